@@ -118,12 +118,15 @@ class TrainProgress:
 
     def _tutor(self, e: dict[str, Any]) -> None:
         """One of its steps is done, now or when the rounds were begun."""
-        said = {"draw": "{answers} answers to {prompts} prompts, of which {unseen} were never asked before",
+        said = {"labels": "{rows} labelled rows learned",
+                "draw": "{answers} answers to {prompts} prompts, of which {unseen} were never asked before",
                 "choose": "{chosen} answers to learn", "train": "{rows} rows learned, {verified} of them verified",
-                "gate": "{reason}", "refit": "{rows} rows learned, with the held-out ones"}
-        if e["step"] in said:
+                "gate": "{reason}"}
+        step = e["step"].removeprefix("refit ")
+        if step in said:
             self._stop()
-            say(self.console, f"  {said[e['step']].format(**e)}")
+            part = "with the held-out rows: " if step != e["step"] else ""
+            say(self.console, f"  {part}{said[step].format(**e)}")
 
     def _rows(self, e: dict[str, Any]) -> None:
         if e["truncated"] or e["skipped"]:

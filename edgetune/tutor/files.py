@@ -4,9 +4,9 @@
     OUT/tutor.json                  the model, files and options of the rounds
     OUT/ledger.jsonl                a line a step: seeds, hashes, counts, decisions; no text that anybody wrote
     OUT/times.jsonl                 a line a step: the seconds it took here
-    OUT/rounds/000/train/           the labelled rows alone, where there is no adapter to begin from
     OUT/rounds/001/draw.json ...    the result of each step
-    OUT/rounds/001/train/           its training, whose adapter the gate tests; refit/: with the held-out rows as well
+    OUT/rounds/001/labels/, train/  adapters: of the labelled rows alone, and with the chosen answers
+    OUT/rounds/001/refit/           the same steps again with the held-out rows, after the gate
 
 A step's file appears whole or not at all. The ledger is a function of these files and is written again after each.
 """
@@ -17,7 +17,7 @@ import hashlib
 import json
 import time
 from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -28,32 +28,44 @@ from .results import StepResult, result_of
 BEGUN = "tutor.json"
 LEDGER = "ledger.jsonl"
 TIMES = "times.jsonl"
-STEPS = ("draw", "choose", "train", "gate", "refit", "publish")
+STEPS = ("labels", "draw", "choose", "train", "gate", "publish")
+REFIT = "refit"
 MEND = "remove it, and continue with the same command"
 R = TypeVar("R", bound=StepResult)
 
 
 @dataclass(frozen=True)
 class Round:
-    """The folder of one round, counted from 1; 0: of the labelled rows alone."""
+    """The folder of one round, counted from 1; 0: of the adapter to begin from. part: REFIT: of the steps that are made
+    again with the held-out rows.
+    """
 
     out: Path
     number: int
+    part: str = ""
 
     @property
     def folder(self) -> Path:
-        return self.out / "rounds" / f"{self.number:03}"
+        return self.out / "rounds" / f"{self.number:03}" / self.part
+
+    @property
+    def labels(self) -> Path:
+        return self.folder / "labels"
 
     @property
     def trained(self) -> Path:
         return self.folder / "train"
 
     @property
-    def refit(self) -> Path:
-        return self.folder / "refit"
+    def refit(self) -> Round:
+        return replace(self, part=REFIT)
 
     def file(self, step: str) -> Path:
         return self.folder / f"{step}.json"
+
+    def name(self, step: str) -> str:
+        """The name of a step in the ledger."""
+        return f"{self.part} {step}".strip()
 
     def read(self, kind: type[R]) -> R | None:
         """The result of a step; None where it is not done. Raises FormatError for a damaged file."""
@@ -68,7 +80,8 @@ class Round:
             found = make()
             write_object(self.file(kind.step), found.to_json())
             write_ledger(self.out)
-            _append(self.out / TIMES, {"round": self.number, "step": kind.step, "seconds": time.monotonic() - began})
+            _append(self.out / TIMES, {"round": self.number, "step": self.name(kind.step),
+                                       "seconds": time.monotonic() - began})
         return found
 
 
@@ -90,10 +103,10 @@ def write_object(path: Path, found: Mapping[str, Any]) -> None:
 def ledger_lines(out: Path) -> Iterator[dict[str, Any]]:
     """The facts of every step that is done, with the hash of its file."""
     for round in rounds_of(out):
-        for step in STEPS:
-            if (found := read_object(round.file(step), MEND)) is not None:
-                digest = hashlib.sha256(round.file(step).read_bytes()).hexdigest()
-                yield {"round": round.number, "step": step, "sha256": digest, **found["facts"]}
+        for part, step in ((part, step) for part in (round, round.refit) for step in STEPS):
+            if (found := read_object(part.file(step), MEND)) is not None:
+                digest = hashlib.sha256(part.file(step).read_bytes()).hexdigest()
+                yield {"round": round.number, "step": part.name(step), "sha256": digest, **found["facts"]}
 
 
 def write_ledger(out: Path) -> None:

@@ -71,12 +71,12 @@ def keep_start(out: Path, start: Path, gguf: Gguf) -> Path:
     return round.trained
 
 
-def publish(out: Path, adapter: Path, gguf: Gguf, number: int) -> Published:
+def publish(out: Path, adapter: Path, gguf: Gguf, number: int, objection: str = "") -> Published:
     """Makes an adapter the one in the folder itself, which others open."""
     found = store.open_adapter(adapter, gguf)
     store.save_schema(out, found.schema)
     store.save_run(out, found.pairs, gguf, {**found.run, PUBLISHED_RECORD: number})
-    return Published(str(adapter.relative_to(out)))
+    return Published(str(adapter.relative_to(out)), objection)
 
 
 def published_rounds(out: Path) -> list[tuple[Round, Path]]:
@@ -89,7 +89,7 @@ def remove_old(now: Round, wanted: set[Path]) -> None:
     """Removes the adapters of the rounds up to now but those that are wanted and the last ones that were published."""
     kept = wanted | {adapter for _, adapter in published_rounds(now.out)[-KEPT_ADAPTERS:]}
     for round in rounds_of(now.out):
-        for folder in (round.trained, round.refit):
+        for folder in (round.labels, round.trained, round.refit.labels, round.refit.trained):
             if round.number <= now.number and folder not in kept:
                 shutil.rmtree(folder, ignore_errors=True)
 

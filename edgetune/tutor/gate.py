@@ -28,7 +28,7 @@ from .questions import Question
 from .results import StepResult, list_of
 from .setting import Setting
 
-ROUND, LABELS, PUBLISHED, REFIT = "round", "labels", "published", "refit"  # the adapters that are measured
+ROUND, LABELS, PUBLISHED = "round", "labels", "published"  # the adapters that are measured
 
 
 @dataclass(frozen=True)

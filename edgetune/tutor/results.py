@@ -121,20 +121,18 @@ class Trained(StepResult):
 
 
 @dataclass(frozen=True)
-class Refit(Trained):
-    """The same training with the held-out rows as well. objection: why it is not published; "": it is."""
+class Labels(Trained):
+    """The training of the labelled rows alone."""
 
-    step: ClassVar[str] = "refit"
-    objection: str = ""
-
-    @property
-    def facts(self) -> dict[str, Any]:
-        return {**super().facts, "objection": self.objection}
+    step: ClassVar[str] = "labels"
 
 
 @dataclass(frozen=True)
 class Published(StepResult):
-    """adapter: its folder, relative to that of the rounds."""
+    """adapter: its folder, relative to that of the rounds. objection: why it is not the one that learned the held-out
+    rows as well; "": it is, or there is none.
+    """
 
     step: ClassVar[str] = "publish"
     adapter: str
+    objection: str = ""

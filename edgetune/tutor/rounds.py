@@ -1,8 +1,11 @@
 """The rounds: each a sequence of steps, of which the finished ones are read back when the rounds are continued.
 
 Every round trains again from the adapter that the rounds begin from, on the labelled rows and the answers chosen so
-far. Without such an adapter round 0 learns the labelled rows alone, and draws the answers of round 1; its adapter is a
-candidate of the first gate too, for where the answers do not help.
+far. Without such an adapter the first round learns the labelled rows alone before, and draws its answers from that; it
+is a candidate of the gate too, for where the answers do not help.
+
+Few labels are too dear to hold out: an adapter of four fifths of them answers worse, and so teaches worse. So where the
+held-out rows are of the labelled ones, the steps before the gate are made again with them, and the result is published.
 """
 
 from __future__ import annotations
@@ -17,9 +20,9 @@ from . import answering, gate, training
 from .choosing import JUDGED, VERIFIED, Choice, choose_agreed, choose_graded, collapse
 from .files import Round, rounds_of
 from .folder import keep_start, publish, remove_old
-from .gate import LABELS, ROUND, Gated
-from .questions import in_turn
-from .results import Chosen, Drawn, PromptAnswers, Published, Refit, StepResult, Trained, TrainingRow
+from .gate import LABELS, PUBLISHED, ROUND, Gated
+from .questions import Question, in_turn
+from .results import Chosen, Drawn, Labels, PromptAnswers, Published, StepResult, Trained, TrainingRow
 from .setting import Setting
 
 R = TypeVar("R", bound=StepResult)
@@ -27,13 +30,13 @@ R = TypeVar("R", bound=StepResult)
 
 @dataclass(frozen=True)
 class TutorState:
-    """Between two rounds. published: the adapter that the gate compares with, as it was tested, without the held-out
-    rows; None: the base. teacher: the one that answers. refused: rounds in a row that published nothing. stopped: why
-    there is no further round, "" while there may be.
+    """Between two rounds. published: the adapter in the folder, None: the base. tested: it as the gate knows it,
+    without the held-out rows. refused: rounds in a row that published nothing. stopped: why there is no further round,
+    "" while there may be.
     """
 
-    published: Path | None
-    teacher: Path | None
+    published: Path | None = None
+    tested: Path | None = None
     refused: int = 0
     stopped: str = ""
 
@@ -47,19 +50,21 @@ class Tutor:
     setting: Setting
     keep: Sequence[str] = ()
     until: str = ""
-    state: TutorState = field(init=False)
+    state: TutorState = field(default_factory=TutorState)
 
     def run(self) -> TutorState:
         """Rounds until one of the reasons to stop. Raises Interrupted, to be continued by the same call."""
         setting = self.setting
         count = setting.options.rounds
-        self.state = self._begun()
+        if setting.start:
+            start = keep_start(setting.out, setting.start, setting.bundle.gguf)
+            self.state = TutorState(start, start)
         for number in range(1, count + 1):
             setting.look()
             setting.on_event({"event": "round", "round": number, "rounds": count})
             round = Round(setting.out, number)
             self.state = self._round(round)
-            remove_old(round, {path for path in (self.state.published, self.state.teacher) if path})
+            remove_old(round, {path for path in (self.state.published, self.state.tested) if path})
             if self.state.stopped:
                 break
         else:
@@ -67,58 +72,70 @@ class Tutor:
         setting.on_event({"event": "end", "stopped": self.state.stopped})
         return self.state
 
-    def _begun(self) -> TutorState:
-        """The adapter to begin from, or that of the labelled rows alone."""
-        setting = self.setting
-        if setting.start:
-            start = keep_start(setting.out, setting.start, setting.bundle.gguf)
-            return TutorState(start, start)
-        if not setting.pool.labelled:
-            return TutorState(None, None)
-        first = Round(setting.out, 0)
-        setting.on_event({"event": "round", "round": 0, "rounds": setting.options.rounds})
-        rows = training.labelled_rows(setting.pool.labelled)
-        self._step(first, Trained, lambda: training.train(setting, 0, rows, first.trained))
-        return TutorState(None, first.trained)
-
     def _round(self, round: Round) -> TutorState:
-        setting = self.setting
-        drawn = self._step(round, Drawn, lambda: self._draw(round))
-        chosen = self._step(round, Chosen, lambda: self._choose(drawn))
-        candidates: dict[str, Path] = {}
-        if not chosen.stop:
-            rows = [*training.labelled_rows(setting.pool.labelled), *chosen_rows(setting.out, round.number)]
-            self._step(round, Trained, lambda: training.train(setting, round.number, rows, round.trained))
-            candidates[ROUND] = round.trained
-        if self.state.teacher and self.state.teacher != self.state.published:
-            candidates[LABELS] = self.state.teacher
+        candidates, stop = self._learn(round, self.setting.pool.labelled, self.state.tested)
         if not candidates:
-            return replace(self.state, stopped=chosen.stop)
+            return replace(self.state, stopped=stop)
         gated = self._step(round, Gated, lambda: self._gate(round, candidates))
-        state = self._published(round, candidates[gated.chosen]) if gated.chosen else self._refused(gated.reason)
-        return replace(state, stopped=chosen.stop) if chosen.stop else state
+        if gated.chosen:
+            state = self._publish(round, gated.chosen, candidates[gated.chosen])
+        else:
+            refused = self.state.refused + 1
+            is_last = refused >= self.setting.options.stop_after
+            stopped = f"this does not help here, so nothing is published: {gated.reason}" if is_last else ""
+            state = replace(self.state, refused=refused, stopped=stopped)
+        return replace(state, stopped=stop) if stop else state
 
-    def _published(self, round: Round, adapter: Path) -> TutorState:
+    def _learn(self, round: Round, labelled: Sequence[Question], teacher: Path | None) -> tuple[dict[str, Path], str]:
+        """(the candidates for the gate, why no answers are learned or ""). teacher: the adapter whose answers are
+        drawn; None: that of the labelled rows alone, or the base without any.
+        """
         setting = self.setting
-        shown = adapter
-        if setting.pool.held_labelled:
-            refit = self._step(round, Refit, lambda: self._refit(round, adapter))
-            shown = adapter if refit.objection else round.refit
-        self._step(round, Published, lambda: publish(setting.out, shown, setting.bundle.gguf, round.number))
-        return TutorState(adapter, adapter)
+        candidates: dict[str, Path] = {}
+        rows = training.labelled_rows(labelled)
+        if teacher is None and rows:
+            teacher = candidates[LABELS] = self._learn_labels(round, labelled)
+        drawn = self._step(round, Drawn, lambda: self._draw(round, teacher))
+        chosen = self._step(round, Chosen, lambda: self._choose(drawn))
+        if chosen.stop:
+            return candidates, chosen.stop
+        rows += chosen_rows(round)
+        self._step(round, Trained, lambda: training.train(setting, round.number, rows, round.trained, Trained))
+        return {ROUND: round.trained, **candidates}, ""
 
-    def _refused(self, reason: str) -> TutorState:
-        refused = self.state.refused + 1
-        stopped = f"this does not help here, so nothing is published: {reason}"
-        return replace(self.state, refused=refused,
-                       stopped=stopped if refused >= self.setting.options.stop_after else "")
+    def _learn_labels(self, round: Round, labelled: Sequence[Question]) -> Path:
+        rows = training.labelled_rows(labelled)
+        self._step(round, Labels, lambda: training.train(self.setting, round.number, rows, round.labels, Labels))
+        return round.labels
+
+    def _publish(self, round: Round, chosen: str, tested: Path) -> TutorState:
+        """chosen, tested: the candidate that passed the gate."""
+        pool = self.setting.pool
+        labelled = [*pool.labelled, *pool.held_labelled]
+        final = tested
+        if pool.held_labelled and chosen == LABELS:
+            final = self._learn_labels(round.refit, labelled)
+        elif pool.held_labelled:
+            candidates, _ = self._learn(round.refit, labelled, self.state.published)
+            final = candidates.get(ROUND, tested)
+        published = self._step(round, Published, lambda: self._checked(round, tested, final))
+        return TutorState(self.setting.out / published.adapter, tested)
+
+    def _checked(self, round: Round, tested: Path, final: Path) -> Published:
+        """Publishes the final adapter, or the tested one where the final one does harm."""
+        setting = self.setting
+        objection = ""
+        if final != tested:
+            found = gate.measure(setting, [], {PUBLISHED: self.state.published, ROUND: final}, self.keep)
+            objection = gate.harm(found[ROUND], found[PUBLISHED], setting.options)
+        return publish(setting.out, tested if objection else final, setting.bundle.gguf, round.number, objection)
 
     def _step(self, round: Round, kind: type[R], make: Callable[[], R]) -> R:
         """The result of a step, now or before, which is an event too."""
         is_new = not round.file(kind.step).exists()
         self.setting.release()
         found = round.step(kind, make)
-        self.setting.on_event({"event": "tutor", "round": round.number, "step": kind.step, **found.facts})
+        self.setting.on_event({"event": "tutor", "round": round.number, "step": round.name(kind.step), **found.facts})
         if is_new and kind.step == self.until:
             raise Interrupted(f"stopped after the step {kind.step} of round {round.number}",
                               f"look at {round.file(kind.step)}, and continue with the same command")
@@ -126,12 +143,12 @@ class Tutor:
 
     # ---- the steps -----------------------------------------------------------------------------------------------
 
-    def _draw(self, round: Round) -> Drawn:
+    def _draw(self, round: Round, teacher: Path | None) -> Drawn:
         setting = self.setting
         count = setting.options.per_round
         asked = in_turn(setting.pool.bare, round.number, count, setting.config.seed)
         unseen = min(len(asked), max(0, len(setting.pool.bare) - (round.number - 1) * len(asked)))
-        answers = answering.draw(setting, round.number, asked, setting.pairs(self.state.teacher))
+        answers = answering.draw(setting, round.number, asked, setting.pairs(teacher))
         prompts = [PromptAnswers(question.key, question.text, of) for question, of in zip(asked, answers, strict=True)]
         return Drawn(setting.seed(round.number, "draw"), unseen, prompts)
 
@@ -162,26 +179,14 @@ class Tutor:
         asked = in_turn(setting.pool.held, round.number, setting.options.questions, setting.config.seed)
         gates = (earlier.read(Gated) for earlier in rounds_of(setting.out) if earlier.number < round.number)
         tests = gate.count_tests(one for one in gates if one)
-        return gate.gate(setting, asked, self.state.published, candidates, self.keep, tests)
-
-    def _refit(self, round: Round, adapter: Path) -> Refit:
-        """The training of the adapter that is to be published, with the held-out rows as well."""
-        setting = self.setting
-        trained = Round(setting.out, round.number if adapter == round.trained else 0).read(Trained)
-        assert trained is not None
-        rows = [*trained.rows, *training.labelled_rows(setting.pool.held_labelled)]
-        made = training.train(setting, round.number, rows, round.refit)
-        setting.release()
-        found = gate.measure(setting, [], {gate.PUBLISHED: self.state.published, gate.REFIT: round.refit}, self.keep)
-        return Refit(made.seed, made.steps, made.tokens, made.rows,
-                     gate.harm(found[gate.REFIT], found[gate.PUBLISHED], setting.options))
+        return gate.gate(setting, asked, self.state.tested, candidates, self.keep, tests)
 
 
-def chosen_rows(out: Path, number: int) -> list[TrainingRow]:
-    """The answers chosen in the rounds up to this one; the newest to each prompt counts."""
+def chosen_rows(now: Round) -> list[TrainingRow]:
+    """The answers chosen in this part of the rounds up to now; the newest to each prompt counts."""
     found: dict[str, TrainingRow] = {}
-    for round in rounds_of(out):
-        chosen = round.read(Chosen) if round.number <= number else None
+    for round in rounds_of(now.out):
+        chosen = replace(round, part=now.part).read(Chosen) if round.number <= now.number else None
         for one in chosen.choices if chosen else ():
             if one.label:
                 found[one.key] = TrainingRow(one.key, one.label, one.source)

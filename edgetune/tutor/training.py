@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Sequence
 from dataclasses import replace
 from pathlib import Path
+from typing import TypeVar
 
 from ..adapters import store
 from ..data.dataset import load_rows
@@ -16,12 +17,14 @@ from .questions import Question
 from .results import Trained, TrainingRow
 from .setting import CONTINUE, Setting
 
+T = TypeVar("T", bound=Trained)
+
 
 def labelled_rows(questions: Iterable[Question]) -> list[TrainingRow]:
     return [TrainingRow(question.key, question.reference, LABELLED) for question in questions]
 
 
-def train(setting: Setting, number: int, rows: Sequence[TrainingRow], out: Path) -> Trained:
+def train(setting: Setting, number: int, rows: Sequence[TrainingRow], out: Path, kind: type[T]) -> T:
     """Learns the rows from the adapter that the rounds begin from; a training that was stopped is continued.
 
     Raises Interrupted, and the errors of `run`.
@@ -41,4 +44,4 @@ def train(setting: Setting, number: int, rows: Sequence[TrainingRow], out: Path)
     except Interrupted as stop:  # a run by itself would be continued with another command
         raise Interrupted(f"round {number} was {stop.what}", CONTINUE) from None
     passes = record["steps"] / steps_per_epoch(config, len(rows))
-    return Trained(seed, record["steps"], round(passes * record["data"]["tokens"]), rows)
+    return kind(seed, record["steps"], round(passes * record["data"]["tokens"]), rows)

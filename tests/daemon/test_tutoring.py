@@ -211,9 +211,9 @@ def test_what_publishes_nothing_says_so_and_makes_no_adapter(model: Path, tmp_pa
         assert service.adapters.list() == []
         assert [(found["round"], found["published"]) for found in job.rounds or []] == [(1, False)]
         assert job.rounds is not None
-        assert "found 0 answers to learn, 1 are needed" in job.rounds[0]["reason"]
+        assert "the answers to 0 of 8 prompts pass the grader, 1 are needed" in job.rounds[0]["reason"]
         events = [event["message"] for event in service.jobs.events(job.id)]
-        assert any("the tutor's rounds published nothing: round 1 found 0 answers" in text for text in events)
+        assert any("the tutor's rounds published nothing: this does not help here" in text for text in events)
         assert service.learner.state(FAR)["tutor"]["rounds"] == job.rounds
 
 

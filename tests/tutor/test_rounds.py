@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import re
 import threading
+from collections.abc import Sequence
 from contextlib import closing
 from dataclasses import replace
 from pathlib import Path
@@ -29,8 +30,8 @@ from edgetune.tutor.folder import roll_back
 from edgetune.tutor.gate import LABELS, ROUND, Gated
 from edgetune.tutor.inspect import summary
 from edgetune.tutor.options import TutorOptions, of_earlier
-from edgetune.tutor.questions import pool_of
-from edgetune.tutor.results import Chosen, Drawn, Published, Refit, Trained
+from edgetune.tutor.questions import Question, pool_of
+from edgetune.tutor.results import Chosen, Drawn, Labels, Published, Trained
 from edgetune.tutor.rounds import TutorState
 from edgetune.tutor.setting import Setting
 from edgetune.tutor.teach import teach
@@ -97,15 +98,18 @@ def read(out: Path, number: int, kind: type[R]) -> R:
     return found
 
 
-def learned_in(out: Path, kind: type[Trained], number: int) -> set[str]:
-    return {row.key for row in read(out, number, kind).rows}
+def learned(round: Round, kind: type[Trained] = Trained) -> set[str]:
+    found = round.read(kind)
+    assert found
+    return {row.key for row in found.rows}
 
 
 def test_the_files_of_a_run(bundle: Bundle, done: Path) -> None:
     ledger = [json.loads(line) for line in (done / "ledger.jsonl").read_text().splitlines()]
-    assert [round.number for round in rounds_of(done)] == [0, 1, 2]
-    assert [line["step"] for line in ledger if line["round"] == 0] == ["train"]
-    assert [line["step"] for line in ledger if line["round"] == 1] == [*STEPS]
+    assert [round.number for round in rounds_of(done)] == [1, 2]
+    again = [f"refit {step}" for step in ("labels", "draw", "choose", "train")]
+    assert [line["step"] for line in ledger if line["round"] == 1] == [*STEPS, *again]
+    assert [line["step"] for line in ledger if line["round"] == 2] == ["draw", "choose", "train", "gate"]
     gates = [line for line in ledger if line["step"] == "gate"]
     assert gates[0]["passed"]  # a model of random weights knows nothing, and learns to say it
     assert read_run(done)["published"] == 1
@@ -125,13 +129,32 @@ def test_the_first_gate_tests_the_labelled_rows_alone_too(done: Path) -> None:
 
 
 def test_held_out_rows_are_learned_after_the_gate_and_by_nothing_that_it_tests(done: Path) -> None:
+    """Also not by the adapter whose answers are learned."""
     held = {key for number in (1, 2) for key in read(done, number, Gated).keys}
     assert held
-    assert not held & (learned_in(done, Trained, 0) | learned_in(done, Trained, 1) | learned_in(done, Trained, 2))
-    assert learned_in(done, Refit, 1) == learned_in(done, Trained, 1) | held
+    first, second = rounds_of(done)
+    assert not held & (learned(first, Labels) | learned(first) | learned(second))
+    assert learned(first.refit, Labels) == learned(first, Labels) | held
+    assert learned(first.refit) >= learned(first.refit, Labels)
     published = read(done, 1, Published)
-    assert published.adapter == "rounds/001/refit"
+    assert published.adapter == "rounds/001/refit/train"
     assert (done / published.adapter / "adapter.gguf").read_bytes() == (done / "adapter.gguf").read_bytes()
+
+
+def test_an_adapter_that_does_harm_is_not_published_in_place_of_the_tested_one(
+        bundle: Bundle, files: Files, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The final one learned the held-out rows too, and no question is left that it did not learn."""
+    measure = gate.measure
+
+    def harmful(setting: Setting, questions: Sequence[Question], *given: Any) -> Any:
+        found = measure(setting, questions, *given)
+        return found if questions else {name: replace(one, rise=1e9 * (name == ROUND)) for name, one in found.items()}
+
+    monkeypatch.setattr(gate, "measure", harmful)
+    go(bundle, tmp_path, files, replace(OPTIONS, rounds=1))
+    published = read(tmp_path, 1, Published)
+    assert published.adapter == "rounds/001/train"
+    assert "unrelated text" in published.objection
 
 
 def test_named_held_out_rows_are_never_learned(bundle: Bundle, files: Files, tmp_path: Path) -> None:
@@ -141,17 +164,18 @@ def test_named_held_out_rows_are_never_learned(bundle: Bundle, files: Files, tmp
     go(bundle, out, files, replace(OPTIONS, rounds=1), held=held)
     assert len(read(out, 1, Gated).keys) == 10
     assert read(out, 1, Published).adapter.endswith("/train")
-    assert not Round(out, 1).file("refit").exists()
-    assert len(learned_in(out, Trained, 0)) == 40
+    assert not Round(out, 1).refit.folder.exists()
+    assert len(learned(Round(out, 1), Labels)) == 40
 
 
 def test_the_cost_of_a_round(done: Path) -> None:
     found = summary(done, watts=36.0)["rounds"]
-    drawn = read(done, 1, Drawn)
-    assert found[1]["drawn"] == sum(one.tokens for prompt in drawn.prompts for one in prompt.answers) > 0
-    assert found[1]["trained"] > found[0]["trained"] > 0
-    assert found[1]["seconds"] > 0
-    assert found[1]["watt_hours"] == pytest.approx(found[1]["seconds"] / 100)
+    drawn = [part.read(Drawn) for part in (Round(done, 1), Round(done, 1).refit)]
+    assert found[0]["drawn"] == sum(one.tokens for part in drawn if part for prompt in part.prompts
+                                    for one in prompt.answers) > 0
+    assert found[0]["trained"] > found[0]["labels"]["trained"] > 0
+    assert found[0]["seconds"] > 0
+    assert found[0]["watt_hours"] == pytest.approx(found[0]["seconds"] / 100)
 
 
 @pytest.mark.slow
@@ -159,7 +183,7 @@ def test_a_stopped_run_continues_to_the_same_bytes(bundle: Bundle, files: Files,
     """Stopped again and again, in the midst of steps of round 1."""
     out = tmp_path / "out"
     folder = out / "rounds" / "001"
-    for before, at in (("choose", "train"), ("train", "gate"), ("gate", "refit")):
+    for before, at in (("choose", "train"), ("train", "gate"), ("gate", "refit/train")):
         asked: list[bool] = []
 
         def stop(done: Path = folder / f"{before}.json", asked: list[bool] = asked) -> bool:
@@ -183,9 +207,9 @@ def test_single_steps_and_more_rounds_end_in_the_same_bytes(bundle: Bundle, file
         with pytest.raises(Interrupted, match=f"stopped after the step {step} of round 1"):
             go(bundle, out, files, until=step)
     assert (out / "rounds" / "001" / "gate.json").exists()
-    assert not (out / "rounds" / "001" / "refit.json").exists()
+    assert not (out / "rounds" / "001" / "refit").exists()
     go(bundle, out, files, replace(OPTIONS, rounds=1))
-    assert [round.number for round in rounds_of(out)] == [0, 1]
+    assert [round.number for round in rounds_of(out)] == [1]
     go(bundle, out, files)
     assert bytes_of(out) == bytes_of(done)
 
@@ -220,12 +244,12 @@ def test_an_adapter_that_is_not_beaten_stays(bundle: Bundle, files: Files, done:
 
 def test_answers_that_do_not_help_leave_the_labelled_rows_alone(bundle: Bundle, files: Files, tmp_path: Path,
                                                                 monkeypatch: pytest.MonkeyPatch) -> None:
-    """The round passes too, and has fewer right: the adapter of round 0 is trained with the held-out rows."""
+    """The round passes too, and has fewer right: the labelled rows alone are learned again with the held-out ones."""
     measure = gate.measure
 
     def worse(*given: Any) -> Any:
         found = measure(*given)
-        if ROUND in found:
+        if LABELS in found:
             values = [1.0] * (len(found[LABELS].values) - 1)
             found[LABELS] = replace(found[LABELS], values=[1.0, *values])
             found[ROUND] = replace(found[ROUND], values=[0.0, *values])
@@ -238,7 +262,9 @@ def test_answers_that_do_not_help_leave_the_labelled_rows_alone(bundle: Bundle, 
     gated = read(out, 1, Gated)
     assert gated.chosen == LABELS
     assert "do not help here" in gated.reason
-    assert learned_in(out, Refit, 1) == learned_in(out, Trained, 0) | set(gated.keys)
+    first = Round(out, 1)
+    assert learned(first.refit, Labels) == learned(first, Labels) | set(gated.keys)
+    assert read(out, 1, Published).adapter == "rounds/001/refit/labels"
 
 
 def test_answers_that_agree_are_learned_unverified(done: Path) -> None:
@@ -380,7 +406,7 @@ def test_rounds_that_publish_nothing_end(bundle: Bundle, files: Files, tmp_path:
 def test_the_command(made: tuple[Path, dict[str, Any]]) -> None:
     done, found = made
     assert found["stopped"] == "2 rounds are done"
-    assert [one["round"] for one in found["rounds"]] == [0, 1, 2]
+    assert [one["round"] for one in found["rounds"]] == [1, 2]
     shown = invoke("tutor", "inspect", str(done), "--prompts", "2")
     assert "learned, agreed" in shown
     assert "Wh" not in shown
