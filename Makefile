@@ -18,7 +18,7 @@ EMULATED = cd tests && PYTHONPATH=$(CURDIR)/build/emulated/python $(PYTHON)
 
 .PHONY: arm-kernels arm-train check clean compaction compressed corrections crash cuda cuda-steps dev \
     docs dpo durability fuzz fuzz-daemon help installs learning life lint load memory methods peers picture pressure proofs \
-    ready recipes sanitize second-task service slow test tutor tutor-cost wheels
+    ready recipes sanitize second-task service slow test tutor wheels
 
 help: ## this list
 	@grep -E '^[a-z-]+:.* ## ' $(firstword $(MAKEFILE_LIST)) | sed 's/:.* ## /\t/' | expand -t 14
@@ -138,11 +138,8 @@ dpo: ready ## minutes, needs ../shared and trl: 20 steps of DPO with TRL's train
 corrections: ready ## many minutes: 40 corrections and one lesson in three domains, the same 40 and 20 unseen asked after it
 	$(RUN) proofs/corrections.py
 
-tutor: ready ## hours, needs ../shared: 50 labelled rows of Snips and 1,000 bare prompts, with and without a rule grader, three seeds
+tutor: ready ## minutes a seed: one round of the tutor beside its labelled rows alone; TUTOR="--labelled FILE --prompts FILE --unseen FILE"
 	$(RUN) proofs/tutor.py $(TUTOR)
-
-tutor-cost: ready ## minutes, needs ../shared: seconds and tokens of a round of the tutor here, and at the least on a Pi 5
-	$(RUN) proofs/tutor_cost.py $(TUTOR_COST)
 
 second-task: ready ## an hour a life, needs ../shared: home commands after a life's seven rounds of Snips, then wrong labels of both
 	$(RUN) proofs/second_task.py $(SECOND_TASK)

@@ -9,8 +9,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from ..training.config import FILE_OPTIONS, TrainConfig
-from ..tutor.files import STEPS
-from ..tutor.options import TutorOptions
+from ..tutor.options import STEPS, TutorOptions
 from .app import (
     MODEL,
     TRAIN_OPTIONS,

@@ -21,14 +21,13 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, TypeVar
 
-from ..disk import cannot_write, replaced
-from ..persisted import read_object
+from ..disk import cannot_write, json_text, read_object, replaced
+from .options import STEPS
 from .results import StepResult, result_of
 
 BEGUN = "tutor.json"
 LEDGER = "ledger.jsonl"
 TIMES = "times.jsonl"
-STEPS = ("labels", "draw", "choose", "train", "gate", "publish")
 REFIT = "refit"
 MEND = "remove it, and continue with the same command"
 R = TypeVar("R", bound=StepResult)
@@ -97,7 +96,7 @@ def write_object(path: Path, found: Mapping[str, Any]) -> None:
     except OSError as error:
         raise cannot_write(path, error) from None
     with replaced(path) as beside:
-        beside.write_text(json.dumps(found, ensure_ascii=False, indent=1) + "\n", encoding="utf-8")
+        beside.write_text(json_text(found, indent=1) + "\n", encoding="utf-8")
 
 
 def ledger_lines(out: Path) -> Iterator[dict[str, Any]]:
@@ -111,8 +110,7 @@ def ledger_lines(out: Path) -> Iterator[dict[str, Any]]:
 
 def write_ledger(out: Path) -> None:
     with replaced(out / LEDGER) as beside:
-        beside.write_text("".join(json.dumps(line, ensure_ascii=False) + "\n" for line in ledger_lines(out)),
-                          encoding="utf-8")
+        beside.write_text("".join(json_text(line) + "\n" for line in ledger_lines(out)), encoding="utf-8")
 
 
 def seconds_of(out: Path) -> dict[tuple[int, str], float]:

@@ -12,7 +12,6 @@ from .. import disk
 from ..adapters import store
 from ..errors import MismatchError, UsageError
 from ..formats.gguf import Gguf
-from ..persisted import read_object
 from .files import BEGUN, MEND, Round, rounds_of, write_object
 from .results import Published
 
@@ -30,7 +29,7 @@ def begun_in(out: Path) -> dict[str, Any] | None:
     """
     if out.exists() and not out.is_dir():
         raise UsageError(f"{out} is a file", "name a folder with -o")
-    begun = read_object(out / BEGUN, MEND)
+    begun = disk.read_object(out / BEGUN, MEND)
     if begun is not None and begun.get("version") != VERSION:
         raise MismatchError(f"the rounds in {out} are of another edgetune, whose steps were others", EARLIER)
     return begun

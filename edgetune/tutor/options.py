@@ -8,6 +8,8 @@ from typing import Any
 
 from ..options import check_options, option
 
+STEPS = ("labels", "draw", "choose", "train", "gate", "publish")  # of a round
+
 
 @dataclass(frozen=True)
 class TutorOptions:

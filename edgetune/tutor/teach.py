@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import json
 from collections.abc import Callable, Sequence
 from dataclasses import asdict
@@ -21,6 +20,7 @@ from ..formats.shape import read_shape
 from ..llamacpp.tokenizer import Tokenizer
 from ..machine.governor import Governor
 from ..training.config import TrainConfig
+from ..training.length import reading_limit
 from .folder import begin, begun_in
 from .options import TutorOptions
 from .questions import Question, pool_of, read_questions
@@ -73,7 +73,7 @@ def teach(model: str | Path | Bundle, prompts: str | Path, out: str | Path, *,
         **{name: _digest(path) for name, path in paths.items()}, "grader": grader and grader.to_json(),
         **{name: value for name, value in asdict(options).items() if name != "rounds"},
         **{name: value for name, value in asdict(config).items() if name not in FREE}}
-    kept = [_text_of(row) for _, row in read_rows(paths["keep"], hashlib.sha256())] if keep else [
+    kept = [_text_of(row) for _, row in read_rows(paths["keep"])] if keep else [
         FILE.read_text("utf-8")]
     begun_in(folder)  # refuses a file before a folder is made
     try:
@@ -93,13 +93,14 @@ def _with_room(path: Path, questions: Sequence[Question], tokenizer: Tokenizer, 
                options: TutorOptions, bundle: Bundle, on_event: Callable[[Event], None]) -> list[Question]:
     """The questions that have room: asked, in the model's context; with their answer, in a row of training."""
     context = read_shape(bundle.gguf).context
+    row_limit = reading_limit(config.max_length, context)
     found = []
     for question in questions:
         prompt = len(question.prompt_tokens(tokenizer, config.system or None))
         answer = len(tokenizer.encode(question.reference)) + 1 if question.reference else options.max_tokens
-        if prompt + options.max_tokens <= context and prompt + answer <= config.max_length:
+        if prompt + options.max_tokens <= context and prompt + answer <= row_limit:
             found.append(question)
-    limit = min(context, config.max_length)
+    limit = min(context, row_limit)
     if len(found) < len(questions):
         on_event({"event": "rows", "path": str(path), "truncated": 0, "skipped": len(questions) - len(found),
                   "max_length": limit})
@@ -125,6 +126,6 @@ def _text_of(row: Any) -> str:
 
 def _digest(path: Path) -> str:
     try:
-        return f"sha256:{hashlib.sha256(path.read_bytes()).hexdigest()}"
+        return f"sha256:{disk.sha256(path)}"
     except OSError as error:
         raise DiskError(f"{path} cannot be read: {error.strerror}", "name another file") from None

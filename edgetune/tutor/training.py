@@ -10,7 +10,8 @@ from typing import TypeVar
 from ..adapters import store
 from ..data.dataset import load_rows
 from ..errors import Interrupted
-from ..training.length import steps_per_epoch
+from ..formats.shape import read_shape
+from ..training.length import reading_limit, steps_per_epoch
 from ..training.run import run
 from .choosing import LABELLED
 from .questions import Question
@@ -33,7 +34,8 @@ def train(setting: Setting, number: int, rows: Sequence[TrainingRow], out: Path,
     config = replace(setting.config, seed=seed)
     setting.look()
     data = load_rows([setting.pool[row.key].with_answer(row.text) for row in rows], setting.tokenizer,
-                     max_length=config.max_length, system=setting.system)
+                     max_length=reading_limit(config.max_length, read_shape(setting.bundle.gguf).context),
+                     system=setting.system)
     record = store.read_run(out)
     try:
         if record.get("status") != "done":  # else it was killed between this and the step's file

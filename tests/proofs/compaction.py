@@ -29,8 +29,7 @@ sys.path.insert(0, str(Path(__file__).parents[1]))
 
 from own_sets import wilson
 from proofs import life
-from proofs.compared import BUILD, Result, add_result, edgetune, model_path, read_results, written
-from proofs.tutor import forgotten
+from proofs.compared import BUILD, Result, add_result, edgetune, forgotten, model_path, read_results, written
 
 from edgetune.daemon.kinds.feedback import ALL
 

@@ -15,12 +15,15 @@ from pathlib import Path
 from typing import Any
 
 from edgetune.evaluation.acceptance import Paired, Z
+from edgetune.evaluation.canary import drift
+from edgetune.serving.llama import LlamaModel
 
 BUILD = Path(__file__).parents[2] / "build"  # which git ignores
 SHARED = Path(__file__).parents[3] / "shared"
 START = "start"
 CONTINUED = "sft continued"
 SIGNIFICANT = 0.05
+WIKI_LINES = 60
 Row = dict[str, Any]
 Result = dict[str, Any]
 
@@ -48,6 +51,15 @@ def edgetune(*words: object) -> Any:
 def written(path: Path, rows: list[Row]) -> Path:
     path.write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
     return path
+
+
+def forgotten(model: Path, adapter: Path, data: Path) -> Result:
+    """From the base, on WikiText: the rise of the perplexity, and KL in nats a token."""
+    text = "\n".join((data / "wikitext2_valid.txt").read_text(encoding="utf-8").splitlines()[:WIKI_LINES])
+    with LlamaModel(model, context=512) as served:
+        served.load_adapter(adapter, "adapter")
+        found = drift(served, "adapter", [text])
+    return {"rise": found.rise, "kl": found.kl}
 
 
 def add_result(path: Path, results: list[Result], result: Result) -> None:

@@ -25,11 +25,11 @@ from edgetune.llamacpp.tokenizer import Tokenizer
 from edgetune.training.config import TrainConfig
 from edgetune.tutor import gate
 from edgetune.tutor.answering import ModelAnswer, graded
-from edgetune.tutor.files import STEPS, R, Round, rounds_of
+from edgetune.tutor.files import R, Round, rounds_of
 from edgetune.tutor.folder import roll_back
 from edgetune.tutor.gate import LABELS, ROUND, Gated
 from edgetune.tutor.inspect import summary
-from edgetune.tutor.options import TutorOptions, of_earlier
+from edgetune.tutor.options import STEPS, TutorOptions, of_earlier
 from edgetune.tutor.questions import Question, pool_of
 from edgetune.tutor.results import Chosen, Drawn, Labels, Published, Trained
 from edgetune.tutor.rounds import TutorState
