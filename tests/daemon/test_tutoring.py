@@ -402,7 +402,7 @@ def test_the_api_and_the_commands(model: Path, tmp_path: Path) -> None:
         assert job["origin"] == "tutor"
         task = json.loads((service.jobs.folder / job["id"] / TASK).read_text())
         assert task == {"given": {"rounds": 1, "per_round": 8, "samples": 4, "max_tokens": 6, "questions": 12,
-                                  "min_rows": 1, "max_change": 1000}, "grader": GRADER}
+                                  "min_rows": 1}, "grader": GRADER}
         off = run("feedback", "learn", "--off")
         assert off["on"] is False
         until(lambda: run("jobs", "show", job["id"])["status"] == "paused")
@@ -417,6 +417,15 @@ def test_the_api_and_the_commands(model: Path, tmp_path: Path) -> None:
         until(lambda: not (service.jobs.folder / job["id"]).exists())
         both = CliRunner().invoke(cli, ["feedback", "learn", "--all", "--off", "--url", running.url])
         assert "--all and --off are both given" in both.output
+
+
+def test_a_job_of_an_earlier_version_has_options_that_were_dropped(tmp_path: Path) -> None:
+    """In its method, or in its folder."""
+    given = {"rounds": 0, "samples": 4, "retold": 8, "verified_alpha": 0.5, "objective": "nlft", "max_change": 1000}
+    method = {"type": "supervised", "supervised": {"hyperparameters": {}, "tutor": given, "grader": GRADER}}
+    assert isinstance(TutorJob().objective(tmp_path, method), Grpo)
+    (tmp_path / TASK).write_text(json.dumps({"given": given, "grader": GRADER}))
+    assert isinstance(TutorJob().objective(tmp_path, {"type": "supervised", "supervised": {}}), Grpo)
 
 
 def test_at_night(model: Path, tmp_path: Path) -> None:

@@ -30,9 +30,10 @@ from ...objectives.sft import Sft
 from ...options import make_options
 from ...training.config import TrainConfig
 from ...training.metrics import NAME as METRICS
-from ...tutor.files import BEGUN, Round
-from ...tutor.options import TutorOptions
-from ...tutor.teach import DEFAULTS, teach
+from ...tutor.files import BEGUN
+from ...tutor.folder import published_rounds
+from ...tutor.options import TutorOptions, of_earlier
+from ...tutor.teach import teach
 from ..jobs.jobs import JobData
 from ..jobs.progress import JobProgress
 from ..jobs.recipe import HELD, TRAIN
@@ -60,7 +61,6 @@ SELECTING = "selecting.jsonl"  # held-out rows that say which rounds are publish
 START = "start"  # the adapter that was active when the job was made
 KEEP = "keep.jsonl"  # the canary
 ROUNDS = "tutor"  # the rounds
-STEPS = "steps"  # of each round that trained, the lines of its training
 DEFAULT_ROUNDS = 3  # unless another number is asked for
 ANY = 1e9  # of a limit that the daemon does not have: options are finite
 LEFT_OUT = ("steps", "eval_every", "patience")  # options of training that rounds do not have
@@ -146,9 +146,11 @@ class TutorJob(JobKind):
 def _task(folder: Path, method: Mapping[str, Any]) -> TutorTask:
     """Of a job; that of an earlier version has its options in its method."""
     if (folder / TASK).exists():
-        return TutorTask(**json.loads((folder / TASK).read_text()))
-    part = method[method["type"]]
-    return TutorTask(part["tutor"], part.get("grader"))
+        found = json.loads((folder / TASK).read_text())
+    else:
+        part = method[method["type"]]
+        found = {"given": part["tutor"], "grader": part.get("grader")}
+    return TutorTask(of_earlier(found["given"]), found["grader"])
 
 
 # ---- in the daemon ---------------------------------------------------------------------------------------------------
@@ -215,12 +217,9 @@ class KeptPrompts(Starter):
         return job
 
     def _options(self, start: Path | None) -> dict[str, object]:
-        """Of its trainings: the tutor's own where nobody chose others, and the size of the adapter that is continued.
-        """
+        """Of its trainings: without those that rounds do not have, with the size of the adapter that is continued."""
         plain = TrainConfig()
-        train = self.jobs.train
-        left_open = {name: value for name, value in DEFAULTS.items() if getattr(train, name) == getattr(plain, name)}
-        return {**left_open, **{name: getattr(plain, name) for name in LEFT_OUT}, **store.recorded_size(start)}
+        return {**{name: getattr(plain, name) for name in LEFT_OUT}, **store.recorded_size(start)}
 
     def _scored(self, found: Iterable[KeptPrompt]) -> list[KeptPrompt]:
         """Prompts that are held out, where a grader scores answers; which, the key of held-out rows decides."""
@@ -286,7 +285,6 @@ class _Rounds:
         self.worker = worker
         self.task = _task(worker.folder, worker.method)
         self.folder = worker.folder / ROUNDS
-        self.steps = worker.folder / STEPS
 
     def work(self) -> str:
         """Make rounds until they stop, and the run of what they published last. Returns why they published nothing, ""
@@ -301,7 +299,6 @@ class _Rounds:
                 raise
             self.worker.emit({"event": "again", "what": error.what})
             shutil.rmtree(self.folder)
-            shutil.rmtree(self.steps, ignore_errors=True)
             stopped = self._teach()
         return "" if self._publish() else f"the tutor's rounds published nothing: {stopped}"
 
@@ -320,7 +317,7 @@ class _Rounds:
                          labelled=labelled if labelled.stat().st_size else None,
                          held=next(path for path in (folder / SELECTING, folder / HELD) if path.exists()),
                          grader=grader, start=start if start.exists() else None, keep=self._keep(), options=options,
-                         config=worker.config, on_event=self._on_event, **means).stopped
+                         config=worker.config, on_event=worker.emit, **means).stopped
 
     def _keep(self) -> Path | None:
         if not self.worker.canary:
@@ -330,65 +327,32 @@ class _Rounds:
             beside.write_text(json.dumps({"text": self.worker.canary}) + "\n", encoding="utf-8")
         return path
 
-    def _on_event(self, event: dict[str, Any]) -> None:
-        if event["event"] == "tutor" and event["step"] == "train":
-            self._keep_steps(event["round"])
-        self.worker.emit(event)
-
-    def _keep_steps(self, number: int) -> None:
-        """The tutor removes the runs of its rounds."""
-        lines = Round(self.folder, number).trained / METRICS
-        try:
-            self.steps.mkdir(exist_ok=True)
-            if lines.exists():
-                with disk.replaced(self.steps / f"{number:03}.jsonl") as beside:
-                    shutil.copyfile(lines, beside)
-        except OSError as error:
-            raise disk.cannot_write(self.steps, error) from None
-
     def _publish(self) -> bool:
-        """Makes the run of what the rounds published; whether they published anything."""
-        record = store.read_run(self.folder)
-        began_from_one = (self.worker.folder / START).exists()
-        if not (self.folder / store.FILE).exists() or (began_from_one and not record.get("published")):
+        """Makes the run of the adapter that the rounds published last; whether they published any."""
+        published = [adapter for round, adapter in published_rounds(self.folder) if round.number]
+        if not published:
             return False
         shutil.rmtree(self.worker.out, ignore_errors=True)
         with disk.new_folder(self.worker.out) as beside:
             _copy_adapter(self.folder, beside)
-            (beside / METRICS).write_text("".join(self._lines(record.get("published", 0))), encoding="utf-8")
+            shutil.copyfile(published[-1] / METRICS, beside / METRICS)
         return True
-
-    def _lines(self, last: int) -> Iterable[str]:
-        """Of all trainings up to the round that was published, as those of one, whose steps are counted through."""
-        before = 0
-        for path in sorted(self.steps.glob("*.jsonl")):
-            number = int(path.stem)
-            if number > last:
-                break
-            step = before
-            for written in path.read_text("utf-8").splitlines():
-                line = json.loads(written)
-                if "step" in line:
-                    line["step"] += before
-                    step = max(step, line["step"])
-                yield json.dumps({**line, "round": number}) + "\n"
-            before = step
 
 
 # ---- its history -----------------------------------------------------------------------------------------------------
 
 
 def round_of(steps: Mapping[str, Mapping[str, Any]]) -> dict[str, Any]:
-    """What became of a round, from what its steps found: prompts that it asked, right (the share of their answers),
-    rows that it learned, held_out and held_out_before (the share of right answers to held-out questions, or their mean
-    reward, with its adapter and with the one before), questions, published, reason.
+    """A round, by the facts of its steps: prompts that it asked, right (the share of their answers that pass the grader
+    or agree), rows that it learned, held_out and held_out_before (the share of right answers to held-out questions, or
+    their mean reward, with its adapter and with the one before), questions, published, reason.
     """
-    rows = steps["rows"]
+    chosen = steps["choose"]
     gate = steps.get("gate", {})
-    return {"round": rows["round"], "prompts": steps.get("select", {}).get("prompts", 0),
-            "right": steps.get("evaluate", {}).get("rate"), "rows": rows["rows"], "held_out": gate.get("held_out"),
+    return {"round": chosen["round"], "prompts": steps["draw"]["prompts"], "right": chosen["rate"],
+            "rows": steps.get("train", {}).get("rows", 0), "held_out": gate.get("held_out"),
             "held_out_before": gate.get("held_out_before"), "questions": gate.get("questions", 0),
-            "published": bool(gate.get("passed")), "reason": gate.get("reason") or rows["stop"]}
+            "published": bool(gate.get("passed")), "reason": gate.get("reason") or chosen["stop"]}
 
 
 class RoundsProgress(JobProgress):
