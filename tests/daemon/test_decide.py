@@ -94,10 +94,19 @@ def test_what_is_worse_on_earlier_questions_is_refused_and_its_rows_do_not_wait(
     assert found.tests["new"]["p_better"] == 1 / 2**8
     assert found.remembered == "14 of 20 questions of an earlier job are right, 20 before"
     assert found.rounds == [{"job": "a", "rows": 20, "right": 14, "before": 20}]
-    less_sure = verdict(old, [*answers(20, 0, 1.9), *answers(8, 0)], 20)
-    assert less_sure.passed  # a right answer that is still right is not worse
-    wrong_before = verdict([*answers(0, 20), *answers(0, 8)], [*answers(0, 20, 1.9), *answers(8, 0)], 20)
-    assert not wrong_before.passed
+    for right in (0, 20):  # they are less likely
+        before = [*answers(right, 20 - right), *answers(0, 8)]
+        assert not verdict(before, [*answers(right, 20 - right, 1.9), *answers(8, 0)], 20).passed
+    assert verdict(old, [*answers(19, 1, 0.9), *answers(8, 0)], 20).passed  # one more wrong may be chance
+
+
+def test_shuffled_answers_are_refused_and_another_kind_of_task_is_not() -> None:
+    """Wins and losses that were measured: 40 commands with each other's labels, and 30 of another task, after 80 of 12
+    intents (SmolLM2-135M). Either is better on its own new questions.
+    """
+    assert "worse on questions of earlier jobs" in Rules(Paired(3, 12, 1), Paired(8, 0)).worse
+    other = Rules(Paired(7, 3, 6), Paired(6, 0))
+    assert (other.worse, other.not_better) == ("", "")
 
 
 def test_rows_wait_unless_something_speaks_against_them() -> None:
@@ -149,7 +158,7 @@ def test_verdicts_of_all_versions_are_shown_without_the_scores_of_rows() -> None
 def passes(earlier: int, won: int, new: int, better: int, tests_before: int) -> bool:
     """Of so many earlier and new questions that differ, of which it won so many."""
     counts = Paired(won, earlier - won)
-    rules = Rules(counts, counts, Paired(better, new - better), tests_before)
+    rules = Rules(counts, Paired(better, new - better), tests_before)
     return not (rules.worse or rules.not_better)
 
 

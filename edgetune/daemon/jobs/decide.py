@@ -93,8 +93,7 @@ def without_scores(verdict: Mapping[str, Any]) -> dict[str, Any]:
 def decide(found: Findings, limits: Limits = NO_LIMITS) -> Verdict:
     """The verdict. limits: on unrelated text."""
     count = len(found.rounds)
-    rules = Rules(paired(found.old[:count], found.new[:count], right_is_enough=True),
-                  paired(found.old[:count], found.new[:count]), paired(found.old[count:], found.new[count:]),
+    rules = Rules(paired(found.old[:count], found.new[:count]), paired(found.old[count:], found.new[count:]),
                   found.tests_before)
     unsound = "" if _is_finite(found) else "its losses are not finite"
     against = unsound or rules.worse
@@ -113,11 +112,8 @@ def decide(found: Findings, limits: Limits = NO_LIMITS) -> Verdict:
 
 @dataclass(frozen=True)
 class Rules:
-    """The first two rules on counts of rows. kept: earlier rows, where a right answer that is still right is a tie.
-    earlier: the same rows, where it may have become likelier; new: rows of the job that is evaluated.
-    """
+    """The first two rules on counts of rows. earlier: rows of earlier jobs; new: of the job that is evaluated."""
 
-    kept: Paired
     earlier: Paired
     new: Paired
     tests_before: int = 0
@@ -146,10 +142,10 @@ class Rules:
     @property
     def worse(self) -> str:
         """The objection of the first rule, or ""."""
-        if self.kept.p_worse > ALPHA:
+        if self.earlier.p_worse > ALPHA:
             return ""
-        return (f"worse on questions of earlier jobs: {self.kept.losses} worse, {self.kept.wins} better "
-                f"(p {self.kept.p_worse:.2g}, more than {ALPHA:g} required)")
+        return (f"worse on questions of earlier jobs: {self.earlier.losses} worse, {self.earlier.wins} better "
+                f"(p {self.earlier.p_worse:.2g}, more than {ALPHA:g} required)")
 
     @property
     def not_better(self) -> str:
@@ -157,26 +153,22 @@ class Rules:
         return f"not surely better: {self.numbers}" if self.p > self.alpha else ""
 
     def to_json(self) -> dict[str, Any]:
-        counts = {"earlier": self.kept, "new": self.new, "all": self.new + self.earlier}
+        counts = {"earlier": self.earlier, "new": self.new, "all": self.new + self.earlier}
         return {name: {**asdict(of), "p_better": of.p_better, "p_worse": of.p_worse} for name, of in counts.items()}
 
 
-def paired(old: Sequence[Score], new: Sequence[Score], right_is_enough: bool = False) -> Paired:
+def paired(old: Sequence[Score], new: Sequence[Score]) -> Paired:
     """Wins and losses of the new adapter on the rows that were measured under both."""
-    pairs = [(_worth(before, right_is_enough), _worth(after, right_is_enough))
-             for before, after in zip(old, new, strict=True)]
-    both = [pair for pair in pairs if None not in pair]
+    both = [pair for pair in zip(map(_worth, old), map(_worth, new), strict=True) if None not in pair]
     return Paired.of([before for before, _ in both], [after for _, after in both])
 
 
-def _worth(score: Score, right_is_enough: bool) -> tuple[float, float] | None:
+def _worth(score: Score) -> tuple[float, float] | None:
     """The value of an answer, which orders two answers to one question: by the reward, or right before wrong and then
     by how likely the right answer is. None: nothing was measured.
     """
     if score.reward is not None:
         return score.reward, 0.0
-    if score.right and right_is_enough:
-        return 1.0, 0.0
     if score.loss is None:
         return None if score.right is None else (float(score.right), 0.0)
     return float(score.right is True), -round(score.loss, LOSS_DIGITS)
