@@ -108,7 +108,7 @@ def test_the_reference_is_the_adapter_that_training_starts_from(
     learned, held = sets
     whole = tmp_path / "whole"
     run(bundle, learned, whole, CONFIG, held_out=held, objective=DPO, start=start)
-    assert json.loads((whole / "run.json").read_text())["held_out"]["loss_before"] == pytest.approx(np.log(2), rel=1e-6)
+    assert json.loads((whole / "run.json").read_text())["held_out"]["loss_before"] == pytest.approx(np.log(2), rel=1e-5)
     assert json.loads((whole / "run.json").read_text())["held_out"]["loss_after"] < 0.6
     assert len(asked) == 16
     for path in cache_folder().rglob("*.npz"):
