@@ -32,7 +32,7 @@ def printable(text: str) -> str:
 def named(error: BaseException) -> str:
     """A foreign exception's class and text, as far as it can say it."""
     try:
-        return f"{type(error).__name__}: {str(error)[:200]}"
+        return f"{type(error).__name__}: {' '.join(str(error).split())[:200]}"
     except Exception:  # its own code makes the text
         return type(error).__name__
 

@@ -9,7 +9,7 @@ from typing import Any
 import click
 
 from ..compress.options import CompressConfig
-from ..errors import UsageError
+from ..errors import UsageError, named
 from .app import command, config_options, out, show, step_progress, stop_on_signals
 
 SHORT = 1.5  # seconds of a step that is not named
@@ -37,9 +37,9 @@ def compress_command(source: str, folder: Path, resume: bool, key: Path | None, 
     try:
         from ..compress.pipeline import REPORT, compress
         from ..compress.report import report
-    except ModuleNotFoundError as error:
-        raise UsageError(f"compress needs the package {error.name}, which is not installed",
-                         "pip install 'edgetune[host]'") from None
+    except ImportError as error:
+        raise UsageError(f"compress cannot be used with the packages that are installed ({named(error)})",
+                         "pip install 'edgetune[host]' in an environment of its own") from None
     from ..console import note, say
     with stop_on_signals() as should_stop, step_progress(out, as_json) as progress:
         def tell(steps: list[Step]) -> None:

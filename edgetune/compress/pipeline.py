@@ -11,11 +11,13 @@ from collections.abc import Callable
 from contextlib import closing
 from dataclasses import asdict
 from pathlib import Path
+from types import ModuleType
 from typing import Any
 
 import torch
 
 from ..disk import new_folder, refuse_existing
+from ..errors import UsageError, named
 from ..formats import bundle as bundles
 from ..formats import signature
 from ..formats.gguf import open_gguf
@@ -28,7 +30,6 @@ from . import estimate, fits, memory, samples, texts
 from .estimate import Step
 from .measure import compare
 from .measured import Measured, copy_files
-from .onnx import export as export_onnx
 from .options import CompressConfig
 from .progress import Progress, ignore, never, unheard
 from .quantize import assign, sensitivity
@@ -57,7 +58,9 @@ def compress(name: str, out: Path, config: CompressConfig, *, key: Path | None =
     """
     config.check()
     refuse_existing(out)
-    private = signature.private_key(key) if key else None  # before hours of work
+    if config.format == "onnx":
+        exporter()  # before hours of work, as all that follows
+    private = signature.private_key(key) if key else None
     source = open_source(name)
     memory.for_steps(config, source.floats.weights)
     if config.drop_blocks:
@@ -66,6 +69,16 @@ def compress(name: str, out: Path, config: CompressConfig, *, key: Path | None =
         work = _Work(config, source, folder, private, on_progress, should_stop)
         on_estimate(work.estimate())
         return work.run(out)
+
+
+def exporter() -> ModuleType:
+    """The module that exports ONNX. Raises UsageError where its packages are missing or do not fit one another."""
+    try:
+        from .onnx import export
+    except ImportError as error:
+        raise UsageError(f"--format onnx cannot be used with the packages that are installed ({named(error)})",
+                         "pip install 'edgetune[host]' in an environment of its own, or leave --format out") from None
+    return export
 
 
 class _Work:
@@ -259,7 +272,7 @@ class _Work:
     def store_onnx(self, bundle: Path) -> dict[str, Any]:
         seen = self.measuring
         assert seen is not None  # config.check has seen to it
-        folder, made = self.measured.made("onnx", lambda folder: export_onnx.export(
+        folder, made = self.measured.made("onnx", lambda folder: exporter().export(
             self.model, folder, seen, threads=self.threads, **self.callbacks).to_json())
         copy_files(folder, bundle)
         cost = {"perplexity": made["int8"]["perplexity"], "source_perplexity": made["source_perplexity"],

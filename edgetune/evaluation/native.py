@@ -11,7 +11,7 @@ from ..data.rows import prompt_of
 from ..data.trees import micro_batches
 from ..formats.bundle import Bundle
 from ..objectives.sft import Sft
-from ..serving.rollouts.forward import open_decoder
+from ..serving.rollouts.scoring import open_scorer
 from ..serving.rollouts.texts import Asked, Engine
 from ..serving.rollouts.texts import answers as answers_of
 from ..training.config import TrainConfig
@@ -22,13 +22,15 @@ from .served import Answer, Graded, Scores, exact_share, parsed_share, question_
 if TYPE_CHECKING:
     from ..llamacpp.tokenizer import Tokenizer
 
+MICRO_BATCH = 1024  # tokens of a pass that measures, where memory has room
 
-def native_loss(bundle: Bundle, dataset: Dataset, pairs: Lora | None = None, *, threads: int = 0,
-                backend: str = "auto", micro_batch: int = 1024) -> tuple[float, int]:
-    """(mean -log p of the supervised tokens by weight, in natural log, their number)."""
-    decoder = open_decoder(bundle.gguf, pairs or {}, threads=threads, backend=backend, max_tokens=max(
-        micro_batch, *(e.tokens.size for e in dataset.examples)),
-        max_length=max(e.tokens.size for e in dataset.examples))
+
+def native_loss(bundle: Bundle, dataset: Dataset, pairs: Lora | None = None,
+                engine: Engine | None = None) -> tuple[float, int]:
+    """(mean -log p of the supervised tokens by weight, in natural log, their number). Errors as in `open_scorer`."""
+    longest = max(example.tokens.size for example in dataset.examples)
+    engine = replace(engine or engine_within(), precision="exact")
+    decoder = open_scorer(bundle.gguf, pairs or {}, engine, longest=longest, at_once=MICRO_BATCH)
     measured = measure(decoder, Sft(), micro_batches(dataset.examples, decoder.run.max_tokens))
     return measured.loss, measured.supervised
 
@@ -55,7 +57,7 @@ def native_match(bundle: Bundle, tokenizer: Tokenizer, dataset: Dataset, pairs: 
 def native_grade(bundle: Bundle, tokenizer: Tokenizer, dataset: Dataset, pairs: Lora | None, engine: Engine, *,
                  answers: bool = True, system: str | None = None, limit: int | None = None) -> Graded:
     """Held-out loss, and with `answers` the exact match of the first `limit` rows."""
-    loss, tokens = native_loss(bundle, dataset, pairs, threads=engine.threads, backend=engine.backend)
+    loss, tokens = native_loss(bundle, dataset, pairs, engine)
     given = native_match(bundle, tokenizer, dataset, pairs, engine, system=system, limit=limit) if answers else []
     scores = Scores("native", len(dataset.examples), tokens, loss, exact_share(given), len(given), parsed_share(given))
     return Graded(scores, [], given)

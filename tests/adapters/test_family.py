@@ -133,7 +133,7 @@ def test_it_learns_and_what_is_saved_is_what_was_trained(bundle: Bundle, tmp_pat
     trainer.save(tmp_path / "out")
     saved = open_adapter(tmp_path / "out", bundle.gguf)
     assert saved.run["family"] == {"name": "scales", "width": 5}
-    assert native_loss(bundle, rows, saved.pairs, threads=2)[0] == pytest.approx(after, rel=1e-4)
+    assert native_loss(bundle, rows, saved.pairs)[0] == pytest.approx(after, rel=1e-4)
     table = {b.name: b.shape for b in trainer.plan.buffers}
     assert table["lora"] == table["adam_m"] == (14,)
 
@@ -163,6 +163,6 @@ def test_switched_off_the_base_is_left(bundle: Bundle) -> None:
     with trainer.decoder.linear.off():
         base = trainer.decoder.score(batch).copy()
     rows = data(1, seed=2)
-    assert native_loss(bundle, rows, threads=2)[0] == pytest.approx(-base.mean(), rel=1e-5)
+    assert native_loss(bundle, rows)[0] == pytest.approx(-base.mean(), rel=1e-5)
     assert np.abs(adapted - base).max() > 1e-3
     assert np.array_equal(trainer.decoder.score(batch), adapted)

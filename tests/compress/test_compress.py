@@ -14,7 +14,6 @@ from commands import run
 from tiny import write_tiny
 
 pytest.importorskip("transformers")
-pytest.importorskip("optimum.exporters.onnx")
 pytest.importorskip("torch")
 
 from edgetune.cli import cli
@@ -236,6 +235,7 @@ def test_a_stock_type_without_text_is_not_measured_and_says_so(place):
 
 def test_onnx_answers_on_the_device(place):
     pytest.importorskip("onnxruntime")
+    pytest.importorskip("optimum.exporters.onnx")
     compress(place, "onnx.edge", "--format", "onnx")
     assert {path.name for path in (place / "onnx.edge").iterdir()} == {"model.onnx", "tokenizer.gguf",
                                                                        "manifest.json", "report.html"}
@@ -291,3 +291,30 @@ def test_what_cannot_be_is_one_sentence_and_leaves_nothing(place, args, said):
 def test_without_the_extra_it_says_what_to_install(place, monkeypatch):
     monkeypatch.setitem(sys.modules, "edgetune.compress.pipeline", None)
     assert "edgetune[host]" in compress(place, "x.edge", code=2)
+
+
+NO_OPTIMUM = """
+import sys
+
+class Broken:
+    def find_spec(self, name, *_):
+        if name.startswith("optimum."):
+            raise ImportError("cannot import name 'get_parameter_dtype' from 'transformers.modeling_utils'")
+
+sys.meta_path.insert(0, Broken())
+from edgetune.cli import main
+main()
+"""
+
+
+@pytest.mark.parametrize("form", ["gguf", "onnx"])
+def test_what_onnx_needs_is_imported_for_onnx_alone(place, tmp_path, form):
+    """optimum does not work with every transformers; a GGUF needs neither it nor ONNX Runtime."""
+    command = ["compress", place / "model.gguf", "-o", tmp_path / "new.edge", "--format", form, "--threads", "1",
+               *(("--calibrate", place / "rows.jsonl") if form == "onnx" else ())]
+    done = subprocess.run([sys.executable, "-c", NO_OPTIMUM, *map(str, command)], capture_output=True, text=True,
+                          timeout=300, check=False)
+    assert "Traceback" not in done.stderr
+    assert (tmp_path / "new.edge").exists() == (form == "gguf"), done.stderr
+    assert done.returncode == (0 if form == "gguf" else 2)
+    assert ("get_parameter_dtype" in done.stderr) == (form == "onnx")

@@ -17,7 +17,7 @@ from tiny import SHAPES
 from edgetune.backends import opening
 from edgetune.bench.train import random_rows
 from edgetune.errors import MismatchError
-from edgetune.evaluation.native import native_loss
+from edgetune.evaluation.native import engine_within, native_loss
 from edgetune.formats.bundle import Bundle
 from edgetune.formats.gguf import open_gguf
 from edgetune.llamacpp.sampling import Sampling
@@ -79,7 +79,8 @@ def test_answers_and_losses_are_those_of_the_cpu(tiny_llama: Path, bundle: Bundl
             made.append([(r.prompt, r.sample, r.tokens.tolist()) for r in found])
         assert made[0] == made[1]
     rows = dataset(6)
-    assert native_loss(bundle, rows, backend="cuda")[0] == pytest.approx(native_loss(bundle, rows)[0], abs=1e-4)
+    loss, _ = native_loss(bundle, rows, engine=engine_within(backend="cuda"))
+    assert loss == pytest.approx(native_loss(bundle, rows)[0], abs=1e-4)
 
 
 @pytest.mark.usefixtures("emulated")

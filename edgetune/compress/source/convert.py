@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import math
 import re
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -135,14 +136,15 @@ def _read_config(folder: Path) -> tuple[PretrainedConfig, str]:
         method = quantization.get("quant_method") if isinstance(quantization, dict) else quantization
         raise UnsupportedError(f"{folder} is quantized already (quantization_config: {method!s:.40})",
                                "take the model in 16 or 32 bits, or a GGUF of it")
-    known = {key: value for key, value in text.items() if key not in ("model_type", "text_config", "rope_parameters")}
-    config = AutoConfig.for_model("gemma3_text" if kind == "gemma3" else kind, **known, **_new_rope(text))
+    known = {key: value for key, value in text.items() if key not in ("model_type", "text_config", "rope_parameters")
+             and not (key == "rope_scaling" and value is None)}
+    config = AutoConfig.for_model("gemma3_text" if kind == "gemma3" else kind, **_old_rope(text) | known)
     _refuse_variants(folder, config)
     return config, _ARCHITECTURES[kind]
 
 
-def _new_rope(given: dict[str, Any]) -> dict[str, Any]:
-    """transformers 5 writes rope_parameters, one set or one a kind of layer, where 4 writes rope_theta and others."""
+def _old_rope(given: dict[str, Any]) -> dict[str, Any]:
+    """transformers 5 writes rope_parameters, one set or one a kind of layer, where 4 writes what both read."""
     new = given.get("rope_parameters")
     if not isinstance(new, dict):
         return {}
@@ -153,6 +155,29 @@ def _new_rope(given: dict[str, Any]) -> dict[str, Any]:
     if "rope_theta" in new.get("sliding_attention", {}):
         settings["rope_local_base_freq"] = new["sliding_attention"]["rope_theta"]
     return settings
+
+
+@dataclass(frozen=True)
+class _Rotary:
+    """Of a configuration, transformers 4's or 5's: the base, that of blocks with a window, and the scaling."""
+
+    base: float
+    base_of_windows: float
+    scaling: dict[str, Any]
+
+    @classmethod
+    def of(cls, config: PretrainedConfig) -> _Rotary:
+        new = getattr(config, "rope_parameters", None)
+        if new is None:
+            local = getattr(config, "rope_local_base_freq", config.rope_theta)
+            return cls(float(config.rope_theta), float(local), config.rope_scaling or {})
+        whole = new.get("full_attention", new)
+        local = new.get("sliding_attention", whole)["rope_theta"]
+        return cls(float(whole["rope_theta"]), float(local), whole)
+
+    @property
+    def kind(self) -> str:
+        return str(self.scaling.get("rope_type", self.scaling.get("type", "default")))
 
 
 def _refuse_variants(folder: Path, config: PretrainedConfig) -> None:
@@ -167,7 +192,9 @@ def _refuse_variants(folder: Path, config: PretrainedConfig) -> None:
         if (found := getattr(config, name, value)) != value and found is not None:
             raise UnsupportedError(f"{folder} has {name} = {found!s:.60}",
                                    f"edgetune converts models where it is {value}")
-    kind, scaling = _scaling(config)
+    rotary = _Rotary.of(config)
+    kind = rotary.kind
+    scaling = rotary.scaling
     allowed = ("default", "linear", "yarn") + (("llama3",) if config.model_type == "llama" else ())
     if kind not in allowed:
         raise UnsupportedError(f"{folder} scales its rotary embedding by {kind!s:.60}",
@@ -179,11 +206,6 @@ def _refuse_variants(folder: Path, config: PretrainedConfig) -> None:
                                    f"llama.cpp computes yarn with {value}")
 
 
-def _scaling(config: PretrainedConfig) -> tuple[str, dict[str, Any]]:
-    scaling = getattr(config, "rope_scaling", None) or {}
-    return scaling.get("rope_type", scaling.get("type", "default")), scaling
-
-
 def _head_width(config: PretrainedConfig) -> int:
     return int(getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads)
 
@@ -191,14 +213,16 @@ def _head_width(config: PretrainedConfig) -> int:
 def _hyperparameters(config: PretrainedConfig) -> dict[str, Any]:
     """Keys after "llama."."""
     width = _head_width(config)
+    rotary = _Rotary.of(config)
     keys: dict[str, Any] = {
         "context_length": config.max_position_embeddings, "embedding_length": config.hidden_size,
         "block_count": config.num_hidden_layers, "feed_forward_length": config.intermediate_size,
         "attention.head_count": config.num_attention_heads, "attention.head_count_kv": config.num_key_value_heads,
         "attention.key_length": width, "attention.value_length": width, "rope.dimension_count": width,
-        "rope.freq_base": float(config.rope_theta), "attention.layer_norm_rms_epsilon": float(config.rms_norm_eps),
+        "rope.freq_base": rotary.base, "attention.layer_norm_rms_epsilon": float(config.rms_norm_eps),
     }
-    kind, scaling = _scaling(config)
+    kind = rotary.kind
+    scaling = rotary.scaling
     if kind in ("linear", "yarn"):
         keys |= {"rope.scaling.type": kind, "rope.scaling.factor": float(scaling["factor"])}
     if kind == "yarn":
@@ -213,7 +237,7 @@ def _sliding(config: PretrainedConfig) -> dict[str, Any]:
     """gemma3's window; which blocks have it is only said where it is not all but every sixth."""
     windows = [kind == "sliding_attention" for kind in config.layer_types]
     keys: dict[str, Any] = {"attention.sliding_window": config.sliding_window,
-                            "rope.freq_base_swa": float(config.rope_local_base_freq)}
+                            "rope.freq_base_swa": _Rotary.of(config).base_of_windows}
     if windows != [bool((i + 1) % FAMILIES["gemma3"].windows_every) for i in range(len(windows))]:
         keys["attention.sliding_window_pattern"] = windows
     return keys
@@ -221,8 +245,9 @@ def _sliding(config: PretrainedConfig) -> dict[str, Any]:
 
 def _llama3_factors(config: PretrainedConfig) -> list[float]:
     """What each rotary frequency is divided by under llama3's scaling: C/2 numbers, or none."""
-    kind, scaling = _scaling(config)
-    if kind != "llama3":
+    rotary = _Rotary.of(config)
+    scaling = rotary.scaling
+    if rotary.kind != "llama3":
         return []
     width = _head_width(config)
     context = scaling["original_max_position_embeddings"]
@@ -230,7 +255,7 @@ def _llama3_factors(config: PretrainedConfig) -> list[float]:
     high = scaling["high_freq_factor"]
     factors = []
     for i in range(0, width, 2):
-        rotations = context * config.rope_theta ** (-i / width) / (2 * math.pi)  # within the first context
+        rotations = context * rotary.base ** (-i / width) / (2 * math.pi)  # within the first context
         kept = min(max((rotations - low) / (high - low), 0.0), 1.0)
         factors.append(1.0 / ((1.0 - kept) / scaling["factor"] + kept))
     return factors

@@ -11,10 +11,12 @@ from typing import Any
 
 import numpy as np
 import torch
+import transformers
 from numpy.typing import NDArray
 from transformers import AutoConfig, AutoModelForCausalLM, PretrainedConfig, PreTrainedModel
 
 from ...adapters.peft import MODULES, row_order
+from ...errors import UnsupportedError, named
 from ...formats.families import FAMILIES
 from ...formats.shape import Rope, Shape
 from .floats import Floats
@@ -152,7 +154,11 @@ def config_of(model: Floats) -> PretrainedConfig:
             "sliding_window": max(s.windows) or s.context, "hidden_activation": "gelu_pytorch_tanh",
             "layer_types": ["sliding_attention" if window else "full_attention" for window in s.windows],
         }
-    return AutoConfig.for_model(kind, **settings)
+    try:
+        return AutoConfig.for_model(kind, **settings)
+    except Exception as error:  # its checks grow with its versions
+        raise UnsupportedError(f"transformers {transformers.__version__} refuses a {kind} of this shape "
+                               f"({named(error)})", "choose another --width, or install transformers 4.57") from None
 
 
 def _rope_scaling(rope: Rope) -> dict[str, Any] | None:
