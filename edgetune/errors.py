@@ -58,6 +58,14 @@ class UsageError(EdgetuneError):
     exit_code = 2
 
 
+class BudgetError(UsageError):
+    """A training does not fit into the memory that it may have. needed: the bytes that it needs at least."""
+
+    def __init__(self, what: str, hint: str, needed: int) -> None:
+        super().__init__(what, hint)
+        self.needed = needed
+
+
 class FormatError(EdgetuneError):
     """A file is not what its name promises: truncated, corrupt, or of another kind."""
 

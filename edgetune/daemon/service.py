@@ -117,7 +117,7 @@ class Service:
     def _jobs(self, folder: Path) -> Jobs:
         table = JobTable(self.store)
         runs = Shelf(folder, RUNS, RUN_NAMES)
-        options = WorkerOptions(self.path, self.policy, self.config.canary, self.config.limits(),
+        options = WorkerOptions(self.path, self.policy, self.config.canary, self.config.limits(), self.budget,
                                 self.left_for_training, self.config.python())
         queue = Queue(table, runs, self.files, self.adapters, self.batcher, options, self.stopping,
                       self.start_process)

@@ -22,7 +22,7 @@ from ..adapters.low_rank import lora_of
 from ..backends.arena import Buffer, arena_bytes
 from ..backends.base import Backend
 from ..data.lengths import FORWARD, Given, Lengths, read_lengths
-from ..errors import UsageError
+from ..errors import BudgetError, UsageError
 from ..models.base import Structure
 from ..models.linear import RunShape, target_names, trained_shapes
 from ..models.stream import Sizes
@@ -338,7 +338,7 @@ def mib(n: int) -> int:
     return -(-n // MIB)
 
 
-def _refusal(p: _Planner) -> UsageError:
+def _refusal(p: _Planner) -> BudgetError:
     """The budget that would suffice, and the one option that would help most."""
     least = p.least()
     smaller: dict[str, Any] = {
@@ -356,4 +356,4 @@ def _refusal(p: _Planner) -> UsageError:
             hint += f"; --{name.replace('_', '-')} {smaller[name]} would help most: {mib(needs[name]) + 1}M"
     what = (f"this does not fit: training needs {mib(least)} MiB at least, the budget is {mib(p.limits.budget)} MiB "
             f"({p.limits.asked})")
-    return UsageError(what, hint)
+    return BudgetError(what, hint, least)

@@ -27,7 +27,7 @@ from .questions import Question, pool_of, read_questions
 from .rounds import Tutor, TutorState
 from .setting import Setting
 
-FREE = ("memory", "threads", "checkpoint_every")  # options that may differ when rounds are continued
+FREE = ("memory", "weights", "threads", "checkpoint_every")  # options that may differ when rounds are continued
 Event = dict[str, Any]
 
 

@@ -258,7 +258,8 @@ def test_too_little_memory_says_how_much(tmp_path: Path) -> None:
     with open_service(tmp_path, memory="60M") as service:
         job = service.jobs.wait(begin(service).id, 60)
         assert job.status == "failed"
-        assert "training needs" in job.error["message"]
+        assert "of the daemon's 60 MiB" in job.error["message"]
+        assert "--memory" in job.error["message"]
 
 
 def test_a_full_disk_stops_training_not_answers(service: Service, monkeypatch: pytest.MonkeyPatch) -> None:

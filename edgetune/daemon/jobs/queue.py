@@ -8,7 +8,7 @@ import time
 from collections import deque
 from collections.abc import Callable, Mapping
 from contextlib import suppress
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -31,6 +31,7 @@ from ..state.shelf import Shelf
 from .decide import without_scores
 from .process import JobProcess, WorkerProcess
 from .progress import JobProgress
+from .room import Room
 from .table import ENDED, Job, JobTable
 from .worker import RUN, STOPPED, is_done, trained_tokens
 
@@ -45,16 +46,17 @@ KEPT = 20  # decisions of the governor
 
 @dataclass(frozen=True)
 class WorkerOptions:
-    """What every job's process is given. model: the file that jobs train on. canary: a file of text, "": ours.
-    limits: how far from the base an adapter may be there. left_for_training: bytes that a process may have; of one that
-    maps the weights (True) they count as its own, though the daemon has them mapped too. python: what clients
-    may have run.
+    """What every job's process is given. model: the file that jobs train on. canary: a file of text, "": ours. limits:
+    how far from the base an adapter may be there. budget: bytes of all processes together. left_for_training: bytes
+    that a process may have; of one that maps the weights (True) they count as its own, though the daemon has them
+    mapped too. python: what clients may have run.
     """
 
     model: Path
     policy: Policy
     canary: str
     limits: Limits
+    budget: int
     left_for_training: Callable[[bool], int]
     python: AllowedPython
 
@@ -248,13 +250,9 @@ class Queue:
         folder = self.runs.path(job.id)
         if not folder.is_dir():
             raise DiskError(f"{folder}, with the rows of {job.id}, is not there", "mount its disk, or cancel the job")
-        if config.weights == "auto":  # streaming saves nothing: what answers keeps all of them in memory
-            config = replace(config, weights="resident")
-        left = self.options.left_for_training(config.weights == "resident")
         kind = kind_of(job.origin)
-        if not kind.has_begun(folder):
-            left = int(left * SPARE)
-        asked = config.memory_bytes(left) if config.memory else left
+        share = 1.0 if kind.has_begun(folder) else SPARE
+        room = Room(self.options.budget, *(int(share * self.options.left_for_training(maps)) for maps in (True, False)))
         serving = self.adapters.serving
         old = None
         if serving:
@@ -264,8 +262,7 @@ class Queue:
                 "kind": {"module": type(kind).__module__, "origin": kind.origin},
                 "policy": asdict(self.options.policy), "canary": self.canary, "limits": asdict(self.options.limits),
                 "python": asdict(self.options.python), "serving": old,
-                "tests_before": self.table.tests_before(),
-                "config": replace(config, memory=f"{max(min(asked, left) >> 20, 1)}M").to_json()}
+                "tests_before": self.table.tests_before(), "config": config.to_json(), "room": asdict(room)}
 
     def _conclude(self, job: Job, against: str | None, last: dict[str, Any], code: int) -> None:
         """against: the adapter that it was compared with. If that was deleted, judging may have failed for it."""

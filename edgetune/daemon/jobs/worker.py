@@ -55,6 +55,7 @@ from .decide import Verdict
 from .exam import Asked, Exam, read_scores
 from .recipe import TRAIN, corrected_rows, held_rows, measured_file
 from .rewarded import Rewarding, eval_samples, with_rewards
+from .room import Room
 
 RUN = "run"  # the folder of train.run, within the job's
 STOPPED = 75  # exit code
@@ -187,6 +188,7 @@ class Worker:
         self.method = task["method"]
         self.canary = task["canary"]
         self.config = from_json(TrainConfig, task["config"], "the task")
+        self.room = from_json(Room, task["room"], "the task")
         self.limits = from_json(Limits, task["limits"], "the task")
         self.python = from_json(AllowedPython, task["python"], "the task")
         import_module(task["kind"]["module"])
@@ -244,8 +246,12 @@ class Worker:
 
     def train(self) -> None:
         """Train in the job's folder; resume where a run exists, or begin again where it cannot be resumed."""
-        with reported(self.out):
-            self._train()
+        def within(config: TrainConfig) -> None:
+            self.config = config
+            with reported(self.out):
+                self._train()
+
+        self.room.fitting(self.config, within)
 
     def _train(self) -> None:
         measured = measured_file(self.folder, self.objective.rows)
@@ -286,7 +292,7 @@ class Worker:
         exam = Exam(rows, self.canary, rounds, corrected_rows(self.folder), self.config.system or None, longest,
                     self._rewarding(), self.task["tests_before"])
         context = min(read_shape(self.bundle.gguf).context, max(CONTEXT, 2 * longest))
-        repack = may_repack(self.bundle.gguf, context, self.config.memory_bytes(0))
+        repack = may_repack(self.bundle.gguf, context, self.room.resident)
         with LlamaModel(self.bundle.gguf, context=context, threads=self.config.threads or None,
                         repack=repack) as served:
             served.cache.before_decode = AnswerPriority(self.commands.is_busy)

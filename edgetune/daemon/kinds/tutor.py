@@ -293,16 +293,16 @@ class _Rounds:
         if self.folder.exists() and not (self.folder / BEGUN).exists():
             shutil.rmtree(self.folder)  # a kill came before anything was in it
         try:
-            stopped = self._teach()
+            stopped = self.worker.room.fitting(self.worker.config, self._teach)
         except (MismatchError, FormatError) as error:  # of another edgetune or canary, or damaged
             if not self.folder.exists():
                 raise
             self.worker.emit({"event": "again", "what": error.what})
             shutil.rmtree(self.folder)
-            stopped = self._teach()
+            stopped = self.worker.room.fitting(self.worker.config, self._teach)
         return "" if self._publish() else f"the tutor's rounds published nothing: {stopped}"
 
-    def _teach(self) -> str:
+    def _teach(self, config: TrainConfig) -> str:
         worker = self.worker
         folder = worker.folder
         task = self.task
@@ -317,7 +317,7 @@ class _Rounds:
                          labelled=labelled if labelled.stat().st_size else None,
                          held=next(path for path in (folder / SELECTING, folder / HELD) if path.exists()),
                          grader=grader, start=start if start.exists() else None, keep=self._keep(), options=options,
-                         config=worker.config, on_event=worker.emit, **means).stopped
+                         config=config, on_event=worker.emit, **means).stopped
 
     def _keep(self) -> Path | None:
         if not self.worker.canary:
