@@ -1,7 +1,7 @@
 """What a person sees: lines and tables.
 
 Paths and messages may contain what rich would take for markup, and are printed as they are. On a terminal, lines are
-wrapped between words; elsewhere a line stays one line, for programs that read it.
+wrapped between words; in a pipe or file a line stays one line, for programs that read it.
 """
 
 from __future__ import annotations
@@ -106,13 +106,13 @@ def start_lines(e: dict[str, Any]) -> list[str]:
 
 
 def checkpoint_line(disk: dict[str, Any]) -> str:
-    """How much a run's checkpoints write, of `run.json`'s facts about the disk."""
+    """The bytes that a run's checkpoints write, of `run.json`'s facts about the disk."""
     return (f"checkpoints every {disk['checkpoint_every']}: {mib(disk['checkpoint_bytes'])} each, at most "
             f"{mib(disk['bytes_per_day'])} a day")
 
 
 def shortened(text: str, most: int) -> str:
-    """A line of at most that many characters, which ends behind a word, with dots where something is left out."""
+    """A line of at most that many characters, which ends after a word, with dots where something is left out."""
     if len(text) <= most:
         return text
     whole, space, _ = text[:most].rpartition(" ")

@@ -1,4 +1,4 @@
-"""How long work goes: for a person live on a terminal and in plain lines elsewhere, for a program in JSON lines."""
+"""Progress of work: live on a terminal, in plain lines for other readers, in JSON lines for programs."""
 
 from __future__ import annotations
 
@@ -135,8 +135,8 @@ class TrainProgress:
 
     def _anchors(self, e: dict[str, Any]) -> None:
         if self.drawing is None:
-            say(self.console, f"the base answers {e['of']} questions first, to stay as it is elsewhere (they are "
-                              "kept; --anchors 0: never)")
+            say(self.console, f"the base answers {e['of']} questions first, to stay as it is on unrelated text "
+                              "(they are kept; --anchors 0: never)")
             self.drawing = StepProgress(self.console)
             self.drawing.start()
         self.drawing.step("answering", e["done"], e["of"])
@@ -148,7 +148,7 @@ class TrainProgress:
 
     def _no_anchors(self, e: dict[str, Any]) -> None:
         self._end_drawing(is_done=False)
-        say(self.console, note(f"nothing holds the base as it is elsewhere: {e['reason']}"))
+        say(self.console, note(f"nothing holds the base as it is on unrelated text: {e['reason']}"))
 
     def _start(self, e: dict[str, Any]) -> None:
         self._end_drawing(is_done=True)
@@ -177,7 +177,7 @@ class TrainProgress:
             say(self.console, f"step {e['step']}/{self.pace.total}  {self.held_out}")
 
     def _governor(self, e: dict[str, Any]) -> None:
-        """On a terminal a decision is shown while it lasts, and is a line when it is over."""
+        """Shows a decision on a terminal while it lasts, and as a line when it is over."""
         action = ACTIONS[e["action"]]
         if e["action"] == "slower":
             action += f", {e['threads']} thread{'s' if e['threads'] > 1 else ''}"
@@ -234,9 +234,9 @@ class TrainProgress:
 
 
 class Outlook:
-    """How much longer work of several steps goes: of each what it is and about how many seconds it takes, in order.
+    """The time left of work in several steps; each has a name and about how many seconds it takes, in order.
 
-    What is yet to come is scaled by what the steps that have ended took beside their estimates.
+    What is yet to come is scaled by what the steps that have ended took compared with their estimates.
     """
 
     def __init__(self, steps: Sequence[tuple[str, float]]) -> None:
@@ -247,7 +247,7 @@ class Outlook:
 
     @property
     def seconds(self) -> float:
-        """Of all of them, as estimated."""
+        """Seconds of all steps, as estimated."""
         return sum(seconds for _, seconds in self.steps)
 
     def begin(self, what: str, passed: float) -> None:
@@ -319,7 +319,7 @@ class StepProgress:
         return Group(self.bar, Text(f"{number}, about {duration(self.outlook.left(self.left))} left in all"))
 
     def step(self, what: str, done: float, total: float) -> None:
-        """Of the step `what`, `done` of `total` is done; a new name begins a new line."""
+        """Shows that `done` of `total` of the step `what` is done; a new name begins a new line."""
         now = time.monotonic()
         new = what != self.what
         if new:
@@ -347,7 +347,7 @@ class StepProgress:
 
 
 def seconds_left(passed: float, done: float, total: float) -> float:
-    """Of a step of which `done` of `total` took `passed` seconds."""
+    """Seconds left of a step of which `done` of `total` took `passed` seconds."""
     return passed / done * (total - done)
 
 
@@ -375,7 +375,7 @@ class JsonProgress:
         pass
 
     def event(self, e: dict[str, Any]) -> None:
-        """Of a run; that it is done is its result."""
+        """The progress of a run; that it is done is its result."""
         if e["event"] == "start":
             self.pace = Pace(e["steps"], e["done"])
         if e["event"] == "step":

@@ -1,4 +1,4 @@
-"""Python processes beside this one that have its modules, whatever the folder where it was started contains.
+"""Other Python processes that have its modules, whatever the folder where it was started contains.
 
 `python -m` would look there first: in a clone of edgetune it would find sources without their compiled kernels.
 """

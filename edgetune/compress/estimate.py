@@ -31,7 +31,7 @@ LAST = "quantized"  # what needs all that was measured
 LEAST_SECONDS = 0.05  # that a speed is measured for
 PROBE_TOKENS = 64
 PROBE_ROWS = 64
-ROUNDED_ROWS = 1024  # that are rounded together: a column has a cost beside that of its weights
+ROUNDED_ROWS = 1024  # that are rounded together: a column costs something besides its weights
 BACKWARD = 2.0  # of forward, where no weight has a gradient: inputs' gradients, and what surrounds the products
 TRAINED = 3.0  # of forward: the gradients of inputs and of weights, and the optimizer
 FITTED_PASSES = 5  # over a block while what is left is fitted
@@ -58,7 +58,7 @@ class Speeds:
 
 
 def measure(model: Floats, reference: Path, threads: int) -> Speeds:
-    """Of this machine, with this model's shapes; reference: its GGUF."""
+    """The speeds of this machine with this model's shapes; reference: its GGUF."""
     gate = next(array for name, array in model.tensors.items() if name.endswith(("ffn_gate.weight", "ffn_up.weight")))
     weights = torch.from_numpy(gate.copy())
     inputs = torch.randn(4 * PROBE_TOKENS, weights.shape[1])
@@ -98,7 +98,7 @@ def _answering(reference: Path, n_vocab: int, threads: int) -> tuple[float, floa
 
 
 def _seconds(work: Callable[[], object]) -> float:
-    """Of one call, the mean of as many as take LEAST_SECONDS."""
+    """Measures a call: the mean of as many as take LEAST_SECONDS."""
     began = time.perf_counter()
     calls = 0
     while (passed := time.perf_counter() - began) < LEAST_SECONDS:
@@ -183,7 +183,7 @@ def steps(shape: Shape, speeds: Speeds, calibration: Windows | None, measuring: 
 
 
 def _choosing(shape: Shape, tokens: int) -> float:
-    """FLOP: of each candidate the blocks behind it, and the head of both models."""
+    """FLOP: of each candidate the blocks after it, and the head of both models."""
     left = range(shape.layers, shape.layers - shape.config.drop_blocks, -1)
     passed = sum(n * (n - 1) / 2 for n in left)
     return tokens * (passed * shape.block + sum(left) * 4 * shape.head)

@@ -60,7 +60,7 @@ def largest_file(model: Floats, name: str) -> int:
         middle = (low + high) // 2
         low, high = (middle, high) if trains(middle * STEP) else (low, middle)
     if (most := low * STEP - int(RESERVE * budget)) <= 0:
-        raise UsageError(f"{board.name} has {plan.mib(budget)} MiB for training, which this model needs beside its "
+        raise UsageError(f"{board.name} has {plan.mib(budget)} MiB for training, which this model needs besides its "
                          "weights", "drop blocks, make it narrower or name a larger device")
     return most
 

@@ -39,7 +39,7 @@ class Cost:
 
 def compare(source: Path, model: Path, windows: NDArray[np.int32], kept: NDArray[np.int32] | None = None, *,
             threads: int = 0, on_progress: Progress = ignore, should_stop: Callable[[], bool] = never) -> Cost:
-    """The model beside its source on windows [W, T] of token ids.
+    """The model compared with its source on windows [W, T] of token ids.
 
     kept: int32 [V], where the model's vocabulary is a part of the source's, the source's id of each of the model's
     tokens. The windows are in the model's ids then, and the source's distribution is that over the kept tokens.

@@ -7,7 +7,7 @@ from ..machine.device import read_device
 from .options import CompressConfig
 
 FLOAT = 4  # bytes of a weight
-# Bytes of a weight beside the model itself: a copy in PyTorch; and to distill, the student with its gradient and
+# Bytes of a weight besides the model itself: a copy in PyTorch; and to distill, the student with its gradient and
 # AdamW's two moments, the teacher, and what both were made from.
 COPIED = FLOAT
 DISTILLED = 4 * FLOAT + 2 * FLOAT
@@ -25,4 +25,4 @@ def for_steps(config: CompressConfig, weights: int) -> None:
     if config.distill:
         require_memory(DISTILLED * weights, f"distilling a model of {weights / 1e6:,.0f} million weights")
     elif config.calibrate or config.format == "onnx":
-        require_memory(COPIED * weights, f"judging a model of {weights / 1e6:,.0f} million weights")
+        require_memory(COPIED * weights, f"evaluating a model of {weights / 1e6:,.0f} million weights")

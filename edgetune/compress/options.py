@@ -21,7 +21,7 @@ class CompressConfig:
     """Options of one compression. Immutable; stored whole in the bundle's manifest."""
 
     # text
-    calibrate: str = option("", "Text (.txt) or rows (.jsonl) by which weights are judged: needed to prune, for an "
+    calibrate: str = option("", "Text (.txt) or rows (.jsonl) by which weights are measured: needed to prune, for an "
                             "importance matrix and for --target-size.", common=True, group="Text")
     measure: str = option("", "Text or rows by which the cost is measured; [the last fifth of --calibrate, which is "
                           "then not calibrated on].", common=True)

@@ -1,6 +1,6 @@
-"""From a source to a bundle: trim, prune, distill, store, measure, report. Each step is a module.
+"""The way from a source to a bundle: trim, prune, distill, store, measure, report. Each step is a module.
 
-All work is done in NAME.edge.work beside the bundle (work_folder.py); the bundle appears whole or not at all. What
+All work is done in NAME.edge.work next to the bundle (work_folder.py); the bundle appears whole or not at all. What
 takes minutes is kept there as soon as it is made (measured.py), so the same command continues a run that was stopped or
 killed, and ends with the same bytes: for the same source, text, options and seed give the same bytes.
 """
@@ -150,7 +150,7 @@ class _Work:
             self.measuring = texts.at_most(self.measuring, c.measure_tokens)
 
     def _cost(self, name: str, written: Callable[[], Path]) -> dict[str, Any] | None:
-        """Of a GGUF of the model as it is now, beside the source; None without text. name: of the step before."""
+        """Measures a GGUF of the model as it is now against the source; None without text. name: of the step before."""
         seen = self.measuring
         if seen is None:
             return None
@@ -295,7 +295,7 @@ class _Work:
                 "healing": self.curve, "answers": answers}
 
     def _answers(self, made: ServedModel) -> list[dict[str, str]]:
-        """Of the source and of what was made, which is closed."""
+        """Answers of the source and of the result, which is closed."""
         file = self.config.measure or self.config.calibrate
         asked = samples.samples(texts.read(file, self.tokenizer) if file else None, self.tokenizer)
         with closing(made), LlamaModel(self.reference) as source:
@@ -304,7 +304,7 @@ class _Work:
                 for sample, old, new in zip(asked, before, after, strict=True)]
 
     def _answered(self, model: ServedModel, asked: list[samples.Sample], number: int) -> list[str]:
-        """By the first or the second of two models."""
+        """Answers by the first or the second of two models."""
         answers = []
         for i, sample in enumerate(asked):
             self.callbacks["on_progress"]("answering", number * len(asked) + i, 2 * len(asked))
@@ -313,5 +313,5 @@ class _Work:
 
 
 def _untimed(facts: dict[str, Any]) -> dict[str, Any]:
-    """Without times, so that the same run gives the same bytes."""
+    """Leaves times out, so that the same run gives the same bytes."""
     return {key: value for key, value in facts.items() if key != "seconds"}

@@ -1,4 +1,4 @@
-"""How a long step reports its progress and is stopped."""
+"""The progress of a long step, and its stop."""
 
 from __future__ import annotations
 

@@ -27,7 +27,7 @@ class Sample:
 
 
 def samples(rows: Dataset | None, tokenizer: Tokenizer) -> list[Sample]:
-    """Of the first rows that ask something, else ten questions of our own."""
+    """Questions of the first rows that ask something, else ten questions of our own."""
     if rows is not None and rows.asking:
         return [Sample(question_of(row), prompt_of(row, tokenizer)[0]) for row in rows.asking[:COUNT]]
     if tokenizer.chat_template is None:

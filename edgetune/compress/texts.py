@@ -38,7 +38,7 @@ def windows(path: str | Path, tokenizer: Tokenizer, length: int) -> Windows:
 
 
 def at_most(rows: Windows, tokens: int) -> Windows:
-    """As many windows as hold `tokens` tokens (at least one), spread evenly over the text."""
+    """Cuts as many windows as hold `tokens` tokens (at least one), spread evenly over the text."""
     count = max(1, min(len(rows), tokens // rows.shape[1]))
     chosen: Windows = rows[np.arange(count) * len(rows) // count]
     return chosen

@@ -77,4 +77,4 @@ def _refuse_another(folder: Path, run: dict[str, Any]) -> None:
         raise UsageError(f"{folder} holds no run to continue", "remove the folder") from None
     if changed:
         raise UsageError(f"{changed} is not what it was when {folder} was stopped",
-                         "give what was given then, or remove the folder to begin anew")
+                         "give what was given then, or remove the folder to begin again")

@@ -1,4 +1,4 @@
-"""The demonstration: SmolLM2-135M-Instruct learns to turn home commands into JSON, judged through llama.cpp."""
+"""The demonstration: SmolLM2-135M-Instruct learns to turn home commands into JSON, evaluated through llama.cpp."""
 
 from __future__ import annotations
 

@@ -1,7 +1,7 @@
 """The second format: a model as ONNX in int8, for devices with ONNX Runtime.
 
 optimum exports transformers' model with a cache of keys and values, onnx_int8 rounds its weights, and the device's own
-runtime then answers beside the source: what is measured is what will run. Letters: T tokens of a window, V vocabulary.
+runtime then answers like the source: what is measured will run. Letters: T tokens of a window, V vocabulary.
 """
 
 from __future__ import annotations
@@ -41,13 +41,13 @@ MOST_TOKENS = 2048
 # windows that are continued, and tokens by which
 CONTINUED = 8
 CONTINUATION = 32
-MAX_BYTES = 2**31 - 1  # of a protobuf, and so of an ONNX file without others beside it
+MAX_BYTES = 2**31 - 1  # of a protobuf, and so of an ONNX file without others next to it
 LEAST_AGREEMENT = 0.99  # of the export in floats; less is not rounding
 
 
 @dataclass(frozen=True)
 class Agreement:
-    """An exported model beside the source it was made from, over the same tokens.
+    """An exported model compared with its source, over the same tokens.
 
     top1: share of tokens after which both give the same one the highest probability. greedy: share of a greedy
     continuation before the first token in which they differ. kl: mean KL(source || model), nats a token.
@@ -108,7 +108,7 @@ def export(model: Floats, folder: Path, windows: NDArray[np.int32], *, threads: 
 
 
 def write_floats(path: Path, source: PreTrainedModel) -> onnx.ModelProto:
-    """Write the model in float32, its weights in PATH.data beside it; what was written, weights included."""
+    """Write the model in float32, its weights in PATH.data next to it; what was written, weights included."""
     with tempfile.TemporaryDirectory(dir=path.parent) as made:
         with _silent():
             onnx_export_from_model(source, Path(made), task="text-generation-with-past", do_validation=False,
@@ -151,7 +151,7 @@ def _continued(windows: NDArray[np.int32]) -> int:
 
 @contextmanager
 def _silent() -> Iterator[None]:
-    """Without what optimum, transformers and torch print, and warn of a model that is known to trace well."""
+    """Silences optimum, transformers and torch, which warn of a model that is known to trace well."""
     loggers = [logging.getLogger(name) for name in ("optimum", "transformers", "torch.onnx")]
     levels = [logger.level for logger in loggers]
     with warnings.catch_warnings(), redirect_stdout(io.StringIO()), redirect_stderr(io.StringIO()):

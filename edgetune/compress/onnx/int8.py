@@ -1,4 +1,4 @@
-"""An exported decoder made ready for the device: logits only where they are asked for, weights in int8.
+"""An exported decoder made ready for the device: logits only where they are wanted, weights in int8.
 
 Weights become blocks of 32 with a scale each, as llama.cpp's Q8_0, and activations are rounded alike as they are
 multiplied (MatMulNBits with bits=8 and accuracy_level=4, and GatherBlockQuantized for the embedding, both operators of

@@ -30,7 +30,7 @@ from .write import keys_of
 # same bytes.
 FORMATS_TRIED = ("Q8_0", "Q6_K", "Q5_1", "Q5_0", "Q5_K", "Q4_1", "Q4_K", "IQ4_NL", "IQ4_XS", "Q3_K", "Q2_K", "Q2_0")
 REFERENCE = "Q4_0"
-_JUDGED = "IQ4_NL"
+_COMPARED = "IQ4_NL"
 SAMPLE = 1 << 16  # weights of a matrix that are tried
 _GRAINS = 1 << 16  # parts in which the knapsack counts the limit at most
 
@@ -39,7 +39,7 @@ _GRAINS = 1 << 16  # parts in which the knapsack counts the limit at most
 class FormatChoice:
     """A matrix, its format and bytes, and the nats a token that it costs.
 
-    sensitivity: what one matrix can be judged by beside another, the nats a token that each byte costs which four bits
+    sensitivity: what one matrix can be compared with another by: the nats a token that each byte costs which four bits
     a weight (IQ4_NL) would save of F16.
     """
 
@@ -60,13 +60,13 @@ class Assigned:
 
     @property
     def types(self) -> dict[str, str]:
-        """As quantize.write takes them."""
+        """The types, as quantize.write takes them."""
         return {choice.name: choice.type for choice in self.choices}
 
 
 @dataclass(frozen=True)
 class Costs:
-    """By the name of a matrix: the formats that divide its rows, and the nats a token that each costs."""
+    """The formats that divide each matrix's rows, by its name, and the nats a token that each costs."""
 
     formats: dict[str, list[str]]
     kl: dict[str, list[float]]
@@ -125,10 +125,10 @@ def choose(model: Floats, size: int, costs: Costs) -> Assigned:
     picks = knapsack(list(sizes.values()), list(costs.kl.values()), size - fixed)
     choices = []
     for pick, (name, formats) in zip(picks, costs.formats.items(), strict=True):
-        judged = formats.index(_JUDGED) if _JUDGED in formats else pick
-        saved = 2 * model.tensors[name].size - sizes[name][judged]
+        compared = formats.index(_COMPARED) if _COMPARED in formats else pick
+        saved = 2 * model.tensors[name].size - sizes[name][compared]
         choices.append(FormatChoice(name, formats[pick], sizes[name][pick], costs.kl[name][pick],
-                              costs.kl[name][judged] / max(saved, 1)))
+                              costs.kl[name][compared] / max(saved, 1)))
     return Assigned(fixed + sum(choice.bytes for choice in choices), sum(choice.kl for choice in choices), choices)
 
 

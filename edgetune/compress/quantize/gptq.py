@@ -42,7 +42,7 @@ def _rows(weights: NDArray[np.float32], format: str, factor: Tensor) -> NDArray[
 
 
 def factor_of(moments: NDArray[np.float32]) -> Tensor:
-    """Of moments [K, K], the upper Cholesky factor of the inverse: row j says how columns after j take over its error.
+    """The upper Cholesky factor of the inverse of moments [K, K]: row j says how columns after j take over its error.
     """
     damped = torch.from_numpy(moments).double()
     diagonal = damped.diagonal().mean().clamp_min(1e-30)

@@ -53,7 +53,7 @@ FIELDS = {
 
 
 def levels(format: str) -> NDArray[np.float32]:
-    """Of code 0, 1, ..., in units of the block's scale, but for an offset that all share."""
+    """The value of code 0, 1, ..., in units of the block's scale, but for an offset that all share."""
     if format in ("IQ4_NL", "IQ4_XS"):
         return np.array(quants.IQ4_NL.kvalues, np.float32)
     if format == "MXFP4":

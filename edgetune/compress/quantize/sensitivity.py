@@ -97,7 +97,7 @@ def _hooked(torch_model: PreTrainedModel, model: Floats, see: Callable[[str, Ten
 
 @dataclass(frozen=True, eq=False)
 class Curvature:
-    """By the name of a matrix: `moments` [K, K] of its inputs and `outputs` [N], as this module's head says.
+    """Each matrix by its name: `moments` [K, K] of its inputs and `outputs` [N], as this module's head says.
 
     The embedding as the table of inputs has its own, `looked_up`: how often each row is [V], the gradient there [D].
     """
@@ -124,13 +124,13 @@ class Curvature:
         return kl / 2
 
     def importance(self, name: str, width: int) -> NDArray[np.float32]:
-        """How much each of a matrix's columns counts, [K]."""
+        """The weight of each of a matrix's columns, [K]."""
         if name in self.moments:
             return np.ascontiguousarray(self.moments[name].diagonal())
         return self.looked_up[1] if name == EMBEDDING else np.ones(width, np.float32)
 
     def shares(self, name: str, rows: int) -> NDArray[np.float64]:
-        """What each of a matrix's rows [N] would cost beside the others if all had errors alike; sums to 1."""
+        """The cost of each of a matrix's rows [N], compared with the others, if all had errors alike; sums to 1."""
         weights = np.zeros(rows)
         if name in self.outputs:
             weights += self.outputs[name] * float(self.moments[name].trace())

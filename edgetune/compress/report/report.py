@@ -167,7 +167,7 @@ def _step(step: Facts, cost: Facts) -> Facts:
 
 
 def _title(step: Facts) -> str:
-    """Of a step, for people: manifests name distillation "heal"."""
+    """The name of a step for people: manifests name distillation "heal"."""
     if step["name"] == "heal":
         return "distill"
     return str(step["name"]).replace("_", " ")

@@ -33,7 +33,7 @@ def fast() -> torch.autocast:
 class Blocks:
     """The blocks of a model from hf.to_torch, each to be called alone on hidden states [B, T, D] of one length T.
 
-    What a block takes beside them (rotary tables, its mask) is the same for every window of that length.
+    What a block takes besides them (rotary tables, its mask) is the same for every window of that length.
     """
 
     def __init__(self, model: PreTrainedModel, length: int) -> None:
@@ -47,8 +47,8 @@ class Blocks:
         for hook in hooks:
             hook.remove()
 
-    def _note(self, _block: nn.Module, _args: Any, beside: dict[str, Any]) -> None:
-        self._beside.append(beside)
+    def _note(self, _block: nn.Module, _args: Any, others: dict[str, Any]) -> None:
+        self._beside.append(others)
 
     def embed(self, ids: Tensor) -> Tensor:
         """[B, T, D] of ids [B, T]."""

@@ -48,7 +48,7 @@ LORA_SCALE = 2.0  # alpha / rank
 
 @dataclass(frozen=True)
 class Point:
-    """Of the curve, on held-out windows: nats a token, perplexity, seconds of training until then."""
+    """A point of the curve, on held-out windows: nats a token, perplexity, seconds of training until then."""
 
     step: int
     kl: float
@@ -98,7 +98,7 @@ def distill(student: Floats, teacher: Floats, windows: NDArray[np.int32], config
 
 
 def steps_done(folder: Path) -> int:
-    """Of the distillation whose state is in `folder`, which need not exist."""
+    """Steps of the distillation whose state is in `folder`, which need not exist."""
     return max((int(path.name.removeprefix(checkpoint.PREFIX)) for path in checkpoint.found(folder)), default=0)
 
 
@@ -127,7 +127,7 @@ class _Run:
         self.source_perplexity = 0.0
 
     def _trainable(self) -> dict[str, nn.Parameter]:
-        """By name. In memory that torch aligns: products of arrays aligned otherwise can round otherwise."""
+        """Parameters by name, in memory that torch aligns: products of arrays aligned otherwise can round otherwise."""
         self.student.requires_grad_(False)
         if self.config.distill_rank:
             add_lora(self.student, self.config.distill_rank, self.config.seed)

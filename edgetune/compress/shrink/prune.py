@@ -25,7 +25,7 @@ from ..source.floats import Floats
 from .blockwise import Blocks, divergence, fast, inputs_of
 
 SEARCH_TOKENS = 2048  # that blocks are chosen by
-LEAST_TOKENS = 256  # with which weights are judged at all
+LEAST_TOKENS = 256  # with which weights are compared at all
 RIDGES = (0.01, 0.03, 0.1, 0.3, 1.0, 3.0, 10.0)  # of the mean energy of what is fitted by
 NEAR = 0.05  # how far from the asked width a multiple of 256 may be
 _BATCH = 8  # windows that go through a block together
@@ -51,7 +51,7 @@ class Dropped:
 
 @dataclass(frozen=True)
 class Narrowed:
-    """How many MLP channels and attention groups every block keeps, and of how many."""
+    """Numbers of MLP channels and attention groups that every block keeps, and had."""
 
     channels: int
     channels_before: int
@@ -202,7 +202,7 @@ def _rows(groups: NDArray[np.int64], height: int) -> NDArray[np.int64]:
 
 
 def _with(model: Floats, tensors: dict[str, NDArray[np.float32]], values: dict[str, Any]) -> Floats:
-    """With these, and with attention scaled as before: the 62-block gemma3 scales by D / H, so sizes say how much."""
+    """Gives the model these, attention scaled as it was: the 62-block gemma3 scales by D / H, so sizes say how much."""
     before = model.shape
     keys = {f"{model.architecture}.{name}": value for name, value in values.items()}
     types = {key: kind for key, kind in model.types.items()
@@ -220,7 +220,7 @@ def _with(model: Floats, tensors: dict[str, NDArray[np.float32]], values: dict[s
 
 def _search(blocks: Blocks, ids: Tensor, n: int, on_progress: Progress,
             should_stop: Stop) -> tuple[list[int], list[float]]:
-    """The n blocks to drop, and the KL after each. A candidate costs the blocks behind it and the head."""
+    """The n blocks to drop, and the KL after each. A candidate costs the blocks after it and the head."""
     kept = list(range(len(blocks.blocks)))
     inputs = dict[int, Tensor]()
     hidden = blocks.embed(ids)

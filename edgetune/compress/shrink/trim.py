@@ -8,7 +8,7 @@ highest score; among equals the leftmost. What is kept follows from three facts.
    those that its letters alone would take, whatever stands around it. A kept token keeps all tokens on its path.
 2. A word whose tokens are all kept gets the same tokens. The pairs that may be merged are a part of those of before, in
    the same order, and have all that the old run took. What came first among more comes first among fewer; and where the
-   old run found no pair left to merge, there is none now. So merges that lead elsewhere may go or stay.
+   old run found no pair left to merge, there is none now. So merges that lead to others may go or stay.
 3. No text is lost. A merge stays only if its product is a kept token, and single bytes are always kept: what merging
    leaves is a token, or a character that SentencePiece spells in bytes.
 
@@ -84,7 +84,7 @@ def trim(model: Floats, texts: Iterable[str], size: int) -> tuple[Floats, Trimme
     """
     vocabulary = _Vocabulary(model)
     if size >= (total := len(vocabulary.tokens)):
-        raise UsageError(f"a vocabulary of {size} tokens is asked for, the model has {total}", "ask for fewer")
+        raise UsageError(f"the vocabulary is to have {size} tokens, the model has {total}", "ask for fewer")
     texts = list(texts)
     with tokenizer_of(model) as tokenizer:
         encoded = [tokenizer.encode(text) for text in texts]
@@ -166,7 +166,7 @@ class _Vocabulary:
 
 
 def _pair(merge: str) -> tuple[str, str]:
-    """As llama.cpp splits it: at the first space that is not its first letter."""
+    """Splits a pair as llama.cpp does: at the first space that is not its first letter."""
     at = merge.find(" ", 1)
     return merge[:at], merge[at + 1 :]
 
@@ -203,7 +203,7 @@ def _choose(vocabulary: _Vocabulary, stay: Iterable[int], counts: NDArray[np.int
     """The kept tokens, ascending."""
     kept: set[int] = set().union(*map(vocabulary.path, stay))
     if len(kept) > size:
-        raise UsageError(f"a vocabulary of {size} tokens is asked for, but {len(kept)} must stay (special tokens, "
+        raise UsageError(f"the vocabulary is to have {size} tokens, but {len(kept)} must stay (special tokens, "
                          "bytes, the chat template's)", f"ask for {len(kept)} or more")
     order = sorted(range(len(counts)), key=lambda token: (-counts[token], vocabulary.firsts[token], token))
     while len(kept) < size:  # again for what was passed over: the shortest of these then has its path kept, and fits

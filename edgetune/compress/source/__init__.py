@@ -1,1 +1,1 @@
-"""Where a model comes from: checkpoints, GGUF files, tokenizers."""
+"""Sources of models: checkpoints, GGUF files, tokenizers."""

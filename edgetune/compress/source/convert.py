@@ -228,7 +228,7 @@ def _hyperparameters(config: PretrainedConfig) -> dict[str, Any]:
     if kind == "yarn":
         keys["rope.scaling.original_context_length"] = int(
             scaling.get("original_max_position_embeddings") or config.max_position_embeddings)
-        if scaling.get("attention_factor"):  # whole in transformers, beside YaRN's own in llama.cpp
+        if scaling.get("attention_factor"):  # whole in transformers, a factor of YaRN's own in llama.cpp
             keys["rope.scaling.attn_factor"] = scaling["attention_factor"] / (1 + 0.1 * math.log(scaling["factor"]))
     return keys | (_sliding(config) if config.model_type == "gemma3_text" else {})
 
@@ -280,6 +280,6 @@ def _read_tensors(folder: Path, architecture: str, config: PretrainedConfig) -> 
 
 
 def _name_in_gguf(name: str, architecture: str) -> str | None:
-    """Of a checkpoint's tensor, whose text model may be a part of it; None: a GGUF has no place for it."""
+    """The name of a checkpoint's tensor, where text may be a part of the model; None: a GGUF has no place for it."""
     text = re.sub(r"^(model\.)?language_model\.(model\.)?", "model.", name)
     return hf.name_in_gguf(text.replace("model.lm_head", "lm_head"), architecture)

@@ -42,11 +42,11 @@ class Floats:
 
     @property
     def weights(self) -> int:
-        """How many weights there are."""
+        """The number of weights."""
         return sum(array.size for array in self.tensors.values())
 
     def with_keys(self, tensors: dict[str, NDArray[np.float32]] | None = None, **values: Any) -> Floats:
-        """With other tensors, and other hyperparameters: with_keys(block_count=20) sets llama.block_count of a llama.
+        """The model with other tensors and hyperparameters: with_keys(block_count=20) sets a llama's llama.block_count.
 
         A dot in a key is written as two underscores: attention__head_count.
         """

@@ -1,6 +1,6 @@
 """What is to be compressed, wherever it comes from: a Hugging Face folder, a hub id, a GGUF or a bundle.
 
-Nothing that comes with a checkpoint is executed: no code beside it, no pickles.
+Nothing that comes with a checkpoint is executed: no code next to it, no pickles.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ from . import convert, floats
 from .floats import Floats
 
 FLOAT_FORMATS = ("F32", "F16", "BF16")
-# What a download takes: never the .bin, .pth or .onnx beside it.
+# What a download takes: never the .bin, .pth or .onnx next to it.
 _NEEDED = ["*.safetensors", "model.safetensors.index.json", "config.json", "generation_config.json", "tokenizer.json",
            "tokenizer_config.json", "special_tokens_map.json", "chat_template.*", "additional_chat_templates/*",
            "README.md"]
@@ -77,20 +77,20 @@ def download(name: str) -> Path:
     """The local folder of a model on the hub. UsageError, with the way out, where it cannot be had."""
     from huggingface_hub import errors, snapshot_download
 
-    elsewhere = f"download https://huggingface.co/{name} where it can be had and name the folder"
+    by_hand = f"download https://huggingface.co/{name} where it can be had and name the folder"
     try:
         return Path(snapshot_download(name, allow_patterns=_NEEDED, ignore_patterns=_UNNEEDED))
     except errors.GatedRepoError:
         raise UsageError(f"the hub gives {name} only to those who accepted its terms",
-                         f"accept them there and log in with `hf auth login`, or {elsewhere}") from None
+                         f"accept them there and log in with `hf auth login`, or {by_hand}") from None
     except errors.RepositoryNotFoundError:
         raise UsageError(f"there is no {name} here, and none on the hub that may be read",
                          "check the name, or log in with `hf auth login`") from None
     except errors.LocalEntryNotFoundError:
-        raise UsageError(f"the hub cannot be reached for {name}, and its local cache has no copy", elsewhere) from None
+        raise UsageError(f"the hub cannot be reached for {name}, and its local cache has no copy", by_hand) from None
     except OSError as error:  # the library's errors of HTTP are OSErrors too
         reason = str(error).strip().partition("\n")[0]
-        raise UsageError(f"cannot download {name}: {reason:.120}", elsewhere) from None
+        raise UsageError(f"cannot download {name}: {reason:.120}", by_hand) from None
 
 
 def _open_folder(name: str, kind: str, folder: Path) -> Source:

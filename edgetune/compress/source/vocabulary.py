@@ -227,7 +227,7 @@ class _Tokenizer:
         return [-float(made.get(text, [len(self.merges)])[0]) for text in tokens]
 
     def ways(self, text: str) -> int:
-        """How many pairs of tokens make this one."""
+        """The number of pairs of tokens that make this one."""
         return sum(text[:i] in self.vocab and text[i:] in self.vocab for i in range(1, len(text)))
 
     def special_keys(self) -> dict[str, Any]:
