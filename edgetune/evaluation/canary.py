@@ -1,5 +1,5 @@
-"""What an adapter does to text that has nothing to do with what it learned: how much more it surprises the model, and
-how far what is expected next is from what the base expects. Both by llama.cpp, as the adapter is served.
+"""The effect of an adapter on unrelated text: how much more the text surprises the model, and how far what it expects
+next is from what the base expects. llama.cpp measures both, as the adapter is served.
 
 Letters: T tokens, V vocabulary.
 """
@@ -17,16 +17,16 @@ from ..llamacpp.divergence import divergence
 from ..serving.llama import LlamaModel
 
 FILE = Path(__file__).with_name("canary.txt")
-LOGITS = 1 << 22  # that are held of each model at a time
-LONGEST = 128  # tokens of a piece
-SHORTEST = 16
-MOST = 700.0  # of which the exponential is a number
+LOGITS_AT_ONCE = 1 << 22  # of each model
+PIECE_TOKENS = 128
+SHORTEST_PIECE_TOKENS = 16
+MAX_EXPONENT = 700.0  # whose exponential is finite
 
 
 @dataclass(frozen=True)
 class Drift:
-    """From the base. rise: of the perplexity, as a share; kl: KL(base || adapter), nats a token, over `tokens`.
-    perplexity: the base's.
+    """Distance from the base. rise: of the perplexity, as a share; kl: KL(base || adapter), nats a token, over
+    `tokens`. perplexity: the base's.
     """
 
     rise: float
@@ -40,7 +40,7 @@ def drift(served: LlamaModel, adapter: str | None, texts: Sequence[str]) -> Drif
 
     Raises UsageError for an adapter that is not loaded.
     """
-    length = max(SHORTEST, min(LONGEST, LOGITS // served.cache.n_vocab, served.context))
+    length = max(SHORTEST_PIECE_TOKENS, min(PIECE_TOKENS, LOGITS_AT_ONCE // served.cache.n_vocab, served.context))
     loss_before = 0.0
     loss_after = 0.0
     kl = 0.0
@@ -56,8 +56,8 @@ def drift(served: LlamaModel, adapter: str | None, texts: Sequence[str]) -> Drif
         positions += len(tokens) - 1
     if not positions:
         return Drift(0.0, 0.0, 0)
-    rise = math.expm1(min((loss_after - loss_before) / positions, MOST))
-    return Drift(rise, kl / positions, positions, math.exp(min(loss_before / positions, MOST)))
+    rise = math.expm1(min((loss_after - loss_before) / positions, MAX_EXPONENT))
+    return Drift(rise, kl / positions, positions, math.exp(min(loss_before / positions, MAX_EXPONENT)))
 
 
 def _pieces(served: LlamaModel, texts: Sequence[str], length: int) -> list[list[int]]:

@@ -235,3 +235,15 @@ def test_jobs_can_be_steered_while_a_process_does_not_read_its_task(service: Ser
     assert time.monotonic() - started < 5
     reads.set()
     until(lambda: service.jobs.get(job.id).status == "paused")
+
+
+def test_a_job_is_told_how_many_adapters_were_refused_since_one_passed(service: Service, workers: FakeWorkers) -> None:
+    """Each verdict has its number; those of edgetune 0.1.0 have none, and a job that evaluated nothing neither."""
+    asked = []
+    for passed, facts in ((False, {"test": 1}), (False, {"test": 2}), (False, {}), (True, {"test": 3}), (True, {})):
+        job = begin(service)
+        worker = workers.next()
+        asked.append(worker.task["tests_before"])
+        worker.judge(passed, **facts)
+        service.jobs.wait(job.id, 30)
+    assert asked == [0, 1, 2, 2, 0]
