@@ -39,7 +39,7 @@ def compress_command(source: str, folder: Path, resume: bool, key: Path | None, 
         from ..compress.report import report
     except ImportError as error:
         raise UsageError(f"compress cannot be used with the packages that are installed ({named(error)})",
-                         "pip install 'edgetune[host]' in an environment of its own") from None
+                         "pip install 'edgetune[host]' in a separate environment") from None
     from ..console import note, say
     with stop_on_signals() as should_stop, step_progress(out, as_json) as progress:
         def tell(steps: list[Step]) -> None:

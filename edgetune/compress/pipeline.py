@@ -77,7 +77,7 @@ def exporter() -> ModuleType:
         from .onnx import export
     except ImportError as error:
         raise UsageError(f"--format onnx cannot be used with the packages that are installed ({named(error)})",
-                         "pip install 'edgetune[host]' in an environment of its own, or leave --format out") from None
+                         "pip install 'edgetune[host]' in a separate environment, or leave --format out") from None
     return export
 
 

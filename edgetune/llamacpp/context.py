@@ -270,7 +270,7 @@ def context_size(asked: int | None, trained: int) -> int:
 
 
 def check_tokens(tokens: list[int], room: int, size: int, n_vocab: int) -> None:
-    """As Context.check, for a context of `size` tokens."""
+    """Checks, as Context.check does, a context of `size` tokens."""
     if len(tokens) + room > size:
         raise EdgetuneError(f"{len(tokens)} tokens do not fit the context of {size}" + " with an answer" * bool(room),
                             "shorten the text or choose a larger context")

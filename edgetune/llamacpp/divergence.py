@@ -1,4 +1,4 @@
-"""How far one model's next-token distributions are from another's, from the logits of both over the same tokens.
+"""The distance of one model's next-token distributions from another's, from the logits of both over the same tokens.
 
 Letters: T positions, V vocabulary.
 """
@@ -28,7 +28,7 @@ class Divergence(NamedTuple):
 
 
 def divergence(source: NDArray[np.float32], model: NDArray[np.float32], following: NDArray[np.int32]) -> Divergence:
-    """Of logits [T, V] of both. following: the tokens that follow, [T], or fewer: then the losses are of the first
+    """Compares logits [T, V]. following: the tokens that follow, [T], or fewer: then the losses are of the first
     positions only.
     """
     sums = np.zeros(5)

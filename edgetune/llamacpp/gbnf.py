@@ -16,7 +16,7 @@ from ..errors import UsageError
 
 LARGEST = 1 << 18  # characters
 DEEPEST = 64  # parentheses within one another
-REPEATED = 1900  # times that a part may be asked for; llama.cpp refuses 2000
+REPEATED = 1900  # times that a part may be repeated; llama.cpp refuses 2000
 EXPANDED = 20_000  # parts in all, with their repetitions
 OPTIONAL = 64  # parts one after another that may all be absent
 WAYS = 1024  # in which a rule may begin: llama.cpp follows all of them at once
@@ -222,5 +222,5 @@ def _firsts(sequence: _Sequence, empty: set[str | int]) -> Iterator[str | int]:
 
 
 def _characters_first(alternatives: list[_Sequence], empty: set[str | int]) -> int:
-    """How many of the items that it may begin with are characters."""
+    """The number of characters among the items that it may begin with."""
     return sum(item.rule is None for sequence in alternatives for item in _front(sequence, empty))

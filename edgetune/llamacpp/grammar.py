@@ -1,4 +1,4 @@
-"""llama.cpp's grammar beside one answer: which tokens may follow, and which one did.
+"""llama.cpp's grammar during one answer: which tokens may follow, and which one did.
 
 A token is looked up alone first: in most places the model's choice is what the grammar allows, and to look up one token
 takes microseconds where the whole vocabulary takes 16 ms. Else the likeliest ones are looked up, and more of them only
@@ -86,7 +86,7 @@ class Grammar:
         return not HALF_PAIR.search(data)  # which the decoder refuses with its last byte only
 
     def allows(self, token: int) -> bool:
-        """As `allowed`, of one token: without arrays it takes a tenth of the time."""
+        """Whether one token is allowed: without arrays it takes a tenth of the time."""
         if self._table.hidden[token]:
             return False
         self._one.id = token
@@ -171,7 +171,7 @@ def _nth(logits: NDArray[np.float32], n: int) -> float:
 
 
 def _descending(ids: NDArray[np.intp], logits: NDArray[np.float32]) -> NDArray[np.intp]:
-    """By logit; of equal ones the first token first, as argmax has it."""
+    """Sorts by logit; of equal ones the first token first, as argmax has it."""
     import numpy as np
 
     return ids[np.lexsort((ids, -logits[ids]))]

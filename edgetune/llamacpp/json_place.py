@@ -1,4 +1,4 @@
-"""Where a part of a JSON schema is, as errors name it."""
+"""The place of a part of a JSON schema, as errors name it."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ SHOWN_CHARACTERS = 40  # of each
 
 @dataclass(frozen=True)
 class Place:
-    """Keys from the root of a schema; owner: whose schema it is, the name of a function. Put it behind "the schema"."""
+    """Keys from the root of a schema; owner: whose schema it is, the name of a function. Put it after "the schema"."""
 
     owner: str = ""
     parts: tuple[str, ...] = ()

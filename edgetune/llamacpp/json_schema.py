@@ -134,7 +134,7 @@ class Rules:
                 raise _cannot(word, place)
         if "$ref" in schema:
             if ASSERTIONS & schema.keys() - {"$ref"}:
-                raise _cannot("keys beside $ref", place)
+                raise _cannot("keys with $ref", place)
             return self._reference(schema["$ref"], place)
         if "allOf" in schema:
             return self.rule(self._merged(schema, place), place)
@@ -201,7 +201,7 @@ class Rules:
         if word == "oneOf":
             _check_count(parts, word, place)
         if ASSERTIONS & schema.keys() - {word} or "type" in schema:
-            raise _cannot(f"keys beside {word}", place)
+            raise _cannot(f"keys with {word}", place)
         if word == "oneOf" and not self._are_disjoint(parts, place):
             raise UsageError(f"the schema{place} has oneOf of parts that may both hold", "use anyOf, or give each "
                              "object a required key with another const")
@@ -248,7 +248,7 @@ class Rules:
             return r'"{" ws "}"' if more is False else self._map(more, place)
         if schema.get(ANY_ORDER):
             return self._unordered(properties, required, more, place)
-        rest = '"}"'  # after all keys; behind a comma, and without one before
+        rest = '"}"'  # after all keys; after a comma, and without one before
         first = '"}"'
         for key in reversed(properties):
             pair = self._pair(properties, key, place)
@@ -323,7 +323,7 @@ class Rules:
         return f'"[" ws {rest[0]}'
 
     def _rest_of_set(self, value: Any, count: int, behind: Sequence[str], most: int | None) -> str:
-        """The rule for what may follow `count` items of a set, this value or what comes behind it; "" for nothing."""
+        """The rule for what may follow `count` items of a set, this value or what comes after it; "" for nothing."""
         ways = [behind[count]] if behind[count] else []
         after = behind[min(count + 1, len(behind) - 1)]
         if after and (most is None or count < most):
@@ -335,7 +335,7 @@ class Rules:
         pattern = schema.get("pattern")
         if (wanted := schema.get("format")) is not None:
             if pattern is not None or wanted not in FORMATS:
-                raise UsageError(f"the schema{place} has format {wanted!r:.100}" + " beside pattern" * bool(pattern),
+                raise UsageError(f"the schema{place} has format {wanted!r:.100}" + " with pattern" * bool(pattern),
                                  f"leave it out; known are {', '.join(FORMATS)}")
             pattern = FORMATS[wanted]
         least, most = _bounds(schema, "minLength", "maxLength", place)
@@ -344,13 +344,13 @@ class Rules:
         if not isinstance(pattern, str):
             raise UsageError(f"the schema{place} has a pattern that is no text", "write a regular expression")
         if "minLength" in schema or "maxLength" in schema:
-            raise _cannot("a length beside pattern or format", place)
+            raise _cannot("a length with pattern or format", place)
         body = self.named(json_pattern.rule_of(pattern, "char"))
         return rf'"\"" {body} "\""'
 
 
 def _without_remark(schema: Schema) -> Schema:
-    """Without a format that says nothing of strings, or that the standard does not know: Home Assistant has such."""
+    """Drops a format that says nothing of strings, or that the standard does not know: Home Assistant has such."""
     kinds = schema.get("type") or "string"
     of_strings = kinds == "string" or (isinstance(kinds, list) and "string" in kinds)
     holds = of_strings and schema.get("format") in (*FORMATS, *OTHER_FORMATS)
@@ -361,7 +361,7 @@ def _fitting(schema: Schema, word: str, place: Place) -> list[Any]:
     """The constants of const or enum that are of the schema's type."""
     values = [schema["const"]] if word == "const" else _list(schema["enum"], "enum", place)
     if ASSERTIONS & schema.keys() - {word}:
-        raise _cannot(f"keys beside {word}", place)
+        raise _cannot(f"keys with {word}", place)
     kinds = _types(schema, place)
     fitting = [value for value in values if any(_is(value, kind) for kind in kinds)]
     if not fitting:
@@ -370,12 +370,12 @@ def _fitting(schema: Schema, word: str, place: Place) -> list[Any]:
 
 
 def _different(values: Sequence[Any]) -> list[Any]:
-    """Without those that JSON takes for equal: 1 and 1.0 are, 1 and true are not."""
+    """Drops those that JSON takes for equal: 1 and 1.0 are, 1 and true are not."""
     return [*{json.dumps(_plain(value), sort_keys=True): value for value in reversed(values)}.values()][::-1]
 
 
 def _plain(value: Any) -> Any:
-    """With whole numbers written as such."""
+    """Writes whole numbers as such."""
     if isinstance(value, dict):
         return {key: _plain(part) for key, part in value.items()}
     if isinstance(value, list):

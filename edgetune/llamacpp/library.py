@@ -46,7 +46,7 @@ def load() -> ModuleType:
 
 
 def _pick_variant(library: Any) -> None:
-    """In a build that has its CPU backend once for each generation of CPUs, loads the best that this CPU can run.
+    """Loads the best CPU backend that this CPU can run, of a build that has one for each generation of CPUs.
 
     Such a build begins with no backend, any other with one. The functions are looked up through libllama, for where
     files of a wheel are copies instead of links, llama_cpp._ggml.libggml is another libggml than the one it uses.

@@ -29,7 +29,7 @@ _WIDE_PERCENT = re.compile(r"[%).][-+ #0]*(\d{5}|\*)")
 
 
 class Size(NamedTuple):
-    """Of a value with all that it holds: how many values, bytes as text, how deep they are nested."""
+    """The size of a value with all that it holds: how many values, bytes as text, how deep they are nested."""
 
     elements: int
     text: int
@@ -47,7 +47,7 @@ class Meter:
         self.steps = STEPS
         self.memory = MEMORY
         self._given = variables  # kept alive, for its parts are known by their addresses
-        self._known: dict[int, Size] = {}  # of its parts, once one is asked for
+        self._known: dict[int, Size] = {}  # of its parts, once one is needed
 
     def __enter__(self) -> Meter:
         self._token = current.set(self)

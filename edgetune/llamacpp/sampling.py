@@ -1,4 +1,4 @@
-"""How a served model picks its next token (Sampling, Sampler) and how tokens become text (TextStream)."""
+"""Sampling: a served model picks its next token (Sampling, Sampler), and tokens become text (TextStream)."""
 
 from __future__ import annotations
 

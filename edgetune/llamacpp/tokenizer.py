@@ -42,7 +42,7 @@ _UNMERGED = "\x02"  # no vocabulary merges this control character with its neigh
 
 @dataclass(frozen=True)
 class TokenTable:
-    """Of each token the byte that it begins with, 256 for those that end an answer; whether readers do not see it, and
+    """The byte that each token begins with, 256 for those that end an answer; whether readers do not see it, and
     whether it holds parts of characters, [V]. Of each byte the token that is this byte alone, -1 without, [256].
     """
 
@@ -107,7 +107,7 @@ class Tokenizer:
 
     @cached_property
     def control(self) -> ControlTokens:
-        """Those tokens that only a template should write, by their texts."""
+        """Tokens that only a template should write, by their texts."""
         llama = self._llama
         kinds = llama.LLAMA_TOKEN_ATTR_CONTROL | llama.LLAMA_TOKEN_ATTR_UNKNOWN
         texts = {}
@@ -208,7 +208,7 @@ class Tokenizer:
 
     def _encode_at(self, text: str, special: bool, continues: bool) -> list[int]:
         if continues and self._adds_space:
-            # Behind an unmergeable character the text stands within a text; cut that character and its space off again.
+            # After an unmergeable character the text stands within a text; cut that character and its space off again.
             return self._encode(_UNMERGED + text, special)[len(self._encode(_UNMERGED, special)) :]
         return self._encode(text, special)
 

@@ -40,7 +40,7 @@ def _describe(tools: Sequence[Mapping[str, Any]]) -> str:
 
 
 def _with_description(messages: list[dict[str, Any]], description: str, as_system: bool) -> list[dict[str, Any]]:
-    """Behind what the system message says, or before all else."""
+    """Adds it after what the system message says, or before all else."""
     first = messages[0] if messages else {}
     said = first.get("content") or ""
     if first.get("role") == "system":

@@ -83,7 +83,7 @@ def compare(exam: Exam, begin: Callable[[int], object], should_stop: Callable[[]
 
 
 def summary(before: Sequence[Answer], after: Sequence[Answer]) -> dict[str, Any]:
-    """Of the same questions; the pairs shown are those that changed, as far as there are any."""
+    """Answers to the same questions; the pairs shown are those that changed, as far as there are any."""
     asked = list(zip(before, after, strict=True))
     changed = sorted(asked, key=lambda pair: pair[0].correct == pair[1].correct)
     return {"rows": len(asked), "before": _share(before), "after": _share(after),

@@ -30,7 +30,7 @@ Points = Sequence[tuple[float, float]]
 
 @dataclass(frozen=True)
 class Style:
-    """Of a line: a colour and a pattern of dashes (0: none) of the style sheet."""
+    """The style of a line: a colour and a pattern of dashes (0: none) of the style sheet."""
 
     colour: int
     dash: int = 0
@@ -116,7 +116,7 @@ def swatch(style: Style) -> Html:
 
 
 def scale(low: float, high: float, start: float, end: float, whole: bool = False) -> Scale:
-    """From round values at or beyond low and high. whole: ticks are whole numbers, and both ends stay as they are."""
+    """A scale between round values around low and high. whole: ticks are whole numbers, both ends stay as they are."""
     if high <= low:
         pad = abs(low) / 10 or 1.0
         low, high = (low, low + 1.0) if whole else (low - pad, high + pad)
@@ -242,7 +242,7 @@ def _sample(classes: str, upright: bool = False) -> Html:
 
 
 def _spoken(chart: Chart) -> str:
-    """For who cannot see it: where each line begins and ends."""
+    """Text for those who cannot see it: where each line begins and ends."""
     said = []
     for line in chart.lines:
         known = [(x, y) for x, y in line.points if math.isfinite(y)]

@@ -123,7 +123,7 @@ def _charts(runs: Sequence[History]) -> Iterator[Html | None]:
 
 
 def _top(lines: Sequence[Points]) -> float | None:
-    """Where to cut lines of runs that got far worse than any run began, so that the others can be told apart."""
+    """The cut for lines of runs that got far worse than any run began, so that the others can be told apart."""
     finite = [[y for _, y in points if math.isfinite(y)] for points in lines]
     begun = max((ys[0] for ys in finite if ys), default=0.0)
     highest = max((y for ys in finite for y in ys), default=0.0)

@@ -26,7 +26,7 @@ T = TypeVar("T")
 
 @dataclass(frozen=True)
 class HeldOut:
-    """Of the rows that judge. The losses are unknown until they are measured."""
+    """Facts of the held-out rows. The losses are unknown until they are measured."""
 
     digest: str = ""
     rows: int = 0
@@ -121,13 +121,13 @@ class History:
 
     @property
     def tokens_per_s(self) -> float | None:
-        """Of the steps that are kept, together."""
+        """Tokens a second over the steps that are kept."""
         seconds = sum(step.seconds for step in self.steps)
         return sum(step.tokens for step in self.steps) / seconds if seconds > 0 else None
 
 
 class _Thinned(Generic[T]):
-    """At most SHOWN of any number of things: all, or every second, fourth, ... from the first on, and the last."""
+    """Thins things to SHOWN at most: all, or every second, fourth, ... from the first on, and the last."""
 
     def __init__(self) -> None:
         self.every = 1
@@ -209,7 +209,7 @@ def _part(kind: type[T], run: Mapping[str, Any], name: str, folder: Path) -> T |
 
 
 def _known(kind: type[T], found: Any, folder: Path) -> T:
-    """Of a JSON object the fields that `kind` has: later versions may write more."""
+    """Takes the fields of a JSON object that `kind` has: later versions may write more."""
     names = {spec.name for spec in fields(kind)}  # type: ignore[arg-type]
     if isinstance(found, Mapping):
         found = {name: value for name, value in found.items() if name in names}

@@ -207,7 +207,7 @@ def _decisions(history: History) -> Html | None:
 
 
 def _options(history: History) -> Iterator[Content]:
-    """Those that were chosen, and below them the others."""
+    """Options that were chosen, and below them the others."""
     given = history.record.options
     chosen = {name: value for name, value in given.items() if name not in DEFAULTS or DEFAULTS[name] != value}
     rows = [[shown_name(name), shown(value), shown(DEFAULTS.get(name))] for name, value in chosen.items()]

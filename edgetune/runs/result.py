@@ -41,7 +41,7 @@ class Result:
 
     @property
     def loss_after(self) -> float | None:
-        """Of the adapter in the folder: the best that was measured."""
+        """The loss of the adapter in the folder: the best that was measured."""
         return self._held_out("loss_after")
 
     @property
@@ -66,7 +66,7 @@ class Result:
 
     @property
     def exact_structured(self) -> float | None:
-        """Of answers that are held to the schema of the training rows; None where not all of these are JSON."""
+        """Exact answers held to the schema of the training rows; None where not all of these are JSON."""
         return self._answers.get("structured")
 
     @property
@@ -80,7 +80,7 @@ class Result:
 
     @property
     def seconds(self) -> float:
-        """Of training."""
+        """Seconds of training."""
         return float(self.record["seconds"])
 
     @property

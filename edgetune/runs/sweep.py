@@ -74,7 +74,7 @@ def sweep(model: str | Path | Bundle, data: Rows, out: str | Path, eval: Rows | 
     """A run of `train` for each combination of the values in `grid`, {option: values}, in a folder of `out`.
 
     resume: runs in `out` that are complete stay, the others are continued or started. arguments: all others of `train`.
-    A run whose loss is no number counts as failed. Raises UsageError for more than MOST runs, and where nothing could
+    A run whose loss is not finite counts as failed. Raises UsageError for more than MOST runs, and where nothing could
     tell which is best; MismatchError for a resumed sweep of another model or other rows.
     """
     points = [dict(zip(grid, values, strict=True)) for values in product(*grid.values())]
@@ -118,17 +118,17 @@ def short(value: Any) -> str:
 
 def _check(points: Sequence[Point], data: Rows, eval: Rows | None) -> None:
     if len(points) > MOST:
-        raise UsageError(f"{len(points)} combinations of options are asked for, the most is {MOST}",
+        raise UsageError(f"{len(points)} combinations of options are given, the most is {MOST}",
                          "name fewer values")
     if eval == NONE:
         raise UsageError("no rows are held out, so nothing would tell which run is best", f"leave out --eval {NONE}")
     if str(data) == "-":
-        raise UsageError("rows from standard input can be read once, several runs are asked for",
+        raise UsageError("rows from standard input can be read once, and there are several runs",
                          "write them to a file")
     names = [folder_name(point) for point in points]
     for name in names:
         if names.count(name) > 1:
-            raise UsageError(f"{name} is asked for twice", "name each value once")
+            raise UsageError(f"{name} is given twice", "name each value once")
     for point in points:
         make_options(TrainConfig, point).check()
 

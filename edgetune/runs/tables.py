@@ -34,7 +34,7 @@ class Row:
 
     @property
     def metrics(self) -> dict[str, float]:
-        """Of the objective, by TRL's names."""
+        """Metrics of the objective, by TRL's names."""
         of_step = self.trained.metrics if self.trained else {}
         held_out = self.measured.metrics if self.measured else {}
         return {**of_step, **{f"{EVAL}{name}": value for name, value in held_out.items()}}
@@ -81,7 +81,7 @@ def _line(row: Row) -> Line:
 
 
 def write_step_metrics(folder: Path, path: Path) -> int:
-    """OpenAI's table of a run's steps; accuracies are not measured. Behind its columns come those of rewards, where the
+    """OpenAI's table of a run's steps; accuracies are not measured. After its columns come those of rewards, where the
     run learns from them, and the metrics of its objective by TRL's names. Of more than MOST rows every second, third,
     ... is written, and the last. Returns the number of rows.
     """

@@ -146,7 +146,7 @@ def _recorded_eval(out: Path) -> str | None:
 
 
 def _place(rows: Rows) -> str:
-    """Where rows are, such that they can be opened from any folder; "" where a program gave them."""
+    """The path of rows, such that they can be opened from any folder; "" where a program gave them."""
     if not isinstance(rows, str | Path):
         return ""
     return str(rows) if str(rows) in (NONE, STDIN) else str(Path(rows).absolute())

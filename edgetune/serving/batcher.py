@@ -2,7 +2,7 @@
 
 Each decode takes one token of every running answer and some of the tokens of prompts that wait to be read, so that
 answers continue while others begin. It computes with one adapter; adapters take turns. What a finished answer left in
-the cache stays for the next request that begins alike (kv_cache.py). What is computed beside an answer, and the order
+the cache stays for the next request that begins alike (kv_cache.py). What is computed with an answer, and the order
 of its cells, only change how its sums are rounded. One thread does all of this; `submit` and completions are for any
 thread.
 """
@@ -30,7 +30,7 @@ from .llama import LlamaModel
 from .model import Request
 
 TOGETHER = 63  # tokens in a decode: few, for answers that run; from 64 on llama.cpp's attention rounds otherwise
-KEPT = 16  # sequences that a model should be opened with beside those in progress, for what finished answers leave
+KEPT = 16  # sequences that a model should be opened with besides those in progress, for what finished answers leave
 GROWTH = 16  # tokens that each answer must have room for when another one begins
 
 
@@ -160,7 +160,7 @@ class Batcher:
         return completion
 
     def load(self, name: str, path: Path) -> None:
-        """Load an adapter beside the others, between two decodes; returns when it is loaded. Errors: LlamaModel's."""
+        """Loads a further adapter between two decodes; returns when it is loaded. Errors: LlamaModel's."""
         def load() -> bool:
             self.served.load_adapter(path, name)
             return True
@@ -321,7 +321,7 @@ class Batcher:
         mine = [answer for answer in self._working if answer.completion.adapter == adapter]
         plan = [(answer, 1) for answer in mine if answer.running]
         left = min(TOGETHER, self.served.cache.room) - len(plan)
-        rows = self.served.cache.sequences - len(mine)  # of logits that may be had beside one each: what is reserved
+        rows = self.served.cache.sequences - len(mine)  # of logits that may be had besides one each: what is reserved
         for answer in mine:
             if not answer.running and left > 0:
                 self._begin(answer)

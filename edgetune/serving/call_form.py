@@ -1,4 +1,4 @@
-"""How a model writes a call of a tool: read from its own chat template, which shows it the calls of earlier turns."""
+"""A model's form of calls of tools: read from its own chat template, which shows it the calls of earlier turns."""
 
 from __future__ import annotations
 

@@ -27,7 +27,7 @@ class TokenLogprob:
 
 
 def logprob_of(token: int, logits: NDArray[np.float32], count: int, tokenizer: Tokenizer) -> TokenLogprob:
-    """Of a token after which the model computed these logits, float32 [V], before anything changed them."""
+    """Log-probabilities of a token, from these logits, float32 [V], before anything changed them."""
     logp = log_softmax(logits)
     ids = np.argpartition(-logp, min(count, len(logp) - 1))[:count]
     ids = ids[np.lexsort((ids, -logp[ids]))]

@@ -18,7 +18,7 @@ Schema = Mapping[str, Any]
 
 
 def grammar_of(question: Question, form: CallForm) -> str:
-    """In GBNF; "" where the model is free. form: how it writes calls. Raises UsageError for what cannot be held to."""
+    """The GBNF; "" where the model is free. form: how it writes calls. Raises UsageError for what cannot be held to."""
     called = question.function is not None or question.tool_choice == "required"
     if question.grammar and (called or question.schema is not None):
         raise UsageError("a grammar is given, and another form that the answer is to have", "leave one of them out")

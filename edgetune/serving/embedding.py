@@ -1,4 +1,4 @@
-"""A file that makes vectors of texts, beside the model that answers."""
+"""A file that makes vectors of texts, with the model that answers."""
 
 from __future__ import annotations
 

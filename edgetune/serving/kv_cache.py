@@ -23,7 +23,7 @@ class Sequence:
 
 
 def nowhere() -> Sequence:
-    """Of what waits: it holds nothing."""
+    """A sequence that waits: it holds nothing."""
     return Sequence(-1, None, [], [])
 
 
@@ -60,7 +60,7 @@ class KvCache:
         return self.size - len(self._at_work())
 
     def missing(self, adapter: str | None, tokens: list[int]) -> int:
-        """How many of the free cells these tokens would take."""
+        """The number of free cells that these tokens would take."""
         count, source = self._alike(adapter, tokens)
         at_work = self._at_work()
         return len(tokens) - sum(cell in at_work for cell in (source.cells[:count] if source else []))
@@ -115,7 +115,7 @@ class KvCache:
         return {cell for sequence in self.working for cell in sequence.cells}
 
     def _alike(self, adapter: str | None, tokens: list[int]) -> tuple[int, Sequence | None]:
-        """How much of the beginning of `tokens` is known, the last one left out, and to whom."""
+        """The length of the beginning of `tokens` that is known, the last one left out, and to whom."""
         count = 0
         source = None
         for sequence in (*self.kept, *self.working):

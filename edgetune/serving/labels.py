@@ -1,4 +1,4 @@
-"""A model that judges by one of several labels: the tokens that are compared, and how probable each is."""
+"""A model that answers with one of several labels: the tokens that are compared, and how probable each is."""
 
 from __future__ import annotations
 

@@ -1,6 +1,6 @@
 """A model served by llama.cpp: adapters switched at run time, text generated, log-probabilities measured.
 
-The weights are mapped once (llama.cpp copies those that it repacks for this CPU); LoRA adapters are loaded beside them
+The weights are mapped once (llama.cpp copies those that it repacks for this CPU); LoRA adapters are loaded with them
 and switched without touching them.
 What the last call computed stays in the cache, and a call that begins with the same tokens continues from there.
 The cache depends on the adapter, so switching clears it. A reused beginning changes the last bits of the logits
@@ -214,7 +214,7 @@ class LlamaModel(ServedModel):
     def logprobs(self, tokens: Sequence[int], wanted: NDArray[np.bool_] | None = None) -> NDArray[np.float32]:
         """Natural log-probability of each token given those before it, float32 [T]; [0] is 0.
 
-        wanted: bool [T], where to compute it (0 elsewhere; None: everywhere). Never holds more than 64 rows of logits.
+        wanted: bool [T], where to compute it (else 0; None: everywhere). Never holds more than 64 rows of logits.
         """
         ids = [int(token) for token in tokens]
         self.cache.check(ids)

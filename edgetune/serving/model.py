@@ -28,7 +28,7 @@ class Request:
     text: TextStream
     logprobs: int | None = None  # for each token its log-probability, and those of this many likeliest ones
     echo: bool = False  # the prompt's tokens too
-    among: Sequence[int] = ()  # tokens of which the log-probabilities after the prompt are asked for, and nothing else
+    among: Sequence[int] = ()  # tokens of which the log-probabilities after the prompt are wanted, and nothing else
 
 
 class ServedModel(ABC):
@@ -80,7 +80,7 @@ class ServedModel(ABC):
                                          **sampling))
 
     def _form(self) -> str:
-        """The grammar of answers that are asked for without one; "" for none."""
+        """The grammar of answers that are requested without one; "" for none."""
         return ""
 
     def prepare(self, prompt: str | Sequence[int], max_tokens: int, stop: str | Iterable[str],
@@ -90,7 +90,7 @@ class ServedModel(ABC):
         if max_tokens < (0 if echo else 1):
             raise UsageError(f"max_tokens is {max_tokens}", "choose 1 or more")
         if logprobs is not None and not 0 <= logprobs <= MOST_LOGPROBS:
-            raise UsageError(f"logprobs of {logprobs} tokens are asked for", f"choose from 0 to {MOST_LOGPROBS}")
+            raise UsageError(f"logprobs is {logprobs} tokens", f"choose from 0 to {MOST_LOGPROBS}")
         checked = Sampling(**sampling).check()
         text = TextStream(stop)
         tokens = self._tokens(prompt, min(max_tokens, 1))

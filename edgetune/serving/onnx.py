@@ -145,7 +145,7 @@ class OnnxModel(ServedModel):
             self.tokenizer = Tokenizer(file)
             opened.callback(self.tokenizer.close)
             self._session: Session | None = Session(self.path / bundle.ONNX, threads or 0)
-            files[bundle.ONNX].check(strictly=True)  # ONNX Runtime takes a path, for the data beside it
+            files[bundle.ONNX].check(strictly=True)  # ONNX Runtime takes a path, for the data next to it
             files[bundle.ONNX].check_path()
             if self._session.n_vocab != self.tokenizer.n_vocab:
                 raise MismatchError(f"{path}: the model has {self._session.n_vocab} tokens, its tokenizer "

@@ -1,4 +1,4 @@
-"""What is asked of a served model, with all that decides the answers, as APIs hand it to whoever answers."""
+"""A question to a served model, with all that decides the answers, as APIs hand it to whoever answers."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ class Question:
 
     messages: Sequence[Message] | None = None
     prompt: str | Sequence[int] | None = None
-    model: str = ""  # "": what is in service
+    model: str = ""  # "": the active adapter
     tools: Sequence[Tool] | None = None
     tool_choice: str = "auto"
     function: str | None = None
@@ -42,7 +42,7 @@ class Question:
 
     @property
     def shown_tools(self) -> Sequence[Tool] | None:
-        """Those that the model sees."""
+        """Messages that the model sees."""
         return None if self.tool_choice == "none" else self.tools or None
 
     @property
@@ -54,6 +54,6 @@ class Question:
 
     @property
     def is_free(self) -> bool:
-        """Whether nothing but the model decides the form of the answer, and nothing but its text is asked for."""
+        """Whether nothing but the model decides the form of the answer, and nothing but its text is wanted."""
         forced = self.schema is not None or self.grammar or self.function or self.tool_choice == "required"
         return not forced and self.n == 1 and self.logprobs is None and not self.echo

@@ -1,6 +1,6 @@
-"""Calls of tools in an answer's text: found while it is made, and told apart from what the model says beside them.
+"""Calls of tools in an answer's text: found while it is made, and told apart from what else the model says.
 
-Models write a call as JSON, {"name": ..., "arguments": {...}}, one or a list of them, mostly behind a tag such as
+Models write a call as JSON, {"name": ..., "arguments": {...}}, one or a list of them, mostly after a tag such as
 <tool_call>. What does not become a call stays text.
 """
 
@@ -49,7 +49,7 @@ def join(pieces: list[CallPiece]) -> list[Call]:
 
 
 class CallReader:
-    """An answer's text in, piece by piece; text beside calls, and parts of calls, out.
+    """An answer's text in, piece by piece; text besides calls, and parts of calls, out.
 
     begin, end: what a call is put between; "": the answer is a call from its first character, or none. names: of the
     functions that exist. What is no call of one of them stays text.
@@ -80,7 +80,7 @@ class CallReader:
     # what may be next; each takes its part of the held text, gives what is text of it, and says what may follow
 
     def _text(self, _calls: list[CallPiece]) -> str:
-        """Up to where a call begins. Space behind a call is nothing that the model says."""
+        """Up to where a call begins. Space after a call is nothing that the model says."""
         if self._behind_call:
             self._held = self._held.lstrip()
             self._behind_call = not self._held
@@ -162,7 +162,7 @@ class _ObjectEnd:
         self._escaped = False
 
     def feed(self, text: str) -> int:
-        """How many of the characters belong to it."""
+        """The number of characters that belong to it."""
         for place, c in enumerate(text):
             if self._escaped:
                 self._escaped = False

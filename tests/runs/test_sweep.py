@@ -86,8 +86,8 @@ def test_after_a_stop_only_what_is_missing_is_done(place, tmp_path):
 
 
 @pytest.mark.parametrize(("flags", "words"), [
-    (["--lr", ",".join(["1e-4", "2e-4", "3e-4"] * 11)], "33 combinations of options are asked for, the most is 32"),
-    (["--lr", "1e-4,0.0001"], "lr-1e-4 is asked for twice"),
+    (["--lr", ",".join(["1e-4", "2e-4", "3e-4"] * 11)], "33 combinations of options are given, the most is 32"),
+    (["--lr", "1e-4,0.0001"], "lr-1e-4 is given twice"),
     (["--lr", "1e-4,2e-4", "--eval", "none"], "nothing would tell which run is best"),
     (["--lr", "1e-4,-1"], "lr is -1"),
     (["--rank", "4,four"], "'four' is not a valid integer"),

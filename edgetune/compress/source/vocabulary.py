@@ -69,7 +69,7 @@ def as_written(path: Path, library: str) -> Iterator[None]:
         yield
     except (EdgetuneError, MemoryError):
         raise
-    except Exception as error:  # transformers 5 has errors of its own kinds
+    except Exception as error:  # transformers 5 has its own kinds of errors
         raise FormatError(f"{path} is not as {library} writes it: {error!r:.200}", _BROKEN) from None
 
 

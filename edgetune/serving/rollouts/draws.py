@@ -1,4 +1,4 @@
-"""How the next token of an answer is drawn: what each draw's chance is a function of, and which tokens it is among.
+"""Draws of the next token of an answer: what each draw's chance is a function of, and which tokens it is among.
 
 Letters: n rows, V vocabulary, M candidates.
 """

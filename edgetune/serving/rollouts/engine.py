@@ -4,7 +4,7 @@ Prompts are read once, as forests, and their keys and values are kept while they
 Every step then takes the last token of each answer in progress through the blocks, and the head draws the next one of
 each (draws.py). A finished answer makes room for the next that waits. No logits are held.
 
-The same prompt, number, sample and options give the same answer, whatever is answered beside it: a draw is a pure
+The same prompt, number, sample and options give the same answer, whatever is answered with it: a draw is a pure
 function of (seed, number of the prompt, sample, position, token), and in precision "exact" logits are the same bits.
 Letters: n rows, T tokens, D model width, H heads, G key/value heads, C head width, P blocks of a path.
 """
@@ -67,7 +67,7 @@ class Rollout:
 
 @dataclass(frozen=True)
 class Wanted:
-    """What is asked of all prompts. max_tokens: of each prompt's answers. is_end: whether a token ends an answer, and
+    """Options of all prompts. max_tokens: of each prompt's answers. is_end: whether a token ends an answer, and
     watch (prompt, sample, token): whether an answer ends with this token for another reason. numbers: of the prompts,
     by which their draws differ (None: their indices).
     """
@@ -115,7 +115,7 @@ class _Answer:
 
     @property
     def position(self) -> int:
-        """Of its last token."""
+        """The place of its last token."""
         return self.prompt.length + len(self.tokens) - 1
 
 
@@ -171,7 +171,7 @@ class Rollouts:
         return begun
 
     def _begin_samples(self) -> list[_Answer]:
-        """Of prompts that were read."""
+        """Tokens of prompts that were read."""
         begun = []
         while self._prompts and self._free_rows:
             prompt = self._prompts[0]
@@ -189,7 +189,7 @@ class Rollouts:
         return begun
 
     def _next_prompts(self, idle: bool) -> list[int]:
-        """Those that fill the free rows, as far as one pass takes them and there are blocks for them. idle: nothing is
+        """Prompts for the free rows, as far as one pass takes them and there are blocks for them. idle: nothing is
         in progress, so that there are for the first.
         """
         chosen: list[int] = []
@@ -330,7 +330,7 @@ class Rollouts:
         answer.ended = self._wanted.is_end(token) or self._wanted.watch(answer.prompt.index, answer.sample, token)
 
     def _top(self, h: np.ndarray, limit: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-        """As draws.Top."""
+        """The likeliest tokens, as draws.Top."""
         decoder = self._decoder
         below = decoder.ops.place(limit)
         top = decoder.arena.view("top", len(h), self._plan.candidates)

@@ -1,4 +1,4 @@
-"""A decoder that only measures and answers: any adapter beside the weights, no training state."""
+"""A decoder that only measures and answers: any adapter with the weights, no training state."""
 
 from __future__ import annotations
 
@@ -21,18 +21,18 @@ _BACKWARD = {"block_x", "dx", "dact", "datt", "dq", "dk", "dv", "delta", "du", "
 
 
 def open_decoder(model: Model | Gguf, pairs: Lora, *, threads: int, max_tokens: int, max_length: int,
-                 precision: str = "exact", beside: Iterable[Buffer] = (), backend: str = "auto",
+                 precision: str = "exact", more: Iterable[Buffer] = (), backend: str = "auto",
                  ops: Backend | None = None, streamed: int = 0) -> Decoder:
     """A decoder for forward passes with any adapter; pairs of a lower rank are padded with zeros.
 
-    threads: 0 for one a core. beside: buffers that its arena is to have too. backend: what computes, as
+    threads: 0 for one a core. more: buffers that its arena is to have too. backend: what computes, as
     `opening.open_backend` has it, unless it is open already, as `ops`. streamed: the number of blocks, from the first,
     whose weights are read from the file at every use. Raises MismatchError for a pair that does not fit the model.
     """
     model = model if isinstance(model, Model) else Model(model)
     run = forward_run(model, pairs, threads=threads, max_tokens=max_tokens, max_length=max_length, precision=precision)
     ops = ops or open_backend(backend, run.threads)
-    arena = Arena([*forward_buffers(model, run, ops), *beside], ops.allocate)
+    arena = Arena([*forward_buffers(model, run, ops), *more], ops.allocate)
     ops.use_scratch(arena.flat("scratch"))
     decoder = Decoder(model, run, ops, arena, streamed)
     carved = decoder.adapter

@@ -42,11 +42,11 @@ class Segment:
     users: int = 0  # prompts that end here, and children
 
     def slots(self) -> NDArray[np.int32]:
-        """Where each of its tokens is kept."""
+        """The place of each of its tokens."""
         return slots_of(self.blocks, self.tokens.size)
 
     def path(self) -> Path:
-        """Of what ends with this segment."""
+        """The path of what ends with this segment."""
         before = self.parent.path() if self.parent else np.empty(0, np.int32)
         slots = self.slots()
         ends = np.minimum(np.arange(1, len(self.blocks) + 1) * CACHE, slots.size) - 1

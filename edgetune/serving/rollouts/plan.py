@@ -1,4 +1,4 @@
-"""The memory that answers take beside a decoder's own buffers, known before the first one begins.
+"""The memory that answers take besides a decoder's own buffers, known before the first one begins.
 
 Keys and values are kept of the prompts that are being answered and of every answer in progress, each at its greatest
 length. Where memory is short, fewer answers are in progress at once.
@@ -40,7 +40,7 @@ class AnswerPlan:
 
     @property
     def answer_blocks(self) -> int:
-        """Of one answer; its last token is not read."""
+        """The blocks of one answer; its last token is not read."""
         return blocks_for(self.answer_tokens - 1)
 
     @property

@@ -1,6 +1,6 @@
 """Texts by the engine that trains (engine.py): K answers to each of many prompts, within a memory budget.
 
-llama.cpp is what serves; this is for thousands of answers, such as those that a model learns from.
+llama.cpp serves; this is for thousands of answers, such as those that a model learns from.
 """
 
 from __future__ import annotations
@@ -37,7 +37,7 @@ GROWTH = 8 << 20  # bytes that Python takes while it answers
 
 @dataclass(frozen=True)
 class Engine:
-    """How answers are computed. parallel: answers in progress at once at most. budget: bytes of this process, as
+    """Options of the engine. parallel: answers in progress at once at most. budget: bytes of this process, as
     `asked` says it. precision: of products: exact, fast or int8. threads: 0 for one a core. backend: what computes, as
     `opening.open_backend` has it.
     """
@@ -116,7 +116,7 @@ def _drawn(model: Model, pairs: Lora, asked: Asked, engine: Engine, is_end: Call
     plan = plan_of(model, pairs, asked, engine, ops)
     run = _run(model, pairs, plan, engine)
     decoder = open_decoder(model, pairs, threads=engine.threads, max_tokens=run.max_tokens, max_length=run.max_length,
-                           precision=engine.precision, beside=plan.buffers(model.shape, run.activations), ops=ops)
+                           precision=engine.precision, more=plan.buffers(model.shape, run.activations), ops=ops)
     decoder.before_block = before_block
     wanted = Wanted([np.array(prompt, np.int32) for prompt in asked.prompts], asked.samples, asked.max_tokens,
                     asked.sampling, is_end, watch)
