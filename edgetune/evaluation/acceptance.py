@@ -35,8 +35,8 @@ class Paired:
 
     @classmethod
     def of(cls, before: Iterable[Any], after: Iterable[Any]) -> Paired:
-        """Of each row's value under A and under B, where the greater value is better. Values are numbers, or anything
-        that Python orders, as tuples: (is right, reward). Raises ValueError for unequal numbers of values.
+        """Counts rows by their values under A and under B, where the greater value is better. Values are numbers, or
+        anything that Python orders, as tuples: (is right, reward). Raises ValueError for unequal numbers of values.
         """
         pairs = list(zip(before, after, strict=True))
         wins = sum(bool(new > old) for old, new in pairs)
@@ -102,7 +102,7 @@ class Split:
 
     @classmethod
     def of(cls, names: Iterable[str]) -> Split:
-        """By the digest of each name: about half of them select, and a name stays where it is when others come."""
+        """Divides by the digest of each name: about half select, and a name keeps its side when others come."""
         both = frozenset(names)
         selecting = frozenset(name for name in both if sha256(name.encode()).digest()[0] % 2)
         return cls(selecting, both - selecting)

@@ -36,7 +36,7 @@ class Drift:
 
 
 def drift(served: LlamaModel, adapter: str | None, texts: Sequence[str]) -> Drift:
-    """Of an adapter that is loaded under this name, on texts. None, the base itself, drifts nowhere.
+    """Measures an adapter that is loaded under this name, on texts. None, the base itself, drifts nowhere.
 
     Raises UsageError for an adapter that is not loaded.
     """

@@ -30,7 +30,7 @@ class Comparison:
         return [(a, b) for a, b in self.answers if a.correct != b.correct]
 
     def to_json(self, shown: int) -> dict[str, Any]:
-        """With the first `shown` discordant rows of each kind."""
+        """Both tests, and the first `shown` discordant rows of each kind."""
         rows = [{"prompt": a.question, "expected": a.expected, "first": a.answer, "second": b.answer,
                  "right": "first" if a.correct else "second"} for a, b in self.some(shown)]
         return {"right": to_json(self.right), "lower_loss": to_json(self.lower), "discordant": rows}
@@ -42,7 +42,7 @@ class Comparison:
 
 
 def compare(first: Graded, second: Graded) -> Comparison:
-    """Of two models that were asked the same rows."""
+    """Compares two models that were asked the same rows."""
     answers = list(zip(first.answers, second.answers, strict=True))
     right = Paired.of([a.correct for a, _ in answers], [b.correct for _, b in answers])
     lower = Paired.of([-loss.mean for loss in first.losses], [-loss.mean for loss in second.losses])

@@ -125,8 +125,8 @@ class Rules:
 
     @property
     def p(self) -> float:
-        """Of both tests that `better` chooses from: twice the smaller p, if there are two (Bonferroni). The active
-        adapter was chosen by earlier rows, which makes it no easier to be better on them.
+        """Twice the smaller p of the two tests that `better` chooses from (Bonferroni), or the only one's. Earlier rows
+        chose the active adapter, which makes it no easier to be better on them.
         """
         return min(1.0, (2 if self.earlier.rows and self.new.rows else 1) * self.better.p_better)
 
@@ -197,7 +197,7 @@ def _unlearned(canary: Drift | None, limits: Limits) -> str:
 
 
 def _answers(found: Findings) -> str:
-    """How the held-out answers, and those that were learned, changed."""
+    """A sentence on how held-out answers changed, and how many corrections were kept."""
     old, new = _summary(found.old), _summary(found.new)
     if old["right"] or new["right"]:
         right = "told apart rightly" if all(score.pair for score in found.new) else "answered exactly"
@@ -218,7 +218,7 @@ def _corrected(scores: Sequence[Score]) -> dict[str, int] | None:
 
 
 def _rounds(found: Findings) -> list[dict[str, Any]]:
-    """How many of the questions of each earlier job are right, by the new adapter and before."""
+    """Counts, for each earlier job, of questions that are right under the new adapter and were before."""
     rounds: dict[str, dict[str, Any]] = {}
     for job, old, new in zip(found.rounds, found.old, found.new, strict=False):
         if old.right is not None and new.right is not None:

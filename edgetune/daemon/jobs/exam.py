@@ -1,6 +1,4 @@
-"""What adapters are asked before one takes over, and what was found: plain data, without llama.cpp, for a process that
-trains.
-"""
+"""The questions of the gate and the scores of adapters: plain data, without llama.cpp, for a process that trains."""
 
 from __future__ import annotations
 
@@ -21,7 +19,7 @@ class Score:
     measured for this row.
 
     pair: the row is a pair of answers. It is right where the chosen one is likelier than the rejected one, and its loss
-    is -log s of the difference of their log p: how sure the adapter is of that. reward: what its answer earns, of a row
+    is -log s of the difference of their log p: how sure the adapter is of that. reward: of the answer to a row
     without one to compare.
     """
 
@@ -52,11 +50,11 @@ class Exam:
     tests_before: int = 0
 
     def is_rewarded(self, row: Row) -> bool:
-        """Whether a row is judged by what the answer to it earns."""
+        """Whether the answer to a row counts by its reward."""
         return self.rewarding is not None and self.rewarding.judges(row)
 
     def key(self, row: Row) -> str:
-        """What the Score of a row is found by: its digest, and of a grader, where its answer earns a reward."""
+        """The key of a row's Score: a digest of the row, and of the grader that rewards its answer."""
         if self.rewarding is not None and self.rewarding.judges(row):
             return self.rewarding.key(row)
         return digest(row)
@@ -73,5 +71,5 @@ class Asked:
 
 
 def read_scores(found: Mapping[str, Any]) -> dict[str, Score]:
-    """Of a verdict."""
-    return {row: from_json(Score, score, "the verdict on the adapter in service") for row, score in found.items()}
+    """Reads the scores of a verdict, by their keys."""
+    return {row: from_json(Score, score, "the verdict on the active adapter") for row, score in found.items()}

@@ -73,7 +73,7 @@ class Examiner:
         self._on_asked = on_asked or (lambda _done, _of: None)
 
     def scores(self, adapter: Asked, rows: Sequence[Row]) -> list[Score]:
-        """Of each row. Text, and a row longer than max_length or the context, is not answered."""
+        """Scores of each row. Text, and a row longer than max_length or the context, is not answered."""
         missing = self.missing(adapter, rows)
         self.planned = max(self.planned, self._asked + len(missing))
         self.served.use(adapter.name)
@@ -85,7 +85,7 @@ class Examiner:
         return [adapter.scores[self.exam.key(row)] for row in rows]
 
     def missing(self, adapter: Asked, rows: Sequence[Row]) -> dict[str, Row]:
-        """Those that it was not asked yet, each once."""
+        """Rows that it was not asked yet, each once."""
         return {key: row for row in rows if (key := self.exam.key(row)) not in adapter.scores}
 
     def _ask(self, rows: Sequence[Row]) -> list[Score]:
@@ -117,7 +117,7 @@ class Examiner:
         return found
 
     def _reward(self, rows: Sequence[Row], rewarding: Rewarding) -> list[Score]:
-        """What greedy answers earn; it is not known of a prompt that leaves no room for an answer."""
+        """Rewards of greedy answers; a prompt that leaves no room for an answer has none."""
         asked = {i: tokens for i, row in enumerate(rows) if (tokens := self._prompt(row))}
         places = list(asked)
         budgets = [rewarding.objective.answer_tokens(len(tokens), self._max_length) for tokens in asked.values()]
@@ -130,9 +130,9 @@ class Examiner:
             self._count()
         if rewarding.rewards.needs_model:
             rewarding.rewards.use_model(LlamaJudge(self.served, EngineJudge.name))
-            self.served.use(None)  # no adapter judges itself
-        earned = dict(zip(answers, rewarding.earned(list(answers.values())), strict=True))
-        return [Score(None, reward=earned.get(i)) for i in range(len(rows))]
+            self.served.use(None)  # no adapter scores its own answers
+        rewards = dict(zip(answers, rewarding.earned(list(answers.values())), strict=True))
+        return [Score(None, reward=rewards.get(i)) for i in range(len(rows))]
 
     def _prompt(self, row: Row) -> list[int]:
         """Its tokens; none where they leave no room for an answer."""
