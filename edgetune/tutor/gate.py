@@ -1,7 +1,7 @@
 """Whether the adapter of a round is published: it and the published one answer held-out questions through llama.cpp.
 
-It is published if it answers surely more of them right, by the exact sign test, and does no harm to unrelated text.
-Answers are right or wrong, or have rewards, so nothing else is known of how good they are.
+It is published if it answers surely more of them better than worse, by the exact sign test, and does no harm to
+unrelated text. An answer is better if it is right, or has more of the right JSON, or a higher reward.
 
 The error is bounded over all rounds (acceptance.py): the k-th test since the last publication may be wrong with a
 probability of alpha / k (k + 1), whichever questions it asks and whichever adapter it is of. So it is no use to try
@@ -18,6 +18,7 @@ from typing import Any, ClassVar
 
 from ..evaluation.acceptance import Paired, alpha_of_test
 from ..evaluation.canary import Drift, drift
+from ..evaluation.graders.agreement import parts_of
 from ..evaluation.judge import same
 from ..formats.shape import read_shape
 from ..runs.answers import CONTEXT, repack_within
@@ -33,8 +34,9 @@ ROUND, LABELS, PUBLISHED = "round", "labels", "published"  # the adapters that a
 
 @dataclass(frozen=True)
 class HeldAnswers:
-    """The answers to the held-out questions with one adapter. values: 1 for a right answer and 0 for a wrong one, or
-    the grader's reward. rise, kl: how far it is from the base on unrelated text, as `Drift` has them.
+    """The answers to the held-out questions with one adapter. values: the grader's rewards, or where the right answer
+    is known the share that both have in common: 1 for a right one. rise, kl: how far the adapter is from the base on
+    unrelated text, as `Drift` has them.
     """
 
     adapter: str
@@ -51,7 +53,7 @@ class HeldAnswers:
     def score(self) -> str:
         """How good they are, in words."""
         is_counted = all(value in (0, 1) for value in self.values)
-        return f"{sum(self.values):g} of {len(self.values)} right" if is_counted else f"reward {self.mean:.3f}"
+        return f"{sum(self.values):g} of {len(self.values)} right" if is_counted else f"score {self.mean:.3f}"
 
 
 @dataclass(frozen=True)
@@ -138,8 +140,16 @@ def _answered(setting: Setting, served: LlamaModel, prompts: Sequence[Sequence[i
 def _values(setting: Setting, questions: Sequence[Question], answers: Sequence[ModelAnswer]) -> list[float]:
     """Graded when llama.cpp's memory is free again, as a grader may ask a model."""
     grades = graded(setting, questions, [[one] for one in answers])
-    return [float(same(question.reference, one.text)) if question.reference else grade[0].reward
+    return [in_common(question.reference, one.text) if question.reference else grade[0].reward
             for question, one, grade in zip(questions, answers, grades, strict=True)]
+
+
+def in_common(right: str, text: str) -> float:
+    """Of JSON twice the values that both have, of those that they have together (Dice 1945); 1 or 0 for all else."""
+    if same(right, text):
+        return 1.0
+    a, b = parts_of(right), parts_of(text)
+    return 2 * len(a & b) / max(1, len(a) + len(b))
 
 
 def count_tests(gates: Iterable[Gated]) -> int:

@@ -8,7 +8,19 @@ from collections.abc import Callable, Sequence
 import numpy as np
 import pytest
 
-from edgetune.tutor.gate import LABELS, PUBLISHED, ROUND, Gated, HeldAnswers, choose, count_tests, decide, explain, harm
+from edgetune.tutor.gate import (
+    LABELS,
+    PUBLISHED,
+    ROUND,
+    Gated,
+    HeldAnswers,
+    choose,
+    count_tests,
+    decide,
+    explain,
+    harm,
+    in_common,
+)
 from edgetune.tutor.options import TutorOptions
 
 OPTIONS = TutorOptions()
@@ -47,6 +59,15 @@ def test_rewards_count_by_their_signs() -> None:
     found = decided([0.1] * 6, round=[0.2] * 6)
     assert found.chosen == ROUND
     assert "0.200" in found.reason
+
+
+@pytest.mark.parametrize(("right", "text", "value"), [
+    ("on", "on", 1.0), ("on", "off", 0.0), ("on", "", 0.0), ("3", "3.0", 1.0), ('{"a": 1}', '{"a":1.0}', 1.0),
+    ('{"intent": "play", "slots": {"artist": "x", "year": 1959}}',
+     '{"intent": "play", "slots": {"artist": "y"}}', 2 / 5),
+    ('{"a": 1, "b": 2}', '{"a": 1}', 2 / 3), ('{"a": 1}', "no JSON", 0.0)])
+def test_an_answer_is_worth_what_it_has_of_the_right_one(right: str, text: str, value: float) -> None:
+    assert in_common(right, text) == pytest.approx(value)
 
 
 def test_the_better_of_two_that_pass_is_taken_and_of_equals_the_round() -> None:
