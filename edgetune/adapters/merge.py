@@ -16,7 +16,7 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
-from ..disk import refuse_existing, replaced
+from ..disk import refuse_existing, replaced, require_room
 from ..errors import FormatError, NumericsError, UsageError
 from ..formats.gguf import Gguf, Tensor
 from ..formats.gguf.read import BY_NAME
@@ -58,12 +58,27 @@ def merge(base: Gguf, pairs: Lora, out: str | os.PathLike[str], to: str = "Q8_0"
     check_fit(pairs, base, "the adapter")
     if to == KEEP:
         _check_kept(base, pairs)
+    if path.parent.is_dir():
+        require_room(path.parent, disk_needed(base, pairs, to))
     with replaced(path) as beside:
         if to == KEEP or to in _FLOATS:
             _write(beside, base, pairs, to)
         else:
             _write_quantized(beside, base, pairs, to, threads)
     return Merged(path, to, len(pairs), path.stat().st_size)
+
+
+def disk_needed(base: Gguf, pairs: Lora, to: str) -> int:
+    """Bytes at most that `merge` writes: the new file, and the one with F16 from which llama.cpp makes another type."""
+    if to == KEEP or to in _FLOATS:
+        return _file_bytes(base, _formats(base, pairs, to))
+    largest = to if to in BY_NAME else "Q8_0"  # a mixture such as Q4_K_M
+    return _file_bytes(base, _formats(base, pairs, KEEP, "F16")) + _file_bytes(base, _formats(base, pairs, largest))
+
+
+def _file_bytes(base: Gguf, formats: dict[str, str]) -> int:
+    return base.data_start + sum(prod(tensor.shape) // BY_NAME[formats[name]].block * BY_NAME[formats[name]].size
+                                 for name, tensor in base.tensors.items())
 
 
 def _check_kept(base: Gguf, pairs: Lora) -> None:
@@ -85,13 +100,8 @@ def _write_quantized(path: Path, base: Gguf, pairs: Lora, to: str, threads: int)
 
 
 def _write(path: Path, base: Gguf, pairs: Lora, to: str, changed: str = "") -> None:
-    """One pass over the base. changed: the format of changed tensors instead of what `to` says."""
-    formats = {}
-    for name, tensor in base.tensors.items():
-        matrix_format = tensor.format if to == KEEP else to
-        formats[name] = tensor.format if len(tensor.shape) == 1 else matrix_format
-        if changed and name.removesuffix(".weight") in pairs:
-            formats[name] = changed
+    """One pass over the base. changed: as of `_formats`."""
+    formats = _formats(base, pairs, to, changed)
     alignment = base.metadata.get("general.alignment", 32)
     assert isinstance(alignment, int)  # the reader has checked it
     with path.open("wb") as file:
@@ -100,6 +110,16 @@ def _write(path: Path, base: Gguf, pairs: Lora, to: str, changed: str = "") -> N
             for data in _data(tensor, pairs.get(name.removesuffix(".weight")), formats[name]):
                 file.write(data)
             file.write(bytes(-file.tell() % alignment))
+
+
+def _formats(base: Gguf, pairs: Lora, to: str, changed: str = "") -> dict[str, str]:
+    """Of each tensor. changed: the format of changed tensors instead of what `to` says."""
+    formats = {}
+    for name, tensor in base.tensors.items():
+        formats[name] = tensor.format if to == KEEP or len(tensor.shape) == 1 else to
+        if changed and name.removesuffix(".weight") in pairs:
+            formats[name] = changed
+    return formats
 
 
 # ---- the header ------------------------------------------------------------------------------------------------------

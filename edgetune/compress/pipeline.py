@@ -66,6 +66,7 @@ def compress(name: str, out: Path, config: CompressConfig, *, key: Path | None =
     if config.drop_blocks:
         prune.require_blocks(source.floats.shape, config.drop_blocks)
     with work_folder(out, config, source, resume) as folder:
+        memory.require_disk(config, source.floats, source.kind in ("gguf", "bundle"), folder)
         work = _Work(config, source, folder, private, on_progress, should_stop)
         on_estimate(work.estimate())
         return work.run(out)

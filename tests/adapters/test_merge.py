@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import resource
+import shutil
 from pathlib import Path
 
 import gguf
@@ -14,9 +15,9 @@ from sometimes import SOME_FORMATS, mostly_slow
 
 from edgetune.adapters import merge as module
 from edgetune.adapters.lora import TARGETS, Lora, Pair
-from edgetune.adapters.merge import merge
+from edgetune.adapters.merge import disk_needed, merge
 from edgetune.adapters.store import save_gguf
-from edgetune.errors import EdgetuneError, MismatchError, NumericsError, UnsupportedError, UsageError
+from edgetune.errors import DiskFullError, EdgetuneError, MismatchError, NumericsError, UnsupportedError, UsageError
 from edgetune.formats.gguf import FORMATS, Gguf, check_model, open_gguf
 
 TOKENS = np.random.default_rng(3).integers(0, 400, size=40).tolist()
@@ -232,3 +233,18 @@ def test_a_full_disk_leaves_nothing(to: str, limit: int, base: Gguf, quantized: 
         resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
     assert ("llama.cpp" in caught.value.what) == (of is quantized)
     assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize("to", ["keep", "F16", "Q8_0"])
+def test_room_is_asked_for_before_anything_is_written(
+        to: str, base: Gguf, quantized: Gguf, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The bytes that are needed are said, and are enough."""
+    model = quantized if to == "keep" else base
+    pairs = pairs_for(model)
+    merge(model, pairs, tmp_path / "enough.gguf", to)
+    needed = disk_needed(model, pairs, to)
+    assert needed >= (tmp_path / "enough.gguf").stat().st_size
+    monkeypatch.setattr(shutil, "disk_usage", lambda _: shutil._ntuple_diskusage(1, 1, needed - 1))
+    with pytest.raises(DiskFullError, match=f"{-(-needed // 2**20)} MiB are needed"):
+        merge(model, pairs, tmp_path / "full.gguf", to)
+    assert [path.name for path in tmp_path.iterdir()] == ["enough.gguf"]

@@ -293,6 +293,25 @@ def test_without_the_extra_it_says_what_to_install(place, monkeypatch):
     assert "edgetune[host]" in compress(place, "x.edge", code=2)
 
 
+@pytest.mark.parametrize("args", [(), ("--type", "F16"), ("--drop-blocks", 1)])
+def test_the_room_that_is_asked_for_is_enough_and_not_far_too_much(place, tmp_path, monkeypatch, args):
+    """What the work folder and the bundle hold when all is made, by what was said before."""
+    asked = []
+    monkeypatch.setattr(room, "require_room", lambda folder, nbytes: asked.append((folder, nbytes)))
+    sizes = []
+    copied = compression.copy_files
+
+    def copying(folder, to):
+        copied(folder, to)
+        files = [path for top in (asked[0][0], to) for path in top.rglob("*") if path.is_file()]
+        sizes.append(sum(path.stat().st_size for path in files))
+
+    monkeypatch.setattr(compression, "copy_files", copying)
+    compress(place, tmp_path / "new.edge", *args)
+    assert sizes[0] <= asked[0][1] + (1 << 20)  # what is no weight, as the vocabulary, aside
+    assert asked[0][1] < 4 * sizes[0]
+
+
 NO_OPTIMUM = """
 import sys
 

@@ -6,6 +6,7 @@ import json
 import random
 import sys
 import time
+import tracemalloc
 from pathlib import Path
 
 import pytest
@@ -99,6 +100,17 @@ def test_long_texts_are_compared_within_seconds():
     start = time.monotonic()
     assert similarity("fuzzy_match", " ".join(words[:6000]), " ".join(words[2000:5000])) < 1
     assert time.monotonic() - start < 10
+
+
+def test_a_table_of_all_pairs_of_words_is_not_made():
+    """Two texts of 24,000 letters would take hundreds of MiB."""
+    words = random.Random(0).choices(["lamp", "light", "on", "off", "hall"], k=10_000)
+    tracemalloc.start()
+    try:
+        assert 0 < similarity("rouge_l", " ".join(words[:6000]), " ".join(words[4000:])) < 1
+        assert tracemalloc.get_traced_memory()[1] < 16 << 20
+    finally:
+        tracemalloc.stop()
 
 
 @pytest.mark.parametrize("metric", ["fuzzy_match", "bleu", "gleu", "meteor", "rouge_1", "rouge_l"])

@@ -100,6 +100,26 @@ def _meteor() -> Similarity:
 
 def _rouge(metric: str) -> Similarity:
     from rouge_score.rouge_scorer import RougeScorer
-    name = "rougeL" if metric == "rouge_l" else metric.replace("_", "")
+    if metric == "rouge_l":
+        return _rouge_l()
+    name = metric.replace("_", "")
     scorer = RougeScorer([name])
     return lambda text, reference: float(scorer.score(reference, text)[name].fmeasure)
+
+
+def _rouge_l() -> Similarity:
+    """By rapidfuzz's longest common subsequence: rouge-score's own has a table of all pairs of words."""
+    from rapidfuzz.distance import LCSseq
+    from rouge_score.tokenize import tokenize
+
+    def similar(text: str, reference: str) -> float:
+        words = tokenize(text, None)
+        wanted = tokenize(reference, None)
+        common = LCSseq.similarity(words, wanted)
+        if not common:
+            return 0.0
+        precision = common / len(words)
+        recall = common / len(wanted)
+        return 2 * precision * recall / (precision + recall)
+
+    return similar
