@@ -100,7 +100,7 @@ def start_lines(e: dict[str, Any]) -> list[str]:
         learned = (f"training on answers to {e['rows']} prompts of {e['tokens']} tokens in all, "
                    f"{p['live']} answers in progress at a time")
     return [f"{learned}; {e['steps']} steps with the kernels {e['isa']}",
-            f"memory: at most {mib(p['peak_bytes'])} of {mib(p['budget_bytes'])} ({p['budget']}): buffers "
+            f"memory of training: at most {mib(p['peak_bytes'])} of {mib(p['budget_bytes'])} ({p['budget']}): buffers "
             f"{mib(p['arena_bytes'])}, weights {mib(p['weight_bytes'])}, the rest {mib(p['process_bytes'])}",
             *plan_lines(p)]
 

@@ -207,7 +207,8 @@ class TrainProgress:
         self.pace.step(e)
         reward = e.get("metrics", {}).get("reward")
         gained = f"loss {e['loss']:.3f}" if reward is None else f"reward {reward:.3f}"
-        parts = [gained, self.held_out, f"{self.pace.rate:.0f} tokens/s", f"{e['rss_mib']:.0f} MiB"]
+        held_out = self.held_out if e["step"] < self.pace.total else ""  # after the last step it is measured again
+        parts = [gained, held_out, f"{self.pace.rate:.0f} tokens/s", f"{e['rss_mib']:.0f} MiB"]
         self.numbers = "  ".join(part for part in parts if part)
         self._say_wear()
         if not self.console.is_terminal and (time.monotonic() - self.last > PLAIN_SECONDS

@@ -184,3 +184,16 @@ def test_answers_are_wrapped_beside_their_names():
     assert lines[2].rstrip() == "  after   so many words so many words so many words so many"
     assert all(line.startswith(" " * 10) and len(line) <= 60 for line in lines[3:])
     assert "".join(line[10:] for line in lines[2:]).replace(" ", "") == "somanywords" * 8 + "y" * 70
+
+
+def test_the_last_step_is_not_shown_with_a_measurement_before_it():
+    """Once it is measured again, that has a line of its own."""
+    file = io.StringIO()
+    with TrainProgress(Console(file=file, width=200)) as progress:
+        for event in (START, {"event": "eval", "step": 0, "loss": 12.345}, STEP | {"step": 12000},
+                      {"event": "eval", "step": 12000, "loss": 0.072}):
+            progress.event(event)
+    lines = [line for line in file.getvalue().splitlines() if line.startswith("step 12000/12000")]
+    assert len(lines) == 2
+    assert "held-out" not in lines[0]
+    assert lines[1].endswith("held-out 0.072")

@@ -143,13 +143,14 @@ class DaemonConfig:
 
     def limits(self) -> Limits:
         """On the canary. Raises UsageError."""
-        rise = re.fullmatch(rf"({NUMBER})%", self.canary_rise)
+        rise = re.fullmatch(rf"({NUMBER})%|(0\.\d{{1,4}})", self.canary_rise)
         if not rise and self.canary_rise != OFF:
-            raise UsageError(f"canary-rise is {self.canary_rise!r:.40}", "give a share such as 5%, or off")
+            raise UsageError(f"canary-rise is {self.canary_rise!r:.40}", "give a share such as 5% or 0.05, or off")
         kl = re.fullmatch(f"({NUMBER})", self.max_kl)
         if not kl and self.max_kl != OFF:
             raise UsageError(f"max-kl is {self.max_kl!r:.40}", "give nats a token such as 0.1, or off")
-        return Limits(float(rise[1]) / 100 if rise else None, float(kl[1]) if kl else None)
+        share = float(rise[2] or float(rise[1]) / 100) if rise else None
+        return Limits(share, float(kl[1]) if kl else None)
 
     def python(self) -> AllowedPython:
         """Raises UsageError where the folder of reward functions does not exist."""

@@ -178,7 +178,7 @@ def uninstall(folder: Path = UNITS) -> Path:
 def _require_root(folder: Path) -> None:
     if shutil.which("systemctl") is None:
         raise UsageError("there is no systemctl: this system does not run systemd",
-                         "start edgetune daemon in its own way, or see the unit with --print")
+                         "start edgetune daemon in its own way; edgetune service install --print shows the unit")
     if not os.access(folder, os.W_OK):
         raise UsageError(f"only root may write to {folder}", f"sudo {sys.executable} -m edgetune service ...")
 

@@ -107,6 +107,9 @@ def complete(verdict: dict[str, Any], answers: dict[str, Any]) -> dict[str, Any]
                 "lower --lr or --epochs, and look at the rows with edgetune data check."}
     kind = verdict["kind"]
     sentence = verdict["sentence"]
+    if kind == "still falling" and after == rows:  # longer training would teach nothing that is measured
+        kind = "learned"
+        sentence = "Learned."
     if kind in ("learned", "overfitted") and 1 < answers["commonest"] >= after < rows:
         said += (f", and always the same answer would be right for {answers['commonest']}: see whether the rows' "
                  "answers fit their questions")

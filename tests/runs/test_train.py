@@ -212,6 +212,14 @@ def test_what_one_answer_to_all_questions_would_do_is_not_called_learned(expecte
     assert ("always the same answer" in found["sentence"]) == (kind == "unmeasured")
 
 
+def test_nobody_is_advised_to_train_on_where_all_answers_are_right():
+    """A loss of nearly nothing still falls."""
+    verdict = {"kind": "still falling", "sentence": "Still falling; train on with edgetune resume.", "step": 4}
+    found = complete(verdict, summary(answered(0, 1, 0), answered(1, 1, 1)))
+    assert found == {"kind": "learned", "sentence": "Learned. 3 of 3 held-out rows are answered exactly, 1 before.",
+                     "step": 4}
+
+
 @pytest.mark.parametrize("kind", ["overfitted", "worse", "still falling", "unmeasured"])
 def test_other_verdicts_stay(kind):
     after = answered(1, 0, 0, expected="aab")

@@ -95,7 +95,7 @@ def test_a_daemon_checks_its_memory_before_it_starts(memory):
 def test_how_far_the_canary_may_be_from_the_base():
     from edgetune.daemon.options import DaemonConfig, Limits
     assert DaemonConfig().check().limits() == Limits(0.05, 0.1)
-    for text, limit in (("off", None), ("0%", 0.0), ("12.5%", 0.125)):
+    for text, limit in (("off", None), ("0%", 0.0), ("12.5%", 0.125), ("0.05", 0.05)):
         assert DaemonConfig(canary_rise=text).check().limits() == Limits(limit, 0.1)
     for text, limit in (("off", None), ("0", 0.0), ("0.25", 0.25)):
         assert DaemonConfig(max_kl=text).check().limits() == Limits(0.05, limit)
@@ -103,5 +103,5 @@ def test_how_far_the_canary_may_be_from_the_base():
         with pytest.raises(UsageError, match=r"max-kl is .*; give nats a token such as 0.1, or off"):
             DaemonConfig(max_kl=text).check()
     for text in ("5", "", "-1%", "five%", "1e2%", "inf%"):
-        with pytest.raises(UsageError, match=r"canary-rise is .*; give a share such as 5%, or off"):
+        with pytest.raises(UsageError, match=r"canary-rise is .*; give a share such as 5% or 0.05, or off"):
             DaemonConfig(canary_rise=text).check()
