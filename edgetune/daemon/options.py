@@ -101,7 +101,7 @@ class DaemonConfig:
     tutor_prompts: int = option(64, "Kept prompts that were not asked yet, which start the tutor's rounds.", low=1)
     tutor_options: str = option("", "Options of the tutor, such as rounds=5,per_round=32 [those of edgetune tutor, but "
                                 "3 rounds and the limits on the canary below].")
-    compact_every: int = option(0, "Lessons that took over, after which all that was learned is learned anew, when "
+    compact_every: int = option(0, "Feedback jobs that are activated, after which all feedback is learned again, when "
                                 "--learn allows it; 0: only when it is told to.", low=0)
     recall: bool = option(True, "Answer an exact repeat of a corrected question as corrected, until a training has "
                           "learned it.")

@@ -82,9 +82,9 @@ def test_numbers_may_be_auto(client: openai.OpenAI, tmp_path: Path) -> None:
 def test_what_the_gate_can_judge_by() -> None:
     check_judgeable(ROWS[0])
     check_judgeable(ANSWERS[0])
-    with pytest.raises(DataError, match=r"its label says that its answer is a bad one; name a validation file"):
+    with pytest.raises(DataError, match=r"label false.*; name a validation file"):
         check_judgeable({"prompt": "a", "completion": "b", "label": False})
-    with pytest.raises(DataError, match=r"cannot judge by it, chosen and rejected are the same"):
+    with pytest.raises(DataError, match=r"cannot be held out, chosen and rejected are the same"):
         check_judgeable({"prompt": "a", "chosen": "b", "rejected": "b"})
 
 

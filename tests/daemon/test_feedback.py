@@ -288,7 +288,7 @@ def test_words_on_prompts_and_conversations_do_not_meet(feedback: Feedback) -> N
     feedback.add(prompt="lamp on", answer="on", rating="down")
     assert [note.state for note in feedback.list()] == ["counted", "counted", "new"]
     feedback.add(messages=ASKED, answer="on", rating="down")
-    assert feedback.list()[-1].reason == "taken back by a later word on the same answer"
+    assert feedback.list()[-1].reason == "replaced by newer feedback on the same answer"
     assert feedback.counts() == {"new": 0, "used": 0, "held": 0, "aside": 0, "withdrawn": 1}
 
 

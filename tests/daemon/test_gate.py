@@ -128,7 +128,7 @@ def test_rows_that_cannot_be_answered(served: LlamaModel) -> None:
     assert text.new["exact"] is None
     mixed = ask(served, Exam([{"text": "turn the light off"}, ROWS[0]]), "wrong", "right")
     assert [score["right"] for score in mixed.scores.values()] == [None, True]  # each answer is its own row's
-    with pytest.raises(DataError, match=r"the gate cannot judge by it, the row has an unknown shape .*; name a valid"):
+    with pytest.raises(DataError, match=r"it cannot be held out, the row has an unknown shape .*; name a valid"):
         ask(served, Exam([{"prompt": "a", "better": "b", "worse": "c"}]), None, "right")
     with pytest.raises(DataError, match="no rows"):
         ask(served, Exam([]), None, "right")

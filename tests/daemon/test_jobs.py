@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import os
 import resource
-import shutil
 import signal
 import subprocess
 import sys
@@ -14,7 +13,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from services import LONG, ROWS, SMALL, answers, open_service, until, upload
+from services import ROWS, SMALL, answers, open_service, until, upload
 
 from edgetune.daemon.jobs import jobs as jobs_module
 from edgetune.daemon.jobs import queue as work
@@ -112,61 +111,6 @@ def test_it_takes_an_adapters_options(service: Service) -> None:
     assert service.jobs.wait(job.id, 60).status == "succeeded"
 
 
-def test_what_is_refused_leaves_nothing(service: Service, monkeypatch: pytest.MonkeyPatch) -> None:
-    file = upload(service)
-    two = upload(service, ROWS[:1] * 3)
-    for kind, match, options in (
-            (NotFoundError, "no model 'gpt-4o'", {"model": "gpt-4o"}),
-            (NotFoundError, "no file 'file-0'", {"training_file": "file-0"}),
-            (NotFoundError, "no file 'file-1'", {"validation_file": "file-1"}),
-            (UsageError, "suffix is '../x'", {"suffix": "../x"}), (UsageError, "suffix has 41", {"suffix": "a" * 41}),
-            (UsageError, "seed is -1", {"seed": -1}), (UnsupportedError, "'guesses'", {"method": {"type": "guesses"}}),
-            (UsageError, "no hyperparameter 'x'", {"hyperparameters": {"x": 1}}),
-            (DataError, "fewer than 2 different rows", {"training_file": two}),
-            (DataError, "no rows are left to learn", {"validation_file": file})):
-        with pytest.raises(kind, match=match):
-            service.jobs.create(**{"model": "tiny", "training_file": file, **options})
-    monkeypatch.setattr(jobs_module, "UNFINISHED", 0)
-    with pytest.raises(TooMuchError, match="0 jobs are not finished"):
-        service.jobs.create("tiny", file)
-    assert service.jobs.list() == []
-    assert list(service.jobs.folder.iterdir()) == []
-    for ask in (service.jobs.get, service.jobs.events, service.jobs.checkpoints, service.jobs.cancel,
-                service.jobs.wait):
-        with pytest.raises(NotFoundError, match="there is no job 'ftjob-0'"):
-            ask("ftjob-0")
-
-
-def test_pause_resume_cancel(service: Service, undisturbed: tuple[str, Path]) -> None:
-    first = begin(service, steps=100, checkpoint_every="0.05s")
-    second = begin(service)
-    third = begin(service)
-    until(lambda: step_of(service, first.id) > 10)
-    assert service.jobs.running.id == first.id
-    assert service.jobs.pause(first.id).status == "pausing"
-    assert service.jobs.cancel(third.id).status == "cancelled"
-    assert service.jobs.wait(second.id, 60).status == "succeeded"  # its turn came
-    with pytest.raises(UsageError, match=f"the job {first.id} is paused"):
-        service.jobs.pause(first.id)
-    with pytest.raises(UsageError, match="is succeeded"):
-        service.jobs.cancel(second.id)
-    with pytest.raises(UsageError, match="is cancelled; resume one that is paused"):
-        service.jobs.resume(third.id)
-    assert service.jobs.resume(first.id).status == "queued"
-    job = service.jobs.wait(first.id, 60)
-    assert service.adapters.get(str(job.result)).sha256 == undisturbed[0]
-    assert [found.id for found in service.jobs.list()] == [third.id, second.id, first.id]
-    assert [found.id for found in service.jobs.list(third.id, 1)] == [second.id]
-    long = service.jobs.create("tiny", upload(service), hyperparameters=LONG)
-    until(lambda: step_of(service, long.id) > 3)
-    pid = service.jobs.pid
-    assert service.jobs.cancel(long.id).status == "cancelled"
-    until(lambda: not Path(f"/proc/{pid}").exists())
-    until(lambda: not (service.jobs.folder / long.id).exists())
-    until(lambda: service.jobs.running is None)
-    assert len(service.adapters.list()) == 2
-
-
 @pytest.mark.slow
 def test_it_goes_on_after_stop_and_start(tmp_path: Path, undisturbed: tuple[str, Path]) -> None:
     with open_service(tmp_path) as service:
@@ -189,18 +133,6 @@ def test_a_killed_worker_is_replaced(service: Service, undisturbed: tuple[str, P
     job = service.jobs.wait(job.id, 60)
     assert service.adapters.get(str(job.result)).sha256 == undisturbed[0]
     assert "the training process ended with signal 9; it resumes from what was saved" in messages(service, job.id)
-
-
-def test_a_job_that_ends_while_the_batcher_stops_is_not_lost(tmp_path: Path) -> None:
-    """Its adapter cannot be loaded then; the next start does it."""
-    with open_service(tmp_path) as service:
-        job = begin(service, steps=5)
-        service.batcher.stop()
-        until(lambda: "it is being stopped" in service.jobs.paused_reason)
-        assert service.jobs.get(job.id).status == "running"
-        assert list(service.adapters.folder.iterdir()) == []
-    with open_service(tmp_path) as service:
-        assert service.jobs.wait(job.id, 60).status == "succeeded"
 
 
 def test_a_run_that_cannot_go_on_begins_again(service: Service, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -234,16 +166,6 @@ def test_the_worker_dies_with_a_daemon_that_is_killed(tmp_path: Path) -> None:
     until(lambda: not Path(f"/proc/{pid}").exists() or "zombie" in Path(f"/proc/{pid}/status").read_text())
 
 
-def test_a_job_that_fails_makes_room_for_the_next(service: Service) -> None:
-    bad = begin(service, lr=1e30)
-    good = begin(service, steps=2)
-    bad = service.jobs.wait(bad.id, 60)
-    assert (bad.status, bad.error["code"]) == ("failed", "NumericsError")
-    assert bad.error["message"].startswith("the loss is ")
-    assert service.jobs.wait(good.id, 60).status == "succeeded"
-    until(lambda: not any(service.jobs.folder.iterdir()))
-
-
 @pytest.mark.parametrize(("asked", "streamed"), [("auto", False), ("streamed", True)])
 def test_weights_that_the_daemon_holds_are_not_streamed_beside_them(tmp_path: Path, asked: str, streamed: bool) -> None:
     """Streaming beside a map of the same file takes more memory than to map it too, and a budget of all would break."""
@@ -262,21 +184,7 @@ def test_too_little_memory_says_how_much(tmp_path: Path) -> None:
         assert "--memory" in job.error["message"]
 
 
-def test_a_full_disk_stops_training_not_answers(service: Service, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(work, "RETRY_SECONDS", 0.05)
-    monkeypatch.setattr(work, "ROOM", shutil.disk_usage("/").total * 2**20)
-    job = begin(service, steps=2)
-    until(lambda: service.jobs.paused_reason)
-    health = service.health()
-    assert health["status"] == "degraded"
-    assert "MiB free" in health["reasons"][0]
-    assert answers(service)
-    assert service.jobs.get(job.id).status == "queued"
-    monkeypatch.setattr(work, "ROOM", 0)
-    assert service.jobs.wait(job.id, 60).status == "succeeded"
-    assert service.health() == {"status": "ok", "reasons": []}
-
-
+@pytest.mark.slow
 def test_a_run_whose_disk_refuses_goes_on_later(service: Service, undisturbed: tuple[str, Path],
                                                 monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(work, "RETRY_SECONDS", 1.0)
@@ -289,24 +197,6 @@ def test_a_run_whose_disk_refuses_goes_on_later(service: Service, undisturbed: t
     job = service.jobs.wait(job.id, 60)
     assert service.adapters.get(str(job.result)).sha256 == undisturbed[0]
     assert not service.jobs.paused_reason
-
-
-def test_what_a_kill_left_is_removed(tmp_path: Path) -> None:
-    with open_service(tmp_path) as service:
-        done = service.jobs.wait(begin(service, steps=1).id, 60)
-    for name in (done.id, "ftjob-1.55.tmp", "ftjob-2"):
-        (tmp_path / "state" / "runs" / name / "run").mkdir(parents=True)
-    with open_service(tmp_path) as service:
-        assert list(service.jobs.folder.iterdir()) == []
-        assert service.jobs.get(done.id) == done
-
-
-def test_rows_of_a_program(service: Service) -> None:
-    job = service.jobs.create_from_rows(ROWS[:10], ROWS[10:14], hyperparameters={**SMALL, "steps": 2})
-    assert (job.origin, job.training_file, job.model) == ("api", None, "tiny")
-    job = service.jobs.wait(job.id, 60)
-    assert job.status == "succeeded"
-    assert service.jobs.events(job.id, limit=100)[-1]["data"]["rows"]["held_out"]["rows"] == 4
 
 
 @pytest.mark.slow
@@ -324,6 +214,31 @@ def test_training_advances_while_answers_never_end(tmp_path: Path) -> None:
         assert said["cause"].startswith("someone is being answered")
         assert abs(time.time() - said["at"]) < 600
         assert json.dumps(service.device())
+
+
+def test_what_is_refused_leaves_nothing(service: Service, monkeypatch: pytest.MonkeyPatch) -> None:
+    file = upload(service)
+    two = upload(service, ROWS[:1] * 3)
+    for kind, match, options in (
+            (NotFoundError, "no model 'gpt-4o'", {"model": "gpt-4o"}),
+            (NotFoundError, "no file 'file-0'", {"training_file": "file-0"}),
+            (NotFoundError, "no file 'file-1'", {"validation_file": "file-1"}),
+            (UsageError, "suffix is '../x'", {"suffix": "../x"}), (UsageError, "suffix has 41", {"suffix": "a" * 41}),
+            (UsageError, "seed is -1", {"seed": -1}), (UnsupportedError, "'guesses'", {"method": {"type": "guesses"}}),
+            (UsageError, "no hyperparameter 'x'", {"hyperparameters": {"x": 1}}),
+            (DataError, "fewer than 2 different rows", {"training_file": two}),
+            (DataError, "no rows are left to learn", {"validation_file": file})):
+        with pytest.raises(kind, match=match):
+            service.jobs.create(**{"model": "tiny", "training_file": file, **options})
+    monkeypatch.setattr(jobs_module, "UNFINISHED", 0)
+    with pytest.raises(TooMuchError, match="0 jobs are not finished"):
+        service.jobs.create("tiny", file)
+    assert service.jobs.list() == []
+    assert list(service.jobs.folder.iterdir()) == []
+    for ask in (service.jobs.get, service.jobs.events, service.jobs.checkpoints, service.jobs.cancel,
+                service.jobs.wait):
+        with pytest.raises(NotFoundError, match="there is no job 'ftjob-0'"):
+            ask("ftjob-0")
 
 
 def test_one_process_has_the_state(service: Service, tmp_path: Path) -> None:

@@ -60,7 +60,7 @@ def test_methods_follow_from_the_rows_that_objectives_read(tmp_path: Path) -> No
 
 @pytest.mark.parametrize(("options", "says"), [
     ({"learn_method": "magic"}, "learn-method is 'magic', which does not learn from feedback; choose from "),
-    ({"learn_method": "grpo"}, "learns from rewards, and nothing gives any; name a grader with --learn-grader FILE"),
+    ({"learn_method": "grpo"}, "learn-method grpo needs learn-grader"),
     ({"learn_method": "grpo", "learn_grader": "nowhere.json"}, "nowhere.json"),
     ({"learn_method": "dpo", "learn_grader": "FILE"}, "learn-grader is given, and dpo learns from pairs"),
     ({"learn_method": "reft", "learn_grader": "FILE"}, "reft, which imitates rows of prompt and completion first"),

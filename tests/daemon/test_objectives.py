@@ -24,7 +24,7 @@ with open_service(Path(sys.argv[1])) as service:
                        (ROWS[:1] + PAIRS, "line 2: the row has an unknown shape")):
         with pytest.raises(DataError, match=says):
             upload(service, rows)
-    with pytest.raises(DataError, match="row 1: the gate cannot judge by it, .*; name a validation file with rows of "):
+    with pytest.raises(DataError, match="row 1: it cannot be held out, .*; name a validation file"):
         create("tiny", pairs, method=METHOD)
     with pytest.raises(DataError, match="row 1: the row is no pair; expected is prompt with better and worse"):
         create("tiny", upload(service), validation_file=upload(service), method=METHOD)

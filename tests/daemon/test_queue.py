@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+import shutil
 import threading
 import time
 from collections.abc import Iterator
@@ -10,13 +11,14 @@ from pathlib import Path
 
 import pytest
 from fake_workers import FakeWorkers
-from services import SMALL, open_service, until, upload
+from services import ROWS, SMALL, answers, open_service, until, upload
 
 from edgetune.daemon.jobs import queue as work
 from edgetune.daemon.jobs.jobs import Job
 from edgetune.daemon.jobs.process import SilentError
+from edgetune.daemon.jobs.worker import STOPPED
 from edgetune.daemon.service import Service
-from edgetune.errors import TooMuchError
+from edgetune.errors import TooMuchError, UsageError
 
 
 @pytest.fixture
@@ -247,3 +249,135 @@ def test_a_job_is_told_how_many_adapters_were_refused_since_one_passed(service: 
         worker.judge(passed, **facts)
         service.jobs.wait(job.id, 30)
     assert asked == [0, 1, 2, 2, 0]
+
+
+def test_pause_resume_cancel(service: Service, workers: FakeWorkers) -> None:
+    first = begin(service)
+    second = begin(service)
+    third = begin(service)
+    process = workers.next()
+    process.saves = False
+    process.step()
+    until(lambda: (service.jobs.get(first.id).progress or {}).get("step") == 1)
+    assert service.jobs.running
+    assert service.jobs.running.id == first.id
+    assert service.jobs.pause(first.id).status == "pausing"
+    assert process.commands[-1] == "stop"
+    process.end({"event": "stopped"}, STOPPED)
+    assert service.jobs.cancel(third.id).status == "cancelled"
+    workers.next().judge()  # its turn came
+    assert service.jobs.wait(second.id, 30).status == "succeeded"
+    with pytest.raises(UsageError, match=f"the job {first.id} is paused"):
+        service.jobs.pause(first.id)
+    with pytest.raises(UsageError, match="is succeeded"):
+        service.jobs.cancel(second.id)
+    with pytest.raises(UsageError, match="is cancelled; resume one that is paused"):
+        service.jobs.resume(third.id)
+    assert service.jobs.resume(first.id).status == "queued"
+    workers.next().judge()
+    assert service.jobs.wait(first.id, 30).status == "succeeded"
+    assert [found.id for found in service.jobs.list()] == [third.id, second.id, first.id]
+    assert [found.id for found in service.jobs.list(third.id, 1)] == [second.id]
+    running = begin(service)
+    process = workers.next()
+    assert service.jobs.cancel(running.id).status == "cancelled"
+    assert process.commands[-1] == "kill"
+    until(lambda: not process.folder.exists() and service.jobs.running is None)
+    assert len(service.adapters.list()) == 2
+
+
+def test_a_process_is_told_of_answers(service: Service, workers: FakeWorkers) -> None:
+    begin(service)
+    process = workers.next()
+    until(lambda: process.commands == ["free"])
+    service.generate("lamp", max_tokens=2).text()
+    until(lambda: process.commands == ["free", "busy", "free"])
+
+
+def test_a_job_that_ends_while_the_batcher_stops_is_not_lost(tmp_path: Path, workers: FakeWorkers) -> None:
+    """Its adapter cannot be loaded then; the next start does it."""
+    with open_service(tmp_path, start_process=workers) as service:
+        job = begin(service)
+        process = workers.next()
+        service.batcher.stop()
+        process.judge()
+        until(lambda: "it is being stopped" in service.jobs.paused_reason)
+        assert service.jobs.get(job.id).status == "running"
+        assert list(service.adapters.folder.iterdir()) == []
+    with open_service(tmp_path, start_process=workers) as service:
+        workers.next().judge()
+        assert service.jobs.wait(job.id, 30).status == "succeeded"
+
+
+def test_a_daemon_that_stops_has_the_process_save(tmp_path: Path, workers: FakeWorkers) -> None:
+    """And continues with the job that was running before those that wait."""
+    with open_service(tmp_path, start_process=workers) as service:
+        first = begin(service)
+        waiting = begin(service)
+        process = workers.next()
+    assert process.commands[-1] == "stop"
+    with open_service(tmp_path, start_process=workers) as service:
+        assert service.jobs.get(first.id).status == "running"
+        for job in (first, waiting):
+            process = workers.next()
+            assert process.folder.name == job.id
+            process.judge()
+            service.jobs.wait(job.id, 30)
+        assert "resumed" in said(service, first)
+
+
+def test_a_full_disk_stops_training_not_answers(service: Service, workers: FakeWorkers,
+                                                monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(work, "ROOM", shutil.disk_usage("/").total * 2**20)
+    job = begin(service)
+    until(lambda: service.jobs.paused_reason)
+    health = service.health()
+    assert health["status"] == "degraded"
+    assert "MiB free" in health["reasons"][0]
+    assert answers(service)
+    assert service.jobs.get(job.id).status == "queued"
+    monkeypatch.setattr(work, "ROOM", 0)
+    workers.next().judge()
+    assert service.jobs.wait(job.id, 30).status == "succeeded"
+    assert service.health() == {"status": "ok", "reasons": []}
+
+
+def test_a_disk_that_refuses_a_process_leaves_the_job_in_line(service: Service, workers: FakeWorkers) -> None:
+    job = begin(service)
+    workers.next().fail("DiskError", "cannot write", disk=True)
+    until(lambda: service.jobs.paused_reason)
+    assert "cannot write" in service.health()["reasons"][0]
+    assert service.jobs.get(job.id).status == "running"
+    workers.next().judge()
+    assert service.jobs.wait(job.id, 30).status == "succeeded"
+    assert not service.jobs.paused_reason
+
+
+def test_a_job_that_fails_makes_room_for_the_next(service: Service, workers: FakeWorkers) -> None:
+    bad = begin(service)
+    good = begin(service)
+    workers.next().fail("NumericsError", "the loss is nan")
+    workers.next().judge()
+    error = service.jobs.wait(bad.id, 30).error
+    assert error
+    assert (error["code"], error["message"]) == ("NumericsError", "the loss is nan")
+    assert service.jobs.wait(good.id, 30).status == "succeeded"
+    until(lambda: not any(service.jobs.folder.iterdir()))
+
+
+def test_what_a_kill_left_is_removed(tmp_path: Path, workers: FakeWorkers) -> None:
+    with open_service(tmp_path, start_process=workers) as service:
+        job = begin(service)
+        workers.next().judge()
+        done = service.jobs.wait(job.id, 30)
+    for name in (done.id, "ftjob-1.55.tmp", "ftjob-2"):
+        (tmp_path / "state" / "runs" / name / "run").mkdir(parents=True)
+    with open_service(tmp_path, start_process=workers) as service:
+        assert list(service.jobs.folder.iterdir()) == []
+        assert service.jobs.get(done.id) == done
+
+
+def test_rows_of_a_program(service: Service) -> None:
+    job = service.jobs.create_from_rows(ROWS[:10], ROWS[10:14], hyperparameters=SMALL)
+    assert (job.origin, job.training_file, job.model) == ("api", None, "tiny")
+    assert service.jobs.events(job.id, limit=100)[-1]["data"]["rows"]["held_out"]["rows"] == 4

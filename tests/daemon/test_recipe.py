@@ -42,7 +42,7 @@ def test_openai_names_and_ours() -> None:
     ({"lr": "fast"}, "lr is 'fast', not of type float"),
     ({"lr": math.inf}, "lr is inf, not a number"),
     ({"lr": 10**400}, "lr is 1000"),
-    ({"n_epochs": 2, "epochs": 2.0}, "epochs says again"),
+    ({"n_epochs": 2, "epochs": 2.0}, "epochs and another"),
     ({"learning_rate_multiplier": -1}, "lr is -0.002, the least is 0"),
     ({"n_epochs": 0}, "epochs and steps are both 0"),
     ({"targets": "all,nothing"}, "'all'"),
@@ -98,7 +98,7 @@ def test_held_out_rows_are_never_learned(tmp_path: Path) -> None:
     assert divide(many[:10], many[8:], tmp_path, HOLDOUT)["train"]["rows"] == 8
     with pytest.raises(DataError, match="no rows are left to learn"):
         divide(many[:5], many, tmp_path, HOLDOUT)
-    with pytest.raises(DataError, match="no rows are left to judge by"):
+    with pytest.raises(DataError, match="no rows are left to hold out"):
         divide(many[:5], [], tmp_path, HOLDOUT)
 
 

@@ -196,8 +196,8 @@ def test_a_grader_that_cannot_train_is_refused_before_a_job_exists(client: opena
 @pytest.mark.parametrize(("wrong", "says"), [
     ({"reasoning_effort": "high"}, "reasoning_effort is 'high', and the model does not reason apart from its answer"),
     ({"compute_multiplier": 0}, "compute_multiplier"), ({"eval_samples": 0}, "eval_samples"),
-    ({"compute_multiplier": 2.0, "num_generations": 3}, "compute_multiplier says again what num_generations says"),
-    ({"eval_interval": 2, "eval_every": 3}, "eval_interval says again what eval_every says"),
+    ({"compute_multiplier": 2.0, "num_generations": 3}, "compute_multiplier and num_generations"),
+    ({"eval_interval": 2, "eval_every": 3}, "eval_interval and eval_every"),
     ({"reward": "os:getcwd"}, "the reward function 'os:getcwd' is refused"),
     ({"unsafe_python": True}, "there is no 'unsafe_python'")])
 def test_hyperparameters_that_cannot_be_are_refused_by_name(client: openai.OpenAI, wrong: dict[str, Any],

@@ -45,10 +45,10 @@ SUFFIX = 40  # letters at most
 
 @dataclass(frozen=True)
 class JobData:
-    """Rows of a job, iterated over twice. held: those to judge by; None: a part of `rows`. rounds: of the first of
-    `held`, which are of earlier rounds of feedback, the job that learned each. corrected: rows that people corrected,
-    which must be answered so in the end. measured: rows whose loss, or reward, is measured during the training; none:
-    the rows to judge by, where they have one. fill: writes what else its kind has into the folder of the job.
+    """Rows of a job, iterated over twice. held: those that are held out; None: a part of `rows`. rounds: of the first
+    of `held`, which are of earlier feedback jobs, the job of each. corrected: rows that people corrected, which must be
+    answered so in the end. measured: rows whose loss, or reward, is measured during the training; none: the held-out
+    rows, where they have one. fill: writes what else its kind has into the folder of the job.
     """
 
     rows: Iterable[Row]
@@ -141,8 +141,8 @@ class Jobs:
     def create_from_rows(self, rows: Iterable[Row], held: Iterable[Row] | None = None, *, model: str = "",
                          suffix: str = "", seed: int | None = None, hyperparameters: Mapping[str, Any] | None = None,
                          metadata: Mapping[str, str] | None = None) -> Job:
-        """A job over rows of the calling program; both are iterated over twice. held: rows to judge by; None: a part of
-        `rows`.
+        """A job over rows of the calling program, which are iterated over twice. held: rows that are held out; None: a
+        part of `rows`.
         """
         method = recipe.method_of(None, hyperparameters)
         data = _checked(rows, held, method, self.python)
@@ -293,7 +293,7 @@ class Jobs:
 
 def _checked(rows: Iterable[Row], held: Iterable[Row] | None, method: Mapping[str, Any],
              python: AllowedPython) -> JobData:
-    """Rows that reading checks for what the method can learn, and the gate can judge by."""
+    """Rows that reading checks for what the method can learn, and the gate can use."""
     objective, rewards = with_rewards(recipe.objective_of(method)[0], python)
     learned = recipe.CheckedRows(rows, objective.rows, judges=held is None, rewards=rewards)
     return JobData(learned, None if held is None else recipe.CheckedRows(held, None, judges=True, rewards=rewards))

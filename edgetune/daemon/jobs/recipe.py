@@ -29,12 +29,12 @@ from . import rewarded
 
 OPENAI = {"n_epochs": "epochs", "batch_size": "batch_size", "learning_rate_multiplier": "lr"}
 TRAIN = "train.jsonl"  # in the folder of a job: rows to learn
-HELD = "held.jsonl"  # rows to judge by
-CORRECTED = "corrected.jsonl"  # of a lesson: corrections that it learns, which its adapter is asked, too
-CORRECTED_MOST = 64
-MEASURED = "measured.jsonl"  # of a lesson whose method has no loss on rows to judge: what is measured in training
-ROUNDS = "rounds.json"  # {"rounds": of the first rows of HELD, which are of earlier rounds, the job that learned each}
-_MARK = "fresh"  # what jobs of an earlier version have in rows of HELD that are not of earlier rounds
+HELD = "held.jsonl"  # rows that are held out
+CORRECTED = "corrected.jsonl"  # of a feedback job: corrections that it learns, which its adapter is asked, too
+MAX_CORRECTED = 64  # rows of CORRECTED
+MEASURED = "measured.jsonl"  # rows whose loss is measured in training, where the method has none on held-out rows
+ROUNDS = "rounds.json"  # {"rounds": of the first rows of HELD, which are of earlier jobs, the job of each}
+_MARK = "fresh"  # what jobs of an earlier version have in rows of HELD that are not of earlier jobs
 
 
 def method_of(method: Mapping[str, Any] | None, hyperparameters: Mapping[str, Any] | None) -> dict[str, Any]:
@@ -91,7 +91,7 @@ def options(base: TrainConfig, asked: Mapping[str, Any], own: Iterable[str] = ()
         if value == AUTO and left_open and kind_of(spec) is not str:
             continue
         if target in given:
-            raise UsageError(f"{name} says again what another hyperparameter says", "give one of them")
+            raise UsageError(f"{name} and another hyperparameter set the same option", "give one of them")
         given[target] = _typed(name, value, spec)
         if name == "learning_rate_multiplier":
             given[target] *= peak_rate(base, 0)
@@ -117,7 +117,7 @@ def _typed(name: str, value: Any, spec: Field[Any]) -> Any:
 
 class CheckedRows:
     """Rows of a client, to iterate over as often as needed. Raises DataError, with its number, for a row that `parser`
-    (None: not asked) cannot learn from, or, with `judges`, that the gate cannot judge by.
+    (None: not asked) cannot learn from, or, with `judges`, that the gate cannot use.
 
     rewards: of a job that learns from rewards, whose grader must find in a row what it names.
     """
@@ -152,11 +152,11 @@ def check_judgeable(row: Row) -> None:
         if is_pair(row):
             preferences.check_learnable(row)
         elif isinstance(row, Mapping) and row.get("label") is False:
-            raise DataError("its label says that its answer is a bad one", "")
+            raise DataError("a row with label false has no right answer", "")
         else:
             supervised_rows.check_row(row)
     except DataError as error:
-        raise DataError(f"the gate cannot judge by it, {error.what}",
+        raise DataError(f"it cannot be held out, {error.what}",
                         f"name a validation file with rows of {supervised_rows.EXPECTED}, or of pairs") from None
 
 
@@ -165,11 +165,11 @@ def divide(rows: Iterable[Row], held: Iterable[Row] | None, folder: Path, holdou
            measured: Iterable[Row] = ()) -> dict[str, dict[str, Any]]:
     """Write a job's rows into `folder`; rows and hash of either side. held: None takes a part of `rows`, of which the
     gate asks MOST at most. A row that is held out is never learned, even if it is in both. rounds: of the first rows of
-    `held`, which are of earlier rounds, the job of each. corrected: corrections among the rows to learn, of which
-    CORRECTED_MOST are kept apart. measured: rows for MEASURED.
+    `held`, which are of earlier jobs, the job of each. corrected: corrections among the rows to learn, of which
+    MAX_CORRECTED are kept apart. measured: rows for MEASURED.
 
     Rows are iterated over twice, and each row is hashed once. Raises DataError where nothing is left to learn, or
-    nothing to judge by.
+    nothing to hold out.
     """
     if held is None:
         digests = [digest(row) for row in rows]
@@ -184,16 +184,16 @@ def divide(rows: Iterable[Row], held: Iterable[Row] | None, folder: Path, holdou
     sides = {"train": _write(folder / TRAIN, learned), "held_out": _write(folder / HELD, judging)}
     for name, side in sides.items():
         if not side["rows"]:
-            raise DataError(f"no rows are left to {'learn' if name == 'train' else 'judge by'}",
+            raise DataError(f"no rows are left to {'learn' if name == 'train' else 'hold out'}",
                             "a row that is held out is not learned: give other rows")
-    _write(folder / CORRECTED, islice(corrected, CORRECTED_MOST))
+    _write(folder / CORRECTED, islice(corrected, MAX_CORRECTED))
     _write(folder / MEASURED, measured)
     _write_lines(folder / ROUNDS, [json.dumps({"rounds": [*rounds]})])
     return sides
 
 
 def held_rows(folder: Path) -> tuple[list[dict[str, Any]], list[str]]:
-    """The rows that judge a job, and of its first ones, which are of earlier rounds, the job of each; "" where an
+    """The held-out rows of a job, and of its first ones, which are of earlier jobs, the job of each; "" where an
     earlier version did not write it.
     """
     rows = list(Rows(folder / HELD))
@@ -228,7 +228,7 @@ def _is_measurable(folder: Path, parser: RowParser) -> bool:
 
 
 def corrected_rows(folder: Path) -> list[dict[str, Any]]:
-    """Corrections that the job learns; none for jobs that are no lessons, and of an earlier version."""
+    """Corrections that the job learns; none for other than feedback jobs, and of an earlier version."""
     path = folder / CORRECTED
     return list(Rows(path)) if path.exists() else []
 

@@ -33,7 +33,7 @@ IN_FOLDER = re.compile(r"(?P<module>[A-Za-z_]\w{0,99}(?:\.[A-Za-z_]\w{0,99}){0,9
                        re.ASCII)  # a module, in folders or not, and a function
 ELSEWHERE = (GRADER, "unsafe_python")  # options of an objective that are no hyperparameters of a job
 EFFORT = "default"  # the only reasoning_effort: there is no reasoning apart from the answer
-LEAST_GENERATIONS = 2
+MIN_GENERATIONS = 2
 
 
 def translated(kind: type[Rewarded], asked: Mapping[str, Any]) -> dict[str, Any]:
@@ -62,12 +62,12 @@ def generations(kind: type[Rewarded], multiplier: Any) -> int:
     """Answers to each prompt, by OpenAI's factor on what is spent on them. Raises UsageError."""
     if isinstance(multiplier, bool) or not isinstance(multiplier, int | float) or not 0 < multiplier < 1000:
         raise UsageError(f"compute_multiplier is {multiplier!r:.40}", "give a number above 0; 1 is the default")
-    return max(round(kind.num_generations * multiplier), LEAST_GENERATIONS)
+    return max(round(kind.num_generations * multiplier), MIN_GENERATIONS)
 
 
 def _say_once(found: Mapping[str, Any], ours: str, openai: str) -> None:
     if ours in found:
-        raise UsageError(f"{openai} says again what {ours} says", "give one of them")
+        raise UsageError(f"{openai} and {ours} set the same option", "give one of them")
 
 
 def _check_samples(samples: Any) -> None:

@@ -1,9 +1,10 @@
 """The order in which a job learns its rows.
 
 First come all rows that were learned before, once, the oldest first; then several passes over the new rows, each mixed
-with earlier ones. Their number follows from how many rows are new: so these are learned, however many earlier rows
-exist, and the gate sees clearly whether they do good or harm. A lesson begins from the base, and must come to know all
-that what serves knows: so earlier rows are learned as long as its lesson was, and what is new beside them.
+with earlier ones. The passes follow from the number of new rows, so that these are learned however many earlier rows
+there are, and the gate sees clearly whether they do good or harm. Each feedback job starts from the base, so it must
+relearn what the active adapter knows: it trains on earlier rows for as many steps as the job before, and on the new
+rows besides.
 """
 
 from __future__ import annotations
@@ -21,20 +22,20 @@ from .kinds import ANSWERS
 from .rows import Row
 
 T = TypeVar("T")
-LEAST_PASSES = 2
-LEAST_STEPS = 300  # of the largest batch
+MIN_PASSES = 2
+MIN_STEPS = 300  # of the largest batch
 
 
 def passes_over(new: int, config: TrainConfig) -> int:
-    """How often a job goes through this number of new rows: as the options say, with auto LEAST_PASSES at least."""
-    return max(LEAST_PASSES if is_auto(config) else 1, round(epochs_of(config, new)))
+    """How often a job goes through this number of new rows: as the options say, with auto MIN_PASSES at least."""
+    return max(MIN_PASSES if is_auto(config) else 1, round(epochs_of(config, new)))
 
 
 def least_rows(different: int, config: TrainConfig) -> int:
     """How many rows a job goes through at least, of this number of different ones, where the data decides: those of
-    LEAST_STEPS, and each MOST_EPOCHS times at most. Else 0.
+    MIN_STEPS, and each MOST_EPOCHS times at most. Else 0.
     """
-    return min(MOST_EPOCHS * different, LEAST_STEPS * LARGEST_BATCH) if is_auto(config) else 0
+    return min(MOST_EPOCHS * different, MIN_STEPS * LARGEST_BATCH) if is_auto(config) else 0
 
 
 def curriculum(new: Sequence[T], earlier: Sequence[T], passes: int, replay: float, seed: int, least: int = 0,

@@ -44,7 +44,7 @@ class Heading:
         if not self.learns:
             return "nothing to learn: a thumb down says that an answer is wrong, a correction would say what is right"
         if self.state == "withdrawn":
-            return "taken back by a later word on the same answer"
+            return "replaced by newer feedback on the same answer"
         if self.state == "aside":
             return f"set aside: what {self.job} learned was found worse" if self.job else "this model cannot learn it"
         if self.held:

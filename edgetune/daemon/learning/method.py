@@ -56,8 +56,8 @@ def learn_method(config: DaemonConfig) -> LearnMethod:
     kind = kinds[name]
     if isinstance(objective, Rewarded):
         if not (objective.grader or objective.reward):
-            raise UsageError(f"learn-method is {name}, which learns from rewards, and nothing gives any",
-                             "name a grader with --learn-grader FILE")
+            raise UsageError(f"learn-method {name} needs learn-grader",
+                             "name a file with a grader: --learn-grader FILE")
         if objective.imitated_epochs:
             raise UsageError(f"learn-method is {name}, which imitates rows of prompt and completion first, and "
                              "feedback has conversations", "choose grpo, or give --learn-options warmup_epochs=0")
