@@ -1,19 +1,19 @@
-"""Snips as a life: ten rounds of 50 corrections, then one of shuffled answers and one of consistently wrong ones.
+"""Simulation of ten rounds of 50 corrections, then one round of shuffled answers and one of consistently wrong ones.
 
     python tests/proofs/life.py [--model GGUF] [--shared ../shared] [--rounds 10] [--no-wrong] [--corrections 50]
                                  [--dev 50] [--lr RATE] [--seed 0] [--context 2048] [--learn-method sft]
-                                 [--learn-options ""] [--learn-grader FILE] [--state DIR]
+                                 [--learn-options ""] [--learn-grader FILE] [--given FILE --never FILE] [--state DIR]
 
-A service on an empty state gets corrections as a person would give them, and learns after each round: what it learned
-goes into service if the gate lets it. After each change held-out rows that are never given are answered by what serves.
-A method that learns from what was wrong, too, is given what the service answered beside each correction; one that
-learns from rewards gets a grader that counts the right fields of an answer, unless another is named. Trainings have the
-service's own options; --lr is that of sft, others have their own.
-With --state the service and what was found live in a folder: a life that was stopped, even in the midst of a round, is
-continued by the same command. --no-wrong leaves the wrong rounds out, for what proofs/compaction.py and
-proofs/second_task.py begin from.
-Exits with 1 unless the targets below are reached, more and more of those rows are right over the good rounds, and no
-bad round goes into service.
+A service on an empty state gets corrections as a person would give them, of Snips unless other rows are named, and
+learns after each round; the gate says whether the new adapter becomes active. After each change the active adapter
+answers rows that are never given. A method that learns from wrong answers, too, is given the service's own ones; one
+that learns from rewards gets a grader that counts the right fields of an answer, unless another is named. Trainings
+have the service's own options; --lr is that of sft, others have their own.
+
+With --state the service and the results are stored in a folder: a simulation that was stopped, even in the midst of a
+round, is continued by the same command. --no-wrong leaves the wrong rounds out, for proofs/compaction.py and
+proofs/second_task.py, which begin from such a folder. Exits with 1 unless the targets below are reached, more and more
+of those rows are right over the good rounds, and no wrong round becomes active.
 """
 
 from __future__ import annotations
@@ -152,8 +152,8 @@ def opened(args: argparse.Namespace, state: Path) -> Service:
 
 def lived(args: argparse.Namespace, folder: Path) -> list[Result]:
     """All rounds, what was found in each."""
-    good = rows_of(args.shared / "data" / "snips_train.jsonl")
-    dev = rows_of(args.shared / "data" / "snips_dev.jsonl")[: args.dev]
+    good = rows_of(args.given or args.shared / "data" / "snips_train.jsonl")
+    dev = rows_of(args.never or args.shared / "data" / "snips_dev.jsonl")[: args.dev]
     size = args.corrections
     wrong = [] if args.no_wrong else [("shuffled", shuffled), ("swapped", swapped)]
     bad = {str(args.rounds + 1 + i): one for i, one in enumerate(wrong)}
@@ -170,7 +170,7 @@ def lived(args: argparse.Namespace, folder: Path) -> list[Result]:
             done = live(service, f"{name} {kind}", number, spoil(rows))
             right = done["exact"] = exact(service, dev) if done["promoted"] else right
             add_result(found, life, done)
-            print(f"round {done['round']}: {'in service' if done['promoted'] else 'refused'}, {right:.1%}; "
+            print(f"round {done['round']}: {'active' if done['promoted'] else 'refused'}, {right:.1%}; "
                   f"{done['reason']}; canary {done['canary']['rise']:+.1%} from the base; "
                   f"{done['seconds']:.0f} s", flush=True)
     return life
@@ -178,6 +178,8 @@ def lived(args: argparse.Namespace, folder: Path) -> list[Result]:
 
 def main() -> None:
     parser = options()
+    parser.add_argument("--given", type=Path, help="other rows of JSON answers with an intent [snips_train]")
+    parser.add_argument("--never", type=Path, help="the rows that are never given, with --given [snips_dev]")
     parser.add_argument("--no-wrong", action="store_true", help="good rounds alone")
     parser.add_argument("--state", type=Path, help="a folder in which a life can be continued [a temporary one]")
     args = parser.parse_args()
