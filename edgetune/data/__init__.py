@@ -1,1 +1,1 @@
-"""From rows to batches: parsing, tokenizing, packing, and the process that loads."""
+"""The way from rows to batches: parsing, tokenizing, packing, and the process that loads."""

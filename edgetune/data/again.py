@@ -31,7 +31,7 @@ def examples_of(row: Row, shape: str, tokenizer: Tokenizer, system: str | None, 
 
 
 def second_prompt(item: str, answer: str, tokenizer: Tokenizer, system: str | None) -> NDArray[np.int32]:
-    """The tokens behind which the model answers again. item: the row as JSON; answer: its first answer."""
+    """The tokens after which the model answers again. item: the row as JSON; answer: its first answer."""
     row = json.loads(item)
     asked = row[shape_of(row)]
     said = as_messages(asked, answer) if isinstance(asked, str) else [*asked, *as_messages("", answer)[1:]]

@@ -1,7 +1,7 @@
-"""Anchors: what the base itself says to questions of all kinds, and how it continues texts, learned beside other rows
+"""Anchors: what the base itself says to questions of all kinds, and how it continues texts, learned with other rows
 so that it stays as it was (pseudo-rehearsal, Robins 1995; of language models, Huang et al. 2024, arXiv:2403.01244).
 
-Each is to be learned once or twice: those that are learned again and again are learned by heart, and all that they do
+Each is to be learned once or twice: those that are learned again and again are memorised, and all that they do
 not say suffers. So they are many and short, and placed between the rows. What no anchor is like changes most: texts are
 begun as books, news and encyclopedias begin them.
 """
@@ -64,7 +64,7 @@ BEGINNINGS = (
 
 def asking(system: bool, chats: bool) -> list[dict[str, Any]]:
     """Rows whose tokens are put to the base: texts to continue, and with `chats` questions as messages, whose answer is
-    there for its end alone. system: whether training gives rows a system message, beside which these have another.
+    there for its end alone. system: whether training gives rows a system message, of which these have another.
     """
     texts: list[dict[str, Any]] = [{"text": text, "open": True} for text in BEGINNINGS]
     return texts + [{"messages": _answered(question, system)} for question in QUESTIONS if chats]

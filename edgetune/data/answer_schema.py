@@ -1,6 +1,6 @@
 """The JSON schema that the answers of rows have in common: their keys, types and, where few occur, their values.
 
-A row that comes several times says no more than once: a lesson repeats each, and all of its values would seem to be
+A row that comes several times says no more than once: feedback repeats each, and all of its values would seem to be
 frequent ones. A value that is copied from the question, such as a name, is not chosen among those that occurred.
 """
 
@@ -30,7 +30,7 @@ LARGEST = 10**15  # of whole numbers: what a grammar writes
 ROOM = 4  # times the longest text, or list, that occurred
 
 Value = TypeVar("Value", bound=Hashable)
-Said = Sequence[tuple[str, Any]]  # values at the same place of all answers, each behind the normal text of its question
+Said = Sequence[tuple[str, Any]]  # values at the same place of all answers, each after the normal text of its question
 
 
 def derive(rows: Iterable[Row]) -> dict[str, Any] | None:
@@ -59,7 +59,7 @@ def _different(rows: Iterable[Row]) -> Iterable[Row]:
 
 
 def _answers(rows: Iterable[Row]) -> Iterable[tuple[str, str]]:
-    """All that is learned as an answer, behind its question; what is no text of an answer is no JSON."""
+    """All that is learned as an answer, after its question; what is no text of an answer is no JSON."""
     for row in rows:
         if isinstance(row, str) or _shape(row) not in ("messages", "prompt"):
             yield "", ""
@@ -144,7 +144,7 @@ def _object(said: Said) -> dict[str, Any]:
 
 
 def _order(values: Sequence[dict[str, Any]]) -> list[str] | None:
-    """Of keys, as all have it; None where some differ: to be held to another order than one has learned costs answers.
+    """The keys' order, as all have it; None where some differ: another order than the learned one costs answers.
     """
     before: TopologicalSorter[str] = TopologicalSorter()
     for value in values:
@@ -180,7 +180,7 @@ def is_closed(values: Sequence[Hashable]) -> bool:
 
 
 def is_copied(said: Sequence[tuple[str, Value]], stands: Callable[[str, Value], bool]) -> bool:
-    """Whether values, each behind its question, are taken from there; stands: whether one is in a question. Where a
+    """Whether values, each after its question, are taken from there; stands: whether one is in a question. Where a
     question tells all that there is to choose from, it has the other ones too.
     """
     own = sum(stands(question, value) for question, value in said)

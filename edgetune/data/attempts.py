@@ -4,8 +4,8 @@
 
 Prompt and answers are text, or lists of messages; `messages` that end with the user's may be written for `prompt`. An
 attempt whose label is true is right. Each attempt makes a pair, as `preferences` has them, which is a group of two
-examples. Its prompt is a conversation: the question, the attempt, and REQUEST. Behind a wrong attempt the completion is
-chosen and the attempt rejected. Behind a right one the attempt is chosen and a wrong attempt of the row rejected, so
+examples. Its prompt is a conversation: the question, the attempt, and REQUEST. After a wrong attempt the completion is
+chosen and the attempt rejected. After a right one the attempt is chosen and a wrong attempt of the row rejected, so
 that a right answer is kept; it makes no pair in a row without a wrong one.
 """
 
@@ -56,7 +56,7 @@ def check_learnable(row: Row) -> str:
 
 
 def examples_of(row: Row, _shape: str, tokenizer: Tokenizer, system: str | None, max_length: int) -> Iterable[Example]:
-    """Of each pair the chosen answer's example, then the rejected one's, at full length. Raises DataError."""
+    """Makes of each pair the chosen answer's example, then the rejected one's, at full length. Raises DataError."""
     check_chat(tokenizer)
     return [example for number, pair in enumerate(pairs_of(row), start=1) for example in
             in_group([answer.example(tokenizer, system, max_length) for answer in pair], number=number)]

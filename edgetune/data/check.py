@@ -107,7 +107,7 @@ def _few(data: Inspection, held_out: Inspection | None) -> Iterable[Finding]:
         return
     if len(data.rows) < FEW:
         yield Finding("few", f"{_rows(len(data.rows))} {_are(data.rows)} few to learn from",
-                      "expect that they are learned by heart, and add rows", [])
+                      "expect that they are memorised, and add rows", [])
     if held_out is None and not data.held_out():
         yield Finding("none-held-out", "no row can be held out, so nothing will tell whether training helps",
                       "name held-out rows with --eval, or add rows with other questions", [])
@@ -155,7 +155,7 @@ def _other_than_json(data: Inspection) -> Iterable[Finding]:
 
 
 def _far(data: Inspection) -> Iterable[Finding]:
-    """Answers of quite another length than the others are often cut, or hold what belongs elsewhere."""
+    """Answers of quite another length than the others are often cut, or hold what belongs to another place."""
     answered = [row for row in data.rows if row.answer is not None]
     if not answered:
         return

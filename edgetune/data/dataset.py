@@ -175,7 +175,7 @@ class _RowReader:
             raise UsageError(f"overflow is {self.overflow!r}", "choose truncate or skip")
 
     def read_file(self, path: Path) -> _Tokenized:
-        """With the digest of the file's bytes."""
+        """Adds the digest of the file's bytes."""
         digest = hashlib.sha256()
         made = self.read_all(((place(line, path.name), row) for line, row in read_rows(path, digest)), path.name)
         return replace(made, digest=f"sha256:{digest.hexdigest()}")

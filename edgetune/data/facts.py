@@ -24,7 +24,7 @@ from .rows import Row, RowParser, check_row
 
 @dataclass(frozen=True)
 class Tokens:
-    """How rows are tokenized; the fields are those of `dataset.load`."""
+    """Options of tokenizing rows; the fields are those of `dataset.load`."""
 
     tokenizer: Tokenizer
     max_length: int
@@ -79,7 +79,7 @@ class Inspection:
         return sorted(n for row in self.rows for n in row.tokens)
 
     def held_out(self) -> int:
-        """How many rows are held out where no file is named."""
+        """The number of rows that are held out where no file is named."""
         return len(indices_by_name([row.question for row in self.rows if not row.is_lost]))
 
 

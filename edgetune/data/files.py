@@ -59,7 +59,7 @@ def read_rows(path: Path, digest: hashlib._Hash | None = None) -> Iterator[tuple
 
 
 def place(line: int, name: str) -> str:
-    """Where a row of `read_rows` is, for a sentence."""
+    """The place of a row of `read_rows`, for a sentence."""
     return f"line {line} of {name}" if line else name
 
 

@@ -56,7 +56,7 @@ def grow(documents: Sequence[Tokens], share: bool = True) -> Forest:
 
 def _branches(documents: Sequence[Tokens], members: Sequence[int], depth: int,
               share: bool) -> list[tuple[list[int], int]]:
-    """Those of more than `depth` tokens by their next token, with the depth; each alone unless they share."""
+    """Groups those of more than `depth` tokens by their next token, with the depth; each alone unless they share."""
     groups: dict[tuple[int, int], list[int]] = {}
     for member in members:
         if documents[member].size > depth:
@@ -65,13 +65,13 @@ def _branches(documents: Sequence[Tokens], members: Sequence[int], depth: int,
 
 
 def _shared(documents: Sequence[Tokens], members: Sequence[int], depth: int) -> int:
-    """How many tokens from `depth` on are the same in all members."""
+    """The number of tokens from `depth` on that are the same in all members."""
     first = documents[members[0]]
     return min((shared(first, documents[member], depth) for member in members[1:]), default=first.size) - depth
 
 
 def shared(a: Tokens, b: Tokens, begin: int = 0) -> int:
-    """How many of their first tokens are the same, if the first `begin` are."""
+    """The number of first tokens that are the same, if the first `begin` are."""
     end = min(a.size, b.size)
     differ = a[begin:end] != b[begin:end]
     return begin + int(differ.argmax()) if differ.any() else end
@@ -84,5 +84,5 @@ def by_branches(documents: Sequence[Tokens]) -> list[int]:
 
 
 def deepest(document: Tokens, others: Iterable[Tokens]) -> int:
-    """How many tokens of a document a forest of others has already."""
+    """The number of tokens of a document that a forest of others has already."""
     return max((shared(document, other) for other in others), default=0)

@@ -24,7 +24,7 @@ FEW = 16  # of fewer rows than this one in four is held out; of fewer than LEAST
 
 
 def held_out_count(rows: int) -> int:
-    """How many of this number of rows are to be held out."""
+    """The number of rows to hold out of this number."""
     if rows < LEAST:
         return 0
     if rows < FEW:

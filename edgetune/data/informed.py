@@ -1,4 +1,4 @@
-"""Rows that ask, and say what a teacher knows beside the question, in TRL's words:
+"""Rows that ask, and say what a teacher knows besides the question, in TRL's words:
 
     {"prompt": ..., "privileged_context": "..."}
 

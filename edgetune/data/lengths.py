@@ -1,4 +1,4 @@
-"""How long rows are and what they begin with alike: what a plan knows of the data."""
+"""Lengths of rows and of their common beginnings: what a plan knows of the data."""
 
 from __future__ import annotations
 
@@ -33,10 +33,10 @@ class Unit:
 
 @dataclass(frozen=True)
 class Lengths:
-    """Of the rows of a run. shared: tokens that all of them begin with. prompt: of the longest prompt, where the rows
-    are answers that the model is to give. aside: of the longest document that is read beside them: an answer behind
-    another prompt, a conversation in which the model judges answers. known: bytes of what the reference model says of
-    answers behind other prompts, which stay in memory, and are written.
+    """Lengths of a run's rows. shared: tokens that all of them begin with. prompt: of the longest one, where the rows
+    are answers that the model is to give. aside: of the longest document that is read with them: an answer after
+    another prompt, a conversation in which the model grades answers. known: bytes of what the reference model says of
+    answers after other prompts, which stay in memory, and are written.
     """
 
     units: tuple[Unit, ...] = ()
@@ -64,18 +64,18 @@ class Lengths:
 
     @property
     def prefix(self) -> int:
-        """Tokens that a prefix has at most which many rows wait behind, all or those of a group."""
+        """Tokens that a prefix has at most which many rows wait for, all or those of a group."""
         return max([self.shared, *(unit.shared for unit in self.units)]) - 1
 
     def cut(self, max_length: int) -> Lengths:
-        """With rows of at most max_length tokens; groups, whose rows are not known one by one, stay too large."""
+        """Cuts rows to max_length tokens; groups, whose rows are not known one by one, stay too large."""
         units = tuple(Unit(*(min(n, max_length) for n in vars(unit).values())) if unit.rows == unit.longest
                       else replace(unit, longest=min(unit.longest, max_length)) for unit in self.units)
         return Lengths(units, min(self.shared, max_length), self.prompt, self.aside, self.known)
 
     def computed_share(self, batch: int, max_tokens: int, prefix: int = 0, passed_again: float = 1.0) -> float:
         """Tokens to compute, as a share of those of the rows, where a batch has `batch` units of mean size, and
-        micro-batches take `max_tokens`. What is behind a prefix in several micro-batches pays for `prefix` of its
+        micro-batches take `max_tokens`. What comes after a prefix in several micro-batches pays for `prefix` of its
         tokens once, and for a forward pass more through `passed_again` of the blocks, a share. 1 without rows.
         """
         if not self.units:
@@ -99,7 +99,7 @@ Given = Lengths | Sequence[int | tuple[int, ...]]
 
 
 def lengths_of(*parts: Sequence[Example], share: bool = True, top: int = 0) -> Lengths:
-    """Of examples, in parts that have no group in common. share False: each is computed whole. top: likeliest tokens
+    """Measures examples, in parts that have no group in common. share False: each computed whole. top: likeliest tokens
     that are to be known of each of their positions, if that is needed.
     """
     units: list[Unit] = []
@@ -120,12 +120,12 @@ def _unit(group: Sequence[Example], share: bool) -> Unit:
 
 
 def _alike(rows: Sequence[Example]) -> int:
-    """How many tokens all begin with, 0 for one alone."""
+    """The number of tokens that all begin with, 0 for one alone."""
     return min((shared(rows[0].tokens, row.tokens) for row in rows[1:]), default=0)
 
 
 def read_lengths(given: Given, max_length: int) -> Lengths:
-    """As Lengths; rows of which the tokens alone are given are cut to max_length."""
+    """Makes Lengths; rows of which the tokens alone are given are cut to max_length."""
     if isinstance(given, Lengths):
         return given
     units = []

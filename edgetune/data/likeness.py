@@ -1,4 +1,4 @@
-"""How alike texts are, by the words that they share (tf-idf: Salton and Buckley 1988)."""
+"""Likeness of texts, by the words that they share (tf-idf: Salton and Buckley 1988)."""
 
 from __future__ import annotations
 
@@ -20,12 +20,12 @@ class Likeness:
         self._vectors = [self._vector(of_text) for of_text in words]
 
     def to(self, text: str) -> list[float]:
-        """How alike a text is to each of them, from 0, no word in common, to 1."""
+        """The likeness of a text to each of them, from 0, no word in common, to 1."""
         vector = self._vector(_words(text))
         return [sum(vector.get(word, 0.0) * weight for word, weight in other.items()) for other in self._vectors]
 
     def _vector(self, words: Sequence[str]) -> Vector:
-        """Of length 1: how often each word is there, the rarer among the texts the weightier."""
+        """A vector of length 1: how often each word is there, the rarer among the texts the weightier."""
         found = {word: (1 + math.log(count)) * math.log((self._count + 1) / (self._spread[word] + 0.5))
                  for word, count in Counter(words).items()}
         length = math.sqrt(sum(weight * weight for weight in found.values()))

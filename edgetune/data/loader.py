@@ -198,7 +198,7 @@ def _is_default(field: Field[Any], value: Any) -> bool:
 
 
 def _arrays(values: list[Any]) -> list[np.ndarray[Any, Any]] | None:
-    """Of a field that is an array, or several; None for another."""
+    """Parts of a field that is an array, or several; None for another."""
     if isinstance(values[0], tuple):
         return [array for value in values for array in value]
     return values if isinstance(values[0], np.ndarray) else None

@@ -34,7 +34,7 @@ class Example:
     `held` how much more than others it is held to the reference model; `item` is its row as JSON, for an objective that
     grades the model's answers. `logp` is the log-probability that its supervised tokens had when the model drew them,
     `values` what was expected there, where an objective needs it. `prompts` are other prompts for the same answer,
-    behind which the reference model reads it too (views.py), or a prompt that the model is given later: the tokens of
+    after which the reference model reads it too (views.py), or a prompt that the model is given later: the tokens of
     each, in an order that its row's parser and its objective know; empty for one that the row lacks.
     """
 
@@ -55,13 +55,13 @@ class Example:
 
     @property
     def begin(self) -> int:
-        """Where the answer begins: the first supervised token; the number of tokens where there is none."""
+        """The place where the answer begins: the first supervised token; the number of tokens where there is none."""
         found = np.flatnonzero(is_supervised(self.weights))
         return int(found[0]) if found.size else self.weights.size
 
     @property
     def longest(self) -> int:
-        """Tokens of the longest document that is read: its own, or its answer behind another prompt."""
+        """Tokens of the longest document that is read: its own, or its answer after another prompt."""
         own = self.begin
         return self.tokens.size + max((prompt.size - own for prompt in self.prompts if prompt.size > own), default=0)
 
@@ -83,8 +83,8 @@ class Batch:
     examples: tuple[Example, ...]  # the documents
     reference: NDArray[np.float32] | None = None  # [S], log p by the reference model, if the objective needs it
     values: NDArray[np.float32] | None = None  # [S], the rewards that are expected, if the objective needs it
-    views: NDArray[np.float32] | None = None  # [V, S], log p by the reference behind other prompts; nan: row has none
-    choices: NDArray[np.int32] | None = None  # [S, k], tokens whose log p counts beside the target's
+    views: NDArray[np.float32] | None = None  # [V, S], log p by the reference after other prompts; nan: row has none
+    choices: NDArray[np.int32] | None = None  # [S, k], tokens whose log p counts with the target's
     choices_reference: NDArray[np.float32] | None = None  # [S, k], log p of these by the reference
     behind: int = 0  # tokens of a prefix, computed before, that all of its tokens see
     is_prefix: bool = False  # whether it is the prefix of batches that follow (trees.py)
@@ -139,7 +139,7 @@ class Batch:
 def collate(examples: Sequence[Example], share: bool = True, begin: int = 0, end: int | None = None) -> Batch:
     """The forest of the documents. share False: one after another, T is the sum of their lengths.
 
-    begin: behind a prefix of `begin` tokens, which all have. end: that prefix itself, of `end` tokens.
+    begin: after a prefix of `begin` tokens, which all have. end: that prefix itself, of `end` tokens.
     """
     found = grow([example.tokens[begin:end] for example in examples], share)
     supervised = [np.flatnonzero(is_supervised(example.weights[1 + begin:None if end is None else end + 1]))

@@ -6,7 +6,7 @@ chosen answer first.
     {"input": {"messages": [...], "tools": [...]}, "preferred_output": [...], "non_preferred_output": [...]}
 
 The prompt of two texts ends before the word in which they differ. An answer in messages is one message of the
-assistant's. Both answers are tokenized behind the same prompt, as they are served.
+assistant's. Both answers are tokenized after the same prompt, as they are served.
 """
 
 from __future__ import annotations
@@ -106,7 +106,7 @@ def _parted(chosen: Text, rejected: Text) -> tuple[Text, Text, Text]:
 
 
 def _end_of_prompt(alike: str) -> int:
-    """Where the last word begins, with the space before it."""
+    """The place where the last word begins, with the space before it."""
     found = re.search(r"\S*\Z", alike)
     assert found
     begin = found.start()

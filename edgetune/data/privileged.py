@@ -1,4 +1,4 @@
-"""Rows of an answer and of what a teacher knows beside its question, in TRL's words:
+"""Rows of an answer and of what a teacher knows besides its question, in TRL's words:
 
     {"prompt": ..., "completion": ..., "privileged_context": "..."}
 
@@ -51,7 +51,7 @@ def examples_of(row: Row, _shape: str, tokenizer: Tokenizer, system: str | None,
 
 
 def note_of(row: Mapping[str, Any]) -> str:
-    """What the teacher is told beside the question. Raises DataError for a context that is no text, or empty."""
+    """The context that the teacher gets with the question. Raises DataError for a context that is no text, or empty."""
     context = row[KEY]
     if not isinstance(context, str):
         raise DataError(f"{KEY} is a JSON {json_type(context)}", "write text")

@@ -32,7 +32,7 @@ class Answer:
 
     @property
     def row(self) -> dict[str, Any]:
-        """As a row of which the answer alone is supervised. Raises DataError for what is none."""
+        """Reads it as a row of which the answer alone is supervised. Raises DataError for what is none."""
         if isinstance(self.prompt, str):
             if not isinstance(self.answer, str):
                 raise DataError(f"prompt is text and {self.name} is a JSON {json_type(self.answer)}",
@@ -76,7 +76,7 @@ class Answer:
 
 
 def with_note(prompt: Text, note: str, tokenizer: Tokenizer) -> Text:
-    """The prompt with a note: behind what the user asks, so that both prompts begin alike; without a chat template
+    """The prompt with a note: after what the user asks, so that both prompts begin alike; without a chat template
     before it, as an answer continues its prompt's text. Raises DataError for messages without a user's.
     """
     if isinstance(prompt, str):

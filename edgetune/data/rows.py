@@ -170,7 +170,7 @@ def _document(tokenizer: Tokenizer, text: str, is_open: bool) -> Example:
 
 
 def _continuation(tokenizer: Tokenizer, prompt: str, completion: str) -> Example:
-    """Without a chat template: the completion straight after the prompt, then EOS."""
+    """Tokens without a chat template: the completion straight after the prompt, then EOS."""
     asked = tokenizer.encode(prompt, bos=True)
     answer = _ended(tokenizer, tokenizer.encode(completion, continues=bool(prompt)))
     if len(asked) + len(answer) < 2:

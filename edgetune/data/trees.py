@@ -1,4 +1,4 @@
-"""Micro-batches of a batch's examples, and trees that are too large for one: a prefix, and branches behind it.
+"""Micro-batches of a batch's examples, and trees that are too large for one: a prefix, and branches after it.
 
 What examples begin with alike is computed once as long as they fit into one micro-batch. Where they do not, each
 micro-batch computes it again, or, where a plan has room for its keys and values, it is computed apart: first the
@@ -66,7 +66,7 @@ class Tree:
 
 def micro_batches(examples: Sequence[Example], max_tokens: int, share: bool = True,
                   prefix: int = 0) -> list[Batch | Tree]:
-    """As many examples as fit at a time, what begins alike together; a group is in one micro-batch, or in one tree.
+    """Takes as many examples as fit, what begins alike together; a group is in one micro-batch, or in one tree.
 
     `max_tokens` limits the tokens that are computed at a time, and the supervised positions; `prefix` the tokens of a
     tree's prefix, 0: no tree is made. Where nothing is shared, examples stay in their order. Raises UsageError for an
@@ -99,7 +99,7 @@ def _batches(bundles: Sequence[Sequence[Group]], max_tokens: int, share: bool, p
 
 
 def _alike(bundles: Sequence[Sequence[Group]]) -> list[int]:
-    """How many tokens the rows of the first 1, 2, ... bundles begin with alike."""
+    """The number of tokens that the rows of the first 1, 2, ... bundles begin with alike."""
     first = bundles[0][0][0].tokens
     found: list[int] = []
     n = first.size
@@ -110,7 +110,7 @@ def _alike(bundles: Sequence[Sequence[Group]]) -> list[int]:
 
 
 def _tree(groups: Sequence[Group], max_tokens: int, prefix: int) -> Tree:
-    """Of rows that begin with at least one token more than the prefix alike: the token after it is each branch's first,
+    """Divides rows with at least one token more than the prefix alike: the token after it is each branch's first,
     so that what a branch predicts follows its own tokens.
     """
     rows = [example for group in groups for example in group]
@@ -128,7 +128,7 @@ def _tree(groups: Sequence[Group], max_tokens: int, prefix: int) -> Tree:
 
 
 def _count(example: Example, n: int) -> int:
-    """How many positions are predicted from its first n tokens."""
+    """The number of positions that are predicted from its first n tokens."""
     return int(is_supervised(example.weights[1:n + 1]).sum())
 
 
@@ -142,7 +142,7 @@ def _predictable(rows: Sequence[Example], prefix: int, max_tokens: int) -> int:
 
 def _fill(groups: Sequence[Group], max_tokens: int, share: bool, begin: int = 0,
           parts_groups: bool = False) -> Iterator[list[Group]]:
-    """As many groups as fit at a time, of rows whose first `begin` tokens are computed elsewhere. parts_groups: a group
+    """Takes as many groups as fit, of rows whose first `begin` tokens are computed before. parts_groups: a group
     that does not fit is alone.
     """
     bundle: list[Group] = []

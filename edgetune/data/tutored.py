@@ -61,7 +61,7 @@ def examples_of(row: Row, _shape: str, tokenizer: Tokenizer, system: str | None,
 
 
 def _note(row: Mapping[str, Any], key: str) -> str:
-    """What is put beside the question under this key; empty for null and for a key that is missing."""
+    """The text with the question under this key; empty for null and for a key that is missing."""
     text = row.get(key)
     if text is None or (isinstance(text, str) and not text.strip()):
         return ""

@@ -1,4 +1,4 @@
-"""An answer behind other prompts: a row's views, such as its question with a reference answer or a judgment beside it.
+"""An answer after other prompts: a row's views, such as its question with a reference answer or a judgment with it.
 
 Nothing is trained on them. The reference model reads them, once a row, with its own prompt in one forest, so that what
 the prompts begin with alike is computed once.
@@ -16,7 +16,7 @@ from .packing import Example
 
 
 def documents(example: Example) -> list[Example]:
-    """The example's answer behind each of its other prompts that it has."""
+    """The example's answer after each of its other prompts that it has."""
     answer = slice(example.begin, None)
     return [replace(example, tokens=np.concatenate([prompt, example.tokens[answer]]),
                     weights=np.concatenate([np.zeros(prompt.size, np.float32), example.weights[answer]]), prompts=())
@@ -24,7 +24,7 @@ def documents(example: Example) -> list[Example]:
 
 
 def spread(examples: Sequence[Example], values: Sequence[NDArray[np.float32]]) -> NDArray[np.float32] | None:
-    """[V, S]: what was read behind the other prompts of some examples, nan where a row lacks one; None where all do.
+    """[V, S]: what was read after the other prompts of some examples, nan where a row lacks one; None where all do.
 
     values: [documents, supervised] of each example, flat, in the order of `documents`.
     """

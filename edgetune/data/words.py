@@ -6,7 +6,7 @@ import re
 
 
 def normal(text: str) -> str:
-    """Without the differences of case and white space."""
+    """Drops the differences of case and white space."""
     return " ".join(text.casefold().split())
 
 

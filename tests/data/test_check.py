@@ -50,7 +50,7 @@ def test_flawless_rows_are_left_alone(tokenizer):
     ([*GOOD, CHAT], "shapes", [41], True,
      "1 row of rows.jsonl is not of prompt and completion, as the others are (line 41); keep one shape in a file"),
     (GOOD[:19], "few", [], False,
-     "19 rows are few to learn from; expect that they are learned by heart, and add rows"),
+     "19 rows are few to learn from; expect that they are memorised, and add rows"),
     ([*GOOD, GOOD[0], GOOD[0]], "repeated", [41, 42], False,
      "2 rows repeat earlier ones (lines 41, 42); remove them, unless they are to count more"),
     ([*GOOD, GOOD[0] | {"completion": "[]"}], "contradictory", [1, 41], False,
