@@ -2,9 +2,13 @@
 
 from __future__ import annotations
 
+import importlib.util
+import re
+import sys
 import time
 from collections.abc import Iterator
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 from services import open_service, until
@@ -65,3 +69,25 @@ def test_two_kinds_cannot_have_one_origin() -> None:
 
     with pytest.raises(ValueError, match="Other"):
         register(Other)
+
+
+def test_the_kind_of_the_page_is_one(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """As a file of its room."""
+    page = (Path(__file__).parents[2] / "docs" / "contributing.md").read_text("utf-8")
+    code = next(block for block in re.findall(r"```py\n(.*?)```", page, re.S) if "JobKind" in block)
+    (tmp_path / "neighbour.py").write_text(code)
+    (tmp_path / "neighbour.json").write_text('{"name": "Anna"}')
+    spec = importlib.util.spec_from_file_location("edgetune.daemon.kinds.neighbour", tmp_path / "neighbour.py")
+    assert spec is not None
+    assert spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    monkeypatch.setitem(sys.modules, spec.name, module)
+    monkeypatch.setitem(REGISTERED, "neighbour", JobKind())  # is put back to nothing at the end
+    del REGISTERED["neighbour"]
+    spec.loader.exec_module(module)
+    done: list[object] = []
+    worker = SimpleNamespace(folder=tmp_path, is_trained=False, emit=done.append, train=lambda: done.append("train"),
+                             evaluate=lambda: {"passed": True})
+    assert kind_of("neighbour").work(worker) == {"passed": True}  # type: ignore[arg-type]
+    assert "Anna" in str(done[0])
+    assert done[1] == "train"
