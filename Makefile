@@ -17,7 +17,7 @@ RUN = cd tests && PYTHONPATH=$(SOURCES) $(PYTHON)
 EMULATED = cd tests && PYTHONPATH=$(CURDIR)/build/emulated/python $(PYTHON)
 
 .PHONY: arm-kernels arm-train check clean compaction compressed corrections crash cuda cuda-steps dev \
-    docs dpo durability fuzz fuzz-daemon help installs learning life lint load memory methods peers picture pressure proofs \
+    docs dpo durability fuzz fuzz-daemon help installs learning life lint load memory methods peers pressure proofs \
     ready recipes sanitize second-task service slow test tutor wheels
 
 help: ## this list
@@ -29,9 +29,6 @@ ready:
 
 docs: ready ## docs/cli.md, docs/api.md and the tables of docs/models.md, from the code
 	$(RUN) ../docs/generate.py
-
-picture: ready ## docs/page.png: the page of a daemon that has learned; minutes the first time (playwright, Chromium)
-	$(RUN) ../docs/picture.py
 
 dev: ## the extension, into edgetune/backends/, for work in this checkout
 	$(CMAKE) -B build/dev -DPython_EXECUTABLE=$$(command -v $(PYTHON))
