@@ -95,3 +95,12 @@ def test_a_run_of_an_earlier_edgetune_resumes_with_defaults(stopped: Path, bundl
     for path in checkpoint.found(tmp_path / "out"):
         rewrite(path, lambda meta: (meta["plan"].pop("optimizer_state"), meta["state"].pop("changed")))
     assert go(bundle, tmp_path / "out", resume=True) == wanted
+
+
+@pytest.mark.parametrize("held", ["many", 3, [], {"loss_before": "x"}, None, {}])
+def test_an_adapter_whose_record_says_something_else_is_described(finished: Path, tmp_path: Path, held: Any) -> None:
+    from commands import run as command
+    shutil.copytree(finished, tmp_path / "run")
+    record = json.loads((tmp_path / "run" / "run.json").read_text())
+    (tmp_path / "run" / "run.json").write_text(json.dumps({**record, "held_out": held}))
+    assert json.loads(command("info", tmp_path / "run", "--json"))["kind"] == "adapter"

@@ -318,8 +318,15 @@ def generate_command(model: Path, prompt: str, system: str, raw: bool, as_json: 
     if engine == "native":
         others = {name: options.pop(name) for name in ("busy_file", "runtime", "structured", "url", "key_file")}
         check_engine(engine, **others)
-        from .prompts import answer_file
-        answer_file(model, Path(prompt), system=system, raw=raw, as_json=as_json, **own, **options)
+        from ..evaluation.native import engine_within
+        from ..llamacpp.sampling import Sampling
+        from .prompts import Questions, answer_file, show_lines
+        save = own.pop("save")
+        adapter = options.pop("adapter")
+        questions = Questions(Path(prompt), system, raw, options.pop("markup"), own.pop("samples"),
+                              options.pop("max_tokens"), options.pop("stop"))
+        engine_used = engine_within(threads=options.pop("threads"), **own)
+        show_lines(answer_file(model, adapter, questions, Sampling(**options), engine_used), save, as_json)
         return
     check_engine(engine, **own)
     refuse_file(prompt)

@@ -76,11 +76,13 @@ def _to_ollama(adapter: Path, base: Gguf, folder: Path, base_name: str,
     from ..adapters.ollama import export_ollama
     from ..console import Copied
     mapped = export_ollama(adapter, base, folder, model=base_name, system=system)
-    said = "" if mapped else ("the base's chat template writes more than Ollama's can, or there is none: the Modelfile "
-                              "has no TEMPLATE, and Ollama chooses one, which may differ from that of training")
+    said = ("the TEMPLATE of the Modelfile has no place for tools: where chats have some, name the base as Ollama has "
+            "it with --base-name and remove the TEMPLATE, and Ollama's own writes the prompts") if mapped else (
+            "the base's chat template writes more than Ollama's can, or there is none: the Modelfile has no TEMPLATE, "
+            "and Ollama chooses one, which may differ from that of training")
     return {"template": mapped}, [f"written to {folder}; next:",
                                   Copied(f"cd {folder} && ollama create {folder.name} -f Modelfile"),
-                                  *([said] if said else [])]
+                                  said]
 
 
 def _base_of(run: dict[str, Any], adapter: Path) -> Path:

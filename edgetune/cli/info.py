@@ -130,7 +130,7 @@ def _word(value: Any) -> str:
 def _adapter(path: Path) -> dict[str, Any]:
     opened = store.open_adapter(path)
     targets = Counter(name.split(".", 2)[-1] for name in opened.pairs)  # blk.3.attn_q, but output too
-    held = opened.run.get("held_out") or {}
+    held = opened.run.get("held_out")
     facts: dict[str, Any] = {
         "file": str(opened.path), "kind": "adapter", "architecture": opened.architecture,
         "trained_on": opened.base_name, "fingerprint": opened.fingerprint, "pairs": len(opened.pairs),
@@ -139,8 +139,8 @@ def _adapter(path: Path) -> dict[str, Any]:
         "bytes": opened.path.stat().st_size, "status": opened.run.get("status", "")}
     if opened.schema is not None:
         facts["schema"] = opened.schema
-    if held:
-        facts |= {"held_out_loss_before": held["loss_before"], "held_out_loss_after": held["loss_after"]}
+    if isinstance(held, dict):
+        facts |= {f"held_out_{name}": held[name] for name in ("loss_before", "loss_after") if name in held}
     return facts
 
 

@@ -14,8 +14,9 @@ from ..disk import json_text
 from ..errors import DataError, UsageError
 
 if TYPE_CHECKING:
+    from ..llamacpp.sampling import Sampling
     from ..llamacpp.tokenizer import Tokenizer
-    from ..serving.rollouts.texts import Answered
+    from ..serving.rollouts.texts import Answered, Engine
 
 
 @dataclass(frozen=True)
@@ -61,28 +62,38 @@ def _prompt(row: Any, tokenizer: Tokenizer, system: str, raw: bool) -> PromptRow
     return PromptRow(asked, tokenizer.render(messages, row.get("tools"), add_generation_prompt=True))
 
 
-def answer_file(model: Path, path: Path, *, adapter: Path | None, samples: int, memory: str, parallel: int,
-                precision: str, threads: int, backend: str, system: str, raw: bool, markup: str, max_tokens: int,
-                stop: Sequence[str], as_json: bool, save: Path | None, **sampling: Any) -> None:
-    """Writes a JSON line an answer, in the order of the prompts, into `save`, or prints it as soon as it is made; with
-    --json one object, when all are there.
-    """
-    from ..evaluation.native import engine_within
+@dataclass(frozen=True)
+class Questions:
+    """A file of prompts and what is asked with each. raw: prompts are continued, without the chat template."""
+
+    path: Path
+    system: str
+    raw: bool
+    markup: str
+    samples: int
+    max_tokens: int
+    stop: Sequence[str]
+
+
+def answer_file(model: Path, adapter: Path | None, questions: Questions, sampling: Sampling,
+                engine: Engine) -> Iterator[dict[str, Any]]:
+    """A line an answer, in the order of the prompts, as soon as it is made."""
     from ..formats.bundle import open_bundle
-    from ..llamacpp.sampling import Sampling
     from ..llamacpp.tokenizer import Tokenizer
     from ..serving.rollouts.texts import Asked, answers, pairs_of
     gguf = open_bundle(model).gguf
     pairs = pairs_of(gguf, adapter)
     tokenizer = Tokenizer(gguf)
-    tokenizer.markup = markup
-    rows = read_prompts(path, tokenizer, system, raw)
-    asked = Asked([tokenizer.encode(row.text, bos=True) for row in rows], [max_tokens] * len(rows), samples,
-                  Sampling(**sampling), stop)
-    engine = engine_within(memory, parallel=parallel, precision=precision, threads=threads,
-                           backend=backend)
-    made = ordered(answers(gguf, tokenizer, pairs, asked, engine), samples)
-    lines = (answer_line(rows[answered.rollout.prompt], answered) for answered in made)
+    tokenizer.markup = questions.markup
+    rows = read_prompts(questions.path, tokenizer, questions.system, questions.raw)
+    asked = Asked([tokenizer.encode(row.text, bos=True) for row in rows], [questions.max_tokens] * len(rows),
+                  questions.samples, sampling, questions.stop)
+    for answered in ordered(answers(gguf, tokenizer, pairs, asked, engine), questions.samples):
+        yield answer_line(rows[answered.rollout.prompt], answered)
+
+
+def show_lines(lines: Iterator[dict[str, Any]], save: Path | None, as_json: bool) -> None:
+    """Writes the lines into `save`, or prints each as it comes; with --json one object, when all are there."""
     if save is not None:
         count = save_lines(save, lines)
         click.echo(json.dumps({"answers": count, "file": str(save)}) if as_json else f"{count} answers in {save}")
