@@ -10,7 +10,7 @@ import inspect
 import re
 import sys
 from collections.abc import Iterable, Iterator, Mapping
-from dataclasses import fields
+from dataclasses import Field, fields
 from pathlib import Path
 from typing import Any
 
@@ -23,7 +23,7 @@ from edgetune.daemon.options import DaemonConfig
 from edgetune.formats.named import KNOWN, PACKAGED
 from edgetune.machine.policy import Policy
 from edgetune.objectives.base import objectives
-from edgetune.training.config import TrainConfig
+from edgetune.training.config import TrainConfig, train_options
 
 FOLDER = Path(__file__).parent
 HELP = {"--help", "--help-all"}
@@ -52,8 +52,13 @@ def cell(text: str) -> str:
     return re.sub(r"\s+", " ", text).replace("|", "\\|").strip()
 
 
+def specs_of(kind: type) -> Iterable[Field[Any]]:
+    """The fields of a class of options; of a training's, those of adapter families too."""
+    return train_options().values() if kind is TrainConfig else fields(kind)
+
+
 def option_rows(kind: type) -> Iterator[str]:
-    for spec in fields(kind):
+    for spec in specs_of(kind):
         meta = spec.metadata
         parts = [cell(meta["help"])]
         if meta["choices"]:
@@ -136,14 +141,14 @@ def shared_options(options: list[click.Option]) -> Iterator[tuple[str, list[clic
 
 def is_shared(option: click.Option, kind: type) -> bool:
     """Whether a flag is that of a class of options, with its help and default."""
-    spec = next((spec for spec in fields(kind) if spec.name == option.name), None)
+    spec = next((spec for spec in specs_of(kind) if spec.name == option.name), None)
     return spec is not None and option.help == spec.metadata["help"] and option.default in (spec.default, None)
 
 
 def named(found: list[click.Option], kind: type) -> str:
     """Names the fewer of those that a command has and those that it lacks."""
     names = {one.name for one in found}
-    missing = [spec.name for spec in fields(kind) if spec.name not in names]
+    missing = [spec.name for spec in specs_of(kind) if spec.name not in names]
     if not missing:
         return "All options of"
     if len(missing) < len(names):

@@ -8,7 +8,9 @@ from __future__ import annotations
 import math
 from collections.abc import Iterable, Mapping
 from dataclasses import MISSING, Field, field, fields
-from typing import Any, TypeVar
+from importlib import import_module
+from pkgutil import iter_modules
+from typing import Any, Generic, TypeVar
 
 from .errors import UsageError
 
@@ -111,3 +113,37 @@ def check_range(spec: Field[Any], value: Any) -> None:
 
 def _flag(spec: Field[Any]) -> str:
     return spec.name.replace("_", "-")
+
+
+class Registry(Generic[T]):
+    """The dataclasses of options of one kind by their `name`, each registered by a module of one package.
+
+    package: its name; kind: what they are, for errors; unique: class variables that no two of them share.
+    """
+
+    def __init__(self, package: str, kind: str, unique: tuple[str, ...] = ("name",)) -> None:
+        self.package = package
+        self.kind = kind
+        self.unique = unique
+        self._found: dict[str, type[T]] = {}
+
+    def register(self, one: type[T]) -> None:
+        """Raises ValueError where another has its name."""
+        for other in self._found.values():
+            is_same = (other.__module__, other.__qualname__) == (one.__module__, one.__qualname__)
+            if not is_same and any(getattr(other, name) == getattr(one, name) for name in self.unique):
+                raise ValueError(f"{one.__qualname__} has the {' or '.join(self.unique)} of {other.__qualname__}")
+        self._found[one.name] = one  # type: ignore[attr-defined]
+
+    def all(self) -> dict[str, type[T]]:
+        """By name; the modules of the package are imported first."""
+        for module in iter_modules(import_module(self.package).__path__):
+            import_module(f"{self.package}.{module.name}")
+        return dict(sorted(self._found.items()))
+
+    def named(self, name: str) -> type[T]:
+        """Raises UsageError for an unknown name."""
+        known = self.all()
+        if name not in known:
+            raise UsageError(f"there is no {self.kind} {name!r:.80}", f"choose from {', '.join(known)}")
+        return known[name]

@@ -21,13 +21,22 @@ def from_json(kind: type[T], found: Any, source: str) -> T:
     """The dataclass `kind` from a JSON object. source: what holds it, for the error.
 
     A field that is missing takes its default. Raises FormatError for what is no object, and for the first field that
-    `kind` does not have, that is missing and has no default, or whose value is of another type.
+    `kind` does not have, that is missing and has no default, or whose value is of another type. A dataclass whose JSON
+    is not that of its fields reads it by itself, with `read_json`.
     """
     if not isinstance(found, Mapping):
         raise FormatError(f"{source} is {found!r:.60}, no JSON object", "restore it from a copy")
-    specs = {spec.name: spec for spec in fields(kind) if spec.init}  # type: ignore[arg-type]
+    if (own := getattr(kind, "read_json", None)) is not None:
+        read: T = own(found, source)
+        return read
+    return kind(**checked_fields(kind, found, source))
+
+
+def checked_fields(kind: type[Any], found: Mapping[str, Any], source: str) -> dict[str, Any]:
+    """{field: value} of a JSON object, as `from_json` checks them."""
+    specs = {spec.name: spec for spec in fields(kind) if spec.init}
     names = {earlier: name for name, spec in specs.items() for earlier in (name, *spec.metadata.get("was", ()))}
-    types = _types(kind)  # type: ignore[arg-type]
+    types: dict[str, Any] = _types(kind)  # type: ignore[arg-type]
     values: dict[str, Any] = {}
     for written, value in found.items():
         if written not in names:
@@ -41,7 +50,7 @@ def from_json(kind: type[T], found: Any, source: str) -> T:
     for name, spec in specs.items():
         if name not in values and not _has_default(spec):
             raise FormatError(f"{source} lacks the field {name!r}", "restore it from a copy")
-    return kind(**values)
+    return values
 
 
 @cache

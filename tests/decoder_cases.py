@@ -12,6 +12,7 @@ from families import GGUF_NAMES, make_family, row_order
 from peft import LoraConfig, get_peft_model
 from transformers import PreTrainedModel
 
+from edgetune.adapters.base import Artifact
 from edgetune.adapters.lora import TARGETS, Pair
 from edgetune.adapters.low_rank import LoraFamily
 from edgetune.backends.arena import Arena, Buffer
@@ -20,7 +21,7 @@ from edgetune.data.forest import grow
 from edgetune.data.packing import Batch, Example, collate
 from edgetune.formats.bundle import open_bundle
 from edgetune.models.decoder import Decoder, Model
-from edgetune.models.linear import RunShape, trained_shapes
+from edgetune.models.linear import RunShape
 
 RANK = 4
 SCALE = 0.75
@@ -73,14 +74,14 @@ def make_case(
     decoder = make_decoder(model, run)
     rng = np.random.default_rng(3)
     pairs = {key: random_pair(rng, pair.a.shape, pair.b.shape) for key, pair in decoder.adapter.adapted.items()}
-    decoder.adapter.load(pairs, "pairs")
+    decoder.adapter.load(Artifact(pairs), "pairs")
     return Case(decoder, hf, pairs, [random_example(rng, n, model.shape.n_vocab) for n in LENGTHS])
 
 
 def make_decoder(model: Model, run: RunShape, beside: Iterable[Buffer] = ()) -> Decoder:
     """beside: buffers that its arena has too."""
     ops = Cpu(run.threads)
-    parameters = sum(group.size for group in run.family.parameters(trained_shapes(model.shape, run)))
+    parameters = sum(group.size for group in model.structure.parameters(run))
     adapter = [Buffer("lora", (parameters,), "run"), Buffer("dlora", (parameters,), "run")]
     return Decoder(model, run, ops, Arena([*adapter, *model.structure.buffers(run), *beside], ops.allocate))
 
@@ -90,7 +91,7 @@ def keeping(case: Case, kept: int) -> Case:
     run = case.decoder.run
     model = case.decoder.model
     decoder = make_decoder(model, replace(run, kept=min(kept, model.shape.n_layer - run.blocks[0])))
-    decoder.adapter.load(case.pairs, "pairs")
+    decoder.adapter.load(Artifact(case.pairs), "pairs")
     return replace(case, decoder=decoder)
 
 
@@ -100,7 +101,7 @@ def in_parts(case: Case, max_tokens: int, prefix: int, kept: int, prefix_inputs:
     run = replace(case.decoder.run, max_tokens=max_tokens, prefix=prefix, prefix_inputs=prefix_inputs,
                   kept=min(kept, model.shape.n_layer - case.decoder.run.lowest))
     decoder = make_decoder(model, run)
-    decoder.adapter.load(case.pairs, "pairs")
+    decoder.adapter.load(Artifact(case.pairs), "pairs")
     return replace(case, decoder=decoder)
 
 

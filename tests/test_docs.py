@@ -197,7 +197,7 @@ def test_the_objective_of_the_page_is_one(tmp_path, tiny_llama, monkeypatch):
     from edgetune.data.packing import collate
     from edgetune.objectives import base
 
-    monkeypatch.setattr(base, "_registered", dict(base._registered))
+    monkeypatch.setattr(base._registry, "_found", dict(base._registry._found))
     code = next(re.finditer(r"```py\n(.*?)```", PAGES["contributing.md"], re.S))[1]
     (tmp_path / "probability.py").write_text(code)
     spec = importlib.util.spec_from_file_location("edgetune.objectives.probability", tmp_path / "probability.py")
@@ -217,6 +217,32 @@ def test_the_objective_of_the_page_is_one(tmp_path, tiny_llama, monkeypatch):
     before = trainer.loss(trainer.examples)[0]
     trainer.train()
     assert trainer.loss(trainer.examples)[0] < 1.5 * before < 0
+
+
+def test_the_family_of_the_page_is_one(tmp_path, bundle, monkeypatch):
+    """As a file of its room: its step makes values 0, and what it saves is an adapter that llama.cpp applies."""
+    from counting import OPTIONS, sequences
+
+    from edgetune import Trainer, open_adapter
+    from edgetune.adapters import base
+
+    monkeypatch.setattr(base._registry, "_found", dict(base._registry._found))
+    blocks = re.findall(r"```py\n(.*?)```", PAGES["contributing.md"], re.S)
+    code = next(block for block in blocks if "LoraFamily" in block)
+    (tmp_path / "lasso.py").write_text(code)
+    spec = importlib.util.spec_from_file_location("edgetune.adapters.lasso", tmp_path / "lasso.py")
+    module = importlib.util.module_from_spec(spec)
+    monkeypatch.setitem(sys.modules, spec.name, module)
+    spec.loader.exec_module(module)
+    zeros = []
+    for shrink in (0.0, 0.5):
+        trainer = Trainer(bundle, **{**OPTIONS, "steps": 4}, family="lasso", shrink=shrink)
+        trainer.add_examples(sequences(8))
+        trainer.train()
+        zeros.append(sum(np.count_nonzero(pair.b == 0) for pair in trainer.pairs.values()))
+    assert zeros[0] < zeros[1]
+    trainer.save(tmp_path / "out")
+    assert open_adapter(tmp_path / "out").run["options"]["shrink"] == 0.5
 
 
 def test_the_grader_of_the_page_is_one(tmp_path, monkeypatch):

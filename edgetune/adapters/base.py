@@ -1,39 +1,67 @@
-"""The contract of an adapter family: what is trained beside frozen projections.
+"""The contract of an adapter family: what is trained beside frozen projections; and how one is found by its name.
 
 To add one, write two classes in a file of this folder:
 
-- a Family, a frozen dataclass whose fields are its options, made by `options.option`. It says what is trained and how
-  much memory that takes; the planner calls it for many sizes before anything is allocated.
+- a Family, a frozen dataclass decorated with `register`, whose fields are its options, made by `options.option`: the
+  flags of `edgetune train`, a job's hyperparameters and the documentation are made from them. It says what is trained
+  and how much memory that takes; the planner calls it for many sizes before anything is allocated.
 - a Carved, the family in the memory of an arena, which computes. `Family.carve` makes it.
 
 All parameters of a family are one flat array, `lora` in the arena, its groups one after another, and their gradients
 are `dlora`. The optimizer, the plan and checkpoints know only the groups. Gradients accumulate over a step's
 micro-batches; the trainer sets them to zero before a step.
 
-For each micro-batch that learns, `before_step` is called once, then for each trained projection `forward`, and in the
+Before each pass of a part of a step `before_pass` is called, then for each trained projection `forward`, and in the
 opposite order `backward` followed by its `finish`. Where a block is computed again, forward is called again, or `keep`
-where the product itself is not needed. `low_rank.py` is LoRA; tests/adapters/test_family.py has a family that trains
-one scale a projection. Letters: T tokens, N outputs, K inputs of a projection.
+where the product itself is not needed. `after_step` follows the optimizer's update. `low_rank.py` is LoRA;
+tests/adapters/test_family.py has a family with a proximal step and an artifact that llama.cpp cannot apply.
+Letters: T tokens, N outputs, K inputs of a projection.
 """
 
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass
-from typing import Any, ClassVar
+from dataclasses import asdict, dataclass, field
+from typing import Any, ClassVar, TypeVar
 
 import numpy as np
 
 from ..backends.arena import Arena, Buffer
 from ..backends.base import Array, Backend, LowRank
+from ..errors import UnsupportedError
 from ..formats.gguf import Tensor
+from ..options import Registry, check_options, make_options
 from .lora import Lora
+
+T = TypeVar("T", bound="Family")
+LLAMA_CPP = "llama.cpp"
 
 Shapes = Mapping[str, tuple[int, int]]
 """[N, K] of every trained projection, by GGUF name without ".weight"."""
 NOTHING: LowRank = (None, None)
 """A product without a low-rank part."""
+
+
+@dataclass(frozen=True)
+class Artifact:
+    """What training leaves; its arrays may be views of the arena, which training changes in place.
+
+    pairs: what llama.cpp applies to the base. tensors: other arrays, by name. family: the family that made it, where
+    llama.cpp does not serve it. served_by: what does.
+    """
+
+    pairs: Lora = field(default_factory=dict)
+    tensors: Mapping[str, np.ndarray] = field(default_factory=dict)
+    family: str = ""
+    served_by: str = LLAMA_CPP
+
+    def served_pairs(self, source: str) -> Lora:
+        """The pairs. Raises UnsupportedError where they are not all of it; source names the adapter."""
+        if self.served_by != LLAMA_CPP or self.tensors:
+            raise UnsupportedError(f"{source} is an adapter of the family {self.family}, which llama.cpp cannot apply",
+                                   f"{self.served_by} serves it; what llama.cpp serves is trained by --family lora")
+        return self.pairs
 
 
 @dataclass(frozen=True)
@@ -85,10 +113,27 @@ class Frozen:
 class Family(ABC):
     """One way to adapt a network. An instance holds its options.
 
-    name: in run.json and in what a resumed run is compared with.
+    name: of --family, in run.json and in what a resumed run is compared with. served_by: what answers with its
+    artifact. size: options that an adapter decides from which training begins.
     """
 
     name: ClassVar[str]
+    served_by: ClassVar[str] = LLAMA_CPP
+    size: ClassVar[tuple[str, ...]] = ()
+
+    def check(self: T) -> T:
+        """Returns self; raises UsageError for the first option of another type or out of its range."""
+        check_options(self)
+        return self
+
+    def smaller(self) -> dict[str, Any]:
+        """Options with which it takes less memory, for a refusal that names the one that helps most."""
+        return {}
+
+    @property
+    def virtual_tokens(self) -> int:
+        """Positions that it takes before the first token of every document."""
+        return 0
 
     def check_shapes(self, shapes: Shapes) -> None:  # noqa: B027  # most families fit every shape
         """Raises UsageError where the options do not fit these projections."""
@@ -105,6 +150,10 @@ class Family(ABC):
     @abstractmethod
     def buffers(self, tokens: int, widest: int, activations: str) -> list[Buffer]:
         """Work space for T = tokens, of lifetime "block". widest: the largest K; activations: their numpy type."""
+
+    def state(self, shapes: Shapes) -> list[Buffer]:  # noqa: ARG002  # most families have none
+        """Arrays beside the parameters on which the next step depends: checkpoints hold them. Of lifetime "run"."""
+        return []
 
     @abstractmethod
     def carve(self, shapes: Shapes, arena: Arena, ops: Backend, seed: int) -> Carved:
@@ -140,8 +189,13 @@ class Carved(ABC):
     def finish(self, linear: Frozen, inp: Array) -> None:
         """The gradients of parameters that need the projection's input [T, K], which is made again only then."""
 
-    def before_step(self, seed: int | None) -> None:  # noqa: B027  # most families draw nothing
-        """Before a micro-batch that learns, with the seed for its random numbers; None: passes that follow measure."""
+    def before_pass(self, seed: int | None) -> None:  # noqa: B027  # most families draw nothing
+        """Before a pass that learns, with the seed of its random numbers; None: passes that follow measure."""
+
+    def after_step(self, step: int, total: int, lr: float) -> None:  # noqa: B027  # most have no step of their own
+        """After the optimizer's update in step 1 to `total`, with its learning rate: a proximal step, a budget of
+        ranks. The gradient is still that of the step.
+        """
 
     @property
     def repeats(self) -> bool:
@@ -151,15 +205,39 @@ class Carved(ABC):
         return False
 
     @abstractmethod
-    def export(self) -> Lora:
-        """The adapter as pairs that llama.cpp applies to the base; may be views of the arena."""
+    def artifact(self) -> Artifact:
+        """What training leaves."""
 
     @abstractmethod
-    def load(self, pairs: Lora, source: str) -> None:
-        """The inverse of `export`. Raises MismatchError for pairs that this adapter cannot become."""
+    def load(self, found: Artifact, source: str) -> None:
+        """The inverse of `artifact`. Raises MismatchError for one that this adapter cannot become."""
+
+
+_registry: Registry[Family] = Registry(__package__, "adapter family")
+
+
+def register(kind: type[T]) -> type[T]:
+    """Registers a family by its name. Raises ValueError where another has it."""
+    _registry.register(kind)
+    return kind
+
+
+def families() -> dict[str, type[Family]]:
+    """Every registered family by name; those of this folder are imported first."""
+    return _registry.all()
+
+
+def family_named(name: str) -> type[Family]:
+    """Raises UsageError for an unknown name."""
+    return _registry.named(name)
+
+
+def make_family(name: str, options: Mapping[str, Any]) -> Family:
+    """The family of that name with these options. Raises UsageError for an unknown name, or a wrong option."""
+    return make_options(family_named(name), options).check()
 
 
 def slices(groups: Sequence[Group], flat: np.ndarray) -> list[np.ndarray]:
     """The part of a flat array that belongs to each group."""
     ends = np.cumsum([group.size for group in groups])
-    return np.split(flat, ends[:-1])
+    return [flat[end - group.size:end] for group, end in zip(groups, ends, strict=True)]

@@ -6,26 +6,39 @@ R rank.
 
 from __future__ import annotations
 
-from dataclasses import dataclass, fields
-from typing import ClassVar
+from dataclasses import dataclass
+from typing import Any, ClassVar
 
 import numpy as np
 
 from ..backends.arena import Arena, Buffer
 from ..backends.base import Array, Backend
 from ..errors import MismatchError
-from .base import NOTHING, Carved, Family, Frozen, Group, Shapes, slices
-from .lora import Lora, Pair, check_rank, init_pairs, scale_of
-from .lora_options import LoraOptions
+from ..options import option
+from .base import NOTHING, Artifact, Carved, Family, Frozen, Group, Shapes, register, slices
+from .lora import Pair, check_rank, init_pairs, scale_of
 
 
+@register
 @dataclass(frozen=True)
-class LoraFamily(LoraOptions, Family):
+class LoraFamily(Family):
+    """Low-rank adaptation, after Hu et al. 2021 (arXiv:2106.09685)."""
+
     name: ClassVar[str] = "lora"
+    size: ClassVar[tuple[str, ...]] = ("rank", "alpha", "rslora")
+    rank: int = option(8, "LoRA rank R of every trained projection.", low=1, common=True)
+    alpha: float = option(16.0, "LoRA alpha; the adapter is scaled by alpha / rank.", low=0.0)
+    dropout: float = option(0.0, "Dropout on the input of the adapter, as a probability.", low=0.0, high=0.95)
+    rslora: bool = option(False, "Scale by alpha / sqrt(rank) instead (rsLoRA, Kalajdzievski 2023).")
+    lora_plus: float = option(1.0, "Learning rate of B as a multiple of A's (LoRA+, Hayou et al. 2024; try 16).",
+                              low=0.01, high=1000.0)
 
     @property
     def scale(self) -> float:
         return scale_of(self.alpha, self.rank, self.rslora)
+
+    def smaller(self) -> dict[str, Any]:
+        return {"rank": max(1, self.rank // 2)}
 
     def check_shapes(self, shapes: Shapes) -> None:
         check_rank(dict(shapes), self.rank)
@@ -39,21 +52,13 @@ class LoraFamily(LoraOptions, Family):
         return self.rank
 
     def buffers(self, tokens: int, widest: int, activations: str) -> list[Buffer]:
-        table = [Buffer("du", (tokens, self.rank), "block")]
+        table = [Buffer("du", (tokens, self.rank), "block", backward=True)]
         if self.dropout:
-            table.append(Buffer("dropped", (tokens, widest), "block", activations))
+            table.append(Buffer("dropped", (tokens, widest), "block", activations, backward=True))
         return table
 
     def carve(self, shapes: Shapes, arena: Arena, ops: Backend, seed: int) -> CarvedLora:
-        carved = CarvedLora(self, shapes, arena, ops)
-        for name, shape in shapes.items():  # one at a time, so that no second copy of all pairs is in memory
-            carved.set_pair(name, init_pairs({name: shape}, self.rank, self.scale, seed)[name])
-        return carved
-
-
-def lora_of(config: LoraOptions) -> LoraFamily:
-    """LoRA with the options of a training."""
-    return LoraFamily(**{spec.name: getattr(config, spec.name) for spec in fields(LoraOptions)})
+        return CarvedLora(self, shapes, arena, ops, seed)
 
 
 @dataclass(frozen=True)
@@ -71,14 +76,16 @@ class Adapted:
 class CarvedLora(Carved):
     """LoRA in an arena. adapted: the pairs by the name of their projection."""
 
-    def __init__(self, family: LoraFamily, shapes: Shapes, arena: Arena, ops: Backend) -> None:
+    def __init__(self, family: LoraFamily, shapes: Shapes, arena: Arena, ops: Backend, seed: int) -> None:
         self.family = family
         self.arena = arena
         self.ops = ops
         self.adapted = _carve_pairs(family, shapes, arena)
         self._dropout_seed: int | None = None
+        for name, shape in shapes.items():  # one at a time, so that no second copy of all pairs is in memory
+            self.set_pair(name, init_pairs({name: shape}, family.rank, family.scale, seed)[name])
 
-    def before_step(self, seed: int | None) -> None:
+    def before_pass(self, seed: int | None) -> None:
         self._dropout_seed = seed if self.family.dropout else None
 
     @property
@@ -118,10 +125,11 @@ class CarvedLora(Carved):
         du = self.arena.view("du", inp.shape[0], self.family.rank)
         self.ops.matmul_dweight(pair.da, du, self._dropped(inp, pair), precision=linear.precision)
 
-    def export(self) -> Lora:
-        return {name: Pair(p.a, p.b, p.scale) for name, p in self.adapted.items()}
+    def artifact(self) -> Artifact:
+        return Artifact({name: Pair(p.a, p.b, p.scale) for name, p in self.adapted.items()})
 
-    def load(self, pairs: Lora, source: str) -> None:
+    def load(self, found: Artifact, source: str) -> None:
+        pairs = found.pairs
         wanted = {name: to.a.shape for name, to in self.adapted.items()}
         if {name: pair.a.shape for name, pair in pairs.items()} != wanted:
             raise MismatchError(f"{source} adapts other projections or has another rank than this trainer "

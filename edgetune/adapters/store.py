@@ -23,12 +23,16 @@ from ..disk import MIB, json_text, new_folder, open_regular, read_object, replac
 from ..errors import FormatError, MismatchError, NumericsError, UnsupportedError
 from ..formats.gguf import Gguf, check_adapter, fingerprint, open_gguf, write_gguf
 from ..version import __version__
+from .base import LLAMA_CPP, Artifact, family_named
 from .lora import Lora, Pair
 
+LORA = "lora"  # the type of an adapter that llama.cpp applies, and the family where a run names none
+OURS = "edgetune"  # the type of any other adapter
+_FAMILY = "edgetune.family"  # of one of that type
+_SERVED_BY = "edgetune.served_by"
 FILE = "adapter.gguf"
 RUN = "run.json"
 BESIDE = "beside.npz"  # what was trained with it and is no part of it, such as a value head, by name
-SIZE = ("rank", "alpha", "rslora", "targets", "blocks")  # options of training that an adapter to begin from decides
 SCHEMA = "schema.json"  # of the answers that it learned, where all are JSON
 _ALPHA = "adapter.lora.alpha"
 _BASE = "edgetune.base_fingerprint"
@@ -37,7 +41,9 @@ _NAME = "general.base_model.0.name"
 
 @dataclass(frozen=True, eq=False)
 class Adapter:
-    """An opened adapter. `path` is the GGUF file; `fingerprint` and `base_name` are "" where it has none."""
+    """An opened adapter that llama.cpp applies. `path` is the GGUF file; `fingerprint` and `base_name` are "" where it
+    has none.
+    """
 
     path: Path
     architecture: str
@@ -54,21 +60,34 @@ def open_adapter(path: str | os.PathLike[str], base: Gguf | None = None) -> Adap
     Raises FormatError for no such file, another kind of file or a damaged one, UnsupportedError for what llama.cpp or
     edgetune cannot apply, MismatchError where `base` is not the model that it was trained on.
     """
-    file = _find(Path(path))
-    gguf = open_gguf(file)
-    check_adapter(gguf)
+    gguf = _opened(path)
     adapter = Adapter(
-        path=file,
+        path=gguf.path,
         architecture=gguf.architecture,
-        pairs=_read_pairs(gguf),
+        pairs=_read_artifact(gguf).served_pairs(str(gguf.path)),
         fingerprint=str(gguf.metadata.get(_BASE, "")),
         base_name=str(gguf.metadata.get(_NAME, "")),
-        run=read_run(file.parent) if file.name == FILE else {},
-        schema=read_schema(file.parent) if file.name == FILE else None,
+        run=read_run(gguf.path.parent) if gguf.path.name == FILE else {},
+        schema=read_schema(gguf.path.parent) if gguf.path.name == FILE else None,
     )
     if base is not None:
-        _check_base(adapter, base)
+        _check_base(gguf, base)
+        check_fit(adapter.pairs, base, str(adapter.path))
     return adapter
+
+
+def read_artifact(path: str | os.PathLike[str], base: Gguf) -> Artifact:
+    """What training left, also of a family that llama.cpp does not serve, to train on. Errors as in open_adapter."""
+    gguf = _opened(path)
+    _check_base(gguf, base)
+    found = _read_artifact(gguf)
+    check_fit(found.pairs, base, str(gguf.path))
+    return found
+
+
+def fingerprint_of(path: str | os.PathLike[str]) -> str:
+    """The fingerprint of an adapter's file. Errors as in open_adapter."""
+    return fingerprint(_opened(path))
 
 
 def load_gguf(path: str | os.PathLike[str]) -> Lora:
@@ -81,19 +100,31 @@ def save_gguf(path: str | os.PathLike[str], pairs: Lora, base: Gguf, format: str
 
     Raises NumericsError for values that are not finite in that format, EdgetuneError where the disk refuses.
     """
-    alpha = _common_alpha(pairs)
+    save_artifact(path, Artifact(pairs), base, format)
+
+
+def save_artifact(path: str | os.PathLike[str], found: Artifact, base: Gguf, format: str = "F32") -> None:
+    """Write a GGUF of what training left, as save_gguf does: a LoRA where that is all of it, else of another type,
+    which llama.cpp refuses.
+    """
+    alpha = _common_alpha(found.pairs)
+    values = {}
+    for name, pair in found.pairs.items():
+        values[f"{name}.weight.lora_a"] = pair.a
+        values[f"{name}.weight.lora_b"] = pair.b if alpha else pair.b * np.float32(pair.scale)
     tensors: dict[str, NDArray[np.float32] | NDArray[np.float16]] = {}
-    for name, pair in pairs.items():
-        b = pair.b if alpha else pair.b * np.float32(pair.scale)
-        for suffix, values in (("lora_a", pair.a), ("lora_b", b)):
-            with np.errstate(over="ignore"):  # found on the next line
-                stored = values.astype(np.float16) if format == "F16" else values
-            if not np.isfinite(stored).all():
-                raise NumericsError(f"{name}.{suffix} holds values that are not finite in {format}", "lower --lr")
-            tensors[f"{name}.weight.{suffix}"] = stored
+    for name, array in {**values, **found.tensors}.items():
+        with np.errstate(over="ignore"):  # found on the next line
+            stored = array.astype(np.float16) if format == "F16" else array
+        if not np.isfinite(stored).all():
+            part = name.replace(".weight.", ".")
+            raise NumericsError(f"{part} holds values that are not finite in {format}", "lower --lr")
+        tensors[name] = stored
+    is_lora = found.served_by == LLAMA_CPP and not found.tensors
     metadata = {
         "general.type": "adapter",
-        "adapter.type": "lora",
+        "adapter.type": LORA if is_lora else OURS,
+        **({} if is_lora else {_FAMILY: found.family, _SERVED_BY: found.served_by}),
         _ALPHA: alpha,
         "general.name": f"LoRA for {base_name(base)}",
         "general.base_model.count": 1,
@@ -104,9 +135,9 @@ def save_gguf(path: str | os.PathLike[str], pairs: Lora, base: Gguf, format: str
     write_gguf(path, base.architecture, metadata, tensors)
 
 
-def save_run(folder: Path, pairs: Lora, base: Gguf, run: dict[str, Any]) -> None:
+def save_run(folder: Path, found: Artifact | Lora, base: Gguf, run: dict[str, Any]) -> None:
     """Write adapter.gguf and run.json into a folder that exists; each file is replaced at once or not at all."""
-    save_gguf(folder / FILE, pairs, base)
+    save_artifact(folder / FILE, found if isinstance(found, Artifact) else Artifact(found), base)
     save_record(folder, run)
 
 
@@ -144,10 +175,10 @@ def read_beside(folder: Path) -> dict[str, np.ndarray]:
         raise FormatError(f"{path} is damaged: {error}", "remove it to begin with new ones") from None
 
 
-def save_adapter(folder: str | os.PathLike[str], pairs: Lora, base: Gguf, run: dict[str, Any]) -> None:
+def save_adapter(folder: str | os.PathLike[str], found: Artifact | Lora, base: Gguf, run: dict[str, Any]) -> None:
     """Write a new adapter folder, whole or not at all. Raises UsageError if `folder` exists, else as save_gguf."""
     with new_folder(Path(folder)) as beside:
-        save_run(beside, pairs, base, run)
+        save_run(beside, found, base, run)
 
 
 def base_name(base: Gguf) -> str:
@@ -164,7 +195,8 @@ def read_run(folder: Path) -> dict[str, Any]:
 def recorded_size(start: str | os.PathLike[str] | None) -> dict[str, Any]:
     """The options that say what is trained, of the run that made an adapter, as far as it is known; {} for None."""
     options = read_run(Path(start)).get("options", {}) if start is not None else {}
-    return {name: options[name] for name in SIZE if name in options}
+    size = family_named(options.get("family", LORA)).size
+    return {name: options[name] for name in ("family", *size, "targets", "blocks") if name in options}
 
 
 def read_schema(folder: Path) -> dict[str, Any] | None:
@@ -185,11 +217,23 @@ def _find(path: Path) -> Path:
     raise FormatError(f"{path} holds no {FILE}", "name an adapter folder or a LoRA GGUF")
 
 
-def _read_pairs(gguf: Gguf) -> Lora:
-    alpha = float(gguf.metadata.get(_ALPHA, 0.0))  # type: ignore[arg-type]  # check_adapter has seen that it is a number
+def _opened(path: str | os.PathLike[str]) -> Gguf:
+    gguf = open_gguf(_find(Path(path)))
+    if gguf.metadata.get("adapter.type") != OURS:
+        check_adapter(gguf)
+    return gguf
+
+
+def _read_artifact(gguf: Gguf) -> Artifact:
+    alpha = float(gguf.metadata.get(_ALPHA, 0.0))  # type: ignore[arg-type]  # a number, by check_adapter or as written
     pairs = {}
+    tensors = {}
+    is_lora = gguf.metadata["adapter.type"] == LORA
     for name in gguf.tensors:
         tensor, _, half = name.rpartition(".")
+        if half not in ("lora_a", "lora_b") and not is_lora:
+            tensors[name] = gguf.tensors[name].f32()
+            continue
         if not tensor.endswith(".weight"):
             raise UnsupportedError(f"{gguf.path} changes {tensor}", "edgetune takes adapters of weights")
         if half == "lora_a":
@@ -198,23 +242,25 @@ def _read_pairs(gguf: Gguf) -> Lora:
             if not (np.isfinite(a).all() and np.isfinite(b).all()):
                 raise FormatError(f"{gguf.path}: {tensor} has an update that is not finite", "take an earlier adapter")
             pairs[tensor.removesuffix(".weight")] = Pair(a, b, alpha / a.shape[0] if alpha else 1.0)
-    return pairs
+    return Artifact(pairs, tensors, str(gguf.metadata.get(_FAMILY, "")),
+                    str(gguf.metadata.get(_SERVED_BY, LLAMA_CPP)))
 
 
-def _check_base(adapter: Adapter, base: Gguf) -> None:
-    """Compares fingerprints where the adapter has one; other adapters must fit by architecture and shapes."""
-    trained_on = f"was trained on {adapter.base_name or 'another ' + adapter.architecture}"
-    if adapter.fingerprint and adapter.fingerprint != (given := fingerprint(base)):
+def _check_base(gguf: Gguf, base: Gguf) -> None:
+    """Compares fingerprints where the adapter has one; other adapters must fit by architecture."""
+    name = str(gguf.metadata.get(_NAME, ""))
+    trained = str(gguf.metadata.get(_BASE, ""))
+    trained_on = f"was trained on {name or 'another ' + gguf.architecture}"
+    if trained and trained != (given := fingerprint(base)):
         raise MismatchError(
-            f"{adapter.path} {trained_on} ({adapter.fingerprint[:19]}), not on {base.path} ({given[:19]})",
+            f"{gguf.path} {trained_on} ({trained[:19]}), not on {base.path} ({given[:19]})",
             "give the model it was trained on, or train on this one",
         )
-    if adapter.architecture != base.architecture:
+    if gguf.architecture != base.architecture:
         raise MismatchError(
-            f"{adapter.path} is for {adapter.architecture}, {base.path} is {base.architecture}",
+            f"{gguf.path} is for {gguf.architecture}, {base.path} is {base.architecture}",
             "give the model it was trained on, or train on this one",
         )
-    check_fit(adapter.pairs, base, str(adapter.path))
 
 
 def check_fit(pairs: Lora, base: Gguf, source: str) -> None:
@@ -235,6 +281,6 @@ def check_fit(pairs: Lora, base: Gguf, source: str) -> None:
 
 def _common_alpha(pairs: Lora) -> float:
     """scale * rank if that is one positive number for all pairs, else 0: the scales must go into B."""
-    alphas = [pair.scale * pair.rank for pair in pairs.values()]
+    alphas = [pair.scale * pair.rank for pair in pairs.values()] or [0.0]
     same = all(math.isclose(alpha, alphas[0], rel_tol=1e-9) for alpha in alphas)
     return alphas[0] if same and alphas[0] > 0 else 0.0

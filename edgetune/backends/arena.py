@@ -21,13 +21,14 @@ VIEWS = 2048  # the most that are cached
 @dataclass(frozen=True)
 class Buffer:
     """An entry of the table. lifetime: run (whole training), step (one micro-batch, through head and blocks), block
-    (within a block's pass), head (within the head's pass).
+    (within a block's pass), head (within the head's pass). backward: whether only training uses it.
     """
 
     name: str
     shape: tuple[int, ...]
     lifetime: str
     dtype: str = "float32"
+    backward: bool = False
 
     @property
     def nbytes(self) -> int:

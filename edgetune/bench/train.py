@@ -36,7 +36,7 @@ CLOCKED_STEPS = 2  # more steps, with a clock around every op, after those that 
 
 
 def run(model: str | Path, config: TrainConfig) -> dict[str, Any]:
-    """Time config.steps steps of config.batch_size rows of config.row_limit random token ids, after one that is not.
+    """Time config.steps steps of config.batch_size rows of config.max_length random token ids, after one that is not.
 
     Of the result: step_s is the median, first_step_s counts from the start of this process, peak_rss_mib is of the
     whole process, mfu the time that the FLOP of `Structure.flops` take at the peak of a register loop (forward's and
@@ -46,7 +46,7 @@ def run(model: str | Path, config: TrainConfig) -> dict[str, Any]:
     timed = config.steps
     batch = batch_of(config, 0)
     trainer = Trainer(bundle, replace(config, batch_size=batch, steps=1 + timed + CLOCKED_STEPS))
-    rows = random_rows(trainer.model.structure.n_vocab, batch, config.row_limit, config.seed)
+    rows = random_rows(trainer.model.structure.n_tokens, batch, config.row_limit, config.seed)
     trainer.add_examples(rows)
     trainer.step()
     first = process_seconds()
@@ -87,7 +87,7 @@ def two_steps(bundle: Bundle, config: TrainConfig, plan: Plan, objective: Object
     """
     length = plan.run.max_length
     batch = batch_of(config, len(units_of(examples, config)))
-    n_vocab = open_network(bundle.gguf).structure.n_vocab
+    n_vocab = open_network(bundle.gguf).structure.n_tokens
     rows = examples or random_rows(n_vocab, MEASURED_STEPS * batch, length, config.seed)
     known = lengths_of(rows, share=shares(config))
     share = known.computed_share(batch, plan.run.max_tokens, plan.run.prefix)

@@ -20,11 +20,12 @@ from rich.text import Text
 from ..console import Terminal
 from ..errors import EdgetuneError, UsageError
 from ..machine.policy import Policy, read_policy
-from ..options import AUTO, groups_of, kind_of, takes_auto
-from ..training.config import BACKENDS, FILE_OPTIONS, TrainConfig
+from ..options import AUTO, declared, groups_of, kind_of, takes_auto
+from ..training.config import BACKENDS, FILE_OPTIONS, CommonOptions
 from ..version import __version__
 from .extras import extra_of
-from .grouped import GroupedCommand, GroupedOption
+from .families import family_flags
+from .grouped import Deferred, GroupedCommand, GroupedOption
 
 if TYPE_CHECKING:
     from ..progress import JsonProgress, StepProgress, TrainProgress
@@ -199,7 +200,7 @@ def flag_type(spec: Field[Any]) -> Any:
     return NumberOrAuto(kind_of(spec)) if takes_auto(spec) else type(spec.default)
 
 
-def config_options(*names: str, of: type = TrainConfig, typed: Callable[[Field[Any]], Any] = flag_type,
+def config_options(*names: str, of: type = CommonOptions, typed: Callable[[Field[Any]], Any] = flag_type,
                    defaults: bool = True, grouped: bool = True) -> Callable[[F], F]:
     """One flag for each of these fields of a class of options; the command gets them as keyword arguments.
 
@@ -209,7 +210,7 @@ def config_options(*names: str, of: type = TrainConfig, typed: Callable[[Field[A
     groups = groups_of(of) if grouped else {}
 
     def add(command: F) -> F:
-        for spec in reversed([spec for spec in fields(of) if spec.name in names]):
+        for spec in reversed([spec for spec in declared(of) if spec.name in names]):
             flag = "--" + spec.name.replace("_", "-")
             meta = spec.metadata
             if isinstance(spec.default, bool):
@@ -223,9 +224,25 @@ def config_options(*names: str, of: type = TrainConfig, typed: Callable[[Field[A
     return add
 
 
-TRAIN_OPTIONS = tuple(spec.name for spec in fields(TrainConfig))
-train_options = config_options(*TRAIN_OPTIONS)
-job_options = config_options(*(name for name in TRAIN_OPTIONS if name not in FILE_OPTIONS))
+TRAIN_OPTIONS = tuple(spec.name for spec in declared(CommonOptions))
+
+
+def training_options(*left_out: str, typed: Callable[[Field[Any]], Any] = flag_type,
+                     defaults: bool = True) -> Callable[[F], F]:
+    """The flags of a training: --family, where there is a choice, the options of families, and the common ones."""
+    common = config_options(*(name for name in TRAIN_OPTIONS if name not in left_out), typed=typed, defaults=defaults)
+
+    def add(command: F) -> F:
+        command = common(command)
+        flags = Deferred(lambda ctx: family_flags(ctx, typed, defaults))
+        command.__click_params__.append(flags)  # type: ignore[attr-defined]  # as click's own decorators do
+        return command
+
+    return add
+
+
+train_options = training_options()
+job_options = training_options(*FILE_OPTIONS)
 column_options = config_options(*FILE_OPTIONS, grouped=False)
 policy_options = config_options(*(spec.name for spec in fields(Policy)), of=Policy)
 policy_file_option = click.option("--policy", "policy_file", type=click.Path(path_type=Path),

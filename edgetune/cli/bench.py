@@ -13,16 +13,17 @@ from ..errors import UsageError
 from ..training.config import TrainConfig
 from .app import (
     MODEL,
+    TRAIN_OPTIONS,
     adapter_option,
     backend_option,
     cli,
     command,
-    config_options,
     engine_option,
     out,
     precision_option,
     show,
     threads_option,
+    training_options,
 )
 
 
@@ -34,6 +35,8 @@ def in_a_folder(_ctx: click.Context, _option: click.Parameter, path: Path | None
 
 
 HERE = Path("-")
+TIMED = ("targets", "blocks", "memory", "micro_batch", "recompute", "weights", "precision", "seed", "threads",
+         "backend")  # options of training that decide a step's speed, beside those of the family
 
 
 def here_or_in_a_folder(ctx: click.Context, option: click.Parameter, path: Path | None) -> Path | None:
@@ -128,8 +131,7 @@ def rate(r: dict[str, Any]) -> str:
          click.option("--length", type=click.IntRange(2), default=256, show_default=True, help="Tokens in every row."),
          click.option("--steps", type=click.IntRange(1), default=5, show_default=True,
                       help="Steps that are timed, after one that is not."),
-         config_options("rank", "targets", "blocks", "dropout", "memory", "micro_batch", "recompute", "weights",
-                        "precision", "seed", "threads", "backend"),
+         training_options(*(name for name in TRAIN_OPTIONS if name not in TIMED)),
          click.option("--save", is_flag=False, flag_value=str(HERE), type=click.Path(path_type=Path),
                       callback=here_or_in_a_folder,
                       help="Keep the JSON object, from which edgetune plan predicts: in this file, or alone for this "

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 from collections import defaultdict
+from collections.abc import Callable, Iterable
 from typing import Any
 
 import click
 
 OWN = "Options"
 COMMON = "Common options"
+ARGS = "edgetune.args"  # of a context: what is typed
 ALL = "edgetune.help_all"  # of a context: whether all options are to be shown
 
 
@@ -22,11 +24,24 @@ class GroupedOption(click.Option):
         self.common = common
 
 
+class Deferred(click.Option):
+    """Stands for options that are made when a command is parsed, not before: what they are takes long to import."""
+
+    def __init__(self, make: Callable[[click.Context], Iterable[click.Option]]) -> None:
+        super().__init__(["--deferred"], hidden=True, expose_value=False)
+        self.make = make
+
+
 class GroupedCommand(click.Command):
     """A command whose options may be in groups; --help-all exists where --help leaves some out."""
 
+    def parse_args(self, ctx: click.Context, args: list[str]) -> list[str]:
+        ctx.meta[ARGS] = tuple(args)
+        return super().parse_args(ctx, args)
+
     def get_params(self, ctx: click.Context) -> list[click.Parameter]:
-        found = super().get_params(ctx)
+        found = [param for one in super().get_params(ctx)
+                 for param in (one.make(ctx) if isinstance(one, Deferred) else [one])]
         if not any(is_rare(param) for param in self.params):
             return found
         return [*found[:-1], click.Option(["--help-all"], is_flag=True, expose_value=False, is_eager=True,

@@ -15,7 +15,6 @@ from ..errors import UsageError
 from ..machine.policy import Policy
 from .app import (
     MODEL,
-    TRAIN_OPTIONS,
     command,
     config_options,
     explicit,
@@ -26,6 +25,7 @@ from .app import (
     show,
     stop_on_signals,
     train_progress,
+    training_options,
 )
 from .objective import ObjectiveCommand, take_objective
 from .sweep import sweep_options, sweep_table, take_grid
@@ -60,7 +60,7 @@ answers_option = click.option("--answers/--no-answers", default=True, show_defau
          policy_file_option, policy_options, cls=ObjectiveCommand)
 def train_command(model: Path, data: Path, folder: Path, held_out: str | None, policy_file: Path | None, as_json: bool,
                   **options: Any) -> None:
-    """Train a LoRA on MODEL (a GGUF or a bundle) with the rows of DATA.
+    """Train an adapter of MODEL (a GGUF or a bundle) with the rows of DATA.
 
     DATA is .jsonl, one row a line, or .json, .csv, .tsv; plain .txt; or - for lines from standard input. Rows have one
     of three shapes, or keys that are known, as those of Alpaca, of ShareGPT, or of question and answer:
@@ -104,7 +104,7 @@ def train_command(model: Path, data: Path, folder: Path, held_out: str | None, p
          click.option("--epochs", metavar="+N", help="Epochs to add to a run that is finished, with a new schedule of "
                       "the learning rate."),
          allow_changed_option("Continue"), answers_option,
-         config_options(*(name for name in TRAIN_OPTIONS if name != "epochs"), defaults=False),
+         training_options("epochs", defaults=False),
          config_options(*(spec.name for spec in fields(Policy)), of=Policy, defaults=False))
 def resume_command(folder: Path, epochs: str | None, allow_changed: tuple[str, ...], answers: bool, as_json: bool,
                    **options: Any) -> None:

@@ -9,8 +9,9 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from ..errors import UsageError
-from ..training.config import TrainConfig
+from ..training.config import TrainConfig, train_options
 from .app import explicit, flag_type
+from .families import named
 from .grouped import GroupedCommand, GroupedOption
 
 if TYPE_CHECKING:
@@ -18,6 +19,7 @@ if TYPE_CHECKING:
 
 DEFAULT = "sft"
 FLAG = "--method"
+HELP = ("help", "help_all")
 NAMED = "edgetune.method"  # of a context: what the command line names
 
 
@@ -31,24 +33,15 @@ class ObjectiveCommand(GroupedCommand):
     says = "What is learned from the rows, and how"
 
     def parse_args(self, ctx: click.Context, args: list[str]) -> list[str]:
-        ctx.meta[NAMED] = named_method(args)
+        ctx.meta[NAMED] = named(args, FLAG, DEFAULT)
         return super().parse_args(ctx, args)
 
     def get_params(self, ctx: click.Context) -> list[click.Parameter]:
-        help_flags = [param for param in super().get_params(ctx) if param not in self.params]
+        found = super().get_params(ctx)
         name = ctx.meta.get(NAMED, DEFAULT)
-        return [*with_defaults(self.params, defaults_of(name)), *method_flags(name, self.says), *help_flags]
-
-
-def named_method(args: Sequence[str]) -> str:
-    """What follows --method, the last one; the default without."""
-    found = DEFAULT
-    for i, word in enumerate(args):
-        if word == FLAG and i + 1 < len(args):
-            found = args[i + 1]
-        elif word.startswith(f"{FLAG}="):
-            found = word.removeprefix(f"{FLAG}=")
-    return found
+        own = [param for param in found if param.name not in HELP]
+        helps = [param for param in found if param.name in HELP]
+        return [*with_defaults(own, defaults_of(name)), *method_flags(name, self.says), *helps]
 
 
 def defaults_of(name: str) -> Mapping[str, Any]:
@@ -73,7 +66,7 @@ def with_defaults(params: Sequence[click.Parameter], defaults: Mapping[str, Any]
 def method_flags(name: str, says: str) -> Iterator[click.Option]:
     """--method where there is a choice, and the options of all methods; help shows those of the one that is named."""
     from ..objectives.base import objectives
-    known = objectives(TrainConfig)
+    known = objectives(train_options())
     if len(known) > 1:
         yield click.Option([FLAG], type=click.Choice(list(known)), default=DEFAULT, show_default=True, metavar="NAME",
                            help=f"{says}: {', '.join(known)}. {FLAG} NAME --help shows its options.")

@@ -11,7 +11,6 @@ from ..daemon.options import DaemonConfig
 from ..training.config import FILE_OPTIONS, TrainConfig
 from .app import (
     MODEL,
-    TRAIN_OPTIONS,
     command,
     config_options,
     policy_file_option,
@@ -20,10 +19,10 @@ from .app import (
     show,
     stop_on_signals,
     train_progress,
+    training_options,
 )
 
 OF_DAEMON = ("memory", "context", "threads", "canary", "canary_rise", "max_kl")
-OF_TRAINING = tuple(name for name in TRAIN_OPTIONS if name not in (*FILE_OPTIONS, *OF_DAEMON, "shuffle"))
 
 
 @command("rebase", MODEL,
@@ -31,7 +30,8 @@ OF_TRAINING = tuple(name for name in TRAIN_OPTIONS if name not in (*FILE_OPTIONS
                       help="State folder of a daemon that does not run."),
          click.option("-o", "--out", "folder", type=click.Path(path_type=Path), required=True,
                       help="New folder of the adapter."),
-         config_options(*OF_DAEMON, of=DaemonConfig), config_options(*OF_TRAINING), policy_file_option, policy_options)
+         config_options(*OF_DAEMON, of=DaemonConfig), training_options(*FILE_OPTIONS, *OF_DAEMON, "shuffle"),
+         policy_file_option, policy_options)
 def rebase_command(model: Path, state: Path, folder: Path, policy_file: Path | None, as_json: bool,
                    **options: Any) -> None:
     """Learn on MODEL all that the daemon of STATE has learned from feedback, and judge it as the daemon would.
@@ -42,7 +42,8 @@ def rebase_command(model: Path, state: Path, folder: Path, policy_file: Path | N
     from ..daemon.rebase import rebase
     policy = policy_of(policy_file, options)
     config = DaemonConfig(**{name: options[name] for name in OF_DAEMON}).check()
-    train = TrainConfig(**{name: options[name] for name in OF_TRAINING}, threads=config.threads).check()
+    rest: dict[str, Any] = {name: value for name, value in options.items() if name not in OF_DAEMON}
+    train = TrainConfig(**rest, threads=config.threads).check()
     with stop_on_signals() as should_stop, train_progress(as_json) as progress:
         found = rebase(model, state, folder, config=config, policy=policy, train=train, should_stop=should_stop,
                        on_event=progress.event)

@@ -8,7 +8,8 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from ..options import kind_of
-from .app import TRAIN_OPTIONS, config_options, flag_type
+from ..training.config import train_options
+from .app import flag_type, training_options
 
 if TYPE_CHECKING:
     from ..runs.sweep import Sweep
@@ -33,12 +34,12 @@ def several(spec: Field[Any]) -> Any:
     return Several(click.types.convert_type(single)) if kind_of(spec) in (int, float) else single
 
 
-sweep_options = config_options(*TRAIN_OPTIONS, typed=several)
+sweep_options = training_options(typed=several)
 
 
 def take_grid(options: dict[str, Any]) -> dict[str, tuple[Any, ...]]:
     """The options of which several values are given; takes them out of `options`."""
-    return {name: options.pop(name) for name in TRAIN_OPTIONS if isinstance(options.get(name), tuple)}
+    return {name: options.pop(name) for name in train_options() if isinstance(options.get(name), tuple)}
 
 
 def sweep_table(found: Sweep) -> Any:

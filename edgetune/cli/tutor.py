@@ -12,7 +12,6 @@ from ..training.config import FILE_OPTIONS, TrainConfig
 from ..tutor.options import STEPS, TutorOptions
 from .app import (
     MODEL,
-    TRAIN_OPTIONS,
     cli,
     command,
     config_options,
@@ -23,6 +22,7 @@ from .app import (
     show,
     stop_on_signals,
     train_progress,
+    training_options,
 )
 
 if TYPE_CHECKING:
@@ -78,7 +78,7 @@ def tutor() -> None:
          click.option("--unsafe-python", is_flag=True, help="Run python graders also where the kernel cannot confine "
                       "them."),
          config_options(*(spec.name for spec in fields(TutorOptions)), of=TutorOptions),
-         config_options(*(name for name in TRAIN_OPTIONS if name not in NOT_HERE)), policy_file_option, policy_options,
+         training_options(*NOT_HERE), policy_file_option, policy_options,
          group=tutor)
 def tutor_command(model: Path, prompts: Path, folder: Path, labelled: Path | None, held: Path | None,
                   grader: str | None, start: Path | None, keep: Path | None, until: str | None, unsafe_python: bool,

@@ -231,4 +231,4 @@ def _fit(whole: Example, max_length: int, overflow: str) -> Example | None:
     if overflow == "skip" or end < 1 or not is_supervised(whole.weights[:end]).any():
         return None
     start = example(whole.tokens[:end], whole.weights[:end])
-    return replace(whole, tokens=start.tokens, weights=start.weights)
+    return replace(whole, tokens=start.tokens, weights=start.weights, labels=whole.labels[:start.tokens.size])

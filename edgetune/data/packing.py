@@ -18,6 +18,7 @@ from ..errors import UsageError
 from .forest import grow
 
 _NOTHING = np.empty(0, np.float32)
+_NO_LABELS = np.empty(0, np.int32)
 
 
 def is_supervised(weights: NDArray[np.float32]) -> NDArray[np.bool_]:
@@ -35,7 +36,8 @@ class Example:
     grades the model's answers. `logp` is the log-probability that its supervised tokens had when the model drew them,
     `values` what was expected there, where an objective needs it. `prompts` are other prompts for the same answer,
     after which the reference model reads it too (views.py), or a prompt that the model is given later: the tokens of
-    each, in an order that its row's parser and its objective know; empty for one that the row lacks.
+    each, in an order that its row's parser and its objective know; empty for one that the row lacks. With `labels` a
+    head says the class of the tokens themselves, and `weights[i]` is the weight of `labels[i]`.
     """
 
     tokens: NDArray[np.int32]  # [n]
@@ -47,11 +49,21 @@ class Example:
     logp: NDArray[np.float32] = field(default_factory=lambda: _NOTHING)  # [supervised], or empty
     values: NDArray[np.float32] = field(default_factory=lambda: _NOTHING)  # likewise
     prompts: tuple[NDArray[np.int32], ...] = ()
+    labels: NDArray[np.int32] = field(default_factory=lambda: _NO_LABELS)  # [n], or empty
+
+    @property
+    def ahead(self) -> int:
+        """How far after a token stands what is said there: 1, the token that follows; 0, its own label."""
+        return 0 if self.labels.size else 1
 
     @property
     def supervised(self) -> int:
-        """The number of supervised tokens; the first is predicted from nothing and is none."""
-        return int(is_supervised(self.weights[1:]).sum())
+        """The number of supervised positions; the first token is predicted from nothing and is none."""
+        return self.supervised_before(self.tokens.size)
+
+    def supervised_before(self, n: int) -> int:
+        """How many of the first n tokens are positions at which something is said."""
+        return int(is_supervised(self.weights[self.ahead:n + self.ahead]).sum())
 
     @property
     def begin(self) -> int:
@@ -70,8 +82,9 @@ class Example:
 class Batch:
     """The input of a forward pass: a forest of tokens (forest.py), and what is predicted from them.
 
-    Entry i of S predicts `targets[i]`, with weight `supervised_weights[i]`, from the token at `supervised[i]`. They are
-    in the order of the examples, and ascend within each. A token that several examples share may predict several times.
+    Entry i of S predicts `targets[i]`, a token or a label, with weight `supervised_weights[i]`, at `supervised[i]`.
+    They are in the order of the examples, and ascend within each. A token that several examples share may predict
+    several times.
     """
 
     tokens: NDArray[np.int32]  # [T]
@@ -142,16 +155,19 @@ def collate(examples: Sequence[Example], share: bool = True, begin: int = 0, end
     begin: after a prefix of `begin` tokens, which all have. end: that prefix itself, of `end` tokens.
     """
     found = grow([example.tokens[begin:end] for example in examples], share)
-    supervised = [np.flatnonzero(is_supervised(example.weights[1 + begin:None if end is None else end + 1]))
+    supervised = [np.flatnonzero(is_supervised(example.weights[begin + example.ahead:
+                                                               None if end is None else end + example.ahead]))
                   for example in examples]
+    said = [begin + at + example.ahead for example, at in zip(examples, supervised, strict=True)]
 
     def joined(parts: Iterable[NDArray[Any]]) -> NDArray[Any]:
         return np.concatenate([*parts])
 
     return Batch(found.tokens, found.positions + np.int32(begin), found.ends,
                  joined(place[at] for place, at in zip(found.places, supervised, strict=True)),
-                 joined(example.tokens[begin + at + 1] for example, at in zip(examples, supervised, strict=True)),
-                 joined(example.weights[begin + at + 1] for example, at in zip(examples, supervised, strict=True)),
+                 joined((example.labels if example.labels.size else example.tokens)[at]
+                        for example, at in zip(examples, said, strict=True)),
+                 joined(example.weights[at] for example, at in zip(examples, said, strict=True)),
                  tuple(examples), behind=begin, is_prefix=end is not None)
 
 

@@ -120,23 +120,18 @@ def _tree(groups: Sequence[Group], max_tokens: int, prefix: int) -> Tree:
     bundles = _fill([part for parts in alone for part in parts], max_tokens, True, begin=n)
     branches = [collate([example for group in bundle for example in group], begin=n) for bundle in bundles]
     ends = np.cumsum([row.supervised for row in rows])
-    entries = [*zip(np.split(np.arange(ends[-1]), ends[:-1]), (_count(row, n) for row in rows), strict=True)]
+    entries = [*zip(np.split(np.arange(ends[-1]), ends[:-1]), (row.supervised_before(n) for row in rows), strict=True)]
     rests = iter([of_row[count:] for of_row, count in entries])
     parts = tuple(Part(branch, np.concatenate([next(rests) for _ in branch.examples])) for branch in branches)
     first = Part(collate(rows, end=n), np.concatenate([of_row[:count] for of_row, count in entries])) if n else None
     return Tree(collate(rows), first, parts, any(len(group) > 1 for group in alone))
 
 
-def _count(example: Example, n: int) -> int:
-    """The number of positions that are predicted from its first n tokens."""
-    return int(is_supervised(example.weights[1:n + 1]).sum())
-
-
 def _predictable(rows: Sequence[Example], prefix: int, max_tokens: int) -> int:
     """The prefix, or as much of it as predicts at most max_tokens positions of all rows."""
     counts = np.zeros(prefix + 1, np.int64)
     for row in rows:
-        counts[1:] += np.cumsum(is_supervised(row.weights[1:prefix + 1]))
+        counts[1:] += np.cumsum(is_supervised(row.weights[row.ahead:prefix + row.ahead]))
     return int(np.flatnonzero(counts <= max_tokens)[-1])
 
 
@@ -170,4 +165,4 @@ def _added(members: Sequence[Example], group: Sequence[Example], share: bool, be
     for example in group:
         tokens += example.tokens.size - max(deepest(example.tokens, before) if share else 0, begin)
         before.append(example.tokens)
-    return np.array([tokens, sum(example.supervised - _count(example, begin) for example in group)])
+    return np.array([tokens, sum(example.supervised - example.supervised_before(begin) for example in group)])

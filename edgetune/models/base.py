@@ -9,8 +9,12 @@ To add one, write three classes in a file of this folder, and name it in `networ
 - Passes are the network in that arena. For each micro-batch the trainer calls `forward` with keep, for an objective
   that needs log-probabilities `head_forward`, and then `backward`; for a measurement it calls `score`.
 
+An objective names the heads that it needs (`adapters/heads.py`). A network refuses those that it does not have, and
+trains those that have parameters (`Structure.head_groups`).
+
 A block's matrices go through `linear.Projections`, which applies the adapter. `decoder.py` is the network of the four
-architectures; tests/models/test_network.py has a small one of another structure. T: tokens of a micro-batch, S: its
+architectures; tests/models/test_network.py has a small one of another structure, tests/models/test_encoder.py one that
+is no language model. T: tokens of a micro-batch, S: its
 supervised positions.
 """
 
@@ -19,15 +23,17 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, ClassVar, Protocol
 
 import numpy as np
 
-from ..adapters.base import Carved
+from ..adapters.base import Carved, Group
+from ..adapters.heads import VOCABULARY, HeadKind
 from ..backends.arena import Arena, Buffer
 from ..backends.base import Backend
+from ..errors import UsageError
 from ..formats.gguf import Gguf
-from .linear import Projections, RunShape
+from .linear import Projections, RunShape, trained_shapes
 
 if TYPE_CHECKING:
     from ..data.packing import Batch
@@ -54,8 +60,19 @@ class Flops:
         return self.forward + self.backward
 
 
+class Cache(Protocol):
+    """The keys and values of a token, which answers are drawn with."""
+
+    @property
+    def n_layer(self) -> int: ...
+    @property
+    def n_kv(self) -> int: ...
+    @property
+    def d_head(self) -> int: ...
+
+
 class Structure(ABC):
-    """A stack of n_layer blocks, each with the same projections, below a head over n_vocab tokens."""
+    """A stack of n_layer blocks, each with the same projections, below one head or several."""
 
     @property
     @abstractmethod
@@ -63,7 +80,13 @@ class Structure(ABC):
 
     @property
     @abstractmethod
-    def n_vocab(self) -> int: ...
+    def n_tokens(self) -> int:
+        """Token ids that it reads: 0 to n_tokens - 1."""
+
+    @property
+    def cache(self) -> Cache | None:
+        """Of a network that answers; None: it only reads."""
+        return None
 
     @property
     def keeps_prefixes(self) -> bool:
@@ -78,6 +101,19 @@ class Structure(ABC):
     @abstractmethod
     def head_weights(self) -> int:
         """Weights that the head multiplies with."""
+
+    def head_groups(self, heads: Sequence[HeadKind]) -> list[Group]:
+        """The parameters that these heads train, stored after those of the family. An exported one is a part of the
+        adapter. Raises UsageError for a head that the network does not have.
+        """
+        for head in heads:
+            if head != VOCABULARY:
+                raise UsageError(f"this model has no head for {head.name}", "choose another method, or another model")
+        return []
+
+    def parameters(self, run: RunShape) -> list[Group]:
+        """All that is trained, in the order in which it is stored: of the family, then of the heads."""
+        return [*run.family.parameters(trained_shapes(self, run)), *self.head_groups(run.heads)]
 
     @abstractmethod
     def buffers(self, run: RunShape) -> list[Buffer]:
@@ -94,10 +130,17 @@ class Structure(ABC):
 
 
 class Network(ABC):
-    """An opened file. gguf: the file; structure: what its network needs."""
+    """An opened file. gguf: the file; structure: what its network needs. is_causal: whether a token sees only those
+    before it, so that what rows begin with alike can be computed once.
+    """
+
+    is_causal: ClassVar[bool] = True
 
     gguf: Gguf
     structure: Structure
+
+    @abstractmethod
+    def __init__(self, gguf: Gguf) -> None: ...
 
     @abstractmethod
     def build(self, run: RunShape, ops: Backend, arena: Arena, streamed: int, seed: int) -> Passes:
@@ -128,16 +171,17 @@ class Passes(ABC):
 
     @abstractmethod
     def head_forward(self, batch: Batch, best: np.ndarray | None = None) -> np.ndarray:
-        """After `forward`: log p of each supervised target, float32 [S]; valid until the next pass. Where the batch has
-        choices, [S, 1 + k] with theirs behind it. best: int32 [S], filled with the likeliest tokens.
+        """After `forward`: what the first of the run's heads says at each supervised position, float32 [S]; valid until
+        the next pass. Of heads that choose it is log p of the target: the token that follows, or a label. Where the
+        batch has choices, [S, 1 + k] with theirs after it. best: int32 [S], filled with the likeliest targets.
         """
 
     @abstractmethod
     def backward(self, batch: Batch, a: np.ndarray, dvalues: np.ndarray | None = None) -> np.ndarray:
-        """After `forward` with keep: adds to the adapter's gradients, returns log p [S].
+        """After `forward` with keep: adds to the gradients of the adapter and the heads, returns what `head_forward`
+        does.
 
-        a: float32 [S], -dL/dlogp of each supervised target; [S, 1 + k] where the batch has choices. dvalues: [S],
-        dL/dvalue, where there is a value head.
+        a: of its shape, minus the derivative of L by it. dvalues: [S], dL/dvalue, where there is a value head.
         """
 
     def values(self, batch: Batch) -> np.ndarray:

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from ..adapters.valued import ValuedLora, ValueHead
+from ..adapters.heads import VALUE
 from ..backends.arena import Arena
 from ..backends.base import HEAD_STATE, Backend
 from ..formats.shape import Shape
@@ -19,6 +19,7 @@ from .choices import Blocks, Choices, Likeliest
 from .linear import RunShape
 from .stream import HEAD_TOKENS, Stream
 from .structure import head_block
+from .value import ValueHead
 
 if TYPE_CHECKING:
     from ..data.packing import Batch
@@ -38,7 +39,7 @@ class Head:
         self.arena = arena
         self.stream = stream
         self.norm = vectors["output_norm.weight"]
-        self._value = ValueHead(arena, shape.d_model) if isinstance(run.family, ValuedLora) else None
+        self._value = ValueHead(arena, shape.d_model) if VALUE in run.heads else None
 
     def forward(self, batch: Batch, begin: Callable[[], None], best: np.ndarray | None = None) -> np.ndarray:
         """log p of each supervised target [S], [S, 1 + k] with choices; valid until the next pass. best: int32 [S]."""

@@ -15,6 +15,7 @@ from typing import Protocol
 import numpy as np
 
 from ..adapters.base import Carved, Family, Frozen
+from ..adapters.heads import VOCABULARY, HeadKind
 from ..adapters.lora import TARGETS
 from ..backends.base import Backend
 from ..formats.gguf import Tensor
@@ -39,6 +40,7 @@ class RunShape:
     precision: str  # of products: exact, fast or int8
     prefix: int = 0  # tokens of a prefix at most, whose keys and values are kept for batches behind it
     prefix_inputs: bool = False  # whether the inputs of its blocks are, too, so that it is passed forward once
+    heads: tuple[HeadKind, ...] = (VOCABULARY,)  # that the objective asks for; log p is by the first
 
     @property
     def activations(self) -> str:

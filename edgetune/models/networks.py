@@ -2,14 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
-
 from ..formats.families import FAMILIES
 from ..formats.gguf import Gguf
 from .base import Network
 from .decoder import Model
 
-NETWORKS: dict[str, Callable[[Gguf], Network]] = dict.fromkeys(FAMILIES, Model)
+NETWORKS: dict[str, type[Network]] = dict.fromkeys(FAMILIES, Model)
 """The network that opens a file, by its architecture."""
 
 
@@ -17,4 +15,9 @@ def open_network(gguf: Gguf) -> Network:
     """Opens a file with the network of its architecture. Raises UnsupportedError for an architecture that is not in
     NETWORKS, and the errors of the network.
     """
-    return NETWORKS.get(gguf.architecture, Model)(gguf)
+    return network_of(gguf)(gguf)
+
+
+def network_of(gguf: Gguf) -> type[Network]:
+    """The network that opens a file."""
+    return NETWORKS.get(gguf.architecture, Model)

@@ -5,6 +5,8 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+from ..adapters.base import Group
+from ..adapters.heads import VALUE, HeadKind
 from ..backends.arena import Buffer
 from ..backends.base import HEAD_STATE
 from ..formats.shape import Shape
@@ -13,6 +15,7 @@ from .linear import RunShape
 from .placed import placed_buffers
 from .prefix import prefix_buffers
 from .stream import HEAD_TOKENS
+from .value import value_group
 
 HEAD_BYTES = 2 << 20  # logits held at a time: what a core's cache holds
 # Backward walks the projections in this order; in the lowest trained block it stops after the last trained group.
@@ -43,8 +46,16 @@ class DecoderStructure(Structure):
         return self.shape.n_layer
 
     @property
-    def n_vocab(self) -> int:
+    def n_tokens(self) -> int:
         return self.shape.n_vocab
+
+    @property
+    def cache(self) -> Shape:
+        return self.shape
+
+    def head_groups(self, heads: Sequence[HeadKind]) -> list[Group]:
+        super().head_groups([head for head in heads if head != VALUE])
+        return [value_group(self.shape.d_model)] if VALUE in heads else []
 
     @property
     def keeps_prefixes(self) -> bool:
@@ -92,18 +103,19 @@ def buffers(s: Shape, run: RunShape) -> list[Buffer]:
     n_live = s.n_layer - run.lowest  # blocks that backward passes through
     table = [
         # float32 where blocks are computed again from it; where only backward reads it, the type of activations
-        Buffer("block_x", (n_live, t, d), "step", half if run.kept == n_live else "float32"),
+        Buffer("block_x", (n_live, t, d), "step", half if run.kept == n_live else "float32",
+               backward=True),
         *(Buffer(name, (run.kept, t, width), "step", "float32" if name.startswith(("lse", "rstd", "u_")) else half)
           for name, width in kept_widths(s, run).items()),
         # of lifetime "step": backward of the last block reads them after the head's pass
-        Buffer("x", (t, d), "step"), Buffer("dx", (t, d), "step"),
+        Buffer("x", (t, d), "step"), Buffer("dx", (t, d), "step", backward=True),
         Buffer("norm1", (t, d), "step", half), Buffer("rstd1", (t,), "step"),
         Buffer("norm2", (t, d), "step", half), Buffer("rstd2", (t,), "step"),
         Buffer("dnorm", (t, d), "step"), Buffer("logp", (t,), "step"),
-        Buffer("act", (t, s.d_ff), "block", half), Buffer("dact", (t, s.d_ff), "block", half),
-        Buffer("datt", (t, s.d_q), "block", half),
-        Buffer("dq", (t, s.d_q), "block", half), Buffer("dk", (run.prefix + t, s.d_kv), "block", half),
-        Buffer("dv", (run.prefix + t, s.d_kv), "block", half), Buffer("delta", (s.n_head, t), "block"),
+        Buffer("act", (t, s.d_ff), "block", half), Buffer("dact", (t, s.d_ff), "block", half, backward=True),
+        *(Buffer(name, (t, s.d_q), "block", half, backward=True) for name in ("datt", "dq")),
+        *(Buffer(name, (run.prefix + t, s.d_kv), "block", half, backward=True) for name in ("dk", "dv")),
+        Buffer("delta", (s.n_head, t), "block", backward=True),
         *run.family.buffers(t, max(d, s.d_ff, s.d_q), half), *placed_buffers(t, run.prefix),
         Buffer("head_x", (t, d), "head"), Buffer("head_h", (t, d), "head", half), Buffer("head_rstd", (t,), "head"),
         Buffer("logits", (at_once, head_block(s, at_once)), "head"),
@@ -114,7 +126,7 @@ def buffers(s: Shape, run: RunShape) -> list[Buffer]:
         table += [Buffer(f"cos{i}", (run.max_length, s.n_rot // 2), "run"),
                   Buffer(f"sin{i}", (run.max_length, s.n_rot // 2), "run")]
     if s.post_norms:
-        table.append(Buffer("dpost", (t, d), "block", half))
+        table.append(Buffer("dpost", (t, d), "block", half, backward=True))
     return table + prefix_buffers(s, run)
 
 

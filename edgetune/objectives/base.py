@@ -18,21 +18,19 @@ A position is supervised if its weight in the row's Example is not 0. S: supervi
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
-from importlib import import_module
-from pkgutil import iter_modules
 from typing import Any, ClassVar, TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
 
+from ..adapters.heads import VALUE, VOCABULARY, HeadKind
 from ..data import rows as supervised_rows
 from ..data.lengths import Lengths, lengths_of
 from ..data.packing import Batch, Example
 from ..data.rows import RowParser
-from ..errors import UsageError
-from ..options import check_options, declared, make_options
+from ..options import Registry, check_options, declared, make_options
 
 T = TypeVar("T", bound="Objective")
 
@@ -46,7 +44,7 @@ class Signal:
     a: NDArray[np.float32]  # [S], -d(loss)/dlogp of each supervised position; [S, 1 + k] with needs_top
     loss: float
     metrics: Mapping[str, tuple[float, float]] = field(default_factory=dict)  # name -> (sum, count)
-    dvalues: NDArray[np.float32] | None = None  # [S], d(loss)/d(batch.values), with needs_values
+    dvalues: NDArray[np.float32] | None = None  # [S], d(loss)/d(batch.values), with a value head
     losses: NDArray[np.float64] | None = None  # of each example, where it is not the loss of that example alone
 
 
@@ -61,7 +59,8 @@ class Objective(ABC):
     needs_top: k, how many of the tokens that are the likeliest to the reference behind a row's other prompt are wanted,
     as `batch.choices` and `batch.choices_reference` [S, k]. log p and `a` are [S, 1 + k] then, the choices' behind the
     target's. Needs needs_logp and needs_reference; 0: none.
-    needs_values: whether a value head is trained beside the adapter, whose `batch.values` are wanted. Needs needs_logp.
+    heads: what it has the network say. log p, which it is given, is by the first; VALUE brings `batch.values`, and
+    needs needs_logp.
     sees_step: whether what is learned from an example depends on the others of its step, so that `weights` must see
     all at once. Where they are several micro-batches, all are computed once more. Needs needs_logp.
     rows: the module that reads its rows of data (see `rows.RowParser`).
@@ -73,7 +72,7 @@ class Objective(ABC):
     needs_logp: ClassVar[bool] = False
     needs_reference: ClassVar[bool] = False
     needs_top: ClassVar[int] = 0
-    needs_values: ClassVar[bool] = False
+    heads: ClassVar[tuple[HeadKind, ...]] = (VOCABULARY,)
     sees_step: ClassVar[bool] = False
     rows: ClassVar[RowParser] = supervised_rows
     defaults: ClassVar[Mapping[str, Any]] = {}
@@ -97,6 +96,10 @@ class Objective(ABC):
         """Of what is computed for rows, in parts that have no group in common, as `lengths_of` has it."""
         return lengths_of(*parts, share=share, top=self.needs_top)
 
+    @property
+    def needs_values(self) -> bool:
+        return VALUE in self.heads
+
     def check(self: T) -> T:
         """Returns self; raises UsageError for the first option of another type or out of its range."""
         check_options(self)
@@ -109,41 +112,31 @@ class Objective(ABC):
         return {"name": self.name, **self.options()}
 
 
-_registered: dict[str, type[Objective]] = {}
+_registry: Registry[Objective] = Registry(__package__, "objective", ("name", "method"))
 
 
 def register(kind: type[T]) -> type[T]:
     """Registers an objective by its name. Raises ValueError where another has its name or method."""
-    for other in _registered.values():
-        is_same = (other.__module__, other.__qualname__) == (kind.__module__, kind.__qualname__)
-        if not is_same and (other.name == kind.name or other.method == kind.method):
-            raise ValueError(f"{kind.__qualname__} has the name or method of {other.__qualname__}")
-    _registered[kind.name] = kind
+    _registry.register(kind)
     return kind
 
 
-def objectives(common: type | None = None) -> dict[str, type[Objective]]:
+def objectives(common: Collection[str] = ()) -> dict[str, type[Objective]]:
     """Every registered objective by name; those of this folder are imported first.
 
-    common: a dataclass of options that are given together with theirs. Raises ValueError for a name in both.
+    common: names of options that are given together with theirs. Raises ValueError for a name in both.
     """
-    package = import_module(__package__)
-    for module in iter_modules(package.__path__):
-        import_module(f"{__package__}.{module.name}")
-    taken = {spec.name for spec in declared(common)} if common else set()
-    for kind in _registered.values():
+    found = _registry.all()
+    for kind in found.values():
         for spec in declared(kind):
-            if spec.name in taken:
+            if spec.name in common:
                 raise ValueError(f"{kind.__qualname__} has an option {spec.name}, which every training has")
-    return dict(sorted(_registered.items()))
+    return found
 
 
 def make_objective(name: str, options: Mapping[str, Any]) -> Objective:
     """The objective of that name with these options. Raises UsageError for an unknown name, or a wrong option."""
-    known = objectives()
-    if name not in known:
-        raise UsageError(f"there is no objective {name!r:.80}", f"choose from {', '.join(known)}")
-    return make_options(known[name], options).check()
+    return make_options(_registry.named(name), options).check()
 
 
 def read_objective(written: Mapping[str, Any]) -> Objective:

@@ -8,6 +8,7 @@ from typing import ClassVar
 
 import numpy as np
 
+from ..adapters.heads import VALUE, VOCABULARY, HeadKind
 from ..data.packing import Batch, Example
 from ..options import option
 from .base import Signal, register
@@ -30,7 +31,7 @@ class Ppo(Policy):
 
     name: ClassVar[str] = "ppo"
     method: ClassVar[str] = "ppo"
-    needs_values: ClassVar[bool] = True
+    heads: ClassVar[tuple[HeadKind, ...]] = (VOCABULARY, VALUE)
     keeps_groups: ClassVar[bool] = False  # an answer is compared with none
     num_generations: int = option(1, "Answers to each prompt.", low=1, high=1024)
     num_iterations: int = option(4, "How often all answers are learned from before others are drawn.", low=1, high=100)

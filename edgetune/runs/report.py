@@ -5,12 +5,11 @@ from __future__ import annotations
 import json
 import shlex
 from collections.abc import Iterable, Iterator
-from dataclasses import fields
 from pathlib import Path
 from typing import Any
 
 from ..console import ACTIONS, duration
-from ..training.config import TrainConfig
+from ..training.config import train_options
 from ..training.metrics import REPORT
 from ..version import __version__
 from .chart import Chart, Line, Mark, Style, figure
@@ -22,7 +21,7 @@ from .tables import write_metrics
 DOTS = 100  # measurements that are drawn as dots at most
 LONGEST = 600  # characters of an answer that are shown
 KINDS = {"learned": "good", "still falling": "fair", "overfitted": "fair", "worse": "bad"}
-DEFAULTS = {spec.name: spec.default for spec in fields(TrainConfig)}
+DEFAULTS = {name: spec.default for name, spec in train_options().items()}
 
 
 def write_report(folder: str | Path) -> Path:

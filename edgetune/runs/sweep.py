@@ -19,7 +19,6 @@ from ..adapters import store
 from ..data.loader import NONE
 from ..errors import DataError, EdgetuneError, MismatchError, NumericsError, UsageError
 from ..formats.bundle import Bundle, open_bundle, sha256
-from ..options import make_options
 from ..training.config import TrainConfig
 from ..training.metrics import REPORT
 from ..training.resume import FREE
@@ -130,7 +129,7 @@ def _check(points: Sequence[Point], data: Rows, eval: Rows | None) -> None:
         if names.count(name) > 1:
             raise UsageError(f"{name} is given twice", "name each value once")
     for point in points:
-        make_options(TrainConfig, point).check()
+        TrainConfig(**point).check()
 
 
 def _hash(rows: Path | None) -> str | None:

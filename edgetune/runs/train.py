@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from ..adapters import store
+from ..adapters.base import LLAMA_CPP
 from ..data import rows as supervised_rows
 from ..data.dataset import Dataset
 from ..data.files import STDIN
@@ -26,7 +27,6 @@ from ..machine.governor import Governor
 from ..objectives.base import Objective, read_objective
 from ..objectives.rewarded import Rewarded
 from ..objectives.sft import Sft
-from ..options import make_options
 from ..persisted import from_json
 from ..training import checkpoint
 from ..training.begin import Event
@@ -72,7 +72,7 @@ def train(model: str | Path | Bundle, data: Rows, out: str | Path, eval: Rows | 
     before its end, and can be resumed.
     """
     objective = objective or Sft()
-    config = make_options(TrainConfig, {**objective.defaults, **store.recorded_size(start), **options}).check()
+    config = TrainConfig(**{**objective.defaults, **store.recorded_size(start), **options}).check()
     rewards = None
     if isinstance(objective, Rewarded):
         objective, rewards = rewards_of(objective, reward)
@@ -100,7 +100,8 @@ def train(model: str | Path | Bundle, data: Rows, out: str | Path, eval: Rows | 
             record = record or run(bundle, rows, out, config, held_out=held, start=start, resume=resume, more=more,
                                    allow_changed=allow_changed, origin=origin, on_event=show, should_stop=should_stop,
                                    governor=governor, objective=objective, rewards=rewards)
-            wants_answers = answers and objective.rows is supervised_rows and "answers" not in record
+            is_asked = objective.rows is supervised_rows and config.family.served_by == LLAMA_CPP
+            wants_answers = answers and is_asked and "answers" not in record
             exam = _exam(bundle, record, out, held, config) if wants_answers else None
             del rows, held
             if exam:

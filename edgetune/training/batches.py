@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 
 from ..data.packing import Batch, Example, order
 from ..data.trees import Tree, micro_batches
+from ..models.base import Passes
 from . import length
 from .config import TrainConfig
 
@@ -53,6 +54,30 @@ class Batches:
         batches = [batch for step in range(1, min(COUNTED, self.steps_per_epoch) + 1)
                    for batch in cut(self.of_step(step), self.config, max_tokens, prefix)]
         return sum(batch.computed for batch in batches) / sum(batch.row_tokens for batch in batches)
+
+
+class Micros:
+    """The micro-batches of a network. max_tokens: in one; may be lowered, down to the plan's least_tokens. computing:
+    whether the arena holds activations.
+    """
+
+    def __init__(self, decoder: Passes, config: TrainConfig, max_tokens: int, prefix: int) -> None:
+        self.decoder = decoder
+        self.config = config
+        self.max_tokens = max_tokens
+        self.prefix = prefix
+        self.computing = False
+
+    def cut(self, examples: Sequence[Example]) -> list[Batch | Tree]:
+        return cut(examples, self.config, self.max_tokens, self.prefix)
+
+    def one_by_one(self, micros: Iterable[Batch | Tree]) -> Iterator[Batch | Tree]:
+        """Calls before_block before each one: a run may stop there, and also pause, because the arena holds nothing."""
+        for micro in micros:
+            self.decoder.before_block()
+            self.computing = True
+            yield micro
+            self.computing = False
 
 
 def cut(examples: Sequence[Example], config: TrainConfig, max_tokens: int, prefix: int = 0) -> list[Batch | Tree]:

@@ -11,13 +11,10 @@ from typing import Any
 import numpy as np
 
 from ..adapters import store
-from ..adapters.base import Family
-from ..adapters.low_rank import LoraFamily
 from ..data.dataset import Dataset
 from ..data.packing import Example
 from ..errors import FormatError, MismatchError, UsageError
 from ..formats.bundle import Bundle
-from ..formats.gguf import fingerprint, open_gguf
 from ..machine.governor import Governor
 from ..models.networks import open_network
 from ..objectives.base import Objective
@@ -26,7 +23,7 @@ from ..options import AUTO
 from ..persisted import from_json
 from . import anchored, checkpoint, metrics, reference
 from .answered import Rewards, needs_judge
-from .config import TrainConfig
+from .config import LORA, TrainConfig
 from .length import anchors_learned, units_of
 from .origin import Origin
 from .plan import Tradeoffs
@@ -37,7 +34,9 @@ from .throttle import Courtesy
 from .trainer import Trainer
 
 Event = dict[str, Any]
-OLDER = {"method": Sft.name, "family": LoraFamily.name, "start": None, "anchors": 0}  # before these names were
+OLDER = {"method": Sft.name, "family": LORA, "start": None, "anchors": 0}  # before these names were
+
+VALUED = "lora with a value"  # what LoRA was called where a value head was trained
 
 
 @dataclass(frozen=True)
@@ -54,7 +53,6 @@ class Task:
     origin: Origin | None
     allow_changed: Collection[str]
     objective: Objective | None
-    family: Family | None
     rewards: Rewards | None
     on_event: Callable[[Event], None]
     should_stop: Callable[[], bool]
@@ -113,16 +111,16 @@ def _open(task: Task, previous: Tradeoffs | None, was: Identity, record: Mapping
 
     def fits() -> object:
         return make_plan(open_network(task.bundle.gguf), config, lengths=lengths, previous=previous,
-                         family=task.family, objective=objective)
+                         objective=objective)
 
     anchors, batches = _anchors(task, objective, was, record, fits)
     trainer = Trainer(task.bundle, config, lengths=lengths, previous=previous, objective=objective,
-                      family=task.family, rewards=task.rewards)
+                      rewards=task.rewards)
     trainer.add_examples(task.data.examples)
     trainer.add_anchors(anchors, anchored.rows_per_anchor(config, objective), batches)
     identity = fingerprint_run(trainer, task.data, task.held_out)
     if task.start:
-        identity["start"] = fingerprint(open_gguf(store.open_adapter(task.start).path))
+        identity["start"] = store.fingerprint_of(task.start)
     return Begun(trainer, identity, RunState(), _origin(task, trainer, None))
 
 
@@ -163,6 +161,8 @@ def _reopened(task: Task, record: Mapping[str, Any], was_asked: list[Any], plan:
     """
     previous = from_json(Tradeoffs, plan, source) if was_asked == asked(task.config.to_json()) else None
     was = {**OLDER, **({"method": was["objective"]} if "objective" in was else {}), **was}
+    if was["family"] == VALUED:
+        was["family"] = LORA
     begun = _open(task, previous, was, record)
     begun.origin = _origin(task, begun.trainer, record.get("origin"))
     changed = differences(task.out, was, begun.identity, task.allow_changed)
@@ -242,7 +242,7 @@ def _keep_start(begun: Begun) -> None:
 
 def check_start(start: Mapping[str, Any]) -> None:
     """Raises MismatchError where the adapter that a run began from is another now."""
-    if fingerprint(open_gguf(store.open_adapter(start["path"]).path)) != start["fingerprint"]:
+    if store.fingerprint_of(start["path"]) != start["fingerprint"]:
         raise MismatchError(f"{start['path']} is not the adapter any more that the run began from, its reference",
                             "put it back, or begin another run")
 
@@ -251,16 +251,15 @@ def _restore(begun: Begun, found: checkpoint.Checkpoint) -> None:
     """Fills the arena; a best adapter that is not in the file is the seed's or the newest one."""
     t = begun.trainer
     s = begun.state
-    np.copyto(t.arena.flat("best"), t.arena.flat("lora"))
+    t.keep_best()
     found.read(t.arena.flat)
     t.steps_done = int(found.meta["step"])
     t.begun_at = s.begun_at
     t.more = s.more
     if s.best_step == t.steps_done:
-        np.copyto(t.arena.flat("best"), t.arena.flat("lora"))
+        t.keep_best()
     t.best_known = s.best is not None
-    if t.roller:
-        t.roller.restore(found.meta.get("answers"))
+    t.source.restore(found.meta.get("answers"))
 
 
 # ---- more epochs -----------------------------------------------------------------------------------------------------
@@ -287,7 +286,7 @@ def _next_leg(task: Task, record: Mapping[str, Any]) -> Begun:
     _keep_start(begun)
     t.load(task.out)
     _load_beside(t, task.out)
-    np.copyto(t.arena.flat("best"), t.arena.flat("lora"))
+    t.keep_best()
     t.best_known = s.best is not None
     t.steps_done = s.begun_at
     t.begun_at = s.begun_at

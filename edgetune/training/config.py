@@ -4,13 +4,22 @@ from __future__ import annotations
 
 import math
 import re
-from dataclasses import asdict, dataclass
-from typing import Any, Literal, TypedDict
+from collections.abc import Mapping
+from dataclasses import Field, asdict, dataclass, field
+from typing import TYPE_CHECKING, Any, Literal, TypedDict
 
-from ..adapters.lora_options import LoraOptions
-from ..errors import UsageError
+from ..errors import FormatError, UsageError
 from ..machine.device import read_device, rss
-from ..options import AUTO, check_options, option
+from ..options import AUTO, check_options, declared, option, unknown_option
+from ..persisted import checked_fields, from_json
+
+if TYPE_CHECKING:
+    from typing_extensions import Unpack
+
+    from ..adapters.base import Family
+
+ADAPTER = "The adapter"  # the title of a group of options
+LORA = "lora"  # the family of a training that names none
 
 TARGETS = ("q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj")
 DEFAULT_MEMORY = "75%"
@@ -21,11 +30,12 @@ FILE_OPTIONS = ("prompt_column", "completion_column")  # of files of rows: a job
 
 
 @dataclass(frozen=True)
-class TrainConfig(LoraOptions):
-    """Options of one training run. Immutable; stored whole in the adapter's run.json."""
+class CommonOptions:
+    """The options of a training that do not depend on what is trained."""
 
-    # what is adapted; LoraOptions says how
-    targets: str = option("all", "Projections to train, comma separated: " + ", ".join(TARGETS) + "; or all.")
+    # what is adapted; a family says how
+    targets: str = option("all", "Projections to train, comma separated: " + ", ".join(TARGETS) + "; or all.",
+                          group=ADAPTER)
     blocks: str = option("all", "Blocks to train: all, first:K or last:K (last:K is cheaper: backward stops early).")
     # the optimizer
     lr: float | Literal["auto"] = option("auto", "Peak learning rate of AdamW; auto: 1e-3 with steps of 4 rows or "
@@ -93,8 +103,41 @@ class TrainConfig(LoraOptions):
     backend: str = option("auto", "What computes: cpu, cuda (an NVIDIA GPU), or auto: the GPU where one can be used.",
                           choices=BACKENDS, common=True)
 
+
+@dataclass(frozen=True, init=False)
+class TrainConfig(CommonOptions):
+    """Options of one training run. Immutable; stored whole in the adapter's run.json.
+
+    family: what is trained, by name or as a Family. Its options are given, changed and stored with the others:
+    TrainConfig(rank=8, lr=1e-3) has a LoRA of rank 8.
+    """
+
+    family: Family = field(default_factory=lambda: _family(LORA, {}))
+
+    def __init__(self, **options: Unpack[TrainOptions]) -> None:
+        """Raises UsageError for a name that is no option, of all trainings or of the family."""
+        given: dict[str, Any] = dict(options)
+        family = given.pop("family", LORA)
+        common = {spec.name: given.pop(spec.name) for spec in declared(CommonOptions) if spec.name in given}
+        super().__init__(**common)
+        object.__setattr__(self, "family", _family(family, given))
+
+    @classmethod
+    def read_json(cls, found: Mapping[str, Any], source: str) -> TrainConfig:
+        """The inverse of `to_json`, of this edgetune or an earlier one. Raises FormatError."""
+        from ..adapters.base import families
+        rest = dict(found)
+        name = rest.pop("family", LORA)
+        if name not in families():
+            raise FormatError(f"{source} has the adapter family {name!r:.60}, which this edgetune does not know",
+                              "use the edgetune that wrote it")
+        kind = families()[name]
+        own = {spec.name: rest.pop(spec.name) for spec in declared(kind) if spec.name in rest}
+        return cls(family=from_json(kind, own, source), **checked_fields(CommonOptions, rest, source))
+
     def check(self) -> TrainConfig:
         """Returns self; raises UsageError for the first option of another type or out of its range."""
+        self.family.check()
         check_options(self)
         self.target_names()
         self.block_range(10**6)
@@ -169,12 +212,37 @@ class TrainConfig(LoraOptions):
                 raise UsageError(what, f"name held-out rows with --eval, or leave --{name} out")
 
     def to_json(self) -> dict[str, Any]:
-        return asdict(self)
+        """The options by name, those of the family among them."""
+        common = {spec.name: getattr(self, spec.name) for spec in declared(CommonOptions)}
+        return {"family": self.family.name, **self.family.options(), **common}
+
+
+def _family(asked: Family | str, options: Mapping[str, Any]) -> Family:
+    """The family with these options in place of its own; None for one that only other families have is passed over."""
+    from ..adapters.base import family_named
+    kind = family_named(asked) if isinstance(asked, str) else type(asked)
+    kept = {} if isinstance(asked, str) else asdict(asked)
+    known = [spec.name for spec in declared(kind)]
+    for name, value in options.items():
+        if name not in known and value is not None:
+            raise unknown_option(name, [*known, "family", *(spec.name for spec in declared(CommonOptions))])
+    return kind(**{**kept, **{name: options[name] for name in known if name in options}})
+
+
+def train_options(family: str = "") -> dict[str, Field[Any]]:
+    """Every option of training by name: the common ones and those of a family; by default of all families."""
+    from ..adapters.base import families, family_named
+    kinds = [family_named(family)] if family else [*families().values()]
+    own = {spec.name: spec for kind in reversed(kinds) for spec in declared(kind)}
+    return {**own, **{spec.name: spec for spec in declared(CommonOptions)}}
 
 
 class TrainOptions(TypedDict, total=False):
-    """The fields of TrainConfig as keyword arguments, so that a type checker finds a misspelt one."""
+    """The options of TrainConfig as keyword arguments, so that a type checker finds a misspelt one. A family other than
+    LoRA is given with its options, family=Other(width=6).
+    """
 
+    family: Family | str
     rank: int
     alpha: float
     targets: str

@@ -52,6 +52,11 @@ def buffers(kind: str, groups: Sequence[Group]) -> list[Buffer]:
     return [Buffer(name, (n,), "run") for name in ("adam_m", "adam_v")]
 
 
+def is_state(buffer: str) -> bool:
+    """Whether the next step depends on a buffer of this name: the parameters, or the optimizer's own."""
+    return buffer == "lora" or buffer.startswith("adam_")
+
+
 def adamw(ops: Ops, param: np.ndarray, grad: np.ndarray, moments: Sequence[np.ndarray], groups: Sequence[Group],
           config: TrainConfig, lr: float, step: int) -> None:
     """One update (Loshchilov & Hutter 2019) of the groups, which are stored one after another.

@@ -17,8 +17,7 @@ from functools import cached_property
 from itertools import product
 from typing import Any
 
-from ..adapters.base import Family
-from ..adapters.low_rank import lora_of
+from ..adapters.heads import VOCABULARY, HeadKind
 from ..backends.arena import Buffer, arena_bytes
 from ..backends.base import Backend
 from ..data.lengths import FORWARD, Given, Lengths, read_lengths
@@ -26,12 +25,12 @@ from ..errors import BudgetError, UsageError
 from ..models.base import Structure
 from ..models.linear import RunShape, target_names, trained_shapes
 from ..models.stream import Sizes
-from ..models.structure import DecoderStructure
 from ..serving.rollouts.plan import AnswerPlan
 from . import optim
 from .config import TrainConfig
 from .cost import cost_per_token
 from .length import batch_of
+from .source import Room
 
 MIB = 1 << 20
 PROCESS = 52 * MIB  # Python and its libraries before training, where it is not this process; measured 43 to 51
@@ -39,6 +38,7 @@ GROWTH = 6 * MIB  # what Python, threads and the writer of adapters take while t
 ROW_COUNTS = (1, 2, 3, 4, 6, 8, 12, 16, 24, 32, 48, 64, 96, 128)  # rows in a micro-batch that are considered
 PENALTY_8BIT = 1.25  # moments in 8 bits are taken where a plan with floats is slower by this factor, or does not fit
 UNLIMITED = 1 << 62
+NO_ROOM = Room()
 
 
 @dataclass(frozen=True)
@@ -84,6 +84,11 @@ class Plan:
     answers: AnswerPlan | None = None
 
     @property
+    def longest(self) -> int:
+        """Tokens in a row at most."""
+        return self.run.max_length - self.run.family.virtual_tokens
+
+    @property
     def arena_bytes(self) -> int:
         return arena_bytes(self.buffers)
 
@@ -116,19 +121,18 @@ class Plan:
 
 
 def make(structure: Structure, config: TrainConfig, *, ops: Backend, sizes: Sizes, limits: MemoryLimits,
-         lengths: Given = (), previous: Tradeoffs | None = None, family: Family | None = None,
-         answers: AnswerPlan | None = None, keeps_start: bool = False) -> Plan:
+         lengths: Given = (), previous: Tradeoffs | None = None, heads: tuple[HeadKind, ...] = (VOCABULARY,),
+         room: Room = NO_ROOM) -> Plan:
     """The fastest plan within `limits`.
 
-    lengths: of the rows; empty while the data is not known. previous: the tradeoffs
-    of an earlier plan, of which everything that decides rounding is kept. family: what is trained; None: LoRA. answers:
-    the most that the run's own answers can make use of, for a decoder alone. keeps_start: whether the adapter that
-    training starts from stays in memory. Raises UsageError where nothing fits, and
-    for options that the model cannot fulfil (blocks, rank).
+    lengths: of the rows; empty while the data is not known. previous: the tradeoffs of an earlier plan, of which
+    everything that decides rounding is kept. heads: that the objective asks for. room: what the source takes.
+
+    Raises UsageError where nothing fits, and for options that the model cannot fulfil (blocks, rank, heads).
     """
     given = read_lengths(lengths, config.row_limit)
     sizes = replace(sizes, head_stays=not ops.is_paged)
-    planner = _Planner(structure, config, ops, sizes, limits, given, previous, family, answers, keeps_start)
+    planner = _Planner(structure, config, ops, sizes, limits, given, previous, heads, room)
     run = planner.run(Tradeoffs(1, 1, 0))
     run.family.check_shapes(trained_shapes(structure, run))
     best = planner.best()
@@ -146,9 +150,8 @@ class _Planner:
     limits: MemoryLimits
     given: Lengths
     previous: Tradeoffs | None
-    family: Family | None
-    answers: AnswerPlan | None
-    keeps_start: bool
+    heads: tuple[HeadKind, ...]
+    room: Room
 
     @cached_property
     def lengths(self) -> Lengths:
@@ -172,14 +175,14 @@ class _Planner:
     def plan(self, tradeoffs: Tradeoffs) -> Plan:
         least = self.longest if tradeoffs.prefix else self.longest_group
         return Plan(self.run(tradeoffs), self.table(tradeoffs), self.sizes, tradeoffs, self.limits, least,
-                    answers=self.answers and replace(self.answers, live=tradeoffs.live))
+                    answers=self.room.answers and replace(self.room.answers, live=tradeoffs.live))
 
     def run(self, tradeoffs: Tradeoffs) -> RunShape:
         c = self.config
-        return RunShape(max_tokens=tradeoffs.max_tokens, max_length=self.longest, family=self.family or lora_of(c),
-                        targets=self.targets(), blocks=c.block_range(self.structure.n_layer), kept=tradeoffs.kept,
-                        threads=self.ops.threads, precision=c.precision, prefix=tradeoffs.prefix,
-                        prefix_inputs=tradeoffs.prefix_inputs)
+        return RunShape(max_tokens=tradeoffs.max_tokens, max_length=self.longest + c.family.virtual_tokens,
+                        family=c.family, targets=self.targets(), blocks=c.block_range(self.structure.n_layer),
+                        kept=tradeoffs.kept, threads=self.ops.threads, precision=c.precision, prefix=tradeoffs.prefix,
+                        prefix_inputs=tradeoffs.prefix_inputs, heads=self.heads)
 
     def targets(self) -> tuple[str, ...]:
         """The trained projections of a block, by the network's names."""
@@ -194,20 +197,21 @@ class _Planner:
 
     def table(self, tradeoffs: Tradeoffs) -> tuple[Buffer, ...]:
         run = self.run(tradeoffs)
-        groups = run.family.parameters(trained_shapes(self.structure, run))
+        groups = self.structure.parameters(run)
         parameters = sum(group.size for group in groups)
         return (Buffer("lora", (parameters,), "run"), Buffer("dlora", (parameters,), "run"),
                 *self.structure.buffers(run), Buffer("scratch", (self.ops.scratch_bytes,), "run", "uint8"),
                 *optim.buffers(tradeoffs.optimizer_state, groups),
-                *(Buffer(name, (parameters,), "run") for name in ("best", "start")[:1 + self.keeps_start]),
+                *(Buffer(name, (parameters,), "run") for name in ("best", "start")[:1 + self.room.keeps_start]),
+                *run.family.state(trained_shapes(self.structure, run)), *self.room.buffers,
                 *self.answer_buffers(run, tradeoffs.live))
 
     def answer_buffers(self, run: RunShape, live: int) -> list[Buffer]:
         """Of `live` answers in progress."""
-        if self.answers is None:
+        cache = self.structure.cache
+        if self.room.answers is None or cache is None:
             return []
-        assert isinstance(self.structure, DecoderStructure)
-        return replace(self.answers, live=live).buffers(self.structure.shape, run.activations)
+        return replace(self.room.answers, live=live).buffers(cache, run.activations)
 
     def peak(self, tradeoffs: Tradeoffs) -> int:
         return self.plan(tradeoffs).peak_bytes
@@ -267,9 +271,9 @@ class _Planner:
 
     def lives(self) -> list[int]:
         """The numbers of answers in progress that are considered, the fewest first."""
-        if self.previous or self.answers is None:
+        if self.previous or self.room.answers is None:
             return [self.previous.live if self.previous else 0]
-        most = self.answers.live
+        most = self.room.answers.live
         return sorted({max(1, most >> halved) for halved in range(most.bit_length())})
 
     def streamings(self) -> range:
@@ -342,13 +346,15 @@ def _refusal(p: _Planner) -> BudgetError:
     """The budget that would suffice, and the one option that would help most."""
     least = p.least()
     smaller: dict[str, Any] = {
-        "max_length": max(2, p.longest // 2), "rank": max(1, p.config.rank // 2),
+        "max_length": max(2, p.longest // 2), **p.config.family.smaller(),
         "blocks": f"last:{max(1, p.structure.n_layer // 2)}", "precision": "fast", "recompute": "auto",
         "weights": "auto"}
     if "attn_q" in p.structure.linear_shapes():
         smaller["targets"] = "q_proj,v_proj"
-    needs = {name: replace(p, config=replace(p.config, **{name: value})).least() for name, value in smaller.items()
-             if getattr(p.config, name) != value}
+    now = p.config.to_json()
+    options = vars(p.config)
+    needs = {name: replace(p, config=TrainConfig(**{**options, name: value})).least()
+             for name, value in smaller.items() if now[name] != value}
     hint = f"give it --memory {mib(least) + 1}M"
     if needs:
         name = min(needs, key=lambda name: needs[name])

@@ -34,7 +34,7 @@ def prepare(trainer: Trainer, sets: Sequence[Dataset | None], out: Path, start: 
     """
     wanted = list(chain(_to_come(trainer), *(data.examples for data in sets[1:] if data)))
     reference = trainer.reference
-    if trainer.roller or not trainer.objective.needs_reference or not reference.missing(wanted):
+    if trainer.source.refers or not trainer.objective.needs_reference or not reference.missing(wanted):
         return
     reference.is_base = start is None
     name = json.dumps([__version__, trainer.bundle.fingerprint, start and start["fingerprint"], trainer.ops.isa,

@@ -14,11 +14,8 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-
 from .. import disk
 from ..adapters import store
-from ..adapters.base import Family
 from ..data import rows as supervised_rows
 from ..data.dataset import Dataset
 from ..errors import DiskError, DiskFullError, FormatError, Interrupted, NumericsError, UsageError
@@ -32,6 +29,7 @@ from .answered import Rewards
 from .begin import Event as Event
 from .begin import Task
 from .config import TrainConfig
+from .optim import is_state
 from .origin import Origin
 from .origin import read_origin as read_origin
 from .plan import Plan
@@ -48,8 +46,7 @@ def run(bundle: Bundle, data: Dataset, out: str | Path, config: TrainConfig, *, 
         allow_changed: Collection[str] = (), origin: Origin | None = None,
         on_event: Callable[[Event], None] | None = None, should_stop: Callable[[], bool] | None = None,
         governor: Governor | None = None, busy: Callable[[], bool] = lambda: False,
-        objective: Objective | None = None, family: Family | None = None,
-        rewards: Rewards | None = None) -> dict[str, Any]:
+        objective: Objective | None = None, rewards: Rewards | None = None) -> dict[str, Any]:
     """Train, and write the adapter to the folder `out`. Returns run.json's content.
 
     held_out: rows on which the loss is measured, and by it the best adapter chosen.
@@ -63,9 +60,8 @@ def run(bundle: Bundle, data: Dataset, out: str | Path, config: TrainConfig, *, 
     should_stop: called before each block; where it returns True, the state is saved and Interrupted raised.
     governor: decides when the run slows down or pauses for others. busy: whether a request is being answered; the run
     then works a tenth of the time.
-    objective: what is learned from the rows, which were read by its parser; None: to imitate their answers.
-    family: what is trained; None: LoRA by the config. rewards: what rewards answers, for an objective that learns from
-    them.
+    objective: what is learned from the rows, which were read by its parser; None: to imitate their answers. rewards:
+    what rewards answers, for an objective that learns from them.
 
     Raises UsageError where `out` exists, for options that do nothing without held_out, and for a finished run without
     `more`; MismatchError for a resume with a difference that allow_changed does not name, and for a `start` of another
@@ -83,7 +79,7 @@ def run(bundle: Bundle, data: Dataset, out: str | Path, config: TrainConfig, *, 
     if governor:
         be_nice(governor.policy.nice)
     task = Task(bundle, data, Path(out), config, held_out, Path(start) if start else None, more, origin, allow_changed,
-                objective, family, rewards, on_event or (lambda _: None), should_stop or (lambda: False), governor,
+                objective, rewards, on_event or (lambda _: None), should_stop or (lambda: False), governor,
                 busy)
     if not resume:
         prepared = _Run(task, begin.anew(task))
@@ -98,7 +94,7 @@ def run(bundle: Bundle, data: Dataset, out: str | Path, config: TrainConfig, *, 
 
 def disk_writes(plan: Plan, config: TrainConfig, held_out: bool) -> dict[str, Any]:
     """What a run writes: the bytes of a checkpoint and, at most, those of a day."""
-    nbytes = sum(b.nbytes for b in plan.buffers if _is_state(b.name) or (b.name == "best" and held_out))
+    nbytes = sum(b.nbytes for b in plan.buffers if is_state(b.name) or (b.name == "best" and held_out))
     nbytes += 4096  # the first line and the checksum
     interval = config.checkpoint_seconds()
     return {"checkpoint_every": config.checkpoint_every,
@@ -183,8 +179,8 @@ class _Run:
                             "tokens": data.tokens, "computed": round(data.tokens * t.computed_share()),
                             "supervised": data.supervised, "plan": t.plan.to_json(), "isa": t.ops.isa,
                             "disk": self._disk()})
-        if t.is_rewarded and t.roller and not self.begun.event and not t.roller.objective.imitated_epochs:
-            self._write({"event": "expect", "step": t.steps_done, **asdict(t.expect(self.should_stop))})
+        if not self.begun.event and (expected := t.expect(self.should_stop)):
+            self._write({"event": "expect", "step": t.steps_done, **asdict(expected)})
         if t.steps_done == t.begun_at and not self.state.from_seed:
             self.save_state()  # before run.json says so: what the leg began with may be overwritten or lost
         store.save_record(self.out, self._record("running"))
@@ -207,7 +203,7 @@ class _Run:
                 if time.monotonic() - self.saved_at >= self.config.checkpoint_seconds():
                     self.save_state()
         if s.best is not None:
-            np.copyto(t.arena.flat("lora"), t.arena.flat("best"))
+            t.take_best()
 
     # ---- measuring ----------------------------------------------------------------------------------------------
 
@@ -229,15 +225,13 @@ class _Run:
         loss = measured.loss
         if s.measure(t.steps_done, loss, measured.rows):
             t.best_known = True
-            np.copyto(t.arena.flat("best"), t.arena.flat("lora"))
+            t.keep_best()
         self._write({"event": "eval", "step": t.steps_done, "loss": loss, "tokens": measured.supervised, "best": s.best,
                      **_named(measured.metrics)})
 
     def _report(self, r: StepResult) -> None:
-        if not self.trainer.is_rewarded:
-            self.state.learn(r.loss)
-        elif "reward" in r.metrics:  # it is known when answers are drawn
-            self.state.learn(-r.metrics["reward"])
+        if (progress := self.trainer.source.progress(r.loss, r.metrics)) is not None:
+            self.state.learn(progress)
         self._write({"event": "step", "step": r.step, "loss": r.loss, "lr": r.lr, "grad_norm": r.grad_norm,
                      "tokens": r.tokens, "computed": r.computed, "supervised": r.supervised,
                      "tokens_per_s": r.tokens / r.seconds, "seconds": r.seconds,
@@ -259,8 +253,8 @@ class _Run:
             meta = {"step": t.steps_done, "state": vars(s), "metrics": self.metrics.position(),
                     "identity": self.begun.identity, "plan": asdict(t.plan.tradeoffs),
                     "asked": begin.asked(self.config.to_json())}
-            if t.roller and (answers := t.roller.state(t.steps_done, t.steps_per_epoch)):
-                meta["answers"] = answers
+            if of_source := t.source_state():
+                meta["answers"] = of_source
             t.arena.release()  # writing a checkpoint needs memory that otherwise only a step uses
             s.written += checkpoint.save(self.out, t.steps_done, {n: t.arena.flat(n) for n in self._arrays()}, meta)
             self.saved = (t.steps_done, s.measured)
@@ -270,7 +264,7 @@ class _Run:
         """The arrays that a checkpoint must hold now, because nothing else determines them."""
         t = self.trainer
         s = self.state
-        names = [name for name in t.arena.buffers if _is_state(name)]
+        names = t.state_arrays
         if t.steps_done == t.begun_at:  # the moments are 0
             names = [] if s.from_seed else ["lora"]
         from_seed = s.from_seed and s.best_step == 0
@@ -287,7 +281,7 @@ class _Run:
         t = self.trainer
         return Course(self.state.leg_history, t.begun_at, t.steps_done, t.total_steps, self.state.best_step,
                       t.peak_rate, f"edgetune resume {shlex.quote(str(self.out))} --epochs +4", self.state.learned,
-                      t.is_rewarded)
+                      t.source.is_rewarded)
 
     def _save(self, status: str, verdict: Verdict | None = None) -> dict[str, Any]:
         """Writes adapter.gguf and run.json, with the arena's adapter."""
@@ -296,7 +290,7 @@ class _Run:
         of_answers = self.trainer.objective.rows is supervised_rows
         store.save_schema(self.out, self.task.data.schema if of_answers else None)
         store.save_beside(self.out, self.trainer.unexported)
-        store.save_run(self.out, self.trainer.decoder.adapter.export(), self.task.bundle.gguf, record)
+        store.save_run(self.out, self.trainer.artifact(), self.task.bundle.gguf, record)
         return record
 
     def _record(self, status: str, verdict: Verdict | None = None) -> dict[str, Any]:
@@ -305,7 +299,7 @@ class _Run:
         data = self.task.data
         return {
             "status": status, **self.trainer.record(), "origin": self.begun.origin,
-            "measure": "reward" if self.trainer.is_rewarded else "loss",
+            "measure": "reward" if self.trainer.source.is_rewarded else "loss",
             "data": {"digest": data.digest, "rows": len(data.examples), "tokens": data.tokens,
                      "supervised": data.supervised, "truncated": data.truncated, "skipped": data.skipped},
             "held_out": None if self.held_out is None else {
@@ -320,7 +314,7 @@ class _Run:
         """Saves the measured best, else the last adapter whose loss was finite; where neither is known, nothing."""
         t = self.trainer
         if t.best_known or t.steps_done > self.resumed_at:
-            np.copyto(t.arena.flat("lora"), t.arena.flat("best"))
+            t.take_best()
             kept = self.state.best_step if t.best_known else max(t.steps_done - 1, 0)
             self._save("failed", diverged(self._course(), kept))
         else:
@@ -341,8 +335,3 @@ class _Run:
 def _named(metrics: Mapping[str, float]) -> dict[str, Any]:
     """An objective's metrics as a part of an event; empty for an objective without metrics."""
     return {"metrics": dict(metrics)} if metrics else {}
-
-
-def _is_state(buffer: str) -> bool:
-    """Whether the next step depends on what a buffer holds."""
-    return buffer == "lora" or buffer.startswith("adam_")

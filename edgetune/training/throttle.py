@@ -106,7 +106,7 @@ class Throttle:
         self._yield_to_answers()
         self._look()
         paused = self.governor.state.action == "pause"
-        if self.trainer.computing:
+        if self.trainer.micros.computing:
             if paused and self.governor.state.rule == "memory":
                 raise MemoryPressure
         else:
@@ -147,14 +147,14 @@ class Throttle:
             ops.working = 1
         small = state.rule == "memory" and state.action != "go"
         least = self.trainer.plan.least_tokens
-        self.trainer.max_tokens = max(least, run.max_tokens // 2) if small else run.max_tokens
+        self.trainer.micros.max_tokens = max(least, run.max_tokens // 2) if small else run.max_tokens
         self._write_event(state.action, state.rule, state.cause)
 
     def _write_event(self, action: str, rule: str, cause: str) -> None:
         r = self.governor.readings
         self.write({"event": "governor", "step": self.trainer.steps_done, "action": action, "rule": rule,
                     "cause": cause, "threads": self.trainer.ops.working,
-                    "micro_batch": self.trainer.max_tokens, "temperature": r.temperature,
+                    "micro_batch": self.trainer.micros.max_tokens, "temperature": r.temperature,
                     "available_mib": r.available >> 20})
 
     def _pause(self) -> None:

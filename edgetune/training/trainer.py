@@ -10,7 +10,7 @@ import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field, replace
-from functools import partial
+from functools import cached_property, partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -18,7 +18,7 @@ import numpy as np
 import numpy.random
 
 from ..adapters import store
-from ..adapters.base import Family, slices
+from ..adapters.base import Artifact, Group, slices
 from ..adapters.lora import Lora, Pair
 from ..backends.arena import Arena
 from ..backends.base import Backend
@@ -26,34 +26,32 @@ from ..backends.opening import open_backend
 from ..data.dataset import Dataset, load_rows
 from ..data.formats import Columns
 from ..data.lengths import Given, read_lengths
-from ..data.packing import Batch, Example
-from ..data.trees import Tree, micro_batches
-from ..errors import DataError, Interrupted, NumericsError, UsageError
+from ..data.packing import Example
+from ..errors import DataError, Interrupted, MismatchError, NumericsError, UsageError
 from ..formats.bundle import Bundle, open_bundle
 from ..llamacpp.tokenizer import Tokenizer
 from ..machine import device
 from ..models.linear import trained_shapes
 from ..models.networks import open_network
 from ..objectives.base import Objective
-from ..objectives.drawn import Drawn
-from ..objectives.rewarded import Rewarded
 from ..objectives.sft import Sft
-from ..options import make_options
 from ..version import __version__
 from . import length, optim, plan
 from .answered import Expectation, Rewards
-from .batches import Batches, cut
+from .batches import Batches, Micros
 from .config import RUN_OPTIONS, TrainConfig, TrainOptions
 from .gradient import Gradient
-from .passes import Measurement, References, Totals, measure
+from .passes import Measurement, Totals
 from .planned import make_plan
 from .reference import Reference
-from .rollouts import Known, Roller, keep
+from .source import Parts, Source
+from .sources import source_of
 
 if TYPE_CHECKING:
     from typing_extensions import Unpack
 
 IMITATE = Sft()
+ENGINE = "edgetune's own engine"  # what serves heads that are trained
 ANCHOR = 1 << 16  # the number of a step's first micro-batch of anchors
 
 
@@ -73,7 +71,7 @@ class StepResult:
 
 
 class Trainer:
-    """Trains a LoRA on one GGUF (a path or an open Bundle).
+    """Trains an adapter of one GGUF (a path or an open Bundle).
 
     Options are TrainConfig's, as `config`, by name, or both: Trainer("model.gguf", rank=8, lr=1e-3).
 
@@ -84,48 +82,50 @@ class Trainer:
     objective: what is learned from the rows (default: to imitate their answers).
     rewards: what rewards answers, for an objective that learns from the model's own.
     ops: what computes, open already (default: what config.backend names, with config.threads).
-    family: what is trained (default: LoRA by the options).
+    source: where the examples of a step come from (default: the rows, or answers to them, as the objective has it).
 
     Raises the kinds of EdgetuneError for wrong input, UsageError also where memory is too small.
     """
 
     def __init__(self, model: Bundle | str | Path, config: TrainConfig | None = None, *, lengths: Given = (),
                  previous: plan.Tradeoffs | None = None, tokenizer: Tokenizer | None = None,
-                 objective: Objective | None = None, ops: Backend | None = None,
-                 family: Family | None = None, rewards: Rewards | None = None, **options: Unpack[TrainOptions]) -> None:
+                 objective: Objective | None = None, ops: Backend | None = None, rewards: Rewards | None = None,
+                 source: type[Source] | None = None, **options: Unpack[TrainOptions]) -> None:
         for name in RUN_OPTIONS:
             if name in options:
                 raise UsageError(f"{name} is an option of a run, a Trainer does not use it",
                                  "leave it out, or use edgetune.run")
         self.objective = (objective or IMITATE).check()
-        given = {**vars(config or TrainConfig(**self.objective.defaults)), **options}
-        config = make_options(TrainConfig, given).check()
+        asked: dict[str, Any] = {**(vars(config) if config else self.objective.defaults), **options}
+        config = TrainConfig(**asked).check()
         self.config = config = length.sized(config, read_lengths(lengths, config.row_limit).longest)
         self.bundle = model if isinstance(model, Bundle) else open_bundle(model)
         self.bundle.gguf.file.check_path()  # rows may have been tokenised by what the path named
         self.model = open_network(self.bundle.gguf)
+        if not self.model.is_causal:
+            self.config = config = replace(config, share_prefixes="off")
         self._tokenizer = tokenizer
         self._own_tokenizer = tokenizer is None
         self.ops = ops or open_backend(config.backend, device.thread_count(config.threads))
-        if isinstance(self.objective, Drawn):
+        kind = source or source_of(self.objective)
+        if kind.keeps_tokenizer:
             _ = self.tokenizer  # it stays open, so that the plan must know its memory
-        self.plan = make_plan(self.model, config, ops=self.ops, lengths=lengths, previous=previous, family=family,
-                              objective=self.objective)
+        self.plan = make_plan(self.model, config, ops=self.ops, lengths=lengths, previous=previous,
+                              objective=self.objective, source=kind)
         self.arena = Arena(self.plan.buffers, self.ops.allocate)
         self.ops.use_scratch(self.arena.flat("scratch"))
         self.decoder = self.model.build(self.plan.run, self.ops, self.arena, self.plan.tradeoffs.streamed, config.seed)
         self.reference = Reference(self.decoder, self.plan.run.max_tokens, self.objective.needs_top)
-        self.roller = self._open_roller(rewards)
+        self.micros = Micros(self.decoder, config, self.plan.run.max_tokens, self.plan.run.prefix)
         self.keep_start()
-        self._references: References = self.roller or self.reference
+        self.source = kind(Parts(self.decoder, self.objective, config, self.micros, self.reference, self.plan.answers,
+                                 rewards, self.tokenizer if kind.keeps_tokenizer else None))
         self.examples: list[Example] = []
         self._batches = Batches(config)
         self.anchor_batches = range(0)
         self.steps_done = 0
         self.begun_at = 0  # the step after which the optimizer and its schedule began
         self.more = 0.0  # epochs from there; 0: what the options say
-        self.max_tokens = self.plan.run.max_tokens  # in a micro-batch; may be lowered, down to plan.least_tokens
-        self.computing = False  # whether the arena holds activations
         self.best_known = False  # True once someone stored a measured best in the arena's `best`
 
     # ---- data ---------------------------------------------------------------------------------------------------
@@ -147,13 +147,13 @@ class Trainer:
         rows = [rows] if isinstance(rows, dict) else list(rows)
         self.arena.release()  # the vocabulary takes memory too
         try:
-            return load_rows(rows, self.tokenizer, max_length=self.plan.run.max_length,
+            return load_rows(rows, self.tokenizer, max_length=self.plan.longest,
                              system=self.config.system or None, overflow=self.config.overflow,
                              parser=self.objective.rows, learnable=True,
                              columns=Columns(self.config.prompt_column, self.config.completion_column))
         finally:
-            if self.config.memory and self._own_tokenizer and not self.roller:  # the next step needs its memory
-                self.tokenizer.close()
+            if self.config.memory and self._own_tokenizer and not self.source.keeps_tokenizer:
+                self.tokenizer.close()  # the next step needs its memory
                 self._tokenizer = None
                 device.trim()
 
@@ -161,14 +161,17 @@ class Trainer:
         """Append rows that are token ids already. Raises DataError for one longer than the buffers or with bad ids."""
         for i, example in enumerate(examples):
             n = example.longest
-            limit = self.plan.run.max_length
+            limit = self.plan.longest
             if not 2 <= n <= limit:
                 raise DataError(f"example {i} has {n} tokens, this trainer takes 2 to {limit}",
                                 "shorten it or raise max_length")
             tokens = np.concatenate([example.tokens, *example.prompts])
-            if int(tokens.min()) < 0 or int(tokens.max()) >= self.model.structure.n_vocab:
-                raise DataError(f"example {i} holds a token id outside 0..{self.model.structure.n_vocab - 1}",
+            if int(tokens.min()) < 0 or int(tokens.max()) >= self.model.structure.n_tokens:
+                raise DataError(f"example {i} holds a token id outside 0..{self.model.structure.n_tokens - 1}",
                                 "tokenise it with this model's tokenizer")
+            classes = self.objective.heads[0].size
+            if example.labels.size and not 0 <= int(example.labels.min()) <= int(example.labels.max()) < classes:
+                raise DataError(f"example {i} has a label outside 0..{classes - 1}", "look at the rows' labels")
         last = max((example.group for example in self.examples), default=0)  # numbers of earlier calls are taken
         self.examples += [replace(e, group=last + e.group) if e.group and last else e for e in examples]
         self._batches = replace(self._batches, examples=self.examples)
@@ -210,7 +213,7 @@ class Trainer:
 
     def computed_share(self) -> float:
         """What share of the rows' tokens is computed, as rows of a batch begin alike."""
-        return self._batches.computed_share(self.max_tokens, self.plan.run.prefix)
+        return self._batches.computed_share(self.micros.max_tokens, self.plan.run.prefix)
 
     # ---- training -----------------------------------------------------------------------------------------------
 
@@ -225,63 +228,43 @@ class Trainer:
             raise DataError("there is nothing to train on", "add rows first")
         began = time.monotonic()
         step = self.steps_done + 1
-        known: Known = {}  # of answers that are learned from again
         grad = self.arena.flat("dlora")
         with self._stoppable(should_stop):
-            examples, n, metrics = self._examples_of(step)
-            anchors = self._batches.anchors_of_step(step) if examples else []
+            found = self.source.of_step(step, self._batches)
+            examples, n, metrics = found.examples, found.n, found.metrics
+            anchors = found.anchors if examples else []
             own, aside = IMITATE.count(examples), IMITATE.count(anchors)  # tokens, by which both are weighted
             grad.fill(0.0)
-            totals = self._learn(step, examples, n * (own + aside) / own if anchors else n, known)
+            totals = self._learn(step, examples, n * (own + aside) / own if anchors else n)
             loss = totals.loss / n
             if anchors:
                 metrics = {**metrics, "anchor_loss": self._learn_anchors(step, anchors, own + aside, totals) / aside}
             lr = optim.learning_rate(self.config, self.peak_rate, step - self.begun_at,
                                      self.total_steps - self.begun_at)
             norm = self._update(grad, loss, lr, step) if examples else 0.0
-        if self.roller:
-            self.roller.learned(step, self.steps_per_epoch, known)
+        self.source.after_step(step, self._batches)
         self.steps_done = step
         return StepResult(step, loss, lr, norm, totals.tokens, totals.supervised, time.monotonic() - began,
                           totals.computed, {**metrics, **totals.metrics})
 
-    def _examples_of(self, step: int) -> tuple[list[Example], float, dict[str, float]]:
-        """(the examples of a step, what its loss is divided by, metrics): those of its rows, or the answers to them of
-        which something is learned. There may be no such answers.
-        """
-        if self.roller is None:
-            examples = self.batch(step)
-            if not (n := self.objective.count(examples)):
-                raise DataError(f"the batch of step {step} has no supervised token", "check the rows' completions")
-            return examples, n, {}
-        self.decoder.before_block()
-        self.computing = True
-        answers, metrics = self.roller.of_step(step, self.batch, self.examples, self.steps_per_epoch)
-        n = self.objective.count(answers) or 1.0
-        telling = [answer for answer in answers if self.roller.objective.has_signal(answer)]
-        if self.objective.needs_reference:
-            self.roller.refer(self._cut(telling), self.max_tokens)
-        self.computing = False
-        return telling, n, metrics
-
-    def _learn(self, step: int, examples: Sequence[Example], n: float, known: Known) -> Totals:
+    def _learn(self, step: int, examples: Sequence[Example], n: float) -> Totals:
         """Adds up the gradient of a step, whose loss is divided by n."""
         totals = Totals()
-        seen = partial(keep, known) if self.roller and self.roller.objective.compares_updates else lambda *_: None
-        gradient = Gradient(self.decoder, self.objective, n, self._references, partial(self._before_part, step), seen)
-        micros = self._cut(examples)
+        gradient = Gradient(self.decoder, self.objective, n, self.source.references, partial(self._before_part, step),
+                            self.source.see)
+        micros = self.micros.cut(examples)
         if self.objective.sees_step and len(micros) > 1:
-            totals.add(micros, gradient.add_together(lambda: self._one_by_one(micros)))
+            totals.add(micros, gradient.add_together(lambda: self.micros.one_by_one(micros)))
             return totals
-        for number, micro in enumerate(self._one_by_one(micros)):
+        for number, micro in enumerate(self.micros.one_by_one(micros)):
             totals.add([micro], gradient.add(micro, number))
         return totals
 
     def _learn_anchors(self, step: int, anchors: Sequence[Example], n: float, totals: Totals) -> float:
         """Adds their gradient to that of the rows, and their tokens to the totals; returns the sum of their losses."""
         loss = 0.0
-        gradient = Gradient(self.decoder, IMITATE, n, self._references, partial(self._before_part, step))
-        for number, micro in enumerate(self._one_by_one(self._cut(anchors)), start=ANCHOR):
+        gradient = Gradient(self.decoder, IMITATE, n, self.source.references, partial(self._before_part, step))
+        for number, micro in enumerate(self.micros.one_by_one(self.micros.cut(anchors)), start=ANCHOR):
             signal = gradient.add(micro, number)
             loss += signal.loss
             totals.add([micro], replace(signal, loss=0.0))
@@ -294,16 +277,16 @@ class Trainer:
                                 f"lower the learning rate, now {self.peak_rate:g}, or look at the rows of this batch")
         if not self.best_known:
             self.ops.copy(self.arena.flat("best"), self.arena.flat("lora"))  # its loss was a number
-        run = self.plan.run
-        groups = run.family.parameters(trained_shapes(self.model.structure, run))
         moments = [self.arena.flat(name) for name in self.arena.buffers if name.startswith("adam_")]
-        optim.adamw(self.ops, self.arena.flat("lora"), grad, moments, groups, self.config, lr, step - self.begun_at)
+        optim.adamw(self.ops, self.arena.flat("lora"), grad, moments, self._groups, self.config, lr,
+                    step - self.begun_at)
+        self.decoder.adapter.after_step(step - self.begun_at, self.total_steps - self.begun_at, lr)
         return norm
 
     def _before_part(self, step: int, number: int, part: int) -> None:
         """Before a pass of a part of a step's micro-batch or tree: the same seed whenever it is passed."""
         words = [self.config.seed, step, number] + ([part] if part else [])
-        self.decoder.adapter.before_step(int(np.random.SeedSequence(words).generate_state(1, np.uint64)[0]))
+        self.decoder.adapter.before_pass(int(np.random.SeedSequence(words).generate_state(1, np.uint64)[0]))
 
     def train(self, on_step: Callable[[StepResult], None] | None = None) -> list[StepResult]:
         """All remaining steps."""
@@ -327,14 +310,7 @@ class Trainer:
         """The objective's loss and metrics, by this engine; no gradient. Raises DataError where nothing is supervised.
         """
         with self._stoppable(should_stop):
-            if self.roller is None:
-                return measure(self.decoder, self.objective, self._one_by_one(self._cut(examples)), self.reference)
-            self.computing = True
-            if self.is_rewarded:
-                return self.roller.measure(examples)
-            micros = micro_batches(self.roller.greedy(examples), self.max_tokens, share=False)  # in their order
-            self.roller.refer(micros, self.max_tokens)
-            return measure(self.decoder, self.objective, self._one_by_one(micros), self.roller)
+            return self.source.measure(examples)
 
     def refer(self, examples: Sequence[Example], should_stop: Callable[[], bool] | None = None) -> None:
         """Computes log p by the reference model, where it is not known yet: by the base, unless `reference` says that
@@ -343,31 +319,18 @@ class Trainer:
         with self._stoppable(should_stop):
             for example in self.reference.missing(examples):
                 self.decoder.before_block()
-                self.computing = True
+                self.micros.computing = True
                 self.reference.add(example)
-                self.computing = False
+                self.micros.computing = False
 
-    def expect(self, should_stop: Callable[[], bool] | None = None) -> Expectation:
-        """What rewards the answers to some prompts have before training. For an objective that learns from answers.
-
-        Raises UsageError where nothing can be learned from them.
-        """
-        assert self.roller
+    def expect(self, should_stop: Callable[[], bool] | None = None) -> Expectation | None:
+        """What is known before training, if anything is. Raises UsageError where nothing can be learned."""
         with self._stoppable(should_stop):
-            self.computing = True
-            return self.roller.expect(self.examples)
+            return self.source.expect(self.examples)
 
-    def _cut(self, examples: Sequence[Example]) -> list[Batch | Tree]:
-        """The micro-batches."""
-        return cut(examples, self.config, self.max_tokens, self.plan.run.prefix)
-
-    def _one_by_one(self, micros: Iterable[Batch | Tree]) -> Iterator[Batch | Tree]:
-        """Calls before_block before each one: a run may stop there, and also pause, because the arena holds nothing."""
-        for micro in micros:
-            self.decoder.before_block()
-            self.computing = True
-            yield micro
-            self.computing = False
+    def source_state(self) -> dict[str, Any] | None:
+        """What the next step depends on, beside the rows and the adapter."""
+        return self.source.state(self.steps_done, self._batches)
 
     @contextmanager
     def _stoppable(self, should_stop: Callable[[], bool] | None) -> Iterator[None]:
@@ -381,14 +344,19 @@ class Trainer:
             yield
         finally:
             self.decoder.before_block = lambda: None
-            self.decoder.adapter.before_step(None)
+            self.decoder.adapter.before_pass(None)
             self.ops.synchronize()
-            self.computing = False
+            self.micros.computing = False
 
-    @property
-    def is_rewarded(self) -> bool:
-        """Whether it learns from rewards of the model's answers, and is measured by them."""
-        return isinstance(self.objective, Rewarded)
+    def keep_best(self) -> None:
+        """Makes the adapter in the arena the best one."""
+        self.ops.copy(self.arena.flat("best"), self.arena.flat("lora"))
+        self.ops.synchronize()
+
+    def take_best(self) -> None:
+        """The inverse of `keep_best`."""
+        self.ops.copy(self.arena.flat("lora"), self.arena.flat("best"))
+        self.ops.synchronize()
 
     def keep_start(self) -> None:
         """Makes the adapter in the arena the one that answers are compared with, for an objective that does that."""
@@ -396,40 +364,66 @@ class Trainer:
             self.ops.copy(self.arena.flat("start"), self.arena.flat("lora"))
             self.ops.synchronize()
 
-    def _open_roller(self, rewards: Rewards | None) -> Roller | None:
-        if not isinstance(self.objective, Drawn):
-            return None
-        if rewards is None and self.is_rewarded:
-            raise UsageError(f"{self.objective.name} needs something that rewards answers",
-                             "name a grader or a reward function")
-        assert self.plan.answers
-        return Roller(self.decoder, self.plan.answers, self.objective, rewards, self.tokenizer, self.config.seed,
-                      self.config.row_limit, self.config.system or None)
-
     # ---- the adapter --------------------------------------------------------------------------------------------
+
+    @cached_property
+    def _groups(self) -> list[Group]:
+        return self.model.structure.parameters(self.plan.run)
+
+    @property
+    def _parts(self) -> Iterator[tuple[Group, np.ndarray]]:
+        """All that is trained: views of the arena."""
+        return zip(self._groups, slices(self._groups, self.arena.flat("lora")), strict=True)
 
     @property
     def pairs(self) -> Lora:
-        """A copy of the current adapter."""
-        return {name: Pair(p.a.copy(), p.b.copy(), p.scale) for name, p in self.decoder.adapter.export().items()}
+        """A copy of the current adapter, of a family that llama.cpp serves."""
+        pairs = self.artifact().served_pairs("what is trained")
+        return {name: Pair(p.a.copy(), p.b.copy(), p.scale) for name, p in pairs.items()}
+
+    def artifact(self) -> Artifact:
+        """What training leaves, the heads that it trained among it; may be views of the arena."""
+        family = self.plan.run.family
+        found = self.decoder.adapter.artifact()
+        return replace(found, tensors={**found.tensors, **self._heads}, family=family.name,
+                       served_by=ENGINE if self._heads else family.served_by)
+
+    @property
+    def _heads(self) -> dict[str, np.ndarray]:
+        """The heads that are a part of the adapter, by their tensors' names."""
+        own = {group.name for group in self.model.structure.head_groups(self.plan.run.heads) if group.exported}
+        return {f"head.{group.name}": part for group, part in self._parts if group.name in own}
 
     @property
     def unexported(self) -> dict[str, np.ndarray]:
         """What is trained and is no part of the adapter, such as a value head: views of the arena, by name."""
+        return {group.name: part for group, part in self._parts if not group.exported}
+
+    @property
+    def state_arrays(self) -> list[str]:
+        """The arrays of the arena on which the next step depends."""
         run = self.plan.run
-        groups = run.family.parameters(trained_shapes(self.model.structure, run))
-        parts = zip(groups, slices(groups, self.arena.flat("lora")), strict=True)
-        return {group.name: part for group, part in parts if not group.exported}
+        state = run.family.state(trained_shapes(self.model.structure, run))
+        return [*(name for name in self.arena.buffers if optim.is_state(name)), *(buffer.name for buffer in state)]
 
     def save(self, folder: str | Path, record: dict[str, Any] | None = None) -> None:
         """Write a new adapter folder: adapter.gguf and run.json. Raises UsageError if it exists."""
         self.arena.release()
-        store.save_adapter(folder, self.decoder.adapter.export(), self.bundle.gguf, self.record() | (record or {}))
+        store.save_adapter(folder, self.artifact(), self.bundle.gguf, self.record() | (record or {}))
 
     def load(self, path: str | Path) -> None:
-        """Continue from an adapter of the same base, rank and projections. Raises MismatchError for another."""
-        pairs = store.open_adapter(path, self.bundle.gguf).pairs
-        self.decoder.adapter.load(pairs, str(path))
+        """Continue from an adapter of the same base, family, size and projections. Raises MismatchError for another."""
+        found = store.read_artifact(path, self.bundle.gguf)
+        heads = self._heads
+        family = self.plan.run.family.name
+        if (found.family or family) != family or not set(heads) <= set(found.tensors):
+            raise MismatchError(f"{path} is an adapter of the family {found.family}, with the heads "
+                                f"{', '.join(found.tensors) or 'of the base'}; trained is {family}",
+                                "begin from an adapter that the same method and family made")
+        for name, to in heads.items():
+            to[:] = found.tensors[name]
+        own = {name: value for name, value in found.tensors.items() if name not in heads}
+        self.decoder.adapter.load(replace(found, tensors=own), str(path))
 
     def record(self) -> dict[str, Any]:
         """The part of run.json that describes the model, the options and the plan."""
@@ -438,7 +432,7 @@ class Trainer:
                 "base": {"name": store.base_name(gguf), "path": str(self.bundle.path.resolve()),
                          "fingerprint": self.bundle.fingerprint, "architecture": gguf.architecture},
                 "options": self.config.to_json(), "objective": self.objective.to_json(),
-                "family": {"name": self.plan.run.family.name, **self.plan.run.family.options()},
+                "family": {"name": self.config.family.name, **self.config.family.options()},
                 "seed": self.config.seed, "steps": self.steps_done,
                 "anchors": len(self.anchors), "rows_per_anchor": self.rows_per_anchor,
                 "anchor_batches": [self.anchor_batches.start, self.anchor_batches.stop],

@@ -9,6 +9,7 @@ import pytest
 from sometimes import mostly_slow
 from tiny import SHAPES, write_tiny
 
+from edgetune.adapters.base import Artifact
 from edgetune.adapters.lora import Pair
 from edgetune.backends import cpu, native
 from edgetune.data.packing import Example, collate
@@ -30,8 +31,9 @@ def gradients(model: Path, tokens: np.ndarray, precision: str) -> tuple[dict[str
     trainer = Trainer(model, rank=8, max_length=tokens.size, batch_size=1, threads=2, precision=precision)
     rng = np.random.default_rng(1)
     adapter = trainer.decoder.adapter
-    adapter.load({name: Pair(pair.a, rng.standard_normal(pair.b.shape, np.float32) * np.float32(1e-3), pair.scale)
-                  for name, pair in adapter.export().items()}, "pairs")
+    pairs = {name: Pair(pair.a, rng.standard_normal(pair.b.shape, np.float32) * np.float32(1e-3), pair.scale)
+             for name, pair in adapter.artifact().pairs.items()}
+    adapter.load(Artifact(pairs), "pairs")
     weights = np.ones(tokens.size, np.float32)
     weights[0] = 0
     batch = collate([Example(tokens, weights)])

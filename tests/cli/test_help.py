@@ -28,11 +28,16 @@ def found(path):
     return command
 
 
+def params_of(path):
+    """Those of a command, with those that are made when it is parsed."""
+    command = found(path)
+    return command.get_params(click.Context(command))
+
+
 @pytest.mark.parametrize("path", GROUPED, ids=" ".join)
 def test_all_options_are_in_groups(path):
     everything = shown(*path, "--help-all")
-    command = found(path)
-    flags = [param.opts[0] for param in command.params if isinstance(param, click.Option) and not param.hidden]
+    flags = [param.opts[0] for param in params_of(path) if isinstance(param, click.Option) and not param.hidden]
     assert [flag for flag in flags if f"  {flag} " not in everything.replace("\n", " \n") and f", {flag} " not in
             everything and not flag.startswith("-o")] == []
     titles = [f"\n{title}:\n" for kind in GROUPED[path] for title in dict.fromkeys(groups_of(kind).values())]
@@ -45,7 +50,7 @@ def test_all_options_are_in_groups(path):
 @pytest.mark.parametrize("path", GROUPED, ids=" ".join)
 def test_help_has_the_common_options_and_says_how_many_are_left_out(path):
     short = shown(*path, "--help", width=1000)
-    rare = [param for param in found(path).params if not getattr(param, "common", True)]
+    rare = [param for param in params_of(path) if not getattr(param, "common", True)]
     assert rare
     assert [param.opts[0] for param in rare if f"  {param.opts[0]} " in short] == []
     assert f"--help-all shows {len(rare)} more." in short

@@ -42,7 +42,7 @@ def trained(model: Path, precision: str, steps: int, tokens: int, ops: Backend |
     """(the losses, the adapter's change)"""
     trainer = Trainer(model, ops=ops, precision=precision, steps=steps, batch_size=2, max_length=tokens, lr=1e-3,
                       rank=8, backend="cpu")
-    trainer.add_examples(random_rows(trainer.model.structure.n_vocab, 2 * steps, tokens, seed=0))
+    trainer.add_examples(random_rows(trainer.model.structure.n_tokens, 2 * steps, tokens, seed=0))
     start = trainer.arena.flat("lora").copy()
     losses = []
     for _ in range(steps):

@@ -34,7 +34,7 @@ def opened(bundle: Bundle, **options: Any) -> tuple[Trainer, Any]:
     ops, driver = cuda()
     trainer = Trainer(bundle, ops=ops, **OPTIONS | options)
     for length in range(12, 20, 2):
-        trainer.add_examples(random_rows(trainer.model.structure.n_vocab, 1, length, seed=length))
+        trainer.add_examples(random_rows(trainer.model.structure.n_tokens, 1, length, seed=length))
     return trainer, driver
 
 
@@ -118,7 +118,7 @@ def test_passes_that_differ_are_not_recorded(options: dict[str, Any], bundle: Bu
 def test_the_base_and_the_adapter_are_told_apart(bundle: Bundle) -> None:
     trainer, driver = opened(bundle)
     trainer.train()
-    rows = random_rows(trainer.model.structure.n_vocab, 2, 16, seed=9)
+    rows = random_rows(trainer.model.structure.n_tokens, 2, 16, seed=9)
 
     def base() -> float:
         with trainer.decoder.linear.off():

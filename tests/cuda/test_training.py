@@ -38,7 +38,7 @@ def emulated(monkeypatch: pytest.MonkeyPatch) -> None:
 def losses(model: Path | Bundle, backend: str, **options: Any) -> tuple[list[float], np.ndarray]:
     """Of each step, and the adapter after them."""
     trainer = Trainer(model, backend=backend, **OPTIONS | options)
-    trainer.add_examples(random_rows(trainer.model.structure.n_vocab, 4, 20, seed=0))
+    trainer.add_examples(random_rows(trainer.model.structure.n_tokens, 4, 20, seed=0))
     return [result.loss for result in trainer.train()], trainer.arena.flat("lora").copy()
 
 

@@ -18,7 +18,6 @@ import zipfile
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
-from dataclasses import fields
 from pathlib import Path
 
 import pytest
@@ -37,7 +36,7 @@ from edgetune.errors import UsageError
 from edgetune.formats.bundle import open_bundle
 from edgetune.llamacpp.tokenizer import Tokenizer
 from edgetune.training import run as train
-from edgetune.training.config import FILE_OPTIONS, TrainConfig
+from edgetune.training.config import FILE_OPTIONS, TrainConfig, train_options
 
 CHAT = "/v1/chat/completions"
 ASK = {"messages": [{"role": "user", "content": "the light on"}]}
@@ -259,7 +258,7 @@ def test_the_schema_has_every_option_once_and_no_422(client):
             assert not {"422", "409", "500"} & set(operation["responses"]), path
             assert {"400", "401", "403", "404", "413", "429", "507"} <= set(operation["responses"]), path
     options = schema["components"]["schemas"]["Hyperparameters"]["properties"]
-    known = {spec.name: spec.metadata["help"] for spec in fields(TrainConfig) if spec.name not in FILE_OPTIONS}
+    known = {name: spec.metadata["help"] for name, spec in train_options().items() if name not in FILE_OPTIONS}
     for name, text in known.items():
         assert options[name]["description"] == text
     assert set(options) - set(known) == {"n_epochs", "learning_rate_multiplier"}

@@ -27,6 +27,7 @@ from decoder_cases import (
 from families import FAMILIES, ROPES_OF, VARIANTS, hf_logits, logits_of
 from sometimes import SOME_FORMATS, mostly_slow
 
+from edgetune.adapters.base import Artifact
 from edgetune.adapters.lora import Pair
 from edgetune.data.packing import collate
 from edgetune.data.trees import Tree, micro_batches
@@ -159,7 +160,7 @@ def test_rare_keys(name: str, rope: str, key: str, value: object, refused: str |
             make_case(name, tmp_path, rope=rope, head_dim=32, metadata={f"{name}.{key}": value})
         return
     case = make_case(name, tmp_path, rope=rope, head_dim=32, metadata={f"{name}.{key}": value})
-    case.decoder.adapter.load({k: Pair(pair.a, 0 * pair.b, SCALE) for k, pair in case.pairs.items()}, "pairs")
+    case.decoder.adapter.load(Artifact({k: Pair(pair.a, 0 * pair.b, SCALE) for k, pair in case.pairs.items()}), "pairs")
     example = max(case.examples, key=lambda e: e.tokens.size)
     served = logits_of(case.decoder.model.gguf.path, example.tokens.tolist())
     assert distance(case.decoder.logits(collate([example])), served) < 5e-4  # llama.cpp looks GELU up in 16 bits
@@ -236,7 +237,7 @@ def test_threads_and_repetition_change_no_bit(tmp_path: Path) -> None:
 def test_dropout_gradients_by_finite_differences(kept: int, tmp_path: Path) -> None:
     """The masks are a pure function of the seed, so the loss is one too; its slope along dL is |dL|^2."""
     case = make_case("gemma3", tmp_path, dropout=0.3, kept=kept)
-    case.decoder.adapter.before_step(11)
+    case.decoder.adapter.before_pass(11)
     lora = case.decoder.arena.flat("lora")
     weights = case.batch.supervised_weights
     masked = train_once(case)
@@ -250,9 +251,9 @@ def test_dropout_gradients_by_finite_differences(kept: int, tmp_path: Path) -> N
     lora[:] = start
     slope = (loss[1] - loss[-1]) / (2 * step)
     assert slope == pytest.approx(float(gradient.astype(np.float64) @ gradient.astype(np.float64)), rel=5e-3)
-    case.decoder.adapter.before_step(12)
+    case.decoder.adapter.before_pass(12)
     assert distance(train_once(case), masked) > 1e-2
-    case.decoder.adapter.before_step(None)
+    case.decoder.adapter.before_pass(None)
     assert distance(train_once(case), truth(case)[1]) < LIMIT
 
 
@@ -268,5 +269,6 @@ def test_adapter_off_is_the_base_model(tmp_path: Path) -> None:
     case = make_case("qwen3", tmp_path)
     base = np.concatenate([hf_logits(case.model, example.tokens) for example in case.examples])
     assert distance(case.decoder.logits(case.batch), base) > 0.05
-    case.decoder.adapter.load({key: Pair(pair.a, 0 * pair.b, SCALE) for key, pair in case.pairs.items()}, "pairs")
+    without = {key: Pair(pair.a, 0 * pair.b, SCALE) for key, pair in case.pairs.items()}
+    case.decoder.adapter.load(Artifact(without), "pairs")
     assert distance(case.decoder.logits(case.batch), base) < LIMIT

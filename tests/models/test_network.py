@@ -37,7 +37,7 @@ OPTIONS: dict[str, Any] = {"rank": 4, "batch_size": 4, "max_length": 16, "precis
 
 class MlpStructure(Structure):
     n_layer = N_BLOCKS
-    n_vocab = V
+    n_tokens = V
     head_weights = V * D
 
     def linear_shapes(self) -> dict[str, tuple[int, int]]:
@@ -175,7 +175,7 @@ def test_it_learns(model: Path, weights: str) -> None:
     before = trainer.loss(examples(8))[0]
     trainer.train()
     assert trainer.loss(examples(8))[0] < before - 1
-    assert trainer.decoder.adapter.export().keys() == {f"blk.{i}.{t}" for i in range(N_BLOCKS) for t in (UP, DOWN)}
+    assert trainer.pairs.keys() == {f"blk.{i}.{t}" for i in range(N_BLOCKS) for t in (UP, DOWN)}
 
 
 @pytest.mark.parametrize("blocks", ["all", "last:2"])

@@ -34,7 +34,7 @@ from edgetune.objectives import base
 from edgetune.objectives.base import Objective, make_objective, objectives, read_objective, register
 from edgetune.objectives.sft import Sft
 from edgetune.options import option
-from edgetune.training.config import TrainConfig
+from edgetune.training.config import TrainConfig, train_options
 from edgetune.training.gradient import Gradient
 from edgetune.training.passes import measure
 from edgetune.training.reference import Reference
@@ -42,13 +42,13 @@ from edgetune.training.run import run
 from edgetune.training.trainer import Trainer
 
 pytestmark = pytest.mark.filterwarnings("ignore:`is_gradient_checkpointing` is deprecated:FutureWarning")  # by peft
-TOYS = {kind.name: base._registered.pop(kind.name) for kind in (Focal, Pairs)}  # known to these tests only
+TOYS = {kind.name: base._registry._found.pop(kind.name) for kind in (Focal, Pairs)}  # known to these tests only
 
 
 @pytest.fixture(autouse=True)
 def toys(monkeypatch: pytest.MonkeyPatch) -> None:
     for name, kind in TOYS.items():
-        monkeypatch.setitem(base._registered, name, kind)
+        monkeypatch.setitem(base._registry._found, name, kind)
 
 
 class SlowSft(Sft):
@@ -207,9 +207,9 @@ def test_a_plan_fits_the_longest_group(bundle: edgetune.Bundle) -> None:
     rows = [(40, 44, 30), 20, (24, 24)]
     trainer = Trainer(bundle, **{**OPTIONS, "micro_batch": 48}, lengths=rows)
     assert trainer.plan.run.max_length == 44
-    assert trainer.plan.least_tokens == trainer.max_tokens == 114
+    assert trainer.plan.least_tokens == trainer.micros.max_tokens == 114
     alone = Trainer(bundle, **{**OPTIONS, "micro_batch": 48}, lengths=[40, 44, 30, 20, 24, 24])
-    assert alone.max_tokens == 48
+    assert alone.micros.max_tokens == 48
 
 
 def test_groups_of_two_calls_stay_two(bundle: edgetune.Bundle) -> None:
@@ -221,7 +221,7 @@ def test_groups_of_two_calls_stay_two(bundle: edgetune.Bundle) -> None:
     assert trainer.steps_per_epoch == 1
     assert [e.group for e in trainer.batch(1)] == [1, 1, 2, 2]
     trainer.step()  # Pairs asserts that no pair is parted, and here only one fits into a micro-batch
-    assert trainer.max_tokens < 2 * sum(e.tokens.size for e in pairs)
+    assert trainer.micros.max_tokens < 2 * sum(e.tokens.size for e in pairs)
 
 
 ROWS = [{"prompt": f"set the light {i}", "better": f'{{"on":"{i % 3}"}}', "worse": f"the turn {i}"} for i in range(8)]
@@ -345,10 +345,10 @@ def test_the_registry(monkeypatch: pytest.MonkeyPatch) -> None:
         method: ClassVar[str] = "ranked"
         rank: int = option(1, "An option of every training.")
 
-    monkeypatch.setattr("edgetune.objectives.base._registered", dict(objectives()))
+    monkeypatch.setattr(base._registry, "_found", dict(objectives()))
     register(Ranked)
     with pytest.raises(ValueError, match="Ranked has an option rank, which every training has"):
-        objectives(TrainConfig)
+        objectives(train_options())
     assert objectives()["sft"] is Sft
 
 

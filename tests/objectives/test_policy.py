@@ -39,6 +39,7 @@ from edgetune.training.answered import Reward
 from edgetune.training.config import TrainConfig
 from edgetune.training.gradient import Gradient
 from edgetune.training.run import run
+from edgetune.training.sources import Answers
 from edgetune.training.trainer import Trainer
 
 pytestmark = pytest.mark.filterwarnings("ignore:`is_gradient_checkpointing` is deprecated:FutureWarning")  # by peft
@@ -333,9 +334,9 @@ def test_answers_do_not_depend_on_how_many_are_in_progress(bundle: edgetune.Bund
     for live in (8, 3):
         trainer = Trainer(bundle, **LETTERS, objective=Grpo(max_completion_length=9), rewards=letters)
         trainer.add(ROWS)
-        assert trainer.roller
-        trainer.roller.plan = replace(trainer.roller.plan, live=live)
-        examples, _ = trainer.roller.of_step(1, trainer.batch, trainer.examples, trainer.steps_per_epoch)
+        assert isinstance(trainer.source, Answers)
+        trainer.source.roller.plan = replace(trainer.source.roller.plan, live=live)
+        examples, _ = trainer.source.roller.of_step(1, trainer.batch, trainer.examples, trainer.steps_per_epoch)
         found.append([one.tokens.tolist() for one in examples])
     assert found[0] == found[1]
 

@@ -23,7 +23,8 @@ from peft import PeftModel
 from policy_cases import PROMPT, answers, go, log_probabilities
 
 import edgetune
-from edgetune.adapters.valued import ValuedLora
+from edgetune.adapters.base import Artifact
+from edgetune.adapters.heads import VALUE, VOCABULARY
 from edgetune.data.packing import Example
 from edgetune.data.trees import Tree, micro_batches
 from edgetune.errors import Interrupted
@@ -47,9 +48,8 @@ def with_value(case: Case) -> Case:
     """The case with a value head, which is not 0."""
     run = case.decoder.run
     width = case.decoder.shape.d_model
-    family = ValuedLora(**run.family.options(), width=width)
-    decoder = make_decoder(case.decoder.model, replace(run, family=family))
-    decoder.adapter.load(case.pairs, "pairs")
+    decoder = make_decoder(case.decoder.model, replace(run, heads=(VOCABULARY, VALUE)))
+    decoder.adapter.load(Artifact(case.pairs), "pairs")
     decoder.arena.flat("lora")[-width - 1:] = np.random.default_rng(4).normal(0, 0.1, width + 1)
     return replace(case, decoder=decoder)
 

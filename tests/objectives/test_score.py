@@ -31,6 +31,7 @@ from edgetune.training.config import TrainConfig
 from edgetune.training.gradient import Gradient
 from edgetune.training.reference import Reference
 from edgetune.training.run import run
+from edgetune.training.sources import Answers
 from edgetune.training.trainer import Trainer
 
 pytestmark = pytest.mark.filterwarnings("ignore:`is_gradient_checkpointing` is deprecated:FutureWarning")  # by peft
@@ -141,9 +142,9 @@ def test_both_turns_are_drawn_and_rewarded(bundle: edgetune.Bundle) -> None:
     """Each second answer follows its own first one, and everything fits into what was planned."""
     trainer = Trainer(bundle, **OPTIONS, objective=OWN, rewards=letters)
     trainer.add(ROWS)
-    assert trainer.roller
+    assert isinstance(trainer.source, Answers)
     tokenizer = trainer.tokenizer
-    answered = trainer.roller.answer(trainer.batch(1), OWN.num_generations, 0, 0)
+    answered = trainer.source.roller.answer(trainer.batch(1), OWN.num_generations, 0, 0)
     assert answered.penalized.shape == (2, 4)
     for row, asked, answers in zip(trainer.batch(1), answered.asked, answered.answers, strict=True):
         assert [one.tokens.tolist() for one in asked[:2]] == [row.tokens.tolist()] * 2
@@ -164,12 +165,12 @@ def test_a_first_answer_that_grows_in_the_conversation_is_shortened(bundle: edge
     """One that was cut within a character is written with another, of more tokens."""
     trainer = Trainer(bundle, **OPTIONS, objective=OWN, rewards=letters)
     trainer.add(ROWS)
-    assert trainer.roller
+    assert isinstance(trainer.source, Answers)
     prompt = trainer.batch(1)[0]
     half = trainer.tokenizer.encode("\u20ac")[0]
     broken = Rollout(0, 0, np.array([half] * 9, np.int32), np.zeros(9, np.float32), np.zeros(9, np.float32), False)
     whole = again.second_prompt(prompt.item, trainer.tokenizer.decode([half] * 9), trainer.tokenizer, None)
-    found = trainer.roller._again(prompt, broken, 9)
+    found = trainer.source.roller._again(prompt, broken, 9)
     assert found.tokens.size <= prompt.longest + 9
     assert whole.size > prompt.longest + 9
 

@@ -28,6 +28,7 @@ from edgetune.training.config import TrainConfig
 from edgetune.training.gradient import Gradient
 from edgetune.training.reference import Reference
 from edgetune.training.run import run
+from edgetune.training.sources import Answers
 from edgetune.training.trainer import Trainer
 
 ROWS = [{"prompt": f"set the light {i}", "privileged_context": f"the light {i} is {'on' if i % 2 else 'off'}"}
@@ -70,8 +71,8 @@ def test_a_step_is_that_of_self_distill_on_the_same_tokens(bundle: edgetune.Bund
     made = trainer(bundle, replace(OWN, teacher_model_kind=kind))
     for _ in range(3):
         made.step()
-    assert made.roller
-    drawn, _ = made.roller.of_step(4, made.batch, made.examples, made.steps_per_epoch)
+    assert isinstance(made.source, Answers)
+    drawn, _ = made.source.roller.of_step(4, made.batch, made.examples, made.steps_per_epoch)
     assert len(drawn) == 4
     assert all(one.prompts and 1 <= one.supervised <= 9 for one in drawn)
     given = SelfDistill(distillation_topk=5)

@@ -17,6 +17,7 @@ from hypothesis import strategies as st
 from report_pages import assert_drawn, figures, parsed
 from run_folders import measured, step, write
 
+from edgetune.adapters.low_rank import LoraFamily
 from edgetune.cli import cli
 from edgetune.errors import FormatError, Interrupted, NumericsError, UsageError
 from edgetune.runs.elements import element
@@ -78,7 +79,7 @@ def test_a_real_run_with_all_that_it_says(out):
                  run["isa"], "exact answers"):
         assert said in text, said
     chosen = re.search(r"optionheredefault(.*?)\d+ options at their defaults", text)[1]
-    assert chosen.startswith(f"rank4{TrainConfig.rank}dropout0.10lr0.02{TrainConfig.lr}")  # option, here, default
+    assert chosen.startswith(f"rank4{LoraFamily.rank}dropout0.10lr0.02{TrainConfig.lr}")  # option, here, default
     assert "schedule" not in chosen
 
 

@@ -15,6 +15,7 @@ import torch
 from decoder_cases import Case, adapted, distance, make_case, make_decoder
 from families import FAMILIES
 
+from edgetune.adapters.base import Artifact
 from edgetune.adapters.lora import Pair
 from edgetune.data.packing import Example, collate
 from edgetune.errors import NumericsError, UsageError
@@ -44,7 +45,7 @@ def opened(case: Case, plan: AnswerPlan, precision: str = "exact") -> Decoder:
                   max_length=plan.prompt_tokens + plan.answer_tokens)
     model = case.decoder.model
     decoder = make_decoder(model, run, plan.buffers(model.shape, run.activations))
-    decoder.adapter.load(case.pairs, "pairs")
+    decoder.adapter.load(Artifact(case.pairs), "pairs")
     return decoder
 
 
@@ -96,7 +97,7 @@ def test_log_probabilities_are_those_of_the_trainer(name: str, precision: str, l
         examples.append(Example(np.concatenate([prompts[r.prompt], r.tokens]), weights))
     decoder = make_decoder(case.decoder.model, replace(case.decoder.run, max_tokens=2000, max_length=200,
                                                        precision=precision))
-    decoder.adapter.load(case.pairs, "pairs")
+    decoder.adapter.load(Artifact(case.pairs), "pairs")
     logp = decoder.score(collate(examples))
     assert distance(np.concatenate([r.logp for r in found]), logp) < limit
     if precision == "exact":
@@ -154,7 +155,7 @@ def test_drawn_is_the_probability_among_what_was_allowed(llama: Case) -> None:
 
 def llama_logits(case: Case, tokens: np.ndarray) -> np.ndarray:
     decoder = make_decoder(case.decoder.model, replace(case.decoder.run, max_tokens=200, max_length=200))
-    decoder.adapter.load(case.pairs, "pairs")
+    decoder.adapter.load(Artifact(case.pairs), "pairs")
     return decoder.logits(collate([Example(tokens.astype(np.int32), np.zeros(tokens.size, np.float32))]))
 
 

@@ -229,7 +229,7 @@ def test_a_run_yields_to_answers_and_says_so_now_and_then(bundle: Bundle, tmp_pa
     events = []
     governor = Governor(Policy(), read_device(tmp_path).profile, tmp_path, clock=clock)
     trainer = Trainer(bundle, **OPTIONS)
-    trainer.computing = True  # also within a step
+    trainer.micros.computing = True  # also within a step
     answered = [True]
     ask = Throttle(governor, trainer, lambda: False, lambda: pytest.fail("nothing to save"), events.append, clock.sleep,
                lambda: answered[0])
@@ -268,7 +268,7 @@ def test_activations_are_never_released_while_they_are_needed(bundle: Bundle, tm
     governor = Governor(Policy(), read_device(tmp_path).profile, tmp_path, clock=lambda: now[0])
     trainer = Trainer(bundle, **OPTIONS)
     trainer.arena.flat("x").fill(7.0)
-    trainer.computing = True
+    trainer.micros.computing = True
     calls: list[str] = []
     ask = Throttle(governor, trainer, lambda: False, lambda: calls.append("save"),
                    lambda e: calls.append(str(e["action"])),

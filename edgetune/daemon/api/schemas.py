@@ -5,7 +5,6 @@ Those of chat and completions are in generation.py, what all have in common in s
 
 from __future__ import annotations
 
-from dataclasses import fields
 from typing import Annotated, Any, Generic, Literal, TypeVar
 
 from pydantic import Field, create_model
@@ -14,7 +13,7 @@ from ...objectives.base import Objective, objectives
 from ...objectives.rewarded import Rewarded
 from ...objectives.sft import Sft
 from ...options import declared, kind_of, takes_auto
-from ...training.config import FILE_OPTIONS, TrainConfig
+from ...training.config import FILE_OPTIONS, train_options
 from ..jobs.rewarded import ELSEWHERE
 from .generation import ChatMessage
 from .shapes import Answer, Body, Whole
@@ -66,7 +65,7 @@ class Deleted(Answer):
 
 
 def _kind(spec: Any) -> Any:
-    """The type of a field of TrainConfig, with its range."""
+    """The type of an option of training, with its range."""
     meta = spec.metadata
     if meta["choices"]:
         return Literal[meta["choices"]]
@@ -78,7 +77,7 @@ def _kind(spec: Any) -> Any:
 def _hyperparameters(objective: type[Objective]) -> type[Body]:
     """Every option of training but those of files, those of the objective, and OpenAI's."""
     left_out = (*FILE_OPTIONS, *ELSEWHERE)
-    specs = [spec for spec in (*fields(TrainConfig), *declared(objective)) if spec.name not in left_out]
+    specs = [spec for spec in (*train_options().values(), *declared(objective)) if spec.name not in left_out]
     named: dict[str, Any] = {spec.name: (_kind(spec) | None, Field(None, description=spec.metadata["help"]))
                              for spec in specs}
     for spec in declared(objective):

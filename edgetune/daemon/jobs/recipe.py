@@ -5,12 +5,13 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import Field, fields, replace
+from dataclasses import Field, replace
 from itertools import islice
 from pathlib import Path
 from typing import Any
 
 from ... import disk
+from ...adapters.base import LLAMA_CPP, family_named
 from ...data import preferences, prompts
 from ...data import rows as supervised_rows
 from ...data.preferences import is_pair
@@ -21,7 +22,7 @@ from ...objectives.base import Objective, make_objective, objectives
 from ...objectives.rewarded import Rewarded
 from ...objectives.sft import Sft
 from ...options import AUTO, declared, kind_of, takes_auto
-from ...training.config import FILE_OPTIONS, TrainConfig
+from ...training.config import FILE_OPTIONS, TrainConfig, train_options
 from ...training.length import peak_rate
 from ..state.files import Rows, digest
 from ..state.holdout import MOST, Holdout
@@ -69,7 +70,7 @@ def objective_of(method: Mapping[str, Any]) -> tuple[Objective, dict[str, Any]]:
 
 
 def _by_method() -> dict[str, type[Objective]]:
-    return {kind.method: kind for kind in objectives(TrainConfig).values()}
+    return {kind.method: kind for kind in objectives(train_options()).values()}
 
 
 def options(base: TrainConfig, asked: Mapping[str, Any], own: Iterable[str] = ()) -> TrainConfig:
@@ -79,9 +80,17 @@ def options(base: TrainConfig, asked: Mapping[str, Any], own: Iterable[str] = ()
     own: options of the objective, which a request may name too. Raises UsageError for a name that is not known, a value
     of another type or out of its range.
     """
-    specs = {spec.name: spec for spec in fields(TrainConfig) if spec.name not in FILE_OPTIONS}
+    family = asked.get("family", base.family)
+    name = family if isinstance(family, str) else family.name
+    served_by = family_named(name).served_by
+    if served_by != LLAMA_CPP:
+        raise UsageError(f"llama.cpp cannot serve what the family {name} trains", f"it is served by {served_by}")
+    specs = {option: spec for option, spec in train_options(name).items() if option not in FILE_OPTIONS}
     given: dict[str, Any] = {}
     for name, value in asked.items():
+        if name == "family":
+            given[name] = value
+            continue
         target = OPENAI.get(name, name)
         if target not in specs:
             known = ", ".join([*OPENAI, *own, *specs])

@@ -11,7 +11,7 @@ from ...errors import DataError, UsageError
 from ...evaluation.graders.rewards import GraderRewards
 from ...objectives.base import Objective, objectives
 from ...objectives.rewarded import Rewarded
-from ...training.config import TrainConfig
+from ...training.config import TrainConfig, train_options
 from ..jobs import recipe, rewarded
 from ..options import DaemonConfig
 from .kinds import ANSWERS, HAS_ANSWER, RowKind, kind_of
@@ -48,7 +48,7 @@ class LearnMethod:
 def learn_method(config: DaemonConfig) -> LearnMethod:
     """Raises UsageError for a method that feedback cannot teach by, or that lacks what it needs."""
     name = config.learn_method
-    kinds = {name: kind for name, each in objectives(TrainConfig).items() if (kind := kind_of(each.rows))}
+    kinds = {name: kind for name, each in objectives(train_options()).items() if (kind := kind_of(each.rows))}
     if name not in kinds:
         raise UsageError(f"learn-method is {name!r:.40}, which does not learn from feedback",
                          f"choose from {', '.join(kinds)}")

@@ -6,8 +6,9 @@ from collections.abc import Iterable
 
 import numpy as np
 
+from ...adapters.base import Artifact
 from ...adapters.lora import Lora, Pair
-from ...adapters.low_rank import CarvedLora, LoraFamily
+from ...adapters.low_rank import LoraFamily
 from ...backends.arena import Arena, Buffer
 from ...backends.base import Backend
 from ...backends.opening import open_backend
@@ -16,8 +17,6 @@ from ...formats.gguf import Gguf
 from ...machine.device import thread_count
 from ...models.decoder import Decoder, Model
 from ...models.linear import RunShape, trained_shapes
-
-_BACKWARD = {"block_x", "dx", "dact", "datt", "dq", "dk", "dv", "delta", "du", "dropped", "dpost"}
 
 
 def open_decoder(model: Model | Gguf, pairs: Lora, *, threads: int, max_tokens: int, max_length: int,
@@ -35,10 +34,10 @@ def open_decoder(model: Model | Gguf, pairs: Lora, *, threads: int, max_tokens: 
     arena = Arena([*forward_buffers(model, run, ops), *more], ops.allocate)
     ops.use_scratch(arena.flat("scratch"))
     decoder = Decoder(model, run, ops, arena, streamed)
-    carved = decoder.adapter
-    assert isinstance(carved, CarvedLora)
-    carved.load({name: _padded(pairs.get(name), to.a.shape, to.b.shape)
-                       for name, to in carved.adapted.items()}, "the adapter")
+    rank = run.family.kept_width
+    padded = {name: _padded(pairs.get(name), (rank, k), (n, rank))
+              for name, (n, k) in trained_shapes(model.shape, run).items()}
+    decoder.adapter.load(Artifact(padded), "the adapter")
     return decoder
 
 
@@ -63,10 +62,10 @@ def forward_run(model: Model, pairs: Lora, *, threads: int, max_tokens: int, max
 
 def forward_buffers(model: Model, run: RunShape, ops: Backend) -> list[Buffer]:
     """All large arrays of forward, the adapter and the work space of `ops`."""
-    parameters = sum(group.size for group in run.family.parameters(trained_shapes(model.shape, run)))
+    parameters = sum(group.size for group in model.structure.parameters(run))
     return [Buffer("lora", (parameters,), "run"), Buffer("dlora", (parameters,), "run"),
             Buffer("scratch", (ops.scratch_bytes,), "run", "uint8"),
-            *(b for b in model.structure.buffers(run) if b.name not in _BACKWARD)]
+            *(b for b in model.structure.buffers(run) if not b.backward)]
 
 
 def _padded(pair: Pair | None, a_shape: tuple[int, ...], b_shape: tuple[int, ...]) -> Pair:

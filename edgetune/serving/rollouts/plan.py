@@ -12,7 +12,7 @@ from dataclasses import dataclass, replace
 from ...backends.arena import Buffer
 from ...backends.base import CACHE, SAMPLE_STATE
 from ...errors import UsageError
-from ...formats.shape import Shape
+from ...models.base import Cache
 from ...models.stream import HEAD_TOKENS
 from .kv_blocks import blocks_for
 
@@ -52,7 +52,7 @@ class AnswerPlan:
     def blocks(self) -> int:
         return self.prompts * blocks_for(self.prompt_tokens) + self.live * self.answer_blocks
 
-    def buffers(self, s: Shape, activations: str) -> list[Buffer]:
+    def buffers(self, s: Cache, activations: str) -> list[Buffer]:
         """activations: the numpy type of keys and values."""
         rows = min(self.live, HEAD_TOKENS)
         return [

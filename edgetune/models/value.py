@@ -1,31 +1,21 @@
-"""LoRA with a value beside it: a linear head on the last hidden state, which estimates the rewards that are to come."""
+"""A value head: a linear function of the last hidden state, which estimates the rewards that are to come."""
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-from typing import ClassVar
-
 import numpy as np
 
+from ..adapters.base import Group
 from ..backends.arena import Arena
 from ..backends.base import Array
-from .base import Group, Shapes
-from .low_rank import LoraFamily
 
 
-@dataclass(frozen=True)
-class ValuedLora(LoraFamily):
-    """width: D, of the hidden state. The head begins at 0, and is no part of the adapter that is exported."""
-
-    name: ClassVar[str] = "lora with a value"
-    width: int = 0
-
-    def parameters(self, shapes: Shapes) -> list[Group]:
-        return [*super().parameters(shapes), Group("value", self.width + 1, decay=False, exported=False)]
+def value_group(width: int) -> Group:
+    """Its parameters, for a hidden state of this width: the weight and a bias, both 0 at first."""
+    return Group("value", width + 1, decay=False, exported=False)
 
 
 class ValueHead:
-    """In the arena of a ValuedLora: value [S] = h [S, D] . weight + bias, h the normed last hidden state."""
+    """In an arena that ends with its parameters: value [S] = h [S, D] . weight + bias, h the normed hidden state."""
 
     def __init__(self, arena: Arena, width: int) -> None:
         self._value = arena.flat("lora")[-width - 1:]
