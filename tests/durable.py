@@ -6,6 +6,7 @@ import pytest
 from counting import dataset
 
 from edgetune.errors import EdgetuneError, Interrupted
+from edgetune.training.callbacks import RunCallbacks
 from edgetune.training.config import TrainConfig
 from edgetune.training.run import run
 
@@ -22,16 +23,17 @@ def go(bundle, out, config=CONFIG, **options):
 def stop(bundle, out, answers, config=CONFIG, **options):
     """Start it, and stop it when it has asked so many times; the model's blocks ask."""
     asked = iter([False] * answers)
-    with pytest.raises(Interrupted, match="--resume"):
-        go(bundle, out, config, should_stop=lambda: next(asked, True), **options)
+    with pytest.raises(Interrupted, match="continue it with resume=True"):
+        go(bundle, out, config, callbacks=RunCallbacks(should_stop=lambda: next(asked, True)), **options)
 
 
 def stop_after(step, bundle, out, config=CONFIG, **options):
     """Start it, and stop it between this step and the next."""
     done = [0] if step == 0 else []
     with pytest.raises(Interrupted, match=f"after step {step} of"):
-        go(bundle, out, config, should_stop=lambda: step in done,
-           on_event=lambda e: done.extend([e["step"]] if e["event"] == "step" else []), **options)
+        go(bundle, out, config, callbacks=RunCallbacks(
+            should_stop=lambda: step in done,
+            on_event=lambda e: done.extend([e["step"]] if e["event"] == "step" else [])), **options)
 
 
 def refused(bundle, out, match, **options):

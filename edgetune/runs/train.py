@@ -6,6 +6,7 @@ from __future__ import annotations
 
 import gc
 import json
+import shlex
 import sys
 import tempfile
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
@@ -29,7 +30,7 @@ from ..objectives.rewarded import Rewarded
 from ..objectives.sft import Sft
 from ..persisted import from_json
 from ..training import checkpoint
-from ..training.begin import Event
+from ..training.callbacks import Event, RunCallbacks
 from ..training.config import TrainConfig, TrainOptions
 from ..training.metrics import REPORT
 from ..training.origin import Origin, read_origin
@@ -97,9 +98,10 @@ def train(model: str | Path | Bundle, data: Rows, out: str | Path, eval: Rows | 
                 rewards.check([*rows.examples, *(held.examples if held else ())])
         with reported(out):
             record = _unreported(out) if resume and not more else {}
+            calls = RunCallbacks(show, should_stop or (lambda: False), governor, resume_by=resume_by(out, command))
             record = record or run(bundle, rows, out, config, held_out=held, start=start, resume=resume, more=more,
-                                   allow_changed=allow_changed, origin=origin, on_event=show, should_stop=should_stop,
-                                   governor=governor, objective=objective, rewards=rewards)
+                                   allow_changed=allow_changed, origin=origin, callbacks=calls, objective=objective,
+                                   rewards=rewards)
             is_asked = objective.rows is supervised_rows and config.family.served_by == LLAMA_CPP
             wants_answers = answers and is_asked and "answers" not in record
             exam = _exam(bundle, record, out, held, config) if wants_answers else None
@@ -133,6 +135,13 @@ def resume(out: str | Path, *, more: float = 0.0, allow_changed: Collection[str]
 
 
 # ---- what a run begins with ------------------------------------------------------------------------------------------
+
+
+def resume_by(out: Path, command: Sequence[str]) -> str:
+    """How a run is continued, by whoever typed a command, or by a program."""
+    if command:
+        return f"continue with edgetune resume {shlex.quote(str(out))}, or the same command and --resume"
+    return f"continue with edgetune.resume({str(out)!r})"
 
 
 def _recorded_eval(out: Path) -> str | None:

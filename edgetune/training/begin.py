@@ -15,7 +15,6 @@ from ..data.dataset import Dataset
 from ..data.packing import Example
 from ..errors import FormatError, MismatchError, UsageError
 from ..formats.bundle import Bundle
-from ..machine.governor import Governor
 from ..models.networks import open_network
 from ..objectives.base import Objective
 from ..objectives.sft import Sft
@@ -23,6 +22,7 @@ from ..options import AUTO
 from ..persisted import from_json
 from . import anchored, checkpoint, metrics, reference
 from .answered import Rewards, needs_judge
+from .callbacks import Event, RunCallbacks
 from .config import LORA, TrainConfig
 from .length import anchors_learned, units_of
 from .origin import Origin
@@ -33,7 +33,6 @@ from .state import RunState, next_leg
 from .throttle import Courtesy
 from .trainer import Trainer
 
-Event = dict[str, Any]
 OLDER = {"method": Sft.name, "family": LORA, "start": None, "anchors": 0}  # before these names were
 
 VALUED = "lora with a value"  # what LoRA was called where a value head was trained
@@ -54,10 +53,7 @@ class Task:
     allow_changed: Collection[str]
     objective: Objective | None
     rewards: Rewards | None
-    on_event: Callable[[Event], None]
-    should_stop: Callable[[], bool]
-    governor: Governor | None
-    busy: Callable[[], bool]
+    callbacks: RunCallbacks
 
 
 @dataclass
@@ -136,15 +132,17 @@ def _anchors(task: Task, objective: Objective, was: Identity, record: Mapping[st
     batches = anchored.batches_of(number, record, store.read_run(task.start) if task.start else {})
     if kept := anchored.read(task.out / anchored.FILE):
         return kept, batches
-    should_stop = Courtesy(task.should_stop, task.busy, task.governor)
-    return anchored.prepare(task.bundle, task.config, batches, should_stop, task.on_event, fits), batches
+    calls = task.callbacks
+    should_stop = Courtesy(calls.should_stop, calls.busy, calls.governor)
+    return anchored.prepare(task.bundle, task.config, batches, should_stop, calls.on_event, fits), batches
 
 
 def _origin(task: Task, trainer: Trainer, before: Mapping[str, Any] | None) -> dict[str, Any] | None:
     """What run.json will say; it was started when it says so already."""
     if task.origin is None:
         return dict(before) if before else None
-    policy = task.governor.policy.to_json() if task.governor else {}
+    governor = task.callbacks.governor
+    policy = governor.policy.to_json() if governor else {}
     started = before["started"] if before else task.origin.started
     return vars(replace(task.origin, objective=trainer.objective.to_json(), policy=policy, started=started))
 
@@ -271,7 +269,7 @@ def _next_leg(task: Task, record: Mapping[str, Any]) -> Begun:
     """
     if not task.more:
         raise UsageError(f"the run in {task.out} is finished, after step {record['steps']}",
-                         f"train on with edgetune resume {task.out} --epochs +4, or begin another run elsewhere")
+                         "name how many epochs to add, or begin another run elsewhere")
     if "identity" not in record:
         raise FormatError(f"the run in {task.out} was finished by an edgetune that kept too little to continue it",
                           f"begin another run from its adapter: --start {task.out}")

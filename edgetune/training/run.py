@@ -8,7 +8,7 @@ from __future__ import annotations
 import math
 import shlex
 import time
-from collections.abc import Callable, Collection, Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from dataclasses import asdict
 from pathlib import Path
@@ -21,13 +21,12 @@ from ..data.dataset import Dataset
 from ..errors import DiskError, DiskFullError, FormatError, Interrupted, NumericsError, UsageError
 from ..formats.bundle import Bundle
 from ..machine import device
-from ..machine.governor import Governor
 from ..objectives.base import Objective
 from ..objectives.sft import Sft
 from . import anchored, begin, checkpoint, length, metrics, reference, referred
 from .answered import Rewards
-from .begin import Event as Event
 from .begin import Task
+from .callbacks import Event, RunCallbacks
 from .config import TrainConfig
 from .optim import is_state
 from .origin import Origin
@@ -44,9 +43,8 @@ MOST_EPOCHS = 1e6  # that may be added at once
 def run(bundle: Bundle, data: Dataset, out: str | Path, config: TrainConfig, *, held_out: Dataset | None = None,
         start: str | Path | None = None, resume: bool = False, more: float = 0.0,
         allow_changed: Collection[str] = (), origin: Origin | None = None,
-        on_event: Callable[[Event], None] | None = None, should_stop: Callable[[], bool] | None = None,
-        governor: Governor | None = None, busy: Callable[[], bool] = lambda: False,
-        objective: Objective | None = None, rewards: Rewards | None = None) -> dict[str, Any]:
+        callbacks: RunCallbacks | None = None, objective: Objective | None = None,
+        rewards: Rewards | None = None) -> dict[str, Any]:
     """Train, and write the adapter to the folder `out`. Returns run.json's content.
 
     held_out: rows on which the loss is measured, and by it the best adapter chosen.
@@ -55,11 +53,7 @@ def run(bundle: Bundle, data: Dataset, out: str | Path, config: TrainConfig, *, 
     resume: continue the run in `out`; allow_changed: names of what may differ from its start (see `resume`). more:
     epochs to add to a run that is finished, with a new schedule from its adapter on.
     origin: what run.json says of where the run comes from.
-    on_event: called with {"event": "start" | "resume" | "step" | "eval" | "governor" | "done", ...}; all but start and
-    done are lines of metrics.jsonl.
-    should_stop: called before each block; where it returns True, the state is saved and Interrupted raised.
-    governor: decides when the run slows down or pauses for others. busy: whether a request is being answered; the run
-    then works a tenth of the time.
+    callbacks: what the run asks and tells its caller.
     objective: what is learned from the rows, which were read by its parser; None: to imitate their answers. rewards:
     what rewards answers, for an objective that learns from them.
 
@@ -72,23 +66,23 @@ def run(bundle: Bundle, data: Dataset, out: str | Path, config: TrainConfig, *, 
         config.check_held_out(held_out is not None)
     for name, value in (("allow-changed", allow_changed), ("more", more)):
         if value and not resume:
-            raise UsageError(f"{name} is for a run that is resumed", "add --resume")
+            raise UsageError(f"{name} is for a run that is resumed", "resume a run")
     if more and not 0 < more <= MOST_EPOCHS:
         raise UsageError(f"more is {more:g} epochs", f"give a number above 0, at most {MOST_EPOCHS:g}")
     config = sized_by(as_begun(config, Path(out)) if resume else config, objective or Sft(), [data, held_out])
-    if governor:
-        be_nice(governor.policy.nice)
+    calls = callbacks or RunCallbacks()
+    if calls.governor:
+        be_nice(calls.governor.policy.nice)
     task = Task(bundle, data, Path(out), config, held_out, Path(start) if start else None, more, origin, allow_changed,
-                objective, rewards, on_event or (lambda _: None), should_stop or (lambda: False), governor,
-                busy)
+                objective, rewards, calls)
     if not resume:
         prepared = _Run(task, begin.anew(task))
-        _create(task.out)
-        with _alone(task.out):
+        _create(task.out, calls.resume_by)
+        with _alone(task.out, calls.resume_by):
             return prepared.train()
     if not task.out.is_dir():
-        raise FormatError(f"{task.out} is no folder of a run", "start the run without --resume")
-    with _alone(task.out):
+        raise FormatError(f"{task.out} is no folder of a run", "begin a run there")
+    with _alone(task.out, calls.resume_by):
         return _Run(task, begin.resumed(task)).train()
 
 
@@ -103,7 +97,7 @@ def disk_writes(plan: Plan, config: TrainConfig, held_out: bool) -> dict[str, An
 
 
 @contextmanager
-def _alone(out: Path) -> Iterator[None]:
+def _alone(out: Path, resume_by: str) -> Iterator[None]:
     """Holds the folder; where the disk refuses and a state is in it, the error says how to continue."""
     with disk.alone(out):
         try:
@@ -112,13 +106,13 @@ def _alone(out: Path) -> Iterator[None]:
             if not checkpoint.found(out):
                 raise
             way_out = "make room" if isinstance(error, DiskFullError) else "let it be written to"
-            raise type(error)(error.what, f"{way_out}, then continue with --resume") from None
+            raise type(error)(error.what, f"{way_out}, then {resume_by}") from None
 
 
-def _create(out: Path) -> None:
+def _create(out: Path, resume_by: str) -> None:
     if out.exists():
         raise UsageError(f"the output folder {out} exists",
-                         "name another with -o, remove it, or add --resume to continue a run that was stopped")
+                         f"name another or remove it; where its run was stopped, {resume_by}")
     try:
         out.mkdir(parents=True)
         disk.sync(out.parent)
@@ -140,10 +134,11 @@ class _Run:
         self.metrics = metrics.Metrics(task.out)
         self.began = time.monotonic()
         self.saved_at = self.began
-        self.should_stop = task.should_stop
-        if task.governor and task.governor.policy.govern:
-            self.should_stop = Throttle(task.governor, self.trainer, task.should_stop, self.save_state, self._write,
-                                        busy=task.busy)
+        calls = task.callbacks
+        self.should_stop = calls.should_stop
+        if calls.governor and calls.governor.policy.govern:
+            self.should_stop = Throttle(calls.governor, self.trainer, calls.should_stop, self.save_state, self._write,
+                                        busy=calls.busy)
 
     def train(self) -> dict[str, Any]:
         try:
@@ -152,9 +147,9 @@ class _Run:
         except Interrupted as stop:
             self.save_state()
             self._save("paused")
-            short = f"edgetune resume {shlex.quote(str(self.out))}, or " if self.begun.origin else ""
-            hint = f"the state is in {self.out}: continue with {short}the same command and --resume"
-            raise Interrupted(stop.what, hint) from None
+            calls = self.task.callbacks
+            what = f"{calls.name} was {stop.what}" if calls.name else stop.what
+            raise Interrupted(what, f"the state is in {self.out}: {calls.resume_by}") from None
         except NumericsError:
             self._keep_last_good()
             raise
@@ -163,7 +158,7 @@ class _Run:
             raise
         record = self._save("done", judge(self._course()))
         checkpoint.remove_all(self.out)
-        self.task.on_event({"event": "done", **record})
+        self.task.callbacks.on_event({"event": "done", **record})
         return record
 
     def _start(self) -> None:
@@ -175,10 +170,10 @@ class _Run:
         copies = max(1, checkpoint.KEPT + 1 - len(checkpoint.found(self.out)))  # one more while it is written
         disk.require_room(self.out, copies * largest + t.arena.flat("lora").nbytes)
         data = self.task.data
-        self.task.on_event({"event": "start", "steps": t.total_steps, "done": t.steps_done, "rows": len(data.examples),
-                            "tokens": data.tokens, "computed": round(data.tokens * t.computed_share()),
-                            "supervised": data.supervised, "plan": t.plan.to_json(), "isa": t.ops.isa,
-                            "disk": self._disk()})
+        self.task.callbacks.on_event({
+            "event": "start", "steps": t.total_steps, "done": t.steps_done, "rows": len(data.examples),
+            "tokens": data.tokens, "computed": round(data.tokens * t.computed_share()), "supervised": data.supervised,
+            "plan": t.plan.to_json(), "isa": t.ops.isa, "disk": self._disk()})
         if not self.begun.event and (expected := t.expect(self.should_stop)):
             self._write({"event": "expect", "step": t.steps_done, **asdict(expected)})
         if t.steps_done == t.begun_at and not self.state.from_seed:
@@ -239,7 +234,7 @@ class _Run:
 
     def _write(self, event: Event) -> None:
         self.metrics.write(event)
-        self.task.on_event(event)
+        self.task.callbacks.on_event(event)
 
     # ---- the state ----------------------------------------------------------------------------------------------
 

@@ -9,8 +9,8 @@ from typing import TypeVar
 
 from ..adapters import store
 from ..data.dataset import load_rows
-from ..errors import Interrupted
 from ..formats.shape import read_shape
+from ..training.callbacks import RunCallbacks
 from ..training.length import reading_limit, steps_per_epoch
 from ..training.run import run
 from .choosing import LABELLED
@@ -37,13 +37,10 @@ def train(setting: Setting, number: int, rows: Sequence[TrainingRow], out: Path,
                      max_length=reading_limit(config.max_length, read_shape(setting.bundle.gguf).context),
                      system=setting.system)
     record = store.read_run(out)
-    try:
-        if record.get("status") != "done":  # else it was killed between this and the step's file
-            record = run(setting.bundle, data, out, config, start=setting.start, resume=out.exists(),
-                         should_stop=setting.should_stop, governor=setting.governor, busy=setting.busy,
-                         on_event=lambda event: setting.on_event({**event, "round": number}))
-        store.save_schema(out, data.schema)
-    except Interrupted as stop:  # a run by itself would be continued with another command
-        raise Interrupted(f"round {number} was {stop.what}", CONTINUE) from None
+    if record.get("status") != "done":  # else it was killed between this and the step's file
+        calls = RunCallbacks(lambda event: setting.on_event({**event, "round": number}), setting.should_stop,
+                             setting.governor, setting.busy, f"round {number}", CONTINUE)
+        record = run(setting.bundle, data, out, config, start=setting.start, resume=out.exists(), callbacks=calls)
+    store.save_schema(out, data.schema)
     passes = record["steps"] / steps_per_epoch(config, len(rows))
     return kind(seed, record["steps"], round(passes * record["data"]["tokens"]), rows)

@@ -31,6 +31,7 @@ from edgetune.formats.bundle import Bundle
 from edgetune.options import option
 from edgetune.serving.llama import LlamaModel
 from edgetune.training import checkpoint
+from edgetune.training.callbacks import RunCallbacks
 from edgetune.training.config import TrainConfig, train_options
 from edgetune.training.run import run
 from edgetune.training.trainer import Trainer
@@ -219,7 +220,8 @@ def test_a_stopped_run_resumes_to_the_same_bytes(bundle: Bundle, tmp_path: Path)
     config = TrainConfig(steps=6, optimizer_state="float", **OPTIONS)
 
     def go(out: Path, resume: bool = False, stop: Callable[[], bool] = lambda: False, width: int = 6) -> None:
-        run(bundle, rows, out, replace(config, family=Scales(width)), resume=resume, should_stop=stop)
+        run(bundle, rows, out, replace(config, family=Scales(width)), resume=resume,
+            callbacks=RunCallbacks(should_stop=stop))
 
     go(tmp_path / "whole")
     calls = iter(range(10**6))
@@ -273,7 +275,7 @@ def test_what_is_no_lora_resumes_to_the_same_bytes(bundle: Bundle, tmp_path: Pat
             if event["event"] == "resume":
                 states.append(checkpoint.newest(out)[0].arrays)
 
-        run(bundle, data(9), out, config, resume=resume, should_stop=stop, on_event=seen)
+        run(bundle, data(9), out, config, resume=resume, callbacks=RunCallbacks(should_stop=stop, on_event=seen))
 
     go(tmp_path / "whole")
     calls = iter(range(10**6))

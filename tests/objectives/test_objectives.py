@@ -34,6 +34,7 @@ from edgetune.objectives import base
 from edgetune.objectives.base import Objective, make_objective, objectives, read_objective, register
 from edgetune.objectives.sft import Sft
 from edgetune.options import option
+from edgetune.training.callbacks import RunCallbacks
 from edgetune.training.config import TrainConfig, train_options
 from edgetune.training.gradient import Gradient
 from edgetune.training.passes import measure
@@ -274,7 +275,7 @@ def test_a_run_learns_by_it(bundle: edgetune.Bundle, objective: Objective, tmp_p
     config = TrainConfig(**{**OPTIONS, "steps": 20, "batch_size": 3})
     events: list[dict[str, object]] = []
     record = run(bundle, data, tmp_path / "out", config, held_out=held, objective=objective,
-                       on_event=events.append)
+                       callbacks=RunCallbacks(on_event=events.append))
     assert record["objective"] == objective.to_json()
     assert record["held_out"]["loss_after"] < record["held_out"]["loss_before"]
     steps = [e for e in events if e["event"] == "step"]
@@ -292,7 +293,7 @@ def test_a_run_resumes_with_its_objective_only(bundle: edgetune.Bundle, tmp_path
     out = tmp_path / "out"
     calls = iter([False] * 20)
     with pytest.raises(Interrupted):
-        run(bundle, data, out, config, objective=Focal(), should_stop=lambda: next(calls, True))
+        run(bundle, data, out, config, objective=Focal(), callbacks=RunCallbacks(should_stop=lambda: next(calls, True)))
     with pytest.raises(MismatchError, match="was started with --method focal, not sft"):
         run(bundle, data, out, config, resume=True)
     with pytest.raises(MismatchError, match=r"was started with --gamma 2\.0, not 1\.0"):
@@ -315,7 +316,8 @@ def test_a_run_relative_to_the_base_resumes_to_the_same_bytes(bundle: edgetune.B
     out = tmp_path / "out"
     run(bundle, data, whole, config, objective=Preferences(beta=1.0))
     with pytest.raises(Interrupted, match=r"stopped after step [1-5]"):
-        run(bundle, data, out, config, objective=Preferences(beta=1.0), should_stop=lambda: next(calls, True))
+        run(bundle, data, out, config, objective=Preferences(beta=1.0),
+            callbacks=RunCallbacks(should_stop=lambda: next(calls, True)))
     run(bundle, data, out, config, objective=Preferences(beta=1.0), resume=True)
     assert (out / "adapter.gguf").read_bytes() == (whole / "adapter.gguf").read_bytes()
     steps = [json.loads(line) for line in (whole / "metrics.jsonl").read_text().splitlines()]

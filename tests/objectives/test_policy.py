@@ -36,6 +36,7 @@ from edgetune.objectives.rewarded import Rewarded
 from edgetune.objectives.rloo import Rloo
 from edgetune.objectives.sft import Sft
 from edgetune.training.answered import Reward
+from edgetune.training.callbacks import RunCallbacks
 from edgetune.training.config import TrainConfig
 from edgetune.training.gradient import Gradient
 from edgetune.training.run import run
@@ -256,7 +257,7 @@ def test_stopped_anywhere_it_resumes_to_the_same_bytes(bundle: edgetune.Bundle, 
     folders = (whole(objective), tmp_path / "out")
     asked = iter([False] * stops)
     try:
-        go(bundle, tmp_path / "out", objective, should_stop=lambda: next(asked, True))
+        go(bundle, tmp_path / "out", objective, callbacks=RunCallbacks(should_stop=lambda: next(asked, True)))
     except Interrupted:
         go(bundle, tmp_path / "out", objective, resume=True)
     adapters = [(folder / "adapter.gguf").read_bytes() for folder in folders]
@@ -274,7 +275,8 @@ def test_the_reference_is_what_training_starts_from(bundle: edgetune.Bundle, tmp
     go(bundle, tmp_path / "whole", objective, start=tmp_path / "start")
     asked = iter([False] * 100)
     with pytest.raises(Interrupted):
-        go(bundle, tmp_path / "out", objective, start=tmp_path / "start", should_stop=lambda: next(asked, True))
+        go(bundle, tmp_path / "out", objective, start=tmp_path / "start",
+           callbacks=RunCallbacks(should_stop=lambda: next(asked, True)))
     adapter = tmp_path / "start" / "adapter.gguf"
     kept = adapter.read_bytes()
     adapter.write_bytes((tmp_path / "whole" / "adapter.gguf").read_bytes())
@@ -296,7 +298,7 @@ def test_a_run_raises_the_reward(bundle: edgetune.Bundle, tmp_path: Path) -> Non
     events: list[dict[str, Any]] = []
     config = TrainConfig(**{**LETTERS, "steps": 30, "batch_size": 8})
     record = run(bundle, prompts(bundle, objective), tmp_path / "out", config, objective=objective, rewards=letters,
-                 on_event=events.append, held_out=prompts(bundle, objective, ROWS[:4]))
+                 callbacks=RunCallbacks(on_event=events.append), held_out=prompts(bundle, objective, ROWS[:4]))
     (expected,) = [e for e in events if e["event"] == "expect"]
     assert (expected["prompts"], expected["samples"]) == (8, 8)
     rewards = [e["metrics"]["reward"] for e in events if e["event"] == "step"]

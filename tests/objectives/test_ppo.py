@@ -30,6 +30,7 @@ from edgetune.data.trees import Tree, micro_batches
 from edgetune.errors import Interrupted
 from edgetune.objectives.ppo import Ppo, whitened
 from edgetune.training import checkpoint
+from edgetune.training.callbacks import RunCallbacks
 from edgetune.training.gradient import Gradient
 
 pytestmark = pytest.mark.filterwarnings("ignore:`is_gradient_checkpointing` is deprecated:FutureWarning")  # by peft
@@ -182,7 +183,7 @@ def test_stopped_between_updates_it_resumes_to_the_same_bytes(bundle: edgetune.B
     go(bundle, tmp_path / "whole", objective)
     asked = iter([False] * stops)
     with pytest.raises(Interrupted):
-        go(bundle, tmp_path / "out", objective, should_stop=lambda: next(asked, True))
+        go(bundle, tmp_path / "out", objective, callbacks=RunCallbacks(should_stop=lambda: next(asked, True)))
     go(bundle, tmp_path / "out", objective, resume=True)
     files = [tmp_path / name / "adapter.gguf" for name in ("whole", "out")]
     assert files[0].read_bytes() == files[1].read_bytes()
@@ -198,7 +199,8 @@ def test_the_value_head_continues_after_the_end(bundle: edgetune.Bundle, tmp_pat
 
     def at_the_beginning(more: float) -> np.ndarray:
         with pytest.raises(Interrupted):
-            go(bundle, out, objective, steps=4, resume=True, more=more, should_stop=lambda: True)
+            go(bundle, out, objective, steps=4, resume=True, more=more,
+               callbacks=RunCallbacks(should_stop=lambda: True))
         found, _ = checkpoint.newest(out)
         arrays = {name: np.zeros(nbytes // 4, np.float32) for name, nbytes in found.arrays}
         found.read(arrays.__getitem__)

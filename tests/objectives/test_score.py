@@ -27,6 +27,7 @@ from edgetune.llamacpp.tokenizer import Tokenizer
 from edgetune.objectives.score import Score
 from edgetune.serving.rollouts.engine import Rollout
 from edgetune.training.answered import Answer, Reward
+from edgetune.training.callbacks import RunCallbacks
 from edgetune.training.config import TrainConfig
 from edgetune.training.gradient import Gradient
 from edgetune.training.reference import Reference
@@ -189,7 +190,8 @@ def test_stopped_anywhere_it_resumes_to_the_same_bytes(bundle: edgetune.Bundle, 
     for stops in (60, 130, 190):
         asked = iter([False] * stops)
         with pytest.raises(Interrupted):
-            go(bundle, tmp_path / str(stops), objective, should_stop=lambda asked=asked: next(asked, True))
+            go(bundle, tmp_path / str(stops), objective,
+               callbacks=RunCallbacks(should_stop=lambda asked=asked: next(asked, True)))
         go(bundle, tmp_path / str(stops), objective, resume=True)
         assert (tmp_path / str(stops) / "adapter.gguf").read_bytes() == wanted
 

@@ -24,6 +24,7 @@ from edgetune.llamacpp.tokenizer import Tokenizer
 from edgetune.objectives import base
 from edgetune.objectives.sdft import Sdft
 from edgetune.objectives.self_distill import SelfDistill
+from edgetune.training.callbacks import RunCallbacks
 from edgetune.training.config import TrainConfig
 from edgetune.training.gradient import Gradient
 from edgetune.training.reference import Reference
@@ -105,7 +106,8 @@ def test_stopped_anywhere_it_resumes_to_the_same_bytes(bundle: edgetune.Bundle, 
     for stops in (40, 120):
         asked = iter([False] * stops)
         with pytest.raises(Interrupted):
-            go(bundle, tmp_path / str(stops), objective, should_stop=lambda asked=asked: next(asked, True))
+            go(bundle, tmp_path / str(stops), objective,
+               callbacks=RunCallbacks(should_stop=lambda asked=asked: next(asked, True)))
         go(bundle, tmp_path / str(stops), objective, resume=True)
         assert (tmp_path / str(stops) / "adapter.gguf").read_bytes() == wanted
 

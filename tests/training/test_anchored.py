@@ -19,6 +19,7 @@ from edgetune.objectives.sft import Sft
 from edgetune.runs.train import train
 from edgetune.training import anchored
 from edgetune.training.batches import Batches
+from edgetune.training.callbacks import RunCallbacks
 from edgetune.training.config import TrainConfig
 from edgetune.training.trainer import Trainer
 
@@ -165,7 +166,7 @@ def test_where_memory_has_no_room_a_run_goes_without(bundle):
 def test_a_training_that_does_not_fit_is_refused_before_they_are_drawn(bundle, cache, tmp_path):
     events = []
     with pytest.raises(UsageError, match="does not fit: training needs"):
-        go(bundle, tmp_path / "out", replace(HELD, memory="30M"), on_event=events.append)
+        go(bundle, tmp_path / "out", replace(HELD, memory="30M"), callbacks=RunCallbacks(on_event=events.append))
     assert events == []
     assert not cache.exists()
 

@@ -18,6 +18,7 @@ from sometimes import mostly_slow
 from edgetune.adapters import store
 from edgetune.errors import EdgetuneError, FormatError
 from edgetune.training import checkpoint
+from edgetune.training.callbacks import RunCallbacks
 from edgetune.training.metrics import Metrics
 
 
@@ -198,7 +199,7 @@ def test_a_damaged_checkpoint_falls_back_to_the_older_one(bundle, stopped, tmp_p
     shutil.copytree(stopped, out)
     damage(out / "checkpoint-5", how, where)
     events = []
-    assert go(bundle, out, resume=True, on_event=events.append) == wanted
+    assert go(bundle, out, resume=True, callbacks=RunCallbacks(on_event=events.append)) == wanted
     assert events[0]["event"] == "resume"
     assert events[0]["step"] == 4
     assert events[0]["damaged"] == ["checkpoint-5 is damaged: its checksum is wrong"]
@@ -256,7 +257,7 @@ def test_disk_full_while_a_checkpoint_is_written(bundle, stopped, tmp_path, want
     shutil.copytree(stopped, out)
     size = (out / "checkpoint-5").stat().st_size
     full_at(monkeypatch, checkpoint, "save", place * (size - 200) // 49)  # the sizes of two heads differ a little
-    refused(bundle, out, "cannot write .*checkpoint-6.*; make room, then continue with --resume", resume=True)
+    refused(bundle, out, "cannot write .*checkpoint-6.*; make room, then continue it with resume=True", resume=True)
     assert [path.name for path in checkpoint.found(out)] == ["checkpoint-4", "checkpoint-5"]
     assert checkpoint.newest(out)[1] == []
     if place % 10 == 0:

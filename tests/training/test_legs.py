@@ -13,6 +13,7 @@ from edgetune.adapters import store
 from edgetune.adapters.store import open_adapter, read_run
 from edgetune.errors import FormatError, Interrupted, MismatchError, UsageError
 from edgetune.training import checkpoint, optim
+from edgetune.training.callbacks import RunCallbacks
 from edgetune.training.origin import Origin
 from edgetune.training.run import read_origin, run
 from edgetune.training.trainer import Trainer
@@ -30,8 +31,9 @@ def interrupt(bundle, out, after):
     """Stop a run between this step and the next; what is said of it."""
     done = []
     with pytest.raises(Interrupted) as caught:
-        go(bundle, out, origin=ORIGIN, should_stop=lambda: after in done,
-           on_event=lambda e: done.extend([e["step"]] if e["event"] == "step" else []))
+        go(bundle, out, origin=ORIGIN, callbacks=RunCallbacks(
+            should_stop=lambda: after in done, resume_by="press the button",
+            on_event=lambda e: done.extend([e["step"]] if e["event"] == "step" else [])))
     return str(caught.value)
 
 
@@ -156,7 +158,7 @@ def test_what_has_changed_is_refused_also_before_the_first_checkpoint(bundle, tm
 
 def test_a_resumed_run_keeps_when_it_was_started(bundle, tmp_path):
     out = tmp_path / "out"
-    assert f"continue with edgetune resume {out}, or the same command and --resume" in interrupt(bundle, out, 2)
+    assert f"the state is in {out}: press the button" in interrupt(bundle, out, 2)
     assert read_run(out)["status"] == "paused"
     later = replace(ORIGIN, data="/moved.jsonl", started="2030-01-01T00:00:00+00:00")
     go(bundle, out, resume=True, origin=later)
@@ -254,7 +256,7 @@ def test_a_third_leg(bundle, finished, tmp_path, went_on):
 
 def test_when_more_epochs_are_refused(bundle, finished, stopped, tmp_path):
     out = copied(finished, tmp_path / "out")
-    refused(bundle, out, "is finished, after step 8; train on with edgetune resume .* --epochs", resume=True)
+    refused(bundle, out, "is finished, after step 8; name how many epochs to add", resume=True)
     refused(bundle, tmp_path / "new", "more is for a run that is resumed", more=1.0)
     refused(bundle, out, "more is -1 epochs; give a number above 0", resume=True, more=-1.0)
     with pytest.raises(MismatchError, match="the data sha256:24-0, not sha256:23-0"):

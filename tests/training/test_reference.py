@@ -22,6 +22,7 @@ from edgetune.errors import Interrupted, MismatchError
 from edgetune.llamacpp.tokenizer import Tokenizer
 from edgetune.objectives.dpo import Dpo
 from edgetune.training import reference
+from edgetune.training.callbacks import RunCallbacks
 from edgetune.training.config import TrainConfig
 from edgetune.training.reference import FILE, Reference
 from edgetune.training.run import run
@@ -84,7 +85,8 @@ def test_a_second_run_and_a_resume_ask_nothing(bundle: edgetune.Bundle, sets: tu
     assert len(asked) == 16  # both answers of all pairs
     run(bundle, learned, tmp_path / "second", CONFIG, held_out=held, objective=DPO)
     with pytest.raises(Interrupted, match=r"after step [1-5] of 6"):
-        run(bundle, learned, tmp_path / "third", CONFIG, held_out=held, objective=DPO, should_stop=stop_after(40))
+        run(bundle, learned, tmp_path / "third", CONFIG, held_out=held, objective=DPO,
+            callbacks=RunCallbacks(should_stop=stop_after(40)))
     for path in cache_folder().rglob("*.npz"):
         path.unlink()
     run(bundle, learned, tmp_path / "third", CONFIG, held_out=held, objective=DPO, resume=True)
@@ -115,7 +117,8 @@ def test_the_reference_is_the_adapter_that_training_starts_from(
         path.unlink()
     out = tmp_path / "out"
     with pytest.raises(Interrupted):
-        run(bundle, learned, out, CONFIG, held_out=held, objective=DPO, start=start, should_stop=stop_after(calls))
+        run(bundle, learned, out, CONFIG, held_out=held, objective=DPO, start=start,
+            callbacks=RunCallbacks(should_stop=stop_after(calls)))
     harm(out / FILE)
     run(bundle, learned, out, CONFIG, held_out=held, objective=DPO, resume=True)
     assert (out / "adapter.gguf").read_bytes() == (whole / "adapter.gguf").read_bytes()
@@ -125,7 +128,8 @@ def test_another_adapter_in_the_place_of_the_reference_is_refused(
         bundle: edgetune.Bundle, sets: tuple[Dataset, Dataset], start: Path, tmp_path: Path) -> None:
     out = tmp_path / "out"
     with pytest.raises(Interrupted):
-        run(bundle, sets[0], out, CONFIG, objective=DPO, start=start, should_stop=stop_after(60))
+        run(bundle, sets[0], out, CONFIG, objective=DPO, start=start,
+            callbacks=RunCallbacks(should_stop=stop_after(60)))
     (out / FILE).unlink()
     for path in cache_folder().rglob("*.npz"):
         path.unlink()

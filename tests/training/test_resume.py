@@ -15,6 +15,7 @@ from edgetune import disk
 from edgetune.errors import FormatError, Interrupted, MismatchError, NumericsError, UsageError
 from edgetune.formats.bundle import open_bundle
 from edgetune.training import checkpoint
+from edgetune.training.callbacks import RunCallbacks
 from edgetune.training.run import disk_writes, run
 from edgetune.training.trainer import Trainer
 
@@ -46,8 +47,8 @@ def test_a_stop_is_heard_in_every_block_of_a_pass(bundle, tmp_path):
     asked = [0]
     at = []
     config = replace(CONFIG, steps=2, micro_batch=1024, eval_every=0)
-    run(bundle, dataset(24), tmp_path / "out", config, on_event=lambda _: at.append(asked[0]),
-              should_stop=lambda: asked.__setitem__(0, asked[0] + 1))
+    run(bundle, dataset(24), tmp_path / "out", config,
+        callbacks=RunCallbacks(lambda _: at.append(asked[0]), lambda: asked.__setitem__(0, asked[0] + 1)))
     assert at[1:3] == [1 + 1 + 5, 2 * (1 + 1 + 5)]
 
 
@@ -70,9 +71,9 @@ def test_a_run_killed_before_its_first_checkpoint_restarts(bundle, tmp_path, wan
     (out / "checkpoint-1.tmp").write_text("half")
     assert go(bundle, out, resume=True) == wanted
     check_metrics(out)
-    with pytest.raises(UsageError, match="is finished, after step 8; train on with edgetune resume"):
+    with pytest.raises(UsageError, match="is finished, after step 8; name how many epochs to add"):
         go(bundle, out, resume=True)
-    with pytest.raises(FormatError, match="without --resume"):
+    with pytest.raises(FormatError, match="is no folder of a run"):
         go(bundle, tmp_path / "none", resume=True)
     (tmp_path / "other").mkdir()
     (tmp_path / "other" / "notes.txt").write_text("mine")
@@ -162,7 +163,7 @@ def test_what_cannot_be_allowed(bundle, stopped, tmp_path, name):
     shutil.copytree(stopped, tmp_path / "out")
     refused(bundle, tmp_path / "out", f"{name} cannot be allowed to change; what can: .*data.*lr", resume=True,
             allow_changed=[name])
-    refused(bundle, tmp_path / "new", "add --resume", allow_changed=["lr"])
+    refused(bundle, tmp_path / "new", "resume a run", allow_changed=["lr"])
 
 
 def test_a_run_that_fails_right_after_resume_keeps_its_checkpoints(bundle, tmp_path, monkeypatch):
@@ -171,8 +172,8 @@ def test_a_run_that_fails_right_after_resume_keeps_its_checkpoints(bundle, tmp_p
     done = []
     config = replace(CONFIG, eval_every=0)
     with pytest.raises(Interrupted):
-        run(bundle, dataset(24), out, config, should_stop=lambda: 2 in done,
-            on_event=lambda e: done.append(e.get("step")))
+        run(bundle, dataset(24), out, config,
+            callbacks=RunCallbacks(should_stop=lambda: 2 in done, on_event=lambda e: done.append(e.get("step"))))
     paused = (out / "adapter.gguf").read_bytes()
     real = Trainer.step
 
@@ -240,7 +241,7 @@ def test_the_adapter_is_written_without_a_copy(tmp_path):
 def test_what_a_day_writes(bundle, tmp_path):
     events = []
     config = replace(CONFIG, checkpoint_every="5m")
-    go(bundle, tmp_path / "out", config, on_event=events.append)
+    go(bundle, tmp_path / "out", config, callbacks=RunCallbacks(on_event=events.append))
     said = events[0]["disk"]
     lora = Trainer(bundle, config).arena.flat("lora").nbytes
     assert 4 * lora < said["checkpoint_bytes"] < 4 * lora + 5000

@@ -28,6 +28,7 @@ from edgetune.machine.governor import Governor
 from edgetune.machine.policy import Policy
 from edgetune.progress import TrainProgress
 from edgetune.training import throttle
+from edgetune.training.callbacks import RunCallbacks
 from edgetune.training.config import TrainConfig
 from edgetune.training.run import run
 from edgetune.training.throttle import AnswerPriority, MemoryPressure, Throttle
@@ -68,8 +69,8 @@ def governor_lines(out: Path) -> list[dict[str, object]]:
 
 
 def run_governed(bundle: Bundle, out: Path, script: Script, config: TrainConfig = CONFIG) -> dict[str, object]:
-    return run(bundle, dataset(24), out, config, held_out=dataset(6, 1), should_stop=script,
-                     governor=script.governor)
+    return run(bundle, dataset(24), out, config, held_out=dataset(6, 1),
+               callbacks=RunCallbacks(should_stop=script, governor=script.governor))
 
 
 def test_a_run_that_pauses_ends_in_the_same_bytes(bundle, tmp_path, monkeypatch) -> None:

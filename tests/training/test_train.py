@@ -15,6 +15,7 @@ from edgetune.adapters.store import open_adapter
 from edgetune.data.packing import Example
 from edgetune.errors import DataError, MismatchError, NumericsError, UsageError
 from edgetune.evaluation.native import native_loss
+from edgetune.training.callbacks import RunCallbacks
 from edgetune.training.config import TrainConfig
 from edgetune.training.run import run
 from edgetune.training.state import RunState, few
@@ -104,7 +105,7 @@ def test_dropout_is_seeded_and_off_in_evaluation(bundle):
 def test_run_writes_an_adapter_that_scores_the_same(bundle, tmp_path):
     events = []
     record = run(bundle, dataset(24), tmp_path / "out", TrainConfig(**OPTIONS), held_out=dataset(6, 1),
-                       on_event=events.append)
+                       callbacks=RunCallbacks(on_event=events.append))
     out = tmp_path / "out"
     assert sorted(p.name for p in out.iterdir()) == ["adapter.gguf", "metrics.jsonl", "run.json"]
     assert record["held_out"]["loss_after"] < record["held_out"]["loss_before"]

@@ -20,6 +20,7 @@ from edgetune.data.dataset import Dataset
 from edgetune.data.lengths import lengths_of
 from edgetune.data.packing import Example
 from edgetune.errors import Interrupted
+from edgetune.training.callbacks import RunCallbacks
 from edgetune.training.config import TrainConfig
 from edgetune.training.run import run
 from edgetune.training.trainer import Trainer
@@ -68,7 +69,7 @@ def test_it_resumes_to_the_same_bytes(bundle: Bundle, tmp_path: Path, recompute:
         asked = iter([False] * answers)
         with pytest.raises(Interrupted):
             run(bundle, rows, tmp_path / str(answers), config, held_out=replace(rows, digest="sha256:other"),
-                should_stop=lambda asked=asked: next(asked, True))
+                callbacks=RunCallbacks(should_stop=lambda asked=asked: next(asked, True)))
         run(bundle, rows, tmp_path / str(answers), config, held_out=replace(rows, digest="sha256:other"), resume=True)
         found, wanted = ((tmp_path / name / "adapter.gguf").read_bytes() for name in (str(answers), "undisturbed"))
         assert found == wanted

@@ -23,6 +23,7 @@ from edgetune.llamacpp.tokenizer import Tokenizer
 from edgetune.models.networks import open_network
 from edgetune.objectives.nlft import Nlft
 from edgetune.objectives.self_distill import SelfDistill
+from edgetune.training.callbacks import RunCallbacks
 from edgetune.training.config import TrainConfig
 from edgetune.training.planned import make_plan
 from edgetune.training.reference import FILE, Reference
@@ -89,7 +90,7 @@ def test_evidence_is_asked_for_once(bundle: edgetune.Bundle, sets: tuple[Dataset
     assert len(asked) == 8
     forget()
     with pytest.raises(Interrupted):
-        run(bundle, learned, tmp_path / "out", CONFIG, should_stop=stop_after(calls), **options)
+        run(bundle, learned, tmp_path / "out", CONFIG, callbacks=RunCallbacks(should_stop=stop_after(calls)), **options)
     assert (tmp_path / "out" / FILE).exists()
     forget()
     run(bundle, learned, tmp_path / "out", CONFIG, **(options | {"start": None}), resume=True)
@@ -168,7 +169,8 @@ def test_a_student_approaches_its_teacher_and_resumes_to_the_same_bytes(
     assert {"divergence", "clip_ratio", "teacher_agreement"} <= set(events[-1]["metrics"])
     forget()
     with pytest.raises(Interrupted):
-        run(bundle, taught, tmp_path / "out", config, held_out=taught, objective=DISTILL, should_stop=stop_after(150))
+        run(bundle, taught, tmp_path / "out", config, held_out=taught, objective=DISTILL,
+            callbacks=RunCallbacks(should_stop=stop_after(150)))
     forget()
     run(bundle, taught, tmp_path / "out", config, held_out=taught, objective=DISTILL, resume=True)
     whole, out = ((tmp_path / name / "adapter.gguf").read_bytes() for name in ("whole", "out"))

@@ -44,6 +44,7 @@ from ...persisted import from_json
 from ...python_child import NO_ROOM, die_with
 from ...runs.reported import reported
 from ...training import checkpoint, run
+from ...training.callbacks import RunCallbacks
 from ...training.config import TrainConfig
 from ...training.metrics import NAME as METRICS
 from ...training.sized import as_begun, load_sized
@@ -279,8 +280,8 @@ class Worker:
 
     def _run(self, rows: Dataset, held: Dataset | None, resume: bool) -> None:
         with self.saving() as means:
-            run.run(self.bundle, rows, self.out, self.config, held_out=held, resume=resume, on_event=self.emit,
-                    objective=self.objective, rewards=self.rewards, **means)
+            run.run(self.bundle, rows, self.out, self.config, held_out=held, resume=resume,
+                    callbacks=RunCallbacks(on_event=self.emit, **means), objective=self.objective, rewards=self.rewards)
 
     def _judge(self) -> Verdict:
         """What the gate says of what was trained, beside what is in service, both answered through llama.cpp."""

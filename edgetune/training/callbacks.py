@@ -1,0 +1,28 @@
+"""What a run asks and tells its caller while it trains."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+from ..machine.governor import Governor
+
+Event = dict[str, Any]
+
+
+@dataclass(frozen=True)
+class RunCallbacks:
+    """on_event: called with {"event": "start" | "resume" | "step" | "eval" | "governor" | "done", ...}; all but start
+    and done are lines of metrics.jsonl. should_stop: called before each block; where it returns True, the state is
+    saved and Interrupted raised. governor: decides when the run slows down or pauses for others. busy: whether a
+    request is being answered; the run then works a tenth of the time. name: what the run is to its caller, and
+    resume_by: how it is continued, for errors.
+    """
+
+    on_event: Callable[[Event], None] = lambda _: None
+    should_stop: Callable[[], bool] = lambda: False
+    governor: Governor | None = None
+    busy: Callable[[], bool] = lambda: False
+    name: str = ""
+    resume_by: str = "continue it with resume=True"
