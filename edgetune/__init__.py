@@ -8,6 +8,7 @@ The library an app embeds:
     pull           get a model by its name; names work wherever a model is opened
     Trainer        open a model, add examples, step(), loss(), pairs
     run            a whole run on disk of rows that are tokens already
+    RunCallbacks   what such a run asks and tells its caller
     Served         llama.cpp with adapters that are loaded, switched and unloaded at run time
     EdgetuneError  what a user can cause; edgetune.errors has its kinds
 
@@ -30,12 +31,12 @@ _HOME = {
     "Bundle": "formats.bundle", "open_bundle": "formats.bundle", "Tokenizer": "llamacpp.tokenizer",
     "load": "data.dataset", "load_rows": "data.dataset", "Trainer": "training.trainer",
     "StepResult": "training.trainer", "run": "training.run", "open_adapter": "adapters.store",
-    "Served": "serving.llama:LlamaModel", "train": "runs.train",
+    "RunCallbacks": "training.callbacks", "Served": "serving.llama:LlamaModel", "train": "runs.train",
     "resume": "runs.train", "Result": "runs.result", "pull": "hub",
 }
 __all__ = [
-    "Bundle", "EdgetuneError", "Result", "Served", "StepResult", "Tokenizer", "TrainConfig", "Trainer", "__version__",
-    "load", "load_rows", "open_adapter", "open_bundle", "open_gguf", "pull", "resume", "run", "train",
+    "Bundle", "EdgetuneError", "Result", "RunCallbacks", "Served", "StepResult", "Tokenizer", "TrainConfig", "Trainer",
+    "__version__", "load", "load_rows", "open_adapter", "open_bundle", "open_gguf", "pull", "resume", "run", "train",
 ]
 
 if TYPE_CHECKING:
@@ -52,6 +53,7 @@ if TYPE_CHECKING:
     from .runs.train import resume as resume
     from .runs.train import train as train
     from .serving.llama import LlamaModel as Served
+    from .training.callbacks import RunCallbacks as RunCallbacks
     from .training.config import TrainConfig as TrainConfig
     from .training.run import run as run
     from .training.trainer import StepResult as StepResult
