@@ -33,7 +33,7 @@ def test_bundle_opens_and_is_the_base_of_the_adapter(states):
     bundle = open_bundle(states / "small.edge")
     pairs = open_adapter(states / "adapter", bundle.gguf).pairs
     assert len(pairs) == 14
-    assert all(pair.a.shape[0] == CONFIG.rank for pair in pairs.values())
+    assert all(pair.a.shape[0] == CONFIG.family.rank for pair in pairs.values())
 
 
 def test_adapter_answers_through_llama_cpp(states):

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from ..console import ACTIONS, duration
-from ..training.config import train_options
+from ..training.config import LORA, train_options
 from ..training.metrics import REPORT
 from ..version import __version__
 from .chart import Chart, Line, Mark, Style, figure
@@ -21,7 +21,7 @@ from .tables import write_metrics
 DOTS = 100  # measurements that are drawn as dots at most
 LONGEST = 600  # characters of an answer that are shown
 KINDS = {"learned": "good", "still falling": "fair", "overfitted": "fair", "worse": "bad"}
-DEFAULTS = {name: spec.default for name, spec in train_options().items()}
+DEFAULTS = {"family": LORA, **{name: spec.default for name, spec in train_options().items()}}
 
 
 def write_report(folder: str | Path) -> Path:

@@ -29,9 +29,9 @@ def found(path):
 
 
 def params_of(path):
-    """Those of a command, with those that are made when it is parsed."""
+    """Those of a command, with those that are made when it is parsed, without --help."""
     command = found(path)
-    return command.get_params(click.Context(command))
+    return [param for param in command.get_params(click.Context(command)) if not param.name.startswith("help")]
 
 
 @pytest.mark.parametrize("path", GROUPED, ids=" ".join)
