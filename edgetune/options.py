@@ -118,11 +118,14 @@ def _flag(spec: Field[Any]) -> str:
 class Registry(Generic[T]):
     """The dataclasses of options of one kind by their `name`, each registered by a module of one package.
 
-    package: its name; kind: what they are, for errors; unique: class variables that no two of them share.
+    package: its name; kind: what they are, for errors; unique: class variables that no two of them share. others:
+    modules of the package that register none, and are not imported.
     """
 
-    def __init__(self, package: str, kind: str, unique: tuple[str, ...] = ("name",)) -> None:
+    def __init__(self, package: str, kind: str, unique: tuple[str, ...] = ("name",),
+                 others: tuple[str, ...] = ()) -> None:
         self.package = package
+        self.others = others
         self.kind = kind
         self.unique = unique
         self._found: dict[str, type[T]] = {}
@@ -138,7 +141,8 @@ class Registry(Generic[T]):
     def all(self) -> dict[str, type[T]]:
         """By name; the modules of the package are imported first."""
         for module in iter_modules(import_module(self.package).__path__):
-            import_module(f"{self.package}.{module.name}")
+            if module.name not in self.others:
+                import_module(f"{self.package}.{module.name}")
         return dict(sorted(self._found.items()))
 
     def named(self, name: str) -> type[T]:

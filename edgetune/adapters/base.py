@@ -213,7 +213,8 @@ class Carved(ABC):
         """The inverse of `artifact`. Raises MismatchError for one that this adapter cannot become."""
 
 
-_registry: Registry[Family] = Registry(__package__, "adapter family")
+FILES = ("merge", "ollama", "peft", "published", "store")  # adapters on disk: modules of this folder without a family
+_registry: Registry[Family] = Registry(__package__, "adapter family", others=FILES)
 
 
 def register(kind: type[T]) -> type[T]:

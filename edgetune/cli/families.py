@@ -15,17 +15,16 @@ FLAG = "--family"
 
 
 def family_flags(ctx: click.Context, typed: Callable[[Field[Any]], Any], defaults: bool) -> Iterator[click.Option]:
-    """The options of all families, of which help shows those of the one that is named. typed, defaults: as of
-    `app.config_options`.
+    """--family and the options of all families. Help shows those of the one that is named, and --family where there is
+    a choice. typed, defaults: as of `app.config_options`.
     """
     from ..adapters.base import families
     from ..options import declared
     known = families()
     chosen = named(ctx.meta.get(ARGS, ()), FLAG, LORA)
-    if len(known) > 1:
-        yield GroupedOption([FLAG, "family"], type=click.Choice(list(known)), default=LORA if defaults else None,
-                            show_default=defaults, metavar="NAME", group=ADAPTER,
-                            help=f"What is trained: {', '.join(known)}. {FLAG} NAME --help shows its options.")
+    yield GroupedOption([FLAG, "family"], type=click.Choice(list(known)), default=LORA if defaults else None,
+                        show_default=defaults, metavar="NAME", group=ADAPTER, hidden=len(known) == 1,
+                        help=f"What is trained: {', '.join(known)}. {FLAG} NAME --help shows its options.")
     own = {spec.name: spec for spec in declared(known.get(chosen, known[LORA]))}
     others = {spec.name: spec for kind in known.values() for spec in declared(kind) if spec.name not in own}
     for name, spec in {**own, **others}.items():

@@ -25,11 +25,13 @@ from policy_cases import PROMPT, answers, go, log_probabilities
 import edgetune
 from edgetune.adapters.base import Artifact
 from edgetune.adapters.heads import VALUE, VOCABULARY
+from edgetune.adapters.low_rank import LoraFamily
 from edgetune.data.packing import Example
 from edgetune.data.trees import Tree, micro_batches
 from edgetune.errors import Interrupted
 from edgetune.objectives.ppo import Ppo, whitened
 from edgetune.training import checkpoint
+from edgetune.training.answered import Reward
 from edgetune.training.callbacks import RunCallbacks
 from edgetune.training.gradient import Gradient
 
@@ -220,3 +222,14 @@ def test_whitening_takes_the_scale_of_rewards_away() -> None:
     assert whitened(values, keeps_mean=True).mean() == pytest.approx(values.mean())
     assert whitened(np.full(5, 2.0)).tolist() == [0.0] * 5
     assert whitened(np.array([2.0])).tolist() == [2.0]
+
+
+def test_it_trains_with_a_family_of_the_callers(bundle: edgetune.Bundle) -> None:
+    """The value head is a head of the network, whatever is trained beside its weights."""
+    trainer = edgetune.Trainer(bundle, family=LoraFamily(rank=2), objective=Ppo(max_completion_length=9),
+                               rewards=lambda answers: [Reward(float(len(one.text))) for one in answers],
+                               max_length=48, batch_size=2, threads=1, lr=1e-2)
+    trainer.add([{"prompt": "set the light"}] * 2)
+    assert "loss/value" in trainer.step().metrics
+    assert trainer.unexported["value"].any()
+    assert {pair.rank for pair in trainer.pairs.values()} == {2}
