@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 
 DEFAULT = "sft"
 FLAG = "--method"
-HELP = ("help", "help_all")
+HELP = {"--help", "--help-all"}
 NAMED = "edgetune.method"  # of a context: what the command line names
 
 
@@ -39,8 +39,8 @@ class ObjectiveCommand(GroupedCommand):
     def get_params(self, ctx: click.Context) -> list[click.Parameter]:
         found = super().get_params(ctx)
         name = ctx.meta.get(NAMED, DEFAULT)
-        own = [param for param in found if param.name not in HELP]
-        helps = [param for param in found if param.name in HELP]
+        own = [param for param in found if HELP.isdisjoint(param.opts)]
+        helps = [param for param in found if not HELP.isdisjoint(param.opts)]
         return [*with_defaults(own, defaults_of(name)), *method_flags(name, self.says), *helps]
 
 

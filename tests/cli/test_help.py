@@ -31,7 +31,8 @@ def found(path):
 def params_of(path):
     """Those of a command, with those that are made when it is parsed, without --help."""
     command = found(path)
-    return [param for param in command.get_params(click.Context(command)) if not param.name.startswith("help")]
+    return [param for param in command.get_params(click.Context(command))
+            if not {"--help", "--help-all"} & set(param.opts)]
 
 
 @pytest.mark.parametrize("path", GROUPED, ids=" ".join)
