@@ -25,6 +25,7 @@ from edgetune.runs.history import read_history
 from edgetune.runs.report import write_html, write_report
 from edgetune.runs.reported import reported
 from edgetune.runs.train import resume, train
+from edgetune.training.callbacks import RunCallbacks
 from edgetune.training.config import TrainConfig
 
 HOSTILE = "<script>alert(1)</script><img src=x onerror=alert(2)>'\"&amp;\x1b[31m\x00\u202e\ud800\n]]>--></style>"
@@ -170,7 +171,7 @@ def test_a_run_in_progress(bundle, tmp_path):
         if event["event"] == "step" and event["step"] == 5:
             said.append(parsed(write_report(out))[1])
 
-    go(bundle, out, on_event=look)
+    go(bundle, out, callbacks=RunCallbacks(on_event=look))
     assert "Running: step 5 of 8." in said[0]
     assert json.loads((out / "run.json").read_text())["verdict"]["sentence"] in parsed(write_report(out))[1]
 

@@ -255,8 +255,8 @@ def test_answers_change_no_bit_of_what_is_learned(bundle: Bundle, tmp_path: Path
         return asked[0] % 3 == 0
 
     governor = Governor(Policy(), read_device(tmp_path).profile, Board(tmp_path / "root").root)
-    for name, options in (("free", {}), ("out", {"governor": governor, "busy": busy})):
-        run(bundle, dataset(24), tmp_path / name, CONFIG, held_out=dataset(6, 1), **options)
+    for name, calls in (("free", RunCallbacks()), ("out", RunCallbacks(governor=governor, busy=busy))):
+        run(bundle, dataset(24), tmp_path / name, CONFIG, held_out=dataset(6, 1), callbacks=calls)
     assert asked[0] > 100
     assert (tmp_path / "out" / "adapter.gguf").read_bytes() == (tmp_path / "free" / "adapter.gguf").read_bytes()
 
