@@ -41,7 +41,7 @@ class Dpo(Objective):
     needs_logp: ClassVar[bool] = True
     needs_reference: ClassVar[bool] = True
     rows: ClassVar[RowParser] = preferences
-    defaults: ClassVar[Mapping[str, Any]] = {"lr": 5e-5}
+    defaults: ClassVar[Mapping[str, Any]] = {"lr": 2e-4}
     beta: float = option(0.1, "How strongly the model is held to the reference; of ipo its tau.", low=1e-6, high=1e6)
     loss_type: str = option("sigmoid", "What a pair's loss is; sigmoid_norm and ipo count log p a token, the others "
                             "that of whole answers.", choices=("sigmoid", "hinge", "ipo", "robust", "sigmoid_norm"))

@@ -78,7 +78,7 @@ def test_eval_says_what_llama_cpp_prefers(place: Path, engine: str) -> None:
 
 def test_the_default_rate_is_the_methods(place: Path) -> None:
     made = train(place, "default", "--method", "dpo", "--steps", "1", "--no-answers")
-    assert made["options"]["lr"] == 5e-5
+    assert made["options"]["lr"] == 2e-4
     assert train(place, "named", "--method", "orpo", "--steps", "1", "--lr", "1e-4")["options"]["lr"] == 1e-4
     planned = json.loads(run("plan", place / "model.gguf", place / "pairs.jsonl", "--method", "dpo", "--no-measure",
                              "--json"))

@@ -73,7 +73,7 @@ def test_numbers_may_be_auto(client: openai.OpenAI, tmp_path: Path) -> None:
     given = dict.fromkeys(("beta", "n_epochs", "batch_size", "learning_rate_multiplier"), "auto")
     job = created(client, ROWS, given, tmp_path)
     asked = job.method.dpo.hyperparameters
-    assert (asked.beta, asked.learning_rate_multiplier, asked.lr) == (0.1, 1, 5e-5)
+    assert (asked.beta, asked.learning_rate_multiplier, asked.lr) == (0.1, 1, 2e-4)
     client.fine_tuning.jobs.cancel(job.id)
     with pytest.raises(openai.BadRequestError, match="beta"):
         created(client, ROWS, {"beta": "much"}, tmp_path)

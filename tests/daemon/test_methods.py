@@ -85,7 +85,7 @@ def test_a_job_asks_for_the_method_with_its_options(tmp_path: Path) -> None:
     assert dpo.asked["type"] == "dpo"
     assert dpo.asked["dpo"]["hyperparameters"] == {"beta": 0.2, "sft_weight": 1, "loss_type": "hinge",
                                                    "label_smoothing": 0.0}
-    assert dpo.train(TrainConfig()).lr == 5e-5
+    assert dpo.train(TrainConfig()).lr == 2e-4
     grpo = learn_method(DaemonConfig(learn_method="grpo", learn_grader=grader_file(tmp_path)))
     assert grpo.asked["type"] == "reinforcement"
     assert grpo.asked["reinforcement"]["grader"]["reference"] == GRADER["reference"]

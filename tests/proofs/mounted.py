@@ -16,6 +16,7 @@ from tiny import write_tiny
 
 from edgetune.formats.bundle import open_bundle
 from edgetune.training import checkpoint
+from edgetune.training.callbacks import RunCallbacks
 
 
 def fill(place):
@@ -36,8 +37,8 @@ def main(place):
                           lambda: subprocess.run(["mount", "-o", "remount,rw", disk], check=True))}
     for ill, (befall, heal) in ills.items():
         out = disk / ill
-        print(refused(bundle, out, "cannot write",
-                      on_event=lambda e, befall=befall: befall() if e.get("step") == 4 else None))
+        print(refused(bundle, out, "cannot write", callbacks=RunCallbacks(
+            lambda e, befall=befall: befall() if e.get("step") == 4 else None)))
         names = sorted(path.name for path in out.iterdir())
         assert names == ["checkpoint-2", "checkpoint-3", "metrics.jsonl", "run.json"], names
         assert checkpoint.newest(out)[1] == []
