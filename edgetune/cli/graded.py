@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -76,10 +75,8 @@ def answer_json(answer: Answer) -> dict[str, Any]:
 def save_answers(path: Path, base: Sequence[Answer], adapter: Sequence[Answer]) -> None:
     """A JSON line a row: prompt, expected, the base's answer and, where there is one, the adapter's; which are right.
     """
-    from ..disk import refuse_existing, replaced
+    from .prompts import save_lines
     rows = [{"prompt": b.question, "expected": b.expected, "base": b.answer, "base_correct": b.correct} for b in base]
     for row, a in zip(rows, adapter, strict=False):
         row |= {"adapter": a.answer, "adapter_correct": a.correct}
-    refuse_existing(path)
-    with replaced(path) as beside:
-        beside.write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
+    save_lines(path, rows)

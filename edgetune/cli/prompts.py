@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -104,7 +104,7 @@ def show_lines(lines: Iterator[dict[str, Any]], save: Path | None, as_json: bool
             click.echo(json_text(line))
 
 
-def save_lines(path: Path, lines: Iterator[dict[str, Any]]) -> int:
+def save_lines(path: Path, lines: Iterable[dict[str, Any]]) -> int:
     """The number of lines, all of which are in the file, or none."""
     from ..disk import refuse_existing, replaced
     text = [json_text(line) + "\n" for line in lines]

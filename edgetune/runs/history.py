@@ -5,7 +5,6 @@ Of more steps than a chart can show every second, fourth, eighth, ... is kept, a
 
 from __future__ import annotations
 
-import json
 from collections import deque
 from collections.abc import Mapping
 from dataclasses import dataclass, field, fields
@@ -13,7 +12,8 @@ from pathlib import Path
 from typing import Any, Generic, TypeVar
 
 from ..adapters.store import RUN
-from ..errors import DiskError, FormatError
+from ..disk import read_object
+from ..errors import FormatError
 from ..persisted import from_json
 from ..training.metrics import NAME as METRICS
 from .events import Decision, Measurement, Resumption, Step, read_events
@@ -151,8 +151,8 @@ class _Thinned(Generic[T]):
 
 
 def read_history(folder: str | Path) -> History:
-    """Raises FormatError for a folder without a run, and for a run.json that is none; DiskError where it cannot be
-    read.
+    """Raises FormatError for a folder without a run, and for a run.json that is none or cannot be read; DiskError where
+    metrics.jsonl cannot be read.
     """
     folder = Path(folder)
     run = _read_run(folder)
@@ -185,23 +185,11 @@ def read_history(folder: str | Path) -> History:
 
 def _read_run(folder: Path) -> dict[str, Any]:
     """run.json's content; {} for a run that has not written it yet."""
-    path = folder / RUN
-    if not path.is_file():
-        if not (folder / METRICS).is_file():
-            raise FormatError(f"{folder} holds no run: there is neither {RUN} nor {METRICS}",
-                              "name the output folder of a training")
-        return {}
-    try:
-        if path.stat().st_size > LARGEST:
-            raise FormatError(f"{path} has more than {LARGEST >> 20} MiB", "restore it from a copy")
-        found = json.loads(path.read_text("utf-8"))
-    except OSError as error:
-        raise DiskError(f"cannot read {path}: {error.strerror}", "let it be read") from None
-    except (ValueError, RecursionError) as error:
-        raise FormatError(f"{path} is damaged: {error}", "restore it from a copy") from None
-    if not isinstance(found, dict):
-        raise FormatError(f"{path} is not a JSON object", "restore it from a copy")
-    return found
+    found = read_object(folder / RUN, "restore it from a copy", LARGEST)
+    if found is None and not (folder / METRICS).is_file():
+        raise FormatError(f"{folder} holds no run: there is neither {RUN} nor {METRICS}",
+                          "name the output folder of a training")
+    return found or {}
 
 
 def _part(kind: type[T], run: Mapping[str, Any], name: str, folder: Path) -> T | None:
