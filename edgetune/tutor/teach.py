@@ -19,7 +19,7 @@ from ..formats.gguf import fingerprint
 from ..formats.shape import read_shape
 from ..llamacpp.tokenizer import Tokenizer
 from ..machine.governor import Governor
-from ..training.config import TrainConfig
+from ..training.config import LORA, TrainConfig
 from ..training.length import reading_limit
 from .folder import begin, begun_in
 from .options import TutorOptions
@@ -72,7 +72,8 @@ def teach(model: str | Path | Bundle, prompts: str | Path, out: str | Path, *,
         "model": fingerprint(bundle.gguf), "start": _digest(open_adapter(began, bundle.gguf).path) if began else None,
         **{name: _digest(path) for name, path in paths.items()}, "grader": grader and grader.to_json(),
         **{name: value for name, value in asdict(options).items() if name != "rounds"},
-        **{name: value for name, value in asdict(config).items() if name not in FREE}}
+        **{name: value for name, value in config.to_json().items()
+           if name not in FREE and (name, value) != ("family", LORA)}}  # earlier folders name no family
     kept = [_text_of(row) for _, row in read_rows(paths["keep"])] if keep else [
         FILE.read_text("utf-8")]
     begun_in(folder)  # refuses a file before a folder is made

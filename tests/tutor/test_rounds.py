@@ -69,7 +69,7 @@ def made(bundle: Bundle, files: Files, tmp_path_factory: pytest.TempPathFactory)
     common = ["tutor", str(bundle.path), str(files[0]), "-o", str(out), "--labelled", str(files[1]), "--keep",
               str(files[2]), "--no-govern", "--json"]
     given = {**{name: value for name, value in vars(OPTIONS).items() if value != getattr(TutorOptions(), name)},
-             **{name: value for name, value in vars(CONFIG).items() if value != getattr(TrainConfig(), name)}}
+             **{name: value for name, value in CONFIG.to_json().items() if value != TrainConfig().to_json()[name]}}
     flags = [word for name, value in given.items() for word in (f"--{name.replace('_', '-')}", str(value))]
     return out, json.loads(invoke(*common, *flags))
 
