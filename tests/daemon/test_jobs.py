@@ -150,6 +150,25 @@ def test_a_run_that_cannot_go_on_begins_again(service: Service, monkeypatch: pyt
     assert steps[-100:] == list(range(1, 101))
 
 
+def test_a_run_that_does_not_fit_now_goes_on_where_it_was(tmp_path: Path) -> None:
+    """In a daemon that may use more again."""
+    with open_service(tmp_path) as service:
+        job = begin(service, steps=100)
+        until(lambda: step_of(service, job.id) > 2)
+    with open_service(tmp_path, memory="60M") as service:
+        until(lambda: service.jobs.get(job.id).status == "paused" and service.jobs.running is None)
+        assert any("of the daemon's 60 MiB" in text for text in messages(service, job.id))
+        assert (service.jobs.folder / job.id / "run").exists()
+    with open_service(tmp_path) as service:
+        service.jobs.resume(job.id)
+        assert service.jobs.wait(job.id, 60).status == "succeeded"
+        resumed = [event["data"]["step"] for event in service.jobs.events(job.id, limit=1000)
+                   if (event["data"] or {}).get("event") == "resume"]
+        assert resumed
+        assert all(resumed)
+        assert not any(text.startswith("begins again") for text in messages(service, job.id))
+
+
 def test_the_worker_dies_with_a_daemon_that_is_killed(tmp_path: Path) -> None:
     open_service(tmp_path)  # writes the model
     code = ("import sys, time; from pathlib import Path; sys.path.insert(0, sys.argv[2])\n"

@@ -72,7 +72,7 @@ def test_begins_by_itself(tiny_q8: Path, tmp_path: Path, workers: FakeWorkers, m
     monkeypatch.setattr(learn, "CHECK_SECONDS", 0.05)
     monkeypatch.setattr(learn, "IDLE_SECONDS", 0.0)
     with opened(tiny_q8, tmp_path, start_process=workers, learn="idle", learn_rows=25) as service:
-        give(service, range(30))
+        give(service, range(25))  # the last one begins it
         process = workers.next()
         job, = service.jobs.list()
         assert job.id in service.learner.state()["state"]
