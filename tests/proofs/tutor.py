@@ -6,8 +6,8 @@
 --labelled, --unseen: rows with prompt and completion; --prompts: prompts, whose completions, if they have any, are not
 learned and say how many of the chosen answers are right. A {seed} in a path is replaced, so that each seed may have
 rows of its own. Both adapters answer the unseen rows through our own engine, by the likeliest tokens. Where the tutor
-publishes nothing, the labelled rows alone count for both. Results are added to --out, and what it has already is not
-measured again, so that the proof can run in pieces.
+publishes nothing, or the labelled rows alone, one adapter counts for both. Results are added to --out, and what it has
+already is not measured again, so that the proof can run in pieces.
 
 Exits with 1 unless the tutor has more right answers, with p below 0.05 over all seeds by the sign test.
 """
@@ -45,8 +45,9 @@ def measured(args: Namespace, seed: int) -> Result:
     first = edgetune("tutor", "inspect", out, "--json")["rounds"][0]
     round = Round(out, 1)
     published = round.read(Published)
+    is_round = published is not None and published.adapter.endswith("train")
     steps = read_run(out)["steps"] if published else first["labels"]["steps"]
-    alone = folder / "labels"
+    alone = folder / "labels" if is_round or not published else out
     if not alone.exists():
         edgetune("train", args.model, labelled, "-o", alone, "--eval", "none", "--no-answers", "--steps", steps, "--lr",
                  "2e-3", "--batch-size", 8, "--anchors", 5, *common)
@@ -54,7 +55,7 @@ def measured(args: Namespace, seed: int) -> Result:
     answers = {key_of(row): row.get("completion", "") for row in rows}
     labels = [(answers[one.key], one.label) for one in chosen.choices if one.label] if chosen else []
     right = {name: right_in(args, folder, adapter, unseen)
-             for name, adapter in (("labels", alone), ("tutor", out if published else alone))}
+             for name, adapter in (("labels", alone), ("tutor", out if is_round else alone))}
     return {"seed": seed, "steps": steps, "prompts": len(rows), "chosen": len(labels),
             "chosen_right": sum(same(*pair) for pair in labels), "adapter": published.adapter if published else "",
             "gate": first.get("gate", {}).get("reason", ""), "seconds": first["seconds"], **right}
