@@ -22,7 +22,8 @@ COMMANDS = {
     "policy": ["train", "{model}", "{rows}", "-o", "{out}", "--policy", "{file}"],
     "training's grader": ["train", "{model}", "{rows}", "-o", "{out}", "--method", "grpo", "--grader", "{file}"],
     "grader": ["grade", "{file}", "{rows}"],
-    "texts to keep": ["tutor", "run", "{model}", "{rows}", "-o", "{out}", "--keep", "{file}"],
+    "texts to keep": ["tutor", "run", "{model}", "{prompts}", "--labelled", "{rows}", "-o", "{out}",
+                      "--keep", "{file}"],
     "speed": ["plan", "{model}", "--speed", "{file}"],
     "schema": ["info", "{adapter}"],
     "key": ["status", "--url", "http://127.0.0.1:9", "--key-file", "{file}"],
@@ -34,7 +35,10 @@ def place(finished: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[str,
     folder = tmp_path_factory.mktemp("small")
     rows = folder / "rows.jsonl"
     rows.write_text("".join(f'{{"prompt": "turn on lamp {i}", "completion": "on"}}\n' for i in range(60)))
-    return {"model": write_tiny(folder / "model.gguf", formats="Q8_0"), "rows": rows, "finished": finished}
+    prompts = folder / "prompts.jsonl"
+    prompts.write_text("".join(f'{{"prompt": "turn off lamp {i}"}}\n' for i in range(60)))
+    model = write_tiny(folder / "model.gguf", formats="Q8_0")
+    return {"model": model, "rows": rows, "prompts": prompts, "finished": finished}
 
 
 def special(path: Path, kind: str) -> Path:
