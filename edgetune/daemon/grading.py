@@ -54,7 +54,7 @@ class Judge:
         prompt = asked_tokens(served.tokenizer, conversation)
         if len(prompt) >= served.context:
             return None
-        said = self.batcher.submit(prompt, max_tokens=1, among=among)
+        said = self.batcher.submit(prompt, max_tokens=1, among=among, seed=0)
         said.text()
         for name, tokens in (("prompt_tokens", said.prompt_tokens), ("completion_tokens", 1),
                              ("total_tokens", said.prompt_tokens + 1), ("cached_tokens", said.cached_tokens)):

@@ -2,7 +2,12 @@
 
 Sequence 0 is the one that `feed` works on: it keeps its tokens, and what begins alike is not computed again.
 Sequences 1 to PARALLEL belong to `greedy`, which answers many prompts at once; they share sequence 0's cells.
-Whoever shares the cache out otherwise (sequences.py) uses `batch`, `decode`, `copy` and `drop`, and neither of these.
+Whoever shares the cache out otherwise (kv_cache.py) uses `batch`, `decode`, `copy` and `drop`, and neither of these.
+
+llama.cpp's kernels round the same product otherwise for other numbers of tokens at once, by up to 0.8 in a logit of a
+model in Q4_K, and attention by the order of its cells. Results that must repeat whatever was computed before, or is
+computed with them, hold to one number: `feed` to pieces of CUT tokens from the beginning of a text, `greedy` to
+multiples of ROWS. And no cell is given back before the cache is cleared, so that those of a sequence stay in order.
 """
 
 from __future__ import annotations
@@ -24,6 +29,9 @@ DEFAULT_CONTEXT = 2048
 BATCH = 512  # tokens that one llama_decode takes at most
 OUTPUTS = 64  # logits held at a time at most: float32 [OUTPUTS, V]
 PARALLEL = 16  # answers that `greedy` works on together
+CUT = 64  # tokens that `feed` computes at once where its results must repeat
+TOGETHER = 56  # tokens that `greedy` computes at once: from 64 on llama.cpp's attention rounds otherwise
+ROWS = 8  # llama.cpp's kernels compute so many tokens alike, and those that are left over otherwise
 Pick = Callable[[int, "NDArray[np.float32]"], int]
 
 
@@ -96,14 +104,18 @@ class Context:
         self.sequences = sequences
         self.before_decode: Callable[[], object] = lambda: None  # other work may go first
         self.cached: list[int] = []  # tokens whose keys and values sequence 0 holds
+        self._used = 0  # cells of what `greedy` has ended, and of what all its prompts begin with
+        self._repeatable = 0  # of these, how many at the beginning were computed in pieces of CUT
+        self._filler = sequences  # the sequence of rows that only fill a batch
+        self._ended = sequences + 1  # that of ended answers, whose cells must not be taken by others
         self._llama = llama
         self._window = int(llama.llama_model_n_swa(model))  # tokens that blocks with a sliding window see; 0: all
         self.n_vocab = int(llama.llama_vocab_n_tokens(llama.llama_model_get_vocab(model)))
         options = llama.llama_context_default_params()
-        options.n_ctx = max(size, sequences)  # with less than a token a sequence llama.cpp aborts
+        options.n_ctx = max(size, sequences + 2)  # with less than a token a sequence llama.cpp aborts
         options.n_batch = BATCH
         options.n_ubatch = BATCH
-        options.n_seq_max = sequences
+        options.n_seq_max = sequences + 2
         options.kv_unified = True  # a shared prefix is held once
         options.n_threads = thread_count(threads)
         options.n_threads_batch = options.n_threads
@@ -133,10 +145,12 @@ class Context:
         """Forget every sequence."""
         self._llama.llama_memory_clear(self._memory, False)
         self.cached.clear()
+        self._repeatable = 0
 
-    def feed(self, tokens: list[int],
-             wanted: NDArray[np.bool_]) -> Iterator[tuple[NDArray[np.intp], NDArray[np.float32]]]:
-        """Make sequence 0 hold exactly `tokens`, and give the logits after the wanted ones (wanted: bool [T]).
+    def feed(self, tokens: list[int], wanted: NDArray[np.bool_],
+             repeats: bool = False) -> Iterator[tuple[NDArray[np.intp], NDArray[np.float32]]]:
+        """Make sequence 0 hold exactly `tokens`, and give the logits after the wanted ones (wanted: bool [T]). repeats:
+        they are the same whatever was computed before, which takes up to a third longer.
 
         Yields (positions [n], logits [n, V]) in order, n <= OUTPUTS; the logits are a view that the next step
         overwrites. To be exhausted. Raises EdgetuneError if the tokens do not fit the context.
@@ -144,11 +158,14 @@ class Context:
         self.check(tokens)
         first = int(wanted.argmax()) if wanted.any() else len(tokens)
         done = min(common(self.cached, tokens), first)
+        if repeats:
+            done = min(done, self._repeatable) // CUT * CUT
+        self._repeatable = min(self._repeatable, done)
         self._llama.llama_memory_seq_rm(self._memory, 0, done, -1)
         del self.cached[done:]
         self.batch.size = 0  # an interrupt may have left something
         while done < len(tokens):
-            end = min(done + self.room, len(tokens))
+            end = min(done + (CUT if repeats else self.room), done + self.room, len(tokens))
             positions = done + np.flatnonzero(wanted[done:end])
             if len(positions) > OUTPUTS:
                 end = int(positions[OUTPUTS])
@@ -157,14 +174,10 @@ class Context:
             logits = self.decode()
             self.cached.extend(tokens[done:end])
             done = end
+            if repeats:
+                self._repeatable = done
             if len(positions):
                 yield positions, logits
-
-    def advance(self, tokens: list[int]) -> None:
-        """`feed` for the logits after the last token alone, which stay in llama.cpp for a sampler."""
-        wanted = np.zeros(len(tokens), np.bool_)
-        wanted[-1:] = True
-        deque(self.feed(tokens, wanted), maxlen=0)
 
     def greedy(self, prompts: list[list[int]], budgets: list[int],
                is_end: Callable[[int], bool], pick: Pick) -> Iterator[tuple[int, list[int]]]:
@@ -172,32 +185,48 @@ class Context:
         next token for the prompt of an index, by its logits.
 
         An answer ends before the token that `is_end` names, after its budget of tokens, or where the context ends.
-        What all prompts begin with is computed once. To be exhausted before any other call.
+        What all prompts begin with is computed once. An answer depends on its prompt alone, and not on the others. To
+        be exhausted before any other call.
         """
         for prompt in prompts:
             self.check(prompt, room=1)
         self.clear()
         shared = min((common(prompts[0], prompt[:-1]) for prompt in prompts), default=0)
-        if shared:
-            self.advance(prompts[0][:shared])
+        self._share(prompts[0][:shared] if prompts else [])
         waiting: deque[_Answer] = deque()
         for index, (prompt, budget) in enumerate(zip(prompts, budgets, strict=True)):
             waiting.append(_Answer(index, prompt[shared:], shared, min(budget, self.size - len(prompt))))
         active: dict[int, _Answer] = {}
         try:
             while waiting or active:
-                self._admit(active, waiting, shared)
+                if not self._admit(active, waiting, shared):
+                    self._share(prompts[0][:shared])
+                    continue
                 ready = self._gather(active)
-                for sequence, logits in zip(ready, self.decode(), strict=True):
+                used = self._used + sum(answer.position - shared for answer in active.values())
+                for sequence, logits in zip(ready, self._decode_filled(used), strict=True):
                     answer = active[sequence]
                     if answer.take(pick(answer.index, logits), is_end):
+                        self._llama.llama_memory_seq_cp(self._memory, sequence, self._ended, shared, -1)
                         self.drop(sequence)
+                        self._used += answer.position - shared
                         del active[sequence]
                         yield answer.index, answer.tokens
         finally:
             if self._handle:
-                for sequence in active:
+                for sequence in (*active, self._ended):
                     self.drop(sequence)
+
+    def _share(self, tokens: list[int]) -> None:
+        """Let sequence 0 alone hold what all prompts begin with."""
+        self.clear()
+        for start in range(0, len(tokens), TOGETHER):
+            part = tokens[start : start + TOGETHER]
+            self.batch.size = 0
+            self.batch.add(part, start, 0, np.zeros(len(part), np.bool_))
+            self._used = start + len(part)
+            self._decode_filled(self._used)
+        self._used = len(tokens)
 
     def drop(self, sequence: int) -> None:
         """Forget a sequence; cells that another one shares stay."""
@@ -215,21 +244,24 @@ class Context:
         """Let an empty sequence begin with the first tokens of another one; both hold the same cells."""
         self._llama.llama_memory_seq_cp(self._memory, source, sequence, 0, count)
 
-    def _admit(self, active: dict[int, _Answer], waiting: deque[_Answer], shared: int) -> None:
-        """Start answers while a sequence is free and the cache has room for all that they may become."""
-        used = shared + sum(answer.position - shared + answer.cells for answer in active.values())
+    def _admit(self, active: dict[int, _Answer], waiting: deque[_Answer], shared: int) -> bool:
+        """Start answers while a sequence is free and the cache has room for all that they may become; whether any is in
+        progress.
+        """
+        used = self._used + sum(answer.position - shared + answer.cells for answer in active.values())
         for sequence in range(1, PARALLEL + 1):
             if waiting and sequence not in active and used + waiting[0].cells <= self.size:
                 used += waiting[0].cells
                 active[sequence] = waiting.popleft()
                 self.copy(0, sequence, shared)
+        return bool(active)
 
     def _gather(self, active: dict[int, _Answer]) -> list[int]:
         """Fill the batch with pending tokens; the sequences whose last one is in it, in the order of their logits."""
         ready = []
         self.batch.size = 0
         for sequence, answer in active.items():
-            part = answer.pending[: self.room - self.batch.size]
+            part = answer.pending[: min(self.room, TOGETHER) - self.batch.size]
             del answer.pending[: len(part)]
             last = np.zeros(len(part), np.bool_)
             last[-1:] = not answer.pending
@@ -238,6 +270,15 @@ class Context:
             if last.any():
                 ready.append(sequence)
         return ready
+
+    def _decode_filled(self, used: int) -> NDArray[np.float32]:
+        """`decode` with rows that nobody wants, up to a multiple of ROWS. used: cells, those of the batch included."""
+        count = min(-self.batch.size % ROWS, self.room - self.batch.size, self.size - used)
+        self.batch.add([0] * count, 0, self._filler, np.zeros(count, np.bool_))
+        logits = self.decode()
+        if count:
+            self.drop(self._filler)
+        return logits
 
     def decode(self) -> NDArray[np.float32]:
         """Compute the batch and empty it; the logits of its wanted tokens, [n, V], as a view."""

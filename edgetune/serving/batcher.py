@@ -2,9 +2,10 @@
 
 Each decode takes one token of every running answer and some of the tokens of prompts that wait to be read, so that
 answers continue while others begin. It computes with one adapter; adapters take turns. What a finished answer left in
-the cache stays for the next request that begins alike (kv_cache.py). What is computed with an answer, and the order
-of its cells, only change how its sums are rounded. One thread does all of this; `submit` and completions are for any
-thread.
+the cache stays for the next request that begins alike (kv_cache.py). How many tokens are computed at once changes how
+sums are rounded, and with that, now and then, a token. So an answer that must repeat, as it has a seed, is computed
+alone, its prompt in pieces of equal size: it takes turns with the others. One thread does all of this; `submit` and
+completions are for any thread.
 """
 
 from __future__ import annotations
@@ -60,9 +61,27 @@ class _Answer:
         return self.pending == 1 and self.completion.completion_tokens > 0
 
     @property
+    def lane(self) -> _Answer | str | None:
+        """What takes turns: an answer that must repeat, or all others of an adapter."""
+        return self if self.request.repeats else self.completion.adapter
+
+    @property
+    def piece(self) -> int:
+        """Tokens that its next decode takes where it must repeat: up to a multiple of CUT in the prompt, then one each,
+        also of an answer that is computed once more.
+        """
+        done = len(self.sequence.tokens)
+        return max(1, min(self.completion.prompt_tokens - done, kv_cache.CUT - done % kv_cache.CUT))
+
+    @property
     def growth(self) -> int:
         """Tokens to come for which there should be room."""
-        return min(self.request.budget - self.completion.completion_tokens, GROWTH)
+        return min(self.left, GROWTH)
+
+    @property
+    def left(self) -> int:
+        """Tokens to come at most."""
+        return self.request.budget - self.completion.completion_tokens
 
     def pick(self, logits: NDArray[np.float32]) -> int | None:
         """The next token by these logits; None: there is none, the completion has the error."""
@@ -98,7 +117,7 @@ class Batcher:
         self._calls: list[tuple[Callable[[], bool], Future[None]]] = []  # for the thread; False: not yet
         self._leaving: set[str] = set()  # adapters that take no new requests
         self._working: list[_Answer] = []  # the thread's, in the order in which they began
-        self._turns: dict[str | None, float] = {}  # when each adapter had its last one
+        self._turns: dict[_Answer | str | None, float] = {}  # when each lane had its last one
         self._told = False  # what on_busy was called with last
         self.thread = threading.Thread(target=self._loop, name="batcher", daemon=True)
 
@@ -137,15 +156,16 @@ class Batcher:
         """Answer a prompt (text, or token ids) with an adapter that is loaded; None: with the base alone.
 
         Options (sampling: fields of Sampling) and errors are those of `ServedModel.generate`, but a seed of None is a
-        random one; TooMuchError where the queue is full. logprobs: the completion has the log-probability of each
-        token, and those of this many likeliest ones there. echo: of the prompt's tokens too, and max_tokens may be 0.
-        among: tokens of which the completion has the log-probabilities after the prompt, and no text.
+        random one, and with another the same request gives the same answer, whatever else is asked; TooMuchError where
+        the queue is full. logprobs: the completion has the log-probability of each token, and those of this many
+        likeliest ones there. echo: of the prompt's tokens too, and max_tokens may be 0. among: tokens of which the
+        completion has the log-probabilities after the prompt, and no text.
 
         on_piece: called on the batcher's thread with each piece, None at the end; if it raises, the answer ends.
         """
-        if seed is None:
-            seed = secrets.randbelow(SEED_LIMIT)
-        request = self.served.prepare(prompt, max_tokens, stop, logprobs, echo, among, seed=seed, **sampling)
+        drawn = secrets.randbelow(SEED_LIMIT) if seed is None else seed
+        request = self.served.prepare(prompt, max_tokens, stop, logprobs, echo, among, seed=drawn, **sampling)
+        request.repeats = seed is not None
         completion = Completion(adapter, len(request.tokens), self._notify, on_piece)
         with self._wake:
             self._check_open()
@@ -267,12 +287,31 @@ class Batcher:
         """Begin answers while the cache has room for their prompts and for everybody's next tokens."""
         while self._waiting and len(self._working) < self.parallel:
             answer = self._waiting[0]
+            if any(other.request.repeats for other in (answer, *self._working)):
+                if not self._has_room_in_order(answer):
+                    return
+                self._working.append(self._waiting.popleft())
+                continue
             promised = answer.growth + sum(other.pending + other.growth for other in self._working)
             tokens = answer.request.tokens
-            missing = len(tokens) if answer.measures else self._cells.missing(answer.completion.adapter, tokens)
+            missing = len(tokens)
+            if not answer.measures:
+                missing = self._cells.missing(answer.completion.adapter, tokens, answer.request.repeats)
             if self._working and missing + promised > self._cells.free:
                 return
             self._working.append(self._waiting.popleft())
+
+    def _has_room_in_order(self, answer: _Answer) -> bool:
+        """Whether an answer can begin so that those in progress which must repeat, or it itself, do: to their ends no
+        cell is given back. Where nobody works the cache is emptied for that.
+        """
+        count = sum(each.pending + each.left for each in (answer, *self._working))
+        if self._cells.can_stay_in_order(count):
+            return True
+        if self._working:
+            return False
+        self._cells.clear()
+        return True
 
     def _step(self) -> None:
         """One decode of one adapter's answers."""
@@ -280,13 +319,14 @@ class Batcher:
         while not self._cells.make_room(sum(count for _, count in plan)) and len(self._working) > 1:
             self._put_back(self._working[-1])
             plan = self._plan()
-        self._turns[plan[0][0].completion.adapter] = time.monotonic()
+        self._turns[plan[0][0].lane] = time.monotonic()
         self.served.switch(plan[0][0].completion.adapter)
         ends = self._fill(plan)
         logits = self.served.cache.decode()
         for answer, count in plan:
             start = len(answer.sequence.tokens)
-            self._cells.extend(answer.sequence, answer.request.tokens[start : start + count])
+            self._cells.extend(answer.sequence, answer.request.tokens[start : start + count],
+                               answer.request.repeats and start < answer.completion.prompt_tokens)
         for (answer, _), rows in zip(plan, np.split(logits, ends[:-1]), strict=True):
             self._measure(answer, rows)
             if not answer.pending:
@@ -315,10 +355,12 @@ class Batcher:
         return self._take(answer, token, logits)
 
     def _plan(self) -> list[tuple[_Answer, int]]:
-        """Whose tokens the next decode takes, and how many: those of the adapter whose last turn is longest ago."""
-        adapters = [answer.completion.adapter for answer in self._working]
-        adapter = min(adapters, key=lambda name: self._turns.get(name, 0.0))
-        mine = [answer for answer in self._working if answer.completion.adapter == adapter]
+        """Whose tokens the next decode takes, and how many: those of the lane whose last turn is longest ago."""
+        lane = min((answer.lane for answer in self._working), key=lambda lane: self._turns.get(lane, 0.0))
+        if isinstance(lane, _Answer):
+            self._begin(lane)
+            return [(lane, lane.piece)]
+        mine = [answer for answer in self._working if answer.lane == lane]
         plan = [(answer, 1) for answer in mine if answer.running]
         left = min(TOGETHER, self.served.cache.room) - len(plan)
         rows = self.served.cache.sequences - len(mine)  # of logits that may be had besides one each: what is reserved
@@ -342,7 +384,7 @@ class Batcher:
             answer.sequence = self._cells.begin(completion.adapter, [])
             completion.prompt_logprobs = [TokenLogprob(tokens[0], self.served.tokenizer.piece(tokens[0]), None)]
         else:
-            answer.sequence = self._cells.begin(completion.adapter, tokens)
+            answer.sequence = self._cells.begin(completion.adapter, tokens, answer.request.repeats)
         if completion.completion_tokens == 0:
             completion.cached_tokens = len(answer.sequence.tokens)
             self._totals["prompt_tokens"] += len(tokens)
@@ -402,6 +444,7 @@ class Batcher:
             self._cells.end(answer.sequence)
         else:
             self._waiting.remove(answer)
+        self._turns.pop(answer, None)
         answer.request.sampler.close()
         answer.completion.end(finish, piece)
 

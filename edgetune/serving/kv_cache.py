@@ -2,6 +2,11 @@
 
 Keys and values depend on the adapter, so a beginning is only shared by sequences of one adapter. A shared beginning is
 held once; a cell is free when nobody holds it any more.
+
+llama.cpp rounds the same product otherwise when another number of tokens is computed at once, and the same attention
+when cells are in another order. So an answer that must repeat shares only what was computed in pieces of CUT tokens,
+counted from the beginning, with nothing else, and needs a cache in order: as long as no cell was given back since it
+was empty, llama.cpp takes one cell after another.
 """
 
 from __future__ import annotations
@@ -10,6 +15,8 @@ from collections import Counter
 from dataclasses import dataclass, field
 
 from ..llamacpp.context import Context, common
+
+CUT = 16  # tokens of a prompt that are computed at once where an answer must repeat
 
 
 @dataclass(eq=False)
@@ -20,6 +27,7 @@ class Sequence:
     adapter: str | None
     tokens: list[int]  # whose keys and values it holds
     cells: list[int] = field(repr=False)  # numbers of our own, one a token
+    repeatable: int = 0  # tokens at its beginning that were computed in pieces of CUT
 
 
 def nowhere() -> Sequence:
@@ -48,6 +56,7 @@ class KvCache:
         self._ids = list(range(self._context.sequences))
         self._holders: Counter[int] = Counter()  # of each cell
         self._next_cell = 0
+        self.in_order = True  # whether the cells of each sequence follow one another
 
     @property
     def used(self) -> int:
@@ -59,15 +68,21 @@ class KvCache:
         """Cells that may be had: those that nobody holds or only kept sequences do."""
         return self.size - len(self._at_work())
 
-    def missing(self, adapter: str | None, tokens: list[int]) -> int:
+    def can_stay_in_order(self, count: int) -> bool:
+        """Whether another sequence and this many tokens have room without giving cells back."""
+        return self.in_order and bool(self._ids) and self.used + count <= self.size
+
+    def missing(self, adapter: str | None, tokens: list[int], repeats: bool = False) -> int:
         """The number of free cells that these tokens would take."""
-        count, source = self._alike(adapter, tokens)
+        count, source = self._alike(adapter, tokens, repeats)
         at_work = self._at_work()
         return len(tokens) - sum(cell in at_work for cell in (source.cells[:count] if source else []))
 
-    def begin(self, adapter: str | None, tokens: list[int]) -> Sequence:
-        """A new sequence in progress, which holds what is known of the beginning of `tokens` (never the last one)."""
-        count, source = self._alike(adapter, tokens)
+    def begin(self, adapter: str | None, tokens: list[int], repeats: bool = False) -> Sequence:
+        """A new sequence in progress, which holds what is known of the beginning of `tokens` (never the last one).
+        repeats: of that only pieces of CUT.
+        """
+        count, source = self._alike(adapter, tokens, repeats)
         if source in self.kept:  # it is the newest now
             self.kept.remove(source)
             self.kept.append(source)
@@ -75,6 +90,7 @@ class KvCache:
             self._drop(self.kept[0])
         begun = Sequence(self._ids.pop(), adapter, tokens[:count], source.cells[:count] if source else [])
         if source:
+            begun.repeatable = min(count, source.repeatable)
             self._context.copy(source.id, begun.id, count)
         self._holders.update(begun.cells)
         self.working.append(begun)
@@ -86,21 +102,25 @@ class KvCache:
             self._drop(self.kept[0])
         return self.size - self.used >= count
 
-    def extend(self, sequence: Sequence, tokens: list[int]) -> None:
-        """Note that these tokens were computed, in room that was made before."""
+    def extend(self, sequence: Sequence, tokens: list[int], repeatable: bool = False) -> None:
+        """Note that these tokens were computed, in room that was made before. repeatable: as one of pieces of CUT."""
         cells = range(self._next_cell, self._next_cell + len(tokens))
         self._next_cell = cells.stop
         sequence.tokens += tokens
         sequence.cells += cells
+        if repeatable:
+            sequence.repeatable = len(sequence.tokens)
         self._holders.update(cells)
 
     def end(self, sequence: Sequence) -> None:
         """Keep a sequence that is not in use any more; an older one that it continues is of no more use."""
         if sequence not in self.working:  # it is nowhere, or all was cleared
             return
+        keeps_order = any(each.repeatable for each in self.working)
         self.working.remove(sequence)
         for old in [old for old in self.kept if old.adapter == sequence.adapter]:
-            if common(old.tokens, sequence.tokens) == len(old.tokens):
+            is_shared = all(self._holders[cell] > 1 for cell in old.cells)
+            if common(old.tokens, sequence.tokens) == len(old.tokens) and (is_shared or not keeps_order):
                 self._drop(old)
         self.kept.append(sequence)
         if not sequence.tokens:
@@ -114,12 +134,14 @@ class KvCache:
     def _at_work(self) -> set[int]:
         return {cell for sequence in self.working for cell in sequence.cells}
 
-    def _alike(self, adapter: str | None, tokens: list[int]) -> tuple[int, Sequence | None]:
+    def _alike(self, adapter: str | None, tokens: list[int], repeats: bool) -> tuple[int, Sequence | None]:
         """The length of the beginning of `tokens` that is known, the last one left out, and to whom."""
         count = 0
         source = None
         for sequence in (*self.kept, *self.working):
             alike = common(sequence.tokens, tokens[:-1]) if sequence.adapter == adapter else 0
+            if repeats:
+                alike = min(alike, sequence.repeatable) // CUT * CUT
             if alike > count and self._context.holds(sequence.id, alike):
                 count = alike
                 source = sequence
@@ -133,3 +155,4 @@ class KvCache:
             self._holders[cell] -= 1
             if not self._holders[cell]:
                 del self._holders[cell]
+                self.in_order = False

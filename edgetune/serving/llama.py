@@ -3,8 +3,8 @@
 The weights are mapped once (llama.cpp copies those that it repacks for this CPU); LoRA adapters are loaded with them
 and switched without touching them.
 What the last call computed stays in the cache, and a call that begins with the same tokens continues from there.
-The cache depends on the adapter, so switching clears it. A reused beginning changes the last bits of the logits
-(other products are computed together): `reset` first where a result must be exactly repeatable.
+The cache depends on the adapter, so switching clears it. Answers of `generate` and `chat` may differ in rounding by
+what the cache holds; those of `complete`, `logprobs` and `logits` repeat to the last digit.
 """
 
 from __future__ import annotations
@@ -198,8 +198,8 @@ class LlamaModel(ServedModel):
         """Greedy answers to many prompts, computed together; yields (index of the prompt, its answer) when done.
         grammar: GBNF that all obey.
 
-        Several times as fast as one by one. The cache is empty before, so the same prompts give the same
-        answers. To be exhausted before any other call.
+        Several times as fast as one by one. The same prompt gives the same answer, whatever the others are. To be
+        exhausted before any other call.
         """
         budgets = [max_tokens] * len(prompts) if isinstance(max_tokens, int) else list(max_tokens)
         if min(budgets, default=1) < 1:
@@ -221,7 +221,7 @@ class LlamaModel(ServedModel):
         out = np.zeros(len(ids), np.float32)
         need = np.ones(len(ids), np.bool_) if wanted is None else wanted
         end = int(np.flatnonzero(need).max(initial=0))  # the tokens after the last wanted one need not be computed
-        for positions, logits in self.cache.feed(ids[:end], need[1 : end + 1]):
+        for positions, logits in self.cache.feed(ids[:end], need[1 : end + 1], repeats=True):
             for position, row in zip(positions, logits, strict=True):
                 out[position + 1] = log_softmax(row)[ids[position + 1]]
         return out
@@ -229,5 +229,5 @@ class LlamaModel(ServedModel):
     def logits(self, tokens: Sequence[int]) -> NDArray[np.float32]:
         """Logits after each token, float32 [T, V]: for a few tokens, since all of them are held."""
         ids = [int(token) for token in tokens]
-        parts = [logits.copy() for _, logits in self.cache.feed(ids, np.ones(len(ids), np.bool_))]
+        parts = [logits.copy() for _, logits in self.cache.feed(ids, np.ones(len(ids), np.bool_), repeats=True)]
         return np.concatenate(parts) if parts else np.empty((0, self.cache.n_vocab), np.float32)

@@ -29,6 +29,7 @@ class Request:
     logprobs: int | None = None  # for each token its log-probability, and those of this many likeliest ones
     echo: bool = False  # the prompt's tokens too
     among: Sequence[int] = ()  # tokens of which the log-probabilities after the prompt are wanted, and nothing else
+    repeats: bool = False  # whether the same request must give the same answer, whatever else is computed
 
 
 class ServedModel(ABC):

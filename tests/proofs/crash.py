@@ -22,6 +22,7 @@ import tempfile
 import threading
 import time
 from collections import Counter
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -105,14 +106,18 @@ class Proof:
                                 text=True)
 
     def wait_until_ready(self, process: subprocess.Popen[str]) -> None:
+        answer = "nothing"
+
         def ready() -> bool:
+            nonlocal answer
             assert process.poll() is None, process.communicate()[1]
             try:
-                return bool(self.http.get("/healthz").json()["status"] == "ok")
+                answer = self.http.get("/healthz").text
             except httpx.TransportError:
                 return False
+            return '"status":"ok"' in answer
 
-        until(ready, "the daemon does not answer")
+        until(ready, lambda: f"the daemon does not get well: {answer}")
 
     def fill_line(self) -> None:
         while sum(job["status"] in ("queued", "running") for job in self.all("/v1/fine_tuning/jobs")) < LINE:
@@ -306,10 +311,10 @@ class Proof:
         return found
 
 
-def until(what: Any, otherwise: str) -> None:
+def until(what: Any, otherwise: str | Callable[[], str]) -> None:
     deadline = time.monotonic() + PATIENCE
     while not what():
-        assert time.monotonic() < deadline, otherwise
+        assert time.monotonic() < deadline, otherwise if isinstance(otherwise, str) else otherwise()
         time.sleep(0.02)
 
 

@@ -34,7 +34,7 @@ class LlamaJudge:
             return None
         wanted = np.zeros(len(prompt), np.bool_)
         wanted[-1] = True
-        logits = [row for _, rows in self.served.cache.feed(prompt, wanted) for row in rows]
+        logits = [row for _, rows in self.served.cache.feed(prompt, wanted, repeats=True) for row in rows]
         if not logits:
             raise EdgetuneError("llama.cpp gave no logits", "report it")
         return relative(logits[-1][labels])
