@@ -16,80 +16,21 @@ import time
 from collections import deque
 from collections.abc import Callable, Iterable, Sequence
 from concurrent.futures import Future
-from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from ..errors import EdgetuneError, Interrupted, TooMuchError, UsageError
+from ..errors import Interrupted, TooMuchError, UsageError
 from ..llamacpp.sampling import SEED_LIMIT, log_softmax
 from . import kv_cache
+from .answer import Answer
 from .completion import Completion, OnPiece, TokenLogprob, logprob_of
 from .llama import LlamaModel
-from .model import Request
 
 TOGETHER = 63  # tokens in a decode: few, for answers that run; from 64 on llama.cpp's attention rounds otherwise
 KEPT = 16  # sequences that a model should be opened with besides those in progress, for what finished answers leave
-GROWTH = 16  # tokens that each answer must have room for when another one begins
-
-
-@dataclass(eq=False)
-class _Answer:
-    """A request and how far it is."""
-
-    completion: Completion
-    request: Request
-    sequence: kv_cache.Sequence = field(default_factory=kv_cache.nowhere)
-    first_at: float = 0.0  # when its first token was made, on the monotonic clock
-
-    @property
-    def pending(self) -> int:
-        """Tokens that are not in the cache."""
-        return len(self.request.tokens) - len(self.sequence.tokens)
-
-    @property
-    def measures(self) -> bool:
-        """Whether log-probabilities of its prompt's tokens are still to be computed."""
-        asked = self.request.echo and self.request.logprobs is not None
-        return asked and len(self.completion.prompt_logprobs) < self.completion.prompt_tokens
-
-    @property
-    def running(self) -> bool:
-        """Whether all of it is read, so that each decode gives a token."""
-        return self.pending == 1 and self.completion.completion_tokens > 0
-
-    @property
-    def lane(self) -> _Answer | str | None:
-        """What takes turns: an answer that must repeat, or all others of an adapter."""
-        return self if self.request.repeats else self.completion.adapter
-
-    @property
-    def piece(self) -> int:
-        """Tokens that its next decode takes where it must repeat: up to a multiple of CUT in the prompt, then one each,
-        also of an answer that is computed once more.
-        """
-        done = len(self.sequence.tokens)
-        return max(1, min(self.completion.prompt_tokens - done, kv_cache.CUT - done % kv_cache.CUT))
-
-    @property
-    def growth(self) -> int:
-        """Tokens to come for which there should be room."""
-        return min(self.left, GROWTH)
-
-    @property
-    def left(self) -> int:
-        """Tokens to come at most."""
-        return self.request.budget - self.completion.completion_tokens
-
-    def pick(self, logits: NDArray[np.float32]) -> int | None:
-        """The next token by these logits; None: there is none, the completion has the error."""
-        try:
-            return self.request.sampler.pick(logits)
-        except EdgetuneError as error:  # of its grammar
-            self.completion.error = error
-            return None
 
 
 class Batcher:
@@ -112,12 +53,12 @@ class Batcher:
         self._wake = threading.Condition(threading.RLock())  # held to change what follows
         self._open = False  # whether it takes requests
         self._now = False  # whether it cancels those that it took
-        self._waiting: deque[_Answer] = deque()
+        self._waiting: deque[Answer] = deque()
         self._cells = kv_cache.KvCache(served.cache)
         self._calls: list[tuple[Callable[[], bool], Future[None]]] = []  # for the thread; False: not yet
         self._leaving: set[str] = set()  # adapters that take no new requests
-        self._working: list[_Answer] = []  # the thread's, in the order in which they began
-        self._turns: dict[_Answer | str | None, float] = {}  # when each lane had its last one
+        self._working: list[Answer] = []  # the thread's, in the order in which they began
+        self._turns: dict[Answer | str | None, float] = {}  # when each lane had its last one
         self._told = False  # what on_busy was called with last
         self.thread = threading.Thread(target=self._loop, name="batcher", daemon=True)
 
@@ -174,7 +115,7 @@ class Batcher:
                 raise UsageError(f"the adapter {adapter!r} is being removed", "choose another one")
             if len(self._waiting) + len(self._working) >= self.queue + self.parallel:
                 raise TooMuchError(f"{self.queue} requests wait already", "ask again in a few seconds")
-            self._waiting.append(_Answer(completion, request))
+            self._waiting.append(Answer(completion, request))
             self._totals["requests"] += 1
             self._wake.notify()
         return completion
@@ -301,7 +242,7 @@ class Batcher:
                 return
             self._working.append(self._waiting.popleft())
 
-    def _has_room_in_order(self, answer: _Answer) -> bool:
+    def _has_room_in_order(self, answer: Answer) -> bool:
         """Whether an answer can begin so that those in progress which must repeat, or it itself, do: to their ends no
         cell is given back. Where nobody works the cache is emptied for that.
         """
@@ -332,7 +273,7 @@ class Batcher:
             if not answer.pending:
                 self._continue(answer, rows[-1])
 
-    def _measure(self, answer: _Answer, logits: NDArray[np.float32]) -> None:
+    def _measure(self, answer: Answer, logits: NDArray[np.float32]) -> None:
         """Note the log-probabilities of a prompt's tokens by the logits [n, V] before each."""
         completion = answer.completion
         known = completion.prompt_logprobs
@@ -341,7 +282,7 @@ class Batcher:
                 token = answer.request.tokens[len(known)]
                 known.append(logprob_of(token, row, answer.request.logprobs or 0, self.served.tokenizer))
 
-    def _continue(self, answer: _Answer, logits: NDArray[np.float32]) -> None:
+    def _continue(self, answer: Answer, logits: NDArray[np.float32]) -> None:
         """Pick the next token of an answer by these logits, [V], if it is to have one."""
         if answer.request.among:
             answer.completion.among = log_softmax(logits)[list(answer.request.among)]
@@ -354,10 +295,10 @@ class Batcher:
         self._totals["completion_tokens"] += 1
         return self._take(answer, token, logits)
 
-    def _plan(self) -> list[tuple[_Answer, int]]:
+    def _plan(self) -> list[tuple[Answer, int]]:
         """Whose tokens the next decode takes, and how many: those of the lane whose last turn is longest ago."""
         lane = min((answer.lane for answer in self._working), key=lambda lane: self._turns.get(lane, 0.0))
-        if isinstance(lane, _Answer):
+        if isinstance(lane, Answer):
             self._begin(lane)
             return [(lane, lane.piece)]
         mine = [answer for answer in self._working if answer.lane == lane]
@@ -374,7 +315,7 @@ class Batcher:
                     left -= count
         return plan
 
-    def _begin(self, answer: _Answer) -> None:
+    def _begin(self, answer: Answer) -> None:
         """Give it a sequence, if it has none. So late, because those before it may have read what it begins with."""
         if answer.sequence.tokens or answer.sequence in self._cells.working:
             return
@@ -390,7 +331,7 @@ class Batcher:
             self._totals["prompt_tokens"] += len(tokens)
             self._totals["cached_tokens"] += completion.cached_tokens
 
-    def _fill(self, plan: list[tuple[_Answer, int]]) -> NDArray[np.intp]:
+    def _fill(self, plan: list[tuple[Answer, int]]) -> NDArray[np.intp]:
         """Put the tokens into the batch; where in the logits each answer's rows end."""
         batch = self.served.cache.batch
         rows = []
@@ -403,7 +344,7 @@ class Batcher:
             rows.append(int(wanted.sum()))
         return np.cumsum(rows)
 
-    def _take(self, answer: _Answer, token: int, logits: NDArray[np.float32]) -> None:
+    def _take(self, answer: Answer, token: int, logits: NDArray[np.float32]) -> None:
         """Add a token, picked by these logits, to an answer."""
         completion = answer.completion
         request = answer.request
@@ -427,18 +368,18 @@ class Batcher:
             self._end(answer, "error")
         return None
 
-    def _note(self, answer: _Answer, token: int, logits: NDArray[np.float32]) -> None:
+    def _note(self, answer: Answer, token: int, logits: NDArray[np.float32]) -> None:
         if (count := answer.request.logprobs) is not None:
             answer.completion.logprobs.append(logprob_of(token, logits, count, self.served.tokenizer))
 
-    def _put_back(self, answer: _Answer) -> None:
+    def _put_back(self, answer: Answer) -> None:
         """Let an answer wait until there is room again; what it has is kept until somebody needs the cells."""
         self._working.remove(answer)
         self._cells.end(answer.sequence)
         answer.sequence = kv_cache.nowhere()
         self._waiting.appendleft(answer)
 
-    def _end(self, answer: _Answer, finish: str, piece: str = "") -> None:
+    def _end(self, answer: Answer, finish: str, piece: str = "") -> None:
         if answer in self._working:
             self._working.remove(answer)
             self._cells.end(answer.sequence)
