@@ -52,6 +52,7 @@ from .learning.method import learn_method
 from .learning.prompts import Prompts
 from .learning.recall import Recall
 from .options import DaemonConfig, model_name
+from .sources import AnswerSource, AskedQuestion, ModelSource, first_answer
 from .state.adapters import LATEST as LATEST
 from .state.adapters import Adapters
 from .state.database import Store
@@ -104,7 +105,7 @@ class Service:
             self.holdout = open_holdout(folder, in_use=self.store.holds_feedback())
             self.feedback = Feedback(self.store, self.holdout, self.config, self.method.kind)
             self.prompts = Prompts(self.store, self.config.keep_prompts)
-            self.recall = Recall(self.feedback, self.adapters, self.served, self.method.imitates)
+            self.sources = self._sources()
             self.jobs = self._jobs(folder)
             self.learner = self._learner()
             for part in (self.batcher, self.adapters, self.jobs, self.learner):
@@ -113,6 +114,13 @@ class Service:
                     opened.callback(part.stop)
             self._opened = opened.pop_all()
         return self
+
+    def _sources(self) -> list[AnswerSource]:
+        """Who answers, the first one first; an app may insert others."""
+        names = ("", self.name + LATEST)
+        self.recall = Recall(self.feedback, self.adapters, self.served, names, self.method.imitates)
+        model = ModelSource(self.batcher, self.adapters, self.served, self.config)
+        return [self.recall, model] if self.config.recall else [model]
 
     def _jobs(self, folder: Path) -> Jobs:
         table = JobTable(self.store)
@@ -173,11 +181,13 @@ class Service:
         model: a name of `models`; "": what is in service.
         """
         prompt = self.served.tokenizer.render(messages, tools, add_generation_prompt=True)
-        return self._answer({"messages": messages, "tools": tools}, prompt, model, options)
+        content = {"messages": messages, "tools": tools}
+        return first_answer(self.sources, AskedQuestion(content, prompt, model, bool(tools), options))
 
     def generate(self, prompt: str | Sequence[int], *, model: str = "", **options: Any) -> Completion:
         """The continuation of a prompt."""
-        return self._answer({"prompt": prompt} if isinstance(prompt, str) else {}, prompt, model, options)
+        content = {"prompt": prompt} if isinstance(prompt, str) else {}
+        return first_answer(self.sources, AskedQuestion(content, prompt, model, options=options))
 
     def ask(self, question: Question, on_piece: OnPiece | None = None, number: int = 0) -> Completion:
         """One of the answers to a question; number: which of its `n`, that each has another seed."""
@@ -192,8 +202,9 @@ class Service:
             options["logprobs"] = question.logprobs
         prompt = self._prompt(question)
         content = question.content if question.is_free and not isinstance(question.prompt, list) else {}
-        options |= {"on_piece": on_piece, "free": question.free or bool(question.shown_tools)}
-        return self._answer(content, prompt, question.model, options)
+        options["on_piece"] = on_piece
+        is_free = question.free or bool(question.shown_tools)
+        return first_answer(self.sources, AskedQuestion(content, prompt, question.model, is_free, options))
 
     def _prompt(self, question: Question) -> str | Sequence[int]:
         if question.messages is None:
@@ -210,23 +221,6 @@ class Service:
     def call_form(self) -> CallForm:
         """How the model writes calls of tools."""
         return call_form(self.served.tokenizer)
-
-    def _answer(self, question: dict[str, Any], prompt: str | Sequence[int], model: str,
-                options: dict[str, Any]) -> Completion:
-        """As people corrected it, where that is what to answer; else by the model, in its adapter's form."""
-        recalls = self.config.recall and question and model in ("", self.name + LATEST)
-        free = options.pop("free", False) or bool(question.get("tools"))
-        recalled = self.recall.answer(question, prompt, **options) if recalls else None
-        if recalled:
-            return recalled
-        adapter = self.adapter_for(model)
-        if form := self._form(adapter, free):
-            options.setdefault("grammar", form)
-        return self.batcher.submit(prompt, adapter=adapter, **options)
-
-    def _form(self, adapter: str | None, free: bool) -> str:
-        """The grammar of the answers that an adapter learned, where they are held to it."""
-        return "" if free or self.config.structured == "off" else self.served.grammar_of(adapter)
 
     def embed(self, texts: Sequence[Text], model: str = "") -> Embedded:
         """Vectors of texts; errors as Embeddings.embed's."""

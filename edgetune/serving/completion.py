@@ -13,6 +13,8 @@ from numpy.typing import NDArray
 from ..llamacpp.sampling import log_softmax
 from ..llamacpp.tokenizer import Tokenizer
 
+MODEL = "model"  # the source of an answer that no other source gave
+
 
 @dataclass(frozen=True, slots=True)
 class TokenLogprob:
@@ -41,7 +43,7 @@ class Completion:
     finish: None while it lasts, then "stop" (the model ended it, or a stop string), "length" (max_tokens, or the
     context is full), "cancelled", or "error": then `error` says why, and waiting for text raises it.
     cached_tokens: of the prompt's, those that were in the cache. among: log-probabilities of the tokens that were asked
-    for, instead of text.
+    for, instead of text. source: who answered; details: what that source says of the answer, by names for the API.
     """
 
     def __init__(self, adapter: str | None, prompt_tokens: int, wake: Callable[[], None],
@@ -57,6 +59,8 @@ class Completion:
         self.finish: str | None = None
         self.error: Exception | None = None
         self.cancelled = False
+        self.source = MODEL
+        self.details: dict[str, str] = {}
         self._wake = wake
         self._on_piece = on_piece
         self._pieces: queue.SimpleQueue[str | None] = queue.SimpleQueue()

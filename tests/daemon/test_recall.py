@@ -12,10 +12,11 @@ from daemons import PATIENCE, daemon
 from services import open_service, until
 from tiny import write_tiny
 
-from edgetune.daemon.learning.recall import RecalledAnswer
+from edgetune.daemon.learning.recall import Recall
 from edgetune.daemon.service import Service
 from edgetune.daemon.state.files import digest
 from edgetune.errors import EdgetuneError
+from edgetune.serving.completion import MODEL
 
 RIGHT = "a lamp, of course"
 
@@ -34,7 +35,7 @@ def said(service: Service, messages: list[dict[str, Any]] | None = None, **optio
     """What it recalls for a chat; None: the model answers."""
     answer = service.chat(messages or asked(), **{"max_tokens": 32, **options})
     text = answer.text()
-    return text if isinstance(answer, RecalledAnswer) else None
+    return text if answer.source == Recall.name else None
 
 
 # ---- what is recalled ------------------------------------------------------------------------------------------------
@@ -46,8 +47,8 @@ def test_a_corrected_question_is_answered_as_corrected(service: Service) -> None
     pieces: list[str | None] = []
     answer = service.chat(asked(), on_piece=lambda _, piece: pieces.append(piece))
     assert answer.text() == RIGHT
-    assert isinstance(answer, RecalledAnswer)
-    assert answer.feedback == given.id
+    assert answer.source == Recall.name
+    assert answer.details == {"recalled": given.id}
     assert pieces == [RIGHT, None]
     assert answer.finish == "stop"
     assert answer.completion_tokens == len(service.served.tokenizer.encode(RIGHT, continues=True))
@@ -60,7 +61,7 @@ def test_a_prompt_is_answered_too(service: Service) -> None:
     assert service.generate("which light?").text() == RIGHT
     assert said(service) is None  # a chat is another question
     tokens = service.served.tokenizer.encode("which light?", bos=True)
-    assert not isinstance(service.generate(tokens, max_tokens=2), RecalledAnswer)
+    assert service.generate(tokens, max_tokens=2).source == MODEL
 
 
 def test_what_is_not_an_exact_repeat_is_answered_by_the_model(service: Service) -> None:
@@ -191,8 +192,9 @@ def test_clients_are_told(tmp_path: Path) -> None:
         assert first.json()["edgetune"] is None
         assert "x-edgetune-recalled" not in first.headers
         note = client.post("/v1/feedback", json={"completion_id": first.json()["id"], "correction": RIGHT}).json()
-        mark = {"recalled": note["id"]}
+        mark = {"source": "recall", "recalled": note["id"]}
         whole = client.post("/v1/chat/completions", json=chat)
+        assert whole.headers["x-edgetune-source"] == "recall"
         assert whole.headers["x-edgetune-recalled"] == note["id"]
         assert whole.json()["edgetune"] == mark
         assert whole.json()["choices"][0]["message"]["content"] == RIGHT

@@ -21,10 +21,9 @@ from starlette.responses import StreamingResponse
 from starlette.types import Receive, Scope, Send
 
 from ...errors import EdgetuneError, UsageError
-from ...serving.completion import Completion, TokenLogprob
+from ...serving.completion import MODEL, Completion, TokenLogprob
 from ...serving.question import Question
 from ...serving.tool_calls import Call, CallPiece, join
-from ..learning.recall import RecalledAnswer
 from ..service import Service
 from .logprobs import spelling
 from .pools import Pools
@@ -92,7 +91,7 @@ class Asked:
     """Questions in progress; their answers are numbered through, `n` of the first question before the second's.
 
     id, created and model are for the head of a response; the last names who answers: the base or an adapter.
-    recalled: the id of the feedback that the answer was taken from, None where the model makes it.
+    origin: the source of the first answer and its details, such as the feedback that it is from; empty for the model.
     """
 
     def __init__(self, questions: Sequence[Question], service: Service, recent: RecentAnswers, pools: Pools,
@@ -152,14 +151,14 @@ class Asked:
         return self.completions[0].adapter or self.service.name
 
     @property
-    def recalled(self) -> str | None:
+    def origin(self) -> dict[str, str]:
         first = self.completions[0]
-        return first.feedback if isinstance(first, RecalledAnswer) else None
+        return {} if first.source == MODEL else {"source": first.source, **first.details}
 
     @property
     def headers(self) -> dict[str, str]:
         """Of the response."""
-        return {"X-Edgetune-Recalled": self.recalled} if self.recalled else {}
+        return {f"X-Edgetune-{name.capitalize()}": value for name, value in self.origin.items()}
 
     @property
     def prompt_tokens(self) -> int:
@@ -278,7 +277,7 @@ class Asked:
     def _keep_prompts(self) -> None:
         """The one place where prompts are kept: those that the model answered, if the daemon keeps any."""
         try:
-            for question in self.questions if self.recalled is None else ():
+            for question in self.questions if not self.origin else ():
                 self.service.prompts.keep(question)
         except EdgetuneError as error:  # of the disk; the answer is whole all the same
             log.warning("a prompt is not kept: %s", error)

@@ -148,7 +148,7 @@ def _line(head: dict[str, Any], **fields: Any) -> str:
 
 def _head(form: _Form, asked: Asked) -> dict[str, Any]:
     head = {"id": asked.id, "object": form.object, "created": asked.created, "model": asked.model}
-    return head | ({"edgetune": {"recalled": asked.recalled}} if asked.recalled else {})
+    return head | ({"edgetune": asked.origin} if asked.origin else {})
 
 
 def _usage(asked: Asked) -> dict[str, int]:

@@ -237,8 +237,11 @@ class ChatChoice(Answer):
     finish_reason: Literal["stop", "length", "tool_calls"]
 
 
-class FromFeedback(Answer):
-    recalled: str = Field(description="The feedback from which the answer was taken; the model made none.")
+class Origin(Answer):
+    model_config = ConfigDict(extra="allow")  # a source may name more
+
+    source: str = Field(description="Who answered in place of the model: recall.")
+    recalled: str | None = Field(None, description="The feedback that the answer is from, where recall answered.")
 
 
 class Chat(Answer):
@@ -248,7 +251,7 @@ class Chat(Answer):
     model: str = Field(description="Who answered: the base or an adapter.")
     choices: list[ChatChoice]
     usage: Usage
-    edgetune: FromFeedback | None = Field(None, description="Of an answer that people gave as a correction.")
+    edgetune: Origin | None = Field(None, description="Who answered, where the model did not.")
 
 
 class CompletionLogprobs(Answer):
@@ -272,4 +275,4 @@ class Completion(Answer):
     model: str = Field(description="Who answered: the base or an adapter.")
     choices: list[CompletionChoice]
     usage: Usage
-    edgetune: FromFeedback | None = Field(None, description="Of an answer that people gave as a correction.")
+    edgetune: Origin | None = Field(None, description="Who answered, where the model did not.")

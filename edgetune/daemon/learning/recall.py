@@ -7,13 +7,14 @@ learned is recalled as before. One row is read, by the digest of its question.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
-from typing import Any
+from collections.abc import Collection, Iterable, Mapping, Sequence
+from typing import Any, ClassVar
 
 from ...errors import DataError, FormatError, NotFoundError, UsageError
 from ...serving.completion import Completion, OnPiece
 from ...serving.model import ServedModel
 from ..jobs.exam import read_scores
+from ..sources import AskedQuestion
 from ..state.adapters import Adapters
 from ..state.files import digest
 from .curriculum import as_conversation
@@ -28,33 +29,34 @@ LEARNED_BY = """SELECT 1 FROM feedback WHERE id = ? AND rowid <= (SELECT max(row
                 WHERE state = 'used' AND job = (SELECT job FROM adapters WHERE id = ?))"""
 
 
-class RecalledAnswer(Completion):
-    """An answer that people gave. feedback: the id of what they said."""
-
-    def __init__(self, adapter: str | None, prompt_tokens: int, item: FeedbackItem, on_piece: OnPiece | None) -> None:
-        super().__init__(adapter, prompt_tokens, wake=lambda: None, on_piece=on_piece)
-        self.feedback = item.id
-
-
 class Recall:
-    """The corrections of a service's feedback as answers. imitates: whether its method learns to say right answers, or
-    only that they are better than others. For any number of threads.
+    """The corrections of a service's feedback as answers. models: the names of models that recall them; others answer
+    for themselves. imitates: whether the service's method learns to say right answers, or only that they are better
+    than others. For any number of threads.
     """
 
-    def __init__(self, feedback: Feedback, adapters: Adapters, served: ServedModel, imitates: bool = True) -> None:
+    name: ClassVar[str] = "recall"
+
+    def __init__(self, feedback: Feedback, adapters: Adapters, served: ServedModel, models: Collection[str],
+                 imitates: bool = True) -> None:
         self.feedback = feedback
+        self.models = models
         self.imitates = imitates
         self.store = feedback.store
         self.adapters = adapters
         self.served = served
 
-    def answer(self, question: Mapping[str, Any], text: str | Sequence[int], *, max_tokens: int = 256,
-               stop: str | Iterable[str] = (), seed: int | None = None, temperature: float = 0.0,
-               on_piece: OnPiece | None = None, **sampling: Any) -> RecalledAnswer | None:
-        """What people said, as the answer to a question (messages and tools, or a prompt), of which `text` is what the
-        model would read; None: the model is to answer. Options and errors are those of Batcher.submit.
+    def answer(self, asked: AskedQuestion) -> Completion | None:
+        """The correction of exactly this question; None where there is none. Raises the errors of Batcher.submit."""
+        if not asked.content or asked.model not in self.models:
+            return None
+        return self._recalled(asked.content, asked.prompt, **asked.options)
 
-        A temperature above 0 asks for variety, and what a stop string or `max_tokens` would cut is no correction.
+    def _recalled(self, question: Mapping[str, Any], text: str | Sequence[int], *, max_tokens: int = 256,
+                  stop: str | Iterable[str] = (), seed: int | None = None, temperature: float = 0.0,
+                  on_piece: OnPiece | None = None, **sampling: Any) -> Completion | None:
+        """The options are those of Batcher.submit. A temperature above 0 requires variety, and an answer that a stop
+        string or `max_tokens` would cut is no correction.
         """
         if temperature != 0 or (item := self.find(question)) is None:
             return None
@@ -65,7 +67,8 @@ class Recall:
         request = self.served.prepare(text, max_tokens, stops, temperature=temperature, seed=seed or 0, **sampling)
         if tokens > request.budget or any(each in answer for each in stops):
             return None
-        made = RecalledAnswer(self.adapters.serving, len(request.tokens), item, on_piece)
+        made = Completion(self.adapters.serving, len(request.tokens), wake=lambda: None, on_piece=on_piece)
+        made.details = {"recalled": item.id}
         made.completion_tokens = tokens
         made.end("stop", answer)
         return made

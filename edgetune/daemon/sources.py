@@ -1,0 +1,75 @@
+"""Who answers: a list of sources. Each one answers a question or leaves it to the next; the model is the last.
+
+A source is one file with an `AnswerSource`; `Service.sources` lists them in their order. Each answer names its source.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any, ClassVar, Protocol
+
+from ..serving.batcher import Batcher
+from ..serving.completion import MODEL, Completion
+from ..serving.llama import LlamaModel
+from .options import DaemonConfig
+from .state.adapters import Adapters
+
+
+@dataclass(frozen=True)
+class AskedQuestion:
+    """A question as sources read it. content: {messages, tools} or {prompt}; empty where only tokens are known, or
+    where the answer has a form that no other source keeps. prompt: what the model reads, text or tokens. model: a name
+    of `Service.models`. is_free: the answer is not held to the form that an adapter learned. options: of
+    `Batcher.submit`.
+    """
+
+    content: Mapping[str, Any]
+    prompt: str | Sequence[int]
+    model: str = ""
+    is_free: bool = False
+    options: Mapping[str, Any] = field(default_factory=dict)
+
+
+class AnswerSource(Protocol):
+    """Something that answers questions. name: as `Completion.source` and the API say it."""
+
+    name: ClassVar[str]
+
+    def answer(self, asked: AskedQuestion) -> Completion | None:
+        """The answer, or None: the next source is asked. For any number of threads.
+
+        Raises what is wrong with the question.
+        """
+        ...
+
+
+@dataclass(frozen=True)
+class ModelSource:
+    """The model with the adapter that the question names; it answers everything."""
+
+    name: ClassVar[str] = MODEL
+    batcher: Batcher
+    adapters: Adapters
+    served: LlamaModel
+    config: DaemonConfig
+
+    def answer(self, asked: AskedQuestion) -> Completion:
+        adapter = self.adapters.named(asked.model)
+        options = dict(asked.options)
+        if form := self._form(adapter, asked.is_free):
+            options.setdefault("grammar", form)
+        return self.batcher.submit(asked.prompt, adapter=adapter, **options)
+
+    def _form(self, adapter: str | None, is_free: bool) -> str:
+        """The grammar of the answers that an adapter learned, where they are held to it."""
+        return "" if is_free or self.config.structured == "off" else self.served.grammar_of(adapter)
+
+
+def first_answer(sources: Sequence[AnswerSource], asked: AskedQuestion) -> Completion:
+    """The answer of the first source that has one, marked with its name; the last source answers everything."""
+    for source in sources:
+        if (completion := source.answer(asked)) is not None:
+            completion.source = source.name
+            return completion
+    raise AssertionError("the last source answers everything")
