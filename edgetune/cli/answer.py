@@ -92,7 +92,7 @@ class Serving:
 
     @classmethod
     def taken_from(cls, options: dict[str, Any]) -> Serving:
-        """Those of a command's options that are here, which are removed there."""
+        """Takes the options of serving out of a command's options."""
         return cls(**{spec.name: options.pop(spec.name) for spec in fields(cls) if spec.name in options})
 
 
@@ -213,7 +213,7 @@ def _graded_natively(bundle: Bundle, tokenizer: Tokenizer, rows: Dataset, adapte
 
 def _graded_by_llama(model: Path, serving: Serving, rows: Dataset, *, with_base: bool,
                      **options: Any) -> tuple[Graded, Sequence[Answer]]:
-    """As `_graded_natively`."""
+    """Grades by llama.cpp; parameters and result are those of `_graded_natively`."""
     from ..evaluation.served import exact_match, grade
     with served_model(model, serving) as served:
         graded = grade(served, rows, structured=serving.structured == "auto", **options)

@@ -39,7 +39,7 @@ json_option = click.option("--json", "as_json", is_flag=True, help="Print one JS
 
 
 def one_adapter(_ctx: click.Context, _option: click.Parameter, paths: tuple[Path, ...]) -> Path | None:
-    """Of an option given twice the last would win in silence."""
+    """Refuses an option that is given twice, where the last would win in silence. Raises UsageError."""
     if len(paths) > 1:
         raise UsageError(f"--adapter is given {len(paths)} times", "a model answers with one at a time")
     return paths[0] if paths else None
@@ -62,7 +62,7 @@ def engine_option(says: str) -> Callable[[F], F]:
 
 
 def precision_option(says: str) -> Callable[[F], F]:
-    """Of our own engine's products. says: as for `engine_option`."""
+    """Adds --precision: that of our own engine's products. says: the help text, as for `engine_option`."""
     return click.option("--precision", type=click.Choice(["fast", "exact", "int8"]), default="fast", show_default=True,
                         help=says)
 
@@ -134,7 +134,7 @@ def complain(error: object) -> None:
 
 
 class Lines(logging.Handler):
-    """What the library says besides its results, on stderr: as lines, or with --json as progress is."""
+    """Shows the log records of the library on stderr: as lines, or with --json as events of progress."""
 
     def emit(self, record: logging.LogRecord) -> None:
         from ..console import say
@@ -194,7 +194,7 @@ class NumberOrAuto(click.ParamType):  # type: ignore[type-arg]  # older versions
 
 
 def flag_type(spec: Field[Any]) -> Any:
-    """What click reads an option's value as."""
+    """The click type of an option's value."""
     if spec.metadata["choices"]:
         return click.Choice(spec.metadata["choices"])
     return NumberOrAuto(kind_of(spec)) if takes_auto(spec) else type(spec.default)
@@ -266,7 +266,7 @@ def policy_of(policy_file: Path | None, options: dict[str, Any], **fixed: Any) -
 
 
 def explicit(options: dict[str, Any]) -> dict[str, Any]:
-    """Those that are given on the command line."""
+    """The options that are given on the command line."""
     ctx = click.get_current_context()
     return {name: value for name, value in options.items()
             if ctx.get_parameter_source(name) is ParameterSource.COMMANDLINE}
@@ -287,7 +287,7 @@ def command(name: str, *decorators: Callable[[Any], Any], group: click.Group = c
 
 
 def summary(text: str) -> str:
-    """The longest beginning of a help text that is a whole clause and fits beside a command's name in 80 columns."""
+    """The longest beginning of a help text that is a whole clause and fits after a command's name in 80 columns."""
     first = " ".join(text.split("\n\n")[0].split())
     ends = [place.start() for place in re.finditer(r"[.:;,]\s| \(|\.?$", first) if place.start() <= SUMMARY]
     return first[:max(ends, default=SUMMARY)]
@@ -306,7 +306,7 @@ def show(as_json: bool, result: dict[str, Any], *lines: Any) -> None:
 
 
 def train_progress(as_json: bool) -> TrainProgress | JsonProgress:
-    """What shows the events of a run, on stdout; with --json lines on stderr, for stdout has the result alone."""
+    """A reporter of a run's events on stdout; with --json on stderr, because stdout has the result alone."""
     from ..progress import JsonProgress, TrainProgress
     return JsonProgress(sys.stderr) if as_json else TrainProgress(out)
 

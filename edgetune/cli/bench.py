@@ -36,7 +36,7 @@ def in_a_folder(_ctx: click.Context, _option: click.Parameter, path: Path | None
 
 HERE = Path("-")
 TIMED = ("targets", "blocks", "memory", "micro_batch", "recompute", "weights", "precision", "seed", "threads",
-         "backend")  # options of training that decide a step's speed, beside those of the family
+         "backend")  # options of training that decide a step's speed, with those of the family
 
 
 def here_or_in_a_folder(ctx: click.Context, option: click.Parameter, path: Path | None) -> Path | None:

@@ -16,7 +16,7 @@ from .graded import SHOWN, comparison_lines, discordant_table, exact_text
 
 
 def one_or_two(_ctx: click.Context, _option: click.Parameter, paths: tuple[Path, ...]) -> list[Path | None]:
-    """What A and B answer with; None: the base."""
+    """The adapters with which A and B answer; None: the base. Raises UsageError."""
     if not 1 <= len(paths) <= 2:
         raise UsageError(f"--adapter is given {len(paths)} times",
                          "name two adapters, or one to compare it with the base")

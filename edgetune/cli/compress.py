@@ -59,7 +59,7 @@ def compress_command(source: str, folder: Path, resume: bool, key: Path | None, 
 
 
 def estimated(steps: list[Step]) -> str:
-    """How long all of them take, and each that is not short."""
+    """The estimated time of all steps, and of each that is not short."""
     from ..console import about
     parts = ", ".join(f"{what} {about(seconds)}" for what, seconds in steps if seconds >= SHORT)
     return f"about {about(sum(seconds for _, seconds in steps))} here{parts and f': {parts}'}"

@@ -17,7 +17,7 @@ from ..machine.policy import Policy
 from .app import MODEL, F, cli, command, config_options, policy_file_option, policy_of, show
 from .extras import EXTRAS
 
-NICE = 19  # a training beside answers computes where nobody else wants to
+NICE = 19  # a training uses only the processor time that nobody else wants
 
 
 def daemon_options(*left_out: str) -> Callable[[F], F]:
@@ -53,7 +53,7 @@ def daemon_command(model: Path, policy_file: Path | None, as_json: bool, **optio
 
 
 def _end_line() -> None:
-    """Behind the ^C that a terminal shows. Written without a buffer: a signal may come while that is written to."""
+    """Ends the line after the ^C of a terminal, unbuffered: a signal may come while a buffer is written to."""
     if sys.stdin.isatty() and sys.stderr.isatty():
         os.write(sys.stderr.fileno(), b"\n")
 

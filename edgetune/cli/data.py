@@ -103,7 +103,7 @@ def spread(lengths: list[int]) -> dict[str, int] | None:
 
 
 def described(found: list[Inspection], tokens: Tokens | None) -> list[str | Table]:
-    """What the files are, a line each, and how long their rows."""
+    """The shape of each file, a line each, and the lengths of their rows."""
     from ..console import table
     from ..data.check import SHAPES
     lines: list[str | Table] = []

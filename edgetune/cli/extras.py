@@ -1,4 +1,4 @@
-"""What an installation may lack: the extras of pyproject.toml, what needs each, and the modules by which it is seen."""
+"""Extras of pyproject.toml, the features that need each, and the modules that show whether it is installed."""
 
 from __future__ import annotations
 

@@ -38,7 +38,7 @@ def family_flags(ctx: click.Context, typed: Callable[[Field[Any]], Any], default
 
 
 def named(args: Sequence[str], flag: str, default: str) -> str:
-    """What follows a flag, the last one; the default without."""
+    """The value after the last occurrence of a flag; the default without one."""
     found = default
     for i, word in enumerate(args):
         if word == flag and i + 1 < len(args):

@@ -67,7 +67,7 @@ def _conversation(row: dict[str, Any]) -> list[str]:
 
 
 def _lines(content: Any) -> str:
-    """As it is written, without what a terminal would obey."""
+    """The text as it is written, without control characters, which a terminal would obey."""
     return "".join(c if c.isprintable() or c == "\n" else printable(c) for c in str(content))
 
 

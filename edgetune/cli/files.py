@@ -147,7 +147,7 @@ def merge_command(model: Path, adapter: Path, target: Path, to: str, held_out: P
 
 
 def _graded(model: Path, serving: Serving, data: Path, system: str, columns: Columns) -> Graded:
-    """How good the answers to held-out rows are."""
+    """Grades the answers to held-out rows."""
     from ..data.dataset import load
     from ..evaluation.served import grade
     with served_model(model, serving) as served:
@@ -156,7 +156,7 @@ def _graded(model: Path, serving: Serving, data: Path, system: str, columns: Col
 
 
 def _cost(before: Graded, after: Graded) -> tuple[dict[str, Any], list[Any]]:
-    """What merging cost, as JSON and as lines."""
+    """The cost of merging, as JSON and as lines."""
     from ..evaluation.compare import compare
     names = ("with the adapter", "merged")
     found = compare(before, after)

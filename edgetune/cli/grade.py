@@ -79,7 +79,7 @@ def grade_command(grader: str, data: Path, model: Path | None, pass_at: float | 
 
 
 def open_grader(named: str, unsafe_python: bool) -> Grader | RewardFunction:
-    """Of a file, or of module:function. Raises UsageError."""
+    """Opens the grader of a file, or of module:function. Raises UsageError."""
     from ..evaluation.graders.base import load_grader
     from ..evaluation.graders.reward import NAMED, load_reward
     if not Path(named).exists() and NAMED.fullmatch(named):
@@ -108,7 +108,7 @@ def checked_rows(path: Path, grader: Grader | RewardFunction, has_answers: bool)
 
 
 def asked_of(row: Mapping[str, Any]) -> Any:
-    """What a row asks, as it is written there; None where it has an answer alone."""
+    """The prompt of a row, as it is written there; None where it has an answer alone."""
     from ..evaluation.graders.items import asked_messages
     if isinstance(row.get("prompt"), str):
         return row["prompt"]
@@ -126,7 +126,7 @@ def _written(rows: Rows) -> list[Sample]:
 def _answers(model: Path, rows: Rows, *, adapter: Path | None, samples: int, temperature: float | None,
              max_tokens: int, system: str, memory: str, seed: int, threads: int,
              backend: str) -> Iterator[Sample]:
-    """By our own engine, in the order of the rows."""
+    """Answers the rows by our own engine, in their order."""
     from ..data.rows import with_system
     from ..evaluation.graders.answered import answered_sample
     from ..evaluation.graders.items import asked_messages
@@ -186,7 +186,7 @@ def _show(title: str, results: Results, rows: int, shown: int | None, as_json: b
 
 
 def _worst_table(worst: list[dict[str, Any]]) -> Any:
-    """Of each answer what was asked, what was said, and what it earned."""
+    """Shows each answer with its prompt and its reward."""
     from ..console import table
     lines: list[list[str]] = []
     for answer in worst:

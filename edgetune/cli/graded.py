@@ -1,4 +1,4 @@
-"""How grades are shown by eval, compare and merge, and how answers are saved."""
+"""Shows grades for eval, compare and merge, and saves answers."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ def exact_text(scores: Scores) -> str:
 
 
 def comparison_lines(found: Comparison, first: str, second: str) -> list[str]:
-    """On how many rows each is better, and whether that is chance. first, second: as in "right with A"."""
+    """The rows on which each is better, and whether that may be chance. first, second: as in "right with A"."""
     from ..evaluation.compare import in_words
     right = found.right
     lower = found.lower
@@ -44,7 +44,7 @@ def discordant_table(found: Comparison, first: str, second: str) -> Table:
 
 
 def wrong_table(answers: Sequence[Answer]) -> Table:
-    """Of each answer the prompt, the answer that was expected, the one given and, of JSON, what differs."""
+    """Shows of each answer the prompt, the expected answer, the given one and, for JSON, the differences."""
     return _blocks([[("prompt", a.question), ("expected", a.expected), *_said("answer", a)] for a in answers])
 
 

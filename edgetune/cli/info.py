@@ -1,4 +1,4 @@
-"""What a file is and what a machine can do: `info` and `doctor`."""
+"""Describes a file (`info`) and the abilities of a machine (`doctor`)."""
 
 from __future__ import annotations
 
@@ -77,7 +77,7 @@ def _model(gguf: Gguf) -> dict[str, Any]:
 
 
 def _bundle(path: Path) -> dict[str, Any]:
-    """What a bundle's manifest says of how it was made, and its model's facts where that is a GGUF."""
+    """The origin of a bundle, from its manifest, and its model's facts where that is a GGUF."""
     manifest = bundle.open_folder(path)
     listed = {*manifest["files"], bundle.MANIFEST, signature.FILE}
     cost = manifest.get("cost")
@@ -169,7 +169,7 @@ def describe_device(root: Path) -> dict[str, Any]:
 
 
 def sensor_reader(root: Path) -> Callable[[], dict[str, Any]]:
-    """What says how the machine is at the moment; errors as `describe_device`."""
+    """A function that reads the machine's present state; it raises the same errors as `describe_device`."""
     sensors = _sensors_of(root, _device(root))
 
     def read() -> dict[str, Any]:
@@ -219,7 +219,7 @@ def examine() -> dict[str, Any]:
 
 
 def gpu_facts() -> str:
-    """Which one would compute, or in a sentence why none does."""
+    """The GPU that would compute, or a sentence that says why none does."""
     try:
         return open_cuda(lambda _: None).isa
     except EdgetuneError as error:
@@ -227,7 +227,7 @@ def gpu_facts() -> str:
 
 
 def verdict(here: device.Device, kernels: str, missing: list[str], ready: bool) -> str:
-    """In a sentence: whether models can be trained and answer here, and what to do."""
+    """Says in a sentence whether models can be trained and answer here, and what is missing."""
     if not ready:
         return f"Not ready: models are neither trained nor answer without {missing[0]}."
     also = f" Not installed: {'; '.join(missing)}." if missing else ""

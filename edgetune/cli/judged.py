@@ -1,4 +1,4 @@
-"""Where a chat's feedback goes: to a daemon that learns, or into a file of rows that `edgetune train` reads."""
+"""Sends a chat's feedback to a daemon that learns, or to a file of rows that `edgetune train` reads."""
 
 from __future__ import annotations
 
@@ -29,12 +29,12 @@ class Judged(Protocol):
         """
 
     def learn(self, model: str) -> str:
-        """How what was given is learned, a sentence; empty: there is nothing."""
+        """Says in a sentence how the given feedback is learned; empty: there is none."""
 
 
 @contextmanager
 def judged_to(where: str, model: Path, key: str) -> Iterator[Judged]:
-    """Where feedback goes: a daemon's address, a file, or "": the file of this model below the state folder."""
+    """Opens the receiver of feedback. where: a daemon's address, a file, or "": the model's in the state folder."""
     if where.startswith(REMOTE):
         from ..daemon.client import Client
         with Client(where, key) as client:
@@ -44,7 +44,7 @@ def judged_to(where: str, model: Path, key: str) -> Iterator[Judged]:
 
 
 def feedback_file(model: Path) -> Path:
-    """Where feedback on a model's answers is kept unless another file is named."""
+    """The file for feedback on a model's answers unless another one is named."""
     from ..daemon.options import model_name
     return state_folder() / "feedback" / f"{model_name(model)}.jsonl"
 

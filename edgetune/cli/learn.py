@@ -152,7 +152,7 @@ def finish(as_json: bool, result: Result, model: Path) -> None:
 
 
 def result_lines(result: Result) -> list[Any]:
-    """What became of a run: its cost, three questions with their answers, its scores and the verdict."""
+    """Shows the result of a run: its cost, three questions with answers, its scores and the verdict."""
     from ..console import duration, pair_lines
     peak = f"{result.record['peak_rss_mib']:.0f} MiB{' with the answers' if result.pairs else ''}"
     return [f"{result.steps} steps in {duration(result.seconds)}, peak memory {peak}", *pair_lines(result.pairs, out),
@@ -161,7 +161,7 @@ def result_lines(result: Result) -> list[Any]:
 
 
 def try_lines(result: Result, model: Path, folder: Path) -> list[str]:
-    """Where the adapter is, and how to talk to it, unless it is worse than nothing."""
+    """Names the adapter's folder and, unless it is worse than no training, the command to chat with it."""
     from ..console import Copied
     from ..formats.named import name_of
     if result.is_worse:

@@ -45,7 +45,7 @@ class ObjectiveCommand(GroupedCommand):
 
 
 def defaults_of(name: str) -> Mapping[str, Any]:
-    """Of the options that every training has, where a method has its own."""
+    """The defaults that a method sets for options that every training has."""
     from ..objectives.base import objectives
     kind = objectives().get(name)
     return kind.defaults if kind else {}

@@ -133,7 +133,7 @@ def known_speed(structure: Structure, plan: Plan, named: Path | None, board: Pro
 
 def measured_speed(bundle: Bundle, config: TrainConfig, plan: Plan, objective: Objective, rows: Dataset | None,
                    as_json: bool, *, ops: Backend) -> tuple[dict[str, Any] | None, str]:
-    """What two steps reach, and "", or None and why they could not be made."""
+    """The speed of two steps, and "", or None and the reason why they could not be made."""
     from ..bench import train
     from ..console import Terminal
     from ..data import rows as supervised_rows
@@ -155,7 +155,7 @@ def measured_speed(bundle: Bundle, config: TrainConfig, plan: Plan, objective: O
 
 
 def answer(plan: Plan, work: Forecast, predicted: dict[str, Any] | None, device: str | None) -> str:
-    """In a sentence: whether it fits, steps and time."""
+    """Says in a sentence whether the run fits, its steps and its time."""
     from ..console import about
     from ..training.plan import MIB, mib
     said = f"fits: {mib(plan.peak_bytes)} of {plan.limits.budget // MIB} MiB"
@@ -170,7 +170,7 @@ def answer(plan: Plan, work: Forecast, predicted: dict[str, Any] | None, device:
 
 def row_lines(work: Forecast, rows: Dataset | None, held: Dataset | None, held_out: str | None,
               share: float) -> list[str]:
-    """How many rows are learned and held out, how many tokens, and what became of long rows."""
+    """Counts rows that are learned and held out and their tokens, and says what was done with long rows."""
     from ..console import tokens_text
     if rows is None:
         return []
@@ -189,7 +189,7 @@ def row_lines(work: Forecast, rows: Dataset | None, held: Dataset | None, held_o
 
 
 def wear_lines(disk: dict[str, Any], predicted: dict[str, Any] | None) -> list[str]:
-    """What checkpoints write, unless the run is known to end before the first is due."""
+    """The bytes that checkpoints write, unless the run is known to end before the first is due."""
     from ..console import checkpoint_line
     interval = disk["checkpoint_seconds"]
     seconds = predicted["seconds"] if predicted else None

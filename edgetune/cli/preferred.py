@@ -24,7 +24,7 @@ class EvalCommand(ObjectiveCommand):
 
 
 def holds_pairs(data: Path) -> bool:
-    """Whether the first row of a file is a pair; rows from standard input can be read once, and are none."""
+    """Returns whether the first row of a file is a pair; False for standard input, which can be read only once."""
     from ..data.files import STDIN, read_rows
     from ..data.preferences import is_pair
     if str(data) == STDIN:

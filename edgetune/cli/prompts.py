@@ -115,7 +115,7 @@ def save_lines(path: Path, lines: Iterable[dict[str, Any]]) -> int:
 
 
 def ordered(found: Iterator[Answered], samples: int) -> Iterator[Answered]:
-    """By prompt and sample, each as soon as those before it are there."""
+    """Orders answers by prompt and sample, and yields each as soon as all before it are there."""
     early: dict[int, Answered] = {}
     following = 0
     for answered in found:

@@ -11,7 +11,7 @@ FENCE = "```"
 
 
 class Prose:
-    """Prints pieces of text, wrapped at the width of a terminal; elsewhere as they come.
+    """Prints pieces of text: on a terminal wrapped at its width, to a file or pipe as they come.
 
     A word is held back until it ends, so that it need not be taken back. Lines between fences are code, and stay whole.
     """

@@ -79,8 +79,9 @@ def show_latest(as_json: bool, found: list[dict[str, Any]], counts: dict[str, in
 
 
 def entries(rows: list[tuple[list[str], str]]) -> list[Text]:
-    """Of each row a line with its id and some short facts, below one another, and a line with what may be long: so ids,
-    which people copy, are broken nowhere.
+    """Shows each row as an aligned line of its id and short facts, and a second line for long text.
+
+    Ids, which people copy, are therefore never broken.
     """
     widths = [max(len(facts[i]) for facts, _ in rows) for i in range(len(rows[0][0]))]
     lines: list[Text] = []
@@ -159,7 +160,7 @@ def jobs_create(data: str, held_out: str | None, model: str, suffix: str, follow
 
 
 def _method(objective: Objective, asked: dict[str, Any]) -> dict[str, Any]:
-    """What a job is told of its objective: hyperparameters, and beside them the grader, which is a file here."""
+    """The fields of a job's method: hyperparameters and, where the objective has one, its grader, a file here."""
     from ..evaluation.graders.rewards import rewards_of
     from ..objectives.rewarded import Rewarded
     if not isinstance(objective, Rewarded):
@@ -179,7 +180,7 @@ def begun_lines(job: dict[str, Any]) -> list[str]:
 
 
 def _file_id(client: Any, data: str, columns: Columns) -> str:
-    """Of a file that the daemon has, or of one of this machine, which is uploaded."""
+    """The id of a file that the daemon has, or of one of this machine, which is uploaded."""
     from ..data.formats import BY_KEYS
     if data.startswith("file-"):
         if columns != BY_KEYS:
@@ -297,7 +298,7 @@ def adapters_list(url: str, key_file: Path | None, as_json: bool) -> None:
 
 
 def _verdict(verdict: dict[str, Any]) -> str:
-    """Why it took over or not, and what it still knows of earlier lessons."""
+    """Says why the adapter was activated or not, and how much it remembers of earlier feedback jobs."""
     return "; ".join(filter(None, (verdict.get("reason"), verdict.get("remembered"))))
 
 

@@ -1,4 +1,4 @@
-"""What a line that begins with a slash does in a chat."""
+"""Commands of a chat: lines that begin with a slash."""
 
 from __future__ import annotations
 
@@ -27,13 +27,13 @@ class Talk:
 
     @property
     def last(self) -> tuple[list[dict[str, Any]], str]:
-        """What was said before the last answer, and that answer. Raises UsageError where nothing was answered."""
+        """The messages before the last answer, and that answer. Raises UsageError where nothing was answered."""
         if not self.messages or self.messages[-1]["role"] != "assistant":
             raise UsageError("nothing was answered yet", "ask something first")
         return self.messages[:-1], self.messages[-1]["content"]
 
     def set_system(self, text: str) -> None:
-        """Begin anew, with this system message; empty: with none."""
+        """Begins a new conversation, with this system message; empty: with none."""
         self.messages = [{"role": "system", "content": text}] if text else []
 
     def reset(self) -> None:
@@ -45,7 +45,7 @@ Ask = Callable[[str, str], str]  # of a prompt and what the line begins with; th
 
 
 def is_command(line: str) -> bool:
-    """Whether a line is one for the chat; a path such as /etc/hosts is a question."""
+    """Returns whether a line is a command of the chat; a path such as /etc/hosts is a question."""
     word = line.split(maxsplit=1)[0] if line.strip() else ""
     return word.startswith("/") and "/" not in word[1:]
 

@@ -61,7 +61,7 @@ def view(facts: dict[str, Any]) -> RenderableType:
 
 
 def _tutor(found: dict[str, Any] | None) -> list[list[str | Text]]:
-    """What the tutor waits for, and what became of the rounds of its latest job."""
+    """The condition for which the tutor waits, and the results of the rounds of its latest job."""
     if found is None:
         return []
     counts = found["prompts"]
@@ -73,7 +73,7 @@ def _tutor(found: dict[str, Any] | None) -> list[list[str | Text]]:
 
 
 def _remembered(found: dict[str, Any]) -> str:
-    """What the adapter in service still knows of earlier lessons, a sentence; "": there are none."""
+    """Says how much the active adapter remembers of earlier feedback jobs; "": there are none."""
     serving = [adapter for adapter in found["data"] if adapter["id"] == found["serving"]]
     return str(serving[0]["verdict"].get("remembered", "")) if serving else ""
 

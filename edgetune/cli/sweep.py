@@ -29,7 +29,7 @@ class Several(click.ParamType):  # type: ignore[type-arg]  # older versions of c
 
 
 def several(spec: Field[Any]) -> Any:
-    """Of a number there may be several."""
+    """The click type of an option in a sweep: a number may have several values."""
     single = flag_type(spec)
     return Several(click.types.convert_type(single)) if kind_of(spec) in (int, float) else single
 

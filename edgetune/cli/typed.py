@@ -21,7 +21,7 @@ except ImportError:  # a Python without it: lines cannot be edited
 
 
 def history_file() -> Path:
-    """Where the lines typed in chats are kept."""
+    """The file of the lines typed in chats."""
     return state_folder() / "chat_history"
 
 
@@ -76,7 +76,7 @@ class TypedLines:
                 readline.append_history_file(1, self.history)
 
     def _complete(self, text: str, state: int) -> str | None:
-        """A command at the beginning of a line, elsewhere a file."""
+        """Completes a command at the beginning of a line, and a path after it."""
         if readline is None:
             return None
         found = self.words if readline.get_begidx() == 0 else _files(text)
@@ -85,7 +85,7 @@ class TypedLines:
 
 
 def _files(text: str) -> list[str]:
-    """What is in the folder that a path names so far."""
+    """The paths in the folder that a path names so far."""
     folder = text[:text.rfind("/") + 1]  # as it was typed
     with suppress(OSError):
         return sorted(f"{folder}{each.name}{'/' if each.is_dir() else ''}" for each in Path(folder or ".").iterdir())

@@ -1,4 +1,4 @@
-"""Facts that change, shown anew every second: live on a terminal, as JSON lines for a program."""
+"""Shows changing facts every second: live on a terminal, as JSON lines for a program."""
 
 from __future__ import annotations
 
@@ -25,14 +25,14 @@ once_option = click.option("--once", is_flag=True, help="Say it once, also at a 
 
 
 def stays(once: bool, asked: bool, as_json: bool) -> bool:
-    """Whether a command that is live at a terminal is to stay. asked: by --watch. UsageError for both at once."""
+    """Returns whether a command stays and shows facts live. asked: by --watch. Raises UsageError for both at once."""
     if once and asked:
         raise UsageError("--once and --watch are both given", "leave one of them out")
     return asked or (sys.stdout.isatty() and not out.is_dumb_terminal and not once and not as_json)
 
 
 def watch(look: Callable[[], Facts], view: Callable[[Facts], RenderableType], as_json: bool) -> None:
-    """Until Ctrl-C. Raises what `look` raises."""
+    """Shows facts until Ctrl-C. Raises what `look` raises."""
     with suppress(KeyboardInterrupt):
         if as_json:
             while True:
