@@ -1,8 +1,9 @@
-"""Whether a new adapter becomes the active one, of what was measured of both: three rules, one level of significance.
+"""The decision whether a new adapter becomes the active one: three rules, one level of significance.
 
-Both answer the same held-out questions, none of which was learned. A question is won by the adapter that answers it
-right where the other does not. If both do or neither does, it is won by the one that finds the right answer likelier. A
-sign test says whether wins and losses may be chance (evaluation/acceptance.py). The new adapter becomes active if
+Both adapters answer the same held-out questions, none of which was learned. A question is won by the adapter that
+answers it right where the other does not. If both do or neither does, it is won by the one that finds the right answer
+likelier. A sign test says whether wins and losses may be chance (evaluation/acceptance.py). The new adapter becomes
+active if
 
 1. it is not worse on the questions of earlier jobs: p of its losses there is above ALPHA;
 2. it is better on the questions of this job, or on all of them: p is at most what acceptance.py lets this test spend of
@@ -28,7 +29,7 @@ from .exam import Score
 if TYPE_CHECKING:  # which needs llama.cpp, and a process that trains does not
     from ...evaluation.canary import Drift
 
-ALPHA = 0.125  # four wins of four questions are then enough in the first test
+ALPHA = 0.125  # four wins of four questions suffice in the first test
 LOSS_DIGITS = 3  # of nats a token: a smaller difference is rounding
 NO_LIMITS = Limits()
 SCORES = ("scores", "base_scores")  # of each row, in a verdict; the latter in verdicts of edgetune 0.1.0
@@ -36,10 +37,11 @@ SCORES = ("scores", "base_scores")  # of each row, in a verdict; the latter in v
 
 @dataclass(frozen=True)
 class Findings:
-    """What was measured. old, new: each row's Score under the active adapter, or the base, and under the new adapter.
-    rounds: the jobs that the first rows are from; the others are of the job that is evaluated. serving: whether an
-    adapter is active. canary: how far the new adapter is from the base on unrelated text; None: not measured.
-    corrected: Scores, under the new adapter, of corrections that it learned. tests_before: since the last publication.
+    """Measurements of both adapters. old, new: each row's Score under the active adapter, or the base, and under the
+    new one. rounds: the jobs that the first rows are from; the others are of the job that is evaluated. serving:
+    whether an adapter is active. canary: how far the new adapter is from the base on unrelated text; None: not
+    measured. corrected: Scores, under the new adapter, of corrections that it learned. tests_before: since the last
+    publication.
     """
 
     old: Sequence[Score]
@@ -53,15 +55,16 @@ class Findings:
 
 @dataclass(frozen=True)
 class Verdict:
-    """passed, and the reason in one sentence. waits: it did not pass, but nothing speaks against its rows, which are
-    learned again together with the next ones. old, new: {rows, answered, right, loss, exact, reach, ended, parsed,
-    reward}, counts, and means over the rows for which each was measured. wins, losses, p: of the test that decided
-    whether it is better; alpha: what p must not exceed; test: its number since the last publication.
+    """The gate's decision: passed, and the reason in one sentence. waits: it did not pass, but nothing speaks against
+    its rows, which are learned again together with the next ones. old, new: {rows, answered, right, loss, exact, reach,
+    ended, parsed, reward}, counts, and means over the rows for which each was measured. wins, losses, p: of the test
+    that decided whether it is better; alpha: what p must not exceed; test: its number since the last publication.
 
     tests: by rows (earlier, new, all) {wins, losses, ties, p_better, p_worse}. canary: {base, new, rise, limit, kl,
     max_kl}, the first two perplexities; None: not measured. corrected: {rows, kept}, of corrections that were learned;
-    None: there are none. rounds: of each earlier job whose questions were asked, {job, rows, right, before}, the oldest
-    first; remembered: the same in a sentence, "": there are none. scores: by digest, each row's under the new adapter.
+    None: there are none. rounds: {job, rows, right, before} of each earlier job whose questions were answered, the
+    oldest first; remembered: the same in a sentence, "": there are none. scores: by digest, each row's under the new
+    adapter.
     """
 
     passed: bool
@@ -86,12 +89,12 @@ class Verdict:
 
 
 def without_scores(verdict: Mapping[str, Any]) -> dict[str, Any]:
-    """A verdict as JSON without the scores of each row."""
+    """Returns a verdict as JSON without the scores of each row."""
     return {name: value for name, value in verdict.items() if name not in SCORES}
 
 
 def decide(found: Findings, limits: Limits = NO_LIMITS) -> Verdict:
-    """The verdict. limits: on unrelated text."""
+    """Returns the verdict. limits: on unrelated text."""
     count = len(found.rounds)
     rules = Rules(paired(found.old[:count], found.new[:count]), paired(found.old[count:], found.new[count:]),
                   found.tests_before)
@@ -120,7 +123,7 @@ class Rules:
 
     @property
     def better(self) -> Paired:
-        """The rows that say more clearly that it is better: new ones, or all."""
+        """Returns the rows that say more clearly that it is better: new ones, or all."""
         return min(self.new, self.new + self.earlier, key=lambda counts: counts.p_better)
 
     @property
@@ -181,7 +184,7 @@ def _is_finite(found: Findings) -> bool:
 
 
 def _unlearned(canary: Drift | None, limits: Limits) -> str:
-    """Which limit on unrelated text is exceeded; "" where none is."""
+    """Names the limit on unrelated text that is exceeded; "": none is."""
     if canary is None:
         return ""
     if limits.rise is not None and canary.rise > limits.rise:

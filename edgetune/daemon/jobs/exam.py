@@ -14,13 +14,13 @@ from .rewarded import Rewarding
 
 @dataclass(frozen=True)
 class Score:
-    """One row under one adapter. loss: nats a token of the answer. reach: how much of the right answer it says before
-    its first mistake, 0 to 1. prose: the right answer is a longer text, which is not expected word for word. None: not
-    measured for this row.
+    """The result of one row under one adapter. loss: nats a token of the answer. reach: how much of the right answer it
+    says before its first mistake, 0 to 1. prose: the right answer is a longer text, which is compared by its loss.
+    None: not measured for this row.
 
     pair: the row is a pair of answers. It is right where the chosen one is likelier than the rejected one, and its loss
-    is -log s of the difference of their log p: how sure the adapter is of that. reward: of the answer to a row
-    without one to compare.
+    is -log s of the difference of their log p: how sure the adapter is of that. reward: of the answer to a row without
+    one to compare.
     """
 
     loss: float | None
@@ -35,9 +35,10 @@ class Score:
 
 @dataclass(frozen=True)
 class Exam:
-    """What adapters are asked. rounds: the jobs that the first rows are from; the others are of the job that is
-    evaluated, whose adapter learned `corrected`. canary: a text, "": none. system, max_length: as in training.
-    rewarding: how answers are rewarded, where the job learns from rewards. tests_before: since the last publication.
+    """The rows and texts that adapters are evaluated by. rounds: the jobs that the first rows are from; the others are
+    of the job that is evaluated, whose adapter learned `corrected`. canary: a text, "": none. system, max_length: as in
+    training. rewarding: how answers are rewarded, where the job learns from rewards. tests_before: since the last
+    publication.
     """
 
     rows: Sequence[Row]
@@ -50,7 +51,7 @@ class Exam:
     tests_before: int = 0
 
     def is_rewarded(self, row: Row) -> bool:
-        """Whether the answer to a row counts by its reward."""
+        """Returns whether the answer to a row counts by its reward."""
         return self.rewarding is not None and self.rewarding.judges(row)
 
     def key(self, row: Row) -> str:
@@ -62,8 +63,8 @@ class Exam:
 
 @dataclass
 class Asked:
-    """An adapter by its name in the model that serves (None: the base alone), and its Scores of the rows that it was
-    asked, by their keys: those are not asked again.
+    """An adapter: its name in the served model (None: the base alone), and its known Scores by the keys of their rows,
+    which are not answered again.
     """
 
     name: str | None

@@ -1,5 +1,5 @@
-"""The gate: the active adapter, or the base, and a new adapter answer the same rows through llama.cpp, as they are
-served, and decide.py says whether the new one becomes active.
+"""The gate. The active adapter, or the base, and a new adapter answer the same rows through llama.cpp, as they are
+served. Then decide.py says whether the new one becomes active.
 """
 
 from __future__ import annotations
@@ -30,15 +30,15 @@ from .exam import Asked, Exam, Score
 from .recipe import check_judgeable
 from .rewarded import Rewarding
 
-PROSE_WORDS = 30  # nobody writes a longer answer twice in the same words, unless it is JSON
+PROSE_WORDS = 30  # longer texts are compared by loss, not word for word, unless they are JSON
 
 
 def evaluate(served: LlamaModel, exam: Exam, old: Asked, new: Asked, limits: Limits | None = None,
              on_asked: Callable[[int, int], None] | None = None) -> Verdict:
-    """Whether `new` may take over from `old`, which has no name where no adapter is active.
+    """Decides whether `new` replaces `old`, which has no name where no adapter is active.
 
-    limits: on unrelated text; None: there are none. on_asked: called with how many rows were asked until now, and of
-    how many. Raises DataError without rows, and for one that has no answer to compare.
+    limits: on unrelated text; None: there are none. on_asked: called with the number of rows answered until now, and of
+    all. Raises DataError without rows, and for one that has no answer to compare.
     """
     rows = exam.rows
     if not rows:
@@ -60,9 +60,9 @@ def evaluate(served: LlamaModel, exam: Exam, old: Asked, new: Asked, limits: Lim
 
 
 class Examiner:
-    """Asks the adapters of `served`.
+    """Lets the adapters of `served` answer.
 
-    planned: how many rows will be asked. on_asked: called with how many were until now, and `planned`.
+    planned: number of rows to answer. on_asked: called with the number answered until now, and `planned`.
     """
 
     def __init__(self, served: LlamaModel, exam: Exam, on_asked: Callable[[int, int], None] | None = None) -> None:
@@ -73,7 +73,7 @@ class Examiner:
         self._on_asked = on_asked or (lambda _done, _of: None)
 
     def scores(self, adapter: Asked, rows: Sequence[Row]) -> list[Score]:
-        """Scores of each row. Text, and a row longer than max_length or the context, is not answered."""
+        """Returns the Scores of each row. A text, and a row longer than max_length or the context, is not answered."""
         missing = self.missing(adapter, rows)
         self.planned = max(self.planned, self._asked + len(missing))
         self.served.use(adapter.name)
@@ -85,7 +85,7 @@ class Examiner:
         return [adapter.scores[self.exam.key(row)] for row in rows]
 
     def missing(self, adapter: Asked, rows: Sequence[Row]) -> dict[str, Row]:
-        """Rows that it was not asked yet, each once."""
+        """Returns the rows that it has not answered yet, each once."""
         return {key: row for row in rows if (key := self.exam.key(row)) not in adapter.scores}
 
     def _ask(self, rows: Sequence[Row]) -> list[Score]:
@@ -117,7 +117,7 @@ class Examiner:
         return found
 
     def _reward(self, rows: Sequence[Row], rewarding: Rewarding) -> list[Score]:
-        """Rewards of greedy answers; a prompt that leaves no room for an answer has none."""
+        """Returns the rewards of greedy answers; a prompt that leaves no room for an answer has none."""
         asked = {i: tokens for i, row in enumerate(rows) if (tokens := self._prompt(row))}
         places = list(asked)
         budgets = [rewarding.objective.answer_tokens(len(tokens), self._max_length) for tokens in asked.values()]
@@ -135,7 +135,7 @@ class Examiner:
         return [Score(None, reward=rewards.get(i)) for i in range(len(rows))]
 
     def _prompt(self, row: Row) -> list[int]:
-        """Its tokens; none where they leave no room for an answer."""
+        """Returns the tokens of a prompt; none where they leave no room for an answer."""
         try:
             data = load_rows([row], self.served.tokenizer, max_length=self._max_length, system=self.exam.system,
                              parser=prompts)

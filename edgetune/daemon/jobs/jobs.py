@@ -1,11 +1,12 @@
-"""Jobs: created, queued, trained one at a time in a separate process, judged, and put into service.
+"""Jobs are created, queued, trained one at a time in a separate process and evaluated; then their adapters become
+active.
 
     queued -> running -> succeeded | failed       paused <-> queued, running       cancelled from any that has not ended
 
-One that was running is pausing until what it has trained is saved.
+A job that was running is pausing until its training is saved.
 
-A job that was accepted has its rows in STATE/runs/ID, whatever becomes of the file. One that runs when the daemon ends,
-in whatever way, resumes from its last checkpoint when the daemon is back.
+An accepted job has its rows in STATE/runs/ID, even if the file is deleted. A job that runs when the daemon ends or is
+killed resumes from its last checkpoint at the next start.
 """
 
 from __future__ import annotations
@@ -45,10 +46,10 @@ SUFFIX = 40  # letters at most
 
 @dataclass(frozen=True)
 class JobData:
-    """Rows of a job, iterated over twice. held: those that are held out; None: a part of `rows`. rounds: of the first
-    of `held`, which are of earlier feedback jobs, the job of each. corrected: rows that people corrected, which must be
-    answered so in the end. measured: rows whose loss, or reward, is measured during the training; none: the held-out
-    rows, where they have one. fill: writes what else its kind has into the folder of the job.
+    """Rows of a job, iterated over twice. held: rows that are held out; None: a part of `rows`. rounds: of the first of
+    `held`, which are of earlier feedback jobs, the job of each. corrected: rows that people corrected, whose answers
+    the gate checks. measured: rows whose loss, or reward, is measured during the training; none: the held-out rows,
+    where they have one. fill: writes further files of its kind into the folder of the job.
     """
 
     rows: Iterable[Row]
@@ -61,7 +62,7 @@ class JobData:
 
 @dataclass(frozen=True)
 class _Request:
-    """What is asked for, by the names of the table's columns."""
+    """A request for a job, by the names of the table's columns."""
 
     model: str
     suffix: str
@@ -74,8 +75,8 @@ class _Request:
 
 
 class Jobs:
-    """The jobs of a service. For any number of threads. train: options of a job that its request leaves open. runs:
-    the shelf of jobs' folders. holdout: which rows are held out where a request names none. python: what clients may
+    """The jobs of a service, for any number of threads. train: options of a job that its request leaves open. runs: the
+    shelf of jobs' folders. holdout: which rows are held out where a request names none. python: code that clients may
     have run.
 
     on_done: called with each job that ended, on the thread that runs them. paused_reason: why none is begun for now, in
@@ -100,12 +101,12 @@ class Jobs:
         self._queue.start()
 
     def stop(self) -> None:
-        """Save what is trained, and return when that is done."""
+        """Saves the training, and returns when that is done."""
         self._queue.stop()
 
     @property
     def thread(self) -> threading.Thread:
-        """The one that runs jobs."""
+        """The thread that runs jobs."""
         return self._queue.thread
 
     @property
@@ -117,8 +118,8 @@ class Jobs:
     def create(self, model: str, training_file: str, *, validation_file: str | None = None, suffix: str = "",
                seed: int | None = None, method: Mapping[str, Any] | None = None,
                hyperparameters: Mapping[str, Any] | None = None, metadata: Mapping[str, str] | None = None) -> Job:
-        """A job over uploaded rows. model: the base or an adapter, whose options are then taken where none are asked
-        for; training begins from the base.
+        """Creates a job over uploaded rows. model: the base or an adapter, whose options are defaults of the request;
+        training begins from the base.
 
         Raises NotFoundError for a model or file, UsageError for options and for a file of results, UnsupportedError for
         a method, DataError for too few rows, TooMuchError for too many jobs, DiskError.
@@ -131,8 +132,8 @@ class Jobs:
                                         training_file, validation_file))
 
     def check_grader(self, method: Mapping[str, Any], hyperparameters: Mapping[str, Any]) -> None:
-        """Raises UsageError for a grader that is missing where the method needs one, wrong, or not allowed; what else
-        is wrong is for `create`.
+        """Raises UsageError for a grader that is missing where the method needs one, wrong, or not allowed; `create`
+        checks all else.
         """
         named = {name: value for name, value in hyperparameters.items() if name == REWARD}
         objective, _ = recipe.objective_of(recipe.method_of(method, named))
@@ -141,8 +142,8 @@ class Jobs:
     def create_from_rows(self, rows: Iterable[Row], held: Iterable[Row] | None = None, *, model: str = "",
                          suffix: str = "", seed: int | None = None, hyperparameters: Mapping[str, Any] | None = None,
                          metadata: Mapping[str, str] | None = None) -> Job:
-        """A job over rows of the calling program, which are iterated over twice. held: rows that are held out; None: a
-        part of `rows`.
+        """Creates a job over rows of the calling program, which are iterated over twice. held: rows that are held out;
+        None: a part of `rows`.
         """
         method = recipe.method_of(None, hyperparameters)
         data = _checked(rows, held, method, self.python)
@@ -151,7 +152,7 @@ class Jobs:
 
     def begin(self, origin: str, data: JobData, method: Mapping[str, Any], *, suffix: str,
               hyperparameters: Mapping[str, Any], metadata: Mapping[str, str]) -> Job:
-        """A job that a starter of this origin's kind begins, over rows that it has checked. Raises as `create`."""
+        """Begins a job for a starter of this origin's kind, over rows that it has checked. Raises as `create`."""
         method = recipe.method_of(method, hyperparameters)
         return self._add(data, _Request(self.adapters.name, suffix, None, method, dict(metadata), origin))
 
@@ -183,7 +184,8 @@ class Jobs:
         return self.get(job)
 
     def _base_options(self, model: str) -> tuple[TrainConfig, list[Note]]:
-        """Options that the request leaves open, by the model that it names, and what to record about them."""
+        """Returns the options that the request leaves open, by the model that it names, and notes to record about them.
+        """
         found = self.adapters.named(model)
         if found is None:
             return self.train, []
@@ -204,56 +206,57 @@ class Jobs:
 
     @property
     def pid(self) -> int | None:
-        """Of the process that trains now."""
+        """Returns the id of the process that trains now."""
         return self._queue.pid
 
     @property
     def running(self) -> Job | None:
-        """The job whose process runs now."""
+        """Returns the job whose process runs now."""
         id = self._queue.job
         return self.get(id) if id else None
 
     def activated_since(self, origin: str, mark: str) -> int:
-        """How many jobs of an origin passed the gate since the latest one with this mark in its metadata was created.
+        """Returns the number of jobs of an origin that passed the gate since the latest one with this mark in its
+        metadata.
         """
         return self.table.activated_since(origin, mark)
 
     def latest_rounds(self, origin: str) -> Sequence[dict[str, Any]]:
-        """What became of the rounds of the latest job of an origin; empty without one."""
+        """Returns the results of the rounds of the latest job of an origin; empty without one."""
         return self.table.latest_rounds(origin)
 
     def unfinished(self, origin: str) -> str | None:
-        """The id of a job of this origin that has not ended."""
+        """Returns the id of a job of this origin that has not ended."""
         return self.table.unfinished(origin)
 
     def get(self, id: str) -> Job:
-        """Raises NotFoundError."""
+        """Returns a job. Raises NotFoundError."""
         return self._whole(self.table.get(id))
 
     def list(self, after: str | None = None, limit: int = 100) -> Sequence[Job]:
-        """The newest first, at most `limit` of them, those older than the job `after`."""
+        """Returns jobs, the newest first, at most `limit` of them, those older than the job `after`."""
         return [self._whole(job) for job in self.table.list(after, limit)]
 
     def _whole(self, job: Job) -> Job:
-        """With what its row does not hold."""
+        """Adds to a job the fields that its row does not hold."""
         is_saved = self._queue.job != job.id
         status = "pausing" if job.status == "paused" and not is_saved else job.status
         return replace(job, status=status, progress=self._queue.progress_of(job.id),
                        result_files=self.files.results(job.id), report=self.adapters.report_of(job.id))
 
     def events(self, id: str, after: str | None = None, limit: int = 20) -> Sequence[dict[str, Any]]:
-        """What happened to a job, the latest first, as OpenAI has it: id, created_at, level, type, message, data.
+        """Returns a job's events, the latest first, as OpenAI has them: id, created_at, level, type, message, data.
 
-        Of type metrics are the lines of a run's metrics.jsonl, in data. Raises NotFoundError.
+        Events of type metrics have the lines of a run's metrics.jsonl in data. Raises NotFoundError.
         """
         return self.table.events(id, after, limit)
 
     def checkpoints(self, id: str, after: str | None = None, limit: int = 10) -> Sequence[dict[str, Any]]:
-        """Measurements of the held-out loss, the latest first, in OpenAI's words. Raises NotFoundError."""
+        """Returns measurements of the held-out loss, the latest first, in OpenAI's words. Raises NotFoundError."""
         return self.table.checkpoints(id, after, limit)
 
     def wait(self, id: str, timeout: float | None = None) -> Job:
-        """The job when it has ended, or its state after `timeout` seconds. Raises NotFoundError."""
+        """Returns the job when it has ended, or its state after `timeout` seconds. Raises NotFoundError."""
         with self.changed:
             self.changed.wait_for(lambda: self.get(id).status in ENDED, timeout)
         return self.get(id)
@@ -261,18 +264,18 @@ class Jobs:
     # ---- pausing and cancelling ---------------------------------------------------------------------------------
 
     def pause(self, id: str) -> Job:
-        """Save it and leave it out of the queue until it is resumed.
+        """Saves a job and leaves it out of the queue until it is resumed.
 
         Raises NotFoundError, and UsageError for one that has ended.
         """
         return self._set_status(id, ("queued", "running"), "paused", "pause")
 
     def resume(self, id: str) -> Job:
-        """Put it into the queue again. Raises NotFoundError, and UsageError where it is not paused."""
+        """Puts a job into the queue again. Raises NotFoundError, and UsageError where it is not paused."""
         return self._set_status(id, ("paused", "pausing"), "queued", "resume")
 
     def cancel(self, id: str) -> Job:
-        """End it; only its events are kept. Raises NotFoundError, and UsageError where it has ended."""
+        """Ends a job; only its events are kept. Raises NotFoundError, and UsageError where it has ended."""
         return self._set_status(id, ("queued", "running", "paused", "pausing"), "cancelled", "cancel")
 
     def _set_status(self, id: str, allowed: Sequence[str], status: str, verb: str) -> Job:
@@ -293,14 +296,16 @@ class Jobs:
 
 def _checked(rows: Iterable[Row], held: Iterable[Row] | None, method: Mapping[str, Any],
              python: AllowedPython) -> JobData:
-    """Rows that reading checks for what the method can learn, and the gate can use."""
+    """Returns rows that are checked while they are read: the method must be able to learn them, and the gate to use
+    them.
+    """
     objective, rewards = with_rewards(recipe.objective_of(method)[0], python)
     learned = recipe.CheckedRows(rows, objective.rows, judges=held is None, rewards=rewards)
     return JobData(learned, None if held is None else recipe.CheckedRows(held, None, judges=True, rewards=rewards))
 
 
 def _check_suffix(suffix: str) -> None:
-    """Raises UsageError."""
+    """Raises UsageError for a suffix that cannot be part of an id."""
     if not all(letter.isascii() and (letter.isalnum() or letter in "._-") for letter in suffix):
         raise UsageError(f"suffix is {suffix!r:.60}", "use letters, digits, dots, dashes and underscores")
     if len(suffix) > SUFFIX:

@@ -1,6 +1,6 @@
-"""The names that OpenAI's events and checkpoints have for what a run measures, beside those of its metrics.jsonl.
+"""OpenAI's names, in events and checkpoints, of the metrics of a run; those of metrics.jsonl are kept with them.
 
-Of rewards they are those of the guide to reinforcement fine-tuning (appendix, training metrics).
+Rewards have the names of the guide to reinforcement fine-tuning (appendix, training metrics).
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ PART = "rewards/"  # TRL's names of the parts of a reward: rewards/NAME/mean
 
 
 def of_step(event: Mapping[str, Any], steps: int) -> dict[str, Any]:
-    """A step's event with OpenAI's names."""
+    """Returns a step's event with OpenAI's names."""
     found = {**event, "total_steps": steps, "train_loss": event["loss"]}
     metrics = event.get("metrics", {})
     if "reward" not in metrics:
@@ -23,7 +23,7 @@ def of_step(event: Mapping[str, Any], steps: int) -> dict[str, Any]:
 
 
 def of_measurement(event: Mapping[str, Any], steps: int | None) -> dict[str, Any]:
-    """A measurement of held-out rows with OpenAI's names."""
+    """Returns a measurement of held-out rows with OpenAI's names."""
     found = {**event, "total_steps": steps}
     metrics = event.get("metrics", {})
     if "reward" not in metrics:
@@ -32,7 +32,8 @@ def of_measurement(event: Mapping[str, Any], steps: int | None) -> dict[str, Any
 
 
 def of_checkpoint(event: Mapping[str, Any]) -> dict[str, Any]:
-    """The metrics of a checkpoint, from such a measurement. best: the loss, or the mean reward, of the adapter to keep.
+    """Returns the metrics of a checkpoint, from such a measurement. best: the loss, or the mean reward, of the adapter
+    to keep.
     """
     names = ("step", "valid_loss", "full_valid_loss", "full_valid_mean_reward", "best")
     found = {name: event[name] for name in names if name in event}
@@ -42,7 +43,7 @@ def of_checkpoint(event: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def _scores(metrics: Mapping[str, float], part: str) -> dict[str, Any]:
-    """The mean reward, and of each grader."""
+    """Returns the mean reward, and that of each grader."""
     graders = {name.removeprefix(PART).removesuffix(MEAN): value for name, value in metrics.items()
                if name.startswith(PART) and name.endswith(MEAN)}
     return {f"{part}_reward_mean": metrics["reward"],

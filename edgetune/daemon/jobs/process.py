@@ -1,4 +1,4 @@
-"""A job's process seen from its parent: events come as dicts, sending a command does not block."""
+"""A job's process, for its parent: events come as dicts, and sending a command does not block."""
 
 from __future__ import annotations
 
@@ -30,26 +30,26 @@ class JobProcess(Protocol):
     pid: int
 
     def begin(self, task: Mapping[str, Any]) -> None:
-        """Give it its task; commands that were sent before follow."""
+        """Gives the process its task; commands that were sent before follow."""
 
     def events(self) -> Iterator[dict[str, Any]]:
-        """Until it ends. Raises SilentError after SILENT_SECONDS without any."""
+        """Yields events until the process ends. Raises SilentError after SILENT_SECONDS without any."""
 
     def send(self, command: str) -> None:
-        """busy, free or stop. One that is not read, and so does not arrive, is not needed either."""
+        """Sends busy, free or stop. A command that is never read is not needed either."""
 
     def stop(self) -> None:
-        """Let it save and end; after STOP_SECONDS it is killed."""
+        """Lets the process save and end; after STOP_SECONDS it is killed."""
 
     def kill(self) -> None:
-        """At once: what it has saved is complete."""
+        """Kills the process at once; its saved files are complete."""
 
     def wait(self) -> int:
-        """Its exit code, negative for a signal; closes the pipes."""
+        """Returns the exit code, negative for a signal, and closes the pipes."""
 
 
 class WorkerProcess:
-    """Starts worker.py. The kernel ends the process with the thread that makes this object. See JobProcess.
+    """Starts worker.py. The kernel ends the process together with the thread that makes this object. See JobProcess.
 
     Raises TooMuchError where the system has no room for another process now.
     """
@@ -86,7 +86,7 @@ class WorkerProcess:
             self.send(command)
 
     def events(self) -> Iterator[dict[str, Any]]:
-        """A last line that a kill has cut off is none."""
+        """Yields events, without a last line that a kill has cut off."""
         poll = select.poll()
         poll.register(self._stdout, select.POLLIN)
         rest = b""

@@ -1,4 +1,4 @@
-"""How far a job is, and its history, from the events of its process (worker.py)."""
+"""The progress and the history of a job, from the events of its process (worker.py)."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ HistoryLine = tuple[str, str, str, Any]  # level, type, message, data
 
 
 class JobProgress:
-    """Of one job. facts: what is known of it now, as Job.progress."""
+    """The progress of one job. facts: all that is known of it now, as Job.progress."""
 
     def __init__(self, table: JobTable, job: str) -> None:
         self.table = table
@@ -23,7 +23,7 @@ class JobProgress:
         self._written_at = 0.0
 
     def take(self, event: dict[str, Any]) -> None:
-        """Raises DiskError where the history cannot be written."""
+        """Takes one event. Raises DiskError where the history cannot be written."""
         self.tell(event)
         if event["event"] != "step" or time.monotonic() - self._written_at >= TOGETHER_SECONDS:
             self.write()
@@ -92,11 +92,11 @@ class JobProgress:
         self.add("metrics", f"after step {event['step']}: {said}", of_measurement(event, self.facts.get("steps")))
 
     def add(self, kind: str, text: str, data: Any = None, level: str = "info") -> None:
-        """A line of the history; kind: message or metrics."""
+        """Adds a line to the history; kind: message or metrics."""
         self._pending.append((level, kind, text, data))
 
     def write(self) -> None:
-        """What happened goes into the database in one transaction."""
+        """Writes all new lines into the database in one transaction."""
         pending = self._pending
         self._pending = []
         self._written_at = time.monotonic()

@@ -1,4 +1,5 @@
-"""The thread that takes jobs from the queue, one at a time, listens to the process that trains, and concludes."""
+"""The thread that takes jobs from the queue, one at a time, reads the events of the process that trains, and concludes.
+"""
 
 from __future__ import annotations
 
@@ -38,18 +39,18 @@ from .worker import RUN, STOPPED, is_done, trained_tokens
 log = logging.getLogger("edgetune.daemon")
 ROOM = 64 * 2**20  # bytes that must be free before a job begins
 RETRY_SECONDS = 60.0  # after the disk refused
-DEATHS = 3  # of the process with no step between: then the job has failed
+DEATHS = 3  # deaths of the process with no step between, after which the job has failed
 SPARE = 0.9  # of the memory that is left, so that the run can resume when the daemon is a little larger
-REJUDGED = 3  # times that a job is judged again because what is in service changed
+REJUDGED = 3  # evaluations that a job repeats because the active adapter changed
 KEPT = 20  # decisions of the governor
 
 
 @dataclass(frozen=True)
 class WorkerOptions:
-    """What every job's process is given. model: the file that jobs train on. canary: a file of text, "": ours. limits:
+    """Options for every job's process. model: the file that jobs train on. canary: a file of text, "": ours. limits:
     how far from the base an adapter may be there. budget: bytes of all processes together. left_for_training: bytes
-    that a process may have; of one that maps the weights (True) they count as its own, though the daemon has them
-    mapped too. python: what clients may have run.
+    that a process may have; mapped weights (True) count as its own, though the daemon maps them too. python: code that
+    clients may have run.
     """
 
     model: Path
@@ -62,11 +63,11 @@ class WorkerOptions:
 
 
 class Queue:
-    """See above; `changed` of the table guards what is here. For any number of threads.
+    """The queue of jobs, for any number of threads; `changed` of the table guards its state.
 
-    stopping: set when the service stops. on_done: called with each job that ended, on the thread
-    that ended it. job: the id of the one that runs. paused_reason: why no job is begun for now, or "". decisions: the
-    governor's, the newest first.
+    stopping: set when the service stops. on_done: called with each job that ended, on the thread that ended it. job:
+    the id of the job that runs. paused_reason: why no job is begun for now, or "". decisions: the governor's, the
+    newest first.
     """
 
     def __init__(self, table: JobTable, runs: Shelf, files: Files, adapters: Adapters, batcher: Batcher,
@@ -90,7 +91,7 @@ class Queue:
         self._process: JobProcess | None = None
         self._progress: JobProgress | None = None
         self._deaths: tuple[str, int] = ("", 0)  # of one job's processes, with no step between
-        self._rejudged: tuple[str, int] = ("", 0)  # a job, and how often it was judged again
+        self._rejudged: tuple[str, int] = ("", 0)  # a job, and how often it was evaluated again
         self._sending = threading.Lock()
         self.thread = threading.Thread(target=self._loop, name="jobs", daemon=True)
 
@@ -107,15 +108,15 @@ class Queue:
             self.thread.join()
 
     def end_process(self, at_once: bool) -> None:
-        """When it has saved, or at once."""
+        """Ends the process, at once or when it has saved."""
         if self._process and at_once:
             self._process.kill()
         elif self._process:
             self._process.stop()
 
     def _send_busy(self, *_busy: bool) -> None:
-        """Tell the process whether a request is being answered."""
-        with self._sending:  # so that the last word is the true one
+        """Tells the process whether a request is being answered."""
+        with self._sending:  # so that the newest command is the true one
             if process := self._process:
                 process.send("busy" if self.batcher.busy else "free")
 
@@ -129,8 +130,7 @@ class Queue:
         return dict(progress.facts) if progress and id == self.job else None
 
     def forget(self, id: str) -> None:
-        """Remove the rows and the run of a job that has ended, call on_done, and remove old jobs altogether, with their
-        results.
+        """Removes the rows and the run of a job that has ended, and calls on_done; removes old jobs with their results.
         """
         self.runs.discard(id)
         for call in self.on_done:
@@ -143,7 +143,7 @@ class Queue:
             self.files.remove_results_of_no_job()
 
     def _keep_results(self, id: str) -> None:
-        """Of what was trained, as far as it went, before the job's end is recorded."""
+        """Keeps the table of steps of the training, even of part of it, before the job's end is recorded."""
         run = self.runs.path(id) / RUN
         if not (run / METRICS).exists():
             return
@@ -160,14 +160,14 @@ class Queue:
                 self._attempt()
             except EdgetuneError as error:  # of the disk, or the database
                 self._pause(error.what)
-            except Exception as error:  # whatever it is, the next jobs need this thread
+            except Exception as error:  # after any error the next jobs need this thread
                 log.exception("jobs")
                 self._pause(f"{type(error).__name__}: {error}")
             finally:
                 self.job = None
 
     def _attempt(self) -> None:
-        """Run one job until it ends, is paused or cannot continue."""
+        """Runs one job until it ends, is paused or cannot continue."""
         if id := self._next():
             try:
                 self._run(self.table.get(id))
@@ -179,7 +179,9 @@ class Queue:
                 self.forget(id)
 
     def _next(self) -> str | None:
-        """The next job, when there is one; None: the service stops. Raises DiskError where the disk has no room."""
+        """Returns the next job, when there is one; None: the service stops. Raises DiskError where the disk has no
+        room.
+        """
         with self.changed:
             while not self.stopping.is_set():
                 if (wait := self._retry_at - time.monotonic()) <= 0:
@@ -195,7 +197,7 @@ class Queue:
         return None
 
     def _pause(self, why: str) -> None:
-        """The job remains in the queue."""
+        """Pauses the queue; the job remains in it."""
         self.paused_reason = f"no training for now: {why}"
         self._retry_at = time.monotonic() + RETRY_SECONDS
         log.warning("%s", self.paused_reason)
@@ -221,7 +223,9 @@ class Queue:
             self.forget(job.id)
 
     def _listen(self, process: JobProcess, task: Mapping[str, Any]) -> tuple[dict[str, Any], int]:
-        """Its last event and its exit code. Raises DiskError where its history could not be written."""
+        """Returns the last event and the exit code of a process. Raises DiskError where its history could not be
+        written.
+        """
         last: dict[str, Any] = {}
         refused: DiskError | None = None
         try:
@@ -265,7 +269,9 @@ class Queue:
                 "tests_before": self.table.tests_before(), "config": config.to_json(), "room": asdict(room)}
 
     def _conclude(self, job: Job, against: str | None, last: dict[str, Any], code: int) -> None:
-        """against: the adapter that it was compared with. If that was deleted, judging may have failed for it."""
+        """Concludes a job. against: the adapter that it was compared with. If that was deleted, the evaluation may have
+        failed for it.
+        """
         with self.changed:
             status: str = self.table.get(job.id).status
             if status == "running" and last.get("event") == "judged":
@@ -285,7 +291,7 @@ class Queue:
             self.forget(job.id)
 
     def _finish(self, job: Job, verdict: dict[str, Any]) -> str:
-        """Each part may be done twice: a kill can come between any two of them."""
+        """Finishes a job. Each part may be done twice: a kill can come between any two of them."""
         made = self.adapters.of_job(job.id)
         against = verdict.get("against")
         if made is None and self._may_be_judged_again(job.id, against):
@@ -311,7 +317,7 @@ class Queue:
         return "succeeded"
 
     def _may_be_judged_again(self, id: str, against: str | None) -> bool:
-        """Whether something else than `against` came into service meanwhile, not too often."""
+        """Returns whether another adapter than `against` became active meanwhile, unless this happened too often."""
         job, times = self._rejudged
         changed = self.adapters.serving != against and is_done(self.runs.path(id) / RUN)
         return changed and (job != id or times < REJUDGED)
@@ -330,7 +336,7 @@ class Queue:
         return "failed"
 
     def _died(self, id: str, code: int) -> str:
-        """It did not say why: the kernel killed it where memory ran out, or it has a bug."""
+        """Handles a process that ended without a reason: the kernel killed it where memory ran out, or it has a bug."""
         job, deaths = self._deaths
         self._deaths = (id, deaths + 1 if job == id else 1)
         ended_with = f"signal {-code}" if code < 0 else f"code {code}"
@@ -356,7 +362,7 @@ def _sentence(failed: Mapping[str, Any]) -> str:
 
 
 def read_canary(named: str) -> str:
-    """The text whose perplexity must not rise; "": the one that is shipped. Raises UsageError."""
+    """Returns the text whose perplexity must not rise; "": the one that is shipped. Raises UsageError."""
     from ...evaluation.canary import FILE
     path = Path(named).expanduser() if named else FILE
     try:

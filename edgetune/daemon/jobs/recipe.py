@@ -1,4 +1,4 @@
-"""What a job is made of: options from OpenAI's hyperparameters or ours, and rows, divided into learned and held out."""
+"""The recipe of a job: options from OpenAI's hyperparameters or ours, and rows, divided into learned and held out."""
 
 from __future__ import annotations
 
@@ -31,15 +31,17 @@ from . import rewarded
 OPENAI = {"n_epochs": "epochs", "batch_size": "batch_size", "learning_rate_multiplier": "lr"}
 TRAIN = "train.jsonl"  # in the folder of a job: rows to learn
 HELD = "held.jsonl"  # rows that are held out
-CORRECTED = "corrected.jsonl"  # of a feedback job: corrections that it learns, which its adapter is asked, too
+CORRECTED = "corrected.jsonl"  # of a feedback job: corrections that it learns, which its adapter answers too
 MAX_CORRECTED = 64  # rows of CORRECTED
 MEASURED = "measured.jsonl"  # rows whose loss is measured in training, where the method has none on held-out rows
-ROUNDS = "rounds.json"  # {"rounds": of the first rows of HELD, which are of earlier jobs, the job of each}
-_MARK = "fresh"  # what jobs of an earlier version have in rows of HELD that are not of earlier jobs
+ROUNDS = "rounds.json"  # {"rounds": the job of each of the first rows of HELD, which are of earlier jobs}
+_MARK = "fresh"  # jobs of an earlier version have it in rows of HELD that are not of earlier jobs
 
 
 def method_of(method: Mapping[str, Any] | None, hyperparameters: Mapping[str, Any] | None) -> dict[str, Any]:
-    """OpenAI's method object, the older `hyperparameters` taken into it. Raises UnsupportedError for another method."""
+    """Returns OpenAI's method object, with the older `hyperparameters` in it. Raises UnsupportedError for another
+    method.
+    """
     kind = (method or {}).get("type", Sft.method)
     known = _by_method()
     if kind not in known:
@@ -51,7 +53,7 @@ def method_of(method: Mapping[str, Any] | None, hyperparameters: Mapping[str, An
 
 
 def objective_of(method: Mapping[str, Any]) -> tuple[Objective, dict[str, Any]]:
-    """The objective of a result of `method_of`, and the options of training beside it; a number that is "auto" is the
+    """Returns the objective of a result of `method_of`, and the options of training; a number that is "auto" is the
     objective's default. Raises UsageError.
     """
     kind = _by_method()[method["type"]]
@@ -74,8 +76,8 @@ def _by_method() -> dict[str, type[Objective]]:
 
 
 def options(base: TrainConfig, asked: Mapping[str, Any], own: Iterable[str] = ()) -> TrainConfig:
-    """`base` with what is asked for, by OpenAI's names or TrainConfig's. "auto" leaves what OpenAI names, and any other
-    number, as `base` has it; only where TrainConfig's own option may be "auto" it becomes that.
+    """Returns `base` with the options in `asked`, by OpenAI's names or TrainConfig's. "auto" leaves OpenAI's options,
+    and any other number, as in `base`; only an option of TrainConfig that may be "auto" becomes that.
 
     own: options of the objective, which a request may name too. Raises UsageError for a name that is not known, a value
     of another type or out of its range.
@@ -110,7 +112,7 @@ def options(base: TrainConfig, asked: Mapping[str, Any], own: Iterable[str] = ()
 
 
 def _typed(name: str, value: Any, spec: Field[Any]) -> Any:
-    """An integer is accepted for a float; otherwise the type must be the option's."""
+    """Returns a value of the option's type; an integer is accepted for a float. Raises UsageError for another type."""
     kind = kind_of(spec)
     if takes_auto(spec) and value == AUTO:
         return value
@@ -126,9 +128,9 @@ def _typed(name: str, value: Any, spec: Field[Any]) -> Any:
 
 class CheckedRows:
     """Rows of a client, to iterate over as often as needed. Raises DataError, with its number, for a row that `parser`
-    (None: not asked) cannot learn from, or, with `judges`, that the gate cannot use.
+    (None: no check) cannot learn from, or, with `judges`, that the gate cannot use.
 
-    rewards: of a job that learns from rewards, whose grader must find in a row what it names.
+    rewards: of a job that learns from rewards, whose grader must find in a row all fields that it names.
     """
 
     def __init__(self, rows: Iterable[Row], parser: RowParser | None, judges: bool,
@@ -153,7 +155,7 @@ class CheckedRows:
 
 
 def check_judgeable(row: Row) -> None:
-    """The gate asks for an answer, or measures the loss of a text, or which answer of a pair is preferred.
+    """Checks that the gate can evaluate a row: an answer, the loss of a text, or a preference in a pair.
 
     Raises DataError for a row of another kind.
     """
@@ -172,10 +174,10 @@ def check_judgeable(row: Row) -> None:
 def divide(rows: Iterable[Row], held: Iterable[Row] | None, folder: Path, holdout: Holdout,
            rounds: Sequence[str] = (), corrected: Iterable[Row] = (),
            measured: Iterable[Row] = ()) -> dict[str, dict[str, Any]]:
-    """Write a job's rows into `folder`; rows and hash of either side. held: None takes a part of `rows`, of which the
-    gate asks MOST at most. A row that is held out is never learned, even if it is in both. rounds: of the first rows of
-    `held`, which are of earlier jobs, the job of each. corrected: corrections among the rows to learn, of which
-    MAX_CORRECTED are kept apart. measured: rows for MEASURED.
+    """Writes a job's rows into `folder`; returns rows and hash of either side. held: None takes a part of `rows`, of
+    which the gate uses MOST at most. A row that is held out is never learned, even if it is in both. rounds: the job of
+    each of the first rows of `held`, which are of earlier jobs. corrected: corrections among the rows to learn, of
+    which MAX_CORRECTED are kept apart. measured: rows for MEASURED.
 
     Rows are iterated over twice, and each row is hashed once. Raises DataError where nothing is left to learn, or
     nothing to hold out.
@@ -202,7 +204,7 @@ def divide(rows: Iterable[Row], held: Iterable[Row] | None, folder: Path, holdou
 
 
 def held_rows(folder: Path) -> tuple[list[dict[str, Any]], list[str]]:
-    """The held-out rows of a job, and of its first ones, which are of earlier jobs, the job of each; "" where an
+    """Returns the held-out rows of a job, and the job of each of the first ones, which are of earlier jobs; "" where an
     earlier version did not write it.
     """
     rows = list(Rows(folder / HELD))
@@ -216,8 +218,8 @@ def held_rows(folder: Path) -> tuple[list[dict[str, Any]], list[str]]:
 
 
 def measured_file(folder: Path, parser: RowParser) -> Path | None:
-    """The rows on which a training measures the loss, or the reward, of an objective that reads rows by `parser`: those
-    that judge its job, if it has one on them, unless others are kept for that.
+    """Returns the file of rows on which a training measures the loss, or the reward, of an objective that reads rows by
+    `parser`. These are the held-out rows, if it has a loss on them, unless others are kept for that.
     """
     apart = folder / MEASURED
     if apart.exists() and apart.stat().st_size:
@@ -237,7 +239,7 @@ def _is_measurable(folder: Path, parser: RowParser) -> bool:
 
 
 def corrected_rows(folder: Path) -> list[dict[str, Any]]:
-    """Corrections that the job learns; none for other than feedback jobs, and of an earlier version."""
+    """Returns corrections that the job learns; only feedback jobs have some, but not those of an earlier version."""
     path = folder / CORRECTED
     return list(Rows(path)) if path.exists() else []
 

@@ -1,4 +1,5 @@
-"""Jobs that learn from rewards: OpenAI's names of their hyperparameters, their grader, how held-out answers earn."""
+"""Jobs that learn from rewards: OpenAI's names of their hyperparameters, their grader, the rewards of held-out answers.
+"""
 
 from __future__ import annotations
 
@@ -27,7 +28,7 @@ from ..options import AllowedPython
 from ..state.files import digest
 from .table import Job
 
-GRADER = "grader"  # beside the hyperparameters, as OpenAI has it
+GRADER = "grader"  # next to the hyperparameters, as OpenAI has it
 REWARD = "reward"  # the hyperparameter that names a function instead
 IN_FOLDER = re.compile(r"(?P<module>[A-Za-z_]\w{0,99}(?:\.[A-Za-z_]\w{0,99}){0,9}):(?P<function>[A-Za-z_]\w*)",
                        re.ASCII)  # a module, in folders or not, and a function
@@ -37,7 +38,7 @@ MIN_GENERATIONS = 2
 
 
 def translated(kind: type[Rewarded], asked: Mapping[str, Any]) -> dict[str, Any]:
-    """Hyperparameters with OpenAI's names of reinforcement as ours. Raises UsageError."""
+    """Translates hyperparameters with OpenAI's names of reinforcement to ours. Raises UsageError."""
     found = dict(asked)
     for name in ELSEWHERE:
         if name in found:
@@ -59,7 +60,7 @@ def translated(kind: type[Rewarded], asked: Mapping[str, Any]) -> dict[str, Any]
 
 
 def generations(kind: type[Rewarded], multiplier: Any) -> int:
-    """Answers to each prompt, by OpenAI's factor on what is spent on them. Raises UsageError."""
+    """Returns the number of answers to each prompt, by OpenAI's factor of their cost. Raises UsageError."""
     if isinstance(multiplier, bool) or not isinstance(multiplier, int | float) or not 0 < multiplier < 1000:
         raise UsageError(f"compute_multiplier is {multiplier!r:.40}", "give a number above 0; 1 is the default")
     return max(round(kind.num_generations * multiplier), MIN_GENERATIONS)
@@ -76,13 +77,13 @@ def _check_samples(samples: Any) -> None:
 
 
 def eval_samples(method: Mapping[str, Any]) -> int | None:
-    """How many held-out prompts a measurement of training answers; None: all."""
+    """Returns the number of held-out prompts that a measurement of training answers; None: all."""
     found = method[method["type"]]["hyperparameters"].get("eval_samples", AUTO)
     return None if found == AUTO else int(found)
 
 
 def grader_of(method: Mapping[str, Any]) -> dict[str, Any]:
-    """The objective's option for the grader of a job. Raises UsageError for what is no object."""
+    """Returns the objective's option for the grader of a job. Raises UsageError unless it is an object."""
     grader = method[method["type"]].get(GRADER)
     if grader is None:
         return {}
@@ -93,7 +94,7 @@ def grader_of(method: Mapping[str, Any]) -> dict[str, Any]:
 
 def with_rewards(objective: Objective, python: AllowedPython,
                  runs: bool = False) -> tuple[Objective, GraderRewards | None]:
-    """(the objective of a job, its rewards; None: it does not learn from rewards).
+    """Returns (the objective of a job, its rewards; None: it does not learn from rewards).
 
     runs: whether this process grades answers. Only such a process imports a reward function, which is code of whoever
     may write into the folder; another checks the name. Raises UsageError for a grader or a name that cannot be used.
@@ -106,7 +107,7 @@ def with_rewards(objective: Objective, python: AllowedPython,
     if objective.reward:
         path, function = _reward_file(objective.reward, python.rewards)
         if runs:
-            sys.path.append(python.rewards)  # for what the module imports from beside itself
+            sys.path.append(python.rewards)  # for modules in the folder that the module imports
         return objective, GraderRewards(reward_in(str(path), function) if runs else RewardFunction(function, _not_here))
     objective, rewards = rewards_of(objective, allow_python=python.graders)
     if rewards.needs_model:
@@ -116,7 +117,7 @@ def with_rewards(objective: Objective, python: AllowedPython,
 
 
 def _reward_file(named: str, folder: str) -> tuple[Path, str]:
-    """(the file of a reward function, its name). Raises UsageError."""
+    """Returns (the file of a reward function, its name). Raises UsageError."""
     if not folder:
         raise UsageError(f"the reward function {named!r:.80} is refused: this daemon has no folder of them",
                          "use a grader, or start the daemon with --rewards FOLDER")
@@ -134,7 +135,9 @@ def _not_here(**_: Any) -> list[float]:
 
 
 class _Itself:
-    """The only model that a job's grader may name. Who trains, and the gate, put the model itself in its place."""
+    """The only model that a job's grader may name. The process that trains, and the gate, put the model itself in its
+    place.
+    """
 
     name = EngineJudge.name
 
@@ -143,7 +146,7 @@ class _Itself:
 
 
 def shown(objective: Objective, job: Job) -> dict[str, Any]:
-    """What a job object says of an objective's options, by their names and OpenAI's."""
+    """Returns an objective's options for a job object, by their names and OpenAI's."""
     options = objective.options()
     if not isinstance(objective, Rewarded):
         return options
@@ -160,7 +163,7 @@ def shown(objective: Objective, job: Job) -> dict[str, Any]:
 
 
 def asks(row: Row) -> TypeGuard[Mapping[str, Any]]:
-    """Whether it is a row that such an objective reads: one that asks something."""
+    """Returns whether such an objective can read a row: one with a prompt."""
     try:
         prompts.check_learnable(row)
     except DataError:
@@ -169,7 +172,9 @@ def asks(row: Row) -> TypeGuard[Mapping[str, Any]]:
 
 
 def has_answer(row: Row) -> bool:
-    """Whether a row that asks has an answer to compare, too: a completion. Earlier turns of messages are none."""
+    """Returns whether a row with a prompt has an answer to compare, too: a completion. Earlier turns of messages are
+    none.
+    """
     if "messages" in row:
         return False
     try:
@@ -181,23 +186,23 @@ def has_answer(row: Row) -> bool:
 
 @dataclass(frozen=True)
 class Rewarding:
-    """How the held-out answers of a job earn: by the grader that it is trained with, and as many tokens at most."""
+    """The rewards of a job's held-out answers: by the grader that it is trained with, up to as many tokens."""
 
     objective: Rewarded
     rewards: GraderRewards
 
     def judges(self, row: Row) -> bool:
-        """Whether a row is judged by what its answer earns."""
+        """Returns whether a row is evaluated by the reward of its answer."""
         return asks(row) and not has_answer(row)
 
     def key(self, row: Row) -> str:
-        """A digest of the row and of all that decides what its answer earns: another job's grader judges otherwise."""
+        """Returns a digest of the row and of all that decides the reward of its answer, such as the job's grader."""
         objective = self.objective
         return digest({"row": row, "grader": objective.grader or objective.reward,
                        "tokens": [objective.max_completion_length, objective.overlong_tokens]})
 
     def earned(self, answers: Sequence[Answer]) -> list[float]:
-        """The reward of each answer, less what it loses for its length."""
+        """Returns the reward of each answer, less the penalty for its length."""
         values = np.array([reward.value for reward in self.rewards(answers)], np.float32)
         tokens = np.array([len(answer.tokens) for answer in answers])
         return [float(value) for value in self.objective.penalized(values, tokens)]

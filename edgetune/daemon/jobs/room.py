@@ -15,8 +15,8 @@ MIB = 2**20
 
 @dataclass(frozen=True)
 class Room:
-    """Bytes. budget: of the daemon with all that it starts. resident, streamed: what is left for a process that keeps
-    all weights in memory, of which those that the daemon has mapped count as its own, and for one that streams them.
+    """Room in bytes. budget: of the daemon with all that it starts. resident: left for a process that keeps all weights
+    in memory, where weights that the daemon has mapped count as its own. streamed: left for one that streams them.
     """
 
     budget: int
@@ -24,7 +24,7 @@ class Room:
     streamed: int
 
     def fitting(self, config: TrainConfig, do: Callable[[TrainConfig], T]) -> T:
-        """What `do` returns with weights as the options name them; where they leave that open, as they fit.
+        """Returns the result of `do` with weights as the options name them; where they leave that open, as they fit.
 
         Raises UsageError with the daemon's numbers where the memory that is left does not suffice.
         """

@@ -1,4 +1,4 @@
-"""Jobs in the database: rows, events and checkpoints. Knows nothing of what runs them."""
+"""Tables of jobs in the database: rows, events and checkpoints. They are independent of how jobs run."""
 
 from __future__ import annotations
 
@@ -30,12 +30,12 @@ Note = tuple[str, Any]  # a sentence and its data
 
 @dataclass(frozen=True)
 class Job:
-    """A row of the table with its JSON parsed; config has every option of TrainConfig. status: a paused one is pausing
-    until it is saved, which is in no row. origin: that of its kind. verdict: the gate's, without the scores of rows.
-    rounds: of a job that has some, what became of each, as its kind says. progress, while it runs and as far as known:
-    phase (training, judging), step, steps, loss, held_out_loss, reward and held_out_reward where it learns from
-    rewards, tokens_per_s (of the last step), eta_s, of `judging` rows that are asked, how many were (judged), and what
-    its kind adds. result_files: ids, of a job that has ended. report: a file of HTML with the adapter that it made.
+    """A row of the table with its JSON parsed; config has every option of TrainConfig. status: a paused job is pausing
+    until it is saved, which is in no row. origin: the name of its kind. verdict: the gate's, without the scores of
+    rows. rounds: the result of each round, as its kind reports it. progress, while it runs and as far as known: phase
+    (training, judging), step, steps, loss, held_out_loss, reward and held_out_reward where it learns from rewards,
+    tokens_per_s (of the last step), eta_s, `judging` (rows to answer) and `judged` (rows answered), and fields of its
+    kind. result_files: ids, of a job that has ended. report: a file of HTML with the adapter that it made.
     """
 
     id: str
@@ -101,16 +101,16 @@ class JobTable:
         self.changed = threading.Condition()
 
     def get(self, id: str) -> Job:
-        """Raises NotFoundError."""
+        """Returns a job. Raises NotFoundError."""
         return self.store.one("jobs", self.store.read("SELECT * FROM jobs WHERE id = ?", id), _job, NotFoundError(
             f"there is no job {id!r:.80}", "list the jobs to see those that exist"))
 
     def list(self, after: str | None, limit: int) -> Sequence[Job]:
-        """The newest first, at most `limit` of them, those older than the job `after`."""
+        """Returns jobs, the newest first, at most `limit` of them, those older than the job `after`."""
         return self.store.newest("jobs", _job, self.store.before("jobs", after), limit)
 
     def next(self) -> str | None:
-        """The next job: one that was begun, else the one that waits longest."""
+        """Returns the next job: one that was begun, else the one that waits longest."""
         found = self.store.read("SELECT id FROM jobs WHERE status IN ('running', 'queued') "
                                 "ORDER BY status = 'queued', rowid LIMIT 1")
         return str(found[0]["id"]) if found else None
@@ -120,25 +120,27 @@ class JobTable:
         return {row["id"] for row in self.store.read(f"SELECT id FROM jobs WHERE {is_ended}")}
 
     def activated_since(self, origin: str, mark: str) -> int:
-        """Jobs of an origin that passed the gate since the latest job with this mark in its metadata was created."""
+        """Returns the number of jobs of an origin that passed the gate since the latest job with this mark in its
+        metadata.
+        """
         return int(self.store.read(
             "SELECT count(*) FROM jobs WHERE origin = ? AND json_valid(verdict) "
             "AND json_extract(verdict, '$.passed') AND rowid > coalesce((SELECT max(rowid) FROM jobs "
             "WHERE json_valid(metadata) AND json_extract(metadata, ?) IS NOT NULL), 0)", origin, f"$.{mark}")[0][0])
 
     def tests_before(self) -> int:
-        """How many adapters the gate has refused since it let one pass."""
+        """Returns the number of adapters that the gate has refused since it let one pass."""
         found = self.store.read("SELECT verdict FROM jobs WHERE json_valid(verdict) AND json_extract(verdict, "
                                 "'$.test') ORDER BY finished_at DESC, rowid DESC LIMIT 1")
         verdict = json.loads(found[0]["verdict"]) if found else {"passed": True}
         return 0 if verdict["passed"] else int(verdict["test"])
 
     def latest_rounds(self, origin: str) -> Sequence[dict[str, Any]]:
-        """Of the latest job of an origin."""
+        """Returns the rounds of the latest job of an origin."""
         return self._rounds("origin = ?", origin)
 
     def rounds(self, id: str) -> Sequence[dict[str, Any]]:
-        """Of a job, also of one whose row is damaged elsewhere."""
+        """Returns the rounds of a job, even if another column of its row is damaged."""
         return self._rounds("id = ?", id)
 
     def _rounds(self, where: str, *values: str) -> Sequence[dict[str, Any]]:
@@ -151,16 +153,16 @@ class JobTable:
             db.execute("UPDATE jobs SET rounds = ? WHERE id = ?", (dump(rounds), id))
 
     def unfinished(self, origin: str) -> str | None:
-        """A job of this origin that has not ended."""
+        """Returns a job of this origin that has not ended."""
         found = self.store.read("SELECT id FROM jobs WHERE origin = ? AND finished_at IS NULL", origin)
         return str(found[0]["id"]) if found else None
 
     def events(self, id: str, after: str | None, limit: int) -> Sequence[dict[str, Any]]:
-        """The latest first, as OpenAI has them."""
+        """Returns events, the latest first, as OpenAI has them."""
         return self._of_job("events", _event, id, "ftevent-", after, limit)
 
     def checkpoints(self, id: str, after: str | None, limit: int) -> Sequence[dict[str, Any]]:
-        """Measurements of the held-out loss, the latest first, in OpenAI's words."""
+        """Returns measurements of the held-out loss, the latest first, in OpenAI's words."""
         model = self.get(id).result or ""
         found = self._of_job("checkpoints", _checkpoint, id, "ftckpt-", after, limit)
         return [{**checkpoint, "fine_tuned_model_checkpoint": model} for checkpoint in found]
@@ -175,7 +177,7 @@ class JobTable:
         return self.store.newest(table, read, int(number), limit, "job = ?", job)
 
     def insert(self, columns: Mapping[str, Any], notes: Iterable[Note]) -> None:
-        """A new job, and the first events of its history."""
+        """Inserts a new job, and the first events of its history."""
         names = ", ".join(columns)
         values = ", ".join(f":{name}" for name in columns)
         with self.store.write() as db:
@@ -187,7 +189,7 @@ class JobTable:
         self.changed.notify_all()
 
     def set(self, id: str, status: str, text: str, level: str = "info", data: Any = None, **columns: Any) -> None:
-        """Change a job, and record it in its events and the log; `changed` must be held."""
+        """Changes a job, and records it in its events and the log; `changed` must be held."""
         columns["status"] = status
         if status in ENDED:
             columns["finished_at"] = now()
@@ -199,8 +201,8 @@ class JobTable:
         self.changed.notify_all()
 
     def remove_old(self, running: str | None) -> None:
-        """Of jobs that have ended remain the latest KEPT, the one that runs, and those whose adapters exist or
-        whose feedback is not settled.
+        """Removes old jobs that have ended. The latest KEPT remain, the one that runs, and those whose adapters exist
+        or whose feedback is not settled.
         """
         with self.store.write() as db:
             old = db.execute(OLD, (KEPT, running)).fetchall()
@@ -208,7 +210,7 @@ class JobTable:
                 db.executemany(f"DELETE FROM {table} WHERE {column} = ?", [(row["id"],) for row in old])
 
     def add_events(self, id: str, events: Iterable[tuple[str, str, str, Any]]) -> None:
-        """Lines of a job's history, (level, type, message, data) each; held-out losses become checkpoints too."""
+        """Adds lines of a job's history, (level, type, message, data) each; held-out losses become checkpoints too."""
         with self.store.write() as db:
             for level, kind, text, data in events:
                 add_event(db, id, level, kind, text, data)

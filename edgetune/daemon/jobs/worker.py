@@ -1,14 +1,14 @@
-"""The process of a job: it trains in STATE/runs/ID, then the gate judges the result. Started by process.py.
+"""The process of a job, which process.py starts: it trains in STATE/runs/ID, then the gate evaluates the result.
 
-It reads its task from stdin, a line of JSON, and then one command a line: `busy` and `free` as people are answered or
-not, `stop`. It writes events to stdout, a line of JSON each: those of training, then one of
+It reads its task from stdin, a line of JSON, and then one command a line: `busy` while requests are answered, then
+`free`, and `stop`. It writes events to stdout, a line of JSON each: those of training, then one of
 
     {"event": "judged", "verdict": ...}
     {"event": "stopped"}
     {"event": "failed", "kind": ..., "what": ..., "hint": ..., "disk": whether the disk or the system refused,
      "resumable": whether what was done before can be continued later}
 
-It ends when its parent dies, at any moment; the next process continues from what it had saved.
+It ends when its parent dies, at any moment; the next process resumes from its last save.
 """
 
 from __future__ import annotations
@@ -63,13 +63,13 @@ STOPPED = 75  # exit code
 ALIVE = "alive"  # the event that says that this process works
 ALIVE_SECONDS = 60.0
 GRADER_SECONDS = 240.0  # for an answer; longer than a python grader's own limits
-OLD, NEW = "old", "new"  # what the gate calls adapters
+OLD, NEW = "old", "new"  # names of adapters in the gate
 Emit = Callable[[dict[str, Any]], None]
 
 
 class ParentCommands:
     """Commands of the parent while this process works; a separate thread reads them. Another tells the parent each
-    ALIVE_SECONDS that this process still works: whoever works asks here for commands.
+    ALIVE_SECONDS that this process still works. The work checks here for commands.
     """
 
     def __init__(self, emit: Emit) -> None:
@@ -97,7 +97,7 @@ class ParentCommands:
                     self._emit({"event": ALIVE})
 
     def is_busy(self) -> bool:
-        """Whether somebody is being answered."""
+        """Returns whether a request is being answered."""
         self._works = True
         return self._busy
 
@@ -164,7 +164,7 @@ def _answer() -> None:
 
 
 class Lines(logging.Handler):
-    """What computes, and what of it takes long, are lines of the daemon's log."""
+    """A handler that sends lines to the daemon's log: what computes, and which work takes long."""
 
     def __init__(self, tell: Emit) -> None:
         super().__init__()
@@ -203,11 +203,11 @@ class Worker:
 
     @property
     def is_trained(self) -> bool:
-        """Whether the run is complete, so that it can be evaluated."""
+        """Returns whether the run is complete, so that it can be evaluated."""
         return is_done(self.out)
 
     def evaluate(self) -> dict[str, Any]:
-        """The gate's verdict on the run, as JSON; against: the adapter that was active."""
+        """Returns the gate's verdict on the run, as JSON; against: the adapter that was active."""
         gc.collect()
         trim()
         record = store.read_run(self.out)
@@ -219,8 +219,8 @@ class Worker:
         return {**verdict, "against": serving and serving["id"]}
 
     def _gap(self, scores: Mapping[str, Any], record: Mapping[str, Any]) -> dict[str, Any] | None:
-        """What the answers to held-out prompts earn by llama.cpp, and earned by the engine that trained: they should
-        earn nearly the same. None where either is not known.
+        """Returns the rewards of answers to held-out prompts by llama.cpp, and by the engine that trained: they should
+        be nearly equal. None where either is not known.
         """
         rewarding = self._rewarding()
         measured = record["held_out"]
@@ -237,8 +237,8 @@ class Worker:
 
     @contextmanager
     def saving(self) -> Iterator[dict[str, Any]]:
-        """For work that looks at `should_stop`, and then saves and raises Interrupted: its arguments governor,
-        should_stop and busy, as of training.run. Other work is broken off where the job is stopped.
+        """Yields the arguments governor, should_stop and busy of training.run, for work that checks `should_stop`,
+        saves and then raises Interrupted. Other work is broken off where the job is stopped.
         """
         governor = Governor(from_json(Policy, self.task["policy"], "the task"), read_device().profile)
         self.commands.set_saves(True)
@@ -246,7 +246,7 @@ class Worker:
         self.commands.set_saves(False)
 
     def train(self) -> None:
-        """Train in the job's folder; resume where a run exists, or begin again where it cannot be resumed."""
+        """Trains in the job's folder; resumes where a run exists, or begins again where it cannot be resumed."""
         def within(config: TrainConfig) -> None:
             self.config = config
             with reported(self.out):
@@ -268,7 +268,7 @@ class Worker:
             self._run(rows, held, resume=False)
 
     def _resume(self, rows: Dataset, held: Dataset | None) -> bool:
-        """Whether the run could be resumed; one that could not is removed."""
+        """Returns whether the run could be resumed; one that could not is removed."""
         try:
             self._run(rows, held, resume=True)
         except (MismatchError, FormatError) as error:
@@ -284,7 +284,9 @@ class Worker:
                     callbacks=RunCallbacks(on_event=self.emit, **means), objective=self.objective, rewards=self.rewards)
 
     def _judge(self) -> Verdict:
-        """What the gate says of what was trained, beside what is in service, both answered through llama.cpp."""
+        """Returns the gate's verdict on the trained adapter, compared with the active one, both answered through
+        llama.cpp.
+        """
         from ...runs.answers import CONTEXT, may_repack
         from ...serving.llama import LlamaModel
         from . import gate
@@ -312,7 +314,7 @@ class Worker:
 
 
 def is_done(out: Path) -> bool:
-    """Whether a run is complete, so that only judging it remains."""
+    """Returns whether a run is complete, so that only its evaluation remains."""
     try:
         status = json.loads((out / store.RUN).read_text())["status"]
     except (OSError, ValueError):
@@ -321,13 +323,13 @@ def is_done(out: Path) -> bool:
 
 
 def trained_tokens(out: Path) -> int:
-    """Of all steps: the lines of steps that were done twice are gone."""
+    """Returns the tokens of all steps; lines of steps that were done twice are already removed."""
     lines = map(json.loads, (out / METRICS).read_text().splitlines())
     return sum(line["tokens"] for line in lines if line["event"] == "step")
 
 
 def _take_stdout() -> Emit:
-    """Events go to the parent as lines of JSON; what anything else prints goes to stderr."""
+    """Returns a function that sends events to the parent as lines of JSON; all other output goes to stderr."""
     out = os.fdopen(os.dup(1), "w")
     os.dup2(2, 1)
     lock = threading.Lock()
