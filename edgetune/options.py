@@ -139,7 +139,7 @@ class Registry(Generic[T]):
         self._found[one.name] = one  # type: ignore[attr-defined]
 
     def all(self) -> dict[str, type[T]]:
-        """By name; the modules of the package are imported first."""
+        """All that is registered, by name; the modules of the package are imported first."""
         for module in iter_modules(import_module(self.package).__path__):
             if module.name not in self.others:
                 import_module(f"{self.package}.{module.name}")

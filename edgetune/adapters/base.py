@@ -192,7 +192,7 @@ class Carved(ABC):
     def before_pass(self, seed: int | None) -> None:  # noqa: B027  # most families draw nothing
         """Before a pass that learns, with the seed of its random numbers; None: passes that follow measure."""
 
-    def after_step(self, step: int, total: int, lr: float) -> None:  # noqa: B027  # most have no step of their own
+    def after_step(self, step: int, total: int, lr: float) -> None:  # noqa: B027  # most have no such step
         """After the optimizer's update in step 1 to `total`, with its learning rate: a proximal step, a budget of
         ranks. The gradient is still that of the step.
         """

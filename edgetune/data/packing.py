@@ -53,7 +53,7 @@ class Example:
 
     @property
     def ahead(self) -> int:
-        """How far after a token stands what is said there: 1, the token that follows; 0, its own label."""
+        """The distance from a token to its target: 1, the token that follows; 0, the label of the token itself."""
         return 0 if self.labels.size else 1
 
     @property
@@ -62,7 +62,7 @@ class Example:
         return self.supervised_before(self.tokens.size)
 
     def supervised_before(self, n: int) -> int:
-        """How many of the first n tokens are positions at which something is said."""
+        """The number of the first n tokens at which a target is predicted."""
         return int(is_supervised(self.weights[self.ahead:n + self.ahead]).sum())
 
     @property

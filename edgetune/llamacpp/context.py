@@ -31,7 +31,7 @@ OUTPUTS = 64  # logits held at a time at most: float32 [OUTPUTS, V]
 PARALLEL = 16  # answers that `greedy` works on together
 CUT = 64  # tokens that `feed` computes at once where its results must repeat
 TOGETHER = 56  # tokens that `greedy` computes at once: from 64 on llama.cpp's attention rounds otherwise
-ROWS = 8  # llama.cpp's kernels compute so many tokens alike, and those that are left over otherwise
+ROWS = 8  # tokens that a kernel of llama.cpp computes alike; it rounds those left over in another way
 Pick = Callable[[int, "NDArray[np.float32]"], int]
 
 

@@ -85,7 +85,7 @@ class Structure(ABC):
 
     @property
     def cache(self) -> Cache | None:
-        """Of a network that answers; None: it only reads."""
+        """The key-value cache of a network that answers; None: it only reads."""
         return None
 
     @property

@@ -138,7 +138,7 @@ def resume(out: str | Path, *, more: float = 0.0, allow_changed: Collection[str]
 
 
 def resume_by(out: Path, command: Sequence[str]) -> str:
-    """How a run is continued, by whoever typed a command, or by a program."""
+    """The way to continue a run, for whoever typed a command, or for a program."""
     if command:
         return f"continue with edgetune resume {shlex.quote(str(out))}, or the same command and --resume"
     return f"continue with edgetune.resume({str(out)!r})"

@@ -218,7 +218,7 @@ class TrainConfig(CommonOptions):
 
 
 def _family(asked: Family | str, options: Mapping[str, Any]) -> Family:
-    """The family with these options in place of its own; None for one that only other families have is passed over."""
+    """The family with these options changed; None for an option that only other families have is passed over."""
     from ..adapters.base import family_named
     kind = family_named(asked) if isinstance(asked, str) else type(asked)
     kept = {} if isinstance(asked, str) else asdict(asked)

@@ -29,6 +29,7 @@ from edgetune.formats.bundle import open_bundle
 from edgetune.llamacpp.tokenizer import Tokenizer
 from edgetune.models.networks import open_network
 from edgetune.objectives.sft import Sft
+from edgetune.training.callbacks import RunCallbacks
 from edgetune.training.config import TrainConfig
 from edgetune.training.forecast import forecast
 from edgetune.training.planned import make_plan
@@ -147,7 +148,7 @@ def test_steps_and_measurements_are_those_of_a_run(
     fixed = {"patience": 0, "anchors": 0}  # it is not ended early, and what the base would say is not known before
     whole = TrainConfig(**{"rank": 1, "max_length": 64, "threads": 1, **options, **fixed})
     record = train(open_bundle(place / "model.gguf"), rows, tmp_path / "run", whole, held_out=held,
-                   on_event=events.append)
+                   callbacks=RunCallbacks(on_event=events.append))
     assert found["steps"] == record["steps"]
     assert (found["rows"], found["held_out_rows"]) == (len(rows.examples), len(held.examples) if held else 0)
     assert found["measurements"] == [event["event"] for event in events].count("eval")

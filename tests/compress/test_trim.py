@@ -305,9 +305,9 @@ def test_tokens_that_are_not_utf8_survive(tmp_path: Path):
 def test_refusals(sources: dict[str, Path]):
     model = floats.read(open_gguf(sources["gpt2"]))
     total = len(model.metadata[f"{AT}tokens"])
-    with pytest.raises(UsageError, match=rf"{total} tokens is asked for, the model has {total}; ask for fewer"):
+    with pytest.raises(UsageError, match=rf"have {total} tokens, the model has {total}; ask for fewer"):
         trim(model, TEXTS, total)
-    with pytest.raises(UsageError, match=r"of 100 tokens .*, but \d+ must stay .*; ask for \d+ or more") as no:
+    with pytest.raises(UsageError, match=r"100 tokens, but \d+ must stay .*; ask for \d+ or more") as no:
         trim(model, TEXTS, 100)
     least = int(no.value.hint.split()[2])
     assert trim(model, TEXTS, least)[1].tokens_after == least

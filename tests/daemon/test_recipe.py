@@ -24,7 +24,7 @@ def test_openai_names_and_ours() -> None:
     asked = {"n_epochs": 3, "batch_size": 2, "learning_rate_multiplier": 0.5, "alpha": 8, "packing": True}
     found = options(BASE, asked)
     assert (found.epochs, found.steps, found.batch_size, found.lr) == (3.0, 0, 2, 1e-3)
-    assert (found.alpha, found.packing, found.rank) == (8.0, True, 16)
+    assert (found.family.alpha, found.packing, found.family.rank) == (8.0, True, 16)
     assert options(BASE, {"n_epochs": "auto", "batch_size": "auto", "learning_rate_multiplier": "auto"}) == BASE
     by_data = replace(BASE, epochs="auto", steps=0)
     assert options(replace(BASE, epochs=2.0), {"epochs": "auto"}) == by_data

@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 import json
 from collections.abc import Iterator
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -14,6 +15,7 @@ pytest.importorskip("openai")
 
 import openai
 from daemons import PATIENCE, Daemon, daemon, openai_client
+from random_adapters import random_pairs, write_adapter
 from services import until
 from tiny import write_tiny
 
@@ -233,15 +235,16 @@ def test_rows_with_answers_judge_as_ever(running: Daemon, client: openai.OpenAI)
     assert digest(ROWS[0]) not in found.scores  # another grader would judge it otherwise
 
 
-def test_the_base_judges_where_a_grader_asks_a_model(running: Daemon, trained: Any) -> None:
+def test_the_base_judges_where_a_grader_asks_a_model(running: Daemon, tmp_path: Path) -> None:
     """The gate turns the adapter off for that, which would judge its own answers otherwise."""
     written = {"type": "score_model", "name": "good", "model": "self", "range": [0, 5],
                "input": [{"role": "user", "content": "{{ sample.output_text }}"}]}
     objective, rewards = with_rewards(Grpo(grader=json.dumps(written), max_completion_length=10), AllowedPython())
     assert isinstance(objective, Grpo)
     assert rewards
+    adapter = write_adapter(tmp_path / "it.gguf", random_pairs(running.service.path, {"attn_q": 4}, 1), 8.0)
     with LlamaModel(running.service.path, threads=1) as served:
-        served.load_adapter(running.service.adapters.path(trained.fine_tuned_model), "it")
+        served.load_adapter(adapter, "it")
         exam = Exam(ROWS, max_length=64, rewarding=Rewarding(objective, rewards))
         found = evaluate(served, exam, Asked(None), Asked("it"))
         served.use("it")
@@ -253,6 +256,7 @@ def test_the_base_judges_where_a_grader_asks_a_model(running: Daemon, trained: A
             served.use(name)
             grades = grader.grade([Sample(answers[i]) for i in range(len(ROWS))], ROWS)
             means[name] = sum(grade.reward for grade in grades) / len(ROWS)
+    assert means["it"] != means[None]
     assert abs(found.new["reward"] - means[None]) < 0.1 * abs(means["it"] - means[None])
 
 

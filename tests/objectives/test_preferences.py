@@ -315,7 +315,7 @@ def test_how_a_step_is_cut_changes_nothing_that_kto_learns(bundle: Bundle) -> No
         trainer.add_examples(examples)
         results = trainer.train()
         adapters.append(trainer.arena.flat("lora").copy())
-    assert all(len(trainer._cut(trainer.batch(step))) > 1 for step in (1, 2))
+    assert all(len(trainer.micros.cut(trainer.batch(step))) > 1 for step in (1, 2))
     assert results[-1].metrics["kl"] > 0
     assert distance(adapters[1], adapters[0]) < 1e-4
 
