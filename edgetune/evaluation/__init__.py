@@ -1,1 +1,1 @@
-"""How good a model is: as it is served, and by our own engine."""
+"""Evaluation of models: as they are served, and by our own engine."""

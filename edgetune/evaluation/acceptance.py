@@ -1,10 +1,10 @@
-"""Whether B is better than A: paired tests on the same rows, and how often they may be wrong in a sequence of them.
+"""Tests whether B is better than A: pairs on the same rows, with a bound on the error of a sequence of tests.
 
-Everything that accepts or refuses a model asks here: the gate of the daemon, the gate of the tutor, `compare`, a run's
-answers. Three things keep the error below alpha, and all three are needed:
+Everything that accepts or refuses a model uses them: the gates of the daemon and the tutor, `compare`, a run's answers.
+Three rules keep the error below alpha, and all three are needed:
 
-- a row counts by its sign alone. If B is no better than A, then of the rows on which they differ B wins each with a
-  probability of at most 1/2, and the exact sign test finds p <= a with a probability of at most a;
+- a row counts by its sign alone. If B is no better than A, B wins each row on which they differ with a probability of
+  at most 1/2. The exact sign test then finds p <= a with a probability of at most a;
 - the k-th test since the last publication may spend alpha / (k (k + 1)), see `alpha_of_test`;
 - rows that were used to choose B do not decide about it, see `Split`.
 """
@@ -76,12 +76,12 @@ def at_most(count: int, n: int) -> float:
 def alpha_of_test(alpha: float, tests_before: int) -> float:
     """The level of the next test, if there were `tests_before` since the last publication (or since the beginning).
 
-    Guarantee: let none of the adapters that are tested be better than the active one. Then the probability that any of
-    them is ever published is at most alpha. The k-th test has the level alpha / (k (k + 1)), these levels sum to alpha,
-    and by the union bound it does not matter which questions are asked, whether they are the same again, or how tests
-    depend on one another. So also the probability that an adapter that is no better is published before one that is
-    better is at most alpha. A publication begins a new sequence with the whole alpha (alpha investing, Foster and Stine
-    2008): over a long time at most alpha false publications are expected for each sequence that begins.
+    Guarantee: if no tested adapter is better than the active one, the probability that any of them is ever published
+    is at most alpha. The k-th test has the level alpha / (k (k + 1)), and these levels sum to alpha. By the union bound
+    the choice of questions, their repetition and the dependence between tests do not matter. So the probability that
+    an adapter that is no better is published before a better one is also at most alpha. A publication begins a new
+    sequence with the whole alpha (alpha investing, Foster and Stine 2008). Over a long time, at most alpha false
+    publications are expected for each sequence that begins.
     """
     k = tests_before + 1
     return alpha / (k * (k + 1))
@@ -89,8 +89,8 @@ def alpha_of_test(alpha: float, tests_before: int) -> float:
 
 @dataclass(frozen=True)
 class Split:
-    """Held-out names in two parts. By `selecting` rows a checkpoint, a round or a length is chosen, as often as one
-    likes; `deciding` rows are asked only of what was chosen. Raises ValueError where a name is in both.
+    """Held-out names in two parts. `selecting` rows choose a checkpoint, a round or a length, any number of times.
+    `deciding` rows evaluate only the chosen one. Raises ValueError where a name is in both.
     """
 
     selecting: frozenset[str]

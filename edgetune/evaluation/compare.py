@@ -1,5 +1,5 @@
-"""Two models on the same rows, in pairs: hard rows and easy ones are the same for both, so only those count on which
-the two differ.
+"""Compares two models on the same rows, in pairs. Only the rows count on which they differ, as others are equally hard
+for both.
 """
 
 from __future__ import annotations
@@ -50,7 +50,7 @@ def compare(first: Graded, second: Graded) -> Comparison:
 
 
 def in_words(found: Paired, first: str, second: str) -> str:
-    """Whether the difference may be chance. first, second: as in "right with A"."""
+    """Says whether the difference may be chance. first, second: as in "right with A"."""
     if not found.wins + found.losses:
         return "no difference"
     p = found.p_two_sided

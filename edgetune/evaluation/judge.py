@@ -1,4 +1,4 @@
-"""Whether an answer is right, and what is wrong with it: JSON is compared as JSON, all else as text."""
+"""Checks answers, and lists their errors: JSON is compared as JSON, all else as text."""
 
 from __future__ import annotations
 
@@ -15,9 +15,9 @@ def is_json(text: str) -> bool:
 
 
 def same(expected: str, answer: str) -> bool:
-    """Whether an answer is right: equal as JSON if the expected one is JSON, else equal but for outer white space.
+    """True if an answer is right: equal as JSON if the expected one is JSON, else equal but for outer white space.
 
-    JSON's key order, spacing and number notation are free (1 is 1.0), its types are not (true is not 1).
+    JSON's key order, spacing and number notation are free (1 is 1.0). Its types are not (true is not 1).
     """
     value = parse_json(expected)
     if value is NOT_JSON:
@@ -26,8 +26,8 @@ def same(expected: str, answer: str) -> bool:
 
 
 def differences(expected: str, answer: str) -> list[str]:
-    """What is wrong with an answer where JSON is expected: keys and items that are missing, extra or different, by
-    their path. Empty where it is right, or the expected answer is no JSON.
+    """Lists the errors of an answer where JSON is expected: missing, extra or different keys and items, by their path.
+    Empty where the answer is right, or the expected one is no JSON.
     """
     wanted = parse_json(expected)
     if wanted is NOT_JSON:
@@ -47,7 +47,7 @@ def _differences(wanted: Any, given: Any, path: str) -> Iterator[str]:
 
 
 def _parts(wanted: dict[Any, Any], given: dict[Any, Any], paths: dict[Any, str]) -> Iterator[str]:
-    """Of what two objects or lists hold, at these paths."""
+    """Lists the differences between two objects or lists; paths: of their parts."""
     for key, path in paths.items():
         if key not in given:
             yield f"missing: {path}"
@@ -63,7 +63,7 @@ def _short(value: Any) -> str:
 
 
 def equal(a: Any, b: Any) -> bool:
-    """Whether two values of JSON are the same, by the rules of `same`."""
+    """True if two values of JSON are equal, by the rules of `same`."""
     if isinstance(a, bool) or isinstance(b, bool):
         return a is b
     if isinstance(a, dict) and isinstance(b, dict):

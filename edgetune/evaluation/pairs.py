@@ -1,4 +1,4 @@
-"""Which of two answers a model prefers, over rows of pairs: by edgetune's engine, or by llama.cpp as it is served."""
+"""Measures which of two answers a model prefers, over rows of pairs: by edgetune's engine, or by llama.cpp."""
 
 from __future__ import annotations
 
@@ -25,12 +25,12 @@ LogP = list[NDArray[np.float32]]  # of each example, at its supervised tokens
 
 @dataclass(frozen=True)
 class PairScores:
-    """Of pairs. Log p is natural, and summed over an answer's tokens; a margin is that of the chosen answer minus that
-    of the rejected one, in the mean over pairs.
+    """Scores over pairs. Log p is natural, and summed over an answer's tokens. A margin is the log p of the chosen
+    answer minus that of the rejected one, in the mean over pairs.
 
     preference_accuracy: share of pairs whose margin is above 0. reward_accuracy, reward_margin: the same relative to
-    the base, None where that answers. loss: -log p a token of the chosen answers; objective_loss: by the objective that
-    was asked for.
+    the base, None where that answers. loss: -log p a token of the chosen answers; objective_loss: by the given
+    objective.
     """
 
     engine: str
@@ -49,7 +49,7 @@ class PairScores:
 
 def native_logp(bundle: Bundle, dataset: Dataset, pairs: Lora, threads: int = 0,
                 backend: str = "auto") -> LogP:
-    """Of each example by edgetune's engine."""
+    """The log p of each example's supervised tokens, by edgetune's engine."""
     longest = max(example.tokens.size for example in dataset.examples)
     decoder = open_decoder(bundle.gguf, pairs, threads=threads, max_tokens=longest, max_length=longest,
                            backend=backend)
@@ -57,7 +57,7 @@ def native_logp(bundle: Bundle, dataset: Dataset, pairs: Lora, threads: int = 0,
 
 
 def served_logp(served: LlamaModel, dataset: Dataset) -> LogP:
-    """Of each example by llama.cpp, with the adapter in use."""
+    """The log p of each example's supervised tokens, by llama.cpp with the adapter in use."""
     served.reset()
     return [np.asarray(served.logprobs(example.tokens.tolist(), is_supervised(example.weights)), np.float32)[
         is_supervised(example.weights)] for example in dataset.examples]

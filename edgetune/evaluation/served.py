@@ -1,4 +1,4 @@
-"""How good a model is on held-out rows: the loss of their answers, and the share of exactly right answers.
+"""Evaluates a model on held-out rows: the loss of their answers, and the share of exactly right answers.
 
 Both are measured as the model is served: through llama.cpp, with the adapter in use.
 """
@@ -37,12 +37,12 @@ class Answer:
 
     @property
     def parsed(self) -> bool | None:
-        """Whether the answer is JSON; None where the row's is not."""
+        """True if the answer is JSON; None where the row's is not."""
         return is_json(self.answer) if is_json(self.expected) else None
 
     @property
     def differences(self) -> list[str]:
-        """What is wrong with an answer that should be some JSON; see `judge.differences`."""
+        """The errors of an answer that should be JSON; see `judge.differences`."""
         return differences(self.expected, self.answer)
 
 
@@ -80,7 +80,7 @@ class Scores:
 
 @dataclass(frozen=True)
 class Loss:
-    """Of one example: the sum of -w log p over its supervised tokens, the sum of |w|, and their number."""
+    """The loss of one example: the sum of -w log p over its supervised tokens, the sum of |w|, and their number."""
 
     total: float
     weight: float
@@ -127,7 +127,7 @@ def served_loss(served: LlamaModel, dataset: Dataset) -> tuple[float, int]:
 
 
 def example_losses(served: LlamaModel, dataset: Dataset) -> list[Loss]:
-    """Of each example, with the adapter in use."""
+    """The loss of each example, with the adapter in use."""
     served.reset()
     losses = []
     for example in dataset.examples:
@@ -172,7 +172,7 @@ def exact_match(served: LlamaModel, dataset: Dataset, *, system: str | None = No
 
 
 def question_of(row: Row) -> str:
-    """What a row with an answer asks: its prompt, or the text of the message before the last answer."""
+    """The question of a row with an answer: its prompt, or the text of the message before the last answer."""
     assert not isinstance(row, str)
     if "prompt" in row:
         return str(row["prompt"])

@@ -1,1 +1,1 @@
-"""What an answer earns: rules written as JSON, and functions in Python."""
+"""Graders, which score answers: rules written as JSON, and functions in Python."""

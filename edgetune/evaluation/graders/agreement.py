@@ -20,11 +20,11 @@ from .sample import Sample, Ungraded
 @register
 @dataclass(frozen=True, kw_only=True)
 class Agreement(Grader):
-    """The share of the answers to a row that say the same, where it is `threshold` at least; 0 for all other answers.
+    """The share of the answers to a row that are equal, where it is `threshold` at least; 0 for all other answers.
 
-    Answers say the same where what `input` has of them is equal as JSON, as numbers (1,234 is 1234.0) or as text
-    without white space around it; `pattern` finds the part that is compared (its first group, if it has one). An answer
-    that is empty, was cut or lacks the part agrees with nobody, and counts. Of two that are as frequent none is most.
+    Answers are equal where their `input` is equal as JSON, as numbers (1,234 is 1234.0) or as text without white space
+    around it. `pattern` finds the part that is compared (its first group, if it has one). An answer that is empty, was
+    cut or lacks the part agrees with no other, but counts. If two are equally frequent, neither has the majority.
     """
 
     type: ClassVar[str] = "agreement"
@@ -63,7 +63,7 @@ class Agreement(Grader):
         return grades
 
     def _said(self, sample: Sample, item: Mapping[str, Any]) -> Hashable:
-        """What an answer says, in a form that is equal for answers that say the same; None where it says nothing."""
+        """The form of an answer, which is equal for equal answers; None for an empty one, or one without the part."""
         try:
             text = self.rendered(self.input, sample, item)
         except Ungraded:
@@ -83,8 +83,9 @@ def majority(said: Sequence[Hashable]) -> tuple[Hashable, float]:
 
 
 def form_of(text: str) -> Hashable:
-    """Equal for texts that say the same: JSON by its value, numbers, and text without white space around it; None for
-    text without a visible character.
+    """A value that is equal for equal texts: JSON by its value, numbers, and text without white space around it.
+
+    None for text without a visible character.
     """
     text = text.strip()
     if not text:
@@ -98,8 +99,8 @@ def form_of(text: str) -> Hashable:
 
 
 def parts_of(text: str) -> frozenset[Hashable]:
-    """What a text says, part by part: of JSON each value with its path, in lists wherever it stands; of all else the
-    whole. Empty for text without a visible character. Parts are equal as forms are.
+    """The parts of a text: for JSON each value with its path, without positions in lists; for other text the whole.
+    Empty for text without a visible character. Parts are compared as forms are.
     """
     value = parse_json(text.strip())
     if value is NOT_JSON or not isinstance(value, dict | list):

@@ -36,8 +36,8 @@ REFUSED = {"label_model": ("is for evals alone, which edgetune does not have", "
 
 @dataclass(frozen=True)
 class Grade:
-    """What an answer earned. parts: of a multi grader, by the keys of its graders. errors: by OpenAI's names, true or a
-    text, those alone that are set. applicable: whether it counts at all; a reward function may say that it does not.
+    """The score of an answer. parts: of a multi grader, by the keys of its graders. errors: by OpenAI's names, true or
+    a text, only those that are set. applicable: whether it counts at all; a reward function may say that it does not.
     """
 
     reward: float  # at most MAX_REWARD, with either sign
@@ -47,21 +47,22 @@ class Grade:
 
 
 class ScoreModel(Protocol):
-    """A model that judges. name: what a score_model grader may call it, beside "self"."""
+    """A model that scores answers. name: its other name in a score_model grader, apart from "self"."""
 
     @property
     def name(self) -> str: ...
 
     def label_probabilities(self, conversations: Sequence[Sequence[Mapping[str, Any]]],
                             labels: Sequence[str]) -> list[list[float] | None]:
-        """Of each conversation, the probability that the answer begins with each label, relative to the others (they
-        sum to 1); None where it does not fit the model's context.
+        """The probabilities, for each conversation, that the answer begins with each label. They sum to 1 over labels.
+
+        None where a conversation does not fit the model's context.
         """
 
 
 @dataclass(frozen=True)
 class Means:
-    """What graders may use beside their JSON."""
+    """Resources that graders may use in addition to their JSON."""
 
     model: ScoreModel | None = None
     allow_python: bool = True
@@ -97,7 +98,7 @@ class Grader(ABC):
             template.check(item)
 
     def templates(self) -> list[Template]:
-        """Of all fields. Raises UsageError for one that cannot be read."""
+        """The templates of all fields. Raises UsageError for one that cannot be read."""
         names = [spec.name for spec in fields(self) if spec.metadata.get("template")]
         written = [(name, getattr(self, name)) for name in names]
         return [parse_template(text, f"{name} of the grader {self.name}") for name, text in written if text]
@@ -119,12 +120,12 @@ class Grader(ABC):
 
     @property
     def needs_model(self) -> bool:
-        """Whether a model has to judge."""
+        """True if a model has to score the answers."""
         return False
 
     @property
     def compares(self) -> bool:
-        """Whether what an answer earns depends on the other answers to its row."""
+        """True if the score of an answer depends on the other answers to its row."""
         return False
 
     def wrong(self, name: str, says: str, hint: str) -> UsageError:
@@ -141,7 +142,7 @@ class Grader(ABC):
         return json.loads(json.dumps(found, default=_plain))  # type: ignore[no-any-return]
 
     def with_model(self, model: ScoreModel, **means: Any) -> Grader:
-        """The same, which lets this model judge; means: as `read_grader` takes them beside it."""
+        """The same grader, for which this model scores answers. means: the other ones of `read_grader`."""
         return read_grader(self.to_json(), model=model, **means)
 
     @classmethod
@@ -151,7 +152,7 @@ class Grader(ABC):
 
     @classmethod
     def beside(cls, means: Means) -> dict[str, Any]:  # noqa: ARG003 (of those that need some)
-        """What it takes of what graders may use."""
+        """The fields of the grader that come from `means`."""
         return {}
 
 
@@ -213,7 +214,7 @@ def read_grader(written: Mapping[str, Any], *, model: ScoreModel | None = None, 
 
 
 def read_within(written: Any, means: Means) -> Grader:
-    """As `read_grader`."""
+    """Reads a grader; parameters and errors are those of `read_grader`."""
     if not isinstance(written, Mapping):
         raise UsageError(f"a grader is {in_words(written)}", 'write an object: {"type": "string_check", ...}')
     given = dict(written)

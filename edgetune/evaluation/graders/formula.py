@@ -58,7 +58,7 @@ def parse_formula(text: str, names: Collection[str]) -> Formula:
 
 
 class _Parser:
-    """By recursive descent, a token ahead."""
+    """A recursive-descent parser that looks one token ahead."""
 
     def __init__(self, text: str, names: Collection[str]) -> None:
         self._text = text

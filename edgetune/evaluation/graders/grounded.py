@@ -15,8 +15,9 @@ from .sample import Sample, json_of
 @register
 @dataclass(frozen=True, kw_only=True)
 class Grounded(OneByOne):
-    """The share of the texts and numbers in input, which is JSON, that stand in the source as whole words, whatever
-    their case; 1 where it has none, so that it belongs beside a json_schema that demands some.
+    """The share of the texts and numbers in input, which is JSON, that occur in the source as whole words.
+
+    Case is ignored. The share is 1 where input has none; combine it with a json_schema that demands some.
 
     source: by default the row's prompt, or its messages but for the answer. ignore: keys whose values, and what is
     within them, need not stand there, such as a label. Truth values and null are not looked for.

@@ -1,4 +1,4 @@
-"""What a row asks, and the answer that it has, in the shapes of training rows."""
+"""Reads the prompt and the answer of a row, in the shapes of training rows."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ def prompt_text(item: Mapping[str, Any]) -> str:
 
 
 def content_text(content: Any) -> str:
-    """Of a message: text, or a list of parts of which some are text."""
+    """The text of a message's content: a string, or a list of parts of which some are text."""
     if isinstance(content, list):
         return "".join(part["text"] for part in content
                        if isinstance(part, Mapping) and isinstance(part.get("text"), str))

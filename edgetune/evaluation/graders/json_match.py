@@ -17,10 +17,10 @@ Path = tuple[str | int, ...]
 @register
 @dataclass(frozen=True, kw_only=True)
 class JsonMatch(OneByOne):
-    """Of all fields that input or reference have, the share that both have, with equal values.
+    """The share of all fields of input or reference that both have, with equal values.
 
-    A field is a value that is no object and no list, or an empty one, at its path. A field too many costs as one that
-    is missing, so that naming everything earns nothing. Equal is what `judge.same` says: 1 is 1.0, and no true.
+    A field is a value at its path: no object and no list, or an empty one. An extra field costs as much as a missing
+    one, so listing everything does not score. Values are compared as by `judge.same`: 1 is 1.0, but not true.
     """
 
     type: ClassVar[str] = "json_match"

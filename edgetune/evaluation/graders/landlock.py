@@ -20,7 +20,7 @@ _SCOPES = 0b11  # abstract sockets and signals, from version 6
 
 
 def version() -> int:
-    """Of the kernel's Landlock; 0: it has none."""
+    """The version of the kernel's Landlock; 0: it has none."""
     return max(0, int(_libc().syscall(_CREATE, None, 0, _VERSION)))
 
 

@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class LlamaJudge:
-    """A ScoreModel over an opened model, which whoever opened it closes; it judges with the adapter in use there."""
+    """A ScoreModel over an open model, which its opener closes. It scores answers with the adapter in use there."""
 
     served: LlamaModel
     name: str

@@ -43,25 +43,25 @@ class Results:
 
     @property
     def mean(self) -> float | None:
-        """Of the rewards; None where the grader applies to no answer."""
+        """The mean of the rewards; None where the grader applies to no answer."""
         return _mean(graded.grade.reward for graded in self.applicable)
 
     @property
     def parts(self) -> dict[str, float]:
-        """Of a multi grader, the mean of each of its graders."""
+        """The mean of each grader in a multi grader."""
         names = dict.fromkeys(name for graded in self.applicable for name in graded.grade.parts)
         return {name: _mean(graded.grade.parts[name] for graded in self.applicable) or 0.0 for name in names}
 
     @property
     def errors(self) -> dict[str, int]:
-        """How many answers have each error."""
+        """The number of answers with each error."""
         counted = Counter(name for graded in self.graded for name, value in graded.grade.errors.items()
                           if value is True)
         return dict(counted.most_common())
 
     @property
     def pass_at_k(self) -> dict[str, float]:
-        """For one answer, and for as many as there are to each row."""
+        """The pass@k for k = 1, and for the number of answers that every row has."""
         rows: dict[int, list[bool]] = {}
         for graded in self.applicable:
             rows.setdefault(graded.row, []).append(graded.grade.reward >= self.passes_at - ROUNDING)
@@ -70,7 +70,7 @@ class Results:
         return {str(k): pass_at_k(counts, k) for k in sorted({1, most}) if most}
 
     def worst(self, count: int) -> list[GradedSample]:
-        """Those of the lowest rewards, in the order of the file where these are equal."""
+        """The answers with the lowest rewards, in the order of the file where these are equal."""
         return sorted(self.applicable, key=lambda graded: graded.grade.reward)[:count]
 
     def to_json(self) -> dict[str, Any]:

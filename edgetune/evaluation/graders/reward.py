@@ -83,7 +83,7 @@ class RewardFunction:
                                 "mend it, or try it with edgetune grade") from error
 
     def _arguments(self, samples: list[Sample], items: list[Mapping[str, Any]], is_text: bool) -> dict[str, Any]:
-        """Those that the function takes."""
+        """The arguments that the function takes."""
         given: dict[str, Any] = {
             "prompts": [item["prompt"] if is_text else asked_messages(item) for item in items],
             "completions": [sample.text if is_text else [choices_of(sample)[0]["message"]] for sample in samples],
@@ -156,4 +156,4 @@ def _awaited_now(values: Any) -> Any:
 
 
 def _ignored(*_: Any, **__: Any) -> None:
-    """Of what TRL lets a function log."""
+    """Ignores the values that TRL lets a function log."""

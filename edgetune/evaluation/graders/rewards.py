@@ -33,12 +33,12 @@ class GraderRewards:
         return self.judge.compares
 
     def use_model(self, judge: ScoreModel) -> None:
-        """Lets this model judge what the grader asks one."""
+        """Makes this model the one that scores answers for the grader."""
         assert isinstance(self.judge, Grader)
         self.judge = self.judge.with_model(judge, **self.means)
 
     def __call__(self, answers: Sequence[Answer]) -> list[Reward]:
-        """Raises EdgetuneError where the judge fails."""
+        """Grades answers. Raises EdgetuneError where the grader fails."""
         samples = [Sample(answer.text, finish_reason="stop" if answer.ended else "length", tokens=answer.tokens)
                    for answer in answers]
         grades = self.judge.grade(samples, [json.loads(answer.item) for answer in answers])
@@ -84,7 +84,7 @@ def rewards_of(objective: Rewarded, function: Callable[..., Any] | None = None,
 
 
 def _grader(named: str, means: dict[str, Any]) -> Grader:
-    """Of a file's name, or of JSON."""
+    """Reads a grader from a file's name, or from JSON."""
     if not named.lstrip().startswith("{"):
         return load_grader(Path(named), **means)
     try:

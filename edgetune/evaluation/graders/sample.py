@@ -1,4 +1,4 @@
-"""What is graded: one answer, and how templates and python graders see it."""
+"""The sample that is graded: one answer, in the form that templates and python graders see."""
 
 from __future__ import annotations
 
@@ -37,7 +37,7 @@ def sample_dict(sample: Sample) -> dict[str, Any]:
 
 
 def choices_of(sample: Sample) -> list[dict[str, Any]]:
-    """As in a chat completion."""
+    """The choices of a sample, as in a chat completion."""
     message: dict[str, Any] = {"role": "assistant", "content": sample.text}
     if sample.tool_calls:
         message["tool_calls"] = list(sample.tool_calls)

@@ -188,7 +188,7 @@ def _line(process: subprocess.Popen[bytes], sent: bytes, deadline: float) -> byt
 
 
 def _sent(descriptor: int, left: memoryview) -> memoryview:
-    """What is still to be sent."""
+    """Sends some bytes, and returns those that are left."""
     try:
         return left[os.write(descriptor, left):]
     except BlockingIOError:

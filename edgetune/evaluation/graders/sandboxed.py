@@ -20,7 +20,7 @@ from . import landlock, seccomp
 SOURCE = "<grader>"
 LONGEST = 1000  # characters of an error's text
 LIBRARIES = ("/lib", "/lib64", "/usr/lib", "/usr/lib64", "/usr/local/lib", "/usr/share/zoneinfo", "/etc/ld.so.cache",
-             "/etc/localtime", "/dev/urandom", "/dev/null")  # what packages load beside Python's folders
+             "/etc/localtime", "/dev/urandom", "/dev/null")  # what packages load besides Python's folders
 
 
 def main() -> None:
@@ -62,7 +62,7 @@ def _reward(value: Any) -> float:
 
 
 def _text(error: BaseException) -> str:
-    """In a line, with the line of the source."""
+    """The text of an error in one line, with the line number in the source."""
     try:
         lines = [frame.lineno for frame in traceback.extract_tb(error.__traceback__) if frame.filename == SOURCE]
         return f"{type(error).__name__}: {str(error)[:LONGEST]}" + (f" (line {lines[-1]})" if lines else "")
@@ -71,7 +71,7 @@ def _text(error: BaseException) -> str:
 
 
 def _pipes() -> tuple[TextIO, int]:
-    """Where calls come from and replies go to; what the grader prints and reads is nothing."""
+    """Opens the pipes of calls and replies. The grader's own input is empty, and its output is dropped."""
     calls = os.dup(0)
     replies = os.dup(1)
     nothing = os.open(os.devnull, os.O_RDWR)

@@ -1,7 +1,8 @@
-"""OpenAI's score_model, judged by the model that is trained, without generating anything.
+"""OpenAI's score_model, scored by the model that is trained, without generating anything.
 
-A small model writes a poor verdict and a fair probability. So it is asked for one digit, and the reward is the expected
-one: sum_d p(d) d over the digits, p relative to them alone, mapped to the range (G-Eval, arXiv 2303.16634, section 3).
+A small model writes poor verdicts, but its probabilities are fair. So it is prompted for one digit, and the reward is
+the expected digit: sum_d p(d) d, with p relative to the digits alone, mapped to the range (G-Eval, arXiv 2303.16634,
+section 3).
 """
 
 from __future__ import annotations
@@ -25,8 +26,8 @@ ASKS = "Answer with one digit from {low} (the worst) to {high} (the best), and n
 @register
 @dataclass(frozen=True, kw_only=True)
 class ScoreModelGrader(Grader):
-    """A reward within `range`. model: "self", or the name of the model that judges here. input: messages, of which the
-    last one is completed by what is to be answered. pass_threshold: the reward from which an answer passes.
+    """A reward within `range`. model: "self", or the name of the model that scores here. input: messages, to
+    which the prompt for a digit is added. pass_threshold: the lowest reward with which an answer passes.
 
     Where the conversation does not fit the model's context, that is a truncated_observation_error.
     """

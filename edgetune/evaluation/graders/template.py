@@ -118,7 +118,7 @@ def _of_sample(name: str, sample: Sample) -> Any:
 
 
 def _follow(value: Any, steps: tuple[str | int, ...]) -> Any:
-    """What is at a path, or _MISSING."""
+    """The value at a path, or _MISSING."""
     for step in steps:
         if isinstance(step, int):
             is_there = isinstance(value, list | tuple) and -len(value) <= step < len(value)

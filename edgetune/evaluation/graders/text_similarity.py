@@ -1,11 +1,10 @@
-"""OpenAI's text_similarity, by the libraries that it is said to use, or their best-kept relatives.
+"""OpenAI's text_similarity, by rapidfuzz, which OpenAI names for fuzzy_match, and by well-kept libraries for the rest.
 
-OpenAI names rapidfuzz for fuzzy_match, and no library for the others. Here they are: fuzzy_match: rapidfuzz's WRatio
-after its default_process, as in OpenAI's own example, of the first FUZZY_CHARACTERS of each text, as 24,000 and 12,000
-characters take it 150 s in which nobody can interrupt it; bleu: sacrebleu's sentence BLEU, smoothed and of effective
-order, because nltk's is 0 for a text of fewer than four words; gleu and meteor: nltk's, on words divided as sacrebleu's
-13a does, meteor without WordNet's synonyms, which would have to be downloaded; rouge: the F-measure of rouge-score,
-without its stemmer.
+- fuzzy_match: rapidfuzz's WRatio after its default_process, as in OpenAI's own example. It reads the first
+  FUZZY_CHARACTERS of each text: 24,000 and 12,000 characters take 150 s, which nobody can interrupt;
+- bleu: sacrebleu's sentence BLEU, smoothed and of effective order. That of nltk is 0 for fewer than four words;
+- gleu, meteor: those of nltk, on words divided by sacrebleu's 13a. meteor lacks WordNet's synonyms, a download;
+- rouge: the F-measure of rouge-score, without its stemmer.
 """
 
 from __future__ import annotations
@@ -26,7 +25,7 @@ Similarity = Callable[[str, str], float]
 @register
 @dataclass(frozen=True, kw_only=True)
 class TextSimilarity(OneByOne):
-    """From 0 to 1. pass_threshold: the reward from which an answer passes; it does not change the reward."""
+    """A similarity from 0 to 1. pass_threshold: the lowest reward that passes; it does not change the reward."""
 
     type: ClassVar[str] = "text_similarity"
     input: str = template()
@@ -108,7 +107,7 @@ def _rouge(metric: str) -> Similarity:
 
 
 def _rouge_l() -> Similarity:
-    """By rapidfuzz's longest common subsequence: rouge-score's own has a table of all pairs of words."""
+    """ROUGE-L by rapidfuzz's longest common subsequence: rouge-score's own fills a table of all pairs of words."""
     from rapidfuzz.distance import LCSseq
     from rouge_score.tokenize import tokenize
 

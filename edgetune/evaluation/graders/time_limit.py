@@ -19,7 +19,7 @@ _late = 0
 
 
 def set_time_limit(seconds: float) -> None:
-    """For all graders of this process, which must grade on its main thread."""
+    """Sets the time limit of all graders of this process, which must grade on its main thread. 0: none."""
     global _seconds, _late
     _seconds = seconds
     _late = 0
@@ -28,7 +28,7 @@ def set_time_limit(seconds: float) -> None:
 
 
 def in_time(score: Callable[[], float], name: str) -> float:
-    """What `score` returns. Raises Ungraded after the limit, and EdgetuneError where that has happened too often."""
+    """Returns the result of `score`. Raises Ungraded after the limit, and EdgetuneError if that happens too often."""
     global _late
     if not _seconds or threading.current_thread() is not threading.main_thread():
         return score()

@@ -1,4 +1,4 @@
-"""Whether values of JSON are of the types that a grader's fields are declared with, and both in words."""
+"""Checks values of JSON against the declared types of a grader's fields, and describes both in words."""
 
 from __future__ import annotations
 
