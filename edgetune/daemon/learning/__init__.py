@@ -1,1 +1,1 @@
-"""Learning from feedback: what people said, what is learned from it, and when."""
+"""Learning from feedback: its rows, the jobs that learn them, and the times when these begin."""

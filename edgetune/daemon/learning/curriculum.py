@@ -1,10 +1,9 @@
 """The order in which a job learns its rows.
 
-First come all rows that were learned before, once, the oldest first; then several passes over the new rows, each mixed
-with earlier ones. The passes follow from the number of new rows, so that these are learned however many earlier rows
-there are, and the gate sees clearly whether they do good or harm. Each feedback job starts from the base, so it must
-relearn what the active adapter knows: it trains on earlier rows for as many steps as the job before, and on the new
-rows besides.
+All rows that were learned before come first, once, the oldest first. Several passes over the new rows follow, each
+mixed with earlier ones. The number of new rows decides the number of passes. So they are learned however many earlier
+rows there are, and the gate can tell whether they help. Each feedback job starts from the base, so it must relearn what
+the active adapter knows: it trains on earlier rows for as many steps as the job before, and on the new rows too.
 """
 
 from __future__ import annotations
@@ -27,21 +26,21 @@ MIN_STEPS = 300  # of the largest batch
 
 
 def passes_over(new: int, config: TrainConfig) -> int:
-    """How often a job goes through this number of new rows: as the options say, with auto MIN_PASSES at least."""
+    """Returns the number of passes over this number of new rows: by the options, with auto MIN_PASSES at least."""
     return max(MIN_PASSES if is_auto(config) else 1, round(epochs_of(config, new)))
 
 
 def least_rows(different: int, config: TrainConfig) -> int:
-    """How many rows a job goes through at least, of this number of different ones, where the data decides: those of
-    MIN_STEPS, and each MOST_EPOCHS times at most. Else 0.
+    """Returns the least number of rows that a job with this number of different ones trains on, where the data decides:
+    those of MIN_STEPS, and each MOST_EPOCHS times at most. Else 0.
     """
     return min(MOST_EPOCHS * different, MIN_STEPS * LARGEST_BATCH) if is_auto(config) else 0
 
 
 def curriculum(new: Sequence[T], earlier: Sequence[T], passes: int, replay: float, seed: int, least: int = 0,
                least_earlier: int = 0) -> list[T]:
-    """The rows of a job in order. passes: over what is new. replay: earlier rows mixed with each new one, more of them
-    where they would be fewer than `least_earlier` in all, and more passes where all would be fewer than `least`.
+    """Returns the rows of a job in order. passes: over new rows. replay: earlier rows mixed with each new one, more of
+    them where they would be fewer than `least_earlier` in all, and more passes where all would be fewer than `least`.
     """
     dice = random.Random(seed)
     missing = least_earlier - len(earlier)
@@ -56,10 +55,10 @@ def curriculum(new: Sequence[T], earlier: Sequence[T], passes: int, replay: floa
 
 
 class JobRows:
-    """Rows to go through as often as needed. What is stored is read one piece at a time; `made` makes rows of it.
+    """Rows to iterate over as often as needed. Stored pieces are read one at a time; `made` makes rows of a piece.
 
-    Right answers have one shape, beside text: where some are messages, prompt and completion become messages too, which
-    mean the same.
+    Right answers have one shape, except text: where some are messages, prompt and completion become equivalent
+    messages.
     """
 
     def __init__(self, feedback: Feedback, rows: Iterable[StoredRow],
@@ -80,7 +79,7 @@ class JobRows:
 
 
 def as_conversation(row: Row) -> Row:
-    """A row of prompt and completion as one of messages, another as it is."""
+    """Returns a row of prompt and completion as one of messages, another as it is."""
     if "prompt" not in row:
         return row
     others = {key: value for key, value in row.items() if key not in ("prompt", "completion")}

@@ -1,14 +1,14 @@
-"""What people say about answers: corrections, ratings and choices, as rows to learn and rows to judge by.
+"""Feedback on answers: corrections, ratings and choices, as rows to learn and rows that are held out.
 
 A row is `new` until a job has learned it and the gate has evaluated that job. Then it is `used`, and later jobs learn
 it again. If the job did not pass, it is set `aside`: no later job learns it or is evaluated by it. Where nothing spoke
-against its rows, it is new again, and is learned together with the rows that come next, by TRIES jobs at most. A later
-word on the same answer takes back an earlier one, whose row is then `withdrawn`. Of several right answers to a question
-the newest counts; when that one is deleted or taken back, none counts, and the earlier ones are `withdrawn` with it.
-What the daemon's method cannot use (kinds.py) is `counted`, and is new for a daemon whose method can. One question in
-five is held out for the gate (holdout.py), and a question stays on its side. How much is kept, limits.py says.
+against its rows, they are new again, and are learned together with the next ones, by TRIES jobs at most. Newer feedback
+on the same answer replaces older feedback, whose row is then `withdrawn`. Of several right answers to a question the
+newest counts; when that one is deleted or replaced, none counts, and the earlier ones are `withdrawn` with it. Feedback
+that the daemon's method cannot use (kinds.py) is `counted`, and is new for a daemon whose method can use it. One
+question in five is held out for the gate (holdout.py), and a question stays on its side. limits.py limits the amount.
 
-People can read, edit and delete what they gave. What is deleted leaves the disk, and the next job learns without it.
+People can read, edit and delete their feedback. Deleted feedback leaves the disk, and the next job learns without it.
 """
 
 from __future__ import annotations
@@ -58,8 +58,8 @@ StoredRows = list[StoredRow]
 
 @dataclass(frozen=True)
 class TrainingRows:
-    """Rows of a job. new, earlier: to learn. established, fresh: to judge by, of earlier rounds and of this one. taken:
-    all that this job takes, also where a later answer to the same question counts.
+    """Rows of a job. new, earlier: to learn. established, fresh: held out, from earlier jobs and from this one. taken:
+    all that this job takes, even if a newer answer to the same question counts.
     """
 
     new: StoredRows
@@ -70,17 +70,17 @@ class TrainingRows:
 
     @property
     def held(self) -> StoredRows:
-        """All rows to judge by, those of earlier rounds first."""
+        """Returns all held-out rows, those of earlier jobs first."""
         return self.established + self.fresh
 
     @property
     def rounds(self) -> Sequence[str]:
-        """Of the established rows, the job of each."""
+        """Returns the job of each established row."""
         return [row.job or "" for row in self.established]
 
 
 class Feedback:
-    """Feedback in the store. kind: of the rows that the daemon's method learns from. For any number of threads."""
+    """Feedback in the store, for any number of threads. kind: of the rows that the daemon's method learns from."""
 
     def __init__(self, store: Store, holdout: Holdout, config: DaemonConfig, kind: RowKind = ANSWERS) -> None:
         self.store = store
@@ -93,12 +93,13 @@ class Feedback:
     def add(self, *, messages: Sequence[Mapping[str, Any]] | None = None, prompt: str | None = None, answer: str = "",
             rating: Rating | None = None, correction: str | None = None, model: str = "",
             tools: Sequence[Mapping[str, Any]] | None = None, rejected: str | None = None) -> FeedbackItem:
-        """Feedback for an answer to messages (and tools), or to a prompt. rejected: another answer, which is worse.
+        """Adds feedback for an answer to messages (and tools), or to a prompt. rejected: another answer, which is
+        worse.
 
-        Known is then a right answer (a correction; an answer with a thumb up; the better of two) and a wrong one (what
-        was corrected, or has a thumb down; the worse of two), or one of them. A later word on an answer takes back what
-        was said of it before. Raises UsageError for feedback that says nothing or contradicts itself, DataError for
-        messages that are none, TooLargeError for more than LARGEST bytes, TooMuchError where no more is kept.
+        It gives a right answer (a correction; an answer with a thumb up; the better of two), a wrong one (an answer
+        that was corrected, or has a thumb down; the worse of two), or both. Newer feedback on an answer replaces older
+        feedback. Raises UsageError for feedback that says nothing or contradicts itself, DataError for malformed
+        messages, TooLargeError for more than LARGEST bytes, TooMuchError where no more is kept.
         """
         rating = check_rating(answer, rating, correction, rejected)
         right = answer if rating == "up" else None
@@ -119,7 +120,7 @@ class Feedback:
         return item
 
     def _placed(self, db: sqlite3.Connection, item: FeedbackItem) -> FeedbackItem:
-        """As a new piece: with its side, where it can be learned."""
+        """Returns a new item with its side, where it can be learned."""
         ((usable,),) = db.execute(f"SELECT {self.kind.usable} FROM (SELECT ? AS answer, ? AS rejected)",
                                   (item.answer, item.rejected))
         if not usable:
@@ -127,7 +128,7 @@ class Feedback:
         return replace(item, state="new", held=self.holdout.side(db, item.question))
 
     def _insert(self, db: sqlite3.Connection, item: FeedbackItem, rowid: int | None = None) -> None:
-        """rowid: None takes the next one."""
+        """Inserts an item. rowid: None takes the next one."""
         row = dump(item.row) if item.row else None
         size = len(row or "") + len(item.model.encode()) + len((item.rejected or "").encode())
         make_room(db, self.config, self.holdout, self.kind.judging, size, waits=item.learns)
@@ -139,12 +140,12 @@ class Feedback:
                     item.question, size, heading.asked, heading.answer, item.rejected))
 
     def get(self, id: str) -> FeedbackItem:
-        """Raises NotFoundError, also for an item that is damaged."""
+        """Returns an item. Raises NotFoundError, also for an item that is damaged."""
         return self.store.one("feedback", self.store.read("SELECT * FROM feedback WHERE id = ?", id), item_of,
                               _unknown(id))
 
     def edit(self, id: str, correction: str) -> FeedbackItem:
-        """What should have been answered, in other words: the latest word on its question, which waits to be learned.
+        """Replaces the correction of an item: it is the newest feedback on its question, and waits to be learned.
 
         Raises NotFoundError, and UsageError for an empty correction, or feedback whose question was not kept;
         TooLargeError and TooMuchError as `add`.
@@ -169,7 +170,7 @@ class Feedback:
         return item
 
     def delete(self, id: str) -> str:
-        """Remove it for good; what is said of what remains, a sentence or "". Raises NotFoundError.
+        """Removes an item permanently; returns a sentence on remains of it, or "". Raises NotFoundError.
 
         A damaged one can be deleted too. Only the digest of its question is kept, so that it stays on its side.
         """
@@ -184,15 +185,17 @@ class Feedback:
         return remains(found["state"], found["held"], found["job"])
 
     def list(self, after: str | None = None, limit: int = 100) -> Sequence[FeedbackItem]:
-        """The newest first, at most `limit` of them, those older than the item `after`. Raises NotFoundError."""
+        """Returns items, the newest first, at most `limit` of them, those older than the item `after`. Raises
+        NotFoundError.
+        """
         return self.store.newest("feedback", item_of, self.store.before("feedback", after), limit)
 
     def headings(self, after: str | None = None, limit: int = 100) -> Sequence[Heading]:
-        """The same without their rows, which are not read."""
+        """Returns the same without their rows, which are not read."""
         return self.store.newest("feedback", heading_of, self.store.before("feedback", after), limit, columns=HEADING)
 
     def counts(self) -> dict[str, int]:
-        """Rows to learn that are new and used, rows that judge (held), rows set aside, and rows taken back."""
+        """Counts rows to learn that are new and used, held-out rows, rows set aside, and rows withdrawn."""
         found: dict[tuple[State, int], int] = {(row["state"], row["held"]): row["n"] for row in self.store.read(
             "SELECT state, held = 1 AS held, count(*) AS n FROM feedback GROUP BY 1, 2")}
 
@@ -206,11 +209,12 @@ class Feedback:
     # ---- learning -----------------------------------------------------------------------------------------------
 
     def training_rows(self) -> TrainingRows:
-        """What a job that begins now learns and is judged by. Where a question was answered again, the last answer
-        counts; a new one may contradict an earlier one that judges.
+        """Returns the rows that a job learns, or holds out, if it begins now. Where a question was answered again, the
+        newest answer counts; it may contradict an earlier one that is held out.
 
-        MOST rows judge. This round's have half of the places, those of earlier rounds the other half, and either gets
-        what the other does not need: no flood of new rows, and no large round, displaces what was established.
+        MOST rows are held out. This job's have half of the places, those of earlier jobs the other half, and either
+        gets places that the other does not need. So neither a flood of new rows nor a large job displaces established
+        rows.
         """
         kind = self.kind
         new = self._stored("new", 0, kind.usable)
@@ -226,16 +230,16 @@ class Feedback:
                             [row for row in fresh if row.question in chosen], new + held)
 
     def learned_rows(self) -> TrainingRows:
-        """What a job learns that begins anew with all that was learned, as if it were new. It is judged by what judged
-        that, and takes nothing: feedback that waits continues to wait.
+        """Returns all learned rows as if they were new, for a job that trains on all feedback again. Its held-out rows
+        are those of earlier jobs. It takes nothing: feedback that waits continues to wait.
         """
         kind = self.kind
         judging = self._readable(sorted(spread(self.store.read(judges(kind.judging)), self.holdout, MOST)))
         return TrainingRows(latest(self._stored("used", 0, kind.usable)), [], judging, [], [])
 
     def answered_rows(self) -> TrainingRows:
-        """What people said is right, by whatever method the daemon learns from it: `new` to learn, and what judges. It
-        takes nothing. Half of MOST rows judge at most, of earlier rounds and of what waits alike.
+        """Returns right answers, by whatever method the daemon learns from them: `new` to learn, and held-out rows. It
+        takes nothing. At most half of MOST rows are held out, with equal places for earlier and for waiting ones.
         """
         learned = self._stored("used", 0, HAS_ANSWER) + self._stored("new", 0, HAS_ANSWER)
         before = self.store.read(judges(HAS_ANSWER))
@@ -246,24 +250,24 @@ class Feedback:
         return TrainingRows(latest(learned), [], established, fresh, [])
 
     def row(self, stored: StoredRow) -> Row:
-        """Its content. Raises TooMuchError where it was removed meanwhile."""
+        """Returns the content of a row. Raises TooMuchError where it was removed meanwhile."""
         return right_answer(self.item(stored))
 
     def item(self, stored: StoredRow) -> FeedbackItem:
-        """The piece that it is of. Raises TooMuchError where it was removed meanwhile."""
+        """Returns the item of a row. Raises TooMuchError where it was removed meanwhile."""
         items = self.store.objects("feedback", self._columns(stored.rowid), item_of)
         if not items or items[0].row is None or items[0].id != stored.id:
             raise TooMuchError(f"the feedback {stored.id} was removed while a job began", "ask again")
         return items[0]
 
     def _stored(self, state: State, held: int, condition: str) -> StoredRows:
-        """The latest REPLAY_MOST, the oldest of them first."""
+        """Returns the latest REPLAY_MOST rows, the oldest of them first."""
         found = self.store.read(f"SELECT rowid FROM feedback WHERE state = ? AND held = ? AND {condition} "
                                 "ORDER BY rowid DESC LIMIT ?", state, held, REPLAY_MOST)
         return self._readable(row["rowid"] for row in reversed(found))
 
     def _readable(self, rowids: Iterable[int]) -> StoredRows:
-        """Those that are not damaged. One is in memory at a time."""
+        """Returns the rows that are not damaged. One is in memory at a time."""
         found = []
         for rowid in rowids:
             for item in self.store.objects("feedback", self._columns(rowid), item_of):
@@ -276,20 +280,20 @@ class Feedback:
         return self.store.read("SELECT * FROM feedback WHERE rowid = ?", rowid)
 
     def waiting_ids(self) -> Sequence[str]:
-        """Of items with a row that waits for a job, the oldest first."""
+        """Returns ids of items with a row that waits for a job, the oldest first."""
         return [row["id"] for row in self.store.read(f"SELECT id FROM feedback WHERE {self._waits} ORDER BY rowid")]
 
     def learned_ids(self) -> Sequence[str]:
-        """Of items that a job has learned, the oldest first."""
+        """Returns ids of items that a job has learned, the oldest first."""
         return [row["id"] for row in self.store.read(
             f"SELECT id FROM feedback WHERE state = 'used' AND held = 0 AND {self.kind.usable} ORDER BY rowid")]
 
     def waiting(self) -> int:
-        """How many rows wait for a job, those that will judge included."""
+        """Counts rows that wait for a job, including those that will be held out."""
         return int(self.store.read(f"SELECT count(*) FROM feedback WHERE {self._waits}")[0][0])
 
     def unusable(self) -> int:
-        """How many pieces wait for another method."""
+        """Counts items that wait for another method."""
         return int(self.store.read(f"SELECT count(*) FROM feedback WHERE {COUNTED}")[0][0])
 
     @property
@@ -297,25 +301,27 @@ class Feedback:
         return f"{WAITS} AND {self.kind.usable}"
 
     def set_aside(self, id: str) -> None:
-        """Learn nothing from this item."""
+        """Sets an item aside: no job learns from it."""
         with self.store.write() as db:
             db.execute("UPDATE feedback SET state = 'aside' WHERE id = ?", (id,))
 
     def assign(self, rows: Iterable[StoredRow], job: str) -> None:
-        """These rows belong to a job; not those that were edited or deleted since it read them."""
+        """Assigns these rows to a job, except those that were edited or deleted since it read them."""
         with self.store.write() as db:
             db.executemany("UPDATE feedback SET job = ? WHERE rowid = ? AND id = ?",
                            [(job, row.rowid, row.id) for row in rows])
 
     def settle(self, job: str, state: State) -> None:
-        """The job is over: its new rows were used, or are set aside; new: they wait for another job."""
+        """Settles the new rows of a job that has ended: they were used, or are set aside; new: they wait for another
+        job.
+        """
         with self.store.write() as db:
             db.execute("UPDATE feedback SET state = ?, job = CASE ? WHEN 'new' THEN NULL ELSE job END "
                        "WHERE job = ? AND state = 'new'", (state, state, job))
 
     def learn_again(self, job: str) -> None:
-        """The job did not pass though nothing speaks against its rows: they wait for another one. Those for which it
-        was the last of TRIES are set aside, for with wrong rows among them no later job might ever pass.
+        """Lets rows wait for another job where theirs did not pass though nothing speaks against them. Rows for which
+        it was the last of TRIES are set aside: wrong rows among them might keep every later job from passing.
         """
         with self.store.write() as db:
             db.execute("UPDATE feedback SET tries = tries + 1 WHERE job = ? AND state = 'new'", (job,))
@@ -324,12 +330,13 @@ class Feedback:
             db.execute("UPDATE feedback SET job = NULL WHERE job = ? AND state = 'new'", (job,))
 
     def unsettled(self) -> Sequence[str]:
-        """Jobs whose rows wait to be settled."""
+        """Returns jobs whose rows wait to be settled."""
         return [row["job"] for row in self.store.read(
             "SELECT DISTINCT job FROM feedback WHERE state = 'new' AND job IS NOT NULL")]
 
     def _take_what_is_usable(self) -> None:
-        """Another method may have learned before: what it could not use is new if this one can, and the other way."""
+        """Updates states after a change of the method: rows that only this method can use become new, and the reverse.
+        """
         with self.store.write() as db:
             db.execute(f"UPDATE feedback SET state = 'counted' WHERE {WAITS} AND NOT {self.kind.usable}")
             found = db.execute(f"SELECT rowid, question FROM feedback WHERE {COUNTED} AND {self.kind.usable} "
@@ -339,7 +346,9 @@ class Feedback:
                 db.execute("UPDATE feedback SET state = 'new', held = ? WHERE rowid = ?", (held, each["rowid"]))
 
     def _add_missing_questions(self) -> None:
-        """An earlier version stored none. A row that cannot be read gets an empty one."""
+        """Adds digests of questions, which an earlier version did not store. A row that cannot be read gets an empty
+        one.
+        """
         wanting = "SELECT rowid, row FROM feedback WHERE question IS NULL AND row IS NOT NULL LIMIT 100"
         while found := self.store.read(wanting):
             with self.store.write() as db:
@@ -352,12 +361,13 @@ class Feedback:
 
 
 def word_of(row: StoredRow) -> tuple[str, bool]:
-    """What a later row says again: which answer to a question is right, or only that one is wrong."""
+    """Returns the key by which newer rows replace older ones: the question, and whether a right answer to it is known.
+    """
     return row.question, row.has_answer
 
 
 def latest(rows: Iterable[StoredRow]) -> StoredRows:
-    """The last word of each kind on each question, in order of time."""
+    """Returns the newest row of each kind on each question, in order of time."""
     found: dict[tuple[str, bool], StoredRow] = {}
     for row in rows:
         found.pop(word_of(row), None)
@@ -374,8 +384,8 @@ def _unknown(id: str) -> NotFoundError:
 
 
 def _withdraw(db: sqlite3.Connection, new: FeedbackItem) -> None:
-    """Nothing more is learned from, or judged by, earlier words that its wrong answer is right, and thumbs down on
-    either answer: it says them again, or takes them back.
+    """Withdraws earlier rows that newer feedback replaces: those by which its wrong answer is right, and thumbs down on
+    either answer. They are neither learned nor held out any more.
     """
     wrong = (new.rejected or "").strip()
     said = db.execute("SELECT rowid FROM feedback WHERE question = ? AND row IS NOT NULL "
@@ -391,8 +401,8 @@ def _withdraw(db: sqlite3.Connection, new: FeedbackItem) -> None:
 
 
 def _withdraw_earlier(db: sqlite3.Connection, rowid: int) -> None:
-    """Nothing more is learned from what this row replaced: right answers that were given earlier to its question. Call
-    it where the row leaves, which would bring the last of them back.
+    """Withdraws the rows that this row replaced: right answers that were given earlier to its question. Call it before
+    the row leaves, which would otherwise bring the last of them back.
     """
     db.execute(f"UPDATE feedback SET state = 'withdrawn' WHERE state IN {LIVE} AND {HAS_ANSWER} AND rowid < ? AND "
                f"question = (SELECT question FROM feedback WHERE rowid = ? AND {HAS_ANSWER})", (rowid, rowid))

@@ -1,4 +1,4 @@
-"""A piece of feedback as it is stored: whole, or its heading alone, for lists."""
+"""An item of feedback as it is stored: whole, or its heading alone, for lists."""
 
 from __future__ import annotations
 
@@ -11,15 +11,15 @@ from ...persisted import from_json
 from .rows import Rating, Row, answer_of, asked_of, read_row
 
 State = Literal["new", "used", "aside", "withdrawn", "counted"]
-SHOWN = 300  # characters of a question and of an answer in a list; an upgrade of the database says the same
+SHOWN = 300  # characters of a question and of an answer in a list; an upgrade of the database has the same number
 HEADING = f"""id, created_at, rating, model, state, held, job, row IS NOT NULL AND state != 'counted' AS learns, asked,
               answer, substr(rejected, 1, {SHOWN}) AS rejected"""  # for a list
 
 
 @dataclass(frozen=True)
 class Heading:
-    """A piece of feedback without its row, which may be large. learns: whether there is something to learn. held: it
-    judges and is not learned. state: of the row, as in feedback.py; counted: nothing is learned from it. asked, answer:
+    """A piece of feedback without its row, which may be large. learns: whether there is something to learn. held: it is
+    held out and not learned. state: of the row, as in feedback.py; counted: nothing is learned from it. asked, answer:
     the last question and its right answer, SHOWN characters at most; "" where no right answer is known. rejected: the
     wrong, or worse, answer likewise, None where none is known.
     """
@@ -38,7 +38,7 @@ class Heading:
 
     @property
     def reason(self) -> str:
-        """What becomes of it, one sentence."""
+        """Returns the use of this feedback, in one sentence."""
         if self.state == "counted" and self.answer:
             return "waits for another method of learning: that of this daemon does not use it"
         if not self.learns:
@@ -57,9 +57,9 @@ class Heading:
 @dataclass(frozen=True)
 class FeedbackItem:
     """A piece of feedback. row: the question with its right answer, "" where none is known; None: an earlier version
-    kept no row of a thumb down. rejected: the wrong, or worse, answer, or None. held: it judges and is not learned.
-    state: of the row, as in feedback.py; counted: nothing is learned from it. question: digest of what was asked.
-    reason: what becomes of it, one sentence.
+    kept no row of a thumb down. rejected: the wrong, or worse, answer, or None. held: it is held out and not learned.
+    state: of the row, as in feedback.py; counted: nothing is learned from it. question: digest of the question. reason:
+    its use, in one sentence.
     """
 
     id: str
@@ -75,17 +75,17 @@ class FeedbackItem:
 
     @property
     def learns(self) -> bool:
-        """Whether there is something to learn."""
+        """Returns whether there is something to learn."""
         return self.row is not None and self.state != "counted"
 
     @property
     def answer(self) -> str:
-        """The right one; "" where none is known."""
+        """Returns the right answer; "" where none is known."""
         return answer_of(self.row) if self.row else ""
 
     @property
     def is_choice(self) -> bool:
-        """Whether a person said which of two answers is better, and not which is right."""
+        """Returns whether a person said which of two answers is better, and not which is right."""
         return self.rating == "up" and self.rejected is not None
 
     @property
@@ -100,7 +100,7 @@ class FeedbackItem:
 
 
 def remains(state: State, held: bool, job: str | None) -> str:
-    """Of deleted feedback, where the daemon still has something of it: a sentence, or ""."""
+    """Returns a sentence on deleted feedback that a job or adapter of the daemon still uses, or ""."""
     if state == "new" and job:
         use = "is judged by" if held else "learns"
         return f"{job} is not finished and {use} it all the same; cancel it, and the next training is without it"
@@ -110,12 +110,12 @@ def remains(state: State, held: bool, job: str | None) -> str:
 
 
 def heading_of(columns: Mapping[str, Any]) -> Heading:
-    """Of the columns HEADING. Raises FormatError."""
+    """Makes a Heading of the columns HEADING. Raises FormatError."""
     return from_json(Heading, {**columns, "held": columns["held"] == 1, "learns": bool(columns["learns"])}, "the row")
 
 
 def item_of(columns: Mapping[str, Any]) -> FeedbackItem:
-    """Of all columns of a row of the table. Raises FormatError, or what `read_row` raises."""
+    """Makes an item of all columns of a row. Raises FormatError, or what `read_row` raises."""
     try:
         row = read_row(columns["row"]) if columns["row"] else None
     except DataError as error:

@@ -1,7 +1,7 @@
-"""Feedback as rows to learn from: of each kind of rows that objectives read, what a piece of feedback says as such.
+"""Feedback as rows to learn from: each kind of rows that objectives read, made of a piece of feedback.
 
-A piece has a question, a right or better answer, a wrong or worse one, or both. What a kind lacks in a piece, it cannot
-use: the piece waits for a daemon that learns by another method.
+A piece has a question, a right or better answer, a wrong or worse one, or both. If a kind needs more than a piece has,
+the piece waits for a daemon that learns by another method.
 """
 
 from __future__ import annotations
@@ -22,9 +22,9 @@ HAS_REJECTED = "rejected IS NOT NULL"
 
 @dataclass(frozen=True)
 class RowKind:
-    """parser: the module that reads such rows. says: what they are, behind "learns from". usable, judging: conditions,
-    in SQL, on pieces of feedback that can be learned, and that can judge. learned: a piece as rows, none where it is
-    not usable. judged: a judging piece as the row that the gate asks.
+    """A kind of rows. parser: the module that reads them. says: their description, after "learns from". usable,
+    judging: conditions, in SQL, on pieces of feedback that can be learned, and that can be held out. learned: makes
+    rows of a piece, none where it is not usable. judged: makes the gate's row of a held-out piece.
     """
 
     parser: RowParser
@@ -36,7 +36,7 @@ class RowKind:
 
 
 def kind_of(parser: RowParser) -> RowKind | None:
-    """Of an objective's rows; None where feedback does not say what they need."""
+    """Returns the kind of an objective's rows; None where feedback does not have what they need."""
     return next((kind for kind in KINDS if kind.parser is parser), None)
 
 
@@ -46,7 +46,9 @@ def right_answer(item: FeedbackItem) -> Row:
 
 
 def _parts(item: FeedbackItem) -> tuple[Any, Callable[[str], Any], Row]:
-    """(the question, what makes an answer of a text, what rows have beside these), all text or all messages."""
+    """Returns (the question, a function that makes an answer of a text, further keys of rows), all text or all
+    messages.
+    """
     row = right_answer(item)
     if "prompt" in row:
         return row["prompt"], str, {}
@@ -68,7 +70,7 @@ def _labelled(item: FeedbackItem) -> list[Row]:
 
 
 def _asked(item: FeedbackItem) -> Row:
-    """The right answer is a key that graders may name: item.completion."""
+    """Returns a prompt. The right answer is a key that graders may name: item.completion."""
     asked, _, beside = _parts(item)
     return {"prompt": asked, **({"completion": item.answer} if item.answer else {}), **beside}
 

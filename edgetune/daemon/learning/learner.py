@@ -1,6 +1,6 @@
-"""Learning from use: when enough has arrived and nothing speaks against it, a job begins by itself.
+"""Learning from use: when enough feedback has arrived and nothing speaks against it, a job begins by itself.
 
-What begins jobs, and over what, is for the starters of each kind of job (kinds/).
+The starters of each kind of job (kinds/) begin jobs and choose their rows.
 """
 
 from __future__ import annotations
@@ -33,11 +33,11 @@ NOT_BY_ITSELF = "learns when it is told to, not by itself"
 
 
 class Learner:
-    """Begins jobs, and has their starters settle them. For any number of threads.
+    """Begins jobs, for any number of threads, and has their starters settle them.
 
     starters: in order of precedence. governor: says when the machine has no capacity for a job. local: the time of day,
-    for --learn-hours. paused_reason: why it does not learn by itself now because something failed, in a sentence for
-    the daemon's health, or "".
+    for --learn-hours. paused_reason: the failure after which it does not learn by itself now, in a sentence for the
+    daemon's health, or "".
     """
 
     def __init__(self, starters: Sequence[Starter], jobs: Jobs, batcher: Batcher, governor: Governor,
@@ -73,7 +73,7 @@ class Learner:
             self.thread.join()
 
     def begin(self, name: str = NEW) -> Job:
-        """A job of the starter with this name.
+        """Begins a job of the starter with this name.
 
         Raises TooMuchError where another thread begins one, UsageError where one is not finished, where this daemon has
         no such starter, or there is too little to learn or to evaluate by; errors of Jobs.
@@ -89,18 +89,20 @@ class Learner:
             return self.starters[name].begin()
 
     def unfinished(self, name: str) -> str | None:
-        """The job of a starter's origin that has not ended; None also without such a starter."""
+        """Returns the job of a starter's origin that has not ended; None also without such a starter."""
         return self.jobs.unfinished(self.starters[name].origin) if name in self.starters else None
 
     # ---- the switch ---------------------------------------------------------------------------------------------
 
     @property
     def is_on(self) -> bool:
-        """Whether jobs may begin by themselves, as far as people say. It is remembered."""
+        """Returns whether people allow jobs to begin by themselves. It is remembered."""
         return not self.store.read("SELECT 1 FROM switches WHERE name = ?", SWITCH)
 
     def switch(self, on: bool) -> None:
-        """Off: no job begins by itself, and those that are not finished are paused. On: these are resumed."""
+        """Turns learning off or on. Off: no job begins by itself, and unfinished jobs are paused. On: these are
+        resumed.
+        """
         with self.store.write() as db:
             db.execute("INSERT OR REPLACE INTO switches (name) VALUES (?)" if not on else
                        "DELETE FROM switches WHERE name = ?", (SWITCH,))
@@ -112,8 +114,8 @@ class Learner:
     # ---- the state ----------------------------------------------------------------------------------------------
 
     def state(self, now: float | None = None) -> dict[str, Any]:
-        """on: whether it may begin by itself; mode: --learn. Then what the starter for new feedback shows, and `state`:
-        why no job over feedback begins now, or that one does. By the origin of other kinds, likewise what these show.
+        """Returns on (whether it may begin by itself), mode (--learn), the facts of the starter for new feedback, and
+        `state`: why no job over feedback begins now, or that one does. Facts of other kinds follow under their origins.
         """
         found: dict[str, Any] = {"on": self.is_on, "mode": self.config.learn}
         for name, starter in self.starters.items():
@@ -128,7 +130,7 @@ class Learner:
         return found
 
     def _obstacle(self, starter: Starter, waiting: int, now: float | None) -> str:
-        """Why no job of a starter begins by itself now, in a sentence; "": nothing prevents it."""
+        """Returns why no job of a starter begins by itself now, in a sentence; "": nothing prevents it."""
         is_on = self.is_on
         if not is_on:
             return "is switched off: nothing is learned by itself"
@@ -155,7 +157,7 @@ class Learner:
         return f"waits until nobody asks for {IDLE_SECONDS / 60:g} minutes"
 
     def _too_much(self) -> str:
-        """For the machine, by the policy."""
+        """Returns why the machine has no capacity, by the policy, in a sentence, or ""."""
         if not self.governor.policy.govern:
             return ""
         self.governor.look()
@@ -172,7 +174,7 @@ class Learner:
             self.tick()
 
     def tick(self, now: float | None = None) -> None:
-        """Begin a job if nothing prevents it. Whatever goes wrong is reported, and does not end the thread.
+        """Begins a job if nothing prevents it. Errors are reported, and do not end the thread.
 
         now: on the monotonic clock.
         """
@@ -196,7 +198,9 @@ class Learner:
                 log.exception("learning")
 
     def _begin_by_itself(self, starter: Starter, waiting: int) -> None:
-        """What fails for what waits is not tried again before there is more. Raises what may be better in a minute."""
+        """Begins a job. After a failure the starter waits for more material. Raises errors that may pass within a
+        minute.
+        """
         self._failed.pop(starter.name, None)
         try:
             log.info("%s begins to %s", self.begin(starter.name).id, starter.doing)
@@ -220,13 +224,13 @@ class Learner:
     # ---- after a job --------------------------------------------------------------------------------------------
 
     def settle(self, job: Job) -> None:
-        """A job ended: its starters say what becomes of what it took."""
+        """Lets the starters settle a job that ended."""
         for starter in self.starters.values():
             if why := starter.settle(job):
                 self._failed[starter.name] = starter.waiting(), why
 
     def _settle_ended(self) -> None:
-        """Jobs that ended before they were settled, because the daemon ended as well."""
+        """Settles jobs that ended before they were settled, because the daemon ended as well."""
         for starter in self.starters.values():
             for id in starter.unsettled():
                 if (job := self.jobs.get(id)).finished_at is not None:

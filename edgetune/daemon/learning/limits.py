@@ -1,7 +1,7 @@
-"""How much feedback is kept: at most `feedback_rows` items of `feedback_size` MiB, half of them waiting to be learned.
+"""Limits of feedback: at most `feedback_rows` items of `feedback_size` MiB, half of them waiting to be learned.
 
-If a new one needs room, items of no use are removed first, then what was learned longest ago, then judges of earlier
-rounds except those that the next job would ask.
+If a new one needs room, items of no use are removed first, then those that were learned longest ago. Held-out items of
+earlier jobs follow, except those that the next job would use.
 """
 
 from __future__ import annotations
@@ -18,14 +18,16 @@ SPARE = 0.01  # share of the limits that is freed at once, so that not every new
 
 
 def judges(judging: str) -> str:
-    """SQL: the last answer to each question that is held out. judging: a condition on those that can judge."""
+    """Returns SQL for the newest answer to each held-out question. judging: a condition on those that can be held out.
+    """
     return f"""SELECT max(rowid) AS rowid, question, job FROM feedback
                WHERE state = 'used' AND held = 1 AND {judging} GROUP BY question ORDER BY 1"""
 
 
 def make_room(db: sqlite3.Connection, config: DaemonConfig, holdout: Holdout, judging: str, size: int,
               waits: bool) -> None:
-    """For an item of `size` bytes. waits: whether it is to be learned. Raises TooMuchError where none can be made."""
+    """Makes room for an item of `size` bytes. waits: whether it is to be learned. Raises TooMuchError where that fails.
+    """
     most = config.feedback_rows
     most_bytes = config.feedback_size * MIB
     waiting, waiting_bytes = _count(db, "WHERE state = 'new'")
@@ -55,7 +57,8 @@ def make_room(db: sqlite3.Connection, config: DaemonConfig, holdout: Holdout, ju
 
 
 def spread(found: Sequence[sqlite3.Row], holdout: Holdout, places: int) -> Sequence[int]:
-    """The rowids of at most `places` of the judges that were found, as evenly from all rounds as their sizes allow."""
+    """Returns the rowids of at most `places` of the held-out rows found, as evenly from all jobs as their sizes allow.
+    """
     rounds: dict[str, list[str]] = {}
     for judge in found:
         rounds.setdefault(judge["job"], []).append(judge["question"])
@@ -64,7 +67,7 @@ def spread(found: Sequence[sqlite3.Row], holdout: Holdout, places: int) -> Seque
 
 
 def _dispensable(db: sqlite3.Connection, holdout: Holdout, judging: str) -> Iterator[sqlite3.Row]:
-    """(rowid, size) of what may be removed: items of no use first, the oldest of each kind first."""
+    """Yields (rowid, size) of items that may be removed: items of no use first, the oldest of each kind first."""
     useless = "state IN ('counted', 'aside', 'withdrawn')"
     for which in (useless, "state = 'used' AND held = 0"):
         yield from db.execute(f"SELECT rowid, size FROM feedback WHERE {which} ORDER BY rowid").fetchall()
@@ -74,6 +77,6 @@ def _dispensable(db: sqlite3.Connection, holdout: Holdout, judging: str) -> Iter
 
 
 def _count(db: sqlite3.Connection, where: str) -> tuple[int, int]:
-    """(items, their bytes)."""
+    """Counts (items, their bytes)."""
     count, nbytes = db.execute(f"SELECT count(*), coalesce(sum(size), 0) FROM feedback {where}").fetchone()
     return count, nbytes

@@ -1,4 +1,4 @@
-"""The method by which a daemon learns from feedback: which rows it takes, and what its jobs ask for."""
+"""The method by which a daemon learns from feedback: the rows that it takes, and the options of its jobs."""
 
 from __future__ import annotations
 
@@ -22,8 +22,8 @@ POSSIBLE = ("!", "1", '{"a": 1}')  # right answers: a grader that accepts none o
 
 @dataclass(frozen=True)
 class LearnMethod:
-    """objective: with its options. kind: of the rows that feedback gives it. asked: the method of its jobs, as OpenAI's
-    object.
+    """A method. objective: with its options. kind: of the rows that feedback gives it. asked: the method of its jobs,
+    as OpenAI's object.
     """
 
     objective: Objective
@@ -32,21 +32,22 @@ class LearnMethod:
 
     @property
     def imitates(self) -> bool:
-        """Whether it learns right answers themselves, beside which others can be mixed."""
+        """Returns whether it learns right answers themselves, with which others can be mixed."""
         return self.kind is ANSWERS
 
     def train(self, base: TrainConfig) -> TrainConfig:
-        """The options of its jobs."""
+        """Returns the options of its jobs."""
         return replace(base, **self.objective.defaults)
 
     def unused(self, count: int) -> str:
-        """Of pieces of feedback that it cannot learn from, a sentence; "": there are none."""
+        """Returns a sentence on feedback that it cannot learn from; "": there is none."""
         pieces = "1 piece of feedback waits" if count == 1 else f"{count} pieces of feedback wait"
         return f"{pieces}: {self.objective.name} learns from {self.kind.says}" if count else ""
 
 
 def learn_method(config: DaemonConfig) -> LearnMethod:
-    """Raises UsageError for a method that feedback cannot teach by, or that lacks what it needs."""
+    """Returns the daemon's method. Raises UsageError for a method that cannot learn from feedback, or lacks an option.
+    """
     name = config.learn_method
     kinds = {name: kind for name, each in objectives(train_options()).items() if (kind := kind_of(each.rows))}
     if name not in kinds:
@@ -71,8 +72,8 @@ def learn_method(config: DaemonConfig) -> LearnMethod:
 
 
 def _gradable(kind: RowKind, rewards: GraderRewards) -> RowKind:
-    """What of feedback this grader can use: what has a right answer, where it names that, and only rows in which it
-    finds what it needs, such as an answer that is JSON.
+    """Restricts a kind to feedback that this grader can use: with a right answer, where the grader names that, and with
+    all that it needs in the row, such as an answer that is JSON.
     """
     def wrong(row: Row) -> DataError | None:
         try:
@@ -93,7 +94,7 @@ def _gradable(kind: RowKind, rewards: GraderRewards) -> RowKind:
 
 
 def _objective(name: str, config: DaemonConfig) -> Objective:
-    """With the options that are given; its grader is a file's name yet."""
+    """Returns an objective with the options that are given; its grader is still a file's name."""
     kind = objectives()[name]
     given = read_options(config.learn_options)
     method = {"type": kind.method, kind.method: {"hyperparameters": given}}
@@ -107,7 +108,7 @@ def _objective(name: str, config: DaemonConfig) -> Objective:
 
 
 def read_options(text: str) -> dict[str, Any]:
-    """Of "beta=0.2,loss_type=ipo". Raises UsageError."""
+    """Reads options such as "beta=0.2,loss_type=ipo". Raises UsageError."""
     found: dict[str, Any] = {}
     for part in filter(None, text.split(",")):
         name, separator, value = part.partition("=")

@@ -1,8 +1,8 @@
-"""Prompts that people asked, kept for the tutor where the operator asked for that (--keep-prompts), and nothing else.
+"""Prompts of people, kept only for the tutor and only with the operator's --keep-prompts.
 
-What is kept is the question alone, of a request that was answered and did not say `store: false`: never the answer, nor
-who asked. One that is asked again is kept once, as the newest. There are `most` at most, of which the oldest go first;
-a daemon that may keep fewer than it has, or none, deletes the others when it starts.
+Only the question of an answered request without `store: false` is kept, never the answer or the sender. A repeated
+prompt is kept once, as the newest. At most `most` are kept, and the oldest are deleted first. A daemon that may keep
+fewer than it has, or none, deletes the others when it starts.
 """
 
 from __future__ import annotations
@@ -21,14 +21,14 @@ from ..state.database import Store, dump, now
 from .items import SHOWN
 from .rows import Row, asked_of, make_row, question_of
 
-LARGEST = 16 << 10  # bytes of a prompt with its conversation, as JSON: far more than is learned of one
+LARGEST = 16 << 10  # bytes of a prompt with its conversation, as JSON: far more than is learned from one
 WAITS = "job IS NULL"
 
 
 @dataclass(frozen=True)
 class KeptPrompt:
-    """row: what was asked, as {"messages": [...]} or {"prompt": ...}. question: its digest, as of feedback. job: the
-    last one that took it, None: it waits for one.
+    """A prompt. row: {"messages": [...]} or {"prompt": ...}. question: its digest, as of feedback. job: the last one
+    that took it, None: it waits for one.
     """
 
     id: str
@@ -39,7 +39,7 @@ class KeptPrompt:
 
     @property
     def asked(self) -> str:
-        """The beginning of the last thing that was asked."""
+        """Returns the beginning of the last question."""
         return asked_of(_answered(self.row))[:SHOWN]
 
 
@@ -54,8 +54,9 @@ class Prompts:
             store.wipe()
 
     def keep(self, question: Question) -> bool:
-        """Whether it was kept: not where none may be, where it says so, and what the tutor could not ask again: token
-        ids, prompts with tools, what is measured (echo, logprobs), and what is larger than LARGEST.
+        """Keeps a prompt; returns whether it was kept. It is not kept if the limit is 0, if the request forbids it, or
+        if the tutor could not ask it again: token ids, tools, measurements (echo, logprobs), and more than LARGEST
+        bytes.
         """
         measured = question.echo or question.logprobs is not None
         if not (self.most and question.may_be_kept) or measured or question.shown_tools:
@@ -84,19 +85,20 @@ class Prompts:
                        (self.most,))
 
     def get(self, id: str) -> KeptPrompt:
-        """Raises NotFoundError, also for one that is damaged."""
+        """Returns a prompt. Raises NotFoundError, also for one that is damaged."""
         return self.store.one("prompts", self.store.read("SELECT * FROM prompts WHERE id = ?", id), _read, _unknown(id))
 
     def list(self, after: str | None = None, limit: int = 100) -> Sequence[KeptPrompt]:
-        """The newest first, at most `limit` of them, those older than the prompt `after`. Raises NotFoundError."""
+        """Returns prompts, the newest first, at most `limit` of them, those older than `after`. Raises NotFoundError.
+        """
         return self.store.newest("prompts", _read, self.store.before("prompts", after), limit)
 
     def counts(self) -> dict[str, int]:
-        """Prompts that are kept, those of them that no job has taken, and how many are kept at most."""
+        """Counts prompts that are kept, and those that no job has taken; the third number is the most that are kept."""
         return {"kept": self._count("1"), "new": self.waiting(), "most": self.most}
 
     def delete(self, id: str) -> None:
-        """For good, also a damaged one. Raises NotFoundError."""
+        """Deletes a prompt permanently, also a damaged one. Raises NotFoundError."""
         with self.store.write() as db:
             if not db.execute("DELETE FROM prompts WHERE id = ?", (id,)).rowcount:
                 raise _unknown(id)
@@ -104,7 +106,7 @@ class Prompts:
         self.store.wipe()
 
     def clear(self) -> int:
-        """Delete all of them, for good; how many there were."""
+        """Deletes all prompts permanently; returns how many there were."""
         with self.store.write() as db:
             ids = [id for (id,) in db.execute("SELECT id FROM prompts").fetchall()]
             db.execute("DELETE FROM prompts")
@@ -116,16 +118,16 @@ class Prompts:
     # ---- learning -----------------------------------------------------------------------------------------------
 
     def waiting(self) -> int:
-        """How many no job has taken."""
+        """Counts prompts that no job has taken."""
         return self._count(WAITS)
 
     def take(self, ids: Sequence[str], job: str) -> None:
-        """A job asks these."""
+        """Assigns these prompts to a job."""
         with self.store.write() as db:
             db.executemany("UPDATE prompts SET job = ? WHERE id = ?", [(job, id) for id in ids])
 
     def renew(self) -> None:
-        """All of them wait again, because what serves now has not learned from them."""
+        """Lets all prompts wait again, because the active adapter has not learned from them."""
         with self.store.write() as db:
             db.execute("UPDATE prompts SET job = NULL")
 
@@ -134,7 +136,7 @@ class Prompts:
 
 
 def _answered(row: Mapping[str, Any]) -> Row:
-    """The row of feedback that would give an empty answer to it."""
+    """Returns the row of feedback that would give an empty answer to a prompt."""
     return make_row(row.get("messages"), row.get("prompt"), "", None)
 
 

@@ -1,8 +1,9 @@
-"""Corrections that answer: an exact repeat of a question is answered as people said, until a training has learned it.
+"""Corrections that answer: an exact repeat of a question gets its correction as answer, until a training has learned
+it.
 
-What counts is the latest word on the very question, its messages and its tools, and that nothing asks for variety. The
-base alone, and adapters by their names, answer for themselves. What the gate found the adapter in service not to have
-learned is recalled as before. One row is read, by the digest of its question.
+The newest feedback on exactly this question, its messages and its tools, counts, unless the request allows variety. The
+base alone, and adapters by their names, answer for themselves. If the gate found that the active adapter has not
+learned a correction, it is still recalled. One row is read, by the digest of its question.
 """
 
 from __future__ import annotations
@@ -47,7 +48,9 @@ class Recall:
         self.served = served
 
     def answer(self, asked: AskedQuestion) -> Completion | None:
-        """The correction of exactly this question; None where there is none. Raises the errors of Batcher.submit."""
+        """Returns the correction of exactly this question; None where there is none. Raises the errors of
+        Batcher.submit.
+        """
         if not asked.content or asked.model not in self.models:
             return None
         return self._recalled(asked.content, asked.prompt, **asked.options)
@@ -55,8 +58,8 @@ class Recall:
     def _recalled(self, question: Mapping[str, Any], text: str | Sequence[int], *, max_tokens: int = 256,
                   stop: str | Iterable[str] = (), seed: int | None = None, temperature: float = 0.0,
                   on_piece: OnPiece | None = None, **sampling: Any) -> Completion | None:
-        """The options are those of Batcher.submit. A temperature above 0 requires variety, and an answer that a stop
-        string or `max_tokens` would cut is no correction.
+        """Returns the recalled answer, or None. The options are those of Batcher.submit. A temperature above 0 requires
+        variety, and an answer that a stop string or `max_tokens` would cut is no correction.
         """
         if temperature != 0 or (item := self.find(question)) is None:
             return None
@@ -74,11 +77,11 @@ class Recall:
         return made
 
     def find(self, question: Mapping[str, Any]) -> FeedbackItem | None:
-        """The latest word on it, unless the adapter in service has learned it, or it was set aside."""
+        """Returns the newest feedback on a question, unless the active adapter has learned it, or it was set aside."""
         try:
             row = make_row(question.get("messages"), question.get("prompt"), "", question.get("tools"))
             name = question_of(row)
-        except (DataError, UsageError, TypeError, ValueError, RecursionError):  # nothing that feedback could be about
+        except (DataError, UsageError, TypeError, ValueError, RecursionError):  # no feedback could match it
             return None
         found = self.store.objects("feedback", self.store.read(LATEST_WORD, name), item_of)
         if not found or found[0].state == "aside" or self._is_learned(found[0]):
@@ -87,14 +90,18 @@ class Recall:
         return found[0] if found[0].row.get("tools") == row.get("tools") else None
 
     def _is_learned(self, item: FeedbackItem) -> bool:
-        """By what is in service: a training learns all that was learned before it too, but never what is held out."""
+        """Returns whether the active adapter has learned an item: its training included all that was learned before,
+        but never held-out items.
+        """
         serving = self.adapters.serving
         if serving is None or item.held or item.state != "used":
             return False
         return bool(self.store.read(LEARNED_BY, item.id, serving)) and self._says_it(item, serving)
 
     def _says_it(self, item: FeedbackItem, serving: str) -> bool:
-        """Whether what is in service answers so: it was asked by the gate, or imitated the answer and was not asked."""
+        """Returns whether the active adapter gives this answer: by its score in the gate, or, without one, because it
+        imitated the answer.
+        """
         assert item.row is not None
         try:
             scores = read_scores(self.adapters.get(serving).verdict.get("scores", {}))

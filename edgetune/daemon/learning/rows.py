@@ -1,4 +1,4 @@
-"""Feedback as a row of data: made from what a person says about an answer, checked, and read back from the database."""
+"""Feedback as a row of data: made from a person's feedback on an answer, checked, and read back from the database."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ LARGEST = 256 << 10  # bytes of a piece of feedback with its conversation, as JS
 
 def make_row(messages: Sequence[Mapping[str, Any]] | None, prompt: str | None, answer: str,
              tools: Sequence[Mapping[str, Any]] | None) -> Row:
-    """The row that teaches `answer`. Earlier answers of the conversation have weight 0: nobody confirmed them.
+    """Makes the row that teaches `answer`. Earlier answers of the conversation have weight 0: nobody confirmed them.
 
     Raises UsageError unless there is either a conversation or a prompt, DataError where it is malformed.
     """
@@ -36,7 +36,7 @@ def make_row(messages: Sequence[Mapping[str, Any]] | None, prompt: str | None, a
 
 
 def read_row(text: str) -> Row:
-    """A stored row. Raises ValueError, DataError or RecursionError where it cannot be read."""
+    """Reads a stored row. Raises ValueError, DataError or RecursionError where it cannot be read."""
     row: Row = json.loads(text)
     if check_row(row) not in ("messages", "prompt"):
         raise ValueError("no row of messages, or of prompt and completion")
@@ -44,7 +44,7 @@ def read_row(text: str) -> Row:
 
 
 def question_of(row: Row) -> str:
-    """Digest of a row without its last answer."""
+    """Returns the digest of a row without its last answer."""
     if "messages" in row:
         return digest({"messages": row["messages"][:-1]})
     return digest({"prompt": row["prompt"]})
@@ -57,7 +57,7 @@ def answer_of(row: Row) -> str:
 
 
 def asked_of(row: Row) -> str:
-    """The last question: its text, or that of its first part."""
+    """Returns the last question: its text, or that of its first part."""
     asked = row["messages"][-2]["content"] if "messages" in row else row["prompt"]
     if isinstance(asked, list) and asked and isinstance(asked[0], dict):
         asked = asked[0].get("text", asked)
@@ -65,14 +65,14 @@ def asked_of(row: Row) -> str:
 
 
 def with_answer(row: Row, answer: str) -> Row:
-    """The row with another last answer."""
+    """Returns the row with another last answer."""
     if "messages" in row:
         return {**row, "messages": [*row["messages"][:-1], {**row["messages"][-1], "content": answer}]}
     return {**row, "completion": answer}
 
 
 def check_rating(answer: str, rating: Rating | None, correction: str | None, rejected: str | None) -> Rating | None:
-    """The rating: up for an answer that is better than another. Raises UsageError for feedback that says nothing or
+    """Returns the rating: up for an answer that is better than another. Raises UsageError for feedback that is empty or
     contradicts itself.
     """
     if rating not in (None, "up", "down"):
@@ -100,7 +100,8 @@ def _check_better(answer: str, rating: Rating | None, correction: str | None, re
 
 
 def check_size(*given: Any) -> None:
-    """Of all parts of a piece of feedback together. Raises TooLargeError, and DataError for what JSON cannot hold.
+    """Checks the size of all parts of a piece of feedback together. Raises TooLargeError, and DataError for values that
+    JSON cannot hold.
 
     JSON may hold half a surrogate pair, which neither a tokenizer nor SQLite accepts.
     """
