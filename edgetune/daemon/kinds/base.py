@@ -1,9 +1,9 @@
 """The contract of a kind of job.
 
 A job has a row in the database, a folder with the rows that it learns (train.jsonl) and those that are held out
-(held.jsonl), and a process that works in this folder. Its kind says what is special about it: what else is in the
-folder, how the process works, what the history tells, and what begins such jobs without a client. To add a kind, write
-a file in this folder with a subclass of JobKind and decorate it with `register`. `file.py` is the shortest.
+(held.jsonl), and a process that works in this folder. Its kind defines the rest: further files in the folder, the work
+of the process, lines of the history, and starters that begin such jobs without a client. To add a kind, write a file in
+this folder with a subclass of JobKind and decorate it with `register`. `file.py` is the shortest.
 """
 
 from __future__ import annotations
@@ -26,8 +26,8 @@ if TYPE_CHECKING:
 
 
 class JobKind:
-    """origin: the name of the kind, in rows and for clients. starts: the names of starters that a daemon has with
-    some options alone, and these.
+    """A kind of job. origin: its name, in rows and for clients. starts: the names of starters that only a daemon with
+    certain options has, and these options.
     """
 
     origin: ClassVar[str]
@@ -39,28 +39,28 @@ class JobKind:
         """Raises UsageError for options of a daemon that are wrong."""
 
     def starters(self, service: Service) -> Sequence[Starter]:  # noqa: ARG002 (of those that have some)
-        """What begins such jobs in this daemon, in order of precedence."""
+        """Returns the starters of such jobs in this daemon, in order of precedence."""
         return ()
 
     def progress(self, table: JobTable, job: str) -> JobProgress:
-        """What makes the history of a job of the events of its process."""
+        """Returns an object that makes a job's history of the events of its process."""
         return JobProgress(table, job)
 
     # ---- in either ----------------------------------------------------------------------------------------------
 
     def has_begun(self, folder: Path) -> bool:
-        """Whether a process has left work in the folder of a job, which the next one continues."""
+        """Returns whether a process has left work in the folder of a job, which the next one continues."""
         return (folder / RUN).exists()
 
     # ---- in the process of a job --------------------------------------------------------------------------------
 
     def objective(self, folder: Path, method: Mapping[str, Any]) -> Objective:  # noqa: ARG002
-        """By which rows are learned, and held-out rows are evaluated. Raises UsageError."""
+        """Returns the objective by which rows are learned, and held-out rows are evaluated. Raises UsageError."""
         return objective_of(method)[0]
 
     def work(self, worker: Worker) -> dict[str, Any]:
-        """Do the job, or continue it. The verdict as JSON: `passed`, `reason`, and those of the gate, where the worker
-        evaluated an adapter; a job that makes no adapter has the first two.
+        """Does the job, or continues it. Returns the verdict as JSON: `passed`, `reason`, and those of the gate, where
+        the worker evaluated an adapter; a job that makes no adapter has the first two.
         """
         if not worker.is_trained:
             worker.train()
@@ -68,10 +68,10 @@ class JobKind:
 
 
 class Starter(ABC):
-    """What begins jobs of a kind, by itself when enough is there, or when a person says so.
+    """A starter begins jobs of a kind, by itself when enough material waits, or when a person requests it.
 
-    name: by which a person begins one. origin: of its jobs. material: what it waits for, in the plural. doing: what its
-    jobs do, after "begins to". needed: how much must wait before it begins by itself; 0: it never does.
+    name: by which a person begins one. origin: of its jobs. material: a plural noun for what it waits for. doing: the
+    work of its jobs, after "begins to". needed: the amount that must wait before it begins by itself; 0: never.
     """
 
     name: str
@@ -82,26 +82,26 @@ class Starter(ABC):
 
     @abstractmethod
     def waiting(self) -> int:
-        """How much is there that no job has taken."""
+        """Returns the amount of material that no job has taken."""
 
     @abstractmethod
     def begin(self) -> Job:
-        """Raises UsageError where there is too little, and errors of Jobs."""
+        """Begins a job. Raises UsageError where there is too little, and errors of Jobs."""
 
     def lacks(self, missing: int) -> str:
-        """So much more is needed, in words."""
+        """Returns the missing amount in words."""
         return f"{missing} more {self.material}"
 
     def unsettled(self) -> Sequence[str]:
-        """Jobs that have taken something that is not settled yet."""
+        """Returns jobs that have taken something that is not settled yet."""
         return ()
 
     def settle(self, job: Job) -> str:  # noqa: ARG002
-        """A job ended, of whatever kind. Returns why what waits must not be tried again by itself before there is more;
-        "" where it may.
+        """Settles a job of any kind that ended. Returns why no further job may begin by itself before more material
+        arrives; "" where it may.
         """
         return ""
 
     def facts(self) -> dict[str, Any]:
-        """What is shown of it, beside its state."""
+        """Returns its facts for clients, in addition to its state."""
         return {}

@@ -1,4 +1,4 @@
-"""Feedback jobs: over what people said is right or wrong, in the order of curriculum.py, from the base."""
+"""Feedback jobs: they learn right and wrong answers, in the order of curriculum.py, from the base."""
 
 from __future__ import annotations
 
@@ -26,8 +26,8 @@ if TYPE_CHECKING:
     from ..service import Service
 
 log = logging.getLogger("edgetune.daemon")
-NEW = "feedback"  # what a person begins: a job over what is new,
-ALL = "all"  # or over all that was learned
+NEW = "feedback"  # the name by which a person begins a job over new feedback
+ALL = "all"  # and one over all learned feedback
 RETRAINS = "anew"  # in the metadata of jobs over all that was learned
 SUFFIX = "learned"  # of the adapters
 WAITS = ("waits", "unfinished", "again")  # in a verdict: nothing speaks against its rows; the last two of 0.1.0
@@ -46,7 +46,8 @@ class FeedbackJob(JobKind):
 
 @dataclass
 class NewFeedback(Starter):
-    """Over all feedback that is new, mixed with earlier feedback. served: tells which rows fit the model."""
+    """The starter of jobs over all new feedback, mixed with earlier feedback. served: tells which rows fit the model.
+    """
 
     feedback: Feedback
     method: LearnMethod
@@ -68,7 +69,7 @@ class NewFeedback(Starter):
         return self.feedback.waiting()
 
     def facts(self) -> dict[str, Any]:
-        """unused: of feedback that the method cannot learn from, a sentence or ""."""
+        """Returns its facts; unused: a sentence on feedback that the method cannot learn from, or ""."""
         return {"method": self.method.objective.name, "new_rows": self.waiting(),
                 "unused": self.method.unused(self.feedback.unusable())}
 
@@ -94,7 +95,7 @@ class NewFeedback(Starter):
         return self.feedback.unsettled()
 
     def settle(self, job: Job) -> str:
-        """What becomes of its rows: learned, set aside, or new again, to be learned together with others that come."""
+        """Settles its rows: learned, set aside, or new again, to be learned together with the next ones."""
         if job.origin != self.origin or RETRAINS in job.metadata:
             return ""
         verdict = job.verdict or {"passed": False}
@@ -110,8 +111,8 @@ class NewFeedback(Starter):
         return f"{job.id} was not activated: {why}"
 
     def _create(self, rows: TrainingRows) -> Job:
-        """It has anchors as a training has whose length the data decides: with right answers, unless the options say
-        otherwise; and batch and learning rate of a training on as many different rows.
+        """Creates a job. Its anchors are those of a training whose length the data decides: with right answers, unless
+        the options say otherwise. Batch and learning rate are those of a training on as many different rows.
         """
         kind = self.method.kind
         train = self.method.train(self.jobs.train)
@@ -131,7 +132,7 @@ class NewFeedback(Starter):
             "lr": peak_rate(train, different)})
 
     def _set_aside_unlearnable(self, ids: Iterable[str]) -> None:
-        """A single row that this model's template or context does not accept would fail every job. Each row is
+        """Sets aside rows that this model's template or context does not accept: one would fail every job. Each row is
         tokenized once for that.
         """
         self.learnable = {id for id in ids if id in self.learnable or self._is_learnable(id)}
@@ -155,7 +156,7 @@ class NewFeedback(Starter):
 
 
 class AllFeedback(NewFeedback):
-    """Over all feedback that was learned before, as if it were new, from the base; it takes nothing. It begins by
+    """The starter of jobs over all learned feedback, as if it were new, from the base; they take nothing. It begins by
     itself after --compact-every jobs whose adapters were activated.
     """
 

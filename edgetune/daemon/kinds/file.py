@@ -8,6 +8,6 @@ from .registry import register
 
 @register
 class FileJob(JobKind):
-    """By whatever method the request names."""
+    """Jobs that learn by the method that the request names."""
 
     origin = "api"

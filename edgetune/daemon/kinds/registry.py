@@ -27,13 +27,13 @@ def register(kind: T) -> T:
 
 
 def kinds() -> Mapping[str, JobKind]:
-    """All of them; those of this folder are imported first."""
+    """Returns all kinds; those of this folder are imported first."""
     _import_folder()
     return dict(sorted(REGISTERED.items()))
 
 
 def kind_of(origin: str) -> JobKind:
-    """Raises FormatError for an origin that no kind has."""
+    """Returns the kind of an origin. Raises FormatError for an origin that no kind has."""
     if origin not in REGISTERED:  # a process that knows one imports no others
         _import_folder()
     if origin not in REGISTERED:

@@ -1,7 +1,7 @@
 """The tutor's jobs (--learn tutor): rounds of tutor/ over prompts that people asked, in STATE/runs/ID/tutor.
 
-A job begins from the active adapter. It asks all prompts that are kept; what people said is right it learns as labelled
-rows, of which it takes nothing. Feedback that is held out is divided by digests, and so are one in five prompts where a
+A job begins from the active adapter. It answers all prompts that are kept. Right answers of people are its labelled
+rows, which it does not take. Feedback that is held out is divided by digests, and so are one in five prompts where a
 grader can score answers: one half selects which rounds are published, the other half decides in the gate.
 """
 
@@ -53,22 +53,22 @@ if TYPE_CHECKING:
     from ..jobs.worker import Worker
     from ..service import Service
 
-PROMPTS = "prompts"  # what a person begins
+PROMPTS = "prompts"  # the name by which a person begins one
 SUFFIX = "tutored"  # of the adapters
 TASK = "task.json"  # in the folder of a job: options and grader
 LABELLED = "labelled.jsonl"  # rows whose right answer people gave
-SELECTING = "selecting.jsonl"  # held-out rows that say which rounds are published
+SELECTING = "selecting.jsonl"  # held-out rows that decide which rounds are published
 START = "start"  # the adapter that was active when the job was made
 KEEP = "keep.jsonl"  # the canary
 ROUNDS = "tutor"  # the rounds
-DEFAULT_ROUNDS = 3  # unless another number is asked for
-ANY = 1e9  # of a limit that the daemon does not have: options are finite
+DEFAULT_ROUNDS = 3  # unless another number is given
+ANY = 1e9  # the value of a limit that the daemon does not have: options are finite
 LEFT_OUT = ("steps", "eval_every", "patience")  # options of training that rounds do not have
 
 
 @dataclass(frozen=True)
 class TutorTask:
-    """given: the options of TutorOptions that are named; grader: as JSON, None without."""
+    """A tutor's task. given: the options of TutorOptions that are named; grader: as JSON, None without."""
 
     given: Mapping[str, Any]
     grader: Mapping[str, Any] | None
@@ -79,15 +79,15 @@ class TutorTask:
 
     @property
     def objective(self) -> Objective:
-        """By which the gate evaluates: the grader's rewards, where no right answer is known."""
+        """Returns the gate's objective: the grader's rewards, where no right answer is known."""
         if self.grader is None:
             return Sft()
         return Grpo(grader=json.dumps(self.grader), max_completion_length=self.options.max_tokens)
 
 
 def tutor_task(config: DaemonConfig) -> TutorTask | None:
-    """The tutor of a daemon; None where --learn says nothing of one. Raises UsageError for options that are wrong, that
-    lack what they need, or that nothing uses.
+    """Returns the task of a daemon's tutor; None where --learn names none. Raises UsageError for options that are
+    wrong, that lack what they need, or that nothing uses.
     """
     if not config.tutors:
         if config.tutor_options:
@@ -137,14 +137,14 @@ class TutorJob(JobKind):
         return _task(folder, method).objective
 
     def work(self, worker: Worker) -> dict[str, Any]:
-        """A job whose rounds published nothing makes no adapter."""
+        """Does a job. If its rounds published nothing, it makes no adapter."""
         if not worker.is_trained and (why := _Rounds(worker).work()):
             return {"passed": False, "reason": why}
         return worker.evaluate()
 
 
 def _task(folder: Path, method: Mapping[str, Any]) -> TutorTask:
-    """Of a job; that of an earlier version has its options in its method."""
+    """Returns a job's task; a job of an earlier version has its options in its method."""
     if (folder / TASK).exists():
         found = json.loads((folder / TASK).read_text())
     else:
@@ -157,7 +157,7 @@ def _task(folder: Path, method: Mapping[str, Any]) -> TutorTask:
 
 
 class KeptPrompts(Starter):
-    """Over all prompts that are kept, when enough of them are new."""
+    """The starter of jobs over all prompts that are kept, when enough of them are new."""
 
     name = PROMPTS
     origin = TutorJob.origin
@@ -179,11 +179,11 @@ class KeptPrompts(Starter):
         return f"{missing} more prompt{'' if missing == 1 else 's'}"
 
     def facts(self) -> dict[str, Any]:
-        """The counts of prompts, and the rounds of the latest job."""
+        """Returns the counts of prompts, and the rounds of the latest job."""
         return {"prompts": self.prompts.counts(), "rounds": self.jobs.latest_rounds(self.origin)}
 
     def settle(self, job: Job) -> str:
-        """After a feedback job all prompts wait again: it began from the base, which learned from none of them."""
+        """Lets all prompts wait again after a feedback job: it began from the base, which learned from none of them."""
         if job.origin == FeedbackJob.origin and job.verdict and job.verdict["passed"]:
             self.prompts.renew()
         return ""
@@ -217,18 +217,20 @@ class KeptPrompts(Starter):
         return job
 
     def _options(self, start: Path | None) -> dict[str, object]:
-        """Of its trainings: without those that rounds do not have, with the size of the adapter that is continued."""
+        """Returns the options of its trainings: without those that rounds do not have, with the size of the adapter
+        that is continued.
+        """
         plain = TrainConfig()
         return {**{name: getattr(plain, name) for name in LEFT_OUT}, **store.recorded_size(start)}
 
     def _scored(self, found: Iterable[KeptPrompt]) -> list[KeptPrompt]:
-        """Prompts that are held out, where a grader scores answers; which, the key of held-out rows decides."""
+        """Returns the held-out prompts, where a grader scores answers; the key of held-out rows selects them."""
         if self.task.grader is None:
             return []
         return [prompt for prompt in found if self.feedback.holdout.rank(prompt.question) < EDGE]
 
     def _fits(self, row: Row) -> bool:
-        """Whether this model's template takes a prompt, and its answer can be learned whole."""
+        """Returns whether this model's template takes a prompt, and its answer can be learned whole."""
         longest = self.jobs.train.row_limit - self.task.options.max_tokens
         data = self._tokenized(row, asking)
         return data is not None and bool(data.examples[0].tokens.size <= longest)
@@ -238,7 +240,7 @@ class KeptPrompts(Starter):
         return data is not None and not data.truncated
 
     def _tokenized(self, row: Row, parser: RowParser) -> Dataset | None:
-        """None for a row that this model's template does not take."""
+        """Returns a tokenized row; None for a row that this model's template does not take."""
         train = self.jobs.train
         try:
             return load_rows([row], self.tokenizer, max_length=train.row_limit, system=train.system or None,
@@ -247,7 +249,7 @@ class KeptPrompts(Starter):
             return None
 
     def _check(self, rows: Sequence[Row], held: Sequence[Row], *halves: Sequence[Row]) -> None:
-        """Raises UsageError."""
+        """Raises UsageError where there are too few rows to learn or to hold out."""
         if not rows:
             raise UsageError("no prompt is kept that the tutor could ask", "ask some, or raise max-length")
         if not held:
@@ -260,7 +262,7 @@ class KeptPrompts(Starter):
 
 
 def _fill(folder: Path, task: TutorTask, labelled: Iterable[Row], selecting: Iterable[Row], start: Path | None) -> None:
-    """What such a job has beside its rows to learn and to decide by. Raises OSError."""
+    """Writes the further files of such a job. Raises OSError."""
     (folder / TASK).write_text(json.dumps({"given": dict(task.given), "grader": task.grader}))
     for name, rows in ((LABELLED, labelled), (SELECTING, selecting)):
         (folder / name).write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
@@ -287,8 +289,8 @@ class _Rounds:
         self.folder = worker.folder / ROUNDS
 
     def work(self) -> str:
-        """Make rounds until they stop, and the run of what they published last. Returns why they published nothing, ""
-        where they did. Rounds that cannot be continued begin again.
+        """Makes rounds until they stop, and the run of the adapter that they published last. Returns why they published
+        nothing, or "". Rounds that cannot be continued begin again.
         """
         if self.folder.exists() and not (self.folder / BEGUN).exists():
             shutil.rmtree(self.folder)  # a kill came before anything was in it
@@ -328,7 +330,7 @@ class _Rounds:
         return path
 
     def _publish(self) -> bool:
-        """Makes the run of the adapter that the rounds published last; whether they published any."""
+        """Makes the run of the adapter that the rounds published last; returns whether they published any."""
         published = [adapter for round, adapter in published_rounds(self.folder) if round.number]
         if not published:
             return False
@@ -343,9 +345,9 @@ class _Rounds:
 
 
 def round_of(steps: Mapping[str, Mapping[str, Any]]) -> dict[str, Any]:
-    """A round, by the facts of its steps: prompts that it asked, right (the share of their answers that pass the grader
-    or agree), rows that it learned, held_out and held_out_before (the share of right answers to held-out questions, or
-    their mean reward, with its adapter and with the one before), questions, published, reason.
+    """Returns a round, by the facts of its steps. prompts: answered. right: the share of their answers that pass the
+    grader or agree. rows: learned. held_out, held_out_before: the share of right answers to held-out questions, or
+    their mean reward, with its adapter and with the one before. Then questions, published, reason.
     """
     chosen = steps["choose"]
     gate = steps.get("gate", {})
@@ -356,7 +358,7 @@ def round_of(steps: Mapping[str, Mapping[str, Any]]) -> dict[str, Any]:
 
 
 class RoundsProgress(JobProgress):
-    """Also of the rounds: what became of each is kept with the job, and told once."""
+    """The progress of a job and of its rounds: the result of each is kept with the job, and reported once."""
 
     def __init__(self, table: JobTable, job: str) -> None:
         super().__init__(table, job)
