@@ -75,9 +75,9 @@ def app(service: Service) -> FastAPI:
 
 
 def _made_once(made: FastAPI, keyed: bool) -> Callable[[], dict[str, Any]]:
-    """What makes the schema when somebody asks for it, which takes seconds on a small board: for all who wait at once.
+    """A function that makes the schema at the first request, once for all who wait: it takes seconds on a small board.
 
-    keyed: whether a key is asked for.
+    keyed: whether a key is required.
     """
     lock = threading.Lock()
 
@@ -91,7 +91,7 @@ def _made_once(made: FastAPI, keyed: bool) -> Callable[[], dict[str, Any]]:
 
 
 def _openapi(made: FastAPI, keyed: bool) -> dict[str, Any]:
-    """FastAPI's, without its 422, which is a 400 here; with the key, where one is asked for."""
+    """The schema of FastAPI, without its 422, which is a 400 here; with the key, where one is required."""
     schema = get_openapi(title=made.title, version=made.version, routes=made.routes)
     for path in schema["paths"].values():
         for operation in path.values():

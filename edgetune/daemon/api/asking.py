@@ -45,7 +45,7 @@ def note_ignored(request: Request, names: Sequence[str]) -> None:
 
 @dataclass(frozen=True)
 class Piece:
-    """What became certain of an answer. The last one of each has `finish`: stop, length or tool_calls."""
+    """A part of an answer that is final. The last one of each has `finish`: stop, length or tool_calls."""
 
     index: int  # of the answer
     text: str = ""
@@ -66,7 +66,7 @@ class Said:
 
 @dataclass(frozen=True)
 class _Given:
-    """What the batcher's thread gave: text of an answer, or None at its end; how many tokens it had by then."""
+    """Output of the batcher's thread: text of an answer, None at its end; tokens: their number so far."""
 
     index: int
     text: str | None
@@ -157,12 +157,12 @@ class Asked:
 
     @property
     def headers(self) -> dict[str, str]:
-        """Of the response."""
+        """The headers of the response that name the origin of the answer."""
         return {f"X-Edgetune-{name.capitalize()}": value for name, value in self.origin.items()}
 
     @property
     def prompt_tokens(self) -> int:
-        """Of all questions; of one that has several answers they count once."""
+        """The prompt tokens of all questions; a question with several answers counts once."""
         firsts = {id(self._question(i)): each.prompt_tokens for i, each in enumerate(self.completions)}
         return sum(firsts.values())
 
@@ -172,7 +172,7 @@ class Asked:
 
     @property
     def cached_tokens(self) -> int:
-        """Of the prompts', those that were in the cache."""
+        """The prompt tokens that were in the cache."""
         return sum(completion.cached_tokens for completion in self.completions)
 
     def cancel(self) -> None:
@@ -245,7 +245,7 @@ class Asked:
         raise IndexError(index)
 
     def _prompt(self, index: int) -> Piece:
-        """As the beginning of its answer."""
+        """The prompt of an answer, as the beginning of that answer."""
         prompt = self._question(index).prompt or ""
         found = self.completions[index].prompt_logprobs
         if isinstance(prompt, str):
@@ -254,7 +254,7 @@ class Asked:
 
     @staticmethod
     def _measured(question: Question, completion: Completion) -> int:
-        """How many log-probabilities the answer will hold of its prompt."""
+        """The number of log-probabilities of the prompt in the answer."""
         asked = question.echo and question.logprobs is not None
         return completion.prompt_tokens * (1 + (question.logprobs or 0)) if asked else 0
 

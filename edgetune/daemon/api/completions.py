@@ -63,7 +63,7 @@ async def _reply(form: _Form, questions: Sequence[Question], request: Request, r
 
 @dataclass(frozen=True)
 class _Form:
-    """What differs between chat and completions."""
+    """The differences between chat and completions."""
 
     prefix: str
     object: str
@@ -97,7 +97,7 @@ def _delta(piece: Piece) -> dict[str, Any]:
 
 
 def _one_each(parts: Sequence[CallPiece]) -> list[CallPiece]:
-    """With all parts of a call as one: clients read no more than one of a call in a delta."""
+    """Joins all parts of a call: clients read no more than one part of a call in a delta."""
     found: dict[int, CallPiece] = {}
     for part in parts:
         before = found.get(part.index)

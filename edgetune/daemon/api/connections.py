@@ -67,7 +67,7 @@ class Connection(H11Protocol):
     # ---- called by the server -----------------------------------------------------------------------------------
 
     def overdue(self, now: float) -> bool:
-        """Whether its client has kept it waiting for too long. Call it regularly: it compares with the last call."""
+        """True if its client has kept it waiting for too long. Call it regularly: it compares with the last call."""
         unsent = self.transport.get_write_buffer_size()
         if unsent == 0 or unsent < self._unsent:
             self._unsent_since = now
@@ -77,19 +77,19 @@ class Connection(H11Protocol):
         return self._head_since is not None and now - self._head_since > HEAD_SECONDS
 
     def waits(self) -> bool:
-        """Whether it is the client's turn: to send a request, the rest of one, or to read."""
+        """True if it is the client's turn: to send a request, the rest of one, or to read."""
         stalled = self._unsent > 0 and time.monotonic() - self._unsent_since > STALLED_SECONDS
         if stalled or self.conn.their_state is h11.IDLE:
             return True
         return self.conn.their_state is h11.SEND_BODY and not self.flow.read_paused
 
     def hang_up(self) -> None:
-        """At once: nothing that waits to be sent keeps it."""
+        """Closes the connection at once, even if data waits to be sent."""
         self.transport.abort()
 
 
 def make_room_for(new: Connection) -> None:
-    """Where there are too many connections, hang up on the one that has been silent for longest, or on the new one."""
+    """Closes the connection that has been silent for longest, or the new one, where there are too many."""
     others = [other for other in new.connections if isinstance(other, Connection) and other is not new
               and not other.transport.is_closing()]
     most = most_connections()

@@ -102,7 +102,7 @@ def _written(vector: np.ndarray[Any, np.dtype[np.float32]], form: str | None) ->
 
 @asynccontextmanager
 async def _until_gone(request: Request) -> AsyncIterator[threading.Event]:
-    """What is set when the client is gone."""
+    """An event that is set when the client is gone."""
     gone = threading.Event()
 
     async def watch() -> None:

@@ -43,7 +43,7 @@ class ParamError(EdgetuneError):
 
 @contextmanager
 def about(param: str) -> Iterator[None]:
-    """What is found wrong within is wrong with this field."""
+    """Attributes the UsageErrors and DataErrors that are raised within to this field."""
     try:
         yield
     except (UsageError, DataError) as error:
@@ -117,7 +117,7 @@ def _body_model(request: Request) -> type[BaseModel] | None:
 
 
 def of_type(*kinds: str) -> dict[int | str, dict[str, Any]]:
-    """For answers that are not JSON; their errors are."""
+    """The schema of responses that are not JSON; their errors are."""
     return {200: {"content": {kind: {"schema": {"type": "string"}} for kind in kinds}}}
 
 

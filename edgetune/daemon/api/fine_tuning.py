@@ -98,7 +98,7 @@ def job_object(job: Any) -> dict[str, Any]:
 
 
 def _multiplier(job: Any, objective: Objective) -> float:
-    """Of the learning rate that the job would have had if none had been asked for, which may be an adapter's."""
+    """The factor on the learning rate that the job would have had by default, which may be an adapter's."""
     asked = job.method[job.method["type"]]["hyperparameters"]
     if isinstance(asked.get("learning_rate_multiplier"), float | int):
         return float(asked["learning_rate_multiplier"])

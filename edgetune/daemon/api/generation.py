@@ -88,7 +88,7 @@ class Generation(Body):
         return [name for name in IGNORED if getattr(self, name, None) is not None]
 
     def options(self) -> dict[str, Any]:
-        """Those that Batcher.submit takes, as far as they are given."""
+        """The options of Batcher.submit that are given."""
         found = {name: value for name in OPTIONS if (value := getattr(self, name)) is not None}
         if self.logit_bias:
             found["logit_bias"] = tuple((_token(key), bias) for key, bias in self.logit_bias.items())
@@ -119,7 +119,7 @@ class ChatMessage(BaseModel):
     content: str | list[dict[str, Any]] | None = None
 
     def plain(self) -> dict[str, Any]:
-        """For the template, which knows no developer: OpenAI's newer name of the system."""
+        """The message for the template, which has no role developer: OpenAI's newer name of system."""
         return {**self.model_dump(), "role": "system" if self.role == "developer" else self.role}
 
 

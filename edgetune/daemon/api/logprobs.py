@@ -13,15 +13,16 @@ LEAST = -9999.0  # OpenAI's, for what is impossible: JSON has no infinity
 
 
 def chat_logprobs(found: Sequence[TokenLogprob]) -> dict[str, Any]:
-    """Of chat: for each token its text, its bytes, and the likeliest tokens there."""
+    """The log-probabilities of chat: for each token its text, its bytes, and the likeliest tokens there."""
     return {"content": [{**_likely(each.piece, each.logprob or 0.0),
                          "top_logprobs": [_likely(piece, logprob) for _, piece, logprob in each.top]}
                         for each in found], "refusal": None}
 
 
 def completion_logprobs(found: Sequence[TokenLogprob], offset: int = 0) -> dict[str, Any]:
-    """Of completions: lists of tokens, of their log-probabilities, of the likeliest tokens, and of their places in the
-    text, which begins at `offset` characters.
+    """The log-probabilities of completions: lists of tokens, their values, the likeliest tokens and their places.
+
+    A place is counted in characters; the text begins at `offset`.
     """
     places = []
     decoder = codecs.getincrementaldecoder("utf-8")("replace")  # a token may end within a character
@@ -34,7 +35,7 @@ def completion_logprobs(found: Sequence[TokenLogprob], offset: int = 0) -> dict[
 
 
 def spelling(found: Sequence[TokenLogprob], text: str) -> list[TokenLogprob]:
-    """The tokens of a prompt that was given as text, with what they add in front of it taken off: BOS, or a space."""
+    """The tokens of a prompt that was given as text. Bytes that they add before it (BOS, or a space) are removed."""
     added = sum(len(each.piece) for each in found) - len(text.encode())
     spelled = list(found)
     for i, each in enumerate(found):
@@ -46,7 +47,7 @@ def spelling(found: Sequence[TokenLogprob], text: str) -> list[TokenLogprob]:
 
 
 def _tops(found: TokenLogprob) -> dict[str, float]:
-    """Of tokens that are spelled alike (parts of characters), the likeliest."""
+    """The likeliest tokens by their text; of those with equal text (parts of characters), the likeliest."""
     return {_text(piece): max(logprob, LEAST) for _, piece, logprob in reversed(found.top)}
 
 

@@ -1,4 +1,4 @@
-"""/metrics: the state of the service when it is asked for, and requests and their seconds as they come."""
+"""/metrics: the state of the service at the time of the request, and all requests with their seconds."""
 
 from __future__ import annotations
 

@@ -99,7 +99,7 @@ async def _lines(asked: Asked, model: str, part: Part, times: _Times) -> AsyncIt
 
 @dataclass
 class _Times:
-    """In nanoseconds of the monotonic clock. first: when the first piece came; 0: not yet."""
+    """Times in nanoseconds of the monotonic clock. first: when the first piece came; 0: not yet."""
 
     begin: int = field(default_factory=time.monotonic_ns)
     first: int = 0
@@ -134,7 +134,7 @@ def _end(asked: Asked, finish: str, times: _Times) -> dict[str, Any]:
 
 
 def _loaded(keep_alive: float | str | None) -> str:
-    """What a client hears who only wants the model loaded, or unloaded, which it is not."""
+    """The done_reason for a client that only wants the model loaded, or unloaded, which is not done."""
     return "unload" if keep_alive in (0, "0", "0s") else "load"
 
 

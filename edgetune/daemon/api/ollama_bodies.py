@@ -60,7 +60,7 @@ class Options(Body):
     numa: bool | None = Field(None, description=NOT_USED + "the daemon's affair.")
 
     def here(self, context: int) -> dict[str, Any]:
-        """As Question.options has them. context: tokens of the longest answer. Raises UsageError."""
+        """The options as Question.options has them. context: tokens of the longest answer. Raises UsageError."""
         for name, value in NEUTRAL.items():
             if getattr(self, name) not in (None, value):
                 raise UsageError(f"options.{name} is {getattr(self, name)}", f"leave it out: {value} is what is done")
@@ -124,7 +124,7 @@ class Message(BaseModel):
     tool_name: str | None = None
 
     def plain(self) -> dict[str, Any]:
-        """In OpenAI's shape."""
+        """The message in OpenAI's shape."""
         plain = self.model_dump(exclude={"thinking", "images", "tool_name", "tool_calls"}, exclude_none=True)
         plain["role"] = "system" if self.role == "developer" else self.role
         if self.tool_calls:
@@ -209,7 +209,7 @@ class GenerateAnswer(Timed):
 
 
 def named(service: Service, model: str) -> str:
-    """What the service calls it."""
+    """The service's name of the model."""
     if model == service.name:
         return service.name + LATEST
     if service.embeddings.file and model == service.embeddings.name + LATEST:

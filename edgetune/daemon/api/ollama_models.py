@@ -117,7 +117,7 @@ def ollama_show(body: ShowBody, service: TheService) -> Any:
 
 
 def _encodes(service: Service, name: str) -> bool:
-    """Whether it is the file of --embeddings."""
+    """True if it is the file of --embeddings."""
     return service.embeddings.encoder is not None and name.removesuffix(LATEST) == service.embeddings.name
 
 
@@ -176,7 +176,7 @@ def _facts(gguf: Gguf, verbose: bool) -> dict[str, Any]:
 
 
 def _is_json(value: object) -> bool:
-    """Whether JSON can say it: no number that is not finite, no text that is not UTF-8."""
+    """True if JSON can express a value: its numbers are finite, and its text is UTF-8."""
     try:
         json.dumps(value, allow_nan=False, ensure_ascii=False).encode()
     except ValueError:

@@ -1,4 +1,4 @@
-"""What a person opens in a browser: the page, in one file with its styles and scripts, and the report of a training."""
+"""Pages for a browser: the main one, a single file with its styles and scripts, and the report of a training."""
 
 from __future__ import annotations
 

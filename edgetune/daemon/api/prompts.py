@@ -44,7 +44,7 @@ def delete_prompt(prompt_id: str, service: TheService) -> Any:
 
 
 def _remains(service: Service) -> str:
-    """Where deleted prompts still are: a sentence, or ""."""
+    """Says which job still uses deleted prompts; "": none."""
     job = service.learner.unfinished(PROMPTS)
     return f"{job} is not finished and may ask them yet; cancel it to be rid of them at once" if job else ""
 

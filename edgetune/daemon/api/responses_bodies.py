@@ -29,7 +29,7 @@ class FunctionTool(BaseModel):
     strict: bool | None = Field(None, description=NOT_USED + "a call that must be obeys the schema anyway.")
 
     def plain(self) -> dict[str, Any]:
-        """As /v1/chat/completions has it."""
+        """The tool in the shape of /v1/chat/completions."""
         function = self.model_dump(include={"name", "description", "parameters"}, exclude_none=True)
         return {"type": "function", "function": function}
 
@@ -112,7 +112,7 @@ class ResponseRequest(Body):
         return [name for name in IGNORED if getattr(self, name) is not None]
 
     def question(self) -> Question:
-        """Raises UsageError for an item that cannot be shown to the model, and where a stored one is asked for."""
+        """The question of the request. Raises UsageError for an item that the model cannot read, or a stored one."""
         for name in ("previous_response_id", "conversation"):
             if (value := getattr(self, name)) is not None:
                 raise UsageError(f"{name} is {value!r:.100}, and responses are not stored here",
@@ -144,7 +144,7 @@ class ResponseRequest(Body):
 
 
 def _messages(items: Iterable[Item]) -> Iterable[dict[str, Any]]:
-    """In the shape of /v1/chat/completions: calls that follow one another are one message."""
+    """Messages in the shape of /v1/chat/completions: consecutive calls are one message."""
     called: dict[str, Any] | None = None
     names: dict[str | None, str] = {}
     for item in items:

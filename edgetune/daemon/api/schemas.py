@@ -1,6 +1,6 @@
-"""What requests and answers look like: OpenAI's shapes, and ours beyond them. Options come from where they are defined.
+"""Schemas of requests and answers: OpenAI's shapes, and our own. Options are taken from their definitions.
 
-Those of chat and completions are in generation.py, what all have in common in shapes.py.
+The schemas of chat and completions are in generation.py, the common parts in shapes.py.
 """
 
 from __future__ import annotations
@@ -140,7 +140,7 @@ class JobRequest(Body):
     integrations: Annotated[list[Any], Field(max_length=0)] | None = None
 
     def options(self) -> dict[str, Any]:
-        """Those that are given, as Jobs.create takes them."""
+        """The options that are given, as Jobs.create takes them."""
         given = self.model_dump(exclude_none=True, exclude={"integrations"})
         method = given.get("method", {})
         inner = method.get(method.get("type"), {}).pop("hyperparameters", {})

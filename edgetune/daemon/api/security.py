@@ -161,7 +161,7 @@ class Guard:
         return Body(self.bodies, receive, limit, int(length) if length.isdigit() else 0, spooled=upload)
 
     def _check_host(self, host: str) -> None:
-        """Who listens on loopback is called by a name of loopback: another was made to point there."""
+        """Refuses other names than those of loopback, if the daemon listens there: another was made to point there."""
         if self.config.socket or self.config.host not in LOOPBACK:
             return
         name = host.rsplit(":", 1)[0] if not host.endswith("]") else host

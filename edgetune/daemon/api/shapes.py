@@ -1,4 +1,4 @@
-"""What all requests and answers of the API have in common.
+"""The common parts of all requests and answers of the API.
 
 An unknown field of a request is refused, not ignored: a client must not believe that it had an effect.
 """
@@ -11,7 +11,7 @@ from pydantic import BaseModel, BeforeValidator, ConfigDict, Field
 
 
 def _whole(value: Any) -> Any:
-    """In JSON 3.0 is an integer too."""
+    """Converts 3.0, which is an integer in JSON, to int."""
     return int(value) if type(value) is float and value.is_integer() else value
 
 

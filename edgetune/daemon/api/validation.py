@@ -1,4 +1,4 @@
-"""What is wrong with a request that does not fit its schema, in one sentence."""
+"""Describes in one sentence the error of a request that does not fit its schema."""
 
 from __future__ import annotations
 
@@ -84,7 +84,7 @@ def _found(value: Any, errors: Sequence[Any]) -> str:
 
 
 def _expected(errors: Sequence[Any]) -> str:
-    """What each branch of a union asks for, each once."""
+    """The requirements of the branches of a union, each once."""
     limits = [_limit(e["type"], e.get("ctx") or {}) for e in errors]
     if any(limits):  # of a branch that its type fits
         return next(filter(None, limits))
