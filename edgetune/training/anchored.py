@@ -1,7 +1,7 @@
-"""Anchors of a run (data/anchors.py): a part of every step beside its rows. The base draws them before the first step,
-and they are kept as tokens: beside the run for a resume, and in the user's cache for the next run on this base.
+"""Anchors of a run (data/anchors.py), which every step learns together with its rows. The base draws them before the
+first step. They are stored as tokens: in the run's folder for a resume, in the user's cache for later runs.
 
-The files are npz: `name` of what decides them, `tokens`, `sizes` [n], `begins` [n] of what the base said.
+The files are npz: `name` (the key of what decides them), `tokens`, `sizes` [n], `begins` [n] of the base's answers.
 """
 
 from __future__ import annotations
@@ -38,8 +38,8 @@ from .reference import UNREADABLE
 
 FILE = "anchors.npz"
 BATCHES = "anchor_batches"  # of run.json: the first that is learned, and the one after the last
-BATCH = 64  # that are drawn, and kept in a file
-MOST = 1024  # of a run: they come again after that, and are soon known by heart
+BATCH = 64  # anchors that are drawn together and stored in one file
+MOST = 1024  # different anchors of a run; beyond that they are repeated, and repeated ones are soon memorised
 PARALLEL = 32  # drawn at once: more take more memory than training does
 CACHED = 128  # files in the cache, the newest
 Prompts = list[list[int]]
@@ -63,8 +63,8 @@ def rows_per_anchor(config: TrainConfig, objective: Objective) -> int:
 
 
 def lengths_with_anchors(objective: Objective, config: TrainConfig, *parts: Sequence[Example]) -> Lengths:
-    """Of the rows of a run, in parts as `Objective.lengths` has them, with room for an anchor where some are learned;
-    rows that are not known are long enough.
+    """Returns the lengths of a run's rows, in parts as in `Objective.lengths`, with room for an anchor if any is
+    learned. Unknown rows need no more room.
     """
     found = objective.lengths(*parts, max_length=config.row_limit, share=shares(config))
     if not (found.units and rows_per_anchor(config, objective)):
@@ -73,9 +73,8 @@ def lengths_with_anchors(objective: Objective, config: TrainConfig, *parts: Sequ
 
 
 def batches_of(number: int, record: Mapping[str, Any], start: Mapping[str, Any]) -> range:
-    """The batches of about `number` anchors, MOST at most; batches are the same modulo MOST / BATCH. record: of the
-    run, where it is resumed. start: of the run that made the adapter from which training starts, whose anchors it has
-    learned: others are next.
+    """The batches of about `number` anchors, MOST at most; batches are the same modulo MOST / BATCH. record: run.json
+    of a resumed run. start: run.json of the run that made the start adapter; the anchors after its last one are taken.
     """
     learned = start.get(BATCHES, [0, -(-start.get("anchors", 0) // BATCH)])
     first = record.get(BATCHES, learned[1:])[0]
@@ -84,10 +83,10 @@ def batches_of(number: int, record: Mapping[str, Any], start: Mapping[str, Any])
 
 def prepare(bundle: Bundle, config: TrainConfig, batches: range, should_stop: Callable[[], bool],
             on_event: Callable[[dict[str, Any]], None], check: Callable[[], object] = lambda: None) -> list[Example]:
-    """The anchors of some batches, without those that end at once: what the cache has, and others that are drawn. None
-    for a base that cannot say any in the memory that training may have; an event tells why.
+    """The anchors of some batches, without empty ones: from the cache where possible, else drawn. The list is empty if
+    the base cannot draw any within training's memory; an event gives the reason.
 
-    check: is called before any is drawn, and may refuse. Raises Interrupted once should_stop returns True.
+    check: called before any is drawn; may raise. Raises Interrupted once should_stop returns True.
     """
     name = _name(bundle, config)
     asked: Questions | None = None
@@ -111,7 +110,7 @@ def prepare(bundle: Bundle, config: TrainConfig, batches: range, should_stop: Ca
 
 
 def _name(bundle: Bundle, config: TrainConfig) -> str:
-    """Of what decides which tokens are drawn, beside their number."""
+    """Returns a key of everything that decides which tokens are drawn, except their number."""
     ops = open_backend(config.backend, device.thread_count(config.threads), lambda _: None)
     asked = sha256(json.dumps([BEGINNINGS, QUESTIONS]).encode()).hexdigest()[:16]
     return json.dumps([bundle.fingerprint, bool(config.system), asked, TOKENS, ops.isa, config.precision,
@@ -125,7 +124,7 @@ def _cut(example: Example, max_length: int) -> Example:
 
 def _drawn(bundle: Bundle, config: TrainConfig, questions: Questions, batch: int,
            should_stop: Callable[[], bool]) -> list[Example]:
-    """Raises UsageError where memory or the model's context has no room for them."""
+    """Draws a batch of anchors. Raises UsageError if they do not fit into memory or the model's context."""
     prompts = of_batch(questions.texts, batch) + of_batch(questions.chats, batch)
     engine = Engine(config.memory_here(), config.memory_asked, PARALLEL, config.precision, config.threads,
                     config.backend)
@@ -137,13 +136,13 @@ def _drawn(bundle: Bundle, config: TrainConfig, questions: Questions, batch: int
 
     found = {}
     for one in draw(Model(bundle.gguf), {}, asked, engine, questions.ends.__contains__, before_block=before_block):
-        if one.tokens.size > 1 or not one.ended:  # else the base said nothing
+        if one.tokens.size > 1 or not one.ended:  # else the answer is empty
             found[one.prompt, one.sample] = _example(prompts[one.prompt], one.tokens)
     return [found[key] for key in sorted(found)]
 
 
 def _questions(bundle: Bundle, config: TrainConfig) -> Questions:
-    """A model that cannot be asked continues texts."""
+    """Returns texts to continue and questions; a model without a chat template has texts alone."""
     end = bundle.gguf.metadata.get("tokenizer.ggml.eos_token_id")
     ends = {end} if isinstance(end, int) else set()
     plain = replace(config, markup="escape", prompt_column="", completion_column="", max_length=LONGEST,
@@ -178,7 +177,7 @@ def _example(prompt: Sequence[int], said: np.ndarray) -> Example:
 
 
 def read(path: Path, name: str = "") -> list[Example]:
-    """What a file holds; nothing where it is missing, damaged, or with `name` of another one."""
+    """Returns the anchors of a file; none if it is missing or damaged, or has another `name`."""
     with suppress(*UNREADABLE), path.open("rb") as opened, np.load(opened, allow_pickle=False) as file:
         if name in ("", str(file["name"])):
             parts = np.split(file["tokens"].astype(np.int32), np.cumsum(file["sizes"])[:-1])
@@ -200,6 +199,6 @@ def _cached(name: str, batch: int) -> Path:
 
 
 def _keep(path: Path, anchors: Sequence[Example], name: str) -> None:
-    """In the cache, unless the base said nothing."""
+    """Stores anchors in the cache, if there are any."""
     if anchors:
         cache(path, lambda: save(path, anchors, name), CACHED)

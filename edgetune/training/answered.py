@@ -1,4 +1,4 @@
-"""Answers that a model drew, what rewarded them, and what is said of them in all."""
+"""Answers that a model drew, their rewards and their metrics."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ PASS = 1.0  # the least reward of a right answer
 
 @dataclass(frozen=True)
 class Answer:
-    """What is rewarded. item: the row of its prompt, as JSON; ended: whether the model ended it."""
+    """An answer to reward. item: the row of its prompt, as JSON; ended: whether the model ended it."""
 
     text: str
     item: str
@@ -29,7 +29,7 @@ class Answer:
 
 @dataclass(frozen=True)
 class Reward:
-    """value: finite. parts: of what it is made, by name."""
+    """A reward. value: finite. parts: its components, by name."""
 
     value: float
     parts: Mapping[str, float] = field(default_factory=dict)
@@ -54,10 +54,10 @@ def needs_judge(rewards: Rewards | None) -> bool:
 
 @dataclass(frozen=True)
 class Answered:
-    """The answers to some prompts, G each, with their rewards, of which there are none where nothing rewards.
+    """The answers to some prompts, G each, with their rewards; there are none if the objective has no rewards.
 
-    asked: of each answer its prompt, which is another for each second answer; those are behind all first ones.
-    penalized [P, G]: rewards less what long answers lose; 0 where nothing rewards. turns: answers in a conversation.
+    asked: the prompt of each answer; second answers, each with a prompt of its own, follow all first ones.
+    penalized [P, G]: rewards less the penalty for long answers; 0 without rewards. turns: answers in a conversation.
     """
 
     prompts: Sequence[Example]
@@ -98,7 +98,7 @@ class Answered:
                         [*self.rewards, *other.rewards], np.concatenate([self.penalized, other.penalized]), self.turns)
 
     def with_second(self, second: Answered) -> Answered:
-        """With the second answer behind each of these, which `second` has as the only one to its own prompt."""
+        """Appends the second answers; in `second` each is the only answer to its own prompt."""
         count = len(self.prompts)
         g = self.penalized.shape[1]
 
@@ -122,8 +122,8 @@ class Answered:
             "entropy": -float(logp.mean())}
 
     def _rewarded(self) -> dict[str, float]:
-        """`reward` is of the last turn; of two turns also how often the second answer is right and the first was not,
-        and the other way round.
+        """Returns metrics of the rewards. `reward` is the last turn's. With two turns, `corrected` is the share of
+        wrong first answers with a right second one, `spoiled` the share of the reverse.
         """
         rewards = [reward for of_prompt in self.rewards for reward in of_prompt]
         if not rewards:
@@ -146,8 +146,8 @@ class Answered:
 
 @dataclass(frozen=True)
 class Expectation:
-    """What answers to some prompts, those of the last turn, are worth before training. pass_at_1: the share of answers
-    with a reward of PASS at least, pass_at_k: of prompts with such an answer among `samples`. frac_reward_zero_std: the
+    """The rewards of last-turn answers to some prompts before training. pass_at_1: the share of answers with a reward
+    of at least PASS; pass_at_k: the share of prompts with such an answer among `samples`. frac_reward_zero_std: the
     share of prompts whose answers all have the same reward, so that nothing is learned from them.
     """
 

@@ -1,4 +1,4 @@
-"""Which rows each step learns from, and how they are cut into micro-batches: a function of rows, options and plan."""
+"""The rows of each step and their micro-batches, as a function of rows, options and plan."""
 
 from __future__ import annotations
 
@@ -16,8 +16,8 @@ COUNTED = 64  # batches
 
 @dataclass(frozen=True)
 class Batches:
-    """Of examples. units: indices of what a batch counts: rows, groups of rows, or with packing packs of them.
-    anchors: learned beside them, one for each `rows_per_anchor` units.
+    """Batches of examples. units: indices of what a batch counts: rows, groups of rows, or with packing packs of them.
+    anchors: learned together with them, one for each `rows_per_anchor` units.
     """
 
     config: TrainConfig
@@ -41,7 +41,7 @@ class Batches:
         return [self.examples[i] for unit in rows[slot * size:(slot + 1) * size] for i in self.units[unit]]
 
     def anchors_of_step(self, step: int) -> list[Example]:
-        """In an order by the seed, all of them before one comes again."""
+        """The anchors of a step, in an order by the seed; none is repeated before all were used."""
         if not self.anchors:
             return []
         size = length.batch_of(self.config, len(self.units))
@@ -50,7 +50,7 @@ class Batches:
         return [self.anchors[mixed[number % len(mixed)]] for number in numbers]
 
     def computed_share(self, max_tokens: int, prefix: int = 0) -> float:
-        """What share of the rows' tokens is computed, as rows of a batch begin alike: of the first COUNTED batches."""
+        """The share of tokens that is computed, as common prefixes are shared; by the first COUNTED batches."""
         batches = [batch for step in range(1, min(COUNTED, self.steps_per_epoch) + 1)
                    for batch in cut(self.of_step(step), self.config, max_tokens, prefix)]
         return sum(batch.computed for batch in batches) / sum(batch.row_tokens for batch in batches)
@@ -85,5 +85,5 @@ def cut(examples: Sequence[Example], config: TrainConfig, max_tokens: int, prefi
 
 
 def shares(config: TrainConfig) -> bool:
-    """Whether what rows begin with alike is computed once."""
+    """Whether the common prefix of rows is computed once."""
     return config.share_prefixes == "auto"

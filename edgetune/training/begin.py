@@ -1,4 +1,4 @@
-"""How a run begins: anew, or again after a kill, from its newest checkpoint, or with more epochs where it had ended."""
+"""The beginning of a run: new, again after an early kill, from its newest checkpoint, or more epochs after its end."""
 
 from __future__ import annotations
 
@@ -33,9 +33,9 @@ from .state import RunState, next_leg
 from .throttle import Courtesy
 from .trainer import Trainer
 
-OLDER = {"method": Sft.name, "family": LORA, "start": None, "anchors": 0}  # before these names were
+OLDER = {"method": Sft.name, "family": LORA, "start": None, "anchors": 0}  # of runs that precede these names
 
-VALUED = "lora with a value"  # what LoRA was called where a value head was trained
+VALUED = "lora with a value"  # an earlier name of LoRA with a value head
 
 
 @dataclass(frozen=True)
@@ -58,8 +58,8 @@ class Task:
 
 @dataclass
 class Begun:
-    """A run in memory before its next step. saved: steps done and step measured in the newest checkpoint, None where
-    what is in memory is in none. position: of metrics.jsonl, where the run continues. event: its first line.
+    """A run in memory before its next step. saved: (steps done, step measured) of the newest checkpoint; None if no
+    checkpoint holds this state. position: where metrics.jsonl continues. event: its first line.
     """
 
     trainer: Trainer
@@ -81,8 +81,8 @@ def anew(task: Task) -> Begun:
 
 
 def resumed(task: Task) -> Begun:
-    """From what is in the folder: the newest undamaged checkpoint; nothing yet, after a kill before the first one; or
-    the finished adapter, if there are to be more epochs.
+    """Continues from the folder: from the newest undamaged checkpoint; from the start, after a kill before the first
+    one; or from the finished adapter, if epochs are added.
     """
     whole = (f"{checkpoint.PREFIX}*", store.FILE, store.BESIDE, store.RUN, metrics.CSV, metrics.REPORT, reference.FILE,
              anchored.FILE)
@@ -97,7 +97,7 @@ def resumed(task: Task) -> Begun:
 
 
 def _open(task: Task, previous: Tradeoffs | None, was: Identity, record: Mapping[str, Any]) -> Begun:
-    """was, record: of the run that is resumed."""
+    """Builds the trainer. was, record: identity and run.json of a resumed run."""
     parts = [part.examples for part in (task.data, task.held_out) if part]
     objective = task.objective or Sft()
     config = task.config
@@ -122,8 +122,8 @@ def _open(task: Task, previous: Tradeoffs | None, was: Identity, record: Mapping
 
 def _anchors(task: Task, objective: Objective, was: Identity, record: Mapping[str, Any],
              fits: Callable[[], object]) -> tuple[list[Example], range]:
-    """With the batches that they are of. A resumed run has those that it began with; one that has none gets none,
-    unless the options name a number. fits: refuses a training that does not fit, before any is drawn.
+    """Returns the anchors and their batches. A resumed run has those that it began with; one without any gets none,
+    unless the options name a number. fits: raises before any is drawn, if training does not fit.
     """
     every = anchored.rows_per_anchor(task.config, objective)
     if not every or (task.config.anchors == AUTO and not was.get("anchors", every)):
@@ -138,7 +138,7 @@ def _anchors(task: Task, objective: Objective, was: Identity, record: Mapping[st
 
 
 def _origin(task: Task, trainer: Trainer, before: Mapping[str, Any] | None) -> dict[str, Any] | None:
-    """What run.json will say; it was started when it says so already."""
+    """The origin to write to run.json. An origin that it holds already keeps its `started`."""
     if task.origin is None:
         return dict(before) if before else None
     governor = task.callbacks.governor
@@ -148,14 +148,14 @@ def _origin(task: Task, trainer: Trainer, before: Mapping[str, Any] | None) -> d
 
 
 def asked(options: Mapping[str, Any]) -> list[Any]:
-    """The options that decide the plan, beside memory."""
+    """The options that decide the plan, except memory."""
     return [options["micro_batch"], options["recompute"], options["optimizer_state"]]
 
 
 def _reopened(task: Task, record: Mapping[str, Any], was_asked: list[Any], plan: Mapping[str, Any], was: Identity,
               source: str) -> tuple[Begun, list[Event]]:
-    """The run with the plan that it had, whatever memory is available now, unless another is asked for; and what has
-    changed since. Raises MismatchError for a change that is not allowed.
+    """Returns the run and what has changed since. It keeps its plan, regardless of the available memory, unless the
+    options differ. Raises MismatchError for a change that is not allowed.
     """
     previous = from_json(Tradeoffs, plan, source) if was_asked == asked(task.config.to_json()) else None
     was = {**OLDER, **({"method": was["objective"]} if "objective" in was else {}), **was}
@@ -179,8 +179,8 @@ def _from_record(task: Task, record: Mapping[str, Any]) -> tuple[Begun, list[Eve
 
 
 def _again(task: Task, record: Mapping[str, Any]) -> Begun:
-    """Such a kill leaves metrics, and maybe an adapter that run.json does not call done. A report may have been asked
-    for since.
+    """Begins again after such a kill. It leaves metrics, and perhaps an adapter that run.json does not call done; a
+    report may have been written since.
     """
     names = {path.name for path in task.out.iterdir()}
     is_begun = record.get("status", "running") == "running" and not record.get("begun_at")
@@ -229,7 +229,7 @@ def _from_checkpoint(task: Task, record: Mapping[str, Any]) -> Begun:
 
 
 def _keep_start(begun: Begun) -> None:
-    """Where answers are compared with the adapter that the run started from, it is read again."""
+    """Reads the run's start adapter again, if answers are compared with it."""
     start = begun.state.start
     if start is None or "start" not in begun.trainer.arena:
         return
@@ -239,7 +239,7 @@ def _keep_start(begun: Begun) -> None:
 
 
 def check_start(start: Mapping[str, Any]) -> None:
-    """Raises MismatchError where the adapter that a run began from is another now."""
+    """Raises MismatchError if the adapter that a run began from has changed."""
     if store.fingerprint_of(start["path"]) != start["fingerprint"]:
         raise MismatchError(f"{start['path']} is not the adapter any more that the run began from, its reference",
                             "put it back, or begin another run")
@@ -264,8 +264,7 @@ def _restore(begun: Begun, found: checkpoint.Checkpoint) -> None:
 
 
 def _next_leg(task: Task, record: Mapping[str, Any]) -> Begun:
-    """More epochs after the end: from the adapter in the folder, with a new optimizer and a new schedule, on the rows
-    that would have come next.
+    """Adds epochs after the end: from the adapter in the folder, with a new optimizer and schedule, on the next rows.
     """
     if not task.more:
         raise UsageError(f"the run in {task.out} is finished, after step {record['steps']}",
@@ -297,7 +296,9 @@ def _next_leg(task: Task, record: Mapping[str, Any]) -> Begun:
 
 
 def _load_beside(trainer: Trainer, folder: Path) -> None:
-    """What was trained beside the adapter continues too; where an earlier version did not keep it, it begins anew."""
+    """Loads what was trained with the adapter, such as a value head; if an earlier version did not store it, it is
+    trained from scratch.
+    """
     kept = store.read_beside(folder)
     for name, array in trainer.unexported.items():
         if name in kept:

@@ -1,4 +1,4 @@
-"""What a run asks and tells its caller while it trains."""
+"""The functions by which a run asks and informs its caller while it trains."""
 
 from __future__ import annotations
 

@@ -1,7 +1,7 @@
 """The state of a run on disk: files checkpoint-STEP in its folder, of which the last two are kept, each written whole.
 
-A file is one line of JSON {"format": 1, "arrays": [[name, bytes], ...], "meta": {...}}, the arrays' bytes one after
-another, and the SHA-256 of all before it. Arrays go from memory to the file and back without a copy.
+A file holds one line of JSON {"format": 1, "arrays": [[name, bytes], ...], "meta": {...}}, then the arrays' bytes, then
+the SHA-256 of all of it. Arrays are written and read without a copy.
 """
 
 from __future__ import annotations
@@ -69,7 +69,7 @@ def save(folder: Path, step: int, arrays: Mapping[str, np.ndarray], meta: dict[s
 
 
 def newest(folder: Path) -> tuple[Checkpoint, list[str]]:
-    """The newest checkpoint that is whole, and what is wrong with each newer one. FormatError where none is whole."""
+    """The newest whole checkpoint, and the defect of each newer one. Raises FormatError if none is whole."""
     wrong: list[str] = []
     for path in reversed(found(folder)):
         try:
@@ -117,7 +117,7 @@ def _open(path: Path) -> Checkpoint:
 
 
 def _sha256(file: BinaryIO, nbytes: int) -> bytes:
-    """Of the next nbytes."""
+    """The SHA-256 of the next nbytes."""
     digest = hashlib.sha256()
     while nbytes > 0 and (chunk := file.read(min(nbytes, _CHUNK))):
         digest.update(chunk)

@@ -1,4 +1,4 @@
-"""Every option of training once: its name, type, default, unit and help."""
+"""All options of training: name, type, default, unit and help."""
 
 from __future__ import annotations
 
@@ -171,7 +171,7 @@ class TrainConfig(CommonOptions):
 
     @property
     def row_limit(self) -> int:
-        """Tokens in a row at most where no row is known: what auto is at least."""
+        """The largest number of tokens in a row; auto's least value if no row is known."""
         return AUTO_LENGTH if isinstance(self.max_length, str) else self.max_length
 
     def memory_bytes(self, available: int) -> int:
@@ -185,11 +185,11 @@ class TrainConfig(CommonOptions):
 
     @property
     def memory_asked(self) -> str:
-        """The budget as it was asked for, for sentences."""
+        """The budget as the user gave it, for messages."""
         return f"--memory {self.memory}" if self.memory else f"{DEFAULT_MEMORY} of what is available"
 
     def memory_here(self) -> int:
-        """The budget in bytes of this process, which may take what it has and what is available beside."""
+        """The budget of this process in bytes: it may take what it has and what is available."""
         return self.memory_bytes(read_device().memory_available + rss())
 
     def checkpoint_seconds(self) -> float:

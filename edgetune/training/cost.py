@@ -1,4 +1,4 @@
-"""How much a training step computes, and how long that takes at a speed that `edgetune bench train` has measured."""
+"""The FLOP of a training step, and its time at a speed that `edgetune bench train` has measured."""
 
 from __future__ import annotations
 
@@ -50,12 +50,12 @@ class Speed:
 
 
 def state_file() -> Path:
-    """Where `edgetune bench train --save` writes its measurement, and where plans read it."""
+    """The file of the measured speed: `edgetune bench train --save` writes it, plans read it."""
     return state_folder() / "speed.json"
 
 
 def read_speed(path: Path) -> Speed:
-    """From the file that `edgetune bench train --save` wrote. Raises FormatError for another file."""
+    """Reads the file that `edgetune bench train --save` wrote. Raises FormatError for another file."""
     try:
         found = json.loads(read_small(path))
         speed = Speed(**{spec.name: found[spec.name] for spec in fields(Speed)})
@@ -85,8 +85,8 @@ def check_speed(run: RunShape, speed: Speed) -> None:
 
 
 def tokens_per_s(s: Structure, run: RunShape, speed: Speed, read_bytes: int = 0) -> float:
-    """Tokens a second, of full rows. Micro-batches, recomputation and streaming are accounted for by `cost_per_token`,
-    everything else by FLOP alone: good for models and rows that are close to the measured ones.
+    """Tokens a second of full rows. `cost_per_token` accounts for micro-batches, recomputation and streaming, FLOP for
+    the rest: a good estimate for models and rows that are close to the measured ones.
     """
     check_speed(run, speed)
     kept = max(1, round((s.n_layer - run.lowest) * speed.kept / speed.blocks))  # the same share

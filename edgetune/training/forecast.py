@@ -1,4 +1,4 @@
-"""What a run will do, and how long that takes: steps and measurements by the options and the rows, time by a speed."""
+"""The steps, measurements and time of a run, estimated before it begins from options, rows and a speed."""
 
 from __future__ import annotations
 
@@ -14,10 +14,9 @@ from .config import TrainConfig
 
 @dataclass(frozen=True)
 class Forecast:
-    """steps: None without rows, where no option says how many. tokens: those learned in all steps, every pass counted,
-    and about those of anchors;
-    measurements: of the held-out loss; measured_tokens: in all of them. stops_early: whether a held-out loss that
-    rises ends the run before.
+    """The forecast of a run. steps: None without rows and the option `steps`. tokens: learned in all steps, each pass
+    counted, those of anchors estimated. measurements: of the held-out loss; measured_tokens: in all of them.
+    stops_early: whether a rising held-out loss ends the run before.
     """
 
     rows: int
@@ -29,7 +28,7 @@ class Forecast:
     stops_early: bool = False
 
     def seconds(self, structure: Structure, run: RunShape, tokens_per_s: float) -> float | None:
-        """At a speed of training. A measurement has no backward pass: it takes forward's share of FLOP."""
+        """The duration at a speed of training. A measurement has no backward pass: it takes forward's share of FLOP."""
         if self.steps is None:
             return None
         flops = structure.flops(run, [run.max_length])
@@ -38,7 +37,7 @@ class Forecast:
 
 def forecast(config: TrainConfig, rows: Dataset | None, held_out: Dataset | None, longest: int,
              rows_per_anchor: int = 0) -> Forecast:
-    """Of a run over these rows; without any, of rows of `longest` tokens."""
+    """The forecast of a run over these rows; without any, over rows of `longest` tokens."""
     if rows is None:
         return Forecast(0, 0, config.steps or None, float(config.steps * length.batch_of(config, 0) * longest))
     units = len(length.units_of(rows.examples, config))

@@ -19,7 +19,7 @@ from .reference import Reference
 BeginOf = Callable[[int, int], None]
 """As Begin, after the number of the micro-batch."""
 Seen = Callable[[Batch, np.ndarray], None]
-"""Called with what an objective saw, and log p [S] of it, which is valid during the call."""
+"""Called with a batch that an objective saw, and its log p [S], which is valid during the call."""
 
 
 def _nothing(*_: object) -> None:
@@ -57,7 +57,7 @@ class Gradient:
         return self._whole(batch, begin)
 
     def add_together(self, batches: Callable[[], Iterable[Batch | Tree]]) -> Signal:
-        """As `add`, of several micro-batches, where the objective sees the examples of all at once.
+        """Does what `add` does for several micro-batches whose examples the objective sees at once.
 
         batches: makes the same micro-batches each time.
         """
@@ -136,7 +136,7 @@ class Gradient:
         return signal
 
     def _planned(self, batch: Batch) -> Signal:
-        """As far as it is known before log p is: its `a`."""
+        """The part of the signal that is known before log p: its `a`."""
         return self.objective.weights(np.zeros(batch.supervised.size, np.float32), batch)
 
     def _checked(self, batch: Batch, planned: Signal, logp: np.ndarray) -> Signal:
@@ -147,14 +147,14 @@ class Gradient:
         return signal
 
     def _divided(self, signal: Signal) -> list[np.ndarray]:
-        """What `Passes.backward` takes of a signal, divided by n."""
+        """The arrays of a signal for `Passes.backward`, divided by n."""
         if signal.dvalues is None:
             return [signal.a / self.n]
         return [signal.a / self.n, signal.dvalues / np.float32(self.n)]
 
     def _backward(self, batch: Batch | Tree, signal: Sequence[np.ndarray], begin: Begin,
                   choices: np.ndarray | None = None) -> np.ndarray:
-        """Of a signal that was divided; a prefix was scored. Returns log p [S], zeros where it has choices."""
+        """Passes a divided signal back, after a prefix was scored. Returns log p [S]; zeros with choices."""
         logp = np.zeros(whole_of(batch).supervised.size, np.float32)
         for number, part, entries in sorted(passes_of(batch, choices), key=lambda each: each[1].is_prefix):
             begin(number)

@@ -30,7 +30,7 @@ class EngineJudge:
 
     def label_probabilities(self, conversations: Sequence[Sequence[Mapping[str, Any]]],
                             labels: Sequence[str]) -> list[list[float] | None]:
-        """Of each conversation, the probability of each label relative to the others; None where it does not fit.
+        """The probability of each label relative to the others, for each conversation; None if it does not fit.
 
         Raises UnsupportedError for a model whose tokens do not tell the labels apart.
         """

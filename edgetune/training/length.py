@@ -1,7 +1,6 @@
-"""How long a run is, its learning rate, and when its held-out loss is measured: by the options, or by how much data
-there is.
+"""The length of a run, its learning rate and its measurements, by the options or by the amount of data.
 
-A unit is what a batch counts: a row, a group of rows, or with packing a pack.
+Batches count units: a unit is a row, a group of rows, or with packing a pack.
 """
 
 from __future__ import annotations
@@ -29,7 +28,7 @@ MEASURING = 0.25  # of the time of the steps may be spent on measurements
 
 
 def reading_limit(max_length: int | str, context: int) -> int:
-    """The tokens up to which a row is read, of a model made for `context`: beyond them it is cut or left out."""
+    """The number of tokens after which rows are cut or skipped. context: tokens that the model was made for."""
     return max(AUTO_LENGTH, min(LONGEST_AUTO, context)) if isinstance(max_length, str) else max_length
 
 
@@ -46,8 +45,8 @@ def units_of(examples: Sequence[Example], config: TrainConfig) -> list[list[int]
 
 
 def batch_of(config: TrainConfig, units: int) -> int:
-    """Units in a step. Where the data decides: such that MOST_EPOCHS are ENOUGH_STEPS, if they are few; units 0: it is
-    not known how many there are.
+    """Units in a step. auto: as many as make MOST_EPOCHS last ENOUGH_STEPS, within LEAST_BATCH and LARGEST_BATCH.
+    units 0: their number is unknown.
     """
     if not isinstance(config.batch_size, str):
         return config.batch_size
@@ -55,8 +54,8 @@ def batch_of(config: TrainConfig, units: int) -> int:
 
 
 def peak_rate(config: TrainConfig, units: int) -> float:
-    """The highest learning rate; auto grows with the batch, whose gradient has less noise, up to LARGEST_BATCH. units
-    0: it is not known how many there are.
+    """The highest learning rate. auto grows with the batch up to LARGEST_BATCH, because larger batches have less noise
+    in the gradient. units 0: their number is unknown.
     """
     if not isinstance(config.lr, str):
         return config.lr
@@ -68,28 +67,27 @@ def steps_per_epoch(config: TrainConfig, units: int) -> int:
 
 
 def auto_epochs(config: TrainConfig, units: int) -> int:
-    """Whole passes over the data, so that all rows are seen equally often: ENOUGH_STEPS, within 1 to MOST_EPOCHS."""
+    """Whole passes over the data that last ENOUGH_STEPS, 1 to MOST_EPOCHS; all rows are seen equally often."""
     steps = max(steps_per_epoch(config, units), 1)
     return min(-(-ENOUGH_STEPS // steps), MOST_EPOCHS)
 
 
 def epochs_of(config: TrainConfig, units: int) -> float:
-    """How often a run passes over this data; a part of a pass where that is so."""
+    """Passes of a run over this data, which need not be whole."""
     if config.steps:
         return config.steps / max(steps_per_epoch(config, units), 1)
     return auto_epochs(config, units) if isinstance(config.epochs, str) else config.epochs
 
 
 def total_steps(config: TrainConfig, units: int, more: float = 0.0) -> int:
-    """more: passes that are asked for in place of the options'."""
+    """Returns the steps of a run. more: passes that replace the options'."""
     if config.steps and not more:
         return config.steps
     return max(1, round((more or epochs_of(config, units)) * steps_per_epoch(config, units)))
 
 
 def anchors_learned(config: TrainConfig, units: int, rows_per_anchor: int) -> int:
-    """In a run over this number of units, each anchor counted as often as it comes; rows_per_anchor 0: there are none.
-    """
+    """Anchors that a run over this number of units learns, repetitions included. rows_per_anchor 0: none."""
     return total_steps(config, units) * batch_of(config, units) // rows_per_anchor if rows_per_anchor else 0
 
 
@@ -99,9 +97,8 @@ def is_auto(config: TrainConfig) -> bool:
 
 
 def eval_every(config: TrainConfig, epoch: int, total: int, held_out: float) -> int:
-    """Steps between two measurements: an epoch where the options leave it open. Where the data decides how long the run
-    is, they are more or fewer: such that measuring takes MEASURING of the time of the steps at most, but within
-    LEAST_MEASUREMENTS and MOST_MEASUREMENTS.
+    """Steps between two measurements: by default an epoch. If the data decides the length of the run, measuring takes
+    at most MEASURING of the time of the steps, within LEAST_MEASUREMENTS and MOST_MEASUREMENTS.
 
     epoch, total: steps of an epoch and of the run. held_out: held-out tokens as a share of those of an epoch.
     """
@@ -113,15 +110,15 @@ def eval_every(config: TrainConfig, epoch: int, total: int, held_out: float) -> 
 
 
 def patience(config: TrainConfig) -> int:
-    """Measurements that end the run, as `is_enough` counts them; 0: it is not ended by them."""
+    """Measurements that end the run, as `is_enough` counts them; 0: none end it."""
     if isinstance(config.patience, str):
         return PATIENCE if is_auto(config) else 0
     return config.patience
 
 
 def is_enough(config: TrainConfig, misses: int, overfitted: int) -> bool:
-    """Whether measurements end the run: as many without improvement as were asked for, or with auto as many that are
-    worse though the rows to learn are known (see `state`).
+    """Whether measurements end the run: after `patience` of them without improvement, or with auto after as many that
+    are worse although the training rows are known (see `state`).
     """
     count = overfitted if config.patience == AUTO else misses
     return 0 < patience(config) <= count

@@ -1,4 +1,4 @@
-"""Where a run comes from. run.json says so from the run's start, so that its folder alone is enough to continue it."""
+"""The origin of a run. run.json holds it from the start, so that the folder alone is enough to continue the run."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ class Origin:
 
 
 def read_origin(folder: str | Path) -> Origin:
-    """Of the run in `folder`. Raises FormatError where there is none, or where it does not say."""
+    """Reads the origin of the run in `folder`. Raises FormatError if there is no run, or if it has no origin."""
     folder = Path(folder)
     record = read_run(folder)
     if not record:

@@ -63,12 +63,12 @@ Begin = Callable[[int], None]
 
 
 def whole_of(batch: Batch | Tree) -> Batch:
-    """What an objective sees of it."""
+    """The batch that an objective sees."""
     return batch.whole if isinstance(batch, Tree) else batch
 
 
 def passes_of(batch: Batch | Tree, choices: np.ndarray | None) -> list[tuple[int, Batch, Any]]:
-    """The parts that are computed, a prefix first: the number of each, it with its choices, and its entries of [S]."""
+    """(number, part with its choices, its entries of [S]) of each part that is computed, a prefix first."""
     parts: list[tuple[int, Batch, Any]] = [(0, batch, slice(None))] if isinstance(batch, Batch) else [
         (number, part.batch, part.entries) for number, part in enumerate(batch.parts, 0 if batch.prefix else 1)]
     if choices is None:
@@ -102,7 +102,7 @@ def scores(decoder: Passes, batches: Iterable[Batch | Tree]) -> dict[int, np.nda
 
 
 def add_metrics(sums: dict[str, tuple[float, float]], signal: Signal) -> None:
-    """Of each metric the sum and the count."""
+    """Adds the sum and the count of each metric."""
     for name, (value, count) in signal.metrics.items():
         value_before, count_before = sums.get(name, (0.0, 0.0))
         sums[name] = (value_before + value, count_before + count)
@@ -110,7 +110,7 @@ def add_metrics(sums: dict[str, tuple[float, float]], signal: Signal) -> None:
 
 def measure(decoder: Passes, objective: Objective, batches: Iterable[Batch | Tree],
             reference: References | None = None) -> Measurement:
-    """No gradient. Raises DataError where nothing is supervised."""
+    """Measures loss and metrics without a gradient. Raises DataError if nothing is supervised."""
     totals = Totals()
     n = 0.0
     rows: list[float] = []

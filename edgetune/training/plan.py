@@ -1,12 +1,12 @@
 """(network, options, budget) -> the table of every buffer that training holds. The plan is the allocation.
 
-Pure: no I/O. Training carves its arena from `Plan.buffers` and allocates nothing else of size.
+Planning does no I/O. Training carves its arena from `Plan.buffers` and allocates nothing else of size.
 
-What is traded for memory changes speed, and the result only by rounding: which activations are kept, how many tokens
-are computed at a time, which weights stay in memory. Of all that fits, the fastest by `cost.cost_per_token` is taken,
-so a bigger budget never makes a slower plan. Optimizer state in 8 bits comes last, because it changes the adapter: the
-cost of such a plan is multiplied by a penalty. Rows are never padded (micro-batches are flat), and what they begin with
-alike is computed once, so buffers are as large as the longest rows need, and cost counts tokens to compute.
+Tradeoffs for memory change speed, and the result only by rounding: kept activations, tokens computed at a time, weights
+in memory. The fastest plan that fits is taken, by `cost.cost_per_token`; so a bigger budget never makes a slower plan.
+Optimizer state in 8 bits comes last, because it changes the adapter: the cost of such a plan is multiplied by a
+penalty. Rows are never padded (micro-batches are flat), and common prefixes are computed once. So buffers are as large
+as the longest rows need, and cost counts tokens to compute.
 """
 
 from __future__ import annotations
@@ -43,8 +43,8 @@ NO_ROOM = Room()
 
 @dataclass(frozen=True)
 class MemoryLimits:
-    """What a plan has to fit into, in bytes. process: memory of this process before training (interpreter, libraries,
-    data; no weights); before: its peak so far; budget: the most that it may use; asked: the budget as the user gave it.
+    """The limits of a plan in bytes. process: memory of this process before training (interpreter, libraries, data; no
+    weights); before: its peak so far; budget: the most that it may use; asked: the budget as the user gave it.
     """
 
     process: int
@@ -55,10 +55,10 @@ class MemoryLimits:
 
 @dataclass(frozen=True)
 class Tradeoffs:
-    """What was traded for memory: tokens in a micro-batch; the number of blocks whose activations are kept, and of
-    those whose weights are streamed; AdamW's moments in "float" or "8bit"; tokens of a prefix at most that is computed
-    apart from the rows behind it; answers in progress at a time, where a run learns from its own; whether the inputs of
-    the blocks are kept of a prefix.
+    """The tradeoffs for memory. max_tokens: in a micro-batch; kept: blocks whose activations are kept; streamed: blocks
+    whose weights are streamed; optimizer_state: AdamW's moments in "float" or "8bit"; prefix: most tokens of a prefix
+    that is computed apart from the rows after it; live: answers in progress at a time, if a run learns from its own;
+    prefix_inputs: whether a prefix's block inputs are kept.
     """
 
     max_tokens: int
@@ -72,7 +72,7 @@ class Tradeoffs:
 
 @dataclass(frozen=True)
 class Plan:
-    """All sizes are in bytes. peak: what the whole process should reach: interpreter, mapped weights, arena."""
+    """A plan; sizes are in bytes. peak: expected of the whole process: interpreter, mapped weights, arena."""
 
     run: RunShape
     buffers: tuple[Buffer, ...]
@@ -125,10 +125,10 @@ def make(structure: Structure, config: TrainConfig, *, ops: Backend, sizes: Size
          room: Room = NO_ROOM) -> Plan:
     """The fastest plan within `limits`.
 
-    lengths: of the rows; empty while the data is not known. previous: the tradeoffs of an earlier plan, of which
-    everything that decides rounding is kept. heads: that the objective asks for. room: what the source takes.
+    lengths: of the rows; empty while the data is unknown. previous: tradeoffs of an earlier plan; those that decide
+    rounding are kept. heads: of the objective. room: memory that the source takes.
 
-    Raises UsageError where nothing fits, and for options that the model cannot fulfil (blocks, rank, heads).
+    Raises UsageError if nothing fits, and for options that the model cannot fulfil (blocks, rank, heads).
     """
     given = read_lengths(lengths, config.row_limit)
     sizes = replace(sizes, head_stays=not ops.is_paged)
@@ -207,7 +207,7 @@ class _Planner:
                 *self.answer_buffers(run, tradeoffs.live))
 
     def answer_buffers(self, run: RunShape, live: int) -> list[Buffer]:
-        """Of `live` answers in progress."""
+        """The buffers of `live` answers in progress."""
         cache = self.structure.cache
         if self.room.answers is None or cache is None:
             return []
@@ -232,7 +232,7 @@ class _Planner:
         return cost, plan.peak_bytes
 
     def _fitting(self) -> Iterator[Tradeoffs]:
-        """For each way to compute, the one that streams the fewest blocks."""
+        """Yields the tradeoffs that fit: for each way to compute, the one that streams the fewest blocks."""
         if self.limits.before > self.limits.budget:
             return
         choices = product(self.token_counts(), self.kept_counts(), self.states(), self.lives(), (False, True))
@@ -286,8 +286,8 @@ class _Planner:
         return range(n + 1)
 
     def token_counts(self) -> list[tuple[int, int]]:
-        """The limits to consider of tokens in a micro-batch, up to a whole batch, and in a prefix: 0, where a
-        micro-batch takes any group; or what many rows begin with, where it takes any row.
+        """Limits to consider as (tokens in a micro-batch, tokens in a prefix). The first goes up to a whole batch.
+        prefix 0: a micro-batch holds any group; else it holds any row, and the prefix is common to many rows.
         """
         c = self.config
         if self.previous:
@@ -301,7 +301,7 @@ class _Planner:
         return counts
 
     def _multiples(self, longest: int, most: int) -> list[int]:
-        """Up to `most` tokens, ROW_COUNTS rows of the longest kind, behind what all begin with."""
+        """Token counts of ROW_COUNTS rows of the longest kind with the prefix that all share, up to `most`."""
         shared = self.lengths.shared
         some = {shared + n * (longest - shared) for n in ROW_COUNTS}
         return sorted({tokens for tokens in some if tokens < most} | {most})
@@ -338,7 +338,7 @@ class _Planner:
 
 
 def mib(n: int) -> int:
-    """Rounded up."""
+    """Converts bytes to MiB, rounded up."""
     return -(-n // MIB)
 
 

@@ -22,10 +22,9 @@ from .sources import source_of
 def make_plan(model: Network, config: TrainConfig, *, ops: Backend | None = None, lengths: Given = (),
               previous: plan.Tradeoffs | None = None, board: device.Profile | None = None,
               objective: Objective | None = None, source: type[Source] | None = None) -> plan.Plan:
-    """The plan for this model on this machine, in this process with what it uses now; or, with `board`, in a new
-    process on that board, with the smallest memory that it is sold with. ops: what will compute (default: as of a
-    Trainer). objective: says which heads are trained. source: takes memory too (default: the objective's). UsageError
-    where nothing fits the budget, or the network cannot be used.
+    """Plans for this process on this machine, or with `board` for a new process on that board with the smallest memory
+    that it is sold with. ops: the backend (default: as of a Trainer). objective: names the trained heads. source: takes
+    memory too (default: the objective's). Raises UsageError if nothing fits the budget or the network cannot be used.
     """
     asked = config.memory_asked
     structure = model.structure

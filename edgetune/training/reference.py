@@ -1,8 +1,8 @@
 """Log-probabilities by the reference model: the base, or the adapter that training starts from. They are computed once
-an example, behind its own prompt and behind the others that its row has (data/views.py), and kept in a file: beside the
-run for a resume, and in the user's cache for a second run on the same rows.
+an example, after its own prompt and after the row's other prompts (data/views.py). They are stored in a file: in the
+run's folder for a resume, in the user's cache for a second run on the same rows.
 
-The file is npz: `fingerprint` of what decides them beside the examples, `keys` [n, 32], `sizes` [n], `values`.
+The file is npz: `fingerprint` of everything but the examples, `keys` [n, 32], `sizes` [n], `values`.
 """
 
 from __future__ import annotations
@@ -26,17 +26,17 @@ from ..models.base import Passes
 FILE = "reference.npz"
 CACHED = 8  # files in the cache, the newest
 ANY = 1 << 62
-UNREADABLE = (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile)  # what reading a damaged npz raises
+UNREADABLE = (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile)  # raised for a damaged npz
 
 
 class Reference:
     """log p by the reference model at the supervised positions of examples: computed once for each example.
 
-    Each example is read alone, so that its value does not depend on other rows: a resumed run gets the same bits. Takes
-    4 bytes a supervised position and prompt. is_base: it is the base, which can be asked at any time; else it is the
-    adapter that was in the arena when `add` was called, and what was not added is not known. max_tokens: that are
-    computed at a time, where an example with its other prompts has more. top: how many of the likeliest tokens are to
-    be known behind an example's first other prompt, in place of log p of its tokens; 8 bytes each.
+    Each example is read alone, so that its value does not depend on other rows: a resumed run gets the same bits. It
+    takes 4 bytes a supervised position and prompt. is_base: the base is the reference, and can be computed at any time;
+    else it is the adapter in the arena at the call of `add`, and only added examples are known. max_tokens: computed at
+    a time for an example with other prompts. top: number of likeliest tokens to store after an example's first other
+    prompt, in place of log p of its tokens; 8 bytes each.
     """
 
     def __init__(self, decoder: Passes, max_tokens: int = ANY, top: int = 0) -> None:
@@ -62,7 +62,7 @@ class Reference:
         return self._known[_key(example)]
 
     def missing(self, examples: Iterable[Example]) -> list[Example]:
-        """Those that are not known yet, each once."""
+        """The examples that are not known yet, each once."""
         found = {_key(example): example for example in examples if example.supervised}
         return [example for key, example in found.items() if key not in self._known]
 
@@ -95,22 +95,22 @@ class Reference:
             return file.tell()
 
     def load(self, path: Path, fingerprint: str) -> None:
-        """Takes what a file holds; one that is missing, damaged or of another fingerprint holds nothing."""
+        """Loads the values of a file, unless it is missing, damaged or of another fingerprint."""
         with suppress(*UNREADABLE), path.open("rb") as opened, np.load(opened, allow_pickle=False) as file:
             if str(file["fingerprint"]) == fingerprint:
                 parts = np.split(file["values"].astype(np.float32), np.cumsum(file["sizes"])[:-1])
                 self._known |= {bytes(key): part for key, part in zip(file["keys"], parts, strict=True)}
 
     def save_cached(self, name: str, fingerprint: str) -> None:
-        """In the user's cache, of which the oldest files are removed; without it where the disk refuses."""
+        """Saves to the user's cache, whose oldest files are removed; a disk that refuses is ignored."""
         path = cached(name)
         cache(path, lambda: self.save(path, fingerprint), CACHED)
 
 
 def likeliest(decoder: Passes, examples: Sequence[Example], top: int,
               max_tokens: int) -> dict[int, NDArray[np.float32]]:
-    """The likeliest tokens at the answer of each example, behind its first other prompt, by the identity of the
-    example: [2, supervised, top], flat: tokens, which float32 holds exactly, and their log p.
+    """The likeliest tokens at each example's answer after its first other prompt, by the identity of the example.
+    A value is [2, supervised, top], flat: the tokens, which float32 holds exactly, and their log p.
     """
     read = [replace(documents(example)[0], group=0) for example in examples]
     owners = {id(one): id(example) for one, example in zip(read, examples, strict=True)}
@@ -126,13 +126,13 @@ def likeliest(decoder: Passes, examples: Sequence[Example], top: int,
 
 
 def with_choices(batch: Batch, known: Sequence[NDArray[np.float32]], top: int) -> Batch:
-    """The batch with what `likeliest` says of each of its examples."""
+    """The batch with the results of `likeliest` for each of its examples."""
     parts = np.concatenate([value.reshape(2, -1, top) for value in known], axis=1)
     return replace(batch, choices=parts[0].astype(np.int32), choices_reference=parts[1])
 
 
 def cached(name: str) -> Path:
-    """The file in the user's cache of what `name` says in words: of a fingerprint and data."""
+    """The file in the user's cache for a name, which is made of a fingerprint and data."""
     return cache_folder() / "references" / f"{sha256(name.encode()).hexdigest()}.npz"
 
 

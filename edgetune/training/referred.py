@@ -1,5 +1,5 @@
-"""What the reference model of a run says of its rows, before the adapter changes: from the run's folder, from the
-user's cache, and what neither has by a pass over the rows.
+"""The reference model's log p of a run's rows, before the adapter changes: from the run's folder, from the user's
+cache, and otherwise by a pass over the rows.
 """
 
 from __future__ import annotations
@@ -27,10 +27,10 @@ CHUNK = 64  # examples between two looks at the clock
 
 def prepare(trainer: Trainer, sets: Sequence[Dataset | None], out: Path, start: Mapping[str, Any] | None,
             should_stop: Callable[[], bool]) -> None:
-    """Has the trainer know the reference's log p of all rows of the sets that it will see, if its objective needs that.
+    """Gives the trainer the reference's log p of all rows that it will see, if its objective needs it.
 
-    start: path and fingerprint of the adapter that training starts from, which is the reference; None: the base is.
-    Raises MismatchError where it is needed and is another now, Interrupted once should_stop returns True, DiskError.
+    start: path and fingerprint of the start adapter, which is the reference; None: the base is. Raises MismatchError
+    if that adapter is needed and has changed, Interrupted once should_stop returns True, DiskError.
     """
     wanted = list(chain(_to_come(trainer), *(data.examples for data in sets[1:] if data)))
     reference = trainer.reference
@@ -59,7 +59,7 @@ def _to_come(trainer: Trainer) -> Iterator[Example]:
 
 @contextmanager
 def _as_it_began(trainer: Trainer, start: Mapping[str, Any] | None) -> Iterator[None]:
-    """Within it the arena holds the adapter that training starts from."""
+    """Holds the adapter that training starts from in the arena within the context."""
     if start is None:
         yield
         return
@@ -75,7 +75,7 @@ def _as_it_began(trainer: Trainer, start: Mapping[str, Any] | None) -> Iterator[
 
 def _compute(trainer: Trainer, examples: list[Example], path: Path, name: str,
              should_stop: Callable[[], bool]) -> None:
-    """What is computed is saved as often as a checkpoint is, and when it is interrupted."""
+    """Computes log p of the examples; saves it as often as checkpoints, and when it is interrupted."""
     saved_at = time.monotonic()
     try:
         for part in chunks(examples, CHUNK):

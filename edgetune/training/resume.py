@@ -1,4 +1,4 @@
-"""What must be unchanged when a run is resumed, by the names that a user knows.
+"""The facts that must be unchanged when a run is resumed, by the names that a user knows.
 
 The state of a run is its adapter, its optimizer and the number of steps. Everything else is a pure function of these
 things and the step: the rows of a batch, dropout's masks, the learning rate, the order of sums.
@@ -16,16 +16,16 @@ from ..version import __version__
 from . import length
 from .trainer import Trainer
 
-# Options that change speed or when state is saved, but not what is learned; "isa" tells another backend.
+# Options that change speed or the times of saves, but not the result; "isa" tells another backend.
 FREE = ("memory", "weights", "threads", "backend", "checkpoint_every")
-# What decides the shapes of a checkpoint's arrays, or what they began with.
+# Facts that decide the shapes of a checkpoint's arrays, or their first values.
 FIXED = ("family", "rank", "targets", "blocks", "optimizer-state", "start")
 
 Identity = dict[str, Any]
 
 
 def fingerprint_run(trainer: Trainer, data: Dataset, held_out: Dataset | None) -> Identity:
-    """The options as users spell them; for those that the plan decides, its decision: the order of sums follows it."""
+    """The options as users spell them. The plan's decisions are included, because the order of sums depends on them."""
     run = trainer.plan.run
     given = {name: value for name, value in trainer.config.to_json().items() if name not in FREE}
     given |= trainer.objective.options()
@@ -46,7 +46,7 @@ def fingerprint_run(trainer: Trainer, data: Dataset, held_out: Dataset | None) -
 
 
 def _recomputed(trainer: Trainer) -> str:
-    """Which of the trained blocks are computed again in backward, as --recompute names it where it can."""
+    """The trained blocks that are computed again in backward, by the names of --recompute where possible."""
     run = trainer.plan.run
     live = trainer.model.structure.n_layer - run.lowest
     again = live - run.kept

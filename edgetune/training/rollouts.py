@@ -40,19 +40,19 @@ if TYPE_CHECKING:
     from ..llamacpp.tokenizer import Tokenizer
 
 PARALLEL = 64  # answers in progress at once, where memory has room
-REDRAWS = 3  # how often other prompts are answered in place of those whose answers are all worth the same
-SOME = 16  # prompts, by which it is said what to expect
+REDRAWS = 3  # times that prompts whose answers all have the same worth are replaced
+SOME = 16  # prompts that `expect` answers
 EXCHANGED = 1 << 14  # floats
 GREEDY = Sampling()
-LEARNING, REDRAWING, EXPECTING = range(3)  # what a draw is for: each has its own chance
+LEARNING, REDRAWING, EXPECTING = range(3)  # purposes of a draw, each with its own seed
 SECOND = 1 << 16  # ends the words of a seed of second answers
 Known = dict[int, dict[str, np.ndarray]]  # {field of an Example: its value} by the identity of an example
 
 
 @dataclass(frozen=True)
 class _Place:
-    """Of a step. slice: of its generation; iteration: how often that was learned from. per: slices of a generation;
-    first: the number of the batch with which it begins.
+    """The place of a step. slice: of its generation; iteration: earlier passes over that slice; per: slices of a
+    generation; first: the number of its first batch.
     """
 
     generation: int
@@ -64,7 +64,8 @@ class _Place:
 
 @dataclass
 class _Slice:
-    """What one step of a generation learns from. examples: those of all its answers, whatever they teach."""
+    """The part of a generation that one step learns from. examples: of all its answers, also of those without signal.
+    """
 
     examples: list[Example]
     metrics: dict[str, float]
@@ -111,7 +112,7 @@ class Roller:
         return chosen.examples, {} if place.iteration else chosen.metrics
 
     def _place(self, step: int, per_epoch: int) -> _Place | None:
-        """Where a step is; None where it imitates."""
+        """The place of a step; None for a step that imitates."""
         imitated = round(self.objective.imitated_epochs * per_epoch)
         if step <= imitated:
             return None
@@ -133,7 +134,7 @@ class Roller:
         return found
 
     def learned(self, step: int, per_epoch: int, known: Mapping[int, Mapping[str, Any]]) -> None:
-        """Keeps log p and values of the answers of a step that was their first, where they are learned from again.
+        """Stores log p and values of answers after their first step, if later steps learn from them again.
 
         known: {field: values} by the identity of an example.
         """
@@ -158,7 +159,7 @@ class Roller:
         return slices
 
     def _redrawn(self, answered: Answered, others: Sequence[Example], generation: int, number: int) -> Answered:
-        """With other prompts in place of those whose answers are all worth the same, if there are such."""
+        """Replaces prompts whose answers all have the same worth by others, as far as there are any."""
         taken = {id(prompt) for prompt in answered.prompts}
         wanted = len(answered.prompts)
         numbers = order(len(others), generation, self.seed + 1 + number)
@@ -192,8 +193,8 @@ class Roller:
     # ---- answers ------------------------------------------------------------------------------------------------
 
     def answer(self, prompts: Sequence[Example], samples: int, *numbers: int) -> Answered:
-        """`samples` answers to each prompt, in each turn, rewarded; the likeliest ones without numbers, by which draws
-        differ. Raises EdgetuneError for a reward that is no number.
+        """Draws and rewards `samples` answers to each prompt in each turn. numbers: seed the draw; without any, the
+        answers are greedy. Raises EdgetuneError for a reward that is NaN or infinite.
         """
         budgets = [self.objective.answer_tokens(prompt.longest, self.max_length) for prompt in prompts]
         first = self._answer(prompts, budgets, samples, self._sampling(*numbers))
@@ -224,8 +225,8 @@ class Roller:
                         self.objective.penalized(values, tokens))
 
     def _again(self, prompt: Example, first: Rollout, budget: int) -> Example:
-        """The prompt of the second answer. What the first has at its end is left out as far as it takes more tokens in
-        the conversation than it had, which can be where it was cut within a character.
+        """The prompt of the second answer. The first answer may take more tokens here than were drawn, for instance if
+        it was cut within a character; then its end is left out.
         """
         assert self.objective.again
         kept = first.tokens.size - int(first.ended)
@@ -248,7 +249,7 @@ class Roller:
         return sampling_of(self.objective, int(words[0]) % SEED_LIMIT)
 
     def measure(self, prompts: Sequence[Example]) -> Measurement:
-        """The rewards of greedy answers, of the last turn; the loss is less the mean reward."""
+        """Measures the rewards of greedy answers, of the last turn; the loss is minus the mean reward."""
         answered = self.answer(prompts, 1)
         rewards = [float(reward) for reward in answered.penalized[:, -1]]
         tokens = sum(rollout.tokens.size for rollouts in answered.answers for rollout in rollouts)
@@ -259,7 +260,7 @@ class Roller:
         return self._examples(self.answer(prompts, 1), 0.0)
 
     def expect(self, prompts: Sequence[Example]) -> Expectation:
-        """Of SOME prompts, spread over all. Raises UsageError where their answers teach nothing."""
+        """The expectation from SOME prompts, spread over all. Raises UsageError if their answers teach nothing."""
         objective = self.objective
         some = [prompts[i] for i in order(len(prompts), 0, self.seed)[:SOME]]
         answered = self.answer(some, objective.num_generations, EXPECTING)
@@ -274,7 +275,7 @@ class Roller:
     # ---- the reference ------------------------------------------------------------------------------------------
 
     def refer(self, micro_batches: Sequence[Batch | Tree], max_tokens: int) -> None:
-        """Computes what the model that answers are compared with says of them, for the step that learns from them."""
+        """Computes the reference model's log p of answers, for the step that learns from them."""
         top = self.objective.needs_top
         with self._as_it_started() if self.objective.keeps_start else nullcontext():
             self._referred = likeliest(self.decoder, [one for micro in micro_batches for one in micro.examples], top,
@@ -282,7 +283,7 @@ class Roller:
 
     @contextmanager
     def _as_it_started(self) -> Iterator[None]:
-        """Within it the arena's adapter is the one that training started from."""
+        """Holds the adapter that training started from in the arena within the context."""
         lora, start = (self.decoder.arena.flat(name) for name in ("lora", "start"))
         exchange(lora, start)
         try:
@@ -299,7 +300,7 @@ class Roller:
     # ---- in the midst of a generation ---------------------------------------------------------------------------
 
     def state(self, step: int, per_epoch: int) -> dict[str, Any] | None:
-        """What is not a function of the adapter after `step` steps, as JSON; None where all is."""
+        """The state that is no function of the adapter after `step` steps, as JSON; None if there is none."""
         place = self._place(step + 1, per_epoch)
         if place is None or place.generation != self._generation:
             return None
@@ -317,7 +318,7 @@ class Roller:
 
 
 def answer_plan(objective: Drawn, prompts: int, lengths: Lengths, max_length: int, n_vocab: int) -> AnswerPlan:
-    """The most memory that the answers to `prompts` prompts at once can make use of."""
+    """The plan with the most memory that answers to `prompts` prompts at once can use."""
     g = objective.num_generations
     prompt = lengths.prompt or max_length - 1
     live = min(PARALLEL, prompts * g, lengths.longest or max_length)
@@ -343,7 +344,7 @@ def _nothing_to_learn(found: Expectation, answered: Answered) -> tuple[str, str]
 
 
 def exchange(a: NDArray[np.float32], b: NDArray[np.float32]) -> None:
-    """The values of one for those of the other, a part at a time: memory has no room for a copy."""
+    """Exchanges the values of two arrays, a part at a time, because memory has no room for a copy."""
     for begin in range(0, a.size, EXCHANGED):
         part = slice(begin, begin + EXCHANGED)
         kept = a[part].copy()
@@ -375,7 +376,7 @@ def _read(written: Mapping[str, Any]) -> Example:
 
 
 def keep(known: Known, batch: Batch, logp: np.ndarray) -> None:
-    """log p and values of each example of a batch, by its identity."""
+    """Stores log p and values of each example of a batch, by its identity."""
     for example, part in batch.parts():
         known[id(example)] = {"logp": logp[part].copy()}
         if batch.values is not None:

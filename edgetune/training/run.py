@@ -52,10 +52,10 @@ def run(bundle: Bundle, data: Dataset, out: str | Path, config: TrainConfig, *, 
     run has its own, and refuses another.
     resume: continue the run in `out`; allow_changed: names of what may differ from its start (see `resume`). more:
     epochs to add to a run that is finished, with a new schedule from its adapter on.
-    origin: what run.json says of where the run comes from.
-    callbacks: what the run asks and tells its caller.
-    objective: what is learned from the rows, which were read by its parser; None: to imitate their answers. rewards:
-    what rewards answers, for an objective that learns from them.
+    origin: where the run comes from, for run.json.
+    callbacks: functions by which the run asks and informs its caller.
+    objective: the rule by which rows, read by its parser, are learned; None: imitation of their answers. rewards: the
+    function that rewards answers, for an objective that learns from rewards.
 
     Raises UsageError where `out` exists, for options that do nothing without held_out, and for a finished run without
     `more`; MismatchError for a resume with a difference that allow_changed does not name, and for a `start` of another
@@ -87,7 +87,7 @@ def run(bundle: Bundle, data: Dataset, out: str | Path, config: TrainConfig, *, 
 
 
 def disk_writes(plan: Plan, config: TrainConfig, held_out: bool) -> dict[str, Any]:
-    """What a run writes: the bytes of a checkpoint and, at most, those of a day."""
+    """The bytes that a run writes: those of a checkpoint and, at most, those of a day."""
     nbytes = sum(b.nbytes for b in plan.buffers if is_state(b.name) or (b.name == "best" and held_out))
     nbytes += 4096  # the first line and the checksum
     interval = config.checkpoint_seconds()
@@ -98,7 +98,7 @@ def disk_writes(plan: Plan, config: TrainConfig, held_out: bool) -> dict[str, An
 
 @contextmanager
 def _alone(out: Path, resume_by: str) -> Iterator[None]:
-    """Holds the folder; where the disk refuses and a state is in it, the error says how to continue."""
+    """Locks the folder; if the disk refuses and a state is in it, the error says how to continue."""
     with disk.alone(out):
         try:
             yield
@@ -203,7 +203,7 @@ class _Run:
     # ---- measuring ----------------------------------------------------------------------------------------------
 
     def _measurement_due(self) -> bool:
-        """Before the first step, every eval_every steps and after the last; only once, also when a run was resumed."""
+        """Whether to measure: before the first step, every eval_every steps and after the last, each time once."""
         t = self.trainer
         if self.held_out is None or self.state.measured == t.steps_done:
             return False
@@ -212,7 +212,7 @@ class _Run:
         return (t.steps_done - t.begun_at) % every == 0 or t.steps_done >= t.total_steps
 
     def _evaluate(self) -> None:
-        """Measures the held-out loss, and keeps the adapter if it is the one to keep so far."""
+        """Measures the held-out loss, and keeps the adapter if it is the best so far."""
         assert self.held_out is not None
         t = self.trainer
         s = self.state

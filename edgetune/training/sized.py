@@ -1,7 +1,7 @@
-"""Rows read for a run, and max_length "auto" as a number: as long as the rows are and the memory has room for.
+"""The rows of a run, and max_length "auto" as a number: as long as the rows are, if memory has room for that.
 
-Rows are read up to LONGEST_AUTO tokens. Where a run over them does not fit the memory, they are read again up to half
-of that, and so on, down to AUTO_LENGTH: below, the plan refuses.
+Rows are read up to LONGEST_AUTO tokens. If a run over them does not fit the memory, the limit is halved and they are
+read again, down to AUTO_LENGTH; then the plan raises.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ Load = Callable[[TrainConfig], list[Dataset | None]]
 
 def load_sized(bundle: Bundle, config: TrainConfig, objective: Objective, load: Load,
                board: device.Profile | None = None, once: bool = False) -> tuple[TrainConfig, list[Dataset | None]]:
-    """(the options with max_length as a number, what `load` reads by them). once: the rows cannot be read twice.
+    """(the options with max_length as a number, the rows that `load` reads). once: the rows cannot be read twice.
 
     Raises the errors of `load`.
     """
@@ -48,8 +48,8 @@ def load_sized(bundle: Bundle, config: TrainConfig, objective: Objective, load: 
 
 def load_run(bundle: Bundle, data: Path, held_out: str | Path | None, config: TrainConfig, objective: Objective,
              board: device.Profile | None = None) -> tuple[TrainConfig, Dataset, Dataset | None]:
-    """(the options with max_length as a number, the rows that a run learns, those that it holds out), as
-    `loader.load_run` reads them. board: on which the run is planned.
+    """(the options with max_length as a number, the rows that a run learns, those that it holds out), read by
+    `loader.load_run`. board: the device that the run is planned for.
     """
     config, (rows, held) = load_sized(
         bundle, config, objective,
@@ -60,7 +60,7 @@ def load_run(bundle: Bundle, data: Path, held_out: str | Path | None, config: Tr
 
 
 def as_begun(config: TrainConfig, out: Path) -> TrainConfig:
-    """The options with the max_length of the run in a folder, where it is auto: a run that is resumed keeps it."""
+    """The options, in which the run's max_length replaces auto: a resumed run keeps it."""
     was = store.read_run(out).get("options", {}).get("max_length")
     return replace(config, max_length=was) if was and isinstance(config.max_length, str) else config
 

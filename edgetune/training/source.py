@@ -1,4 +1,4 @@
-"""Where the examples of a step come from: the contract, and rows, the plainest source.
+"""The source of a step's examples: the contract, and rows, the simplest source.
 
 To add one, write a class that is a `Source` and give it to `Trainer(source=...)`. The trainer asks it for the examples
 of each step, has it measure held-out ones, and keeps its state in checkpoints. `sources.py` has the answers that a
@@ -33,7 +33,7 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class Room:
-    """The memory that a source takes beside the network's. answers: of those drawn at once, as many as the budget
+    """The memory that a source needs in addition to the network's. answers: those drawn at once, as many as the budget
     allows; keeps_start: whether the adapter that training starts from stays in memory; buffers: other arrays.
     """
 
@@ -44,7 +44,7 @@ class Room:
 
 @dataclass(frozen=True)
 class Learned:
-    """What a step learns from. n: what its loss is divided by. anchors: are imitated beside the examples."""
+    """The examples of a step. n: the divisor of its loss. anchors: imitated together with the examples."""
 
     examples: list[Example]
     n: float
@@ -54,7 +54,7 @@ class Learned:
 
 @dataclass(frozen=True)
 class Parts:
-    """What a source works with. answers: as the plan has them; tokenizer: where the source keeps one open."""
+    """The parts that a source works with. answers: of the plan; tokenizer: None unless the source keeps one open."""
 
     decoder: Passes
     objective: Objective
@@ -67,8 +67,9 @@ class Parts:
 
 
 class Source(ABC):
-    """keeps_tokenizer: whether it needs a tokenizer while training. refers: whether it computes by itself what the
-    reference model says. is_rewarded: whether held-out examples are measured by rewards. references: its log p.
+    """A source of examples. keeps_tokenizer: whether it needs a tokenizer while training. refers: whether it computes
+    the reference model's log p itself. is_rewarded: whether held-out examples are measured by rewards. references: the
+    source of the reference's log p.
     """
 
     keeps_tokenizer: ClassVar[bool] = False
@@ -79,7 +80,7 @@ class Source(ABC):
     @classmethod
     def room(cls, objective: Objective, config: TrainConfig, lengths: Lengths,  # noqa: ARG003
              structure: Structure) -> Room:  # noqa: ARG003
-        """Of a training over rows of these lengths. Raises UsageError for a network that it cannot use."""
+        """The memory for rows of these lengths. Raises UsageError for a network that it cannot use."""
         return Room()
 
     @abstractmethod
@@ -87,28 +88,28 @@ class Source(ABC):
 
     @abstractmethod
     def of_step(self, step: int, batches: Batches) -> Learned:
-        """Of step 1, 2, ... There may be no examples: then nothing is learned."""
+        """The examples of step 1, 2, ...; without any, nothing is learned."""
 
     def see(self, batch: Batch, logp: np.ndarray) -> None:  # noqa: B027  # most keep nothing of it
-        """What the objective saw of the step's examples, and log p [S], which is valid during the call."""
+        """Takes a batch that the objective saw in the step, and its log p [S], which is valid during the call."""
 
     def after_step(self, step: int, batches: Batches) -> None:  # noqa: B027  # most keep nothing of it
-        """After the update."""
+        """Follows the update."""
 
     @abstractmethod
     def measure(self, examples: Sequence[Example]) -> Measurement:
         """The objective's loss and metrics, or the rewards, on held-out examples."""
 
     def progress(self, loss: float, metrics: Mapping[str, float]) -> float | None:  # noqa: ARG002
-        """What falls as a step learns more; None where the step does not tell."""
+        """A number that falls as a step learns more; None if the step gives none."""
         return loss
 
     def expect(self, examples: Sequence[Example]) -> Expectation | None:  # noqa: ARG002
-        """What is known before the first step, if anything is. Raises UsageError where nothing can be learned."""
+        """The expectation before the first step, if there is one. Raises UsageError if nothing can be learned."""
         return None
 
     def state(self, step: int, batches: Batches) -> dict[str, Any] | None:  # noqa: ARG002
-        """What the next step depends on after `step` steps, beside the rows and the adapter, as JSON; None: nothing."""
+        """The state after `step` steps without rows and adapter, as JSON: the next step depends on it. None: none."""
         return None
 
     def restore(self, state: Mapping[str, Any] | None) -> None:  # noqa: B027  # most have no state

@@ -1,4 +1,4 @@
-"""The answers that the model draws to the rows' prompts, as a source of examples; and which source an objective has."""
+"""The answers that the model draws to the rows' prompts, as a source of examples; and the source of an objective."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ def source_of(objective: Objective) -> type[Source]:
 
 
 class Answers(Source):
-    """Answers of the model, of which those are learned that tell something."""
+    """Answers of the model; those that have a signal are learned."""
 
     keeps_tokenizer: ClassVar[bool] = True
     refers: ClassVar[bool] = True

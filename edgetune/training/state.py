@@ -1,13 +1,13 @@
-"""What a run has measured so far, and by it the adapter to keep: the part of a checkpoint that is not an array.
+"""The measurements of a run and the adapter to keep by them: the part of a checkpoint that is not an array.
 
-Few held-out rows tell little: of six the mean loss rises by a fifth when a single one gets less likely, while more and
-more of all answers become right. A measurement is therefore called worse than the lowest only where its rows, compared
-one by one, say so: by the rule of standard errors (Breiman et al. 1984, section 3.4.3) on paired differences. Kept is
-the last adapter that is not worse.
+The mean over few held-out rows is noisy: with six rows it rises by a fifth when one gets less likely, while more and
+more of all answers become right. A measurement is therefore worse than the lowest only if paired differences of its
+rows say so, by the rule of standard errors (Breiman et al. 1984, section 3.4.3). The last adapter that is not worse is
+kept.
 
-A held-out loss that is worse while the rows to learn are no better known than the others is no overfitting: the run has
-yet to learn them. Which answer belongs to which question is learned late, and until then both losses stay where the
-form of answers alone brought them.
+A worse held-out loss is no overfitting while the training rows are no better known than the held-out ones: the run has
+yet to learn them. A run learns the form of answers first, and late which answer belongs to which question; until then
+both losses stay.
 """
 
 from __future__ import annotations
@@ -20,18 +20,18 @@ from typing import Any
 
 WINDOW = 5  # steps whose losses are averaged at the beginning and at the end of a run
 ERRORS = 2.0  # standard errors by which a loss must be higher to be worse
-KNOWN = 0.5  # of the held-out loss: below it the loss of rows to learn says that they are known, and others are not
+KNOWN = 0.5  # share of the held-out loss; training rows with a lower loss are known better than held-out ones
 MOST = 256  # numbers that are kept of a measurement: of more rows, means of neighbours
 
 
 @dataclass
 class RunState:
-    """A run has legs: the first, and one for each time that more epochs were asked for after its end.
+    """The state of a run. It has legs: the first, and one for each time that epochs were added after its end.
 
-    best, best_step: the held-out loss of the adapter to keep, and the step after which it was measured: the leg's last
-    one that is not worse than its lowest; what the leg began with counts. lowest, lowest_rows: the lowest loss after
-    that, in all and of the rows. misses: measurements since it; worse: those of them, the last ones in a row, that are
-    worse; overfitted: likewise, where the rows to learn were known.
+    best, best_step: the held-out loss of the adapter to keep, and the step of its measurement: the leg's last one that
+    is not worse than its lowest; the leg's first adapter counts. lowest, lowest_rows: the lowest loss after that, in
+    all and of the rows. misses: measurements since it; worse: the last ones of these in a row that are worse;
+    overfitted: the same, counted only if the training rows were known.
     """
 
     eval_before: float | None = None
@@ -59,8 +59,7 @@ class RunState:
     changed: list[dict[str, Any]] = field(default_factory=list)  # what resumes were allowed to change: name, was, now
 
     def measure(self, step: int, loss: float, rows: Sequence[float] = ()) -> bool:
-        """Takes a measurement of the held-out loss, in all and of the rows; returns whether its adapter is to be kept.
-        """
+        """Records the held-out loss, in all and of the rows; returns whether its adapter is to be kept."""
         self.history.append([step, loss])
         self.measured = step
         self.eval_now = loss
@@ -93,7 +92,7 @@ class RunState:
         self.overfitted = self.overfitted + 1 if is_worse and not self._is_learning(loss) else 0
 
     def _is_learning(self, held_out: float) -> bool:
-        """Whether rows to learn are hardly better known than the held-out ones; of losses, not of rewards."""
+        """Whether training rows are hardly better known than held-out ones; by losses, not by rewards."""
         return bool(self.last_losses) and 0 < KNOWN * held_out < fmean(self.last_losses)
 
     def learn(self, loss: float) -> None:
@@ -116,7 +115,7 @@ class RunState:
 
     @property
     def leg_history(self) -> list[tuple[int, float]]:
-        """(step, held-out loss) of this leg, with what it began with."""
+        """(step, held-out loss) of this leg, that of its first adapter included."""
         before = [] if self.loss_at_start is None else [(self.begun_at, self.loss_at_start)]
         return [*before, *((int(step), loss) for step, loss in self.history[self.measured_before:])]
 
@@ -129,7 +128,7 @@ class RunState:
         return fmean(self.first_losses[:each]), fmean(self.last_losses[-each:])
 
     def measurements(self) -> dict[str, Any]:
-        """What run.json says of the held-out rows; null for a loss that is unknown or no number."""
+        """The part of run.json on held-out rows; null for a loss that is unknown, NaN or infinite."""
         after = self.eval_now if self.best is None else self.best
         return {"loss_before": _finite(self.eval_before), "loss_after": _finite(after), "best_step": self.best_step,
                 "history": [[int(step), _finite(loss)] for step, loss in self.history]}

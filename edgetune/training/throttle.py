@@ -1,4 +1,4 @@
-"""What a run does on the governor's decisions: fewer threads, rests, smaller micro-batches, pauses, releasing memory.
+"""The reactions of a run to the governor: fewer threads, rests, smaller micro-batches, pauses, releasing memory.
 
 Only a smaller micro-batch changes the result, and only in the last bits: sums over tokens are divided differently. It
 is chosen for lack of memory alone.
@@ -27,7 +27,7 @@ def be_nice(nice: int) -> None:
 
 
 class MemoryPressure(Exception):
-    """Raised within a micro-batch where memory must be released now: the caller repeats the step or measurement."""
+    """Raised within a micro-batch if memory must be released now: the caller repeats the step or measurement."""
 
 
 class AnswerPriority:
@@ -172,7 +172,7 @@ class Throttle:
         self.trainer.bundle.gguf.release()
 
     def _rest(self) -> None:
-        """With one thread, which cannot become fewer, "slower" is to rest as long as it worked."""
+        """Rests as long as it worked if the action is "slower" and only one thread is left to slow down."""
         until = 2 * self.governor.clock() - self._worked_from
         while (self.governor.state.action == "slower" and self.trainer.ops.threads == 1
                and self.governor.clock() < until and not self.should_stop()):

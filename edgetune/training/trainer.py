@@ -51,7 +51,7 @@ if TYPE_CHECKING:
     from typing_extensions import Unpack
 
 IMITATE = Sft()
-ENGINE = "edgetune's own engine"  # what serves heads that are trained
+ENGINE = "edgetune's own engine"  # which serves trained heads
 ANCHOR = 1 << 16  # the number of a step's first micro-batch of anchors
 
 
@@ -75,16 +75,16 @@ class Trainer:
 
     Options are TrainConfig's, as `config`, by name, or both: Trainer("model.gguf", rank=8, lr=1e-3).
 
-    lengths: of the rows that will be added, their tokens or what lengths_of says; sizes the buffers (default: rows of
-    max_length).
-    previous: the tradeoffs of an earlier plan, with which its micro-batches are repeated, to the same bytes.
+    lengths: of the rows that will be added, as token counts or the result of lengths_of; sizes the buffers (default:
+    rows of max_length).
+    previous: the tradeoffs of an earlier plan, which repeat its micro-batches to the same bytes.
     tokenizer: of the model; the caller closes it. Default: one is opened when it is needed.
-    objective: what is learned from the rows (default: to imitate their answers).
-    rewards: what rewards answers, for an objective that learns from the model's own.
-    ops: what computes, open already (default: what config.backend names, with config.threads).
-    source: where the examples of a step come from (default: the rows, or answers to them, as the objective has it).
+    objective: the rule by which rows are learned (default: imitation of their answers).
+    rewards: the function that rewards answers, for an objective that learns from the model's own.
+    ops: an open backend (default: the one that config.backend names, with config.threads).
+    source: the source of a step's examples (default: the objective's, rows or answers to them).
 
-    Raises the kinds of EdgetuneError for wrong input, UsageError also where memory is too small.
+    Raises the kinds of EdgetuneError for wrong input, UsageError also if memory is too small.
     """
 
     def __init__(self, model: Bundle | str | Path, config: TrainConfig | None = None, *, lengths: Given = (),
@@ -178,8 +178,8 @@ class Trainer:
 
     def add_anchors(self, anchors: Sequence[Example], rows_per_anchor: int,
                     batches: range = range(0)) -> None:
-        """Have what the base says (anchored.py) learned beside the rows: one anchor for each rows_per_anchor rows.
-        batches: in which they were drawn.
+        """Adds the base's answers (anchored.py) to the training: one anchor for each rows_per_anchor rows.
+        batches: those in which they were drawn.
         """
         self.anchor_batches = batches
         self._batches = replace(self._batches, anchors=anchors, rows_per_anchor=rows_per_anchor if anchors else 0)
@@ -204,7 +204,7 @@ class Trainer:
 
     @property
     def total_steps(self) -> int:
-        """By config.steps, or config.epochs of what was added so far; after begun_at, by `more` epochs."""
+        """The number of steps: config.steps, or config.epochs over the added rows; after begun_at, `more` epochs."""
         return self.begun_at + length.total_steps(self.config, len(self._batches.units), self.more)
 
     def batch(self, step: int) -> list[Example]:
@@ -212,7 +212,7 @@ class Trainer:
         return self._batches.of_step(step)
 
     def computed_share(self) -> float:
-        """What share of the rows' tokens is computed, as rows of a batch begin alike."""
+        """The share of the rows' tokens that is computed, as common prefixes are shared."""
         return self._batches.computed_share(self.micros.max_tokens, self.plan.run.prefix)
 
     # ---- training -----------------------------------------------------------------------------------------------
@@ -284,7 +284,7 @@ class Trainer:
         return norm
 
     def _before_part(self, step: int, number: int, part: int) -> None:
-        """Before a pass of a part of a step's micro-batch or tree: the same seed whenever it is passed."""
+        """Seeds the pass of a part of a step's micro-batch or tree; the seed is the same for each repetition."""
         words = [self.config.seed, step, number] + ([part] if part else [])
         self.decoder.adapter.before_pass(int(np.random.SeedSequence(words).generate_state(1, np.uint64)[0]))
 
@@ -313,8 +313,8 @@ class Trainer:
             return self.source.measure(examples)
 
     def refer(self, examples: Sequence[Example], should_stop: Callable[[], bool] | None = None) -> None:
-        """Computes log p by the reference model, where it is not known yet: by the base, unless `reference` says that
-        it is the adapter in the arena.
+        """Computes unknown log p by the reference model: by the base, unless `reference` names the adapter in the
+        arena.
         """
         with self._stoppable(should_stop):
             for example in self.reference.missing(examples):
@@ -324,17 +324,17 @@ class Trainer:
                 self.micros.computing = False
 
     def expect(self, should_stop: Callable[[], bool] | None = None) -> Expectation | None:
-        """What is known before training, if anything is. Raises UsageError where nothing can be learned."""
+        """The expectation before training, if there is one. Raises UsageError if nothing can be learned."""
         with self._stoppable(should_stop):
             return self.source.expect(self.examples)
 
     def source_state(self) -> dict[str, Any] | None:
-        """What the next step depends on, beside the rows and the adapter."""
+        """The state of the source, without rows and adapter: the next step depends on it."""
         return self.source.state(self.steps_done, self._batches)
 
     @contextmanager
     def _stoppable(self, should_stop: Callable[[], bool] | None) -> Iterator[None]:
-        """Within it, passes of the model raise Interrupted before the next block once should_stop returns True."""
+        """Makes passes within the context raise Interrupted before the next block once should_stop returns True."""
         def ask() -> None:
             if should_stop is not None and should_stop():
                 raise Interrupted(f"stopped after step {self.steps_done} of {self.total_steps}")
@@ -359,7 +359,7 @@ class Trainer:
         self.ops.synchronize()
 
     def keep_start(self) -> None:
-        """Makes the adapter in the arena the one that answers are compared with, for an objective that does that."""
+        """Makes the adapter in the arena the reference of answers, if the objective compares them with one."""
         if "start" in self.arena:
             self.ops.copy(self.arena.flat("start"), self.arena.flat("lora"))
             self.ops.synchronize()
@@ -372,7 +372,7 @@ class Trainer:
 
     @property
     def _parts(self) -> Iterator[tuple[Group, np.ndarray]]:
-        """All that is trained: views of the arena."""
+        """The trained groups with their values, which are views of the arena."""
         return zip(self._groups, slices(self._groups, self.arena.flat("lora")), strict=True)
 
     @property
@@ -382,7 +382,7 @@ class Trainer:
         return {name: Pair(p.a.copy(), p.b.copy(), p.scale) for name, p in pairs.items()}
 
     def artifact(self) -> Artifact:
-        """What training leaves, the heads that it trained among it; may be views of the arena."""
+        """The result of training, trained heads included; arrays may be views of the arena."""
         family = self.plan.run.family
         found = self.decoder.adapter.artifact()
         return replace(found, tensors={**found.tensors, **self._heads}, family=family.name,
@@ -396,7 +396,7 @@ class Trainer:
 
     @property
     def unexported(self) -> dict[str, np.ndarray]:
-        """What is trained and is no part of the adapter, such as a value head: views of the arena, by name."""
+        """Trained arrays that are no part of the adapter, such as a value head: views of the arena, by name."""
         return {group.name: part for group, part in self._parts if not group.exported}
 
     @property

@@ -1,4 +1,4 @@
-"""What a run has come to, in a sentence that a person can act on: by held-out losses, else by those of training."""
+"""The verdict on a run, in a sentence that a person can act on: by held-out losses, else by those of training."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ LEAST_RISE = 0.1  # and at least this much
 
 @dataclass(frozen=True)
 class Verdict:
-    """step: whose adapter is kept."""
+    """A verdict. step: the one whose adapter is kept."""
 
     kind: Kind
     sentence: str
@@ -27,7 +27,7 @@ class Verdict:
 class Course:
     """A run that has ended. history: (step, held-out loss) of all measurements, the one before the first step too.
     kept: the step whose adapter is kept. learned: the loss of the rows of its first and of its last steps. more: the
-    command that trains on. of_rewards: a loss is less a reward.
+    command that continues training. of_rewards: a loss is minus a reward.
     """
 
     history: Sequence[tuple[int, float]]
@@ -45,7 +45,7 @@ class Course:
         return "reward" if self.of_rewards else "loss"
 
     def number(self, loss: float) -> str:
-        """As a person reads it."""
+        """Formats a loss for people, with a reward's sign."""
         return _number(0.0 - loss if self.of_rewards else loss)  # a reward of 0 is not -0
 
     def better(self, before: float, after: float) -> str:
@@ -71,8 +71,7 @@ def judge(course: Course) -> Verdict:
 
 
 def diverged(course: Course, kept: int) -> Verdict:
-    """The verdict on a run whose loss was no number in the step after course.steps; the adapter of step `kept` is kept.
-    """
+    """The verdict on a run whose loss became NaN or infinite after course.steps; step `kept` has the kept adapter."""
     return Verdict("worse", f"The loss was no longer a number in step {course.steps + 1}, and the adapter of step "
                    f"{kept} is kept: {course.way_out}.", kept)
 
