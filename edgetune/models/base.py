@@ -1,4 +1,4 @@
-"""The contract of a network: what the planner asks of it, and the passes that training makes through it.
+"""The contract of a network: its Structure for the planner, and the passes that training makes through it.
 
 To add one, write three classes in a file of this folder, and name it in `networks.NETWORKS`:
 
@@ -90,7 +90,7 @@ class Structure(ABC):
 
     @property
     def keeps_prefixes(self) -> bool:
-        """Whether its passes take batches behind a prefix: see Passes."""
+        """Whether its passes take batches that continue a prefix: see Passes."""
         return False
 
     @abstractmethod
@@ -112,7 +112,7 @@ class Structure(ABC):
         return []
 
     def parameters(self, run: RunShape) -> list[Group]:
-        """All that is trained, in the order in which it is stored: of the family, then of the heads."""
+        """All trained parameters in stored order: those of the family, then those of the heads."""
         return [*run.family.parameters(trained_shapes(self, run)), *self.head_groups(run.heads)]
 
     @abstractmethod
@@ -121,11 +121,11 @@ class Structure(ABC):
 
     @abstractmethod
     def flops(self, run: RunShape, lengths: Sequence[int]) -> Flops:
-        """What a step on documents of these lengths has to compute, all but their last tokens supervised.
+        """The FLOP of a step on documents of these lengths, all but their last tokens supervised.
 
         Forward: 2 a token and weight of the projections, 2 a supervised token and weight of the head. Backward: the
-        same again where the gradient passes, down to what is trained. Not counted: what is computed again, the
-        adapter's products, embedding, norms and the like.
+        same again down to the lowest trained projection. Recomputation, the adapter's products, embedding, norms and
+        the like are not counted.
         """
 
 
@@ -153,11 +153,11 @@ class Network(ABC):
 class Passes(ABC):
     """Forward and backward in the memory of one arena. Not thread-safe.
 
-    Where the structure keeps prefixes: `score` of a batch that is a prefix keeps what batches behind it see, with no
-    gradient yet. Their `backward` adds to its gradient there, which the prefix's own `backward`, after `forward` with
-    keep, takes into account. No other prefix comes between these.
+    If the structure keeps prefixes, `score` of a prefix keeps what the batches after it see, with no gradient yet.
+    Their `backward` adds to the prefix's gradient. The prefix's own `backward`, after `forward` with keep, takes that
+    into account. No other prefix comes between these.
 
-    adapter: what is trained. linear: the projections, whose `off()` leaves the adapter out of a pass. before_block:
+    adapter: the trained family. linear: the projections, whose `off()` leaves the adapter out of a pass. before_block:
     a function to call before each block and each part of the head; an exception from it abandons the pass.
     """
 
@@ -167,33 +167,33 @@ class Passes(ABC):
 
     @abstractmethod
     def forward(self, batch: Batch, keep: bool) -> None:
-        """Through all blocks. keep: backward follows, so keep what it needs."""
+        """Computes all blocks. keep: keeps what backward needs, which follows."""
 
     @abstractmethod
     def head_forward(self, batch: Batch, best: np.ndarray | None = None) -> np.ndarray:
-        """After `forward`: what the first of the run's heads says at each supervised position, float32 [S]; valid until
-        the next pass. Of heads that choose it is log p of the target: the token that follows, or a label. Where the
-        batch has choices, [S, 1 + k] with theirs after it. best: int32 [S], filled with the likeliest targets.
+        """Computes the first of the run's heads at each supervised position, after `forward`: float32 [S], valid until
+        the next pass. A head that chooses gives log p of the target, which is the next token or a label. For a batch
+        with choices it is [S, 1 + k], the choices' log p last. best: int32 [S], filled with the likeliest targets.
         """
 
     @abstractmethod
     def backward(self, batch: Batch, a: np.ndarray, dvalues: np.ndarray | None = None) -> np.ndarray:
-        """After `forward` with keep: adds to the gradients of the adapter and the heads, returns what `head_forward`
+        """Adds to the gradients of the adapter and the heads, after `forward` with keep; returns what `head_forward`
         does.
 
-        a: of its shape, minus the derivative of L by it. dvalues: [S], dL/dvalue, where there is a value head.
+        a: of that shape, minus the derivative of L by it. dvalues: [S], dL/dvalue, if there is a value head.
         """
 
     def values(self, batch: Batch) -> np.ndarray:
-        """After `head_forward`: what a value head says at each supervised position, [S], where there is one."""
+        """The value head's output at each supervised position, [S], after `head_forward`."""
         raise NotImplementedError
 
     def likeliest(self, batch: Batch, k: int) -> tuple[np.ndarray, np.ndarray]:
-        """After `forward`: the k likeliest tokens of each supervised position, int32 [S, k], and their log p, float32;
-        the likeliest first. Of a network whose head can say so.
+        """The k likeliest tokens of each supervised position, int32 [S, k], and their log p, float32, after `forward`;
+        the likeliest first. Only some networks have it.
         """
         raise NotImplementedError
 
     @abstractmethod
     def score(self, batch: Batch, best: np.ndarray | None = None) -> np.ndarray:
-        """forward and head_forward; afterwards no streamed weights are in memory."""
+        """Does forward and head_forward; afterwards no streamed weights are in memory."""

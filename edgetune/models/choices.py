@@ -22,7 +22,7 @@ POSITIONS = 8  # whose rows of the head are in memory at a time
 
 
 class Blocks:
-    """A pass over the vocabulary. lse [n]: of all logits, after the last block."""
+    """A pass over the vocabulary. lse [n]: log sum exp of all logits, after the last block."""
 
     def __init__(self, ops: Backend, head: Tensor, h: np.ndarray, logits: Floats, precision: str) -> None:
         """h [n, D]: the head's input; logits [n, B]: work space."""
@@ -58,7 +58,7 @@ class Choices:
         self.z = np.empty(self.tokens.shape, np.float32)
 
     def see(self, first: int, logits: Floats) -> None:
-        """Takes what a block has of the tokens."""
+        """Takes the logits of tokens that are in a block."""
         rows, columns = np.nonzero((self.tokens >= first) & (self.tokens < first + logits.shape[1]))
         self.z[rows, columns] = logits[rows, self.tokens[rows, columns] - first]
 
@@ -84,7 +84,7 @@ class Likeliest:
         self.tokens = np.zeros((n, k), np.int32)
 
     def see(self, first: int, logits: Floats) -> None:
-        """Takes a block's, if they are among the likeliest so far."""
+        """Takes those tokens of a block that are among the likeliest so far."""
         for row in np.flatnonzero(logits.max(1) > self.values[:, -1]):
             self._merge(int(row), logits[row], first)
 

@@ -37,8 +37,8 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class Attention:
-    """What takes the place of `Decoder.attend_batch`, as `call`. key: the same where its ops are the same on the same
-    memory in passes of as many tokens; None: they never are.
+    """A replacement, `call`, for `Decoder.attend_batch`. key: equal for passes of as many tokens whose ops are the same
+    on the same memory; None: they never are.
     """
 
     call: Callable[[int, Activations, np.ndarray, np.ndarray, np.ndarray, Batch], None]
@@ -97,8 +97,8 @@ class Decoder(Passes):
     # ---- whole passes -----------------------------------------------------------------------------------------
 
     def forward(self, batch: Batch, keep: bool) -> None:
-        """x becomes the last block's output at the supervised positions; with keep, `_block_x` the inputs of the
-        trained blocks. Where these are kept of a prefix, it is passed through the blocks whose activations are kept.
+        """Sets x to the last block's output at the supervised positions; with keep, `_block_x` to the inputs of the
+        trained blocks. A prefix whose inputs are kept passes only the blocks whose activations are kept.
         """
         batch = self._fill(batch)
         x = self.arena.view("x", batch.tokens.size, self.shape.d_model)
@@ -118,7 +118,9 @@ class Decoder(Passes):
         self.repeated.run(key, partial(self._blocks_forward, x, batch, first, keep != keeps_inputs))
 
     def _blocks_forward(self, x: np.ndarray, batch: Batch, first: int, store: bool) -> None:
-        """store: the inputs of the trained blocks; of a prefix that keeps them, its first pass does, without keep."""
+        """Passes x through the blocks from `first`. store: keeps the inputs of trained blocks; a prefix that keeps
+        them does so in its first pass, without keep.
+        """
         for layer in range(first, self.shape.n_layer):
             self.before_block()
             if store and layer >= self.run.lowest:
@@ -126,7 +128,7 @@ class Decoder(Passes):
             self._block_forward(layer, x, batch)
 
     def backward(self, batch: Batch, a: np.ndarray, dvalues: np.ndarray | None = None) -> np.ndarray:
-        """After `forward` with keep: adds to the adapter's gradients, returns log p [S] as `score` does.
+        """Adds to the adapter's gradients, after `forward` with keep; returns log p [S] as `score` does.
 
         a: float32 [S], -dL/dlogp of each supervised target. dvalues: float32 [S], dL/dvalue.
         """
@@ -152,7 +154,7 @@ class Decoder(Passes):
         return batch if self.attention else self.repeated.fill(batch, self.run.max_tokens)
 
     def _key(self, batch: Batch, name: str) -> Hashable | None:
-        """Of a pass of the blocks, for `Repeated.run`."""
+        """The key of a pass of the blocks, for `Repeated.run`."""
         attention = self.attention.key if self.attention else ()
         if self.stream.streamed or attention is None or not self.adapter.repeats:
             return None
@@ -180,7 +182,7 @@ class Decoder(Passes):
     # ---- the head ---------------------------------------------------------------------------------------------
 
     def head_forward(self, batch: Batch, best: np.ndarray | None = None) -> np.ndarray:
-        """After `forward`: log p as `score` returns it."""
+        """log p as `score` returns it, after `forward`."""
         return self._head.forward(batch, self.before_block, best)
 
     def likeliest(self, batch: Batch, k: int) -> tuple[np.ndarray, np.ndarray]:
@@ -236,7 +238,7 @@ class Decoder(Passes):
             self._norm_backward(dx, dnorm, self._block_x(layer, batch), rstd1, f"blk.{layer}.attn_norm")
 
     def _rebuild(self, layer: int, batch: Batch) -> None:
-        """The activations of an earlier block: computed again from its input, or, where they were kept, its norms."""
+        """Restores the activations of an earlier block: computes them again from its input, or only norms if kept."""
         t = batch.tokens.size
         k = self.kept.of(layer, t)
         if layer < self.shape.n_layer - self.run.kept:
@@ -394,7 +396,7 @@ class Decoder(Passes):
         self.ops.rmsnorm_backward(dx, dout, inp, self.vectors[f"{name}.weight"], rstd, True)
 
     def _place(self, batch: Batch) -> Placed:
-        """What ops read of a batch; the last one's is kept."""
+        """The arrays of a batch that ops read; the last batch's are kept."""
         if self._placed is None or self._placed.batch is not batch:
             self._placed = Placed(self.ops, self.arena, batch)
         return self._placed

@@ -1,4 +1,4 @@
-"""The head of a decoder: from the residual stream to log-probabilities, and back; a value head beside it.
+"""The head of a decoder: from the residual stream to log-probabilities, and back; optionally a value head.
 
 T tokens of a batch, S supervised positions, D the model's width, B entries of the vocabulary at a time. The residual
 stream `x` [T, D] is in the arena.
@@ -26,9 +26,9 @@ if TYPE_CHECKING:
 
 
 class Head:
-    """In an arena with a decoder's buffers. vectors: weights of the norms.
+    """The head in an arena with a decoder's buffers. vectors: weights of the norms.
 
-    Of its methods, begin is called before each part of [S], which are short, and may abandon the pass.
+    Its methods call `begin` before each part of [S]; parts are short, and `begin` may abandon the pass.
     """
 
     def __init__(self, shape: Shape, run: RunShape, ops: Backend, arena: Arena, stream: Stream,
@@ -67,7 +67,7 @@ class Head:
 
     def backward(self, dx: np.ndarray, batch: Batch, a: np.ndarray, begin: Callable[[], None],
                  dvalues: np.ndarray | None = None) -> np.ndarray:
-        """dx [T, D] = gradient of the last block's output, 0 but at the supervised positions. Returns log p [S].
+        """dx [T, D] = gradient of the last block's output, 0 except at supervised positions. Returns log p [S].
 
         dL/dz_t = a_t (softmax(z_t) - onehot(target_t)), in one pass over the vocabulary.
         """
@@ -108,7 +108,7 @@ class Head:
         return logp
 
     def likeliest(self, batch: Batch, k: int, begin: Callable[[], None]) -> tuple[np.ndarray, np.ndarray]:
-        """As Passes.likeliest."""
+        """Does what Passes.likeliest does."""
         tokens = np.empty((batch.supervised.size, k), np.int32)
         logp = np.empty(tokens.shape, np.float32)
         for part, blocks in self._blocks(batch, begin):
@@ -119,7 +119,7 @@ class Head:
         return tokens, logp
 
     def values(self, batch: Batch) -> np.ndarray:
-        """After `forward`: what the value head says, [S]."""
+        """The value head's output [S], after `forward`."""
         assert self._value
         n = batch.supervised.size
         return self._value.forward(self._hidden(self.arena.view("head_h", n, self.shape.d_model)))
@@ -167,7 +167,7 @@ class Head:
 
 
 def _parts(batch: Batch, begin: Callable[[], None]) -> Iterator[slice]:
-    """Of [S]."""
+    """The parts of [S]; calls begin before each."""
     for start in range(0, batch.supervised.size, HEAD_TOKENS):
         begin()
         yield slice(start, start + HEAD_TOKENS)

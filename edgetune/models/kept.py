@@ -1,4 +1,4 @@
-"""What forward keeps in the arena for the backward of its blocks: their inputs and activations."""
+"""The inputs and activations of blocks that forward keeps in the arena for backward."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from .structure import kept_widths
 
 
 class Kept:
-    """In an arena with the buffers of `kept_widths`, and "block_x". t: tokens of the batch, T."""
+    """Views of an arena with the buffers of `kept_widths` and "block_x". t: tokens of the batch, T."""
 
     def __init__(self, shape: Shape, run: RunShape, arena: Arena) -> None:
         self.shape = shape

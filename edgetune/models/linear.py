@@ -28,7 +28,7 @@ EXACT_DINP = ("ffn_down",)
 
 @dataclass(frozen=True)
 class RunShape:
-    """What decides the buffers, together with the structure of the model."""
+    """The sizes of a run that decide the buffers, together with the structure of the model."""
 
     max_tokens: int  # T, in a micro-batch
     max_length: int  # positions in a document
@@ -38,9 +38,9 @@ class RunShape:
     kept: int  # blocks, counted from the last, whose activations are kept; at least 1
     threads: int
     precision: str  # of products: exact, fast or int8
-    prefix: int = 0  # tokens of a prefix at most, whose keys and values are kept for batches behind it
+    prefix: int = 0  # tokens of a prefix at most, whose keys and values are kept for batches after it
     prefix_inputs: bool = False  # whether the inputs of its blocks are, too, so that it is passed forward once
-    heads: tuple[HeadKind, ...] = (VOCABULARY,)  # that the objective asks for; log p is by the first
+    heads: tuple[HeadKind, ...] = (VOCABULARY,)  # of the objective; log p is by the first
 
     @property
     def activations(self) -> str:
@@ -99,7 +99,7 @@ class Projections:
 
     @contextmanager
     def off(self) -> Iterator[None]:
-        """Within it, forward passes are those of the base: no adapter is applied."""
+        """Makes forward passes within the context those of the base: no adapter is applied."""
         self._is_off = True
         try:
             yield

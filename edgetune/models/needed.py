@@ -1,7 +1,7 @@
-"""Which tokens of a batch a block's output is needed of: in the last block, those that something is predicted from.
+"""The tokens of a batch whose output of a block is needed: in the last block, those that something is predicted from.
 
-Of the others it gives keys and values alone, as these are seen. Its queries, output projection and MLP are computed for
-the needed tokens, in arrays [N, width] in which they stand together; where all are needed, those are the block's own.
+For the others the block computes only keys and values, because tokens attend to these. Queries, output projection and
+MLP are computed for needed tokens alone, packed in arrays [N, width]; if all are needed, in the block's own arrays.
 """
 
 from __future__ import annotations
@@ -17,12 +17,12 @@ from ..backends.base import Array, Backend
 if TYPE_CHECKING:
     from ..data.packing import Batch
 
-ROOM = ("dx", "dq", "datt")  # buffers of backward that are free in forward, where needed tokens stand
-WORTHWHILE = 0.9  # share of a batch's tokens up to which bringing them together costs less than computing the others
+ROOM = ("dx", "dq", "datt")  # buffers of backward that are free in forward and hold needed tokens
+WORTHWHILE = 0.9  # share of a batch's tokens up to which packing costs less than computing the others
 
 
 class Needed:
-    """Of one batch of T tokens. count: N; positions: int32 [N], as ops read them."""
+    """The needed tokens of a batch of T tokens. count: N; positions: int32 [N], as ops read them."""
 
     def __init__(self, ops: Backend, arena: Arena, positions: Array, tokens: NDArray[np.int64] | None = None) -> None:
         """tokens [N], ascending; None: all T. positions: of these."""
@@ -33,11 +33,11 @@ class Needed:
         self.positions = positions
 
     def room(self, whole: Array, name: str) -> Array:
-        """[N, width] for what `whole` [T, width] has of them: in the buffer of that name, or `whole` itself."""
+        """[N, width], room for the needed part of `whole` [T, width]: the buffer of that name, or `whole` itself."""
         return whole if self._tokens is None else self._arena.view(name, self.count, *whole.shape[1:])
 
     def taken(self, whole: Array, name: str) -> Array:
-        """What `whole` [T, width] has of them, in its room."""
+        """The needed part of `whole` [T, width], in its room."""
         part = self.room(whole, name)
         if self._tokens is not None:
             self._ops.synchronize()
@@ -53,8 +53,8 @@ class Needed:
 
 
 def predicting(ops: Backend, arena: Arena, batch: Batch, every: Needed) -> Needed:
-    """Those from which something is predicted. `every` token, where they are nearly all, where a decoder that only
-    measures has no room to bring them together, and where passes are recorded, as those of as many tokens would differ.
+    """The tokens from which something is predicted. It is `every` token if they are nearly all, if a decoder that only
+    measures has no room to pack them, or if passes are recorded, because passes of as many tokens would differ.
     """
     tokens = np.unique(batch.supervised) if batch.supervised.size else np.zeros(1, np.int64)  # an op has one at least
     if ops.records or tokens.size > WORTHWHILE * every.count or any(name not in arena for name in ROOM):

@@ -1,4 +1,4 @@
-"""What the ops of blocks read of a batch, in the arena: at the same place for every batch of the same sizes."""
+"""The arrays of a batch that the ops of blocks read, in the arena: at the same place for batches of equal sizes."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ if TYPE_CHECKING:
 
 
 def placed_buffers(tokens: int, prefix: int) -> list[Buffer]:
-    """For batches of up to `tokens` tokens behind a prefix of up to `prefix`."""
+    """The buffers for batches of up to `tokens` tokens after a prefix of up to `prefix`."""
     return [Buffer("positions", (tokens,), "step", "int32"),
             Buffer("seen_ends", (prefix + tokens,), "step", "int32"),
             Buffer("seen_positions", (prefix + tokens,), "step", "int32")]

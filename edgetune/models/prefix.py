@@ -1,6 +1,6 @@
-"""A prefix that is computed apart from the batches behind it (data/trees.py): its keys and values in every block, and
-the gradients that these batches add to them. Where there is room also the inputs of its blocks, from which its backward
-begins; elsewhere it is passed forward again.
+"""A prefix that is computed apart from the batches after it (data/trees.py): its keys and values in every block, and
+the gradients that these batches add to them. If there is room, the inputs of its blocks are kept too, and its backward
+begins from them; otherwise it is passed forward again.
 
 Letters: T tokens of a batch, P of its prefix, G heads of keys, C their width.
 """
@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 
 
 def prefix_buffers(s: Shape, run: RunShape) -> list[Buffer]:
-    """For prefixes of up to run.prefix tokens; seen: the keys or values of a prefix and, after them, of a batch."""
+    """The buffers for prefixes of up to run.prefix tokens; seen: keys or values of a prefix, then of a batch."""
     if not run.prefix:
         return []
     half = run.activations
@@ -37,7 +37,7 @@ def prefix_buffers(s: Shape, run: RunShape) -> list[Buffer]:
 
 
 class Prefix:
-    """In an arena with `prefix_buffers`. For a batch that is no prefix, and not behind one, its calls do nothing."""
+    """The prefix in an arena with `prefix_buffers`. Calls do nothing for a batch that is no prefix and follows none."""
 
     def __init__(self, shape: Shape, run: RunShape, ops: Backend, arena: Arena) -> None:
         self.shape = shape
@@ -46,7 +46,7 @@ class Prefix:
         self.arena = arena
 
     def begin(self) -> None:
-        """Before a prefix whose batches follow: its gradients are 0."""
+        """Sets the gradients of a prefix to 0, before the batches that follow it."""
         self.ops.synchronize()
         self.arena.flat("prefix_dk").fill(0.0)
         self.arena.flat("prefix_dv").fill(0.0)
@@ -60,18 +60,18 @@ class Prefix:
         return self.arena.part("prefix_x", layer - self.run.lowest, t, self.shape.d_model)
 
     def keep(self, layer: int, k: np.ndarray, v: np.ndarray, batch: Batch) -> None:
-        """A prefix's keys and values [P, G, C]."""
+        """Keeps a prefix's keys and values [P, G, C]."""
         if batch.is_prefix:
             self.ops.copy(self._kept("k", layer, len(k)), k)
             self.ops.copy(self._kept("v", layer, len(v)), v)
 
     def seen(self, layer: int, k: np.ndarray, v: np.ndarray, batch: Batch) -> tuple[np.ndarray, np.ndarray]:
-        """What the queries of a batch see: its own keys and values [T, G, C], after those of its prefix."""
+        """The keys and values that a batch's queries see: its own [T, G, C], after those of its prefix."""
         return self._seen("k", layer, k, batch.behind), self._seen("v", layer, v, batch.behind)
 
     def own_gradients(self, layer: int, dk: np.ndarray, dv: np.ndarray, batch: Batch) -> tuple[np.ndarray, np.ndarray]:
-        """The gradients [T, G, C] of a batch's own keys and values, of those of what it sees. What it adds to its
-        prefix's is kept for that one, and what was kept for it is added.
+        """The gradients [T, G, C] of a batch's own keys and values, from those of all that it sees. The part that
+        belongs to its prefix is kept for the prefix; a prefix adds what was kept for it.
         """
         return self._own("dk", layer, dk, batch), self._own("dv", layer, dv, batch)
 

@@ -21,7 +21,7 @@ GRANULE = 64  # tokens of a batch: what products on a GPU compute at a time at l
 
 
 class Repeated:
-    """Of one decoder: the recorded passes that came last, and the sizes that were seen."""
+    """The recorded passes of a decoder: the latest ones, and the sizes that were seen."""
 
     def __init__(self, ops: Backend) -> None:
         self._ops = ops
@@ -48,7 +48,7 @@ class Repeated:
         return min(-(-n // granule) * granule, most) if self._ops.records else n
 
     def fill(self, batch: Batch, most: int) -> Batch:
-        """A batch with tokens that nothing sees, so that few sizes come. Prefixes and what is behind them stay."""
+        """Pads a batch with tokens that nothing sees, so that few sizes occur; prefixes and what follows them stay."""
         n = self.rounded(batch.computed, GRANULE, most)
         if n == batch.computed or batch.is_prefix or batch.behind:
             return batch

@@ -164,7 +164,7 @@ class Stream:
         self._at = part
 
     def leave(self) -> None:
-        """After a pass: drops all that is streamed."""
+        """Drops all that is streamed, after a pass."""
         self.enter(NOWHERE)
 
     def rows(self, tokens: NDArray[np.int32]) -> tuple[Tensor, NDArray[np.int32]]:
@@ -259,7 +259,7 @@ class _Window:
         self.tensor = replace(stored, data=np.frombuffer(self._mapping, np.uint8)[:stored.data.nbytes])
 
     def read(self, first: int, end: int) -> None:
-        """Rows first .. end - 1."""
+        """Reads rows first .. end - 1."""
         place = slice(first * self.row, end * self.row)
         self._file.read_into(self.tensor.data[place], self._begin + place.start)
 

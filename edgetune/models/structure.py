@@ -1,4 +1,4 @@
-"""What a decoder needs and computes, by its shape: the table of its buffers, its FLOP."""
+"""The buffers and the FLOP of a decoder, by its shape."""
 
 from __future__ import annotations
 

@@ -15,7 +15,10 @@ def value_group(width: int) -> Group:
 
 
 class ValueHead:
-    """In an arena that ends with its parameters: value [S] = h [S, D] . weight + bias, h the normed hidden state."""
+    """A value head, whose parameters are the last of an arena: value [S] = h [S, D] . weight + bias.
+
+    h is the normed hidden state.
+    """
 
     def __init__(self, arena: Arena, width: int) -> None:
         self._value = arena.flat("lora")[-width - 1:]
