@@ -1,1 +1,1 @@
-"""What the daemon keeps on disk: the database, uploads and adapters."""
+"""The daemon's data on disk: the database, uploads and adapters."""

@@ -1,7 +1,7 @@
-"""The adapters that the daemon keeps, which one is in service, and how to roll back.
+"""Adapters that the daemon keeps, the active one among them, and rollbacks.
 
-An adapter is never changed after it is written: promoting and rolling back only say which one answers from now on. A
-request that is being answered ends on the adapter that it began with.
+An adapter is never changed after it is written: promoting and rolling back only change the active one. A request that
+is being answered ends on the adapter that it began with.
 """
 
 from __future__ import annotations
@@ -42,9 +42,9 @@ SELECT = """SELECT *, id IN (SELECT adapter FROM service) AS served,
 
 @dataclass(frozen=True)
 class Adapter:
-    """id: ft:MODEL:SUFFIX:xxxxxxxx, what clients name it. name: what people call it, for requests as good as its id;
-    "": none. folder: in STATE/adapters. sha256: of its adapter.gguf. verdict: what the gate found. state: serving,
-    candidate (it never served) or retired.
+    """An adapter. id: ft:MODEL:SUFFIX:xxxxxxxx, its name for clients. name: its name for people, which requests may use
+    like its id; "": none. folder: in STATE/adapters. sha256: of its adapter.gguf. verdict: the gate's. state: serving,
+    candidate (it was never active) or retired.
     """
 
     id: str
@@ -59,7 +59,7 @@ class Adapter:
 
 @dataclass(frozen=True)
 class Record:
-    """What RECORD holds: as in Adapter."""
+    """The content of RECORD; fields as in Adapter."""
 
     id: str
     job: str
@@ -70,7 +70,7 @@ class Record:
 
 @dataclass(frozen=True)
 class _Switch:
-    """A row of service."""
+    """A row of the table `service`."""
 
     seq: int
     at: int
@@ -79,7 +79,7 @@ class _Switch:
 
 
 class Adapters:
-    """The adapters below `folder`, all of them loaded in `batcher`. name: the model's. For any number of threads.
+    """The adapters below `folder`, all loaded in `batcher`, for any number of threads. name: the model's.
 
     `damaged` has a sentence for each that could not be loaded at the start: it is not listed, and does not answer.
     """
@@ -90,15 +90,15 @@ class Adapters:
         self.keep = config.keep
         self.name = name
         self.damaged: dict[str, str] = {}
-        self._missing = ""  # a sentence, where the one that was in service could not answer at the start
+        self._missing = ""  # a sentence, where the active adapter could not answer at the start
         self._changing = threading.RLock()
         self._shelf = Shelf(folder, FOLDER, NAMES)
         self.folder = self._shelf.folder
 
     def start(self) -> None:
-        """Load them all. Raises MismatchError where they belong to another model.
+        """Loads all adapters. Raises MismatchError where they belong to another model.
 
-        If the one in service is damaged, the one before it takes over.
+        If the active one is damaged, the one before it takes over.
         """
         self._shelf.tidy({row["folder"] for row in self.store.read("SELECT folder FROM adapters")})
         for found in reversed(self.list()):
@@ -114,13 +114,13 @@ class Adapters:
                              "another adapter")
 
     def _place(self, folder: str) -> Path:
-        """Raises FormatError for a folder that is not ours, or a link."""
+        """Returns an adapter's path. Raises FormatError for a folder that is not ours, or a link."""
         if (path := self._shelf.path(folder)).is_symlink():
             raise FormatError(f"{path} is a link", "remove it")
         return path
 
     def _whole(self, found: Adapter) -> Path:
-        """Its folder. Raises FormatError where adapter.gguf is not what its row says."""
+        """Returns an adapter's folder. Raises FormatError where adapter.gguf does not match its row."""
         path = self._place(found.folder)
         if (file := path / lora.FILE).is_file() and sha256(file) != found.sha256:
             raise FormatError(f"{file} of {found.id} is damaged: its SHA-256 is not that of its row",
@@ -130,18 +130,18 @@ class Adapters:
     # ---- looking up ---------------------------------------------------------------------------------------------
 
     def ids(self) -> Sequence[str]:
-        """Of those that can answer, the newest first."""
+        """Returns ids of adapters that can answer, the newest first."""
         loaded = set(self.batcher.served.adapters())
         return [row["id"] for row in self.store.read("SELECT id FROM adapters ORDER BY rowid DESC")
                 if row["id"] in loaded]
 
     def list(self) -> Sequence[Adapter]:
-        """The newest first."""
+        """Returns adapters, the newest first."""
         rows = self.store.read(f"{SELECT} ORDER BY rowid DESC")
         return [found for found in self.store.objects("adapters", rows, self._read) if found.id not in self.damaged]
 
     def get(self, id: str) -> Adapter:
-        """Raises NotFoundError."""
+        """Returns an adapter. Raises NotFoundError."""
         if id in self.damaged:
             raise _unknown(id)
         return self.store.one("adapters", self.store.read(f"{SELECT} WHERE id = ?", id), self._read, _unknown(id))
@@ -156,16 +156,16 @@ class Adapters:
         return found
 
     def path(self, id: str) -> Path:
-        """The folder of adapter.gguf, run.json, metrics.jsonl and the report. Raises NotFoundError."""
+        """Returns the folder of adapter.gguf, run.json, metrics.jsonl and the report. Raises NotFoundError."""
         return self._place(self.get(id).folder)
 
     def of_job(self, job: str) -> Adapter | None:
-        """The one that a job made."""
+        """Returns the adapter that a job made."""
         rows = self.store.read("SELECT id FROM adapters WHERE job = ?", job)
         return self.get(rows[0]["id"]) if rows else None
 
     def report_of(self, job: str) -> Path | None:
-        """The file of HTML that says how the training of an adapter went; None where there is none."""
+        """Returns the file of HTML on the training of an adapter; None where there is none."""
         for row in self.store.read("SELECT folder FROM adapters WHERE job = ?", job):
             with suppress(FormatError):
                 path = self._place(row["folder"]) / REPORT
@@ -173,19 +173,20 @@ class Adapters:
         return None
 
     def reasons(self) -> Sequence[str]:
-        """Why the daemon is degraded, a sentence each."""
+        """Returns the reasons why the daemon is degraded, a sentence each."""
         return [*self.damaged.values(), *([self._missing] if self._missing else [])]
 
     # ---- which one answers --------------------------------------------------------------------------------------
 
     def models(self) -> Sequence[str]:
-        """What a request may name: the base, the base with what is in service, and every adapter, also by its name."""
+        """Returns names for requests: the base, the base with the active adapter, and every adapter, also by its name.
+        """
         ids = self.ids()
         names = {found.id: found.name for found in self.list() if found.name}
         return [self.name, self.name + LATEST, *ids, *(names[id] for id in ids if id in names)]
 
     def named(self, model: str) -> str | None:
-        """The adapter that answers for a model's name now; None: the base alone. Raises NotFoundError."""
+        """Returns the adapter that answers for a model's name now; None: the base alone. Raises NotFoundError."""
         if model == self.name:
             return None
         if model in (self.name + LATEST, ""):
@@ -195,25 +196,27 @@ class Adapters:
         raise NotFoundError(f"there is no model {model!r:.200}", f"there are {', '.join(self.models()[:8])}")
 
     def id_of(self, name: str) -> str:
-        """The id of the adapter that people call so; of any other name, an id for instance, itself."""
+        """Returns the id of the adapter with this name; any other name, an id for instance, is returned unchanged."""
         rows = self.store.read("SELECT id FROM adapters WHERE name = ? AND name != ''", name)
         return str(rows[0]["id"]) if rows else name
 
     @property
     def serving(self) -> str | None:
-        """The id of the one in service; None: the base alone."""
+        """Returns the id of the active adapter; None: the base alone."""
         rows = self.store.read("SELECT adapter FROM service ORDER BY seq DESC LIMIT 1")
         return rows[0]["adapter"] if rows else None
 
     def history(self, limit: int = 100) -> Sequence[dict[str, Any]]:
-        """What came into service when and why, the newest first; adapter: an id, None for the base alone."""
+        """Returns the changes of the active adapter with time and cause, the newest first; adapter: an id, None for the
+        base.
+        """
         found = self.store.newest("service", lambda columns: from_json(_Switch, columns, "the row"), 2**62, limit)
         return [{"at": switch.at, "adapter": switch.adapter, "cause": switch.cause} for switch in found]
 
     # ---- changing -----------------------------------------------------------------------------------------------
 
     def add(self, job: str, run_folder: Path, suffix: str, verdict: Mapping[str, Any]) -> Adapter:
-        """Keep the adapter of a finished run, as a candidate. The second time for a job it returns the first's."""
+        """Keeps the adapter of a finished run, as a candidate. The second time for a job it returns the first's."""
         if found := self.of_job(job):
             return found
         folder = secrets.token_hex(4)
@@ -243,8 +246,8 @@ class Adapters:
             raise
 
     def recover(self) -> tuple[Sequence[Adapter], dict[str, str]]:
-        """Take back what was set aside because no row names it, as candidates; and why the others, by their path,
-        remain there. Raises DiskError.
+        """Takes back, as candidates, adapters that were set aside because no row names them. Returns them, and why the
+        others, by their path, remain there. Raises DiskError.
         """
         found: list[Adapter] = []
         refused: dict[str, str] = {}
@@ -257,14 +260,14 @@ class Adapters:
         return found, refused
 
     def _take_back(self, path: Path) -> str:
-        """The id of an adapter that was set aside."""
+        """Takes back an adapter that was set aside, and returns its id."""
         folder = path.name.partition(".")[0]
         target = self._shelf.path(folder)
         record = self._record(path, folder)
         if self.store.read("SELECT 1 FROM adapters WHERE id = ? OR folder = ?", record.id, folder):
             raise UsageError(f"there is an adapter {record.id}", f"remove {path}")
         if record.name in self.models() or not _PEOPLES_NAME.fullmatch(record.name):
-            record = replace(record, name="")  # another one may be called so now
+            record = replace(record, name="")  # another adapter may have this name now
         path.rename(target)
         try:
             self._load_and_insert(record, folder, target)
@@ -275,7 +278,8 @@ class Adapters:
         return record.id
 
     def _record(self, path: Path, folder: str) -> Record:
-        """As it was written beside the adapter. An earlier edgetune wrote none: then of its run alone."""
+        """Reads the record in the adapter's folder. Without one, from an earlier edgetune, it is made of the run alone.
+        """
         if (file := path / RECORD).is_file():
             try:
                 return from_json(Record, json.loads(file.read_text()), str(file))
@@ -285,7 +289,7 @@ class Adapters:
         return Record(f"ft:{self.name}::{folder}", "", int(path.stat().st_mtime), verdict)
 
     def promote(self, id: str | None, cause: str) -> None:
-        """Answer with this adapter from the next request on; None: with the base alone. Raises NotFoundError."""
+        """Lets this adapter answer from the next request on; None: the base alone. Raises NotFoundError."""
         with self._changing:
             if id is not None:
                 self.get(id)
@@ -296,7 +300,7 @@ class Adapters:
             self._missing = ""
 
     def admit(self, id: str, cause: str, against: str | None) -> bool:
-        """Promote an adapter that was found better than `against`, if that is still what answers."""
+        """Promotes an adapter that is better than `against`, if that is still active; returns whether it did."""
         with self._changing:
             if self.serving != against:
                 return False
@@ -304,8 +308,8 @@ class Adapters:
             return True
 
     def rollback(self, cause: str) -> Adapter | None:
-        """Answer with what was in service before, and return it; None: the base alone. Raises UsageError where the
-        base was in service from the beginning.
+        """Returns to the adapter that was active before, and returns it; None: the base alone. Raises UsageError where
+        the base was active from the beginning.
         """
         with self._changing:
             before = self._before()
@@ -315,7 +319,7 @@ class Adapters:
             return self.get(before[-1]) if before[-1] else None
 
     def rename(self, id: str, name: str) -> Adapter:
-        """Give an adapter a name for people, which requests may use like its id; "": none. Raises NotFoundError, and
+        """Gives an adapter a name for people, which requests may use like its id; "": none. Raises NotFoundError, and
         UsageError for a name that is taken or cannot be one; DiskError.
         """
         name = name.strip()
@@ -333,7 +337,7 @@ class Adapters:
         return self.get(id)
 
     def delete(self, id: str) -> None:
-        """Remove an adapter, after its last answer. Raises NotFoundError, and UsageError for the one in service."""
+        """Removes an adapter, after its last answer. Raises NotFoundError, and UsageError for the active one."""
         def delete_row() -> None:
             with self.store.write() as db:
                 db.execute("DELETE FROM adapters WHERE id = ?", (id,))
@@ -350,7 +354,7 @@ class Adapters:
             self.batcher.unload(id)
 
     def prune(self) -> None:
-        """Delete all but the one in service and `keep` others: what a rollback leads to, and the newest."""
+        """Deletes all adapters but the active one and `keep` others: those that rollbacks lead to, and the newest."""
         back = set(self._before()[-1:])
         others = [found.id for found in self.list() if found.state != "serving"]
         for id in sorted(others, key=lambda id: id not in back)[self.keep:]:
@@ -358,9 +362,10 @@ class Adapters:
                 self.delete(id)
 
     def _before(self) -> Sequence[str | None]:
-        """What a rollback leads to, the last first to go: what was promoted, less what was rolled back.
+        """Returns the adapters that rollbacks lead to, the next one last: all promoted ones, less those that were
+        rolled back.
 
-        An adapter that is in service again takes its earlier place.
+        An adapter that is active again takes its earlier place.
         """
         known = {None, *self.ids()}
         stack: list[str | None] = [None]
@@ -373,7 +378,7 @@ class Adapters:
 
 
 def _write_record(path: Path, record: Record) -> None:
-    """Into an adapter's folder. Raises DiskError."""
+    """Writes the record into an adapter's folder. Raises DiskError."""
     with disk.replaced(path / RECORD) as beside:
         beside.write_text(json.dumps(asdict(record)) + "\n")
 

@@ -1,7 +1,7 @@
 """The daemon's database: SQLite in WAL mode, in STATE/state.db.
 
-A transaction that was committed survives a power cut (synchronous = FULL). Files and adapters are stored beside it, in
-folders of the state, see shelf.py.
+A transaction that was committed survives a power cut (synchronous = FULL). Files and adapters are stored in folders of
+the state, see shelf.py.
 """
 
 from __future__ import annotations
@@ -27,14 +27,14 @@ log = logging.getLogger("edgetune.daemon")
 T = TypeVar("T")
 NAME = "state.db"
 LEAST_FREE = 4 * 2**20  # bytes of the disk, below which the database may not be able to write
-PROBE_SECONDS = 1.0  # between two tries whether a disk that refused takes something again
+PROBE_SECONDS = 1.0  # between two tries whether a disk that refused accepts a write again
 
 
 class Store:
-    """The database in `folder`, made if it does not exist. For any number of threads.
+    """The database in `folder`, made if it does not exist, for any number of threads.
 
-    Raises FormatError for a database that is damaged or of a later edgetune, DiskError where the disk refuses.
-    damaged: a sentence for each row that was left out of a list because it cannot be read.
+    Raises FormatError for a database that is damaged or of a later edgetune, DiskError where the disk refuses. damaged:
+    a sentence for each row that was left out of a list because it cannot be read.
     """
 
     def __init__(self, folder: Path) -> None:
@@ -56,7 +56,7 @@ class Store:
         self._files = {path: _identity(path) for path in (self.path, _wal(self.path))}
 
     def _set_log_aside(self) -> None:
-        """SQLite would remove the log of a database that is lost: it may hold what was written last."""
+        """Sets aside the log of a lost database: it may hold the newest writes, and SQLite would remove it."""
         if (wal := _wal(self.path)).exists() and wal.stat().st_size:
             disk.private_folder(self.folder / LOST)
             target = self.folder / LOST / f"{wal.name}.{now()}"
@@ -64,7 +64,9 @@ class Store:
             log.warning("%s is lost, its log is set aside as %s", self.path, target)
 
     def _prepare(self, db: sqlite3.Connection) -> None:
-        """Make the tables, or bring those of an earlier edgetune up to date. Raises FormatError for what is neither."""
+        """Makes the tables, or upgrades those of an earlier edgetune. Raises FormatError for a database that is
+        neither.
+        """
         (written,) = db.execute("PRAGMA user_version").fetchone()
         version = written
         if version == 0 and not _columns(db):
@@ -95,7 +97,7 @@ class Store:
 
     @contextmanager
     def _connection(self) -> Iterator[sqlite3.Connection]:
-        """One that no other thread uses meanwhile."""
+        """Yields a connection that no other thread uses meanwhile."""
         with self._returned:
             if self.lost():  # a new connection would open another file: wait for one that has the old file
                 self._returned.wait_for(lambda: self._idle, timeout=10)
@@ -122,7 +124,7 @@ class Store:
         return db
 
     def lost(self) -> DiskError | None:
-        """The error, if the database was removed or replaced since it was opened: what is written would be lost."""
+        """Returns the error, if the database was removed or replaced since it was opened: writes would be lost."""
         for path, was in self._files.items():
             if _identity(path) != was:
                 return DiskError(f"{path} was removed or replaced while the daemon runs, nothing new is kept",
@@ -143,7 +145,7 @@ class Store:
 
     @contextmanager
     def write(self) -> Iterator[sqlite3.Connection]:
-        """A transaction: all of it is kept, or, after an error, nothing."""
+        """Opens a transaction: all of it is kept, or, after an error, nothing."""
         if lost := self.lost():
             raise lost
         with self._connection() as db, self._writing:
@@ -163,12 +165,12 @@ class Store:
             raise lost
 
     def holds_feedback(self) -> bool:
-        """Whether any is kept, or the digest of a question that once had some."""
+        """Returns whether any feedback is kept, or the digest of a question that once had some."""
         return bool(self.read("SELECT 1 FROM feedback UNION ALL SELECT 1 FROM questions LIMIT 1"))
 
     def wipe(self) -> None:
-        """What was deleted leaves the log of SQLite too, where it would stay until something else is written there. If
-        the disk refuses now, it happens later: deleted it is all the same.
+        """Removes deleted rows from the log of SQLite too, where they would stay until it is overwritten. If the disk
+        refuses now, it happens later; the rows are deleted all the same.
         """
         with self._connection() as db, self._writing:
             try:
@@ -177,8 +179,9 @@ class Store:
                 log.warning("%s is not emptied yet: %s", _wal(self.path), error)
 
     def _as_known(self, error: sqlite3.Error | UnicodeDecodeError) -> Exception:
-        """The EdgetuneError for what a user or a disk did; a programming error is returned unchanged. Known by SQLite's
-        message, as Python 3.10 does not give its codes. A message that quotes a damaged schema may be no UTF-8.
+        """Returns the EdgetuneError for an error of a user or a disk; a programming error is returned unchanged.
+        SQLite's message identifies it, as Python 3.10 does not give codes. A message that quotes a damaged schema may
+        not be UTF-8.
         """
         message = str(error) if isinstance(error, sqlite3.Error) else "malformed schema"
         if "disk is full" in message:
@@ -196,8 +199,8 @@ class Store:
 
     def objects(self, table: str, rows: Iterable[sqlite3.Row], read: Callable[[dict[str, Any]], T],
                 whole: bool = True) -> list[T]:
-        """What `read` makes of each row's columns. A row that it cannot read is left out, and named in `damaged`, until
-        the `whole` of it is read without error.
+        """Returns the objects that `read` makes of each row's columns. A row that it cannot read is left out, and named
+        in `damaged`, until the `whole` of it is read without error.
         """
         found: list[T] = []
         for row in rows:
@@ -215,8 +218,8 @@ class Store:
 
     def newest(self, table: str, read: Callable[[dict[str, Any]], T], below: int, limit: int, where: str = "1",
                *values: Any, columns: str = "*") -> list[T]:
-        """At most `limit` objects of rows below a rowid, the newest first, of those that can be read. columns: what
-        `read` needs of a row; the first of them names it in `damaged`.
+        """Returns objects of readable rows below a rowid, the newest first, at most `limit`. columns: those that `read`
+        needs; the first of them names the row in `damaged`.
         """
         found: list[T] = []
         while len(found) < limit:
@@ -230,7 +233,8 @@ class Store:
 
     def one(self, table: str, rows: list[sqlite3.Row], read: Callable[[dict[str, Any]], T],
             unknown: NotFoundError) -> T:
-        """The object of the row that was found. Raises `unknown` without a row, NotFoundError for a damaged one.
+        """Returns the object of the row that was found. Raises `unknown` without a row, NotFoundError for a damaged
+        one.
         """
         if not rows:
             raise unknown
@@ -239,11 +243,11 @@ class Store:
         raise NotFoundError(self.damaged[table, rows[0][0]], "delete it, or restore the database")
 
     def forget(self, table: str, id: str) -> None:
-        """A row was deleted: it is not damaged any more."""
+        """Removes a deleted row from `damaged`."""
         self.damaged.pop((table, id), None)
 
     def before(self, table: str, id: str | None) -> int:
-        """For lists that begin after the object `id`: the rowid that theirs are below. Raises NotFoundError."""
+        """Returns the rowid below which a list that begins after the object `id` starts. Raises NotFoundError."""
         if id is None:
             return 2**62
         if found := self.read(f"SELECT rowid FROM {table} WHERE id = ?", id):
@@ -254,7 +258,7 @@ class Store:
     # ---- health -------------------------------------------------------------------------------------------------
 
     def reasons(self) -> list[str]:
-        """Why the daemon is degraded, a sentence each."""
+        """Returns the reasons why the daemon is degraded, a sentence each."""
         found = list(self.damaged.values())
         if lost := self.lost():
             found.append(str(lost))
@@ -265,7 +269,7 @@ class Store:
         return found
 
     def _still_refused(self) -> EdgetuneError | None:
-        """The last write's error, unless the disk accepts a write now."""
+        """Returns the last write's error, unless the disk accepts a write now."""
         if self._refusal and time.monotonic() >= self._probe_at:
             self._probe_at = time.monotonic() + PROBE_SECONDS
             with suppress(EdgetuneError), self.write() as db:
@@ -291,7 +295,7 @@ def _identity(path: Path) -> tuple[int, int]:
 
 
 def _execute_all(db: sqlite3.Connection, statements: str) -> None:
-    """Within the transaction that is open, which executescript would end."""
+    """Executes statements within the open transaction, which executescript would end."""
     for statement in re.sub("--.*", "", statements).split(";"):
         db.execute(statement)
 
@@ -306,18 +310,20 @@ def _columns_wanted() -> set[tuple[str, str]]:
 
 
 def _columns(db: sqlite3.Connection) -> set[tuple[str, str]]:
-    """(table, column) of all tables."""
+    """Returns (table, column) of all tables."""
     tables = [row[0] for row in db.execute("SELECT name FROM sqlite_master WHERE type = 'table'").fetchall()]
     return {(table, row[1]) for table in tables for row in db.execute(f"PRAGMA table_info({table})").fetchall()}
 
 
 def _text(raw: bytes) -> str:
-    """What is not UTF-8 comes back as half surrogate pairs, which `_sound` finds: one row's text is not the list's."""
+    """Decodes text. Bytes that are not UTF-8 become half surrogate pairs, which `_sound` finds: one row does not break
+    the list.
+    """
     return raw.decode("utf-8", "surrogateescape")
 
 
 def _sound(row: sqlite3.Row) -> dict[str, Any]:
-    """The columns of a row. Raises FormatError for text that is not UTF-8."""
+    """Returns the columns of a row. Raises FormatError for text that is not UTF-8."""
     columns = dict(row)
     columns.pop("place", None)
     for name, value in columns.items():
@@ -330,16 +336,16 @@ def _sound(row: sqlite3.Row) -> dict[str, Any]:
 
 
 def now() -> int:
-    """Seconds since 1970, as OpenAI's objects have them."""
+    """Returns seconds since 1970, as OpenAI's objects have them."""
     return int(time.time())
 
 
 def dump(value: Any) -> str:
-    """ASCII: half a surrogate pair, which JSON may hold, is nothing that SQLite takes."""
+    """Returns ASCII JSON: SQLite does not accept half a surrogate pair, which JSON may hold."""
     return json.dumps(value, separators=(",", ":"))
 
 
 def add_event(db: sqlite3.Connection, job: str, level: str, kind: str, text: str, data: Any) -> None:
-    """A line of a job's history, within a transaction; kind: message or metrics."""
+    """Adds a line to a job's history, within a transaction; kind: message or metrics."""
     db.execute("INSERT INTO events (job, created_at, level, type, message, data) VALUES (?, ?, ?, ?, ?, ?)",
                (job, now(), level, kind, text, dump(data)))

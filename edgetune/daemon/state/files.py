@@ -1,7 +1,7 @@
-"""Uploaded rows: each file is read once while it arrives, and kept only if every line of it can be trained on. And the
-results of jobs, a table of steps each, which are kept as long as the job is.
+"""Uploaded rows: each file is read once while it arrives, and kept only if every line of it can be trained on. Results
+of jobs, a table of steps each, are kept as long as the job.
 
-The name that a client gives a file is shown and never opened: on disk it has another.
+A client's name for a file is shown and never opened: on disk the file has another.
 """
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ NAMES = r"file-[0-9a-z]+\.(jsonl|csv)"
 PURPOSE = "fine-tune"
 RESULTS = "fine-tune-results"
 RESULT_NAME = "step_metrics.csv"
-NAME_LENGTH = 255  # of what a client calls it; the rest is cut
+NAME_LENGTH = 255  # characters of a client's name for it; the rest is cut
 BOM = b"\xef\xbb\xbf"  # some editors begin a UTF-8 file with it
 MIB = 2**20
 KIB = 2**10
@@ -52,7 +52,7 @@ class File:
 
 
 class Files:
-    """The files below `folder`. For any number of threads."""
+    """The files below `folder`, for any number of threads."""
 
     def __init__(self, store: Store, folder: Path, config: DaemonConfig) -> None:
         self.store = store
@@ -62,10 +62,10 @@ class Files:
         self._shelf.tidy({_name(row["id"], row["purpose"]) for row in store.read("SELECT id, purpose FROM files")})
 
     def add(self, name: str, purpose: str, chunks: Iterable[bytes]) -> File:
-        """Take a file of JSON Lines in as it comes. After an error nothing of it remains.
+        """Stores a file of JSON Lines while it arrives. After an error nothing of it remains.
 
-        Raises DataError for a line that is no row, with its number; TooLargeError for more bytes or rows than options
-        allow, or a longer line; UsageError for another purpose; DiskError.
+        Raises DataError for a line that is not a row, with its number; TooLargeError for more bytes or rows than
+        options allow, or a longer line; UsageError for another purpose; DiskError.
         """
         if purpose != PURPOSE:
             raise UsageError(f"purpose is {purpose!r:.40}", f"use {PURPOSE!r}, all that files are for here")
@@ -85,7 +85,7 @@ class Files:
         return file
 
     def add_result(self, job: str, write: Callable[[Path], int]) -> None:
-        """Keep the results of a job, unless they are kept already. write: writes them to a path, and returns the
+        """Keeps the results of a job, unless they are kept already. write: writes them to a path, and returns the
         number of rows. Raises DiskError.
         """
         file_id = _result_of(job)
@@ -104,26 +104,27 @@ class Files:
                        "VALUES (:id, :name, :purpose, :bytes, :rows, :sha256, :created_at)", vars(file))
 
     def results(self, job: str) -> Sequence[str]:
-        """The ids of a job's results: one, or none where they were deleted or nothing was trained."""
+        """Returns the ids of a job's results: one, or none where they were deleted or nothing was trained."""
         return [row["id"] for row in self.store.read("SELECT id FROM files WHERE id = ?", _result_of(job))]
 
     def remove_results_of_no_job(self) -> None:
-        """Remove the results of jobs that exist no more."""
+        """Removes the results of jobs that no longer exist."""
         for row in self.store.read("SELECT id FROM files WHERE purpose = ? AND 'ftjob-' || substr(id, 6) NOT IN "
                                    "(SELECT id FROM jobs)", RESULTS):
             self.delete(row["id"])
 
     def get(self, id: str) -> File:
-        """Raises NotFoundError."""
+        """Returns a file. Raises NotFoundError."""
         return self.store.one("files", self.store.read("SELECT * FROM files WHERE id = ?", id), _file, _unknown(id))
 
     def list(self, after: str | None = None, limit: int = 100, purpose: str | None = None) -> Sequence[File]:
-        """The newest first, at most `limit` of them, those older than the file `after`."""
+        """Returns files, the newest first, at most `limit` of them, those older than the file `after`."""
         return self.store.newest("files", _file, self.store.before("files", after), limit, "? IN (purpose, '')",
                                  purpose or "")
 
     def delete(self, id: str) -> None:
-        """Jobs have copies of their rows: those that were begun with it continue. Raises NotFoundError."""
+        """Deletes a file. Jobs have copies of their rows, so those that began with it continue. Raises NotFoundError.
+        """
         def delete_row() -> None:
             with self.store.write() as db:
                 db.execute("DELETE FROM files WHERE id = ?", (id,))
@@ -134,7 +135,9 @@ class Files:
         self.store.forget("files", id)
 
     def content(self, id: str) -> Path:
-        """Where its bytes are stored. Raises NotFoundError, also for a file whose bytes were removed or changed."""
+        """Returns the path of a file's bytes. Raises NotFoundError, also for a file whose bytes were removed or
+        changed.
+        """
         file = self.get(id)
         path = self._shelf.path(_name(id, file.purpose))
         if path.is_symlink() or not path.is_file():
@@ -146,7 +149,8 @@ class Files:
         return path
 
     def rows(self, id: str, asking: bool = False) -> Rows:
-        """Of an uploaded file; asking: as in Rows. Raises NotFoundError, and UsageError for results."""
+        """Returns the rows of an uploaded file; asking: as in Rows. Raises NotFoundError, and UsageError for results.
+        """
         if self.get(id).purpose == RESULTS:
             raise UsageError(f"the file {id} holds the results of a job, no rows", "name a file that was uploaded")
         return Rows(self.content(id), asking)
@@ -157,7 +161,7 @@ def _name(id: str, purpose: str) -> str:
 
 
 def _result_of(job: str) -> str:
-    """The id of a job's results: written twice after a kill, they are one file."""
+    """Returns the id of a job's results: written twice after a kill, they are one file."""
     return f"file-{job.removeprefix('ftjob-')}"
 
 
@@ -170,7 +174,9 @@ def _unknown(id: str) -> NotFoundError:
 
 
 class _Check:
-    """Reads a file piece by piece, counts, and refuses the first line that no method can learn beside the others."""
+    """Reads a file piece by piece, counts, and refuses the first line that no method can learn together with the
+    others.
+    """
 
     def __init__(self, config: DaemonConfig) -> None:
         self.config = config
@@ -178,7 +184,7 @@ class _Check:
         self.bytes = 0
         self.rows = 0
         self.lines = 0
-        self._shapes: dict[RowParser, str] = dict.fromkeys(_parsers(), "")  # of those that can read all rows so far
+        self._shapes: dict[RowParser, str] = dict.fromkeys(_parsers(), "")  # of parsers that can read all rows so far
         self._rest = bytearray()  # the line that has not ended
 
     def take(self, chunk: bytes) -> None:
@@ -220,12 +226,14 @@ class _Check:
 
 
     def _check_row(self, row: Row) -> None:
-        """An upload does not say for which method it is, so its rows must be those of any one. Raises DataError."""
+        """Checks a row. An upload does not name its method, so all rows must suit one method, any one. Raises
+        DataError.
+        """
         refusals: list[DataError] = []
         shapes = {}
         for parser, before in self._shapes.items():
             try:
-                if parser is prompts and "completion" in row:  # an answer that is wrong makes no question of it
+                if parser is prompts and "completion" in row:  # a wrong answer does not make it a question
                     supervised_rows.check_learnable(row)
                 shape = parser.check_learnable(row)
                 if shape != "text" and before not in ("", "text", shape):  # as in training: text goes with any
@@ -241,8 +249,8 @@ class _Check:
 
 
 def _parsers() -> list[RowParser]:
-    """Of all objectives; that of supervised rows first, whose error is reported where none can read a row, and that of
-    prompts last, since rows of many shapes have a prompt.
+    """Returns the parsers of all objectives. That of supervised rows is first: its error is reported where none can
+    read a row. That of prompts is last, since rows of many shapes have a prompt.
     """
     rows = {objective.rows.shape_of: objective.rows for objective in objectives().values()}  # a reader of each shape
     apart = (supervised_rows.shape_of, prompts.shape_of)
@@ -251,7 +259,7 @@ def _parsers() -> list[RowParser]:
 
 
 def parse(line: bytes) -> dict[str, Any]:
-    """A row of a line; DataError."""
+    """Parses a line as a row. Raises DataError."""
     try:
         row = json.loads(line.decode())
     except (ValueError, RecursionError) as error:
@@ -263,10 +271,10 @@ def parse(line: bytes) -> dict[str, Any]:
 
 
 class Rows:
-    """The rows of an accepted file, those of other formats as rows that we know, to iterate over as often as needed.
+    """The rows of an accepted file, converted from other formats, to iterate over as often as needed.
 
-    asking: rows may ask without an answer, as those of rewards do; then what another key than completion says is no
-    answer, but something that a grader knows of the row.
+    asking: rows may have a prompt alone, as those of rewards do. Keys other than completion are then no answers, but
+    values for a grader.
     """
 
     def __init__(self, path: Path, asking: bool = True) -> None:
@@ -282,10 +290,10 @@ class Rows:
 
 
 def digest(row: Row) -> str:
-    """SHA-256 of a row, whatever the order of its keys and its spacing."""
+    """Returns the SHA-256 of a row, whatever the order of its keys and its spacing."""
     return hashlib.sha256(json.dumps(row, sort_keys=True).encode()).hexdigest()
 
 
 def printable(name: str) -> str:
-    """A name from a client, safe to show."""
+    """Returns a name from a client, safe to show."""
     return "".join(letter if letter.isprintable() else "?" for letter in name[:NAME_LENGTH])

@@ -1,8 +1,8 @@
-"""Which rows judge and are never learned: one in five, by a key that only this daemon has.
+"""Held-out rows, which are never learned: one in five, by a key that only this daemon has.
 
-Of a file each row is ranked by its digest under the key. Questions of feedback are counted as they arrive: of each five
-that follow one another one is held out, at a position that the key decides. So what 20 people said holds out 4,
-whatever they asked, and a client that sends rows cannot compute which of them the gate will ask.
+Each row of a file is ranked by its digest under the key. Questions of feedback are counted as they arrive: of each five
+that follow one another one is held out, at a position that the key decides. So feedback on 20 questions holds out 4,
+whatever they are, and a client that sends rows cannot compute which of them the gate will use.
 """
 
 from __future__ import annotations
@@ -22,18 +22,18 @@ from ...errors import DataError, DiskError
 
 log = logging.getLogger("edgetune.daemon")
 KEY = "holdout.key"  # in the folder of the state
-REPLACED = "holdout.key.damaged"  # with it: what it was, where it could not be a key; empty where it was missing
+REPLACED = "holdout.key.damaged"  # an earlier key that was damaged; empty where it was missing
 KEY_BYTES = 32
 SHARE = 5  # one in five is held out
-LEAST = 4  # rows that judge: fewer tell little
-MOST = 256  # rows that judge: more take long to answer
+LEAST = 4  # held-out rows at least: fewer tell little
+MOST = 256  # held-out rows at most: more take long to answer
 EDGE = f"{2**256 // SHARE:064x}"  # ranks below it are held out
 REMEMBERED = 100_000  # questions whose side is kept after their feedback is gone: some 20 MB
 
 
 class Holdout:
-    """key: of the digests; another key holds out other rows. replaced: a file that exists where an earlier key was
-    damaged or missing. Names are digests of what is held out as one.
+    """The choice of held-out rows. key: of the digests; another key holds out other rows. replaced: a file that exists
+    where an earlier key was damaged or missing. Names are digests of rows that are held out as one.
     """
 
     def __init__(self, key: bytes, replaced: Path | None = None) -> None:
@@ -41,7 +41,7 @@ class Holdout:
         self.replaced = replaced
 
     def reasons(self) -> list[str]:
-        """Why it is not all right, a sentence each."""
+        """Returns the reasons why it is degraded, a sentence each."""
         if self.replaced is None or not self.replaced.exists():
             return []
         return [f"{KEY} was damaged or missing, and a new one is used, under which rows may be held out that were "
@@ -49,12 +49,13 @@ class Holdout:
                 "the new one"]
 
     def rank(self, name: str) -> str:
-        """64 hexadecimal digits, evenly distributed."""
+        """Returns 64 hexadecimal digits, evenly distributed."""
         return hmac.new(self.key, name.encode(), hashlib.sha256).hexdigest()
 
     def side(self, db: sqlite3.Connection, question: str) -> bool:
-        """Whether a question of feedback is held out. A new one takes the next place, and stays on its side: also where
-        its feedback is deleted and given again, or where another rule or another key decided then. `db`: a transaction.
+        """Returns whether a question of feedback is held out. A new one takes the next place, and stays on its side:
+        also where its feedback is deleted and given again, or where another rule or another key decided then. `db`: a
+        transaction.
         """
         found = db.execute("SELECT held FROM feedback WHERE question = ? AND row IS NOT NULL AND held >= 0 UNION ALL "
                            "SELECT held FROM questions WHERE name = ? LIMIT 1", (question, question)).fetchone()
@@ -68,16 +69,17 @@ class Holdout:
         return held
 
     def holds_place(self, place: int) -> bool:
-        """Whether the question that arrived at this place is held out: one of each SHARE."""
+        """Returns whether the question that arrived at this place is held out: one of each SHARE."""
         run, position = divmod(place, SHARE)
         return int(self.rank(f"run {run}"), 16) % SHARE == position
 
     def lowest(self, names: Iterable[str], count: int) -> set[str]:
-        """The `count` names with the lowest ranks: those that are held out come first."""
+        """Returns the `count` names with the lowest ranks: those that are held out come first."""
         return set(sorted(set(names), key=self.rank)[:count])
 
     def divide(self, names: Iterable[str]) -> set[str]:
-        """Those of a whole data set that are held out: those below EDGE, but LEAST or more, and half of them at most.
+        """Returns the held-out names of a whole data set: those below EDGE, but LEAST or more, and half of them at
+        most.
 
         Raises DataError for fewer than two names.
         """
@@ -90,7 +92,7 @@ class Holdout:
         return {name for _, name in ranked[:count]}
 
     def spread(self, groups: Mapping[str, Collection[str]], most: int) -> set[str]:
-        """At most `most` names, as evenly from all groups as their sizes allow, each group's lowest ranks."""
+        """Returns at most `most` names, as evenly from all groups as their sizes allow, each group's lowest ranks."""
         chosen: set[str] = set()
         left = most
         by_size = sorted(groups.values(), key=len)
@@ -102,8 +104,8 @@ class Holdout:
 
 
 def open_holdout(folder: Path, in_use: bool = False) -> Holdout:
-    """With the key that is stored in `folder`. A key that is missing or damaged is replaced by a new one, and the
-    damaged one kept. in_use: whether something was held out by the earlier key. Raises DiskError.
+    """Returns a Holdout with the key that is stored in `folder`. A missing or damaged key is replaced by a new one, and
+    the damaged one is kept. in_use: whether something was held out by the earlier key. Raises DiskError.
     """
     path = folder / KEY
     replaced = folder / REPLACED

@@ -1,4 +1,4 @@
-"""The tables of the daemon's database, and how those of earlier versions become them."""
+"""Tables of the daemon's database, and upgrades from those of earlier versions."""
 
 from __future__ import annotations
 

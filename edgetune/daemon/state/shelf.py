@@ -1,8 +1,9 @@
-"""A folder of the state whose files (or folders) rows of the database name: what is complete, cut off, or lost its row.
+"""A folder of the state whose files (or folders) rows of the database name. Entries may be complete, cut off, or
+without their row.
 
-An entry is called NAME.tmp from before its row is written until after that, and again while its row is deleted, which
-marks what a kill left half done. Any other entry without a row had one once: the database was lost, or restored from an
-earlier copy. Such entries are never removed; they are set aside in STATE/lost, for a person to decide.
+An entry is called NAME.tmp from before its row is written until after that, and again while its row is deleted. So
+entries that a kill left half done are marked. Any other entry without a row had one once: the database was lost, or
+restored from an earlier copy. Such entries are never removed; they are set aside in STATE/lost, for a person to decide.
 """
 
 from __future__ import annotations
@@ -23,8 +24,8 @@ _HALF = re.compile(r"(\.\d+)?\.tmp$")
 
 
 class Shelf:
-    """STATE/`kind`, made if it does not exist. names: a pattern of its entries' names; what has another name (a
-    folder of the file system, for instance), and every link, is not touched.
+    """STATE/`kind`, made if it does not exist. names: a pattern of its entries' names. Files and folders with other
+    names, and all links, are not touched.
     """
 
     def __init__(self, state: Path, kind: str, names: str) -> None:
@@ -34,13 +35,17 @@ class Shelf:
         disk.private_folder(self.folder)
 
     def path(self, name: str) -> Path:
-        """Of an entry. Raises FormatError for what does not match `names`, even if the database holds it."""
+        """Returns the path of an entry. Raises FormatError for a name that does not match `names`, even if the database
+        holds it.
+        """
         if not self._names.fullmatch(name):
             raise FormatError(f"{name!r:.80} is not a name in {self.folder}", "restore the database from a copy")
         return self.folder / name
 
     def tidy(self, named: Collection[str], done: Collection[str] = ()) -> None:
-        """At a start. named: what rows name. done: what rows name and do not need any more, which is removed."""
+        """Tidies up at a start. named: entries that rows name. done: entries that rows name and no longer need, which
+        are removed.
+        """
         for path in sorted(self.folder.iterdir()):
             name = _HALF.sub("", path.name)
             if path.is_symlink() or not self._names.fullmatch(name):
@@ -68,7 +73,7 @@ class Shelf:
 
     @contextmanager
     def filling(self, name: str) -> Iterator[Path]:
-        """A path to fill and to sync, and then to write the row of; after an error nothing remains. `settle` follows.
+        """Yields a path to fill and sync before its row is written; after an error nothing remains. `settle` follows.
         """
         half = self._half(name)
         try:
@@ -80,7 +85,9 @@ class Shelf:
             raise
 
     def settle(self, name: str) -> None:
-        """Its row is written: give the entry its name. Where that fails, the next start does it. Raises DiskError."""
+        """Gives the entry its name after its row is written. Where that fails, the next start does it. Raises
+        DiskError.
+        """
         try:
             self._half(name).rename(self.path(name))
             disk.sync(self.folder)
@@ -88,15 +95,15 @@ class Shelf:
             raise disk.cannot_write(self.path(name), error) from None
 
     def remove(self, name: str, delete_row: Callable[[], None]) -> None:
-        """Delete a row, then the entry; on a full disk the entry first, to make room for the deletion. Where the row
-        names something else, only the row is deleted.
+        """Deletes a row, then the entry; on a full disk the entry first, to make room for the deletion. If the row
+        names no valid entry, only the row is deleted.
         """
         if not self._names.fullmatch(name):
             delete_row()
             return
         path = self.path(name)
         half = self._half(name)
-        with suppress(OSError):  # it is gone already, or the disk is read-only, which the row will tell
+        with suppress(OSError):  # it is gone already, or the disk is read-only, which the deletion of the row reports
             path.rename(half)
             path = half
         try:
@@ -111,7 +118,7 @@ class Shelf:
         _remove(path)
 
     def discard(self, name: str) -> None:
-        """Remove what a row does not need any more; what cannot be removed now, the next start removes."""
+        """Removes an entry that a row no longer needs; if that fails now, the next start removes it."""
         _remove(self.path(name))
 
     def _half(self, name: str) -> Path:
@@ -119,14 +126,14 @@ class Shelf:
 
 
 def lost_things(state: Path) -> dict[str, int]:
-    """How many entries of each kind are set aside."""
+    """Counts entries of each kind that are set aside."""
     kinds = sorted(path for path in (state / LOST).glob("*") if path.is_dir())
     counts = {path.name: sum(1 for _ in path.iterdir()) for path in kinds}
     return {kind: count for kind, count in counts.items() if count}
 
 
 def _remove(path: Path) -> None:
-    """A file, a link (not what it leads to) or a folder with all that is in it; what cannot be removed stays."""
+    """Removes a file, a link (not its target) or a folder with its content; entries that cannot be removed stay."""
     if path.is_dir() and not path.is_symlink():
         shutil.rmtree(path, ignore_errors=True)
     else:
