@@ -1,4 +1,4 @@
-"""A running daemon as its clients see it, over TCP or a Unix socket; its errors are raised as EdgetuneError."""
+"""A client of a running daemon, over TCP or a Unix socket; the daemon's errors are raised as EdgetuneError."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ _KINDS = {404: NotFoundError, 413: TooMuchError, 429: TooMuchError, 400: UsageEr
 
 
 class Client:
-    """Requests to the daemon at `url`: http://HOST:PORT or unix:/PATH. key: what `edgetune service key` printed.
+    """Requests to the daemon at `url`: http://HOST:PORT or unix:/PATH. key: the output of `edgetune service key`.
 
     Raises EdgetuneError where nothing answers, and for every answer that is an error, with the daemon's message.
     """
@@ -59,7 +59,7 @@ class Client:
         return self._ask("DELETE", path)
 
     def download(self, path: str, target: Path) -> None:
-        """Write what `path` answers into a new file, whole or not at all. Raises UsageError where it exists."""
+        """Writes the answer of `path` into a new file, whole or not at all. Raises UsageError where it exists."""
         import httpx
         disk.refuse_existing(target)
         try:
@@ -74,7 +74,7 @@ class Client:
             raise EdgetuneError(f"the download from {self.url} broke off ({error})", "try again") from None
 
     def upload(self, path: Path) -> str:
-        """Upload a file of rows and return its id."""
+        """Uploads a file of rows and returns its id."""
         try:
             with path.open("rb") as file:
                 return str(self._ask("POST", "/v1/files", data={"purpose": "fine-tune"},
@@ -83,7 +83,7 @@ class Client:
             raise UsageError(f"cannot read {path}: {error.strerror}", "name a file of rows") from None
 
     def all(self, path: str, **query: Any) -> Iterator[dict[str, Any]]:
-        """Every item of a list, a page at a time, as OpenAI's clients read lists."""
+        """Yields every item of a list, a page at a time, as OpenAI's clients read lists."""
         after = None
         while True:
             page = self.get(path, after=after, **query)
@@ -93,7 +93,7 @@ class Client:
             after = page["data"][-1]["id"]
 
     def events(self, path: str, body: dict[str, Any]) -> Iterator[dict[str, Any]]:
-        """The events of an answer that is streamed, as they come; closing the iterator ends the answer."""
+        """Yields the events of a streamed answer as they come; closing the iterator ends the answer."""
         import httpx
         try:
             with self._http.stream("POST", path, json=body) as answer:
@@ -141,7 +141,7 @@ def _error(status: int, body: Any) -> EdgetuneError:
 
 
 def read_key(path: Path | None) -> str:
-    """The key in a file, or, without one, in the environment; "": none. Raises UsageError."""
+    """Returns the key in a file, or, without one, in the environment; "": none. Raises UsageError."""
     if path is None:
         return os.environ.get(KEY, "")
     try:

@@ -1,7 +1,7 @@
 """Vectors of texts for clients: by the model that answers, without its adapters, or by a file of --embeddings.
 
-An adapter would move the vectors of texts that a client compares with those that it keeps, so none is used. One request
-is computed at a time, a step of it between two decodes of answers: neither waits for all of the other.
+An adapter would change vectors that a client compares with stored ones, so none is used. One request is computed at a
+time, a step of it between two decodes of answers: neither waits for all of the other.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ Text = str | Sequence[int]
 
 @dataclass(frozen=True)
 class Embedded:
-    """vectors: float32 [n, D], each of length 1. tokens: of all texts."""
+    """Vectors, float32 [n, D], each of length 1. tokens: of all texts."""
 
     model: str
     vectors: NDArray[np.float32]
@@ -56,19 +56,19 @@ class Embeddings:
             self._opened.callback(self.encoder.close)
 
     def close(self) -> None:
-        """Free llama.cpp's memory."""
+        """Frees llama.cpp's memory."""
         self._opened.close()
 
     def width(self, model: str = "") -> int:
-        """Numbers of a vector; errors as in `embed`."""
+        """Returns the length of a vector; errors as in `embed`."""
         return self._named(model)[1].width
 
     def embed(self, texts: Sequence[Text], model: str = "", cancelled: threading.Event | None = None,
               truncate: bool = False) -> Embedded:
-        """The vectors of texts, or of token ids, by the file of --embeddings or, under its name, the base.
+        """Returns the vectors of texts, or of token ids, by the file of --embeddings or, under its name, the base.
 
-        cancelled: set when nobody wants them any more. truncate: cut a text that is too long. Raises NotFoundError for
-        a model's name, UsageError for a text that is empty or too long, and Interrupted where it is cancelled or the
+        cancelled: set when the request is cancelled. truncate: cut a text that is too long. Raises NotFoundError for a
+        model's name, UsageError for a text that is empty or too long, and Interrupted where it is cancelled or the
         service stops.
         """
         name, embedder = self._named(model)
@@ -93,7 +93,7 @@ class Embeddings:
 
 
 def _tokens(embedder: Embedder, text: Text, truncate: bool) -> list[int]:
-    """Checked ids; marks alone are no text."""
+    """Returns checked ids; a text of marks alone counts as empty."""
     tokens = embedder.encode(text) if isinstance(text, str) and text else [*map(int, text)]
     if truncate:
         tokens = embedder.truncate(tokens)

@@ -1,5 +1,5 @@
-"""Graders that clients send, tried on one answer: in a separate process, because a pattern or a long text could occupy
-this one for as long as its sender likes. A grader that asks a model to judge asks this process, which has the base.
+"""Graders of clients, tried on one answer in a separate process, because a pattern or a long text could occupy this one
+for a long time. A grader that needs a model asks this process, which has the base.
 """
 
 from __future__ import annotations
@@ -20,14 +20,14 @@ from ..serving.labels import asked_tokens, label_tokens, relative
 from . import grading_child
 from .places import Places
 
-SECONDS = 60.0  # that a grader may take, the start of its process included
+SECONDS = 60.0  # that a grader may take, including the start of its process
 MOST = 8  # that wait for their turn
 
 
 @dataclass(frozen=True)
 class Graded:
-    """What an answer earned, the seconds that this took, and the tokens that the base read and wrote to judge, by
-    OpenAI's names; none where it was not asked.
+    """The grade of an answer, the seconds of the grading, and tokens that the base read and wrote for it, by OpenAI's
+    names; none where it was not used.
     """
 
     grade: Grade
@@ -37,7 +37,7 @@ class Graded:
 
 @dataclass(frozen=True)
 class Judge:
-    """A ScoreModel: the base that answers, without adapters, which must not judge themselves."""
+    """A ScoreModel: the base that answers, without adapters, which must not grade their own answers."""
 
     batcher: Batcher
     name: str
@@ -45,7 +45,7 @@ class Judge:
 
     def label_probabilities(self, conversations: Sequence[Sequence[Mapping[str, Any]]],
                             labels: Sequence[str]) -> list[list[float] | None]:
-        """Raises UnsupportedError for a model whose tokens do not tell the labels apart, and what a request raises."""
+        """Raises UnsupportedError for a model whose tokens do not distinguish the labels, and errors of a request."""
         among = label_tokens(self.batcher.served.tokenizer, labels, self.name)
         return [self._probabilities(conversation, among) for conversation in conversations]
 
@@ -63,7 +63,7 @@ class Judge:
 
 
 class Grading:
-    """For any number of threads; one grader runs at a time. name: of the base. allow_python: whether python graders
+    """Runs graders for any number of threads, one at a time. name: of the base. allow_python: whether python graders
     may run.
     """
 
@@ -75,13 +75,13 @@ class Grading:
         self._turn = threading.Lock()
 
     def read(self, written: Mapping[str, Any]) -> Grader:
-        """Raises UsageError for what is wrong with a grader, and for one in Python where that may not run."""
+        """Reads a grader. Raises UsageError for errors in it, and for one in Python where that may not run."""
         return read_grader(written, model=Judge(self.batcher, self.name), allow_python=self.allow_python)
 
     def run(self, written: Mapping[str, Any], text: str, item: Mapping[str, Any]) -> Graded:
-        """The grade of an answer to a row. One that takes longer than SECONDS is an unresponsive_reward_error.
+        """Returns the grade of an answer to a row. One that takes longer than SECONDS is an unresponsive_reward_error.
 
-        Raises what `read` raises, DataError for a row that asks nothing where the grader needs that, and TooMuchError.
+        Raises errors of `read`, DataError for a row without a prompt where the grader needs one, and TooMuchError.
         """
         self.read(written)
         judge = Judge(self.batcher, self.name)
@@ -95,11 +95,11 @@ class Grading:
 
 
 class _Ended(Exception):
-    """The process does not answer any more."""
+    """The process has ended or does not answer."""
 
 
 def _graded(task: Mapping[str, Any], judge: Judge) -> dict[str, Any]:
-    """What the process says of a task in the end."""
+    """Returns the final message of the process on a task."""
     late = threading.Event()
     with subprocess.Popen(**child(grading_child.__name__), text=True, stdin=subprocess.PIPE,
                           stdout=subprocess.PIPE) as process:
@@ -120,7 +120,9 @@ def _graded(task: Mapping[str, Any], judge: Judge) -> dict[str, Any]:
 
 
 def _conversation(process: subprocess.Popen[str], task: Mapping[str, Any], judge: Judge) -> dict[str, Any]:
-    """Answers what it asks the judge until it is done. Raises _Ended where it ends before, and the judge's errors."""
+    """Answers the requests of the process to the base until it is done. Raises _Ended where it ends before, and the
+    errors of the base.
+    """
     message: Mapping[str, Any] = task
     while True:
         reply = _exchange(process, message)
@@ -130,7 +132,7 @@ def _conversation(process: subprocess.Popen[str], task: Mapping[str, Any], judge
 
 
 def _exchange(process: subprocess.Popen[str], message: Mapping[str, Any]) -> dict[str, Any]:
-    """A line there, and the line that comes back."""
+    """Sends a line and returns the reply."""
     assert process.stdin
     assert process.stdout
     line = json.dumps(message) + "\n"

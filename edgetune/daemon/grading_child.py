@@ -1,5 +1,5 @@
-"""The process of one grader on one answer (grading.py): a line of JSON with the task on stdin, on stdout one with the
-grade. Between them it may ask for probabilities of labels, a line each way.
+"""The process of one grader on one answer (grading.py). It reads a line of JSON with the task from stdin, and writes
+one with the grade to stdout. Between them it may request probabilities of labels, a line each way.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from ..evaluation.graders.sample import Sample
 from ..python_child import die_with, limit_memory
 
 NICE = 19  # answers come first
-LEAST = 512 << 20  # bytes that it may have beside what it begins with
+LEAST = 512 << 20  # bytes that it may use in addition to those at its start
 
 
 @dataclass(frozen=True)

@@ -19,18 +19,20 @@ _LINE = re.compile(r"sha256:([0-9a-f]{64}) ([A-Za-z0-9._@-]{1,64})")
 
 
 def hash_of(key: str) -> str:
-    """Hexadecimal SHA-256 of a key."""
+    """Returns the hexadecimal SHA-256 of a key."""
     return hashlib.sha256(key.encode("utf-8", "surrogateescape")).hexdigest()
 
 
 def default_file() -> Path:
-    """Where keys are stored by default."""
+    """Returns the default file of keys."""
     config = os.environ.get("XDG_CONFIG_HOME") or Path("~/.config").expanduser()
     return Path(config) / "edgetune" / "keys"
 
 
 def read_keys(path: Path) -> dict[str, str]:
-    """The name of each key by its hash, at least one. Raises FormatError, and UsageError where others may write it."""
+    """Returns the name of each key by its hash, at least one. Raises FormatError, and UsageError where others may write
+    it.
+    """
     if not (found := _names(path)):
         raise UsageError(f"the key file {path} holds no key", "edgetune service key NAME adds one")
     return found
@@ -56,9 +58,10 @@ def _names(path: Path) -> dict[str, str]:
 
 
 def add_key(path: Path, name: str) -> str:
-    """Make a key, add its hash to the file (mode 0600, made if it is not there) and return it: it is kept nowhere else.
+    """Makes a key, adds its hash to the file (mode 0600, made if it is missing) and returns it; the key itself is not
+    stored.
 
-    Raises UsageError for a name that is taken or is none, DiskError.
+    Raises UsageError for a name that is taken or not valid, DiskError.
     """
     if not _LINE.fullmatch(f"sha256:{'0' * 64} {name}"):
         raise UsageError(f"the key's name is {name!r:.80}", "use 1 to 64 letters, digits and . _ @ -")

@@ -1,4 +1,4 @@
-"""Memory of the daemon's processes, as the kernel counts it: what two of them map counts once."""
+"""Memory of the daemon's processes, by the kernel's count: memory that two of them map counts once."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ import psutil
 
 
 def pss(pid: int) -> int:
-    """Bytes of a process, of what it shares its part; 0 where it is gone."""
+    """Returns the bytes of a process, and its part of shared ones; 0 where it is gone."""
     try:
         return int(psutil.Process(pid).memory_full_info().pss)
     except psutil.Error:
@@ -17,14 +17,14 @@ def pss(pid: int) -> int:
 
 
 def give_back() -> None:
-    """Return memory that was freed to the kernel: glibc keeps it, a share for each thread. Other libcs do not."""
+    """Returns freed memory to the kernel: glibc keeps some for each thread. Other libcs do not."""
     trim = getattr(ctypes.CDLL(None), "malloc_trim", None)
     if trim:
         trim(0)
 
 
 def beside(file: Path | None) -> int:
-    """Bytes of this process that are in memory, but for what it has mapped of `file`, if one is named."""
+    """Returns this process's bytes in memory, without those that it has mapped of `file`, if one is named."""
     give_back()
     mappings = psutil.Process().memory_maps(grouped=False)
     return sum(mapping.rss for mapping in mappings if mapping.path != str(file))

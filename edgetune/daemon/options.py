@@ -20,8 +20,8 @@ LOOPBACK = ("127.0.0.1", "::1", "localhost")
 
 @dataclass(frozen=True)
 class Limits:
-    """How far from the base an adapter may be on the canary. rise: of its perplexity, as a share; kl: in what is
-    expected there, nats a token. None: any.
+    """Limits of an adapter's difference from the base on the canary. rise: of its perplexity, as a share; kl: of its
+    predictions, nats a token. None: any.
     """
 
     rise: float | None = None
@@ -34,8 +34,8 @@ class Limits:
 
 @dataclass(frozen=True)
 class AllowedPython:
-    """What clients may have run. graders: whether a grader may be Python, which runs in a sandbox. rewards: the folder
-    of the reward functions that a job may name; "": none.
+    """Code that clients may have run. graders: whether a grader may be Python, which runs in a sandbox. rewards: the
+    folder of the reward functions that a job may name; "": none.
     """
 
     graders: bool = False
@@ -62,7 +62,7 @@ class DaemonConfig:
                                "oldest go first; 0: none is kept, and those that were leave.", low=0, high=100_000)
     keep: int = option(3, "Adapters kept beside the one in service: what a rollback leads to, and the latest.",
                        low=2, high=100)
-    # what it answers with, beside the model
+    # models for answers, in addition to the base
     embeddings: str = option("", "GGUF of an encoder (BERT) or another model for vectors, for /v1/embeddings [the "
                              "model's own hidden states].", group="What it answers with")
     # what it may use
@@ -118,7 +118,7 @@ class DaemonConfig:
 
     @property
     def tutors(self) -> bool:
-        """Whether it learns from prompts, too."""
+        """Returns whether it learns from prompts, too."""
         return self.learn.startswith("tutor")
 
     @property
@@ -142,7 +142,7 @@ class DaemonConfig:
         return self
 
     def limits(self) -> Limits:
-        """On the canary. Raises UsageError."""
+        """Returns the limits on the canary. Raises UsageError."""
         rise = re.fullmatch(rf"({NUMBER})%|(0\.\d{{1,4}})", self.canary_rise)
         if not rise and self.canary_rise != OFF:
             raise UsageError(f"canary-rise is {self.canary_rise!r:.40}", "give a share such as 5% or 0.05, or off")
@@ -153,20 +153,24 @@ class DaemonConfig:
         return Limits(share, float(kl[1]) if kl else None)
 
     def python(self) -> AllowedPython:
-        """Raises UsageError where the folder of reward functions does not exist."""
+        """Returns the code that clients may have run. Raises UsageError where the folder of reward functions does not
+        exist.
+        """
         folder = Path(self.rewards).expanduser().absolute()
         if self.rewards and not folder.is_dir():
             raise UsageError(f"rewards is {self.rewards}, and that is no folder", "name a folder of Python files")
         return AllowedPython(self.allow_python_graders, str(folder) if self.rewards else "")
 
     def folder(self) -> Path:
-        """Of the state."""
+        """Returns the folder of the state."""
         base = os.environ.get("STATE_DIRECTORY", "").split(":")[0]  # systemd's
         default = Path(base) if base else Path(os.environ.get("XDG_STATE_HOME") or "~/.local/state") / "edgetune"
         return Path(self.state).expanduser() if self.state else default.expanduser()
 
 
 def model_name(path: Path) -> str:
-    """What clients call a model: its file's or bundle's name without ending, of small letters, digits and . _ -"""
+    """Returns the name of a model for clients: its file's or bundle's name without ending, of small letters, digits and
+    . _ -
+    """
     stem = path.name.removesuffix(".edge").removesuffix(".gguf")
     return re.sub(r"[^a-z0-9._-]+", "-", stem.lower()).strip("-.") or "model"

@@ -1,4 +1,5 @@
-"""Places in a line for requests of which few are computed at a time: whoever finds too many waiting is told so."""
+"""Places for waiting requests, of which few are computed at a time: a request that finds too many waiting is refused.
+"""
 
 from __future__ import annotations
 
@@ -10,17 +11,17 @@ from ..errors import TooMuchError
 
 
 class Places:
-    """For any number of threads. most: that may wait; what: they are, for an error."""
+    """A number of places, for any number of threads. most: requests that may wait; what: their noun, for an error."""
 
     def __init__(self, most: int, what: str) -> None:
-        self.waiting = 0  # with that in progress
+        self.waiting = 0  # including those in progress
         self.most = most
         self._what = what
         self._count = threading.Lock()
 
     @contextmanager
     def taken(self) -> Iterator[None]:
-        """Held from the beginning of a request to its end. Raises TooMuchError where too many wait."""
+        """Holds a place from the beginning of a request to its end. Raises TooMuchError where too many wait."""
         with self._count:
             if self.waiting > self.most:
                 raise TooMuchError(f"{self.most} {self._what} wait already", "ask again in a few seconds")

@@ -1,9 +1,8 @@
-"""All that a daemon has learned, learned anew on another base and judged there by the same held-out questions.
+"""Rebase: another base learns all feedback that a daemon has learned, and is evaluated by the same held-out questions.
 
-What lasts is what people said, not what a training made of it. So a rebase is the life of a daemon without people: its
-state is a copy of the old one, in which feedback and the key of held-out questions remain, its base is the new one, and
-its only job learns all that was learned as if it were new. Anchors, memory, the gate and continuing after a power cut
-are those of a daemon.
+The feedback is kept, not the weights that it led to. So a rebase is a daemon without clients. Its state is a copy of
+the old one with feedback and the key of held-out questions, and its base is the new one. Its only job learns all
+learned feedback as if it were new. Anchors, memory, the gate and continuing after a power cut are those of a daemon.
 """
 
 from __future__ import annotations
@@ -33,8 +32,8 @@ from .state.database import NAME as DATABASE
 from .state.database import Store
 from .state.holdout import KEY
 
-WORK = ".rebase"  # behind OUT's name: the folder of the new life, until OUT is there
-RECORD = "rebase.json"  # in it: what is done there
+WORK = ".rebase"  # after OUT's name: the working folder, until OUT is complete
+RECORD = "rebase.json"  # in it: the options of the rebase
 COPIED = (DATABASE, f"{DATABASE}-wal", KEY)
 CLEARED = """DELETE FROM checkpoints; DELETE FROM events; DELETE FROM jobs; DELETE FROM adapters; DELETE FROM service;
              DELETE FROM files; DELETE FROM prompts; UPDATE feedback SET job = NULL WHERE state = 'new'"""
@@ -44,8 +43,8 @@ EVENTS = 200  # that are read at a time at most
 
 @dataclass(frozen=True)
 class Rebased:
-    """out: the folder of the adapter. rows: how many were learned, each several times; held: how many judged. verdict:
-    the gate's, beside the new base, without the scores of rows.
+    """The result of a rebase. out: the folder of the adapter. rows: number of learned rows, each learned several times;
+    held: number of held-out rows. verdict: the gate's, compared with the new base, without the scores of rows.
     """
 
     out: Path
@@ -63,16 +62,15 @@ def rebase(model: str | Path, state: str | Path, out: str | Path, *, config: Dae
            policy: Policy | None = None, train: TrainConfig | None = None,
            should_stop: Callable[[], bool] = lambda: False,
            on_event: Callable[[dict[str, Any]], None] = lambda _: None) -> Rebased:
-    """Learn on `model` all that the daemon with this state folder has learned, and write the adapter's folder `out`. In
-    `state` nothing changes.
+    """Trains `model` on all that the daemon with this state folder has learned, and writes the adapter's folder `out`.
+    `state` does not change.
 
-    config, policy, train: as of a Service; of config its memory, context, threads and canary count. on_event: called
-    with the events of the training. The verdict is in run.json, as `gate`. A rebase that was stopped is continued by
-    the same call, with what the state held when it began.
+    config, policy, train: as of a Service; of config, only memory, context, threads and canary are used. on_event:
+    called with the events of the training. The verdict is in run.json, as `gate`. A rebase that was stopped is
+    continued by the same call, with the content of the state when it began.
 
-    Raises UsageError where `out` exists, a daemon holds `state`, nothing was learned there or nothing judges, or
-    another rebase to `out` has begun; NotFoundError for no state; Interrupted where should_stop returned True; errors
-    of jobs.
+    Raises UsageError where `out` exists, a daemon holds `state`, nothing was learned or held out there, or another
+    rebase to `out` has begun; NotFoundError for no state; Interrupted where should_stop returned True; errors of jobs.
     """
     target = Path(out)
     disk.refuse_existing(target)
@@ -104,7 +102,7 @@ def rebase(model: str | Path, state: str | Path, out: str | Path, *, config: Dae
 
 
 def _begin(work: Path, state: Path, asked: dict[str, Any]) -> None:
-    """The folder of the new life, unless it is there already."""
+    """Makes the working folder, unless it exists already."""
     if work.exists():
         if json.loads((work / RECORD).read_text()) != asked:
             raise UsageError(f"{work} holds a rebase of another state, to another base or with other options",
@@ -123,7 +121,7 @@ def _begin(work: Path, state: Path, asked: dict[str, Any]) -> None:
 
 
 def _copy(state: Path, beside: Path) -> None:
-    """Feedback and the key of held-out questions; what belongs to the old base is left behind."""
+    """Copies feedback and the key of held-out questions; all that belongs to the old base is left out."""
     for name in COPIED:
         if (state / name).exists():
             shutil.copyfile(state / name, beside / name)
@@ -138,7 +136,7 @@ def _copy(state: Path, beside: Path) -> None:
 
 def _followed(service: Service, id: str, should_stop: Callable[[], bool],
               on_event: Callable[[dict[str, Any]], None]) -> Job:
-    """The job when it has ended; what its training says is passed on."""
+    """Returns the job when it has ended; passes on the events of its training."""
     last = None
     while True:
         if should_stop():
@@ -158,7 +156,7 @@ def _followed(service: Service, id: str, should_stop: Callable[[], bool],
 
 
 def _written(service: Service, job: Job, target: Path) -> Rebased:
-    """The adapter of a job as a folder, with the gate's verdict in run.json."""
+    """Writes the adapter of a job as a folder, with the gate's verdict in run.json."""
     assert job.result
     made = service.adapters.get(job.result)
     verdict = without_scores(made.verdict)

@@ -1,4 +1,4 @@
-"""A daemon's model with the face of one that is served here: `chat` and `generate` stream its answers."""
+"""The model of a daemon, with the methods of a local one: `chat` and `generate` stream its answers."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ TEXT = "/v1/completions"
 
 
 class RemoteModel:
-    """The model `name` of the daemon that `client` asks; "": what is in service. Raises NotFoundError.
+    """The model `name` of the daemon that `client` asks; "": the base with the active adapter. Raises NotFoundError.
 
     said_tokens: of the last answer, where it was read to its end; else the number of its pieces.
     """
@@ -28,8 +28,8 @@ class RemoteModel:
 
     def chat(self, messages: Sequence[dict[str, Any]], tools: Sequence[dict[str, Any]] | None = None,
              **options: Any) -> Iterator[str]:
-        """Stream the assistant's next message; options and errors are those of ServedModel.generate. Calls of tools are
-        left out.
+        """Streams the assistant's next message; options and errors are those of ServedModel.generate. Calls of tools
+        are left out.
         """
         asked = {"messages": list(messages)} | ({"tools": list(tools)} if tools else {})
         for choice in self._choices(CHAT, asked, options):
@@ -38,7 +38,7 @@ class RemoteModel:
                 yield text
 
     def generate(self, prompt: str, **options: Any) -> Iterator[str]:
-        """Stream the continuation of a prompt."""
+        """Streams the continuation of a prompt."""
         for choice in self._choices(TEXT, {"prompt": prompt}, options):
             if text := choice["text"]:
                 self.said_tokens += 1

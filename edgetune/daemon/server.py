@@ -37,12 +37,11 @@ _LOOKS = 10  # ticks of uvicorn's loop, of 0.1 s, between two signs of life
 
 def run(service: Service, on_ready: Callable[[str], None] | None = None,
         on_interrupt: Callable[[], None] | None = None) -> None:
-    """Serve until SIGTERM, SIGINT or service.stopping, then let answers end and training save; a second signal breaks
+    """Serves until SIGTERM, SIGINT or service.stopping, then lets answers end and training save; a second signal breaks
     answers off.
 
     on_ready gets the address (a URL, or unix:PATH) when the daemon answers; on_interrupt is called in the handler of
-    SIGINT. Raises UsageError where it cannot listen,
-    and what Service.start raises.
+    SIGINT. Raises UsageError where it cannot listen, and errors of Service.start.
     """
     sys.setswitchinterval(SWITCH_SECONDS)
     logging.basicConfig(level=logging.INFO, format="%(levelname)s %(message)s")
@@ -55,7 +54,7 @@ def run(service: Service, on_ready: Callable[[str], None] | None = None,
 
 @contextmanager
 def _scratch(folder: Path) -> Iterator[None]:
-    """Uploads pass through a nameless file in the state folder: /tmp may be in memory."""
+    """Lets uploads pass through a nameless file in the state folder: /tmp may be in memory."""
     disk.private_folder(folder)
     before = tempfile.tempdir
     tempfile.tempdir = str(folder)
@@ -82,13 +81,13 @@ class _Server(uvicorn.Server):
         self._systemd = sdnotify.SystemdNotifier() if "NOTIFY_SOCKET" in os.environ else None
 
     def notify(self, state: str) -> None:
-        """Tell systemd, if that started this process and asked to be told."""
+        """Notifies systemd, if that started this process and requires it."""
         if self._systemd:
             self._systemd.notify(state)
 
     @contextmanager
     def signals(self) -> Iterator[None]:
-        """From before the start: a model may load for minutes."""
+        """Handles signals, from before the start: a model may load for minutes."""
         if threading.current_thread() is not threading.main_thread():
             yield
             return
@@ -108,7 +107,7 @@ class _Server(uvicorn.Server):
 
     @contextmanager
     def capture_signals(self) -> Iterator[None]:
-        """Not uvicorn's, which raises the signal again at the end, before training is saved."""
+        """Replaces uvicorn's method, which raises the signal again at the end, before training is saved."""
         yield
 
     async def startup(self, sockets: list[socket.socket] | None = None) -> None:
@@ -130,14 +129,14 @@ class _Server(uvicorn.Server):
             task.cancel()
 
     async def _break_off(self) -> None:
-        """Answers that take too long, or all after a second signal, end with an error."""
+        """Ends answers that take too long, or all after a second signal, with an error."""
         start = time.monotonic()
         while not self._hurried and time.monotonic() - start < _DRAIN:
             await asyncio.sleep(0.1)
         self.service.batcher.break_off()
 
     async def _trim(self) -> None:
-        """Memory of large requests goes back to the kernel once they are answered."""
+        """Returns the memory of large requests to the kernel once they are answered."""
         bodies = self.config.app.state.bodies  # type: ignore[union-attr]
         while True:
             await asyncio.sleep(WATCH_SECONDS)
@@ -156,7 +155,7 @@ class _Server(uvicorn.Server):
 
 @contextmanager
 def _listening(config: DaemonConfig) -> Iterator[socket.socket]:
-    """A bound socket; a Unix socket's file, which its owner and group may use, is removed at the end."""
+    """Yields a bound socket; a Unix socket's file, which its owner and group may use, is removed at the end."""
     path = Path(config.socket).expanduser() if config.socket else None
     family = socket.AF_UNIX if path else socket.AF_INET6 if ":" in config.host else socket.AF_INET
     protocol = 0 if path else socket.IPPROTO_TCP  # named, or asyncio leaves Nagle's algorithm on: 40 ms an answer
@@ -184,7 +183,7 @@ def _listening(config: DaemonConfig) -> Iterator[socket.socket]:
 
 
 def _remove_dead(path: Path) -> None:
-    """A daemon that was killed leaves its socket, on which nothing answers."""
+    """Removes the socket of a daemon that was killed, on which nothing answers."""
     if not path.exists():
         return
     if not stat.S_ISSOCK(path.stat().st_mode):
@@ -199,7 +198,7 @@ def _remove_dead(path: Path) -> None:
 
 
 def address_of(listener: socket.socket) -> str:
-    """http://127.0.0.1:8642, or unix:PATH."""
+    """Returns http://127.0.0.1:8642, or unix:PATH."""
     name = listener.getsockname()
     if listener.family == socket.AF_UNIX:
         return f"unix:{name}"

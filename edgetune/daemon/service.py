@@ -1,9 +1,9 @@
-"""A model that answers and learns, without HTTP: what the daemon serves, and what an app embeds.
+"""A model that answers and learns, without HTTP, for the daemon, and for apps that embed it.
 
     with Service("model.gguf", DaemonConfig(state="state", learn="idle")) as service:
         text = "".join(service.chat([{"role": "user", "content": "lamp on"}]))
 
-It has three phases: start (open the state, load the model and the adapter in service, resume what was running), work
+It has three phases: start (open the state, load the model and the active adapter, resume what was running), work
 (threads of the batcher, of the jobs and of learning) and stop (finish answers, save training).
 """
 
@@ -60,15 +60,15 @@ from .state.files import Files
 from .state.holdout import open_holdout
 from .state.shelf import LOST, Shelf, lost_things
 
-CONTEXT = 4096  # tokens, unless another number is asked for or the model was trained for fewer
+CONTEXT = 4096  # tokens, unless another number is given or the model was trained for fewer
 
 
 class Service:
-    """See above. policy: what training yields to. train: options of a job that its request leaves open. start_process:
-    starts the process of a job.
+    """A service. policy: rules by which training yields. train: options of a job that its request leaves open.
+    start_process: starts the process of a job.
 
-    Its parts are for the app to use, from any thread: files, jobs, adapters, feedback, prompts, batcher, embeddings,
-    grading. Raises UsageError for options out of their range and where another process has the state folder.
+    The app may use its parts from any thread: files, jobs, adapters, feedback, prompts, batcher, embeddings, grading.
+    Raises UsageError for options out of their range and where another process has the state folder.
     """
 
     def __init__(self, model: str | Path, config: DaemonConfig | None = None, policy: Policy | None = None,
@@ -116,7 +116,7 @@ class Service:
         return self
 
     def _sources(self) -> list[AnswerSource]:
-        """Who answers, the first one first; an app may insert others."""
+        """Returns the sources of answers in order; an app may insert others."""
         names = ("", self.name + LATEST)
         self.recall = Recall(self.feedback, self.adapters, self.served, names, self.method.imitates)
         model = ModelSource(self.batcher, self.adapters, self.served, self.config)
@@ -153,7 +153,7 @@ class Service:
         self.batcher = Batcher(self.served, parallel=config.parallel, queue=config.queue)
 
     def stop(self) -> None:
-        """Finish the answers in progress, save what is trained, close. A second call does nothing."""
+        """Finishes the answers in progress, saves the training, closes. A second call does nothing."""
         self.stopping.set()
         self._opened.close()
 
@@ -167,30 +167,31 @@ class Service:
     # ---- answers ------------------------------------------------------------------------------------------------
 
     def models(self) -> Sequence[str]:
-        """Names for requests: the base, the base with what is in service, and every adapter."""
+        """Returns names for requests: the base, the base with the active adapter, and every adapter."""
         return self.adapters.models()
 
     def adapter_for(self, model: str) -> str | None:
-        """The adapter that answers for a model's name now; None: the base alone. Raises NotFoundError."""
+        """Returns the adapter that answers for a model's name now; None: the base alone. Raises NotFoundError."""
         return self.adapters.named(model)
 
     def chat(self, messages: Sequence[dict[str, Any]], tools: Sequence[dict[str, Any]] | None = None, *,
              model: str = "", **options: Any) -> Completion:
-        """The assistant's next message, as a Completion that yields pieces of text; options are Batcher.submit's.
+        """Returns the assistant's next message, as a Completion that yields pieces of text; options are
+        Batcher.submit's.
 
-        model: a name of `models`; "": what is in service.
+        model: a name of `models`; "": the base with the active adapter.
         """
         prompt = self.served.tokenizer.render(messages, tools, add_generation_prompt=True)
         content = {"messages": messages, "tools": tools}
         return first_answer(self.sources, AskedQuestion(content, prompt, model, bool(tools), options))
 
     def generate(self, prompt: str | Sequence[int], *, model: str = "", **options: Any) -> Completion:
-        """The continuation of a prompt."""
+        """Returns the continuation of a prompt."""
         content = {"prompt": prompt} if isinstance(prompt, str) else {}
         return first_answer(self.sources, AskedQuestion(content, prompt, model, options=options))
 
     def ask(self, question: Question, on_piece: OnPiece | None = None, number: int = 0) -> Completion:
-        """One of the answers to a question; number: which of its `n`, that each has another seed."""
+        """Returns one of the answers to a question; number: which of its `n`, each of which has another seed."""
         options = dict(question.options)
         if number and options.get("seed") is not None:
             options["seed"] = (options["seed"] + number) % SEED_LIMIT
@@ -213,23 +214,23 @@ class Service:
         return self.served.tokenizer.render(messages, question.shown_tools, add_generation_prompt=True)
 
     def call_reader(self, question: Question) -> CallReader | None:
-        """What finds calls in the answers to a question; None where none can be."""
+        """Returns a reader of calls in the answers to a question; None where there are no tools."""
         names = {tool["function"]["name"] for tool in question.shown_tools or ()}
         return CallReader(self.call_form.begin, self.call_form.end, names) if names else None
 
     @cached_property
     def call_form(self) -> CallForm:
-        """How the model writes calls of tools."""
+        """Returns the form in which the model writes calls of tools."""
         return call_form(self.served.tokenizer)
 
     def embed(self, texts: Sequence[Text], model: str = "") -> Embedded:
-        """Vectors of texts; errors as Embeddings.embed's."""
+        """Returns vectors of texts; errors as Embeddings.embed's."""
         return self.embeddings.embed(texts, model)
 
     # ---- status -------------------------------------------------------------------------------------------------
 
     def health(self) -> dict[str, Any]:
-        """{"status": "ok" or "degraded", "reasons": a sentence each}. A degraded service still answers."""
+        """Returns {"status": "ok" or "degraded", "reasons": a sentence each}. A degraded service still answers."""
         paused = [reason for reason in (self.jobs.paused_reason, self.learner.paused_reason) if reason]
         threads = [] if self.stopping.is_set() else [self.batcher.thread, self.jobs.thread, self.learner.thread]
         dead = [f"the thread {thread.name} has died: restart the daemon; its log says why"
@@ -244,16 +245,18 @@ class Service:
         return {"status": "degraded" if reasons else "ok", "reasons": reasons}
 
     def memory(self) -> int:
-        """Bytes of the whole daemon: of this process and of the one that trains; what they share counts once."""
+        """Returns bytes of the whole daemon: of this process and of the one that trains; shared memory counts once."""
         pid = self.jobs.pid
         return memory.pss(os.getpid()) + (memory.pss(pid) if pid else 0)
 
     def left_for_training(self, maps: bool) -> int:
-        """Bytes that a training process may use. maps: whether it maps the weights, which then count as its own."""
+        """Returns bytes that a training process may use. maps: whether it maps the weights, which then count as its
+        own.
+        """
         return self.budget - memory.beside(self.bundle.gguf.path.resolve() if maps else None)
 
     def device(self) -> dict[str, Any]:
-        """The content of /v1/device."""
+        """Returns the content of /v1/device."""
         here = read_device()
         readings = self.sensors.read()
         job = self.jobs.running

@@ -1,4 +1,4 @@
-"""Who answers: a list of sources. Each one answers a question or leaves it to the next; the model is the last.
+"""Sources of answers, in a list. Each one answers a question or leaves it to the next; the model is the last.
 
 A source is one file with an `AnswerSource`; `Service.sources` lists them in their order. Each answer names its source.
 """
@@ -19,9 +19,8 @@ from .state.adapters import Adapters
 @dataclass(frozen=True)
 class AskedQuestion:
     """A question as sources read it. content: {messages, tools} or {prompt}; empty where only tokens are known, or
-    where the answer has a form that no other source keeps. prompt: what the model reads, text or tokens. model: a name
-    of `Service.models`. is_free: the answer is not held to the form that an adapter learned. options: of
-    `Batcher.submit`.
+    where the answer has a form that no other source keeps. prompt: the model's input, text or tokens. model: a name of
+    `Service.models`. is_free: the answer is not held to the form that an adapter learned. options: of `Batcher.submit`.
     """
 
     content: Mapping[str, Any]
@@ -37,9 +36,9 @@ class AnswerSource(Protocol):
     name: ClassVar[str]
 
     def answer(self, asked: AskedQuestion) -> Completion | None:
-        """The answer, or None: the next source is asked. For any number of threads.
+        """Returns the answer, or None: the next source is asked. Any number of threads may call it.
 
-        Raises what is wrong with the question.
+        Raises errors for a question that is not valid.
         """
         ...
 
@@ -62,12 +61,12 @@ class ModelSource:
         return self.batcher.submit(asked.prompt, adapter=adapter, **options)
 
     def _form(self, adapter: str | None, is_free: bool) -> str:
-        """The grammar of the answers that an adapter learned, where they are held to it."""
+        """Returns the grammar of the answers that an adapter learned, where they are held to it."""
         return "" if is_free or self.config.structured == "off" else self.served.grammar_of(adapter)
 
 
 def first_answer(sources: Sequence[AnswerSource], asked: AskedQuestion) -> Completion:
-    """The answer of the first source that has one, marked with its name; the last source answers everything."""
+    """Returns the answer of the first source that has one, marked with its name; the last source answers everything."""
     for source in sources:
         if (completion := source.answer(asked)) is not None:
             completion.source = source.name

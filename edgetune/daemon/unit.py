@@ -35,7 +35,9 @@ _MIB = 2**20
 
 
 def unit(model: Path, config: DaemonConfig, policy: Policy) -> str:
-    """The unit's text. Raises UsageError for what a service cannot do, and for a model that its user cannot read."""
+    """Returns the unit's text. Raises UsageError for options that a service cannot have, and for a model that its user
+    cannot read.
+    """
     if config.state:
         raise UsageError(f"state is {config.state}, a service keeps its state in /var/lib/{NAME}", "leave it out")
     if config.socket and not Path(config.socket).is_relative_to(RUN):
@@ -63,7 +65,7 @@ def unit(model: Path, config: DaemonConfig, policy: Policy) -> str:
 
 
 def command(model: Path, config: DaemonConfig, policy: Policy, budget: int) -> list[str]:
-    """The arguments that start the daemon with these options and `budget` MiB, without the key file."""
+    """Returns the arguments that start the daemon with these options and `budget` MiB, without the key file."""
     python = Path(sys.executable)  # in a virtual environment a link that must be called by its own name
     return [str(python.parent.resolve() / python.name), "-m", "edgetune", "daemon", str(model.absolute()),
             "--memory", f"{budget}M", *_flags(config, "memory", "key_file", *FILES), *_flags(policy, "nice"),
@@ -71,12 +73,12 @@ def command(model: Path, config: DaemonConfig, policy: Policy, budget: int) -> l
 
 
 def _files(config: DaemonConfig) -> list[tuple[str, Path]]:
-    """Files that options name, the keys apart."""
+    """Returns the files that options name, except the keys."""
     return [(name, Path(getattr(config, name))) for name in FILES if getattr(config, name)]
 
 
 def _flags(options: Any, *left_out: str) -> Iterator[str]:
-    """Every option that differs from its default."""
+    """Yields every option that differs from its default."""
     for spec in fields(options):
         value = getattr(options, spec.name)
         name = spec.name.replace("_", "-")
@@ -85,7 +87,9 @@ def _flags(options: Any, *left_out: str) -> Iterator[str]:
 
 
 def _needed(model: Path, config: DaemonConfig) -> list[Path]:
-    """What the service reads: Python, edgetune, the model, whom it trusts; by name, and where a link leads."""
+    """Returns the paths that the service reads: Python, edgetune, the model, trusted keys; by name, and where a link
+    leads.
+    """
     named = [Path(sys.base_prefix), Path(sys.prefix), Path(__file__).parents[1], devices_folder(), model,
              *(path for _, path in _files(config)), *([] if trusted_keys() is None else [trusted_folder()])]
     paths = {at for path in named for at in (path.absolute(), path.resolve())}
@@ -93,7 +97,7 @@ def _needed(model: Path, config: DaemonConfig) -> list[Path]:
 
 
 def _check_readable(path: Path) -> None:
-    """For every user. Folders above count unless the service sees others in their place."""
+    """Checks that every user may read a path. Folders above count unless the service sees others in their place."""
     above = () if _hidden(path) else path.parents
     if not path.exists():
         raise UsageError(f"there is no {path}", "name a file that exists")
@@ -138,7 +142,7 @@ def _network(config: DaemonConfig) -> Iterator[str]:
 
 
 def _word(text: str) -> str:
-    """As systemd reads it: % begins a specifier, quotes hold blanks together."""
+    """Quotes a word for systemd: % begins a specifier, quotes hold blanks together."""
     text = text.replace("%", "%%")
     if re.fullmatch(r"[\w./:=@,%+-]+", text):
         return text
@@ -149,8 +153,8 @@ def _word(text: str) -> str:
 
 
 def install(text: str, folder: Path = UNITS) -> Path:
-    """Write the unit, enable it and start it anew; returns when the daemon is ready. Raises EdgetuneError where it
-    does not start, UsageError without systemd or the right to.
+    """Writes the unit, enables it and restarts it; returns when the daemon is ready. Raises EdgetuneError where it does
+    not start, UsageError without systemd or the right to.
     """
     _require_root(folder)
     path = folder / f"{NAME}.service"
@@ -163,7 +167,7 @@ def install(text: str, folder: Path = UNITS) -> Path:
 
 
 def uninstall(folder: Path = UNITS) -> Path:
-    """Stop it, disable it and remove the unit; the state stays. Raises UsageError where there is none."""
+    """Stops the service, disables it and removes the unit; the state stays. Raises UsageError where there is none."""
     _require_root(folder)
     path = folder / f"{NAME}.service"
     if not path.exists():
