@@ -1,1 +1,1 @@
-"""What is trained: parameters, and adapters on disk."""
+"""Adapter families, their parameters, and adapters on disk."""

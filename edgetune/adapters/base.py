@@ -1,10 +1,10 @@
-"""The contract of an adapter family: what is trained beside frozen projections; and how one is found by its name.
+"""The contract of an adapter family, whose parameters are trained with frozen projections; families by name.
 
 To add one, write two classes in a file of this folder:
 
 - a Family, a frozen dataclass decorated with `register`, whose fields are its options, made by `options.option`: the
-  flags of `edgetune train`, a job's hyperparameters and the documentation are made from them. It says what is trained
-  and how much memory that takes; the planner calls it for many sizes before anything is allocated.
+  flags of `edgetune train`, a job's hyperparameters and the documentation are made from them. It names the trained
+  parameters and their memory; the planner calls it for many sizes before anything is allocated.
 - a Carved, the family in the memory of an arena, which computes. `Family.carve` makes it.
 
 All parameters of a family are one flat array, `lora` in the arena, its groups one after another, and their gradients
@@ -45,10 +45,10 @@ NOTHING: LowRank = (None, None)
 
 @dataclass(frozen=True)
 class Artifact:
-    """What training leaves; its arrays may be views of the arena, which training changes in place.
+    """The result of training; its arrays may be views of the arena, which training changes in place.
 
-    pairs: what llama.cpp applies to the base. tensors: other arrays, by name. family: the family that made it, where
-    llama.cpp does not serve it. served_by: what does.
+    pairs: the updates that llama.cpp applies to the base. tensors: other arrays, by name. family: the family that made
+    it, if llama.cpp does not serve it. served_by: the engine that does.
     """
 
     pairs: Lora = field(default_factory=dict)
@@ -57,7 +57,7 @@ class Artifact:
     served_by: str = LLAMA_CPP
 
     def served_pairs(self, source: str) -> Lora:
-        """The pairs. Raises UnsupportedError where they are not all of it; source names the adapter."""
+        """The pairs. Raises UnsupportedError if there is more than pairs. source: names the adapter."""
         if self.served_by != LLAMA_CPP or self.tensors:
             raise UnsupportedError(f"{source} is an adapter of the family {self.family}, which llama.cpp cannot apply",
                                    f"{self.served_by} serves it; what llama.cpp serves is trained by --family lora")
@@ -68,7 +68,7 @@ class Artifact:
 class Group:
     """Parameters that the optimizer treats alike. lr_scale multiplies the learning rate; decay: whether they decay.
 
-    exported: whether they are part of the adapter, or only of its training; then a run keeps them in a file beside it.
+    exported: whether they are part of the adapter; if not, a run stores them in a file of their own next to it.
     """
 
     name: str
@@ -113,8 +113,8 @@ class Frozen:
 class Family(ABC):
     """One way to adapt a network. An instance holds its options.
 
-    name: of --family, in run.json and in what a resumed run is compared with. served_by: what answers with its
-    artifact. size: options that an adapter decides from which training begins.
+    name: of --family, in run.json and in the comparison of a resumed run. served_by: the engine that answers with its
+    artifact. size: options that a start adapter decides.
     """
 
     name: ClassVar[str]
@@ -152,7 +152,7 @@ class Family(ABC):
         """Work space for T = tokens, of lifetime "block". widest: the largest K; activations: their numpy type."""
 
     def state(self, shapes: Shapes) -> list[Buffer]:  # noqa: ARG002  # most families have none
-        """Arrays beside the parameters on which the next step depends: checkpoints hold them. Of lifetime "run"."""
+        """Arrays besides the parameters on which the next step depends: checkpoints hold them. Lifetime "run"."""
         return []
 
     @abstractmethod
@@ -190,23 +190,23 @@ class Carved(ABC):
         """The gradients of parameters that need the projection's input [T, K], which is made again only then."""
 
     def before_pass(self, seed: int | None) -> None:  # noqa: B027  # most families draw nothing
-        """Before a pass that learns, with the seed of its random numbers; None: passes that follow measure."""
+        """Precedes a pass that learns, with the seed of its random numbers; None: the next passes measure."""
 
     def after_step(self, step: int, total: int, lr: float) -> None:  # noqa: B027  # most have no such step
-        """After the optimizer's update in step 1 to `total`, with its learning rate: a proximal step, a budget of
+        """Follows the optimizer's update in step 1 to `total`, with its learning rate: a proximal step, a budget of
         ranks. The gradient is still that of the step.
         """
 
     @property
     def repeats(self) -> bool:
-        """Whether its ops are called alike in all passes of as many tokens, and a device may record them: not where
-        they are given numbers drawn by the seed.
+        """Whether its ops are the same in all passes of as many tokens, so that a device may record them. They are not
+        if they take random numbers.
         """
         return False
 
     @abstractmethod
     def artifact(self) -> Artifact:
-        """What training leaves."""
+        """The result of training."""
 
     @abstractmethod
     def load(self, found: Artifact, source: str) -> None:
@@ -229,7 +229,7 @@ def families() -> dict[str, type[Family]]:
 
 
 def family_named(name: str) -> type[Family]:
-    """Raises UsageError for an unknown name."""
+    """The family of that name. Raises UsageError for an unknown name."""
     return _registry.named(name)
 
 

@@ -1,4 +1,4 @@
-"""The heads that an objective may ask a network for: what it says at each supervised position."""
+"""The heads that an objective may request of a network: its outputs at each supervised position."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 @dataclass(frozen=True)
 class HeadKind:
-    """size: how many numbers it says, where the objective decides that, such as the number of classes."""
+    """A kind of head. size: the number of its outputs, if the objective decides it, such as the number of classes."""
 
     name: str
     size: int = 0

@@ -1,4 +1,4 @@
-"""LoRA as it is trained: W x + scale * B (A dropout(x)) beside a frozen W.
+"""LoRA in training: W x + scale * B (A dropout(x)) with a frozen W.
 
 All A are stored first, then all B, so that each is one group for the optimizer. Letters: T tokens, N outputs, K inputs,
 R rank.
@@ -120,7 +120,7 @@ class CarvedLora(Carved):
             self.ops.dropout(dinp.reshape(-1), through.reshape(-1), self.family.dropout, self._mask(pair), True)
 
     def finish(self, linear: Frozen, inp: Array) -> None:
-        """da accumulates, from the du of `backward`."""
+        """Accumulates da, from the du of `backward`."""
         pair = self.adapted[linear.name]
         du = self.arena.view("du", inp.shape[0], self.family.rank)
         self.ops.matmul_dweight(pair.da, du, self._dropped(inp, pair), precision=linear.precision)

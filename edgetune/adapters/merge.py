@@ -31,7 +31,7 @@ _SLICE = 1 << 22  # weights in memory at a time
 
 @dataclass(frozen=True)
 class Merged:
-    """What was written: the file, its type, the number of changed tensors, its size in bytes."""
+    """The written file, its type, the number of changed tensors, its size in bytes."""
 
     path: Path
     to: str
@@ -48,7 +48,7 @@ def merge(base: Gguf, pairs: Lora, out: str | os.PathLike[str], to: str = "Q8_0"
 
     Raises UsageError for an unknown type or if `out` exists, MismatchError if the pairs do not fit, UnsupportedError
     for a tensor in a format that edgetune cannot read, NumericsError for merged weights that are not finite,
-    EdgetuneError where the disk refuses; nothing is left behind then.
+    EdgetuneError where the disk refuses; no file is left then.
     """
     path = Path(out)
     to = to if to == KEEP else to.upper()
@@ -90,7 +90,7 @@ def _check_kept(base: Gguf, pairs: Lora) -> None:
 
 
 def _write_quantized(path: Path, base: Gguf, pairs: Lora, to: str, threads: int) -> None:
-    """By llama.cpp, from a file in which the changed tensors are F16: finer than any type it is asked for."""
+    """Quantizes with llama.cpp, from a file whose changed tensors are F16, which is finer than any requested type."""
     floats = path.with_name(f"{path.name}.f16")
     try:
         _write(floats, base, pairs, KEEP, changed="F16")
@@ -100,7 +100,7 @@ def _write_quantized(path: Path, base: Gguf, pairs: Lora, to: str, threads: int)
 
 
 def _write(path: Path, base: Gguf, pairs: Lora, to: str, changed: str = "") -> None:
-    """One pass over the base. changed: as of `_formats`."""
+    """Writes the file in one pass over the base. changed: as of `_formats`."""
     formats = _formats(base, pairs, to, changed)
     alignment = base.metadata.get("general.alignment", 32)
     assert isinstance(alignment, int)  # the reader has checked it
@@ -113,7 +113,7 @@ def _write(path: Path, base: Gguf, pairs: Lora, to: str, changed: str = "") -> N
 
 
 def _formats(base: Gguf, pairs: Lora, to: str, changed: str = "") -> dict[str, str]:
-    """Of each tensor. changed: the format of changed tensors instead of what `to` says."""
+    """The format of each tensor. changed: replaces `to` for changed tensors."""
     formats = {}
     for name, tensor in base.tensors.items():
         formats[name] = tensor.format if to == KEEP or len(tensor.shape) == 1 else to
@@ -154,7 +154,7 @@ def _infos(base: Gguf, formats: dict[str, str], alignment: int) -> bytes:
 
 
 def _with_file_type(keys: bytes, file_type: int) -> bytes:
-    """general.file_type is what tools show; it is not added to a file without it."""
+    """Sets general.file_type, which tools show; it is not added to a file without it."""
     name = b"general.file_type"
     before, key, after = keys.partition(struct.pack("<Q", len(name)) + name + struct.pack("<I", 4))
     return before + key + struct.pack("<I", file_type) + after[4:] if key else keys

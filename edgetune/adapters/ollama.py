@@ -1,8 +1,8 @@
 """Export for Ollama: a folder with a Modelfile, the adapter and a model card, for `ollama create NAME -f Modelfile`.
 
-Ollama fills chat templates in Go's language, a GGUF has them in jinja2's. What stands around the messages is found by
-filling the GGUF's own template with marks, and put into Go's; the result is compared with the GGUF's template on other
-conversations, and left out where it differs: then Ollama chooses a template by itself.
+Ollama fills chat templates in Go's language, a GGUF has them in jinja2's. The GGUF's own template is filled with marks;
+the text around them is put into Go's language. The result is compared with the GGUF's template on other conversations,
+and left out if it differs: then Ollama chooses a template itself.
 """
 
 from __future__ import annotations
@@ -28,8 +28,8 @@ Messages = Sequence[Mapping[str, str]]
 
 @dataclass(frozen=True)
 class Frame:
-    """What a chat template writes around messages. opening: at the beginning, before and after a system message;
-    without: at the beginning, where there is none. The last question's end is followed by what begins an answer.
+    """The text that a chat template writes around messages. opening, system_end: around a system message at the
+    beginning; without: at the beginning without one. question_end: includes the start of the answer.
     """
 
     opening: str
@@ -40,7 +40,7 @@ class Frame:
     answer_end: str
 
     def fill(self, messages: Messages) -> str:
-        """As Ollama fills `go`; a conversation that ends with a question."""
+        """Fills a conversation that ends with a question, as Ollama fills `go`."""
         system = next((message["content"] for message in messages if message["role"] == "system"), "")
         text = self.opening + system + self.system_end if system else self.without
         for message in messages:
@@ -51,7 +51,7 @@ class Frame:
         return text
 
     def go(self) -> str:
-        """The same as a program for Ollama."""
+        """The frame as a program for Ollama."""
         return (f"{{{{ if .System }}}}{self.opening}{{{{ .System }}}}{self.system_end}{{{{ else }}}}{self.without}"
                 f'{{{{ end }}}}{{{{ range .Messages }}}}{{{{ if eq .Role "user" }}}}{self.question}{{{{ .Content }}}}'
                 f'{self.question_end}{{{{ else if eq .Role "assistant" }}}}{{{{ .Content }}}}{self.answer_end}'
@@ -87,8 +87,7 @@ def export_ollama(adapter: str | os.PathLike[str], base: Gguf, folder: str | os.
 
 
 def frame_of(tokenizer: Tokenizer) -> Frame | None:
-    """What the model's chat template writes around messages; None where it has none, or one that writes more than that.
-    """
+    """The text that the model's chat template writes around messages; None without a template, or if it writes more."""
     try:
         frame = _read_frame(tokenizer)
         if frame is None or not all(_text(tokenizer, chat) == frame.fill(chat) for chat in _CHATS):
@@ -134,7 +133,7 @@ def _common_end(*texts: str) -> str:
 
 
 def _text(tokenizer: Tokenizer, messages: Messages) -> str:
-    """As the model's own template writes it, without the mark that begins every text: Ollama adds that."""
+    """Renders messages by the model's own template, without the BOS token, which Ollama adds."""
     text = str(tokenizer.render(messages, add_generation_prompt=True))
     bos = "" if tokenizer.bos is None else tokenizer.decode([tokenizer.bos])
     return text.removeprefix(bos) if tokenizer.add_bos else text
@@ -157,7 +156,7 @@ def _stops(tokenizer: Tokenizer) -> list[str]:
 
 
 def _modelfile(model: str, frame: Frame | None, system: str, stops: Sequence[str]) -> str:
-    """Answers are what edgetune measured: the likeliest token always, without Ollama's penalty for repetition."""
+    """Writes greedy sampling without Ollama's penalty for repetition, so that answers are those edgetune measured."""
     if _QUOTES in system:
         raise UsageError(f"the system message holds {_QUOTES}, which ends a text in a Modelfile",
                          "give another one with --system")

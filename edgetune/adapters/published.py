@@ -1,4 +1,4 @@
-"""What of an adapter may leave the device: its weights, a record without rows and paths, and a model card.
+"""The files of an adapter that may leave the device: weights, a record without rows and paths, and a model card.
 
 run.json quotes held-out questions with their answers, and names files of the device. The record that goes along holds
 what another person needs in order to use or judge the adapter, and no more.
@@ -76,7 +76,7 @@ def origin(base: Gguf) -> str:
 
 
 def licence(base: Gguf) -> str:
-    """As a GGUF says it: most often the short name that Hugging Face uses; "" where it says none."""
+    """The licence that a GGUF names, most often by Hugging Face's short name; "" if it names none."""
     found = base.metadata.get("general.license")
     return found.strip() if isinstance(found, str) else ""
 
@@ -105,7 +105,7 @@ def model_card(run: Mapping[str, Any], base: Gguf, use: str, base_model: str = "
 
 
 def _front_matter(base_model: str, known: str) -> str:
-    """Values are JSON strings, which YAML reads as they are: a name from a file cannot add a key."""
+    """Writes values as JSON strings, which YAML reads unchanged: a name from a file cannot add a key."""
     lines = ["---", "library_name: peft", "pipeline_tag: text-generation", "tags: [lora, gguf, edgetune]"]
     if base_model.count("/") == 1:  # an id on the hub, which links the adapter to its base
         lines.append(f"base_model: {json.dumps(base_model)}")
@@ -147,7 +147,7 @@ def _table(title: str, rows: list[tuple[str, Any]]) -> str:
 
 
 def _plain(value: Any) -> str:
-    """In one cell of a table: numbers short, text in one line and without marks that Markdown obeys."""
+    """Formats a value for a table cell: numbers short, text in one line and without Markdown's marks."""
     if isinstance(value, float):
         return f"{value:.4g}"
     text = " ".join(str(value).split())

@@ -32,7 +32,7 @@ _FAMILY = "edgetune.family"  # of one of that type
 _SERVED_BY = "edgetune.served_by"
 FILE = "adapter.gguf"
 RUN = "run.json"
-BESIDE = "beside.npz"  # what was trained with it and is no part of it, such as a value head, by name
+BESIDE = "beside.npz"  # arrays trained with it that are no part of it, such as a value head, by name
 SCHEMA = "schema.json"  # of the answers that it learned, where all are JSON
 _ALPHA = "adapter.lora.alpha"
 _BASE = "edgetune.base_fingerprint"
@@ -77,7 +77,8 @@ def open_adapter(path: str | os.PathLike[str], base: Gguf | None = None) -> Adap
 
 
 def read_artifact(path: str | os.PathLike[str], base: Gguf) -> Artifact:
-    """What training left, also of a family that llama.cpp does not serve, to train on. Errors as in open_adapter."""
+    """The result of training to continue from, also of a family that llama.cpp does not serve. Errors: open_adapter's.
+    """
     gguf = _opened(path)
     _check_base(gguf, base)
     found = _read_artifact(gguf)
@@ -104,8 +105,8 @@ def save_gguf(path: str | os.PathLike[str], pairs: Lora, base: Gguf, format: str
 
 
 def save_artifact(path: str | os.PathLike[str], found: Artifact, base: Gguf, format: str = "F32") -> None:
-    """Write a GGUF of what training left, as save_gguf does: a LoRA where that is all of it, else of another type,
-    which llama.cpp refuses.
+    """Write a GGUF of the result of training, as save_gguf does. It is a LoRA if there are only pairs, else of another
+    type, which llama.cpp refuses.
     """
     alpha = _common_alpha(found.pairs)
     values = {}
@@ -157,7 +158,7 @@ def save_schema(folder: Path, schema: dict[str, Any] | None) -> None:
 
 
 def save_beside(folder: Path, arrays: Mapping[str, np.ndarray]) -> None:
-    """Write beside.npz into a folder that exists, replaced at once or not at all; nothing where there are no arrays."""
+    """Write beside.npz into a folder that exists, replaced at once or not at all; without arrays, write nothing."""
     if arrays:
         with replaced(folder / BESIDE) as beside, beside.open("wb") as file:
             np.savez(file, **arrays)  # type: ignore[arg-type]  # it takes names that are no parameters
@@ -193,7 +194,7 @@ def read_run(folder: Path) -> dict[str, Any]:
 
 
 def recorded_size(start: str | os.PathLike[str] | None) -> dict[str, Any]:
-    """The options that say what is trained, of the run that made an adapter, as far as it is known; {} for None."""
+    """The options of an adapter's run that decide what is trained, as far as known; {} for None."""
     options = read_run(Path(start)).get("options", {}) if start is not None else {}
     size = family_named(options.get("family", LORA)).size
     return {name: options[name] for name in ("family", *size, "targets", "blocks") if name in options}

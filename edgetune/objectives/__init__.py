@@ -1,3 +1,3 @@
-"""What training aims at: each file of this folder is an objective, which is found by its name, but `base`, and
-`answers`, which those of whole answers share.
+"""The objectives of training. Each file of this folder is one, found by its name, except `base`, and `answers`, which
+objectives of whole answers share.
 """

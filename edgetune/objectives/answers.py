@@ -1,4 +1,4 @@
-"""What the objectives of whole answers share: log-probabilities of answers from those of tokens, and weights back."""
+"""Common code of objectives of whole answers: log-probabilities of answers from those of tokens, and weights back."""
 
 from __future__ import annotations
 
@@ -57,7 +57,7 @@ def log_sigmoid(x: Floats) -> Floats:
 
 
 def pair_metrics(answers: Answers, rewards: Floats) -> dict[str, tuple[float, float]]:
-    """TRL's, of pairs; rewards [n]: implicit, of each answer."""
+    """TRL's metrics of pairs. rewards [n]: the implicit reward of each answer."""
     pairs = len(answers.parts) / 2
     better = rewards[::2]
     worse = rewards[1::2]

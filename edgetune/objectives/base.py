@@ -56,13 +56,12 @@ class Objective(ABC):
     needs_logp: whether `a` depends on the log-probabilities. A step then takes one more pass of the head.
     needs_reference: whether `batch.reference`, log p by the base without an adapter or by the adapter that training
     starts from, is wanted. It is computed once an example.
-    needs_top: k, how many of the tokens that are the likeliest to the reference behind a row's other prompt are wanted,
-    as `batch.choices` and `batch.choices_reference` [S, k]. log p and `a` are [S, 1 + k] then, the choices' behind the
+    needs_top: k, the number of tokens wanted that the reference finds likeliest after a row's other prompt; they are
+    `batch.choices` and `batch.choices_reference` [S, k]. log p and `a` are [S, 1 + k] then, the choices' after the
     target's. Needs needs_logp and needs_reference; 0: none.
-    heads: what it has the network say. log p, which it is given, is by the first; VALUE brings `batch.values`, and
-    needs needs_logp.
-    sees_step: whether what is learned from an example depends on the others of its step, so that `weights` must see
-    all at once. Where they are several micro-batches, all are computed once more. Needs needs_logp.
+    heads: the network's heads that it uses. log p is by the first; VALUE fills `batch.values`, and needs needs_logp.
+    sees_step: whether the signal of an example depends on the others of its step, so that `weights` must see all at
+    once. Several micro-batches are then computed once more. Needs needs_logp.
     rows: the module that reads its rows of data (see `rows.RowParser`).
     defaults: options that every training has, and that have another default with this objective, such as lr.
     """
@@ -79,7 +78,7 @@ class Objective(ABC):
 
     @abstractmethod
     def count(self, examples: Sequence[Example]) -> float:
-        """N: what a step over these examples divides its loss by. 0 where there is nothing to learn from them."""
+        """N, the divisor of the loss of a step over these examples; 0 if there is nothing to learn from them."""
 
     @abstractmethod
     def weights(self, logp: NDArray[np.float32], batch: Batch) -> Signal:
@@ -93,7 +92,7 @@ class Objective(ABC):
         return example.longest
 
     def lengths(self, *parts: Sequence[Example], max_length: int, share: bool) -> Lengths:  # noqa: ARG002
-        """Of what is computed for rows, in parts that have no group in common, as `lengths_of` has it."""
+        """The lengths that are computed for rows, as of `lengths_of`; the parts have no group in common."""
         return lengths_of(*parts, share=share, top=self.needs_top)
 
     @property

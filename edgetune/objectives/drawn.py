@@ -1,8 +1,8 @@
-"""Learning from the model's own answers: what all objectives that draw them share.
+"""Learning from the model's own answers: the common base of objectives that draw them.
 
-The rows are prompts. Every `steps_per_generation` steps the prompts of these steps are answered, `num_generations`
-times each, by the adapter as it is then, and these answers are learned from. Options have TRL's names and, unless their
-help says another, its meaning. Letters: P prompts, G answers to each, in all turns together.
+The rows are prompts. Every `steps_per_generation` steps the current adapter answers the prompts of these steps,
+`num_generations` times each, and the steps learn from these answers. Options have TRL's names and, unless their help
+says another, its meaning. Letters: P prompts, G answers to each, in all turns together.
 """
 
 from __future__ import annotations
@@ -33,7 +33,7 @@ class Again(Protocol):
     """A module that reads the rows of an objective with two turns, and asks for the second answer."""
 
     def second_prompt(self, item: str, answer: str, tokenizer: Tokenizer, system: str | None, /) -> Tokens:
-        """The tokens behind which the second answer is drawn. item: the row as JSON; answer: the first one."""
+        """The tokens after which the second answer is drawn. item: the row as JSON; answer: the first one."""
 
 
 @dataclass(frozen=True)
@@ -62,20 +62,20 @@ class Drawn(Objective):
         """Whether anything is learned from an answer."""
 
     def teaches(self, example: Example) -> bool:
-        """Whether it is learned from for what it is worth, and not only held to the reference."""
+        """Whether an answer is learned by its worth, and not only held to the reference."""
         return self.has_signal(example)
 
     def worth(self, rewards: Floats, repeated: NDArray[np.bool_], epochs: float) -> Floats:  # noqa: ARG002
-        """What each answer is worth, [P, G]: the `reward` of its Example from then on.
+        """The worth of each answer, [P, G]: the `reward` of its Example from then on.
 
-        rewards [P, G]: 0 where nothing rewards; repeated [P, G]: whether an answer is the same as an earlier one to its
-        prompt; epochs: passes over the rows before these answers. Second answers are behind all first ones.
+        rewards [P, G]: 0 without rewards; repeated [P, G]: whether an answer is the same as an earlier one to its
+        prompt; epochs: passes over the rows before these answers. Second answers follow all first ones.
         """
         return rewards
 
     def held(self, shape: tuple[int, ...], epochs: float) -> Floats:  # noqa: ARG002
-        """How much more than by the objective alone each answer is held to the reference: the `held` of its Example.
-        shape: P, G; epochs: as of `worth`.
+        """The additional weight that holds each answer to the reference: the `held` of its Example. shape: P, G;
+        epochs: as of `worth`.
         """
         return np.zeros(shape, np.float32)
 
@@ -100,7 +100,7 @@ class Drawn(Objective):
         return False
 
     def room(self, example: Example) -> int:
-        """Of a prompt and its answers."""
+        """The tokens of a prompt and its answers."""
         return example.longest + self.turns * self.max_completion_length
 
     def answer_tokens(self, prompt: int, max_length: int) -> int:
@@ -108,8 +108,7 @@ class Drawn(Objective):
         return min(self.max_completion_length, (max_length - prompt) // self.turns)
 
     def lengths(self, *parts: Sequence[Example], max_length: int, share: bool) -> Lengths:
-        """Of the answers to the prompts, each at its greatest length. Raises DataError for a prompt that leaves none.
-        """
+        """The lengths of prompts with answers of the greatest length. Raises DataError for a prompt without room."""
         every = [example for part in parts for example in part]
         units = tuple(self._unit(example, max_length, share) for example in every)
         budgets = [self.answer_tokens(example.longest, max_length) for example in every]

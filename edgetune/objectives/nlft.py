@@ -97,8 +97,8 @@ class Nlft(Objective):
         return Signal(a, loss, counts)
 
     def _judged(self, batch: Batch, example: Example, part: slice) -> tuple[Floats, Floats, Mask, str]:
-        """(W, S, core or bad tokens, which of both) of an answer, by what was read of it, times the row's weights. What
-        was read without a reference is imitated as it is.
+        """(W, S, core or bad tokens, which of both) of an answer, times the row's weights. An answer that was read
+        without a reference is imitated.
         """
         assert batch.reference is not None
         given = batch.supervised_weights[part].astype(np.float64)
@@ -129,7 +129,7 @@ class Nlft(Objective):
         return rest, np.where(bad, self.push * sigmoid(against - self.threshold), 0.0), bad
 
     def _limited(self, push: Floats) -> Floats:
-        """What the tokens of an answer push, within the limits."""
+        """The push of an answer's tokens, within the limits."""
         if self.clamp:
             push = np.minimum(push, self.clamp)
         most = self.push_cap * push.size
@@ -145,6 +145,6 @@ class Nlft(Objective):
 
 
 def near_to(found: Mask, radius: int) -> Mask:
-    """Whether each token, or one at most `radius` tokens before or behind it, was found."""
+    """Whether each token, or one at most `radius` tokens before or after it, was found."""
     width = np.ones(2 * radius + 1)
     return np.convolve(found, width)[radius:radius + found.size] > 0

@@ -55,7 +55,7 @@ class Orpo(Objective):
 
 
 def _odds_metrics(mean: Floats, margin: Floats) -> dict[str, tuple[float, float]]:
-    """TRL's."""
+    """TRL's metrics of the odds."""
     pairs = float(margin.size)
     return {"nll_loss": (-float(mean[::2].sum()), pairs), "log_odds_chosen": (float(margin.sum()), pairs),
             "log_odds_ratio": (float(log_sigmoid(margin).sum()), pairs)}

@@ -30,7 +30,7 @@ LEAST_STD = 1e-4  # is added to a standard deviation before it divides
 
 @dataclass
 class Sums:
-    """Over the answers of a batch. ratios: those that may be clipped."""
+    """Sums over the answers of a batch. ratios: the number of those that may be clipped."""
 
     loss: float = 0.0
     kl: float = 0.0
@@ -120,11 +120,11 @@ def _metrics(sums: Sums, batch: Batch) -> Iterator[tuple[str, tuple[float, float
 
 
 def left_out(rewards: Floats) -> Floats:
-    """Each less the mean of the others of its group."""
+    """Subtracts from each reward the mean of the others of its group."""
     g = rewards.shape[1]
     return np.asarray(centred(rewards) * (g / (g - 1)), np.float32)
 
 
 def centred(rewards: Floats) -> Floats:
-    """Each less the mean of its group."""
+    """Subtracts from each reward the mean of its group."""
     return np.asarray(rewards - rewards.mean(1, keepdims=True), np.float32)

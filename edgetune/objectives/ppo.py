@@ -105,7 +105,7 @@ class Ppo(Policy):
         return np.concatenate([self.generalized(rewards[part], before[part]) for part in parts])
 
     def token_rewards(self, reward: float, apart: Doubles) -> Doubles:
-        """Of the tokens of an answer. apart [n]: log pi_old - log pi_ref."""
+        """The rewards of an answer's tokens. apart [n]: log pi_old - log pi_ref."""
         found = -self.kl_coef * apart
         found[-1] += reward
         return found
@@ -132,7 +132,7 @@ class Ppo(Policy):
 
 
 def _known(name: str, now: Doubles, batch: Batch) -> Doubles:
-    """What examples say that it was when they were first learned from, [S], or what it is now."""
+    """The values that examples stored when they were first learned from, [S]; for others the current ones."""
     found: Doubles = now.copy()
     for example, part in batch.parts():
         if getattr(example, name).size:
@@ -141,7 +141,7 @@ def _known(name: str, now: Doubles, batch: Batch) -> Doubles:
 
 
 def whitened(values: Doubles, keeps_mean: bool = False) -> Doubles:
-    """With a variance of 1, and a mean of 0 or the one that they have, as TRL's masked_whiten; a single value stays."""
+    """Scales values to a variance of 1 and a mean of 0, or their own mean, as TRL's masked_whiten; one value stays."""
     if values.size < 2:
         return values
     mean = values.mean()

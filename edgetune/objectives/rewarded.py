@@ -1,6 +1,6 @@
-"""Learning from rewards of the model's own answers: what all objectives that do so share.
+"""Learning from rewards of the model's own answers: the common base of objectives that do so.
 
-From the rewards of the answers to a prompt the objective makes what each is worth (`worth`), which is the answer's
+The objective turns the rewards of the answers to a prompt into the worth of each (`worth`), which is the answer's
 `Example.reward` from then on. Options have TRL's names and, unless their help says another, its meaning.
 """
 
