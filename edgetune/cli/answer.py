@@ -1,4 +1,4 @@
-"""eval and generate, and what every command that answers shares."""
+"""The commands eval and generate, and the common parts of all commands that answer."""
 
 from __future__ import annotations
 
@@ -127,7 +127,7 @@ def served_model(model: Path, serving: Serving) -> Iterator[Any]:
 
 
 def new_file(_ctx: click.Context, _option: click.Parameter, path: Path | None) -> Path | None:
-    """Refused before anything is measured: what exists, or has no folder."""
+    """Refuses a file that exists or has no folder, before anything is measured. Raises UsageError."""
     from ..disk import refuse_existing
     if path is not None:
         refuse_existing(path)
@@ -239,7 +239,7 @@ def _ask_daemon(model: Path, serving: Serving, data: Path, columns: Columns, sys
 
 
 def check_answers_asked(answers: bool, **options: Any) -> None:
-    """Raises UsageError for an option of answers where none are made."""
+    """Refuses options of answers where none are made. Raises UsageError."""
     for name in explicit(options) if not answers else ():
         raise UsageError(f"--{name.replace('_', '-')} is given with --no-answers", "leave one of them out")
 
@@ -259,7 +259,7 @@ def check_engine(engine: str, **options: Any) -> None:
 
 
 def refuse_file(prompt: str) -> None:
-    """Raises UsageError where a prompt is the name of a file, which nobody wants to be answered."""
+    """Refuses a prompt that is the name of a file, which is probably a mistake. Raises UsageError."""
     try:
         is_file = Path(prompt).is_file()
     except (OSError, ValueError):  # too long for a name, or with a NUL byte
@@ -273,7 +273,7 @@ def show_grades(title: str, graded: Graded, show_wrong: int | None, as_json: boo
     from ..console import table
     scores = graded.scores
     lines = [["rows", str(scores.rows)]]
-    if scores.tokens:  # of what is only asked none is seen
+    if scores.tokens:  # a remote model shows none
         lines += [["supervised tokens", str(scores.tokens)], ["loss", f"{scores.loss:.4f}"],
                   ["perplexity", f"{scores.perplexity:.3f}"]]
     if scores.exact is not None:

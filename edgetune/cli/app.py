@@ -1,4 +1,4 @@
-"""The command group, and what the commands share: options, output, errors, signals."""
+"""The command group, and the common parts of commands: options, output, errors, signals."""
 
 from __future__ import annotations
 
@@ -56,7 +56,7 @@ system_option = click.option("--system", default="", help="System message.")
 
 
 def engine_option(says: str) -> Callable[[F], F]:
-    """says: what the engine does for the command."""
+    """Adds the option --engine. says: the engine's task in the command."""
     return click.option("--engine", type=click.Choice(["llama.cpp", "native"]), default="llama.cpp", show_default=True,
                         help=says)
 
@@ -147,7 +147,7 @@ class Lines(logging.Handler):
 
 @contextmanager
 def told() -> Iterator[None]:
-    """Within it, a person is told what computes, and what of it takes long."""
+    """Shows, within it, the messages of the backends: which one computes, and which steps take long."""
     log = logging.getLogger("edgetune.backends")
     lines = Lines()
     before = log.level
@@ -202,9 +202,9 @@ def flag_type(spec: Field[Any]) -> Any:
 
 def config_options(*names: str, of: type = CommonOptions, typed: Callable[[Field[Any]], Any] = flag_type,
                    defaults: bool = True, grouped: bool = True) -> Callable[[F], F]:
-    """One flag for each of these fields of a class of options; the command gets them as keyword arguments.
+    """Adds a flag for each of these fields of a class of options; the command gets them as keyword arguments.
 
-    typed: what click reads a flag's value as. defaults: those of the class; without, a flag that is not given is None.
+    typed: the click type of a flag's value. defaults: those of the class; without, a flag that is not given is None.
     grouped: in the groups of the class, and those that are not common in --help-all alone.
     """
     groups = groups_of(of) if grouped else {}
@@ -258,7 +258,7 @@ def governor_of(policy_file: Path | None, options: dict[str, Any]) -> Any:
 
 
 def policy_of(policy_file: Path | None, options: dict[str, Any], **fixed: Any) -> Policy:
-    """The policy that a command's options ask for; takes them out of `options`. fixed: what the command decides."""
+    """The policy of a command's options, which it takes out of `options`. fixed: values that the command decides."""
     asked = {spec.name: options.pop(spec.name) for spec in fields(Policy) if spec.name not in fixed}
     if policy_file:
         return read_policy(policy_file, **explicit(asked), **fixed)

@@ -23,7 +23,7 @@ def url_options(command: F) -> F:
 
 
 def refuse_beside(url: str, key_file: Path | None, **options: Any) -> None:
-    """Raises UsageError for options of what computes here, where a daemon does, and for a key without one."""
+    """Refuses options of local computing where a daemon computes, and a key without one. Raises UsageError."""
     if not url and key_file is not None:
         raise UsageError(f"--key-file {key_file} is given without --url", "leave it out, or name the daemon with --url")
     for name in explicit(options) if url else ():

@@ -15,8 +15,8 @@ FLAG = "--family"
 
 
 def family_flags(ctx: click.Context, typed: Callable[[Field[Any]], Any], defaults: bool) -> Iterator[click.Option]:
-    """--family and the options of all families. Help shows those of the one that is named, and --family where there is
-    a choice. typed, defaults: as of `app.config_options`.
+    """Makes --family and the options of all families. Help shows the options of the named family, and --family where
+    there is a choice. typed, defaults: as in `app.config_options`.
     """
     from ..adapters.base import families
     from ..options import declared

@@ -1,4 +1,4 @@
-"""feedback: what people said about a daemon's answers: read, edited, deleted, learned."""
+"""The command feedback: lists, edits, deletes and learns feedback on a daemon's answers."""
 
 from __future__ import annotations
 

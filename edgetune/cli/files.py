@@ -246,7 +246,7 @@ def shown(value: Any) -> str:
 
 
 def _named(value: dict[str, Any]) -> str:
-    """Names and what they have: in a line, or a line each where one has several things."""
+    """Shows names with their values: in one line, or on a line each if a value has several parts."""
     parts = {"" if key == "name" else key.replace("_", " "): shown(item)
              for key, item in value.items() if item not in ("", None)}
     if any(", " in part for name, part in parts.items() if name):

@@ -88,7 +88,8 @@ def open_grader(named: str, unsafe_python: bool) -> Grader | RewardFunction:
 
 
 def checked_rows(path: Path, grader: Grader | RewardFunction, has_answers: bool) -> Rows:
-    """Raises DataError, which names the line, for a row without what the grader names, or without question or answer.
+    """The rows of a file. Raises DataError, which names the line, for a row without question or answer, or without a
+    column that the grader names.
     """
     from ..data.files import place, read_rows
     from ..evaluation.graders.items import asked_messages, written_sample
@@ -156,7 +157,7 @@ def _answers(model: Path, rows: Rows, *, adapter: Path | None, samples: int, tem
 
 def _judged_by(model: Path, threads: int, grader: Grader | RewardFunction, unsafe_python: bool,
                samples: Sequence[Sample], items: Rows) -> list[Grade]:
-    """Grades of a grader that asks a model: the one that answered, without its adapter, which must not judge itself."""
+    """Grades of a grader that uses a model: the one that answered, without its adapter, which would score itself."""
     from ..evaluation.graders.base import Grader
     from ..evaluation.graders.llama_judge import LlamaJudge
     assert isinstance(grader, Grader)

@@ -38,7 +38,7 @@ def comparison_lines(found: Comparison, first: str, second: str) -> list[str]:
 
 
 def discordant_table(found: Comparison, first: str, second: str) -> Table:
-    """The first rows that are right with one alone, and what both say."""
+    """Shows the first rows that only one model answers right, with the answers of both."""
     return _blocks([[("prompt", a.question), ("expected", a.expected), *_judged(first, a), *_judged(second, b)]
                     for a, b in found.some(SHOWN)])
 

@@ -25,7 +25,7 @@ class GroupedOption(click.Option):
 
 
 class Deferred(click.Option):
-    """Stands for options that are made when a command is parsed, not before: what they are takes long to import."""
+    """A placeholder for options that are made when a command is parsed, because their modules take long to import."""
 
     def __init__(self, make: Callable[[click.Context], Iterable[click.Option]]) -> None:
         super().__init__(["--deferred"], hidden=True, expose_value=False)

@@ -158,8 +158,8 @@ def _machine(here: device.Device) -> dict[str, Any]:
 
 
 def describe_device(root: Path) -> dict[str, Any]:
-    """The machine below `root`: what was detected, the profile and why it is this one, what overrides it, and what its
-    sensors say now. Raises UsageError where there is no /proc below root.
+    """The machine below `root`: detected facts, the profile with the reason for it, overrides, and the state of its
+    sensors. Raises UsageError where there is no /proc below root.
     """
     here = _device(root)
     profile = {k: v for k, v in asdict(here.profile).items() if v and k != "name"} if here.profile else {}
@@ -197,7 +197,7 @@ def _sensed(r: Readings, root: Path) -> dict[str, Any]:
 
 
 def examine() -> dict[str, Any]:
-    """Facts about this machine and this installation, and what is missing for which command."""
+    """Facts about this machine and this installation, and the parts that commands lack."""
     here = device.read_device()
     missing: list[str] = []
     ready = True

@@ -23,7 +23,7 @@ class Judged(Protocol):
     """Takes feedback."""
 
     def add(self, messages: Messages, answer: str, rating: str | None, correction: str | None) -> str:
-        """Feedback for the answer to messages: a rating, up or down, or what is right. Says what becomes of it.
+        """Adds feedback on the answer to messages: a rating, up or down, or a correction. Says how it is used.
 
         Raises EdgetuneError.
         """
@@ -75,7 +75,7 @@ class JudgedInFile:
         return f"to learn: edgetune train {model} {self.path} -o NEW" if count else ""
 
     def _read(self) -> list[dict[str, Any]]:
-        """Raises DataError for what is no such row, which is not overwritten."""
+        """Reads the rows of the file. Raises DataError for any other content, which is not overwritten."""
         try:
             rows = [json.loads(line) for line in read_small(self.path, 64 * MIB).decode().splitlines() if line.strip()]
             for row in rows:
@@ -97,7 +97,7 @@ class JudgedInFile:
 
 
 class JudgedByDaemon:
-    """A daemon's feedback, where its page's goes, too."""
+    """Sends feedback to a daemon, which stores it with that of its page."""
 
     def __init__(self, client: Client) -> None:
         self.client = client

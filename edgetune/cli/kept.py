@@ -1,4 +1,4 @@
-"""prompts: what a daemon keeps of what people asked: read and deleted."""
+"""The command prompts: lists and deletes the prompts that a daemon keeps."""
 
 from __future__ import annotations
 

@@ -145,7 +145,7 @@ def typed() -> list[str]:
 
 
 def finish(as_json: bool, result: Result, model: Path) -> None:
-    """Say what became of a run; the exit code is 1 where it is worse than no training."""
+    """Shows the result of a run. The exit code is 1 if it is worse than no training."""
     show(as_json, {"out": str(result.folder), **result.record}, *result_lines(result),
          *try_lines(result, model, result.folder))
     exit_if_worse(result)

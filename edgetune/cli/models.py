@@ -1,4 +1,4 @@
-"""pull and models: getting models by name, and which are here."""
+"""The commands pull, which downloads models by name, and models, which lists those here."""
 
 from __future__ import annotations
 

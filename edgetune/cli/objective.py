@@ -1,4 +1,4 @@
-"""--method, and the flags of the method that is named: made when a command is parsed, not before."""
+"""The option --method, and the flags of the named method, which are made when a command is parsed."""
 
 from __future__ import annotations
 
@@ -24,10 +24,10 @@ NAMED = "edgetune.method"  # of a context: what the command line names
 
 
 class ObjectiveCommand(GroupedCommand):
-    """A command that takes an objective: its function is given `method` and each option of one that was named.
+    """A command that takes an objective: its function gets `method` and each option of it that was given.
 
-    Help shows the options of the method that is named, and its defaults of options that every training has. says: what
-    the method is to the command.
+    Help shows the options of the named method, and its defaults of options that every training has. says: the
+    method's task in the command.
     """
 
     says = "What is learned from the rows, and how"
@@ -64,7 +64,7 @@ def with_defaults(params: Sequence[click.Parameter], defaults: Mapping[str, Any]
 
 
 def method_flags(name: str, says: str) -> Iterator[click.Option]:
-    """--method where there is a choice, and the options of all methods; help shows those of the one that is named."""
+    """Makes --method where there is a choice, and the options of all methods; help shows those of the named one."""
     from ..objectives.base import objectives
     known = objectives(train_options())
     if len(known) > 1:

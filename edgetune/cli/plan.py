@@ -1,4 +1,4 @@
-"""plan: whether a training fits, what it will do and how long that takes; then what it holds."""
+"""The command plan: forecasts whether a training fits, its steps and its time, and lists its buffers."""
 
 from __future__ import annotations
 
@@ -113,8 +113,9 @@ def planned_rows(bundle: Bundle, data: Path | None, held_out: str | None, config
 
 def known_speed(structure: Structure, plan: Plan, named: Path | None, board: Profile | None,
                 share: float) -> dict[str, Any] | None:
-    """Tokens of rows a second by what was measured here and kept, else by the board's profile; None: that does not say.
-    share: of these tokens that is computed.
+    """Tokens of rows a second, by a saved measurement, else by the board's profile; None: neither has them.
+
+    share: the part of these tokens that is computed.
     """
     from ..machine.device import read_device
     from ..training.cost import profile_speed, read_speed, state_file, tokens_per_s

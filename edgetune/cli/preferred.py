@@ -45,7 +45,7 @@ def check_method(objective: Objective, pairs: bool) -> None:
 
 
 def refuse_for_pairs(**options: Any) -> None:
-    """Raises UsageError for an option of answers, none of which are made."""
+    """Refuses options of answers, because none are made for pairs. Raises UsageError."""
     for name in explicit(options):
         flag = f"--{name.replace('_', '-')}"
         raise UsageError(f"{flag} is given, and to rows of pairs no answers are made", "leave it out")
@@ -54,7 +54,7 @@ def refuse_for_pairs(**options: Any) -> None:
 def eval_pairs(data: Path, bundle: Bundle, tokenizer: Tokenizer, objective: Objective, adapter: Path | None,
                threads: int, backend: str, max_length: int, system: str,
                served_model: AbstractContextManager[LlamaModel] | None, as_json: bool) -> None:
-    """served_model: opens what answers through llama.cpp; None: edgetune's own engine measures."""
+    """Shows the scores of pairs. served_model: opens a model in llama.cpp; None: edgetune's own engine measures."""
     from ..data import preferences
     from ..data.dataset import load
     from ..evaluation import pairs

@@ -21,14 +21,14 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class PromptRow:
-    """A row of the file: what it asks, as it is written there, and the same as text for the model."""
+    """A row of the file: its prompt as it is written there, and as text for the model."""
 
     asked: dict[str, Any]
     text: str
 
 
 def read_prompts(path: Path, tokenizer: Tokenizer, system: str, raw: bool) -> list[PromptRow]:
-    """Raises DataError, which names the line, for a row that asks nothing; UsageError where there is no such file."""
+    """Reads prompts. Raises DataError, which names the line, for a row without one; UsageError without a file."""
     from ..data.files import STDIN, place, read_rows
     if str(path) != STDIN and not path.is_file():
         raise UsageError(f"there is no file {path}", "with --engine native, PROMPT is a file of prompts, a JSON object "
@@ -50,7 +50,7 @@ def _prompt(row: Any, tokenizer: Tokenizer, system: str, raw: bool) -> PromptRow
         asked: dict[str, Any] = {"prompt": prompt}
         messages = [{"role": "user", "content": prompt}]
     elif isinstance(messages, list) and messages and not raw:
-        if messages[-1].get("role") == "assistant":  # of a row to learn, which is asked without its answer
+        if messages[-1].get("role") == "assistant":  # of a training row: the prompt ends before its answer
             messages = messages[:-1]
         asked = {"messages": messages}
     else:
@@ -64,7 +64,7 @@ def _prompt(row: Any, tokenizer: Tokenizer, system: str, raw: bool) -> PromptRow
 
 @dataclass(frozen=True)
 class Questions:
-    """A file of prompts and what is asked with each. raw: prompts are continued, without the chat template."""
+    """A file of prompts with the options of their answers. raw: prompts are continued, without the chat template."""
 
     path: Path
     system: str
@@ -77,7 +77,7 @@ class Questions:
 
 def answer_file(model: Path, adapter: Path | None, questions: Questions, sampling: Sampling,
                 engine: Engine) -> Iterator[dict[str, Any]]:
-    """A line an answer, in the order of the prompts, as soon as it is made."""
+    """Yields a line for each answer as soon as it is made, in the order of the prompts."""
     from ..formats.bundle import open_bundle
     from ..llamacpp.tokenizer import Tokenizer
     from ..serving.rollouts.texts import Asked, answers, pairs_of
@@ -126,7 +126,7 @@ def ordered(found: Iterator[Answered], samples: int) -> Iterator[Answered]:
 
 
 def answer_line(row: PromptRow, answered: Answered) -> dict[str, Any]:
-    """logprob: of the answer by the model, natural; sampling_logprob: with temperature, top-k and so on."""
+    """The line of an answer. logprob: of the answer, natural; sampling_logprob: with temperature, top-k and so on."""
     rollout = answered.rollout
     return {**row.asked, "sample": rollout.sample, "text": answered.text, "tokens": rollout.tokens.size,
             "finish_reason": answered.finish_reason, "logprob": float(rollout.logp.sum(dtype=float)),

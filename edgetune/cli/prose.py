@@ -1,4 +1,4 @@
-"""Text that comes in pieces, as a person reads it: wrapped between words, without what a terminal would obey."""
+"""Prints text that comes in pieces, wrapped between words and without a terminal's control characters."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""rebase: all that a daemon learned, on another base."""
+"""The command rebase: trains all that a daemon has learned on another base."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""jobs and adapters: what a daemon that runs trains and serves, from a terminal."""
+"""The commands jobs and adapters, for a running daemon."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ TIMES = ("_at", "_finish")  # how such fields of a job end
 
 
 class Listing(click.Group):
-    """A group that lists when nothing else is asked."""
+    """A group whose default command is list."""
 
     def parse_args(self, ctx: click.Context, args: list[str]) -> list[str]:
         if not args or (args[0].startswith("-") and args[0] not in ctx.help_option_names):
@@ -57,7 +57,7 @@ def connect(url: str, key_file: Path | None) -> Any:
 
 
 def url_path(path: str, *names: str) -> str:
-    """A path with what a person typed in it. Raises NotFoundError for what cannot be the name of anything."""
+    """A path with typed names in it, quoted. Raises NotFoundError for a name that is empty or has a slash."""
     for name in names:
         if not name or "/" in name:
             raise NotFoundError(f"there is no {name!r}", f"edgetune {path.rpartition('/')[2]} lists those that exist")
@@ -65,7 +65,7 @@ def url_path(path: str, *names: str) -> str:
 
 
 def latest(path: str, limit: int, url: str, key_file: Path | None) -> tuple[list[dict[str, Any]], dict[str, int]]:
-    """(the latest objects of a list, at most `limit`, 0: all; how many there are, by what they are)"""
+    """(the latest objects of a list, at most `limit`, 0: all; their number by kind)"""
     with connect(url, key_file) as client:
         counts: dict[str, int] = client.get(path, limit=1)["counts"]
         return list(islice(client.all(path), limit or None)), counts
@@ -73,7 +73,7 @@ def latest(path: str, limit: int, url: str, key_file: Path | None) -> tuple[list
 
 def show_latest(as_json: bool, found: list[dict[str, Any]], counts: dict[str, int],
                 rows: list[tuple[list[str], str]], counted: str, nothing: str) -> None:
-    """rows: of what was found, as `entries` takes them; nothing: what is said where there are none."""
+    """Shows the latest objects. rows: as `entries` takes them; nothing: the text if there are none."""
     show(as_json, {"object": "list", "data": found, "counts": counts},
          *(entries(rows) if rows else [nothing]), counted)
 

@@ -17,7 +17,7 @@ NONE = "none"
 
 @dataclass
 class Talk:
-    """served: what answers. adapter: what it answers with, as a person named it. options: of answers."""
+    """A conversation. served: the model. adapter: the name under which it was chosen. options: of answers."""
 
     served: Any
     judged: Judged
@@ -51,7 +51,7 @@ def is_command(line: str) -> bool:
 
 
 def obey(talk: Talk, line: str, ask: Ask | None = None) -> str:
-    """Do what a command says, and say what was done. ask: asks for a line, where a person types.
+    """Executes a command, and returns a report. ask: reads a line, where a person types.
 
     Raises EdgetuneError.
     """
@@ -123,7 +123,7 @@ def _reset(talk: Talk, _text: str, _ask: Ask | None) -> str:
 
 @dataclass(frozen=True)
 class Command:
-    """takes: its argument, as /help shows it. does: what it does."""
+    """A command of the chat. takes: its argument, as /help shows it. does: its effect."""
 
     takes: str
     does: str

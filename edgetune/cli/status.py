@@ -1,4 +1,4 @@
-"""status: what a daemon does now, live at a terminal, else once."""
+"""The command status: shows a daemon's activity, live at a terminal, else once."""
 
 from __future__ import annotations
 

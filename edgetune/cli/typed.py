@@ -26,9 +26,9 @@ def history_file() -> Path:
 
 
 class TypedLines:
-    """Asks for lines, with the history in a file that its owner alone may read; None: no history.
+    """Reads lines from the terminal. The history is a file that only its owner may read; None: no history.
 
-    words: what Tab completes a line's first word to.
+    words: the completions of a line's first word by Tab.
     """
 
     def __init__(self, history: Path | None, words: Sequence[str]) -> None:

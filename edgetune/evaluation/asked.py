@@ -1,4 +1,4 @@
-"""Exact answers of a model that is only asked, as a daemon's: no tokens and no loss are seen."""
+"""Exact match for a remote model, such as a daemon's, of which neither tokens nor loss are known."""
 
 from __future__ import annotations
 
@@ -39,7 +39,7 @@ def asking_rows(path: Path, columns: Columns = BY_KEYS) -> list[Row]:
 
 
 def asked_match(rows: Iterable[Row], ask: Ask, system: str | None = None, limit: int | None = None) -> list[Answer]:
-    """The answers to the first `limit` rows (None: all), in their order; an answer is cut where it is surely wrong.
+    """The answers to the first `limit` rows (None: all), in their order; an answer is cut if it is certainly wrong.
 
     Raises DataError for a row whose answer is a call of a tool, and what `ask` raises.
     """

@@ -1,5 +1,5 @@
-"""The effect of an adapter on unrelated text: how much more the text surprises the model, and how far what it expects
-next is from what the base expects. llama.cpp measures both, as the adapter is served.
+"""The effect of an adapter on unrelated text: the rise of the perplexity, and the divergence of its predictions from
+those of the base. llama.cpp measures both, as the adapter is served.
 
 Letters: T tokens, V vocabulary.
 """

@@ -16,8 +16,8 @@ LEVEL = 0.05  # a difference that chance makes less often than this is taken for
 
 @dataclass(frozen=True)
 class Comparison:
-    """right: the second model's wins are the rows that it alone answers right. lower: those on which its loss is lower.
-    answers: each row's two, where both were asked.
+    """Wins and losses of the second model. right: its wins are the rows that only it answers right. lower: its wins are
+    the rows on which its loss is lower. answers: each row's two, where both answered.
     """
 
     right: Paired
@@ -42,7 +42,7 @@ class Comparison:
 
 
 def compare(first: Graded, second: Graded) -> Comparison:
-    """Compares two models that were asked the same rows."""
+    """Compares two models on the same rows."""
     answers = list(zip(first.answers, second.answers, strict=True))
     right = Paired.of([a.correct for a, _ in answers], [b.correct for _, b in answers])
     lower = Paired.of([-loss.mean for loss in first.losses], [-loss.mean for loss in second.losses])

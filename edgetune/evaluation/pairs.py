@@ -65,7 +65,7 @@ def served_logp(served: LlamaModel, dataset: Dataset) -> LogP:
 
 def score(engine: str, examples: Sequence[Example], logp: LogP, of_base: LogP | None = None,
           objective: Objective | None = None) -> PairScores:
-    """of_base: by the base, where `logp` is of an adapter. objective: one that reads pairs."""
+    """Scores the log p of pairs. of_base: of the base, if `logp` is of an adapter. objective: one that reads pairs."""
     margins = margins_of(logp)
     rewards = margins - margins_of(of_base) if of_base else None
     chosen = logp[::2]

@@ -71,7 +71,7 @@ class Scores:
 
     @property
     def interval(self) -> tuple[float, float] | None:
-        """The 95 % interval of `exact` by Wilson: what share these rows say all rows of their kind would give."""
+        """The 95 % interval of `exact` by Wilson: the plausible share over all rows of this kind."""
         return None if self.exact is None else wilson(round(self.exact * self.exact_rows), self.exact_rows)
 
     def to_json(self) -> dict[str, Any]:

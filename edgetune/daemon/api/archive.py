@@ -1,4 +1,4 @@
-"""A zip that is made while it is sent: neither the memory nor the disk holds it."""
+"""A zip that is made while it is sent, so that it needs neither memory nor disk."""
 
 from __future__ import annotations
 
@@ -47,7 +47,7 @@ def _pieces(sources: Mapping[str, BinaryIO], opened: ExitStack) -> Iterator[byte
 
 
 class _Sink(io.RawIOBase):
-    """Takes what a ZipFile writes, which cannot go back in it."""
+    """Holds the bytes that a ZipFile writes; it cannot seek."""
 
     def __init__(self) -> None:
         self._held = bytearray()
@@ -56,7 +56,7 @@ class _Sink(io.RawIOBase):
         return True
 
     def write(self, data: object) -> int:
-        piece = bytes(data)  # type: ignore[call-overload]  # whatever has bytes
+        piece = bytes(data)  # type: ignore[call-overload]  # any object with bytes
         self._held += piece
         return len(piece)
 

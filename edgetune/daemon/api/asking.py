@@ -74,7 +74,7 @@ class _Given:
 
 
 class AnswerStream(StreamingResponse):
-    """Events of answers in progress; a client that leaves, at whatever moment, cancels them."""
+    """Events of answers in progress. A client that disconnects cancels them at any moment."""
 
     def __init__(self, events: AsyncIterator[str], asked: Asked, media_type: str) -> None:
         super().__init__(events, headers=asked.headers, media_type=media_type)
@@ -108,8 +108,9 @@ class Asked:
 
     @classmethod
     async def begin(cls, questions: Sequence[Question], request: Request, prefix: str) -> Asked:
-        """Raises what is wrong with the questions. prefix: of the id. In a thread, because a long prompt takes a while
-        to tokenize.
+        """Submits the questions, in a thread, because a long prompt takes a while to tokenize. prefix: of the id.
+
+        Raises the errors of the questions.
         """
         state = request.app.state
         service: Service = state.service
@@ -275,7 +276,7 @@ class Asked:
                 log.info("%s: %s", self.id, json.dumps(line, ensure_ascii=False))
 
     def _keep_prompts(self) -> None:
-        """The one place where prompts are kept: those that the model answered, if the daemon keeps any."""
+        """Keeps the prompts that the model answered, if the daemon keeps any. No other code keeps prompts."""
         try:
             for question in self.questions if not self.origin else ():
                 self.service.prompts.keep(question)

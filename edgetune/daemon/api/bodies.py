@@ -1,7 +1,7 @@
-"""The bodies of requests: how large and how slow each may be, and how large those in progress may be together.
+"""Limits the size and the time of each request's body, and the size of all those in progress together.
 
-A body becomes Python objects of up to 25 times its size, which live until its request is answered. So what bounds the
-memory of the daemon is the sum over all requests, not the size of one.
+A body becomes Python objects of up to 25 times its size, which live until its request is answered. So the sum over all
+requests bounds the memory of the daemon, not the size of one.
 """
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ class Bodies:
         self.read = 0  # bytes since the last time that freed memory was given back
 
     def hold(self, nbytes: int) -> None:
-        """Raises HTTPException where they are too many together."""
+        """Reserves bytes. Raises HTTPException if they are too many together."""
         if self.held + nbytes > self.most:
             raise HTTPException(503, f"the requests in progress have {self.most} bytes together, the most here; ask "
                                 "again in a moment", CLOSE | RETRY)
@@ -43,9 +43,9 @@ class Bodies:
 
 
 class Body:
-    """`receive` of one request, which counts and times what comes; `limit`: bytes that it may have.
+    """`receive` of one request, which counts the bytes and measures the time; `limit`: its greatest size in bytes.
 
-    spooled: it is an upload, which is written to the disk as it comes: no more than the largest body counts.
+    spooled: it is an upload, which is written to the disk as it comes; at most the largest body's size counts.
     """
 
     def __init__(self, bodies: Bodies, receive: Receive, limit: int, length: int, spooled: bool) -> None:

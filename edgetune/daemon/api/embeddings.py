@@ -1,4 +1,4 @@
-"""OpenAI's /v1/embeddings, and what other calls for vectors share with it."""
+"""OpenAI's /v1/embeddings, and the common parts of all calls for vectors."""
 
 from __future__ import annotations
 

@@ -62,7 +62,7 @@ BYTES_A_VALUE = 32  # of the largest body: each value that does not fit the sche
 
 
 class _Json(Request):
-    """Refuses what Python's parser accepts: NaN, halves of surrogate pairs, unlimited nesting or numbers of values."""
+    """Refuses JSON that Python's parser accepts: NaN, halves of surrogate pairs, unlimited nesting or value counts."""
 
     async def json(self) -> Any:
         body = await self.body()
@@ -104,7 +104,7 @@ def install(app: FastAPI) -> None:
 
 
 def _methods(app: FastAPI, path: str) -> list[str]:
-    """The methods of a path, asked of the routes: the schema, which lists them too, takes seconds to make."""
+    """The methods of a path, from the routes: the schema, which lists them too, takes seconds to make."""
     return [method for method in METHODS if any(
         route.matches({"type": "http", "method": method, "path": path})[0] is Match.FULL for route in app.routes)]
 

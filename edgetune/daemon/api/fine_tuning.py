@@ -70,7 +70,7 @@ def list_checkpoints(job: str, service: TheService, after: After = None, limit: 
 
 
 def page(found: Sequence[Any], limit: int) -> dict[str, Any]:
-    """OpenAI's list, of one more than was asked for."""
+    """The list object of OpenAI. found: one more than `limit`, if there are more."""
     return {"data": found[:limit], "has_more": len(found) > limit}
 
 

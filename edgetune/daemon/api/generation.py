@@ -1,4 +1,4 @@
-"""Chat and completions: what requests and answers look like, in OpenAI's shape with llama-server's further options."""
+"""Schemas of chat and completions, in OpenAI's shape with llama-server's further options."""
 
 from __future__ import annotations
 

@@ -29,7 +29,7 @@ _STREAM: dict[int | str, dict[str, Any]] = {
 
 
 class AnyTypeRoute(JsonRoute):
-    """Takes a body as JSON whatever its Content-Type: curl -d says that it is a form."""
+    """Reads a body as JSON with any Content-Type: curl -d declares a form."""
 
     def get_route_handler(self) -> Callable[[Request], Any]:
         handler = super().get_route_handler()

@@ -1,4 +1,4 @@
-"""Ollama's shapes: what its clients send to /api/chat and /api/generate, and what they are answered."""
+"""Schemas of Ollama's /api/chat and /api/generate: requests and responses."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Ollama's /api/tags, /api/show, /api/ps and /api/version: which models answer, and what they are."""
+"""Ollama's /api/tags, /api/show, /api/ps and /api/version: the models that answer, and their details."""
 
 from __future__ import annotations
 
@@ -143,7 +143,7 @@ def _tags(service: Service) -> list[dict[str, Any]]:
 
 
 def _tag(service: Service, name: str, at: int, digest: str) -> dict[str, Any]:
-    """digest: of the base, whose own it is; what shares its weights has one made of it and the name."""
+    """An entry of the list. digest: that of the base; models that share its weights get a hash of it and their name."""
     gguf = _gguf(service, name)
     alone = name.endswith(BASE) or _encodes(service, name)
     return {"name": name, "model": name, "modified_at": _time(at), "size": int(gguf.data.nbytes),

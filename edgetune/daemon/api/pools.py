@@ -1,7 +1,7 @@
-"""Threads that nothing may occupy for long: those that submit requests to the model, and those that report its state.
+"""Threads for short work only: those that submit requests to the model, and those that report its state.
 
-What may wait (an upload, a job that begins, an adapter that is removed after its last answer) runs in FastAPI's own
-threads. In the same threads, some dozens of such requests would keep the daemon from answering anything.
+Requests that may wait (an upload, a job that begins, an adapter that is removed after its last answer) run in FastAPI's
+own threads. In the same threads, some dozens of such requests would keep the daemon from answering.
 """
 
 from __future__ import annotations
@@ -27,15 +27,15 @@ class Pools:
         self._embedder = ThreadPoolExecutor(1, "embed")  # in the order in which they came
 
     async def take(self, work: Callable[[], T]) -> T:
-        """Run what puts a request into the batcher's queue."""
+        """Runs work that puts a request into the batcher's queue."""
         return await asyncio.get_running_loop().run_in_executor(self._takers, work)
 
     async def embed(self, work: Callable[[], T]) -> T:
-        """Run what computes vectors, when those that came before are done."""
+        """Runs work that computes vectors, in the order of the calls."""
         return await asyncio.get_running_loop().run_in_executor(self._embedder, work)
 
     async def watch(self, work: Callable[[], T]) -> T:
-        """Run what reports the daemon's state."""
+        """Runs work that reports the daemon's state."""
         return await asyncio.get_running_loop().run_in_executor(self._watchers, work)
 
 

@@ -1,4 +1,4 @@
-"""/v1/prompts: what the daemon keeps of what people asked, read and deleted."""
+"""/v1/prompts: lists, shows and deletes the prompts that the daemon keeps."""
 
 from __future__ import annotations
 

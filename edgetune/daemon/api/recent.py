@@ -11,7 +11,7 @@ from ...errors import NotFoundError
 
 @dataclass(frozen=True)
 class AnsweredRequest:
-    """question: messages and tools, or prompt."""
+    """A request with its answer. question: messages and tools, or prompt."""
 
     question: dict[str, Any]
     answer: str

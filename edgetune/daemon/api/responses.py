@@ -68,7 +68,7 @@ async def _events(body: ResponseRequest, asked: Asked) -> AsyncIterator[str]:
 
 
 def _response(body: ResponseRequest, asked: Asked, items: Sequence[Fields], finish: str) -> Fields:
-    """finish: "" while it is made."""
+    """The response object. finish: "" while it is made."""
     incomplete = finish == "length"
     status = "incomplete" if incomplete else "completed" if finish else "in_progress"
     given = body.model_dump(include={"instructions", "max_output_tokens", "metadata", "temperature", "top_p"})
@@ -91,7 +91,7 @@ def _usage(asked: Asked) -> Fields:
 
 
 class Output:
-    """The items of a response, which grow piece by piece; what changes is told as events: (type, fields)."""
+    """The items of a response, which grow piece by piece. Changes are yielded as events: (type, fields)."""
 
     def __init__(self) -> None:
         self.items: list[Fields] = []
@@ -104,7 +104,7 @@ class Output:
             yield from self._call(part)
 
     def end(self, finish: str) -> Iterator[tuple[str, Fields]]:
-        """finish: length leaves the last item incomplete. Where nothing was said, that is a message."""
+        """Ends the items. finish: length leaves the last one incomplete. An empty answer becomes a message."""
         if not self.items:
             yield from self._begin_message()
         yield from self._close("incomplete" if finish == "length" else "completed")

@@ -1,4 +1,4 @@
-"""OpenAI's /v1/responses: what is asked, as a Question, and what is answered."""
+"""Schemas of OpenAI's /v1/responses: the request, which becomes a Question, and the response."""
 
 from __future__ import annotations
 

@@ -58,7 +58,7 @@ def error_for(path: str, body: dict[str, Any]) -> dict[str, Any]:
 
 
 class Seldom:
-    """A log for what anybody can cause: each message once a minute, however often it happens."""
+    """A log for events that any client can cause: each message appears at most once a minute."""
 
     SECONDS = 60.0
 
@@ -101,7 +101,7 @@ class Keys:
         return sum(hmac.compare_digest(shown, known) for known in self._hashes) > 0
 
     def _stamp(self) -> Stamp:
-        """Changes with what the file holds, and with who may write it."""
+        """A stamp that changes with the content of the file, and with its permissions."""
         stat = os.stat(self.path)  # noqa: PTH116 - once a request
         return stat.st_mtime_ns, stat.st_ctime_ns, stat.st_size, stat.st_ino, stat.st_mode
 
@@ -115,7 +115,7 @@ class Refused(HTTPException):
 
 
 class Guard:
-    """Lets through what may pass, its body counted, and adds the headers to every answer."""
+    """Refuses forbidden requests, counts the bodies of others, and adds the headers to every answer."""
 
     def __init__(self, app: ASGIApp, config: DaemonConfig, keys: Keys | None, bodies: Bodies) -> None:
         self.app = app

@@ -53,7 +53,7 @@ def _place(body: Any, error: Any) -> tuple[str, Any]:
 
 
 def _unknown(name: str, body: type[BaseModel] | None) -> str:
-    """A field that does not exist, and those that do."""
+    """Describes a field that does not exist, with those that do."""
     *above, last = name.split(".")
     model = body
     for part in above:

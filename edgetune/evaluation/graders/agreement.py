@@ -1,4 +1,4 @@
-"""agreement: whether an answer is what most of the answers to the same row say, without anybody who knows the right one
+"""The grader agreement: an answer passes if it is that of the majority for its row; no right answer is needed
 (self-consistency, Wang et al. 2022, arXiv 2203.11171; as a reward Zuo et al. 2025, arXiv 2504.16084).
 """
 
@@ -75,7 +75,7 @@ class Agreement(Grader):
 
 
 def majority(said: Sequence[Hashable]) -> tuple[Hashable, float]:
-    """(what most say, its share of all); (None, 0) where nobody says anything, or two things are said as often."""
+    """(the most frequent form, its share of all); (None, 0) where all are empty, or two are equally frequent."""
     counts = Counter(form for form in said if form is not None).most_common(2)
     if not counts or (len(counts) == 2 and counts[0][1] == counts[1][1]):
         return None, 0.0

@@ -1,4 +1,4 @@
-"""An answer of our own engine as what graders see."""
+"""Converts an answer of our own engine to the sample of graders."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from .sample import Sample
 
 
 def answered_sample(answered: Answered, tools: Sequence[Mapping[str, Any]] | None, form: CallForm) -> Sample:
-    """tools: those that the row offers. form: how the model writes a call (`call_form`)."""
+    """The sample of an answer. tools: those that the row offers. form: the model's form of a call (`call_form`)."""
     text = answered.text
     calls: list[dict[str, Any]] = []
     names = [tool.get("function", {}).get("name") for tool in tools or ()]

@@ -12,7 +12,7 @@ PACKAGES = ("rapidfuzz", "rouge_score", "nltk", "sacrebleu", "jsonschema")
 
 @contextmanager
 def needing(kind: str) -> Iterator[None]:
-    """Raises EdgetuneError, with what to install, where a package is missing that a type of grader needs."""
+    """Converts the error for a missing package of a type of grader to an EdgetuneError that says how to install it."""
     try:
         yield
     except ModuleNotFoundError as error:

@@ -29,14 +29,14 @@ class NoValueError(ArithmeticError):
 
 @dataclass(frozen=True)
 class Formula:
-    """text: as it was written. names: what it names."""
+    """A parsed formula. text: as it was written. names: its variables."""
 
     text: str
     names: frozenset[str]
     _value: Value
 
     def __call__(self, values: Mapping[str, float]) -> float:
-        """Raises NoValueError where that is no finite number."""
+        """The value of the formula. Raises NoValueError where that is not a finite number."""
         try:
             value = self._value(values)
         except (ArithmeticError, ValueError, TypeError) as error:  # TypeError: of a complex number, (-3) ^ 0.5
@@ -47,7 +47,7 @@ class Formula:
 
 
 def parse_formula(text: str, names: Collection[str]) -> Formula:
-    """names: those that it may name. Raises UsageError."""
+    """Parses a formula. names: the variables that it may use. Raises UsageError."""
     if len(text) > LONGEST:
         raise UsageError(f"the formula has {len(text)} characters, the limit is {LONGEST}", "simplify it")
     parser = _Parser(text, names)

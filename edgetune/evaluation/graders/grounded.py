@@ -1,4 +1,4 @@
-"""grounded: whether what an answer says stands in the prompt."""
+"""The grader grounded: the share of an answer's values that occur in the prompt."""
 
 from __future__ import annotations
 
@@ -19,8 +19,8 @@ class Grounded(OneByOne):
 
     Case is ignored. The share is 1 where input has none; combine it with a json_schema that demands some.
 
-    source: by default the row's prompt, or its messages but for the answer. ignore: keys whose values, and what is
-    within them, need not stand there, such as a label. Truth values and null are not looked for.
+    source: by default the row's prompt, or its messages without the answer. ignore: keys whose values, with all
+    within them, need not occur there, such as a label. Truth values and null are not looked for.
     """
 
     type: ClassVar[str] = "grounded"

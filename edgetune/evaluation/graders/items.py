@@ -12,7 +12,7 @@ SHAPES = '{"prompt": "...", ...} or {"messages": [...], ...}'
 
 
 def asked_messages(item: Mapping[str, Any]) -> list[dict[str, Any]]:
-    """The messages that a row asks with, without an answer at their end. Raises DataError where it asks nothing."""
+    """The messages of a row's prompt, without an answer at their end. Raises DataError where there are none."""
     prompt = item.get("prompt")
     if isinstance(prompt, str):
         return [{"role": "user", "content": prompt}]

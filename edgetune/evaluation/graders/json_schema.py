@@ -1,4 +1,4 @@
-"""json_schema: whether an answer is JSON of a schema."""
+"""The grader json_schema: checks that an answer is JSON of a schema."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""length: whether an answer is as long as it may be."""
+"""The grader length: checks that the length of an answer is within limits."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""numeric: whether a number is the right one, such as the last one of an answer that computes."""
+"""The grader numeric: checks a number, such as the last one of an answer that computes."""
 
 from __future__ import annotations
 

@@ -23,11 +23,11 @@ MOST_MEMORY = 2048
 @register
 @dataclass(frozen=True, kw_only=True)
 class PythonGrader(OneByOne):
-    """source defines grade(sample: dict, item: dict) -> float. It has the packages that are installed here; image_tag,
-    which names OpenAI's image of packages, is kept and changes nothing.
+    """A grader in Python: source defines grade(sample: dict, item: dict) -> float. It has the packages that are
+    installed here; image_tag, which names OpenAI's image of packages, is kept and has no effect.
 
-    timeout: seconds a call. memory: MiB of address space. A call that fails in whatever way is worth 0, a
-    python_grader_runtime_error. What a call leaves in global variables the next one finds.
+    timeout: seconds a call. memory: MiB of address space. Any failure of a call scores 0, with a
+    python_grader_runtime_error. Global variables persist between calls.
     """
 
     type: ClassVar[str] = "python"

@@ -1,4 +1,4 @@
-"""regex: whether a pattern is found."""
+"""The grader regex: checks that a pattern is found."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ class Regex(OneByOne):
 
 
 def compiled(grader: Grader, pattern: str) -> re.Pattern[str]:
-    """Raises UsageError for what is no pattern."""
+    """The compiled pattern. Raises UsageError for an invalid one."""
     try:
         return re.compile(pattern)
     except (re.error, RecursionError, OverflowError) as error:

@@ -1,4 +1,4 @@
-"""The grades of a file of rows: means, pass@k, and what went wrong."""
+"""The grades of a file of rows: means, pass@k and errors."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ ROUNDING = 1e-9  # a formula of rewards such as 0.1 + 0.2 + 0.7 may fall short o
 
 @dataclass(frozen=True)
 class GradedSample:
-    """row: its index; prompt: what it asks, as it is written there."""
+    """A graded answer. row: its index; prompt: that of the row, as it is written there."""
 
     row: int
     sample: int
@@ -74,7 +74,7 @@ class Results:
         return sorted(self.applicable, key=lambda graded: graded.grade.reward)[:count]
 
     def to_json(self) -> dict[str, Any]:
-        """scores: None where the grader does not apply."""
+        """The JSON of the results. scores: None where the grader does not apply."""
         return {"scores": [graded.to_json()["reward"] for graded in self.graded], "mean": self.mean,
                 "passes_at": self.passes_at, "pass_at_k": self.pass_at_k, "parts": self.parts, "errors": self.errors}
 

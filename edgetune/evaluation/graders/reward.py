@@ -1,6 +1,6 @@
 """Reward functions in Python, with TRL's signature: f(prompts, completions, **columns) -> [float or None].
 
-A function is run in this process, with all that it may do: it is code of whoever names it.
+A function runs in this process, with all its rights: it is code of the person who names it.
 """
 
 from __future__ import annotations
@@ -43,7 +43,7 @@ class RewardFunction:
     compares: bool = False  # it may, but then only it knows
 
     def check_item(self, item: Mapping[str, Any]) -> None:
-        """Raises DataError for a row that asks nothing."""
+        """Raises DataError for a row without a prompt."""
         asked_messages(item)
 
     def grade(self, samples: Sequence[Sample], items: Sequence[Mapping[str, Any]]) -> list[Grade]:

@@ -1,4 +1,4 @@
-"""A grader or a reward function as what rewards the answers of a training."""
+"""Rewards for the answers of a training, from a grader or a reward function."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from .sample import Sample
 
 @dataclass
 class GraderRewards:
-    """Rewards as a Roller takes them. means: what the grader was read with."""
+    """Rewards as a Roller takes them. means: the arguments with which the grader was read."""
 
     judge: Grader | RewardFunction
     means: Mapping[str, Any] = field(default_factory=dict)
@@ -54,7 +54,7 @@ class GraderRewards:
                              "answered once", hint)
 
     def check(self, prompts: Iterable[Example]) -> None:
-        """Raises DataError for the first row that lacks what the grader names."""
+        """Raises DataError for the first row that lacks a column that the grader names."""
         for number, prompt in enumerate(prompts, start=1):
             try:
                 self.judge.check_item(json.loads(prompt.item))
@@ -64,10 +64,10 @@ class GraderRewards:
 
 def rewards_of(objective: Rewarded, function: Callable[..., Any] | None = None,
                allow_python: bool = True) -> tuple[Rewarded, GraderRewards]:
-    """(the objective with its grader's JSON in place of a file's name, what it names).
+    """(the objective with its grader's JSON in place of a file's name, its rewards).
 
     function: a reward function, in place of a name. allow_python: without, python graders are refused. Raises
-    UsageError where nothing is named, and for what is wrong with a grader.
+    UsageError where neither is named, and for an invalid grader.
     """
     if function is not None:
         if objective.grader or objective.reward:

@@ -34,7 +34,7 @@ class SourceFailed(Exception):
 
 
 class _Ended(Exception):
-    """The process did not answer: it is dead, too late, or says what it must not."""
+    """The process did not answer: it is dead, too late, or broke the protocol."""
 
 
 class Sandbox:
@@ -123,7 +123,7 @@ class Sandbox:
         return reward
 
     def _limit_cpu(self, process: subprocess.Popen[bytes]) -> None:
-        """Seconds of CPU: no more than those of the calls so far and this one, should this process be stopped."""
+        """Limits its CPU seconds to those of the calls so far and this one, in case this process is stopped."""
         with suppress(OSError, ValueError):
             soft = math.ceil(START_SECONDS + self._busy + self._timeout)
             resource.prlimit(process.pid, resource.RLIMIT_CPU, (soft, resource.RLIM_INFINITY))

@@ -1,6 +1,6 @@
 """The process of a python grader: it reads calls as lines of JSON, and answers each with one (see sandbox.py).
 
-Before it runs the grader it gives up what a grader does not need: see `_restrict`.
+Before it runs the grader, it gives up all rights that a grader does not need: see `_restrict`.
 """
 
 from __future__ import annotations
@@ -87,8 +87,9 @@ def _reply(descriptor: int, message: dict[str, Any]) -> None:
 
 
 def _restrict(memory: int, unsafe: bool) -> None:
-    """No more memory than this, in bytes; no file longer than nothing; and, unless unsafe: no system calls but those of
-    seccomp.py. Where the kernel has Landlock, only Python's own folders and system libraries can be read.
+    """Limits memory, in bytes, forbids writing to files and, unless unsafe, all system calls but those of seccomp.py.
+
+    Where the kernel has Landlock, only Python's own folders and system libraries can be read.
     """
     for which, limit in ((resource.RLIMIT_AS, memory), (resource.RLIMIT_FSIZE, 0), (resource.RLIMIT_CORE, 0)):
         resource.setrlimit(which, (limit, limit))

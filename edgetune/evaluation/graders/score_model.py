@@ -74,7 +74,7 @@ class ScoreModelGrader(Grader):
 
     @property
     def labels(self) -> list[int]:
-        """The digits to choose from: those of the range where it is of digits, else 0 to 9."""
+        """The digits to choose from: those of the range if its ends are digits, else 0 to 9."""
         low, high = self.range
         is_whole = float(low).is_integer() and float(high).is_integer()
         is_digits = is_whole and low >= 0 and high <= MOST and high - low > 1

@@ -1,8 +1,8 @@
-"""A filter for the system calls of this process, by Linux's seccomp: what is not in a list is refused with EPERM.
+"""A filter for the system calls of this process, by Linux's seccomp: calls that are not in a list fail with EPERM.
 
-The list is what a Python program needs to compute, to import and to read. Not in it: sockets, processes and threads,
-signals to others, and whatever changes a file or a folder. A file can be opened for reading alone. A call by the
-numbers of another architecture ends the process. See seccomp(2) and linux/filter.h, of which the constants are.
+The list has the calls that a Python program needs to compute, to import and to read. It has no calls for sockets,
+processes, threads, signals to others, or changes of files and folders. Files can only be opened for reading. A call by
+the numbers of another architecture ends the process. See seccomp(2) and linux/filter.h, the source of the constants.
 """
 
 from __future__ import annotations

@@ -13,8 +13,8 @@ from .sample import Sample
 @register
 @dataclass(frozen=True, kw_only=True)
 class StringCheck(OneByOne):
-    """1 or 0. eq, ne: input is, or is not, the reference, letter by letter. like: it contains the reference; ilike:
-    whatever the case.
+    """The result of a comparison, 1 or 0. eq, ne: input is, or is not, exactly the reference. like: input contains the
+    reference; ilike: the same, ignoring case.
     """
 
     type: ClassVar[str] = "string_check"

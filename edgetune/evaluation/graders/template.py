@@ -1,6 +1,6 @@
 """Templates of graders: text with `{{ item.question }}` or `{{ sample.output_json.calls[0].name }}` in it.
 
-Paths alone, nothing is computed. What is no text is written as JSON.
+Only paths are allowed; nothing is computed. A value that is not text is written as JSON.
 """
 
 from __future__ import annotations
@@ -53,15 +53,17 @@ class Template:
                                 f"its columns are {keys or 'none'}")
 
     def render(self, sample: Sample, item: Mapping[str, Any]) -> str:
-        """Raises Ungraded: sample_parse_error where output_json is named and the answer is no JSON,
-        invalid_variable_error where a variable leads nowhere.
+        """The text with its variables filled in. Raises Ungraded: sample_parse_error where output_json is named and the
+        answer is no JSON, invalid_variable_error where a variable has no value.
         """
         return "".join(part if isinstance(part, str) else _text(_value(part, sample, item)) for part in self.parts)
 
 
 @lru_cache(maxsize=256)
 def parse_template(text: str, where: str) -> Template:
-    """where: for the error. Raises UsageError for what is no path, or begins with neither item nor sample."""
+    """Parses a template. where: for the error. Raises UsageError for an invalid path, or one that begins with neither
+    item nor sample.
+    """
     if len(text) > LONGEST:
         raise UsageError(f"{where} has {len(text)} characters, the limit is {LONGEST}", "write less into it")
     parts: list[str | Variable] = []
