@@ -37,7 +37,7 @@ class Embedded:
 class Embeddings:
     """The embedders of a service. base: names of the model that answers, the first one its own. Close it before that.
 
-    Raises what EncoderFile raises for the file of --embeddings.
+    Raises the errors of EncoderFile for the file of --embeddings.
     """
 
     def __init__(self, batcher: Batcher, config: DaemonConfig, base: Sequence[str]) -> None:

@@ -37,7 +37,7 @@ class _Asking:
 
 def main() -> None:
     out = os.fdopen(os.dup(1), "w")
-    os.dup2(2, 1)  # what anything else prints is no reply
+    os.dup2(2, 1)  # all other output is not a reply
     task = json.loads(sys.stdin.readline())
     die_with(task["parent"])
     os.nice(NICE)

@@ -54,7 +54,7 @@ class DaemonConfig:
     socket: str = option("", "Listen on this Unix socket instead.", common=True)
     key_file: str = option("", "File with the hashes of keys that clients must show; edgetune service key adds one.",
                            common=True)
-    # what it keeps
+    # data that it keeps
     state: str = option("", "Folder of the daemon's state [~/.local/state/edgetune].",
                         common=True, group="What it keeps")
     log_prompts: bool = option(False, "Write prompts and answers into the log.")
@@ -65,7 +65,7 @@ class DaemonConfig:
     # models for answers, in addition to the base
     embeddings: str = option("", "GGUF of an encoder (BERT) or another model for vectors, for /v1/embeddings [the "
                              "model's own hidden states].", group="What it answers with")
-    # what it may use
+    # resources that it may use
     memory: str = option("", "Memory of the daemon at most, training included, such as 500M or 25% of what is "
                          "available [75%].", common=True, group="What it may use")
     context: int = option(0, "Tokens of all prompts and answers in progress together, at most; 0: 4096, or what the "

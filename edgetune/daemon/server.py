@@ -41,7 +41,7 @@ def run(service: Service, on_ready: Callable[[str], None] | None = None,
     answers off.
 
     on_ready gets the address (a URL, or unix:PATH) when the daemon answers; on_interrupt is called in the handler of
-    SIGINT. Raises UsageError where it cannot listen, and errors of Service.start.
+    SIGINT. Raises UsageError where it cannot listen, and errors that Service.start raises.
     """
     sys.setswitchinterval(SWITCH_SECONDS)
     logging.basicConfig(level=logging.INFO, format="%(levelname)s %(message)s")

@@ -1,6 +1,6 @@
 """The systemd unit of the daemon: devices/edgetune.service with the model, the options and the budget of this device.
 
-The service has a separate user, which sees nothing of people's homes. What it needs from there is therefore bound into
+The service has a separate user, which cannot see home folders. Files that it needs from there are therefore bound into
 its view of the system, and must be readable by all.
 """
 

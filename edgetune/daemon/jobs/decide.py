@@ -8,7 +8,7 @@ active if
 1. it is not worse on the questions of earlier jobs: p of its losses there is above ALPHA;
 2. it is better on the questions of this job, or on all of them: p is at most what acceptance.py lets this test spend of
    ALPHA, so that an adapter that is no better is ever published before a better one with a probability below ALPHA;
-3. unrelated text stays within the limits: its perplexity, and what is expected there, are near the base's.
+3. unrelated text stays within the limits: its perplexity, and the predictions for it, stay near the base's.
 
 All else that was measured is a number in the verdict. If only the second or the third rule refuses the adapter, nothing
 speaks against its rows: they are learned again together with the next ones, and their held-out questions count as new
@@ -58,7 +58,7 @@ class Verdict:
     """The gate's decision: passed, and the reason in one sentence. waits: it did not pass, but nothing speaks against
     its rows, which are learned again together with the next ones. old, new: {rows, answered, right, loss, exact, reach,
     ended, parsed, reward}, counts, and means over the rows for which each was measured. wins, losses, p: of the test
-    that decided whether it is better; alpha: what p must not exceed; test: its number since the last publication.
+    that decided whether it is better; alpha: the limit of p; test: its number since the last publication.
 
     tests: by rows (earlier, new, all) {wins, losses, ties, p_better, p_worse}. canary: {base, new, rise, limit, kl,
     max_kl}, the first two perplexities; None: not measured. corrected: {rows, kept}, of corrections that were learned;
@@ -144,7 +144,7 @@ class Rules:
 
     @property
     def worse(self) -> str:
-        """The objection of the first rule, or ""."""
+        """Returns the objection of the first rule, or ""."""
         if self.earlier.p_worse > ALPHA:
             return ""
         return (f"worse on questions of earlier jobs: {self.earlier.losses} worse, {self.earlier.wins} better "
@@ -152,7 +152,7 @@ class Rules:
 
     @property
     def not_better(self) -> str:
-        """The objection of the second rule, or ""."""
+        """Returns the objection of the second rule, or ""."""
         return f"not surely better: {self.numbers}" if self.p > self.alpha else ""
 
     def to_json(self) -> dict[str, Any]:
@@ -161,7 +161,7 @@ class Rules:
 
 
 def paired(old: Sequence[Score], new: Sequence[Score]) -> Paired:
-    """Wins and losses of the new adapter on the rows that were measured under both."""
+    """Returns wins and losses of the new adapter on the rows that were measured under both."""
     both = [pair for pair in zip(map(_worth, old), map(_worth, new), strict=True) if None not in pair]
     return Paired.of([before for before, _ in both], [after for _, after in both])
 
@@ -200,7 +200,7 @@ def _unlearned(canary: Drift | None, limits: Limits) -> str:
 
 
 def _answers(found: Findings) -> str:
-    """A sentence on how held-out answers changed, and how many corrections were kept."""
+    """Returns a sentence on changes of held-out answers, and on the number of corrections kept."""
     old, new = _summary(found.old), _summary(found.new)
     if old["right"] or new["right"]:
         right = "told apart rightly" if all(score.pair for score in found.new) else "answered exactly"

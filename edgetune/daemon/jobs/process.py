@@ -75,7 +75,7 @@ class WorkerProcess:
 
     def begin(self, task: Mapping[str, Any]) -> None:
         left = memoryview(json.dumps({**task, "parent": os.getpid()}).encode() + b"\n")
-        with suppress(BrokenPipeError):  # it died, which wait() tells
+        with suppress(BrokenPipeError):  # it died, which wait() reports
             while left:  # larger than a pipe: this takes until the process reads
                 left = left[os.write(self._stdin, left):]
         with self._lock:

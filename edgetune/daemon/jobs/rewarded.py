@@ -96,8 +96,8 @@ def with_rewards(objective: Objective, python: AllowedPython,
                  runs: bool = False) -> tuple[Objective, GraderRewards | None]:
     """Returns (the objective of a job, its rewards; None: it does not learn from rewards).
 
-    runs: whether this process grades answers. Only such a process imports a reward function, which is code of whoever
-    may write into the folder; another checks the name. Raises UsageError for a grader or a name that cannot be used.
+    runs: whether this process grades answers. Only such a process imports a reward function, which is code by anyone
+    who may write to the folder; another checks the name. Raises UsageError for a grader or a name that cannot be used.
     """
     if not isinstance(objective, Rewarded):
         return objective, None

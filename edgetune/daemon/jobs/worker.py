@@ -6,7 +6,7 @@ It reads its task from stdin, a line of JSON, and then one command a line: `busy
     {"event": "judged", "verdict": ...}
     {"event": "stopped"}
     {"event": "failed", "kind": ..., "what": ..., "hint": ..., "disk": whether the disk or the system refused,
-     "resumable": whether what was done before can be continued later}
+     "resumable": whether earlier work can be continued later}
 
 It ends when its parent dies, at any moment; the next process resumes from its last save.
 """
@@ -77,7 +77,7 @@ class ParentCommands:
         self._works = True
         self._busy = False
         self._stopping = False
-        self._saves = False  # whether what runs now looks at `stopping` and saves
+        self._saves = False  # whether the current work checks `stopping` and saves
         self._lock = threading.Lock()
 
     def listen(self) -> None:
@@ -109,7 +109,7 @@ class ParentCommands:
         with self._lock:
             self._stopping = True
             if not self._saves:
-                os._exit(STOPPED)  # nothing is lost: what is done is on disk
+                os._exit(STOPPED)  # nothing is lost: finished work is on disk
 
     def set_saves(self, whether: bool) -> None:
         with self._lock:
@@ -175,7 +175,7 @@ class Lines(logging.Handler):
 
 
 class Worker:
-    """A task in progress. Raises MismatchError, or what opening the model raises."""
+    """A task in progress. Raises MismatchError, or the errors of opening the model."""
 
     def __init__(self, task: dict[str, Any], commands: ParentCommands, emit: Emit) -> None:
         if task["version"] != __version__:

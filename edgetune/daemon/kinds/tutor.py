@@ -363,7 +363,7 @@ class RoundsProgress(JobProgress):
     def __init__(self, table: JobTable, job: str) -> None:
         super().__init__(table, job)
         self._rounds = table.rounds(job)
-        self._steps: dict[str, dict[str, Any]] = {}  # of this round, what each found
+        self._steps: dict[str, dict[str, Any]] = {}  # of this round, the facts of each
 
     def tell(self, event: dict[str, Any]) -> None:
         kind = event["event"]

@@ -115,7 +115,7 @@ def heading_of(columns: Mapping[str, Any]) -> Heading:
 
 
 def item_of(columns: Mapping[str, Any]) -> FeedbackItem:
-    """Makes an item of all columns of a row. Raises FormatError, or what `read_row` raises."""
+    """Makes an item of all columns of a row. Raises FormatError, or the errors of `read_row`."""
     try:
         row = read_row(columns["row"]) if columns["row"] else None
     except DataError as error:

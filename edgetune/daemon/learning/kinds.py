@@ -36,7 +36,7 @@ class RowKind:
 
 
 def kind_of(parser: RowParser) -> RowKind | None:
-    """Returns the kind of an objective's rows; None where feedback does not have what they need."""
+    """Returns the kind of an objective's rows; None where feedback lacks their fields."""
     return next((kind for kind in KINDS if kind.parser is parser), None)
 
 
