@@ -15,7 +15,7 @@ def is_json(text: str) -> bool:
 
 
 def same(expected: str, answer: str) -> bool:
-    """True if an answer is right: equal as JSON if the expected one is JSON, else equal but for outer white space.
+    """Returns whether an answer is right: equal as JSON if the expected one is, else as stripped text.
 
     JSON's key order, spacing and number notation are free (1 is 1.0). Its types are not (true is not 1).
     """
@@ -63,7 +63,7 @@ def _short(value: Any) -> str:
 
 
 def equal(a: Any, b: Any) -> bool:
-    """True if two values of JSON are equal, by the rules of `same`."""
+    """Returns whether two values of JSON are equal, by the rules of `same`."""
     if isinstance(a, bool) or isinstance(b, bool):
         return a is b
     if isinstance(a, dict) and isinstance(b, dict):

@@ -37,7 +37,7 @@ class Answer:
 
     @property
     def parsed(self) -> bool | None:
-        """True if the answer is JSON; None where the row's is not."""
+        """Returns whether the answer is JSON; None where the row's is not."""
         return is_json(self.answer) if is_json(self.expected) else None
 
     @property

@@ -67,7 +67,7 @@ class Connection(H11Protocol):
     # ---- called by the server -----------------------------------------------------------------------------------
 
     def overdue(self, now: float) -> bool:
-        """True if its client has kept it waiting for too long. Call it regularly: it compares with the last call."""
+        """Returns whether its client has made it wait too long. Call it regularly; it compares with the last call."""
         unsent = self.transport.get_write_buffer_size()
         if unsent == 0 or unsent < self._unsent:
             self._unsent_since = now
@@ -77,7 +77,7 @@ class Connection(H11Protocol):
         return self._head_since is not None and now - self._head_since > HEAD_SECONDS
 
     def waits(self) -> bool:
-        """True if it is the client's turn: to send a request, the rest of one, or to read."""
+        """Returns whether it is the client's turn: to send a request, the rest of one, or to read."""
         stalled = self._unsent > 0 and time.monotonic() - self._unsent_since > STALLED_SECONDS
         if stalled or self.conn.their_state is h11.IDLE:
             return True

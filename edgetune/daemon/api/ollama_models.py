@@ -117,7 +117,7 @@ def ollama_show(body: ShowBody, service: TheService) -> Any:
 
 
 def _encodes(service: Service, name: str) -> bool:
-    """True if it is the file of --embeddings."""
+    """Returns whether it is the file of --embeddings."""
     return service.embeddings.encoder is not None and name.removesuffix(LATEST) == service.embeddings.name
 
 
@@ -176,7 +176,7 @@ def _facts(gguf: Gguf, verbose: bool) -> dict[str, Any]:
 
 
 def _is_json(value: object) -> bool:
-    """True if JSON can express a value: its numbers are finite, and its text is UTF-8."""
+    """Returns whether JSON can express a value: its numbers are finite, and its text is UTF-8."""
     try:
         json.dumps(value, allow_nan=False, ensure_ascii=False).encode()
     except ValueError:

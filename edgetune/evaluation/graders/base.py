@@ -120,12 +120,12 @@ class Grader(ABC):
 
     @property
     def needs_model(self) -> bool:
-        """True if a model has to score the answers."""
+        """Returns whether a model has to score the answers."""
         return False
 
     @property
     def compares(self) -> bool:
-        """True if the score of an answer depends on the other answers to its row."""
+        """Returns whether the score of an answer depends on the other answers to its row."""
         return False
 
     def wrong(self, name: str, says: str, hint: str) -> UsageError:
