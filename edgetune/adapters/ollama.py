@@ -67,9 +67,8 @@ def export_ollama(adapter: str | os.PathLike[str], base: Gguf, folder: str | os.
     open_adapter does.
     """
     opened = open_adapter(adapter, base)
-    options = opened.run.get("options")
     if system is None:
-        system = str(options.get("system", "")) if isinstance(options, dict) else ""
+        system = opened.system
     tokenizer = Tokenizer(base)
     try:
         frame = frame_of(tokenizer)

@@ -53,6 +53,11 @@ class Adapter:
     run: dict[str, Any] = field(default_factory=dict)  # run.json; {} for a bare file
     schema: dict[str, Any] | None = None  # schema.json: the JSON schema of the answers that it learned
 
+    @property
+    def system(self) -> str:
+        """The system message that it was trained with, for chats that have none; "" for none."""
+        return _system_of(self.run)
+
 
 def open_adapter(path: str | os.PathLike[str], base: Gguf | None = None) -> Adapter:
     """Open an adapter folder or a LoRA GGUF, also one that llama.cpp's converter made.
@@ -198,6 +203,21 @@ def recorded_size(start: str | os.PathLike[str] | None) -> dict[str, Any]:
     options = read_run(Path(start)).get("options", {}) if start is not None else {}
     size = family_named(options.get("family", LORA)).size
     return {name: options[name] for name in ("family", *size, "targets", "blocks") if name in options}
+
+
+def read_system(path: str | os.PathLike[str] | None) -> str:
+    """`Adapter.system` of an adapter folder, or its adapter.gguf; "" for None. Raises FormatError for a damaged one."""
+    if path is None:
+        return ""
+    file = _find(Path(path))
+    return _system_of(read_run(file.parent)) if file.name == FILE else ""
+
+
+def _system_of(run: Mapping[str, Any]) -> str:
+    """A run of an earlier version has only the option."""
+    options = run.get("options")
+    found = run.get("system") or (options.get("system") if isinstance(options, Mapping) else "")
+    return found if isinstance(found, str) else ""
 
 
 def read_schema(folder: Path) -> dict[str, Any] | None:

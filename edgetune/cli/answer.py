@@ -158,12 +158,14 @@ def eval_command(model: Path, data: Path, engine: str, max_length: int, system: 
     In brackets: between which shares that of all rows of this kind is, with 95 % confidence (Wilson's interval). With
     --url a daemon answers, and the loss is not measured.
     """
+    from ..adapters.store import read_system
     from ..data.dataset import load
     from ..data.formats import Columns
     from ..formats.bundle import open_bundle
     from ..llamacpp.tokenizer import Tokenizer
     objective = take_objective(options)
     serving = Serving.taken_from(options)  # what remains is of answers
+    system = system or read_system(serving.adapter)
     of_answers = options | {"show_wrong": show_wrong, "save": save}
     refuse_beside(**asdict(serving), engine=engine, answers=options["answers"], max_length=max_length, memory=memory,
                   backend=backend)
@@ -318,11 +320,13 @@ def generate_command(model: Path, prompt: str, system: str, raw: bool, as_json: 
     if engine == "native":
         others = {name: options.pop(name) for name in ("busy_file", "runtime", "structured", "url", "key_file")}
         check_engine(engine, **others)
+        from ..adapters.store import read_system
         from ..evaluation.native import engine_within
         from ..llamacpp.sampling import Sampling
         from .prompts import Questions, answer_file, show_lines
         save = own.pop("save")
         adapter = options.pop("adapter")
+        system = system or read_system(adapter)
         questions = Questions(Path(prompt), system, raw, options.pop("markup"), own.pop("samples"),
                               options.pop("max_tokens"), options.pop("stop"))
         engine_used = engine_within(threads=options.pop("threads"), **own)

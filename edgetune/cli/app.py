@@ -52,7 +52,8 @@ threads_option = click.option("--threads", type=click.IntRange(0, 1024), default
 backend_option = click.option("--backend", type=click.Choice(BACKENDS), default="auto", show_default=True,
                               help="What edgetune's own engine computes on: cpu, cuda (an NVIDIA GPU), or auto: the "
                               "GPU where one can be used.")
-system_option = click.option("--system", default="", help="System message.")
+system_option = click.option("--system", default="",
+                             help="System message [with --adapter: the one that it was trained with].")
 
 
 def engine_option(says: str) -> Callable[[F], F]:

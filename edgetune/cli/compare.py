@@ -50,13 +50,14 @@ def compare_command(model: Path, data: Path, adapters: Sequence[Path | None], li
         for letter, path in zip("AB", adapters, strict=True):
             if path is not None:
                 served.load_adapter(path, letter)
-        rows = load(data, served.tokenizer, max_length=max_length, system=system or None,
-                    columns=Columns(prompt_column, completion_column))
         graded = []
         for letter, path in zip("AB", adapters, strict=True):
             served.use(letter if path else None)
+            wanted = system or served.system_of(served.active) or None
+            rows = load(data, served.tokenizer, max_length=max_length, system=wanted,
+                        columns=Columns(prompt_column, completion_column))
             with nullcontext() if as_json else out.status(f"asking {letter}"):
-                graded.append(grade(served, rows, system=system or None, limit=limit))
+                graded.append(grade(served, rows, system=wanted, limit=limit))
     found = compare(*graded)
     names = [str(path or "the base") for path in adapters]
     sides = [{"adapter": path and str(path), **one.scores.to_json()}

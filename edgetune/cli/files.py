@@ -122,7 +122,7 @@ def merge_command(model: Path, adapter: Path, target: Path, to: str, held_out: P
                   prompt_column: str, completion_column: str, threads: int, as_json: bool) -> None:
     """Write a GGUF with ADAPTER added into the weights of MODEL."""
     from ..adapters.merge import merge
-    from ..adapters.store import open_adapter
+    from ..adapters.store import open_adapter, read_system
     from ..data.formats import Columns
     from ..formats.bundle import open_bundle
     of_rows = {"system": system, "prompt_column": prompt_column, "completion_column": completion_column}
@@ -138,6 +138,7 @@ def merge_command(model: Path, adapter: Path, target: Path, to: str, held_out: P
         lines.append("what merging cost was not measured: give held-out rows with --eval")
     else:
         columns = Columns(prompt_column, completion_column)
+        system = system or read_system(adapter)
         before, after = (_graded(path, serving, held_out, system, columns) for path, serving in (
             (model, Serving(adapter, threads)), (target, Serving(None, threads))))
         facts, said = _cost(before, after)

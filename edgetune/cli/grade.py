@@ -128,6 +128,7 @@ def _answers(model: Path, rows: Rows, *, adapter: Path | None, samples: int, tem
              max_tokens: int, system: str, memory: str, seed: int, threads: int,
              backend: str) -> Iterator[Sample]:
     """Answers the rows by our own engine, in their order."""
+    from ..adapters.store import read_system
     from ..data.rows import with_system
     from ..evaluation.graders.answered import answered_sample
     from ..evaluation.graders.items import asked_messages
@@ -143,6 +144,7 @@ def _answers(model: Path, rows: Rows, *, adapter: Path | None, samples: int, tem
     pairs = pairs_of(gguf, adapter)
     tokenizer = Tokenizer(gguf)
     prompts = []
+    system = system or read_system(adapter)
     for row in rows:
         messages = with_system(asked_messages(row), system)
         prompts.append(tokenizer.encode(tokenizer.render(messages, row.get("tools"), add_generation_prompt=True),

@@ -69,7 +69,7 @@ def _help(_talk: Talk, _text: str, _ask: Ask | None) -> str:
 
 def _system(talk: Talk, text: str, _ask: Ask | None) -> str:
     talk.set_system("" if text == NONE else text)
-    return "begins anew with this system message" if talk.messages else "begins anew without a system message"
+    return f"begins again {'with this' if talk.messages else 'without a'} system message of your own"
 
 
 def _adapter(talk: Talk, text: str, _ask: Ask | None) -> str:

@@ -20,6 +20,7 @@ from types import TracebackType
 from typing import Any, cast
 
 from .. import disk
+from ..data.rows import with_system
 from ..formats.bundle import open_bundle
 from ..formats.named import find_model
 from ..llamacpp.sampling import SEED_LIMIT
@@ -181,7 +182,7 @@ class Service:
 
         model: a name of `models`; "": the base with the active adapter.
         """
-        prompt = self.served.tokenizer.render(messages, tools, add_generation_prompt=True)
+        prompt = self._rendered(messages, tools, model)
         content = {"messages": messages, "tools": tools}
         return first_answer(self.sources, AskedQuestion(content, prompt, model, bool(tools), options))
 
@@ -201,17 +202,18 @@ class Service:
             options["echo"] = True
         if question.logprobs is not None:
             options["logprobs"] = question.logprobs
-        prompt = self._prompt(question)
+        prompt = question.prompt or ""
+        if question.messages is not None:
+            prompt = self._rendered(question.messages, question.shown_tools, question.model)
         content = question.content if question.is_free and not isinstance(question.prompt, list) else {}
         options["on_piece"] = on_piece
         is_free = question.free or bool(question.shown_tools)
         return first_answer(self.sources, AskedQuestion(content, prompt, question.model, is_free, options))
 
-    def _prompt(self, question: Question) -> str | Sequence[int]:
-        if question.messages is None:
-            return question.prompt or ""
-        messages = list(question.messages)
-        return self.served.tokenizer.render(messages, question.shown_tools, add_generation_prompt=True)
+    def _rendered(self, messages: Sequence[Any], tools: Sequence[Any] | None, model: str) -> str:
+        """The prompt; messages without a system message are given the one that the adapter was trained with."""
+        whole = with_system(messages, self.served.system_of(self.adapter_for(model)))
+        return self.served.tokenizer.render(whole, tools, add_generation_prompt=True)
 
     def call_reader(self, question: Question) -> CallReader | None:
         """Returns a reader of calls in the answers to a question; None where there are no tools."""

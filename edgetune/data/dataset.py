@@ -21,7 +21,7 @@ from .files import place, read_rows
 from .formats import BY_KEYS, Columns, recognised
 from .holdout import digest_of, held_out_indices
 from .packing import Example, is_supervised
-from .rows import Row, RowParser, example, shape_of
+from .rows import Row, RowParser, common_system, example, shape_of
 
 
 @dataclass(frozen=True)
@@ -30,7 +30,7 @@ class Dataset:
 
     `truncated` counts examples that were cut to max_length; `skipped` those left out: too long and the option says so,
     or nothing to learn in what the cut left. `digest` is the sha256 of the file's bytes, or of the rows. `schema` is
-    what `answer_schema` derives from the answers.
+    what `answer_schema` derives from the answers, `system` the system message that all rows have.
     """
 
     examples: list[Example]
@@ -40,6 +40,7 @@ class Dataset:
     skipped: int
     digest: str
     schema: dict[str, Any] | None = None
+    system: str = ""
 
     @property
     def asking(self) -> list[Row]:
@@ -142,7 +143,7 @@ class _Tokenized:
             groups += made.groups
         rows = [made.row for made in self.rows if made.examples]
         return Dataset(examples, rows, self.kind, sum(made.truncated for made in self.rows),
-                       sum(made.skipped for made in self.rows), self.digest, derive(rows))
+                       sum(made.skipped for made in self.rows), self.digest, derive(rows), common_system(rows))
 
     def divided(self) -> tuple[Dataset, Dataset | None]:
         learnable = [i for i, made in enumerate(self.rows) if made.examples]

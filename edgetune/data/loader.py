@@ -36,7 +36,7 @@ from .rows import Row, RowParser
 
 NONE = "none"  # as the name of a file of held-out rows: all rows are learned
 ROWS_LIMIT = 1 << 20  # characters of the held-out rows, as JSON, that come with their examples: memory holds them
-_FACTS = ("rows", "kind", "truncated", "skipped", "digest", "schema")
+_FACTS = ("rows", "kind", "truncated", "skipped", "digest", "schema", "system")
 _LEAST = 64 << 20  # bytes that it may use whatever the budget; the plan decides whether training fits
 
 

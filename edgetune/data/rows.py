@@ -276,6 +276,19 @@ def with_system(messages: Sequence[dict[str, Any]], system: str | None) -> list[
     return [*messages] if has_one or not system else [{"role": "system", "content": system}, *messages]
 
 
+def common_system(rows: Iterable[Row]) -> str:
+    """The system message that all rows have, but for plain text; "" where they differ or one has none."""
+    found = set()
+    for row in rows:
+        if isinstance(row, str) or "text" in row:
+            continue
+        asked = row.get("messages", row.get("prompt"))
+        messages = [message for message in asked if isinstance(message, Mapping)] if isinstance(asked, list) else []
+        content = next((message.get("content") for message in messages if message.get("role") == "system"), "")
+        found.add(content if isinstance(content, str) else "")
+    return found.pop() if len(found) == 1 else ""
+
+
 def as_messages(prompt: str, completion: str) -> list[dict[str, Any]]:
     """A prompt and its completion as a conversation of one turn."""
     return [{"role": "user", "content": prompt}, {"role": "assistant", "content": completion}]

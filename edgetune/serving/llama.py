@@ -37,6 +37,7 @@ class _Loaded:
     pointer: Any  # of llama_adapter_lora
     scale: float
     grammar: str  # of its schema.json; "" without
+    system: str  # the message that it was trained with; "" without
 
 
 class LlamaModel(ServedModel):
@@ -127,7 +128,7 @@ class LlamaModel(ServedModel):
         if not pointer:
             reason = llamacpp.complaint() or "no reason given"
             raise UnsupportedError(f"llama.cpp cannot load the adapter {path} ({reason})", "train or convert it again")
-        self._adapters[name] = _Loaded(pointer, scale, grammar)
+        self._adapters[name] = _Loaded(pointer, scale, grammar, adapter.system)
 
     def use(self, name: str | None) -> None:
         """Answer with this adapter from now on; None for the base alone."""
@@ -168,6 +169,15 @@ class LlamaModel(ServedModel):
         self.check_adapter(name)
         loaded = None if name is None else self._adapters.get(name)
         return loaded.grammar if loaded else ""
+
+    def system_of(self, name: str | None) -> str:
+        """The system message that an adapter was trained with; "" without one, for the base, and if it is not loaded.
+        """
+        loaded = None if name is None else self._adapters.get(name)
+        return loaded.system if loaded else ""
+
+    def _system(self) -> str:
+        return self.system_of(self.active)
 
     def _form(self) -> str:
         return self.grammar_of(self.active) if self.structured else ""

@@ -9,6 +9,7 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any
 
+from ..data.rows import with_system
 from ..errors import EdgetuneError, UsageError
 from ..llamacpp import library as llamacpp
 from ..llamacpp.sampling import Sampler, Sampling, TextStream
@@ -84,6 +85,10 @@ class ServedModel(ABC):
         """The grammar of answers that are requested without one; "" for none."""
         return ""
 
+    def _system(self) -> str:
+        """The system message of chats that have none; "" for none."""
+        return ""
+
     def prepare(self, prompt: str | Sequence[int], max_tokens: int, stop: str | Iterable[str],
                 logprobs: int | None = None, echo: bool = False, among: Sequence[int] = (),
                 **sampling: Any) -> Request:
@@ -119,8 +124,10 @@ class ServedModel(ABC):
              **options: Any) -> Iterator[str]:
         """Stream the assistant's next message; `options` are those of `generate`.
 
-        The model's own chat template renders the messages (OpenAI's shape) and tools.
+        The model's own chat template renders the messages (OpenAI's shape) and tools. Messages without a system message
+        are given that of the active adapter.
         """
+        messages = with_system(messages, self._system())
         return self.generate(self.tokenizer.render(messages, tools, add_generation_prompt=True), **options)
 
     def printed(self, token: int) -> bytes:

@@ -121,12 +121,13 @@ def get_model(model: str, service: TheService) -> Any:
 
 def _models(service: Service) -> list[dict[str, Any]]:
     made = int(service.path.stat().st_mtime) if service.path.exists() else int(time.time())
-    names = [(service.name, made), (service.name + LATEST, made)]
+    system_of = service.served.system_of
+    models = [(service.name, made, ""), (service.name + LATEST, made, system_of(service.adapters.serving))]
     for adapter in service.adapters.list():
-        names += [(name, adapter.created_at) for name in (adapter.id, adapter.name) if name]
+        models += [(name, adapter.created_at, system_of(adapter.id)) for name in (adapter.id, adapter.name) if name]
     if service.embeddings.file:
-        names.append((service.embeddings.name, made))
-    return [{"id": name, "created": created} for name, created in names]
+        models.append((service.embeddings.name, made, ""))
+    return [{"id": name, "created": created, "system": system} for name, created, system in models]
 
 
 # ---- files ----------------------------------------------------------------------------------------------------------

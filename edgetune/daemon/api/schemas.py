@@ -41,6 +41,8 @@ class Model(Answer):
     object: Literal["model"] = "model"
     created: int
     owned_by: str = "edgetune"
+    system: str = Field("", description="The system message that chats without one are given; the adapter was trained "
+                        "with it.")
 
 
 class FileObject(Answer):

@@ -89,8 +89,7 @@ class Examiner:
         return {key: row for row in rows if (key := self.exam.key(row)) not in adapter.scores}
 
     def _ask(self, rows: Sequence[Row]) -> list[Score]:
-        options: dict[str, Any] = {"system": self.exam.system,
-                                   "max_length": self._max_length}
+        options: dict[str, Any] = {"system": self._system, "max_length": self._max_length}
         found = []
         answerable = []
         for i, row in enumerate(rows):
@@ -111,7 +110,7 @@ class Examiner:
                 self._count()
         if answerable:
             data = load_rows([rows[i] for i in answerable], self.served.tokenizer, **options)
-            answers = exact_match(self.served, data, system=self.exam.system, on_answer=self._count)
+            answers = exact_match(self.served, data, system=self._system, on_answer=self._count)
             for i, answer in zip(answerable, answers, strict=True):
                 found[i] = _score(found[i].loss, answer)
         return found
@@ -137,12 +136,17 @@ class Examiner:
     def _prompt(self, row: Row) -> list[int]:
         """Returns the tokens of a prompt; none where they leave no room for an answer."""
         try:
-            data = load_rows([row], self.served.tokenizer, max_length=self._max_length, system=self.exam.system,
+            data = load_rows([row], self.served.tokenizer, max_length=self._max_length, system=self._system,
                              parser=prompts)
         except DataError:
             return []
         tokens: list[int] = data.examples[0].tokens.tolist()
         return tokens if len(tokens) < self._max_length else []
+
+    @property
+    def _system(self) -> str | None:
+        """The message that the active adapter is served with; else that of the training."""
+        return self.served.system_of(self.served.active) or self.exam.system
 
     @property
     def _max_length(self) -> int:

@@ -129,7 +129,13 @@ class NewFeedback(Starter):
                        () if self.method.imitates else JobRows(self.feedback, rows.held, kind.learned))
         return self.jobs.begin(self.origin, data, self.method.asked, suffix=SUFFIX, metadata=counts, hyperparameters={
             "epochs": 1.0, "steps": 0, "shuffle": False, "anchors": anchors, "batch_size": batch_of(train, different),
-            "lr": peak_rate(train, different)})
+            "lr": peak_rate(train, different),
+            "system": self._system})
+
+    @property
+    def _system(self) -> str:
+        """The system message that rows without one are answered with now, where the options name no other."""
+        return self.jobs.train.system or self.served.system_of(self.jobs.adapters.serving)
 
     def _set_aside_unlearnable(self, ids: Iterable[str]) -> None:
         """Sets aside rows that this model's template or context does not accept: one would fail every job. Each row is
@@ -145,7 +151,7 @@ class NewFeedback(Starter):
             if not rows:
                 raise DataError("the grader does not find what it needs in it", "")
             load_rows(rows, self.served.tokenizer, max_length=reading_limit(train.max_length, self.served.context),
-                      system=train.system or None, parser=kind.parser)
+                      system=self._system or None, parser=kind.parser)
         except NotFoundError:  # damaged: jobs leave it out
             return False
         except DataError as error:

@@ -221,7 +221,8 @@ class KeptPrompts(Starter):
         that is continued.
         """
         plain = TrainConfig()
-        return {**{name: getattr(plain, name) for name in LEFT_OUT}, **store.recorded_size(start)}
+        return {**{name: getattr(plain, name) for name in LEFT_OUT}, **store.recorded_size(start),
+                "system": self.jobs.train.system or store.read_system(start)}
 
     def _scored(self, found: Iterable[KeptPrompt]) -> list[KeptPrompt]:
         """Returns the held-out prompts, where a grader scores answers; the key of held-out rows selects them."""
