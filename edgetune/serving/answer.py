@@ -42,13 +42,13 @@ class Answer:
 
     @property
     def lane(self) -> Answer | str | None:
-        """What takes turns: an answer that must repeat, or all others of an adapter."""
+        """The unit that takes turns: an answer that must repeat, or all others of an adapter."""
         return self if self.request.repeats else self.completion.adapter
 
     @property
     def piece(self) -> int:
-        """Tokens that its next decode takes where it must repeat: up to a multiple of CUT in the prompt, then one each,
-        also of an answer that is computed once more.
+        """Tokens that its next decode takes if it must repeat: up to a multiple of CUT in the prompt, then one each,
+        also for an answer that is computed once more.
         """
         done = len(self.sequence.tokens)
         return max(1, min(self.completion.prompt_tokens - done, kv_cache.CUT - done % kv_cache.CUT))

@@ -1,11 +1,11 @@
 """Many requests answered at once by one llama.cpp context: continuous batching.
 
-Each decode takes one token of every running answer and some of the tokens of prompts that wait to be read, so that
-answers continue while others begin. It computes with one adapter; adapters take turns. What a finished answer left in
-the cache stays for the next request that begins alike (kv_cache.py). How many tokens are computed at once changes how
-sums are rounded, and with that, now and then, a token. So an answer that must repeat, as it has a seed, is computed
-alone, its prompt in pieces of equal size: it takes turns with the others. One thread does all of this; `submit` and
-completions are for any thread.
+Each decode takes one token of every running answer and some tokens of prompts that wait to be read, so that answers
+continue while others begin. It computes with one adapter; adapters take turns. The cache of a finished answer stays for
+the next request with the same beginning (kv_cache.py). The number of tokens computed at once changes the rounding of
+sums, and so, rarely, a token. Therefore an answer with a seed, which must repeat, is computed alone, its prompt in
+pieces of equal size; it takes turns with the others. One thread does all of this; `submit` and completions are for any
+thread.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ from .completion import Completion, OnPiece, TokenLogprob, logprob_of
 from .llama import LlamaModel
 
 TOGETHER = 63  # tokens in a decode: few, for answers that run; from 64 on llama.cpp's attention rounds otherwise
-KEPT = 16  # sequences that a model should be opened with besides those in progress, for what finished answers leave
+KEPT = 16  # sequences that a model should be opened with besides those in progress, to keep finished answers
 
 
 class Batcher:
@@ -96,11 +96,11 @@ class Batcher:
                **sampling: Any) -> Completion:
         """Answer a prompt (text, or token ids) with an adapter that is loaded; None: with the base alone.
 
-        Options (sampling: fields of Sampling) and errors are those of `ServedModel.generate`, but a seed of None is a
-        random one, and with another the same request gives the same answer, whatever else is asked; TooMuchError where
-        the queue is full. logprobs: the completion has the log-probability of each token, and those of this many
-        likeliest ones there. echo: of the prompt's tokens too, and max_tokens may be 0. among: tokens of which the
-        completion has the log-probabilities after the prompt, and no text.
+        Options (sampling: fields of Sampling) and errors are those of `ServedModel.generate`, except: seed None is a
+        random one, and with another the same request gives the same answer whatever else is requested; TooMuchError is
+        raised if the queue is full. logprobs: the completion has the log-probability of each token, and those of this
+        many likeliest ones. echo: the prompt's tokens too; max_tokens may be 0 then. among: tokens whose
+        log-probabilities after the prompt the completion has, instead of text.
 
         on_piece: called on the batcher's thread with each piece, None at the end; if it raises, the answer ends.
         """
@@ -187,7 +187,7 @@ class Batcher:
                 self._fail(error)
 
     def _prepare(self) -> bool:
-        """Do what was asked between decodes, and wait until somebody is to be answered; False: nobody will be."""
+        """Do requested work between decodes, and wait until somebody is to be answered; False: nobody will be."""
         while True:
             self._run_calls()
             with self._wake:
@@ -243,8 +243,8 @@ class Batcher:
             self._working.append(self._waiting.popleft())
 
     def _has_room_in_order(self, answer: Answer) -> bool:
-        """Whether an answer can begin so that those in progress which must repeat, or it itself, do: to their ends no
-        cell is given back. Where nobody works the cache is emptied for that.
+        """Whether an answer can begin without harm to answers that must repeat, itself included: no cell may be given
+        back before they end. If nothing is in progress, the cache is emptied for that.
         """
         count = sum(each.pending + each.left for each in (answer, *self._working))
         if self._cells.can_stay_in_order(count):
@@ -296,7 +296,7 @@ class Batcher:
         return self._take(answer, token, logits)
 
     def _plan(self) -> list[tuple[Answer, int]]:
-        """Whose tokens the next decode takes, and how many: those of the lane whose last turn is longest ago."""
+        """The answers of the next decode and their tokens, from the lane whose last turn is longest ago."""
         lane = min((answer.lane for answer in self._working), key=lambda lane: self._turns.get(lane, 0.0))
         if isinstance(lane, Answer):
             self._begin(lane)
@@ -316,7 +316,7 @@ class Batcher:
         return plan
 
     def _begin(self, answer: Answer) -> None:
-        """Give it a sequence, if it has none. So late, because those before it may have read what it begins with."""
+        """Give it a sequence, if it has none. It is late because earlier answers may have read the same beginning."""
         if answer.sequence.tokens or answer.sequence in self._cells.working:
             return
         completion = answer.completion
@@ -332,7 +332,7 @@ class Batcher:
             self._totals["cached_tokens"] += completion.cached_tokens
 
     def _fill(self, plan: list[tuple[Answer, int]]) -> NDArray[np.intp]:
-        """Put the tokens into the batch; where in the logits each answer's rows end."""
+        """Put the tokens into the batch; return the ends of each answer's rows in the logits."""
         batch = self.served.cache.batch
         rows = []
         batch.size = 0
@@ -373,7 +373,7 @@ class Batcher:
             answer.completion.logprobs.append(logprob_of(token, logits, count, self.served.tokenizer))
 
     def _put_back(self, answer: Answer) -> None:
-        """Let an answer wait until there is room again; what it has is kept until somebody needs the cells."""
+        """Let an answer wait until there is room again; its cells are kept until somebody needs them."""
         self._working.remove(answer)
         self._cells.end(answer.sequence)
         answer.sequence = kv_cache.nowhere()

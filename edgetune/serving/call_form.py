@@ -38,7 +38,7 @@ class CallForm:
 
 
 def call_form(tokenizer: Tokenizer) -> CallForm:
-    """The form that the model's template has for calls; where it has none that is JSON, the commonest."""
+    """The form of calls in the model's template; the most common one if the template has none in JSON."""
     function = {"name": NAME, "arguments": ARGUMENTS}
     tool = {"type": "function", "function": {"name": NAME, "description": "", "parameters": {
         "type": "object", "properties": {"room": {"type": "string"}}}}}

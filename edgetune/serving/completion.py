@@ -1,4 +1,4 @@
-"""An answer that is being made, as it is seen by who asked."""
+"""An answer in progress, as the caller sees it."""
 
 from __future__ import annotations
 
@@ -73,7 +73,7 @@ class Completion:
             raise self.error
 
     def text(self) -> str:
-        """All that was not yet iterated over."""
+        """The text that was not yet iterated over."""
         return "".join(self)
 
     def cancel(self) -> None:
@@ -82,7 +82,7 @@ class Completion:
         self._wake()
 
     def give(self, piece: str | None) -> bool:
-        """The batcher's: a piece, or None at the end; whether the receiver took it."""
+        """Gives a piece, or None at the end; returns whether the receiver took it. For the batcher."""
         self._pieces.put(piece)
         try:
             if self._on_piece:
@@ -92,7 +92,7 @@ class Completion:
         return self.error is None
 
     def end(self, finish: str, piece: str) -> None:
-        """The batcher's: the last piece, if any, and the end."""
+        """Gives the last piece, if any, and ends. For the batcher."""
         if piece:
             self.give(piece)
         self.finish = "error" if self.error else finish

@@ -18,7 +18,8 @@ Schema = Mapping[str, Any]
 
 
 def grammar_of(question: Question, form: CallForm) -> str:
-    """The GBNF; "" where the model is free. form: how it writes calls. Raises UsageError for what cannot be held to."""
+    """The GBNF; "" if the model is free. form: of the model's calls. Raises UsageError for a form that none can obey.
+    """
     called = question.function is not None or question.tool_choice == "required"
     if question.grammar and (called or question.schema is not None):
         raise UsageError("a grammar is given, and another form that the answer is to have", "leave one of them out")
@@ -58,7 +59,7 @@ def _calls(tools: Sequence[Tool], form: CallForm, other: Rules | None = None) ->
 
 
 def _names_arguments(schema: Schema) -> bool:
-    """Whether a function takes any: by JSON Schema an object without properties may have all, by those who send one for
-    a function without arguments, as LangChain does, none.
+    """Whether a function takes arguments. In JSON Schema an object without properties may have any; but clients such as
+    LangChain send one for a function without arguments.
     """
     return any(value for key, value in schema.items() if key not in ("type", "title", "description", "$schema"))

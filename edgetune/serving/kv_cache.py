@@ -1,12 +1,12 @@
-"""Who holds which cells of a llama.cpp context: sequences in progress, and finished ones kept for what begins alike.
+"""The cells of a llama.cpp context and their holders: sequences in progress, and finished ones kept for reuse.
 
-Keys and values depend on the adapter, so a beginning is only shared by sequences of one adapter. A shared beginning is
-held once; a cell is free when nobody holds it any more.
+Keys and values depend on the adapter, so only sequences of one adapter share a beginning. A shared beginning is held
+once; a cell is free when nobody holds it any more.
 
-llama.cpp rounds the same product otherwise when another number of tokens is computed at once, and the same attention
-when cells are in another order. So an answer that must repeat shares only what was computed in pieces of CUT tokens,
-counted from the beginning, with nothing else, and needs a cache in order: as long as no cell was given back since it
-was empty, llama.cpp takes one cell after another.
+llama.cpp rounds a product differently if another number of tokens is computed at once, and attention if cells are in
+another order. So an answer that must repeat shares only tokens that were computed alone in pieces of CUT, counted from
+the beginning. It also needs a cache in order: llama.cpp takes one cell after another as long as none was given back
+since the cache was empty.
 """
 
 from __future__ import annotations
@@ -36,7 +36,7 @@ def nowhere() -> Sequence:
 
 
 class KvCache:
-    """The cache of a context, which is cleared. `working` are in use, `kept` only wait to be useful, oldest first.
+    """The cache of a context, which is cleared. `working` are in use; `kept` are for reuse, oldest first.
 
     The context must have two sequences more than there are ever in progress.
     """
@@ -65,7 +65,7 @@ class KvCache:
 
     @property
     def free(self) -> int:
-        """Cells that may be had: those that nobody holds or only kept sequences do."""
+        """Available cells: those that nobody holds, or only kept sequences."""
         return self.size - len(self._at_work())
 
     def can_stay_in_order(self, count: int) -> bool:
@@ -79,8 +79,8 @@ class KvCache:
         return len(tokens) - sum(cell in at_work for cell in (source.cells[:count] if source else []))
 
     def begin(self, adapter: str | None, tokens: list[int], repeats: bool = False) -> Sequence:
-        """A new sequence in progress, which holds what is known of the beginning of `tokens` (never the last one).
-        repeats: of that only pieces of CUT.
+        """A new sequence in progress, which holds the known beginning of `tokens` (never the last one). repeats: only
+        pieces of CUT of it.
         """
         count, source = self._alike(adapter, tokens, repeats)
         if source in self.kept:  # it is the newest now
@@ -97,7 +97,7 @@ class KvCache:
         return begun
 
     def make_room(self, count: int) -> bool:
-        """Drop kept sequences until this many cells are free; whether they are."""
+        """Drop kept sequences until this many cells are free; return whether they are."""
         while self.size - self.used < count and self.kept:
             self._drop(self.kept[0])
         return self.size - self.used >= count
@@ -113,7 +113,7 @@ class KvCache:
         self._holders.update(cells)
 
     def end(self, sequence: Sequence) -> None:
-        """Keep a sequence that is not in use any more; an older one that it continues is of no more use."""
+        """Keep a sequence that is no longer in use; drop an older one that it continues."""
         if sequence not in self.working:  # it is nowhere, or all was cleared
             return
         keeps_order = any(each.repeatable for each in self.working)
@@ -127,7 +127,7 @@ class KvCache:
             self._drop(sequence)
 
     def forget(self, adapter: str) -> None:
-        """Drop what is kept of an adapter."""
+        """Drop the kept sequences of an adapter."""
         for sequence in [kept for kept in self.kept if kept.adapter == adapter]:
             self._drop(sequence)
 
@@ -135,7 +135,7 @@ class KvCache:
         return {cell for sequence in self.working for cell in sequence.cells}
 
     def _alike(self, adapter: str | None, tokens: list[int], repeats: bool) -> tuple[int, Sequence | None]:
-        """The length of the beginning of `tokens` that is known, the last one left out, and to whom."""
+        """The length of the known beginning of `tokens`, without the last one, and the sequence that holds it."""
         count = 0
         source = None
         for sequence in (*self.kept, *self.working):

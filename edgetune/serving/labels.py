@@ -1,4 +1,4 @@
-"""A model that answers with one of several labels: the tokens that are compared, and how probable each is."""
+"""A model that answers with one of several labels: the tokens that are compared, and their probabilities."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ def asked_tokens(tokenizer: Tokenizer, conversation: Sequence[Mapping[str, Any]]
 
 
 def label_tokens(tokenizer: Tokenizer, labels: Sequence[str], judge: str) -> list[int]:
-    """The last token of each label, which before it may have one of a space. judge: the model, for an error.
+    """The last token of each label, which a token of a space may precede. judge: the model's name in errors.
 
     Raises UnsupportedError for a model whose tokens do not tell the labels apart.
     """

@@ -2,9 +2,9 @@
 
 The weights are mapped once (llama.cpp copies those that it repacks for this CPU); LoRA adapters are loaded with them
 and switched without touching them.
-What the last call computed stays in the cache, and a call that begins with the same tokens continues from there.
-The cache depends on the adapter, so switching clears it. Answers of `generate` and `chat` may differ in rounding by
-what the cache holds; those of `complete`, `logprobs` and `logits` repeat to the last digit.
+The results of the last call stay in the cache, and a call that begins with the same tokens continues from there.
+The cache depends on the adapter, so switching clears it. Answers of `generate` and `chat` may differ in rounding with
+the content of the cache; those of `complete`, `logprobs` and `logits` repeat to the last digit.
 """
 
 from __future__ import annotations
@@ -137,7 +137,7 @@ class LlamaModel(ServedModel):
             self.reset()
 
     def switch(self, name: str | None) -> bool:
-        """`use`, but what the cache holds stays: its user keeps adapters apart. Gives whether it changed."""
+        """Does what `use` does, but keeps the cache, whose user keeps adapters apart. Returns whether it changed."""
         if name == self.active:
             return False
         llama = self._llama
@@ -152,7 +152,7 @@ class LlamaModel(ServedModel):
         return True
 
     def check_adapter(self, name: str | None) -> None:
-        """UsageError unless an adapter of this name is loaded, or it is None."""
+        """Raises UsageError unless an adapter of this name is loaded, or it is None."""
         if name is not None and name not in self._adapters:
             raise UsageError(f"no adapter named {name!r} is loaded",
                              f"loaded are {', '.join(self._adapters)}" if self._adapters else "load it first")
@@ -189,7 +189,7 @@ class LlamaModel(ServedModel):
     # answers
 
     def reset(self) -> None:
-        """Forget what the cache holds: the next call computes all of its tokens."""
+        """Clear the cache: the next call computes all of its tokens."""
         self.cache.clear()
 
     def _check(self, tokens: list[int], room: int = 0) -> None:

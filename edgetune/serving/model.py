@@ -1,4 +1,4 @@
-"""What a served model does with prompts, whoever computes: llama.cpp (llama.py) or ONNX Runtime (onnx.py)."""
+"""The common face of served models, computed by llama.cpp (llama.py) or ONNX Runtime (onnx.py)."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ MOST_LOGPROBS = 100  # likeliest tokens of which they are given
 
 @dataclass
 class Request:
-    """A prompt that was checked, and how it is to be answered."""
+    """A checked prompt, and the options of its answer."""
 
     tokens: list[int]  # the prompt's, then those of the answer too
     budget: int  # tokens that the answer may have
@@ -36,7 +36,7 @@ class Request:
 class ServedModel(ABC):
     """A model opened for answers; close it, or use it as a context manager. For one thread at a time.
 
-    Whoever inherits it sets these three, computes the next token, and says how many there may be.
+    A subclass sets these three attributes, computes the next token, and limits the number of tokens.
     """
 
     tokenizer: Tokenizer
@@ -54,7 +54,7 @@ class ServedModel(ABC):
 
     @abstractmethod
     def reset(self) -> None:
-        """Forget what the cache holds: the next call computes all of its tokens."""
+        """Clear the cache: the next call computes all of its tokens."""
 
     @abstractmethod
     def _check(self, tokens: list[int], room: int = 0) -> None:
@@ -62,7 +62,7 @@ class ServedModel(ABC):
 
     @abstractmethod
     def _next(self, tokens: list[int], sampler: Sampler) -> int:
-        """Compute what the cache does not hold of `tokens`, and sample the one that follows."""
+        """Compute those of `tokens` that the cache lacks, and sample the next one."""
 
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None,
                  trace: TracebackType | None) -> None:
@@ -92,7 +92,7 @@ class ServedModel(ABC):
     def prepare(self, prompt: str | Sequence[int], max_tokens: int, stop: str | Iterable[str],
                 logprobs: int | None = None, echo: bool = False, among: Sequence[int] = (),
                 **sampling: Any) -> Request:
-        """What was asked for, checked; errors as in `generate`. For any thread."""
+        """The checked request; errors as in `generate`. For any thread."""
         if max_tokens < (0 if echo else 1):
             raise UsageError(f"max_tokens is {max_tokens}", "choose 1 or more")
         if logprobs is not None and not 0 <= logprobs <= MOST_LOGPROBS:
@@ -131,7 +131,7 @@ class ServedModel(ABC):
         return self.generate(self.tokenizer.render(messages, tools, add_generation_prompt=True), **options)
 
     def printed(self, token: int) -> bytes:
-        """What a reader sees of a token: nothing of marks such as <|im_start|>."""
+        """The visible bytes of a token: none for marks such as <|im_start|>."""
         return self.tokenizer.printed(token)
 
     def _tokens(self, prompt: str | Sequence[int], room: int = 1) -> list[int]:
@@ -147,7 +147,7 @@ class ServedModel(ABC):
         return tokens
 
     def _bound(self, prompt: str) -> None:
-        """Refuse what is surely too long before llama.cpp looks for special tokens in it: 1 MB may take it a minute."""
+        """Refuse a prompt that is surely too long before llama.cpp tokenises it: 1 MB may take it a minute."""
         if len(prompt) > self.context and len(prompt) > self.context * self.tokenizer.longest:
             raise EdgetuneError(f"{len(prompt)} characters do not fit the context of {self.context} tokens",
                                 "shorten the text or choose a larger context")

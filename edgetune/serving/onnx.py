@@ -1,4 +1,4 @@
-"""A model served by ONNX Runtime: what `edgetune compress --format onnx` made, run without llama.cpp's weights.
+"""A model served by ONNX Runtime: a result of `edgetune compress --format onnx`, run without llama.cpp's weights.
 
 model.onnx computes; tokenizer.gguf, a GGUF without tensors, brings vocabulary, chat template and sizes. Letters: V
 vocabulary, G key heads, C head width, P tokens in the cache, T tokens of a call.
@@ -161,7 +161,7 @@ class OnnxModel(ServedModel):
 
     @property
     def session(self) -> Session:
-        """What computes; ValueError after `close`."""
+        """The session that computes; raises ValueError after `close`."""
         if self._session is None:
             raise ValueError("the model is closed")
         return self._session

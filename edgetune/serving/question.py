@@ -1,4 +1,4 @@
-"""A question to a served model, with all that decides the answers, as APIs hand it to whoever answers."""
+"""A question to a served model, with all that decides the answers; APIs pass it to the source of answers."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ class Question:
     n: number of answers. logprobs: for each token its log-probability, and those of this many likeliest ones.
     echo: answers begin with the prompt, and may be nothing else (max_tokens 0).
     options: max_tokens, stop, seed and the fields of Sampling; what is absent has its default.
-    may_be_kept: whether who asks lets what is asked be kept, where that is done.
+    may_be_kept: whether the client allows the question to be stored, if questions are stored.
     """
 
     messages: Sequence[Message] | None = None
@@ -42,12 +42,12 @@ class Question:
 
     @property
     def shown_tools(self) -> Sequence[Tool] | None:
-        """Messages that the model sees."""
+        """The tools that the model sees."""
         return None if self.tool_choice == "none" else self.tools or None
 
     @property
     def content(self) -> dict[str, Any]:
-        """What is asked, without how it is to be answered: messages and tools, or a prompt."""
+        """The content without options of the answer: messages and tools, or a prompt."""
         if self.messages is None:
             return {"prompt": self.prompt}
         return {"messages": self.messages, "tools": self.shown_tools}

@@ -1,7 +1,7 @@
-"""Calls of tools in an answer's text: found while it is made, and told apart from what else the model says.
+"""Calls of tools in an answer's text: found while it is made, and separated from other text.
 
 Models write a call as JSON, {"name": ..., "arguments": {...}}, one or a list of them, mostly after a tag such as
-<tool_call>. What does not become a call stays text.
+<tool_call>. Text that does not become a call stays text.
 """
 
 from __future__ import annotations
@@ -49,10 +49,10 @@ def join(pieces: list[CallPiece]) -> list[Call]:
 
 
 class CallReader:
-    """An answer's text in, piece by piece; text besides calls, and parts of calls, out.
+    """Reads an answer's text piece by piece; gives text besides calls, and parts of calls.
 
-    begin, end: what a call is put between; "": the answer is a call from its first character, or none. names: of the
-    functions that exist. What is no call of one of them stays text.
+    begin, end: the tags around a call; "": the answer is a call from its first character, or none. names: of the
+    functions that exist. Text that is no call of one of them stays text.
     """
 
     def __init__(self, begin: str, end: str, names: Collection[str]) -> None:
@@ -60,7 +60,7 @@ class CallReader:
         self.end = end
         self.names = names
         self.count = 0  # of calls so far
-        self._held = ""  # text of which it is not known yet what it is
+        self._held = ""  # text that is not yet known to be a call or not
         self._read: Callable[[list[CallPiece]], str] = self._text if begin else self._call
         self._arguments = _ObjectEnd()
         self._last = False
@@ -80,7 +80,7 @@ class CallReader:
     # what may be next; each takes its part of the held text, gives what is text of it, and says what may follow
 
     def _text(self, _calls: list[CallPiece]) -> str:
-        """Up to where a call begins. Space after a call is nothing that the model says."""
+        """Reads up to the beginning of a call. Space after a call is not part of the text."""
         if self._behind_call:
             self._held = self._held.lstrip()
             self._behind_call = not self._held
@@ -95,7 +95,7 @@ class CallReader:
         return said
 
     def _call(self, calls: list[CallPiece]) -> str:
-        """Up to the arguments of a call; over whole calls, where the arguments do not come last."""
+        """Reads up to the arguments of a call, or whole calls whose arguments do not come last."""
         inner = self._held[len(self.begin) :] if self._held.startswith(self.begin) else self._held
         head = HEAD.match(inner)
         if head and (name := _first_json(head[1])[0]) in self.names:
@@ -118,7 +118,7 @@ class CallReader:
         return ""
 
     def _no_call(self) -> str:
-        """What looked like one is text, at least its first character."""
+        """Gives as text what looked like a call, at least its first character."""
         size = max(len(self.begin), 1)
         said = self._held[:size]
         self._held = self._held[size:]
@@ -126,7 +126,7 @@ class CallReader:
         return said
 
     def _object(self, calls: list[CallPiece]) -> str:
-        """Arguments, as they come."""
+        """Reads arguments as they come."""
         size = self._arguments.feed(self._held)
         calls.append(CallPiece(self.count - 1, arguments=self._held[:size]))
         self._held = self._held[size:]
@@ -135,7 +135,7 @@ class CallReader:
         return ""
 
     def _after(self, _calls: list[CallPiece]) -> str:
-        """What closes a call; in a list another one may follow."""
+        """Reads the end of a call; in a list another one may follow."""
         self._behind_call = True
         self._held = self._held.lstrip(" \r\n\t}]")
         if self._held.startswith(","):
@@ -153,7 +153,7 @@ class CallReader:
 
 
 class _ObjectEnd:
-    """Finds where a JSON object ends that comes in pieces."""
+    """Finds the end of a JSON object that comes in pieces."""
 
     def __init__(self) -> None:
         self.found = False

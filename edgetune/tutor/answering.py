@@ -16,7 +16,7 @@ from ..training.judge import EngineJudge
 from .questions import Question
 from .setting import Setting
 
-JUDGE_TOKENS = 1024  # of a question with its answer that a grader shows to the base
+JUDGE_TOKENS = 1024  # most tokens of a question with its answer that a grader shows to the base
 
 
 @dataclass(frozen=True)

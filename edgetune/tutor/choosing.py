@@ -1,6 +1,6 @@
-"""The answers to learn: of each prompt the one that passes the grader most often, or on which enough answers agree.
+"""The answers to learn: for each prompt the most frequent one that passes the grader, or on which enough agree.
 
-Answers say the same where they are equal as JSON, as numbers or as text. An answer that was cut off says nothing.
+Answers agree if they are equal as JSON, as numbers or as text. An answer that was cut off does not count.
 """
 
 from __future__ import annotations
@@ -24,8 +24,8 @@ MIN_COLLAPSE_QUESTIONS = 8
 
 @dataclass(frozen=True)
 class Choice:
-    """One prompt. right: of each answer, whether it passes the grader or says what most say. rate: their share. label:
-    the answer to learn; "": none. source: on whose word.
+    """The choice for one prompt. right: whether each answer passes the grader or is the most frequent one. rate: the
+    share of these. label: the answer to learn; "": none. source: of the label: a person, a grader or agreement.
     """
 
     key: str
@@ -46,7 +46,7 @@ def choose_agreed(question: Question, answers: Sequence[ModelAnswer], agreement:
 
 def choose_graded(question: Question, answers: Sequence[ModelAnswer], grades: Sequence[Grade], passes_at: float,
                   source: str) -> Choice:
-    """Of the answers that pass the grader the most frequent; of equally frequent ones the first."""
+    """The most frequent answer that passes the grader; the first of equally frequent ones."""
     right = [grade.applicable and grade.reward >= passes_at and bool(one.text)
              for one, grade in zip(answers, grades, strict=True)]
     passing = [one.text for one, is_right in zip(answers, right, strict=True) if is_right]
@@ -56,8 +56,8 @@ def choose_graded(question: Question, answers: Sequence[ModelAnswer], grades: Se
 
 
 def collapse(answers: Sequence[Sequence[ModelAnswer]], references: Sequence[str]) -> str:
-    """Why nothing can be learned from these answers: nearly all are one and the same, though the prompts are not and
-    the labelled answers are not. "" where that is not so.
+    """The reason why nothing can be learned from these answers: nearly all are the same, though neither prompts nor
+    labelled answers are. "" if that is not so.
     """
     if len(answers) < MIN_COLLAPSE_QUESTIONS or len({form_of(text) for text in references}) == 1:
         return ""

@@ -8,7 +8,7 @@
     OUT/rounds/001/labels/, train/  adapters: of the labelled rows alone, and with the chosen answers
     OUT/rounds/001/refit/           the same steps again with the held-out rows, after the gate
 
-A step's file appears whole or not at all. The ledger is a function of these files and is written again after each.
+A step's file appears whole or not at all. The ledger is a function of these files and is rewritten after each step.
 """
 
 from __future__ import annotations
@@ -35,8 +35,8 @@ R = TypeVar("R", bound=StepResult)
 
 @dataclass(frozen=True)
 class Round:
-    """The folder of one round, counted from 1; 0: of the adapter to begin from. part: REFIT: of the steps that are made
-    again with the held-out rows.
+    """The folder of one round, counted from 1; round 0 holds the start adapter. part: REFIT for the steps that are
+    repeated with the held-out rows.
     """
 
     out: Path
@@ -85,7 +85,7 @@ class Round:
 
 
 def rounds_of(out: Path) -> list[Round]:
-    """Those that were begun, in their order."""
+    """The rounds that were begun, in order."""
     folders = (out / "rounds").glob("[0-9]*") if (out / "rounds").is_dir() else ()
     return [Round(out, number) for number in sorted(int(folder.name) for folder in folders)]
 
@@ -114,7 +114,7 @@ def write_ledger(out: Path) -> None:
 
 
 def seconds_of(out: Path) -> dict[tuple[int, str], float]:
-    """By round and step, as far as they were written down."""
+    """The recorded seconds by round and step."""
     found: dict[tuple[int, str], float] = {}
     if (out / TIMES).exists():
         for line in (out / TIMES).read_text("utf-8").splitlines():

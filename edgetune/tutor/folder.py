@@ -1,4 +1,4 @@
-"""The folder that rounds are made in: how it begins, which adapter is published there, and the way back."""
+"""The folder of the rounds: its beginning, its published adapter, and the way back to an earlier one."""
 
 from __future__ import annotations
 
@@ -17,13 +17,13 @@ from .results import Published
 
 PUBLISHED_RECORD = "published"  # in run.json: the round
 VERSION = 2  # of the steps and their files
-KEPT_ADAPTERS = 3  # published ones, to which one can go back
+KEPT_ADAPTERS = 3  # the latest published ones, which can be restored
 EARLIER = ("its adapter can be used as it is (edgetune chat --adapter); name another folder with -o for new rounds, or "
            "use the edgetune that made these")
 
 
 def begun_in(out: Path) -> dict[str, Any] | None:
-    """What the rounds in a folder were begun with; None where there are none.
+    """The model, files and options of the rounds in a folder; None if there are none.
 
     Raises MismatchError for rounds of an earlier edgetune, UsageError for a file.
     """
@@ -42,9 +42,9 @@ def require_rounds(out: Path) -> None:
 
 
 def begin(out: Path, given: Mapping[str, Any]) -> None:
-    """Begins rounds in a folder, or continues those in it. given: what they depend on, as JSON.
+    """Begins rounds in a folder, or continues those in it. given: the facts that they depend on, as JSON.
 
-    Raises MismatchError where the rounds were begun with something else, UsageError for a folder of another kind.
+    Raises MismatchError if the rounds were begun with other facts, UsageError for a folder of another kind.
     """
     begun = begun_in(out)
     wanted = {"version": VERSION, **json.loads(json.dumps(given))}
@@ -60,7 +60,7 @@ def begin(out: Path, given: Mapping[str, Any]) -> None:
 
 
 def keep_start(out: Path, start: Path, gguf: Gguf) -> Path:
-    """A copy of the adapter to begin from, which is published until a round is, in the place of round 0's."""
+    """Copies the start adapter to round 0; it is published until a round's is."""
     round = Round(out, 0)
     if not round.trained.exists():
         adapter = store.open_adapter(start, gguf)
@@ -71,7 +71,7 @@ def keep_start(out: Path, start: Path, gguf: Gguf) -> Path:
 
 
 def publish(out: Path, adapter: Path, gguf: Gguf, number: int, objection: str = "") -> Published:
-    """Makes an adapter the one in the folder itself, which others open."""
+    """Publishes an adapter: copies it to the folder itself, from which others open it."""
     found = store.open_adapter(adapter, gguf)
     store.save_schema(out, found.schema)
     store.save_run(out, found.pairs, gguf, {**found.run, PUBLISHED_RECORD: number})
@@ -79,13 +79,13 @@ def publish(out: Path, adapter: Path, gguf: Gguf, number: int, objection: str = 
 
 
 def published_rounds(out: Path) -> list[tuple[Round, Path]]:
-    """Those that published, in their order, each with the adapter."""
+    """The rounds that published, in order, each with the adapter."""
     found = ((round, round.read(Published)) for round in rounds_of(out))
     return [(round, out / one.adapter) for round, one in found if one]
 
 
 def remove_old(now: Round, wanted: set[Path]) -> None:
-    """Removes the adapters of the rounds up to now but those that are wanted and the last ones that were published."""
+    """Removes the adapters of the rounds up to now, except wanted ones and the last published ones."""
     kept = wanted | {adapter for _, adapter in published_rounds(now.out)[-KEPT_ADAPTERS:]}
     for round in rounds_of(now.out):
         for folder in (round.labels, round.trained, round.refit.labels, round.refit.trained):
@@ -94,10 +94,7 @@ def remove_old(now: Round, wanted: set[Path]) -> None:
 
 
 def roll_back(out: Path, gguf: Gguf) -> int:
-    """Makes the adapter that was published before the present one the one in the folder again; its round.
-
-    Raises UsageError where there is none.
-    """
+    """Publishes the previously published adapter again; returns its round. Raises UsageError if there is none."""
     require_rounds(out)
     with disk.alone(out):
         now = store.read_run(out).get(PUBLISHED_RECORD, 0)

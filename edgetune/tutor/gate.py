@@ -1,12 +1,12 @@
-"""Whether the adapter of a round is published: it and the published one answer held-out questions through llama.cpp.
+"""The gate decides whether a round's adapter is published, by answers to held-out questions through llama.cpp.
 
-It is published if it answers surely more of them better than worse, by the exact sign test, and does no harm to
-unrelated text. An answer is better if it is right, or has more of the right JSON, or a higher reward.
+The adapter is published if it answers significantly more of them better than worse, compared with the published one by
+the exact sign test, and does no harm to unrelated text. An answer is better if it is right, has more of the right JSON,
+or a higher reward.
 
 The error is bounded over all rounds (acceptance.py): the k-th test since the last publication may be wrong with a
-probability of alpha / k (k + 1), whichever questions it asks and whichever adapter it is of. So it is no use to try
-again, and two adapters may be tested by the same questions: in the first round that with the model's own answers, and
-that of the labelled rows alone.
+probability of alpha / k (k + 1), for any questions and any adapter. So repeated tries do not help, and the same
+questions may test two adapters: in the first round the one with the model's own answers, and the one of labelled rows.
 """
 
 from __future__ import annotations
@@ -34,9 +34,9 @@ ROUND, LABELS, PUBLISHED = "round", "labels", "published"  # the adapters that a
 
 @dataclass(frozen=True)
 class HeldAnswers:
-    """The answers to the held-out questions with one adapter. values: the grader's rewards, or where the right answer
-    is known the share that both have in common: 1 for a right one. rise, kl: how far the adapter is from the base on
-    unrelated text, as `Drift` has them.
+    """The answers to the held-out questions with one adapter. values: the overlap with the right answer, 1 for a right
+    one; without a right answer the grader's rewards. rise, kl: the adapter's distance from the base on unrelated text,
+    as in `Drift`.
     """
 
     adapter: str
@@ -51,15 +51,15 @@ class HeldAnswers:
 
     @property
     def score(self) -> str:
-        """How good they are, in words."""
+        """The score in words."""
         is_counted = all(value in (0, 1) for value in self.values)
         return f"{sum(self.values):g} of {len(self.values)} right" if is_counted else f"score {self.mean:.3f}"
 
 
 @dataclass(frozen=True)
 class Decision:
-    """passed: whether an adapter may be published. wins, losses: questions that it answers better and worse than the
-    published one; p: the chance of that if it is no better; alpha: the most that p may be.
+    """The decision on an adapter. passed: whether it may be published. wins, losses: questions that it answers better
+    and worse than the published one; p: their p-value if it is no better; alpha: the limit of p.
     """
 
     adapter: str
@@ -73,7 +73,7 @@ class Decision:
 
 @dataclass(frozen=True)
 class Gated(StepResult):
-    """chosen: the adapter to publish, ROUND or LABELS; "": none. keys: of the questions."""
+    """The result of the gate. chosen: the adapter to publish, ROUND or LABELS; "": none. keys: of the questions."""
 
     step: ClassVar[str] = "gate"
     chosen: str
@@ -94,10 +94,10 @@ class Gated(StepResult):
 
 def gate(setting: Setting, questions: Sequence[Question], published: Path | None, candidates: Mapping[str, Path],
          keep: Sequence[str], tests_before: int) -> Gated:
-    """The decision on the candidates, by name: that of the round first. published: the adapter, None: the base. keep:
+    """Decides on the candidates. candidates: by name, the round's first. published: the adapter, None: the base. keep:
     texts on which a candidate is to stay near the base. tests_before: the tests since the last publication.
 
-    Raises EdgetuneError where memory has no room for llama.cpp.
+    Raises EdgetuneError if memory has no room for llama.cpp.
     """
     found = measure(setting, questions, {PUBLISHED: published, **candidates}, keep)
     decisions = decide(found, [*candidates], setting.options, tests_before)
@@ -108,7 +108,7 @@ def gate(setting: Setting, questions: Sequence[Question], published: Path | None
 
 def measure(setting: Setting, questions: Sequence[Question], adapters: Mapping[str, Path | None],
             keep: Sequence[str]) -> dict[str, HeldAnswers]:
-    """The answers with each adapter, None: the base, by llama.cpp as it serves."""
+    """The answers with each adapter (None: the base) by llama.cpp, as in serving."""
     gguf = setting.bundle.gguf
     prompts = [question.prompt_tokens(setting.tokenizer, setting.system) for question in questions]
     longest = max(map(len, prompts), default=0) + setting.options.max_tokens + 1
@@ -138,14 +138,14 @@ def _answered(setting: Setting, served: LlamaModel, prompts: Sequence[Sequence[i
 
 
 def _values(setting: Setting, questions: Sequence[Question], answers: Sequence[ModelAnswer]) -> list[float]:
-    """Graded when llama.cpp's memory is free again, as a grader may ask a model."""
+    """The values of answers. They are graded after llama.cpp's memory is free, because a grader may ask a model."""
     grades = graded(setting, questions, [[one] for one in answers])
     return [in_common(question.reference, one.text) if question.reference else grade[0].reward
             for question, one, grade in zip(questions, answers, grades, strict=True)]
 
 
 def in_common(right: str, text: str) -> float:
-    """Of JSON twice the values that both have, of those that they have together (Dice 1945); 1 or 0 for all else."""
+    """The Dice coefficient (Dice 1945) of the values of two JSON texts; 1 or 0 for other texts."""
     if same(right, text):
         return 1.0
     a, b = parts_of(right), parts_of(text)
@@ -165,7 +165,7 @@ def count_tests(gates: Iterable[Gated]) -> int:
 
 def decide(found: Mapping[str, HeldAnswers], candidates: Sequence[str], options: TutorOptions,
            tests_before: int) -> list[Decision]:
-    """Of each candidate in turn whether it may be published. tests_before: the tests since the last publication."""
+    """The decision on each candidate in turn. tests_before: the tests since the last publication."""
     before = found[PUBLISHED]
     decisions = []
     for number, name in enumerate(candidates):
@@ -190,9 +190,9 @@ def _reason(before: HeldAnswers, now: HeldAnswers, paired: Paired, alpha: float)
 
 
 def harm(now: HeldAnswers, before: HeldAnswers, options: TutorOptions) -> str:
-    """How unrelated text suffers; "" where it does not. What the published adapter does already is allowed too."""
+    """The harm to unrelated text in words; "" if there is none. Harm that the published adapter does is allowed."""
     rise = max(options.canary_rise, before.rise)
-    if not now.rise <= rise:  # nor where it is no number
+    if not now.rise <= rise:  # also if it is NaN
         return f"unrelated text surprises it {now.rise:.1%} more than the base, at most {rise:.1%} are allowed"
     kl = max(options.max_kl, before.kl)
     if not now.kl <= kl:
@@ -201,7 +201,7 @@ def harm(now: HeldAnswers, before: HeldAnswers, options: TutorOptions) -> str:
 
 
 def choose(found: Mapping[str, HeldAnswers], decisions: Sequence[Decision]) -> str:
-    """Of the candidates that passed the best one, of equals the first; "": none passed."""
+    """The best candidate that passed, the first of equals; "": none passed."""
     passed = [one.adapter for one in decisions if one.passed]
     return max(passed, key=lambda name: found[name].mean, default="")
 

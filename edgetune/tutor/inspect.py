@@ -20,9 +20,9 @@ SHOWN_LETTERS = 300  # of a text
 
 @dataclass(frozen=True)
 class PromptReport:
-    """One prompt of a round. answers: each with whether it passes the grader or says what most say. label: the answer
-    that is learned, "" for none; rate: the share of answers for it; source: on whose word. after: an answer of a later
-    round, "" without.
+    """One prompt of a round. answers: each with whether it passes the grader or is the most frequent one. label: the
+    answer that is learned, "" for none; rate: the share of answers for it; source: as in `Choice`. after: an answer of
+    a later round, "" without.
     """
 
     key: str
@@ -37,7 +37,7 @@ class PromptReport:
         return asdict(self)
 
     def lines(self) -> list[RenderableType]:
-        """Without markup."""
+        """The report as lines without markup."""
         from rich.text import Text
         found = [_short(self.asked), *(f"  {'+' if right else '-'} {_short(text)}" for text, right in self.answers),
                  f"  learned, {self.source} ({self.rate:.0%}): {_short(self.label)}" if self.label else "  not learned",
@@ -46,8 +46,8 @@ class PromptReport:
 
 
 def summary(out: Path, watts: float = 0.0) -> dict[str, Any]:
-    """{"rounds": [...]}: of each the facts of its steps, seconds, the tokens that were drawn and trained on, and with
-    `watts`, the power of the machine meanwhile, watt-hours. Raises UsageError where the folder has no rounds.
+    """{"rounds": [...]}: the facts of each round's steps, its seconds, and the tokens that were drawn and trained on.
+    watts: the power of the machine, by which watt-hours are added. Raises UsageError if the folder has no rounds.
     """
     require_rounds(out)
     seconds = seconds_of(out)
@@ -87,7 +87,7 @@ def lines(found: Mapping[str, Any]) -> list[RenderableType]:
 
 
 def reports(out: Path, number: int | None, count: int) -> list[PromptReport]:
-    """Prompts of a round, those that are learned first; None: the last round that chose. Raises UsageError."""
+    """Prompts of a round, learned ones first. number None: the last round that chose. Raises UsageError."""
     rounds = {round.number: chosen for round in rounds_of(out) if (chosen := round.read(Chosen))}
     if number is None and not rounds:
         return []

@@ -1,4 +1,4 @@
-"""Every option of the tutor that training does not have: its name, type, default and help."""
+"""The options of the tutor that training does not have: name, type, default and help."""
 
 from __future__ import annotations
 

@@ -1,7 +1,7 @@
-"""Prompts and labelled rows as questions: which are learned, which are asked, and which are held out.
+"""Prompts and labelled rows as questions, which are learned, asked or held out.
 
-Which side a question is on is a function of the question, so that more rows never move a held-out one to those that
-are learned. Questions that differ in case, spacing and punctuation alone are one question.
+A function of the question decides whether it is held out, so that more rows never make a held-out one learned.
+Questions that differ only in case, spacing and punctuation are one question.
 """
 
 from __future__ import annotations
@@ -28,8 +28,8 @@ HELD_OUT_OF_TEN = 2  # a fifth of the questions is held out
 
 @dataclass(frozen=True)
 class Question:
-    """key: a digest of what is asked. item: the row, as graders see it. reference: the right answer; "" where nobody
-    gave one.
+    """A question. key: a digest of its messages. item: the row, as graders see it. reference: the right answer; "" if
+    there is none.
     """
 
     key: str
@@ -66,8 +66,8 @@ class Question:
 
 
 def read_questions(path: Path, tokenizer: Tokenizer, system: str | None, labelled: bool | None) -> list[Question]:
-    """The questions of a file, each once: prompts as `--method grpo` takes them, whose completion is the right answer
-    where there is one; labelled rows as `--method sft` takes them; None: rows of either kind. Raises DataError, which
+    """The questions of a file, each once. labelled False: prompts as for `--method grpo`, whose completion, if any, is
+    the right answer; True: labelled rows as for `--method sft`; None: rows of either kind. Raises DataError, which
     names the line.
     """
     found: dict[str, Question] = {}
@@ -116,8 +116,8 @@ def key_of(row: Mapping[str, Any]) -> str:
 
 @dataclass(frozen=True)
 class Pool:
-    """labelled: questions to learn. bare: prompts to ask. held: questions that the gate asks. may_refit: whether the
-    held-out rows may be learned after the gate, as they were taken from the labelled ones.
+    """All questions. labelled: to learn. bare: prompts to ask. held: questions of the gate. may_refit: whether the
+    held-out rows may be learned after the gate, because they were taken from the labelled ones.
     """
 
     labelled: Sequence[Question]
@@ -137,9 +137,9 @@ class Pool:
 
 def pool_of(labelled: Iterable[Question], asked: Iterable[Question], has_grader: bool,
             held: Sequence[Question] = ()) -> Pool:
-    """A labelled row wins over a prompt that asks the same. has_grader: whether questions without a right answer can be
-    held out. held: the held-out questions, where the caller has chosen them; else a fifth of those that can be
-    evaluated. Raises DataError where nothing is held out, or nothing is left to ask.
+    """Divides questions into a pool; a labelled row replaces a prompt that asks the same. has_grader: whether questions
+    without a right answer can be held out. held: the held-out questions, if the caller has chosen them; else a fifth of
+    those that can be evaluated. Raises DataError if nothing is held out, or nothing is left to ask.
     """
     known: dict[str, Question] = {}
     for question in (*held, *labelled, *asked):
@@ -161,7 +161,7 @@ def pool_of(labelled: Iterable[Question], asked: Iterable[Question], has_grader:
 
 
 def in_turn(questions: Sequence[Question], number: int, count: int, seed: int) -> list[Question]:
-    """Those of round 1, 2, ...: the next `count` at most of a fixed random order, which begins again at its end."""
+    """The questions of round 1, 2, ...: at most the next `count` of a fixed random order, which repeats at its end."""
     order = np.random.default_rng([seed, len(questions)]).permutation(len(questions))
     count = min(count, len(order))
     begin = (number - 1) * count

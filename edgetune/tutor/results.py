@@ -19,7 +19,7 @@ T = TypeVar("T")
 
 @dataclass(frozen=True)
 class StepResult:
-    """step: the name of the step, and of its file."""
+    """The result of a step. step: its name, and that of its file."""
 
     step: ClassVar[str]
 
@@ -37,7 +37,7 @@ def result_of(kind: type[T], found: Mapping[str, Any], source: str) -> T:
 
 
 def _read(kind: type[T], found: Mapping[str, Any], source: str) -> T:
-    """As `from_json`, with the dataclasses that the lists of its fields hold."""
+    """Reads like `from_json`, and also the dataclasses in lists of its fields."""
     values = dict(found)
     for spec in fields(kind):  # type: ignore[arg-type]
         inner = spec.metadata.get("of")
@@ -62,7 +62,7 @@ class PromptAnswers:
 
 @dataclass(frozen=True)
 class Drawn(StepResult):
-    """unseen: prompts that no round before asked."""
+    """The drawn answers. unseen: prompts that no earlier round asked."""
 
     step: ClassVar[str] = "draw"
     seed: int
@@ -78,7 +78,7 @@ class Drawn(StepResult):
 
 @dataclass(frozen=True)
 class Chosen(StepResult):
-    """stop: why the round learns no answers; "" where it does. choices: of each prompt that was asked."""
+    """The choices for all asked prompts. stop: why the round learns no answers; "" if it does."""
 
     step: ClassVar[str] = "choose"
     stop: str
@@ -92,7 +92,7 @@ class Chosen(StepResult):
 
 @dataclass(frozen=True)
 class TrainingRow:
-    """One answer to learn. key: of its question. source: on whose word, as in choosing.py."""
+    """One answer to learn. key: of its question. source: who or what says that it is right, as in choosing.py."""
 
     key: str
     text: str
@@ -106,7 +106,7 @@ class TrainingRow:
 
 @dataclass(frozen=True)
 class Trained(StepResult):
-    """tokens: that were trained on, repetitions included."""
+    """A training. tokens: trained on, repetitions included."""
 
     step: ClassVar[str] = "train"
     seed: int
@@ -129,8 +129,8 @@ class Labels(Trained):
 
 @dataclass(frozen=True)
 class Published(StepResult):
-    """adapter: its folder, relative to that of the rounds. objection: why it is not the one that learned the held-out
-    rows as well; "": it is, or there is none.
+    """A publication. adapter: its folder, relative to that of the rounds. objection: why it is not the adapter that
+    learned the held-out rows too; "": it is, or there is none.
     """
 
     step: ClassVar[str] = "publish"

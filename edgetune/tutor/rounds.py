@@ -1,11 +1,11 @@
-"""The rounds: each a sequence of steps, of which the finished ones are read back when the rounds are continued.
+"""The rounds, each a sequence of steps; finished steps are read back when the rounds are continued.
 
-Every round trains again from the adapter that the rounds begin from, on the labelled rows and the answers chosen so
-far. Without such an adapter the first round learns the labelled rows alone before, and draws its answers from that; it
-is a candidate of the gate too, for where the answers do not help.
+Every round trains again from the start adapter, on the labelled rows and the answers chosen so far. Without a start
+adapter the first round first learns the labelled rows alone, and that adapter draws its answers. It is also a candidate
+of the gate, in case the answers do not help.
 
-Few labels are too dear to hold out: an adapter of four fifths of them answers worse, and so teaches worse. So where the
-held-out rows are of the labelled ones, the steps before the gate are made again with them, and the result is published.
+Few labels are too valuable to hold out: an adapter of four fifths of them answers worse, and so teaches worse. If the
+held-out rows are labelled ones, the steps before the gate are repeated with them, and that result is published.
 """
 
 from __future__ import annotations
@@ -30,9 +30,9 @@ R = TypeVar("R", bound=StepResult)
 
 @dataclass(frozen=True)
 class TutorState:
-    """Between two rounds. published: the adapter in the folder, None: the base. tested: it as the gate knows it,
-    without the held-out rows. refused: rounds in a row that published nothing. stopped: why there is no further round,
-    "" while there may be.
+    """The state between two rounds. published: the adapter in the folder, None: the base. tested: the same as the gate
+    tested it, without the held-out rows. refused: rounds in a row that published nothing. stopped: why there is no
+    further round, "" while there may be one.
     """
 
     published: Path | None = None
@@ -43,8 +43,8 @@ class TutorState:
 
 @dataclass
 class Tutor:
-    """keep: texts on which an adapter is to stay near the base. until: the step after which to stop, so that its result
-    can be looked at; "": none.
+    """The tutor of a folder. keep: texts on which an adapter is to stay near the base. until: the step after which to
+    stop, so that its result can be inspected; "": none.
     """
 
     setting: Setting
@@ -53,7 +53,7 @@ class Tutor:
     state: TutorState = field(default_factory=TutorState)
 
     def run(self) -> TutorState:
-        """Rounds until one of the reasons to stop. Raises Interrupted, to be continued by the same call."""
+        """Makes rounds until there is a reason to stop. Raises Interrupted; the same call continues."""
         setting = self.setting
         count = setting.options.rounds
         if setting.start:
@@ -131,7 +131,7 @@ class Tutor:
         return publish(setting.out, tested if objection else final, setting.bundle.gguf, round.number, objection)
 
     def _step(self, round: Round, kind: type[R], make: Callable[[], R]) -> R:
-        """The result of a step, now or before, which is an event too."""
+        """The result of a step, made now or read back; it is reported as an event."""
         is_new = not round.file(kind.step).exists()
         self.setting.release()
         found = round.step(kind, make)

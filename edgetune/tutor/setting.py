@@ -1,4 +1,4 @@
-"""What all steps of the tutor have: the model, its tokenizer, the questions, the grader and the options."""
+"""The setting that all steps of the tutor share: model, tokenizer, questions, grader and options."""
 
 from __future__ import annotations
 
@@ -32,9 +32,9 @@ PURPOSES = ("draw", "train")
 
 @dataclass(frozen=True, eq=False)
 class Setting:
-    """grader: read, None without; a model that it asks is the base. start: the folder of the adapter to begin from;
-    None: the base. should_stop: called often; where it returns True, Interrupted is raised and the step is made again
-    later. busy: whether someone is being answered. on_event: called with {"event": ..., "round": ...}.
+    """The setting of all steps. grader: None without one; if it asks a model, that is the base. start: the folder of
+    the start adapter; None: the base. should_stop: called often; if it returns True, Interrupted is raised and the step
+    is repeated later. busy: whether someone is being answered. on_event: called with {"event": ..., "round": ...}.
     """
 
     bundle: Bundle
@@ -60,7 +60,7 @@ class Setting:
 
     @property
     def engine(self) -> Engine:
-        """How answers and log-probabilities are computed, within the budget of training."""
+        """The engine of answers and log-probabilities, within the budget of training."""
         config = self.config
         return Engine(config.memory_here(), config.memory_asked, precision=config.precision, threads=config.threads,
                       backend=config.backend)
@@ -71,11 +71,11 @@ class Setting:
         return int(words[0]) % SEED_LIMIT
 
     def pairs(self, adapter: Path | None) -> Lora:
-        """What an adapter changes; nothing without one."""
+        """The pairs of an adapter; none without one."""
         return open_adapter(adapter, self.bundle.gguf).pairs if adapter else {}
 
     def release(self) -> None:
-        """Gives back the memory that the step before has left, with which the next one plans."""
+        """Releases memory of the previous step, so that the next one can plan with it."""
         gc.collect()  # of decoders and trainers, whose parts point to one another
         self.bundle.gguf.release()
         device.trim()

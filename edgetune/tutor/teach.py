@@ -92,7 +92,7 @@ def _read(path: Path, tokenizer: Tokenizer, config: TrainConfig, name: str) -> l
 
 def _with_room(path: Path, questions: Sequence[Question], tokenizer: Tokenizer, config: TrainConfig,
                options: TutorOptions, bundle: Bundle, on_event: Callable[[Event], None]) -> list[Question]:
-    """The questions that have room: asked, in the model's context; with their answer, in a row of training."""
+    """The questions that fit: alone with room for an answer in the model's context, with their answer in a row."""
     context = read_shape(bundle.gguf).context
     row_limit = reading_limit(config.max_length, context)
     found = []
