@@ -93,8 +93,7 @@ class Feedback:
     def add(self, *, messages: Sequence[Mapping[str, Any]] | None = None, prompt: str | None = None, answer: str = "",
             rating: Rating | None = None, correction: str | None = None, model: str = "",
             tools: Sequence[Mapping[str, Any]] | None = None, rejected: str | None = None) -> FeedbackItem:
-        """Adds feedback for an answer to messages (and tools), or to a prompt. rejected: another answer, which is
-        worse.
+        """Adds feedback for an answer to messages (and tools), or to a prompt. rejected: a worse answer.
 
         It gives a right answer (a correction; an answer with a thumb up; the better of two), a wrong one (an answer
         that was corrected, or has a thumb down; the worse of two), or both. Newer feedback on an answer replaces older
@@ -185,9 +184,7 @@ class Feedback:
         return remains(found["state"], found["held"], found["job"])
 
     def list(self, after: str | None = None, limit: int = 100) -> Sequence[FeedbackItem]:
-        """Returns items, the newest first, at most `limit` of them, those older than the item `after`. Raises
-        NotFoundError.
-        """
+        """Returns at most `limit` items older than the item `after`, the newest first. Raises NotFoundError."""
         return self.store.newest("feedback", item_of, self.store.before("feedback", after), limit)
 
     def headings(self, after: str | None = None, limit: int = 100) -> Sequence[Heading]:
@@ -213,8 +210,7 @@ class Feedback:
         newest answer counts; it may contradict an earlier one that is held out.
 
         MOST rows are held out. This job's have half of the places, those of earlier jobs the other half, and either
-        gets places that the other does not need. So neither a flood of new rows nor a large job displaces established
-        rows.
+        gets places that the other does not need. So neither many new rows nor a large job displaces established ones.
         """
         kind = self.kind
         new = self._stored("new", 0, kind.usable)
@@ -312,9 +308,7 @@ class Feedback:
                            [(job, row.rowid, row.id) for row in rows])
 
     def settle(self, job: str, state: State) -> None:
-        """Settles the new rows of a job that has ended: they were used, or are set aside; new: they wait for another
-        job.
-        """
+        """Settles the new rows of a job that has ended: used, set aside, or new, to wait for another job."""
         with self.store.write() as db:
             db.execute("UPDATE feedback SET state = ?, job = CASE ? WHEN 'new' THEN NULL ELSE job END "
                        "WHERE job = ? AND state = 'new'", (state, state, job))
@@ -335,8 +329,7 @@ class Feedback:
             "SELECT DISTINCT job FROM feedback WHERE state = 'new' AND job IS NOT NULL")]
 
     def _take_what_is_usable(self) -> None:
-        """Updates states after a change of the method: rows that only this method can use become new, and the reverse.
-        """
+        """Updates states after a change of the method: usable rows become new, and other ones that wait `counted`."""
         with self.store.write() as db:
             db.execute(f"UPDATE feedback SET state = 'counted' WHERE {WAITS} AND NOT {self.kind.usable}")
             found = db.execute(f"SELECT rowid, question FROM feedback WHERE {COUNTED} AND {self.kind.usable} "
@@ -346,9 +339,7 @@ class Feedback:
                 db.execute("UPDATE feedback SET state = 'new', held = ? WHERE rowid = ?", (held, each["rowid"]))
 
     def _add_missing_questions(self) -> None:
-        """Adds digests of questions, which an earlier version did not store. A row that cannot be read gets an empty
-        one.
-        """
+        """Adds digests of questions that an earlier version did not store; "" for a row that cannot be read."""
         wanting = "SELECT rowid, row FROM feedback WHERE question IS NULL AND row IS NOT NULL LIMIT 100"
         while found := self.store.read(wanting):
             with self.store.write() as db:
@@ -361,8 +352,7 @@ class Feedback:
 
 
 def word_of(row: StoredRow) -> tuple[str, bool]:
-    """Returns the key by which newer rows replace older ones: the question, and whether a right answer to it is known.
-    """
+    """Returns the key by which newer rows replace older ones: the question, and whether a right answer is known."""
     return row.question, row.has_answer
 
 
