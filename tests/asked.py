@@ -4,10 +4,11 @@ from __future__ import annotations
 
 from typing import Any
 
-from edgetune.tutor.questions import Question, key_of
+from edgetune.data.question import question_key
+from edgetune.tutor.questions import Question
 
 
 def question(asked: str | list[dict[str, Any]] = "how many?", reference: str = "") -> Question:
     """asked: a prompt, or messages."""
     row: dict[str, Any] = {"prompt": asked} if isinstance(asked, str) else {"messages": asked}
-    return Question(key_of(row), row, reference)
+    return Question(question_key(row), row, reference)

@@ -92,7 +92,8 @@ def checked_rows(path: Path, grader: Grader | RewardFunction, has_answers: bool)
     column that the grader names.
     """
     from ..data.files import place, read_rows
-    from ..evaluation.graders.items import asked_messages, written_sample
+    from ..data.question import asked_messages
+    from ..evaluation.graders.items import written_sample
     found = []
     for line, row in read_rows(path):
         try:
@@ -110,7 +111,7 @@ def checked_rows(path: Path, grader: Grader | RewardFunction, has_answers: bool)
 
 def asked_of(row: Mapping[str, Any]) -> Any:
     """The prompt of a row, as it is written there; None where it has an answer alone."""
-    from ..evaluation.graders.items import asked_messages
+    from ..data.question import asked_messages
     if isinstance(row.get("prompt"), str):
         return row["prompt"]
     try:
@@ -129,9 +130,9 @@ def _answers(model: Path, rows: Rows, *, adapter: Path | None, samples: int, tem
              backend: str) -> Iterator[Sample]:
     """Answers the rows by our own engine, in their order."""
     from ..adapters.store import read_system
+    from ..data.question import asked_messages
     from ..data.rows import with_system
     from ..evaluation.graders.answered import answered_sample
-    from ..evaluation.graders.items import asked_messages
     from ..evaluation.native import engine_within
     from ..formats.bundle import open_bundle
     from ..llamacpp.sampling import Sampling

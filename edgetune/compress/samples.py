@@ -5,7 +5,8 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from ..data.dataset import Dataset
-from ..data.rows import Row, prompt_of
+from ..data.question import question_text
+from ..data.rows import prompt_of
 from ..llamacpp.tokenizer import Tokenizer
 from ..serving.model import ServedModel
 
@@ -29,20 +30,11 @@ class Sample:
 def samples(rows: Dataset | None, tokenizer: Tokenizer) -> list[Sample]:
     """Questions of the first rows that ask something, else ten questions of our own."""
     if rows is not None and rows.asking:
-        return [Sample(question_of(row), prompt_of(row, tokenizer)[0]) for row in rows.asking[:COUNT]]
+        return [Sample(question_text(row), prompt_of(row, tokenizer)[0]) for row in rows.asking[:COUNT]]
     if tokenizer.chat_template is None:
         return [Sample(text, text) for text in _ASKED]
     return [Sample(text, tokenizer.render([{"role": "user", "content": text}], add_generation_prompt=True))
             for text in _ASKED]
-
-
-def question_of(row: Row) -> str:
-    """The last thing that a row's user says."""
-    assert not isinstance(row, str)  # plain text asks nothing
-    if "messages" not in row:
-        return str(row["prompt"])
-    said = [message["content"] for message in row["messages"] if message["role"] == "user"]
-    return str(said[-1]) if said else ""
 
 
 def answered(model: ServedModel, asked: list[Sample]) -> list[str]:

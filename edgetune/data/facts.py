@@ -16,9 +16,10 @@ from ..llamacpp.tokenizer import Tokenizer
 from . import rows as supervised_rows
 from .dataset import fitting
 from .formats import BY_KEYS, Columns, recognised
-from .holdout import canonical, indices_by_name, name_of_question
+from .holdout import indices_by_name
 from .packing import Example, is_supervised
 from .preferences import chosen_text, is_pair
+from .question import digest, question_digest
 from .rows import Row, RowParser, check_row
 
 
@@ -121,7 +122,7 @@ def _facts(line: int, row: Row, shape: str, tokens: Tokens | None, parser: RowPa
         if kept and not found.sample:
             found.sample = parts_of(kept[0][1], tokens.tokenizer)
             found.sample_line = line
-    return RowFacts(line, shape, _digest(canonical(row)), name_of_question(row), **said)
+    return RowFacts(line, shape, digest(row), question_digest(row), **said)
 
 
 def answer_of(row: Row) -> str | None:

@@ -7,14 +7,10 @@ one side, so that no held-out question has been learned.
 from __future__ import annotations
 
 import hashlib
-import json
 from collections import defaultdict
-from collections.abc import Mapping, Sequence
-from typing import Any
+from collections.abc import Sequence
 
-from ..errors import DataError
-from .preferences import is_pair
-from .preferences import question_of as preferred
+from .question import canonical, question_digest
 from .rows import Row
 
 SHARE = 10  # one in ten rows is held out
@@ -36,11 +32,11 @@ def held_out_indices(rows: Sequence[Row]) -> set[int]:
     """The indices of the held-out rows: of the questions with the lowest digests, at most `held_out_count(len(rows))`
     rows. A question that more rows ask than may still be held out is learned. Empty where all rows ask the same.
     """
-    return indices_by_name([name_of_question(row) for row in rows])
+    return indices_by_name([question_digest(row) for row in rows])
 
 
 def indices_by_name(names: Sequence[str]) -> set[int]:
-    """The same of rows whose questions have these names (`name_of_question`)."""
+    """The same of rows whose questions have these names (`question_digest`)."""
     asking: dict[str, list[int]] = defaultdict(list)
     for i, name in enumerate(names):
         asking[name].append(i)
@@ -58,37 +54,6 @@ def divide(rows: Sequence[Row]) -> tuple[list[Row], list[Row]]:
     chosen = held_out_indices(rows)
     learned = [row for i, row in enumerate(rows) if i not in chosen]
     return learned, [rows[i] for i in sorted(chosen)]
-
-
-def name_of_question(row: Row) -> str:
-    """64 hexadecimal digits, equal for rows that ask the same.
-
-    Raises DataError for what JSON cannot hold, and a pair without a prompt.
-    """
-    return hashlib.sha256(canonical(question_of(row)).encode()).hexdigest()
-
-
-def question_of(row: Row) -> Any:
-    """What a row asks: the messages before the last answer, or the prompt; the row itself where it asks nothing."""
-    if not isinstance(row, Mapping):
-        return row
-    if is_pair(row):
-        return preferred(row)
-    messages = row.get("messages")
-    if isinstance(messages, list):
-        answers = [i for i, message in enumerate(messages)
-                   if isinstance(message, Mapping) and message.get("role") == "assistant"]
-        return messages[:answers[-1]] if answers else messages
-    prompt = row.get("prompt")
-    return prompt if (isinstance(prompt, str) and prompt.strip()) or (isinstance(prompt, list) and prompt) else row
-
-
-def canonical(value: Any) -> str:
-    """JSON in which equal values are equal text. Raises DataError for what JSON cannot hold."""
-    try:
-        return json.dumps(value, sort_keys=True)
-    except (TypeError, ValueError, RecursionError) as error:
-        raise DataError(f"the rows are not what JSON can hold ({error})", "use str, numbers, lists and dicts") from None
 
 
 def digest_of(rows: Sequence[Row]) -> str:

@@ -113,11 +113,6 @@ def _end_of_prompt(alike: str) -> int:
     return begin - 1 if begin and alike[begin - 1] == " " else begin
 
 
-def question_of(row: Any) -> Any:
-    """What a row that `is_pair` asks."""
-    return answers_of(row)[0].prompt
-
-
 def chosen_text(row: Any) -> str | None:
     """The better answer, where it is text."""
     answer = answers_of(row)[0].answer

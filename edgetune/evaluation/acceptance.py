@@ -102,10 +102,13 @@ class Split:
 
     @classmethod
     def of(cls, names: Iterable[str]) -> Split:
-        """Divides by the digest of each name: about half select, and a name keeps its side when others come."""
-        both = frozenset(names)
-        selecting = frozenset(name for name in both if sha256(name.encode()).digest()[0] % 2)
-        return cls(selecting, both - selecting)
+        """Divides into halves by the ranks of the names' digests; of an odd number one more decides.
+
+        A name may change sides when others come: whoever resumes stores the halves, as a job of the daemon does.
+        """
+        ranked = sorted(set(names), key=lambda name: sha256(name.encode()).digest())
+        half = len(ranked) // 2
+        return cls(frozenset(ranked[:half]), frozenset(ranked[half:]))
 
 
 def flip_test(differences: Sequence[float]) -> float:

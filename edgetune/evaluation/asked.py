@@ -12,10 +12,11 @@ from typing import Any
 from ..data import rows as supervised
 from ..data.files import place, read_rows
 from ..data.formats import BY_KEYS, Columns, recognised
+from ..data.question import question_text
 from ..data.rows import Row
 from ..errors import DataError
 from .judge import same
-from .served import Answer, Scores, question_of
+from .served import Answer, Scores
 
 TOGETHER = 8  # questions in progress
 Messages = list[dict[str, Any]]
@@ -48,7 +49,7 @@ def asked_match(rows: Iterable[Row], ask: Ask, system: str | None = None, limit:
     def answer(question: tuple[Row, Messages, Sequence[dict[str, Any]], str]) -> Answer:
         row, messages, tools, expected = question
         text = ask(messages, tools, 2 * len(expected.encode()) + 16)  # a token has a byte at least
-        return Answer("", expected, text, same(expected, text), True, question_of(row))
+        return Answer("", expected, text, same(expected, text), True, question_text(row))
 
     with ThreadPoolExecutor(TOGETHER) as pool:
         return list(pool.map(answer, questions))

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING
 
 from ..adapters.lora import Lora
 from ..data.dataset import Dataset
+from ..data.question import question_text
 from ..data.rows import prompt_of
 from ..data.trees import micro_batches
 from ..formats.bundle import Bundle
@@ -17,7 +18,7 @@ from ..serving.rollouts.texts import answers as answers_of
 from ..training.config import TrainConfig
 from ..training.passes import measure
 from .judge import same
-from .served import Answer, Graded, Scores, exact_share, parsed_share, question_of
+from .served import Answer, Graded, Scores, exact_share, parsed_share
 
 if TYPE_CHECKING:
     from ..llamacpp.tokenizer import Tokenizer
@@ -50,7 +51,7 @@ def native_match(bundle: Bundle, tokenizer: Tokenizer, dataset: Dataset, pairs: 
         index = answered.rollout.prompt
         prompt, expected = pairs_of_text[index]
         found[index] = Answer(prompt, expected, answered.text, same(expected, answered.text), answered.rollout.ended,
-                              question_of(rows[index]))
+                              question_text(rows[index]))
     return [found[index] for index in range(len(rows))]
 
 

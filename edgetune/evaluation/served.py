@@ -14,7 +14,8 @@ import numpy as np
 
 from ..data.dataset import Dataset
 from ..data.packing import is_supervised
-from ..data.rows import Row, prompt_of
+from ..data.question import question_text
+from ..data.rows import prompt_of
 from ..errors import DataError
 from ..serving.llama import LlamaModel
 from .acceptance import wilson
@@ -165,23 +166,10 @@ def exact_match(served: LlamaModel, dataset: Dataset, *, system: str | None = No
     for index, text in served.complete([prompt for prompt, _ in pairs], budgets, grammar):
         prompt, expected = pairs[index]
         ended = len(served.tokenizer.encode(text, continues=True)) < budgets[index]
-        answers[index] = Answer(prompt, expected, text, same(expected, text), ended, question_of(rows[index]))
+        answers[index] = Answer(prompt, expected, text, same(expected, text), ended, question_text(rows[index]))
         if on_answer:
             on_answer()
     return [answers[index] for index in range(len(pairs))]
-
-
-def question_of(row: Row) -> str:
-    """The question of a row with an answer: its prompt, or the text of the message before the last answer."""
-    assert not isinstance(row, str)
-    if "prompt" in row:
-        return str(row["prompt"])
-    messages = row["messages"]
-    last = max(i for i, message in enumerate(messages) if message["role"] == "assistant")
-    content = messages[last - 1]["content"] if last else ""
-    parts = [content] if isinstance(content, str) else content or ()
-    texts = (part.get("text") if isinstance(part, dict) else part for part in parts)
-    return "".join(text for text in texts if isinstance(text, str))
 
 
 def exact_share(answers: Sequence[Answer]) -> float | None:

@@ -6,9 +6,6 @@ Questions that differ only in case, spacing and punctuation are one question.
 
 from __future__ import annotations
 
-import hashlib
-import json
-import re
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -19,8 +16,8 @@ import numpy as np
 from ..data import prompts, rows
 from ..data.files import place, read_rows
 from ..data.formats import BY_KEYS, recognised
+from ..data.question import asked_messages, asked_text, question_key
 from ..errors import DataError
-from ..evaluation.graders.items import asked_messages, prompt_text
 from ..llamacpp.tokenizer import Tokenizer
 
 HELD_OUT_OF_TEN = 2  # a fifth of the questions is held out
@@ -38,7 +35,7 @@ class Question:
 
     @property
     def text(self) -> str:
-        return prompt_text(self.item)
+        return asked_text(self.item)
 
     @property
     def messages(self) -> list[dict[str, Any]]:
@@ -95,7 +92,7 @@ def _labelled(given: rows.Row, tokenizer: Tokenizer, system: str | None) -> Ques
         raise DataError("a row of text has no question and answer", "give rows of messages, or prompt and completion")
     rows.check_learnable(row)
     _, reference = rows.prompt_of(row, tokenizer, system)
-    return Question(key_of(row), row, reference)
+    return Question(question_key(row), row, reference)
 
 
 def _asked(row: rows.Row) -> Question:
@@ -104,14 +101,7 @@ def _asked(row: rows.Row) -> Question:
     reference = row.get("completion", "")
     if not isinstance(reference, str):
         raise DataError(f"completion is a JSON {rows.json_type(reference)}", "write the right answer as text, or none")
-    return Question(key_of(row), row, reference.strip())
-
-
-def key_of(row: Mapping[str, Any]) -> str:
-    """32 hexadecimal digits, equal for rows that ask the same in other letters."""
-    asked = [[message["role"], " ".join(re.findall(r"\w+", str(message.get("content")).casefold()))]
-             for message in asked_messages(row)]
-    return hashlib.sha256(json.dumps(asked, ensure_ascii=False).encode()).hexdigest()[:32]
+    return Question(question_key(row), row, reference.strip())
 
 
 @dataclass(frozen=True)

@@ -13,10 +13,11 @@ from typing import Any
 import pytest
 
 from edgetune.daemon.learning.feedback import Feedback, StoredRow
-from edgetune.daemon.learning.rows import LARGEST, question_of
+from edgetune.daemon.learning.rows import LARGEST
 from edgetune.daemon.options import DaemonConfig
 from edgetune.daemon.state.database import NAME, Store
 from edgetune.daemon.state.holdout import MOST, open_holdout
+from edgetune.data.question import question_digest
 from edgetune.data.rows import check_row
 from edgetune.errors import DataError, NotFoundError, TooLargeError, TooMuchError, UsageError
 
@@ -123,7 +124,7 @@ def sides(feedback: Feedback) -> dict[str, set[bool]]:
     found: dict[str, set[bool]] = {}
     for note in feedback.list(limit=10_000):
         assert note.row is not None
-        found.setdefault(question_of(note.row), set()).add(note.held)
+        found.setdefault(question_digest(note.row, by_shape=True), set()).add(note.held)
     return found
 
 

@@ -11,8 +11,9 @@ from tiny import write_tiny
 
 from edgetune.daemon.options import DaemonConfig
 from edgetune.daemon.state.database import Store
-from edgetune.daemon.state.files import Files, Rows, digest
+from edgetune.daemon.state.files import Files, Rows
 from edgetune.data.dataset import load_rows
+from edgetune.data.question import digest
 from edgetune.errors import DataError, NotFoundError, TooMuchError, UsageError
 from edgetune.llamacpp.tokenizer import Tokenizer
 

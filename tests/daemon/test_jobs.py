@@ -20,8 +20,8 @@ from edgetune.daemon.jobs import queue as work
 from edgetune.daemon.jobs.jobs import Job
 from edgetune.daemon.jobs.progress import JobProgress
 from edgetune.daemon.service import Service
-from edgetune.daemon.state.files import digest
 from edgetune.data.dataset import load_rows
+from edgetune.data.question import digest
 from edgetune.errors import DataError, NotFoundError, TooMuchError, UnsupportedError, UsageError
 from edgetune.llamacpp.tokenizer import Tokenizer
 

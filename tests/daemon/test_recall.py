@@ -14,7 +14,7 @@ from tiny import write_tiny
 
 from edgetune.daemon.learning.recall import Recall
 from edgetune.daemon.service import Service
-from edgetune.daemon.state.files import digest
+from edgetune.data.question import digest
 from edgetune.errors import EdgetuneError
 from edgetune.serving.completion import MODEL
 

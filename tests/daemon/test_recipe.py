@@ -11,8 +11,8 @@ import pytest
 
 from edgetune.daemon.jobs import recipe
 from edgetune.daemon.jobs.recipe import HELD, ROUNDS, TRAIN, divide, held_rows, method_of, options
-from edgetune.daemon.state.files import digest
 from edgetune.daemon.state.holdout import EDGE, MOST, Holdout
+from edgetune.data.question import digest
 from edgetune.errors import DataError, UnsupportedError, UsageError
 from edgetune.training.config import TrainConfig
 

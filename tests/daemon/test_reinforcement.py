@@ -23,8 +23,8 @@ from edgetune.daemon.jobs.exam import Asked, Exam
 from edgetune.daemon.jobs.gate import evaluate
 from edgetune.daemon.jobs.rewarded import Rewarding, with_rewards
 from edgetune.daemon.options import AllowedPython
-from edgetune.daemon.state.files import digest
 from edgetune.data.prompts import prompt_text
+from edgetune.data.question import digest
 from edgetune.evaluation.acceptance import Paired
 from edgetune.evaluation.graders.base import read_grader
 from edgetune.evaluation.graders.llama_judge import LlamaJudge

@@ -366,6 +366,20 @@ def test_a_question_that_is_held_out_is_not_asked(model: Path, tmp_path: Path, w
         assert held.isdisjoint(row["messages"][0]["content"] for row in lines(folder / TRAIN_ROWS))
 
 
+def test_a_question_with_an_answer_is_on_one_side(model: Path, tmp_path: Path, workers: FakeWorkers) -> None:
+    """That of its answer, where a grader could score answers to its prompt, too."""
+    with opened(model, tmp_path, start_process=workers) as service:
+        ask(service, range(40), "tell")
+        ask(service, range(20))
+        correct(service, range(40))
+        folder = service.jobs.folder / service.learner.begin(PROMPTS).id
+        asked, learned, deciding, selecting = ([row["messages"][0]["content"] for row in lines(folder / name)]
+                                               for name in (TRAIN_ROWS, LABELLED, HELD, SELECTING))
+        assert len({*learned, *deciding, *selecting}) == len(learned + deciding + selecting)
+        assert {*asked}.isdisjoint(deciding + selecting)
+        assert (len(learned), len(deciding) - len(selecting) in (0, 1)) == (32, True)
+
+
 def test_a_job_of_an_earlier_version_has_its_options_in_its_method(tmp_path: Path) -> None:
     method = {"type": "supervised", "supervised": {"hyperparameters": {}, "tutor": {"max_tokens": 7}, "grader": GRADER}}
     found = TutorJob().objective(tmp_path, method)

@@ -14,7 +14,8 @@ from edgetune.data import rows as supervised_rows
 from edgetune.data.check import findings
 from edgetune.data.dataset import load_rows
 from edgetune.data.facts import Tokens, inspect
-from edgetune.data.holdout import divide, question_of
+from edgetune.data.holdout import divide
+from edgetune.data.question import question_of
 from edgetune.data.rows import RowParser
 from edgetune.errors import DataError
 from edgetune.llamacpp.tokenizer import Tokenizer

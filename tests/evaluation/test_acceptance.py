@@ -42,14 +42,17 @@ def test_the_levels_of_all_tests_sum_to_alpha() -> None:
     assert sum(levels) == pytest.approx(ALPHA * 1000 / 1001)
 
 
-def test_rows_that_selected_do_not_decide() -> None:
-    names = [f"row {i}" for i in range(400)]
+@pytest.mark.parametrize("count", [*range(40), 400])
+def test_half_of_the_rows_select_and_the_others_decide(count: int) -> None:
+    """Also of few rows, so that from two on none of the halves is empty."""
+    names = [f"row {i}" for i in range(count)]
     split = Split.of(names)
     assert split.selecting | split.deciding == set(names)
-    assert 150 < len(split.selecting) < 250
-    more = Split.of([*names, "another"])
-    assert split.selecting <= more.selecting  # no name changes sides
-    assert split.deciding <= more.deciding
+    assert (len(split.selecting), len(split.deciding)) == (count // 2, count - count // 2)
+    assert Split.of([*reversed(names), *names]) == split
+
+
+def test_rows_that_selected_do_not_decide() -> None:
     with pytest.raises(ValueError, match="1 rows were used to choose"):
         Split(frozenset("ab"), frozenset("bc"))
 

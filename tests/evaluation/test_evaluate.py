@@ -12,9 +12,8 @@ import pytest
 
 from edgetune.data.dataset import Dataset, load_rows
 from edgetune.data.packing import Example
-from edgetune.data.rows import Row
 from edgetune.errors import DataError
-from edgetune.evaluation.served import Scores, exact_match, grade, question_of, served_loss
+from edgetune.evaluation.served import Scores, exact_match, grade, served_loss
 from edgetune.serving.llama import LlamaModel
 
 QUESTIONS = ["turn the light on", "set the light to 10", "turn off the light", "system off", "tool to set"]
@@ -95,22 +94,6 @@ def test_evaluate_sums_up(served: LlamaModel) -> None:
     alone = [served_loss(served, replace(data, examples=[example])) for example in data.examples]
     assert [(each.mean, each.tokens) for each in graded.losses] == alone
     assert grade(served, data, answers=False).scores == Scores("llama.cpp", 5, tokens, loss)
-
-
-ANSWER = {"role": "assistant", "content": "on"}
-
-
-@pytest.mark.parametrize(("row", "question"), [
-    ({"prompt": "light?", "completion": "on"}, "light?"),
-    ({"messages": [{"role": "user", "content": "first"}, ANSWER, {"role": "user", "content": "light?"}, ANSWER,
-                   {"role": "user", "content": "more"}]}, "light?"),
-    ({"messages": [{"role": "user", "content": [{"type": "text", "text": "li"}, {"type": "image"}, "ght?"]}, ANSWER]},
-     "light?"),
-    ({"messages": [{"role": "assistant", "content": None, "tool_calls": [{}]}, ANSWER]}, ""),
-    ({"messages": [ANSWER]}, ""),
-])
-def test_question_of(row: Row, question: str) -> None:
-    assert question_of(row) == question
 
 
 def test_plain_text_has_no_answers(served: LlamaModel) -> None:

@@ -25,10 +25,10 @@ sys.path.insert(0, str(Path(__file__).parents[1]))
 from proofs.compared import BUILD, SIGNIFICANT, Result, add_result, edgetune, end, model_path, read_results, written
 
 from edgetune.adapters.store import read_run
+from edgetune.data.question import question_key
 from edgetune.evaluation.acceptance import Paired
 from edgetune.evaluation.judge import same
 from edgetune.tutor.files import Round
-from edgetune.tutor.questions import key_of
 from edgetune.tutor.results import Chosen, Published
 
 
@@ -52,7 +52,7 @@ def measured(args: Namespace, seed: int) -> Result:
         edgetune("train", args.model, labelled, "-o", alone, "--eval", "none", "--no-answers", "--steps", steps, "--lr",
                  "2e-3", "--batch-size", 8, "--anchors", 5, *common)
     chosen = round.refit.read(Chosen) or round.read(Chosen)
-    answers = {key_of(row): row.get("completion", "") for row in rows}
+    answers = {question_key(row): row.get("completion", "") for row in rows}
     labels = [(answers[one.key], one.label) for one in chosen.choices if one.label] if chosen else []
     right = {name: right_in(args, folder, adapter, unseen)
              for name, adapter in (("labels", alone), ("tutor", out if is_round else alone))}

@@ -7,14 +7,15 @@ from pathlib import Path
 
 import pytest
 
+from edgetune.data.question import question_key
 from edgetune.errors import DataError
 from edgetune.llamacpp.tokenizer import Tokenizer
-from edgetune.tutor.questions import Question, in_turn, key_of, pool_of, read_questions
+from edgetune.tutor.questions import Question, in_turn, pool_of, read_questions
 
 
 def questions(n: int, reference: str = "", word: str = "question") -> list[Question]:
     rows = [{"prompt": f"{word} {i}"} for i in range(n)]
-    return [Question(key_of(row), row, reference) for row in rows]
+    return [Question(question_key(row), row, reference) for row in rows]
 
 
 def keys_of(found: object) -> set[str]:
@@ -22,14 +23,15 @@ def keys_of(found: object) -> set[str]:
 
 
 def test_a_question_is_the_same_in_other_letters() -> None:
-    assert key_of({"prompt": "Is it  ON?"}) == key_of({"prompt": "is it on"})
-    assert key_of({"prompt": "is it on"}) == key_of({"messages": [{"role": "user", "content": "Is it on?"}]})
-    assert key_of({"prompt": "is it on"}) != key_of({"prompt": "is it off"})
+    assert question_key({"prompt": "Is it  ON?"}) == question_key({"prompt": "is it on"})
+    messages = [{"role": "user", "content": "Is it on?"}]
+    assert question_key({"prompt": "is it on"}) == question_key({"messages": messages})
+    assert question_key({"prompt": "is it on"}) != question_key({"prompt": "is it off"})
 
 
 def test_an_answer_is_no_part_of_what_is_asked() -> None:
     messages = [{"role": "user", "content": "on?"}, {"role": "assistant", "content": "yes"}]
-    assert key_of({"messages": messages}) == key_of({"prompt": "on?"})
+    assert question_key({"messages": messages}) == question_key({"prompt": "on?"})
 
 
 def test_a_question_stays_on_its_side_when_others_come() -> None:

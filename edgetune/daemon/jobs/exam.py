@@ -6,9 +6,9 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
+from ...data.question import digest
 from ...data.rows import Row
 from ...persisted import from_json
-from ..state.files import digest
 from .rewarded import Rewarding
 
 

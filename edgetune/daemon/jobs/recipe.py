@@ -15,6 +15,7 @@ from ...adapters.base import LLAMA_CPP, family_named
 from ...data import preferences, prompts
 from ...data import rows as supervised_rows
 from ...data.preferences import is_pair
+from ...data.question import digest
 from ...data.rows import Row, RowParser
 from ...errors import DataError, UnsupportedError, UsageError
 from ...evaluation.graders.rewards import GraderRewards
@@ -24,7 +25,7 @@ from ...objectives.sft import Sft
 from ...options import AUTO, declared, kind_of, takes_auto
 from ...training.config import FILE_OPTIONS, TrainConfig, train_options
 from ...training.length import peak_rate
-from ..state.files import Rows, digest
+from ..state.files import Rows
 from ..state.holdout import MOST, Holdout
 from . import rewarded
 

@@ -15,6 +15,7 @@ import numpy as np
 
 from ...data import prompts
 from ...data import rows as supervised_rows
+from ...data.question import digest
 from ...data.rows import Row
 from ...errors import DataError, EdgetuneError, UnsupportedError, UsageError
 from ...evaluation.graders.reward import RewardFunction, reward_in
@@ -25,7 +26,6 @@ from ...options import AUTO
 from ...training.answered import Answer
 from ...training.judge import EngineJudge
 from ..options import AllowedPython
-from ..state.files import digest
 from .table import Job
 
 GRADER = "grader"  # next to the hyperparameters, as OpenAI has it

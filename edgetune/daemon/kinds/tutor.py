@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import json
 import shutil
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
@@ -43,7 +43,6 @@ from ..learning.curriculum import JobRows
 from ..learning.method import read_options
 from ..learning.prompts import KeptPrompt
 from ..options import DaemonConfig
-from ..state.files import digest
 from ..state.holdout import EDGE, MOST
 from .base import JobKind, Starter
 from .feedback import FeedbackJob
@@ -193,19 +192,21 @@ class KeptPrompts(Starter):
                  if self._fits(prompt.row)]
         said = self.feedback.answered_rows()
         labelled = [row for row in JobRows(self.feedback, said.new) if self._is_learnable(row)]
-        answered = [(row, stored.job or "", stored in said.established)
-                    for row, stored in zip(JobRows(self.feedback, said.held), said.held, strict=True)
+        answered = [(stored, row) for row, stored in zip(JobRows(self.feedback, said.held), said.held, strict=True)
                     if self._is_learnable(row)]
-        scored = self._scored(found)
-        chosen = self.feedback.holdout.lowest([prompt.question for prompt in scored], MOST - len(answered))
-        held = [row for row, _, _ in answered] + [prompt.row for prompt in scored if prompt.question in chosen]
-        split = Split.of(map(digest, held))
-        apart = {prompt.question for prompt in scored} | {stored.question for stored in said.held}
+        held = {stored.question: row for stored, row in answered}
+        sided = {stored.question for stored in (*said.new, *said.held)}  # learned or held out, as their answers are
+        scored = {prompt.question: prompt.row for prompt in self._scored(found) if prompt.question not in sided}
+        names = self.feedback.holdout.lowest(scored, MOST - len(held))
+        held |= {name: row for name, row in scored.items() if name in names}
+        apart = scored.keys() | {stored.question for stored in said.held}
         rows = [prompt.row for prompt in found if prompt.question not in apart]
-        deciding = [row for row in held if digest(row) in split.deciding]
-        selecting = [row for row in held if digest(row) in split.selecting]
-        self._check(rows, held, deciding, selecting)
-        earlier = [job for row, job, is_earlier in answered if is_earlier and digest(row) in split.deciding]
+        self._check(rows, held)
+        split = Split.of(held)
+        deciding = [row for name, row in held.items() if name in split.deciding]
+        selecting = [row for name, row in held.items() if name in split.selecting]
+        earlier = [stored.job or "" for stored, _ in answered
+                   if stored in said.established and stored.question in split.deciding]
         serving = self.jobs.adapters.serving
         start = self.jobs.adapters.path(serving) if serving else None
         counts = {"prompts": str(len(rows)), "labelled": str(len(labelled)), "held": str(len(deciding)),
@@ -249,7 +250,7 @@ class KeptPrompts(Starter):
         except DataError:
             return None
 
-    def _check(self, rows: Sequence[Row], held: Sequence[Row], *halves: Sequence[Row]) -> None:
+    def _check(self, rows: Sequence[Row], held: Collection[str]) -> None:
         """Raises UsageError where there are too few rows to learn or to hold out."""
         if not rows:
             raise UsageError("no prompt is kept that the tutor could ask", "ask some, or raise max-length")
@@ -257,9 +258,9 @@ class KeptPrompts(Starter):
             missing = "" if self.task.grader else ", and there is no grader"
             raise UsageError(f"nothing can evaluate what the tutor's rounds learn: no answer is held out{missing}",
                              "correct some answers, or name a grader with --learn-grader FILE")
-        if not all(halves):
-            raise UsageError(f"too little is held out for the tutor, {len(held)} questions: some must select rounds, "
-                             "others decide", "correct more answers")
+        if len(held) < 2:
+            raise UsageError("too little is held out for the tutor, 1 question: one must select rounds, another decide",
+                             "correct more answers")
 
 
 def _fill(folder: Path, task: TutorTask, labelled: Iterable[Row], selecting: Iterable[Row], start: Path | None) -> None:

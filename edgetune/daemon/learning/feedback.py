@@ -20,6 +20,7 @@ from contextlib import suppress
 from dataclasses import dataclass, replace
 from typing import Any
 
+from ...data.question import question_digest
 from ...errors import DataError, NotFoundError, TooMuchError, UsageError
 from ..options import DaemonConfig
 from ..state.database import Store, dump, now
@@ -27,7 +28,7 @@ from ..state.holdout import MOST, Holdout
 from .items import HEADING, FeedbackItem, Heading, State, heading_of, item_of, remains
 from .kinds import ANSWERS, HAS_ANSWER, RowKind, right_answer
 from .limits import judges, make_room, spread
-from .rows import Rating, Row, answer_of, check_rating, check_size, make_row, question_of, read_row, with_answer
+from .rows import Rating, Row, answer_of, check_rating, check_size, make_row, read_row, with_answer
 
 REPLAY_MOST = 2000  # rows read for replay, the latest
 WAITS = "row IS NOT NULL AND state = 'new' AND job IS NULL"
@@ -110,7 +111,7 @@ class Feedback:
             raise UsageError("the answer to learn is empty", "give it as the correction, or rate the answer 'down'")
         wrong = answer if rejected is None else rejected
         is_other = bool(wrong.strip()) and (right is None or wrong.strip() != right.strip())
-        question = question_of(row)
+        question = question_digest(row, by_shape=True)
         with self.store.write() as db:
             item = self._placed(db, FeedbackItem(_new_id("fb"), now(), rating, model, row, False, "counted", None,
                                                  question, wrong if is_other else None))
@@ -345,7 +346,7 @@ class Feedback:
             with self.store.write() as db:
                 for each in found:
                     try:
-                        question = question_of(read_row(each["row"]))
+                        question = question_digest(read_row(each["row"]), by_shape=True)
                     except (ValueError, DataError, RecursionError):
                         question = ""
                     db.execute("UPDATE feedback SET question = ? WHERE rowid = ?", (question, each["rowid"]))

@@ -6,9 +6,10 @@ from collections.abc import Mapping
 from dataclasses import dataclass, fields
 from typing import Any, Literal
 
+from ...data.question import question_text
 from ...errors import DataError, FormatError
 from ...persisted import from_json
-from .rows import Rating, Row, answer_of, asked_of, read_row
+from .rows import Rating, Row, answer_of, read_row
 
 State = Literal["new", "used", "aside", "withdrawn", "counted"]
 SHOWN = 300  # characters of a question and of an answer in a list; an upgrade of the database has the same number
@@ -90,7 +91,7 @@ class FeedbackItem:
 
     @property
     def heading(self) -> Heading:
-        asked, answer = (None, None) if self.row is None else (asked_of(self.row)[:SHOWN], self.answer[:SHOWN])
+        asked, answer = (None, None) if self.row is None else (question_text(self.row)[:SHOWN], self.answer[:SHOWN])
         return Heading(self.id, self.created_at, self.rating, self.model, self.state, self.held, self.job,
                        self.learns, asked, answer, None if self.rejected is None else self.rejected[:SHOWN])
 

@@ -14,12 +14,13 @@ from dataclasses import dataclass
 from typing import Any
 
 from ...data.prompts import check_learnable
+from ...data.question import question_digest, question_text
 from ...errors import DataError, FormatError, NotFoundError, UsageError
 from ...persisted import from_json
 from ...serving.question import Question
 from ..state.database import Store, dump, now
 from .items import SHOWN
-from .rows import Row, asked_of, make_row, question_of
+from .rows import Row, make_row
 
 LARGEST = 16 << 10  # bytes of a prompt with its conversation, as JSON: far more than is learned from one
 WAITS = "job IS NULL"
@@ -40,7 +41,7 @@ class KeptPrompt:
     @property
     def asked(self) -> str:
         """Returns the beginning of the last question."""
-        return asked_of(_answered(self.row))[:SHOWN]
+        return question_text(_answered(self.row))[:SHOWN]
 
 
 class Prompts:
@@ -64,7 +65,7 @@ class Prompts:
         row = {name: value for name, value in question.content.items() if value}
         try:
             check_learnable(row)
-            name = question_of(_answered(row))
+            name = question_digest(_answered(row), by_shape=True)
             written = dump(row)
         except (DataError, UsageError, TypeError, ValueError, RecursionError):
             return False

@@ -11,18 +11,18 @@ from __future__ import annotations
 from collections.abc import Collection, Iterable, Mapping, Sequence
 from typing import Any, ClassVar
 
+from ...data.question import digest, question_digest
 from ...errors import DataError, FormatError, NotFoundError, UsageError
 from ...serving.completion import Completion, OnPiece
 from ...serving.model import ServedModel
 from ..jobs.exam import read_scores
 from ..sources import AskedQuestion
 from ..state.adapters import Adapters
-from ..state.files import digest
 from .curriculum import as_conversation
 from .feedback import Feedback
 from .items import FeedbackItem, item_of
 from .kinds import HAS_ANSWER
-from .rows import answer_of, make_row, question_of
+from .rows import answer_of, make_row
 
 LATEST_WORD = f"""SELECT * FROM feedback WHERE question = ? AND row IS NOT NULL AND {HAS_ANSWER}
                   AND state != 'withdrawn' ORDER BY rowid DESC LIMIT 1"""
@@ -80,7 +80,7 @@ class Recall:
         """Returns the newest feedback on a question, unless the active adapter has learned it, or it was set aside."""
         try:
             row = make_row(question.get("messages"), question.get("prompt"), "", question.get("tools"))
-            name = question_of(row)
+            name = question_digest(row, by_shape=True)
         except (DataError, UsageError, TypeError, ValueError, RecursionError):  # no feedback could match it
             return None
         found = self.store.objects("feedback", self.store.read(LATEST_WORD, name), item_of)

@@ -8,8 +8,6 @@ from typing import Any, Literal
 
 from ...data.rows import check_row
 from ...errors import DataError, TooLargeError, UsageError
-from ..state.database import dump
-from ..state.files import digest
 
 Rating = Literal["up", "down"]
 Row = dict[str, Any]
@@ -43,25 +41,10 @@ def read_row(text: str) -> Row:
     return row
 
 
-def question_of(row: Row) -> str:
-    """Returns the digest of a row without its last answer."""
-    if "messages" in row:
-        return digest({"messages": row["messages"][:-1]})
-    return digest({"prompt": row["prompt"]})
-
-
 def answer_of(row: Row) -> str:
     if "messages" in row:
         return str(row["messages"][-1]["content"])
     return str(row["completion"])
-
-
-def asked_of(row: Row) -> str:
-    """Returns the last question: its text, or that of its first part."""
-    asked = row["messages"][-2]["content"] if "messages" in row else row["prompt"]
-    if isinstance(asked, list) and asked and isinstance(asked[0], dict):
-        asked = asked[0].get("text", asked)
-    return asked if isinstance(asked, str) else dump(asked)
 
 
 def with_answer(row: Row, answer: str) -> Row:

@@ -289,11 +289,6 @@ class Rows:
                     yield cast(dict[str, Any], recognised(parse(text), parsers))
 
 
-def digest(row: Row) -> str:
-    """Returns the SHA-256 of a row, whatever the order of its keys and its spacing."""
-    return hashlib.sha256(json.dumps(row, sort_keys=True).encode()).hexdigest()
-
-
 def printable(name: str) -> str:
     """Returns a name from a client, safe to show."""
     return "".join(letter if letter.isprintable() else "?" for letter in name[:NAME_LENGTH])

@@ -6,9 +6,9 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
+from ...data.question import asked_text
 from ...data.words import normal, stands_in
 from .base import OUTPUT, OneByOne, register, template
-from .items import prompt_text
 from .sample import Sample, json_of
 
 
@@ -31,11 +31,11 @@ class Grounded(OneByOne):
     def check_item(self, item: Mapping[str, Any]) -> None:
         super().check_item(item)
         if not self.source:
-            prompt_text(item)
+            asked_text(item)
 
     def score(self, sample: Sample, item: Mapping[str, Any]) -> float:
         values = list(self._values(json_of(self.rendered(self.input, sample, item))))
-        source = normal(self.rendered(self.source, sample, item) if self.source else prompt_text(item))
+        source = normal(self.rendered(self.source, sample, item) if self.source else asked_text(item))
         return sum(stands_in(source, value) for value in values) / len(values) if values else 1.0
 
     def _values(self, value: Any) -> Iterator[str | float]:

@@ -16,10 +16,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from ...data.question import asked_messages
 from ...data.rewards import EXPECTED_REWARD, reward_of
 from ...errors import EdgetuneError, UsageError, named
 from .base import Grade
-from .items import asked_messages
 from .sample import Sample, choices_of
 from .typed import in_words
 

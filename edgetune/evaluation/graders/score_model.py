@@ -11,9 +11,9 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, ClassVar
 
+from ...data.question import content_text
 from ...errors import UsageError
 from .base import NOT_WRITTEN, Grade, Grader, Means, ScoreModel, register
-from .items import content_text
 from .sample import Sample, Ungraded
 from .template import Template, parse_template
 
