@@ -38,7 +38,7 @@ class Blocks:
         self._limit = ops.place(np.full(n, np.inf, np.float32))
 
     def read(self, see: Callable[[int, Floats], None], parts: Iterable[tuple[int, int]]) -> None:
-        """see: called with each block's first entry and its logits [n, entries]. parts: of the vocabulary, in order."""
+        """Reads parts of the vocabulary in order. see: called with a block's first entry and logits [n, entries]."""
         for begin, end in parts:
             for first in range(begin, end, self.logits.shape[1]):
                 last = min(first + self.logits.shape[1], end)

@@ -45,7 +45,7 @@ class Needed:
         return part
 
     def put(self, whole: Array, part: Array) -> None:
-        """`whole` [T, width] = `part` at them, 0 at the others."""
+        """Sets `whole` [T, width] to `part` at needed tokens, to 0 at the others."""
         if self._tokens is not None:
             self._ops.synchronize()
             whole.fill(0)

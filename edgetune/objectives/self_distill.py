@@ -95,7 +95,7 @@ class SelfDistill(Objective):
 
 
 def _with_rest(probabilities: Floats) -> Floats:
-    """[S, k] -> [S, k + 1]: joins all other outcomes into one; no probability is below LEAST."""
+    """Adds all other outcomes as one, [S, k] -> [S, k + 1]; no probability is below LEAST."""
     rest = 1 - probabilities.sum(1, keepdims=True)
     found: Floats = np.maximum(np.concatenate([probabilities, rest], axis=1), LEAST)
     return found

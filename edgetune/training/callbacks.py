@@ -13,11 +13,11 @@ Event = dict[str, Any]
 
 @dataclass(frozen=True)
 class RunCallbacks:
-    """on_event: called with {"event": "start" | "resume" | "step" | "eval" | "governor" | "done", ...}; all but start
-    and done are lines of metrics.jsonl. should_stop: called before each block; where it returns True, the state is
-    saved and Interrupted raised. governor: decides when the run slows down or pauses for others. busy: whether a
-    request is being answered; the run then works a tenth of the time. name: what the run is to its caller, and
-    resume_by: how it is continued, for errors.
+    """The functions of a run's caller. on_event: called with {"event": "start" | "resume" | "step" | "eval" |
+    "governor" | "done", ...}; all but start and done are lines of metrics.jsonl. should_stop: called before each block;
+    if it returns True, the state is saved and Interrupted raised. governor: decides when the run slows down or pauses
+    for others. busy: whether a request is being answered; the run then works a tenth of the time. name: the caller's
+    name of the run, and resume_by: the way to continue it, for errors.
     """
 
     on_event: Callable[[Event], None] = lambda _: None

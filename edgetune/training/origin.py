@@ -18,7 +18,7 @@ def _now() -> str:
 
 @dataclass(frozen=True)
 class Origin:
-    """model, data: paths, such that they can be opened from any folder. held_out: a path, or "tenth" or "none".
+    """An origin. model, data: paths that can be opened from any folder. held_out: a path, or "tenth" or "none".
 
     started: ISO 8601. objective: its name and options. policy: the governor's options. `run` fills in these two.
     """

@@ -74,7 +74,7 @@ class Reference:
         return likeliest(self.decoder, [example], self.top, ANY)[id(example)]
 
     def _read(self, example: Example) -> NDArray[np.float32]:
-        """[documents, supervised], flat: its own first."""
+        """log p as [documents, supervised], flat: the example's own document first."""
         read = [replace(example, group=0), *documents(example)]
         found: dict[int, NDArray[np.float32]] = {}
         for batch in micro_batches(read, self.max_tokens):

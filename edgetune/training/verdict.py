@@ -77,7 +77,7 @@ def diverged(course: Course, kept: int) -> Verdict:
 
 
 def _better(course: Course, before: float, loss: float) -> Verdict:
-    """loss: of the adapter that is kept."""
+    """The verdict on a run whose kept adapter, with this loss, is better."""
     kept = course.kept
     fall = before - loss if math.isfinite(before) else 0.0
     last_step, last = course.history[-1]

@@ -87,8 +87,8 @@ class Tutor:
         return replace(state, stopped=stop) if stop else state
 
     def _learn(self, round: Round, labelled: Sequence[Question], teacher: Path | None) -> tuple[dict[str, Path], str]:
-        """(the candidates for the gate, why no answers are learned or ""). teacher: the adapter whose answers are
-        drawn; None: that of the labelled rows alone, or the base without any.
+        """Returns (the candidates for the gate, why no answers are learned or ""). teacher: the adapter that draws
+        answers; None: that of the labelled rows alone, or the base without any.
         """
         setting = self.setting
         candidates: dict[str, Path] = {}
@@ -109,7 +109,7 @@ class Tutor:
         return round.labels
 
     def _publish(self, round: Round, chosen: str, tested: Path) -> TutorState:
-        """chosen, tested: the candidate that passed the gate."""
+        """Publishes a round's adapter. chosen, tested: name and folder of the candidate that passed the gate."""
         pool = self.setting.pool
         labelled = [*pool.labelled, *pool.held_labelled]
         final = tested

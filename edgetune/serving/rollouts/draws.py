@@ -1,4 +1,4 @@
-"""Draws of the next token of an answer: what each draw's chance is a function of, and which tokens it is among.
+"""Draws of the next token of an answer: the keys of their random numbers, and the tokens that are allowed.
 
 Letters: n rows, V vocabulary, M candidates.
 """
@@ -18,13 +18,13 @@ Floats = NDArray[np.float32]
 Top = Callable[[Floats], tuple[Floats, Floats]]
 """limit [n] -> the highest logits below it [n, M], -inf where there are fewer, and log-sum-exp of all logits [n]."""
 
-NUCLEUS = 256  # candidates of top_p where top_k does not say how many there may be
-COLDEST = 1e-6  # a temperature below is none
+NUCLEUS = 256  # candidates of top_p if top_k does not limit them
+COLDEST = 1e-6  # a temperature below is 0
 _NATIVE = ("temperature", "top_k", "top_p", "min_p", "seed")
 
 
 def check_sampling(sampling: Sampling) -> Sampling:
-    """Raises UsageError for a value out of its range, and for what only llama.cpp does: grammars and penalties."""
+    """Returns sampling; raises UsageError for a value out of its range, and for grammars and penalties of llama.cpp."""
     for name, value in vars(sampling.check()).items():
         if name not in _NATIVE and value != getattr(Sampling(), name) and name != "repeat_last_n":
             raise UsageError(f"{name} is {value!r}, edgetune's own engine draws without it",
@@ -33,7 +33,7 @@ def check_sampling(sampling: Sampling) -> Sampling:
 
 
 def candidates_of(sampling: Sampling, n_vocab: int) -> int:
-    """M: how many of the highest logits must be known before a draw; 0: none."""
+    """M, the number of highest logits that must be known before a draw; 0: none."""
     if sampling.temperature < COLDEST:
         return 0
     if 0 < sampling.top_k < n_vocab:
@@ -77,7 +77,7 @@ def limits_of(sampling: Sampling, top: Top, n: int) -> Floats:
 
 
 def keys_of(seed: int, prompts: Sequence[int], samples: Sequence[int], positions: Sequence[int]) -> NDArray[np.int32]:
-    """What the chance of each row's draw is a function of, [n, 2] as `head_sample` takes it."""
+    """The key of each row's random number, [n, 2], for `head_sample`."""
     key = np.full(len(prompts), seed, np.uint64)
     for part in (prompts, samples, positions):
         key = _mix(key) ^ np.asarray(part, np.uint64)

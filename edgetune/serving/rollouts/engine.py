@@ -1,11 +1,11 @@
-"""Answers by the engine that trains: K samples to each of many prompts, all answers in progress advanced together.
+"""Answers by the engine that trains: K samples to each of many prompts; all answers in progress advance together.
 
 Prompts are read once, as forests, and their keys and values are kept while they are being answered (kv_blocks.py).
-Every step then takes the last token of each answer in progress through the blocks, and the head draws the next one of
-each (draws.py). A finished answer makes room for the next that waits. No logits are held.
+Every step passes the last token of each answer in progress through the blocks, and the head draws the next one of each
+(draws.py). A finished answer makes room for the next. No logits are held.
 
 The same prompt, number, sample and options give the same answer, whatever is answered with it: a draw is a pure
-function of (seed, number of the prompt, sample, position, token), and in precision "exact" logits are the same bits.
+function of (seed, number of the prompt, sample, position, token), and with precision "exact" logits are bitwise equal.
 Letters: n rows, T tokens, D model width, H heads, G key/value heads, C head width, P blocks of a path.
 """
 
@@ -53,8 +53,8 @@ PATH = 8
 
 @dataclass(frozen=True)
 class Rollout:
-    """One answer. logp, drawn [n]: of each token its log-probability by the model, and in what it was drawn from
-    (temperature, top_k and so on). ended: whether its last token is one that ends an answer, or `watch` ended it.
+    """One answer. logp, drawn [n]: log-probability of each token by the model, and by the distribution of the draw
+    (temperature, top_k and so on). ended: whether its last token ends an answer, or `watch` ended it.
     """
 
     prompt: int  # its index
@@ -67,9 +67,9 @@ class Rollout:
 
 @dataclass(frozen=True)
 class Wanted:
-    """Options of all prompts. max_tokens: of each prompt's answers. is_end: whether a token ends an answer, and
-    watch (prompt, sample, token): whether an answer ends with this token for another reason. numbers: of the prompts,
-    by which their draws differ (None: their indices).
+    """Options of all prompts. max_tokens: of each prompt's answers. is_end: whether a token ends an answer;
+    watch (prompt, sample, token): whether an answer ends with this token for another reason. numbers: of the prompts;
+    draws depend on them (None: their indices).
     """
 
     prompts: Sequence[Tokens]
@@ -171,7 +171,7 @@ class Rollouts:
         return begun
 
     def _begin_samples(self) -> list[_Answer]:
-        """Tokens of prompts that were read."""
+        """Begins answers to prompts that were read."""
         begun = []
         while self._prompts and self._free_rows:
             prompt = self._prompts[0]
@@ -189,8 +189,8 @@ class Rollouts:
         return begun
 
     def _next_prompts(self, idle: bool) -> list[int]:
-        """Prompts for the free rows, as far as one pass takes them and there are blocks for them. idle: nothing is
-        in progress, so that there are for the first.
+        """Prompts for the free rows that fit one pass and the free blocks. idle: nothing is in progress, so that there
+        are blocks for the first.
         """
         chosen: list[int] = []
         for index in self._waiting:
@@ -205,7 +205,7 @@ class Rollouts:
         return chosen
 
     def _read(self, chosen: list[int]) -> None:
-        """Reads prompts, each after what it shares with others, and keeps what their answers need."""
+        """Reads prompts, common prefixes once, and keeps what their answers need."""
         prompts = [self._wanted.prompts[self._waiting.popleft()] for _ in chosen]
         numbers = self._wanted.numbers or range(len(self._wanted.prompts))
         reading = read_together(prompts, self._blocks, self._step)
@@ -240,8 +240,8 @@ class Rollouts:
         view = self._decoder.arena.view
         self._slots = view("answer_slots", n)
         self._seen = view("answer_paths", n, width)
-        self._decoder.ops.synchronize()  # what stands there is read no more
-        last = np.minimum(np.arange(n), len(live) - 1)  # what is added is the last one's again
+        self._decoder.ops.synchronize()  # the old values are no longer read
+        last = np.minimum(np.arange(n), len(live) - 1)  # added rows repeat the last one
         np.copyto(self._slots, slots[last])
         np.copyto(self._seen, seen[last, :width])
         batch = forward_batch(np.array([answer.tokens[-1] for answer in live])[last],
@@ -250,7 +250,7 @@ class Rollouts:
         return self._forward(batch, Attention(self._attend_answers, (self._plan, width)))[:len(live)]
 
     def _together(self, hidden: list[NDArray[np.float32]]) -> NDArray[np.float32]:
-        """Hidden states [n, D], as ops read them; of answers in progress they are an op's already."""
+        """Hidden states [n, D] that ops can read; those of answers in progress already are."""
         if len(hidden) == 1:
             return hidden[0]
         self._decoder.ops.synchronize()
@@ -290,7 +290,7 @@ class Rollouts:
     # ---- the head -----------------------------------------------------------------------------------------------
 
     def _draw(self, hidden: NDArray[np.float32]) -> None:
-        """The next token of each answer in progress, from its hidden state [n, D]."""
+        """Draws the next token of each answer in progress, from its hidden state [n, D]."""
         self._decoder.stream.enter(self._decoder.shape.n_layer)
         for begin in range(0, len(hidden), HEAD_TOKENS):
             self._draw_part(self._live[begin:begin + HEAD_TOKENS], hidden[begin:begin + HEAD_TOKENS])
@@ -330,7 +330,7 @@ class Rollouts:
         answer.ended = self._wanted.is_end(token) or self._wanted.watch(answer.prompt.index, answer.sample, token)
 
     def _top(self, h: np.ndarray, limit: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-        """The likeliest tokens, as draws.Top."""
+        """Finds the likeliest tokens, as a draws.Top."""
         decoder = self._decoder
         below = decoder.ops.place(limit)
         top = decoder.arena.view("top", len(h), self._plan.candidates)

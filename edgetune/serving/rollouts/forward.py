@@ -24,9 +24,9 @@ def open_decoder(model: Model | Gguf, pairs: Lora, *, threads: int, max_tokens: 
                  ops: Backend | None = None, streamed: int = 0) -> Decoder:
     """A decoder for forward passes with any adapter; pairs of a lower rank are padded with zeros.
 
-    threads: 0 for one a core. more: buffers that its arena is to have too. backend: what computes, as
-    `opening.open_backend` has it, unless it is open already, as `ops`. streamed: the number of blocks, from the first,
-    whose weights are read from the file at every use. Raises MismatchError for a pair that does not fit the model.
+    threads: 0 for one a core. more: further buffers of its arena. backend: as for `opening.open_backend`; ops: an open
+    one instead. streamed: the number of blocks, from the first, whose weights are read from the file at every use.
+    Raises MismatchError for a pair that does not fit the model.
     """
     model = model if isinstance(model, Model) else Model(model)
     run = forward_run(model, pairs, threads=threads, max_tokens=max_tokens, max_length=max_length, precision=precision)

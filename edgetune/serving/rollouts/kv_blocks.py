@@ -1,9 +1,9 @@
-"""Keys and values of prompts and answers, in blocks of an arena: who has which block, and what prompts share.
+"""Keys and values of prompts and answers, in blocks of an arena: the users of blocks, and sharing between prompts.
 
-Prompts that begin alike share in steps of GRANULE tokens. Attention cuts its blocks there, so that every sum is rounded
-as it would be if a prompt was read alone. With windows it cuts them where a window begins: then only prompts that are
-the same share. A block has CACHE tokens; a path is what one answer sees: the slot of the last token of each of its
-blocks, in order.
+Prompts share a common beginning in steps of GRANULE tokens. Attention cuts its blocks there, so that every sum is
+rounded as if a prompt was read alone. With windows it cuts them at the beginning of a window: then only equal prompts
+share. A block has CACHE tokens. The path of an answer is the slot of the last token of each block that it sees, in
+order.
 """
 
 from __future__ import annotations
@@ -46,7 +46,7 @@ class Segment:
         return slots_of(self.blocks, self.tokens.size)
 
     def path(self) -> Path:
-        """The path of what ends with this segment."""
+        """The path of a text that ends with this segment."""
         before = self.parent.path() if self.parent else np.empty(0, np.int32)
         slots = self.slots()
         ends = np.minimum(np.arange(1, len(self.blocks) + 1) * CACHE, slots.size) - 1
@@ -59,7 +59,7 @@ def slots_of(blocks: Sequence[int], tokens: int) -> NDArray[np.int32]:
 
 
 class Blocks:
-    """The blocks that nobody has."""
+    """The free blocks."""
 
     def __init__(self, count: int) -> None:
         self._free = list(range(count))[::-1]
@@ -78,7 +78,7 @@ class Blocks:
         blocks.clear()
 
     def release(self, segment: Segment | None) -> None:
-        """One user of a segment less; what nobody uses any more is free."""
+        """Removes one user of a segment; segments without users become free."""
         while segment is not None:
             segment.users -= 1
             if segment.users:
@@ -89,8 +89,8 @@ class Blocks:
 
 @dataclass(frozen=True)
 class Reading:
-    """Prompts that are read together. slots [T]: where keys and values of the batch's tokens go. segments: the last of
-    each prompt; places: where in the batch its last token is.
+    """Prompts that are read together. slots [T]: for keys and values of the batch's tokens. segments: the last of each
+    prompt; places: of its last token in the batch.
     """
 
     batch: Batch
@@ -100,7 +100,7 @@ class Reading:
 
 
 def read_together(prompts: Sequence[Tokens], blocks: Blocks, step: int) -> Reading:
-    """The forest of prompts of at least one token, which part at multiples of `step`, with blocks taken for it."""
+    """The forest of prompts of at least one token, which branch at multiples of `step`; takes blocks for it."""
     roots: dict[bytes, Segment] = {}
     segments = [_insert(roots, prompt, step) for prompt in prompts]
     order = list(_depth_first(roots))
@@ -127,7 +127,7 @@ def forest_size(prompts: Sequence[Tokens], step: int) -> tuple[int, int]:
 
 def forward_batch(tokens: NDArray[np.int32], positions: NDArray[np.int64], ends: NDArray[np.int64],
                   read: NDArray[np.int64]) -> Batch:
-    """Tokens without targets. read: those from which something is predicted."""
+    """A batch of tokens without targets. read: the tokens from which something is predicted."""
     return Batch(tokens.astype(np.int32), positions.astype(np.int32), ends.astype(np.int32), read,
                  _NOTHING.astype(np.int32), _NOTHING.astype(np.float32), ())
 
@@ -151,7 +151,7 @@ def _insert(roots: dict[bytes, Segment], prompt: Tokens, step: int) -> Segment:
 
 
 def _depth_first(segments: dict[bytes, Segment]) -> Iterator[Segment]:
-    """Each followed by its subtree."""
+    """Yields each segment, followed by its subtree."""
     for segment in segments.values():
         yield segment
         yield from _depth_first(segment.children)

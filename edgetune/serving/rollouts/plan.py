@@ -1,7 +1,7 @@
 """The memory that answers take besides a decoder's own buffers, known before the first one begins.
 
 Keys and values are kept of the prompts that are being answered and of every answer in progress, each at its greatest
-length. Where memory is short, fewer answers are in progress at once.
+length. If memory is short, fewer answers are in progress at once.
 """
 
 from __future__ import annotations
@@ -16,15 +16,15 @@ from ...models.base import Cache
 from ...models.stream import HEAD_TOKENS
 from .kv_blocks import blocks_for
 
-HEAD_ENTRIES = 2048  # of the vocabulary at a time, always, for what is summed in parts is rounded by parts
+HEAD_ENTRIES = 2048  # of the vocabulary at a time; fixed, because the rounding of a sum depends on its parts
 _MIB = 1 << 20
 
 
 @dataclass(frozen=True)
 class AnswerPlan:
-    """live: answers in progress at once. samples: answers to a prompt; prompt_tokens, answer_tokens: the most that one
-    has. candidates: as in draws.py. The decoder's run must take max(live, prompt_tokens) tokens in a pass, and
-    prompt_tokens + answer_tokens in a document.
+    """The sizes of answers. live: answers in progress at once. samples: answers to a prompt; prompt_tokens,
+    answer_tokens: the most of one. candidates: as in draws.py. The decoder's run must take max(live, prompt_tokens)
+    tokens in a pass, and prompt_tokens + answer_tokens in a document.
     """
 
     live: int
@@ -53,7 +53,7 @@ class AnswerPlan:
         return self.prompts * blocks_for(self.prompt_tokens) + self.live * self.answer_blocks
 
     def buffers(self, s: Cache, activations: str) -> list[Buffer]:
-        """activations: the numpy type of keys and values."""
+        """The buffers. activations: the numpy type of keys and values."""
         rows = min(self.live, HEAD_TOKENS)
         return [
             Buffer("cache_keys", (s.n_layer, self.blocks, s.n_kv, s.d_head, CACHE), "run", activations),

@@ -1,7 +1,6 @@
 """A decoder that computes log-probabilities of given texts, within a memory budget.
 
-Where memory is short, fewer tokens are computed at once; where that does not suffice, weights are streamed from the
-file.
+If memory is short, fewer tokens are computed at once; if that does not suffice, weights are streamed from the file.
 """
 
 from __future__ import annotations
@@ -53,7 +52,7 @@ def open_scorer(gguf: Gguf, pairs: Lora, engine: Engine, *, longest: int, at_onc
 
 
 def _halved(count: int, least: int) -> Iterator[int]:
-    """`count`, its half, its quarter, ... and `least`."""
+    """Yields `count`, its half, its quarter, ... and `least`."""
     while count > least:
         yield count
         count //= 2

@@ -37,9 +37,9 @@ GROWTH = 8 << 20  # bytes that Python takes while it answers
 
 @dataclass(frozen=True)
 class Engine:
-    """Options of the engine. parallel: answers in progress at once at most. budget: bytes of this process, as
-    `asked` says it. precision: of products: exact, fast or int8. threads: 0 for one a core. backend: what computes, as
-    `opening.open_backend` has it.
+    """Options of the engine. parallel: answers in progress at once at most. budget: bytes of this process; asked: the
+    same as the user gave it. precision: of products: exact, fast or int8. threads: 0 for one a core. backend: as for
+    `opening.open_backend`.
     """
 
     budget: int
@@ -52,8 +52,8 @@ class Engine:
 
 @dataclass(frozen=True)
 class Asked:
-    """Prompts as token ids, and how each is answered: `samples` times, with max_tokens tokens of it at most. ends:
-    whether a token that ends a turn ends an answer.
+    """Prompts as token ids. Each is answered `samples` times, with at most its max_tokens tokens. ends: whether a token
+    that ends a turn ends an answer.
     """
 
     prompts: Sequence[Sequence[int]]
@@ -66,8 +66,8 @@ class Asked:
 
 @dataclass(frozen=True)
 class Answered:
-    """One answer: its text without what ended it, its tokens with their log-probabilities, and what it was cut by:
-    "stop" (a token that ends a turn, or a stop string) or "length".
+    """One answer: its text without its end, its tokens with their log-probabilities, and the reason of its end: "stop"
+    (a token that ends a turn, or a stop string) or "length".
     """
 
     text: str
@@ -79,15 +79,15 @@ class Answered:
 
 
 def pairs_of(gguf: Gguf, adapter: Path | None) -> Lora:
-    """What `answers` takes of an adapter's folder or file. Errors: those of `store.open_adapter`."""
+    """The pairs of an adapter's folder or file, for `answers`. Errors: those of `store.open_adapter`."""
     return open_adapter(adapter, gguf).pairs if adapter else {}
 
 
 def answers(gguf: Gguf, tokenizer: Tokenizer, pairs: Lora, asked: Asked, engine: Engine) -> Iterator[Answered]:
-    """Answers as they are finished, in any order. pairs: the adapter's.
+    """Yields answers as they are finished, in any order. pairs: the adapter's.
 
-    Raises, before the first is begun, UsageError for an option out of its range, a prompt without a token, one that
-    leaves no room in what the model was made for, and where memory has no room for one answer.
+    Raises UsageError, before the first answer, for an option out of its range, an empty prompt, a prompt that leaves no
+    room in the model's context, and if memory has no room for one answer.
     """
     check_sampling(asked.sampling)
     asked = replace(asked, stop=(asked.stop,) if isinstance(asked.stop, str) else tuple(asked.stop))
@@ -101,10 +101,10 @@ def answers(gguf: Gguf, tokenizer: Tokenizer, pairs: Lora, asked: Asked, engine:
 def draw(model: Model, pairs: Lora, asked: Asked, engine: Engine, is_end: Callable[[int], bool],
          watch: Callable[[int, int, int], bool] = lambda _prompt, _sample, _token: False,
          before_block: Callable[[], None] = lambda: None) -> Iterator[Rollout]:
-    """Answers as tokens, as they are finished. is_end, watch: as of `Wanted`; of `asked` stop and ends are not looked
-    at. before_block: called before each block of the model, may raise.
+    """Yields answers as tokens, as they are finished. is_end, watch: as of `Wanted`; stop and ends of `asked` are
+    ignored. before_block: called before each block of the model, may raise.
 
-    Raises, before the first is begun, UsageError as `answers` does, but for how tokens are sampled.
+    Raises UsageError, before the first answer, as `answers` does, except for sampling options.
     """
     _check(model, asked, engine)
     return _drawn(model, pairs, asked, engine, is_end, watch, before_block) if asked.prompts else iter(())
@@ -124,7 +124,7 @@ def _drawn(model: Model, pairs: Lora, asked: Asked, engine: Engine, is_end: Call
 
 
 def plan_of(model: Model, pairs: Lora, asked: Asked, engine: Engine, ops: Backend) -> AnswerPlan:
-    """The memory of the answers: as many at once as the budget has room for. Raises UsageError where that is none."""
+    """The plan of as many answers at once as the budget has room for. Raises UsageError if there is none."""
     most = AnswerPlan(min(engine.parallel, len(asked.prompts) * asked.samples), asked.samples,
                       max(map(len, asked.prompts)), max(asked.max_tokens),
                       candidates_of(asked.sampling, model.shape.n_vocab))
@@ -170,7 +170,7 @@ class _Text:
         self._pieces: list[str] = []
 
     def ends_with(self, token: int) -> bool:
-        """Adds a token that ends no turn; whether a stop string is met."""
+        """Adds a token that ends no turn; returns whether a stop string is met."""
         self._pieces.append(self._stream.push(self._printed(token)))
         return self._stream.stopped
 
