@@ -56,15 +56,19 @@ LEAVES = st.one_of(_strings(), _numbers(), st.just({"type": ["boolean", "null"]}
 SCHEMAS = st.recursive(LEAVES, _inner, max_leaves=8)
 
 
-def say_anything(tokenizer: Tokenizer, grammar: str, seed: int) -> tuple[str, bool]:
-    """A text that the grammar lets through, by a model whose logits are noise, and whether it came to its end."""
+def say_anything(tokenizer: Tokenizer, grammar: str, seed: int, budget: int = LONGEST,
+                 haste: float = 5.0) -> tuple[str, bool]:
+    """A text that the grammar lets through, by a model whose logits are noise, and whether it came to its end, the
+    budget's last token included. haste: added to the logits of tokens that end an answer.
+    """
     rng = np.random.default_rng(seed)
     ends = np.array([tokenizer.is_end(token) for token in range(tokenizer.n_vocab)])
     said = b""
-    with Sampler(library.load(), Sampling(temperature=1.0, top_k=0, seed=seed, grammar=grammar), tokenizer) as sampler:
-        for _ in range(LONGEST):
+    with Sampler(library.load(), Sampling(temperature=1.0, top_k=0, seed=seed, grammar=grammar), tokenizer,
+                 budget=budget) as sampler:
+        for _ in range(budget):
             logits = rng.standard_normal(tokenizer.n_vocab).astype(np.float32) * 3
-            token = sampler.pick(logits + 5 * ends.astype(np.float32))
+            token = sampler.pick(logits + haste * ends.astype(np.float32))
             if ends[token]:
                 return said.decode(), True
             said += tokenizer.piece(token)

@@ -28,29 +28,37 @@ _TOKEN = re.compile(
     rf'|(?P<text>"(?:[^"\\\0]|{_ESCAPE})*")|(?P<set>\[(?:[^\]\\\0]|{_ESCAPE})+\])|(?P<any>\.)'
     r"|(?P<open>\()|(?P<close>\))|(?P<or>\|)|(?P<times>[*+?]|\{[ \t]*\d{1,9}[ \t]*(?:,[ \t]*(?:\d{1,9})?[ \t]*)?\})")
 
+_CHARACTER = re.compile(rf"{_ESCAPE}|[^\\]", re.DOTALL)
+_RANGE = re.compile(rf"({_ESCAPE}|[^\\])(?:-({_ESCAPE}|[^\\]))?", re.DOTALL)
+CHARACTERS = ((1, 0xD7FF), (0xE000, 0x10FFFF))
 INSIDE = ("space", "line", "name", "text", "set", "any", "open", "close", "or", "times")  # a rule
 
 
 @dataclass
-class _Item:
+class Item:
     """A part of a sequence: characters, or a rule. rule: its name, or the number of what stands in parentheses."""
 
     rule: str | int | None = None
-    empty: bool = False  # of text: ""
+    characters: str = ""  # as the grammar writes them: a text, a set or a dot
     least: int = 1
     most: int | None = 1  # None: any number
+
+    @property
+    def empty(self) -> bool:
+        return self.characters == '""'
 
     @property
     def may_be_absent(self) -> bool:
         return self.least == 0 or self.most == 0 or self.empty
 
 
-_Sequence = list[_Item]
-_Rules = dict["str | int", list[_Sequence]]  # name or number -> its alternatives
+Ranges = list[tuple[int, int]]  # of code points, both ends included
+Sequence = list[Item]
+Rules = dict["str | int", list[Sequence]]  # name or number -> its alternatives
 
 
-def check(text: str) -> str:
-    """The grammar itself. Raises UsageError for one that llama.cpp would not take, or not at any price."""
+def check(text: str) -> Rules:
+    """The grammar's rules. Raises UsageError for one that llama.cpp would not take, or not at any price."""
     if len(text) > LARGEST:
         raise UsageError(f"the grammar has {len(text)} characters", f"use at most {LARGEST}")
     rules = _parse(text)
@@ -63,14 +71,48 @@ def check(text: str) -> str:
     if parts > EXPANDED:
         raise UsageError(f"the grammar has {parts} parts with their repetitions", f"use at most {EXPANDED}")
     _check_recursion(rules)
-    return text
+    return rules
 
 
-def _parse(text: str) -> _Rules:
+def sets(characters: str) -> list[Ranges]:
+    """Of each character of a text, a set or a dot those that it may be."""
+    if characters.startswith('"'):
+        return [_within([(code, code)]) for code in map(_code, _CHARACTER.findall(characters[1:-1]))]
+    negated = characters.startswith("[^")
+    ranges = [(_code(low), _code(high or low)) for low, high in _RANGE.findall(characters[1 + negated : -1])]
+    if characters in (".", "") or negated:
+        return [_within(_others(ranges))] if characters else []
+    return [_within(ranges)]
+
+
+def _code(character: str) -> int:
+    if not character.startswith("\\"):
+        return ord(character)
+    kind = character[1]
+    return int(character[2:], 16) if kind in "xuU" else ord({"t": "\t", "r": "\r", "n": "\n"}.get(kind, kind))
+
+
+def _others(ranges: Ranges) -> Ranges:
+    """The characters in none of these ranges."""
+    found = []
+    start = 0
+    for low, high in sorted(ranges):
+        found.append((start, low - 1))
+        start = max(start, high + 1)
+    return [*found, (start, 0x10FFFF)]
+
+
+def _within(ranges: Ranges) -> Ranges:
+    """Without the end of C's texts and halves of surrogate pairs, which no token has; the lowest first."""
+    parts = [(max(low, first), min(high, last)) for low, high in ranges for first, last in CHARACTERS]
+    return sorted((low, high) for low, high in parts if low <= high)
+
+
+def _parse(text: str) -> Rules:
     """The rules by their names; those of parentheses by numbers."""
-    rules: _Rules = {}
-    open_groups: list[list[_Sequence]] = []  # within one another, the rule's alternatives first
-    last: _Item | None = None  # what a repetition would belong to
+    rules: Rules = {}
+    open_groups: list[list[Sequence]] = []  # within one another, the rule's alternatives first
+    last: Item | None = None  # what a repetition would belong to
     continues = False  # whether a rule may continue on the next line
     line = 1
     place = 0
@@ -93,7 +135,7 @@ def _parse(text: str) -> _Rules:
             if len(open_groups) > DEEPEST:
                 raise UsageError(f"line {line} of the grammar has {len(open_groups)} parentheses within one another",
                                  f"use at most {DEEPEST}")
-            group = _Item(rule=len(rules))
+            group = Item(rule=len(rules))
             open_groups[-1][-1].append(group)
             open_groups.append([[]])
             rules[len(rules)] = open_groups[-1]
@@ -109,7 +151,7 @@ def _parse(text: str) -> _Rules:
                 raise _wrong(line, found)
             _repeat(last, found, line)
         elif kind != "space":
-            last = _Item(rule=found if kind == "name" else None, empty=found == '""')
+            last = Item(rule=found) if kind == "name" else Item(characters=found)
             open_groups[-1][-1].append(last)
         if kind in ("open", "or", "rule", "times") or found == '""':
             last = None  # nothing that can be repeated
@@ -120,7 +162,7 @@ def _parse(text: str) -> _Rules:
     return rules
 
 
-def _repeat(item: _Item, times: str, line: int) -> None:
+def _repeat(item: Item, times: str, line: int) -> None:
     if times in "*+?":
         item.least = int(times == "+")
         item.most = 1 if times == "?" else None
@@ -136,12 +178,12 @@ def _wrong(line: int, text: str) -> UsageError:
     return UsageError(f"line {line} of the grammar cannot be read at {text!r}", HINT)
 
 
-def _sequences(rules: _Rules) -> Iterator[_Sequence]:
+def _sequences(rules: Rules) -> Iterator[Sequence]:
     for alternatives in rules.values():
         yield from alternatives
 
 
-def _check_recursion(rules: _Rules) -> None:
+def _check_recursion(rules: Rules) -> None:
     """A rule that begins with itself, or repeats what may be empty, has no end."""
     empty = _that_may_be_empty(rules)
     for sequence in _sequences(rules):
@@ -182,7 +224,7 @@ def _named(rule: str | int | None) -> str:
     return f"the rule {rule!r:.100}" if isinstance(rule, str) else "a part in parentheses"
 
 
-def _that_may_be_empty(rules: _Rules) -> set[str | int]:
+def _that_may_be_empty(rules: Rules) -> set[str | int]:
     """The rules of which an alternative may be absent as a whole."""
     users: dict[str | int, list[tuple[str | int, int]]] = defaultdict(list)  # rule -> (user, number of its sequence)
     needed: list[int] = []  # of each sequence, the items that are there in any case, as far as is known
@@ -206,7 +248,7 @@ def _that_may_be_empty(rules: _Rules) -> set[str | int]:
     return known
 
 
-def _front(sequence: _Sequence, empty: set[str | int]) -> Iterator[_Item]:
+def _front(sequence: Sequence, empty: set[str | int]) -> Iterator[Item]:
     """The items that it may begin with."""
     for item in sequence:
         yield item
@@ -214,13 +256,13 @@ def _front(sequence: _Sequence, empty: set[str | int]) -> Iterator[_Item]:
             break
 
 
-def _firsts(sequence: _Sequence, empty: set[str | int]) -> Iterator[str | int]:
+def _firsts(sequence: Sequence, empty: set[str | int]) -> Iterator[str | int]:
     """The rules that it may begin with."""
     for item in _front(sequence, empty):
         if item.rule is not None:
             yield item.rule
 
 
-def _characters_first(alternatives: list[_Sequence], empty: set[str | int]) -> int:
+def _characters_first(alternatives: list[Sequence], empty: set[str | int]) -> int:
     """The number of characters among the items that it may begin with."""
     return sum(item.rule is None for sequence in alternatives for item in _front(sequence, empty))

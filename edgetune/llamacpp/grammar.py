@@ -18,7 +18,9 @@ from typing import TYPE_CHECKING, Any
 
 from ..errors import UsageError
 from . import gbnf
+from .closing import Closing
 from .library import complaint
+from .network import network_of
 
 if TYPE_CHECKING:
     import numpy as np
@@ -34,21 +36,23 @@ MORE = 8  # times as many, where too few of those that were looked up may follow
 
 
 class Grammar:
-    """A grammar in GBNF, and how far an answer has followed it. Close it. Raises UsageError for one that is not valid.
+    """A grammar in GBNF, and how far an answer of at most `budget` tokens has followed it. Close it. Raises UsageError
+    for one that is not valid.
 
     Control tokens that do not end an answer are never allowed: readers do not see them.
     """
 
-    def __init__(self, llama: ModuleType, tokenizer: Tokenizer, text: str) -> None:
+    def __init__(self, llama: ModuleType, tokenizer: Tokenizer, text: str, budget: int | None = None) -> None:
         import numpy as np
 
         self._llama = llama
         self._tokenizer = tokenizer
-        gbnf.check(text)
+        network = network_of(text)
         complaint()
         self._sampler = llama.llama_sampler_init_grammar(tokenizer.vocabulary, text.encode(), b"root")
         if not self._sampler:
             raise UsageError(f"llama.cpp does not take the grammar ({complaint() or 'no reason given'})", gbnf.HINT)
+        self._closing = None if budget is None else Closing(network, tokenizer, budget)
         self._table = tokenizer.table
         self._begun = b""  # of a character whose last bytes are still to come
         self._known = np.flatnonzero(self._table.alone >= 0)  # bytes that are a token
@@ -142,8 +146,21 @@ class Grammar:
         possible[self._known] = self.allowed(self._table.alone[self._known])
         return np.flatnonzero(possible[self._table.firsts])
 
-    def accept(self, token: int) -> None:
-        """Follow it with a token that `allows` allowed."""
+    @property
+    def shortened(self) -> bool:
+        """Whether the answer was brought to its end before it had too many tokens."""
+        return self._closing is not None and self._closing.shortened
+
+    def accept(self, token: int) -> int:
+        """Follow it with a token that `allows` allowed, or with another one where the answer would not end in time;
+        returns it.
+        """
+        if self._closing is not None:
+            chosen = self._closing.token(token)
+            if chosen != token and not self.allows(chosen):  # llama.cpp would end the process
+                self._closing = None
+            else:
+                token = chosen
         start = time.thread_time()
         self._llama.llama_sampler_accept(self._sampler, token)
         self._check_time(start)
@@ -151,6 +168,7 @@ class Grammar:
             decoder = codecs.getincrementaldecoder("utf-8")()
             decoder.decode(self._begun + self._tokenizer.piece(token))
             self._begun = decoder.getstate()[0]
+        return token
 
     @staticmethod
     def _check_time(start: float) -> None:

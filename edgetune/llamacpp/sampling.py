@@ -89,10 +89,12 @@ class Sampler:
     """llama.cpp's samplers for one answer; a context manager, because they are outside Python's memory.
 
     vocabulary: of the model, where logits are biased or penalized or there is a grammar. before: the prompt, whose
-    tokens are penalized too. Raises UsageError for a grammar that is not valid, or a token that does not exist.
+    tokens are penalized too. budget: tokens of the answer at most, within which a grammar ends it. Raises UsageError
+    for a grammar that is not valid, or a token that does not exist.
     """
 
-    def __init__(self, llama: ModuleType, sampling: Sampling, tokenizer: Tokenizer, before: Sequence[int] = ()) -> None:
+    def __init__(self, llama: ModuleType, sampling: Sampling, tokenizer: Tokenizer, before: Sequence[int] = (),
+                 budget: int | None = None) -> None:
         sampling.check()
         if strange := [token for token, _ in sampling.logit_bias if not 0 <= token < tokenizer.n_vocab]:
             raise UsageError(f"logit_bias names token {strange[0]}",
@@ -103,7 +105,7 @@ class Sampler:
         if sampling.grammar:
             from .grammar import Grammar  # only now, as numpy
 
-            self._grammar = Grammar(llama, tokenizer, sampling.grammar)
+            self._grammar = Grammar(llama, tokenizer, sampling.grammar, budget)
         self._changes = self._chain(self._of_logits(tokenizer.n_vocab)) if sampling.changes_logits else None
         self._choice = self._chain(self._of_choice()) if sampling.temperature else None
         self._free = weakref.finalize(self, _free, llama, [self._changes, self._choice], self._grammar)
@@ -151,7 +153,7 @@ class Sampler:
         if self._grammar is not None:
             if not self._grammar.allows(token):
                 token = self._allowed(self._grammar, logits)
-            self._grammar.accept(token)
+            token = self._grammar.accept(token)
         for chain in (self._changes, self._choice):
             if chain is not None:
                 self._llama.llama_sampler_accept(chain, token)
@@ -184,6 +186,11 @@ class Sampler:
         choice = llama.llama_token_data_array(data=data, size=len(tokens), selected=-1, sorted=False)
         llama.llama_sampler_apply(chain, ctypes.byref(choice))
         return int(tokens["id"][choice.selected]), tokens["logit"]
+
+    @property
+    def shortened(self) -> bool:
+        """Whether the grammar ended the answer because of its budget."""
+        return self._grammar is not None and self._grammar.shortened
 
     def close(self) -> None:
         """Closing twice is fine."""

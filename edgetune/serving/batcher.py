@@ -351,7 +351,7 @@ class Batcher:
         if self.served.tokenizer.is_end(token):
             if request.echo:
                 self._note(answer, token, logits)  # so that it is always one more than the prompt's tokens
-            return self._end(answer, "stop", request.text.flush())
+            return self._end(answer, "length" if request.sampler.shortened else "stop", request.text.flush())
         request.tokens.append(token)
         completion.completion_tokens += 1
         now = time.monotonic()

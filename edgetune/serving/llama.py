@@ -214,8 +214,11 @@ class LlamaModel(ServedModel):
         budgets = [max_tokens] * len(prompts) if isinstance(max_tokens, int) else list(max_tokens)
         if min(budgets, default=1) < 1:
             raise UsageError(f"max_tokens is {min(budgets)}", "choose 1 or more")
-        samplers = [Sampler(self._llama, Sampling(grammar=grammar), self.tokenizer) for _ in prompts]
-        answers = self.cache.greedy([self._tokens(prompt) for prompt in prompts], budgets, self.tokenizer.is_end,
+        asked = [self._tokens(prompt) for prompt in prompts]
+        samplers = [Sampler(self._llama, Sampling(grammar=grammar), self.tokenizer,
+                            budget=min(budget, self.context - len(tokens)))
+                    for tokens, budget in zip(asked, budgets, strict=True)]
+        answers = self.cache.greedy(asked, budgets, self.tokenizer.is_end,
                                     lambda index, logits: samplers[index].pick(logits))
         return ((i, b"".join(map(self.printed, answer)).decode("utf-8", "replace")) for i, answer in answers)
 

@@ -100,9 +100,9 @@ class ServedModel(ABC):
         checked = Sampling(**sampling).check()
         text = TextStream(stop)
         tokens = self._tokens(prompt, min(max_tokens, 1))
-        sampler = Sampler(llamacpp.load(), checked, self.tokenizer, tokens)
-        return Request(tokens, min(max_tokens, self.context - len(tokens)), sampler, text, logprobs,
-                       echo, among)
+        budget = min(max_tokens, self.context - len(tokens))
+        sampler = Sampler(llamacpp.load(), checked, self.tokenizer, tokens, budget)
+        return Request(tokens, budget, sampler, text, logprobs, echo, among)
 
     def _stream(self, request: Request) -> Iterator[str]:
         tokens = request.tokens
