@@ -10,13 +10,14 @@ from __future__ import annotations
 import json
 import shutil
 from collections.abc import Callable
+from contextlib import suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 from .. import disk
 from ..adapters import store as lora
-from ..errors import DiskError, EdgetuneError, Interrupted, NotFoundError, UsageError
+from ..errors import DiskError, EdgetuneError, FormatError, Interrupted, NotFoundError, UsageError
 from ..formats.bundle import open_bundle
 from ..formats.named import find_model
 from ..machine.policy import Policy
@@ -33,6 +34,7 @@ from .state.database import Store
 from .state.holdout import KEY
 
 WORK = ".rebase"  # after OUT's name: the working folder, until OUT is complete
+SYSTEM = "system.txt"  # in it: the system message of the adapter that was active in the state, if there is one
 RECORD = "rebase.json"  # in it: the options of the rebase
 COPIED = (DATABASE, f"{DATABASE}-wal", KEY)
 CLEARED = """DELETE FROM checkpoints; DELETE FROM events; DELETE FROM jobs; DELETE FROM adapters; DELETE FROM service;
@@ -83,6 +85,8 @@ def rebase(model: str | Path, state: str | Path, out: str | Path, *, config: Dae
     asked = {"model": open_bundle(find_model(model)).fingerprint, "from": str(Path(state).resolve()),
              "train": {name: value for name, value in train.to_json().items() if name != "threads"}}
     _begin(work, Path(state), asked)
+    file = work / SYSTEM
+    train = replace(train, system=train.system or (file.read_text(encoding="utf-8") if file.exists() else ""))
     try:
         with Service(model, config, policy, train) as service:
             begun = service.jobs.list(limit=1)
@@ -127,6 +131,12 @@ def _copy(state: Path, beside: Path) -> None:
             shutil.copyfile(state / name, beside / name)
     copied = Store(beside)
     try:
+        active = copied.read("SELECT folder FROM adapters WHERE id = "
+                             "(SELECT adapter FROM service ORDER BY seq DESC LIMIT 1)")
+        if active:
+            with suppress(FormatError):  # feedback is enough where the adapter is lost
+                system = lora.read_system(state / adapters.FOLDER / str(active[0]["folder"]))
+                (beside / SYSTEM).write_text(system, encoding="utf-8")
         with copied.write() as db:
             for statement in CLEARED.split(";"):
                 db.execute(statement)

@@ -92,6 +92,24 @@ def test_all_that_was_learned_is_learned_on_another_base(base: Path, state: Path
     assert found.sentence.startswith("learned 32 rows on the new base; would be activated: ")
 
 
+def test_it_is_learned_with_the_system_message_of_the_active_adapter(base: Path, state: Path, tmp_path: Path) -> None:
+    folder = state / "adapters" / "0123abcd"
+    folder.mkdir(parents=True)
+    (folder / "adapter.gguf").touch()
+    (folder / "run.json").write_text('{"system": "Be brief."}')
+    store = Store(state)
+    with store.write() as db:
+        db.execute("INSERT INTO adapters VALUES ('ft:old::0123abcd', '0123abcd', 'ftjob-1', 1, '', '{}', '')")
+        db.execute("INSERT INTO service (at, adapter, cause) VALUES (1, 'ft:old::0123abcd', 'test')")
+    store.close()
+    with pytest.raises(Interrupted):
+        rebased(base, state, tmp_path / "out", should_stop=lambda: True)
+    store = Store(tmp_path / f"out{WORK}")
+    (job,) = store.read("SELECT config FROM jobs")
+    store.close()
+    assert json.loads(job["config"])["system"] == "Be brief."
+
+
 def test_what_cannot_be_rebased_is_said(base: Path, state: Path, tmp_path: Path) -> None:
     with alone(state), pytest.raises(UsageError, match=r"a daemon holds .*state, or another program; stop it"):
         rebased(base, state, tmp_path / "out")
