@@ -1,7 +1,7 @@
 """An adapter merged into its base: a new GGUF whose weights are W + scale * B A.
 
-The base's metadata is copied byte by byte and tensors pass through one slice of rows at a time, so that memory stays
-small whatever the model's size. Layout of a GGUF: gguf/read.py.
+The base's metadata is copied byte by byte, and tensors pass through one slice of rows at a time, so that memory stays
+small for any model. Layout of a GGUF: gguf/read.py.
 """
 
 from __future__ import annotations

@@ -1,7 +1,7 @@
 """The files of an adapter that may leave the device: weights, a record without rows and paths, and a model card.
 
-run.json quotes held-out questions with their answers, and names files of the device. The record that goes along holds
-what another person needs in order to use or judge the adapter, and no more.
+run.json quotes held-out questions with their answers, and names files of the device. The public record holds only the
+facts that another person needs in order to use or evaluate the adapter.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from ..version import __version__
 from .store import FILE, RUN, base_name, read_run
 
 CARD = "README.md"
-SCHEMA = "schema.json"  # of answers, where training derived one: part of what the adapter is for
+SCHEMA = "schema.json"  # of answers, if training derived one: part of the adapter's purpose
 # Of run.json; whole, or these keys of an object.
 _RECORD: Mapping[str, Sequence[str] | None] = {
     "status": None, "edgetune": None, "options": None, "system": None, "objective": None, "family": None, "seed": None,

@@ -26,14 +26,14 @@ from ..version import __version__
 from .base import LLAMA_CPP, Artifact, family_named
 from .lora import Lora, Pair
 
-LORA = "lora"  # the type of an adapter that llama.cpp applies, and the family where a run names none
+LORA = "lora"  # the type of an adapter that llama.cpp applies, and the family of a run that names none
 OURS = "edgetune"  # the type of any other adapter
 _FAMILY = "edgetune.family"  # of one of that type
 _SERVED_BY = "edgetune.served_by"
 FILE = "adapter.gguf"
 RUN = "run.json"
 BESIDE = "beside.npz"  # arrays trained with it that are no part of it, such as a value head, by name
-SCHEMA = "schema.json"  # of the answers that it learned, where all are JSON
+SCHEMA = "schema.json"  # of the answers that it learned, if all are JSON
 _ALPHA = "adapter.lora.alpha"
 _BASE = "edgetune.base_fingerprint"
 _NAME = "general.base_model.0.name"

@@ -2,8 +2,8 @@
 
 To add one, write three classes in a file of this folder, and name it in `networks.NETWORKS`:
 
-- a Structure says what the network needs and computes, without its weights: its projections, buffers, FLOP. The planner
-  compares many RunShapes with it before anything is allocated.
+- a Structure has the network's projections, buffers and FLOP, without its weights. The planner compares many RunShapes
+  with it before anything is allocated.
 - a Network is an opened GGUF. The trainer allocates an arena with the buffers of its Structure, those of the adapter
   and those of the optimizer, and calls `build`.
 - Passes are the network in that arena. For each micro-batch the trainer calls `forward` with keep, for an objective
@@ -130,8 +130,8 @@ class Structure(ABC):
 
 
 class Network(ABC):
-    """An opened file. gguf: the file; structure: what its network needs. is_causal: whether a token sees only those
-    before it, so that what rows begin with alike can be computed once.
+    """An opened file. gguf: the file; structure: of its network. is_causal: whether a token sees only those before it,
+    so that common prefixes of rows can be computed once.
     """
 
     is_causal: ClassVar[bool] = True

@@ -89,7 +89,7 @@ class Decoder(Passes):
         self.kept = Kept(s, run, arena)
         self.prefix = Prefix(s, run, ops, arena)
         self.before_block: Callable[[], None] = lambda: None
-        self.attention: Attention | None = None  # where a pass sees more than its own tokens
+        self.attention: Attention | None = None  # for a pass that sees more than its own tokens
         self.repeated = Repeated(ops)
         self._placed: Placed | None = None
         self._head = Head(s, run, ops, arena, self.stream, self.vectors)
@@ -404,7 +404,7 @@ class Decoder(Passes):
     def _kept(self, layer: int, batch: Batch) -> tuple[Needed, Activations, Activations]:
         """The tokens whose output of this block is needed; `k`; `own`."""
         placed = self._place(batch)
-        apart = layer == self.shape.n_layer - 1 and self.adapter.repeats  # what is drawn goes by a token's place in T
+        apart = layer == self.shape.n_layer - 1 and self.adapter.repeats  # random numbers go by a token's place in T
         needed = placed.last if apart else placed.every
         return needed, self.kept.of(layer, batch.tokens.size), self.kept.of(layer, needed.count)
 

@@ -32,7 +32,7 @@ class RunShape:
 
     max_tokens: int  # T, in a micro-batch
     max_length: int  # positions in a document
-    family: Family  # what is trained
+    family: Family  # of the adapter
     targets: tuple[str, ...]  # GGUF names: attn_q, ...
     blocks: range  # trained
     kept: int  # blocks, counted from the last, whose activations are kept; at least 1

@@ -31,7 +31,7 @@ class Placed:
         self.positions: Array = arena.view("positions", batch.positions.size)
         self.seen_ends: Array = arena.view("seen_ends", batch.seen_ends.size)
         self.seen_positions: Array = arena.view("seen_positions", batch.seen_positions.size)
-        ops.synchronize()  # what stands there is read no more
+        ops.synchronize()  # the old values are no longer read
         np.copyto(self.positions, batch.positions)
         np.copyto(self.seen_ends, batch.seen_ends)
         np.copyto(self.seen_positions, batch.seen_positions)

@@ -1,8 +1,8 @@
-"""Passes of the same sizes, recorded on a device where to begin each op by itself takes long.
+"""Passes of the same sizes, recorded on a device that takes long to begin each op by itself.
 
-What a pass's ops are called with follows from the sizes of its batch, as what they read and write stands at the same
-places of the arena. So the second pass of a size is recorded, and later ones are begun as a whole. To have few sizes,
-batches are filled up (`fill`).
+The arguments of a pass's ops follow from the sizes of its batch, because their data is at the same places of the arena.
+So the second pass of a size is recorded, and later ones are begun as a whole. To have few sizes, batches are padded
+(`fill`).
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ if TYPE_CHECKING:
     from ..data.packing import Batch
 
 MOST = 32  # recorded passes at once; one takes about a MiB of a GPU's memory
-GRANULE = 64  # tokens of a batch: what products on a GPU compute at a time at least
+GRANULE = 64  # tokens of a batch: the fewest that products on a GPU compute at a time
 
 
 class Repeated:
@@ -26,7 +26,7 @@ class Repeated:
     def __init__(self, ops: Backend) -> None:
         self._ops = ops
         self._seen: OrderedDict[Hashable, Recorded | None] = OrderedDict()
-        self._filled: tuple[Batch, Batch] | None = None  # the last one, and what it became
+        self._filled: tuple[Batch, Batch] | None = None  # the last batch, and its padded form
 
     def run(self, key: Hashable | None, ops: Callable[[], None]) -> None:
         """Runs ops, which are the same on the same memory whenever the key is. None: they never are."""

@@ -223,7 +223,7 @@ class Stream:
     def _bound_faults(self) -> None:
         """Keeps a page fault on weights that stay from mapping others: it does not cross a change of the advice."""
         mapping = self._gguf.file.mapping
-        mapping.madvise(mmap.MADV_SEQUENTIAL)  # the header, and what is streamed
+        mapping.madvise(mmap.MADV_SEQUENTIAL)  # the header, and streamed weights
         for part in self._parts.keys() - self._streamed_parts:
             for begin, end in self._ranges(part):
                 first = begin // PAGE * PAGE

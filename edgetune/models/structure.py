@@ -17,7 +17,7 @@ from .prefix import prefix_buffers
 from .stream import HEAD_TOKENS
 from .value import value_group
 
-HEAD_BYTES = 2 << 20  # logits held at a time: what a core's cache holds
+HEAD_BYTES = 2 << 20  # logits held at a time: the size of a core's cache
 # Backward walks the projections in this order; in the lowest trained block it stops after the last trained group.
 BACKWARD_GROUPS = (("ffn_down",), ("ffn_gate", "ffn_up"), ("attn_output",), ("attn_q", "attn_k", "attn_v"))
 
@@ -102,7 +102,7 @@ def buffers(s: Shape, run: RunShape) -> list[Buffer]:
     at_once = min(t, HEAD_TOKENS)
     n_live = s.n_layer - run.lowest  # blocks that backward passes through
     table = [
-        # float32 where blocks are computed again from it; where only backward reads it, the type of activations
+        # float32 if blocks are computed again from it; if only backward reads it, the type of activations
         Buffer("block_x", (n_live, t, d), "step", half if run.kept == n_live else "float32",
                backward=True),
         *(Buffer(name, (run.kept, t, width), "step", "float32" if name.startswith(("lse", "rstd", "u_")) else half)

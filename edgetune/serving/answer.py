@@ -1,4 +1,4 @@
-"""An answer in progress: a request, how far it is, and what its next decode takes."""
+"""An answer in progress: a request, its progress, and the tokens of its next decode."""
 
 from __future__ import annotations
 

@@ -50,7 +50,7 @@ class Batcher:
         self.idle_since = time.monotonic()  # meaningful while nobody is answered
         self._totals = dict.fromkeys(("requests", "prompt_tokens", "cached_tokens", "completion_tokens"), 0)
         self._speed = 0.0  # tokens a second of the answer that got the latest token
-        self._wake = threading.Condition(threading.RLock())  # held to change what follows
+        self._wake = threading.Condition(threading.RLock())  # held to change the attributes below
         self._open = False  # whether it takes requests
         self._now = False  # whether it cancels those that it took
         self._waiting: deque[Answer] = deque()
@@ -59,7 +59,7 @@ class Batcher:
         self._leaving: set[str] = set()  # adapters that take no new requests
         self._working: list[Answer] = []  # the thread's, in the order in which they began
         self._turns: dict[Answer | str | None, float] = {}  # when each lane had its last one
-        self._told = False  # what on_busy was called with last
+        self._told = False  # the last argument of on_busy
         self.thread = threading.Thread(target=self._loop, name="batcher", daemon=True)
 
     # ---- for any thread -----------------------------------------------------------------------------------------
@@ -211,7 +211,7 @@ class Batcher:
                 if work():
                     self._calls.remove(call)
                     done.set_result(None)
-            except Exception as error:  # raised where it was asked for
+            except Exception as error:  # raised for the caller of the work
                 self._calls.remove(call)
                 done.set_exception(error)
 
@@ -304,7 +304,7 @@ class Batcher:
         mine = [answer for answer in self._working if answer.lane == lane]
         plan = [(answer, 1) for answer in mine if answer.running]
         left = min(TOGETHER, self.served.cache.room) - len(plan)
-        rows = self.served.cache.sequences - len(mine)  # of logits that may be had besides one each: what is reserved
+        rows = self.served.cache.sequences - len(mine)  # reserved rows of logits besides one each
         for answer in mine:
             if not answer.running and left > 0:
                 self._begin(answer)

@@ -53,7 +53,7 @@ def call_form(tokenizer: Tokenizer) -> CallForm:
 
 
 def _read(written: str, tokenizer: Tokenizer) -> CallForm:
-    """The form of a call in what the template writes after the prompt."""
+    """The form of a call in the text that the template writes after the prompt."""
     before, _, rest = written.partition(f'"{NAME}"')
     arguments = WRITTEN.search(rest)
     if not arguments or not KEY_OF_NAME.search(before) or not KEY_OF_ARGUMENTS.fullmatch(rest[: arguments.start()]):

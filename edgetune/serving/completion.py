@@ -53,7 +53,7 @@ class Completion:
         self.prompt_tokens = prompt_tokens
         self.completion_tokens = 0
         self.cached_tokens = 0
-        self.logprobs: list[TokenLogprob] = []  # where they were asked for
+        self.logprobs: list[TokenLogprob] = []  # if they were requested
         self.prompt_logprobs: list[TokenLogprob] = []  # likewise, complete before the first piece
         self.among: NDArray[np.float64] = np.empty(0)
         self.finish: str | None = None
@@ -77,7 +77,7 @@ class Completion:
         return "".join(self)
 
     def cancel(self) -> None:
-        """End it soon; what was made so far stays. For any thread."""
+        """End it soon; the text so far stays. For any thread."""
         self.cancelled = True
         self._wake()
 

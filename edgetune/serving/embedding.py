@@ -30,7 +30,7 @@ class EncoderFile:
         with ExitStack() as opened:
             model = llamacpp.open_model(gguf.file.link, path)
             opened.callback(llama.llama_model_free, model)
-            gguf.file.check(strictly=True)  # what was checked is what was loaded
+            gguf.file.check(strictly=True)  # the loaded file is the checked one
             self.gguf = gguf
             self.embedder = Embedder(model, size, whole=whole, pooling=pooling, threads=threads)
             opened.callback(self.embedder.close)

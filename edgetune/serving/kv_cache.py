@@ -16,7 +16,7 @@ from dataclasses import dataclass, field
 
 from ..llamacpp.context import Context, common
 
-CUT = 16  # tokens of a prompt that are computed at once where an answer must repeat
+CUT = 16  # tokens of a prompt that are computed at once if an answer must repeat
 
 
 @dataclass(eq=False)

@@ -58,7 +58,7 @@ class LlamaModel(ServedModel):
         self.busy_file = Path(busy_file) if busy_file else None
         self.seed = seed
         self.active: str | None = None  # the adapter in use
-        self.structured = False  # whether `generate` and `chat` hold to the schema of its rows, where it has one
+        self.structured = False  # whether `generate` and `chat` obey the schema of its rows, if it has one
         self.base = path if isinstance(path, Gguf) else open_gguf(path)
         self.path = self.base.path
         check_model(self.base)
@@ -80,7 +80,7 @@ class LlamaModel(ServedModel):
     def _load_model(self, repack: bool) -> int:
         model = llamacpp.open_model(self.base.file.link, self.path, repack=repack)
         try:
-            self.base.file.check(strictly=True)  # what was hashed and checked is what was loaded
+            self.base.file.check(strictly=True)  # the loaded file is the hashed and checked one
         except FormatError:
             self._llama.llama_model_free(model)
             raise
@@ -208,7 +208,7 @@ class LlamaModel(ServedModel):
         """Greedy answers to many prompts, computed together; yields (index of the prompt, its answer) when done.
         grammar: GBNF that all obey.
 
-        Several times as fast as one by one. The same prompt gives the same answer, whatever the others are. To be
+        It is several times as fast as one by one. The same prompt gives the same answer with any others. It must be
         exhausted before any other call.
         """
         budgets = [max_tokens] * len(prompts) if isinstance(max_tokens, int) else list(max_tokens)

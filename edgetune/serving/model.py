@@ -40,7 +40,7 @@ class ServedModel(ABC):
     """
 
     tokenizer: Tokenizer
-    seed: int  # of sampling, where a call names none
+    seed: int  # of sampling, if a call names none
     busy_file: Path | None  # exists while an answer is streamed
 
     @property

@@ -77,7 +77,7 @@ class CallReader:
             said += self._read(calls)
         return said, calls
 
-    # what may be next; each takes its part of the held text, gives what is text of it, and says what may follow
+    # states of the reader; each takes its part of the held text, returns plain text of it, and sets the next state
 
     def _text(self, _calls: list[CallPiece]) -> str:
         """Reads up to the beginning of a call. Space after a call is not part of the text."""

@@ -48,7 +48,7 @@ NATURAL = Sampling(temperature=1.0, top_k=0, top_p=1.0, min_p=0.0)  # tokens as 
 
 @dataclass(frozen=True)
 class Questions:
-    """Texts to continue and questions, as tokens; the tokens that end what is said."""
+    """Texts to continue and questions, as tokens; the tokens that end an answer."""
 
     texts: Prompts
     chats: Prompts

@@ -31,9 +31,9 @@ FILE_OPTIONS = ("prompt_column", "completion_column")  # of files of rows: a job
 
 @dataclass(frozen=True)
 class CommonOptions:
-    """The options of a training that do not depend on what is trained."""
+    """The options of a training that all adapter families have."""
 
-    # what is adapted; a family says how
+    # the adapted projections; a family says how
     targets: str = option("all", "Projections to train, comma separated: " + ", ".join(TARGETS) + "; or all.",
                           group=ADAPTER)
     blocks: str = option("all", "Blocks to train: all, first:K or last:K (last:K is cheaper: backward stops early).")
@@ -108,7 +108,7 @@ class CommonOptions:
 class TrainConfig(CommonOptions):
     """Options of one training run. Immutable; stored whole in the adapter's run.json.
 
-    family: what is trained, by name or as a Family. Its options are given, changed and stored with the others:
+    family: the adapter family, by name or as a Family. Its options are given, changed and stored with the others:
     TrainConfig(rank=8, lr=1e-3) has a LoRA of rank 8.
     """
 

@@ -22,7 +22,7 @@ UNHIDDEN = 0.2  # share of the reading time that does not overlap with computing
 def cost_per_token(s: Structure, run: RunShape, read_bytes: int = 0) -> float:
     """The cost of a token in FLOP, or the equivalent of their time, in a full micro-batch of full rows.
 
-    It sums the step's own FLOP, those of blocks that are computed again, unpacking the weights, and the part of reading
+    It sums the step's own FLOP, those of recomputed blocks, and of unpacking the weights. It adds the part of reading
     `read_bytes` a micro-batch from the file that does not overlap with computing.
     """
     flops = s.flops(run, [run.max_length])

@@ -14,7 +14,7 @@ from ..data.packing import Example, grouped_indices, pack
 from ..options import AUTO
 from .config import AUTO_LENGTH, TrainConfig
 
-ENOUGH_STEPS = 150  # what --epochs auto reaches where the data is small
+ENOUGH_STEPS = 150  # steps that --epochs auto reaches if the data is small
 MOST_EPOCHS = 15  # but it passes over the data this often at most
 LARGEST_BATCH = 8  # of --batch-size auto
 LEAST_BATCH = 4

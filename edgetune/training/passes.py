@@ -22,7 +22,7 @@ class Totals:
 
     loss: float = 0.0
     tokens: int = 0
-    computed: int = 0  # of these; what rows share counts once
+    computed: int = 0  # of these; common prefixes count once
     supervised: int = 0
     _metrics: dict[str, tuple[float, float]] = field(default_factory=dict)
 
@@ -127,7 +127,7 @@ def measure(decoder: Passes, objective: Objective, batches: Iterable[Batch | Tre
 
 @dataclass(frozen=True)
 class _Scored:
-    """Micro-batches, what an objective sees of them, and log p [S]."""
+    """Micro-batches, the batch that an objective sees, and log p [S]."""
 
     batches: Sequence[Batch | Tree]
     whole: Batch

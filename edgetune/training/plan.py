@@ -33,10 +33,10 @@ from .length import batch_of
 from .source import Room
 
 MIB = 1 << 20
-PROCESS = 52 * MIB  # Python and its libraries before training, where it is not this process; measured 43 to 51
-GROWTH = 6 * MIB  # what Python, threads and the writer of adapters take while training, beyond the table
+PROCESS = 52 * MIB  # Python and its libraries before training, if it is not this process; measured 43 to 51
+GROWTH = 6 * MIB  # memory of Python, threads and the writer of adapters while training, beyond the table
 ROW_COUNTS = (1, 2, 3, 4, 6, 8, 12, 16, 24, 32, 48, 64, 96, 128)  # rows in a micro-batch that are considered
-PENALTY_8BIT = 1.25  # moments in 8 bits are taken where a plan with floats is slower by this factor, or does not fit
+PENALTY_8BIT = 1.25  # moments in 8 bits are taken if a plan with floats is slower by this factor, or does not fit
 UNLIMITED = 1 << 62
 NO_ROOM = Room()
 

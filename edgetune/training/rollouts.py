@@ -1,8 +1,8 @@
 """The answers that a step learns from: drawn by the adapter in the arena, rewarded, and compared with one another.
 
-A generation is the prompts of `steps_per_generation` steps, answered at once by the adapter as it is before the first
-of them, and learned from `num_iterations` times. Its answers are a pure function of that adapter, the seed and the
-number of the generation. In its midst they are part of the run's state, for the adapter is another one by then.
+A generation is the prompts of `steps_per_generation` steps. The adapter answers them at once before the first of these
+steps, and they are learned from `num_iterations` times. The answers are a pure function of that adapter, the seed and
+the number of the generation. Until its end they are part of the run's state, because the adapter has changed since.
 """
 
 from __future__ import annotations
@@ -96,11 +96,11 @@ class Roller:
         self._slices: list[_Slice] = []
         self._referred: dict[int, NDArray[np.float32]] = {}  # log p by the reference, by the identity of an example
 
-    # ---- what a step learns from --------------------------------------------------------------------------------
+    # ---- the answers of a step ----------------------------------------------------------------------------------
 
     def of_step(self, step: int, batch: Callable[[int], list[Example]], others: Sequence[Example],
                 per_epoch: int) -> tuple[list[Example], dict[str, float]]:
-        """(answers to learn from, metrics of them) in step 1, 2, ...; batch: its prompts; others: all prompts."""
+        """Returns (answers to learn from, their metrics) of step 1, 2, ...; batch: its prompts; others: all prompts."""
         place = self._place(step, per_epoch)
         if place is None:
             return self._completions(batch(step)), {}

@@ -50,7 +50,7 @@ def run(bundle: Bundle, data: Dataset, out: str | Path, config: TrainConfig, *, 
     held_out: rows on which the loss is measured, and by it the best adapter chosen.
     start: an adapter of the same base, rank and projections to begin from; None: one that changes nothing. A resumed
     run has its own, and refuses another.
-    resume: continue the run in `out`; allow_changed: names of what may differ from its start (see `resume`). more:
+    resume: continue the run in `out`; allow_changed: names of facts that may have changed (see `resume`). more:
     epochs to add to a run that is finished, with a new schedule from its adapter on.
     origin: where the run comes from, for run.json.
     callbacks: functions by which the run asks and informs its caller.
@@ -177,7 +177,7 @@ class _Run:
         if not self.begun.event and (expected := t.expect(self.should_stop)):
             self._write({"event": "expect", "step": t.steps_done, **asdict(expected)})
         if t.steps_done == t.begun_at and not self.state.from_seed:
-            self.save_state()  # before run.json says so: what the leg began with may be overwritten or lost
+            self.save_state()  # before run.json says so: the leg's first adapter may be overwritten or lost
         store.save_record(self.out, self._record("running"))
         if t.anchors and not (self.out / anchored.FILE).exists():
             anchored.save(self.out / anchored.FILE, t.anchors)

@@ -50,13 +50,13 @@ class RunState:
     losses: int = 0  # steps whose loss was taken
     start: dict[str, Any] | None = None  # the adapter that the run began from: path and fingerprint; None: the seed's
     begun_at: int = 0  # steps before this leg
-    more: float = 0.0  # epochs of this leg; 0: what the options say
-    loss_at_start: float | None = None  # of this leg, where an earlier one has measured it
+    more: float = 0.0  # epochs of this leg; 0: those of the options
+    loss_at_start: float | None = None  # of this leg, if an earlier one has measured it
     measured_before: int = 0  # measurements of earlier legs
     legs: list[dict[str, Any]] = field(default_factory=list)  # the earlier ones
     seconds: float = 0.0
     written: int = 0  # bytes of checkpoints
-    changed: list[dict[str, Any]] = field(default_factory=list)  # what resumes were allowed to change: name, was, now
+    changed: list[dict[str, Any]] = field(default_factory=list)  # changes allowed to resumes: name, was, now
 
     def measure(self, step: int, loss: float, rows: Sequence[float] = ()) -> bool:
         """Records the held-out loss, in all and of the rows; returns whether its adapter is to be kept."""

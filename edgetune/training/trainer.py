@@ -66,7 +66,7 @@ class StepResult:
     tokens: int  # of the rows
     supervised: int  # tokens whose weight is not 0
     seconds: float
-    computed: int = 0  # of the tokens; what rows share is computed once
+    computed: int = 0  # of the tokens; common prefixes of rows are computed once
     metrics: dict[str, float] = field(default_factory=dict)
 
 
@@ -100,7 +100,7 @@ class Trainer:
         config = TrainConfig(**asked).check()
         self.config = config = length.sized(config, read_lengths(lengths, config.row_limit).longest)
         self.bundle = model if isinstance(model, Bundle) else open_bundle(model)
-        self.bundle.gguf.file.check_path()  # rows may have been tokenised by what the path named
+        self.bundle.gguf.file.check_path()  # rows may have been tokenised by the file that the path named
         self.model = open_network(self.bundle.gguf)
         if not self.model.is_causal:
             self.config = config = replace(config, share_prefixes="off")
@@ -125,7 +125,7 @@ class Trainer:
         self.anchor_batches = range(0)
         self.steps_done = 0
         self.begun_at = 0  # the step after which the optimizer and its schedule began
-        self.more = 0.0  # epochs from there; 0: what the options say
+        self.more = 0.0  # epochs from there; 0: those of the options
         self.best_known = False  # True once someone stored a measured best in the arena's `best`
 
     # ---- data ---------------------------------------------------------------------------------------------------
@@ -138,7 +138,7 @@ class Trainer:
         return self._tokenizer
 
     def add(self, rows: Iterable[dict[str, Any]] | dict[str, Any]) -> Dataset:
-        """Append rows (`messages`, `prompt`/`completion` or `text`) to what is trained on; returns them tokenised."""
+        """Append rows (`messages`, `prompt`/`completion` or `text`) to the training data; returns them tokenised."""
         dataset = self._tokenize(rows)
         self.add_examples(dataset.examples)
         return dataset

@@ -9,7 +9,7 @@ from typing import Literal
 
 Kind = Literal["learned", "still falling", "overfitted", "worse", "unmeasured"]
 SHARE = 0.03  # of a loss: a smaller difference is not clear,
-OF_FALL = 0.01  # nor is one below this share of what training has lowered it by
+OF_FALL = 0.01  # nor is one below this share of the fall that training has reached
 ROSE = 0.25  # the share by which the loss of learned rows is higher at the end of a ruined run,
 LEAST_RISE = 0.1  # and at least this much
 

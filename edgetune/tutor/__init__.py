@@ -10,6 +10,6 @@ stopped continues at its step, to the same bytes:
     refit       the same training with the held-out rows as well                   training.py
     publish     the adapter becomes that of the folder                             folder.py
 
-After self-consistency (Wang et al. 2022, arXiv 2203.11171) and self-training on what answers agree on (Huang et al.
-2022, arXiv 2210.11610).
+Sources: self-consistency (Wang et al. 2022, arXiv 2203.11171) and self-training on agreement (Huang et al. 2022, arXiv
+2210.11610).
 """

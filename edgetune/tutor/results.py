@@ -1,7 +1,7 @@
 """The results of the steps of a round, each written to a file and read back.
 
-`facts` of a result are what the ledger, the progress and `inspect` show of it: counts, seeds and decisions, no text
-that anybody wrote.
+The ledger, the progress and `inspect` show the `facts` of a result: counts, seeds and decisions, no text that anybody
+wrote.
 """
 
 from __future__ import annotations

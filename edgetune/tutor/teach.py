@@ -44,8 +44,8 @@ def teach(model: str | Path | Bundle, prompts: str | Path, out: str | Path, *,
     right answer. labelled: a file of rows with right answers. held: a file of held-out rows, which are never learned
     and of which those without a right answer need a grader; without it a fifth of the others is held out. Questions
     without room for an answer are left out, which is an event {"event": "rows"}.
-    grader: what decides which answers to prompts are learned; without, the agreement of answers does. start: the
-    adapter to begin from, whose size config must have. keep: a file of texts on which the model is to stay as it is.
+    grader: decides which answers to prompts are learned; without it the agreement of answers does. start: the adapter
+    to begin from, whose size config must have. keep: a file of texts on which the model is to stay as it is.
     until: a step after which to stop. busy: whether someone is being answered, to whom all steps yield. Rounds in `out`
     are continued.
 
@@ -121,7 +121,7 @@ def _check_items(grader: Grader, asked: Sequence[Question]) -> None:
 
 
 def _text_of(row: Any) -> str:
-    """The text of a row to keep, or what it asks."""
+    """The text of a row to keep, or its prompt."""
     return row if isinstance(row, str) else str(row.get("text") or row.get("prompt") or json.dumps(row))
 
 

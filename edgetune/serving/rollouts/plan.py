@@ -62,7 +62,7 @@ class AnswerPlan:
             Buffer("answer_paths", (self.live, self.path), "step", "int32"),
             Buffer("sample_state", (rows, SAMPLE_STATE), "head"),
             Buffer("drawn_token", (rows,), "head", "int32"),
-            Buffer("drawn_logp", (2, rows), "head"),  # by the model, and in what it was drawn from
+            Buffer("drawn_logp", (2, rows), "head"),  # by the model, and by the distribution of the draw
             Buffer("top", (rows, self.candidates), "head"),
         ]
 

@@ -29,7 +29,7 @@ from .engine import Rollout, Rollouts, Wanted
 from .forward import forward_buffers, forward_run, open_decoder
 from .plan import AnswerPlan, fitting
 
-PARALLEL = 64  # answers in progress at once, where memory has room
+PARALLEL = 64  # answers in progress at once, if memory has room
 READ = 512  # tokens of prompts that are read in a pass, unless one is longer
 GREEDY = Sampling()
 GROWTH = 8 << 20  # bytes that Python takes while it answers
