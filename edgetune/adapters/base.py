@@ -68,7 +68,7 @@ class Artifact:
 class Group:
     """Parameters that the optimizer treats alike. lr_scale multiplies the learning rate; decay: whether they decay.
 
-    exported: whether they are part of the adapter; if not, a run stores them in a file of their own next to it.
+    exported: whether they are part of the adapter; if not, a run stores them in another file next to it.
     """
 
     name: str

@@ -75,7 +75,7 @@ def check(text: str) -> Rules:
 
 
 def sets(characters: str) -> list[Ranges]:
-    """Of each character of a text, a set or a dot those that it may be."""
+    """Returns the characters that each place of a text, a set or a dot may be."""
     if characters.startswith('"'):
         return [_within([(code, code)]) for code in map(_code, _CHARACTER.findall(characters[1:-1]))]
     negated = characters.startswith("[^")
@@ -103,7 +103,7 @@ def _others(ranges: Ranges) -> Ranges:
 
 
 def _within(ranges: Ranges) -> Ranges:
-    """Without the end of C's texts and halves of surrogate pairs, which no token has; the lowest first."""
+    """Leaves out the end of C's texts and halves of surrogate pairs, which no token has; the lowest first."""
     parts = [(max(low, first), min(high, last)) for low, high in ranges for first, last in CHARACTERS]
     return sorted((low, high) for low, high in parts if low <= high)
 

@@ -77,7 +77,7 @@ class Network:
         return behind
 
     def _shortest_needs(self) -> list[float]:
-        """Of each node the least bytes to the end of its rule; infinite where a set is empty or a rule has no end."""
+        """Computes the least bytes from each node to the end of its rule; infinite where a rule has no end."""
         users: dict[int, list[int]] = defaultdict(list)
         for node, nexts in enumerate(self.nexts):
             for used in (*nexts, self.calls[node]) if self.calls[node] != END else nexts:

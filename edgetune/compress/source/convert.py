@@ -159,7 +159,7 @@ def _old_rope(given: dict[str, Any]) -> dict[str, Any]:
 
 @dataclass(frozen=True)
 class _Rotary:
-    """Of a configuration, transformers 4's or 5's: the base, that of blocks with a window, and the scaling."""
+    """Reads a configuration of transformers 4 or 5: the base, that of blocks with a window, and the scaling."""
 
     base: float
     base_of_windows: float
