@@ -56,7 +56,7 @@ def needs_judge(rewards: Rewards | None) -> bool:
 class Answered:
     """The answers to some prompts, G each, with their rewards; there are none if the objective has no rewards.
 
-    asked: the prompt of each answer; second answers, each with a prompt of its own, follow all first ones.
+    asked: the prompt of each answer; second answers, each with another prompt, follow all first ones.
     penalized [P, G]: rewards less the penalty for long answers; 0 without rewards. turns: answers in a conversation.
     """
 
