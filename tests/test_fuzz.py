@@ -1,7 +1,5 @@
 """A short run of `make fuzz`, and that it sees what it looks for."""
 
-from __future__ import annotations
-
 import os
 import signal
 import subprocess

@@ -1,11 +1,8 @@
 """Models by name: pulled by huggingface-hub from a hub of this machine, checked, put into place, and opened by name."""
 
-from __future__ import annotations
-
 import hashlib
 import json
 import sys
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -25,7 +22,7 @@ CHUNK = 1 << 14
 
 
 @pytest.fixture
-def hub(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Hub]:
+def hub(tmp_path, monkeypatch):
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
     monkeypatch.setattr(constants, "DOWNLOAD_CHUNK_SIZE", CHUNK)  # what arrives whole is kept
     content = write_tiny(tmp_path / "tiny.gguf", formats="Q8_0").read_bytes()

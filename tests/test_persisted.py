@@ -14,7 +14,6 @@ import pytest
 from durable import go, refused
 
 from edgetune.errors import FormatError
-from edgetune.formats.bundle import Bundle
 from edgetune.persisted import from_json
 from edgetune.training import checkpoint
 from edgetune.training.config import TrainConfig
@@ -31,14 +30,14 @@ class Run:
     sure: bool = False
 
 
-def test_what_was_written_comes_back() -> None:
+def test_what_was_written_comes_back():
     run = Run(3, 0.5, None, "b", {"x": [1]}, 2, True)
     assert from_json(Run, json.loads(json.dumps(asdict(run))), "run.json") == run
     config = TrainConfig(rank=2, lr=1e-3, memory="100M")
     assert from_json(TrainConfig, json.loads(json.dumps(config.to_json())), "run.json") == config
 
 
-def test_defaults_and_earlier_names() -> None:
+def test_defaults_and_earlier_names():
     least = {"steps": 3, "rate": 1, "name": "x"}
     assert from_json(Run, least, "run.json") == Run(3, 1, "x")
     for earlier in ("epochs", "rounds", "passes"):
@@ -56,13 +55,13 @@ def test_defaults_and_earlier_names() -> None:
     ({"rounds": "x"}, "rounds in run.json is 'x', not of type int"),
     ({"notes": []}, r"notes in run.json is \[\], not of type dict"),
 ])
-def test_what_does_not_fit_is_told_in_a_sentence(found: dict[str, Any], match: str) -> None:
+def test_what_does_not_fit_is_told_in_a_sentence(found, match):
     with pytest.raises(FormatError, match=match) as caught:
         from_json(Run, {"steps": 3, "rate": 1.0, "name": None, **found}, "run.json")
     assert "\n" not in str(caught.value)
 
 
-def test_what_is_missing_or_no_object() -> None:
+def test_what_is_missing_or_no_object():
     with pytest.raises(FormatError, match=r"run\.json lacks the field 'rate'"):
         from_json(Run, {"steps": 3, "name": None}, "run.json")
     with pytest.raises(FormatError, match=r"run.json is \[1\], no JSON object"):
@@ -79,8 +78,7 @@ def rewrite(path: Path, change: Callable[[dict[str, Any]], None]) -> None:
 
 
 @pytest.mark.parametrize("part", ["plan", "state"])
-def test_a_run_of_another_edgetune_is_refused_by_the_field(stopped: Path, bundle: Bundle, tmp_path: Path,
-                                                           part: str) -> None:
+def test_a_run_of_another_edgetune_is_refused_by_the_field(stopped, bundle, tmp_path, part):
     shutil.copytree(stopped, tmp_path / "out")
     for path in checkpoint.found(tmp_path / "out"):
         rewrite(path, lambda meta: meta[part].update(colour="red"))
@@ -89,8 +87,7 @@ def test_a_run_of_another_edgetune_is_refused_by_the_field(stopped: Path, bundle
     assert len(checkpoint.found(tmp_path / "out")) == 2
 
 
-def test_a_run_of_an_earlier_edgetune_resumes_with_defaults(stopped: Path, bundle: Bundle, tmp_path: Path,
-                                                            wanted: bytes) -> None:
+def test_a_run_of_an_earlier_edgetune_resumes_with_defaults(stopped, bundle, tmp_path, wanted):
     shutil.copytree(stopped, tmp_path / "out")
     for path in checkpoint.found(tmp_path / "out"):
         rewrite(path, lambda meta: (meta["plan"].pop("optimizer_state"), meta["state"].pop("changed")))
@@ -98,7 +95,7 @@ def test_a_run_of_an_earlier_edgetune_resumes_with_defaults(stopped: Path, bundl
 
 
 @pytest.mark.parametrize("held", ["many", 3, [], {"loss_before": "x"}, None, {}])
-def test_an_adapter_whose_record_says_something_else_is_described(finished: Path, tmp_path: Path, held: Any) -> None:
+def test_an_adapter_whose_record_says_something_else_is_described(finished, tmp_path, held):
     from commands import run as command
     shutil.copytree(finished, tmp_path / "run")
     record = json.loads((tmp_path / "run" / "run.json").read_text())

@@ -1,7 +1,5 @@
 """Small files that a command names: a pipe does not block it, and a device without an end does not fill the memory."""
 
-from __future__ import annotations
-
 import os
 import resource
 import subprocess
@@ -31,7 +29,7 @@ COMMANDS = {
 
 
 @pytest.fixture(scope="module")
-def place(finished: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
+def place(finished, tmp_path_factory):
     folder = tmp_path_factory.mktemp("small")
     rows = folder / "rows.jsonl"
     rows.write_text("".join(f'{{"prompt": "turn on lamp {i}", "completion": "on"}}\n' for i in range(60)))
@@ -58,7 +56,7 @@ def bounded() -> None:
 
 @pytest.mark.parametrize("kind", KINDS)
 @pytest.mark.parametrize("name", [name for name in COMMANDS if name != "schema"])
-def test_a_named_file_without_end(place: dict[str, Path], tmp_path: Path, name: str, kind: str) -> None:
+def test_a_named_file_without_end(place, tmp_path, name, kind):
     if (name, kind) == ("texts to keep", "large"):
         pytest.skip("rows of any number are read one at a time")
     file = special(tmp_path / "named", kind)
@@ -66,7 +64,7 @@ def test_a_named_file_without_end(place: dict[str, Path], tmp_path: Path, name: 
 
 
 @pytest.mark.parametrize("kind", KINDS)
-def test_an_adapters_schema_without_end(place: dict[str, Path], tmp_path: Path, kind: str) -> None:
+def test_an_adapters_schema_without_end(place, tmp_path, kind):
     adapter = tmp_path / "adapter"
     adapter.mkdir()
     for name in ("adapter.gguf", "run.json"):
@@ -85,7 +83,7 @@ def refused(command: list[str], names: dict[str, Path]) -> None:
     assert any(what in done.stderr for what in ("it is a pipe", "it is a device", "larger than", "no measured speed"))
 
 
-def test_a_busy_file_that_is_no_file(place: dict[str, Path], tmp_path: Path) -> None:
+def test_a_busy_file_that_is_no_file(place, tmp_path):
     for kind in ("pipe", "device"):
         file = special(tmp_path / kind, kind)
         for command in (["train", "{model}", "{rows}", "-o", "{out}", "--busy-file", "{file}"],
@@ -98,13 +96,13 @@ def test_a_busy_file_that_is_no_file(place: dict[str, Path], tmp_path: Path) -> 
 
 
 @pytest.mark.parametrize("kind", KINDS)
-def test_a_key_to_sign_with(tmp_path: Path, kind: str) -> None:
+def test_a_key_to_sign_with(tmp_path, kind):
     pytest.importorskip("cryptography")
     with pytest.raises(UsageError, match=r"it is a pipe|it is a device|larger than"):
         private_key(special(tmp_path / "key", kind))
 
 
-def test_the_limit_counts_what_is_read(tmp_path: Path) -> None:
+def test_the_limit_counts_what_is_read(tmp_path):
     """A file of /proc says that it has no bytes."""
     assert b"VmRSS" in read_small("/proc/self/status")
     exact = tmp_path / "exact"

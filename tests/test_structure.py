@@ -72,8 +72,7 @@ def test_code_imports_only_what_is_declared():
 def test_training_loads_neither_torch_nor_llama_cpp(tmp_path):
     code = ("import sys, edgetune; edgetune.Trainer; "
             "print([m for m in ('torch', 'transformers', 'peft', 'llama_cpp', 'psutil') if m in sys.modules])")
-    done = subprocess.run([sys.executable, "-c", code], cwd=tmp_path, capture_output=True, text=True,
-                          check=True)
+    done = subprocess.run([sys.executable, "-c", code], cwd=tmp_path, capture_output=True, text=True, check=True)
     assert done.stdout.strip() == "[]"
 
 

@@ -1,7 +1,5 @@
 """Wheels as `make wheels` writes them: their names say what they need, pip installs them, and they compute."""
 
-from __future__ import annotations
-
 import json
 import os
 import subprocess

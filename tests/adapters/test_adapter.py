@@ -1,7 +1,5 @@
 """Adapters on disk: what llama.cpp makes of the file, what comes back, what is refused. llama.cpp is the judge."""
 
-from __future__ import annotations
-
 import resource
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
@@ -52,19 +50,19 @@ def distance(a: np.ndarray, b: np.ndarray) -> float:
 
 
 @pytest.fixture(scope="module")
-def base(tiny_llama: Path) -> Gguf:
+def base(tiny_llama):
     return open_gguf(tiny_llama)
 
 
 @pytest.fixture
-def pairs(base: Gguf) -> Lora:
+def pairs(base):
     return random_pairs(base, dict.fromkeys(NAMES, 4), dict.fromkeys(NAMES, 2.0))
 
 
 # ---- LoRA ------------------------------------------------------------------------------------------------------------
 
 
-def test_init_is_as_pefts() -> None:
+def test_init_is_as_pefts():
     from torch import nn
 
     pairs = init_pairs({"x": (48, 400), "y": (32, 200)}, 16, 0.5, seed=1)
@@ -78,7 +76,7 @@ def test_init_is_as_pefts() -> None:
     assert a.std() == pytest.approx(float(weight.std()), rel=0.03)
 
 
-def test_init_depends_on_seed_and_name_alone() -> None:
+def test_init_depends_on_seed_and_name_alone():
     shapes = {"x": (8, 32), "y": (8, 32)}
     pairs, again, other = (init_pairs(s, 4, 1.0, seed) for s, seed in ((shapes, 7), ({"y": (8, 32)}, 7), (shapes, 8)))
     assert np.array_equal(pairs["y"].a, again["y"].a)
@@ -87,12 +85,12 @@ def test_init_depends_on_seed_and_name_alone() -> None:
 
 
 @pytest.mark.parametrize("rank", [0, 33, -1])
-def test_rank_outside_the_width_is_refused(rank: int) -> None:
+def test_rank_outside_the_width_is_refused(rank):
     with pytest.raises(UsageError, match=f"rank {rank} is not between 1 and 32, the width of y"):
         init_pairs({"x": (8, 64), "y": (8, 32)}, rank, 1.0, seed=0)
 
 
-def test_scale_is_alpha_over_rank_or_its_root() -> None:
+def test_scale_is_alpha_over_rank_or_its_root():
     assert scale_of(16, 8) == 2.0
     assert scale_of(16, 16, rslora=True) == 4.0
     assert tuple(TARGETS) == config.TARGETS
@@ -113,9 +111,7 @@ def test_scale_is_alpha_over_rank_or_its_root() -> None:
         ([4], [-2.0], 0.0),
     ],
 )
-def test_llama_cpp_scales_every_rank_rightly(
-    ranks: list[int], scales: list[float], alpha: float, base: Gguf, tmp_path: Path
-) -> None:
+def test_llama_cpp_scales_every_rank_rightly(ranks, scales, alpha, base, tmp_path):
     by_name = {name: (ranks[i % len(ranks)], scales[i % len(ranks)]) for i, name in enumerate(NAMES)}
     pairs = random_pairs(base, {n: r for n, (r, _) in by_name.items()}, {n: s for n, (_, s) in by_name.items()})
     save_gguf(tmp_path / "a.gguf", pairs, base)
@@ -132,7 +128,7 @@ def test_llama_cpp_scales_every_rank_rightly(
         assert np.array_equal(pair.a, wanted.a)
 
 
-def test_an_adapter_is_stored_in_f16(base: Gguf, pairs: Lora, tmp_path: Path) -> None:
+def test_an_adapter_is_stored_in_f16(base, pairs, tmp_path):
     save_gguf(tmp_path / "a.gguf", pairs, base, format="F16")
     assert {t.tensor_type.name for t in gguf.GGUFReader(tmp_path / "a.gguf").tensors} == {"F16"}
     back = adapter.load_gguf(tmp_path / "a.gguf")
@@ -140,7 +136,7 @@ def test_an_adapter_is_stored_in_f16(base: Gguf, pairs: Lora, tmp_path: Path) ->
     assert logits_of(base.path, TOKENS, tmp_path / "a.gguf").std() > 0.1
 
 
-def test_adapters_of_llama_cpps_converter(base: Gguf, pairs: Lora, tmp_path: Path) -> None:
+def test_adapters_of_llama_cpps_converter(base, pairs, tmp_path):
     """Written as convert_lora_to_gguf.py does: alpha / rank, F16, nothing about the base but its architecture."""
     writer = gguf.GGUFWriter(tmp_path / "a.gguf", base.architecture)
     writer.add_type("adapter")
@@ -163,7 +159,7 @@ def test_adapters_of_llama_cpps_converter(base: Gguf, pairs: Lora, tmp_path: Pat
 # ---- the folder ------------------------------------------------------------------------------------------------------
 
 
-def test_a_folder_is_written_whole_and_opened(base: Gguf, pairs: Lora, tmp_path: Path) -> None:
+def test_a_folder_is_written_whole_and_opened(base, pairs, tmp_path):
     save_adapter(tmp_path / "runs" / "first", pairs, base, {"options": {"rank": 4}})
     assert sorted(p.name for p in (tmp_path / "runs").rglob("*")) == ["adapter.gguf", "first", "run.json"]
     for path in (tmp_path / "runs" / "first", tmp_path / "runs" / "first" / "adapter.gguf"):
@@ -182,7 +178,7 @@ def test_a_folder_is_written_whole_and_opened(base: Gguf, pairs: Lora, tmp_path:
     assert len(list(tmp_path.rglob("*"))) == 4
 
 
-def test_a_bundles_model_is_called_by_the_bundles_name(base: Gguf, pairs: Lora, tmp_path: Path) -> None:
+def test_a_bundles_model_is_called_by_the_bundles_name(base, pairs, tmp_path):
     (tmp_path / "home.edge").mkdir()
     (tmp_path / "home.edge" / "model.gguf").write_bytes(base.path.read_bytes())
     save_gguf(tmp_path / "a.gguf", pairs, open_gguf(tmp_path / "home.edge" / "model.gguf"))
@@ -192,14 +188,14 @@ def test_a_bundles_model_is_called_by_the_bundles_name(base: Gguf, pairs: Lora, 
 # ---- what is refused -------------------------------------------------------------------------------------------------
 
 
-def test_an_adapter_of_another_base_is_refused(base: Gguf, pairs: Lora, tmp_path: Path) -> None:
+def test_an_adapter_of_another_base_is_refused(base, pairs, tmp_path):
     save_gguf(tmp_path / "a.gguf", pairs, base)
     other = open_gguf(tiny.write_tiny(tmp_path / "other.gguf", seed=5))
     with pytest.raises(MismatchError, match=r"was trained on llama.gguf \(sha256:.*\), not on .*other.gguf \(sha256:"):
         open_adapter(tmp_path / "a.gguf", other)
 
 
-def test_a_base_that_does_not_fit(base: Gguf, pairs: Lora, tiny_models: dict[str, Path], tmp_path: Path) -> None:
+def test_a_base_that_does_not_fit(base, pairs, tiny_models, tmp_path):
     """Adapters that name no base are judged by architecture, names and shapes."""
     path = tmp_path / "a.gguf"
     save_gguf(path, pairs, base)
@@ -214,7 +210,7 @@ def test_a_base_that_does_not_fit(base: Gguf, pairs: Lora, tiny_models: dict[str
             open_adapter(path, open_gguf(tiny.write_tiny(tmp_path / "other.gguf", **change)))
 
 
-def test_not_an_adapter(base: Gguf, pairs: Lora, tmp_path: Path) -> None:
+def test_not_an_adapter(base, pairs, tmp_path):
     with pytest.raises(FormatError, match=r"nowhere.*No such file"):
         open_adapter(tmp_path / "nowhere")
     with pytest.raises(FormatError, match=r"holds no adapter.gguf; name an adapter folder"):
@@ -243,8 +239,7 @@ def test_not_an_adapter(base: Gguf, pairs: Lora, tmp_path: Path) -> None:
         (lambda t: t.clear(), FormatError),
     ],
 )  # fmt: skip
-def test_tensors_that_are_no_pairs_are_refused(change: object, error: type[Exception], base: Gguf, pairs: Lora,
-                                               tmp_path: Path) -> None:
+def test_tensors_that_are_no_pairs_are_refused(change, error, base, pairs, tmp_path):
     save_gguf(tmp_path / "a.gguf", pairs, base)
     tensors = {t.name: np.array(t.data) for t in gguf.GGUFReader(tmp_path / "a.gguf").tensors}
     change(tensors)
@@ -253,7 +248,7 @@ def test_tensors_that_are_no_pairs_are_refused(change: object, error: type[Excep
         open_adapter(tiny.write_gguf(tmp_path / "a.gguf", "llama", fields, tensors))
 
 
-def test_damaged_files_are_refused_never_crash(base: Gguf, pairs: Lora, tmp_path: Path) -> None:
+def test_damaged_files_are_refused_never_crash(base, pairs, tmp_path):
     path = tmp_path / "a.gguf"
     save_gguf(path, {name: pairs[name] for name in NAMES[:2]}, base)
     whole = path.read_bytes()
@@ -275,7 +270,7 @@ def test_damaged_files_are_refused_never_crash(base: Gguf, pairs: Lora, tmp_path
 
 
 @pytest.mark.parametrize("value", [np.nan, np.inf, 1e6])
-def test_values_that_are_not_finite_are_not_written(value: float, base: Gguf, pairs: Lora, tmp_path: Path) -> None:
+def test_values_that_are_not_finite_are_not_written(value, base, pairs, tmp_path):
     save_gguf(tmp_path / "a.gguf", pairs, base)
     good = (tmp_path / "a.gguf").read_bytes()
     pairs[NAMES[3]].b[0, 0] = value
@@ -298,7 +293,7 @@ def full_disk(limit: int) -> Iterator[None]:
         resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
 
 
-def test_a_full_disk_leaves_what_was_there(base: Gguf, pairs: Lora, tmp_path: Path) -> None:
+def test_a_full_disk_leaves_what_was_there(base, pairs, tmp_path):
     save_adapter(tmp_path / "old", pairs, base, {"step": 1})
     with full_disk(5000), pytest.raises(EdgetuneError, match=r"cannot write .*adapter.gguf"):
         save_run(tmp_path / "old", pairs, base, {"step": 2})
@@ -311,7 +306,7 @@ def test_a_full_disk_leaves_what_was_there(base: Gguf, pairs: Lora, tmp_path: Pa
     assert sorted(p.name for p in tmp_path.rglob("*")) == ["adapter.gguf", "old", "run.json"]
 
 
-def test_an_adapter_of_embedding_and_head_is_described(base: Gguf, tmp_path: Path) -> None:
+def test_an_adapter_of_embedding_and_head_is_described(base, tmp_path):
     """As llama.cpp's converter makes them; neither name has a block."""
     shape = base.tensors["token_embd.weight"].shape
     save_gguf(tmp_path / "a.gguf", init_pairs({"token_embd": shape, "output": shape}, 2, 1.0, 0), base)

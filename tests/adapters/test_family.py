@@ -27,7 +27,6 @@ from edgetune.data.dataset import Dataset
 from edgetune.data.packing import collate
 from edgetune.errors import EdgetuneError, Interrupted, MismatchError, UnsupportedError, UsageError
 from edgetune.evaluation.native import native_loss
-from edgetune.formats.bundle import Bundle
 from edgetune.options import option
 from edgetune.serving.llama import LlamaModel
 from edgetune.training import checkpoint
@@ -177,7 +176,7 @@ def data(n: int, seed: int = 0) -> Dataset:
 
 
 @pytest.mark.parametrize("recompute", ["none", "block"])
-def test_gradient_by_finite_differences(tiny_models: dict[str, Path], recompute: str) -> None:
+def test_gradient_by_finite_differences(tiny_models, recompute):
     trainer = Trainer(tiny_models["gemma3"], family=Scales(), recompute=recompute, **OPTIONS)
     batch = collate(random_rows(416, 2, 20, seed=1))
     a = batch.supervised_weights
@@ -199,7 +198,7 @@ def test_gradient_by_finite_differences(tiny_models: dict[str, Path], recompute:
 
 
 @pytest.mark.learning
-def test_it_learns_and_what_is_saved_is_what_was_trained(bundle: Bundle, tmp_path: Path) -> None:
+def test_it_learns_and_what_is_saved_is_what_was_trained(bundle, tmp_path):
     rows = data(3)
     trainer = Trainer(bundle, family=Scales(width=5), steps=30, **OPTIONS)
     trainer.add_examples(rows.examples)
@@ -215,7 +214,7 @@ def test_it_learns_and_what_is_saved_is_what_was_trained(bundle: Bundle, tmp_pat
     assert table["lora"] == table["adam_m"] == (14,)
 
 
-def test_a_stopped_run_resumes_to_the_same_bytes(bundle: Bundle, tmp_path: Path) -> None:
+def test_a_stopped_run_resumes_to_the_same_bytes(bundle, tmp_path):
     rows = data(9)
     config = TrainConfig(steps=6, optimizer_state="float", **OPTIONS)
 
@@ -234,7 +233,7 @@ def test_a_stopped_run_resumes_to_the_same_bytes(bundle: Bundle, tmp_path: Path)
     assert (tmp_path / "out" / "adapter.gguf").read_bytes() == (tmp_path / "whole" / "adapter.gguf").read_bytes()
 
 
-def test_switched_off_the_base_is_left(bundle: Bundle) -> None:
+def test_switched_off_the_base_is_left(bundle):
     trainer = Trainer(bundle, family=Scales(), **OPTIONS)
     batch = collate(random_rows(416, 1, 20, seed=2))
     adapted = trainer.decoder.score(batch).copy()
@@ -246,7 +245,7 @@ def test_switched_off_the_base_is_left(bundle: Bundle) -> None:
     assert np.array_equal(trainer.decoder.score(batch), adapted)
 
 
-def test_a_proximal_step_follows_the_optimizers(bundle: Bundle, tmp_path: Path) -> None:
+def test_a_proximal_step_follows_the_optimizers(bundle, tmp_path):
     rows = data(6)
     found = {}
     for shrink in (0.0, 0.3):
@@ -265,7 +264,7 @@ def test_a_proximal_step_follows_the_optimizers(bundle: Bundle, tmp_path: Path) 
     assert again.loss(rows.examples)[0] == pytest.approx(found[0.3].loss(rows.examples)[0])
 
 
-def test_what_is_no_lora_resumes_to_the_same_bytes(bundle: Bundle, tmp_path: Path) -> None:
+def test_what_is_no_lora_resumes_to_the_same_bytes(bundle, tmp_path):
     """Its own state is in the checkpoints, too."""
     config = TrainConfig(steps=6, family=Sparse(), optimizer_state="float", **OPTIONS)
     states = []
@@ -286,8 +285,7 @@ def test_what_is_no_lora_resumes_to_the_same_bytes(bundle: Bundle, tmp_path: Pat
     assert (tmp_path / "out" / "adapter.gguf").read_bytes() == (tmp_path / "whole" / "adapter.gguf").read_bytes()
 
 
-def test_what_llama_cpp_cannot_serve_is_refused_in_a_sentence(bundle: Bundle, tmp_path: Path,
-                                                             monkeypatch: pytest.MonkeyPatch) -> None:
+def test_what_llama_cpp_cannot_serve_is_refused_in_a_sentence(bundle, tmp_path, monkeypatch):
     trainer = Trainer(bundle, family=Sparse(), steps=1, **OPTIONS)
     trainer.add_examples(data(3).examples)
     trainer.train()
@@ -303,7 +301,7 @@ def test_what_llama_cpp_cannot_serve_is_refused_in_a_sentence(bundle: Bundle, tm
         recipe.options(TrainConfig(), {"family": "sparse"})
 
 
-def test_a_registered_family_has_flags(bundle: Bundle, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_registered_family_has_flags(bundle, tmp_path, monkeypatch):
     monkeypatch.setitem(base._registry._found, "sparse", Sparse)
     shown = command("train", "--family", "sparse", "--help-all")
     assert "--shrink" in shown

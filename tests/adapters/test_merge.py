@@ -1,7 +1,5 @@
 """Merged files: the weights by numpy and the gguf package, the whole by llama.cpp."""
 
-from __future__ import annotations
-
 import resource
 import shutil
 from pathlib import Path
@@ -56,12 +54,12 @@ def distance(a: np.ndarray, b: np.ndarray) -> float:
 
 
 @pytest.fixture(scope="module")
-def base(tiny_llama: Path) -> Gguf:
+def base(tiny_llama):
     return open_gguf(tiny_llama)
 
 
 @pytest.fixture(scope="module")
-def quantized(tmp_path_factory: pytest.TempPathFactory) -> Gguf:
+def quantized(tmp_path_factory):
     path = tmp_path_factory.mktemp("quantized") / "q.gguf"
     return open_gguf(tiny.write_tiny(path, formats={"token_embd": "Q8_0", "blk": "Q4_1"}))
 
@@ -70,9 +68,7 @@ def quantized(tmp_path_factory: pytest.TempPathFactory) -> Gguf:
 
 
 @pytest.mark.parametrize("architecture", tiny.SHAPES)
-def test_float_logits_are_those_of_base_and_adapter(
-    architecture: str, tiny_models: dict[str, Path], tmp_path: Path
-) -> None:
+def test_float_logits_are_those_of_base_and_adapter(architecture, tiny_models, tmp_path):
     base = open_gguf(tiny_models[architecture])
     pairs = pairs_for(base)
     out = tmp_path / "m.gguf"
@@ -85,7 +81,7 @@ def test_float_logits_are_those_of_base_and_adapter(
 
 
 @pytest.mark.parametrize(("to", "number"), [("F32", 0), ("F16", 1), ("BF16", 32)])
-def test_floats_of_a_quantized_base(to: str, number: int, tmp_path: Path) -> None:
+def test_floats_of_a_quantized_base(to, number, tmp_path):
     base = open_gguf(tiny.write_tiny(tmp_path / "q.gguf", formats="Q4_1", metadata={"general.file_type": 3}))
     pairs = pairs_for(base, blocks=(1,))
     merge(base, pairs, tmp_path / "m.gguf", to.lower())
@@ -106,7 +102,7 @@ def test_floats_of_a_quantized_base(to: str, number: int, tmp_path: Path) -> Non
 
 
 @pytest.mark.parametrize("format", mostly_slow([format for format in FORMATS if format != "Q2_0"], SOME_FORMATS))
-def test_keep_writes_each_tensor_as_it_was(format: str, tmp_path: Path) -> None:
+def test_keep_writes_each_tensor_as_it_was(format, tmp_path):
     base = open_gguf(tiny.write_tiny(tmp_path / "q.gguf", formats={"token_embd": "Q8_0", "blk": format}, **WIDE))
     pairs = pairs_for(base, blocks=(1,))
     merge(base, pairs, tmp_path / "m.gguf", "keep")
@@ -124,14 +120,14 @@ def test_keep_writes_each_tensor_as_it_was(format: str, tmp_path: Path) -> None:
         assert distance(new[f"{name}.weight"], truth) < {"Q2_K": 0.4}.get(format, 0.2)
 
 
-def test_a_format_that_would_lose_most_of_the_weights_is_not_kept(tmp_path: Path) -> None:
+def test_a_format_that_would_lose_most_of_the_weights_is_not_kept(tmp_path):
     base = open_gguf(tiny.write_tiny(tmp_path / "q.gguf", formats={"blk": "Q2_0"}, **WIDE))
     with pytest.raises(UsageError, match=r"Q2_0, which cannot be written again .* Q8_0"):
         merge(base, pairs_for(base), tmp_path / "m.gguf", "keep")
     assert not (tmp_path / "m.gguf").exists()
 
 
-def test_large_tensors_go_through_in_slices(base: Gguf, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_large_tensors_go_through_in_slices(base, tmp_path, monkeypatch):
     pairs = pairs_for(base)
     merge(base, pairs, tmp_path / "whole.gguf", "F16")
     monkeypatch.setattr(module, "_SLICE", 7 * 64 + 5)
@@ -144,7 +140,7 @@ def test_large_tensors_go_through_in_slices(base: Gguf, tmp_path: Path, monkeypa
     assert (tmp_path / "rows.gguf").read_bytes() == base.path.read_bytes()
 
 
-def test_alignment_and_odd_sizes(tmp_path: Path) -> None:
+def test_alignment_and_odd_sizes(tmp_path):
     base = open_gguf(tiny.write_tiny(tmp_path / "b.gguf", d_ff=99))
     merge(base, pairs_for(base), tmp_path / "m.gguf", "F16")
     opened = open_gguf(tmp_path / "m.gguf")
@@ -163,7 +159,7 @@ def test_alignment_and_odd_sizes(tmp_path: Path) -> None:
         ("IQ4_NL", {"IQ4_NL", "Q5_K", "Q6_K"}, 25, 0.1),
     ],
 )
-def test_llama_cpps_types(to: str, formats: set[str], number: int, error: float, tmp_path: Path) -> None:
+def test_llama_cpps_types(to, formats, number, error, tmp_path):
     base = open_gguf(tiny.write_tiny(tmp_path / "q.gguf", formats="Q8_0", **WIDE))
     pairs = pairs_for(base)
     merged = merge(base, pairs, tmp_path / "m.gguf", to, threads=2)
@@ -179,7 +175,7 @@ def test_llama_cpps_types(to: str, formats: set[str], number: int, error: float,
     assert sorted(p.name for p in tmp_path.iterdir()) == ["m.gguf", "q.gguf"]
 
 
-def test_tensors_already_of_the_type_keep_their_bytes(quantized: Gguf, tmp_path: Path) -> None:
+def test_tensors_already_of_the_type_keep_their_bytes(quantized, tmp_path):
     merge(quantized, pairs_for(quantized, blocks=(0,)), tmp_path / "m.gguf", "Q4_1")
     before = stored(quantized.path)
     after = stored(tmp_path / "m.gguf")
@@ -189,7 +185,7 @@ def test_tensors_already_of_the_type_keep_their_bytes(quantized: Gguf, tmp_path:
 # ---- what is refused -------------------------------------------------------------------------------------------------
 
 
-def test_refusals_leave_nothing(base: Gguf, tmp_path: Path) -> None:
+def test_refusals_leave_nothing(base, tmp_path):
     out = tmp_path / "m.gguf"
     pairs = pairs_for(base)
     with pytest.raises(UsageError, match="the type Q9_9 is unknown; choose from keep, F32"):
@@ -209,7 +205,7 @@ def test_refusals_leave_nothing(base: Gguf, tmp_path: Path) -> None:
     assert (out.read_text(), len(list(tmp_path.iterdir()))) == ("mine", 1)
 
 
-def test_a_changed_tensor_in_a_foreign_format(tmp_path: Path) -> None:
+def test_a_changed_tensor_in_a_foreign_format(tmp_path):
     path = tiny.write_tiny(tmp_path / "b.gguf", formats={"blk.0.attn_v": "TQ2_0"}, **WIDE)
     base = open_gguf(path)
     with pytest.raises(UnsupportedError, match="TQ2_0"):
@@ -220,7 +216,7 @@ def test_a_changed_tensor_in_a_foreign_format(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("to", ["keep", "F32", "Q8_0"])
 @pytest.mark.parametrize("limit", [4_000, 60_000, 118_000])
-def test_a_full_disk_leaves_nothing(to: str, limit: int, base: Gguf, quantized: Gguf, tmp_path: Path) -> None:
+def test_a_full_disk_leaves_nothing(to, limit, base, quantized, tmp_path):
     """No file may grow beyond `limit` bytes: full in the header, in the weights, and (Q8_0) in llama.cpp's hands."""
     of = quantized if limit == 118_000 and to == "Q8_0" else base
     pairs = {name: pair for name, pair in pairs_for(of).items() if name == "blk.0.attn_k" or of is base}
@@ -236,8 +232,7 @@ def test_a_full_disk_leaves_nothing(to: str, limit: int, base: Gguf, quantized: 
 
 
 @pytest.mark.parametrize("to", ["keep", "F16", "Q8_0"])
-def test_room_is_asked_for_before_anything_is_written(
-        to: str, base: Gguf, quantized: Gguf, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_room_is_asked_for_before_anything_is_written(to, base, quantized, tmp_path, monkeypatch):
     """The bytes that are needed are said, and are enough."""
     model = quantized if to == "keep" else base
     pairs = pairs_for(model)

@@ -1,7 +1,5 @@
 """Ollama's Modelfile: its template makes of a conversation what the model's own template makes of it."""
 
-from __future__ import annotations
-
 import json
 import re
 

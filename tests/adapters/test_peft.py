@@ -1,12 +1,9 @@
 """PEFT's folders out and in, judged by PEFT on transformers on one side and llama.cpp on the other."""
 
-from __future__ import annotations
-
 import json
 import os
 import resource
 import struct
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -70,8 +67,7 @@ SOME = ["blk.0.attn_q", "blk.2.attn_q", "blk.2.attn_k", "blk.1.ffn_down"]
     + [(family, EVERY, [2, 3, 8], [0.5, 2.0]) for family in FAMILIES]
     + [("llama", SOME, [4], [2.0]), ("llama", SOME, [2, 5], [1.0, 3.0]), ("gemma3", SOME, [4], [2.0])],
 )
-def test_export_gives_peft_the_same_logits(family: str, names: list[str], ranks: list[int], scales: list[float],
-                                           tmp_path: Path) -> None:
+def test_export_gives_peft_the_same_logits(family, names, ranks, scales, tmp_path):
     path, model = make_family(family, tmp_path)
     base = open_gguf(path)
     pairs = random_pairs(base, names, ranks, scales)
@@ -89,7 +85,7 @@ def test_export_gives_peft_the_same_logits(family: str, names: list[str], ranks:
     assert same(import_peft(tmp_path / "peft", base), pairs)
 
 
-def test_auto_peft_model_finds_the_base(tmp_path: Path) -> None:
+def test_auto_peft_model_finds_the_base(tmp_path):
     """It loads what the adapter names as its base, here a folder."""
     path, model = make_family("llama", tmp_path)
     base = open_gguf(path)
@@ -110,7 +106,7 @@ def test_auto_peft_model_finds_the_base(tmp_path: Path) -> None:
     ({"general.base_model.0.repo_url": "https://huggingface.co/maker/old",
       "general.source.huggingface.repository": "maker/tiny"}, "maker/tiny"),
 ])
-def test_the_base_is_named_as_the_gguf_does(keys: dict[str, str], name: str, tmp_path: Path) -> None:
+def test_the_base_is_named_as_the_gguf_does(keys, name, tmp_path):
     base = open_gguf(write_tiny(tmp_path / "tiny.gguf", metadata={"general.name": ""} | keys))
     export_peft(random_pairs(base, ["blk.0.attn_q"], [4], [2.0]), base, tmp_path / "peft")
     assert json.loads((tmp_path / "peft" / "adapter_config.json").read_text())["base_model_name_or_path"] == name
@@ -132,7 +128,7 @@ def test_the_base_is_named_as_the_gguf_does(keys: dict[str, str], name: str, tmp
         },
     ],
 )  # fmt: skip
-def test_import_gives_the_logits_of_peft(family: str, options: dict[str, Any], tmp_path: Path) -> None:
+def test_import_gives_the_logits_of_peft(family, options, tmp_path):
     path, model = make_family(family, tmp_path)
     tuned = trained_by_peft(model, tmp_path / "peft", **options)
     truth = hf_logits(tuned, TOKENS)
@@ -155,7 +151,7 @@ def trained_by_peft(model: PreTrainedModel, folder: Path, **options: Any) -> pef
     return tuned
 
 
-def test_import_in_half_precision(tmp_path: Path) -> None:
+def test_import_in_half_precision(tmp_path):
     path, model = make_family("llama", tmp_path)
     trained_by_peft(model, tmp_path / "peft", r=4, target_modules=["q_proj"])
     file = tmp_path / "peft" / "adapter_model.safetensors"
@@ -171,12 +167,12 @@ def test_import_in_half_precision(tmp_path: Path) -> None:
 
 
 @pytest.fixture(scope="module")
-def llama(tmp_path_factory: pytest.TempPathFactory) -> Gguf:
+def llama(tmp_path_factory):
     return open_gguf(make_family("llama", tmp_path_factory.mktemp("llama"))[0])
 
 
 @pytest.fixture
-def folder(llama: Gguf, tmp_path: Path) -> Path:
+def folder(llama, tmp_path):
     export_peft(random_pairs(llama, SOME, [4], [2.0]), llama, tmp_path / "peft")
     return tmp_path / "peft"
 
@@ -196,7 +192,7 @@ def folder(llama: Gguf, tmp_path: Path) -> Path:
         ({"alpha_pattern": {"(a+)+$": 4}}, "alpha_pattern"),
     ],
 )
-def test_options_that_a_gguf_cannot_express(options: dict[str, Any], named: str, llama: Gguf, folder: Path) -> None:
+def test_options_that_a_gguf_cannot_express(options, named, llama, folder):
     config = json.loads((folder / "adapter_config.json").read_text())
     (folder / "adapter_config.json").write_text(json.dumps(config | options))
     with pytest.raises(UnsupportedError) as caught:
@@ -215,7 +211,7 @@ def test_options_that_a_gguf_cannot_express(options: dict[str, Any], named: str,
         ({"alpha_pattern": [1]}, "alpha_pattern"),
     ],
 )
-def test_numbers_that_are_none(options: dict[str, Any], message: str, llama: Gguf, folder: Path) -> None:
+def test_numbers_that_are_none(options, message, llama, folder):
     config = json.loads((folder / "adapter_config.json").read_text())
     (folder / "adapter_config.json").write_text(json.dumps(config | options))
     with pytest.raises(FormatError, match=message):
@@ -244,9 +240,7 @@ Q0 = "base_model.model.model.layers.0.self_attn.q_proj"
         (lambda t: t.clear(), FormatError, "no tensors"),
     ],
 )  # fmt: skip
-def test_tensors_that_are_no_pairs_are_refused(
-    change: Callable[[dict[str, np.ndarray]], None], error: type[Exception], message: str, llama: Gguf, folder: Path
-) -> None:
+def test_tensors_that_are_no_pairs_are_refused(change, error, message, llama, folder):
     tensors = read_safetensors(folder / "adapter_model.safetensors")
     change(tensors)
     write_safetensors(folder / "adapter_model.safetensors", tensors)
@@ -254,7 +248,7 @@ def test_tensors_that_are_no_pairs_are_refused(
         import_peft(folder, llama)
 
 
-def test_missing_and_damaged_files(llama: Gguf, folder: Path) -> None:
+def test_missing_and_damaged_files(llama, folder):
     config = (folder / "adapter_config.json").read_text()
     for text in ("{", "3", "[" * 100_000, config[:-9]):
         (folder / "adapter_config.json").write_text(text)
@@ -271,7 +265,7 @@ def test_missing_and_damaged_files(llama: Gguf, folder: Path) -> None:
         import_peft(folder / "nowhere", llama)
 
 
-def test_export_refuses(llama: Gguf, folder: Path) -> None:
+def test_export_refuses(llama, folder):
     with pytest.raises(UsageError, match="peft exists"):
         export_peft(random_pairs(llama, SOME, [4], [2.0]), llama, folder)
     wide = {"blk.0.attn_q": Pair(np.ones((2, 65), np.float32), np.ones((64, 2), np.float32), 1.0)}
@@ -284,7 +278,7 @@ def test_export_refuses(llama: Gguf, folder: Path) -> None:
 
 
 @pytest.mark.parametrize("limit", [100, 2_000])
-def test_a_full_disk_leaves_nothing(limit: int, llama: Gguf, tmp_path: Path) -> None:
+def test_a_full_disk_leaves_nothing(limit, llama, tmp_path):
     soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
     resource.setrlimit(resource.RLIMIT_FSIZE, (limit, hard))
     try:
@@ -298,7 +292,7 @@ def test_a_full_disk_leaves_nothing(limit: int, llama: Gguf, tmp_path: Path) -> 
 # ---- safetensors -----------------------------------------------------------------------------------------------------
 
 
-def test_safetensors_agrees_with_the_package(tmp_path: Path) -> None:
+def test_safetensors_agrees_with_the_package(tmp_path):
     tensors = {"x": np.arange(6, dtype=np.float32).reshape(2, 3), "y\u00e9": np.zeros((0, 4), np.float32),
                "one": np.float32(3).reshape(())}  # fmt: skip
     write_safetensors(tmp_path / "ours", tensors)
@@ -352,13 +346,13 @@ def tensor(dtype: object = "F32", shape: object = (2, 2), offsets: object = (0, 
         packed({"x": tensor()}, bytes(20)),
     ],
 )
-def test_safetensors_refuses(raw: bytes, tmp_path: Path) -> None:
+def test_safetensors_refuses(raw, tmp_path):
     (tmp_path / "x").write_bytes(raw)
     with pytest.raises(FormatError, match=r"x is no safetensors file: .*; the file is damaged"):
         read_safetensors(tmp_path / "x")
 
 
-def test_other_types_of_tensors_are_named(tmp_path: Path) -> None:
+def test_other_types_of_tensors_are_named(tmp_path):
     (tmp_path / "x").write_bytes(packed({"x": tensor(dtype="I64", shape=[2])}))
     with pytest.raises(UnsupportedError, match="x is I64; supported are F32, F16, BF16"):
         read_safetensors(tmp_path / "x")
@@ -370,14 +364,14 @@ def test_other_types_of_tensors_are_named(tmp_path: Path) -> None:
     ({"lora_alpha": 1e308}, "lora_alpha is .*a number up to 1e"),
     ({"lora_alpha": 1e14}, "scales its update by"),
 ])  # fmt: skip
-def test_numbers_too_large_to_apply(options: dict[str, Any], message: str, llama: Gguf, folder: Path) -> None:
+def test_numbers_too_large_to_apply(options, message, llama, folder):
     config = json.loads((folder / "adapter_config.json").read_text())
     (folder / "adapter_config.json").write_text(json.dumps(config | options))
     with pytest.raises(FormatError, match=message):
         import_peft(folder, llama)
 
 
-def test_a_rank_of_zero_is_refused(llama: Gguf, folder: Path) -> None:
+def test_a_rank_of_zero_is_refused(llama, folder):
     config = json.loads((folder / "adapter_config.json").read_text())
     (folder / "adapter_config.json").write_text(json.dumps(config | {"r": 0, "rank_pattern": {}}))
     path = "base_model.model.model.layers.0.self_attn.q_proj.lora_"
@@ -389,14 +383,14 @@ def test_a_rank_of_zero_is_refused(llama: Gguf, folder: Path) -> None:
 
 @pytest.mark.parametrize("name", ["adapter_config.json", "adapter_model.safetensors"])
 @pytest.mark.timeout(20)
-def test_a_pipe_in_the_folder_is_not_waited_for(name: str, llama: Gguf, folder: Path) -> None:
+def test_a_pipe_in_the_folder_is_not_waited_for(name, llama, folder):
     (folder / name).unlink()
     os.mkfifo(folder / name)
     with pytest.raises(FormatError, match="not a regular file"):
         import_peft(folder, llama)
 
 
-def test_mutated_safetensors_never_crash(tmp_path: Path) -> None:
+def test_mutated_safetensors_never_crash(tmp_path):
     write_safetensors(tmp_path / "x", {"x": ONES, "y": ONES[:2]})
     whole = (tmp_path / "x").read_bytes()
     rng = np.random.default_rng(0)

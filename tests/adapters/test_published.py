@@ -1,7 +1,5 @@
 """What of an adapter leaves the device: the model card, as Hugging Face's own library reads it."""
 
-from __future__ import annotations
-
 import json
 from dataclasses import replace
 
@@ -24,7 +22,7 @@ RUN = {
 
 
 @pytest.fixture(scope="module")
-def base(tmp_path_factory: pytest.TempPathFactory) -> Gguf:
+def base(tmp_path_factory):
     return open_gguf(write_tiny(tmp_path_factory.mktemp("base") / "tiny.gguf"))
 
 

@@ -1,9 +1,6 @@
 """The system message that an adapter was trained with, in its record and in commands that answer with it."""
 
-from __future__ import annotations
-
 import json
-from pathlib import Path
 from typing import Any
 
 import pytest
@@ -29,26 +26,26 @@ def conversation(i: int, *systems: str) -> dict[str, Any]:
 
 
 @pytest.fixture(scope="module")
-def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
+def model(tmp_path_factory):
     return write_tiny(tmp_path_factory.mktemp("model") / "tiny.gguf", formats="Q8_0")
 
 
 @pytest.fixture(scope="module")
-def adapter(model: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+def adapter(model, tmp_path_factory):
     """Trained with SYSTEM, as an option."""
     out = tmp_path_factory.mktemp("adapter") / "learned"
     train(model, ROWS, out, eval="none", answers=False, system=SYSTEM, **OPTIONS)
     return out
 
 
-def test_it_is_in_the_record_of_a_run(adapter: Path) -> None:
+def test_it_is_in_the_record_of_a_run(adapter):
     assert store.read_system(adapter) == store.read_system(adapter / store.FILE) == SYSTEM
     assert store.open_adapter(adapter).system == SYSTEM
     assert public_record(store.read_run(adapter))["system"] == SYSTEM
     assert store.read_system(None) == ""
 
 
-def test_one_that_all_rows_have_is_kept_too(model: Path, tmp_path: Path) -> None:
+def test_one_that_all_rows_have_is_kept_too(model, tmp_path):
     train(model, [conversation(i, SYSTEM) for i in range(4)], tmp_path / "out", eval="none", answers=False, **OPTIONS)
     assert store.read_system(tmp_path / "out") == SYSTEM
 
@@ -60,11 +57,11 @@ def test_one_that_all_rows_have_is_kept_too(model: Path, tmp_path: Path) -> None
     ([conversation(1, SYSTEM), conversation(2, "Be kind.")], ""),
     (ROWS, ""),
 ])
-def test_rows_that_differ_have_none(model: Path, rows: list[Any], found: str) -> None:
+def test_rows_that_differ_have_none(model, rows, found):
     assert load_rows(rows, Tokenizer(model), max_length=64).system == found
 
 
-def test_adapters_of_earlier_versions_open(model: Path, adapter: Path, tmp_path: Path) -> None:
+def test_adapters_of_earlier_versions_open(model, adapter, tmp_path):
     """They have the option alone, no message or no record."""
     pairs = store.open_adapter(adapter).pairs
     with LlamaModel(model) as served:
@@ -77,7 +74,7 @@ def test_adapters_of_earlier_versions_open(model: Path, adapter: Path, tmp_path:
         assert store.read_system(bare) == store.open_adapter(bare).system == ""
 
 
-def test_a_chat_without_one_is_answered_with_it(model: Path, adapter: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_chat_without_one_is_answered_with_it(model, adapter, monkeypatch):
     asked: list[list[int]] = []
     prepare = LlamaModel.prepare
 
@@ -100,7 +97,7 @@ def test_a_chat_without_one_is_answered_with_it(model: Path, adapter: Path, monk
 
 
 @pytest.mark.parametrize("engine", ["llama.cpp", "native"])
-def test_commands_use_it(engine: str, model: Path, adapter: Path, tmp_path: Path) -> None:
+def test_commands_use_it(engine, model, adapter, tmp_path):
     data = tmp_path / "rows.jsonl"
     data.write_text("".join(json.dumps(row) + "\n" for row in ROWS))
     prompt = "lamp 1" if engine == "llama.cpp" else data

@@ -102,7 +102,7 @@ def trained(model: Path, backend: Any = None) -> tuple[Trainer, bytes]:
 
 
 @pytest.mark.parametrize("architecture", ["llama", "gemma3"])
-def test_another_backend_trains_the_same_bytes(architecture: str, tiny_models: dict[str, Path]) -> None:
+def test_another_backend_trains_the_same_bytes(architecture, tiny_models):
     counting = Counting(2)
     trainer, adapter = trained(tiny_models[architecture], counting)
     assert adapter == trained(tiny_models[architecture])[1]
@@ -115,7 +115,7 @@ def test_another_backend_trains_the_same_bytes(architecture: str, tiny_models: d
     assert trainer.record()["isa"] == f"counted {Cpu(1).isa}"
 
 
-def test_what_a_backend_computes_is_what_is_learned(tiny_llama: Path) -> None:
+def test_what_a_backend_computes_is_what_is_learned(tiny_llama):
     """A device whose optimizer does nothing leaves the adapter as it began: no product goes past the backend."""
     idle = Counting(2)
     idle.adamw = lambda *_: None  # type: ignore[attr-defined]

@@ -1,7 +1,5 @@
 """The extension's own doors, driven from binding_ops.def: each argument of each function, wrong in every way."""
 
-from __future__ import annotations
-
 import importlib.util
 from pathlib import Path
 from typing import Any
@@ -82,29 +80,29 @@ def wrong(argument: Any) -> list[Any]:
 
 
 @pytest.fixture(scope="module")
-def context() -> Any:
+def context():
     made = _native.context(1, None, 0, np.zeros(cpu.scratch_bytes(1), np.uint8))
     assert not isinstance(made, int)
     return made
 
 
-def test_the_stub_is_up_to_date() -> None:
+def test_the_stub_is_up_to_date():
     assert stub.STUB.read_text() == stub.stub(), "run python native/stub.py"
 
 
-def test_the_stub_names_all_that_the_extension_has() -> None:
+def test_the_stub_names_all_that_the_extension_has():
     names = {name for name in dir(_native) if not name.startswith("_")}
     assert all(f"def {name}(" in stub.stub() or f"\n{name}: " in stub.stub() for name in names)
     assert set(OPS) < names
 
 
 @pytest.mark.parametrize("name", OPS)
-def test_usual_arguments_are_taken(context: Any, name: str) -> None:
+def test_usual_arguments_are_taken(context, name):
     assert getattr(_native, name)(context, *(value for _, value in calls()[name])) == 0
 
 
 @pytest.mark.parametrize("name", OPS)
-def test_each_argument_that_is_wrong_is_refused_by_name(context: Any, name: str) -> None:
+def test_each_argument_that_is_wrong_is_refused_by_name(context, name):
     op = getattr(_native, name)
     call = calls()[name]
     for i, (argument, _) in enumerate(call):
@@ -118,7 +116,7 @@ def test_each_argument_that_is_wrong_is_refused_by_name(context: Any, name: str)
 
 
 @pytest.mark.parametrize("name", OPS)
-def test_a_call_without_context_or_of_another_length_is_refused(context: Any, name: str) -> None:
+def test_a_call_without_context_or_of_another_length_is_refused(context, name):
     op = getattr(_native, name)
     values = [value for _, value in calls()[name]]
     for other in (None, "context", 3, _native):
@@ -138,12 +136,12 @@ def device_context() -> Any:
     return made
 
 
-def test_only_a_device_has_memory_of_its_own(context: Any) -> None:
+def test_only_a_device_has_memory_of_its_own(context):
     with pytest.raises(ValueError, match="add_memory: the context is the CPU's"):
         _native.add_memory(context, 4096, 1)
 
 
-def test_an_array_that_the_device_does_not_reach_is_refused() -> None:
+def test_an_array_that_the_device_does_not_reach_is_refused():
     """Begins before a part that it reaches, between two, or ends behind one: nothing of it is launched."""
     made = device_context()
     memory = np.zeros(96, np.float32)
@@ -194,7 +192,7 @@ WRONG = [
 
 
 @pytest.mark.parametrize(("name", "usual", "place", "values"), WRONG)
-def test_functions_of_contexts_refuse(context: Any, name: str, usual: list[Any], place: int, values: list[Any]) -> None:
+def test_functions_of_contexts_refuse(context, name, usual, place, values):
     function = getattr(_native, name)
     contexts = {"context": context, "device": device_context()}
     right = [contexts[value] if isinstance(value, str) else value for value in usual]
@@ -204,18 +202,18 @@ def test_functions_of_contexts_refuse(context: Any, name: str, usual: list[Any],
             function(*right[:place], value, *right[place + 1:])
 
 
-def test_sizes_that_every_backend_has_are_those_of_the_kernels() -> None:
+def test_sizes_that_every_backend_has_are_those_of_the_kernels():
     assert (HEAD_STATE, MOMENTS, MOMENT_BYTES) == (_native.HEAD_STATE, _native.MOMENTS, _native.MOMENT_BYTES)
     assert (SAMPLE_STATE, CACHE) == (_native.SAMPLE_STATE, _native.CACHE)
 
 
-def test_no_function_of_contexts_is_left_out() -> None:
+def test_no_function_of_contexts_is_left_out():
     others = {"cpu_features", "kernel_sets"}  # take nothing
     functions = {name for name in dir(_native) if callable(getattr(_native, name)) and not name.startswith("_")}
     assert functions - set(OPS) - others == {name for name, *_ in WRONG}
 
 
-def test_scratch_bytes_says_what_it_wants() -> None:
+def test_scratch_bytes_says_what_it_wants():
     with pytest.raises(TypeError, match="scratch_bytes: threads must be a whole number, not str"):
         cpu.scratch_bytes("3")  # type: ignore[arg-type]
     with pytest.raises(ValueError, match="threads must be 1 to 1024, not 1025"):

@@ -1,8 +1,6 @@
 """The native core from Python: values against the gguf package, llama.cpp and numpy on every kernel set that this
 CPU can run, refusals, and the C harness, which has the rest."""
 
-from __future__ import annotations
-
 import os
 import shutil
 import subprocess
@@ -51,12 +49,12 @@ def close(got: np.ndarray, want: np.ndarray, tolerance: float = 3e-6) -> bool:
 
 
 @pytest.fixture(params=KERNEL_SETS)
-def ctx(request: pytest.FixtureRequest) -> cpu.Cpu:
+def ctx(request):
     return cpu.Cpu(2, request.param)
 
 
 @pytest.mark.parametrize("fmt", native.FORMATS)
-def test_dequantize_equals_gguf_and_llama_cpp(ctx: cpu.Cpu, fmt: str) -> None:
+def test_dequantize_equals_gguf_and_llama_cpp(ctx, fmt):
     w, want = weights(fmt, 8, 3 * 256)
     out = np.empty_like(want)
     ctx.dequantize(out, w, fmt)
@@ -77,7 +75,7 @@ def influence(fmt: str) -> list[int]:
 
 
 @pytest.mark.parametrize("fmt", sorted(native.FORMATS.keys() - {"F32"}))
-def test_scales_are_where_the_list_says(fmt: str) -> None:
+def test_scales_are_where_the_list_says(fmt):
     """A byte of codes changes 8 weights at most: whatever changes more is a scale, and must be the block's own."""
     counts, (_, block, size) = influence(fmt), ggml_type(fmt)
     form = native.FORMATS[fmt]
@@ -94,7 +92,7 @@ def test_scales_are_where_the_list_says(fmt: str) -> None:
     assert form.halves == ((0,) if block == 1 and fmt == "F16" else tuple(range(0, len(scales) - 1, 2)))
 
 
-def test_every_scale_of_mxfp4(ctx: cpu.Cpu) -> None:
+def test_every_scale_of_mxfp4(ctx):
     raw = np.random.default_rng(0).integers(0, 256, (256, 17), np.uint8)
     raw[:, 0] = np.arange(256)
     out = np.empty((256, 32), np.float32)
@@ -103,7 +101,7 @@ def test_every_scale_of_mxfp4(ctx: cpu.Cpu) -> None:
 
 
 @pytest.mark.parametrize("fmt", native.FORMATS)
-def test_products_equal_numpy(ctx: cpu.Cpu, fmt: str) -> None:
+def test_products_equal_numpy(ctx, fmt):
     T = 21
     N = 50
     K = 512
@@ -127,7 +125,7 @@ def test_products_equal_numpy(ctx: cpu.Cpu, fmt: str) -> None:
 
 @pytest.mark.parametrize("fmt", [fmt for fmt in native.FORMATS if fmt != "F16"])  # random halves span 2^-24 .. 2^15
 @pytest.mark.parametrize("precision", ["fast", "int8"])
-def test_rounded_products_are_close(ctx: cpu.Cpu, fmt: str, precision: str) -> None:
+def test_rounded_products_are_close(ctx, fmt, precision):
     """Each as close as the numbers allow that it says it is multiplied in, and no closer unless these are floats."""
     far = {"float": 1e-6, "bf16": 0.004, "int8": 0.015}
     T = 9
@@ -150,7 +148,7 @@ def test_rounded_products_are_close(ctx: cpu.Cpu, fmt: str, precision: str) -> N
         assert (error < 1e-6) == (numbers == "float"), (numbers, error)
 
 
-def test_products_of_a_precision() -> None:
+def test_products_of_a_precision():
     assert cpu.Cpu(1).products("exact") == "float forward, float backward"
     assert cpu.Cpu(1, "scalar").products("fast") == "float forward, float backward"
     assert cpu.Cpu(1, "scalar").products("int8") == "float forward, float backward"
@@ -164,7 +162,7 @@ def test_products_of_a_precision() -> None:
         cpu.Cpu(1).products("half")
 
 
-def test_weight_at_any_address(ctx: cpu.Cpu) -> None:
+def test_weight_at_any_address(ctx):
     for fmt in ("F32", "F16", "Q4_1", "Q6_K"):
         w, values = weights(fmt, 9, 256)
         odd = np.zeros(w.size + 1, np.uint8)[1:]
@@ -175,7 +173,7 @@ def test_weight_at_any_address(ctx: cpu.Cpu) -> None:
         assert close(out, inp.astype(np.float64) @ values.T)
 
 
-def test_nan_and_infinite_scales_survive(ctx: cpu.Cpu) -> None:
+def test_nan_and_infinite_scales_survive(ctx):
     w, _ = weights("Q8_0", 3, 32)
     w[:2] = np.array([np.nan], np.float16).view(np.uint8)
     w[34:36] = np.array([np.inf], np.float16).view(np.uint8)
@@ -187,7 +185,7 @@ def test_nan_and_infinite_scales_survive(ctx: cpu.Cpu) -> None:
     assert np.isfinite(out[:, 2]).all()
 
 
-def test_dweight_and_embed(ctx: cpu.Cpu) -> None:
+def test_dweight_and_embed(ctx):
     dout = noise(40, 6)
     inp = noise(40, 70, seed=1)
     dw = noise(6, 70, seed=2)
@@ -201,7 +199,7 @@ def test_dweight_and_embed(ctx: cpu.Cpu) -> None:
     assert close(out, 3.0 * values[tokens], 1e-6)
 
 
-def test_threads_change_no_bit() -> None:
+def test_threads_change_no_bit():
     w, _ = weights("Q5_1", 300, 640)
     inp = noise(130, 640)
     outs = []
@@ -230,10 +228,8 @@ REFUSED: dict[str, tuple[Callable[[cpu.Cpu], object], str, type[Exception]]] = {
     "rows differ": (lambda c: c.matmul_forward(f32(4, 3), f32(5, 8), f32(3, 8), "F32"), "inp", VALUE),
     "width differs": (lambda c: c.matmul_forward(f32(4, 3), f32(4, 8), f32(3, 7), "F32"), "w", VALUE),
     "too few dimensions": (lambda c: c.matmul_backward(f32(8), f32(1, 3), f32(3, 8), "F32"), "dinp", VALUE),
-    "not whole blocks": (
-        lambda c: c.matmul_forward(f32(1, 2), f32(1, 33), np.zeros(40, np.uint8), "Q4_1"), "w", VALUE),
-    "bytes missing": (
-        lambda c: c.matmul_forward(f32(1, 2), f32(1, 32), np.zeros(39, np.uint8), "Q4_1"), "w", VALUE),
+    "not whole blocks": (lambda c: c.matmul_forward(f32(1, 2), f32(1, 33), np.zeros(40, np.uint8), "Q4_1"), "w", VALUE),
+    "bytes missing": (lambda c: c.matmul_forward(f32(1, 2), f32(1, 32), np.zeros(39, np.uint8), "Q4_1"), "w", VALUE),
     "float weight for a quantized format": (
         lambda c: c.matmul_forward(f32(1, 2), f32(1, 32), f32(2, 32), "Q4_1"), "w", VALUE),
     "unknown format": (lambda c: c.matmul_forward(f32(1, 2), f32(1, 2), f32(2, 2), "Q9"), "Q9", VALUE),
@@ -299,13 +295,13 @@ REFUSED: dict[str, tuple[Callable[[cpu.Cpu], object], str, type[Exception]]] = {
 
 
 @pytest.mark.parametrize("case", REFUSED)
-def test_refuses(case: str) -> None:
+def test_refuses(case):
     call, name, error = REFUSED[case]
     with pytest.raises(error, match=name):
         call(cpu.Cpu(1))
 
 
-def test_views_are_used_in_place() -> None:
+def test_views_are_used_in_place():
     arena = np.zeros(1000, np.float32)
     x = arena[10:22].reshape(3, 4)
     y = arena[501:513].reshape(3, 4)
@@ -315,7 +311,7 @@ def test_views_are_used_in_place() -> None:
     assert arena.sum() == 48
 
 
-def test_cpu_refuses() -> None:
+def test_cpu_refuses():
     with pytest.raises(UnsupportedError, match=r"mmx.*scalar"):
         cpu.Cpu(1, "mmx")
     with pytest.raises(ValueError, match="threads"):
@@ -328,7 +324,7 @@ def test_cpu_refuses() -> None:
         ops.use_scratch(np.zeros(ops.scratch_bytes, np.uint8))
 
 
-def test_context_serves_one_caller_at_a_time() -> None:
+def test_context_serves_one_caller_at_a_time():
     ctx = cpu.Cpu(1)
     x = noise(4_000_000)
     errors = []
@@ -350,7 +346,7 @@ def test_context_serves_one_caller_at_a_time() -> None:
 
 
 @pytest.mark.parametrize("precision", native.PRECISIONS)
-def test_fewer_working_threads_change_no_bit(precision: str) -> None:
+def test_fewer_working_threads_change_no_bit(precision):
     w, _ = weights("Q4_1", 256, 256)
     inp = noise(64, 256)
     want = np.empty((64, 256), np.float32)
@@ -369,7 +365,7 @@ def test_fewer_working_threads_change_no_bit(precision: str) -> None:
             ctx.working = threads
 
 
-def test_a_thread_that_does_not_work_sleeps() -> None:
+def test_a_thread_that_does_not_work_sleeps():
     code = """
 import glob, numpy as np
 from edgetune.backends import cpu
@@ -401,13 +397,13 @@ def run_python(code: str, **env: str) -> str:
     ).stdout.strip()
 
 
-def test_environment_hides_kernel_sets() -> None:
+def test_environment_hides_kernel_sets():
     code = "from edgetune.backends import cpu as n; print(n.Cpu(1).isa, [i for i in n.isa_names() if n.usable(i)])"
     assert run_python(code, EDGETUNE_ISA="scalar") == "scalar ['scalar']"
     assert run_python(code, EDGETUNE_ISA=f"scalar,{KERNEL_SETS[0]}").startswith(KERNEL_SETS[0])
 
 
-def test_forked_child_computes() -> None:
+def test_forked_child_computes():
     code = """
 import os, warnings, numpy as np
 from edgetune.backends import cpu
@@ -426,7 +422,7 @@ print(os.waitpid(child, 0)[1], ctx.sum_squares(x))
 
 @pytest.mark.skipif(not shutil.which("cmake"), reason="needs cmake")
 @pytest.mark.slow  # a minute; `make check` and `make sanitize` run the same program
-def test_harness(tmp_path: Path) -> None:
+def test_harness(tmp_path):
     options = ["-DET_CHECK=ON", "-DET_EXTENSION=OFF", "-G", "Unix Makefiles"]
     subprocess.run(["cmake", "-S", ROOT / "native", "-B", tmp_path, *options], check=True, capture_output=True)
     subprocess.run(["cmake", "--build", tmp_path, "-j", "2"], check=True, capture_output=True)

@@ -1,7 +1,5 @@
 """Which backend is opened, and why a GPU is not."""
 
-from __future__ import annotations
-
 import json
 import logging
 from types import SimpleNamespace
@@ -18,11 +16,11 @@ SAID = "computing on the GPU (cuda sm_87); --backend cpu computes on the CPU"
 
 
 @pytest.fixture
-def with_gpu(monkeypatch: pytest.MonkeyPatch) -> None:
+def with_gpu(monkeypatch):
     monkeypatch.setattr(opening, "open_cuda", lambda _say: SimpleNamespace(isa="cuda sm_87"))
 
 
-def test_without_a_gpu_auto_is_silent_and_cuda_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_without_a_gpu_auto_is_silent_and_cuda_is_refused(monkeypatch):
     monkeypatch.setattr("edgetune.backends.opening.DRIVER", "libcuda-that-is-missing.so")
     said: list[str] = []
     assert opening.open_backend("auto", 1, said.append).threads == 1
@@ -32,8 +30,7 @@ def test_without_a_gpu_auto_is_silent_and_cuda_is_refused(monkeypatch: pytest.Mo
 
 
 @pytest.mark.usefixtures("with_gpu")
-def test_the_library_prints_nothing_and_logs_what_computes(capfd: pytest.CaptureFixture[str],
-                                                           caplog: pytest.LogCaptureFixture) -> None:
+def test_the_library_prints_nothing_and_logs_what_computes(capfd, caplog):
     caplog.set_level(logging.WARNING)  # another test may have asked for more
     opening.open_backend("auto", 1)
     assert caplog.record_tuples == []  # a program that does not ask is told of warnings alone
@@ -45,7 +42,7 @@ def test_the_library_prints_nothing_and_logs_what_computes(capfd: pytest.Capture
 
 @pytest.mark.usefixtures("with_gpu")
 @pytest.mark.parametrize("flags", [[], ["--json"]])
-def test_a_command_says_what_computes_on_stderr(flags: list[str]) -> None:
+def test_a_command_says_what_computes_on_stderr(flags):
     group = Commands("edgetune")
 
     @group.command("compute")

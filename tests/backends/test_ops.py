@@ -1,7 +1,5 @@
 """Every op but the products, on every kernel set this CPU can run: torch's autograd, numbers of threads."""
 
-from __future__ import annotations
-
 import numpy as np
 import pytest
 from op_inputs import forest, noise
@@ -16,7 +14,7 @@ ISAS = [isa for isa in cpu.isa_names() if cpu.usable(isa)]
 
 
 @pytest.fixture(params=ISAS)
-def ctx(request: pytest.FixtureRequest) -> cpu.Cpu:
+def ctx(request):
     return cpu.Cpu(2, request.param)
 
 
@@ -51,7 +49,7 @@ def close_bf16(got: np.ndarray, want: torch.Tensor, tolerance: float = 3e-6) -> 
 
 @pytest.mark.parametrize(("rows", "width"), [(1, 576), (37, 64), (5, 33)])
 @pytest.mark.parametrize("accumulate", [False, True])
-def test_rmsnorm(ctx: cpu.Cpu, rows: int, width: int, accumulate: bool) -> None:
+def test_rmsnorm(ctx, rows, width, accumulate):
     inp = noise(0, rows, width)
     weight = noise(1, width)
     dout = noise(2, rows, width)
@@ -69,7 +67,7 @@ def test_rmsnorm(ctx: cpu.Cpu, rows: int, width: int, accumulate: bool) -> None:
 
 
 @pytest.mark.parametrize("hidden", [False, True])
-def test_rmsnorm_bf16(ctx: cpu.Cpu, hidden: bool) -> None:
+def test_rmsnorm_bf16(ctx, hidden):
     """hidden: from and to the float residual, else all bf16."""
     inp = noise(0, 37, 50)
     weight = noise(1, 50)
@@ -95,7 +93,7 @@ def test_rmsnorm_bf16(ctx: cpu.Cpu, hidden: bool) -> None:
 
 @pytest.mark.parametrize("neox", [False, True])
 @pytest.mark.parametrize(("heads", "width", "n_rot"), [(3, 64, 64), (2, 80, 32), (1, 6, 2)])
-def test_rope(ctx: cpu.Cpu, neox: bool, heads: int, width: int, n_rot: int) -> None:
+def test_rope(ctx, neox, heads, width, n_rot):
     inp = noise(0, 19, heads, width)
     dout = noise(1, 19, heads, width)
     tokens = 19
@@ -119,7 +117,7 @@ def test_rope(ctx: cpu.Cpu, neox: bool, heads: int, width: int, n_rot: int) -> N
 
 
 @pytest.mark.parametrize("neox", [False, True])
-def test_rope_bf16(ctx: cpu.Cpu, neox: bool) -> None:
+def test_rope_bf16(ctx, neox):
     x = bf16(noise(0, 19, 3, 80))
     positions = np.arange(19, dtype=np.int32)[::-1].copy()
     angles = noise(1, 19, 25)
@@ -136,7 +134,7 @@ def test_rope_bf16(ctx: cpu.Cpu, neox: bool) -> None:
 
 
 @pytest.mark.parametrize("kind", ["silu", "gelu"])
-def test_glu_bf16(ctx: cpu.Cpu, kind: str) -> None:
+def test_glu_bf16(ctx, kind):
     gate = bf16(noise(0, 999) * np.float32(5))
     up = bf16(noise(1, 999))
     dout = bf16(noise(2, 999))
@@ -153,7 +151,7 @@ def test_glu_bf16(ctx: cpu.Cpu, kind: str) -> None:
     close_bf16(again, want)
 
 
-def test_add_bias_bf16(ctx: cpu.Cpu) -> None:
+def test_add_bias_bf16(ctx):
     x = bf16(noise(0, 9, 37))
     bias = noise(1, 37)
     want = torch.from_numpy(floats(x)).double() + torch.from_numpy(bias)
@@ -161,7 +159,7 @@ def test_add_bias_bf16(ctx: cpu.Cpu) -> None:
     close_bf16(x, want)
 
 
-def test_dropout_bf16(ctx: cpu.Cpu) -> None:
+def test_dropout_bf16(ctx):
     """The mask is that of floats; from bf16 to float is the very float."""
     x = bf16(noise(0, 20_001))
     want = np.empty(x.size, np.float32)
@@ -176,7 +174,7 @@ def test_dropout_bf16(ctx: cpu.Cpu) -> None:
 
 @pytest.mark.parametrize("kind", ["silu", "gelu"])
 @pytest.mark.parametrize("size", [1.0, 20.0])
-def test_glu(ctx: cpu.Cpu, kind: str, size: float) -> None:
+def test_glu(ctx, kind, size):
     gate = noise(0, 9, 111) * np.float32(size)
     up = noise(1, 9, 111)
     dout = noise(2, 9, 111)
@@ -202,8 +200,7 @@ def visible(end: np.ndarray, position: np.ndarray, window: int) -> np.ndarray:
 @pytest.mark.parametrize(("tokens", "heads", "kv_heads", "width"), [(1, 1, 1, 32), (17, 3, 1, 64), (130, 6, 2, 80),
                                                                    (150, 2, 2, 128), (70, 2, 1, 256)])
 @pytest.mark.parametrize(("documents", "window"), [(1, 0), (5, 0), (1, 20), (3, 64), (0, 0), (0, 9)])
-def test_attention(ctx: cpu.Cpu, tokens: int, heads: int, kv_heads: int, width: int, documents: int,
-                   window: int) -> None:
+def test_attention(ctx, tokens, heads, kv_heads, width, documents, window):
     q = noise(0, tokens, heads, width)
     k = noise(1, tokens, kv_heads, width)
     v = noise(2, tokens, kv_heads, width)
@@ -240,8 +237,7 @@ def test_attention(ctx: cpu.Cpu, tokens: int, heads: int, kv_heads: int, width: 
 @pytest.mark.parametrize("isa", ISAS)
 @pytest.mark.parametrize(("tokens", "heads", "kv_heads", "width"), [(17, 3, 1, 64), (130, 6, 2, 80), (200, 9, 3, 64)])
 @pytest.mark.parametrize(("documents", "window"), [(1, 0), (5, 0), (1, 20), (0, 0), (0, 9)])
-def test_attention_in_bf16(isa: str, tokens: int, heads: int, kv_heads: int, width: int, documents: int,
-                           window: int) -> None:
+def test_attention_in_bf16(isa, tokens, heads, kv_heads, width, documents, window):
     ctx = cpu.Cpu(2, isa)
     end, position = forest(tokens, documents)
     scale = width**-0.5
@@ -272,7 +268,7 @@ def test_attention_in_bf16(isa: str, tokens: int, heads: int, kv_heads: int, wid
 
 @pytest.mark.parametrize(("tokens", "vocabulary", "width", "block"),
                          [(1, 7, 32, 4), (13, 1003, 64, 256), (8, 300, 96, 300)])
-def test_head(ctx: cpu.Cpu, tokens: int, vocabulary: int, width: int, block: int) -> None:
+def test_head(ctx, tokens, vocabulary, width, block):
     h = noise(0, tokens, width)
     w = noise(1, vocabulary, width)
     a = noise(2, tokens)
@@ -296,7 +292,7 @@ def test_head(ctx: cpu.Cpu, tokens: int, vocabulary: int, width: int, block: int
 
 
 @pytest.mark.parametrize("weight_decay", [0.0, 0.1])
-def test_adamw(ctx: cpu.Cpu, weight_decay: float) -> None:
+def test_adamw(ctx, weight_decay):
     param = noise(0, 333)
     m = np.zeros(333, np.float32)
     v = np.zeros(333, np.float32)
@@ -316,7 +312,7 @@ def test_adamw(ctx: cpu.Cpu, weight_decay: float) -> None:
 
 
 @pytest.mark.parametrize("p", [0.05, 0.5])
-def test_dropout_drops_the_share_it_is_told(ctx: cpu.Cpu, p: float) -> None:
+def test_dropout_drops_the_share_it_is_told(ctx, p):
     ones, out, other, neighbour = np.ones(200_000, np.float32), *(np.empty(200_000, np.float32) for _ in range(3))
     ctx.dropout(out, ones, p, 7)
     ctx.dropout(other, ones, p, 7 + (1 << 40))
@@ -329,7 +325,7 @@ def test_dropout_drops_the_share_it_is_told(ctx: cpu.Cpu, p: float) -> None:
         assert abs(np.corrcoef(a, b)[0, 1]) < 5 / a.size**0.5
 
 
-def test_dropout_has_one_mask_on_all_rows_and_calls() -> None:
+def test_dropout_has_one_mask_on_all_rows_and_calls():
     inp = noise(0, 50_000)
     masks = []
     for isa in ISAS:
@@ -343,7 +339,7 @@ def test_dropout_has_one_mask_on_all_rows_and_calls() -> None:
     assert (nothing == inp).all()
 
 
-def test_sum_squares_is_the_same_on_all_kernel_sets() -> None:
+def test_sum_squares_is_the_same_on_all_kernel_sets():
     x = noise(0, 123_457)
     sums = {cpu.Cpu(threads, isa).sum_squares(x) for isa in ISAS for threads in (1, 3)}
     assert len(sums) == 1
@@ -413,7 +409,7 @@ def everything(ctx: cpu.Cpu) -> list[np.ndarray]:
 
 
 @pytest.mark.parametrize("isa", ISAS)
-def test_threads_change_no_bit(isa: str) -> None:
+def test_threads_change_no_bit(isa):
     alone = everything(cpu.Cpu(1, isa))
     for threads in (2, 3):
         for one, many in zip(alone, everything(cpu.Cpu(threads, isa)), strict=True):

@@ -1,7 +1,5 @@
 """What precision may cost: a LoRA's gradients at "fast" and "int8" beside "exact", on tiny models and a real one."""
 
-from __future__ import annotations
-
 from pathlib import Path
 
 import numpy as np
@@ -58,8 +56,7 @@ def compare(model: Path, tokens: np.ndarray, precision: str) -> tuple[float, flo
 @pytest.mark.parametrize("precision", GATES)
 @pytest.mark.parametrize("architecture", SHAPES)
 @pytest.mark.parametrize("isa", KINDS)
-def test_tiny_models_pass_the_gate(isa: str, architecture: str, precision: str, tmp_path: Path,
-                                   monkeypatch: pytest.MonkeyPatch) -> None:
+def test_tiny_models_pass_the_gate(isa, architecture, precision, tmp_path, monkeypatch):
     monkeypatch.setenv("EDGETUNE_ISA", isa)
     model = write_tiny(tmp_path / "tiny.gguf", architecture, formats="Q8_0")
     tokens = np.random.default_rng(0).integers(0, 200, 64).astype(np.int32)
@@ -71,8 +68,7 @@ def test_tiny_models_pass_the_gate(isa: str, architecture: str, precision: str, 
 
 @pytest.mark.parametrize("precision", GATES)
 @pytest.mark.parametrize("isa", mostly_slow(KINDS, KINDS[:1]))
-def test_real_model_passes_the_gate(smollm2: Path, shared_data: Path, isa: str, precision: str,
-                                    monkeypatch: pytest.MonkeyPatch) -> None:
+def test_real_model_passes_the_gate(smollm2, shared_data, isa, precision, monkeypatch):
     """128 tokens of Snips text. `make slow`: also with the kernels that this machine would not choose."""
     monkeypatch.setenv("EDGETUNE_ISA", isa)
     text = (shared_data / "snips_train.jsonl").read_text()[:2000]
@@ -84,7 +80,7 @@ def test_real_model_passes_the_gate(smollm2: Path, shared_data: Path, isa: str, 
     assert loss < 0.01
 
 
-def test_threads_change_no_bit(tmp_path: Path) -> None:
+def test_threads_change_no_bit(tmp_path):
     model = write_tiny(tmp_path / "tiny.gguf", formats="Q4_1")
     results = []
     for threads in (1, 3):
@@ -98,7 +94,7 @@ def test_threads_change_no_bit(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("precision", native.PRECISIONS)
 @pytest.mark.parametrize("isa", KERNEL_SETS)
-def test_products_are_in_the_numbers_that_they_are_said_to_be(isa: str, precision: str) -> None:
+def test_products_are_in_the_numbers_that_they_are_said_to_be(isa, precision):
     """Of 255 and 256.75: floats keep both, bf16 makes 256 of the second, 127ths of 256.75 make 254.73 of the first."""
     ops = cpu.Cpu(1, isa)
     w = np.zeros((2, 32), np.float16)

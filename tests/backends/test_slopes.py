@@ -1,7 +1,5 @@
 """Gradients of ops against finite differences, on the plainest kernel set."""
 
-from __future__ import annotations
-
 from collections.abc import Callable
 
 import numpy as np
@@ -25,7 +23,7 @@ def agree(grad: np.ndarray, f: Callable[[np.ndarray], np.ndarray], x: np.ndarray
         assert slope(f, x, direction, dout) == pytest.approx(want, rel=2e-3, abs=2e-3 * float(np.linalg.norm(grad)))
 
 
-def test_rmsnorm_slope() -> None:
+def test_rmsnorm_slope():
     ctx = Cpu(1, "scalar")
     x = noise(0, 4, 50)
     weight = noise(1, 50)
@@ -44,7 +42,7 @@ def test_rmsnorm_slope() -> None:
 
 
 @pytest.mark.parametrize("kind", ["silu", "gelu"])
-def test_glu_slope(kind: str) -> None:
+def test_glu_slope(kind):
     ctx = Cpu(1, "scalar")
     gate = noise(0, 99)
     up = noise(1, 99)
@@ -63,7 +61,7 @@ def test_glu_slope(kind: str) -> None:
 
 
 @pytest.mark.parametrize(("documents", "window"), [(1, 0), (3, 0), (1, 9), (0, 0), (0, 5)])
-def test_attention_slope(documents: int, window: int) -> None:
+def test_attention_slope(documents, window):
     ctx = Cpu(1, "scalar")
     end, position = forest(40, documents)
     inputs = [noise(0, 40, 4, 16), noise(1, 40, 2, 16), noise(2, 40, 2, 16)]
@@ -83,7 +81,7 @@ def test_attention_slope(documents: int, window: int) -> None:
         agree(grad, lambda x, i=i: f(*inputs[:i], x, *inputs[i + 1:]), inputs[i], dout)
 
 
-def test_head_slope() -> None:
+def test_head_slope():
     ctx = Cpu(1, "scalar")
     h = noise(0, 6, 32) * np.float32(0.3)
     w = noise(1, 90, 32)

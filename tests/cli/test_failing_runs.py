@@ -1,7 +1,5 @@
 """Trainings that come to nothing, as users start them: each is refused, or named by `data check` or by the verdict."""
 
-from __future__ import annotations
-
 import json
 import random
 from pathlib import Path
@@ -21,12 +19,12 @@ OPTIONS = ["--rank", 4, "--batch-size", 8, "--lr", 2e-2, "--max-length", 64, "--
 
 
 @pytest.fixture(scope="module")
-def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
+def model(tmp_path_factory):
     return write_tiny(tmp_path_factory.mktemp("failing") / "tiny.gguf", formats="Q8_0")
 
 
 @pytest.fixture(scope="module")
-def learned(model: Path) -> Path:
+def learned(model):
     """An adapter that knows the rows: there is something to ruin."""
     folder = model.parent
     said = run("train", model, file(folder, ROWS), "-o", folder / "learned", *OPTIONS)
@@ -55,7 +53,7 @@ def long(rows: list[Row]) -> list[Row]:
 
 
 @pytest.mark.parametrize("rate", mostly_slow([0.5, 50.0], [0.5]))
-def test_a_rate_that_is_too_high(model: Path, learned: Path, tmp_path: Path, rate: float) -> None:
+def test_a_rate_that_is_too_high(model, learned, tmp_path, rate):
     out = tmp_path / "out"
     rows = file(tmp_path, ROWS)
     said = run("train", model, rows, "-o", out, "--start", learned, *OPTIONS, "--lr", rate, code=1)
@@ -66,7 +64,7 @@ def test_a_rate_that_is_too_high(model: Path, learned: Path, tmp_path: Path, rat
 
 
 @pytest.mark.parametrize("seed", mostly_slow([0, 2], [0]))
-def test_labels_that_are_shuffled(model: Path, tmp_path: Path, seed: int) -> None:
+def test_labels_that_are_shuffled(model, tmp_path, seed):
     """The loss falls to a fifth, since the form of answers is learned."""
     out = tmp_path / "out"
     said = run("train", model, file(tmp_path, shuffled(ROWS, seed)), "-o", out, *OPTIONS)
@@ -76,7 +74,7 @@ def test_labels_that_are_shuffled(model: Path, tmp_path: Path, seed: int) -> Non
     assert "see whether the rows' answers fit their questions" in said
 
 
-def test_one_row(model: Path, tmp_path: Path) -> None:
+def test_one_row(model, tmp_path):
     said = run("train", model, file(tmp_path, ROWS[:1]), "-o", tmp_path / "out", *OPTIONS)
     assert "Nobody knows whether it learned more than these rows by heart" in said
     assert "name some with --eval" in said
@@ -91,14 +89,14 @@ def test_one_row(model: Path, tmp_path: Path) -> None:
     ([{"question": "the lamp", "reply": "on"}], "line 1 of rows.jsonl: the row has an unknown shape (its keys: "),
     ([], "rows.jsonl holds no rows"),
 ], ids=["empty answer", "all too long", "unknown shape", "no rows"])
-def test_rows_that_cannot_be_learned(model: Path, tmp_path: Path, rows: list[Row], said: str) -> None:
+def test_rows_that_cannot_be_learned(model, tmp_path, rows, said):
     path = file(tmp_path, rows)
     refused(said, "train", model, path, "-o", tmp_path / "out", *OPTIONS)
     assert not (tmp_path / "out").exists()
     assert "error: " in run("data", "check", path, model, "--max-length", 64, code=1)
 
 
-def test_lines_that_are_no_json(model: Path, tmp_path: Path) -> None:
+def test_lines_that_are_no_json(model, tmp_path):
     rows = tmp_path / "rows.jsonl"
     rows.write_text("light the lamp -> on\n")
     for command in (("train", model, rows, "-o", tmp_path / "out"), ("data", "check", rows)):
@@ -131,18 +129,18 @@ CHATTY = {"prompt": "say it", "completion": "on and " * 20}
     ([*AS_JSON, ROWS[0] | {"prompt": "lamp"}], "1 answer is not JSON, as the other 60 are (line 61)"),
     ([row | {"completion": "on"} for row in ROWS], "all 60 answers are the same"),
 ], ids=["one row", "none held out", "repeats", "contradictions", "too long", "cut", "no JSON", "one answer"])
-def test_rows_that_are_learned_and_should_not_be(model: Path, tmp_path: Path, rows: list[Row], said: str) -> None:
+def test_rows_that_are_learned_and_should_not_be(model, tmp_path, rows, said):
     checked = run("data", "check", file(tmp_path, rows), model, "--max-length", 64)
     assert f"note: {said}" in " ".join(checked.split())
 
 
-def test_held_out_rows_that_are_learned(tmp_path: Path) -> None:
+def test_held_out_rows_that_are_learned(tmp_path):
     rows = file(tmp_path, ROWS)
     held = file(tmp_path, ROWS[-3:], "held.jsonl")
     checked = " ".join(run("data", "check", rows, "--eval", held, code=1).split())
     assert "error: 3 rows of held.jsonl ask what rows.jsonl teaches (lines 1, 2, 3)" in checked
 
 
-def test_rows_without_a_flaw(model: Path, tmp_path: Path) -> None:
+def test_rows_without_a_flaw(model, tmp_path):
     checked = run("data", "check", file(tmp_path, ROWS), model, "--max-length", 64)
     assert "nothing was found that would keep training from working" in checked

@@ -1,7 +1,5 @@
 """generate --engine native: a file of prompts in, JSON lines out, the same whatever else is in the file."""
 
-from __future__ import annotations
-
 import json
 from pathlib import Path
 from typing import Any
@@ -19,7 +17,7 @@ DRAWN = ("--engine", "native", "--threads", 1, "--precision", "exact", "--temper
 
 
 @pytest.fixture(scope="module")
-def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
+def model(tmp_path_factory):
     return write_tiny(tmp_path_factory.mktemp("generate") / "model.gguf")
 
 
@@ -32,7 +30,7 @@ def lines(model: Path, path: Path, *flags: object) -> list[dict[str, Any]]:
     return [json.loads(line) for line in run("generate", model, path, *DRAWN, *flags).splitlines()]
 
 
-def test_answers_are_lines_in_the_order_of_the_prompts(model: Path, tmp_path: Path) -> None:
+def test_answers_are_lines_in_the_order_of_the_prompts(model, tmp_path):
     path = written(tmp_path / "prompts.jsonl", PROMPTS)
     found = lines(model, path, "--samples", 3)
     assert [row["sample"] for row in found] == [0, 1, 2] * 3
@@ -54,7 +52,7 @@ def test_answers_are_lines_in_the_order_of_the_prompts(model: Path, tmp_path: Pa
     assert lines(model, first, "--samples", 3) == found[:3]
 
 
-def test_greedy_answers_are_those_of_llama_cpp(model: Path, tmp_path: Path) -> None:
+def test_greedy_answers_are_those_of_llama_cpp(model, tmp_path):
     path = written(tmp_path / "prompts.jsonl", PROMPTS[::2])
     found = lines(model, path, "--temperature", 0, "--max-tokens", 12)
     for row, asked in zip(found, PROMPTS[::2], strict=True):
@@ -66,7 +64,7 @@ def test_greedy_answers_are_those_of_llama_cpp(model: Path, tmp_path: Path) -> N
                                          "--json"))["text"]
 
 
-def test_a_stop_string_ends_an_answer(model: Path, tmp_path: Path) -> None:
+def test_a_stop_string_ends_an_answer(model, tmp_path):
     path = written(tmp_path / "prompts.jsonl", PROMPTS[:1])
     whole = lines(model, path)[0]
     stop = whole["text"][3]
@@ -88,8 +86,7 @@ def test_a_stop_string_ends_an_answer(model: Path, tmp_path: Path) -> None:
     (PROMPTS[:1], ["--runtime", "onnx"], "--runtime is given with --engine native"),
     (PROMPTS[:1], ["--url", "http://localhost:1"], "--url is given with --engine native"),
 ])
-def test_what_cannot_be_answered(model: Path, tmp_path: Path, rows: list[Any], flags: list[object],
-                                 says: str | None) -> None:
+def test_what_cannot_be_answered(model, tmp_path, rows, flags, says):
     path = written(tmp_path / "rows.jsonl", rows)
     if says is None:
         assert run("generate", model, path, *DRAWN, *flags) == ""
@@ -100,13 +97,13 @@ def test_what_cannot_be_answered(model: Path, tmp_path: Path, rows: list[Any], f
     assert len(text.splitlines()) == 1
 
 
-def test_a_prompt_that_is_no_file(model: Path) -> None:
+def test_a_prompt_that_is_no_file(model):
     text = run("generate", model, "hello", "--engine", "native", code=2)
     assert 'there is no file hello; with --engine native, PROMPT is a file of prompts, a JSON object a line' in text
     assert "--samples is given without --engine native" in run("generate", model, "hello", "--samples", 2, code=2)
 
 
-def test_a_file_that_is_given_as_a_prompt(model: Path, tmp_path: Path) -> None:
+def test_a_file_that_is_given_as_a_prompt(model, tmp_path):
     path = written(tmp_path / "rows.jsonl", PROMPTS)
     text = run("generate", model, path, code=2)
     assert f"the prompt {path} is a file, and one text is answered at a time; give --engine native" in text

@@ -1,7 +1,5 @@
 """grade: answers of a file, or of a model, rewarded by a grader."""
 
-from __future__ import annotations
-
 import json
 from pathlib import Path
 from typing import Any
@@ -27,7 +25,7 @@ ASKING = [{"prompt": "turn on lamp 3", "answer": "on"}, {"messages": [{"role": "
 
 
 @pytest.fixture(scope="module")
-def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
+def model(tmp_path_factory):
     return write_tiny(tmp_path_factory.mktemp("grade") / "model.gguf")
 
 
@@ -43,7 +41,7 @@ def lines(folder: Path, rows: list[Any]) -> Path:
     return path
 
 
-def test_answers_of_a_file(tmp_path: Path) -> None:
+def test_answers_of_a_file(tmp_path):
     asked = (grader(tmp_path, BOTH), lines(tmp_path, ROWS))
     found = json.loads(run("grade", *asked, "--json", "--show", 1))
     assert found["scores"] == [1, 0.5, 0, 1]
@@ -65,14 +63,14 @@ def test_answers_of_a_file(tmp_path: Path) -> None:
     assert "exists" in run("grade", *asked, "--save", tmp_path / "graded.jsonl", code=2)
 
 
-def test_errors_are_counted(tmp_path: Path) -> None:
+def test_errors_are_counted(tmp_path):
     written = {"type": "json_match", "reference": '{"a": "{{ item.answer }}"}'}
     found = json.loads(run("grade", grader(tmp_path, written), lines(tmp_path, ROWS), "--json"))
     assert found["errors"] == {"sample_parse_error": 4}
     assert "sample_parse_error  4" in run("grade", grader(tmp_path, written), lines(tmp_path, ROWS))
 
 
-def test_a_model_answers(model: Path, tmp_path: Path) -> None:
+def test_a_model_answers(model, tmp_path):
     written = {"type": "length", "min": 1, "max": 20, "unit": "characters"}
     asked = (grader(tmp_path, written), lines(tmp_path, ASKING), "--model", model, "--threads", 1, "--max-tokens", 9)
     found = json.loads(run("grade", *asked, "--samples", 4, "--json", "--save", tmp_path / "graded.jsonl"))
@@ -99,7 +97,7 @@ def test_a_model_answers(model: Path, tmp_path: Path) -> None:
     assert "one answer of 9 tokens to a prompt of" in run("grade", *asked, "--memory", "20M", code=2)
 
 
-def test_a_model_judges(model: Path, tmp_path: Path) -> None:
+def test_a_model_judges(model, tmp_path):
     written = {"type": "score_model", "model": "self", "input": [{"role": "user", "content": "{{ item.answer }}?"}]}
     asked = (grader(tmp_path, written), lines(tmp_path, ASKING))
     found = json.loads(run("grade", *asked, "--model", model, "--threads", 1, "--max-tokens", 3, "--json"))
@@ -108,7 +106,7 @@ def test_a_model_judges(model: Path, tmp_path: Path) -> None:
     assert text == "edgetune: the grader score_model needs a model that judges; name one with --model\n"
 
 
-def test_a_reward_function(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_reward_function(tmp_path, monkeypatch):
     (tmp_path / "own_rewards.py").write_text("def right(completions, answer, **columns):\n"
                                              "    return [float(c == a) if isinstance(c, str) else None "
                                              "for c, a in zip(completions, answer)]\n")
@@ -133,14 +131,13 @@ def test_a_reward_function(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> N
     (EXACT, ASKING, ["--model", "nowhere.gguf"], 1, "nowhere.gguf"),
     ({"type": "python", "source": "def grade(s, i): return 1 / 0\ngrade()"}, ROWS, [], 2, "fails (TypeError"),
 ])
-def test_what_cannot_be_graded(written: Any, rows: list[Any], flags: list[object], code: int, says: str,
-                               tmp_path: Path) -> None:
+def test_what_cannot_be_graded(written, rows, flags, code, says, tmp_path):
     text = run("grade", grader(tmp_path, written), lines(tmp_path, rows), *flags, code=code)
     assert says in text
     assert len(text.splitlines()) == 1
 
 
-def test_a_python_grader_that_cannot_be_confined(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_python_grader_that_cannot_be_confined(tmp_path, monkeypatch):
     from edgetune.evaluation.graders import seccomp
     monkeypatch.setattr(seccomp, "lacks", lambda: "the kernel has no seccomp")
     asked = (grader(tmp_path, {"type": "python", "source": "def grade(s, i): return 1"}), lines(tmp_path, ROWS))
@@ -148,7 +145,7 @@ def test_a_python_grader_that_cannot_be_confined(tmp_path: Path, monkeypatch: py
     assert json.loads(run("grade", *asked, "--unsafe-python", "--json"))["mean"] == 1
 
 
-def test_a_python_grader(tmp_path: Path) -> None:
+def test_a_python_grader(tmp_path):
     written = {"type": "python", "source": "def grade(sample, item):\n    return 1 / (item['answer'] == 'no')"}
     found = json.loads(run("grade", grader(tmp_path, written), lines(tmp_path, ROWS), "--json", "--show", 1))
     assert found["scores"] == [0, 1, 1, 0]
@@ -157,7 +154,7 @@ def test_a_python_grader(tmp_path: Path) -> None:
     assert "none.json cannot be read" in run("grade", "none.json", lines(tmp_path, ROWS), code=2)
 
 
-def test_an_error_with_half_a_surrogate_pair_loses_nothing(tmp_path: Path) -> None:
+def test_an_error_with_half_a_surrogate_pair_loses_nothing(tmp_path):
     """What a grader says of an answer may be any text that Python can hold; the file is JSON in UTF-8."""
     source = "def grade(sample, item):\n    raise ValueError('\\udc80 ' + sample['output_text'])\n"
     asked = (grader(tmp_path, {"type": "python", "name": "odd", "source": source}),

@@ -1,7 +1,5 @@
 """eval, compare and merge as a user types them, on adapters of a tiny model that know some rows by heart."""
 
-from __future__ import annotations
-
 import json
 from io import StringIO
 from pathlib import Path
@@ -20,7 +18,7 @@ KNOWN = {"first": range(7), "second": range(6, 8)}  # the rows that each adapter
 
 
 @pytest.fixture(scope="module")
-def place(tmp_path_factory: pytest.TempPathFactory) -> Path:
+def place(tmp_path_factory):
     folder = tmp_path_factory.mktemp("grading")
     write_tiny(folder / "model.gguf", formats="F16")
     (folder / "rows.jsonl").write_text("".join(json.dumps(row) + "\n" for row in ROWS))
@@ -42,7 +40,7 @@ def grading(place: Path, command: str, *adapters: str) -> list[object]:
     return [command, place / "model.gguf", place / "rows.jsonl", *named, "--threads", 1]
 
 
-def test_compare_two_adapters(place: Path) -> None:
+def test_compare_two_adapters(place):
     args = grading(place, "compare", "first", "second")
     found = run_json(*args)
     assert (found["first"]["exact"], found["second"]["exact"]) == (7 / 8, 2 / 8)
@@ -57,7 +55,7 @@ def test_compare_two_adapters(place: Path) -> None:
     assert "different: lamp is " in text
 
 
-def test_compare_with_the_base(place: Path) -> None:
+def test_compare_with_the_base(place):
     args = grading(place, "compare", "first")
     found = run_json(*args)
     assert (found["first"]["adapter"], found["second"]["adapter"]) == (None, str(place / "first"))
@@ -69,12 +67,12 @@ def test_compare_with_the_base(place: Path) -> None:
 
 
 @pytest.mark.parametrize("adapters", [(), ("first", "second", "first")])
-def test_compare_takes_one_adapter_or_two(place: Path, adapters: tuple[str, ...]) -> None:
+def test_compare_takes_one_adapter_or_two(place, adapters):
     text = run(*grading(place, "compare", *adapters), code=2)
     assert f"--adapter is given {len(adapters)} times; name two adapters, or one" in text
 
 
-def test_eval_shows_what_is_wrong(place: Path) -> None:
+def test_eval_shows_what_is_wrong(place):
     args = [*grading(place, "eval", "second"), "--show-wrong", 2]
     found = run_json(*args)
     assert found["exact_interval"] == pytest.approx([0.0715, 0.5907], abs=5e-5)  # of 2 in 8
@@ -92,7 +90,7 @@ def test_eval_shows_what_is_wrong(place: Path) -> None:
 
 
 @pytest.mark.parametrize("engine", ["llama.cpp", "native"])
-def test_eval_saves_the_answers_of_both(place: Path, tmp_path: Path, engine: str) -> None:
+def test_eval_saves_the_answers_of_both(place, tmp_path, engine):
     path = tmp_path / "answers.jsonl"
     run(*grading(place, "eval", "first"), "--save", path, "--limit", 7, "--engine", engine)
     saved = [json.loads(line) for line in path.read_text().splitlines()]
@@ -109,7 +107,7 @@ def test_eval_saves_the_answers_of_both(place: Path, tmp_path: Path, engine: str
     assert "there is no folder" in run(*grading(place, "eval"), "--save", tmp_path / "no" / "a.jsonl", code=2)
 
 
-def test_our_own_engine_counts_the_same_answers(place: Path, tmp_path: Path) -> None:
+def test_our_own_engine_counts_the_same_answers(place, tmp_path):
     native = ("--engine", "native", "--threads", 1)
     theirs = run_json(*grading(place, "eval", "first"))
     ours = run_json(*grading(place, "eval", "first"), *native, "--save", tmp_path / "native.jsonl")
@@ -128,7 +126,7 @@ def test_our_own_engine_counts_the_same_answers(place: Path, tmp_path: Path) -> 
 
 
 @pytest.mark.parametrize("flags", [("--limit", 2), ("--show-wrong", 2), ("--save", "new.jsonl")])
-def test_options_of_answers_are_refused_where_none_are_made(place: Path, flags: tuple[object, ...]) -> None:
+def test_options_of_answers_are_refused_where_none_are_made(place, flags):
     assert f"{flags[0]} is given with --no-answers" in run(*grading(place, "eval"), "--no-answers", *flags, code=2)
     if flags[0] != "--limit":
         text = run("eval", place / "model.gguf", place / "text.jsonl", *flags, code=2)
@@ -136,7 +134,7 @@ def test_options_of_answers_are_refused_where_none_are_made(place: Path, flags: 
     assert not Path("new.jsonl").exists()
 
 
-def test_merge_names_the_rows_that_it_cost(place: Path, tmp_path: Path) -> None:
+def test_merge_names_the_rows_that_it_cost(place, tmp_path):
     """In 2 bits a weight hardly anything is left of what was learned."""
     args = ["merge", place / "model.gguf", place / "first", "--eval", place / "rows.jsonl", "--threads", 1, "-o"]
     found = run_json(*args, tmp_path / "whole.gguf", "--to", "F32")
@@ -151,7 +149,7 @@ def test_merge_names_the_rows_that_it_cost(place: Path, tmp_path: Path) -> None:
 
 @pytest.mark.parametrize(("command", "words"), [
     (("compare", "first", "second"), "with B, wrong"), (("eval", "second"), "different: lamp")])
-def test_fits_80_columns(place: Path, command: tuple[str, ...], words: str, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_fits_80_columns(place, command, words, monkeypatch):
     shown = StringIO()
     monkeypatch.setattr(app, "out", Console(file=shown, force_terminal=True, width=80, color_system=None))
     run(*grading(place, *command), *(["--show-wrong", 3] if command[0] == "eval" else []))

@@ -1,7 +1,5 @@
 """plan as a user types it, on a tiny model: the answer first, steps as a run makes them, time by measured steps."""
 
-from __future__ import annotations
-
 import json
 import re
 import subprocess
@@ -23,7 +21,6 @@ from edgetune.bench.train import two_steps
 from edgetune.cli import app, cli
 from edgetune.console import about
 from edgetune.data import loader
-from edgetune.data.dataset import Dataset
 from edgetune.data.lengths import lengths_of
 from edgetune.formats.bundle import open_bundle
 from edgetune.llamacpp.tokenizer import Tokenizer
@@ -40,7 +37,7 @@ SMALL = ["--rank", "4", "--max-length", "64", "--threads", "1"]
 
 
 @pytest.fixture(scope="module")
-def place(tmp_path_factory: pytest.TempPathFactory) -> Path:
+def place(tmp_path_factory):
     folder = tmp_path_factory.mktemp("plan")
     write_tiny(folder / "model.gguf", formats="Q8_0")
     rows = [{"prompt": f"turn on lamp {i}", "completion": json.dumps({"lamp": i, "on": i > 9})} for i in range(24)]
@@ -50,7 +47,7 @@ def place(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture(autouse=True)
-def nothing_was_saved(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def nothing_was_saved(tmp_path, monkeypatch):
     monkeypatch.setenv("XDG_STATE_HOME", str(tmp_path / "state"))
 
 
@@ -62,7 +59,7 @@ def run_json(*args: object) -> Any:
     return json.loads(run(*args, "--json"))
 
 
-def test_the_answer_is_the_first_line(place: Path) -> None:
+def test_the_answer_is_the_first_line(place):
     done = CliRunner().invoke(cli, [str(arg) for arg in plan(place, place / "rows.jsonl")])
     lines = done.stdout.splitlines()
     assert re.fullmatch(r"fits: \d+ of \d+ MiB; at most 75 steps, about (a second|\d+ seconds) here", lines[0])
@@ -79,13 +76,13 @@ def test_the_answer_is_the_first_line(place: Path) -> None:
     assert "whole process" in everything
 
 
-def test_what_does_not_fit_says_what_to_do(place: Path) -> None:
+def test_what_does_not_fit_says_what_to_do(place):
     text = run(*plan(place, "--memory", "1M"), code=2)
     assert re.search(r"this does not fit: training needs \d+ MiB at least, the budget is 1 MiB \(--memory 1M\); "
                      r"give it --memory \d+M", text)
 
 
-def test_without_rows_steps_are_those_of_the_option(place: Path) -> None:
+def test_without_rows_steps_are_those_of_the_option(place):
     assert run_json(*plan(place, "--no-measure"))["steps"] is None
     assert re.search(r"fits: \d+ of \d+ MiB; \d+ tokens/s here\n", run(*plan(place)))
     found = run_json(*plan(place, "--steps", 10))
@@ -95,14 +92,14 @@ def test_without_rows_steps_are_those_of_the_option(place: Path) -> None:
     assert "--eval is given without rows to train on" in run(*plan(place, "--eval", "none"), code=2)
 
 
-def test_rows_may_still_be_named_by_data(place: Path) -> None:
+def test_rows_may_still_be_named_by_data(place):
     rows = place / "rows.jsonl"
     now, before = (run_json(*plan(place, "--no-measure", *given)) for given in ([rows], ["--data", rows]))
     assert now["steps"] == before["steps"] == 75
     assert "give one of them" in run(*plan(place, rows, "--data", rows), code=2)
 
 
-def test_tokens_are_counted_as_a_run_counts_them(place: Path, tmp_path: Path) -> None:
+def test_tokens_are_counted_as_a_run_counts_them(place, tmp_path):
     """In rows and as computed, with and without what rows begin with alike; and a speed is of tokens in rows."""
     speed = tmp_path / "speed.json"
     run("bench", "train", place / "model.gguf", "--save", speed, "--threads", 1, "--steps", 1, "--batch-size", 1,
@@ -123,7 +120,7 @@ HELD_OUT = {"tenth": [], "none": ["--eval", "none"], "file": ["--eval", "held-ou
 
 
 @pytest.fixture(scope="module")
-def divided(place: Path) -> dict[str, list[Dataset | None]]:
+def divided(place):
     """What a run over these rows would learn and hold out, by the kind of --eval."""
     model = place / "model.gguf"
     config = TrainConfig(max_length=64)
@@ -136,9 +133,7 @@ def divided(place: Path) -> dict[str, list[Dataset | None]]:
     ("tenth", {"steps": 7, "eval_every": 3}), ("tenth", {"epochs": 2.0, "packing": True}),
     ("file", {"eval_every": 4, "batch_size": 3, "patience": 0})],
     [("tenth", {}), ("file", {"eval_every": 4, "batch_size": 3, "patience": 0})]), ids=str)
-def test_steps_and_measurements_are_those_of_a_run(
-        place: Path, tmp_path: Path, divided: dict[str, list[Dataset | None]], held_out: str, options: dict[str, Any],
-        monkeypatch: pytest.MonkeyPatch) -> None:
+def test_steps_and_measurements_are_those_of_a_run(place, tmp_path, divided, held_out, options, monkeypatch):
     monkeypatch.chdir(place)
     flags = [f"--{name.replace('_', '-')}{'' if value is True else f'={value}'}" for name, value in options.items()]
     found = run_json(*plan(place, "rows.jsonl", "--no-measure", *HELD_OUT[held_out], *flags))
@@ -159,7 +154,7 @@ def test_steps_and_measurements_are_those_of_a_run(
     assert work.measured_tokens == (found["measurements"] * held.tokens if held else 0)
 
 
-def test_time_is_steps_and_measurements_at_the_speed(place: Path, divided: dict[str, list[Dataset | None]]) -> None:
+def test_time_is_steps_and_measurements_at_the_speed(place, divided):
     """Two passes over 20 rows, three measurements of 4, of which each token takes forward's share of a step's FLOP."""
     found = run_json(*plan(place, place / "rows.jsonl", "--epochs", 2))
     assert (found["steps"], found["measurements"]) == (10, 3)
@@ -176,7 +171,7 @@ def test_time_is_steps_and_measurements_at_the_speed(place: Path, divided: dict[
     assert found["predicted"]["seconds"] == pytest.approx(tokens / found["predicted"]["tokens_per_s"])
 
 
-def test_two_steps_are_those_of_a_trainer(place: Path, divided: dict[str, list[Dataset | None]]) -> None:
+def test_two_steps_are_those_of_a_trainer(place, divided):
     """Of the batches that a run takes first, as far as they fill a micro-batch."""
     bundle = open_bundle(place / "model.gguf")
     config = TrainConfig(rank=4, max_length=64, threads=1)
@@ -194,7 +189,7 @@ def test_two_steps_are_those_of_a_trainer(place: Path, divided: dict[str, list[D
     assert (speed.threads, speed.micro_batch, speed.kept) == (1, made.run.max_tokens, made.run.kept)
 
 
-def test_plan_and_measured_steps_compute_on_one_backend(place: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_plan_and_measured_steps_compute_on_one_backend(place, monkeypatch):
     """A GPU is opened once; and where nothing else needs its memory, it is given back."""
     opened: list[weakref.ref[Cpu]] = []
     held: list[list[Cpu | None]] = []
@@ -227,7 +222,7 @@ def in_a_process(place: Path, memory: str) -> list[Any]:
     return [json.loads(line) for line in done.stdout.splitlines()]
 
 
-def test_measuring_keeps_to_the_budget(place: Path) -> None:
+def test_measuring_keeps_to_the_budget(place):
     refused, = in_a_process(place, "1M")
     least = re.search(r"--memory (\d+)M", refused["hint"])
     assert least
@@ -240,12 +235,12 @@ def test_measuring_keeps_to_the_budget(place: Path) -> None:
 @pytest.mark.parametrize(("seconds", "said"), [
     (0.2, "a second"), (1.6, "2 seconds"), (89, "89 seconds"), (91, "2 minutes"), (130, "2 minutes"),
     (89 * 60, "89 minutes"), (100 * 60, "2 hours"), (3 * 86400, "3 days")])
-def test_about(seconds: float, said: str) -> None:
+def test_about(seconds, said):
     assert about(seconds) == said
 
 
 @pytest.mark.parametrize("flags", [(), ("--buffers",), ("--device", "pi 5")])
-def test_fits_80_columns(place: Path, flags: tuple[str, ...], monkeypatch: pytest.MonkeyPatch) -> None:
+def test_fits_80_columns(place, flags, monkeypatch):
     shown = StringIO()
     monkeypatch.setattr(app, "out", Console(file=shown, force_terminal=True, width=80, color_system=None))
     run(*plan(place, place / "rows.jsonl", *flags))

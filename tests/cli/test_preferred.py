@@ -1,7 +1,5 @@
 """train --method and eval on rows of pairs, as a user types them."""
 
-from __future__ import annotations
-
 import json
 import math
 import re
@@ -25,7 +23,7 @@ OTHERS = [{"prompt": f"light {i}", "completion": "on"} for i in range(8)]
 
 
 @pytest.fixture(scope="module")
-def place(tmp_path_factory: pytest.TempPathFactory) -> Path:
+def place(tmp_path_factory):
     """A model, rows, and an adapter that learned the pairs."""
     folder = tmp_path_factory.mktemp("pairs")
     write_tiny(folder / "model.gguf", formats="Q8_0")
@@ -52,7 +50,7 @@ def logp(served: LlamaModel, tokenizer: Tokenizer) -> np.ndarray:
 
 
 @pytest.mark.parametrize("engine", ["llama.cpp", "native"])
-def test_eval_says_what_llama_cpp_prefers(place: Path, engine: str) -> None:
+def test_eval_says_what_llama_cpp_prefers(place, engine):
     args = ["eval", place / "model.gguf", place / "pairs.jsonl", "--threads", 1, "--engine", engine]
     plain = json.loads(run(*args, "--json"))
     found = json.loads(run(*args, "--adapter", place / "adapter", "--method", "dpo", "--beta", 1, "--json"))
@@ -76,7 +74,7 @@ def test_eval_says_what_llama_cpp_prefers(place: Path, engine: str) -> None:
     assert "margin relative to the base" in shown
 
 
-def test_the_default_rate_is_the_methods(place: Path) -> None:
+def test_the_default_rate_is_the_methods(place):
     made = train(place, "default", "--method", "dpo", "--steps", "1", "--no-answers")
     assert made["options"]["lr"] == 2e-4
     assert train(place, "named", "--method", "orpo", "--steps", "1", "--lr", "1e-4")["options"]["lr"] == 1e-4
@@ -85,7 +83,7 @@ def test_the_default_rate_is_the_methods(place: Path) -> None:
     assert planned["rows"] == 18  # both answers of the pairs that are learned
 
 
-def test_a_sweep_and_a_resume_know_the_method(place: Path) -> None:
+def test_a_sweep_and_a_resume_know_the_method(place):
     train(place, "sweep", "--method", "dpo", "--steps", "2", "--lr", "1e-3,1e-2")
     runs = json.loads((place / "sweep" / "sweep.json").read_text())["runs"]
     assert [json.loads((place / "sweep" / one["folder"] / "run.json").read_text())["objective"]["name"]
@@ -105,7 +103,7 @@ def test_a_sweep_and_a_resume_know_the_method(place: Path) -> None:
      "--desirable-weight is no option of the method dpo; leave it out, or add --method kto"),
     (["data check", "pairs", "--loss-type", "ipo"], "--loss-type is no option of the method sft"),
 ])
-def test_what_does_not_fit_is_refused(place: Path, args: list[object], says: str, tmp_path: Path) -> None:
+def test_what_does_not_fit_is_refused(place, args, says, tmp_path):
     command, data, *options = args
     named = [tmp_path / "new" if option == "NEW" else option for option in options]
     model = [] if command == "data check" else [place / "model.gguf"]

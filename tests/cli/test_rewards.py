@@ -1,7 +1,5 @@
 """train --method grpo: from prompts and a grader to an adapter, its report and more steps; what is refused."""
 
-from __future__ import annotations
-
 import json
 import re
 from pathlib import Path
@@ -28,7 +26,7 @@ SMALL = ("--method", "grpo", "--max-length", 48, "--max-completion-length", 9, "
 
 
 @pytest.fixture(scope="module")
-def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
+def model(tmp_path_factory):
     return write_tiny(tmp_path_factory.mktemp("rewards") / "model.gguf")
 
 
@@ -46,7 +44,7 @@ def said(*args: Any) -> str:
     return " ".join(result.output.split())
 
 
-def test_from_prompts_and_a_grader_to_an_adapter(model: Path, tmp_path: Path) -> None:
+def test_from_prompts_and_a_grader_to_an_adapter(model, tmp_path):
     rows = written(tmp_path / "rows.jsonl", ROWS)
     grader = written(tmp_path / "grader.json", BOTH)
     out = tmp_path / "out"
@@ -68,7 +66,7 @@ def test_from_prompts_and_a_grader_to_an_adapter(model: Path, tmp_path: Path) ->
     assert "held-out reward" in page
 
 
-def test_a_reward_function(model: Path, tmp_path: Path) -> None:
+def test_a_reward_function(model, tmp_path):
     (tmp_path / "rewards.py").write_text("def vowels(completions, wanted, **_):\n"
                                          "    return [len(c) + c.count(w) for c, w in zip(completions, wanted)]\n")
     rows = written(tmp_path / "rows.jsonl", ROWS)
@@ -77,7 +75,7 @@ def test_a_reward_function(model: Path, tmp_path: Path) -> None:
     assert record["objective"]["reward"].endswith("rewards.py:vowels")
 
 
-def test_a_model_that_judges_itself(model: Path, tmp_path: Path) -> None:
+def test_a_model_that_judges_itself(model, tmp_path):
     """The probabilities of labels are those of llama.cpp; training has them by its own engine, without the adapter."""
     rows = written(tmp_path / "rows.jsonl", ROWS)
     grader = written(tmp_path / "grader.json", JUDGE)
@@ -90,7 +88,7 @@ def test_a_model_that_judges_itself(model: Path, tmp_path: Path) -> None:
     assert len(judged["scores"]) == 3
 
 
-def test_the_plan_counts_the_answers(model: Path, tmp_path: Path) -> None:
+def test_the_plan_counts_the_answers(model, tmp_path):
     rows = written(tmp_path / "rows.jsonl", ROWS)
     found = json.loads(run("plan", model, rows, *SMALL, "--json"))
     assert {"cache_keys", "cache_values"} <= {buffer["name"] for buffer in found["buffers"]}
@@ -109,8 +107,7 @@ def test_the_plan_counts_the_answers(model: Path, tmp_path: Path) -> None:
     (("--grader", json.dumps(NEAR), "--max-completion-length", 48), [{"prompt": "a " * 60, "wanted": "e"}],
      "leaves nothing to learn"),
 ])
-def test_what_is_refused_before_a_single_step(model: Path, tmp_path: Path, options: tuple[Any, ...], rows: list[Any],
-                                              what: str) -> None:
+def test_what_is_refused_before_a_single_step(model, tmp_path, options, rows, what):
     out = tmp_path / "out"
     shown = said("train", model, written(tmp_path / "rows.jsonl", rows), "-o", out, *SMALL, *options)
     assert re.match(f"edgetune: .*{what}", shown), shown
@@ -118,7 +115,7 @@ def test_what_is_refused_before_a_single_step(model: Path, tmp_path: Path, optio
 
 
 @pytest.mark.learning
-def test_what_most_answers_say_is_learned(model: Path, tmp_path: Path) -> None:
+def test_what_most_answers_say_is_learned(model, tmp_path):
     """From an adapter that says on, and now and then something else: it says on more often then."""
     rows = written(tmp_path / "rows.jsonl", [{"prompt": f"turn on lamp {i}"} for i in range(12)])
     said_of = [{"prompt": f"turn on lamp {i}", "completion": "on" if i % 4 else "off"} for i in range(12)]

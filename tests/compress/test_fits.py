@@ -24,7 +24,7 @@ ZERO = "raspberry-pi-zero-2w"
 
 
 @pytest.fixture(scope="module")
-def tiny(tmp_path_factory: pytest.TempPathFactory) -> Path:
+def tiny(tmp_path_factory):
     return write_tiny(tmp_path_factory.mktemp("fits") / "tiny.gguf", formats="Q8_0")
 
 
@@ -35,7 +35,7 @@ def planned(model: Path, *options: str) -> dict:
     return json.loads(done.stdout)
 
 
-def test_the_prediction_is_what_plan_says_where_nothing_is_traded(tiny: Path) -> None:
+def test_the_prediction_is_what_plan_says_where_nothing_is_traded(tiny):
     said = fits.on_device(open_gguf(tiny), "pi 5")
     there = planned(tiny, "--device", "pi 5")
     assert said["traded"] == there["traded"] == []
@@ -47,7 +47,7 @@ def test_the_prediction_is_what_plan_says_where_nothing_is_traded(tiny: Path) ->
     assert abs(there["process_bytes"] - here) < 16 << 20  # what Python takes differs by machine and page cache
 
 
-def test_a_model_that_does_not_fit_whole_is_planned_with_trades(smollm2: Path) -> None:
+def test_a_model_that_does_not_fit_whole_is_planned_with_trades(smollm2):
     said = fits.on_device(open_gguf(smollm2), ZERO)
     there = planned(smollm2, "--device", ZERO)
     assert (said["name"], said["memory_bytes"]) == ("Raspberry Pi Zero 2 W", 512 << 20)
@@ -57,7 +57,7 @@ def test_a_model_that_does_not_fit_whole_is_planned_with_trades(smollm2: Path) -
     assert said == fits.on_device(open_gguf(smollm2), ZERO)
 
 
-def test_the_largest_file_trains_there_and_a_larger_one_does_not(tiny: Path) -> None:
+def test_the_largest_file_trains_there_and_a_larger_one_does_not(tiny):
     model = read(open_gguf(tiny))
     most = fits.largest_file(model, ZERO)
     board = profile_named(ZERO)
@@ -76,7 +76,7 @@ def test_the_largest_file_trains_there_and_a_larger_one_does_not(tiny: Path) -> 
     assert fits.largest_file(model, "pi 4 2gb") > fits.largest_file(model, "pi 4") > most
 
 
-def test_refused(tiny: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_refused(tiny, monkeypatch):
     gguf = open_gguf(tiny)
     for call, model in ((fits.on_device, gguf), (fits.largest_file, read(gguf))):
         with pytest.raises(UsageError, match=r"'abacus' is not known; choose from .*Raspberry Pi Zero 2 W"):

@@ -1,12 +1,9 @@
 """The report: values are in it, other people's text is escaped, nothing outside is named, the bytes are the same."""
 
-from __future__ import annotations
-
 import io
 import math
 import random
 import re
-from pathlib import Path
 
 import numpy as np
 import pytest
@@ -68,14 +65,14 @@ def smollm2_facts() -> dict:
 
 
 @pytest.fixture(scope="module")
-def file(tmp_path_factory: pytest.TempPathFactory) -> Path:
+def file(tmp_path_factory):
     path = tmp_path_factory.mktemp("report") / "report.html"
     report.write(path, smollm2_facts())
     assert [p.name for p in path.parent.iterdir()] == ["report.html"]
     return path
 
 
-def test_what_was_measured_is_there(file: Path) -> None:
+def test_what_was_measured_is_there(file):
     text = " ".join(" ".join(parsed(file)[0].itertext()).split())
     for said in ("SmolLM2-135M-Instruct, compressed", "licence apache-2.0", "73.1 MB", "Q8_0",
                  "110.9 M weights, 5.18 bits each",
@@ -88,21 +85,21 @@ def test_what_was_measured_is_there(file: Path) -> None:
     assert text.index("0.3713 72.8%") > text.index("quantize")  # the last step's cost is the file's
 
 
-def test_other_peoples_text_is_text(file: Path) -> None:
+def test_other_peoples_text_is_text(file):
     """And nothing outside is asked for, which `parsed` checks."""
     _, text = parsed(file)
     assert EVIL in text
     assert "/etc/passwd" in text  # an answer, not a path of ours
 
 
-def test_distillation_is_drawn(file: Path) -> None:
+def test_distillation_is_drawn(file):
     drawn = figures(parsed(file)[0])
     assert drawn.keys() == {"mean KL to the source", "perplexity"}
     wanted = [(row["step"], row["kl"]) for row in smollm2_facts()["healing"]]
     assert read_back(drawn["mean KL to the source"]) == pytest.approx(np.array(wanted), rel=0.02, abs=0.02)
 
 
-def test_the_same_facts_give_the_same_bytes(file: Path, tmp_path: Path) -> None:
+def test_the_same_facts_give_the_same_bytes(file, tmp_path):
     facts = smollm2_facts()
     facts["options"]["calibrate"] = "/elsewhere/wikitext2_train.txt"
     facts["source"] |= {"quantized": np.False_}
@@ -114,7 +111,7 @@ def test_the_same_facts_give_the_same_bytes(file: Path, tmp_path: Path) -> None:
 @pytest.mark.parametrize("absent", mostly_slow([
     ["steps"], ["parts", "answers"], ["tensors", "device"], ["cost", "healing"], ["source", "options"],
     list(smollm2_facts())], [["steps"], ["tensors", "device"]]), ids=" ".join)
-def test_what_is_absent_is_left_out(absent: list[str], tmp_path: Path) -> None:
+def test_what_is_absent_is_left_out(absent, tmp_path):
     facts = smollm2_facts() | {"tensors": smollm2_facts()["tensors"][:3]}
     facts = {name: value for name, value in facts.items() if name not in absent}
     report.write(tmp_path / "report.html", facts)
@@ -128,7 +125,7 @@ def test_what_is_absent_is_left_out(absent: list[str], tmp_path: Path) -> None:
     report.lines(facts)
 
 
-def test_values_that_are_not_known(tmp_path: Path) -> None:
+def test_values_that_are_not_known(tmp_path):
     facts = smollm2_facts()
     facts["device"] |= {"predicted_tokens_per_second": None, "traded": []}
     facts["cost"] |= {"kl": float("nan"), "kl_error": None, "top1": None}
@@ -143,7 +140,7 @@ def test_values_that_are_not_known(tmp_path: Path) -> None:
     assert "NEW_1" in page
 
 
-def test_lines_for_a_terminal() -> None:
+def test_lines_for_a_terminal():
     facts = smollm2_facts()
     facts["steps"][0]["name"] = "[red]trim"
     console = Console(width=100, file=io.StringIO())
@@ -157,7 +154,7 @@ def test_lines_for_a_terminal() -> None:
 
 
 @pytest.mark.parametrize(("architecture", "tied"), [("llama", True), ("qwen2", False), ("gemma3", True)])
-def test_parts_are_the_whole_file(tmp_path: Path, architecture: str, tied: bool) -> None:
+def test_parts_are_the_whole_file(tmp_path, architecture, tied):
     path = write_tiny(tmp_path / "tiny.gguf", architecture, "Q8_0", tied=tied)
     gguf = open_gguf(path)
     found = {row["part"]: row for row in report.parts(gguf)}

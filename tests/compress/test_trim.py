@@ -1,7 +1,5 @@
 """A trimmed vocabulary, judged by llama.cpp's tokenizer and logits of the whole model."""
 
-from __future__ import annotations
-
 import itertools
 import json
 from pathlib import Path
@@ -78,7 +76,7 @@ def learned(kind: str) -> list[tuple[str, str]]:
 
 
 @pytest.fixture(scope="module")
-def sources(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
+def sources(tmp_path_factory):
     """A model of each kind of tokenizer, its tokens learned from prose."""
     folder = tmp_path_factory.mktemp("sources")
     pieces = learned("llama")
@@ -89,7 +87,7 @@ def sources(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
 
 
 @pytest.fixture(scope="module")
-def pairs(sources: dict[str, Path], tmp_path_factory: pytest.TempPathFactory):
+def pairs(sources, tmp_path_factory):
     """kind -> (path and tokenizer of the source, of the trimmed model, what trim said)."""
     made = {}
     for kind, path in sources.items():
@@ -110,7 +108,7 @@ def all_kept(ids: list[int], kept: np.ndarray) -> bool:
 @pytest.mark.parametrize("kind", KINDS)
 @given(text=st.text(max_size=60) | st.text("etains\n\t <|m_d>é▁\x00\x7f\x80", max_size=60))
 @examples(100)
-def test_no_text_is_lost(pairs, kind: str, text: str):
+def test_no_text_is_lost(pairs, kind, text):
     _, source, _, cut, facts = pairs[kind]
     for special in (True, False):
         before = source.encode(text, special=special)
@@ -123,7 +121,7 @@ def test_no_text_is_lost(pairs, kind: str, text: str):
 
 
 @pytest.mark.parametrize("kind", KINDS)
-def test_every_byte_survives(pairs, kind: str):
+def test_every_byte_survives(pairs, kind):
     _, source, _, cut, _ = pairs[kind]
     text = "".join(map(chr, [*range(1, 0x800), *range(0x800, 0xD800, 97), *range(0xE000, 0x110000, 997)]))
     assert cut.decode(cut.encode(text)) == source.decode(source.encode(text))
@@ -133,7 +131,7 @@ def test_every_byte_survives(pairs, kind: str):
 
 
 @pytest.mark.parametrize("kind", KINDS)
-def test_texts_of_kept_tokens_keep_their_ids(pairs, kind: str):
+def test_texts_of_kept_tokens_keep_their_ids(pairs, kind):
     _, source, _, cut, facts = pairs[kind]
     words = sorted(set(PROSE.split(" ")) | set(PROSE.split("\n")) | set(PROSE.split("\n\n")) | set(PROSE.split()))
     same = 0
@@ -149,7 +147,7 @@ def test_texts_of_kept_tokens_keep_their_ids(pairs, kind: str):
 
 @pytest.mark.parametrize("seed", mostly_slow(range(6), [0, 1]))
 @pytest.mark.parametrize("kind", KINDS)
-def test_any_merges_whatever_their_order(tmp_path: Path, kind: str, seed: int):
+def test_any_merges_whatever_their_order(tmp_path, kind, seed):
     """Merges that nobody learned: many tokens have several ways to be built, or none that their letters take."""
     rng = np.random.default_rng(seed)
     tokens = list("abc")
@@ -186,7 +184,7 @@ def test_any_merges_whatever_their_order(tmp_path: Path, kind: str, seed: int):
 
 
 @pytest.mark.parametrize("kind", KINDS)
-def test_the_facts(pairs, kind: str):
+def test_the_facts(pairs, kind):
     path, source, cut, trimmed, facts = pairs[kind]
     assert trimmed.n_vocab == len(facts.kept) == facts.tokens_after == 700
     assert facts.tokens_before == source.n_vocab
@@ -204,7 +202,7 @@ def test_the_facts(pairs, kind: str):
 
 
 @pytest.mark.parametrize("kind", KINDS)
-def test_logits_of_kept_tokens_stay(pairs, kind: str):
+def test_logits_of_kept_tokens_stay(pairs, kind):
     path, _, cut, _, facts = pairs[kind]
     tokens = np.random.default_rng(1).integers(0, 700, 40)
     before = logits_of(path, facts.kept[tokens].tolist())[:, facts.kept]
@@ -217,7 +215,7 @@ def test_logits_of_kept_tokens_stay(pairs, kind: str):
 
 
 @pytest.mark.parametrize("kind", KINDS)
-def test_the_trimmed_model_trains(pairs, kind: str):
+def test_the_trimmed_model_trains(pairs, kind):
     _, _, cut, tokenizer, _ = pairs[kind]
     bundle = open_bundle(cut)  # asks check_model
     trainer = Trainer(bundle, rank=4, lr=2e-2, batch_size=2, max_length=48, threads=2, steps=3)
@@ -228,7 +226,7 @@ def test_the_trimmed_model_trains(pairs, kind: str):
 
 
 @pytest.mark.parametrize("kind", KINDS)
-def test_the_template_and_its_marks(pairs, kind: str):
+def test_the_template_and_its_marks(pairs, kind):
     _, source, _, cut, facts = pairs[kind]
     talk = TALK if kind == "gpt2" else TALK[1:]
     text = cut.render(talk, add_generation_prompt=True)
@@ -244,7 +242,7 @@ def test_the_template_and_its_marks(pairs, kind: str):
     assert cut.add_bos == source.add_bos
 
 
-def test_placeholders_go_unless_the_text_has_them(sources: dict[str, Path]):
+def test_placeholders_go_unless_the_text_has_them(sources):
     model = floats.read(open_gguf(sources["llama"]))
     cut, _ = trim(model, ["the <unused1> work"], 400)
     tokens = cut.metadata[f"{AT}tokens"]
@@ -252,7 +250,7 @@ def test_placeholders_go_unless_the_text_has_them(sources: dict[str, Path]):
     assert "<unused0>" not in tokens
 
 
-def test_room_that_is_left_goes_to_the_first_merges(sources: dict[str, Path]):
+def test_room_that_is_left_goes_to_the_first_merges(sources):
     for kind, first in (("gpt2", 259), ("llama", 263)):
         cut, facts = trim(floats.read(open_gguf(sources[kind])), ["a"], 500)
         texts = cut.metadata[f"{AT}tokens"]
@@ -263,7 +261,7 @@ def test_room_that_is_left_goes_to_the_first_merges(sources: dict[str, Path]):
         assert np.mean(made < len(made)) > 0.85  # in both files the tokens lie in the order of their merges
 
 
-def test_keys_that_name_tokens(tmp_path: Path):
+def test_keys_that_name_tokens(tmp_path):
     merges = ["a b", "q r", "ab c", "d e", "x y"]  # tokens 259 to 263
     named = {f"{AT}{name}_token_id": token for name, token in
              {"bos": None, "padding": 264, "fim_pre": 262, "unknown": 9999, "eot": 263}.items()}
@@ -288,7 +286,7 @@ def test_keys_that_name_tokens(tmp_path: Path):
         np.testing.assert_array_equal(cut.tensors[name], model.tensors[name][facts.kept])
 
 
-def test_tokens_that_are_not_utf8_survive(tmp_path: Path):
+def test_tokens_that_are_not_utf8_survive(tmp_path):
     raw = b"\xe3\x81ab".decode("utf-8", "surrogateescape")
     path = write_bpe(tmp_path / "raw.gguf", ["a b", "c d", "e f"], ((b"<\xff>", USER_DEFINED),),
                      **{"tokenizer.chat_template": None})
@@ -302,7 +300,7 @@ def test_tokens_that_are_not_utf8_survive(tmp_path: Path):
         (tmp_path / "cut.gguf").unlink()
 
 
-def test_refusals(sources: dict[str, Path]):
+def test_refusals(sources):
     model = floats.read(open_gguf(sources["gpt2"]))
     total = len(model.metadata[f"{AT}tokens"])
     with pytest.raises(UsageError, match=rf"have {total} tokens, the model has {total}; ask for fewer"):
@@ -320,7 +318,7 @@ def test_refusals(sources: dict[str, Path]):
         trim(floats.Floats("llama", model.metadata | {f"{AT}model": "bert"}, model.types, {}), TEXTS, 500)
 
 
-def test_no_merge_is_left(tmp_path: Path):
+def test_no_merge_is_left(tmp_path):
     """At the least size without a template: llama.cpp wants merges all the same."""
     model = floats.read(open_gguf(write_bpe(tmp_path / "m.gguf", ["a b", "c d", "e f"],
                                             **{"tokenizer.chat_template": None})))
@@ -333,7 +331,7 @@ def test_no_merge_is_left(tmp_path: Path):
 
 
 @pytest.mark.slow
-def test_smollm2_on_real_text(smollm2: Path, shared_data: Path, tmp_path: Path):
+def test_smollm2_on_real_text(smollm2, shared_data, tmp_path):
     whole = open_gguf(smollm2)
     tensors = {name: np.ascontiguousarray(tensor.f32()) for name, tensor in whole.tensors.items()
                if not name.startswith("blk.") or name.startswith("blk.0.")}

@@ -30,12 +30,12 @@ def norm(ops: Any, inp: np.ndarray, weight: np.ndarray) -> np.ndarray:
 
 
 @pytest.fixture
-def inputs() -> tuple[np.ndarray, np.ndarray]:
+def inputs():
     rng = np.random.default_rng(1)
     return rng.normal(size=(ROWS, D)).astype(np.float32), rng.normal(size=D).astype(np.float32)
 
 
-def test_ops_run_and_each_kernel_is_found_once(inputs: tuple[np.ndarray, np.ndarray]) -> None:
+def test_ops_run_and_each_kernel_is_found_once(inputs):
     ops, driver = cuda()
     for _ in range(3):
         assert np.allclose(norm(ops, *inputs), norm(Cpu(1), *inputs), rtol=1e-5, atol=1e-6)
@@ -46,7 +46,7 @@ def test_ops_run_and_each_kernel_is_found_once(inputs: tuple[np.ndarray, np.ndar
     assert ops.peak("fast") > ops.peak("exact")
 
 
-def test_an_array_elsewhere_is_refused_before_anything_is_launched(inputs: tuple[np.ndarray, np.ndarray]) -> None:
+def test_an_array_elsewhere_is_refused_before_anything_is_launched(inputs):
     ops, driver = cuda()
     inp, weight = inputs
     out = ops.empty(inp.shape)
@@ -58,7 +58,7 @@ def test_an_array_elsewhere_is_refused_before_anything_is_launched(inputs: tuple
     assert driver.found == []
 
 
-def test_what_is_allocated_after_the_first_op_is_reached_too(inputs: tuple[np.ndarray, np.ndarray]) -> None:
+def test_what_is_allocated_after_the_first_op_is_reached_too(inputs):
     ops, _ = cuda()
     norm(ops, *inputs)
     x = ops.allocate(4 * ROWS * D).array.view(np.float32).reshape(ROWS, D)
@@ -68,7 +68,7 @@ def test_what_is_allocated_after_the_first_op_is_reached_too(inputs: tuple[np.nd
     assert np.allclose(x, norm(Cpu(1), *inputs), rtol=1e-5, atol=1e-6)
 
 
-def test_memory_of_small_arrays_is_given_again_only_when_no_op_reads_it() -> None:
+def test_memory_of_small_arrays_is_given_again_only_when_no_op_reads_it():
     ops, driver = cuda()
     first = ops.place(np.ones(50, np.float32))
     at = first.ctypes.data
@@ -87,7 +87,7 @@ def test_memory_of_small_arrays_is_given_again_only_when_no_op_reads_it() -> Non
     assert ops.place(np.empty(0, np.int32)).shape == (0,)
 
 
-def test_memory_begins_as_zeros_and_is_zeros_after_it_was_discarded() -> None:
+def test_memory_begins_as_zeros_and_is_zeros_after_it_was_discarded():
     ops, driver = cuda()
     memory = ops.allocate(3 * mmap.PAGESIZE)
     assert not memory.array.any()
@@ -98,7 +98,7 @@ def test_memory_begins_as_zeros_and_is_zeros_after_it_was_discarded() -> None:
     assert len(driver.memory) == 1
 
 
-def test_all_memory_is_freed_with_it_but_what_an_array_is_over(inputs: tuple[np.ndarray, np.ndarray]) -> None:
+def test_all_memory_is_freed_with_it_but_what_an_array_is_over(inputs):
     gc.disable()  # no circle may keep gigabytes until it is found
     try:
         ops, driver = cuda(registers=True)
@@ -117,7 +117,7 @@ def test_all_memory_is_freed_with_it_but_what_an_array_is_over(inputs: tuple[np.
         gc.enable()
 
 
-def test_weights_are_read_where_they_are_mapped_each_page_registered_once() -> None:
+def test_weights_are_read_where_they_are_mapped_each_page_registered_once():
     ops, driver = cuda(registers=True)
     page = mmap.PAGESIZE
     mapped = np.frombuffer(mmap.mmap(-1, 100 * page), np.uint8)
@@ -131,7 +131,7 @@ def test_weights_are_read_where_they_are_mapped_each_page_registered_once() -> N
     ops.rmsnorm_forward(ops.empty((99, page // 4)), ops.empty((99,)), x.reshape(99, -1), ops.empty((page // 4,)), 1e-5)
 
 
-def test_weights_are_copied_where_pages_cannot_be_registered() -> None:
+def test_weights_are_copied_where_pages_cannot_be_registered():
     ops, driver = cuda()
     mapped = np.frombuffer(mmap.mmap(-1, 20 * mmap.PAGESIZE), np.uint8)
     copy = ops.upload(mapped)
@@ -142,7 +142,7 @@ def test_weights_are_copied_where_pages_cannot_be_registered() -> None:
     assert np.array_equal(ops.upload(vector), vector)
 
 
-def test_another_thread_enters_first(inputs: tuple[np.ndarray, np.ndarray]) -> None:
+def test_another_thread_enters_first(inputs):
     ops, driver = cuda()
     norm(ops, *inputs)
     assert driver.entered == 0
@@ -160,7 +160,7 @@ class Broken(Emulated):
         raise DeviceError("the kernel cannot be compiled", "use the CPU")
 
 
-def test_what_keeps_a_kernel_from_being_found_is_what_the_op_raises(inputs: tuple[np.ndarray, np.ndarray]) -> None:
+def test_what_keeps_a_kernel_from_being_found_is_what_the_op_raises(inputs):
     driver = Broken()
     ops = Cuda(driver)
     for _ in range(2):  # the context can do no more
@@ -170,7 +170,7 @@ def test_what_keeps_a_kernel_from_being_found_is_what_the_op_raises(inputs: tupl
 
 
 @pytest.mark.parametrize("what", ["launch", "query"])
-def test_a_failure_of_the_driver_is_its_sentence(inputs: tuple[np.ndarray, np.ndarray], what: str) -> None:
+def test_a_failure_of_the_driver_is_its_sentence(inputs, what):
     driver = Emulated()
     fails = ctypes.CFUNCTYPE(ctypes.c_int)(lambda: 700)  # an illegal address
     setattr(driver, what, ctypes.cast(fails, ctypes.c_void_p).value)
@@ -180,7 +180,7 @@ def test_a_failure_of_the_driver_is_its_sentence(inputs: tuple[np.ndarray, np.nd
             norm(ops, *inputs)
 
 
-def test_what_has_no_end_is_a_failure(inputs: tuple[np.ndarray, np.ndarray]) -> None:
+def test_what_has_no_end_is_a_failure(inputs):
     driver = Emulated()
     asked = []
     answers = ctypes.CFUNCTYPE(ctypes.c_int)(lambda: 600 if len(asked) < 20 and not asked.append(1) else 0)
@@ -195,7 +195,7 @@ def test_what_has_no_end_is_a_failure(inputs: tuple[np.ndarray, np.ndarray]) -> 
         norm(Cuda(driver), *inputs)
 
 
-def test_scratch_is_given_before_the_first_op(inputs: tuple[np.ndarray, np.ndarray]) -> None:
+def test_scratch_is_given_before_the_first_op(inputs):
     ops, driver = cuda()
     memory = ops.allocate(ops.scratch_bytes)
     with pytest.raises(ValueError, match="a GPU needs"):

@@ -104,11 +104,11 @@ def opened(api: Api, made: Any = device, library: Any = None) -> CudaDriver:
 
 
 @pytest.fixture(autouse=True)
-def packages(monkeypatch: pytest.MonkeyPatch) -> None:
+def packages(monkeypatch):
     monkeypatch.setattr(cuda_driver, "version", lambda _name: "12.9.1")
 
 
-def test_memory_of_a_jetson_is_page_locked_and_files_are_read_in_place() -> None:
+def test_memory_of_a_jetson_is_page_locked_and_files_are_read_in_place():
     api = Api(JETSON)
     driver = opened(api)
     assert (driver.name, driver.stream) == ("sm_87", 77)
@@ -127,7 +127,7 @@ def test_memory_of_a_jetson_is_page_locked_and_files_are_read_in_place() -> None
     assert not driver.register(4096, 8192)
 
 
-def test_memory_of_a_card_is_managed_and_weights_are_copied() -> None:
+def test_memory_of_a_card_is_managed_and_weights_are_copied():
     api = Api(SERVER)
     library = Library()
     driver = opened(api, lambda number: device(number, (9, 0)), library)
@@ -148,12 +148,12 @@ def test_memory_of_a_card_is_managed_and_weights_are_copied() -> None:
     (Api(SERVER | {"CONCURRENT_MANAGED_ACCESS": 0}), (9, 0), "does not let CPU and GPU use memory at the same time"),
     (Api(JETSON, version=11080), (8, 7), "the NVIDIA driver is for CUDA 11, the package cuda-bindings for 12; pip"),
 ], ids=["old", "full", "apart", "driver"])
-def test_a_gpu_that_cannot_be_used_is_refused(api: Api, capability: tuple[int, int], says: str) -> None:
+def test_a_gpu_that_cannot_be_used_is_refused(api, capability, says):
     with pytest.raises(DeviceError, match=says):
         opened(api, lambda number: device(number, capability))
 
 
-def test_a_driver_without_a_gpu_and_one_with_other_addresses() -> None:
+def test_a_driver_without_a_gpu_and_one_with_other_addresses():
     api = Api(JETSON)
     api.fails["cuInit"] = Code.CUDA_ERROR_NO_DEVICE
     with pytest.raises(DeviceError, match="the NVIDIA driver does not work: the driver finds no GPU; use"):
@@ -170,7 +170,7 @@ def test_a_driver_without_a_gpu_and_one_with_other_addresses() -> None:
     (Code.CUDA_ERROR_OUT_OF_MEMORY, "the GPU has no memory left; lower --micro-batch"),
     (None, "the GPU could not begin a kernel; what was saved is whole"),
 ], ids=str)
-def test_what_fails_while_it_runs_is_a_sentence(code: Code | None, says: str) -> None:
+def test_what_fails_while_it_runs_is_a_sentence(code, says):
     api = Api(JETSON)
     driver = opened(api)
     if code is not None:
@@ -179,7 +179,7 @@ def test_what_fails_while_it_runs_is_a_sentence(code: Code | None, says: str) ->
         raise driver.failure()
 
 
-def test_nothing_waits_for_a_gpu_that_hangs() -> None:
+def test_nothing_waits_for_a_gpu_that_hangs():
     api = Api(JETSON)
     driver = opened(api)
     address = driver.allocate(4096)
@@ -208,7 +208,7 @@ class Builder:
 
 
 @pytest.mark.parametrize("fails", ["", "begin_building", "end_building", "complete", "launch"])
-def test_a_recording_is_begun_as_a_whole_and_what_fails_is_a_sentence(fails: str) -> None:
+def test_a_recording_is_begun_as_a_whole_and_what_fails_is_a_sentence(fails):
     builder = Builder(fails)
     made = SimpleNamespace(**vars(device(0)) | {
         "create_stream": lambda: SimpleNamespace(handle=77, create_graph_builder=lambda: builder)})

@@ -1,10 +1,7 @@
 """The kernels' text, what NVRTC makes of it, and its cache."""
 
-from __future__ import annotations
-
 import re
 import shutil
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -28,13 +25,13 @@ UNITS = sorted({(unit, "Q4_1" if for_weights else "") for unit, _, for_weights i
 
 
 @pytest.fixture
-def cache(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Path:
+def cache(monkeypatch, tmp_path):
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
     return tmp_path / "cache" / "edgetune" / "kernels"
 
 
 @pytest.fixture
-def installed(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Iterator[Path]:
+def installed(monkeypatch, tmp_path):
     """As the package has them: what native/CMakeLists.txt installs, and nothing beside it."""
     root = tmp_path / "cuda_sources"
     rules = (NATIVE / "CMakeLists.txt").read_text()
@@ -53,8 +50,7 @@ def installed(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Iterator[Path]
 @needs_nvrtc
 @pytest.mark.parametrize("architecture", ["sm_87", "sm_90"])
 @pytest.mark.parametrize(("unit", "fmt"), UNITS)
-def test_nvrtc_compiles_what_is_installed_without_a_warning(unit: str, fmt: str, architecture: str,
-                                                            installed: Path) -> None:
+def test_nvrtc_compiles_what_is_installed_without_a_warning(unit, fmt, architecture, installed):
     binary, said = compile_unit(unit, fmt, architecture)
     assert binary.startswith(b"\x7fELF")
     assert said.strip() == ""
@@ -65,7 +61,7 @@ def test_nvrtc_compiles_what_is_installed_without_a_warning(unit: str, fmt: str,
 
 
 @needs_nvrtc
-def test_what_cannot_be_compiled_is_a_sentence(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+def test_what_cannot_be_compiled_is_a_sentence(monkeypatch, tmp_path):
     (tmp_path / "cuda").mkdir()
     (tmp_path / "cuda" / "plain.cu").write_text("not C")
     monkeypatch.setattr(cuda_kernels, "sources", lambda: tmp_path)
@@ -75,13 +71,12 @@ def test_what_cannot_be_compiled_is_a_sentence(monkeypatch: pytest.MonkeyPatch, 
 
 
 @pytest.mark.skipif("cuda-core" not in why_no_nvrtc(), reason="the package is installed")
-def test_without_the_packages_it_says_what_to_install() -> None:
+def test_without_the_packages_it_says_what_to_install():
     with pytest.raises(DeviceError, match=r"cuda-core is missing \(.*\); pip install 'edgetune\[cuda\]'"):
         find_nvrtc()
 
 
-def test_the_cache_gives_what_was_made_for_the_same_text_card_and_compiler(monkeypatch: pytest.MonkeyPatch,
-                                                                            cache: Path) -> None:
+def test_the_cache_gives_what_was_made_for_the_same_text_card_and_compiler(monkeypatch, cache):
     made: list[tuple[str, ...]] = []
 
     def compiled(*of: str) -> tuple[bytes, str]:
@@ -106,7 +101,7 @@ def test_the_cache_gives_what_was_made_for_the_same_text_card_and_compiler(monke
     assert len(list(cache.iterdir())) == 2
 
 
-def test_without_a_cache_it_compiles_each_time(monkeypatch: pytest.MonkeyPatch, cache: Path) -> None:
+def test_without_a_cache_it_compiles_each_time(monkeypatch, cache):
     monkeypatch.setattr(cuda_kernels, "compile_unit", lambda *_: (b"made", ""))
     cache.parent.mkdir(parents=True)
     cache.write_text("a file is where the folder would be")

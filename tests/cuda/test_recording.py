@@ -1,7 +1,5 @@
 """Passes that are recorded and begun as a whole on the emulated GPU: the same bytes as op by op."""
 
-from __future__ import annotations
-
 from typing import Any
 
 import numpy as np
@@ -24,7 +22,7 @@ OPTIONS: dict[str, Any] = {"rank": 4, "steps": 5, "batch_size": 2, "max_length":
 
 
 @pytest.fixture(autouse=True)
-def small_granule(monkeypatch: pytest.MonkeyPatch) -> None:
+def small_granule(monkeypatch):
     """Batches are filled up to a multiple of 16 tokens, as an emulated thread is slow."""
     monkeypatch.setattr(repeated, "GRANULE", 16)
 
@@ -43,7 +41,7 @@ def learned(trainer: Trainer) -> tuple[list[float], bytes]:
 
 
 @pytest.fixture
-def one_by_one(monkeypatch: pytest.MonkeyPatch) -> Any:
+def one_by_one(monkeypatch):
     """A context within which nothing is recorded, with batches filled up as where it is."""
     def within(call: Any) -> Any:
         with monkeypatch.context() as patch:
@@ -52,7 +50,7 @@ def one_by_one(monkeypatch: pytest.MonkeyPatch) -> Any:
     return within
 
 
-def test_what_is_recorded_runs_when_it_is_begun_and_reads_what_stands_there_then() -> None:
+def test_what_is_recorded_runs_when_it_is_begun_and_reads_what_stands_there_then():
     ops, driver = cuda()
     x = put(ops, np.full(64, 2.0, np.float32))
     again = ops.record(lambda: ops.scale(x, 3.0))
@@ -69,7 +67,7 @@ def test_what_is_recorded_runs_when_it_is_begun_and_reads_what_stands_there_then
     assert (driver.recorded, driver.begun) == (1, 3)
 
 
-def test_what_fails_while_it_is_recorded_is_not_begun_and_ends_the_recording() -> None:
+def test_what_fails_while_it_is_recorded_is_not_begun_and_ends_the_recording():
     ops, _ = cuda()
     x = put(ops, np.ones(64, np.float32))
 
@@ -87,7 +85,7 @@ def test_what_fails_while_it_is_recorded_is_not_begun_and_ends_the_recording() -
 
 @pytest.mark.parametrize("options", [{}, {"precision": "fast"}, {"recompute": "block"},
                                      {"batch_size": 4, "micro_batch": 2}], ids=str)
-def test_training_has_the_same_bytes_as_op_by_op(options: dict[str, Any], bundle: Bundle, one_by_one: Any) -> None:
+def test_training_has_the_same_bytes_as_op_by_op(options, bundle, one_by_one):
     trainer, driver = opened(bundle, **options)
     found = learned(trainer)
     assert driver.recorded >= 2
@@ -98,8 +96,7 @@ def test_training_has_the_same_bytes_as_op_by_op(options: dict[str, Any], bundle
     assert len(driver.found) == len(other.found)
 
 
-def test_more_sizes_than_are_kept_have_the_same_bytes(bundle: Bundle, one_by_one: Any,
-                                                      monkeypatch: pytest.MonkeyPatch) -> None:
+def test_more_sizes_than_are_kept_have_the_same_bytes(bundle, one_by_one, monkeypatch):
     plain, _ = opened(bundle)
     expected = one_by_one(lambda: learned(plain))
     monkeypatch.setattr(repeated, "MOST", 1)
@@ -109,13 +106,13 @@ def test_more_sizes_than_are_kept_have_the_same_bytes(bundle: Bundle, one_by_one
 
 
 @pytest.mark.parametrize("options", [{"dropout": 0.5}, {"weights": "streamed"}], ids=str)
-def test_passes_that_differ_are_not_recorded(options: dict[str, Any], bundle: Bundle) -> None:
+def test_passes_that_differ_are_not_recorded(options, bundle):
     trainer, driver = opened(bundle, **options)
     trainer.train()
     assert driver.recorded == 0
 
 
-def test_the_base_and_the_adapter_are_told_apart(bundle: Bundle) -> None:
+def test_the_base_and_the_adapter_are_told_apart(bundle):
     trainer, driver = opened(bundle)
     trainer.train()
     rows = random_rows(trainer.model.structure.n_tokens, 2, 16, seed=9)
@@ -129,7 +126,7 @@ def test_the_base_and_the_adapter_are_told_apart(bundle: Bundle) -> None:
     assert driver.begun > driver.recorded
 
 
-def test_a_run_that_is_stopped_while_a_pass_is_recorded_goes_on(bundle: Bundle, one_by_one: Any) -> None:
+def test_a_run_that_is_stopped_while_a_pass_is_recorded_goes_on(bundle, one_by_one):
     plain, _ = opened(bundle)
     expected = one_by_one(lambda: learned(plain))
     for after in range(6):  # calls of the second step, whose passes are recorded
@@ -143,7 +140,7 @@ def test_a_run_that_is_stopped_while_a_pass_is_recorded_goes_on(bundle: Bundle, 
         assert driver.begun > 0
 
 
-def test_answers_are_the_same_as_op_by_op(bundle: Bundle, one_by_one: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_answers_are_the_same_as_op_by_op(bundle, one_by_one, monkeypatch):
     drivers = []
 
     def open_cuda(_say: Any) -> Any:

@@ -1,7 +1,5 @@
 """Training, answers and resuming on the emulated GPU, beside the CPU; minutes in all."""
 
-from __future__ import annotations
-
 import json
 from dataclasses import replace
 from pathlib import Path
@@ -30,7 +28,7 @@ OPTIONS: dict[str, Any] = {"rank": 4, "steps": 2, "batch_size": 2, "max_length":
 
 
 @pytest.fixture
-def emulated(monkeypatch: pytest.MonkeyPatch) -> None:
+def emulated(monkeypatch):
     """A GPU is there."""
     monkeypatch.setattr(opening, "open_cuda", lambda _say: cuda(registers=True)[0])
 
@@ -44,7 +42,7 @@ def losses(model: Path | Bundle, backend: str, **options: Any) -> tuple[list[flo
 
 @pytest.mark.usefixtures("emulated")
 @pytest.mark.parametrize("architecture", SHAPES)
-def test_every_network_learns_as_on_the_cpu(architecture: str, tiny_models: dict[str, Path]) -> None:
+def test_every_network_learns_as_on_the_cpu(architecture, tiny_models):
     found, adapter = losses(tiny_models[architecture], "cuda", precision="exact")
     want, wanted = losses(tiny_models[architecture], "cpu", precision="exact")
     assert found == pytest.approx(want, abs=1e-4)
@@ -55,7 +53,7 @@ def test_every_network_learns_as_on_the_cpu(architecture: str, tiny_models: dict
 @pytest.mark.parametrize("options", [{"precision": "fast"}, {"dropout": 0.5, "precision": "exact"},
                                      {"weights": "streamed", "precision": "exact"},
                                      {"recompute": "block", "optimizer_state": "8bit", "precision": "exact"}], ids=str)
-def test_other_ways_to_compute(options: dict[str, Any], bundle: Bundle) -> None:
+def test_other_ways_to_compute(options, bundle):
     want, _ = losses(bundle, "cpu", **options)
     found, adapter = losses(bundle, "cuda", **options)
     assert found == pytest.approx(want, abs=2e-3 if options["precision"] == "fast" else 1e-4)
@@ -65,7 +63,7 @@ def test_other_ways_to_compute(options: dict[str, Any], bundle: Bundle) -> None:
 
 
 @pytest.mark.usefixtures("emulated")
-def test_answers_and_losses_are_those_of_the_cpu(tiny_llama: Path, bundle: Bundle) -> None:
+def test_answers_and_losses_are_those_of_the_cpu(tiny_llama, bundle):
     gguf = open_gguf(tiny_llama)
     tokenizer = Tokenizer(gguf)
     prompts = [[1, 5, 9, 40], [1, 5, 9, 41, 7], [3]]
@@ -84,7 +82,7 @@ def test_answers_and_losses_are_those_of_the_cpu(tiny_llama: Path, bundle: Bundl
 
 
 @pytest.mark.usefixtures("emulated")
-def test_a_run_of_the_cpu_is_resumed_on_the_gpu_where_that_is_allowed(bundle: Bundle, tmp_path: Path) -> None:
+def test_a_run_of_the_cpu_is_resumed_on_the_gpu_where_that_is_allowed(bundle, tmp_path):
     on_cpu = replace(CONFIG, backend="cpu")
     stop(bundle, tmp_path / "out", 33, on_cpu)
     on_gpu = replace(CONFIG, backend="cuda")
@@ -96,7 +94,7 @@ def test_a_run_of_the_cpu_is_resumed_on_the_gpu_where_that_is_allowed(bundle: Bu
 
 
 @pytest.mark.usefixtures("emulated")
-def test_auto_takes_the_gpu_and_says_so() -> None:
+def test_auto_takes_the_gpu_and_says_so():
     said: list[str] = []
     assert opening.open_backend("auto", 1, said.append).isa == "cuda emulated"
     assert said == ["computing on the GPU (cuda emulated); --backend cpu computes on the CPU"]

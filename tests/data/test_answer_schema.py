@@ -1,7 +1,5 @@
 """The schema of rows' answers: all of them are valid under it, and a grammar can hold to it."""
 
-from __future__ import annotations
-
 import json
 from importlib.resources import files
 

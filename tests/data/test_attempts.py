@@ -1,9 +1,6 @@
 """Rows of attempts: their pairs equal two-turn preference rows that are written by hand; every refusal."""
 
-from __future__ import annotations
-
 import json
-from pathlib import Path
 from typing import Any
 
 import pytest
@@ -27,7 +24,7 @@ ROW = {"prompt": "set the light", "completion": "the light on", "attempts": ["of
 
 
 @pytest.fixture(scope="module")
-def tokenizer(tiny_llama: Path) -> Tokenizer:
+def tokenizer(tiny_llama):
     made = Tokenizer(tiny_llama)
     made.chat_template = templates.QWEN
     return made
@@ -62,21 +59,21 @@ def facts(rows: list[Any], tokenizer: Tokenizer, parser: Any, **options: Any) ->
     ({**ROW, "prompt": [USER], "completion": [said("the light on")],
       "attempts": [[said(text)] for text in ROW["attempts"]]}, [USER]),
 ], ids=["text", "messages and text", "OpenAI's key, with a history", "messages"])
-def test_the_pairs_are_preferences_of_two_turns(tokenizer: Tokenizer, row: Any, asked: list[Any]) -> None:
+def test_the_pairs_are_preferences_of_two_turns(tokenizer, row, asked):
     """Tokens, weights and groups, over two rows, with a system message."""
     for system in (None, "turn the light"):
         assert facts([row, row], tokenizer, attempts, system=system) == facts(pairs(asked) * 2, tokenizer, preferences,
                                                                               system=system)
 
 
-def test_the_second_answer_alone_is_learned(tokenizer: Tokenizer) -> None:
+def test_the_second_answer_alone_is_learned(tokenizer):
     made = load_rows([ROW], tokenizer, max_length=512, parser=attempts).examples
     for one, text in zip(made[:4], ("the light on", "off", "light on", "off"), strict=True):
         assert tokenizer.decode(one.tokens[one.weights != 0].tolist()).startswith(text)
     assert "repeat it" in tokenizer.decode(made[0].tokens[:made[0].begin].tolist())
 
 
-def test_a_call_may_be_the_right_answer(tokenizer: Tokenizer) -> None:
+def test_a_call_may_be_the_right_answer(tokenizer):
     call = {"role": "assistant", "content": None, "tool_calls": [
         {"id": "1", "type": "function", "function": {"name": "set", "arguments": "{}"}}]}
     tools = [{"type": "function", "function": {"name": "set", "parameters": {"type": "object", "properties": {}}}}]
@@ -87,7 +84,7 @@ def test_a_call_may_be_the_right_answer(tokenizer: Tokenizer) -> None:
     assert facts([row], tokenizer, attempts) == facts(by_hand, tokenizer, preferences)
 
 
-def test_right_attempts_alone_make_no_pair(tokenizer: Tokenizer) -> None:
+def test_right_attempts_alone_make_no_pair(tokenizer):
     """They cannot be learned, and are left out where rows are measured."""
     right = {**ROW, "attempts": ["on"], "labels": [True]}
     assert attempts.pairs_of(right) == []
@@ -119,26 +116,26 @@ def test_right_attempts_alone_make_no_pair(tokenizer: Tokenizer) -> None:
     ({**ROW, "attempts": ["off", "on", "2", "on", "off"]}, r"attempts\[0\] and attempts\[4\] are the same"),
     ({**ROW, "labels": [True] * 5}, "no attempt is wrong; remove the row: there is nothing to correct"),
 ])
-def test_what_cannot_be_learned_is_refused(row: Any, says: str) -> None:
+def test_what_cannot_be_learned_is_refused(row, says):
     with pytest.raises(DataError, match=says):
         attempts.check_learnable(row)
 
 
-def test_a_wrong_attempt_may_be_empty_and_repeated(tokenizer: Tokenizer) -> None:
+def test_a_wrong_attempt_may_be_empty_and_repeated(tokenizer):
     row = {**ROW, "attempts": ["", "", "the light on"], "labels": [False, False, True]}
     by_hand = [second([USER], "", "the light on", ""), second([USER], "", "the light on", ""),
                second([USER], "the light on", "the light on", "")]
     assert facts([row], tokenizer, attempts) == facts(by_hand, tokenizer, preferences)
 
 
-def test_a_model_without_a_template_is_refused(tiny_llama: Path) -> None:
+def test_a_model_without_a_template_is_refused(tiny_llama):
     plain = Tokenizer(tiny_llama)
     plain.chat_template = None
     with pytest.raises(DataError, match="row 1: the model has no chat template, and a second answer needs one; use a"):
         load_rows([ROW], plain, max_length=512, parser=attempts)
 
 
-def test_a_pair_without_room_is_left_out(tokenizer: Tokenizer) -> None:
+def test_a_pair_without_room_is_left_out(tokenizer):
     """Of a row the others remain."""
     whole = load_rows([ROW], tokenizer, max_length=512, parser=attempts).examples
     longest = {one.group: max(other.tokens.size for other in whole if other.group == one.group) for one in whole}
@@ -149,7 +146,7 @@ def test_a_pair_without_room_is_left_out(tokenizer: Tokenizer) -> None:
     assert len(found.examples) == 2 * len(fits) < len(whole)
 
 
-def test_a_file_with_a_wrong_row_names_its_line(tokenizer: Tokenizer, tmp_path: Path) -> None:
+def test_a_file_with_a_wrong_row_names_its_line(tokenizer, tmp_path):
     path = tmp_path / "rows.jsonl"
     wrong = {**ROW, "labels": [True] * 5}
     path.write_text("".join(json.dumps(row) + "\n" for row in (ROW, wrong)))
@@ -163,13 +160,13 @@ def test_a_file_with_a_wrong_row_names_its_line(tokenizer: Tokenizer, tmp_path: 
     assert "1 row of rows.jsonl is not of prompt, completion, attempts and labels" in str(findings(mixed)[0])
 
 
-def test_rows_that_ask_the_same_are_on_one_side() -> None:
+def test_rows_that_ask_the_same_are_on_one_side():
     rows = [{**ROW, "prompt": f"set {i // 2}", "completion": f"on {i}"} for i in range(40)]
     learned, held = divide(rows)
     assert held
     assert not {row["prompt"] for row in learned} & {row["prompt"] for row in held}  # type: ignore[index, call-overload]
 
 
-def test_such_rows_are_rows_of_answers_too() -> None:
+def test_such_rows_are_rows_of_answers_too():
     """Plain training and eval read question and right answer from them."""
     assert supervised_rows.check_learnable(ROW) == "prompt"

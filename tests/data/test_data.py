@@ -1,11 +1,8 @@
 """Rows to tokens and masks, batches and packs; everything that a data file can get wrong."""
 
-from __future__ import annotations
-
 import json
 from collections.abc import Sequence
 from itertools import chain
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -45,7 +42,7 @@ TALK: list[dict[str, Any]] = [
 
 
 @pytest.fixture
-def bare(tmp_path: Path):
+def bare(tmp_path):
     """A SentencePiece tokenizer that wants BOS, of a model without chat template."""
     tokenizer = Tokenizer(write_sentencepiece(tmp_path / "bare.gguf"))
     yield tokenizer
@@ -71,7 +68,7 @@ def only(dataset: Dataset) -> Example:
 # ---- the mask --------------------------------------------------------------------------------------------------------
 
 
-def test_mask_of_a_tool_calling_talk(tokenizer: Tokenizer):
+def test_mask_of_a_tool_calling_talk(tokenizer):
     tokenizer.chat_template = templates.QWEN
     row = {"messages": TOOL_TALK, "tools": TOOLS}
     dataset = load_rows([row], tokenizer, max_length=10_000)
@@ -89,7 +86,7 @@ def test_mask_of_a_tool_calling_talk(tokenizer: Tokenizer):
     assert (dataset.kind, dataset.rows, dataset.truncated, dataset.skipped) == ("messages", [row], 0, 0)
 
 
-def test_prompts_are_what_serving_feeds(tokenizer: Tokenizer):
+def test_prompts_are_what_serving_feeds(tokenizer):
     tokenizer.chat_template = templates.QWEN
     example = only(load_rows([{"messages": TOOL_TALK, "tools": TOOLS}], tokenizer, max_length=10_000))
     starts = np.flatnonzero(np.diff(example.weights) > 0) + 1
@@ -97,7 +94,7 @@ def test_prompts_are_what_serving_feeds(tokenizer: Tokenizer):
         assert example.tokens[:start].tolist() == fed(tokenizer, TOOL_TALK[:turn], TOOLS)
 
 
-def test_smollm2_mask_is_the_answers_and_their_ends(smol: Tokenizer):
+def test_smollm2_mask_is_the_answers_and_their_ends(smol):
     example = only(load_rows([{"messages": TALK}], smol, max_length=512))
     assert spans(smol, example) == ["1<|im_end|>", "2<|im_end|>"]
     assert example.tokens.tolist() == smol.encode(smol.render(TALK).removesuffix("\n"))
@@ -115,7 +112,7 @@ def test_smollm2_mask_is_the_answers_and_their_ends(smol: Tokenizer):
         ("CHATML", [["1<|im_end|>", "2<|im_end|>"]]),
     ],
 )
-def test_answers_are_learnt_from_the_prompts_of_serving(tokenizer: Tokenizer, template: str, expected):
+def test_answers_are_learnt_from_the_prompts_of_serving(tokenizer, template, expected):
     """Templates that rewrite history give an example for each turn, others one for all."""
     tokenizer.chat_template = getattr(templates, template)
     dataset = load_rows([{"messages": TALK}], tokenizer, max_length=512)
@@ -125,14 +122,14 @@ def test_answers_are_learnt_from_the_prompts_of_serving(tokenizer: Tokenizer, te
     assert prompts == [fed(tokenizer, TALK[:turn]) for turn in ((2, 4) if len(expected) == 2 else (2,))]
 
 
-def test_reasoning_is_learnt_in_its_turn(tokenizer: Tokenizer):
+def test_reasoning_is_learnt_in_its_turn(tokenizer):
     tokenizer.chat_template = templates.THINKING
     talk = [{"role": "user", "content": "one"}, {"role": "assistant", "content": "<think>\nhm\n</think>\n\n1"}]
     example = only(load_rows([{"messages": talk}], tokenizer, max_length=512))
     assert spans(tokenizer, example) == ["<think>\nhm\n</think>\n\n1<|im_end|>"]
 
 
-def test_weight_0_leaves_an_answer_out(tokenizer: Tokenizer):
+def test_weight_0_leaves_an_answer_out(tokenizer):
     first = [*TALK[:2], {**TALK[2], "weight": 0}, *TALK[3:]]
     last = [*TALK[:4], {**TALK[4], "weight": 0}]
     both = [*first[:4], last[4]]
@@ -144,7 +141,7 @@ def test_weight_0_leaves_an_answer_out(tokenizer: Tokenizer):
     assert (len(dataset.examples), dataset.skipped, len(dataset.rows)) == (1, 1, 1)
 
 
-def test_an_answer_ends_where_generation_would(tokenizer: Tokenizer):
+def test_an_answer_ends_where_generation_would(tokenizer):
     row = {"prompt": "a <|im_end|> b", "completion": "c <|im_end|> d"}
     tokenizer.markup = "parse"
     example = only(load_rows([row], tokenizer, max_length=512))
@@ -153,7 +150,7 @@ def test_an_answer_ends_where_generation_would(tokenizer: Tokenizer):
     assert example.tokens.tolist()[: -len(tokenizer.encode("c <|im_end|>"))] == fed(tokenizer, user)
 
 
-def test_bos_comes_once_with_and_without_the_template(tmp_path: Path):
+def test_bos_comes_once_with_and_without_the_template(tmp_path):
     tokenizer = Tokenizer(write_tiny(tmp_path / "bos.gguf", add_bos=True))
     for template in (templates.CHATML, "{{ bos_token }}" + templates.CHATML):
         tokenizer.chat_template = template
@@ -162,7 +159,7 @@ def test_bos_comes_once_with_and_without_the_template(tmp_path: Path):
         assert tokens.count(tokenizer.bos) == 1
 
 
-def test_sentencepiece_answers_keep_their_text(bare: Tokenizer):
+def test_sentencepiece_answers_keep_their_text(bare):
     bare.chat_template = (
         "{% for m in messages %}{{ '<' + m.role + '>\\n' + m.content + eos_token + '\\n' }}{% endfor %}"
         "{% if add_generation_prompt %}{{ '<assistant>\\n' }}{% endif %}"
@@ -178,7 +175,7 @@ def test_sentencepiece_answers_keep_their_text(bare: Tokenizer):
 # ---- prompt, text, plain text ----------------------------------------------------------------------------------------
 
 
-def test_prompt_rows_are_a_question_and_an_answer(tokenizer: Tokenizer):
+def test_prompt_rows_are_a_question_and_an_answer(tokenizer):
     row = {"prompt": "one", "completion": "1", "id": 7}
     talk = {"messages": TALK[:3]}
     given_system = load_rows([row], tokenizer, max_length=512, system="Be brief.")
@@ -188,7 +185,7 @@ def test_prompt_rows_are_a_question_and_an_answer(tokenizer: Tokenizer):
     assert only(own_system).tokens.tolist() == only(given_system).tokens.tolist()
 
 
-def test_prompt_rows_without_a_template(bare: Tokenizer):
+def test_prompt_rows_without_a_template(bare):
     row = {"prompt": "hi", "completion": " ho"}
     example = only(load_rows([row], bare, max_length=512))
     # a space is put before each
@@ -201,7 +198,7 @@ def test_prompt_rows_without_a_template(bare: Tokenizer):
     assert prompt_of(row, bare, "hi") == ("hi\n\nhi", "ho")
 
 
-def test_text_rows_end_with_eos(tokenizer: Tokenizer, bare: Tokenizer):
+def test_text_rows_end_with_eos(tokenizer, bare):
     for one, start in ((tokenizer, []), (bare, [bare.bos])):
         end = one.decode([one.eos])
         plain, ended = load_rows([{"text": "hi ho"}, {"text": "hi ho" + end}], one, max_length=512).examples
@@ -210,7 +207,7 @@ def test_text_rows_end_with_eos(tokenizer: Tokenizer, bare: Tokenizer):
 
 
 @pytest.mark.parametrize("wants_bos", [False, True])
-def test_plain_text_is_cut_into_documents(tmp_path: Path, wants_bos: bool):
+def test_plain_text_is_cut_into_documents(tmp_path, wants_bos):
     tokenizer = Tokenizer(write_tiny(tmp_path / "model.gguf", add_bos=wants_bos))
     text = "turn the light on\r\n\n" * 30 + "é"
     path = tmp_path / "prose.TXT"
@@ -232,7 +229,7 @@ def test_plain_text_is_cut_into_documents(tmp_path: Path, wants_bos: bool):
 # ---- files -----------------------------------------------------------------------------------------------------------
 
 
-def test_file_and_rows_are_the_same(tokenizer: Tokenizer, tmp_path: Path):
+def test_file_and_rows_are_the_same(tokenizer, tmp_path):
     rows = [{"prompt": "a\u2028b", "completion": "1"}, {"prompt": "c", "completion": "2", "note": None}]
     lines = [json.dumps(row, ensure_ascii=False) for row in rows]
     path = tmp_path / "rows.jsonl"
@@ -247,7 +244,7 @@ def test_file_and_rows_are_the_same(tokenizer: Tokenizer, tmp_path: Path):
     assert twin.digest != load_rows(rows[:1], tokenizer, max_length=512).digest
 
 
-def test_long_rows_are_truncated_or_skipped(tokenizer: Tokenizer):
+def test_long_rows_are_truncated_or_skipped(tokenizer):
     short = {"prompt": "a", "completion": "b"}
     long = {"prompt": "a", "completion": "turn the light on " * 9}
     endless = {"prompt": "turn the light on " * 9, "completion": "b"}
@@ -282,7 +279,7 @@ def test_long_rows_are_truncated_or_skipped(tokenizer: Tokenizer):
         ([b'{"prompt": "\\ud800", "completion": "a"}'], "line 2 .*half a surrogate pair"),
     ],
 )
-def test_bad_lines(tokenizer: Tokenizer, tmp_path: Path, lines: list[bytes], sentence: str):
+def test_bad_lines(tokenizer, tmp_path, lines, sentence):
     path = tmp_path / "rows.jsonl"
     path.write_bytes(b"\n".join([b'{"prompt": "a", "completion": "b"}', *lines]))
     with pytest.raises(DataError, match=sentence):
@@ -307,13 +304,13 @@ def test_bad_lines(tokenizer: Tokenizer, tmp_path: Path, lines: list[bytes], sen
         ([TALK[1], {**TALK[2], "tool_calls": ["f()"]}], "a tool call has no function with a name"),
     ],
 )
-def test_bad_messages(tokenizer: Tokenizer, messages: Any, sentence: str):
+def test_bad_messages(tokenizer, messages, sentence):
     rows = [{"messages": TALK}, {"messages": messages}]
     with pytest.raises(DataError, match=f"^row 2: .*{sentence}"):
         load_rows(rows, tokenizer, max_length=512)
 
 
-def test_bad_tools_and_templates(tokenizer: Tokenizer, bare: Tokenizer):
+def test_bad_tools_and_templates(tokenizer, bare):
     with pytest.raises(DataError, match="row 1: tools is a JSON string; write a list of objects"):
         load_rows([{"messages": TALK, "tools": "f"}], tokenizer, max_length=512)
     with pytest.raises(DataError, match=r"row 1: the model has no chat template.*; use rows of prompt and completion"):
@@ -326,7 +323,7 @@ def test_bad_tools_and_templates(tokenizer: Tokenizer, bare: Tokenizer):
         load_rows([{"messages": TALK}], tokenizer, max_length=512)
 
 
-def test_bad_files_and_options(tokenizer: Tokenizer, tmp_path: Path):
+def test_bad_files_and_options(tokenizer, tmp_path):
     with pytest.raises(DataError, match=r"there is no file .*none\.jsonl"):
         load(tmp_path / "none.jsonl", tokenizer, max_length=512)
     with pytest.raises(DataError, match="is a folder, not a regular file"):
@@ -367,7 +364,7 @@ ROW = JSON | st.fixed_dictionaries({"messages": st.lists(MESSAGE, max_size=4)}, 
 
 @examples(60)
 @given(rows=st.lists(ROW, max_size=2), name=st.sampled_from(["QWEN", "THINKING", "MOVING"]))
-def test_any_json_gives_data_or_one_sentence(tokenizer: Tokenizer, rows: list[Any], name: str):
+def test_any_json_gives_data_or_one_sentence(tokenizer, rows, name):
     tokenizer.chat_template = getattr(templates, name)
     try:
         dataset = load_rows(rows, tokenizer, max_length=64)
@@ -383,7 +380,7 @@ def test_any_json_gives_data_or_one_sentence(tokenizer: Tokenizer, rows: list[An
 # ---- evaluation by generation ----------------------------------------------------------------------------------------
 
 
-def test_prompt_of_is_the_question_and_the_answer(tokenizer: Tokenizer):
+def test_prompt_of_is_the_question_and_the_answer(tokenizer):
     prompt, answer = prompt_of({"messages": TALK}, tokenizer)
     assert prompt == tokenizer.render(TALK[:4], add_generation_prompt=True)
     assert answer == "2"
@@ -397,7 +394,7 @@ def test_prompt_of_is_the_question_and_the_answer(tokenizer: Tokenizer):
         prompt_of({"text": "a"}, tokenizer)
 
 
-def test_snips_answers_are_what_is_learnt(smol: Tokenizer, shared_data: Path):
+def test_snips_answers_are_what_is_learnt(smol, shared_data):
     lines = (shared_data / "snips_train.jsonl").read_text().splitlines()[:100]
     rows = [json.loads(line) for line in lines]
     for row, example in zip(rows, load_rows(rows, smol, max_length=512).examples, strict=True):

@@ -1,7 +1,5 @@
 """edgetune.data.forest: what is shared is there once, and each document sees itself alone."""
 
-from __future__ import annotations
-
 import numpy as np
 from hypothesis import given
 from hypothesis import strategies as st
@@ -15,7 +13,7 @@ documents = st.lists(words, min_size=1, max_size=9).map(lambda many: [np.array(o
 
 
 @given(documents)
-def test_each_document_sees_its_own_beginning(found: list[np.ndarray]) -> None:
+def test_each_document_sees_its_own_beginning(found):
     forest = grow(found)
     beginnings = {tuple(document[:n]) for document in found for n in range(1, document.size + 1)}
     assert forest.tokens.size == len(beginnings)
@@ -28,14 +26,14 @@ def test_each_document_sees_its_own_beginning(found: list[np.ndarray]) -> None:
 
 
 @given(documents)
-def test_nothing_is_shared_where_it_is_not_to_be(found: list[np.ndarray]) -> None:
+def test_nothing_is_shared_where_it_is_not_to_be(found):
     forest = grow(found, share=False)
     assert np.array_equal(forest.tokens, np.concatenate(found))
     assert np.array_equal(forest.ends, np.repeat(np.cumsum([d.size for d in found]), [d.size for d in found]))
     assert np.array_equal(np.concatenate(forest.places), np.arange(forest.tokens.size))
 
 
-def test_what_shares_nothing_stays_in_order() -> None:
+def test_what_shares_nothing_stays_in_order():
     found = [np.array([first, 7, 7], np.int32) for first in (5, 3, 9)]
     apart = grow(found, share=False)
     for ours, theirs in zip(vars(grow(found)).values(), vars(apart).values(), strict=True):
@@ -44,7 +42,7 @@ def test_what_shares_nothing_stays_in_order() -> None:
 
 
 @given(documents)
-def test_sizes_add_up(found: list[np.ndarray]) -> None:
+def test_sizes_add_up(found):
     assert sum(d.size - deepest(d, found[:i]) for i, d in enumerate(found)) == grow(found).tokens.size
     for a in found:
         for b in found:
@@ -54,7 +52,7 @@ def test_sizes_add_up(found: list[np.ndarray]) -> None:
 
 
 @given(documents, st.integers(0, 2**31 - 1), st.integers(30, 60))
-def test_entries_are_those_of_the_rows(found: list[np.ndarray], seed: int, most: int) -> None:
+def test_entries_are_those_of_the_rows(found, seed, most):
     """In each micro-batch, each example predicts its own targets, in order, from tokens that follow its own."""
     dice = np.random.default_rng(seed)
     examples = []
@@ -82,7 +80,7 @@ def test_entries_are_those_of_the_rows(found: list[np.ndarray], seed: int, most:
     assert sorted(seen) == sorted(map(id, examples))
 
 
-def test_what_begins_alike_stays_together() -> None:
+def test_what_begins_alike_stays_together():
     """Rows of two instructions in turn: each micro-batch has the rows of one."""
     stems = [np.full(20, number, np.int32) for number in (1, 2)]
     examples = [Example(np.append(stems[i % 2], np.int32(10 + i)), np.eye(21, dtype=np.float32)[20]) for i in range(8)]

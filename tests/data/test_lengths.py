@@ -1,7 +1,5 @@
 """edgetune.data.lengths: what a plan is told of rows, beside the micro-batches that are made of them."""
 
-from __future__ import annotations
-
 import numpy as np
 from examples import examples
 from hypothesis import given
@@ -25,8 +23,7 @@ groups_of_rows = st.lists(st.lists(row, min_size=1, max_size=4), min_size=1, max
 
 @examples(100)
 @given(groups_of_rows, st.lists(st.integers(0, 2), max_size=4), st.data())
-def test_no_batch_is_larger_than_said(found: list[list[tuple[list[int], int]]], stem: list[int], data: st.DataObject,
-                                      ) -> None:
+def test_no_batch_is_larger_than_said(found, stem, data):
     groups = [[example(stem + tokens, learned, number) for tokens, learned in rows]
               for number, rows in enumerate(found, 1)]
     examples = [one for group in groups for one in group]
@@ -40,7 +37,7 @@ def test_no_batch_is_larger_than_said(found: list[list[tuple[list[int], int]]], 
     micro_batches(batch, known.longest_group)
 
 
-def test_what_is_computed_of_rows_behind_an_instruction() -> None:
+def test_what_is_computed_of_rows_behind_an_instruction():
     """Eight rows of 60 behind 300: at once, two by two, each alone; what a run computes is the same."""
     examples = [example([*range(300), *range(1000 * i, 1000 * i + 60)], 60) for i in range(1, 9)]
     known = lengths_of(examples)
@@ -53,7 +50,7 @@ def test_what_is_computed_of_rows_behind_an_instruction() -> None:
     assert (apart.largest(8), apart.computed_share(8, 780)) == (8 * 360, 1)
 
 
-def test_what_is_computed_of_answers_to_a_prompt() -> None:
+def test_what_is_computed_of_answers_to_a_prompt():
     """Eight answers of 96 to each prompt of 192, a group: 960 tokens of 2,304."""
     examples = [example([*range(1000 * g, 1000 * g + 192), *range(9000 + 96 * i, 9096 + 96 * i)], 96, g)
                 for g in (1, 2) for i in range(8)]
@@ -64,7 +61,7 @@ def test_what_is_computed_of_answers_to_a_prompt() -> None:
     assert lengths_of(examples[:8], examples[:8]).units == known.units  # groups of two parts stay two
 
 
-def test_lengths_alone_share_nothing() -> None:
+def test_lengths_alone_share_nothing():
     known = read_lengths([10, 2000, (30, 40)], 256)
     assert known == Lengths((Unit(10, 10, 10), Unit(256, 256, 256), Unit(40, 70, 70)))
     assert read_lengths(known, 20) is known

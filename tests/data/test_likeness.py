@@ -1,7 +1,5 @@
 """Likeness of texts, against the formula written by means of numpy."""
 
-from __future__ import annotations
-
 import numpy as np
 import pytest
 
@@ -20,13 +18,13 @@ def vectors(texts: tuple[str, ...], asked: str) -> tuple[np.ndarray, np.ndarray]
 
 
 @pytest.mark.parametrize("asked", ["play a song", "Turn off the lamp, the lamp", "nothing of this"])
-def test_it_is_the_cosine_of_weighted_counts(asked: str) -> None:
+def test_it_is_the_cosine_of_weighted_counts(asked):
     known, wanted = vectors(TEXTS, asked)
     expected = [of @ wanted / max(np.linalg.norm(of) * np.linalg.norm(wanted), 1e-9) for of in known]
     assert Likeness(TEXTS).to(asked) == pytest.approx(expected)
 
 
-def test_the_same_words_are_alike_and_others_are_not() -> None:
+def test_the_same_words_are_alike_and_others_are_not():
     of = Likeness(TEXTS)
     assert of.to(TEXTS[2].upper())[2] == pytest.approx(1)
     assert of.to("quite another")[:3] == [0, 0, 0]

@@ -1,7 +1,5 @@
 """The proofs' data sets: their sizes, and that held-out rows ask in other words for answers that train covers."""
 
-from __future__ import annotations
-
 import json
 import re
 
@@ -43,7 +41,7 @@ def runs(pattern: tuple[str, ...]) -> set[tuple[str, ...]]:
 
 
 @each
-def test_sizes(own: OwnSet) -> None:
+def test_sizes(own):
     for part, count in (("train", 60), ("heldout", 40)):
         rows = own.rows(part)
         assert len(rows) == count
@@ -55,7 +53,7 @@ def test_sizes(own: OwnSet) -> None:
 
 
 @each
-def test_held_out_wording_is_new(own: OwnSet) -> None:
+def test_held_out_wording_is_new(own):
     """With its values masked, no held-out sentence is one of train, nor shares a run of words with one."""
     train = masked(own, "train")
     seen = set().union(*map(runs, train.values()))
@@ -66,13 +64,13 @@ def test_held_out_wording_is_new(own: OwnSet) -> None:
 
 
 @each
-def test_no_sentence_twice(own: OwnSet) -> None:
+def test_no_sentence_twice(own):
     sentences = [tuple(words(row["prompt"])) for part in ("train", "heldout") for row in own.rows(part)]
     assert len(set(sentences)) == len(sentences)
 
 
 @each
-def test_train_covers_the_answers(own: OwnSet) -> None:
+def test_train_covers_the_answers(own):
     """Every word of a held-out answer is in several answers of train: a tenth of those rows may be held out in turn."""
     counts: dict[str, int] = {}
     for row in own.rows("train"):
@@ -83,7 +81,7 @@ def test_train_covers_the_answers(own: OwnSet) -> None:
 
 
 @each
-def test_each_answer_is_right_for_itself_only(own: OwnSet) -> None:
+def test_each_answer_is_right_for_itself_only(own):
     answers = sorted({row["completion"] for part in ("train", "heldout") for row in own.rows(part)})
     for expected in answers:
         assert [answer for answer in answers if own.right(expected, answer)] == [expected]
@@ -91,7 +89,7 @@ def test_each_answer_is_right_for_itself_only(own: OwnSet) -> None:
         assert not own.right(expected, " ".join(answers))
 
 
-def test_log_lines_follow_the_rules() -> None:
+def test_log_lines_follow_the_rules():
     """An event has one level, and the line's component is the sentence's."""
     levels: dict[str, str] = {}
     for part in ("train", "heldout"):
@@ -105,7 +103,7 @@ def test_log_lines_follow_the_rules() -> None:
 
 
 @pytest.mark.parametrize("name", ["irrigation", "orders"])
-def test_json_agrees_with_the_sentence(name: str) -> None:
+def test_json_agrees_with_the_sentence(name):
     """Each value of an answer, but for the action, stands in the sentence, and no other value of its kind does."""
     own = SETS[name]
     values = values_of(own)
@@ -118,7 +116,7 @@ def test_json_agrees_with_the_sentence(name: str) -> None:
 
 
 @pytest.mark.parametrize(("right", "of"), [(36, 40), (1, 3), (17, 20)])
-def test_wilson_interval(right: int, of: int) -> None:
+def test_wilson_interval(right, of):
     """Each end is a share of which the one measured is z standard errors away."""
     for end in wilson(right, of):
         assert abs(right / of - end) == pytest.approx(1.96 * (end * (1 - end) / of) ** 0.5)

@@ -1,9 +1,6 @@
 """Examples to flat batches and packs, in an order that only the seed decides."""
 
-from __future__ import annotations
-
 from itertools import chain
-from pathlib import Path
 
 import numpy as np
 import pytest
@@ -56,7 +53,7 @@ def test_micro_batches_take_what_fits():
 
 
 @given(lengths=st.lists(st.integers(1, 40), max_size=60), extra=st.integers(0, 30))
-def test_packs_hold_every_row_once(lengths: list[int], extra: int):
+def test_packs_hold_every_row_once(lengths, extra):
     limit = max(lengths, default=1) + extra
     groups = pack([example_of(n) for n in lengths], limit)
     assert sorted(chain(*groups)) == list(range(len(lengths)))
@@ -69,7 +66,7 @@ def test_packs_hold_every_row_once(lengths: list[int], extra: int):
 
 @pytest.mark.slow
 @pytest.mark.parametrize("rows", mostly_slow([2_000, 13_484], [2_000]))
-def test_packing_snips_wastes_under_5_percent(rows: int, smollm2: Path, shared_data: Path, tmp_path: Path):
+def test_packing_snips_wastes_under_5_percent(rows, smollm2, shared_data, tmp_path):
     lines = (shared_data / "snips_train.jsonl").read_text().splitlines(keepends=True)
     (tmp_path / "rows.jsonl").write_text("".join(lines[:rows]))
     tokenizer = Tokenizer(smollm2)

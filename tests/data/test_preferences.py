@@ -1,9 +1,6 @@
 """Rows of pairs, of labels and of ranked answers: every shape, as serving has its tokens, and every refusal."""
 
-from __future__ import annotations
-
 import json
-from pathlib import Path
 from typing import Any
 
 import pytest
@@ -16,7 +13,6 @@ from edgetune.data.dataset import load_rows
 from edgetune.data.facts import Tokens, inspect
 from edgetune.data.holdout import divide
 from edgetune.data.question import question_of
-from edgetune.data.rows import RowParser
 from edgetune.errors import DataError
 from edgetune.llamacpp.tokenizer import Tokenizer
 
@@ -33,7 +29,7 @@ OPENAI = {"input": {"messages": [SYSTEM, USER], "tools": [], "parallel_tool_call
 
 
 @pytest.fixture(scope="module")
-def tokenizer(tiny_llama: Path) -> Tokenizer:
+def tokenizer(tiny_llama):
     made = Tokenizer(tiny_llama)
     made.chat_template = templates.QWEN
     return made
@@ -56,7 +52,7 @@ def learned(tokenizer: Tokenizer, row: Any) -> tuple[list[int], list[float]]:
     ({"prompt": [USER, OFF, AGAIN], "chosen": [ON], "rejected": [OFF]},
      [USER, {**OFF, "weight": 0}, AGAIN, ON], [USER, {**OFF, "weight": 0}, AGAIN, OFF]),
 ], ids=["text", "messages", "implicit", "openai", "history", "a history with answers"])
-def test_a_pair_has_the_tokens_of_serving(tokenizer: Tokenizer, row: Any, chosen: Any, rejected: Any) -> None:
+def test_a_pair_has_the_tokens_of_serving(tokenizer, row, chosen, rejected):
     """The answer alone is learned, also where the prompt has answers."""
     assert preferences.check_learnable(row) == "preference"
     better, worse = preferences.examples_of(row, "preference", tokenizer, None, 512)
@@ -68,7 +64,7 @@ def test_a_pair_has_the_tokens_of_serving(tokenizer: Tokenizer, row: Any, chosen
 @pytest.mark.parametrize(("chosen", "rejected", "prompt"), [
     ("the sky is blue", "the sky is green", "the sky is"), ("a b ", "a b c", "a b"), ("say: good", "say: bad", "say:"),
     ("one\nblue", "one\nred", "one\n"), ("the sky is black", "the sky is blue", "the sky is")])
-def test_the_prompt_of_two_texts_is_what_they_begin_with(chosen: str, rejected: str, prompt: str) -> None:
+def test_the_prompt_of_two_texts_is_what_they_begin_with(chosen, rejected, prompt):
     """As TRL's extract_prompt, but where that parts a word."""
     better, worse = preferences.answers_of({"chosen": chosen, "rejected": rejected})
     assert (better.prompt, worse.prompt) == (prompt, prompt)
@@ -78,7 +74,7 @@ def test_the_prompt_of_two_texts_is_what_they_begin_with(chosen: str, rejected: 
         assert extract({"chosen": chosen, "rejected": rejected})["prompt"] == prompt
 
 
-def test_an_answer_may_be_a_call() -> None:
+def test_an_answer_may_be_a_call():
     row = {"input": {"messages": [USER], "tools": TOOLS}, "preferred_output": [CALL], "non_preferred_output": [OFF]}
     assert preferences.check_learnable(row) == "preference"
     assert preferences.answers_of(row)[0].row["tools"] == TOOLS
@@ -122,7 +118,7 @@ PAIR = {"prompt": "a", "chosen": "b", "rejected": "c"}
     ({**OPENAI, "input": {"messages": "set"}}, "input has no list of messages"),
     ({**OPENAI, "input": {"messages": [USER], "tools": 3}}, "tools is a JSON number"),
 ])
-def test_what_is_no_pair_is_refused(row: Any, says: str) -> None:
+def test_what_is_no_pair_is_refused(row, says):
     with pytest.raises(DataError, match=says):
         preferences.check_learnable(row)
 
@@ -130,7 +126,7 @@ def test_what_is_no_pair_is_refused(row: Any, says: str) -> None:
 GOOD = {"prompt": "set the light", "completion": "on", "label": True}
 
 
-def test_a_label_is_a_reward(tokenizer: Tokenizer) -> None:
+def test_a_label_is_a_reward(tokenizer):
     for row, reward in ((GOOD, 1.0), ({**GOOD, "label": False, "completion": ""}, 0.0),
                         ({"prompt": [USER], "completion": [ON], "label": True}, 1.0)):
         assert unpaired.check_learnable(row) == "unpaired"
@@ -146,7 +142,7 @@ def test_a_label_is_a_reward(tokenizer: Tokenizer) -> None:
     ({**GOOD, "completion": [ON]}, "prompt is text and completion is a JSON list"),
     ({"prompt": [USER], "completion": [USER], "label": True}, r"completion\[0\] has the role 'user'"),
     (7, "the row is a JSON number, not an object")])
-def test_what_has_no_label_is_refused(row: Any, says: str) -> None:
+def test_what_has_no_label_is_refused(row, says):
     with pytest.raises(DataError, match=says):
         unpaired.check_learnable(row)
 
@@ -154,7 +150,7 @@ def test_what_has_no_label_is_refused(row: Any, says: str) -> None:
 RANKED = {"prompt": "set the light", "completions": ["on", "off", "10"], "rewards": [1, 0.5, -2]}
 
 
-def test_ranked_answers_are_a_group(tokenizer: Tokenizer) -> None:
+def test_ranked_answers_are_a_group(tokenizer):
     assert ranked.check_learnable(RANKED) == "ranked"
     made = list(ranked.examples_of(RANKED, "ranked", tokenizer, None, 512))
     assert [(one.group, one.reward) for one in made] == [(1, 1.0), (1, 0.5), (1, -2.0)]
@@ -176,7 +172,7 @@ def test_ranked_answers_are_a_group(tokenizer: Tokenizer) -> None:
     ({**RANKED, "completions": [" ", "off", "10"]}, r"completions\[0\], the best answer, is empty"),
     ({**RANKED, "completions": ["on", "on", "10"]}, r"completions\[0\] and completions\[1\] are the same, and their"),
 ])
-def test_what_is_not_ranked_is_refused(row: Any, says: str) -> None:
+def test_what_is_not_ranked_is_refused(row, says):
     with pytest.raises(DataError, match=says):
         ranked.check_learnable(row)
 
@@ -185,7 +181,7 @@ def test_what_is_not_ranked_is_refused(row: Any, says: str) -> None:
 
 
 @pytest.mark.parametrize("long", ["chosen", "rejected"])
-def test_of_a_pair_both_answers_are_kept_or_none(tokenizer: Tokenizer, long: str) -> None:
+def test_of_a_pair_both_answers_are_kept_or_none(tokenizer, long):
     pair = {"prompt": "set", "chosen": "on", "rejected": "off", long: "the light off " * 60}
     rows = [{"prompt": "set", "chosen": "on", "rejected": "off"}, pair]
     kept = load_rows(rows, tokenizer, max_length=64, parser=preferences, overflow="skip")
@@ -195,7 +191,7 @@ def test_of_a_pair_both_answers_are_kept_or_none(tokenizer: Tokenizer, long: str
     assert max(one.tokens.size for one in cut.examples) == 64
 
 
-def test_pairs_that_ask_the_same_are_on_one_side() -> None:
+def test_pairs_that_ask_the_same_are_on_one_side():
     """Whatever their shape; what is held out was not asked in training."""
     same = [{"prompt": [SYSTEM, USER], "chosen": [ON], "rejected": [OFF]}, OPENAI,
             {"chosen": [SYSTEM, USER, ON], "rejected": [SYSTEM, USER, OFF]}]
@@ -210,8 +206,7 @@ def test_pairs_that_ask_the_same_are_on_one_side() -> None:
     (preferences, OPENAI, {**OPENAI, "preferred_output": [OFF]}, "the same"),
     (unpaired, GOOD, {**GOOD, "completion": ""}, "empty"),
     (ranked, RANKED, {**RANKED, "rewards": [0, 0, 0]}, "no answer is better")], ids=["pairs", "labels", "ranked"])
-def test_a_check_of_a_file_knows_them(tokenizer: Tokenizer, parser: RowParser, row: Any, wrong: Any,
-                                      words: str) -> None:
+def test_a_check_of_a_file_knows_them(tokenizer, parser, row, wrong, words):
     found = inspect("rows.jsonl", [(1, row), (2, wrong), (3, 7)], Tokens(tokenizer, 64), parser)
     assert [facts.line for facts in found.rows] == [1]
     assert len(found.rows[0].tokens) == len(list(parser.examples_of(row, "", tokenizer, None, 64)))
@@ -221,7 +216,7 @@ def test_a_check_of_a_file_knows_them(tokenizer: Tokenizer, parser: RowParser, r
     assert {finding.kind for finding in findings(found) if finding.fatal} >= {"refused", "empty"}
 
 
-def test_answers_of_pairs_that_contradict_each_other_are_found() -> None:
+def test_answers_of_pairs_that_contradict_each_other_are_found():
     rows = [{"prompt": "a", "chosen": answer, "rejected": "x"} for answer in ("b", "c")]
     found = findings(inspect("rows.jsonl", list(enumerate(rows, 1)), None, preferences))
     assert "contradictory" in {finding.kind for finding in found}

@@ -1,7 +1,5 @@
 """Questions of rows: digests that are stored must stay, and texts are for people."""
 
-from __future__ import annotations
-
 from typing import Any
 
 import pytest
@@ -55,7 +53,7 @@ ROWS: dict[str, Any] = {
     ("answer alone", "4f53cda18c2baa0c0354bb5f9a3ecbe5ed12ab4d8e11ba873c2f11161202b945"),
     ("of an objective", "4ec663fb687aaa7b8190fa1f33c7f6a21f77bbb6c0dacb816440648bab2667ec"),
 ])
-def test_the_held_out_rows_of_a_file_stay(name: str, digest: str) -> None:
+def test_the_held_out_rows_of_a_file_stay(name, digest):
     """As version 0.1.0 divided files."""
     assert question_digest(ROWS[name]) == digest
 
@@ -69,7 +67,7 @@ def test_the_held_out_rows_of_a_file_stay(name: str, digest: str) -> None:
     ("conversation", "53a6a61e8b13a7b5fe4787d3e8b2626b02afb77aadddba8966eab0eabfcd35fa"),
     ("answer alone", "d10f2d0e3138ea8af8797d6730f03f2016e1857beae33132ac16b3ce446853ea"),
 ])
-def test_the_questions_of_feedback_stay(name: str, digest: str) -> None:
+def test_the_questions_of_feedback_stay(name, digest):
     """As the daemon's database has them in its column `question`."""
     assert question_digest(ROWS[name], by_shape=True) == digest
 
@@ -83,7 +81,7 @@ def test_the_questions_of_feedback_stay(name: str, digest: str) -> None:
     ("asks again", "e40470ffbe62f18bc647dec71cea14ad"),
     ("asks", "c9ec0bed76ce6dce5d844cb4f5a6f990"),
 ])
-def test_the_questions_of_the_tutor_stay(name: str, key: str) -> None:
+def test_the_questions_of_the_tutor_stay(name, key):
     """As the folders of its rounds name them."""
     assert question_key(ROWS[name]) == key
 
@@ -101,11 +99,11 @@ def test_the_questions_of_the_tutor_stay(name: str, key: str) -> None:
     (ROWS["answer alone"], ""),
     (ROWS["text"], ""),
 ])
-def test_a_person_reads_the_last_message_before_the_answer(row: Any, text: str) -> None:
+def test_a_person_reads_the_last_message_before_the_answer(row, text):
     assert question_text(row) == text
 
 
-def test_a_row_that_asks_ends_with_its_question_and_a_row_to_learn_with_its_answer() -> None:
+def test_a_row_that_asks_ends_with_its_question_and_a_row_to_learn_with_its_answer():
     row = ROWS["asks again"]
     assert asked_messages(row) == [USER, YES, SURE]
     assert asked_text(row) == f"{PROMPT}\nyes\nsure?"

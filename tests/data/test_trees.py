@@ -1,7 +1,5 @@
 """edgetune.data.trees: micro-batches and trees have every prediction of every row once, as large as they may be."""
 
-from __future__ import annotations
-
 import numpy as np
 import pytest
 from examples import examples
@@ -26,8 +24,7 @@ def example(tokens: list[int], learned: int, group: int = 0) -> Example:
 @examples(100)
 @given(documents, st.lists(st.integers(0, 2), max_size=12), st.integers(0, 2**31 - 1), st.integers(21, 40),
        st.integers(1, 12))
-def test_parts_predict_what_their_rows_do(found: list[list[int]], stem: list[int], seed: int, most: int,
-                                          prefix: int) -> None:
+def test_parts_predict_what_their_rows_do(found, stem, seed, most, prefix):
     dice = np.random.default_rng(seed)
     examples = []
     for number, document in enumerate(found):
@@ -73,7 +70,7 @@ def answers(prompt: int, own: int, count: int, group: int) -> list[Example]:
             for i in range(count)]
 
 
-def test_a_group_that_does_not_fit_is_a_tree() -> None:
+def test_a_group_that_does_not_fit_is_a_tree():
     """Eight answers of 96 to a prompt of 192: the prompt once, all but its last token, and then three at a time."""
     rows = answers(192, 96, 8, 1)
     tree, = micro_batches(rows, 300, prefix=191)
@@ -90,7 +87,7 @@ def test_a_group_that_does_not_fit_is_a_tree() -> None:
     assert [batch.computed for batch in micro_batches(rows, 960, prefix=191)] == [960]
 
 
-def test_trees_are_made_where_they_save_most() -> None:
+def test_trees_are_made_where_they_save_most():
     """Three prompts, of which all begin with a token alike: a tree for each that several micro-batches share."""
     rows = [row for group in (1, 2, 3) for row in answers(192, 96, 4 if group < 3 else 2, group)]
     rows = [Example(row.tokens, row.weights) for row in rows]

@@ -2,11 +2,8 @@
 every refusal, what max_length cuts, and the way through the process that tokenises.
 """
 
-from __future__ import annotations
-
 import io
 import json
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -35,7 +32,7 @@ JUDGMENT = ("set the light\n\nA weak answer to this was judged as follows:\nit i
 
 
 @pytest.fixture(scope="module")
-def tokenizer(tiny_llama: Path) -> Tokenizer:
+def tokenizer(tiny_llama):
     made = Tokenizer(tiny_llama)
     made.chat_template = templates.QWEN
     return made
@@ -57,7 +54,7 @@ def served(tokenizer: Tokenizer, prompt: str, system: str | None = None) -> list
 @pytest.mark.parametrize("row", [ROW, {**ROW, "prompt": [USER]}, {**ROW, "prompt": [USER], "completion": [ON]},
                                  {**{k: v for k, v in ROW.items() if k != "prompt"}, "messages": [USER]}],
                          ids=["text", "messages and text", "messages", "OpenAI's key"])
-def test_the_answer_is_read_behind_three_prompts(tokenizer: Tokenizer, row: Any) -> None:
+def test_the_answer_is_read_behind_three_prompts(tokenizer, row):
     made = made_of(row, tokenizer, "the turn")
     texts = [str(ROW["prompt"]), REFERENCE, JUDGMENT]
     for one, text in zip([made, *documents(made)], texts, strict=True):
@@ -69,7 +66,7 @@ def test_the_answer_is_read_behind_three_prompts(tokenizer: Tokenizer, row: Any)
     assert made.longest == max(one.tokens.size for one in documents(made)) > made.tokens.size
 
 
-def test_a_right_answer_has_no_judgment(tokenizer: Tokenizer) -> None:
+def test_a_right_answer_has_no_judgment(tokenizer):
     for judgment in (None, "", " "):
         made = made_of({**ROW, "judgment": judgment, "score": 9}, tokenizer)
         assert [prompt.size > 0 for prompt in made.prompts] == [True, False]
@@ -78,7 +75,7 @@ def test_a_right_answer_has_no_judgment(tokenizer: Tokenizer) -> None:
     assert (len(documents(made)), made.reward, made.group) == (1, 0.0, 0)
 
 
-def test_parts_of_a_message_and_a_model_without_a_template(tokenizer: Tokenizer, tiny_llama: Path) -> None:
+def test_parts_of_a_message_and_a_model_without_a_template(tokenizer, tiny_llama):
     """A note is a part more of the user's last message; or before the prompt, whose text the answer continues."""
     asked = [{"role": "user", "content": [{"type": "text", "text": "set the light"}]}, ON, USER]
     made = made_of({**ROW, "prompt": asked}, tokenizer)
@@ -106,7 +103,7 @@ def test_parts_of_a_message_and_a_model_without_a_template(tokenizer: Tokenizer,
     ({**ROW, "score": "good"}, "score is 'good'; write a finite number"),
     ({**ROW, "score": float("inf")}, "score is inf"),
 ])
-def test_what_cannot_be_learned_is_refused(row: Any, says: str) -> None:
+def test_what_cannot_be_learned_is_refused(row, says):
     with pytest.raises(DataError, match=says):
         tutored.check_learnable(row)
 
@@ -116,7 +113,7 @@ def test_what_cannot_be_learned_is_refused(row: Any, says: str) -> None:
 KNOWN = {"prompt": "set the light", "completion": "the light on", "privileged_context": "off is 0"}
 
 
-def test_a_teacher_sees_the_context(tokenizer: Tokenizer) -> None:
+def test_a_teacher_sees_the_context(tokenizer):
     noted = "set the light\n\nThis is known about it:\noff is 0\n\nAnswer with this in mind, without referring to it."
     for row in (KNOWN, {**KNOWN, "prompt": [USER], "completion": [ON]}):
         assert privileged.check_learnable(row) == "privileged"
@@ -137,7 +134,7 @@ def test_a_teacher_sees_the_context(tokenizer: Tokenizer) -> None:
     ({**KNOWN, "messages": [USER]}, "the row asks in two ways"),
     ("text", "the row is plain text; expected is prompt with completion and privileged_context"),
 ])
-def test_what_teaches_nothing_is_refused(row: Any, says: str) -> None:
+def test_what_teaches_nothing_is_refused(row, says):
     with pytest.raises(DataError, match=says):
         privileged.check_learnable(row)
 
@@ -145,7 +142,7 @@ def test_what_teaches_nothing_is_refused(row: Any, says: str) -> None:
 # ---- files and limits ------------------------------------------------------------------------------------------------
 
 
-def test_a_file_with_a_wrong_row_names_its_line(tokenizer: Tokenizer, tmp_path: Path) -> None:
+def test_a_file_with_a_wrong_row_names_its_line(tokenizer, tmp_path):
     path = tmp_path / "rows.jsonl"
     path.write_text("".join(json.dumps(row) + "\n" for row in (ROW, {**ROW, "reference": None})))
     with pytest.raises(DataError, match=r"line 2 of rows\.jsonl: the reference is empty"):
@@ -155,7 +152,7 @@ def test_a_file_with_a_wrong_row_names_its_line(tokenizer: Tokenizer, tmp_path: 
     assert [line for line, _ in found.empty] == [2]
 
 
-def test_what_max_length_cuts_is_cut_in_all_views(tokenizer: Tokenizer) -> None:
+def test_what_max_length_cuts_is_cut_in_all_views(tokenizer):
     made = made_of(ROW, tokenizer)
     answer = made.tokens.size - made.begin
     cut = load_rows([ROW], tokenizer, max_length=made.longest - 2, parser=tutored)
@@ -169,7 +166,7 @@ def test_what_max_length_cuts_is_cut_in_all_views(tokenizer: Tokenizer) -> None:
     assert load_rows([ROW] * 2, tokenizer, max_length=made.longest, overflow="skip", parser=tutored).skipped == 0
 
 
-def test_a_plan_knows_the_longest_view(tokenizer: Tokenizer) -> None:
+def test_a_plan_knows_the_longest_view(tokenizer):
     made = made_of(ROW, tokenizer)
     known = lengths_of([made])
     assert (known.longest, known.longest_group) == (made.longest, made.longest)
@@ -177,7 +174,7 @@ def test_a_plan_knows_the_longest_view(tokenizer: Tokenizer) -> None:
     assert known.cut(made.longest).aside == made.longest
 
 
-def test_the_other_prompts_come_through_the_process(tiny_llama: Path, tmp_path: Path) -> None:
+def test_the_other_prompts_come_through_the_process(tiny_llama, tmp_path):
     path = tmp_path / "rows.jsonl"
     rows = [ROW, {**ROW, "judgment": None, "score": 2}]
     path.write_text("".join(json.dumps(row) + "\n" for row in rows))
@@ -197,7 +194,7 @@ def test_the_other_prompts_come_through_the_process(tiny_llama: Path, tmp_path: 
             loader.receive(io.BytesIO(pipe.getvalue()[:end]))
 
 
-def test_rows_that_ask_the_same_are_on_one_side() -> None:
+def test_rows_that_ask_the_same_are_on_one_side():
     for key in ("prompt", "messages"):
         rows = [{"completion": "a", "reference": "b", key: [{**USER, "content": f"{i // 2}"}]} for i in range(40)]
         learned, held = divide(rows)

@@ -1,7 +1,5 @@
 """The demo's rows: schema, balance, and that held-out differs from train in wording, not only in values."""
 
-from __future__ import annotations
-
 import json
 import re
 from pathlib import Path
@@ -70,7 +68,7 @@ def ngrams(words: tuple[str, ...], n: int) -> set[tuple[str, ...]]:
 
 
 @pytest.mark.parametrize("split", SPLITS)
-def test_lines_and_sizes(split: str) -> None:
+def test_lines_and_sizes(split):
     path = FOLDER / f"home_{split}.jsonl"
     lines = path.read_text(encoding="utf-8").splitlines()
     low, high = SPLITS[split]
@@ -86,7 +84,7 @@ def test_lines_and_sizes(split: str) -> None:
 
 
 @pytest.mark.parametrize("split", SPLITS)
-def test_schema(split: str) -> None:
+def test_schema(split):
     for prompt, action in rows(split):
         device = action["device"]
         room = [] if device in NO_ROOM else ["room"]
@@ -98,7 +96,7 @@ def test_schema(split: str) -> None:
 
 
 @pytest.mark.parametrize("split", SPLITS)
-def test_label_agrees_with_sentence(split: str) -> None:
+def test_label_agrees_with_sentence(split):
     """Room and number are what the sentence names; a sentence that names one device is about that device."""
     for prompt, action in rows(split):
         text = prompt.lower()
@@ -110,7 +108,7 @@ def test_label_agrees_with_sentence(split: str) -> None:
         assert len(nouns) != 1 or nouns == [action["device"]], prompt
 
 
-def test_heldout_labels_occur_in_train() -> None:
+def test_heldout_labels_occur_in_train():
     train = [action for _, action in rows("train")]
     heldout = [action for _, action in rows("heldout")]
     pairs = {(a["device"], a["action"]) for a in train}
@@ -124,12 +122,12 @@ def test_heldout_labels_occur_in_train() -> None:
 
 
 @pytest.mark.parametrize("split", SPLITS)
-def test_no_sentence_twice(split: str) -> None:
+def test_no_sentence_twice(split):
     words = [tuple(re.findall(r"[a-z0-9']+", prompt.lower())) for prompt, _ in rows(split)]
     assert len(set(words)) == len(words)
 
 
-def test_heldout_wording_is_new() -> None:
+def test_heldout_wording_is_new():
     """Masked, a held-out sentence is no train sentence and shares no run of NGRAM words with one."""
     train = [masked(prompt) for prompt, _ in rows("train")]
     seen = set().union(*(ngrams(words, NGRAM) for words in train))
@@ -139,6 +137,6 @@ def test_heldout_wording_is_new() -> None:
         assert not ngrams(words, NGRAM) & seen, prompt
 
 
-def test_masking_sees_a_changed_value() -> None:
+def test_masking_sees_a_changed_value():
     assert masked("Dim the living room lights to 30 percent") == masked("dim the hall lamp to 5 percent!")
     assert masked("Dim the hall lamp") != masked("Darken the hall lamp")

@@ -1,7 +1,5 @@
 """edgetune.evaluation.acceptance: tests against counting, error rates simulated, intervals against published ones."""
 
-from __future__ import annotations
-
 import math
 from itertools import product
 
@@ -15,7 +13,7 @@ RUNS = 4000
 SLACK = 3 * math.sqrt(ALPHA * (1 - ALPHA) / RUNS)  # three standard deviations of a share of the runs
 
 
-def test_the_sign_test_is_exact() -> None:
+def test_the_sign_test_is_exact():
     """Against all ways that so many coins can fall."""
     for n in range(9):
         falls = [sum(coins) for coins in product((0, 1), repeat=n)]
@@ -28,7 +26,7 @@ def test_the_sign_test_is_exact() -> None:
     assert Paired(1000, 1000).p_better > 0.5
 
 
-def test_pairs_are_counted_of_whatever_can_be_ordered() -> None:
+def test_pairs_are_counted_of_whatever_can_be_ordered():
     assert Paired.of([1.0, 2.0, 3.0, 3.0], [2.0, 1.0, 3.0, 4.0]) == Paired(2, 1, 1)
     assert Paired.of([(False, -2.0), (True, 0.0)], [(False, -1.0), (False, -1.0)]) == Paired(1, 1)
     assert Paired(2, 1, 1) + Paired(1, 0, 1) == Paired(3, 1, 2)
@@ -36,14 +34,14 @@ def test_pairs_are_counted_of_whatever_can_be_ordered() -> None:
         Paired.of([1, 2], [1])
 
 
-def test_the_levels_of_all_tests_sum_to_alpha() -> None:
+def test_the_levels_of_all_tests_sum_to_alpha():
     levels = [alpha_of_test(ALPHA, before) for before in range(1000)]
     assert levels[:3] == pytest.approx([ALPHA / 2, ALPHA / 6, ALPHA / 12])
     assert sum(levels) == pytest.approx(ALPHA * 1000 / 1001)
 
 
 @pytest.mark.parametrize("count", [*range(40), 400])
-def test_half_of_the_rows_select_and_the_others_decide(count: int) -> None:
+def test_half_of_the_rows_select_and_the_others_decide(count):
     """Also of few rows, so that from two on none of the halves is empty."""
     names = [f"row {i}" for i in range(count)]
     split = Split.of(names)
@@ -52,12 +50,12 @@ def test_half_of_the_rows_select_and_the_others_decide(count: int) -> None:
     assert Split.of([*reversed(names), *names]) == split
 
 
-def test_rows_that_selected_do_not_decide() -> None:
+def test_rows_that_selected_do_not_decide():
     with pytest.raises(ValueError, match="1 rows were used to choose"):
         Split(frozenset("ab"), frozenset("bc"))
 
 
-def test_the_flip_test_counts_all_signs() -> None:
+def test_the_flip_test_counts_all_signs():
     values = np.random.default_rng(0).normal(0.4, 1, 9)
     sums = [float(np.dot(signs, values)) for signs in product((1, -1), repeat=9)]
     assert flip_test(values.tolist()) == pytest.approx(np.mean([found >= values.sum() - 1e-9 for found in sums]))
@@ -83,7 +81,7 @@ def p_better(wins: np.ndarray, of: int | np.ndarray) -> np.ndarray:
 
 
 @pytest.mark.parametrize("rounds", [1, 5, 10, 20, 365])
-def test_an_adapter_that_is_no_better_is_published_with_alpha_at_most(rounds: int) -> None:
+def test_an_adapter_that_is_no_better_is_published_with_alpha_at_most(rounds):
     """Also where the number of questions drifts. A level that begins again with other questions, as each round of a
     ring A, B, A, B once did, is soon beyond alpha: with such levels this test fails.
     """
@@ -96,7 +94,7 @@ def test_an_adapter_that_is_no_better_is_published_with_alpha_at_most(rounds: in
             assert (p <= levels[0]).any(axis=1).mean() > ALPHA + SLACK
 
 
-def test_the_same_questions_again_do_not_break_the_bound() -> None:
+def test_the_same_questions_again_do_not_break_the_bound():
     """A ring of two sets of questions, and rounds so alike that nine of ten answers stay as they were."""
     dice = np.random.default_rng(0)
     published = np.zeros(RUNS, bool)
@@ -111,7 +109,7 @@ def test_the_same_questions_again_do_not_break_the_bound() -> None:
 
 @pytest.mark.parametrize(("right", "n", "low", "high"), [
     (81, 263, 0.2553, 0.3662), (15, 148, 0.0624, 0.1605), (0, 20, 0.0, 0.1611), (1, 29, 0.0061, 0.1718)])
-def test_wilson(right: int, n: int, low: float, high: float) -> None:
+def test_wilson(right, n, low, high):
     """The four examples of Newcombe (1998), method 3; what is right and what is wrong may change places."""
     assert wilson(right, n) == pytest.approx((low, high), abs=5e-5)
     assert wilson(n - right, n) == pytest.approx((1 - high, 1 - low), abs=5e-5)

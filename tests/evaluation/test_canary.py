@@ -1,7 +1,5 @@
 """edgetune.evaluation.canary: against torch on llama.cpp's own logits."""
 
-from __future__ import annotations
-
 import math
 from pathlib import Path
 
@@ -31,7 +29,7 @@ def adapter(bundle: Bundle, path: Path, size: float) -> Path:
     return path
 
 
-def test_drift_is_what_torch_says(bundle: Bundle, tmp_path: Path) -> None:
+def test_drift_is_what_torch_says(bundle, tmp_path):
     with LlamaModel(bundle.path, context=512) as served:
         served.load_adapter(adapter(bundle, tmp_path / "far.gguf", 0.1), "far")
         found = drift(served, "far", TEXTS)
@@ -54,7 +52,7 @@ def test_drift_is_what_torch_says(bundle: Bundle, tmp_path: Path) -> None:
     assert found.rise == pytest.approx(rise, rel=1e-3)
 
 
-def test_what_changes_nothing_drifts_nowhere(bundle: Bundle, tmp_path: Path) -> None:
+def test_what_changes_nothing_drifts_nowhere(bundle, tmp_path):
     with LlamaModel(bundle.path, context=512) as served:
         served.load_adapter(adapter(bundle, tmp_path / "none.gguf", 0.0), "none")
         found = drift(served, "none", TEXTS)

@@ -1,9 +1,5 @@
 """edgetune.evaluation.compare: two random adapters, whose answers are what they say when asked one by one."""
 
-from __future__ import annotations
-
-from collections.abc import Iterator
-from pathlib import Path
 
 import pytest
 from random_adapters import SEVEN, random_pairs, write_adapter
@@ -18,7 +14,7 @@ QUESTIONS = ["turn the light on", "set the light to 10", "turn off the light", "
 
 
 @pytest.fixture(scope="module")
-def served(tiny_llama: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[LlamaModel]:
+def served(tiny_llama, tmp_path_factory):
     with LlamaModel(tiny_llama, threads=1) as served:
         for seed, name in enumerate("AB"):
             pairs = random_pairs(tiny_llama, dict.fromkeys(SEVEN, 4), seed)
@@ -31,7 +27,7 @@ def says(served: LlamaModel, name: str, question: str) -> str:
     return "".join(served.chat([{"role": "user", "content": question}], max_tokens=6))
 
 
-def test_of_known_answers(served: LlamaModel) -> None:
+def test_of_known_answers(served):
     """A is right on rows 0, 1 and 2, B on 3, neither on 4; on 5 each may say what it likes."""
     authors = ["A", "A", "A", "B", "", ""]
     expected = [says(served, author, question) if author else "wrong"
@@ -64,7 +60,7 @@ def test_of_known_answers(served: LlamaModel) -> None:
     (6, 0, 0.03125, "not chance (exact sign test, p = 0.031), better with A"),
     (1, 9, 22 / 1024, "not chance (exact sign test, p = 0.021), better with B"),
 ])
-def test_the_verdict_in_words(first: int, second: int, p: float, said: str) -> None:
+def test_the_verdict_in_words(first, second, p, said):
     found = Paired(second, first)
     assert found.p_two_sided == p
     assert in_words(found, "with A", "with B") == said

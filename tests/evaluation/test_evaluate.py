@@ -1,11 +1,7 @@
 """edgetune.evaluation.served: losses against log-probabilities computed here, answers against what the model says."""
 
-from __future__ import annotations
-
 import math
-from collections.abc import Iterator
 from dataclasses import replace
-from pathlib import Path
 
 import numpy as np
 import pytest
@@ -20,7 +16,7 @@ QUESTIONS = ["turn the light on", "set the light to 10", "turn off the light", "
 
 
 @pytest.fixture(scope="module")
-def served(tiny_llama: Path) -> Iterator[LlamaModel]:
+def served(tiny_llama):
     with LlamaModel(tiny_llama, threads=1) as served:
         yield served
 
@@ -35,7 +31,7 @@ def says(served: LlamaModel, question: str, n: int) -> str:
     return "".join(served.chat(messages, max_tokens=n))
 
 
-def test_loss_is_the_weighted_mean(served: LlamaModel) -> None:
+def test_loss_is_the_weighted_mean(served):
     data = dataset(served, ["on", '{"set":"10"}', "off", "off", "10"])
     weights = [example.weights * np.float32(i + 1) / 2 for i, example in enumerate(data.examples)]
     examples = [Example(example.tokens, w) for example, w in zip(data.examples, weights, strict=True)]
@@ -57,7 +53,7 @@ def test_loss_is_the_weighted_mean(served: LlamaModel) -> None:
         served_loss(served, replace(data, examples=unweighted))
 
 
-def test_loss_does_not_depend_on_what_came_before(served: LlamaModel) -> None:
+def test_loss_does_not_depend_on_what_came_before(served):
     data = dataset(served, ["on", "off", "off", "on", "10"])
     first = served_loss(served, data)
     tokens = data.examples[0].tokens.tolist()
@@ -66,7 +62,7 @@ def test_loss_does_not_depend_on_what_came_before(served: LlamaModel) -> None:
     assert served_loss(served, data) == first
 
 
-def test_exact_match_asks_the_served_model(served: LlamaModel) -> None:
+def test_exact_match_asks_the_served_model(served):
     expected = [says(served, question, 6) for question in QUESTIONS]
     expected[1] = "wrong"
     expected[3] = '{"a": 1}'
@@ -81,7 +77,7 @@ def test_exact_match_asks_the_served_model(served: LlamaModel) -> None:
     assert len(longer) > len(answers[0].answer)  # a model that does not stop is wrong, and is cut off
 
 
-def test_evaluate_sums_up(served: LlamaModel) -> None:
+def test_evaluate_sums_up(served):
     expected = [says(served, question, 6) for question in QUESTIONS]
     expected[3] = '{"a": 1}'
     data = dataset(served, expected)
@@ -96,7 +92,7 @@ def test_evaluate_sums_up(served: LlamaModel) -> None:
     assert grade(served, data, answers=False).scores == Scores("llama.cpp", 5, tokens, loss)
 
 
-def test_plain_text_has_no_answers(served: LlamaModel) -> None:
+def test_plain_text_has_no_answers(served):
     data = load_rows([{"text": "turn the light on"}], served.tokenizer, max_length=50)
     assert exact_match(served, data) == []
     assert grade(served, data).scores.exact is None

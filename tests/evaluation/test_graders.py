@@ -1,7 +1,5 @@
 """Graders: OpenAI's documented examples and rules, and the libraries that a metric names, called directly."""
 
-from __future__ import annotations
-
 import json
 import random
 import sys
@@ -174,7 +172,7 @@ def test_what_is_no_grader(written, says):
     assert says in str(error.value)
 
 
-def test_graders_of_files(tmp_path: Path):
+def test_graders_of_files(tmp_path):
     path = tmp_path / "grader.json"
     path.write_text(json.dumps(check("eq", "a", "a")))
     assert load_grader(path).grade([Sample("")], [{}])[0].reward == 1

@@ -1,7 +1,5 @@
 """What graders are written with: templates, and formulas beside Python's own values of them."""
 
-from __future__ import annotations
-
 import json
 import math
 

@@ -1,9 +1,5 @@
 """score_model: expected scores from the probabilities of digits, as llama.cpp gives them when asked directly."""
 
-from __future__ import annotations
-
-from collections.abc import Iterator
-from pathlib import Path
 
 import numpy as np
 import pytest
@@ -34,7 +30,7 @@ class Fixed:
 
 
 @pytest.fixture(scope="module")
-def judge(smollm2: Path) -> Iterator[LlamaJudge]:
+def judge(smollm2):
     with LlamaModel(smollm2, context=512) as served:
         yield LlamaJudge(served, "smollm2")
 
@@ -57,7 +53,7 @@ def test_the_reward_is_the_expected_digit_in_the_range():
     assert read_grader({**WRITTEN, "pass_threshold": 0.5}).passes_at == 0.5
 
 
-def test_probabilities_are_llama_cpps(tiny_llama: Path) -> None:
+def test_probabilities_are_llama_cpps(tiny_llama):
     """In float32: with quantized weights, how many tokens are computed together decides more than the last digit."""
     import llama_cpp
     labels = list("0123456789")
@@ -75,7 +71,7 @@ def test_probabilities_are_llama_cpps(tiny_llama: Path) -> None:
     assert sum(found) == pytest.approx(1)
 
 
-def test_a_model_judges_many_answers(judge: LlamaJudge) -> None:
+def test_a_model_judges_many_answers(judge):
     first, second, long = graded(judge, ["good", "bad", "word " * 1000])
     assert 0 < first.reward < 1
     assert first.reward != second.reward

@@ -1,7 +1,5 @@
 """Graders that OpenAI's do not have, beside the library that checks schemas and beside answers with what they earn."""
 
-from __future__ import annotations
-
 import json
 
 import pytest

@@ -1,7 +1,5 @@
 """The sandbox of python graders: what is tried there earns nothing, promptly, and the next call is graded."""
 
-from __future__ import annotations
-
 import threading
 import time
 

@@ -1,9 +1,6 @@
 """Reward functions with TRL's signature, and pass@k."""
 
-from __future__ import annotations
-
 from itertools import combinations
-from pathlib import Path
 
 import pytest
 
@@ -54,7 +51,7 @@ not_a_function = 3
 
 
 @pytest.fixture
-def file(tmp_path: Path) -> Path:
+def file(tmp_path):
     path = tmp_path / "rewards.py"
     path.write_text(SOURCE)
     return path

@@ -1,7 +1,5 @@
 """edgetune.evaluation.judge: pairs of answers and what must be said of them."""
 
-from __future__ import annotations
-
 import pytest
 
 from edgetune.evaluation.judge import differences, same
@@ -27,7 +25,7 @@ from edgetune.evaluation.judge import differences, same
     ("NaN", "NaN", True),
     ("yes", "Yes", False),
 ])
-def test_same(expected: str, answer: str, right: bool) -> None:
+def test_same(expected, answer, right):
     assert same(expected, answer) is right
 
 
@@ -44,6 +42,6 @@ def test_same(expected: str, answer: str, right: bool) -> None:
     ('{"a": 1}', "sure: 1", ["not JSON"]),
     ("on", "off", []),
 ])
-def test_differences(expected: str, answer: str, found: list[str]) -> None:
+def test_differences(expected, answer, found):
     assert differences(expected, answer) == found
     assert not (found and same(expected, answer))

@@ -1,7 +1,5 @@
 """Held-out loss by our own engine within a budget, measured in a process of its own."""
 
-from __future__ import annotations
-
 import json
 import re
 import subprocess
@@ -24,7 +22,7 @@ def evaluate(model: Path, rows: Path, memory: str) -> tuple[str, str]:
     return done.stdout, done.stderr
 
 
-def test_the_loss_is_within_the_budget_that_a_refusal_names(smollm2: Path, tmp_path: Path) -> None:
+def test_the_loss_is_within_the_budget_that_a_refusal_names(smollm2, tmp_path):
     rows = tmp_path / "rows.jsonl"
     row = {"prompt": "Write a story about a lamp. " * 10, "completion": "once upon a time " * 20}
     rows.write_text(f"{json.dumps(row)}\n" * 6)

@@ -1,9 +1,6 @@
 """The seconds that a grader may take for an answer: beyond that it is worth nothing, and soon the grader is refused."""
 
-from __future__ import annotations
-
 import time
-from collections.abc import Iterator
 
 import pytest
 
@@ -17,7 +14,7 @@ HANGS = Sample("a" * 40 + "b")
 
 
 @pytest.fixture
-def limited() -> Iterator[None]:
+def limited():
     set_time_limit(0.2)
     yield
     set_time_limit(0)
@@ -26,7 +23,7 @@ def limited() -> Iterator[None]:
 @pytest.mark.usefixtures("limited")
 @pytest.mark.parametrize("written", [
     BACKTRACKS, {"type": "multi", "name": "both", "graders": {"slow": BACKTRACKS}, "calculate_output": "slow"}])
-def test_an_answer_that_takes_longer_is_worth_nothing(written: dict[str, object]) -> None:
+def test_an_answer_that_takes_longer_is_worth_nothing(written):
     grader = read_grader(written)
     started = time.monotonic()
     late, good = grader.grade([HANGS, Sample("aaa")], [{}, {}])
@@ -36,6 +33,6 @@ def test_an_answer_that_takes_longer_is_worth_nothing(written: dict[str, object]
 
 
 @pytest.mark.usefixtures("limited")
-def test_a_grader_that_does_so_again_is_refused_by_name() -> None:
+def test_a_grader_that_does_so_again_is_refused_by_name():
     with pytest.raises(EdgetuneError, match=f"slow.*0.2 s.*{MAX_LATE}"):
         read_grader(BACKTRACKS).grade([HANGS] * MAX_LATE, [{}] * MAX_LATE)

@@ -1,7 +1,5 @@
 """Bundles: a folder with a manifest, or a bare GGUF; a file that is not what the manifest says is refused."""
 
-from __future__ import annotations
-
 import hashlib
 import json
 import shutil
@@ -18,7 +16,7 @@ from edgetune.formats.gguf import fingerprint, open_gguf, write_gguf
 
 
 @pytest.fixture
-def folder(tmp_path: Path, tiny_llama: Path) -> Path:
+def folder(tmp_path, tiny_llama):
     folder = tmp_path / "tiny.edge"
     folder.mkdir()
     shutil.copy(tiny_llama, folder / "model.gguf")
@@ -35,14 +33,14 @@ def write_manifest(folder: Path, files: object) -> None:
     (folder / "manifest.json").write_text(json.dumps({"files": files, "source": "tiny"}))
 
 
-def test_a_bare_file_is_a_bundle(tiny_llama: Path) -> None:
+def test_a_bare_file_is_a_bundle(tiny_llama):
     bundle = open_bundle(tiny_llama)
     assert bundle.path == bundle.gguf.path == tiny_llama
     assert bundle.manifest is None
     assert bundle.fingerprint == fingerprint(open_gguf(tiny_llama))
 
 
-def test_a_folder_is_a_bundle_of_the_same_model(folder: Path, tiny_llama: Path) -> None:
+def test_a_folder_is_a_bundle_of_the_same_model(folder, tiny_llama):
     bundle = open_bundle(str(folder))
     assert bundle.path == folder
     assert bundle.gguf.path == folder / "model.gguf"
@@ -52,7 +50,7 @@ def test_a_folder_is_a_bundle_of_the_same_model(folder: Path, tiny_llama: Path) 
 
 
 @pytest.mark.parametrize("name", ["model.gguf", "notes.txt"])
-def test_one_changed_bit_in_any_file_is_refused(folder: Path, name: str) -> None:
+def test_one_changed_bit_in_any_file_is_refused(folder, name):
     raw = bytearray((folder / name).read_bytes())
     wanted = digest(folder / name)
     raw[len(raw) // 2] ^= 1
@@ -62,7 +60,7 @@ def test_one_changed_bit_in_any_file_is_refused(folder: Path, name: str) -> None
         open_bundle(folder)
 
 
-def test_a_missing_file_is_refused(folder: Path) -> None:
+def test_a_missing_file_is_refused(folder):
     (folder / "notes.txt").unlink()
     with pytest.raises(FormatError, match=r"notes.txt: No such file or directory; copy"):
         open_bundle(folder)
@@ -88,13 +86,13 @@ WRONG_MANIFESTS = [
 
 
 @pytest.mark.parametrize(("raw", "message"), [r[1:] for r in WRONG_MANIFESTS], ids=[r[0] for r in WRONG_MANIFESTS])
-def test_a_wrong_manifest_is_refused(folder: Path, raw: bytes, message: str) -> None:
+def test_a_wrong_manifest_is_refused(folder, raw, message):
     (folder / "manifest.json").write_bytes(raw)
     with pytest.raises(FormatError, match=message):
         open_bundle(folder)
 
 
-def test_what_is_not_a_model_is_refused(tmp_path: Path) -> None:
+def test_what_is_not_a_model_is_refused(tmp_path):
     with pytest.raises(FormatError, match="No such file"):
         open_bundle(tmp_path / "nowhere.gguf")
     write_gguf(tmp_path / "lora.gguf", "llama", {"general.type": "adapter"}, {})
@@ -102,7 +100,7 @@ def test_what_is_not_a_model_is_refused(tmp_path: Path) -> None:
         open_bundle(tmp_path / "lora.gguf")
 
 
-def test_a_checkpoint_is_refused_with_the_command_that_makes_a_bundle(tmp_path: Path, monkeypatch) -> None:
+def test_a_checkpoint_is_refused_with_the_command_that_makes_a_bundle(tmp_path, monkeypatch):
     checkpoint = tmp_path / "SmolLM2"
     checkpoint.mkdir()
     (checkpoint / "config.json").write_text("{}")
@@ -128,12 +126,12 @@ def test_a_checkpoint_is_refused_with_the_command_that_makes_a_bundle(tmp_path: 
 
 
 @pytest.fixture
-def empty(tmp_path: Path) -> Path:
+def empty(tmp_path):
     (tmp_path / "new.edge").mkdir()
     return tmp_path / "new.edge"
 
 
-def test_what_is_written_opens(empty: Path, tiny_llama: Path) -> None:
+def test_what_is_written_opens(empty, tiny_llama):
     shutil.copy(tiny_llama, empty / "model.gguf")
     (empty / "report.html").write_text("<p>")
     said = bundles.write_manifest(empty, {"source": {"name": "tiny"}})
@@ -144,7 +142,7 @@ def test_what_is_written_opens(empty: Path, tiny_llama: Path) -> None:
     assert said["sizes"] == {"model.gguf": tiny_llama.stat().st_size, "report.html": 3}
 
 
-def test_the_same_facts_give_the_same_bytes_wherever_and_whenever(empty: Path, tiny_llama: Path) -> None:
+def test_the_same_facts_give_the_same_bytes_wherever_and_whenever(empty, tiny_llama):
     shutil.copy(tiny_llama, empty / "model.gguf")
     facts = {"b": 0.1, "a": {"y": np.float32(0.5), "x": np.int64(3)}, "options": {"calibrate": "/home/me/text.txt"}}
     same = {"options": {"calibrate": "/other/text.txt"}, "a": {"x": 3, "y": 0.5}, "b": np.float64(0.1)}
@@ -158,7 +156,7 @@ def test_the_same_facts_give_the_same_bytes_wherever_and_whenever(empty: Path, t
     assert str(empty.parent).encode() not in written[0]
 
 
-def test_what_is_no_number_is_null(empty: Path, tiny_llama: Path) -> None:
+def test_what_is_no_number_is_null(empty, tiny_llama):
     shutil.copy(tiny_llama, empty / "model.gguf")
     said = bundles.write_manifest(empty, {"cost": {"kl": float("nan"), "perplexity": np.float32("inf")}})
     assert said["cost"] == {"kl": None, "perplexity": None}
@@ -168,7 +166,7 @@ def test_what_is_no_number_is_null(empty: Path, tiny_llama: Path) -> None:
     assert open_bundle(empty).manifest == said
 
 
-def test_onnx_is_opened_as_a_folder_and_named_where_a_gguf_is_needed(empty: Path, tiny_llama: Path) -> None:
+def test_onnx_is_opened_as_a_folder_and_named_where_a_gguf_is_needed(empty, tiny_llama):
     shutil.copy(tiny_llama, empty / "tokenizer.gguf")
     (empty / "model.onnx").write_bytes(b"onnx")
     said = bundles.write_manifest(empty, {})
@@ -186,7 +184,7 @@ def test_onnx_is_opened_as_a_folder_and_named_where_a_gguf_is_needed(empty: Path
     ({"format": ["gguf"]}, "is of the format"),
     ({"format": "onnx"}, "lists no model.onnx"),
 ])
-def test_another_format_is_refused(empty: Path, tiny_llama: Path, change: dict, message: str) -> None:
+def test_another_format_is_refused(empty, tiny_llama, change, message):
     shutil.copy(tiny_llama, empty / "model.gguf")
     said = bundles.write_manifest(empty, {})
     (empty / "manifest.json").write_text(json.dumps(said | change))
@@ -194,20 +192,20 @@ def test_another_format_is_refused(empty: Path, tiny_llama: Path, change: dict, 
         open_bundle(empty)
 
 
-def test_other_files_in_the_folder_are_left_alone(folder: Path) -> None:
+def test_other_files_in_the_folder_are_left_alone(folder):
     (folder / "unknown.txt").write_text("not in the manifest")
     (folder / "adapter").mkdir()
     assert "unknown.txt" not in open_bundle(folder).manifest["files"]
 
 
 @pytest.mark.parametrize("name", ["..", ".", "", "../model.gguf", "/etc/passwd", "a\nb", "a\0b", "x" * 300])
-def test_names_that_are_no_files_of_the_folder_are_refused(folder: Path, name: str) -> None:
+def test_names_that_are_no_files_of_the_folder_are_refused(folder, name):
     write_manifest(folder, {"model.gguf": digest(folder / "model.gguf"), name: "0" * 64})
     with pytest.raises(FormatError):
         open_bundle(folder)
 
 
-def test_a_link_is_taken_for_what_it_points_to(folder: Path, tmp_path: Path) -> None:
+def test_a_link_is_taken_for_what_it_points_to(folder, tmp_path):
     shutil.move(folder / "notes.txt", tmp_path / "elsewhere.txt")
     (folder / "notes.txt").symlink_to(tmp_path / "elsewhere.txt")
     assert open_bundle(folder).manifest

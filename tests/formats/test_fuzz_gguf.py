@@ -1,10 +1,7 @@
 """Mutated GGUF files: whatever the bytes, an answer or an EdgetuneError comes, soon and in little memory."""
 
-from __future__ import annotations
-
 import resource
 import struct
-from collections.abc import Iterator
 from contextlib import suppress
 from pathlib import Path
 
@@ -28,7 +25,7 @@ NUMBER = st.one_of(HOSTILE, st.integers(0, 2**64 - 1))
 
 
 @pytest.fixture(scope="module", autouse=True)
-def little_memory() -> Iterator[None]:
+def little_memory():
     before = resource.getrlimit(resource.RLIMIT_AS)
     used = int(Path("/proc/self/statm").read_text().split()[0]) * resource.getpagesize()
     resource.setrlimit(resource.RLIMIT_AS, (used + ROOM, before[1]))
@@ -37,7 +34,7 @@ def little_memory() -> Iterator[None]:
 
 
 @pytest.fixture(scope="module")
-def originals(tmp_path_factory: pytest.TempPathFactory) -> list[bytes]:
+def originals(tmp_path_factory):
     """A model whose weights have several formats, one with a window, and an adapter."""
     folder = tmp_path_factory.mktemp("fuzz")
     formats = {"attn_q": "Q4_0", "attn_k": "F16", "attn_v": "Q8_0", "ffn_up": "Q5_1", "token_embd": "BF16"}
@@ -69,7 +66,7 @@ def examine(path: Path) -> bool:
     return True
 
 
-def test_the_originals_are_sound(tmp_path: Path, originals: list[bytes]) -> None:
+def test_the_originals_are_sound(tmp_path, originals):
     for i, (raw, check) in enumerate(zip(originals, (check_model, check_model, check_adapter), strict=True)):
         (tmp_path / f"{i}.gguf").write_bytes(raw)
         assert examine(tmp_path / f"{i}.gguf")
@@ -78,7 +75,7 @@ def test_the_originals_are_sound(tmp_path: Path, originals: list[bytes]) -> None
 
 @EXAMPLES
 @given(data=st.data())
-def test_overwritten_headers(tmp_path: Path, originals: list[bytes], data: st.DataObject) -> None:
+def test_overwritten_headers(tmp_path, originals, data):
     raw = bytearray(data.draw(st.sampled_from(originals)))
     header = 24 if data.draw(st.booleans()) else 12_000  # counts and first key, or all keys and tensors
     for _ in range(data.draw(st.integers(1, 3))):
@@ -92,7 +89,7 @@ def test_overwritten_headers(tmp_path: Path, originals: list[bytes], data: st.Da
 
 @EXAMPLES
 @given(data=st.data())
-def test_cut_and_spliced_files(tmp_path: Path, originals: list[bytes], data: st.DataObject) -> None:
+def test_cut_and_spliced_files(tmp_path, originals, data):
     raw = data.draw(st.sampled_from(originals))
     start, end = sorted(data.draw(st.tuples(st.integers(0, len(raw)), st.integers(0, len(raw)))))
     middle = data.draw(st.one_of(st.just(b""), st.binary(max_size=64), st.sampled_from(originals)))
@@ -103,7 +100,7 @@ def test_cut_and_spliced_files(tmp_path: Path, originals: list[bytes], data: st.
 
 @examples(60, derandomize=True, deadline=1000, database=None)
 @given(seed=st.integers(0, 2**32 - 1))
-def test_random_weights_open_and_decode(tmp_path: Path, originals: list[bytes], seed: int) -> None:
+def test_random_weights_open_and_decode(tmp_path, originals, seed):
     """Random bytes make scales that are NaN or infinite: decoding them must not warn or fail."""
     raw = bytearray(originals[0])
     path = tmp_path / "x.gguf"
@@ -131,16 +128,14 @@ TENSOR = st.tuples(NAME, st.integers(0, 5), st.lists(U64, max_size=5).map(b"".jo
 @EXAMPLES
 @given(keys=st.lists(KEY, max_size=4), tensors=st.lists(TENSOR, max_size=3), tail=st.integers(0, 300),
        counts=st.one_of(st.none(), st.tuples(NUMBER, NUMBER)))  # fmt: skip
-def test_headers_made_of_hostile_fields(
-    tmp_path: Path, keys: list[bytes], tensors: list[bytes], tail: int, counts: tuple[int, int] | None
-) -> None:
+def test_headers_made_of_hostile_fields(tmp_path, keys, tensors, tail, counts):
     header = struct.pack("<4sIQQ", b"GGUF", 3, *(counts or (len(tensors), len(keys))))
     path = tmp_path / "x.gguf"
     path.write_bytes(header + b"".join(keys) + b"".join(tensors) + bytes(tail))
     examine(path)
 
 
-def test_an_array_of_2_to_the_63_and_all_its_beginnings(tmp_path: Path) -> None:
+def test_an_array_of_2_to_the_63_and_all_its_beginnings(tmp_path):
     """The header on which readers that trust the count spin for ever, for every element type."""
     path = tmp_path / "x.gguf"
     for kind in range(14):

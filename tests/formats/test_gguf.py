@@ -1,7 +1,5 @@
 """GGUF files in and out, against the gguf package and llama.cpp; one row for every way in which a file can be wrong."""
 
-from __future__ import annotations
-
 import ctypes
 import hashlib
 import os
@@ -122,7 +120,7 @@ BROKEN: list[tuple[str, bytes, tuple[str, ...]]] = [
 
 
 @pytest.mark.parametrize(("raw", "parts"), [row[1:] for row in BROKEN], ids=[row[0] for row in BROKEN])
-def test_a_broken_file_is_refused_with_value_and_limit(tmp_path: Path, raw: bytes, parts: tuple[str, ...]) -> None:
+def test_a_broken_file_is_refused_with_value_and_limit(tmp_path, raw, parts):
     path = tmp_path / "x.gguf"
     path.write_bytes(raw)
     start = time.process_time()
@@ -135,7 +133,7 @@ def test_a_broken_file_is_refused_with_value_and_limit(tmp_path: Path, raw: byte
     assert caught.value.hint
 
 
-def test_a_sound_minimal_file_opens(tmp_path: Path) -> None:
+def test_a_sound_minimal_file_opens(tmp_path):
     """The table above tests nothing if what it starts from is refused too."""
     path = tmp_path / "x.gguf"
     for version in (2, 3):
@@ -148,7 +146,7 @@ def test_a_sound_minimal_file_opens(tmp_path: Path) -> None:
         }  # fmt: skip
 
 
-def test_what_is_not_a_file_is_refused(tmp_path: Path) -> None:
+def test_what_is_not_a_file_is_refused(tmp_path):
     os.mkfifo(tmp_path / "pipe.gguf")
     refused = {tmp_path: "regular", tmp_path / "pipe.gguf": "regular", tmp_path / "no.gguf": "No such file",
                Path("a\0b.gguf"): "null"}  # fmt: skip
@@ -157,7 +155,7 @@ def test_what_is_not_a_file_is_refused(tmp_path: Path) -> None:
             open_gguf(path)
 
 
-def test_a_truncated_model_says_both_sizes(tmp_path: Path, tiny_llama: Path) -> None:
+def test_a_truncated_model_says_both_sizes(tmp_path, tiny_llama):
     raw = tiny_llama.read_bytes()
     path = tmp_path / "cut.gguf"
     for size in (len(raw) - 1, len(raw) // 2, 5000, 300, 40):
@@ -169,7 +167,7 @@ def test_a_truncated_model_says_both_sizes(tmp_path: Path, tiny_llama: Path) -> 
         open_gguf(path)
 
 
-def test_types_are_those_of_llama_cpp_and_gguf() -> None:
+def test_types_are_those_of_llama_cpp_and_gguf():
     from llama_cpp import llama_cpp
 
     llama_cpp._lib.ggml_type_name.restype = ctypes.c_char_p
@@ -189,7 +187,7 @@ VALUES = {
 }  # fmt: skip
 
 
-def test_reads_what_the_gguf_package_writes(tmp_path: Path) -> None:
+def test_reads_what_the_gguf_package_writes(tmp_path):
     rng = np.random.default_rng(0)
     writer = gguf.GGUFWriter(tmp_path / "x.gguf", "llama")
     kinds = {"U": "UINT", "I": "INT", "F": "FLOAT"}
@@ -228,7 +226,7 @@ def test_reads_what_the_gguf_package_writes(tmp_path: Path) -> None:
     np.testing.assert_array_equal(opened.tensors["four"].f32(), np.arange(24).reshape(1, 2, 3, 4))
 
 
-def test_other_formats_open_and_are_named(tmp_path: Path) -> None:
+def test_other_formats_open_and_are_named(tmp_path):
     path = tmp_path / "x.gguf"
     path.write_bytes(whole([], [tensor("w", (256, 2), kind=22)], 164))
     found = open_gguf(path).tensors["w"]
@@ -238,7 +236,7 @@ def test_other_formats_open_and_are_named(tmp_path: Path) -> None:
 
 
 @pytest.mark.slow
-def test_smollm2_opens_fast_and_as_the_gguf_package_reads_it(smollm2: Path) -> None:
+def test_smollm2_opens_fast_and_as_the_gguf_package_reads_it(smollm2):
     start = time.process_time()
     opened = open_gguf(smollm2)
     assert time.process_time() - start < 0.5
@@ -255,7 +253,7 @@ def test_smollm2_opens_fast_and_as_the_gguf_package_reads_it(smollm2: Path) -> N
         assert ours.data.ctypes.data - opened.data.ctypes.data == theirs.data_offset
 
 
-def test_a_vocabulary_of_260k_opens_fast(tmp_path: Path) -> None:
+def test_a_vocabulary_of_260k_opens_fast(tmp_path):
     tokens = b"".join(string(f"token {i}") for i in range(260_000))
     path = tmp_path / "x.gguf"
     path.write_bytes(header([key(k, ARR, array(STR, 260_000, tokens)) for k in ("tokens", "merges")], []))
@@ -267,7 +265,7 @@ def test_a_vocabulary_of_260k_opens_fast(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("file_type", ["Q4_K_M", "Q2_K", "Q5_1", "IQ4_NL", "BF16", "IQ4_XS", "Q2_0"])
-def test_reads_what_llama_cpp_quantizes(tmp_path: Path, file_type: str) -> None:
+def test_reads_what_llama_cpp_quantizes(tmp_path, file_type):
     from llama_cpp import llama_cpp
 
     source = write_tiny(tmp_path / "f32.gguf", d_model=256, d_ff=512, head_width=64)
@@ -287,7 +285,7 @@ def test_reads_what_llama_cpp_quantizes(tmp_path: Path, file_type: str) -> None:
         assert error < {"Q2_0": 0.75, "Q2_K": 0.4, "Q3_K": 0.2}.get(t.format, 0.1)
 
 
-def test_fingerprint_sees_header_and_both_ends_of_every_tensor(tmp_path: Path, tiny_llama: Path) -> None:
+def test_fingerprint_sees_header_and_both_ends_of_every_tensor(tmp_path, tiny_llama):
     raw = tiny_llama.read_bytes()
     opened = open_gguf(tiny_llama)
     path = tmp_path / "x.gguf"
@@ -308,7 +306,7 @@ def test_fingerprint_sees_header_and_both_ends_of_every_tensor(tmp_path: Path, t
     assert of(raw + b"\0") != first
 
 
-def test_a_copy_is_the_same_file(tmp_path: Path, smollm2: Path) -> None:
+def test_a_copy_is_the_same_file(tmp_path, smollm2):
     opened = open_gguf(smollm2)
     write_gguf(tmp_path / "copy.gguf", opened.architecture, opened.metadata, opened.tensors, opened.types)
     digests = [hashlib.sha256(path.read_bytes()).digest() for path in (smollm2, tmp_path / "copy.gguf")]
@@ -316,7 +314,7 @@ def test_a_copy_is_the_same_file(tmp_path: Path, smollm2: Path) -> None:
     assert [path.name for path in tmp_path.iterdir()] == ["copy.gguf"]
 
 
-def test_written_types_are_those_asked_for(tmp_path: Path) -> None:
+def test_written_types_are_those_asked_for(tmp_path):
     values = {"i": 7, "f": 0.5, "b": True, "s": "é", "is": [1, -2], "fs": [1.0], "ss": ["a", "\udcff"], "bs": [True],
               "big": 2**40, "small": [1, 2], "none": [], "general.alignment": 64}  # fmt: skip
     weights = {"half": np.ones((2, 4), np.float16), "w": np.ones((3, 2), np.float32).T, "v": np.ones(3, np.float32),
@@ -351,7 +349,7 @@ except EdgetuneError as error:
 """
 
 
-def test_a_full_disk_leaves_what_was_there(tmp_path: Path) -> None:
+def test_a_full_disk_leaves_what_was_there(tmp_path):
     path = tmp_path / "x.gguf"
     path.write_bytes(b"old")
     for room, size in ((65_536, 10**6), (65_536, 16_384), (300, 60)):  # the last fail in what was buffered

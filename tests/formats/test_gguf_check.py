@@ -1,7 +1,5 @@
 """What a sound GGUF must say to be used as a model or an adapter: one row for every way in which it can be wrong."""
 
-from __future__ import annotations
-
 import re
 import subprocess
 import sys
@@ -97,9 +95,7 @@ WRONG_MODELS: list[tuple[str, Changes, dict[str, str], tuple[str, ...]]] = [
 
 
 @pytest.mark.parametrize(("keys", "types", "parts"), [r[1:] for r in WRONG_MODELS], ids=[r[0] for r in WRONG_MODELS])
-def test_a_wrong_model_is_refused_with_value_and_limit(
-    tmp_path: Path, tiny_llama: Path, keys: Changes, types: dict[str, str], parts: tuple[str, ...]
-) -> None:
+def test_a_wrong_model_is_refused_with_value_and_limit(tmp_path, tiny_llama, keys, types, parts):
     base = open_gguf(tiny_llama)
     opened = changed(tmp_path / "x.gguf", base, keys, types, base.tensors)
     with pytest.raises((FormatError, UnsupportedError)) as caught:
@@ -110,7 +106,7 @@ def test_a_wrong_model_is_refused_with_value_and_limit(
     assert caught.value.hint
 
 
-def test_good_models_pass(tmp_path: Path, tiny_models: dict[str, Path]) -> None:
+def test_good_models_pass(tmp_path, tiny_models):
     for path in tiny_models.values():
         check_model(open_gguf(path))
     base = open_gguf(tiny_models["llama"])
@@ -125,7 +121,7 @@ def test_good_models_pass(tmp_path: Path, tiny_models: dict[str, Path]) -> None:
     check_model(changed(tmp_path / "x.gguf", base, harmless, {}, base.tensors))
 
 
-def test_weights_that_llama_cpp_cannot_use_are_refused(tmp_path: Path, tiny_llama: Path) -> None:
+def test_weights_that_llama_cpp_cannot_use_are_refused(tmp_path, tiny_llama):
     base = open_gguf(tiny_llama)
     norm = base.tensors["output_norm.weight"]
     embedding = base.tensors["token_embd.weight"]
@@ -143,7 +139,7 @@ def test_weights_that_llama_cpp_cannot_use_are_refused(tmp_path: Path, tiny_llam
         check_model(changed(tmp_path / "x.gguf", base, {}, {}, without))
 
 
-def test_a_file_without_architecture_is_no_model(tmp_path: Path) -> None:
+def test_a_file_without_architecture_is_no_model(tmp_path):
     path = tmp_path / "x.gguf"
     path.write_bytes(b"GGUF" + (3).to_bytes(4, "little") + bytes(16))
     with pytest.raises(FormatError, match=r"general.architecture is missing"):
@@ -152,7 +148,7 @@ def test_a_file_without_architecture_is_no_model(tmp_path: Path) -> None:
         _ = open_gguf(path).architecture
 
 
-def test_a_vocabulary_of_260k_is_checked_fast(tmp_path: Path) -> None:
+def test_a_vocabulary_of_260k_is_checked_fast(tmp_path):
     import time
 
     path = write_tiny(tmp_path / "x.gguf", n_vocab=260_000, d_model=16, n_heads=1, n_kv_heads=1, d_ff=16, n_blocks=1)
@@ -188,9 +184,7 @@ WRONG_ADAPTERS: list[tuple[str, Changes, dict[str, np.ndarray], tuple[str, ...]]
 
 
 @pytest.mark.parametrize("row", WRONG_ADAPTERS, ids=lambda row: row[0])
-def test_a_wrong_adapter_is_refused_with_value_and_limit(
-    tmp_path: Path, row: tuple[str, Changes, dict[str, np.ndarray], tuple[str, ...]]
-) -> None:
+def test_a_wrong_adapter_is_refused_with_value_and_limit(tmp_path, row):
     _, keys, tensors, parts = row
     metadata = {k: v for k, v in (LORA | keys).items() if v is not None}
     write_gguf(tmp_path / "x.gguf", "llama", metadata, tensors)
@@ -202,7 +196,7 @@ def test_a_wrong_adapter_is_refused_with_value_and_limit(
     assert caught.value.hint
 
 
-def test_a_good_adapter_passes(tmp_path: Path) -> None:
+def test_a_good_adapter_passes(tmp_path):
     for alpha in (16.0, 0.0, None):  # llama.cpp takes a missing alpha as 0: no scaling by rank
         write_gguf(tmp_path / "x.gguf", "llama", {k: v for k, v in (LORA | {"adapter.lora.alpha": alpha}).items()
                                                   if v is not None}, PAIR)  # fmt: skip
@@ -225,8 +219,7 @@ except EdgetuneError as error:
     ("llama.feed_forward_length", 4, 4), ("llama.attention.head_count", 4, 4), ("tokenizer.ggml.scores", 6, 4),
     ("tokenizer.ggml.token_type", 5, 4), ("tokenizer.ggml.tokens", 8, 8), ("tokenizer.ggml.merges", 8, 8),
     ("llama.rope.dimension_sections", 5, 4), ("llama.expert_count", 4, 4)])  # fmt: skip
-def test_an_array_is_counted_before_it_is_made(key: str, kind: int, width: int, tmp_path: Path,
-                                               tiny_llama: Path) -> None:
+def test_an_array_is_counted_before_it_is_made(key, kind, width, tmp_path, tiny_llama):
     """A header with an array of 20 million values, in a sparse file: it takes its pages at most, no objects."""
     base = open_gguf(tiny_llama)
     count = 20_000_000

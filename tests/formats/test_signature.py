@@ -2,8 +2,6 @@
 refused. The signature itself is compared with openssl's where openssl is there.
 """
 
-from __future__ import annotations
-
 import json
 import os
 import shutil
@@ -39,7 +37,7 @@ FACTS = {"source": {"name": "tiny", "licence": "apache-2.0"}, "steps": [
 
 
 @pytest.fixture(autouse=True)
-def config(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+def config(tmp_path, monkeypatch):
     """The folder of trusted keys, still empty."""
     monkeypatch.setenv("XDG_CONFIG_HOME", str(tmp_path / "config"))
     monkeypatch.delenv(signature.TRUSTED, raising=False)
@@ -75,7 +73,7 @@ def make(folder: Path, model: Path, by: Ed25519PrivateKey | None = None) -> Path
 
 
 @pytest.fixture
-def signed(tmp_path: Path, tiny_llama: Path) -> Path:
+def signed(tmp_path, tiny_llama):
     return make(tmp_path / "signed.edge", tiny_llama, key())
 
 
@@ -83,12 +81,12 @@ def signed(tmp_path: Path, tiny_llama: Path) -> Path:
 
 
 @pytest.mark.parametrize("form", [PEM, SSH], ids=["openssl", "ssh-keygen"])
-def test_keys_as_common_tools_make_them(tmp_path: Path, form: ser.PrivateFormat) -> None:
+def test_keys_as_common_tools_make_them(tmp_path, form):
     read = signature.private_key(write_key(tmp_path / "key", key(), form))
     assert read.private_bytes_raw() == key().private_bytes_raw()
 
 
-def test_a_locked_key_takes_its_passphrase_from_the_environment(tmp_path: Path, monkeypatch) -> None:
+def test_a_locked_key_takes_its_passphrase_from_the_environment(tmp_path, monkeypatch):
     path = write_key(tmp_path / "key", key(), PEM, b"open sesame")
     with pytest.raises(UsageError, match="the passphrase of a locked key is taken from EDGETUNE_PASSPHRASE"):
         signature.private_key(path)
@@ -100,7 +98,7 @@ def test_a_locked_key_takes_its_passphrase_from_the_environment(tmp_path: Path, 
     assert signature.private_key(write_key(tmp_path / "open", key(), SSH)).private_bytes_raw() == b"\1" * 32
 
 
-def test_what_is_no_key_is_refused(tmp_path: Path) -> None:
+def test_what_is_no_key_is_refused(tmp_path):
     (tmp_path / "text").write_text("not a key")
     (tmp_path / "long").write_bytes(b"-" * 20_000)
     write_key(tmp_path / "rsa", rsa.generate_private_key(65537, 2048))
@@ -110,7 +108,7 @@ def test_what_is_no_key_is_refused(tmp_path: Path) -> None:
             signature.private_key(tmp_path / name)
 
 
-def test_openssl_takes_the_signature_for_one_of_the_manifest(signed: Path, tmp_path: Path) -> None:
+def test_openssl_takes_the_signature_for_one_of_the_manifest(signed, tmp_path):
     if not (openssl := shutil.which("openssl")):
         pytest.skip("needs openssl")
     said = json.loads((signed / "manifest.sig").read_bytes())
@@ -122,7 +120,7 @@ def test_openssl_takes_the_signature_for_one_of_the_manifest(signed: Path, tmp_p
 
 
 @pytest.mark.parametrize("ssh", [True, False])
-def test_signed_by_a_trusted_key(signed: Path, config: Path, ssh: bool) -> None:
+def test_signed_by_a_trusted_key(signed, config, ssh):
     public = key().public_key().public_bytes_raw().hex()
     assert signer(signed) == signature.Signer(public, "")
     trust(config, key(2), "other")
@@ -131,20 +129,20 @@ def test_signed_by_a_trusted_key(signed: Path, config: Path, ssh: bool) -> None:
     assert signer(signed) == signature.Signer(public, "maker")
 
 
-def test_unsigned_is_fine_where_nobody_is_named(tmp_path: Path, tiny_llama: Path) -> None:
+def test_unsigned_is_fine_where_nobody_is_named(tmp_path, tiny_llama):
     plain = make(tmp_path / "plain.edge", tiny_llama)
     assert open_bundle(plain).manifest
     assert signer(plain) is None
 
 
-def test_the_same_bundle_and_key_give_the_same_bytes(tmp_path: Path, tiny_llama: Path) -> None:
+def test_the_same_bundle_and_key_give_the_same_bytes(tmp_path, tiny_llama):
     one, two = (make(tmp_path / where / "x.edge", tiny_llama, key()) for where in ("here", "there"))
     assert [p.name for p in sorted(one.iterdir())] == ["manifest.json", "manifest.sig", "model.gguf", "report.html"]
     for path in one.iterdir():
         assert path.read_bytes() == (two / path.name).read_bytes()
 
 
-def test_info_says_how_it_was_made_and_who_signed_it(signed: Path, config: Path) -> None:
+def test_info_says_how_it_was_made_and_who_signed_it(signed, config):
     (signed / "notes.txt").write_text("mine")
     said = describe(signed)
     assert (said["kind"], said["format"], said["source"], said["licence"]) == ("bundle", "gguf", "tiny", "apache-2.0")
@@ -164,7 +162,7 @@ def test_info_says_how_it_was_made_and_who_signed_it(signed: Path, config: Path)
 @pytest.mark.parametrize("facts", [
     {"source": 5, "steps": "x", "cost": []}, {"steps": [1, {"name": ["x"], "weights": "many", "cost": {"kl": "low"}}]},
     {"source": {"name": "a\x1b[2Jb", "licence": None}, "edgetune": {}}], ids=["kinds", "steps", "words"])
-def test_info_takes_a_strange_manifest(tmp_path: Path, tiny_llama: Path, facts: dict) -> None:
+def test_info_takes_a_strange_manifest(tmp_path, tiny_llama, facts):
     folder = make(tmp_path / "x.edge", tiny_llama)
     said = json.loads((folder / "manifest.json").read_bytes())
     (folder / "manifest.json").write_text(json.dumps(said | facts))
@@ -173,7 +171,7 @@ def test_info_takes_a_strange_manifest(tmp_path: Path, tiny_llama: Path, facts: 
     assert "\x1b" not in json.dumps(shown, ensure_ascii=False)
 
 
-def test_info_of_onnx(tmp_path: Path, tiny_llama: Path) -> None:
+def test_info_of_onnx(tmp_path, tiny_llama):
     folder = make(tmp_path / "x.edge", tiny_llama)
     (folder / "model.gguf").rename(folder / "tokenizer.gguf")
     (folder / "model.onnx").write_bytes(b"onnx")
@@ -188,7 +186,7 @@ def test_info_of_onnx(tmp_path: Path, tiny_llama: Path) -> None:
 
 @examples(60)
 @given(data=st.data())
-def test_one_flipped_bit_anywhere_is_refused(signed: Path, data: st.DataObject) -> None:
+def test_one_flipped_bit_anywhere_is_refused(signed, data):
     """In the signature's file too, unless JSON reads the same signature still (a space that became another)."""
     path = data.draw(st.sampled_from(sorted(signed.iterdir())))
     raw = path.read_bytes()
@@ -207,7 +205,7 @@ def test_one_flipped_bit_anywhere_is_refused(signed: Path, data: st.DataObject) 
     assert not opened or (path.name == "manifest.sig" and json.loads(bytes(changed)) == json.loads(raw))
 
 
-def test_a_changed_manifest_is_refused_before_it_is_read(signed: Path) -> None:
+def test_a_changed_manifest_is_refused_before_it_is_read(signed):
     (signed / "manifest.json").write_text('{"files": ')
     with pytest.raises(FormatError, match=r"manifest.sig is not the signature of the manifest next to it; copy"):
         open_bundle(signed)
@@ -221,7 +219,7 @@ WRONG_SIGNATURES = [
 
 
 @pytest.mark.parametrize("change", [row[1] for row in WRONG_SIGNATURES], ids=[row[0] for row in WRONG_SIGNATURES])
-def test_what_is_no_signature_is_refused(signed: Path, change: object) -> None:
+def test_what_is_no_signature_is_refused(signed, change):
     file = signed / "manifest.sig"
     said = json.loads(file.read_bytes())
     file.write_bytes(change if isinstance(change, bytes) else json.dumps(said | change).encode())
@@ -229,7 +227,7 @@ def test_what_is_no_signature_is_refused(signed: Path, change: object) -> None:
         open_bundle(signed)
 
 
-def test_another_key_no_signature_or_a_bare_file_is_refused(signed: Path, config: Path, tiny_llama: Path) -> None:
+def test_another_key_no_signature_or_a_bare_file_is_refused(signed, config, tiny_llama):
     trust(config, key(2))
     public = key().public_key().public_bytes_raw().hex()
     with pytest.raises(MismatchError, match=rf"signed by {public}, which is no key in {config}; put the signer's"):
@@ -246,7 +244,7 @@ def test_another_key_no_signature_or_a_bare_file_is_refused(signed: Path, config
         open_bundle(signed)
 
 
-def test_a_folder_of_keys_that_is_named_must_have_one(signed: Path, tmp_path: Path, monkeypatch) -> None:
+def test_a_folder_of_keys_that_is_named_must_have_one(signed, tmp_path, monkeypatch):
     monkeypatch.setenv(signature.TRUSTED, str(tmp_path / "keys"))
     for make_folder in (False, True):
         if make_folder:
@@ -257,7 +255,7 @@ def test_a_folder_of_keys_that_is_named_must_have_one(signed: Path, tmp_path: Pa
     assert signer(signed).name == "maker"  # type: ignore[union-attr]
 
 
-def test_keys_that_cannot_be_read_refuse_everything(signed: Path, config: Path, tiny_llama: Path) -> None:
+def test_keys_that_cannot_be_read_refuse_everything(signed, config, tiny_llama):
     for write, words in ((lambda p: p.write_text("ssh-ed25519 AAAA"), "holds no public key"),
                          (lambda p: p.write_text(""), "holds no public key"),
                          (lambda p: p.symlink_to("nowhere"), "cannot read .*x.pub"),
@@ -273,7 +271,7 @@ def test_keys_that_cannot_be_read_refuse_everything(signed: Path, config: Path, 
         open_bundle(signed)
 
 
-def test_without_cryptography(signed: Path, config: Path, tmp_path: Path, tiny_llama: Path, monkeypatch) -> None:
+def test_without_cryptography(signed, config, tmp_path, tiny_llama, monkeypatch):
     plain = make(tmp_path / "plain.edge", tiny_llama)
     monkeypatch.setitem(sys.modules, "cryptography", None)
     assert open_bundle(plain).manifest
@@ -285,7 +283,7 @@ def test_without_cryptography(signed: Path, config: Path, tmp_path: Path, tiny_l
             open_bundle(path)
 
 
-def test_a_pipe_in_place_of_a_file_does_not_hang(signed: Path) -> None:
+def test_a_pipe_in_place_of_a_file_does_not_hang(signed):
     for name in ("model.gguf", "manifest.sig", "manifest.json"):
         raw = (signed / name).read_bytes()
         (signed / name).unlink()
@@ -297,7 +295,7 @@ def test_a_pipe_in_place_of_a_file_does_not_hang(signed: Path) -> None:
     assert open_bundle(signed)
 
 
-def test_endless_files_are_not_read(signed: Path) -> None:
+def test_endless_files_are_not_read(signed):
     for name in ("manifest.sig", "manifest.json", "model.gguf"):
         (signed / name).unlink()
         (signed / name).symlink_to("/dev/zero")

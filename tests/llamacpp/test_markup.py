@@ -1,9 +1,6 @@
 """Messages cannot forge turns: the control tokens are the template's, the words what llama.cpp reads as plain text."""
 
-from __future__ import annotations
-
 import json
-from pathlib import Path
 from typing import Any
 
 import gguf
@@ -44,7 +41,7 @@ def marks(tokenizer: Tokenizer, ids: list[int]) -> list[int]:
 
 
 @pytest.mark.parametrize("name", NAMES)
-def test_a_forged_turn_gives_the_templates_tokens_alone(tokenizer: Tokenizer, name: str):
+def test_a_forged_turn_gives_the_templates_tokens_alone(tokenizer, name):
     tokenizer.chat_template = getattr(templates, name)
     found = []
     for content in ("hi", FORGED, f"<think>\n{FORGED}</think>\n\n{FORGED}", "<|endoftext|>" * 3,
@@ -61,7 +58,7 @@ def test_a_forged_turn_gives_the_templates_tokens_alone(tokenizer: Tokenizer, na
     assert len(marks(tokenizer, ids)) > len(found[0])
 
 
-def test_the_words_are_what_llama_cpp_reads_as_plain_text(smol: Tokenizer, smollm2: Path):
+def test_the_words_are_what_llama_cpp_reads_as_plain_text(smol, smollm2):
     truth = llama_cpp.Llama(str(smollm2), vocab_only=True, verbose=False)
     start, end = (truth.tokenize(mark.encode(), add_bos=False, special=True) for mark in ("<|im_start|>", "<|im_end|>"))
     expected = [*start, *truth.tokenize(f"system\n{FORGED}".encode(), add_bos=False, special=False), *end,
@@ -81,7 +78,7 @@ WORDS = st.lists(st.sampled_from(["a", " hi", "<", "<|", "|>", "<think>", "</thi
 
 @examples(60)
 @given(words=WORDS, name=st.sampled_from(NAMES))
-def test_what_spells_no_control_token_is_encoded_as_ever(tokenizer: Tokenizer, words: list[str], name: str):
+def test_what_spells_no_control_token_is_encoded_as_ever(tokenizer, words, name):
     """The text is the template's own, the tokens are those of llama.cpp for that text."""
     content = "".join(words).replace("<|im_end|>", "")
     tokenizer.chat_template = getattr(templates, name)
@@ -97,8 +94,7 @@ def test_what_spells_no_control_token_is_encoded_as_ever(tokenizer: Tokenizer, w
 
 @pytest.mark.parametrize("vocabulary", ["bpe", "sentencepiece", "smollm2"])
 @pytest.mark.parametrize("continues", [False, True])
-def test_around_control_tokens_text_is_cut_as_llama_cpp_does(vocabulary: str, continues: bool, tmp_path: Path,
-                                                             tiny_llama: Path, request: pytest.FixtureRequest):
+def test_around_control_tokens_text_is_cut_as_llama_cpp_does(vocabulary, continues, tmp_path, tiny_llama, request):
     if vocabulary == "smollm2":
         path = request.getfixturevalue("smollm2")
     else:
@@ -123,7 +119,7 @@ def test_around_control_tokens_text_is_cut_as_llama_cpp_does(vocabulary: str, co
     ("{{ m }}", "<|im_end|>"),
     ("{{ '%s' % m.content }}{{ '{}'.format(m.content) }}{{ m.content ~ '' }}", "<|im_end|>"),
 ])
-def test_templates_that_rework_messages(tokenizer: Tokenizer, body: str, content: str):
+def test_templates_that_rework_messages(tokenizer, body, content):
     tokenizer.chat_template = "{% for m in messages %}[" + body + "]<|im_end|>{% endfor %}"
     text = tokenizer.render([{"role": "user", "content": content}])
     ids = tokenizer.encode(text)
@@ -133,14 +129,14 @@ def test_templates_that_rework_messages(tokenizer: Tokenizer, body: str, content
     assert tokenizer.render([{"role": "user", "content": content}]) == text
 
 
-def test_what_a_template_looks_for_is_found(tokenizer: Tokenizer):
+def test_what_a_template_looks_for_is_found(tokenizer):
     tokenizer.chat_template = templates.THINKING
     content = "<think>\n<hm> <|im_end|>\n</think>\n\n1 < 2"
     text = tokenizer.render([{"role": "user", "content": "q"}, {"role": "assistant", "content": content}])
     assert text.endswith(f"assistant\n{content}<|im_end|>\n")
 
 
-def test_a_word_that_is_a_control_token(tmp_path: Path):
+def test_a_word_that_is_a_control_token(tmp_path):
     """A vocabulary may have PAD, user or content among them: keys and roles must still be found."""
     fields = gguf.GGUFReader(write_sentencepiece(tmp_path / "plain.gguf")).fields
     tokens, scores, kinds = (fields[f"tokenizer.ggml.{key}"].contents() for key in ("tokens", "scores", "token_type"))
@@ -157,7 +153,7 @@ def test_a_word_that_is_a_control_token(tmp_path: Path):
 # ---- where templates are used ----------------------------------------------------------------------------------------
 
 
-def test_training_rows(tokenizer: Tokenizer):
+def test_training_rows(tokenizer):
     row = {"prompt": FORGED, "completion": FORGED}
     example = load_rows([row], tokenizer, max_length=512).examples[0]
     benign = load_rows([{"prompt": "a", "completion": "b"}], tokenizer, max_length=512).examples[0]
@@ -167,7 +163,7 @@ def test_training_rows(tokenizer: Tokenizer):
     assert prompt_of(row, tokenizer)[1] == FORGED
 
 
-def test_turns_of_one_example(tokenizer: Tokenizer):
+def test_turns_of_one_example(tokenizer):
     """A later prompt is cut behind the answer before it; what a message spells in it is still text."""
     messages = [{"role": role, "content": FORGED} for _ in range(3) for role in ("user", "assistant")]
     data = load_rows([{"messages": messages}], tokenizer, max_length=4096)
@@ -177,7 +173,7 @@ def test_turns_of_one_example(tokenizer: Tokenizer):
     assert marks(tokenizer, data.examples[0].tokens.tolist()) == marks(tokenizer, tokenizer.encode(text))
 
 
-def test_serving(tiny_llama: Path):
+def test_serving(tiny_llama):
     with LlamaModel(tiny_llama, context=512) as served:
         counts = []
         for content in ("hi", FORGED):

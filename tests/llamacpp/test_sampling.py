@@ -1,7 +1,5 @@
 """Text made of tokens: it does not depend on where they cut it, and comes as soon as it is certain."""
 
-from __future__ import annotations
-
 from itertools import pairwise
 
 from examples import examples
@@ -19,7 +17,7 @@ def split(data: bytes, cuts: list[int]) -> list[bytes]:
 @examples(100)
 @given(st.text("abä€😀", max_size=20), st.lists(st.text("abä😀", min_size=1, max_size=3), max_size=3),
        st.lists(st.integers(0, 100), max_size=20))
-def test_text_does_not_depend_on_where_tokens_cut(text: str, stop: list[str], cuts: list[int]) -> None:
+def test_text_does_not_depend_on_where_tokens_cut(text, stop, cuts):
     stream = TextStream(stop)
     pieces = [stream.push(part) for part in split(text.encode(), cuts)]
     pieces.append(stream.flush())
@@ -29,7 +27,7 @@ def test_text_does_not_depend_on_where_tokens_cut(text: str, stop: list[str], cu
     assert stream.push(b"x") + stream.flush() == ("" if ends else "x")
 
 
-def test_text_comes_as_soon_as_it_is_certain() -> None:
+def test_text_comes_as_soon_as_it_is_certain():
     stream = TextStream(["end"])
     parts = (b"b", b"e", b"e\xe2", b"\x82", b"\xacn", b"en", b"x\xff", b"\xf0")
     assert [stream.push(part) for part in parts] == ["b", "", "e", "", "e€n", "", "enx\ufffd", ""]

@@ -1,7 +1,5 @@
 """What a chat template computes ends: in a sentence, soon, in little memory; and what templates do need works."""
 
-from __future__ import annotations
-
 import resource
 import time
 
@@ -69,7 +67,7 @@ ENDLESS = {
 
 
 @pytest.mark.parametrize("name", mostly_slow(ENDLESS, [*ENDLESS][::3]))
-def test_it_ends_in_a_sentence(name: str):
+def test_it_ends_in_a_sentence(name):
     """CPU seconds, so that a busy machine is no failure; memory as the peak of a process that could have taken more."""
     limits = resource.getrlimit(resource.RLIMIT_DATA)
     resource.setrlimit(resource.RLIMIT_DATA, (4 << 30, limits[1]))  # the code before is not to take the whole machine
@@ -127,7 +125,7 @@ def test_a_large_conversation_is_given_more():
     ("{% filter upper %}a{% endfilter %}{% set y %}b{% endset %}{{ y }}{% block z %}c{% endblock %}{{ self.z() }}",
      "Abcc"),
 ])
-def test_what_templates_need_works(template: str, expected: str):
+def test_what_templates_need_works(template, expected):
     assert fill(template, messages=TALK, tools=TOOLS) == expected
 
 

@@ -3,7 +3,6 @@
 import os
 import subprocess
 import sys
-from pathlib import Path
 
 import pytest
 from tiny import write_tiny
@@ -22,7 +21,7 @@ with LlamaModel(sys.argv[1]) as model:
 
 
 @pytest.mark.slow
-def test_llama_answers_after_torch_has_multiplied_in_bf16(tmp_path: Path) -> None:
+def test_llama_answers_after_torch_has_multiplied_in_bf16(tmp_path):
     """Where the CPU has AMX, llama.cpp otherwise ends with an illegal instruction."""
     model = write_tiny(tmp_path / "tiny.gguf", formats="Q8_0")
     limits = ("ONEDNN_MAX_CPU_ISA", "MKL_ENABLE_INSTRUCTIONS")  # which tests set

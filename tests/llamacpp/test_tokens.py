@@ -1,8 +1,5 @@
 """Tokens against HF tokenizers and llama-cpp-python, chat templates against transformers."""
 
-from __future__ import annotations
-
-from pathlib import Path
 
 import gguf
 import numpy as np
@@ -26,7 +23,7 @@ STRANGE = [
 
 
 @pytest.fixture(scope="module")
-def fields(smollm2: Path):
+def fields(smollm2):
     """Of SmolLM2's GGUF, which formats/test_gguf.py compares with what the gguf package reads, in seconds."""
     return open_gguf(smollm2).metadata
 
@@ -50,12 +47,12 @@ def hf(fields):
 
 
 @pytest.mark.parametrize("text", STRANGE)
-def test_smollm2_encodes_as_hf_tokenizers(smol: Tokenizer, hf, text: str):
+def test_smollm2_encodes_as_hf_tokenizers(smol, hf, text):
     assert smol.encode(text) == hf.encode(text).ids
     assert smol.decode(smol.encode(text)) == text
 
 
-def test_smollm2_encodes_prose_as_hf_tokenizers(smol: Tokenizer, hf, shared_data: Path):
+def test_smollm2_encodes_prose_as_hf_tokenizers(smol, hf, shared_data):
     text = (shared_data / "wikitext2_valid.txt").read_text(encoding="utf-8")[:60_000]
     ids = smol.encode(text)
     assert ids == hf.encode(text).ids
@@ -64,7 +61,7 @@ def test_smollm2_encodes_prose_as_hf_tokenizers(smol: Tokenizer, hf, shared_data
 
 @pytest.mark.parametrize("special", [True, False])
 @pytest.mark.parametrize("family", ["llama", "qwen2"])
-def test_encodes_as_llama_cpp_python(tiny_models: dict[str, Path], family: str, special: bool):
+def test_encodes_as_llama_cpp_python(tiny_models, family, special):
     llama_cpp = pytest.importorskip("llama_cpp")
     truth = llama_cpp.Llama(str(tiny_models[family]), vocab_only=True, verbose=False)
     tokenizer = Tokenizer(tiny_models[family])
@@ -75,7 +72,7 @@ def test_encodes_as_llama_cpp_python(tiny_models: dict[str, Path], family: str, 
     truth.close()
 
 
-def test_special_text_is_a_token_or_plain(tokenizer: Tokenizer):
+def test_special_text_is_a_token_or_plain(tokenizer):
     assert tokenizer.encode("<|im_end|>") == [tokenizer.eos]
     assert len(tokenizer.encode("<|im_end|>", special=False)) > 1
     assert tokenizer.is_end(tokenizer.eos)
@@ -84,7 +81,7 @@ def test_special_text_is_a_token_or_plain(tokenizer: Tokenizer):
     assert not tokenizer.is_control(tokenizer.encode("a")[0])
 
 
-def test_bos_comes_once(tmp_path: Path):
+def test_bos_comes_once(tmp_path):
     tokenizer = Tokenizer(write_tiny(tmp_path / "bos.gguf", add_bos=True))
     plain = tokenizer.encode("on")
     assert tokenizer.add_bos
@@ -95,7 +92,7 @@ def test_bos_comes_once(tmp_path: Path):
     assert without.encode("on", bos=True) == plain
 
 
-def test_sentencepiece_continues_without_a_space(tmp_path: Path):
+def test_sentencepiece_continues_without_a_space(tmp_path):
     tokenizer = Tokenizer(write_sentencepiece(tmp_path / "spm.gguf"))
     names = [tokenizer.piece(i).decode() for i in tokenizer.encode("hi")]
     assert names == [" hi"]
@@ -107,14 +104,14 @@ def test_sentencepiece_continues_without_a_space(tmp_path: Path):
     assert tokenizer.chat_template is None
 
 
-def test_byte_pieces_join_to_characters(tokenizer: Tokenizer):
+def test_byte_pieces_join_to_characters(tokenizer):
     ids = tokenizer.encode("🙂")
     assert len(ids) == 4
     assert b"".join(map(tokenizer.piece, ids)) == "🙂".encode()
     assert tokenizer.decode(ids[:2]) == "\ufffd"
 
 
-def test_out_of_range_and_closed(tiny_llama: Path):
+def test_out_of_range_and_closed(tiny_llama):
     tokenizer = Tokenizer(tiny_llama)
     for token in (-1, tokenizer.n_vocab):
         with pytest.raises(ValueError, match=f"token {token} is outside the vocabulary of 416"):
@@ -127,7 +124,7 @@ def test_out_of_range_and_closed(tiny_llama: Path):
         tokenizer.encode("hi")
 
 
-def test_unknown_tokenizer_is_refused_quietly(tmp_path: Path, capfd: pytest.CaptureFixture[str]):
+def test_unknown_tokenizer_is_refused_quietly(tmp_path, capfd):
     path = write_tiny(tmp_path / "odd.gguf", metadata={"tokenizer.ggml.model": "morse"})
     with pytest.raises(UnsupportedError, match=r"cannot read the tokenizer of odd\.gguf .*morse"):
         Tokenizer(path)
@@ -156,7 +153,7 @@ def transformers_render(template: str, messages, tools=None, add_generation_prom
 @pytest.mark.parametrize("generate", [True, False])
 @pytest.mark.parametrize("tools", [None, TOOLS])
 @pytest.mark.parametrize("name", ["LLAMA3", "QWEN"])
-def test_renders_as_transformers(tokenizer: Tokenizer, name: str, tools, generate: bool):
+def test_renders_as_transformers(tokenizer, name, tools, generate):
     tokenizer.chat_template = template = getattr(templates, name)
     expected = transformers_render(template, TALK, tools, generate, bos_token="<|endoftext|>", eos_token="<|im_end|>")
     assert tokenizer.render(TALK, tools, add_generation_prompt=generate) == expected
@@ -164,7 +161,7 @@ def test_renders_as_transformers(tokenizer: Tokenizer, name: str, tools, generat
 
 
 @pytest.mark.parametrize("name", ["CHATML", "THINKING", "REASONING", "MOVING", "CLOSING"])
-def test_renders_plain_talk_as_transformers(tokenizer: Tokenizer, name: str):
+def test_renders_plain_talk_as_transformers(tokenizer, name):
     tokenizer.chat_template = template = getattr(templates, name)
     talk = [message for message in TALK if message["role"] != "tool" and "tool_calls" not in message]
     for messages in (talk, talk[:-1]):
@@ -172,7 +169,7 @@ def test_renders_plain_talk_as_transformers(tokenizer: Tokenizer, name: str):
         assert tokenizer.render(messages) == expected
 
 
-def test_smollm2_template_as_transformers(smol: Tokenizer, fields):
+def test_smollm2_template_as_transformers(smol, fields):
     assert smol.chat_template == fields["tokenizer.chat_template"]
     for messages in (TALK[:2], TALK[1:2], [*TALK[:2], TALK[4], TALK[5]]):
         for generate in (True, False):
@@ -180,7 +177,7 @@ def test_smollm2_template_as_transformers(smol: Tokenizer, fields):
             assert smol.render(messages, add_generation_prompt=generate) == expected
 
 
-def test_generation_marks_and_loop_controls(tokenizer: Tokenizer):
+def test_generation_marks_and_loop_controls(tokenizer):
     tokenizer.chat_template = template = (
         "{% for m in messages %}{% if m.role == 'system' %}{% continue %}{% endif %}"
         "{{ m.role }}: {% generation %}{{ m.content }}{% endgeneration %};{% endfor %}{{ strftime_now('%%') }}"
@@ -189,7 +186,7 @@ def test_generation_marks_and_loop_controls(tokenizer: Tokenizer):
     assert tokenizer.render(TALK[:2]) == "user: Weather in Kraków and Ōsaka?;%"
 
 
-def test_openai_liberties(tokenizer: Tokenizer):
+def test_openai_liberties(tokenizer):
     tokenizer.chat_template = templates.QWEN
     loose = [
         {"role": "user", "content": [{"type": "text", "text": "a"}, {"type": "text", "text": "b"}], "name": None},
@@ -206,14 +203,14 @@ def test_openai_liberties(tokenizer: Tokenizer):
     assert tokenizer.render(loose) == transformers_render(templates.QWEN, strict)
 
 
-def test_tool_template_is_used_for_tools(tmp_path: Path):
+def test_tool_template_is_used_for_tools(tmp_path):
     path = write_tiny(tmp_path / "two.gguf", metadata={"tokenizer.chat_template.tool_use": "{{ tools | tojson }}"})
     tokenizer = Tokenizer(path)
     assert tokenizer.render(TALK[:2], [{"name": "f"}]) == '[{"name": "f"}]'
     assert "Kraków" in tokenizer.render(TALK[:2])
 
 
-def test_a_model_without_template(tmp_path: Path):
+def test_a_model_without_template(tmp_path):
     chatml = Tokenizer(write_tiny(tmp_path / "chatml.gguf", metadata={"tokenizer.chat_template": None}))
     talk = [TALK[0], TALK[1]]
     assert chatml.render(talk, add_generation_prompt=True) == transformers_render(templates.CHATML, talk, None, True)
@@ -240,19 +237,19 @@ def test_a_model_without_template(tmp_path: Path):
         ),
     ],
 )
-def test_refused_conversations(tokenizer: Tokenizer, template: str, messages, sentence: str):
+def test_refused_conversations(tokenizer, template, messages, sentence):
     tokenizer.chat_template = template
     with pytest.raises(DataError, match=sentence):
         tokenizer.render(messages)
 
 
-def test_refused_templates(tokenizer: Tokenizer):
+def test_refused_templates(tokenizer):
     tokenizer.chat_template = "{% for %}"
     with pytest.raises(UnsupportedError, match="chat template does not compile"):
         tokenizer.render(TALK[:1])
 
 
-def test_prompt_tokens_are_what_llama_cpp_python_feeds(smol: Tokenizer, smollm2: Path):
+def test_prompt_tokens_are_what_llama_cpp_python_feeds(smol, smollm2):
     """Rendered prompt to tokens, as llama-cpp-python's own chat handler does it."""
     llama_cpp = pytest.importorskip("llama_cpp")
     model = llama_cpp.Llama(str(smollm2), vocab_only=True, verbose=False)

@@ -1,7 +1,5 @@
 """Devices described by made-up /proc and /sys trees, and this process's memory."""
 
-from __future__ import annotations
-
 import mmap
 import platform
 from pathlib import Path
@@ -55,7 +53,7 @@ def tree(root: Path, files: dict[str, str]) -> Path:
     return root
 
 
-def test_a_raspberry_pi_5(tmp_path: Path) -> None:
+def test_a_raspberry_pi_5(tmp_path):
     found = read_device(tree(tmp_path, PI_5))
     assert found.model == "Raspberry Pi 5 Model B Rev 1.0"
     assert (found.machine, found.cpu, found.cores) == ("aarch64", "Cortex-A76", 4)
@@ -65,14 +63,14 @@ def test_a_raspberry_pi_5(tmp_path: Path) -> None:
     assert found.overrides() == []
 
 
-def test_a_pc_counts_cores_not_threads(tmp_path: Path) -> None:
+def test_a_pc_counts_cores_not_threads(tmp_path):
     found = read_device(tree(tmp_path, PC))
     assert (found.model, found.cpu, found.cores) == ("ThinkPad", "Fast CPU @ 3 GHz", 4)
     assert found.profile is not None
     assert found.profile.name == "generic x86-64"
 
 
-def test_threads_are_physical_cores_where_none_are_asked_for(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_threads_are_physical_cores_where_none_are_asked_for(tmp_path, monkeypatch):
     """What llama.cpp quantizes with, too, where as many processors as there are would be taken before."""
     root = tree(tmp_path, PC)
     assert (thread_count(0, root), thread_count(7, root)) == (4, 7)
@@ -92,7 +90,7 @@ def test_threads_are_physical_cores_where_none_are_asked_for(tmp_path: Path, mon
 
 
 @pytest.mark.parametrize(("allowed", "cores"), [("0", 1), ("0,4", 1), ("0-1,4-5", 2), ("1,6-7", 3)])
-def test_cores_are_those_that_affinity_allows(tmp_path: Path, allowed: str, cores: int) -> None:
+def test_cores_are_those_that_affinity_allows(tmp_path, allowed, cores):
     files = PC | {"proc/self/status": f"Cpus_allowed_list:\t{allowed}\n"}
     assert read_device(tree(tmp_path, files)).cores == cores
 
@@ -100,20 +98,20 @@ def test_cores_are_those_that_affinity_allows(tmp_path: Path, allowed: str, core
 @pytest.mark.parametrize(
     ("quota", "cores"), [("max 100000", 4), ("200000 100000", 2), ("150000 100000", 1), ("50000 100000", 1)]
 )
-def test_cores_are_those_that_a_cgroup_v2_allows(tmp_path: Path, quota: str, cores: int) -> None:
+def test_cores_are_those_that_a_cgroup_v2_allows(tmp_path, quota, cores):
     files = PC | {"proc/self/cgroup": "0::/a/b\n", "sys/fs/cgroup/a/b/cpu.max": "max 100000\n",
                   "sys/fs/cgroup/a/cpu.max": quota}  # fmt: skip
     assert read_device(tree(tmp_path, files)).cores == cores
 
 
 @pytest.mark.parametrize(("quota", "cores"), [("-1", 4), ("300000", 3)])
-def test_cores_are_those_that_a_cgroup_v1_allows(tmp_path: Path, quota: str, cores: int) -> None:
+def test_cores_are_those_that_a_cgroup_v1_allows(tmp_path, quota, cores):
     files = PC | {"proc/self/cgroup": "4:memory:/a\n3:cpu,cpuacct:/a\n", "sys/fs/cgroup/cpu/a/cpu.cfs_quota_us": quota,
                   "sys/fs/cgroup/cpu/a/cpu.cfs_period_us": "100000"}  # fmt: skip
     assert read_device(tree(tmp_path, files)).cores == cores
 
 
-def test_memory_is_what_a_cgroup_v2_leaves(tmp_path: Path) -> None:
+def test_memory_is_what_a_cgroup_v2_leaves(tmp_path):
     group = "sys/fs/cgroup/a/b"
     files = PC | {
         "proc/self/cgroup": "0::/a/b\n", f"{group}/memory.max": "max", f"{group}/memory.current": str(300 * MIB),
@@ -128,7 +126,7 @@ def test_memory_is_what_a_cgroup_v2_leaves(tmp_path: Path) -> None:
     assert (found.memory_total, found.memory_available) == (256 * MIB, 0)
 
 
-def test_memory_is_what_a_cgroup_v1_leaves(tmp_path: Path) -> None:
+def test_memory_is_what_a_cgroup_v1_leaves(tmp_path):
     group = "sys/fs/cgroup/memory/box"
     files = PC | {
         "proc/self/cgroup": "4:memory:/box\n0::/\n", f"{group}/memory.limit_in_bytes": str(512 * MIB),
@@ -139,27 +137,27 @@ def test_memory_is_what_a_cgroup_v1_leaves(tmp_path: Path) -> None:
     assert (found.memory_total, found.memory_available) == (512 * MIB, 422 * MIB)
 
 
-def test_a_container_that_sees_only_its_own_cgroup(tmp_path: Path) -> None:
+def test_a_container_that_sees_only_its_own_cgroup(tmp_path):
     """Without a cgroup namespace the path is the host's, but the limit lies at the mount."""
     files = PC | {"proc/self/cgroup": "0::/docker/abc\n", "sys/fs/cgroup/memory.max": str(64 * MIB),
                   "sys/fs/cgroup/memory.current": "0"}  # fmt: skip
     assert read_device(tree(tmp_path, files)).memory_total == 64 * MIB
 
 
-def test_an_empty_tree_is_described_too(tmp_path: Path) -> None:
+def test_an_empty_tree_is_described_too(tmp_path):
     found = read_device(tmp_path)
     assert (found.model, found.cpu, found.cores, found.memory_total) == ("", "", 1, 0)
     assert found.machine == platform.machine()
 
 
-def test_this_machine_agrees_with_psutil() -> None:
+def test_this_machine_agrees_with_psutil():
     found = read_device()
     assert 1 <= found.cores <= len(psutil.Process().cpu_affinity())
     assert 0 < found.memory_available <= found.memory_total <= psutil.virtual_memory().total
     assert found.machine == platform.machine()
 
 
-def test_the_longest_fitting_model_wins(tmp_path: Path) -> None:
+def test_the_longest_fitting_model_wins(tmp_path):
     for i, model in enumerate(["", "Board 5", "Board 5 Plus"]):
         (tmp_path / f"{i}.toml").write_text(f'name = "{i}"\nisa = "neon"\nmachine = "aarch64"\nmodel = "{model}"\n')
     names = []
@@ -183,7 +181,7 @@ BOARDS = {
 
 
 @pytest.mark.parametrize("model", BOARDS)
-def test_a_board_is_known_by_its_name_and_in_a_container_by_what_it_is_made_of(model: str) -> None:
+def test_a_board_is_known_by_its_name_and_in_a_container_by_what_it_is_made_of(model):
     name, cpu, cores, mib = BOARDS[model]
     profile, why = match_profile(model, "aarch64")
     assert profile is not None
@@ -197,14 +195,14 @@ def test_a_board_is_known_by_its_name_and_in_a_container_by_what_it_is_made_of(m
 @pytest.mark.parametrize(("model", "cpu", "cores", "mib"), [
     ("Radxa ROCK 4", "Cortex-A72", 4, 3792),  # another board, made of the same
     ("", "Cortex-A76", 8, 8052), ("", "Cortex-A76", 4, 6000), ("", "", 0, 0)])
-def test_what_no_profile_describes_is_a_generic_board(model: str, cpu: str, cores: int, mib: int) -> None:
+def test_what_no_profile_describes_is_a_generic_board(model, cpu, cores, mib):
     profile, why = match_profile(model, "aarch64", cpu, cores, mib * MIB)
     assert profile is not None
     assert profile.name == "generic arm64"
     assert "any aarch64" in why
 
 
-def test_a_profile_by_name() -> None:
+def test_a_profile_by_name():
     assert profile_named("raspberry-pi-5").name == "Raspberry Pi 5"
     assert profile_named("pi 4").name == "Raspberry Pi 4 Model B"
     assert profile_named("Jetson Nano").name == "NVIDIA Jetson Nano"
@@ -221,7 +219,7 @@ def test_a_profile_by_name() -> None:
         profile_named("")
 
 
-def test_profiles_are_toml_and_sound() -> None:
+def test_profiles_are_toml_and_sound():
     folder = Path(__file__).parents[2] / "devices"
     paths = sorted(folder.glob("*.toml"))
     assert len(paths) == len(read_profiles()) >= 9
@@ -237,7 +235,7 @@ def test_profiles_are_toml_and_sound() -> None:
 
 @pytest.mark.parametrize("text", ["", 'a = "x # y" # and a comment\nb-c = -1.5\n\n  d=true\n# no\n',
                                   'e = [1, 2]\nf = ["a", "b"]  # yes\ng = false # off\n'])
-def test_flat_toml_reads_as_toml(tmp_path: Path, text: str) -> None:
+def test_flat_toml_reads_as_toml(tmp_path, text):
     tomllib = pytest.importorskip("tomllib", reason="needs Python 3.11")
     (tmp_path / "a.toml").write_text(text)
     assert read_toml(tmp_path / "a.toml") == tomllib.loads(text)
@@ -246,7 +244,7 @@ def test_flat_toml_reads_as_toml(tmp_path: Path, text: str) -> None:
 @pytest.mark.parametrize("line", ["[table]", "a", "a =", "a = b", "a = None", "a = (1, 2)", "a = {1: 2}",
                                   "a = [1, [2]]", "a b = 1", "a = 1 2", "b = 2", "a = " + "[" * 500,
                                   "a = 'b' 'c'", "a = 0x_1", "a = u'x'", "a = 1j", "a = b'x'", "a = 2026-01-01"])
-def test_flat_toml_refuses(tmp_path: Path, line: str) -> None:
+def test_flat_toml_refuses(tmp_path, line):
     """What is no TOML, though it may be Python, and what a flat file has not."""
     (tmp_path / "a.toml").write_text(f"b = 1\n{line}\n")
     with pytest.raises(FormatError, match=r"a\.toml .*; write name = value"):
@@ -255,7 +253,7 @@ def test_flat_toml_refuses(tmp_path: Path, line: str) -> None:
         read_toml(tmp_path / "none.toml")
 
 
-def test_what_overrides_a_profile_is_said(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_what_overrides_a_profile_is_said(tmp_path, monkeypatch):
     files = PI_5 | {
         "proc/device-tree/model": "NVIDIA Jetson Nano Developer Kit\0", "proc/self/status": "Cpus_allowed_list:\t0-1\n",
         "sys/devices/system/cpu/present": "0-3\n", "var/lib/nvpmodel/status": "pmode:0001\n",
@@ -273,7 +271,7 @@ def test_what_overrides_a_profile_is_said(tmp_path: Path, monkeypatch: pytest.Mo
         describe_device(tmp_path / "sys")
 
 
-def test_what_is_said_of_a_jetsons_gpu(tmp_path: Path) -> None:
+def test_what_is_said_of_a_jetsons_gpu(tmp_path):
     board = Board(tmp_path)
     board.jetson(mode=1, gpu_load=42)
     board.write({"proc/device-tree/model": "NVIDIA Jetson Orin NX Engineering Reference Developer Kit\0"})
@@ -291,7 +289,7 @@ def written(nbytes: int) -> mmap.mmap:
     return block
 
 
-def test_rss_grows_and_its_peak_stays() -> None:
+def test_rss_grows_and_its_peak_stays():
     reset_peak_rss()
     before = rss()
     assert abs(before - psutil.Process().memory_info().rss) < 16 * MIB
@@ -302,7 +300,7 @@ def test_rss_grows_and_its_peak_stays() -> None:
     assert rss() < before + 30 * MIB
 
 
-def test_the_peak_can_be_reset() -> None:
+def test_the_peak_can_be_reset():
     block = written(64 * MIB)
     high = peak_rss()
     block.close()

@@ -41,7 +41,7 @@ def after(seconds: int, **readings: object) -> tuple[str, str, str]:
     return state.action, state.rule, state.cause
 
 
-def test_nothing_to_give_way_to() -> None:
+def test_nothing_to_give_way_to():
     assert after(100) == ("go", "", "")
 
 
@@ -71,7 +71,7 @@ def test_nothing_to_give_way_to() -> None:
     ({"others_busy": 2.5, "cpu_stall": 1.0}, "go", "", ""),  # enough processors for all
     ({"others_busy": 1.0, "cpu_stall": 30.0}, "go", "", ""),
 ])
-def test_a_rule(readings: dict[str, object], action: str, rule: str, words: str) -> None:
+def test_a_rule(readings, action, rule, words):
     got = after(1, **readings)
     assert got[:2] == (action, rule)
     assert words in got[2]
@@ -80,20 +80,20 @@ def test_a_rule(readings: dict[str, object], action: str, rule: str, words: str)
 @pytest.mark.parametrize(("hours", "minute", "quiet"), [
     ("08:00-22:00", 479, False), ("08:00-22:00", 480, True), ("08:00-22:00", 1319, True), ("08:00-22:00", 1320, False),
     ("22:00-07:30", 1320, True), ("22:00-07:30", 0, True), ("22:00-07:30", 449, True), ("22:00-07:30", 450, False)])
-def test_quiet_hours(hours: str, minute: int, quiet: bool) -> None:
+def test_quiet_hours(hours, minute, quiet):
     state = decide(replace(FINE, minute=minute), replace(POLICY, quiet_hours=hours), State(), 0)
     assert (state.action == "pause") == quiet
     if quiet:
         assert state.cause == f"it is {minute // 60:02}:{minute % 60:02}, in the quiet hours {hours}"
 
 
-def test_only_on_power() -> None:
+def test_only_on_power():
     policy = replace(POLICY, only_on_power=True)
     assert follow([replace(FINE, on_battery=True, battery=90)], policy)[0].cause == "running on battery, 90 % left"
     assert follow([FINE], policy)[0].action == "go"
 
 
-def test_heat_is_left_later_than_entered() -> None:
+def test_heat_is_left_later_than_entered():
     """In steps of 20 seconds: the limit is 75, slower from 70 on; each is left 5 degrees further down."""
     degrees = [50, 69, 70, 66, 65, 64.9, 71, 75, 71, 70, 69.9, 64.9, 50]
     wanted = ["go", "go", "slower", "slower", "slower", "go", "slower", "pause", "pause", "pause", "slower", "go", "go"]
@@ -102,7 +102,7 @@ def test_heat_is_left_later_than_entered() -> None:
     assert states[5].cause == "cooled down to 65 °C"
 
 
-def test_memory_given_back_is_not_taken_for_free() -> None:
+def test_memory_given_back_is_not_taken_for_free():
     """A paused process gave 500 MiB back. 560 MiB free are not enough to go on: they would be 60 again."""
     short = replace(FINE, available=60 * MIB)
     given = replace(FINE, available=560 * MIB, returned=500 * MIB)
@@ -114,7 +114,7 @@ def test_memory_given_back_is_not_taken_for_free() -> None:
     assert (states[-1].action, states[-1].cause) == ("go", "810 MiB of memory are free again")
 
 
-def test_the_strictest_rule_wins_and_a_cause_stays_among_equals() -> None:
+def test_the_strictest_rule_wins_and_a_cause_stays_among_equals():
     both = replace(FINE, temperature=72.0, throttled="the firmware throttles the cores")
     assert follow([both])[0].rule == "heat"
     states = follow([replace(both, temperature=50.0), *[both] * 30])
@@ -137,7 +137,7 @@ POLICIES = st.builds(Policy, max_temp=st.sampled_from([0.0, 60.0, 80.0]), min_fr
 
 @examples(40)
 @given(st.lists(READINGS, min_size=1, max_size=60), POLICIES, st.sampled_from([0.3, 1.0, 3.0, 15.0]))
-def test_no_trace_makes_it_flap(trace: list[Readings], policy: Policy, seconds: float) -> None:
+def test_no_trace_makes_it_flap(trace, policy, seconds):
     states = follow(trace, policy, seconds)
     changes = [b for a, b in pairwise([State(), *states]) if (a.action, a.rule) != (b.action, b.rule)]
     assert all(b.since - a.since >= 10 for a, b in pairwise(changes))
@@ -148,7 +148,7 @@ def test_no_trace_makes_it_flap(trace: list[Readings], policy: Policy, seconds: 
 
 @examples(40)
 @given(READINGS, st.lists(READINGS, max_size=20), POLICIES)
-def test_what_lasts_is_obeyed_and_then_nothing_changes(last: Readings, before: list[Readings], policy: Policy) -> None:
+def test_what_lasts_is_obeyed_and_then_nothing_changes(last, before, policy):
     states = follow([*before, *[last] * 40], policy)
     assert len({(s.action, s.rule) for s in states[-10:]}) == 1
     if last.foreground or (last.on_battery and policy.only_on_power):
@@ -156,7 +156,7 @@ def test_what_lasts_is_obeyed_and_then_nothing_changes(last: Readings, before: l
 
 
 @pytest.mark.parametrize("edge", [70.0, 75.0])
-def test_noise_around_a_limit(edge: float) -> None:
+def test_noise_around_a_limit(edge):
     """Ten minutes of a temperature that jumps by 4 degrees around a limit: one change, not sixty."""
     noise = random.Random(0)
     states = follow([FINE] + [replace(FINE, temperature=edge + noise.uniform(-2, 2)) for _ in range(600)])
@@ -185,7 +185,7 @@ class Watched:
         return self.governor.state.action
 
 
-def test_a_day_of_a_raspberry_pi(tmp_path: Path) -> None:
+def test_a_day_of_a_raspberry_pi(tmp_path):
     """Heat rises, throttling sets in, memory vanishes, power goes, someone else computes; each time it recovers."""
     w = Watched(tmp_path, only_on_power=True)
     assert w.governor.policy.max_temp == 80  # the profile's
@@ -223,7 +223,7 @@ def test_a_day_of_a_raspberry_pi(tmp_path: Path) -> None:
         ("go", "")]
 
 
-def test_it_looks_once_a_second_at_most(tmp_path: Path) -> None:
+def test_it_looks_once_a_second_at_most(tmp_path):
     w = Watched(tmp_path)
     w.board.heat(90)
     assert w.governor.look()
@@ -237,7 +237,7 @@ def test_it_looks_once_a_second_at_most(tmp_path: Path) -> None:
     assert w.governor.readings.temperature == 20
 
 
-def test_a_run_does_not_wait_for_memory_that_it_takes_itself(tmp_path: Path) -> None:
+def test_a_run_does_not_wait_for_memory_that_it_takes_itself(tmp_path):
     """1200 MiB are available, the run takes 1000: what is left is less than the reserve of twice 128."""
     w = Watched(tmp_path)
     w.board.memory(1200)
@@ -253,7 +253,7 @@ def test_a_run_does_not_wait_for_memory_that_it_takes_itself(tmp_path: Path) -> 
         asked.expect(50 * MIB)
 
 
-def test_memory_is_wanted_back_at_once(tmp_path: Path) -> None:
+def test_memory_is_wanted_back_at_once(tmp_path):
     """Ten seconds must pass between two changes, but not before memory is given back."""
     w = Watched(tmp_path)
     w.board.heat(77)

@@ -1,8 +1,5 @@
 """Policies: from flags and files, refused outside their range, and made whole by what profile and kernel say."""
 
-from __future__ import annotations
-
-from pathlib import Path
 
 import pytest
 
@@ -22,14 +19,14 @@ PI_5 = profile_named("Raspberry Pi 5")
     ({"quiet_hours": "08:00"}, ("quiet-hours",)),
     ({"quiet_hours": "08:00-08:00"}, ("quiet-hours", "different")),
 ])
-def test_refused(options: dict[str, object], words: tuple[str, ...]) -> None:
+def test_refused(options, words):
     with pytest.raises(UsageError) as caught:
         Policy(**options).check()
     assert all(word in str(caught.value) for word in words), caught.value
     assert "\n" not in str(caught.value)
 
 
-def test_a_file_and_flags_that_win(tmp_path: Path) -> None:
+def test_a_file_and_flags_that_win(tmp_path):
     file = tmp_path / "policy.toml"
     file.write_text('# at home\nmax-temp = 70\nonly_on_power = true\nquiet-hours = "22:00-07:00"\n')
     assert read_policy(file) == Policy(max_temp=70.0, only_on_power=True, quiet_hours="22:00-07:00")
@@ -45,7 +42,7 @@ def test_a_file_and_flags_that_win(tmp_path: Path) -> None:
     ("nice\n", FormatError, ("line 1", "not TOML")),
     (None, FormatError, ("cannot read",)),
 ])
-def test_a_bad_file(tmp_path: Path, text: str | None, error: type[Exception], words: tuple[str, ...]) -> None:
+def test_a_bad_file(tmp_path, text, error, words):
     file = tmp_path / "policy.toml"
     if text is not None:
         file.write_text(text)
@@ -54,7 +51,7 @@ def test_a_bad_file(tmp_path: Path, text: str | None, error: type[Exception], wo
     assert all(word in str(caught.value) for word in words), caught.value
 
 
-def test_zeros_come_from_the_profile_and_the_kernel() -> None:
+def test_zeros_come_from_the_profile_and_the_kernel():
     gib = 2**30
     assert resolve(Policy(), PI_5, None, 8 * gib, True).max_temp == 80
     assert resolve(Policy(), PI_5, 75.0, 8 * gib, True).max_temp == 75
@@ -66,7 +63,7 @@ def test_zeros_come_from_the_profile_and_the_kernel() -> None:
     assert resolve(Policy(min_free=300), PI_5, None, gib // 2, True).min_free == 300
 
 
-def test_a_limit_that_could_not_be_kept_is_refused() -> None:
+def test_a_limit_that_could_not_be_kept_is_refused():
     with pytest.raises(UsageError, match="max-temp is 70, but this machine shows no temperature"):
         resolve(Policy(max_temp=70.0), PI_5, None, 0, False)
     with pytest.raises(UsageError, match="max-temp is 90, a Raspberry Pi 5 bears 85"):

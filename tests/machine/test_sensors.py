@@ -1,7 +1,5 @@
 """Readings from made-up device trees, and from this machine."""
 
-from __future__ import annotations
-
 import mmap
 import tempfile
 import time
@@ -20,11 +18,11 @@ from edgetune.machine.sensors import Sensors
 
 
 @pytest.fixture
-def board(tmp_path: Path) -> Board:
+def board(tmp_path):
     return Board(tmp_path)
 
 
-def test_a_cool_idle_board(board: Board) -> None:
+def test_a_cool_idle_board(board):
     sensors = Sensors(board.root, ("cpu-thermal",), local=lambda: time.gmtime(13 * 3600 + 5 * 60))
     board.tick()
     r = sensors.read()
@@ -33,7 +31,7 @@ def test_a_cool_idle_board(board: Board) -> None:
     assert (r.processors, r.others_busy, r.cpu_stall, r.memory_stall, r.returned, r.killed) == (4, 0, 0, 0, 0, False)
 
 
-def test_an_empty_root_says_nothing(tmp_path: Path) -> None:
+def test_an_empty_root_says_nothing(tmp_path):
     r = Sensors(tmp_path, ("*",)).read()
     assert (r.total, r.temperature, r.cpu_stall, r.throttled) == (0, None, None, "")
     assert (r.on_battery, r.others_busy, r.processors) == (False, 0, 1)
@@ -42,7 +40,7 @@ def test_an_empty_root_says_nothing(tmp_path: Path) -> None:
 @pytest.mark.parametrize(("flags", "words"), [
     (0x0, ""), (0x50000, ""), (0x80008, ""), (0x1, "voltage"), (0x50005, "voltage"), (0x2, "caps the clock"),
     (0xE0006, "caps the clock"), (0x4, "throttles the cores")])
-def test_what_the_firmware_of_a_raspberry_pi_flags(board: Board, flags: int, words: str) -> None:
+def test_what_the_firmware_of_a_raspberry_pi_flags(board, flags, words):
     """Bits 16 and up are of the past; bit 3 is a 3B+ at 1.2 instead of 1.4 GHz."""
     board.throttle(flags)
     throttled = Sensors(board.root).read().throttled
@@ -50,7 +48,7 @@ def test_what_the_firmware_of_a_raspberry_pi_flags(board: Board, flags: int, wor
     assert words in throttled
 
 
-def test_under_voltage_by_hwmon(board: Board) -> None:
+def test_under_voltage_by_hwmon(board):
     board.write({"sys/class/hwmon/hwmon3/name": "rpi_volt\n", "sys/class/hwmon/hwmon3/in0_lcrit_alarm": "0\n"})
     sensors = Sensors(board.root)
     assert sensors.read().throttled == ""
@@ -58,7 +56,7 @@ def test_under_voltage_by_hwmon(board: Board) -> None:
     assert "voltage" in sensors.read().throttled
 
 
-def test_alerts_of_a_jetson_count_when_they_rise(board: Board) -> None:
+def test_alerts_of_a_jetson_count_when_they_rise(board):
     chip = "sys/class/hwmon/hwmon2"
     board.write({f"{chip}/name": "soctherm_oc\n", f"{chip}/oc1_event_cnt": "0\n", f"{chip}/oc3_event_cnt": "37\n"})
     sensors = Sensors(board.root)
@@ -70,7 +68,7 @@ def test_alerts_of_a_jetson_count_when_they_rise(board: Board) -> None:
     assert sensors.read().throttled == "the board slowed down for under-voltage"
 
 
-def test_a_cooling_device_that_lowers_the_clock(board: Board) -> None:
+def test_a_cooling_device_that_lowers_the_clock(board):
     fan = "sys/class/thermal/cooling_device0"
     clock = "sys/class/thermal/cooling_device1"
     board.write({f"{fan}/type": "pwm-fan\n", f"{fan}/cur_state": "4\n", f"{clock}/type": "cpufreq-cpu0\n",
@@ -81,7 +79,7 @@ def test_a_cooling_device_that_lowers_the_clock(board: Board) -> None:
     assert sensors.read().throttled == "the kernel lowers the clock for heat"
 
 
-def test_a_gpu_whose_clock_is_lowered(board: Board) -> None:
+def test_a_gpu_whose_clock_is_lowered(board):
     gpu = "sys/class/thermal/cooling_device3"
     board.write({f"{gpu}/type": "devfreq-17000000.gpu\n", f"{gpu}/cur_state": "0\n"})
     sensors = Sensors(board.root)
@@ -92,14 +90,14 @@ def test_a_gpu_whose_clock_is_lowered(board: Board) -> None:
 
 @pytest.mark.parametrize("folder", ["sys/devices/gpu.0", "sys/devices/platform/gpu.0",
                                     "sys/class/devfreq/17000000.gpu/device"])
-def test_load_and_clock_of_a_jetsons_gpu(board: Board, folder: str) -> None:
+def test_load_and_clock_of_a_jetsons_gpu(board, folder):
     sensors = Sensors(board.root)
     assert (sensors.read().gpu_load, gpu_mhz(board.root)) == (None, None)
     board.jetson(mode=0, gpu_load=98.7, gpu_folder=folder)  # the driver may be loaded later
     assert (sensors.read().gpu_load, gpu_mhz(board.root)) == (98.7, 306)
 
 
-def test_the_power_mode_of_a_jetson_may_change(board: Board) -> None:
+def test_the_power_mode_of_a_jetson_may_change(board):
     sensors = Sensors(board.root)
     assert sensors.read().power_mode == ""
     board.jetson(mode=0, gpu_load=0)
@@ -110,7 +108,7 @@ def test_the_power_mode_of_a_jetson_may_change(board: Board) -> None:
 
 @pytest.mark.parametrize("names", [("cpu-thermal", "gpu-thermal", "tj-thermal"),
                                    ("CPU-therm", "GPU-therm", "tj-therm")])
-def test_a_jetsons_gpu_is_a_sensor_that_may_sleep(tmp_path: Path, names: tuple[str, ...]) -> None:
+def test_a_jetsons_gpu_is_a_sensor_that_may_sleep(tmp_path, names):
     """JetPack 6's and 5's names. While the GPU sleeps, its zone cannot be read: here it is a folder."""
     zones = [tmp_path / f"sys/class/thermal/thermal_zone{i}" for i in range(3)]
     for zone, name, degrees in zip(zones, names, (50, 71, 60), strict=True):
@@ -126,7 +124,7 @@ def test_a_jetsons_gpu_is_a_sensor_that_may_sleep(tmp_path: Path, names: tuple[s
     assert (readings.temperature, readings.zone) == (60, names[2])
 
 
-def test_trip_points_of_the_kernel(board: Board) -> None:
+def test_trip_points_of_the_kernel(board):
     zone = "sys/class/thermal/thermal_zone0"
     for i, (kind, temp) in enumerate([("active", 50000), ("passive", 95000), ("hot", 99000), ("critical", 105000),
                                       ("passive", -274000)]):
@@ -134,13 +132,13 @@ def test_trip_points_of_the_kernel(board: Board) -> None:
     assert Sensors(board.root, ("cpu*",)).read().trip == 95
 
 
-def test_the_hottest_zone_or_chip_counts(board: Board) -> None:
+def test_the_hottest_zone_or_chip_counts(board):
     board.write({"sys/class/hwmon/hwmon0/name": "k10temp\n", "sys/class/hwmon/hwmon0/temp1_input": "61500\n"})
     r = Sensors(board.root, ("cpu-thermal", "k10temp")).read()
     assert (r.temperature, r.zone) == (61.5, "k10temp")
 
 
-def test_every_profile_sees_a_zone_of_its_board(tmp_path: Path) -> None:
+def test_every_profile_sees_a_zone_of_its_board(tmp_path):
     """The types that these boards' kernels register; a Jetson Nano's PMIC-Die is stuck at 100 degrees."""
     kinds = {"Raspberry": ["cpu-thermal"], "NVIDIA Jetson Nano": ["AO-therm", "CPU-therm", "GPU-therm", "PMIC-Die"],
              "NVIDIA Jetson Orin": ["cpu-thermal", "gpu-thermal", "soc0-thermal", "tj-thermal"],
@@ -159,7 +157,7 @@ def test_every_profile_sees_a_zone_of_its_board(tmp_path: Path) -> None:
         assert 40 <= temperature < 41
 
 
-def test_power(board: Board) -> None:
+def test_power(board):
     sensors = Sensors(board.root)
     board.power(online=True, percent=80)
     assert (sensors.read().on_battery, sensors.read().battery) == (False, 80)
@@ -167,7 +165,7 @@ def test_power(board: Board) -> None:
     assert (sensors.read().on_battery, sensors.read().battery) == (True, 79)
 
 
-def test_load_of_others_is_all_load_but_ours(board: Board) -> None:
+def test_load_of_others_is_all_load_but_ours(board):
     sensors = Sensors(board.root)
     for _ in range(20):
         board.tick(others=1.5, own=2.0)
@@ -179,7 +177,7 @@ def test_load_of_others_is_all_load_but_ours(board: Board) -> None:
     assert r.others_busy < 0.01
 
 
-def test_memory_of_cgroups(board: Board) -> None:
+def test_memory_of_cgroups(board):
     group = "sys/fs/cgroup/app"
     board.write({"proc/self/cgroup": "0::/app\n", f"{group}/memory.max": str(400 * MIB),
                  f"{group}/memory.current": str(300 * MIB),
@@ -194,14 +192,14 @@ def test_memory_of_cgroups(board: Board) -> None:
     assert not sensors.read().killed
 
 
-def test_memory_given_back_is_what_the_process_held_before(board: Board) -> None:
+def test_memory_given_back_is_what_the_process_held_before(board):
     sensors = Sensors(board.root)
     for mib, returned in ((300, 0), (120, 180), (310, 0), (10, 300)):
         board.anonymous(mib)
         assert sensors.read().returned == returned * MIB
 
 
-def test_a_busy_file_counts_while_its_process_lives(board: Board) -> None:
+def test_a_busy_file_counts_while_its_process_lives(board):
     says: list[bool] = [False]
     sensors = Sensors(board.root, busy_file="/run/busy", busy=lambda: says[0])
     assert not sensors.read().foreground
@@ -221,7 +219,7 @@ def test_a_busy_file_counts_while_its_process_lives(board: Board) -> None:
     assert sensors.read().foreground
 
 
-def test_this_machine_agrees_with_psutil() -> None:
+def test_this_machine_agrees_with_psutil():
     sensors = Sensors()
     r = sensors.read()
     assert 0 < r.available <= r.total <= psutil.virtual_memory().total
@@ -236,7 +234,7 @@ def test_this_machine_agrees_with_psutil() -> None:
 
 @examples(25)
 @given(st.data())
-def test_garbage_in_any_file_ends_no_run(data: st.DataObject) -> None:
+def test_garbage_in_any_file_ends_no_run(data):
     """Whatever these files hold, a look gives readings: a sensor that fails must not end a training of days."""
     with tempfile.TemporaryDirectory() as folder:
         board = Board(Path(folder))

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any, ClassVar
 
 import numpy as np
@@ -191,7 +190,7 @@ def labelled(n: int, seed: int = 0) -> list[Example]:
 
 
 @pytest.fixture
-def model(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+def model(tmp_path, monkeypatch):
     rng = np.random.default_rng(0)
     tensors = {"token_embd.weight": rng.standard_normal((V, D)) * 0.4}
     tensors |= {f"blk.{i}.{MIX}.weight": rng.standard_normal((D, D)) / D**0.5 for i in range(N_BLOCKS)}
@@ -201,7 +200,7 @@ def model(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
                       {name: tensor.astype(np.float32) for name, tensor in tensors.items()})
 
 
-def test_it_learns_and_its_head_is_a_part_of_the_adapter(model: Path, tmp_path: Path) -> None:
+def test_it_learns_and_its_head_is_a_part_of_the_adapter(model, tmp_path):
     trainer = Trainer(model, objective=Classify(), steps=60, **OPTIONS)
     trainer.add_examples(labelled(40))
     held = labelled(20, seed=1)
@@ -223,7 +222,7 @@ def test_it_learns_and_its_head_is_a_part_of_the_adapter(model: Path, tmp_path: 
         open_adapter(tmp_path / "out")
 
 
-def test_gradient_by_finite_differences(model: Path) -> None:
+def test_gradient_by_finite_differences(model):
     """Of the adapter and of the head."""
     trainer = Trainer(model, objective=Classify(), **OPTIONS)
     lora = trainer.arena.flat("lora")
@@ -247,7 +246,7 @@ def test_gradient_by_finite_differences(model: Path) -> None:
         assert (loss(1e-3) - loss(-1e-3)) / 2e-3 == pytest.approx(np.linalg.norm(gradient[part]), rel=1e-2)
 
 
-def test_rows_that_begin_alike_are_not_shared(model: Path) -> None:
+def test_rows_that_begin_alike_are_not_shared(model):
     """Each token sees those after it."""
     trainer = Trainer(model, objective=Classify(), **OPTIONS)
     first, second = labelled(2)
@@ -257,7 +256,7 @@ def test_rows_that_begin_alike_are_not_shared(model: Path) -> None:
     assert trainer.loss([first, second])[0] == pytest.approx(np.mean(alone), rel=1e-5)
 
 
-def test_what_the_network_does_not_have_is_refused(model: Path) -> None:
+def test_what_the_network_does_not_have_is_refused(model):
     with pytest.raises(UsageError, match="no head for vocabulary"):
         Trainer(model, **OPTIONS)
     for objective in (Grpo(), Ppo()):

@@ -1,7 +1,5 @@
 """The GGUF files of `families` mean what transformers computes: llama.cpp is the judge, edgetune takes no part."""
 
-from __future__ import annotations
-
 from pathlib import Path
 
 import numpy as np
@@ -28,7 +26,7 @@ def check(path: Path, model: object, limit: float = 1e-3) -> None:
 
 
 @pytest.mark.parametrize(("name", "rope"), [(name, rope) for name in FAMILIES for rope in ROPES_OF[name]])
-def test_llama_cpp_agrees_with_transformers(name: str, rope: str, tmp_path: Path) -> None:
+def test_llama_cpp_agrees_with_transformers(name, rope, tmp_path):
     check(*make_family(name, tmp_path, rope=rope))
 
 
@@ -42,38 +40,38 @@ def test_llama_cpp_agrees_with_transformers(name: str, rope: str, tmp_path: Path
                      marks=pytest.mark.slow),
     ],
 )
-def test_llama_cpp_agrees_on_every_variant(name: str, overrides: dict[str, object], tmp_path: Path) -> None:
+def test_llama_cpp_agrees_on_every_variant(name, overrides, tmp_path):
     check(*make_family(name, tmp_path, **overrides))
 
 
 @pytest.mark.parametrize(("rope", "key"), [("linear", "rope.scaling.type"), ("none", "attention.key_length")])
-def test_keys_that_files_leave_out(rope: str, key: str, tmp_path: Path) -> None:
+def test_keys_that_files_leave_out(rope, key, tmp_path):
     """A factor alone means linear scaling; a head is D / H wide unless said."""
     check(*make_family("llama", tmp_path, rope=rope, metadata={f"llama.{key}": None}))
 
 
 @pytest.mark.parametrize("rope", ["linear", "llama3", "yarn"])
-def test_rope_kinds_differ(rope: str, tmp_path: Path) -> None:
+def test_rope_kinds_differ(rope, tmp_path):
     """The comparison above would be blind to a scaling that changed nothing."""
     plain, scaled = (hf_logits(make_family("llama", tmp_path, rope=r)[1], TOKENS) for r in ("none", rope))
     assert distance(scaled, plain) > 0.05
 
 
-def test_window_matters(tmp_path: Path) -> None:
+def test_window_matters(tmp_path):
     near, far = (hf_logits(make_family("gemma3", tmp_path, sliding_window=w)[1], TOKENS) for w in (24, 400))
     assert np.array_equal(near[:24], far[:24])
     assert distance(near[24:], far[24:]) > 0.05
 
 
 @pytest.mark.parametrize("format", mostly_slow(sorted(FORMATS.keys() - {"F32"}), SOME_FORMATS))
-def test_quantized_files_hold_the_models_weights(format: str, tmp_path: Path) -> None:
+def test_quantized_files_hold_the_models_weights(format, tmp_path):
     """Looser: llama.cpp rounds activations to 8 bits (16 for K-quants) before such a product."""
     sizes = {"hidden_size": 256, "intermediate_size": 256, "head_dim": 64, "num_hidden_layers": 2}
     check(*make_family("llama", tmp_path, formats=format, **sizes), limit=0.07)
 
 
 @pytest.mark.parametrize("architecture", SHAPES)
-def test_tiny_models_decode_and_are_deterministic(architecture: str, tmp_path: Path) -> None:
+def test_tiny_models_decode_and_are_deterministic(architecture, tmp_path):
     paths = [write_tiny(tmp_path / f"{i}.gguf", architecture, seed=i // 2) for i in range(3)]
     assert paths[0].read_bytes() == paths[1].read_bytes() != paths[2].read_bytes()
     logits = logits_of(paths[0], TOKENS)
@@ -81,7 +79,7 @@ def test_tiny_models_decode_and_are_deterministic(architecture: str, tmp_path: P
     assert 0.5 < logits.std() < 2
 
 
-def test_tiny_formats_by_name(tmp_path: Path) -> None:
+def test_tiny_formats_by_name(tmp_path):
     path = write_tiny(tmp_path / "mixed.gguf", formats={"token_embd": "Q8_0", "attn_v": "F16", "blk": "Q4_1"})
     from gguf import GGUFReader
 

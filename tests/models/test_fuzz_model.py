@@ -1,7 +1,5 @@
 """Mutated models through the kernels: what opens is trained for a step; never a crash (run under sanitizers too)."""
 
-from __future__ import annotations
-
 from pathlib import Path
 
 import numpy as np
@@ -54,8 +52,7 @@ def test_mutated_headers(tmp_path, originals, data):
 @pytest.mark.parametrize("form", sorted(FORMATS.keys() - {"F32"}))
 def test_random_weights(tmp_path, form):
     """Any bytes are weights: scales and norms become NaN, infinite, huge. A step says so and is undone."""
-    path = write_tiny(tmp_path / "x.gguf", formats=form, d_model=256, head_width=64, d_ff=256, n_blocks=1,
-                      n_vocab=384)
+    path = write_tiny(tmp_path / "x.gguf", formats=form, d_model=256, head_width=64, d_ff=256, n_blocks=1, n_vocab=384)
     raw = bytearray(path.read_bytes())
     start = open_gguf(path).data_start
     raw[start:] = np.random.default_rng(0).bytes(len(raw) - start)

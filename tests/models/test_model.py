@@ -1,10 +1,7 @@
 """The decoder against transformers, PEFT and autograd: logits, log-probabilities, and gradients of A and B."""
 
-from __future__ import annotations
-
 import itertools
 from dataclasses import replace
-from pathlib import Path
 
 import numpy as np
 import pytest
@@ -41,13 +38,13 @@ pytestmark = pytest.mark.filterwarnings("ignore:`is_gradient_checkpointing` is d
 
 
 @pytest.mark.parametrize(("name", "rope"), [(name, rope) for name in FAMILIES for rope in ROPES_OF[name]])
-def test_gradients_equal_autograd_in_every_family(name: str, rope: str, tmp_path: Path) -> None:
+def test_gradients_equal_autograd_in_every_family(name, rope, tmp_path):
     """Where activations of one block are kept, of some, and of all."""
     check(make_case(name, tmp_path, rope=rope), 2, 9)
 
 
 @pytest.mark.parametrize("name", FAMILIES)
-def test_gradients_of_a_forest_equal_autograd_on_its_rows(name: str, tmp_path: Path) -> None:
+def test_gradients_of_a_forest_equal_autograd_on_its_rows(name, tmp_path):
     """Where rows begin alike, with windows too, and what they share is computed once."""
     case = make_case(name, tmp_path)
     case = replace(case, examples=branching_examples(case.decoder.shape.n_vocab))
@@ -56,7 +53,7 @@ def test_gradients_of_a_forest_equal_autograd_on_its_rows(name: str, tmp_path: P
 
 
 @pytest.mark.parametrize(("name", "alike"), [*((name, True) for name in FAMILIES), ("gemma3", False)])
-def test_gradients_of_a_tree_in_parts_equal_autograd_on_its_rows(name: str, alike: bool, tmp_path: Path) -> None:
+def test_gradients_of_a_tree_in_parts_equal_autograd_on_its_rows(name, alike, tmp_path):
     """A group of rows, where one block's activations are kept, and all; what all begin with is supervised, too. Where
     the inputs of its blocks are kept, it is passed through the others once.
     """
@@ -89,8 +86,7 @@ def test_gradients_of_a_tree_in_parts_equal_autograd_on_its_rows(name: str, alik
 
 
 @pytest.mark.parametrize("name", FAMILIES)
-def test_the_last_block_computes_what_is_predicted_from(name: str, tmp_path: Path,
-                                                        monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_last_block_computes_what_is_predicted_from(name, tmp_path, monkeypatch):
     """Of rows whose last tokens alone are supervised: its MLP takes these, where one block is kept, and all."""
     case = make_case(name, tmp_path)
     rows = [replace(row, weights=np.where(np.arange(row.tokens.size) < row.tokens.size - 3, 0, row.weights))
@@ -111,7 +107,7 @@ def test_the_last_block_computes_what_is_predicted_from(name: str, tmp_path: Pat
 
 
 @pytest.mark.parametrize(("name", "overrides"), [*VARIANTS, ("gemma3", {"sliding_window": 3})])
-def test_gradients_equal_autograd_in_every_variant(name: str, overrides: dict[str, object], tmp_path: Path) -> None:
+def test_gradients_equal_autograd_in_every_variant(name, overrides, tmp_path):
     check(make_case(name, tmp_path, **overrides))
 
 
@@ -119,7 +115,7 @@ def test_gradients_equal_autograd_in_every_variant(name: str, overrides: dict[st
     ("rope", "key"),
     [("linear", "rope.scaling.type"), ("none", "attention.key_length"), ("none", "rope.dimension_count")],
 )
-def test_keys_that_files_leave_out(rope: str, key: str, tmp_path: Path) -> None:
+def test_keys_that_files_leave_out(rope, key, tmp_path):
     """A factor alone means linear scaling; a head is D / H wide, and all of it rotated, unless said."""
     case = make_case("llama", tmp_path, rope=rope, metadata={f"llama.{key}": None})
     assert distance(case.decoder.logits(case.batch), truth(case)[0]) < LIMIT
@@ -153,7 +149,7 @@ def test_keys_that_files_leave_out(rope: str, key: str, tmp_path: Path) -> None:
         ("gemma3", "none", "attention.key_length_swa", 16, "allowed is 32"),
     ],
 )
-def test_rare_keys(name: str, rope: str, key: str, value: object, refused: str | None, tmp_path: Path) -> None:
+def test_rare_keys(name, rope, key, value, refused, tmp_path):
     """What a key does in llama.cpp it does here, or the file is refused: it is trained as it is served."""
     if refused:
         with pytest.raises((FormatError, UnsupportedError), match=refused):
@@ -166,7 +162,7 @@ def test_rare_keys(name: str, rope: str, key: str, value: object, refused: str |
     assert distance(case.decoder.logits(collate([example])), served) < 5e-4  # llama.cpp looks GELU up in 16 bits
 
 
-def test_gemma3_27b_scales_attention_by_width(tmp_path: Path) -> None:
+def test_gemma3_27b_scales_attention_by_width(tmp_path):
     sizes = {"num_hidden_layers": 62, "query_pre_attn_scalar": 16, "hidden_size": 64, "intermediate_size": 64}
     case = make_case("gemma3", tmp_path, blocks=range(61, 62), **sizes)
     assert distance(case.decoder.logits(case.batch), truth(case)[0]) < LIMIT
@@ -177,7 +173,7 @@ PARTS = [range(1), range(2), range(1, 2), range(1, 3), range(2, 3)]
 
 @pytest.mark.parametrize(("name", "blocks"), mostly_slow(itertools.product(("gemma3", "llama"), PARTS), [
     *(("gemma3", blocks) for blocks in PARTS), ("llama", PARTS[-1])]))
-def test_block_subsets(name: str, blocks: range, tmp_path: Path) -> None:
+def test_block_subsets(name, blocks, tmp_path):
     check(make_case(name, tmp_path, blocks=blocks), 2, 9)
 
 
@@ -186,20 +182,20 @@ SUBSETS = [*((t,) for t in ALL), ("q_proj", "v_proj"), ("o_proj", "down_proj"), 
 
 @pytest.mark.parametrize(("name", "targets"), mostly_slow(itertools.product(("gemma3", "qwen3"), SUBSETS), [
     *(("gemma3", targets) for targets in SUBSETS), ("qwen3", SUBSETS[0]), ("qwen3", SUBSETS[-1])]))
-def test_target_subsets(name: str, targets: tuple[str, ...], tmp_path: Path) -> None:
+def test_target_subsets(name, targets, tmp_path):
     """In the lowest trained block, backward stops below the last trained projection."""
     check(make_case(name, tmp_path, targets=targets, blocks=range(1, 3)))
 
 
 @pytest.mark.parametrize("format", mostly_slow(sorted(FORMATS.keys() - {"F32"}), SOME_FORMATS))
-def test_quantized(format: str, tmp_path: Path) -> None:
+def test_quantized(format, tmp_path):
     """Against transformers on the dequantized weights, with another format for embedding and tied head."""
     sizes = {"hidden_size": 256, "intermediate_size": 256, "head_dim": 64, "num_hidden_layers": 2}
     formats = {"token_embd": "Q6_K" if format != "Q6_K" else "Q8_0", "blk": format}
     check(make_case("llama", tmp_path, formats=formats, tie_word_embeddings=True, **sizes))
 
 
-def test_packing_equals_documents_alone(tmp_path: Path) -> None:
+def test_packing_equals_documents_alone(tmp_path):
     """A packed batch gives the logits of each document alone, and its gradients add up."""
     case = make_case("gemma3", tmp_path)
     whole = case.decoder.logits(case.batch)
@@ -216,7 +212,7 @@ def test_packing_equals_documents_alone(tmp_path: Path) -> None:
     assert distance(together, grads) < 1e-5
 
 
-def test_gradients_accumulate(tmp_path: Path) -> None:
+def test_gradients_accumulate(tmp_path):
     case = make_case("llama", tmp_path)
     train_once(case)
     once = case.decoder.arena.flat("dlora").copy()
@@ -224,7 +220,7 @@ def test_gradients_accumulate(tmp_path: Path) -> None:
     assert distance(case.decoder.arena.flat("dlora"), 2 * once) < 1e-6
 
 
-def test_threads_and_repetition_change_no_bit(tmp_path: Path) -> None:
+def test_threads_and_repetition_change_no_bit(tmp_path):
     results = []
     for threads in (1, 2, 3):
         case = make_case("qwen2", tmp_path, threads=threads)
@@ -234,7 +230,7 @@ def test_threads_and_repetition_change_no_bit(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("kept", [1, 2, 9], ids=["recompute", "some", "keep"])
-def test_dropout_gradients_by_finite_differences(kept: int, tmp_path: Path) -> None:
+def test_dropout_gradients_by_finite_differences(kept, tmp_path):
     """The masks are a pure function of the seed, so the loss is one too; its slope along dL is |dL|^2."""
     case = make_case("gemma3", tmp_path, dropout=0.3, kept=kept)
     case.decoder.adapter.before_pass(11)
@@ -257,7 +253,7 @@ def test_dropout_gradients_by_finite_differences(kept: int, tmp_path: Path) -> N
     assert distance(train_once(case), truth(case)[1]) < LIMIT
 
 
-def test_no_supervised_token(tmp_path: Path) -> None:
+def test_no_supervised_token(tmp_path):
     case = make_case("llama", tmp_path)
     for example in case.examples:
         example.weights[:] = 0
@@ -265,7 +261,7 @@ def test_no_supervised_token(tmp_path: Path) -> None:
     assert not case.decoder.arena.flat("dlora").any()
 
 
-def test_adapter_off_is_the_base_model(tmp_path: Path) -> None:
+def test_adapter_off_is_the_base_model(tmp_path):
     case = make_case("qwen3", tmp_path)
     base = np.concatenate([hf_logits(case.model, example.tokens) for example in case.examples])
     assert distance(case.decoder.logits(case.batch), base) > 0.05

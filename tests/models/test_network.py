@@ -6,7 +6,6 @@ An embedding, blocks of two matrices (x += down(relu(up(x)))) without attention 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -148,7 +147,7 @@ class MlpPasses(Passes):
 
 
 @pytest.fixture
-def model(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+def model(tmp_path, monkeypatch):
     rng = np.random.default_rng(0)
     tensors = {"token_embd.weight": rng.standard_normal((V, D)) * 0.4}
     for i in range(N_BLOCKS):
@@ -169,7 +168,7 @@ def examples(n: int) -> list[Example]:
 
 @pytest.mark.learning
 @pytest.mark.parametrize("weights", ["resident", "streamed"])
-def test_it_learns(model: Path, weights: str) -> None:
+def test_it_learns(model, weights):
     trainer = Trainer(model, steps=60, weights=weights, **OPTIONS)
     trainer.add_examples(examples(8))
     before = trainer.loss(examples(8))[0]
@@ -179,7 +178,7 @@ def test_it_learns(model: Path, weights: str) -> None:
 
 
 @pytest.mark.parametrize("blocks", ["all", "last:2"])
-def test_gradient_by_finite_differences(model: Path, blocks: str) -> None:
+def test_gradient_by_finite_differences(model, blocks):
     trainer = Trainer(model, blocks=blocks, **OPTIONS)
     lora = trainer.arena.flat("lora")
     gradient = trainer.arena.flat("dlora")
@@ -200,7 +199,7 @@ def test_gradient_by_finite_differences(model: Path, blocks: str) -> None:
     assert (loss(1e-3) - loss(-1e-3)) / 2e-3 == pytest.approx(np.linalg.norm(gradient), rel=1e-2)
 
 
-def test_the_planner_asks_the_network(model: Path) -> None:
+def test_the_planner_asks_the_network(model):
     network = NETWORKS["mlp"](open_gguf(model))
     config = TrainConfig(**OPTIONS)
     plan = make_plan(network, config)

@@ -2,11 +2,8 @@
 says of the same answers behind the other prompts; and what its limits do.
 """
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 from dataclasses import replace
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -79,7 +76,7 @@ def batch_of(found: Sequence[tuple[np.ndarray, ...]], judged: Sequence[bool], sc
 @pytest.mark.parametrize("objective", EVERY, ids=IDS)
 @given(found=answers(), seed=st.integers(0, 99))
 @examples(25)
-def test_weights_equal_autograd(objective: Nlft, found: list[tuple[np.ndarray, ...]], seed: int) -> None:
+def test_weights_equal_autograd(objective, found, seed):
     judged = (np.random.default_rng(seed).random(len(found)) > 0.4).tolist()
     batch = batch_of(found, judged)
     now = [torch.from_numpy(of[0].astype(np.float64)).requires_grad_() for of in found]
@@ -95,7 +92,7 @@ def test_weights_equal_autograd(objective: Nlft, found: list[tuple[np.ndarray, .
     np.testing.assert_allclose(signal.a / n, wanted, rtol=1e-4, atol=1e-7)
 
 
-def test_the_specification_by_hand() -> None:
+def test_the_specification_by_hand():
     """Six tokens of which the third is sure beside the reference; and a wrong answer whose last token is bad."""
     c = np.array([0.5, 0.9, 0.99, 0.5, 0.1, 0.1])
     right = (np.full(6, -1.0), np.full(6, -1.0), np.log(c), np.zeros(6))
@@ -119,7 +116,7 @@ def test_the_specification_by_hand() -> None:
     assert np.array_equal(scored, of_right)
 
 
-def test_sure_tokens_push_within_the_limits() -> None:
+def test_sure_tokens_push_within_the_limits():
     now = np.full(8, -1e-6, np.float32)
     bad = (now, np.full(8, np.log(0.1)), np.full(8, np.log(0.1)), np.full(8, np.log(0.9)))
     batch = batch_of([bad], [True])
@@ -132,14 +129,14 @@ def test_sure_tokens_push_within_the_limits() -> None:
     assert Nlft(push_cap=0.5).weights(now, batch).a.sum() == pytest.approx(-0.5, rel=1e-6)
 
 
-def test_what_is_near() -> None:
+def test_what_is_near():
     found = np.array([0, 0, 0, 1, 0, 0, 0, 0, 0, 1], bool)
     assert np.flatnonzero(near_to(found, 2)).tolist() == [1, 2, 3, 4, 5, 7, 8, 9]
     assert np.array_equal(near_to(found, 0), found)
     assert near_to(found, 50).all()
 
 
-def test_options_that_compat_sets_are_refused() -> None:
+def test_options_that_compat_sets_are_refused():
     with pytest.raises(UsageError, match=r"wrong-weight is 0.5, and nlft-compat has another"):
         make_objective("nlft", {"nlft_compat": True, "wrong_weight": 0.5})
     assert make_objective("nlft", {"nlft_compat": True, "core": 0.9}).options()["core"] == 0.9
@@ -178,7 +175,7 @@ LOOSE = Nlft(clamp=0.0, push_cap=0.0, core=0.0024, ratio=1.0, least=0.0, most_ba
 
 
 @pytest.mark.parametrize("max_tokens", [1 << 30, 25], ids=["together", "one by one"])
-def test_gradients_equal_autograd(max_tokens: int, tmp_path: Path) -> None:
+def test_gradients_equal_autograd(max_tokens, tmp_path):
     """The evidence is the base's, behind three prompts, which it reads at once or one after another."""
     case = make_case("llama", tmp_path)
     with_prompts(case, (6, 9, 4, 8, 7, 3))
@@ -203,7 +200,7 @@ def test_gradients_equal_autograd(max_tokens: int, tmp_path: Path) -> None:
     assert 0 < measured.metrics["core"] < 1
 
 
-def test_a_batch_has_what_was_read_behind_each_prompt(tmp_path: Path) -> None:
+def test_a_batch_has_what_was_read_behind_each_prompt(tmp_path):
     """Also of a right and a wrong answer side by side; and what begins alike is computed once."""
     case = make_case("llama", tmp_path)
     with_prompts(case, (5, 6))
@@ -226,7 +223,7 @@ def test_a_batch_has_what_was_read_behind_each_prompt(tmp_path: Path) -> None:
         np.testing.assert_allclose(batch.views[row, 5:], read_by_peft(peft, wrong, prompt).numpy(), atol=2e-5)
 
 
-def test_without_a_reference_an_answer_is_imitated_by_its_weight() -> None:
+def test_without_a_reference_an_answer_is_imitated_by_its_weight():
     """Beside others that have one, and alone; weights of rows count for those as well."""
     rng = np.random.default_rng(2)
     found = [tuple(-rng.random(n).astype(np.float32) - 1e-3 for _ in range(4)) for n in (4, 6)]

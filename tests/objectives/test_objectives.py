@@ -10,7 +10,6 @@ import re
 import subprocess
 import sys
 from dataclasses import dataclass, replace
-from pathlib import Path
 from typing import ClassVar
 
 import numpy as np
@@ -18,11 +17,10 @@ import pytest
 import torch
 from counting import OPTIONS, sequences
 from decoder_cases import adapted, distance, in_parts, make_case, random_example
-from gradients import Loss, autograd, flat, our_gradient
+from gradients import autograd, flat, our_gradient
 from sometimes import mostly_slow
 from toy_objectives import Focal, Pairs, Preferences
 
-import edgetune
 from edgetune.data import loader
 from edgetune.data.dataset import Dataset, load, load_rows
 from edgetune.data.lengths import lengths_of
@@ -31,7 +29,7 @@ from edgetune.data.trees import Tree, micro_batches
 from edgetune.errors import DataError, Interrupted, MismatchError, UsageError
 from edgetune.llamacpp.tokenizer import Tokenizer
 from edgetune.objectives import base
-from edgetune.objectives.base import Objective, make_objective, objectives, read_objective, register
+from edgetune.objectives.base import make_objective, objectives, read_objective, register
 from edgetune.objectives.sft import Sft
 from edgetune.options import option
 from edgetune.training.callbacks import RunCallbacks
@@ -47,7 +45,7 @@ TOYS = {kind.name: base._registry._found.pop(kind.name) for kind in (Focal, Pair
 
 
 @pytest.fixture(autouse=True)
-def toys(monkeypatch: pytest.MonkeyPatch) -> None:
+def toys(monkeypatch):
     for name, kind in TOYS.items():
         monkeypatch.setitem(base._registry._found, name, kind)
 
@@ -82,9 +80,7 @@ def pairs_loss(logps: list[torch.Tensor], _weights: list[torch.Tensor]) -> torch
     (Sft(), sft_loss), (SlowSft(), sft_loss), (Focal(gamma=1.5), focal_loss), (Pairs(beta=0.3), pairs_loss),
 ], ids=["sft", "sft in two passes", "focal", "pairs"])
 @pytest.mark.parametrize("name", ["llama", "gemma3"])
-def test_gradients_equal_autograd(
-    name: str, objective: Objective, loss_of: Loss, parts: int, tmp_path: Path
-) -> None:
+def test_gradients_equal_autograd(name, objective, loss_of, parts, tmp_path):
     """Signed weights; over one micro-batch or three the sum is the same."""
     case = make_case(name, tmp_path, kept=2)
     rng = np.random.default_rng(7)
@@ -101,7 +97,7 @@ def test_gradients_equal_autograd(
 @pytest.mark.parametrize(("stem", "tails"), [(20, (11, 9, 12, 7)), (8, (25, 24, 22, 25))], ids=["whole", "parted"])
 @pytest.mark.parametrize("objective", [Sft(), SlowSft(), Pairs(beta=0.3), Preferences(beta=0.3)],
                          ids=["sft", "sft in two passes", "pairs", "preferences"])
-def test_trees_teach_what_batches_do(objective: Objective, stem: int, tails: tuple[int, ...], tmp_path: Path) -> None:
+def test_trees_teach_what_batches_do(objective, stem, tails, tmp_path):
     """Two pairs, each behind a prefix that is computed apart, which an objective sees as one, also if it is parted."""
     case = make_case("gemma3", tmp_path)
     rng = np.random.default_rng(9)
@@ -127,7 +123,7 @@ def test_trees_teach_what_batches_do(objective: Objective, stem: int, tails: tup
     assert measured.metrics == pytest.approx(measure(case.decoder, objective, [case.batch]).metrics)
 
 
-def test_weights_that_depend_on_logp_need_needs_logp(tmp_path: Path) -> None:
+def test_weights_that_depend_on_logp_need_needs_logp(tmp_path):
     class Hasty(Focal):
         needs_logp: ClassVar[bool] = False
 
@@ -136,7 +132,7 @@ def test_weights_that_depend_on_logp_need_needs_logp(tmp_path: Path) -> None:
         Gradient(case.decoder, Hasty(), 1.0).add(case.batch)
 
 
-def test_gradients_relative_to_the_base_equal_autograd(tmp_path: Path) -> None:
+def test_gradients_relative_to_the_base_equal_autograd(tmp_path):
     """The base's log p with the adapter off, by both; and again from the cache, where the adapter has changed."""
     case = make_case("qwen3", tmp_path, dropout=0.2)
     rng = np.random.default_rng(8)
@@ -169,7 +165,7 @@ def test_gradients_relative_to_the_base_equal_autograd(tmp_path: Path) -> None:
 # ---- what is supervised, what belongs together -----------------------------------------------------------------------
 
 
-def test_weights_that_sum_to_0_are_supervised(bundle: edgetune.Bundle) -> None:
+def test_weights_that_sum_to_0_are_supervised(bundle):
     """A better answer that counts 1 and a worse one that counts -1: there is a lot to learn."""
     pair = [Example(e.tokens, sign * np.r_[0, np.ones(e.tokens.size - 1)].astype(np.float32))
             for e, sign in zip(sequences(2, low=20, high=21), (1, -1), strict=True)]
@@ -187,7 +183,7 @@ def tokens_of(batches: list[Batch | Tree]) -> list[list[int]]:
     return [[example.tokens.size for example in batch.examples] for batch in batches]
 
 
-def test_no_micro_batch_parts_a_group() -> None:
+def test_no_micro_batch_parts_a_group():
     rng = np.random.default_rng(0)
     examples = [replace(random_example(rng, n, 99), group=g)
                 for n, g in ((6, 0), (5, 1), (4, 1), (3, 2), (3, 2), (3, 2), (2, 0), (2, 0))]
@@ -204,7 +200,7 @@ def test_no_micro_batch_parts_a_group() -> None:
         micro_batches(examples, 8)
 
 
-def test_a_plan_fits_the_longest_group(bundle: edgetune.Bundle) -> None:
+def test_a_plan_fits_the_longest_group(bundle):
     rows = [(40, 44, 30), 20, (24, 24)]
     trainer = Trainer(bundle, **{**OPTIONS, "micro_batch": 48}, lengths=rows)
     assert trainer.plan.run.max_length == 44
@@ -213,7 +209,7 @@ def test_a_plan_fits_the_longest_group(bundle: edgetune.Bundle) -> None:
     assert alone.micros.max_tokens == 48
 
 
-def test_groups_of_two_calls_stay_two(bundle: edgetune.Bundle) -> None:
+def test_groups_of_two_calls_stay_two(bundle):
     pairs = [replace(e, group=1) for e in sequences(2)]
     trainer = Trainer(bundle, **{**OPTIONS, "batch_size": 2, "shuffle": False, "steps": 1}, objective=Pairs(),
                       lengths=lengths_of(pairs))
@@ -229,13 +225,13 @@ ROWS = [{"prompt": f"set the light {i}", "better": f'{{"on":"{i % 3}"}}', "worse
 
 
 @pytest.fixture
-def pairs_file(tmp_path: Path) -> Path:
+def pairs_file(tmp_path):
     path = tmp_path / "pairs.jsonl"
     path.write_text("".join(json.dumps(row) + "\n" for row in ROWS))
     return path
 
 
-def test_rows_are_read_by_the_objective(tiny_llama: Path, pairs_file: Path) -> None:
+def test_rows_are_read_by_the_objective(tiny_llama, pairs_file):
     """Also in the process that tokenises, whose answer carries every field of an example."""
     tokenizer = Tokenizer(tiny_llama)
     here = load(pairs_file, tokenizer, max_length=64, parser=Pairs.rows)
@@ -253,7 +249,7 @@ def test_rows_are_read_by_the_objective(tiny_llama: Path, pairs_file: Path) -> N
         load_rows([{"prompt": "a", "completion": "b"}], tokenizer, max_length=64, parser=Pairs.rows)
 
 
-def test_of_a_group_that_does_not_fit_nothing_is_kept(tiny_llama: Path) -> None:
+def test_of_a_group_that_does_not_fit_nothing_is_kept(tiny_llama):
     tokenizer = Tokenizer(tiny_llama)
     long = {"prompt": "set", "better": "10", "worse": "the light off " * 40}
     data = load_rows([ROWS[0], long, ROWS[1]], tokenizer, max_length=48, parser=Pairs.rows, overflow="skip")
@@ -268,7 +264,7 @@ def test_of_a_group_that_does_not_fit_nothing_is_kept(tiny_llama: Path) -> None:
 
 @pytest.mark.learning
 @pytest.mark.parametrize("objective", [Focal(gamma=1.0), Pairs(beta=1.0)], ids=["focal", "pairs"])
-def test_a_run_learns_by_it(bundle: edgetune.Bundle, objective: Objective, tmp_path: Path) -> None:
+def test_a_run_learns_by_it(bundle, objective, tmp_path):
     tokenizer = Tokenizer(bundle.gguf.path)
     rows = ROWS if isinstance(objective, Pairs) else [{"prompt": r["prompt"], "completion": r["better"]} for r in ROWS]
     data, held = (load_rows(part, tokenizer, max_length=48, parser=objective.rows) for part in (rows[:6], rows[6:]))
@@ -287,7 +283,7 @@ def test_a_run_learns_by_it(bundle: edgetune.Bundle, objective: Objective, tmp_p
     assert [e["metrics"] for e in written if e["event"] == "step"] == [e["metrics"] for e in steps]
 
 
-def test_a_run_resumes_with_its_objective_only(bundle: edgetune.Bundle, tmp_path: Path) -> None:
+def test_a_run_resumes_with_its_objective_only(bundle, tmp_path):
     data = Dataset(sequences(12), [""] * 12, "text", 0, 0, "sha256:12")
     config = TrainConfig(**{**OPTIONS, "steps": 4})
     out = tmp_path / "out"
@@ -307,7 +303,7 @@ def test_a_run_resumes_with_its_objective_only(bundle: edgetune.Bundle, tmp_path
 # ---- the registry ----------------------------------------------------------------------------------------------------
 
 
-def test_a_run_relative_to_the_base_resumes_to_the_same_bytes(bundle: edgetune.Bundle, tmp_path: Path) -> None:
+def test_a_run_relative_to_the_base_resumes_to_the_same_bytes(bundle, tmp_path):
     tokenizer = Tokenizer(bundle.gguf.path)
     data = load_rows(ROWS, tokenizer, max_length=48, parser=Preferences.rows)
     config = TrainConfig(**{**OPTIONS, "steps": 6, "batch_size": 3})
@@ -325,7 +321,7 @@ def test_a_run_relative_to_the_base_resumes_to_the_same_bytes(bundle: edgetune.B
     assert steps[-1]["loss"] < 0.6
 
 
-def test_the_registry(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_registry(monkeypatch):
     assert {"dpo", "kto", "orpo", "rrhf", "sft", "focal", "pairs"} <= set(objectives())
     assert read_objective(Focal(gamma=3.0).to_json()) == Focal(gamma=3.0)
     with pytest.raises(UsageError, match=r"no objective 'fokal'; choose from .*dpo, .*focal, .*sft"):
@@ -360,7 +356,7 @@ def cli_with_toys(*words: str, toys: bool = True) -> subprocess.CompletedProcess
     return subprocess.run(command, capture_output=True, text=True, env={**os.environ, "COLUMNS": "110"})
 
 
-def test_the_command_line_trains_by_it(bundle: edgetune.Bundle, pairs_file: Path, tmp_path: Path) -> None:
+def test_the_command_line_trains_by_it(bundle, pairs_file, tmp_path):
     out = tmp_path / "out"
     common = ["train", str(bundle.path), str(pairs_file), "-o", str(out), "--max-length", "64", "--steps", "3",
               "--threads", "1", "--json"]
@@ -373,7 +369,7 @@ def test_the_command_line_trains_by_it(bundle: edgetune.Bundle, pairs_file: Path
         "error": "--gamma is no option of the method pairs", "hint": "leave it out, or add --method focal or ppo"})
 
 
-def test_flags_come_and_go_with_what_is_registered() -> None:
+def test_flags_come_and_go_with_what_is_registered():
     for command in ("train", "plan"):
         shown = cli_with_toys(command, "--help-all").stdout
         assert re.search(r"--method NAME .*: .*dpo, .*focal, .*pairs, .*sft\.", " ".join(shown.split()))
@@ -405,7 +401,7 @@ with open_service(Path(sys.argv[1])) as service:
 """
 
 
-def test_a_job_of_the_daemon_trains_by_it(tmp_path: Path) -> None:
+def test_a_job_of_the_daemon_trains_by_it(tmp_path):
     """Every process knows the toys, as each knows the files of edgetune/objectives."""
     (tmp_path / "sitecustomize.py").write_text("import toy_objectives\n")
     path = os.pathsep.join([str(tmp_path), os.environ["PYTHONPATH"]])

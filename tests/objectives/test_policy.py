@@ -7,7 +7,7 @@ from __future__ import annotations
 import itertools
 import json
 import shutil
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
@@ -16,12 +16,10 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from decoder_cases import Case, adapted, distance, hf_projection, in_parts, lora_parameters, make_case, row_order
-from peft import PeftModel
+from decoder_cases import adapted, distance, hf_projection, in_parts, lora_parameters, make_case, row_order
 from policy_cases import LETTERS, PROMPT, ROWS, answers, go, letters, log_probabilities, near, prompts
 from sometimes import mostly_slow
 
-import edgetune
 from edgetune.data.packing import Example, collate
 from edgetune.data.trees import Tree, micro_batches
 from edgetune.errors import DataError, EdgetuneError, Interrupted, MismatchError, UsageError
@@ -47,14 +45,14 @@ pytestmark = pytest.mark.filterwarnings("ignore:`is_gradient_checkpointing` is d
 
 
 @pytest.fixture(scope="module")
-def alike(tmp_path_factory: pytest.TempPathFactory) -> tuple[Case, PeftModel]:
+def alike(tmp_path_factory):
     """A decoder, and the same model in transformers with the same adapter."""
     case = make_case("qwen3", tmp_path_factory.mktemp("case"), kept=2)
     return case, adapted(case)
 
 
 @pytest.fixture(scope="module")
-def whole(bundle: edgetune.Bundle, tmp_path_factory: pytest.TempPathFactory) -> Callable[[Rewarded], Path]:
+def whole(bundle, tmp_path_factory):
     """The folder of an objective's run that nobody stopped, which is made once. Read only."""
     made: dict[Rewarded, Path] = {}
 
@@ -134,7 +132,7 @@ OBJECTIVES = {"grpo": Grpo(loss_type="grpo"),
 
 @pytest.mark.parametrize(("name", "parted"), mostly_slow(itertools.product(OBJECTIVES, (False, True)), [
     *((name, False) for name in OBJECTIVES), ("grpo with all", True), ("rloo with all", True), ("p3o", True)]))
-def test_gradients_equal_the_papers_and_trls(name: str, parted: bool, alike: tuple[Case, PeftModel]) -> None:
+def test_gradients_equal_the_papers_and_trls(name, parted, alike):
     """Answers to a prompt share it, in one forest or behind it; transformers and autograd have each by itself."""
     objective: Policy = OBJECTIVES[name]
     case, peft = alike
@@ -176,7 +174,7 @@ class _Known:
 
 
 @pytest.mark.parametrize("scale", ["group", "batch", "none"])
-def test_advantages_of_grpo_are_trls(scale: str) -> None:
+def test_advantages_of_grpo_are_trls(scale):
     rewards = np.random.default_rng(0).random((5, 4)).astype(np.float32)
     flat = torch.from_numpy(rewards)
     wanted = flat - flat.mean(1, keepdim=True)
@@ -189,7 +187,7 @@ def test_advantages_of_grpo_are_trls(scale: str) -> None:
 
 
 @pytest.mark.parametrize("normalized", [False, True])
-def test_advantages_of_rloo_leave_the_answer_out(normalized: bool) -> None:
+def test_advantages_of_rloo_leave_the_answer_out(normalized):
     rewards = np.random.default_rng(1).random((5, 4)).astype(np.float32)
     wanted = np.array([[row[i] - np.delete(row, i).mean() for i in range(4)] for row in rewards])
     if normalized:
@@ -198,7 +196,7 @@ def test_advantages_of_rloo_leave_the_answer_out(normalized: bool) -> None:
     assert np.allclose(found, wanted, atol=1e-5)
 
 
-def test_rest_keeps_the_best_different_answers() -> None:
+def test_rest_keeps_the_best_different_answers():
     rewards = np.array([[1.0, 2.0, 2.0, 0.5], [0.1, 0.2, 0.3, 0.4]], np.float32)
     repeated = np.array([[False, False, True, False], [False] * 4])
     assert Rest(keep=2).worth(rewards, repeated, 0.0).tolist() == [[1, 1, 0, 0], [0, 0, 0, 0]]
@@ -209,14 +207,14 @@ def test_rest_keeps_the_best_different_answers() -> None:
     assert Agreement().worth(shares, repeated, 0.0).tolist() == [[0.75, 0, 0, 0], [0, 0, 0, 0]]
 
 
-def test_unless_the_objective_says_otherwise_an_answer_is_worth_its_reward() -> None:
+def test_unless_the_objective_says_otherwise_an_answer_is_worth_its_reward():
     """And is held to the reference by the objective alone."""
     rewards = np.random.default_rng(2).random((5, 4)).astype(np.float32)
     assert Ppo().worth(rewards, np.zeros((5, 4), np.bool_), 0.0).tolist() == rewards.tolist()
     assert Ppo().held((5, 4), 0.0).tolist() == np.zeros((5, 4)).tolist()
 
 
-def test_what_is_kept_is_imitated_by_its_weight() -> None:
+def test_what_is_kept_is_imitated_by_its_weight():
     """L = -(1/N) sum r log p over the N tokens that are kept."""
     rng = np.random.default_rng(4)
     examples = [Example(np.arange(n, dtype=np.int32), np.r_[0, np.ones(n - 1)].astype(np.float32), reward=reward)
@@ -229,7 +227,7 @@ def test_what_is_kept_is_imitated_by_its_weight() -> None:
     assert Agreement().count(examples) == 5
 
 
-def test_long_answers_lose_what_dapo_takes_from_them() -> None:
+def test_long_answers_lose_what_dapo_takes_from_them():
     """Equation 13 of the paper, with answers of 100 tokens at most and a band of 20."""
     grpo = Grpo(max_completion_length=100, overlong_tokens=20)
     tokens = np.array([[50, 80, 90, 100]])
@@ -250,8 +248,7 @@ RUNS = {"one update": Grpo(max_completion_length=9),
 
 @pytest.mark.parametrize(("name", "stops"), mostly_slow(itertools.product(RUNS, (7, 61, 130)), [
     *((name, 61) for name in RUNS), ("several", 7), ("several", 130)]))
-def test_stopped_anywhere_it_resumes_to_the_same_bytes(bundle: edgetune.Bundle, name: str, stops: int, tmp_path: Path,
-                                                       whole: Callable[[Rewarded], Path]) -> None:
+def test_stopped_anywhere_it_resumes_to_the_same_bytes(bundle, name, stops, tmp_path, whole):
     """Also in the midst of answers, and between two updates with the same ones."""
     objective = RUNS[name]
     folders = (whole(objective), tmp_path / "out")
@@ -267,8 +264,7 @@ def test_stopped_anywhere_it_resumes_to_the_same_bytes(bundle: edgetune.Bundle, 
     assert told[0] == told[1]
 
 
-def test_the_reference_is_what_training_starts_from(bundle: edgetune.Bundle, tmp_path: Path,
-                                                    whole: Callable[[Rewarded], Path]) -> None:
+def test_the_reference_is_what_training_starts_from(bundle, tmp_path, whole):
     """At the first step nothing is far from it; a resumed run reads it again, and refuses another in its place."""
     shutil.copytree(whole(Grpo(max_completion_length=9)), tmp_path / "start")
     objective = Grpo(max_completion_length=9, beta=0.1)
@@ -293,7 +289,7 @@ def test_the_reference_is_what_training_starts_from(bundle: edgetune.Bundle, tmp
 
 
 @pytest.mark.learning
-def test_a_run_raises_the_reward(bundle: edgetune.Bundle, tmp_path: Path) -> None:
+def test_a_run_raises_the_reward(bundle, tmp_path):
     objective = Grpo(max_completion_length=9, num_generations=8, temperature=1.0)
     events: list[dict[str, Any]] = []
     config = TrainConfig(**{**LETTERS, "steps": 30, "batch_size": 8})
@@ -313,7 +309,7 @@ def test_a_run_raises_the_reward(bundle: edgetune.Bundle, tmp_path: Path) -> Non
     assert held[0]["loss"] == pytest.approx(-held[0]["metrics"]["reward"])
 
 
-def test_reft_imitates_first(bundle: edgetune.Bundle) -> None:
+def test_reft_imitates_first(bundle):
     """The same step as SFT on the same rows, to the same adapter; a row without an answer is refused."""
     common = {**LETTERS, "steps": 1}
     adapters = []
@@ -330,7 +326,7 @@ def test_reft_imitates_first(bundle: edgetune.Bundle) -> None:
         trainer.step()
 
 
-def test_answers_do_not_depend_on_how_many_are_in_progress(bundle: edgetune.Bundle) -> None:
+def test_answers_do_not_depend_on_how_many_are_in_progress(bundle):
     """With a budget that leaves room for fewer of them."""
     found = []
     for live in (8, 3):
@@ -343,7 +339,7 @@ def test_answers_do_not_depend_on_how_many_are_in_progress(bundle: edgetune.Bund
     assert found[0] == found[1]
 
 
-def test_under_a_budget_fewer_answers_are_in_progress(bundle: edgetune.Bundle) -> None:
+def test_under_a_budget_fewer_answers_are_in_progress(bundle):
     """What is traded is said, and the plan is what is allocated."""
     objective = Grpo(max_completion_length=40, num_generations=32)
     free = Trainer(bundle, **LETTERS, objective=objective, rewards=letters)
@@ -367,12 +363,12 @@ def test_under_a_budget_fewer_answers_are_in_progress(bundle: edgetune.Bundle) -
      "messages ends with a message of the assistant"),
     ({"messages": [{"role": "robot", "content": "a"}]}, r"messages\[0\] has the role 'robot'"),
 ])
-def test_rows_that_do_not_ask(bundle: edgetune.Bundle, row: Any, what: str) -> None:
+def test_rows_that_do_not_ask(bundle, row, what):
     with pytest.raises(DataError, match=what):
         prompts(bundle, Grpo(), [row])
 
 
-def test_rewards_that_teach_nothing_are_refused_before_the_first_step(bundle: edgetune.Bundle, tmp_path: Path) -> None:
+def test_rewards_that_teach_nothing_are_refused_before_the_first_step(bundle, tmp_path):
     objective = Grpo(max_completion_length=9)
     for reward, what in ((0.0, "all answers to a prompt have the same reward, 0 in the mean"),
                          (1.0, "all right already")):
@@ -385,7 +381,7 @@ def test_rewards_that_teach_nothing_are_refused_before_the_first_step(bundle: ed
             objective=Rest(max_completion_length=9), rewards=letters)
 
 
-def test_rewards_that_are_none_end_the_run_in_a_sentence(bundle: edgetune.Bundle) -> None:
+def test_rewards_that_are_none_end_the_run_in_a_sentence(bundle):
     with pytest.raises(UsageError, match="grpo needs something that rewards answers"):
         Trainer(bundle, **LETTERS, objective=Grpo())
     for rewards, what in ((lambda _: [], "8 answers were given 0 rewards"),

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from dataclasses import replace
-from pathlib import Path
 
 import numpy as np
 import pytest
@@ -19,7 +18,6 @@ from decoder_cases import (
     make_decoder,
     row_order,
 )
-from peft import PeftModel
 from policy_cases import PROMPT, answers, go, log_probabilities
 
 import edgetune
@@ -41,7 +39,7 @@ PLAIN = replace(PPO, whiten_advantages=False)
 
 
 @pytest.fixture(scope="module")
-def alike(tmp_path_factory: pytest.TempPathFactory) -> tuple[Case, PeftModel]:
+def alike(tmp_path_factory):
     """A decoder, and the same model in transformers with the same adapter."""
     case = make_case("qwen3", tmp_path_factory.mktemp("case"), kept=2)
     return case, adapted(case)
@@ -69,7 +67,7 @@ def plain_gae(rewards: list[float], values: list[float], gamma: float, lam: floa
     return found[::-1]
 
 
-def test_advantages_are_a_plain_gae() -> None:
+def test_advantages_are_a_plain_gae():
     rng = np.random.default_rng(0)
     rewards = rng.normal(size=9)
     values = rng.normal(size=9)
@@ -121,7 +119,7 @@ OBJECTIVES = [PLAIN, PPO, replace(PPO, whiten_rewards=True)]
 @pytest.mark.parametrize("parted", [False, True], ids=["one forest", "behind prefixes"])
 @pytest.mark.parametrize("objective", OBJECTIVES, ids=["plain", "advantages whitened", "rewards too"])
 @pytest.mark.parametrize("again", [False, True], ids=["first update", "later update"])
-def test_gradients_equal_autograd(again: bool, objective: Ppo, parted: bool, alike: tuple[Case, PeftModel]) -> None:
+def test_gradients_equal_autograd(again, objective, parted, alike):
     """Of the adapter, through the value too, and of the value head; over several micro-batches."""
     case, peft = alike
     peft.zero_grad()
@@ -179,8 +177,7 @@ class Known:
 
 
 @pytest.mark.parametrize("stops", [40, 90])
-def test_stopped_between_updates_it_resumes_to_the_same_bytes(bundle: edgetune.Bundle, stops: int,
-                                                              tmp_path: Path) -> None:
+def test_stopped_between_updates_it_resumes_to_the_same_bytes(bundle, stops, tmp_path):
     objective = Ppo(max_completion_length=9, num_generations=2, num_iterations=3)
     go(bundle, tmp_path / "whole", objective)
     asked = iter([False] * stops)
@@ -191,7 +188,7 @@ def test_stopped_between_updates_it_resumes_to_the_same_bytes(bundle: edgetune.B
     assert files[0].read_bytes() == files[1].read_bytes()
 
 
-def test_the_value_head_continues_after_the_end(bundle: edgetune.Bundle, tmp_path: Path) -> None:
+def test_the_value_head_continues_after_the_end(bundle, tmp_path):
     """More epochs begin with it, as with the adapter; where it was not kept, with a new one."""
     objective = Ppo(max_completion_length=9, num_iterations=2)
     out = tmp_path / "out"
@@ -215,7 +212,7 @@ def test_the_value_head_continues_after_the_end(bundle: edgetune.Bundle, tmp_pat
     assert not at_the_beginning(2.0).any()
 
 
-def test_whitening_takes_the_scale_of_rewards_away() -> None:
+def test_whitening_takes_the_scale_of_rewards_away():
     values = np.random.default_rng(0).normal(3, 5, 40)
     assert whitened(values).mean() == pytest.approx(0, abs=1e-9)
     assert whitened(7 * values) == pytest.approx(whitened(values))
@@ -224,7 +221,7 @@ def test_whitening_takes_the_scale_of_rewards_away() -> None:
     assert whitened(np.array([2.0])).tolist() == [2.0]
 
 
-def test_it_trains_with_a_family_of_the_callers(bundle: edgetune.Bundle) -> None:
+def test_it_trains_with_a_family_of_the_callers(bundle):
     """The value head is a head of the network, whatever is trained beside its weights."""
     trainer = edgetune.Trainer(bundle, family=LoraFamily(rank=2), objective=Ppo(max_completion_length=9),
                                rewards=lambda answers: [Reward(float(len(one.text))) for one in answers],

@@ -2,12 +2,9 @@
 paper's formula where TRL has none; and the reference model, which is asked once.
 """
 
-from __future__ import annotations
-
 from collections import defaultdict
 from collections.abc import Sequence
 from dataclasses import replace
-from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
@@ -23,7 +20,6 @@ from hypothesis import strategies as st
 
 from edgetune.data.packing import Batch, Example, collate
 from edgetune.errors import UsageError
-from edgetune.formats.bundle import Bundle
 from edgetune.objectives.base import Objective, Signal, make_objective
 from edgetune.objectives.dpo import Dpo
 from edgetune.objectives.kto import Kto
@@ -176,7 +172,7 @@ def flat_parts(parts: Tensors) -> np.ndarray:
 @pytest.mark.parametrize("objective", DPOS, ids=NAMES)
 @given(found=answers())
 @examples(15)
-def test_weights_of_dpo_equal_trl(objective: Dpo, found: tuple[list[int], Tensors, Tensors]) -> None:
+def test_weights_of_dpo_equal_trl(objective, found):
     sizes, logps, refs = found
     batch = replace(batch_of(sizes), reference=flat_parts(refs))
     signal = objective.weights(flat_parts(logps), batch)
@@ -188,7 +184,7 @@ def test_weights_of_dpo_equal_trl(objective: Dpo, found: tuple[list[int], Tensor
 
 @given(found=answers(), seed=st.integers(0, 99))
 @examples(25)
-def test_weights_of_kto_equal_trl(found: tuple[list[int], Tensors, Tensors], seed: int) -> None:
+def test_weights_of_kto_equal_trl(found, seed):
     sizes, logps, refs = found
     objective = Kto(beta=0.3, desirable_weight=1.5, undesirable_weight=0.5)
     labels = (np.random.default_rng(seed).random(len(sizes)) > 0.4).tolist()
@@ -203,14 +199,14 @@ def test_weights_of_kto_equal_trl(found: tuple[list[int], Tensors, Tensors], see
 
 @given(found=answers())
 @examples(25)
-def test_weights_of_orpo_equal_trl(found: tuple[list[int], Tensors, Tensors]) -> None:
+def test_weights_of_orpo_equal_trl(found):
     sizes, logps, _ = found
     objective = Orpo(beta=0.4)
     batch = batch_of(sizes)
     compare(objective, objective.weights(flat_parts(logps), batch), batch, logps, orpo(objective, logps))
 
 
-def test_orpo_survives_an_answer_that_is_sure() -> None:
+def test_orpo_survives_an_answer_that_is_sure():
     signal = Orpo().weights(np.zeros(7, np.float32), batch_of([3, 4]))
     assert np.isfinite(signal.a).all()
     assert np.isfinite(signal.loss)
@@ -218,7 +214,7 @@ def test_orpo_survives_an_answer_that_is_sure() -> None:
 
 @given(found=answers(), penalty=st.sampled_from([0.0, 1.0, 1.5]), seed=st.integers(0, 99))
 @examples(25)
-def test_weights_of_rrhf_equal_the_papers(found: tuple[list[int], Tensors, Tensors], penalty: float, seed: int) -> None:
+def test_weights_of_rrhf_equal_the_papers(found, penalty, seed):
     """A group of three and one of the others; rewards of which some are equal."""
     sizes, logps, _ = found
     objective = Rrhf(length_penalty=penalty, sft_weight=0.5)
@@ -229,7 +225,7 @@ def test_weights_of_rrhf_equal_the_papers(found: tuple[list[int], Tensors, Tenso
     compare(objective, signal, batch, logps, rrhf(objective, logps, rewards, [3, len(sizes) - 3]))
 
 
-def test_options_that_a_loss_does_not_have_are_refused() -> None:
+def test_options_that_a_loss_does_not_have_are_refused():
     with pytest.raises(UsageError, match=r"label-smoothing is 0.1, and the loss hinge has none"):
         make_objective("dpo", {"loss_type": "hinge", "label_smoothing": 0.1})
     with pytest.raises(UsageError, match=r"label-smoothing is 0.5, the most is 0.499"):
@@ -269,7 +265,7 @@ EVERY = [DPOS[0], Kto(beta=0.5, undesirable_weight=2.0), Orpo(), Rrhf()]
 
 
 @pytest.mark.parametrize("objective", EVERY, ids=[NAMES[0], "kto", "orpo", "rrhf"])
-def test_gradients_equal_autograd(objective: Objective, tmp_path: Path) -> None:
+def test_gradients_equal_autograd(objective, tmp_path):
     """With prefixes that are shared, and relative to the base with the adapter off."""
     case = make_case("gemma3" if objective.name == "rrhf" else "llama", tmp_path)
     groups = [1, 1, 1, 2, 2, 2] if objective.name == "rrhf" else [1, 1, 2, 2, 3, 3]
@@ -304,7 +300,7 @@ def test_gradients_equal_autograd(objective: Objective, tmp_path: Path) -> None:
         assert np.mean(measured.rows) == pytest.approx(wanted, rel=1e-4)
 
 
-def test_how_a_step_is_cut_changes_nothing_that_kto_learns(bundle: Bundle) -> None:
+def test_how_a_step_is_cut_changes_nothing_that_kto_learns(bundle):
     """Its point of reference is of the step, not of a micro-batch."""
     examples = [replace(example, reward=float(i % 3 > 0)) for i, example in enumerate(sequences(8))]
     adapters = []

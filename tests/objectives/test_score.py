@@ -2,8 +2,6 @@
 prompts as a conversation has them, and runs that resume to the same bytes in the midst of their answers.
 """
 
-from __future__ import annotations
-
 import json
 from collections.abc import Sequence
 from pathlib import Path
@@ -88,7 +86,7 @@ def formula(score: Score, is_first_stage: bool, rewards: np.ndarray, logps: Sequ
 
 
 @pytest.mark.parametrize("is_first_stage", [True, False], ids=["first stage", "second stage"])
-def test_gradients_equal_autograd(is_first_stage: bool, tmp_path: Path) -> None:
+def test_gradients_equal_autograd(is_first_stage, tmp_path):
     score = Score(num_generations=G, beta=0.05, first_turn_beta=0.4, progress_weight=3.0)
     case = make_case("llama", tmp_path)
     documents = conversations(case.decoder.shape.n_vocab)
@@ -130,7 +128,7 @@ def data(bundle: edgetune.Bundle, rows: Any = ROWS) -> Dataset:
 
 @pytest.mark.parametrize("asked", [{"prompt": "set it"}, {"messages": [{"role": "system", "content": "be short"},
                                                                        {"role": "user", "content": "set it"}]}])
-def test_the_second_prompt_is_that_of_the_conversation(bundle: edgetune.Bundle, asked: dict[str, Any]) -> None:
+def test_the_second_prompt_is_that_of_the_conversation(bundle, asked):
     tokenizer = Tokenizer(bundle.gguf.path)
     before = asked.get("messages") or [{"role": "user", "content": "set it"}]
     text = tokenizer.render([*before, {"role": "assistant", "content": "on 1"}, {"role": "user", "content": REQUEST}],
@@ -139,7 +137,7 @@ def test_the_second_prompt_is_that_of_the_conversation(bundle: edgetune.Bundle, 
     assert found.tolist() == tokenizer.encode(text, bos=True)
 
 
-def test_both_turns_are_drawn_and_rewarded(bundle: edgetune.Bundle) -> None:
+def test_both_turns_are_drawn_and_rewarded(bundle):
     """Each second answer follows its own first one, and everything fits into what was planned."""
     trainer = Trainer(bundle, **OPTIONS, objective=OWN, rewards=letters)
     trainer.add(ROWS)
@@ -162,7 +160,7 @@ def test_both_turns_are_drawn_and_rewarded(bundle: edgetune.Bundle) -> None:
     assert set(result.metrics) >= {"reward", "reward/first", "corrected", "spoiled", "kl"}
 
 
-def test_a_first_answer_that_grows_in_the_conversation_is_shortened(bundle: edgetune.Bundle) -> None:
+def test_a_first_answer_that_grows_in_the_conversation_is_shortened(bundle):
     """One that was cut within a character is written with another, of more tokens."""
     trainer = Trainer(bundle, **OPTIONS, objective=OWN, rewards=letters)
     trainer.add(ROWS)
@@ -181,7 +179,7 @@ def go(bundle: edgetune.Bundle, out: Path, objective: Score, **options: Any) -> 
 
 
 @pytest.mark.slow
-def test_stopped_anywhere_it_resumes_to_the_same_bytes(bundle: edgetune.Bundle, tmp_path: Path) -> None:
+def test_stopped_anywhere_it_resumes_to_the_same_bytes(bundle, tmp_path):
     """In both stages, between two updates with the same answers, and in their midst."""
     objective = Score(max_completion_length=9, num_generations=2, first_stage_epochs=0.5, num_iterations=2,
                       steps_per_generation=2)
@@ -196,7 +194,7 @@ def test_stopped_anywhere_it_resumes_to_the_same_bytes(bundle: edgetune.Bundle, 
         assert (tmp_path / str(stops) / "adapter.gguf").read_bytes() == wanted
 
 
-def test_rewards_that_teach_nothing_are_refused(bundle: edgetune.Bundle, tmp_path: Path) -> None:
+def test_rewards_that_teach_nothing_are_refused(bundle, tmp_path):
     """Also where the model would be held to what it started from."""
     with pytest.raises(UsageError, match=r"all answers to a prompt have the same reward, 0\.5 in the mean"):
         run(bundle, data(bundle), tmp_path / "out", TrainConfig(**OPTIONS), objective=OWN,
@@ -209,7 +207,7 @@ def common(found: Sequence[Answer]) -> list[Reward]:
 
 
 @pytest.mark.learning
-def test_a_run_raises_the_reward_of_second_answers(bundle: edgetune.Bundle, tmp_path: Path) -> None:
+def test_a_run_raises_the_reward_of_second_answers(bundle, tmp_path):
     """And is measured by it."""
     objective = Score(max_completion_length=9, num_generations=8, first_stage_epochs=10.0)
     config = TrainConfig(**{**OPTIONS, "steps": 12, "batch_size": 4, "lr": 2e-2})

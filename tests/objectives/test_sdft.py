@@ -2,8 +2,6 @@
 tokens, the teacher is what training starts from or what learns, and runs resume to the same bytes.
 """
 
-from __future__ import annotations
-
 import json
 from dataclasses import replace
 from pathlib import Path
@@ -49,7 +47,7 @@ def trainer(bundle: edgetune.Bundle, objective: Sdft) -> Trainer:
     return made
 
 
-def test_the_teacher_reads_the_question_with_its_context(bundle: edgetune.Bundle) -> None:
+def test_the_teacher_reads_the_question_with_its_context(bundle):
     """The same tokens as those of a conversation whose question has the note behind it; a completion is ignored."""
     tokenizer = Tokenizer(bundle.gguf.path)
     row = ROWS[3]
@@ -67,7 +65,7 @@ def test_the_teacher_reads_the_question_with_its_context(bundle: edgetune.Bundle
 
 
 @pytest.mark.parametrize("kind", ["base", "live"])
-def test_a_step_is_that_of_self_distill_on_the_same_tokens(bundle: edgetune.Bundle, kind: str) -> None:
+def test_a_step_is_that_of_self_distill_on_the_same_tokens(bundle, kind):
     """After steps that moved the adapter. Of teachers the base is read with the adapter off, what learns with it."""
     made = trainer(bundle, replace(OWN, teacher_model_kind=kind))
     for _ in range(3):
@@ -99,8 +97,7 @@ def go(bundle: edgetune.Bundle, out: Path, objective: Sdft, **options: Any) -> d
 
 @pytest.mark.parametrize("objective", [replace(OWN, num_iterations=2, steps_per_generation=2),
                                        replace(OWN, teacher_model_kind="live")], ids=["again", "live"])
-def test_stopped_anywhere_it_resumes_to_the_same_bytes(bundle: edgetune.Bundle, objective: Sdft,
-                                                       tmp_path: Path) -> None:
+def test_stopped_anywhere_it_resumes_to_the_same_bytes(bundle, objective, tmp_path):
     go(bundle, tmp_path / "whole", objective)
     wanted = (tmp_path / "whole" / "adapter.gguf").read_bytes()
     for stops in (40, 120):
@@ -113,7 +110,7 @@ def test_stopped_anywhere_it_resumes_to_the_same_bytes(bundle: edgetune.Bundle, 
 
 
 @pytest.mark.learning
-def test_the_student_comes_nearer_to_the_teacher(bundle: edgetune.Bundle, tmp_path: Path) -> None:
+def test_the_student_comes_nearer_to_the_teacher(bundle, tmp_path):
     """As a user types it; held-out questions are answered as they are measured."""
     rows = tmp_path / "rows.jsonl"
     rows.write_text("".join(json.dumps(row) + "\n" for row in ROWS * 3))
@@ -127,7 +124,7 @@ def test_the_student_comes_nearer_to_the_teacher(bundle: edgetune.Bundle, tmp_pa
     assert base.read_objective(made["objective"]) == Sdft(max_completion_length=9, distillation_topk=5)
 
 
-def test_what_the_teacher_reads_is_planned(bundle: edgetune.Bundle) -> None:
+def test_what_the_teacher_reads_is_planned(bundle):
     """The note is longer than the question, and the answer follows both."""
     found = data(bundle).examples
     lengths = OWN.lengths(found, max_length=LENGTH, share=True)

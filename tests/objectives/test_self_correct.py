@@ -1,9 +1,6 @@
 """Self-correction learns what direct preference optimization learns from two-turn pairs that are written by hand."""
 
-from __future__ import annotations
-
 import json
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -42,7 +39,7 @@ def trained(bundle: Bundle, objective: Objective, rows: list[Any]) -> tuple[list
 
 
 @pytest.mark.parametrize("options", [{}, {"loss_type": "ipo", "beta": 0.5, "sft_weight": 0.2}], ids=["default", "ipo"])
-def test_it_is_dpo_on_two_turns(bundle: Bundle, options: dict[str, Any]) -> None:
+def test_it_is_dpo_on_two_turns(bundle, options):
     losses, metrics, adapter = trained(bundle, make_objective("self-correct", options), ROWS)
     wanted, same_metrics, same_adapter = trained(bundle, make_objective("dpo", options), PAIRS)
     assert losses == wanted
@@ -52,7 +49,7 @@ def test_it_is_dpo_on_two_turns(bundle: Bundle, options: dict[str, Any]) -> None
 
 
 @pytest.mark.learning
-def test_train_learns_to_correct_and_to_keep(tmp_path: Path) -> None:
+def test_train_learns_to_correct_and_to_keep(tmp_path):
     """As a user types it; the pairs of questions that were held out are preferred more than before."""
     model = write_tiny(tmp_path / "model.gguf", formats="Q8_0")
     for name, rows in (("attempts", ROWS * 2), ("bad", [*ROWS, {**ROWS[0], "labels": [True, True]}])):

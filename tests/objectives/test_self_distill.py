@@ -2,11 +2,8 @@
 adapter as autograd has them on the whole vocabulary's softmax, and the tokens that the engine finds likeliest.
 """
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 from dataclasses import replace
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -77,8 +74,7 @@ def signal_of(objective: SelfDistill, sizes: Sequence[int], q: np.ndarray, p: np
 @pytest.mark.parametrize("objective", EVERY, ids=IDS)
 @given(found=distributions(), skip=st.integers(0, 3))
 @examples(25)
-def test_weights_equal_autograd(objective: SelfDistill, found: tuple[list[int], np.ndarray, np.ndarray],
-                                skip: int) -> None:
+def test_weights_equal_autograd(objective, found, skip):
     sizes, q, p = found
     objective = replace(objective, num_loss_tokens_to_skip=skip)
     now = torch.from_numpy(p[:, :K]).requires_grad_()
@@ -95,8 +91,7 @@ def test_weights_equal_autograd(objective: SelfDistill, found: tuple[list[int], 
 @pytest.mark.parametrize("objective", EVERY, ids=IDS)
 @given(found=distributions())
 @examples(10)
-def test_losses_and_weights_equal_trls(objective: SelfDistill,
-                                       found: tuple[list[int], np.ndarray, np.ndarray]) -> None:
+def test_losses_and_weights_equal_trls(objective, found):
     """Those of its SDFT with distillation_add_tail: its alpha is 0 for forward KL and 1 for reverse."""
     trl = pytest.importorskip("trl.experimental.sdft.loss_utils")
     sizes, q, p = found
@@ -110,7 +105,7 @@ def test_losses_and_weights_equal_trls(objective: SelfDistill,
     np.testing.assert_allclose(signal.a[:, 1:], -wanted.numpy(), rtol=1e-3, atol=2e-5)
 
 
-def test_a_token_far_from_the_teacher_teaches_nothing() -> None:
+def test_a_token_far_from_the_teacher_teaches_nothing():
     q = np.log(np.array([[0.9, 0.02, 0.02, 0.02, 0.02, 0.02], [0.3, 0.2, 0.2, 0.1, 0.1, 0.1]]))
     p = np.log(np.array([[0.02, 0.9, 0.02, 0.02, 0.02, 0.02], [0.2, 0.3, 0.2, 0.1, 0.1, 0.1]]))
     free = signal_of(EVERY[0], [2], q, p)
@@ -122,7 +117,7 @@ def test_a_token_far_from_the_teacher_teaches_nothing() -> None:
     assert clipped.metrics["teacher_agreement"] == (0.0, 2.0)
 
 
-def test_nothing_is_infinite_where_all_is_among_the_likeliest() -> None:
+def test_nothing_is_infinite_where_all_is_among_the_likeliest():
     q = np.log(np.array([[1 - 4e-9, 1e-9, 1e-9, 1e-9, 1e-9, 1e-30]]))
     for objective in EVERY:
         signal = signal_of(objective, [1], q, q[:, ::-1].copy())
@@ -130,7 +125,7 @@ def test_nothing_is_infinite_where_all_is_among_the_likeliest() -> None:
         assert np.isfinite(signal.loss)
 
 
-def test_an_option_of_another_divergence_is_refused() -> None:
+def test_an_option_of_another_divergence_is_refused():
     with pytest.raises(UsageError, match=r"distillation-alpha is 0.2, and the divergence forward has none"):
         make_objective("self-distill", {"distillation_alpha": 0.2})
     assert make_objective("self-distill", {"distillation_alpha": 0.2, "divergence": "jsd"}).needs_top == 16
@@ -164,7 +159,7 @@ def teachers(case: Case, peft: Any) -> list[torch.Tensor]:
 
 
 @pytest.mark.parametrize("family", ["llama", "gemma3"])
-def test_the_likeliest_tokens_are_transformers(family: str, tmp_path: Path) -> None:
+def test_the_likeliest_tokens_are_transformers(family, tmp_path):
     case = make_case(family, tmp_path)
     taught(case, (6, 9))
     batch = Reference(case.decoder, top=K).add_to(case.batch)
@@ -176,7 +171,7 @@ def test_the_likeliest_tokens_are_transformers(family: str, tmp_path: Path) -> N
 
 
 @pytest.mark.parametrize("objective", EVERY, ids=IDS)
-def test_gradients_equal_autograd(objective: SelfDistill, tmp_path: Path) -> None:
+def test_gradients_equal_autograd(objective, tmp_path):
     """Of the softmax over all tokens, by autograd, with the teacher's likeliest tokens and the rest."""
     case = make_case("llama", tmp_path)
     taught(case, (6, 9, 4, 8, 7, 3))
@@ -201,7 +196,7 @@ def test_gradients_equal_autograd(objective: SelfDistill, tmp_path: Path) -> Non
     assert np.average(measured.rows, weights=sizes) == pytest.approx(wanted, rel=1e-4)
 
 
-def test_behind_a_prefix_they_are_the_same(tmp_path: Path) -> None:
+def test_behind_a_prefix_they_are_the_same(tmp_path):
     """Rows that begin alike, up to within their answers, in parts: the head of each part has its choices."""
     objective = EVERY[2]
     case = make_case("llama", tmp_path)

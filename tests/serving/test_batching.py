@@ -1,7 +1,5 @@
 """The batcher against answers made one by one."""
 
-from __future__ import annotations
-
 import json
 import random
 import re
@@ -11,7 +9,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from batchers import DEADLINE, Known, opened, started, until
+from batchers import DEADLINE, opened, started, until
 from random_adapters import random_pairs, tokens_of, write_adapter
 from tiny import write_tiny
 
@@ -26,8 +24,7 @@ from edgetune.serving.llama import LlamaModel
 
 
 @pytest.mark.parametrize("context", [96, 512])
-def test_together_with_three_adapters_as_one_by_one(each_known: Known, context: int,
-                                                    monkeypatch: pytest.MonkeyPatch) -> None:
+def test_together_with_three_adapters_as_one_by_one(each_known, context, monkeypatch):
     """Where the cache is too small for all that are at work, some are put back and continue later."""
     put_back: list[int] = []
     really = Batcher._put_back
@@ -43,7 +40,7 @@ def test_together_with_three_adapters_as_one_by_one(each_known: Known, context: 
 
 
 @pytest.mark.slow
-def test_many_threads_ask_cancel_load_and_unload(each_known: Known) -> None:
+def test_many_threads_ask_cancel_load_and_unload(each_known):
     """Every answer is whole or, cancelled, the beginning of what it would have been."""
     rows = each_known.rows
     wrong = list[tuple[str, str]]()
@@ -75,7 +72,7 @@ def test_many_threads_ask_cancel_load_and_unload(each_known: Known) -> None:
     assert not wrong
 
 
-def test_a_seed_decides_as_alone(served: LlamaModel, batcher: Batcher) -> None:
+def test_a_seed_decides_as_alone(served, batcher):
     prompts = [tokens_of(12, seed) for seed in range(5)]
     options = {"max_tokens": 20, "temperature": 1.3, "top_k": 0}
     together = [batcher.submit(prompt, seed=seed, **options) for seed, prompt in enumerate(prompts)]
@@ -89,7 +86,7 @@ def test_a_seed_decides_as_alone(served: LlamaModel, batcher: Batcher) -> None:
     assert len(set(texts)) == len(texts)
 
 
-def test_a_grammar_gives_the_same_alone_and_beside_others(tmp_path: Path) -> None:
+def test_a_grammar_gives_the_same_alone_and_beside_others(tmp_path):
     """Others with other grammars, adapters and no grammar at all; those that are greedy and those that are sampled.
     The weights are floats, and answers are short: sums are rounded otherwise beside others, which may decide a race.
     """
@@ -111,7 +108,7 @@ def test_a_grammar_gives_the_same_alone_and_beside_others(tmp_path: Path) -> Non
         assert completion.finish == "length" or set(json.loads(text)) <= {"x", 7}
 
 
-def test_ends(served: LlamaModel, batcher: Batcher, known: list, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_ends(served, batcher, known, monkeypatch):
     adapter, prompt, text = next(row for row in known if len(row[2]) > 4)
     whole = batcher.submit(prompt, adapter=adapter, max_tokens=10)
     assert "".join(whole) == text
@@ -133,7 +130,7 @@ def test_ends(served: LlamaModel, batcher: Batcher, known: list, monkeypatch: py
 # ---- asking, waiting, leaving ----------------------------------------------------------------------------------------
 
 
-def test_wrong_requests_are_refused_at_once(batcher: Batcher) -> None:
+def test_wrong_requests_are_refused_at_once(batcher):
     for options, kind, what in (
         ({"prompt": []}, UsageError, "empty"),
         ({"prompt": tokens_of(512)}, EdgetuneError, "do not fit the context of 512 with an answer"),
@@ -148,7 +145,7 @@ def test_wrong_requests_are_refused_at_once(batcher: Batcher) -> None:
     assert not batcher.busy
 
 
-def test_too_many_are_told_to_come_again(served: LlamaModel) -> None:
+def test_too_many_are_told_to_come_again(served):
     with started(served, parallel=1, queue=2) as batcher:
         first = batcher.submit(tokens_of(9), max_tokens=300)
         until(lambda: batcher.facts()["working"] == 1)
@@ -174,8 +171,7 @@ def test_too_many_are_told_to_come_again(served: LlamaModel) -> None:
         Batcher(served, parallel=16, queue=1)
 
 
-def test_adapters_come_and_go_while_others_answer(batcher: Batcher, files: dict[str, Path], tmp_path: Path,
-                                                  known: list) -> None:
+def test_adapters_come_and_go_while_others_answer(batcher, files, tmp_path, known):
     long = batcher.submit(tokens_of(9), max_tokens=400)
     batcher.load("c", files["b"])
     assert not long.finish
@@ -210,7 +206,7 @@ def test_adapters_come_and_go_while_others_answer(batcher: Batcher, files: dict[
     assert long.text()
 
 
-def test_a_failed_decode_ends_those_at_work_and_no_more(served: LlamaModel, batcher: Batcher, known: list) -> None:
+def test_a_failed_decode_ends_those_at_work_and_no_more(served, batcher, known):
     adapter, prompt, text = known[0]
     cache = served.cache
     cache.batch.add(tokens_of(512), 0, 0, np.zeros(512, np.bool_))
@@ -225,7 +221,7 @@ def test_a_failed_decode_ends_those_at_work_and_no_more(served: LlamaModel, batc
     assert batcher.submit(prompt, adapter=adapter, max_tokens=10).text() == text
 
 
-def test_pieces_reach_who_asked(batcher: Batcher, known: list) -> None:
+def test_pieces_reach_who_asked(batcher, known):
     adapter, prompt, text = known[0]
     told: list[tuple[Completion, str | None, str | None]] = []
     ended = threading.Event()
@@ -254,7 +250,7 @@ def test_pieces_reach_who_asked(batcher: Batcher, known: list) -> None:
     assert other.text() == text
 
 
-def test_it_says_when_it_is_busy(served: LlamaModel) -> None:
+def test_it_says_when_it_is_busy(served):
     told: list[bool] = []
     with started(served, parallel=2) as batcher:
         batcher.on_busy = told.append
@@ -270,7 +266,7 @@ def test_it_says_when_it_is_busy(served: LlamaModel) -> None:
         assert batcher.idle_since > before
 
 
-def test_stopping(served: LlamaModel, known: list) -> None:
+def test_stopping(served, known):
     adapter, prompt, text = known[0]
     batcher = Batcher(served, parallel=2, queue=9)
     refused = (lambda: batcher.submit(prompt), lambda: batcher.load("c", Path("c")))

@@ -1,7 +1,5 @@
 """Which tokens a draw is among, against sorted probabilities in numpy; how often each is drawn, against softmax."""
 
-from __future__ import annotations
-
 from typing import Any
 
 import numpy as np
@@ -42,7 +40,7 @@ def support(logits: np.ndarray, top_k: int, top_p: float, min_p: float) -> set[i
         (900, 0.7, 0),
     ],
 )
-def test_supports(spread: float, top_k: int, top_p: float, min_p: float) -> None:
+def test_supports(spread, top_k, top_p, min_p):
     """Also of flat distributions, of which more entries are needed than are looked for at once."""
     logits = (np.random.default_rng(0).standard_normal((6, 900)) * spread).astype(np.float32)
     sampling = Sampling(temperature=0.7, top_k=top_k, top_p=top_p, min_p=min_p)
@@ -58,7 +56,7 @@ def test_supports(spread: float, top_k: int, top_p: float, min_p: float) -> None
         assert set(np.flatnonzero(row >= limit).tolist()) == support(row, top_k, top_p, min_p)
 
 
-def test_candidates() -> None:
+def test_candidates():
     assert candidates_of(Sampling(), 900) == 0  # greedy
     assert candidates_of(Sampling(**OFF), 900) == 0
     assert candidates_of(Sampling(**OFF | {"top_k": 40}), 900) == 40
@@ -67,7 +65,7 @@ def test_candidates() -> None:
     assert candidates_of(Sampling(**OFF | {"min_p": 0.1}), 900) == 1
 
 
-def test_keys_differ_by_each_part_and_by_nothing_else() -> None:
+def test_keys_differ_by_each_part_and_by_nothing_else():
     parts = [(s, p, k, t) for s in (0, 1, 2**32 - 2) for p in range(5) for k in range(5) for t in range(5)]
     keys = {part: keys_of(part[0], [part[1]], [part[2]], [part[3]]).tobytes() for part in parts}
     assert len(set(keys.values())) == len(parts)
@@ -76,7 +74,7 @@ def test_keys_differ_by_each_part_and_by_nothing_else() -> None:
 
 
 @pytest.mark.parametrize(("temperature", "limited"), [(1.0, False), (0.6, False), (2.0, True)])
-def test_draws_are_those_of_softmax(temperature: float, limited: bool) -> None:
+def test_draws_are_those_of_softmax(temperature, limited):
     """Chi-square over 10,000 draws with other keys: as of answers, 100 prompts by 10 samples by 10 positions."""
     v, d, n, rows = 24, 32, 10_000, 500
     rng = np.random.default_rng(4)
@@ -108,7 +106,7 @@ def test_draws_are_those_of_softmax(temperature: float, limited: bool) -> None:
 
 @pytest.mark.parametrize(("name", "value"), [("grammar", 'root ::= "a"'), ("repeat_penalty", 1.1),
                                              ("logit_bias", ((1, 2.0),)), ("presence_penalty", 0.5)])
-def test_what_only_llama_cpp_does_is_refused(name: str, value: Any) -> None:
+def test_what_only_llama_cpp_does_is_refused(name, value):
     with pytest.raises(UsageError, match=f"{name} is .*answer through llama.cpp"):
         check_sampling(Sampling(**{name: value}))
     with pytest.raises(UsageError, match="top_p is 2"):

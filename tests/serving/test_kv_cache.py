@@ -1,7 +1,5 @@
 """What is computed once and shared, in what order decodes come, and the cache that llama.cpp really has."""
 
-from __future__ import annotations
-
 import threading
 import time
 
@@ -15,12 +13,10 @@ from hypothesis import strategies as st
 from random_adapters import tokens_of
 
 from edgetune.serving import batcher as batching
-from edgetune.serving.batcher import Batcher
 from edgetune.serving.kv_cache import KvCache
-from edgetune.serving.llama import LlamaModel
 
 
-def test_what_begins_alike_is_computed_once(batcher: Batcher, decoded: list) -> None:
+def test_what_begins_alike_is_computed_once(batcher, decoded):
     first = tokens_of(100)
     batcher.submit(first, max_tokens=1).text()
     assert decoded == [(None, batching.TOGETHER), (None, 100 - batching.TOGETHER)]
@@ -43,7 +39,7 @@ def test_what_begins_alike_is_computed_once(batcher: Batcher, decoded: list) -> 
 
 
 @pytest.mark.parametrize("pause", [0.0, 0.02])
-def test_tokens_per_second_are_those_of_the_last_answer(batcher: Batcher, pause: float) -> None:
+def test_tokens_per_second_are_those_of_the_last_answer(batcher, pause):
     """Whatever came before it and however long ago it ended. pause: its reader's, a piece, in seconds."""
     pieces: list[str | None] = []
     batcher.submit(tokens_of(8), max_tokens=20, seed=0, temperature=5.0).text()
@@ -58,7 +54,7 @@ def test_tokens_per_second_are_those_of_the_last_answer(batcher: Batcher, pause:
     assert found * pause * (len(pieces) - 2) <= answer.completion_tokens
 
 
-def test_those_who_come_together_share_too(batcher: Batcher, decoded: list) -> None:
+def test_those_who_come_together_share_too(batcher, decoded):
     with batcher._wake:
         completions = [batcher.submit(tokens_of(300) + tokens_of(5, seed), max_tokens=1) for seed in range(1, 5)]
     for completion in completions:
@@ -68,7 +64,7 @@ def test_those_who_come_together_share_too(batcher: Batcher, decoded: list) -> N
     assert min(completion.cached_tokens for completion in completions[1:]) > 300 - batching.TOGETHER
 
 
-def test_running_answers_do_not_wait_for_a_long_prompt(batcher: Batcher, decoded: list) -> None:
+def test_running_answers_do_not_wait_for_a_long_prompt(batcher, decoded):
     begun = threading.Event()
     running = batcher.submit(tokens_of(20), max_tokens=150, on_piece=lambda *_: begun.set())
     assert begun.wait(DEADLINE)
@@ -81,7 +77,7 @@ def test_running_answers_do_not_wait_for_a_long_prompt(batcher: Batcher, decoded
     assert parts[:6] == [20] + [most] * 4 + [300 - 4 * (most - 1) + 1]
 
 
-def test_adapters_take_turns(batcher: Batcher, decoded: list) -> None:
+def test_adapters_take_turns(batcher, decoded):
     with batcher._wake:  # all three begin together
         completions = [batcher.submit(tokens_of(9), adapter=name, max_tokens=20) for name in ADAPTERS]
     assert [completion.text() and completion.completion_tokens for completion in completions] == [20] * 3
@@ -92,7 +88,7 @@ def test_adapters_take_turns(batcher: Batcher, decoded: list) -> None:
 
 @examples(60)
 @given(st.data())
-def test_cells_are_those_of_llama_cpp(served: LlamaModel, data: st.DataObject) -> None:
+def test_cells_are_those_of_llama_cpp(served, data):
     """Random beginnings, growth and ends: every sequence is in llama.cpp as we say, and cells are counted once."""
     context = served.cache
     sequences = KvCache(context)

@@ -1,8 +1,5 @@
 """Log-probabilities of prompts, computed in pieces beside answers of others."""
 
-from __future__ import annotations
-
-from pathlib import Path
 
 import llama_cpp
 import numpy as np
@@ -19,12 +16,12 @@ LENGTHS = (1, 2, 17, 90, 130, 90)
 
 
 @pytest.fixture(scope="module")
-def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
+def model(tmp_path_factory):
     """Of floats, whose sums hardly depend on what is computed beside them."""
     return write_tiny(tmp_path_factory.mktemp("model") / "tiny.gguf", n_context=CONTEXT)
 
 
-def test_they_are_llama_cpps_whatever_is_computed_beside_them(model: Path, tmp_path: Path):
+def test_they_are_llama_cpps_whatever_is_computed_beside_them(model, tmp_path):
     prompts = [tokens_of(length, seed) for seed, length in enumerate(LENGTHS)]
     prompts[-1] = prompts[3]  # which the cache holds by then
     truth = llama_cpp.Llama(str(model), n_ctx=CONTEXT, logits_all=True, verbose=False)
@@ -56,7 +53,7 @@ def test_they_are_llama_cpps_whatever_is_computed_beside_them(model: Path, tmp_p
         batcher.stop()
 
 
-def test_no_more_logits_are_held_than_are_reserved(model: Path, monkeypatch: pytest.MonkeyPatch):
+def test_no_more_logits_are_held_than_are_reserved(model, monkeypatch):
     with LlamaModel(model, context=CONTEXT, threads=1) as served:
         rows: list[int] = []
         decode = served.cache.decode
@@ -70,7 +67,7 @@ def test_no_more_logits_are_held_than_are_reserved(model: Path, monkeypatch: pyt
         batcher.stop()
 
 
-def test_no_tokens_are_refused_without_the_prompts(model: Path):
+def test_no_tokens_are_refused_without_the_prompts(model):
     with LlamaModel(model, context=CONTEXT, threads=1) as served:
         with pytest.raises(UsageError, match="max_tokens is 0"):
             served.prepare([5], 0, ())

@@ -3,10 +3,7 @@
 llama.cpp's kernels round by the number of tokens that are computed at once: those of Q4_K on most CPUs.
 """
 
-from __future__ import annotations
-
 import random
-from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
@@ -35,7 +32,7 @@ def models() -> list[object]:
 
 
 @pytest.fixture(scope="module", params=models(), ids=["tiny", "SmolLM2"][: len(models())])
-def served(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Iterator[LlamaModel]:
+def served(request, tmp_path_factory):
     path = tmp_path_factory.mktemp("model") / "model.gguf"
     if request.param == "tiny":
         write_tiny(path, formats="F16", n_context=2048)
@@ -54,7 +51,7 @@ def facts(completion: Completion) -> tuple[str, list[float | None]]:
     return text, [found.logprob for found in completion.logprobs]
 
 
-def test_answers_with_a_seed_repeat_in_any_order_and_company(served: LlamaModel) -> None:
+def test_answers_with_a_seed_repeat_in_any_order_and_company(served):
     batcher = Batcher(served, parallel=PARALLEL, queue=64)
     batcher.start()
     try:
@@ -73,7 +70,7 @@ def test_answers_with_a_seed_repeat_in_any_order_and_company(served: LlamaModel)
         batcher.stop()
 
 
-def test_what_repeats_shares_what_it_begins_with(served: LlamaModel) -> None:
+def test_what_repeats_shares_what_it_begins_with(served):
     batcher = Batcher(served, parallel=PARALLEL, queue=64)
     batcher.start()
     try:
@@ -85,7 +82,7 @@ def test_what_repeats_shares_what_it_begins_with(served: LlamaModel) -> None:
         batcher.stop()
 
 
-def test_answers_to_many_prompts_do_not_depend_on_the_others(served: LlamaModel) -> None:
+def test_answers_to_many_prompts_do_not_depend_on_the_others(served):
     prompts = [prompt(served, question) for question in QUESTIONS]
     alone = [next(iter(served.complete([text], 8)))[1] for text in prompts]
     for seed in range(2):
@@ -94,7 +91,7 @@ def test_answers_to_many_prompts_do_not_depend_on_the_others(served: LlamaModel)
         assert [found[order.index(i)] for i in range(len(prompts))] == alone
 
 
-def test_log_probabilities_do_not_depend_on_what_was_computed_before(served: LlamaModel) -> None:
+def test_log_probabilities_do_not_depend_on_what_was_computed_before(served):
     tokens = [served.tokenizer.encode(prompt(served, question), bos=True) for question in QUESTIONS]
     served.reset()
     before = [served.logprobs(ids) for ids in tokens]

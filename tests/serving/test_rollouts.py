@@ -1,12 +1,9 @@
 """Answers by the trainer's engine, against transformers and its own log-probabilities, alone and in company."""
 
-from __future__ import annotations
-
 import gc
 import weakref
 from collections.abc import Sequence
 from dataclasses import replace
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -64,12 +61,12 @@ def answer(case: Case, prompts: Sequence[np.ndarray], sampling: Sampling, tokens
 
 
 @pytest.fixture(scope="module")
-def llama(tmp_path_factory: pytest.TempPathFactory) -> Case:
+def llama(tmp_path_factory):
     return make_case("llama", tmp_path_factory.mktemp("llama"))
 
 
 @pytest.mark.parametrize("name", FAMILIES)
-def test_greedy_answers_equal_transformers(name: str, tmp_path: Path) -> None:
+def test_greedy_answers_equal_transformers(name, tmp_path):
     """With a LoRA, of every family: windows, norms of queries and keys, norms after projections."""
     case = make_case(name, tmp_path)
     prompts = prompts_of(case.decoder.shape.n_vocab)
@@ -86,7 +83,7 @@ def test_greedy_answers_equal_transformers(name: str, tmp_path: Path) -> None:
 
 @pytest.mark.parametrize(("precision", "limit"), [("exact", 1e-5), ("fast", 0.01), ("int8", 0.05)])
 @pytest.mark.parametrize("name", ["llama", "gemma3"])
-def test_log_probabilities_are_those_of_the_trainer(name: str, precision: str, limit: float, tmp_path: Path) -> None:
+def test_log_probabilities_are_those_of_the_trainer(name, precision, limit, tmp_path):
     case = make_case(name, tmp_path)
     prompts = prompts_of(case.decoder.shape.n_vocab)
     found = answer(case, prompts, WARM, samples=2, precision=precision)
@@ -107,7 +104,7 @@ def test_log_probabilities_are_those_of_the_trainer(name: str, precision: str, l
 
 @pytest.mark.parametrize("sampling", [WARM, replace(WARM, temperature=0.8, top_k=20, top_p=0.9)],
                          ids=["all", "likeliest"])
-def test_answers_do_not_depend_on_their_company(llama: Case, sampling: Sampling) -> None:
+def test_answers_do_not_depend_on_their_company(llama, sampling):
     """To the bit: alone, in pairs, all at once, and where only some of them are asked for again."""
     prompts = prompts_of(llama.decoder.shape.n_vocab)
     together = answer(llama, prompts, sampling, samples=3)
@@ -122,7 +119,7 @@ def test_answers_do_not_depend_on_their_company(llama: Case, sampling: Sampling)
     assert [r.tokens.tobytes() for r in other] != [r.tokens.tobytes() for r in together]
 
 
-def test_answers_end_by_token_by_watch_and_by_budget(llama: Case) -> None:
+def test_answers_end_by_token_by_watch_and_by_budget(llama):
     prompts = prompts_of(llama.decoder.shape.n_vocab)
     whole = answer(llama, prompts, WARM, 30)
     ends = set(whole[1].tokens[7:9].tolist())
@@ -140,7 +137,7 @@ def test_answers_end_by_token_by_watch_and_by_budget(llama: Case) -> None:
     assert cut[4].tokens.size <= 6
 
 
-def test_drawn_is_the_probability_among_what_was_allowed(llama: Case) -> None:
+def test_drawn_is_the_probability_among_what_was_allowed(llama):
     """At temperature 1 it is log p of the token less that of all that top_k allows."""
     prompts = prompts_of(llama.decoder.shape.n_vocab)
     found = answer(llama, prompts[:3], replace(WARM, top_k=4), 6, samples=2)
@@ -159,7 +156,7 @@ def llama_logits(case: Case, tokens: np.ndarray) -> np.ndarray:
     return decoder.logits(collate([Example(tokens.astype(np.int32), np.zeros(tokens.size, np.float32))]))
 
 
-def test_a_budget_holds_as_many_answers_as_fit() -> None:
+def test_a_budget_holds_as_many_answers_as_fit():
     plan = AnswerPlan(64, 8, 100, 50)
     assert (plan.prompts, plan.answer_blocks, plan.blocks) == (9, 4, 9 * 7 + 64 * 4)
 
@@ -175,7 +172,7 @@ def test_a_budget_holds_as_many_answers_as_fit() -> None:
         fitting(plan, needs, (least - 1) << 20, "--memory 110M")
 
 
-def test_a_decoder_goes_with_the_answers_that_it_made(llama: Case) -> None:
+def test_a_decoder_goes_with_the_answers_that_it_made(llama):
     """No circle of references keeps its arena until it is looked for."""
     gc.disable()
     try:
@@ -189,7 +186,7 @@ def test_a_decoder_goes_with_the_answers_that_it_made(llama: Case) -> None:
         gc.enable()
 
 
-def test_what_cannot_be_answered_is_refused(llama: Case) -> None:
+def test_what_cannot_be_answered_is_refused(llama):
     plan = AnswerPlan(4, 1, 10, 10)
     decoder = opened(llama, plan)
     prompt = np.arange(5, dtype=np.int32)
@@ -202,7 +199,7 @@ def test_what_cannot_be_answered_is_refused(llama: Case) -> None:
             Rollouts(decoder, plan, asked)
 
 
-def test_an_adapter_that_is_not_finite_is_told(llama: Case) -> None:
+def test_an_adapter_that_is_not_finite_is_told(llama):
     broken = {name: Pair(pair.a * np.float32("nan"), pair.b, pair.scale) for name, pair in llama.pairs.items()}
     with pytest.raises(NumericsError, match="not finite"):
         answer(replace(llama, pairs=broken), prompts_of(400)[:2], WARM)

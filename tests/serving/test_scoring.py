@@ -1,7 +1,5 @@
 """Log-probabilities within a memory budget: fewer tokens at once, then streamed weights, and the same numbers."""
 
-from __future__ import annotations
-
 import re
 
 import numpy as np
@@ -22,7 +20,7 @@ MIB = 1 << 20
 
 
 @pytest.fixture(autouse=True)
-def process(monkeypatch: pytest.MonkeyPatch) -> None:
+def process(monkeypatch):
     """A process of no size, so that a budget is that of the scorer alone."""
     monkeypatch.setattr(scoring.device, "rss", lambda: 0)
     monkeypatch.setattr(scoring, "GROWTH", 0)
@@ -49,7 +47,7 @@ def least(bundle: Bundle) -> int:
     return int(needed[1]) * MIB
 
 
-def test_a_small_budget_computes_less_at_once_streams_and_finds_the_same(bundle: Bundle) -> None:
+def test_a_small_budget_computes_less_at_once_streams_and_finds_the_same(bundle):
     wide = opened(bundle, 1 << 30)
     assert (wide.run.max_tokens, wide.stream.streamed) == (8 * TOKENS, 0)
     budgets = np.linspace(1 << 16, 64 * MIB, 200, dtype=int)
@@ -65,5 +63,5 @@ def test_a_small_budget_computes_less_at_once_streams_and_finds_the_same(bundle:
         assert np.allclose(logps(decoder), wanted, rtol=1e-5, atol=1e-5)
 
 
-def test_what_is_named_as_the_least_suffices(bundle: Bundle) -> None:
+def test_what_is_named_as_the_least_suffices(bundle):
     opened(bundle, least(bundle))

@@ -1,9 +1,6 @@
 """edgetune.serving.llama, context and sampling against llama_cpp's own high-level class and against merged weights."""
 
-from __future__ import annotations
-
 import json
-from collections.abc import Iterator
 from pathlib import Path
 
 import llama_cpp
@@ -21,13 +18,13 @@ from edgetune.serving.llama import LlamaModel
 
 
 @pytest.fixture(scope="module")
-def served(tiny_llama: Path) -> Iterator[LlamaModel]:
+def served(tiny_llama):
     with LlamaModel(tiny_llama, threads=1) as served:
         yield served
 
 
 @pytest.fixture(autouse=True)
-def _clean(request: pytest.FixtureRequest) -> None:
+def _clean(request):
     """Tests share one model; each finds it without adapters and with an empty cache."""
     if "served" in request.fixturenames:
         served = request.getfixturevalue("served")
@@ -68,14 +65,14 @@ def merged_logits(base: Path, pairs: Pairs, scales: dict[str, float], tokens: li
 
 
 @pytest.mark.parametrize("architecture", list(tiny.SHAPES))
-def test_logits_are_llama_cpps(tiny_models: dict[str, Path], architecture: str) -> None:
+def test_logits_are_llama_cpps(tiny_models, architecture):
     tokens = tokens_of(60)
     with LlamaModel(tiny_models[architecture], threads=1) as served:
         got = served.logits(tokens)
     np.testing.assert_allclose(got, reference_logits(tiny_models[architecture], tokens), atol=1e-4)
 
 
-def test_smollm2_says_what_llama_cpp_says(smollm2: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_smollm2_says_what_llama_cpp_says(smollm2, monkeypatch):
     monkeypatch.setattr("edgetune.llamacpp.library._may_lose_tiles", lambda: False)  # as llama_cpp opens it
     model = llama_cpp.Llama(str(smollm2), n_ctx=512, n_threads=1, flash_attn=True, verbose=False)
     messages = [{"role": "system", "content": "Be brief."}, {"role": "user", "content": "Name three colours."}]
@@ -88,7 +85,7 @@ def test_smollm2_says_what_llama_cpp_says(smollm2: Path, monkeypatch: pytest.Mon
     assert len(pieces) > 5  # it streams
 
 
-def test_logprobs_of_a_long_text(tmp_path: Path) -> None:
+def test_logprobs_of_a_long_text(tmp_path):
     path = tiny.write_tiny(tmp_path / "long.gguf", n_context=1024)
     tokens = tokens_of(BATCH + OUTPUTS + 9)
     truth = log_softmax(reference_logits(path, tokens, n_ctx=1024))
@@ -110,7 +107,7 @@ def test_logprobs_of_a_long_text(tmp_path: Path) -> None:
 # ---- the cache -------------------------------------------------------------------------------------------------------
 
 
-def test_a_known_beginning_is_not_computed_again(served: LlamaModel) -> None:
+def test_a_known_beginning_is_not_computed_again(served):
     first = tokens_of(80)
     second = tokens_of(70) + tokens_of(25, seed=1)
     whole = served.logprobs(second)
@@ -132,7 +129,7 @@ def test_a_known_beginning_is_not_computed_again(served: LlamaModel) -> None:
     np.testing.assert_array_equal(reused[81:], whole[81:])
 
 
-def test_streams_may_take_turns(served: LlamaModel) -> None:
+def test_streams_may_take_turns(served):
     prompts = decided_prompts(served, [12, 12], 12, [])
     alone = ["".join(served.generate(prompt, max_tokens=12)) for prompt in prompts]
     streams = [served.generate(prompt, max_tokens=12) for prompt in prompts]
@@ -147,8 +144,7 @@ def test_streams_may_take_turns(served: LlamaModel) -> None:
 @pytest.mark.parametrize(("architecture", "context", "longest"), [
     ("llama", 512, 9), ("llama", 512, 90), ("llama", 300, 280), ("gemma3", 128, 9),
 ])
-def test_answers_together_are_answers_one_by_one(tiny_models: dict[str, Path], architecture: str, context: int,
-                                                 longest: int) -> None:
+def test_answers_together_are_answers_one_by_one(tiny_models, architecture, context, longest):
     lengths = [12 + longest * i // (PARALLEL + 7) for i in range(PARALLEL + 7)]
     budgets = [2 + i % 5 for i in range(len(lengths))]
     with LlamaModel(tiny_models[architecture], context=context, threads=1) as served:
@@ -162,7 +158,7 @@ def test_answers_together_are_answers_one_by_one(tiny_models: dict[str, Path], a
     assert len(set(alone)) > len(prompts) // 2
 
 
-def test_abandoned_answers_leave_nothing_behind(tiny_llama: Path) -> None:
+def test_abandoned_answers_leave_nothing_behind(tiny_llama):
     with LlamaModel(tiny_llama, context=512, threads=1) as served:
         *prompts, long = decided_prompts(served, [25] * PARALLEL + [200], 4, [])
         expected = dict(served.complete(prompts, 4))
@@ -176,7 +172,7 @@ def test_abandoned_answers_leave_nothing_behind(tiny_llama: Path) -> None:
 # ---- adapters --------------------------------------------------------------------------------------------------------
 
 
-def test_switching_adapters_equals_fresh_loads(served: LlamaModel, tiny_llama: Path, tmp_path: Path) -> None:
+def test_switching_adapters_equals_fresh_loads(served, tiny_llama, tmp_path):
     def measure(model: LlamaModel) -> np.ndarray:
         return model.logprobs(tokens_of(30), np.arange(30) > 20)  # the first 20 tokens come from the cache if they may
 
@@ -205,7 +201,7 @@ def test_switching_adapters_equals_fresh_loads(served: LlamaModel, tiny_llama: P
 
 
 @pytest.mark.parametrize(("alpha", "scale"), [(6.0, 1.0), (6.0, 0.5), (0.0, 1.0)])
-def test_scale_is_alpha_over_each_tensors_rank(tiny_llama: Path, tmp_path: Path, alpha: float, scale: float) -> None:
+def test_scale_is_alpha_over_each_tensors_rank(tiny_llama, tmp_path, alpha, scale):
     tokens = tokens_of(30)
     pairs = random_pairs(tiny_llama, {name: rank for rank, name in enumerate(SEVEN, start=1)}, 3)
     scales = {stem: scale * (alpha / a.shape[0] if alpha else 1.0) for stem, (a, _) in pairs.items()}
@@ -216,7 +212,7 @@ def test_scale_is_alpha_over_each_tensors_rank(tiny_llama: Path, tmp_path: Path,
     np.testing.assert_allclose(got, merged_logits(tiny_llama, pairs, scales, tokens, tmp_path / "m.gguf"), atol=2e-3)
 
 
-def test_every_adapter_is_freed_once(tiny_llama: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_every_adapter_is_freed_once(tiny_llama, tmp_path, monkeypatch):
     file = write_adapter(tmp_path / "a.gguf", random_pairs(tiny_llama, {"attn_q": 2}, 7), 2.0)
     made = []
     freed = []
@@ -235,7 +231,7 @@ def test_every_adapter_is_freed_once(tiny_llama: Path, tmp_path: Path, monkeypat
     assert len(made) == 2
 
 
-def test_a_folder_is_an_adapter(served: LlamaModel, tiny_llama: Path, tmp_path: Path) -> None:
+def test_a_folder_is_an_adapter(served, tiny_llama, tmp_path):
     write_adapter(tmp_path / "adapter.gguf", random_pairs(tiny_llama, {"attn_v": 2}, 4), 2.0)
     (tmp_path / "run.json").write_text(json.dumps({"seed": 0}))
     base = served.logits(tokens_of(5))
@@ -244,7 +240,7 @@ def test_a_folder_is_an_adapter(served: LlamaModel, tiny_llama: Path, tmp_path: 
     assert np.abs(served.logits(tokens_of(5)) - base).max() > 1e-3
 
 
-def test_wrong_adapters_are_refused(served: LlamaModel, tiny_llama: Path, tmp_path: Path) -> None:
+def test_wrong_adapters_are_refused(served, tiny_llama, tmp_path):
     pairs = random_pairs(tiny_llama, {"attn_q": 2}, 5)
     good = write_adapter(tmp_path / "good.gguf", pairs, 2.0)
     other = write_adapter(tmp_path / "other.gguf", pairs, 2.0, edgetune__base_fingerprint="sha256:" + "0" * 64)
@@ -274,7 +270,7 @@ def test_wrong_adapters_are_refused(served: LlamaModel, tiny_llama: Path, tmp_pa
 # ---- sampling -----------------------------------------------------------------------------------------------
 
 
-def test_a_seed_decides(served: LlamaModel) -> None:
+def test_a_seed_decides(served):
     def sample(seed: int | None) -> str:
         served.reset()
         return "".join(served.generate(tokens_of(8), max_tokens=20, temperature=1.2, top_k=0, top_p=1.0, seed=seed))
@@ -283,7 +279,7 @@ def test_a_seed_decides(served: LlamaModel) -> None:
     assert sample(None) == sample(0)
 
 
-def test_narrow_filters_are_greedy(served: LlamaModel) -> None:
+def test_narrow_filters_are_greedy(served):
     prompt = tokens_of(8)
     greedy = "".join(served.generate(prompt, max_tokens=16))
     for options in ({"top_k": 1}, {"top_p": 0.0}, {"min_p": 1.0}):
@@ -291,7 +287,7 @@ def test_narrow_filters_are_greedy(served: LlamaModel) -> None:
         assert "".join(served.generate(prompt, max_tokens=16, temperature=5.0, **options)) == greedy
 
 
-def test_a_stop_string_ends_the_text_and_stays_out(smollm2: Path) -> None:
+def test_a_stop_string_ends_the_text_and_stays_out(smollm2):
     with LlamaModel(smollm2, context=256, threads=1) as served:
         prompt = "1, 2, 3, 4, 5, 6,"
         whole = "".join(served.generate(prompt, max_tokens=16))
@@ -304,7 +300,7 @@ def test_a_stop_string_ends_the_text_and_stays_out(smollm2: Path) -> None:
 # ---- limits and errors -----------------------------------------------------------------------------------------------
 
 
-def test_generation_ends_with_budget_or_context(tiny_llama: Path) -> None:
+def test_generation_ends_with_budget_or_context(tiny_llama):
     with LlamaModel(tiny_llama, context=32, threads=1) as served:
         assert served.context == 32
         counted = []
@@ -318,7 +314,7 @@ def test_generation_ends_with_budget_or_context(tiny_llama: Path) -> None:
         assert len(counted) == 22 + 2
 
 
-def test_text_that_cannot_fit_is_not_tokenized(tiny_llama: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_text_that_cannot_fit_is_not_tokenized(tiny_llama, monkeypatch):
     """llama.cpp takes a minute for 1 MB of special tokens."""
     with LlamaModel(tiny_llama, context=32, threads=1) as served:
         longest = max((served.tokenizer.piece(i) for i in range(served.tokenizer.n_vocab)), key=len).decode()
@@ -329,7 +325,7 @@ def test_text_that_cannot_fit_is_not_tokenized(tiny_llama: Path, monkeypatch: py
             served.generate(longest * 33)
 
 
-def test_generation_ends_at_an_end_token(served: LlamaModel) -> None:
+def test_generation_ends_at_an_end_token(served):
     taken: list[int] = []
     prompt = decided_prompts(served, [9], 8, [])[0]
     before = "".join(served.generate(prompt, max_tokens=8))
@@ -353,7 +349,7 @@ def test_generation_ends_at_an_end_token(served: LlamaModel) -> None:
     assert together == {0: text}
 
 
-def test_bad_values_get_one_sentence(served: LlamaModel, tiny_llama: Path) -> None:
+def test_bad_values_get_one_sentence(served, tiny_llama):
     for options, words in (
         ({"max_tokens": 0}, "max_tokens is 0"), ({"temperature": -1.0}, "temperature is -1"),
         ({"temperature": float("nan")}, "temperature is nan"), ({"top_p": 1.5}, "top_p is 1.5"),
@@ -378,7 +374,7 @@ def test_bad_values_get_one_sentence(served: LlamaModel, tiny_llama: Path) -> No
     assert Sampling().check() == Sampling()
 
 
-def test_bad_models_are_refused(tiny_llama: Path, tmp_path: Path) -> None:
+def test_bad_models_are_refused(tiny_llama, tmp_path):
     with pytest.raises(FormatError, match=r"absent\.gguf"):
         LlamaModel(tmp_path / "absent.gguf")
     cut = tmp_path / "cut.gguf"

@@ -1,7 +1,5 @@
 """edgetune.serving.llama: what a model leaves behind: descriptors, maps, words, the file that says that it answers."""
 
-from __future__ import annotations
-
 import gc
 import os
 from pathlib import Path
@@ -14,7 +12,7 @@ from edgetune.machine.sensors import Sensors, answering
 from edgetune.serving.llama import LlamaModel
 
 
-def test_close_gives_everything_back(tiny_llama: Path, tmp_path: Path) -> None:
+def test_close_gives_everything_back(tiny_llama, tmp_path):
     adapter = write_adapter(tmp_path / "a.gguf", random_pairs(tiny_llama, {"attn_q": 2}, 6), 2.0)
 
     def held() -> tuple[int, int]:
@@ -43,7 +41,7 @@ def refuses_all_work(closed: LlamaModel, adapter: Path) -> None:
     closed.close()
 
 
-def test_nothing_is_printed(tiny_llama: Path, capfd: pytest.CaptureFixture[str]) -> None:
+def test_nothing_is_printed(tiny_llama, capfd):
     with LlamaModel(tiny_llama, threads=1) as served:
         list(served.generate("the light", max_tokens=3))
         with pytest.raises(EdgetuneError):

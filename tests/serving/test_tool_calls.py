@@ -1,7 +1,5 @@
 """Calls of tools in text, however it is cut, and the forms in which templates write them."""
 
-from __future__ import annotations
-
 import json
 from itertools import pairwise
 

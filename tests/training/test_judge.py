@@ -1,8 +1,5 @@
 """The base as a judge within training: what llama.cpp says of the same conversations."""
 
-from __future__ import annotations
-
-from pathlib import Path
 
 import pytest
 
@@ -19,7 +16,7 @@ ASKED = [[{"role": "user", "content": text}] for text in ("turn on lamp 1", "off
 
 
 @pytest.mark.parametrize("micro_batch", [1024, 128], ids=["whole", "behind a prefix"])
-def test_probabilities_are_those_of_llama_cpp(tiny_llama: Path, micro_batch: int) -> None:
+def test_probabilities_are_those_of_llama_cpp(tiny_llama, micro_batch):
     """Whatever the adapter has become; a conversation that does not fit has none."""
     trainer = Trainer(tiny_llama, objective=Grpo(max_completion_length=8), rewards=lambda a: [Reward(0.0)] * len(a),
                       max_length=96, precision="exact", micro_batch=micro_batch, threads=2)

@@ -2,8 +2,6 @@
 not again by a resume or by a second run on the same rows.
 """
 
-from __future__ import annotations
-
 import json
 from dataclasses import replace
 from pathlib import Path
@@ -13,9 +11,8 @@ import numpy as np
 import pytest
 from counting import OPTIONS
 
-import edgetune
 from edgetune.data import preferences
-from edgetune.data.dataset import Dataset, load_rows
+from edgetune.data.dataset import load_rows
 from edgetune.data.packing import Example
 from edgetune.disk import cache_folder
 from edgetune.errors import Interrupted, MismatchError
@@ -35,12 +32,12 @@ DPO = Dpo(beta=1.0)
 
 
 @pytest.fixture(autouse=True)
-def empty_cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def empty_cache(tmp_path, monkeypatch):
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
 
 
 @pytest.fixture
-def asked(monkeypatch: pytest.MonkeyPatch) -> list[Example]:
+def asked(monkeypatch):
     """The examples that the reference was asked about."""
     found: list[Example] = []
     add = Reference.add
@@ -54,14 +51,14 @@ def asked(monkeypatch: pytest.MonkeyPatch) -> list[Example]:
 
 
 @pytest.fixture
-def sets(bundle: edgetune.Bundle) -> tuple[Dataset, Dataset]:
+def sets(bundle):
     tokenizer = Tokenizer(bundle.gguf.path)
     learned, held = (load_rows(part, tokenizer, max_length=48, parser=preferences) for part in (ROWS[:6], ROWS[6:]))
     return learned, held
 
 
 @pytest.fixture
-def start(bundle: edgetune.Bundle, sets: tuple[Dataset, Dataset], tmp_path: Path) -> Path:
+def start(bundle, sets, tmp_path):
     """An adapter that differs from the base, by another run."""
     folder = tmp_path / "start"
     run(bundle, sets[0], folder, replace(CONFIG, seed=3, lr=0.05), objective=DPO)
@@ -78,8 +75,7 @@ def stop_after(calls: int) -> Any:
     return lambda: next(left, True)
 
 
-def test_a_second_run_and_a_resume_ask_nothing(bundle: edgetune.Bundle, sets: tuple[Dataset, Dataset], tmp_path: Path,
-                                               asked: list[Example]) -> None:
+def test_a_second_run_and_a_resume_ask_nothing(bundle, sets, tmp_path, asked):
     learned, held = sets
     run(bundle, learned, tmp_path / "first", CONFIG, held_out=held, objective=DPO)
     assert len(asked) == 16  # both answers of all pairs
@@ -103,9 +99,7 @@ def test_a_second_run_and_a_resume_ask_nothing(bundle: edgetune.Bundle, sets: tu
                                   lambda path: path.write_bytes(path.read_bytes()[:-200])],
                          ids=["gone", "no file", "cut"])
 @pytest.mark.parametrize("calls", [3, 60], ids=["while it is asked", "in training"])
-def test_the_reference_is_the_adapter_that_training_starts_from(
-        bundle: edgetune.Bundle, sets: tuple[Dataset, Dataset], start: Path, tmp_path: Path, asked: list[Example],
-        harm: Any, calls: int) -> None:
+def test_the_reference_is_the_adapter_that_training_starts_from(bundle, sets, start, tmp_path, asked, harm, calls):
     """At first both are the same, so that the loss is log 2; also where the values are lost, and asked for again."""
     learned, held = sets
     whole = tmp_path / "whole"
@@ -124,8 +118,7 @@ def test_the_reference_is_the_adapter_that_training_starts_from(
     assert (out / "adapter.gguf").read_bytes() == (whole / "adapter.gguf").read_bytes()
 
 
-def test_another_adapter_in_the_place_of_the_reference_is_refused(
-        bundle: edgetune.Bundle, sets: tuple[Dataset, Dataset], start: Path, tmp_path: Path) -> None:
+def test_another_adapter_in_the_place_of_the_reference_is_refused(bundle, sets, start, tmp_path):
     out = tmp_path / "out"
     with pytest.raises(Interrupted):
         run(bundle, sets[0], out, CONFIG, objective=DPO, start=start,
@@ -139,8 +132,7 @@ def test_another_adapter_in_the_place_of_the_reference_is_refused(
         run(bundle, sets[0], out, CONFIG, objective=DPO, resume=True)
 
 
-def test_a_run_that_ended_is_continued_with_its_reference(bundle: edgetune.Bundle, sets: tuple[Dataset, Dataset],
-                                                          start: Path, tmp_path: Path) -> None:
+def test_a_run_that_ended_is_continued_with_its_reference(bundle, sets, start, tmp_path):
     """More epochs begin from the adapter in the folder, and stay relative to what the run began from."""
     out = tmp_path / "out"
     config = replace(CONFIG, steps=4, dropout=0.0)
@@ -151,14 +143,12 @@ def test_a_run_that_ended_is_continued_with_its_reference(bundle: edgetune.Bundl
     assert losses[4] < losses[0] - 0.05
 
 
-def test_few_steps_ask_about_their_rows_alone(bundle: edgetune.Bundle, sets: tuple[Dataset, Dataset], tmp_path: Path,
-                                              asked: list[Example]) -> None:
+def test_few_steps_ask_about_their_rows_alone(bundle, sets, tmp_path, asked):
     run(bundle, sets[0], tmp_path / "out", replace(CONFIG, steps=1), objective=DPO)
     assert len(asked) == 6
 
 
-def test_the_cache_keeps_the_newest(bundle: edgetune.Bundle, sets: tuple[Dataset, Dataset],
-                                    monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_cache_keeps_the_newest(bundle, sets, monkeypatch):
     trainer = Trainer(bundle, CONFIG, objective=DPO)
     trainer.refer(sets[0].examples[:2])
     monkeypatch.setattr(reference, "CACHED", 2)
@@ -173,7 +163,7 @@ def test_the_cache_keeps_the_newest(bundle: edgetune.Bundle, sets: tuple[Dataset
     assert again.missing(sets[0].examples) == sets[0].examples[2:]
 
 
-def test_a_trainer_has_the_objectives_defaults(bundle: edgetune.Bundle) -> None:
+def test_a_trainer_has_the_objectives_defaults(bundle):
     assert Trainer(bundle, objective=DPO, threads=1).config.lr == Dpo.defaults["lr"]
     assert Trainer(bundle, objective=DPO, threads=1, lr=1e-4).config.lr == 1e-4
     assert Trainer(bundle, threads=1).config.lr == TrainConfig.lr

@@ -1,7 +1,5 @@
 """max_length "auto": by the longest row, the model's context and the memory; alike in plan, train and data check."""
 
-from __future__ import annotations
-
 import json
 from pathlib import Path
 
@@ -30,23 +28,23 @@ def write(path: Path, *rows: object) -> Path:
 
 
 @pytest.fixture
-def model(tmp_path: Path) -> Path:
+def model(tmp_path):
     return write_tiny(tmp_path / "tiny.gguf", formats="Q8_0", metadata={"llama.context_length": 2048})
 
 
 @pytest.mark.parametrize(("longest", "found"), [(20, 512), (512, 512), (513, 576), (2000, 2048), (9000, 4096)])
-def test_auto_is_the_longest_row_rounded_up(longest: int, found: int) -> None:
+def test_auto_is_the_longest_row_rounded_up(longest, found):
     assert sized(TrainConfig(), longest).max_length == found
     assert sized(TrainConfig(max_length=48), longest).max_length == 48
 
 
 @pytest.mark.parametrize(("context", "limit"), [(300, 512), (2048, 2048), (131072, 4096)])
-def test_rows_are_read_up_to_the_context(context: int, limit: int) -> None:
+def test_rows_are_read_up_to_the_context(context, limit):
     assert reading_limit("auto", context) == limit
     assert reading_limit(48, context) == 48
 
 
-def test_nothing_of_a_long_row_is_cut_where_memory_has_room(model: Path, tmp_path: Path) -> None:
+def test_nothing_of_a_long_row_is_cut_where_memory_has_room(model, tmp_path):
     data = write(tmp_path / "rows.jsonl", *[SHORT] * 3, LONG)
     config, rows, held = load_run(open_bundle(model), data, "none", TrainConfig(), Sft())
     longest = max(example.tokens.size for example in rows.examples)
@@ -56,8 +54,7 @@ def test_nothing_of_a_long_row_is_cut_where_memory_has_room(model: Path, tmp_pat
 
 
 @pytest.mark.parametrize(("room", "found"), [(1500, 832), (700, 512), (100, 512)])
-def test_rows_are_cut_where_memory_has_no_room(model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch,
-                                               room: int, found: int) -> None:
+def test_rows_are_cut_where_memory_has_no_room(model, tmp_path, monkeypatch, room, found):
     """Memory for `room` tokens: rows of 820 are read up to 2048, 1024 or 512 of them; the plan alone refuses."""
     data = write(tmp_path / "rows.jsonl", *[SHORT] * 3, LONG)
 
@@ -71,14 +68,14 @@ def test_rows_are_cut_where_memory_has_no_room(model: Path, tmp_path: Path, monk
     assert max(example.tokens.size for example in rows.examples) <= config.row_limit
 
 
-def test_prompts_have_room_for_their_answers(model: Path, tmp_path: Path) -> None:
+def test_prompts_have_room_for_their_answers(model, tmp_path):
     data = write(tmp_path / "rows.jsonl", *[{"prompt": "on the " * 300}] * 2)
     objective = Grpo(max_completion_length=100)
     config, rows, _ = load_run(open_bundle(model), data, "none", TrainConfig(), objective)
     assert config.row_limit >= max(example.tokens.size for example in rows.examples) + 100
 
 
-def test_a_run_that_is_resumed_keeps_its_length(model: Path, tmp_path: Path) -> None:
+def test_a_run_that_is_resumed_keeps_its_length(model, tmp_path):
     bundle = open_bundle(model)
     options = {**OPTIONS, "steps": 2}
     del options["max_length"]
@@ -89,7 +86,7 @@ def test_a_run_that_is_resumed_keeps_its_length(model: Path, tmp_path: Path) -> 
     assert record["options"]["max_length"] == 64
 
 
-def test_plan_train_and_data_check_agree(model: Path, tmp_path: Path) -> None:
+def test_plan_train_and_data_check_agree(model, tmp_path):
     data = write(tmp_path / "rows.jsonl", *[SHORT] * 3, LONG)
     checked = json.loads(command("data", "check", data, model, "--json"))
     planned = json.loads(command("plan", model, data, "--eval", "none", "--no-measure", "--json"))

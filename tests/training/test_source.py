@@ -70,7 +70,7 @@ def trainer(bundle: Bundle) -> Trainer:
     return made
 
 
-def test_it_chooses_what_is_learned(bundle: Bundle) -> None:
+def test_it_chooses_what_is_learned(bundle):
     made = trainer(bundle)
     assert "hardness" in made.arena
     before = made.loss(made.examples)[0]
@@ -80,7 +80,7 @@ def test_it_chooses_what_is_learned(bundle: Bundle) -> None:
     assert made.loss(made.examples)[0] < before - 0.1
 
 
-def test_its_state_continues_a_training(bundle: Bundle) -> None:
+def test_its_state_continues_a_training(bundle):
     whole = trainer(bundle)
     for _ in range(6):
         whole.step()
@@ -97,7 +97,7 @@ def test_its_state_continues_a_training(bundle: Bundle) -> None:
     assert np.array_equal(second.arena.flat("lora"), whole.arena.flat("lora"))
 
 
-def test_without_its_state_other_rows_are_learned(bundle: Bundle) -> None:
+def test_without_its_state_other_rows_are_learned(bundle):
     made = trainer(bundle)
     made.step()
     first = list(made.source.chosen)  # type: ignore[attr-defined]
@@ -109,6 +109,6 @@ def test_without_its_state_other_rows_are_learned(bundle: Bundle) -> None:
 
 
 @pytest.mark.parametrize("kind", [None, Hardest])
-def test_the_default_is_what_the_objective_has(bundle: Bundle, kind: type[Source] | None) -> None:
+def test_the_default_is_what_the_objective_has(bundle, kind):
     made = Trainer(bundle, source=kind, **OPTIONS)
     assert type(made.source).__name__ == ("Rows" if kind is None else "Hardest")

@@ -38,7 +38,7 @@ CONFIG = TrainConfig(**{**OPTIONS, "micro_batch": 64, "eval_every": 4, "dropout"
 
 
 @pytest.fixture(scope="module")
-def bundle(tmp_path_factory: pytest.TempPathFactory) -> Bundle:
+def bundle(tmp_path_factory):
     return open_bundle(write_tiny(tmp_path_factory.mktemp("pace") / "tiny.gguf", formats="Q8_0"))
 
 
@@ -73,7 +73,7 @@ def run_governed(bundle: Bundle, out: Path, script: Script, config: TrainConfig 
                callbacks=RunCallbacks(should_stop=script, governor=script.governor))
 
 
-def test_a_run_that_pauses_ends_in_the_same_bytes(bundle, tmp_path, monkeypatch) -> None:
+def test_a_run_that_pauses_ends_in_the_same_bytes(bundle, tmp_path, monkeypatch):
     monkeypatch.setattr(throttle, "POLL_SECONDS", 0.001)
     run(bundle, dataset(24), tmp_path / "free", CONFIG, held_out=dataset(6, 1))
     script = Script(tmp_path / "root", {5: ("heat", 77), 20: ("heat", 82), 60: ("heat", 55), 75: ("throttle", 4)})
@@ -92,7 +92,7 @@ def test_a_run_that_pauses_ends_in_the_same_bytes(bundle, tmp_path, monkeypatch)
     assert saved == [0, 0, 1]  # a checkpoint was written before the pause was over
 
 
-def test_lack_of_memory_makes_micro_batches_smaller_and_then_large_again(bundle, tmp_path, monkeypatch) -> None:
+def test_lack_of_memory_makes_micro_batches_smaller_and_then_large_again(bundle, tmp_path, monkeypatch):
     monkeypatch.setattr(throttle, "POLL_SECONDS", 0.001)
     config = TrainConfig(**{**OPTIONS, "micro_batch": 192, "steps": 30})
     run(bundle, dataset(24), tmp_path / "free", config, held_out=dataset(6, 1))
@@ -112,7 +112,7 @@ def test_lack_of_memory_makes_micro_batches_smaller_and_then_large_again(bundle,
         assert np.abs(pair.b - out[name].b).max() < 1e-3 * np.abs(pair.b).max(), name
 
 
-def test_a_step_that_was_given_up_for_memory_is_done_again(bundle, tmp_path, monkeypatch) -> None:
+def test_a_step_that_was_given_up_for_memory_is_done_again(bundle, tmp_path, monkeypatch):
     """Pauses, but no smaller micro-batch: one row is all that a micro-batch has, so every byte must be the same."""
     monkeypatch.setattr(throttle, "POLL_SECONDS", 0.001)
     config = replace(CONFIG, micro_batch=1)
@@ -137,7 +137,7 @@ def test_a_step_that_was_given_up_for_memory_is_done_again(bundle, tmp_path, mon
     assert (tmp_path / "out" / "adapter.gguf").read_bytes() == (tmp_path / "free" / "adapter.gguf").read_bytes()
 
 
-def test_released_memory_is_gone_and_changes_nothing(bundle: Bundle) -> None:
+def test_released_memory_is_gone_and_changes_nothing(bundle):
     options = {**OPTIONS, "max_length": 512, "micro_batch": 2048, "recompute": "none"}
     rows = [Example(np.arange(n, n + 400, dtype=np.int32) % 400, np.ones(400, np.float32)) for n in range(8)]
 
@@ -164,7 +164,7 @@ def test_released_memory_is_gone_and_changes_nothing(bundle: Bundle) -> None:
     assert losses[0] == losses[1]
 
 
-def test_one_thread_rests_as_long_as_it_works(bundle: Bundle, tmp_path: Path) -> None:
+def test_one_thread_rests_as_long_as_it_works(bundle, tmp_path):
     now = [0.0]
     board = Board(tmp_path)
     governor = Governor(Policy(), read_device(tmp_path).profile, tmp_path, clock=lambda: now[0])
@@ -206,7 +206,7 @@ class Clock:
         self.slept += seconds
 
 
-def test_a_tenth_of_the_time_is_kept_from_answers() -> None:
+def test_a_tenth_of_the_time_is_kept_from_answers():
     clock = Clock()
     busy = [True]
     give_way = AnswerPriority(lambda: busy[0], clock, clock.sleep)
@@ -224,7 +224,7 @@ def test_a_tenth_of_the_time_is_kept_from_answers() -> None:
     assert clock.slept == before
 
 
-def test_a_run_yields_to_answers_and_says_so_now_and_then(bundle: Bundle, tmp_path: Path) -> None:
+def test_a_run_yields_to_answers_and_says_so_now_and_then(bundle, tmp_path):
     clock = Clock()
     board = Board(tmp_path)
     events = []
@@ -247,7 +247,7 @@ def test_a_run_yields_to_answers_and_says_so_now_and_then(bundle: Bundle, tmp_pa
     assert clock.now == pytest.approx(100.1)
 
 
-def test_answers_change_no_bit_of_what_is_learned(bundle: Bundle, tmp_path: Path) -> None:
+def test_answers_change_no_bit_of_what_is_learned(bundle, tmp_path):
     asked = [0]
 
     def busy() -> bool:
@@ -261,7 +261,7 @@ def test_answers_change_no_bit_of_what_is_learned(bundle: Bundle, tmp_path: Path
     assert (tmp_path / "out" / "adapter.gguf").read_bytes() == (tmp_path / "free" / "adapter.gguf").read_bytes()
 
 
-def test_activations_are_never_released_while_they_are_needed(bundle: Bundle, tmp_path: Path) -> None:
+def test_activations_are_never_released_while_they_are_needed(bundle, tmp_path):
     """Asked within a micro-batch, a pause waits for its end and takes one thread; for lack of memory it is given up."""
     board = Board(tmp_path)
     board.heat(90)
@@ -294,7 +294,7 @@ def train_command(*args: str) -> list[str]:
 
 
 @pytest.mark.slow
-def test_the_command_pauses_stops_and_resumes(tmp_path: Path) -> None:
+def test_the_command_pauses_stops_and_resumes(tmp_path):
     """A busy file pauses it, all threads are nice, SIGTERM ends the pause, and --resume gives the same bytes."""
     write_tiny(tmp_path / "model.gguf", formats="Q8_0")
     (tmp_path / "rows.jsonl").write_text("".join(json.dumps(row) + "\n" for row in ROWS))
@@ -333,7 +333,7 @@ sys.stdin.readline()
 
 
 @pytest.fixture
-def cgroup() -> Path:
+def cgroup():
     """A memory cgroup below this process's own, where the kernel and our rights allow one."""
     lines = Path("/proc/self/cgroup").read_text().splitlines()
     own = next((line.split(":")[2] for line in lines if ":memory:" in line), None)
@@ -354,7 +354,7 @@ def cgroup() -> Path:
 
 
 @pytest.mark.slow
-def test_another_process_takes_all_but_100_mib_of_a_cgroup(cgroup: Path, tmp_path: Path) -> None:
+def test_another_process_takes_all_but_100_mib_of_a_cgroup(cgroup, tmp_path):
     """Real memory of a real cgroup: training shrinks while it is taken, and recovers when it is free again."""
     write_tiny(tmp_path / "model.gguf", formats="Q8_0")
     (tmp_path / "rows.jsonl").write_text("".join(json.dumps(row) + "\n" for row in ROWS))
@@ -398,7 +398,7 @@ START = {"event": "start", "steps": 3, "done": 0, "rows": 9, "tokens": 99, "supe
 
 
 @pytest.mark.parametrize("terminal", [True, False])
-def test_the_progress_line_says_why(terminal: bool) -> None:
+def test_the_progress_line_says_why(terminal):
     shown = io.StringIO()
     step = {"event": "step", "tokens": 9, "seconds": 1.0, "loss": 1.0, "rss_mib": 9.0}
     decision = {"event": "governor", "step": 1, "threads": 1, "action": "slower", "cause": "the cpu is at 77 °C [x]"}

@@ -2,20 +2,16 @@
 process takes no more memory than was planned.
 """
 
-from __future__ import annotations
-
 import json
 import re
 import subprocess
 import sys
 from dataclasses import replace
-from pathlib import Path
 
 import numpy as np
 import pytest
 from tiny import write_tiny
 
-from edgetune import Bundle
 from edgetune.data.dataset import Dataset
 from edgetune.data.lengths import lengths_of
 from edgetune.data.packing import Example
@@ -37,7 +33,7 @@ def behind_an_instruction(count: int, group: int = 0) -> list[Example]:
 
 
 @pytest.mark.parametrize("group", [0, 1], ids=["rows", "groups of four rows"])
-def test_the_loss_is_that_of_rows_alone(bundle: Bundle, group: int) -> None:
+def test_the_loss_is_that_of_rows_alone(bundle, group):
     config = replace(CONFIG, dropout=0.0, precision="exact")
     rows = behind_an_instruction(16, group)
     apart = replace(config, share_prefixes="off", micro_batch=512)
@@ -56,7 +52,7 @@ def test_the_loss_is_that_of_rows_alone(bundle: Bundle, group: int) -> None:
 
 
 @pytest.mark.parametrize("recompute", ["auto", "block"])
-def test_it_resumes_to_the_same_bytes(bundle: Bundle, tmp_path: Path, recompute: str) -> None:
+def test_it_resumes_to_the_same_bytes(bundle, tmp_path, recompute):
     """Stopped within a tree, and between two steps; with a mask for each part. Where blocks are computed again, the
     inputs of those of the prefix are kept, as there is room.
     """
@@ -95,7 +91,7 @@ print(json.dumps([trainer.plan.peak_bytes, peak_rss(), trainer.plan.run.prefix, 
 """
 
 
-def test_a_process_takes_what_was_planned(tmp_path: Path) -> None:
+def test_a_process_takes_what_was_planned(tmp_path):
     """Eight answers to a prompt in the least memory, which is that of the prompt and the longest answer."""
     path = write_tiny(tmp_path / "model.gguf", formats="Q8_0", d_model=256, d_ff=1024, n_blocks=4)
 

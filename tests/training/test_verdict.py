@@ -104,6 +104,6 @@ def test_of_a_real_run_whose_loss_rises(bundle, tmp_path):
     assert (record["verdict"]["kind"], record["verdict"]["step"]) == ("worse", 12)
 
 
-def test_no_reward_is_zero() -> None:
+def test_no_reward_is_zero():
     assert course(of_rewards=True).number(0.0) == "0"
     assert course(of_rewards=True).number(-0.125) == "0.125"

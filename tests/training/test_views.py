@@ -2,20 +2,16 @@
 run; a stopped run ends with the same bytes; the plan holds what is read.
 """
 
-from __future__ import annotations
-
 import json
 from dataclasses import replace
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 from counting import OPTIONS
 
-import edgetune
 from edgetune.data import privileged, tutored
-from edgetune.data.dataset import Dataset, load_rows
+from edgetune.data.dataset import load_rows
 from edgetune.data.packing import collate
 from edgetune.disk import cache_folder
 from edgetune.errors import DataError, Interrupted
@@ -38,12 +34,12 @@ NLFT = Nlft(core=0.01, ratio=1.0, least=0.0)
 
 
 @pytest.fixture(autouse=True)
-def empty_cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def empty_cache(tmp_path, monkeypatch):
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
 
 
 @pytest.fixture
-def asked(monkeypatch: pytest.MonkeyPatch) -> list[int]:
+def asked(monkeypatch):
     """The documents that the reference has read, of each example."""
     found: list[int] = []
     read = Reference._read
@@ -58,7 +54,7 @@ def asked(monkeypatch: pytest.MonkeyPatch) -> list[int]:
 
 
 @pytest.fixture
-def sets(bundle: edgetune.Bundle) -> tuple[Dataset, Dataset]:
+def sets(bundle):
     tokenizer = Tokenizer(bundle.gguf.path)
     learned, held = (load_rows(part, tokenizer, max_length=LENGTH, parser=tutored) for part in (ROWS[:6], ROWS[6:]))
     return learned, held
@@ -76,8 +72,7 @@ def forget() -> None:
 
 @pytest.mark.parametrize("calls", [5, 80], ids=["while it reads", "in training"])
 @pytest.mark.parametrize("started", [False, True], ids=["base", "adapter"])
-def test_evidence_is_asked_for_once(bundle: edgetune.Bundle, sets: tuple[Dataset, Dataset], tmp_path: Path,
-                                    asked: list[int], calls: int, started: bool) -> None:
+def test_evidence_is_asked_for_once(bundle, sets, tmp_path, asked, calls, started):
     learned, held = sets
     start = tmp_path / "start" if started else None
     if start:
@@ -101,8 +96,7 @@ def test_evidence_is_asked_for_once(bundle: edgetune.Bundle, sets: tuple[Dataset
     assert record["held_out"]["loss_after"] < record["held_out"]["loss_before"]
 
 
-def test_a_plan_of_little_memory_reads_one_document_after_another(bundle: edgetune.Bundle,
-                                                                  sets: tuple[Dataset, Dataset]) -> None:
+def test_a_plan_of_little_memory_reads_one_document_after_another(bundle, sets):
     """A micro-batch takes the longest document, not all of a row; evidence is the same but for rounding."""
     examples = sets[0].examples
     longest = max(one.longest for one in examples)
@@ -129,7 +123,7 @@ def test_a_plan_of_little_memory_reads_one_document_after_another(bundle: edgetu
     np.testing.assert_allclose(np.concatenate(one), np.concatenate(other), atol=1e-4)
 
 
-def test_a_trainer_takes_rows(bundle: edgetune.Bundle) -> None:
+def test_a_trainer_takes_rows(bundle):
     trainer = Trainer(bundle, CONFIG, objective=NLFT)
     trainer.add(ROWS)
     before = trainer.evaluate(ROWS)
@@ -140,8 +134,7 @@ def test_a_trainer_takes_rows(bundle: edgetune.Bundle) -> None:
         trainer.add([{**ROWS[0], "reference": ""}])
     (example,) = tutored.examples_of(ROWS[0], "tutored", trainer.tokenizer, None, LENGTH)
     with pytest.raises(DataError, match=f"example 0 has {LENGTH + 1} tokens, this trainer takes 2 to {LENGTH}"):
-        trainer.add_examples([replace(example, prompts=(np.zeros(
-            LENGTH + 1 - example.supervised, np.int32),))])
+        trainer.add_examples([replace(example, prompts=(np.zeros(LENGTH + 1 - example.supervised, np.int32),))])
     with pytest.raises(DataError, match="example 0 holds a token id outside"):
         trainer.add_examples([replace(example, prompts=(np.array([-1], np.int32),))])
 
@@ -154,14 +147,13 @@ DISTILL = SelfDistill(distillation_topk=8)
 
 
 @pytest.fixture
-def taught(bundle: edgetune.Bundle) -> Dataset:
+def taught(bundle):
     return load_rows(TAUGHT, Tokenizer(bundle.gguf.path), max_length=LENGTH, parser=privileged)
 
 
 @pytest.mark.learning
 @pytest.mark.parametrize("weights", ["resident", "streamed"])
-def test_a_student_approaches_its_teacher_and_resumes_to_the_same_bytes(
-        bundle: edgetune.Bundle, taught: Dataset, tmp_path: Path, weights: str) -> None:
+def test_a_student_approaches_its_teacher_and_resumes_to_the_same_bytes(bundle, taught, tmp_path, weights):
     config = replace(CONFIG, weights=weights, steps=12)
     record = run(bundle, taught, tmp_path / "whole", config, held_out=taught, objective=DISTILL)
     assert record["held_out"]["loss_after"] < record["held_out"]["loss_before"] - 0.01
@@ -177,8 +169,7 @@ def test_a_student_approaches_its_teacher_and_resumes_to_the_same_bytes(
     assert whole == out
 
 
-def test_what_a_teacher_says_is_kept_for_each_number_of_tokens(bundle: edgetune.Bundle, taught: Dataset,
-                                                               tmp_path: Path) -> None:
+def test_what_a_teacher_says_is_kept_for_each_number_of_tokens(bundle, taught, tmp_path):
     """A second run with another number asks again; streamed weights and resident ones say the same."""
     config = replace(CONFIG, steps=2)
     for number, top in enumerate((8, 4)):
@@ -194,7 +185,7 @@ def test_what_a_teacher_says_is_kept_for_each_number_of_tokens(bundle: edgetune.
         assert np.array_equal(getattr(batches[0], name), getattr(batches[1], name))
 
 
-def test_a_plan_counts_what_is_known_of_the_rows(bundle: edgetune.Bundle, taught: Dataset) -> None:
+def test_a_plan_counts_what_is_known_of_the_rows(bundle, taught):
     lengths = DISTILL.lengths(taught.examples, max_length=LENGTH, share=True)
     assert lengths.known == 8 * 2 * 8 * taught.supervised
     few, many = (make_plan(open_network(bundle.gguf), CONFIG, lengths=replace(lengths, known=known), objective=DISTILL)

@@ -1,7 +1,5 @@
 """The gate's decision, and how often it may be wrong in a run of rounds."""
 
-from __future__ import annotations
-
 import math
 from collections.abc import Callable, Sequence
 
@@ -42,7 +40,7 @@ def decided(before: Sequence[float], tests: int = 0, **now: Sequence[float]) -> 
 @pytest.mark.parametrize(("wins", "losses", "tests", "passes"), [
     (5, 0, 0, True), (4, 0, 0, False), (7, 1, 0, True), (6, 1, 0, False),  # P(so many of so many coins) <= 0.05
     (6, 0, 1, True), (5, 0, 1, False), (7, 0, 2, True), (6, 0, 2, False)])  # 0.0167, 0.0083
-def test_the_sign_test_decides(wins: int, losses: int, tests: int, passes: bool) -> None:
+def test_the_sign_test_decides(wins, losses, tests, passes):
     before = [0.0] * wins + [1.0] * losses + [1.0, 0.0] * 10
     after = [1.0] * wins + [0.0] * losses + [1.0, 0.0] * 10
     found = decided(before, tests, round=after)
@@ -55,7 +53,7 @@ def test_the_sign_test_decides(wins: int, losses: int, tests: int, passes: bool)
         assert f"{number:g}" in found.reason
 
 
-def test_rewards_count_by_their_signs() -> None:
+def test_rewards_count_by_their_signs():
     found = decided([0.1] * 6, round=[0.2] * 6)
     assert found.chosen == ROUND
     assert "0.200" in found.reason
@@ -66,11 +64,11 @@ def test_rewards_count_by_their_signs() -> None:
     ('{"intent": "play", "slots": {"artist": "x", "year": 1959}}',
      '{"intent": "play", "slots": {"artist": "y"}}', 2 / 5),
     ('{"a": 1, "b": 2}', '{"a": 1}', 2 / 3), ('{"a": 1}', "no JSON", 0.0)])
-def test_an_answer_is_worth_what_it_has_of_the_right_one(right: str, text: str, value: float) -> None:
+def test_an_answer_is_worth_what_it_has_of_the_right_one(right, text, value):
     assert in_common(right, text) == pytest.approx(value)
 
 
-def test_the_better_of_two_that_pass_is_taken_and_of_equals_the_round() -> None:
+def test_the_better_of_two_that_pass_is_taken_and_of_equals_the_round():
     base = [0.0] * 12
     for own, labels, chosen in ((10, 9, ROUND), (10, 10, ROUND), (9, 10, LABELS), (4, 10, LABELS), (4, 5, "")):
         found = decided(base, round=[1.0] * own + [0.0] * (12 - own), labels=[1.0] * labels + [0.0] * (12 - labels))
@@ -80,14 +78,14 @@ def test_the_better_of_two_that_pass_is_taken_and_of_equals_the_round() -> None:
     assert found.facts["passed"] is False
 
 
-def test_too_few_questions_are_said() -> None:
+def test_too_few_questions_are_said():
     assert "4 questions are too few" in decided([0.0] * 4, round=[1.0] * 4).reason
 
 
 @pytest.mark.parametrize(("now", "before", "says"), [
     ((0.04, 0.09), (0.0, 0.0), ""), ((0.06, 0.0), (0.0, 0.0), "6.0%"), ((0.0, 0.2), (0.0, 0.0), "0.200"),
     ((0.06, 0.2), (0.07, 0.3), ""), ((math.nan, 0.0), (0.0, 0.0), "nan"), ((0.0, math.nan), (0.0, 0.0), "nan")])
-def test_unrelated_text(now: tuple[float, float], before: tuple[float, float], says: str) -> None:
+def test_unrelated_text(now, before, says):
     """The published adapter's harm is allowed too; a number that is none is not."""
     found = {PUBLISHED: held(PUBLISHED, [0.0] * 9, *before), ROUND: held(ROUND, [1.0] * 9, *now)}
     objection = harm(found[ROUND], found[PUBLISHED], OPTIONS)
@@ -95,7 +93,7 @@ def test_unrelated_text(now: tuple[float, float], before: tuple[float, float], s
     assert decide(found, [ROUND], OPTIONS, 0)[0].passed == (not says)
 
 
-def test_only_tests_since_the_last_publication_count() -> None:
+def test_only_tests_since_the_last_publication_count():
     refused = decided([0.0] * 9, round=[0.0] * 9, labels=[0.0] * 9)
     passed = decided([0.0] * 9, round=[1.0] * 9)
     assert count_tests([]) == 0
@@ -139,7 +137,7 @@ def published_within(rounds: int, questions: Questions, has_labels: bool, seed: 
 
 @pytest.mark.parametrize("rounds", [1, 5, 20])
 @pytest.mark.parametrize("questions", [ring, drifting])
-def test_useless_adapters_are_published_in_at_most_alpha_of_the_runs(rounds: int, questions: Questions) -> None:
+def test_useless_adapters_are_published_in_at_most_alpha_of_the_runs(rounds, questions):
     """A gate that spends alpha again where half of the questions are new publishes one in 19 % of the runs of 5 rounds,
     in 34 % of those of 10.
     """
@@ -148,7 +146,7 @@ def test_useless_adapters_are_published_in_at_most_alpha_of_the_runs(rounds: int
         assert published_within(rounds, questions, has_labels, seed=rounds) <= ALPHA + deviations
 
 
-def test_an_adapter_that_is_better_is_published() -> None:
+def test_an_adapter_that_is_better_is_published():
     """100 questions, 60 % right before and 80 % after: the power of a first test, by simulation."""
     rng = np.random.default_rng(2)
     answers = [((rng.random(100) < 0.6) * 1.0, (rng.random(100) < 0.8) * 1.0) for _ in range(200)]

@@ -1,15 +1,11 @@
 """Which questions are asked, learned and held out."""
 
-from __future__ import annotations
-
 import json
-from pathlib import Path
 
 import pytest
 
 from edgetune.data.question import question_key
 from edgetune.errors import DataError
-from edgetune.llamacpp.tokenizer import Tokenizer
 from edgetune.tutor.questions import Question, in_turn, pool_of, read_questions
 
 
@@ -22,26 +18,26 @@ def keys_of(found: object) -> set[str]:
     return {question.key for question in found}  # type: ignore[attr-defined]
 
 
-def test_a_question_is_the_same_in_other_letters() -> None:
+def test_a_question_is_the_same_in_other_letters():
     assert question_key({"prompt": "Is it  ON?"}) == question_key({"prompt": "is it on"})
     messages = [{"role": "user", "content": "Is it on?"}]
     assert question_key({"prompt": "is it on"}) == question_key({"messages": messages})
     assert question_key({"prompt": "is it on"}) != question_key({"prompt": "is it off"})
 
 
-def test_an_answer_is_no_part_of_what_is_asked() -> None:
+def test_an_answer_is_no_part_of_what_is_asked():
     messages = [{"role": "user", "content": "on?"}, {"role": "assistant", "content": "yes"}]
     assert question_key({"messages": messages}) == question_key({"prompt": "on?"})
 
 
-def test_a_question_stays_on_its_side_when_others_come() -> None:
+def test_a_question_stays_on_its_side_when_others_come():
     few = {question.key: question.is_held_out for question in questions(50)}
     many = {question.key: question.is_held_out for question in questions(2000)}
     assert all(many[key] == side for key, side in few.items())
     assert sum(many.values()) / 2000 == pytest.approx(0.2, abs=0.03)
 
 
-def test_without_a_grader_questions_with_answers_are_held_out() -> None:
+def test_without_a_grader_questions_with_answers_are_held_out():
     labelled = questions(60, "yes")[:40]
     found = pool_of(labelled, questions(60), has_grader=False)
     assert keys_of(found.labelled) | keys_of(found.held) == keys_of(labelled)
@@ -53,7 +49,7 @@ def test_without_a_grader_questions_with_answers_are_held_out() -> None:
         pool_of(labelled, [], has_grader=False)
 
 
-def test_with_a_grader_a_fifth_of_all_is_held_out_and_those_with_answers_may_be_learned_later() -> None:
+def test_with_a_grader_a_fifth_of_all_is_held_out_and_those_with_answers_may_be_learned_later():
     found = pool_of(questions(40, "yes", "labelled"), questions(60), has_grader=True)
     assert keys_of(found.held) == {one.key for one in (*questions(40, word="labelled"), *questions(60))
                                    if one.is_held_out}
@@ -61,7 +57,7 @@ def test_with_a_grader_a_fifth_of_all_is_held_out_and_those_with_answers_may_be_
     assert not keys_of(found.held) & (keys_of(found.labelled) | keys_of(found.bare))
 
 
-def test_named_held_out_rows_are_never_learned() -> None:
+def test_named_held_out_rows_are_never_learned():
     """Also where a prompt or a labelled row asks the same; one without an answer needs a grader."""
     asked = questions(60)
     answered = questions(60, "no")[:3]
@@ -75,7 +71,7 @@ def test_named_held_out_rows_are_never_learned() -> None:
 
 
 @pytest.mark.parametrize("row", [{"prompt": "on?"}, {"messages": [{"role": "user", "content": "on?"}]}])
-def test_held_rows_are_of_either_kind(row: dict[str, object], tmp_path: Path, tokenizer: Tokenizer) -> None:
+def test_held_rows_are_of_either_kind(row, tmp_path, tokenizer):
     answered = {"prompt": "off?", "completion": "no"}
     chat = {"messages": [{"role": "user", "content": "dim?"}, {"role": "assistant", "content": "yes"}]}
     path = tmp_path / "held.jsonl"
@@ -84,7 +80,7 @@ def test_held_rows_are_of_either_kind(row: dict[str, object], tmp_path: Path, to
     assert [(question.text, question.reference) for question in found] == [("on?", ""), ("off?", "no"), ("dim?", "yes")]
 
 
-def test_questions_come_in_turn() -> None:
+def test_questions_come_in_turn():
     """The next ones each time, and all of few."""
     many = questions(400)
     asked = [keys_of(in_turn(many, number, 30, 0)) for number in (1, 2, 3, 14)]
@@ -94,7 +90,7 @@ def test_questions_come_in_turn() -> None:
     assert keys_of(in_turn(many[:7], 5, 500, 0)) == keys_of(many[:7])
 
 
-def test_files(tmp_path: Path, tokenizer: Tokenizer) -> None:
+def test_files(tmp_path, tokenizer):
     path = tmp_path / "rows.jsonl"
     path.write_text("\n".join(json.dumps(row) for row in (
         {"prompt": "a?", "completion": "b "}, {"prompt": "A", "completion": "c"}, {"prompt": "d", "city": "e"})))

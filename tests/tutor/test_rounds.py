@@ -1,7 +1,5 @@
 """Rounds of a tiny model: their files, what a stop leaves, and that continued rounds end with the same bytes."""
 
-from __future__ import annotations
-
 import json
 import re
 import threading
@@ -45,7 +43,7 @@ Files = tuple[Path, Path, Path]  # prompts, labelled rows, a text to keep
 
 
 @pytest.fixture(scope="module")
-def files(tmp_path_factory: pytest.TempPathFactory) -> Files:
+def files(tmp_path_factory):
     """(prompts, labelled rows, a text to keep): say "aa" to all."""
     folder = tmp_path_factory.mktemp("files")
     prompts = folder / "prompts.jsonl"
@@ -63,7 +61,7 @@ def go(bundle: Bundle, out: Path, files: Files, options: TutorOptions = OPTIONS,
 
 
 @pytest.fixture(scope="module")
-def made(bundle: Bundle, files: Files, tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, dict[str, Any]]:
+def made(bundle, files, tmp_path_factory):
     """The folder of rounds that the command made, and what it printed."""
     out = tmp_path_factory.mktemp("rounds") / "out"
     common = ["tutor", str(bundle.path), str(files[0]), "-o", str(out), "--labelled", str(files[1]), "--keep",
@@ -75,7 +73,7 @@ def made(bundle: Bundle, files: Files, tmp_path_factory: pytest.TempPathFactory)
 
 
 @pytest.fixture(scope="module")
-def done(made: tuple[Path, dict[str, Any]]) -> Path:
+def done(made):
     return made[0]
 
 
@@ -104,7 +102,7 @@ def learned(round: Round, kind: type[Trained] = Trained) -> set[str]:
     return {row.key for row in found.rows}
 
 
-def test_the_files_of_a_run(bundle: Bundle, done: Path) -> None:
+def test_the_files_of_a_run(bundle, done):
     ledger = [json.loads(line) for line in (done / "ledger.jsonl").read_text().splitlines()]
     assert [round.number for round in rounds_of(done)] == [1, 2]
     again = [f"refit {step}" for step in ("labels", "draw", "choose", "train")]
@@ -119,7 +117,7 @@ def test_the_files_of_a_run(bundle: Bundle, done: Path) -> None:
     assert "tell" not in written
 
 
-def test_the_first_gate_tests_the_labelled_rows_alone_too(done: Path) -> None:
+def test_the_first_gate_tests_the_labelled_rows_alone_too(done):
     first, second = (read(done, number, Gated) for number in (1, 2))
     assert [one.adapter for one in first.decisions] == [ROUND, LABELS]
     assert [one.alpha for one in first.decisions] == pytest.approx([0.05, 0.1 / 6])
@@ -128,7 +126,7 @@ def test_the_first_gate_tests_the_labelled_rows_alone_too(done: Path) -> None:
     assert not second.chosen  # nothing was left to gain
 
 
-def test_held_out_rows_are_learned_after_the_gate_and_by_nothing_that_it_tests(done: Path) -> None:
+def test_held_out_rows_are_learned_after_the_gate_and_by_nothing_that_it_tests(done):
     """Also not by the adapter whose answers are learned."""
     held = {key for number in (1, 2) for key in read(done, number, Gated).keys}
     assert held
@@ -141,8 +139,7 @@ def test_held_out_rows_are_learned_after_the_gate_and_by_nothing_that_it_tests(d
     assert (done / published.adapter / "adapter.gguf").read_bytes() == (done / "adapter.gguf").read_bytes()
 
 
-def test_an_adapter_that_does_harm_is_not_published_in_place_of_the_tested_one(
-        bundle: Bundle, files: Files, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_an_adapter_that_does_harm_is_not_published_in_place_of_the_tested_one(bundle, files, tmp_path, monkeypatch):
     """The final one learned the held-out rows too, and no question is left that it did not learn."""
     measure = gate.measure
 
@@ -157,7 +154,7 @@ def test_an_adapter_that_does_harm_is_not_published_in_place_of_the_tested_one(
     assert "unrelated text" in published.objection
 
 
-def test_named_held_out_rows_are_never_learned(bundle: Bundle, files: Files, tmp_path: Path) -> None:
+def test_named_held_out_rows_are_never_learned(bundle, files, tmp_path):
     held = tmp_path / "held.jsonl"
     held.write_text("".join(json.dumps({"prompt": f"tell {i}", "completion": "aa"}) + "\n" for i in range(50, 60)))
     out = tmp_path / "out"
@@ -168,7 +165,7 @@ def test_named_held_out_rows_are_never_learned(bundle: Bundle, files: Files, tmp
     assert len(learned(Round(out, 1), Labels)) == 40
 
 
-def test_the_cost_of_a_round(done: Path) -> None:
+def test_the_cost_of_a_round(done):
     found = summary(done, watts=36.0)["rounds"]
     drawn = [part.read(Drawn) for part in (Round(done, 1), Round(done, 1).refit)]
     assert found[0]["drawn"] == sum(one.tokens for part in drawn if part for prompt in part.prompts
@@ -179,7 +176,7 @@ def test_the_cost_of_a_round(done: Path) -> None:
 
 
 @pytest.mark.slow
-def test_a_stopped_run_continues_to_the_same_bytes(bundle: Bundle, files: Files, done: Path, tmp_path: Path) -> None:
+def test_a_stopped_run_continues_to_the_same_bytes(bundle, files, done, tmp_path):
     """Stopped again and again, in the midst of steps of round 1."""
     out = tmp_path / "out"
     folder = out / "rounds" / "001"
@@ -199,8 +196,7 @@ def test_a_stopped_run_continues_to_the_same_bytes(bundle: Bundle, files: Files,
 
 
 @pytest.mark.slow
-def test_single_steps_and_more_rounds_end_in_the_same_bytes(bundle: Bundle, files: Files, done: Path,
-                                                            tmp_path: Path) -> None:
+def test_single_steps_and_more_rounds_end_in_the_same_bytes(bundle, files, done, tmp_path):
     """By a program, which leaves what the command does."""
     out = tmp_path / "out"
     for step in ("draw", "gate"):
@@ -215,8 +211,7 @@ def test_single_steps_and_more_rounds_end_in_the_same_bytes(bundle: Bundle, file
 
 
 @pytest.mark.slow
-def test_a_step_back(bundle: Bundle, files: Files, done: Path, tmp_path: Path,
-                     monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_step_back(bundle, files, done, tmp_path, monkeypatch):
     """What a person took back is not published again when the rounds are continued. Here every gate is open."""
     monkeypatch.setattr(gate, "choose", lambda _found, _decisions: ROUND)
     out = tmp_path / "out"
@@ -232,7 +227,7 @@ def test_a_step_back(bundle: Bundle, files: Files, done: Path, tmp_path: Path,
     assert read_run(out)["published"] == 0
 
 
-def test_an_adapter_that_is_not_beaten_stays(bundle: Bundle, files: Files, done: Path, tmp_path: Path) -> None:
+def test_an_adapter_that_is_not_beaten_stays(bundle, files, done, tmp_path):
     """Its answers are right already: the round says in numbers that it does not help."""
     out = tmp_path / "out"
     found = go(bundle, out, files, replace(OPTIONS, stop_after=1, rounds=9), start=done)
@@ -242,8 +237,7 @@ def test_an_adapter_that_is_not_beaten_stays(bundle: Bundle, files: Files, done:
     assert [round.number for round in rounds_of(out)] == [0, 1]
 
 
-def test_answers_that_do_not_help_leave_the_labelled_rows_alone(bundle: Bundle, files: Files, tmp_path: Path,
-                                                                monkeypatch: pytest.MonkeyPatch) -> None:
+def test_answers_that_do_not_help_leave_the_labelled_rows_alone(bundle, files, tmp_path, monkeypatch):
     """The round passes too, and has fewer right: the labelled rows alone are learned again with the held-out ones."""
     measure = gate.measure
 
@@ -267,14 +261,14 @@ def test_answers_that_do_not_help_leave_the_labelled_rows_alone(bundle: Bundle, 
     assert read(out, 1, Published).adapter == "rounds/001/refit/labels"
 
 
-def test_answers_that_agree_are_learned_unverified(done: Path) -> None:
+def test_answers_that_agree_are_learned_unverified(done):
     trained = read(done, 1, Trained)
     labels = {one.key for one in read(done, 1, Chosen).choices if one.label}
     assert labels == {row.key for row in trained.rows if not row.is_verified} != set()
     assert trained.facts["verified"] == len(trained.rows) - len(labels)
 
 
-def test_a_grader_chooses_and_measures(bundle: Bundle, files: Files, tmp_path: Path) -> None:
+def test_a_grader_chooses_and_measures(bundle, files, tmp_path):
     """A model that is asked is the base, within the budget; its judgment verifies nothing."""
     options = replace(OPTIONS, rounds=1, per_round=6, samples=2, questions=6)
     for grader, verified in (({"type": "regex", "name": "any", "pattern": "."}, True), (SELF, False)):
@@ -287,7 +281,7 @@ def test_a_grader_chooses_and_measures(bundle: Bundle, files: Files, tmp_path: P
             assert all(0 < value < 1 for value in values)
 
 
-def test_a_judge_without_room_is_refused(bundle: Bundle, tmp_path: Path) -> None:
+def test_a_judge_without_room_is_refused(bundle, tmp_path):
     """The memory of its log-probabilities is planned."""
     with closing(Tokenizer(bundle.gguf)) as tokenizer:
         pool = pool_of([question("a?", "b")], [question("c?")], has_grader=False, held=[question("d?", "e")])
@@ -299,7 +293,7 @@ def test_a_judge_without_room_is_refused(bundle: Bundle, tmp_path: Path) -> None
 # ---- what is refused, and what is left out ----
 
 
-def test_something_else_is_not_continued(bundle: Bundle, files: Files, done: Path, tmp_path: Path) -> None:
+def test_something_else_is_not_continued(bundle, files, done, tmp_path):
     with pytest.raises(MismatchError, match="begun with another samples"):
         go(bundle, done, files, replace(OPTIONS, samples=5))
     other = tmp_path / "other.jsonl"
@@ -313,7 +307,7 @@ def test_something_else_is_not_continued(bundle: Bundle, files: Files, done: Pat
 
 
 @pytest.mark.parametrize("use", ["run", "inspect", "rollback"])
-def test_a_file_is_no_folder_of_rounds(bundle: Bundle, files: Files, tmp_path: Path, use: str) -> None:
+def test_a_file_is_no_folder_of_rounds(bundle, files, tmp_path, use):
     (tmp_path / "out").write_text("mine")
     with pytest.raises(UsageError, match=r"out is a file; name a folder"):
         {"run": lambda out: go(bundle, out, files), "inspect": summary,
@@ -322,20 +316,19 @@ def test_a_file_is_no_folder_of_rounds(bundle: Bundle, files: Files, tmp_path: P
 
 
 @pytest.mark.parametrize("use", ["run", "inspect", "rollback"])
-def test_rounds_of_an_earlier_edgetune_are_refused_in_a_sentence(bundle: Bundle, files: Files, tmp_path: Path,
-                                                                 use: str) -> None:
+def test_rounds_of_an_earlier_edgetune_are_refused_in_a_sentence(bundle, files, tmp_path, use):
     (tmp_path / "tutor.json").write_text('{"model": "x", "rounds": 5, "retold": 8}')
     with pytest.raises(MismatchError, match=r"of another edgetune.*; its adapter can be used as it is"):
         {"run": lambda out: go(bundle, out, files), "inspect": summary,
          "rollback": lambda out: roll_back(out, bundle.gguf)}[use](tmp_path)
 
 
-def test_options_of_an_earlier_edgetune() -> None:
+def test_options_of_an_earlier_edgetune():
     assert of_earlier({"rounds": 0, "samples": 4, "retold": 8, "objective": "nlft"}) == {"rounds": 1, "samples": 4}
     assert of_earlier({"replay": 0.6, "rounds": 3}) == {"rounds": 3}
 
 
-def test_one_of_two_begins(bundle: Bundle, files: Files, tmp_path: Path) -> None:
+def test_one_of_two_begins(bundle, files, tmp_path):
     """A folder that another process holds is not even looked into."""
     out = tmp_path / "out"
     out.mkdir()
@@ -358,7 +351,7 @@ def test_one_of_two_begins(bundle: Bundle, files: Files, tmp_path: Path) -> None
     assert not (out / "tutor.json").exists()
 
 
-def test_a_question_without_room_is_left_out_and_said(bundle: Bundle, files: Files, tmp_path: Path) -> None:
+def test_a_question_without_room_is_left_out_and_said(bundle, files, tmp_path):
     """Tokens are bytes here, and a row has 128."""
     events: list[dict[str, Any]] = []
     changed = []
@@ -376,22 +369,21 @@ def test_a_question_without_room_is_left_out_and_said(bundle: Bundle, files: Fil
         go(bundle, tmp_path / "other", (*changed, files[2]))
 
 
-def test_a_grader_that_names_what_rows_lack_is_refused_before_anything(bundle: Bundle, files: Files,
-                                                                       tmp_path: Path) -> None:
+def test_a_grader_that_names_what_rows_lack_is_refused_before_anything(bundle, files, tmp_path):
     grader = read_grader({"type": "numeric", "name": "n", "reference": "{{ item.number }}"})
     with pytest.raises(DataError, match=r"prompt 1: .*number"):
         go(bundle, tmp_path / "out", files, grader=grader, labelled=None)
     assert not (tmp_path / "out").exists()
 
 
-def test_a_round_that_finds_nothing_to_learn_ends(bundle: Bundle, files: Files, tmp_path: Path) -> None:
+def test_a_round_that_finds_nothing_to_learn_ends(bundle, files, tmp_path):
     never = read_grader({"type": "regex", "name": "never", "pattern": "never said"})
     found = go(bundle, tmp_path / "out", files, replace(OPTIONS, rounds=50), grader=never, labelled=None)
     assert "the answers to 0 of 12 prompts pass the grader, 1 are needed" in found.stopped
     assert not (tmp_path / "out" / "adapter.gguf").exists()
 
 
-def test_rounds_that_publish_nothing_end(bundle: Bundle, files: Files, tmp_path: Path) -> None:
+def test_rounds_that_publish_nothing_end(bundle, files, tmp_path):
     """Nothing is ever sure enough; each test takes less of alpha."""
     found = go(bundle, tmp_path / "out", files, replace(OPTIONS, gate_alpha=1e-9, rounds=50))
     assert found.refused == 2
@@ -403,7 +395,7 @@ def test_rounds_that_publish_nothing_end(bundle: Bundle, files: Files, tmp_path:
 # ---- the command line ----
 
 
-def test_the_command(made: tuple[Path, dict[str, Any]]) -> None:
+def test_the_command(made):
     done, found = made
     assert found["stopped"] == "2 rounds are done"
     assert [one["round"] for one in found["rounds"]] == [1, 2]
@@ -417,6 +409,6 @@ def test_the_command(made: tuple[Path, dict[str, Any]]) -> None:
     assert all(len(one["answers"]) == 4 for one in first["prompts"])
 
 
-def test_a_folder_without_rounds(tmp_path: Path) -> None:
+def test_a_folder_without_rounds(tmp_path):
     with pytest.raises(EdgetuneError, match="holds no rounds of a tutor"):
         summary(tmp_path)
