@@ -60,7 +60,8 @@ def pull(name: str, on_progress: OnProgress | None = None) -> Pulled:
         known = ", ".join([named.PACKAGED, *named.KNOWN])
         raise NotFoundError(f"no model is called {name!r:.80}", f"known are {known}, and {named.HUB}ORG/REPO:FILE.gguf")
     if source.file and (path := named.place_of(source)).is_file() and (record := named.read_record(path)):
-        return _from_record(name, path, record)
+        texts = {key: str(record.get(key, "")) for key in ("sha256", "licence", "revision")}
+        return Pulled(name, str(path), path.stat().st_size, **texts, downloaded=False)
     with _asking(source):
         repository = _Repository(source)
     return _download(name, repository, on_progress)
@@ -70,11 +71,6 @@ def _packaged() -> Pulled:
     path = named.packaged_model()
     file = OpenFile(path, "install the package again")
     return Pulled(named.PACKAGED, str(path), path.stat().st_size, file.sha256(), _licence(open_gguf(path)), "", False)
-
-
-def _from_record(name: str, path: Path, record: dict[str, Any]) -> Pulled:
-    texts = {key: str(record.get(key, "")) for key in ("sha256", "licence", "revision")}
-    return Pulled(name, str(path), path.stat().st_size, **texts, downloaded=False)
 
 
 def _licence(gguf: Gguf) -> str:

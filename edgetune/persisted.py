@@ -7,7 +7,7 @@ default, which is what older files meant. Where the meaning changes, the version
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import MISSING, Field, fields
+from dataclasses import MISSING, fields
 from functools import cache
 from types import NoneType, UnionType
 from typing import Any, Literal, TypeVar, Union, get_args, get_origin, get_type_hints
@@ -48,7 +48,7 @@ def checked_fields(kind: type[Any], found: Mapping[str, Any], source: str) -> di
                               "restore it from a copy")
         values[name] = value
     for name, spec in specs.items():
-        if name not in values and not _has_default(spec):
+        if name not in values and spec.default is MISSING and spec.default_factory is MISSING:
             raise FormatError(f"{source} lacks the field {name!r}", "restore it from a copy")
     return values
 
@@ -56,10 +56,6 @@ def checked_fields(kind: type[Any], found: Mapping[str, Any], source: str) -> di
 @cache
 def _types(kind: type) -> dict[str, Any]:
     return get_type_hints(kind)
-
-
-def _has_default(spec: Field[Any]) -> bool:
-    return spec.default is not MISSING or spec.default_factory is not MISSING
 
 
 def _fits(value: Any, kind: Any) -> bool:

@@ -85,10 +85,15 @@ class TrainProgress:
         handlers = {"sweep": self._sweep, "rows": self._rows, "start": self._start, "resume": self._resume,
                     "anchors": self._anchors, "anchors_missing": self._no_anchors, "expect": self._expect,
                     "eval": self._eval, "governor": self._governor, "step": self._step, "done": self._done,
-                    "answers": self._answers, "answers_missing": self._missing, "round": self._round,
                     "tutor": self._tutor}
         if e["event"] in handlers:
             handlers[e["event"]](e)
+        elif e["event"] == "round":  # of the tutor
+            say(self.console, Text(f"\nround {e['round']} of {e['rounds']}", style="bold"))
+        elif e["event"] == "answers":
+            say(self.console, f"{e['rows']} held-out questions are answered, as before training and with the adapter")
+        elif e["event"] == "answers_missing":
+            say(self.console, note(e["reason"]))
 
     # ---- the last lines of a terminal ---------------------------------------------------------------------------
 

@@ -64,7 +64,10 @@ class CudaDriver:
         self._library = library
         self._check_driver()
         self._device = device(0)
-        self._check_capability()
+        major, minor = self._device.compute_capability
+        if (major, minor) < LEAST:
+            raise DeviceError(f"the GPU {self.card} has compute capability {major}.{minor}, at least "
+                              f"{LEAST[0]}.{LEAST[1]} is needed", "use --backend cpu")
         self.name = f"sm_{self._device.arch}"
         self._device.set_current()
         free, _ = self._call("cuMemGetInfo")
@@ -100,12 +103,6 @@ class CudaDriver:
         wants = int(version("cuda-bindings").partition(".")[0])
         if has < wants:
             raise DeviceError(f"the NVIDIA driver is for CUDA {has}, the package cuda-bindings for {wants}", INSTALL)
-
-    def _check_capability(self) -> None:
-        major, minor = self._device.compute_capability
-        if (major, minor) < LEAST:
-            raise DeviceError(f"the GPU {self.card} has compute capability {major}.{minor}, at least "
-                              f"{LEAST[0]}.{LEAST[1]} is needed", "use --backend cpu")
 
     def find(self, kernel: int, fmt: int) -> int:
         unit, name, for_weights = _native.KERNELS[kernel]

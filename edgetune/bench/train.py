@@ -26,7 +26,7 @@ from ..training.cost import Speed
 from ..training.length import batch_of, units_of
 from ..training.plan import Plan
 from ..training.trainer import Trainer
-from .ops import Spent, clocked
+from .ops import clocked
 
 if TYPE_CHECKING:
     from ..objectives.base import Objective
@@ -72,7 +72,10 @@ def run(model: str | Path, config: TrainConfig) -> dict[str, Any]:
             "peak_rss_mib": peak_rss / 2**20, "flop_per_token": work.total / tokens,
             "flops_per_s": work.total / step_s, "mfu": least_s / step_s,
             "peak_forward_gflops": peaks[0] / 1e9, "peak_backward_gflops": peaks[1] / 1e9,
-            "ops": {name: _share(op, clocked_s) for name, op in _longest_first(spent)}}
+            "ops": {
+                name: {"calls": op.calls // CLOCKED_STEPS, "seconds": op.seconds / CLOCKED_STEPS,
+                       "share": op.seconds / clocked_s, "gflops": op.flops / op.seconds / 1e9 if op.flops else None}
+                for name, op in sorted(spent.items(), key=lambda item: -item[1].seconds)}}
 
 
 def two_steps(bundle: Bundle, config: TrainConfig, plan: Plan, objective: Objective, examples: Sequence[Example] = (),
@@ -126,12 +129,3 @@ def process_seconds() -> float:
     """Since this process was started, to a hundredth."""
     after_name = Path("/proc/self/stat").read_text().rpartition(")")[2].split()
     return time.clock_gettime(time.CLOCK_BOOTTIME) - int(after_name[19]) / os.sysconf("SC_CLK_TCK")  # field 22
-
-
-def _longest_first(spent: dict[str, Spent]) -> list[tuple[str, Spent]]:
-    return sorted(spent.items(), key=lambda item: -item[1].seconds)
-
-
-def _share(op: Spent, whole: float) -> dict[str, Any]:
-    return {"calls": op.calls // CLOCKED_STEPS, "seconds": op.seconds / CLOCKED_STEPS, "share": op.seconds / whole,
-            "gflops": op.flops / op.seconds / 1e9 if op.flops else None}

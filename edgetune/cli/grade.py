@@ -61,8 +61,9 @@ def grade_command(grader: str, data: Path, model: Path | None, pass_at: float | 
         raise UsageError(f"the grader {judge.name} needs a model that judges", "name one with --model")
     rows = checked_rows(data, judge, has_answers=model is None)
     if model is None:
+        from ..evaluation.graders.items import written_sample
         places = [(i, 0) for i in range(len(rows))]
-        samples = _written(rows)
+        samples = [written_sample(row) for row in rows]
     else:
         places = [(i, k) for i in range(len(rows)) for k in range(options["samples"])]
         samples = list(_answers(model, rows, **options))
@@ -118,11 +119,6 @@ def asked_of(row: Mapping[str, Any]) -> Any:
         return asked_messages(row)
     except DataError:
         return None
-
-
-def _written(rows: Rows) -> list[Sample]:
-    from ..evaluation.graders.items import written_sample
-    return [written_sample(row) for row in rows]
 
 
 def _answers(model: Path, rows: Rows, *, adapter: Path | None, samples: int, temperature: float | None,

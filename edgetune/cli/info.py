@@ -81,20 +81,17 @@ def _bundle(path: Path) -> dict[str, Any]:
     manifest = bundle.open_folder(path)
     listed = {*manifest["files"], bundle.MANIFEST, signature.FILE}
     cost = manifest.get("cost")
+    source = manifest.get("source")
+    source = source if isinstance(source, dict) else {"name": source}
     facts = {
         "format": manifest.get("format", "gguf"), "made_by": f"edgetune {_word(manifest.get('edgetune')) or 'unknown'}",
-        **_source(manifest.get("source")), "steps": [_step(step) for step in _list(manifest.get("steps"))],
+        "source": _word(source.get("name")), "revision": _word(source.get("revision")),
+        "licence": _word(source.get("licence")), "steps": [_step(step) for step in _list(manifest.get("steps"))],
         **_cost(cost if isinstance(cost, dict) else {}), "signature": _signature(path),
         "files": sorted(manifest["files"]), "not_in_manifest": sorted({p.name for p in path.iterdir()} - listed)}
     model = (_model(open_gguf(path / bundle.MODEL)) if bundle.MODEL in manifest["files"] else
              {"bytes": sum((path / name).stat().st_size for name in manifest["files"])})
     return {"file": str(path), "kind": "bundle", **{key: value for key, value in facts.items() if value}, **model}
-
-
-def _source(source: Any) -> dict[str, str]:
-    source = source if isinstance(source, dict) else {"name": source}
-    return {"source": _word(source.get("name")), "revision": _word(source.get("revision")),
-            "licence": _word(source.get("licence"))}
 
 
 def _step(step: Any) -> dict[str, Any]:

@@ -96,14 +96,6 @@ def _save(talk: Talk, text: str, _ask: Ask | None) -> str:
     return f"saved in {path}, as a row that edgetune train reads"
 
 
-def _good(talk: Talk, _text: str, _ask: Ask | None) -> str:
-    return talk.judged.add(*talk.last, "up", None)
-
-
-def _bad(talk: Talk, _text: str, _ask: Ask | None) -> str:
-    return talk.judged.add(*talk.last, "down", None)
-
-
 def _fix(talk: Talk, text: str, ask: Ask | None) -> str:
     """The conversation continues from the right answer."""
     before, answer = talk.last
@@ -134,8 +126,9 @@ COMMANDS = {
     "/help": Command("", "this list", _help),
     "/system": Command("TEXT", "begin anew with this system message; none: without", _system),
     "/adapter": Command("FOLDER", "answer with this adapter; none: without", _adapter),
-    "/good": Command("", "the last answer is right: it may be learned", _good),
-    "/bad": Command("", "the last answer is wrong", _bad),
+    "/good": Command("", "the last answer is right: it may be learned",
+                     lambda talk, *_: talk.judged.add(*talk.last, "up", None)),
+    "/bad": Command("", "the last answer is wrong", lambda talk, *_: talk.judged.add(*talk.last, "down", None)),
     "/fix": Command("TEXT", "what the last answer should be, to learn it", _fix),
     "/save": Command("FILE", "the conversation, as a row of a new file", _save),
     "/reset": Command("", "forget what was said", _reset),

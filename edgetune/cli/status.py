@@ -41,16 +41,19 @@ def _facts(client: Any) -> dict[str, Any]:
 
 def view(facts: dict[str, Any]) -> RenderableType:
     """The facts as a person reads them."""
-    from ..console import table
+    from ..console import mib, table
+    memory = facts["memory"]
+    serving = facts["serving"]
     health = facts["health"]
     found = facts["adapters"]
     colour = "green" if health["status"] == "ok" else "yellow"
     rows: list[list[str | Text]] = [
         ["health", Text.assemble((health["status"], colour), *(f"\n{reason}" for reason in health["reasons"]))],
         ["in service", Text("\n".join(filter(None, (found["serving"] or BASE, _remembered(found)))))],
-        ["memory", _memory(facts["memory"])],
+        ["memory", f"{mib(memory['used'])} of {mib(memory['budget'])}, {mib(memory['available'])} available"],
         ["temperature", "unknown" if facts["temperature"] is None else f"{facts['temperature']:.1f} °C"],
-        ["answers", _answers(facts["serving"])],
+        ["answers", f"{serving['working']} in progress, {serving['waiting']} waiting, {serving['requests']} in all; "
+                    f"{serving['tokens_per_s']:.1f} tokens/s in the last one"],
         ["job", Text(_job(facts["job"]) if facts["job"] else "none")],
         ["learning", Text("\n".join(filter(None, (facts["learning"]["state"], facts["learning"]["unused"]))))],
         *_tutor(facts["learning"].get("tutor")),
@@ -80,19 +83,10 @@ def _remembered(found: dict[str, Any]) -> str:
 
 def _happened(title: str, name: str, events: list[dict[str, Any]]) -> list[RenderableType]:
     from ..console import table
-    rows: list[list[str | Text]] = [[_clock(event["at"]), str(event[name] or BASE), Text(event["cause"])]
-                                    for event in events]
+    rows: list[list[str | Text]] = [[
+        time.strftime("%m-%d %H:%M:%S", time.localtime(event["at"])), str(event[name] or BASE), Text(event["cause"])]
+        for event in events]
     return ["", table(title, ["", "", ""], rows, whole=(0, 1))] if rows else []
-
-
-def _memory(memory: dict[str, Any]) -> str:
-    from ..console import mib
-    return f"{mib(memory['used'])} of {mib(memory['budget'])}, {mib(memory['available'])} available"
-
-
-def _answers(serving: dict[str, Any]) -> str:
-    return (f"{serving['working']} in progress, {serving['waiting']} waiting, {serving['requests']} in all; "
-            f"{serving['tokens_per_s']:.1f} tokens/s in the last one")
 
 
 def _job(job: dict[str, Any]) -> str:
@@ -112,7 +106,3 @@ def _job(job: dict[str, Any]) -> str:
         if progress.get("eta_s") is not None:
             parts.append(f"{duration(progress['eta_s'])} left")
     return "  ".join(parts)
-
-
-def _clock(seconds: float) -> str:
-    return time.strftime("%m-%d %H:%M:%S", time.localtime(seconds))

@@ -29,7 +29,10 @@ class Measured:
         self.folder = folder
         folder.mkdir(parents=True, exist_ok=True)
         for path in folder.glob(f"*{HALF}"):
-            _remove(path)
+            if path.is_dir():
+                shutil.rmtree(path, ignore_errors=True)
+            else:
+                path.unlink(missing_ok=True)
 
     def has(self, name: str) -> bool:
         return any(self.folder.glob(f"{name}.*")) or (self.folder / name).is_dir()
@@ -90,10 +93,3 @@ def _load(path: Path) -> Arrays:
     with np.load(path, allow_pickle=False) as stored:
         arrays = [stored[f"array{number}"] for number in range(len(stored.files) - 2)]
         return {str(name): arrays[place] for name, place in zip(stored["names"], stored["places"], strict=True)}
-
-
-def _remove(path: Path) -> None:
-    if path.is_dir():
-        shutil.rmtree(path, ignore_errors=True)
-    else:
-        path.unlink(missing_ok=True)

@@ -213,7 +213,8 @@ class _Work:
         rows = texts.windows(c.distill, self.tokenizer, c.distill_length)
         model, facts = distill.distill(self.model, self.uncut, rows, c, self.folder / DISTILLATION,
                                        threads=self.threads, **self.callbacks)
-        self.curve = [_untimed(asdict(point)) for point in facts.curve]
+        self.curve = [{key: value for key, value in asdict(point).items() if key != "seconds"}  # of the same bytes
+                      for point in facts.curve]
         self._did("heal", model, {key: value for key, value in facts.to_json().items() if key != "curve"})
 
     # ---- stored -------------------------------------------------------------------------------------------------
@@ -311,8 +312,3 @@ class _Work:
             self.callbacks["on_progress"]("answering", number * len(asked) + i, 2 * len(asked))
             answers += samples.answered(model, [sample])
         return answers
-
-
-def _untimed(facts: dict[str, Any]) -> dict[str, Any]:
-    """Leaves times out, so that the same run gives the same bytes."""
-    return {key: value for key, value in facts.items() if key != "seconds"}

@@ -56,13 +56,9 @@ class ModelSource:
     def answer(self, asked: AskedQuestion) -> Completion:
         adapter = self.adapters.named(asked.model)
         options = dict(asked.options)
-        if form := self._form(adapter, asked.is_free):
-            options.setdefault("grammar", form)
+        if not asked.is_free and self.config.structured != "off" and (form := self.served.grammar_of(adapter)):
+            options.setdefault("grammar", form)  # of the answers that the adapter learned
         return self.batcher.submit(asked.prompt, adapter=adapter, **options)
-
-    def _form(self, adapter: str | None, is_free: bool) -> str:
-        """Returns the grammar of the answers that an adapter learned, where they are held to it."""
-        return "" if is_free or self.config.structured == "off" else self.served.grammar_of(adapter)
 
 
 def first_answer(sources: Sequence[AnswerSource], asked: AskedQuestion) -> Completion:

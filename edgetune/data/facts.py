@@ -113,7 +113,8 @@ def _facts(line: int, row: Row, shape: str, tokens: Tokens | None, parser: RowPa
     answer = answer_of(row)
     said: dict[str, Any] = {"answer": None}
     if answer is not None:
-        said = {"answer": _digest(answer), "letters": len(answer), "is_json": _is_json(answer)}
+        hashed = hashlib.sha256(answer.encode("utf-8", "surrogatepass")).hexdigest()
+        said = {"answer": hashed, "letters": len(answer), "is_json": _is_json(answer)}
     if tokens is not None:
         made = list(parser.examples_of(row, shape, tokens.tokenizer, tokens.system, tokens.max_length))
         kept = fitting(made, tokens.max_length, tokens.overflow)
@@ -148,10 +149,6 @@ def parts_of(example: Example, tokenizer: Tokenizer) -> list[Part]:
             parts.append(Part(tokenizer.decode(example.tokens[begin:end].tolist()), bool(learned[begin])))
             begin = end
     return parts
-
-
-def _digest(text: str) -> str:
-    return hashlib.sha256(text.encode("utf-8", "surrogatepass")).hexdigest()
 
 
 def _is_json(text: str) -> bool:

@@ -47,7 +47,7 @@ def read_rows(path: Path, digest: hashlib._Hash | None = None) -> Iterator[tuple
                 yield 0, _whole(file, path.name, digest, TEXT_LIMIT, hint)
             elif kind in (".csv", ".tsv"):
                 yield from _table(_lines(file, path.name, digest), path.name, "\t" if kind == ".tsv" else ",")
-            elif kind == ".json" and _is_array(file):
+            elif kind == ".json" and _START.match(file.peek(512)):  # type: ignore[attr-defined]
                 text = _whole(file, path.name, digest, ARRAY_LIMIT, "write it as JSON Lines, one object a line")
                 yield from _array(text, path.name)
             else:
@@ -114,10 +114,6 @@ def _objects(lines: Iterable[str], name: str) -> Iterator[tuple[int, Row]]:
             raise _not_json(number, name, line, LINES) from None
         brackets = line.count("[") + line.count("{")
         yield number, _object(row, number, name, "write one JSON object a line", brackets)
-
-
-def _is_array(file: BinaryIO) -> bool:
-    return bool(_START.match(file.peek(512)))  # type: ignore[attr-defined]
 
 
 def _array(text: str, name: str) -> Iterator[tuple[int, Row]]:

@@ -42,7 +42,10 @@ class Safetensors:
 
     def __init__(self, path: Path) -> None:
         self.path = path
-        self._file = _open(path)
+        try:
+            self._file: BinaryIO = open_regular(path)
+        except OSError as error:
+            raise FormatError(f"cannot read {path}: {error.strerror}", "name a safetensors file") from None
         try:
             self._header = self._checked_header()
         except BaseException:
@@ -87,13 +90,6 @@ class Safetensors:
         header: dict[str, Any] = json.loads(self._file.read(length))
         header.pop("__metadata__", None)
         return header
-
-
-def _open(path: Path) -> BinaryIO:
-    try:
-        return open_regular(path)
-    except OSError as error:
-        raise FormatError(f"cannot read {path}: {error.strerror}", "name a safetensors file") from None
 
 
 def _f32(stored: NDArray[Any]) -> NDArray[np.float32]:

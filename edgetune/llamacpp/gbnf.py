@@ -198,7 +198,8 @@ def _check_recursion(rules: Rules) -> None:
                                  "let it have a character in any case")
     begins: dict[str | int, list[str | int]] = {}  # rule -> those that it may begin with
     for name, alternatives in rules.items():
-        begins[name] = [first for sequence in alternatives for first in _firsts(sequence, empty)]
+        begins[name] = [item.rule for sequence in alternatives for item in _front(sequence, empty)
+                        if item.rule is not None]
     open_begins = {name: len(set(firsts)) for name, firsts in begins.items()}
     users: dict[str | int, set[str | int]] = defaultdict(set)  # rule -> those that may begin with it
     for name, firsts in begins.items():
@@ -207,7 +208,8 @@ def _check_recursion(rules: Rules) -> None:
     ready = [name for name, count in open_begins.items() if count == 0]
     ways: dict[str | int, int] = {}  # in which a rule may begin
     for name in ready:  # it grows meanwhile
-        ways[name] = sum(map(ways.__getitem__, begins[name])) + _characters_first(rules[name], empty)
+        ways[name] = sum(map(ways.__getitem__, begins[name])) + sum(
+            item.rule is None for sequence in rules[name] for item in _front(sequence, empty))
         if ways[name] > WAYS:
             raise UsageError(f"the grammar may begin {_named(name)} in {ways[name]} ways",
                              f"use at most {WAYS}: let alternatives begin with different characters")
@@ -254,15 +256,3 @@ def _front(sequence: Sequence, empty: set[str | int]) -> Iterator[Item]:
         yield item
         if not (item.may_be_absent or item.rule in empty):
             break
-
-
-def _firsts(sequence: Sequence, empty: set[str | int]) -> Iterator[str | int]:
-    """The rules that it may begin with."""
-    for item in _front(sequence, empty):
-        if item.rule is not None:
-            yield item.rule
-
-
-def _characters_first(alternatives: list[Sequence], empty: set[str | int]) -> int:
-    """The number of characters among the items that it may begin with."""
-    return sum(item.rule is None for sequence in alternatives for item in _front(sequence, empty))

@@ -137,7 +137,7 @@ class _Reader:
             return self._written(*self._escape())
         if c in "^$*+?{}":
             raise self._cannot()
-        return self._character(ord(c))
+        return self._written(*_sorted_out([(ord(c), ord(c))]))
 
     def _times(self) -> str:
         c = self._peek()
@@ -206,9 +206,6 @@ class _Reader:
         ranges += plain
         escaped += more
         return None
-
-    def _character(self, code: int) -> str:
-        return self._written(*_sorted_out([(code, code)]))
 
     def _written(self, plain: Ranges, escaped: Sequence[int]) -> str:
         """One of these characters, as JSON writes them."""

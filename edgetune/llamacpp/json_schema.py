@@ -140,7 +140,7 @@ class Rules:
             return self.rule(self._merged(schema, place), place)
         for word in ("const", "enum"):
             if word in schema:
-                return self._constants(schema, word, place)
+                return self.named(" | ".join(_literal(value) for value in _fitting(schema, word, place)))
         for word in ("anyOf", "oneOf"):
             if word in schema:
                 return self._union(schema, word, place)
@@ -192,9 +192,6 @@ class Rules:
                 else:
                     merged[key] = value
         return merged
-
-    def _constants(self, schema: Schema, word: str, place: Place) -> str:
-        return self.named(" | ".join(_literal(value) for value in _fitting(schema, word, place)))
 
     def _union(self, schema: Schema, word: str, place: Place) -> str:
         parts = _list(schema[word], word, place)

@@ -93,14 +93,9 @@ class Network:
                 if self.calls[user] != END:
                     total = needs[self.calls[user]] + needs[self.nexts[user][0]]
                 elif self.sets[user]:
-                    total = need + _size(self.sets[user][0][0])
+                    total = need + len(chr(self.sets[user][0][0]).encode())  # in UTF-8
                 else:
                     total = need
                 if total < needs[user]:
                     heapq.heappush(queue, (total, user))
         return needs
-
-
-def _size(code: int) -> int:
-    """Bytes of a character in UTF-8."""
-    return len(chr(code).encode())

@@ -19,7 +19,6 @@ import weakref
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
-from pathlib import Path
 from types import ModuleType
 from typing import Any
 
@@ -70,7 +69,7 @@ class Tokenizer:
         self._closed = False
         self._free: weakref.finalize[..., Tokenizer] | None = None  # a model that was lent is freed by its owner
         if model is None:
-            model = self._load(file, path)
+            model = open_model(file.file.link if isinstance(file, Gguf) else path, path, vocabulary_only=True)
             self._free = weakref.finalize(self, llama.llama_model_free, model)
         self._vocabulary = llama.llama_model_get_vocab(model)
         self.n_vocab: int = llama.llama_vocab_n_tokens(self._vocabulary)
@@ -191,9 +190,6 @@ class Tokenizer:
         self._closed = True
         if self._free is not None:
             self._free()
-
-    def _load(self, file: str | os.PathLike[str] | Gguf, path: Path) -> int:
-        return open_model(file.file.link if isinstance(file, Gguf) else path, path, vocabulary_only=True)
 
     @property
     def vocabulary(self) -> Any:

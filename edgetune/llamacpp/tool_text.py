@@ -30,13 +30,10 @@ def write_tools(template: str, messages: Sequence[Mapping[str, Any]],
     if "tool" not in template:
         written = _with_results(written)
     if tools and "tools" not in template:
-        written = _with_description(written, _describe(tools), takes_system(template))
+        written = _with_description(
+            written, "\n".join([HEAD, *(_json(tool.get("function", tool)) for tool in tools), TAIL]),
+            takes_system(template))
     return written
-
-
-def _describe(tools: Sequence[Mapping[str, Any]]) -> str:
-    functions = [tool.get("function", tool) for tool in tools]
-    return "\n".join([HEAD, *map(_json, functions), TAIL])
 
 
 def _with_description(messages: list[dict[str, Any]], description: str, as_system: bool) -> list[dict[str, Any]]:

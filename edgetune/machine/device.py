@@ -131,15 +131,12 @@ def match_profile(model: str, machine: str, cpu: str = "", processors: int = 0, 
     named = [p for p in profiles if p.model and p.model in model]
     if named:
         return max(named, key=lambda p: len(p.model)), f"the board calls itself {model!r}"
-    built = [p for p in profiles if p.cpu and (p.cpu, p.cores) == (cpu, processors) and _has_memory(p, memory)]
+    built = [p for p in profiles if p.cpu and (p.cpu, p.cores) == (cpu, processors)
+             and any((1 - _KERNEL_KEEPS) * size <= memory / 2**20 <= size for size in p.memory_mib)]
     if len(built) == 1 and not model:
         return built[0], f"it has {processors} x {cpu} and {memory >> 20} MiB of memory, and no device tree to read"
     generic = next((p for p in profiles if not p.model), None)
     return generic, f"no board's profile fits, and this one is for any {machine}" if generic else "no profile fits"
-
-
-def _has_memory(p: Profile, memory: int) -> bool:
-    return any((1 - _KERNEL_KEEPS) * size <= memory / 2**20 <= size for size in p.memory_mib)
 
 
 def profile_named(name: str, folder: Path | None = None) -> Profile:
@@ -181,18 +178,16 @@ def board_named(name: str, memory: str = "") -> Profile:
 
 def read_profiles(folder: Path | None = None) -> list[Profile]:
     """All profiles; the project's, if no folder is named."""
-    return [_profile(path) for path in sorted((folder or devices_folder()).glob("*.toml"))]
+    files = [read_toml(path) for path in sorted((folder or devices_folder()).glob("*.toml"))]
+    written: list[dict[str, Any]] = [{name: tuple(value) if isinstance(value, list) else value
+                                      for name, value in file.items()} for file in files]
+    return [Profile(**facts) for facts in written]
 
 
 def devices_folder() -> Path:
     """The project's data on devices: in edgetune/devices (a wheel) or next to edgetune/ (the source tree)."""
     folder = Path(__file__).parents[1] / "devices"
     return folder if folder.is_dir() else Path(__file__).parents[2] / "devices"
-
-
-def _profile(path: Path) -> Profile:
-    said: dict[str, Any] = {k: tuple(v) if isinstance(v, list) else v for k, v in read_toml(path).items()}
-    return Profile(**said)
 
 
 def rss() -> int:

@@ -114,10 +114,6 @@ def _in_mode(r: Readings) -> str:
     return f", in power mode {r.power_mode}" if r.power_mode else ""
 
 
-def _foreground(r: Readings, _policy: Policy, _held: int) -> Level:
-    return (2, "someone is being answered") if r.foreground else NOTHING
-
-
 def _load(r: Readings, _policy: Policy, held: int) -> Level:
     """Others who find enough free processors are no reason to slow down."""
     waiting = held or r.cpu_stall is None or r.cpu_stall >= WAITING
@@ -127,7 +123,8 @@ def _load(r: Readings, _policy: Policy, held: int) -> Level:
 
 
 RULES: dict[str, Callable[[Readings, Policy, int], Level]] = {
-    "memory": _memory, "power": _power, "heat": _heat, "quiet": _quiet, "foreground": _foreground,
+    "memory": _memory, "power": _power, "heat": _heat, "quiet": _quiet,
+    "foreground": lambda r, _policy, _held: (2, "someone is being answered") if r.foreground else NOTHING,
     "throttling": _throttling, "load": _load}
 
 

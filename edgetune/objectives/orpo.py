@@ -15,7 +15,7 @@ from ..data import preferences
 from ..data.packing import Batch, Example
 from ..data.rows import RowParser
 from ..options import option
-from .answers import Floats, answers_of, log_sigmoid, pair_metrics, sigmoid
+from .answers import answers_of, log_sigmoid, pair_metrics, sigmoid
 from .base import Objective, Signal, register
 
 SUREST = -1e-6  # log p a token; the odds of a sure answer are infinite
@@ -50,12 +50,8 @@ class Orpo(Objective):
         rising[1::2] *= -1
         rising[::2] += 1
         loss = -mean[::2] - self.beta * log_sigmoid(margin)
+        pairs = float(margin.size)
+        metrics = {"nll_loss": (-float(mean[::2].sum()), pairs), "log_odds_chosen": (float(margin.sum()), pairs),
+                   "log_odds_ratio": (float(log_sigmoid(margin).sum()), pairs)}  # TRL's names
         return Signal(answers.spread(rising / answers.sizes), float(loss.sum()),
-                      pair_metrics(answers, self.beta * mean) | _odds_metrics(mean, margin))
-
-
-def _odds_metrics(mean: Floats, margin: Floats) -> dict[str, tuple[float, float]]:
-    """TRL's metrics of the odds."""
-    pairs = float(margin.size)
-    return {"nll_loss": (-float(mean[::2].sum()), pairs), "log_odds_chosen": (float(margin.sum()), pairs),
-            "log_odds_ratio": (float(log_sigmoid(margin).sum()), pairs)}
+                      pair_metrics(answers, self.beta * mean) | metrics)

@@ -156,15 +156,10 @@ def _drawing(chart: Chart) -> Html:
     if chart.limit_drawn is not None:
         y = _place(up(chart.limit_drawn))
         parts.append(element("line", x1=LEFT, x2=RIGHT, y1=y, y2=y, class_="limit"))
-    parts.append(_cut_at_the_top([_curve(line, across, up) for line in chart.lines]))
+    height = HEIGHT - TOP + CLEAR  # an svg within an svg shows nothing beyond its edges
+    parts.append(element("svg", *(_curve(line, across, up) for line in chart.lines), y=TOP - CLEAR, width=WIDTH,
+                         height=height, viewBox=f"0 {TOP - CLEAR} {WIDTH} {height}"))
     return element("svg", *parts, viewBox=f"0 0 {WIDTH} {HEIGHT}", role="img", aria_label=_spoken(chart))
-
-
-def _cut_at_the_top(curves: Sequence[Html]) -> Html:
-    """An svg within an svg shows nothing beyond its edges."""
-    height = HEIGHT - TOP + CLEAR
-    return element("svg", *curves, y=TOP - CLEAR, width=WIDTH, height=height,
-                   viewBox=f"0 {TOP - CLEAR} {WIDTH} {height}")
 
 
 def _grid(across: Scale, up: Scale) -> Iterator[Html]:

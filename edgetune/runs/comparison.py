@@ -66,14 +66,12 @@ def facts(run: History) -> dict[str, Any]:
     held = run.held_out
     answers = run.answers
     return {"folder": str(run.folder), "status": run.record.status, "verdict": run.verdict and vars(run.verdict),
-            "held_out": held and {name: _finite(value) for name, value in vars(held).items()},
+            "held_out": held and {
+                name: None if isinstance(value, float) and not math.isfinite(value) else value
+                for name, value in vars(held).items()},
             "answers": answers and {"rows": answers.rows, "before": answers.before, "after": answers.after},
             "steps": run.last_step, "seconds": run.seconds, "peak_rss_mib": run.record.peak_rss_mib,
             "tokens_per_s": run.tokens_per_s, "options": run.record.options, "damaged_lines": run.damaged}
-
-
-def _finite(value: Any) -> Any:
-    return None if isinstance(value, float) and not math.isfinite(value) else value
 
 
 def differing(runs: Sequence[History]) -> list[str]:
@@ -113,7 +111,7 @@ def _charts(runs: Sequence[History]) -> Iterator[Html | None]:
     for what, points in (("held-out rows", [[(m.step, m.loss) for m in run.measurements] for run in runs]),
                          ("the rows that are learned", [[(s.step, s.loss) for s in run.steps] for run in runs])):
         total = sum(map(len, points))
-        drawn = [Line(name, _thinned(found, -(-total // DRAWN)), STYLES[at], dots=total <= DOTS)
+        drawn = [Line(name, [*found[:-1][::max(-(-total // DRAWN), 1)], *found[-1:]], STYLES[at], dots=total <= DOTS)
                  for at, (name, found) in enumerate(zip(names(runs), points, strict=True))]
         axes = {loss_axis(run) for run in runs}
         top = _top(points)
@@ -128,10 +126,6 @@ def _top(lines: Sequence[Points]) -> float | None:
     begun = max((ys[0] for ys in finite if ys), default=0.0)
     highest = max((y for ys in finite for y in ys), default=0.0)
     return ROSE * begun if highest > 2 * ROSE * begun > 0 else None
-
-
-def _thinned(points: Points, every: int) -> Points:
-    return [*points[:-1][::max(every, 1)], *points[-1:]]
 
 
 def _differences(runs: Sequence[History]) -> Html:

@@ -94,18 +94,10 @@ def _tiles(history: History) -> Iterator[tuple[str, str, str]]:
             yield ("held to their schema", number(answers.structured, ".0%"), "exact answers, all of them JSON")
     total = f"of {record.total_steps:,}" if record.total_steps else ""
     yield "steps", f"{history.last_step:,}", total
-    yield "time", duration(history.seconds), _rate(history)
-    if peak := _peak(history):
+    yield "time", duration(history.seconds), f"{history.tokens_per_s:,.0f} tokens/s" if history.tokens_per_s else ""
+    if peak := max(history.record.peak_rss_mib, *(step.rss_mib for step in history.steps), 0.0):
         budget = _budget(history)
         yield "peak memory", f"{peak:,.0f} MiB", f"of {budget:,.0f} MiB" if budget else ""
-
-
-def _rate(history: History) -> str:
-    return f"{history.tokens_per_s:,.0f} tokens/s" if history.tokens_per_s else ""
-
-
-def _peak(history: History) -> float:
-    return max(history.record.peak_rss_mib, *(step.rss_mib for step in history.steps), 0.0)
 
 
 def _budget(history: History) -> float | None:

@@ -184,7 +184,10 @@ class Batcher:
             try:
                 self._step()
             except Exception as error:  # llama.cpp's or our own: whoever waits gets it
-                self._fail(error)
+                self._cells.clear()  # the cache holds nothing any more
+                for answer in self._working.copy():
+                    answer.completion.error = error
+                    self._end(answer, "error")
 
     def _prepare(self) -> bool:
         """Do requested work between decodes, and wait until somebody is to be answered; False: nobody will be."""
@@ -388,10 +391,3 @@ class Batcher:
         self._turns.pop(answer, None)
         answer.request.sampler.close()
         answer.completion.end(finish, piece)
-
-    def _fail(self, error: Exception) -> None:
-        """End all answers in progress with an error; the cache holds nothing any more."""
-        self._cells.clear()
-        for answer in self._working.copy():
-            answer.completion.error = error
-            self._end(answer, "error")

@@ -83,7 +83,8 @@ class Session:
         """
         done = min(common(self.cached, tokens), len(tokens) - wanted)
         if done < len(self.cached):
-            self._cut(done)
+            del self.cached[done:]
+            self._cache = {name: self._value(value.numpy()[:, :, :done]) for name, value in self._cache.items()}
         parts = []
         while done < len(tokens):
             end = min(done + BATCH, len(tokens))
@@ -92,10 +93,6 @@ class Session:
             parts.append(logits[len(logits) - kept :])
             done = end
         return np.concatenate(parts)
-
-    def _cut(self, n: int) -> None:
-        del self.cached[n:]
-        self._cache = {name: self._value(value.numpy()[:, :, :n]) for name, value in self._cache.items()}
 
     def _run(self, tokens: list[int], kept: int) -> NDArray[np.float32]:
         """Compute T tokens more; the logits [kept, V] after the last of them."""

@@ -11,6 +11,7 @@ import tempfile
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, replace
+from functools import partial
 from hashlib import sha256
 from pathlib import Path
 from typing import Any
@@ -92,7 +93,7 @@ def prepare(bundle: Bundle, config: TrainConfig, batches: range, should_stop: Ca
     asked: Questions | None = None
     found: list[Example] = []
     for done, batch in enumerate(number % (MOST // BATCH) for number in batches):
-        path = _cached(name, batch)
+        path = cache_folder() / "anchors" / f"{sha256(name.encode()).hexdigest()[:32]}-{batch}.npz"
         part = read(path, name)
         if not part:
             if asked is None:
@@ -104,7 +105,8 @@ def prepare(bundle: Bundle, config: TrainConfig, batches: range, should_stop: Ca
             except (UsageError, DataError) as error:
                 on_event({"event": "anchors_missing", "reason": error.what})
                 return []
-            _keep(path, part, name)
+            if part:
+                cache(path, partial(save, path, part, name), CACHED)
         found += part
     return [cut for one in found if (cut := _cut(one, config.row_limit)).supervised]
 
@@ -192,13 +194,3 @@ def save(path: Path, anchors: Sequence[Example], name: str = "") -> None:
     with replaced(path) as beside, beside.open("wb") as file:
         np.savez(file, name=np.array(name), tokens=tokens, sizes=np.array([one.tokens.size for one in anchors]),
                  begins=np.array([one.begin for one in anchors]))
-
-
-def _cached(name: str, batch: int) -> Path:
-    return cache_folder() / "anchors" / f"{sha256(name.encode()).hexdigest()[:32]}-{batch}.npz"
-
-
-def _keep(path: Path, anchors: Sequence[Example], name: str) -> None:
-    """Stores anchors in the cache, if there are any."""
-    if anchors:
-        cache(path, lambda: save(path, anchors, name), CACHED)

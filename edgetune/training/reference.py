@@ -68,10 +68,8 @@ class Reference:
 
     def add(self, example: Example) -> None:
         with self.decoder.linear.off() if self.is_base else nullcontext():
-            self._known[_key(example)] = self._read_top(example) if self.top else self._read(example)
-
-    def _read_top(self, example: Example) -> NDArray[np.float32]:
-        return likeliest(self.decoder, [example], self.top, ANY)[id(example)]
+            self._known[_key(example)] = (likeliest(self.decoder, [example], self.top, ANY)[id(example)] if self.top
+                                          else self._read(example))
 
     def _read(self, example: Example) -> NDArray[np.float32]:
         """log p as [documents, supervised], flat: the example's own document first."""

@@ -89,11 +89,9 @@ class RunState:
         is_unknown = not math.isfinite(loss) or len(rows) != len(self.lowest_rows)
         is_worse = is_unknown or is_higher(rows, self.lowest_rows)
         self.worse = self.worse + 1 if is_worse else 0
-        self.overfitted = self.overfitted + 1 if is_worse and not self._is_learning(loss) else 0
-
-    def _is_learning(self, held_out: float) -> bool:
-        """Whether training rows are hardly better known than held-out ones; by losses, not by rewards."""
-        return bool(self.last_losses) and 0 < KNOWN * held_out < fmean(self.last_losses)
+        # training rows are hardly better known than held-out ones; by losses, not by rewards
+        is_learning = bool(self.last_losses) and 0 < KNOWN * loss < fmean(self.last_losses)
+        self.overfitted = self.overfitted + 1 if is_worse and not is_learning else 0
 
     def learn(self, loss: float) -> None:
         """Takes the loss of a step."""

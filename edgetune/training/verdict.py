@@ -46,7 +46,8 @@ class Course:
 
     def number(self, loss: float) -> str:
         """Formats a loss for people, with a reward's sign."""
-        return _number(0.0 - loss if self.of_rewards else loss)  # a reward of 0 is not -0
+        loss = 0.0 - loss if self.of_rewards else loss  # a reward of 0 is not -0
+        return f"{loss:.2f}" if not math.isfinite(loss) or abs(loss) >= 1 else f"{loss:.3g}"
 
     def better(self, before: float, after: float) -> str:
         return f"{'rose' if self.of_rewards else 'fell'} from {self.number(before)} to {self.number(after)}"
@@ -123,7 +124,3 @@ def _of_learned(course: Course) -> str:
 
 def _clear(higher: float, lower: float, fall: float) -> bool:
     return not math.isfinite(higher) or higher - lower > max(SHARE * abs(lower), OF_FALL * fall)
-
-
-def _number(loss: float) -> str:
-    return f"{loss:.2f}" if not math.isfinite(loss) or abs(loss) >= 1 else f"{loss:.3g}"

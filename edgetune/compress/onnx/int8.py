@@ -52,7 +52,10 @@ def quantize(model: ModelProto, tied: bool) -> None:
         if node.op_type == "MatMul" and (name := node.input[1]) in floats:
             if name not in stored:
                 stored[name] = _store(graph, name, numpy_helper.to_array(floats[name]).T)
-            nodes.append(_product(node, stored[name], *floats[name].dims))
+            k, n = floats[name].dims
+            nodes.append(helper.make_node(
+                "MatMulNBits", [node.input[0], *stored[name]], list(node.output), name=node.name, domain=_DOMAIN,
+                K=k, N=n, bits=8, block_size=BLOCK, accuracy_level=4))
         else:
             nodes.append(node)
     at = next(i for i, node in enumerate(nodes) if node.op_type == "Gather" and node.input[0] in floats)
@@ -83,11 +86,6 @@ def _store(graph: GraphProto, name: str, weight: NDArray[np.float32]) -> list[st
     """Add a matrix [N, K] in blocks; the names of the blocks and of their scales."""
     blocks, scales = to_blocks(weight)
     return [_add(graph, f"{name}.int8", blocks), _add(graph, f"{name}.scales", scales)]
-
-
-def _product(node: NodeProto, stored: list[str], k: int, n: int) -> NodeProto:
-    return helper.make_node("MatMulNBits", [node.input[0], *stored], list(node.output), name=node.name, domain=_DOMAIN,
-                            K=k, N=n, bits=8, block_size=BLOCK, accuracy_level=4)
 
 
 def _lookup(graph: GraphProto, table: NodeProto, stored: list[str]) -> list[NodeProto]:

@@ -41,14 +41,12 @@ class Blocks:
         self.length = length
         self.blocks: list[nn.Module] = list(model.model.layers)
         self._beside: list[dict[str, Any]] = []
-        hooks = [block.register_forward_pre_hook(self._note, with_kwargs=True) for block in self.blocks]
+        hooks = [block.register_forward_pre_hook(lambda _block, _args, others: self._beside.append(others),
+                                                 with_kwargs=True) for block in self.blocks]
         with torch.inference_mode():
             model.model(torch.zeros(1, length, dtype=torch.long), use_cache=False)
         for hook in hooks:
             hook.remove()
-
-    def _note(self, _block: nn.Module, _args: Any, others: dict[str, Any]) -> None:
-        self._beside.append(others)
 
     def embed(self, ids: Tensor) -> Tensor:
         """[B, T, D] of ids [B, T]."""

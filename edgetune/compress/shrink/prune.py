@@ -277,7 +277,8 @@ def _fit(blocks: Blocks, shape: Shape, ids: Tensor, chosen: Sequence[int], keep:
         down = block.mlp.down_proj
         (heads, channels), after = _record(blocks, i, whole, o, down)
         groups = _groups(heads, o.weight, shape.n_kv, keep[0])
-        kept.append(KeptParts(groups, _strongest(channels, down.weight, keep[1])))
+        strongest = channels.flatten(0, 1).square().sum(0) * down.weight.square().sum(0)  # [F]
+        kept.append(KeptParts(groups, _largest(strongest, keep[1])))
         written = o(heads)
         gated = down(channels)
         following = chosen[at + 1] if at + 1 < len(chosen) else shape.n_layer
@@ -303,11 +304,6 @@ def _groups(heads: Tensor, weight: Tensor, n_groups: int, keep: int) -> NDArray[
     """The groups whose part of attention's output has most energy. heads: [N, T, HC], weight: [D, HC]."""
     parts = zip(heads.flatten(0, 1).chunk(n_groups, 1), weight.chunk(n_groups, 1), strict=True)
     return _largest(torch.stack([(x @ w.T).square().sum() for x, w in parts]), keep)
-
-
-def _strongest(channels: Tensor, weight: Tensor, keep: int) -> NDArray[np.int64]:
-    """channels: [N, T, F], weight: [D, F]."""
-    return _largest(channels.flatten(0, 1).square().sum(0) * weight.square().sum(0), keep)
 
 
 def _largest(scores: Tensor, keep: int) -> NDArray[np.int64]:

@@ -19,7 +19,7 @@ from __future__ import annotations
 
 import re
 import tempfile
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, replace
 from itertools import chain
@@ -233,14 +233,10 @@ def _cut(model: Floats, kept: NDArray[np.int32], ends: dict[str, int]) -> Floats
         elif key not in _WHOLE:
             metadata[key] = value
     if _MERGES in metadata:
-        metadata[_MERGES] = _merges_between(metadata[_TOKENS], metadata[_MERGES])
+        known = set(metadata[_TOKENS])
+        metadata[_MERGES] = [merge for merge in metadata[_MERGES]
+                             if known.issuperset((*_pair(merge), "".join(_pair(merge))))]
     if (key := f"{model.architecture}.vocab_size") in metadata:
         metadata[key] = len(kept)
     tensors = {name: array[kept] if name in _ROWS else array for name, array in model.tensors.items()}
     return replace(model, metadata=metadata, tensors=tensors)
-
-
-def _merges_between(tokens: Sequence[str], merges: Sequence[str]) -> list[str]:
-    """The merges whose two parts and product are tokens."""
-    known = set(tokens)
-    return [merge for merge in merges if known.issuperset((*_pair(merge), "".join(_pair(merge))))]

@@ -269,7 +269,9 @@ def _read_tensors(folder: Path, architecture: str, config: PretrainedConfig) -> 
             for name in file.shapes:
                 if _NOT_TEXT.match(name):
                     continue
-                ours = _name_in_gguf(name, architecture)
+                # text may be a part of the model
+                text = re.sub(r"^(model\.)?language_model\.(model\.)?", "model.", name)
+                ours = hf.name_in_gguf(text.replace("model.lm_head", "lm_head"), architecture)
                 if ours is None:
                     lack = f"llama.cpp's {architecture} has none such"
                     raise UnsupportedError(f"{path} has the tensor {name!r:.80}, {lack}",
@@ -277,9 +279,3 @@ def _read_tensors(folder: Path, architecture: str, config: PretrainedConfig) -> 
                 if ours != "output.weight" or not config.tie_word_embeddings:
                     tensors[ours] = file.read(name)
     return tensors
-
-
-def _name_in_gguf(name: str, architecture: str) -> str | None:
-    """The name of a checkpoint's tensor, where text may be a part of the model; None: a GGUF has no place for it."""
-    text = re.sub(r"^(model\.)?language_model\.(model\.)?", "model.", name)
-    return hf.name_in_gguf(text.replace("model.lm_head", "lm_head"), architecture)

@@ -302,15 +302,13 @@ class Worker:
             if self.old.name:
                 served.load_adapter(self.task["serving"]["path"], OLD)
             served.load_adapter(self.out, NEW)
-            return gate.evaluate(served, exam, self.old, Asked(NEW), self.limits, self._on_asked)
+            return gate.evaluate(served, exam, self.old, Asked(NEW), self.limits,
+                                 lambda done, of: self.emit({"event": "judging", "done": done, "of": of}))
 
     def _rewarding(self) -> Rewarding | None:
         if self.rewards is None or not isinstance(self.objective, Rewarded):
             return None
         return Rewarding(self.objective, self.rewards)
-
-    def _on_asked(self, done: int, of: int) -> None:
-        self.emit({"event": "judging", "done": done, "of": of})
 
 
 def is_done(out: Path) -> bool:

@@ -72,10 +72,7 @@ class JobRows:
         for stored in self.rows:
             item = self.feedback.item(stored)
             for row in self.made(item):
-                yield self._shaped(row) if row is item.row else row
-
-    def _shaped(self, row: Row) -> Row:
-        return as_conversation(row) if self.is_chat else row
+                yield as_conversation(row) if self.is_chat and row is item.row else row
 
 
 def as_conversation(row: Row) -> Row:

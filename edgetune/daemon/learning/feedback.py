@@ -113,8 +113,8 @@ class Feedback:
         is_other = bool(wrong.strip()) and (right is None or wrong.strip() != right.strip())
         question = question_digest(row, by_shape=True)
         with self.store.write() as db:
-            item = self._placed(db, FeedbackItem(_new_id("fb"), now(), rating, model, row, False, "counted", None,
-                                                 question, wrong if is_other else None))
+            item = self._placed(db, FeedbackItem(f"fb-{secrets.token_hex(12)}", now(), rating, model, row, False,
+                                                 "counted", None, question, wrong if is_other else None))
             _withdraw(db, item)
             self._insert(db, item)
         return item
@@ -364,10 +364,6 @@ def latest(rows: Iterable[StoredRow]) -> StoredRows:
         found.pop(word_of(row), None)
         found[word_of(row)] = row
     return [*found.values()]
-
-
-def _new_id(kind: str) -> str:
-    return f"{kind}-{secrets.token_hex(12)}"
 
 
 def _unknown(id: str) -> NotFoundError:

@@ -12,7 +12,7 @@ from ...data.packing import Example
 from ...errors import DataError, UsageError
 from ...objectives.rewarded import Rewarded
 from ...training.answered import Answer, Reward
-from .base import Grade, Grader, ScoreModel, load_grader, read_grader
+from .base import Grader, ScoreModel, load_grader, read_grader
 from .reward import RewardFunction, load_reward
 from .sample import Sample
 
@@ -42,10 +42,7 @@ class GraderRewards:
         samples = [Sample(answer.text, finish_reason="stop" if answer.ended else "length", tokens=answer.tokens)
                    for answer in answers]
         grades = self.judge.grade(samples, [json.loads(answer.item) for answer in answers])
-        return [Reward(grade.reward, self._parts(grade)) for grade in grades]
-
-    def _parts(self, grade: Grade) -> dict[str, float]:
-        return dict(grade.parts) or {self.judge.name: grade.reward}
+        return [Reward(grade.reward, dict(grade.parts) or {self.judge.name: grade.reward}) for grade in grades]
 
     def check_alone(self, hint: str) -> None:
         """Raises UsageError, with this way out, where one answer to a held-out prompt cannot be rewarded."""

@@ -111,7 +111,9 @@ class Sandbox:
 
     def _call(self, process: subprocess.Popen[bytes], sample: dict[str, Any], item: dict[str, Any]) -> float:
         self._calls += 1
-        self._limit_cpu(process)
+        with suppress(OSError, ValueError):  # its CPU seconds, in case this process is stopped
+            soft = math.ceil(START_SECONDS + self._busy + self._timeout)
+            resource.prlimit(process.pid, resource.RLIMIT_CPU, (soft, resource.RLIM_INFINITY))
         reply = self._exchange(process, {"id": self._calls, "sample": sample, "item": item}, self._timeout)
         if "failed" in reply:
             if "MemoryError" in str(reply["failed"]):
@@ -121,12 +123,6 @@ class Sandbox:
         if reply.get("id") != self._calls or not isinstance(reward, float) or not math.isfinite(reward):
             raise _Ended("it writes to the pipe of its replies")
         return reward
-
-    def _limit_cpu(self, process: subprocess.Popen[bytes]) -> None:
-        """Limits its CPU seconds to those of the calls so far and this one, in case this process is stopped."""
-        with suppress(OSError, ValueError):
-            soft = math.ceil(START_SECONDS + self._busy + self._timeout)
-            resource.prlimit(process.pid, resource.RLIMIT_CPU, (soft, resource.RLIM_INFINITY))
 
     def _exchange(self, process: subprocess.Popen[bytes], message: dict[str, Any], seconds: float) -> dict[str, Any]:
         """A line there, and the line that comes back. Raises _Ended."""
