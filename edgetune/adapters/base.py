@@ -31,7 +31,7 @@ from ..backends.arena import Arena, Buffer
 from ..backends.base import Array, Backend, LowRank
 from ..errors import UnsupportedError
 from ..formats.gguf import Tensor
-from ..options import Registry, check_options, make_options
+from ..options import Registry, check_options
 from .lora import Lora
 
 T = TypeVar("T", bound="Family")
@@ -231,11 +231,6 @@ def families() -> dict[str, type[Family]]:
 def family_named(name: str) -> type[Family]:
     """The family of that name. Raises UsageError for an unknown name."""
     return _registry.named(name)
-
-
-def make_family(name: str, options: Mapping[str, Any]) -> Family:
-    """The family of that name with these options. Raises UsageError for an unknown name, or a wrong option."""
-    return make_options(family_named(name), options).check()
 
 
 def slices(groups: Sequence[Group], flat: np.ndarray) -> list[np.ndarray]:

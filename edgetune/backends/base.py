@@ -75,16 +75,12 @@ class Memory(Protocol):
 class Ops(Protocol):
     """The operations."""
 
-    def matmul_forward(
-        self, out: Array, inp: Array, w: Array, fmt: str, scale: float = 1.0, accumulate: bool = False,
-        low_rank: LowRank = (None, None), precision: str = "exact",
-    ) -> None:  # fmt: skip
+    def matmul_forward(self, out: Array, inp: Array, w: Array, fmt: str, scale: float = 1.0, accumulate: bool = False,
+                       low_rank: LowRank = (None, None), precision: str = "exact") -> None:
         """out [T, N] = scale * (inp [T, K] . w [N, K] transposed + low_rank). Where accumulating, out is float32."""
 
-    def matmul_backward(
-        self, dinp: Array, dout: Array, w: Array, fmt: str, scale: float = 1.0, accumulate: bool = False,
-        low_rank: LowRank = (None, None), precision: str = "exact",
-    ) -> None:  # fmt: skip
+    def matmul_backward(self, dinp: Array, dout: Array, w: Array, fmt: str, scale: float = 1.0,
+                        accumulate: bool = False, low_rank: LowRank = (None, None), precision: str = "exact") -> None:
         """dinp [T, K] = scale * (dout [T, N] . w [N, K] + low_rank). Where accumulating, dinp is float32."""
 
     def matmul_dweight(self, dw: Array, dout: Array, inp: Array, scale: float = 1.0, precision: str = "exact") -> None:
@@ -102,9 +98,8 @@ class Ops(Protocol):
         out and inp are activations; out may be inp.
         """
 
-    def rmsnorm_backward(
-        self, dinp: Array, dout: Array, inp: Array, weight: Array, rstd: Array, accumulate: bool = False,
-    ) -> None:  # fmt: skip
+    def rmsnorm_backward(self, dinp: Array, dout: Array, inp: Array, weight: Array, rstd: Array,
+                         accumulate: bool = False) -> None:
         """dinp = gradient of rmsnorm for its input; the weight is frozen.
 
         dinp, dout and inp are activations; dinp may be dout when not accumulating.
@@ -116,10 +111,8 @@ class Ops(Protocol):
         neox False: pairs (2i, 2i+1); True: pairs (i, i + n_rot/2). sign 1 forward, -1 backward.
         """
 
-    def attention_forward(
-        self, out: Array, lse: Array, q: Array, k: Array, v: Array, end: Array, position: Array, scale: float,
-        window: int = 0, precision: str = "exact",
-    ) -> None:  # fmt: skip
+    def attention_forward(self, out: Array, lse: Array, q: Array, k: Array, v: Array, end: Array, position: Array,
+                          scale: float, window: int = 0, precision: str = "exact") -> None:
         """Causal grouped-query attention: k, v [T, G, C]; out, q [Q, H, C]; lse [H, Q] is kept for backward.
 
         T tokens, of which the last Q are queries, are a forest in depth-first order: end [T] (int32) is where the
@@ -129,10 +122,9 @@ class Ops(Protocol):
         bf16.
         """
 
-    def attention_backward(
-        self, dq: Array, dk: Array, dv: Array, delta: Array, dout: Array, out: Array, lse: Array, q: Array, k: Array,
-        v: Array, end: Array, position: Array, scale: float, window: int = 0, precision: str = "exact",
-    ) -> None:  # fmt: skip
+    def attention_backward(self, dq: Array, dk: Array, dv: Array, delta: Array, dout: Array, out: Array, lse: Array,
+                           q: Array, k: Array, v: Array, end: Array, position: Array, scale: float, window: int = 0,
+                           precision: str = "exact") -> None:
         """dq [Q, H, C], dk and dv [T, G, C] of attention_forward; delta [H, Q] is work space.
 
         All but delta and lse may each be bf16.
@@ -141,9 +133,8 @@ class Ops(Protocol):
     def glu_forward(self, out: Array, gate: Array, up: Array, kind: str) -> None:
         """out = act(gate) * up, all activations; kind "silu" or "gelu" (tanh-approximated). out may be gate or up."""
 
-    def glu_backward(
-        self, dgate: Array, dup: Array, act: Array, dout: Array, gate: Array, up: Array, kind: str,
-    ) -> None:  # fmt: skip
+    def glu_backward(self, dgate: Array, dup: Array, act: Array, dout: Array, gate: Array, up: Array,
+                     kind: str) -> None:
         """dgate and dup of glu_forward, and act, its output. dgate and dup may be dout or their own forward input."""
 
     def add_bias(self, x: Array, bias: Array) -> None:
@@ -164,10 +155,8 @@ class Ops(Protocol):
     def scale(self, x: Array, s: float) -> None:
         """x *= s."""
 
-    def head_forward(
-        self, logp: Array, best: Array | None, logits: Array, state: Array, h: Array, w: Array, fmt: str,
-        targets: Array, part: tuple[int, int] = WHOLE, precision: str = "exact",
-    ) -> None:  # fmt: skip
+    def head_forward(self, logp: Array, best: Array | None, logits: Array, state: Array, h: Array, w: Array, fmt: str,
+                     targets: Array, part: tuple[int, int] = WHOLE, precision: str = "exact") -> None:
         """logp [T] = log softmax(h [T, D] . w [V, D] transposed) at targets [T] (int32); best [T] (int32) = arg max.
 
         h may be bf16. Work space: logits [T, B] for B entries of the vocabulary at a time, state [T, HEAD_STATE].
@@ -175,10 +164,8 @@ class Ops(Protocol):
         are one pass; the last call completes it.
         """
 
-    def head_backward(
-        self, dh: Array, logp: Array, logits: Array, e: Array, state: Array, h: Array, w: Array, fmt: str,
-        targets: Array, a: Array, part: tuple[int, int] = WHOLE, precision: str = "exact",
-    ) -> None:  # fmt: skip
+    def head_backward(self, dh: Array, logp: Array, logits: Array, e: Array, state: Array, h: Array, w: Array, fmt: str,
+                      targets: Array, a: Array, part: tuple[int, int] = WHOLE, precision: str = "exact") -> None:
         """dh [T, D] = sum over v of a_t (softmax(z_t) - onehot(target_t))_v w_v, where a [T] = -dL/dlogp; logp as
         head_forward.
 
@@ -191,9 +178,8 @@ class Ops(Protocol):
         keys [L, G, C, CACHE], values [L, G, CACHE, C]; slot i is token i % CACHE of block i / CACHE. All may be bf16.
         """
 
-    def attention_cached(
-        self, out: Array, q: Array, keys: Array, values: Array, path: Array, scale: float, window: int = 0,
-    ) -> None:  # fmt: skip
+    def attention_cached(self, out: Array, q: Array, keys: Array, values: Array, path: Array, scale: float,
+                         window: int = 0) -> None:
         """out [T, H, C] = attention of queries q [T, H, C], each over the tokens of its path [T, P] (int32) in a cache.
 
         An entry of a path is the slot of the last token that is seen of a block, whose earlier ones are seen too; -1
@@ -201,10 +187,9 @@ class Ops(Protocol):
         result does not depend on the others. out, q, keys and values may each be bf16.
         """
 
-    def head_sample(
-        self, token: Array, logp: Array, drawn: Array, logits: Array, state: Array, h: Array, w: Array, fmt: str,
-        key: Array, limit: Array | None, temperature: float, part: tuple[int, int] = WHOLE, precision: str = "exact",
-    ) -> None:  # fmt: skip
+    def head_sample(self, token: Array, logp: Array, drawn: Array, logits: Array, state: Array, h: Array, w: Array,
+                    fmt: str, key: Array, limit: Array | None, temperature: float, part: tuple[int, int] = WHOLE,
+                    precision: str = "exact") -> None:
         """token [T] (int32) drawn from softmax(z / temperature), z = h [T, D] . w [V, D] transposed, among the logits
         of a row t that are at least limit[t] (None: all); the first of the likeliest at temperature 0.
 
@@ -213,25 +198,19 @@ class Ops(Protocol):
         [T, SAMPLE_STATE] and `part` as in head_forward.
         """
 
-    def head_top(
-        self, top: Array, lse: Array, logits: Array, state: Array, h: Array, w: Array, fmt: str, limit: Array,
-        part: tuple[int, int] = WHOLE, precision: str = "exact",
-    ) -> None:  # fmt: skip
+    def head_top(self, top: Array, lse: Array, logits: Array, state: Array, h: Array, w: Array, fmt: str, limit: Array,
+                 part: tuple[int, int] = WHOLE, precision: str = "exact") -> None:
         """top [T, M] = the M highest logits of a row t below limit[t], in no order; lse [T], log-sum-exp of all.
 
         Where there are fewer, -inf follows. logits, state and `part` as in head_sample.
         """
 
-    def adamw(
-        self, param: Array, grad: Array, m: Array, v: Array, lr: float, beta1: float, beta2: float, eps: float,
-        weight_decay: float, step: int,
-    ) -> None:  # fmt: skip
+    def adamw(self, param: Array, grad: Array, m: Array, v: Array, lr: float, beta1: float, beta2: float, eps: float,
+              weight_decay: float, step: int) -> None:
         """One step of decoupled AdamW (Loshchilov & Hutter 2019) on param, m and v; step counts from 1."""
 
-    def adamw8(
-        self, param: Array, grad: Array, moments: Array, lr: float, beta1: float, beta2: float, eps: float,
-        weight_decay: float, step: int, seed: int,
-    ) -> None:  # fmt: skip
+    def adamw8(self, param: Array, grad: Array, moments: Array, lr: float, beta1: float, beta2: float, eps: float,
+               weight_decay: float, step: int, seed: int) -> None:
         """The same with m and v in 8 bits: moments uint8 [ceil(n / MOMENTS), MOMENT_BYTES], any shape; zeros at first.
 
         After Dettmers et al. 2022 (2110.02861); native/et.h has the codes. v is rounded at random, by

@@ -128,17 +128,13 @@ class NativeOps(Ops, ABC):
 
     # ---- ops ----------------------------------------------------------------------------------------------------
 
-    def matmul_forward(
-        self, out: Array, inp: Array, w: Array, fmt: str, scale: float = 1.0, accumulate: bool = False,
-        low_rank: LowRank = (None, None), precision: str = "exact",
-    ) -> None:  # fmt: skip
+    def matmul_forward(self, out: Array, inp: Array, w: Array, fmt: str, scale: float = 1.0, accumulate: bool = False,
+                       low_rank: LowRank = (None, None), precision: str = "exact") -> None:
         handle = self._at(precision)
         self._check(_native.matmul_forward(handle, out, inp, w, _format(fmt), *low_rank, scale, accumulate))
 
-    def matmul_backward(
-        self, dinp: Array, dout: Array, w: Array, fmt: str, scale: float = 1.0, accumulate: bool = False,
-        low_rank: LowRank = (None, None), precision: str = "exact",
-    ) -> None:  # fmt: skip
+    def matmul_backward(self, dinp: Array, dout: Array, w: Array, fmt: str, scale: float = 1.0,
+                        accumulate: bool = False, low_rank: LowRank = (None, None), precision: str = "exact") -> None:
         handle = self._at(precision)
         self._check(_native.matmul_backward(handle, dinp, dout, w, _format(fmt), *low_rank, scale, accumulate))
 
@@ -154,24 +150,20 @@ class NativeOps(Ops, ABC):
     def rmsnorm_forward(self, out: Array, rstd: Array, inp: Array, weight: Array, eps: float) -> None:
         self._check(_native.rmsnorm_forward(self._handle, out, rstd, inp, weight, eps))
 
-    def rmsnorm_backward(
-        self, dinp: Array, dout: Array, inp: Array, weight: Array, rstd: Array, accumulate: bool = False,
-    ) -> None:  # fmt: skip
+    def rmsnorm_backward(self, dinp: Array, dout: Array, inp: Array, weight: Array, rstd: Array,
+                         accumulate: bool = False) -> None:
         self._check(_native.rmsnorm_backward(self._handle, dinp, dout, inp, weight, rstd, accumulate))
 
     def rope(self, x: Array, cos: Array, sin: Array, positions: Array, neox: bool, sign: float) -> None:
         self._check(_native.rope(self._handle, x, cos, sin, positions, neox, sign))
 
-    def attention_forward(
-        self, out: Array, lse: Array, q: Array, k: Array, v: Array, end: Array, position: Array, scale: float,
-        window: int = 0, precision: str = "exact",
-    ) -> None:  # fmt: skip
+    def attention_forward(self, out: Array, lse: Array, q: Array, k: Array, v: Array, end: Array, position: Array,
+                          scale: float, window: int = 0, precision: str = "exact") -> None:
         self._check(_native.attention_forward(self._at(precision), out, lse, q, k, v, end, position, scale, window))
 
-    def attention_backward(
-        self, dq: Array, dk: Array, dv: Array, delta: Array, dout: Array, out: Array, lse: Array, q: Array, k: Array,
-        v: Array, end: Array, position: Array, scale: float, window: int = 0, precision: str = "exact",
-    ) -> None:  # fmt: skip
+    def attention_backward(self, dq: Array, dk: Array, dv: Array, delta: Array, dout: Array, out: Array, lse: Array,
+                           q: Array, k: Array, v: Array, end: Array, position: Array, scale: float, window: int = 0,
+                           precision: str = "exact") -> None:
         handle = self._at(precision)
         self._check(_native.attention_backward(handle, dq, dk, dv, delta, dout, out, lse, q, k, v, end, position, scale,
                                                window))
@@ -179,9 +171,8 @@ class NativeOps(Ops, ABC):
     def glu_forward(self, out: Array, gate: Array, up: Array, kind: str) -> None:
         self._check(_native.glu_forward(self._handle, out, gate, up, _activation(kind)))
 
-    def glu_backward(
-        self, dgate: Array, dup: Array, act: Array, dout: Array, gate: Array, up: Array, kind: str,
-    ) -> None:  # fmt: skip
+    def glu_backward(self, dgate: Array, dup: Array, act: Array, dout: Array, gate: Array, up: Array,
+                     kind: str) -> None:
         self._check(_native.glu_backward(self._handle, dgate, dup, act, dout, gate, up, _activation(kind)))
 
     def add_bias(self, x: Array, bias: Array) -> None:
@@ -199,53 +190,41 @@ class NativeOps(Ops, ABC):
     def scale(self, x: Array, s: float) -> None:
         self._check(_native.scale(self._handle, x, s))
 
-    def head_forward(
-        self, logp: Array, best: Array | None, logits: Array, state: Array, h: Array, w: Array, fmt: str,
-        targets: Array, part: tuple[int, int] = WHOLE, precision: str = "exact",
-    ) -> None:  # fmt: skip
+    def head_forward(self, logp: Array, best: Array | None, logits: Array, state: Array, h: Array, w: Array, fmt: str,
+                     targets: Array, part: tuple[int, int] = WHOLE, precision: str = "exact") -> None:
         handle = self._at(precision)
         self._check(_native.head_forward(handle, logp, best, logits, state, h, w, _format(fmt), targets, *part))
 
-    def head_backward(
-        self, dh: Array, logp: Array, logits: Array, e: Array, state: Array, h: Array, w: Array, fmt: str,
-        targets: Array, a: Array, part: tuple[int, int] = WHOLE, precision: str = "exact",
-    ) -> None:  # fmt: skip
+    def head_backward(self, dh: Array, logp: Array, logits: Array, e: Array, state: Array, h: Array, w: Array, fmt: str,
+                      targets: Array, a: Array, part: tuple[int, int] = WHOLE, precision: str = "exact") -> None:
         handle = self._at(precision)
         self._check(_native.head_backward(handle, dh, logp, logits, e, state, h, w, _format(fmt), targets, a, *part))
 
     def cache_store(self, keys: Array, values: Array, k: Array, v: Array, slot: Array) -> None:
         self._check(_native.cache_store(self._handle, keys, values, k, v, slot))
 
-    def attention_cached(
-        self, out: Array, q: Array, keys: Array, values: Array, path: Array, scale: float, window: int = 0,
-    ) -> None:  # fmt: skip
+    def attention_cached(self, out: Array, q: Array, keys: Array, values: Array, path: Array, scale: float,
+                         window: int = 0) -> None:
         self._check(_native.attention_cached(self._handle, out, q, keys, values, path, scale, window))
 
-    def head_sample(
-        self, token: Array, logp: Array, drawn: Array, logits: Array, state: Array, h: Array, w: Array, fmt: str,
-        key: Array, limit: Array | None, temperature: float, part: tuple[int, int] = WHOLE, precision: str = "exact",
-    ) -> None:  # fmt: skip
+    def head_sample(self, token: Array, logp: Array, drawn: Array, logits: Array, state: Array, h: Array, w: Array,
+                    fmt: str, key: Array, limit: Array | None, temperature: float, part: tuple[int, int] = WHOLE,
+                    precision: str = "exact") -> None:
         handle = self._at(precision)
         self._check(_native.head_sample(handle, token, logp, drawn, logits, state, h, w, _format(fmt), key, limit,
                                         temperature, *part))
 
-    def head_top(
-        self, top: Array, lse: Array, logits: Array, state: Array, h: Array, w: Array, fmt: str, limit: Array,
-        part: tuple[int, int] = WHOLE, precision: str = "exact",
-    ) -> None:  # fmt: skip
+    def head_top(self, top: Array, lse: Array, logits: Array, state: Array, h: Array, w: Array, fmt: str, limit: Array,
+                 part: tuple[int, int] = WHOLE, precision: str = "exact") -> None:
         handle = self._at(precision)
         self._check(_native.head_top(handle, top, lse, logits, state, h, w, _format(fmt), limit, *part))
 
-    def adamw(
-        self, param: Array, grad: Array, m: Array, v: Array, lr: float, beta1: float, beta2: float, eps: float,
-        weight_decay: float, step: int,
-    ) -> None:  # fmt: skip
+    def adamw(self, param: Array, grad: Array, m: Array, v: Array, lr: float, beta1: float, beta2: float, eps: float,
+              weight_decay: float, step: int) -> None:
         self._check(_native.adamw(self._handle, param, grad, m, v, lr, beta1, beta2, eps, weight_decay, step))
 
-    def adamw8(
-        self, param: Array, grad: Array, moments: Array, lr: float, beta1: float, beta2: float, eps: float,
-        weight_decay: float, step: int, seed: int,
-    ) -> None:  # fmt: skip
+    def adamw8(self, param: Array, grad: Array, moments: Array, lr: float, beta1: float, beta2: float, eps: float,
+               weight_decay: float, step: int, seed: int) -> None:
         self._check(_native.adamw8(self._handle, param, grad, moments, lr, beta1, beta2, eps, weight_decay, step, seed))
 
     def sum_squares(self, x: Array) -> float:

@@ -24,8 +24,7 @@ from ..options import AUTO, declared, groups_of, kind_of, takes_auto
 from ..training.config import BACKENDS, FILE_OPTIONS, CommonOptions
 from ..version import __version__
 from .extras import extra_of
-from .families import family_flags
-from .grouped import Deferred, GroupedCommand, GroupedOption
+from .grouped import Deferred, GroupedCommand, GroupedOption, family_flags
 
 if TYPE_CHECKING:
     from ..progress import JsonProgress, StepProgress, TrainProgress

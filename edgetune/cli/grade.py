@@ -61,7 +61,7 @@ def grade_command(grader: str, data: Path, model: Path | None, pass_at: float | 
         raise UsageError(f"the grader {judge.name} needs a model that judges", "name one with --model")
     rows = checked_rows(data, judge, has_answers=model is None)
     if model is None:
-        from ..evaluation.graders.items import written_sample
+        from ..evaluation.graders.sample import written_sample
         places = [(i, 0) for i in range(len(rows))]
         samples = [written_sample(row) for row in rows]
     else:
@@ -94,7 +94,7 @@ def checked_rows(path: Path, grader: Grader | RewardFunction, has_answers: bool)
     """
     from ..data.files import place, read_rows
     from ..data.question import asked_messages
-    from ..evaluation.graders.items import written_sample
+    from ..evaluation.graders.sample import written_sample
     found = []
     for line, row in read_rows(path):
         try:

@@ -1,13 +1,17 @@
-"""--help in groups with the options that are common, and --help-all with all."""
+"""--help in groups with the options that are common, --help-all with all, and the flags of adapter families."""
 
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import Field
 from typing import Any
 
 import click
 
+from ..training.config import ADAPTER, LORA
+
+FAMILY = "--family"
 OWN = "Options"
 COMMON = "Common options"
 ARGS = "edgetune.args"  # of a context: what is typed
@@ -78,3 +82,37 @@ def _show_all(ctx: click.Context, _option: click.Parameter, asked: bool) -> None
         ctx.meta[ALL] = True
         click.echo(ctx.get_help(), color=ctx.color)
         ctx.exit()
+
+
+def family_flags(ctx: click.Context, typed: Callable[[Field[Any]], Any], defaults: bool) -> Iterator[click.Option]:
+    """Makes --family and the options of all families. Help shows the options of the named family, and --family where
+    there is a choice. typed, defaults: as in `app.config_options`.
+    """
+    from ..adapters.base import families
+    from ..options import declared
+    known = families()
+    chosen = named(ctx.meta.get(ARGS, ()), FAMILY, LORA)
+    yield GroupedOption([FAMILY, "family"], type=click.Choice(list(known)), default=LORA if defaults else None,
+                        show_default=defaults, metavar="NAME", group=ADAPTER, hidden=len(known) == 1,
+                        help=f"What is trained: {', '.join(known)}. {FAMILY} NAME --help shows its options.")
+    own = {spec.name: spec for spec in declared(known.get(chosen, known[LORA]))}
+    others = {spec.name: spec for kind in known.values() for spec in declared(kind) if spec.name not in own}
+    for name, spec in {**own, **others}.items():
+        flag = "--" + name.replace("_", "-")
+        if isinstance(spec.default, bool):
+            flag = f"{flag}/--no-{flag[2:]}"
+        default = spec.default if defaults and name in own else None
+        yield GroupedOption([flag, name], type=typed(spec), default=default, group=ADAPTER, hidden=name in others,
+                            common=spec.metadata["common"], show_default=default is not None,
+                            help=spec.metadata["help"])
+
+
+def named(args: Sequence[str], flag: str, default: str) -> str:
+    """The value after the last occurrence of a flag; the default without one."""
+    found = default
+    for i, word in enumerate(args):
+        if word == flag and i + 1 < len(args):
+            found = args[i + 1]
+        elif word.startswith(f"{flag}="):
+            found = word.removeprefix(f"{flag}=")
+    return found

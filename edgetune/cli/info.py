@@ -20,8 +20,7 @@ from ..formats import bundle, signature
 from ..formats.gguf import Gguf, check_model, open_gguf
 from ..llamacpp.tokenizer import Tokenizer
 from ..machine import device
-from ..machine.gpu import gpu_mhz
-from ..machine.sensors import Readings, Sensors
+from ..machine.sensors import Readings, Sensors, gpu_mhz
 from ..models.networks import open_network
 from ..training.config import TrainConfig
 from ..training.planned import make_plan

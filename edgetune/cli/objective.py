@@ -11,8 +11,7 @@ import click
 from ..errors import UsageError
 from ..training.config import TrainConfig, train_options
 from .app import explicit, flag_type
-from .families import named
-from .grouped import GroupedCommand, GroupedOption
+from .grouped import GroupedCommand, GroupedOption, named
 
 if TYPE_CHECKING:
     from ..objectives.base import Objective

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
-from dataclasses import fields
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, fields
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import click
+from rich.text import Text
 
+from ..errors import printable
 from ..training.config import FILE_OPTIONS, TrainConfig
 from ..tutor.options import STEPS, TutorOptions
 from .app import (
@@ -28,6 +31,9 @@ from .app import (
 if TYPE_CHECKING:
     from rich.console import RenderableType
 
+    from ..tutor.inspect import PromptReport
+
+SHOWN_LETTERS = 300  # of a text
 RUN = "run"  # the name of the command that `edgetune tutor MODEL ...` is
 NOT_HERE = (*FILE_OPTIONS, "eval_every", "patience", "steps", "packing", "overflow", "shuffle")
 
@@ -100,9 +106,9 @@ def tutor_command(model: Path, prompts: Path, folder: Path, labelled: Path | Non
         state = teach(model, prompts, folder, labelled=labelled, held=held, grader=judge, start=start,
                       keep=keep, until=until or "", options=rounds, config=config, governor=governor,
                       should_stop=should_stop, on_event=progress.event)
-    from ..tutor.inspect import lines, summary
+    from ..tutor.inspect import summary
     found = summary(folder)
-    show(as_json, {"out": str(folder), "stopped": state.stopped, **found}, *lines(found),
+    show(as_json, {"out": str(folder), "stopped": state.stopped, **found}, *_rounds(found["rounds"]),
          f"stopped: {state.stopped}",
          f"adapter in {folder}; edgetune tutor inspect {folder} shows the rounds" if state.published else
          f"nothing was published; edgetune tutor inspect {folder} shows the rounds")
@@ -116,13 +122,11 @@ def tutor_command(model: Path, prompts: Path, folder: Path, labelled: Path | Non
                       "rounds, by a meter: shows the energy of each."), group=tutor)
 def inspect_command(folder: Path, number: int | None, shown: int, watts: float | None, as_json: bool) -> None:
     """Show the rounds in OUT, and of some prompts all answers and the one that is learned."""
-    from ..tutor.inspect import lines, reports, summary
+    from ..tutor.inspect import reports, summary
     found = summary(folder, watts or 0.0)
     prompts = reports(folder, number, shown)
-    printed: list[RenderableType] = [*lines(found)]
-    for one in prompts:
-        printed += ["", *one.lines()]
-    show(as_json, {**found, "prompts": [one.to_json() for one in prompts]}, *printed)
+    show(as_json, {**found, "prompts": [asdict(one) for one in prompts]}, *_rounds(found["rounds"]),
+         *(Text(line) for one in prompts for line in ["", *_lines(one)]))
 
 
 @command("rollback", MODEL, click.argument("folder", metavar="OUT", type=click.Path(path_type=Path)), group=tutor)
@@ -132,3 +136,35 @@ def rollback_command(model: Path, folder: Path, as_json: bool) -> None:
     from ..tutor.folder import roll_back
     number = roll_back(folder, open_bundle(model).gguf)
     show(as_json, {"out": str(folder), "round": number}, f"{folder} holds the adapter of round {number} again")
+
+
+def _rounds(rounds: Sequence[Mapping[str, Any]]) -> list[RenderableType]:
+    """The rounds as a table, and the reason of each decision."""
+    from ..console import duration, table
+    rows = []
+    reasons: list[RenderableType] = []
+    for one in rounds:
+        chosen = one.get("choose", {})
+        decision = one.get("gate")
+        rows.append([str(one["round"]), str(one.get("draw", {}).get("answers", "")),
+                     str(chosen.get("chosen", "")), str(one.get("train", {}).get("rows", "")),
+                     str(one.get("train", {}).get("steps", "")), f"{decision['held_out']:.0%}" if decision else "",
+                     "" if decision is None else decision["adapter"] or "no", f"{one['drawn']:,}",
+                     f"{one['trained']:,}", duration(one["seconds"]),
+                     *([f"{one['watt_hours']:.2g} Wh"] if "watt_hours" in one else [])])
+        if reason := decision["reason"] if decision else chosen.get("stop"):
+            reasons.append(Text(f"round {one['round']}: {reason}"))
+    heads = ["round", "answers", "chosen", "rows", "steps", "held out", "published", "tokens drawn", "tokens trained",
+             "time", "energy"]
+    return [table("", heads[:len(rows[0])] if rows else heads, rows), *reasons]
+
+
+def _lines(one: PromptReport) -> list[str]:
+    """A prompt with its answers; those that pass or agree are marked."""
+    return [_short(one.asked), *(f"  {'+' if right else '-'} {_short(text)}" for text, right in one.answers),
+            f"  learned, {one.source} ({one.rate:.0%}): {_short(one.label)}" if one.label else "  not learned",
+            *([f"  later: {_short(one.after)}"] if one.after else [])]
+
+
+def _short(text: str) -> str:
+    return printable(text if len(text) <= SHOWN_LETTERS else text[:SHOWN_LETTERS - 4] + " ...")

@@ -28,12 +28,11 @@ from ..machine.device import read_device
 from ..machine.governor import Governor
 from ..machine.policy import Policy
 from ..machine.sensors import Sensors
-from ..runs.answers import may_repack, memory_needed
 from ..serving.batcher import KEPT, Batcher
 from ..serving.call_form import CallForm, call_form
 from ..serving.completion import Completion, OnPiece
 from ..serving.constraint import grammar_of
-from ..serving.llama import LlamaModel
+from ..serving.llama import LlamaModel, may_repack, memory_needed
 from ..serving.question import Question
 from ..serving.tool_calls import CallReader
 from ..training.config import TrainConfig

@@ -7,6 +7,7 @@ frequent ones. A value that is copied from the question, such as a name, is not 
 from __future__ import annotations
 
 import json
+import re
 from collections import Counter
 from collections.abc import Callable, Hashable, Iterable, Sequence
 from graphlib import CycleError, TopologicalSorter
@@ -16,7 +17,6 @@ from typing import Any, TypeVar
 from ..errors import DataError
 from ..llamacpp.json_schema import ANY_ORDER
 from .rows import Row, shape_of
-from .words import normal, stands_in
 
 LEAST = 8  # answers from which a schema is derived
 MOST_VALUES = 48  # of an enumeration
@@ -189,3 +189,19 @@ def is_copied(said: Sequence[tuple[str, Value]], stands: Callable[[str, Value], 
     some = list(dict.fromkeys(value for _, value in said))[:MOST_VALUES]
     others = [stands(question, other) for question, value in said for other in some if other != value]
     return sum(others) <= TOLD * len(others)
+
+
+def normal(text: str) -> str:
+    """Drops the differences of case and white space."""
+    return " ".join(text.casefold().split())
+
+
+def stands_in(source: str, value: str | float) -> bool:
+    """Whether a value stands in a normal text, on the boundaries of words; a number in one of its notations."""
+    if isinstance(value, str):
+        words = normal(value)
+        return bool(words) and re.search(rf"(?<!\w){re.escape(words)}(?!\w)", source) is not None
+    notations = {str(value)}
+    if isinstance(value, float) and value.is_integer():
+        notations.add(str(int(value)))
+    return any(re.search(rf"(?<![\w.]){re.escape(text)}(?![\w]|[.,]\d)", source) for text in notations)

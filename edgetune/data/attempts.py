@@ -11,27 +11,22 @@ that a right answer is kept; it makes no pair in a row without a wrong one.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Sequence
 from typing import Any
 
 from ..errors import DataError
 from ..llamacpp.tokenizer import Tokenizer
 from .packing import Example
-from .prompted import Answer, Text, check_object, in_group, keys_of, prompt_of, text_of
+from .prompted import Answer, Text, in_group, prompt_of, text_of, with_keys
 from .rows import Row, json_type
 
 EXPECTED = "prompt with completion, attempts and labels"
 SHAPE = "attempts"
 REQUEST = "Look at your answer again. Correct it if it is wrong, and repeat it if it is right."
-_KEYS = ("completion", "attempts", "labels")
 
 
 def shape_of(row: Row) -> str:
-    check_object(row, EXPECTED)
-    assert isinstance(row, Mapping)
-    if not all(key in row for key in _KEYS):
-        raise DataError(f"the row has no attempts with labels (its keys: {keys_of(row)})", f"expected is {EXPECTED}")
-    prompt_of(row)
+    prompt_of(with_keys(row, ("completion", "attempts", "labels"), "has no attempts with labels", EXPECTED))
     return SHAPE
 
 

@@ -11,7 +11,7 @@ import os
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any, TypedDict
 
 from ..errors import DataError, UsageError
 from ..llamacpp.tokenizer import Tokenizer
@@ -22,6 +22,9 @@ from .formats import BY_KEYS, Columns, recognised
 from .holdout import digest_of, held_out_indices
 from .packing import Example, is_supervised
 from .rows import Row, RowParser, common_system, example, shape_of
+
+if TYPE_CHECKING:
+    from typing_extensions import Required, Unpack
 
 
 @dataclass(frozen=True)
@@ -57,63 +60,41 @@ class Dataset:
         return sum(example.supervised for example in self.examples)
 
 
-def load(
-    path: str | os.PathLike[str],
-    tokenizer: Tokenizer,
-    *,
-    max_length: int,
-    system: str | None = None,
-    overflow: str = "truncate",
-    parser: RowParser = supervised_rows,
-    columns: Columns = BY_KEYS,
-    learnable: bool = False,
-) -> Dataset:
-    """A data file, tokenized: .jsonl, .json, .csv, .tsv or .txt, as `files` reads it, plain text cut into documents of
-    max_length tokens.
-
-    `system` is the system message of rows that have none. `overflow` says what happens to a longer row: "truncate"
-    keeps its start, "skip" leaves it out. `parser` reads the rows, an objective's `rows`; rows of other `formats` are
-    converted for it, `columns` names their keys. `learnable` refuses what can be measured and not learned: an answer
-    that is empty. Raises DataError, which names the line, for what cannot be used.
+class Reading(TypedDict, total=False):
+    """Options of reading rows. max_length: tokens of a row. system: the message of rows that have none. overflow: a
+    longer row is cut ("truncate") or left out ("skip"). parser: an objective's `rows`; rows of other `formats` are
+    converted for it, and `columns` names their keys. learnable: refuses what can be measured and not learned, an answer
+    that is empty.
     """
-    reader = _RowReader(tokenizer, max_length, system, overflow, parser, columns, learnable)
-    return reader.read_file(Path(path)).dataset()
+
+    max_length: Required[int]
+    system: str | None
+    overflow: str
+    parser: RowParser
+    columns: Columns
+    learnable: bool
 
 
-def load_divided(
-    path: str | os.PathLike[str],
-    tokenizer: Tokenizer,
-    *,
-    max_length: int,
-    system: str | None = None,
-    overflow: str = "truncate",
-    parser: RowParser = supervised_rows,
-    columns: Columns = BY_KEYS,
-    learnable: bool = False,
-) -> tuple[Dataset, Dataset | None]:
+def load(path: str | os.PathLike[str], tokenizer: Tokenizer, **options: Unpack[Reading]) -> Dataset:
+    """A data file, tokenized: .jsonl, .json, .csv, .tsv or .txt, as `files` reads it, plain text cut into documents of
+    max_length tokens. Raises DataError, which names the line, for what cannot be used.
+    """
+    return _RowReader(tokenizer, **options).read_file(Path(path)).dataset()
+
+
+def load_divided(path: str | os.PathLike[str], tokenizer: Tokenizer,
+                 **options: Unpack[Reading]) -> tuple[Dataset, Dataset | None]:
     """(rows to learn, rows held out): the file as `load` reads it, divided as `holdout` says, among the rows of which
     something can be learned. Either side's digest is of its rows. (All of the file, None) where none can be held out.
     """
-    reader = _RowReader(tokenizer, max_length, system, overflow, parser, columns, learnable)
-    return reader.read_file(Path(path)).divided()
+    return _RowReader(tokenizer, **options).read_file(Path(path)).divided()
 
 
-def load_rows(
-    rows: Sequence[Row],
-    tokenizer: Tokenizer,
-    *,
-    max_length: int,
-    system: str | None = None,
-    overflow: str = "truncate",
-    parser: RowParser = supervised_rows,
-    columns: Columns = BY_KEYS,
-    learnable: bool = False,
-) -> Dataset:
+def load_rows(rows: Sequence[Row], tokenizer: Tokenizer, **options: Unpack[Reading]) -> Dataset:
     """Rows of one shape, and text, tokenized as `load` does; a row that is a str is plain text, as in a .txt file."""
-    digest = digest_of(rows)
     named = ((f"row {i}", row) for i, row in enumerate(rows, start=1))
-    reader = _RowReader(tokenizer, max_length, system, overflow, parser, columns, learnable)
-    return replace(reader.read_all(named, "the data"), digest=digest).dataset()
+    made = _RowReader(tokenizer, **options).read_all(named, "the data")
+    return replace(made, digest=digest_of(rows)).dataset()
 
 
 @dataclass(frozen=True)
@@ -157,15 +138,15 @@ class _Tokenized:
 
 @dataclass
 class _RowReader:
-    """Reads the rows of one data set, which must be of one shape, or text. The options are those of `load`."""
+    """Reads the rows of one data set, which must be of one shape, or text. The options are those of `Reading`."""
 
     tokenizer: Tokenizer
     max_length: int
-    system: str | None
-    overflow: str
-    parser: RowParser
-    columns: Columns
-    learnable: bool
+    system: str | None = None
+    overflow: str = "truncate"
+    parser: RowParser = supervised_rows
+    columns: Columns = BY_KEYS
+    learnable: bool = False
     kind: str = ""  # the shape so far
     first: str = ""  # where the first row of this kind is
 

@@ -16,7 +16,7 @@ from typing import Any
 from ..errors import DataError
 from . import rows as supervised_rows
 from .preferences import is_pair
-from .rows import ROLES, Row, RowParser, as_messages, json_type
+from .rows import ROLES, Row, RowParser, as_messages, json_type, keys_of, row_text
 
 QUESTIONS = ("prompt", "instruction", "question", "query")
 CONTEXTS = ("input", "context")  # what a question is about, after an empty line; input alone is the question
@@ -81,17 +81,17 @@ def _named(row: Any, columns: Columns) -> Row:
         raise DataError(f"the row is a JSON {json_type(row)}, which has no keys", "leave the columns' names out")
     for key, option in ((prompt, "prompt-column"), (completion, "completion-column")):
         if key not in row:
-            what = f"the row has no key {key!r:.80} (its keys: {_keys(row)})"
+            what = f"the row has no key {key!r:.80} (its keys: {keys_of(row)})"
             raise DataError(what, f"name one of them with {option}")
-    return {"prompt": _text(row, prompt), "completion": _text(row, completion)}
+    return {"prompt": row_text(row, prompt), "completion": row_text(row, completion)}
 
 
 def _pair(row: Mapping[str, Any], question: str, answer: str) -> Row:
     """A row of prompt and completion; of messages, where it has keys for a system message or earlier turns."""
-    parts = [_text(row, question), *(_text(row, key) for key in CONTEXTS if key != question and row.get(key))]
+    parts = [row_text(row, question), *(row_text(row, key) for key in CONTEXTS if key != question and row.get(key))]
     prompt = "\n\n".join(part for part in parts if part)
-    completion = _text(row, answer)
-    system = [{"role": "system", "content": _text(row, key)} for key in SYSTEMS if row.get(key)]
+    completion = row_text(row, answer)
+    system = [{"role": "system", "content": row_text(row, key)} for key in SYSTEMS if row.get(key)]
     history = _history(row)
     if not any(key in row for key in (*SYSTEMS, HISTORY)):
         return {"prompt": prompt, "completion": completion}
@@ -113,7 +113,7 @@ def _conversation(row: Mapping[str, Any]) -> Row:
     if not isinstance(turns, list) or not turns:
         what = "is empty" if turns == [] else f"is a JSON {json_type(turns)}"
         raise DataError(f"{CONVERSATIONS} {what}", "write a list of objects with from and value")
-    system = [{"role": "system", "content": _text(row, key)} for key in SYSTEMS if row.get(key)]
+    system = [{"role": "system", "content": row_text(row, key)} for key in SYSTEMS if row.get(key)]
     messages = [*system, *(_message(f"{CONVERSATIONS}[{i}]", turn) for i, turn in enumerate(turns))]
     return {"messages": messages, "tools": row["tools"]} if isinstance(row.get("tools"), list) else {
         "messages": messages}
@@ -126,19 +126,9 @@ def _message(name: str, turn: Any) -> Any:
         return turn
     speaker = turn.get("from")
     if not isinstance(speaker, str) or speaker not in SPEAKERS:
-        raise DataError(f"{name} is from {speaker!r:.40} (its keys: {_keys(turn)})",
+        raise DataError(f"{name} is from {speaker!r:.40} (its keys: {keys_of(turn)})",
                         f"use one of {', '.join(SPEAKERS)}, or rows of messages")
     if not isinstance(turn.get("value"), str):
         raise DataError(f"{name} has a value of JSON type {json_type(turn.get('value'))}", "write text")
     weight = {"weight": turn["weight"]} if "weight" in turn else {}
     return {"role": SPEAKERS[speaker], "content": turn["value"], **weight}
-
-
-def _text(row: Mapping[str, Any], key: str) -> str:
-    if not isinstance(row[key], str):
-        raise DataError(f"{key} is a JSON {json_type(row[key])}", "write text")
-    return str(row[key])
-
-
-def _keys(row: Mapping[str, Any]) -> str:
-    return ", ".join(map(str, list(row)[:8])) or "none"

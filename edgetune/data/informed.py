@@ -9,17 +9,17 @@ other prompt: its question with the context in view, as `privileged` has it.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable
 from dataclasses import replace
+from typing import Any
 
 import numpy as np
 
-from ..errors import DataError
 from ..llamacpp.tokenizer import Tokenizer
 from . import prompts
 from .packing import Example
 from .privileged import KEY, note_of
-from .prompted import check_object, keys_of, text_of, with_note
+from .prompted import text_of, with_keys, with_note
 from .rows import Row
 
 EXPECTED = "prompt with privileged_context"
@@ -27,26 +27,20 @@ SHAPE = "informed"
 
 
 def shape_of(row: Row) -> str:
-    check_object(row, EXPECTED)
-    assert isinstance(row, Mapping)
-    if KEY not in row:
-        raise DataError(f"the row has no {KEY} (its keys: {keys_of(row)})", f"expected is {EXPECTED}")
-    prompts.shape_of(row)
+    prompts.shape_of(with_keys(row, (KEY,), f"has no {KEY}", EXPECTED))
     return SHAPE
 
 
-def check_learnable(row: Row) -> str:
+def check_learnable(row: Any) -> str:
     """Its shape. Raises DataError, also for an empty prompt or context."""
     shape = shape_of(row)
-    assert isinstance(row, Mapping)
     prompts.check_learnable(row)
     note_of(row)
     return shape
 
 
-def examples_of(row: Row, _shape: str, tokenizer: Tokenizer, system: str | None, max_length: int) -> Iterable[Example]:
+def examples_of(row: Any, _shape: str, tokenizer: Tokenizer, system: str | None, max_length: int) -> Iterable[Example]:
     check_learnable(row)
-    assert isinstance(row, Mapping)
     asked = prompts.shape_of(row)
     noted = {**row, asked: with_note(text_of(row, asked), note_of(row), tokenizer)}
     (plain,) = prompts.examples_of(row, asked, tokenizer, system, max_length)

@@ -19,7 +19,7 @@ from typing import Any
 from ..errors import DataError
 from ..llamacpp.tokenizer import Tokenizer
 from .packing import Example
-from .prompted import Answer, Text, check_object, in_group, keys_of, text_of
+from .prompted import Answer, Text, in_group, text_of, with_keys
 from .rows import Row, json_type
 
 EXPECTED = "prompt with chosen and rejected, or input with preferred_output and non_preferred_output"
@@ -34,9 +34,7 @@ def is_pair(row: Any) -> bool:
 
 
 def shape_of(row: Row) -> str:
-    check_object(row, EXPECTED)
-    if not is_pair(row):
-        raise DataError(f"the row is no pair of answers (its keys: {keys_of(row)})", f"expected is {EXPECTED}")
+    with_keys(row, () if is_pair(row) else _TRL, "is no pair of answers", EXPECTED)
     return SHAPE
 
 

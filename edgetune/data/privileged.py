@@ -16,7 +16,7 @@ from typing import Any
 from ..errors import DataError
 from ..llamacpp.tokenizer import Tokenizer
 from .packing import Example
-from .prompted import answer_to, check_answer, check_object, keys_of, noted_prompt, prompt_of
+from .prompted import answer_to, check_answer, noted_prompt, prompt_of, with_keys
 from .rows import Row, json_type
 
 EXPECTED = "prompt with completion and privileged_context"
@@ -26,25 +26,19 @@ NOTE = "This is known about it:\n{}\n\nAnswer with this in mind, without referri
 
 
 def shape_of(row: Row) -> str:
-    check_object(row, EXPECTED)
-    assert isinstance(row, Mapping)
-    if "completion" not in row or KEY not in row:
-        raise DataError(f"the row has no answer with a {KEY} (its keys: {keys_of(row)})", f"expected is {EXPECTED}")
-    prompt_of(row)
+    prompt_of(with_keys(row, ("completion", KEY), f"has no answer with a {KEY}", EXPECTED))
     return SHAPE
 
 
-def check_learnable(row: Row) -> str:
+def check_learnable(row: Any) -> str:
     """Its shape. Raises DataError, also for an empty answer or context."""
     shape = shape_of(row)
-    assert isinstance(row, Mapping)
     check_answer(row, "write an answer, such as the model's own, or remove the row")
     note_of(row)
     return shape
 
 
-def examples_of(row: Row, _shape: str, tokenizer: Tokenizer, system: str | None, max_length: int) -> Iterable[Example]:
-    assert isinstance(row, Mapping)
+def examples_of(row: Any, _shape: str, tokenizer: Tokenizer, system: str | None, max_length: int) -> Iterable[Example]:
     answer = answer_to(prompt_of(row), row)
     noted = noted_prompt(answer, note_of(row), tokenizer, system, max_length)
     return [replace(answer.example(tokenizer, system, max_length), prompts=(noted,))]

@@ -16,7 +16,7 @@ from ..errors import DataError
 from ..llamacpp.tokenizer import Tokenizer
 from . import rows as supervised_rows
 from .packing import Example
-from .rows import Row, check_message, is_blank, json_type
+from .rows import Row, check_message, is_blank, json_type, keys_of
 
 Text = str | Sequence[Any]  # text, or messages
 
@@ -161,13 +161,11 @@ def in_group(examples: Sequence[Example], rewards: Sequence[float] = (), number:
     return [replace(made, group=number, reward=reward) for made, reward in zip(examples, known, strict=True)]
 
 
-def keys_of(row: Row) -> str:
-    """The keys of a row that is none of the expected, for an error."""
-    return ", ".join(map(str, list(row)[:8])) or "none"
-
-
-def check_object(row: Any, expected: str) -> None:
-    """Raises DataError for a row that is no JSON object."""
+def with_keys(row: Row, keys: Sequence[str], lacks: str, expected: str) -> Mapping[str, Any]:
+    """The row, an object that has these keys. Raises DataError. lacks: said of the row of another shape."""
     if not isinstance(row, Mapping):
         what = "plain text" if isinstance(row, str) else f"a JSON {json_type(row)}, not an object"
         raise DataError(f"the row is {what}", f"expected is {expected}")
+    if not all(key in row for key in keys):
+        raise DataError(f"the row {lacks} (its keys: {keys_of(row)})", f"expected is {expected}")
+    return row

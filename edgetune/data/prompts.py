@@ -18,7 +18,7 @@ import numpy as np
 from ..errors import DataError
 from ..llamacpp.tokenizer import Tokenizer
 from .packing import Example
-from .rows import Row, check_messages, json_type, with_system
+from .rows import Row, check_messages, json_type, keys_of, with_system
 
 EXPECTED = "prompt, or messages that end with the user's"
 KEYS = ("prompt", "messages")
@@ -30,8 +30,7 @@ def shape_of(row: Row) -> str:
         raise DataError(f"the row is a JSON {json_type(row)}, not an object", f"expected is {EXPECTED}")
     found = [key for key in KEYS if key in row]
     if len(found) != 1:
-        keys = ", ".join(map(str, list(row)[:8])) or "none"
-        raise DataError(f"the row {'fits two shapes' if found else 'asks nothing'} (its keys: {keys})",
+        raise DataError(f"the row {'fits two shapes' if found else 'asks nothing'} (its keys: {keys_of(row)})",
                         f"expected is {EXPECTED}")
     return found[0]
 

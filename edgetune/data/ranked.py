@@ -11,19 +11,16 @@ from typing import Any
 from ..errors import DataError
 from ..llamacpp.tokenizer import Tokenizer
 from .packing import Example
-from .prompted import Answer, check_object, in_group, keys_of, text_of
+from .prompted import Answer, in_group, text_of, with_keys
 from .rewards import EXPECTED_REWARD, reward_of
 from .rows import Row, json_type
 
 EXPECTED = "prompt with completions and rewards"
 SHAPE = "ranked"
-_KEYS = ("prompt", "completions", "rewards")
 
 
 def shape_of(row: Row) -> str:
-    check_object(row, EXPECTED)
-    if not all(key in row for key in _KEYS):
-        raise DataError(f"the row has no answers with rewards (its keys: {keys_of(row)})", f"expected is {EXPECTED}")
+    with_keys(row, ("prompt", "completions", "rewards"), "has no answers with rewards", EXPECTED)
     return SHAPE
 
 
@@ -51,13 +48,12 @@ def examples_of(row: Row, _shape: str, tokenizer: Tokenizer, system: str | None,
 
 
 def _answers(row: Any) -> list[Answer]:
-    prompt = text_of(row, "prompt")
     completions = row["completions"]
     if not isinstance(completions, list) or len(completions) < 2:
         what = f"has {len(completions)}" if isinstance(completions, list) else f"is a JSON {json_type(completions)}"
         raise DataError(f"completions {what}", "write a list of 2 answers or more")
-    return [Answer(f"completions[{i}]", prompt, text_of({f"completions[{i}]": answer}, f"completions[{i}]"),
-                   row.get("tools")) for i, answer in enumerate(completions)]
+    named = {f"completions[{i}]": answer for i, answer in enumerate(completions)}
+    return [Answer(name, text_of(row, "prompt"), text_of(named, name), row.get("tools")) for name in named]
 
 
 def _rewards(row: Any) -> list[float]:

@@ -62,9 +62,8 @@ def shape_of(row: Row) -> str:
         raise DataError(f"the row is a JSON {json_type(row)}, not an object", f"expected is {EXPECTED}")
     found = [shape for shape, keys in SHAPES.items() if all(key in row for key in keys)]
     if len(found) != 1:
-        keys = ", ".join(map(str, list(row)[:8])) or "none"
         what = "fits several shapes" if found else "has an unknown shape"
-        raise DataError(f"the row {what} (its keys: {keys})", f"expected is {EXPECTED}")
+        raise DataError(f"the row {what} (its keys: {keys_of(row)})", f"expected is {EXPECTED}")
     return found[0]
 
 
@@ -74,7 +73,7 @@ def check_row(row: Row) -> str:
     if isinstance(row, str):
         return shape
     if shape == "text":
-        _text(row, "text")
+        row_text(row, "text")
     else:
         _conversation(row, shape, None)
     return shape
@@ -108,7 +107,7 @@ def examples_of(row: Row, shape: str, tokenizer: Tokenizer, system: str | None, 
     if isinstance(row, str):
         return _documents(tokenizer, row, max_length)
     if shape == "text":
-        return [_document(tokenizer, _text(row, "text"), bool(row.get("open")))]
+        return [_document(tokenizer, row_text(row, "text"), bool(row.get("open")))]
     if tokenizer.chat_template is not None:
         return _turns(tokenizer, *_conversation(row, shape, system))
     if shape == "messages":
@@ -178,9 +177,8 @@ def _continuation(tokenizer: Tokenizer, prompt: str, completion: str) -> Example
     return example(asked + answer, [0.0] * len(asked) + [1.0] * len(answer))
 
 
-def _turns(
-    tokenizer: Tokenizer, messages: list[dict[str, Any]], tools: list[dict[str, Any]] | None
-) -> Iterator[Example]:
+def _turns(tokenizer: Tokenizer, messages: list[dict[str, Any]],
+           tools: list[dict[str, Any]] | None) -> Iterator[Example]:
     """One example, or one for each stretch in which every prompt continues the text before it."""
     tokens: list[int] = []
     weights: list[float] = []
@@ -207,12 +205,8 @@ def _turns(
         yield example(tokens, weights)
 
 
-def _turn(
-    tokenizer: Tokenizer,
-    history: list[dict[str, Any]],
-    message: dict[str, Any],
-    tools: list[dict[str, Any]] | None,
-) -> tuple[str, str]:
+def _turn(tokenizer: Tokenizer, history: list[dict[str, Any]], message: dict[str, Any],
+          tools: list[dict[str, Any]] | None) -> tuple[str, str]:
     """(prompt, answer): what the model is given after `history`, and what the template makes of its message."""
     prompt = tokenizer.render(history, tools, add_generation_prompt=True)
     whole = tokenizer.render([*history, message], tools)
@@ -245,17 +239,16 @@ def _ended(tokenizer: Tokenizer, ids: list[int]) -> list[int]:
 
 
 def _pair(row: Mapping[str, Any], system: str | None) -> tuple[str, str]:
-    prompt = _text(row, "prompt")
-    return (f"{system}\n\n{prompt}" if system else prompt), _text(row, "completion")
+    prompt = row_text(row, "prompt")
+    return (f"{system}\n\n{prompt}" if system else prompt), row_text(row, "completion")
 
 
-def _conversation(
-    row: Mapping[str, Any], shape: str, system: str | None
-) -> tuple[list[dict[str, Any]], list[dict[str, Any]] | None]:
+def _conversation(row: Mapping[str, Any], shape: str,
+                  system: str | None) -> tuple[list[dict[str, Any]], list[dict[str, Any]] | None]:
     """(messages, tools) with the system message in place."""
     tools = None
     if shape == "prompt":
-        messages = as_messages(_text(row, "prompt"), _text(row, "completion"))
+        messages = as_messages(row_text(row, "prompt"), row_text(row, "completion"))
     else:
         messages = row["messages"]
         tools = row.get("tools")
@@ -318,10 +311,16 @@ def check_message(name: str, message: Any) -> None:
         raise DataError(f"{name} has the weight {message['weight']!r}", "use 0 or 1")
 
 
-def _text(row: Mapping[str, Any], key: str) -> str:
+def row_text(row: Mapping[str, Any], key: str) -> str:
+    """The text under a key. Raises DataError."""
     if not isinstance(row[key], str):
         raise DataError(f"{key} is a JSON {json_type(row[key])}", "write text")
     return str(row[key])
+
+
+def keys_of(row: Row) -> str:
+    """The keys of a row that is none of the expected, for an error."""
+    return ", ".join(map(str, list(row)[:8])) or "none"
 
 
 def json_type(value: Any) -> str:

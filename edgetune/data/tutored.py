@@ -18,7 +18,7 @@ import numpy as np
 from ..errors import DataError
 from ..llamacpp.tokenizer import Tokenizer
 from .packing import Example
-from .prompted import answer_to, check_answer, check_object, keys_of, noted_prompt, prompt_of
+from .prompted import answer_to, check_answer, noted_prompt, prompt_of, with_keys
 from .rewards import EXPECTED_REWARD, reward_of
 from .rows import Row, json_type
 
@@ -31,18 +31,13 @@ _NOTHING = np.empty(0, np.int32)
 
 
 def shape_of(row: Row) -> str:
-    check_object(row, EXPECTED)
-    assert isinstance(row, Mapping)
-    if "completion" not in row or "reference" not in row:
-        raise DataError(f"the row is no answer with a reference (its keys: {keys_of(row)})", f"expected is {EXPECTED}")
-    prompt_of(row)
+    prompt_of(with_keys(row, ("completion", "reference"), "is no answer with a reference", EXPECTED))
     return SHAPE
 
 
-def check_learnable(row: Row) -> str:
+def check_learnable(row: Any) -> str:
     """Its shape. Raises DataError, also for an empty answer or reference."""
     shape = shape_of(row)
-    assert isinstance(row, Mapping)
     check_answer(row, "write the model's answer, or remove the row")
     if not _note(row, "reference"):
         raise DataError("the reference is empty", "write the right answer, or remove the row")
@@ -51,8 +46,7 @@ def check_learnable(row: Row) -> str:
     return shape
 
 
-def examples_of(row: Row, _shape: str, tokenizer: Tokenizer, system: str | None, max_length: int) -> Iterable[Example]:
-    assert isinstance(row, Mapping)
+def examples_of(row: Any, _shape: str, tokenizer: Tokenizer, system: str | None, max_length: int) -> Iterable[Example]:
     answer = answer_to(prompt_of(row), row)
     plain = answer.example(tokenizer, system, max_length)
     notes = [_note(row, key) for key in NOTES]

@@ -12,21 +12,17 @@ from typing import Any
 from ..errors import DataError
 from ..llamacpp.tokenizer import Tokenizer
 from .packing import Example
-from .prompted import Answer, check_object, keys_of, text_of
+from .prompted import Answer, text_of, with_keys
 from .rows import Row, json_type
 
 EXPECTED = "prompt with completion and label"
 SHAPE = "unpaired"
-_KEYS = ("prompt", "completion", "label")
 
 
 def shape_of(row: Row) -> str:
-    check_object(row, EXPECTED)
-    assert not isinstance(row, str)
-    if not all(key in row for key in _KEYS):
-        raise DataError(f"the row is no answer with a label (its keys: {keys_of(row)})", f"expected is {EXPECTED}")
-    if not isinstance(row["label"], bool):
-        raise DataError(f"label is a JSON {json_type(row['label'])}", "write true for a good answer, or false")
+    label = with_keys(row, ("prompt", "completion", "label"), "is no answer with a label", EXPECTED)["label"]
+    if not isinstance(label, bool):
+        raise DataError(f"label is a JSON {json_type(label)}", "write true for a good answer, or false")
     return SHAPE
 
 

@@ -12,17 +12,13 @@ Three rules keep the error below alpha, and all three are needed:
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable
 from dataclasses import dataclass
 from functools import cache
 from hashlib import sha256
 from typing import Any
 
-import numpy as np
-
 Z = 1.959964  # standard deviations on either side that hold 95 % of a normal distribution
-EXACT_FLIPS = 16  # differences of which all combinations of signs are counted; of more, DRAWN_FLIPS random ones
-DRAWN_FLIPS = 1 << 16
 
 
 @dataclass(frozen=True)
@@ -109,27 +105,6 @@ class Split:
         ranked = sorted(set(names), key=lambda name: sha256(name.encode()).digest())
         half = len(ranked) // 2
         return cls(frozenset(ranked[:half]), frozenset(ranked[half:]))
-
-
-def flip_test(differences: Sequence[float]) -> float:
-    """The probability of a sum at least as large as that of these differences, if each sign were chance: Fisher's
-    randomization test for pairs (1935), for values of which more than the sign counts. 1 without differences.
-
-    It counts all signs of up to EXACT_FLIPS differences that are not 0. Of more it draws signs with a fixed seed, and
-    counts what was found as one of the draws, so that its level holds all the same.
-    """
-    values = np.array([value for value in differences if value])
-    if not values.size:
-        return 1.0
-    reached = values.sum() - 1e-12 * np.abs(values).sum()  # sums in another order round differently
-    if len(values) <= EXACT_FLIPS:
-        sums = np.zeros(1)
-        for value in values:
-            sums = np.concatenate([sums + value, sums - value])
-        return float(np.mean(sums >= reached))
-    signs = np.random.default_rng(0).integers(0, 2, (DRAWN_FLIPS, len(values)), np.int8)
-    sums = (2 * signs - 1) @ values
-    return float((np.sum(sums >= reached) + 1) / (DRAWN_FLIPS + 1))
 
 
 def wilson(right: int, n: int) -> tuple[float, float]:

@@ -9,7 +9,7 @@ import fcntl
 import os
 import re
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from fnmatch import fnmatchcase
@@ -19,7 +19,6 @@ from typing import TextIO
 from ..disk import cannot_write
 from ..errors import UsageError
 from .device import memory, power_mode
-from .gpu import gpu_load
 from .procfs import cgroups, fields, kib, number, text, whole
 
 # What the firmware of a Raspberry Pi says in get_throttled of the present; the soft limit of a 3B+ is not among them:
@@ -241,3 +240,28 @@ def _stall(path: Path, kind: str = "some") -> float | None:
     """The avg10 of a pressure file."""
     match = re.search(rf"^{kind} avg10=(\d+\.\d+)", text(path), re.M)
     return float(match[1]) if match else None
+
+
+# ---- a Jetson's GPU ----------------------------------------------------------------------------------------------
+
+# Where L4T's driver shows a Jetson's GPU: JetPack 5 has both of the first two names, 6 the second, 7 at least the last.
+_GPU_FOLDERS = ("sys/devices/gpu.0", "sys/devices/platform/gpu.0", "sys/class/devfreq/*.gpu/device")
+_GPU_CLOCKS = ("sys/class/devfreq/*.gpu/cur_freq", "sys/class/devfreq/*.ga10b/cur_freq")
+
+
+def gpu_load(root: Path) -> float | None:
+    """Percent of the time in which a Jetson's GPU computes, for whomever; None where no driver says so."""
+    load = _first_number(root, [f"{folder}/load" for folder in _GPU_FOLDERS])  # thousandths
+    return None if load is None else load / 10
+
+
+def gpu_mhz(root: Path) -> int | None:
+    """The clock of a Jetson's GPU at the moment."""
+    clock = _first_number(root, _GPU_CLOCKS)
+    return None if clock is None else clock // 1_000_000
+
+
+def _first_number(root: Path, patterns: Iterable[str]) -> int | None:
+    """The number in the first file that has one; the files appear when the driver is loaded, so they are looked for."""
+    found = (number(path) for pattern in patterns for path in sorted(root.glob(pattern)))
+    return next((value for value in found if value is not None), None)

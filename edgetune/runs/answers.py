@@ -13,24 +13,18 @@ from typing import Any
 
 from ..data.dataset import load_rows
 from ..data.rows import Row
-from ..errors import DataError, EdgetuneError, Interrupted
+from ..errors import DataError, Interrupted
 from ..evaluation.acceptance import Paired
 from ..evaluation.served import Answer, exact_match, exact_share, parsed_share
 from ..formats.gguf import Gguf
 from ..formats.shape import read_shape
-from ..llamacpp.context import BATCH, OUTPUTS
-from ..machine import device
-from ..serving.llama import LlamaModel
+from ..serving.llama import CONTEXT, LlamaModel, repack_within
 from ..training.config import TrainConfig
 
 MOST = 64  # questions
 SHOWN = 3  # of them, in run.json
 WORSE = 0.05  # level of significance at which fewer right answers are no chance
-CONTEXT = 1024  # tokens, in which several questions are answered together
 ROOM = 64  # tokens after the longest row: an answer that needs more is wrong
-_LIBRARY = 24 << 20  # bytes of llama.cpp's code and of its Python module
-_TOKEN = 160  # bytes that a vocabulary takes a token
-_PLAIN = ("F32", "F16", "BF16")  # weights that llama.cpp never copies to another order
 
 
 @dataclass(frozen=True)
@@ -117,32 +111,6 @@ def complete(verdict: dict[str, Any], answers: dict[str, Any]) -> dict[str, Any]
             kind = "unmeasured"
             sentence = "Nobody knows whether it learned more than the form of answers."
     return {**verdict, "kind": kind, "sentence": f"{sentence} {said}."}
-
-
-def memory_needed(base: Gguf, context: int, repack: bool) -> int:
-    """Bytes that llama.cpp adds to this process at most, for answers in a context of this number of tokens.
-
-    The file is mapped whole; with repack matrices in blocks may be copied to another order for this CPU; keys and
-    values are 16-bit floats; a batch has BATCH tokens, and of at most OUTPUTS of them logits are held.
-    """
-    shape = read_shape(base)
-    copies = sum(t.data.nbytes for t in base.tensors.values() if t.format not in _PLAIN) if repack else 0
-    cells = 2 * 2 * context * shape.n_layer * shape.d_kv
-    batch = 4 * BATCH * (8 * shape.d_model + 4 * shape.d_ff)
-    return base.data.nbytes + copies + cells + batch + (4 * OUTPUTS + _TOKEN) * shape.n_vocab + _LIBRARY
-
-
-def may_repack(base: Gguf, context: int, budget: int) -> bool:
-    """Whether llama.cpp may copy weights in this process, whose budget is in bytes."""
-    return device.rss() + memory_needed(base, context, repack=True) <= budget
-
-
-def repack_within(base: Gguf, context: int, budget: int, way_out: str) -> bool:
-    """`may_repack`; raises EdgetuneError, with this way out, where the budget has no room for the model at all."""
-    needed = device.rss() + memory_needed(base, context, repack=False)
-    if needed > budget:
-        raise EdgetuneError(f"llama.cpp would need up to {needed >> 20} MiB, the budget is {budget >> 20} MiB", way_out)
-    return may_repack(base, context, budget)
 
 
 def _answerable(exam: Exam, served: LlamaModel) -> list[Row]:

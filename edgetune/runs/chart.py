@@ -11,7 +11,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from itertools import pairwise
 
-from .elements import Html, element, join, text
+from .page import Html, element, join, text
 
 WIDTH = 360
 HEIGHT = 216

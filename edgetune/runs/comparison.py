@@ -12,9 +12,8 @@ from ..console import duration
 from ..errors import UsageError
 from ..version import __version__
 from .chart import STYLES, Chart, Line, Points, figure, swatch
-from .elements import Content, Html, element, join
 from .history import HeldOut, History
-from .page import NOTHING, number, section, table, write_page
+from .page import NOTHING, Content, Html, element, join, number, section, table, write_page
 from .report import DOTS, from_zero, in_columns, loss_axis, shown, shown_name
 
 DRAWN = 6000  # points of a chart, of all runs together

@@ -1,17 +1,50 @@
-"""The page that reports share: one HTML file that asks for nothing outside and runs nothing."""
+"""The page that reports share: one HTML file that asks for nothing outside and runs nothing.
+
+Elements of HTML and SVG escape what they hold: what is not Html already is text, whoever wrote it. What they make is
+well-formed XML, too.
+"""
 
 from __future__ import annotations
 
 from base64 import b64encode
 from collections.abc import Iterable, Sequence
 from hashlib import sha256
+from html import escape
 from pathlib import Path
 
 from ..disk import replaced
-from .elements import Content, Html, element, join
+from ..errors import escaped
 
 STYLE = Path(__file__).with_name("style.css")
 NOTHING = "–"
+VOID = {"meta", "line", "path", "circle"}  # what has no content, and no end tag
+
+
+class Html(str):
+    """Text that is HTML already."""
+
+    __slots__ = ()
+
+
+Content = str | Html | None
+
+
+def text(value: str) -> Html:
+    """Plain text as HTML. What a terminal would obey, or XML forbids, is shown as \\x1b and the like."""
+    return value if isinstance(value, Html) else Html(escape(escaped(value)))
+
+
+def join(parts: Iterable[Content], between: str = "") -> Html:
+    return Html(between.join(text(part) for part in parts if part is not None))
+
+
+def element(name: str, /, *content: Content, **attributes: str | float | None) -> Html:
+    """An element. attributes: class_ is class, data_x is data-x; None leaves an attribute out."""
+    given = "".join(f' {key.rstrip("_").replace("_", "-")}="{text(str(value))}"' for key, value in attributes.items()
+                    if value is not None)
+    if name in VOID:
+        return Html(f"<{name}{given}/>")
+    return Html(f"<{name}{given}>{join(content)}</{name}>")
 
 
 def write_page(path: Path, title: str, parts: Iterable[Content]) -> None:

@@ -13,9 +13,8 @@ from ..training.config import LORA, train_options
 from ..training.metrics import REPORT
 from ..version import __version__
 from .chart import Chart, Line, Mark, Style, figure
-from .elements import Content, Html, element, join
 from .history import Answers, History, read_history
-from .page import NOTHING, details, number, section, table, tiles, write_page
+from .page import NOTHING, Content, Html, details, element, join, number, section, table, tiles, write_page
 from .tables import write_metrics
 
 DOTS = 100  # measurements that are drawn as dots at most

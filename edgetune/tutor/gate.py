@@ -21,8 +21,7 @@ from ..evaluation.canary import Drift, drift
 from ..evaluation.graders.agreement import parts_of
 from ..evaluation.judge import same
 from ..formats.shape import read_shape
-from ..runs.answers import CONTEXT, repack_within
-from ..serving.llama import LlamaModel
+from ..serving.llama import CONTEXT, LlamaModel, repack_within
 from .answering import ModelAnswer, graded
 from .options import TutorOptions
 from .questions import Question

@@ -1,21 +1,15 @@
-"""The rounds of a folder for people: a table of them, and prompts with their answers."""
+"""The rounds of a folder for people: what each took and decided, and prompts with their answers."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
-from ..errors import UsageError, printable
+from ..errors import UsageError
 from .files import ledger_lines, rounds_of, seconds_of
 from .folder import require_rounds
 from .results import Chosen, Drawn
-
-if TYPE_CHECKING:
-    from rich.console import RenderableType
-
-SHOWN_LETTERS = 300  # of a text
 
 
 @dataclass(frozen=True)
@@ -32,17 +26,6 @@ class PromptReport:
     rate: float
     source: str
     after: str
-
-    def to_json(self) -> dict[str, Any]:
-        return asdict(self)
-
-    def lines(self) -> list[RenderableType]:
-        """The report as lines without markup."""
-        from rich.text import Text
-        found = [_short(self.asked), *(f"  {'+' if right else '-'} {_short(text)}" for text, right in self.answers),
-                 f"  learned, {self.source} ({self.rate:.0%}): {_short(self.label)}" if self.label else "  not learned",
-                 *([f"  later: {_short(self.after)}"] if self.after else [])]
-        return [Text(line) for line in found]
 
 
 def summary(out: Path, watts: float = 0.0) -> dict[str, Any]:
@@ -61,29 +44,6 @@ def summary(out: Path, watts: float = 0.0) -> dict[str, Any]:
         one[line["step"]] = {name: value for name, value in line.items() if name not in ("round", "step", "sha256")}
     rounds = list(found.values())
     return {"rounds": [{**one, "watt_hours": watts * one["seconds"] / 3600} for one in rounds] if watts else rounds}
-
-
-def lines(found: Mapping[str, Any]) -> list[RenderableType]:
-    """The rounds as a table, and the reason of each decision."""
-    from rich.text import Text
-
-    from ..console import duration, table
-    rows = []
-    reasons: list[RenderableType] = []
-    for one in found["rounds"]:
-        chosen = one.get("choose", {})
-        decision = one.get("gate")
-        rows.append([str(one["round"]), str(one.get("draw", {}).get("answers", "")),
-                     str(chosen.get("chosen", "")), str(one.get("train", {}).get("rows", "")),
-                     str(one.get("train", {}).get("steps", "")), f"{decision['held_out']:.0%}" if decision else "",
-                     "" if decision is None else decision["adapter"] or "no", f"{one['drawn']:,}",
-                     f"{one['trained']:,}", duration(one["seconds"]),
-                     *([f"{one['watt_hours']:.2g} Wh"] if "watt_hours" in one else [])])
-        if reason := decision["reason"] if decision else chosen.get("stop"):
-            reasons.append(Text(f"round {one['round']}: {reason}"))
-    heads = ["round", "answers", "chosen", "rows", "steps", "held out", "published", "tokens drawn", "tokens trained",
-             "time", "energy"]
-    return [table("", heads[:len(rows[0])] if rows else heads, rows), *reasons]
 
 
 def reports(out: Path, number: int | None, count: int) -> list[PromptReport]:
@@ -106,7 +66,3 @@ def reports(out: Path, number: int | None, count: int) -> list[PromptReport]:
                           one.label, one.rate, one.source, later.get(one.key, ""))
              for one in rounds[number].choices]
     return sorted(found, key=lambda one: not one.label)[:count]
-
-
-def _short(text: str) -> str:
-    return printable(text if len(text) <= SHOWN_LETTERS else text[:SHOWN_LETTERS - 4] + " ...")

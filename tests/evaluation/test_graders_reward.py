@@ -5,7 +5,7 @@ from itertools import combinations
 import pytest
 
 from edgetune.errors import DataError, EdgetuneError, UsageError
-from edgetune.evaluation.graders.pass_at_k import pass_at_k
+from edgetune.evaluation.graders.results import pass_at_k
 from edgetune.evaluation.graders.reward import load_reward
 from edgetune.evaluation.graders.sample import Sample
 

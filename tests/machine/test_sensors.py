@@ -13,8 +13,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from edgetune.machine.device import read_profiles
-from edgetune.machine.gpu import gpu_mhz
-from edgetune.machine.sensors import Sensors
+from edgetune.machine.sensors import Sensors, gpu_mhz
 
 
 @pytest.fixture

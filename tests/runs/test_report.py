@@ -20,8 +20,8 @@ from run_folders import measured, step, write
 from edgetune.adapters.low_rank import LoraFamily
 from edgetune.cli import cli
 from edgetune.errors import FormatError, Interrupted, NumericsError, UsageError
-from edgetune.runs.elements import element
 from edgetune.runs.history import read_history
+from edgetune.runs.page import element
 from edgetune.runs.report import write_html, write_report
 from edgetune.runs.reported import reported
 from edgetune.runs.train import resume, train

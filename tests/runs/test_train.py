@@ -14,10 +14,10 @@ from tiny import write_tiny
 from edgetune.cli import cli
 from edgetune.errors import EdgetuneError, Interrupted, MismatchError, UsageError
 from edgetune.evaluation.served import Answer
-from edgetune.runs.answers import compare, complete, memory_needed, summary
+from edgetune.runs.answers import compare, complete, summary
 from edgetune.runs.result import Result
 from edgetune.runs.train import resume, train
-from edgetune.serving.llama import LlamaModel
+from edgetune.serving.llama import LlamaModel, memory_needed
 
 ROWS = [{"prompt": f"turn on lamp {i}", "completion": "on"} for i in range(20)]
 HELD = [{"prompt": f"turn on lamp {i}", "completion": "on"} for i in range(30, 36)]
@@ -138,7 +138,7 @@ def test_what_llama_cpp_needs_is_within_what_is_counted(smollm2):
     program = f"""
 from edgetune.formats.bundle import open_bundle
 from edgetune.machine import device
-from edgetune.serving.llama import LlamaModel
+from edgetune.serving.llama import LlamaModel, memory_needed
 base = open_bundle({str(smollm2)!r}).gguf
 import numpy
 before = device.rss()

@@ -19,8 +19,7 @@ from ...formats.bundle import to_plain_json
 from ...formats.gguf import Gguf
 from ...runs import page
 from ...runs.chart import Chart, Line, Style, figure
-from ...runs.elements import Content, Html, element
-from ...runs.page import NOTHING, number
+from ...runs.page import NOTHING, Content, Html, element, number
 from ...version import __version__
 
 Facts = dict[str, Any]

@@ -287,8 +287,7 @@ class Worker:
         """Returns the gate's verdict on the trained adapter, compared with the active one, both answered through
         llama.cpp.
         """
-        from ...runs.answers import CONTEXT, may_repack
-        from ...serving.llama import LlamaModel
+        from ...serving.llama import CONTEXT, LlamaModel, may_repack
         from . import gate
         rows, rounds = held_rows(self.folder)
         longest = as_begun(self.config, self.out).row_limit

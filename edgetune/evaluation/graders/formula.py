@@ -5,7 +5,9 @@ Precedence is Python's, with ^ for its **: from the right, and before a sign on 
 
 from __future__ import annotations
 
+import ast
 import math
+import operator
 import re
 from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass
@@ -18,8 +20,11 @@ FUNCTIONS: dict[str, Callable[..., float]] = {
     "exp": math.exp, "sqrt": math.sqrt, "log": math.log}  # of floats alone: whole numbers have no limit in Python
 OF_MANY = ("min", "max")  # functions of one value or more; the others are of one
 LONGEST = 2000  # characters
-DEEPEST = 30  # parentheses, signs and powers within one another
+DEEPEST = 30  # operations within one another, of which the terms of a sum are one
 HINT = f"write numbers, the graders' keys, + - * / ^, parentheses and {', '.join(FUNCTIONS)}"
+SIGNS: dict[type, Callable[[float, float], float]] = {
+    ast.Add: operator.add, ast.Sub: operator.sub, ast.Mult: operator.mul, ast.Div: operator.truediv,
+    ast.Pow: operator.pow}
 _TOKEN = re.compile(r"\s*(?:((?:\d+(?:\.\d*)?|\.\d+)(?:[eE][-+]?\d+)?)|([A-Za-z_]\w*)|([-+*/^(),]))")
 
 
@@ -51,134 +56,83 @@ def parse_formula(text: str, names: Collection[str]) -> Formula:
     if len(text) > LONGEST:
         raise UsageError(f"the formula has {len(text)} characters, the limit is {LONGEST}", "simplify it")
     parser = _Parser(text, names)
-    value = parser.sum()
-    if parser.kind != "end":
-        raise parser.unexpected()
+    value = parser.value(parser.tree())
     return Formula(text, frozenset(parser.named), value)
 
 
 class _Parser:
-    """A recursive-descent parser that looks one token ahead."""
+    """Writes a formula in Python's tokens, and makes functions of the nodes of Python's syntax tree."""
 
     def __init__(self, text: str, names: Collection[str]) -> None:
         self._text = text
         self._names = names
-        self._at = 0
-        self._depth = 0
         self.named: set[str] = set()
-        self.kind = ""  # of the token ahead: number, name, end, or the sign itself
-        self.token = ""
-        self._next()
 
-    def _next(self) -> None:
-        found = _TOKEN.match(self._text, self._at)
-        if found:
-            self._at = found.end()
+    def _wrong(self, what: str, hint: str = HINT) -> UsageError:
+        return UsageError(f"the formula {self._text!r:.120} {what}", hint)
+
+    def tree(self) -> ast.expr:
+        """The syntax tree. Its numbers are floats; its names begin with _, so that none is a word of Python."""
+        words = []
+        at = 0
+        while found := _TOKEN.match(self._text, at):
             number, name, sign = found.groups()
-            self.token = number or name or sign
-            self.kind = "number" if number else "name" if name else sign
-        elif self._text[self._at:].strip():
-            self.token = self._text[self._at:].strip()[:20]
-            self.kind = "unknown"
-        else:
-            self.token = "its end"
-            self.kind = "end"
+            if number:
+                words.append(number if "e" in number.lower() else f"{number}e0")
+            else:
+                words.append(f"_{name}" if name else sign.replace("^", "**"))
+            at = found.end()
+        if rest := self._text[at:].strip():
+            raise self._wrong(f"cannot be read at {rest[:20]!r}")
+        try:
+            return ast.parse(" ".join(words), mode="eval").body
+        except (SyntaxError, RecursionError, MemoryError) as error:
+            raise self._wrong(f"cannot be read ({getattr(error, 'msg', 'it is too deep')})") from None
 
-    def unexpected(self) -> UsageError:
-        return UsageError(f"the formula {self._text!r:.120} cannot be read at {self.token!r}", HINT)
+    def value(self, node: ast.expr, depth: int = 0) -> Value:
+        """The function of a node. Operands from left to right are a loop: a long formula is not a deep one."""
+        if depth > DEEPEST:
+            raise self._wrong(f"is nested more than {DEEPEST} levels", "simplify it")
+        match node:
+            case ast.Constant(value=float(number)):
+                return lambda _: number
+            case ast.Name(id=name):
+                return self._named(name[1:])
+            case ast.UnaryOp(op=op, operand=operand):
+                inner = self.value(operand, depth + 1)
+                return (lambda values: -inner(values)) if isinstance(op, ast.USub) else inner
+            case ast.BinOp():
+                return self._chain(node, depth + 1)
+            case ast.Call(func=ast.Name(id=name), args=args):
+                return self._call(name[1:], [self.value(each, depth + 1) for each in args])
+        raise self._wrong("cannot be read")
 
-    def _expect(self, sign: str) -> None:
-        if self.kind != sign:
-            raise self.unexpected()
-        self._next()
-
-    def _deeper(self) -> None:
-        self._depth += 1
-        if self._depth > DEEPEST:
-            raise UsageError(f"the formula {self._text!r:.120} is nested more than {DEEPEST} levels", "simplify it")
-
-    def sum(self) -> Value:
-        return self._chain(self._product, {"+": lambda a, b: a + b, "-": lambda a, b: a - b})
-
-    def _product(self) -> Value:
-        return self._chain(self._signed, {"*": lambda a, b: a * b, "/": lambda a, b: a / b})
-
-    def _chain(self, operand: Callable[[], Value], signs: Mapping[str, Callable[[float, float], float]]) -> Value:
-        """Operands from left to right, computed in a loop: a long formula is not a deep one."""
-        first = operand()
+    def _chain(self, node: ast.expr, depth: int) -> Value:
         rest: list[tuple[Callable[[float, float], float], Value]] = []
-        while self.kind in signs:
-            sign = signs[self.kind]
-            self._next()
-            rest.append((sign, operand()))
+        while isinstance(node, ast.BinOp):
+            rest.append((SIGNS[type(node.op)], self.value(node.right, depth)))
+            node = node.left
+        first = self.value(node, depth)
 
         def value(values: Mapping[str, float]) -> float:
             total = first(values)
-            for sign, other in rest:
+            for sign, other in reversed(rest):
                 total = sign(total, other(values))
             return total
 
-        return value if rest else first
-
-    def _signed(self) -> Value:
-        if self.kind not in ("+", "-"):
-            return self._power()
-        is_minus = self.kind == "-"
-        self._next()
-        self._deeper()
-        inner = self._signed()
-        self._depth -= 1
-        return (lambda values: -inner(values)) if is_minus else inner
-
-    def _power(self) -> Value:
-        base = self._atom()
-        if self.kind != "^":
-            return base
-        self._next()
-        self._deeper()
-        exponent = self._signed()
-        self._depth -= 1
-        return lambda values: float(base(values)) ** float(exponent(values))
-
-    def _atom(self) -> Value:
-        token = self.token
-        if self.kind == "number":
-            self._next()
-            number = float(token)
-            return lambda _: number
-        if self.kind == "(":
-            self._next()
-            self._deeper()
-            inner = self.sum()
-            self._depth -= 1
-            self._expect(")")
-            return inner
-        if self.kind != "name":
-            raise self.unexpected()
-        self._next()
-        return self._call(token) if self.kind == "(" else self._named(token)
+        return value
 
     def _named(self, name: str) -> Value:
         if name not in self._names:
-            raise UsageError(f"the formula {self._text!r:.120} names {name!r:.80}",
-                             f"its graders are {', '.join(self._names)}")
+            raise self._wrong(f"names {name!r:.80}", f"its graders are {', '.join(self._names)}")
         self.named.add(name)
         return lambda values: values[name]
 
-    def _call(self, name: str) -> Value:
+    def _call(self, name: str, given: list[Value]) -> Value:
         if name not in FUNCTIONS:
-            raise UsageError(f"the formula {self._text!r:.120} calls {name!r:.80}",
-                             f"its functions are {', '.join(FUNCTIONS)}")
-        self._next()
-        self._deeper()
-        given = [self.sum()]
-        while self.kind == ",":
-            self._next()
-            given.append(self.sum())
-        self._depth -= 1
-        self._expect(")")
-        if len(given) > 1 and name not in OF_MANY:
-            raise UsageError(f"the formula {self._text!r:.120} gives {name} {len(given)} values", "it takes one")
+            raise self._wrong(f"calls {name!r:.80}", f"its functions are {', '.join(FUNCTIONS)}")
+        if not given or (len(given) > 1 and name not in OF_MANY):
+            raise self._wrong(f"gives {name} {len(given)} values", "it takes one")
         function = FUNCTIONS[name]
         if name in OF_MANY:
             return lambda values: function([value(values) for value in given])

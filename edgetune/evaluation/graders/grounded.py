@@ -6,8 +6,8 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
+from ...data.answer_schema import normal, stands_in
 from ...data.question import asked_text
-from ...data.words import normal, stands_in
 from .base import OUTPUT, OneByOne, register, template
 from .sample import Sample, json_of
 

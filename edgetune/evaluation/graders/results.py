@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
+import math
 from collections import Counter
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 from .base import Grade
-from .pass_at_k import pass_at_k
 
 ROUNDING = 1e-9  # a formula of rewards such as 0.1 + 0.2 + 0.7 may fall short of 1 by that
 
@@ -77,6 +77,15 @@ class Results:
         """The JSON of the results. scores: None where the grader does not apply."""
         return {"scores": [graded.to_json()["reward"] for graded in self.graded], "mean": self.mean,
                 "passes_at": self.passes_at, "pass_at_k": self.pass_at_k, "parts": self.parts, "errors": self.errors}
+
+
+def pass_at_k(passed: Sequence[tuple[int, int]], k: int) -> float:
+    """The mean over prompts of 1 - C(n-c, k) / C(n, k), with (n answers, c of which pass) a prompt: an estimate without
+    bias (Chen et al. 2021, arXiv 2107.03374, equation 1). Every n must be k or more.
+    """
+    if not passed or k < 1 or min(n for n, _ in passed) < k:
+        raise ValueError(f"pass@{k} of {len(passed)} prompts")
+    return sum(1 - math.comb(n - c, k) / math.comb(n, k) for n, c in passed) / len(passed)
 
 
 def _mean(values: Iterable[float]) -> float | None:
