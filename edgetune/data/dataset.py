@@ -92,9 +92,9 @@ def load_divided(path: str | os.PathLike[str], tokenizer: Tokenizer,
 
 def load_rows(rows: Sequence[Row], tokenizer: Tokenizer, **options: Unpack[Reading]) -> Dataset:
     """Rows of one shape, and text, tokenized as `load` does; a row that is a str is plain text, as in a .txt file."""
+    digest = digest_of(rows)
     named = ((f"row {i}", row) for i, row in enumerate(rows, start=1))
-    made = _RowReader(tokenizer, **options).read_all(named, "the data")
-    return replace(made, digest=digest_of(rows)).dataset()
+    return replace(_RowReader(tokenizer, **options).read_all(named, "the data"), digest=digest).dataset()
 
 
 @dataclass(frozen=True)
