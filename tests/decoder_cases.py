@@ -175,12 +175,24 @@ def truth(case: Case) -> tuple[np.ndarray, np.ndarray, dict[str, tuple[np.ndarra
         weights = torch.from_numpy(example.weights[1:])
         logps.append(logp[weights != 0].detach().numpy())
         (-(weights * logp).sum()).backward()
+    return np.concatenate(logits), np.concatenate(logps), gradients_by_peft(case, peft)
+
+
+def logp_by_peft(peft: PreTrainedModel, tokens: np.ndarray) -> torch.Tensor:
+    """log p [T - 1] of each token but the first, after those before it."""
+    found = torch.from_numpy(tokens).long()
+    logits = peft(found[None], use_cache=False).logits[0, :-1]
+    return torch.log_softmax(logits, -1).gather(1, found[1:, None])[:, 0]
+
+
+def gradients_by_peft(case: Case, peft: PreTrainedModel) -> dict[str, tuple[np.ndarray, np.ndarray]]:
+    """{name: (dA, dB)} after a backward pass, in the order of our rows."""
     grads = {}
     for key, pair in case.pairs.items():
         a, b = (p.grad.numpy() for p in lora_parameters(peft, key))
         order = row_order(hf_projection(key), pair.b.shape[0], case.model)
         grads[key] = a, b if order is None else b[order]
-    return np.concatenate(logits), np.concatenate(logps), grads
+    return grads
 
 
 def distance(a: np.ndarray, b: np.ndarray) -> float:

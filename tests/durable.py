@@ -22,9 +22,28 @@ def go(bundle, out, config=CONFIG, **options):
 
 def stop(bundle, out, answers, config=CONFIG, **options):
     """Start it, and stop it when it has asked so many times; the model's blocks ask."""
-    asked = iter([False] * answers)
     with pytest.raises(Interrupted, match="continue it with resume=True"):
-        go(bundle, out, config, callbacks=RunCallbacks(should_stop=lambda: next(asked, True)), **options)
+        go(bundle, out, config, callbacks=stopping(answers), **options)
+
+
+def stopping(answers):
+    """Callbacks of a run that is to stop when it has asked so many times."""
+    asked = iter([False] * answers)
+    return RunCallbacks(should_stop=lambda: next(asked, True))
+
+
+def check_resumes(start, folder, *stops):
+    """Stopped when it has asked so many times, and resumed, a run ends in the bytes of one that nobody stopped. start:
+    of (folder, options of a run). Returns the folder of the latter.
+    """
+    start(folder / "whole")
+    for answers in stops:
+        out = folder / f"stopped-{answers}"
+        with pytest.raises(Interrupted):
+            start(out, callbacks=stopping(answers))
+        start(out, resume=True)
+        assert (out / "adapter.gguf").read_bytes() == (folder / "whole" / "adapter.gguf").read_bytes()
+    return folder / "whole"
 
 
 def stop_after(step, bundle, out, config=CONFIG, **options):

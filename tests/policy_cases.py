@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 import torch
 from counting import OPTIONS
-from decoder_cases import Case, random_example
+from decoder_cases import Case, logp_by_peft, random_example
 from peft import PeftModel
 
 import edgetune
@@ -45,12 +45,7 @@ def answers(case: Case, with_old: bool) -> list[Example]:
 
 def log_probabilities(peft: PeftModel, examples: Sequence[Example]) -> list[torch.Tensor]:
     """Of the answers' tokens, each document by itself."""
-    found = []
-    for example in examples:
-        tokens = torch.from_numpy(example.tokens).long()
-        out = torch.log_softmax(peft(tokens[None], use_cache=False).logits[0, :-1], -1)
-        found.append(out.gather(1, tokens[1:, None])[PROMPT - 1:, 0])
-    return found
+    return [logp_by_peft(peft, example.tokens)[PROMPT - 1:] for example in examples]
 
 
 def near(peft: PeftModel, examples: list[Example]) -> list[Example]:

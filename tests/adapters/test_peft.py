@@ -24,7 +24,6 @@ from edgetune.formats.gguf import Gguf, open_gguf
 from edgetune.formats.safetensors import read_safetensors, write_safetensors
 
 # PEFT still asks transformers by the old name.
-pytestmark = pytest.mark.filterwarnings("ignore:.is_gradient_checkpointing. is deprecated:FutureWarning")
 
 TOKENS = np.random.default_rng(3).integers(0, 400, size=40).tolist()
 

@@ -8,6 +8,7 @@ from typing import Any
 import pytest
 from click.testing import CliRunner
 from commands import run
+from durable import metrics
 from tiny import write_tiny
 
 from edgetune.cli import cli
@@ -55,7 +56,7 @@ def test_from_prompts_and_a_grader_to_an_adapter(model, tmp_path):
     record = json.loads((out / "run.json").read_text())
     assert json.loads(record["objective"]["grader"])["graders"].keys() == {"letter", "near"}
     assert (record["measure"], record["options"]["lr"], record["options"]["schedule"]) == ("reward", 0.01, "constant")
-    steps = [json.loads(line) for line in (out / "metrics.jsonl").read_text().splitlines()]
+    steps = metrics(out)
     assert {"rewards/letter/mean", "rewards/near/mean"} <= steps[-2]["metrics"].keys()
     grader.unlink()  # what the run needs is in its folder
     said("resume", out, "--epochs", "+1", "--no-answers")
@@ -81,7 +82,7 @@ def test_a_model_that_judges_itself(model, tmp_path):
     grader = written(tmp_path / "grader.json", JUDGE)
     said("train", model, rows, "-o", tmp_path / "out", "--grader", grader, "--eval", "none", "--steps", 2, *SMALL[:2],
          "--max-length", 96, *SMALL[4:], "--precision", "exact")
-    steps = [json.loads(line) for line in (tmp_path / "out" / "metrics.jsonl").read_text().splitlines()]
+    steps = metrics(tmp_path / "out")
     assert 0 < steps[-1]["metrics"]["rewards/judge/mean"] < 1
     answered = written(tmp_path / "answers.jsonl", [{**row, "completion": "on"} for row in ROWS[:3]])
     judged = json.loads(run("grade", grader, answered, "--model", model, "--samples", 1, "--max-tokens", 4, "--json"))
@@ -130,7 +131,7 @@ def test_what_most_answers_say_is_learned(model, tmp_path):
     said(*agreeing, "--eval", "none")
     record = json.loads((tmp_path / "out" / "run.json").read_text())
     assert (record["objective"]["name"], record["objective"]["num_generations"]) == ("agreement", 8)
-    steps = [json.loads(line) for line in (tmp_path / "out" / "metrics.jsonl").read_text().splitlines()]
+    steps = metrics(tmp_path / "out")
     rewards = [step["metrics"]["reward"] for step in steps if step["event"] == "step"]
     assert rewards[-1] > max(rewards[0] - 0.05, 0.9)
     grader = written(tmp_path / "grader.json", {"type": "agreement"})

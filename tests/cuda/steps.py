@@ -21,7 +21,7 @@ import numpy as np
 sys.path.insert(0, str(Path(__file__).parents[1]))
 
 from emulated import HERE, WHY_NOT, cuda
-from proofs.compared import model_path
+from peers.snips import model_path
 
 from edgetune.backends.base import Backend
 from edgetune.bench.train import random_rows

@@ -34,8 +34,6 @@ from edgetune.objectives.sft import Sft
 from edgetune.training.gradient import Gradient
 from edgetune.training.passes import measure
 
-pytestmark = pytest.mark.filterwarnings("ignore:`is_gradient_checkpointing` is deprecated:FutureWarning")  # by peft
-
 
 @pytest.mark.parametrize(("name", "rope"), [(name, rope) for name in FAMILIES for rope in ROPES_OF[name]])
 def test_gradients_equal_autograd_in_every_family(name, rope, tmp_path):

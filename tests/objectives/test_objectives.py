@@ -10,19 +10,21 @@ import re
 import subprocess
 import sys
 from dataclasses import dataclass, replace
+from functools import partial
 from typing import ClassVar
 
 import numpy as np
 import pytest
 import torch
-from counting import OPTIONS, sequences
+from counting import OPTIONS, dataset, sequences
 from decoder_cases import adapted, distance, in_parts, make_case, random_example
-from gradients import autograd, flat, our_gradient
+from durable import check_resumes, metrics, stopping
+from gradients import autograd, gradient_over, our_gradient, supervised_logps
 from sometimes import mostly_slow
 from toy_objectives import Focal, Pairs, Preferences
 
 from edgetune.data import loader
-from edgetune.data.dataset import Dataset, load, load_rows
+from edgetune.data.dataset import load, load_rows
 from edgetune.data.lengths import lengths_of
 from edgetune.data.packing import Batch, Example, pack
 from edgetune.data.trees import Tree, micro_batches
@@ -40,7 +42,6 @@ from edgetune.training.reference import Reference
 from edgetune.training.run import run
 from edgetune.training.trainer import Trainer
 
-pytestmark = pytest.mark.filterwarnings("ignore:`is_gradient_checkpointing` is deprecated:FutureWarning")  # by peft
 TOYS = {kind.name: base._registry._found.pop(kind.name) for kind in (Focal, Pairs)}  # known to these tests only
 
 
@@ -87,10 +88,10 @@ def test_gradients_equal_autograd(name, objective, loss_of, parts, tmp_path):
     case.examples[:] = [replace(random_example(rng, n, case.decoder.shape.n_vocab), group=1 + i // 2)
                         for i, n in enumerate((31, 24, 20, 9, 17, 22))]
     loss, gradient = our_gradient(case, objective, parts)
-    wanted, truth = autograd(case, loss_of)
+    wanted, truth = autograd(case, loss_of, adapted(case))
     assert loss == pytest.approx(wanted, rel=1e-5)
-    assert np.linalg.norm(flat(truth)) > 1e-3
-    assert distance(gradient, flat(truth)) < 1e-4
+    assert np.linalg.norm(truth) > 1e-3
+    assert distance(gradient, truth) < 1e-4
     assert measure(case.decoder, objective, [case.batch]).loss == pytest.approx(wanted, rel=1e-5)
 
 
@@ -112,12 +113,9 @@ def test_trees_teach_what_batches_do(objective, stem, tails, tmp_path):
     trees = [tree for tree in micro_batches(case.examples, 33, prefix=19) if isinstance(tree, Tree)]
     assert [tree.parted for tree in trees] == [stem == 8] * 2
     assert all(tree.prefix and tree.prefix.batch.computed == stem - 1 for tree in trees)
-    n = objective.count(case.examples)
-    parts.decoder.arena.flat("dlora").fill(0.0)
-    signals = [Gradient(parts.decoder, objective, n).add(tree) for tree in trees]
-    pairs = parts.decoder.adapter.adapted
-    assert distance(flat({key: (pair.da, pair.db) for key, pair in pairs.items()}), truth) < 1e-5
-    assert sum(signal.loss for signal in signals) / n == pytest.approx(wanted, rel=1e-5)
+    loss, gradient = gradient_over(parts.decoder, objective, case.examples, trees)
+    assert distance(gradient, truth) < 1e-5
+    assert loss == pytest.approx(wanted, rel=1e-5)
     measured = measure(parts.decoder, objective, trees)
     assert measured.loss == pytest.approx(wanted, rel=1e-5)
     assert measured.metrics == pytest.approx(measure(case.decoder, objective, [case.batch]).metrics)
@@ -142,11 +140,7 @@ def test_gradients_relative_to_the_base_equal_autograd(tmp_path):
 
     def dpo_loss(logps: list[torch.Tensor], _weights: list[torch.Tensor]) -> torch.Tensor:
         with torch.no_grad(), peft.disable_adapter():
-            base_logps = []
-            for example in case.examples:
-                tokens = torch.from_numpy(example.tokens).long()
-                out = torch.log_softmax(peft(tokens[None], use_cache=False).logits[0, :-1], -1)
-                base_logps.append(out.gather(1, tokens[1:, None])[:, 0][torch.from_numpy(example.weights[1:]) != 0])
+            base_logps = supervised_logps(peft, case.examples)
         ratios = [logp.sum() - of_base.sum() for logp, of_base in zip(logps, base_logps, strict=True)]
         margins = [0.3 * (better - worse) for better, worse in zip(ratios[::2], ratios[1::2], strict=True)]
         return -torch.nn.functional.logsigmoid(torch.stack(margins)).mean()
@@ -155,7 +149,7 @@ def test_gradients_relative_to_the_base_equal_autograd(tmp_path):
     reference = Reference(case.decoder)
     loss, gradient = our_gradient(case, Preferences(beta=0.3), 2, reference)
     assert loss == pytest.approx(wanted, rel=1e-5)
-    assert distance(gradient, flat(truth)) < 1e-4
+    assert distance(gradient, truth) < 1e-4
     before = reference.add_to(case.batch).reference
     case.decoder.arena.flat("lora")[:] *= 3
     assert np.array_equal(Reference(case.decoder).add_to(case.batch).reference, before)
@@ -279,17 +273,15 @@ def test_a_run_learns_by_it(bundle, objective, tmp_path):
     assert metric == ("accuracy" if isinstance(objective, Pairs) else "sureness")
     assert all(0 <= e["metrics"][metric] <= 1 for e in events if e["event"] in ("step", "eval"))  # type: ignore[index]
     assert steps[-1]["loss"] < steps[0]["loss"]  # type: ignore[operator]
-    written = [json.loads(line) for line in (tmp_path / "out" / "metrics.jsonl").read_text().splitlines()]
-    assert [e["metrics"] for e in written if e["event"] == "step"] == [e["metrics"] for e in steps]
+    assert [e["metrics"] for e in metrics(tmp_path / "out") if e["event"] == "step"] == [e["metrics"] for e in steps]
 
 
 def test_a_run_resumes_with_its_objective_only(bundle, tmp_path):
-    data = Dataset(sequences(12), [""] * 12, "text", 0, 0, "sha256:12")
+    data = dataset(12)
     config = TrainConfig(**{**OPTIONS, "steps": 4})
     out = tmp_path / "out"
-    calls = iter([False] * 20)
     with pytest.raises(Interrupted):
-        run(bundle, data, out, config, objective=Focal(), callbacks=RunCallbacks(should_stop=lambda: next(calls, True)))
+        run(bundle, data, out, config, objective=Focal(), callbacks=stopping(20))
     with pytest.raises(MismatchError, match="was started with --method focal, not sft"):
         run(bundle, data, out, config, resume=True)
     with pytest.raises(MismatchError, match=r"was started with --gamma 2\.0, not 1\.0"):
@@ -300,25 +292,16 @@ def test_a_run_resumes_with_its_objective_only(bundle, tmp_path):
     assert (out / "adapter.gguf").read_bytes() == (tmp_path / "whole" / "adapter.gguf").read_bytes()
 
 
-# ---- the registry ----------------------------------------------------------------------------------------------------
-
-
 def test_a_run_relative_to_the_base_resumes_to_the_same_bytes(bundle, tmp_path):
-    tokenizer = Tokenizer(bundle.gguf.path)
-    data = load_rows(ROWS, tokenizer, max_length=48, parser=Preferences.rows)
+    data = load_rows(ROWS, Tokenizer(bundle.gguf.path), max_length=48, parser=Preferences.rows)
     config = TrainConfig(**{**OPTIONS, "steps": 6, "batch_size": 3})
-    calls = iter([False] * 24)
-    whole = tmp_path / "whole"
-    out = tmp_path / "out"
-    run(bundle, data, whole, config, objective=Preferences(beta=1.0))
-    with pytest.raises(Interrupted, match=r"stopped after step [1-5]"):
-        run(bundle, data, out, config, objective=Preferences(beta=1.0),
-            callbacks=RunCallbacks(should_stop=lambda: next(calls, True)))
-    run(bundle, data, out, config, objective=Preferences(beta=1.0), resume=True)
-    assert (out / "adapter.gguf").read_bytes() == (whole / "adapter.gguf").read_bytes()
-    steps = [json.loads(line) for line in (whole / "metrics.jsonl").read_text().splitlines()]
+    whole = check_resumes(partial(run, bundle, data, config=config, objective=Preferences(beta=1.0)), tmp_path, 24)
+    steps = metrics(whole)
     assert steps[0]["loss"] == pytest.approx(np.log(2), rel=1e-6)  # B is zero: the adapter is the base
     assert steps[-1]["loss"] < 0.6
+
+
+# ---- the registry ----------------------------------------------------------------------------------------------------
 
 
 def test_the_registry(monkeypatch):

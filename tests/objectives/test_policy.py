@@ -5,7 +5,6 @@ of their answers, and what is refused.
 from __future__ import annotations
 
 import itertools
-import json
 import shutil
 from collections.abc import Sequence
 from dataclasses import replace
@@ -16,7 +15,9 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from decoder_cases import adapted, distance, hf_projection, in_parts, lora_parameters, make_case, row_order
+from decoder_cases import distance, gradients_by_peft, in_parts
+from durable import metrics, stopping
+from gradients import Known, flat, gradient_over
 from policy_cases import LETTERS, PROMPT, ROWS, answers, go, letters, log_probabilities, near, prompts
 from sometimes import mostly_slow
 
@@ -36,19 +37,9 @@ from edgetune.objectives.sft import Sft
 from edgetune.training.answered import Reward
 from edgetune.training.callbacks import RunCallbacks
 from edgetune.training.config import TrainConfig
-from edgetune.training.gradient import Gradient
 from edgetune.training.run import run
 from edgetune.training.sources import Answers
 from edgetune.training.trainer import Trainer
-
-pytestmark = pytest.mark.filterwarnings("ignore:`is_gradient_checkpointing` is deprecated:FutureWarning")  # by peft
-
-
-@pytest.fixture(scope="module")
-def alike(tmp_path_factory):
-    """A decoder, and the same model in transformers with the same adapter."""
-    case = make_case("qwen3", tmp_path_factory.mktemp("case"), kept=2)
-    return case, adapted(case)
 
 
 @pytest.fixture(scope="module")
@@ -145,43 +136,23 @@ def test_gradients_equal_the_papers_and_trls(name, parted, alike):
     if isinstance(objective, Grpo):
         assert trl_loss(objective, examples, logps, base).item() == pytest.approx(loss.item(), rel=1e-5)
     loss.backward()
-    wanted = []
-    for key in sorted(case.pairs):
-        a, b = (p.grad.numpy() for p in lora_parameters(peft, key))
-        order = row_order(hf_projection(key), b.shape[0], case.model)
-        wanted += [a.ravel(), (b if order is None else b[order]).ravel()]
     ours = in_parts(case, 24, PROMPT - 1, 2) if parted else case
     micros = micro_batches(examples, 24, prefix=PROMPT - 1) if parted else micro_batches(examples, 64)
     assert all(isinstance(micro, Tree) for micro in micros) == parted
-    decoder = ours.decoder
-    decoder.arena.flat("dlora").fill(0.0)
-    n = objective.count(examples)
-    found = sum(Gradient(decoder, objective, n, _Known(examples, base)).add(micro).loss for micro in micros) / n
+    found, gradient = gradient_over(ours.decoder, objective, examples, micros, Known(examples, base) if base else None)
     assert found == pytest.approx(loss.item(), rel=1e-5, abs=1e-6)
-    pairs = decoder.adapter.adapted
-    ours_flat = np.concatenate([part.ravel() for key in sorted(pairs) for part in (pairs[key].da, pairs[key].db)])
-    assert distance(ours_flat, np.concatenate(wanted)) < 1e-4
-
-
-class _Known:
-    """log p by the base, as transformers has it."""
-
-    def __init__(self, examples: Sequence[Example], base: list[torch.Tensor] | None) -> None:
-        self.known = {id(one): logp.numpy() for one, logp in zip(examples, base or [], strict=False)}
-
-    def add_to(self, batch: Any) -> Any:
-        return replace(batch, reference=np.concatenate([self.known[id(one)] for one in batch.examples]))
+    assert distance(gradient, flat(gradients_by_peft(case, peft))) < 1e-4
 
 
 @pytest.mark.parametrize("scale", ["group", "batch", "none"])
 def test_advantages_of_grpo_are_trls(scale):
     rewards = np.random.default_rng(0).random((5, 4)).astype(np.float32)
-    flat = torch.from_numpy(rewards)
-    wanted = flat - flat.mean(1, keepdim=True)
+    given = torch.from_numpy(rewards)
+    wanted = given - given.mean(1, keepdim=True)
     if scale == "group":
-        wanted = wanted / (flat.std(1, keepdim=True) + 1e-4)
+        wanted = wanted / (given.std(1, keepdim=True) + 1e-4)
     if scale == "batch":
-        wanted = wanted / (flat.std() + 1e-4)
+        wanted = wanted / (given.std() + 1e-4)
     found = Grpo(scale_rewards=scale).worth(rewards, np.zeros((5, 4), np.bool_), 0.0)
     assert np.allclose(found, wanted.numpy(), atol=1e-6)
 
@@ -252,14 +223,13 @@ def test_stopped_anywhere_it_resumes_to_the_same_bytes(bundle, name, stops, tmp_
     """Also in the midst of answers, and between two updates with the same ones."""
     objective = RUNS[name]
     folders = (whole(objective), tmp_path / "out")
-    asked = iter([False] * stops)
     try:
-        go(bundle, tmp_path / "out", objective, callbacks=RunCallbacks(should_stop=lambda: next(asked, True)))
+        go(bundle, tmp_path / "out", objective, callbacks=stopping(stops))
     except Interrupted:
         go(bundle, tmp_path / "out", objective, resume=True)
     adapters = [(folder / "adapter.gguf").read_bytes() for folder in folders]
     assert adapters[0] == adapters[1]
-    runs = ([json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()] for folder in folders)
+    runs = (metrics(folder) for folder in folders)
     told = [[e.get("metrics") for e in events if e["event"] == "step"] for events in runs]
     assert told[0] == told[1]
 
@@ -269,10 +239,8 @@ def test_the_reference_is_what_training_starts_from(bundle, tmp_path, whole):
     shutil.copytree(whole(Grpo(max_completion_length=9)), tmp_path / "start")
     objective = Grpo(max_completion_length=9, beta=0.1)
     go(bundle, tmp_path / "whole", objective, start=tmp_path / "start")
-    asked = iter([False] * 100)
     with pytest.raises(Interrupted):
-        go(bundle, tmp_path / "out", objective, start=tmp_path / "start",
-           callbacks=RunCallbacks(should_stop=lambda: next(asked, True)))
+        go(bundle, tmp_path / "out", objective, start=tmp_path / "start", callbacks=stopping(100))
     adapter = tmp_path / "start" / "adapter.gguf"
     kept = adapter.read_bytes()
     adapter.write_bytes((tmp_path / "whole" / "adapter.gguf").read_bytes())
@@ -282,7 +250,7 @@ def test_the_reference_is_what_training_starts_from(bundle, tmp_path, whole):
     go(bundle, tmp_path / "out", objective, resume=True)
     files = [tmp_path / name / "adapter.gguf" for name in ("whole", "out")]
     assert files[0].read_bytes() == files[1].read_bytes()
-    events = [json.loads(line) for line in (tmp_path / "whole" / "metrics.jsonl").read_text().splitlines()]
+    events = metrics(tmp_path / "whole")
     kl = [e["metrics"]["kl"] for e in events if e["event"] == "step"]
     assert kl[0] == pytest.approx(0, abs=1e-6)
     assert kl[-1] > 1e-4

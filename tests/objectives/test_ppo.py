@@ -3,21 +3,14 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from functools import partial
 
 import numpy as np
 import pytest
 import torch
-from decoder_cases import (
-    Case,
-    adapted,
-    distance,
-    hf_projection,
-    in_parts,
-    lora_parameters,
-    make_case,
-    make_decoder,
-    row_order,
-)
+from decoder_cases import Case, distance, gradients_by_peft, in_parts, make_decoder
+from durable import check_resumes, stopping
+from gradients import Known, flat, gradient_over
 from policy_cases import PROMPT, answers, go, log_probabilities
 
 import edgetune
@@ -30,19 +23,9 @@ from edgetune.errors import Interrupted
 from edgetune.objectives.ppo import Ppo, whitened
 from edgetune.training import checkpoint
 from edgetune.training.answered import Reward
-from edgetune.training.callbacks import RunCallbacks
-from edgetune.training.gradient import Gradient
 
-pytestmark = pytest.mark.filterwarnings("ignore:`is_gradient_checkpointing` is deprecated:FutureWarning")  # by peft
 PPO = Ppo(kl_coef=0.1, beta=0.02, vf_coef=0.3, gamma=0.97, lam=0.9)
 PLAIN = replace(PPO, whiten_advantages=False)
-
-
-@pytest.fixture(scope="module")
-def alike(tmp_path_factory):
-    """A decoder, and the same model in transformers with the same adapter."""
-    case = make_case("qwen3", tmp_path_factory.mktemp("case"), kept=2)
-    return case, adapted(case)
 
 
 def with_value(case: Case) -> Case:
@@ -141,51 +124,20 @@ def test_gradients_equal_autograd(again, objective, parted, alike):
                     for one, logp, value in zip(examples, logps, values, strict=True)]
     loss = formula(objective, examples, logps, values, base)
     loss.backward()
-    wanted = []
-    for key in sorted(case.pairs):
-        a, b = (p.grad.numpy() for p in lora_parameters(peft, key))
-        order = row_order(hf_projection(key), b.shape[0], case.model)
-        wanted += [a.ravel(), (b if order is None else b[order]).ravel()]
-    decoder = case.decoder
-    decoder.arena.flat("dlora").fill(0.0)
     micros = micro_batches(examples, 24, prefix=PROMPT - 1) if parted else [
         *micro_batches(examples[:4], 64), *micro_batches(examples[4:], 64)]
     assert len(micros) > 1
     assert any(isinstance(micro, Tree) for micro in micros) == parted
-    n = objective.count(examples)
-    gradient = Gradient(decoder, objective, n, Known(examples, base))
-    if objective.sees_step:
-        found = gradient.add_together(lambda: micros).loss / n
-    else:
-        found = sum(gradient.add(micro).loss for micro in micros) / n
+    found, gradient = gradient_over(case.decoder, objective, examples, micros, Known(examples, base))
     assert found == pytest.approx(loss.item(), rel=1e-5)
-    pairs = decoder.adapter.adapted
-    flat = np.concatenate([part.ravel() for key in sorted(pairs) for part in (pairs[key].da, pairs[key].db)])
-    assert distance(flat, np.concatenate(wanted)) < 1e-4
+    assert distance(gradient, flat(gradients_by_peft(case, peft))) < 1e-4
     assert head.grad is not None
-    assert distance(decoder.arena.flat("dlora")[-width - 1:], head.grad.numpy()) < 1e-4
+    assert distance(case.decoder.arena.flat("dlora")[-width - 1:], head.grad.numpy()) < 1e-4
 
 
-class Known:
-    """log p by the base, as transformers has it, by the answer's tokens."""
-
-    def __init__(self, examples: list[Example], base: list[torch.Tensor]) -> None:
-        self.known = {one.tokens.tobytes(): logp.numpy() for one, logp in zip(examples, base, strict=True)}
-
-    def add_to(self, batch):  # type: ignore[no-untyped-def]
-        return replace(batch, reference=np.concatenate([self.known[one.tokens.tobytes()] for one in batch.examples]))
-
-
-@pytest.mark.parametrize("stops", [40, 90])
-def test_stopped_between_updates_it_resumes_to_the_same_bytes(bundle, stops, tmp_path):
+def test_stopped_between_updates_it_resumes_to_the_same_bytes(bundle, tmp_path):
     objective = Ppo(max_completion_length=9, num_generations=2, num_iterations=3)
-    go(bundle, tmp_path / "whole", objective)
-    asked = iter([False] * stops)
-    with pytest.raises(Interrupted):
-        go(bundle, tmp_path / "out", objective, callbacks=RunCallbacks(should_stop=lambda: next(asked, True)))
-    go(bundle, tmp_path / "out", objective, resume=True)
-    files = [tmp_path / name / "adapter.gguf" for name in ("whole", "out")]
-    assert files[0].read_bytes() == files[1].read_bytes()
+    check_resumes(partial(go, bundle, objective=objective), tmp_path, 40, 90)
 
 
 def test_the_value_head_continues_after_the_end(bundle, tmp_path):
@@ -199,7 +151,7 @@ def test_the_value_head_continues_after_the_end(bundle, tmp_path):
     def at_the_beginning(more: float) -> np.ndarray:
         with pytest.raises(Interrupted):
             go(bundle, out, objective, steps=4, resume=True, more=more,
-               callbacks=RunCallbacks(should_stop=lambda: True))
+               callbacks=stopping(0))
         found, _ = checkpoint.newest(out)
         arrays = {name: np.zeros(nbytes // 4, np.float32) for name, nbytes in found.arrays}
         found.read(arrays.__getitem__)

@@ -4,14 +4,15 @@ prompts as a conversation has them, and runs that resume to the same bytes in th
 
 import json
 from collections.abc import Sequence
-from pathlib import Path
+from functools import partial
 from typing import Any
 
 import numpy as np
 import pytest
 import torch
 from decoder_cases import adapted, distance, make_case, random_example
-from gradients import autograd, flat
+from durable import check_resumes, metrics
+from gradients import autograd, gradient_over, supervised_logps
 from policy_cases import LETTERS, letters
 
 import edgetune
@@ -20,20 +21,17 @@ from edgetune.data.attempts import REQUEST
 from edgetune.data.dataset import Dataset, load_rows
 from edgetune.data.packing import Example
 from edgetune.data.trees import micro_batches
-from edgetune.errors import Interrupted, UsageError
+from edgetune.errors import UsageError
 from edgetune.llamacpp.tokenizer import Tokenizer
 from edgetune.objectives.score import Score
 from edgetune.serving.rollouts.engine import Rollout
 from edgetune.training.answered import Answer, Reward
-from edgetune.training.callbacks import RunCallbacks
 from edgetune.training.config import TrainConfig
-from edgetune.training.gradient import Gradient
 from edgetune.training.reference import Reference
 from edgetune.training.run import run
 from edgetune.training.sources import Answers
 from edgetune.training.trainer import Trainer
 
-pytestmark = pytest.mark.filterwarnings("ignore:`is_gradient_checkpointing` is deprecated:FutureWarning")  # by peft
 LENGTH = 256  # the tiny vocabulary parts the request into letters
 G = 3
 ROWS = [{"prompt": f"set {i}", "wanted": "eiou"[i % 4]} for i in range(8)]
@@ -99,24 +97,14 @@ def test_gradients_equal_autograd(is_first_stage, tmp_path):
                         for one, a, h in zip(of, worths, helds, strict=True)]
     peft = adapted(case)
     with torch.no_grad(), peft.disable_adapter():
-        of_start = [_logp(peft, one) for one in case.examples]
+        of_start = supervised_logps(peft, case.examples)
     wanted, truth = autograd(case, lambda logps, _: formula(score, is_first_stage, rewards, logps, of_start), peft)
-    n = score.count(case.examples)
-    case.decoder.arena.flat("dlora").fill(0.0)
-    reference = Reference(case.decoder)
     micros = micro_batches(case.examples, 64)
     assert len(micros) > 1
-    loss = sum(Gradient(case.decoder, score, n, reference).add(micro).loss for micro in micros) / n
-    ours = flat({key: (pair.da, pair.db) for key, pair in case.decoder.adapter.adapted.items()})
+    loss, ours = gradient_over(case.decoder, score, case.examples, micros, Reference(case.decoder))
     assert loss == pytest.approx(wanted, rel=1e-4, abs=1e-5)
-    assert np.linalg.norm(flat(truth)) > 1e-3
-    assert distance(ours, flat(truth)) < 1e-4
-
-
-def _logp(peft: Any, example: Example) -> torch.Tensor:
-    tokens = torch.from_numpy(example.tokens).long()
-    out = torch.log_softmax(peft(tokens[None], use_cache=False).logits[0, :-1], -1)
-    return out.gather(1, tokens[1:, None])[example.begin - 1:, 0]
+    assert np.linalg.norm(truth) > 1e-3
+    assert distance(ours, truth) < 1e-4
 
 
 # ---- two turns -------------------------------------------------------------------------------------------------------
@@ -174,24 +162,13 @@ def test_a_first_answer_that_grows_in_the_conversation_is_shortened(bundle):
     assert whole.size > prompt.longest + 9
 
 
-def go(bundle: edgetune.Bundle, out: Path, objective: Score, **options: Any) -> dict[str, Any]:
-    return run(bundle, data(bundle), out, TrainConfig(**OPTIONS), objective=objective, rewards=letters, **options)
-
-
 @pytest.mark.slow
 def test_stopped_anywhere_it_resumes_to_the_same_bytes(bundle, tmp_path):
     """In both stages, between two updates with the same answers, and in their midst."""
     objective = Score(max_completion_length=9, num_generations=2, first_stage_epochs=0.5, num_iterations=2,
                       steps_per_generation=2)
-    go(bundle, tmp_path / "whole", objective)
-    wanted = (tmp_path / "whole" / "adapter.gguf").read_bytes()
-    for stops in (60, 130, 190):
-        asked = iter([False] * stops)
-        with pytest.raises(Interrupted):
-            go(bundle, tmp_path / str(stops), objective,
-               callbacks=RunCallbacks(should_stop=lambda asked=asked: next(asked, True)))
-        go(bundle, tmp_path / str(stops), objective, resume=True)
-        assert (tmp_path / str(stops) / "adapter.gguf").read_bytes() == wanted
+    check_resumes(partial(run, bundle, data(bundle), config=TrainConfig(**OPTIONS), objective=objective,
+                          rewards=letters), tmp_path, 60, 130, 190)
 
 
 def test_rewards_that_teach_nothing_are_refused(bundle, tmp_path):
@@ -213,7 +190,7 @@ def test_a_run_raises_the_reward_of_second_answers(bundle, tmp_path):
     config = TrainConfig(**{**OPTIONS, "steps": 12, "batch_size": 4, "lr": 2e-2})
     rows = data(bundle, ROWS[:4])
     record = run(bundle, rows, tmp_path / "out", config, objective=objective, rewards=common, held_out=rows)
-    events = [json.loads(line) for line in (tmp_path / "out" / "metrics.jsonl").read_text().splitlines()]
+    events = metrics(tmp_path / "out")
     steps = [event["metrics"] for event in events if event["event"] == "step"]
     measured = [event for event in events if event["event"] == "eval"]
     assert np.mean([one["reward"] for one in steps[-5:]]) > np.mean([one["reward"] for one in steps[:5]]) + 0.02

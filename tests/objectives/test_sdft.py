@@ -4,25 +4,25 @@ tokens, the teacher is what training starts from or what learns, and runs resume
 
 import json
 from dataclasses import replace
-from pathlib import Path
+from functools import partial
 from typing import Any
 
 import numpy as np
 import pytest
 from commands import run as command
 from decoder_cases import distance
+from durable import check_resumes, metrics
 from policy_cases import LETTERS
 
 import edgetune
 from edgetune.data.dataset import Dataset, load_rows
 from edgetune.data.packing import collate
 from edgetune.data.privileged import NOTE
-from edgetune.errors import DataError, Interrupted
+from edgetune.errors import DataError
 from edgetune.llamacpp.tokenizer import Tokenizer
 from edgetune.objectives import base
 from edgetune.objectives.sdft import Sdft
 from edgetune.objectives.self_distill import SelfDistill
-from edgetune.training.callbacks import RunCallbacks
 from edgetune.training.config import TrainConfig
 from edgetune.training.gradient import Gradient
 from edgetune.training.reference import Reference
@@ -91,22 +91,11 @@ def test_a_step_is_that_of_self_distill_on_the_same_tokens(bundle, kind):
     assert "reward" not in result.metrics
 
 
-def go(bundle: edgetune.Bundle, out: Path, objective: Sdft, **options: Any) -> dict[str, Any]:
-    return run(bundle, data(bundle), out, TrainConfig(**OPTIONS), objective=objective, **options)
-
-
 @pytest.mark.parametrize("objective", [replace(OWN, num_iterations=2, steps_per_generation=2),
                                        replace(OWN, teacher_model_kind="live")], ids=["again", "live"])
 def test_stopped_anywhere_it_resumes_to_the_same_bytes(bundle, objective, tmp_path):
-    go(bundle, tmp_path / "whole", objective)
-    wanted = (tmp_path / "whole" / "adapter.gguf").read_bytes()
-    for stops in (40, 120):
-        asked = iter([False] * stops)
-        with pytest.raises(Interrupted):
-            go(bundle, tmp_path / str(stops), objective,
-               callbacks=RunCallbacks(should_stop=lambda asked=asked: next(asked, True)))
-        go(bundle, tmp_path / str(stops), objective, resume=True)
-        assert (tmp_path / str(stops) / "adapter.gguf").read_bytes() == wanted
+    check_resumes(partial(run, bundle, data(bundle), config=TrainConfig(**OPTIONS), objective=objective), tmp_path,
+                  40, 120)
 
 
 @pytest.mark.learning
@@ -119,7 +108,7 @@ def test_the_student_comes_nearer_to_the_teacher(bundle, tmp_path):
                               4, "--lr", 0.02, "--steps", 30, "--batch-size", 4, "--seed", 1, "--json"))
     assert made["measure"] == "loss"
     assert made["held_out"]["loss_after"] < 0.9 * made["held_out"]["loss_before"]
-    events = [json.loads(line) for line in (tmp_path / "out" / "metrics.jsonl").read_text().splitlines()]
+    events = metrics(tmp_path / "out")
     assert not [event for event in events if event["event"] == "expect"]
     assert base.read_objective(made["objective"]) == Sdft(max_completion_length=9, distillation_topk=5)
 

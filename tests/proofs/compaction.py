@@ -29,7 +29,7 @@ sys.path.insert(0, str(Path(__file__).parents[1]))
 
 from own_sets import wilson
 from proofs import life
-from proofs.compared import BUILD, Result, add_result, edgetune, forgotten, model_path, read_results, written
+from proofs.compared import Result, edgetune, forgotten, measure_missing, read_results, rows_of, written
 
 from edgetune.daemon.kinds.feedback import ALL
 
@@ -57,18 +57,19 @@ def adapters(args: argparse.Namespace, state: Path, folder: Path) -> Iterator[tu
     yield ONCE, once, {"rows": len(rows)}
 
 
-def measured(args: argparse.Namespace, lived: Path) -> list[Result]:
+def measured(args: argparse.Namespace, lived: Path) -> Result:
+    """{name: what was found} of each adapter."""
     data = args.shared / "data"
     with tempfile.TemporaryDirectory() as temporary:
         folder = Path(temporary)
-        asked = written(folder / "asked.jsonl", life.rows_of(data / "snips_dev.jsonl")[:args.asked])
+        asked = written(folder / "asked.jsonl", rows_of(data / "snips_dev.jsonl")[:args.asked])
         shutil.copytree(lived / "state", folder / "state")
-        found = []
+        found = {}
         for name, adapter, told in adapters(args, folder / "state", folder):
             answered = edgetune("eval", args.model, asked, "--adapter", adapter, "--system", life.SYSTEM, "--json")
-            found.append({"life": lived.name, "learned": name, "exact": answered["exact"],
-                          "asked": answered["exact_rows"], **forgotten(args.model, adapter, data), **told})
-            print(json.dumps(found[-1]), flush=True)
+            found[name] = {"exact": answered["exact"], "asked": answered["exact_rows"],
+                           **forgotten(args.model, adapter, data), **told}
+            print(json.dumps({name: found[name]}), flush=True)
     return found
 
 
@@ -85,10 +86,9 @@ def show(results: list[Result]) -> None:
 
 def named(results: list[Result], name: str) -> list[Result]:
     """Of each life."""
-    if name != AFTER:
-        return [result for result in results if result["learned"] == name]
-    lives = zip(named(results, END), named(results, ANEW), strict=True)
-    return [anew if anew["promoted"] else end for end, anew in lives]
+    if name == AFTER:
+        return [result[ANEW] if result[ANEW]["promoted"] else result[END] for result in results]
+    return [result[name] for result in results]
 
 
 def exact(results: list[Result], name: str) -> float:
@@ -96,21 +96,16 @@ def exact(results: list[Result], name: str) -> float:
 
 
 def main() -> None:
-    parser = life.options()
-    parser.description = __doc__
+    parser = life.options(__doc__, "compaction.jsonl")
     parser.add_argument("--lives", type=Path, nargs="+", required=True, help="folders of lives that ended")
     parser.add_argument("--asked", type=int, default=100, help="rows that judge")
-    parser.add_argument("--out", type=Path, default=BUILD / "compaction.jsonl", help="[build/compaction.jsonl]")
     args = parser.parse_args()
-    args.model = args.model or model_path()
-    args.out.parent.mkdir(parents=True, exist_ok=True)
-    results = read_results(args.out)
     for lived in args.lives:
         if len(read_results(lived / "life.jsonl")) < args.rounds:
             sys.exit(f"the life in {lived} has not ended: continue it with proofs/life.py --state {lived}")
-        if lived.name not in {result["life"] for result in results}:
-            for result in measured(args, lived):
-                add_result(args.out, results, result)
+    folders = {lived.name: lived for lived in args.lives}
+    results = measure_missing(args, ({"life": name} for name in folders), lambda life: measured(args, folders[life]),
+                              lambda result: f"{result['life']}: done")
     show(results)
     sys.exit(exact(results, AFTER) < exact(results, ONCE) - LESS)
 

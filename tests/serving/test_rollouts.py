@@ -22,7 +22,6 @@ from edgetune.serving.rollouts.draws import candidates_of
 from edgetune.serving.rollouts.engine import Rollout, Rollouts, Wanted
 from edgetune.serving.rollouts.plan import AnswerPlan, fitting
 
-pytestmark = pytest.mark.filterwarnings("ignore:`is_gradient_checkpointing` is deprecated:FutureWarning")  # by peft
 GREEDY = Sampling()
 WARM = Sampling(temperature=1.0, top_k=0, top_p=1.0, min_p=0.0, seed=3)
 

@@ -7,7 +7,7 @@ from dataclasses import replace
 import numpy as np
 import pytest
 from counting import sequences
-from durable import CONFIG, STEPS, go, refused, stop
+from durable import CONFIG, STEPS, go, metrics, refused, stop
 from tiny import write_tiny
 
 from edgetune.data.anchors import BEGINNINGS, LONGEST, QUESTIONS, TOKENS
@@ -225,7 +225,7 @@ def test_a_resumed_run_has_as_many_as_it_began_with(bundle, tmp_path):
 def test_epochs_after_the_end_go_on_with_them(bundle, tmp_path):
     go(bundle, tmp_path / "out", HELD)
     go(bundle, tmp_path / "out", HELD, resume=True, more=1)
-    steps = [json.loads(line) for line in (tmp_path / "out" / "metrics.jsonl").read_text().splitlines()]
+    steps = metrics(tmp_path / "out")
     later = [line for line in steps if line["event"] == "step" and line["step"] > STEPS]
     assert [("metrics" in line) for line in later] == [step * 4 // EVERY > (step - 1) * 4 // EVERY
                                                        for step in range(STEPS + 1, STEPS + 1 + len(later))]

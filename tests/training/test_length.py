@@ -1,9 +1,9 @@
 """How long a run is by its data, when it is measured, and when it ends by itself."""
 
-import json
 
 import pytest
 from counting import OPTIONS, dataset, sequences
+from durable import metrics
 
 from edgetune.errors import UsageError
 from edgetune.models.networks import open_network
@@ -116,7 +116,7 @@ def test_a_run_by_its_data_ends_after_three_measurements_that_are_worse(bundle, 
     for example in held_out.examples:
         example.tokens[:] = example.tokens[::-1].copy()
     record = run(bundle, dataset(24), tmp_path / "out", TrainConfig(**AUTO), held_out=held_out)
-    lines = [json.loads(line) for line in (tmp_path / "out" / "metrics.jsonl").read_text().splitlines()]
+    lines = metrics(tmp_path / "out")
     measured = [line["step"] for line in lines if line["event"] == "eval"]
     assert record["total_steps"] == 90
     assert measured == list(range(0, record["steps"] + 1, 9))  # as many rows as are learned: not once a pass of 6

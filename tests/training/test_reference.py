@@ -4,12 +4,11 @@ not again by a resume or by a second run on the same rows.
 
 import json
 from dataclasses import replace
-from pathlib import Path
-from typing import Any
 
 import numpy as np
 import pytest
 from counting import OPTIONS
+from durable import metrics, stopping
 
 from edgetune.data import preferences
 from edgetune.data.dataset import load_rows
@@ -19,7 +18,6 @@ from edgetune.errors import Interrupted, MismatchError
 from edgetune.llamacpp.tokenizer import Tokenizer
 from edgetune.objectives.dpo import Dpo
 from edgetune.training import reference
-from edgetune.training.callbacks import RunCallbacks
 from edgetune.training.config import TrainConfig
 from edgetune.training.reference import FILE, Reference
 from edgetune.training.run import run
@@ -65,16 +63,6 @@ def start(bundle, sets, tmp_path):
     return folder
 
 
-def steps_of(folder: Path) -> list[dict[str, Any]]:
-    lines = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
-    return [line for line in lines if line["event"] == "step"]
-
-
-def stop_after(calls: int) -> Any:
-    left = iter([False] * calls)
-    return lambda: next(left, True)
-
-
 def test_a_second_run_and_a_resume_ask_nothing(bundle, sets, tmp_path, asked):
     learned, held = sets
     run(bundle, learned, tmp_path / "first", CONFIG, held_out=held, objective=DPO)
@@ -82,7 +70,7 @@ def test_a_second_run_and_a_resume_ask_nothing(bundle, sets, tmp_path, asked):
     run(bundle, learned, tmp_path / "second", CONFIG, held_out=held, objective=DPO)
     with pytest.raises(Interrupted, match=r"after step [1-5] of 6"):
         run(bundle, learned, tmp_path / "third", CONFIG, held_out=held, objective=DPO,
-            callbacks=RunCallbacks(should_stop=stop_after(40)))
+            callbacks=stopping(40))
     for path in cache_folder().rglob("*.npz"):
         path.unlink()
     run(bundle, learned, tmp_path / "third", CONFIG, held_out=held, objective=DPO, resume=True)
@@ -112,7 +100,7 @@ def test_the_reference_is_the_adapter_that_training_starts_from(bundle, sets, st
     out = tmp_path / "out"
     with pytest.raises(Interrupted):
         run(bundle, learned, out, CONFIG, held_out=held, objective=DPO, start=start,
-            callbacks=RunCallbacks(should_stop=stop_after(calls)))
+            callbacks=stopping(calls))
     harm(out / FILE)
     run(bundle, learned, out, CONFIG, held_out=held, objective=DPO, resume=True)
     assert (out / "adapter.gguf").read_bytes() == (whole / "adapter.gguf").read_bytes()
@@ -122,7 +110,7 @@ def test_another_adapter_in_the_place_of_the_reference_is_refused(bundle, sets, 
     out = tmp_path / "out"
     with pytest.raises(Interrupted):
         run(bundle, sets[0], out, CONFIG, objective=DPO, start=start,
-            callbacks=RunCallbacks(should_stop=stop_after(60)))
+            callbacks=stopping(60))
     (out / FILE).unlink()
     for path in cache_folder().rglob("*.npz"):
         path.unlink()
@@ -138,7 +126,7 @@ def test_a_run_that_ended_is_continued_with_its_reference(bundle, sets, start, t
     config = replace(CONFIG, steps=4, dropout=0.0)
     run(bundle, sets[0], out, config, objective=DPO, start=start)
     run(bundle, sets[0], out, config, objective=DPO, resume=True, more=2.0)
-    losses = [step["loss"] for step in steps_of(out)]
+    losses = [step["loss"] for step in metrics(out) if step["event"] == "step"]
     assert len(losses) == 8
     assert losses[4] < losses[0] - 0.05
 

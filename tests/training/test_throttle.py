@@ -16,6 +16,7 @@ import numpy as np
 import pytest
 from boards import MIB, Board
 from counting import OPTIONS, dataset
+from durable import metrics
 from rich.console import Console
 from tiny import write_tiny
 
@@ -64,8 +65,7 @@ class Script:
 
 
 def governor_lines(out: Path) -> list[dict[str, object]]:
-    lines = [json.loads(line) for line in (out / "metrics.jsonl").read_text().splitlines()]
-    return [line for line in lines if line["event"] == "governor"]
+    return [line for line in metrics(out) if line["event"] == "governor"]
 
 
 def run_governed(bundle: Bundle, out: Path, script: Script, config: TrainConfig = CONFIG) -> dict[str, object]:

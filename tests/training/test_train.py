@@ -9,6 +9,7 @@ from statistics import mean, stdev
 import numpy as np
 import pytest
 from counting import OPTIONS, dataset, sequences
+from durable import metrics
 
 import edgetune
 from edgetune.adapters.store import open_adapter
@@ -109,7 +110,7 @@ def test_run_writes_an_adapter_that_scores_the_same(bundle, tmp_path):
     out = tmp_path / "out"
     assert sorted(p.name for p in out.iterdir()) == ["adapter.gguf", "metrics.jsonl", "run.json"]
     assert record["held_out"]["loss_after"] < record["held_out"]["loss_before"]
-    lines = [json.loads(line) for line in (out / "metrics.jsonl").read_text().splitlines()]
+    lines = metrics(out)
     assert [e["step"] for e in lines if e["event"] == "step"] == list(range(1, 13))
     assert events[0]["event"] == "start"
     assert events[-1]["event"] == "done"

@@ -7,16 +7,16 @@ import re
 import subprocess
 import sys
 from dataclasses import replace
+from functools import partial
 
 import numpy as np
 import pytest
+from durable import check_resumes
 from tiny import write_tiny
 
 from edgetune.data.dataset import Dataset
 from edgetune.data.lengths import lengths_of
 from edgetune.data.packing import Example
-from edgetune.errors import Interrupted
-from edgetune.training.callbacks import RunCallbacks
 from edgetune.training.config import TrainConfig
 from edgetune.training.run import run
 from edgetune.training.trainer import Trainer
@@ -58,17 +58,10 @@ def test_it_resumes_to_the_same_bytes(bundle, tmp_path, recompute):
     """
     config = replace(CONFIG, recompute=recompute)
     rows = Dataset(behind_an_instruction(16), [""] * 16, "text", 0, 0, "sha256:rows")
-    run(bundle, rows, tmp_path / "undisturbed", config, held_out=replace(rows, digest="sha256:other"))
-    plan = json.loads((tmp_path / "undisturbed" / "run.json").read_text())["plan"]
+    held_out = replace(rows, digest="sha256:other")
+    whole = check_resumes(partial(run, bundle, rows, config=config, held_out=held_out), tmp_path, 33, 60)
+    plan = json.loads((whole / "run.json").read_text())["plan"]
     assert (plan["prefix"], plan["prefix_inputs"]) == (39, recompute == "block")
-    for answers in (33, 60):
-        asked = iter([False] * answers)
-        with pytest.raises(Interrupted):
-            run(bundle, rows, tmp_path / str(answers), config, held_out=replace(rows, digest="sha256:other"),
-                callbacks=RunCallbacks(should_stop=lambda asked=asked: next(asked, True)))
-        run(bundle, rows, tmp_path / str(answers), config, held_out=replace(rows, digest="sha256:other"), resume=True)
-        found, wanted = ((tmp_path / name / "adapter.gguf").read_bytes() for name in (str(answers), "undisturbed"))
-        assert found == wanted
 
 
 IN_A_PROCESS = """

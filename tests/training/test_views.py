@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 import pytest
 from counting import OPTIONS
+from durable import check_resumes, metrics, stopping
 
 from edgetune.data import privileged, tutored
 from edgetune.data.dataset import load_rows
@@ -19,7 +20,6 @@ from edgetune.llamacpp.tokenizer import Tokenizer
 from edgetune.models.networks import open_network
 from edgetune.objectives.nlft import Nlft
 from edgetune.objectives.self_distill import SelfDistill
-from edgetune.training.callbacks import RunCallbacks
 from edgetune.training.config import TrainConfig
 from edgetune.training.planned import make_plan
 from edgetune.training.reference import FILE, Reference
@@ -60,11 +60,6 @@ def sets(bundle):
     return learned, held
 
 
-def stop_after(calls: int) -> Any:
-    left = iter([False] * calls)
-    return lambda: next(left, True)
-
-
 def forget() -> None:
     for path in cache_folder().rglob("*.npz"):
         path.unlink()
@@ -85,7 +80,7 @@ def test_evidence_is_asked_for_once(bundle, sets, tmp_path, asked, calls, starte
     assert len(asked) == 8
     forget()
     with pytest.raises(Interrupted):
-        run(bundle, learned, tmp_path / "out", CONFIG, callbacks=RunCallbacks(should_stop=stop_after(calls)), **options)
+        run(bundle, learned, tmp_path / "out", CONFIG, callbacks=stopping(calls), **options)
     assert (tmp_path / "out" / FILE).exists()
     forget()
     run(bundle, learned, tmp_path / "out", CONFIG, **(options | {"start": None}), resume=True)
@@ -155,18 +150,15 @@ def taught(bundle):
 @pytest.mark.parametrize("weights", ["resident", "streamed"])
 def test_a_student_approaches_its_teacher_and_resumes_to_the_same_bytes(bundle, taught, tmp_path, weights):
     config = replace(CONFIG, weights=weights, steps=12)
-    record = run(bundle, taught, tmp_path / "whole", config, held_out=taught, objective=DISTILL)
-    assert record["held_out"]["loss_after"] < record["held_out"]["loss_before"] - 0.01
-    events = [json.loads(line) for line in (tmp_path / "whole" / "metrics.jsonl").read_text().splitlines()]
-    assert {"divergence", "clip_ratio", "teacher_agreement"} <= set(events[-1]["metrics"])
-    forget()
-    with pytest.raises(Interrupted):
-        run(bundle, taught, tmp_path / "out", config, held_out=taught, objective=DISTILL,
-            callbacks=RunCallbacks(should_stop=stop_after(150)))
-    forget()
-    run(bundle, taught, tmp_path / "out", config, held_out=taught, objective=DISTILL, resume=True)
-    whole, out = ((tmp_path / name / "adapter.gguf").read_bytes() for name in ("whole", "out"))
-    assert whole == out
+
+    def start(out, **options):
+        forget()
+        return run(bundle, taught, out, config, held_out=taught, objective=DISTILL, **options)
+
+    whole = check_resumes(start, tmp_path, 150)
+    losses = json.loads((whole / "run.json").read_text())["held_out"]
+    assert losses["loss_after"] < losses["loss_before"] - 0.01
+    assert {"divergence", "clip_ratio", "teacher_agreement"} <= set(metrics(whole)[-1]["metrics"])
 
 
 def test_what_a_teacher_says_is_kept_for_each_number_of_tokens(bundle, taught, tmp_path):
