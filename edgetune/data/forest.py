@@ -42,7 +42,8 @@ def grow(documents: Sequence[Tokens], share: bool = True) -> Forest:
             ends[open_segments.pop()[0]] = count
             continue
         members, depth = to_do.pop()
-        n = _shared(documents, members, depth)
+        first = documents[members[0]]
+        n = min((shared(first, documents[member], depth) for member in members[1:]), default=first.size) - depth
         segment = slice(count, count + n)
         tokens[segment] = documents[members[0]][depth:depth + n]
         positions[segment] = np.arange(depth, depth + n)
@@ -62,12 +63,6 @@ def _branches(documents: Sequence[Tokens], members: Sequence[int], depth: int,
         if documents[member].size > depth:
             groups.setdefault((int(documents[member][depth]), 0 if share else member), []).append(member)
     return [(group, depth) for group in groups.values()]
-
-
-def _shared(documents: Sequence[Tokens], members: Sequence[int], depth: int) -> int:
-    """The number of tokens from `depth` on that are the same in all members."""
-    first = documents[members[0]]
-    return min((shared(first, documents[member], depth) for member in members[1:]), default=first.size) - depth
 
 
 def shared(a: Tokens, b: Tokens, begin: int = 0) -> int:

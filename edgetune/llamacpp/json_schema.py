@@ -242,7 +242,10 @@ class Rules:
             raise UsageError(f"the schema{place} requires a key that it does not allow", "add it to properties")
         properties = {**properties, **{key: more for key in required if key not in properties}}
         if not properties:
-            return r'"{" ws "}"' if more is False else self._map(more, place)
+            if more is False:
+                return r'"{" ws "}"'
+            pair = self.named(f'string ws ":" ws {self.rule(more, place / "additionalProperties")} ws')
+            return f'"{{" ws ({pair} ("," ws {pair})*)? "}}"'
         if schema.get(ANY_ORDER):
             return self._unordered(properties, required, more, place)
         rest = '"}"'  # after all keys; after a comma, and without one before
@@ -268,10 +271,6 @@ class Rules:
     def _pair(self, properties: Schema, key: str, place: Place) -> str:
         value = self.rule(properties[key], place / "properties" / key)
         return self.named(f'{text(json.dumps(key, ensure_ascii=False))} ws ":" ws {value} ws')
-
-    def _map(self, more: Any, place: Place) -> str:
-        pair = self.named(f'string ws ":" ws {self.rule(more, place / "additionalProperties")} ws')
-        return f'"{{" ws ({pair} ("," ws {pair})*)? "}}"'
 
     def _array(self, schema: Schema, place: Place) -> str:
         if schema.get("uniqueItems"):

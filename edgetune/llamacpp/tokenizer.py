@@ -86,8 +86,10 @@ class Tokenizer:
         self.chat_template: str | None = self._stored_template(model, None)
         self.tool_template: str | None = self._stored_template(model, b"tool_use")
         self.markup = "escape"
-        if self.chat_template is None and self._speaks_chatml():
-            self.chat_template = CHATML
+        if self.chat_template is None:
+            marks = [self.encode(mark) for mark in ("<|im_start|>", "<|im_end|>")]
+            if all(len(mark) == 1 and self.is_control(mark[0]) for mark in marks):
+                self.chat_template = CHATML
 
     def encode(self, text: str, special: bool = True, bos: bool = False, continues: bool = False) -> list[int]:
         """Token ids of `text`.
@@ -268,10 +270,6 @@ class Tokenizer:
     def _stored_template(self, model: Any, name: bytes | None) -> str | None:
         template = self._llama.llama_model_chat_template(model, name)
         return template.decode("utf-8", "replace") if template else None
-
-    def _speaks_chatml(self) -> bool:
-        marks = [self.encode(mark) for mark in ("<|im_start|>", "<|im_end|>")]
-        return all(len(mark) == 1 and self.is_control(mark[0]) for mark in marks)
 
 
 def cut(llama: ModuleType, vocabulary: Any, text: str, special: bool = False, marks: bool = False) -> list[int]:

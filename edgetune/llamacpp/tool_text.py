@@ -52,13 +52,10 @@ def _with_calls(message: dict[str, Any]) -> dict[str, Any]:
     if not calls:
         return message
     said = message.get("content") or ""
-    message["content"] = "\n".join([said] * bool(said) + [_call(call.get("function", call)) for call in calls])
+    functions = [call.get("function", call) for call in calls]
+    written = [_json({"name": function["name"], "arguments": function.get("arguments", {})}) for function in functions]
+    message["content"] = "\n".join([said] * bool(said) + [f"<tool_call>\n{call}\n</tool_call>" for call in written])
     return message
-
-
-def _call(function: Mapping[str, Any]) -> str:
-    call = {"name": function["name"], "arguments": function.get("arguments", {})}
-    return f"<tool_call>\n{_json(call)}\n</tool_call>"
 
 
 def _with_results(messages: list[dict[str, Any]]) -> list[dict[str, Any]]:

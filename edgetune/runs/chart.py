@@ -120,7 +120,9 @@ def scale(low: float, high: float, start: float, end: float, whole: bool = False
     if high <= low:
         pad = abs(low) / 10 or 1.0
         low, high = (low, low + 1.0) if whole else (low - pad, high + pad)
-    step = _round_step((high - low) / TICKS)
+    least = (high - low) / TICKS
+    power = 10.0 ** math.floor(math.log10(least))
+    step = next(factor * power for factor in (1, 2, 5, 10) if factor * power >= least * (1 - 1e-9))
     if whole:
         step = max(step, 1.0)
         first = math.ceil(low / step)
@@ -131,12 +133,6 @@ def scale(low: float, high: float, start: float, end: float, whole: bool = False
         low = first * step
         high = last * step
     return Scale(low, high, start, end, [number * step for number in range(first, last + 1)])
-
-
-def _round_step(step: float) -> float:
-    """The next of 1, 2, 5, 10, ... times a power of ten."""
-    power = 10.0 ** math.floor(math.log10(step))
-    return next(factor * power for factor in (1, 2, 5, 10) if factor * power >= step * (1 - 1e-9))
 
 
 def _finite(chart: Chart) -> list[float]:

@@ -12,7 +12,7 @@ from ..console import duration
 from ..errors import UsageError
 from ..version import __version__
 from .chart import STYLES, Chart, Line, Points, figure, swatch
-from .history import HeldOut, History
+from .history import History
 from .page import NOTHING, Content, Html, element, join, number, section, table, write_page
 from .report import DOTS, from_zero, in_columns, loss_axis, shown, shown_name
 
@@ -44,16 +44,12 @@ def _line(run: History) -> Iterator[str]:
     answers = run.answers
     peak = run.record.peak_rss_mib
     yield run.verdict.kind if run.verdict else run.record.status
-    yield _measured(run, held) if held else NOTHING
+    change = _change(run.measured(held.loss_before), run.measured(held.loss_after), ".3f") if held else NOTHING
+    yield f"reward {change}" if held and run.of_rewards else change
     yield _change(answers.before, answers.after, ".0%") if answers else NOTHING
     yield f"{run.last_step:,}"
     yield duration(run.seconds)
     yield f"{peak:,.0f} MiB" if peak else NOTHING
-
-
-def _measured(run: History, held: HeldOut) -> str:
-    change = _change(run.measured(held.loss_before), run.measured(held.loss_after), ".3f")
-    return f"reward {change}" if run.of_rewards else change
 
 
 def _change(before: float | None, after: float | None, form: str) -> str:

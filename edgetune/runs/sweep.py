@@ -94,7 +94,9 @@ def sweep(model: str | Path | Bundle, data: Rows, out: str | Path, eval: Rows | 
                 record = store.read_run(folder)
                 result = Result(folder, record) if record["status"] == "done" else None
             else:
-                result = _run(bundle, rows, folder, held, on_event=on_event, resume=folder.exists(), **options)
+                result = None  # where the loss was no number
+                with suppress(NumericsError):
+                    result = train(bundle, rows, folder, held, on_event=on_event, resume=folder.exists(), **options)
             found.tried.append(Tried(point, folder, result))
             _save(found)
     _report(found)
@@ -154,13 +156,6 @@ def _begin(found: Sweep, resume: bool) -> None:
         if was.get(name) != value:
             raise MismatchError(f"the runs in {found.folder} were made from {name.replace('_', '-')} "
                                 f"{str(was.get(name))[:19]}, not {str(value)[:19]}", "begin in another folder")
-
-
-def _run(*arguments: Any, **options: Any) -> Result | None:
-    """None where the loss was no number."""
-    with suppress(NumericsError):
-        return train(*arguments, **options)
-    return None
 
 
 def _has_ended(folder: Path, asked: Mapping[str, Any]) -> bool:

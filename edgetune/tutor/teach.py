@@ -59,8 +59,9 @@ def teach(model: str | Path | Bundle, prompts: str | Path, out: str | Path, *,
     tokenizer.markup = config.markup
     files = {"prompts": prompts, "labelled": labelled, "held": held, "keep": keep}
     paths = {name: Path(path) for name, path in files.items() if path is not None}
-    read = {name: _with_room(path, _read(path, tokenizer, config, name), tokenizer, config, options, bundle, on_event)
-            for name, path in paths.items() if name != "keep"}
+    kind = {"prompts": False, "labelled": True}  # whether rows have right answers; of others they say so
+    read = {name: _with_room(path, read_questions(path, tokenizer, config.system or None, kind.get(name)), tokenizer,
+                             config, options, bundle, on_event) for name, path in paths.items() if name != "keep"}
     if grader is not None:
         _check_items(grader, [question for of in read.values() for question in of if not question.reference])
     pool = pool_of(read.get("labelled", []), read["prompts"], grader is not None, read.get("held", []))
@@ -84,10 +85,6 @@ def teach(model: str | Path | Bundle, prompts: str | Path, out: str | Path, *,
     with disk.alone(folder):
         begin(folder, begun)
         return Tutor(setting, kept, until).run()
-
-
-def _read(path: Path, tokenizer: Tokenizer, config: TrainConfig, name: str) -> list[Question]:
-    return read_questions(path, tokenizer, config.system or None, {"prompts": False, "labelled": True}.get(name))
 
 
 def _with_room(path: Path, questions: Sequence[Question], tokenizer: Tokenizer, config: TrainConfig,

@@ -145,7 +145,7 @@ def test_rows_that_nothing_speaks_against_are_learned_with_the_next(tiny_q8: Pat
             assert (len(taken.taken), len(taken.fresh)) == (waiting, waiting // 5)
             assert (service.feedback.waiting(), service.feedback.counts()["aside"]) == (waiting, aside)
             service.learner.tick(FAR)
-            assert service.jobs.unfinished("learn") is None
+            assert service.jobs.table.unfinished("learn") is None
 
 
 def test_what_was_not_learned_waits_for_more(tiny_q8: Path, tmp_path: Path, workers: FakeWorkers) -> None:

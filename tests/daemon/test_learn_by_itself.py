@@ -64,7 +64,7 @@ def test_it_survives_what_goes_wrong(service: Service, tmp_path: Path, table: st
     assert service.learner.paused_reason
     service.learner.tick(FAR + learn.RETRY_SECONDS)
     assert service.health()["status"] == "ok"
-    assert service.jobs.unfinished("learn")
+    assert service.jobs.table.unfinished("learn")
 
 
 def test_begins_by_itself(tiny_q8: Path, tmp_path: Path, workers: FakeWorkers, monkeypatch: pytest.MonkeyPatch) -> None:

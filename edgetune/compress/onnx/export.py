@@ -86,7 +86,10 @@ def export(model: Floats, folder: Path, windows: NDArray[np.int32], *, threads: 
     if (nbytes := int(model.weights * onnx_int8.BYTES_PER_WEIGHT)) > MAX_BYTES - 2**26:
         raise UnsupportedError(f"{model.weights / 1e9:.1f} billion weights need {nbytes / 1e9:.1f} GB in int8, an ONNX "
                                "file holds 2.1", "choose --format gguf")
-    windows = _chosen(windows)
+    if windows.size < LEAST_TOKENS or windows.shape[1] < 4:
+        raise DataError(f"there are {windows.size} tokens to compare on, at least {LEAST_TOKENS} are needed",
+                        "give a longer text")
+    windows = windows[: max(1, MOST_TOKENS // windows.shape[1])]
     steps = _Steps(on_progress, should_stop, 3 + 2 * (len(windows) + _continued(windows)))
     source = hf.to_torch(model)
     with tempfile.TemporaryDirectory(prefix=f"{folder.name}.", suffix=".tmp", dir=folder.parent) as beside:
@@ -136,13 +139,6 @@ class _Steps:
         raise_if_stopped(self._should_stop)
         self._on_progress(what, self._done, self._total)
         self._done += 1
-
-
-def _chosen(windows: NDArray[np.int32]) -> NDArray[np.int32]:
-    if windows.size < LEAST_TOKENS or windows.shape[1] < 4:
-        raise DataError(f"there are {windows.size} tokens to compare on, at least {LEAST_TOKENS} are needed",
-                        "give a longer text")
-    return windows[: max(1, MOST_TOKENS // windows.shape[1])]
 
 
 def _continued(windows: NDArray[np.int32]) -> int:

@@ -159,17 +159,10 @@ def _steps(facts: Facts) -> list[Facts]:
 
 def _step(step: Facts, cost: Facts) -> Facts:
     said = {key: value for key, value in step.items() if key not in ("name", "weights", "cost")}
-    return {"name": _title(step), "facts": "; ".join(f"{key.replace('_', ' ')} {_shown(value)}"
-                                                                       for key, value in said.items()),
+    name = "distill" if step["name"] == "heal" else str(step["name"]).replace("_", " ")  # manifests have "heal"
+    return {"name": name, "facts": "; ".join(f"{key.replace('_', ' ')} {_shown(value)}" for key, value in said.items()),
             "weights": _millions(step.get("weights")), "perplexity": number(cost.get("perplexity"), ",.2f"),
             "kl": number(cost.get("kl"), ".4f"), "top1": number(cost.get("top1"), ".1%")}
-
-
-def _title(step: Facts) -> str:
-    """The name of a step for people: manifests name distillation "heal"."""
-    if step["name"] == "heal":
-        return "distill"
-    return str(step["name"]).replace("_", " ")
 
 
 def _with_costs(facts: Facts) -> list[tuple[Facts, Facts]]:

@@ -276,7 +276,9 @@ def _fit(blocks: Blocks, shape: Shape, ids: Tensor, chosen: Sequence[int], keep:
         o = block.self_attn.o_proj
         down = block.mlp.down_proj
         (heads, channels), after = _record(blocks, i, whole, o, down)
-        groups = _groups(heads, o.weight, shape.n_kv, keep[0])
+        parts = zip(heads.flatten(0, 1).chunk(shape.n_kv, 1), o.weight.chunk(shape.n_kv, 1), strict=True)
+        energy = torch.stack([(x @ w.T).square().sum() for x, w in parts])  # of each group's part of the output
+        groups = _largest(energy, keep[0])
         strongest = channels.flatten(0, 1).square().sum(0) * down.weight.square().sum(0)  # [F]
         kept.append(KeptParts(groups, _largest(strongest, keep[1])))
         written = o(heads)
@@ -298,12 +300,6 @@ def _fit(blocks: Blocks, shape: Shape, ids: Tensor, chosen: Sequence[int], keep:
         whole = after
         small = _onwards(blocks, [i], small)
     return kept
-
-
-def _groups(heads: Tensor, weight: Tensor, n_groups: int, keep: int) -> NDArray[np.int64]:
-    """The groups whose part of attention's output has most energy. heads: [N, T, HC], weight: [D, HC]."""
-    parts = zip(heads.flatten(0, 1).chunk(n_groups, 1), weight.chunk(n_groups, 1), strict=True)
-    return _largest(torch.stack([(x @ w.T).square().sum() for x, w in parts]), keep)
 
 
 def _largest(scores: Tensor, keep: int) -> NDArray[np.int64]:

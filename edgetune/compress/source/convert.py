@@ -44,7 +44,10 @@ def convert(folder: Path) -> Floats:
         config, architecture = _read_config(folder)
         keys = _hyperparameters(config)
         factors = _llama3_factors(config)
-    metadata = _general(folder) | {f"{architecture}.{key}": value for key, value in keys.items()}
+    general = {"type": "model", "name": name_of(folder), "license": licence_of(folder), "file_type": _MOSTLY_F16,
+               "quantization_version": 2}
+    metadata = {f"general.{key}": value for key, value in general.items() if value != ""}
+    metadata |= {f"{architecture}.{key}": value for key, value in keys.items()}
     tensors = _read_tensors(folder, architecture, config)
     if factors:
         tensors["rope_freqs.weight"] = np.array(factors, np.float32)
@@ -112,12 +115,6 @@ def name_of(folder: Path) -> str:
     if folder.parent.name == "snapshots" and "--" in folder.parents[1].name:
         return folder.parents[1].name.rpartition("--")[2]
     return folder.name
-
-
-def _general(folder: Path) -> dict[str, Any]:
-    keys = {"general.type": "model", "general.name": name_of(folder), "general.license": licence_of(folder),
-            "general.file_type": _MOSTLY_F16, "general.quantization_version": 2}
-    return {key: value for key, value in keys.items() if value != ""}
 
 
 def _read_config(folder: Path) -> tuple[PretrainedConfig, str]:

@@ -103,10 +103,14 @@ def decide(found: Findings, limits: Limits = NO_LIMITS) -> Verdict:
     reason = against or rules.not_better or _unlearned(found.canary, limits)
     rounds = _rounds(found)
     better = rules.better
+    drift = found.canary
+    canary = None if drift is None else {
+        "base": drift.perplexity, "new": drift.perplexity * (1 + drift.rise), "rise": drift.rise,
+        "limit": limits.rise, "kl": drift.kl, "max_kl": limits.kl}
     return Verdict(
         not reason, reason or f"{_answers(found)}; {rules.numbers}", _summary(found.old), _summary(found.new),
         better.wins, better.losses, rules.p, rules.alpha, found.tests_before + 1,
-        waits=bool(reason) and not against and rules.new.p_worse > ALPHA, canary=_canary(found.canary, limits),
+        waits=bool(reason) and not against and rules.new.p_worse > ALPHA, canary=canary,
         corrected=_corrected(found.corrected), tests=rules.to_json(), rounds=rounds, remembered=_remembered(rounds))
 
 
@@ -238,13 +242,6 @@ def _remembered(rounds: Sequence[Mapping[str, Any]]) -> str:
     rows, right, before = (sum(counts[name] for counts in rounds) for name in ("rows", "right", "before"))
     which = "an earlier job" if len(rounds) == 1 else f"{len(rounds)} earlier jobs"
     return f"{right} of {rows} questions of {which} are right, {before} before"
-
-
-def _canary(canary: Drift | None, limits: Limits) -> dict[str, Any] | None:
-    if canary is None:
-        return None
-    return {"base": canary.perplexity, "new": canary.perplexity * (1 + canary.rise), "rise": canary.rise,
-            "limit": limits.rise, "kl": canary.kl, "max_kl": limits.kl}
 
 
 def _summary(scores: Sequence[Score]) -> dict[str, Any]:

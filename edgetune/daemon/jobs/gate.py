@@ -112,7 +112,8 @@ class Examiner:
             data = load_rows([rows[i] for i in answerable], self.served.tokenizer, **options)
             answers = exact_match(self.served, data, system=self._system, on_answer=self._count)
             for i, answer in zip(answerable, answers, strict=True):
-                found[i] = _score(found[i].loss, answer)
+                prose = answer.parsed is None and len(answer.expected.split()) > PROSE_WORDS
+                found[i] = Score(found[i].loss, answer.correct, _reach(answer), answer.ended, answer.parsed, prose)
         return found
 
     def _reward(self, rows: Sequence[Row], rewarding: Rewarding) -> list[Score]:
@@ -163,11 +164,6 @@ class Examiner:
     def _count(self) -> None:
         self._asked += 1
         self._on_asked(self._asked, self.planned)
-
-
-def _score(loss: float | None, answer: Answer) -> Score:
-    prose = answer.parsed is None and len(answer.expected.split()) > PROSE_WORDS
-    return Score(loss, answer.correct, _reach(answer), answer.ended, answer.parsed, prose)
 
 
 def _reach(answer: Answer) -> float:

@@ -157,7 +157,11 @@ class Jobs:
         return self._add(data, _Request(self.adapters.name, suffix, None, method, dict(metadata), origin))
 
     def _add(self, data: JobData, request: _Request) -> Job:
-        _check_suffix(request.suffix)
+        suffix = request.suffix  # a part of the adapter's id
+        if not all(letter.isascii() and (letter.isalnum() or letter in "._-") for letter in suffix):
+            raise UsageError(f"suffix is {suffix!r:.60}", "use letters, digits, dots, dashes and underscores")
+        if len(suffix) > SUFFIX:
+            raise UsageError(f"suffix has {len(suffix)} letters", f"use {SUFFIX} at most")
         objective, asked = recipe.objective_of(request.method)
         base, notes = self._base_options(request.model)
         base = replace(base, **objective.defaults)
@@ -214,20 +218,6 @@ class Jobs:
         """Returns the job whose process runs now."""
         id = self._queue.job
         return self.get(id) if id else None
-
-    def activated_since(self, origin: str, mark: str) -> int:
-        """Returns the number of jobs of an origin that passed the gate since the latest one with this mark in its
-        metadata.
-        """
-        return self.table.activated_since(origin, mark)
-
-    def latest_rounds(self, origin: str) -> Sequence[dict[str, Any]]:
-        """Returns the results of the rounds of the latest job of an origin; empty without one."""
-        return self.table.latest_rounds(origin)
-
-    def unfinished(self, origin: str) -> str | None:
-        """Returns the id of a job of this origin that has not ended."""
-        return self.table.unfinished(origin)
 
     def get(self, id: str) -> Job:
         """Returns a job. Raises NotFoundError."""
@@ -302,11 +292,3 @@ def _checked(rows: Iterable[Row], held: Iterable[Row] | None, method: Mapping[st
     objective, rewards = with_rewards(recipe.objective_of(method)[0], python)
     learned = recipe.CheckedRows(rows, objective.rows, judges=held is None, rewards=rewards)
     return JobData(learned, None if held is None else recipe.CheckedRows(held, None, judges=True, rewards=rewards))
-
-
-def _check_suffix(suffix: str) -> None:
-    """Raises UsageError for a suffix that cannot be part of an id."""
-    if not all(letter.isascii() and (letter.isalnum() or letter in "._-") for letter in suffix):
-        raise UsageError(f"suffix is {suffix!r:.60}", "use letters, digits, dots, dashes and underscores")
-    if len(suffix) > SUFFIX:
-        raise UsageError(f"suffix has {len(suffix)} letters", f"use {SUFFIX} at most")

@@ -175,7 +175,7 @@ class AllFeedback(NewFeedback):
         return self.config.compact_every
 
     def waiting(self) -> int:
-        return self.jobs.activated_since(self.origin, RETRAINS)
+        return self.jobs.table.activated_since(self.origin, RETRAINS)
 
     def begin(self) -> Job:
         self._set_aside_unlearnable(self.feedback.learned_ids())

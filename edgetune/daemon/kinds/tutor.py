@@ -179,7 +179,7 @@ class KeptPrompts(Starter):
 
     def facts(self) -> dict[str, Any]:
         """Returns the counts of prompts, and the rounds of the latest job."""
-        return {"prompts": self.prompts.counts(), "rounds": self.jobs.latest_rounds(self.origin)}
+        return {"prompts": self.prompts.counts(), "rounds": self.jobs.table.latest_rounds(self.origin)}
 
     def settle(self, job: Job) -> str:
         """Lets all prompts wait again after a feedback job: it began from the base, which learned from none of them."""

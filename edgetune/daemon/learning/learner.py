@@ -62,7 +62,7 @@ class Learner:
         self._settle_ended()
         have = {starter.origin for starter in self.starters.values()}
         for origin, kind in kinds().items():
-            if kind.starts and origin not in have and (job := self.jobs.unfinished(origin)):
+            if kind.starts and origin not in have and (job := self.jobs.table.unfinished(origin)):
                 self.jobs.cancel(job)  # of a daemon with other options
         if self.config.learn != "off":
             self.thread.start()
@@ -90,7 +90,7 @@ class Learner:
 
     def unfinished(self, name: str) -> str | None:
         """Returns the job of a starter's origin that has not ended; None also without such a starter."""
-        return self.jobs.unfinished(self.starters[name].origin) if name in self.starters else None
+        return self.jobs.table.unfinished(self.starters[name].origin) if name in self.starters else None
 
     # ---- the switch ---------------------------------------------------------------------------------------------
 

@@ -42,14 +42,11 @@ def main() -> None:
     _reply(replies, {"ready": True})
     for line in calls:
         call = json.loads(line)
-        _reply(replies, {"id": call["id"], **_answer(grade, call["sample"], call["item"])})
-
-
-def _answer(grade: Any, sample: Any, item: Any) -> dict[str, Any]:
-    try:
-        return {"reward": _reward(grade(sample, item))}
-    except BaseException as error:
-        return {"failed": _text(error)}
+        try:
+            found: dict[str, Any] = {"reward": _reward(grade(call["sample"], call["item"]))}
+        except BaseException as error:
+            found = {"failed": _text(error)}
+        _reply(replies, {"id": call["id"], **found})
 
 
 def _reward(value: Any) -> float:

@@ -51,18 +51,14 @@ def similarity(metric: str) -> Similarity:
     """(text, reference) -> from 0 to 1. Raises EdgetuneError where its library is not installed."""
     with needing("text_similarity"):
         if metric == "fuzzy_match":
-            return _fuzzy_match()
+            from rapidfuzz import fuzz, utils
+            return lambda text, reference: fuzz.WRatio(text[:FUZZY_CHARACTERS], reference[:FUZZY_CHARACTERS],
+                                                       processor=utils.default_process) / 100
         if metric == "bleu":
             return _bleu()
         if metric == "gleu":
             return _gleu()
         return _meteor() if metric == "meteor" else _rouge(metric)
-
-
-def _fuzzy_match() -> Similarity:
-    from rapidfuzz import fuzz, utils
-    return lambda text, reference: fuzz.WRatio(text[:FUZZY_CHARACTERS], reference[:FUZZY_CHARACTERS],
-                                               processor=utils.default_process) / 100
 
 
 def _bleu() -> Similarity:

@@ -24,18 +24,13 @@ def fits(value: Any, kind: Any) -> bool:
     if origin is Literal:
         return any(value is part or (type(value) is type(part) and value == part) for part in parts)
     if origin is tuple:
-        return isinstance(value, list | tuple) and _items_fit(value, parts)
+        kinds = parts[:1] * len(value) if Ellipsis in parts and isinstance(value, list | tuple) else parts
+        return isinstance(value, list | tuple) and len(value) == len(kinds) and all(map(fits, value, kinds))
     if origin is float:
         return isinstance(value, int | float) and not isinstance(value, bool) and abs(value) < sys.float_info.max
     if origin is int:
         return isinstance(value, int) and not isinstance(value, bool)
     return isinstance(value, origin)
-
-
-def _items_fit(value: Any, parts: tuple[Any, ...]) -> bool:
-    if Ellipsis in parts:
-        return all(fits(item, parts[0]) for item in value)
-    return len(value) == len(parts) and all(map(fits, value, parts))
 
 
 def made_of(kind: Any) -> str:
