@@ -66,7 +66,7 @@ KEPT_NOWHERE = _ignored(user="me", metadata={"a": "b"}, service_tier="auto", saf
                         cache_prompt=True)
 STORE = Field("store", SUPPORTED, False, "false: the prompt is not kept, where --keep-prompts keeps some")
 GENERATION = [
-    Field("model", SUPPORTED, "tiny", "absent or empty: what is in service"),
+    Field("model", SUPPORTED, "tiny", "absent or empty: the active adapter"),
     *SAMPLING, *_supported(max_tokens=3, n=2, stream=True), Field("logit_bias", SUPPORTED, {"5": -100}, "of token ids"),
     Field("stream_options", SUPPORTED, {"include_usage": True}, "include_obfuscation is ignored", {"stream": True}),
     Field("response_format", SUPPORTED, FORMAT, "text, json_object (also with llama-server's schema), json_schema"),

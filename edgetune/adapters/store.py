@@ -163,14 +163,14 @@ def save_schema(folder: Path, schema: dict[str, Any] | None) -> None:
 
 
 def save_beside(folder: Path, arrays: Mapping[str, np.ndarray]) -> None:
-    """Write beside.npz into a folder that exists, replaced at once or not at all; without arrays, write nothing."""
+    """Write arrays that were trained with an adapter into its folder, at once or not at all; nothing without any."""
     if arrays:
         with replaced(folder / BESIDE) as beside, beside.open("wb") as file:
             np.savez(file, **arrays)  # type: ignore[arg-type]  # it takes names that are no parameters
 
 
 def read_beside(folder: Path) -> dict[str, np.ndarray]:
-    """beside.npz's arrays; {} where the folder has none. Raises FormatError for a damaged one."""
+    """Arrays that were trained with an adapter; {} where its folder has none. Raises FormatError for a damaged one."""
     path = folder / BESIDE
     try:
         with open_regular(path) as opened, np.load(opened, allow_pickle=False) as file:

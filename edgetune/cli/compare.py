@@ -25,7 +25,7 @@ def one_or_two(_ctx: click.Context, _option: click.Parameter, paths: tuple[Path,
 
 @command("compare", MODEL, click.argument("data", type=click.Path(path_type=Path)),
          click.option("--adapter", "adapters", type=click.Path(path_type=Path), multiple=True, callback=one_or_two,
-                      help="Adapter folder (or adapter.gguf): named twice for A and B, once for B beside the base."),
+                      help="Adapter folder (or adapter.gguf): named twice for A and B, once for B, and the base is A."),
          click.option("--limit", type=click.IntRange(1), help="Answer only the first rows, at most this number."),
          click.option("--max-length", type=click.IntRange(2), default=512, show_default=True,
                       help="Tokens in a row at most; longer ones are cut."), system_option, column_options,

@@ -101,8 +101,8 @@ def feedback_delete(feedback_id: str, url: str, key_file: Path | None, as_json: 
     show(as_json, found, "; ".join(filter(None, [f"{feedback_id} is removed", found["remains"]])))
 
 
-@command("learn", click.option("--all", "everything", is_flag=True, help="Learn all that was ever learned anew, as if "
-                               "it were new, and leave what is new for later."),
+@command("learn", click.option("--all", "everything", is_flag=True, help="Learn again all that was ever learned, as "
+                               "if it were new, and leave what is new for later."),
          click.option("--on/--off", "on", default=None, help="Begin no training, but let the daemon learn by "
                       "itself, or not: what it is learning is paused, or resumed."), daemon_options, group=feedback)
 def feedback_learn(everything: bool, on: bool | None, url: str, key_file: Path | None, as_json: bool) -> None:

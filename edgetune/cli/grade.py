@@ -58,7 +58,7 @@ def grade_command(grader: str, data: Path, model: Path | None, pass_at: float | 
                          "leave it out, or name a model")
     judge = open_grader(grader, unsafe_python)
     if judge.needs_model and model is None:
-        raise UsageError(f"the grader {judge.name} needs a model that judges", "name one with --model")
+        raise UsageError(f"the grader {judge.name} needs a model that grades", "name one with --model")
     rows = checked_rows(data, judge, has_answers=model is None)
     if model is None:
         from ..evaluation.graders.sample import written_sample

@@ -289,7 +289,7 @@ def adapters() -> None:
 
 @command("list", daemon_options, group=adapters)
 def adapters_list(url: str, key_file: Path | None, as_json: bool) -> None:
-    """All adapters, and why each is in service or not."""
+    """All adapters, and why each is active or not."""
     with connect(url, key_file) as client:
         found = client.get(ADAPTERS)
     rows = [([a["id"], a["state"], format_time(a["created_at"]), a.get("name") or ""],
@@ -303,7 +303,7 @@ def _verdict(verdict: dict[str, Any]) -> str:
 
 
 def _serving(found: dict[str, Any]) -> str:
-    return f"in service: {found['serving'] or BASE}"
+    return f"active: {found['serving'] or BASE}"
 
 
 @command("promote", click.argument("adapter"), daemon_options, group=adapters)
@@ -314,7 +314,7 @@ def adapters_promote(adapter: str, url: str, key_file: Path | None, as_json: boo
 
 @command("rollback", daemon_options, group=adapters)
 def adapters_rollback(url: str, key_file: Path | None, as_json: bool) -> None:
-    """Let answer what was in service before, from the next request on."""
+    """Activate the adapter that was active before, from the next request on."""
     _change(url, key_file, as_json, url_path(ADAPTERS, "rollback"))
 
 
@@ -337,7 +337,7 @@ def _change(url: str, key_file: Path | None, as_json: bool, path: str) -> None:
 
 @command("delete", click.argument("adapter"), daemon_options, group=adapters)
 def adapters_delete(adapter: str, url: str, key_file: Path | None, as_json: bool) -> None:
-    """Remove ADAPTER for good; not the one in service."""
+    """Remove ADAPTER for good; not the active one."""
     with connect(url, key_file) as client:
         found = client.delete(url_path(ADAPTERS, adapter))
     show(as_json, found, f"{adapter} is removed")

@@ -110,7 +110,7 @@ def _fix(talk: Talk, text: str, ask: Ask | None) -> str:
 
 def _reset(talk: Talk, _text: str, _ask: Ask | None) -> str:
     talk.reset()
-    return "begins anew"
+    return "begins again"
 
 
 @dataclass(frozen=True)
@@ -124,7 +124,7 @@ class Command:
 
 COMMANDS = {
     "/help": Command("", "this list", _help),
-    "/system": Command("TEXT", "begin anew with this system message; none: without", _system),
+    "/system": Command("TEXT", "begin again with this system message; none: without", _system),
     "/adapter": Command("FOLDER", "answer with this adapter; none: without", _adapter),
     "/good": Command("", "the last answer is right: it may be learned",
                      lambda talk, *_: talk.judged.add(*talk.last, "up", None)),

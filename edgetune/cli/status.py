@@ -23,7 +23,7 @@ SWITCHES = 3  # of the history, and of the governor's decisions
 def status_command(once: bool, watch: bool, url: str, key_file: Path | None, as_json: bool) -> None:
     """What the daemon serves, trains and learns, and what it yields to.
 
-    At a terminal it stays until Ctrl-C and shows that anew every second. Elsewhere, with --json or with --once it says
+    At a terminal it stays until Ctrl-C and shows that again every second. Without one, with --json or --once it says
     it once, and exits with 1 if not all is right.
     """
     with connect(url, key_file) as client:
@@ -49,7 +49,7 @@ def view(facts: dict[str, Any]) -> RenderableType:
     colour = "green" if health["status"] == "ok" else "yellow"
     rows: list[list[str | Text]] = [
         ["health", Text.assemble((health["status"], colour), *(f"\n{reason}" for reason in health["reasons"]))],
-        ["in service", Text("\n".join(filter(None, (found["serving"] or BASE, _remembered(found)))))],
+        ["active", Text("\n".join(filter(None, (found["serving"] or BASE, _remembered(found)))))],
         ["memory", f"{mib(memory['used'])} of {mib(memory['budget'])}, {mib(memory['available'])} available"],
         ["temperature", "unknown" if facts["temperature"] is None else f"{facts['temperature']:.1f} °C"],
         ["answers", f"{serving['working']} in progress, {serving['waiting']} waiting, {serving['requests']} in all; "
@@ -59,7 +59,7 @@ def view(facts: dict[str, Any]) -> RenderableType:
         *_tutor(facts["learning"].get("tutor")),
     ]
     return Group(table(facts["model"], ["", ""], rows),
-                 *_happened("in service since", "adapter", found["history"][:SWITCHES]),
+                 *_happened("active since", "adapter", found["history"][:SWITCHES]),
                  *_happened("yields", "action", facts["governor"][:SWITCHES]))
 
 
@@ -95,9 +95,9 @@ def _job(job: dict[str, Any]) -> str:
     progress = job.get("progress") or {}
     if progress.get("phase") == "judging":
         of = f" {progress['judged']} of {progress['judging']}" if "judging" in progress else ""
-        parts.append(f"judging{of}: the trained adapter answers held-out rows beside what is in service")
+        parts.append(f"evaluating{of}: the trained adapter answers held-out rows, compared with the active one")
     elif progress.get("phase") == "tutor":
-        parts.append(f"round {progress['round']} of {progress['rounds']}: prompts are answered and judged")
+        parts.append(f"round {progress['round']} of {progress['rounds']}: prompts are answered and evaluated")
     elif "step" in progress:
         parts.append(f"step {progress['step']}/{progress['steps']}")
         for name, form in (("loss", "loss {:.3f}"), ("reward", "reward {:.3f}"), ("tokens_per_s", "{:.0f} tokens/s")):

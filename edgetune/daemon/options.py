@@ -60,7 +60,7 @@ class DaemonConfig:
     log_prompts: bool = option(False, "Write prompts and answers into the log.")
     keep_prompts: int = option(0, "Prompts that people ask, kept at most for --learn tutor, without answers; the "
                                "oldest go first; 0: none is kept, and those that were leave.", low=0, high=100_000)
-    keep: int = option(3, "Adapters kept beside the one in service: what a rollback leads to, and the latest.",
+    keep: int = option(3, "Adapters kept with the active one: what a rollback leads to, and the latest.",
                        low=2, high=100)
     # models for answers, in addition to the base
     embeddings: str = option("", "GGUF of an encoder (BERT) or another model for vectors, for /v1/embeddings [the "

@@ -72,7 +72,7 @@ def _question(row: Row, system: str | None) -> tuple[Row, Messages, Sequence[dic
     messages = [dict(message) for message in row["messages"]]
     last = max(i for i, message in enumerate(messages) if message["role"] == "assistant")
     if not isinstance(expected := messages[last].get("content"), str):
-        raise DataError("a row's answer is no text", "leave --url out: calls of tools are judged where the model is")
+        raise DataError("a row's answer is no text", "leave --url out: calls of tools are evaluated where the model is")
     if messages[0]["role"] == "system":
         begin = []
     return row, [*begin, *messages[:last]], row.get("tools") or (), expected.strip()

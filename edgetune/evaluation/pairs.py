@@ -71,7 +71,7 @@ def score(engine: str, examples: Sequence[Example], logp: LogP, of_base: LogP | 
     chosen = logp[::2]
     tokens = sum(part.size for part in chosen)
     if not tokens:
-        raise DataError("the data has no token to be judged by", "give it pairs with an answer")
+        raise DataError("the data has no token to evaluate by", "give it pairs with an answer")
     return PairScores(
         engine, margins.size, tokens, -float(sum(part.sum(dtype=np.float64) for part in chosen)) / tokens,
         float((margins > 0).mean()), float(margins.mean()),

@@ -147,7 +147,7 @@ def mean_loss(losses: Sequence[Loss]) -> tuple[float, int]:
         total += loss.total
         weight += loss.weight
     if weight == 0.0:
-        raise DataError("the data has no token to be judged by", "give it rows with an answer")
+        raise DataError("the data has no token to evaluate by", "give it rows with an answer")
     return total / weight, sum(loss.tokens for loss in losses)
 
 

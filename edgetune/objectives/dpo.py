@@ -47,7 +47,7 @@ class Dpo(Objective):
                             "that of whole answers.", choices=("sigmoid", "hinge", "ipo", "robust", "sigmoid_norm"))
     label_smoothing: float = option(0.0, "Share of the pairs that may be the wrong way round, below 0.5; for sigmoid, "
                                     "sigmoid_norm and robust.", low=0.0, high=0.499)
-    sft_weight: float = option(0.0, "Weight of imitating the chosen answer, beside preferring it.", low=0.0)
+    sft_weight: float = option(0.0, "Weight of imitating the chosen answer, added to preferring it.", low=0.0)
 
     def check(self) -> Dpo:
         super().check()

@@ -31,7 +31,7 @@ PUBLISHED = {"nll": 1.0, "wrong_weight": 1.0, "scale": 10.0, "clamp": 0.0, "push
 class Nlft(Objective):
     """L = (1/N) sum over N answers of (1/T) sum_t -W_t log b_t - S_t log(1 - b_t), over the T tokens of each.
 
-    b_t is the probability of the answer's token behind its prompt; c_t and w_t are those with the reference and with
+    b_t is the probability of the answer's token after its prompt; c_t and w_t are those with the reference and with
     the judgment in view. c, w and the b that they are compared with are the reference model's, computed once; only the
     b_t of the loss carries a gradient.
 
@@ -51,14 +51,14 @@ class Nlft(Objective):
     needs_reference: ClassVar[bool] = True
     rows: ClassVar[RowParser] = tutored
     defaults: ClassVar[Mapping[str, Any]] = {"lr": 1e-3}
-    core: float = option(0.95, "Tokens likelier than this beside the reference are the core of a right answer.",
+    core: float = option(0.95, "Tokens likelier than this with the reference are the core of a right answer.",
                          low=0.01, high=0.999)
     core_power: float = option(5.0, "How fast the weight of core tokens grows from 1 to 2.", low=0.0, high=100.0)
     near_power: float = option(0.3, "How fast the weight falls near a core token, with (c/core).", low=0.0, high=100.0)
-    far_power: float = option(0.6, "How fast the weight falls elsewhere.", low=0.0, high=100.0)
+    far_power: float = option(0.6, "How fast the weight of other tokens falls.", low=0.0, high=100.0)
     radius: int = option(3, "Tokens on either side of a core or bad token that are near it; 0: none.", low=0, high=1000)
     ratio: float = option(1.5, "A token is bad where the judgment makes it likelier by this factor.", low=1.0, high=1e6)
-    least: float = option(0.01, "A token less likely than this beside the judgment is not bad.", low=0.0, high=1.0)
+    least: float = option(0.01, "A token less likely than this with the judgment is not bad.", low=0.0, high=1.0)
     threshold: float = option(1.5, "Where the weight of bad tokens is half of the most.", low=0.0, high=1e6)
     push: float = option(2.0, "The most weight of a bad token.", low=0.0, high=1e6)
     most_bad: float = option(0.06, "Where more than this share of a wrong answer is bad, the rest is not imitated.",
@@ -66,7 +66,7 @@ class Nlft(Objective):
     wrong_weight: float = option(0.25, "Weight of the other tokens of wrong answers; 0: they are not imitated.",
                                  low=0.0, high=100.0)
     clear_score: float = option(7.0, "From this score on, an answer is right whatever its judgment says.")
-    nll: float = option(0.0, "Weight of plain imitation of right answers beside that of their tokens.", low=0.0,
+    nll: float = option(0.0, "Weight of plain imitation of right answers, added to that of their tokens.", low=0.0,
                         high=100.0)
     scale: float = option(1.0, "Factor of the loss.", low=1e-6, high=1e6)
     clamp: float = option(4.0, "A bad token pushes at most this many times as strongly as a token is imitated; 0: "

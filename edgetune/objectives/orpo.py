@@ -36,7 +36,7 @@ class Orpo(Objective):
     needs_logp: ClassVar[bool] = True
     rows: ClassVar[RowParser] = preferences
     defaults: ClassVar[Mapping[str, Any]] = {"lr": 5e-4}
-    beta: float = option(0.1, "Weight of the odds ratio beside imitation, the paper's lambda.", low=0.0)
+    beta: float = option(0.1, "Weight of the odds ratio, compared with imitation, the paper's lambda.", low=0.0)
 
     def count(self, examples: Sequence[Example]) -> float:
         return len(examples) / 2

@@ -1,5 +1,5 @@
 """Self-correction: asked to look at its answer again, the model corrects a wrong one and keeps a right one. The aim is
-that of Kumar et al. 2024 (arXiv 2409.12917), who draw both answers while training; here pairs of second answers behind
+that of Kumar et al. 2024 (arXiv 2409.12917), who draw both answers while training; here pairs of second answers after
 first answers that were drawn before are learned by direct preference optimization.
 """
 
@@ -17,7 +17,7 @@ from .dpo import Dpo
 @register
 @dataclass(frozen=True)
 class SelfCorrect(Dpo):
-    """The loss of dpo, with its options, over pairs of second answers. Behind the question, an attempt and the request
+    """The loss of dpo, with its options, over pairs of second answers. After the question, an attempt and the request
     to look again, the right answer is preferred to a wrong attempt, and a right attempt to another, wrong one.
     """
 

@@ -27,7 +27,7 @@ RARER = 100  # times that the rest is rarer to the student at most, as a head's 
 @dataclass(frozen=True)
 class SelfDistill(Objective):
     """L = (1/N) sum over N tokens of D(q, p): q is the teacher's distribution of the next token, which is the reference
-    model's behind the question with the privileged context, p the student's behind the question alone.
+    model's after the question with the privileged context, p the student's after the question alone.
 
     Of q the `distillation_topk` likeliest tokens are known, and all others are one outcome, q_r = 1 - sum_i q_i and p_r
     = 1 - sum_i p_i. D is KL(q || p) (forward), KL(p || q) (reverse), or alpha KL(q || m) + (1 - alpha) KL(p || m) with

@@ -268,7 +268,7 @@ def _next_leg(task: Task, record: Mapping[str, Any]) -> Begun:
     """
     if not task.more:
         raise UsageError(f"the run in {task.out} is finished, after step {record['steps']}",
-                         "name how many epochs to add, or begin another run elsewhere")
+                         "name how many epochs to add, or begin another run in a new folder")
     if "identity" not in record:
         raise FormatError(f"the run in {task.out} was finished by an edgetune that kept too little to continue it",
                           f"begin another run from its adapter: --start {task.out}")

@@ -63,14 +63,14 @@ class CommonOptions:
                                                auto=int, common=True)
     overflow: str = option("truncate", "What happens to a longer row.", choices=("truncate", "skip"))
     packing: bool = option(False, "Fill rows up to max-length with several documents that never see each other.")
-    anchors: int | Literal["auto"] = option("auto", "Rows for each answer of the base itself that is learned beside "
-                                            "them, so that it stays as it was elsewhere; 0: none; auto: 5 with "
+    anchors: int | Literal["auto"] = option("auto", "Rows for each answer of the base itself that is learned with "
+                                            "them, so that it stays as it was on unrelated text; 0: none; auto: 5 with "
                                             "--method sft and --epochs auto, else none.", low=0, high=10**9, auto=int,
                                             common=True)
     share_prefixes: str = option("auto", "Compute once what rows of a batch begin with alike, such as a system "
                                  "message; off: again for each row. Results are the same but for rounding.",
                                  choices=("auto", "off"))
-    shuffle: bool = option(True, "Shuffle the rows anew in every epoch.")
+    shuffle: bool = option(True, "Shuffle the rows again in every epoch.")
     system: str = option("", "System message for rows that have none.", common=True)
     prompt_column: str = option("", "Key of a row's question, for rows of no known format [by the keys of known ones].")
     completion_column: str = option("", "Key of a row's answer, likewise.")

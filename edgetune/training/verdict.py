@@ -113,7 +113,7 @@ def _unmeasured(course: Course) -> Verdict:
     if not math.isfinite(last) or last - first > max(ROSE * abs(first), LEAST_RISE):
         return Verdict("worse", f"Worse than before: the {_of_learned(course)} was {course.number(first)} in the first "
                        f"steps and {course.number(last)} in the last. Begin again: {course.way_out}.", course.steps)
-    return Verdict("unmeasured", "Nobody knows whether it learned more than these rows by heart, whose "
+    return Verdict("unmeasured", "Nobody knows whether it did more than memorise these rows, whose "
                    f"{course.what} went from {course.number(first)} to {course.number(last)}: no rows were held out; "
                    "name some with --eval.", course.steps)
 

@@ -65,7 +65,7 @@ def states(adapters: Adapters) -> dict[str, str]:
 def test_from_candidate_to_service_and_back(tmp_path: Path, model: Path, runs: list[Path]) -> None:
     with opened(tmp_path, model) as adapters:
         assert adapters.serving is None
-        with pytest.raises(UsageError, match="nothing was in service before"):
+        with pytest.raises(UsageError, match="no adapter was active before"):
             adapters.rollback("try")
         first, second, third = add(adapters, runs, 0, 1, 2)
         assert first.startswith("ft:tiny:home:")
@@ -101,7 +101,7 @@ def test_deletion(tmp_path: Path, model: Path, runs: list[Path]) -> None:
     with opened(tmp_path, model) as adapters:
         first, second = add(adapters, runs, 0, 1)
         adapters.promote(first, "a")
-        with pytest.raises(UsageError, match="is in service"):
+        with pytest.raises(UsageError, match="is active"):
             adapters.delete(first)
         folder = adapters.path(second)
         adapters.delete(second)

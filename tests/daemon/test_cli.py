@@ -133,10 +133,10 @@ def test_adapters_change_place(trained, tmp_path):
     while json.loads(run("adapters", "--json"))["serving"]:  # what passed the gate
         run("adapters", "rollback")
     for name in (one, two):
-        assert f"in service: {name}" in run("adapters", "promote", name)
-    assert f"in service: {one}" in run("adapters", "rollback")
+        assert f"active: {name}" in run("adapters", "promote", name)
+    assert f"active: {one}" in run("adapters", "rollback")
     assert "serving" in run("adapters")
-    assert "in service: the base alone" in run("adapters", "rollback")
+    assert "active: the base alone" in run("adapters", "rollback")
     assert f"{two} is removed" in run("adapters", "delete", two)
     assert [adapter["id"] for adapter in json.loads(run("adapters", "--json"))["data"]] == [one]
 
@@ -178,15 +178,15 @@ def test_status():
     assert facts["health"] == {"status": "ok", "reasons": []}
     assert facts["memory"]["used"] < facts["memory"]["budget"]
     text = run("status")
-    assert all(words in text for words in ("in service", "memory", "tokens/s", "learning"))
+    assert all(words in text for words in ("active", "memory", "tokens/s", "learning"))
 
 
 def test_status_of_a_job_that_is_judged_says_so():
     job = {"id": "ftjob-1", "status": "running", "progress": {
         "phase": "judging", "step": 8, "steps": 8, "loss": 0.5, "tokens_per_s": 304.2, "eta_s": None}}
-    assert "judging: the trained" in _job(job)
+    assert "evaluating: the trained" in _job(job)
     asked = {**job["progress"], "judged": 5, "judging": 20}
-    assert "judging 5 of 20: the trained" in _job({**job, "progress": asked})
+    assert "evaluating 5 of 20: the trained" in _job({**job, "progress": asked})
     assert "tokens/s" not in _job(job)
     training = {**job, "progress": {**job["progress"], "phase": "training"}}
     assert "step 8/8" in _job(training)
@@ -229,7 +229,7 @@ def test_status_at_a_terminal_is_live_until_ctrl_c(place):
     os.close(child)
     shown = b""
     deadline = time.monotonic() + 60
-    while shown.count(b"in service") < 2:  # drawn again
+    while shown.count(b"active") < 2:  # drawn again
         assert time.monotonic() < deadline, shown
         if select.select([parent], [], [], 1)[0]:
             shown += os.read(parent, 65536)
@@ -244,7 +244,7 @@ def test_status_at_a_terminal_is_live_until_ctrl_c(place):
 @pytest.mark.usefixtures("daemon")
 def test_status_is_said_once_where_that_is_asked_for():
     with screen("status", "--once") as seen:
-        seen.wait("in service")
+        seen.wait("active")
         assert seen.end() == 0
     assert "leave one of them out" in run("status", "--once", "--watch", code=2)
 
@@ -292,12 +292,12 @@ def test_keys_over_a_unix_socket(place, monkeypatch):
     with running(place, "--socket", place / "socket", "--key-file", place / "keys", state="keyed") as (process, url):
         assert url == f"unix:{place / 'socket'}"
         monkeypatch.setenv("EDGETUNE_URL", url)
-        assert "in service" in run("status", "--key-file", place / "mine")
+        assert "active" in run("status", "--key-file", place / "mine")
         assert "the daemon refuses: " in run("status", "--json", code=2)
         monkeypatch.setenv("EDGETUNE_KEY", "et-wrong")
         assert "the daemon refuses: " in run("adapters", "--json", code=2)
         monkeypatch.setenv("EDGETUNE_KEY", key)
-        assert "in service" in run("adapters")
+        assert "active" in run("adapters")
         end(process, signal.SIGINT)
     assert not (place / "socket").exists()
 

@@ -40,7 +40,7 @@ TEXTS = {"model_grader_server_error_details", "python_grader_runtime_error_detai
 REFUSED: list[tuple[dict[str, Any], str]] = [
     ({"type": "label_model"}, "the grader label_model is for evals alone"), ({}, "a grader has no type"),
     ({"type": "string_check", "name": "a"}, "lacks the field input"), ({**EXACT, "pass": 1}, "has no field 'pass'"),
-    ({**EXACT, "reference": "{{ row.answer }}"}, "row"), ({**JUDGE, "model": "gpt-4o"}, "the model judges itself"),
+    ({**EXACT, "reference": "{{ row.answer }}"}, "row"), ({**JUDGE, "model": "gpt-4o"}, "the model grades itself"),
     ({**BOTH, "calculate_output": "exact +"}, "formula"), ({**BOTH, "graders": {"a": BOTH}}, "is a multi")]
 
 

@@ -36,7 +36,7 @@ def test_what_happened_leaves_a_line_each_in_the_log(tmp_path: Path, caplog: pyt
         service.adapters.rollback("asked for")
         lines = [record.getMessage() for record in caplog.records]
     for begin in (f"{good.id}: created with ", f"{good.id}: begun", f"{bad.id}: the loss is ",
-                  f"{adapter} is in service: by hand", "the base alone is in service: asked for"):
+                  f"{adapter} is active: by hand", "the base alone is active: asked for"):
         assert len([line for line in lines if line.startswith(begin)]) == 1, (begin, lines)
     assert any(line.startswith((f"{good.id}: activated: ", f"{good.id}: not activated: ")) for line in lines)
 

@@ -116,7 +116,7 @@ def test_a_piece_is_what_each_kind_of_rows_needs_of_it(tmp_path: Path) -> None:
     chat_pair = {"prompt": ASKED, "chosen": said("on"), "rejected": said("off"), "tools": tools}
     plain_pair = {"prompt": "a", "chosen": "b", "rejected": "c"}
     assert [pairs.learned(item) for item in (chat, choice, up, down)] == [[chat_pair], [plain_pair], [], []]
-    assert [pairs.judged(item) for item in (chat, choice, up)] == [chat.row, plain_pair, up.row]
+    assert [pairs.for_gate(item) for item in (chat, choice, up)] == [chat.row, plain_pair, up.row]
     assert [labels.learned(item) for item in (chat, choice, up, down)] == [
         [{"prompt": ASKED, "completion": said("on"), "label": True, "tools": tools},
          {"prompt": ASKED, "completion": said("off"), "label": False, "tools": tools}],
@@ -124,8 +124,8 @@ def test_a_piece_is_what_each_kind_of_rows_needs_of_it(tmp_path: Path) -> None:
         [{"prompt": "d", "completion": "e", "label": True}], [{"prompt": "f", "completion": "g", "label": False}]]
     assert [asked.learned(item) for item in (chat, down)] == [
         [{"prompt": ASKED, "completion": "on", "tools": tools}], [{"prompt": "f"}]]
-    assert [asked.judged(item) for item in (chat, down)] == [chat.row, {"prompt": "f"}]
-    assert answers.learned(chat) == [answers.judged(chat)] == [chat.row]
+    assert [asked.for_gate(item) for item in (chat, down)] == [chat.row, {"prompt": "f"}]
+    assert answers.learned(chat) == [answers.for_gate(chat)] == [chat.row]
     for parser, kind in ((preferences, pairs), (unpaired, labels), (prompts, asked)):
         assert kind.parser is parser
         assert all(parser.check_learnable(row) for item in (chat, choice, up, down) for row in kind.learned(item))

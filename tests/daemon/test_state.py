@@ -235,7 +235,7 @@ def test_the_adapter_before_answers_where_the_one_in_service_is_gone(
         assert ask(service) == wanted
         health = httpx.get(running.url + "/healthz", timeout=PATIENCE).json()
         assert health["status"] == "degraded"
-        told = f"{adapters[0].id}, which was in service, cannot be loaded: {adapters[1].id} answers instead"
+        told = f"{adapters[0].id}, which was active, cannot be loaded: {adapters[1].id} answers instead"
         assert told in " ".join(health["reasons"])
 
 

@@ -49,7 +49,7 @@ def test_loss_is_the_weighted_mean(served):
     assert loss == pytest.approx(total / sum(float(w.sum()) for w in weights), rel=1e-4)
     assert served_loss(served, replace(data, examples=examples)) == (loss, tokens)
     unweighted = [Example(example.tokens, np.zeros_like(example.weights)) for example in examples]
-    with pytest.raises(DataError, match="no token to be judged by"):
+    with pytest.raises(DataError, match="no token to evaluate by"):
         served_loss(served, replace(data, examples=unweighted))
 
 

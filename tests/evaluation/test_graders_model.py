@@ -89,7 +89,7 @@ def test_an_answer_that_is_no_json_is_not_asked_about():
 
 
 @pytest.mark.parametrize(("fields", "says"), [
-    ({"model": "gpt-4o"}, "model of the grader judge is 'gpt-4o'; here the model judges itself; write \"self\""),
+    ({"model": "gpt-4o"}, "model of the grader judge is 'gpt-4o'; here the model grades itself; write \"self\""),
     ({"sampling_params": {"temperature": 1}}, "sampling_params of the grader judge is given"),
     ({"range": [1, 0]}, "range of the grader judge is [1, 0]"), ({"range": [1]}, "give a list of 2 numbers"),
     ({"input": []}, "input of the grader judge is empty"), ({"input": "x"}, "give a list, each an object"),
@@ -108,7 +108,7 @@ def test_without_a_model_it_is_read_but_does_not_grade():
     grader = read_grader({**WRITTEN, "range": [0, 5]})
     assert grader.needs_model
     assert grader.to_json() == {**WRITTEN, "range": [0, 5]}
-    with pytest.raises(UsageError, match="needs a model that judges"):
+    with pytest.raises(UsageError, match="needs a model that grades"):
         grader.grade([Sample("x")], [{"reference_answer": 1}])
     multi = read_grader({"type": "multi", "graders": {"a": WRITTEN}, "calculate_output": "a"}, model=Fixed(*[0.1] * 10))
     assert multi.needs_model

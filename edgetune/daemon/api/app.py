@@ -193,7 +193,7 @@ def list_adapters(service: TheService) -> Any:
 
 @router.post("/v1/adapters/rollback", response_model=schemas.Serving)
 def roll_back(service: TheService) -> Any:
-    """Back to what answered before the adapter in service; null: the base."""
+    """Activates the adapter that was active before; null: the base alone."""
     before = service.adapters.rollback("asked for by a client")
     return {"serving": before.id if before else None}
 
@@ -267,6 +267,6 @@ async def health(service: TheService, pools: ThePools) -> Any:
 
 @router.get("/metrics", response_class=Response, responses=of_type("text/plain"))
 async def metrics(request: Request, pools: ThePools) -> Response:
-    """In Prometheus' text format."""
+    """Returns metrics in Prometheus' text format."""
     text, kind = await pools.watch(request.app.state.metrics.text)
     return Response(text, media_type=kind)

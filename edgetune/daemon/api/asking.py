@@ -132,7 +132,7 @@ class Asked:
 
         most = self.service.batcher.parallel + self.service.batcher.queue
         if (count := sum(question.n for question in self.questions)) > most:
-            raise UsageError(f"{count} answers are asked for at once", f"ask for at most {most}, as --queue allows")
+            raise UsageError(f"{count} answers are requested at once", f"ask for at most {most}, as --queue allows")
         measured = 0
         try:
             for question in self.questions:

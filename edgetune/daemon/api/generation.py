@@ -49,8 +49,8 @@ class ResponseFormat(Body):
 class Generation(Body):
     """What chat and completions share. What is left out or null has the default of `Batcher.submit`."""
 
-    model: str | None = Field(None, description="The base, an adapter, or NAME:latest: the base with the adapter in "
-                              "service, as without.")
+    model: str | None = Field(None, description="The base, an adapter, or NAME:latest: the base with the active "
+                              "adapter, as without.")
     max_tokens: Whole | None = Field(None, description="Tokens of the answer at most.")
     temperature: float | None = Field(None, description="0: always the likeliest token, which is the default.")
     top_p: float | None = None
@@ -112,7 +112,7 @@ def _token(key: str) -> int:
 
 
 class ChatMessage(BaseModel):
-    """As in OpenAI's API; what else it has is for the model's chat template."""
+    """A message as in OpenAI's API; other keys are for the model's chat template."""
 
     model_config = ConfigDict(strict=True, extra="allow")
     role: Literal["system", "developer", "user", "assistant", "tool"]

@@ -23,7 +23,7 @@ def validate_grader(body: schemas.GraderRequest, service: TheService) -> Any:
 
 @router.post("/run", response_model=schemas.GradeObject)
 def run_grader(body: schemas.GradeRequest, service: TheService) -> Any:
-    """What an answer earns. A score_model is the base itself."""
+    """Returns the reward of an answer. A score_model is the base itself."""
     with about("grader"):
         grader = service.grading.read(body.grader)
     with about("item"):

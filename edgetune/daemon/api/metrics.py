@@ -54,7 +54,7 @@ class Metrics:
         """Called by the registry at each scrape."""
         service = self.service
         device = service.device()
-        yield _gauge("info", "Version, model, and the adapter in service.", 1, version=__version__, model=service.name,
+        yield _gauge("info", "Version, model, and the active adapter.", 1, version=__version__, model=service.name,
                      adapter=service.adapters.serving or "")
         yield _gauge("healthy", "1: ok, 0: degraded.", service.health()["status"] == "ok")
         for name, help in _MEMORY.items():
@@ -64,13 +64,13 @@ class Metrics:
         yield _family("jobs", "Jobs by status.", "status", _by_status(service))
         yield _family("feedback_rows", "Rows of feedback by state.", "state", service.feedback.counts())
         progress = (device["job"] or {}).get("progress") or {}
-        yield _gauge("training_judging", "1: the job that runs is trained, and being judged.",
+        yield _gauge("training_judging", "1: the job that runs is trained, and being evaluated.",
                      progress.get("phase") == "judging" if progress else None)
         for name in ("step", "steps", "loss"):
             yield _gauge(f"training_{name}", "Of the job that runs.", progress.get(name))
-        yield _gauge("training_judging_rows", "Rows that are asked to judge the job that runs.",
+        yield _gauge("training_judging_rows", "Rows that evaluate the job that runs.",
                      progress.get("judging"))
-        yield _gauge("training_judged_rows", "Of these, rows that were asked.", progress.get("judged"))
+        yield _gauge("training_judged_rows", "Of these, rows that were answered.", progress.get("judged"))
         speed = progress.get("tokens_per_s") if progress.get("phase") == "training" else None
         yield _gauge("training_tokens_per_s", "Of the last step of the job that runs, while it trains.", speed)
 

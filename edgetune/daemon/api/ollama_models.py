@@ -84,8 +84,7 @@ def ollama_version() -> Any:
 
 @router.get("/api/tags", response_model=Tags)
 def ollama_tags(service: TheService) -> Any:
-    """What answers: NAME:latest with the adapter in service, NAME:base without, every adapter, and what makes vectors.
-    """
+    """Lists NAME:latest with the active adapter, NAME:base without, every adapter, and what makes vectors."""
     return {"models": _tags(service)}
 
 

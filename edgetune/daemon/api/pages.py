@@ -30,7 +30,7 @@ async def show_page() -> Response:
 
 @router.get("/v1/fine_tuning/jobs/{job}/report", response_class=Response, responses=of_type("text/html"))
 def show_report(job: str, service: TheService) -> Response:
-    """How a training went that made an adapter: one HTML file that asks for nothing and runs nothing."""
+    """Returns the report of a training that made an adapter: one HTML file that loads nothing and runs nothing."""
     path = service.jobs.get(job).report
     if path is None:
         raise NotFoundError(f"{job} has no report", "a training has one as long as its adapter exists")

@@ -38,7 +38,7 @@ def delete_prompts(service: TheService) -> Any:
 
 @router.delete("/{prompt_id}", response_model=schemas.DeletedFeedback)
 def delete_prompt(prompt_id: str, service: TheService) -> Any:
-    """For good: no training that begins later asks it."""
+    """Deletes a prompt for good: no training that begins later asks it."""
     service.prompts.delete(prompt_id)
     return {"id": prompt_id, "object": "prompt", "remains": _remains(service)}
 

@@ -229,7 +229,7 @@ class IncompleteDetails(Answer):
 
 
 class ResponseObject(Answer):
-    """What was asked is given back beside the output."""
+    """The output, with what was asked."""
 
     id: str
     object: Literal["response"] = "response"

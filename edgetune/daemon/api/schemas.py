@@ -177,9 +177,9 @@ class Job(Answer):
     trained_tokens: int | None
     error: JobError | None
     progress: dict[str, Any] | None = Field(description="While it runs: phase, step, steps, loss, reward, "
-                                                       "tokens_per_s, eta_s, judged, judging, round, rounds.")
+                                                       "tokens_per_s, eta_s, rows of the gate, round, rounds.")
     rounds: list[dict[str, Any]] = Field(default_factory=list, description="Of the tutor: round, held_out (the share "
-                                         "of held-out questions that are right, or what they earn), held_out_before, "
+                                         "of held-out questions that are right, or their score), held_out_before, "
                                          "questions, published, reason.")
     organization_id: str = ""
     result_files: list[str] = Field(default_factory=list)
@@ -249,7 +249,7 @@ class GradeMetadata(Answer):
     execution_time: float = Field(description="Seconds.")
     scores: dict[str, Any] = Field(description="Of a multi grader the reward of each of its graders.")
     token_usage: int | None = Field(description="Tokens that a model read and wrote to judge.")
-    sampled_model_name: str | None = Field(description="The model that judged.")
+    sampled_model_name: str | None = Field(description="The model that graded.")
 
 
 class GradeObject(Answer):
@@ -263,7 +263,7 @@ class GradeObject(Answer):
 
 
 class FeedbackRequest(Body):
-    """A correction, a thumb, or a worse answer beside an answer: one of the last 1,000, by its id, or given whole."""
+    """A correction, a thumb, or a worse answer, on an answer: one of the last 1,000, by its id, or given whole."""
 
     completion_id: str | None = None
     messages: list[ChatMessage] | None = None
@@ -284,7 +284,7 @@ class FeedbackObject(Answer):
     model: str = Field(description="Whose answer it is about.")
     learns: bool = Field(description="Whether there is a row to learn from.")
     state: Literal["new", "used", "aside", "withdrawn", "counted"]
-    held_out: bool = Field(description="It judges what is learned, and is never learned.")
+    held_out: bool = Field(description="It is held out: it is never learned.")
     job: str | None = Field(description="The training that took it.")
     question: str | None = Field(description="What was asked last; in lists its beginning.")
     answer: str | None = Field(description="The right answer, or the better of two; in lists its beginning.")
@@ -302,7 +302,7 @@ class FeedbackEdit(Body):
 
 
 class LearnRequest(Body):
-    all: bool = Field(False, description="Learn all that was ever learned anew, as if it were new, instead of what is "
+    all: bool = Field(False, description="Learn again all that was ever learned, as if it were new, instead of what is "
                       "new.")
     prompts: bool = Field(False, description="Begin the tutor's rounds over the prompts that are kept instead.")
 

@@ -19,7 +19,7 @@ Whole = Annotated[int, BeforeValidator(_whole)]
 
 
 class Body(BaseModel):
-    """A request, read strictly: "1" is no number, and other fields are refused."""
+    """A request, read strictly: "1" is not a number, and other fields are refused."""
 
     model_config = ConfigDict(strict=True, extra="forbid", allow_inf_nan=False)
 

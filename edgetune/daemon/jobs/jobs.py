@@ -273,7 +273,7 @@ class Jobs:
             job = self.get(id)
             if job.status not in allowed:
                 raise UsageError(f"the job {id} is {job.status}", f"{verb} one that is {' or '.join(allowed)}")
-            text = "in the queue again" if status == "queued" else f"{status} as asked"
+            text = "in the queue again" if status == "queued" else f"{status} on request"
             if status == "cancelled" and self._queue.job != id:
                 self._runs.remove(id, lambda: self.table.set(id, status, text))
                 self._queue.forget(id)

@@ -39,14 +39,14 @@ class JobProgress:
             if not event["done"]:
                 self.add("message", f"the base answers {event['of']} questions first", None)
         elif kind == "anchors_missing":
-            self.add("message", f"nothing holds the base as it is elsewhere: {event['reason']}", None, "warn")
+            self.add("message", f"nothing holds the base as it is on unrelated text: {event['reason']}", None, "warn")
         elif kind == "expect":
             self.add("metrics", f"before training: mean reward {event['reward']:.3f} of {event['samples']} answers "
                       f"each to {event['prompts']} prompts", event)
         elif kind == "eval":
             self._eval(event)
         elif kind == "served":
-            self.add("metrics", f"held-out answers earn {event['reward']:.3f} by llama.cpp, and earned "
+            self.add("metrics", f"held-out answers score {event['reward']:.3f} by llama.cpp, and scored "
                       f"{event['engine_reward']:.3f} by the engine that trained", event)
         elif kind == "resume":
             self.add("metrics", f"resumed after step {event['step']}", event)

@@ -309,7 +309,7 @@ class Queue:
                 self.adapters.delete(made.id)
                 return self._judge_again(job.id, against)
             if not serves:
-                reason = f"what is in service changed {REJUDGED + 1} times while it was judged; promote it if you like"
+                reason = f"the active adapter changed {REJUDGED + 1} times meanwhile; promote it if you like"
         self._keep_results(job.id)
         self.table.set(job.id, "succeeded", f"{'activated' if serves else 'not activated'}: {reason}",
                        data={"adapter": made.id, "verdict": verdict}, result=made.id,
@@ -325,7 +325,7 @@ class Queue:
     def _judge_again(self, id: str, against: str | None) -> str:
         job, times = self._rejudged
         self._rejudged = (id, times + 1 if job == id else 1)
-        self.table.set(id, "running", f"judged again: {self.adapters.serving or 'the base'} came into service while it "
+        self.table.set(id, "running", f"evaluated again: {self.adapters.serving or 'the base'} became active while it "
                        f"was compared with {against or 'the base'}")
         return "running"
 

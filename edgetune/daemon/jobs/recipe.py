@@ -129,7 +129,7 @@ def _typed(name: str, value: Any, spec: Field[Any]) -> Any:
 
 class CheckedRows:
     """Rows of a client, to iterate over as often as needed. Raises DataError, with its number, for a row that `parser`
-    (None: no check) cannot learn from, or, with `judges`, that the gate cannot use.
+    (None: no check) cannot learn from, or that the gate cannot use, if it evaluates by them.
 
     rewards: of a job that learns from rewards, whose grader must find in a row all fields that it names.
     """

@@ -42,7 +42,7 @@ def translated(kind: type[Rewarded], asked: Mapping[str, Any]) -> dict[str, Any]
     found = dict(asked)
     for name in ELSEWHERE:
         if name in found:
-            raise UsageError(f"{name} is no hyperparameter of a job", "give the grader as an object beside these")
+            raise UsageError(f"{name} is no hyperparameter of a job", "give the grader as an object next to these")
     effort = found.pop("reasoning_effort", EFFORT)
     if effort != EFFORT:
         raise UsageError(f"reasoning_effort is {effort!r:.40}, and the model does not reason apart from its answer",
@@ -103,7 +103,7 @@ def with_rewards(objective: Objective, python: AllowedPython,
         return objective, None
     if not (objective.grader or objective.reward):
         raise UsageError(f"the method {objective.method} needs a grader",
-                         'give one beside its hyperparameters: {"type": "string_check", ...}')
+                         'give one next to its hyperparameters: {"type": "string_check", ...}')
     if objective.reward:
         path, function = _reward_file(objective.reward, python.rewards)
         if runs:
@@ -112,7 +112,7 @@ def with_rewards(objective: Objective, python: AllowedPython,
     objective, rewards = rewards_of(objective, allow_python=python.graders)
     if rewards.needs_model:
         rewards.use_model(_Itself())
-    rewards.check_alone("use a grader that judges each answer by itself, or train by edgetune train")
+    rewards.check_alone("use a grader that grades each answer by itself, or train by edgetune train")
     return objective, rewards
 
 
@@ -142,7 +142,7 @@ class _Itself:
     name = EngineJudge.name
 
     def label_probabilities(self, *_asked: Any) -> list[list[float] | None]:
-        raise UnsupportedError("nothing was given that judges", "report it")
+        raise UnsupportedError("no model was given that grades", "report it")
 
 
 def shown(objective: Objective, job: Job) -> dict[str, Any]:

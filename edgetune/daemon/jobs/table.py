@@ -32,10 +32,10 @@ Note = tuple[str, Any]  # a sentence and its data
 class Job:
     """A row of the table with its JSON parsed; config has every option of TrainConfig. status: a paused job is pausing
     until it is saved, which is in no row. origin: the name of its kind. verdict: the gate's, without the scores of
-    rows. rounds: the result of each round, as its kind reports it. progress, while it runs and as far as known: phase
-    (training, judging), step, steps, loss, held_out_loss, reward and held_out_reward where it learns from rewards,
-    tokens_per_s (of the last step), eta_s, `judging` (rows to answer) and `judged` (rows answered), and fields of its
-    kind. result_files: ids, of a job that has ended. report: a file of HTML with the adapter that it made.
+    rows. rounds: the result of each round, as its kind reports it. progress, while it runs and as far as known: phase,
+    step, steps, loss, held_out_loss, reward and held_out_reward where it learns from rewards, tokens_per_s (of the last
+    step), eta_s, rows that the gate answers, and fields of its kind. result_files: ids, of a job that has ended.
+    report: a file of HTML with the adapter that it made.
     """
 
     id: str

@@ -124,7 +124,7 @@ class NewFeedback(Starter):
         counts = {"new": str(len(rows.new)), "earlier": str(len(rows.earlier)), "held": str(len(rows.held)),
                   **({} if rows.taken else {RETRAINS: "yes"})}
         data = JobData(JobRows(self.feedback, learned, kind.learned),
-                       JobRows(self.feedback, rows.held, lambda item: [kind.judged(item)]), rows.rounds,
+                       JobRows(self.feedback, rows.held, lambda item: [kind.for_gate(item)]), rows.rounds,
                        JobRows(self.feedback, [row for row in rows.new if row.has_answer]),
                        () if self.method.imitates else JobRows(self.feedback, rows.held, kind.learned))
         return self.jobs.begin(self.origin, data, self.method.asked, suffix=SUFFIX, metadata=counts, hyperparameters={

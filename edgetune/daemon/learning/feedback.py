@@ -27,7 +27,7 @@ from ..state.database import Store, dump, now
 from ..state.holdout import MOST, Holdout
 from .items import HEADING, FeedbackItem, Heading, State, heading_of, item_of, remains
 from .kinds import ANSWERS, HAS_ANSWER, RowKind, right_answer
-from .limits import judges, make_room, spread
+from .limits import held_out, make_room, spread
 from .rows import Rating, Row, answer_of, check_rating, check_size, make_row, read_row, with_answer
 
 REPLAY_MOST = 2000  # rows read for replay, the latest
@@ -131,7 +131,7 @@ class Feedback:
         """Inserts an item. rowid: None takes the next one."""
         row = dump(item.row) if item.row else None
         size = len(row or "") + len(item.model.encode()) + len((item.rejected or "").encode())
-        make_room(db, self.config, self.holdout, self.kind.judging, size, waits=item.learns)
+        make_room(db, self.config, self.holdout, self.kind.evaluable, size, waits=item.learns)
         heading = item.heading
         held = NO_SIDE if item.state == "counted" else item.held
         db.execute("INSERT INTO feedback (rowid, id, created_at, rating, model, row, held, state, job, question, size, "
@@ -218,8 +218,8 @@ class Feedback:
         held = self._stored("new", 1, kind.usable)
         said_again = {word_of(row) for row in new}
         earlier = [row for row in self._stored("used", 0, kind.usable) if word_of(row) not in said_again]
-        before = self.store.read(judges(kind.judging))
-        fresh = latest(self._stored("new", 1, kind.judging))
+        before = self.store.read(held_out(kind.evaluable))
+        fresh = latest(self._stored("new", 1, kind.evaluable))
         places = max(MOST // 2, MOST - len(before))
         chosen = self.holdout.lowest([row.question for row in fresh], places)
         established = self._readable(sorted(spread(before, self.holdout, MOST - len(chosen))))
@@ -231,15 +231,15 @@ class Feedback:
         are those of earlier jobs. It takes nothing: feedback that waits continues to wait.
         """
         kind = self.kind
-        judging = self._readable(sorted(spread(self.store.read(judges(kind.judging)), self.holdout, MOST)))
-        return TrainingRows(latest(self._stored("used", 0, kind.usable)), [], judging, [], [])
+        held = self._readable(sorted(spread(self.store.read(held_out(kind.evaluable)), self.holdout, MOST)))
+        return TrainingRows(latest(self._stored("used", 0, kind.usable)), [], held, [], [])
 
     def answered_rows(self) -> TrainingRows:
         """Returns right answers, by whatever method the daemon learns from them: `new` to learn, and held-out rows. It
         takes nothing. At most half of MOST rows are held out, with equal places for earlier and for waiting ones.
         """
         learned = self._stored("used", 0, HAS_ANSWER) + self._stored("new", 0, HAS_ANSWER)
-        before = self.store.read(judges(HAS_ANSWER))
+        before = self.store.read(held_out(HAS_ANSWER))
         fresh = latest(self._stored("new", 1, HAS_ANSWER))
         chosen = self.holdout.lowest([row.question for row in fresh], max(MOST // 4, MOST // 2 - len(before)))
         fresh = [row for row in fresh if row.question in chosen]

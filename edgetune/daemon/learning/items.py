@@ -49,7 +49,7 @@ class Heading:
         if self.state == "aside":
             return f"set aside: what {self.job} learned was found worse" if self.job else "this model cannot learn it"
         if self.held:
-            return "held out: it judges what is learned" if self.answer else "held out: its question is never learned"
+            return "held out: it evaluates learning" if self.answer else "held out: its question is never learned"
         if self.state == "used":
             return f"learned by {self.job}"
         return f"is being learned by {self.job}" if self.job else "waits to be learned"
@@ -103,7 +103,7 @@ class FeedbackItem:
 def remains(state: State, held: bool, job: str | None) -> str:
     """Returns a sentence on deleted feedback that a job or adapter of the daemon still uses, or ""."""
     if state == "new" and job:
-        use = "is judged by" if held else "learns"
+        use = "is evaluated by" if held else "learns"
         return f"{job} is not finished and {use} it all the same; cancel it, and the next training is without it"
     if state == "used" and not held:
         return f"adapters remain that learned it, from {job} on; the next training is without it"

@@ -23,16 +23,16 @@ HAS_REJECTED = "rejected IS NOT NULL"
 @dataclass(frozen=True)
 class RowKind:
     """A kind of rows. parser: the module that reads them. says: their description, after "learns from". usable,
-    judging: conditions, in SQL, on pieces of feedback that can be learned, and that can be held out. learned: makes
-    rows of a piece, none where it is not usable. judged: makes the gate's row of a held-out piece.
+    evaluable: conditions, in SQL, on pieces of feedback that can be learned, and that can be held out. learned: makes
+    rows of a piece, none where it is not usable. for_gate: makes the gate's row of a held-out piece.
     """
 
     parser: RowParser
     says: str
     usable: str
-    judging: str
+    evaluable: str
     learned: Callable[[FeedbackItem], Sequence[Row]]
-    judged: Callable[[FeedbackItem], Row]
+    for_gate: Callable[[FeedbackItem], Row]
 
 
 def kind_of(parser: RowParser) -> RowKind | None:
@@ -82,7 +82,7 @@ PAIRS = RowKind(preferences, "pairs of a right or better answer and a wrong or w
                 lambda item: [_pair(item)] if item.answer and item.rejected is not None else [],
                 lambda item: _pair(item) if item.is_choice else right_answer(item))
 LABELS = RowKind(unpaired, "answers that were found good or bad", f"({HAS_ANSWER} OR {HAS_REJECTED})", HAS_ANSWER,
-                 _labelled, PAIRS.judged)
+                 _labelled, PAIRS.for_gate)
 PROMPTS = RowKind(prompts, "questions whose answers its grader rewards", "TRUE", "TRUE", lambda item: [_asked(item)],
                   lambda item: right_answer(item) if item.answer else _asked(item))
 KINDS = (ANSWERS, PAIRS, LABELS, PROMPTS)

@@ -17,14 +17,13 @@ from ..state.holdout import MOST, Holdout
 SPARE = 0.01  # share of the limits that is freed at once, so that not every new item has to search for room
 
 
-def judges(judging: str) -> str:
-    """Returns SQL for the newest answer to each held-out question. judging: a condition on those that can be held out.
-    """
+def held_out(evaluable: str) -> str:
+    """Returns SQL for the newest answer to each held-out question. evaluable: a condition on answers that can be."""
     return f"""SELECT max(rowid) AS rowid, question, job FROM feedback
-               WHERE state = 'used' AND held = 1 AND {judging} GROUP BY question ORDER BY 1"""
+               WHERE state = 'used' AND held = 1 AND {evaluable} GROUP BY question ORDER BY 1"""
 
 
-def make_room(db: sqlite3.Connection, config: DaemonConfig, holdout: Holdout, judging: str, size: int,
+def make_room(db: sqlite3.Connection, config: DaemonConfig, holdout: Holdout, evaluable: str, size: int,
               waits: bool) -> None:
     """Makes room for an item of `size` bytes. waits: whether it is to be learned. Raises TooMuchError where that fails.
     """
@@ -41,7 +40,7 @@ def make_room(db: sqlite3.Connection, config: DaemonConfig, holdout: Holdout, ju
     excess = count + 1 - int(most * (1 - SPARE))
     excess_bytes = nbytes + size - int(most_bytes * (1 - SPARE))
     leaving = []
-    for found in _dispensable(db, holdout, judging):
+    for found in _dispensable(db, holdout, evaluable):
         if excess <= 0 and excess_bytes <= 0:
             break
         leaving.append((found["rowid"],))
@@ -66,12 +65,12 @@ def spread(found: Sequence[sqlite3.Row], holdout: Holdout, places: int) -> Seque
     return [judge["rowid"] for judge in found if judge["question"] in chosen]
 
 
-def _dispensable(db: sqlite3.Connection, holdout: Holdout, judging: str) -> Iterator[sqlite3.Row]:
+def _dispensable(db: sqlite3.Connection, holdout: Holdout, evaluable: str) -> Iterator[sqlite3.Row]:
     """Yields (rowid, size) of items that may be removed: items of no use first, the oldest of each kind first."""
     useless = "state IN ('counted', 'aside', 'withdrawn')"
     for which in (useless, "state = 'used' AND held = 0"):
         yield from db.execute(f"SELECT rowid, size FROM feedback WHERE {which} ORDER BY rowid").fetchall()
-    kept = {*spread(db.execute(judges(judging)).fetchall(), holdout, MOST)}
+    kept = {*spread(db.execute(held_out(evaluable)).fetchall(), holdout, MOST)}
     held = db.execute("SELECT rowid, size FROM feedback WHERE state = 'used' AND held = 1 ORDER BY rowid")
     yield from (found for found in held.fetchall() if found["rowid"] not in kept)
 

@@ -83,7 +83,7 @@ def _gradable(kind: RowKind, rewards: GraderRewards) -> RowKind:
         return None
 
     if wrong({"prompt": "?"}):
-        kind = replace(kind, usable=HAS_ANSWER, judging=HAS_ANSWER,
+        kind = replace(kind, usable=HAS_ANSWER, evaluable=HAS_ANSWER,
                        says="questions with a right answer, which its grader names")
     found = [wrong({"prompt": "?", "completion": text}) for text in POSSIBLE]
     if all(found):

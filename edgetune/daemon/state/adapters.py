@@ -110,7 +110,7 @@ class Adapters:
             why = self.damaged.get(serving, "its row in the database is gone or damaged")
             before = self.rollback(f"{serving} cannot be loaded: {why}")
             instead = before.id if before else "the base"
-            self._missing = (f"{serving}, which was in service, cannot be loaded: {instead} answers instead; promote "
+            self._missing = (f"{serving}, which was active, cannot be loaded: {instead} answers instead; promote "
                              "another adapter")
 
     def _place(self, folder: str) -> Path:
@@ -296,7 +296,7 @@ class Adapters:
             if id != self.serving:
                 with self.store.write() as db:
                     db.execute("INSERT INTO service (at, adapter, cause) VALUES (?, ?, ?)", (now(), id, cause))
-                log.info("%s is in service: %s", id or "the base alone", cause)
+                log.info("%s is active: %s", id or "the base alone", cause)
             self._missing = ""
 
     def admit(self, id: str, cause: str, against: str | None) -> bool:
@@ -314,7 +314,7 @@ class Adapters:
         with self._changing:
             before = self._before()
             if not before:
-                raise UsageError("nothing was in service before", "promote an adapter by its id")
+                raise UsageError("no adapter was active before", "promote an adapter by its id")
             self.promote(before[-1], cause)
             return self.get(before[-1]) if before[-1] else None
 
@@ -347,7 +347,7 @@ class Adapters:
             if not rows:
                 raise _unknown(id)
             if id == self.serving:
-                raise UsageError(f"the adapter {id} is in service", "promote another one or roll back before")
+                raise UsageError(f"the adapter {id} is active", "promote another one or roll back before")
             self._shelf.remove(str(rows[0]["folder"]), delete_row)
             self.store.forget("adapters", id)
         if self.damaged.pop(id, None) is None and id in self.batcher.served.adapters():

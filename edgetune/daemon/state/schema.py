@@ -60,7 +60,7 @@ CREATE INDEX feedback_by_job ON feedback(job);
 CREATE TABLE questions (            -- of feedback with a row, in the order of their arrival
     place INTEGER PRIMARY KEY,      -- 0, 1, ...; below 0: of an earlier version, which held out by another rule
     name TEXT NOT NULL UNIQUE,      -- digest of what was asked, as in feedback
-    held INTEGER NOT NULL);         -- 1: it judges, for ever
+    held INTEGER NOT NULL);         -- 1: held out, for ever
 CREATE TABLE prompts (              -- that people asked, where they are kept
     id TEXT PRIMARY KEY, created_at INTEGER NOT NULL,
     row TEXT NOT NULL,              -- JSON of what was asked, without any answer

@@ -43,7 +43,7 @@ class ScoreModelGrader(Grader):
     def check(self) -> None:
         names = (SELF, self.judge.name) if self.judge else (SELF,)
         if self.judge and self.model not in names:
-            raise self.wrong("model", f"is {self.model!r:.80}; here the model judges itself", f'write "{SELF}"')
+            raise self.wrong("model", f"is {self.model!r:.80}; here the model grades itself", f'write "{SELF}"')
         if self.sampling_params:
             raise self.wrong("sampling_params", "is given; the score is an expected value, nothing is sampled",
                              "leave it out")
@@ -82,7 +82,7 @@ class ScoreModelGrader(Grader):
 
     def grade(self, samples: Sequence[Sample], items: Sequence[Mapping[str, Any]]) -> list[Grade]:
         if self.judge is None:
-            raise UsageError(f"the grader {self.name} needs a model that judges", "name one")
+            raise UsageError(f"the grader {self.name} needs a model that grades", "name one")
         grades: list[Grade] = []
         conversations: list[list[dict[str, Any]] | None] = []
         for sample, item in zip(samples, items, strict=True):

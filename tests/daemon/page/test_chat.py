@@ -142,7 +142,7 @@ def test_feedback_is_listed_edited_and_deleted(page, url):
     expect(card).to_contain_text(f"Which {HOSTILE}?")
     expect(card).to_contain_text(HOSTILE)
     expect(card.locator(".badge")).to_have_text("judges" if made["held_out"] else "waits")
-    expect(card).to_contain_text(re.compile("Held out: it judges|Waits to be learned"))
+    expect(card).to_contain_text(re.compile("Held out: it evaluates|Waits to be learned"))
     card.get_by_role("button", name="Edit").click()
     box = card.get_by_label("What it should have answered")
     expect(box).to_have_value(f"the left\n{HOSTILE}")
