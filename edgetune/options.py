@@ -37,7 +37,6 @@ def kind_of(spec: Field[Any]) -> Any:
 
 
 def takes_auto(spec: Field[Any]) -> bool:
-    """Whether the option is a number or "auto"."""
     return spec.metadata["auto"] is not None
 
 
@@ -131,7 +130,6 @@ class Registry(Generic[T]):
         self._found: dict[str, type[T]] = {}
 
     def register(self, one: type[T]) -> None:
-        """Raises ValueError where another has its name."""
         for other in self._found.values():
             is_same = (other.__module__, other.__qualname__) == (one.__module__, one.__qualname__)
             if not is_same and any(getattr(other, name) == getattr(one, name) for name in self.unique):

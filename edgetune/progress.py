@@ -43,7 +43,6 @@ class Pace:
 
     @property
     def rate(self) -> float:
-        """Tokens a second."""
         return self.tokens / max(self.seconds, 1e-9)
 
     @property
@@ -113,12 +112,10 @@ class TrainProgress:
     # ---- events -------------------------------------------------------------------------------------------------
 
     def _sweep(self, e: dict[str, Any]) -> None:
-        """A run of several begins."""
         named = " ".join(f"--{name.replace('_', '-')} {value}" for name, value in e["options"].items())
         say(self.console, Text(f"\nrun {e['number']} of {e['of']}: {named}", style="bold"))
 
     def _round(self, e: dict[str, Any]) -> None:
-        """A round of the tutor begins."""
         say(self.console, Text(f"\nround {e['round']} of {e['rounds']}", style="bold"))
 
     def _tutor(self, e: dict[str, Any]) -> None:
@@ -253,7 +250,6 @@ class Outlook:
 
     @property
     def seconds(self) -> float:
-        """Seconds of all steps, as estimated."""
         return sum(seconds for _, seconds in self.steps)
 
     def begin(self, what: str, passed: float) -> None:
@@ -353,7 +349,6 @@ class StepProgress:
 
 
 def seconds_left(passed: float, done: float, total: float) -> float:
-    """Seconds left of a step of which `done` of `total` took `passed` seconds."""
     return passed / done * (total - done)
 
 

@@ -62,7 +62,6 @@ def limit_memory(limit: int, least: int) -> None:
 
 
 def unlimit_memory() -> None:
-    """Look no longer."""
     signal.setitimer(signal.ITIMER_REAL, 0)
 
 

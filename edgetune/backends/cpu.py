@@ -65,7 +65,6 @@ class Pages:
         self.array: Array = np.frombuffer(self._mapping, np.uint8)
 
     def discard(self, begin: int) -> None:
-        """See base.Memory."""
         self._mapping.madvise(mmap.MADV_DONTNEED, begin, len(self._mapping) - begin)
 
 
@@ -147,7 +146,6 @@ class Cpu(NativeOps, Backend):
         return mapped
 
     def place(self, array: Array) -> Array:
-        """The array itself."""
         return array
 
     def empty(self, shape: tuple[int, ...], dtype: DTypeLike = np.float32) -> Array:

@@ -95,7 +95,6 @@ class Region:
         self.array: Array = np.asarray(held)
 
     def discard(self, begin: int) -> None:
-        """See base.Memory."""
         if begin < self._nbytes:
             self._driver.clear(self.address + begin, self._nbytes - begin)
 

@@ -91,7 +91,6 @@ class CudaDriver:
 
     @property
     def card(self) -> str:
-        """NVIDIA's name for it."""
         return str(self._device.name)
 
     def _check_driver(self) -> None:

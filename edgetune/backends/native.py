@@ -91,7 +91,6 @@ class NativeOps(Ops, ABC):
 
     @property
     def _handle(self) -> _native._Context:
-        """The context."""
         if self._context is None:
             self._context = self._open(PRECISIONS[self._precision])
         return self._context
@@ -113,16 +112,13 @@ class NativeOps(Ops, ABC):
 
     @property
     def isa(self) -> str:
-        """See base.Backend."""
         return _native.context_isa(self._handle)
 
     def products(self, precision: str) -> str:
-        """See base.Backend."""
         forward, backward = _native.context_products(self._at(precision))
         return f"{forward} forward, {backward} backward"
 
     def synchronize(self) -> None:
-        """See base.Backend."""
         if self._context is not None:
             self._check(_native.synchronize(self._context))
 

@@ -128,7 +128,6 @@ class Commands(click.Group):
 
 
 def complain(error: object) -> None:
-    """A sentence on stderr."""
     from ..console import say
     say(Terminal(stderr=True), Text(f"edgetune: {error}"))
 

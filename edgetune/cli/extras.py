@@ -34,5 +34,4 @@ EXTRAS = (
 
 
 def extra_of(module: str) -> Extra | None:
-    """The one that a module comes with."""
     return next((extra for extra in EXTRAS if module in extra.modules), None)

@@ -157,7 +157,6 @@ def _graded(model: Path, serving: Serving, data: Path, system: str, columns: Col
 
 
 def _cost(before: Graded, after: Graded) -> tuple[dict[str, Any], list[Any]]:
-    """The cost of merging, as JSON and as lines."""
     from ..evaluation.compare import compare
     names = ("with the adapter", "merged")
     found = compare(before, after)

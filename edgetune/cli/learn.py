@@ -130,7 +130,6 @@ def resume_command(folder: Path, epochs: str | None, allow_changed: tuple[str, .
 
 
 def more_epochs(text: str | None) -> float:
-    """+4, as a number."""
     if text is None:
         return 0.0
     number = re.fullmatch(r"\+(\d+(?:\.\d+)?)", text)
@@ -140,7 +139,6 @@ def more_epochs(text: str | None) -> float:
 
 
 def typed() -> list[str]:
-    """The command line."""
     return ["edgetune", *sys.argv[1:]]
 
 

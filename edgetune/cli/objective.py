@@ -51,7 +51,6 @@ def defaults_of(name: str) -> Mapping[str, Any]:
 
 
 def with_defaults(params: Sequence[click.Parameter], defaults: Mapping[str, Any]) -> list[click.Parameter]:
-    """The parameters, with other defaults for some."""
     from copy import copy
     found = []
     for param in params:
@@ -83,7 +82,6 @@ def method_flags(name: str, says: str) -> Iterator[click.Option]:
 
 
 def options_of(known: Mapping[str, type[Objective]]) -> dict[str, dict[str, Field[Any]]]:
-    """{option: {method: its field}}."""
     from ..options import declared
     found: dict[str, dict[str, Field[Any]]] = {}
     for name, kind in known.items():

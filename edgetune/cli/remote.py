@@ -44,7 +44,6 @@ class Listing(click.Group):
 
 
 def daemon_options(command: F) -> F:
-    """--url and --key-file."""
     command = click.option("--key-file", type=click.Path(path_type=Path),
                            help="File that holds a key (et-...) for the daemon [EDGETUNE_KEY].")(command)
     return click.option("--url", default="", help="The daemon: http://HOST:PORT or unix:/PATH [EDGETUNE_URL, else "

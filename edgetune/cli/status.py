@@ -40,7 +40,6 @@ def _facts(client: Any) -> dict[str, Any]:
 
 
 def view(facts: dict[str, Any]) -> RenderableType:
-    """The facts as a person reads them."""
     from ..console import mib, table
     memory = facts["memory"]
     serving = facts["serving"]

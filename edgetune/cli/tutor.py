@@ -139,7 +139,6 @@ def rollback_command(model: Path, folder: Path, as_json: bool) -> None:
 
 
 def _rounds(rounds: Sequence[Mapping[str, Any]]) -> list[RenderableType]:
-    """The rounds as a table, and the reason of each decision."""
     from ..console import duration, table
     rows = []
     reasons: list[RenderableType] = []

@@ -21,7 +21,6 @@ except ImportError:  # a Python without it: lines cannot be edited
 
 
 def history_file() -> Path:
-    """The file of the lines typed in chats."""
     return state_folder() / "chat_history"
 
 

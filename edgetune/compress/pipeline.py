@@ -297,7 +297,6 @@ class _Work:
                 "healing": self.curve, "answers": answers}
 
     def _answers(self, made: ServedModel) -> list[dict[str, str]]:
-        """Answers of the source and of the result, which is closed."""
         file = self.config.measure or self.config.calibrate
         asked = samples.samples(texts.read(file, self.tokenizer) if file else None, self.tokenizer)
         with closing(made), LlamaModel(self.reference) as source:

@@ -99,7 +99,6 @@ class _Ended(Exception):
 
 
 def _graded(task: Mapping[str, Any], judge: Judge) -> dict[str, Any]:
-    """Returns the final message of the process on a task."""
     late = threading.Event()
     with subprocess.Popen(**child(grading_child.__name__), text=True, stdin=subprocess.PIPE,
                           stdout=subprocess.PIPE) as process:
@@ -132,7 +131,6 @@ def _conversation(process: subprocess.Popen[str], task: Mapping[str, Any], judge
 
 
 def _exchange(process: subprocess.Popen[str], message: Mapping[str, Any]) -> dict[str, Any]:
-    """Sends a line and returns the reply."""
     assert process.stdin
     assert process.stdout
     line = json.dumps(message) + "\n"

@@ -19,12 +19,10 @@ _LINE = re.compile(r"sha256:([0-9a-f]{64}) ([A-Za-z0-9._@-]{1,64})")
 
 
 def hash_of(key: str) -> str:
-    """Returns the hexadecimal SHA-256 of a key."""
     return hashlib.sha256(key.encode("utf-8", "surrogateescape")).hexdigest()
 
 
 def default_file() -> Path:
-    """Returns the default file of keys."""
     config = os.environ.get("XDG_CONFIG_HOME") or Path("~/.config").expanduser()
     return Path(config) / "edgetune" / "keys"
 

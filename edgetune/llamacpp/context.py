@@ -142,7 +142,6 @@ class Context:
         self._handle = None
 
     def clear(self) -> None:
-        """Forget every sequence."""
         self._llama.llama_memory_clear(self._memory, False)
         self.cached.clear()
         self._repeatable = 0
@@ -321,7 +320,6 @@ def check_tokens(tokens: list[int], room: int, size: int, n_vocab: int) -> None:
 
 
 def common(a: list[int], b: list[int]) -> int:
-    """Length of the common beginning."""
     n = min(len(a), len(b))
     if a[:n] == b[:n]:
         return n

@@ -93,7 +93,6 @@ def _code(character: str) -> int:
 
 
 def _others(ranges: Ranges) -> Ranges:
-    """The characters in none of these ranges."""
     found = []
     start = 0
     for low, high in sorted(ranges):
@@ -251,7 +250,6 @@ def _that_may_be_empty(rules: Rules) -> set[str | int]:
 
 
 def _front(sequence: Sequence, empty: set[str | int]) -> Iterator[Item]:
-    """The items that it may begin with."""
     for item in sequence:
         yield item
         if not (item.may_be_absent or item.rule in empty):

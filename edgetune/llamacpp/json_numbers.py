@@ -44,7 +44,6 @@ def number(schema: Mapping[str, Any], place: Place) -> str:
 
 
 def between(low: int, high: int) -> str:
-    """Whole numbers from low to high."""
     if low < 0:
         negative = f'"-" ({between(max(-high, 1), -low)})'
         return f"{negative} | {between(0, high)}" if high >= 0 else negative

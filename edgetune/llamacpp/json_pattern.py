@@ -33,7 +33,6 @@ def rule_of(pattern: str, char: str) -> str:
 
 
 def text(characters: str) -> str:
-    """A literal of GBNF."""
     shown = []
     for c in characters:
         if c in '"\\':
@@ -46,7 +45,6 @@ def text(characters: str) -> str:
 
 
 def set_of(ranges: Ranges) -> str:
-    """A set of GBNF."""
     return "[" + "".join(_code(low) + (f"-{_code(high)}" if high > low else "") for low, high in ranges) + "]"
 
 

@@ -399,7 +399,6 @@ def _check_count(parts: Sequence[Any], word: str, place: Place) -> None:
 
 
 def _types(schema: Schema, place: Place) -> list[str]:
-    """The types that a value may have."""
     given = schema.get("type")
     if given is None:
         told = [kind for kind, words in OF_TYPE.items() if set(words) & schema.keys() and kind != "integer"]

@@ -30,7 +30,6 @@ Importance = Mapping[str, NDArray[np.float32]]
 
 
 def type_named(name: str) -> str:
-    """The name as TYPES has it; UsageError for an unknown one."""
     if name.upper() not in TYPES:
         raise UsageError(f"the type {name} is unknown", f"choose from {', '.join(TYPES)}")
     return name.upper()

@@ -126,5 +126,4 @@ def left_out(rewards: Floats) -> Floats:
 
 
 def centred(rewards: Floats) -> Floats:
-    """Subtracts from each reward the mean of its group."""
     return np.asarray(rewards - rewards.mean(1, keepdims=True), np.float32)

@@ -67,7 +67,6 @@ def _described(history: History) -> Iterator[str]:
 
 
 def _verdict(history: History) -> Html:
-    """The verdict where there is one, else the state."""
     record = history.record
     done = f"step {history.last_step:,}" + (f" of {record.total_steps:,}" if record.total_steps else "")
     if history.verdict:
@@ -197,7 +196,6 @@ def _decisions(history: History) -> Html | None:
 
 
 def _options(history: History) -> Iterator[Content]:
-    """Options that were chosen, and below them the others."""
     given = history.record.options
     chosen = {name: value for name, value in given.items() if name not in DEFAULTS or DEFAULTS[name] != value}
     rows = [[shown_name(name), shown(value), shown(DEFAULTS.get(name))] for name, value in chosen.items()]

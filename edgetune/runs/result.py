@@ -32,7 +32,6 @@ class Result:
 
     @property
     def is_worse(self) -> bool:
-        """Whether it is worse than no training."""
         return self.kind == WORSE
 
     @property
@@ -80,7 +79,6 @@ class Result:
 
     @property
     def seconds(self) -> float:
-        """Seconds of training."""
         return float(self.record["seconds"])
 
     @property

@@ -231,7 +231,6 @@ def as_file(rows: Rows | None, name: str) -> Iterator[Path | None]:
 
 @contextmanager
 def _shown(progress: bool, on_event: OnEvent | None) -> Iterator[OnEvent]:
-    """Who is told of the events of a run."""
     if not progress:
         yield on_event or (lambda _: None)
         return

@@ -26,7 +26,6 @@ class Answer:
 
     @property
     def pending(self) -> int:
-        """Tokens that are not in the cache."""
         return len(self.request.tokens) - len(self.sequence.tokens)
 
     @property

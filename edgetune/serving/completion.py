@@ -73,7 +73,6 @@ class Completion:
             raise self.error
 
     def text(self) -> str:
-        """The text that was not yet iterated over."""
         return "".join(self)
 
     def cancel(self) -> None:

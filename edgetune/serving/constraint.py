@@ -32,7 +32,6 @@ def grammar_of(question: Question, form: CallForm) -> str:
 
 
 def _callable(question: Question) -> list[Tool]:
-    """The tools of which one must be called."""
     tools = [tool for tool in question.shown_tools or ()
              if question.function is None or tool["function"]["name"] == question.function]
     if not tools:

@@ -49,7 +49,6 @@ class KvCache:
         self.clear()
 
     def clear(self) -> None:
-        """Forget everything."""
         self._context.clear()
         self.working.clear()
         self.kept.clear()
@@ -60,7 +59,6 @@ class KvCache:
 
     @property
     def used(self) -> int:
-        """Cells that somebody holds."""
         return len(self._holders)
 
     @property

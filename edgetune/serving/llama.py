@@ -190,7 +190,6 @@ class LlamaModel(ServedModel):
         return self.grammar_of(self.active) if self.structured else ""
 
     def adapters(self) -> list[str]:
-        """Names of the loaded adapters."""
         return list(self._adapters)
 
     # answers

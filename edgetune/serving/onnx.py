@@ -72,7 +72,6 @@ class Session:
         self.clear()
 
     def clear(self) -> None:
-        """Forget all tokens."""
         self.cached: list[int] = []  # tokens whose keys and values are held
         self._cache = dict(self._empty)  # name -> [1, G, P, C]
 

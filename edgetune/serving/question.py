@@ -42,7 +42,6 @@ class Question:
 
     @property
     def shown_tools(self) -> Sequence[Tool] | None:
-        """The tools that the model sees."""
         return None if self.tool_choice == "none" else self.tools or None
 
     @property

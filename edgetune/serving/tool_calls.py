@@ -126,7 +126,6 @@ class CallReader:
         return said
 
     def _object(self, calls: list[CallPiece]) -> str:
-        """Reads arguments as they come."""
         size = self._arguments.feed(self._held)
         calls.append(CallPiece(self.count - 1, arguments=self._held[:size]))
         self._held = self._held[size:]

@@ -63,7 +63,6 @@ class Round:
         return self.folder / f"{step}.json"
 
     def name(self, step: str) -> str:
-        """The name of a step in the ledger."""
         return f"{self.part} {step}".strip()
 
     def read(self, kind: type[R]) -> R | None:
@@ -114,7 +113,6 @@ def write_ledger(out: Path) -> None:
 
 
 def seconds_of(out: Path) -> dict[tuple[int, str], float]:
-    """The recorded seconds by round and step."""
     found: dict[tuple[int, str], float] = {}
     if (out / TIMES).exists():
         for line in (out / TIMES).read_text("utf-8").splitlines():

@@ -79,7 +79,6 @@ def publish(out: Path, adapter: Path, gguf: Gguf, number: int, objection: str = 
 
 
 def published_rounds(out: Path) -> list[tuple[Round, Path]]:
-    """The rounds that published, in order, each with the adapter."""
     found = ((round, round.read(Published)) for round in rounds_of(out))
     return [(round, out / one.adapter) for round, one in found if one]
 

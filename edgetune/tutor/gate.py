@@ -50,7 +50,6 @@ class HeldAnswers:
 
     @property
     def score(self) -> str:
-        """The score in words."""
         is_counted = all(value in (0, 1) for value in self.values)
         return f"{sum(self.values):g} of {len(self.values)} right" if is_counted else f"score {self.mean:.3f}"
 
@@ -206,7 +205,6 @@ def choose(found: Mapping[str, HeldAnswers], decisions: Sequence[Decision]) -> s
 
 
 def explain(decisions: Sequence[Decision], chosen: str) -> str:
-    """The reason in a sentence."""
     reasons = {one.adapter: one.reason for one in decisions}
     if chosen == LABELS and ROUND in reasons:
         return (f"the model's own answers do not help here ({reasons[ROUND]}); the labelled rows alone: "

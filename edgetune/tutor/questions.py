@@ -46,7 +46,6 @@ class Question:
         return int(self.key[:8], 16) % 10 < HELD_OUT_OF_TEN
 
     def with_answer(self, text: str) -> dict[str, Any]:
-        """A row that imitates an answer."""
         if isinstance(self.item.get("prompt"), str):
             return {"prompt": self.item["prompt"], "completion": text}
         row: dict[str, Any] = {"messages": [*self.messages, {"role": "assistant", "content": text}]}

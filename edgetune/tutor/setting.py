@@ -71,7 +71,6 @@ class Setting:
         return int(words[0]) % SEED_LIMIT
 
     def pairs(self, adapter: Path | None) -> Lora:
-        """The pairs of an adapter; none without one."""
         return open_adapter(adapter, self.bundle.gguf).pairs if adapter else {}
 
     def release(self) -> None:

@@ -118,7 +118,6 @@ def _check_items(grader: Grader, asked: Sequence[Question]) -> None:
 
 
 def _text_of(row: Any) -> str:
-    """The text of a row to keep, or its prompt."""
     return row if isinstance(row, str) else str(row.get("text") or row.get("prompt") or json.dumps(row))
 
 

@@ -166,7 +166,6 @@ def _silent() -> Iterator[None]:
 
 def _compare(source: PreTrainedModel, session: Session, windows: NDArray[np.int32],
              steps: _Steps) -> tuple[Agreement, float]:
-    """And the source's perplexity."""
     sums = np.zeros(5)
     for window in windows:
         steps.step("comparing with the source")

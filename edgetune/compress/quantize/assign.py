@@ -60,7 +60,6 @@ class Assigned:
 
     @property
     def types(self) -> dict[str, str]:
-        """The types, as quantize.write takes them."""
         return {choice.name: choice.type for choice in self.choices}
 
 
@@ -145,7 +144,6 @@ def require_size(model: Floats, size: int, formats: dict[str, list[str]]) -> int
 
 
 def _sizes(model: Floats, formats: dict[str, list[str]]) -> dict[str, list[int]]:
-    """Bytes of each matrix in each of its formats."""
     return {name: [stored_bytes(model, name, format) for format in row] for name, row in formats.items()}
 
 

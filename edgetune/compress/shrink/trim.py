@@ -66,7 +66,6 @@ class Trimmed:
     length_after: float
 
     def to_json(self) -> dict[str, Any]:
-        """All but `kept`."""
         return {name: value for name, value in asdict(self).items() if name != "kept"}
 
 
@@ -200,7 +199,6 @@ def _frames(tokenizer: Tokenizer) -> Iterator[list[int]]:
 
 
 def _choose(vocabulary: _Vocabulary, stay: Iterable[int], counts: NDArray[np.int64], size: int) -> list[int]:
-    """The kept tokens, ascending."""
     kept: set[int] = set().union(*map(vocabulary.path, stay))
     if len(kept) > size:
         raise UsageError(f"the vocabulary is to have {size} tokens, but {len(kept)} must stay (special tokens, "

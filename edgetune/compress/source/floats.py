@@ -42,7 +42,6 @@ class Floats:
 
     @property
     def weights(self) -> int:
-        """The number of weights."""
         return sum(array.size for array in self.tensors.values())
 
     def with_keys(self, tensors: dict[str, NDArray[np.float32]] | None = None, **values: Any) -> Floats:

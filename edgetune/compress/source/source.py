@@ -49,7 +49,6 @@ class Source:
     fingerprint: str
 
     def to_json(self) -> dict[str, Any]:
-        """All but the weights and the path."""
         return {spec.name: getattr(self, spec.name) for spec in fields(self) if spec.name not in ("floats", "path")}
 
 

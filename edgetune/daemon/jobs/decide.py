@@ -89,7 +89,6 @@ class Verdict:
 
 
 def without_scores(verdict: Mapping[str, Any]) -> dict[str, Any]:
-    """Returns a verdict as JSON without the scores of each row."""
     return {name: value for name, value in verdict.items() if name not in SCORES}
 
 
@@ -148,7 +147,6 @@ class Rules:
 
     @property
     def worse(self) -> str:
-        """Returns the objection of the first rule, or ""."""
         if self.earlier.p_worse > ALPHA:
             return ""
         return (f"worse on questions of earlier jobs: {self.earlier.losses} worse, {self.earlier.wins} better "
@@ -156,7 +154,6 @@ class Rules:
 
     @property
     def not_better(self) -> str:
-        """Returns the objection of the second rule, or ""."""
         return f"not surely better: {self.numbers}" if self.p > self.alpha else ""
 
     def to_json(self) -> dict[str, Any]:

@@ -51,7 +51,6 @@ class Exam:
     tests_before: int = 0
 
     def is_rewarded(self, row: Row) -> bool:
-        """Returns whether the answer to a row counts by its reward."""
         return self.rewarding is not None and self.rewarding.judges(row)
 
     def key(self, row: Row) -> str:
@@ -72,5 +71,4 @@ class Asked:
 
 
 def read_scores(found: Mapping[str, Any]) -> dict[str, Score]:
-    """Reads the scores of a verdict, by their keys."""
     return {row: from_json(Score, score, "the verdict on the active adapter") for row, score in found.items()}

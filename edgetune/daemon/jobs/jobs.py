@@ -106,7 +106,6 @@ class Jobs:
 
     @property
     def thread(self) -> threading.Thread:
-        """The thread that runs jobs."""
         return self._queue.thread
 
     @property

@@ -43,7 +43,6 @@ def of_checkpoint(event: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def _scores(metrics: Mapping[str, float], part: str) -> dict[str, Any]:
-    """Returns the mean reward, and that of each grader."""
     graders = {name.removeprefix(PART).removesuffix(MEAN): value for name, value in metrics.items()
                if name.startswith(PART) and name.endswith(MEAN)}
     return {f"{part}_reward_mean": metrics["reward"],

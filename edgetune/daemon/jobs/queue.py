@@ -108,7 +108,6 @@ class Queue:
             self.thread.join()
 
     def end_process(self, at_once: bool) -> None:
-        """Ends the process, at once or when it has saved."""
         if self._process and at_once:
             self._process.kill()
         elif self._process:

@@ -192,7 +192,6 @@ class Rewarding:
     rewards: GraderRewards
 
     def judges(self, row: Row) -> bool:
-        """Returns whether a row is evaluated by the reward of its answer."""
         return asks(row) and not has_answer(row)
 
     def key(self, row: Row) -> str:

@@ -97,7 +97,6 @@ class ParentCommands:
                     self._emit({"event": ALIVE})
 
     def is_busy(self) -> bool:
-        """Returns whether a request is being answered."""
         self._works = True
         return self._busy
 

@@ -283,8 +283,6 @@ def _copy_adapter(source: Path, target: Path) -> None:
 
 
 class _Rounds:
-    """The rounds of a job, in its process."""
-
     def __init__(self, worker: Worker) -> None:
         self.worker = worker
         self.task = _task(worker.folder, worker.method)

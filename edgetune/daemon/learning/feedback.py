@@ -76,7 +76,6 @@ class TrainingRows:
 
     @property
     def rounds(self) -> Sequence[str]:
-        """Returns the job of each established row."""
         return [row.job or "" for row in self.established]
 
 
@@ -298,7 +297,6 @@ class Feedback:
         return f"{WAITS} AND {self.kind.usable}"
 
     def set_aside(self, id: str) -> None:
-        """Sets an item aside: no job learns from it."""
         with self.store.write() as db:
             db.execute("UPDATE feedback SET state = 'aside' WHERE id = ?", (id,))
 
