@@ -2,15 +2,14 @@
 
 from __future__ import annotations
 
-from pathlib import Path
 from typing import Any
 
 import click
 from rich.text import Text
 
 from ..errors import UsageError, printable
-from .app import cli, command, show
-from .remote import Listing, begun_lines, connect, daemon_options, format_time, latest, show_latest, url_path
+from .app import cli, show
+from .remote import Listing, begun_lines, format_time, latest, request, show_latest, url_path
 
 FEEDBACK = "/v1/feedback"
 BRIEF = 60  # characters of a question, and of an answer, in a list
@@ -25,11 +24,11 @@ def feedback() -> None:
     """
 
 
-@command("list", click.option("--limit", type=click.IntRange(min=0), default=20, show_default=True,
-                              help="Pieces at most; 0: all."), daemon_options, group=feedback)
-def feedback_list(limit: int, url: str, key_file: Path | None, as_json: bool) -> None:
+@request("list", click.option("--limit", type=click.IntRange(min=0), default=20, show_default=True,
+                              help="Pieces at most; 0: all."), group=feedback)
+def feedback_list(client: Any, limit: int, as_json: bool) -> None:
     """The latest first."""
-    found, counts = latest(FEEDBACK, limit, url, key_file)
+    found, counts = latest(client, FEEDBACK, limit)
     rows = [([each["id"], each["state"], format_time(each["created_at"])], _brief(each)) for each in found]
     counted = ", ".join(f"{count} {name}" for name, count in counts.items())
     show_latest(as_json, found, counts, rows, counted, "there is no feedback")
@@ -48,11 +47,10 @@ def _short(text: str | None) -> str:
     return line if len(line) <= BRIEF else f"{line[: BRIEF - 1]}…"
 
 
-@command("show", ID, daemon_options, group=feedback)
-def feedback_show(feedback_id: str, url: str, key_file: Path | None, as_json: bool) -> None:
+@request("show", ID, group=feedback)
+def feedback_show(client: Any, feedback_id: str, as_json: bool) -> None:
     """A piece of feedback whole: the conversation, its right answer, and the wrong or worse one."""
-    with connect(url, key_file) as client:
-        found = client.get(url_path(FEEDBACK, feedback_id))
+    found = client.get(url_path(FEEDBACK, feedback_id))
     wrong = [f"not: {_lines(found['rejected'])}"] if found["rejected"] else []
     show(as_json, found, Text("\n".join([*_conversation(found["row"] or {}), *wrong,
                                          f"state: {found['state']}: {found['reason']}"])))
@@ -71,17 +69,16 @@ def _lines(content: Any) -> str:
     return "".join(c if c.isprintable() or c == "\n" else printable(c) for c in str(content))
 
 
-@command("edit", ID, click.argument("correction", required=False), daemon_options, group=feedback)
-def feedback_edit(feedback_id: str, correction: str | None, url: str, key_file: Path | None, as_json: bool) -> None:
+@request("edit", ID, click.argument("correction", required=False), group=feedback)
+def feedback_edit(client: Any, feedback_id: str, correction: str | None, as_json: bool) -> None:
     """Replace what should have been answered by CORRECTION; without it an editor opens.
 
     It is the latest word on its question, and waits to be learned again.
     """
-    with connect(url, key_file) as client:
-        path = url_path(FEEDBACK, feedback_id)
-        if correction is None:
-            correction = _edited(client.get(path)["row"] or {})
-        found = client.patch(path, {"correction": correction})
+    path = url_path(FEEDBACK, feedback_id)
+    if correction is None:
+        correction = _edited(client.get(path)["row"] or {})
+    found = client.patch(path, {"correction": correction})
     show(as_json, found, f"{feedback_id} {found['reason']}")
 
 
@@ -93,26 +90,24 @@ def _edited(row: dict[str, Any]) -> str:
     return after.rstrip("\n")
 
 
-@command("delete", ID, daemon_options, group=feedback)
-def feedback_delete(feedback_id: str, url: str, key_file: Path | None, as_json: bool) -> None:
+@request("delete", ID, group=feedback)
+def feedback_delete(client: Any, feedback_id: str, as_json: bool) -> None:
     """Remove it for good: the next training is without it."""
-    with connect(url, key_file) as client:
-        found = client.delete(url_path(FEEDBACK, feedback_id))
+    found = client.delete(url_path(FEEDBACK, feedback_id))
     show(as_json, found, "; ".join(filter(None, [f"{feedback_id} is removed", found["remains"]])))
 
 
-@command("learn", click.option("--all", "everything", is_flag=True, help="Learn again all that was ever learned, as "
+@request("learn", click.option("--all", "everything", is_flag=True, help="Learn again all that was ever learned, as "
                                "if it were new, and leave what is new for later."),
          click.option("--on/--off", "on", default=None, help="Begin no training, but let the daemon learn by "
-                      "itself, or not: what it is learning is paused, or resumed."), daemon_options, group=feedback)
-def feedback_learn(everything: bool, on: bool | None, url: str, key_file: Path | None, as_json: bool) -> None:
+                      "itself, or not: what it is learning is paused, or resumed."), group=feedback)
+def feedback_learn(client: Any, everything: bool, on: bool | None, as_json: bool) -> None:
     """Begin a training from the feedback so far; or switch all learning off and on."""
-    with connect(url, key_file) as client:
-        if on is not None:
-            if everything:
-                raise UsageError(f"--all and --{'on' if on else 'off'} are both given", "leave one of them out")
-            found = client.patch("/v1/learn", {"on": on})
-            show(as_json, found, f"learning is {'on' if on else 'off'}: {found['state']}")
-            return
-        job = client.post("/v1/learn", {"all": everything})
+    if on is not None:
+        if everything:
+            raise UsageError(f"--all and --{'on' if on else 'off'} are both given", "leave one of them out")
+        found = client.patch("/v1/learn", {"on": on})
+        show(as_json, found, f"learning is {'on' if on else 'off'}: {found['state']}")
+        return
+    job = client.post("/v1/learn", {"all": everything})
     show(as_json, job, *begun_lines(job))

@@ -2,15 +2,15 @@
 
 from __future__ import annotations
 
-from pathlib import Path
+from typing import Any
 
 import click
 from rich.text import Text
 
 from ..disk import json_text
 from ..errors import UsageError, printable
-from .app import cli, command, show
-from .remote import Listing, begun_lines, connect, daemon_options, format_time, latest, show_latest, url_path
+from .app import cli, show
+from .remote import Listing, begun_lines, format_time, latest, request, show_latest, url_path
 
 PROMPTS = "/v1/prompts"
 ID = click.argument("prompt_id", metavar="ID")
@@ -24,41 +24,38 @@ def prompts() -> None:
     """
 
 
-@command("list", click.option("--limit", type=click.IntRange(min=0), default=20, show_default=True,
-                              help="Prompts at most; 0: all."), daemon_options, group=prompts)
-def prompts_list(limit: int, url: str, key_file: Path | None, as_json: bool) -> None:
+@request("list", click.option("--limit", type=click.IntRange(min=0), default=20, show_default=True,
+                              help="Prompts at most; 0: all."), group=prompts)
+def prompts_list(client: Any, limit: int, as_json: bool) -> None:
     """The latest first, and how many are kept."""
-    found, counts = latest(PROMPTS, limit, url, key_file)
+    found, counts = latest(client, PROMPTS, limit)
     rows = [([each["id"], format_time(each["created_at"])], printable(" ".join(each["question"].split())))
             for each in found]
     counted = f"{counts['kept']} of {counts['most']} at most are kept, {counts['new']} were not asked by the tutor yet"
     show_latest(as_json, found, counts, rows, counted, "no prompts are kept")
 
 
-@command("show", ID, daemon_options, group=prompts)
-def prompts_show(prompt_id: str, url: str, key_file: Path | None, as_json: bool) -> None:
+@request("show", ID, group=prompts)
+def prompts_show(client: Any, prompt_id: str, as_json: bool) -> None:
     """All that is kept of a prompt."""
-    with connect(url, key_file) as client:
-        found = client.get(url_path(PROMPTS, prompt_id))
+    found = client.get(url_path(PROMPTS, prompt_id))
     show(as_json, found, Text(json_text(found["row"], indent=1)))
 
 
-@command("learn", daemon_options, group=prompts)
-def prompts_learn(url: str, key_file: Path | None, as_json: bool) -> None:
+@request("learn", group=prompts)
+def prompts_learn(client: Any, as_json: bool) -> None:
     """Begin the tutor's rounds over the prompts that are kept (--learn tutor)."""
-    with connect(url, key_file) as client:
-        job = client.post("/v1/learn", {"prompts": True})
+    job = client.post("/v1/learn", {"prompts": True})
     show(as_json, job, *begun_lines(job))
 
 
-@command("delete", click.argument("prompt_id", metavar="[ID]", required=False),
-         click.option("--all", "everything", is_flag=True, help="Delete all of them."), daemon_options, group=prompts)
-def prompts_delete(prompt_id: str | None, everything: bool, url: str, key_file: Path | None, as_json: bool) -> None:
+@request("delete", click.argument("prompt_id", metavar="[ID]", required=False),
+         click.option("--all", "everything", is_flag=True, help="Delete all of them."), group=prompts)
+def prompts_delete(client: Any, prompt_id: str | None, everything: bool, as_json: bool) -> None:
     """Delete a prompt, or all, for good."""
     if (prompt_id is None) != everything:
         raise UsageError("an ID and --all are both given" if prompt_id else "no prompt is named",
                          "give an ID, which edgetune prompts lists, or --all")
-    with connect(url, key_file) as client:
-        found = client.delete(url_path(PROMPTS, prompt_id) if prompt_id else PROMPTS)
+    found = client.delete(url_path(PROMPTS, prompt_id) if prompt_id else PROMPTS)
     said = f"{prompt_id} is deleted" if prompt_id else f"{found['count']} prompts are deleted"
     show(as_json, found, "; ".join(filter(None, [said, found["remains"]])))

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import time
+from collections.abc import Callable
 from datetime import datetime
 from itertools import islice
 from pathlib import Path
@@ -17,6 +18,7 @@ from rich.text import Text
 from ..errors import DataError, NotFoundError, UsageError
 from .app import F, cli, column_options, command, explicit, job_options, out, show, train_progress
 from .files import shown
+from .grouped import GroupedCommand
 from .objective import ObjectiveCommand, take_objective
 
 if TYPE_CHECKING:
@@ -43,16 +45,27 @@ class Listing(click.Group):
         return super().parse_args(ctx, args)
 
 
+def request(name: str, *options: Any, group: click.Group = cli,
+            cls: type[click.Command] = GroupedCommand) -> Callable[[F], F]:
+    """A command on a running daemon: its function gets an open Client first; --url and --key-file come with it."""
+
+    def register(function: F) -> F:
+        def opened(url: str, key_file: Path | None, **given: Any) -> None:
+            from ..daemon.client import Client, read_key
+            with Client(url, read_key(key_file)) as client:
+                function(client, **given)
+        opened.__doc__ = function.__doc__
+        command(name, *options, daemon_options, group=group, cls=cls)(opened)
+        return function
+
+    return register
+
+
 def daemon_options(command: F) -> F:
     command = click.option("--key-file", type=click.Path(path_type=Path),
                            help="File that holds a key (et-...) for the daemon [EDGETUNE_KEY].")(command)
     return click.option("--url", default="", help="The daemon: http://HOST:PORT or unix:/PATH [EDGETUNE_URL, else "
                         "http://127.0.0.1:8642].")(command)
-
-
-def connect(url: str, key_file: Path | None) -> Any:
-    from ..daemon.client import Client, read_key
-    return Client(url, read_key(key_file))
 
 
 def url_path(path: str, *names: str) -> str:
@@ -63,11 +76,10 @@ def url_path(path: str, *names: str) -> str:
     return "/".join([path, *(quote(name, safe=":") for name in names)])
 
 
-def latest(path: str, limit: int, url: str, key_file: Path | None) -> tuple[list[dict[str, Any]], dict[str, int]]:
+def latest(client: Any, path: str, limit: int) -> tuple[list[dict[str, Any]], dict[str, int]]:
     """(the latest objects of a list, at most `limit`, 0: all; their number by kind)"""
-    with connect(url, key_file) as client:
-        counts: dict[str, int] = client.get(path, limit=1)["counts"]
-        return list(islice(client.all(path), limit or None)), counts
+    counts: dict[str, int] = client.get(path, limit=1)["counts"]
+    return list(islice(client.all(path), limit or None)), counts
 
 
 def show_latest(as_json: bool, found: list[dict[str, Any]], counts: dict[str, int],
@@ -113,11 +125,10 @@ def jobs() -> None:
     """
 
 
-@command("list", daemon_options, group=jobs)
-def jobs_list(url: str, key_file: Path | None, as_json: bool) -> None:
+@request("list", group=jobs)
+def jobs_list(client: Any, as_json: bool) -> None:
     """All jobs, the newest first."""
-    with connect(url, key_file) as client:
-        found = list(client.all(JOBS))
+    found = list(client.all(JOBS))
     rows = [([job["id"], job["status"], format_time(job["created_at"])], _outcome(job)) for job in found]
     show(as_json, {"object": "list", "data": found}, *(entries(rows) if rows else ["there are no jobs"]))
 
@@ -128,16 +139,15 @@ def _outcome(job: dict[str, Any]) -> str:
     return str(job.get("fine_tuned_model") or "")
 
 
-@command("create", click.argument("data"),
+@request("create", click.argument("data"),
          click.option("--eval", "held_out", metavar="DATA", help="Held-out rows, which decide whether the adapter "
                       "takes over [a part of DATA]."),
          click.option("--model", default="", help="What to train, by the daemon's name of it [what it serves]."),
          click.option("--suffix", default="", help="A word for the adapter's name."),
          click.option("--follow", is_flag=True, help="Show how it goes until it ends."),
-         daemon_options, column_options, job_options, group=jobs, cls=ObjectiveCommand)
-def jobs_create(data: str, held_out: str | None, model: str, suffix: str, follow: bool, url: str,
-                key_file: Path | None, prompt_column: str, completion_column: str, as_json: bool,
-                **options: Any) -> None:
+         column_options, job_options, group=jobs, cls=ObjectiveCommand)
+def jobs_create(client: Any, data: str, held_out: str | None, model: str, suffix: str, follow: bool,
+                prompt_column: str, completion_column: str, as_json: bool, **options: Any) -> None:
     """Train on the rows of DATA: a file of this machine, or the id (file-...) of one that the daemon has.
 
     A .json, .csv or .tsv file, or one with named columns, is sent as JSON Lines.
@@ -146,16 +156,15 @@ def jobs_create(data: str, held_out: str | None, model: str, suffix: str, follow
     columns = Columns(prompt_column, completion_column)
     objective = take_objective(options)
     asked = {**explicit(options), **objective.options()}
-    with connect(url, key_file) as client:
-        body = {"model": model or client.get("/v1/device")["model"], "training_file": _file_id(client, data, columns),
-                "validation_file": _file_id(client, held_out, columns) if held_out else None,
-                "suffix": suffix or None, "seed": asked.pop("seed", None),
-                "method": {"type": objective.method, objective.method: _method(objective, asked)}}
-        job = client.post(JOBS, {name: value for name, value in body.items() if value is not None})
-        if follow:
-            _follow(client, job["id"], as_json)
-        else:
-            show(as_json, job, *begun_lines(job))
+    body = {"model": model or client.get("/v1/device")["model"], "training_file": _file_id(client, data, columns),
+            "validation_file": _file_id(client, held_out, columns) if held_out else None,
+            "suffix": suffix or None, "seed": asked.pop("seed", None),
+            "method": {"type": objective.method, objective.method: _method(objective, asked)}}
+    job = client.post(JOBS, {name: value for name, value in body.items() if value is not None})
+    if follow:
+        jobs_follow(client, job["id"], as_json)
+    else:
+        show(as_json, job, *begun_lines(job))
 
 
 def _method(objective: Objective, asked: dict[str, Any]) -> dict[str, Any]:
@@ -209,44 +218,37 @@ def _write_lines(lines: Path, path: Path, columns: Columns) -> None:
                 raise DataError(f"{place(number, path.name)}: {error.what}", error.hint) from None
 
 
-@command("show", click.argument("job"), daemon_options, group=jobs)
-def jobs_show(job: str, url: str, key_file: Path | None, as_json: bool) -> None:
+@request("show", click.argument("job"), group=jobs)
+def jobs_show(client: Any, job: str, as_json: bool) -> None:
     """All that the daemon says of JOB."""
     from ..console import Copied, table
-    with connect(url, key_file) as client:
-        found = client.get(url_path(JOBS, job))
-        report = [Copied(f"report: {client.url}{found['report']}")] if found.get("report") else []
+    found = client.get(url_path(JOBS, job))
+    report = [Copied(f"report: {client.url}{found['report']}")] if found.get("report") else []
     rows = [[name.replace("_", " "), Text(format_time(value) if name.endswith(TIMES) else shown(value))]
             for name, value in found.items() if value and name not in (MADE, "object", "hyperparameters", "report")]
     made = [Copied(f"{MADE.replace('_', ' ')}: {found[MADE]}")] if found.get(MADE) else []
     show(as_json, found, table("", ["", ""], rows), *made, *report)
 
 
-@command("follow", click.argument("job"), daemon_options, group=jobs)
-def jobs_follow(job: str, url: str, key_file: Path | None, as_json: bool) -> None:
+@request("follow", click.argument("job"), group=jobs)
+def jobs_follow(client: Any, job: str, as_json: bool) -> None:
     """Show how JOB goes until it ends; exits with 0 if it succeeded. Ctrl-C leaves it to the daemon."""
-    with connect(url, key_file) as client:
-        _follow(client, job, as_json)
-
-
-def _follow(client: Any, name: str, as_json: bool) -> None:
-    """The view of edgetune train, made from the events; the daemon's own sentences between."""
     from ..console import say
     last = None
     with train_progress(as_json) as progress:
         while True:
-            job = client.get(url_path(JOBS, name))  # before its events: what ended has no later ones
-            for event in _events_after(client, name, last):
+            found = client.get(url_path(JOBS, job))  # before its events: what ended has no later ones
+            for event in _events_after(client, job, last):
                 last = event["id"]
                 if event["type"] == "metrics":
                     progress.event(event["data"])
                 elif not as_json:
                     say(out, Text(event["message"]))
-            if job["status"] in ENDED:
+            if found["status"] in ENDED:
                 break
             time.sleep(POLL)
-    show(as_json, job, f"{name} {job['status']}: {_outcome(job)}".rstrip(": "))
-    if job["status"] != "succeeded":
+    show(as_json, found, f"{job} {found['status']}: {_outcome(found)}".rstrip(": "))
+    if found["status"] != "succeeded":
         click.get_current_context().exit(1)
 
 
@@ -261,10 +263,9 @@ def _events_after(client: Any, job: str, last: str | None) -> list[dict[str, Any
 
 
 def _add_action(action: str, text: str) -> None:
-    @command(action, click.argument("job"), daemon_options, group=jobs)
-    def act(job: str, url: str, key_file: Path | None, as_json: bool) -> None:
-        with connect(url, key_file) as client:
-            found = client.post(url_path(JOBS, job, action))
+    @request(action, click.argument("job"), group=jobs)
+    def act(client: Any, job: str, as_json: bool) -> None:
+        found = client.post(url_path(JOBS, job, action))
         show(as_json, found, f"{found['id']} is {found['status']}")
 
     jobs.commands[action].help = text
@@ -286,11 +287,10 @@ def adapters() -> None:
     """
 
 
-@command("list", daemon_options, group=adapters)
-def adapters_list(url: str, key_file: Path | None, as_json: bool) -> None:
+@request("list", group=adapters)
+def adapters_list(client: Any, as_json: bool) -> None:
     """All adapters, and why each is active or not."""
-    with connect(url, key_file) as client:
-        found = client.get(ADAPTERS)
+    found = client.get(ADAPTERS)
     rows = [([a["id"], a["state"], format_time(a["created_at"]), a.get("name") or ""],
              _verdict(a.get("verdict") or {})) for a in found["data"]]
     show(as_json, found, *(entries(rows) if rows else ["there are no adapters"]), _serving(found))
@@ -305,57 +305,52 @@ def _serving(found: dict[str, Any]) -> str:
     return f"active: {found['serving'] or BASE}"
 
 
-@command("promote", click.argument("adapter"), daemon_options, group=adapters)
-def adapters_promote(adapter: str, url: str, key_file: Path | None, as_json: bool) -> None:
+@request("promote", click.argument("adapter"), group=adapters)
+def adapters_promote(client: Any, adapter: str, as_json: bool) -> None:
     """Let ADAPTER answer from the next request on, whatever the gate said of it."""
-    _change(url, key_file, as_json, url_path(ADAPTERS, adapter, "promote"))
+    _change(client, as_json, url_path(ADAPTERS, adapter, "promote"))
 
 
-@command("rollback", daemon_options, group=adapters)
-def adapters_rollback(url: str, key_file: Path | None, as_json: bool) -> None:
+@request("rollback", group=adapters)
+def adapters_rollback(client: Any, as_json: bool) -> None:
     """Activate the adapter that was active before, from the next request on."""
-    _change(url, key_file, as_json, url_path(ADAPTERS, "rollback"))
+    _change(client, as_json, url_path(ADAPTERS, "rollback"))
 
 
-@command("recover", daemon_options, group=adapters)
-def adapters_recover(url: str, key_file: Path | None, as_json: bool) -> None:
+@request("recover", group=adapters)
+def adapters_recover(client: Any, as_json: bool) -> None:
     """Take back adapters that were set aside when the daemon's database was lost; promote then lets one answer."""
-    with connect(url, key_file) as client:
-        found = client.post(url_path(ADAPTERS, "recover"))
+    found = client.post(url_path(ADAPTERS, "recover"))
     lines = [f"{adapter} is a candidate again" for adapter in found["recovered"]]
     lines += [f"{folder} remains: {reason}" for folder, reason in found["refused"].items()]
     show(as_json, found, "\n".join(lines) or "no adapters are set aside")
 
 
-def _change(url: str, key_file: Path | None, as_json: bool, path: str) -> None:
-    with connect(url, key_file) as client:
-        client.post(path)
-        found = client.get(ADAPTERS)
+def _change(client: Any, as_json: bool, path: str) -> None:
+    client.post(path)
+    found = client.get(ADAPTERS)
     show(as_json, found, _serving(found))
 
 
-@command("delete", click.argument("adapter"), daemon_options, group=adapters)
-def adapters_delete(adapter: str, url: str, key_file: Path | None, as_json: bool) -> None:
+@request("delete", click.argument("adapter"), group=adapters)
+def adapters_delete(client: Any, adapter: str, as_json: bool) -> None:
     """Remove ADAPTER for good; not the active one."""
-    with connect(url, key_file) as client:
-        found = client.delete(url_path(ADAPTERS, adapter))
+    found = client.delete(url_path(ADAPTERS, adapter))
     show(as_json, found, f"{adapter} is removed")
 
 
-@command("rename", click.argument("adapter"), click.argument("name"), daemon_options, group=adapters)
-def adapters_rename(adapter: str, name: str, url: str, key_file: Path | None, as_json: bool) -> None:
+@request("rename", click.argument("adapter"), click.argument("name"), group=adapters)
+def adapters_rename(client: Any, adapter: str, name: str, as_json: bool) -> None:
     """Give ADAPTER a NAME, by which requests may call it too; "" takes it away."""
-    with connect(url, key_file) as client:
-        found = client.patch(url_path(ADAPTERS, adapter), {"name": name})
+    found = client.patch(url_path(ADAPTERS, adapter), {"name": name})
     show(as_json, found, f"{adapter} is called {found['name']}" if found["name"] else f"{adapter} has no other name")
 
 
-@command("download", click.argument("adapter"),
+@request("download", click.argument("adapter"),
          click.option("-o", "--out", "target", type=click.Path(path_type=Path), required=True, help="New zip file."),
-         daemon_options, group=adapters)
-def adapters_download(adapter: str, target: Path, url: str, key_file: Path | None, as_json: bool) -> None:
+         group=adapters)
+def adapters_download(client: Any, adapter: str, target: Path, as_json: bool) -> None:
     """Write ADAPTER as a zip: adapter.gguf, a model card, and run.json without questions, answers and paths."""
     from ..console import mib
-    with connect(url, key_file) as client:
-        client.download(url_path(ADAPTERS, adapter, "download"), target)
+    client.download(url_path(ADAPTERS, adapter, "download"), target)
     show(as_json, {"out": str(target), "bytes": target.stat().st_size}, f"{target}: {mib(target.stat().st_size)}")

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import time
 from functools import partial
-from pathlib import Path
 from typing import Any
 
 import click
@@ -12,25 +11,24 @@ from rich.console import Group, RenderableType
 from rich.text import Text
 
 from . import watched
-from .app import command, show
-from .remote import ADAPTERS, BASE, connect, daemon_options
+from .app import show
+from .remote import ADAPTERS, BASE, request
 from .watched import once_option, stays, watch_option
 
 SWITCHES = 3  # of the history, and of the governor's decisions
 
 
-@command("status", once_option, watch_option, daemon_options)
-def status_command(once: bool, watch: bool, url: str, key_file: Path | None, as_json: bool) -> None:
+@request("status", once_option, watch_option)
+def status_command(client: Any, once: bool, watch: bool, as_json: bool) -> None:
     """What the daemon serves, trains and learns, and what it yields to.
 
     At a terminal it stays until Ctrl-C and shows that again every second. Without one, with --json or --once it says
     it once, and exits with 1 if not all is right.
     """
-    with connect(url, key_file) as client:
-        if stays(once, watch, as_json):
-            watched.watch(partial(_facts, client), view, as_json)
-            return
-        facts = _facts(client)
+    if stays(once, watch, as_json):
+        watched.watch(partial(_facts, client), view, as_json)
+        return
+    facts = _facts(client)
     show(as_json, facts, view(facts))
     click.get_current_context().exit(0 if facts["health"]["status"] == "ok" else 1)
 
