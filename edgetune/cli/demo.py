@@ -31,4 +31,4 @@ def demo_command(folder: Path | None, seed: int, threads: int, as_json: bool) ->
     show(as_json, {"out": str(result.folder), **result.record, "seconds": seconds, "train_seconds": result.seconds},
          *pair_lines(result.pairs, out),
          f"\n{scores}, {duration(seconds)} in all, peak memory of training {result.record['peak_rss_mib']:.0f} MiB",
-         Copied(f"talk to it: edgetune chat smollm2 --adapter {result.folder} --system '{demo.SYSTEM}'"))
+         Copied(f"talk to it: edgetune chat smollm2 --adapter {result.folder}"))
