@@ -1,4 +1,4 @@
-"""The contract of an adapter family, whose parameters are trained with frozen projections; families by name.
+"""The contract of an adapter family, whose parameters are trained with a frozen network; families by name.
 
 To add one, write two classes in a file of this folder:
 
@@ -13,9 +13,10 @@ micro-batches; the trainer sets them to zero before a step.
 
 Before each pass of a part of a step `before_pass` is called, then for each trained projection `forward`, and in the
 opposite order `backward` followed by its `finish`. Where a block is computed again, forward is called again, or `keep`
-where the product itself is not needed. `after_step` follows the optimizer's update. `low_rank.py` is LoRA;
-tests/adapters/test_family.py has a family with a proximal step and an artifact that llama.cpp cannot apply.
-Letters: T tokens, N outputs, K inputs of a projection.
+where the product itself is not needed. The methods of other parts (`Family.adapts`) are called in the same order.
+`after_step` follows the optimizer's update. `low_rank.py` is LoRA; tests/adapters/test_family.py has a family with a
+proximal step, tests/adapters/test_parts.py one each of sublayers, norms and virtual tokens.
+Letters: T tokens, N outputs, K inputs of a projection, D the model's width.
 """
 
 from __future__ import annotations
@@ -31,36 +32,68 @@ from ..backends.arena import Arena, Buffer
 from ..backends.base import Array, Backend, LowRank
 from ..errors import UnsupportedError
 from ..formats.gguf import Tensor
-from ..options import Registry, check_options
+from ..options import Registry, check_options, make_options
 from .lora import Lora
 
 T = TypeVar("T", bound="Family")
 LLAMA_CPP = "llama.cpp"
+OWN_ENGINE = "edgetune's own engine"  # of training, and of --engine native
 
-Shapes = Mapping[str, tuple[int, int]]
-"""[N, K] of every trained projection, by GGUF name without ".weight"."""
+PROJECTIONS = "projections"
+SUBLAYERS = "sublayers"
+NORMS = "norms"
+INPUT = "input"
+"""The parts of a network that a family may adapt: its `adapts`."""
+
+Shapes = Mapping[str, tuple[int, ...]]
+"""The shape of every part that a family adapts, by its name: [N, K] of a projection such as "blk.0.attn_q" (its GGUF
+name without ".weight"), [D] of a sublayer's output ("blk.0.attention", "blk.0.feed_forward"), of a norm's weight
+("blk.0.attn_norm", "output_norm") and of the first block's input ("input"), where D is the model's width.
+"""
 NOTHING: LowRank = (None, None)
 """A product without a low-rank part."""
+
+
+@dataclass(frozen=True)
+class Setting:
+    """Builds a family again: its options, the adapted projections of a block, [first, end] of the blocks, the seed."""
+
+    options: dict[str, Any] = field(default_factory=dict)
+    targets: list[str] = field(default_factory=list)
+    blocks: list[int] = field(default_factory=list)
+    seed: int = 0
 
 
 @dataclass(frozen=True)
 class Artifact:
     """The result of training; its arrays may be views of the arena, which training changes in place.
 
-    pairs: the updates that llama.cpp applies to the base. tensors: other arrays, by name. family: the family that made
-    it, if llama.cpp does not serve it. served_by: the engine that does.
+    pairs: the updates that llama.cpp applies to the base. tensors: other arrays, by name. family: the name of the
+    family that made it; served_by: the engine that answers with it; setting: for an engine that builds it again.
     """
 
     pairs: Lora = field(default_factory=dict)
     tensors: Mapping[str, np.ndarray] = field(default_factory=dict)
     family: str = ""
     served_by: str = LLAMA_CPP
+    setting: Setting = field(default_factory=Setting)
+
+    @property
+    def is_lora(self) -> bool:
+        """Whether llama.cpp applies it as it is."""
+        return self.served_by == LLAMA_CPP and not self.tensors
+
+    def make_family(self) -> Family:
+        """The family that made it. Raises UsageError for one that is not known, or a wrong option."""
+        return make_options(family_named(self.family), self.setting.options).check()
 
     def served_pairs(self, source: str) -> Lora:
         """The pairs. Raises UnsupportedError if there is more than pairs. source: names the adapter."""
-        if self.served_by != LLAMA_CPP or self.tensors:
+        if not self.is_lora:
+            way = "answer with edgetune generate --engine native" if self.served_by == OWN_ENGINE else (
+                f"{self.served_by} serves it")
             raise UnsupportedError(f"{source} is an adapter of the family {self.family}, which llama.cpp cannot apply",
-                                   f"{self.served_by} serves it; what llama.cpp serves is trained by --family lora")
+                                   f"{way}, or train one that llama.cpp serves: --family lora")
         return self.pairs
 
 
@@ -113,11 +146,13 @@ class Frozen:
 class Family(ABC):
     """One way to adapt a network. An instance holds its options.
 
-    name: of --family, in run.json and in the comparison of a resumed run. served_by: the engine that answers with its
-    artifact. size: options that a start adapter decides.
+    name: of --family, in run.json and in the comparison of a resumed run. adapts: the parts of a network that it
+    changes; a network refuses those that it does not have. served_by: the engine that answers with its artifact. size:
+    options that a start adapter decides.
     """
 
     name: ClassVar[str]
+    adapts: ClassVar[tuple[str, ...]] = (PROJECTIONS,)
     served_by: ClassVar[str] = LLAMA_CPP
     size: ClassVar[tuple[str, ...]] = ()
 
@@ -132,7 +167,7 @@ class Family(ABC):
 
     @property
     def virtual_tokens(self) -> int:
-        """Positions that it takes before the first token of every document."""
+        """Tokens before the first one of every document, whose embeddings are the family's. More than 0 needs INPUT."""
         return 0
 
     def check_shapes(self, shapes: Shapes) -> None:  # noqa: B027  # most families fit every shape
@@ -143,13 +178,13 @@ class Family(ABC):
         """The groups of parameters, in the order in which they are stored."""
 
     @property
-    @abstractmethod
     def kept_width(self) -> int:
         """Floats a token and projection that forward keeps for backward (`kept` of Carved); 0: none."""
+        return 0
 
-    @abstractmethod
-    def buffers(self, tokens: int, widest: int, activations: str) -> list[Buffer]:
+    def buffers(self, tokens: int, widest: int, activations: str) -> list[Buffer]:  # noqa: ARG002  # most have none
         """Work space for T = tokens, of lifetime "block". widest: the largest K; activations: their numpy type."""
+        return []
 
     def state(self, shapes: Shapes) -> list[Buffer]:  # noqa: ARG002  # most families have none
         """Arrays besides the parameters on which the next step depends: checkpoints hold them. Lifetime "run"."""
@@ -164,30 +199,54 @@ class Family(ABC):
 
 
 class Carved(ABC):
-    """A family in the memory of an arena.
+    """A family in the memory of an arena. It overrides the methods of the parts that it adapts.
 
     kept [T, kept_width], float32: what `forward` fills for `backward`; None where kept_width is 0. accumulate: add to
-    the output instead of overwriting it.
+    the output instead of overwriting it. Gradients of parameters accumulate. A projection's other arrays may be bf16,
+    which ops read and numpy does not (`backends.base.floats`); arrays of other parts are float32. Code that uses numpy
+    calls the backend's `synchronize` first.
     """
 
-    @abstractmethod
     def forward(self, linear: Frozen, out: Array, inp: Array, kept: Array | None, accumulate: bool) -> None:
         """out [T, N] (+)= the adapted projection of inp [T, K]."""
+        raise NotImplementedError
 
-    @abstractmethod
-    def keep(self, linear: Frozen, inp: Array, kept: Array | None) -> None:
+    def keep(self, linear: Frozen, inp: Array, kept: Array | None) -> None:  # noqa: B027  # nothing is kept
         """Fills `kept` as `forward` does, without computing the product."""
 
-    @abstractmethod
     def backward(self, linear: Frozen, dinp: Array | None, dout: Array, kept: Array | None, accumulate: bool) -> None:
         """dinp [T, K] (None: not needed) (+)= its gradient; gradients of parameters that do not need inp accumulate.
 
         `finish` for the same projection is called before the next one's backward.
         """
+        raise NotImplementedError
 
-    @abstractmethod
-    def finish(self, linear: Frozen, inp: Array) -> None:
+    def finish(self, linear: Frozen, inp: Array) -> None:  # noqa: B027  # all is done in backward
         """The gradients of parameters that need the projection's input [T, K], which is made again only then."""
+
+    def sublayer_forward(self, name: str, out: Array) -> None:
+        """Changes out [T, D] in place: a sublayer's output, before its sum with the residual stream."""
+        raise NotImplementedError
+
+    def sublayer_backward(self, name: str, dout: Array, out: Array) -> None:
+        """dout [T, D], in place: from the gradient of the changed output to that of `out`, the unchanged one."""
+        raise NotImplementedError
+
+    def norm(self, name: str, weight: Array) -> Array:
+        """A norm's weight [D], from the frozen one; in the backend's memory."""
+        raise NotImplementedError
+
+    def norm_backward(self, name: str, dweight: np.ndarray) -> None:
+        """Takes the gradient [D] of that weight."""
+        raise NotImplementedError
+
+    def virtual_forward(self) -> np.ndarray:
+        """The embeddings [virtual_tokens, D] of the virtual tokens."""
+        raise NotImplementedError
+
+    def virtual_backward(self, drows: np.ndarray) -> None:
+        """Takes the gradient [virtual_tokens, D] of these embeddings."""
+        raise NotImplementedError
 
     def before_pass(self, seed: int | None) -> None:  # noqa: B027  # most families draw nothing
         """Precedes a pass that learns, with the seed of its random numbers; None: the next passes measure."""

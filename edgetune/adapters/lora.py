@@ -6,6 +6,7 @@ R rank, K inputs and N outputs of the projection.
 from __future__ import annotations
 
 import math
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -47,7 +48,7 @@ def scale_of(alpha: float, rank: int, rslora: bool = False) -> float:
     return alpha / (math.sqrt(rank) if rslora else rank)
 
 
-def init_pairs(shapes: dict[str, tuple[int, int]], rank: int, scale: float, seed: int) -> Lora:
+def init_pairs(shapes: Mapping[str, tuple[int, ...]], rank: int, scale: float, seed: int) -> Lora:
     """A pair for each name -> (N, K): A uniform in +-1/sqrt(K) (as PEFT's kaiming_uniform, a = sqrt 5), B zero.
 
     A depends only on (seed, name), not on which other projections are trained.
@@ -58,7 +59,7 @@ def init_pairs(shapes: dict[str, tuple[int, int]], rank: int, scale: float, seed
             for name, (n, k) in shapes.items()}
 
 
-def check_rank(shapes: dict[str, tuple[int, int]], rank: int) -> None:
+def check_rank(shapes: Mapping[str, tuple[int, ...]], rank: int) -> None:
     """Raises UsageError for a rank below 1 or above the narrowest K of name -> (N, K)."""
     width, narrow = min((k, name) for name, (_, k) in shapes.items())
     if not 1 <= rank <= width:

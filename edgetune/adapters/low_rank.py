@@ -41,7 +41,7 @@ class LoraFamily(Family):
         return {"rank": max(1, self.rank // 2)}
 
     def check_shapes(self, shapes: Shapes) -> None:
-        check_rank(dict(shapes), self.rank)
+        check_rank(shapes, self.rank)
 
     def parameters(self, shapes: Shapes) -> list[Group]:
         return [Group("a", self.rank * sum(k for _, k in shapes.values())),

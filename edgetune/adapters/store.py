@@ -23,13 +23,14 @@ from ..disk import MIB, json_text, new_folder, open_regular, read_object, replac
 from ..errors import FormatError, MismatchError, NumericsError, UnsupportedError
 from ..formats.gguf import Gguf, check_adapter, fingerprint, open_gguf, write_gguf
 from ..version import __version__
-from .base import LLAMA_CPP, Artifact, family_named
+from .base import LLAMA_CPP, Artifact, Setting, family_named
 from .lora import Lora, Pair
 
 LORA = "lora"  # the type of an adapter that llama.cpp applies, and the family of a run that names none
 OURS = "edgetune"  # the type of any other adapter
 _FAMILY = "edgetune.family"  # of one of that type
 _SERVED_BY = "edgetune.served_by"
+_SETTING = "edgetune.setting"
 FILE = "adapter.gguf"
 RUN = "run.json"
 BESIDE = "beside.npz"  # arrays trained with it that are no part of it, such as a value head, by name
@@ -126,11 +127,11 @@ def save_artifact(path: str | os.PathLike[str], found: Artifact, base: Gguf, for
             part = name.replace(".weight.", ".")
             raise NumericsError(f"{part} holds values that are not finite in {format}", "lower --lr")
         tensors[name] = stored
-    is_lora = found.served_by == LLAMA_CPP and not found.tensors
     metadata = {
         "general.type": "adapter",
-        "adapter.type": LORA if is_lora else OURS,
-        **({} if is_lora else {_FAMILY: found.family, _SERVED_BY: found.served_by}),
+        "adapter.type": LORA if found.is_lora else OURS,
+        **({} if found.is_lora else {_FAMILY: found.family, _SERVED_BY: found.served_by,
+                                     _SETTING: json_text(vars(found.setting))}),
         _ALPHA: alpha,
         "general.name": f"LoRA for {base_name(base)}",
         "general.base_model.count": 1,
@@ -264,7 +265,17 @@ def _read_artifact(gguf: Gguf) -> Artifact:
                 raise FormatError(f"{gguf.path}: {tensor} has an update that is not finite", "take an earlier adapter")
             pairs[tensor.removesuffix(".weight")] = Pair(a, b, alpha / a.shape[0] if alpha else 1.0)
     return Artifact(pairs, tensors, str(gguf.metadata.get(_FAMILY, "")),
-                    str(gguf.metadata.get(_SERVED_BY, LLAMA_CPP)))
+                    str(gguf.metadata.get(_SERVED_BY, LLAMA_CPP)), Setting() if is_lora else _read_setting(gguf))
+
+
+def _read_setting(gguf: Gguf) -> Setting:
+    try:
+        found = json.loads(str(gguf.metadata[_SETTING]))
+        first, end = map(int, found["blocks"])
+        return Setting(dict(found["options"]), [*map(str, found["targets"])], [first, end], int(found["seed"]))
+    except (KeyError, TypeError, ValueError, RecursionError) as error:
+        raise FormatError(f"{gguf.path} is damaged: {_SETTING} is no setting ({error})",
+                          "take an earlier adapter") from None
 
 
 def _check_base(gguf: Gguf, base: Gguf) -> None:

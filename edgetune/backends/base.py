@@ -58,6 +58,13 @@ Recorded = Callable[[], None]
 """Runs the ops again that `Backend.record` was given, as long as the memory that they were called with is there."""
 
 
+def floats(array: Array) -> NDArray[np.float32]:
+    """An array of float32 or bf16 (as uint16) as float32, for numpy: of the second a copy."""
+    if array.dtype != np.uint16:
+        return array
+    return (array.astype(np.uint32) << 16).view(np.float32)
+
+
 class Memory(Protocol):
     """One allocation."""
 

@@ -19,7 +19,7 @@ from ..llamacpp.tokenizer import Tokenizer
 from ..machine import device
 from ..serving.batcher import KEPT, Batcher
 from ..serving.llama import LlamaModel
-from ..serving.rollouts.texts import Asked, Engine, answers, pairs_of
+from ..serving.rollouts.texts import Asked, Engine, adapter_of, answers
 
 DRAWN = Sampling(temperature=1.0, top_k=0, top_p=1.0, min_p=0.0)
 
@@ -93,12 +93,12 @@ def many(model: str | Path, *, native: Engine | None, count: int, prompts: int, 
 def _native(gguf: Gguf, prompts: list[list[int]], samples: int, tokens: int, adapter: Path | None,
             engine: Engine) -> float:
     """Seconds."""
-    pairs = pairs_of(gguf, adapter)
+    opened = adapter_of(gguf, adapter)
     tokenizer = Tokenizer(gguf)
-    list(answers(gguf, tokenizer, pairs, Asked([[0]], [1], sampling=DRAWN), engine))  # brings the weights into memory
+    list(answers(gguf, tokenizer, opened, Asked([[0]], [1], sampling=DRAWN), engine))  # brings the weights into memory
     asked = Asked(prompts, [tokens] * len(prompts), samples, DRAWN, ends=False)
     began = time.perf_counter()
-    made = list(answers(gguf, tokenizer, pairs, asked, engine))
+    made = list(answers(gguf, tokenizer, opened, asked, engine))
     seconds = time.perf_counter() - began
     assert all(answered.rollout.tokens.size == tokens for answered in made)
     return seconds

@@ -205,8 +205,8 @@ def _graded_natively(bundle: Bundle, tokenizer: Tokenizer, rows: Dataset, adapte
                      with_base: bool, **options: Any) -> tuple[Graded, Sequence[Answer]]:
     """The grades, and the answers without an adapter: the same ones unless it has one and both are wanted."""
     from ..evaluation.native import native_grade, native_match
-    from ..serving.rollouts.texts import pairs_of
-    graded = native_grade(bundle, tokenizer, rows, pairs_of(bundle.gguf, adapter), engine, **options)
+    from ..serving.rollouts.texts import adapter_of
+    graded = native_grade(bundle, tokenizer, rows, adapter_of(bundle.gguf, adapter), engine, **options)
     if not with_base:
         return graded, graded.answers
     return graded, native_match(bundle, tokenizer, rows, None, engine, system=options["system"],

@@ -134,11 +134,11 @@ def _answers(model: Path, rows: Rows, *, adapter: Path | None, samples: int, tem
     from ..llamacpp.sampling import Sampling
     from ..llamacpp.tokenizer import Tokenizer
     from ..serving.call_form import call_form
-    from ..serving.rollouts.texts import Asked, answers, pairs_of
+    from ..serving.rollouts.texts import Asked, adapter_of, answers
     if temperature is None:
         temperature = 0.0 if samples == 1 else 1.0
     gguf = open_bundle(model).gguf
-    pairs = pairs_of(gguf, adapter)
+    opened = adapter_of(gguf, adapter)
     tokenizer = Tokenizer(gguf)
     prompts = []
     system = system or read_system(adapter)
@@ -150,7 +150,7 @@ def _answers(model: Path, rows: Rows, *, adapter: Path | None, samples: int, tem
                   Sampling(temperature=temperature, top_k=0, top_p=1.0, min_p=0.0, seed=seed))
     form = call_form(tokenizer)
     engine = engine_within(memory, threads=threads, backend=backend)
-    for answered in ordered(answers(gguf, tokenizer, pairs, asked, engine), samples):
+    for answered in ordered(answers(gguf, tokenizer, opened, asked, engine), samples):
         yield answered_sample(answered, rows[answered.rollout.prompt].get("tools"), form)
 
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import re
-import shlex
 import sys
 from dataclasses import fields
 from pathlib import Path
@@ -159,14 +158,16 @@ def result_lines(result: Result) -> list[Any]:
 
 
 def try_lines(result: Result, model: Path, folder: Path) -> list[str]:
-    """Names the adapter's folder and, unless it is worse than no training, the command to chat with it."""
+    """Names the adapter's folder and, unless it is worse than no training, the shortest command that answers with it.
+    """
+    from ..adapters.base import LLAMA_CPP, family_named
     from ..console import Copied
     from ..formats.named import name_of
     if result.is_worse:
         return [f"adapter in {folder}"]
-    system = str(result.record["options"]["system"])
-    return [Copied(f"adapter in {folder}; try: edgetune chat {name_of(model)} --adapter {folder}"
-                   f"{f' --system {shlex.quote(system)}' if system else ''}")]
+    is_served = family_named(result.record["options"]["family"]).served_by == LLAMA_CPP
+    command = f"chat {name_of(model)}" if is_served else f"generate {name_of(model)} PROMPTS.jsonl --engine native"
+    return [Copied(f"adapter in {folder}; try: edgetune {command} --adapter {folder}")]
 
 
 def exit_if_worse(result: Result) -> None:

@@ -58,11 +58,11 @@ def eval_pairs(data: Path, bundle: Bundle, tokenizer: Tokenizer, objective: Obje
     from ..data import preferences
     from ..data.dataset import load
     from ..evaluation import pairs
-    from ..serving.rollouts.texts import pairs_of
+    from ..serving.rollouts.texts import adapter_of
     rows = load(data, tokenizer, max_length=max_length, system=system or None, parser=preferences)
     of_base: pairs.LogP | None = None
     if served_model is None:
-        logp = pairs.native_logp(bundle, rows, pairs_of(bundle.gguf, adapter), threads, backend)
+        logp = pairs.native_logp(bundle, rows, adapter_of(bundle.gguf, adapter), threads, backend)
         if adapter:
             of_base = pairs.native_logp(bundle, rows, {}, threads, backend)
     else:

@@ -80,15 +80,15 @@ def answer_file(model: Path, adapter: Path | None, questions: Questions, samplin
     """Yields a line for each answer as soon as it is made, in the order of the prompts."""
     from ..formats.bundle import open_bundle
     from ..llamacpp.tokenizer import Tokenizer
-    from ..serving.rollouts.texts import Asked, answers, pairs_of
+    from ..serving.rollouts.texts import Asked, adapter_of, answers
     gguf = open_bundle(model).gguf
-    pairs = pairs_of(gguf, adapter)
+    opened = adapter_of(gguf, adapter)
     tokenizer = Tokenizer(gguf)
     tokenizer.markup = questions.markup
     rows = read_prompts(questions.path, tokenizer, questions.system, questions.raw)
     asked = Asked([tokenizer.encode(row.text, bos=True) for row in rows], [questions.max_tokens] * len(rows),
                   questions.samples, sampling, questions.stop)
-    for answered in ordered(answers(gguf, tokenizer, pairs, asked, engine), questions.samples):
+    for answered in ordered(answers(gguf, tokenizer, opened, asked, engine), questions.samples):
         yield answer_line(rows[answered.rollout.prompt], answered)
 
 

@@ -131,6 +131,18 @@ class Batch:
             yield example, slice(begin, end)
             begin = end
 
+    def after(self, n: int) -> Batch:
+        """The same after n virtual tokens, -1 to -n, which all others see: its own, or those of its prefix."""
+        if not n:
+            return self
+        moved = replace(self, positions=self.positions + np.int32(n))
+        if self.behind:
+            return replace(moved, behind=self.behind + n)
+        own = np.arange(n, dtype=np.int32)
+        ends = np.concatenate([np.full(n, n + self.tokens.size, np.int32), self.ends + np.int32(n)])
+        return replace(moved, tokens=np.concatenate([-1 - own, self.tokens]),
+                       positions=np.concatenate([own, moved.positions]), ends=ends, supervised=self.supervised + n)
+
     def filled(self, tokens: int) -> Batch:
         """The same with a T of `tokens`: those that are added see themselves alone, and nothing is predicted there."""
         n = tokens - self.tokens.size

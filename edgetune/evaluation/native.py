@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import replace
 from typing import TYPE_CHECKING
 
+from ..adapters.base import Artifact
 from ..adapters.lora import Lora
 from ..data.dataset import Dataset
 from ..data.question import question_text
@@ -26,17 +27,17 @@ if TYPE_CHECKING:
 MICRO_BATCH = 1024  # tokens of a pass that measures, where memory has room
 
 
-def native_loss(bundle: Bundle, dataset: Dataset, pairs: Lora | None = None,
+def native_loss(bundle: Bundle, dataset: Dataset, adapter: Artifact | Lora | None = None,
                 engine: Engine | None = None) -> tuple[float, int]:
     """(mean -log p of the supervised tokens by weight, in natural log, their number). Errors as in `open_scorer`."""
     longest = max(example.tokens.size for example in dataset.examples)
     engine = replace(engine or engine_within(), precision="exact")
-    decoder = open_scorer(bundle.gguf, pairs or {}, engine, longest=longest, at_once=MICRO_BATCH)
+    decoder = open_scorer(bundle.gguf, adapter or {}, engine, longest=longest, at_once=MICRO_BATCH)
     measured = measure(decoder, Sft(), micro_batches(dataset.examples, decoder.run.max_tokens))
     return measured.loss, measured.supervised
 
 
-def native_match(bundle: Bundle, tokenizer: Tokenizer, dataset: Dataset, pairs: Lora | None, engine: Engine, *,
+def native_match(bundle: Bundle, tokenizer: Tokenizer, dataset: Dataset, adapter: Artifact | None, engine: Engine, *,
                  system: str | None = None, limit: int | None = None) -> list[Answer]:
     """Greedy answers to the first `limit` rows (None: all), in the order of the rows, as `served.exact_match` has them.
 
@@ -47,7 +48,7 @@ def native_match(bundle: Bundle, tokenizer: Tokenizer, dataset: Dataset, pairs: 
     prompts = [tokenizer.encode(prompt, bos=True) for prompt, _ in pairs_of_text]
     budgets = [2 * len(tokenizer.encode(expected)) + 16 for _, expected in pairs_of_text]
     found: dict[int, Answer] = {}
-    for answered in answers_of(bundle.gguf, tokenizer, pairs or {}, Asked(prompts, budgets), engine):
+    for answered in answers_of(bundle.gguf, tokenizer, adapter or {}, Asked(prompts, budgets), engine):
         index = answered.rollout.prompt
         prompt, expected = pairs_of_text[index]
         found[index] = Answer(prompt, expected, answered.text, same(expected, answered.text), answered.rollout.ended,
@@ -55,11 +56,11 @@ def native_match(bundle: Bundle, tokenizer: Tokenizer, dataset: Dataset, pairs: 
     return [found[index] for index in range(len(rows))]
 
 
-def native_grade(bundle: Bundle, tokenizer: Tokenizer, dataset: Dataset, pairs: Lora | None, engine: Engine, *,
+def native_grade(bundle: Bundle, tokenizer: Tokenizer, dataset: Dataset, adapter: Artifact | None, engine: Engine, *,
                  answers: bool = True, system: str | None = None, limit: int | None = None) -> Graded:
     """Held-out loss, and with `answers` the exact match of the first `limit` rows."""
-    loss, tokens = native_loss(bundle, dataset, pairs, engine)
-    given = native_match(bundle, tokenizer, dataset, pairs, engine, system=system, limit=limit) if answers else []
+    loss, tokens = native_loss(bundle, dataset, adapter, engine)
+    given = native_match(bundle, tokenizer, dataset, adapter, engine, system=system, limit=limit) if answers else []
     scores = Scores("native", len(dataset.examples), tokens, loss, exact_share(given), len(given), parsed_share(given))
     return Graded(scores, [], given)
 

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import NDArray
 
+from ..adapters.base import Artifact
 from ..adapters.lora import Lora
 from ..data.dataset import Dataset
 from ..data.packing import Example, collate, grouped_indices, is_supervised
@@ -47,11 +48,11 @@ class PairScores:
         return asdict(self)
 
 
-def native_logp(bundle: Bundle, dataset: Dataset, pairs: Lora, threads: int = 0,
+def native_logp(bundle: Bundle, dataset: Dataset, adapter: Artifact | Lora, threads: int = 0,
                 backend: str = "auto") -> LogP:
     """The log p of each example's supervised tokens, by edgetune's engine."""
     longest = max(example.tokens.size for example in dataset.examples)
-    decoder = open_decoder(bundle.gguf, pairs, threads=threads, max_tokens=longest, max_length=longest,
+    decoder = open_decoder(bundle.gguf, adapter, threads=threads, max_tokens=longest, max_length=longest,
                            backend=backend)
     return [decoder.score(collate([example])).copy() for example in dataset.examples]
 

@@ -1,11 +1,11 @@
 """The contract of a network: its Structure for the planner, and the passes that training makes through it.
 
-To add one, write three classes in a file of this folder, and name it in `networks.NETWORKS`:
+To add one, write three classes in a file of this folder:
 
 - a Structure has the network's projections, buffers and FLOP, without its weights. The planner compares many RunShapes
   with it before anything is allocated.
-- a Network is an opened GGUF. The trainer allocates an arena with the buffers of its Structure, those of the adapter
-  and those of the optimizer, and calls `build`.
+- a Network, decorated with `register`, is an opened GGUF. The trainer allocates an arena with the buffers of its
+  Structure, those of the adapter and those of the optimizer, and calls `build`.
 - Passes are the network in that arena. For each micro-batch the trainer calls `forward` with keep, for an objective
   that needs log-probabilities `head_forward`, and then `backward`; for a measurement it calls `score`.
 
@@ -23,17 +23,17 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, ClassVar, Protocol
+from typing import TYPE_CHECKING, ClassVar, Protocol, TypeVar
 
 import numpy as np
 
-from ..adapters.base import Carved, Group
+from ..adapters.base import PROJECTIONS, Carved, Group, Shapes
 from ..adapters.heads import VOCABULARY, HeadKind
 from ..backends.arena import Arena, Buffer
 from ..backends.base import Backend
 from ..errors import UsageError
 from ..formats.gguf import Gguf
-from .linear import Projections, RunShape, trained_shapes
+from .linear import Projections, RunShape
 
 if TYPE_CHECKING:
     from ..data.packing import Batch
@@ -97,6 +97,12 @@ class Structure(ABC):
     def linear_shapes(self) -> dict[str, tuple[int, int]]:
         """[N, K] of a block's projections that can be adapted, by GGUF name without block and ".weight"."""
 
+    def parts(self, kind: str) -> tuple[Shapes, Shapes]:
+        """The shapes of other parts that a family may adapt, as of its `adapts`: those of a block, and those outside of
+        blocks. Raises UsageError for a kind that the network does not have.
+        """
+        raise UsageError(f"this model has no {kind} to adapt", "choose another --family, or another model")
+
     @property
     @abstractmethod
     def head_weights(self) -> int:
@@ -113,7 +119,16 @@ class Structure(ABC):
 
     def parameters(self, run: RunShape) -> list[Group]:
         """All trained parameters in stored order: those of the family, then those of the heads."""
-        return [*run.family.parameters(trained_shapes(self, run)), *self.head_groups(run.heads)]
+        return [*run.family.parameters(self.trained_shapes(run)), *self.head_groups(run.heads)]
+
+    def trained_shapes(self, run: RunShape) -> dict[str, tuple[int, ...]]:
+        """The shape of every part that the run's family adapts, by name."""
+        found: dict[str, tuple[int, ...]] = {}
+        linear = self.linear_shapes()
+        for kind in run.family.adapts:
+            of_block, others = ({t: linear[t] for t in run.targets}, {}) if kind == PROJECTIONS else self.parts(kind)
+            found |= {f"blk.{i}.{name}": shape for i in run.blocks for name, shape in of_block.items()} | {**others}
+        return found
 
     @abstractmethod
     def buffers(self, run: RunShape) -> list[Buffer]:
@@ -130,10 +145,12 @@ class Structure(ABC):
 
 
 class Network(ABC):
-    """An opened file. gguf: the file; structure: of its network. is_causal: whether a token sees only those before it,
-    so that common prefixes of rows can be computed once.
+    """An opened file. gguf: the file; structure: of its network. architectures: the values of general.architecture
+    whose files it opens. is_causal: whether a token sees only those before it, so that common prefixes of rows can be
+    computed once.
     """
 
+    architectures: ClassVar[tuple[str, ...]]
     is_causal: ClassVar[bool] = True
 
     gguf: Gguf
@@ -148,6 +165,20 @@ class Network(ABC):
 
         streamed: the number of blocks, from the first, whose weights do not stay in memory; 0: all stay.
         """
+
+
+NETWORKS: dict[str, type[Network]] = {}
+"""The network that opens a file, by its architecture."""
+N = TypeVar("N", bound=type[Network])
+
+
+def register(kind: N) -> N:
+    """Registers a network by its architectures. Raises ValueError where another has one of them."""
+    for name in kind.architectures:
+        if NETWORKS.get(name, kind).__qualname__ != kind.__qualname__:
+            raise ValueError(f"{kind.__qualname__} has the architecture {name} of {NETWORKS[name].__qualname__}")
+        NETWORKS[name] = kind
+    return kind
 
 
 class Passes(ABC):

@@ -18,18 +18,21 @@ import numpy as np
 
 from ..backends.arena import Arena
 from ..backends.base import Backend
+from ..formats.families import FAMILIES
 from ..formats.gguf import Gguf, Tensor
 from ..formats.shape import read_shape
-from .base import Network, Passes
+from .base import Network, Passes, register
 from .head import Head
 from .kept import Kept
-from .linear import Activations, Projections, RunShape, forward_precision, trained_shapes
+from .linear import Activations, Projections, RunShape, forward_precision
 from .needed import Needed
+from .norms import Norms
 from .placed import Placed
 from .prefix import Prefix
 from .repeated import Repeated
+from .residual import ATTENTION, FEED_FORWARD, Residual
 from .stream import EMBEDDING, Stream
-from .structure import BACKWARD_GROUPS, DecoderStructure
+from .structure import DecoderStructure, deepest_group
 
 if TYPE_CHECKING:
     from ..data.packing import Batch
@@ -45,8 +48,11 @@ class Attention:
     key: Hashable | None = None
 
 
+@register
 class Model(Network):
     """A GGUF's weights as ops read them: matrices as mapped bytes with their format, norms and biases as float32."""
+
+    architectures = tuple(FAMILIES)
 
     def __init__(self, gguf: Gguf) -> None:
         self.gguf = gguf
@@ -75,24 +81,28 @@ class Decoder(Passes):
         self.ops = ops
         self.arena = arena
         self.stream = Stream(model.gguf, model.shape.n_layer, ops, streamed)
-        shapes = trained_shapes(model.shape, run)
+        shapes = model.structure.trained_shapes(run)
         self.adapter = run.family.carve(shapes, arena, ops, seed)
         self.vectors = {name: ops.upload(vector) for name, vector in model.vectors.items()}
         self.linear = Projections(ops, self.stream.weights, self.vectors, run, self.adapter, shapes)
         s = self.shape
+        self.norms = Norms(ops, self.vectors, s.norm_eps, self.linear)
+        self.residual = Residual(ops, arena, self.linear, self.norms, s.post_norms)
         self.rope = []
+        positions = run.max_length + run.virtual
         for i, rope in enumerate(s.ropes[:2 if any(s.windows) else 1]):
-            cos = arena.view(f"cos{i}", run.max_length, s.n_rot // 2)
-            sin = arena.view(f"sin{i}", run.max_length, s.n_rot // 2)
-            cos[:], sin[:] = rope.tables(run.max_length, s.n_rot)
+            cos = arena.view(f"cos{i}", positions, s.n_rot // 2)
+            sin = arena.view(f"sin{i}", positions, s.n_rot // 2)
+            cos[:], sin[:] = rope.tables(positions, s.n_rot)
             self.rope.append((cos, sin))
         self.kept = Kept(s, run, arena)
         self.prefix = Prefix(s, run, ops, arena)
         self.before_block: Callable[[], None] = lambda: None
         self.attention: Attention | None = None  # for a pass that sees more than its own tokens
         self.repeated = Repeated(ops)
+        self._computed: tuple[Batch, bool, Batch] | None = None
         self._placed: Placed | None = None
-        self._head = Head(s, run, ops, arena, self.stream, self.vectors)
+        self._head = Head(s, run, ops, arena, self.stream, self.norms)
 
     # ---- whole passes -----------------------------------------------------------------------------------------
 
@@ -100,7 +110,7 @@ class Decoder(Passes):
         """Sets x to the last block's output at the supervised positions; with keep, `_block_x` to the inputs of the
         trained blocks. A prefix whose inputs are kept passes only the blocks whose activations are kept.
         """
-        batch = self._fill(batch)
+        batch = self._whole(batch)
         x = self.arena.view("x", batch.tokens.size, self.shape.d_model)
         if batch.is_prefix and not keep:
             self.prefix.begin()
@@ -110,12 +120,20 @@ class Decoder(Passes):
         if has_inputs:
             self.ops.copy(x, self._block_x(first, batch))
         else:
-            self.stream.enter(EMBEDDING, 0)
-            embedding, tokens = self.stream.rows(batch.tokens)
-            self.ops.embed(x, tokens, embedding.data, embedding.format, self.shape.embed_scale)
+            self._embed(x, batch.tokens)
         self._place(batch)
         key = self._key(batch, "kept" if keep else "forward")
         self.repeated.run(key, partial(self._blocks_forward, x, batch, first, keep != keeps_inputs))
+
+    def _embed(self, x: np.ndarray, tokens: np.ndarray) -> None:
+        """x [T, D] = the embeddings of tokens [T]; a virtual token is -1, -2, ... (`Batch.after`)."""
+        self.stream.enter(EMBEDDING, 0)
+        embedding, ids = self.stream.rows(np.maximum(tokens, 0))
+        self.ops.embed(x, ids, embedding.data, embedding.format, self.shape.embed_scale)
+        virtual = np.flatnonzero(tokens < 0)
+        if virtual.size:
+            self.ops.synchronize()
+            x[virtual] = self.adapter.virtual_forward()[-1 - tokens[virtual]]
 
     def _blocks_forward(self, x: np.ndarray, batch: Batch, first: int, store: bool) -> None:
         """Passes x through the blocks from `first`. store: keeps the inputs of trained blocks; a prefix that keeps
@@ -132,7 +150,7 @@ class Decoder(Passes):
 
         a: float32 [S], -dL/dlogp of each supervised target. dvalues: float32 [S], dL/dvalue.
         """
-        batch = self._fill(batch)
+        batch = self._whole(batch)
         dx = self.arena.view("dx", batch.tokens.size, self.shape.d_model)
         if not batch.supervised.size and not batch.is_prefix:
             self.stream.leave()
@@ -140,6 +158,9 @@ class Decoder(Passes):
         logp = self._head.backward(dx, batch, np.ascontiguousarray(a, np.float32), self.before_block, dvalues)
         self.repeated.run(self._key(batch, "backward"), partial(self._blocks_backward, dx, batch))
         self.stream.leave()
+        if self.run.virtual and not batch.behind:
+            self.ops.synchronize()
+            self.adapter.virtual_backward(dx[:self.run.virtual])
         return logp
 
     def _blocks_backward(self, dx: np.ndarray, batch: Batch) -> None:
@@ -150,8 +171,17 @@ class Decoder(Passes):
                 self._rebuild(layer, batch)
             self._block_backward(layer, dx, batch)
 
-    def _fill(self, batch: Batch) -> Batch:
-        return batch if self.attention else self.repeated.fill(batch, self.run.max_tokens)
+    def _whole(self, batch: Batch) -> Batch:
+        """The batch that is computed: after the adapter's virtual tokens, and padded where passes are recorded."""
+        if self.attention:
+            return batch
+        is_off = self.linear.is_off
+        known = self._computed
+        if known is None or known[0] is not batch or known[1] != is_off:
+            whole = batch.after(0 if is_off else self.run.virtual)
+            known = batch, is_off, self.repeated.fill(whole, self.run.max_tokens + self.run.virtual)
+            self._computed = known
+        return known[2]
 
     def _key(self, batch: Batch, name: str) -> Hashable | None:
         """The key of a pass of the blocks, for `Repeated.run`."""
@@ -174,7 +204,8 @@ class Decoder(Passes):
         self.forward(replace(batch, supervised=np.arange(t)), keep=False)
         h = self.ops.empty((t, s.d_model))
         out = self.ops.empty((t, s.n_vocab))
-        self._norm(h, self.ops.empty((t,)), self.arena.view("x", t, s.d_model), "output_norm")
+        x = self.arena.view("x", self.run.virtual + t, s.d_model)
+        self.norms.forward(h, self.ops.empty((t,)), x[self.run.virtual:], "output_norm")
         self.ops.matmul_forward(out, h, self.stream.head.data, self.stream.head.format, precision=self.run.precision)
         self.ops.synchronize()
         return out
@@ -183,10 +214,10 @@ class Decoder(Passes):
 
     def head_forward(self, batch: Batch, best: np.ndarray | None = None) -> np.ndarray:
         """log p as `score` returns it, after `forward`."""
-        return self._head.forward(batch, self.before_block, best)
+        return self._head.forward(self._whole(batch), self.before_block, best)
 
     def likeliest(self, batch: Batch, k: int) -> tuple[np.ndarray, np.ndarray]:
-        found = self._head.likeliest(batch, k, self.before_block)
+        found = self._head.likeliest(self._whole(batch), k, self.before_block)
         self.stream.leave()
         return found
 
@@ -201,11 +232,11 @@ class Decoder(Passes):
         needed, k, own = self._kept(layer, batch)
         self.stream.enter(layer, layer - 1 if rebuild else layer + 1)
         norm1, rstd1 = self._normed(1, t)
-        self._norm(norm1, rstd1, x, f"blk.{layer}.attn_norm")
+        self.norms.forward(norm1, rstd1, x, f"blk.{layer}.attn_norm")
         self._attention_forward(layer, norm1, batch)
         own_x = needed.taken(x, "dx")
         att = needed.taken(k["att"], "datt")
-        self._residual_forward(own_x, att, own, layer, "attn_output", "post_attention_norm", "att")
+        self.residual.forward(own_x, att, own, layer, ATTENTION)
         self.ops.copy(own["mid"], own_x)
         self._mlp_forward(layer, own_x, own, rebuild)
         needed.put(x, own_x)
@@ -214,7 +245,7 @@ class Decoder(Passes):
         """dx [T, D]: from the gradient of the block's output to that of its input."""
         t = batch.tokens.size
         needed, k, own = self._kept(layer, batch)
-        deepest = self._deepest_group(layer)
+        deepest = deepest_group(self.run, layer)
         self.stream.enter(layer, layer - 1 if layer > self.run.lowest else None)
         own_dx = needed.taken(dx, "x")
         self._mlp_backward(layer, own_dx, own, deepest)
@@ -222,7 +253,7 @@ class Decoder(Passes):
             return
         datt = self.arena.view("datt", t, self.shape.d_q)
         own_datt = needed.room(datt, "dq")
-        dout = self._residual_backward(own_dx, own, layer, "post_attention_norm", "att")
+        dout = self.residual.backward(own_dx, own, layer, ATTENTION)
         self.linear.backward(own_datt if deepest > 2 else None, dout, layer, "attn_output", own)
         needed.put(datt, own_datt)
         self.linear.finish(needed.taken(k["att"], "dq"), layer, "attn_output")
@@ -231,11 +262,11 @@ class Decoder(Passes):
         needed.put(dx, own_dx)
         norm1, rstd1 = self._normed(1, t)
         dnorm = None  # nothing below the lowest trained block is trained
-        if layer > self.run.lowest:
+        if layer > self.run.lowest or self.run.needs_dinp:
             dnorm = self.arena.view("dnorm", t, self.shape.d_model)
         self._attention_backward(dnorm, datt, norm1, layer, batch)
         if dnorm is not None:
-            self._norm_backward(dx, dnorm, self._block_x(layer, batch), rstd1, f"blk.{layer}.attn_norm")
+            self.norms.backward(dx, dnorm, self._block_x(layer, batch), rstd1, f"blk.{layer}.attn_norm", True)
 
     def _rebuild(self, layer: int, batch: Batch) -> None:
         """Restores the activations of an earlier block: computes them again from its input, or only norms if kept."""
@@ -246,19 +277,19 @@ class Decoder(Passes):
             self.ops.copy(x, self._block_x(layer, batch))
             self._block_forward(layer, x, batch, rebuild=True)
             return
-        self._norm(*self._normed(1, t), self._block_x(layer, batch), f"blk.{layer}.attn_norm")
-        self._norm(*self._normed(2, t), k["mid"], f"blk.{layer}.ffn_norm")
+        self.norms.forward(*self._normed(1, t), self._block_x(layer, batch), f"blk.{layer}.attn_norm")
+        self.norms.forward(*self._normed(2, t), k["mid"], f"blk.{layer}.ffn_norm")
 
     def _mlp_forward(self, layer: int, x: np.ndarray, k: Activations, rebuild: bool) -> None:
         """x [T, D] += MLP(norm(x)). rebuild: as in `_block_forward`."""
         norm2, rstd2 = self._normed(2, len(x))
         act = self.arena.view("act", len(x), self.shape.d_ff)
-        self._norm(norm2, rstd2, x, f"blk.{layer}.ffn_norm")
+        self.norms.forward(norm2, rstd2, x, f"blk.{layer}.ffn_norm")
         self.linear.forward(k["gate"], norm2, layer, "ffn_gate", k)
         self.linear.forward(k["up"], norm2, layer, "ffn_up", k)
         self.ops.glu_forward(act, k["gate"], k["up"], self.shape.act)
-        if not rebuild or self.shape.post_norms:
-            self._residual_forward(x, act, k, layer, "ffn_down", "post_ffw_norm", "mlp")
+        if not rebuild or self.residual.keeps_output(layer, FEED_FORWARD):
+            self.residual.forward(x, act, k, layer, FEED_FORWARD)
         else:
             self.linear.keep(act, layer, "ffn_down", k)
 
@@ -269,7 +300,7 @@ class Decoder(Passes):
         norm2, rstd2 = self._normed(2, t)
         act = self.arena.view("act", t, s.d_ff)
         dact = self.arena.view("dact", t, s.d_ff)
-        dout = self._residual_backward(dx, k, layer, "post_ffw_norm", "mlp")
+        dout = self.residual.backward(dx, k, layer, FEED_FORWARD)
         self.linear.backward(dact if deepest > 0 else None, dout, layer, "ffn_down", k)
         if deepest == 0:
             self.ops.glu_forward(act, k["gate"], k["up"], s.act)
@@ -283,7 +314,7 @@ class Decoder(Passes):
         self.linear.backward(dnorm, k["up"], layer, "ffn_up", k, accumulate=True)
         self.linear.finish(norm2, layer, "ffn_up")
         if dnorm is not None:
-            self._norm_backward(dx, dnorm, k["mid"], rstd2, f"blk.{layer}.ffn_norm")
+            self.norms.backward(dx, dnorm, k["mid"], rstd2, f"blk.{layer}.ffn_norm", True)
 
     def _attention_forward(self, layer: int, norm1: np.ndarray, batch: Batch) -> None:
         """k["att"] [T, H * C] of the needed tokens, from the normed input [T, D]."""
@@ -306,7 +337,7 @@ class Decoder(Passes):
         raw = k[f"{name}_raw"] if has_norm else out
         self.linear.forward(raw, norm1, layer, f"attn_{name}", k)
         if has_norm:
-            self._norm(out, k[f"rstd_{name}"], raw, f"blk.{layer}.attn_{name}_norm")
+            self.norms.forward(out, k[f"rstd_{name}"], raw, f"blk.{layer}.attn_{name}_norm")
 
     def attend_batch(self, layer: int, k: Activations, q: np.ndarray, key: np.ndarray, v: np.ndarray,
                      batch: Batch) -> None:
@@ -351,8 +382,7 @@ class Decoder(Passes):
         queries' comes first.
         """
         if self.shape.qk_norm and name != "v":
-            weight = self.vectors[f"blk.{layer}.attn_{name}_norm.weight"]
-            self.ops.rmsnorm_backward(grad, grad, k[f"{name}_raw"], weight, k[f"rstd_{name}"])
+            self.norms.backward(grad, grad, k[f"{name}_raw"], k[f"rstd_{name}"], f"blk.{layer}.attn_{name}_norm")
         self.linear.backward(dinp, grad.reshape(len(grad), -1), layer, f"attn_{name}", k, accumulate=name != "q")
         self.linear.finish(norm1, layer, f"attn_{name}")
 
@@ -366,34 +396,7 @@ class Decoder(Passes):
         cos, sin = self.rope[self.shape.rope_of(layer)]
         self.ops.rope(x.reshape(len(x), heads, -1), cos, sin, positions, self.shape.neox, sign)
 
-    def _residual_forward(self, x: np.ndarray, inp: np.ndarray, k: Activations, layer: int, target: str, post: str,
-                          kept: str) -> None:
-        """x [T, D] += [post norm of] the projection of inp."""
-        if not self.shape.post_norms:
-            self.linear.forward(x, inp, layer, target, k, accumulate=True)
-            return
-        raw = k[f"{kept}_out"]
-        normed = self.arena.view("dnorm", *x.shape)  # unused in forward otherwise
-        self.linear.forward(raw, inp, layer, target, k)
-        self._norm(normed, k[f"rstd_{kept}"], raw, f"blk.{layer}.{post}")
-        self.ops.add(x.reshape(-1), normed.reshape(-1))
-
-    def _residual_backward(self, dx: np.ndarray, k: Activations, layer: int, post: str, kept: str) -> np.ndarray:
-        """The gradient of the projection's output: dx itself, unless a post norm follows the projection."""
-        if not self.shape.post_norms:
-            return dx
-        dpost = self.arena.view("dpost", *dx.shape)
-        weight = self.vectors[f"blk.{layer}.{post}.weight"]
-        self.ops.rmsnorm_backward(dpost, dx, k[f"{kept}_out"], weight, k[f"rstd_{kept}"])
-        return dpost
-
     # ---- small helpers ----------------------------------------------------------------------------------------
-
-    def _norm(self, out: np.ndarray, rstd: np.ndarray, inp: np.ndarray, name: str) -> None:
-        self.ops.rmsnorm_forward(out, rstd, inp, self.vectors[f"{name}.weight"], self.shape.norm_eps)
-
-    def _norm_backward(self, dx: np.ndarray, dout: np.ndarray, inp: np.ndarray, rstd: np.ndarray, name: str) -> None:
-        self.ops.rmsnorm_backward(dx, dout, inp, self.vectors[f"{name}.weight"], rstd, True)
 
     def _place(self, batch: Batch) -> Placed:
         """The arrays of a batch that ops read; the last batch's are kept."""
@@ -416,9 +419,3 @@ class Decoder(Passes):
     def _normed(self, i: int, t: int) -> tuple[np.ndarray, np.ndarray]:
         """The buffers of the first or second norm of a block: its output [T, D] and rstd [T]."""
         return self.arena.view(f"norm{i}", t, self.shape.d_model), self.arena.view(f"rstd{i}", t)
-
-    def _deepest_group(self, layer: int) -> int:
-        """Index of the last of BACKWARD_GROUPS that backward must reach in this block."""
-        if layer != self.run.lowest:
-            return len(BACKWARD_GROUPS) - 1
-        return max(i for i, group in enumerate(BACKWARD_GROUPS) if set(group) & set(self.run.targets))

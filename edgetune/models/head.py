@@ -6,7 +6,7 @@ stream `x` [T, D] is in the arena.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -17,6 +17,7 @@ from ..backends.base import HEAD_STATE, Backend
 from ..formats.shape import Shape
 from .choices import Blocks, Choices, Likeliest
 from .linear import RunShape
+from .norms import Norms
 from .stream import HEAD_TOKENS, Stream
 from .structure import head_block
 from .value import ValueHead
@@ -26,19 +27,19 @@ if TYPE_CHECKING:
 
 
 class Head:
-    """The head in an arena with a decoder's buffers. vectors: weights of the norms.
+    """The head in an arena with a decoder's buffers.
 
     Its methods call `begin` before each part of [S]; parts are short, and `begin` may abandon the pass.
     """
 
     def __init__(self, shape: Shape, run: RunShape, ops: Backend, arena: Arena, stream: Stream,
-                 vectors: Mapping[str, np.ndarray]) -> None:
+                 norms: Norms) -> None:
         self.shape = shape
         self.run = run
         self.ops = ops
         self.arena = arena
         self.stream = stream
-        self.norm = vectors["output_norm.weight"]
+        self.norms = norms
         self._value = ValueHead(arena, shape.d_model) if VALUE in run.heads else None
 
     def forward(self, batch: Batch, begin: Callable[[], None], best: np.ndarray | None = None) -> np.ndarray:
@@ -98,7 +99,7 @@ class Head:
         if self._value and dvalues is not None:
             self.ops.synchronize()
             self._value.add_to(dh, dvalues)
-        self.ops.rmsnorm_backward(dh, dh, x, self.norm, rstd)
+        self.norms.backward(dh, dh, x, rstd, "output_norm")
         self.ops.synchronize()
         dx.fill(0.0)
         first, *others = batch.turns
@@ -156,7 +157,7 @@ class Head:
         h = self.arena.view("head_h", n, d)
         rstd = self.arena.view("head_rstd", n)
         self.ops.embed(picked, self.ops.place(batch.supervised.astype(np.int32)), x, "F32")
-        self.ops.rmsnorm_forward(h, rstd, picked, self.norm, self.shape.norm_eps)
+        self.norms.forward(h, rstd, picked, "output_norm")
         return picked, h, rstd
 
     def _work(self, n: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:

@@ -10,11 +10,10 @@ import re
 from collections.abc import Collection, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import Protocol
 
 import numpy as np
 
-from ..adapters.base import Carved, Family, Frozen
+from ..adapters.base import PROJECTIONS, Carved, Family, Frozen
 from ..adapters.heads import VOCABULARY, HeadKind
 from ..adapters.lora import TARGETS
 from ..backends.base import Backend
@@ -51,8 +50,19 @@ class RunShape:
 
     @property
     def lowest(self) -> int:
-        """The lowest trained block, at which backward stops."""
-        return self.blocks[0]
+        """The lowest block that backward passes through: the lowest trained one, or the first."""
+        return 0 if self.virtual else self.blocks[0]
+
+    @property
+    def needs_dinp(self) -> bool:
+        """Whether backward reaches the input of the lowest block, because more than projections is adapted."""
+        return any(part != PROJECTIONS for part in self.family.adapts)
+
+    @property
+    def virtual(self) -> int:
+        """Tokens of the adapter before a document. The tokens and positions above are of rows, and do not count them.
+        """
+        return self.family.virtual_tokens
 
 
 def forward_precision(run: RunShape, layer: int) -> str:
@@ -64,19 +74,8 @@ def forward_precision(run: RunShape, layer: int) -> str:
     return "fast" if run.precision == "int8" and layer < 2 else run.precision
 
 
-class HasProjections(Protocol):
-    def linear_shapes(self) -> dict[str, tuple[int, int]]:
-        """[N, K] of a block's projections by GGUF name."""
-
-
-def trained_shapes(s: HasProjections, run: RunShape) -> dict[str, tuple[int, int]]:
-    """[N, K] of every adapted weight, by GGUF name without .weight."""
-    linear = s.linear_shapes()
-    return {f"blk.{i}.{t}": linear[t] for i in run.blocks for t in run.targets}
-
-
 class Projections:
-    """All projections of a network, some of them adapted."""
+    """All projections of a network, some of them adapted. trained: the names of all adapted parts."""
 
     def __init__(self, ops: Backend, weights: Mapping[str, Tensor], vectors: Mapping[str, np.ndarray], run: RunShape,
                  adapter: Carved, trained: Collection[str]) -> None:
@@ -91,6 +90,10 @@ class Projections:
                 precision = forward_precision(run, int(found[1]))
                 self._linear[name] = Frozen(name, found[2], ops, weight, vectors.get(f"{name}.bias"), run.precision,
                                             precision, rounds and found[2] in EXACT_DINP)
+
+    def adapts(self, name: str) -> bool:
+        """Whether a part of the network is adapted, in a pass with the adapter."""
+        return name in self.trained and not self._is_off
 
     @property
     def is_off(self) -> bool:
@@ -110,7 +113,7 @@ class Projections:
                 accumulate: bool = False) -> None:
         """out [T, N] (+)= the projection of inp [T, K]."""
         linear = self._linear[f"blk.{layer}.{target}"]
-        if linear.name in self.trained and not self._is_off:
+        if self.adapts(linear.name):
             self.adapter.forward(linear, out, inp, kept.get(f"u_{target}"), accumulate)
         else:
             linear.forward(out, inp, accumulate)

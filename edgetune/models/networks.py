@@ -2,22 +2,18 @@
 
 from __future__ import annotations
 
-from ..formats.families import FAMILIES
-from ..formats.gguf import Gguf
-from .base import Network
-from .decoder import Model
+from importlib import import_module
+from pkgutil import iter_modules
 
-NETWORKS: dict[str, type[Network]] = dict.fromkeys(FAMILIES, Model)
-"""The network that opens a file, by its architecture."""
+from ..formats.gguf import Gguf
+from .base import NETWORKS, Network
+from .decoder import Model
 
 
 def open_network(gguf: Gguf) -> Network:
-    """Opens a file with the network of its architecture. Raises UnsupportedError for an architecture that is not in
-    NETWORKS, and the errors of the network.
+    """Opens a file with the network that is registered for its architecture; the modules of this folder are imported
+    first. Raises UnsupportedError for another architecture, and the errors of the network.
     """
-    return network_of(gguf)(gguf)
-
-
-def network_of(gguf: Gguf) -> type[Network]:
-    """The network that opens a file."""
-    return NETWORKS.get(gguf.architecture, Model)
+    for module in iter_modules(import_module(__package__).__path__):
+        import_module(f"{__package__}.{module.name}")
+    return NETWORKS.get(gguf.architecture, Model)(gguf)

@@ -25,14 +25,15 @@ def prefix_buffers(s: Shape, run: RunShape) -> list[Buffer]:
     if not run.prefix:
         return []
     half = run.activations
-    kept = (s.n_layer, run.prefix, s.d_kv)
-    learned = (s.n_layer - run.lowest, run.prefix, s.d_kv)
-    seen = (run.prefix + run.max_tokens, s.d_kv)
-    inputs = Buffer("prefix_x", (s.n_layer - run.lowest, run.prefix, s.d_model), "step")
+    prefix = run.prefix + run.virtual
+    kept = (s.n_layer, prefix, s.d_kv)
+    learned = (s.n_layer - run.lowest, prefix, s.d_kv)
+    seen = (prefix + run.max_tokens, s.d_kv)
+    inputs = Buffer("prefix_x", (s.n_layer - run.lowest, prefix, s.d_model), "step")
     return [Buffer("prefix_k", kept, "step", half), Buffer("prefix_v", kept, "step", half),
             Buffer("prefix_dk", learned, "step"), Buffer("prefix_dv", learned, "step"),
             Buffer("seen_k", seen, "block", half), Buffer("seen_v", seen, "block", half),
-            Buffer("added", (run.prefix, s.d_kv), "block"),
+            Buffer("added", (prefix, s.d_kv), "block"),
             *([inputs] if run.prefix_inputs else [])]
 
 

@@ -26,7 +26,6 @@ class Repeated:
     def __init__(self, ops: Backend) -> None:
         self._ops = ops
         self._seen: OrderedDict[Hashable, Recorded | None] = OrderedDict()
-        self._filled: tuple[Batch, Batch] | None = None  # the last batch, and its padded form
 
     def run(self, key: Hashable | None, ops: Callable[[], None]) -> None:
         """Runs ops, which are the same on the same memory whenever the key is. None: they never are."""
@@ -52,6 +51,4 @@ class Repeated:
         n = self.rounded(batch.computed, GRANULE, most)
         if n == batch.computed or batch.is_prefix or batch.behind:
             return batch
-        if self._filled is None or self._filled[0] is not batch:
-            self._filled = batch, batch.filled(n)
-        return self._filled[1]
+        return batch.filled(n)

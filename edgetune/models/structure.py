@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from ..adapters.base import Group
+from ..adapters.base import INPUT, NORMS, SUBLAYERS, Group, Shapes
 from ..adapters.heads import VALUE, HeadKind
 from ..backends.arena import Buffer
 from ..backends.base import HEAD_STATE
@@ -31,7 +31,9 @@ def kept_widths(s: Shape, run: RunShape) -> dict[str, int]:
     if s.qk_norm:
         widths |= {"q_raw": s.d_q, "k_raw": s.d_kv, "rstd_q": s.n_head, "rstd_k": s.n_kv}
     if s.post_norms:
-        widths |= {"att_out": s.d_model, "rstd_att": 1, "mlp_out": s.d_model, "rstd_mlp": 1}
+        widths |= {"rstd_att": 1, "rstd_mlp": 1}
+    if s.post_norms or SUBLAYERS in run.family.adapts:
+        widths |= {"att_out": s.d_model, "mlp_out": s.d_model}
     if run.family.kept_width:
         widths |= {f"u_{target}": run.family.kept_width for target in run.targets}
     return widths
@@ -64,6 +66,22 @@ class DecoderStructure(Structure):
     def linear_shapes(self) -> dict[str, tuple[int, int]]:
         return self.shape.linear_shapes()
 
+    def parts(self, kind: str) -> tuple[Shapes, Shapes]:
+        s = self.shape
+        width = (s.d_model,)
+        if kind == SUBLAYERS:
+            return {"attention": width, "feed_forward": width}, {}
+        if kind == INPUT:
+            return {}, {"input": width}
+        if kind != NORMS:
+            return super().parts(kind)
+        norms = {"attn_norm": width, "ffn_norm": width}
+        if s.qk_norm:
+            norms |= {"attn_q_norm": (s.d_head,), "attn_k_norm": (s.d_head,)}
+        if s.post_norms:
+            norms |= {"post_attention_norm": width, "post_ffw_norm": width}
+        return norms, {"output_norm": width}
+
     @property
     def head_weights(self) -> int:
         return self.shape.n_vocab * self.shape.d_model
@@ -77,7 +95,7 @@ class DecoderStructure(Structure):
         tokens = sum(lengths)
         weights = {name: n * k for name, (n, k) in s.linear_shapes().items()}
         attention = [4 * s.n_head * s.d_head * sum(_pairs(n, window) for n in lengths) for window in s.windows]
-        deepest = max(i for i, group in enumerate(BACKWARD_GROUPS) if set(group) & set(run.targets))
+        deepest = deepest_group(run, run.lowest)
         passed = sum(weights[name] for group in BACKWARD_GROUPS[:deepest] for name in group)  # lowest trained block
         above = run.lowest + 1
         lowest_attention = attention[run.lowest] if deepest == len(BACKWARD_GROUPS) - 1 else 0
@@ -88,6 +106,13 @@ class DecoderStructure(Structure):
                      + 2 * (sum(attention[above:]) + lowest_attention), head)
 
 
+def deepest_group(run: RunShape, layer: int) -> int:
+    """The index of the last of BACKWARD_GROUPS that backward reaches in a block."""
+    if layer != run.lowest or run.needs_dinp:
+        return len(BACKWARD_GROUPS) - 1
+    return max(i for i, group in enumerate(BACKWARD_GROUPS) if set(group) & set(run.targets))
+
+
 def _pairs(n: int, window: int) -> int:
     """(t, s) with s <= t < n, and s > t - window where there is a window."""
     w = min(window or n, n)
@@ -96,10 +121,12 @@ def _pairs(n: int, window: int) -> int:
 
 def buffers(s: Shape, run: RunShape) -> list[Buffer]:
     """The table of all large arrays of forward and backward."""
-    t = run.max_tokens
+    t = run.max_tokens + run.virtual
+    behind = run.prefix and run.prefix + run.virtual
+    length = run.max_length + run.virtual
     d = s.d_model
     half = run.activations
-    at_once = min(t, HEAD_TOKENS)
+    at_once = min(run.max_tokens, HEAD_TOKENS)
     n_live = s.n_layer - run.lowest  # blocks that backward passes through
     table = [
         # float32 if blocks are computed again from it; if only backward reads it, the type of activations
@@ -114,18 +141,20 @@ def buffers(s: Shape, run: RunShape) -> list[Buffer]:
         Buffer("dnorm", (t, d), "step"), Buffer("logp", (t,), "step"),
         Buffer("act", (t, s.d_ff), "block", half), Buffer("dact", (t, s.d_ff), "block", half, backward=True),
         *(Buffer(name, (t, s.d_q), "block", half, backward=True) for name in ("datt", "dq")),
-        *(Buffer(name, (run.prefix + t, s.d_kv), "block", half, backward=True) for name in ("dk", "dv")),
+        *(Buffer(name, (behind + t, s.d_kv), "block", half, backward=True) for name in ("dk", "dv")),
         Buffer("delta", (s.n_head, t), "block", backward=True),
-        *run.family.buffers(t, max(d, s.d_ff, s.d_q), half), *placed_buffers(t, run.prefix),
+        *run.family.buffers(t, max(d, s.d_ff, s.d_q), half), *placed_buffers(t, behind),
         Buffer("head_x", (t, d), "head"), Buffer("head_h", (t, d), "head", half), Buffer("head_rstd", (t,), "head"),
         Buffer("logits", (at_once, head_block(s, at_once)), "head"),
         Buffer("exps", (at_once, head_block(s, at_once)), "head", half),
         Buffer("head_state", (at_once, HEAD_STATE), "head"),
     ]
     for i, _ in enumerate(s.ropes[:2 if any(s.windows) else 1]):
-        table += [Buffer(f"cos{i}", (run.max_length, s.n_rot // 2), "run"),
-                  Buffer(f"sin{i}", (run.max_length, s.n_rot // 2), "run")]
-    if s.post_norms:
+        table += [Buffer(f"cos{i}", (length, s.n_rot // 2), "run"),
+                  Buffer(f"sin{i}", (length, s.n_rot // 2), "run")]
+    if SUBLAYERS in run.family.adapts:
+        table.append(Buffer("dpost", (t, d), "block", backward=True))
+    elif s.post_norms:
         table.append(Buffer("dpost", (t, d), "block", half, backward=True))
     return table + prefix_buffers(s, run)
 

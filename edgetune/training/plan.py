@@ -23,7 +23,7 @@ from ..backends.base import Backend
 from ..data.lengths import FORWARD, Given, Lengths, read_lengths
 from ..errors import BudgetError, UsageError
 from ..models.base import Structure
-from ..models.linear import RunShape, target_names, trained_shapes
+from ..models.linear import RunShape, target_names
 from ..models.stream import Sizes
 from ..serving.rollouts.plan import AnswerPlan
 from . import optim
@@ -86,7 +86,7 @@ class Plan:
     @property
     def longest(self) -> int:
         """Tokens in a row at most."""
-        return self.run.max_length - self.run.family.virtual_tokens
+        return self.run.max_length
 
     @property
     def arena_bytes(self) -> int:
@@ -134,7 +134,7 @@ def make(structure: Structure, config: TrainConfig, *, ops: Backend, sizes: Size
     sizes = replace(sizes, head_stays=not ops.is_paged)
     planner = _Planner(structure, config, ops, sizes, limits, given, previous, heads, room)
     run = planner.run(Tradeoffs(1, 1, 0))
-    run.family.check_shapes(trained_shapes(structure, run))
+    run.family.check_shapes(structure.trained_shapes(run))
     best = planner.best()
     if best is None:
         raise _refusal(planner)
@@ -175,11 +175,11 @@ class _Planner:
     def plan(self, tradeoffs: Tradeoffs) -> Plan:
         least = self.longest if tradeoffs.prefix else self.longest_group
         return Plan(self.run(tradeoffs), self.table(tradeoffs), self.sizes, tradeoffs, self.limits, least,
-                    answers=self.room.answers and replace(self.room.answers, live=tradeoffs.live))
+                    answers=self.answers(tradeoffs.live))
 
     def run(self, tradeoffs: Tradeoffs) -> RunShape:
         c = self.config
-        return RunShape(max_tokens=tradeoffs.max_tokens, max_length=self.longest + c.family.virtual_tokens,
+        return RunShape(max_tokens=tradeoffs.max_tokens, max_length=self.longest,
                         family=c.family, targets=self.targets(), blocks=c.block_range(self.structure.n_layer),
                         kept=tradeoffs.kept, threads=self.ops.threads, precision=c.precision, prefix=tradeoffs.prefix,
                         prefix_inputs=tradeoffs.prefix_inputs, heads=self.heads)
@@ -203,15 +203,19 @@ class _Planner:
                 *self.structure.buffers(run), Buffer("scratch", (self.ops.scratch_bytes,), "run", "uint8"),
                 *optim.buffers(tradeoffs.optimizer_state, groups),
                 *(Buffer(name, (parameters,), "run") for name in ("best", "start")[:1 + self.room.keeps_start]),
-                *run.family.state(trained_shapes(self.structure, run)), *self.room.buffers,
+                *run.family.state(self.structure.trained_shapes(run)), *self.room.buffers,
                 *self.answer_buffers(run, tradeoffs.live))
 
+    def answers(self, live: int) -> AnswerPlan | None:
+        """The plan of `live` answers in progress, if a run learns from its own."""
+        known = self.room.answers
+        return known and replace(known, live=live, virtual=self.config.family.virtual_tokens)
+
     def answer_buffers(self, run: RunShape, live: int) -> list[Buffer]:
-        """The buffers of `live` answers in progress."""
+        """Their buffers."""
         cache = self.structure.cache
-        if self.room.answers is None or cache is None:
-            return []
-        return replace(self.room.answers, live=live).buffers(cache, run.activations)
+        answers = self.answers(live)
+        return [] if answers is None or cache is None else answers.buffers(cache, run.activations)
 
     def peak(self, tradeoffs: Tradeoffs) -> int:
         return self.plan(tradeoffs).peak_bytes
@@ -249,7 +253,7 @@ class _Planner:
     @property
     def n_live(self) -> int:
         """Blocks that backward passes through."""
-        return self.structure.n_layer - self.config.block_range(self.structure.n_layer)[0]
+        return self.structure.n_layer - self.run(Tradeoffs(1, 1, 0)).lowest
 
     def kept_counts(self) -> list[int]:
         """The numbers of blocks whose activations may be kept; those of the last block always are."""

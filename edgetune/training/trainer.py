@@ -18,7 +18,7 @@ import numpy as np
 import numpy.random
 
 from ..adapters import store
-from ..adapters.base import Artifact, Group, slices
+from ..adapters.base import OWN_ENGINE, Artifact, Group, Setting, slices
 from ..adapters.lora import Lora, Pair
 from ..backends.arena import Arena
 from ..backends.base import Backend
@@ -31,7 +31,6 @@ from ..errors import DataError, Interrupted, MismatchError, NumericsError, Usage
 from ..formats.bundle import Bundle, open_bundle
 from ..llamacpp.tokenizer import Tokenizer
 from ..machine import device
-from ..models.linear import trained_shapes
 from ..models.networks import open_network
 from ..objectives.base import Objective
 from ..objectives.sft import Sft
@@ -51,7 +50,6 @@ if TYPE_CHECKING:
     from typing_extensions import Unpack
 
 IMITATE = Sft()
-ENGINE = "edgetune's own engine"  # which serves trained heads
 ANCHOR = 1 << 16  # the number of a step's first micro-batch of anchors
 
 
@@ -383,10 +381,12 @@ class Trainer:
 
     def artifact(self) -> Artifact:
         """The result of training, trained heads included; arrays may be views of the arena."""
-        family = self.plan.run.family
+        run = self.plan.run
         found = self.decoder.adapter.artifact()
-        return replace(found, tensors={**found.tensors, **self._heads}, family=family.name,
-                       served_by=ENGINE if self._heads else family.served_by)
+        setting = Setting(run.family.options(), list(run.targets), [run.blocks.start, run.blocks.stop],
+                          self.config.seed)
+        return replace(found, tensors={**found.tensors, **self._heads}, family=run.family.name, setting=setting,
+                       served_by=OWN_ENGINE if self._heads else run.family.served_by)
 
     @property
     def _heads(self) -> dict[str, np.ndarray]:
@@ -403,7 +403,7 @@ class Trainer:
     def state_arrays(self) -> list[str]:
         """The arrays of the arena on which the next step depends."""
         run = self.plan.run
-        state = run.family.state(trained_shapes(self.model.structure, run))
+        state = run.family.state(self.model.structure.trained_shapes(run))
         return [*(name for name in self.arena.buffers if optim.is_state(name)), *(buffer.name for buffer in state)]
 
     def save(self, folder: str | Path, record: dict[str, Any] | None = None) -> None:

@@ -17,7 +17,7 @@ import pytest
 from commands import run as command
 
 from edgetune.adapters import base
-from edgetune.adapters.base import Artifact, Carved, Family, Frozen, Group, Shapes, slices
+from edgetune.adapters.base import OWN_ENGINE, Artifact, Carved, Family, Frozen, Group, Shapes, slices
 from edgetune.adapters.lora import Pair
 from edgetune.adapters.store import open_adapter, read_run
 from edgetune.backends.arena import Buffer
@@ -49,9 +49,6 @@ class Scales(Family):
     @property
     def kept_width(self) -> int:
         return self.width
-
-    def buffers(self, tokens: int, widest: int, activations: str) -> list[Any]:  # noqa: ARG002
-        return []
 
     def carve(self, shapes: Shapes, arena: Any, ops: Any, seed: int) -> CarvedScales:
         return CarvedScales(self, shapes, arena, ops, seed)
@@ -91,9 +88,6 @@ class CarvedScales(Carved):
             through *= self.scales[self.index[linear.name]]
             linear.backward(dinp, dout, accumulate, (through, self.a[linear.name]))
 
-    def finish(self, linear: Frozen, inp: Any) -> None:
-        """All is done in backward."""
-
     def artifact(self) -> Artifact:
         return Artifact({name: Pair(self.a[name], self.b[name], float(self.scales[i]))
                          for name, i in self.index.items()})
@@ -107,18 +101,11 @@ class Sparse(Family):
     """A bias [N] a projection, after the proximal step of the lasso: soft thresholds of lr * shrink."""
 
     name: ClassVar[str] = "sparse"
-    served_by: ClassVar[str] = "edgetune's own engine"
+    served_by: ClassVar[str] = OWN_ENGINE
     shrink: float = option(0.2, "How fast what does not help becomes 0.", low=0.0)
 
     def parameters(self, shapes: Shapes) -> list[Group]:
         return [Group("biases", sum(n for n, _ in shapes.values()), decay=False)]
-
-    @property
-    def kept_width(self) -> int:
-        return 0
-
-    def buffers(self, tokens: int, widest: int, activations: str) -> list[Any]:  # noqa: ARG002
-        return []
 
     def state(self, shapes: Shapes) -> list[Buffer]:  # noqa: ARG002
         return [Buffer("steps_at_zero", (1,), "run")]
@@ -140,9 +127,6 @@ class CarvedSparse(Carved):
         self.biases = dict(zip(names, slices(groups, self.flat), strict=True))
         self.gradients = dict(zip(names, slices(groups, arena.flat("dlora")), strict=True))
 
-    def keep(self, linear: Frozen, inp: Any, kept: Any) -> None:
-        """Nothing is kept."""
-
     def forward(self, linear: Frozen, out: Any, inp: Any, kept: Any, accumulate: bool) -> None:  # noqa: ARG002
         linear.forward(out, inp, accumulate)
         self.ops.add_bias(out, self.biases[linear.name])
@@ -151,9 +135,6 @@ class CarvedSparse(Carved):
         self.gradients[linear.name] += dout.sum(0)
         if dinp is not None:
             linear.backward(dinp, dout, accumulate)
-
-    def finish(self, linear: Frozen, inp: Any) -> None:
-        """All is done in backward."""
 
     def after_step(self, step: int, total: int, lr: float) -> None:
         assert 1 <= step <= total

@@ -21,9 +21,8 @@ from edgetune.backends.arena import Arena, Buffer
 from edgetune.data.packing import Batch, Example, collate
 from edgetune.errors import DataError, UnsupportedError, UsageError
 from edgetune.formats.gguf import Gguf, open_gguf
-from edgetune.models.base import Flops, Network, Passes, Structure
-from edgetune.models.linear import Projections, RunShape, trained_shapes
-from edgetune.models.networks import NETWORKS
+from edgetune.models.base import NETWORKS, Flops, Network, Passes, Structure
+from edgetune.models.linear import Projections, RunShape
 from edgetune.models.stream import Stream
 from edgetune.objectives.base import Objective, Signal
 from edgetune.objectives.grpo import Grpo
@@ -83,7 +82,7 @@ class EncoderPasses(Passes):
         self.arena = arena
         self.ops = ops
         self.stream = Stream(network.gguf, N_BLOCKS, ops, streamed)
-        shapes = trained_shapes(network.structure, run)
+        shapes = network.structure.trained_shapes(run)
         self.adapter = run.family.carve(shapes, arena, ops, seed)
         self.linear = Projections(ops, self.stream.weights, {}, run, self.adapter, shapes)
         self.before_block = lambda: None

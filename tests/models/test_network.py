@@ -5,21 +5,24 @@ An embedding, blocks of two matrices (x += down(relu(up(x)))) without attention 
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Sequence
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 from tiny import Shape, model_metadata, tokenizer_metadata, write_gguf
 
+from edgetune import models
 from edgetune.backends.arena import Arena, Buffer
 from edgetune.backends.base import HEAD_STATE
 from edgetune.data.packing import Batch, Example, collate
 from edgetune.errors import UsageError
 from edgetune.formats.gguf import Gguf, open_gguf
-from edgetune.models.base import Flops, Network, Passes, Structure
-from edgetune.models.linear import Projections, RunShape, trained_shapes
-from edgetune.models.networks import NETWORKS
+from edgetune.models.base import NETWORKS, Flops, Network, Passes, Structure, register
+from edgetune.models.linear import Projections, RunShape
+from edgetune.models.networks import open_network
 from edgetune.models.stream import Stream
 from edgetune.training.config import TrainConfig
 from edgetune.training.planned import make_plan
@@ -71,7 +74,7 @@ class MlpPasses(Passes):
         self.ops = ops
         self.arena = arena
         self.stream = Stream(network.gguf, N_BLOCKS, ops, streamed)
-        shapes = trained_shapes(network.structure, run)
+        shapes = network.structure.trained_shapes(run)
         self.adapter = run.family.carve(shapes, arena, ops, seed)
         self.linear = Projections(ops, self.stream.weights, {}, run, self.adapter, shapes)
         self.before_block = lambda: None
@@ -210,3 +213,19 @@ def test_the_planner_asks_the_network(model):
         make_plan(network, TrainConfig(**OPTIONS, targets="q_proj"))
     with pytest.raises(UsageError, match="training needs"):
         make_plan(network, TrainConfig(**OPTIONS, memory="1M"))
+
+
+def test_a_file_of_the_folder_is_found(model, tmp_path, monkeypatch):
+    """One that registers a network; two of one architecture are refused."""
+    monkeypatch.delitem(NETWORKS, "mlp")
+    place = tmp_path / "models"
+    place.mkdir()
+    (place / "another.py").write_text("from test_network import Mlp\n\nfrom .base import register\n\n"
+                                      "Mlp.architectures = ('mlp',)\nregister(Mlp)\n")
+    monkeypatch.setattr(models, "__path__", [*models.__path__, str(place)])
+    monkeypatch.setattr(Mlp, "architectures", (), raising=False)
+    monkeypatch.syspath_prepend(Path(__file__).parent)
+    assert type(open_network(open_gguf(model))).__name__ == "Mlp"
+    monkeypatch.delitem(sys.modules, "edgetune.models.another")
+    with pytest.raises(ValueError, match="Other has the architecture mlp of Mlp"):
+        register(type("Other", (Mlp,), {"architectures": ("mlp",)}))

@@ -13,7 +13,7 @@ from __future__ import annotations
 
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -132,7 +132,9 @@ class Rollouts:
         _check(plan, wanted, decoder)
         self._decoder = decoder
         self._plan = plan
-        self._wanted = wanted
+        self._virtual = 0 if decoder.linear.is_off else decoder.run.virtual
+        before = -1 - np.arange(self._virtual, dtype=np.int32)
+        self._wanted = replace(wanted, prompts=[np.concatenate([before, prompt]) for prompt in wanted.prompts])
         s = decoder.shape
         view = decoder.arena.view
         self._keys = view("cache_keys", s.n_layer, plan.blocks, s.n_kv, s.d_head, CACHE)
@@ -198,7 +200,7 @@ class Rollouts:
                 break
             tokens, blocks = forest_size([self._wanted.prompts[i] for i in (*chosen, index)], self._step)
             own = blocks_for(self._wanted.max_tokens[chosen[0] if chosen else index] - 1)
-            fits = tokens <= self._decoder.run.max_tokens and blocks + own <= len(self._blocks)
+            fits = tokens <= self._decoder.run.max_tokens + self._virtual and blocks + own <= len(self._blocks)
             if not fits and (chosen or not idle):
                 break
             chosen.append(index)
@@ -305,8 +307,7 @@ class Rollouts:
         token = view("drawn_token", n)
         logp, drawn = view("drawn_logp", 2, n)
         h = view("head_h", n, shape.d_model)
-        decoder.ops.rmsnorm_forward(h, view("head_rstd", n), hidden, decoder.vectors["output_norm.weight"],
-                                    shape.norm_eps)
+        decoder.norms.forward(h, view("head_rstd", n), hidden, "output_norm")
         keys = decoder.ops.place(keys_of(sampling.seed, [answer.prompt.number for answer in answers],
                                          [answer.sample for answer in answers],
                                          [len(answer.tokens) for answer in answers]))

@@ -6,7 +6,7 @@ from collections.abc import Iterable
 
 import numpy as np
 
-from ...adapters.base import Artifact
+from ...adapters.base import Artifact, Family
 from ...adapters.lora import Lora, Pair
 from ...adapters.low_rank import LoraFamily
 from ...backends.arena import Arena, Buffer
@@ -16,34 +16,63 @@ from ...errors import MismatchError
 from ...formats.gguf import Gguf
 from ...machine.device import thread_count
 from ...models.decoder import Decoder, Model
-from ...models.linear import RunShape, trained_shapes
+from ...models.linear import RunShape
 
 
-def open_decoder(model: Model | Gguf, pairs: Lora, *, threads: int, max_tokens: int, max_length: int,
+def open_decoder(model: Model | Gguf, adapter: Artifact | Lora, *, threads: int, max_tokens: int, max_length: int,
                  precision: str = "exact", more: Iterable[Buffer] = (), backend: str = "auto",
                  ops: Backend | None = None, streamed: int = 0) -> Decoder:
-    """A decoder for forward passes with any adapter; pairs of a lower rank are padded with zeros.
+    """A decoder for forward passes with any adapter; low-rank pairs of a lower rank are padded with zeros.
 
     threads: 0 for one a core. more: further buffers of its arena. backend: as for `opening.open_backend`; ops: an open
     one instead. streamed: the number of blocks, from the first, whose weights are read from the file at every use.
-    Raises MismatchError for a pair that does not fit the model.
+    Raises MismatchError for an adapter that does not fit the model, UsageError for one of an unknown family.
     """
     model = model if isinstance(model, Model) else Model(model)
-    run = forward_run(model, pairs, threads=threads, max_tokens=max_tokens, max_length=max_length, precision=precision)
+    found = adapter if isinstance(adapter, Artifact) else Artifact(adapter)
+    run = forward_run(model, found, threads=threads, max_tokens=max_tokens, max_length=max_length, precision=precision)
     ops = ops or open_backend(backend, run.threads)
     arena = Arena([*forward_buffers(model, run, ops), *more], ops.allocate)
     ops.use_scratch(arena.flat("scratch"))
-    decoder = Decoder(model, run, ops, arena, streamed)
-    rank = run.family.kept_width
-    padded = {name: _padded(pairs.get(name), (rank, k), (n, rank))
-              for name, (n, k) in trained_shapes(model.shape, run).items()}
-    decoder.adapter.load(Artifact(padded), "the adapter")
+    decoder = Decoder(model, run, ops, arena, streamed, found.setting.seed)
+    if found.is_lora:
+        rank = run.family.kept_width
+        found = Artifact({name: _padded(found.pairs.get(name), (rank, k), (n, rank))
+                          for name, (n, k) in model.structure.trained_shapes(run).items()})
+    decoder.adapter.load(found, "the adapter")
     return decoder
 
 
-def forward_run(model: Model, pairs: Lora, *, threads: int, max_tokens: int, max_length: int,
+def forward_run(model: Model, adapter: Artifact | Lora, *, threads: int, max_tokens: int, max_length: int,
                 precision: str) -> RunShape:
     """The run of such a decoder. Errors as in `open_decoder`."""
+    found = adapter if isinstance(adapter, Artifact) else Artifact(adapter)
+    setting = found.setting
+    family: Family
+    if found.is_lora:
+        family, targets, blocks = _of_pairs(model, found.pairs)
+    else:
+        family = found.make_family()
+        targets = tuple(setting.targets)
+        blocks = range(*setting.blocks or [0])
+        if not blocks or blocks[-1] >= model.shape.n_layer or not set(targets) <= set(model.shape.linear_shapes()):
+            raise MismatchError(f"the adapter changes blocks {setting.blocks} of {', '.join(targets)}, which "
+                                f"{model.gguf.path} does not have", "use the model that it was trained on")
+    return RunShape(max_tokens=max_tokens, max_length=max_length, family=family, targets=targets, blocks=blocks, kept=1,
+                    threads=thread_count(threads), precision=precision)
+
+
+def forward_buffers(model: Model, run: RunShape, ops: Backend) -> list[Buffer]:
+    """All large arrays of forward, the adapter and the work space of `ops`."""
+    parameters = sum(group.size for group in model.structure.parameters(run))
+    return [Buffer("lora", (parameters,), "run"), Buffer("dlora", (parameters,), "run"),
+            Buffer("scratch", (ops.scratch_bytes,), "run", "uint8"),
+            *run.family.state(model.structure.trained_shapes(run)),
+            *(b for b in model.structure.buffers(run) if not b.backward)]
+
+
+def _of_pairs(model: Model, pairs: Lora) -> tuple[LoraFamily, tuple[str, ...], range]:
+    """(family, targets, blocks) of a LoRA with room for all pairs. Raises MismatchError for one that does not fit."""
     shapes = model.shape.linear_shapes()
     places = {name: name.split(".", 2) for name in pairs}
     for name, (_, block, target) in places.items():
@@ -54,18 +83,8 @@ def forward_run(model: Model, pairs: Lora, *, threads: int, max_tokens: int, max
                                 "use the model that it was trained on")
     blocks = [int(block) for _, block, _ in places.values()] or [model.shape.n_layer - 1]
     rank = max((pair.rank for pair in pairs.values()), default=1)
-    return RunShape(max_tokens=max_tokens, max_length=max_length, family=LoraFamily(rank=rank, alpha=rank),
-                    targets=tuple(sorted({target for _, _, target in places.values()})),
-                    blocks=range(min(blocks), max(blocks) + 1), kept=1, threads=thread_count(threads),
-                    precision=precision)
-
-
-def forward_buffers(model: Model, run: RunShape, ops: Backend) -> list[Buffer]:
-    """All large arrays of forward, the adapter and the work space of `ops`."""
-    parameters = sum(group.size for group in model.structure.parameters(run))
-    return [Buffer("lora", (parameters,), "run"), Buffer("dlora", (parameters,), "run"),
-            Buffer("scratch", (ops.scratch_bytes,), "run", "uint8"),
-            *(b for b in model.structure.buffers(run) if not b.backward)]
+    return (LoraFamily(rank=rank, alpha=rank), tuple(sorted({target for _, _, target in places.values()})),
+            range(min(blocks), max(blocks) + 1))
 
 
 def _padded(pair: Pair | None, a_shape: tuple[int, ...], b_shape: tuple[int, ...]) -> Pair:

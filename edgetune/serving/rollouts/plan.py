@@ -23,8 +23,8 @@ _MIB = 1 << 20
 @dataclass(frozen=True)
 class AnswerPlan:
     """The sizes of answers. live: answers in progress at once. samples: answers to a prompt; prompt_tokens,
-    answer_tokens: the most of one. candidates: as in draws.py. The decoder's run must take max(live, prompt_tokens)
-    tokens in a pass, and prompt_tokens + answer_tokens in a document.
+    answer_tokens: the most of one. candidates: as in draws.py. virtual: tokens of the adapter before a prompt. The
+    decoder's run must take max(live, prompt_tokens) tokens in a pass, and prompt_tokens + answer_tokens in a document.
     """
 
     live: int
@@ -32,11 +32,16 @@ class AnswerPlan:
     prompt_tokens: int
     answer_tokens: int
     candidates: int = 0
+    virtual: int = 0
 
     @property
     def prompts(self) -> int:
         """Prompts that are answered at once at most."""
         return min(self.live, -(-self.live // self.samples) + 1)
+
+    @property
+    def prompt_blocks(self) -> int:
+        return blocks_for(self.virtual + self.prompt_tokens)
 
     @property
     def answer_blocks(self) -> int:
@@ -46,11 +51,11 @@ class AnswerPlan:
     @property
     def path(self) -> int:
         """Blocks that one answer sees at most."""
-        return blocks_for(self.prompt_tokens) + self.answer_blocks
+        return self.prompt_blocks + self.answer_blocks
 
     @property
     def blocks(self) -> int:
-        return self.prompts * blocks_for(self.prompt_tokens) + self.live * self.answer_blocks
+        return self.prompts * self.prompt_blocks + self.live * self.answer_blocks
 
     def buffers(self, s: Cache, activations: str) -> list[Buffer]:
         """The buffers. activations: the numpy type of keys and values."""

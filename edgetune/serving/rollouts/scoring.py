@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
+from ...adapters.base import Artifact
 from ...adapters.lora import Lora
 from ...backends.arena import arena_bytes
 from ...backends.opening import open_backend
@@ -21,12 +22,11 @@ from .texts import GROWTH, Engine
 _MIB = 1 << 20
 
 
-def open_scorer(gguf: Gguf, pairs: Lora, engine: Engine, *, longest: int, at_once: int) -> Decoder:
+def open_scorer(gguf: Gguf, adapter: Artifact | Lora, engine: Engine, *, longest: int, at_once: int) -> Decoder:
     """A decoder for documents of up to `longest` tokens, which computes `at_once` tokens together where memory has
     room for them.
 
-    Raises UsageError where the engine's budget has no room for one document, MismatchError for a pair that does not
-    fit the model.
+    Raises UsageError where the engine's budget has no room for one document, and the errors of `open_decoder`.
     """
     model = Model(gguf)
     ops = open_backend(engine.backend, device.thread_count(engine.threads))
@@ -35,7 +35,7 @@ def open_scorer(gguf: Gguf, pairs: Lora, engine: Engine, *, longest: int, at_onc
     weights = sizes(gguf.tensors.values(), model.shape.n_layer)
 
     def needs(tokens: int, streamed: int) -> int:
-        run = forward_run(model, pairs, threads=engine.threads, max_tokens=tokens, max_length=longest,
+        run = forward_run(model, adapter, threads=engine.threads, max_tokens=tokens, max_length=longest,
                           precision=engine.precision)
         return process + weights.in_memory(streamed, tokens) + arena_bytes(forward_buffers(model, run, ops))
 
@@ -43,7 +43,7 @@ def open_scorer(gguf: Gguf, pairs: Lora, engine: Engine, *, longest: int, at_onc
     for streamed in range(model.shape.n_layer + 1):
         for tokens in counts:
             if needs(tokens, streamed) <= engine.budget:
-                return open_decoder(model, pairs, threads=engine.threads, max_tokens=tokens, max_length=longest,
+                return open_decoder(model, adapter, threads=engine.threads, max_tokens=tokens, max_length=longest,
                                     precision=engine.precision, ops=ops, streamed=streamed)
     least = -(-needs(longest, model.shape.n_layer) // _MIB)
     raise UsageError(f"this does not fit: the log-probabilities of a text of {longest} tokens need {least} MiB, the "

@@ -11,8 +11,9 @@ from pathlib import Path
 
 import numpy as np
 
+from ...adapters.base import OWN_ENGINE, Artifact
 from ...adapters.lora import Lora
-from ...adapters.store import open_adapter
+from ...adapters.store import read_artifact
 from ...backends.arena import arena_bytes
 from ...backends.base import Backend
 from ...backends.opening import open_backend
@@ -78,13 +79,19 @@ class Answered:
         return "stop" if self.rollout.ended else "length"
 
 
-def pairs_of(gguf: Gguf, adapter: Path | None) -> Lora:
-    """The pairs of an adapter's folder or file, for `answers`. Errors: those of `store.open_adapter`."""
-    return open_adapter(adapter, gguf).pairs if adapter else {}
+def adapter_of(gguf: Gguf, path: Path | None) -> Artifact:
+    """An adapter's folder or file, for `answers`; None: the base. Errors: those of `store.read_artifact`, and
+    UnsupportedError for one that this engine does not serve.
+    """
+    found = read_artifact(path, gguf) if path else Artifact()
+    if found.served_by != OWN_ENGINE:
+        found.served_pairs(str(path))
+    return found
 
 
-def answers(gguf: Gguf, tokenizer: Tokenizer, pairs: Lora, asked: Asked, engine: Engine) -> Iterator[Answered]:
-    """Yields answers as they are finished, in any order. pairs: the adapter's.
+def answers(gguf: Gguf, tokenizer: Tokenizer, adapter: Artifact | Lora, asked: Asked,
+            engine: Engine) -> Iterator[Answered]:
+    """Yields answers as they are finished, in any order.
 
     Raises UsageError, before the first answer, for an option out of its range, an empty prompt, a prompt that leaves no
     room in the model's context, and if memory has no room for one answer.
@@ -93,12 +100,12 @@ def answers(gguf: Gguf, tokenizer: Tokenizer, pairs: Lora, asked: Asked, engine:
     asked = replace(asked, stop=(asked.stop,) if isinstance(asked.stop, str) else tuple(asked.stop))
     TextStream(asked.stop)  # refuses an empty one
     texts = [[_Text(TextStream(asked.stop), tokenizer) for _ in range(asked.samples)] for _ in asked.prompts]
-    drawn = draw(Model(gguf), pairs, asked, engine, tokenizer.is_end if asked.ends else lambda _: False,
+    drawn = draw(Model(gguf), adapter, asked, engine, tokenizer.is_end if asked.ends else lambda _: False,
                  lambda prompt, sample, token: texts[prompt][sample].ends_with(token))
     return (Answered(texts[rollout.prompt][rollout.sample].whole(), rollout) for rollout in drawn)
 
 
-def draw(model: Model, pairs: Lora, asked: Asked, engine: Engine, is_end: Callable[[int], bool],
+def draw(model: Model, adapter: Artifact | Lora, asked: Asked, engine: Engine, is_end: Callable[[int], bool],
          watch: Callable[[int, int, int], bool] = lambda _prompt, _sample, _token: False,
          before_block: Callable[[], None] = lambda: None) -> Iterator[Rollout]:
     """Yields answers as tokens, as they are finished. is_end, watch: as of `Wanted`; stop and ends of `asked` are
@@ -107,15 +114,15 @@ def draw(model: Model, pairs: Lora, asked: Asked, engine: Engine, is_end: Callab
     Raises UsageError, before the first answer, as `answers` does, except for sampling options.
     """
     _check(model, asked, engine)
-    return _drawn(model, pairs, asked, engine, is_end, watch, before_block) if asked.prompts else iter(())
+    return _drawn(model, adapter, asked, engine, is_end, watch, before_block) if asked.prompts else iter(())
 
 
-def _drawn(model: Model, pairs: Lora, asked: Asked, engine: Engine, is_end: Callable[[int], bool],
+def _drawn(model: Model, adapter: Artifact | Lora, asked: Asked, engine: Engine, is_end: Callable[[int], bool],
            watch: Callable[[int, int, int], bool], before_block: Callable[[], None]) -> Iterator[Rollout]:
     ops = open_backend(engine.backend, device.thread_count(engine.threads))
-    plan = plan_of(model, pairs, asked, engine, ops)
-    run = _run(model, pairs, plan, engine)
-    decoder = open_decoder(model, pairs, threads=engine.threads, max_tokens=run.max_tokens, max_length=run.max_length,
+    plan = plan_of(model, adapter, asked, engine, ops)
+    run = _run(model, adapter, plan, engine)
+    decoder = open_decoder(model, adapter, threads=engine.threads, max_tokens=run.max_tokens, max_length=run.max_length,
                            precision=engine.precision, more=plan.buffers(model.shape, run.activations), ops=ops)
     decoder.before_block = before_block
     wanted = Wanted([np.array(prompt, np.int32) for prompt in asked.prompts], asked.samples, asked.max_tokens,
@@ -123,16 +130,17 @@ def _drawn(model: Model, pairs: Lora, asked: Asked, engine: Engine, is_end: Call
     yield from Rollouts(decoder, plan, wanted)
 
 
-def plan_of(model: Model, pairs: Lora, asked: Asked, engine: Engine, ops: Backend) -> AnswerPlan:
+def plan_of(model: Model, adapter: Artifact | Lora, asked: Asked, engine: Engine, ops: Backend) -> AnswerPlan:
     """The plan of as many answers at once as the budget has room for. Raises UsageError if there is none."""
     most = AnswerPlan(min(engine.parallel, len(asked.prompts) * asked.samples), asked.samples,
                       max(map(len, asked.prompts)), max(asked.max_tokens),
                       candidates_of(asked.sampling, model.shape.n_vocab))
+    most = replace(most, virtual=_run(model, adapter, most, engine).virtual)
     device.trim()
     process = device.rss() + GROWTH
 
     def needs(plan: AnswerPlan) -> int:
-        run = _run(model, pairs, plan, engine)
+        run = _run(model, adapter, plan, engine)
         weights = sizes(model.gguf.tensors.values(), model.shape.n_layer).in_memory(0, run.max_tokens)
         beside = plan.buffers(model.shape, run.activations)
         return process + weights + arena_bytes([*forward_buffers(model, run, ops), *beside])
@@ -140,9 +148,9 @@ def plan_of(model: Model, pairs: Lora, asked: Asked, engine: Engine, ops: Backen
     return fitting(most, needs, engine.budget, engine.asked)
 
 
-def _run(model: Model, pairs: Lora, plan: AnswerPlan, engine: Engine) -> RunShape:
+def _run(model: Model, adapter: Artifact | Lora, plan: AnswerPlan, engine: Engine) -> RunShape:
     tokens = max(plan.live, plan.prompt_tokens, min(READ, plan.prompts * plan.prompt_tokens))
-    return forward_run(model, pairs, threads=engine.threads, max_tokens=tokens,
+    return forward_run(model, adapter, threads=engine.threads, max_tokens=tokens,
                        max_length=plan.prompt_tokens + plan.answer_tokens, precision=engine.precision)
 
 

@@ -1,0 +1,50 @@
+"""The root-mean-square norms of a network, some of them adapted.
+
+Letters: T rows, D their width: that of the model, or of a head.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+import numpy as np
+
+from ..backends.base import Array, Backend, floats
+from .linear import Projections
+
+ROWS = 256  # whose gradient is summed at a time, so that no array of size is allocated
+
+
+class Norms:
+    """The norms. vectors: their weights by name and ".weight"; linear: knows what is adapted."""
+
+    def __init__(self, ops: Backend, vectors: Mapping[str, Array], eps: float, linear: Projections) -> None:
+        self._ops = ops
+        self._vectors = vectors
+        self._eps = eps
+        self._linear = linear
+
+    def forward(self, out: Array, rstd: Array, inp: Array, name: str) -> None:
+        """out [T, D] = inp [T, D] * rstd [T] * weight [D]"""
+        self._ops.rmsnorm_forward(out, rstd, inp, self._weight(name), self._eps)
+
+    def backward(self, dinp: Array, dout: Array, inp: Array, rstd: Array, name: str, accumulate: bool = False) -> None:
+        """dinp (+)= its gradient; it may be dout. That of an adapted weight goes to the adapter."""
+        if self._linear.adapts(name):
+            self._linear.adapter.norm_backward(name, self._dweight(dout, inp, rstd, name))
+        self._ops.rmsnorm_backward(dinp, dout, inp, self._weight(name), rstd, accumulate)
+
+    def _weight(self, name: str) -> Array:
+        weight = self._vectors[f"{name}.weight"]
+        return self._linear.adapter.norm(name, weight) if self._linear.adapts(name) else weight
+
+    def _dweight(self, dout: Array, inp: Array, rstd: Array, name: str) -> np.ndarray:
+        """[D], the sum over T of dout * inp * rstd."""
+        self._ops.synchronize()
+        total = np.zeros(self._vectors[f"{name}.weight"].size, np.float32)
+        rows = [array.reshape(-1, total.size) for array in (dout, inp)]
+        for begin in range(0, rstd.size, ROWS):
+            part = slice(begin, begin + ROWS)
+            grad, x = (floats(array[part]) for array in rows)
+            total += (grad * x * rstd[part, None]).sum(0)
+        return total

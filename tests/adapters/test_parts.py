@@ -1,0 +1,236 @@
+"""Families that adapt other parts than projections: log p, gradients and answers against transformers and autograd."""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import replace
+from functools import partial
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from commands import run as command
+from decoder_cases import LIMIT, Case, distance, hf_projection, make_case, make_decoder, train_once
+from families import GEMMA_NAMES, GGUF_NAMES, row_order
+from toy_families import BitFit, Bottleneck, Prompt, Toy
+
+from edgetune import Result
+from edgetune.adapters import base
+from edgetune.adapters.base import OWN_ENGINE, Setting
+from edgetune.adapters.store import read_run, save_artifact
+from edgetune.daemon.jobs import recipe
+from edgetune.data.lengths import lengths_of
+from edgetune.data.packing import Example, collate
+from edgetune.errors import FormatError, MismatchError, UnsupportedError, UsageError
+from edgetune.llamacpp.sampling import Sampling
+from edgetune.models.decoder import Model
+from edgetune.serving.rollouts.forward import forward_run
+from edgetune.serving.rollouts.texts import Asked, Engine, adapter_of, draw
+from edgetune.training.config import TrainConfig
+from edgetune.training.trainer import Trainer
+
+TOYS = (Bottleneck(), BitFit(), Prompt())
+BLOCKS = 3
+
+
+def module_of(name: str, model: Any) -> str:
+    """transformers' name of a norm, or of the module whose output is a sublayer's."""
+    is_gemma = model.config.model_type == "gemma3_text"
+    names = {new: old for old, new in (GEMMA_NAMES if is_gemma else GGUF_NAMES).items()}
+    names |= {"attention": names["post_attention_norm"], "feed_forward": names["post_ffw_norm"]} if is_gemma else {
+        "attention": "self_attn", "feed_forward": "mlp"}
+    if name == "output_norm":
+        return "model.norm"
+    _, layer, part = name.split(".")
+    return f"model.layers.{layer}.{names[part]}"
+
+
+@contextmanager
+def adapted(model: Any, toy: Toy, values: dict[str, np.ndarray]) -> Iterator[dict[str, torch.Tensor]]:
+    """The transformers model with a toy's parameters, which are leaves of autograd, by name and in our order."""
+    leaves = {name: torch.from_numpy(value.copy()).requires_grad_() for name, value in values.items()}
+    hooks = []
+
+    def hook(name: str, change: Any) -> None:
+        def changed(_module: Any, _inp: Any, out: Any) -> Any:
+            return (change(out[0]), *out[1:]) if isinstance(out, tuple) else change(out)
+
+        hooks.append(model.get_submodule(name).register_forward_hook(changed))
+
+    def bottleneck(leaf: torch.Tensor, out: torch.Tensor) -> torch.Tensor:
+        return out + torch.relu(out @ leaf[0].T) @ leaf[1]
+
+    def scaled(leaf: torch.Tensor, module: Any, out: torch.Tensor) -> torch.Tensor:
+        offset = 1.0 if "Gemma" in type(module).__name__ else 0.0
+        weight = module.weight + offset
+        return out * (weight + leaf) / weight
+
+    for name, leaf in leaves.items():
+        if isinstance(toy, Bottleneck):
+            hook(module_of(name, model), partial(bottleneck, leaf))
+        elif name.endswith("norm"):
+            module = model.get_submodule(module_of(name, model))
+            hook(module_of(name, model), partial(scaled, leaf, module))
+        elif isinstance(toy, BitFit):
+            place = hf_projection(name)
+            order = row_order(place, leaf.numel(), model)
+            bias = leaf if order is None else leaf[torch.from_numpy(np.argsort(order).copy())]
+            hook(place, bias.__add__)
+    try:
+        yield leaves
+    finally:
+        for each in hooks:
+            each.remove()
+
+
+def logits_of(model: Any, toy: Toy, leaves: dict[str, torch.Tensor], tokens: np.ndarray) -> torch.Tensor:
+    """[T, V], after a prompt's embeddings if the toy has any."""
+    embedded = model.get_input_embeddings()(torch.from_numpy(tokens).long()[None])
+    if isinstance(toy, Prompt):
+        embedded = torch.cat([leaves["input"][None], embedded], 1)
+    return model(inputs_embeds=embedded, use_cache=False).logits[0, toy.virtual_tokens:]
+
+
+def truth(case: Case, toy: Toy, values: dict[str, np.ndarray]) -> tuple[np.ndarray, dict[str, np.ndarray]]:
+    """(log p [S], gradients) by autograd, each document in a pass of its own."""
+    found = []
+    with adapted(case.model, toy, values) as leaves:
+        for example in case.examples:
+            tokens = torch.from_numpy(example.tokens).long()
+            out = torch.log_softmax(logits_of(case.model, toy, leaves, example.tokens)[:-1], -1)
+            logp = out.gather(1, tokens[1:, None])[:, 0]
+            weights = torch.from_numpy(example.weights[1:])
+            found.append(logp[weights != 0].detach().numpy())
+            (-(weights * logp).sum()).backward(retain_graph=True)
+        return np.concatenate(found), {name: leaf.grad.numpy() for name, leaf in leaves.items()}
+
+
+@pytest.mark.parametrize("architecture", ["llama", "qwen3", "gemma3"])
+@pytest.mark.parametrize("toy", TOYS, ids=lambda toy: toy.name)
+def test_log_p_and_gradients(toy, architecture, tmp_path):
+    """Activations of one block or of all are kept; in one pass, or after a prefix that is computed apart."""
+    case = make_case(architecture, tmp_path, num_hidden_layers=BLOCKS)
+    expected = None
+    for kept in (1, BLOCKS):
+        decoder = make_decoder(case.decoder.model, replace(case.decoder.run, family=toy, kept=kept))
+        expected = expected or truth(case, toy, decoder.adapter.values)
+        ours = replace(case, decoder=decoder)
+        errors = {"score": distance(decoder.score(case.batch), expected[0]),
+                  "train": distance(train_once(ours), expected[0])}
+        errors |= {name: distance(gradient, expected[1][name]) for name, gradient in decoder.adapter.gradients.items()}
+        assert {what: error for what, error in errors.items() if not error < LIMIT} == {}
+    assert len(decoder.adapter.values) == {"bottleneck": 6, "prompt": 1}.get(
+        toy.name, 7 * BLOCKS + {"llama": 2, "qwen3": 4, "gemma3": 6}[architecture] * BLOCKS + 1)
+
+
+@pytest.mark.parametrize("toy", TOYS, ids=lambda toy: toy.name)
+@pytest.mark.parametrize(("options", "limit"), [({}, 1e-2), ({"blocks": "last:1"}, 1e-2), ({"precision": "fast"}, 0.1)],
+                         ids=["exact", "last block", "fast"])
+def test_gradient_by_finite_differences(tiny_models, toy, options, limit):
+    trainer = Trainer(tiny_models["gemma3"], family=toy, threads=1, max_length=24,
+                      **{"precision": "exact", **options})
+    values, gradient = (trainer.arena.flat(name) for name in ("lora", "dlora"))
+    rng = np.random.default_rng(0)
+    rows = rng.integers(0, 416, (3, 20)).astype(np.int32)
+    batch = collate([Example(row, np.r_[0, np.ones(19)].astype(np.float32)) for row in rows])
+    gradient.fill(0.0)
+    trainer.decoder.forward(batch, keep=True)
+    trainer.decoder.backward(batch, batch.supervised_weights)
+    along = gradient / np.linalg.norm(gradient)
+    start = values.copy()
+
+    def loss(step: float) -> float:
+        values[:] = start + np.float32(step) * along
+        return -float(trainer.decoder.score(batch).sum(dtype=np.float64))
+
+    step = 1e-2 if "precision" not in options else 5e-2
+    assert (loss(step) - loss(-step)) / (2 * step) == pytest.approx(np.linalg.norm(gradient), rel=limit)
+
+
+@pytest.mark.parametrize("toy", TOYS, ids=lambda toy: toy.name)
+def test_what_rows_begin_with_alike_is_computed_apart(bundle, toy):
+    """The virtual tokens are before the prefix, once; the plan counts the parameters."""
+    weights = np.r_[np.zeros(40), np.ones(12)].astype(np.float32)
+    rows = [Example(np.r_[np.arange(40), np.arange(i, i + 12)].astype(np.int32), weights) for i in range(4, 16)]
+    options: dict[str, Any] = {"family": toy, "lr": 1e-2, "batch_size": 6, "max_length": 64, "threads": 1, "steps": 3,
+                               "precision": "exact"}
+    trainers = [Trainer(bundle, lengths=lengths_of(rows), micro_batch=64, **options),
+                Trainer(bundle, lengths=lengths_of(rows, share=False), share_prefixes="off", **options)]
+    losses = []
+    for trainer in trainers:
+        trainer.add_examples(rows)
+        losses.append([trainer.loss(rows)[0], *(step.loss for step in trainer.train())])
+        table = {buffer.name: buffer.shape for buffer in trainer.plan.buffers}
+        size = sum(value.size for value in trainer.decoder.adapter.values.values())
+        assert table["lora"] == table["dlora"] == table["best"] == (size,)
+    assert trainers[0].plan.run.prefix == 39
+    assert losses[0] == pytest.approx(losses[1], rel=1e-4)
+    assert losses[0][-1] < losses[0][1]
+
+
+@pytest.mark.parametrize(("toy", "architecture"), [*zip(TOYS, ("llama", "qwen3", "gemma3"), strict=True)],
+                         ids=lambda value: getattr(value, "name", value))
+def test_our_own_engine_answers(toy, architecture, tmp_path, monkeypatch):
+    """From the adapter on disk; the likeliest tokens are those of transformers."""
+    case = make_case(architecture, tmp_path, num_hidden_layers=BLOCKS)
+    model = case.decoder.model
+    trainer = Trainer(model.gguf.path, family=toy, blocks="last:2", seed=3, max_length=32, threads=1)
+    trainer.save(tmp_path / "out")
+    monkeypatch.setitem(base._registry._found, toy.name, type(toy))  # as `register` does
+    opened = adapter_of(model.gguf, tmp_path / "out")
+    prompts = [[5, 6, 7], [*range(5, 75)], [*range(5, 70), 80]]  # more than the engine shares as a whole
+    asked = Asked(prompts, [9] * len(prompts), sampling=Sampling(temperature=0.0))
+    engine = Engine(1 << 40, "all", precision="exact", threads=1)
+    found = {one.prompt: one.tokens.tolist() for one in draw(Model(model.gguf), opened, asked, engine, lambda _: False)}
+    with torch.no_grad(), adapted(case.model, toy, trainer.decoder.adapter.values) as leaves:
+        for number, prompt in enumerate(prompts):
+            tokens = [*prompt]
+            while len(tokens) < len(prompt) + 9:
+                tokens.append(int(logits_of(case.model, toy, leaves, np.array(tokens))[-1].argmax()))
+            assert found[number] == tokens[len(prompt):]
+
+
+def test_a_part_that_a_network_lacks_is_refused(bundle, monkeypatch):
+    monkeypatch.setattr(Prompt, "adapts", ("router",))
+    with pytest.raises(UsageError, match="no router"):
+        Trainer(bundle, family=Prompt(), max_length=24)
+
+
+def test_a_setting_that_fits_no_model_is_refused(bundle, tmp_path, monkeypatch):
+    monkeypatch.setitem(base._registry._found, "prompt", Prompt)
+    made = Trainer(bundle, family=Prompt(), max_length=24, threads=1).artifact()
+    for setting, error in ((Setting(blocks=[1]), FormatError), (Setting({"rows": 0}, [], [0, 1]), UsageError),
+                           (Setting({}, ["attn_q"], [0, 9]), MismatchError),
+                           (Setting({}, ["attn_z"], [0, 1]), MismatchError)):
+        save_artifact(tmp_path / "adapter.gguf", replace(made, setting=setting), bundle.gguf)
+        with pytest.raises(error):
+            forward_run(Model(bundle.gguf), adapter_of(bundle.gguf, tmp_path / "adapter.gguf"), threads=1, max_tokens=9,
+                        max_length=9, precision="exact")
+
+
+def test_commands_train_and_serve_it(bundle, tmp_path, monkeypatch):
+    """By our own engine; whoever serves by llama.cpp says in a sentence which engine answers."""
+    monkeypatch.setitem(base._registry._found, "prompt", Prompt)
+    rows = tmp_path / "rows.jsonl"
+    rows.write_text('{"prompt": "on", "completion": "off"}\n' * 4)
+    out = tmp_path / "out"
+    said = command("train", bundle.path, rows, "-o", out, "--family", "prompt", "--rows", 3, "--steps", 12, "--lr", 0.1,
+                   "--eval", rows, "--threads", 1, "--anchors", 0, "--precision", "exact")
+    assert said.endswith(f"edgetune generate {bundle.path} PROMPTS.jsonl --engine native --adapter {out}\n")
+    asked = (bundle.path, rows, "--adapter", out, "--engine", "native", "--threads", 1)
+    answer = json.loads(command("generate", *asked, "--max-tokens", 5).splitlines()[0])
+    assert answer["prompt"] == "on"
+    of_adapter, of_base = (json.loads(command("eval", *asked[:2], *more, *asked[4:], "--json"))["loss"]
+                           for more in (asked[2:4], ()))
+    assert of_adapter == pytest.approx(Result(out, read_run(out)).loss_after, rel=1e-3)
+    assert of_adapter < of_base
+    for refused in (("generate", bundle.path, "on", "--adapter", out), ("chat", bundle.path, "--adapter", out),
+                    ("merge", bundle.path, out, "-o", tmp_path / "merged.gguf"),
+                    ("eval", bundle.path, rows, "--adapter", out), ("export", out, "-o", tmp_path / "peft")):
+        assert re.search("family prompt.*--engine native", command(*refused, code=UnsupportedError.exit_code))
+    with pytest.raises(UsageError, match=f"family prompt.*{OWN_ENGINE}"):
+        recipe.options(TrainConfig(), {"family": "prompt"})

@@ -1,0 +1,157 @@
+"""Adapter families that the package does not know, one for each part of a network but projections.
+
+Bottleneck adds a small network after each sublayer, BitFit trains what is added to norms' weights and to projections'
+outputs, Prompt trains embeddings before the text. None is a LoRA: edgetune's own engine serves them.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from typing import Any, ClassVar
+
+import numpy as np
+
+from edgetune.adapters.base import (
+    INPUT,
+    NORMS,
+    OWN_ENGINE,
+    PROJECTIONS,
+    SUBLAYERS,
+    Artifact,
+    Carved,
+    Family,
+    Frozen,
+    Group,
+    Shapes,
+    slices,
+)
+from edgetune.backends.base import floats
+from edgetune.errors import MismatchError
+from edgetune.options import option
+
+
+@dataclass(frozen=True)
+class Toy(Family):
+    """Trains one array for each part."""
+
+    served_by: ClassVar[str] = OWN_ENGINE
+
+    def shape_of(self, part: tuple[int, ...]) -> tuple[int, ...]:
+        return part[:1]
+
+    def shapes(self, shapes: Shapes) -> dict[str, tuple[int, ...]]:
+        return {name: self.shape_of(part) for name, part in shapes.items()}
+
+    def parameters(self, shapes: Shapes) -> list[Group]:
+        return [Group("values", sum(math.prod(shape) for shape in self.shapes(shapes).values()), decay=False)]
+
+
+class CarvedToy(Carved):
+    def __init__(self, family: Toy, shapes: Shapes, arena: Any, seed: int) -> None:
+        own = family.shapes(shapes)
+        groups = [Group(name, math.prod(shape)) for name, shape in own.items()]
+        self.values, self.gradients = (
+            {name: part.reshape(own[name]) for name, part in zip(own, slices(groups, arena.flat(flat)), strict=True)}
+            for flat in ("lora", "dlora"))
+        rng = np.random.default_rng(seed)
+        for value in self.values.values():
+            value[:] = rng.standard_normal(value.shape) / 4
+
+    def artifact(self) -> Artifact:
+        return Artifact(tensors=self.values)
+
+    def load(self, found: Artifact, source: str) -> None:
+        if set(found.tensors) != set(self.values):
+            raise MismatchError(f"{source} changes other parts")
+        for name, value in self.values.items():
+            value[:] = found.tensors[name]
+
+
+@dataclass(frozen=True)
+class Bottleneck(Toy):
+    """After each sublayer out += relu(out . down^T) . up, down and up [R, D] (Houlsby et al. 2019)."""
+
+    name: ClassVar[str] = "bottleneck"
+    adapts: ClassVar[tuple[str, ...]] = (SUBLAYERS,)
+    width: int = option(3, "R.", low=1)
+
+    def shape_of(self, part: tuple[int, ...]) -> tuple[int, ...]:
+        return 2, self.width, *part
+
+    def carve(self, shapes: Shapes, arena: Any, ops: Any, seed: int) -> Carved:  # noqa: ARG002
+        return CarvedBottleneck(self, shapes, arena, seed)
+
+
+class CarvedBottleneck(CarvedToy):
+    def sublayer_forward(self, name: str, out: Any) -> None:
+        down, up = self.values[name]
+        out += np.maximum(out @ down.T, 0) @ up
+
+    def sublayer_backward(self, name: str, dout: Any, out: Any) -> None:
+        down, up = self.values[name]
+        ddown, dup = self.gradients[name]
+        hidden = np.maximum(out @ down.T, 0)
+        dup += hidden.T @ dout
+        dhidden = (dout @ up.T) * (hidden > 0)
+        ddown += dhidden.T @ out
+        dout += dhidden @ down
+
+
+@dataclass(frozen=True)
+class BitFit(Toy):
+    """Weights of norms and biases of projections (Ben Zaken et al. 2022)."""
+
+    name: ClassVar[str] = "bitfit"
+    adapts: ClassVar[tuple[str, ...]] = (PROJECTIONS, NORMS)
+
+    def carve(self, shapes: Shapes, arena: Any, ops: Any, seed: int) -> Carved:
+        return CarvedBitFit(self, shapes, arena, ops, seed)
+
+
+class CarvedBitFit(CarvedToy):
+    def __init__(self, family: Toy, shapes: Shapes, arena: Any, ops: Any, seed: int) -> None:
+        super().__init__(family, shapes, arena, seed)
+        self.ops = ops
+
+    def norm(self, name: str, weight: Any) -> Any:
+        return weight + self.values[name]
+
+    def norm_backward(self, name: str, dweight: np.ndarray) -> None:
+        self.gradients[name] += dweight
+
+    def forward(self, linear: Frozen, out: Any, inp: Any, kept: Any, accumulate: bool) -> None:  # noqa: ARG002
+        linear.forward(out, inp, accumulate)
+        self.ops.add_bias(out, self.values[linear.name])
+
+    def backward(self, linear: Frozen, dinp: Any, dout: Any, kept: Any, accumulate: bool) -> None:  # noqa: ARG002
+        self.gradients[linear.name] += floats(dout).sum(0)
+        if dinp is not None:
+            linear.backward(dinp, dout, accumulate)
+
+
+@dataclass(frozen=True)
+class Prompt(Toy):
+    """Embeddings before the text (Lester et al. 2021)."""
+
+    name: ClassVar[str] = "prompt"
+    adapts: ClassVar[tuple[str, ...]] = (INPUT,)
+    rows: int = option(5, "Virtual tokens.", low=1)
+
+    @property
+    def virtual_tokens(self) -> int:
+        return self.rows
+
+    def shape_of(self, part: tuple[int, ...]) -> tuple[int, ...]:
+        return self.rows, *part
+
+    def carve(self, shapes: Shapes, arena: Any, ops: Any, seed: int) -> Carved:  # noqa: ARG002
+        return CarvedPrompt(self, shapes, arena, seed)
+
+
+class CarvedPrompt(CarvedToy):
+    def virtual_forward(self) -> np.ndarray:
+        return self.values["input"]
+
+    def virtual_backward(self, drows: np.ndarray) -> None:
+        self.gradients["input"] += drows
