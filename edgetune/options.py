@@ -15,6 +15,7 @@ from typing import Any, Generic, TypeVar
 from .errors import UsageError
 
 T = TypeVar("T")
+K = TypeVar("K", bound=type[Any])
 AUTO = "auto"
 _KINDS = {int: "a whole number", float: "a number", str: "text", bool: "True or False"}
 
@@ -115,10 +116,10 @@ def _flag(spec: Field[Any]) -> str:
 
 
 class Registry(Generic[T]):
-    """The dataclasses of options of one kind by their `name`, each registered by a module of one package.
+    """The dataclasses of options of one kind, each registered by a module of one package.
 
-    package: its name; kind: what they are, for errors; unique: class variables that no two of them share. others:
-    modules of the package that register none, and are not imported.
+    package: its name; kind: their noun, for errors; unique: class variables that no two of them share, first the one
+    that names them. others: modules of the package that register none, and are not imported.
     """
 
     def __init__(self, package: str, kind: str, unique: tuple[str, ...] = ("name",),
@@ -129,12 +130,14 @@ class Registry(Generic[T]):
         self.unique = unique
         self._found: dict[str, type[T]] = {}
 
-    def register(self, one: type[T]) -> None:
+    def register(self, one: K) -> K:
+        """Registers a class, as a decorator. Raises ValueError where another has its name."""
         for other in self._found.values():
             is_same = (other.__module__, other.__qualname__) == (one.__module__, one.__qualname__)
             if not is_same and any(getattr(other, name) == getattr(one, name) for name in self.unique):
                 raise ValueError(f"{one.__qualname__} has the {' or '.join(self.unique)} of {other.__qualname__}")
-        self._found[one.name] = one  # type: ignore[attr-defined]
+        self._found[getattr(one, self.unique[0])] = one
+        return one
 
     def all(self) -> dict[str, type[T]]:
         """All that is registered, by name; the modules of the package are imported first."""

@@ -252,7 +252,7 @@ def test_the_grader_of_the_page_is_one(tmp_path, monkeypatch):
     from edgetune.evaluation.graders.sample import Sample
 
     base.grader_types()
-    monkeypatch.setattr(base, "_registered", dict(base._registered))
+    monkeypatch.setattr(base._registry, "_found", dict(base._registry._found))
     blocks = re.findall(r"```py\n(.*?)```", PAGES["contributing.md"], re.S)
     code = next(block for block in blocks if "OneByOne" in block)
     (tmp_path / "repeats.py").write_text(code)

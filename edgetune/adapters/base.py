@@ -274,22 +274,7 @@ class Carved(ABC):
 
 FILES = ("merge", "ollama", "peft", "published", "store")  # adapters on disk: modules of this folder without a family
 _registry: Registry[Family] = Registry(__package__, "adapter family", others=FILES)
-
-
-def register(kind: type[T]) -> type[T]:
-    """Registers a family by its name. Raises ValueError where another has it."""
-    _registry.register(kind)
-    return kind
-
-
-def families() -> dict[str, type[Family]]:
-    """Every registered family by name; those of this folder are imported first."""
-    return _registry.all()
-
-
-def family_named(name: str) -> type[Family]:
-    """The family of that name. Raises UsageError for an unknown name."""
-    return _registry.named(name)
+register, families, family_named = _registry.register, _registry.all, _registry.named
 
 
 def slices(groups: Sequence[Group], flat: np.ndarray) -> list[np.ndarray]:

@@ -16,7 +16,7 @@ from ..data.question import question_text
 from ..data.rows import Row
 from ..errors import DataError
 from .judge import same
-from .served import Answer, Scores
+from .served import Answer, Scores, exact_share, parsed_share
 
 TOGETHER = 8  # questions in progress
 Messages = list[dict[str, Any]]
@@ -57,10 +57,7 @@ def asked_match(rows: Iterable[Row], ask: Ask, system: str | None = None, limit:
 
 def asked_scores(engine: str, rows: int, answers: Sequence[Answer]) -> Scores:
     """No tokens, and a loss that is not known."""
-    right = [answer.correct for answer in answers]
-    parsed = [answer.parsed for answer in answers if answer.parsed is not None]
-    return Scores(engine, rows, 0, math.nan, sum(right) / len(right), len(right),
-                  sum(parsed) / len(parsed) if parsed else None)
+    return Scores(engine, rows, 0, math.nan, exact_share(answers), len(answers), parsed_share(answers))
 
 
 def _question(row: Row, system: str | None) -> tuple[Row, Messages, Sequence[dict[str, Any]], str]:

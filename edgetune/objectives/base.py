@@ -112,12 +112,7 @@ class Objective(ABC):
 
 
 _registry: Registry[Objective] = Registry(__package__, "objective", ("name", "method"))
-
-
-def register(kind: type[T]) -> type[T]:
-    """Registers an objective by its name. Raises ValueError where another has its name or method."""
-    _registry.register(kind)
-    return kind
+register = _registry.register
 
 
 def objectives(common: Collection[str] = ()) -> dict[str, type[Objective]]:

@@ -80,7 +80,7 @@ def summary(before: Sequence[Answer], after: Sequence[Answer]) -> dict[str, Any]
     """Answers to the same questions; the pairs shown are those that changed, as far as there are any."""
     asked = list(zip(before, after, strict=True))
     changed = sorted(asked, key=lambda pair: pair[0].correct == pair[1].correct)
-    return {"rows": len(asked), "before": _share(before), "after": _share(after),
+    return {"rows": len(asked), "before": exact_share(before), "after": exact_share(after),
             "wins": sum(b.correct and not a.correct for a, b in asked),
             "losses": sum(a.correct and not b.correct for a, b in asked),
             "commonest": max(Counter(answer.expected for answer in after).values()),
@@ -128,7 +128,3 @@ def _answerable(exam: Exam, served: LlamaModel) -> list[Row]:
     if not found:
         raise DataError("no held-out row has a question and an answer", "give some that have")
     return found
-
-
-def _share(answers: Sequence[Answer]) -> float:
-    return sum(answer.correct for answer in answers) / len(answers)

@@ -14,14 +14,13 @@ Facts: llama.cpp, src/llama-vocab.cpp and convert_hf_to_gguf.py.
 
 from __future__ import annotations
 
-import json
 import re
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from ...disk import MIB, read_small
+from ...disk import MIB, read_object, read_small
 from ...errors import EdgetuneError, FormatError, UnsupportedError
 
 NORMAL = 1
@@ -49,17 +48,7 @@ _PRE = {
 
 def read_json(path: Path) -> dict[str, Any]:
     """The JSON object in a file, {} if there is no file. FormatError if it holds something else."""
-    if not path.is_file():
-        return {}
-    try:
-        value = json.loads(read_small(path, 256 * MIB))
-    except OSError as error:
-        raise FormatError(f"cannot read {path}: {error.strerror}", _BROKEN) from None
-    except (ValueError, RecursionError) as error:
-        raise FormatError(f"cannot read {path} as JSON: {error}", _BROKEN) from None
-    if not isinstance(value, dict):
-        raise FormatError(f"{path} holds JSON, but not an object", _BROKEN)
-    return value
+    return (read_object(path, _BROKEN, 256 * MIB) if path.is_file() else None) or {}
 
 
 @contextmanager

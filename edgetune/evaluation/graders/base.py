@@ -15,14 +15,13 @@ from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
 from dataclasses import MISSING, Field, dataclass, field, fields
 from difflib import get_close_matches
-from importlib import import_module
 from pathlib import Path
-from pkgutil import iter_modules
 from typing import Any, ClassVar, Protocol, TypeVar, get_type_hints
 
 from ...data.rewards import reward_of
 from ...disk import read_small
 from ...errors import UsageError
+from ...options import Registry
 from .sample import Sample, Ungraded
 from .template import Template, parse_template
 from .time_limit import in_time
@@ -183,24 +182,8 @@ def template(default: Any = MISSING) -> Any:
 
 # ---- reading ---------------------------------------------------------------------------------------------------------
 
-_registered: dict[str, type[Grader]] = {}
-
-
-def register(kind: type[T]) -> type[T]:
-    """Registers a grader by its type. Raises ValueError where another has it."""
-    other = _registered.get(kind.type)
-    if other is not None and (other.__module__, other.__qualname__) != (kind.__module__, kind.__qualname__):
-        raise ValueError(f"{kind.__qualname__} has the type of {other.__qualname__}")
-    _registered[kind.type] = kind
-    return kind
-
-
-def grader_types() -> dict[str, type[Grader]]:
-    """Every registered grader by its type; those of this folder are imported first."""
-    package = import_module(__package__)
-    for module in iter_modules(package.__path__):
-        import_module(f"{__package__}.{module.name}")
-    return dict(sorted(_registered.items()))
+_registry: Registry[Grader] = Registry(__package__, "grader", ("type",))
+register, grader_types = _registry.register, _registry.all
 
 
 def read_grader(written: Mapping[str, Any], *, model: ScoreModel | None = None, allow_python: bool = True,
