@@ -91,8 +91,11 @@ def model_card(run: Mapping[str, Any], base: Gguf, use: str, base_model: str = "
     base_model: an id on the hub, or a name; "": what origin(base) finds.
     """
     base_model = base_model or origin(base)
+    known = licence(base)
+    sentence = f"The base model's licence, as its file says it, is {_plain(known)}." if known else (
+        "The base model's file names no licence.")
     parts = [
-        _front_matter(base_model, licence(base)),
+        _front_matter(base_model, known),
         f"# A LoRA adapter for {_plain(base_model)}",
         f"Trained by edgetune {_plain(run.get('edgetune') or __version__)} on `{base_name(base)}` "
         f"({_plain(base.architecture)}), the quantized model itself.",
@@ -100,7 +103,7 @@ def model_card(run: Mapping[str, Any], base: Gguf, use: str, base_model: str = "
         _table("Data", _data_rows(run)),
         _table("Results on held-out rows", _result_rows(run)),
         _table("Options", _option_rows(run)),
-        f"## Licence\n\n{_licence_sentence(licence(base))}",
+        f"## Licence\n\n{sentence} It applies to what is made from it; so may that of the training rows.",
     ]
     return "\n\n".join(part for part in parts if part) + "\n"
 
@@ -157,9 +160,3 @@ def _plain(value: Any) -> str:
 
 def _percent(share: Any) -> str | None:
     return f"{share:.0%}" if isinstance(share, int | float) else None
-
-
-def _licence_sentence(known: str) -> str:
-    base = f"The base model's licence, as its file says it, is {_plain(known)}." if known else (
-        "The base model's file names no licence.")
-    return f"{base} It applies to what is made from it; so may that of the training rows."

@@ -161,17 +161,12 @@ def _answer(talk: Talk, question: str) -> bool:
         talk.messages.append({"role": "assistant", "content": answer})
     else:
         talk.messages.pop()
-    tokens = _count(talk.served, answer)
+    counted: int | None = getattr(talk.served, "said_tokens", None)  # by a daemon's model
+    tokens = len(talk.served.tokenizer.encode(answer, special=False)) if counted is None else counted
     rate = f", {(tokens - 1) / max(ended - first, 1e-9):.1f} tokens/s" if tokens > 1 else ""
     _dim(f"{tokens} tokens{rate}, the first after {first - began:.1f} s"
          f"{f'; stopped, {AGAIN}' if was_stopped else ''}")
     return was_stopped
-
-
-def _count(served: Any, answer: str) -> int:
-    """Tokens of the last answer; a daemon's model has counted them."""
-    counted: int | None = getattr(served, "said_tokens", None)
-    return len(served.tokenizer.encode(answer, special=False)) if counted is None else counted
 
 
 @contextmanager

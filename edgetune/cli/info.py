@@ -80,12 +80,14 @@ def _bundle(path: Path) -> dict[str, Any]:
     manifest = bundle.open_folder(path)
     listed = {*manifest["files"], bundle.MANIFEST, signature.FILE}
     cost = manifest.get("cost")
+    steps = manifest.get("steps")
+    steps = steps if isinstance(steps, list) else []
     source = manifest.get("source")
     source = source if isinstance(source, dict) else {"name": source}
     facts = {
         "format": manifest.get("format", "gguf"), "made_by": f"edgetune {_word(manifest.get('edgetune')) or 'unknown'}",
         "source": _word(source.get("name")), "revision": _word(source.get("revision")),
-        "licence": _word(source.get("licence")), "steps": [_step(step) for step in _list(manifest.get("steps"))],
+        "licence": _word(source.get("licence")), "steps": [_step(step) for step in steps],
         **_cost(cost if isinstance(cost, dict) else {}), "signature": _signature(path),
         "files": sorted(manifest["files"]), "not_in_manifest": sorted({p.name for p in path.iterdir()} - listed)}
     model = (_model(open_gguf(path / bundle.MODEL)) if bundle.MODEL in manifest["files"] else
@@ -112,10 +114,6 @@ def _signature(path: Path) -> str:
         return "not signed"
     return f"by {signer.public_key}, " + (f"trusted here as {_word(signer.name)}" if signer.name else
                                           "which says no more than the hashes, for no key is trusted here")
-
-
-def _list(value: Any) -> list[Any]:
-    return value if isinstance(value, list) else []
 
 
 def _word(value: Any) -> str:

@@ -100,14 +100,10 @@ def entries(rows: list[tuple[list[str], str]]) -> list[Text]:
         cells = (fact.ljust(width) for fact, width in zip(facts, widths, strict=True))
         lines.append(Text("  ".join(cells).rstrip()))
         if detail:
-            lines.append(_indented(Text(detail, style="dim")))
+            text = Text(detail, style="dim")
+            parts = text.wrap(out, max(out.width - len(INDENT), 1)) if out.is_terminal else [text]
+            lines.append(Text(INDENT) + Text(f"\n{INDENT}").join(parts))
     return lines
-
-
-def _indented(text: Text) -> Text:
-    """All of its lines, where a terminal needs several."""
-    parts = text.wrap(out, max(out.width - len(INDENT), 1)) if out.is_terminal else [text]
-    return Text(INDENT) + Text(f"\n{INDENT}").join(parts)
 
 
 def format_time(seconds: int | None) -> str:
@@ -291,14 +287,11 @@ def adapters() -> None:
 def adapters_list(client: Any, as_json: bool) -> None:
     """All adapters, and why each is active or not."""
     found = client.get(ADAPTERS)
+    verdicts = [a.get("verdict") or {} for a in found["data"]]
     rows = [([a["id"], a["state"], format_time(a["created_at"]), a.get("name") or ""],
-             _verdict(a.get("verdict") or {})) for a in found["data"]]
+             "; ".join(filter(None, (verdict.get("reason"), verdict.get("remembered")))))
+            for a, verdict in zip(found["data"], verdicts, strict=True)]
     show(as_json, found, *(entries(rows) if rows else ["there are no adapters"]), _serving(found))
-
-
-def _verdict(verdict: dict[str, Any]) -> str:
-    """Says why the adapter was activated or not, and how much it remembers of earlier feedback jobs."""
-    return "; ".join(filter(None, (verdict.get("reason"), verdict.get("remembered"))))
 
 
 def _serving(found: dict[str, Any]) -> str:

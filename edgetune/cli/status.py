@@ -44,9 +44,10 @@ def view(facts: dict[str, Any]) -> RenderableType:
     health = facts["health"]
     found = facts["adapters"]
     colour = "green" if health["status"] == "ok" else "yellow"
+    remembered = [a["verdict"].get("remembered") for a in found["data"] if a["id"] == found["serving"]]
     rows: list[list[str | Text]] = [
         ["health", Text.assemble((health["status"], colour), *(f"\n{reason}" for reason in health["reasons"]))],
-        ["active", Text("\n".join(filter(None, (found["serving"] or BASE, _remembered(found)))))],
+        ["active", Text("\n".join(filter(None, (found["serving"] or BASE, *remembered))))],
         ["memory", f"{mib(memory['used'])} of {mib(memory['budget'])}, {mib(memory['available'])} available"],
         ["temperature", "unknown" if facts["temperature"] is None else f"{facts['temperature']:.1f} °C"],
         ["answers", f"{serving['working']} in progress, {serving['waiting']} waiting, {serving['requests']} in all; "
@@ -70,12 +71,6 @@ def _tutor(found: dict[str, Any] | None) -> list[list[str | Text]]:
         said = "published" if one["published"] else "not published"
         lines.append(f"round {one['round']}, {said}: {one['reason']}")
     return [["tutor", Text("\n".join(lines))]]
-
-
-def _remembered(found: dict[str, Any]) -> str:
-    """Says how much the active adapter remembers of earlier feedback jobs; "": there are none."""
-    serving = [adapter for adapter in found["data"] if adapter["id"] == found["serving"]]
-    return str(serving[0]["verdict"].get("remembered", "")) if serving else ""
 
 
 def _happened(title: str, name: str, events: list[dict[str, Any]]) -> list[RenderableType]:

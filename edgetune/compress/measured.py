@@ -55,7 +55,9 @@ class Measured:
             if sum(distinct.values()) + ROOM > shutil.disk_usage(self.folder).free:
                 return found
             _save(path, found)
-        return _load(path)
+        with np.load(path, allow_pickle=False) as stored:
+            arrays = [stored[f"array{number}"] for number in range(len(stored.files) - 2)]
+            return {str(name): arrays[place] for name, place in zip(stored["names"], stored["places"], strict=True)}
 
     def made(self, name: str, make: Callable[[Path], Any]) -> tuple[Path, Any]:
         """The folder of files that make(folder) wrote, and the facts that it returned. Raises DiskError."""
@@ -87,9 +89,3 @@ def _save(path: Path, arrays: Arrays) -> None:
     places = np.array([numbers[id(array)] for array in arrays.values()])
     with replaced(path) as beside, beside.open("wb") as file:
         np.savez(file, allow_pickle=False, names=names, places=places, **stored)
-
-
-def _load(path: Path) -> Arrays:
-    with np.load(path, allow_pickle=False) as stored:
-        arrays = [stored[f"array{number}"] for number in range(len(stored.files) - 2)]
-        return {str(name): arrays[place] for name, place in zip(stored["names"], stored["places"], strict=True)}

@@ -11,7 +11,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any, TypeVar
 
-from .rows import with_system
+from .rows import as_messages, with_system
 
 T = TypeVar("T")
 TOKENS = 32  # of an anchor at most: it may end anywhere, as many short ones say more of the base than few long ones
@@ -67,14 +67,10 @@ def asking(system: bool, chats: bool) -> list[dict[str, Any]]:
     there for its end alone. system: whether training gives rows a system message, of which these have another.
     """
     texts: list[dict[str, Any]] = [{"text": text, "open": True} for text in BEGINNINGS]
-    return texts + [{"messages": _answered(question, system)} for question in QUESTIONS if chats]
+    chosen = SYSTEM if system else None
+    return texts + [{"messages": with_system(as_messages(question, "."), chosen)} for question in QUESTIONS if chats]
 
 
 def of_batch(asked: Sequence[T], batch: int) -> list[T]:
     """A_BATCH of the questions, or of the beginnings, the next ones in each batch."""
     return [asked[(batch * A_BATCH + i) % len(asked)] for i in range(A_BATCH)] if asked else []
-
-
-def _answered(question: str, system: bool) -> list[dict[str, Any]]:
-    messages = [{"role": "user", "content": question}, {"role": "assistant", "content": "."}]
-    return with_system(messages, SYSTEM if system else None)

@@ -55,7 +55,9 @@ def translated(kind: type[Rewarded], asked: Mapping[str, Any]) -> dict[str, Any]
     if multiplier != AUTO:
         _say_once(found, "num_generations", "compute_multiplier")
         found["num_generations"] = generations(kind, multiplier)
-    _check_samples(found.pop("eval_samples", AUTO))
+    samples = found.pop("eval_samples", AUTO)
+    if samples != AUTO and (isinstance(samples, bool) or not isinstance(samples, int) or samples < 1):
+        raise UsageError(f"eval_samples is {samples!r:.40}", "give the number of held-out prompts to answer, 1 or more")
     return found
 
 
@@ -69,11 +71,6 @@ def generations(kind: type[Rewarded], multiplier: Any) -> int:
 def _say_once(found: Mapping[str, Any], ours: str, openai: str) -> None:
     if ours in found:
         raise UsageError(f"{openai} and {ours} set the same option", "give one of them")
-
-
-def _check_samples(samples: Any) -> None:
-    if samples != AUTO and (isinstance(samples, bool) or not isinstance(samples, int) or samples < 1):
-        raise UsageError(f"eval_samples is {samples!r:.40}", "give the number of held-out prompts to answer, 1 or more")
 
 
 def eval_samples(method: Mapping[str, Any]) -> int | None:

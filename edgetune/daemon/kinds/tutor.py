@@ -41,7 +41,6 @@ from ..jobs.rewarded import with_rewards
 from ..jobs.table import Job, JobTable
 from ..learning.curriculum import JobRows
 from ..learning.method import read_options
-from ..learning.prompts import KeptPrompt
 from ..options import DaemonConfig
 from ..state.holdout import EDGE, MOST
 from .base import JobKind, Starter
@@ -196,8 +195,10 @@ class KeptPrompts(Starter):
                     if self._is_learnable(row)]
         held = {stored.question: row for stored, row in answered}
         sided = {stored.question for stored in (*said.new, *said.held)}  # learned or held out, as their answers are
-        scored = {prompt.question: prompt.row for prompt in self._scored(found) if prompt.question not in sided}
-        names = self.feedback.holdout.lowest(scored, MOST - len(held))
+        holdout = self.feedback.holdout
+        scored = {prompt.question: prompt.row for prompt in found  # held out, where a grader scores answers
+                  if self.task.grader and prompt.question not in sided and holdout.rank(prompt.question) < EDGE}
+        names = holdout.lowest(scored, MOST - len(held))
         held |= {name: row for name, row in scored.items() if name in names}
         apart = scored.keys() | {stored.question for stored in said.held}
         rows = [prompt.row for prompt in found if prompt.question not in apart]
@@ -211,25 +212,14 @@ class KeptPrompts(Starter):
         start = self.jobs.adapters.path(serving) if serving else None
         counts = {"prompts": str(len(rows)), "labelled": str(len(labelled)), "held": str(len(deciding)),
                   "selecting": str(len(selecting))}
+        plain = TrainConfig()
+        options = {**{name: getattr(plain, name) for name in LEFT_OUT}, **store.recorded_size(start),
+                   "system": self.jobs.train.system or store.read_system(start)}
         fill = partial(_fill, task=self.task, labelled=labelled, selecting=selecting, start=start)
         job = self.jobs.begin(self.origin, JobData(rows, deciding, earlier, fill=fill), {"type": Sft.method},
-                              suffix=SUFFIX, metadata=counts, hyperparameters=self._options(start))
+                              suffix=SUFFIX, metadata=counts, hyperparameters=options)
         self.prompts.take([prompt.id for prompt in found], job.id)
         return job
-
-    def _options(self, start: Path | None) -> dict[str, object]:
-        """Returns the options of its trainings: without those that rounds do not have, with the size of the adapter
-        that is continued.
-        """
-        plain = TrainConfig()
-        return {**{name: getattr(plain, name) for name in LEFT_OUT}, **store.recorded_size(start),
-                "system": self.jobs.train.system or store.read_system(start)}
-
-    def _scored(self, found: Iterable[KeptPrompt]) -> list[KeptPrompt]:
-        """Returns the held-out prompts, where a grader scores answers; the key of held-out rows selects them."""
-        if self.task.grader is None:
-            return []
-        return [prompt for prompt in found if self.feedback.holdout.rank(prompt.question) < EDGE]
 
     def _fits(self, row: Row) -> bool:
         """Returns whether this model's template takes a prompt, and its answer can be learned whole."""

@@ -115,7 +115,8 @@ class Store:
         try:
             db = sqlite3.connect(self.path, isolation_level=None, timeout=30, check_same_thread=False)
             db.row_factory = sqlite3.Row
-            db.text_factory = _text
+            # bytes that are not UTF-8 become half surrogate pairs, which `_sound` finds
+            db.text_factory = lambda raw: raw.decode("utf-8", "surrogateescape")
             for pragma in ("journal_mode = WAL", "synchronous = FULL", "foreign_keys = ON",
                            "secure_delete = ON"):
                 db.execute(f"PRAGMA {pragma}")
@@ -313,13 +314,6 @@ def _columns(db: sqlite3.Connection) -> set[tuple[str, str]]:
     """Returns (table, column) of all tables."""
     tables = [row[0] for row in db.execute("SELECT name FROM sqlite_master WHERE type = 'table'").fetchall()]
     return {(table, row[1]) for table in tables for row in db.execute(f"PRAGMA table_info({table})").fetchall()}
-
-
-def _text(raw: bytes) -> str:
-    """Decodes text. Bytes that are not UTF-8 become half surrogate pairs, which `_sound` finds: one row does not break
-    the list.
-    """
-    return raw.decode("utf-8", "surrogateescape")
 
 
 def _sound(row: sqlite3.Row) -> dict[str, Any]:
