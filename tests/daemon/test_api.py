@@ -166,7 +166,7 @@ def test_adapters_are_promoted_rolled_back_and_deleted(client, running, runs):
     assert answers(client) == first
     refused = client.delete(f"/v1/adapters/{first}")
     assert refused.status_code == 400
-    assert "in service" in refused.json()["error"]["message"]
+    assert "is active" in refused.json()["error"]["message"]
     assert client.get(f"/v1/adapters/{second}").json()["state"] == "retired"
     assert client.delete(f"/v1/adapters/{second}").json() == {"id": second, "object": "adapter", "deleted": True}
     assert client.get(f"/v1/adapters/{second}").status_code == 404

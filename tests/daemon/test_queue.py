@@ -142,7 +142,7 @@ def test_a_roll_back_while_a_job_trains_is_not_overruled(service: Service, worke
     again.judge(False)
     job = service.jobs.wait(job.id, 30)
     assert service.adapters.get(str(job.result)).verdict["against"] is None
-    assert sum("judged again" in text for text in said(service, job)) == 1
+    assert sum("evaluated again" in text for text in said(service, job)) == 1
 
 
 @pytest.mark.parametrize("deletes", [False, True])
@@ -180,7 +180,7 @@ def test_a_word_at_the_last_moment_is_not_overruled(service: Service, workers: F
     for _ in range(1 + min(changes, work.REJUDGED)):
         workers.next().judge()
     job = service.jobs.wait(job.id, 30)
-    assert sum("judged again" in text for text in said(service, job)) == min(changes, work.REJUDGED)
+    assert sum("evaluated again" in text for text in said(service, job)) == min(changes, work.REJUDGED)
     made = service.adapters.get(str(job.result))
     assert len(service.adapters.list()) == 2
     assert made.state == ("serving" if changes == 1 else "candidate")

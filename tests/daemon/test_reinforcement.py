@@ -179,7 +179,7 @@ def test_one_that_is_paused_in_a_generation_ends_with_the_same_bytes(running: Da
     ({**WORDS, "colour": 1}, "has no field 'colour'", "method.reinforcement.grader"),
     ({**WORDS, "operation": "is"}, "operation", "method.reinforcement.grader"),
     ({"type": "score_model", "name": "judge", "model": "gpt-5", "input": [{"role": "user", "content": "how good?"}]},
-     "model of the grader judge is 'gpt-5'; here the model judges itself", "method.reinforcement.grader"),
+     "model of the grader judge is 'gpt-5'; here the model grades itself", "method.reinforcement.grader"),
     (PYTHON, "a python grader is not allowed here", "method.reinforcement.grader"),
     ({**GRADER, "graders": {"said": PYTHON, "like": LIKE}}, "a python grader is not allowed here",
      "method.reinforcement.grader"),
