@@ -3,8 +3,6 @@
 A field is supported, ignored (taken, without effect on the answer) or refused; `value` is what the test gives it.
 """
 
-from __future__ import annotations
-
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from typing import Any

@@ -1,7 +1,5 @@
 """Questions of the tutor, for tests."""
 
-from __future__ import annotations
-
 from typing import Any
 
 from edgetune.data.question import question_key

@@ -1,7 +1,5 @@
 """A model with two adapters whose answers are known, and a batcher that answers with it."""
 
-from __future__ import annotations
-
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager

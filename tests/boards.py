@@ -1,7 +1,5 @@
 """Made-up device trees: a board's /proc and /sys as a few small files, written and changed by a test."""
 
-from __future__ import annotations
-
 from pathlib import Path
 
 MIB = 2**20

@@ -1,7 +1,5 @@
 """Hugging Face folders made here: tokenizers of every kind that is converted, and tiny models beside them."""
 
-from __future__ import annotations
-
 import json
 from collections.abc import Mapping, Sequence
 from functools import cache

@@ -115,11 +115,12 @@ def tiny_llama(tiny_models: dict[str, Path]) -> Path:
 
 
 @pytest.fixture
-def tokenizer(tiny_llama: Path) -> Iterator[Tokenizer]:
-    """Of the tiny llama; a test may change it."""
+def tokenizer(tiny_llama: Path, request: pytest.FixtureRequest) -> Iterator[Tokenizer]:
+    """Of the tiny llama, with the chat template TEMPLATE of a module that has one; a test may change it."""
     from edgetune.llamacpp.tokenizer import Tokenizer
 
     with closing(Tokenizer(tiny_llama)) as tokenizer:
+        tokenizer.chat_template = getattr(request.module, "TEMPLATE", tokenizer.chat_template)
         yield tokenizer
 
 
@@ -138,6 +139,12 @@ def bundle(tmp_path_factory: pytest.TempPathFactory) -> Bundle:
     from edgetune.formats.bundle import open_bundle
 
     return open_bundle(write_tiny(tmp_path_factory.mktemp("bundle") / "tiny.gguf", formats="Q8_0"))
+
+
+@pytest.fixture(scope="session")
+def model(bundle: Bundle) -> Path:
+    """Its file."""
+    return bundle.gguf.path
 
 
 @pytest.fixture(scope="session")

@@ -1,7 +1,5 @@
 """Rows that count upwards, which a tiny model can learn, and options that learn them."""
 
-from __future__ import annotations
-
 from pathlib import Path
 from typing import Any
 

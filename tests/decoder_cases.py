@@ -1,7 +1,5 @@
 """A decoder and the same model in transformers with PEFT, on one batch: what gradients are compared with."""
 
-from __future__ import annotations
-
 from collections.abc import Iterable
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -10,6 +8,7 @@ import numpy as np
 import torch
 from families import GGUF_NAMES, make_family, row_order
 from peft import LoraConfig, get_peft_model
+from random_adapters import distance
 from transformers import PreTrainedModel
 
 from edgetune.adapters.base import Artifact
@@ -50,27 +49,15 @@ class Case:
 
 
 def make_case(
-    name: str,
-    folder: Path,
-    targets: tuple[str, ...] = ALL,
-    blocks: range | None = None,
-    kept: int = 1,
-    dropout: float = 0.0,
-    threads: int = 2,
-    **family: object,
-) -> Case:
+    name: str, folder: Path, targets: tuple[str, ...] = ALL, blocks: range | None = None, kept: int = 1,
+    dropout: float = 0.0, threads: int = 2, **family: object) -> Case:
     path, hf = make_family(name, folder, **family)
     model = Model(open_bundle(path).gguf)
     run = RunShape(
-        max_tokens=sum(LENGTHS) + 3,
-        max_length=max(LENGTHS),
-        family=LoraFamily(rank=RANK, alpha=RANK * SCALE, dropout=dropout),
-        targets=tuple(TARGETS[t] for t in targets),
-        blocks=blocks or range(model.shape.n_layer),
-        kept=min(kept, model.shape.n_layer - (blocks or range(1))[0]),
-        threads=threads,
-        precision="exact",
-    )
+        max_tokens=sum(LENGTHS) + 3, max_length=max(LENGTHS),
+        family=LoraFamily(rank=RANK, alpha=RANK * SCALE, dropout=dropout), targets=tuple(TARGETS[t] for t in targets),
+        blocks=blocks or range(model.shape.n_layer), kept=min(kept, model.shape.n_layer - (blocks or range(1))[0]),
+        threads=threads, precision="exact")
     decoder = make_decoder(model, run)
     rng = np.random.default_rng(3)
     pairs = {key: random_pair(rng, pair.a.shape, pair.b.shape) for key, pair in decoder.adapter.adapted.items()}
@@ -135,12 +122,8 @@ def adapted(case: Case) -> PreTrainedModel:
     names = {v: k for k, v in TARGETS.items()}
     run = case.decoder.run
     config = LoraConfig(
-        r=RANK,
-        lora_alpha=RANK * SCALE,
-        target_modules=[names[t] for t in run.targets],
-        layers_to_transform=list(run.blocks),
-        layers_pattern="layers",
-    )
+        r=RANK, lora_alpha=RANK * SCALE, target_modules=[names[t] for t in run.targets],
+        layers_to_transform=list(run.blocks), layers_pattern="layers")
     peft = get_peft_model(case.model, config)
     with torch.no_grad():
         for key, pair in case.pairs.items():
@@ -193,11 +176,6 @@ def gradients_by_peft(case: Case, peft: PreTrainedModel) -> dict[str, tuple[np.n
         order = row_order(hf_projection(key), pair.b.shape[0], case.model)
         grads[key] = a, b if order is None else b[order]
     return grads
-
-
-def distance(a: np.ndarray, b: np.ndarray) -> float:
-    assert a.shape == b.shape
-    return float(np.linalg.norm(a - b) / np.linalg.norm(b))
 
 
 def train_once(case: Case) -> np.ndarray:

@@ -1,9 +1,9 @@
 """A run for the tests of durability: a tiny model, a state saved after every step, and ways to disturb it."""
 
-import json
 
 import pytest
 from counting import dataset
+from json_lines import read_lines
 
 from edgetune.errors import EdgetuneError, Interrupted
 from edgetune.training.callbacks import RunCallbacks
@@ -65,7 +65,7 @@ def refused(bundle, out, match, **options):
 
 
 def metrics(out):
-    return [json.loads(line) for line in (out / "metrics.jsonl").read_text().splitlines()]
+    return read_lines(out / "metrics.jsonl")
 
 
 def check_metrics(out):

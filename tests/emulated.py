@@ -1,7 +1,5 @@
 """The driver of a GPU that is emulated on the CPU: the kernels' own text, compiled as C++ (`make cuda`)."""
 
-from __future__ import annotations
-
 import ctypes
 import mmap
 import weakref

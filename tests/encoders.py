@@ -1,7 +1,5 @@
 """BERTs as GGUF files: random tiny ones, or real ones of transformers, which is imported only where it is asked."""
 
-from __future__ import annotations
-
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any

@@ -1,7 +1,5 @@
 """How many examples Hypothesis tries: a third in the suite, all of them with --hypothesis-profile thorough."""
 
-from __future__ import annotations
-
 from typing import Any
 
 from hypothesis import HealthCheck, settings

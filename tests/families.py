@@ -3,8 +3,6 @@
 transformers is the truth that the engine is compared with; `logits_of` asks llama.cpp, the truth on what a file means.
 """
 
-from __future__ import annotations
-
 import ctypes
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -18,42 +16,23 @@ from transformers import AutoConfig, AutoModelForCausalLM, PretrainedConfig, Pre
 torch.set_num_threads(1)  # products this small take ten times longer on two threads of a busy machine
 
 SIZES = {
-    "vocab_size": 416,
-    "hidden_size": 64,
-    "intermediate_size": 160,
-    "num_hidden_layers": 3,
-    "num_attention_heads": 4,
-    "num_key_value_heads": 2,
-    "head_dim": 16,
-    "max_position_embeddings": 512,
-    "rms_norm_eps": 1e-5,
-}
+    "vocab_size": 416, "hidden_size": 64, "intermediate_size": 160, "num_hidden_layers": 3, "num_attention_heads": 4,
+    "num_key_value_heads": 2, "head_dim": 16, "max_position_embeddings": 512, "rms_norm_eps": 1e-5}
 # What each family is beside SIZES. Heads wider than D / H are usual for qwen3 and gemma3.
 FAMILIES: dict[str, dict[str, object]] = {
     "llama": {"rope_theta": 1e4, "tie_word_embeddings": False},
     "qwen2": {"rope_theta": 1e6, "tie_word_embeddings": True},
     "qwen3": {"rope_theta": 1e6, "tie_word_embeddings": True, "head_dim": 32},
     "gemma3": {
-        "rope_theta": 1e6,
-        "rope_local_base_freq": 1e4,
-        "tie_word_embeddings": True,
-        "head_dim": 32,
-        "query_pre_attn_scalar": 32,
-        "sliding_window": 24,
-        "sliding_window_pattern": 2,
-        "rms_norm_eps": 1e-6,
-    },
+        "rope_theta": 1e6, "rope_local_base_freq": 1e4, "tie_word_embeddings": True, "head_dim": 32,
+        "query_pre_attn_scalar": 32, "sliding_window": 24, "sliding_window_pattern": 2, "rms_norm_eps": 1e-6},
 }
 ROPES: dict[str, dict[str, object] | None] = {
     "none": None,
     "linear": {"rope_type": "linear", "factor": 4.0},
     "llama3": {
-        "rope_type": "llama3",
-        "factor": 8.0,
-        "low_freq_factor": 1.0,
-        "high_freq_factor": 4.0,
-        "original_max_position_embeddings": 64,
-    },
+        "rope_type": "llama3", "factor": 8.0, "low_freq_factor": 1.0, "high_freq_factor": 4.0,
+        "original_max_position_embeddings": 64},
     "yarn": {"rope_type": "yarn", "factor": 4.0, "original_max_position_embeddings": 128},
 }
 VARIANTS: list[tuple[str, dict[str, object]]] = [  # other configurations of the families
@@ -74,21 +53,11 @@ ROPES_OF = {
     "gemma3": ["none", "linear", "yarn"],
 }
 GGUF_NAMES = {
-    "embed_tokens": "token_embd",
-    "norm": "output_norm",
-    "lm_head": "output",
-    "input_layernorm": "attn_norm",
-    "self_attn.q_proj": "attn_q",
-    "self_attn.k_proj": "attn_k",
-    "self_attn.v_proj": "attn_v",
-    "self_attn.o_proj": "attn_output",
-    "self_attn.q_norm": "attn_q_norm",
-    "self_attn.k_norm": "attn_k_norm",
-    "post_attention_layernorm": "ffn_norm",
-    "mlp.gate_proj": "ffn_gate",
-    "mlp.up_proj": "ffn_up",
-    "mlp.down_proj": "ffn_down",
-}
+    "embed_tokens": "token_embd", "norm": "output_norm", "lm_head": "output", "input_layernorm": "attn_norm",
+    "self_attn.q_proj": "attn_q", "self_attn.k_proj": "attn_k", "self_attn.v_proj": "attn_v",
+    "self_attn.o_proj": "attn_output", "self_attn.q_norm": "attn_q_norm", "self_attn.k_norm": "attn_k_norm",
+    "post_attention_layernorm": "ffn_norm", "mlp.gate_proj": "ffn_gate", "mlp.up_proj": "ffn_up",
+    "mlp.down_proj": "ffn_down"}
 GEMMA_NAMES = GGUF_NAMES | {
     "post_attention_layernorm": "post_attention_norm",
     "pre_feedforward_layernorm": "ffn_norm",
@@ -97,14 +66,8 @@ GEMMA_NAMES = GGUF_NAMES | {
 
 
 def make_family(
-    name: str,
-    folder: Path,
-    seed: int = 0,
-    rope: str = "none",
-    formats: str | Mapping[str, str] = "F32",
-    metadata: Mapping[str, object] | None = None,
-    **config_overrides: object,
-) -> tuple[Path, PreTrainedModel]:
+    name: str, folder: Path, seed: int = 0, rope: str = "none", formats: str | Mapping[str, str] = "F32",
+    metadata: Mapping[str, object] | None = None, **config_overrides: object) -> tuple[Path, PreTrainedModel]:
     """A random model of family `name` -> (GGUF path, transformers model in float32, eval mode, eager attention).
 
     formats: as in `tiny.write_tiny`; the transformers model gets the values that the quantized bytes stand for.
@@ -152,17 +115,10 @@ def randomize(model: PreTrainedModel) -> None:
 def config_metadata(name: str, config: PretrainedConfig, settings: Mapping[str, object]) -> dict[str, object]:
     """The configuration under GGUF's keys, as llama.cpp's converters write it."""
     shape = Shape(
-        d_model=config.hidden_size,
-        n_blocks=config.num_hidden_layers,
-        n_heads=config.num_attention_heads,
-        n_kv_heads=config.num_key_value_heads,
-        head_width=head_width(config),
-        d_ff=config.intermediate_size,
-        n_vocab=config.vocab_size,
-        n_context=config.max_position_embeddings,
-        rope_base=settings["rope_theta"],
-        rms_eps=config.rms_norm_eps,
-    )
+        d_model=config.hidden_size, n_blocks=config.num_hidden_layers, n_heads=config.num_attention_heads,
+        n_kv_heads=config.num_key_value_heads, head_width=head_width(config), d_ff=config.intermediate_size,
+        n_vocab=config.vocab_size, n_context=config.max_position_embeddings, rope_base=settings["rope_theta"],
+        rms_eps=config.rms_norm_eps)
     fields = {}
     if name == "gemma3":
         fields["attention.sliding_window"] = config.sliding_window

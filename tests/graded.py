@@ -1,7 +1,5 @@
 """Graders as written in JSON, and what an answer earns by them, for tests."""
 
-from __future__ import annotations
-
 from edgetune.evaluation.graders.base import read_grader
 from edgetune.evaluation.graders.sample import Sample
 

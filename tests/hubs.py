@@ -1,7 +1,5 @@
 """A hub of one repository on this machine: what huggingface-hub asks of Hugging Face's, over HTTP."""
 
-from __future__ import annotations
-
 import hashlib
 import json
 import threading
@@ -16,11 +14,13 @@ COMMIT = "c" * 40
 
 @dataclass
 class Hub:
-    """files: by name. digest: what it says a file's SHA-256 is, unless that is true. breaks: after that many bytes the
-    next download breaks off. gets: (name, Range) of each download.
+    """files: by name. refusal: (status, code) that it answers instead. digest: what it says a file's SHA-256 is, unless
+    that is true. breaks: after that many bytes the next download breaks off. gets: (name, Range) of each download.
     """
 
     files: dict[str, bytes]
+    repo: str = REPO
+    refusal: tuple[int, str] | None = None
     licence: str = "mit"
     digest: str = ""
     breaks: int | None = None
@@ -43,12 +43,15 @@ def serving(hub: Hub) -> Iterator[Hub]:
             self._answer()
 
         def _answer(self) -> None:
-            if self.path.startswith(f"/api/models/{REPO}"):
+            if hub.refusal:
+                self._send(hub.refusal[0], b"{}", **{"X-Error-Code": hub.refusal[1]})
+                return
+            if self.path.startswith(f"/api/models/{hub.repo}"):
                 self._send(200, json.dumps({
-                    "id": REPO, "sha": COMMIT, "siblings": [{"rfilename": name} for name in hub.files],
+                    "id": hub.repo, "sha": COMMIT, "siblings": [{"rfilename": name} for name in hub.files],
                     "cardData": {"license": hub.licence}}).encode())
                 return
-            prefix = f"/{REPO}/resolve/{COMMIT}/"
+            prefix = f"/{hub.repo}/resolve/{COMMIT}/"
             name = self.path.removeprefix(prefix)
             if not self.path.startswith(prefix) or name not in hub.files:
                 self._send(404, b"", **{"X-Error-Code": "EntryNotFound"})

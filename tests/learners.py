@@ -1,7 +1,5 @@
 """A service that learns from feedback on a tiny model, for tests: opened, and given corrections."""
 
-from __future__ import annotations
-
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path

@@ -1,7 +1,5 @@
 """Inputs for tests of ops."""
 
-from __future__ import annotations
-
 import numpy as np
 
 

@@ -3,12 +3,11 @@
 Held-out rows ask for answers of the same space in other words. `data/test_own_sets.py` says what that means.
 """
 
-from __future__ import annotations
-
-import json
 import math
 from dataclasses import dataclass
 from pathlib import Path
+
+from json_lines import read_lines
 
 from edgetune.evaluation.judge import same
 
@@ -29,7 +28,7 @@ class OwnSet:
         return FOLDER / f"{self.name}_{part}.jsonl"
 
     def rows(self, part: str) -> list[Row]:
-        return [json.loads(line) for line in self.path(part).read_text(encoding="utf-8").splitlines()]
+        return read_lines(self.path(part))
 
     def right(self, expected: str, answer: str) -> bool:
         """Whether an answer is right: exactly, or where the set has intents by its intent."""

@@ -1,7 +1,5 @@
 """The daemon's page in headless Chromium, for tests that click in it; those skip where a part of that is missing."""
 
-from __future__ import annotations
-
 import json
 import shutil
 from collections.abc import Iterator

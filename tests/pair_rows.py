@@ -1,7 +1,5 @@
 """A parser of rows that no other file knows: a prompt with a better and a worse answer, which belong together."""
 
-from __future__ import annotations
-
 from collections.abc import Iterable, Mapping
 from dataclasses import replace
 from typing import Any

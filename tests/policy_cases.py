@@ -1,7 +1,5 @@
 """Answers to prompts, with advantages and rewards: what policy objectives are tested on."""
 
-from __future__ import annotations
-
 import json
 from collections.abc import Sequence
 from dataclasses import replace

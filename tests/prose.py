@@ -1,7 +1,5 @@
 """What a person reads in the code: comments, docstrings and messages, each with its line."""
 
-from __future__ import annotations
-
 import ast
 import io
 import re

@@ -1,14 +1,13 @@
 """Random adapters as GGUF files, written with the gguf package, and prompts whose answers are no close race."""
 
-from __future__ import annotations
-
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import gguf
 import numpy as np
 
-from edgetune.formats.gguf import open_gguf
+from edgetune.adapters.lora import Pair
+from edgetune.formats.gguf import Gguf, open_gguf
 from edgetune.serving.llama import LlamaModel
 
 SEVEN = ("attn_q", "attn_k", "attn_v", "attn_output", "ffn_gate", "ffn_up", "ffn_down")
@@ -54,6 +53,27 @@ def random_pairs(base: Path, ranks: Mapping[str, int], seed: int) -> Pairs:
             pairs[stem] = (rng.standard_normal((rank, k)).astype(np.float32) / np.float32(np.sqrt(k)),
                            rng.standard_normal((n, rank)).astype(np.float32) * np.float32(0.3))
     return pairs
+
+
+def random_updates(base: Gguf, names: Sequence[str], ranks: Sequence[int] = (4,), scales: Sequence[float] = (2.0,),
+                   size: float = 1.0, seed: int = 0) -> dict[str, Pair]:
+    """Updates `size` times as large as the weights, so that a wrong scale shows. Ranks and scales are dealt in turn."""
+    rng = np.random.default_rng(seed)
+    pairs = {}
+    for i, name in enumerate(names):
+        n, k = base.tensors[f"{name}.weight"].shape
+        rank = ranks[i % len(ranks)]
+        scale = scales[i % len(scales)]
+        a = rng.standard_normal((rank, k)) / np.sqrt(k)
+        b = rng.standard_normal((n, rank)) / np.sqrt(rank) / scale * size
+        pairs[name] = Pair(a.astype(np.float32), b.astype(np.float32), scale)
+    return pairs
+
+
+def distance(a: np.ndarray, b: np.ndarray) -> float:
+    """Relative L2 error of a against b."""
+    assert a.shape == b.shape
+    return float(np.linalg.norm(a - b) / np.linalg.norm(b))
 
 
 def write_adapter(path: Path, pairs: Pairs, alpha: float, architecture: str = "llama", **metadata: str) -> Path:

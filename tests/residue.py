@@ -4,8 +4,6 @@ A GGUF that was dequantized from Q4_1 goes back into Q4_1 without loss, so every
 weight of a Q4_1 tensor gets a uniform residue within half its block's step, as what quantization once took from it.
 """
 
-from __future__ import annotations
-
 from pathlib import Path
 
 import numpy as np

@@ -1,7 +1,5 @@
 """Random JSON schemas of what grammars can hold to, and answers under them by a model that says anything."""
 
-from __future__ import annotations
-
 from typing import Any
 
 import numpy as np

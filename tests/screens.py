@@ -1,7 +1,5 @@
 """A command in a terminal of a given size: what a person sees of it, and what they type. pyte is the terminal."""
 
-from __future__ import annotations
-
 import os
 import sys
 import time

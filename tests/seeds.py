@@ -3,8 +3,6 @@
 `make learning` runs the tests that are marked so with several. What is learned has to hold with each of them.
 """
 
-from __future__ import annotations
-
 import os
 
 VARIABLE = "EDGETUNE_TEST_SEED"

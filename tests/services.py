@@ -1,7 +1,5 @@
 """A daemon's service on a tiny model, for tests: small jobs, and waiting for what must come."""
 
-from __future__ import annotations
-
 import json
 import sqlite3
 import time

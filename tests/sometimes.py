@@ -1,7 +1,5 @@
 """Parameters of a test that takes long for each: some always, the others where slow tests are asked for."""
 
-from __future__ import annotations
-
 from collections.abc import Iterable
 from typing import Any
 

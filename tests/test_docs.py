@@ -14,6 +14,7 @@ import click
 import numpy as np
 import pytest
 import structure
+from json_lines import write_lines
 from tiny import write_tiny
 
 ROOT = Path(__file__).parents[1]
@@ -30,7 +31,7 @@ def write_rows(folder):
     rows = [{"prompt": f"{verb} the {thing}", "completion": f'{{"device":"{thing}","action":"{action}"}}'}
             for thing in ("lamp", "fan", "radio", "pump")
             for verb, action in (("turn on", "on"), ("switch off", "off"))]
-    (folder / "rows.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    write_lines(folder / "rows.jsonl", rows)
 
 
 @pytest.mark.parametrize(("page", "count"), [("README.md", 2), ("library.md", 3)])
@@ -189,6 +190,17 @@ def test_contributing_is_short():
     assert len(CONTRIBUTING.splitlines()) <= 130
 
 
+def install(name, marker, folder, monkeypatch):
+    """The first program of the page that holds `marker`, as a module of this name."""
+    blocks = re.findall(r"```py\n(.*?)```", PAGES["contributing.md"], re.S)
+    path = folder / f"{name.rpartition('.')[2]}.py"
+    path.write_text(next(block for block in blocks if marker in block))
+    spec = importlib.util.spec_from_file_location(name, path)
+    module = importlib.util.module_from_spec(spec)
+    monkeypatch.setitem(sys.modules, name, module)
+    spec.loader.exec_module(module)
+
+
 def test_the_objective_of_the_page_is_one(tmp_path, tiny_llama, monkeypatch):
     """As a file of its room, with a = -d(loss)/d(log p) by finite differences, and it learns."""
     from counting import OPTIONS, sequences
@@ -198,12 +210,7 @@ def test_the_objective_of_the_page_is_one(tmp_path, tiny_llama, monkeypatch):
     from edgetune.objectives import base
 
     monkeypatch.setattr(base._registry, "_found", dict(base._registry._found))
-    code = next(re.finditer(r"```py\n(.*?)```", PAGES["contributing.md"], re.S))[1]
-    (tmp_path / "probability.py").write_text(code)
-    spec = importlib.util.spec_from_file_location("edgetune.objectives.probability", tmp_path / "probability.py")
-    module = importlib.util.module_from_spec(spec)
-    monkeypatch.setitem(sys.modules, spec.name, module)
-    spec.loader.exec_module(module)
+    install("edgetune.objectives.probability", "Objective", tmp_path, monkeypatch)
     objective = base.make_objective("probability", {})
     batch = collate(sequences(2))
     logp = np.linspace(-5, -0.1, batch.supervised.size).astype(np.float32)
@@ -227,13 +234,7 @@ def test_the_family_of_the_page_is_one(tmp_path, bundle, monkeypatch):
     from edgetune.adapters import base
 
     monkeypatch.setattr(base._registry, "_found", dict(base._registry._found))
-    blocks = re.findall(r"```py\n(.*?)```", PAGES["contributing.md"], re.S)
-    code = next(block for block in blocks if "LoraFamily" in block)
-    (tmp_path / "lasso.py").write_text(code)
-    spec = importlib.util.spec_from_file_location("edgetune.adapters.lasso", tmp_path / "lasso.py")
-    module = importlib.util.module_from_spec(spec)
-    monkeypatch.setitem(sys.modules, spec.name, module)
-    spec.loader.exec_module(module)
+    install("edgetune.adapters.lasso", "LoraFamily", tmp_path, monkeypatch)
     zeros = []
     for shrink in (0.0, 0.5):
         trainer = Trainer(bundle, **{**OPTIONS, "steps": 4}, family="lasso", shrink=shrink)
@@ -253,13 +254,7 @@ def test_the_grader_of_the_page_is_one(tmp_path, monkeypatch):
 
     base.grader_types()
     monkeypatch.setattr(base._registry, "_found", dict(base._registry._found))
-    blocks = re.findall(r"```py\n(.*?)```", PAGES["contributing.md"], re.S)
-    code = next(block for block in blocks if "OneByOne" in block)
-    (tmp_path / "repeats.py").write_text(code)
-    spec = importlib.util.spec_from_file_location("edgetune.evaluation.graders.repeats", tmp_path / "repeats.py")
-    module = importlib.util.module_from_spec(spec)
-    monkeypatch.setitem(sys.modules, spec.name, module)
-    spec.loader.exec_module(module)
+    install("edgetune.evaluation.graders.repeats", "OneByOne", tmp_path, monkeypatch)
     grader = base.read_grader({"type": "repeats", "strictness": 2})
     grades = grader.grade([Sample("a b c d"), Sample("a a"), Sample("")], [{}] * 3)
     assert [grade.reward for grade in grades] == [1, 0.25, 0]

@@ -14,7 +14,7 @@ from edgetune.llamacpp.chat_template import fill
 STEERING = "\x1b[2J\x1b]0;title\x07\r\n\x9b31m\u202e"
 
 
-def is_plain(text: str) -> bool:
+def is_plain(text):
     return text.isprintable() and len(text) <= 2 * LONGEST + 2
 
 

@@ -32,7 +32,7 @@ def hub(tmp_path, monkeypatch):
         yield made
 
 
-def cached() -> set[str]:
+def cached():
     """The files of the cache, but for those of the library."""
     folder = named.cache_folder()
     return {str(path.relative_to(folder)) for path in folder.rglob("*") if path.is_file()}

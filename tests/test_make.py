@@ -17,7 +17,7 @@ RULES = {name: (needs.split(), recipe) for name, needs, recipe in RULE.findall((
 WITHOUT_EDGETUNE = {"help", "ready", "dev", "lint", "check", "cuda", "arm-kernels", "wheels", "installs", "clean"}
 
 
-def named(text: str) -> set[str]:
+def named(text):
     """Targets in code: `make a b` in a sentence, and lines of shell blocks."""
     lines = [*re.findall(r"`make ([^`]*)`", text),
              *(line.removeprefix("make ") for block in re.findall(r"```sh\n(.*?)```", text, re.S)

@@ -1,13 +1,9 @@
 """What was written as JSON comes back as its dataclass, or says in a sentence why it cannot."""
 
-from __future__ import annotations
-
 import hashlib
 import json
 import shutil
-from collections.abc import Callable
 from dataclasses import asdict, dataclass, field
-from pathlib import Path
 from typing import Any, Literal
 
 import pytest
@@ -68,7 +64,7 @@ def test_what_is_missing_or_no_object():
         from_json(Run, [1], "run.json")
 
 
-def rewrite(path: Path, change: Callable[[dict[str, Any]], None]) -> None:
+def rewrite(path, change):
     """Change what a checkpoint says of its run, with a checksum that is right."""
     head, _, rest = path.read_bytes()[:-32].partition(b"\n")
     said = json.loads(head)

@@ -4,7 +4,6 @@ import os
 import resource
 import subprocess
 import sys
-from pathlib import Path
 
 import pytest
 from tiny import write_tiny
@@ -39,7 +38,7 @@ def place(finished, tmp_path_factory):
     return {"model": model, "rows": rows, "prompts": prompts, "finished": finished}
 
 
-def special(path: Path, kind: str) -> Path:
+def special(path, kind):
     if kind == "pipe":
         os.mkfifo(path)
     elif kind == "device":
@@ -50,7 +49,7 @@ def special(path: Path, kind: str) -> Path:
     return path
 
 
-def bounded() -> None:
+def bounded():
     resource.setrlimit(resource.RLIMIT_AS, (ADDRESSES, ADDRESSES))
 
 
@@ -73,7 +72,7 @@ def test_an_adapters_schema_without_end(place, tmp_path, kind):
     refused(COMMANDS["schema"], {**place, "adapter": adapter})
 
 
-def refused(command: list[str], names: dict[str, Path]) -> None:
+def refused(command, names):
     """The command ends in a sentence that names the file and the limit."""
     words = [word.format(**names) for word in command]
     done = subprocess.run([sys.executable, "-c", "from edgetune.cli import main; main()", *words], text=True,

@@ -3,8 +3,6 @@
 Letters: D model width, F MLP width, H heads, G kv heads, C head width, V vocabulary.
 """
 
-from __future__ import annotations
-
 import contextlib
 import ctypes
 from collections.abc import Callable, Iterator, Mapping
@@ -84,13 +82,8 @@ SHAPES = {
 
 
 def write_tiny(
-    path: str | Path,
-    architecture: str = "llama",
-    formats: str | Mapping[str, str] = "F32",
-    seed: int = 0,
-    metadata: Mapping[str, object] | None = None,
-    **overrides: object,
-) -> Path:
+    path: str | Path, architecture: str = "llama", formats: str | Mapping[str, str] = "F32", seed: int = 0,
+    metadata: Mapping[str, object] | None = None, **overrides: object) -> Path:
     """Write a random model of `architecture` to `path`: the same arguments give the same bytes.
 
     formats: one format for all 2-D weights, or {part of a tensor's name: format} (first match, F32 else).
@@ -140,19 +133,11 @@ def tensor_shapes(shape: Shape) -> Iterator[tuple[str, tuple[int, ...]]]:
 def model_metadata(architecture: str, shape: Shape) -> dict[str, object]:
     """The hyperparameters under the keys that llama.cpp reads."""
     fields: dict[str, object] = {
-        "context_length": shape.n_context,
-        "embedding_length": shape.d_model,
-        "block_count": shape.n_blocks,
-        "feed_forward_length": shape.d_ff,
-        "vocab_size": shape.n_vocab,
-        "attention.head_count": shape.n_heads,
-        "attention.head_count_kv": shape.n_kv_heads,
-        "attention.key_length": shape.head_width,
-        "attention.value_length": shape.head_width,
-        "attention.layer_norm_rms_epsilon": shape.rms_eps,
-        "rope.dimension_count": shape.head_width,
-        "rope.freq_base": shape.rope_base,
-    }
+        "context_length": shape.n_context, "embedding_length": shape.d_model, "block_count": shape.n_blocks,
+        "feed_forward_length": shape.d_ff, "vocab_size": shape.n_vocab, "attention.head_count": shape.n_heads,
+        "attention.head_count_kv": shape.n_kv_heads, "attention.key_length": shape.head_width,
+        "attention.value_length": shape.head_width, "attention.layer_norm_rms_epsilon": shape.rms_eps,
+        "rope.dimension_count": shape.head_width, "rope.freq_base": shape.rope_base}
     if shape.window:
         fields["attention.sliding_window"] = shape.window
         fields["attention.sliding_window_pattern"] = shape.window_pattern
@@ -171,17 +156,11 @@ def tokenizer_metadata(n_vocab: int, add_bos: bool = False, pre: str = "llama") 
     spare = gguf.TokenType.UNUSED
     types = [control] * len(SPECIALS) + [normal] * (len(tokens) - len(SPECIALS)) + [spare] * len(unused)
     return {
-        "tokenizer.ggml.model": "gpt2",
-        "tokenizer.ggml.pre": {"llama": "smollm"}.get(pre, "qwen2"),
-        "tokenizer.ggml.tokens": tokens + unused,
-        "tokenizer.ggml.token_type": [int(t) for t in types],
-        "tokenizer.ggml.merges": merges,
-        "tokenizer.ggml.bos_token_id": END_OF_TEXT,
-        "tokenizer.ggml.eos_token_id": IM_END,
-        "tokenizer.ggml.padding_token_id": END_OF_TEXT,
-        "tokenizer.ggml.add_bos_token": add_bos,
-        "tokenizer.chat_template": CHAT_TEMPLATE,
-    }
+        "tokenizer.ggml.model": "gpt2", "tokenizer.ggml.pre": {"llama": "smollm"}.get(pre, "qwen2"),
+        "tokenizer.ggml.tokens": tokens + unused, "tokenizer.ggml.token_type": [int(t) for t in types],
+        "tokenizer.ggml.merges": merges, "tokenizer.ggml.bos_token_id": END_OF_TEXT,
+        "tokenizer.ggml.eos_token_id": IM_END, "tokenizer.ggml.padding_token_id": END_OF_TEXT,
+        "tokenizer.ggml.add_bos_token": add_bos, "tokenizer.chat_template": CHAT_TEMPLATE}
 
 
 def byte_letters() -> list[str]:
@@ -192,12 +171,8 @@ def byte_letters() -> list[str]:
 
 
 def write_gguf(
-    path: str | Path,
-    architecture: str,
-    metadata: Mapping[str, object],
-    tensors: Mapping[str, np.ndarray],
-    formats: str | Mapping[str, str] = "F32",
-) -> Path:
+    path: str | Path, architecture: str, metadata: Mapping[str, object], tensors: Mapping[str, np.ndarray],
+    formats: str | Mapping[str, str] = "F32") -> Path:
     """Write with the gguf package. Integers become uint32, floats float32, None nothing; 1-D tensors stay F32."""
     scalar = {bool: gguf.GGUFValueType.BOOL, int: gguf.GGUFValueType.UINT32, float: gguf.GGUFValueType.FLOAT32}
     writer = gguf.GGUFWriter(path, architecture)

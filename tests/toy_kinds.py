@@ -1,7 +1,5 @@
 """A kind of job in one file, which touches nothing else: it learns words that a person whispered, twice as long."""
 
-from __future__ import annotations
-
 import json
 from collections.abc import Sequence
 from dataclasses import replace

@@ -4,8 +4,6 @@ Focal weighs tokens by their own log-probability; Pairs learns which of two answ
 pair_rows reads.
 """
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import ClassVar, cast
@@ -57,8 +55,6 @@ class Pairs(Objective):
         return len(examples) / 2
 
     def weights(self, logp: np.ndarray, batch: Batch) -> Signal:
-        if batch.reference is not None:
-            logp = logp - batch.reference
         a = np.zeros(logp.size, np.float32)
         loss = 0.0
         right = 0
@@ -71,9 +67,3 @@ class Pairs(Objective):
             a[bad] = -a[good][0]
             right += margin > 0
         return Signal(a, loss, {"accuracy": (right, len(parts) / 2)})
-
-
-class Preferences(Pairs):
-    """The same relative to the base: the sigmoid loss of DPO (Rafailov et al. 2023)."""
-
-    needs_reference: ClassVar[bool] = True

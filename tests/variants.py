@@ -1,7 +1,5 @@
 """Variants of a tiny model: other keys, tensors and types, and the keys that llama.cpp knows."""
 
-from __future__ import annotations
-
 import re
 from collections.abc import Mapping
 from functools import cache

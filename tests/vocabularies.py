@@ -1,7 +1,5 @@
 """Tools for templates, and a vocabulary in the manner of SentencePiece."""
 
-from __future__ import annotations
-
 from pathlib import Path
 
 import gguf

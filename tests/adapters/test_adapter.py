@@ -1,52 +1,34 @@
 """Adapters on disk: what llama.cpp makes of the file, what comes back, what is refused. llama.cpp is the judge."""
 
 import resource
-from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
-from pathlib import Path
 
 import gguf
 import numpy as np
 import pytest
 import tiny
 from families import logits_of
+from random_adapters import distance, random_updates
 
 from edgetune.adapters import store as adapter
-from edgetune.adapters.lora import TARGETS, Lora, Pair, init_pairs, scale_of
+from edgetune.adapters.lora import TARGETS, Pair, init_pairs, scale_of
 from edgetune.adapters.store import open_adapter, save_adapter, save_gguf, save_run
 from edgetune.cli.info import describe
 from edgetune.errors import EdgetuneError, FormatError, MismatchError, NumericsError, UnsupportedError, UsageError
-from edgetune.formats.gguf import Gguf, fingerprint, open_gguf
+from edgetune.formats.gguf import fingerprint, open_gguf
 from edgetune.training import config
 
 TOKENS = np.random.default_rng(3).integers(0, 400, size=40).tolist()
 NAMES = [f"blk.{i}.{name}" for i in range(2) for name in TARGETS.values()]
 
 
-def random_pairs(base: Gguf, ranks: Mapping[str, int], scale: Mapping[str, float], seed: int = 0) -> Lora:
-    """Updates as large as the weights, so that a wrong scale is plain to see."""
-    rng = np.random.default_rng(seed)
-    pairs = {}
-    for name, r in ranks.items():
-        n, k = base.tensors[f"{name}.weight"].shape
-        a = rng.standard_normal((r, k)) / np.sqrt(k)
-        b = rng.standard_normal((n, r)) / np.sqrt(r) / scale[name]
-        pairs[name] = Pair(a.astype(np.float32), b.astype(np.float32), scale[name])
-    return pairs
-
-
-def added_by_hand(path: Path, base: Gguf, pairs: Lora) -> Path:
+def added_by_hand(path, base, pairs):
     """The base with scale * B A added to its weights, by numpy and the gguf package."""
     tensors = {t.name: np.array(t.data) for t in gguf.GGUFReader(base.path).tensors}
     for name, pair in pairs.items():
         tensors[f"{name}.weight"] += pair.scale * pair.b.astype(np.float64) @ pair.a
     fields = {key: value for key, value in base.metadata.items() if key != "general.architecture"}
     return tiny.write_gguf(path, base.architecture, fields, tensors)
-
-
-def distance(a: np.ndarray, b: np.ndarray) -> float:
-    """Relative L2 error of a against b."""
-    return float(np.linalg.norm(a - b) / np.linalg.norm(b))
 
 
 @pytest.fixture(scope="module")
@@ -56,7 +38,7 @@ def base(tiny_llama):
 
 @pytest.fixture
 def pairs(base):
-    return random_pairs(base, dict.fromkeys(NAMES, 4), dict.fromkeys(NAMES, 2.0))
+    return random_updates(base, NAMES)
 
 
 # ---- LoRA ------------------------------------------------------------------------------------------------------------
@@ -99,21 +81,17 @@ def test_scale_is_alpha_over_rank_or_its_root():
 # ---- the scale that llama.cpp applies --------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize(
-    ("ranks", "scales", "alpha"),
-    [
-        ([1], [16.0], 16.0),  # alpha / R
-        ([8], [scale_of(10, 8)], 10.0),
-        ([64], [scale_of(16, 64, rslora=True)], 128.0),  # rsLoRA
-        ([2, 4, 8], [8.0, 4.0, 2.0], 16.0),  # one alpha, a rank for each tensor
-        ([2, 4, 8], [2.0, 2.0, 2.0], 0.0),  # one scale: no alpha says so
-        ([4, 4, 4], [0.5, 1.0, 3.0], 0.0),
-        ([4], [-2.0], 0.0),
-    ],
-)
+@pytest.mark.parametrize(("ranks", "scales", "alpha"), [
+    ([1], [16.0], 16.0),  # alpha / R
+    ([8], [scale_of(10, 8)], 10.0),
+    ([64], [scale_of(16, 64, rslora=True)], 128.0),  # rsLoRA
+    ([2, 4, 8], [8.0, 4.0, 2.0], 16.0),  # one alpha, a rank for each tensor
+    ([2, 4, 8], [2.0, 2.0, 2.0], 0.0),  # one scale: no alpha says so
+    ([4, 4, 4], [0.5, 1.0, 3.0], 0.0),
+    ([4], [-2.0], 0.0),
+])
 def test_llama_cpp_scales_every_rank_rightly(ranks, scales, alpha, base, tmp_path):
-    by_name = {name: (ranks[i % len(ranks)], scales[i % len(ranks)]) for i, name in enumerate(NAMES)}
-    pairs = random_pairs(base, {n: r for n, (r, _) in by_name.items()}, {n: s for n, (_, s) in by_name.items()})
+    pairs = random_updates(base, NAMES, ranks, scales)
     save_gguf(tmp_path / "a.gguf", pairs, base)
     served = logits_of(base.path, TOKENS, tmp_path / "a.gguf")
     truth = logits_of(added_by_hand(tmp_path / "m.gguf", base, pairs), TOKENS)
@@ -227,18 +205,14 @@ def test_not_an_adapter(base, pairs, tmp_path):
             open_adapter(tmp_path)
 
 
-@pytest.mark.parametrize(
-    ("change", "error"),
-    [
-        (lambda t: t.pop("blk.0.attn_q.weight.lora_b"), FormatError),
-        (lambda t: t.update({"blk.0.attn_q.weight.lora_b": np.zeros((64, 3), np.float32)}), FormatError),
-        (lambda t: t["blk.1.ffn_up.weight.lora_a"].fill(np.nan), FormatError),
-        (lambda t: t.update({"blk.0.attn_norm.weight": np.ones(64, np.float32)}), UnsupportedError),
-        (lambda t: t.update({f"blk.0.attn_q.bias.lora_{s}": np.ones((4, 4), np.float32) for s in "ab"}),
-         UnsupportedError),
-        (lambda t: t.clear(), FormatError),
-    ],
-)  # fmt: skip
+@pytest.mark.parametrize(("change", "error"), [
+    (lambda t: t.pop("blk.0.attn_q.weight.lora_b"), FormatError),
+    (lambda t: t.update({"blk.0.attn_q.weight.lora_b": np.zeros((64, 3), np.float32)}), FormatError),
+    (lambda t: t["blk.1.ffn_up.weight.lora_a"].fill(np.nan), FormatError),
+    (lambda t: t.update({"blk.0.attn_norm.weight": np.ones(64, np.float32)}), UnsupportedError),
+    (lambda t: t.update({f"blk.0.attn_q.bias.lora_{s}": np.ones((4, 4), np.float32) for s in "ab"}), UnsupportedError),
+    (lambda t: t.clear(), FormatError),
+])
 def test_tensors_that_are_no_pairs_are_refused(change, error, base, pairs, tmp_path):
     save_gguf(tmp_path / "a.gguf", pairs, base)
     tensors = {t.name: np.array(t.data) for t in gguf.GGUFReader(tmp_path / "a.gguf").tensors}
@@ -283,7 +257,7 @@ def test_values_that_are_not_finite_are_not_written(value, base, pairs, tmp_path
 
 
 @contextmanager
-def full_disk(limit: int) -> Iterator[None]:
+def full_disk(limit):
     """No file may grow beyond `limit` bytes."""
     soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
     resource.setrlimit(resource.RLIMIT_FSIZE, (limit, hard))

@@ -2,55 +2,42 @@
 
 import resource
 import shutil
-from pathlib import Path
 
 import gguf
 import numpy as np
 import pytest
 import tiny
 from families import logits_of
+from random_adapters import distance, random_updates
 from sometimes import SOME_FORMATS, mostly_slow
 
 from edgetune.adapters import merge as module
-from edgetune.adapters.lora import TARGETS, Lora, Pair
+from edgetune.adapters.lora import TARGETS, Pair
 from edgetune.adapters.merge import disk_needed, merge
 from edgetune.adapters.store import save_gguf
 from edgetune.errors import DiskFullError, EdgetuneError, MismatchError, NumericsError, UnsupportedError, UsageError
-from edgetune.formats.gguf import FORMATS, Gguf, check_model, open_gguf
+from edgetune.formats.gguf import FORMATS, check_model, open_gguf
 
 TOKENS = np.random.default_rng(3).integers(0, 400, size=40).tolist()
 WIDE = {"d_model": 256, "d_ff": 256, "head_width": 64, "n_kv_heads": 4}  # rows that K-quants can hold
 
 
-def pairs_for(base: Gguf, blocks: tuple[int, ...] = (0, 1), size: float = 0.3) -> Lora:
-    """Updates of `size` times the weights."""
-    rng = np.random.default_rng(0)
-    pairs = {}
-    for name in [f"blk.{i}.{name}" for i in blocks for name in TARGETS.values()]:
-        n, k = base.tensors[f"{name}.weight"].shape
-        a = rng.standard_normal((4, k)) / np.sqrt(k)
-        b = rng.standard_normal((n, 4)) * size / 4
-        pairs[name] = Pair(a.astype(np.float32), b.astype(np.float32), 2.0)
-    return pairs
+def pairs_for(base, blocks=(0, 1)):
+    return random_updates(base, [f"blk.{i}.{name}" for i in blocks for name in TARGETS.values()], size=0.3)
 
 
-def stored(path: Path) -> dict[str, tuple[str, bytes]]:
+def stored(path):
     """Name -> format and bytes of every tensor, in file order."""
     return {name: (t.format, t.data.tobytes()) for name, t in open_gguf(path).tensors.items()}
 
 
-def weights(path: Path) -> dict[str, np.ndarray]:
+def weights(path):
     tensors = open_gguf(path).tensors.items()
     return {name: tiny.dequantize(t.data, t.format).reshape(t.shape) for name, t in tensors}
 
 
-def fields(path: Path) -> dict[str, tuple[list[gguf.GGUFValueType], object]]:
+def fields(path):
     return {name: (field.types, field.contents()) for name, field in gguf.GGUFReader(path).fields.items()}
-
-
-def distance(a: np.ndarray, b: np.ndarray) -> float:
-    """Relative L2 error of a against b."""
-    return float(np.linalg.norm(a - b) / np.linalg.norm(b))
 
 
 @pytest.fixture(scope="module")
@@ -151,13 +138,9 @@ def test_alignment_and_odd_sizes(tmp_path):
 @pytest.mark.parametrize(
     ("to", "formats", "number", "error"),
     [
-        ("Q8_0", {"Q8_0"}, 7, 0.01),
-        ("q4_1", {"Q4_1", "Q6_K", "Q8_0"}, 3, 0.1),
-        ("Q5_0", {"Q5_0", "Q6_K", "Q8_0"}, 8, 0.06),
-        ("Q4_K_M", {"Q4_K", "Q6_K"}, 15, 0.1),
-        ("Q6_K", {"Q6_K", "Q8_0"}, 18, 0.02),
-        ("IQ4_NL", {"IQ4_NL", "Q5_K", "Q6_K"}, 25, 0.1),
-    ],
+        ("Q8_0", {"Q8_0"}, 7, 0.01), ("q4_1", {"Q4_1", "Q6_K", "Q8_0"}, 3, 0.1),
+        ("Q5_0", {"Q5_0", "Q6_K", "Q8_0"}, 8, 0.06), ("Q4_K_M", {"Q4_K", "Q6_K"}, 15, 0.1),
+        ("Q6_K", {"Q6_K", "Q8_0"}, 18, 0.02), ("IQ4_NL", {"IQ4_NL", "Q5_K", "Q6_K"}, 25, 0.1)],
 )
 def test_llama_cpps_types(to, formats, number, error, tmp_path):
     base = open_gguf(tiny.write_tiny(tmp_path / "q.gguf", formats="Q8_0", **WIDE))

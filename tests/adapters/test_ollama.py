@@ -8,12 +8,11 @@ import pytest
 import templates
 from commands import run
 from random_adapters import SEVEN, random_pairs, write_adapter
-from tiny import CHAT_TEMPLATE, write_tiny
+from tiny import CHAT_TEMPLATE
 
 from edgetune.adapters.ollama import Frame, export_ollama, frame_of
 from edgetune.errors import UsageError
 from edgetune.formats.gguf import open_gguf
-from edgetune.llamacpp.tokenizer import Tokenizer
 
 # As Gemma's: the system message stands before the first question, in its turn.
 GEMMA = """\
@@ -30,7 +29,7 @@ CHATS = [
 ]
 
 
-def as_ollama(go: str, messages: list[dict[str, str]]) -> str:
+def as_ollama(go, messages):
     """Go's template in jinja2's words, filled as Ollama fills it."""
     words = {"if .System": "{% if System %}", ".System": "{{ System }}", "else": "{% else %}",
              "range .Messages": "{% for m in Messages %}", 'if eq .Role "user"': "{% if m.role == 'user' %}",
@@ -39,18 +38,6 @@ def as_ollama(go: str, messages: list[dict[str, str]]) -> str:
     program = re.sub(r"\{\{ (.*?) \}\}", lambda found: words[found[1]] if found[1] != "end" else next(ends), go)
     system = next((message["content"] for message in messages if message["role"] == "system"), "")
     return jinja2.Environment(keep_trailing_newline=True).from_string(program).render(System=system, Messages=messages)
-
-
-@pytest.fixture(scope="module")
-def model(tmp_path_factory):
-    return write_tiny(tmp_path_factory.mktemp("model") / "tiny.gguf", formats="Q8_0")
-
-
-@pytest.fixture
-def tokenizer(model):
-    made = Tokenizer(model)
-    yield made
-    made.close()
 
 
 @pytest.mark.parametrize("template", [templates.CHATML, templates.LLAMA3, templates.QWEN, CHAT_TEMPLATE, GEMMA],

@@ -4,7 +4,6 @@ import json
 import os
 import resource
 import struct
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -13,41 +12,20 @@ import pytest
 import safetensors.torch
 import torch
 from families import FAMILIES, hf_logits, logits_of, make_family
+from random_adapters import distance, random_updates
 from tiny import write_tiny
-from transformers import PreTrainedModel
 
-from edgetune.adapters.lora import TARGETS, Lora, Pair
+from edgetune.adapters.lora import TARGETS, Pair
 from edgetune.adapters.peft import export_peft, import_peft
 from edgetune.adapters.store import save_gguf
 from edgetune.errors import EdgetuneError, FormatError, MismatchError, UnsupportedError, UsageError
-from edgetune.formats.gguf import Gguf, open_gguf
+from edgetune.formats.gguf import open_gguf
 from edgetune.formats.safetensors import read_safetensors, write_safetensors
-
-# PEFT still asks transformers by the old name.
 
 TOKENS = np.random.default_rng(3).integers(0, 400, size=40).tolist()
 
 
-def random_pairs(base: Gguf, names: list[str], ranks: list[int], scales: list[float]) -> Lora:
-    """Updates half as large as the weights; ranks and scales are dealt out in turn."""
-    rng = np.random.default_rng(0)
-    pairs = {}
-    for i, name in enumerate(names):
-        n, k = base.tensors[f"{name}.weight"].shape
-        r = ranks[i % len(ranks)]
-        scale = scales[i % len(scales)]
-        a = rng.standard_normal((r, k)) / np.sqrt(k)
-        b = rng.standard_normal((n, r)) / np.sqrt(r) / scale / 2
-        pairs[name] = Pair(a.astype(np.float32), b.astype(np.float32), scale)
-    return pairs
-
-
-def distance(a: np.ndarray, b: np.ndarray) -> float:
-    """Relative L2 error of a against b."""
-    return float(np.linalg.norm(a - b) / np.linalg.norm(b))
-
-
-def same(a: Lora, b: Lora) -> bool:
+def same(a, b):
     return sorted(a) == sorted(b) and all(
         np.array_equal(a[n].a, b[n].a) and np.array_equal(a[n].b, b[n].b) and a[n].scale == b[n].scale for n in a
     )
@@ -69,7 +47,7 @@ SOME = ["blk.0.attn_q", "blk.2.attn_q", "blk.2.attn_k", "blk.1.ffn_down"]
 def test_export_gives_peft_the_same_logits(family, names, ranks, scales, tmp_path):
     path, model = make_family(family, tmp_path)
     base = open_gguf(path)
-    pairs = random_pairs(base, names, ranks, scales)
+    pairs = random_updates(base, names, ranks, scales, size=0.5)
     plain = hf_logits(model, TOKENS)
     save_gguf(tmp_path / "a.gguf", pairs, base)
     export_peft(pairs, base, tmp_path / "peft")
@@ -89,7 +67,7 @@ def test_auto_peft_model_finds_the_base(tmp_path):
     path, model = make_family("llama", tmp_path)
     base = open_gguf(path)
     model.save_pretrained(tmp_path / "base")
-    pairs = random_pairs(base, EVERY, [4], [2.0])
+    pairs = random_updates(base, EVERY, size=0.5)
     export_peft(pairs, base, tmp_path / "peft", str(tmp_path / "base"))
     truth = hf_logits(peft.PeftModel.from_pretrained(model, tmp_path / "peft"), TOKENS)
     found = peft.AutoPeftModelForCausalLM.from_pretrained(tmp_path / "peft")
@@ -107,26 +85,23 @@ def test_auto_peft_model_finds_the_base(tmp_path):
 ])
 def test_the_base_is_named_as_the_gguf_does(keys, name, tmp_path):
     base = open_gguf(write_tiny(tmp_path / "tiny.gguf", metadata={"general.name": ""} | keys))
-    export_peft(random_pairs(base, ["blk.0.attn_q"], [4], [2.0]), base, tmp_path / "peft")
+    export_peft(random_updates(base, ["blk.0.attn_q"]), base, tmp_path / "peft")
     assert json.loads((tmp_path / "peft" / "adapter_config.json").read_text())["base_model_name_or_path"] == name
 
 
 @pytest.mark.parametrize("family", FAMILIES)
-@pytest.mark.parametrize(
-    "options",
-    [
-        {"r": 4, "lora_alpha": 12, "target_modules": list(TARGETS)},
-        {"r": 4, "lora_alpha": 8, "use_rslora": True, "target_modules": "all-linear"},
-        {"r": 8, "lora_alpha": 16, "target_modules": ["q_proj", "v_proj"], "layers_to_transform": [2]},
-        {
-            "r": 4,
-            "lora_alpha": 8,
-            "target_modules": ["q_proj", "k_proj", "down_proj"],
-            "rank_pattern": {"q_proj": 2, "layers.1.self_attn.k_proj": 6},
-            "alpha_pattern": {"^model.layers.0.mlp.down_proj": 32, "self_attn.k_proj": 4},
-        },
-    ],
-)  # fmt: skip
+@pytest.mark.parametrize("options", [
+    {"r": 4, "lora_alpha": 12, "target_modules": list(TARGETS)},
+    {"r": 4, "lora_alpha": 8, "use_rslora": True, "target_modules": "all-linear"},
+    {"r": 8, "lora_alpha": 16, "target_modules": ["q_proj", "v_proj"], "layers_to_transform": [2]},
+    {
+        "r": 4,
+        "lora_alpha": 8,
+        "target_modules": ["q_proj", "k_proj", "down_proj"],
+        "rank_pattern": {"q_proj": 2, "layers.1.self_attn.k_proj": 6},
+        "alpha_pattern": {"^model.layers.0.mlp.down_proj": 32, "self_attn.k_proj": 4},
+    },
+])
 def test_import_gives_the_logits_of_peft(family, options, tmp_path):
     path, model = make_family(family, tmp_path)
     tuned = trained_by_peft(model, tmp_path / "peft", **options)
@@ -138,7 +113,7 @@ def test_import_gives_the_logits_of_peft(family, options, tmp_path):
         assert distance(truth, hf_logits(tuned, TOKENS)) > 0.1
 
 
-def trained_by_peft(model: PreTrainedModel, folder: Path, **options: Any) -> peft.PeftModel:
+def trained_by_peft(model, folder, **options: Any):
     """A LoRA with random A and B, saved."""
     torch.manual_seed(0)
     tuned = peft.get_peft_model(model, peft.LoraConfig(task_type="CAUSAL_LM", **options)).eval()
@@ -172,24 +147,19 @@ def llama(tmp_path_factory):
 
 @pytest.fixture
 def folder(llama, tmp_path):
-    export_peft(random_pairs(llama, SOME, [4], [2.0]), llama, tmp_path / "peft")
+    export_peft(random_updates(llama, SOME), llama, tmp_path / "peft")
     return tmp_path / "peft"
 
 
 @pytest.mark.parametrize(
     ("options", "named"),
     [
-        ({"bias": "all"}, "bias"),
-        ({"use_dora": True}, "use_dora"),
-        ({"modules_to_save": ["lm_head"]}, "modules_to_save"),
-        ({"fan_in_fan_out": True}, "fan_in_fan_out"),
-        ({"layer_replication": [[0, 2]]}, "layer_replication"),
-        ({"lora_bias": True}, "lora_bias"),
+        ({"bias": "all"}, "bias"), ({"use_dora": True}, "use_dora"),
+        ({"modules_to_save": ["lm_head"]}, "modules_to_save"), ({"fan_in_fan_out": True}, "fan_in_fan_out"),
+        ({"layer_replication": [[0, 2]]}, "layer_replication"), ({"lora_bias": True}, "lora_bias"),
         ({"init_lora_weights": "pissa_niter_16"}, "init_lora_weights"),
-        ({"alora_invocation_tokens": [1, 2]}, "alora_invocation_tokens"),
-        ({"peft_type": "IA3"}, "peft_type 'IA3'"),
-        ({"alpha_pattern": {"(a+)+$": 4}}, "alpha_pattern"),
-    ],
+        ({"alora_invocation_tokens": [1, 2]}, "alora_invocation_tokens"), ({"peft_type": "IA3"}, "peft_type 'IA3'"),
+        ({"alpha_pattern": {"(a+)+$": 4}}, "alpha_pattern")],
 )
 def test_options_that_a_gguf_cannot_express(options, named, llama, folder):
     config = json.loads((folder / "adapter_config.json").read_text())
@@ -203,12 +173,9 @@ def test_options_that_a_gguf_cannot_express(options, named, llama, folder):
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"r": 5}, "has rank 4, its adapter_config.json says 5"),
-        ({"r": "4"}, "r is '4'"),
-        ({"lora_alpha": float("nan")}, "lora_alpha is 'nan'"),
-        ({"lora_alpha": None}, "lora_alpha is 'None'"),
-        ({"alpha_pattern": [1]}, "alpha_pattern"),
-    ],
+        ({"r": 5}, "has rank 4, its adapter_config.json says 5"), ({"r": "4"}, "r is '4'"),
+        ({"lora_alpha": float("nan")}, "lora_alpha is 'nan'"), ({"lora_alpha": None}, "lora_alpha is 'None'"),
+        ({"alpha_pattern": [1]}, "alpha_pattern")],
 )
 def test_numbers_that_are_none(options, message, llama, folder):
     config = json.loads((folder / "adapter_config.json").read_text())
@@ -221,24 +188,21 @@ ONES = np.ones((4, 64), np.float32)
 Q0 = "base_model.model.model.layers.0.self_attn.q_proj"
 
 
-@pytest.mark.parametrize(
-    ("change", "error", "message"),
-    [
-        (lambda t: t.update({"base_model.model.lm_head.lora_A.weight": ONES}), UnsupportedError, "lm_head"),
-        (lambda t: t.update({f"{Q0}.lora_magnitude_vector": ONES}), UnsupportedError, "lora_magnitude_vector"),
-        (lambda t: t.update({Q0.replace("model.model", "model.vision_tower") + ".lora_A.weight": ONES}),
-         UnsupportedError, "vision_tower"),
-        (lambda t: t.update({Q0.replace("q_proj", "qkv_proj") + ".lora_A.weight": ONES}), UnsupportedError, "qkv_proj"),
-        (lambda t: t.update({f"{Q0}.lora_A.weight": ONES[0]}), UnsupportedError, r"shape \[64\]"),
-        (lambda t: t.pop(f"{Q0}.lora_B.weight"), FormatError, "holds lora_A .* for model.layers.0.self_attn.q_proj"),
-        (lambda t: t.update({f"{Q0}.lora_A.weight": ONES[:3]}), FormatError, "needs lora_A"),
-        (lambda t: t.update({f"{Q0}.lora_A.weight": ONES * np.nan}), FormatError, "not finite"),
-        (lambda t: t.update({f"{Q0}.lora_A.weight": np.ones((4, 65), np.float32)}), MismatchError, r"\[64, 65\]"),
-        (lambda t: t.update({key.replace("layers.0", "layers.7"): t.pop(key) for key in list(t) if Q0 in key}),
-         MismatchError, "blk.7.attn_q .* has no such tensor"),
-        (lambda t: t.clear(), FormatError, "no tensors"),
-    ],
-)  # fmt: skip
+@pytest.mark.parametrize(("change", "error", "message"), [
+    (lambda t: t.update({"base_model.model.lm_head.lora_A.weight": ONES}), UnsupportedError, "lm_head"),
+    (lambda t: t.update({f"{Q0}.lora_magnitude_vector": ONES}), UnsupportedError, "lora_magnitude_vector"),
+    (lambda t: t.update({Q0.replace("model.model", "model.vision_tower") + ".lora_A.weight": ONES}),
+     UnsupportedError, "vision_tower"),
+    (lambda t: t.update({Q0.replace("q_proj", "qkv_proj") + ".lora_A.weight": ONES}), UnsupportedError, "qkv_proj"),
+    (lambda t: t.update({f"{Q0}.lora_A.weight": ONES[0]}), UnsupportedError, r"shape \[64\]"),
+    (lambda t: t.pop(f"{Q0}.lora_B.weight"), FormatError, "holds lora_A .* for model.layers.0.self_attn.q_proj"),
+    (lambda t: t.update({f"{Q0}.lora_A.weight": ONES[:3]}), FormatError, "needs lora_A"),
+    (lambda t: t.update({f"{Q0}.lora_A.weight": ONES * np.nan}), FormatError, "not finite"),
+    (lambda t: t.update({f"{Q0}.lora_A.weight": np.ones((4, 65), np.float32)}), MismatchError, r"\[64, 65\]"),
+    (lambda t: t.update({key.replace("layers.0", "layers.7"): t.pop(key) for key in list(t) if Q0 in key}),
+     MismatchError, "blk.7.attn_q .* has no such tensor"),
+    (lambda t: t.clear(), FormatError, "no tensors"),
+])
 def test_tensors_that_are_no_pairs_are_refused(change, error, message, llama, folder):
     tensors = read_safetensors(folder / "adapter_model.safetensors")
     change(tensors)
@@ -266,7 +230,7 @@ def test_missing_and_damaged_files(llama, folder):
 
 def test_export_refuses(llama, folder):
     with pytest.raises(UsageError, match="peft exists"):
-        export_peft(random_pairs(llama, SOME, [4], [2.0]), llama, folder)
+        export_peft(random_updates(llama, SOME), llama, folder)
     wide = {"blk.0.attn_q": Pair(np.ones((2, 65), np.float32), np.ones((64, 2), np.float32), 1.0)}
     with pytest.raises(MismatchError, match=r"the adapter changes blk.0.attn_q"):
         export_peft(wide, llama, folder.with_name("new"))
@@ -282,7 +246,7 @@ def test_a_full_disk_leaves_nothing(limit, llama, tmp_path):
     resource.setrlimit(resource.RLIMIT_FSIZE, (limit, hard))
     try:
         with pytest.raises(EdgetuneError, match=r"cannot write .*peft: "):
-            export_peft(random_pairs(llama, SOME, [4], [2.0]), llama, tmp_path / "peft")
+            export_peft(random_updates(llama, SOME), llama, tmp_path / "peft")
     finally:
         resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
     assert list(tmp_path.iterdir()) == []
@@ -293,7 +257,7 @@ def test_a_full_disk_leaves_nothing(limit, llama, tmp_path):
 
 def test_safetensors_agrees_with_the_package(tmp_path):
     tensors = {"x": np.arange(6, dtype=np.float32).reshape(2, 3), "y\u00e9": np.zeros((0, 4), np.float32),
-               "one": np.float32(3).reshape(())}  # fmt: skip
+               "one": np.float32(3).reshape(())}
     write_safetensors(tmp_path / "ours", tensors)
     theirs = safetensors.torch.load_file(tmp_path / "ours")
     assert theirs.keys() == tensors.keys()
@@ -308,43 +272,40 @@ def test_safetensors_agrees_with_the_package(tmp_path):
     assert all(np.array_equal(ours[n], values.to(kind).float().numpy()) for n, kind in kinds.items())
 
 
-def packed(header: object, data: bytes = bytes(16), length: int | None = None) -> bytes:
+def packed(header, data=bytes(16), length=None):
     text = header if isinstance(header, bytes) else json.dumps(header).encode()
     return struct.pack("<Q", len(text) if length is None else length) + text + data
 
 
-def tensor(dtype: object = "F32", shape: object = (2, 2), offsets: object = (0, 16)) -> dict[str, object]:
+def tensor(dtype="F32", shape=(2, 2), offsets=(0, 16)):
     return {"dtype": dtype, "shape": shape, "data_offsets": offsets}
 
 
-@pytest.mark.parametrize(
-    "raw",
-    [
-        b"",
-        bytes(7),
-        packed({"x": tensor()}, length=2**63),
-        packed({"x": tensor()}, length=300),
-        packed(b"{"),
-        packed(b"{}}"),
-        packed(b"[" * 100_000),
-        packed(b'{"x": \xff}'),
-        packed([]),
-        packed({"x": 3}),
-        packed({"x": tensor(dtype=3)}),
-        packed({"x": tensor(shape=[2, -2])}),
-        packed({"x": tensor(shape=[2, 2.0])}),
-        packed({"x": tensor(shape=[2**64])}),
-        packed({"x": tensor(shape=[2**62] * 30)}),
-        packed({"x": tensor(offsets=[0])}),
-        packed({"x": tensor(offsets=[0, 32])}),
-        packed({"x": tensor(offsets=[16, 0])}),
-        packed({"x": tensor(offsets=[0, 8])}),
-        packed({"x": tensor(dtype="F16")}),
-        packed({"x": tensor(), "y": tensor()}),
-        packed({"x": tensor(offsets=[4, 20])}, bytes(20)),
-        packed({"x": tensor()}, bytes(20)),
-    ],
-)
+@pytest.mark.parametrize("raw", [
+    b"",
+    bytes(7),
+    packed({"x": tensor()}, length=2**63),
+    packed({"x": tensor()}, length=300),
+    packed(b"{"),
+    packed(b"{}}"),
+    packed(b"[" * 100_000),
+    packed(b'{"x": \xff}'),
+    packed([]),
+    packed({"x": 3}),
+    packed({"x": tensor(dtype=3)}),
+    packed({"x": tensor(shape=[2, -2])}),
+    packed({"x": tensor(shape=[2, 2.0])}),
+    packed({"x": tensor(shape=[2**64])}),
+    packed({"x": tensor(shape=[2**62] * 30)}),
+    packed({"x": tensor(offsets=[0])}),
+    packed({"x": tensor(offsets=[0, 32])}),
+    packed({"x": tensor(offsets=[16, 0])}),
+    packed({"x": tensor(offsets=[0, 8])}),
+    packed({"x": tensor(dtype="F16")}),
+    packed({"x": tensor(), "y": tensor()}),
+    packed({"x": tensor(offsets=[4, 20])}, bytes(20)),
+    packed({"x": tensor()}, bytes(20)),
+])
 def test_safetensors_refuses(raw, tmp_path):
     (tmp_path / "x").write_bytes(raw)
     with pytest.raises(FormatError, match=r"x is no safetensors file: .*; the file is damaged"):
@@ -362,7 +323,7 @@ def test_other_types_of_tensors_are_named(tmp_path):
     ({"lora_alpha": 10**400}, "lora_alpha is .*a number up to 1e"),
     ({"lora_alpha": 1e308}, "lora_alpha is .*a number up to 1e"),
     ({"lora_alpha": 1e14}, "scales its update by"),
-])  # fmt: skip
+])
 def test_numbers_too_large_to_apply(options, message, llama, folder):
     config = json.loads((folder / "adapter_config.json").read_text())
     (folder / "adapter_config.json").write_text(json.dumps(config | options))

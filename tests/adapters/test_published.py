@@ -8,7 +8,7 @@ from huggingface_hub import ModelCard
 from tiny import write_tiny
 
 from edgetune.adapters.published import model_card, public_record
-from edgetune.formats.gguf import Gguf, open_gguf
+from edgetune.formats.gguf import open_gguf
 
 RUN = {
     "edgetune": "0.1.0", "steps": 4, "seed": 0, "options": {"rank": 8, "lr": 1e-3, "system": "a | b\n# no heading"},
@@ -26,7 +26,7 @@ def base(tmp_path_factory):
     return open_gguf(write_tiny(tmp_path_factory.mktemp("base") / "tiny.gguf"))
 
 
-def with_metadata(base: Gguf, **metadata: str) -> Gguf:
+def with_metadata(base, **metadata: str):
     """The same file, which says more of itself."""
     return replace(base, metadata={**base.metadata, **{key.replace("__", "."): text for key, text in metadata.items()}})
 

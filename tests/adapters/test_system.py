@@ -1,11 +1,10 @@
 """The system message that an adapter was trained with, in its record and in commands that answer with it."""
 
-import json
 from typing import Any
 
 import pytest
 from commands import run
-from tiny import write_tiny
+from json_lines import write_lines
 
 from edgetune.adapters import store
 from edgetune.adapters.published import public_record
@@ -20,14 +19,9 @@ ROWS = [{"prompt": f"lamp {i}", "completion": f"on {i}"} for i in range(4)]
 ASK = [{"role": "user", "content": "lamp 1"}]
 
 
-def conversation(i: int, *systems: str) -> dict[str, Any]:
+def conversation(i, *systems: str):
     return {"messages": [*({"role": "system", "content": system} for system in systems),
                          {"role": "user", "content": f"lamp {i}"}, {"role": "assistant", "content": "on"}]}
-
-
-@pytest.fixture(scope="module")
-def model(tmp_path_factory):
-    return write_tiny(tmp_path_factory.mktemp("model") / "tiny.gguf", formats="Q8_0")
 
 
 @pytest.fixture(scope="module")
@@ -52,11 +46,8 @@ def test_one_that_all_rows_have_is_kept_too(model, tmp_path):
 
 @pytest.mark.parametrize(("rows", "found"), [
     ([conversation(1, SYSTEM), conversation(2, SYSTEM)], SYSTEM),
-    ([conversation(1, SYSTEM), "text of any length"], SYSTEM),
-    ([conversation(1, SYSTEM), conversation(2)], ""),
-    ([conversation(1, SYSTEM), conversation(2, "Be kind.")], ""),
-    (ROWS, ""),
-])
+    ([conversation(1, SYSTEM), "text of any length"], SYSTEM), ([conversation(1, SYSTEM), conversation(2)], ""),
+    ([conversation(1, SYSTEM), conversation(2, "Be kind.")], ""), (ROWS, "")])
 def test_rows_that_differ_have_none(model, rows, found):
     assert load_rows(rows, Tokenizer(model), max_length=64).system == found
 
@@ -78,7 +69,7 @@ def test_a_chat_without_one_is_answered_with_it(model, adapter, monkeypatch):
     asked: list[list[int]] = []
     prepare = LlamaModel.prepare
 
-    def noted(self: LlamaModel, *args: Any, **options: Any) -> Any:
+    def noted(self, *args: Any, **options: Any):
         request = prepare(self, *args, **options)
         asked.append(list(request.tokens))
         return request
@@ -98,8 +89,7 @@ def test_a_chat_without_one_is_answered_with_it(model, adapter, monkeypatch):
 
 @pytest.mark.parametrize("engine", ["llama.cpp", "native"])
 def test_commands_use_it(engine, model, adapter, tmp_path):
-    data = tmp_path / "rows.jsonl"
-    data.write_text("".join(json.dumps(row) + "\n" for row in ROWS))
+    data = write_lines(tmp_path / "rows.jsonl", ROWS)
     prompt = "lamp 1" if engine == "llama.cpp" else data
     of_adapter = ("--adapter", adapter, "--engine", engine, "--threads", 1, "--json")
     for command in (("generate", model, prompt, "--max-tokens", 12, "--temperature", 2), ("eval", model, data)):

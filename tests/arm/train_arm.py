@@ -3,8 +3,6 @@
 `run.sh` makes the model on x86, trains it there and in an arm64 Python, and lets `compare` judge the two.
 """
 
-from __future__ import annotations
-
 import json
 import sys
 from pathlib import Path
@@ -40,19 +38,8 @@ def losses(path: str, precision: str) -> list[float]:
     from edgetune.training.trainer import Trainer
 
     trainer = Trainer(
-        path,
-        rank=4,
-        lr=2e-3,
-        steps=STEPS,
-        batch_size=4,
-        max_length=48,
-        micro_batch=96,
-        packing=True,
-        dropout=0.1,
-        threads=2,
-        seed=5,
-        precision=precision,
-    )
+        path, rank=4, lr=2e-3, steps=STEPS, batch_size=4, max_length=48, micro_batch=96, packing=True, dropout=0.1,
+        threads=2, seed=5, precision=precision)
     rng = np.random.default_rng(1)
     examples = []
     for length in rng.integers(8, 40, 32):  # runs that count upwards: there is something to learn

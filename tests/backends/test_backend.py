@@ -1,16 +1,12 @@
 """Training on another backend: everything that it computes and allocates goes through the contract."""
 
-from __future__ import annotations
-
 from collections import Counter
-from collections.abc import Callable
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 
-from edgetune.backends.base import OPS, Array, Memory, Recorded
+from edgetune.backends.base import OPS
 from edgetune.backends.cpu import Cpu
 from edgetune.bench.train import random_rows
 from edgetune.training.trainer import Trainer
@@ -21,7 +17,7 @@ OPTIONS: dict[str, Any] = {"rank": 4, "steps": 3, "batch_size": 2, "max_length":
 class Counting:
     """The CPU behind a counter of calls; it shares no class with it, and refuses arrays that it did not hand out."""
 
-    def __init__(self, threads: int) -> None:
+    def __init__(self, threads):
         self.cpu = Cpu(threads)
         self.calls: Counter[str] = Counter()
         self.allocated: list[int] = []
@@ -29,72 +25,72 @@ class Counting:
         for name in OPS:
             setattr(self, name, self.counted(name))
 
-    def counted(self, name: str) -> Any:
-        def call(*args: Any, **kwargs: Any) -> Any:
+    def counted(self, name):
+        def call(*args: Any, **kwargs: Any):
             self.calls[name] += 1
             return getattr(self.cpu, name)(*args, **kwargs)
 
         return call
 
     @property
-    def isa(self) -> str:
+    def isa(self):
         return f"counted {self.cpu.isa}"
 
     @property
-    def threads(self) -> int:
+    def threads(self):
         return self.cpu.threads
 
     @property
-    def working(self) -> int:
+    def working(self):
         return self.cpu.working
 
     @working.setter
-    def working(self, threads: int) -> None:
+    def working(self, threads):
         self.cpu.working = threads
 
-    def products(self, precision: str) -> str:
+    def products(self, precision):
         return self.cpu.products(precision)
 
-    def peak(self, precision: str, backward: bool = False) -> float:
+    def peak(self, precision, backward=False):
         return self.cpu.peak(precision, backward)
 
     @property
-    def scratch_bytes(self) -> int:
+    def scratch_bytes(self):
         return self.cpu.scratch_bytes
 
-    def use_scratch(self, scratch: Array) -> None:
+    def use_scratch(self, scratch):
         self.cpu.use_scratch(scratch)
 
     @property
-    def records(self) -> bool:
+    def records(self):
         return False
 
-    def record(self, ops: Callable[[], None]) -> Recorded:
+    def record(self, ops):
         return ops
 
     @property
-    def is_paged(self) -> bool:
+    def is_paged(self):
         return True
 
-    def allocate(self, nbytes: int) -> Memory:
+    def allocate(self, nbytes):
         self.allocated.append(nbytes)
         return self.cpu.allocate(nbytes)
 
-    def upload(self, mapped: Array) -> Array:
+    def upload(self, mapped):
         self.uploaded.append(mapped.nbytes)
         return mapped.copy()  # as a device with its own memory would
 
-    def synchronize(self) -> None:
+    def synchronize(self):
         self.cpu.synchronize()
 
-    def place(self, array: Array) -> Array:
+    def place(self, array):
         return array.copy()
 
-    def empty(self, shape: tuple[int, ...], dtype: Any = np.float32) -> Array:
+    def empty(self, shape, dtype=np.float32):
         return self.cpu.empty(shape, dtype)
 
 
-def trained(model: Path, backend: Any = None) -> tuple[Trainer, bytes]:
+def trained(model, backend=None):
     trainer = Trainer(model, ops=backend, threads=2, **OPTIONS)
     trainer.add_examples(random_rows(416, 6, 20, seed=0))
     trainer.train()

@@ -2,7 +2,6 @@
 
 import importlib.util
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import pytest
@@ -26,7 +25,7 @@ F32 = native.FORMATS["F32"].id
 DTYPES = {"!": np.float64, "@": np.int32, "?": np.int32}
 
 
-def usual(argument: Any) -> Any:
+def usual(argument):
     """A value that the op takes."""
     if argument.kind == ".":
         return REALS.get(argument.name, 0.5)
@@ -41,7 +40,7 @@ def usual(argument: Any) -> Any:
     return np.arange(found.size, dtype=found.dtype) if argument.name == "position" else found
 
 
-def calls() -> dict[str, list[tuple[Any, Any]]]:
+def calls():
     """op -> (argument, value) for all that it takes after the context."""
     found = {}
     for name, arguments in OPS.items():
@@ -53,7 +52,7 @@ def calls() -> dict[str, list[tuple[Any, Any]]]:
     return found
 
 
-def wrong(argument: Any) -> list[Any]:
+def wrong(argument):
     """What no op may take for this argument."""
     if argument.kind == ".":
         return ["3", None, [1.0], 1j, 10**400]
@@ -129,7 +128,7 @@ def test_a_call_without_context_or_of_another_length_is_refused(context, name):
         op()
 
 
-def device_context() -> Any:
+def device_context():
     """A context on a device that runs nothing."""
     made = _native.device_context(1, 1, 1, 0, 9, 0, np.zeros(cpu.scratch_bytes(1), np.uint8))
     assert not isinstance(made, int)

@@ -20,11 +20,11 @@ ROOT = Path(__file__).parents[2]
 KERNEL_SETS = [name for name in cpu.isa_names() if cpu.usable(name)]
 
 
-def noise(*shape: int, seed: int = 0) -> np.ndarray:
+def noise(*shape: int, seed=0):
     return np.random.default_rng(seed).standard_normal(shape, np.float32)
 
 
-def weights(fmt: str, rows: int, columns: int, seed: int = 0) -> tuple[np.ndarray, np.ndarray]:
+def weights(fmt, rows, columns, seed=0):
     """Random bytes with finite scales of all sizes, subnormal ones too, and their values."""
     rng = np.random.default_rng(seed)
     _, block, size = ggml_type(fmt)
@@ -44,7 +44,7 @@ def weights(fmt: str, rows: int, columns: int, seed: int = 0) -> tuple[np.ndarra
     return raw.reshape(-1).copy(), dequantize(raw, fmt).reshape(rows, columns)
 
 
-def close(got: np.ndarray, want: np.ndarray, tolerance: float = 3e-6) -> bool:
+def close(got, want, tolerance=3e-6):
     return bool(np.abs(got - want).max() <= tolerance * np.abs(want).max())
 
 
@@ -61,7 +61,7 @@ def test_dequantize_equals_gguf_and_llama_cpp(ctx, fmt):
     np.testing.assert_array_max_ulp(out, want, maxulp=1)
 
 
-def influence(fmt: str) -> list[int]:
+def influence(fmt):
     """How many weights of a block each of its bytes changes, by the gguf package or llama.cpp."""
     _, block, size = ggml_type(fmt)
     raw = weights(fmt, 1, block, seed=1)[0].reshape(1, size)
@@ -210,15 +210,15 @@ def test_threads_change_no_bit():
     assert len(set(outs)) == 1
 
 
-def f32(*shape: int) -> np.ndarray:
+def f32(*shape: int):
     return np.zeros(shape, np.float32)
 
 
-def adamw8(ctx: cpu.Cpu, moments: np.ndarray) -> None:
+def adamw8(ctx, moments):
     ctx.adamw8(f32(300), f32(300), moments, 1, 0.9, 0.9, 1e-8, 0, 1, 0)
 
 
-def i32(*values: int) -> np.ndarray:
+def i32(*values: int):
     return np.array(values, np.int32)
 
 
@@ -291,7 +291,7 @@ REFUSED: dict[str, tuple[Callable[[cpu.Cpu], object], str, type[Exception]]] = {
     "moments are floats": (lambda c: adamw8(c, f32(260)), "moments must be uint8", VALUE),
     "moments are misaligned": (lambda c: adamw8(c, np.zeros(1041, np.uint8)[1:]), "moments must be uint8 where", VALUE),
     "nothing to sum": (lambda c: c.sum_squares(f32(0)), "x", VALUE),
-}  # fmt: skip
+}
 
 
 @pytest.mark.parametrize("case", REFUSED)
@@ -329,7 +329,7 @@ def test_context_serves_one_caller_at_a_time():
     x = noise(4_000_000)
     errors = []
 
-    def work() -> None:
+    def work():
         try:
             for _ in range(20):
                 ctx.sum_squares(x)
@@ -385,7 +385,7 @@ print([after - start for start, after in zip(before, ticks())])
     assert max(others) <= 1
 
 
-def run_python(code: str, **env: str) -> str:
+def run_python(code, **env: str):
     return subprocess.run(
         [sys.executable, "-c", code],
         env={**os.environ, **env},

@@ -47,7 +47,7 @@ def test_a_command_says_what_computes_on_stderr(flags):
 
     @group.command("compute")
     @json_option
-    def compute(as_json: bool) -> None:
+    def compute(as_json):
         opening.open_backend("auto", 1)
         click.echo(f"json: {as_json}")
 

@@ -18,26 +18,26 @@ def ctx(request):
     return cpu.Cpu(2, request.param)
 
 
-def leaf(x: np.ndarray) -> torch.Tensor:
+def leaf(x):
     """In double, so that the error measured is ours."""
     return torch.from_numpy(x).double().requires_grad_()
 
 
-def close(got: np.ndarray, want: torch.Tensor, tolerance: float = 3e-6) -> None:
+def close(got, want, tolerance=3e-6):
     truth = want.detach().numpy()
     assert np.abs(got - truth).max() <= tolerance * np.abs(truth).max()
 
 
-def bf16(x: np.ndarray) -> np.ndarray:
+def bf16(x):
     """As uint16, rounded by torch."""
     return torch.from_numpy(x).bfloat16().view(torch.int16).numpy().view(np.uint16)
 
 
-def floats(x: np.ndarray) -> np.ndarray:
+def floats(x):
     return (x.astype(np.uint32) << 16).view(np.float32)
 
 
-def close_bf16(got: np.ndarray, want: torch.Tensor, tolerance: float = 3e-6) -> None:
+def close_bf16(got, want, tolerance=3e-6):
     """Within the rounding of each value, and what a float would be off."""
     truth = want.detach().numpy()
     assert got.dtype == np.uint16
@@ -191,7 +191,7 @@ def test_glu(ctx, kind, size):
     close(again, want)
 
 
-def visible(end: np.ndarray, position: np.ndarray, window: int) -> np.ndarray:
+def visible(end, position, window):
     """[T, T]: what token t (row) may see."""
     t, j = np.indices((end.size, end.size))
     return (j <= t) & (t < end[j]) & ((window == 0) | (position[t] - position[j] < window))
@@ -346,7 +346,7 @@ def test_sum_squares_is_the_same_on_all_kernel_sets():
     assert sums.pop() == pytest.approx(float((x.astype(np.float64) ** 2).sum()), rel=1e-13)
 
 
-def everything(ctx: cpu.Cpu) -> list[np.ndarray]:
+def everything(ctx):
     """One call of each op, large enough for several tasks."""
     tokens = 200
     heads = 6

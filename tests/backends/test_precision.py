@@ -1,6 +1,5 @@
 """What precision may cost: a LoRA's gradients at "fast" and "int8" beside "exact", on tiny models and a real one."""
 
-from pathlib import Path
 
 import numpy as np
 import pytest
@@ -21,7 +20,7 @@ KINDS = list({tuple(cpu.Cpu(1, name).products(p) for p in native.PRECISIONS): na
               for name in reversed(KERNEL_SETS)}.values())
 
 
-def gradients(model: Path, tokens: np.ndarray, precision: str) -> tuple[dict[str, np.ndarray], float]:
+def gradients(model, tokens, precision):
     """(every dA and dB by name, loss) for one row, with a random B of 1e-3.
 
     Where B is ten times as large, the first blocks' gradients in SmolLM2 differ altogether, in bf16 and in int8 alike.
@@ -42,11 +41,11 @@ def gradients(model: Path, tokens: np.ndarray, precision: str) -> tuple[dict[str
     return grads, float(-logp.mean())
 
 
-def cosine(a: np.ndarray, b: np.ndarray) -> float:
+def cosine(a, b):
     return float(a @ b / np.sqrt((a @ a) * (b @ b)))
 
 
-def compare(model: Path, tokens: np.ndarray, precision: str) -> tuple[float, float, float]:
+def compare(model, tokens, precision):
     """(cosine of the whole, the least of a tensor, relative difference of the loss)"""
     (exact, loss), (other, other_loss) = (gradients(model, tokens, p) for p in ("exact", precision))
     whole = cosine(np.concatenate(list(exact.values())), np.concatenate(list(other.values())))

@@ -1,6 +1,5 @@
 """Gradients of ops against finite differences, on the plainest kernel set."""
 
-from collections.abc import Callable
 
 import numpy as np
 import pytest
@@ -9,14 +8,14 @@ from op_inputs import forest, noise
 from edgetune.backends.cpu import Cpu
 
 
-def slope(f: Callable[[np.ndarray], np.ndarray], x: np.ndarray, direction: np.ndarray, dout: np.ndarray) -> float:
+def slope(f, x, direction, dout):
     """The derivative of sum(f(x) * dout) along direction."""
     step = np.float32(2e-3)
     change = f(x + step * direction).astype(np.float64) - f(x - step * direction)
     return float((change * dout).sum() / (2 * step))
 
 
-def agree(grad: np.ndarray, f: Callable[[np.ndarray], np.ndarray], x: np.ndarray, dout: np.ndarray) -> None:
+def agree(grad, f, x, dout):
     for seed in range(50, 53):
         direction = noise(seed, *x.shape)
         want = float((grad.astype(np.float64) * direction).sum())
@@ -31,7 +30,7 @@ def test_rmsnorm_slope():
     rstd = np.empty(4, np.float32)
     grad = np.empty_like(x)
 
-    def f(x: np.ndarray) -> np.ndarray:
+    def f(x):
         out = np.empty_like(x)
         ctx.rmsnorm_forward(out, rstd, x, weight, 1e-6)
         return out
@@ -50,7 +49,7 @@ def test_glu_slope(kind):
     dgate = np.empty_like(gate)
     dup = np.empty_like(up)
 
-    def f(gate: np.ndarray, up: np.ndarray) -> np.ndarray:
+    def f(gate, up):
         out = np.empty_like(gate)
         ctx.glu_forward(out, gate, up, kind)
         return out
@@ -70,7 +69,7 @@ def test_attention_slope(documents, window):
     delta = np.empty((4, 40), np.float32)
     grads = [np.empty_like(x) for x in inputs]
 
-    def f(q: np.ndarray, k: np.ndarray, v: np.ndarray) -> np.ndarray:
+    def f(q, k, v):
         out = np.empty_like(q)
         ctx.attention_forward(out, lse, q, k, v, end, position, 0.25, window)
         return out
@@ -92,7 +91,7 @@ def test_head_slope():
     logp = np.empty(6, np.float32)
     grad = np.empty_like(h)
 
-    def f(h: np.ndarray) -> np.ndarray:
+    def f(h):
         out = np.empty(6, np.float32)
         ctx.head_forward(out, None, logits, state, h, w, "F32", targets)
         return out

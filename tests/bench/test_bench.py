@@ -5,7 +5,6 @@ import json
 import numpy as np
 import pytest
 from commands import run
-from tiny import write_tiny
 
 from edgetune.backends import cpu, native
 from edgetune.backends.base import OPS
@@ -23,11 +22,6 @@ OUT = 64 * 64
 GATE_UP = 2 * 128 * 64
 DOWN = 64 * 128
 BLOCK = QKV + OUT + GATE_UP + DOWN
-
-
-@pytest.fixture(scope="module")
-def model(tmp_path_factory):
-    return write_tiny(tmp_path_factory.mktemp("bench") / "model.gguf", formats="Q8_0")
 
 
 def run_json(*args, code=0):

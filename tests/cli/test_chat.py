@@ -7,6 +7,7 @@ import pytest
 from click.testing import CliRunner
 from commands import run
 from daemons import daemon
+from json_lines import read_lines
 from screens import screen
 from tiny import write_tiny
 
@@ -15,13 +16,6 @@ from edgetune.cli.judged import feedback_file
 
 HEAD = "/help lists commands"
 PROMPT = "\n>"
-
-
-@pytest.fixture(scope="module")
-def model(tmp_path_factory):
-    path = tmp_path_factory.mktemp("chat") / "model.gguf"
-    write_tiny(path)
-    return path
 
 
 @pytest.fixture(autouse=True)
@@ -37,7 +31,7 @@ def talk(model, text, *options):
 
 
 def rows(path):
-    return [json.loads(line) for line in path.read_text("utf-8").splitlines()]
+    return read_lines(path)
 
 
 def test_a_person_edits_recalls_and_corrects(model, state):

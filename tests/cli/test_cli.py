@@ -15,6 +15,7 @@ import pytest
 from boards import Board
 from click.testing import CliRunner
 from commands import run
+from json_lines import write_lines
 from screens import screen
 from sometimes import mostly_slow
 from tiny import write_tiny
@@ -33,7 +34,7 @@ SMALL = ["--rank", "4", "--max-length", "64", "--threads", "1", "--batch-size", 
 def place(tmp_path_factory):
     folder = tmp_path_factory.mktemp("cli")
     write_tiny(folder / "model.gguf", formats="Q8_0")
-    (folder / "rows.jsonl").write_text("".join(json.dumps(row) + "\n" for row in ROWS))
+    write_lines(folder / "rows.jsonl", ROWS)
     return folder
 
 

@@ -4,18 +4,14 @@ import json
 
 import pytest
 from commands import run
+from json_lines import write_lines
 
 ROWS = [{"question": f"turn on lamp {i}", "answer": json.dumps({"lamp": i})} for i in range(30)]
 
 
 @pytest.fixture
 def rows(tmp_path):
-    return written(tmp_path / "rows.jsonl", ROWS)
-
-
-def written(path, rows):
-    path.write_text("".join(json.dumps(row) + "\n" for row in rows))
-    return path
+    return write_lines(tmp_path / "rows.jsonl", ROWS)
 
 
 def test_good_rows(rows, tiny_llama):
@@ -27,7 +23,7 @@ def test_good_rows(rows, tiny_llama):
 
 
 def test_rows_that_training_refuses(rows, tmp_path, tiny_llama):
-    bad = written(tmp_path / "bad.jsonl", [*ROWS, {"question": "lamp", "answer": ""}])
+    bad = write_lines(tmp_path / "bad.jsonl", [*ROWS, {"question": "lamp", "answer": ""}])
     printed = run("data", "check", bad, code=1)
     assert ("error: 1 row of bad.jsonl cannot be used: the completion is empty (line 31); write it, or remove the row"
             in printed)
@@ -39,13 +35,13 @@ def test_rows_that_training_refuses(rows, tmp_path, tiny_llama):
 
 
 def test_what_only_a_person_can_judge_is_a_note(tmp_path):
-    printed = run("data", "check", written(tmp_path / "rows.jsonl", [*ROWS, ROWS[0]]))
+    printed = run("data", "check", write_lines(tmp_path / "rows.jsonl", [*ROWS, ROWS[0]]))
     assert "note: 1 row repeats an earlier one (line 31)" in printed
 
 
 def test_a_terminal_is_not_obeyed(tmp_path, tiny_llama):
     rows = [{"prompt": f"\x1b[31m {i}", "completion": "\x07on"} for i in range(30)]
-    printed = run("data", "check", written(tmp_path / "rows.jsonl", rows), tiny_llama)
+    printed = run("data", "check", write_lines(tmp_path / "rows.jsonl", rows), tiny_llama)
     assert "\\x1b[31m 0" in printed
     assert not {"\x1b", "\x07"} & set(printed)
 
@@ -67,8 +63,8 @@ def test_every_command_reads_named_columns(tmp_path, tiny_llama):
     training = ["--steps", 1, "--rank", 2, "--max-length", 64]
     said = []
     for name, rows, flags in (("ours", ours, []), ("theirs", theirs, named)):
-        path = written(tmp_path / f"{name}.jsonl", rows)
-        one = written(tmp_path / f"one-{name}.jsonl", rows[:1])
+        path = write_lines(tmp_path / f"{name}.jsonl", rows)
+        one = write_lines(tmp_path / f"one-{name}.jsonl", rows[:1])
         run("train", tiny_llama, path, "-o", tmp_path / name, *training, *flags)
         adapter = ["--adapter", tmp_path / name]
         measured = [json.loads(run(*args, *flags, "--json")) for args in (

@@ -2,12 +2,11 @@
 
 import json
 import random
-from pathlib import Path
 
 import pytest
 from commands import run
+from json_lines import write_lines
 from sometimes import mostly_slow
-from tiny import write_tiny
 
 Row = dict[str, str]
 LAMPS = ["red", "green", "blue", "black", "white", "grey", "pink", "old", "new", "tall", "small", "round", "square",
@@ -19,33 +18,26 @@ OPTIONS = ["--rank", 4, "--batch-size", 8, "--lr", 2e-2, "--max-length", 64, "--
 
 
 @pytest.fixture(scope="module")
-def model(tmp_path_factory):
-    return write_tiny(tmp_path_factory.mktemp("failing") / "tiny.gguf", formats="Q8_0")
-
-
-@pytest.fixture(scope="module")
-def learned(model):
+def learned(model, tmp_path_factory):
     """An adapter that knows the rows: there is something to ruin."""
-    folder = model.parent
+    folder = tmp_path_factory.mktemp("learned")
     said = run("train", model, file(folder, ROWS), "-o", folder / "learned", *OPTIONS)
     assert "Learned: the held-out loss fell from" in said
     assert "6 of 6 held-out rows are answered exactly, 0 before" in said
     return folder / "learned"
 
 
-def file(folder: Path, rows: list[Row], name: str = "rows.jsonl") -> Path:
-    path = folder / name
-    path.write_text("".join(json.dumps(row) + "\n" for row in rows))
-    return path
+def file(folder, rows, name="rows.jsonl"):
+    return write_lines(folder / name, rows)
 
 
-def shuffled(rows: list[Row], seed: int) -> list[Row]:
+def shuffled(rows, seed):
     answers = [row["completion"] for row in rows]
     random.Random(seed).shuffle(answers)
     return [row | {"completion": answer} for row, answer in zip(rows, answers, strict=True)]
 
 
-def long(rows: list[Row]) -> list[Row]:
+def long(rows):
     return [row | {"prompt": "very " * 80 + row["prompt"]} for row in rows]
 
 
@@ -104,7 +96,7 @@ def test_lines_that_are_no_json(model, tmp_path):
     assert not (tmp_path / "out").exists()
 
 
-def refused(said: str, *command: object) -> None:
+def refused(said, *command: object):
     """In one sentence on a line."""
     output = run(*command, code=1)
     assert output.startswith(f"edgetune: {said}"), output

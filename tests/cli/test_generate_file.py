@@ -1,12 +1,11 @@
 """generate --engine native: a file of prompts in, JSON lines out, the same whatever else is in the file."""
 
 import json
-from pathlib import Path
 from typing import Any
 
 import pytest
 from commands import run
-from tiny import write_tiny
+from json_lines import read_lines, write_lines
 
 PROMPTS: list[dict[str, Any]] = [
     {"prompt": "turn on lamp 3"},
@@ -16,23 +15,13 @@ PROMPTS: list[dict[str, Any]] = [
 DRAWN = ("--engine", "native", "--threads", 1, "--precision", "exact", "--temperature", 1, "--max-tokens", 9)
 
 
-@pytest.fixture(scope="module")
-def model(tmp_path_factory):
-    return write_tiny(tmp_path_factory.mktemp("generate") / "model.gguf")
+def lines(tiny_llama, path, *flags: object):
+    return [json.loads(line) for line in run("generate", tiny_llama, path, *DRAWN, *flags).splitlines()]
 
 
-def written(path: Path, rows: list[Any]) -> Path:
-    path.write_text("".join(json.dumps(row) + "\n" for row in rows))
-    return path
-
-
-def lines(model: Path, path: Path, *flags: object) -> list[dict[str, Any]]:
-    return [json.loads(line) for line in run("generate", model, path, *DRAWN, *flags).splitlines()]
-
-
-def test_answers_are_lines_in_the_order_of_the_prompts(model, tmp_path):
-    path = written(tmp_path / "prompts.jsonl", PROMPTS)
-    found = lines(model, path, "--samples", 3)
+def test_answers_are_lines_in_the_order_of_the_prompts(tiny_llama, tmp_path):
+    path = write_lines(tmp_path / "prompts.jsonl", PROMPTS)
+    found = lines(tiny_llama, path, "--samples", 3)
     assert [row["sample"] for row in found] == [0, 1, 2] * 3
     assert [row.get("prompt") for row in found[::3]] == ["turn on lamp 3", None, "set the light to 10"]
     assert found[3]["messages"] == PROMPTS[1]["messages"][:1]  # not its answer
@@ -41,34 +30,34 @@ def test_answers_are_lines_in_the_order_of_the_prompts(model, tmp_path):
         assert row["tokens"] <= 9
         assert row["finish_reason"] in ("stop", "length")
         assert row["logprob"] < 0
-    together = json.loads(run("generate", model, path, *DRAWN, "--samples", 3, "--json"))
+    together = json.loads(run("generate", tiny_llama, path, *DRAWN, "--samples", 3, "--json"))
     assert together == {"answers": found}
-    saved = run("generate", model, path, *DRAWN, "--samples", 3, "--save", tmp_path / "answers.jsonl")
+    saved = run("generate", tiny_llama, path, *DRAWN, "--samples", 3, "--save", tmp_path / "answers.jsonl")
     assert saved == f"9 answers in {tmp_path / 'answers.jsonl'}\n"
-    assert [json.loads(line) for line in (tmp_path / "answers.jsonl").read_text("utf-8").splitlines()] == found
-    assert lines(model, path, "--samples", 3, "--parallel", 2) == found
-    assert lines(model, path, "--samples", 2, "--seed", 1)[0]["text"] != found[0]["text"]
-    first = written(tmp_path / "first.jsonl", PROMPTS[:1])
-    assert lines(model, first, "--samples", 3) == found[:3]
+    assert read_lines(tmp_path / "answers.jsonl") == found
+    assert lines(tiny_llama, path, "--samples", 3, "--parallel", 2) == found
+    assert lines(tiny_llama, path, "--samples", 2, "--seed", 1)[0]["text"] != found[0]["text"]
+    first = write_lines(tmp_path / "first.jsonl", PROMPTS[:1])
+    assert lines(tiny_llama, first, "--samples", 3) == found[:3]
 
 
-def test_greedy_answers_are_those_of_llama_cpp(model, tmp_path):
-    path = written(tmp_path / "prompts.jsonl", PROMPTS[::2])
-    found = lines(model, path, "--temperature", 0, "--max-tokens", 12)
+def test_greedy_answers_are_those_of_llama_cpp(tiny_llama, tmp_path):
+    path = write_lines(tmp_path / "prompts.jsonl", PROMPTS[::2])
+    found = lines(tiny_llama, path, "--temperature", 0, "--max-tokens", 12)
     for row, asked in zip(found, PROMPTS[::2], strict=True):
-        theirs = run("generate", model, asked["prompt"], "--max-tokens", 12, "--json")
+        theirs = run("generate", tiny_llama, asked["prompt"], "--max-tokens", 12, "--json")
         assert row["text"] == json.loads(theirs)["text"]
         assert row["sampling_logprob"] == 0
-    raw = lines(model, path, "--temperature", 0, "--raw")[0]
-    assert raw["text"] == json.loads(run("generate", model, "turn on lamp 3", "--raw", "--max-tokens", 9,
+    raw = lines(tiny_llama, path, "--temperature", 0, "--raw")[0]
+    assert raw["text"] == json.loads(run("generate", tiny_llama, "turn on lamp 3", "--raw", "--max-tokens", 9,
                                          "--json"))["text"]
 
 
-def test_a_stop_string_ends_an_answer(model, tmp_path):
-    path = written(tmp_path / "prompts.jsonl", PROMPTS[:1])
-    whole = lines(model, path)[0]
+def test_a_stop_string_ends_an_answer(tiny_llama, tmp_path):
+    path = write_lines(tmp_path / "prompts.jsonl", PROMPTS[:1])
+    whole = lines(tiny_llama, path)[0]
     stop = whole["text"][3]
-    cut = lines(model, path, "--stop", stop)[0]
+    cut = lines(tiny_llama, path, "--stop", stop)[0]
     assert cut["text"] == whole["text"][:whole["text"].index(stop)]
     assert cut["finish_reason"] == "stop"
     assert cut["tokens"] < whole["tokens"]
@@ -86,26 +75,26 @@ def test_a_stop_string_ends_an_answer(model, tmp_path):
     (PROMPTS[:1], ["--runtime", "onnx"], "--runtime is given with --engine native"),
     (PROMPTS[:1], ["--url", "http://localhost:1"], "--url is given with --engine native"),
 ])
-def test_what_cannot_be_answered(model, tmp_path, rows, flags, says):
-    path = written(tmp_path / "rows.jsonl", rows)
+def test_what_cannot_be_answered(tiny_llama, tmp_path, rows, flags, says):
+    path = write_lines(tmp_path / "rows.jsonl", rows)
     if says is None:
-        assert run("generate", model, path, *DRAWN, *flags) == ""
+        assert run("generate", tiny_llama, path, *DRAWN, *flags) == ""
         return
     code = 1 if "asks nothing" in says else 2
-    text = run("generate", model, path, *DRAWN, *flags, code=code)
+    text = run("generate", tiny_llama, path, *DRAWN, *flags, code=code)
     assert says in text
     assert len(text.splitlines()) == 1
 
 
-def test_a_prompt_that_is_no_file(model):
-    text = run("generate", model, "hello", "--engine", "native", code=2)
+def test_a_prompt_that_is_no_file(tiny_llama):
+    text = run("generate", tiny_llama, "hello", "--engine", "native", code=2)
     assert 'there is no file hello; with --engine native, PROMPT is a file of prompts, a JSON object a line' in text
-    assert "--samples is given without --engine native" in run("generate", model, "hello", "--samples", 2, code=2)
+    assert "--samples is given without --engine native" in run("generate", tiny_llama, "hello", "--samples", 2, code=2)
 
 
-def test_a_file_that_is_given_as_a_prompt(model, tmp_path):
-    path = written(tmp_path / "rows.jsonl", PROMPTS)
-    text = run("generate", model, path, code=2)
+def test_a_file_that_is_given_as_a_prompt(tiny_llama, tmp_path):
+    path = write_lines(tmp_path / "rows.jsonl", PROMPTS)
+    text = run("generate", tiny_llama, path, code=2)
     assert f"the prompt {path} is a file, and one text is answered at a time; give --engine native" in text
     for prompt in ("x" * 300, "a\0b"):  # no names of files
-        assert run("generate", model, prompt, "--max-tokens", 1)
+        assert run("generate", tiny_llama, prompt, "--max-tokens", 1)

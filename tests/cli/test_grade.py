@@ -1,12 +1,11 @@
 """grade: answers of a file, or of a model, rewarded by a grader."""
 
 import json
-from pathlib import Path
 from typing import Any
 
 import pytest
 from commands import run
-from tiny import write_tiny
+from json_lines import read_lines, write_lines
 
 EXACT = {"type": "string_check", "name": "exact", "operation": "eq", "input": "{{ sample.output_text }}",
          "reference": "{{ item.answer }}"}
@@ -24,21 +23,14 @@ ASKING = [{"prompt": "turn on lamp 3", "answer": "on"}, {"messages": [{"role": "
                                                          "answer": "off"}]
 
 
-@pytest.fixture(scope="module")
-def model(tmp_path_factory):
-    return write_tiny(tmp_path_factory.mktemp("grade") / "model.gguf")
-
-
-def grader(folder: Path, written: Any) -> Path:
+def grader(folder, written):
     path = folder / "grader.json"
     path.write_text(json.dumps(written))
     return path
 
 
-def lines(folder: Path, rows: list[Any]) -> Path:
-    path = folder / "rows.jsonl"
-    path.write_text("".join(json.dumps(row) + "\n" for row in rows))
-    return path
+def lines(folder, rows):
+    return write_lines(folder / "rows.jsonl", rows)
 
 
 def test_answers_of_a_file(tmp_path):
@@ -57,7 +49,7 @@ def test_answers_of_a_file(tmp_path):
     for text in ("mean reward    0.6250", "mean of like   0.7500", "pass@1         50.0%", "2 of the lowest reward",
                  "exact 0.0000; like 1.0000", "it is NO"):
         assert text in table
-    saved = [json.loads(line) for line in (tmp_path / "graded.jsonl").read_text().splitlines()]
+    saved = read_lines(tmp_path / "graded.jsonl")
     assert [row["reward"] for row in saved] == found["scores"]
     assert saved[2] == worst
     assert "exists" in run("grade", *asked, "--save", tmp_path / "graded.jsonl", code=2)
@@ -77,7 +69,7 @@ def test_a_model_answers(model, tmp_path):
     assert len(found["scores"]) == 8
     assert found["pass_at_k"].keys() == {"1", "4"}
     assert found["pass_at_k"]["4"] >= found["pass_at_k"]["1"]
-    saved = [json.loads(line) for line in (tmp_path / "graded.jsonl").read_text().splitlines()]
+    saved = read_lines(tmp_path / "graded.jsonl")
     assert [(row["prompt"], row["sample"]) for row in saved] == [("turn on lamp 3", k) for k in range(4)] + [
         (ASKING[1]["messages"], k) for k in range(4)]
     assert len({row["text"] for row in saved}) > 4

@@ -3,10 +3,10 @@
 import json
 from io import StringIO
 from pathlib import Path
-from typing import Any
 
 import pytest
 from commands import run
+from json_lines import read_lines, write_lines
 from rich.console import Console
 from tiny import write_tiny
 
@@ -21,7 +21,7 @@ KNOWN = {"first": range(7), "second": range(6, 8)}  # the rows that each adapter
 def place(tmp_path_factory):
     folder = tmp_path_factory.mktemp("grading")
     write_tiny(folder / "model.gguf", formats="F16")
-    (folder / "rows.jsonl").write_text("".join(json.dumps(row) + "\n" for row in ROWS))
+    write_lines(folder / "rows.jsonl", ROWS)
     (folder / "text.jsonl").write_text(json.dumps({"text": "turn the light on"}) + "\n")
     for name, known in KNOWN.items():
         trainer = edgetune.Trainer(folder / "model.gguf", rank=8, lr=1e-2, steps=150, max_length=64, threads=1)
@@ -31,11 +31,11 @@ def place(tmp_path_factory):
     return folder
 
 
-def run_json(*args: object) -> Any:
+def run_json(*args: object):
     return json.loads(run(*args, "--json"))
 
 
-def grading(place: Path, command: str, *adapters: str) -> list[object]:
+def grading(place, command, *adapters: str):
     named = [part for name in adapters for part in ("--adapter", place / name)]
     return [command, place / "model.gguf", place / "rows.jsonl", *named, "--threads", 1]
 
@@ -93,13 +93,13 @@ def test_eval_shows_what_is_wrong(place):
 def test_eval_saves_the_answers_of_both(place, tmp_path, engine):
     path = tmp_path / "answers.jsonl"
     run(*grading(place, "eval", "first"), "--save", path, "--limit", 7, "--engine", engine)
-    saved = [json.loads(line) for line in path.read_text().splitlines()]
+    saved = read_lines(path)
     assert [row["prompt"] for row in saved] == [row["prompt"] for row in ROWS[:7]]
     assert all(row["expected"] == row["adapter"] for row in saved)
     assert {(row["base_correct"], row["adapter_correct"]) for row in saved} == {(False, True)}
     of_base = tmp_path / "base.jsonl"
     run(*grading(place, "eval"), "--save", of_base, "--limit", 7, "--engine", engine)
-    alone = [json.loads(line) for line in of_base.read_text().splitlines()]
+    alone = read_lines(of_base)
     assert alone == [{key: row[key] for key in ("prompt", "expected", "base", "base_correct")} for row in saved]
     before = path.read_bytes()
     assert "answers.jsonl exists" in run(*grading(place, "eval"), "--save", path, code=2)

@@ -6,12 +6,12 @@ import subprocess
 import sys
 import weakref
 from io import StringIO
-from pathlib import Path
 from typing import Any
 
 import pytest
 from click.testing import CliRunner
 from commands import run
+from json_lines import write_lines
 from rich.console import Console
 from sometimes import mostly_slow
 from tiny import write_tiny
@@ -41,8 +41,8 @@ def place(tmp_path_factory):
     folder = tmp_path_factory.mktemp("plan")
     write_tiny(folder / "model.gguf", formats="Q8_0")
     rows = [{"prompt": f"turn on lamp {i}", "completion": json.dumps({"lamp": i, "on": i > 9})} for i in range(24)]
-    (folder / "rows.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
-    (folder / "held-out.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows[:3]))
+    write_lines(folder / "rows.jsonl", rows)
+    write_lines(folder / "held-out.jsonl", rows[:3])
     return folder
 
 
@@ -51,11 +51,11 @@ def nothing_was_saved(tmp_path, monkeypatch):
     monkeypatch.setenv("XDG_STATE_HOME", str(tmp_path / "state"))
 
 
-def plan(place: Path, *args: object) -> list[object]:
+def plan(place, *args: object):
     return ["plan", place / "model.gguf", *SMALL, *args]
 
 
-def run_json(*args: object) -> Any:
+def run_json(*args: object):
     return json.loads(run(*args, "--json"))
 
 
@@ -194,7 +194,7 @@ def test_plan_and_measured_steps_compute_on_one_backend(place, monkeypatch):
     opened: list[weakref.ref[Cpu]] = []
     held: list[list[Cpu | None]] = []
 
-    def open_cpu(threads: int) -> Cpu:
+    def open_cpu(threads):
         made = Cpu(threads)
         opened.append(weakref.ref(made))
         return made
@@ -214,7 +214,7 @@ print(peak_rss() / 2**20)
 """
 
 
-def in_a_process(place: Path, memory: str) -> list[Any]:
+def in_a_process(place, memory):
     """What plan says within this memory and, unless that is an error, the peak of its process in MiB."""
     asked = plan(place, place / "rows.jsonl", "--memory", memory, "--json")
     args = [sys.executable, "-c", ALONE, *map(str, asked)]

@@ -3,18 +3,16 @@
 import json
 import math
 import re
-from pathlib import Path
-from typing import Any
 
 import numpy as np
 import pytest
 from commands import run
+from json_lines import write_lines
 from tiny import write_tiny
 
 from edgetune.data import preferences
 from edgetune.data.dataset import load_rows
 from edgetune.errors import DataError, UsageError
-from edgetune.llamacpp.tokenizer import Tokenizer
 from edgetune.serving.llama import LlamaModel
 
 ROWS = [{"prompt": f"set the light {i}", "chosen": f'{{"on":"{i % 3}"}}', "rejected": f"the turn {i}"}
@@ -28,7 +26,7 @@ def place(tmp_path_factory):
     folder = tmp_path_factory.mktemp("pairs")
     write_tiny(folder / "model.gguf", formats="Q8_0")
     for name, rows in (("pairs", ROWS), ("rows", OTHERS)):
-        (folder / f"{name}.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+        write_lines(folder / f"{name}.jsonl", rows)
     made = train(folder, "adapter", "--method", "dpo", "--beta", "1", "--lr", "0.02", "--steps", "12",
                  "--precision", "exact")  # else on AMX few tokens are rounded otherwise than many
     assert made["objective"] == {"name": "dpo", "beta": 1.0, "loss_type": "sigmoid", "label_smoothing": 0.0,
@@ -37,12 +35,12 @@ def place(tmp_path_factory):
     return folder
 
 
-def train(place: Path, out: str, *options: str) -> Any:
+def train(place, out, *options: str):
     return json.loads(run("train", place / "model.gguf", place / "pairs.jsonl", "-o", place / out, "--threads", 1,
                           "--max-length", 64, "--json", *options))
 
 
-def logp(served: LlamaModel, tokenizer: Tokenizer) -> np.ndarray:
+def logp(served, tokenizer):
     """[pairs, 2], by llama.cpp alone."""
     data = load_rows(ROWS, tokenizer, max_length=64, parser=preferences)
     sums = [served.logprobs(e.tokens.tolist(), e.weights != 0).sum() for e in data.examples]

@@ -2,13 +2,13 @@
 
 import json
 import re
-from pathlib import Path
 from typing import Any
 
 import pytest
 from click.testing import CliRunner
 from commands import run
 from durable import metrics
+from json_lines import write_lines
 from tiny import write_tiny
 
 from edgetune.cli import cli
@@ -31,13 +31,13 @@ def model(tmp_path_factory):
     return write_tiny(tmp_path_factory.mktemp("rewards") / "model.gguf")
 
 
-def written(path: Path, what: Any) -> Path:
+def written(path, what):
     lines = what if isinstance(what, list) else [what]
-    path.write_text("".join(json.dumps(line) + "\n" for line in lines))
+    write_lines(path, lines)
     return path
 
 
-def said(*args: Any) -> str:
+def said(*args: Any):
     """What a command prints, whatever its exit code."""
     result = CliRunner().invoke(cli, [str(a) for a in args])
     if result.exception and not isinstance(result.exception, SystemExit):

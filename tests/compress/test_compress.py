@@ -11,6 +11,7 @@ import numpy as np
 import pytest
 from click.testing import CliRunner
 from commands import run
+from durable import metrics
 from tiny import write_tiny
 
 pytest.importorskip("transformers")
@@ -86,8 +87,7 @@ def test_the_bundle_is_planned_for_trained_and_served(place, whole):
     record = json.loads(run("train", folder, place / "rows.jsonl", "-o", place / "adapter", "--steps", 8, "--rank", 4,
                             "--max-length", 64, "--threads", 1, "--json"))
     assert record["steps"] == 8
-    losses = [json.loads(line) for line in (place / "adapter/metrics.jsonl").read_text().splitlines()]
-    losses = [line["loss"] for line in losses if line["event"] == "step"]
+    losses = [line["loss"] for line in metrics(place / "adapter") if line["event"] == "step"]
     assert losses[-1] < losses[0]
     answer = json.loads(run("generate", folder, "turn the light", "--adapter", place / "adapter", "--max-tokens", 8,
                             "--json"))
@@ -266,19 +266,11 @@ def test_a_model_that_memory_cannot_hold_is_refused_before_it_is_read(place, mon
 
 
 @pytest.mark.parametrize(("args", "said"), [
-    (["--target-size", "10K"], "at least 2"),
-    (["--target-size", "8x"], "80M"),
-    (["--type", "Q9_Z"], "Q9_Z"),
-    (["--vocab", 300], "--vocab-from"),
-    (["--type", "Q8_0", "--target-size", "1M"], "--target-size"),
-    (["--drop-blocks", 3], "drop"),
-    (["--steps", 4], "--distill"),
-    (["--distill-lr", 0.1], "--distill"),
-    (["--distill-rank", 4], "--distill"),
-    (["--distill-length", 64], "--distill"),
-    (["--distill-batch", 2], "--distill"),
-    (["--device", "toaster"], "toaster"),
-])
+    (["--target-size", "10K"], "at least 2"), (["--target-size", "8x"], "80M"), (["--type", "Q9_Z"], "Q9_Z"),
+    (["--vocab", 300], "--vocab-from"), (["--type", "Q8_0", "--target-size", "1M"], "--target-size"),
+    (["--drop-blocks", 3], "drop"), (["--steps", 4], "--distill"), (["--distill-lr", 0.1], "--distill"),
+    (["--distill-rank", 4], "--distill"), (["--distill-length", 64], "--distill"),
+    (["--distill-batch", 2], "--distill"), (["--device", "toaster"], "toaster")])
 def test_what_cannot_be_is_one_sentence_and_leaves_nothing(place, args, said):
     result = CliRunner().invoke(cli, ["compress", str(place / "model.gguf"), "-o", str(place / "bad.edge"),
                                       "--calibrate", str(place / "rows.jsonl"), *map(str, args)])
@@ -312,28 +304,27 @@ def test_the_room_that_is_asked_for_is_enough_and_not_far_too_much(place, tmp_pa
     assert asked[0][1] < 4 * sizes[0]
 
 
-NO_OPTIMUM = """
-import sys
+class NoOptimum:
+    """Where Python looks for modules: one that finds an optimum that does not work with this transformers."""
 
-class Broken:
+    def __init__(self):
+        self.asked = []
+
     def find_spec(self, name, *_):
         if name.startswith("optimum."):
+            self.asked.append(name)
             raise ImportError("cannot import name 'get_parameter_dtype' from 'transformers.modeling_utils'")
-
-sys.meta_path.insert(0, Broken())
-from edgetune.cli import main
-main()
-"""
 
 
 @pytest.mark.parametrize("form", ["gguf", "onnx"])
-def test_what_onnx_needs_is_imported_for_onnx_alone(place, tmp_path, form):
+def test_what_onnx_needs_is_imported_for_onnx_alone(place, tmp_path, monkeypatch, form):
     """optimum does not work with every transformers; a GGUF needs neither it nor ONNX Runtime."""
-    command = ["compress", place / "model.gguf", "-o", tmp_path / "new.edge", "--format", form, "--threads", "1",
-               *(("--calibrate", place / "rows.jsonl") if form == "onnx" else ())]
-    done = subprocess.run([sys.executable, "-c", NO_OPTIMUM, *map(str, command)], capture_output=True, text=True,
-                          timeout=300, check=False)
-    assert "Traceback" not in done.stderr
-    assert (tmp_path / "new.edge").exists() == (form == "gguf"), done.stderr
-    assert done.returncode == (0 if form == "gguf" else 2)
-    assert ("get_parameter_dtype" in done.stderr) == (form == "onnx")
+    broken = NoOptimum()
+    monkeypatch.setattr(sys, "meta_path", [broken, *sys.meta_path])
+    for name in [name for name in sys.modules if name.startswith(("optimum.", "edgetune.compress.onnx."))]:
+        monkeypatch.delitem(sys.modules, name)
+    monkeypatch.delattr("edgetune.compress.onnx.export", raising=False)
+    said = compress(place, tmp_path / "new.edge", "--format", form, text="--calibrate" if form == "onnx" else None,
+                    code=0 if form == "gguf" else 2)
+    assert (tmp_path / "new.edge").exists() == (form == "gguf")
+    assert ("get_parameter_dtype" in said) == bool(broken.asked) == (form == "onnx")

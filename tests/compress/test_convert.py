@@ -5,6 +5,7 @@ import re
 
 import numpy as np
 import pytest
+from random_adapters import distance
 
 pytest.importorskip("torch")
 pytest.importorskip("transformers")
@@ -23,10 +24,6 @@ from edgetune.formats.bundle import open_bundle
 from edgetune.formats.gguf import open_gguf, write_gguf
 
 TOKENS = np.random.default_rng(7).integers(0, 400, size=96).tolist()  # past the original context and the window
-
-
-def distance(a, b):
-    return float(np.linalg.norm(a - b) / np.linalg.norm(b))
 
 
 def folder_of(tmp_path, family="llama", rope="none", tokenizer=None, **options):

@@ -4,7 +4,6 @@ import json
 import subprocess
 import sys
 from dataclasses import replace
-from pathlib import Path
 
 import pytest
 from tiny import write_tiny
@@ -28,7 +27,7 @@ def tiny(tmp_path_factory):
     return write_tiny(tmp_path_factory.mktemp("fits") / "tiny.gguf", formats="Q8_0")
 
 
-def planned(model: Path, *options: str) -> dict:
+def planned(model, *options: str):
     """What a person sees: by a process of its own, as large as it is, not as these tests are."""
     command = [sys.executable, "-m", "edgetune", "plan", model, *options, "--no-measure", "--json"]
     done = subprocess.run(command, check=True, cwd="/", capture_output=True, text=True)
@@ -63,7 +62,7 @@ def test_the_largest_file_trains_there_and_a_larger_one_does_not(tiny):
     board = profile_named(ZERO)
     budget = TrainConfig().memory_bytes(board.available)
 
-    def trained_with(nbytes: float) -> plan.Plan:
+    def trained_with(nbytes):
         """All of them in memory."""
         weights = Sizes((0, 0), int(nbytes), 0, 0)
         return plan.make(DecoderStructure(model.shape), TrainConfig(weights="resident"), ops=Cpu(4), sizes=weights,

@@ -18,7 +18,7 @@ from edgetune.formats.gguf import open_gguf
 EVIL = '<script>alert("x")</script>&amp;'
 
 
-def smollm2_facts() -> dict:
+def smollm2_facts():
     """Made up, with the sizes of SmolLM2-135M: 30 blocks, 211 matrices."""
     rng = random.Random(0)
     shapes = {"attn_q": 576 * 576, "attn_k": 192 * 576, "attn_v": 192 * 576, "attn_output": 576 * 576,

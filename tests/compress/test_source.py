@@ -2,8 +2,6 @@
 
 import hashlib
 import json
-import threading
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 
 import numpy as np
 import pytest
@@ -13,6 +11,7 @@ pytest.importorskip("transformers")
 
 from checkpoints import byte_level, edit, write_folder
 from families import make_family
+from hubs import COMMIT, Hub, serving
 from huggingface_hub import constants
 from huggingface_hub.utils import reset_sessions
 from tiny import write_tiny
@@ -22,7 +21,6 @@ from edgetune.compress.source.source import open_source
 from edgetune.errors import FormatError, UnsupportedError, UsageError
 from edgetune.formats.gguf import fingerprint, open_gguf
 
-COMMIT = "0123456789abcdef0123456789abcdef01234567"
 EXTRA = {"pytorch_model.bin": b"never", "onnx/model.onnx": b"read", "modeling.py": b"raise SystemExit",
          "original/model.safetensors": b"x"}
 
@@ -78,58 +76,18 @@ def test_a_bundle(tmp_path):
     assert source.sha256 == {"model.gguf": sha256(path)}
 
 
-class Hub(BaseHTTPRequestHandler):
-    """As much of the hub as a download asks for; `files` by name, `refusal` (status, code) instead."""
-
-    files: dict
-    refusal = None
-    asked: list
-
-    def do_GET(self):
-        if self.refusal:
-            return self.answer(b"{}", self.refusal[0], {"X-Error-Code": self.refusal[1]})
-        if self.path.startswith("/api/models/maker/tiny/revision/"):
-            listing = {"id": "maker/tiny", "sha": COMMIT, "siblings": [{"rfilename": name} for name in self.files]}
-            return self.answer(json.dumps(listing).encode(), 200, {"Content-Type": "application/json"})
-        name = self.path.partition(f"/maker/tiny/resolve/{COMMIT}/")[2]
-        self.asked.append(name)
-        content = self.files[name]
-        etag = f'"{hashlib.sha256(content).hexdigest()}"'
-        return self.answer(content, 200, {"ETag": etag, "X-Repo-Commit": COMMIT})
-
-    do_HEAD = do_GET
-
-    def answer(self, content, status, headers):
-        self.send_response(status)
-        for name, value in {**headers, "Content-Length": str(len(content))}.items():
-            self.send_header(name, value)
-        self.end_headers()
-        if self.command == "GET":
-            self.wfile.write(content)
-
-    def log_message(self, *_):
-        pass
-
-
 @pytest.fixture
 def hub(folder, tmp_path, monkeypatch):
-    """The class whose server the library takes for the hub, with an empty cache."""
+    """What the library takes for the hub, with an empty cache."""
     files = {path.name: path.read_bytes() for path in folder.iterdir()} | EXTRA
-    served = type("Served", (Hub,), {"files": files, "asked": []})
-    server = ThreadingHTTPServer(("127.0.0.1", 0), served)
-    thread = threading.Thread(target=server.serve_forever, args=(0.02,))
-    thread.start()
-    endpoint = f"http://127.0.0.1:{server.server_port}"
-    monkeypatch.setattr(constants, "ENDPOINT", endpoint)
-    template = endpoint + "/{repo_id}/resolve/{revision}/{filename}"
-    monkeypatch.setattr("huggingface_hub.file_download.HUGGINGFACE_CO_URL_TEMPLATE", template)
-    monkeypatch.setattr(constants, "HF_HUB_CACHE", str(tmp_path / "cache"))
-    reset_sessions()
-    yield served
-    reset_sessions()
-    server.shutdown()
-    thread.join()
-    server.server_close()
+    with serving(Hub(files, "maker/tiny")) as made:
+        monkeypatch.setattr(constants, "ENDPOINT", made.url)
+        template = made.url + "/{repo_id}/resolve/{revision}/{filename}"
+        monkeypatch.setattr("huggingface_hub.file_download.HUGGINGFACE_CO_URL_TEMPLATE", template)
+        monkeypatch.setattr(constants, "HF_HUB_CACHE", str(tmp_path / "cache"))
+        reset_sessions()
+        yield made
+        reset_sessions()
 
 
 def go_offline(monkeypatch):
@@ -143,12 +101,12 @@ def test_a_hub_id_and_then_its_local_copy(hub, folder, monkeypatch):
     assert (source.kind, source.name, source.revision, source.licence) == ("hub", "maker/tiny", COMMIT, "mit")
     assert source.floats.metadata["general.name"] == "tiny"
     assert same(source.floats.tensors, convert.convert(folder).tensors)
-    assert set(hub.asked) == set(hub.files) - set(EXTRA)  # and nothing else
-    hub.asked.clear()
+    assert {name for name, _ in hub.gets} == set(hub.files) - set(EXTRA)  # and nothing else
+    hub.gets.clear()
     go_offline(monkeypatch)
     assert open_source("maker/tiny").fingerprint == source.fingerprint
     assert open_source(str(source.path)).revision == COMMIT  # the cache's folder, named as such
-    assert not hub.asked
+    assert not hub.gets
 
 
 def test_offline_says_what_to_do(hub, monkeypatch):
@@ -156,14 +114,14 @@ def test_offline_says_what_to_do(hub, monkeypatch):
     with pytest.raises(UsageError, match=r"hub cannot be reached for maker/tiny, and its local cache has no copy; "
                                          r"download https://huggingface.co/maker/tiny where it can be had and name"):
         open_source("maker/tiny")
-    assert not hub.asked
+    assert not hub.gets
 
 
 def test_without_a_network_too(hub, monkeypatch):
     monkeypatch.setattr(constants, "ENDPOINT", "http://127.0.0.1:9")  # nobody listens there
     with pytest.raises(UsageError, match="cannot be reached for maker/tiny"):
         open_source("maker/tiny")
-    assert not hub.asked
+    assert not hub.gets
 
 
 @pytest.mark.parametrize(("refusal", "sentence"), [

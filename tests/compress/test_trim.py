@@ -10,6 +10,7 @@ import pytest
 from examples import examples
 from hypothesis import given
 from hypothesis import strategies as st
+from json_lines import read_lines
 from sometimes import mostly_slow
 from tiny import CHAT_TEMPLATE, SPECIALS, byte_letters, write_tiny
 
@@ -38,7 +39,7 @@ KINDS = ["gpt2", "llama"]
 LEAST = 320  # tiny.py's models have no fewer tokens
 
 
-def write_bpe(path: Path, merges: list[str], more: tuple[tuple[str, int], ...] = (), **metadata: object) -> Path:
+def write_bpe(path, merges, more=(), **metadata: object):
     """A llama with byte-level BPE: specials, bytes, products of the merges, `more` tokens with their types, unused."""
     products = [merge.replace(" ", "", 1) for merge in merges]
     tokens = [*SPECIALS, *byte_letters(), *dict.fromkeys(products), *(text for text, _ in more)]
@@ -48,7 +49,7 @@ def write_bpe(path: Path, merges: list[str], more: tuple[tuple[str, int], ...] =
     return write_tiny(path, n_vocab=len(tokens + spare), tied=False, metadata=fields | metadata)
 
 
-def write_pieces(path: Path, pieces: dict[str, float], **metadata: object) -> Path:
+def write_pieces(path, pieces, **metadata: object):
     """A gemma3 with SentencePiece's tokens {text: score}, the marks of its template and two placeholders."""
     marks = ["<unk>", "<bos>", "<eos>", "<start>", "<end>", "<unused0>", "<unused1>"]
     tokens = [*marks, *(f"<0x{byte:02X}>" for byte in range(256)), *pieces]
@@ -64,7 +65,7 @@ def write_pieces(path: Path, pieces: dict[str, float], **metadata: object) -> Pa
     return write_tiny(path, "gemma3", n_vocab=len(tokens + spare), metadata=fields | metadata)
 
 
-def learned(kind: str) -> list[tuple[str, str]]:
+def learned(kind):
     """The merges that Hugging Face's trainer finds in our prose."""
     made = tokenizers.Tokenizer(tokenizers.models.BPE())
     made.pre_tokenizer = (tokenizers.pre_tokenizers.ByteLevel(add_prefix_space=False) if kind == "gpt2"
@@ -98,7 +99,7 @@ def pairs(sources, tmp_path_factory):
     return made
 
 
-def all_kept(ids: list[int], kept: np.ndarray) -> bool:
+def all_kept(ids, kept):
     return bool(np.isin(ids, kept).all())
 
 
@@ -336,7 +337,7 @@ def test_smollm2_on_real_text(smollm2, shared_data, tmp_path):
     tensors = {name: np.ascontiguousarray(tensor.f32()) for name, tensor in whole.tensors.items()
                if not name.startswith("blk.") or name.startswith("blk.0.")}
     model = floats.Floats("llama", dict(whole.metadata), whole.types, tensors).with_keys(block_count=1)
-    rows = [json.loads(line) for line in (shared_data / "snips_dev.jsonl").read_text(encoding="utf-8").splitlines()]
+    rows = read_lines(shared_data / "snips_dev.jsonl")
     texts = [row[part] for row in rows for part in ("prompt", "completion")]
     cut, facts = trim(model, texts, 4096)
     assert facts.coverage == 1.0

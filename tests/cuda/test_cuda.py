@@ -1,13 +1,10 @@
 """The GPU's backend on the emulator: its memory, how it finds and launches kernels, and what it does when they fail."""
 
-from __future__ import annotations
-
 import ctypes
 import gc
 import mmap
 import threading
 import weakref
-from typing import Any
 
 import numpy as np
 import pytest
@@ -22,7 +19,7 @@ ROWS = 5
 D = 96
 
 
-def norm(ops: Any, inp: np.ndarray, weight: np.ndarray) -> np.ndarray:
+def norm(ops, inp, weight):
     out = ops.empty(inp.shape)
     ops.rmsnorm_forward(out, ops.empty((len(inp),)), put(ops, inp), ops.upload(weight), 1e-5)
     ops.synchronize()
@@ -155,7 +152,7 @@ def test_another_thread_enters_first(inputs):
 class Broken(Emulated):
     """Cannot compile."""
 
-    def find(self, kernel: int, fmt: int) -> int:
+    def find(self, kernel, fmt):
         super().find(kernel, fmt)
         raise DeviceError("the kernel cannot be compiled", "use the CPU")
 

@@ -3,8 +3,6 @@
 A card that shares the CPU's memory and one with its own; too old, too small and too new ones; what fails while it runs.
 """
 
-from __future__ import annotations
-
 import ctypes
 import mmap
 from enum import IntEnum
@@ -34,8 +32,7 @@ class Api:
     CU_MEMHOSTREGISTER_DEVICEMAP = 2
     CUmemAttach_flags = SimpleNamespace(CU_MEM_ATTACH_GLOBAL=SimpleNamespace(value=1))
 
-    def __init__(self, attributes: dict[str, int], free: int = 4096 * MIB, version: int = 13000,
-                 shift: int = 0) -> None:
+    def __init__(self, attributes, free=4096 * MIB, version=13000, shift=0):
         self.CUdevice_attribute = SimpleNamespace(**{f"CU_DEVICE_ATTRIBUTE_{name}": name for name in attributes})
         self.attributes = attributes
         self.answers: dict[str, Any] = {"cuMemGetInfo": (free, 2 * free), "cuDriverGetVersion": (version,)}
@@ -44,8 +41,8 @@ class Api:
         self.called: list[str] = []
         self.memory: dict[int, mmap.mmap] = {}
 
-    def __getattr__(self, name: str) -> Any:
-        def call(*args: Any) -> Any:
+    def __getattr__(self, name):
+        def call(*args: Any):
             self.called.append(name)
             if name in self.fails:
                 return (self.fails[name], None) if name == "cuMemGetInfo" else (self.fails[name],)
@@ -56,13 +53,13 @@ class Api:
             raise AttributeError(name)
         return call
 
-    def CUdevice(self, number: int) -> int:
+    def CUdevice(self, number):
         return number
 
-    def _cuDeviceGetAttribute(self, name: str, _device: int) -> tuple[int]:
+    def _cuDeviceGetAttribute(self, name, _device):
         return (self.attributes[name],)
 
-    def _cuMemHostAlloc(self, nbytes: int, _flags: int) -> tuple[int]:
+    def _cuMemHostAlloc(self, nbytes, _flags):
         made = mmap.mmap(-1, nbytes)
         address = ctypes.addressof(ctypes.c_char.from_buffer(made))
         self.memory[address] = made
@@ -70,17 +67,17 @@ class Api:
 
     _cuMemAllocManaged = _cuMemHostAlloc
 
-    def _cuMemHostGetDevicePointer(self, address: int, _flags: int) -> tuple[int]:
+    def _cuMemHostGetDevicePointer(self, address, _flags):
         return (address + self.shift,)
 
-    def _cuMemFreeHost(self, address: int) -> tuple[()]:
+    def _cuMemFreeHost(self, address):
         del self.memory[address]
         return ()
 
     _cuMemFree = _cuMemFreeHost
 
 
-def device(number: int, capability: tuple[int, int] = (8, 7)) -> Any:
+def device(number, capability=(8, 7)):
     assert number == 0
     return SimpleNamespace(name="Orin", compute_capability=capability, arch="".join(map(str, capability)), device_id=0,
                            set_current=lambda: None, create_stream=lambda: SimpleNamespace(handle=77))
@@ -89,17 +86,17 @@ def device(number: int, capability: tuple[int, int] = (8, 7)) -> Any:
 class Library:
     """As libcuda: advice is counted."""
 
-    def __init__(self) -> None:
+    def __init__(self):
         self.cuLaunchKernel = ctypes.CFUNCTYPE(ctypes.c_int)(lambda: 0)
         self.cuStreamQuery = ctypes.CFUNCTYPE(ctypes.c_int)(lambda: 0)
         self.advised = 0
 
-    def cuMemAdvise(self, *_: Any) -> int:
+    def cuMemAdvise(self, *_: Any):
         self.advised += 1
         return 0
 
 
-def opened(api: Api, made: Any = device, library: Any = None) -> CudaDriver:
+def opened(api, made=device, library=None):
     return CudaDriver(library or Library(), api, made, "12.9", lambda _: None)
 
 
@@ -194,12 +191,12 @@ def test_nothing_waits_for_a_gpu_that_hangs():
 class Builder:
     """As cuda.core's GraphBuilder: `did` says what was asked of it; `fails` is what raises."""
 
-    def __init__(self, fails: str = "") -> None:
+    def __init__(self, fails=""):
         self.fails = fails
         self.did: list[str] = []
 
-    def __getattr__(self, name: str) -> Any:
-        def call(*_: Any) -> Builder:
+    def __getattr__(self, name):
+        def call(*_: Any):
             self.did.append(name)
             if name == self.fails:
                 raise RuntimeError("not this card")
@@ -214,7 +211,7 @@ def test_a_recording_is_begun_as_a_whole_and_what_fails_is_a_sentence(fails):
         "create_stream": lambda: SimpleNamespace(handle=77, create_graph_builder=lambda: builder)})
     driver = opened(Api(JETSON), lambda _number: made)
 
-    def record() -> None:
+    def record():
         driver.begin_recording()
         again = driver.end_recording()
         again()

@@ -11,7 +11,7 @@ from edgetune.backends.cuda_kernels import SHARED, Compiler, compile_unit, find_
 from edgetune.errors import DeviceError
 
 
-def why_no_nvrtc() -> str:
+def why_no_nvrtc():
     try:
         find_nvrtc()
     except DeviceError as error:
@@ -79,7 +79,7 @@ def test_without_the_packages_it_says_what_to_install():
 def test_the_cache_gives_what_was_made_for_the_same_text_card_and_compiler(monkeypatch, cache):
     made: list[tuple[str, ...]] = []
 
-    def compiled(*of: str) -> tuple[bytes, str]:
+    def compiled(*of: str):
         made.append(of)
         return f"{len(made)}".encode(), ""
 

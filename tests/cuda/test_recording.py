@@ -8,7 +8,6 @@ from emulated import HERE, WHY_NOT, cuda, put
 
 from edgetune.bench.train import random_rows
 from edgetune.errors import DeviceError, Interrupted
-from edgetune.formats.bundle import Bundle
 from edgetune.llamacpp.sampling import Sampling
 from edgetune.llamacpp.tokenizer import Tokenizer
 from edgetune.models import repeated
@@ -27,7 +26,7 @@ def small_granule(monkeypatch):
     monkeypatch.setattr(repeated, "GRANULE", 16)
 
 
-def opened(bundle: Bundle, **options: Any) -> tuple[Trainer, Any]:
+def opened(bundle, **options: Any):
     """A trainer on rows of 12 to 18 tokens, and its driver."""
     ops, driver = cuda()
     trainer = Trainer(bundle, ops=ops, **OPTIONS | options)
@@ -36,14 +35,14 @@ def opened(bundle: Bundle, **options: Any) -> tuple[Trainer, Any]:
     return trainer, driver
 
 
-def learned(trainer: Trainer) -> tuple[list[float], bytes]:
+def learned(trainer):
     return [result.loss for result in trainer.train()], trainer.arena.flat("lora").tobytes()
 
 
 @pytest.fixture
 def one_by_one(monkeypatch):
     """A context within which nothing is recorded, with batches filled up as where it is."""
-    def within(call: Any) -> Any:
+    def within(call):
         with monkeypatch.context() as patch:
             patch.setattr(Repeated, "run", lambda _self, _key, ops: ops())
             return call()
@@ -71,7 +70,7 @@ def test_what_fails_while_it_is_recorded_is_not_begun_and_ends_the_recording():
     ops, _ = cuda()
     x = put(ops, np.ones(64, np.float32))
 
-    def stopped() -> None:
+    def stopped():
         ops.scale(x, 3.0)
         raise Interrupted("stopped")
     with pytest.raises(Interrupted):
@@ -117,7 +116,7 @@ def test_the_base_and_the_adapter_are_told_apart(bundle):
     trainer.train()
     rows = random_rows(trainer.model.structure.n_tokens, 2, 16, seed=9)
 
-    def base() -> float:
+    def base():
         with trainer.decoder.linear.off():
             return trainer.loss(rows)[0]
     found = [(trainer.loss(rows)[0], base()) for _ in range(4)]
@@ -143,7 +142,7 @@ def test_a_run_that_is_stopped_while_a_pass_is_recorded_goes_on(bundle, one_by_o
 def test_answers_are_the_same_as_op_by_op(bundle, one_by_one, monkeypatch):
     drivers = []
 
-    def open_cuda(_say: Any) -> Any:
+    def open_cuda(_say):
         ops, driver = cuda()
         drivers.append(driver)
         return ops
@@ -151,7 +150,7 @@ def test_answers_are_the_same_as_op_by_op(bundle, one_by_one, monkeypatch):
     prompts = [[1, 5, 9, 40], [1, 5, 9, 41, 7], [3]]
     asked = Asked(prompts, [9, 9, 3], 7, Sampling(temperature=1.0, seed=3, top_k=0, top_p=1.0, min_p=0.0), ends=False)
 
-    def drawn() -> list[tuple[int, int, list[int]]]:
+    def drawn():
         engine = Engine(2**30, "1G", precision="exact", threads=1, backend="cuda")
         made = answers(bundle.gguf, Tokenizer(bundle.gguf), {}, asked, engine)
         return sorted((a.rollout.prompt, a.rollout.sample, a.rollout.tokens.tolist()) for a in made)

@@ -2,7 +2,6 @@
 
 import json
 from dataclasses import replace
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -16,7 +15,6 @@ from edgetune.backends import opening
 from edgetune.bench.train import random_rows
 from edgetune.errors import MismatchError
 from edgetune.evaluation.native import engine_within, native_loss
-from edgetune.formats.bundle import Bundle
 from edgetune.formats.gguf import open_gguf
 from edgetune.llamacpp.sampling import Sampling
 from edgetune.llamacpp.tokenizer import Tokenizer
@@ -33,7 +31,7 @@ def emulated(monkeypatch):
     monkeypatch.setattr(opening, "open_cuda", lambda _say: cuda(registers=True)[0])
 
 
-def losses(model: Path | Bundle, backend: str, **options: Any) -> tuple[list[float], np.ndarray]:
+def losses(model, backend, **options: Any):
     """Of each step, and the adapter after them."""
     trainer = Trainer(model, backend=backend, **OPTIONS | options)
     trainer.add_examples(random_rows(trainer.model.structure.n_tokens, 4, 20, seed=0))

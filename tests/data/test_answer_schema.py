@@ -15,7 +15,7 @@ from edgetune.llamacpp.gbnf import check
 from edgetune.llamacpp.json_schema import ANY_ORDER, grammar_of
 
 
-def row(answer: object, prompt: str = "a") -> dict[str, object]:
+def row(answer, prompt="a"):
     return {"prompt": prompt, "completion": json.dumps(answer)}
 
 
@@ -112,7 +112,7 @@ def test_the_demonstrations_answers_are_valid():
     check_all(derive(train), train + held)
 
 
-def check_all(schema: dict, rows: list[dict]) -> None:
+def check_all(schema, rows):
     validator = jsonschema_rs.validator_for(schema)
     for each in rows:
         validator.validate(json.loads(each["completion"] if "completion" in each else each["messages"][-1]["content"]))

@@ -1,10 +1,10 @@
 """Rows of attempts: their pairs equal two-turn preference rows that are written by hand; every refusal."""
 
-import json
 from typing import Any
 
 import pytest
 import templates
+from json_lines import write_lines
 
 from edgetune.data import attempts, preferences
 from edgetune.data import rows as supervised_rows
@@ -21,32 +21,26 @@ REQUEST = {"role": "user", "content": "Look at your answer again. Correct it if 
                                       "right."}
 ROW = {"prompt": "set the light", "completion": "the light on", "attempts": ["off", "light on", "the turn", "on", "1"],
        "labels": [False, True, False, True, True]}
+TEMPLATE = templates.QWEN
 
 
-@pytest.fixture(scope="module")
-def tokenizer(tiny_llama):
-    made = Tokenizer(tiny_llama)
-    made.chat_template = templates.QWEN
-    return made
-
-
-def said(text: str) -> dict[str, Any]:
+def said(text):
     return {"role": "assistant", "content": text}
 
 
-def second(asked: list[Any], first: str, chosen: str, rejected: str) -> dict[str, Any]:
+def second(asked, first, chosen, rejected):
     """A preference row of two turns."""
     return {"prompt": [*asked, said(first), REQUEST], "chosen": [said(chosen)], "rejected": [said(rejected)]}
 
 
-def pairs(asked: list[Any]) -> list[dict[str, Any]]:
+def pairs(asked):
     """Of ROW, by hand."""
     return [second(asked, "off", "the light on", "off"), second(asked, "light on", "light on", "off"),
             second(asked, "the turn", "the light on", "the turn"), second(asked, "on", "on", "the turn"),
             second(asked, "1", "1", "off")]
 
 
-def facts(rows: list[Any], tokenizer: Tokenizer, parser: Any, **options: Any) -> list[Any]:
+def facts(rows, tokenizer, parser, **options: Any):
     made = load_rows(rows, tokenizer, max_length=512, parser=parser, learnable=True, **options)
     return [(one.tokens.tolist(), one.weights.tolist(), one.group) for one in made.examples]
 
@@ -149,7 +143,7 @@ def test_a_pair_without_room_is_left_out(tokenizer):
 def test_a_file_with_a_wrong_row_names_its_line(tokenizer, tmp_path):
     path = tmp_path / "rows.jsonl"
     wrong = {**ROW, "labels": [True] * 5}
-    path.write_text("".join(json.dumps(row) + "\n" for row in (ROW, wrong)))
+    write_lines(path, [ROW, wrong])
     with pytest.raises(DataError, match=r"line 2 of rows\.jsonl: no attempt is wrong"):
         load(path, tokenizer, max_length=512, parser=attempts, learnable=True)
     found = inspect("rows.jsonl", [(1, ROW), (2, wrong), (3, 7)], Tokens(tokenizer, 512), attempts)

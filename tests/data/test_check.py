@@ -10,7 +10,6 @@ from edgetune.data.check import findings, quantile
 from edgetune.data.dataset import load_rows
 from edgetune.data.facts import Tokens, inspect
 from edgetune.data.formats import Columns
-from edgetune.llamacpp.tokenizer import Tokenizer
 
 GOOD = [{"prompt": f"turn on lamp {i}", "completion": json.dumps({"lamp": i})} for i in range(1, 41)]
 CHAT = {"messages": [{"role": "user", "content": "lamp"}, {"role": "assistant", "content": '{"lamp": 0}'}]}
@@ -27,11 +26,6 @@ def found(rows, held=None, tokens=None, **options):
 
 def changed(number, **values):
     return [row | values if i == number else row for i, row in enumerate(GOOD, start=1)]
-
-
-@pytest.fixture(scope="module")
-def tokenizer(tiny_models):
-    return Tokenizer(tiny_models["llama"])
 
 
 def test_flawless_rows_are_left_alone(tokenizer):

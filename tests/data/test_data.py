@@ -1,7 +1,6 @@
 """Rows to tokens and masks, batches and packs; everything that a data file can get wrong."""
 
 import json
-from collections.abc import Sequence
 from itertools import chain
 from typing import Any
 
@@ -14,8 +13,7 @@ from hypothesis import strategies as st
 from tiny import write_tiny
 from vocabularies import TOOLS, write_sentencepiece
 
-from edgetune.data.dataset import Dataset, load, load_rows
-from edgetune.data.packing import Example
+from edgetune.data.dataset import load, load_rows
 from edgetune.data.rows import prompt_of
 from edgetune.errors import DataError, UsageError
 from edgetune.llamacpp.tokenizer import Tokenizer
@@ -25,20 +23,12 @@ WRITTEN_CALL = '<tool_call>\n{"name": "weather", "arguments": {"city": "Ōsaka"}
 TOOL_TALK: list[dict[str, Any]] = [
     {"role": "user", "content": "Weather in Ōsaka and\nagain?"},
     {"role": "assistant", "content": None, "tool_calls": [CALL, CALL]},
-    {"role": "tool", "name": "weather", "content": "3 °C"},
-    {"role": "tool", "name": "weather", "content": "4 °C"},
-    {"role": "assistant", "content": "\n\n It is 3 °C.  \n"},
-    {"role": "user", "content": "Thanks 🙂"},
-    {"role": "assistant", "content": "<b>any time</b>"},
-    {"role": "user", "content": "unanswered"},
-]
+    {"role": "tool", "name": "weather", "content": "3 °C"}, {"role": "tool", "name": "weather", "content": "4 °C"},
+    {"role": "assistant", "content": "\n\n It is 3 °C.  \n"}, {"role": "user", "content": "Thanks 🙂"},
+    {"role": "assistant", "content": "<b>any time</b>"}, {"role": "user", "content": "unanswered"}]
 TALK: list[dict[str, Any]] = [
-    {"role": "system", "content": "Be brief."},
-    {"role": "user", "content": "one"},
-    {"role": "assistant", "content": "1"},
-    {"role": "user", "content": "two"},
-    {"role": "assistant", "content": "2"},
-]
+    {"role": "system", "content": "Be brief."}, {"role": "user", "content": "one"},
+    {"role": "assistant", "content": "1"}, {"role": "user", "content": "two"}, {"role": "assistant", "content": "2"}]
 
 
 @pytest.fixture
@@ -49,18 +39,18 @@ def bare(tmp_path):
     tokenizer.close()
 
 
-def spans(tokenizer: Tokenizer, example: Example) -> list[str]:
+def spans(tokenizer, example):
     """The texts of the runs of supervised tokens."""
     edges = np.flatnonzero(np.diff(np.concatenate([[0], example.weights > 0, [0]]).astype(int)))
     return [tokenizer.decode(example.tokens[a:b].tolist()) for a, b in edges.reshape(-1, 2)]
 
 
-def fed(tokenizer: Tokenizer, messages: Sequence[dict[str, Any]], tools: Any = None) -> list[int]:
+def fed(tokenizer, messages, tools=None):
     """The tokens that serving feeds for the next answer."""
     return tokenizer.encode(tokenizer.render(messages, tools, add_generation_prompt=True), bos=True)
 
 
-def only(dataset: Dataset) -> Example:
+def only(dataset):
     assert len(dataset.examples) == 1
     return dataset.examples[0]
 
@@ -102,16 +92,13 @@ def test_smollm2_mask_is_the_answers_and_their_ends(smol):
     assert "named SmolLM" in smol.decode(default.tokens.tolist())
 
 
-@pytest.mark.parametrize(
-    ("template", "expected"),
-    [
-        ("THINKING", [["<think>\n\n</think>\n\n1<|im_end|>"], ["<think>\n\n</think>\n\n2<|im_end|>"]]),
-        ("REASONING", [["1<|im_end|>"], ["2<|im_end|>"]]),
-        ("MOVING", [[" 1<|im_end|>"], [" 2<|im_end|>"]]),
-        ("CLOSING", [["1<|im_end|>", "2<|im_end|>"]]),
-        ("CHATML", [["1<|im_end|>", "2<|im_end|>"]]),
-    ],
-)
+@pytest.mark.parametrize(("template", "expected"), [
+    ("THINKING", [["<think>\n\n</think>\n\n1<|im_end|>"], ["<think>\n\n</think>\n\n2<|im_end|>"]]),
+    ("REASONING", [["1<|im_end|>"], ["2<|im_end|>"]]),
+    ("MOVING", [[" 1<|im_end|>"], [" 2<|im_end|>"]]),
+    ("CLOSING", [["1<|im_end|>", "2<|im_end|>"]]),
+    ("CHATML", [["1<|im_end|>", "2<|im_end|>"]]),
+])
 def test_answers_are_learnt_from_the_prompts_of_serving(tokenizer, template, expected):
     """Templates that rewrite history give an example for each turn, others one for all."""
     tokenizer.chat_template = getattr(templates, template)
@@ -261,24 +248,21 @@ def test_long_rows_are_truncated_or_skipped(tokenizer):
         load_rows(rows, tokenizer, max_length=4)
 
 
-@pytest.mark.parametrize(
-    ("lines", "sentence"),
-    [
-        ([b"{'prompt': 1}"], r"line 2 of rows\.jsonl is not JSON \(\"\{'prompt': 1\}\"\); write one JSON object"),
-        ([b"[" * 100_000], "line 2 .* is not JSON"),
-        ([b"[1]"], "line 2 .* is a JSON list, not an object"),
-        ([b'"hello"'], "line 2 .* is a JSON string, not an object"),
-        ([b'{"ask": "a", "answer": "b"}'], r"unknown shape \(its keys: ask, answer\); expected is messages"),
-        ([b"{}"], r"line 2 .*unknown shape \(its keys: none\)"),
-        ([b'{"text": "a", "messages": []}'], "line 2 .*fits several shapes"),
-        ([b'{"text": "a"}', b'{"messages": []}'],
-         r"line 3 .*: a row of messages among rows of prompt \(line 1 of rows\.jsonl\)"),
-        ([b'{"prompt": "a", "completion": {"x": 1}}'], "line 2 .*completion is a JSON object; write text"),
-        ([b'{"prompt": null, "completion": "a"}'], "line 2 .*prompt is a JSON null"),
-        ([b'{"prompt": "\xe9", "completion": "a"}'], r"line 2 of rows\.jsonl is not UTF-8; save the file as UTF-8"),
-        ([b'{"prompt": "\\ud800", "completion": "a"}'], "line 2 .*half a surrogate pair"),
-    ],
-)
+@pytest.mark.parametrize(("lines", "sentence"), [
+    ([b"{'prompt': 1}"], r"line 2 of rows\.jsonl is not JSON \(\"\{'prompt': 1\}\"\); write one JSON object"),
+    ([b"[" * 100_000], "line 2 .* is not JSON"),
+    ([b"[1]"], "line 2 .* is a JSON list, not an object"),
+    ([b'"hello"'], "line 2 .* is a JSON string, not an object"),
+    ([b'{"ask": "a", "answer": "b"}'], r"unknown shape \(its keys: ask, answer\); expected is messages"),
+    ([b"{}"], r"line 2 .*unknown shape \(its keys: none\)"),
+    ([b'{"text": "a", "messages": []}'], "line 2 .*fits several shapes"),
+    ([b'{"text": "a"}', b'{"messages": []}'],
+     r"line 3 .*: a row of messages among rows of prompt \(line 1 of rows\.jsonl\)"),
+    ([b'{"prompt": "a", "completion": {"x": 1}}'], "line 2 .*completion is a JSON object; write text"),
+    ([b'{"prompt": null, "completion": "a"}'], "line 2 .*prompt is a JSON null"),
+    ([b'{"prompt": "\xe9", "completion": "a"}'], r"line 2 of rows\.jsonl is not UTF-8; save the file as UTF-8"),
+    ([b'{"prompt": "\\ud800", "completion": "a"}'], "line 2 .*half a surrogate pair"),
+])
 def test_bad_lines(tokenizer, tmp_path, lines, sentence):
     path = tmp_path / "rows.jsonl"
     path.write_bytes(b"\n".join([b'{"prompt": "a", "completion": "b"}', *lines]))
@@ -286,24 +270,21 @@ def test_bad_lines(tokenizer, tmp_path, lines, sentence):
         load(path, tokenizer, max_length=512)
 
 
-@pytest.mark.parametrize(
-    ("messages", "sentence"),
-    [
-        ("hello", "messages is a JSON string; write a list"),
-        ([], "messages is empty"),
-        (["hello"], r"messages\[0\] is a JSON string"),
-        ([{"role": "bot", "content": "a"}], r"the role 'bot'; use one of system, user, assistant, tool"),
-        ([{"content": "a"}], r"messages\[0\] has the role None"),
-        ([{"role": ["user"], "content": "a"}], r"messages\[0\] has the role \['user'\]"),
-        ([{"role": "user", "content": 5}], r"messages\[0\] has content of JSON type number"),
-        ([{"role": "user"}], r"messages\[0\] has content of JSON type null"),
-        ([{"role": "user", "content": [{"type": "image_url"}]}, TALK[2]], "part of type 'image_url'"),
-        ([TALK[1]], "no message is the assistant's; add the answer to learn"),
-        ([TALK[2]], "begins with an assistant message; put a user message before it"),
-        ([TALK[1], {**TALK[2], "weight": 0.5}], r"messages\[1\] has the weight 0\.5; use 0 or 1"),
-        ([TALK[1], {**TALK[2], "tool_calls": ["f()"]}], "a tool call has no function with a name"),
-    ],
-)
+@pytest.mark.parametrize(("messages", "sentence"), [
+    ("hello", "messages is a JSON string; write a list"),
+    ([], "messages is empty"),
+    (["hello"], r"messages\[0\] is a JSON string"),
+    ([{"role": "bot", "content": "a"}], r"the role 'bot'; use one of system, user, assistant, tool"),
+    ([{"content": "a"}], r"messages\[0\] has the role None"),
+    ([{"role": ["user"], "content": "a"}], r"messages\[0\] has the role \['user'\]"),
+    ([{"role": "user", "content": 5}], r"messages\[0\] has content of JSON type number"),
+    ([{"role": "user"}], r"messages\[0\] has content of JSON type null"),
+    ([{"role": "user", "content": [{"type": "image_url"}]}, TALK[2]], "part of type 'image_url'"),
+    ([TALK[1]], "no message is the assistant's; add the answer to learn"),
+    ([TALK[2]], "begins with an assistant message; put a user message before it"),
+    ([TALK[1], {**TALK[2], "weight": 0.5}], r"messages\[1\] has the weight 0\.5; use 0 or 1"),
+    ([TALK[1], {**TALK[2], "tool_calls": ["f()"]}], "a tool call has no function with a name"),
+])
 def test_bad_messages(tokenizer, messages, sentence):
     rows = [{"messages": TALK}, {"messages": messages}]
     with pytest.raises(DataError, match=f"^row 2: .*{sentence}"):

@@ -5,12 +5,12 @@ import hashlib
 import io
 import json
 import tracemalloc
-from pathlib import Path
 
 import pytest
 from examples import examples
 from hypothesis import given
 from hypothesis import strategies as st
+from json_lines import write_lines
 
 from edgetune.data import files
 from edgetune.data.files import read_rows
@@ -20,14 +20,14 @@ ROWS = [{"question": "turn on", "answer": 'say "on", then\ngo; é\u2028'}, {"que
 CELL = st.text(st.characters(exclude_categories=["Cs"], exclude_characters="\x00"), max_size=8)
 
 
-def read(path: Path) -> list:
+def read(path):
     digest = hashlib.sha256()
     rows = list(read_rows(path, digest))
     assert digest.hexdigest() == hashlib.sha256(path.read_bytes()).hexdigest(), "the digest is of all bytes"
     return rows
 
 
-def refused(path: Path, content: bytes | str) -> str:
+def refused(path, content):
     path.write_bytes(content.encode() if isinstance(content, str) else content)
     with pytest.raises(DataError) as caught:
         read(path)
@@ -103,8 +103,7 @@ def test_an_array_without_rows(tmp_path):
 
 
 def test_a_json_file_of_lines_is_read_as_lines(tmp_path):
-    path = tmp_path / "rows.json"
-    path.write_text("".join(json.dumps(row) + "\n" for row in ROWS))
+    path = write_lines(tmp_path / "rows.json", ROWS)
     assert read(path) == [(1, ROWS[0]), (2, ROWS[1])]
 
 
@@ -141,7 +140,7 @@ def test_what_the_json_module_refuses_is_refused(tmp_path):
 @pytest.mark.parametrize("name", ["rows.jsonl", "rows.json"])
 def test_rows_nested_without_end_are_refused(tmp_path, name):
     """What is read here is written and read again, deeper in Python's stack."""
-    def content(levels: int) -> str:
+    def content(levels):
         row = '{"a": ' + "[" * (levels - 1) + "]" * (levels - 1) + "}"
         return row if name == "rows.jsonl" else f"[{row}]"
 

@@ -16,12 +16,6 @@ from edgetune.errors import DataError
 from edgetune.llamacpp.tokenizer import Tokenizer
 from edgetune.training.config import TrainConfig
 
-
-@pytest.fixture(scope="module")
-def tokenizer(tiny_models):
-    return Tokenizer(tiny_models["llama"])
-
-
 ALPACA = {"instruction": "Create a classification task by clustering the given list of items.",
           "input": "Apples, oranges, bananas, strawberries, pineapples",
           "output": "Class 1: Apples, Oranges\nClass 2: Bananas, Strawberries\nClass 3: Pineapples"}

@@ -8,6 +8,7 @@ from collections import Counter
 import numpy as np
 import pair_rows
 import pytest
+from json_lines import write_lines
 
 from edgetune.data import dataset, loader
 from edgetune.data.holdout import divide, held_out_count, held_out_indices
@@ -27,11 +28,6 @@ def conversation(*contents):
 
 def keys(rows):
     return Counter(json.dumps(row, sort_keys=True) for row in rows)
-
-
-def written(path, rows):
-    path.write_text("".join(json.dumps(row) + "\n" for row in rows))
-    return path
 
 
 @pytest.mark.parametrize(("rows", "count"), [(0, 0), (1, 0), (3, 0), (4, 1), (8, 2), (15, 3), (16, 4), (49, 4), (50, 5),
@@ -101,7 +97,7 @@ def assert_same(there, here):
 def test_both_sides_come_from_the_other_process(tiny_llama, tmp_path, rows, parser):
     """As if each side had been given by itself; examples of a pair stay together."""
     tokenizer = Tokenizer(tiny_llama)
-    got = loader.load(tiny_llama, (written(tmp_path / "rows.jsonl", rows), None), CONFIG, parser, hold_out=True)
+    got = loader.load(tiny_llama, (write_lines(tmp_path / "rows.jsonl", rows), None), CONFIG, parser, hold_out=True)
     for there, side in zip(got, divide(rows), strict=True):
         assert_same(there, dataset.load_rows(side, tokenizer, max_length=64, parser=parser))
     assert got[0].rows == [], "training keeps no rows in memory"
@@ -111,14 +107,14 @@ def test_both_sides_come_from_the_other_process(tiny_llama, tmp_path, rows, pars
 def test_only_rows_that_teach_something_are_held_out(tiny_llama, tmp_path):
     long = [{"prompt": f"lamp {i} " * 40, "completion": "on"} for i in range(200)]
     config = dataclasses.replace(CONFIG, overflow="skip")
-    learned, held = loader.load(tiny_llama, (written(tmp_path / "rows.jsonl", long + ROWS), None), config,
+    learned, held = loader.load(tiny_llama, (write_lines(tmp_path / "rows.jsonl", long + ROWS), None), config,
                                 hold_out=True)
     assert (len(learned.examples), len(held.examples)) == (54, 6)
     assert (learned.skipped, held.skipped) == (200, 0)
 
 
 def test_with_too_few_rows_the_file_is_learned_whole(tiny_llama, tmp_path):
-    path = written(tmp_path / "rows.jsonl", ROWS[:3])
+    path = write_lines(tmp_path / "rows.jsonl", ROWS[:3])
     whole = loader.load(tiny_llama, (path, None), CONFIG)
     again = loader.load(tiny_llama, (path, None), CONFIG, hold_out=True)
     assert whole[1] is None
@@ -128,7 +124,7 @@ def test_with_too_few_rows_the_file_is_learned_whole(tiny_llama, tmp_path):
 
 def test_a_file_of_held_out_rows_is_taken_as_it_is(tiny_llama, tmp_path):
     """With its rows, for whoever grades answers."""
-    paths = (written(tmp_path / "rows.jsonl", ROWS[:40]), written(tmp_path / "held.jsonl", ROWS[40:]))
+    paths = (write_lines(tmp_path / "rows.jsonl", ROWS[:40]), write_lines(tmp_path / "held.jsonl", ROWS[40:]))
     plain = loader.load(tiny_llama, paths, CONFIG)
     asked = loader.load(tiny_llama, paths, CONFIG, hold_out=True)
     for a, b in zip(plain, asked, strict=True):
@@ -140,7 +136,7 @@ def test_a_file_of_held_out_rows_is_taken_as_it_is(tiny_llama, tmp_path):
 
 def test_a_changed_row_changes_the_digest_of_its_side_alone(tiny_llama, tmp_path):
     def digests(rows):
-        path = written(tmp_path / "rows.jsonl", rows)
+        path = write_lines(tmp_path / "rows.jsonl", rows)
         return [side.digest for side in loader.load(tiny_llama, (path, None), CONFIG, hold_out=True)]
 
     before = digests(ROWS)
@@ -153,7 +149,7 @@ def test_a_changed_row_changes_the_digest_of_its_side_alone(tiny_llama, tmp_path
 
 def test_huge_rows_do_not_come_along(tiny_llama, tmp_path):
     rows = [{"prompt": f"lamp {i}", "completion": "on", "note": "on " * 110_000} for i in range(16)]
-    held = loader.load(tiny_llama, (written(tmp_path / "rows.jsonl", rows), None), CONFIG, hold_out=True)[1]
+    held = loader.load(tiny_llama, (write_lines(tmp_path / "rows.jsonl", rows), None), CONFIG, hold_out=True)[1]
     assert len(held.examples) == 4
     assert len(held.rows) == 3
     assert sum(len(json.dumps(row)) for row in held.rows) <= loader.ROWS_LIMIT

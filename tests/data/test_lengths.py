@@ -10,7 +10,7 @@ from edgetune.data.packing import Example, collate
 from edgetune.data.trees import micro_batches
 
 
-def example(tokens: list[int], learned: int, group: int = 0) -> Example:
+def example(tokens, learned, group=0):
     """Whose last `learned` tokens are supervised."""
     weights = np.zeros(len(tokens), np.float32)
     weights[max(len(tokens) - learned, 1):] = 1

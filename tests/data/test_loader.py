@@ -13,6 +13,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from json_lines import write_lines
 
 from edgetune.data import dataset as data
 from edgetune.data import loader
@@ -29,9 +30,7 @@ ROWS = [{"prompt": f"turn on lamp {i}", "completion": "on" * i} for i in range(1
 
 @pytest.fixture
 def rows(tmp_path):
-    path = tmp_path / "rows.jsonl"
-    path.write_text("".join(json.dumps(row) + "\n" for row in ROWS))
-    return path
+    return write_lines(tmp_path / "rows.jsonl", ROWS)
 
 
 def test_the_same_examples(tiny_llama, rows, tmp_path):
@@ -77,13 +76,13 @@ def test_errors_cross_over(tiny_llama, rows, tmp_path):
 # ---- the transfer ----------------------------------------------------------------------------------------------------
 
 
-def sets_of(*lengths: int) -> list[Dataset | None]:
+def sets_of(*lengths: int):
     rng = np.random.default_rng(7)
     examples = [Example(rng.integers(1, 99, n, dtype=np.int32), np.ones(n, np.float32)) for n in lengths]
     return [Dataset(examples, [], "prompt", 1, 2, "sha256:abc"), None]
 
 
-def sent(sets: list[Dataset | None]) -> bytes:
+def sent(sets):
     pipe = io.BytesIO()
     loader.send(pipe, sets)
     return pipe.getvalue()
@@ -157,7 +156,7 @@ def test_it_ends_with_its_parent(tiny_llama, tmp_path, number):
         time.sleep(0.02)
 
 
-def child_of(pid: int) -> int:
+def child_of(pid):
     """The process that it has started, once that has read what to do."""
     end = time.monotonic() + 60
     while time.monotonic() < end:
@@ -169,7 +168,7 @@ def child_of(pid: int) -> int:
     raise AssertionError("no child has begun")
 
 
-def is_alive(pid: int) -> bool:
+def is_alive(pid):
     try:
         return not re.search(r"^State:\s+Z", Path(f"/proc/{pid}/status").read_text(), re.MULTILINE)
     except OSError:

@@ -4,7 +4,7 @@ import json
 import re
 
 import pytest
-from own_sets import SETS, OwnSet, wilson
+from own_sets import SETS, wilson
 
 COMPONENTS = {"backup", "mailer", "printer", "camera", "router", "database"}
 RUN = 5  # words in a row
@@ -13,11 +13,11 @@ LITERAL = 3  # of them not masked, so that the run is wording and not values
 each = pytest.mark.parametrize("own", SETS.values(), ids=list(SETS))
 
 
-def words(text: str) -> list[str]:
+def words(text):
     return re.findall(r"[a-z0-9]+", text.lower().replace("'s", "").replace("'", ""))
 
 
-def values_of(own: OwnSet) -> dict[str, str]:
+def values_of(own):
     """Words that may stand in any sentence of the set, and what they are masked by."""
     if own.name == "log_lines":
         return dict.fromkeys(COMPONENTS, "COMPONENT")
@@ -30,12 +30,12 @@ def values_of(own: OwnSet) -> dict[str, str]:
     return found | {f"{word}s": mask for word, mask in found.items()}
 
 
-def masked(own: OwnSet, part: str) -> dict[str, tuple[str, ...]]:
+def masked(own, part):
     values = values_of(own)
     return {row["prompt"]: tuple(values.get(word, word) for word in words(row["prompt"])) for row in own.rows(part)}
 
 
-def runs(pattern: tuple[str, ...]) -> set[tuple[str, ...]]:
+def runs(pattern):
     found = (pattern[i : i + RUN] for i in range(len(pattern) - RUN + 1))
     return {run for run in found if sum(word.islower() for word in run) >= LITERAL}
 

@@ -15,7 +15,7 @@ from edgetune.errors import UsageError
 from edgetune.llamacpp.tokenizer import Tokenizer
 
 
-def example_of(n: int, seed: int = 0) -> Example:
+def example_of(n, seed=0):
     rng = np.random.default_rng([n, seed])
     weights = (rng.random(n) < 0.5).astype(np.float32)
     weights[0] = 0

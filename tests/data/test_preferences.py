@@ -1,7 +1,6 @@
 """Rows of pairs, of labels and of ranked answers: every shape, as serving has its tokens, and every refusal."""
 
 import json
-from typing import Any
 
 import pytest
 import templates
@@ -14,7 +13,6 @@ from edgetune.data.facts import Tokens, inspect
 from edgetune.data.holdout import divide
 from edgetune.data.question import question_of
 from edgetune.errors import DataError
-from edgetune.llamacpp.tokenizer import Tokenizer
 
 USER = {"role": "user", "content": "set the light"}
 SYSTEM = {"role": "system", "content": "the turn"}
@@ -26,16 +24,10 @@ CALL = {"role": "assistant", "content": None, "tool_calls": [
 TOOLS = [{"type": "function", "function": {"name": "set", "parameters": {"type": "object", "properties": {}}}}]
 OPENAI = {"input": {"messages": [SYSTEM, USER], "tools": [], "parallel_tool_calls": True}, "preferred_output": [ON],
           "non_preferred_output": [OFF]}
+TEMPLATE = templates.QWEN
 
 
-@pytest.fixture(scope="module")
-def tokenizer(tiny_llama):
-    made = Tokenizer(tiny_llama)
-    made.chat_template = templates.QWEN
-    return made
-
-
-def learned(tokenizer: Tokenizer, row: Any) -> tuple[list[int], list[float]]:
+def learned(tokenizer, row):
     """Tokens and weights of a supervised row."""
     (made,) = supervised_rows.examples_of(row, supervised_rows.check_row(row), tokenizer, None, 512)
     return made.tokens.tolist(), made.weights.tolist()

@@ -73,14 +73,10 @@ def test_the_questions_of_feedback_stay(name, digest):
 
 
 @pytest.mark.parametrize(("name", "key"), [
-    ("prompt", "d858f2c247d93a3c1fc30d19962f06ea"),
-    ("messages", "d858f2c247d93a3c1fc30d19962f06ea"),
-    ("system", "c9ec0bed76ce6dce5d844cb4f5a6f990"),
-    ("parts", "ac010417a0da49383114668276422234"),
-    ("conversation", "e40470ffbe62f18bc647dec71cea14ad"),
-    ("asks again", "e40470ffbe62f18bc647dec71cea14ad"),
-    ("asks", "c9ec0bed76ce6dce5d844cb4f5a6f990"),
-])
+    ("prompt", "d858f2c247d93a3c1fc30d19962f06ea"), ("messages", "d858f2c247d93a3c1fc30d19962f06ea"),
+    ("system", "c9ec0bed76ce6dce5d844cb4f5a6f990"), ("parts", "ac010417a0da49383114668276422234"),
+    ("conversation", "e40470ffbe62f18bc647dec71cea14ad"), ("asks again", "e40470ffbe62f18bc647dec71cea14ad"),
+    ("asks", "c9ec0bed76ce6dce5d844cb4f5a6f990")])
 def test_the_questions_of_the_tutor_stay(name, key):
     """As the folders of its rounds name them."""
     assert question_key(ROWS[name]) == key

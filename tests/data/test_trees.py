@@ -14,7 +14,7 @@ words = st.lists(st.integers(0, 2), min_size=1, max_size=9)
 documents = st.lists(words, min_size=1, max_size=9)
 
 
-def example(tokens: list[int], learned: int, group: int = 0) -> Example:
+def example(tokens, learned, group=0):
     """Whose last `learned` tokens are supervised."""
     weights = np.zeros(len(tokens), np.float32)
     weights[max(len(tokens) - learned, 1):] = 1
@@ -43,7 +43,7 @@ def test_parts_predict_what_their_rows_do(found, stem, seed, most, prefix):
     assert sorted(seen) == sorted(map(id, examples))
 
 
-def check_tree(tree: Tree, prefix: int) -> None:
+def check_tree(tree, prefix):
     whole = collate(tree.examples)
     entries = np.concatenate([part.entries for part in tree.parts])
     assert np.array_equal(np.sort(entries), np.arange(whole.supervised.size))
@@ -63,7 +63,7 @@ def check_tree(tree: Tree, prefix: int) -> None:
     assert tree.parted or all(not set(a) & set(b) for i, a in enumerate(groups) for b in groups[:i])
 
 
-def answers(prompt: int, own: int, count: int, group: int) -> list[Example]:
+def answers(prompt, own, count, group):
     """Rows of a prompt and an answer each, which is supervised."""
     begin = 1000 * (group + 1)
     return [example([0, *range(begin, begin + prompt - 1), *range(9000 + own * i, 9000 + own * (i + 1))], own, group)

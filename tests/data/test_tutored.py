@@ -4,11 +4,11 @@ every refusal, what max_length cuts, and the way through the process that tokeni
 
 import io
 import json
-from typing import Any
 
 import numpy as np
 import pytest
 import templates
+from json_lines import write_lines
 
 from edgetune.data import loader, privileged, tutored
 from edgetune.data import rows as supervised_rows
@@ -17,7 +17,6 @@ from edgetune.data.facts import Tokens, inspect
 from edgetune.data.forest import shared
 from edgetune.data.holdout import divide
 from edgetune.data.lengths import lengths_of
-from edgetune.data.packing import Example
 from edgetune.data.views import documents
 from edgetune.errors import DataError
 from edgetune.llamacpp.tokenizer import Tokenizer
@@ -29,22 +28,16 @@ ROW = {"prompt": "set the light", "completion": "the light on", "reference": "li
 REFERENCE = ("set the light\n\nAn expert has answered this as follows:\nlight off\n\nAnswer it as the expert would.")
 JUDGMENT = ("set the light\n\nA weak answer to this was judged as follows:\nit is the turn\n\n"
             "Give the weak answer that was judged.")
+TEMPLATE = templates.QWEN
 
 
-@pytest.fixture(scope="module")
-def tokenizer(tiny_llama):
-    made = Tokenizer(tiny_llama)
-    made.chat_template = templates.QWEN
-    return made
-
-
-def made_of(row: Any, tokenizer: Tokenizer, system: str | None = None) -> Example:
+def made_of(row, tokenizer, system=None):
     assert tutored.check_learnable(row) == "tutored"
     (made,) = tutored.examples_of(row, "tutored", tokenizer, system, 512)
     return made
 
 
-def served(tokenizer: Tokenizer, prompt: str, system: str | None = None) -> list[int]:
+def served(tokenizer, prompt, system=None):
     """The tokens of an answer behind this prompt, as training by answers has them."""
     row = {"prompt": prompt, "completion": "the light on"}
     (made,) = supervised_rows.examples_of(row, "prompt", tokenizer, system, 512)
@@ -143,8 +136,7 @@ def test_what_teaches_nothing_is_refused(row, says):
 
 
 def test_a_file_with_a_wrong_row_names_its_line(tokenizer, tmp_path):
-    path = tmp_path / "rows.jsonl"
-    path.write_text("".join(json.dumps(row) + "\n" for row in (ROW, {**ROW, "reference": None})))
+    path = write_lines(tmp_path / "rows.jsonl", [ROW, {**ROW, "reference": None}])
     with pytest.raises(DataError, match=r"line 2 of rows\.jsonl: the reference is empty"):
         load(path, tokenizer, max_length=64, parser=tutored, learnable=True)
     found = inspect("rows.jsonl", [(1, ROW), (2, {**ROW, "judgment": 1})], Tokens(tokenizer, 512), tutored)
@@ -177,7 +169,7 @@ def test_a_plan_knows_the_longest_view(tokenizer):
 def test_the_other_prompts_come_through_the_process(tiny_llama, tmp_path):
     path = tmp_path / "rows.jsonl"
     rows = [ROW, {**ROW, "judgment": None, "score": 2}]
-    path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    write_lines(path, rows)
     there, = loader.load(tiny_llama, (path,), TrainConfig(max_length=512), tutored)
     here = load(path, Tokenizer(tiny_llama), max_length=512, parser=tutored)
     assert there

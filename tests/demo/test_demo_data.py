@@ -11,29 +11,14 @@ SPLITS = {"train": (320, 400), "heldout": (60, 60)}
 
 # device -> its actions; "set" carries a value
 ACTIONS = {
-    "light": {"on", "off", "set"},
-    "heating": {"on", "off", "set"},
-    "blinds": {"open", "close"},
-    "fan": {"on", "off"},
-    "music": {"on", "off", "up", "down"},
-    "tv": {"on", "off", "up", "down"},
-    "door": {"lock", "unlock"},
-    "vacuum": {"start", "stop"},
-    "coffee": {"start", "stop"},
-    "timer": {"set", "stop"},
-}
+    "light": {"on", "off", "set"}, "heating": {"on", "off", "set"}, "blinds": {"open", "close"}, "fan": {"on", "off"},
+    "music": {"on", "off", "up", "down"}, "tv": {"on", "off", "up", "down"}, "door": {"lock", "unlock"},
+    "vacuum": {"start", "stop"}, "coffee": {"start", "stop"}, "timer": {"set", "stop"}}
 VALUES = {"light": range(10, 101, 10), "heating": range(16, 26), "timer": range(1, 91)}
 NO_ROOM = {"coffee", "timer"}
 ROOMS = {
-    "kitchen": "kitchen",
-    "bedroom": "bedroom",
-    "bathroom": "bathroom",
-    "office": "office|study",
-    "hall": "hallway|hall",
-    "living room": "living room|lounge",
-    "nursery": "nursery|baby's room",
-    "garage": "garage",
-}
+    "kitchen": "kitchen", "bedroom": "bedroom", "bathroom": "bathroom", "office": "office|study",
+    "hall": "hallway|hall", "living room": "living room|lounge", "nursery": "nursery|baby's room", "garage": "garage"}
 NOUNS = {
     "light": "lights?|lamps?|brightness",
     "heating": "heating|heater|heat|radiator|thermostat",
@@ -49,12 +34,12 @@ NOUNS = {
 NGRAM = 5
 
 
-def rows(split: str) -> list[tuple[str, dict[str, object]]]:
+def rows(split):
     lines = (FOLDER / f"home_{split}.jsonl").read_text(encoding="utf-8").splitlines()
     return [(row["prompt"], json.loads(row["completion"])) for row in map(json.loads, lines)]
 
 
-def masked(prompt: str) -> tuple[str, ...]:
+def masked(prompt):
     """The sentence's words without what may repeat: every room, device and number is one same word each."""
     text = prompt.lower()
     for names, word in ((ROOMS, "ROOM"), (NOUNS, "DEVICE")):
@@ -63,7 +48,7 @@ def masked(prompt: str) -> tuple[str, ...]:
     return tuple(re.findall(r"[A-Za-z']+", re.sub(r"\d+", " NUMBER ", text)))
 
 
-def ngrams(words: tuple[str, ...], n: int) -> set[tuple[str, ...]]:
+def ngrams(words, n):
     return {words[i : i + n] for i in range(len(words) - n + 1)}
 
 

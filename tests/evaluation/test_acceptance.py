@@ -58,7 +58,7 @@ def test_rows_that_selected_do_not_decide():
 # ---- how often an adapter that is no better is published in a sequence of rounds -------------------------------------
 
 
-def p_better(wins: np.ndarray, of: int | np.ndarray) -> np.ndarray:
+def p_better(wins, of):
     """The p of so many wins `of` so many rows that differ, looked up in a table."""
     most = int(np.max(of))
     table = np.ones((most + 1, most + 1))

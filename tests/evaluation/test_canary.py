@@ -1,7 +1,6 @@
 """edgetune.evaluation.canary: against torch on llama.cpp's own logits."""
 
 import math
-from pathlib import Path
 
 import numpy as np
 import pytest
@@ -11,13 +10,12 @@ from random_adapters import SEVEN
 from edgetune.adapters.lora import Pair
 from edgetune.adapters.store import save_gguf
 from edgetune.evaluation.canary import FILE, drift
-from edgetune.formats.bundle import Bundle
 from edgetune.serving.llama import LlamaModel
 
 TEXTS = ["A river, and what is beside it.", FILE.read_text("utf-8")[:400]]
 
 
-def adapter(bundle: Bundle, path: Path, size: float) -> Path:
+def adapter(bundle, path, size):
     rng = np.random.default_rng(0)
     pairs = {}
     for name, tensor in bundle.gguf.tensors.items():

@@ -22,7 +22,7 @@ def served(tiny_llama, tmp_path_factory):
         yield served
 
 
-def says(served: LlamaModel, name: str, question: str) -> str:
+def says(served, name, question):
     served.use(name)
     return "".join(served.chat([{"role": "user", "content": question}], max_tokens=6))
 

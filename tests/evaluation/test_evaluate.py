@@ -6,7 +6,7 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
-from edgetune.data.dataset import Dataset, load_rows
+from edgetune.data.dataset import load_rows
 from edgetune.data.packing import Example
 from edgetune.errors import DataError
 from edgetune.evaluation.served import Scores, exact_match, grade, served_loss
@@ -21,12 +21,12 @@ def served(tiny_llama):
         yield served
 
 
-def dataset(served: LlamaModel, answers: list[str]) -> Dataset:
+def dataset(served, answers):
     rows = [{"prompt": question, "completion": answer} for question, answer in zip(QUESTIONS, answers, strict=True)]
     return load_rows(rows, served.tokenizer, max_length=200, system="set the light")
 
 
-def says(served: LlamaModel, question: str, n: int) -> str:
+def says(served, question, n):
     messages = [{"role": "system", "content": "set the light"}, {"role": "user", "content": question}]
     return "".join(served.chat(messages, max_tokens=n))
 

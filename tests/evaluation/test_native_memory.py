@@ -4,7 +4,6 @@ import json
 import re
 import subprocess
 import sys
-from pathlib import Path
 
 CODE = """
 import atexit, sys
@@ -15,7 +14,7 @@ main()
 """
 
 
-def evaluate(model: Path, rows: Path, memory: str) -> tuple[str, str]:
+def evaluate(model, rows, memory):
     command = [sys.executable, "-c", CODE, "eval", model, rows, "--engine", "native", "--no-answers",
                "--memory", memory]
     done = subprocess.run(command, capture_output=True, text=True, timeout=300, check=False)

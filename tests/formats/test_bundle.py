@@ -3,7 +3,6 @@
 import hashlib
 import json
 import shutil
-from pathlib import Path
 
 import numpy as np
 import pytest
@@ -25,11 +24,11 @@ def folder(tmp_path, tiny_llama):
     return folder
 
 
-def digest(path: Path) -> str:
+def digest(path):
     return hashlib.sha256(path.read_bytes()).hexdigest()
 
 
-def write_manifest(folder: Path, files: object) -> None:
+def write_manifest(folder, files):
     (folder / "manifest.json").write_text(json.dumps({"files": files, "source": "tiny"}))
 
 

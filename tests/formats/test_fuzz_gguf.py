@@ -20,7 +20,7 @@ EXAMPLES = examples(150, derandomize=True, deadline=1000, database=None)
 
 # Numbers at which counts, lengths and offsets go wrong.
 HOSTILE = st.sampled_from([0, 1, 2, 3, 4, 5, 8, 9, 12, 13, 31, 32, 63, 64, 2**16, 2**31 - 1, 2**31, 2**32 - 1, 2**32,
-                           2**40, 2**61, 2**62, 2**63 - 1, 2**63, 2**64 - 8, 2**64 - 1])  # fmt: skip
+                           2**40, 2**61, 2**62, 2**63 - 1, 2**63, 2**64 - 8, 2**64 - 1])
 NUMBER = st.one_of(HOSTILE, st.integers(0, 2**64 - 1))
 
 
@@ -46,7 +46,7 @@ def originals(tmp_path_factory):
     return [path.read_bytes() for path in (llama, gemma, folder / "lora.gguf")]
 
 
-def examine(path: Path) -> bool:
+def examine(path):
     """Ask everything of the file that the program asks; True if it opened."""
     try:
         opened = open_gguf(path)
@@ -112,7 +112,7 @@ def test_random_weights_open_and_decode(tmp_path, originals, seed):
 
 
 STRING = st.one_of(st.binary(max_size=12).map(lambda raw: struct.pack("<Q", len(raw)) + raw),
-                   NUMBER.map(lambda n: struct.pack("<Q", n)))  # fmt: skip
+                   NUMBER.map(lambda n: struct.pack("<Q", n)))
 U32 = NUMBER.map(lambda n: struct.pack("<I", n % 2**32))
 U64 = NUMBER.map(lambda n: struct.pack("<Q", n))
 KIND = st.one_of(st.integers(0, 14).map(lambda n: struct.pack("<I", n)), U32)
@@ -127,7 +127,7 @@ TENSOR = st.tuples(NAME, st.integers(0, 5), st.lists(U64, max_size=5).map(b"".jo
 
 @EXAMPLES
 @given(keys=st.lists(KEY, max_size=4), tensors=st.lists(TENSOR, max_size=3), tail=st.integers(0, 300),
-       counts=st.one_of(st.none(), st.tuples(NUMBER, NUMBER)))  # fmt: skip
+       counts=st.one_of(st.none(), st.tuples(NUMBER, NUMBER)))
 def test_headers_made_of_hostile_fields(tmp_path, keys, tensors, tail, counts):
     header = struct.pack("<4sIQQ", b"GGUF", 3, *(counts or (len(tensors), len(keys))))
     path = tmp_path / "x.gguf"

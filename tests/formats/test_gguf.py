@@ -28,29 +28,29 @@ ARR = 9
 U64 = 10
 
 
-def string(text: str | bytes) -> bytes:
+def string(text):
     raw = text.encode() if isinstance(text, str) else text
     return struct.pack("<Q", len(raw)) + raw
 
 
-def key(name: str | bytes, kind: int, value: bytes) -> bytes:
+def key(name, kind, value):
     return string(name) + struct.pack("<I", kind) + value
 
 
-def array(kind: int, count: int, values: bytes = b"") -> bytes:
+def array(kind, count, values=b""):
     return struct.pack("<IQ", kind, count) + values
 
 
-def tensor(name: str | bytes, sizes: tuple[int, ...] = (32,), kind: int = 0, offset: int = 0) -> bytes:
+def tensor(name, sizes=(32,), kind=0, offset=0):
     return string(name) + struct.pack(f"<I{len(sizes)}QIQ", len(sizes), *sizes, kind, offset)
 
 
-def header(keys: list[bytes], tensors: list[bytes], version: int = 3, counts: tuple[int, int] | None = None) -> bytes:
+def header(keys, tensors, version=3, counts=None):
     n_tensors, n_keys = counts or (len(tensors), len(keys))
     return struct.pack("<4sIQQ", b"GGUF", version, n_tensors, n_keys) + b"".join(keys) + b"".join(tensors)
 
 
-def whole(keys: list[bytes], tensors: list[bytes], data: int = 128, **options: Any) -> bytes:
+def whole(keys, tensors, data=128, **options: Any):
     raw = header(keys, tensors, **options)
     return raw + bytes(-len(raw) % 32) + bytes(data)
 
@@ -116,7 +116,7 @@ BROKEN: list[tuple[str, bytes, tuple[str, ...]]] = [
     ("hole between tensors", whole([], [ONE, tensor("v", offset=160)], 512), ("offset 160", "end at 128")),
     ("data cut", whole([], [ONE], 127), ("end at byte 192", "191 bytes")),
     ("padding before the data cut", header([], [ONE]), ("end at byte 192", "57 bytes")),
-]  # fmt: skip
+]
 
 
 @pytest.mark.parametrize(("raw", "parts"), [row[1:] for row in BROKEN], ids=[row[0] for row in BROKEN])
@@ -143,13 +143,13 @@ def test_a_sound_minimal_file_opens(tmp_path):
         assert dict(opened.metadata) == {"general.name": "x"}
         assert {n: (t.shape, t.format, t.data.size) for n, t in opened.tensors.items()} == {
             "w": ((32,), "F32", 128), "v": ((32,), "Q4_0", 18)
-        }  # fmt: skip
+        }
 
 
 def test_what_is_not_a_file_is_refused(tmp_path):
     os.mkfifo(tmp_path / "pipe.gguf")
     refused = {tmp_path: "regular", tmp_path / "pipe.gguf": "regular", tmp_path / "no.gguf": "No such file",
-               Path("a\0b.gguf"): "null"}  # fmt: skip
+               Path("a\0b.gguf"): "null"}
     for path, part in refused.items():
         with pytest.raises(FormatError, match=part):
             open_gguf(path)
@@ -184,7 +184,7 @@ def test_types_are_those_of_llama_cpp_and_gguf():
 VALUES = {
     "U8": 255, "I8": -128, "U16": 65_535, "I16": -32_768, "U32": 2**32 - 1, "I32": -(2**31), "F32": 0.5, "BOOL": True,
     "STRING": "ü✓", "U64": 2**64 - 1, "I64": -(2**63), "F64": 0.1,
-}  # fmt: skip
+}
 
 
 def test_reads_what_the_gguf_package_writes(tmp_path):
@@ -290,7 +290,7 @@ def test_fingerprint_sees_header_and_both_ends_of_every_tensor(tmp_path, tiny_ll
     opened = open_gguf(tiny_llama)
     path = tmp_path / "x.gguf"
 
-    def of(changed: bytes) -> str:
+    def of(changed):
         path.write_bytes(changed)
         return fingerprint(open_gguf(path))
 
@@ -316,19 +316,19 @@ def test_a_copy_is_the_same_file(tmp_path, smollm2):
 
 def test_written_types_are_those_asked_for(tmp_path):
     values = {"i": 7, "f": 0.5, "b": True, "s": "é", "is": [1, -2], "fs": [1.0], "ss": ["a", "\udcff"], "bs": [True],
-              "big": 2**40, "small": [1, 2], "none": [], "general.alignment": 64}  # fmt: skip
+              "big": 2**40, "small": [1, 2], "none": [], "general.alignment": 64}
     weights = {"half": np.ones((2, 4), np.float16), "w": np.ones((3, 2), np.float32).T, "v": np.ones(3, np.float32),
-               "q": Tensor("q", (2, 2, 32), "Q4_0", np.arange(72, dtype=np.uint8))}  # fmt: skip
+               "q": Tensor("q", (2, 2, 32), "Q4_0", np.arange(72, dtype=np.uint8))}
     write_gguf(tmp_path / "x.gguf", "qwen2", values, weights, {"big": "u64", "small": "[u16]"})
     opened = open_gguf(tmp_path / "x.gguf")
     assert opened.types == {
         "general.architecture": "str", "i": "u32", "f": "f32", "b": "bool", "s": "str", "is": "[i32]", "fs": "[f32]",
         "ss": "[str]", "bs": "[bool]", "big": "u64", "small": "[u16]", "general.alignment": "u32",
-    }  # fmt: skip
+    }
     assert {k: v for k, v in values.items() if v != []} == {k: opened.metadata[k] for k in values if k != "none"}
     assert {n: (t.shape, t.format) for n, t in opened.tensors.items()} == {
         "half": ((2, 4), "F16"), "w": ((2, 3), "F32"), "v": ((3,), "F32"), "q": ((2, 2, 32), "Q4_0")
-    }  # fmt: skip
+    }
     np.testing.assert_array_equal(opened.tensors["q"].data, np.arange(72))
     for name, t in opened.tensors.items():
         assert (t.data.ctypes.data - opened.data.ctypes.data) % 64 == 0, name

@@ -3,21 +3,20 @@
 import re
 import subprocess
 import sys
-from pathlib import Path
 
 import numpy as np
 import pytest
 from tiny import write_tiny
 
 from edgetune.errors import FormatError, UnsupportedError
-from edgetune.formats.gguf import Gguf, Tensor, check_adapter, check_model, open_gguf, write_gguf
+from edgetune.formats.gguf import Tensor, check_adapter, check_model, open_gguf, write_gguf
 
 T = "tokenizer.ggml."
 Changes = dict[str, object]  # key -> value, or None to leave the key out
 NAN = float("nan")
 
 
-def changed(path: Path, base: Gguf, keys: Changes, types: dict[str, str], tensors: dict[str, Tensor]) -> Gguf:
+def changed(path, base, keys, types, tensors):
     metadata = {k: v for k, v in (dict(base.metadata) | keys).items() if v is not None}
     kinds = {k: v for k, v in base.types.items() if k not in keys} | types
     write_gguf(path, base.architecture, metadata, tensors, kinds)
@@ -91,7 +90,7 @@ WRONG_MODELS: list[tuple[str, Changes, dict[str, str], tuple[str, ...]]] = [
     ("last token outside", {T + "eos_token_id": 2**32 - 1}, {}, (str(2**32 - 1), "0 to 415")),
     ("last token negative", {T + "eos_token_id": -1}, {T + "eos_token_id": "i32"}, ("of type i32", "u32")),
     ("template as number", {"tokenizer.chat_template": 1}, {}, ("of type u32", "str")),
-]  # fmt: skip
+]
 
 
 @pytest.mark.parametrize(("keys", "types", "parts"), [r[1:] for r in WRONG_MODELS], ids=[r[0] for r in WRONG_MODELS])
@@ -117,7 +116,7 @@ def test_good_models_pass(tmp_path, tiny_models):
         "llama.attention.sliding_window": 8, "llama.attention.sliding_window_pattern": [True, False],
         "llama.expert_count": 0, T + "scores": [-1e9] * 416,
         T + "padding_token_id": 2**32 - 1,  # llama.cpp only warns
-    }  # fmt: skip
+    }
     check_model(changed(tmp_path / "x.gguf", base, harmless, {}, base.tensors))
 
 
@@ -180,7 +179,7 @@ WRONG_ADAPTERS: list[tuple[str, Changes, dict[str, np.ndarray], tuple[str, ...]]
     ("one dimension", {}, {"x.lora_a": A[0], "x.lora_b": B}, ("1 dimensions", "2 dimensions")),
     ("three dimensions", {}, {"x.lora_a": A, "x.lora_b": B[None]}, ("3 dimensions", "2 dimensions")),
     ("ranks differ", {}, {"x.lora_a": A, "x.lora_b": B[:, :3]}, ("rank 4", "has 3")),
-]  # fmt: skip
+]
 
 
 @pytest.mark.parametrize("row", WRONG_ADAPTERS, ids=lambda row: row[0])
@@ -199,7 +198,7 @@ def test_a_wrong_adapter_is_refused_with_value_and_limit(tmp_path, row):
 def test_a_good_adapter_passes(tmp_path):
     for alpha in (16.0, 0.0, None):  # llama.cpp takes a missing alpha as 0: no scaling by rank
         write_gguf(tmp_path / "x.gguf", "llama", {k: v for k, v in (LORA | {"adapter.lora.alpha": alpha}).items()
-                                                  if v is not None}, PAIR)  # fmt: skip
+                                                  if v is not None}, PAIR)
         check_adapter(open_gguf(tmp_path / "x.gguf"))
 
 
@@ -218,7 +217,7 @@ except EdgetuneError as error:
 @pytest.mark.parametrize(("key", "kind", "width"), [
     ("llama.feed_forward_length", 4, 4), ("llama.attention.head_count", 4, 4), ("tokenizer.ggml.scores", 6, 4),
     ("tokenizer.ggml.token_type", 5, 4), ("tokenizer.ggml.tokens", 8, 8), ("tokenizer.ggml.merges", 8, 8),
-    ("llama.rope.dimension_sections", 5, 4), ("llama.expert_count", 4, 4)])  # fmt: skip
+    ("llama.rope.dimension_sections", 5, 4), ("llama.expert_count", 4, 4)])
 def test_an_array_is_counted_before_it_is_made(key, kind, width, tmp_path, tiny_llama):
     """A header with an array of 20 million values, in a sparse file: it takes its pages at most, no objects."""
     base = open_gguf(tiny_llama)

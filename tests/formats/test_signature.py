@@ -46,23 +46,23 @@ def config(tmp_path, monkeypatch):
     return folder
 
 
-def key(seed: int = 1) -> Ed25519PrivateKey:
+def key(seed=1):
     return Ed25519PrivateKey.from_private_bytes(bytes([seed]) * 32)
 
 
-def write_key(path: Path, made: object, form: ser.PrivateFormat = PEM, passphrase: bytes = b"") -> Path:
+def write_key(path, made, form=PEM, passphrase=b""):
     lock = ser.BestAvailableEncryption(passphrase) if passphrase else ser.NoEncryption()
     path.write_bytes(made.private_bytes(ser.Encoding.PEM, form, lock))  # type: ignore[attr-defined]
     return path
 
 
-def trust(folder: Path, made: object, name: str = "maker", ssh: bool = True) -> None:
+def trust(folder, made, name="maker", ssh=True):
     form = ((ser.Encoding.OpenSSH, ser.PublicFormat.OpenSSH) if ssh
             else (ser.Encoding.PEM, ser.PublicFormat.SubjectPublicKeyInfo))
     (folder / f"{name}.pub").write_bytes(made.public_key().public_bytes(*form))  # type: ignore[attr-defined]
 
 
-def make(folder: Path, model: Path, by: Ed25519PrivateKey | None = None) -> Path:
+def make(folder, model, by=None):
     folder.mkdir(parents=True)
     shutil.copy(model, folder / "model.gguf")
     (folder / "report.html").write_text("<!doctype html>")
@@ -304,7 +304,7 @@ def test_endless_files_are_not_read(signed):
         assert bundle.MAX_MANIFEST == 2**20
 
 
-def exchange(old: Path, new: Path) -> None:
+def exchange(old, new):
     """As someone would who may write to the folder: another file of the same name, and of the same times."""
     kept = old.stat()
     os.utime(new, ns=(kept.st_atime_ns, kept.st_mtime_ns))

@@ -12,12 +12,10 @@ from examples import examples
 from hypothesis import HealthCheck, Phase, given
 from hypothesis import strategies as st
 from schemas import SCHEMAS, say_anything
-from tiny import write_tiny
 
 from edgetune.llamacpp import closing, library
 from edgetune.llamacpp.json_schema import grammar_of
 from edgetune.llamacpp.sampling import Sampler, Sampling
-from edgetune.llamacpp.tokenizer import Tokenizer
 
 PERSON = {"type": "object", "properties": {"name": {"type": "string"}, "tags": {
     "type": "array", "items": {"type": "array", "items": {"enum": ["ab", "c"]}, "minItems": 1}, "minItems": 2},
@@ -32,13 +30,6 @@ SHORTEST = [  # a schema, and one of the shortest texts that are valid
     ({"type": "object", "properties": {"deep": {"$ref": "#"}, "k": {"type": "number"}}, "required": ["k"]}, '{"k":0}'),
     ({"type": "number", "minimum": 10}, "10"),
 ]
-
-
-@pytest.fixture(scope="module")
-def tokenizer(tmp_path_factory):
-    made = Tokenizer(write_tiny(tmp_path_factory.mktemp("model") / "tiny.gguf"))
-    yield made
-    made.close()
 
 
 @pytest.mark.parametrize(("schema", "shortest"), SHORTEST)
@@ -67,7 +58,7 @@ def test_an_answer_ends_within_the_tokens_of_any_other(tokenizer, schema, seed):
         jsonschema_rs.validator_for(schema, validate_formats=True).validate(json.loads(said))
 
 
-def follow(tokenizer: Tokenizer, grammar: str, wanted: str, budget: int) -> tuple[str, bool]:
+def follow(tokenizer, grammar, wanted, budget):
     """(the answer of a model that wants to say this text, whether it was shortened)"""
     said = b""
     with Sampler(library.load(), Sampling(grammar=grammar), tokenizer, budget=budget) as sampler:

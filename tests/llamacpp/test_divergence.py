@@ -29,7 +29,7 @@ def test_divergence(positions, shorter):
     kl = torch.nn.functional.kl_div(q, p, reduction="none", log_target=True).sum(-1)
     tokens = torch.from_numpy(following).long()
 
-    def loss(logp: torch.Tensor) -> float:
+    def loss(logp):
         return float(torch.nn.functional.nll_loss(logp[: len(tokens)], tokens, reduction="sum")) if len(tokens) else 0.0
 
     wanted = (loss(p), loss(q), kl.sum(), kl.square().sum(), (p.argmax(-1) == q.argmax(-1)).sum())

@@ -8,14 +8,14 @@ from encoders import WORDS, in_transformers, taken_from, tiny_bert, truth, write
 from tiny import write_tiny
 
 from edgetune.errors import FormatError, UnsupportedError, UsageError
-from edgetune.llamacpp.embedding import PIECE, Embedder
+from edgetune.llamacpp.embedding import PIECE
 from edgetune.serving.embedding import EncoderFile
 from edgetune.serving.llama import LlamaModel
 
 TEXTS = ["turn the light on", "a", "the light off " * 60, "<|im_end|> is text", "ünïcödé 灯", *map(str, range(20))]
 
 
-def vectors(embedder: Embedder, texts: list[list[int]]) -> tuple[np.ndarray, int]:
+def vectors(embedder, texts):
     """(their vectors, how many decodes it took)"""
     out = np.empty((len(texts), embedder.width), np.float32)
     for tokens in texts:

@@ -25,19 +25,11 @@ from edgetune.llamacpp import gbnf, library
 from edgetune.llamacpp.grammar import Grammar
 from edgetune.llamacpp.json_schema import grammar_of
 from edgetune.llamacpp.sampling import Sampler, Sampling
-from edgetune.llamacpp.tokenizer import Tokenizer
 
 THEIRS = ("ARITHMETIC_GBNF", "C_GBNF", "CHESS_GBNF", "JAPANESE_GBNF", "JSON_ARR_GBNF", "JSON_GBNF", "LIST_GBNF")
 
 
-@pytest.fixture(scope="module")
-def tokenizer(tmp_path_factory):
-    made = Tokenizer(write_tiny(tmp_path_factory.mktemp("model") / "tiny.gguf"))
-    yield made
-    made.close()
-
-
-def lets_through(tokenizer: Tokenizer, grammar: str, text: str) -> bool:
+def lets_through(tokenizer, grammar, text):
     """Whether llama.cpp can follow the text to an end."""
     followed = Grammar(library.load(), tokenizer, grammar)
     try:
@@ -162,12 +154,12 @@ def test_a_grammar_that_is_none_is_refused_in_a_sentence(grammar, says):
         gbnf.check(grammar)
 
 
-def chain(count: int) -> str:
+def chain(count):
     """Each rule begins with the next one, and all of them may be empty but for the last."""
     return "root ::= r0\n" + "".join(f"r{i} ::= r{i + 1}\n" for i in range(count)) + f"r{count} ::= [a]?\n"
 
 
-def row(count: int) -> str:
+def row(count):
     return "root ::= " + " ".join(f"r{i}" for i in range(count)) + "\n" + "".join(
         f"r{i} ::= [a]? [b] | [c]\n" for i in range(count))
 
@@ -176,7 +168,7 @@ def row(count: int) -> str:
                                   lambda n: "root ::= [a]\n" + "root ::= ([b])\n" * n])
 def test_the_time_of_a_check_grows_with_the_length_of_a_grammar(made):
     """No faster: four times the length may take eight times as long, where a quadratic check takes sixteen."""
-    def seconds(count: int) -> float:
+    def seconds(count):
         found = []
         for _ in range(3):
             start = time.thread_time()
@@ -273,7 +265,7 @@ def test_penalties_and_biases_are_llama_cpps(tokenizer, options):
     assert len(set(picked)) > 8
 
 
-def apply(llama, chain, logits: np.ndarray) -> int:
+def apply(llama, chain, logits):
     import ctypes
 
     tokens = (llama.llama_token_data * len(logits))(*((i, float(logit), 0.0) for i, logit in enumerate(logits)))

@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 from edgetune.llamacpp.sampling import TextStream
 
 
-def split(data: bytes, cuts: list[int]) -> list[bytes]:
+def split(data, cuts):
     places = sorted({cut % (len(data) + 1) for cut in cuts} | {0, len(data)})
     return [data[a:b] for a, b in pairwise(places)]
 

@@ -82,7 +82,7 @@ def test_it_ends_in_a_sentence(name):
     assert peak() - before < 128 << 20
 
 
-def peak() -> int:
+def peak():
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss << 10
 
 

@@ -13,13 +13,8 @@ from edgetune.formats.gguf import open_gguf
 from edgetune.llamacpp.tokenizer import Tokenizer
 
 STRANGE = [
-    "naïve café 日本語 🙂👩‍👩‍👧 ½ ² it's 'LL",
-    " lead  and trail \t\t ",
-    "\r\n\n\n 1234567 \u00a0\u2028z",
-    "\x02a\x00b",
-    "<|im_start|>user\nHi<|im_end|>\n<|im_end|><|endoftext|> <|im_",
-    "",
-]
+    "naïve café 日本語 🙂👩‍👩‍👧 ½ ² it's 'LL", " lead  and trail \t\t ", "\r\n\n\n 1234567 \u00a0\u2028z", "\x02a\x00b",
+    "<|im_start|>user\nHi<|im_end|>\n<|im_end|><|endoftext|> <|im_", ""]
 
 
 @pytest.fixture(scope="module")
@@ -142,7 +137,7 @@ def test_unknown_tokenizer_is_refused_quietly(tmp_path, capfd):
 # ---- templates -------------------------------------------------------------------------------------------------------
 
 
-def transformers_render(template: str, messages, tools=None, add_generation_prompt=False, **names: str) -> str:
+def transformers_render(template, messages, tools=None, add_generation_prompt=False, **names: str):
     utils = pytest.importorskip("transformers.utils.chat_template_utils")
     texts, _ = utils.render_jinja_template(
         [messages], tools=tools, chat_template=template, add_generation_prompt=add_generation_prompt, **names
@@ -219,24 +214,21 @@ def test_a_model_without_template(tmp_path):
         plain.render(talk)
 
 
-@pytest.mark.parametrize(
-    ("template", "messages", "sentence"),
-    [
-        (templates.LLAMA3, [{"role": "assistant", "tool_calls": [{"function": {"name": "f"}}] * 2}], "one tool call"),
-        ("{{ messages[9].content }}", TALK[:1], "refuses the conversation"),
-        ("{{ 1 / 0 }}", TALK[:1], "division by zero"),
-        ("{{ messages.__class__.__mro__ }}", TALK[:1], "refuses the conversation .*unsafe"),
-        ("{% set x = messages.append(1) %}", TALK[:1], "refuses the conversation .*unsafe"),
-        (templates.QWEN, [{"role": "user", "content": [{"type": "image_url"}]}], "part of type 'image_url'"),
-        (templates.QWEN, [{"role": "assistant", "tool_calls": "f()"}], "tool_calls is not a list"),
-        (templates.QWEN, [{"role": "assistant", "tool_calls": ["f()"]}], "no function with a name"),
-        (
-            templates.QWEN,
-            [{"role": "assistant", "tool_calls": [{"function": {"name": "f", "arguments": "{x"}}]}],
-            r"arguments of tool call 'f' are not JSON \('\{x'\)",
-        ),
-    ],
-)
+@pytest.mark.parametrize(("template", "messages", "sentence"), [
+    (templates.LLAMA3, [{"role": "assistant", "tool_calls": [{"function": {"name": "f"}}] * 2}], "one tool call"),
+    ("{{ messages[9].content }}", TALK[:1], "refuses the conversation"),
+    ("{{ 1 / 0 }}", TALK[:1], "division by zero"),
+    ("{{ messages.__class__.__mro__ }}", TALK[:1], "refuses the conversation .*unsafe"),
+    ("{% set x = messages.append(1) %}", TALK[:1], "refuses the conversation .*unsafe"),
+    (templates.QWEN, [{"role": "user", "content": [{"type": "image_url"}]}], "part of type 'image_url'"),
+    (templates.QWEN, [{"role": "assistant", "tool_calls": "f()"}], "tool_calls is not a list"),
+    (templates.QWEN, [{"role": "assistant", "tool_calls": ["f()"]}], "no function with a name"),
+    (
+        templates.QWEN,
+        [{"role": "assistant", "tool_calls": [{"function": {"name": "f", "arguments": "{x"}}]}],
+        r"arguments of tool call 'f' are not JSON \('\{x'\)",
+    ),
+])
 def test_refused_conversations(tokenizer, template, messages, sentence):
     tokenizer.chat_template = template
     with pytest.raises(DataError, match=sentence):

@@ -2,29 +2,20 @@
 
 import json
 
-import pytest
 import templates
-from tiny import write_tiny
 from vocabularies import TALK, TOOLS
 
 from edgetune.data.dataset import load_rows
 from edgetune.llamacpp import tool_text
-from edgetune.llamacpp.tokenizer import Tokenizer
 
 CALL = '<tool_call>\n{"name": "weather", "arguments": {"city": "Kraków", "n": 2}}\n</tool_call>'
 RESULT = '<tool_response>\n{"c": 3}\n</tool_response>'
 WITHOUT_SYSTEM = "{% if messages[0].role == 'system' %}{{ raise_exception('no system') }}{% endif %}" + templates.CHATML
 DEAF = templates.CHATML.replace("{{ '<|im_start|>'", "{{ '' if message.role == 'system' else '<|im_start|>'")
+TEMPLATE = templates.CHATML
 
 
-@pytest.fixture
-def tokenizer(tmp_path):
-    made = Tokenizer(write_tiny(tmp_path / "tiny.gguf"))
-    made.chat_template = templates.CHATML
-    return made
-
-
-def turn(role: str, content: str) -> str:
+def turn(role, content):
     return f"<|im_start|>{role}\n{content}<|im_end|>\n"
 
 

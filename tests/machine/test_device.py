@@ -3,7 +3,6 @@
 import mmap
 import platform
 from pathlib import Path
-from typing import Any
 
 import psutil
 import pytest
@@ -45,7 +44,7 @@ PC = {
 } | {f"sys/devices/system/cpu/cpu{i}/topology/thread_siblings_list": f"{i % 4},{i % 4 + 4}\n" for i in range(8)}
 
 
-def tree(root: Path, files: dict[str, str]) -> Path:
+def tree(root, files):
     for name, text in files.items():
         path = root / name
         path.parent.mkdir(parents=True, exist_ok=True)
@@ -78,7 +77,7 @@ def test_threads_are_physical_cores_where_none_are_asked_for(tmp_path, monkeypat
     monkeypatch.setattr("edgetune.machine.device.read_device", lambda _="/": here)
     asked: list[int] = []
 
-    def quantize(_source: bytes, _out: bytes, settings: Any) -> int:
+    def quantize(_source, _out, settings):
         asked.append(settings._obj.nthread)
         return 0
 
@@ -89,26 +88,26 @@ def test_threads_are_physical_cores_where_none_are_asked_for(tmp_path, monkeypat
     assert asked == [4, 3]
 
 
-@pytest.mark.parametrize(("allowed", "cores"), [("0", 1), ("0,4", 1), ("0-1,4-5", 2), ("1,6-7", 3)])
-def test_cores_are_those_that_affinity_allows(tmp_path, allowed, cores):
-    files = PC | {"proc/self/status": f"Cpus_allowed_list:\t{allowed}\n"}
-    assert read_device(tree(tmp_path, files)).cores == cores
+def affinity(allowed):
+    return {"proc/self/status": f"Cpus_allowed_list:\t{allowed}\n"}
 
 
-@pytest.mark.parametrize(
-    ("quota", "cores"), [("max 100000", 4), ("200000 100000", 2), ("150000 100000", 1), ("50000 100000", 1)]
-)
-def test_cores_are_those_that_a_cgroup_v2_allows(tmp_path, quota, cores):
-    files = PC | {"proc/self/cgroup": "0::/a/b\n", "sys/fs/cgroup/a/b/cpu.max": "max 100000\n",
-                  "sys/fs/cgroup/a/cpu.max": quota}  # fmt: skip
-    assert read_device(tree(tmp_path, files)).cores == cores
+def cgroup_v2(quota):
+    return {"proc/self/cgroup": "0::/a/b\n", "sys/fs/cgroup/a/b/cpu.max": "max 100000\n",
+            "sys/fs/cgroup/a/cpu.max": quota}
 
 
-@pytest.mark.parametrize(("quota", "cores"), [("-1", 4), ("300000", 3)])
-def test_cores_are_those_that_a_cgroup_v1_allows(tmp_path, quota, cores):
-    files = PC | {"proc/self/cgroup": "4:memory:/a\n3:cpu,cpuacct:/a\n", "sys/fs/cgroup/cpu/a/cpu.cfs_quota_us": quota,
-                  "sys/fs/cgroup/cpu/a/cpu.cfs_period_us": "100000"}  # fmt: skip
-    assert read_device(tree(tmp_path, files)).cores == cores
+def cgroup_v1(quota):
+    return {"proc/self/cgroup": "4:memory:/a\n3:cpu,cpuacct:/a\n", "sys/fs/cgroup/cpu/a/cpu.cfs_quota_us": quota,
+            "sys/fs/cgroup/cpu/a/cpu.cfs_period_us": "100000"}
+
+
+@pytest.mark.parametrize(("files", "cores"), [
+    (affinity("0"), 1), (affinity("0,4"), 1), (affinity("0-1,4-5"), 2), (affinity("1,6-7"), 3),
+    (cgroup_v2("max 100000"), 4), (cgroup_v2("200000 100000"), 2), (cgroup_v2("150000 100000"), 1),
+    (cgroup_v2("50000 100000"), 1), (cgroup_v1("-1"), 4), (cgroup_v1("300000"), 3)])
+def test_cores_are_those_that_the_kernel_allows(tmp_path, files, cores):
+    assert read_device(tree(tmp_path, PC | files)).cores == cores
 
 
 def test_memory_is_what_a_cgroup_v2_leaves(tmp_path):
@@ -118,7 +117,7 @@ def test_memory_is_what_a_cgroup_v2_leaves(tmp_path):
         "sys/fs/cgroup/a/memory.max": str(512 * MIB), "sys/fs/cgroup/a/memory.high": "max",
         "sys/fs/cgroup/a/memory.current": str(400 * MIB),
         "sys/fs/cgroup/a/memory.stat": f"anon 5\ninactive_file {90 * MIB}\nactive_file {20 * MIB}\n",
-    }  # fmt: skip
+    }
     found = read_device(tree(tmp_path, files))
     assert (found.memory_total, found.memory_available) == (512 * MIB, 212 * MIB)
     tree(tmp_path, {"sys/fs/cgroup/a/memory.high": str(256 * MIB)})
@@ -132,7 +131,7 @@ def test_memory_is_what_a_cgroup_v1_leaves(tmp_path):
         "proc/self/cgroup": "4:memory:/box\n0::/\n", f"{group}/memory.limit_in_bytes": str(512 * MIB),
         f"{group}/memory.usage_in_bytes": str(100 * MIB), f"{group}/memory.stat": f"total_inactive_file {10 * MIB}\n",
         "sys/fs/cgroup/memory/memory.limit_in_bytes": "9223372036854771712",
-    }  # fmt: skip
+    }
     found = read_device(tree(tmp_path, files))
     assert (found.memory_total, found.memory_available) == (512 * MIB, 422 * MIB)
 
@@ -140,7 +139,7 @@ def test_memory_is_what_a_cgroup_v1_leaves(tmp_path):
 def test_a_container_that_sees_only_its_own_cgroup(tmp_path):
     """Without a cgroup namespace the path is the host's, but the limit lies at the mount."""
     files = PC | {"proc/self/cgroup": "0::/docker/abc\n", "sys/fs/cgroup/memory.max": str(64 * MIB),
-                  "sys/fs/cgroup/memory.current": "0"}  # fmt: skip
+                  "sys/fs/cgroup/memory.current": "0"}
     assert read_device(tree(tmp_path, files)).memory_total == 64 * MIB
 
 
@@ -282,7 +281,7 @@ def test_what_is_said_of_a_jetsons_gpu(tmp_path):
     assert (now["power_mode"], now["gpu_load_percent"], now["gpu_mhz"]) == ("25W", 42, 306)
 
 
-def written(nbytes: int) -> mmap.mmap:
+def written(nbytes):
     """Memory that nothing in this process had before: malloc may hand out what is in memory already."""
     block = mmap.mmap(-1, nbytes)
     block.write(b"\1" * nbytes)

@@ -1,12 +1,9 @@
 """Decisions: traces of readings, made-up boards that change under it, and noise that must not make it flap."""
 
-from __future__ import annotations
-
 import random
 import time
 from dataclasses import replace
 from itertools import pairwise
-from pathlib import Path
 
 import pytest
 from boards import MIB, Board
@@ -25,7 +22,7 @@ FINE = Readings(minute=12 * 60, total=8000 * MIB, available=4000 * MIB, temperat
                 processors=4, cpu_stall=0.0)
 
 
-def follow(trace: list[Readings], policy: Policy = POLICY, seconds: float = 1.0) -> list[State]:
+def follow(trace, policy=POLICY, seconds=1.0):
     """The state after each reading of a trace, one every so many seconds."""
     state = State()
     states = []
@@ -35,7 +32,7 @@ def follow(trace: list[Readings], policy: Policy = POLICY, seconds: float = 1.0)
     return states
 
 
-def after(seconds: int, **readings: object) -> tuple[str, str, str]:
+def after(seconds, **readings: object):
     """Action, rule and cause when readings have been so for a while."""
     state = follow([replace(FINE, **readings)] * seconds)[-1]
     return state.action, state.rule, state.cause
@@ -168,7 +165,7 @@ def test_noise_around_a_limit(edge):
 class Watched:
     """A governor on a made-up board, with a clock that the test turns; notes its changes."""
 
-    def __init__(self, root: Path, **options: object) -> None:
+    def __init__(self, root, **options: object):
         self.board = Board(root)
         self.now = 0.0
         self.changes = list[tuple[str, str]]()
@@ -176,7 +173,7 @@ class Watched:
         self.governor = Governor(Policy(**options), profile, root, clock=lambda: self.now,
                                  local=lambda: time.gmtime(self.now))
 
-    def wait(self, seconds: int, **load: float) -> str:
+    def wait(self, seconds, **load: float):
         for _ in range(seconds):
             self.now += 1
             self.board.tick(**load)

@@ -11,14 +11,11 @@ PI_5 = profile_named("Raspberry Pi 5")
 
 
 @pytest.mark.parametrize(("options", "words"), [
-    ({"max_temp": 300.0}, ("max-temp", "300", "120")),
-    ({"nice": 20}, ("nice", "20", "19")),
+    ({"max_temp": 300.0}, ("max-temp", "300", "120")), ({"nice": 20}, ("nice", "20", "19")),
     ({"min_battery": -1}, ("min-battery", "-1", "0")),
     ({"quiet_hours": "8-22"}, ("quiet-hours", "'8-22'", "08:00-22:00")),
-    ({"quiet_hours": "08:00-24:00"}, ("quiet-hours", "24:00")),
-    ({"quiet_hours": "08:00"}, ("quiet-hours",)),
-    ({"quiet_hours": "08:00-08:00"}, ("quiet-hours", "different")),
-])
+    ({"quiet_hours": "08:00-24:00"}, ("quiet-hours", "24:00")), ({"quiet_hours": "08:00"}, ("quiet-hours",)),
+    ({"quiet_hours": "08:00-08:00"}, ("quiet-hours", "different"))])
 def test_refused(options, words):
     with pytest.raises(UsageError) as caught:
         Policy(**options).check()
@@ -37,11 +34,8 @@ def test_a_file_and_flags_that_win(tmp_path):
 @pytest.mark.parametrize(("text", "error", "words"), [
     ("maxtemp = 70\n", UsageError, ("'maxtemp'", "max-temp")),
     ('max-temp = "70"\n', UsageError, ("max-temp", "'70'", "float")),
-    ("only-on-power = 1\n", UsageError, ("only-on-power", "bool")),
-    ("nice = 40\n", UsageError, ("nice is 40", "19")),
-    ("nice\n", FormatError, ("line 1", "not TOML")),
-    (None, FormatError, ("cannot read",)),
-])
+    ("only-on-power = 1\n", UsageError, ("only-on-power", "bool")), ("nice = 40\n", UsageError, ("nice is 40", "19")),
+    ("nice\n", FormatError, ("line 1", "not TOML")), (None, FormatError, ("cannot read",))])
 def test_a_bad_file(tmp_path, text, error, words):
     file = tmp_path / "policy.toml"
     if text is not None:

@@ -1,10 +1,10 @@
 """The GGUF files of `families` mean what transformers computes: llama.cpp is the judge, edgetune takes no part."""
 
-from pathlib import Path
 
 import numpy as np
 import pytest
 from families import FAMILIES, ROPES_OF, VARIANTS, hf_logits, logits_of, make_family
+from random_adapters import distance
 from sometimes import SOME_FORMATS, mostly_slow
 from tiny import SHAPES, write_tiny
 
@@ -13,12 +13,7 @@ from edgetune.formats.gguf import FORMATS
 TOKENS = np.random.default_rng(7).integers(0, 400, size=96).tolist()  # past the original context and the window
 
 
-def distance(a: np.ndarray, b: np.ndarray) -> float:
-    """Relative L2 error of a against b."""
-    return float(np.linalg.norm(a - b) / np.linalg.norm(b))
-
-
-def check(path: Path, model: object, limit: float = 1e-3) -> None:
+def check(path, model, limit=1e-3):
     truth = hf_logits(model, TOKENS)
     served = logits_of(path, TOKENS)
     assert truth.std() > 0.5, "flat logits prove nothing"
@@ -30,16 +25,13 @@ def test_llama_cpp_agrees_with_transformers(name, rope, tmp_path):
     check(*make_family(name, tmp_path, rope=rope))
 
 
-@pytest.mark.parametrize(
-    ("name", "overrides"),
-    [
-        *VARIANTS,
-        ("gemma3", {"sliding_window": 1}),
-        # seven seconds; models/test_model.py compares edgetune with transformers on these blocks each time
-        pytest.param("gemma3", {"num_hidden_layers": 62, "query_pre_attn_scalar": 16, "hidden_size": 64},
-                     marks=pytest.mark.slow),
-    ],
-)
+@pytest.mark.parametrize(("name", "overrides"), [
+    *VARIANTS,
+    ("gemma3", {"sliding_window": 1}),
+    # seven seconds; models/test_model.py compares edgetune with transformers on these blocks each time
+    pytest.param("gemma3", {"num_hidden_layers": 62, "query_pre_attn_scalar": 16, "hidden_size": 64},
+                 marks=pytest.mark.slow),
+])
 def test_llama_cpp_agrees_on_every_variant(name, overrides, tmp_path):
     check(*make_family(name, tmp_path, **overrides))
 

@@ -26,7 +26,7 @@ TAKEN = 11
 PROJECTIONS = ("attn_q", "attn_k", "attn_v", "attn_output", "ffn_gate", "ffn_up", "ffn_down")
 
 
-def we_take(path) -> bool:
+def we_take(path):
     try:
         gguf = open_gguf(path)
         check_model(gguf)
@@ -36,7 +36,7 @@ def we_take(path) -> bool:
     return True
 
 
-def llama_takes(path) -> bool:
+def llama_takes(path):
     """In a process apart, for llama.cpp aborts on some."""
     child = os.fork()
     if child == 0:

@@ -119,34 +119,31 @@ def test_keys_that_files_leave_out(rope, key, tmp_path):
     assert distance(case.decoder.logits(case.batch), truth(case)[0]) < LIMIT
 
 
-@pytest.mark.parametrize(
-    ("name", "rope", "key", "value", "refused"),
-    [
-        ("llama", "yarn", "rope.scaling.yarn_beta_fast", 4.0, None),
-        ("llama", "yarn", "rope.scaling.yarn_beta_slow", 4.0, None),
-        ("llama", "yarn", "rope.scaling.attn_factor", 1.5, None),
-        ("llama", "yarn", "rope.scaling.original_context_length", None, None),
-        ("llama", "linear", "rope.scaling.type", "none", None),
-        ("llama", "linear", "rope.scaling.factor", 0.0, None),
-        ("llama", "none", "rope.scaling.type", "longrope", "edgetune knows none, linear, llama3 and yarn"),
-        ("llama", "none", "rope.scale_linear", 4.0, None),
-        ("llama", "none", "attention.causal", False, "trains models where it is True"),
-        ("llama", "none", "attention.sliding_window", 8, None),
-        ("llama", "none", "rope.dimension_count", 8, "allowed are even numbers from 32 to 32"),
-        ("llama", "none", "logit_scale", 0.5, None),
-        ("qwen2", "none", "rope.dimension_count", 8, "allowed are even numbers from 32 to 32"),
-        ("qwen3", "none", "attention.head_count_kv", [2, 2, 2], None),
-        ("qwen3", "none", "attention.value_length", 16, "take a model with equal widths"),
-        ("gemma3", "none", "final_logit_softcapping", 3.0, "trains models where it is 0.0"),
-        ("gemma3", "none", "attn_logit_softcapping", 3.0, "trains models where it is 0.0"),
-        ("gemma3", "none", "attention.sliding_window", 0, None),
-        ("gemma3", "none", "attention.sliding_window_pattern", None, None),
-        ("gemma3", "none", "attention.sliding_window_pattern", 0, None),
-        ("gemma3", "none", "attention.sliding_window_pattern", 1, "must be at least 1"),
-        ("gemma3", "none", "rope.dimension_count_swa", 16, "allowed is 32"),
-        ("gemma3", "none", "attention.key_length_swa", 16, "allowed is 32"),
-    ],
-)
+@pytest.mark.parametrize(("name", "rope", "key", "value", "refused"), [
+    ("llama", "yarn", "rope.scaling.yarn_beta_fast", 4.0, None),
+    ("llama", "yarn", "rope.scaling.yarn_beta_slow", 4.0, None),
+    ("llama", "yarn", "rope.scaling.attn_factor", 1.5, None),
+    ("llama", "yarn", "rope.scaling.original_context_length", None, None),
+    ("llama", "linear", "rope.scaling.type", "none", None),
+    ("llama", "linear", "rope.scaling.factor", 0.0, None),
+    ("llama", "none", "rope.scaling.type", "longrope", "edgetune knows none, linear, llama3 and yarn"),
+    ("llama", "none", "rope.scale_linear", 4.0, None),
+    ("llama", "none", "attention.causal", False, "trains models where it is True"),
+    ("llama", "none", "attention.sliding_window", 8, None),
+    ("llama", "none", "rope.dimension_count", 8, "allowed are even numbers from 32 to 32"),
+    ("llama", "none", "logit_scale", 0.5, None),
+    ("qwen2", "none", "rope.dimension_count", 8, "allowed are even numbers from 32 to 32"),
+    ("qwen3", "none", "attention.head_count_kv", [2, 2, 2], None),
+    ("qwen3", "none", "attention.value_length", 16, "take a model with equal widths"),
+    ("gemma3", "none", "final_logit_softcapping", 3.0, "trains models where it is 0.0"),
+    ("gemma3", "none", "attn_logit_softcapping", 3.0, "trains models where it is 0.0"),
+    ("gemma3", "none", "attention.sliding_window", 0, None),
+    ("gemma3", "none", "attention.sliding_window_pattern", None, None),
+    ("gemma3", "none", "attention.sliding_window_pattern", 0, None),
+    ("gemma3", "none", "attention.sliding_window_pattern", 1, "must be at least 1"),
+    ("gemma3", "none", "rope.dimension_count_swa", 16, "allowed is 32"),
+    ("gemma3", "none", "attention.key_length_swa", 16, "allowed is 32"),
+])
 def test_rare_keys(name, rope, key, value, refused, tmp_path):
     """What a key does in llama.cpp it does here, or the file is refused: it is trained as it is served."""
     if refused:

@@ -49,7 +49,7 @@ def require_large_folios(gguf):
         pytest.skip(f"this kernel and file system map {around} bytes around one: no large folios")
 
 
-def resident(gguf) -> int:
+def resident(gguf):
     """Bytes of the file that are mapped, by the kernel."""
     maps = Path("/proc/self/smaps").read_text().splitlines()
     found = 0
@@ -159,7 +159,7 @@ def test_slices_of_the_head_go_when_the_next_comes(gguf, monkeypatch):
     assert list(Stream(gguf, 3, Cpu(1)).slices(targets)) == [(0, 800)]
 
 
-def held(tensor) -> int:
+def held(tensor):
     """Bytes in memory of the anonymous mapping that holds a tensor, by the kernel."""
     at = tensor.data.ctypes.data
     within = False

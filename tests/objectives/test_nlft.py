@@ -2,20 +2,18 @@
 says of the same answers behind the other prompts; and what its limits do.
 """
 
-from collections.abc import Sequence
 from dataclasses import replace
-from typing import Any
 
 import numpy as np
 import pytest
 import torch
-from decoder_cases import Case, adapted, distance, logp_by_peft, make_case
+from decoder_cases import adapted, distance, logp_by_peft, make_case
 from examples import examples
 from gradients import autograd, our_gradient
 from hypothesis import given
 from hypothesis import strategies as st
 
-from edgetune.data.packing import Batch, Example, collate
+from edgetune.data.packing import Example, collate
 from edgetune.errors import UsageError
 from edgetune.objectives.base import make_objective
 from edgetune.objectives.nlft import Nlft, near_to
@@ -30,7 +28,7 @@ EVERY = [FREE, OTHER, Nlft(nlft_compat=True)]
 IDS = ["cleaned", "all others", "compat"]
 
 
-def truth(o: Nlft, now: torch.Tensor, b: torch.Tensor, c: torch.Tensor, w: torch.Tensor | None) -> torch.Tensor:
+def truth(o, now, b, c, w):
     """The loss of an answer, token by token, as the specification has it; w: None of a right answer."""
     weight, nll, scale = (1.0, 1.0, 10.0) if o.nlft_compat else (o.wrong_weight, o.nll, o.scale)
     t = now.numel()
@@ -52,7 +50,7 @@ def truth(o: Nlft, now: torch.Tensor, b: torch.Tensor, c: torch.Tensor, w: torch
 
 
 @st.composite
-def answers(draw: st.DrawFn) -> list[tuple[np.ndarray, ...]]:
+def answers(draw):
     """(log p now, reference's, with the reference, with the judgment) of tokens of two to five answers."""
     rng = np.random.default_rng(draw(st.integers(0, 2**32)))
     spread = draw(st.sampled_from([0.1, 1.0, 5.0]))
@@ -61,7 +59,7 @@ def answers(draw: st.DrawFn) -> list[tuple[np.ndarray, ...]]:
             for n in sizes]
 
 
-def batch_of(found: Sequence[tuple[np.ndarray, ...]], judged: Sequence[bool], score: float = 0.0) -> Batch:
+def batch_of(found, judged, score=0.0):
     """A prompt of one token, and what was read of the answers; those that are judged are wrong."""
     examples = [Example(np.r_[0, 10 * i + np.arange(of[0].size)].astype(np.int32),
                         np.r_[0, np.ones(of[0].size)].astype(np.float32), reward=score)
@@ -144,14 +142,14 @@ def test_options_that_compat_sets_are_refused():
 # ---- gradients of the adapter ----------------------------------------------------------------------------------------
 
 
-def with_prompts(case: Case, sizes: Sequence[int]) -> None:
+def with_prompts(case, sizes):
     """Answers of these sizes to a question of 10 tokens; each second one has a judgment beside the question too. What
     the other prompts begin with is the question.
     """
     rng = np.random.default_rng(11)
     n_vocab = case.decoder.shape.n_vocab
 
-    def some(n: int) -> np.ndarray:
+    def some(n):
         return rng.integers(0, n_vocab, n).astype(np.int32)
 
     case.examples[:] = []
@@ -162,7 +160,7 @@ def with_prompts(case: Case, sizes: Sequence[int]) -> None:
                                      prompts=prompts))
 
 
-def read_by_peft(peft: Any, example: Example, prompt: np.ndarray) -> torch.Tensor:
+def read_by_peft(peft, example, prompt):
     """log p by the base of the example's answer behind a prompt."""
     with torch.no_grad(), peft.disable_adapter():
         return logp_by_peft(peft, np.r_[prompt, example.tokens[10:]])[prompt.size - 1:].double()
@@ -180,7 +178,7 @@ def test_gradients_equal_autograd(max_tokens, tmp_path):
     reads = [[read_by_peft(peft, one, prompt) for prompt in (one.tokens[:10], *one.prompts) if prompt.size]
              for one in case.examples]
 
-    def loss_of(logps: Tensors, _weights: Tensors) -> torch.Tensor:
+    def loss_of(logps, _weights):
         return torch.stack([truth(LOOSE, logp.double(), *(part.exp() for part in read), *[None] * (3 - len(read)))
                             for logp, read in zip(logps, reads, strict=True)]).mean()
 
@@ -205,7 +203,7 @@ def test_a_batch_has_what_was_read_behind_each_prompt(tmp_path):
     computed: list[int] = []
     score = case.decoder.score
 
-    def spy(batch: Batch, best: np.ndarray | None = None) -> np.ndarray:
+    def spy(batch, best=None):
         computed.append(batch.computed)
         return score(batch, best)
 

@@ -2,36 +2,36 @@
 (toy_objectives) that nothing else knows, trained by the library and by the command line.
 """
 
-from __future__ import annotations
-
 import json
 import os
 import re
 import subprocess
 import sys
 from dataclasses import dataclass, replace
-from functools import partial
 from typing import ClassVar
 
 import numpy as np
 import pytest
 import torch
+from commands import run as command
 from counting import OPTIONS, dataset, sequences
 from decoder_cases import adapted, distance, in_parts, make_case, random_example
-from durable import check_resumes, metrics, stopping
-from gradients import autograd, gradient_over, our_gradient, supervised_logps
+from durable import metrics, stopping
+from gradients import autograd, gradient_over, our_gradient
+from json_lines import write_lines
 from sometimes import mostly_slow
-from toy_objectives import Focal, Pairs, Preferences
+from toy_objectives import Focal, Pairs
 
 from edgetune.data import loader
 from edgetune.data.dataset import load, load_rows
 from edgetune.data.lengths import lengths_of
-from edgetune.data.packing import Batch, Example, pack
+from edgetune.data.packing import Example, pack
 from edgetune.data.trees import Tree, micro_batches
 from edgetune.errors import DataError, Interrupted, MismatchError, UsageError
 from edgetune.llamacpp.tokenizer import Tokenizer
 from edgetune.objectives import base
 from edgetune.objectives.base import make_objective, objectives, read_objective, register
+from edgetune.objectives.dpo import Dpo
 from edgetune.objectives.sft import Sft
 from edgetune.options import option
 from edgetune.training.callbacks import RunCallbacks
@@ -59,19 +59,19 @@ class SlowSft(Sft):
 
 # ---- gradients -------------------------------------------------------------------------------------------------------
 
-def sft_loss(logps: list[torch.Tensor], weights: list[torch.Tensor]) -> torch.Tensor:
+def sft_loss(logps, weights):
     logp = torch.cat(logps)
     w = torch.cat(weights)
     return -(w * logp).sum() / w.abs().sum()
 
 
-def focal_loss(logps: list[torch.Tensor], weights: list[torch.Tensor]) -> torch.Tensor:
+def focal_loss(logps, weights):
     logp = torch.cat(logps)
     w = torch.cat(weights)
     return -(w * (1 - logp.exp()) ** 1.5 * logp).mean()
 
 
-def pairs_loss(logps: list[torch.Tensor], _weights: list[torch.Tensor]) -> torch.Tensor:
+def pairs_loss(logps, _weights):
     margins = [0.3 * (better.sum() - worse.sum()) for better, worse in zip(logps[::2], logps[1::2], strict=True)]
     return -torch.nn.functional.logsigmoid(torch.stack(margins)).mean()
 
@@ -96,8 +96,8 @@ def test_gradients_equal_autograd(name, objective, loss_of, parts, tmp_path):
 
 
 @pytest.mark.parametrize(("stem", "tails"), [(20, (11, 9, 12, 7)), (8, (25, 24, 22, 25))], ids=["whole", "parted"])
-@pytest.mark.parametrize("objective", [Sft(), SlowSft(), Pairs(beta=0.3), Preferences(beta=0.3)],
-                         ids=["sft", "sft in two passes", "pairs", "preferences"])
+@pytest.mark.parametrize("objective", [Sft(), SlowSft(), Pairs(beta=0.3), Dpo(beta=0.3)],
+                         ids=["sft", "sft in two passes", "pairs", "dpo"])
 def test_trees_teach_what_batches_do(objective, stem, tails, tmp_path):
     """Two pairs, each behind a prefix that is computed apart, which an objective sees as one, also if it is parted."""
     case = make_case("gemma3", tmp_path)
@@ -118,7 +118,7 @@ def test_trees_teach_what_batches_do(objective, stem, tails, tmp_path):
     assert loss == pytest.approx(wanted, rel=1e-5)
     measured = measure(parts.decoder, objective, trees)
     assert measured.loss == pytest.approx(wanted, rel=1e-5)
-    assert measured.metrics == pytest.approx(measure(case.decoder, objective, [case.batch]).metrics)
+    assert measured.metrics == pytest.approx(measure(case.decoder, objective, [case.batch]).metrics, rel=1e-4)
 
 
 def test_weights_that_depend_on_logp_need_needs_logp(tmp_path):
@@ -130,27 +130,10 @@ def test_weights_that_depend_on_logp_need_needs_logp(tmp_path):
         Gradient(case.decoder, Hasty(), 1.0).add(case.batch)
 
 
-def test_gradients_relative_to_the_base_equal_autograd(tmp_path):
-    """The base's log p with the adapter off, by both; and again from the cache, where the adapter has changed."""
+def test_what_the_base_says_is_cached(tmp_path):
+    """Of the adapter's rows, so that it is the same where the adapter has changed."""
     case = make_case("qwen3", tmp_path, dropout=0.2)
-    rng = np.random.default_rng(8)
-    case.examples[:] = [replace(random_example(rng, n, case.decoder.shape.n_vocab), group=1 + i // 2)
-                        for i, n in enumerate((31, 24, 20, 9))]
-    peft = adapted(case)
-
-    def dpo_loss(logps: list[torch.Tensor], _weights: list[torch.Tensor]) -> torch.Tensor:
-        with torch.no_grad(), peft.disable_adapter():
-            base_logps = supervised_logps(peft, case.examples)
-        ratios = [logp.sum() - of_base.sum() for logp, of_base in zip(logps, base_logps, strict=True)]
-        margins = [0.3 * (better - worse) for better, worse in zip(ratios[::2], ratios[1::2], strict=True)]
-        return -torch.nn.functional.logsigmoid(torch.stack(margins)).mean()
-
-    wanted, truth = autograd(case, dpo_loss, peft)
-    reference = Reference(case.decoder)
-    loss, gradient = our_gradient(case, Preferences(beta=0.3), 2, reference)
-    assert loss == pytest.approx(wanted, rel=1e-5)
-    assert distance(gradient, truth) < 1e-4
-    before = reference.add_to(case.batch).reference
+    before = Reference(case.decoder).add_to(case.batch).reference
     case.decoder.arena.flat("lora")[:] *= 3
     assert np.array_equal(Reference(case.decoder).add_to(case.batch).reference, before)
     assert distance(case.decoder.score(case.batch), before) > 1e-2
@@ -173,7 +156,7 @@ def test_weights_that_sum_to_0_are_supervised(bundle):
         trainer.loss([replace(e, weights=0 * e.weights) for e in pair])
 
 
-def tokens_of(batches: list[Batch | Tree]) -> list[list[int]]:
+def tokens_of(batches):
     return [[example.tokens.size for example in batch.examples] for batch in batches]
 
 
@@ -220,9 +203,7 @@ ROWS = [{"prompt": f"set the light {i}", "better": f'{{"on":"{i % 3}"}}', "worse
 
 @pytest.fixture
 def pairs_file(tmp_path):
-    path = tmp_path / "pairs.jsonl"
-    path.write_text("".join(json.dumps(row) + "\n" for row in ROWS))
-    return path
+    return write_lines(tmp_path / "pairs.jsonl", ROWS)
 
 
 def test_rows_are_read_by_the_objective(tiny_llama, pairs_file):
@@ -292,15 +273,6 @@ def test_a_run_resumes_with_its_objective_only(bundle, tmp_path):
     assert (out / "adapter.gguf").read_bytes() == (tmp_path / "whole" / "adapter.gguf").read_bytes()
 
 
-def test_a_run_relative_to_the_base_resumes_to_the_same_bytes(bundle, tmp_path):
-    data = load_rows(ROWS, Tokenizer(bundle.gguf.path), max_length=48, parser=Preferences.rows)
-    config = TrainConfig(**{**OPTIONS, "steps": 6, "batch_size": 3})
-    whole = check_resumes(partial(run, bundle, data, config=config, objective=Preferences(beta=1.0)), tmp_path, 24)
-    steps = metrics(whole)
-    assert steps[0]["loss"] == pytest.approx(np.log(2), rel=1e-6)  # B is zero: the adapter is the base
-    assert steps[-1]["loss"] < 0.6
-
-
 # ---- the registry ----------------------------------------------------------------------------------------------------
 
 
@@ -333,33 +305,28 @@ def test_the_registry(monkeypatch):
     assert objectives()["sft"] is Sft
 
 
-def cli_with_toys(*words: str, toys: bool = True) -> subprocess.CompletedProcess[str]:
-    code = ("import toy_objectives; " if toys else "") + "from edgetune.cli import main; main()"
-    command = [sys.executable, "-c", code, *words]
-    return subprocess.run(command, capture_output=True, text=True, env={**os.environ, "COLUMNS": "110"})
-
-
 def test_the_command_line_trains_by_it(bundle, pairs_file, tmp_path):
     out = tmp_path / "out"
-    common = ["train", str(bundle.path), str(pairs_file), "-o", str(out), "--max-length", "64", "--steps", "3",
-              "--threads", "1", "--json"]
-    done = cli_with_toys(*common, "--method", "pairs", "--beta", "0.5")
-    assert done.returncode == 0, done.stderr
-    assert json.loads(done.stdout)["objective"] == {"name": "pairs", "beta": 0.5}
+    common = ["train", bundle.path, pairs_file, "-o", out, "--max-length", 64, "--steps", 3, "--threads", 1, "--json"]
+    done = json.loads(command(*common, "--method", "pairs", "--beta", 0.5))
+    assert done["objective"] == {"name": "pairs", "beta": 0.5}
     assert json.loads((out / "run.json").read_text())["objective"] == {"name": "pairs", "beta": 0.5}
-    other = cli_with_toys(*common, "--method", "pairs", "--gamma", "1")
-    assert (other.returncode, json.loads(other.stdout)) == (2, {
-        "error": "--gamma is no option of the method pairs", "hint": "leave it out, or add --method focal or ppo"})
+    refused = command(*common, "--method", "pairs", "--gamma", 1, code=2)
+    assert "--gamma is no option of the method pairs; leave it out, or add --method focal or ppo" in refused
 
 
-def test_flags_come_and_go_with_what_is_registered():
-    for command in ("train", "plan"):
-        shown = cli_with_toys(command, "--help-all").stdout
+def test_flags_come_and_go_with_what_is_registered(monkeypatch):
+    monkeypatch.setenv("COLUMNS", "110")
+    for name in ("train", "plan"):
+        shown = command(name, "--help-all")
         assert re.search(r"--method NAME .*: .*dpo, .*focal, .*pairs, .*sft\.", " ".join(shown.split()))
         assert "--gamma" not in shown
-        named = cli_with_toys(command, "--help", "--method", "focal").stdout
+        named = command(name, "--help", "--method", "focal")
         assert re.search(r"The method focal:\n +--gamma FLOAT +How little a sure token counts. \[2.0\]", named)
-        plain = cli_with_toys(command, "--help-all", toys=False).stdout
+    for name in TOYS:
+        monkeypatch.delitem(base._registry._found, name)
+    for name in ("train", "plan"):
+        plain = command(name, "--help-all")
         assert "--rank" in plain
         assert "focal" not in plain
 

@@ -2,11 +2,8 @@
 of their answers, and what is refused.
 """
 
-from __future__ import annotations
-
 import itertools
 import shutil
-from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
@@ -47,7 +44,7 @@ def whole(bundle, tmp_path_factory):
     """The folder of an objective's run that nobody stopped, which is made once. Read only."""
     made: dict[Rewarded, Path] = {}
 
-    def folder(objective: Rewarded) -> Path:
+    def folder(objective):
         if objective not in made:
             made[objective] = tmp_path_factory.mktemp("whole") / "out"
             go(bundle, made[objective], objective)
@@ -56,12 +53,11 @@ def whole(bundle, tmp_path_factory):
     return folder
 
 
-def padded(values: Sequence[torch.Tensor]) -> torch.Tensor:
+def padded(values):
     return torch.nn.utils.rnn.pad_sequence(list(values), batch_first=True)
 
 
-def trl_loss(objective: Grpo, examples: Sequence[Example], logps: list[torch.Tensor],
-             reference: list[torch.Tensor] | None) -> torch.Tensor:
+def trl_loss(objective, examples, logps, reference):
     """By TRL's own function, which is given the log-probabilities."""
     trl = pytest.importorskip("trl.trainer.grpo_trainer", exc_type=ImportError)
     mask = padded([torch.ones(len(logp)) for logp in logps])
@@ -86,8 +82,7 @@ def trl_loss(objective: Grpo, examples: Sequence[Example], logps: list[torch.Ten
     return loss
 
 
-def formula(objective: Policy, examples: Sequence[Example], logps: list[torch.Tensor],
-            reference: list[torch.Tensor] | None) -> torch.Tensor:
+def formula(objective, examples, logps, reference):
     """The papers' losses, written with torch."""
     per_token = []
     for i, (example, logp) in enumerate(zip(examples, logps, strict=True)):

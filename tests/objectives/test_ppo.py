@@ -1,14 +1,12 @@
 """PPO with a value head on the trunk: loss and gradients against autograd, advantages against a plain loop, resume."""
 
-from __future__ import annotations
-
 from dataclasses import replace
 from functools import partial
 
 import numpy as np
 import pytest
 import torch
-from decoder_cases import Case, distance, gradients_by_peft, in_parts, make_decoder
+from decoder_cases import distance, gradients_by_peft, in_parts, make_decoder
 from durable import check_resumes, stopping
 from gradients import Known, flat, gradient_over
 from policy_cases import PROMPT, answers, go, log_probabilities
@@ -17,7 +15,6 @@ import edgetune
 from edgetune.adapters.base import Artifact
 from edgetune.adapters.heads import VALUE, VOCABULARY
 from edgetune.adapters.low_rank import LoraFamily
-from edgetune.data.packing import Example
 from edgetune.data.trees import Tree, micro_batches
 from edgetune.errors import Interrupted
 from edgetune.objectives.ppo import Ppo, whitened
@@ -28,7 +25,7 @@ PPO = Ppo(kl_coef=0.1, beta=0.02, vf_coef=0.3, gamma=0.97, lam=0.9)
 PLAIN = replace(PPO, whiten_advantages=False)
 
 
-def with_value(case: Case) -> Case:
+def with_value(case):
     """The case with a value head, which is not 0."""
     run = case.decoder.run
     width = case.decoder.shape.d_model
@@ -38,7 +35,7 @@ def with_value(case: Case) -> Case:
     return replace(case, decoder=decoder)
 
 
-def plain_gae(rewards: list[float], values: list[float], gamma: float, lam: float) -> list[float]:
+def plain_gae(rewards, values, gamma, lam):
     """Backwards, as in every textbook."""
     found = []
     later = 0.0
@@ -59,7 +56,7 @@ def test_advantages_are_a_plain_gae():
     assert replace(PPO, lam=1.0, gamma=1.0).generalized(rewards, values)[0] == pytest.approx(rewards.sum() - values[0])
 
 
-def masked_whiten(parts: list[torch.Tensor], shift_mean: bool = True) -> list[torch.Tensor]:
+def masked_whiten(parts, shift_mean=True):
     """TRL's, of values that it has padded: with the unbiased variance, and 1e-8 beside it."""
     values = torch.cat(parts)
     variance, mean = torch.var_mean(values, correction=1)
@@ -67,8 +64,7 @@ def masked_whiten(parts: list[torch.Tensor], shift_mean: bool = True) -> list[to
     return list((found if shift_mean else found + mean).split([len(part) for part in parts]))
 
 
-def formula(objective: Ppo, examples: list[Example], logps: list[torch.Tensor], values: list[torch.Tensor],
-            reference: list[torch.Tensor]) -> torch.Tensor:
+def formula(objective, examples, logps, values, reference):
     """The papers' loss, in the order in which TRL whitens: rewards, then advantages, of which returns know nothing."""
     olds = [torch.from_numpy(example.logp) if example.logp.size else new.detach()
             for example, new in zip(examples, logps, strict=True)]
@@ -148,10 +144,9 @@ def test_the_value_head_continues_after_the_end(bundle, tmp_path):
     kept = np.load(out / "beside.npz")["value"]
     assert np.abs(kept).max() > 1e-3
 
-    def at_the_beginning(more: float) -> np.ndarray:
+    def at_the_beginning(more):
         with pytest.raises(Interrupted):
-            go(bundle, out, objective, steps=4, resume=True, more=more,
-               callbacks=stopping(0))
+            go(bundle, out, objective, steps=4, resume=True, more=more, callbacks=stopping(0))
         found, _ = checkpoint.newest(out)
         arrays = {name: np.zeros(nbytes // 4, np.float32) for name, nbytes in found.arrays}
         found.read(arrays.__getitem__)

@@ -3,7 +3,6 @@ paper's formula where TRL has none; and the reference model, which is asked once
 """
 
 from collections import defaultdict
-from collections.abc import Sequence
 from dataclasses import replace
 from types import SimpleNamespace
 from typing import Any
@@ -12,15 +11,15 @@ import numpy as np
 import pytest
 import torch
 from counting import OPTIONS, sequences
-from decoder_cases import Case, adapted, distance, make_case, random_example
+from decoder_cases import adapted, distance, make_case, random_example
 from examples import examples
 from gradients import autograd, our_gradient, supervised_logps
 from hypothesis import given
 from hypothesis import strategies as st
 
-from edgetune.data.packing import Batch, Example, collate
+from edgetune.data.packing import Example, collate
 from edgetune.errors import UsageError
-from edgetune.objectives.base import Objective, Signal, make_objective
+from edgetune.objectives.base import make_objective
 from edgetune.objectives.dpo import Dpo
 from edgetune.objectives.kto import Kto
 from edgetune.objectives.orpo import Orpo
@@ -39,11 +38,11 @@ NAMES = [f"{o.loss_type} {o.label_smoothing:g} {o.sft_weight:g}" for o in DPOS]
 # ---- losses as others compute them -----------------------------------------------------------------------------------
 
 
-def padded(parts: Tensors) -> torch.Tensor:
+def padded(parts):
     return torch.nn.utils.rnn.pad_sequence(parts, batch_first=True)
 
 
-def trl_self(**fields: Any) -> SimpleNamespace:
+def trl_self(**fields: Any):
     """What a loss function of TRL asks its trainer for."""
     accelerator = SimpleNamespace(device="cpu", gather=lambda x: x, gather_for_metrics=lambda x: x)
     return SimpleNamespace(model=SimpleNamespace(training=True), accelerator=accelerator, aux_loss_enabled=False,
@@ -51,19 +50,19 @@ def trl_self(**fields: Any) -> SimpleNamespace:
                            _tp_size=1, **fields)
 
 
-def outputs(log_probs: torch.Tensor) -> Any:
+def outputs(log_probs):
     """A model's output, whatever it is asked."""
     zeros = torch.zeros_like(log_probs)
     found = SimpleNamespace(log_probs=log_probs, entropy=zeros, mean_logits=zeros, is_top1=zeros.bool())
     return lambda **_: found
 
 
-def masks(parts: Tensors) -> torch.Tensor:
+def masks(parts):
     """A prompt of one token before each answer."""
     return torch.nn.functional.pad(padded([torch.ones_like(part) for part in parts]).long(), (1, 0))
 
 
-def trl_dpo(objective: Dpo, logps: Tensors, refs: Tensors) -> tuple[torch.Tensor, dict[str, float]]:
+def trl_dpo(objective, logps, refs):
     """DPOTrainer's loss of [chosen, rejected, chosen, ...]; its formula has no sft term and no smoothed sigmoid."""
     trainer = pytest.importorskip("trl.trainer.dpo_trainer").DPOTrainer
     order = [*range(0, len(logps), 2), *range(1, len(logps), 2)]
@@ -79,7 +78,7 @@ def trl_dpo(objective: Dpo, logps: Tensors, refs: Tensors) -> tuple[torch.Tensor
     return loss, {name: values[-1] for name, values in self._metrics["train"].items() if values}
 
 
-def dpo(objective: Dpo, logps: Tensors, refs: Tensors) -> torch.Tensor:
+def dpo(objective, logps, refs):
     if objective.loss_type == "sigmoid" and objective.label_smoothing:  # Mitchell 2023, equation 3
         e = objective.label_smoothing
         kept, _ = trl_dpo(replace(objective, label_smoothing=0.0), logps, refs)
@@ -90,12 +89,11 @@ def dpo(objective: Dpo, logps: Tensors, refs: Tensors) -> torch.Tensor:
     return loss + objective.sft_weight * chosen.mean()
 
 
-def turned_round(parts: Tensors) -> Tensors:
+def turned_round(parts):
     return [part for chosen, rejected in zip(parts[::2], parts[1::2], strict=True) for part in (rejected, chosen)]
 
 
-def trl_kto(objective: Kto, logps: Tensors, refs: Tensors,
-            labels: Sequence[bool]) -> tuple[torch.Tensor, dict[str, Any]]:
+def trl_kto(objective, logps, refs, labels):
     """KTOTrainer's loss, where its mismatched answers are as likely as these ones."""
     trainer = pytest.importorskip("trl.trainer.kto_trainer").KTOTrainer
     sums = torch.stack([part.sum() for part in refs])
@@ -109,7 +107,7 @@ def trl_kto(objective: Kto, logps: Tensors, refs: Tensors,
     return loss, {name: values[-1] for name, values in self._metrics["train"].items() if values}
 
 
-def orpo(objective: Orpo, logps: Tensors) -> torch.Tensor:
+def orpo(objective, logps):
     """The paper's first term, and ORPOTrainer's odds ratio."""
     trainer = pytest.importorskip("trl.experimental.orpo.orpo_trainer").ORPOTrainer
     chosen, rejected = (torch.stack([part.mean() for part in logps[i::2]]) for i in (0, 1))
@@ -118,7 +116,7 @@ def orpo(objective: Orpo, logps: Tensors) -> torch.Tensor:
     return -chosen.mean() - losses.mean()
 
 
-def rrhf(objective: Rrhf, logps: Tensors, rewards: Sequence[float], sizes: Sequence[int]) -> torch.Tensor:
+def rrhf(objective, logps, rewards, sizes):
     """Equations 2 to 5 of the paper, one pair after another."""
     total = torch.zeros(())
     begin = 0
@@ -138,7 +136,7 @@ def rrhf(objective: Rrhf, logps: Tensors, rewards: Sequence[float], sizes: Seque
 # ---- weights of tokens -----------------------------------------------------------------------------------------------
 
 
-def batch_of(sizes: Sequence[int], rewards: Sequence[float] = (), groups: Sequence[int] = ()) -> Batch:
+def batch_of(sizes, rewards=(), groups=()):
     """A prompt of one token, and answers of these numbers of tokens; pairs, unless groups are named."""
     examples = [Example(np.r_[0, 10 * i + np.arange(n)].astype(np.int32), np.r_[0, np.ones(n)].astype(np.float32),
                         groups[i] if groups else 1 + i // 2, rewards[i] if rewards else 0.0)
@@ -146,7 +144,7 @@ def batch_of(sizes: Sequence[int], rewards: Sequence[float] = (), groups: Sequen
     return collate(examples)
 
 
-def compare(objective: Objective, signal: Signal, batch: Batch, logps: Tensors, loss: torch.Tensor) -> None:
+def compare(objective, signal, batch, logps, loss):
     """A signal's loss and weights, and those of a truth over the same log-probabilities, which are its leaves."""
     n = objective.count(batch.examples)
     wanted = -flat_parts(list(torch.autograd.grad(loss, logps, materialize_grads=True)))
@@ -155,7 +153,7 @@ def compare(objective: Objective, signal: Signal, batch: Batch, logps: Tensors, 
 
 
 @st.composite
-def answers(draw: st.DrawFn) -> tuple[list[int], Tensors, Tensors]:
+def answers(draw):
     """Sizes, log p and the reference's, of two to four pairs."""
     sizes = draw(st.lists(st.integers(1, 6), min_size=4, max_size=8).filter(lambda found: len(found) % 2 == 0))
     rng = np.random.default_rng(draw(st.integers(0, 2**32)))
@@ -164,7 +162,7 @@ def answers(draw: st.DrawFn) -> tuple[list[int], Tensors, Tensors]:
     return sizes, [part.requires_grad_() for part in made[0]], made[1]
 
 
-def flat_parts(parts: Tensors) -> np.ndarray:
+def flat_parts(parts):
     return np.concatenate([part.detach().numpy() for part in parts])
 
 
@@ -236,7 +234,7 @@ def test_options_that_a_loss_does_not_have_are_refused():
 # ---- gradients of the adapter ----------------------------------------------------------------------------------------
 
 
-def answered(case: Case, sizes: Sequence[int], groups: Sequence[int], rewards: Sequence[float]) -> None:
+def answered(case, sizes, groups, rewards):
     """The case with answers of these numbers of tokens; those of a group share 15, of which the last is theirs."""
     rng = np.random.default_rng(11)
     n_vocab = case.decoder.shape.n_vocab
@@ -265,7 +263,7 @@ def test_gradients_equal_autograd(objective, tmp_path):
     with torch.no_grad(), peft.disable_adapter():
         refs = supervised_logps(peft, case.examples)
 
-    def loss_of(logps: Tensors, _weights: Tensors) -> torch.Tensor:
+    def loss_of(logps, _weights):
         if isinstance(objective, Dpo):
             return dpo(objective, logps, refs)
         if isinstance(objective, Kto):

@@ -3,9 +3,7 @@ prompts as a conversation has them, and runs that resume to the same bytes in th
 """
 
 import json
-from collections.abc import Sequence
 from functools import partial
-from typing import Any
 
 import numpy as np
 import pytest
@@ -15,17 +13,16 @@ from durable import check_resumes, metrics
 from gradients import autograd, gradient_over, supervised_logps
 from policy_cases import LETTERS, letters
 
-import edgetune
 from edgetune.data import again
 from edgetune.data.attempts import REQUEST
-from edgetune.data.dataset import Dataset, load_rows
+from edgetune.data.dataset import load_rows
 from edgetune.data.packing import Example
 from edgetune.data.trees import micro_batches
 from edgetune.errors import UsageError
 from edgetune.llamacpp.tokenizer import Tokenizer
 from edgetune.objectives.score import Score
 from edgetune.serving.rollouts.engine import Rollout
-from edgetune.training.answered import Answer, Reward
+from edgetune.training.answered import Reward
 from edgetune.training.config import TrainConfig
 from edgetune.training.reference import Reference
 from edgetune.training.run import run
@@ -42,11 +39,11 @@ OWN = Score(max_completion_length=9, num_generations=2, first_stage_epochs=0.5)
 # ---- the formula -----------------------------------------------------------------------------------------------------
 
 
-def conversations(n_vocab: int) -> list[list[Example]]:
+def conversations(n_vocab):
     """Of two prompts, each with G first answers and as many second ones, all of other lengths: documents."""
     rng = np.random.default_rng(5)
 
-    def document(prompt: np.ndarray, size: int) -> Example:
+    def document(prompt, size):
         tokens = np.r_[prompt, random_example(rng, size, n_vocab).tokens].astype(np.int32)
         return Example(tokens, np.r_[np.zeros(prompt.size), np.ones(size)].astype(np.float32))
 
@@ -60,8 +57,7 @@ def conversations(n_vocab: int) -> list[list[Example]]:
     return found
 
 
-def formula(score: Score, is_first_stage: bool, rewards: np.ndarray, logps: Sequence[torch.Tensor],
-            of_start: Sequence[torch.Tensor]) -> torch.Tensor:
+def formula(score, is_first_stage, rewards, logps, of_start):
     """SCoRe's equations 3 and 4 with the mean of the other answers as the baseline, by torch; [P, 2, G] rewards."""
     losses = []
     for p, of_prompt in enumerate(rewards.tolist()):
@@ -110,7 +106,7 @@ def test_gradients_equal_autograd(is_first_stage, tmp_path):
 # ---- two turns -------------------------------------------------------------------------------------------------------
 
 
-def data(bundle: edgetune.Bundle, rows: Any = ROWS) -> Dataset:
+def data(bundle, rows=ROWS):
     return load_rows(rows, Tokenizer(bundle.gguf.path), max_length=LENGTH, parser=OWN.rows)
 
 
@@ -178,7 +174,7 @@ def test_rewards_that_teach_nothing_are_refused(bundle, tmp_path):
             rewards=lambda found: [Reward(0.5) for _ in found])
 
 
-def common(found: Sequence[Answer]) -> list[Reward]:
+def common(found):
     """The share of an answer that is common letters: some of most answers, so that there is something to raise."""
     return [Reward(sum(letter in "etaoinsr" for letter in one.text) / max(len(one.text), 1)) for one in found]
 

@@ -5,17 +5,16 @@ tokens, the teacher is what training starts from or what learns, and runs resume
 import json
 from dataclasses import replace
 from functools import partial
-from typing import Any
 
 import numpy as np
 import pytest
 from commands import run as command
 from decoder_cases import distance
 from durable import check_resumes, metrics
+from json_lines import write_lines
 from policy_cases import LETTERS
 
-import edgetune
-from edgetune.data.dataset import Dataset, load_rows
+from edgetune.data.dataset import load_rows
 from edgetune.data.packing import collate
 from edgetune.data.privileged import NOTE
 from edgetune.errors import DataError
@@ -37,11 +36,11 @@ OPTIONS = {**LETTERS, "max_length": LENGTH}
 OWN = Sdft(max_completion_length=9, distillation_topk=5, num_generations=2)
 
 
-def data(bundle: edgetune.Bundle, rows: Any = ROWS) -> Dataset:
+def data(bundle, rows=ROWS):
     return load_rows(rows, Tokenizer(bundle.gguf.path), max_length=LENGTH, parser=OWN.rows)
 
 
-def trainer(bundle: edgetune.Bundle, objective: Sdft) -> Trainer:
+def trainer(bundle, objective):
     made = Trainer(bundle, **OPTIONS, objective=objective)
     made.add(ROWS)
     return made
@@ -101,8 +100,7 @@ def test_stopped_anywhere_it_resumes_to_the_same_bytes(bundle, objective, tmp_pa
 @pytest.mark.learning
 def test_the_student_comes_nearer_to_the_teacher(bundle, tmp_path):
     """As a user types it; held-out questions are answered as they are measured."""
-    rows = tmp_path / "rows.jsonl"
-    rows.write_text("".join(json.dumps(row) + "\n" for row in ROWS * 3))
+    rows = write_lines(tmp_path / "rows.jsonl", ROWS * 3)
     made = json.loads(command("train", bundle.path, rows, "-o", tmp_path / "out", "--method", "sdft", "--threads", 1,
                               "--max-length", LENGTH, "--max-completion-length", 9, "--distillation-topk", 5, "--rank",
                               4, "--lr", 0.02, "--steps", 30, "--batch-size", 4, "--seed", 1, "--json"))

@@ -1,17 +1,16 @@
 """Self-correction learns what direct preference optimization learns from two-turn pairs that are written by hand."""
 
 import json
-from typing import Any
 
 import numpy as np
 import pytest
 from commands import run
 from counting import OPTIONS
+from json_lines import write_lines
 from tiny import write_tiny
 
 from edgetune.data.attempts import REQUEST
-from edgetune.formats.bundle import Bundle
-from edgetune.objectives.base import Objective, make_objective
+from edgetune.objectives.base import make_objective
 from edgetune.training.trainer import Trainer
 
 LENGTH = 256  # the tiny vocabulary parts the request into letters
@@ -19,7 +18,7 @@ ROWS = [{"prompt": f"set the light {i}", "completion": f"light on {i}", "attempt
          "labels": [False, True]} for i in range(8)]
 
 
-def by_hand(row: Any) -> list[dict[str, Any]]:
+def by_hand(row):
     wrong, right = row["attempts"]
     return [{"prompt": [{"role": "user", "content": row["prompt"]}, {"role": "assistant", "content": first},
                         {"role": "user", "content": REQUEST}],
@@ -31,7 +30,7 @@ def by_hand(row: Any) -> list[dict[str, Any]]:
 PAIRS = [pair for row in ROWS for pair in by_hand(row)]
 
 
-def trained(bundle: Bundle, objective: Objective, rows: list[Any]) -> tuple[list[float], Any, np.ndarray]:
+def trained(bundle, objective, rows):
     trainer = Trainer(bundle, **{**OPTIONS, "max_length": LENGTH, "steps": 3}, objective=objective)
     trainer.add(rows)
     results = trainer.train()
@@ -53,8 +52,8 @@ def test_train_learns_to_correct_and_to_keep(tmp_path):
     """As a user types it; the pairs of questions that were held out are preferred more than before."""
     model = write_tiny(tmp_path / "model.gguf", formats="Q8_0")
     for name, rows in (("attempts", ROWS * 2), ("bad", [*ROWS, {**ROWS[0], "labels": [True, True]}])):
-        (tmp_path / f"{name}.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
-    (tmp_path / "pairs.jsonl").write_text("".join(json.dumps(row) + "\n" for row in PAIRS))
+        write_lines(tmp_path / f"{name}.jsonl", rows)
+    write_lines(tmp_path / "pairs.jsonl", PAIRS)
     command = ["train", model, tmp_path / "attempts.jsonl", "-o", tmp_path / "adapter", "--method", "self-correct",
                "--threads", 1, "--max-length", LENGTH]
     made = json.loads(run(*command, "--beta", 1, "--lr", 0.02, "--steps", 12, "--precision", "exact", "--json"))

@@ -2,20 +2,18 @@
 adapter as autograd has them on the whole vocabulary's softmax, and the tokens that the engine finds likeliest.
 """
 
-from collections.abc import Sequence
 from dataclasses import replace
-from typing import Any
 
 import numpy as np
 import pytest
 import torch
-from decoder_cases import Case, adapted, distance, in_parts, make_case
+from decoder_cases import adapted, distance, in_parts, make_case
 from examples import examples
 from gradients import autograd, gradient_over, our_gradient
 from hypothesis import given
 from hypothesis import strategies as st
 
-from edgetune.data.packing import Batch, Example, collate
+from edgetune.data.packing import Example, collate
 from edgetune.data.trees import Tree, micro_batches
 from edgetune.errors import UsageError
 from edgetune.objectives.base import make_objective
@@ -30,7 +28,7 @@ EVERY = [SelfDistill(distillation_topk=K), SelfDistill(distillation_topk=K, dive
 IDS = ["forward", "reverse", "jsd", "jsd 0.2"]
 
 
-def divergence(objective: SelfDistill, logq: torch.Tensor, logp: torch.Tensor) -> torch.Tensor:
+def divergence(objective, logq, logp):
     """Of each position [S], from log-probabilities of outcomes [S, K + 1]."""
     q, p = logq.exp(), logp.exp()
     if objective.divergence == "forward":
@@ -42,12 +40,12 @@ def divergence(objective: SelfDistill, logq: torch.Tensor, logp: torch.Tensor) -
     return (alpha * q * (logq - logm) + (1 - alpha) * p * (logp - logm)).sum(1)
 
 
-def with_rest(logp: torch.Tensor) -> torch.Tensor:
+def with_rest(logp):
     return torch.cat([logp, torch.log1p(-logp.exp().sum(1, keepdim=True))], 1)
 
 
 @st.composite
-def distributions(draw: st.DrawFn) -> tuple[list[int], np.ndarray, np.ndarray]:
+def distributions(draw):
     """(sizes of answers, log q, log p [S, K + 1] over the outcomes)."""
     rng = np.random.default_rng(draw(st.integers(0, 2**32)))
     sizes = draw(st.lists(st.integers(1, 6), min_size=1, max_size=4))
@@ -57,14 +55,14 @@ def distributions(draw: st.DrawFn) -> tuple[list[int], np.ndarray, np.ndarray]:
     return sizes, q, p
 
 
-def batch_of(sizes: Sequence[int], q: np.ndarray) -> Batch:
+def batch_of(sizes, q):
     examples = [Example(np.r_[0, 10 * i + np.arange(n)].astype(np.int32), np.r_[0, np.ones(n)].astype(np.float32))
                 for i, n in enumerate(sizes)]
     return replace(collate(examples), choices=np.zeros((len(q), K), np.int32),
                    choices_reference=q[:, :K].astype(np.float32))
 
 
-def signal_of(objective: SelfDistill, sizes: Sequence[int], q: np.ndarray, p: np.ndarray) -> Any:
+def signal_of(objective, sizes, q, p):
     logp = np.concatenate([np.zeros((len(p), 1)), p[:, :K]], axis=1).astype(np.float32)
     return objective.weights(logp, batch_of(sizes, q))
 
@@ -132,7 +130,7 @@ def test_an_option_of_another_divergence_is_refused():
 # ---- the engine ------------------------------------------------------------------------------------------------------
 
 
-def taught(case: Case, sizes: Sequence[int]) -> None:
+def taught(case, sizes):
     """Answers of these sizes to a question of 10 tokens, two of which are the same; the teacher sees 4 more."""
     rng = np.random.default_rng(11)
     n_vocab = case.decoder.shape.n_vocab
@@ -145,13 +143,13 @@ def taught(case: Case, sizes: Sequence[int]) -> None:
         case.examples.append(Example(tokens, np.r_[np.zeros(10), np.ones(size)].astype(np.float32), prompts=(prompt,)))
 
 
-def by_peft(peft: Any, example: Example, prompt: np.ndarray) -> torch.Tensor:
+def by_peft(peft, example, prompt):
     """log p [S, V] at the answer's positions behind a prompt."""
     tokens = torch.from_numpy(np.r_[prompt, example.tokens[10:]]).long()
     return torch.log_softmax(peft(tokens[None], use_cache=False).logits[0, prompt.size - 1:-1], -1)
 
 
-def teachers(case: Case, peft: Any) -> list[torch.Tensor]:
+def teachers(case, peft):
     with torch.no_grad(), peft.disable_adapter():
         return [by_peft(peft, one, one.prompts[0]) for one in case.examples]
 
@@ -176,7 +174,7 @@ def test_gradients_equal_autograd(objective, tmp_path):
     peft = adapted(case)
     of_teacher = [known.double().topk(K, -1) for known in teachers(case, peft)]
 
-    def loss_of(_logps: list[torch.Tensor], _weights: list[torch.Tensor]) -> torch.Tensor:
+    def loss_of(_logps, _weights):
         found = [divergence(objective, with_rest(known.values),
                             with_rest(by_peft(peft, one, one.tokens[:10]).double().gather(1, known.indices)))
                  for one, known in zip(case.examples, of_teacher, strict=True)]

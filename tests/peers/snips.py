@@ -8,8 +8,6 @@ from the same A. PEFT trains on the dequantized weights of the GGUF, in fp32 unl
 object.
 """
 
-from __future__ import annotations
-
 import argparse
 import importlib.util
 import json

@@ -15,8 +15,6 @@ recomputed; of its shapes the best counts, in speed, memory and start, of edgetu
 each round; median (least to most) is printed.
 """
 
-from __future__ import annotations
-
 import argparse
 import json
 import os

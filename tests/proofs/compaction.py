@@ -14,8 +14,6 @@ Exits with 1 unless what serves after learning anew has within two points as man
 mean over all lives.
 """
 
-from __future__ import annotations
-
 import argparse
 import json
 import shutil

@@ -2,8 +2,6 @@
 tests over the questions of all seeds, and how they end.
 """
 
-from __future__ import annotations
-
 import argparse
 import json
 import statistics

@@ -16,8 +16,6 @@ Exits with 1 unless KL at llama.cpp's sizes is at least 25 % below that of its o
 of the KL that narrowing adds, and the board's training keeps to its memory.
 """
 
-from __future__ import annotations
-
 import argparse
 import sys
 from collections.abc import Iterator, Sequence

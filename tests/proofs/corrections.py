@@ -12,8 +12,6 @@ Exits with 1 unless in each data set 36 of the 40 are right, and the 20 are as g
 interval of its share.
 """
 
-from __future__ import annotations
-
 import sys
 import tempfile
 import time

@@ -7,8 +7,6 @@ there, with its bytes; what answers must be one adapter or the base, as the last
 later one, says. In the end all jobs get through, and each adapter has the bytes of a job that nobody disturbed.
 """
 
-from __future__ import annotations
-
 import argparse
 import hashlib
 import json

@@ -7,8 +7,6 @@ projections, AdamW without decay, a constant rate. We compute in `--precision ex
 fp32 on the same weights dequantized. Exits with 1 where a loss differs by more than 1 %.
 """
 
-from __future__ import annotations
-
 import sys
 import tempfile
 import time

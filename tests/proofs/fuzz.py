@@ -6,8 +6,6 @@ deleted, what is lost is told in a sentence, and the rest serves. requests: what
 connections, the daemon keeps to its memory and health answers within a second.
 """
 
-from __future__ import annotations
-
 import argparse
 import json
 import logging

@@ -5,8 +5,6 @@ Each answer must be one that the API knows (no 5xx), each error in OpenAI's shap
 as before in the end.
 """
 
-from __future__ import annotations
-
 import argparse
 import json
 import random

@@ -7,8 +7,6 @@ saves its state all the time, so that many kills fall into saving. In the end it
 run that nobody disturbed; after every kill each checkpoint must be whole, and the newest not older than before.
 """
 
-from __future__ import annotations
-
 import argparse
 import json
 import os

@@ -16,8 +16,6 @@ proofs/second_task.py, which begin from such a folder. Exits with 1 unless the t
 of those rows are right over the good rounds, and no wrong round becomes active.
 """
 
-from __future__ import annotations
-
 import argparse
 import json
 import random

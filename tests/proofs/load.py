@@ -9,8 +9,6 @@ Sums are rounded otherwise when more is computed together, so an answer may leav
 nearly as likely: then each of its tokens must be within CLOSE of the likeliest, which another answer's are not.
 """
 
-from __future__ import annotations
-
 import asyncio
 import codecs
 import json

@@ -14,8 +14,6 @@ large     a random llama of 1.1 billion weights (big.py) in 350M, and resident: 
 Peaks are VmHWM, and for `edgetune train` also what its tokenising process had. Exits with 1 if something does not hold.
 """
 
-from __future__ import annotations
-
 import argparse
 import json
 import random

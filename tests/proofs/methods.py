@@ -15,8 +15,6 @@ and what it already holds is not measured again, so that the proof can run in pi
 Exits with 1 unless the best method that gets no right answers beats sft continued, with p below 0.05.
 """
 
-from __future__ import annotations
-
 import argparse
 import json
 import random
@@ -115,8 +113,7 @@ def graders(rows: Sequence[Row]) -> dict[str, Row]:
         "json": {"type": "json_schema", "name": "json", "schema": answer},
         "intent": {"type": "json_schema", "name": "intent",
                    "schema": answer | {"properties": {"intent": {"enum": sorted(names)}}}},
-        "names": {"type": "json_schema", "name": "names",
-                  "schema": answer | {"anyOf": branches}},
+        "names": {"type": "json_schema", "name": "names", "schema": answer | {"anyOf": branches}},
         "values": {"type": "grounded", "name": "values", "ignore": ["intent"]}}
     covered = {"type": "python", "name": "covered", "source": COVERED}
     return {"form": {"type": "multi", "name": "form", "graders": parts,

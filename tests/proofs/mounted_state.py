@@ -4,8 +4,6 @@ FOLDER gets a tmpfs, so this must run in a mount namespace of its own. On the fu
 says why, answers continue; deleting a file, an adapter and a job makes room, and then all is well again.
 """
 
-from __future__ import annotations
-
 import sys
 from pathlib import Path
 

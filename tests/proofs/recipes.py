@@ -15,8 +15,6 @@ measured grid; each training of 60 rows took 5 minutes at most, and those within
 whose answers are JSON have a schema, and all answers held to it are valid, of which no fewer are right.
 """
 
-from __future__ import annotations
-
 import argparse
 import json
 import re

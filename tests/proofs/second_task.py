@@ -14,8 +14,6 @@ below 0.05, Snips' exact answers are not down by more than two points, and every
 ten.
 """
 
-from __future__ import annotations
-
 import argparse
 import random
 import shutil

@@ -6,8 +6,6 @@ it is killed or hangs, keeps what it had, asks for its key, stops with 0, and is
 that touches this system.
 """
 
-from __future__ import annotations
-
 import argparse
 import json
 import os

@@ -12,8 +12,6 @@ already is not measured again, so that the proof can run in pieces.
 Exits with 1 unless the tutor has more right answers, with p below 0.05 over all seeds by the sign test.
 """
 
-from __future__ import annotations
-
 import shlex
 import sys
 from argparse import Namespace

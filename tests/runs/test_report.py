@@ -14,6 +14,7 @@ from durable import go, metrics, stop_after
 from examples import examples
 from hypothesis import given
 from hypothesis import strategies as st
+from json_lines import write_lines
 from report_pages import assert_drawn, figures, parsed
 from run_folders import measured, step, write
 
@@ -135,7 +136,7 @@ def test_a_training_that_was_killed_before_its_report_gets_one(bundle, tmp_path,
     rows = [{"prompt": f"turn on lamp {i}", "completion": f"lamp {i}"} for i in range(24)]
     options = {"steps": 4, "rank": 4, "max_length": 64, "threads": 1, "anchors": 0}
     out = tmp_path / "out"
-    (tmp_path / "rows.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    write_lines(tmp_path / "rows.jsonl", rows)
     done = []
     whole = train(bundle, tmp_path / "rows.jsonl", out, on_event=done.append, **options).record
     record = next(event for event in done if event["event"] == "done")

@@ -4,6 +4,7 @@ import json
 
 import pytest
 from commands import run
+from json_lines import write_lines
 from tiny import write_tiny
 
 from edgetune.errors import Interrupted, MismatchError, UsageError
@@ -18,7 +19,7 @@ FLAGS = ["--rank", 4, "--batch-size", 4, "--max-length", 64, "--threads", 1]
 def place(tmp_path_factory):
     folder = tmp_path_factory.mktemp("sweep")
     write_tiny(folder / "model.gguf", formats="Q8_0")
-    (folder / "rows.jsonl").write_text("".join(json.dumps(row) + "\n" for row in ROWS))
+    write_lines(folder / "rows.jsonl", ROWS)
     return folder
 
 

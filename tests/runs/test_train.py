@@ -8,8 +8,8 @@ import sys
 import pytest
 from click.testing import CliRunner
 from commands import run
+from json_lines import write_lines
 from sometimes import mostly_slow
-from tiny import write_tiny
 
 from edgetune.cli import cli
 from edgetune.errors import EdgetuneError, Interrupted, MismatchError, UsageError
@@ -22,11 +22,6 @@ from edgetune.serving.llama import LlamaModel, memory_needed
 ROWS = [{"prompt": f"turn on lamp {i}", "completion": "on"} for i in range(20)]
 HELD = [{"prompt": f"turn on lamp {i}", "completion": "on"} for i in range(30, 36)]
 OPTIONS = {"rank": 4, "lr": 2e-2, "steps": 30, "batch_size": 4, "max_length": 64, "threads": 1}
-
-
-@pytest.fixture(scope="module")
-def model(tmp_path_factory):
-    return write_tiny(tmp_path_factory.mktemp("model") / "tiny.gguf", formats="Q8_0")
 
 
 @pytest.fixture(scope="module")
@@ -64,7 +59,7 @@ def test_the_record_on_disk_is_the_result(learned):
 def test_rows_of_a_file_give_the_schema_of_their_answers(model, learned, tmp_path):
     """They are read by another process, which has the rows."""
     rows = [{"prompt": f"turn on lamp {i}", "completion": json.dumps({"lamp": "ab"[i % 2]})} for i in range(20)]
-    (tmp_path / "rows.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    write_lines(tmp_path / "rows.jsonl", rows)
     made = train(model, tmp_path / "rows.jsonl", tmp_path / "out", **{**OPTIONS, "steps": 1})
     assert json.loads((made.folder / "schema.json").read_text())["properties"]["lamp"]["enum"] == ["a", "b"]
     assert made.record["answers"]["structured_parsed"] == 1
@@ -100,7 +95,7 @@ def test_a_tenth_is_held_out_where_nothing_is_said(model, tmp_path):
 
 def test_files_give_what_rows_give(model, learned, tmp_path):
     for name, rows in (("rows", ROWS), ("held", HELD)):
-        (tmp_path / f"{name}.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+        write_lines(tmp_path / f"{name}.jsonl", rows)
     again = train(model, tmp_path / "rows.jsonl", tmp_path / "out", str(tmp_path / "held.jsonl"), **OPTIONS)
     assert (again.folder / "adapter.gguf").read_bytes() == (learned.folder / "adapter.gguf").read_bytes()
     assert again.record["answers"] == learned.record["answers"]
@@ -156,7 +151,7 @@ print(device.peak_rss() - before)
 @pytest.mark.parametrize(("budget", "compares"), mostly_slow([(300, True), (190, False)], [(300, True)]))
 def test_the_budget_holds_for_answers_too(smollm2, tmp_path, budget, compares):
     """The whole process of a real model, by the kernel's count; some ten seconds each."""
-    (tmp_path / "rows.jsonl").write_text("".join(json.dumps(row) + "\n" for row in ROWS))
+    write_lines(tmp_path / "rows.jsonl", ROWS)
     command = [sys.executable, "-m", "edgetune", "train", str(smollm2), str(tmp_path / "rows.jsonl"), "-o",
                str(tmp_path / "out"), "--memory", f"{budget}M", "--steps", "1", "--batch-size", "1", "--max-length",
                "64", "--json"]
@@ -253,7 +248,7 @@ def test_from_an_adapter_answers_before_are_its_own(model, learned, tmp_path):
 
 def test_a_ruined_run_fails_and_there_is_nothing_to_try(model, learned, tmp_path):
     for name, rows in (("rows", ROWS), ("held", HELD)):
-        (tmp_path / f"{name}.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+        write_lines(tmp_path / f"{name}.jsonl", rows)
     out = tmp_path / "out"
     text = run("train", model, tmp_path / "rows.jsonl", "-o", out, "--eval", tmp_path / "held.jsonl", "--start",
                learned.folder, "--lr", 1000, "--steps", 1, "--max-length", 64, code=1)
@@ -280,7 +275,7 @@ def test_a_run_of_before_without_held_out_rows_continues_as_it_was(model, tmp_pa
 def stopped_once(model, tmp_path_factory):
     """A folder with a run by relative paths, stopped after 5 of 8 steps, and what it should become."""
     folder = tmp_path_factory.mktemp("stopped")
-    (folder / "rows.jsonl").write_text("".join(json.dumps(row) + "\n" for row in ROWS))
+    write_lines(folder / "rows.jsonl", ROWS)
     (folder / "model.gguf").symlink_to(model)
     options = {**OPTIONS, "steps": 8, "answers": False}
     steps = []
@@ -301,7 +296,7 @@ def stopped(stopped_once, tmp_path):
     yield folder / "out", wanted
     shutil.rmtree(folder / "out")
     shutil.copytree(tmp_path / "before", folder / "out")
-    (folder / "rows.jsonl").write_text("".join(json.dumps(row) + "\n" for row in ROWS))
+    write_lines(folder / "rows.jsonl", ROWS)
 
 
 def test_a_folder_is_enough_to_continue(stopped):
@@ -340,7 +335,7 @@ def test_a_changed_option_is_named_and_noted(stopped):
 
 def test_changed_rows_are_refused(stopped):
     out, _ = stopped
-    (out.parent / "rows.jsonl").write_text("".join(json.dumps(row) + "\n" for row in ROWS[1:]))
+    write_lines(out.parent / "rows.jsonl", ROWS[1:])
     with pytest.raises(MismatchError, match="was started with the data"):
         resume(out)
 

@@ -1,7 +1,5 @@
 """Models with known answers, and batchers over them."""
 
-from __future__ import annotations
-
 from collections.abc import Iterator
 from pathlib import Path
 

@@ -45,7 +45,7 @@ def test_many_threads_ask_cancel_load_and_unload(each_known):
     rows = each_known.rows
     wrong = list[tuple[str, str]]()
 
-    def client(seed: int) -> None:
+    def client(seed):
         rng = random.Random(seed)
         for _ in range(25):
             adapter, prompt, text = rng.choice(rows)
@@ -226,7 +226,7 @@ def test_pieces_reach_who_asked(batcher, known):
     told: list[tuple[Completion, str | None, str | None]] = []
     ended = threading.Event()
 
-    def on_piece(completion: Completion, piece: str | None) -> None:
+    def on_piece(completion, piece):
         told.append((completion, piece, completion.finish))
         if piece is None:
             ended.set()
@@ -239,7 +239,7 @@ def test_pieces_reach_who_asked(batcher, known):
     assert {of for of, _, _ in told} == {completion}
     assert (told[0][2], told[-1][2]) == (None, "length")
 
-    def broken(_ticket: Completion, _piece: str | None) -> None:
+    def broken(_ticket, _piece):
         raise RuntimeError("the loop is closed")
 
     other = batcher.submit(prompt, adapter=adapter, max_tokens=10)

@@ -14,7 +14,7 @@ from edgetune.serving.rollouts.draws import NUCLEUS, candidates_of, check_sampli
 OFF: dict[str, Any] = {"temperature": 1.0, "top_k": 0, "top_p": 1.0, "min_p": 0.0}
 
 
-def support(logits: np.ndarray, top_k: int, top_p: float, min_p: float) -> set[int]:
+def support(logits, top_k, top_p, min_p):
     """What is left of one row: the k highest; of them the fewest that have top_p together; of all no fainter ones."""
     order = np.argsort(-logits, kind="stable")[: top_k or None]
     p = np.exp(logits[order].astype(np.float64) - logits.max())
@@ -27,18 +27,8 @@ def support(logits: np.ndarray, top_k: int, top_p: float, min_p: float) -> set[i
 @pytest.mark.parametrize(
     ("top_k", "top_p", "min_p"),
     [
-        (5, 1, 0),
-        (40, 0.95, 0.05),
-        (1, 1, 0),
-        (300, 0.9, 0),
-        (0, 0.9, 0),
-        (0, 0.999, 0.01),
-        (0, 0, 0),
-        (0, 1, 0.3),
-        (7, 0.5, 0.9),
-        (0, 0.95, 0.05),
-        (900, 0.7, 0),
-    ],
+        (5, 1, 0), (40, 0.95, 0.05), (1, 1, 0), (300, 0.9, 0), (0, 0.9, 0), (0, 0.999, 0.01), (0, 0, 0), (0, 1, 0.3),
+        (7, 0.5, 0.9), (0, 0.95, 0.05), (900, 0.7, 0)],
 )
 def test_supports(spread, top_k, top_p, min_p):
     """Also of flat distributions, of which more entries are needed than are looked for at once."""
@@ -46,7 +36,7 @@ def test_supports(spread, top_k, top_p, min_p):
     sampling = Sampling(temperature=0.7, top_k=top_k, top_p=top_p, min_p=min_p)
     m = candidates_of(sampling, 900)
 
-    def top(limit: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    def top(limit):
         below = np.where(logits < limit[:, None], logits, -np.inf)
         lse = np.log(np.exp(logits.astype(np.float64)).sum(1))
         return np.random.default_rng(1).permuted(-np.sort(-below, axis=1)[:, :m], axis=1), lse

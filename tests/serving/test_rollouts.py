@@ -2,14 +2,13 @@
 
 import gc
 import weakref
-from collections.abc import Sequence
 from dataclasses import replace
 from typing import Any
 
 import numpy as np
 import pytest
 import torch
-from decoder_cases import Case, adapted, distance, make_case, make_decoder
+from decoder_cases import adapted, distance, make_case, make_decoder
 from families import FAMILIES
 
 from edgetune.adapters.base import Artifact
@@ -17,16 +16,15 @@ from edgetune.adapters.lora import Pair
 from edgetune.data.packing import Example, collate
 from edgetune.errors import NumericsError, UsageError
 from edgetune.llamacpp.sampling import Sampling
-from edgetune.models.decoder import Decoder
 from edgetune.serving.rollouts.draws import candidates_of
-from edgetune.serving.rollouts.engine import Rollout, Rollouts, Wanted
+from edgetune.serving.rollouts.engine import Rollouts, Wanted
 from edgetune.serving.rollouts.plan import AnswerPlan, fitting
 
 GREEDY = Sampling()
 WARM = Sampling(temperature=1.0, top_k=0, top_p=1.0, min_p=0.0, seed=3)
 
 
-def prompts_of(n_vocab: int) -> list[np.ndarray]:
+def prompts_of(n_vocab):
     """Of one token, of more than a window; some that begin alike, before and after 64 tokens; one twice."""
     rng = np.random.default_rng(0)
     stem = rng.integers(0, n_vocab, 150)
@@ -35,7 +33,7 @@ def prompts_of(n_vocab: int) -> list[np.ndarray]:
     return [np.array(row, np.int32) for row in rows]
 
 
-def opened(case: Case, plan: AnswerPlan, precision: str = "exact") -> Decoder:
+def opened(case, plan, precision="exact"):
     """The case's decoder with room for the plan's answers."""
     run = replace(case.decoder.run, max_tokens=max(plan.live, plan.prompt_tokens, 200), precision=precision,
                   max_length=plan.prompt_tokens + plan.answer_tokens)
@@ -45,8 +43,7 @@ def opened(case: Case, plan: AnswerPlan, precision: str = "exact") -> Decoder:
     return decoder
 
 
-def answer(case: Case, prompts: Sequence[np.ndarray], sampling: Sampling, tokens: int | Sequence[int] = 12, *,
-           live: int = 64, samples: int = 1, precision: str = "exact", **wanted: Any) -> list[Rollout]:
+def answer(case, prompts, sampling, tokens=12, *, live=64, samples=1, precision="exact", **wanted: Any):
     """In the order of prompts and samples."""
     budgets = [tokens] * len(prompts) if isinstance(tokens, int) else list(tokens)
     plan = AnswerPlan(live, samples, max(p.size for p in prompts), max(budgets),
@@ -149,7 +146,7 @@ def test_drawn_is_the_probability_among_what_was_allowed(llama):
             assert abs(row[token] - np.log(np.exp(allowed).sum()) - drawn) < 1e-4
 
 
-def llama_logits(case: Case, tokens: np.ndarray) -> np.ndarray:
+def llama_logits(case, tokens):
     decoder = make_decoder(case.decoder.model, replace(case.decoder.run, max_tokens=200, max_length=200))
     decoder.adapter.load(Artifact(case.pairs), "pairs")
     return decoder.logits(collate([Example(tokens.astype(np.int32), np.zeros(tokens.size, np.float32))]))
@@ -159,7 +156,7 @@ def test_a_budget_holds_as_many_answers_as_fit():
     plan = AnswerPlan(64, 8, 100, 50)
     assert (plan.prompts, plan.answer_blocks, plan.blocks) == (9, 4, 9 * 7 + 64 * 4)
 
-    def needs(plan: AnswerPlan) -> int:
+    def needs(plan):
         return (100 + plan.blocks) << 20
 
     assert fitting(plan, needs, 419 << 20, "--memory 419M").live == 64

@@ -8,8 +8,6 @@ import pytest
 from edgetune.data.packing import Example
 from edgetune.data.trees import micro_batches
 from edgetune.errors import UsageError
-from edgetune.formats.bundle import Bundle
-from edgetune.models.decoder import Decoder
 from edgetune.serving.rollouts import scoring
 from edgetune.serving.rollouts.scoring import open_scorer
 from edgetune.serving.rollouts.texts import Engine
@@ -26,19 +24,19 @@ def process(monkeypatch):
     monkeypatch.setattr(scoring, "GROWTH", 0)
 
 
-def opened(bundle: Bundle, budget: int) -> Decoder:
+def opened(bundle, budget):
     engine = Engine(budget, "--memory", precision="exact", threads=1, backend="cpu")
     return open_scorer(bundle.gguf, {}, engine, longest=TOKENS, at_once=8 * TOKENS)
 
 
-def logps(decoder: Decoder) -> list[list[float]]:
+def logps(decoder):
     rng = np.random.default_rng(5)
     texts = [Example(rng.integers(3, 200, TOKENS).astype(np.int32), np.ones(TOKENS, np.float32)) for _ in range(9)]
     found = scores(decoder, micro_batches(texts, decoder.run.max_tokens))
     return [found[id(text)].tolist() for text in texts]
 
 
-def least(bundle: Bundle) -> int:
+def least(bundle):
     """Bytes, by what the refusal says."""
     with pytest.raises(UsageError, match=rf"text of {TOKENS} tokens need \d+ MiB, the budget is 0 MiB") as refused:
         opened(bundle, 1)

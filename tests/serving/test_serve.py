@@ -1,13 +1,12 @@
 """edgetune.serving.llama, context and sampling against llama_cpp's own high-level class and against merged weights."""
 
 import json
-from pathlib import Path
 
 import llama_cpp
 import numpy as np
 import pytest
 import tiny
-from random_adapters import SEVEN, Pairs, decided_prompts, random_pairs, tokens_of, write_adapter
+from random_adapters import SEVEN, decided_prompts, random_pairs, tokens_of, write_adapter
 
 from edgetune.errors import EdgetuneError, FormatError, MismatchError, UsageError
 from edgetune.formats.gguf import open_gguf
@@ -34,7 +33,7 @@ def _clean(request):
         served.reset()
 
 
-def reference_logits(path: Path, tokens: list[int], n_ctx: int = 512) -> np.ndarray:
+def reference_logits(path, tokens, n_ctx=512):
     """[T, V] by llama_cpp.Llama."""
     model = llama_cpp.Llama(str(path), n_ctx=n_ctx, n_batch=512, n_threads=1, logits_all=True, flash_attn=True,
                             verbose=False)
@@ -44,13 +43,13 @@ def reference_logits(path: Path, tokens: list[int], n_ctx: int = 512) -> np.ndar
     return logits
 
 
-def log_softmax(logits: np.ndarray) -> np.ndarray:
+def log_softmax(logits):
     z = logits.astype(np.float64)
     z -= z.max(axis=-1, keepdims=True)
     return z - np.log(np.exp(z).sum(axis=-1, keepdims=True))
 
 
-def merged_logits(base: Path, pairs: Pairs, scales: dict[str, float], tokens: list[int], path: Path) -> np.ndarray:
+def merged_logits(base, pairs, scales, tokens, path):
     """Logits of an F32 model whose weights hold W + scale * B A."""
     source = open_gguf(base)
     weights = {name: tensor.f32() for name, tensor in source.tensors.items()}
@@ -116,7 +115,7 @@ def test_a_known_beginning_is_not_computed_again(served):
     decoded: list[int] = []
     decode = served.cache.decode
 
-    def counting() -> np.ndarray:
+    def counting():
         decoded.append(served.cache.batch.size)
         return decode()
 
@@ -173,7 +172,7 @@ def test_abandoned_answers_leave_nothing_behind(tiny_llama):
 
 
 def test_switching_adapters_equals_fresh_loads(served, tiny_llama, tmp_path):
-    def measure(model: LlamaModel) -> np.ndarray:
+    def measure(model):
         return model.logprobs(tokens_of(30), np.arange(30) > 20)  # the first 20 tokens come from the cache if they may
 
     files = {
@@ -271,7 +270,7 @@ def test_wrong_adapters_are_refused(served, tiny_llama, tmp_path):
 
 
 def test_a_seed_decides(served):
-    def sample(seed: int | None) -> str:
+    def sample(seed):
         served.reset()
         return "".join(served.generate(tokens_of(8), max_tokens=20, temperature=1.2, top_k=0, top_p=1.0, seed=seed))
 
@@ -330,7 +329,7 @@ def test_generation_ends_at_an_end_token(served):
     prompt = decided_prompts(served, [9], 8, [])[0]
     before = "".join(served.generate(prompt, max_tokens=8))
 
-    def is_end(token: int) -> bool:
+    def is_end(token):
         taken.append(token)
         return len(taken) == 4
 

@@ -15,12 +15,12 @@ from edgetune.serving.llama import LlamaModel
 def test_close_gives_everything_back(tiny_llama, tmp_path):
     adapter = write_adapter(tmp_path / "a.gguf", random_pairs(tiny_llama, {"attn_q": 2}, 6), 2.0)
 
-    def held() -> tuple[int, int]:
+    def held():
         gc.collect()
         maps = Path("/proc/self/maps").read_text().splitlines()
         return len(list(Path("/proc/self/fd").iterdir())), sum(line.endswith(str(tiny_llama)) for line in maps)
 
-    def once() -> LlamaModel:
+    def once():
         with LlamaModel(tiny_llama, threads=1) as served:
             served.load_adapter(adapter, "a")
             served.use("a")
@@ -33,7 +33,7 @@ def test_close_gives_everything_back(tiny_llama, tmp_path):
     assert held() == before
 
 
-def refuses_all_work(closed: LlamaModel, adapter: Path) -> None:
+def refuses_all_work(closed, adapter):
     for use in (lambda: list(closed.generate([5])), lambda: closed.logits([5]), closed.reset, lambda: closed.use(None),
                 lambda: closed.load_adapter(adapter, "b"), lambda: list(closed.complete([[5]], 1))):
         with pytest.raises(ValueError, match="closed"):

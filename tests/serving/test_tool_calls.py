@@ -21,7 +21,7 @@ LAMP = '{"name": "lamp", "arguments": {"room": "a}\\"{", "n": [1, {}]}}'
 ARGUMENTS = {"room": 'a}"{', "n": [1, {}]}
 
 
-def read(tags: tuple[str, str], text: str, cuts: list[int]) -> tuple[str, list[tuple[str, object]]]:
+def read(tags, text, cuts):
     reader = CallReader(*tags, {"lamp", "door"})
     places = sorted({cut % (len(text) + 1) for cut in cuts} | {0, len(text)})
     said = ""

@@ -7,19 +7,13 @@ from edgetune.training.config import TARGETS, TrainConfig
 
 
 @pytest.mark.parametrize(("options", "words"), [
-    ({"rank": 0}, ("rank", "0", "1")),
-    ({"dropout": 1.0}, ("dropout", "1.0", "0.95")),
-    ({"lr": float("nan")}, ("lr", "not a number")),
-    ({"lr": -1.0}, ("lr", "-1")),
-    ({"schedule": "step"}, ("schedule", "'step'", "cosine")),
-    ({"targets": "q_proj,lm_head"}, ("lm_head", "q_proj")),
-    ({"targets": ""}, ("targets", "all")),
-    ({"blocks": "middle:3"}, ("middle:3", "last:K")),
-    ({"epochs": 0.0}, ("epochs", "steps")),
-    ({"checkpoint_every": "soon"}, ("checkpoint-every", "'soon'", "5m")),
+    ({"rank": 0}, ("rank", "0", "1")), ({"dropout": 1.0}, ("dropout", "1.0", "0.95")),
+    ({"lr": float("nan")}, ("lr", "not a number")), ({"lr": -1.0}, ("lr", "-1")),
+    ({"schedule": "step"}, ("schedule", "'step'", "cosine")), ({"targets": "q_proj,lm_head"}, ("lm_head", "q_proj")),
+    ({"targets": ""}, ("targets", "all")), ({"blocks": "middle:3"}, ("middle:3", "last:K")),
+    ({"epochs": 0.0}, ("epochs", "steps")), ({"checkpoint_every": "soon"}, ("checkpoint-every", "'soon'", "5m")),
     ({"checkpoint_every": "-1s"}, ("checkpoint-every", "'-1s'", "never")),
-    ({"max_length": 1}, ("max-length", "1", "2")),
-])
+    ({"max_length": 1}, ("max-length", "1", "2"))])
 def test_wrong_options_are_refused_in_one_sentence(options, words):
     with pytest.raises(UsageError) as caught:
         TrainConfig(**options).check()

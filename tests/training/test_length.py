@@ -5,7 +5,6 @@ import pytest
 from counting import OPTIONS, dataset, sequences
 from durable import metrics
 
-from edgetune.errors import UsageError
 from edgetune.models.networks import open_network
 from edgetune.training import length
 from edgetune.training.config import TrainConfig
@@ -122,19 +121,6 @@ def test_a_run_by_its_data_ends_after_three_measurements_that_are_worse(bundle, 
     assert measured == list(range(0, record["steps"] + 1, 9))  # as many rows as are learned: not once a pass of 6
     assert record["steps"] < 90
     assert record["held_out"]["best_step"] in measured[1:-3]
-
-
-@pytest.mark.parametrize(("options", "words"), [
-    ({"epochs": "many"}, "epochs is 'many', of type str; give a number, or 'auto'"),
-    ({"epochs": True}, "epochs is True, of type bool; give a number, or 'auto'"),
-    ({"epochs": -1.0}, "epochs is -1.0, the least is 0"),
-    ({"patience": 1.5}, "patience is 1.5, of type float; give a whole number, or 'auto'"),
-    ({"patience": -1}, "patience is -1, the least is 0"),
-    ({"rank": "auto"}, "rank is 'auto', of type str"),
-])
-def test_neither_a_number_nor_auto(options, words):
-    with pytest.raises(UsageError, match=words):
-        TrainConfig(**options).check()
 
 
 @pytest.mark.parametrize(("flags", "code", "words"), [

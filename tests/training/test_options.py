@@ -22,14 +22,10 @@ ROOT = Path(__file__).parents[2]
     ({"rnak": 8}, ("'rnak' is no option", "did you mean rank")),
     ({"learning_rate": 1e-3}, ("'learning_rate' is no option", "lr")),
     ({"rank": "8"}, ("rank is '8'", "str", "a whole number, such as 8")),
-    ({"rank": 8.0}, ("rank is 8.0", "a whole number")),
-    ({"rank": True}, ("rank is True", "a whole number")),
-    ({"lr": "1e-3"}, ("lr is '1e-3'", "a number")),
-    ({"lr": None}, ("lr is None", "a number")),
+    ({"rank": 8.0}, ("rank is 8.0", "a whole number")), ({"rank": True}, ("rank is True", "a whole number")),
+    ({"lr": "1e-3"}, ("lr is '1e-3'", "a number")), ({"lr": None}, ("lr is None", "a number")),
     ({"patience": 3}, ("patience is an option of a run", "edgetune.run")),
-    ({"shuffle": 1}, ("shuffle is 1", "True or False")),
-    ({"targets": ["q_proj"]}, ("targets is ['q_proj']", "text")),
-])
+    ({"shuffle": 1}, ("shuffle is 1", "True or False")), ({"targets": ["q_proj"]}, ("targets is ['q_proj']", "text"))])
 def test_trainer_refuses_in_a_sentence(bundle, options, words):
     with pytest.raises(UsageError) as caught:
         Trainer(bundle, **options)

@@ -40,7 +40,7 @@ def asked(monkeypatch):
     found: list[Example] = []
     add = Reference.add
 
-    def spy(self: Reference, example: Example) -> None:
+    def spy(self, example):
         found.append(example)
         add(self, example)
 
@@ -69,8 +69,7 @@ def test_a_second_run_and_a_resume_ask_nothing(bundle, sets, tmp_path, asked):
     assert len(asked) == 16  # both answers of all pairs
     run(bundle, learned, tmp_path / "second", CONFIG, held_out=held, objective=DPO)
     with pytest.raises(Interrupted, match=r"after step [1-5] of 6"):
-        run(bundle, learned, tmp_path / "third", CONFIG, held_out=held, objective=DPO,
-            callbacks=stopping(40))
+        run(bundle, learned, tmp_path / "third", CONFIG, held_out=held, objective=DPO, callbacks=stopping(40))
     for path in cache_folder().rglob("*.npz"):
         path.unlink()
     run(bundle, learned, tmp_path / "third", CONFIG, held_out=held, objective=DPO, resume=True)
@@ -99,8 +98,7 @@ def test_the_reference_is_the_adapter_that_training_starts_from(bundle, sets, st
         path.unlink()
     out = tmp_path / "out"
     with pytest.raises(Interrupted):
-        run(bundle, learned, out, CONFIG, held_out=held, objective=DPO, start=start,
-            callbacks=stopping(calls))
+        run(bundle, learned, out, CONFIG, held_out=held, objective=DPO, start=start, callbacks=stopping(calls))
     harm(out / FILE)
     run(bundle, learned, out, CONFIG, held_out=held, objective=DPO, resume=True)
     assert (out / "adapter.gguf").read_bytes() == (whole / "adapter.gguf").read_bytes()
@@ -109,8 +107,7 @@ def test_the_reference_is_the_adapter_that_training_starts_from(bundle, sets, st
 def test_another_adapter_in_the_place_of_the_reference_is_refused(bundle, sets, start, tmp_path):
     out = tmp_path / "out"
     with pytest.raises(Interrupted):
-        run(bundle, sets[0], out, CONFIG, objective=DPO, start=start,
-            callbacks=stopping(60))
+        run(bundle, sets[0], out, CONFIG, objective=DPO, start=start, callbacks=stopping(60))
     (out / FILE).unlink()
     for path in cache_folder().rglob("*.npz"):
         path.unlink()

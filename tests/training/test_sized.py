@@ -1,11 +1,11 @@
 """max_length "auto": by the longest row, the model's context and the memory; alike in plan, train and data check."""
 
 import json
-from pathlib import Path
 
 import pytest
 from commands import run as command
 from counting import OPTIONS
+from json_lines import write_lines
 from tiny import write_tiny
 
 import edgetune
@@ -20,11 +20,6 @@ from edgetune.training.sized import load_run, sized_by
 
 LONG = {"prompt": "turn the light off", "completion": "on the " * 400}
 SHORT = {"prompt": "turn the light off", "completion": "on"}
-
-
-def write(path: Path, *rows: object) -> Path:
-    path.write_text("".join(json.dumps(row) + "\n" for row in rows))
-    return path
 
 
 @pytest.fixture
@@ -45,7 +40,7 @@ def test_rows_are_read_up_to_the_context(context, limit):
 
 
 def test_nothing_of_a_long_row_is_cut_where_memory_has_room(model, tmp_path):
-    data = write(tmp_path / "rows.jsonl", *[SHORT] * 3, LONG)
+    data = write_lines(tmp_path / "rows.jsonl", [*[SHORT] * 3, LONG])
     config, rows, held = load_run(open_bundle(model), data, "none", TrainConfig(), Sft())
     longest = max(example.tokens.size for example in rows.examples)
     assert held is None
@@ -56,9 +51,9 @@ def test_nothing_of_a_long_row_is_cut_where_memory_has_room(model, tmp_path):
 @pytest.mark.parametrize(("room", "found"), [(1500, 832), (700, 512), (100, 512)])
 def test_rows_are_cut_where_memory_has_no_room(model, tmp_path, monkeypatch, room, found):
     """Memory for `room` tokens: rows of 820 are read up to 2048, 1024 or 512 of them; the plan alone refuses."""
-    data = write(tmp_path / "rows.jsonl", *[SHORT] * 3, LONG)
+    data = write_lines(tmp_path / "rows.jsonl", [*[SHORT] * 3, LONG])
 
-    def plan(_model: object, config: TrainConfig, **_options: object) -> None:
+    def plan(_model, config, **_options: object):
         if config.row_limit > room:
             raise UsageError("this does not fit")
 
@@ -69,7 +64,7 @@ def test_rows_are_cut_where_memory_has_no_room(model, tmp_path, monkeypatch, roo
 
 
 def test_prompts_have_room_for_their_answers(model, tmp_path):
-    data = write(tmp_path / "rows.jsonl", *[{"prompt": "on the " * 300}] * 2)
+    data = write_lines(tmp_path / "rows.jsonl", [{"prompt": "on the " * 300}] * 2)
     objective = Grpo(max_completion_length=100)
     config, rows, _ = load_run(open_bundle(model), data, "none", TrainConfig(), objective)
     assert config.row_limit >= max(example.tokens.size for example in rows.examples) + 100
@@ -79,7 +74,7 @@ def test_a_run_that_is_resumed_keeps_its_length(model, tmp_path):
     bundle = open_bundle(model)
     options = {**OPTIONS, "steps": 2}
     del options["max_length"]
-    data = write(tmp_path / "rows.jsonl", SHORT, LONG)
+    data = write_lines(tmp_path / "rows.jsonl", [SHORT, LONG])
     loaded = load_run(bundle, data, "none", TrainConfig(**options, max_length=64), Sft())
     run(bundle, loaded[1], tmp_path / "out", loaded[0])
     record = run(bundle, loaded[1], tmp_path / "out", TrainConfig(**options), resume=True, more=1.0)
@@ -87,7 +82,7 @@ def test_a_run_that_is_resumed_keeps_its_length(model, tmp_path):
 
 
 def test_plan_train_and_data_check_agree(model, tmp_path):
-    data = write(tmp_path / "rows.jsonl", *[SHORT] * 3, LONG)
+    data = write_lines(tmp_path / "rows.jsonl", [*[SHORT] * 3, LONG])
     checked = json.loads(command("data", "check", data, model, "--json"))
     planned = json.loads(command("plan", model, data, "--eval", "none", "--no-measure", "--json"))
     trained = edgetune.train(model, data, tmp_path / "out", "none", steps=1, threads=1, anchors=0)

@@ -3,8 +3,6 @@
 It repeats the rows with the largest losses of the last measurement of each: a curriculum with a state of its own.
 """
 
-from __future__ import annotations
-
 from collections.abc import Mapping, Sequence
 from typing import Any
 

@@ -1,7 +1,5 @@
 """A run that yields: pauses, fewer threads, rests and smaller micro-batches, and what it must not change."""
 
-from __future__ import annotations
-
 import io
 import json
 import os
@@ -17,13 +15,14 @@ import pytest
 from boards import MIB, Board
 from counting import OPTIONS, dataset
 from durable import metrics
+from json_lines import write_lines
 from rich.console import Console
 from tiny import write_tiny
 
 from edgetune.adapters.store import open_adapter
 from edgetune.backends.arena import Arena
 from edgetune.data.packing import Example
-from edgetune.formats.bundle import Bundle, open_bundle
+from edgetune.formats.bundle import open_bundle
 from edgetune.machine.device import read_device
 from edgetune.machine.governor import Governor
 from edgetune.machine.policy import Policy
@@ -49,13 +48,13 @@ class Script:
     changes: second -> what happens to the board. Notes the seconds at which it was asked while the run was paused.
     """
 
-    def __init__(self, root: Path, changes: dict[int, tuple[str, object]], **policy: object) -> None:
+    def __init__(self, root, changes, **policy: object):
         self.board = Board(root)
         self.seconds = 0
         self.changes = changes
         self.governor = Governor(Policy(**policy), read_device(root).profile, root, clock=lambda: float(self.seconds))
 
-    def __call__(self) -> bool:
+    def __call__(self):
         self.seconds += 1
         self.board.tick()
         if self.seconds in self.changes:
@@ -64,11 +63,11 @@ class Script:
         return False
 
 
-def governor_lines(out: Path) -> list[dict[str, object]]:
+def governor_lines(out):
     return [line for line in metrics(out) if line["event"] == "governor"]
 
 
-def run_governed(bundle: Bundle, out: Path, script: Script, config: TrainConfig = CONFIG) -> dict[str, object]:
+def run_governed(bundle, out, script, config=CONFIG):
     return run(bundle, dataset(24), out, config, held_out=dataset(6, 1),
                callbacks=RunCallbacks(should_stop=script, governor=script.governor))
 
@@ -123,7 +122,7 @@ def test_a_step_that_was_given_up_for_memory_is_done_again(bundle, tmp_path, mon
     given_up: list[int] = []
     call = Throttle.__call__
 
-    def ask(self: Throttle) -> bool:
+    def ask(self):
         try:
             return call(self)
         except MemoryPressure:
@@ -141,7 +140,7 @@ def test_released_memory_is_gone_and_changes_nothing(bundle):
     options = {**OPTIONS, "max_length": 512, "micro_batch": 2048, "recompute": "none"}
     rows = [Example(np.arange(n, n + 400, dtype=np.int32) % 400, np.ones(400, np.float32)) for n in range(8)]
 
-    def rss(kind: str) -> int:
+    def rss(kind):
         return next(int(line.split()[1]) * 1024 for line in Path("/proc/self/status").read_text().splitlines()
                     if line.startswith(kind))
 
@@ -170,7 +169,7 @@ def test_one_thread_rests_as_long_as_it_works(bundle, tmp_path):
     governor = Governor(Policy(), read_device(tmp_path).profile, tmp_path, clock=lambda: now[0])
     trainer = Trainer(bundle, **{**OPTIONS, "threads": 1})
 
-    def sleep(seconds: float) -> None:
+    def sleep(seconds):
         now[0] += seconds
 
     events: list[dict[str, object]] = []
@@ -194,14 +193,14 @@ def test_one_thread_rests_as_long_as_it_works(bundle, tmp_path):
 class Clock:
     """Seconds that pass as a test says, and in sleep."""
 
-    def __init__(self) -> None:
+    def __init__(self):
         self.now = 0.0
         self.slept = 0.0
 
-    def __call__(self) -> float:
+    def __call__(self):
         return self.now
 
-    def sleep(self, seconds: float) -> None:
+    def sleep(self, seconds):
         self.now += seconds
         self.slept += seconds
 
@@ -250,7 +249,7 @@ def test_a_run_yields_to_answers_and_says_so_now_and_then(bundle, tmp_path):
 def test_answers_change_no_bit_of_what_is_learned(bundle, tmp_path):
     asked = [0]
 
-    def busy() -> bool:
+    def busy():
         asked[0] += 1
         return asked[0] % 3 == 0
 
@@ -289,7 +288,7 @@ ROWS = [{"prompt": f"turn on lamp {i}", "completion": json.dumps({"lamp": i})} f
 SMALL = ["--rank", "4", "--max-length", "64", "--threads", "2", "--batch-size", "4", "--steps", "20"]
 
 
-def train_command(*args: str) -> list[str]:
+def train_command(*args: str):
     return [sys.executable, "-m", "edgetune", "train", "model.gguf", "rows.jsonl", *SMALL, *args]
 
 
@@ -297,7 +296,7 @@ def train_command(*args: str) -> list[str]:
 def test_the_command_pauses_stops_and_resumes(tmp_path):
     """A busy file pauses it, all threads are nice, SIGTERM ends the pause, and --resume gives the same bytes."""
     write_tiny(tmp_path / "model.gguf", formats="Q8_0")
-    (tmp_path / "rows.jsonl").write_text("".join(json.dumps(row) + "\n" for row in ROWS))
+    write_lines(tmp_path / "rows.jsonl", ROWS)
     (tmp_path / "policy.toml").write_text(f'busy-file = "{tmp_path}/busy"\nnice = 7\n')
     (tmp_path / "busy").touch()
     process = subprocess.Popen(train_command("-o", "out", "--policy", "policy.toml"), cwd=tmp_path,
@@ -357,14 +356,14 @@ def cgroup():
 def test_another_process_takes_all_but_100_mib_of_a_cgroup(cgroup, tmp_path):
     """Real memory of a real cgroup: training shrinks while it is taken, and recovers when it is free again."""
     write_tiny(tmp_path / "model.gguf", formats="Q8_0")
-    (tmp_path / "rows.jsonl").write_text("".join(json.dumps(row) + "\n" for row in ROWS))
+    write_lines(tmp_path / "rows.jsonl", ROWS)
     (cgroup / "memory.limit_in_bytes").write_text(str(600 * MIB))
     inside = ["sh", "-c", f'echo $$ > {cgroup}/cgroup.procs && exec "$@"', "sh"]
     process = subprocess.Popen([*inside, *train_command("-o", "out", "--steps", "1000000")], cwd=tmp_path,
                                stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
     hog = None
 
-    def wait_until_memory(short: bool) -> None:
+    def wait_until_memory(short):
         """Other programs of this machine may be a reason to be slower before and after."""
         deadline = time.monotonic() + 60
         while not (lines := governor_lines(tmp_path / "out")) or (lines[-1]["rule"] == "memory") != short:

@@ -25,7 +25,7 @@ CONFIG = TrainConfig(rank=4, lr=2e-2, batch_size=8, max_length=64, threads=2, st
                      checkpoint_every="0.000001")
 
 
-def behind_an_instruction(count: int, group: int = 0) -> list[Example]:
+def behind_an_instruction(count, group=0):
     """Rows of 12 tokens, which count upwards and are learned, behind the same 40."""
     weights = np.r_[np.zeros(40), np.ones(12)].astype(np.float32)
     return [Example(np.r_[np.arange(40), np.arange(i, i + 12)].astype(np.int32), weights, i // 4 * group)
@@ -88,7 +88,7 @@ def test_a_process_takes_what_was_planned(tmp_path):
     """Eight answers to a prompt in the least memory, which is that of the prompt and the longest answer."""
     path = write_tiny(tmp_path / "model.gguf", formats="Q8_0", d_model=256, d_ff=1024, n_blocks=4)
 
-    def train(budget: str) -> subprocess.CompletedProcess[str]:
+    def train(budget):
         return subprocess.run([sys.executable, "-c", IN_A_PROCESS, str(path), budget], text=True, capture_output=True)
 
     least = re.search(r"give it --memory (\d+M)", train("1M").stderr)

@@ -44,7 +44,7 @@ def asked(monkeypatch):
     found: list[int] = []
     read = Reference._read
 
-    def spy(self: Reference, example: Any) -> Any:
+    def spy(self, example):
         value = read(self, example)
         found.append(value.size // example.supervised)
         return value
@@ -60,7 +60,7 @@ def sets(bundle):
     return learned, held
 
 
-def forget() -> None:
+def forget():
     for path in cache_folder().rglob("*.npz"):
         path.unlink()
 
@@ -104,7 +104,7 @@ def test_a_plan_of_little_memory_reads_one_document_after_another(bundle, sets):
         computed: list[int] = []
         score = trainer.decoder.score
 
-        def spy(batch: Any, best: Any = None, score: Any = score, computed: list[int] = computed) -> Any:
+        def spy(batch, best=None, score=score, computed=computed):
             computed.append(batch.computed)
             return score(batch, best)
 

@@ -26,11 +26,11 @@ ALPHA = OPTIONS.gate_alpha
 RUNS = 300
 
 
-def held(adapter: str, values: Sequence[float], rise: float = 0.0, kl: float = 0.0) -> HeldAnswers:
+def held(adapter, values, rise=0.0, kl=0.0):
     return HeldAnswers(adapter, [""] * len(values), values, rise, kl)
 
 
-def decided(before: Sequence[float], tests: int = 0, **now: Sequence[float]) -> Gated:
+def decided(before, tests=0, **now: Sequence[float]):
     found = {PUBLISHED: held(PUBLISHED, before), **{name: held(name, values) for name, values in now.items()}}
     decisions = decide(found, [*now], OPTIONS, tests)
     chosen = choose(found, decisions)
@@ -106,17 +106,17 @@ def test_only_tests_since_the_last_publication_count():
 Questions = Callable[[np.random.Generator, int], np.ndarray]  # of a round: how often each is answered rightly
 
 
-def ring(_: np.random.Generator, number: int) -> np.ndarray:
+def ring(_, number):
     """64 of 128 questions, the other half in each second round: each set differs from that of the last test."""
     return np.linspace(0.05, 0.95, 128).reshape(2, 64)[number % 2]
 
 
-def drifting(rng: np.random.Generator, number: int) -> np.ndarray:
+def drifting(rng, number):
     """New questions in each round, which become easier or harder."""
     return rng.beta(1 + number % 5, 3, 40)
 
 
-def published_within(rounds: int, questions: Questions, has_labels: bool, seed: int) -> float:
+def published_within(rounds, questions, has_labels, seed):
     """The share of runs in which an adapter that answers as the active one does is published. has_labels: the first
     round has two candidates.
     """

@@ -3,18 +3,19 @@
 import json
 
 import pytest
+from json_lines import write_lines
 
 from edgetune.data.question import question_key
 from edgetune.errors import DataError
 from edgetune.tutor.questions import Question, in_turn, pool_of, read_questions
 
 
-def questions(n: int, reference: str = "", word: str = "question") -> list[Question]:
+def questions(n, reference="", word="question"):
     rows = [{"prompt": f"{word} {i}"} for i in range(n)]
     return [Question(question_key(row), row, reference) for row in rows]
 
 
-def keys_of(found: object) -> set[str]:
+def keys_of(found):
     return {question.key for question in found}  # type: ignore[attr-defined]
 
 
@@ -74,8 +75,7 @@ def test_named_held_out_rows_are_never_learned():
 def test_held_rows_are_of_either_kind(row, tmp_path, tokenizer):
     answered = {"prompt": "off?", "completion": "no"}
     chat = {"messages": [{"role": "user", "content": "dim?"}, {"role": "assistant", "content": "yes"}]}
-    path = tmp_path / "held.jsonl"
-    path.write_text("".join(json.dumps(each) + "\n" for each in (row, answered, chat)))
+    path = write_lines(tmp_path / "held.jsonl", [row, answered, chat])
     found = read_questions(path, tokenizer, None, labelled=None)
     assert [(question.text, question.reference) for question in found] == [("on?", ""), ("off?", "no"), ("dim?", "yes")]
 

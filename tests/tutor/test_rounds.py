@@ -3,7 +3,6 @@
 import json
 import re
 import threading
-from collections.abc import Sequence
 from contextlib import closing
 from dataclasses import replace
 from pathlib import Path
@@ -12,25 +11,24 @@ from typing import Any
 import pytest
 from asked import question
 from click.testing import CliRunner
+from json_lines import read_lines, write_lines
 
 from edgetune import disk
 from edgetune.adapters.store import open_adapter, read_run
 from edgetune.cli.app import cli
 from edgetune.errors import DataError, EdgetuneError, Interrupted, MismatchError, UsageError
 from edgetune.evaluation.graders.base import read_grader
-from edgetune.formats.bundle import Bundle
 from edgetune.llamacpp.tokenizer import Tokenizer
 from edgetune.training.config import TrainConfig
 from edgetune.tutor import gate
 from edgetune.tutor.answering import ModelAnswer, graded
-from edgetune.tutor.files import R, Round, rounds_of
+from edgetune.tutor.files import Round, rounds_of
 from edgetune.tutor.folder import roll_back
 from edgetune.tutor.gate import LABELS, ROUND, Gated
 from edgetune.tutor.inspect import summary
 from edgetune.tutor.options import STEPS, TutorOptions, of_earlier
-from edgetune.tutor.questions import Question, pool_of
+from edgetune.tutor.questions import pool_of
 from edgetune.tutor.results import Chosen, Drawn, Labels, Published, Trained
-from edgetune.tutor.rounds import TutorState
 from edgetune.tutor.setting import Setting
 from edgetune.tutor.teach import teach
 
@@ -47,15 +45,15 @@ def files(tmp_path_factory):
     """(prompts, labelled rows, a text to keep): say "aa" to all."""
     folder = tmp_path_factory.mktemp("files")
     prompts = folder / "prompts.jsonl"
-    prompts.write_text("".join(json.dumps({"prompt": f"say {i}"}) + "\n" for i in range(60)))
+    write_lines(prompts, [{"prompt": f"say {i}"} for i in range(60)])
     labelled = folder / "labelled.jsonl"
-    labelled.write_text("".join(json.dumps({"prompt": f"tell {i}", "completion": "aa"}) + "\n" for i in range(40)))
+    write_lines(labelled, [{"prompt": f"tell {i}", "completion": "aa"} for i in range(40)])
     keep = folder / "keep.jsonl"
     keep.write_text('{"text": "Cats sleep for most of the day."}\n')  # short: tokens are bytes here
     return prompts, labelled, keep
 
 
-def go(bundle: Bundle, out: Path, files: Files, options: TutorOptions = OPTIONS, **more: Any) -> TutorState:
+def go(bundle, out, files, options=OPTIONS, **more: Any):
     return teach(bundle, files[0], out, **{"labelled": files[1], "keep": files[2], "options": options,
                                            "config": CONFIG, **more})
 
@@ -77,33 +75,33 @@ def done(made):
     return made[0]
 
 
-def invoke(*words: str) -> str:
+def invoke(*words: str):
     result = CliRunner().invoke(cli, words, catch_exceptions=False)
     assert result.exit_code == 0, result.output
     return result.stdout
 
 
-def bytes_of(out: Path) -> dict[str, bytes]:
+def bytes_of(out):
     """All that a run leaves but the seconds and the records of trainings, which have them too."""
     return {str(path.relative_to(out)): path.read_bytes() for path in sorted(out.rglob("*"))
             if path.is_file() and path.name not in ("times.jsonl", "run.json", "metrics.jsonl", "metrics.csv",
                                                     "report.html")}
 
 
-def read(out: Path, number: int, kind: type[R]) -> R:
+def read(out, number, kind):
     found = Round(out, number).read(kind)
     assert found
     return found
 
 
-def learned(round: Round, kind: type[Trained] = Trained) -> set[str]:
+def learned(round, kind=Trained):
     found = round.read(kind)
     assert found
     return {row.key for row in found.rows}
 
 
 def test_the_files_of_a_run(bundle, done):
-    ledger = [json.loads(line) for line in (done / "ledger.jsonl").read_text().splitlines()]
+    ledger = read_lines(done / "ledger.jsonl")
     assert [round.number for round in rounds_of(done)] == [1, 2]
     again = [f"refit {step}" for step in ("labels", "draw", "choose", "train")]
     assert [line["step"] for line in ledger if line["round"] == 1] == [*STEPS, *again]
@@ -143,7 +141,7 @@ def test_an_adapter_that_does_harm_is_not_published_in_place_of_the_tested_one(b
     """The final one learned the held-out rows too, and no question is left that it did not learn."""
     measure = gate.measure
 
-    def harmful(setting: Setting, questions: Sequence[Question], *given: Any) -> Any:
+    def harmful(setting, questions, *given: Any):
         found = measure(setting, questions, *given)
         return found if questions else {name: replace(one, rise=1e9 * (name == ROUND)) for name, one in found.items()}
 
@@ -156,7 +154,7 @@ def test_an_adapter_that_does_harm_is_not_published_in_place_of_the_tested_one(b
 
 def test_named_held_out_rows_are_never_learned(bundle, files, tmp_path):
     held = tmp_path / "held.jsonl"
-    held.write_text("".join(json.dumps({"prompt": f"tell {i}", "completion": "aa"}) + "\n" for i in range(50, 60)))
+    write_lines(held, [{"prompt": f"tell {i}", "completion": "aa"} for i in range(50, 60)])
     out = tmp_path / "out"
     go(bundle, out, files, replace(OPTIONS, rounds=1), held=held)
     assert len(read(out, 1, Gated).keys) == 10
@@ -183,7 +181,7 @@ def test_a_stopped_run_continues_to_the_same_bytes(bundle, files, done, tmp_path
     for before, at in (("choose", "train"), ("train", "gate"), ("gate", "refit/train")):
         asked: list[bool] = []
 
-        def stop(done: Path = folder / f"{before}.json", asked: list[bool] = asked) -> bool:
+        def stop(done=folder / f"{before}.json", asked=asked):
             asked += [True] * done.exists()
             return len(asked) > 3
 
@@ -241,7 +239,7 @@ def test_answers_that_do_not_help_leave_the_labelled_rows_alone(bundle, files, t
     """The round passes too, and has fewer right: the labelled rows alone are learned again with the held-out ones."""
     measure = gate.measure
 
-    def worse(*given: Any) -> Any:
+    def worse(*given: Any):
         found = measure(*given)
         if LABELS in found:
             values = [1.0] * (len(found[LABELS].values) - 1)
@@ -334,7 +332,7 @@ def test_one_of_two_begins(bundle, files, tmp_path):
     out.mkdir()
     held, over = threading.Event(), threading.Event()
 
-    def hold() -> None:
+    def hold():
         with disk.alone(out):
             held.set()
             over.wait()
