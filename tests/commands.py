@@ -1,5 +1,6 @@
 """A command as a user types it, in this process."""
 
+import click
 from click.testing import CliRunner
 
 from edgetune.cli import cli
@@ -12,3 +13,12 @@ def run(*args, code=0):
         raise result.exception
     assert result.exit_code == code, result.output
     return (result.stdout if "--json" in args else "") or result.output
+
+
+def all_commands(group=cli, path=()):
+    """The words of each."""
+    for name in group.list_commands(None):
+        command = group.get_command(None, name)
+        yield (*path, name)
+        if isinstance(command, click.Group):
+            yield from all_commands(command, (*path, name))

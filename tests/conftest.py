@@ -5,6 +5,7 @@ from __future__ import annotations
 import gc
 import importlib.util
 import os
+import shutil
 import signal
 import sys
 from collections.abc import Generator, Iterator
@@ -172,3 +173,9 @@ def stopped(bundle: Bundle, tmp_path_factory: pytest.TempPathFactory) -> Path:
     stop_after(5, bundle, out)
     assert sorted(path.name for path in out.glob("checkpoint*")) == ["checkpoint-4", "checkpoint-5"]
     return out
+
+
+@pytest.fixture
+def paused(stopped: Path, tmp_path: Path) -> Path:
+    """A copy of that folder, to be changed."""
+    return shutil.copytree(stopped, tmp_path / "out")

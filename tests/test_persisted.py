@@ -74,20 +74,18 @@ def rewrite(path, change):
 
 
 @pytest.mark.parametrize("part", ["plan", "state"])
-def test_a_run_of_another_edgetune_is_refused_by_the_field(stopped, bundle, tmp_path, part):
-    shutil.copytree(stopped, tmp_path / "out")
-    for path in checkpoint.found(tmp_path / "out"):
+def test_a_run_of_another_edgetune_is_refused_by_the_field(paused, bundle, part):
+    for path in checkpoint.found(paused):
         rewrite(path, lambda meta: meta[part].update(colour="red"))
-    said = refused(bundle, tmp_path / "out", f"the {part} in .*checkpoint-5 has the field 'colour'", resume=True)
+    said = refused(bundle, paused, f"the {part} in .*checkpoint-5 has the field 'colour'", resume=True)
     assert said.endswith("use the edgetune that wrote it")
-    assert len(checkpoint.found(tmp_path / "out")) == 2
+    assert len(checkpoint.found(paused)) == 2
 
 
-def test_a_run_of_an_earlier_edgetune_resumes_with_defaults(stopped, bundle, tmp_path, wanted):
-    shutil.copytree(stopped, tmp_path / "out")
-    for path in checkpoint.found(tmp_path / "out"):
+def test_a_run_of_an_earlier_edgetune_resumes_with_defaults(paused, bundle, wanted):
+    for path in checkpoint.found(paused):
         rewrite(path, lambda meta: (meta["plan"].pop("optimizer_state"), meta["state"].pop("changed")))
-    assert go(bundle, tmp_path / "out", resume=True) == wanted
+    assert go(bundle, paused, resume=True) == wanted
 
 
 @pytest.mark.parametrize("held", ["many", 3, [], {"loss_before": "x"}, None, {}])

@@ -9,9 +9,9 @@ import sys
 from collections import Counter
 from pathlib import Path
 
-import click
 import pytest
 from click.testing import CliRunner
+from commands import all_commands
 from prose import docstrings, prose
 
 from edgetune.cli import cli
@@ -47,19 +47,11 @@ LEFT_IN_PAGES: dict[str, int] = {
 }
 
 
-def commands(group, path=()):
-    for name in group.list_commands(None):
-        command = group.get_command(None, name)
-        yield (*path, name)
-        if isinstance(command, click.Group):
-            yield from commands(command, (*path, name))
-
-
 def found(text, idioms=IDIOMS):
     return [f"{match[0]!r}: {plain}" for idiom, plain in idioms.items() for match in re.finditer(idiom, text, re.I)]
 
 
-@pytest.mark.parametrize("path", [(), *commands(cli)], ids=" ".join)
+@pytest.mark.parametrize("path", [(), *all_commands()], ids=" ".join)
 def test_help(path):
     texts = [CliRunner().invoke(cli, [*path, flag], terminal_width=10_000).output for flag in ("--help", "--help-all")]
     text = " ".join(" ".join(texts).split())

@@ -1,13 +1,12 @@
 """Adapters on disk: what llama.cpp makes of the file, what comes back, what is refused. llama.cpp is the judge."""
 
-import resource
-from contextlib import contextmanager
 
 import gguf
 import numpy as np
 import pytest
 import tiny
 from families import logits_of
+from full_disks import full_disk
 from random_adapters import distance, random_updates
 
 from edgetune.adapters import store as adapter
@@ -254,17 +253,6 @@ def test_values_that_are_not_finite_are_not_written(value, base, pairs, tmp_path
     with pytest.raises(NumericsError):
         save_adapter(tmp_path / "b", {NAMES[0]: Pair(pairs[NAMES[0]].a * np.nan, pairs[NAMES[0]].b, 1.0)}, base, {})
     assert [p.name for p in tmp_path.iterdir()] == ["a.gguf"]
-
-
-@contextmanager
-def full_disk(limit):
-    """No file may grow beyond `limit` bytes."""
-    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
-    resource.setrlimit(resource.RLIMIT_FSIZE, (limit, hard))
-    try:
-        yield
-    finally:
-        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
 
 
 def test_a_full_disk_leaves_what_was_there(base, pairs, tmp_path):

@@ -1,6 +1,5 @@
 """Merged files: the weights by numpy and the gguf package, the whole by llama.cpp."""
 
-import resource
 import shutil
 
 import gguf
@@ -8,6 +7,7 @@ import numpy as np
 import pytest
 import tiny
 from families import logits_of
+from full_disks import full_disk
 from random_adapters import distance, random_updates
 from sometimes import SOME_FORMATS, mostly_slow
 
@@ -203,13 +203,8 @@ def test_a_full_disk_leaves_nothing(to, limit, base, quantized, tmp_path):
     """No file may grow beyond `limit` bytes: full in the header, in the weights, and (Q8_0) in llama.cpp's hands."""
     of = quantized if limit == 118_000 and to == "Q8_0" else base
     pairs = {name: pair for name, pair in pairs_for(of).items() if name == "blk.0.attn_k" or of is base}
-    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
-    resource.setrlimit(resource.RLIMIT_FSIZE, (limit, hard))
-    try:
-        with pytest.raises(EdgetuneError, match=r"cannot write .*m\.gguf") as caught:
-            merge(of, pairs, tmp_path / "m.gguf", to)
-    finally:
-        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+    with full_disk(limit), pytest.raises(EdgetuneError, match=r"cannot write .*m\.gguf") as caught:
+        merge(of, pairs, tmp_path / "m.gguf", to)
     assert ("llama.cpp" in caught.value.what) == (of is quantized)
     assert list(tmp_path.iterdir()) == []
 

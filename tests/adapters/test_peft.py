@@ -2,7 +2,6 @@
 
 import json
 import os
-import resource
 import struct
 from typing import Any
 
@@ -12,6 +11,7 @@ import pytest
 import safetensors.torch
 import torch
 from families import FAMILIES, hf_logits, logits_of, make_family
+from full_disks import full_disk
 from random_adapters import distance, random_updates
 from tiny import write_tiny
 
@@ -242,13 +242,8 @@ def test_export_refuses(llama, folder):
 
 @pytest.mark.parametrize("limit", [100, 2_000])
 def test_a_full_disk_leaves_nothing(limit, llama, tmp_path):
-    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
-    resource.setrlimit(resource.RLIMIT_FSIZE, (limit, hard))
-    try:
-        with pytest.raises(EdgetuneError, match=r"cannot write .*peft: "):
-            export_peft(random_updates(llama, SOME), llama, tmp_path / "peft")
-    finally:
-        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+    with full_disk(limit), pytest.raises(EdgetuneError, match=r"cannot write .*peft: "):
+        export_peft(random_updates(llama, SOME), llama, tmp_path / "peft")
     assert list(tmp_path.iterdir()) == []
 
 

@@ -10,11 +10,10 @@ import sys
 import time
 from pathlib import Path
 
-import click
 import pytest
 from boards import Board
 from click.testing import CliRunner
-from commands import run
+from commands import all_commands, run
 from json_lines import write_lines
 from screens import screen
 from sometimes import mostly_slow
@@ -269,15 +268,7 @@ def test_a_signal_saves_and_resume_goes_on(place, number):
     assert json.loads(done.stdout)["steps"] == 60
 
 
-def commands(group, path=()):
-    for name in group.list_commands(None):
-        command = group.get_command(None, name)
-        yield (*path, name), command
-        if isinstance(command, click.Group):
-            yield from commands(command, (*path, name))
-
-
-@pytest.mark.parametrize("path", [(), *(path for path, _ in commands(cli))], ids=" ".join)
+@pytest.mark.parametrize("path", [(), *all_commands()], ids=" ".join)
 def test_help_fits_a_terminal(path):
     for width in (60, 80):
         done = CliRunner().invoke(cli, [*path, "--help"], terminal_width=width)

@@ -4,8 +4,6 @@ import ctypes
 import hashlib
 import os
 import struct
-import subprocess
-import sys
 import time
 from pathlib import Path
 from typing import Any
@@ -13,6 +11,7 @@ from typing import Any
 import gguf
 import numpy as np
 import pytest
+from full_disks import full_disk
 from tiny import dequantize, write_tiny
 
 from edgetune.errors import EdgetuneError, FormatError, UnsupportedError
@@ -336,28 +335,12 @@ def test_written_types_are_those_asked_for(tmp_path):
         write_gguf(tmp_path / "y.gguf", "llama", {"k": None}, {})
 
 
-FULL_DISK = """
-import resource, sys
-import numpy as np
-from edgetune.errors import EdgetuneError
-from edgetune.formats.gguf import write_gguf
-resource.setrlimit(resource.RLIMIT_FSIZE, (int(sys.argv[2]),) * 2)
-try:
-    write_gguf(sys.argv[1], "llama", {}, {"w": np.ones(int(sys.argv[3]), np.float32)})
-except EdgetuneError as error:
-    print(error)
-"""
-
-
 def test_a_full_disk_leaves_what_was_there(tmp_path):
     path = tmp_path / "x.gguf"
     path.write_bytes(b"old")
     for room, size in ((65_536, 10**6), (65_536, 16_384), (300, 60)):  # the last fail in what was buffered
-        run = [sys.executable, "-W", "error", "-c", FULL_DISK, str(path), str(room), str(size)]
-        result = subprocess.run(run, capture_output=True, text=True, cwd="/", check=True)
-        assert f"cannot write {path}" in result.stdout
-        assert "MiB are free" in result.stdout
-        assert result.stderr == ""
+        with full_disk(room), pytest.raises(EdgetuneError, match=f"cannot write {path}.*MiB are free"):
+            write_gguf(path, "llama", {}, {"w": np.ones(size, np.float32)})
         assert path.read_bytes() == b"old"
         assert list(tmp_path.iterdir()) == [path]
     with pytest.raises(EdgetuneError, match="No such file"):

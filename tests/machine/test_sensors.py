@@ -47,14 +47,6 @@ def test_what_the_firmware_of_a_raspberry_pi_flags(board, flags, words):
     assert words in throttled
 
 
-def test_under_voltage_by_hwmon(board):
-    board.write({"sys/class/hwmon/hwmon3/name": "rpi_volt\n", "sys/class/hwmon/hwmon3/in0_lcrit_alarm": "0\n"})
-    sensors = Sensors(board.root)
-    assert sensors.read().throttled == ""
-    board.write({"sys/class/hwmon/hwmon3/in0_lcrit_alarm": "1\n"})
-    assert "voltage" in sensors.read().throttled
-
-
 def test_alerts_of_a_jetson_count_when_they_rise(board):
     chip = "sys/class/hwmon/hwmon2"
     board.write({f"{chip}/name": "soctherm_oc\n", f"{chip}/oc1_event_cnt": "0\n", f"{chip}/oc3_event_cnt": "37\n"})
@@ -67,24 +59,24 @@ def test_alerts_of_a_jetson_count_when_they_rise(board):
     assert sensors.read().throttled == "the board slowed down for under-voltage"
 
 
-def test_a_cooling_device_that_lowers_the_clock(board):
-    fan = "sys/class/thermal/cooling_device0"
-    clock = "sys/class/thermal/cooling_device1"
-    board.write({f"{fan}/type": "pwm-fan\n", f"{fan}/cur_state": "4\n", f"{clock}/type": "cpufreq-cpu0\n",
-                 f"{clock}/cur_state": "0\n"})
-    sensors = Sensors(board.root)
-    assert sensors.read().throttled == ""
-    board.write({f"{clock}/cur_state": "2\n"})
-    assert sensors.read().throttled == "the kernel lowers the clock for heat"
+VOLTAGE = "sys/class/hwmon/hwmon3"
+COOLING = "sys/class/thermal/cooling_device"
 
 
-def test_a_gpu_whose_clock_is_lowered(board):
-    gpu = "sys/class/thermal/cooling_device3"
-    board.write({f"{gpu}/type": "devfreq-17000000.gpu\n", f"{gpu}/cur_state": "0\n"})
+@pytest.mark.parametrize(("files", "changed", "says"), [
+    ({f"{VOLTAGE}/name": "rpi_volt\n", f"{VOLTAGE}/in0_lcrit_alarm": "0\n"}, {f"{VOLTAGE}/in0_lcrit_alarm": "1\n"},
+     "voltage"),
+    ({f"{COOLING}0/type": "pwm-fan\n", f"{COOLING}0/cur_state": "4\n", f"{COOLING}1/type": "cpufreq-cpu0\n",
+      f"{COOLING}1/cur_state": "0\n"}, {f"{COOLING}1/cur_state": "2\n"}, "the kernel lowers the clock for heat"),
+    ({f"{COOLING}3/type": "devfreq-17000000.gpu\n", f"{COOLING}3/cur_state": "0\n"}, {f"{COOLING}3/cur_state": "3\n"},
+     "the kernel lowers the clock for heat"),
+], ids=["under-voltage by hwmon", "a cooling device that lowers the clock", "a GPU whose clock is lowered"])
+def test_what_slows_a_board_down(board, files, changed, says):
+    board.write(files)
     sensors = Sensors(board.root)
     assert sensors.read().throttled == ""
-    board.write({f"{gpu}/cur_state": "3\n"})
-    assert sensors.read().throttled == "the kernel lowers the clock for heat"
+    board.write(changed)
+    assert says in sensors.read().throttled
 
 
 @pytest.mark.parametrize("folder", ["sys/devices/gpu.0", "sys/devices/platform/gpu.0",

@@ -1,7 +1,6 @@
 """Runs that are killed, damaged or out of disk resume to the bytes of a run that nobody disturbed."""
 
 import os
-import resource
 import shutil
 import subprocess
 import sys
@@ -10,6 +9,7 @@ from pathlib import Path
 import pytest
 from durable import STEPS, check_metrics, go, metrics, refused, stop
 from examples import examples
+from full_disks import full_disk
 from hypothesis import given
 from hypothesis import strategies as st
 from proofs.kill import prove
@@ -194,45 +194,39 @@ def test_any_damage_is_found(stopped, tmp_path_factory, how, where):
 
 
 @pytest.mark.parametrize(("how", "where"), [("cut", 0.0), ("cut", 0.5), ("flip", 0.0), ("flip", 0.7), ("flip", 0.9999)])
-def test_a_damaged_checkpoint_falls_back_to_the_older_one(bundle, stopped, tmp_path, wanted, how, where):
-    out = tmp_path / "out"
-    shutil.copytree(stopped, out)
-    damage(out / "checkpoint-5", how, where)
+def test_a_damaged_checkpoint_falls_back_to_the_older_one(bundle, paused, wanted, how, where):
+    damage(paused / "checkpoint-5", how, where)
     events = []
-    assert go(bundle, out, resume=True, callbacks=RunCallbacks(on_event=events.append)) == wanted
+    assert go(bundle, paused, resume=True, callbacks=RunCallbacks(on_event=events.append)) == wanted
     assert events[0]["event"] == "resume"
     assert events[0]["step"] == 4
     assert events[0]["damaged"] == ["checkpoint-5 is damaged: its checksum is wrong"]
-    assert events[0] in metrics(out)
-    check_metrics(out)
+    assert events[0] in metrics(paused)
+    check_metrics(paused)
 
 
-def test_a_damaged_one_is_not_kept_in_place_of_a_whole_one(bundle, stopped, tmp_path):
-    out = tmp_path / "out"
-    shutil.copytree(stopped, out)
-    (out / "checkpoint-5").rename(out / "checkpoint-7")
-    damage(out / "checkpoint-7", "flip", 0.3)
-    stop(bundle, out, 16, resume=True)  # within step 6
-    assert [path.name for path in checkpoint.found(out)] == ["checkpoint-4", "checkpoint-5"]
+def test_a_damaged_one_is_not_kept_in_place_of_a_whole_one(bundle, paused):
+    (paused / "checkpoint-5").rename(paused / "checkpoint-7")
+    damage(paused / "checkpoint-7", "flip", 0.3)
+    stop(bundle, paused, 16, resume=True)  # within step 6
+    assert [path.name for path in checkpoint.found(paused)] == ["checkpoint-4", "checkpoint-5"]
 
 
-def test_both_damaged_is_one_clear_error(bundle, stopped, tmp_path):
-    out = tmp_path / "out"
-    shutil.copytree(stopped, out)
-    for path in checkpoint.found(out):
+def test_both_damaged_is_one_clear_error(bundle, paused):
+    for path in checkpoint.found(paused):
         damage(path, "flip", 0.5)
-    before = sorted(path.name for path in out.iterdir())
+    before = sorted(path.name for path in paused.iterdir())
     with pytest.raises(FormatError, match=r"no checkpoint that is whole, checkpoint-5 .*, checkpoint-4 ") as caught:
-        go(bundle, out, resume=True)
+        go(bundle, paused, resume=True)
     assert "\n" not in str(caught.value)
-    assert sorted(path.name for path in out.iterdir()) == before
+    assert sorted(path.name for path in paused.iterdir()) == before
 
 
 # ---- the disk refuses ------------------------------------------------------------------------------------------------
 
 
 def full_at(monkeypatch, module, name, nbytes, call=1):
-    """Let the call-th call of module.name find room for nbytes in a file; the kernel refuses the next byte."""
+    """Let the call-th call of module.name find room for nbytes() in a file; the kernel refuses the next byte."""
     real = getattr(module, name)
     calls = [0]
 
@@ -240,35 +234,30 @@ def full_at(monkeypatch, module, name, nbytes, call=1):
         calls[0] += 1
         if calls[0] != call:
             return real(*args, **options)
-        before = resource.getrlimit(resource.RLIMIT_FSIZE)
-        resource.setrlimit(resource.RLIMIT_FSIZE, (nbytes, before[1]))
-        try:
+        with full_disk(nbytes()):
             return real(*args, **options)
-        finally:
-            resource.setrlimit(resource.RLIMIT_FSIZE, before)
 
     monkeypatch.setattr(module, name, limited)
 
 
 @pytest.mark.parametrize("place", mostly_slow(range(50), [*range(0, 50, 10), 5, 25, 49]))
-def test_disk_full_while_a_checkpoint_is_written(bundle, stopped, tmp_path, wanted, monkeypatch, place):
+def test_disk_full_while_a_checkpoint_is_written(bundle, paused, wanted, monkeypatch, place):
     """The older ones survive, and with free space the run resumes. Only every tenth case is trained to the end."""
-    out = tmp_path / "out"
-    shutil.copytree(stopped, out)
-    size = (out / "checkpoint-5").stat().st_size
-    full_at(monkeypatch, checkpoint, "save", place * (size - 200) // 49)  # the sizes of two heads differ a little
-    refused(bundle, out, "cannot write .*checkpoint-6.*; make room, then continue it with resume=True", resume=True)
-    assert [path.name for path in checkpoint.found(out)] == ["checkpoint-4", "checkpoint-5"]
-    assert checkpoint.newest(out)[1] == []
+    size = (paused / "checkpoint-5").stat().st_size
+    room = place * (size - 200) // 49  # the sizes of two heads differ a little
+    full_at(monkeypatch, checkpoint, "save", lambda: room)
+    refused(bundle, paused, "cannot write .*checkpoint-6.*; make room, then continue it with resume=True", resume=True)
+    assert [path.name for path in checkpoint.found(paused)] == ["checkpoint-4", "checkpoint-5"]
+    assert checkpoint.newest(paused)[1] == []
     if place % 10 == 0:
-        assert go(bundle, out, resume=True) == wanted
-        check_metrics(out)
+        assert go(bundle, paused, resume=True) == wanted
+        check_metrics(paused)
 
 
 @pytest.mark.parametrize("share", [0.0, 0.01, 0.5, 0.999])
 def test_disk_full_while_the_adapter_is_written(bundle, tmp_path, wanted, monkeypatch, share):
     out = tmp_path / "out"
-    full_at(monkeypatch, store, "save_run", int(share * len(wanted)))
+    full_at(monkeypatch, store, "save_run", lambda: int(share * len(wanted)))
     refused(bundle, out, r"cannot write .*adapter\.gguf")
     assert not (out / "adapter.gguf").exists()
     assert go(bundle, out, resume=True) == wanted
@@ -278,20 +267,7 @@ def test_disk_full_while_the_adapter_is_written(bundle, tmp_path, wanted, monkey
 def test_disk_full_while_metrics_are_written(bundle, tmp_path, wanted, monkeypatch, line):
     """In the first lines nothing was saved, and nothing is left; later a torn line is forgiven."""
     out = tmp_path / "out"
-    size = [0]
-
-    def tear(self, event, real=Metrics.write):
-        size[0] += 1
-        if size[0] != line + 1:
-            return real(self, event)
-        before = resource.getrlimit(resource.RLIMIT_FSIZE)
-        resource.setrlimit(resource.RLIMIT_FSIZE, (sum(p.stat().st_size for p in out.glob("metrics*")) + 20, before[1]))
-        try:
-            return real(self, event)
-        finally:
-            resource.setrlimit(resource.RLIMIT_FSIZE, before)
-
-    monkeypatch.setattr(Metrics, "write", tear)
+    full_at(monkeypatch, Metrics, "write", lambda: sum(p.stat().st_size for p in out.glob("metrics*")) + 20, line + 1)
     refused(bundle, out, r"cannot write .*metrics\.jsonl")
     assert out.exists() == (line > 1)
     if out.exists():
@@ -308,15 +284,13 @@ def test_a_disk_too_small_is_refused_before_training(bundle, tmp_path, monkeypat
 
 
 @pytest.mark.skipif(os.geteuid() == 0, reason="root writes everywhere")
-def test_a_read_only_folder(bundle, stopped, tmp_path):
-    out = tmp_path / "out"
-    shutil.copytree(stopped, out)
-    out.chmod(0o555)
-    (out / "metrics.jsonl").chmod(0o444)
-    refused(bundle, out, "cannot write .*metrics.jsonl", resume=True)
+def test_a_read_only_folder(bundle, paused):
+    paused.chmod(0o555)
+    (paused / "metrics.jsonl").chmod(0o444)
+    refused(bundle, paused, "cannot write .*metrics.jsonl", resume=True)
     with pytest.raises(EdgetuneError, match="cannot be made"):
-        go(bundle, out / "new")
-    out.chmod(0o755)
+        go(bundle, paused / "new")
+    paused.chmod(0o755)
 
 
 def test_a_disk_that_is_full_or_read_only_in_earnest(tmp_path):

@@ -1,7 +1,6 @@
 """A stopped run resumes to the bytes of one that nobody disturbed; what has changed is refused or named."""
 
 import json
-import shutil
 import tracemalloc
 from dataclasses import replace
 
@@ -99,51 +98,44 @@ def test_two_runs_do_not_share_a_folder(bundle, tmp_path):
     ({"rank": 8}, "--rank 4, not 8"),
     ({"optimizer_state": "8bit"}, "--optimizer-state float, not 8bit; give what it was started with"),
 ])
-def test_a_changed_option_is_refused_by_name(bundle, stopped, tmp_path, change, words):
-    shutil.copytree(stopped, tmp_path / "out")
-    refused(bundle, tmp_path / "out", words, config=replace(CONFIG, **change), resume=True)
+def test_a_changed_option_is_refused_by_name(bundle, paused, change, words):
+    refused(bundle, paused, words, config=replace(CONFIG, **change), resume=True)
 
 
-def test_another_base_data_or_held_out_is_refused(bundle, stopped, tmp_path):
-    shutil.copytree(stopped, tmp_path / "out")
+def test_another_base_data_or_held_out_is_refused(bundle, paused, tmp_path):
     other = open_bundle(write_tiny(tmp_path / "other.gguf", formats="Q8_0", seed=5))
     data = dataset(24)
     held_out = dataset(6, 1)
     for inputs, words in (((other, data, held_out), "the base"), ((bundle, data, None), "held-out data .*, not none"),
                           ((bundle, dataset(23), held_out), "the data sha256:24-0, not sha256:23-0")):
         with pytest.raises(MismatchError, match=words):
-            run(*inputs[:2], tmp_path / "out", CONFIG, held_out=inputs[2], resume=True)
-    assert len(checkpoint.found(tmp_path / "out")) == 2
+            run(*inputs[:2], paused, CONFIG, held_out=inputs[2], resume=True)
+    assert len(checkpoint.found(paused)) == 2
 
 
 @pytest.mark.parametrize("change", [{"threads": 1}, {"checkpoint_every": "never"}, {"memory": "90%"},
                                     {"weights": "streamed"}])
-def test_what_may_change_without_changing_the_result(bundle, stopped, tmp_path, wanted, change):
-    shutil.copytree(stopped, tmp_path / "out")
-    assert go(bundle, tmp_path / "out", replace(CONFIG, **change), resume=True) == wanted
+def test_what_may_change_without_changing_the_result(bundle, paused, wanted, change):
+    assert go(bundle, paused, replace(CONFIG, **change), resume=True) == wanted
 
 
-def test_a_change_that_is_allowed_by_name(bundle, stopped, tmp_path, wanted):
+def test_a_change_that_is_allowed_by_name(bundle, paused, wanted):
     """The steps done stay, the rest is done with what is given now, and run.json says so; once allowed, it is known."""
-    out = tmp_path / "out"
     config = replace(CONFIG, lr=5e-3, steps=10)
-    shutil.copytree(stopped, out)
-    refused(bundle, out, "--steps 8, not 10", config=config, resume=True, allow_changed=["lr"])
-    stop(bundle, out, 12, config, resume=True, allow_changed=["lr", "steps"])
-    assert go(bundle, out, config, resume=True) != wanted
-    record = json.loads((out / "run.json").read_text())
+    refused(bundle, paused, "--steps 8, not 10", config=config, resume=True, allow_changed=["lr"])
+    stop(bundle, paused, 12, config, resume=True, allow_changed=["lr", "steps"])
+    assert go(bundle, paused, config, resume=True) != wanted
+    record = json.loads((paused / "run.json").read_text())
     assert record["changed"] == [{"name": "lr", "was": 0.02, "now": 0.005, "after_step": 5},
                                  {"name": "steps", "was": 8, "now": 10, "after_step": 5}]
-    assert [line["step"] for line in metrics(out) if line["event"] == "step"] == list(range(1, 11))
-    lrs = {line["step"]: line["lr"] for line in metrics(out) if line["event"] == "step"}
+    assert [line["step"] for line in metrics(paused) if line["event"] == "step"] == list(range(1, 11))
+    lrs = {line["step"]: line["lr"] for line in metrics(paused) if line["event"] == "step"}
     assert lrs[5] > 4 * lrs[6] > 0
 
 
-def test_other_data_allowed_by_name(bundle, stopped, tmp_path):
+def test_other_data_allowed_by_name(bundle, paused):
     """Other held-out rows: the best so far was measured on others and is forgotten."""
-    out = tmp_path / "out"
-    shutil.copytree(stopped, out)
-    record = run(bundle, dataset(12), out, CONFIG, held_out=dataset(4, 3), resume=True,
+    record = run(bundle, dataset(12), paused, CONFIG, held_out=dataset(4, 3), resume=True,
                        allow_changed=["data", "held-out"])
     assert record["steps"] == STEPS
     assert record["held_out"]["loss_before"] is None
@@ -151,17 +143,15 @@ def test_other_data_allowed_by_name(bundle, stopped, tmp_path):
     assert [change["name"] for change in record["changed"]] == ["data", "held-out"]
 
 
-def test_fewer_steps_than_are_done_end_at_once(bundle, stopped, tmp_path):
-    shutil.copytree(stopped, tmp_path / "out")
-    record = run(bundle, dataset(24), tmp_path / "out", replace(CONFIG, steps=3), held_out=dataset(6, 1),
+def test_fewer_steps_than_are_done_end_at_once(bundle, paused):
+    record = run(bundle, dataset(24), paused, replace(CONFIG, steps=3), held_out=dataset(6, 1),
                        resume=True, allow_changed=["steps"])
     assert record["steps"] == 5
 
 
 @pytest.mark.parametrize("name", ["rank", "targets", "optimizer-state", "learning-rate"])
-def test_what_cannot_be_allowed(bundle, stopped, tmp_path, name):
-    shutil.copytree(stopped, tmp_path / "out")
-    refused(bundle, tmp_path / "out", f"{name} cannot be allowed to change; what can: .*data.*lr", resume=True,
+def test_what_cannot_be_allowed(bundle, paused, tmp_path, name):
+    refused(bundle, paused, f"{name} cannot be allowed to change; what can: .*data.*lr", resume=True,
             allow_changed=[name])
     refused(bundle, tmp_path / "new", "resume a run", allow_changed=["lr"])
 
@@ -201,11 +191,10 @@ def test_a_checkpoint_holds_what_cannot_be_derived(bundle, tmp_path):
         assert found.path.stat().st_size < sum(nbytes for _, nbytes in found.arrays) + 2000
 
 
-def test_nothing_new_is_not_written_again(bundle, stopped, tmp_path):
-    shutil.copytree(stopped, tmp_path / "out")
-    before = [path.stat().st_mtime_ns for path in checkpoint.found(tmp_path / "out")]
-    stop(bundle, tmp_path / "out", 0, resume=True)
-    assert [path.stat().st_mtime_ns for path in checkpoint.found(tmp_path / "out")] == before
+def test_nothing_new_is_not_written_again(bundle, paused):
+    before = [path.stat().st_mtime_ns for path in checkpoint.found(paused)]
+    stop(bundle, paused, 0, resume=True)
+    assert [path.stat().st_mtime_ns for path in checkpoint.found(paused)] == before
 
 
 def test_saving_and_reading_need_a_small_buffer_only(tmp_path):
