@@ -1,10 +1,10 @@
-"""How many examples Hypothesis tries: a third in the suite, all of them with --hypothesis-profile thorough."""
+"""How many examples Hypothesis tries: a quarter in the suite, all of them with --hypothesis-profile thorough."""
 
 from typing import Any
 
 from hypothesis import HealthCheck, settings
 
-PERCENT = {"quick": 33, "thorough": 100}  # of the examples that a test names; kept as max_examples of the profile
+PERCENT = {"quick": 25, "thorough": 100}  # of the examples that a test names; kept as max_examples of the profile
 LEAST = 5
 for name, percent in PERCENT.items():
     settings.register_profile(name, max_examples=percent, deadline=None)

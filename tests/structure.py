@@ -9,6 +9,7 @@ from __future__ import annotations
 import ast
 from collections import defaultdict
 from collections.abc import Iterator
+from functools import cache
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parents[1] / "edgetune"
@@ -46,10 +47,15 @@ def modules() -> dict[str, Path]:
     return found
 
 
+@cache
+def tree(path: Path) -> ast.Module:
+    return ast.parse(path.read_text(encoding="utf-8"))
+
+
 def imports(name: str, path: Path, known: dict[str, Path]) -> Iterator[str]:
     """The modules of edgetune that a module imports, with repetitions."""
     package = name if path.stem == FACE else name.rpartition(".")[0]
-    for node in _run(ast.parse(path.read_text(encoding="utf-8"))):
+    for node in _run(tree(path)):
         if not isinstance(node, ast.ImportFrom) or not node.level:
             continue
         parts = package.split(".") if package else []

@@ -58,7 +58,7 @@ def test_code_imports_only_what_is_declared():
             allowed |= DAEMON
         if room == "compress":
             allowed |= COMPRESS
-        for node in ast.walk(ast.parse(path.read_text())):
+        for node in ast.walk(structure.tree(path)):
             found = []
             if isinstance(node, ast.Import):
                 found = [alias.name for alias in node.names]

@@ -131,8 +131,7 @@ def test_log_p_and_gradients(toy, architecture, tmp_path):
 @pytest.mark.parametrize(("options", "limit"), [({}, 1e-2), ({"blocks": "last:1"}, 1e-2), ({"precision": "fast"}, 0.1)],
                          ids=["exact", "last block", "fast"])
 def test_gradient_by_finite_differences(tiny_models, toy, options, limit):
-    trainer = Trainer(tiny_models["gemma3"], family=toy, threads=1, max_length=24,
-                      **{"precision": "exact", **options})
+    trainer = Trainer(tiny_models["gemma3"], family=toy, threads=1, max_length=24, **{"precision": "exact", **options})
     values, gradient = (trainer.arena.flat(name) for name in ("lora", "dlora"))
     rng = np.random.default_rng(0)
     rows = rng.integers(0, 416, (3, 20)).astype(np.int32)

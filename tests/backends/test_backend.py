@@ -114,7 +114,7 @@ def test_another_backend_trains_the_same_bytes(architecture, tiny_models):
 def test_what_a_backend_computes_is_what_is_learned(tiny_llama):
     """A device whose optimizer does nothing leaves the adapter as it began: no product goes past the backend."""
     idle = Counting(2)
-    idle.adamw = lambda *_: None  # type: ignore[attr-defined]
+    idle.adamw = lambda *_: None
     trainer, adapter = trained(tiny_llama, idle)
     assert adapter == Trainer(tiny_llama, threads=2, **OPTIONS).arena.flat("lora").tobytes()
     assert np.any(trainer.arena.flat("dlora"))

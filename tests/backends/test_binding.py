@@ -214,6 +214,6 @@ def test_no_function_of_contexts_is_left_out():
 
 def test_scratch_bytes_says_what_it_wants():
     with pytest.raises(TypeError, match="scratch_bytes: threads must be a whole number, not str"):
-        cpu.scratch_bytes("3")  # type: ignore[arg-type]
+        cpu.scratch_bytes("3")
     with pytest.raises(ValueError, match="threads must be 1 to 1024, not 1025"):
         cpu.scratch_bytes(1025)

@@ -62,9 +62,9 @@ def test_errors_are_counted(tmp_path):
     assert "sample_parse_error  4" in run("grade", grader(tmp_path, written), lines(tmp_path, ROWS))
 
 
-def test_a_model_answers(model, tmp_path):
+def test_a_model_answers(tiny_llama, tmp_path):
     written = {"type": "length", "min": 1, "max": 20, "unit": "characters"}
-    asked = (grader(tmp_path, written), lines(tmp_path, ASKING), "--model", model, "--threads", 1, "--max-tokens", 9)
+    asked = (grader(tmp_path, written), lines(tmp_path, ASKING), "--model", tiny_llama, "--threads", 1, "--max-tokens", 9)
     found = json.loads(run("grade", *asked, "--samples", 4, "--json", "--save", tmp_path / "graded.jsonl"))
     assert len(found["scores"]) == 8
     assert found["pass_at_k"].keys() == {"1", "4"}
@@ -79,20 +79,20 @@ def test_a_model_answers(model, tmp_path):
     assert json.loads(run("grade", *asked, "--samples", 4, "--json"))["scores"] == found["scores"]
     greedy = run("grade", *asked, "--save", tmp_path / "greedy.jsonl", "--json")
     assert len(json.loads(greedy)["scores"]) == 2
-    theirs = run("generate", model, "turn on lamp 3", "--max-tokens", 9, "--json")
+    theirs = run("generate", tiny_llama, "turn on lamp 3", "--max-tokens", 9, "--json")
     first = json.loads((tmp_path / "greedy.jsonl").read_text().splitlines()[0])
     assert first["text"] == json.loads(theirs)["text"]
     run("grade", *asked, "--system", "Be brief.", "--save", tmp_path / "brief.jsonl")
-    theirs = run("generate", model, "turn on lamp 3", "--system", "Be brief.", "--max-tokens", 9, "--json")
+    theirs = run("generate", tiny_llama, "turn on lamp 3", "--system", "Be brief.", "--max-tokens", 9, "--json")
     brief = json.loads((tmp_path / "brief.jsonl").read_text().splitlines()[0])
     assert brief["text"] == json.loads(theirs)["text"] != first["text"]
     assert "one answer of 9 tokens to a prompt of" in run("grade", *asked, "--memory", "20M", code=2)
 
 
-def test_a_model_judges(model, tmp_path):
+def test_a_model_judges(tiny_llama, tmp_path):
     written = {"type": "score_model", "model": "self", "input": [{"role": "user", "content": "{{ item.answer }}?"}]}
     asked = (grader(tmp_path, written), lines(tmp_path, ASKING))
-    found = json.loads(run("grade", *asked, "--model", model, "--threads", 1, "--max-tokens", 3, "--json"))
+    found = json.loads(run("grade", *asked, "--model", tiny_llama, "--threads", 1, "--max-tokens", 3, "--json"))
     assert all(0 < score < 1 for score in found["scores"])
     text = run("grade", grader(tmp_path, written), lines(tmp_path, ROWS), code=2)
     assert text == "edgetune: the grader score_model needs a model that judges; name one with --model\n"

@@ -79,9 +79,9 @@ def test_refused(tiny, monkeypatch):
     gguf = open_gguf(tiny)
     for call, model in ((fits.on_device, gguf), (fits.largest_file, read(gguf))):
         with pytest.raises(UsageError, match=r"'abacus' is not known; choose from .*Raspberry Pi Zero 2 W"):
-            call(model, "abacus")  # type: ignore[operator]
+            call(model, "abacus")
         with pytest.raises(UsageError, match="memory of the device 'generic arm64' is not known"):
-            call(model, "generic arm64")  # type: ignore[operator]
+            call(model, "generic arm64")
     small = replace(profile_named(ZERO), memory_mib=(150,))
     monkeypatch.setattr(fits, "board_named", lambda _: small)
     with pytest.raises(UsageError, match=r"has 48 MiB for training, which .* drop blocks, make it narrower"):

@@ -146,7 +146,7 @@ def test_lines_for_a_terminal():
     console = Console(width=100, file=io.StringIO())
     for line in report.lines(facts):
         console.print(line, highlight=False)
-    text = console.file.getvalue()  # type: ignore[attr-defined]
+    text = console.file.getvalue()
     for said in ("[red]trim", "110.9 M", "41.80", "0.9120", "61.4%", "metadata", "5.18 bits each",
                  "perplexity: 24.12, the source has 17.25",
                  "to train on Raspberry Pi Zero 2 W: 243 MiB, of 252 MiB, about 19 tokens/s"):

@@ -158,7 +158,7 @@ def test_rows_that_ask_the_same_are_on_one_side():
     rows = [{**ROW, "prompt": f"set {i // 2}", "completion": f"on {i}"} for i in range(40)]
     learned, held = divide(rows)
     assert held
-    assert not {row["prompt"] for row in learned} & {row["prompt"] for row in held}  # type: ignore[index, call-overload]
+    assert not {row["prompt"] for row in learned} & {row["prompt"] for row in held}
 
 
 def test_such_rows_are_rows_of_answers_too():

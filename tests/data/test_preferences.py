@@ -60,7 +60,7 @@ def test_the_prompt_of_two_texts_is_what_they_begin_with(chosen, rejected, promp
     """As TRL's extract_prompt, but where that parts a word."""
     better, worse = preferences.answers_of({"chosen": chosen, "rejected": rejected})
     assert (better.prompt, worse.prompt) == (prompt, prompt)
-    assert (better.prompt + better.answer, worse.prompt + worse.answer) == (chosen, rejected)  # type: ignore[operator]
+    assert (better.prompt + better.answer, worse.prompt + worse.answer) == (chosen, rejected)
     if (chosen, prompt)  != ("the sky is black", "the sky is"):
         extract = pytest.importorskip("trl").extract_prompt
         assert extract({"chosen": chosen, "rejected": rejected})["prompt"] == prompt
@@ -146,7 +146,7 @@ def test_ranked_answers_are_a_group(tokenizer):
     assert ranked.check_learnable(RANKED) == "ranked"
     made = list(ranked.examples_of(RANKED, "ranked", tokenizer, None, 512))
     assert [(one.group, one.reward) for one in made] == [(1, 1.0), (1, 0.5), (1, -2.0)]
-    for one, answer in zip(made, RANKED["completions"], strict=True):  # type: ignore[call-overload]
+    for one, answer in zip(made, RANKED["completions"], strict=True):
         assert one.tokens.tolist() == learned(tokenizer, {"prompt": "set the light", "completion": answer})[0]
     assert ranked.check_learnable({**RANKED, "completions": ["on", "on", "10"], "rewards": [1, 1, 0]}) == "ranked"
 

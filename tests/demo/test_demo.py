@@ -11,8 +11,8 @@ from edgetune.errors import EdgetuneError
 
 @pytest.fixture
 def short(smollm2, tmp_path, monkeypatch):
-    """With 4 rows, 2 held-out ones and a step."""
-    for name, count in (("train", 4), ("heldout", 2)):
+    """With 4 rows, a held-out one and a step."""
+    for name, count in (("train", 4), ("heldout", 1)):
         lines = (demo.DATA / f"home_{name}.jsonl").read_text().splitlines(keepends=True)[:count]
         (tmp_path / f"home_{name}.jsonl").write_text("".join(lines))
     monkeypatch.setattr(demo, "DATA", tmp_path)
@@ -26,7 +26,7 @@ def test_it_shows_requests_scores_and_how_to_talk_to_it(tmp_path):
     text = run("demo", "-o", out, "--threads", 1)
     requests = [json.loads(line)["prompt"] for line in (tmp_path / "home_heldout.jsonl").read_text().splitlines()]
     assert sorted(line for line in text.splitlines() if line in requests) == sorted(requests)
-    assert text.count("  before  ") == text.count("  after   ") == 2
+    assert text.count("  before  ") == text.count("  after   ") == 1
     assert "exact answers 0% -> 0%" in text
     assert text.endswith(f"talk to it: edgetune chat smollm2 --adapter {out}\n")  # which keeps its system message
 

@@ -33,5 +33,5 @@ def test_the_loss_is_within_the_budget_that_a_refusal_names(smollm2, tmp_path):
     assert peak
     assert int(peak[1]) <= int(least[1]) << 20
     plenty, _ = evaluate(smollm2, rows, "2G")
-    losses = [float(re.search(r"loss +(\d+\.\d+)", text)[1]) for text in (said, plenty)]  # type: ignore[index]
+    losses = [float(re.search(r"loss +(\d+\.\d+)", text)[1]) for text in (said, plenty)]
     assert losses[0] == losses[1]

@@ -52,14 +52,14 @@ def key(seed=1):
 
 def write_key(path, made, form=PEM, passphrase=b""):
     lock = ser.BestAvailableEncryption(passphrase) if passphrase else ser.NoEncryption()
-    path.write_bytes(made.private_bytes(ser.Encoding.PEM, form, lock))  # type: ignore[attr-defined]
+    path.write_bytes(made.private_bytes(ser.Encoding.PEM, form, lock))
     return path
 
 
 def trust(folder, made, name="maker", ssh=True):
     form = ((ser.Encoding.OpenSSH, ser.PublicFormat.OpenSSH) if ssh
             else (ser.Encoding.PEM, ser.PublicFormat.SubjectPublicKeyInfo))
-    (folder / f"{name}.pub").write_bytes(made.public_key().public_bytes(*form))  # type: ignore[attr-defined]
+    (folder / f"{name}.pub").write_bytes(made.public_key().public_bytes(*form))
 
 
 def make(folder, model, by=None):
@@ -252,7 +252,7 @@ def test_a_folder_of_keys_that_is_named_must_have_one(signed, tmp_path, monkeypa
         with pytest.raises(MismatchError, match=f"which is no key in {tmp_path / 'keys'}"):
             open_bundle(signed)
     trust(tmp_path / "keys", key())
-    assert signer(signed).name == "maker"  # type: ignore[union-attr]
+    assert signer(signed).name == "maker"
 
 
 def test_keys_that_cannot_be_read_refuse_everything(signed, config, tiny_llama):

@@ -207,7 +207,7 @@ def test_a_batch_has_what_was_read_behind_each_prompt(tmp_path):
         computed.append(batch.computed)
         return score(batch, best)
 
-    case.decoder.score = spy  # type: ignore[method-assign]
+    case.decoder.score = spy
     batch = Reference(case.decoder).add_to(case.batch)
     assert computed == [10 + 4 + 2 * 5, 10 + 4 + 5 + 3 * 6]
     assert batch.views is not None

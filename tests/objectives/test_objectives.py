@@ -250,10 +250,10 @@ def test_a_run_learns_by_it(bundle, objective, tmp_path):
     assert record["objective"] == objective.to_json()
     assert record["held_out"]["loss_after"] < record["held_out"]["loss_before"]
     steps = [e for e in events if e["event"] == "step"]
-    (metric,) = {name for e in steps for name in e["metrics"]}  # type: ignore[attr-defined]
+    (metric,) = {name for e in steps for name in e["metrics"]}
     assert metric == ("accuracy" if isinstance(objective, Pairs) else "sureness")
-    assert all(0 <= e["metrics"][metric] <= 1 for e in events if e["event"] in ("step", "eval"))  # type: ignore[index]
-    assert steps[-1]["loss"] < steps[0]["loss"]  # type: ignore[operator]
+    assert all(0 <= e["metrics"][metric] <= 1 for e in events if e["event"] in ("step", "eval"))
+    assert steps[-1]["loss"] < steps[0]["loss"]
     assert [e["metrics"] for e in metrics(tmp_path / "out") if e["event"] == "step"] == [e["metrics"] for e in steps]
 
 

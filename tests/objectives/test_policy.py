@@ -337,7 +337,7 @@ def test_rewards_that_teach_nothing_are_refused_before_the_first_step(bundle, tm
                          (1.0, "all right already")):
         with pytest.raises(UsageError, match=what):
             run(bundle, prompts(bundle, objective), tmp_path / "out", TrainConfig(**LETTERS), objective=objective,
-                rewards=lambda found, reward=reward: [Reward(reward) for _ in found])  # type: ignore[misc]
+                rewards=lambda found, reward=reward: [Reward(reward) for _ in found])
         assert not (tmp_path / "out").exists()
     with pytest.raises(UsageError, match="none is worth learning, with a mean reward of"):
         run(bundle, prompts(bundle, objective), tmp_path / "out", TrainConfig(**LETTERS),

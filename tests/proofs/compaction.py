@@ -27,7 +27,7 @@ sys.path.insert(0, str(Path(__file__).parents[1]))
 
 from own_sets import wilson
 from proofs import life
-from proofs.compared import Result, edgetune, forgotten, measure_missing, read_results, rows_of, written
+from proofs.compared import Result, edgetune, forgotten, measure_missing, rows_of, written
 
 from edgetune.daemon.kinds.feedback import ALL
 
@@ -98,10 +98,7 @@ def main() -> None:
     parser.add_argument("--lives", type=Path, nargs="+", required=True, help="folders of lives that ended")
     parser.add_argument("--asked", type=int, default=100, help="rows that judge")
     args = parser.parse_args()
-    for lived in args.lives:
-        if len(read_results(lived / "life.jsonl")) < args.rounds:
-            sys.exit(f"the life in {lived} has not ended: continue it with proofs/life.py --state {lived}")
-    folders = {lived.name: lived for lived in args.lives}
+    folders = life.ended(args)
     results = measure_missing(args, ({"life": name} for name in folders), lambda life: measured(args, folders[life]),
                               lambda result: f"{result['life']}: done")
     show(results)

@@ -128,6 +128,15 @@ def options(description: str | None, out: str = "") -> argparse.ArgumentParser:
     return parser
 
 
+def ended(args: argparse.Namespace) -> dict[str, Path]:
+    """The folders that --lives names, by their names; each must hold a simulation of --rounds rounds."""
+    for folder in args.lives:
+        if len(read_results(folder / "life.jsonl")) < args.rounds:
+            sys.exit(f"the simulation in {folder} has not {args.rounds} rounds: continue it with proofs/life.py "
+                     f"--rounds {args.rounds} --no-wrong --state {folder}")
+    return {folder.name: folder for folder in args.lives}
+
+
 def opened(args: argparse.Namespace, state: Path) -> Service:
     config = DaemonConfig(state=str(state), context=args.context, queue=max(args.dev, args.corrections), recall=False,
                           learn_method=args.learn_method, learn_options=args.learn_options,

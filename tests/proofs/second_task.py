@@ -120,11 +120,7 @@ def main() -> None:
     parser.add_argument("--lives", type=Path, nargs="+", required=True, help="folders of lives that ended")
     parser.add_argument("--second", type=int, default=2, help="rounds of home commands, at least 1")
     args = parser.parse_args()
-    for lived in args.lives:
-        if len(read_results(lived / "life.jsonl")) != args.rounds:
-            sys.exit(f"the life in {lived} has not {args.rounds} rounds: proofs/life.py --rounds {args.rounds} "
-                     f"--no-wrong --state {lived} lives them")
-    folders = {lived.name: lived for lived in args.lives}
+    folders = life.ended(args)
     results = measure_missing(args, ({"life": name} for name in folders), lambda life: continued(args, folders[life]),
                               lambda result: f"{result['life']}: done")
     end_with(verdicts(results))

@@ -119,11 +119,11 @@ def test_a_known_beginning_is_not_computed_again(served):
         decoded.append(served.cache.batch.size)
         return decode()
 
-    served.cache.decode = counting  # type: ignore[method-assign]
+    served.cache.decode = counting
     try:
         reused = served.logprobs(second, np.arange(95) > 80)
     finally:
-        served.cache.decode = decode  # type: ignore[method-assign]
+        served.cache.decode = decode
     assert decoded == [94 - 64]  # by whole pieces, so that it repeats
     np.testing.assert_array_equal(reused[81:], whole[81:])
 
@@ -303,7 +303,7 @@ def test_generation_ends_with_budget_or_context(tiny_llama):
     with LlamaModel(tiny_llama, context=32, threads=1) as served:
         assert served.context == 32
         counted = []
-        served.tokenizer.is_end = lambda token: counted.append(token) or False  # type: ignore[func-returns-value]
+        served.tokenizer.is_end = lambda token: counted.append(token) or False
         list(served.generate(tokens_of(10), max_tokens=5))
         assert len(counted) == 5
         list(served.generate(tokens_of(10), max_tokens=500))
@@ -333,7 +333,7 @@ def test_generation_ends_at_an_end_token(served):
         taken.append(token)
         return len(taken) == 4
 
-    # type: ignore[method-assign]
+  
     original = served.tokenizer.is_end
     served.tokenizer.is_end = is_end
     try:
@@ -341,7 +341,7 @@ def test_generation_ends_at_an_end_token(served):
         taken.clear()
         together = dict(served.complete([prompt], 8))
     finally:
-        served.tokenizer.is_end = original  # type: ignore[method-assign]
+        served.tokenizer.is_end = original
     assert len(taken) == 4
     assert before.startswith(text)
     assert text != before

@@ -98,12 +98,12 @@ def test_its_state_continues_a_training(bundle):
 def test_without_its_state_other_rows_are_learned(bundle):
     made = trainer(bundle)
     made.step()
-    first = list(made.source.chosen)  # type: ignore[attr-defined]
+    first = list(made.source.chosen)
     made.step()
-    assert set(made.source.chosen).isdisjoint(first)  # type: ignore[attr-defined]
+    assert set(made.source.chosen).isdisjoint(first)
     made.source.restore(None)
     made.step()
-    assert made.source.chosen == first  # type: ignore[attr-defined]
+    assert made.source.chosen == first
 
 
 @pytest.mark.parametrize("kind", [None, Hardest])

@@ -108,7 +108,7 @@ def test_a_plan_of_little_memory_reads_one_document_after_another(bundle, sets):
             computed.append(batch.computed)
             return score(batch, best)
 
-        trainer.decoder.score = spy  # type: ignore[method-assign]
+        trainer.decoder.score = spy
         trainer.add_examples(examples)
         trainer.refer(examples)
         sizes.append(computed)

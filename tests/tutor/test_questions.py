@@ -16,7 +16,7 @@ def questions(n, reference="", word="question"):
 
 
 def keys_of(found):
-    return {question.key for question in found}  # type: ignore[attr-defined]
+    return {question.key for question in found}
 
 
 def test_a_question_is_the_same_in_other_letters():

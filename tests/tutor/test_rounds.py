@@ -44,10 +44,8 @@ Files = tuple[Path, Path, Path]  # prompts, labelled rows, a text to keep
 def files(tmp_path_factory):
     """(prompts, labelled rows, a text to keep): say "aa" to all."""
     folder = tmp_path_factory.mktemp("files")
-    prompts = folder / "prompts.jsonl"
-    write_lines(prompts, [{"prompt": f"say {i}"} for i in range(60)])
-    labelled = folder / "labelled.jsonl"
-    write_lines(labelled, [{"prompt": f"tell {i}", "completion": "aa"} for i in range(40)])
+    prompts = write_lines(folder / "prompts.jsonl", [{"prompt": f"say {i}"} for i in range(60)])
+    labelled = write_lines(folder / "labelled.jsonl", [{"prompt": f"tell {i}", "completion": "aa"} for i in range(40)])
     keep = folder / "keep.jsonl"
     keep.write_text('{"text": "Cats sleep for most of the day."}\n')  # short: tokens are bytes here
     return prompts, labelled, keep
@@ -153,8 +151,7 @@ def test_an_adapter_that_does_harm_is_not_published_in_place_of_the_tested_one(b
 
 
 def test_named_held_out_rows_are_never_learned(bundle, files, tmp_path):
-    held = tmp_path / "held.jsonl"
-    write_lines(held, [{"prompt": f"tell {i}", "completion": "aa"} for i in range(50, 60)])
+    held = write_lines(tmp_path / "held.jsonl", [{"prompt": f"tell {i}", "completion": "aa"} for i in range(50, 60)])
     out = tmp_path / "out"
     go(bundle, out, files, replace(OPTIONS, rounds=1), held=held)
     assert len(read(out, 1, Gated).keys) == 10
