@@ -70,7 +70,7 @@ def test_ctrl_c_stops_an_answer_and_twice_leaves(state, tmp_path):
         text = seen.wait("stopped, Ctrl-C again leaves")
         assert "^C" not in text
         seen.type("/reset\r")  # what was typed between is no second Ctrl-C
-        seen.wait("begins anew")
+        seen.wait("begins again")
         seen.type("\003")
         seen.wait("Ctrl-C again leaves", 2)
         seen.type("\003")

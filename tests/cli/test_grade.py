@@ -95,7 +95,8 @@ def test_a_model_judges(tiny_llama, tmp_path):
     found = json.loads(run("grade", *asked, "--model", tiny_llama, "--threads", 1, "--max-tokens", 3, "--json"))
     assert all(0 < score < 1 for score in found["scores"])
     text = run("grade", grader(tmp_path, written), lines(tmp_path, ROWS), code=2)
-    assert text == "edgetune: the grader score_model needs a model that judges; name one with --model\n"
+    assert "score_model needs a model" in text
+    assert "name one with --model" in text
 
 
 def test_a_reward_function(tmp_path, monkeypatch):
