@@ -64,7 +64,8 @@ def test_errors_are_counted(tmp_path):
 
 def test_a_model_answers(tiny_llama, tmp_path):
     written = {"type": "length", "min": 1, "max": 20, "unit": "characters"}
-    asked = (grader(tmp_path, written), lines(tmp_path, ASKING), "--model", tiny_llama, "--threads", 1, "--max-tokens", 9)
+    asked = (grader(tmp_path, written), lines(tmp_path, ASKING), "--model", tiny_llama, "--threads", 1, "--max-tokens",
+             9)
     found = json.loads(run("grade", *asked, "--samples", 4, "--json", "--save", tmp_path / "graded.jsonl"))
     assert len(found["scores"]) == 8
     assert found["pass_at_k"].keys() == {"1", "4"}
