@@ -31,7 +31,7 @@ NOTE = "<!-- Written by docs/generate.py; `make docs` writes it again. -->"
 FIELDS = """\
 supported: it has its effect. ignored: it is taken, changes no answer, and is named once in the log. refused: the
 request is answered with 400 and a sentence; so is every field that is not listed. null is as good as absent.
-`tests/daemon/test_api_fields.py` asks a daemon for each line."""
+`tests/daemon/test_schema.py` asks a daemon for each line."""
 SHARED = {
     "Training": (TrainConfig, "Also those of `Trainer(...)` and of a job's `hyperparameters`."),
     "What training yields to": (Policy, "A file given by `--policy` may hold them, a line each."),

@@ -1,4 +1,4 @@
-"""What becomes of the fields of requests: docs/api.md shows it, tests/daemon/test_api_fields.py asks a daemon for it.
+"""What becomes of the fields of requests: docs/api.md shows it, tests/daemon/test_schema.py asks a daemon for it.
 
 A field is supported, ignored (taken, without effect on the answer) or refused; `value` is what the test gives it.
 """

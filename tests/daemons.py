@@ -44,7 +44,8 @@ class Daemon:
 def daemon(model: Path, state: Path, train: TrainConfig | None = None, policy: Policy | None = None,
            **options: object) -> Iterator[Daemon]:
     """It has answered before this yields, and has stopped when it is left."""
-    config = DaemonConfig(**{"state": str(state), "port": 0, "threads": 1, "max_kl": "off", **options})
+    config = DaemonConfig(**{"state": str(state), "port": 0, "threads": 1, "max_kl": "off", "canary_rise": "off",
+                             **options})
     service = Service(model, config, policy, train)
     ready: queue.Queue[str | BaseException] = queue.Queue()
 

@@ -42,6 +42,18 @@ def test_no_circles(edges):
     assert structure.circles(edges) == []
 
 
+def test_the_daemons_service_alone_puts_its_parts_together(edges):
+    """None of them knows it, not even by its type; the jobs' table knows only the database, and names."""
+    imports = {module: targets for module, targets in edges.items() if module.startswith("daemon.")}
+    knowing = {module for module, targets in imports.items() if "daemon.service" in targets}
+    parts = {module for module in imports if module.split(".")[1] in ("state", "jobs", "learning", "kinds")}
+    assert len(parts) > 15
+    assert not knowing & parts
+    assert "daemon.api.app" in knowing  # what stands before it does
+    assert {target for target in imports["daemon.jobs.table"] if target.startswith("daemon.")} == {
+        "daemon.state.database", "daemon.jobs.openai_metrics", "daemon.kinds.registry"}
+
+
 def test_the_numbers_stay_small(edges):
     """What a reader has to hold in mind: modules in the top folder, boxes, arrows between them."""
     top = [name for name, path in MODULES.items() if path.parent == structure.ROOT]

@@ -1,54 +1,80 @@
-"""A daemon's state that has been in use, for tests that damage it or continue it; a service that learns."""
-
-from __future__ import annotations
+"""A daemon's state that has been in use, for tests that damage it or continue it; services and daemons of a module."""
 
 import shutil
-from collections.abc import Iterator
-from pathlib import Path
 
+import httpx
 import pytest
+from daemons import PATIENCE, daemon, openai_client
 from fake_workers import FakeWorkers
 from learners import opened
 from services import make_state
 from tiny import write_tiny
 
-from edgetune.daemon.service import Service
-
 
 @pytest.fixture(scope="session")
-def made(tmp_path_factory: pytest.TempPathFactory) -> Path:
+def made(tmp_path_factory):
     """Read only: copy it."""
     return make_state(tmp_path_factory.mktemp("made"))
 
 
 @pytest.fixture
-def folder(made: Path, tmp_path: Path) -> Path:
+def folder(made, tmp_path):
     """A copy to damage."""
     shutil.copytree(made, tmp_path / "copy")
     return tmp_path / "copy"
 
 
 @pytest.fixture(scope="session")
-def tiny_q8(tmp_path_factory: pytest.TempPathFactory) -> Path:
+def tiny_q8(tmp_path_factory):
     """A tiny llama in Q8_0. Read only."""
     return write_tiny(tmp_path_factory.mktemp("model") / "tiny.gguf", formats="Q8_0")
 
 
 @pytest.fixture
-def workers() -> FakeWorkers:
+def workers():
     """The processes of `service`."""
     return FakeWorkers()
 
 
 @pytest.fixture
-def service(tiny_q8: Path, tmp_path: Path, workers: FakeWorkers) -> Iterator[Service]:
+def service(tiny_q8, tmp_path, workers):
     """Learns when it is told to, and trains nothing: of tests that open no service themselves."""
     with opened(tiny_q8, tmp_path, start_process=workers, learn_rows=10) as service:
         yield service
 
 
 @pytest.fixture
-def trains(tiny_q8: Path, tmp_path: Path) -> Iterator[Service]:
+def trains(tiny_q8, tmp_path):
     """The same in earnest."""
     with opened(tiny_q8, tmp_path, learn_rows=10, canary_rise="off") as service:  # kernels differ in the canary's rise
         yield service
+
+
+# ---- one daemon for all tests of a module, which says in SHAPE and DAEMON what both are -----------------------------
+
+
+@pytest.fixture(scope="module")
+def model(request, tmp_path_factory):
+    """Read only."""
+    shape = {"formats": "Q8_0", "n_context": 512, **getattr(request.module, "SHAPE", {})}
+    return write_tiny(tmp_path_factory.mktemp("model") / "Tiny.gguf", **shape)
+
+
+@pytest.fixture(scope="module")
+def running(request, model, tmp_path_factory):
+    state = tmp_path_factory.mktemp("daemon") / "state"
+    with daemon(model, state, **getattr(request.module, "DAEMON", {})) as made:
+        yield made
+
+
+@pytest.fixture(scope="module")
+def client(running):
+    """OpenAI's."""
+    with openai_client(running.url) as made:
+        yield made
+
+
+@pytest.fixture(scope="module")
+def http(running):
+    with httpx.Client(base_url=running.url, timeout=PATIENCE) as made:
+        yield made

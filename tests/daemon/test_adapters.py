@@ -1,11 +1,7 @@
 """Adapters of the daemon: kept, promoted, rolled back, deleted, while answers go on and after a restart."""
 
-from __future__ import annotations
-
 import threading
-from collections.abc import Iterator
 from contextlib import contextmanager
-from pathlib import Path
 
 import pytest
 from counting import OPTIONS, dataset
@@ -26,12 +22,7 @@ PASSED = {"passed": True, "reason": "it is better"}
 
 
 @pytest.fixture(scope="module")
-def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return write_tiny(tmp_path_factory.mktemp("model") / "tiny.gguf", formats="Q8_0")
-
-
-@pytest.fixture(scope="module")
-def runs(model: Path, tmp_path_factory: pytest.TempPathFactory) -> list[Path]:
+def runs(model, tmp_path_factory):
     """Folders of finished runs, all different."""
     folder = tmp_path_factory.mktemp("runs")
     for seed in range(6):
@@ -40,7 +31,7 @@ def runs(model: Path, tmp_path_factory: pytest.TempPathFactory) -> list[Path]:
 
 
 @contextmanager
-def opened(folder: Path, model: Path, **options: object) -> Iterator[Adapters]:
+def opened(folder, model, **options):
     store = Store(folder)
     with LlamaModel(model, threads=1, sequences=4) as served:
         batcher = Batcher(served, parallel=2, queue=4)
@@ -54,15 +45,15 @@ def opened(folder: Path, model: Path, **options: object) -> Iterator[Adapters]:
             store.close()
 
 
-def add(adapters: Adapters, runs: list[Path], *numbers: int) -> list[str]:
+def add(adapters, runs, *numbers):
     return [adapters.add(f"ftjob-{number}", runs[number], "home", PASSED).id for number in numbers]
 
 
-def states(adapters: Adapters) -> dict[str, str]:
+def states(adapters):
     return {found.id: found.state for found in adapters.list()}
 
 
-def test_from_candidate_to_service_and_back(tmp_path: Path, model: Path, runs: list[Path]) -> None:
+def test_from_candidate_to_service_and_back(tmp_path, model, runs):
     with opened(tmp_path, model) as adapters:
         assert adapters.serving is None
         with pytest.raises(UsageError, match="no adapter was active before"):
@@ -90,16 +81,12 @@ def test_from_candidate_to_service_and_back(tmp_path: Path, model: Path, runs: l
         assert len(adapters.history(limit=2)) == 2
 
 
-def test_a_job_has_one_adapter(tmp_path: Path, model: Path, runs: list[Path]) -> None:
-    """Also if it is finished twice, because a kill came between."""
+def test_a_job_has_one_adapter_and_deletion_takes_it_away(tmp_path, model, runs):
+    """Also if the job is finished twice, because a kill came between. Another model refuses what is there."""
     with opened(tmp_path, model) as adapters:
         assert add(adapters, runs, 0) == add(adapters, runs, 0)
-        assert len(adapters.list()) == 1
-
-
-def test_deletion(tmp_path: Path, model: Path, runs: list[Path]) -> None:
-    with opened(tmp_path, model) as adapters:
         first, second = add(adapters, runs, 0, 1)
+        assert len(adapters.list()) == 2
         adapters.promote(first, "a")
         with pytest.raises(UsageError, match="is active"):
             adapters.delete(first)
@@ -110,9 +97,12 @@ def test_deletion(tmp_path: Path, model: Path, runs: list[Path]) -> None:
             with pytest.raises(NotFoundError, match="there is no adapter"):
                 ask(second)
         assert adapters.batcher.served.adapters() == [first]
+    other = write_tiny(tmp_path / "other.gguf", formats="Q8_0", seed=1)
+    with pytest.raises(MismatchError, match="was trained on"), opened(tmp_path, other):
+        pass
 
 
-def test_pruning_keeps_the_way_back_and_the_newest(tmp_path: Path, model: Path, runs: list[Path]) -> None:
+def test_pruning_keeps_the_way_back_and_the_newest(tmp_path, model, runs):
     with opened(tmp_path, model, keep=3) as adapters:
         ids = add(adapters, runs, 0, 1, 2, 3, 4, 5)
         adapters.promote(ids[0], "a")
@@ -123,7 +113,7 @@ def test_pruning_keeps_the_way_back_and_the_newest(tmp_path: Path, model: Path, 
         assert adapters.rollback("c").id == ids[0]
 
 
-def test_after_a_restart(tmp_path: Path, model: Path, runs: list[Path]) -> None:
+def test_after_a_restart(tmp_path, model, runs):
     with opened(tmp_path, model) as adapters:
         first, second = add(adapters, runs, 0, 1)
         adapters.promote(second, "a")
@@ -137,7 +127,7 @@ def test_after_a_restart(tmp_path: Path, model: Path, runs: list[Path]) -> None:
         assert set(adapters.batcher.served.adapters()) == {first, second}
 
 
-def test_a_damaged_adapter_gives_way_to_the_one_before(tmp_path: Path, model: Path, runs: list[Path]) -> None:
+def test_a_damaged_adapter_gives_way_to_the_one_before(tmp_path, model, runs):
     with opened(tmp_path, model) as adapters:
         first, second = add(adapters, runs, 0, 1)
         adapters.promote(first, "a")
@@ -155,15 +145,7 @@ def test_a_damaged_adapter_gives_way_to_the_one_before(tmp_path: Path, model: Pa
         assert not adapters.damaged
 
 
-def test_adapters_of_another_model_are_refused(tmp_path: Path, model: Path, runs: list[Path]) -> None:
-    with opened(tmp_path, model) as adapters:
-        add(adapters, runs, 0)
-    other = write_tiny(tmp_path / "other.gguf", formats="Q8_0", seed=1)
-    with pytest.raises(MismatchError, match="was trained on"), opened(tmp_path, other):
-        pass
-
-
-def test_an_answer_ends_on_the_adapter_that_it_began_with(tmp_path: Path, model: Path, runs: list[Path]) -> None:
+def test_an_answer_ends_on_the_adapter_that_it_began_with(tmp_path, model, runs):
     prompt = list(range(10, 30))
     with opened(tmp_path, model) as adapters:
         first, second = add(adapters, runs, 0, 1)
@@ -172,7 +154,7 @@ def test_an_answer_ends_on_the_adapter_that_it_began_with(tmp_path: Path, model:
         began = threading.Event()
         go_on = threading.Event()
 
-        def hold(_ticket: object, _piece: object) -> None:
+        def hold(_ticket, _piece):
             began.set()
             assert go_on.wait(30)
 

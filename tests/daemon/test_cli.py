@@ -1,130 +1,85 @@
-"""The daemon's commands as a user types them, against a daemon that runs: a process of its own on a tiny model."""
+"""The daemon's commands as a user types them, against a daemon on a tiny model."""
 
 import json
 import os
-import pty
 import re
-import select
 import signal
 import sqlite3
 import subprocess
 import sys
-import time
 import zipfile
-from contextlib import contextmanager, suppress
+from contextlib import closing
 
 import pytest
 from commands import run
+from daemons import process
 from rich.console import Console
 from screens import screen
 from services import until
-from tiny import write_tiny
 
 from edgetune.cli.remote import entries
 from edgetune.cli.status import _job
 from edgetune.console import say
 
-httpx = pytest.importorskip("httpx")
-pytest.importorskip("fastapi")
-pytest.importorskip("uvicorn")
-
+SHAPE = {"n_context": 128}
 SMALL = ["--rank", "2", "--max-length", "64", "--batch-size", "4", "--threads", "1"]
-EDGETUNE = [sys.executable, "-m", "edgetune"]
 
 
 @pytest.fixture(scope="module")
-def place(tmp_path_factory):
-    folder = tmp_path_factory.mktemp("daemon")
-    write_tiny(folder / "model.gguf", formats="Q8_0")
+def place(model):
     rows = [{"prompt": f"turn on lamp {i}", "completion": json.dumps({"lamp": i})} for i in range(24)]
-    (folder / "rows.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
-    return folder
+    (model.parent / "rows.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    return model.parent
 
 
-@contextmanager
-def running(place, *options, state="state"):
-    """A daemon until the end of the with; yields its process and where it answers."""
-    args = [*EDGETUNE, "daemon", place / "model.gguf", "--state", place / state, "--threads", "1", "--port", "0",
-            "--json", *options]
-    with (place / "log").open("a") as log:
-        process = subprocess.Popen(list(map(str, args)), cwd=place, stdout=subprocess.PIPE, stderr=log, text=True)
-    try:
-        line = process.stdout.readline()
-        assert line, (place / "log").read_text()
-        yield process, json.loads(line)["url"]
-    finally:
-        process.kill()
-        process.wait()
-        process.stdout.close()
-
-
-def end(process, number=signal.SIGTERM):
-    process.send_signal(number)
-    assert process.wait(timeout=30) == 0
-
-
-@pytest.fixture(scope="module")
-def daemon(place):
-    with running(place) as (process, url):
-        yield url
-        end(process)
+def end(running, number=signal.SIGTERM):
+    running.process.send_signal(number)
+    assert running.process.wait(timeout=30) == 0
 
 
 @pytest.fixture(autouse=True)
-def which(request, monkeypatch):
+def daemon(running, monkeypatch):
     """What commands speak to, where nothing is said."""
     monkeypatch.delenv("EDGETUNE_KEY", raising=False)
-    if "daemon" in request.fixturenames:
-        monkeypatch.setenv("EDGETUNE_URL", request.getfixturevalue("daemon"))
+    monkeypatch.setenv("EDGETUNE_URL", running.url)
 
 
 @pytest.fixture(scope="module")
-def trained(place, daemon):
-    """What following two jobs to their end printed, and their adapters."""
-    os.environ["EDGETUNE_URL"] = daemon
-    texts = [run("jobs", "create", place / "rows.jsonl", "--follow", "--steps", 3, "--suffix", suffix, *SMALL)
-             for suffix in ("one", "two")]
-    return texts, [adapter["id"] for adapter in json.loads(run("adapters", "--json"))["data"]]
+def trained(place, running):
+    """What following a job to its end printed, and two adapters."""
+    os.environ["EDGETUNE_URL"] = running.url
+    text = run("jobs", "create", place / "rows.jsonl", "--follow", "--steps", 3, "--suffix", "one", *SMALL)
+    adapters = running.service.adapters
+    first = adapters.list()[0]
+    second = adapters.add("ftjob-2", adapters.path(first.id), "two", {"passed": False, "reason": "a test"})
+    return text, first.id, second.id
 
 
 def job_of(name):
     return json.loads(run("jobs", "show", name, "--json"))
 
 
-def test_it_answers(daemon):
-    asked = {"model": "model", "messages": [{"role": "user", "content": "hello"}], "max_tokens": 4}
-    answer = httpx.post(f"{daemon}/v1/chat/completions", json=asked, timeout=60)
-    assert answer.status_code == 200
-    assert answer.json()["model"] == "model"
-    assert "<html" in httpx.get(daemon).text
-
-
 def test_jobs_are_followed_to_their_end(trained):
-    (text, _), adapters = trained
+    text, adapter, _ = trained
     assert "held out" in text  # what the daemon says
     assert "step 3/3" in text  # what training says
-    assert "succeeded: ft:model:one:" in text
-    assert len(adapters) == 2
+    assert f"succeeded: {adapter}" in text
     listed = json.loads(run("jobs", "list", "--json"))["data"]
-    assert [job["status"] for job in listed][-2:] == ["succeeded"] * 2
-    assert [job["hyperparameters"]["batch_size"] for job in listed][-2:] == [4, 4]
+    job = listed[-1]
+    assert (job["status"], job["fine_tuned_model"]) == ("succeeded", adapter)
+    asked = job["method"]["supervised"]["hyperparameters"]  # only options that are given are sent
+    assert (asked["steps"], asked["rank"], asked["max_length"], asked["batch_size"]) == (3, 2, 64, 4)
     table = run("jobs")
     assert all(job["id"] in table for job in listed)
-    shown = run("jobs", "show", listed[-1]["id"])
+    shown = run("jobs", "show", job["id"])
     assert "supervised" in shown
     assert re.search(r"\d\.\d", shown)
     assert not re.search(r"\d\.\d{7}", shown)  # nobody reads the 16 digits of a float
-    assert json.loads(run("jobs", "follow", listed[-1]["id"], "--json"))["fine_tuned_model"] in adapters
-
-
-@pytest.mark.usefixtures("trained")
-def test_only_options_that_are_given_are_sent():
-    asked = json.loads(run("jobs", "--json"))["data"][-1]["method"]["supervised"]["hyperparameters"]
-    assert (asked["steps"], asked["rank"], asked["max_length"]) == (3, 2, 64)
+    assert json.loads(run("jobs", "follow", job["id"], "--json"))["fine_tuned_model"] == adapter
 
 
 def test_adapters_change_place(trained, tmp_path):
-    _, (one, two) = trained
+    _, one, two = trained
     assert f"{one} is called lamps" in run("adapters", "rename", one, "lamps")
     assert "lamps" in run("adapters")
     run("adapters", "download", "lamps", "-o", tmp_path / "lamps.zip")
@@ -141,7 +96,6 @@ def test_adapters_change_place(trained, tmp_path):
     assert [adapter["id"] for adapter in json.loads(run("adapters", "--json"))["data"]] == [one]
 
 
-@pytest.mark.usefixtures("daemon")
 def test_a_job_by_reward_is_told_the_grader_of_a_file(place):
     rows = [{"prompt": f"lamp {i}", "word": "on"} for i in range(9)]
     (place / "asking.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
@@ -159,7 +113,6 @@ def test_a_job_by_reward_is_told_the_grader_of_a_file(place):
     assert "--rewards FOLDER" in run(*asked, "--reward", "rewards:right", code=2)
 
 
-@pytest.mark.usefixtures("daemon")
 def test_jobs_pause_and_resume_and_are_cancelled(place):
     job = json.loads(run("jobs", "create", place / "rows.jsonl", "--steps", 100_000, *SMALL, "--json"))
     assert re.search(f"{job['id']} is paus(ed|ing)", run("jobs", "pause", job["id"]))
@@ -171,17 +124,26 @@ def test_jobs_pause_and_resume_and_are_cancelled(place):
     assert "cancelled" in run("jobs", "follow", job["id"], code=1)
 
 
-@pytest.mark.usefixtures("daemon")
-def test_status():
+def test_status_is_said_once_or_live_at_a_terminal_until_ctrl_c(running):
     facts = json.loads(run("status", "--json"))
-    assert facts["model"] == "model"
-    assert facts["health"] == {"status": "ok", "reasons": []}
+    assert (facts["model"], facts["health"]) == ("tiny", {"status": "ok", "reasons": []})
     assert facts["memory"]["used"] < facts["memory"]["budget"]
     text = run("status")
     assert all(words in text for words in ("active", "memory", "tokens/s", "learning"))
+    answered = running.service.batcher.facts()["requests"]
+    with screen("status") as seen:
+        seen.wait(f"{answered} in all")
+        running.service.generate("lamp", max_tokens=1).text()
+        seen.wait(f"{answered + 1} in all")
+        seen.type("\003")
+        assert seen.end() == 0
+    with screen("status", "--once") as seen:
+        seen.wait("active")
+        assert seen.end() == 0
+    assert "leave one of them out" in run("status", "--once", "--watch", code=2)
 
 
-def test_status_of_a_job_that_is_judged_says_so():
+def test_lines_of_jobs():
     job = {"id": "ftjob-1", "status": "running", "progress": {
         "phase": "judging", "step": 8, "steps": 8, "loss": 0.5, "tokens_per_s": 304.2, "eta_s": None}}
     assert "evaluating: the trained" in _job(job)
@@ -191,9 +153,6 @@ def test_status_of_a_job_that_is_judged_says_so():
     training = {**job, "progress": {**job["progress"], "phase": "training"}}
     assert "step 8/8" in _job(training)
     assert "304 tokens/s" in _job(training)
-
-
-def test_no_id_in_a_list_is_broken_at_80_columns():
     job = f"ftjob-{'a' * 24}"
     adapter = "ft:smollm2-135m-instruct:corrections-of-the-kitchen:1a2b3c4d"
     rows = [([job, "succeeded", "2026-11-26 06:16"], adapter),
@@ -207,123 +166,82 @@ def test_no_id_in_a_list_is_broken_at_80_columns():
     assert max(map(len, lines)) <= 80
 
 
-@pytest.mark.usefixtures("daemon")
-def test_what_is_not_found_is_said_without_a_path_of_http():
-    for args in (["adapters", "promote", "nope"], ["adapters", "delete", "nope"], ["jobs", "show", "nope"],
-                 ["jobs", "show", "a/b"], ["adapters", "promote", "a/b"], ["jobs", "create", "file-none"]):
-        said = run(*args, code=1)
-        assert "/v1" not in said
-        assert "GET" not in said
-
-
-def test_help_of_keys_says_when_the_file_is_read():
+def test_keys_over_a_unix_socket(model, tmp_path, monkeypatch):
     said = " ".join(run("service", "key", "--help").split())
     assert "at the next request after it has changed" in said
     assert "systemctl restart edgetune" in said
+    key = json.loads(run("service", "key", "phone", "--key-file", tmp_path / "keys", "--json"))["key"]
+    assert key not in (tmp_path / "keys").read_text()
+    (tmp_path / "mine").write_text(f"{key}\n")
+    with process(model, tmp_path, "--socket", tmp_path / "socket", "--key-file", tmp_path / "keys") as running:
+        assert running.url == f"unix:{tmp_path / 'socket'}"
+        monkeypatch.setenv("EDGETUNE_URL", running.url)
+        assert "active" in run("status", "--key-file", tmp_path / "mine")
+        for key_given, code, words in (("", 2, "the daemon refuses: "), ("et-wrong", 2, "the daemon refuses: "),
+                                       (key, 0, "active")):
+            monkeypatch.setenv("EDGETUNE_KEY", key_given)
+            assert words in run("adapters", *["--json"] * bool(code), code=code)
+        end(running, signal.SIGINT)
+    assert not (tmp_path / "socket").exists()
 
 
-@pytest.mark.usefixtures("daemon")
-def test_status_at_a_terminal_is_live_until_ctrl_c(place):
-    parent, child = pty.openpty()
-    process = subprocess.Popen([*EDGETUNE, "status"], cwd=place, stdout=child, stderr=child, stdin=child)
-    os.close(child)
-    shown = b""
-    deadline = time.monotonic() + 60
-    while shown.count(b"active") < 2:  # drawn again
-        assert time.monotonic() < deadline, shown
-        if select.select([parent], [], [], 1)[0]:
-            shown += os.read(parent, 65536)
-    process.send_signal(signal.SIGINT)
-    with suppress(OSError):  # nobody writes any more; until then it is read, or the process would wait for that
-        while os.read(parent, 65536):
-            pass
-    assert process.wait(timeout=30) == 0
-    os.close(parent)
-
-
-@pytest.mark.usefixtures("daemon")
-def test_status_is_said_once_where_that_is_asked_for():
-    with screen("status", "--once") as seen:
-        seen.wait("active")
-        assert seen.end() == 0
-    assert "leave one of them out" in run("status", "--once", "--watch", code=2)
-
-
-@pytest.mark.usefixtures("daemon")
 @pytest.mark.parametrize(("args", "code", "words"), [
     (["jobs", "show", "ftjob-none"], 1, ["ftjob-none"]),
-    (["jobs", "show", "../../healthz"], 1, ["there is no '../../healthz'"]),
+    (["jobs", "show", "../../healthz"], 1, ["there is no '../../healthz'"]), (["jobs", "show", "a/b"], 1, ["a/b"]),
     (["jobs", "create", "/nowhere.jsonl"], 2, ["cannot read /nowhere.jsonl"]),
     (["jobs", "create", "file-none"], 1, ["file-none"]),
     (["jobs", "create", "{rows}", "--rank", "0"], 2, ["rank", "1"]),
     (["jobs", "create", "{model}"], 2, ["JSON"]),
-    (["adapters", "promote", "ft:none"], 1, ["ft:none"]),
+    (["adapters", "promote", "ft:none"], 1, ["ft:none"]), (["adapters", "delete", "a/b"], 1, ["a/b"]),
     (["status", "--url", "http://127.0.0.1:9"], 1, ["no daemon answers at http://127.0.0.1:9", "edgetune daemon"]),
     (["status", "--url", "127.0.0.1"], 2, ["url is '127.0.0.1'"]),
     (["status", "--key-file", "{rows}"], 2, ["holds no key"]),
     (["status", "--key-file", "/nowhere"], 2, ["cannot read /nowhere"]),
 ])
 def test_errors_are_one_sentence(place, args, code, words):
-    said = run(*(arg.format(model=place / "model.gguf", rows=place / "rows.jsonl") for arg in args), code=code)
+    said = run(*(arg.format(model=place / "Tiny.gguf", rows=place / "rows.jsonl") for arg in args), code=code)
     assert len(said.strip().splitlines()) == 1, said
     assert all(word in said for word in words), said
+    assert "/v1" not in said
+    assert "GET" not in said
 
 
-@pytest.mark.usefixtures("daemon")
 @pytest.mark.parametrize(("args", "code", "words"), [
-    (["daemon", "{model}", "--host", "0.0.0.0"], 2, ["host is 0.0.0.0", "key"]),
-    (["daemon", "{model}", "--port", "99999"], 2, ["port is 99999"]),
-    (["daemon", "{model}", "--key-file", "/nowhere", "--state", "{place}/new"], 2, ["cannot read the key file"]),
-    (["daemon", "{place}/none.gguf", "--state", "{place}/new", "--port", "0"], 1, ["none.gguf"]),
-    (["daemon", "{rows}", "--state", "{place}/new", "--port", "0"], 1, ["GGUF"]),
-    (["daemon", "{model}", "--state", "{place}/state", "--port", "0"], 2, ["another process", "state"]),
+    (["{model}", "--host", "0.0.0.0"], 2, ["host is 0.0.0.0", "key"]), (["{model}", "--port", "99999"], 2, ["99999"]),
+    (["{model}", "--key-file", "/nowhere", "--state", "{place}/new"], 2, ["cannot read the key file"]),
+    (["{place}/none.gguf", "--state", "{place}/new", "--port", "0"], 1, ["none.gguf"]),
+    (["{rows}", "--state", "{place}/new", "--port", "0"], 1, ["GGUF"]),
+    (["{model}", "--state", "{state}", "--port", "0"], 2, ["another process", "state"]),
 ])
-def test_a_daemon_that_cannot_start_says_why(place, args, code, words):
-    names = {"model": place / "model.gguf", "rows": place / "rows.jsonl", "place": place}
-    said = run(*(arg.format(**names) for arg in args), code=code)
+def test_a_daemon_that_cannot_start_says_why(place, running, args, code, words):
+    names = {"model": place / "Tiny.gguf", "rows": place / "rows.jsonl", "place": place,
+             "state": running.service.config.folder()}
+    said = run("daemon", *(arg.format(**names) for arg in args), code=code)
     assert len(said.strip().splitlines()) == 1, said
     assert all(word in said for word in words), said
-
-
-def test_keys_over_a_unix_socket(place, monkeypatch):
-    key = json.loads(run("service", "key", "phone", "--key-file", place / "keys", "--json"))["key"]
-    assert key not in (place / "keys").read_text()
-    (place / "mine").write_text(f"{key}\n")
-    with running(place, "--socket", place / "socket", "--key-file", place / "keys", state="keyed") as (process, url):
-        assert url == f"unix:{place / 'socket'}"
-        monkeypatch.setenv("EDGETUNE_URL", url)
-        assert "active" in run("status", "--key-file", place / "mine")
-        assert "the daemon refuses: " in run("status", "--json", code=2)
-        monkeypatch.setenv("EDGETUNE_KEY", "et-wrong")
-        assert "the daemon refuses: " in run("adapters", "--json", code=2)
-        monkeypatch.setenv("EDGETUNE_KEY", key)
-        assert "active" in run("adapters")
-        end(process, signal.SIGINT)
-    assert not (place / "socket").exists()
 
 
 @pytest.mark.slow
-def test_sigterm_saves_a_job_that_goes_on_later(place, monkeypatch):
-    with running(place, state="stopped") as (process, url):
-        monkeypatch.setenv("EDGETUNE_URL", url)
+def test_sigterm_saves_a_job_that_continues_later(place, model, tmp_path, monkeypatch):
+    with process(model, tmp_path) as running:
+        monkeypatch.setenv("EDGETUNE_URL", running.url)
         job = json.loads(run("jobs", "create", place / "rows.jsonl", "--steps", 120, "--eval-every", 1000,
                              *SMALL, "--json"))["id"]
         until(lambda: (job_of(job)["progress"] or {}).get("step", 0) > 2)
-        end(process)
-    with sqlite3.connect(place / "stopped" / "state.db") as db:
+        end(running)
+    with closing(sqlite3.connect(tmp_path / "state" / "state.db")) as db:
         assert db.execute("SELECT status FROM jobs").fetchall() == [("running",)]
-    db.close()
-    with running(place, state="stopped") as (process, url):
-        monkeypatch.setenv("EDGETUNE_URL", url)
+    with process(model, tmp_path) as running:
+        monkeypatch.setenv("EDGETUNE_URL", running.url)
         assert "succeeded" in run("jobs", "follow", job)
-        end(process)
+        end(running)
 
 
-def test_a_table_of_this_machine_is_sent_as_json_lines(place, daemon):
+def test_a_table_of_this_machine_is_sent_as_json_lines(place, http):
     (place / "rows.csv").write_text("Frage;Antwort\n" + "".join(f"Lampe {i};an {i}\n" for i in range(24)))
     named = ["--prompt-column", "Frage", "--completion-column", "Antwort"]
     job = json.loads(run("jobs", "create", place / "rows.csv", *named, "--steps", 1, *SMALL, "--json"))
-    content = httpx.get(f"{daemon}/v1/files/{job['training_file']}/content").text
+    content = http.get(f"/v1/files/{job['training_file']}/content").text
     assert [json.loads(line) for line in content.splitlines()] == [
         {"prompt": f"Lampe {i}", "completion": f"an {i}"} for i in range(24)]
     run("jobs", "cancel", job["id"])
@@ -342,7 +260,7 @@ def test_without_the_extra_it_says_what_to_install(place):
 
 @pytest.mark.slow
 def test_ctrl_c_in_a_terminal_ends_the_line(place):
-    with screen("daemon", place / "model.gguf", "--state", place / "typed", "--threads", 1, "--port", 0) as seen:
+    with screen("daemon", place / "Tiny.gguf", "--state", place / "typed", "--threads", 1, "--port", 0) as seen:
         seen.wait("answers at")
         seen.type("\003")
         assert seen.end() == 0

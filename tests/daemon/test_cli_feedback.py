@@ -1,49 +1,31 @@
 """edgetune feedback: what people said is read, edited, deleted and learned from a terminal."""
 
-from __future__ import annotations
-
 import json
-from collections.abc import Iterator
-from pathlib import Path
 
 import pytest
-
-pytest.importorskip("fastapi")
-pytest.importorskip("httpx")
-
 from commands import run
-from daemons import daemon
-from tiny import write_tiny
 
-from edgetune.daemon.learning.feedback import Feedback
 from edgetune.errors import NotFoundError, UsageError
 
 HOSTILE = "red \x1b[31m" + "word " * 400 + "end"
 
 
-@pytest.fixture(scope="module")
-def service_url(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[Feedback, str]]:
-    folder = tmp_path_factory.mktemp("daemon")
-    with daemon(write_tiny(folder / "model.gguf", formats="Q8_0"), folder / "state") as running:
-        yield running.service.feedback, running.url
-
-
 @pytest.fixture
-def feedback(service_url: tuple[Feedback, str], monkeypatch: pytest.MonkeyPatch) -> Iterator[Feedback]:
+def feedback(running, monkeypatch):
     """Of the daemon that commands speak to; empty at the end."""
-    feedback, url = service_url
-    monkeypatch.setenv("EDGETUNE_URL", url)
+    monkeypatch.setenv("EDGETUNE_URL", running.url)
     monkeypatch.delenv("EDGETUNE_KEY", raising=False)
+    feedback = running.service.feedback
     yield feedback
     for item in feedback.list(limit=1000):
         feedback.delete(item.id)
 
 
-def asked(text: str) -> list[dict[str, str]]:
+def asked(text):
     return [{"role": "user", "content": text}]
 
 
-def test_it_lists_the_latest_with_question_answer_and_reason(feedback: Feedback) -> None:
+def test_it_lists_the_latest_and_shows_a_piece_whole_and_nothing_that_a_terminal_obeys(feedback):
     assert run("feedback").startswith("there is no feedback")
     for i in range(4):
         feedback.add(messages=asked(f"light {i}?\nsay"), answer="no", correction=f"yes {i}")
@@ -57,9 +39,6 @@ def test_it_lists_the_latest_with_question_answer_and_reason(feedback: Feedback)
     assert [each["id"] for each in kept["data"]] == [item.id for item in feedback.list()]
     assert sum(kept["counts"].values()) == 4  # of thumbs down nothing is learned
     assert kept["data"][-1]["question"] == "light 0?\nsay"
-
-
-def test_it_shows_a_piece_whole_and_nothing_that_a_terminal_obeys(feedback: Feedback) -> None:
     history = [*asked("one"), {"role": "assistant", "content": "1\n2"}, *asked(HOSTILE)]
     chat = feedback.add(messages=history, correction="on").id
     prompt = feedback.add(prompt="a", answer="c", correction="b").id
@@ -71,8 +50,7 @@ def test_it_shows_a_piece_whole_and_nothing_that_a_terminal_obeys(feedback: Feed
     assert json.loads(run("feedback", "show", chat, "--json"))["row"]["messages"][2]["content"] == HOSTILE
 
 
-def test_it_edits_by_argument_and_in_an_editor(feedback: Feedback, tmp_path: Path,
-                                               monkeypatch: pytest.MonkeyPatch) -> None:
+def test_it_edits_by_argument_and_in_an_editor(feedback, tmp_path, monkeypatch):
     made = feedback.add(messages=asked("light?"), answer="no", correction="on").id
     assert feedback.get(made).heading.reason in run("feedback", "edit", made, "off")
     assert feedback.get(made).heading.answer == "off"
@@ -87,7 +65,7 @@ def test_it_edits_by_argument_and_in_an_editor(feedback: Feedback, tmp_path: Pat
     assert "nothing was saved in the editor" in run("feedback", "edit", made, code=UsageError.exit_code)
 
 
-def test_it_deletes_and_says_what_remains(feedback: Feedback) -> None:
+def test_it_deletes_and_says_what_remains(feedback):
     ids = [feedback.add(messages=asked(f"light {i}?"), correction="on").id for i in range(10)]
     learned, other = [id for id in ids if not feedback.get(id).held][:2]
     assert run("feedback", "delete", other) == f"{other} is removed\n"
@@ -100,7 +78,7 @@ def test_it_deletes_and_says_what_remains(feedback: Feedback) -> None:
     assert "there is no 'a/b'; edgetune feedback lists those that exist" in run("feedback", "show", "a/b", code=1)
 
 
-def test_learning_begins_or_says_what_is_missing(feedback: Feedback) -> None:
+def test_learning_begins_or_says_what_is_missing(feedback):
     assert "there is no new feedback to learn" in run("feedback", "learn", code=UsageError.exit_code)
     feedback.add(messages=asked("light?"), correction="on")
     assert "held out" in run("feedback", "learn", code=UsageError.exit_code)

@@ -1,15 +1,8 @@
 """chat, generate and eval with --url: a daemon answers, and nothing is loaded here."""
 
-from __future__ import annotations
-
 import json
-from collections.abc import Iterator
-from pathlib import Path
 
 import pytest
-
-pytest.importorskip("fastapi")
-
 from click.testing import CliRunner
 from daemons import daemon
 from tiny import write_tiny
@@ -22,7 +15,7 @@ QUESTIONS = {"turn": '{"light": "off"}', "the light": "on"}
 
 
 @pytest.fixture(scope="module")
-def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+def folder(tmp_path_factory):
     made = tmp_path_factory.mktemp("url")
     write_tiny(made / "tiny.gguf", formats="Q8_0")
     (made / "key").write_text(add_key(made / "keys", "me"))
@@ -33,7 +26,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture(scope="module")
-def running(folder: Path) -> Iterator[str]:
+def running(folder):
     """It asks for a key. What it answers to two questions are corrections."""
     with daemon(folder / "tiny.gguf", folder / "state", key_file=str(folder / "keys")) as made:
         for question, answer in QUESTIONS.items():
@@ -46,7 +39,7 @@ def running(folder: Path) -> Iterator[str]:
 def run(running, folder, monkeypatch):
     monkeypatch.setenv("EDGETUNE_KEY", "")
 
-    def call(*args: object, input: str | None = None, code: int = 0) -> str:
+    def call(*args, input=None, code=0):
         where = ["--url", running, "--key-file", folder / "key"]
         done = CliRunner().invoke(cli, [str(arg) for arg in (*args, *where)], input=input)
         assert done.exit_code == code, done.output

@@ -1,27 +1,19 @@
-"""What programs are written with, against one daemon: LangChain, instructor and Pydantic AI, each by its typical calls.
+"""What programs are written with, against one daemon: LangChain and Pydantic AI, each by its typical calls.
 
 The model is tiny and says nothing by itself that could be foretold: texts and calls are corrections of its answers, and
 forms hold by construction.
 """
 
-from __future__ import annotations
-
 import asyncio
-from collections.abc import Iterator
-from pathlib import Path
-from typing import Any, Literal
-
-import pytest
-
-pytest.importorskip("fastapi")
-pytest.importorskip("openai")
+from typing import Literal
 
 import numpy as np
 import openai
-from daemons import Daemon, daemon, openai_client
-from pydantic import BaseModel, Field, field_validator
-from tiny import write_tiny
+import pytest
+from pydantic import BaseModel, Field
 
+SHAPE = {"formats": "F32", "n_context": 2048}
+DAEMON = {"context": 2048}
 TAUGHT = "the light off"
 CALL = '<tool_call>{"name": "lamp", "arguments": {"on": true}}</tool_call>'
 
@@ -36,26 +28,13 @@ class Lamp(BaseModel):
     level: int | None = Field(None, ge=0, le=9)
 
 
-@pytest.fixture(scope="module")
-def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return write_tiny(tmp_path_factory.mktemp("model") / "Tiny.gguf", n_context=2048)
+@pytest.fixture(scope="module", autouse=True)
+def taught(running):
+    running.service.feedback.add(messages=[{"role": "user", "content": "turn"}], answer="", correction=TAUGHT,
+                                 model="tiny")
 
 
-@pytest.fixture(scope="module")
-def running(model: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Daemon]:
-    with daemon(model, tmp_path_factory.mktemp("daemon") / "state", context=2048) as made:
-        made.service.feedback.add(messages=[{"role": "user", "content": "turn"}], answer="", correction=TAUGHT,
-                                  model="tiny")
-        yield made
-
-
-@pytest.fixture(scope="module")
-def client(running: Daemon) -> Iterator[openai.OpenAI]:
-    with openai_client(running.url) as made:
-        yield made
-
-
-def correct(client: openai.OpenAI, answer: str, words: str) -> None:
+def correct(client, answer, words):
     """So that the same question is answered with these words from now on. answer: its id."""
     client.post("/feedback", body={"completion_id": answer, "correction": words}, cast_to=object)
 
@@ -71,19 +50,16 @@ def test_an_event_has_one_part_of_a_call(client):
     assert Room.model_validate_json("".join(calls[0].function.arguments for calls in events))
 
 
-# ---- LangChain ------------------------------------------------------------------------------------------------------
-
-
 @pytest.fixture(scope="module")
-def chain(running: Daemon) -> Any:
-    chat = pytest.importorskip("langchain_openai").ChatOpenAI
-    return chat(base_url=f"{running.url}/v1", api_key="none", model="tiny:latest", max_retries=0)
+def chain(running):
+    from langchain_openai import ChatOpenAI
+
+    return ChatOpenAI(base_url=f"{running.url}/v1", api_key="none", model="tiny:latest", max_retries=0)
 
 
-def test_langchain_asks_and_streams(chain):
+def test_langchain_asks_streams_and_embeds(chain, running, client):
     said = chain.invoke([("user", "turn")])
-    assert said.content == TAUGHT
-    assert said.response_metadata["finish_reason"] == "stop"
+    assert (said.content, said.response_metadata["finish_reason"]) == (TAUGHT, "stop")
     assert said.usage_metadata["total_tokens"] > said.usage_metadata["output_tokens"] > 2
     pieces = list(chain.stream([("user", "turn")], stream_usage=True))
     assert "".join(piece.content for piece in pieces) == TAUGHT
@@ -92,6 +68,14 @@ def test_langchain_asks_and_streams(chain):
     assert "".join(piece.content for piece in base.stream("on")) == base.invoke("on").content != ""
     assert [answer.content for answer in chain.batch(["turn"] * 3)] == [TAUGHT] * 3
     assert chain.model_copy(update={"use_responses_api": True}).invoke("turn").text == TAUGHT
+    from langchain_openai import OpenAIEmbeddings
+
+    vectors = OpenAIEmbeddings(base_url=f"{running.url}/v1", api_key="none", model="tiny",
+                               check_embedding_ctx_length=False)
+    texts = ["turn the light on", "off"]
+    expected = [item.embedding for item in client.embeddings.create(model="tiny", input=texts).data]
+    np.testing.assert_allclose(vectors.embed_documents(texts), expected, atol=1e-6)
+    np.testing.assert_allclose(vectors.embed_query(texts[1]), expected[1], atol=1e-4)
 
 
 @pytest.mark.filterwarnings("ignore:Pydantic serializer warnings")  # LangChain's, of what OpenAI's client has parsed
@@ -135,78 +119,15 @@ def test_langchain_calls_tools_and_shows_what_they_said(chain, client):
     assert free.invoke(after).content == TAUGHT
 
 
-def test_langchain_embeds(running, client):
-    vectors = pytest.importorskip("langchain_openai").OpenAIEmbeddings(
-        base_url=f"{running.url}/v1", api_key="none", model="tiny", check_embedding_ctx_length=False)
-    texts = ["turn the light on", "off"]
-    expected = [item.embedding for item in client.embeddings.create(model="tiny", input=texts).data]
-    np.testing.assert_allclose(vectors.embed_documents(texts), expected, atol=1e-6)
-    np.testing.assert_allclose(vectors.embed_query(texts[1]), expected[1], atol=1e-4)
-
-
-# ---- instructor -----------------------------------------------------------------------------------------------------
-
-
 @pytest.fixture(scope="module")
-def instructor() -> Any:
-    """Not among the packages for tests: it holds rich and jiter back (pip install --no-deps instructor)."""
-    return pytest.importorskip("instructor")
-
-
-@pytest.mark.parametrize("mode", ["TOOLS", "JSON_SCHEMA", "RESPONSES_TOOLS"])
-def test_instructor_gets_nested_models_and_lists(instructor, client, mode):
-    made = instructor.from_openai(client, mode=getattr(instructor.Mode, mode))
-    options = {"model": "tiny", "messages": [{"role": "user", "content": "on"}], "max_retries": 0}
-    found = made.create(response_model=Lamp, **options)
-    assert isinstance(found, Lamp)
-    if mode == "TOOLS":
-        first, *_, last = made.create_partial(response_model=Lamp, **options)
-        assert first.on is None
-        assert Lamp(**last.model_dump())
-
-
-@pytest.mark.parametrize("mode", ["TOOLS", "JSON_SCHEMA"])
-def test_instructor_asks_again(instructor, client, mode):
-    """What a schema cannot say is said to the model, which has another try."""
-    tries = []
-
-    class Checked(BaseModel):
-        floor: int = Field(ge=0, le=9)
-
-        @field_validator("floor")
-        @classmethod
-        def is_there(cls, floor: int) -> int:
-            tries.append(floor)
-            if len(tries) < 3:
-                raise ValueError("the house does not have it")
-            return floor
-
-    sent = []
-    made = instructor.from_openai(client, mode=getattr(instructor.Mode, mode))
-    made.on("completion:kwargs", lambda *_, **given: sent.append(len(given["messages"])))
-    options = {"model": "tiny", "messages": [{"role": "user", "content": "on"}]}
-    found = made.create(response_model=Checked, max_retries=3, **options)
-    assert found.floor == tries[-1]
-    assert len(tries) == len(sent) == 3
-    assert sent == sorted(set(sent))  # each time with what was wrong
-    tries.clear()
-    with pytest.raises(Exception, match="does not have it"):
-        made.create(response_model=Checked, max_retries=0, **options)
-
-
-# ---- Pydantic AI ----------------------------------------------------------------------------------------------------
-
-
-@pytest.fixture(scope="module")
-def agents(running: Daemon) -> Any:
+def agents(running):
     """Makes agents, each to be entered: that closes their connections. api: chat or responses."""
-    pytest.importorskip("pydantic_ai")
     from pydantic_ai import Agent
     from pydantic_ai.models.openai import OpenAIChatModel, OpenAIResponsesModel
     from pydantic_ai.providers.openai import OpenAIProvider
     kinds = {"chat": OpenAIChatModel, "responses": OpenAIResponsesModel}
 
-    def make(api: str, **options: Any) -> Any:
+    def make(api, **options):
         provider = OpenAIProvider(base_url=f"{running.url}/v1", api_key="none")
         return Agent(kinds[api]("tiny:latest", provider=provider), **options)
 
@@ -214,29 +135,24 @@ def agents(running: Daemon) -> Any:
 
 
 @pytest.mark.parametrize("api", ["chat", "responses"])
-def test_pydantic_ai_gets_a_form(agents, api):
+def test_pydantic_ai_gets_a_form_and_streams(agents, api):
     from pydantic_ai import NativeOutput
 
-    async def ask(output: Any, **settings: Any) -> Any:
+    async def ask(output, **settings):
         async with agents(api, output_type=output) as agent:
             return (await agent.run("on", model_settings=settings)).output
 
-    assert isinstance(asyncio.run(ask(Lamp)), Lamp)
-    assert isinstance(asyncio.run(ask(NativeOutput(Lamp))), Lamp)
-    assert isinstance(asyncio.run(ask([Lamp, Room], temperature=1.5)), Lamp | Room)
-
-
-@pytest.mark.parametrize("api", ["chat", "responses"])
-def test_pydantic_ai_streams(agents, api):
-    async def ask() -> tuple[str, Lamp]:
+    async def stream():
         async with agents(api) as agent, agent.run_stream("turn") as stream:
             text = "".join([piece async for piece in stream.stream_text(delta=True)])
         async with agents(api, output_type=Lamp) as agent, agent.run_stream("on") as stream:
             return text, await stream.get_output()
 
-    text, lamp = asyncio.run(ask())
-    assert text == TAUGHT
-    assert isinstance(lamp, Lamp)
+    assert isinstance(asyncio.run(ask(Lamp)), Lamp)
+    assert isinstance(asyncio.run(ask(NativeOutput(Lamp))), Lamp)
+    assert isinstance(asyncio.run(ask([Lamp, Room], temperature=1.5)), Lamp | Room)
+    text, lamp = asyncio.run(stream())
+    assert (text, type(lamp)) == (TAUGHT, Lamp)
 
 
 @pytest.mark.parametrize("api", ["chat", "responses"])
@@ -248,7 +164,7 @@ def test_pydantic_ai_calls_tools(agents, client, api):
         called.append(on)
         return "done"
 
-    async def ask(most: int) -> Any:
+    async def ask(most):
         async with agents(api, tools=[lamp]) as agent:
             result = await agent.run(f"the lamp by {api}", model_settings={"max_tokens": most})
             return result.all_messages()

@@ -1,9 +1,6 @@
-"""Feedback that is read, edited and deleted: what a list shows, what the next job learns, what is left on the disk."""
+"""Feedback that is read, edited and deleted, wrong answers with right ones, and what earlier versions kept."""
 
-from __future__ import annotations
-
-from pathlib import Path
-from typing import Any
+import json
 
 import pytest
 from services import as_version_5
@@ -17,30 +14,30 @@ from edgetune.daemon.state.holdout import open_holdout
 from edgetune.errors import NotFoundError, TooLargeError, TooMuchError, UsageError
 
 
-def opened(folder: Path, **options: Any) -> Feedback:
+def opened(folder, **options):
     return Feedback(Store(folder), open_holdout(folder), DaemonConfig(**options))
 
 
 @pytest.fixture
-def feedback(tmp_path: Path) -> Feedback:
+def feedback(tmp_path):
     return opened(tmp_path)
 
 
-def asked(number: int) -> list[dict[str, str]]:
+def asked(number):
     return [{"role": "user", "content": f"question {number}"}]
 
 
-def give(feedback: Feedback, count: int) -> list[str]:
+def give(feedback, count):
     """Ids of corrections, in order."""
     return [feedback.add(messages=asked(i), answer="no", correction=f"yes {i}", model="m").id for i in range(count)]
 
 
-def learn(feedback: Feedback, job: str, state: Any = "used") -> None:
+def learn(feedback, job, state="used"):
     feedback.assign(feedback.training_rows().taken, job)
     feedback.settle(job, state)
 
 
-def learned(feedback: Feedback) -> dict[str, str]:
+def learned(feedback):
     """What the next job learns or is judged by, by its question."""
     rows = feedback.training_rows()
     found = [feedback.row(row) for row in rows.new + rows.earlier + rows.held]
@@ -51,7 +48,7 @@ def learned(feedback: Feedback) -> dict[str, str]:
 
 
 @pytest.mark.parametrize("version", [2, 4])
-def test_a_list_shows_the_beginnings_of_question_and_answer(feedback: Feedback, version: int) -> None:
+def test_a_list_shows_the_beginnings_of_question_and_answer(feedback, version):
     """As the whole rows have them; those of an earlier version are found by SQLite in the rows' JSON."""
     parts = [{"type": "text", "text": "what is é 😀?"}]
     history = [{"role": "system", "content": "be brief"}, *asked(1), {"role": "assistant", "content": "yes"}, *asked(2)]
@@ -61,8 +58,7 @@ def test_a_list_shows_the_beginnings_of_question_and_answer(feedback: Feedback, 
                   {"prompt": "", "correction": "x"}, {"prompt": "a", "answer": "b", "rating": "down"}):
         feedback.add(**given)
     if version == 2:
-        as_version_2(feedback.store)
-        feedback = opened(feedback.store.folder)
+        feedback = as_version_2(feedback)
     headings = feedback.headings()
     assert headings == [item.heading for item in feedback.list()]
     down, empty, of_parts, prompt, chat = headings
@@ -73,24 +69,25 @@ def test_a_list_shows_the_beginnings_of_question_and_answer(feedback: Feedback, 
     assert (down.asked, down.answer) == ("a", "")
 
 
-def as_version_2(store: Store) -> None:
-    with store.write() as db:
+def as_version_2(feedback):
+    """The same, opened again from such a database."""
+    with feedback.store.write() as db:
         as_version_5(db)
         for statement in ("DROP TABLE questions", "DROP INDEX feedback_by_job",
                           "ALTER TABLE feedback DROP COLUMN rejected", "ALTER TABLE adapters DROP COLUMN name",
                           "ALTER TABLE feedback DROP COLUMN asked",
                           "ALTER TABLE feedback DROP COLUMN answer", "PRAGMA user_version = 2"):
             db.execute(statement)
-    store.close()
+    feedback.store.close()
+    return opened(feedback.store.folder)
 
 
-def test_what_cannot_be_read_is_listed_and_can_be_deleted(feedback: Feedback) -> None:
+def test_what_cannot_be_read_is_listed_and_can_be_deleted(feedback):
     ids = give(feedback, 3)
     with feedback.store.write() as db:
         db.execute("UPDATE feedback SET row = '{' WHERE id = ?", (ids[0],))
         db.execute("UPDATE feedback SET row = '[]' WHERE id = ?", (ids[1],))
-    as_version_2(feedback.store)
-    feedback = opened(feedback.store.folder)
+    feedback = as_version_2(feedback)
     assert [(found.asked, found.answer) for found in feedback.headings()] == [
         ("question 2", "yes 2"), (None, None), (None, None)]
     with pytest.raises(NotFoundError, match="damaged"):
@@ -101,13 +98,12 @@ def test_what_cannot_be_read_is_listed_and_can_be_deleted(feedback: Feedback) ->
     assert [item.id for item in feedback.list()] == ids[2:]
 
 
-def test_a_database_of_version_2_keeps_its_sides(feedback: Feedback) -> None:
-    """Where each question's digest was asked for itself. They hold also after their feedback is deleted."""
+def test_a_database_of_version_2_keeps_its_sides(feedback):
+    """They hold also after their feedback is deleted."""
     give(feedback, 20)
     with feedback.store.write() as db:
         db.execute("UPDATE feedback SET held = rowid IN (1, 2, 3)")
-    as_version_2(feedback.store)
-    feedback = opened(feedback.store.folder)
+    feedback = as_version_2(feedback)
     for note in feedback.list():
         feedback.delete(note.id)
     give(feedback, 40)
@@ -120,7 +116,7 @@ def test_a_database_of_version_2_keeps_its_sides(feedback: Feedback) -> None:
 
 
 @pytest.mark.parametrize("state", ["new", "used", "aside", "withdrawn"])
-def test_an_edit_is_the_latest_word(feedback: Feedback, state: str) -> None:
+def test_an_edit_is_the_latest_word(feedback, state):
     """It waits to be learned, whatever became of the earlier one, and keeps its id and its side."""
     ids = give(feedback, 10)
     if state in ("used", "aside"):
@@ -139,7 +135,7 @@ def test_an_edit_is_the_latest_word(feedback: Feedback, state: str) -> None:
     assert learned(feedback)["question 3"] == "edited"
 
 
-def test_the_rest_of_a_row_stays_when_it_is_edited(feedback: Feedback) -> None:
+def test_the_rest_of_a_row_stays_when_it_is_edited(feedback):
     tools = [{"type": "function", "function": {"name": "lamp"}}]
     chat = feedback.add(messages=asked(1), tools=tools, answer="on", rating="up")
     prompt = feedback.add(prompt="a", answer="b", correction="c", rating="down")
@@ -148,9 +144,19 @@ def test_the_rest_of_a_row_stays_when_it_is_edited(feedback: Feedback) -> None:
     assert edited.rating is None  # that thumb was for the other answer
     assert feedback.edit(prompt.id, "d").row == {"prompt": "a", "completion": "d"}
     assert feedback.get(prompt.id).rating == "down"
+    down = feedback.add(messages=asked(1), answer="left", rating="down")
+    edited = feedback.edit(down.id, "right")
+    assert (edited.answer, edited.rejected, edited.state, edited.rating) == ("right", "left", "new", "down")
+    better = feedback.add(messages=asked(1), answer="right", rejected="up")
+    edited = feedback.edit(better.id, "the right one")
+    assert (edited.answer, edited.rejected, edited.is_choice) == ("the right one", "up", False)
+    assert feedback.edit(better.id, "up").rejected is None
+    feedback.delete(better.id)
+    with pytest.raises(NotFoundError):
+        feedback.get(better.id)
 
 
-def test_what_cannot_be_edited(tmp_path: Path) -> None:
+def test_what_cannot_be_edited(tmp_path):
     feedback = opened(tmp_path, feedback_rows=10)
     ids = give(feedback, 4)
     down = feedback.add(messages=asked(1), answer="on", rating="down")
@@ -170,7 +176,7 @@ def test_what_cannot_be_edited(tmp_path: Path) -> None:
     assert len(feedback.list()) == 10
 
 
-def test_an_edit_or_a_deletion_while_a_job_begins(feedback: Feedback) -> None:
+def test_an_edit_or_a_deletion_while_a_job_begins(feedback):
     """The job has read the earlier words: the new ones wait for the next job."""
     ids = give(feedback, 10)
     rows = feedback.training_rows()
@@ -190,18 +196,16 @@ def test_an_edit_or_a_deletion_while_a_job_begins(feedback: Feedback) -> None:
 
 
 @pytest.mark.parametrize("state", ["new", "used"])
-def test_what_is_deleted_is_not_learned_again(feedback: Feedback, state: str) -> None:
+def test_what_is_deleted_is_not_learned_again(feedback, state):
     ids = give(feedback, 20)
     if state == "used":
         learn(feedback, "job1")
     for id in ids[::2]:
         feedback.delete(id)
     assert learned(feedback) == {f"question {i}": f"yes {i}" for i in range(1, 20, 2)}
-    with pytest.raises(NotFoundError, match="list it to see what exists"):
-        feedback.delete(ids[0])
 
 
-def test_nothing_of_it_remains_on_the_disk(tmp_path: Path) -> None:
+def test_nothing_of_it_remains_on_the_disk(tmp_path):
     """Whatever its size: rows of a page of the database, and rows of many."""
     feedback = opened(tmp_path)
     secret = "my number is "
@@ -220,7 +224,7 @@ def test_nothing_of_it_remains_on_the_disk(tmp_path: Path) -> None:
     assert [item.id for item in feedback.list()] == [kept]
 
 
-def test_what_else_the_daemon_has_of_it_is_said(feedback: Feedback) -> None:
+def test_what_else_the_daemon_has_of_it_is_said(feedback):
     ids = give(feedback, 10)
     held = {id for id in ids if feedback.get(id).held}
     first, second = [id for id in ids if id not in held][:2]
@@ -236,33 +240,83 @@ def test_what_else_the_daemon_has_of_it_is_said(feedback: Feedback) -> None:
     assert feedback.delete(held.pop()) == ""
 
 
-# ---- what is taken back stays taken back -----------------------------------------------------------------------------
-
-
-def test_a_deleted_correction_brings_no_earlier_one_back(feedback: Feedback) -> None:
-    first = feedback.add(messages=asked(0), answer="no", correction="bulb")
-    second = feedback.add(messages=asked(0), answer="no", correction="lamp")
-    other = feedback.add(messages=asked(1), answer="no", correction="bulb")
+def test_what_is_taken_back_brings_nothing_earlier_back(feedback):
+    """By deleting it or by a thumb down; deleting what it replaced changes nothing."""
+    first, second, other = (feedback.add(messages=asked(number), answer="no", correction=right)
+                            for number, right in ((0, "bulb"), (0, "lamp"), (1, "bulb")))
     feedback.delete(second.id)
-    assert feedback.get(first.id).state == "withdrawn"
-    assert feedback.get(other.id).state == "new"
+    assert (feedback.get(first.id).state, feedback.get(other.id).state) == ("withdrawn", "new")
     assert learned(feedback) == {"question 1": "bulb"}
-
-
-def test_a_correction_with_a_thumb_down_brings_no_earlier_one_back(feedback: Feedback) -> None:
     for right in ("bulb", "lamp"):
         feedback.add(messages=asked(0), answer="no", correction=right)
     learn(feedback, "ftjob-1")
     feedback.add(messages=asked(0), answer="lamp", rating="down")
-    assert learned(feedback) == {}
-    last = feedback.add(messages=asked(0), answer="lamp", correction="light")
-    assert learned(feedback) == {"question 0": "light"}
-    feedback.delete(last.id)
-    assert learned(feedback) == {}
-
-
-def test_deleting_an_earlier_correction_leaves_the_newest(feedback: Feedback) -> None:
-    earlier, last = (feedback.add(messages=asked(0), answer="no", correction=right) for right in ("bulb", "lamp"))
+    assert learned(feedback) == {"question 1": "bulb"}
+    earlier, last = (feedback.add(messages=asked(0), answer="lamp", correction=right) for right in ("torch", "light"))
     feedback.delete(earlier.id)
-    assert feedback.get(last.id).state == "new"
-    assert learned(feedback) == {"question 0": "lamp"}
+    assert learned(feedback) == {"question 0": "light", "question 1": "bulb"}
+    feedback.delete(last.id)
+    assert learned(feedback) == {"question 1": "bulb"}
+
+
+# ---- what is known to be wrong ---------------------------------------------------------------------------------------
+
+
+def test_both_answers_are_kept_whole_and_the_better_one_is_learned(feedback):
+    worse = "right " * 200
+    made = feedback.add(messages=asked(1), answer="left", rejected=worse, model="m")
+    assert feedback.list() == [made] == [feedback.get(made.id)]
+    assert (made.rating, made.answer, made.rejected) == ("up", "left", worse)
+    assert (made.learns, made.is_choice) == (True, True)
+    assert [row.id for row in feedback.training_rows().taken] == [made.id]
+    assert feedback.headings() == [made.heading]
+    assert made.heading.rejected == worse[:300]
+    given = [({"answer": "off", "correction": "on"}, ("on", "off")), ({"answer": "on", "rating": "up"}, ("on", None)),
+             ({"answer": "off", "rating": "down"}, ("", "off")), ({"answer": "", "rating": "down"}, ("", None)),
+             ({"answer": "on", "correction": "on "}, ("on ", None)),
+             ({"answer": " ", "correction": "on"}, ("on", None))]
+    for number, (said, known) in enumerate(given):
+        item = feedback.add(prompt=f"lamp {number}", **said)
+        assert (item.answer, item.rejected) == known
+        assert not item.is_choice
+        assert feedback.get(item.id) == item
+
+
+def test_a_thumb_down_holds_until_something_else_is_said_of_its_answer(feedback):
+    def states():
+        return [item.state for item in feedback.list()][::-1]
+
+    feedback.add(messages=asked(1), answer="left", rating="down")
+    assert feedback.unusable() == 1
+    feedback.add(messages=asked(1), answer="middle", rating="down")
+    assert states() == ["counted", "counted"]
+    feedback.add(messages=asked(1), answer="left ", rating="up")
+    assert states() == ["withdrawn", "counted", "new"]
+    feedback.add(messages=asked(1), answer="middle", correction="right")
+    assert states() == ["withdrawn", "withdrawn", "new", "new"]
+    assert feedback.unusable() == 0
+
+
+def test_choices_of_version_4_keep_their_worse_answer(feedback, tmp_path):
+    """It had a row of the table for either answer, both with one `pair`."""
+    chat = feedback.add(messages=asked(1), answer="left", rejected="right")
+    plain = feedback.add(prompt="lamp", answer="é", rejected="ö")
+    alone = feedback.add(prompt="lamp", answer="ü", rating="up")
+    with feedback.store.write() as db:
+        as_version_5(db)
+        db.execute("ALTER TABLE feedback ADD COLUMN pair TEXT")
+        for item in (chat, plain):
+            assert item.row
+            row = {"prompt": "lamp", "completion": "ö"}
+            if item is chat:
+                row = {"messages": [*asked(1), {"role": "assistant", "content": "right"}]}
+            db.execute("UPDATE feedback SET pair = id WHERE id = ?", (item.id,))
+            db.execute("INSERT INTO feedback (id, created_at, rating, model, row, held, state, question, size, pair) "
+                       "VALUES (?, 1, 'down', '', ?, 0, 'counted', ?, 9, ?)",
+                       (f"{item.id}-worse", json.dumps(row), item.question, item.id))
+        db.execute("ALTER TABLE feedback DROP COLUMN rejected")
+        db.execute("CREATE INDEX feedback_by_pair ON feedback(pair)")
+        db.execute("PRAGMA user_version = 4")
+    feedback.store.close()
+    assert opened(tmp_path).list()[::-1] == [chat, plain, alone]
+    assert opened(tmp_path).headings()[::-1] == [item.heading for item in (chat, plain, alone)]

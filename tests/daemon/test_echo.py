@@ -1,19 +1,9 @@
 """Prompts with their log-probabilities, as lm-evaluation-harness and others ask for them, from a real daemon."""
 
-from __future__ import annotations
-
-from collections.abc import Iterator
-from pathlib import Path
-
-import pytest
-
-pytest.importorskip("fastapi")
-pytest.importorskip("openai")
-
 import llama_cpp
 import numpy as np
 import openai
-from daemons import MIB, Process, daemon, openai_client, process
+import pytest
 from tiny import write_tiny
 from vocabularies import write_sentencepiece
 
@@ -23,25 +13,19 @@ TEXT = "the light 日本 is on"
 
 
 @pytest.fixture(scope="module", params=["bpe", "sentencepiece"])
-def model(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Path:
+def model(request, tmp_path_factory):
     write = write_tiny if request.param == "bpe" else write_sentencepiece
     return write(tmp_path_factory.mktemp("model") / "Tiny.gguf")
 
 
 @pytest.fixture(scope="module")
-def client(model: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[openai.OpenAI]:
-    with daemon(model, tmp_path_factory.mktemp("daemon") / "state") as running, openai_client(running.url) as made:
-        yield made
-
-
-@pytest.fixture(scope="module")
-def truth(model: Path) -> Iterator[object]:
+def truth(model):
     made = llama_cpp.Llama(str(model), n_ctx=128, logits_all=True, verbose=False)
     yield made
     made.close()
 
 
-def loglikelihoods(truth, tokens: list[int]) -> tuple[list[float], list[bool]]:
+def loglikelihoods(truth, tokens):
     """Of all tokens but the first, and whether each is the likeliest, by llama-cpp-python."""
     truth.reset()
     truth.eval(tokens)
@@ -94,20 +78,3 @@ def test_text_its_tokens_and_their_places(client, truth):
 def test_what_cannot_be_is_refused_in_a_sentence(client, wrong, says):
     with pytest.raises(openai.BadRequestError, match=says):
         client.completions.create(**{"model": "tiny", "prompt": "hi", **wrong})
-
-
-@pytest.mark.slow
-def test_a_long_prompt_takes_little_memory(smollm2: Path, tmp_path: Path):
-    """All its logits would take 94 MiB."""
-    prompt = list(range(1000, 1500))
-    with process(smollm2, tmp_path) as running, openai_client(running.url) as client:
-        before = grown(client, running, prompt, logprobs=None)
-        after = grown(client, running, prompt[::-1], logprobs=1)
-    assert after < before + 30 * MIB
-
-
-def grown(client: openai.OpenAI, running: Process, prompt: list[int], logprobs: int | None) -> int:
-    """The daemon's peak after a prompt."""
-    name = client.models.list().data[0].id
-    client.completions.create(model=name, prompt=prompt, max_tokens=1, logprobs=logprobs, echo=logprobs is not None)
-    return running.memory("VmHWM")

@@ -2,25 +2,16 @@
 those of llama_cpp.Llama, which computes the same files without a daemon.
 """
 
-from __future__ import annotations
-
 import json
 import socket
-from collections.abc import Iterator
 from contextlib import ExitStack
-from pathlib import Path
-
-import numpy as np
-import pytest
-
-pytest.importorskip("fastapi")
-pytest.importorskip("openai")
-pytest.importorskip("ollama")
 
 import httpx
+import numpy as np
 import ollama
 import openai
-from daemons import ASK, CHAT, PATIENCE, Daemon, daemon, openai_client
+import pytest
+from daemons import ASK, CHAT, PATIENCE, daemon
 from encoders import WORDS, tiny_bert, write_encoder
 from services import until
 from tiny import write_tiny
@@ -29,7 +20,7 @@ TEXTS = ["turn the light on", "kitchen", "off", *(f"the light {number}" for numb
 
 
 @pytest.fixture(scope="module")
-def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+def folder(tmp_path_factory):
     made = tmp_path_factory.mktemp("models")
     write_tiny(made / "tiny.gguf", formats="F32", n_context=512)
     write_encoder(made / "Enc.gguf", tiny_bert(), WORDS)
@@ -37,24 +28,18 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture(scope="module")
-def running(folder: Path) -> Iterator[Daemon]:
+def running(folder):
     with daemon(folder / "tiny.gguf", folder / "state", embeddings=str(folder / "Enc.gguf"), queue=2) as made:
         yield made
 
 
 @pytest.fixture(scope="module")
-def client(running: Daemon) -> Iterator[openai.OpenAI]:
-    with openai_client(running.url) as made:
-        yield made
-
-
-@pytest.fixture(scope="module")
-def ollamas(running: Daemon) -> Iterator[ollama.Client]:
+def ollamas(running):
     with ollama.Client(host=running.url, timeout=PATIENCE) as made:
         yield made
 
 
-def expected(path: Path, texts: list[str], **options: object) -> np.ndarray:
+def expected(path, texts, **options):
     import llama_cpp
     with np.errstate(all="ignore"):
         model = llama_cpp.Llama(str(path), embedding=True, n_threads=1, n_ctx=0, verbose=False, **options)
@@ -78,23 +63,20 @@ def test_vectors_are_llama_cpps(client, folder, name, form):
     assert said.usage.prompt_tokens == said.usage.total_tokens > len(TEXTS)
 
 
-def test_one_text_and_tokens_are_taken_too(client, running):
+def test_one_text_tokens_and_requests_without_a_model_are_taken_too(client, running):
     """Of the base the tokens are those of its vocabulary."""
     tokens = running.service.served.tokenizer.encode("the light on")
-    one, ids, lists = (client.embeddings.create(model="tiny", input=given)
-                       for given in ("the light on", tokens, [tokens, tokens[:1]]))
-    assert one.data[0].embedding == ids.data[0].embedding
-    assert one.usage.total_tokens == len(tokens)
-    assert len(lists.data) == 2
-    np.testing.assert_allclose(lists.data[0].embedding, one.data[0].embedding, atol=1e-5)
-
-
-def test_the_file_answers_where_no_model_is_named(client):
     named, unnamed = (client.embeddings.create(model=name, input="kitchen") for name in ("enc", ""))
-    assert unnamed.model == "enc"
-    assert unnamed.data[0].embedding == named.data[0].embedding
+    assert (unnamed.model, unnamed.data[0].embedding) == ("enc", named.data[0].embedding)
     assert "enc" in [model.id for model in client.models.list()]
     assert client.embeddings.create(model="tiny:latest", input="kitchen").model == "tiny"
+    one, ids, lists = (client.embeddings.create(model="tiny", input=given)
+                       for given in ("the light on", tokens, [tokens, tokens[:1]]))
+    assert (one.data[0].embedding, one.usage.total_tokens) == (ids.data[0].embedding, len(tokens))
+    assert len(lists.data) == 2
+    found = running.service.embed(["the light on"])  # without HTTP, of the file
+    assert (found.model, found.vectors.shape, found.vectors.dtype) == ("enc", (1, 64), np.float32)
+    np.testing.assert_allclose(lists.data[0].embedding, one.data[0].embedding, atol=1e-5)
 
 
 @pytest.mark.parametrize("name", ["tiny", "tiny:base", "enc", "enc:latest"])
@@ -109,7 +91,7 @@ def test_ollamas_client_gets_the_same(ollamas, client, name):
     assert ollamas.embed(name, "").embeddings == []  # as one asks for a model to be loaded
 
 
-def test_ollamas_client_has_long_texts_cut(ollamas, folder):
+def test_ollamas_client_sees_what_makes_vectors_and_has_long_texts_cut(ollamas, folder):
     """To what the encoder takes, with the mark at its end."""
     said = ollamas.embed("enc", ["on " * 200]).embeddings
     np.testing.assert_allclose(said, expected(folder / "Enc.gguf", [" ".join(["on"] * 94)]), atol=2e-3)
@@ -120,39 +102,25 @@ def test_ollamas_client_has_long_texts_cut(ollamas, folder):
     with pytest.raises(ollama.ResponseError, match="makes no vectors") as caught:
         ollamas.embed("nomic-embed-text", "on")
     assert caught.value.status_code == 404
-
-
-def test_ollamas_client_sees_what_makes_vectors(ollamas, folder):
-    listed = {found.model: found for found in ollamas.list().models}
-    assert listed["enc:latest"].size == pytest.approx((folder / "Enc.gguf").stat().st_size, rel=0.5)
-    assert listed["enc:latest"].details.family == "bert"
+    listed = {found.model: found for found in ollamas.list().models}["enc:latest"]
+    assert listed.size == pytest.approx((folder / "Enc.gguf").stat().st_size, rel=0.5)
     shown = ollamas.show("enc")
-    assert shown.capabilities == ["embedding"]
-    assert shown.modelinfo["bert.context_length"] == 96
+    assert (listed.details.family, shown.capabilities) == ("bert", ["embedding"])
     loaded = {found.model: found.context_length for found in ollamas.ps().models}
-    assert (loaded["enc:latest"], loaded["tiny:latest"]) == (96, 512)
+    assert (loaded["enc:latest"], loaded["tiny:latest"], shown.modelinfo["bert.context_length"]) == (96, 512, 96)
     with pytest.raises(ollama.ResponseError, match="enc"):
         ollamas.generate("enc", "on")
-
-
-def test_dimensions_are_those_that_there_are(client):
-    assert len(client.embeddings.create(model="enc", input="on", dimensions=64).data[0].embedding) == 64
-    with pytest.raises(openai.BadRequestError, match="dimensions is 32, vectors have 64"):
-        client.embeddings.create(model="enc", input="on", dimensions=32)
 
 
 @pytest.mark.parametrize(("wrong", "says"), [
     ({"input": ""}, "empty"), ({"input": ["on", ""]}, "empty"), ({"input": []}, "input"), ({"input": [[]]}, "input"),
     ({"input": "on " * 200}, "96 is the most"), ({"input": [9999]}, "9999"), ({"input": ["on"] * 2049}, "2048 items"),
-    ({"input": "on", "encoding_format": "hex"}, "encoding_format")])
+    ({"encoding_format": "hex"}, "encoding_format"), ({"dimensions": 32}, "dimensions is 32, vectors have 64"),
+    ({"model": "text-embedding-3-small"}, "ask enc or tiny")])
 def test_what_cannot_be_embedded_is_refused(client, wrong, says):
-    with pytest.raises(openai.BadRequestError, match=says):
-        client.embeddings.create(**{"model": "enc", "encoding_format": "float", **wrong})
-
-
-def test_another_model_makes_none(client):
-    with pytest.raises(openai.NotFoundError, match="ask enc or tiny"):
-        client.embeddings.create(model="text-embedding-3-small", input="on")
+    assert client.embeddings.create(model="enc", input="on", dimensions=64).model == "enc"
+    with pytest.raises((openai.BadRequestError, openai.NotFoundError), match=says):
+        client.embeddings.create(**{"model": "enc", "input": "on", "encoding_format": "float", **wrong})
 
 
 def test_answers_do_not_wait_for_vectors_and_too_many_are_refused(client, running):
@@ -177,8 +145,3 @@ def test_answers_do_not_wait_for_vectors_and_too_many_are_refused(client, runnin
     until(lambda: service.embeddings.places.waiting == 0, 10)  # nobody waits for them: they are not computed
     until(lambda: not service.batcher.busy)
     assert client.embeddings.create(model="tiny", input="on").data
-
-
-def test_a_library_takes_them_without_http(running):
-    found = running.service.embed(["kitchen", "off"])
-    assert (found.model, found.vectors.shape, found.vectors.dtype) == ("enc", (2, 64), np.float32)

@@ -1,10 +1,7 @@
 """Uploads: what is accepted is there whole and for good, of all else nothing remains."""
 
-from __future__ import annotations
-
 import hashlib
 import json
-from pathlib import Path
 
 import pytest
 from tiny import write_tiny
@@ -21,20 +18,20 @@ CHAT = {"messages": [{"role": "user", "content": "lamp on"}, {"role": "assistant
 PAIR = {"prompt": "lamp on", "completion": "on"}
 
 
-def open_files(folder: Path, **options: object) -> Files:
+def open_files(folder, **options):
     return Files(Store(folder), folder, DaemonConfig(**options))
 
 
-def lines(*rows: object) -> bytes:
+def lines(*rows):
     return b"".join(json.dumps(row, ensure_ascii=False).encode() + b"\n" for row in rows)
 
 
-def pieces(content: bytes, size: int) -> list[bytes]:
+def pieces(content, size):
     return [content[i:i + size] for i in range(0, len(content), size)]
 
 
 @pytest.mark.parametrize("size", [1, 7, 10**6])
-def test_a_file_is_kept_as_it_came(tmp_path: Path, size: int) -> None:
+def test_a_file_is_kept_as_it_came(tmp_path, size):
     content = b"\xef\xbb\xbf" + lines(CHAT, CHAT) + b"\r\n  \n" + lines(CHAT).rstrip()
     file = open_files(tmp_path).add("../../x\0.jsonl", "fine-tune", pieces(content, size))
     assert (file.bytes, file.rows, file.name) == (len(content), 3, "../../x?.jsonl")
@@ -48,22 +45,19 @@ def test_a_file_is_kept_as_it_came(tmp_path: Path, size: int) -> None:
 
 @pytest.mark.parametrize("rows", [[PAIR, {"text": "a b"}], [{"text": "a b"}, PAIR, {"text": "c d"}],
                                   [{"text": "a b"}, CHAT]])
-def test_text_goes_with_rows_of_any_shape_as_in_training(tmp_path: Path, rows: list) -> None:
+def test_text_goes_with_rows_of_any_shape_as_in_training(tmp_path, rows):
     model = write_tiny(tmp_path / "tiny.gguf")
     assert load_rows(rows, Tokenizer(model), max_length=64).rows == rows  # what training takes
     assert open_files(tmp_path).add("a", "fine-tune", [lines(*rows)]).rows == len(rows)
 
 
-def test_rows_of_other_formats_are_read_as_training_reads_them(tmp_path: Path) -> None:
+def test_what_training_reads_is_accepted(tmp_path):
     rows = [{"instruction": "a", "input": "b", "output": "c"}, {"question": "d", "answer": "e"}, PAIR]
     files = open_files(tmp_path)
     file = files.add("a", "fine-tune", [lines(*rows)])
     model = write_tiny(tmp_path / "tiny.gguf")
     assert list(Rows(files.content(file.id))) == load_rows(rows, Tokenizer(model), max_length=64).rows
     assert files.content(file.id).read_bytes() == lines(*rows)
-
-
-def test_an_empty_answer_that_is_not_learned_is_accepted(tmp_path: Path) -> None:
     question = CHAT["messages"][0]
     calls = {"role": "assistant", "content": "", "tool_calls": [{"function": {"name": "f", "arguments": {}}}]}
     rows = [{"messages": [question, {"role": "assistant", "content": "", "weight": 0}, *CHAT["messages"]]},
@@ -80,8 +74,9 @@ def test_an_empty_answer_that_is_not_learned_is_accepted(tmp_path: Path) -> None
     (lines({"question": "a", "answer": ""}), "line 1: the completion is empty"),
     (lines({"completion": "a"}), r"line 1: the row has an unknown shape \(its keys: completion\)"),
     (lines({"prompt": "a", "completion": 1}), "line 1: completion is a JSON number"),
-    (lines({"text": None}), "line 1: text is a JSON null"),
-    (lines({"messages": []}), "line 1: messages is empty"),
+    (lines({"text": None}), "line 1: text is a JSON null"), (b"\0" * 100, "line 1"),
+    (lines({"messages": []}), "line 1: messages is empty"), (lines({"messages": "x"}), "line 1: messages"),
+    (lines({"messages": [{"role": "assistant", "content": "a"}]}), "line 1: "),
     (lines({"messages": [{"role": "system", "content": "a"}]}), "line 1: no message is the assistant's"),
     (lines(PAIR, {"prompt": "a", "completion": " "}), "line 2: the completion is empty; write it, or remove the row"),
     (lines({"text": ""}), "line 1: the text is empty"),
@@ -94,7 +89,7 @@ def test_an_empty_answer_that_is_not_learned_is_accepted(tmp_path: Path) -> None
     (b"", "the file holds no rows"),
     (b" \n\n", "the file holds no rows"),
 ])
-def test_of_a_file_that_is_refused_nothing_remains(tmp_path: Path, content: bytes, match: str) -> None:
+def test_of_a_file_that_is_refused_nothing_remains(tmp_path, content, match):
     files = open_files(tmp_path)
     with pytest.raises(DataError, match=match) as caught:
         files.add("a", "fine-tune", pieces(content, 1000))
@@ -103,16 +98,16 @@ def test_of_a_file_that_is_refused_nothing_remains(tmp_path: Path, content: byte
     assert files.list() == []
 
 
-def test_limits(tmp_path: Path) -> None:
+def test_limits_and_uploads_that_break_off_or_that_a_kill_left(tmp_path):
     files = open_files(tmp_path, max_upload=1, max_body=1, max_rows=2)
     taken = []
 
-    def endless() -> object:
+    def endless():
         while True:
             taken.append(1)
             yield b" " * 65535 + b"\n"
 
-    def long_line() -> object:
+    def long_line():
         while True:
             taken.append(1)
             yield b" " * 100
@@ -127,10 +122,7 @@ def test_limits(tmp_path: Path) -> None:
     with pytest.raises(UsageError, match="purpose is 'batch'"):
         files.add("a", "batch", [lines(PAIR)])
     assert list(files.folder.iterdir()) == []
-
-
-def test_an_upload_that_breaks_off_and_what_a_kill_left(tmp_path: Path) -> None:
-    def broken() -> object:
+    def broken():
         yield lines(PAIR)
         raise EOFError("the client is gone")
 
@@ -143,7 +135,7 @@ def test_an_upload_that_breaks_off_and_what_a_kill_left(tmp_path: Path) -> None:
     assert list(open_files(tmp_path).folder.iterdir()) == []
 
 
-def test_lists_and_deletion(tmp_path: Path) -> None:
+def test_lists_and_deletion(tmp_path):
     files = open_files(tmp_path)
     added = [files.add(f"{i}", "fine-tune", [lines(PAIR)]) for i in range(5)]
     ids = [file.id for file in reversed(added)]
@@ -160,9 +152,6 @@ def test_lists_and_deletion(tmp_path: Path) -> None:
     for id in ("../state.db", "file-%", "", "a" * 10**6):
         with pytest.raises(NotFoundError):
             files.content(id)
-
-
-def test_a_digest_is_of_what_a_row_says() -> None:
     assert digest({"a": 1, "b": "é"}) == digest(json.loads('{ "b": "\\u00e9", "a": 1}'))
     assert digest({"a": 1}) != digest({"a": 2})
     assert digest({"text": "\ud800"})  # half a surrogate pair

@@ -1,17 +1,11 @@
 """edgetune.daemon.jobs.gate: two real adapters evaluated through llama.cpp."""
 
-from __future__ import annotations
-
 import json
-from collections.abc import Iterator
-from pathlib import Path
-from typing import Any
 
 import numpy as np
 import pytest
 
 import edgetune
-from edgetune.daemon.jobs.decide import Verdict
 from edgetune.daemon.jobs.exam import Asked, Exam, read_scores
 from edgetune.daemon.jobs.gate import evaluate
 from edgetune.daemon.options import Limits
@@ -22,7 +16,7 @@ ROWS = [{"prompt": f"turn the light {i}", "completion": '{"set":"10"}'} for i in
 
 
 @pytest.fixture(scope="module")
-def served(tiny_llama: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[LlamaModel]:
+def served(tiny_llama, tmp_path_factory):
     """With two adapters: of right answers, and of wrong ones."""
     folder = tmp_path_factory.mktemp("adapters")
     with LlamaModel(tiny_llama, threads=1) as served:
@@ -35,11 +29,12 @@ def served(tiny_llama: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterat
         yield served
 
 
-def ask(served: LlamaModel, exam: Exam, old: str | None, new: str, **options: Any) -> Verdict:
+def ask(served, exam, old, new, **options):
     return evaluate(served, exam, Asked(old), Asked(new), **options)
 
 
-def test_evaluate(served: LlamaModel) -> None:
+def test_evaluate(served):
+    """A key `fresh` in a user's rows means nothing to the gate: the first rows are of earlier jobs."""
     canary = "turn the light off, set the light to 10"
     first = ask(served, Exam(ROWS, canary), None, "right", limits=Limits(rise=10.0))
     assert first.new["exact"] == first.new["parsed"] == first.new["ended"] == 1.0
@@ -53,10 +48,21 @@ def test_evaluate(served: LlamaModel) -> None:
     assert (found.wins, found.losses) == (0, 12)
     assert (found.old["right"], found.new["right"], found.waits) == (12, 0, False)
     assert ask(served, Exam(ROWS), "wrong", "right").passed
+    rows = [{**row, "fresh": number % 2 == 0} for number, row in enumerate(ROWS)]
+    jobs = [*["a"] * 3, *["b"] * 5]
+    found = ask(served, Exam(rows, rounds=jobs), "right", "wrong")
+    assert found.reason.startswith("worse on questions of earlier jobs: 8 worse, 0 better")
+    assert found.rounds == [{"job": "a", "rows": 3, "right": 0, "before": 3},
+                            {"job": "b", "rows": 5, "right": 0, "before": 5}]
+    assert found.remembered == "0 of 8 questions of 2 earlier jobs are right, 8 before"
+    assert found.tests == ask(served, Exam(ROWS, rounds=jobs), "right", "wrong").tests
+    alone = ask(served, Exam(rows, tests_before=3), "right", "wrong")
+    assert (alone.rounds, alone.remembered, alone.test) == ([], "", 4)
+    assert "earlier" not in alone.reason
 
 
-def test_unrelated_text_is_compared_with_the_base(served: LlamaModel) -> None:
-    """Whichever adapter is active."""
+def test_unrelated_text_is_compared_with_the_base(served):
+    """Whichever adapter is active; KL by its definition, of all tokens but the last."""
     text = "the river begins as a spring under a flat grey stone"
     alone = ask(served, Exam(ROWS, text), None, "right", limits=Limits(rise=0.0))
     other = ask(served, Exam(ROWS, text), "wrong", "right", limits=Limits(rise=0.0))
@@ -64,10 +70,6 @@ def test_unrelated_text_is_compared_with_the_base(served: LlamaModel) -> None:
     assert alone.canary["rise"] > 0.0
     assert (alone.passed, alone.waits) == (False, True)
     assert ask(served, Exam(ROWS, text), "wrong", "right", limits=Limits(rise=10.0)).passed
-
-
-def test_what_is_expected_of_the_canary_is_compared_with_the_base(served: LlamaModel) -> None:
-    """By the definition of KL, of all tokens but the last."""
     text = "the river begins as a spring under a flat grey stone"
     found = ask(served, Exam(ROWS, text), "wrong", "right", limits=Limits(kl=0.0)).canary
     tokens = served.tokenizer.encode(text, bos=True)
@@ -83,25 +85,10 @@ def test_what_is_expected_of_the_canary_is_compared_with_the_base(served: LlamaM
     assert found["new"] == pytest.approx(np.exp(-of["right"][np.arange(len(tokens) - 1), tokens[1:]].mean()), rel=1e-5)
 
 
-def test_the_first_rows_are_of_earlier_jobs(served: LlamaModel) -> None:
-    """A key `fresh` in a user's rows means nothing to the gate."""
-    rows = [{**row, "fresh": number % 2 == 0} for number, row in enumerate(ROWS)]
-    jobs = [*["a"] * 3, *["b"] * 5]
-    found = ask(served, Exam(rows, rounds=jobs), "right", "wrong")
-    assert found.reason.startswith("worse on questions of earlier jobs: 8 worse, 0 better")
-    assert found.rounds == [{"job": "a", "rows": 3, "right": 0, "before": 3},
-                            {"job": "b", "rows": 5, "right": 0, "before": 5}]
-    assert found.remembered == "0 of 8 questions of 2 earlier jobs are right, 8 before"
-    assert found.tests == ask(served, Exam(ROWS, rounds=jobs), "right", "wrong").tests
-    alone = ask(served, Exam(rows, tests_before=3), "right", "wrong")
-    assert (alone.rounds, alone.remembered, alone.test) == ([], "", 4)
-    assert "earlier" not in alone.reason
-
-
-def test_it_asks_only_what_is_new(served: LlamaModel, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_it_asks_only_what_is_new(served, monkeypatch):
     known = ask(served, Exam(ROWS[:8]), "wrong", "right").scores
     asked = []
-    counted: list[tuple[int, int]] = []
+    counted = []
     complete = served.complete
     monkeypatch.setattr(served, "complete", lambda prompts, budgets, _grammar: (
         asked.append((served.active, len(prompts))), complete(prompts, budgets))[1])
@@ -112,12 +99,11 @@ def test_it_asks_only_what_is_new(served: LlamaModel, monkeypatch: pytest.Monkey
     assert asked == [("right", 4), ("wrong", 12), ("wrong", 1)]
     assert counted == [(number, 17) for number in range(1, 18)]
     assert (again.wins, again.losses) == (0, 12)
-    assert again.old["exact"] == 1.0
-    assert again.corrected == {"rows": 3, "kept": 0}
+    assert (again.old["exact"], again.corrected) == (1.0, {"rows": 3, "kept": 0})
     assert ask(served, Exam(ROWS, corrected=exam.corrected), "wrong", "right").corrected == {"rows": 3, "kept": 3}
 
 
-def test_rows_that_cannot_be_answered(served: LlamaModel) -> None:
+def test_rows_that_cannot_be_answered(served):
     """A row longer than max_length has a loss but no answer; one whose answer is cut off has neither."""
     long = {"prompt": "turn", "completion": " light" * 200}
     cut = {"prompt": " light" * 200, "completion": "on"}
@@ -132,9 +118,6 @@ def test_rows_that_cannot_be_answered(served: LlamaModel) -> None:
         ask(served, Exam([{"prompt": "a", "better": "b", "worse": "c"}]), None, "right")
     with pytest.raises(DataError, match="no rows"):
         ask(served, Exam([]), None, "right")
-
-
-def test_long_answers_are_no_texts_to_repeat(served: LlamaModel) -> None:
     long = " ".join(["turn the light off"] * 8)
     found = ask(served, Exam([{"prompt": "turn", "completion": long}, {"prompt": "turn", "completion": "off"},
                               {"prompt": "turn", "completion": json.dumps({"set": long})}]), None, "right")

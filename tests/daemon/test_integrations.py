@@ -2,35 +2,27 @@
 Node-RED and Prometheus is read and sent, and Grafana's board names metrics and labels that the daemon exports.
 """
 
-from __future__ import annotations
-
 import json
 import re
-from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
-
-import pytest
-
-pytest.importorskip("fastapi")
-pytest.importorskip("ollama")
 
 import httpx
 import jsonschema_rs
 import ollama
+import pytest
 import yaml
-from daemons import PATIENCE, Daemon, daemon
+from daemons import PATIENCE
 from prometheus_client.parser import text_string_to_metric_families
-from services import SMALL, upload
 from tiny import write_tiny
 
 DOCS = Path(__file__).parents[2] / "docs"
 PAGE = (DOCS / "integrations.md").read_text("utf-8")
 BOARD = json.loads((DOCS / "grafana.json").read_text("utf-8"))
+DAEMON = {"context": 1024}
 HERE = "http://127.0.0.1:8642"  # as the page has it
 
 
-def blocks(language: str) -> dict[str, str]:
+def blocks(language):
     """The page's blocks by the title above them; where there are several below one title, the last one."""
     found = {}
     for part in re.split(r"^## ", PAGE, flags=re.M)[1:]:
@@ -40,13 +32,9 @@ def blocks(language: str) -> dict[str, str]:
 
 
 @pytest.fixture(scope="module")
-def running(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Daemon]:
-    folder = tmp_path_factory.mktemp("daemon")
-    model = write_tiny(folder / "model.gguf", n_context=1024)
-    with daemon(model, folder / "state", context=1024) as made:
-        made.service.jobs.wait(made.service.jobs.create("model", upload(made.service), hyperparameters={
-            **SMALL, "steps": 2}).id, PATIENCE)
-        yield made
+def model(tmp_path_factory):
+    """Called as on the page."""
+    return write_tiny(tmp_path_factory.mktemp("model") / "model.gguf", n_context=1024)
 
 
 @pytest.mark.parametrize("title", blocks("python"))
@@ -63,12 +51,9 @@ def test_programs_run(title, running, capsys):
         assert "64 numbers in a vector" in said
 
 
-# ---- Home Assistant -------------------------------------------------------------------------------------------------
-
-
-def schema_of(fields: dict[str, Any]) -> dict[str, Any]:
+def schema_of(fields):
     """As Home Assistant makes a schema of a task's structure (homeassistant/helpers/llm.py)."""
-    def of(selector: dict[str, Any]) -> dict[str, Any]:
+    def of(selector):
         (kind, options), = selector.items()
         if kind == "boolean":
             return {"type": "boolean"}
@@ -93,9 +78,6 @@ def test_a_task_of_home_assistant_is_answered_in_its_form(running):
                                  options={"num_ctx": 8192, "temperature": 2.0, "seed": seed})
             said = "".join(part.message.content for part in stream)
             jsonschema_rs.validator_for(schema).validate(json.loads(said))
-
-
-def test_the_command_of_home_assistant_asks(running):
     from jinja2 import Environment
     command = yaml.load(blocks("yaml")["Home Assistant"], Loader=_Secrets)["rest_command"]["ask_edgetune"]
     environment = Environment()
@@ -114,14 +96,11 @@ class _Secrets(yaml.SafeLoader):
 _Secrets.add_constructor("!secret", lambda _, node: "Bearer " + node.value)
 
 
-def local(url: str, running: Daemon) -> str:
+def local(url, running):
     """The same at this daemon."""
     found = re.fullmatch(r"http://(?:DEVICE|127\.0\.0\.1):8642(/.*)?", url)
     assert found, url
     return running.url + (found[1] or "")
-
-
-# ---- Node-RED -------------------------------------------------------------------------------------------------------
 
 
 def test_the_flow_of_node_red_asks_and_takes_the_answer(running):
@@ -133,21 +112,18 @@ def test_the_flow_of_node_red_asks_and_takes_the_answer(running):
                          headers=message["headers"], timeout=PATIENCE)
     assert said.status_code == 200, said.text
     rule, = nodes[send["wires"][0][0]]["rules"]
-    value: Any = {"payload": said.json()}
+    value = {"payload": said.json()}
     for key in re.findall(r"\w+", rule["to"]):
         value = value[int(key) if key.isdigit() else key]
     assert value == said.json()["choices"][0]["message"]["content"] != ""
 
 
-# ---- Prometheus and Grafana -----------------------------------------------------------------------------------------
-
-
-def samples(running: Daemon) -> dict[str, set[str]]:
+def samples(running):
     """name of a metric -> its labels, of all that the daemon exports."""
     config, = yaml.safe_load(blocks("yaml")["Prometheus and Grafana"])["scrape_configs"]
     target, = config["static_configs"][0]["targets"]
     text = httpx.get(local(f"http://{target}/metrics", running), timeout=PATIENCE).text
-    found: dict[str, set[str]] = {}
+    found = {}
     for family in text_string_to_metric_families(text):
         if not family.samples:
             found[family.name] = set()
@@ -156,11 +132,12 @@ def samples(running: Daemon) -> dict[str, set[str]]:
     return found
 
 
-def expressions() -> list[str]:
+def expressions():
     return [target["expr"] for panel in BOARD["panels"] for target in panel["targets"]]
 
 
-def test_the_board_names_metrics_and_labels_that_exist(running):
+def test_the_board_names_all_metrics_and_labels_that_exist(running):
+    """What the daemon exports and nobody sees is of no use; what Prometheus' client adds is not meant."""
     httpx.post(f"{running.url}/v1/completions", json={"prompt": "on", "max_tokens": 2}, timeout=PATIENCE)
     exported = samples(running)
     scraped = {"instance", "job"}  # labels that Prometheus adds
@@ -177,27 +154,18 @@ def test_the_board_names_metrics_and_labels_that_exist(running):
         labels |= set(re.findall(r"label_values\(\w+, (\w+)\)", expression))
         assert labels <= scraped | {label for name in names for label in exported[name]}, expression
         assert expression.count("(") == expression.count(")")
-
-
-def test_the_board_is_whole():
-    """Ids differ, panels do not overlap, all ask the data source that is chosen, and legends name labels."""
+    shown = {name for expression in expressions() for name in re.findall(r"\bedgetune_\w+", expression)}
+    hidden = {"edgetune_http_first_byte_seconds_count", "edgetune_http_first_byte_seconds_sum"}
+    assert {name for name in exported if not name.endswith("_created")} - hidden == shown
     panels = BOARD["panels"]
     assert len({panel["id"] for panel in panels}) == len(panels)
-    taken: set[tuple[int, int]] = set()
+    taken = set()
     for panel in panels:
-        place = panel["gridPos"]
-        cells = {(x, y) for x in range(place["x"], place["x"] + place["w"])
-                 for y in range(place["y"], place["y"] + place["h"])}
+        x, y, width, height = (panel["gridPos"][name] for name in "xywh")
+        cells = {(x + right, y + down) for right in range(width) for down in range(height)}
         assert not cells & taken, panel["title"]
-        assert max(x for x, _ in cells) < 24
+        assert x + width <= 24
         taken |= cells
         assert panel["datasource"] == {"type": "prometheus", "uid": "${datasource}"}
         assert all("instance=~" in target["expr"] for target in panel["targets"]), panel["title"]
     assert {variable["name"] for variable in BOARD["templating"]["list"]} == {"datasource", "instance"}
-
-
-def test_the_board_leaves_no_metric_out(running):
-    """What the daemon exports and nobody sees is of no use; what Prometheus' client adds is not meant."""
-    shown = {name for expression in expressions() for name in re.findall(r"\bedgetune_\w+", expression)}
-    hidden = {"edgetune_http_first_byte_seconds_count", "edgetune_http_first_byte_seconds_sum"}
-    assert {name for name in samples(running) if not name.endswith("_created")} - hidden == shown

@@ -10,7 +10,7 @@ from edgetune.daemon.keys import add_key, default_file, read_keys
 from edgetune.errors import DiskError, FormatError, UsageError
 
 
-def test_a_key_is_kept_as_its_hash_alone(tmp_path):
+def test_keys_are_kept_as_hashes_alone_and_names_are_checked(tmp_path, monkeypatch):
     path = tmp_path / "new" / "keys"
     first = add_key(path, "phone")
     second = add_key(path, "laptop@home")
@@ -24,24 +24,28 @@ def test_a_key_is_kept_as_its_hash_alone(tmp_path):
     assert stat.S_IMODE(path.stat().st_mode) == 0o600
     assert stat.S_IMODE(path.parent.stat().st_mode) == 0o700
     assert [p.name for p in path.parent.iterdir()] == ["keys"]
-
-
-def test_comments_stay_and_folders_that_are_there_keep_their_mode(tmp_path):
+    monkeypatch.setenv("XDG_CONFIG_HOME", str(tmp_path))
     tmp_path.chmod(0o755)
     path = tmp_path / "keys"
+    assert default_file() == tmp_path / "edgetune" / "keys"
     path.write_text("# who may ask")
     path.chmod(0o600)
-    with pytest.raises(UsageError, match="holds no key"):
-        read_keys(path)
     add_key(path, "phone")
-    assert path.read_text().startswith("# who may ask\nsha256:")
-    assert list(read_keys(path).values()) == ["phone"]
-    assert stat.S_IMODE(tmp_path.stat().st_mode) == 0o755
+    before = path.read_text()
+    assert before.startswith("# who may ask\nsha256:")
+    for name, words in (("phone", "has a key with the name"), ("a b", "the key's name"), ("", "the key's name"),
+                        ("x\ny", "the key's name")):
+        with pytest.raises(UsageError, match=words):
+            add_key(path, name)
+    assert path.read_text() == before
+    assert stat.S_IMODE(tmp_path.stat().st_mode) == 0o755  # of a folder that is there
+    with pytest.raises(DiskError, match="cannot write"):
+        add_key(path / "below" / "a-file", "phone")
 
 
 @pytest.mark.parametrize(("text", "mode", "kind", "words"), [
     (None, 0, UsageError, "cannot read the key file"),
-    ("", 0o600, UsageError, "holds no key"),
+    ("", 0o600, UsageError, "holds no key"), ("# who may ask", 0o600, UsageError, "holds no key"),
     ("et-secret phone\n", 0o600, FormatError, "line 1 of"),
     ("#\nsha256:12 phone\n", 0o600, FormatError, "line 2 of"),
     (f"sha256:{'a' * 64} phone\n", 0o620, UsageError, "others may write"),
@@ -54,21 +58,3 @@ def test_a_key_file_that_cannot_be_trusted_is_refused(tmp_path, text, mode, kind
     with pytest.raises(kind, match=words) as caught:
         read_keys(path)
     assert "secret" not in str(caught.value)
-
-
-def test_names_are_checked(tmp_path):
-    path = tmp_path / "keys"
-    add_key(path, "phone")
-    before = path.read_text()
-    for name, words in (("phone", "has a key with the name"), ("a b", "the key's name"), ("", "the key's name"),
-                        ("x\ny", "the key's name")):
-        with pytest.raises(UsageError, match=words):
-            add_key(path, name)
-    assert path.read_text() == before
-    with pytest.raises(DiskError, match="cannot write"):
-        add_key(path / "below" / "a-file", "phone")
-
-
-def test_the_default_file_lies_in_the_users_configuration(monkeypatch, tmp_path):
-    monkeypatch.setenv("XDG_CONFIG_HOME", str(tmp_path))
-    assert default_file() == tmp_path / "edgetune" / "keys"

@@ -1,12 +1,9 @@
 """Kinds of jobs: one that a test adds is created, done by a process, evaluated by the gate, settled and shown."""
 
-from __future__ import annotations
-
 import importlib.util
 import re
 import sys
 import time
-from collections.abc import Iterator
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -19,7 +16,7 @@ from edgetune.errors import FormatError
 
 
 @pytest.fixture
-def toy() -> Iterator[str]:
+def toy():
     """The origin of a kind that other tests do not see."""
     import toy_kinds
     REGISTERED["toy"] = toy_kinds.ToyJob()
@@ -27,7 +24,7 @@ def toy() -> Iterator[str]:
     del REGISTERED["toy"]
 
 
-def test_a_kind_in_one_file(tmp_path: Path, toy: str) -> None:
+def test_a_kind_in_one_file(tmp_path, toy):
     with open_service(tmp_path, canary_rise="off", learn="idle") as service:
         learner = service.learner
         now = time.monotonic() + 10_000
@@ -47,7 +44,7 @@ def test_a_kind_in_one_file(tmp_path: Path, toy: str) -> None:
         until(lambda: learner.starters["whispers"].settled == [job.id])
 
 
-def test_a_job_of_a_kind_that_is_not_known_is_a_damaged_row(tmp_path: Path, toy: str) -> None:
+def test_a_job_of_a_kind_that_is_not_known_is_a_damaged_row(tmp_path, toy):
     with open_service(tmp_path) as service:
         job = service.learner.begin("whispers")
         service.jobs.cancel(job.id)
@@ -57,21 +54,15 @@ def test_a_job_of_a_kind_that_is_not_known_is_a_damaged_row(tmp_path: Path, toy:
         REGISTERED[toy] = JobKind()
 
 
-def test_the_kinds_that_there_are() -> None:
+def test_the_kinds_that_there_are():
     assert [*kinds()] == ["api", "learn", "tutor"]
     with pytest.raises(FormatError, match="'fleet'"):
         kind_of("fleet")
+    with pytest.raises(ValueError, match="Other"):  # two cannot have one origin
+        register(type("Other", (JobKind,), {"origin": "api"}))
 
 
-def test_two_kinds_cannot_have_one_origin() -> None:
-    class Other(JobKind):
-        origin = "api"
-
-    with pytest.raises(ValueError, match="Other"):
-        register(Other)
-
-
-def test_the_kind_of_the_page_is_one(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_kind_of_the_page_is_one(tmp_path, monkeypatch):
     """As a file of its room."""
     page = (Path(__file__).parents[2] / "docs" / "contributing.md").read_text("utf-8")
     code = next(block for block in re.findall(r"```py\n(.*?)```", page, re.S) if "JobKind" in block)
@@ -85,9 +76,9 @@ def test_the_kind_of_the_page_is_one(tmp_path: Path, monkeypatch: pytest.MonkeyP
     monkeypatch.setitem(REGISTERED, "neighbour", JobKind())  # is put back to nothing at the end
     del REGISTERED["neighbour"]
     spec.loader.exec_module(module)
-    done: list[object] = []
+    done = []
     worker = SimpleNamespace(folder=tmp_path, is_trained=False, emit=done.append, train=lambda: done.append("train"),
                              evaluate=lambda: {"passed": True})
-    assert kind_of("neighbour").work(worker) == {"passed": True}  # type: ignore[arg-type]
+    assert kind_of("neighbour").work(worker) == {"passed": True}
     assert "Anna" in str(done[0])
     assert done[1] == "train"

@@ -1,13 +1,9 @@
 """edgetune.daemon.learning.learner: what a job learns, and what becomes of its rows."""
 
-from __future__ import annotations
-
 import json
 from dataclasses import replace
-from pathlib import Path
 
 import pytest
-from fake_workers import FakeWorkers
 from learners import TRAIN, give, opened
 from services import until
 
@@ -15,7 +11,6 @@ from edgetune.daemon.jobs.recipe import TRAIN as TRAIN_ROWS
 from edgetune.daemon.jobs.recipe import held_rows
 from edgetune.daemon.kinds import feedback as kind
 from edgetune.daemon.kinds.feedback import ALL
-from edgetune.daemon.service import Service
 from edgetune.data.anchors import ROWS_PER_ANCHOR
 from edgetune.data.dataset import load_rows
 from edgetune.errors import UsageError
@@ -23,8 +18,13 @@ from edgetune.errors import UsageError
 FAR = 1e12  # seconds on the monotonic clock: nobody asked for long
 
 
+def cancel(service, job):
+    service.jobs.cancel(job.id)
+    service.jobs.wait(job.id, 60)
+
+
 @pytest.mark.learning
-def test_learns_and_refuses(trains: Service) -> None:
+def test_learns_and_refuses(trains):
     """What is right is learned and activated; what contradicts it does not get through, and is set aside."""
     service = trains
     learner = service.learner
@@ -59,8 +59,7 @@ def test_learns_and_refuses(trains: Service) -> None:
         if item.held:
             feedback.edit(item.id, "on")
     second = service.jobs.wait(learner.begin().id, 60)
-    assert second.status == "succeeded"
-    assert service.adapters.serving == job.result
+    assert (second.status, service.adapters.serving) == ("succeeded", job.result)
     assert "worse" in service.adapters.get(second.result).verdict["reason"]
     until(lambda: feedback.counts()["aside"] == 30)
     assert feedback.waiting() == 0
@@ -81,7 +80,7 @@ def test_learns_and_refuses(trains: Service) -> None:
     assert {note.job for note in feedback.list() if note.state == "used"} == {job.id}
 
 
-def test_all_that_was_learned_is_learned_anew(service: Service) -> None:
+def test_all_that_was_learned_is_learned_anew(service):
     """As if it were new, and nothing else; whatever becomes of it, what waits goes on to wait."""
     with pytest.raises(UsageError, match="no feedback was learned yet"):
         service.learner.begin(ALL)
@@ -96,8 +95,7 @@ def test_all_that_was_learned_is_learned_anew(service: Service) -> None:
     job = service.learner.begin(ALL)
     learned = [json.loads(line) for line in (service.jobs.folder / job.id / TRAIN_ROWS).read_text().splitlines()]
     held, rounds = held_rows(service.jobs.folder / job.id)
-    service.jobs.cancel(job.id)
-    service.jobs.wait(job.id, 60)
+    cancel(service, job)
     asked = [row["messages"][0]["content"] for row in learned]
     assert len(asked) == 2 * 24  # TRAIN's epochs
     assert not set(asked) & {row["messages"][0]["content"] for row in held}
@@ -108,15 +106,14 @@ def test_all_that_was_learned_is_learned_anew(service: Service) -> None:
     assert "was not activated" not in service.learner.state()["state"]
 
 
-def test_a_lesson_has_batch_and_rate_of_its_different_rows(service: Service) -> None:
+def test_a_lesson_has_batch_and_rate_of_its_different_rows(service):
     """As a training on a file of them has, which are few, though their passes are many rows. Earlier ones count."""
     service.jobs.train = replace(TRAIN, batch_size="auto", lr="auto", epochs="auto", steps=0)
     give(service, range(80))
     job = service.learner.begin()
     new = int(job.metadata["new"])
     rows = (service.jobs.folder / job.id / TRAIN_ROWS).read_text().splitlines()
-    service.jobs.cancel(job.id)
-    service.jobs.wait(job.id, 60)
+    cancel(service, job)
     assert (new, job.config["batch_size"], job.config["lr"]) == (64, 6, 1.5e-3)
     assert len(rows) > 10 * new
     feedback = service.feedback
@@ -124,18 +121,16 @@ def test_a_lesson_has_batch_and_rate_of_its_different_rows(service: Service) -> 
     feedback.settle("ftjob-earlier", "used")
     give(service, range(100, 130))
     job = service.learner.begin()
-    service.jobs.cancel(job.id)
-    service.jobs.wait(job.id, 60)
+    cancel(service, job)
     assert (job.metadata["earlier"], job.metadata["new"]) == ("64", "24")
     assert (job.config["batch_size"], job.config["lr"]) == (8, 2e-3)
 
 
-@pytest.mark.parametrize("name", ["waits", "unfinished", "again"])
-def test_rows_that_nothing_speaks_against_are_learned_with_the_next(tiny_q8: Path, tmp_path: Path, workers: FakeWorkers,
-                                                                    name: str) -> None:
-    """By a verdict of an earlier version, too. Held-out rows are new again as well; after three jobs it ends."""
+def test_rows_that_nothing_speaks_against_are_learned_with_the_next(tiny_q8, tmp_path, workers):
+    """Also by verdicts of earlier versions. Held-out rows are new again as well; after three jobs it ends."""
     with opened(tiny_q8, tmp_path, start_process=workers, learn="idle", learn_rows=10) as service:
-        for more, waiting, aside in ((range(30), 30, 0), (range(30, 40), 40, 0), (range(40, 50), 20, 30)):
+        for name, more, waiting, aside in (("waits", range(30), 30, 0), ("unfinished", range(30, 40), 40, 0),
+                                           ("again", range(40, 50), 20, 30)):
             give(service, more)
             job = service.learner.begin()
             workers.next().judge(False, "no more right", **{name: True})
@@ -148,28 +143,20 @@ def test_rows_that_nothing_speaks_against_are_learned_with_the_next(tiny_q8: Pat
             assert service.jobs.table.unfinished("learn") is None
 
 
-def test_what_was_not_learned_waits_for_more(tiny_q8: Path, tmp_path: Path, workers: FakeWorkers) -> None:
+def test_what_was_not_learned_waits_for_more(tiny_q8, tmp_path, workers):
+    """A row that the model cannot take fails no job."""
     with opened(tiny_q8, tmp_path, start_process=workers, learn="idle", learn_rows=10) as service:
         give(service, range(30))
-        job = service.learner.begin()
-        service.jobs.cancel(job.id)
-        service.jobs.wait(job.id, 60)
+        long = service.feedback.add(prompt="turn the light " * 200, correction="on")
+        cancel(service, service.learner.begin())
+        assert service.feedback.get(long.id).reason == "this model cannot learn it"
         until(lambda: "waits for more feedback" in service.learner.state(FAR)["state"])
         assert service.feedback.waiting() == 30
         give(service, range(30, 31))
         assert service.learner.state(FAR)["state"] == "begins to learn"
 
 
-def test_a_row_that_the_model_cannot_take_fails_no_job(service: Service) -> None:
-    give(service, range(30))
-    long = service.feedback.add(prompt="turn the light " * 200, correction="on")
-    job = service.learner.begin()
-    service.jobs.cancel(job.id)
-    note = next(note for note in service.feedback.list() if note.id == long.id)
-    assert note.reason == "this model cannot learn it"
-
-
-def test_rows_are_tokenized_once_before_they_are_learned(service: Service, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_rows_are_tokenized_once_before_they_are_learned(service, monkeypatch):
     """However often a job is begun and cancelled, and whatever came in meanwhile."""
     tokenized = []
     monkeypatch.setattr(kind, "load_rows", lambda rows, *args, **options: (
@@ -177,15 +164,14 @@ def test_rows_are_tokenized_once_before_they_are_learned(service: Service, monke
     for numbers in (range(30), range(30, 40)):
         give(service, numbers)
         job = service.learner.begin()
-        service.jobs.cancel(job.id)
-        service.jobs.wait(job.id, 60)
+        cancel(service, job)
         until(lambda: not service.feedback.unsettled())
     assert len(tokenized) == len(set(tokenized)) == 40
 
 
-def test_too_little_to_judge_by(service: Service) -> None:
+def test_too_little_to_judge_by(service):
     """Five questions are enough, whichever is held out; fewer are where one of them is."""
-    held: list[bool] = []
+    held = []
     while not any(held):
         with pytest.raises(UsageError, match=r"no new feedback|on \d questions?, and none of it is held out"):
             service.learner.begin()
@@ -199,7 +185,7 @@ def test_too_little_to_judge_by(service: Service) -> None:
     service.jobs.cancel(service.learner.begin().id)
 
 
-def test_rows_are_settled_after_a_crash(tiny_q8: Path, tmp_path: Path, workers: FakeWorkers) -> None:
+def test_rows_are_settled_after_a_crash(tiny_q8, tmp_path, workers):
     """The job ended, and the daemon too, before it could say of the rows what became of them."""
     with opened(tiny_q8, tmp_path, start_process=workers) as service:
         give(service, range(30))

@@ -1,7 +1,5 @@
 """edgetune.daemon.learning.curriculum: the rows of a job, how often and in which order."""
 
-from __future__ import annotations
-
 import json
 import tracemalloc
 from dataclasses import replace
@@ -13,17 +11,15 @@ from services import until
 from edgetune import TrainConfig
 from edgetune.daemon.jobs.recipe import TRAIN as TRAIN_ROWS
 from edgetune.daemon.learning.curriculum import JobRows, curriculum, least_rows, passes_over
-from edgetune.daemon.learning.feedback import StoredRow
-from edgetune.daemon.service import Service
 from edgetune.objectives.base import objectives
 
 
-def rows(name: str, n: int) -> list[dict[str, str]]:
+def rows(name, n):
     return [{"prompt": f"{name} {i}", "completion": ""} for i in range(n)]
 
 
 @pytest.mark.parametrize("passes", [1, 4])
-def test_curriculum(passes: int) -> None:
+def test_curriculum(passes):
     new = rows("new", 10)
     earlier = rows("earlier", 40)
     made = curriculum(new, earlier, passes, 1.0, seed=3)
@@ -38,8 +34,8 @@ def test_curriculum(passes: int) -> None:
     assert len(curriculum(new, earlier[:5], passes, 4.0, 0)) == 5 + 15 * passes
 
 
-def test_earlier_rows_are_learned_as_long_as_what_serves_learned_them() -> None:
-    """Each of them at most once in a pass; what is new comes beside them, as often as it would alone."""
+def test_how_often_rows_are_learned():
+    """Earlier ones as long as the active adapter learned them; few new ones often, but no more than those of a file."""
     new = rows("new", 10)
     earlier = rows("earlier", 40)
     assert [len(curriculum(new, earlier, 4, 1.0, 0, 0, least)) for least in (0, 80, 81, 130, 200, 201)] == [
@@ -52,41 +48,31 @@ def test_earlier_rows_are_learned_as_long_as_what_serves_learned_them() -> None:
     anew = [row["prompt"] for row in curriculum(new, [], 4, 1.0, 0, 95)]
     assert len(anew) == 100
     assert {anew.count(row["prompt"]) for row in new} == {10}
-
-
-def test_how_long_a_lesson_is_at_least() -> None:
-    """Of few rows none is learned more often than in a training on a file; --epochs and --steps decide."""
-    assert [least_rows(different, TrainConfig()) for different in (40, 120, 160, 1000)] == [600, 1800, 2400, 2400]
-    assert least_rows(1000, TrainConfig(epochs=2.0)) == least_rows(1000, TrainConfig(steps=5)) == 0
-
-
-def test_few_new_rows_are_gone_through_often() -> None:
-    """However many earlier ones there are; what the service's options ask for counts too."""
     passes = [passes_over(count, TrainConfig(batch_size=8)) for count in (1, 32, 80, 120, 400, 3000)]
     assert passes == [15, 15, 15, 10, 3, 2]
     assert passes_over(40, TrainConfig(epochs=4.0)) == 4
     assert passes_over(40, TrainConfig(epochs=0.1)) == 1
     assert passes_over(40, TrainConfig(batch_size=8, steps=30)) == 6
+    assert [least_rows(different, TrainConfig()) for different in (40, 120, 160, 1000)] == [600, 1800, 2400, 2400]
+    assert least_rows(1000, TrainConfig(epochs=2.0)) == least_rows(1000, TrainConfig(steps=5)) == 0
 
 
-def stored(service: Service) -> list[StoredRow]:
-    """All feedback, in the order in which it came."""
-    found = service.feedback.training_rows()
-    return sorted(found.new + found.held, key=lambda row: row.rowid)
+def test_rows_of_a_job_have_one_shape(service):
+    def rows_of():
+        found = service.feedback.training_rows()
+        return JobRows(service.feedback, sorted(found.new + found.held, key=lambda row: row.rowid))
 
-
-def test_rows_of_a_job_have_one_shape(service: Service) -> None:
     service.feedback.add(prompt="e", correction="f")
-    assert list(JobRows(service.feedback, stored(service))) == [{"prompt": "e", "completion": "f"}]
+    assert list(rows_of()) == [{"prompt": "e", "completion": "f"}]
     service.feedback.add(messages=[{"role": "user", "content": "g"}], correction="h")
-    made = JobRows(service.feedback, stored(service))
+    made = rows_of()
     expected = [{"messages": [{"role": "user", "content": asked}, {"role": "assistant", "content": answer}]}
                 for asked, answer in (("e", "f"), ("g", "h"))]
-    assert list(made) == list(made) == expected  # they can be gone through again
+    assert list(made) == list(made) == expected  # they can be read again
 
 
 @pytest.mark.slow
-def test_feedback_is_never_in_memory_as_a_whole(service: Service) -> None:
+def test_feedback_is_never_in_memory_as_a_whole(service):
     """A piece may take 20 times its bytes as objects; all that wait may be 32 MiB as bytes."""
     pieces = 8
     for i in range(pieces):
@@ -108,7 +94,7 @@ def test_feedback_is_never_in_memory_as_a_whole(service: Service) -> None:
     assert peak < 4 * of_one  # as JSON text, as objects, and as both again where a row is made of another
 
 
-def test_a_job_has_its_new_rows_as_often_as_the_options_say(service: Service) -> None:
+def test_a_job_has_its_new_rows_as_often_as_the_options_say(service):
     give(service, range(10))
     for epochs, times in ((2.0, 2), ("auto", 15)):
         service.jobs.train = replace(TRAIN, epochs=epochs)

@@ -1,43 +1,25 @@
 """What one client does keeps no other from being answered: any number of connections and requests, of any ill will."""
 
-from __future__ import annotations
-
-import json
-import re
 import resource
 import select
 import signal
 import socket
 import time
-import tracemalloc
-from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack
-from pathlib import Path
-
-import pytest
-
-pytest.importorskip("fastapi")
 
 import httpx
-from daemons import ASK, CHAT, DESCRIPTORS, MIB, PATIENCE, Daemon, daemon, health_seconds, hostile, process
+import pytest
+from daemons import ASK, CHAT, DESCRIPTORS, MIB, PATIENCE, daemon, health_seconds, process
 from tiny import write_tiny
 
 from edgetune.daemon.api import bodies, connections
 from edgetune.daemon.api.bodies import Bodies
-from edgetune.daemon.api.recent import AnsweredRequest, RecentAnswers
 from edgetune.daemon.options import DaemonConfig
-
-JOBS = "/v1/fine_tuning/jobs"
-
-
-@pytest.fixture(scope="module")
-def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return write_tiny(tmp_path_factory.mktemp("model") / "tiny.gguf", formats="Q8_0", n_context=512)
 
 
 @pytest.fixture
-def descriptors() -> Iterator[None]:
+def descriptors():
     """For this process, which opens more connections than the daemon can."""
     soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
     needed = 4 * DESCRIPTORS
@@ -46,9 +28,6 @@ def descriptors() -> Iterator[None]:
     resource.setrlimit(resource.RLIMIT_NOFILE, (max(soft, needed), hard))
     yield
     resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
-
-
-# ---- connections ----------------------------------------------------------------------------------------------------
 
 
 @pytest.mark.usefixtures("descriptors")
@@ -74,7 +53,7 @@ def test_more_silent_connections_than_descriptors_keep_nobody_out(model, tmp_pat
 
 
 @pytest.fixture
-def impatient(model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Daemon]:
+def impatient(model, tmp_path, monkeypatch):
     """A daemon that waits for its clients less long than others."""
     monkeypatch.setattr(connections, "HEAD_SECONDS", 0.5)
     monkeypatch.setattr(connections, "READ_SECONDS", 0.5)
@@ -84,31 +63,38 @@ def impatient(model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> I
         yield running
 
 
-def connect(running: Daemon) -> socket.socket:
+def connect(running):
     host, _, port = running.url.removeprefix("http://").partition(":")
     return socket.create_connection((host, int(port)), timeout=PATIENCE)
 
 
-def test_a_head_must_come_in_time(impatient):
+def test_heads_and_bodies_must_come_in_time(impatient):
     begun = [b"", b"G", b"GET /healthz HTTP/1.1\r\nHost: localhost\r\n"]
 
-    def seconds(begin: bytes, drip: bytes) -> float:
+    def seconds(begin, drip):
         with connect(impatient) as client:
             client.sendall(begin)
             return closed_after(client, drip)
 
     with ThreadPoolExecutor(6) as pool:
         assert max(pool.map(seconds, 2 * begun, 3 * [b""] + 3 * [b"x"])) < 5
-
-
-def test_the_rest_of_a_body_that_nobody_reads_must_come_in_time(impatient):
     with connect(impatient) as client:
         client.sendall(b"GET /healthz HTTP/1.1\r\nHost: localhost\r\nContent-Length: 1000000\r\n\r\n")
         assert client.recv(4096).startswith(b"HTTP/1.1 200")
         assert closed_after(client, b"x") < 5
+    for path in (CHAT, "/v1/feedback", "/v1/files"):
+        head = (f"POST {path} HTTP/1.1\r\nHost: localhost\r\nContent-Type: "
+                f"{'multipart/form-data; boundary=x' if path == '/v1/files' else 'application/json'}\r\n"
+                "Content-Length: 100000\r\n\r\n")
+        with connect(impatient) as client:
+            client.sendall(head.encode() + b"--x")
+            answer = b"".join(iter(lambda client=client: client.recv(4096), b""))  # until the other end closes
+        assert answer.startswith(b"HTTP/1.1 408 "), path
+        assert b'"code":"too_slow"' in answer
+    assert httpx.post(impatient.url + CHAT, json=ASK, timeout=PATIENCE).status_code == 200
 
 
-def closed_after(client: socket.socket, drip: bytes) -> float:
+def closed_after(client, drip):
     """Seconds until the other end has closed."""
     start = time.monotonic()
     while time.monotonic() - start < PATIENCE:
@@ -122,34 +108,14 @@ def closed_after(client: socket.socket, drip: bytes) -> float:
     return time.monotonic() - start
 
 
-def test_a_body_must_come_in_time(impatient):
-    for path in (CHAT, "/v1/feedback", "/v1/files"):
-        head = (f"POST {path} HTTP/1.1\r\nHost: localhost\r\nContent-Type: "
-                f"{'multipart/form-data; boundary=x' if path == '/v1/files' else 'application/json'}\r\n"
-                "Content-Length: 100000\r\n\r\n")
-        with connect(impatient) as client:
-            client.sendall(head.encode() + b"--x")
-            answer = b"".join(iter(lambda client=client: client.recv(4096), b""))  # until the other end closes
-        assert answer.startswith(b"HTTP/1.1 408 "), path
-        assert b'"code":"too_slow"' in answer
-    assert httpx.post(impatient.url + CHAT, json=ASK, timeout=PATIENCE).status_code == 200
-
-
-def test_an_answer_must_be_read_in_time(impatient):
-    with connect(impatient) as client:
-        client.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4096)
-        with pytest.raises((ConnectionResetError, BrokenPipeError)):
-            ask_for_pages(client, 10_000)
-
-
-def ask_for_pages(client: socket.socket, count: int) -> None:
+def ask_for_pages(client, count):
     """And read none."""
     for _ in range(count):
         client.sendall(b"GET / HTTP/1.1\r\nHost: localhost\r\n\r\n")
         time.sleep(0.01)
 
 
-def test_a_request_between_two_long_pauses_is_answered(impatient):
+def test_an_answer_must_be_read_in_time_and_pauses_between_requests_may_be_long(impatient):
     """What limits a head does not limit the time between requests."""
     with connect(impatient) as client:
         for pause in (0.7, 0.7, 0):
@@ -161,19 +127,20 @@ def test_a_request_between_two_long_pauses_is_answered(impatient):
                 answer += piece
             assert answer.startswith(b"HTTP/1.1 200")
             time.sleep(pause)
-
-
-# ---- threads --------------------------------------------------------------------------------------------------------
+    with connect(impatient) as client:
+        client.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4096)
+        with pytest.raises((ConnectionResetError, BrokenPipeError)):
+            ask_for_pages(client, 10_000)
 
 
 @pytest.fixture(scope="module")
-def slow_model(tmp_path_factory: pytest.TempPathFactory) -> Path:
+def slow_model(tmp_path_factory):
     """So slow that what the base says to all questions, before a job over feedback begins, takes seconds."""
     return write_tiny(tmp_path_factory.mktemp("slow") / "tiny.gguf", formats="Q8_0", d_model=512, d_ff=1024,
                       n_context=4096)
 
 
-def correct(url: str, count: int = 40) -> None:
+def correct(url, count=40):
     with httpx.Client(base_url=url, timeout=PATIENCE) as client:
         for i in range(count):
             assert client.post("/v1/feedback", json={"prompt": f"lamp {i}", "correction": "on"}).status_code == 200
@@ -221,37 +188,12 @@ def test_a_second_signal_breaks_answers_off_in_words(slow_model, tmp_path):
         assert "Traceback" not in running.log.read_text()
 
 
-# ---- memory ---------------------------------------------------------------------------------------------------------
-
-
-@pytest.mark.slow
-def test_many_large_bodies_at_once_take_little_memory_and_give_it_back(model, tmp_path):
-    with process(model, tmp_path) as running, ThreadPoolExecutor(40) as pool:
-        httpx.post(running.url + CHAT, json=ASK, timeout=PATIENCE)
-        before = running.memory("VmRSS")
-
-        def ask(body: bytes) -> int:
-            headers = {"Content-Type": "application/json"}
-            return httpx.post(running.url + CHAT, content=body, headers=headers, timeout=PATIENCE).status_code
-
-        for kind in ("messages of nothing", "unknown fields", "messages without words"):
-            body = hostile(kind)
-            assert len(body) < MIB
-            assert set(pool.map(ask, 40 * [body])) <= {400, 413, 503}, kind
-            assert running.memory("VmHWM") - before < 150 * MIB, kind
-            deadline = time.monotonic() + 10
-            while running.memory("VmRSS") - before > 32 * MIB:
-                assert time.monotonic() < deadline, f"{(running.memory('VmRSS') - before) >> 20} MiB are kept: {kind}"
-                time.sleep(0.2)
-            assert httpx.post(running.url + CHAT, json=ASK, timeout=PATIENCE).status_code == 200
-
-
 def test_large_grammars_keep_nobody_waiting(model, tmp_path):
-    """Eight that were checked in quadratic time once: a minute each."""
+    """Two that were checked in quadratic time once: a minute each."""
     grammar = "root ::= r0\n" + "".join(f"r{i} ::= r{i + 1}\n" for i in range(4500)) + "r4500 ::= [a]?\n"
-    with process(model, tmp_path) as running, ThreadPoolExecutor(8) as pool:
+    with process(model, tmp_path) as running, ThreadPoolExecutor(2) as pool:
         sent = [pool.submit(httpx.post, running.url + CHAT, json={**ASK, "grammar": grammar}, timeout=PATIENCE)
-                for _ in range(8)]
+                for _ in range(2)]
         while not all(request.done() for request in sent):
             assert health_seconds(running.url) < 10
         assert {request.result().status_code for request in sent} <= {200, 400}
@@ -281,42 +223,6 @@ def test_bodies_at_work_are_bounded_together(model, tmp_path):
             assert time.monotonic() < deadline
 
 
-def test_what_the_last_answers_hold_is_counted():
-    """As text: the same as objects would be many times as large."""
-    recent = RecentAnswers(size=MIB)
-    tracemalloc.start()
-    try:
-        for i in range(16):
-            messages = json.loads(json.dumps([{"role": "user", "content": ""}] * 2000))
-            recent.add(f"id-{i}", AnsweredRequest({"messages": messages}, "a", "m"))
-            del messages
-        assert tracemalloc.get_traced_memory()[0] < 3 * MIB
-    finally:
-        tracemalloc.stop()
-    assert recent.get("id-15").question == {"messages": [{"role": "user", "content": ""}] * 2000}
-
-
-@pytest.fixture(scope="module")
-def patient(model: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Daemon]:
-    """A daemon that keeps nothing of what these tests send."""
-    with daemon(model, tmp_path_factory.mktemp("patient") / "state") as running:
-        yield running
-
-
-@pytest.mark.parametrize(("metadata", "says"), [
-    ({str(i): "x" for i in range(17)}, "metadata has 17 items; it must have 16 items or fewer"),
-    ({"k" * 65: "x"}, "a key of metadata has 65 characters; it must have 64 characters or fewer"),
-    ({"key": "x" * 513}, "metadata.key has 513 characters; it must have 512 characters or fewer"),
-    ({"key": 1}, "metadata.key is 1; it must be text")])
-def test_metadata_has_openais_limits(patient, metadata, says):
-    asked = {"model": "tiny", "training_file": "file-1", "metadata": metadata}
-    refused = httpx.post(patient.url + JOBS, json=asked, timeout=PATIENCE)
-    assert (refused.status_code, refused.json()["error"]["message"]) == (400, says)
-    most = {"k" * 63 + chr(97 + i): "x" * 512 for i in range(16)}
-    taken = httpx.post(patient.url + JOBS, json={**asked, "metadata": most}, timeout=PATIENCE)
-    assert taken.status_code == 404  # there is no such file: that was all
-
-
 @pytest.mark.slow
 def test_a_list_of_feedback_reads_only_what_it_shows(model, tmp_path):
     """Sixteen at once, over fifty pieces of a quarter of a megabyte each."""
@@ -331,11 +237,3 @@ def test_a_list_of_feedback_reads_only_what_it_shows(model, tmp_path):
         assert {len(answer.json()["data"]) for answer in shown} == {50}
         assert all(note["learns"] and note["reason"] for answer in shown for note in answer.json()["data"])
         assert running.memory("VmHWM") - before < 64 * MIB
-
-
-def test_a_piece_of_feedback_has_a_largest_size(patient):
-    refused = httpx.post(patient.url + "/v1/feedback", json={"prompt": "on " * 100_000, "correction": "on"},
-                         timeout=PATIENCE)
-    assert refused.status_code == 413
-    assert re.match(r"the feedback has 300\d+ bytes, at most 262144 ", refused.json()["error"]["message"])
-    assert httpx.get(patient.url + "/v1/feedback").json()["data"] == []

@@ -1,23 +1,18 @@
 """--learn-method: what feedback teaches by each kind of rows, on a real service and a tiny model."""
 
-from __future__ import annotations
-
 import json
-from collections.abc import Iterator
 from contextlib import contextmanager
-from pathlib import Path
-from typing import Any
+from dataclasses import replace
 
 import pytest
 from services import same_holdout, until
-from sometimes import mostly_slow
-from tiny import write_tiny
 
 from edgetune import TrainConfig
+from edgetune.daemon.jobs.process import WorkerProcess
 from edgetune.daemon.jobs.recipe import CORRECTED, HELD, MEASURED, TRAIN
 from edgetune.daemon.learning.feedback import Feedback
 from edgetune.daemon.learning.kinds import KINDS, kind_of
-from edgetune.daemon.learning.method import LearnMethod, learn_method
+from edgetune.daemon.learning.method import learn_method
 from edgetune.daemon.options import DaemonConfig
 from edgetune.daemon.service import Service
 from edgetune.daemon.state.database import Store
@@ -29,20 +24,18 @@ from edgetune.objectives.base import objectives
 
 GRADER = {"type": "text_similarity", "name": "like", "evaluation_metric": "fuzzy_match",
           "input": "{{ sample.output_text }}", "reference": "the light is on"}
+SHAPE = {"n_context": 128}
 TRAINING = TrainConfig(rank=4, lr=1e-3, epochs=2.0, batch_size=4, max_length=120, threads=1)
 ASKED = [{"role": "user", "content": "lamp on"}]
 
 
-def grader_file(folder: Path, grader: Any = GRADER) -> str:
+def grader_file(folder, grader=GRADER):
     path = folder / "grader.json"
     path.write_text(json.dumps(grader))
     return str(path)
 
 
-# ---- which methods there are -----------------------------------------------------------------------------------------
-
-
-def test_methods_follow_from_the_rows_that_objectives_read(tmp_path: Path) -> None:
+def test_methods_follow_from_the_rows_that_objectives_read(tmp_path):
     """Each objective whose rows feedback can give is taken with what it needs, and no other."""
     file = grader_file(tmp_path)
     for name, kind in objectives().items():
@@ -70,8 +63,7 @@ def test_methods_follow_from_the_rows_that_objectives_read(tmp_path: Path) -> No
     ({"learn_method": "dpo", "learn_options": "beta=-1"}, "beta is -1"),
     ({"learn_method": "dpo", "learn_options": "loss-type=none"}, "loss-type is 'none'"),
     ({"learn_method": "grpo", "learn_grader": "PYTHON"}, "a python grader is not allowed here")])
-def test_a_method_without_what_it_needs_is_refused_at_the_start(tmp_path: Path, options: dict[str, str],
-                                                                says: str) -> None:
+def test_a_method_without_what_it_needs_is_refused_at_the_start(tmp_path, options, says):
     python = {"type": "python", "name": "own", "source": "def grade(sample, item):\n    return 0.5"}
     files = {"FILE": GRADER, "PYTHON": python}
     if (named := options.get("learn_grader")) in files:
@@ -80,7 +72,7 @@ def test_a_method_without_what_it_needs_is_refused_at_the_start(tmp_path: Path, 
         Service(tmp_path / "none.gguf", DaemonConfig(**options))
 
 
-def test_a_job_asks_for_the_method_with_its_options(tmp_path: Path) -> None:
+def test_a_job_asks_for_the_method_with_its_options(tmp_path):
     dpo = learn_method(DaemonConfig(learn_method="dpo", learn_options="beta=0.2, sft-weight=1,loss_type=hinge"))
     assert dpo.asked["type"] == "dpo"
     assert dpo.asked["dpo"]["hyperparameters"] == {"beta": 0.2, "sft_weight": 1, "loss_type": "hinge",
@@ -92,16 +84,13 @@ def test_a_job_asks_for_the_method_with_its_options(tmp_path: Path) -> None:
     assert not {"grader", "unsafe_python"} & grpo.asked["reinforcement"]["hyperparameters"].keys()
 
 
-# ---- feedback as rows ------------------------------------------------------------------------------------------------
-
-
-def opened(folder: Path, name: str = "sft") -> Feedback:
+def opened(folder, name="sft"):
     found = kind_of(objectives()[name].rows)
     assert found
     return Feedback(Store(folder), open_holdout(folder), DaemonConfig(), found)
 
 
-def test_a_piece_is_what_each_kind_of_rows_needs_of_it(tmp_path: Path) -> None:
+def test_a_piece_is_what_each_kind_of_rows_needs_of_it(tmp_path):
     feedback = opened(tmp_path, "grpo")
     tools = [{"type": "function", "function": {"name": "lamp"}}]
     chat = feedback.add(messages=ASKED, tools=tools, answer="off", correction="on")
@@ -109,7 +98,7 @@ def test_a_piece_is_what_each_kind_of_rows_needs_of_it(tmp_path: Path) -> None:
     up = feedback.add(prompt="d", answer="e", rating="up")
     down = feedback.add(prompt="f", answer="g", rating="down")
 
-    def said(text: str) -> list[dict[str, str]]:
+    def said(text):
         return [{"role": "assistant", "content": text}]
 
     answers, pairs, labels, asked = KINDS
@@ -131,7 +120,7 @@ def test_a_piece_is_what_each_kind_of_rows_needs_of_it(tmp_path: Path) -> None:
         assert all(parser.check_learnable(row) for item in (chat, choice, up, down) for row in kind.learned(item))
 
 
-def test_what_a_method_cannot_use_waits_for_one_that_can(tmp_path: Path) -> None:
+def test_what_a_method_cannot_use_waits_for_one_that_can(tmp_path):
     """And takes a side of the held-out questions only then, and keeps it."""
     sft = opened(tmp_path)
     for i in range(15):
@@ -153,7 +142,7 @@ def test_what_a_method_cannot_use_waits_for_one_that_can(tmp_path: Path) -> None
         "3 pieces of feedback wait: dpo learns from pairs of a right or better answer and a wrong or worse one")
 
 
-def test_what_was_learned_by_one_method_is_learned_again_by_another_that_can(tmp_path: Path) -> None:
+def test_what_was_learned_by_one_method_is_learned_again_by_another_that_can(tmp_path):
     sft = opened(tmp_path)
     for i in range(20):
         sft.add(prompt=f"corrected {i}", answer="on", correction="off")
@@ -168,41 +157,30 @@ def test_what_was_learned_by_one_method_is_learned_again_by_another_that_can(tmp
     assert len(rows.established) == 8  # thumbs up judge by their answer as before
 
 
-# ---- lessons ---------------------------------------------------------------------------------------------------------
-
-
-@pytest.fixture(scope="module")
-def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return write_tiny(tmp_path_factory.mktemp("model") / "tiny.gguf", formats="Q8_0", n_context=128)
-
-
 @contextmanager
-def served(model: Path, folder: Path, **options: Any) -> Iterator[Service]:
+def served(model, folder, **options):
     same_holdout(folder / "state")
     config = DaemonConfig(state=str(folder / "state"), context=128, parallel=2, threads=1, canary_rise="off",
-                          max_kl="off", **options)
-    with Service(model, config, Policy(govern=False), TRAINING) as service:
+                          max_kl="off")
+    start_process = options.pop("start_process", WorkerProcess)
+    with Service(model, replace(config, **options), Policy(govern=False), TRAINING, start_process) as service:
         yield service
 
 
-def lines(path: Path) -> list[dict[str, Any]]:
+def lines(path):
     return [json.loads(line) for line in path.read_text().splitlines()]
 
 
-def question(row: dict[str, Any]) -> str:
+def question(row):
     asked = row["messages"] if "messages" in row else row["prompt"]
     return str([message for message in asked if message["role"] == "user"][-1]["content"])
 
 
-METRIC = {"dpo": "rewards/accuracies", "kto": "rewards/chosen", "orpo": "rewards/accuracies", "grpo": "reward"}
-
-
-@pytest.mark.parametrize("name", mostly_slow(METRIC, ["dpo", "kto", "grpo"]))  # orpo learns pairs as dpo does
-def test_a_lesson(model: Path, tmp_path: Path, name: str) -> None:
-    """Corrections, choices and thumbs are learned by the method, judged, and settled; held-out questions are not."""
-    options = {"learn_grader": grader_file(tmp_path), "learn_options": "max_completion_length=8,temperature=1.5,"
-               "num_generations=2"} if name == "grpo" else {}
-    with served(model, tmp_path, learn_method=name, **options) as service:
+@pytest.mark.parametrize("name", ["dpo", "kto", "orpo", "grpo"])
+def test_rows_of_a_job(model, tmp_path, workers, name):
+    """Corrections, choices and thumbs are learned by the method and settled; held-out questions are not learned."""
+    options = {"learn_grader": grader_file(tmp_path)} if name == "grpo" else {}
+    with served(model, tmp_path, learn_method=name, start_process=workers, **options) as service:
         feedback = service.feedback
         for i in range(10):
             feedback.add(messages=[{"role": "user", "content": f"corrected {i}"}], answer="the turn", correction="on")
@@ -211,35 +189,25 @@ def test_a_lesson(model: Path, tmp_path: Path, name: str) -> None:
         held = {item.row["messages"][-2]["content"] for item in feedback.list() if item.held and item.row}
         job = service.learner.begin()
         folder = service.jobs.folder / job.id
-        learned = lines(folder / TRAIN)
         assert held
-        assert {question(row) for row in learned}.isdisjoint(held)
-        assert {question(row) for row in lines(folder / HELD)} <= held
-        assert {question(row) for row in lines(folder / MEASURED)} <= held
-        assert {question(row) for row in lines(folder / CORRECTED)}.isdisjoint(held)
+        assert {question(row) for row in lines(folder / TRAIN) + lines(folder / CORRECTED)}.isdisjoint(held)
+        assert {question(row) for row in lines(folder / HELD) + lines(folder / MEASURED)} <= held
         pairs = [row for row in lines(folder / HELD) if "chosen" in row]
         assert bool(pairs) == (name != "grpo")
         assert all(question(row).startswith("better") for row in pairs)
-        job = service.jobs.wait(job.id, 120)
-        until(lambda: not feedback.unsettled())
-        assert job.status == "succeeded", job.error
         assert job.method["type"] == objectives()[name].method
         assert job.config["anchors"] == 0  # they are for right answers
-        events = [event["data"] for event in service.jobs.events(job.id, limit=500) if event["type"] == "metrics"]
-        steps = [data for data in events if data["event"] == "step"]
-        assert any(METRIC[name] in data["metrics"] for data in steps)
-        assert any(data["event"] == "eval" for data in events)
-        verdict = service.adapters.get(str(job.result)).verdict
-        assert verdict["corrected"]["rows"] > 0
-        states = {"dpo": "counted", "orpo": "counted"}
-        settled = {"used"} if verdict["passed"] else {"new"} if verdict["waits"] else {"aside"}
-        assert {item.state for item in feedback.list() if item.id != down.id} == settled
-        assert {feedback.get(down.id).state} == {states.get(name, *settled)}
-        assert ("1 piece of feedback waits: " in service.learner.state()["unused"]) == (name in states)
+        workers.next().judge()
+        service.jobs.wait(job.id, 60)
+        until(lambda: not feedback.unsettled())
+        by_pairs = name in ("dpo", "orpo")
+        assert {item.state for item in feedback.list() if item.id != down.id} == {"used"}
+        assert feedback.get(down.id).state == ("counted" if by_pairs else "used")
+        assert ("1 piece of feedback waits: " in service.learner.state()["unused"]) == by_pairs
 
 
-def test_a_grader_that_names_the_right_answer_takes_what_has_one(tmp_path: Path) -> None:
-    def method(reference: str) -> LearnMethod:
+def test_a_grader_that_names_the_right_answer_takes_what_has_one(tmp_path):
+    def method(reference):
         file = grader_file(tmp_path, {**GRADER, "reference": reference})
         return learn_method(DaemonConfig(learn_method="grpo", learn_grader=file))
 
@@ -254,7 +222,8 @@ def test_a_grader_that_names_the_right_answer_takes_what_has_one(tmp_path: Path)
         method("{{ item.word }}")
 
 
-def test_a_grader_may_ask_the_model(model: Path, tmp_path: Path) -> None:
+@pytest.mark.slow
+def test_a_grader_may_ask_the_model(model, tmp_path):
     judge = {"type": "score_model", "name": "good", "model": "self", "range": [0, 5],
              "input": [{"role": "user", "content": "{{ sample.output_text }}"}]}
     with served(model, tmp_path, learn_method="rloo", learn_grader=grader_file(tmp_path, judge),

@@ -1,7 +1,5 @@
 """Jobs whose objective reads rows of its own shape: uploaded, trained, and judged by rows that the gate can ask."""
 
-from __future__ import annotations
-
 import json
 import os
 import subprocess
@@ -39,7 +37,7 @@ with open_service(Path(sys.argv[1])) as service:
 """
 
 
-def test_pairs(tmp_path: Path) -> None:
+def test_pairs(tmp_path):
     """Every process knows the toys, as each knows the files of edgetune/objectives."""
     (tmp_path / "sitecustomize.py").write_text("import toy_objectives\n")
     path = os.pathsep.join([str(tmp_path), str(Path(__file__).parents[1]), *sys.path])

@@ -1,42 +1,46 @@
 """The states of jobs in the queue, with processes that do what a test tells them."""
 
-from __future__ import annotations
-
 import errno
 import shutil
 import threading
 import time
-from collections.abc import Iterator
-from pathlib import Path
+from dataclasses import replace
 
 import pytest
-from fake_workers import FakeWorkers
-from services import ROWS, SMALL, answers, open_service, until, upload
+from services import SMALL, answers, open_service, until, upload
 
+from edgetune.daemon.api.fine_tuning import job_object
 from edgetune.daemon.jobs import queue as work
-from edgetune.daemon.jobs.jobs import Job
 from edgetune.daemon.jobs.process import SilentError
 from edgetune.daemon.jobs.worker import STOPPED
-from edgetune.daemon.service import Service
 from edgetune.errors import TooMuchError, UsageError
 
 
 @pytest.fixture
-def service(tmp_path: Path, workers: FakeWorkers, monkeypatch: pytest.MonkeyPatch) -> Iterator[Service]:
+def service(tmp_path, workers, monkeypatch):
     monkeypatch.setattr(work, "RETRY_SECONDS", 0.05)
     with open_service(tmp_path, start_process=workers) as service:
         yield service
 
 
-def begin(service: Service) -> Job:
+def begin(service):
     return service.jobs.create(service.name, upload(service), hyperparameters=SMALL)
 
 
-def said(service: Service, job: Job) -> list[str]:
+def succeeds(service, workers, *jobs):
+    """The last one; the processes that are next end with a verdict."""
+    for job in jobs:
+        workers.next().judge()
+        done = service.jobs.wait(job.id, 30)
+        assert done.status == "succeeded"
+    return done
+
+
+def said(service, job):
     return [event["message"] for event in service.jobs.events(job.id, limit=100)]
 
 
-def test_the_thread_outlives_a_folder_that_is_out_of_reach(service: Service, workers: FakeWorkers) -> None:
+def test_the_thread_outlives_a_folder_that_is_out_of_reach(service, workers):
     """As of a card that is unmounted for a moment: also where another folder is in its place."""
     away = service.jobs.folder.with_name("away")
     for place in (False, True):
@@ -52,25 +56,20 @@ def test_the_thread_outlives_a_folder_that_is_out_of_reach(service: Service, wor
         if place:
             service.jobs.folder.rmdir()
         away.rename(service.jobs.folder)
-        for job in (workers_job, waiting):
-            workers.next().judge()
-            assert service.jobs.wait(job.id, 30).status == "succeeded"
+        succeeds(service, workers, workers_job, waiting)
     assert service.health()["status"] == "ok"
 
 
-def test_the_thread_outlives_any_error(service: Service, workers: FakeWorkers, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_thread_outlives_any_error(service, workers, monkeypatch):
+    """Health names one that died."""
     with monkeypatch.context() as patched:
-        def broken(*_: object) -> None:
+        def broken(*_):
             raise RuntimeError("a bug")
 
         patched.setattr(service.jobs.table, "next", broken)
         job = begin(service)
         until(lambda: "a bug" in service.jobs.paused_reason)
-    workers.next().judge()
-    assert service.jobs.wait(job.id, 30).status == "succeeded"
-
-
-def test_health_names_a_thread_that_died(service: Service) -> None:
+    succeeds(service, workers, job)
     assert service.health()["status"] == "ok"
     died = threading.Thread(target=lambda: None, name="learn")
     died.start()
@@ -81,28 +80,30 @@ def test_health_names_a_thread_that_died(service: Service) -> None:
     assert "learn" in health["reasons"][0]
 
 
-def test_where_no_process_can_start_the_job_waits(service: Service, workers: FakeWorkers) -> None:
+def test_where_no_process_can_start_the_job_waits(service, workers):
     workers.errors = [TooMuchError("no process can be started: Cannot allocate memory"), OSError(errno.EMFILE, "files")]
     job = begin(service)
     until(lambda: service.jobs.paused_reason)
-    workers.next().judge()
-    assert service.jobs.wait(job.id, 30).status == "succeeded"
+    succeeds(service, workers, job)
 
 
-def test_a_process_that_hangs_fails_its_job_and_the_next_one_begins(service: Service, workers: FakeWorkers) -> None:
-    hangs = begin(service)
-    after = begin(service)
+def test_a_process_that_hangs_or_fails_fails_its_job_and_the_next_one_begins(service, workers):
+    hangs, fails, after = begin(service), begin(service), begin(service)
     process = workers.next()
     process.emit(SilentError("the training process did nothing for 6 hours"))
-    job = service.jobs.wait(hangs.id, 30)
-    assert job.error
-    assert "6 hours" in job.error["message"]
+    error = service.jobs.wait(hangs.id, 30).error
+    assert error
+    assert "6 hours" in error["message"]
     assert "kill" in process.commands
-    workers.next().judge()
-    assert service.jobs.wait(after.id, 30).status == "succeeded"
+    workers.next().fail("NumericsError", "the loss is nan")
+    error = service.jobs.wait(fails.id, 30).error
+    assert error
+    assert (error["code"], error["message"]) == ("NumericsError", "the loss is nan")
+    succeeds(service, workers, after)
+    until(lambda: not any(service.jobs.folder.iterdir()))
 
 
-def test_work_that_does_not_fit_now_is_kept(service: Service, workers: FakeWorkers) -> None:
+def test_work_that_does_not_fit_now_is_kept(service, workers):
     """The job is paused, and continues where it was when a person resumes it."""
     job = begin(service)
     process = workers.next()
@@ -119,16 +120,17 @@ def test_work_that_does_not_fit_now_is_kept(service: Service, workers: FakeWorke
     assert service.jobs.wait(job.id, 30).status == "succeeded"
 
 
-def adapter(service: Service, workers: FakeWorkers) -> str:
+def adapter(service, workers):
     """One that was activated."""
-    job = begin(service)
-    workers.next().judge()
-    return str(service.jobs.wait(job.id, 30).result)
+    return str(succeeds(service, workers, begin(service)).result)
 
 
 @pytest.mark.parametrize("deletes", [False, True])
-def test_a_roll_back_while_a_job_trains_is_not_overruled(service: Service, workers: FakeWorkers, deletes: bool) -> None:
-    """It is compared with what is active at the end, also where the other adapter was deleted meanwhile."""
+@pytest.mark.parametrize("fails", [False, True])
+def test_a_roll_back_while_a_job_trains_is_not_overruled(service, workers, deletes, fails):
+    """It is compared with what is active at the end, also where the other adapter was deleted meanwhile: a failure to
+    compare with one that is gone is none.
+    """
     first = adapter(service, workers)
     job = begin(service)
     process = workers.next()
@@ -136,39 +138,28 @@ def test_a_roll_back_while_a_job_trains_is_not_overruled(service: Service, worke
     assert service.adapters.rollback("a person's word") is None
     if deletes:
         service.adapters.delete(first)
-    process.judge()
+    if fails:
+        process.train()
+        process.fail("FormatError", "there is no adapter")
+    else:
+        process.judge()
     again = workers.next()
     assert again.task["serving"] is None
     again.judge(False)
     job = service.jobs.wait(job.id, 30)
+    assert job.status == "succeeded"
     assert service.adapters.get(str(job.result)).verdict["against"] is None
     assert sum("evaluated again" in text for text in said(service, job)) == 1
 
 
-@pytest.mark.parametrize("deletes", [False, True])
-def test_a_failure_to_compare_with_an_adapter_that_is_gone_is_none(service: Service, workers: FakeWorkers,
-                                                                   deletes: bool) -> None:
-    first = adapter(service, workers)
-    job = begin(service)
-    process = workers.next()
-    process.train()
-    service.adapters.rollback("a person's word")
-    if deletes:
-        service.adapters.delete(first)
-    process.fail("FormatError", "there is no adapter")
-    workers.next().judge()
-    assert service.jobs.wait(job.id, 30).status == "succeeded"
-
-
 @pytest.mark.parametrize("changes", [1, 9])
-def test_a_word_at_the_last_moment_is_not_overruled(service: Service, workers: FakeWorkers, changes: int,
-                                                    monkeypatch: pytest.MonkeyPatch) -> None:
-    """The active adapter changes after the verdict, while the new one is loaded: it is judged again, not for ever."""
+def test_a_word_at_the_last_moment_is_not_overruled(service, workers, changes, monkeypatch):
+    """The active adapter changes after the verdict, while the new one is loaded: it is evaluated again, a few times."""
     first = adapter(service, workers)
     load = service.batcher.load
     left = changes
 
-    def load_and_change(name: str, path: Path) -> None:
+    def load_and_change(name, path):
         nonlocal left
         load(name, path)
         if left:
@@ -187,12 +178,12 @@ def test_a_word_at_the_last_moment_is_not_overruled(service: Service, workers: F
     assert any(f"changed {work.REJUDGED + 1} times" in text for text in said(service, job)) == (changes > 1)
 
 
-def test_one_jobs_deaths_are_not_another_ones(service: Service, workers: FakeWorkers) -> None:
+def test_deaths_count_for_one_job_and_since_its_last_step(service, workers):
     first = begin(service)
     second = begin(service)
     for _ in range(work.DEATHS - 1):
         workers.next().end(code=-9)
-    until(lambda: sum("signal 9" in text for text in said(service, first)) == work.DEATHS - 1)
+    until(lambda: deaths(service, first) == work.DEATHS - 1)
     service.jobs.cancel(first.id)
     workers.next().end(code=-9)
     running = workers.next()
@@ -201,29 +192,29 @@ def test_one_jobs_deaths_are_not_another_ones(service: Service, workers: FakeWor
     if running.folder.name == second.id:
         running.judge()
     assert service.jobs.wait(second.id, 30).status == "succeeded"
-
-
-def test_steps_between_deaths_are_work(service: Service, workers: FakeWorkers) -> None:
     job = begin(service)
     for number in range(2 * work.DEATHS):
         process = workers.next()
         process.step(1)
         process.end(code=-9)
-        until(lambda number=number: sum("signal 9" in text for text in said(service, job)) == number + 1)
+        until(lambda number=number: deaths(service, job) == number + 1)
     for _ in range(work.DEATHS - 1):
         workers.next().end(code=-9)
-    job = service.jobs.wait(job.id, 30)
-    assert job.error
-    assert job.error["code"] == "died"
+    error = service.jobs.wait(job.id, 30).error
+    assert error
+    assert error["code"] == "died"
 
 
-def test_jobs_can_be_steered_while_a_process_does_not_read_its_task(service: Service, workers: FakeWorkers,
-                                                                    monkeypatch: pytest.MonkeyPatch) -> None:
+def deaths(service, job):
+    return sum("signal 9" in text for text in said(service, job))
+
+
+def test_jobs_can_be_steered_while_a_process_does_not_read_its_task(service, workers, monkeypatch):
     reads = threading.Event()
     begun = threading.Event()
 
-    class Slow(type(workers())):  # type: ignore[misc]
-        def begin(self, task: dict[str, object]) -> None:
+    class Slow(type(workers())):
+        def begin(self, task):
             begun.set()
             assert reads.wait(30)
             super().begin(task)
@@ -239,7 +230,7 @@ def test_jobs_can_be_steered_while_a_process_does_not_read_its_task(service: Ser
     until(lambda: service.jobs.get(job.id).status == "paused")
 
 
-def test_a_job_is_told_how_many_adapters_were_refused_since_one_passed(service: Service, workers: FakeWorkers) -> None:
+def test_a_job_is_told_how_many_adapters_were_refused_since_one_passed(service, workers):
     """Each verdict has its number; those of edgetune 0.1.0 have none, and a job that evaluated nothing neither."""
     asked = []
     for passed, facts in ((False, {"test": 1}), (False, {"test": 2}), (False, {}), (True, {"test": 3}), (True, {})):
@@ -251,7 +242,7 @@ def test_a_job_is_told_how_many_adapters_were_refused_since_one_passed(service: 
     assert asked == [0, 1, 2, 2, 0]
 
 
-def test_pause_resume_cancel(service: Service, workers: FakeWorkers) -> None:
+def test_pause_resume_cancel(service, workers):
     first = begin(service)
     second = begin(service)
     third = begin(service)
@@ -265,8 +256,7 @@ def test_pause_resume_cancel(service: Service, workers: FakeWorkers) -> None:
     assert process.commands[-1] == "stop"
     process.end({"event": "stopped"}, STOPPED)
     assert service.jobs.cancel(third.id).status == "cancelled"
-    workers.next().judge()  # its turn came
-    assert service.jobs.wait(second.id, 30).status == "succeeded"
+    succeeds(service, workers, second)  # its turn came
     with pytest.raises(UsageError, match=f"the job {first.id} is paused"):
         service.jobs.pause(first.id)
     with pytest.raises(UsageError, match="is succeeded"):
@@ -274,8 +264,7 @@ def test_pause_resume_cancel(service: Service, workers: FakeWorkers) -> None:
     with pytest.raises(UsageError, match="is cancelled; resume one that is paused"):
         service.jobs.resume(third.id)
     assert service.jobs.resume(first.id).status == "queued"
-    workers.next().judge()
-    assert service.jobs.wait(first.id, 30).status == "succeeded"
+    succeeds(service, workers, first)
     assert [found.id for found in service.jobs.list()] == [third.id, second.id, first.id]
     assert [found.id for found in service.jobs.list(third.id, 1)] == [second.id]
     running = begin(service)
@@ -286,7 +275,19 @@ def test_pause_resume_cancel(service: Service, workers: FakeWorkers) -> None:
     assert len(service.adapters.list()) == 2
 
 
-def test_a_process_is_told_of_answers(service: Service, workers: FakeWorkers) -> None:
+def test_the_multiplier_is_told_as_it_was_asked(service):
+    """In OpenAI's words."""
+    service.jobs.train = replace(service.jobs.train, lr=4e-3)  # what jobs have otherwise; training's own is half of it
+    for asked, rate, told in (
+            ({"learning_rate_multiplier": 1.0}, 4e-3, 1.0), ({}, 4e-3, 1.0), ({"lr": "auto"}, "auto", 1.0),
+            ({"learning_rate_multiplier": "auto"}, 4e-3, 1.0), ({"learning_rate_multiplier": 3.0}, 12e-3, 3.0),
+            ({"lr": 4e-3}, 4e-3, 2.0)):
+        job = service.jobs.create("tiny", upload(service), hyperparameters={**asked, "steps": 1})
+        assert job.config["lr"] == (rate if rate == "auto" else pytest.approx(rate))
+        assert job_object(job)["hyperparameters"]["learning_rate_multiplier"] == pytest.approx(told)
+
+
+def test_a_process_is_told_of_answers(service, workers):
     begin(service)
     process = workers.next()
     until(lambda: process.commands == ["free"])
@@ -294,7 +295,7 @@ def test_a_process_is_told_of_answers(service: Service, workers: FakeWorkers) ->
     until(lambda: process.commands == ["free", "busy", "free"])
 
 
-def test_a_job_that_ends_while_the_batcher_stops_is_not_lost(tmp_path: Path, workers: FakeWorkers) -> None:
+def test_a_job_that_ends_while_the_batcher_stops_is_not_lost(tmp_path, workers):
     """Its adapter cannot be loaded then; the next start does it."""
     with open_service(tmp_path, start_process=workers) as service:
         job = begin(service)
@@ -305,11 +306,10 @@ def test_a_job_that_ends_while_the_batcher_stops_is_not_lost(tmp_path: Path, wor
         assert service.jobs.get(job.id).status == "running"
         assert list(service.adapters.folder.iterdir()) == []
     with open_service(tmp_path, start_process=workers) as service:
-        workers.next().judge()
-        assert service.jobs.wait(job.id, 30).status == "succeeded"
+        succeeds(service, workers, job)
 
 
-def test_a_daemon_that_stops_has_the_process_save(tmp_path: Path, workers: FakeWorkers) -> None:
+def test_a_daemon_that_stops_has_the_process_save(tmp_path, workers):
     """And continues with the job that was running before those that wait."""
     with open_service(tmp_path, start_process=workers) as service:
         first = begin(service)
@@ -324,10 +324,16 @@ def test_a_daemon_that_stops_has_the_process_save(tmp_path: Path, workers: FakeW
             process.judge()
             service.jobs.wait(job.id, 30)
         assert "resumed" in said(service, first)
+    with open_service(tmp_path, start_process=workers) as service:
+        done = succeeds(service, workers, begin(service))
+    for name in (done.id, "ftjob-1.55.tmp", "ftjob-2"):
+        (tmp_path / "state" / "runs" / name / "run").mkdir(parents=True)
+    with open_service(tmp_path, start_process=workers) as service:
+        assert list(service.jobs.folder.iterdir()) == []
+        assert service.jobs.get(done.id) == done
 
 
-def test_a_full_disk_stops_training_not_answers(service: Service, workers: FakeWorkers,
-                                                monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_disk_that_is_full_or_refuses_a_process_stops_training_not_answers(service, workers, monkeypatch):
     monkeypatch.setattr(work, "ROOM", shutil.disk_usage("/").total * 2**20)
     job = begin(service)
     until(lambda: service.jobs.paused_reason)
@@ -337,47 +343,12 @@ def test_a_full_disk_stops_training_not_answers(service: Service, workers: FakeW
     assert answers(service)
     assert service.jobs.get(job.id).status == "queued"
     monkeypatch.setattr(work, "ROOM", 0)
-    workers.next().judge()
-    assert service.jobs.wait(job.id, 30).status == "succeeded"
+    succeeds(service, workers, job)
     assert service.health() == {"status": "ok", "reasons": []}
-
-
-def test_a_disk_that_refuses_a_process_leaves_the_job_in_line(service: Service, workers: FakeWorkers) -> None:
     job = begin(service)
     workers.next().fail("DiskError", "cannot write", disk=True)
     until(lambda: service.jobs.paused_reason)
     assert "cannot write" in service.health()["reasons"][0]
     assert service.jobs.get(job.id).status == "running"
-    workers.next().judge()
-    assert service.jobs.wait(job.id, 30).status == "succeeded"
+    succeeds(service, workers, job)
     assert not service.jobs.paused_reason
-
-
-def test_a_job_that_fails_makes_room_for_the_next(service: Service, workers: FakeWorkers) -> None:
-    bad = begin(service)
-    good = begin(service)
-    workers.next().fail("NumericsError", "the loss is nan")
-    workers.next().judge()
-    error = service.jobs.wait(bad.id, 30).error
-    assert error
-    assert (error["code"], error["message"]) == ("NumericsError", "the loss is nan")
-    assert service.jobs.wait(good.id, 30).status == "succeeded"
-    until(lambda: not any(service.jobs.folder.iterdir()))
-
-
-def test_what_a_kill_left_is_removed(tmp_path: Path, workers: FakeWorkers) -> None:
-    with open_service(tmp_path, start_process=workers) as service:
-        job = begin(service)
-        workers.next().judge()
-        done = service.jobs.wait(job.id, 30)
-    for name in (done.id, "ftjob-1.55.tmp", "ftjob-2"):
-        (tmp_path / "state" / "runs" / name / "run").mkdir(parents=True)
-    with open_service(tmp_path, start_process=workers) as service:
-        assert list(service.jobs.folder.iterdir()) == []
-        assert service.jobs.get(done.id) == done
-
-
-def test_rows_of_a_program(service: Service) -> None:
-    job = service.jobs.create_from_rows(ROWS[:10], ROWS[10:14], hyperparameters=SMALL)
-    assert (job.origin, job.training_file, job.model) == ("api", None, "tiny")
-    assert service.jobs.events(job.id, limit=100)[-1]["data"]["rows"]["held_out"]["rows"] == 4

@@ -1,11 +1,8 @@
 """What a job is made of: hyperparameters of either kind, and rows that stay on their side."""
 
-from __future__ import annotations
-
 import json
 import math
 from dataclasses import replace
-from pathlib import Path
 
 import pytest
 
@@ -20,7 +17,7 @@ BASE = TrainConfig(lr=2e-3, steps=50, rank=16)
 HOLDOUT = Holdout(b"one key" * 5)
 
 
-def test_openai_names_and_ours() -> None:
+def test_openai_names_and_ours():
     asked = {"n_epochs": 3, "batch_size": 2, "learning_rate_multiplier": 0.5, "alpha": 8, "packing": True}
     found = options(BASE, asked)
     assert (found.epochs, found.steps, found.batch_size, found.lr) == (3.0, 0, 2, 1e-3)
@@ -31,11 +28,16 @@ def test_openai_names_and_ours() -> None:
     assert options(TrainConfig(), {"n_epochs": "auto"}).epochs == "auto"
     assert options(BASE, {"patience": "auto"}).patience == "auto"
     assert options(BASE, {"optimizer_state": "auto"}).optimizer_state == "auto"
+    whole = {"type": "supervised", "supervised": {"hyperparameters": {"n_epochs": 2, "rank": 4}}}
+    assert method_of({"type": "supervised", "supervised": {"hyperparameters": {"rank": 4}}}, {"n_epochs": 2}) == whole
+    assert method_of(None, None) == {"type": "supervised", "supervised": {"hyperparameters": {}}}
+    with pytest.raises(UnsupportedError, match=r"the method 'poetry' does not exist here; choose from .*dpo, .*sup"):
+        method_of({"type": "poetry"}, None)
 
 
 @pytest.mark.parametrize(("asked", "match"), [
     ({"prompt_column": "a"}, "there is no hyperparameter 'prompt_column'"),
-    ({"beta": 0.1}, "there is no hyperparameter 'beta'; there are n_epochs, batch_size, "),
+    ({"beta": 0.1}, "no hyperparameter 'beta'; there are n_epochs, batch_size, .*, gamma, rank, "),
     ({"rank": 2.5}, "rank is 2.5, not of type int"),
     ({"rank": True}, "rank is True, not of type int"),
     ({"packing": 1}, "packing is 1, not of type bool"),
@@ -48,26 +50,13 @@ def test_openai_names_and_ours() -> None:
     ({"targets": "all,nothing"}, "'all'"),
     ({"memory": "much"}, "memory is 'much'"),
 ])
-def test_what_is_no_option_is_refused_by_name(asked: dict[str, object], match: str) -> None:
+def test_what_is_no_option_is_refused_by_name(asked, match):
     with pytest.raises(UsageError, match=match) as caught:
-        options(BASE, asked)
+        options(BASE, asked, ["gamma"])
     assert "\n" not in str(caught.value)
 
 
-def test_options_of_the_objective_are_named_too() -> None:
-    with pytest.raises(UsageError, match="; there are n_epochs, batch_size, learning_rate_multiplier, gamma, rank, "):
-        options(BASE, {"beta": 0.1}, ["gamma"])
-
-
-def test_methods() -> None:
-    whole = {"type": "supervised", "supervised": {"hyperparameters": {"n_epochs": 2, "rank": 4}}}
-    assert method_of({"type": "supervised", "supervised": {"hyperparameters": {"rank": 4}}}, {"n_epochs": 2}) == whole
-    assert method_of(None, None) == {"type": "supervised", "supervised": {"hyperparameters": {}}}
-    with pytest.raises(UnsupportedError, match=r"the method 'poetry' does not exist here; choose from .*dpo, .*sup"):
-        method_of({"type": "poetry"}, None)
-
-
-def test_a_row_stays_on_its_side() -> None:
+def test_a_row_stays_on_its_side():
     digests = [digest({"text": str(i)}) for i in range(1000)]
     all_held = HOLDOUT.divide(digests)
     assert all_held == {name for name in digests if HOLDOUT.rank(name) < EDGE}
@@ -82,12 +71,11 @@ def test_a_row_stays_on_its_side() -> None:
         HOLDOUT.divide([digests[0]] * 5)
 
 
-def test_held_out_rows_are_never_learned(tmp_path: Path) -> None:
+def test_held_out_rows_are_never_learned_and_each_is_hashed_once(tmp_path, monkeypatch):
     rows = [{"prompt": str(i % 600), "completion": "x"} for i in range(1200)] * 2
     sides = divide(rows, None, tmp_path, HOLDOUT)
     train, held = ([json.loads(line) for line in (tmp_path / name).read_text().splitlines()] for name in (TRAIN, HELD))
-    assert sides["train"]["rows"] == len(train)
-    assert sides["held_out"]["rows"] == len(held)
+    assert (sides["train"]["rows"], sides["held_out"]["rows"]) == (len(train), len(held))
     learned, asked = ({digest(row) for row in side} for side in (train, held))
     assert not learned & asked
     assert learned | asked == {digest(row) for row in rows}
@@ -100,30 +88,24 @@ def test_held_out_rows_are_never_learned(tmp_path: Path) -> None:
         divide(many[:5], many, tmp_path, HOLDOUT)
     with pytest.raises(DataError, match="no rows are left to hold out"):
         divide(many[:5], [], tmp_path, HOLDOUT)
-
-
-@pytest.mark.parametrize("named", [False, True])
-def test_each_row_is_hashed_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, named: bool) -> None:
-    hashed = []
-    monkeypatch.setattr(recipe, "digest", lambda row: (hashed.append(row), digest(row))[1])
     rows = [{"text": str(i)} for i in range(50)]
-    held = [{"text": f"held {i}"} for i in range(10)] if named else None
-    divide(rows, held, tmp_path, HOLDOUT)
-    assert sorted(row["text"] for row in hashed) == sorted(row["text"] for row in rows + (held or []))
+    for held in (None, [{"text": f"held {i}"} for i in range(10)]):
+        hashed = []
+        monkeypatch.setattr(recipe, "digest", lambda row, hashed=hashed: (hashed.append(row), digest(row))[1])
+        divide(rows, held, tmp_path, HOLDOUT)
+        assert sorted(row["text"] for row in hashed) == sorted(row["text"] for row in rows + (held or []))
 
 
-def test_which_rows_are_of_earlier_rounds_is_told_beside_them(tmp_path: Path) -> None:
+def test_which_rows_are_of_earlier_rounds_is_told_beside_them(tmp_path):
+    """Earlier versions told their number, or marked the rows."""
     held = [{"text": str(i), "fresh": True} for i in range(9)]  # a key of the user's own
     divide([{"text": "learned"}], held, tmp_path, HOLDOUT, rounds=["a", "a", "b", "b", "b"])
     assert held_rows(tmp_path) == (held, ["a", "a", "b", "b", "b"])
-    (tmp_path / ROUNDS).write_text('{"established": 5}')  # of an earlier version
+    (tmp_path / ROUNDS).write_text('{"established": 5}')
     assert held_rows(tmp_path) == (held, [""] * 5)
-
-
-def test_jobs_of_the_old_version_have_marks_in_their_rows(tmp_path: Path) -> None:
+    (tmp_path / ROUNDS).unlink()
     rows = [{"text": str(i)} for i in range(9)]
     marked = [*rows[:5], *({**row, "fresh": True} for row in rows[5:])]
-    (tmp_path / HELD).write_text("".join(json.dumps(row) + "\n" for row in marked))
-    assert held_rows(tmp_path) == (rows, [""] * 5)
-    (tmp_path / HELD).write_text("".join(json.dumps(row) + "\n" for row in rows))  # of a job over a file
-    assert held_rows(tmp_path) == (rows, [])
+    for written, rounds in ((marked, [""] * 5), (rows, [])):  # the second of a job over a file
+        (tmp_path / HELD).write_text("".join(json.dumps(row) + "\n" for row in written))
+        assert held_rows(tmp_path) == (rows, rounds)

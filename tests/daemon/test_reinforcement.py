@@ -1,30 +1,21 @@
-"""Jobs that learn from rewards, by OpenAI's client against a real daemon on a tiny model: from file to verdict."""
-
-from __future__ import annotations
+"""Jobs that learn from rewards and from pairs, by OpenAI's client: from file to verdict."""
 
 import csv
 import json
-from collections.abc import Iterator
-from pathlib import Path
-from typing import Any
-
-import pytest
-
-pytest.importorskip("fastapi")
-pytest.importorskip("openai")
 
 import openai
-from daemons import PATIENCE, Daemon, daemon, openai_client
+import pytest
+from daemons import PATIENCE
 from random_adapters import random_pairs, write_adapter
-from services import until
-from tiny import write_tiny
 
 from edgetune.daemon.jobs.exam import Asked, Exam
 from edgetune.daemon.jobs.gate import evaluate
+from edgetune.daemon.jobs.recipe import check_judgeable
 from edgetune.daemon.jobs.rewarded import Rewarding, with_rewards
 from edgetune.daemon.options import AllowedPython
 from edgetune.data.prompts import prompt_text
 from edgetune.data.question import digest
+from edgetune.errors import DataError
 from edgetune.evaluation.acceptance import Paired
 from edgetune.evaluation.graders.base import read_grader
 from edgetune.evaluation.graders.llama_judge import LlamaJudge
@@ -44,43 +35,31 @@ PYTHON = {"type": "python", "name": "own", "source": "def grade(sample, item):\n
 ROWS = [{"messages": [{"role": "user", "content": f"turn on lamp {i}"}], "word": "the"} for i in range(20)]
 FREE = Policy(nice=19, govern=False)  # others on this machine do not make it wait
 TRAIN = TrainConfig(rank=4, steps=4, batch_size=4, max_length=64, threads=1)
+SHAPE = {"n_context": 128}
+DAEMON = {"train": TRAIN, "policy": FREE}
 ASKED = {"eval_interval": 2, "eval_samples": 2, "compute_multiplier": 0.5, "learning_rate_multiplier": 100.0,
          "n_epochs": "auto", "batch_size": "auto", "reasoning_effort": "default"}
 OURS = {"max_completion_length": 10, "temperature": 1.5}
 
 
-@pytest.fixture(scope="module")
-def running(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Daemon]:
-    folder = tmp_path_factory.mktemp("reinforcement")
-    model = write_tiny(folder / "Tiny.gguf", formats="Q8_0", n_context=128)
-    with daemon(model, folder / "state", train=TRAIN, policy=FREE, canary_rise="off") as made:
-        yield made
-
-
-@pytest.fixture(scope="module")
-def client(running: Daemon) -> Iterator[openai.OpenAI]:
-    with openai_client(running.url) as made:
-        yield made
-
-
-def upload(client: openai.OpenAI, rows: list[dict[str, Any]] = ROWS) -> str:
+def upload(client, rows=ROWS):
     lines = "".join(json.dumps(row) + "\n" for row in rows)
     return client.files.create(file=("rows.jsonl", lines.encode()), purpose="fine-tune").id
 
 
-def method(grader: Any = GRADER, **hyperparameters: Any) -> dict[str, Any]:
+def method(grader=GRADER, **hyperparameters):
     return {"type": "reinforcement", "reinforcement": {"grader": grader, "hyperparameters": hyperparameters}}
 
 
 @pytest.fixture(scope="module")
-def trained(running: Daemon, client: openai.OpenAI) -> Any:
+def trained(running, client):
     job = client.fine_tuning.jobs.create(model="tiny", training_file=upload(client), seed=3,
                                          method=method(**ASKED, **OURS))
     running.service.jobs.wait(job.id, 3 * PATIENCE)
     return client.fine_tuning.jobs.retrieve(job.id)
 
 
-def test_the_job_says_what_it_was_asked_with_what_auto_became(trained: Any) -> None:
+def test_job_events_and_table_have_openais_names_and_what_auto_became(trained, client):
     assert trained.status == "succeeded", trained.error
     found = trained.method.reinforcement
     assert (trained.method.type, found.grader.model_dump(exclude_none=True)) == ("reinforcement", GRADER)
@@ -88,9 +67,6 @@ def test_the_job_says_what_it_was_asked_with_what_auto_became(trained: Any) -> N
     assert {name: getattr(said, name) for name in ASKED} == ASKED | {"batch_size": 4}
     assert (said.num_generations, said.eval_every, said.max_completion_length, said.lr) == (2, 2, 10, 0.01)
     assert not hasattr(said, "grader")
-
-
-def test_events_have_openais_names_beside_trls(client: openai.OpenAI, trained: Any) -> None:
     events = [event for event in client.fine_tuning.jobs.list_events(trained.id, limit=100) if event.type == "metrics"]
     lines = [event.data for event in reversed(events)]
     steps = [line for line in lines if line["event"] == "step"]
@@ -109,16 +85,22 @@ def test_events_have_openais_names_beside_trls(client: openai.OpenAI, trained: A
     assert [found.metrics.step for found in checkpoints] == [4, 2, 0]
     rewards = [found.metrics.full_valid_mean_reward for found in reversed(checkpoints)]
     assert rewards == [line["full_valid_mean_reward"] for line in measured]
+    table = list(csv.DictReader(client.files.content(trained.result_files[0]).text.splitlines()))
+    found = {row["step"]: float(row["full_valid_mean_reward"]) for row in table if row["full_valid_mean_reward"]}
+    assert found == {str(line["step"]): line["full_valid_mean_reward"] for line in measured}
+    assert all(row["train_mean_reward"] == row["reward"] for row in table)
+    assert {"rewards/said/mean", "kl"} & table[0].keys()
     assert checkpoints[0].metrics.best == pytest.approx(max(checkpoints[0].metrics.best, rewards[0]), abs=1e-6)
 
 
-def test_the_gate_compares_what_greedy_answers_earn(running: Daemon, client: openai.OpenAI, trained: Any) -> None:
+def test_the_gate_compares_what_greedy_answers_earn(running, client, trained):
     """The mean rewards of the verdict are those of llama.cpp's answers, asked here beside the daemon."""
     service = running.service
     verdict = service.adapters.get(trained.fine_tuned_model).verdict
-    held = [row for row in ROWS if is_held(service, row)]
+    apart = service.holdout.divide([digest(row) for row in ROWS])
+    held = [row for row in ROWS if digest(row) in apart]
     assert verdict["old"]["rows"] == verdict["new"]["rows"] == len(held) == len(verdict["scores"])
-    rewards: dict[str, list[float]] = {}
+    rewards = {}
     with LlamaModel(service.path, threads=1) as served:
         served.load_adapter(service.adapters.path(trained.fine_tuned_model), "it")
         for name, side in ((None, "old"), ("it", "new")):
@@ -137,43 +119,6 @@ def test_the_gate_compares_what_greedy_answers_earn(running: Daemon, client: ope
     assert abs(gap["gap"]) < 0.3
 
 
-def test_its_table_of_steps_has_rewards(client: openai.OpenAI, trained: Any) -> None:
-    rows = list(csv.DictReader(client.files.content(trained.result_files[0]).text.splitlines()))
-    measured = [event.data for event in client.fine_tuning.jobs.list_events(trained.id, limit=100)
-                if event.type == "metrics" and event.data["event"] == "eval"]
-    found = {row["step"]: float(row["full_valid_mean_reward"]) for row in rows if row["full_valid_mean_reward"]}
-    assert found == {str(line["step"]): line["full_valid_mean_reward"] for line in measured}
-    assert all(row["train_mean_reward"] == row["reward"] for row in rows)
-    assert {"rewards/said/mean", "kl"} & rows[0].keys()
-
-
-def is_held(service: Any, row: dict[str, Any]) -> bool:
-    return digest(row) in service.holdout.divide([digest(each) for each in ROWS])
-
-
-@pytest.mark.slow
-def test_one_that_is_paused_in_a_generation_ends_with_the_same_bytes(running: Daemon, client: openai.OpenAI) -> None:
-    """Also where the daemon's process of the job is killed once: its answers are drawn again to the same tokens."""
-    service = running.service
-    file = upload(client)
-    asked = method(**{**ASKED, **OURS, "eval_interval": "auto"}, steps=18, steps_per_generation=3, num_iterations=2,
-                   checkpoint_every="0.05s")
-    undisturbed = client.fine_tuning.jobs.create(model="tiny", training_file=file, method=asked)
-    job = client.fine_tuning.jobs.create(model="tiny", training_file=file, method=asked)
-    with pytest.raises(openai.BadRequestError, match="is queued; resume one that is paused"):
-        client.fine_tuning.jobs.resume(job.id)
-    until(lambda: (service.jobs.get(job.id).progress or {}).get("step", 0) > 4)
-    assert client.fine_tuning.jobs.pause(job.id).status == "pausing"
-    until(lambda: client.fine_tuning.jobs.retrieve(job.id).status == "paused")
-    with pytest.raises(openai.BadRequestError, match="is paused; pause one that is queued or running"):
-        client.fine_tuning.jobs.pause(job.id)
-    assert client.fine_tuning.jobs.resume(job.id).status in ("queued", "running")
-    ended = [service.jobs.wait(id, 3 * PATIENCE) for id in (undisturbed.id, job.id)]
-    assert [each.status for each in ended] == ["succeeded"] * 2, [each.error for each in ended]
-    first, second = (service.adapters.get(str(each.result)).sha256 for each in ended)
-    assert first == second
-
-
 @pytest.mark.parametrize(("grader", "says", "param"), [
     (None, "the method reinforcement needs a grader", "method.reinforcement.grader"),
     ({**WORDS, "colour": 1}, "has no field 'colour'", "method.reinforcement.grader"),
@@ -184,8 +129,7 @@ def test_one_that_is_paused_in_a_generation_ends_with_the_same_bytes(running: Da
     ({**GRADER, "graders": {"said": PYTHON, "like": LIKE}}, "a python grader is not allowed here",
      "method.reinforcement.grader"),
     ({**WORDS, "reference": "{{ item.colour }}"}, "row 1: the row has no item.colour, which the grader names", None)])
-def test_a_grader_that_cannot_train_is_refused_before_a_job_exists(client: openai.OpenAI, grader: Any, says: str,
-                                                                   param: str | None) -> None:
+def test_a_grader_that_cannot_train_is_refused_before_a_job_exists(client, grader, says, param):
     file = upload(client)
     before = [job.id for job in client.fine_tuning.jobs.list()]
     asked = method(grader) if grader else {"type": "reinforcement", "reinforcement": {"hyperparameters": {}}}
@@ -201,24 +145,18 @@ def test_a_grader_that_cannot_train_is_refused_before_a_job_exists(client: opena
     ({"compute_multiplier": 2.0, "num_generations": 3}, "compute_multiplier and num_generations"),
     ({"eval_interval": 2, "eval_every": 3}, "eval_interval and eval_every"),
     ({"reward": "os:getcwd"}, "the reward function 'os:getcwd' is refused"),
-    ({"unsafe_python": True}, "there is no 'unsafe_python'")])
-def test_hyperparameters_that_cannot_be_are_refused_by_name(client: openai.OpenAI, wrong: dict[str, Any],
-                                                            says: str) -> None:
-    asked = method(**wrong)
-    if "reward" in wrong:
+    ({"unsafe_python": True}, "there is no 'unsafe_python'"), ({"grader": "/etc/passwd"}, "there is no 'grader' in")])
+def test_hyperparameters_that_cannot_be_are_refused_by_name(client, wrong, says):
+    asked = method()
+    asked["reinforcement"]["hyperparameters"] = wrong
+    if "reward" in wrong or "grader" in wrong:
         del asked["reinforcement"]["grader"]
     with pytest.raises(openai.BadRequestError, match=says):
         client.fine_tuning.jobs.create(model="tiny", training_file=upload(client), method=asked)
 
 
-def test_a_grader_is_no_hyperparameter_by_which_files_are_read(client: openai.OpenAI) -> None:
-    asked = {"type": "reinforcement", "reinforcement": {"hyperparameters": {"grader": "/etc/passwd"}}}
-    with pytest.raises(openai.BadRequestError, match="there is no 'grader' in method"):
-        client.fine_tuning.jobs.create(model="tiny", training_file=upload(client), method=asked)
-
-
-def test_rows_with_answers_judge_as_ever(running: Daemon, client: openai.OpenAI) -> None:
-    held: list[dict[str, Any]] = [{"prompt": f"lamp {i}", "completion": "the light off"} for i in range(4)]
+def test_rows_with_answers_judge_as_ever(running, client):
+    held = [{"prompt": f"lamp {i}", "completion": "the light off"} for i in range(4)]
     with pytest.raises(openai.BadRequestError, match=r"row 1: the row has no item\.word"):
         client.fine_tuning.jobs.create(model="tiny", training_file=upload(client), method=method(),
                                        validation_file=upload(client, held))
@@ -235,7 +173,7 @@ def test_rows_with_answers_judge_as_ever(running: Daemon, client: openai.OpenAI)
     assert digest(ROWS[0]) not in found.scores  # another grader would judge it otherwise
 
 
-def test_the_base_judges_where_a_grader_asks_a_model(running: Daemon, tmp_path: Path) -> None:
+def test_the_base_judges_where_a_grader_asks_a_model(running, tmp_path):
     """The gate turns the adapter off for that, which would judge its own answers otherwise."""
     written = {"type": "score_model", "name": "good", "model": "self", "range": [0, 5],
                "input": [{"role": "user", "content": "{{ sample.output_text }}"}]}
@@ -260,8 +198,52 @@ def test_the_base_judges_where_a_grader_asks_a_model(running: Daemon, tmp_path: 
     assert abs(found.new["reward"] - means[None]) < 0.1 * abs(means["it"] - means[None])
 
 
-def test_answers_under_another_key_are_still_learned(client: openai.OpenAI) -> None:
+def test_other_keys_and_auto_are_taken_and_the_gate_must_be_able_to_judge(client):
     """They are for graders alone in a job that learns from rewards."""
     rows = [{"prompt": f"lamp {i}", "response": "on"} for i in range(8)]
     job = client.fine_tuning.jobs.create(model="tiny", training_file=upload(client, rows))
     assert client.fine_tuning.jobs.cancel(job.id).status == "cancelled"
+    job = dpo(client, **dict.fromkeys(("beta", "n_epochs", "batch_size", "learning_rate_multiplier"), "auto"))
+    asked = job.method.dpo.hyperparameters
+    assert (asked.beta, asked.learning_rate_multiplier, asked.lr) == (0.1, 1, 2e-4)
+    client.fine_tuning.jobs.cancel(job.id)
+    with pytest.raises(openai.BadRequestError, match="beta"):
+        dpo(client, beta="much")
+    check_judgeable(PAIRS[0])
+    check_judgeable({"messages": [*PAIRS[0]["input"]["messages"], *PAIRS[0]["preferred_output"]]})
+    with pytest.raises(DataError, match=r"label false.*; name a validation file"):
+        check_judgeable({"prompt": "a", "completion": "b", "label": False})
+    with pytest.raises(DataError, match=r"cannot be held out, chosen and rejected are the same"):
+        check_judgeable({"prompt": "a", "chosen": "b", "rejected": "b"})
+
+
+# ---- OpenAI's method dpo ---------------------------------------------------------------------------------------------
+
+PAIRS = [{"input": {"messages": [{"role": "user", "content": f"set the light {i}"}], "tools": [],
+                    "parallel_tool_calls": True},
+          "preferred_output": [{"role": "assistant", "content": "on"}],
+          "non_preferred_output": [{"role": "assistant", "content": "the turn"}]} for i in range(24)]
+
+
+def dpo(client, **hyperparameters):
+    """A job over PAIRS."""
+    return client.fine_tuning.jobs.create(model="tiny", training_file=upload(client, PAIRS), method={
+        "type": "dpo", "dpo": {"hyperparameters": hyperparameters}})
+
+
+def test_a_job_learns_pairs_and_is_judged_by_them(running, client):
+    given = {"beta": 0.5, "n_epochs": 6, "batch_size": 4, "learning_rate_multiplier": 40}
+    id = dpo(client, **given).id
+    assert running.service.jobs.wait(id, PATIENCE).status == "succeeded"
+    job = client.fine_tuning.jobs.retrieve(id)
+    assert job.method.type == "dpo"
+    assert {name: getattr(job.method.dpo.hyperparameters, name) for name in given} == given
+    events = client.fine_tuning.jobs.list_events(id, limit=100).data
+    metrics = [event.data for event in events if event.type == "metrics" and "metrics" in (event.data or {})]
+    assert {"rewards/chosen", "rewards/rejected", "rewards/accuracies", "rewards/margins", "logps/chosen",
+            "logps/rejected"} == set(metrics[0]["metrics"])
+    assert metrics[0]["metrics"]["rewards/accuracies"] == 1  # the newest
+    assert any(" better, " in event.message for event in events), [event.message for event in events]
+    assert client.fine_tuning.jobs.checkpoints.list(id).data  # the loss of the pairs that were held out
+    columns = client.files.content(job.result_files[0]).text.splitlines()[0].split(",")
+    assert {"valid_loss", "rewards/accuracies", "eval_rewards/margins"} < set(columns)

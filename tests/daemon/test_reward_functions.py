@@ -1,18 +1,15 @@
 """Reward functions that a job names: the daemon checks a name, the process that trains imports it from one folder."""
 
-from __future__ import annotations
-
 import json
 import os
-from collections.abc import Iterator
-from pathlib import Path
+from functools import partial
 
 import pytest
 from services import SMALL, open_service, until, upload
 
+from edgetune.daemon.jobs.process import WorkerProcess
 from edgetune.daemon.learning.method import learn_method
 from edgetune.daemon.options import DaemonConfig
-from edgetune.daemon.service import Service
 from edgetune.errors import UsageError
 
 ROWS = [{"prompt": f"turn on lamp {i}"} for i in range(12)]
@@ -27,7 +24,7 @@ def short(prompts, completions):
 
 
 @pytest.fixture
-def rewards(tmp_path: Path) -> Path:
+def rewards(tmp_path):
     """A folder with lamps.py, room/lamps.py, and what both need."""
     folder = tmp_path / "rewards"
     (folder / "room").mkdir(parents=True)
@@ -38,22 +35,22 @@ def rewards(tmp_path: Path) -> Path:
 
 
 @pytest.fixture
-def service(tmp_path: Path, rewards: Path) -> Iterator[Service]:
+def service(tmp_path, rewards):
     with open_service(tmp_path, rewards=str(rewards), allow_python_graders=True, canary_rise="off") as service:
         yield service
 
 
-def method(reward: str) -> dict[str, object]:
+def method(reward):
     return {"type": "reinforcement", "reinforcement": {"hyperparameters": {
         "reward": reward, **SMALL, "steps": 1, "num_generations": 2, "max_completion_length": 4}}}
 
 
-def imported_by(folder: Path) -> set[str]:
+def imported_by(folder):
     """Process ids."""
     return {path.read_text() for path in folder.rglob("*.imported")}
 
 
-def test_the_process_that_trains_imports_it(service: Service, rewards: Path) -> None:
+def test_the_process_that_trains_imports_it(service, rewards):
     job = service.jobs.create("tiny", upload(service, ROWS), method=method("room.lamps:short"))
     until(lambda: imported_by(rewards) or service.jobs.get(job.id).finished_at)
     assert imported_by(rewards).isdisjoint({"", str(os.getpid())})
@@ -63,7 +60,7 @@ def test_the_process_that_trains_imports_it(service: Service, rewards: Path) -> 
     assert not (rewards / "lamps.imported").exists()
 
 
-def test_nothing_outside_the_folder_is_taken(service: Service, tmp_path: Path) -> None:
+def test_nothing_outside_the_folder_is_taken(service, tmp_path):
     evil = tmp_path / "evil.py"
     evil.write_text(CODE)
     file = upload(service, ROWS)
@@ -75,30 +72,45 @@ def test_nothing_outside_the_folder_is_taken(service: Service, tmp_path: Path) -
     assert service.jobs.list() == []
 
 
-def test_without_a_folder_none_is_taken(tmp_path: Path, rewards: Path) -> None:
-    """Not even where graders may be Python: these run in a sandbox."""
+def test_without_a_folder_none_is_taken(tmp_path, rewards):
+    """Not even where graders may be Python: these run in a sandbox. The operator's own is not imported either."""
     with open_service(tmp_path, allow_python_graders=True) as service, \
             pytest.raises(UsageError, match="--rewards FOLDER"):
         service.jobs.create("tiny", upload(service, ROWS), method=method(f"{rewards / 'lamps.py'}:short"))
     assert not imported_by(rewards)
-
-
-def test_one_that_cannot_be_imported_fails_its_job(service: Service, rewards: Path) -> None:
-    (rewards / "beside.py").unlink()
-    job = service.jobs.wait(service.jobs.create("tiny", upload(service, ROWS), method=method("lamps:short")).id, 60)
-    assert job.error
-    assert "No module named 'beside'" in job.error["message"]
-
-
-def test_the_operators_own_is_not_imported_by_the_daemon_either(rewards: Path) -> None:
     options = {"learn_method": "grpo", "learn_options": "reward=lamps:short"}
     found = learn_method(DaemonConfig(**options, rewards=str(rewards)))
     assert json.loads(json.dumps(found.asked))["reinforcement"]["hyperparameters"]["reward"] == "lamps:short"
     assert not imported_by(rewards)
     with pytest.raises(UsageError, match="--rewards FOLDER"):
         learn_method(DaemonConfig(**options, allow_python_graders=True))
-
-
-def test_a_folder_that_does_not_exist_is_refused_at_the_start(tmp_path: Path) -> None:
     with pytest.raises(UsageError, match="rewards is"):
         DaemonConfig(rewards=str(tmp_path / "gone")).check()
+
+
+def test_one_that_cannot_be_imported_fails_its_job(service, rewards):
+    (rewards / "beside.py").unlink()
+    job = service.jobs.wait(service.jobs.create("tiny", upload(service, ROWS), method=method("lamps:short")).id, 60)
+    assert job.error
+    assert "No module named 'beside'" in job.error["message"]
+
+
+WORKER = """from edgetune.daemon.jobs import worker
+worker.GRADER_SECONDS = 0.2
+main = worker.main
+"""
+
+
+def test_a_job_whose_grader_hangs_fails_and_says_which(tmp_path, monkeypatch):
+    """A client's pattern that backtracks cannot occupy the process that trains for ever."""
+    (tmp_path / "hasty_worker.py").write_text(WORKER)
+    monkeypatch.syspath_prepend(str(tmp_path))
+    asked = method("")
+    asked["reinforcement"]["grader"] = {"type": "regex", "name": "backtracks", "input": "a" * 42 + "b",
+                                        "pattern": "(a+)+$"}
+    del asked["reinforcement"]["hyperparameters"]["reward"]
+    with open_service(tmp_path, start_process=partial(WorkerProcess, "hasty_worker")) as service:
+        job = service.jobs.wait(service.jobs.create("tiny", upload(service, ROWS), method=asked).id, 60)
+    assert job.status == "failed"
+    assert job.error
+    assert "backtracks" in job.error["message"]

@@ -1,7 +1,5 @@
 """The memory of a job within the daemon's: weights stay in memory or are streamed, whichever fits."""
 
-from __future__ import annotations
-
 import pytest
 
 from edgetune.daemon.jobs.room import MIB, Room
@@ -11,7 +9,7 @@ from edgetune.training.config import TrainConfig
 NEEDS = {"resident": 187, "streamed": 98}  # MiB
 
 
-def train(config: TrainConfig) -> tuple[str, str]:
+def train(config):
     needed = NEEDS[config.weights] * MIB
     if config.memory_bytes(0) < needed:
         raise BudgetError("this does not fit", "give it more", needed)
@@ -23,7 +21,7 @@ def train(config: TrainConfig) -> tuple[str, str]:
     (190, 100, TrainConfig(weights="streamed"), ("streamed", "100M")),
     (500, 400, TrainConfig(memory="200M"), ("resident", "200M")),
     (500, 400, TrainConfig(memory="100M"), ("streamed", "100M"))])
-def test_what_fits_is_taken(resident: int, streamed: int, asked: TrainConfig, found: tuple[str, str]) -> None:
+def test_what_fits_is_taken(resident, streamed, asked, found):
     assert Room(300 * MIB, resident * MIB, streamed * MIB).fitting(asked, train) == found
 
 
@@ -31,14 +29,10 @@ def test_what_fits_is_taken(resident: int, streamed: int, asked: TrainConfig, fo
     (126, 31, TrainConfig(), ("187 MiB", "300 MiB", "126 are left", "--memory 361M")),
     (90, 92, TrainConfig(), ("98 MiB", "300 MiB", "92 are left", "--memory 306M")),
     (126, 200, TrainConfig(weights="resident"), ("187 MiB", "126 are left", "--memory 361M"))])
-def test_what_does_not_fit_is_said_in_the_daemons_numbers(resident: int, streamed: int, asked: TrainConfig,
-                                                          numbers: tuple[str, ...]) -> None:
+def test_what_does_not_fit_is_said_in_the_daemons_numbers(resident, streamed, asked, numbers):
     with pytest.raises(UsageError) as caught:
         Room(300 * MIB, resident * MIB, streamed * MIB).fitting(asked, train)
     for number in numbers:
         assert number in str(caught.value)
-
-
-def test_a_job_that_asks_for_too_little_itself_is_told_so() -> None:
-    with pytest.raises(BudgetError, match="does not fit"):
+    with pytest.raises(BudgetError, match="does not fit"):  # a job that asks for too little itself
         Room(900 * MIB, 500 * MIB, 400 * MIB).fitting(TrainConfig(memory="50M"), train)

@@ -1,18 +1,14 @@
 """The service within another program: without HTTP, in an app's own loop; what it says of itself; how it starts."""
 
-from __future__ import annotations
-
 import json
 import mmap
 import os
 import stat
 import subprocess
 import sys
-from pathlib import Path
 
 import pytest
 from services import ROWS, SMALL, answers, open_service, until, upload
-from structure import graph
 from tiny import write_tiny
 
 from edgetune.daemon import memory
@@ -40,7 +36,7 @@ print([m for m in ("fastapi", "starlette", "pydantic", "uvicorn", "prometheus_cl
 
 
 @pytest.mark.slow
-def test_an_app_embeds_it_without_the_extra(tmp_path: Path) -> None:
+def test_an_app_embeds_it_without_the_extra(tmp_path):
     write_tiny(tmp_path / "tiny.gguf", formats="Q8_0")
     done = subprocess.run([sys.executable, "-c", APP], cwd=tmp_path, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
@@ -50,39 +46,25 @@ def test_an_app_embeds_it_without_the_extra(tmp_path: Path) -> None:
     assert done.stdout.split("\n")[1] == "[]"
 
 
-def test_the_service_alone_puts_its_parts_together() -> None:
-    """None of them knows it, not even by its type; the jobs' table knows only the database, and names."""
-    imports = {module: targets for module, targets in graph().items() if module.startswith("daemon.")}
-    knowing = {module for module, targets in imports.items() if "daemon.service" in targets}
-    parts = {module for module in imports if module.split(".")[1] in ("state", "jobs", "learning", "kinds")}
-    assert len(parts) > 15
-    assert not knowing & parts
-    assert "daemon.api.app" in knowing  # what stands before it does
-    assert {target for target in imports["daemon.jobs.table"] if target.startswith("daemon.")} == {
-        "daemon.state.database", "daemon.jobs.openai_metrics", "daemon.kinds.registry"}
-
-
-def test_models_and_who_answers(tmp_path: Path) -> None:
-    with open_service(tmp_path) as service:
-        assert service.models() == ["tiny", "tiny:latest"]
-        assert (service.adapter_for("tiny"), service.adapter_for("tiny:latest"), service.adapter_for("")) == (None,) * 3
-        job = service.jobs.wait(service.jobs.create("tiny", upload(service), hyperparameters=SMALL).id, 60)
-        adapter = str(job.result)
-        service.adapters.promote(adapter, "test")
-        assert service.models() == ["tiny", "tiny:latest", adapter]
+def test_models_and_who_answers(folder):
+    with open_service(folder) as service:
+        adapter, other = (found.id for found in service.adapters.list())
+        assert service.models() == ["tiny", "tiny:latest", adapter, other]
         assert (service.adapter_for("tiny"), service.adapter_for(""), service.adapter_for(adapter)) == (
             None, adapter, adapter)
         with pytest.raises(NotFoundError, match="there is no model 'gpt-4o'; there are tiny, tiny:latest, "):
             service.adapter_for("gpt-4o")
         prompt = ROWS[3]["prompt"]
         tickets = {name: service.chat([{"role": "user", "content": prompt}], model=name, max_tokens=12)
-                   for name in service.models()}
+                   for name in service.models()[:3]}
         texts = {name: ticket.text() for name, ticket in tickets.items()}
         assert texts["tiny:latest"] == texts[adapter] != texts["tiny"]
         assert [ticket.adapter for ticket in tickets.values()] == [None, adapter, adapter]
+        service.adapters.promote(None, "test")
+        assert (service.adapter_for("tiny"), service.adapter_for("tiny:latest"), service.adapter_for("")) == (None,) * 3
 
 
-def test_what_it_says_of_itself(tmp_path: Path) -> None:
+def test_what_it_says_of_itself_and_of_the_memory_of_two_processes(tmp_path):
     with open_service(tmp_path, memory="2G") as service:
         assert stat.S_IMODE((tmp_path / "state").stat().st_mode) == 0o700
         assert service.health() == {"status": "ok", "reasons": []}
@@ -93,9 +75,6 @@ def test_what_it_says_of_itself(tmp_path: Path) -> None:
         assert (said["model"], said["job"], said["governor"]) == ("tiny", None, [])
         service.budget = 1
         assert "the budget is 0" in service.health()["reasons"][0]
-
-
-def test_memory_counts_two_processes_once(tmp_path: Path) -> None:
     with open_service(tmp_path) as service:
         alone = service.memory()
         assert alone == pytest.approx(memory.pss(os.getpid()), rel=0.2)
@@ -106,9 +85,6 @@ def test_memory_counts_two_processes_once(tmp_path: Path) -> None:
         assert service.memory() > child
         service.jobs.cancel(job.id)
     assert memory.pss(2**22 + 1) == 0
-
-
-def test_memory_beside_a_mapped_file(tmp_path: Path) -> None:
     size = 8 << 20
     mapped = tmp_path / "mapped"
     mapped.write_bytes(bytes([1]) * size)
@@ -118,7 +94,7 @@ def test_memory_beside_a_mapped_file(tmp_path: Path) -> None:
         assert everything - memory.beside(mapped) == pytest.approx(size, abs=1 << 20)
 
 
-def test_a_start_that_fails_lets_go(tmp_path: Path) -> None:
+def test_a_start_that_fails_lets_go(tmp_path):
     write_tiny(tmp_path / "tiny.gguf", formats="Q8_0")
     whole = (tmp_path / "tiny.gguf").read_bytes()
     (tmp_path / "tiny.gguf").write_bytes(whole[:5000])

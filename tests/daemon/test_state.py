@@ -1,17 +1,13 @@
 """A state folder that was damaged: nothing of it is removed, each thing is told in a sentence, the rest serves."""
 
-from __future__ import annotations
-
 import json
 import logging
 import os
 import random
 import shutil
 import sqlite3
-from collections.abc import Callable
-from contextlib import closing
+from contextlib import closing, contextmanager
 from pathlib import Path
-from typing import Any
 
 import httpx
 import pytest
@@ -29,11 +25,19 @@ CHAT = [{"role": "user", "content": ROWS[3]["prompt"]}]
 UPLOADED = "/v1/files?purpose=fine-tune"
 
 
-def ask(service: Service, model: str = "") -> str:
+def ask(service, model=""):
     return service.chat(CHAT, model=model, max_tokens=12).text()
 
 
-def change(folder: Path, sql: str, *values: Any) -> None:
+@contextmanager
+def asked(folder):
+    """A client of a daemon."""
+    with daemon(folder / "tiny.gguf", folder / "state") as running, \
+            httpx.Client(base_url=running.url, timeout=PATIENCE) as client:
+        yield client
+
+
+def change(folder, sql, *values):
     """With the daemon's database while no daemon has it."""
     with closing(sqlite3.connect(folder / "state/state.db")) as db, db:
         assert db.execute(sql, values).rowcount
@@ -42,25 +46,24 @@ def change(folder: Path, sql: str, *values: Any) -> None:
 # ---- the database is lost -------------------------------------------------------------------------------------------
 
 
-def remove(state: Path) -> None:
+def remove(state):
     for path in state.glob("state.db*"):
         path.unlink()
 
 
-def empty(state: Path) -> None:
+def empty(state):
     remove(state)
     (state / "state.db").touch()
 
 
-def restore(state: Path) -> None:
+def restore(state):
     """A copy from before there was anything."""
     remove(state)
     shutil.copyfile(state / "earlier.db", state / "state.db")
 
 
 @pytest.mark.parametrize("lose", mostly_slow([remove, empty, restore], [remove, restore]))
-def test_without_its_database_nothing_is_deleted(folder: Path, caplog: pytest.LogCaptureFixture,
-                                                 lose: Callable[[Path], None]) -> None:
+def test_without_its_database_nothing_is_deleted(folder, caplog, lose):
     shutil.copytree(folder, folder / "other")
     shutil.rmtree(folder / "other/state")
     with open_service(folder / "other"):
@@ -94,14 +97,18 @@ def test_without_its_database_nothing_is_deleted(folder: Path, caplog: pytest.Lo
         assert service.health() == {"status": "ok", "reasons": []}
 
 
-def test_adapters_of_an_earlier_edgetune_are_taken_back_by_their_run(folder: Path) -> None:
+def test_adapters_of_an_earlier_edgetune_are_taken_back_by_their_run(folder):
     with open_service(folder) as service:
         names = {found.folder for found in service.adapters.list()}
+    state = folder / "state"
     first, second = sorted(names)
     (folder / "state/adapters" / first / "daemon.json").unlink()  # it wrote none
     (folder / "state/adapters" / second / "adapter.gguf").write_bytes(b"GGUF")
-    remove(folder / "state")
+    shutil.copyfile(state / "state.db", state / "state.db-wal")  # something to recognize
+    wal = (state / "state.db-wal").read_bytes()
+    (state / "state.db").unlink()
     with open_service(folder) as service:
+        assert [path.read_bytes() for path in (state / "lost").glob("state.db-wal*")] == [wal]
         found, refused = service.adapters.recover()
         assert [made.id for made in found] == [f"ft:tiny::{first}"]
         assert "is not known" in found[0].verdict["reason"]
@@ -112,31 +119,19 @@ def test_adapters_of_an_earlier_edgetune_are_taken_back_by_their_run(folder: Pat
         assert ask(service, found[0].id)
 
 
-def test_the_log_of_a_lost_database_is_kept(folder: Path) -> None:
-    state = folder / "state"
-    shutil.copyfile(state / "state.db", state / "state.db-wal")  # something to recognize
-    wal = (state / "state.db-wal").read_bytes()
-    (state / "state.db").unlink()
-    with open_service(folder):
-        kept = list((state / "lost").glob("state.db-wal*"))
-        assert [path.read_bytes() for path in kept] == [wal]
-
-
-def unlink(path: Path) -> None:
+def unlink(path):
     path.unlink()
 
 
-def replace(path: Path) -> None:
+def replace(path):
     shutil.copyfile(path, path.with_name("copy"))
     path.with_name("copy").replace(path)
 
 
 @pytest.mark.parametrize("name", ["state.db", "state.db-wal"])
 @pytest.mark.parametrize("happens", [unlink, replace])
-def test_a_database_that_is_removed_or_replaced_is_noticed(folder: Path, name: str,
-                                                           happens: Callable[[Path], None]) -> None:
-    with daemon(folder / "tiny.gguf", folder / "state") as running, \
-            httpx.Client(base_url=running.url, timeout=PATIENCE) as client:
+def test_a_database_that_is_removed_or_replaced_is_noticed(folder, name, happens):
+    with asked(folder) as client:
         happens(folder / "state" / name)
         rows = "".join(json.dumps(row) + "\n" for row in ROWS)
         refused = [
@@ -159,7 +154,7 @@ def test_a_database_that_is_removed_or_replaced_is_noticed(folder: Path, name: s
 # ---- things that are not ours, and things that are gone -------------------------------------------------------------
 
 
-def test_what_is_not_ours_is_left_alone(folder: Path, tmp_path: Path) -> None:
+def test_what_is_not_ours_is_left_alone(folder, tmp_path):
     precious = tmp_path / "precious"
     precious.mkdir()
     (precious / "data").write_text("x")
@@ -180,9 +175,8 @@ def test_what_is_not_ours_is_left_alone(folder: Path, tmp_path: Path) -> None:
     assert (precious / "data").read_text() == "x"
 
 
-def test_bytes_of_an_upload_that_are_gone(folder: Path) -> None:
-    with daemon(folder / "tiny.gguf", folder / "state") as running, \
-            httpx.Client(base_url=running.url, timeout=PATIENCE) as client:
+def test_bytes_of_an_upload_that_are_gone(folder):
+    with asked(folder) as client:
         gone, linked, kept = (file["id"] for file in client.get(UPLOADED).json()["data"])
         (folder / "state/files" / f"{gone}.jsonl").unlink()
         (folder / "state/files" / f"{linked}.jsonl").unlink()
@@ -200,7 +194,7 @@ def test_bytes_of_an_upload_that_are_gone(folder: Path) -> None:
 
 
 @pytest.mark.parametrize("named", ["../../precious", "", ".", "..", "/tmp", "lost+found"])
-def test_a_folder_outside_is_neither_followed_nor_removed(folder: Path, named: str) -> None:
+def test_a_folder_outside_is_neither_followed_nor_removed(folder, named):
     precious = folder / "precious"
     with open_service(folder) as service:
         first = service.adapters.list()[-1]
@@ -223,8 +217,7 @@ def test_a_folder_outside_is_neither_followed_nor_removed(folder: Path, named: s
     lambda folder, adapters: shutil.rmtree(folder / "state/adapters" / adapters[0].folder),
     lambda folder, adapters: change(folder, "DELETE FROM adapters WHERE id = ?", adapters[0].id),
     lambda folder, adapters: change(folder, "UPDATE adapters SET verdict = '{' WHERE id = ?", adapters[0].id)])
-def test_the_adapter_before_answers_where_the_one_in_service_is_gone(
-        folder: Path, damage: Callable[[Path, Any], None]) -> None:
+def test_the_adapter_before_answers_where_the_one_in_service_is_gone(folder, damage):
     with open_service(folder) as service:
         adapters = service.adapters.list()
         wanted = ask(service, adapters[1].id)
@@ -239,14 +232,14 @@ def test_the_adapter_before_answers_where_the_one_in_service_is_gone(
         assert told in " ".join(health["reasons"])
 
 
-def flip(path: Path) -> None:
+def flip(path):
     """One bit of the last byte."""
     raw = bytearray(path.read_bytes())
     raw[-1] ^= 1
     path.write_bytes(raw)
 
 
-def test_one_bit_that_fell_over_is_told_and_not_served(folder: Path) -> None:
+def test_one_bit_that_fell_over_is_told_and_not_served(folder):
     with open_service(folder) as service:
         second, first = service.adapters.list()
         upload = service.files.list()[0]
@@ -265,28 +258,26 @@ def test_one_bit_that_fell_over_is_told_and_not_served(folder: Path) -> None:
     assert contents(folder) >= before
 
 
-@pytest.mark.parametrize("damage", [b"", b"x" * 31, b"x" * 33, None])
-def test_a_key_of_what_is_held_out_that_is_damaged_or_missing_is_said(folder: Path, damage: bytes | None) -> None:
+def test_a_key_of_what_is_held_out_that_is_damaged_or_missing_is_said(folder, tmp_path):
+    """A new state has a new one without a word."""
     state = folder / "state"
     key = state / KEY
-    key.unlink() if damage is None else key.write_bytes(damage)
-    with Service(folder / "tiny.gguf", DaemonConfig(state=str(state), threads=1)) as service:
-        reason, = service.health()["reasons"]
-        assert KEY in reason
-        kept = state / f"{KEY}.damaged"
-        assert str(kept) in reason
-        assert kept.read_bytes() == (damage or b"")
-        assert len(key.read_bytes()) == KEY_BYTES
-        kept.unlink()
-        assert service.health() == {"status": "ok", "reasons": []}
-
-
-def test_a_new_state_has_a_new_key_without_a_word(folder: Path, tmp_path: Path) -> None:
+    kept = state / f"{KEY}.damaged"
+    for damage in (b"", b"x" * 31, b"x" * 33, None):
+        key.unlink() if damage is None else key.write_bytes(damage)
+        with Service(folder / "tiny.gguf", DaemonConfig(state=str(state), threads=1)) as service:
+            reason, = service.health()["reasons"]
+            assert KEY in reason
+            assert str(kept) in reason
+            assert kept.read_bytes() == (damage or b"")
+            assert len(key.read_bytes()) == KEY_BYTES
+            kept.unlink()
+            assert service.health() == {"status": "ok", "reasons": []}
     with Service(folder / "tiny.gguf", DaemonConfig(state=str(tmp_path / "new"), threads=1)) as service:
         assert service.health()["status"] == "ok"
 
 
-def test_noise_in_the_database_is_said_in_a_sentence(folder: Path) -> None:
+def test_noise_in_the_database_is_said_in_a_sentence(folder):
     """Wherever it is: SQLite quotes a damaged schema in its message, and that may be no text."""
     path = folder / "state" / "state.db"
     for log in path.parent.glob("state.db-*"):
@@ -303,7 +294,7 @@ def test_noise_in_the_database_is_said_in_a_sentence(folder: Path) -> None:
     assert refused > 10
 
 
-def is_refused(path: Path) -> bool:
+def is_refused(path):
     try:
         Store(path.parent).close()
     except (FormatError, DiskError) as error:
@@ -326,9 +317,9 @@ LISTS = {"files": "/v1/files?limit=1", "jobs": "/v1/fine_tuning/jobs?limit=1", "
          "feedback": "/v1/feedback?limit=1"}
 
 
-def one_a_table(every: list[str]) -> list[Any]:
+def one_a_table(every):
     """The first of each table at once, the others with the slow tests."""
-    seen: set[str] = set()
+    seen = set()
     marked = []
     for broken in every:
         table = broken.split()[0]
@@ -338,7 +329,7 @@ def one_a_table(every: list[str]) -> list[Any]:
 
 
 @pytest.mark.parametrize("broken", one_a_table(BROKEN))
-def test_one_row_that_cannot_be_read_is_left_out_alone(folder: Path, broken: str) -> None:
+def test_one_row_that_cannot_be_read_is_left_out_alone(folder, broken):
     table = broken.split()[0]
     with closing(sqlite3.connect(folder / "state/state.db")) as db:
         (rowid,) = db.execute(f"SELECT rowid FROM {table} ORDER BY rowid LIMIT 1 OFFSET 1").fetchone()
@@ -348,8 +339,7 @@ def test_one_row_that_cannot_be_read_is_left_out_alone(folder: Path, broken: str
     change(folder, f"UPDATE {broken} WHERE rowid = ?", rowid)
     lists = {**LISTS, "events": f"/v1/fine_tuning/jobs/{job}/events?limit=7",
              "checkpoints": f"/v1/fine_tuning/jobs/{job}/checkpoints?limit=7"}
-    with daemon(folder / "tiny.gguf", folder / "state") as running, \
-            httpx.Client(base_url=running.url, timeout=PATIENCE) as client:
+    with asked(folder) as client:
         if table in lists:
             wanted = ids.count(job) - 1 if table in ("events", "checkpoints") else len(ids) - 1
             assert len(all_pages(client, lists[table])) == wanted
@@ -363,9 +353,9 @@ def test_one_row_that_cannot_be_read_is_left_out_alone(folder: Path, broken: str
                                                          "max_tokens": 3}).status_code == 200
 
 
-def all_pages(client: httpx.Client, path: str) -> list[Any]:
+def all_pages(client, path):
     """Page by page, each beginning after the last one's end."""
-    found: list[Any] = []
+    found = []
     while True:
         page = client.get(path, params={**httpx.URL(path).params, **({"after": found[-1]["id"]} if found else {})})
         assert page.status_code == 200, page.text
@@ -374,15 +364,16 @@ def all_pages(client: httpx.Client, path: str) -> list[Any]:
             return found
 
 
-def test_a_job_that_cannot_be_read_does_not_stop_the_line(folder: Path) -> None:
+def test_a_job_that_cannot_be_read_does_not_stop_the_line(folder, workers):
     change(folder, "UPDATE jobs SET status = 'queued', config = '{\"colour\": 1}' WHERE status = 'paused'")
-    with open_service(folder) as service:
-        job = service.jobs.create("tiny", upload(service), hyperparameters={**SMALL, "steps": 2})
+    with open_service(folder, start_process=workers) as service:
+        job = service.jobs.create("tiny", upload(service), hyperparameters=SMALL)
+        workers.next().judge()
         assert service.jobs.wait(job.id, 60).status == "succeeded"
 
 
-def test_options_that_another_edgetune_wrote_are_named(folder: Path) -> None:
-    with open_service(folder) as service:
+def test_options_that_another_edgetune_wrote_are_named(folder, workers):
+    with open_service(folder, start_process=workers) as service:
         found = service.adapters.list()[0]
         run = service.adapters.path(found.id) / "run.json"
         record = json.loads(run.read_text())

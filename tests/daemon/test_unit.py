@@ -44,7 +44,7 @@ def words(text):
     return [word.replace("%%", "%").replace("$$", "$") for word in shlex.split(values(text, "ExecStart")[0])]
 
 
-def test_what_it_starts_has_the_options_that_were_given(model):
+def test_options_and_the_budget_are_those_that_were_given_and_the_limit_lies_above_it(model):
     config = DaemonConfig(memory="300M", port=9000, learn="nightly", learn_hours="02:00-04:00", log_prompts=True)
     policy = Policy(nice=19, max_temp=71.5, govern=False, quiet_hours="08:00-22:00")
     python, *called = words(unit.unit(model, config, policy))
@@ -55,9 +55,6 @@ def test_what_it_starts_has_the_options_that_were_given(model):
     assert {name: params[name] for name in vars(config)} == vars(config)
     assert {name: params[name] for name in vars(policy) if name != "nice"} == {
         name: value for name, value in vars(policy).items() if name != "nice"}
-
-
-def test_the_budget_is_fixed_and_the_limit_lies_above_it(model):
     total = psutil.virtual_memory().total >> 20
     for asked, check in (("300M", lambda n: n == 300), ("10%", lambda n: n > 10), ("20%", lambda n: n > 10)):
         text = unit.unit(model, DaemonConfig(memory=asked), POLICY)
@@ -69,11 +66,10 @@ def test_the_budget_is_fixed_and_the_limit_lies_above_it(model):
     assert int(limit.removesuffix("M")) <= total  # a limit above it would be none
     (descriptors,) = values(text, "LimitNOFILE")
     assert int(descriptors) >= 2 * MOST
-    with pytest.raises(UsageError, match="memory is"):
-        unit.unit(model, DaemonConfig(memory="much"), POLICY)
 
 
-def test_a_model_in_a_home_is_bound_and_must_be_readable(model, tmp_path):
+def test_a_model_in_a_home_is_bound_and_must_be_readable(model, tmp_path, monkeypatch):
+    """So must a grader, which is named by its whole path."""
     home = tmp_path / "home"
     home.mkdir(mode=0o700)  # as homes are: the service never sees this folder
     path = Path(shutil.copy(model, home / "m.gguf"))
@@ -81,33 +77,18 @@ def test_a_model_in_a_home_is_bound_and_must_be_readable(model, tmp_path):
     binds = values(unit.unit(home / "link.gguf", DaemonConfig(), POLICY), "BindReadOnlyPaths")
     assert {str(path), str(home / "link.gguf")} <= set(binds)
     assert str(home) not in binds
-    path.chmod(0o600)
-    with pytest.raises(UsageError, match=r"m.gguf is not open to all users \(mode 600\).*chmod o\+rX"):
-        unit.unit(path, DaemonConfig(), POLICY)
-
-
-def test_a_grader_is_named_by_its_whole_path_and_can_be_read(model, tmp_path):
     grader = tmp_path / "grader.json"
     grader.write_text("{}")
-    text = unit.unit(model, DaemonConfig(learn_method="grpo", learn_grader=str(grader)), POLICY)
-    assert "--learn-method grpo" in text
-    assert f"--learn-grader {grader}" in text
-    grader.chmod(0o600)
-    with pytest.raises(UsageError, match=r"grader\.json is not open to all users"):
-        unit.unit(model, DaemonConfig(learn_method="grpo", learn_grader=str(grader)), POLICY)
-
-
-def test_what_lies_with_root_can_be_reached():
-    assert list(unit._binds([Path("/root/venv")])) == ["TemporaryFileSystem=/root:ro,mode=755",
-                                                       "BindReadOnlyPaths=/root/venv"]
-    assert list(unit._binds([Path("/home/pi/venv")])) == ["BindReadOnlyPaths=/home/pi/venv"]
-
-
-def test_folders_that_the_service_sees_must_let_it_pass(model, tmp_path, monkeypatch):
-    monkeypatch.setattr(unit, "_HIDDEN", ())
-    tmp_path.chmod(0o700)
+    graded = DaemonConfig(learn_method="grpo", learn_grader=str(grader))
+    assert f"--learn-method grpo --learn-grader {grader}" in unit.unit(model, graded, POLICY)
+    for named, config, file in ((path, DaemonConfig(), path), (model, graded, grader)):
+        file.chmod(0o600)
+        with pytest.raises(UsageError, match=rf"{file.name} is not open to all users \(mode 600\).*chmod o\+rX"):
+            unit.unit(named, config, POLICY)
+    path.chmod(0o644)
+    monkeypatch.setattr(unit, "_HIDDEN", ())  # so that the service sees the home
     with pytest.raises(UsageError, match="is not open to all users"):
-        unit.unit(Path(shutil.copy(model, tmp_path / "m.gguf")), DaemonConfig(), POLICY)
+        unit.unit(path, DaemonConfig(), POLICY)
 
 
 def test_keys_are_read_by_systemd(model, tmp_path):
@@ -121,9 +102,6 @@ def test_keys_are_read_by_systemd(model, tmp_path):
     assert str(tmp_path) not in " ".join(values(text, "BindReadOnlyPaths"))
     assert values(text, "After") == ["network-online.target"]
     assert not values(text, "IPAddressDeny")
-
-
-def test_what_listens_on_loopback_or_a_socket_speaks_to_nobody_else(model):
     assert values(unit.unit(model, DaemonConfig(), POLICY), "IPAddressAllow") == ["localhost"]
     text = unit.unit(model, DaemonConfig(socket="/run/edgetune/socket"), POLICY)
     assert values(text, "PrivateNetwork") == ["yes"]
@@ -131,14 +109,15 @@ def test_what_listens_on_loopback_or_a_socket_speaks_to_nobody_else(model):
     assert values(text, "RuntimeDirectory") == ["edgetune"]
 
 
-@pytest.mark.parametrize(("options", "match"), [
-    ({"state": "/srv/state"}, "state is /srv/state"),
-    ({"socket": "/tmp/socket"}, "socket is /tmp/socket"),
-    ({"canary": "/nowhere.txt"}, "nowhere.txt"),
-])
-def test_what_a_service_cannot_do_is_refused(model, options, match):
-    with pytest.raises(UsageError, match=match):
-        unit.unit(model, DaemonConfig(**options), POLICY)
+def test_what_a_service_cannot_do_is_refused_and_what_lies_with_root_is_reached(model):
+    for options, match in (({"state": "/srv/state"}, "state is /srv/state"),
+                           ({"socket": "/tmp/socket"}, "socket is /tmp/socket"),
+                           ({"canary": "/nowhere.txt"}, "nowhere.txt"), ({"memory": "much"}, "memory is")):
+        with pytest.raises(UsageError, match=match):
+            unit.unit(model, DaemonConfig(**options), POLICY)
+    assert list(unit._binds([Path("/root/venv")])) == ["TemporaryFileSystem=/root:ro,mode=755",
+                                                       "BindReadOnlyPaths=/root/venv"]
+    assert list(unit._binds([Path("/home/pi/venv")])) == ["BindReadOnlyPaths=/home/pi/venv"]
 
 
 @analyze
@@ -154,9 +133,6 @@ def test_systemd_has_nothing_against_it(model, tmp_path, options):
     done = subprocess.run(["systemd-analyze", "security", "--offline=yes", "--threshold=15", "--no-pager", path],
                           capture_output=True, text=True)
     assert done.returncode == 0, done.stdout
-
-
-# ---- into systemd: its processes do not run where tests do, so systemctl is one that writes down what it is asked ----
 
 
 @pytest.fixture
@@ -190,17 +166,14 @@ def test_install_and_uninstall(model, systemctl):
         unit.uninstall(units)
 
 
-def test_what_systemd_says_is_passed_on(systemctl, monkeypatch):
+def test_what_systemd_says_is_passed_on_and_print_changes_nothing(model, systemctl, monkeypatch):
+    text = run("service", "install", model, "--print", "--memory", "300M")
+    assert text.rstrip("\n") == unit.unit(model, DaemonConfig(memory="300M"), POLICY).rstrip("\n")
+    assert (systemctl / "calls").read_text() == ""
+    assert "--state" not in run("service", "install", "--help")
     (systemctl / "fails").write_text("restart")
     with pytest.raises(EdgetuneError, match=r"systemctl restart edgetune.service failed: no bus; see journalctl"):
         unit.install("", systemctl / "units")
     monkeypatch.setenv("PATH", str(systemctl / "units"))
     with pytest.raises(UsageError, match="there is no systemctl"):
         unit.install("", systemctl / "units")
-
-
-def test_print_changes_nothing(model, systemctl):
-    text = run("service", "install", model, "--print", "--memory", "300M")
-    assert text.rstrip("\n") == unit.unit(model, DaemonConfig(memory="300M"), POLICY).rstrip("\n")
-    assert (systemctl / "calls").read_text() == ""
-    assert "--state" not in run("service", "install", "--help")

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
-from typing import Annotated, Any, BinaryIO, Literal
+from typing import Annotated, Any, Literal
 from urllib.parse import quote
 
 from fastapi import APIRouter, Depends, FastAPI, Form, Request, UploadFile
@@ -20,21 +20,7 @@ from ...version import __version__
 from ..jobs.decide import without_scores
 from ..service import LATEST, Service
 from ..state.files import RESULTS
-from . import (
-    completions,
-    embeddings,
-    errors,
-    feedback,
-    fine_tuning,
-    graders,
-    ollama,
-    ollama_embed,
-    ollama_models,
-    pages,
-    prompts,
-    responses,
-    schemas,
-)
+from . import completions, embeddings, errors, feedback, fine_tuning, ollama, ollama_models, pages, responses, schemas
 from .archive import zipped
 from .bodies import Bodies
 from .completions import TheService
@@ -45,6 +31,7 @@ from .pools import Pools, ThePools
 from .recent import RecentAnswers
 from .security import Guard, Keys
 
+PARTS = (completions, embeddings, feedback, fine_tuning, ollama, ollama_models, pages, responses)
 JSONL = "application/jsonl"
 CSV = "text/csv"
 ZIP = "application/zip"
@@ -63,8 +50,7 @@ def app(service: Service) -> FastAPI:
     made.state.ignored = set()
     made.state.pools = Pools()
     made.state.bodies = Bodies(config)
-    for part in (completions, embeddings, feedback, fine_tuning, graders, ollama, ollama_embed, ollama_models, pages,
-                 prompts, responses):
+    for part in PARTS:
         made.include_router(part.router)
     made.include_router(router)
     errors.install(made)
@@ -136,7 +122,8 @@ def _models(service: Service) -> list[dict[str, Any]]:
 @router.post("/v1/files", response_model=schemas.FileObject)
 def upload(file: UploadFile, purpose: Annotated[Literal["fine-tune"], Form()], service: TheService) -> Any:
     """Rows to train on, JSON a line, in OpenAI's shape or one of ours."""
-    return _file(service.files.add(file.filename or "rows.jsonl", purpose, _chunks(file.file)))
+    chunks = iter(lambda: file.file.read(1 << 16), b"")
+    return _file(service.files.add(file.filename or "rows.jsonl", purpose, chunks))
 
 
 @router.get("/v1/files", response_model=schemas.Page[schemas.FileObject])
@@ -163,13 +150,7 @@ def file_content(file_id: str, service: TheService) -> Response:
 
 
 def _file(file: Any) -> dict[str, Any]:
-    return {"id": file.id, "bytes": file.bytes, "created_at": file.created_at, "filename": file.name,
-            "purpose": file.purpose, "rows": file.rows, "sha256": file.sha256}
-
-
-def _chunks(file: BinaryIO) -> Iterator[bytes]:
-    while chunk := file.read(1 << 16):
-        yield chunk
+    return {**vars(file), "filename": file.name}
 
 
 # ---- adapters -------------------------------------------------------------------------------------------------------
@@ -241,8 +222,7 @@ def delete_adapter(adapter: AnAdapter, service: TheService) -> Any:
 
 
 def _adapter(adapter: Any) -> dict[str, Any]:
-    return {"id": adapter.id, "name": adapter.name or None, "created_at": adapter.created_at, "state": adapter.state,
-            "job": adapter.job, "verdict": adapter.verdict}
+    return {**vars(adapter), "name": adapter.name or None}
 
 
 # ---- the device -----------------------------------------------------------------------------------------------------

@@ -46,21 +46,14 @@ def _pieces(sources: Mapping[str, BinaryIO], opened: ExitStack) -> Iterator[byte
     yield sink.take()
 
 
-class _Sink(io.RawIOBase):
-    """Holds the bytes that a ZipFile writes; it cannot seek."""
+class _Sink(io.BytesIO):
+    """Holds the bytes that a ZipFile writes; to it this is a file that cannot seek."""
 
-    def __init__(self) -> None:
-        self._held = bytearray()
-
-    def writable(self) -> bool:
-        return True
-
-    def write(self, data: object) -> int:
-        piece = bytes(data)  # type: ignore[call-overload]  # any object with bytes
-        self._held += piece
-        return len(piece)
+    def tell(self) -> int:
+        raise OSError
 
     def take(self) -> bytes:
-        found = bytes(self._held)
-        self._held.clear()
+        found = self.getvalue()
+        self.seek(0)
+        self.truncate()
         return found

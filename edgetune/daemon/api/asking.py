@@ -11,7 +11,7 @@ import logging
 import secrets
 import time
 from collections.abc import AsyncIterator, Callable, Sequence
-from contextlib import suppress
+from contextlib import asynccontextmanager, suppress
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -41,6 +41,21 @@ def note_ignored(request: Request, names: Sequence[str]) -> None:
         if name not in noted:
             noted.add(name)
             log.info("a client gave the option %s, which has no effect here", name)
+
+
+@asynccontextmanager
+async def calling_when_gone(act: Callable[[], None], request: Request) -> AsyncIterator[None]:
+    """Calls `act` if the client disconnects within."""
+    async def watch() -> None:
+        while (await request.receive())["type"] != "http.disconnect":
+            pass
+        act()
+
+    watcher = asyncio.create_task(watch())
+    try:
+        yield
+    finally:
+        watcher.cancel()
 
 
 @dataclass(frozen=True)
@@ -113,11 +128,9 @@ class Asked:
         Raises the errors of the questions.
         """
         state = request.app.state
-        service: Service = state.service
-        pools: Pools = state.pools
-        asked = cls(questions, service, state.recent, pools, prefix + secrets.token_hex(12))
+        asked = cls(questions, state.service, state.recent, state.pools, prefix + secrets.token_hex(12))
         loop = asyncio.get_running_loop()
-        await pools.take(lambda: asked._submit(loop))
+        await asked._pools.take(lambda: asked._submit(loop))
         asked._raw = [""] * len(asked.completions)
         return asked
 
@@ -217,26 +230,18 @@ class Asked:
 
     async def whole(self, request: Request) -> list[Said]:
         """All answers; a client that leaves meanwhile cancels them."""
-        watcher = asyncio.create_task(self._cancel_when_gone(request))
         found = [Said() for _ in self.completions]
         calls: list[list[CallPiece]] = [[] for _ in self.completions]
-        try:
+        async with calling_when_gone(self.cancel, request):
             async for piece in self.pieces():
                 said = found[piece.index]
                 said.text += piece.text
                 said.logprobs += piece.logprobs
                 said.finish = piece.finish or ""
                 calls[piece.index] += piece.calls
-        finally:
-            watcher.cancel()
         for said, parts in zip(found, calls, strict=True):
             said.calls = join(parts)
         return found
-
-    async def _cancel_when_gone(self, request: Request) -> None:
-        while (await request.receive())["type"] != "http.disconnect":
-            pass
-        self.cancel()
 
     def _question(self, index: int) -> Question:
         for question in self.questions:

@@ -2,11 +2,9 @@
 
 from __future__ import annotations
 
-import asyncio
 import threading
 from base64 import b64encode
-from collections.abc import AsyncIterator, Sequence
-from contextlib import asynccontextmanager
+from collections.abc import Sequence
 from typing import Annotated, Any, Literal
 
 import numpy as np
@@ -16,7 +14,7 @@ from pydantic import Field
 from ...errors import UsageError
 from ..embeddings import Embedded, Text
 from ..service import Service
-from .asking import note_ignored
+from .asking import calling_when_gone, note_ignored
 from .completions import TheService
 from .errors import JsonRoute
 from .pools import Pools
@@ -87,32 +85,18 @@ async def vectors_of(texts: Sequence[Text], model: str, request: Request, trunca
     made = request.app.state.service.embeddings
     pools: Pools = request.app.state.pools
     parts: list[Embedded] = []
+    gone = threading.Event()
     with made.places.taken():
-        async with _until_gone(request) as cancelled:
-            for start in range(0, len(texts), TOGETHER):
-                part = texts[start : start + TOGETHER]
-                parts.append(await pools.embed(
-                    lambda part=part: made.embed(part, model, cancelled, truncate)))  # type: ignore[misc]
+        try:
+            async with calling_when_gone(gone.set, request):
+                for start in range(0, len(texts), TOGETHER):
+                    part = texts[start : start + TOGETHER]
+                    parts.append(await pools.embed(
+                        lambda part=part: made.embed(part, model, gone, truncate)))  # type: ignore[misc]
+        finally:
+            gone.set()
     return parts
 
 
 def _written(vector: np.ndarray[Any, np.dtype[np.float32]], form: str | None) -> list[float] | str:
     return b64encode(vector.astype("<f4").tobytes()).decode() if form == "base64" else vector.tolist()
-
-
-@asynccontextmanager
-async def _until_gone(request: Request) -> AsyncIterator[threading.Event]:
-    """An event that is set when the client is gone."""
-    gone = threading.Event()
-
-    async def watch() -> None:
-        while (await request.receive())["type"] != "http.disconnect":
-            pass
-        gone.set()
-
-    watcher = asyncio.create_task(watch())
-    try:
-        yield gone
-    finally:
-        gone.set()
-        watcher.cancel()

@@ -57,6 +57,10 @@ STATUSES = {
 }
 RESPONSES: dict[int | str, dict[str, Any]] = {
     status: {"model": Error, "description": what} for status, what in STATUSES.items()}
+KINDS: tuple[tuple[type[EdgetuneError], int, str | None], ...] = (  # the first one that fits counts
+    (NotFoundError, 404, "not_found"), (TooLargeError, 413, "too_much"), (TooMuchError, 429, "too_much"),
+    (DiskError, 507, "disk"), (Interrupted, 503, "stopping"), (ParamError, 400, "invalid_value"),
+    (EdgetuneError, 400, None))
 METHODS = ("DELETE", "GET", "HEAD", "OPTIONS", "PATCH", "POST", "PUT")
 BYTES_A_VALUE = 32  # of the largest body: each value that does not fit the schema costs a kilobyte to report
 
@@ -130,18 +134,8 @@ def status_and_body(error: Exception, expected: type[BaseModel] | None = None) -
         error = DiskError(f"cannot keep the upload: {error.__cause__.strerror}", "make room on the disk")
     if isinstance(error, HTTPException):
         return error.status_code, error_body(error.status_code, str(error.detail), code=CODES.get(error.status_code))
-    if isinstance(error, NotFoundError):
-        return 404, error_body(404, str(error), code="not_found")
-    if isinstance(error, TooMuchError):
-        status = 413 if isinstance(error, TooLargeError) else 429
-        return status, error_body(status, str(error), code="too_much")
-    if isinstance(error, DiskError):
-        return 507, error_body(507, str(error), code="disk")
-    if isinstance(error, Interrupted):
-        return 503, error_body(503, str(error), code="stopping")
-    if isinstance(error, ParamError):
-        return 400, error_body(400, str(error), error.param, "invalid_value")
-    if isinstance(error, EdgetuneError):
-        return 400, error_body(400, str(error))
+    for kind, status, code in KINDS:
+        if isinstance(error, kind):
+            return status, error_body(status, str(error), getattr(error, "param", None), code)
     log.error("a request failed", exc_info=error)
     return 500, error_body(500, "something went wrong in the daemon; its log says what")

@@ -1,4 +1,6 @@
-"""/v1/feedback: given, read, edited and deleted; /v1/learn begins a training, and switches learning off and on."""
+"""/v1/feedback: given, read, edited and deleted; /v1/learn begins a training, and switches learning off and on;
+/v1/prompts: those that the daemon keeps are listed, shown and deleted.
+"""
 
 from __future__ import annotations
 
@@ -10,6 +12,8 @@ from ...errors import UsageError
 from ..kinds.feedback import ALL, NEW
 from ..kinds.tutor import PROMPTS
 from ..learning.items import FeedbackItem, Heading
+from ..learning.prompts import KeptPrompt
+from ..service import Service
 from . import schemas
 from .completions import TheService
 from .errors import JsonRoute
@@ -64,9 +68,7 @@ def delete_feedback(feedback_id: str, service: TheService) -> Any:
 
 
 def _heading(heading: Heading) -> dict[str, Any]:
-    return {"id": heading.id, "created_at": heading.created_at, "rating": heading.rating, "model": heading.model,
-            "learns": heading.learns, "state": heading.state, "held_out": heading.held, "job": heading.job,
-            "question": heading.asked, "answer": heading.answer or None, "rejected": heading.rejected,
+    return {**vars(heading), "held_out": heading.held, "question": heading.asked, "answer": heading.answer or None,
             "reason": heading.reason}
 
 
@@ -88,3 +90,38 @@ def switch_learning(body: schemas.LearnSwitch, service: TheService) -> Any:
     service.learner.switch(body.on)
     state = service.learner.state()
     return {"on": state["on"], "state": state["state"]}
+
+
+@router.get("/v1/prompts", response_model=schemas.PromptPage)
+def list_prompts(service: TheService, after: After = None, limit: Limit = 100) -> Any:
+    """The newest first; of each the beginning."""
+    found = [_prompt(prompt) for prompt in service.prompts.list(after, limit + 1)]
+    return {**page(found, limit), "counts": service.prompts.counts()}
+
+
+@router.get("/v1/prompts/{prompt_id}", response_model=schemas.WholePrompt)
+def get_prompt(prompt_id: str, service: TheService) -> Any:
+    return _prompt(service.prompts.get(prompt_id))
+
+
+@router.delete("/v1/prompts", response_model=schemas.DeletedPrompts)
+def delete_prompts(service: TheService) -> Any:
+    """All of them, for good."""
+    return {"count": service.prompts.clear(), "remains": _remains(service)}
+
+
+@router.delete("/v1/prompts/{prompt_id}", response_model=schemas.DeletedFeedback)
+def delete_prompt(prompt_id: str, service: TheService) -> Any:
+    """Deletes a prompt for good: no training that begins later asks it."""
+    service.prompts.delete(prompt_id)
+    return {"id": prompt_id, "object": "prompt", "remains": _remains(service)}
+
+
+def _remains(service: Service) -> str:
+    """Says which job still uses deleted prompts; "": none."""
+    job = service.learner.unfinished(PROMPTS)
+    return f"{job} is not finished and may ask them yet; cancel it to be rid of them at once" if job else ""
+
+
+def _prompt(prompt: KeptPrompt) -> dict[str, Any]:
+    return {**vars(prompt), "question": prompt.asked}

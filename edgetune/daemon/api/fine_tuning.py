@@ -1,4 +1,4 @@
-"""/v1/fine_tuning/jobs, with pause and resume."""
+"""/v1/fine_tuning: jobs, with pause and resume; graders, checked and tried on one answer before a job uses them."""
 
 from __future__ import annotations
 
@@ -17,12 +17,12 @@ from . import schemas
 from .completions import TheService
 from .errors import JsonRoute, about
 
-router = APIRouter(prefix="/v1/fine_tuning/jobs", route_class=JsonRoute)
+router = APIRouter(prefix="/v1/fine_tuning", route_class=JsonRoute)
 After = Annotated[str | None, Query(description="The id after which the page begins.")]
 Limit = Annotated[int, Query(ge=1, le=100)]
 
 
-@router.post("", response_model=schemas.Job)
+@router.post("/jobs", response_model=schemas.Job)
 def create_job(body: schemas.JobRequest, service: TheService) -> Any:
     options = body.options()
     if kind := options.get("method", {}).get("type"):
@@ -31,39 +31,39 @@ def create_job(body: schemas.JobRequest, service: TheService) -> Any:
     return job_object(service.jobs.create(**options))
 
 
-@router.get("", response_model=schemas.Page[schemas.Job])
+@router.get("/jobs", response_model=schemas.Page[schemas.Job])
 def list_jobs(service: TheService, after: After = None, limit: Limit = 20) -> Any:
     return page([job_object(job) for job in service.jobs.list(after, limit + 1)], limit)
 
 
-@router.get("/{job}", response_model=schemas.Job)
+@router.get("/jobs/{job}", response_model=schemas.Job)
 def get_job(job: str, service: TheService) -> Any:
     return job_object(service.jobs.get(job))
 
 
-@router.post("/{job}/cancel", response_model=schemas.Job)
+@router.post("/jobs/{job}/cancel", response_model=schemas.Job)
 def cancel_job(job: str, service: TheService) -> Any:
     return job_object(service.jobs.cancel(job))
 
 
-@router.post("/{job}/pause", response_model=schemas.Job)
+@router.post("/jobs/{job}/pause", response_model=schemas.Job)
 def pause_job(job: str, service: TheService) -> Any:
     """Saved and set aside until it is resumed; the next in the queue gets its turn."""
     return job_object(service.jobs.pause(job))
 
 
-@router.post("/{job}/resume", response_model=schemas.Job)
+@router.post("/jobs/{job}/resume", response_model=schemas.Job)
 def resume_job(job: str, service: TheService) -> Any:
     return job_object(service.jobs.resume(job))
 
 
-@router.get("/{job}/events", response_model=schemas.Page[schemas.JobEvent])
+@router.get("/jobs/{job}/events", response_model=schemas.Page[schemas.JobEvent])
 def list_events(job: str, service: TheService, after: After = None, limit: Limit = 20) -> Any:
     """The latest first, as in OpenAI's API."""
     return page(service.jobs.events(job, after, limit + 1), limit)
 
 
-@router.get("/{job}/checkpoints", response_model=schemas.Page[schemas.Checkpoint])
+@router.get("/jobs/{job}/checkpoints", response_model=schemas.Page[schemas.Checkpoint])
 def list_checkpoints(job: str, service: TheService, after: After = None, limit: Limit = 10) -> Any:
     """Measurements of the held-out loss; the best one becomes the adapter."""
     return page(service.jobs.checkpoints(job, after, limit + 1), limit)
@@ -77,23 +77,17 @@ def page(found: Sequence[Any], limit: int) -> dict[str, Any]:
 def job_object(job: Any) -> dict[str, Any]:
     """A job as OpenAI's API describes it."""
     config = job.config
-    progress = job.progress or {}
-    eta = progress.get("eta_s")
+    eta = (job.progress or {}).get("eta_s")
     kind = job.method["type"]
     objective, _ = objective_of(job.method)
     named = {"n_epochs": config["epochs"], "batch_size": config["batch_size"],
              "learning_rate_multiplier": _multiplier(job, objective)}
-    beside = {name: value for name, value in job.method[kind].items() if name != "hyperparameters"}
+    others = {name: value for name, value in job.method[kind].items() if name != "hyperparameters"}
     return {
-        "id": job.id, "created_at": job.created_at, "started_at": job.started_at, "finished_at": job.finished_at,
-        "estimated_finish": int(time.time() + eta) if eta is not None else None, "status": job.status,
-        "origin": job.origin, "model": job.model, "fine_tuned_model": job.result, "training_file": job.training_file,
-        "validation_file": job.validation_file, "suffix": job.suffix, "seed": job.seed,
-        "hyperparameters": named,
-        "method": {"type": kind, kind: {**beside, "hyperparameters": {**config, **shown(objective, job), **named}}},
-        "metadata": job.metadata, "trained_tokens": job.trained_tokens, "error": job.error, "progress": job.progress,
-        "result_files": job.result_files, "rounds": job.rounds or [],
-        "report": f"/v1/fine_tuning/jobs/{job.id}/report" if job.report else None,
+        **vars(job), "estimated_finish": int(time.time() + eta) if eta is not None else None,
+        "fine_tuned_model": job.result, "hyperparameters": named,
+        "method": {"type": kind, kind: {**others, "hyperparameters": {**config, **shown(objective, job), **named}}},
+        "rounds": job.rounds or [], "report": f"{router.prefix}/jobs/{job.id}/report" if job.report else None,
     }
 
 
@@ -105,3 +99,26 @@ def _multiplier(job: Any, objective: Objective) -> float:
     if not isinstance(asked.get("lr"), float | int):
         return 1.0
     return float(asked["lr"]) / peak_rate(TrainConfig(**objective.defaults), 0)
+
+
+@router.post("/alpha/graders/validate", response_model=schemas.ValidGrader)
+def validate_grader(body: schemas.GraderRequest, service: TheService) -> Any:
+    """The grader, if it is one that can be used here; a score_model can be run, and is refused for training."""
+    with about("grader"):
+        service.grading.read(body.grader)
+    return {"grader": body.grader}
+
+
+@router.post("/alpha/graders/run", response_model=schemas.GradeObject)
+def run_grader(body: schemas.GradeRequest, service: TheService) -> Any:
+    """Returns the reward of an answer. A score_model is the base itself."""
+    with about("grader"):
+        grader = service.grading.read(body.grader)
+    with about("item"):
+        found = service.grading.run(body.grader, body.model_sample, body.item or {})
+    judged = service.name if found.usage else None
+    return {"reward": found.grade.reward, "sub_rewards": found.grade.parts,
+            "metadata": {"name": grader.name, "type": grader.type, "errors": found.grade.errors,
+                         "execution_time": found.seconds, "scores": found.grade.parts,
+                         "token_usage": found.usage.get("total_tokens"), "sampled_model_name": judged},
+            "model_grader_token_usage_per_model": {judged: found.usage} if judged else {}}

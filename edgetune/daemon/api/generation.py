@@ -46,17 +46,22 @@ class ResponseFormat(Body):
         return (self.schema_ or {"type": "object"}) if self.type == "json_object" else None
 
 
-class Generation(Body):
-    """What chat and completions share. What is left out or null has the default of `Batcher.submit`."""
+class Sampled(Body):
+    """The options of sampling that all of OpenAI's APIs have here."""
 
-    model: str | None = Field(None, description="The base, an adapter, or NAME:latest: the base with the active "
-                              "adapter, as without.")
-    max_tokens: Whole | None = Field(None, description="Tokens of the answer at most.")
     temperature: float | None = Field(None, description="0: always the likeliest token, which is the default.")
     top_p: float | None = None
     top_k: Whole | None = None
     min_p: float | None = None
     seed: Whole | None = None
+
+
+class Generation(Sampled):
+    """What chat and completions share. What is left out or null has the default of `Batcher.submit`."""
+
+    model: str | None = Field(None, description="The base, an adapter, or NAME:latest: the base with the active "
+                              "adapter, as without.")
+    max_tokens: Whole | None = Field(None, description="Tokens of the answer at most.")
     stop: str | Annotated[list[str], Field(max_length=16)] | None = Field(None, description="The answer ends before "
                                                                           "such a text.")
     frequency_penalty: float | None = Field(None, description="Of the last repeat_last_n tokens of prompt and answer, "

@@ -1,4 +1,4 @@
-"""Ollama's /api/chat and /api/generate: lines of JSON while the answer is made, or one when it is whole."""
+"""Ollama's /api/chat and /api/generate: lines of JSON while the answer is made, or one when it is whole; /api/embed."""
 
 from __future__ import annotations
 
@@ -16,8 +16,9 @@ from ...serving.tool_calls import Call, CallPiece, join
 from ..service import Service
 from .asking import AnswerStream, Asked, note_ignored
 from .completions import TheService
+from .embeddings import check_dimensions, vectors_of
 from .errors import STATUSES, JsonRoute, status_and_body
-from .ollama_bodies import ChatAnswer, ChatBody, GenerateAnswer, GenerateBody, PlainError, named
+from .ollama_bodies import ChatAnswer, ChatBody, EmbedAnswer, EmbedBody, GenerateAnswer, GenerateBody, PlainError, named
 from .security import plain_error
 
 LINES = "application/x-ndjson"
@@ -56,6 +57,20 @@ async def ollama_chat(body: ChatBody, request: Request, response: Response, serv
 async def ollama_generate(body: GenerateBody, request: Request, response: Response, service: TheService) -> Any:
     """The answer to a prompt in the model's chat template or, raw, its continuation."""
     return await _reply(body, request, response, service, lambda text, _calls: {"response": text})
+
+
+@router.post("/api/embed", response_model=EmbedAnswer)
+async def ollama_embed(body: EmbedBody, request: Request, service: TheService) -> Any:
+    """Vectors of length 1, as /v1/embeddings has them."""
+    times = _Times()
+    note_ignored(request, body.ignored())
+    model = named(service, body.model)
+    check_dimensions(service, model, body.dimensions)
+    texts = [body.input] if isinstance(body.input, str) else body.input
+    parts = await vectors_of(texts if body.input else [], model, request, truncate=body.truncate is not False)
+    return {"model": body.model, "embeddings": [vector.tolist() for part in parts for vector in part.vectors],
+            "total_duration": time.monotonic_ns() - times.begin,
+            "prompt_eval_count": sum(part.tokens for part in parts)}
 
 
 Part = Callable[[str, Sequence[Call]], dict[str, Any]]

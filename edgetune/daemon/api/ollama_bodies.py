@@ -1,72 +1,70 @@
-"""Schemas of Ollama's /api/chat and /api/generate: requests and responses."""
+"""Schemas of Ollama's /api/chat, /api/generate and /api/embed: requests and responses."""
 
 from __future__ import annotations
 
-from typing import Any, Literal
+from collections.abc import Container
+from dataclasses import replace
+from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import BaseModel, ConfigDict, Field, create_model
 
 from ...errors import UsageError
 from ...serving.question import Question
 from ..service import LATEST, Service
-from .generation import Tool
+from .embeddings import TEXTS
+from .generation import Sampled, Tool
 from .shapes import Answer, Body, Whole
 
 BASE = ":base"  # the tag of the base alone: in Ollama a name without a tag means :latest
-AS_HERE = ("num_predict", "temperature", "top_k", "top_p", "min_p", "seed", "stop", "repeat_penalty", "repeat_last_n",
-           "presence_penalty", "frequency_penalty")
 NEUTRAL = {"mirostat": 0, "tfs_z": 1, "typical_p": 1, "penalize_newline": False, "embedding_only": False}
 NOT_USED = "Taken and not used: "
+UNUSED = {
+    "num_ctx": "the context is that of edgetune daemon --context.", "num_keep": "nothing is cut from a prompt.",
+    **dict.fromkeys(("mirostat_tau", "mirostat_eta"), "of mirostat."),
+    **dict.fromkeys(("num_batch", "num_gpu", "main_gpu", "num_thread", "low_vram", "f16_kv", "logits_all", "vocab_only",
+                     "use_mmap", "use_mlock", "numa"), "the daemon decides."),
+}
 
 
 class PlainError(Answer):
     error: str = Field(description="What was wrong with which value, the limit, and what to do.")
 
 
-class Options(Body):
+def _unsupported() -> type[Body]:
+    """The options that clients send and that change nothing here."""
+    described = {name: f"{value} alone.".lower() for name, value in NEUTRAL.items()}
+    described |= {name: NOT_USED + why for name, why in UNUSED.items()}
+    fields: dict[str, Any] = {name: (bool | int | float | None, Field(None, description=text))
+                              for name, text in described.items()}
+    return create_model("Unsupported", __base__=Body, **fields)
+
+
+class Options(_unsupported(), Sampled):  # type: ignore[misc]
     """What is left out or null has this daemon's default: temperature 0, and as many tokens as the context holds."""
 
     num_predict: Whole | None = Field(None, description="Tokens of the answer at most; -1 or -2: what the context "
                                                         "holds.")
-    temperature: float | None = Field(None, description="0: always the likeliest token, which is the default.")
-    top_k: Whole | None = None
-    top_p: float | None = None
-    min_p: float | None = None
-    seed: Whole | None = None
     stop: str | list[str] | None = None
     repeat_penalty: float | None = None
     repeat_last_n: Whole | None = None
     presence_penalty: float | None = None
     frequency_penalty: float | None = None
-    mirostat: Whole | None = Field(None, description="0 alone.")
-    mirostat_tau: float | None = Field(None, description=NOT_USED + "of mirostat.")
-    mirostat_eta: float | None = Field(None, description=NOT_USED + "of mirostat.")
-    tfs_z: float | None = Field(None, description="1 alone.")
-    typical_p: float | None = Field(None, description="1 alone.")
-    penalize_newline: bool | None = Field(None, description="false alone.")
-    embedding_only: bool | None = Field(None, description="false alone.")
-    num_ctx: Whole | None = Field(None, description=NOT_USED + "the context is that of edgetune daemon --context.")
-    num_keep: Whole | None = Field(None, description=NOT_USED + "nothing is cut from a prompt.")
-    num_batch: Whole | None = Field(None, description=NOT_USED + "the daemon's affair.")
-    num_gpu: Whole | None = Field(None, description=NOT_USED + "the daemon's affair.")
-    main_gpu: Whole | None = Field(None, description=NOT_USED + "the daemon's affair.")
-    num_thread: Whole | None = Field(None, description=NOT_USED + "the daemon's affair.")
-    low_vram: bool | None = Field(None, description=NOT_USED + "the daemon's affair.")
-    f16_kv: bool | None = Field(None, description=NOT_USED + "the daemon's affair.")
-    logits_all: bool | None = Field(None, description=NOT_USED + "the daemon's affair.")
-    vocab_only: bool | None = Field(None, description=NOT_USED + "the daemon's affair.")
-    use_mmap: bool | None = Field(None, description=NOT_USED + "the daemon's affair.")
-    use_mlock: bool | None = Field(None, description=NOT_USED + "the daemon's affair.")
-    numa: bool | None = Field(None, description=NOT_USED + "the daemon's affair.")
 
     def here(self, context: int) -> dict[str, Any]:
         """The options as Question.options has them. context: tokens of the longest answer. Raises UsageError."""
         for name, value in NEUTRAL.items():
             if getattr(self, name) not in (None, value):
                 raise UsageError(f"options.{name} is {getattr(self, name)}", f"leave it out: {value} is what is done")
-        given = {name: value for name in AS_HERE if (value := getattr(self, name)) is not None}
+        given: dict[str, Any] = self.model_dump(exclude_none=True, exclude={*NEUTRAL, *UNUSED})
         most = given.pop("num_predict", -1)
         return given | {"max_tokens": context if most in (-1, -2) else most}
+
+
+def _given(body: _Request | EmbedBody, unused: Container[str]) -> list[str]:
+    """The names of unused options that a request gives, and keep_alive, which never has an effect."""
+    given = body.options.model_dump(exclude_none=True) if body.options else {}
+    names = [f"options.{name}" for name in given if name in unused]
+    return names if body.keep_alive is None else [*names, "keep_alive"]
 
 
 class _Request(Body):
@@ -83,9 +81,7 @@ class _Request(Body):
 
     def ignored(self) -> list[str]:
         """The options that are given and have no effect."""
-        given = self.options.model_dump(exclude_none=True) if self.options else {}
-        unused = [name for name in given if name not in (*AS_HERE, *NEUTRAL)]
-        return [*(f"options.{name}" for name in unused), *(["keep_alive"] if self.keep_alive is not None else [])]
+        return _given(self, UNUSED)
 
     def question(self, service: Service) -> Question:
         """Raises UsageError."""
@@ -146,10 +142,8 @@ class ChatBody(_Request):
 
     def asked(self, service: Service) -> Question:
         """Raises UsageError."""
-        plain = self.question(service)
-        return Question(messages=[message.plain() for message in self.messages or ()], model=plain.model,
-                        tools=[tool.model_dump(exclude_unset=True) for tool in self.tools or ()],
-                        schema=plain.schema, options=plain.options)
+        return replace(self.question(service), messages=[message.plain() for message in self.messages or ()],
+                       tools=[tool.model_dump(exclude_unset=True) for tool in self.tools or ()])
 
 
 class GenerateBody(_Request):
@@ -167,12 +161,35 @@ class GenerateBody(_Request):
 
     def asked(self, service: Service) -> Question:
         """Raises UsageError."""
-        plain = self.question(service)
         if self.raw:
-            return Question(prompt=self.prompt, model=plain.model, schema=plain.schema, options=plain.options)
+            return replace(self.question(service), prompt=self.prompt)
         messages = [{"role": "system", "content": self.system}] if self.system else []
-        messages.append({"role": "user", "content": self.prompt or ""})
-        return Question(messages=messages, model=plain.model, schema=plain.schema, options=plain.options)
+        return replace(self.question(service), messages=[*messages, {"role": "user", "content": self.prompt or ""}])
+
+
+class EmbedBody(Body):
+    model: str = Field(min_length=1, description="The base, or the file of --embeddings, with or without :latest.")
+    input: str | Annotated[list[str], Field(max_length=TEXTS)] = Field(
+        description="A text, or a list of them; where there is none the answer has no vectors.")
+    truncate: bool | None = Field(None, description="Cut a text that is too long, which is the default; false: refuse "
+                                                    "it.")
+    dimensions: Whole | None = Field(None, description="All that the model has: vectors are not cut.")
+    options: Options | None = Field(None, description=NOT_USED + "none of them changes a vector.")
+    keep_alive: float | str | None = Field(None, description=NOT_USED + "the model stays loaded.")
+
+    def ignored(self) -> list[str]:
+        """The options that are given and have no effect."""
+        return _given(self, Options.model_fields)
+
+
+class EmbedAnswer(Answer):
+    """Durations are in nanoseconds."""
+
+    model: str
+    embeddings: list[list[float]]
+    total_duration: int
+    load_duration: int = 0
+    prompt_eval_count: int
 
 
 class Timed(Answer):

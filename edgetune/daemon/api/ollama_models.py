@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import math
 from collections import Counter
 from datetime import datetime, timezone
 from pathlib import Path
@@ -14,6 +15,7 @@ from pydantic import Field
 
 from ...errors import NotFoundError
 from ...formats.gguf import Gguf
+from ...serving.embedding import EncoderFile
 from ..service import LATEST, Service
 from .completions import TheService
 from .ollama import ERRORS, AnyTypeRoute
@@ -73,12 +75,9 @@ class Shown(Answer):
     modified_at: str
 
 
-class Version(Answer):
-    version: str = Field(description="Of Ollama, whose calls these are.")
-
-
-@router.get("/api/version", response_model=Version)
+@router.get("/api/version", response_model=dict[str, str])
 def ollama_version() -> Any:
+    """The version of Ollama whose calls these are."""
     return {"version": SPOKEN}
 
 
@@ -91,7 +90,11 @@ def ollama_tags(service: TheService) -> Any:
 @router.get("/api/ps", response_model=Processes)
 def ollama_ps(service: TheService) -> Any:
     """All of them: they stay loaded."""
-    return {"models": [tag | {"context_length": _context(service, tag["name"])} for tag in _tags(service)]}
+    tags = _tags(service)
+    for tag in tags:
+        encoder = _encoder(service, tag["name"])
+        tag["context_length"] = encoder.embedder.size if encoder else service.served.context
+    return {"models": tags}
 
 
 @router.post("/api/show", response_model=Shown)
@@ -99,35 +102,26 @@ def ollama_show(body: ShowBody, service: TheService) -> Any:
     """What one is: its chat template, what it can do, and the file's metadata."""
     asked = body.model or body.name or ""
     name = named(service, asked)
-    encodes = _encodes(service, name)
-    if not encodes:
+    encoder = _encoder(service, name)
+    if not encoder:
         service.adapter_for(name)
     tag = next((tag for tag in _tags(service) if named(service, tag["name"]) == name), None)
     if tag is None:
         raise NotFoundError(f"there is no model {asked!r:.200}", "/api/tags lists those that exist")
     tokenizer = service.served.tokenizer
-    template = "" if encodes else tokenizer.chat_template or ""
+    template = "" if encoder else tokenizer.chat_template or ""
     takes_tools = "tools" in (tokenizer.tool_template or template)
-    able = ["embedding"] if encodes else ["completion", *(["tools"] if takes_tools else [])]
-    root = name if encodes else service.name + BASE
-    return {"modelfile": f"FROM {root}\n", "parameters": "" if encodes else "temperature 0", "template": template,
-            "details": tag["details"], "model_info": _facts(_gguf(service, name), bool(body.verbose)),
+    able = ["embedding"] if encoder else ["completion", *(["tools"] if takes_tools else [])]
+    root = name if encoder else service.name + BASE
+    gguf = encoder.gguf if encoder else service.bundle.gguf
+    return {"modelfile": f"FROM {root}\n", "parameters": "" if encoder else "temperature 0", "template": template,
+            "details": tag["details"], "model_info": _facts(gguf, bool(body.verbose)),
             "capabilities": able, "modified_at": tag["modified_at"]}
 
 
-def _encodes(service: Service, name: str) -> bool:
-    """Returns whether it is the file of --embeddings."""
-    return service.embeddings.encoder is not None and name.removesuffix(LATEST) == service.embeddings.name
-
-
-def _gguf(service: Service, name: str) -> Gguf:
-    encoder = service.embeddings.encoder
-    return encoder.gguf if encoder and _encodes(service, name) else service.bundle.gguf
-
-
-def _context(service: Service, name: str) -> int:
-    encoder = service.embeddings.encoder
-    return encoder.embedder.size if encoder and _encodes(service, name) else service.served.context
+def _encoder(service: Service, name: str) -> EncoderFile | None:
+    """The encoder, if the name is that of the file of --embeddings."""
+    return service.embeddings.encoder if name.removesuffix(LATEST) == service.embeddings.name else None
 
 
 def _tags(service: Service) -> list[dict[str, Any]]:
@@ -143,8 +137,9 @@ def _tags(service: Service) -> list[dict[str, Any]]:
 
 def _tag(service: Service, name: str, at: int, digest: str) -> dict[str, Any]:
     """An entry of the list. digest: that of the base; models that share its weights get a hash of it and their name."""
-    gguf = _gguf(service, name)
-    alone = name.endswith(BASE) or _encodes(service, name)
+    encoder = _encoder(service, name)
+    gguf = encoder.gguf if encoder else service.bundle.gguf
+    alone = name.endswith(BASE) or encoder
     return {"name": name, "model": name, "modified_at": _time(at), "size": int(gguf.data.nbytes),
             "digest": digest if name.endswith(BASE) else hashlib.sha256(f"{digest} {name}".encode()).hexdigest(),
             "details": _details(gguf) | {"parent_model": "" if alone else service.name + BASE}}
@@ -157,7 +152,7 @@ def _changed(path: Path) -> int:
 def _details(gguf: Gguf) -> dict[str, Any]:
     formats: Counter[str] = Counter()
     for tensor in gguf.tensors.values():
-        formats[tensor.format] += _count(tensor.shape)
+        formats[tensor.format] += math.prod(tensor.shape)
     count = sum(formats.values())
     size = f"{count / 1e9:.1f}B" if count >= 1e9 else f"{count / 1e6:.2f}M"
     return {"family": gguf.architecture, "families": [gguf.architecture], "parameter_size": size,
@@ -166,7 +161,7 @@ def _details(gguf: Gguf) -> dict[str, Any]:
 
 def _facts(gguf: Gguf, verbose: bool) -> dict[str, Any]:
     """Metadata of the file, as Ollama names it; the vocabulary is left out."""
-    facts: dict[str, Any] = {"general.parameter_count": sum(_count(t.shape) for t in gguf.tensors.values())}
+    facts: dict[str, Any] = {"general.parameter_count": sum(math.prod(t.shape) for t in gguf.tensors.values())}
     for key in gguf.metadata:
         is_list = gguf.metadata.type(key).startswith("[")
         if not key.startswith("tokenizer.") and (verbose or not is_list):
@@ -181,13 +176,6 @@ def _is_json(value: object) -> bool:
     except ValueError:
         return False
     return True
-
-
-def _count(shape: tuple[int, ...]) -> int:
-    count = 1
-    for size in shape:
-        count *= size
-    return count
 
 
 def _time(seconds: int) -> str:

@@ -9,6 +9,7 @@ from pydantic import BaseModel, ConfigDict, Field
 
 from ...errors import UsageError
 from ...serving.question import Question
+from .generation import Sampled
 from .schemas import Metadata
 from .shapes import Answer, Body, Whole
 
@@ -74,17 +75,12 @@ class Item(BaseModel):
     output: str | list[dict[str, Any]] | None = None
 
 
-class ResponseRequest(Body):
+class ResponseRequest(Sampled):
     model: str | None = Field(None, description="The base, an adapter, or NAME:latest, as without.")
     input: str | Annotated[list[Item], Field(min_length=1)] = Field(description="A user's message, or items of a "
                                                                                 "conversation.")
     instructions: str | None = Field(None, description="A system message before all others.")
     max_output_tokens: Whole | None = Field(None, description="Tokens of the answer at most.")
-    temperature: float | None = Field(None, description="0: always the likeliest token, which is the default.")
-    top_p: float | None = None
-    top_k: Whole | None = None
-    min_p: float | None = None
-    seed: Whole | None = None
     tools: list[FunctionTool] | None = None
     tool_choice: Literal["auto", "none", "required"] | ChosenFunction | None = None
     text: TextOptions | None = None
@@ -117,15 +113,16 @@ class ResponseRequest(Body):
             if (value := getattr(self, name)) is not None:
                 raise UsageError(f"{name} is {value!r:.100}, and responses are not stored here",
                                  "send the earlier turns as items of input")
-        names = {"max_tokens": self.max_output_tokens, "temperature": self.temperature, "top_p": self.top_p,
-                 "top_k": self.top_k, "min_p": self.min_p, "seed": self.seed}
+        options = self.model_dump(include={*Sampled.model_fields}, exclude_none=True)
+        if self.max_output_tokens is not None:
+            options["max_tokens"] = self.max_output_tokens
         choice = self.tool_choice or "auto"
         function = choice.name if isinstance(choice, ChosenFunction) else None
         tools = [tool.plain() for tool in self.tools or ()]
         return Question(messages=self._messages(), model=self.model or "", tools=tools,
                         tool_choice=choice if isinstance(choice, str) else "auto", function=function,
                         schema=self._schema(), may_be_kept=self.store is not False,
-                        options={name: value for name, value in names.items() if value is not None})
+                        options=options)
 
     def _schema(self) -> dict[str, Any] | None:
         form = self.text.format if self.text else None

@@ -19,8 +19,6 @@ from .generation import ChatMessage
 from .shapes import Answer, Body, Whole
 
 T = TypeVar("T")
-
-
 Auto = Literal["auto"]
 MetadataKey = Annotated[str, Field(max_length=64)]
 MetadataValue = Annotated[str, Field(max_length=512)]
@@ -223,29 +221,25 @@ class ValidGrader(Answer):
     grader: dict[str, Any]
 
 
-class GradeErrors(Answer):
+def _grade_errors() -> type[Answer]:
     """OpenAI's. Those of its servers happen here where the model, or the process of a python grader, is not there."""
+    flags = ("formula_parse", "invalid_variable", "model_grader_parse", "model_grader_refusal", "model_grader_server",
+             "other", "python_grader_runtime", "python_grader_server", "sample_parse", "truncated_observation",
+             "unresponsive_reward")
+    texts = ("model_grader_server_error_details", "python_grader_runtime_error_details",
+             "python_grader_server_error_type")
+    fields: dict[str, Any] = {**{f"{flag}_error": (bool, False) for flag in flags},
+                              **dict.fromkeys(texts, (str | None, None))}
+    return create_model("GradeErrors", __base__=Answer, **fields)
 
-    formula_parse_error: bool = False
-    invalid_variable_error: bool = False
-    model_grader_parse_error: bool = False
-    model_grader_refusal_error: bool = False
-    model_grader_server_error: bool = False
-    model_grader_server_error_details: str | None = None
-    other_error: bool = False
-    python_grader_runtime_error: bool = False
-    python_grader_runtime_error_details: str | None = None
-    python_grader_server_error: bool = False
-    python_grader_server_error_type: str | None = None
-    sample_parse_error: bool = False
-    truncated_observation_error: bool = False
-    unresponsive_reward_error: bool = False
+
+GradeErrors = _grade_errors()
 
 
 class GradeMetadata(Answer):
     name: str
     type: str
-    errors: GradeErrors
+    errors: GradeErrors  # type: ignore[valid-type]
     execution_time: float = Field(description="Seconds.")
     scores: dict[str, Any] = Field(description="Of a multi grader the reward of each of its graders.")
     token_usage: int | None = Field(description="Tokens that a model read and wrote to judge.")

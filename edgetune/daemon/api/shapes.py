@@ -28,8 +28,6 @@ class Answer(BaseModel):
     """A response."""
 
 
-
-
 class ErrorDetail(Answer):
     message: str = Field(description="What was wrong with which value, the limit, and what to do.")
     type: str

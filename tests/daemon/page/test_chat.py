@@ -1,28 +1,14 @@
 """Chat and feedback on the page by real clicks. What a click does is read back through the API, not from the page."""
 
-from __future__ import annotations
-
 import re
 
 import pytest
 from pages import HOSTILE, PHONE, ask, expect, get, go_to, httpx, is_sideways, opened, runs
 from services import until
-from tiny import write_tiny
 
-
-@pytest.fixture(scope="module")
-def model(tmp_path_factory):
-    """Large enough that an answer can be stopped before it ends."""
-    return write_tiny(tmp_path_factory.mktemp("model") / "tiny.gguf", d_model=256, d_ff=512, n_context=4096)
-
-
-@pytest.mark.slow
-def test_learning_without_rows_says_what_is_missing(page):
-    """The first of this file: later ones give feedback to the same daemon."""
-    page.get_by_role("button", name="Learn now").click()
-    expect(page.locator("#notice")).to_contain_text(re.compile(r"no new feedback to learn"))
-    page.locator("#notice").get_by_role("button", name="Close").click()
-    expect(page.locator("#notice")).to_be_hidden()
+# Large enough that an answer can be stopped before it ends.
+SHAPE = {"formats": "F32", "d_model": 256, "d_ff": 512, "n_context": 4096}
+DAEMON = {"context": 4096}
 
 
 def test_an_answer_comes_and_its_thumb_and_its_correction_are_kept(page, url):
@@ -45,6 +31,10 @@ def test_a_corrected_question_asked_again_is_answered_from_the_correction(page, 
     answer.get_by_label("What it should have answered").fill("the left one")
     answer.get_by_role("button", name="Save correction").click()
     expect(answer.locator(".said")).to_have_text("the left one")
+    with page.expect_request("**/v1/chat/completions") as asked:
+        ask(page, "two")  # follows what was corrected
+    said = [message["content"] for message in asked.value.post_data_json["messages"]]
+    assert said == ["which lamp?", "the left one", "two"]
     page.get_by_role("button", name="New chat").click()
     again = ask(page, "which lamp?", longest=64)
     expect(again.locator(".said")).to_have_text("the left one")
@@ -54,35 +44,18 @@ def test_a_corrected_question_asked_again_is_answered_from_the_correction(page, 
     assert [note["state"] for note in get(url, "/v1/feedback")["data"][:2]] == ["counted", "withdrawn"]
 
 
-def test_what_was_corrected_is_what_the_next_question_follows(page):
-    answer = ask(page, "one")
-    answer.get_by_role("button", name="Correct it").click()
-    answer.get_by_label("What it should have answered").fill("uno")
-    answer.get_by_role("button", name="Save correction").click()
-    expect(answer.locator(".said")).to_have_text("uno")
-    with page.expect_request("**/v1/chat/completions") as asked:
-        ask(page, "two")
-    said = [message["content"] for message in asked.value.post_data_json["messages"]]
-    assert said == ["one", "uno", "two"]
-
-
-def test_a_long_answer_is_stopped(page, url):
+def test_a_long_answer_is_stopped_and_a_request_that_is_refused_can_be_sent_again(page, url):
     answer = ask(page, "Tell me everything", longest=3500)
     expect(answer.locator(".said")).not_to_be_empty()
     page.get_by_role("button", name="Stop").click()
     expect(answer).to_contain_text("stopped")
     expect(page.get_by_role("button", name="Send")).to_be_visible()
     until(lambda: get(url, "/v1/device")["serving"]["working"] == 0)
-
-
-def test_a_request_that_is_refused_says_why_and_can_be_sent_again(page):
+    page.get_by_role("button", name="New chat").click()
     ask(page, "on and " * 4096)  # more than the context has
     expect(page.locator("#log .bad")).to_have_text(re.compile(r"\b4096\b.*\.$"))
     assert page.input_value("#text") == ("on and " * 4096).strip()
     assert page.locator("#log .user").count() == 0
-
-
-# ---- which of two answers is better ----------------------------------------------------------------------------------
 
 
 def two_answers(page, text):
@@ -128,9 +101,6 @@ def test_of_two_answers_neither_need_be_chosen(page, url):
     expect(answer.locator(".said")).to_have_text("zwei")
     kept = get(url, "/v1/feedback")["data"][0]
     assert (kept["answer"], kept["rejected"]) == ("zwei", of_two)
-
-
-# ---- feedback --------------------------------------------------------------------------------------------------------
 
 
 def test_feedback_is_listed_edited_and_deleted(page, url):

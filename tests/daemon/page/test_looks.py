@@ -1,15 +1,15 @@
 """How the page looks and is used: no sideways scrolling, contrast, axe-core, the keyboard alone, its own policy."""
 
-from __future__ import annotations
-
 import re
-from typing import Any
 
 import pytest
 from axe_playwright_python.sync_playwright import Axe
 from pages import LAPTOP, ROWS, SMALL_PHONE, ask, expect, get, go_to, is_sideways, opened, runs, sync_api
 from services import SMALL
 from sometimes import mostly_slow
+
+SHAPE = {"formats": "F32", "n_context": 4096}
+DAEMON = {"context": 4096}
 
 
 @pytest.fixture(scope="module")
@@ -38,7 +38,7 @@ def test_a_notice_covers_no_button_that_sends_and_leaves_by_itself(browser, url,
         expect(page.locator("#notice")).to_be_hidden()
 
 
-def apart(a: dict[str, float], b: dict[str, float]) -> bool:
+def apart(a, b):
     beside = a["x"] + a["width"] <= b["x"] or b["x"] + b["width"] <= a["x"]
     return beside or a["y"] + a["height"] <= b["y"] or b["y"] + b["height"] <= a["y"]
 
@@ -80,7 +80,7 @@ CONTRAST = """() => {
 }"""
 
 
-def check_looks(page: Any) -> None:
+def check_looks(page):
     """No sideways scrolling, contrast, and nothing that axe-core complains of."""
     assert not is_sideways(page)
     ratio, where = page.evaluate(CONTRAST)
@@ -89,7 +89,7 @@ def check_looks(page: Any) -> None:
     assert found.violations_count == 0, found.generate_report()
 
 
-def unfold(page: Any) -> None:
+def unfold(page):
     page.evaluate("document.querySelectorAll('main details').forEach((fold) => (fold.open = true))")
 
 
@@ -130,7 +130,7 @@ def test_a_laptop_shows_all_at_once(browser, url, scheme):
         check_looks(page)
 
 
-def test_it_is_used_with_the_keyboard_alone(page):
+def test_it_is_used_with_the_keyboard_alone(page, url):
     for reached in ("#model", "#anew", "#log", "#options summary", "#text"):
         page.keyboard.press("Tab")
         expect(page.locator(reached)).to_be_focused()
@@ -139,9 +139,6 @@ def test_it_is_used_with_the_keyboard_alone(page):
     page.keyboard.type("there")
     page.keyboard.press("Enter")
     expect(page.locator("#log .user .said")).to_have_text("Hi\nthere", use_inner_text=True)
-
-
-def test_facts_are_those_of_the_device(page, url):
     device = get(url, "/v1/device")
     expect(page.locator("#name")).to_have_text(re.compile(f"on {device['model']}$"))
     expect(page.locator("#budget")).to_contain_text("of ")

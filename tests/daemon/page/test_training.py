@@ -1,22 +1,19 @@
 """Trainings and adapters on the page by real clicks, who may use it, and a daemon that was away."""
 
-from __future__ import annotations
-
 import json
 import re
-import signal
-import subprocess
-import sys
-from collections.abc import Iterator
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack
 from pathlib import Path
-from typing import Any
 from zipfile import ZipFile
 
 import pytest
+from daemons import process
 from pages import HOSTILE, PHONE, ROWS, begin_training, expect, get, go_to, httpx, lines_of, opened, runs
 from services import until
 from sometimes import mostly_slow
+
+SHAPE = {"formats": "F32", "n_context": 4096}
+DAEMON = {"context": 4096}
 
 
 def test_a_file_becomes_an_adapter_that_goes_into_service_and_out_again(page, url):
@@ -45,12 +42,12 @@ def test_a_file_becomes_an_adapter_that_goes_into_service_and_out_again(page, ur
     is_named_taken_away_and_deleted(page, url)
 
 
-def read_the_report(page, url: str, job: dict[str, Any]) -> None:
+def read_the_report(page, url, job):
     """In a new tab, under a policy of its own by which nothing runs."""
     with page.context.expect_page() as opened:
         page.locator("#jobs > li").first.get_by_role("link", name="Report").click()
     report = opened.value
-    expect(report.locator("h1")).to_contain_text("a training of tiny")
+    expect(report.locator("h1")).to_contain_text("a training of Tiny")
     assert report.url == url + job["report"]
     answer = httpx.get(report.url)
     policy = answer.headers["content-security-policy"]
@@ -63,8 +60,8 @@ def read_the_report(page, url: str, job: dict[str, Any]) -> None:
     assert httpx.get(f"{url}/v1/fine_tuning/jobs/nothing/report").status_code == 404
 
 
-def go_in_and_out_of_service(page, url: str, adapter: dict[str, Any]) -> None:
-    def serving() -> Any:
+def go_in_and_out_of_service(page, url, adapter):
+    def serving():
         return get(url, "/v1/adapters")["serving"]
 
     if adapter["state"] == "serving":  # the gate let it pass
@@ -84,7 +81,7 @@ def go_in_and_out_of_service(page, url: str, adapter: dict[str, Any]) -> None:
     expect(page.locator("#name")).to_have_text("tiny")
 
 
-def is_named_taken_away_and_deleted(page, url: str) -> None:
+def is_named_taken_away_and_deleted(page, url):
     card = page.locator("#adapters > li").first
     for name, said in ((HOSTILE, "take up to 64 letters"), ("Lamps at home", "")):
         card.get_by_role("button", name="Rename").click()
@@ -119,7 +116,7 @@ def test_a_training_is_paused_resumed_and_cancelled(page, url):
     job = page.locator("#jobs > li").first
     expect(job.locator("h3")).to_have_text(f"{HOSTILE}.jsonl")
 
-    def becomes(status: str) -> None:
+    def becomes(status):
         expect(job.locator(".badge")).to_have_text(status, timeout=60_000)
         assert get(url, "/v1/fine_tuning/jobs")["data"][0]["status"] == status
 
@@ -160,33 +157,15 @@ def test_what_is_wrong_with_an_upload_is_seen_where_one_looks(browser, url, heig
         assert box["y"] + box["height"] <= nav["y"]
 
 
-# ---- who may, and what is wrong --------------------------------------------------------------------------------------
-
-
-@contextmanager
-def started(model: Path, state: Path, *options: object) -> Iterator[str]:
-    """A daemon as a user starts it; its URL. It must end well."""
-    command = [sys.executable, "-m", "edgetune", "daemon", model, "--state", state, "--json", *options]
-    process = subprocess.Popen([str(part) for part in command], cwd=state.parent, stdout=subprocess.PIPE, text=True)
-    try:
-        assert process.stdout
-        yield json.loads(process.stdout.readline())["url"]
-        process.send_signal(signal.SIGTERM)
-        assert process.wait(60) == 0
-    finally:
-        process.kill()
-        process.wait()
-        process.stdout.close()
-
-
 @pytest.mark.slow
 def test_a_key_is_asked_for_until_it_is_right_and_a_daemon_that_was_away_is_found_again(browser, model, tmp_path):
     from edgetune.daemon.keys import add_key
 
     key = add_key(tmp_path / "keys", "me")
-    options = tmp_path / "state", "--key-file", tmp_path / "keys", "--port"
+    options = "--key-file", tmp_path / "keys", "--port"
     with ExitStack() as stack:
-        with started(model, *options, 0) as url:
+        with process(model, tmp_path, *options, 0) as running:
+            url = running.url
             page = stack.enter_context(opened(browser, url))
             page.get_by_label("Key", exact=True).fill("wrong")
             page.keyboard.press("Enter")
@@ -202,6 +181,6 @@ def test_a_key_is_asked_for_until_it_is_right_and_a_daemon_that_was_away_is_foun
             assert json.loads(Path(taken.value.path()).read_text())["model"] == "tiny"
         expect(page.locator("#health")).to_have_text("not reached")
         expect(page.locator("#notice")).to_contain_text("The daemon does not answer")
-        stack.enter_context(started(model, *options, url.rpartition(":")[2]))
+        stack.enter_context(process(model, tmp_path, *options, url.rpartition(":")[2]))
         expect(page.locator("#health")).to_have_text("running")
         expect(page.locator("#notice")).to_be_hidden()

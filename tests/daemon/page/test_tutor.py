@@ -1,13 +1,8 @@
 """Prompts, the tutor's rounds and the switch on the page, by real clicks; read back through the API."""
 
-from __future__ import annotations
-
 import json
 import math
-from collections.abc import Iterator
 from dataclasses import replace
-from pathlib import Path
-from typing import Any
 
 import pytest
 from daemons import daemon
@@ -18,20 +13,20 @@ from edgetune.machine.policy import Policy
 from edgetune.serving.question import Question
 from edgetune.training.config import TrainConfig
 
+SHAPE = {"formats": "F32", "n_context": 4096}
 TRAIN = TrainConfig(rank=4, lr=2e-2, batch_size=4, max_length=128, threads=1)
 OPTIONS = "rounds=1,per_round=8,samples=4,max_tokens=6,questions=12,min_rows=1"
 GRADER = {"type": "regex", "name": "a", "pattern": "a"}
 
 
 @pytest.fixture(scope="module")
-def running(model: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Any]:
+def running(model, tmp_path_factory):
     folder = tmp_path_factory.mktemp("state")
     (folder / "grader.json").write_text(json.dumps(GRADER))
-    (folder / "canary.txt").write_text("Cats sleep for most of the day.")
     same_holdout(folder / "state")
     with daemon(model, folder / "state", TRAIN, Policy(nice=0, govern=False), context=4096, learn="tutor",
-                keep_prompts=100, tutor_prompts=90, tutor_options=OPTIONS, canary_rise="off",
-                canary=str(folder / "canary.txt"), learn_grader=str(folder / "grader.json")) as running:
+                keep_prompts=100, tutor_prompts=90, tutor_options=OPTIONS,
+                learn_grader=str(folder / "grader.json")) as running:
         yield running
 
 
