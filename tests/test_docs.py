@@ -70,16 +70,12 @@ def test_programs_are_in_pages_whose_programs_are_run():
     assert with_programs == {"README.md", "library.md", "integrations.md"}
 
 
-def test_commands_exist():
+def test_commands_exist_with_the_options_that_the_pages_give():
     from edgetune.cli import cli
     named = {name for text in WRITTEN.values() for name in re.findall(r"(?:^|`|&& )edgetune +([a-z]+)", text, re.M)}
     assert {"train", "eval", "demo", "chat", "plan", "generate", "merge", "info", "doctor"} <= named
     for name in named:
         assert cli.get_command(None, name) is not None, name
-
-
-def test_commands_have_the_options_that_the_pages_give():
-    from edgetune.cli import cli
     lines = [line for text in WRITTEN.values() for block in re.findall(r"```sh\n(.*?)```", text, re.S)
              for line in block.replace("$(command -v edgetune)", "edgetune").splitlines()]
     checked = 0
@@ -160,8 +156,9 @@ def test_links_lead_somewhere():
                 assert (folder / target).exists(), f"{name} links to {target}"
 
 
-def test_readme_is_short():
+def test_first_pages_are_short():
     assert len(PAGES["README.md"].splitlines()) <= 120
+    assert len(CONTRIBUTING.splitlines()) <= 130
 
 
 # ---- for contributors -----------------------------------------------------------------------------------------------
@@ -184,10 +181,6 @@ def test_the_map_has_all_rooms_on_their_floors():
     drawn = [[box for floor, names in rows if int(floor) == number for box in re.findall(r"`(\w+)`", names)]
              for number in range(len(structure.FLOORS))]
     assert [sorted(floor) for floor in drawn] == [sorted(floor) for floor in structure.FLOORS]
-
-
-def test_contributing_is_short():
-    assert len(CONTRIBUTING.splitlines()) <= 130
 
 
 def install(name, marker, folder, monkeypatch):

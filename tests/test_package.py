@@ -8,20 +8,14 @@ import pytest
 import edgetune
 
 
-def test_every_public_name_is_there_and_listed():
+def test_public_names():
     assert set(edgetune.__all__) <= set(dir(edgetune))
     for name in edgetune.__all__:
         assert getattr(edgetune, name) is not None
     assert issubclass(edgetune.errors.UsageError, edgetune.EdgetuneError)
-
-
-def test_names_are_told_from_a_docstring_that_names_them():
     for name in ("train", "Result", "Trainer", "run", "Served", "EdgetuneError"):
         assert f"\n    {name} " in edgetune.__doc__
         assert name in edgetune.__all__
-
-
-def test_a_misspelt_name_is_an_attribute_error():
     with pytest.raises(AttributeError, match="'trian'"):
         edgetune.trian  # noqa: B018
 

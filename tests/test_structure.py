@@ -29,11 +29,8 @@ def test_every_box_has_a_floor():
     assert boxes == structure.FLOOR.keys()
 
 
-def test_imports_point_down(edges):
+def test_imports_point_down_and_never_at_the_face(edges):
     assert structure.upward(edges) == []
-
-
-def test_nothing_imports_the_face_from_below(edges):
     below = [name for name, targets in edges.items() if "" in targets and name]
     assert below == []
 

@@ -85,11 +85,8 @@ def context():
     return made
 
 
-def test_the_stub_is_up_to_date():
+def test_the_stub_is_up_to_date_and_names_all_that_the_extension_has():
     assert stub.STUB.read_text() == stub.stub(), "run python native/stub.py"
-
-
-def test_the_stub_names_all_that_the_extension_has():
     names = {name for name in dir(_native) if not name.startswith("_")}
     assert all(f"def {name}(" in stub.stub() or f"\n{name}: " in stub.stub() for name in names)
     assert set(OPS) < names
@@ -201,12 +198,9 @@ def test_functions_of_contexts_refuse(context, name, usual, place, values):
             function(*right[:place], value, *right[place + 1:])
 
 
-def test_sizes_that_every_backend_has_are_those_of_the_kernels():
+def test_sizes_are_those_of_the_kernels_and_no_function_is_left_out():
     assert (HEAD_STATE, MOMENTS, MOMENT_BYTES) == (_native.HEAD_STATE, _native.MOMENTS, _native.MOMENT_BYTES)
     assert (SAMPLE_STATE, CACHE) == (_native.SAMPLE_STATE, _native.CACHE)
-
-
-def test_no_function_of_contexts_is_left_out():
     others = {"cpu_features", "kernel_sets"}  # take nothing
     functions = {name for name in dir(_native) if callable(getattr(_native, name)) and not name.startswith("_")}
     assert functions - set(OPS) - others == {name for name, *_ in WRONG}

@@ -109,17 +109,14 @@ def test_a_hub_id_and_then_its_local_copy(hub, folder, monkeypatch):
     assert not hub.gets
 
 
-def test_offline_says_what_to_do(hub, monkeypatch):
+def test_where_the_hub_cannot_be_reached_it_says_what_to_do(hub, monkeypatch):
+    monkeypatch.setattr(constants, "ENDPOINT", "http://127.0.0.1:9")  # nobody listens there
+    with pytest.raises(UsageError, match="cannot be reached for maker/tiny"):
+        open_source("maker/tiny")
+    assert not hub.gets
     go_offline(monkeypatch)
     with pytest.raises(UsageError, match=r"hub cannot be reached for maker/tiny, and its local cache has no copy; "
                                          r"download https://huggingface.co/maker/tiny where it can be had and name"):
-        open_source("maker/tiny")
-    assert not hub.gets
-
-
-def test_without_a_network_too(hub, monkeypatch):
-    monkeypatch.setattr(constants, "ENDPOINT", "http://127.0.0.1:9")  # nobody listens there
-    with pytest.raises(UsageError, match="cannot be reached for maker/tiny"):
         open_source("maker/tiny")
     assert not hub.gets
 

@@ -11,7 +11,6 @@ from edgetune.data import rows as supervised_rows
 from edgetune.data.check import findings
 from edgetune.data.dataset import load, load_rows
 from edgetune.data.facts import Tokens, inspect
-from edgetune.data.holdout import divide
 from edgetune.errors import DataError
 from edgetune.llamacpp.tokenizer import Tokenizer
 
@@ -152,13 +151,6 @@ def test_a_file_with_a_wrong_row_names_its_line(tokenizer, tmp_path):
     mixed = inspect("rows.jsonl", [(1, {"prompt": "a", "completion": "b"})])
     mixed.rows.extend(found.rows * 2)
     assert "1 row of rows.jsonl is not of prompt, completion, attempts and labels" in str(findings(mixed)[0])
-
-
-def test_rows_that_ask_the_same_are_on_one_side():
-    rows = [{**ROW, "prompt": f"set {i // 2}", "completion": f"on {i}"} for i in range(40)]
-    learned, held = divide(rows)
-    assert held
-    assert not {row["prompt"] for row in learned} & {row["prompt"] for row in held}
 
 
 def test_such_rows_are_rows_of_answers_too():

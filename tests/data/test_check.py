@@ -32,6 +32,10 @@ def test_flawless_rows_are_left_alone(tokenizer):
     assert found(GOOD) == []
     assert found(GOOD, tokens=Tokens(tokenizer, 128)) == []
     assert found(GOOD, [{"prompt": "another lamp", "completion": "{}"}]) == []
+    assert found(["the light is on " * 9]) == []
+    assert found([{"text": f"the light is {i}"} for i in range(5)]) == []
+    rows = [{"Frage": row["prompt"], "Antwort": row["completion"]} for row in GOOD]
+    assert found(rows, columns=Columns("Frage", "Antwort")) == []
 
 
 @pytest.mark.parametrize(("rows", "kind", "lines", "fatal", "sentence"), [
@@ -65,13 +69,10 @@ def test_each_flaw_is_named(rows, kind, lines, fatal, sentence):
     assert {finding.kind for finding in found(rows)} <= {kind, "contradictory"}, "and nothing else"
 
 
-def test_held_out_rows_that_are_learned():
+def test_flaws_of_the_held_out_file():
     one, = found(GOOD, [{"prompt": "else", "completion": "{}"}, GOOD[4], GOOD[5] | {"completion": "[]"}])
     assert one.fatal
     assert str(one).startswith("2 rows of held.jsonl ask what rows.jsonl teaches (lines 2, 3); keep them in one file")
-
-
-def test_flaws_of_the_held_out_file():
     one, = found(GOOD, [{"prompt": "else", "completion": ""}])
     assert one.fatal
     assert str(one).startswith("1 row of held.jsonl cannot be used: the completion is empty (line 1)")
@@ -90,21 +91,11 @@ def test_many_lines_and_many_reasons_are_cut_short():
     assert [finding.lines for finding in reasons] == [[1], [2], [3], [4, 5, 6, 7, 8, 9]]
 
 
-def test_text_has_no_answers_to_judge():
-    assert found(["the light is on " * 9]) == []
-    assert found([{"text": f"the light is {i}"} for i in range(5)]) == []
-
-
 def test_rows_of_an_objective():
     pairs = [{"prompt": f"lamp {i}", "better": "on", "worse": "off"} for i in range(30)]
     assert found(pairs, parser=pair_rows) == []
     one, = found([*pairs, {"prompt": "lamp", "better": "", "worse": "off"}], parser=pair_rows)
     assert (one.kind, one.lines) == ("empty", [31])
-
-
-def test_named_columns():
-    rows = [{"Frage": row["prompt"], "Antwort": row["completion"]} for row in GOOD]
-    assert found(rows, columns=Columns("Frage", "Antwort")) == []
 
 
 # ---- tokens ----------------------------------------------------------------------------------------------------------

@@ -55,9 +55,6 @@ def test_lines_are_those_of_the_file(tmp_path):
     path.write_bytes('question,answer\r\na,"b\r\nc"\r\n\r\nd,e\r\n,\r\n"f",g'.encode("utf-8-sig"))
     assert read(path) == [(2, {"question": "a", "answer": "b\r\nc"}), (5, {"question": "d", "answer": "e"}),
                           (7, {"question": "f", "answer": "g"})]
-
-
-def test_semicolons_of_a_spreadsheet(tmp_path):
     path = tmp_path / "rows.csv"
     path.write_text("question;answer\na;b, c\n")
     assert read(path) == [(2, {"question": "a", "answer": "b, c"})]
@@ -96,13 +93,10 @@ def test_arrays_are_what_the_json_module_wrote(tmp_path, indent):
     assert [line for line, _ in found] == ([2, 2] if indent is None else [3, 7])
 
 
-def test_an_array_without_rows(tmp_path):
+def test_json_files_without_rows_and_of_lines(tmp_path):
     path = tmp_path / "rows.json"
     path.write_text(" [ ] ")
     assert read(path) == []
-
-
-def test_a_json_file_of_lines_is_read_as_lines(tmp_path):
     path = write_lines(tmp_path / "rows.json", ROWS)
     assert read(path) == [(1, ROWS[0]), (2, ROWS[1])]
 

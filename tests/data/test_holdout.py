@@ -67,12 +67,9 @@ def test_the_question_of_a_conversation_is_all_before_the_last_answer():
     assert {row["messages"][2]["content"] for row in learned}.isdisjoint(row["messages"][2]["content"] for row in held)
 
 
-def test_rows_that_ask_nothing_are_divided_by_all_that_they_say():
+def test_rows_that_ask_nothing_are_divided_by_what_they_say_and_those_that_ask_the_same_are_not():
     assert len(divide([{"prompt": "", "completion": f"verse {i}"} for i in range(40)])[1]) == 4
     assert len(divide([{"text": f"verse {i}"} for i in range(40)])[1]) == 4
-
-
-def test_where_all_ask_the_same_none_is_held_out():
     assert divide([{"prompt": "say it", "completion": f"{i}"} for i in range(40)])[1] == []
 
 
@@ -153,3 +150,18 @@ def test_huge_rows_do_not_come_along(tiny_llama, tmp_path):
     assert len(held.examples) == 4
     assert len(held.rows) == 3
     assert sum(len(json.dumps(row)) for row in held.rows) <= loader.ROWS_LIMIT
+
+
+ATTEMPTS = {"completion": "on", "attempts": ["off"], "labels": [False]}
+REFERENCE = {"completion": "a", "reference": "b"}
+PAIR = {"chosen": [{"role": "assistant", "content": "on"}], "rejected": [{"role": "assistant", "content": "off"}]}
+
+
+@pytest.mark.parametrize(("row", "key"), [(ATTEMPTS, "prompt"), (ATTEMPTS, "messages"), (REFERENCE, "prompt"),
+                                          (REFERENCE, "messages"), (PAIR, "prompt")])
+def test_rows_of_every_kind_that_ask_the_same_are_on_one_side(row, key):
+    """What is held out was not asked in training."""
+    rows = [{**row, key: [{"role": "user", "content": f"set {i // 2}"}], "number": i} for i in range(40)]
+    learned, held = divide(rows)
+    assert held
+    assert not {row[key][0]["content"] for row in learned} & {row[key][0]["content"] for row in held}

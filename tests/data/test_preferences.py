@@ -1,6 +1,5 @@
 """Rows of pairs, of labels and of ranked answers: every shape, as serving has its tokens, and every refusal."""
 
-import json
 
 import pytest
 import templates
@@ -10,7 +9,6 @@ from edgetune.data import rows as supervised_rows
 from edgetune.data.check import findings
 from edgetune.data.dataset import load_rows
 from edgetune.data.facts import Tokens, inspect
-from edgetune.data.holdout import divide
 from edgetune.data.question import question_of
 from edgetune.errors import DataError
 
@@ -75,7 +73,7 @@ def test_an_answer_may_be_a_call():
 PAIR = {"prompt": "a", "chosen": "b", "rejected": "c"}
 
 
-@pytest.mark.parametrize(("row", "says"), [
+NO_PAIR = [
     ("text", "the row is plain text; expected is prompt with chosen"),
     (["a"], "the row is a JSON list, not an object"),
     ({"prompt": "a", "completion": "b"}, r"the row is no pair of answers \(its keys: prompt, completion\); expe"),
@@ -109,10 +107,7 @@ PAIR = {"prompt": "a", "chosen": "b", "rejected": "c"}
     ({**OPENAI, "input": "set"}, "input is a JSON string"),
     ({**OPENAI, "input": {"messages": "set"}}, "input has no list of messages"),
     ({**OPENAI, "input": {"messages": [USER], "tools": 3}}, "tools is a JSON number"),
-])
-def test_what_is_no_pair_is_refused(row, says):
-    with pytest.raises(DataError, match=says):
-        preferences.check_learnable(row)
+]
 
 
 GOOD = {"prompt": "set the light", "completion": "on", "label": True}
@@ -127,16 +122,14 @@ def test_a_label_is_a_reward(tokenizer):
     assert (made.tokens.tolist(), made.weights.tolist()) == learned(tokenizer, {"messages": [USER, ON]})
 
 
-@pytest.mark.parametrize(("row", "says"), [
+NO_LABEL = [
     ({"prompt": "a", "completion": "b"}, r"the row is no answer with a label \(its keys: prompt, completion\)"),
     ({**GOOD, "label": 1}, "label is a JSON number; write true"),
     ({**GOOD, "completion": " "}, "the completion is empty and its label true"),
     ({**GOOD, "completion": [ON]}, "prompt is text and completion is a JSON list"),
     ({"prompt": [USER], "completion": [USER], "label": True}, r"completion\[0\] has the role 'user'"),
-    (7, "the row is a JSON number, not an object")])
-def test_what_has_no_label_is_refused(row, says):
-    with pytest.raises(DataError, match=says):
-        unpaired.check_learnable(row)
+    (7, "the row is a JSON number, not an object")
+]
 
 
 RANKED = {"prompt": "set the light", "completions": ["on", "off", "10"], "rewards": [1, 0.5, -2]}
@@ -151,7 +144,7 @@ def test_ranked_answers_are_a_group(tokenizer):
     assert ranked.check_learnable({**RANKED, "completions": ["on", "on", "10"], "rewards": [1, 1, 0]}) == "ranked"
 
 
-@pytest.mark.parametrize(("row", "says"), [
+NOT_RANKED = [
     ({"prompt": "a", "completions": ["b", "c"]}, "the row has no answers with rewards"),
     ({**RANKED, "completions": ["on"]}, "completions has 1; write a list of 2 answers or more"),
     ({**RANKED, "completions": "on"}, "completions is a JSON string"),
@@ -163,10 +156,14 @@ def test_ranked_answers_are_a_group(tokenizer):
     ({**RANKED, "rewards": [1, 1, 1]}, "all 3 rewards are 1; remove the row"),
     ({**RANKED, "completions": [" ", "off", "10"]}, r"completions\[0\], the best answer, is empty"),
     ({**RANKED, "completions": ["on", "on", "10"]}, r"completions\[0\] and completions\[1\] are the same, and their"),
-])
-def test_what_is_not_ranked_is_refused(row, says):
+]
+
+
+@pytest.mark.parametrize(("parser", "row", "says"), [(parser, *one) for parser, table in (
+    (preferences, NO_PAIR), (unpaired, NO_LABEL), (ranked, NOT_RANKED)) for one in table])
+def test_what_cannot_be_learned_is_refused(parser, row, says):
     with pytest.raises(DataError, match=says):
-        ranked.check_learnable(row)
+        parser.check_learnable(row)
 
 
 # ---- files and data sets ---------------------------------------------------------------------------------------------
@@ -183,15 +180,10 @@ def test_of_a_pair_both_answers_are_kept_or_none(tokenizer, long):
     assert max(one.tokens.size for one in cut.examples) == 64
 
 
-def test_pairs_that_ask_the_same_are_on_one_side():
-    """Whatever their shape; what is held out was not asked in training."""
+def test_pairs_of_every_shape_ask_the_same():
     same = [{"prompt": [SYSTEM, USER], "chosen": [ON], "rejected": [OFF]}, OPENAI,
             {"chosen": [SYSTEM, USER, ON], "rejected": [SYSTEM, USER, OFF]}]
     assert [question_of(row) for row in same] == [[SYSTEM, USER]] * 3
-    rows = [{"prompt": [{**USER, "content": f"{i // 2}"}], "chosen": [ON], "rejected": [OFF]} for i in range(40)]
-    learned_rows, held = divide(rows)
-    assert held
-    assert not {json.dumps(question_of(row)) for row in held} & {json.dumps(question_of(row)) for row in learned_rows}
 
 
 @pytest.mark.parametrize(("parser", "row", "wrong", "words"), [

@@ -3,7 +3,6 @@ every refusal, what max_length cuts, and the way through the process that tokeni
 """
 
 import io
-import json
 
 import numpy as np
 import pytest
@@ -15,7 +14,6 @@ from edgetune.data import rows as supervised_rows
 from edgetune.data.dataset import load, load_rows
 from edgetune.data.facts import Tokens, inspect
 from edgetune.data.forest import shared
-from edgetune.data.holdout import divide
 from edgetune.data.lengths import lengths_of
 from edgetune.data.views import documents
 from edgetune.errors import DataError
@@ -184,12 +182,3 @@ def test_the_other_prompts_come_through_the_process(tiny_llama, tmp_path):
     for end in range(0, len(pipe.getvalue()), 7):
         with pytest.raises(loader.Cut):
             loader.receive(io.BytesIO(pipe.getvalue()[:end]))
-
-
-def test_rows_that_ask_the_same_are_on_one_side():
-    for key in ("prompt", "messages"):
-        rows = [{"completion": "a", "reference": "b", key: [{**USER, "content": f"{i // 2}"}]} for i in range(40)]
-        learned, held = divide(rows)
-        assert held
-        asked = [{json.dumps(row[key]) for row in part} for part in (learned, held)]
-        assert not asked[0] & asked[1]

@@ -52,6 +52,9 @@ def test_what_is_traded_is_said_with_what_it_saves():
     assert f"{plan.mib(make().peak_bytes)} -> " in first
     assert last.endswith(f"-> {plan.mib(tight.peak_bytes)} MiB")
     assert "4 tokens" not in first
+    made = make(200).to_json()
+    assert made["peak_bytes"] == made["process_bytes"] + made["weight_bytes"] + made["arena_bytes"]
+    assert made["peak_bytes"] <= made["budget_bytes"] == 200 * MIB
 
 
 @pytest.mark.parametrize(("options", "choice"), [
@@ -201,12 +204,6 @@ def test_earlier_tradeoffs_are_repeated():
         assert again.tradeoffs.streamed <= streamed
     with pytest.raises(UsageError, match="at least"):
         make(150, previous=plan.Tradeoffs(1024, 30, 0))
-
-
-def test_json_sums_up():
-    made = make(200).to_json()
-    assert made["peak_bytes"] == made["process_bytes"] + made["weight_bytes"] + made["arena_bytes"]
-    assert made["peak_bytes"] <= made["budget_bytes"] == 200 * MIB
 
 
 @pytest.mark.parametrize(("text", "expected"), [

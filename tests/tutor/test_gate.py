@@ -53,10 +53,11 @@ def test_the_sign_test_decides(wins, losses, tests, passes):
         assert f"{number:g}" in found.reason
 
 
-def test_rewards_count_by_their_signs():
+def test_rewards_count_by_their_signs_and_too_few_questions_are_said():
     found = decided([0.1] * 6, round=[0.2] * 6)
     assert found.chosen == ROUND
     assert "0.200" in found.reason
+    assert "4 questions are too few" in decided([0.0] * 4, round=[1.0] * 4).reason
 
 
 @pytest.mark.parametrize(("right", "text", "value"), [
@@ -76,10 +77,6 @@ def test_the_better_of_two_that_pass_is_taken_and_of_equals_the_round():
         assert ("do not help here" in found.reason) == (chosen == LABELS)
         assert f"{own} of 12 right" in found.reason
     assert found.facts["passed"] is False
-
-
-def test_too_few_questions_are_said():
-    assert "4 questions are too few" in decided([0.0] * 4, round=[1.0] * 4).reason
 
 
 @pytest.mark.parametrize(("now", "before", "says"), [

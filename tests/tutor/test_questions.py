@@ -19,14 +19,11 @@ def keys_of(found):
     return {question.key for question in found}
 
 
-def test_a_question_is_the_same_in_other_letters():
+def test_a_question_is_the_same_in_other_letters_and_without_its_answer():
     assert question_key({"prompt": "Is it  ON?"}) == question_key({"prompt": "is it on"})
     messages = [{"role": "user", "content": "Is it on?"}]
     assert question_key({"prompt": "is it on"}) == question_key({"messages": messages})
     assert question_key({"prompt": "is it on"}) != question_key({"prompt": "is it off"})
-
-
-def test_an_answer_is_no_part_of_what_is_asked():
     messages = [{"role": "user", "content": "on?"}, {"role": "assistant", "content": "yes"}]
     assert question_key({"messages": messages}) == question_key({"prompt": "on?"})
 
