@@ -52,7 +52,7 @@ backend_option = click.option("--backend", type=click.Choice(BACKENDS), default=
                               help="What edgetune's own engine computes on: cpu, cuda (an NVIDIA GPU), or auto: the "
                               "GPU where one can be used.")
 system_option = click.option("--system", default="",
-                             help="System message [with --adapter: the one that it was trained with].")
+                             help="System message [with an adapter: the one that it was trained with].")
 
 
 def engine_option(says: str) -> Callable[[F], F]:

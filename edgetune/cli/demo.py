@@ -22,10 +22,11 @@ def demo_command(folder: Path | None, seed: int, threads: int, as_json: bool) ->
     """
     from ..console import Copied, duration, pair_lines
     from ..demo import run as demo
+    from ..training.callbacks import RunCallbacks
     began = time.monotonic()
     with stop_on_signals() as should_stop, train_progress(as_json) as progress:
-        result = demo.run(folder or demo.free_folder(), threads=threads, seed=seed, on_event=progress.event,
-                          should_stop=should_stop)
+        result = demo.run(folder or demo.free_folder(), threads=threads, seed=seed,
+                          callbacks=RunCallbacks(progress.event, should_stop))
     seconds = time.monotonic() - began
     scores = ", ".join(f"{what} {before} -> {after}" for what, before, after in result.facts())
     show(as_json, {"out": str(result.folder), **result.record, "seconds": seconds, "train_seconds": result.seconds},

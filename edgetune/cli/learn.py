@@ -76,13 +76,15 @@ def train_command(model: Path, data: Path, folder: Path, held_out: str | None, p
     """
     from ..runs.sweep import BEST, sweep
     from ..runs.train import train
-    arguments = {"governor": governor_of(policy_file, options), "objective": take_objective(options),
-                 "start": options.pop("start"), "answers": options.pop("answers"), "resume": options.pop("resume"),
-                 "allow_changed": options.pop("allow_changed"), "command": typed()}
+    from ..training.callbacks import RunCallbacks
+    governor = governor_of(policy_file, options)
+    arguments = {"objective": take_objective(options), "start": options.pop("start"),
+                 "answers": options.pop("answers"), "resume": options.pop("resume"),
+                 "allow_changed": options.pop("allow_changed")}
     options = explicit(options)  # an adapter to begin from may decide others
     grid = take_grid(options)
     with stop_on_signals() as should_stop, train_progress(as_json) as progress:
-        arguments |= {"should_stop": should_stop, "on_event": progress.event}
+        arguments["callbacks"] = RunCallbacks(progress.event, should_stop, governor, command=typed())
         if grid:
             found = sweep(model, data, folder, held_out, grid=grid, **arguments, **options)
         else:
@@ -117,6 +119,7 @@ def resume_command(folder: Path, epochs: str | None, allow_changed: tuple[str, .
     from ..machine.governor import Governor
     from ..options import make_options
     from ..runs.train import resume
+    from ..training.callbacks import RunCallbacks
     from ..training.origin import read_origin
     origin = read_origin(folder)
     given = {name: value for name, value in options.items() if value is not None}
@@ -124,7 +127,7 @@ def resume_command(folder: Path, epochs: str | None, allow_changed: tuple[str, .
     governor = Governor(make_options(Policy, policy).check(), read_device().profile)
     with stop_on_signals() as should_stop, train_progress(as_json) as progress:
         result = resume(folder, more=more_epochs(epochs), allow_changed=allow_changed, answers=answers,
-                        on_event=progress.event, should_stop=should_stop, governor=governor, command=typed(), **given)
+                        callbacks=RunCallbacks(progress.event, should_stop, governor, command=typed()), **given)
     finish(as_json, result, Path(origin.model))
 
 

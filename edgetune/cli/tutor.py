@@ -97,15 +97,16 @@ def tutor_command(model: Path, prompts: Path, folder: Path, labelled: Path | Non
     """
     from ..adapters.store import recorded_size
     from ..evaluation.graders.base import load_grader
-    from ..tutor.teach import teach
+    from ..training.callbacks import RunCallbacks
+    from ..tutor.teach import Files, teach
     governor = governor_of(policy_file, options)
     rounds = TutorOptions(**{spec.name: options.pop(spec.name) for spec in fields(TutorOptions)})
     config = TrainConfig(**{**options, **recorded_size(start), **explicit(options)}).check()
     judge = load_grader(Path(grader), allow_unsafe_python=unsafe_python) if grader else None
     with stop_on_signals() as should_stop, train_progress(as_json) as progress:
-        state = teach(model, prompts, folder, labelled=labelled, held=held, grader=judge, start=start,
-                      keep=keep, until=until or "", options=rounds, config=config, governor=governor,
-                      should_stop=should_stop, on_event=progress.event)
+        state = teach(model, Files(prompts, labelled, held, keep), folder, grader=judge, start=start,
+                      until=until or "", options=rounds, config=config,
+                      callbacks=RunCallbacks(progress.event, should_stop, governor))
     from ..tutor.inspect import summary
     found = summary(folder)
     show(as_json, {"out": str(folder), "stopped": state.stopped, **found}, *_rounds(found["rounds"]),

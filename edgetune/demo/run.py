@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import shutil
-from collections.abc import Callable
 from itertools import count
 from pathlib import Path
 from typing import Any
@@ -12,6 +11,7 @@ from ..errors import EdgetuneError, Interrupted
 from ..formats.named import packaged_model
 from ..runs.result import Result
 from ..runs.train import train
+from ..training.callbacks import RunCallbacks
 
 DATA = Path(__file__).parent / "data"
 SYSTEM = "Turn the request into a JSON action."
@@ -24,12 +24,11 @@ def free_folder(stem: str = "edgetune-demo") -> Path:
     return next(path for path in names if not path.exists())
 
 
-def run(folder: Path, *, threads: int = 0, seed: int = 0, on_event: Callable[[dict[str, Any]], None] | None = None,
-        should_stop: Callable[[], bool] | None = None) -> Result:
+def run(folder: Path, *, threads: int = 0, seed: int = 0, callbacks: RunCallbacks | None = None) -> Result:
     """Train into `folder`, and answer the held-out requests before and after."""
     try:
         return train(packaged_model(), DATA / "home_train.jsonl", folder, DATA / "home_heldout.jsonl",
-                     on_event=on_event, should_stop=should_stop, threads=threads, seed=seed, **OPTIONS)
+                     callbacks=callbacks, threads=threads, seed=seed, **OPTIONS)
     except Interrupted as stop:
         shutil.rmtree(folder)
         raise EdgetuneError(f"the demonstration was {stop.what}", "start it again") from None

@@ -19,11 +19,12 @@ from ..adapters import store
 from ..data.loader import NONE
 from ..errors import DataError, EdgetuneError, MismatchError, NumericsError, UsageError
 from ..formats.bundle import Bundle, open_bundle, sha256
+from ..training.callbacks import RunCallbacks
 from ..training.config import TrainConfig
 from ..training.metrics import REPORT
 from ..training.resume import FREE
 from .result import Result
-from .train import OnEvent, Rows, as_file, train
+from .train import Rows, as_file, train
 
 MOST = 32  # runs
 FILE = "sweep.json"
@@ -68,7 +69,7 @@ class Sweep:
 
 
 def sweep(model: str | Path | Bundle, data: Rows, out: str | Path, eval: Rows | None = None, *,
-          grid: Mapping[str, Sequence[Any]], on_event: OnEvent | None = None, resume: bool = False,
+          grid: Mapping[str, Sequence[Any]], callbacks: RunCallbacks | None = None, resume: bool = False,
           **arguments: Any) -> Sweep:
     """A run of `train` for each combination of the values in `grid`, {option: values}, in a folder of `out`.
 
@@ -76,6 +77,7 @@ def sweep(model: str | Path | Bundle, data: Rows, out: str | Path, eval: Rows | 
     A run whose loss is not finite counts as failed. Raises UsageError for more than MOST runs, and where nothing could
     tell which is best; MismatchError for a resumed sweep of another model or other rows.
     """
+    calls = callbacks or RunCallbacks()
     points = [dict(zip(grid, values, strict=True)) for values in product(*grid.values())]
     _check(points, data, eval)
     bundle = model if isinstance(model, Bundle) else open_bundle(model)
@@ -85,9 +87,8 @@ def sweep(model: str | Path | Bundle, data: Rows, out: str | Path, eval: Rows | 
         found = Sweep(Path(out), made_from, [])
         _begin(found, resume)
         for number, point in enumerate(points, start=1):
-            if on_event:
-                on_event({"event": "sweep", "number": number, "of": len(points),
-                          "options": {name: short(value) for name, value in point.items()}})
+            calls.on_event({"event": "sweep", "number": number, "of": len(points),
+                            "options": {name: short(value) for name, value in point.items()}})
             folder = found.folder / folder_name(point)
             options = {**arguments, **point}
             if _has_ended(folder, options):
@@ -96,7 +97,7 @@ def sweep(model: str | Path | Bundle, data: Rows, out: str | Path, eval: Rows | 
             else:
                 result = None  # where the loss was no number
                 with suppress(NumericsError):
-                    result = train(bundle, rows, folder, held, on_event=on_event, resume=folder.exists(), **options)
+                    result = train(bundle, rows, folder, held, callbacks=calls, resume=folder.exists(), **options)
             found.tried.append(Tried(point, folder, result))
             _save(found)
     _report(found)

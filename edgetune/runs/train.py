@@ -11,6 +11,7 @@ import sys
 import tempfile
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -24,7 +25,6 @@ from ..errors import DataError, EdgetuneError, UsageError
 from ..evaluation.graders.rewards import rewards_of
 from ..formats.bundle import Bundle, open_bundle
 from ..machine import device
-from ..machine.governor import Governor
 from ..objectives.base import Objective, read_objective
 from ..objectives.rewarded import Rewarded
 from ..objectives.sft import Sft
@@ -49,12 +49,10 @@ OnEvent = Callable[[Event], None]
 
 
 def train(model: str | Path | Bundle, data: Rows, out: str | Path, eval: Rows | None = None, *,
-          start: str | Path | None = None, resume: bool = False, more: float = 0.0,
+          config: TrainConfig | None = None, start: str | Path | None = None, resume: bool = False, more: float = 0.0,
           allow_changed: Collection[str] = (), answers: bool = True, progress: bool = False,
-          on_event: OnEvent | None = None, should_stop: Callable[[], bool] | None = None,
-          governor: Governor | None = None, objective: Objective | None = None,
-          reward: Callable[..., Any] | None = None, command: Sequence[str] = (),
-          **options: Unpack[TrainOptions]) -> Result:
+          callbacks: RunCallbacks | None = None, objective: Objective | None = None,
+          reward: Callable[..., Any] | None = None, **options: Unpack[TrainOptions]) -> Result:
     """Train a LoRA adapter on `data`, write it to the new folder `out`, and say what became of it.
 
     >>> result = edgetune.train("model.gguf", "rows.jsonl", "my-adapter")
@@ -62,18 +60,19 @@ def train(model: str | Path | Bundle, data: Rows, out: str | Path, eval: Rows | 
 
     data: a file of rows (.jsonl, .csv, .txt), or a list of them: {"prompt": ..., "completion": ...},
     {"messages": [...]} or {"text": ...}. eval: held-out rows, by which the best adapter is chosen: a file, a list,
-    "none" to learn all rows; default: a tenth of `data`, or what a resumed run had. start: an adapter to begin from;
-    the new one has its size. answers: whether held-out questions are answered before and after. resume, more,
-    allow_changed: continue the run in `out`, as `edgetune.run` does. progress: print it. on_event, should_stop,
-    governor, objective: as in `edgetune.run`. reward: what rewards answers, a function with TRL's signature, for an
-    objective that learns from rewards. command: what run.json says was typed. options: those of `edgetune
-    train`, with underscores.
+    "none" to learn all rows; default: a tenth of `data`, or what a resumed run had. config, options: those of `edgetune
+    train`, with underscores, as an object, by name, or both. start: an adapter to begin from; the new one has its size.
+    answers: whether held-out questions are answered before and after. resume, more, allow_changed: continue the run in
+    `out`, as `edgetune.run` does. progress: print it. callbacks, objective: as in `edgetune.run`. reward: rewards
+    answers, a function with TRL's signature, for an objective that learns from rewards.
 
     Raises the kinds of EdgetuneError for what cannot be read, fitted or written; Interrupted where it was stopped
     before its end, and can be resumed.
     """
     objective = objective or Sft()
-    config = TrainConfig(**{**objective.defaults, **store.recorded_size(start), **options}).check()
+    given = {**objective.defaults, **store.recorded_size(start)} if config is None else vars(config)
+    config = TrainConfig(**{**given, **options}).check()
+    calls = callbacks or RunCallbacks()
     rewards = None
     if isinstance(objective, Rewarded):
         objective, rewards = rewards_of(objective, reward)
@@ -85,8 +84,9 @@ def train(model: str | Path | Bundle, data: Rows, out: str | Path, eval: Rows | 
         eval = _recorded_eval(out)
     config.check_held_out(eval != NONE)
     bundle = model if isinstance(model, Bundle) else open_bundle(model)
-    origin = Origin(str(bundle.path.absolute()), _place(data), TENTH if eval is None else _place(eval), list(command))
-    with _shown(progress, on_event) as show:
+    origin = Origin(str(bundle.path.absolute()), _place(data), TENTH if eval is None else _place(eval),
+                    list(calls.command))
+    with _shown(progress, calls.on_event) as show:
         with as_file(data, "data") as rows_file, as_file(eval, "held-out") as held_file:
             assert rows_file
             if resume:
@@ -98,7 +98,7 @@ def train(model: str | Path | Bundle, data: Rows, out: str | Path, eval: Rows | 
                 rewards.check([*rows.examples, *(held.examples if held else ())])
         with reported(out):
             record = _unreported(out) if resume and not more else {}
-            calls = RunCallbacks(show, should_stop or (lambda: False), governor, resume_by=resume_by(out, command))
+            calls = replace(calls, on_event=show, resume_by=resume_by(out, calls.command))
             record = record or run(bundle, rows, out, config, held_out=held, start=start, resume=resume, more=more,
                                    allow_changed=allow_changed, origin=origin, callbacks=calls, objective=objective,
                                    rewards=rewards)
@@ -107,13 +107,12 @@ def train(model: str | Path | Bundle, data: Rows, out: str | Path, eval: Rows | 
             exam = _exam(bundle, record, out, held, config) if wants_answers else None
             del rows, held
             if exam:
-                record = _judge(exam, record, show, should_stop or (lambda: False))
+                record = _judge(exam, record, show, calls.should_stop)
     return Result(out, record)
 
 
 def resume(out: str | Path, *, more: float = 0.0, allow_changed: Collection[str] = (), answers: bool = True,
-           progress: bool = False, on_event: OnEvent | None = None, should_stop: Callable[[], bool] | None = None,
-           governor: Governor | None = None, reward: Callable[..., Any] | None = None, command: Sequence[str] = (),
+           progress: bool = False, callbacks: RunCallbacks | None = None, reward: Callable[..., Any] | None = None,
            **changed: Unpack[TrainOptions]) -> Result:
     """Continue the run in the folder `out`, which knows its model, rows and options; they are compared by hash.
 
@@ -126,12 +125,11 @@ def resume(out: str | Path, *, more: float = 0.0, allow_changed: Collection[str]
     if not origin.data:
         raise UsageError(f"the rows of the run in {out} came from a program", "continue it there, by "
                          "edgetune.train(..., resume=True)")
-    was = vars(from_json(TrainConfig, store.read_run(Path(out))["options"], f"the options in {Path(out) / store.RUN}"))
-    options = {**was, **changed}
-    return train(origin.model, origin.data, out, resume=True, more=more, allow_changed=allow_changed, answers=answers,
-                 progress=progress, on_event=on_event, should_stop=should_stop, governor=governor,
-                 objective=read_objective(origin.objective), reward=reward, command=command or origin.command,
-                 **options)
+    was = from_json(TrainConfig, store.read_run(Path(out))["options"], f"the options in {Path(out) / store.RUN}")
+    calls = callbacks or RunCallbacks()
+    return train(origin.model, origin.data, out, config=was, resume=True, more=more, allow_changed=allow_changed,
+                 answers=answers, progress=progress, objective=read_objective(origin.objective), reward=reward,
+                 callbacks=replace(calls, command=calls.command or origin.command), **changed)
 
 
 # ---- what a run begins with ------------------------------------------------------------------------------------------
@@ -230,16 +228,15 @@ def as_file(rows: Rows | None, name: str) -> Iterator[Path | None]:
 
 
 @contextmanager
-def _shown(progress: bool, on_event: OnEvent | None) -> Iterator[OnEvent]:
+def _shown(progress: bool, on_event: OnEvent) -> Iterator[OnEvent]:
     if not progress:
-        yield on_event or (lambda _: None)
+        yield on_event
         return
     from ..console import Terminal
     from ..progress import TrainProgress
     with TrainProgress(Terminal(file=sys.stderr)) as shown:
         def both(event: Event) -> None:
             shown.event(event)
-            if on_event:
-                on_event(event)
+            on_event(event)
 
         yield both

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -17,7 +17,8 @@ class RunCallbacks:
     "governor" | "done", ...}; all but start and done are lines of metrics.jsonl. should_stop: called before each block;
     if it returns True, the state is saved and Interrupted raised. governor: decides when the run slows down or pauses
     for others. busy: whether a request is being answered; the run then works a tenth of the time. name: the caller's
-    name of the run, and resume_by: the way to continue it, for errors.
+    name of the run, and resume_by: the way to continue it, for errors. command: the words that a user typed, for
+    run.json.
     """
 
     on_event: Callable[[Event], None] = lambda _: None
@@ -26,3 +27,4 @@ class RunCallbacks:
     busy: Callable[[], bool] = lambda: False
     name: str = ""
     resume_by: str = "continue it with resume=True"
+    command: Sequence[str] = ()

@@ -64,8 +64,8 @@ class CommonOptions:
     overflow: str = option("truncate", "What happens to a longer row.", choices=("truncate", "skip"))
     packing: bool = option(False, "Fill rows up to max-length with several documents that never see each other.")
     anchors: int | Literal["auto"] = option("auto", "Rows for each answer of the base itself that is learned with "
-                                            "them, so that it stays as it was on unrelated text; 0: none; auto: 5 with "
-                                            "--method sft and --epochs auto, else none.", low=0, high=10**9, auto=int,
+                                            "them, so that it stays as it was on unrelated text; 0: none; auto: 5 for "
+                                            "sft with --epochs auto, else none.", low=0, high=10**9, auto=int,
                                             common=True)
     share_prefixes: str = option("auto", "Compute once what rows of a batch begin with alike, such as a system "
                                  "message; off: again for each row. Results are the same but for rounding.",

@@ -61,7 +61,7 @@ class Tutor:
             self.state = TutorState(start, start)
         for number in range(1, count + 1):
             setting.look()
-            setting.on_event({"event": "round", "round": number, "rounds": count})
+            setting.callbacks.on_event({"event": "round", "round": number, "rounds": count})
             round = Round(setting.out, number)
             self.state = self._round(round)
             remove_old(round, {path for path in (self.state.published, self.state.tested) if path})
@@ -69,7 +69,7 @@ class Tutor:
                 break
         else:
             self.state = replace(self.state, stopped=f"{count} round{' is' if count == 1 else 's are'} done")
-        setting.on_event({"event": "end", "stopped": self.state.stopped})
+        setting.callbacks.on_event({"event": "end", "stopped": self.state.stopped})
         return self.state
 
     def _round(self, round: Round) -> TutorState:
@@ -135,7 +135,8 @@ class Tutor:
         is_new = not round.file(kind.step).exists()
         self.setting.release()
         found = round.step(kind, make)
-        self.setting.on_event({"event": "tutor", "round": round.number, "step": round.name(kind.step), **found.facts})
+        self.setting.callbacks.on_event({"event": "tutor", "round": round.number, "step": round.name(kind.step),
+                                         **found.facts})
         if is_new and kind.step == self.until:
             raise Interrupted(f"stopped after the step {kind.step} of round {round.number}",
                               f"look at {round.file(kind.step)}, and continue with the same command")

@@ -3,11 +3,9 @@
 from __future__ import annotations
 
 import gc
-from collections.abc import Callable
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 
@@ -19,8 +17,8 @@ from ..formats.bundle import Bundle
 from ..llamacpp.sampling import SEED_LIMIT
 from ..llamacpp.tokenizer import Tokenizer
 from ..machine import device
-from ..machine.governor import Governor
 from ..serving.rollouts.texts import Engine
+from ..training.callbacks import RunCallbacks
 from ..training.config import TrainConfig
 from ..training.throttle import Courtesy
 from .options import TutorOptions
@@ -33,8 +31,8 @@ PURPOSES = ("draw", "train")
 @dataclass(frozen=True, eq=False)
 class Setting:
     """The setting of all steps. grader: None without one; if it asks a model, that is the base. start: the folder of
-    the start adapter; None: the base. should_stop: called often; if it returns True, Interrupted is raised and the step
-    is repeated later. busy: whether someone is being answered. on_event: called with {"event": ..., "round": ...}.
+    the start adapter; None: the base. callbacks: of the caller; an event is {"event": ..., "round": ...}, and a step
+    that is stopped is repeated later.
     """
 
     bundle: Bundle
@@ -45,14 +43,11 @@ class Setting:
     config: TrainConfig
     out: Path
     start: Path | None = None
-    governor: Governor | None = None
-    should_stop: Callable[[], bool] = lambda: False
-    busy: Callable[[], bool] = lambda: False
-    on_event: Callable[[dict[str, Any]], None] = field(default=lambda _: None)
+    callbacks: RunCallbacks = field(default_factory=RunCallbacks)
 
     @cached_property
     def _courtesy(self) -> Courtesy:
-        return Courtesy(self.should_stop, self.busy, self.governor)
+        return Courtesy(self.callbacks.should_stop, self.callbacks.busy, self.callbacks.governor)
 
     @property
     def system(self) -> str | None:

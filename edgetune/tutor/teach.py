@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable, Sequence
-from dataclasses import asdict
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
@@ -18,7 +18,7 @@ from ..formats.bundle import Bundle, open_bundle
 from ..formats.gguf import fingerprint
 from ..formats.shape import read_shape
 from ..llamacpp.tokenizer import Tokenizer
-from ..machine.governor import Governor
+from ..training.callbacks import Event, RunCallbacks
 from ..training.config import LORA, TrainConfig
 from ..training.length import reading_limit
 from .folder import begin, begun_in
@@ -28,26 +28,30 @@ from .rounds import Tutor, TutorState
 from .setting import Setting
 
 FREE = ("memory", "weights", "threads", "checkpoint_every")  # options that may differ when rounds are continued
-Event = dict[str, Any]
 
 
-def teach(model: str | Path | Bundle, prompts: str | Path, out: str | Path, *,
-          labelled: str | Path | None = None, held: str | Path | None = None, grader: Grader | None = None,
-          start: str | Path | None = None,
-          keep: str | Path | None = None, until: str = "", options: TutorOptions | None = None,
-          config: TrainConfig | None = None, governor: Governor | None = None,
-          should_stop: Callable[[], bool] = lambda: False, busy: Callable[[], bool] = lambda: False,
-          on_event: Callable[[Event], None] = lambda _: None) -> TutorState:
+@dataclass(frozen=True)
+class Files:
+    """The files of the rounds. prompts: questions, {"prompt": ...} or {"messages": [...]}, whose "completion", where
+    there is one, is the right answer. labelled: rows with right answers. held: held-out rows, which are never learned
+    and of which those without a right answer need a grader; without it a fifth of the others is held out. keep: texts
+    on which the model is to stay as it is.
+    """
+
+    prompts: Path
+    labelled: Path | None = None
+    held: Path | None = None
+    keep: Path | None = None
+
+
+def teach(model: str | Path | Bundle, files: Files, out: str | Path, *, grader: Grader | None = None,
+          start: str | Path | None = None, until: str = "", options: TutorOptions | None = None,
+          config: TrainConfig | None = None, callbacks: RunCallbacks | None = None) -> TutorState:
     """Rounds of answering, choosing and learning, in the folder `out`, which holds the adapter that they published.
 
-    prompts: a file of questions, {"prompt": ...} or {"messages": [...]}, whose "completion", where there is one, is the
-    right answer. labelled: a file of rows with right answers. held: a file of held-out rows, which are never learned
-    and of which those without a right answer need a grader; without it a fifth of the others is held out. Questions
-    without room for an answer are left out, which is an event {"event": "rows"}.
+    Questions without room for an answer are left out, which is an event {"event": "rows"}.
     grader: decides which answers to prompts are learned; without it the agreement of answers does. start: the adapter
-    to begin from, whose size config must have. keep: a file of texts on which the model is to stay as it is.
-    until: a step after which to stop. busy: whether someone is being answered, to whom all steps yield. Rounds in `out`
-    are continued.
+    to begin from, whose size config must have. until: a step after which to stop. Rounds in `out` are continued.
 
     Raises the kinds of EdgetuneError for what cannot be read, fitted or written; Interrupted where should_stop returned
     True: the same call continues, to the same bytes.
@@ -57,26 +61,24 @@ def teach(model: str | Path | Bundle, prompts: str | Path, out: str | Path, *,
     bundle = model if isinstance(model, Bundle) else open_bundle(model)
     tokenizer = Tokenizer(bundle.gguf)
     tokenizer.markup = config.markup
-    files = {"prompts": prompts, "labelled": labelled, "held": held, "keep": keep}
-    paths = {name: Path(path) for name, path in files.items() if path is not None}
+    calls = callbacks or RunCallbacks()
+    paths = {name: path for name, path in vars(files).items() if path is not None}
     kind = {"prompts": False, "labelled": True}  # whether rows have right answers; of others they say so
     read = {name: _with_room(path, read_questions(path, tokenizer, config.system or None, kind.get(name)), tokenizer,
-                             config, options, bundle, on_event) for name, path in paths.items() if name != "keep"}
+                             config, options, bundle, calls.on_event) for name, path in paths.items() if name != "keep"}
     if grader is not None:
         _check_items(grader, [question for of in read.values() for question in of if not question.reference])
     pool = pool_of(read.get("labelled", []), read["prompts"], grader is not None, read.get("held", []))
     folder = Path(out)
     began = Path(start) if start is not None else None
-    setting = Setting(bundle, tokenizer, pool, grader, options, config, folder, began, governor, should_stop, busy,
-                      on_event)
+    setting = Setting(bundle, tokenizer, pool, grader, options, config, folder, began, calls)
     begun = {
         "model": fingerprint(bundle.gguf), "start": _digest(open_adapter(began, bundle.gguf).path) if began else None,
         **{name: _digest(path) for name, path in paths.items()}, "grader": grader and grader.to_json(),
         **{name: value for name, value in asdict(options).items() if name != "rounds"},
         **{name: value for name, value in config.to_json().items()
            if name not in FREE and (name, value) != ("family", LORA)}}  # earlier folders name no family
-    kept = [_text_of(row) for _, row in read_rows(paths["keep"])] if keep else [
-        FILE.read_text("utf-8")]
+    kept = [_text_of(row) for _, row in read_rows(files.keep)] if files.keep else [FILE.read_text("utf-8")]
     begun_in(folder)  # refuses a file before a folder is made
     try:
         folder.mkdir(parents=True, exist_ok=True)

@@ -10,7 +10,6 @@ from typing import TypeVar
 from ..adapters import store
 from ..data.dataset import load_rows
 from ..formats.shape import read_shape
-from ..training.callbacks import RunCallbacks
 from ..training.length import reading_limit, steps_per_epoch
 from ..training.run import run
 from .choosing import LABELLED
@@ -38,8 +37,8 @@ def train(setting: Setting, number: int, rows: Sequence[TrainingRow], out: Path,
                      system=setting.system)
     record = store.read_run(out)
     if record.get("status") != "done":  # else it was killed between this and the step's file
-        calls = RunCallbacks(lambda event: setting.on_event({**event, "round": number}), setting.should_stop,
-                             setting.governor, setting.busy, f"round {number}", CONTINUE)
+        calls = replace(setting.callbacks, name=f"round {number}", resume_by=CONTINUE,
+                        on_event=lambda event: setting.callbacks.on_event({**event, "round": number}))
         record = run(setting.bundle, data, out, config, start=setting.start, resume=out.exists(), callbacks=calls)
     store.save_schema(out, data.schema)
     passes = record["steps"] / steps_per_epoch(config, len(rows))

@@ -1,5 +1,7 @@
 """--help with the common options, --help-all with all of them in groups, in terminals of 60 and 80 columns."""
 
+import re
+
 import click
 import pytest
 from click.testing import CliRunner
@@ -57,6 +59,22 @@ def test_help_has_the_common_options_and_says_how_many_are_left_out(path):
     assert f"--help-all shows {len(rare)} more." in short
     assert "Common options:" in short
     assert len(short.splitlines()) < len(shown(*path, "--help-all", width=1000).splitlines())
+
+
+def commands(command=cli, name="edgetune"):
+    yield name, command
+    if isinstance(command, click.Group):
+        for each in command.list_commands(click.Context(command)):
+            yield from commands(command.get_command(None, each), f"{name} {each}")
+
+
+def test_help_names_options_that_the_command_has():
+    for name, command in commands():
+        options = [param for param in command.params if isinstance(param, click.Option)]
+        own = {flag for option in options for flag in (*option.opts, *option.secondary_opts)}
+        for option in options:
+            if "edgetune " not in (option.help or ""):  # else it may speak of another command
+                assert set(re.findall(r"(?<![\w-])--[a-z][\w-]*", option.help or "")) <= own, f"{name} {option.name}"
 
 
 def test_an_option_that_help_leaves_out_is_taken():

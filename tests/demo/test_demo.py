@@ -7,6 +7,7 @@ from commands import run
 
 from edgetune.demo import run as demo
 from edgetune.errors import EdgetuneError
+from edgetune.training.callbacks import RunCallbacks
 
 
 @pytest.fixture
@@ -34,5 +35,5 @@ def test_it_shows_requests_scores_and_how_to_talk_to_it(tmp_path):
 @pytest.mark.usefixtures("short")
 def test_stopped_it_leaves_nothing(tmp_path):
     with pytest.raises(EdgetuneError, match="the demonstration was stopped after step 0 of 1; start it again"):
-        demo.run(tmp_path / "out", should_stop=lambda: True)
+        demo.run(tmp_path / "out", callbacks=RunCallbacks(should_stop=lambda: True))
     assert not (tmp_path / "out").exists()

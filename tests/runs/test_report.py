@@ -121,8 +121,8 @@ def test_a_training_leaves_its_report(bundle, tmp_path):
     assert all(pair["prompt"] in text for pair in result.pairs)
     done = []
     with pytest.raises(Interrupted):
-        train(bundle, rows, tmp_path / "stopped", on_event=done.append, **options,
-              should_stop=lambda: any(event.get("step") == 3 for event in done))
+        train(bundle, rows, tmp_path / "stopped", **options,
+              callbacks=RunCallbacks(done.append, lambda: any(event.get("step") == 3 for event in done)))
     assert "Paused: step 3 of 6." in parsed(tmp_path / "stopped" / "report.html")[1]
     with pytest.raises(NumericsError):
         train(bundle, rows, tmp_path / "failed", **options, lr=1e30, warmup=0.0)
@@ -138,7 +138,7 @@ def test_a_training_that_was_killed_before_its_report_gets_one(bundle, tmp_path,
     out = tmp_path / "out"
     write_lines(tmp_path / "rows.jsonl", rows)
     done = []
-    whole = train(bundle, tmp_path / "rows.jsonl", out, on_event=done.append, **options).record
+    whole = train(bundle, tmp_path / "rows.jsonl", out, callbacks=RunCallbacks(done.append), **options).record
     record = next(event for event in done if event["event"] == "done")
     adapter = (out / "adapter.gguf").read_bytes()
     (out / "metrics.csv").unlink()

@@ -9,6 +9,7 @@ from tiny import write_tiny
 
 from edgetune.errors import Interrupted, MismatchError, UsageError
 from edgetune.runs.sweep import folder_name, short, sweep
+from edgetune.training.callbacks import RunCallbacks
 
 ROWS = [{"prompt": f"turn on lamp {i}", "completion": "on"} for i in range(20)]
 OPTIONS = {"rank": 4, "steps": 6, "batch_size": 4, "max_length": 64, "threads": 1, "answers": False}
@@ -71,13 +72,13 @@ def test_after_a_stop_only_what_is_missing_is_done(place, tmp_path):
         steps.extend([e["step"]] if e["event"] == "step" else [])
 
     with pytest.raises(Interrupted):
-        sweep(place / "model.gguf", ROWS, out, grid=grid, on_event=event, should_stop=lambda: len(steps) == 8,
+        sweep(place / "model.gguf", ROWS, out, grid=grid, callbacks=RunCallbacks(event, lambda: len(steps) == 8),
               **OPTIONS)
     assert len(json.loads((out / "sweep.json").read_text())["runs"]) == 1
-    found = sweep(place / "model.gguf", ROWS, out, grid=grid, on_event=event, resume=True, **OPTIONS)
+    found = sweep(place / "model.gguf", ROWS, out, grid=grid, callbacks=RunCallbacks(event), resume=True, **OPTIONS)
     assert steps[:12] == [1, 2, 3, 4, 5, 6, 1, 2, 3, 4, 5, 6]
     done = len(steps)
-    again = sweep(place / "model.gguf", ROWS, out, grid=grid, on_event=event, resume=True, **OPTIONS)
+    again = sweep(place / "model.gguf", ROWS, out, grid=grid, callbacks=RunCallbacks(event), resume=True, **OPTIONS)
     assert len(steps) == done
     assert again.to_json() == found.to_json()
     with pytest.raises(MismatchError, match="were made from data"):

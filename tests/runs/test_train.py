@@ -18,6 +18,8 @@ from edgetune.runs.answers import compare, complete, summary
 from edgetune.runs.result import Result
 from edgetune.runs.train import resume, train
 from edgetune.serving.llama import LlamaModel, memory_needed
+from edgetune.training.callbacks import RunCallbacks
+from edgetune.training.config import TrainConfig
 
 ROWS = [{"prompt": f"turn on lamp {i}", "completion": "on"} for i in range(20)]
 HELD = [{"prompt": f"turn on lamp {i}", "completion": "on"} for i in range(30, 36)]
@@ -109,8 +111,8 @@ def test_answers_may_be_left_out(model, tmp_path):
 
 def test_stopped_while_answering_the_adapter_stays(model, tmp_path):
     events = []
-    result = train(model, ROWS, tmp_path / "out", HELD, on_event=lambda e: events.append(e["event"]),
-                   should_stop=lambda: "answers" in events, **{**OPTIONS, "steps": 1})
+    result = train(model, ROWS, tmp_path / "out", HELD, callbacks=RunCallbacks(
+        lambda e: events.append(e["event"]), lambda: "answers" in events), **{**OPTIONS, "steps": 1})
     assert events[-1] == "answers_missing"
     assert result.record["answers"] is None
     assert result.record["answers_missing"] == "answers were not compared: they were stopped"
@@ -134,6 +136,7 @@ def test_what_llama_cpp_needs_is_within_what_is_counted(smollm2):
 from edgetune.formats.bundle import open_bundle
 from edgetune.machine import device
 from edgetune.serving.llama import LlamaModel, memory_needed
+from edgetune.training.callbacks import RunCallbacks
 base = open_bundle({str(smollm2)!r}).gguf
 import numpy
 before = device.rss()
@@ -262,8 +265,9 @@ def test_a_run_of_before_without_held_out_rows_continues_as_it_was(model, tmp_pa
     steps = []
     arguments = (model, ROWS, tmp_path / "out")
     with pytest.raises(Interrupted):
-        train(*arguments, "none", should_stop=lambda: len(steps) == 2,
-              on_event=lambda e: steps.extend([1] if e["event"] == "step" else []), **{**OPTIONS, "steps": 4})
+        train(*arguments, "none", callbacks=RunCallbacks(
+            lambda e: steps.extend([1] if e["event"] == "step" else []), lambda: len(steps) == 2),
+            **{**OPTIONS, "steps": 4})
     record = json.loads((tmp_path / "out" / "run.json").read_text())
     del record["origin"]
     (tmp_path / "out" / "run.json").write_text(json.dumps(record))
@@ -281,10 +285,11 @@ def stopped_once(model, tmp_path_factory):
     steps = []
     with pytest.MonkeyPatch.context() as patch:
         patch.chdir(folder)
-        whole = train("model.gguf", "rows.jsonl", "whole", **options)
+        whole = train("model.gguf", "rows.jsonl", "whole", config=TrainConfig(**OPTIONS), steps=8, answers=False)
         with pytest.raises(Interrupted):
-            train("model.gguf", "rows.jsonl", "out", should_stop=lambda: len(steps) == 5, command=["edgetune", "train"],
-                  on_event=lambda e: steps.extend([1] if e["event"] == "step" else []), **options)
+            train("model.gguf", "rows.jsonl", "out", callbacks=RunCallbacks(
+                lambda e: steps.extend([1] if e["event"] == "step" else []), lambda: len(steps) == 5,
+                command=["edgetune", "train"]), **options)
     return folder, (folder / whole.folder / "adapter.gguf").read_bytes()
 
 
@@ -344,8 +349,9 @@ def test_rows_of_a_program_are_given_again(model, tmp_path):
     steps = []
     arguments = (model, ROWS, tmp_path / "out")
     with pytest.raises(Interrupted):
-        train(*arguments, HELD, should_stop=lambda: len(steps) == 2,
-              on_event=lambda e: steps.extend([1] if e["event"] == "step" else []), **{**OPTIONS, "steps": 4})
+        train(*arguments, HELD, callbacks=RunCallbacks(
+            lambda e: steps.extend([1] if e["event"] == "step" else []), lambda: len(steps) == 2),
+            **{**OPTIONS, "steps": 4})
     with pytest.raises(UsageError, match="came from a program; continue it there"):
         resume(tmp_path / "out")
     with pytest.raises(UsageError, match="give them again, as eval"):

@@ -263,7 +263,7 @@ def test_train_without_an_option_learns_them(tiny_llama, tmp_path):
     rows = [{"prompt": f"set the light {i}", "completion": "on"} for i in range(12)]
     told = []
     result = train(tiny_llama, rows, tmp_path / "out", max_length=64, batch_size=4, answers=False, threads=1,
-                   on_event=told.append)
+                   callbacks=RunCallbacks(told.append))
     assert result.record["rows_per_anchor"] == EVERY
     steps = [event for event in told if event["event"] == "step"]
     assert sum("anchor_loss" in step.get("metrics", {}) for step in steps) > len(steps) / 2

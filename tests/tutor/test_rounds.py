@@ -19,6 +19,7 @@ from edgetune.cli.app import cli
 from edgetune.errors import DataError, EdgetuneError, Interrupted, MismatchError, UsageError
 from edgetune.evaluation.graders.base import read_grader
 from edgetune.llamacpp.tokenizer import Tokenizer
+from edgetune.training.callbacks import RunCallbacks
 from edgetune.training.config import TrainConfig
 from edgetune.tutor import gate
 from edgetune.tutor.answering import ModelAnswer, graded
@@ -30,38 +31,36 @@ from edgetune.tutor.options import STEPS, TutorOptions, of_earlier
 from edgetune.tutor.questions import pool_of
 from edgetune.tutor.results import Chosen, Drawn, Labels, Published, Trained
 from edgetune.tutor.setting import Setting
-from edgetune.tutor.teach import teach
+from edgetune.tutor.teach import Files, teach
 
 OPTIONS = TutorOptions(rounds=2, per_round=12, samples=4, max_tokens=6, questions=12, min_rows=1, canary_rise=1e3,
                        max_kl=1e3, stop_after=2)
 CONFIG = TrainConfig(rank=4, lr=2e-2, epochs=3.0, batch_size=4, max_length=128, threads=1, precision="exact", seed=3)
 SELF = {"type": "score_model", "name": "judge", "model": "self", "pass_threshold": 0.0,
         "input": [{"role": "user", "content": "Is {{ sample.output_text }} right?"}]}  # asks the base
-Files = tuple[Path, Path, Path]  # prompts, labelled rows, a text to keep
 
 
 @pytest.fixture(scope="module")
 def files(tmp_path_factory):
-    """(prompts, labelled rows, a text to keep): say "aa" to all."""
+    """Prompts, labelled rows and a text to keep: say "aa" to all."""
     folder = tmp_path_factory.mktemp("files")
     prompts = write_lines(folder / "prompts.jsonl", [{"prompt": f"say {i}"} for i in range(60)])
     labelled = write_lines(folder / "labelled.jsonl", [{"prompt": f"tell {i}", "completion": "aa"} for i in range(40)])
     keep = folder / "keep.jsonl"
     keep.write_text('{"text": "Cats sleep for most of the day."}\n')  # short: tokens are bytes here
-    return prompts, labelled, keep
+    return Files(prompts, labelled, keep=keep)
 
 
 def go(bundle, out, files, options=OPTIONS, **more: Any):
-    return teach(bundle, files[0], out, **{"labelled": files[1], "keep": files[2], "options": options,
-                                           "config": CONFIG, **more})
+    return teach(bundle, files, out, **{"options": options, "config": CONFIG, **more})
 
 
 @pytest.fixture(scope="module")
 def made(bundle, files, tmp_path_factory):
     """The folder of rounds that the command made, and what it printed."""
     out = tmp_path_factory.mktemp("rounds") / "out"
-    common = ["tutor", str(bundle.path), str(files[0]), "-o", str(out), "--labelled", str(files[1]), "--keep",
-              str(files[2]), "--no-govern", "--json"]
+    common = ["tutor", str(bundle.path), str(files.prompts), "-o", str(out), "--labelled", str(files.labelled),
+              "--keep", str(files.keep), "--no-govern", "--json"]
     given = {**{name: value for name, value in vars(OPTIONS).items() if value != getattr(TutorOptions(), name)},
              **{name: value for name, value in CONFIG.to_json().items() if value != TrainConfig().to_json()[name]}}
     flags = [word for name, value in given.items() for word in (f"--{name.replace('_', '-')}", str(value))]
@@ -153,7 +152,7 @@ def test_an_adapter_that_does_harm_is_not_published_in_place_of_the_tested_one(b
 def test_named_held_out_rows_are_never_learned(bundle, files, tmp_path):
     held = write_lines(tmp_path / "held.jsonl", [{"prompt": f"tell {i}", "completion": "aa"} for i in range(50, 60)])
     out = tmp_path / "out"
-    go(bundle, out, files, replace(OPTIONS, rounds=1), held=held)
+    go(bundle, out, replace(files, held=held), replace(OPTIONS, rounds=1))
     assert len(read(out, 1, Gated).keys) == 10
     assert read(out, 1, Published).adapter.endswith("/train")
     assert not Round(out, 1).refit.folder.exists()
@@ -183,7 +182,7 @@ def test_a_stopped_run_continues_to_the_same_bytes(bundle, files, done, tmp_path
             return len(asked) > 3
 
         with pytest.raises(Interrupted, match=r"stopped.*; continue with the same command"):
-            go(bundle, out, files, should_stop=stop)
+            go(bundle, out, files, callbacks=RunCallbacks(should_stop=stop))
         assert (folder / f"{before}.json").exists()
         assert not (folder / f"{at}.json").exists()
     go(bundle, out, files)
@@ -268,7 +267,7 @@ def test_a_grader_chooses_and_measures(bundle, files, tmp_path):
     options = replace(OPTIONS, rounds=1, per_round=6, samples=2, questions=6)
     for grader, verified in (({"type": "regex", "name": "any", "pattern": "."}, True), (SELF, False)):
         out = tmp_path / str(verified)
-        go(bundle, out, files, options, grader=read_grader(grader), labelled=None)
+        go(bundle, out, replace(files, labelled=None), options, grader=read_grader(grader))
         assert {row.is_verified for row in read(out, 1, Trained).rows} == {verified}
         values = [value for one in read(out, 1, Gated).answers for value in one.values]
         assert all(0 <= value <= 1 for value in values)
@@ -294,7 +293,7 @@ def test_something_else_is_not_continued(bundle, files, done, tmp_path):
     other = tmp_path / "other.jsonl"
     other.write_text('{"prompt": "say 1"}\n')
     with pytest.raises(MismatchError, match="begun with another prompts"):
-        go(bundle, done, (other, *files[1:]))
+        go(bundle, done, replace(files, prompts=other))
     (tmp_path / "full").mkdir()
     (tmp_path / "full" / "mine.txt").write_text("mine")
     with pytest.raises(UsageError, match=r"the output folder .* exists"):
@@ -350,30 +349,30 @@ def test_a_question_without_room_is_left_out_and_said(bundle, files, tmp_path):
     """Tokens are bytes here, and a row has 128."""
     events: list[dict[str, Any]] = []
     changed = []
-    for path, row in ((files[0], {"prompt": "say " + "x" * 200}),
-                      (files[1], {"prompt": "tell " + "x" * 200, "completion": "aa"})):
+    for path, row in ((files.prompts, {"prompt": "say " + "x" * 200}),
+                      (files.labelled, {"prompt": "tell " + "x" * 200, "completion": "aa"})):
         changed.append(tmp_path / path.name)
         changed[-1].write_text(json.dumps(row) + "\n" + path.read_text())
-    go(bundle, tmp_path / "out", (*changed, files[2]), replace(OPTIONS, rounds=1, per_round=60, samples=1),
-       on_event=events.append)
+    go(bundle, tmp_path / "out", Files(*changed, keep=files.keep), replace(OPTIONS, rounds=1, per_round=60, samples=1),
+       callbacks=RunCallbacks(events.append))
     left_out = {Path(event["path"]).name: event["skipped"] for event in events if event["event"] == "rows"}
     assert left_out == {"prompts.jsonl": 1, "labelled.jsonl": 1}
     assert read(tmp_path / "out", 1, Drawn).facts["prompts"] == 60
     changed[0].write_text(json.dumps({"prompt": "x" * 200}) + "\n")
     with pytest.raises(DataError, match=r"no question of .*prompts.jsonl leaves room for an answer of 6 tokens.*128"):
-        go(bundle, tmp_path / "other", (*changed, files[2]))
+        go(bundle, tmp_path / "other", Files(*changed, keep=files.keep))
 
 
 def test_a_grader_that_names_what_rows_lack_is_refused_before_anything(bundle, files, tmp_path):
     grader = read_grader({"type": "numeric", "name": "n", "reference": "{{ item.number }}"})
     with pytest.raises(DataError, match=r"prompt 1: .*number"):
-        go(bundle, tmp_path / "out", files, grader=grader, labelled=None)
+        go(bundle, tmp_path / "out", replace(files, labelled=None), grader=grader)
     assert not (tmp_path / "out").exists()
 
 
 def test_a_round_that_finds_nothing_to_learn_ends(bundle, files, tmp_path):
     never = read_grader({"type": "regex", "name": "never", "pattern": "never said"})
-    found = go(bundle, tmp_path / "out", files, replace(OPTIONS, rounds=50), grader=never, labelled=None)
+    found = go(bundle, tmp_path / "out", replace(files, labelled=None), replace(OPTIONS, rounds=50), grader=never)
     assert "the answers to 0 of 12 prompts pass the grader, 1 are needed" in found.stopped
     assert not (tmp_path / "out" / "adapter.gguf").exists()
 

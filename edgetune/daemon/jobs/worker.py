@@ -235,13 +235,13 @@ class Worker:
                 -measured["loss_after"], "gap": served + measured["loss_after"], "rows": len(earned)}
 
     @contextmanager
-    def saving(self) -> Iterator[dict[str, Any]]:
-        """Yields the arguments governor, should_stop and busy of training.run, for work that checks `should_stop`,
-        saves and then raises Interrupted. Other work is broken off where the job is stopped.
+    def saving(self) -> Iterator[RunCallbacks]:
+        """Yields the callbacks for work that checks `should_stop`, saves and then raises Interrupted. Other work is
+        broken off where the job is stopped.
         """
         governor = Governor(from_json(Policy, self.task["policy"], "the task"), read_device().profile)
         self.commands.set_saves(True)
-        yield {"governor": governor, "should_stop": self.commands.should_stop, "busy": self.commands.is_busy}
+        yield RunCallbacks(self.emit, self.commands.should_stop, governor, self.commands.is_busy)
         self.commands.set_saves(False)
 
     def train(self) -> None:
@@ -278,9 +278,9 @@ class Worker:
         return True
 
     def _run(self, rows: Dataset, held: Dataset | None, resume: bool) -> None:
-        with self.saving() as means:
+        with self.saving() as callbacks:
             run.run(self.bundle, rows, self.out, self.config, held_out=held, resume=resume,
-                    callbacks=RunCallbacks(on_event=self.emit, **means), objective=self.objective, rewards=self.rewards)
+                    callbacks=callbacks, objective=self.objective, rewards=self.rewards)
 
     def _judge(self) -> Verdict:
         """Returns the gate's verdict on the trained adapter, compared with the active one, both answered through

@@ -33,7 +33,7 @@ from ...training.metrics import NAME as METRICS
 from ...tutor.files import BEGUN
 from ...tutor.folder import published_rounds
 from ...tutor.options import TutorOptions, of_earlier
-from ...tutor.teach import teach
+from ...tutor.teach import Files, teach
 from ..jobs.jobs import JobData
 from ..jobs.progress import JobProgress
 from ..jobs.recipe import HELD, TRAIN
@@ -304,12 +304,11 @@ class _Rounds:
         limits = {"canary_rise": worker.limits.rise, "max_kl": worker.limits.kl}
         given = {**{name: ANY if limit is None else limit for name, limit in limits.items()}, **task.given}
         options = replace(task, given=given).options
-        with worker.saving() as means:
-            return teach(worker.bundle, folder / TRAIN, self.folder,
-                         labelled=labelled if labelled.stat().st_size else None,
-                         held=next(path for path in (folder / SELECTING, folder / HELD) if path.exists()),
-                         grader=grader, start=start if start.exists() else None, keep=self._keep(), options=options,
-                         config=config, on_event=worker.emit, **means).stopped
+        files = Files(folder / TRAIN, labelled if labelled.stat().st_size else None,
+                      next(path for path in (folder / SELECTING, folder / HELD) if path.exists()), self._keep())
+        with worker.saving() as callbacks:
+            return teach(worker.bundle, files, self.folder, grader=grader, start=start if start.exists() else None,
+                         options=options, config=config, callbacks=callbacks).stopped
 
     def _keep(self) -> Path | None:
         if not self.worker.canary:
