@@ -43,12 +43,14 @@ PROJECTIONS = "projections"
 SUBLAYERS = "sublayers"
 NORMS = "norms"
 INPUT = "input"
+KEYS = "keys"
 """The parts of a network that a family may adapt: its `adapts`."""
 
 Shapes = Mapping[str, tuple[int, ...]]
 """The shape of every part that a family adapts, by its name: [N, K] of a projection such as "blk.0.attn_q" (its GGUF
 name without ".weight"), [D] of a sublayer's output ("blk.0.attention", "blk.0.feed_forward"), of a norm's weight
-("blk.0.attn_norm", "output_norm") and of the first block's input ("input"), where D is the model's width.
+("blk.0.attn_norm", "output_norm") and of the first block's input ("input"), where D is the model's width, and [G * C]
+of keys and values ("blk.0.keys"), for G heads of width C.
 """
 NOTHING: LowRank = (None, None)
 """A product without a low-rank part."""
@@ -167,7 +169,9 @@ class Family(ABC):
 
     @property
     def virtual_tokens(self) -> int:
-        """Tokens before the first one of every document, whose embeddings are the family's. More than 0 needs INPUT."""
+        """Tokens before the first one of every document: the family has their embeddings (INPUT), or their keys and
+        values in every block (KEYS).
+        """
         return 0
 
     def check_shapes(self, shapes: Shapes) -> None:  # noqa: B027  # most families fit every shape
@@ -246,6 +250,14 @@ class Carved(ABC):
 
     def virtual_backward(self, drows: np.ndarray) -> None:
         """Takes the gradient [virtual_tokens, D] of these embeddings."""
+        raise NotImplementedError
+
+    def keys_forward(self, name: str) -> tuple[np.ndarray, np.ndarray]:
+        """The keys, as they are after rotation, and the values [virtual_tokens, G * C] of the virtual tokens."""
+        raise NotImplementedError
+
+    def keys_backward(self, name: str, dkeys: np.ndarray, dvalues: np.ndarray) -> None:
+        """Takes their gradients."""
         raise NotImplementedError
 
     def before_pass(self, seed: int | None) -> None:  # noqa: B027  # most families draw nothing

@@ -65,6 +65,12 @@ def floats(array: Array) -> NDArray[np.float32]:
     return (array.astype(np.uint32) << 16).view(np.float32)
 
 
+def bf16(array: NDArray[np.float32]) -> NDArray[np.uint16]:
+    """The inverse of `floats`, rounded to nearest even; of finite numbers."""
+    bits = np.ascontiguousarray(array).view(np.uint32)
+    return ((bits + 0x7FFF + (bits >> 16 & 1)) >> 16).astype(np.uint16)
+
+
 class Memory(Protocol):
     """One allocation."""
 

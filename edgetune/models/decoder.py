@@ -33,6 +33,7 @@ from .repeated import Repeated
 from .residual import ATTENTION, FEED_FORWARD, Residual
 from .stream import EMBEDDING, Stream
 from .structure import DecoderStructure, deepest_group
+from .virtual import Virtual
 
 if TYPE_CHECKING:
     from ..data.packing import Batch
@@ -87,6 +88,7 @@ class Decoder(Passes):
         self.linear = Projections(ops, self.stream.weights, self.vectors, run, self.adapter, shapes)
         s = self.shape
         self.norms = Norms(ops, self.vectors, s.norm_eps, self.linear)
+        self.virtual = Virtual(ops, self.linear)
         self.residual = Residual(ops, arena, self.linear, self.norms, s.post_norms)
         self.rope = []
         positions = run.max_length + run.virtual
@@ -120,20 +122,13 @@ class Decoder(Passes):
         if has_inputs:
             self.ops.copy(x, self._block_x(first, batch))
         else:
-            self._embed(x, batch.tokens)
+            self.stream.enter(EMBEDDING, 0)
+            embedding, tokens = self.stream.rows(np.maximum(batch.tokens, 0))
+            self.ops.embed(x, tokens, embedding.data, embedding.format, self.shape.embed_scale)
+            self.virtual.embed(x, batch)
         self._place(batch)
         key = self._key(batch, "kept" if keep else "forward")
         self.repeated.run(key, partial(self._blocks_forward, x, batch, first, keep != keeps_inputs))
-
-    def _embed(self, x: np.ndarray, tokens: np.ndarray) -> None:
-        """x [T, D] = the embeddings of tokens [T]; a virtual token is -1, -2, ... (`Batch.after`)."""
-        self.stream.enter(EMBEDDING, 0)
-        embedding, ids = self.stream.rows(np.maximum(tokens, 0))
-        self.ops.embed(x, ids, embedding.data, embedding.format, self.shape.embed_scale)
-        virtual = np.flatnonzero(tokens < 0)
-        if virtual.size:
-            self.ops.synchronize()
-            x[virtual] = self.adapter.virtual_forward()[-1 - tokens[virtual]]
 
     def _blocks_forward(self, x: np.ndarray, batch: Batch, first: int, store: bool) -> None:
         """Passes x through the blocks from `first`. store: keeps the inputs of trained blocks; a prefix that keeps
@@ -158,9 +153,7 @@ class Decoder(Passes):
         logp = self._head.backward(dx, batch, np.ascontiguousarray(a, np.float32), self.before_block, dvalues)
         self.repeated.run(self._key(batch, "backward"), partial(self._blocks_backward, dx, batch))
         self.stream.leave()
-        if self.run.virtual and not batch.behind:
-            self.ops.synchronize()
-            self.adapter.virtual_backward(dx[:self.run.virtual])
+        self.virtual.embed_backward(dx, batch)
         return logp
 
     def _blocks_backward(self, dx: np.ndarray, batch: Batch) -> None:
@@ -327,6 +320,7 @@ class Decoder(Passes):
         self._project(k["k"], norm1, layer, "k", k)
         self._rotate(layer, k["k"], s.n_kv, self._place(batch).positions, 1.0)
         self._project(k["v"], norm1, layer, "v", k)
+        self.virtual.keys(layer, k["k"], k["v"], batch)
         q, key, v = self._heads(k)
         attend = self.attention.call if self.attention else self.attend_batch
         attend(layer, k, q, key, v, batch)
@@ -366,6 +360,7 @@ class Decoder(Passes):
                                     placed.seen_ends, placed.seen_positions, s.attn_scale, s.windows[layer],
                                     self.run.precision)
         dk, dv = self.prefix.own_gradients(layer, dk, dv, batch)
+        self.virtual.keys_backward(layer, dk, dv, batch)
         own_dq = needed.taken(dq, "datt")
         own_dinp = None if dinp is None else needed.room(dinp, "x")
         self._rotate(layer, own_dq, s.n_head, needed.positions, -1.0)

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from ..adapters.base import INPUT, NORMS, SUBLAYERS, Group, Shapes
+from ..adapters.base import INPUT, KEYS, NORMS, SUBLAYERS, Group, Shapes
 from ..adapters.heads import VALUE, HeadKind
 from ..backends.arena import Buffer
 from ..backends.base import HEAD_STATE
@@ -73,6 +73,8 @@ class DecoderStructure(Structure):
             return {"attention": width, "feed_forward": width}, {}
         if kind == INPUT:
             return {}, {"input": width}
+        if kind == KEYS:
+            return {"keys": (s.d_kv,)}, {}
         if kind != NORMS:
             return super().parts(kind)
         norms = {"attn_norm": width, "ffn_norm": width}
