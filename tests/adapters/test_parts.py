@@ -16,6 +16,7 @@ import torch
 from commands import run as command
 from decoder_cases import LIMIT, Case, distance, hf_projection, make_case, make_decoder, train_once
 from families import GEMMA_NAMES, GGUF_NAMES, row_order
+from policy_cases import LETTERS, letters, prompts
 from toy_families import BitFit, Bottleneck, Prefix, Prompt, Toy
 from transformers import DynamicCache
 
@@ -29,6 +30,7 @@ from edgetune.data.packing import Batch, Example, collate
 from edgetune.errors import FormatError, MismatchError, UnsupportedError, UsageError
 from edgetune.llamacpp.sampling import Sampling
 from edgetune.models.decoder import Model
+from edgetune.objectives.grpo import Grpo
 from edgetune.serving.rollouts.forward import forward_run
 from edgetune.serving.rollouts.texts import Asked, Engine, adapter_of, draw
 from edgetune.training.config import TrainConfig
@@ -219,6 +221,22 @@ def test_our_own_engine_answers(toy, architecture, tmp_path, monkeypatch):
             while len(tokens) < len(prompt) + 9:
                 tokens.append(int(logits_of(case.model, toy, leaves, np.array(tokens))[-1].argmax()))
             assert found[number] == tokens[len(prompt):]
+
+
+@pytest.mark.parametrize("toy", [Prompt(), Prefix()], ids=lambda toy: toy.name)
+def test_answers_that_a_step_learns_from(bundle, toy):
+    """Their log p, as they were drawn, is that of a pass which reads them."""
+    objective = Grpo(max_completion_length=9, beta=0.1)
+    options = {name: value for name, value in LETTERS.items() if name != "rank"}
+    trainer = Trainer(bundle, family=toy, **options, objective=objective, rewards=letters)
+    trainer.add_examples(prompts(bundle, objective).examples)
+    answered = trainer.source.roller.answer(trainer.examples[:3], 2, 0, 1)
+    for prompt, rollouts in zip(answered.prompts, answered.answers, strict=True):
+        for one in rollouts:
+            weights = np.r_[np.zeros(prompt.tokens.size), np.ones(one.tokens.size)].astype(np.float32)
+            batch = collate([Example(np.concatenate([prompt.tokens, one.tokens]), weights)])
+            np.testing.assert_allclose(trainer.decoder.score(batch), one.logp, atol=1e-4)
+    assert [step.grad_norm > 0 for step in (trainer.step(), trainer.step())] == [True, True]
 
 
 def test_a_part_that_a_network_lacks_is_refused(bundle, monkeypatch):
