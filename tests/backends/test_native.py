@@ -386,15 +386,9 @@ print([after - start for start, after in zip(before, ticks())])
 
 
 def run_python(code, **env: str):
-    return subprocess.run(
-        [sys.executable, "-c", code],
-        env={**os.environ, **env},
-        cwd="/",  # not this checkout, where the extension may not be built
-        capture_output=True,
-        text=True,
-        check=True,
-        timeout=60,
-    ).stdout.strip()
+    """From /, not this checkout, where the extension may not be built."""
+    return subprocess.run([sys.executable, "-c", code], env={**os.environ, **env}, cwd="/", capture_output=True,
+                          text=True, check=True, timeout=60).stdout.strip()
 
 
 def test_environment_hides_kernel_sets():

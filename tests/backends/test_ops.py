@@ -133,24 +133,6 @@ def test_rope_bf16(ctx, neox):
     assert (x[..., 50:] == rest).all()
 
 
-@pytest.mark.parametrize("kind", ["silu", "gelu"])
-def test_glu_bf16(ctx, kind):
-    gate = bf16(noise(0, 999) * np.float32(5))
-    up = bf16(noise(1, 999))
-    dout = bf16(noise(2, 999))
-    out, again, dgate, dup = (np.empty_like(gate) for _ in range(4))
-    ctx.glu_forward(out, gate, up, kind)
-    ctx.glu_backward(dgate, dup, again, dout, gate, up, kind)
-    g = leaf(floats(gate))
-    u = leaf(floats(up))
-    want = (F.silu(g) if kind == "silu" else F.gelu(g, approximate="tanh")) * u
-    want.backward(torch.from_numpy(floats(dout)).double())
-    close_bf16(out, want)
-    close_bf16(dgate, g.grad)
-    close_bf16(dup, u.grad)
-    close_bf16(again, want)
-
-
 def test_add_bias_bf16(ctx):
     x = bf16(noise(0, 9, 37))
     bias = noise(1, 37)
@@ -173,22 +155,23 @@ def test_dropout_bf16(ctx):
 
 
 @pytest.mark.parametrize("kind", ["silu", "gelu"])
-@pytest.mark.parametrize("size", [1.0, 20.0])
-def test_glu(ctx, kind, size):
-    gate = noise(0, 9, 111) * np.float32(size)
-    up = noise(1, 9, 111)
-    dout = noise(2, 9, 111)
+@pytest.mark.parametrize(("size", "store", "read", "near"), [
+    (1.0, np.copy, np.copy, close), (20.0, np.copy, np.copy, close), (5.0, bf16, floats, close_bf16)])
+def test_glu(ctx, kind, size, store, read, near):
+    gate = store(noise(0, 9, 111) * np.float32(size))
+    up = store(noise(1, 9, 111))
+    dout = store(noise(2, 9, 111))
     out, again, dgate, dup = (np.empty_like(gate) for _ in range(4))
     ctx.glu_forward(out, gate, up, kind)
     ctx.glu_backward(dgate, dup, again, dout, gate, up, kind)
-    g = leaf(gate)
-    u = leaf(up)
+    g = leaf(read(gate))
+    u = leaf(read(up))
     want = (F.silu(g) if kind == "silu" else F.gelu(g, approximate="tanh")) * u
-    want.backward(torch.from_numpy(dout).double())
-    close(out, want)
-    close(dgate, g.grad)
-    close(dup, u.grad)
-    close(again, want)
+    want.backward(torch.from_numpy(read(dout)).double())
+    near(out, want)
+    near(dgate, g.grad)
+    near(dup, u.grad)
+    near(again, want)
 
 
 def visible(end, position, window):
@@ -197,73 +180,47 @@ def visible(end, position, window):
     return (j <= t) & (t < end[j]) & ((window == 0) | (position[t] - position[j] < window))
 
 
-@pytest.mark.parametrize(("tokens", "heads", "kv_heads", "width"), [(1, 1, 1, 32), (17, 3, 1, 64), (130, 6, 2, 80),
-                                                                   (150, 2, 2, 128), (70, 2, 1, 256)])
-@pytest.mark.parametrize(("documents", "window"), [(1, 0), (5, 0), (1, 20), (3, 64), (0, 0), (0, 9)])
-def test_attention(ctx, tokens, heads, kv_heads, width, documents, window):
-    q = noise(0, tokens, heads, width)
-    k = noise(1, tokens, kv_heads, width)
-    v = noise(2, tokens, kv_heads, width)
-    dout = noise(3, tokens, heads, width)
+def attention(ctx, shape, documents, window, store=np.copy, read=np.copy, precision=()):
+    """What the kernels compute, and torch: {name: (found, wanted)}."""
+    tokens, heads, kv_heads, width = shape
+    q, k, v, dout = (store(noise(seed, tokens, n, width)) for seed, n in enumerate((heads, kv_heads, kv_heads, heads)))
     end, position = forest(tokens, documents)
     scale = width**-0.5
-    out = np.empty_like(q)
-    lse = np.empty((heads, tokens), np.float32)
-    delta = np.empty((heads, tokens), np.float32)
-    dq = np.empty_like(q)
-    dk = np.empty_like(k)
-    dv = np.empty_like(v)
-    ctx.attention_forward(out, lse, q, k, v, end, position, scale, window)
-    ctx.attention_backward(dq, dk, dv, delta, dout, out, lse, q, k, v, end, position, scale, window)
-    tq = leaf(q)
-    tk = leaf(k)
-    tv = leaf(v)
+    out, dq, dk, dv = (np.empty_like(x) for x in (q, q, k, v))
+    lse, delta = (np.empty((heads, tokens), np.float32) for _ in range(2))
+    ctx.attention_forward(out, lse, q, k, v, end, position, scale, window, *precision)
+    ctx.attention_backward(dq, dk, dv, delta, dout, out, lse, q, k, v, end, position, scale, window, *precision)
+    tq, tk, tv = (leaf(read(x)) for x in (q, k, v))
     kh, vh = (x.repeat_interleave(heads // kv_heads, 1).transpose(0, 1) for x in (tk, tv))
     mask = torch.from_numpy(visible(end, position, window))
     want = F.scaled_dot_product_attention(tq.transpose(0, 1), kh, vh, mask, scale=scale).transpose(0, 1)
-    want.backward(torch.from_numpy(dout).double())
+    want.backward(torch.from_numpy(read(dout)).double())
     scores = (tq.transpose(0, 1) @ kh.transpose(1, 2) * scale).masked_fill(~mask, -torch.inf)
-    close(out, want)
-    close(lse, scores.logsumexp(-1), 1e-5)
-    close(dv, tv.grad, 1e-5)
-    if tokens > 1:
-        close(dq, tq.grad, 1e-5)
-        close(dk, tk.grad, 1e-5)
-    else:  # one key: its probability is 1 whatever q and k are
-        assert np.abs(dq).max() < 1e-5
-        assert np.abs(dk).max() < 1e-5
+    return {"out": (read(out), want), "lse": (lse, scores.logsumexp(-1)), "dq": (read(dq), tq.grad),
+            "dk": (read(dk), tk.grad), "dv": (read(dv), tv.grad)}
+
+
+@pytest.mark.parametrize("shape", [(1, 1, 1, 32), (17, 3, 1, 64), (130, 6, 2, 80), (150, 2, 2, 128), (70, 2, 1, 256)])
+@pytest.mark.parametrize(("documents", "window"), [(1, 0), (5, 0), (1, 20), (3, 64), (0, 0), (0, 9)])
+def test_attention(ctx, shape, documents, window):
+    found = attention(ctx, shape, documents, window)
+    close(*found["out"])
+    for name in ("lse", "dv"):
+        close(*found[name], 1e-5)
+    for got, want in (found["dq"], found["dk"]):
+        if shape[0] > 1:
+            close(got, want, 1e-5)
+        else:  # one key: its probability is 1 whatever q and k are
+            assert np.abs(got).max() < 1e-5
 
 
 @pytest.mark.parametrize("isa", ISAS)
-@pytest.mark.parametrize(("tokens", "heads", "kv_heads", "width"), [(17, 3, 1, 64), (130, 6, 2, 80), (200, 9, 3, 64)])
+@pytest.mark.parametrize("shape", [(17, 3, 1, 64), (130, 6, 2, 80), (200, 9, 3, 64)])
 @pytest.mark.parametrize(("documents", "window"), [(1, 0), (5, 0), (1, 20), (0, 0), (0, 9)])
-def test_attention_in_bf16(isa, tokens, heads, kv_heads, width, documents, window):
-    ctx = cpu.Cpu(2, isa)
-    end, position = forest(tokens, documents)
-    scale = width**-0.5
-    q = bf16(noise(0, tokens, heads, width))
-    dout = bf16(noise(3, tokens, heads, width))
-    k = bf16(noise(1, tokens, kv_heads, width))
-    v = bf16(noise(2, tokens, kv_heads, width))
-    out = np.empty_like(q)
-    lse = np.empty((heads, tokens), np.float32)
-    delta = np.empty((heads, tokens), np.float32)
-    dq = np.empty_like(q)
-    dk = np.empty_like(k)
-    dv = np.empty_like(v)
-    ctx.attention_forward(out, lse, q, k, v, end, position, scale, window, "fast")
-    ctx.attention_backward(dq, dk, dv, delta, dout, out, lse, q, k, v, end, position, scale, window, "fast")
-    tq = leaf(floats(q))
-    tk = leaf(floats(k))
-    tv = leaf(floats(v))
-    kh, vh = (x.repeat_interleave(heads // kv_heads, 1).transpose(0, 1) for x in (tk, tv))
-    mask = torch.from_numpy(visible(end, position, window))
-    want = F.scaled_dot_product_attention(tq.transpose(0, 1), kh, vh, mask, scale=scale).transpose(0, 1)
-    want.backward(torch.from_numpy(floats(dout)).double())
-    close(floats(out), want, 6e-3)
-    close(floats(dq), tq.grad, 1e-2)
-    close(floats(dk), tk.grad, 1e-2)
-    close(floats(dv), tv.grad, 6e-3)
+def test_attention_in_bf16(isa, shape, documents, window):
+    found = attention(cpu.Cpu(2, isa), shape, documents, window, bf16, floats, ["fast"])
+    for name, tolerance in (("out", 6e-3), ("dq", 1e-2), ("dk", 1e-2), ("dv", 6e-3)):
+        close(*found[name], tolerance)
 
 
 @pytest.mark.parametrize(("tokens", "vocabulary", "width", "block"),
