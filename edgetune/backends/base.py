@@ -288,8 +288,7 @@ class Backend(Ops, Protocol):
         """Memory for arrays. Raises MemoryError, or DeviceError."""
 
     def upload(self, mapped: Array) -> Array:
-        """A weight as ops read it, from its GGUF bytes, uint8, mapped from the file; or an array that stays the same.
-        """
+        """A weight as ops read it, from its GGUF bytes, uint8, mapped from the file; or an array that never changes."""
 
     def place(self, array: Array) -> Array:
         """A small array of this process as ops read it, such as the tokens of a batch. It is not changed afterwards."""

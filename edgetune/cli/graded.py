@@ -73,8 +73,7 @@ def answer_json(answer: Answer) -> dict[str, Any]:
 
 
 def save_answers(path: Path, base: Sequence[Answer], adapter: Sequence[Answer]) -> None:
-    """A JSON line a row: prompt, expected, the base's answer and, where there is one, the adapter's; which are right.
-    """
+    """A JSON line a row: prompt, expected, the base's answer and, where it exists, the adapter's; which are right."""
     from .prompts import save_lines
     rows = [{"prompt": b.question, "expected": b.expected, "base": b.answer, "base_correct": b.correct} for b in base]
     for row, a in zip(rows, adapter, strict=False):

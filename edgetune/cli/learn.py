@@ -161,8 +161,7 @@ def result_lines(result: Result) -> list[Any]:
 
 
 def try_lines(result: Result, model: Path, folder: Path) -> list[str]:
-    """Names the adapter's folder and, unless it is worse than no training, the shortest command that answers with it.
-    """
+    """Names the adapter's folder and, unless it is worse than no training, the shortest command to answer with it."""
     from ..adapters.base import LLAMA_CPP, family_named
     from ..console import Copied
     from ..formats.named import name_of

@@ -144,8 +144,7 @@ def _object(said: Said) -> dict[str, Any]:
 
 
 def _order(values: Sequence[dict[str, Any]]) -> list[str] | None:
-    """The keys' order, as all have it; None where some differ: another order than the learned one costs answers.
-    """
+    """The keys' order, as all have it; None where some differ: another order than the learned one costs answers."""
     before: TopologicalSorter[str] = TopologicalSorter()
     for value in values:
         keys = list(value)

@@ -163,8 +163,7 @@ class _RowReader:
         return replace(made, digest=f"sha256:{digest.hexdigest()}")
 
     def read_all(self, rows: Iterable[tuple[str, Row]], name: str) -> _Tokenized:
-        """rows: (where, row), where a row's errors are said to be; name: of all rows together. The digest stays empty.
-        """
+        """rows: (where, row), where a row's errors are said to be; name: of all together. The digest stays empty."""
         made = []
         for where, row in rows:
             try:

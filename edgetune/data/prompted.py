@@ -155,8 +155,7 @@ def _messages(name: str, messages: Text) -> Sequence[Any]:
 
 
 def in_group(examples: Sequence[Example], rewards: Sequence[float] = (), number: int = 1) -> list[Example]:
-    """The examples of a row that belong together, with their rewards. number: of their group, among those of the row.
-    """
+    """Examples of a row that belong together, with their rewards. number: of their group, among those of the row."""
     known = rewards or [0.0] * len(examples)
     return [replace(made, group=number, reward=reward) for made, reward in zip(examples, known, strict=True)]
 

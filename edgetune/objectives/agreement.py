@@ -22,7 +22,6 @@ class Agreement(Rest):
     """
 
     name: ClassVar[str] = "agreement"
-    method: ClassVar[str] = "agreement"
     grader: str = option('{"type": "agreement", "threshold": 0.01}', "What rewards an answer: a file with a grader as "
                          "JSON, or the JSON itself; where agreement is a part of it, a multi grader.")
     num_generations: int = option(8, "Answers to each prompt.", low=2, high=1024)

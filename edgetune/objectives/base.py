@@ -52,7 +52,7 @@ class Signal:
 class Objective(ABC):
     """One way to learn. An instance holds its options; it keeps no state between calls.
 
-    name: on the command line and in run.json; method: in a daemon's job, where it may have OpenAI's name.
+    name: on the command line and in run.json; method: in a daemon's job, OpenAI's name where there is one, else `name`.
     needs_logp: whether `a` depends on the log-probabilities. A step then takes one more pass of the head.
     needs_reference: whether `batch.reference`, log p by the base without an adapter or by the adapter that training
     starts from, is wanted. It is computed once an example.
@@ -75,6 +75,10 @@ class Objective(ABC):
     sees_step: ClassVar[bool] = False
     rows: ClassVar[RowParser] = supervised_rows
     defaults: ClassVar[Mapping[str, Any]] = {}
+
+    def __init_subclass__(cls) -> None:
+        if "name" in vars(cls) and "method" not in vars(cls):
+            cls.method = cls.name
 
     @abstractmethod
     def count(self, examples: Sequence[Example]) -> float:

@@ -37,7 +37,6 @@ class Dpo(Objective):
     """
 
     name: ClassVar[str] = "dpo"
-    method: ClassVar[str] = "dpo"
     needs_logp: ClassVar[bool] = True
     needs_reference: ClassVar[bool] = True
     rows: ClassVar[RowParser] = preferences

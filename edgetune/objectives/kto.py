@@ -31,7 +31,6 @@ class Kto(Objective):
     """
 
     name: ClassVar[str] = "kto"
-    method: ClassVar[str] = "kto"
     needs_logp: ClassVar[bool] = True
     needs_reference: ClassVar[bool] = True
     sees_step: ClassVar[bool] = True

@@ -46,7 +46,6 @@ class Nlft(Objective):
     """
 
     name: ClassVar[str] = "nlft"
-    method: ClassVar[str] = "nlft"
     needs_logp: ClassVar[bool] = True
     needs_reference: ClassVar[bool] = True
     rows: ClassVar[RowParser] = tutored

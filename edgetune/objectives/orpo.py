@@ -32,7 +32,6 @@ class Orpo(Objective):
     """
 
     name: ClassVar[str] = "orpo"
-    method: ClassVar[str] = "orpo"
     needs_logp: ClassVar[bool] = True
     rows: ClassVar[RowParser] = preferences
     defaults: ClassVar[Mapping[str, Any]] = {"lr": 5e-4}

@@ -25,7 +25,6 @@ class P3o(Policy):
     """
 
     name: ClassVar[str] = "p3o"
-    method: ClassVar[str] = "p3o"
     num_generations: int = option(2, "Answers to each prompt: two.", low=2, high=2)
     num_iterations: int = option(1, "How often all answers are learned from: once.", low=1, high=1)
 
@@ -34,6 +33,3 @@ class P3o(Policy):
 
     def count(self, examples: Sequence[Example]) -> float:
         return len(examples) / 2
-
-    def share_of(self, _example: Example) -> float:
-        return 1.0

@@ -10,8 +10,7 @@ drawn at another.
 
 from __future__ import annotations
 
-from abc import abstractmethod
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import ClassVar
 
@@ -53,9 +52,12 @@ class Policy(Rewarded):
     dynamic_sampling: bool = option(False, "Where all answers to a prompt have the same reward, answer another prompt "
                                     "in its place (DAPO).")
 
-    @abstractmethod
-    def share_of(self, example: Example) -> float:
+    def count(self, examples: Sequence[Example]) -> float:
+        return float(len(examples))
+
+    def share_of(self, example: Example) -> float:  # noqa: ARG002
         """c_i, the weight of the tokens of an answer."""
+        return 1.0
 
     @property
     def needs_reference(self) -> bool:  # type: ignore[override]

@@ -30,7 +30,6 @@ class Ppo(Policy):
     """
 
     name: ClassVar[str] = "ppo"
-    method: ClassVar[str] = "ppo"
     heads: ClassVar[tuple[HeadKind, ...]] = (VOCABULARY, VALUE)
     keeps_groups: ClassVar[bool] = False  # an answer is compared with none
     num_generations: int = option(1, "Answers to each prompt.", low=1, high=1024)
@@ -66,9 +65,6 @@ class Ppo(Policy):
 
     def count(self, examples: Sequence[Example]) -> float:
         return float(sum(example.supervised for example in examples))
-
-    def share_of(self, _example: Example) -> float:
-        return 1.0
 
     def weights(self, logp: Floats, batch: Batch) -> Signal:
         assert batch.values is not None
@@ -111,8 +107,7 @@ class Ppo(Policy):
         return found
 
     def generalized(self, rewards: Doubles, values: Doubles) -> Doubles:
-        """A_t = sum over l of (gamma lam)^l (r_{t+l} + gamma V_{t+l+1} - V_{t+l}), with no value after the last token.
-        """
+        """A_t = sum over l of (gamma lam)^l (r_{t+l} + gamma V_{t+l+1} - V_{t+l}); no value after the last token."""
         following = np.append(values[1:], 0.0)
         deltas = rewards + self.gamma * following - values
         found = np.zeros(deltas.size)

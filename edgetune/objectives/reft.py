@@ -24,7 +24,6 @@ class Reft(Grpo):
     """
 
     name: ClassVar[str] = "reft"
-    method: ClassVar[str] = "reft"
     warmup_epochs: float = option(2.0, "Passes over the rows that imitate their completions, before answers are "
                                   "rewarded.", low=0.0, high=1000.0)
     loss_type: str = option("dr_grpo", "What the loss is a mean of: grpo, of the means of the answers; dapo, of all "

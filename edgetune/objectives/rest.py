@@ -26,7 +26,6 @@ class Rest(Rewarded):
     """
 
     name: ClassVar[str] = "rest"
-    method: ClassVar[str] = "rest"
     steps_per_generation: int = option(0, "Steps whose prompts are answered together; 0: all prompts at once.", low=0)
     min_reward: float = option(1.0, "The least reward of an answer that is kept.")
     keep: int = option(2, "Different answers to a prompt that are kept at most, the best ones.", low=1)

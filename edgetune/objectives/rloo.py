@@ -2,14 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import ClassVar
 
 import numpy as np
 from numpy.typing import NDArray
 
-from ..data.packing import Example
 from ..options import option
 from .base import register
 from .drawn import Floats
@@ -25,7 +23,6 @@ class Rloo(Policy):
     """
 
     name: ClassVar[str] = "rloo"
-    method: ClassVar[str] = "rloo"
     normalize_advantages: bool = option(False, "Subtract the mean of a step's advantages, and divide by their standard "
                                         "deviation.")
 
@@ -34,12 +31,6 @@ class Rloo(Policy):
         if self.normalize_advantages:
             found = (found - found.mean()) / (found.std(ddof=1) + LEAST_STD)
         return np.asarray(found, np.float32)
-
-    def count(self, examples: Sequence[Example]) -> float:
-        return float(len(examples))
-
-    def share_of(self, _example: Example) -> float:
-        return 1.0
 
     def surrogate(self, log_ratio: Doubles, advantage: float | Doubles, sums: Sums) -> tuple[Doubles, Doubles]:
         n = log_ratio.size

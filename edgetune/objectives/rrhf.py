@@ -29,7 +29,6 @@ class Rrhf(Objective):
     """
 
     name: ClassVar[str] = "rrhf"
-    method: ClassVar[str] = "rrhf"
     needs_logp: ClassVar[bool] = True
     rows: ClassVar[RowParser] = ranked
     defaults: ClassVar[Mapping[str, Any]] = {"lr": 5e-4}

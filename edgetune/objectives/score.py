@@ -4,7 +4,6 @@ look at its answer again, and answers a second time; both answers are its own, a
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import ClassVar
 
@@ -12,7 +11,6 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ..data import again
-from ..data.packing import Example
 from ..data.rows import RowParser
 from ..options import option
 from .base import register
@@ -33,7 +31,6 @@ class Score(Policy):
     """
 
     name: ClassVar[str] = "score"
-    method: ClassVar[str] = "score"
     rows: ClassVar[RowParser] = again
     again: ClassVar[Again | None] = again
     keeps_groups: ClassVar[bool] = False
@@ -64,9 +61,3 @@ class Score(Policy):
         if epochs < self.first_stage_epochs:
             found[:, :shape[1] // 2] = self.first_turn_beta
         return found
-
-    def count(self, examples: Sequence[Example]) -> float:
-        return float(len(examples))
-
-    def share_of(self, _example: Example) -> float:
-        return 1.0

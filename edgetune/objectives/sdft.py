@@ -25,7 +25,6 @@ class Sdft(SelfDistill, Drawn):
     """
 
     name: ClassVar[str] = "sdft"
-    method: ClassVar[str] = "sdft"
     rows: ClassVar[RowParser] = informed
     keeps_groups: ClassVar[bool] = False
     num_generations: int = option(1, "Answers to each prompt.", low=1, high=1024)

@@ -18,8 +18,7 @@ Schema = Mapping[str, Any]
 
 
 def grammar_of(question: Question, form: CallForm) -> str:
-    """The GBNF; "" if the model is free. form: of the model's calls. Raises UsageError for a form that none can obey.
-    """
+    """The GBNF; "" if the model is free. form: of its calls. Raises UsageError for a form that none can obey."""
     called = question.function is not None or question.tool_choice == "required"
     if question.grammar and (called or question.schema is not None):
         raise UsageError("a grammar is given, and another form that the answer is to have", "leave one of them out")

@@ -111,8 +111,7 @@ class LlamaModel(ServedModel):
         return self.cache.size
 
     def embedder(self) -> Embedder:
-        """Vectors of texts by these weights, without an adapter: the mean of the hidden states. Close it before this.
-        """
+        """Vectors of texts by these weights, without an adapter: means of the hidden states. Close it before this."""
         self.cache.handle  # noqa: B018 - refuses a closed model
         return Embedder(self._model, self.context, whole=False, threads=self._threads)
 
@@ -178,8 +177,7 @@ class LlamaModel(ServedModel):
         return loaded.grammar if loaded else ""
 
     def system_of(self, name: str | None) -> str:
-        """The system message that an adapter was trained with; "" without one, for the base, and if it is not loaded.
-        """
+        """The system message that an adapter was trained with; "" without one, for the base, or if it is not loaded."""
         loaded = None if name is None else self._adapters.get(name)
         return loaded.system if loaded else ""
 

@@ -75,7 +75,6 @@ class Setting:
         device.trim()
 
     def look(self) -> None:
-        """Yields to answers, and waits as long as the governor says so. Raises Interrupted where the tutor is to stop.
-        """
+        """Yields to answers, and waits as long as the governor says so. Raises Interrupted if the tutor is to stop."""
         if self._courtesy():
             raise Interrupted("the tutor was stopped", CONTINUE)

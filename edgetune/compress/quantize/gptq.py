@@ -42,8 +42,7 @@ def _rows(weights: NDArray[np.float32], format: str, factor: Tensor) -> NDArray[
 
 
 def factor_of(moments: NDArray[np.float32]) -> Tensor:
-    """The upper Cholesky factor of the inverse of moments [K, K]: row j says how columns after j take over its error.
-    """
+    """Upper Cholesky factor of the inverse of moments [K, K]: row j says how columns after j take over its error."""
     damped = torch.from_numpy(moments).double()
     diagonal = damped.diagonal().mean().clamp_min(1e-30)
     damped = damped + _DAMPING * diagonal * torch.eye(len(damped), dtype=torch.float64)

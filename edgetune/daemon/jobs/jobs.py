@@ -187,8 +187,7 @@ class Jobs:
         return self.get(job)
 
     def _base_options(self, model: str) -> tuple[TrainConfig, list[Note]]:
-        """Returns the options that the request leaves open, by the model that it names, and notes to record about them.
-        """
+        """Returns the options that a request leaves open, by the model that it names, and notes to record on them."""
         found = self.adapters.named(model)
         if found is None:
             return self.train, []

@@ -129,8 +129,7 @@ class Queue:
         return dict(progress.facts) if progress and id == self.job else None
 
     def forget(self, id: str) -> None:
-        """Removes the rows and the run of a job that has ended, and calls on_done; removes old jobs with their results.
-        """
+        """Removes rows and run of a job that has ended, and calls on_done; removes old jobs with their results."""
         self.runs.discard(id)
         for call in self.on_done:
             try:

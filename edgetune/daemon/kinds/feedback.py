@@ -46,8 +46,7 @@ class FeedbackJob(JobKind):
 
 @dataclass
 class NewFeedback(Starter):
-    """The starter of jobs over all new feedback, mixed with earlier feedback. served: tells which rows fit the model.
-    """
+    """The starter of jobs over all new feedback, mixed with earlier feedback. served: says which rows fit the model."""
 
     feedback: Feedback
     method: LearnMethod

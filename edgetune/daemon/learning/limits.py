@@ -25,8 +25,7 @@ def held_out(evaluable: str) -> str:
 
 def make_room(db: sqlite3.Connection, config: DaemonConfig, holdout: Holdout, evaluable: str, size: int,
               waits: bool) -> None:
-    """Makes room for an item of `size` bytes. waits: whether it is to be learned. Raises TooMuchError where that fails.
-    """
+    """Makes room for an item of `size` bytes. waits: whether it is to be learned. Raises TooMuchError if that fails."""
     most = config.feedback_rows
     most_bytes = config.feedback_size * MIB
     waiting, waiting_bytes = _count(db, "WHERE state = 'new'")
@@ -56,8 +55,7 @@ def make_room(db: sqlite3.Connection, config: DaemonConfig, holdout: Holdout, ev
 
 
 def spread(found: Sequence[sqlite3.Row], holdout: Holdout, places: int) -> Sequence[int]:
-    """Returns the rowids of at most `places` of the held-out rows found, as evenly from all jobs as their sizes allow.
-    """
+    """Returns rowids of at most `places` of the held-out rows found, as evenly from all jobs as their sizes allow."""
     rounds: dict[str, list[str]] = {}
     for judge in found:
         rounds.setdefault(judge["job"], []).append(judge["question"])

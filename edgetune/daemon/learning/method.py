@@ -46,8 +46,7 @@ class LearnMethod:
 
 
 def learn_method(config: DaemonConfig) -> LearnMethod:
-    """Returns the daemon's method. Raises UsageError for a method that cannot learn from feedback, or lacks an option.
-    """
+    """Returns the daemon's method. Raises UsageError for one that cannot learn from feedback, or lacks an option."""
     name = config.learn_method
     kinds = {name: kind for name, each in objectives(train_options()).items() if (kind := kind_of(each.rows))}
     if name not in kinds:

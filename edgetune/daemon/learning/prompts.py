@@ -90,8 +90,7 @@ class Prompts:
         return self.store.one("prompts", self.store.read("SELECT * FROM prompts WHERE id = ?", id), _read, _unknown(id))
 
     def list(self, after: str | None = None, limit: int = 100) -> Sequence[KeptPrompt]:
-        """Returns prompts, the newest first, at most `limit` of them, those older than `after`. Raises NotFoundError.
-        """
+        """Returns prompts, the newest first, at most `limit`, of those older than `after`. Raises NotFoundError."""
         return self.store.newest("prompts", _read, self.store.before("prompts", after), limit)
 
     def counts(self) -> dict[str, int]:

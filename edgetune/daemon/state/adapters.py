@@ -278,8 +278,7 @@ class Adapters:
         return record.id
 
     def _record(self, path: Path, folder: str) -> Record:
-        """Reads the record in the adapter's folder. Without one, from an earlier edgetune, it is made of the run alone.
-        """
+        """Reads the record in an adapter's folder. Without one, of an earlier edgetune, it is made of the run."""
         if (file := path / RECORD).is_file():
             try:
                 return from_json(Record, json.loads(file.read_text()), str(file))

@@ -123,8 +123,7 @@ class Files:
                                  purpose or "")
 
     def delete(self, id: str) -> None:
-        """Deletes a file. Jobs have copies of their rows, so those that began with it continue. Raises NotFoundError.
-        """
+        """Deletes a file. Jobs have copies of their rows, so those that use it continue. Raises NotFoundError."""
         def delete_row() -> None:
             with self.store.write() as db:
                 db.execute("DELETE FROM files WHERE id = ?", (id,))
@@ -149,8 +148,7 @@ class Files:
         return path
 
     def rows(self, id: str, asking: bool = False) -> Rows:
-        """Returns the rows of an uploaded file; asking: as in Rows. Raises NotFoundError, and UsageError for results.
-        """
+        """Returns the rows of an uploaded file; asking: as in Rows. Raises NotFoundError; UsageError for results."""
         if self.get(id).purpose == RESULTS:
             raise UsageError(f"the file {id} holds the results of a job, no rows", "name a file that was uploaded")
         return Rows(self.content(id), asking)
