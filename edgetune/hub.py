@@ -54,7 +54,9 @@ def pull(name: str, on_progress: OnProgress | None = None) -> Pulled:
     remains, and the next call continues.
     """
     if name.lower() == named.PACKAGED:
-        return _packaged()
+        path = named.packaged_model()
+        digest = OpenFile(path, "install the package again").sha256()
+        return Pulled(named.PACKAGED, str(path), path.stat().st_size, digest, _licence(open_gguf(path)), "", False)
     source = named.source_of(name)
     if source is None:
         known = ", ".join([named.PACKAGED, *named.KNOWN])
@@ -65,12 +67,6 @@ def pull(name: str, on_progress: OnProgress | None = None) -> Pulled:
     with _asking(source):
         repository = _Repository(source)
     return _download(name, repository, on_progress)
-
-
-def _packaged() -> Pulled:
-    path = named.packaged_model()
-    file = OpenFile(path, "install the package again")
-    return Pulled(named.PACKAGED, str(path), path.stat().st_size, file.sha256(), _licence(open_gguf(path)), "", False)
 
 
 def _licence(gguf: Gguf) -> str:

@@ -83,10 +83,13 @@ class TrainProgress:
     def event(self, e: dict[str, Any]) -> None:
         handlers = {"sweep": self._sweep, "rows": self._rows, "start": self._start, "resume": self._resume,
                     "anchors": self._anchors, "anchors_missing": self._no_anchors, "expect": self._expect,
-                    "eval": self._eval, "governor": self._governor, "step": self._step, "done": self._done,
+                    "eval": self._eval, "governor": self._governor, "step": self._step,
                     "tutor": self._tutor}
         if e["event"] in handlers:
             handlers[e["event"]](e)
+        elif e["event"] == "done":
+            self._say_hindered()
+            self._stop()
         elif e["event"] == "round":  # of the tutor
             say(self.console, Text(f"\nround {e['round']} of {e['rounds']}", style="bold"))
         elif e["event"] == "answers":
@@ -114,9 +117,6 @@ class TrainProgress:
     def _sweep(self, e: dict[str, Any]) -> None:
         named = " ".join(f"--{name.replace('_', '-')} {value}" for name, value in e["options"].items())
         say(self.console, Text(f"\nrun {e['number']} of {e['of']}: {named}", style="bold"))
-
-    def _round(self, e: dict[str, Any]) -> None:
-        say(self.console, Text(f"\nround {e['round']} of {e['rounds']}", style="bold"))
 
     def _tutor(self, e: dict[str, Any]) -> None:
         """One of its steps is done, now or when the rounds were begun."""
@@ -224,16 +224,6 @@ class TrainProgress:
         if self.disk and interval and self.pace.seconds + self.pace.left > interval:
             say(self.console, checkpoint_line(self.disk))
             self.disk = None
-
-    def _done(self, _e: dict[str, Any]) -> None:
-        self._say_hindered()
-        self._stop()
-
-    def _answers(self, e: dict[str, Any]) -> None:
-        say(self.console, f"{e['rows']} held-out questions are answered, as before training and with the adapter")
-
-    def _missing(self, e: dict[str, Any]) -> None:
-        say(self.console, note(e["reason"]))
 
 
 class Outlook:

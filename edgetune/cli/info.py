@@ -8,6 +8,7 @@ import re
 from collections import Counter
 from collections.abc import Callable
 from dataclasses import asdict
+from math import prod
 from pathlib import Path
 from typing import Any
 
@@ -45,7 +46,7 @@ def _model(gguf: Gguf) -> dict[str, Any]:
     formats = Counter[str]()
     for tensor in gguf.tensors.values():
         formats[tensor.format] += tensor.data.nbytes
-    parameters = sum(_count(t.shape) for t in gguf.tensors.values())
+    parameters = sum(prod(t.shape) for t in gguf.tensors.values())
     total = sum(formats.values())
     trainable = True
     why = ""
@@ -136,13 +137,6 @@ def _adapter(path: Path) -> dict[str, Any]:
     if isinstance(held, dict):
         facts |= {f"held_out_{name}": held[name] for name in ("loss_before", "loss_after") if name in held}
     return facts
-
-
-def _count(shape: tuple[int, ...]) -> int:
-    n = 1
-    for size in shape:
-        n *= size
-    return n
 
 
 def _machine(here: device.Device) -> dict[str, Any]:

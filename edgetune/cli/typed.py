@@ -53,7 +53,10 @@ class TypedLines:
         finally:
             readline.set_startup_hook(None)
         if line.strip():
-            self._remember(line)
+            readline.add_history(line)
+            if self.history is not None:
+                with suppress(OSError):
+                    readline.append_history_file(1, self.history)
         return line
 
     def _open(self, history: Path) -> None:
@@ -66,13 +69,6 @@ class TypedLines:
             readline.read_history_file(history)
         except (OSError, DiskError):
             self.history = None
-
-    def _remember(self, line: str) -> None:
-        assert readline is not None
-        readline.add_history(line)
-        if self.history is not None:
-            with suppress(OSError):
-                readline.append_history_file(1, self.history)
 
     def _complete(self, text: str, state: int) -> str | None:
         """Completes a command at the beginning of a line, and a path after it."""

@@ -243,7 +243,9 @@ class _Work:
         """A file of one of llama.cpp's own types."""
         c = self.config
         chosen = c.type or DEFAULT_TYPE
-        means = self._importance()
+        seen = self.calibration
+        means = None if seen is None else self.measured.arrays(
+            "importance", lambda: sensitivity.collect(self.model, seen, **self.callbacks))
         self.callbacks["on_progress"]("quantizing", 0, 1)
         written = self._written("floats", self.model)
         return {"type": chosen, **asdict(quantize.stock(written, folder / bundles.MODEL, chosen, means, c.threads))}
@@ -258,12 +260,6 @@ class _Work:
         made = quantize.write(folder / bundles.MODEL, self.model, chosen.types, moments=moments, threads=self.threads,
                               **self.callbacks)
         return {"target_bytes": size, **asdict(made), "tensors": [asdict(choice) for choice in chosen.choices]}
-
-    def _importance(self) -> sensitivity.Columns | None:
-        seen = self.calibration
-        if seen is None:
-            return None
-        return self.measured.arrays("importance", lambda: sensitivity.collect(self.model, seen, **self.callbacks))
 
     def _costs(self, seen: texts.Windows, moments: sensitivity.Columns) -> dict[str, list[float]]:
         """What each matrix costs in each format, in nats a token."""
@@ -309,5 +305,5 @@ class _Work:
         answers = []
         for i, sample in enumerate(asked):
             self.callbacks["on_progress"]("answering", number * len(asked) + i, 2 * len(asked))
-            answers += samples.answered(model, [sample])
+            answers.append(samples.answered(model, sample))
         return answers

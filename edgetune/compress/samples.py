@@ -37,6 +37,6 @@ def samples(rows: Dataset | None, tokenizer: Tokenizer) -> list[Sample]:
             for text in _ASKED]
 
 
-def answered(model: ServedModel, asked: list[Sample]) -> list[str]:
-    """The likeliest answer to each, by whatever serves the model."""
-    return ["".join(model.generate(sample.prompt, max_tokens=LENGTH)) for sample in asked]
+def answered(model: ServedModel, asked: Sample) -> str:
+    """The likeliest answer, by whatever serves the model."""
+    return "".join(model.generate(asked.prompt, max_tokens=LENGTH))

@@ -107,7 +107,9 @@ class Service:
             self.prompts = Prompts(self.store, self.config.keep_prompts)
             self.sources = self._sources()
             self.jobs = self._jobs(folder)
-            self.learner = self._learner()
+            starters = [starter for kind in kinds().values() for starter in kind.starters(self)]
+            self.learner = Learner(starters, self.jobs, self.batcher, Governor(self.policy, read_device().profile),
+                                   self.config, self.store, self.stopping)
             for part in (self.batcher, self.adapters, self.jobs, self.learner):
                 part.start()
                 if not isinstance(part, Adapters):
@@ -131,11 +133,6 @@ class Service:
                       self.start_process)
         return Jobs(table, runs, queue, self.files, self.adapters, self.train, self.holdout,
                     self.config.python())
-
-    def _learner(self) -> Learner:
-        governor = Governor(self.policy, read_device().profile)
-        starters = [starter for kind in kinds().values() for starter in kind.starters(self)]
-        return Learner(starters, self.jobs, self.batcher, governor, self.config, self.store, self.stopping)
 
     def _open_model(self) -> None:
         here = read_device()

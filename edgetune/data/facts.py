@@ -6,7 +6,6 @@ Of a row its digests, lengths and place are kept, not the row, so that a file of
 from __future__ import annotations
 
 import hashlib
-import json
 from collections.abc import Iterable
 from dataclasses import dataclass, field
 from typing import Any
@@ -14,6 +13,7 @@ from typing import Any
 from ..errors import DataError
 from ..llamacpp.tokenizer import Tokenizer
 from . import rows as supervised_rows
+from .answer_schema import parsed
 from .dataset import fitting
 from .formats import BY_KEYS, Columns, recognised
 from .holdout import indices_by_name
@@ -114,7 +114,7 @@ def _facts(line: int, row: Row, shape: str, tokens: Tokens | None, parser: RowPa
     said: dict[str, Any] = {"answer": None}
     if answer is not None:
         hashed = hashlib.sha256(answer.encode("utf-8", "surrogatepass")).hexdigest()
-        said = {"answer": hashed, "letters": len(answer), "is_json": _is_json(answer)}
+        said = {"answer": hashed, "letters": len(answer), "is_json": parsed(answer) is not None}
     if tokens is not None:
         made = list(parser.examples_of(row, shape, tokens.tokenizer, tokens.system, tokens.max_length))
         kept = fitting(made, tokens.max_length, tokens.overflow)
@@ -149,11 +149,3 @@ def parts_of(example: Example, tokenizer: Tokenizer) -> list[Part]:
             parts.append(Part(tokenizer.decode(example.tokens[begin:end].tolist()), bool(learned[begin])))
             begin = end
     return parts
-
-
-def _is_json(text: str) -> bool:
-    """Whether it is an object or a list; a bare number or word is as well plain text."""
-    try:
-        return isinstance(json.loads(text), dict | list)
-    except (ValueError, RecursionError):
-        return False

@@ -41,7 +41,7 @@ def read_rows(path: Path, digest: hashlib._Hash | None = None) -> Iterator[tuple
     digest = digest or hashlib.sha256()
     kind = path.suffix.lower()
     try:
-        with _opened(path) as file:
+        with os.fdopen(0, "rb", closefd=False) if str(path) == STDIN else open_regular(path) as file:
             if kind == ".txt":
                 hint = "train on parts of it, or write it as rows of text"
                 yield 0, _whole(file, path.name, digest, TEXT_LIMIT, hint)
@@ -61,11 +61,6 @@ def read_rows(path: Path, digest: hashlib._Hash | None = None) -> Iterator[tuple
 def place(line: int, name: str) -> str:
     """The place of a row of `read_rows`, for a sentence."""
     return f"line {line} of {name}" if line else name
-
-
-def _opened(path: Path) -> BinaryIO:
-    """A regular file, or standard input where its name is given."""
-    return os.fdopen(0, "rb", closefd=False) if str(path) == STDIN else open_regular(path)
 
 
 def _lines(file: BinaryIO, name: str, digest: hashlib._Hash) -> Iterator[str]:
@@ -184,8 +179,11 @@ def _table(lines: Iterator[str], name: str, delimiter: str) -> Iterator[tuple[in
         for cells in reader:
             if not header:
                 header = _header(cells, name)
+            elif any(cells) and len(cells) != len(header):
+                what = f"{place(line, name)} has {len(cells)} cells, the header has {len(header)}"
+                raise DataError(what, "put cells that hold separators or line ends between quotes")
             elif any(cells):
-                yield line, _cells(header, cells, line, name)
+                yield line, dict(zip(header, cells, strict=True))
             line = reader.line_num + 1
     except csv.Error as error:
         hint = f"put cells that hold {delimiter!r}, quotes or line ends between quotes, and keep a cell under 128 KiB"
@@ -198,10 +196,3 @@ def _header(cells: list[str], name: str) -> list[str]:
     if twice is not None:
         raise DataError(f"the header of {name} names {twice!r:.80} twice", "give each column another name")
     return header
-
-
-def _cells(header: list[str], cells: list[str], line: int, name: str) -> Row:
-    if len(cells) != len(header):
-        what = f"{place(line, name)} has {len(cells)} cells, the header has {len(header)}"
-        raise DataError(what, "put cells that hold separators or line ends between quotes")
-    return dict(zip(header, cells, strict=True))

@@ -45,7 +45,9 @@ def drift(served: LlamaModel, adapter: str | None, texts: Sequence[str]) -> Drif
     loss_after = 0.0
     kl = 0.0
     positions = 0
-    for tokens in _pieces(served, texts, length):
+    encoded = [served.tokenizer.encode(text, bos=True) for text in texts]
+    pieces = [tokens[i:i + length] for tokens in encoded for i in range(0, len(tokens), length)]
+    for tokens in (piece for piece in pieces if len(piece) > 1):
         served.use(None)
         base = served.logits(tokens[:-1])
         served.use(adapter)
@@ -58,12 +60,3 @@ def drift(served: LlamaModel, adapter: str | None, texts: Sequence[str]) -> Drif
         return Drift(0.0, 0.0, 0)
     rise = math.expm1(min((loss_after - loss_before) / positions, MAX_EXPONENT))
     return Drift(rise, kl / positions, positions, math.exp(min(loss_before / positions, MAX_EXPONENT)))
-
-
-def _pieces(served: LlamaModel, texts: Sequence[str], length: int) -> list[list[int]]:
-    """The tokens of the texts, `length` at a time; a lone last one is left out."""
-    found = []
-    for text in texts:
-        tokens = served.tokenizer.encode(text, bos=True)
-        found += [tokens[i:i + length] for i in range(0, len(tokens), length)]
-    return [piece for piece in found if len(piece) > 1]

@@ -75,7 +75,9 @@ class Safetensors:
             raise FormatError(f"cannot read {self.path}: {error.strerror}", "check the disk") from None
         if stored.size != prod(shape):
             raise FormatError(f"{self.path} ends within {name}", _BROKEN)
-        return _f32(stored).reshape(shape)
+        if kind == "BF16":
+            return (stored.astype(np.uint32) << 16).view(np.float32).reshape(shape)
+        return stored.astype(np.float32, copy=False).reshape(shape)
 
     def _checked_header(self) -> dict[str, Any]:
         """Type, shape and offsets by name. The package checks the very file that is read, not what its path names."""
@@ -90,12 +92,3 @@ class Safetensors:
         header: dict[str, Any] = json.loads(self._file.read(length))
         header.pop("__metadata__", None)
         return header
-
-
-def _f32(stored: NDArray[Any]) -> NDArray[np.float32]:
-    """Converts F32, F16, or the bits of BF16."""
-    if stored.dtype != np.uint16:
-        return stored.astype(np.float32, copy=False)
-    bits = stored.astype(np.uint32)
-    bits <<= 16
-    return bits.view(np.float32)

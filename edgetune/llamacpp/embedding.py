@@ -95,7 +95,11 @@ class Embedder:
         Raises EdgetuneError where llama.cpp cannot compute.
         """
         out[:] = 0
-        handle = self._context(max(map(len, texts)))
+        longest = max(map(len, texts))
+        if self._whole or longest + PIECE <= KEPT:
+            handle = self._kept = self._kept or self._open(KEPT)
+        else:
+            handle = self._open(longest + PIECE)
         try:
             yield from self._compute(handle, out, texts)
         finally:
@@ -104,13 +108,6 @@ class Embedder:
         out /= np.maximum(np.linalg.norm(out, axis=1, keepdims=True), 1e-12)  # of a sum and of a mean it is the same
 
     # ---- llama.cpp ----------------------------------------------------------------------------------------------
-
-    def _context(self, longest: int) -> int:
-        """A llama_context for texts of this length."""
-        if not self._whole and longest + PIECE > KEPT:
-            return self._open(longest + PIECE)
-        self._kept = self._kept or self._open(KEPT)
-        return self._kept
 
     def _open(self, size: int) -> int:
         llama = self._llama

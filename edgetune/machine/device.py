@@ -106,7 +106,8 @@ def read_device(root: str | Path = "/") -> Device:
     machine = text(root / "proc/sys/kernel/arch") or platform.machine()
     model = text(root / "proc/device-tree/model") or text(root / "sys/class/dmi/id/product_name")
     cpu = _cpu(root)
-    processors = _processors(root)
+    present = _cpu_list(text(root / "sys/devices/system/cpu/present"))  # also those that a power mode has switched off
+    processors = len(present) or text(root / "proc/cpuinfo").count("processor\t")
     installed = kib(root / "proc/meminfo", "MemTotal")
     total, available = memory(root)
     profile, matched = match_profile(model, machine, cpu, processors, installed)
@@ -263,12 +264,6 @@ def _cores(root: Path) -> int:
         if quota.isdigit() and period.isdigit():  # "max" and -1 are no limit
             cores = min(cores, max(int(quota) // int(period), 1))
     return cores
-
-
-def _processors(root: Path) -> int:
-    """All that the machine has, also those that a power mode has switched off."""
-    return len(_cpu_list(text(root / "sys/devices/system/cpu/present"))) or text(
-        root / "proc/cpuinfo").count("processor\t")
 
 
 def _cpu(root: Path) -> str:

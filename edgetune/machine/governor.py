@@ -105,10 +105,6 @@ def _heat(r: Readings, policy: Policy, held: int) -> Level:
     return level, f"{r.zone} is at {r.temperature:.0f} °C, the limit is {policy.max_temp:g}{_in_mode(r)}"
 
 
-def _throttling(r: Readings, _policy: Policy, _held: int) -> Level:
-    return (1, r.throttled + _in_mode(r)) if r.throttled else NOTHING
-
-
 def _in_mode(r: Readings) -> str:
     """A Jetson in a smaller power mode is slower, and stays cooler."""
     return f", in power mode {r.power_mode}" if r.power_mode else ""
@@ -125,7 +121,8 @@ def _load(r: Readings, _policy: Policy, held: int) -> Level:
 RULES: dict[str, Callable[[Readings, Policy, int], Level]] = {
     "memory": _memory, "power": _power, "heat": _heat, "quiet": _quiet,
     "foreground": lambda r, _policy, _held: (2, "someone is being answered") if r.foreground else NOTHING,
-    "throttling": _throttling, "load": _load}
+    "throttling": lambda r, _policy, _held: (1, r.throttled + _in_mode(r)) if r.throttled else NOTHING,
+    "load": _load}
 
 
 _OVER = {"power": "there is power again", "quiet": "the quiet hours are over",

@@ -81,9 +81,11 @@ class Policy(Rewarded):
         sums = Sums()
         a = np.zeros(logp.size, np.float32)
         for example, part in batch.parts():
-            value, slope = self.surrogate(_log_ratio(logp[part], example), example.reward, sums)
+            now = logp[part].astype(np.float64)
+            log_ratio = now - (example.logp if example.logp.size else now)
+            value, slope = self.surrogate(log_ratio, example.reward, sums)
             if batch.reference is not None:
-                u_log = batch.reference[part].astype(np.float64) - logp[part]
+                u_log = batch.reference[part].astype(np.float64) - now
                 kl = np.exp(u_log) - u_log - 1
                 sums.kl += float(kl.sum())
                 beta = self.beta + example.held
@@ -105,13 +107,6 @@ class Policy(Rewarded):
         sums.clipped += int(clipped.sum())
         value = np.minimum(ratio * advantage, np.clip(ratio, low, high) * advantage)
         return value, np.where(clipped, 0.0, ratio * advantage)
-
-
-def _log_ratio(logp: Floats, example: Example) -> Doubles:
-    """log r_t of an answer's tokens."""
-    if not example.logp.size:
-        return np.zeros(logp.size)
-    return logp.astype(np.float64) - example.logp
 
 
 def _metrics(sums: Sums, batch: Batch) -> Iterator[tuple[str, tuple[float, float]]]:

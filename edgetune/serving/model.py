@@ -137,7 +137,10 @@ class ServedModel(ABC):
     def _tokens(self, prompt: str | Sequence[int], room: int = 1) -> list[int]:
         """Token ids of a prompt that leaves room for that many more."""
         if isinstance(prompt, str):
-            self._bound(prompt)
+            # a prompt that is surely too long is not tokenized: of 1 MB that may take llama.cpp a minute
+            if len(prompt) > self.context and len(prompt) > self.context * self.tokenizer.longest:
+                raise EdgetuneError(f"{len(prompt)} characters do not fit the context of {self.context} tokens",
+                                    "shorten the text or choose a larger context")
             tokens = self.tokenizer.encode(prompt, bos=True)
         else:
             tokens = list(map(int, prompt))
@@ -145,9 +148,3 @@ class ServedModel(ABC):
             raise UsageError("the prompt is empty", "give it at least one token")
         self._check(tokens, room)
         return tokens
-
-    def _bound(self, prompt: str) -> None:
-        """Refuse a prompt that is surely too long before llama.cpp tokenises it: 1 MB may take it a minute."""
-        if len(prompt) > self.context and len(prompt) > self.context * self.tokenizer.longest:
-            raise EdgetuneError(f"{len(prompt)} characters do not fit the context of {self.context} tokens",
-                                "shorten the text or choose a larger context")

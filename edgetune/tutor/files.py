@@ -78,8 +78,12 @@ class Round:
             found = make()
             write_object(self.file(kind.step), found.to_json())
             write_ledger(self.out)
-            _append(self.out / TIMES, {"round": self.number, "step": self.name(kind.step),
-                                       "seconds": time.monotonic() - began})
+            line = {"round": self.number, "step": self.name(kind.step), "seconds": time.monotonic() - began}
+            try:
+                with (self.out / TIMES).open("a", encoding="utf-8") as file:
+                    file.write(json.dumps(line) + "\n")
+            except OSError as error:
+                raise cannot_write(self.out / TIMES, error) from None
         return found
 
 
@@ -122,11 +126,3 @@ def seconds_of(out: Path) -> dict[tuple[int, str], float]:
             except (ValueError, KeyError, TypeError):
                 continue  # a line that a power cut tore
     return found
-
-
-def _append(path: Path, line: Mapping[str, Any]) -> None:
-    try:
-        with path.open("a", encoding="utf-8") as file:
-            file.write(json.dumps(line) + "\n")
-    except OSError as error:
-        raise cannot_write(path, error) from None

@@ -97,7 +97,9 @@ def decide(found: Findings, limits: Limits = NO_LIMITS) -> Verdict:
     count = len(found.rounds)
     rules = Rules(paired(found.old[:count], found.new[:count]), paired(found.old[count:], found.new[count:]),
                   found.tests_before)
-    unsound = "" if _is_finite(found) else "its losses are not finite"
+    measured = [score.loss for score in found.new if score.loss is not None]
+    measured += [found.canary.rise, found.canary.kl] if found.canary else []
+    unsound = "" if all(map(math.isfinite, measured)) else "its losses are not finite"
     against = unsound or rules.worse
     reason = against or rules.not_better or _unlearned(found.canary, limits)
     rounds = _rounds(found)
@@ -176,12 +178,6 @@ def _worth(score: Score) -> tuple[float, float] | None:
     if score.loss is None:
         return None if score.right is None else (float(score.right), 0.0)
     return float(score.right is True), -round(score.loss, LOSS_DIGITS)
-
-
-def _is_finite(found: Findings) -> bool:
-    measured = [score.loss for score in found.new if score.loss is not None]
-    canary = [found.canary.rise, found.canary.kl] if found.canary else []
-    return all(map(math.isfinite, [*measured, *canary]))
 
 
 def _unlearned(canary: Drift | None, limits: Limits) -> str:

@@ -32,7 +32,9 @@ class JobProgress:
         """Changes `facts` and adds lines to the history; a kind of job adds its events here."""
         kind = event["event"]
         if kind == "start":
-            self._start(event)
+            event["plan"].pop("buffers")
+            self.facts.update(step=event["done"], steps=event["steps"], phase="training")
+            self.add("metrics", f"training {event['rows']} rows in {event['steps']} steps", event)
         elif kind == "step":
             self._step(event)
         elif kind == "anchors":
@@ -62,11 +64,6 @@ class JobProgress:
             self.facts.update(phase="judging", trained_tokens=event["tokens"], tokens_per_s=None, eta_s=None)
             self.add("message", f"trained on {event['tokens']} tokens, now the gate asks held-out rows",
                       {"run": event["record"]})
-
-    def _start(self, event: dict[str, Any]) -> None:
-        event["plan"].pop("buffers")
-        self.facts.update(step=event["done"], steps=event["steps"], phase="training")
-        self.add("metrics", f"training {event['rows']} rows in {event['steps']} steps", event)
 
     def _step(self, event: dict[str, Any]) -> None:
         facts = self.facts

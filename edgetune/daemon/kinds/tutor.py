@@ -304,19 +304,15 @@ class _Rounds:
         limits = {"canary_rise": worker.limits.rise, "max_kl": worker.limits.kl}
         given = {**{name: ANY if limit is None else limit for name, limit in limits.items()}, **task.given}
         options = replace(task, given=given).options
+        keep = folder / KEEP if worker.canary else None
+        if keep:
+            with disk.replaced(keep) as beside:
+                beside.write_text(json.dumps({"text": worker.canary}) + "\n", encoding="utf-8")
         files = Files(folder / TRAIN, labelled if labelled.stat().st_size else None,
-                      next(path for path in (folder / SELECTING, folder / HELD) if path.exists()), self._keep())
+                      next(path for path in (folder / SELECTING, folder / HELD) if path.exists()), keep)
         with worker.saving() as callbacks:
             return teach(worker.bundle, files, self.folder, grader=grader, start=start if start.exists() else None,
                          options=options, config=config, callbacks=callbacks).stopped
-
-    def _keep(self) -> Path | None:
-        if not self.worker.canary:
-            return None
-        path = self.worker.folder / KEEP
-        with disk.replaced(path) as beside:
-            beside.write_text(json.dumps({"text": self.worker.canary}) + "\n", encoding="utf-8")
-        return path
 
     def _publish(self) -> bool:
         """Makes the run of the adapter that the rounds published last; returns whether they published any."""

@@ -55,28 +55,20 @@ def similarity(metric: str) -> Similarity:
             return lambda text, reference: fuzz.WRatio(text[:FUZZY_CHARACTERS], reference[:FUZZY_CHARACTERS],
                                                        processor=utils.default_process) / 100
         if metric == "bleu":
-            return _bleu()
+            from sacrebleu.metrics import BLEU
+            bleu = BLEU(effective_order=True)
+            return lambda text, reference: min(1.0, bleu.sentence_score(text, [reference]).score / 100)
         if metric == "gleu":
-            return _gleu()
+            from nltk.translate.gleu_score import sentence_gleu
+            words = _words()
+            return lambda text, reference: float(sentence_gleu([words(reference)], words(text)))
         return _meteor() if metric == "meteor" else _rouge(metric)
-
-
-def _bleu() -> Similarity:
-    from sacrebleu.metrics import BLEU
-    bleu = BLEU(effective_order=True)
-    return lambda text, reference: min(1.0, bleu.sentence_score(text, [reference]).score / 100)
 
 
 def _words() -> Callable[[str], list[str]]:
     from sacrebleu.tokenizers.tokenizer_13a import Tokenizer13a
     tokenize = Tokenizer13a()
     return lambda text: str(tokenize(text)).split()
-
-
-def _gleu() -> Similarity:
-    from nltk.translate.gleu_score import sentence_gleu
-    words = _words()
-    return lambda text, reference: float(sentence_gleu([words(reference)], words(text)))
 
 
 class _NoSynonyms:

@@ -221,17 +221,15 @@ def _check_windows(gguf: Gguf, arch: str, found: dict[str, list[Any]]) -> None:
 
 def _check_heads(gguf: Gguf, arch: str, found: dict[str, list[Any]]) -> None:
     """Heads, their widths, and the projections that make and take them: llama.cpp asserts these late or never."""
-    width, values = _head_widths(found)
+    by_default = [found["embedding_length"][0] // found["attention.head_count"][0]]  # as llama.cpp derives them
+    width, values = ((found[f"attention.{name}_length"] or by_default)[0] for name in ("key", "value"))
     if width != values:
         raise UnsupportedError(f"{gguf.path}: keys are {width} wide, values {values}", "take a model with equal widths")
     rotated = (found["rope.dimension_count"] or [width])[0]
     least = width if arch in FAMILIES else 2
     if not least <= rotated <= width or rotated % 2:
-        raise FormatError(
-            f"{gguf.path}: {arch}.rope.dimension_count is {rotated}, allowed are even numbers from {least} to {width}, "
-            "the head's width",
-            _BROKEN,
-        )
+        raise FormatError(f"{gguf.path}: {arch}.rope.dimension_count is {rotated}, allowed are even numbers from "
+                          f"{least} to {width}, the head's width", _BROKEN)
     for name, value in (("attention.key_length", width), ("attention.value_length", width),
                         ("rope.dimension_count", rotated)):
         if found[f"{name}_swa"] not in ([], [value]):
@@ -251,13 +249,6 @@ def _check_heads(gguf: Gguf, arch: str, found: dict[str, list[Any]]) -> None:
         kv = (g * width, d_model)
         for name, shape in {"attn_q": q, "attn_k": kv, "attn_v": kv, "attn_output": q[::-1]}.items():
             _check_shape(gguf, f"blk.{i}.{name}.weight", shape)
-
-
-def _head_widths(found: dict[str, list[Any]]) -> tuple[int, int]:
-    """Width of a key and of a value, as llama.cpp derives them where the file does not say."""
-    by_default = [found["embedding_length"][0] // found["attention.head_count"][0]]
-    keys, values = (found[f"attention.{name}_length"] or by_default for name in ("key", "value"))
-    return keys[0], values[0]
 
 
 def _check_tokenizer(gguf: Gguf, supported: tuple[str, ...]) -> None:
