@@ -189,9 +189,7 @@ def cache_folder() -> Path:
 
 
 def cache(path: Path, write: Callable[[], object], most: int) -> None:
-    """Has `write` make a file of the cache, and keeps the newest `most` of its folder that end alike; without it where
-    the disk refuses.
-    """
+    """Has `write` make a file of the cache, whose newest `most` of its ending stay; without it if the disk refuses."""
     with suppress(DiskError, OSError):
         path.parent.mkdir(parents=True, exist_ok=True)
         write()

@@ -42,9 +42,7 @@ _SENTENCES = {
 
 
 def open_driver(library: ctypes.CDLL, say: Callable[[str], None]) -> CudaDriver:
-    """The first GPU. Raises DeviceError, in a sentence, where none can be used. library: libcuda; say: is told of what
-    takes long.
-    """
+    """The first GPU. Raises DeviceError where none can be used. library: libcuda; say: is told of what takes long."""
     nvrtc = find_nvrtc()  # and the packages
     from cuda.bindings import driver
     from cuda.core import Device

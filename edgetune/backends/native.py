@@ -57,9 +57,7 @@ def _activation(kind: str) -> int:
 
 
 class NativeOps(Ops, ABC):
-    """The ops on a context, which is opened by the first that needs it. name, needs: for errors, such as "CPU" and
-    "2 threads need".
-    """
+    """The ops on a context, opened by the first that needs it. name, needs: for errors: "CPU", "2 threads need"."""
 
     def __init__(self, name: str, needs: str) -> None:
         self._name = name

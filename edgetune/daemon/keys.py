@@ -28,9 +28,7 @@ def default_file() -> Path:
 
 
 def read_keys(path: Path) -> dict[str, str]:
-    """Returns the name of each key by its hash, at least one. Raises FormatError, and UsageError where others may write
-    it.
-    """
+    """Returns each key's name by its hash. Raises FormatError, and UsageError where others may write the file."""
     if not (found := _names(path)):
         raise UsageError(f"the key file {path} holds no key", "edgetune service key NAME adds one")
     return found

@@ -153,9 +153,7 @@ class DaemonConfig:
         return Limits(share, float(kl[1]) if kl else None)
 
     def python(self) -> AllowedPython:
-        """Returns the code that clients may have run. Raises UsageError where the folder of reward functions does not
-        exist.
-        """
+        """Returns the code that clients may have run. Raises UsageError for a missing folder of functions."""
         folder = Path(self.rewards).expanduser().absolute()
         if self.rewards and not folder.is_dir():
             raise UsageError(f"rewards is {self.rewards}, and that is no folder", "name a folder of Python files")
@@ -169,8 +167,6 @@ class DaemonConfig:
 
 
 def model_name(path: Path) -> str:
-    """Returns the name of a model for clients: its file's or bundle's name without ending, of small letters, digits and
-    . _ -
-    """
+    """Returns a model's name for clients: its file's name without ending, of small letters, digits and . _ -"""
     stem = path.name.removesuffix(".edge").removesuffix(".gguf")
     return re.sub(r"[^a-z0-9._-]+", "-", stem.lower()).strip("-.") or "model"

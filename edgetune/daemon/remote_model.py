@@ -28,9 +28,7 @@ class RemoteModel:
 
     def chat(self, messages: Sequence[dict[str, Any]], tools: Sequence[dict[str, Any]] | None = None,
              **options: Any) -> Iterator[str]:
-        """Streams the assistant's next message; options and errors are those of ServedModel.generate. Calls of tools
-        are left out.
-        """
+        """Streams the next message, without calls of tools; options and errors are those of ServedModel.generate."""
         asked = {"messages": list(messages)} | ({"tools": list(tools)} if tools else {})
         for choice in self._choices(CHAT, asked, options):
             if text := choice["delta"].get("content"):

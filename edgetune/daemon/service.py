@@ -248,9 +248,7 @@ class Service:
         return memory.pss(os.getpid()) + (memory.pss(pid) if pid else 0)
 
     def left_for_training(self, maps: bool) -> int:
-        """Returns bytes that a training process may use. maps: whether it maps the weights, which then count as its
-        own.
-        """
+        """Returns bytes for a training process. maps: whether it maps the weights, which count as its own then."""
         return self.budget - memory.beside(self.bundle.gguf.path.resolve() if maps else None)
 
     def device(self) -> dict[str, Any]:

@@ -35,9 +35,7 @@ _MIB = 2**20
 
 
 def unit(model: Path, config: DaemonConfig, policy: Policy) -> str:
-    """Returns the unit's text. Raises UsageError for options that a service cannot have, and for a model that its user
-    cannot read.
-    """
+    """Returns the unit's text. Raises UsageError for options no service can have, and an unreadable model."""
     if config.state:
         raise UsageError(f"state is {config.state}, a service keeps its state in /var/lib/{NAME}", "leave it out")
     if config.socket and not Path(config.socket).is_relative_to(RUN):
@@ -87,9 +85,7 @@ def _flags(options: Any, *left_out: str) -> Iterator[str]:
 
 
 def _needed(model: Path, config: DaemonConfig) -> list[Path]:
-    """Returns the paths that the service reads: Python, edgetune, the model, trusted keys; by name, and where a link
-    leads.
-    """
+    """Returns the paths that the service reads (Python, edgetune, model, keys) by name, and where links lead."""
     named = [Path(sys.base_prefix), Path(sys.prefix), Path(__file__).parents[1], devices_folder(), model,
              *(path for _, path in _files(config)), *([] if trusted_keys() is None else [trusted_folder()])]
     paths = {at for path in named for at in (path.absolute(), path.resolve())}

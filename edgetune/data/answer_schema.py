@@ -170,9 +170,7 @@ def _text(said: Sequence[tuple[str, str]]) -> dict[str, Any]:
 
 
 def is_closed(values: Sequence[Hashable]) -> bool:
-    """Whether no other value is to be expected: few occurred, all of them twice at least (Good and Turing), in enough
-    answers.
-    """
+    """Whether no other value is expected: few occurred, each twice at least (Good and Turing), in enough answers."""
     counts = Counter(values)
     is_frequent = len(values) >= max(OFTEN * len(counts), ENOUGH)
     return is_frequent and len(counts) <= MOST_VALUES and min(counts.values()) > 1

@@ -17,9 +17,7 @@ Tokens = NDArray[np.int32]
 
 @dataclass(frozen=True)
 class Forest:
-    """T tokens. positions: of a token in every document that it is in, from 0. places: for each document, where its
-    tokens are.
-    """
+    """T tokens. positions: in every document that has them, from 0. places: each document's tokens."""
 
     tokens: Tokens  # [T]
     positions: NDArray[np.int32]  # [T]

@@ -85,9 +85,7 @@ def _of_openai(row: Mapping[str, Any]) -> tuple[Answer, Answer]:
 
 
 def _parted(chosen: Text, rejected: Text) -> tuple[Text, Text, Text]:
-    """(prompt, chosen, rejected) of two that begin with their prompt, as TRL's extract_prompt has it, but that a word
-    is never parted.
-    """
+    """(prompt, chosen, rejected) of two that begin alike, as TRL's extract_prompt, but no word is parted."""
     n = sum(1 for _ in takewhile(lambda pair: pair[0] == pair[1], zip(chosen, rejected, strict=False)))
     if isinstance(chosen, str):
         n = _end_of_prompt(chosen[:n])

@@ -17,9 +17,7 @@ from .rows import Row
 
 
 def question_of(row: Row) -> Any:
-    """The messages before the last answer, or the prompt; the row itself where it asks nothing. Raises DataError for a
-    pair without a prompt.
-    """
+    """The messages before the last answer, the prompt, or the row itself. Raises DataError without a prompt."""
     if not isinstance(row, Mapping):
         return row
     if is_pair(row):

@@ -80,9 +80,7 @@ def micro_batches(examples: Sequence[Example], max_tokens: int, share: bool = Tr
 
 
 def _batches(bundles: Sequence[Sequence[Group]], max_tokens: int, share: bool, prefix: int) -> Iterator[Batch | Tree]:
-    """A batch of each bundle; but a tree of consecutive ones where that saves the most tokens, or where one is a group
-    that does not fit.
-    """
+    """A batch of each bundle; a tree of consecutive ones where that saves tokens, or a group does not fit."""
     begin = 0
     while begin < len(bundles):
         alike = _alike(bundles[begin:]) if prefix else []
@@ -137,9 +135,7 @@ def _predictable(rows: Sequence[Example], prefix: int, max_tokens: int) -> int:
 
 def _fill(groups: Sequence[Group], max_tokens: int, share: bool, begin: int = 0,
           parts_groups: bool = False) -> Iterator[list[Group]]:
-    """Takes as many groups as fit, of rows whose first `begin` tokens are computed before. parts_groups: a group
-    that does not fit is alone.
-    """
+    """Takes the groups that fit; rows' first `begin` tokens are known. parts_groups: one too large is alone."""
     bundle: list[Group] = []
     size = np.zeros(2, np.int64)
     for group in groups:

@@ -25,9 +25,7 @@ MAX_EXPONENT = 700.0  # whose exponential is finite
 
 @dataclass(frozen=True)
 class Drift:
-    """Distance from the base. rise: of the perplexity, as a share; kl: KL(base || adapter), nats a token, over
-    `tokens`. perplexity: the base's.
-    """
+    """Distance from the base. rise: perplexity's, a share; kl: KL(base || adapter), nats a token; perplexity: base."""
 
     rise: float
     kl: float

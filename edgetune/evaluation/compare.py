@@ -1,6 +1,4 @@
-"""Compares two models on the same rows, in pairs. Only the rows count on which they differ, as others are equally hard
-for both.
-"""
+"""Compares two models by rows on which they differ, as the others are equally hard for both."""
 
 from __future__ import annotations
 

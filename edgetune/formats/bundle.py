@@ -119,9 +119,7 @@ def write_manifest(folder: Path, facts: dict[str, Any]) -> dict[str, Any]:
 
 
 def to_plain_json(value: Any) -> Any:
-    """Converts a value for JSON that others read: numpy's numbers to Python's, NaN and infinity to null, and an
-    absolute path to its name.
-    """
+    """A value as JSON that others read: plain numbers, null for NaN and infinity, the name of an absolute path."""
     if isinstance(value, dict):
         return {str(key): to_plain_json(item) for key, item in value.items()}
     if isinstance(value, list | tuple):

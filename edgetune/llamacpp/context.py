@@ -244,9 +244,7 @@ class Context:
         self._llama.llama_memory_seq_cp(self._memory, source, sequence, 0, count)
 
     def _admit(self, active: dict[int, _Answer], waiting: deque[_Answer], shared: int) -> bool:
-        """Start answers while a sequence is free and the cache has room for all that they may become; whether any is in
-        progress.
-        """
+        """Start answers while a sequence is free and the cache has room for them whole; whether any is in progress."""
         used = self._used + sum(answer.position - shared + answer.cells for answer in active.values())
         for sequence in range(1, PARALLEL + 1):
             if waiting and sequence not in active and used + waiting[0].cells <= self.size:

@@ -28,9 +28,7 @@ class Divergence(NamedTuple):
 
 
 def divergence(source: NDArray[np.float32], model: NDArray[np.float32], following: NDArray[np.int32]) -> Divergence:
-    """Compares logits [T, V]. following: the tokens that follow, [T], or fewer: then the losses are of the first
-    positions only.
-    """
+    """Compares logits [T, V]. following: the next tokens, [T] or fewer: losses are of the first positions then."""
     sums = np.zeros(5)
     for begin in range(0, len(source), ROWS):
         p = log_softmax(source[begin : begin + ROWS])

@@ -152,9 +152,7 @@ class Grammar:
         return self._closing is not None and self._closing.shortened
 
     def accept(self, token: int) -> int:
-        """Follow it with a token that `allows` allowed, or with another one where the answer would not end in time;
-        returns it.
-        """
+        """Follow it with a token that `allows` allowed, or one that ends the answer in time; returns it."""
         if self._closing is not None:
             chosen = self._closing.token(token)
             if chosen != token and not self.allows(chosen):  # llama.cpp would end the process

@@ -26,9 +26,7 @@ MOST_LAST = 1 << 17  # tokens that penalties look back at most
 
 
 def log_softmax(logits: NDArray[np.float32]) -> NDArray[np.float64]:
-    """Natural log-probabilities of logits [..., V]. Sums are in float64, for the KL of two good models is a small
-    difference of large numbers.
-    """
+    """Log-probabilities of logits [..., V], summed in float64: the KL of good models is a small difference."""
     import numpy as np
 
     shifted = logits - logits.max(-1, keepdims=True)

@@ -74,9 +74,7 @@ class Drawn(Objective):
         return rewards
 
     def held(self, shape: tuple[int, ...], epochs: float) -> Floats:  # noqa: ARG002
-        """The additional weight that holds each answer to the reference: the `held` of its Example. shape: P, G;
-        epochs: as of `worth`.
-        """
+        """The `held` of each Example: its answer's hold to the reference. shape: P, G; epochs: as of `worth`."""
         return np.zeros(shape, np.float32)
 
     @property

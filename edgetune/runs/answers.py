@@ -29,9 +29,7 @@ ROOM = 64  # tokens after the longest row: an answer that needs more is wrong
 
 @dataclass(frozen=True)
 class Exam:
-    """Who is asked what. start: the adapter that the run began with, None: the base alone answers before. longest:
-    tokens of the longest row.
-    """
+    """Who is asked what. start: the run's first adapter, None: only the base before. longest: tokens of a row."""
 
     base: Gguf
     adapter: Path

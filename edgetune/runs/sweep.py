@@ -49,9 +49,7 @@ class Tried:
 
 @dataclass(frozen=True)
 class Sweep:
-    """What was tried in a folder, and the best of it: that with the most exact answers, of these the lowest loss on
-    held-out rows.
-    """
+    """What was tried in a folder, and its best: most exact answers, then the lowest loss on held-out rows."""
 
     folder: Path
     made_from: dict[str, Any]  # hashes of base, data and held-out rows

@@ -77,9 +77,7 @@ class KvCache:
         return len(tokens) - sum(cell in at_work for cell in (source.cells[:count] if source else []))
 
     def begin(self, adapter: str | None, tokens: list[int], repeats: bool = False) -> Sequence:
-        """A new sequence in progress, which holds the known beginning of `tokens` (never the last one). repeats: only
-        pieces of CUT of it.
-        """
+        """A new sequence with the known beginning of `tokens`, but the last. repeats: only pieces of CUT of it."""
         count, source = self._alike(adapter, tokens, repeats)
         if source in self.kept:  # it is the newest now
             self.kept.remove(source)

@@ -25,9 +25,7 @@ HELD_OUT_OF_TEN = 2  # a fifth of the questions is held out
 
 @dataclass(frozen=True)
 class Question:
-    """A question. key: a digest of its messages. item: the row, as graders see it. reference: the right answer; "" if
-    there is none.
-    """
+    """A question. key: digest of its messages. item: the row for graders. reference: the right answer, or ""."""
 
     key: str
     item: Mapping[str, Any]

@@ -132,9 +132,7 @@ def choose(model: Floats, size: int, costs: Costs) -> Assigned:
 
 
 def require_size(model: Floats, size: int, formats: dict[str, list[str]]) -> int:
-    """The bytes of the file that are no matrix; EdgetuneError where its matrices in the smallest of `formats` make it
-    larger than `size`.
-    """
+    """Bytes of the file without matrices; EdgetuneError where even the smallest `formats` exceed `size`."""
     fixed = fixed_bytes(model)
     least = fixed + sum(min(row) for row in _sizes(model, formats).values())
     if least > size:

@@ -25,7 +25,7 @@ from ...data.rows import Row
 from ...errors import TooMuchError, UsageError
 from ...persisted import from_json
 from ...training.config import TrainConfig
-from ..kinds.file import FileJob
+from ..kinds.base import FileJob
 from ..options import AllowedPython
 from ..state.adapters import Adapters
 from ..state.database import dump, now
@@ -131,9 +131,7 @@ class Jobs:
                                         training_file, validation_file))
 
     def check_grader(self, method: Mapping[str, Any], hyperparameters: Mapping[str, Any]) -> None:
-        """Raises UsageError for a grader that is missing where the method needs one, wrong, or not allowed; `create`
-        checks all else.
-        """
+        """Raises UsageError for a grader that is missing, wrong or not allowed; `create` checks all else."""
         named = {name: value for name, value in hyperparameters.items() if name == REWARD}
         objective, _ = recipe.objective_of(recipe.method_of(method, named))
         with_rewards(objective, self.python)
@@ -141,9 +139,7 @@ class Jobs:
     def create_from_rows(self, rows: Iterable[Row], held: Iterable[Row] | None = None, *, model: str = "",
                          suffix: str = "", seed: int | None = None, hyperparameters: Mapping[str, Any] | None = None,
                          metadata: Mapping[str, str] | None = None) -> Job:
-        """Creates a job over rows of the calling program, which are iterated over twice. held: rows that are held out;
-        None: a part of `rows`.
-        """
+        """Creates a job over rows of the calling program, read twice. held: None holds out a part of `rows`."""
         method = recipe.method_of(None, hyperparameters)
         data = _checked(rows, held, method, self.python)
         return self._add(data, _Request(model or self.adapters.name, suffix, seed, method, dict(metadata or {}),
@@ -284,9 +280,7 @@ class Jobs:
 
 def _checked(rows: Iterable[Row], held: Iterable[Row] | None, method: Mapping[str, Any],
              python: AllowedPython) -> JobData:
-    """Returns rows that are checked while they are read: the method must be able to learn them, and the gate to use
-    them.
-    """
+    """Returns rows that are checked while they are read: method and gate must be able to use them."""
     objective, rewards = with_rewards(recipe.objective_of(method)[0], python)
     learned = recipe.CheckedRows(rows, objective.rows, judges=held is None, rewards=rewards)
     return JobData(learned, None if held is None else recipe.CheckedRows(held, None, judges=True, rewards=rewards))

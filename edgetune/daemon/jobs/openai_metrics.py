@@ -32,9 +32,7 @@ def of_measurement(event: Mapping[str, Any], steps: int | None) -> dict[str, Any
 
 
 def of_checkpoint(event: Mapping[str, Any]) -> dict[str, Any]:
-    """Returns the metrics of a checkpoint, from such a measurement. best: the loss, or the mean reward, of the adapter
-    to keep.
-    """
+    """Returns the metrics of a checkpoint, from such a measurement. best: the loss, or mean reward, to keep."""
     names = ("step", "valid_loss", "full_valid_loss", "full_valid_mean_reward", "best")
     found = {name: event[name] for name in names if name in event}
     if "full_valid_mean_reward" in found and found["best"] is not None:

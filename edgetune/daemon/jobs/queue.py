@@ -177,9 +177,7 @@ class Queue:
                 self.forget(id)
 
     def _next(self) -> str | None:
-        """Returns the next job, when there is one; None: the service stops. Raises DiskError where the disk has no
-        room.
-        """
+        """Returns the next job; None: the service stops. Raises DiskError where the disk has no room."""
         with self.changed:
             while not self.stopping.is_set():
                 if (wait := self._retry_at - time.monotonic()) <= 0:
@@ -221,9 +219,7 @@ class Queue:
             self.forget(job.id)
 
     def _listen(self, process: JobProcess, task: Mapping[str, Any]) -> tuple[dict[str, Any], int]:
-        """Returns the last event and the exit code of a process. Raises DiskError where its history could not be
-        written.
-        """
+        """Returns last event and exit code of a process. Raises DiskError where its history was not written."""
         last: dict[str, Any] = {}
         refused: DiskError | None = None
         try:
@@ -267,9 +263,7 @@ class Queue:
                 "tests_before": self.table.tests_before(), "config": config.to_json(), "room": asdict(room)}
 
     def _conclude(self, job: Job, against: str | None, last: dict[str, Any], code: int) -> None:
-        """Concludes a job. against: the adapter that it was compared with. If that was deleted, the evaluation may have
-        failed for it.
-        """
+        """Concludes a job. against: the adapter it was compared with, whose deletion may have failed the evaluation."""
         with self.changed:
             status: str = self.table.get(job.id).status
             if status == "running" and last.get("event") == "judged":

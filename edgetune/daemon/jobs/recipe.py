@@ -40,9 +40,7 @@ _MARK = "fresh"  # jobs of an earlier version have it in rows of HELD that are n
 
 
 def method_of(method: Mapping[str, Any] | None, hyperparameters: Mapping[str, Any] | None) -> dict[str, Any]:
-    """Returns OpenAI's method object, with the older `hyperparameters` in it. Raises UnsupportedError for another
-    method.
-    """
+    """Returns OpenAI's method object, with the older `hyperparameters` in it. Raises UnsupportedError for others."""
     kind = (method or {}).get("type", Sft.method)
     known = _by_method()
     if kind not in known:

@@ -132,9 +132,7 @@ def _not_here(**_: Any) -> list[float]:
 
 
 class _Itself:
-    """The only model that a job's grader may name. The process that trains, and the gate, put the model itself in its
-    place.
-    """
+    """The only model that a job's grader may name. Training and gate put the model itself in its place."""
 
     name = EngineJudge.name
 
@@ -169,9 +167,7 @@ def asks(row: Row) -> TypeGuard[Mapping[str, Any]]:
 
 
 def has_answer(row: Row) -> bool:
-    """Returns whether a row with a prompt has an answer to compare, too: a completion. Earlier turns of messages are
-    none.
-    """
+    """Returns whether a row with a prompt has an answer to compare: a completion, not earlier turns."""
     if "messages" in row:
         return False
     try:

@@ -120,9 +120,7 @@ class JobTable:
         return {row["id"] for row in self.store.read(f"SELECT id FROM jobs WHERE {is_ended}")}
 
     def activated_since(self, origin: str, mark: str) -> int:
-        """Returns the number of jobs of an origin that passed the gate since the latest job with this mark in its
-        metadata.
-        """
+        """Returns how many jobs of an origin passed the gate since the latest with this mark in its metadata."""
         return int(self.store.read(
             "SELECT count(*) FROM jobs WHERE origin = ? AND json_valid(verdict) "
             "AND json_extract(verdict, '$.passed') AND rowid > coalesce((SELECT max(rowid) FROM jobs "

@@ -283,9 +283,7 @@ class Worker:
                     callbacks=callbacks, objective=self.objective, rewards=self.rewards)
 
     def _judge(self) -> Verdict:
-        """Returns the gate's verdict on the trained adapter, compared with the active one, both answered through
-        llama.cpp.
-        """
+        """Returns the gate's verdict on the trained adapter against the active one, answered by llama.cpp."""
         from ...serving.llama import CONTEXT, LlamaModel, may_repack
         from . import gate
         rows, rounds = held_rows(self.folder)

@@ -3,7 +3,7 @@
 A job has a row in the database, a folder with the rows that it learns (train.jsonl) and those that are held out
 (held.jsonl), and a process that works in this folder. Its kind defines the rest: further files in the folder, the work
 of the process, lines of the history, and starters that begin such jobs without a client. To add a kind, write a file in
-this folder with a subclass of JobKind and decorate it with `register`. `file.py` is the shortest.
+this folder with a subclass of JobKind and decorate it with `register`. `FileJob` is the shortest.
 """
 
 from __future__ import annotations
@@ -18,6 +18,7 @@ from ..jobs.progress import JobProgress
 from ..jobs.recipe import objective_of
 from ..jobs.worker import RUN
 from ..options import DaemonConfig
+from .registry import register
 
 if TYPE_CHECKING:
     from ..jobs.table import Job, JobTable
@@ -67,6 +68,13 @@ class JobKind:
         return worker.evaluate()
 
 
+@register
+class FileJob(JobKind):
+    """Jobs over rows that a client uploaded, or that the calling program has, by the method that the request names."""
+
+    origin = "api"
+
+
 class Starter(ABC):
     """A starter begins jobs of a kind, by itself when enough material waits, or when a person requests it.
 
@@ -97,9 +105,7 @@ class Starter(ABC):
         return ()
 
     def settle(self, job: Job) -> str:  # noqa: ARG002
-        """Settles a job of any kind that ended. Returns why no further job may begin by itself before more material
-        arrives; "" where it may.
-        """
+        """Settles a job of any kind that ended. Returns why none may begin before more material arrives, or ""."""
         return ""
 
     def facts(self) -> dict[str, Any]:

@@ -137,9 +137,7 @@ class NewFeedback(Starter):
         return self.jobs.train.system or self.served.system_of(self.jobs.adapters.serving)
 
     def _set_aside_unlearnable(self, ids: Iterable[str]) -> None:
-        """Sets aside rows that this model's template or context does not accept: one would fail every job. Each row is
-        tokenized once for that.
-        """
+        """Sets aside rows that the template or context does not accept: one would fail every job."""
         self.learnable = {id for id in ids if id in self.learnable or self._is_learnable(id)}
 
     def _is_learnable(self, id: str) -> bool:

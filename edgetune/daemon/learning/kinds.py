@@ -46,9 +46,7 @@ def right_answer(item: FeedbackItem) -> Row:
 
 
 def _parts(item: FeedbackItem) -> tuple[Any, Callable[[str], Any], Row]:
-    """Returns (the question, a function that makes an answer of a text, further keys of rows), all text or all
-    messages.
-    """
+    """Returns (the question, what makes an answer of a text, further keys), all text or all messages."""
     row = right_answer(item)
     if "prompt" in row:
         return row["prompt"], str, {}

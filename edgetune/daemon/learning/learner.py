@@ -100,9 +100,7 @@ class Learner:
         return not self.store.read("SELECT 1 FROM switches WHERE name = ?", SWITCH)
 
     def switch(self, on: bool) -> None:
-        """Turns learning off or on. Off: no job begins by itself, and unfinished jobs are paused. On: these are
-        resumed.
-        """
+        """Turns learning off or on. Off: no job begins by itself, unfinished ones are paused. On: they resume."""
         with self.store.write() as db:
             db.execute("INSERT OR REPLACE INTO switches (name) VALUES (?)" if not on else
                        "DELETE FROM switches WHERE name = ?", (SWITCH,))
@@ -198,9 +196,7 @@ class Learner:
                 log.exception("learning")
 
     def _begin_by_itself(self, starter: Starter, waiting: int) -> None:
-        """Begins a job. After a failure the starter waits for more material. Raises errors that may pass within a
-        minute.
-        """
+        """Begins a job; after a failure waits for more material. Raises errors that may pass in a minute."""
         self._failed.pop(starter.name, None)
         try:
             log.info("%s begins to %s", self.begin(starter.name).id, starter.doing)

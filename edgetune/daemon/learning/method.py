@@ -22,9 +22,7 @@ POSSIBLE = ("!", "1", '{"a": 1}')  # right answers: a grader that accepts none o
 
 @dataclass(frozen=True)
 class LearnMethod:
-    """A method. objective: with its options. kind: of the rows that feedback gives it. asked: the method of its jobs,
-    as OpenAI's object.
-    """
+    """A method. objective: with options. kind: of feedback's rows. asked: its jobs' method, as OpenAI's object."""
 
     objective: Objective
     kind: RowKind

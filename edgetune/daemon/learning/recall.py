@@ -48,9 +48,7 @@ class Recall:
         self.served = served
 
     def answer(self, asked: AskedQuestion) -> Completion | None:
-        """Returns the correction of exactly this question; None where there is none. Raises the errors of
-        Batcher.submit.
-        """
+        """Returns the correction of exactly this question, or None. Raises the errors of Batcher.submit."""
         if not asked.content or asked.model not in self.models:
             return None
         return self._recalled(asked.content, asked.prompt, **asked.options)
@@ -90,18 +88,14 @@ class Recall:
         return found[0] if found[0].row.get("tools") == row.get("tools") else None
 
     def _is_learned(self, item: FeedbackItem) -> bool:
-        """Returns whether the active adapter has learned an item: its training included all that was learned before,
-        but never held-out items.
-        """
+        """Returns whether the active adapter has learned an item: all that was learned before, nothing held out."""
         serving = self.adapters.serving
         if serving is None or item.held or item.state != "used":
             return False
         return bool(self.store.read(LEARNED_BY, item.id, serving)) and self._says_it(item, serving)
 
     def _says_it(self, item: FeedbackItem, serving: str) -> bool:
-        """Returns whether the active adapter gives this answer: by its score in the gate, or, without one, because it
-        imitated the answer.
-        """
+        """Returns whether the active adapter gives this answer: by its score in the gate, else as it imitated it."""
         assert item.row is not None
         try:
             scores = read_scores(self.adapters.get(serving).verdict.get("scores", {}))

@@ -55,9 +55,7 @@ def with_answer(row: Row, answer: str) -> Row:
 
 
 def check_rating(answer: str, rating: Rating | None, correction: str | None, rejected: str | None) -> Rating | None:
-    """Returns the rating: up for an answer that is better than another. Raises UsageError for feedback that is empty or
-    contradicts itself.
-    """
+    """Returns the rating: up for a better answer. Raises UsageError for empty or contradictory feedback."""
     if rating not in (None, "up", "down"):
         raise UsageError(f"rating is {rating!r:.40}", "use 'up' or 'down'")
     if rejected is not None:

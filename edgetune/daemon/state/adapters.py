@@ -207,9 +207,7 @@ class Adapters:
         return rows[0]["adapter"] if rows else None
 
     def history(self, limit: int = 100) -> Sequence[dict[str, Any]]:
-        """Returns the changes of the active adapter with time and cause, the newest first; adapter: an id, None for the
-        base.
-        """
+        """Returns changes of the active adapter, the newest first; adapter: an id, None for the base."""
         found = self.store.newest("service", lambda columns: from_json(_Switch, columns, "the row"), 2**62, limit)
         return [{"at": switch.at, "adapter": switch.adapter, "cause": switch.cause} for switch in found]
 

@@ -64,9 +64,7 @@ class Store:
             log.warning("%s is lost, its log is set aside as %s", self.path, target)
 
     def _prepare(self, db: sqlite3.Connection) -> None:
-        """Makes the tables, or upgrades those of an earlier edgetune. Raises FormatError for a database that is
-        neither.
-        """
+        """Makes the tables, or upgrades those of an earlier edgetune. Raises FormatError for anything else."""
         (written,) = db.execute("PRAGMA user_version").fetchone()
         version = written
         if version == 0 and not _columns(db):
@@ -234,9 +232,7 @@ class Store:
 
     def one(self, table: str, rows: list[sqlite3.Row], read: Callable[[dict[str, Any]], T],
             unknown: NotFoundError) -> T:
-        """Returns the object of the row that was found. Raises `unknown` without a row, NotFoundError for a damaged
-        one.
-        """
+        """Returns the object of the row. Raises `unknown` without a row, NotFoundError for a damaged one."""
         if not rows:
             raise unknown
         if found := self.objects(table, rows, read):

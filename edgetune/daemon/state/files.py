@@ -134,9 +134,7 @@ class Files:
         self.store.forget("files", id)
 
     def content(self, id: str) -> Path:
-        """Returns the path of a file's bytes. Raises NotFoundError, also for a file whose bytes were removed or
-        changed.
-        """
+        """Returns the path of a file's bytes. Raises NotFoundError, also where they were removed or changed."""
         file = self.get(id)
         path = self._shelf.path(_name(id, file.purpose))
         if path.is_symlink() or not path.is_file():
@@ -172,9 +170,7 @@ def _unknown(id: str) -> NotFoundError:
 
 
 class _Check:
-    """Reads a file piece by piece, counts, and refuses the first line that no method can learn together with the
-    others.
-    """
+    """Reads a file by pieces, counts, and refuses the first line that no method can learn with the others."""
 
     def __init__(self, config: DaemonConfig) -> None:
         self.config = config
@@ -224,9 +220,7 @@ class _Check:
 
 
     def _check_row(self, row: Row) -> None:
-        """Checks a row. An upload does not name its method, so all rows must suit one method, any one. Raises
-        DataError.
-        """
+        """Checks a row. An upload names no method, so any one must suit all rows. Raises DataError."""
         refusals: list[DataError] = []
         shapes = {}
         for parser, before in self._shapes.items():

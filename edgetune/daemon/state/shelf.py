@@ -35,17 +35,13 @@ class Shelf:
         disk.private_folder(self.folder)
 
     def path(self, name: str) -> Path:
-        """Returns the path of an entry. Raises FormatError for a name that does not match `names`, even if the database
-        holds it.
-        """
+        """Returns the path of an entry. Raises FormatError for a name that does not match `names`."""
         if not self._names.fullmatch(name):
             raise FormatError(f"{name!r:.80} is not a name in {self.folder}", "restore the database from a copy")
         return self.folder / name
 
     def tidy(self, named: Collection[str], done: Collection[str] = ()) -> None:
-        """Tidies up at a start. named: entries that rows name. done: entries that rows name and no longer need, which
-        are removed.
-        """
+        """Tidies up at a start. named: entries that rows name. done: those no longer needed, which are removed."""
         for path in sorted(self.folder.iterdir()):
             name = _HALF.sub("", path.name)
             if path.is_symlink() or not self._names.fullmatch(name):
@@ -85,9 +81,7 @@ class Shelf:
             raise
 
     def settle(self, name: str) -> None:
-        """Gives the entry its name after its row is written. Where that fails, the next start does it. Raises
-        DiskError.
-        """
+        """Names the entry after its row is written; where that fails, the next start does. Raises DiskError."""
         try:
             self._half(name).rename(self.path(name))
             disk.sync(self.folder)

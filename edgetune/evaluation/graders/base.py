@@ -12,7 +12,8 @@ from __future__ import annotations
 
 import json
 from abc import ABC, abstractmethod
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import MISSING, Field, dataclass, field, fields
 from difflib import get_close_matches
 from pathlib import Path
@@ -20,7 +21,7 @@ from typing import Any, ClassVar, Protocol, TypeVar, get_type_hints
 
 from ...data.rewards import reward_of
 from ...disk import read_small
-from ...errors import UsageError
+from ...errors import EdgetuneError, UsageError
 from ...options import Registry
 from .sample import Sample, Ungraded
 from .template import Template, parse_template
@@ -29,6 +30,7 @@ from .typed import fits, in_words, made_of
 
 T = TypeVar("T", bound="Grader")
 OUTPUT = "{{ sample.output_text }}"
+PACKAGES = ("rapidfuzz", "rouge_score", "nltk", "sacrebleu", "jsonschema")  # which an installation may lack
 NOT_WRITTEN = {"written": False}  # metadata of a field that is no part of the JSON
 REFUSED = {"label_model": ("is for evals alone, which edgetune does not have", "use a score_model")}
 
@@ -262,3 +264,16 @@ def _plain(value: Any) -> Any:
     if isinstance(value, Grader):
         return value.to_json()
     raise TypeError(f"{type(value).__name__} is no part of a grader's JSON")
+
+
+@contextmanager
+def needing(kind: str) -> Iterator[None]:
+    """Converts the error for a missing package of a type of grader to an EdgetuneError that says how to install it."""
+    try:
+        yield
+    except ModuleNotFoundError as error:
+        name = (error.name or "").split(".")[0]
+        if name not in PACKAGES:
+            raise
+        raise EdgetuneError(f"the grader {kind} needs the package {name}, which is not installed",
+                            "pip install 'edgetune[graders]'") from None

@@ -7,8 +7,7 @@ from dataclasses import dataclass
 from functools import cached_property
 from typing import Any, ClassVar
 
-from .base import OUTPUT, OneByOne, register, template
-from .extras import needing
+from .base import OUTPUT, OneByOne, needing, register, template
 from .sample import Sample, Ungraded, json_of
 
 

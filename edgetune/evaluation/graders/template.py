@@ -61,9 +61,7 @@ class Template:
 
 @lru_cache(maxsize=256)
 def parse_template(text: str, where: str) -> Template:
-    """Parses a template. where: for the error. Raises UsageError for an invalid path, or one that begins with neither
-    item nor sample.
-    """
+    """Parses a template. where: for the error. Raises UsageError for a path outside item and sample."""
     if len(text) > LONGEST:
         raise UsageError(f"{where} has {len(text)} characters, the limit is {LONGEST}", "write less into it")
     parts: list[str | Variable] = []

@@ -14,8 +14,7 @@ from dataclasses import dataclass
 from functools import cache
 from typing import Any, ClassVar, Literal
 
-from .base import OneByOne, register, template
-from .extras import needing
+from .base import OneByOne, needing, register, template
 from .sample import Sample
 
 FUZZY_CHARACTERS = 3000  # 0.6 s

@@ -12,9 +12,7 @@ _WORDS = {str: "text", float: "a number", int: "a whole number", bool: "true or 
 
 
 def fits(value: Any, kind: Any) -> bool:
-    """Checks a value. kind: str, int, float, bool, None, Any, Mapping, tuple[X, ...], tuple[X, Y], Literal,
-    or a union of such.
-    """
+    """Checks a value against str, int, float, bool, None, Any, Mapping, tuple, Literal, or a union of such."""
     origin = get_origin(kind) or kind
     parts = get_args(kind)
     if kind is Any:

@@ -1,6 +1,4 @@
-"""GGUF files: held by one descriptor (file.py), read by our own strict rules (read.py), asked what they must say
-(check.py), written (write.py).
-"""
+"""GGUF files: held by a descriptor (file.py), read strictly (read.py), checked (check.py), written (write.py)."""
 
 from ...backends.native import FORMATS, Format
 from .check import ENCODER, check_adapter, check_encoder, check_model, check_vocabulary
