@@ -1,7 +1,6 @@
 """Files and folders that appear whole under their name or not at all: written next to it, synced, renamed.
 
-A power cut may lose whatever was not synced, in any order: so a file is synced before its name points to it, and the
-folder after that.
+A power cut may lose what was not synced, in any order: so a file is synced before its name, and the folder after that.
 """
 
 from __future__ import annotations

@@ -131,8 +131,7 @@ class Ops(Protocol):
         T tokens, of which the last Q are queries, are a forest in depth-first order: end [T] (int32) is where the
         subtree of a token ends, position [T] (int32) its parent's plus 1. Token t sees token j if j <= t < end[j] and,
         unless window is 0, position[t] - position[j] < window. C is at most 256. out, q, k and v may each be bf16 (as
-        uint16). Where the precision is not exact and the device multiplies bf16, all products are of numbers rounded to
-        bf16.
+        uint16). Where the precision is not exact and the device multiplies bf16, products are of numbers in bf16.
         """
 
     def attention_backward(self, dq: Array, dk: Array, dv: Array, delta: Array, dout: Array, out: Array, lse: Array,
@@ -226,8 +225,7 @@ class Ops(Protocol):
                weight_decay: float, step: int, seed: int) -> None:
         """The same with m and v in 8 bits: moments uint8 [ceil(n / MOMENTS), MOMENT_BYTES], any shape; zeros at first.
 
-        After Dettmers et al. 2022 (2110.02861); native/et.h has the codes. v is rounded at random, by
-        seed and index.
+        After Dettmers et al. 2022 (2110.02861); codes: native/et.h. v is rounded at random, by seed and index.
         """
 
     def sum_squares(self, x: Array) -> float:

@@ -45,8 +45,7 @@ def run(model: str | Path, *, prompt_tokens: int, tokens: int, adapter: Path | N
         served.reset()
         prompt_s = _read(served, ids[:prompt_tokens])
         tokens_s = sum(_read(served, ids[:n + 1]) for n in range(prompt_tokens, prompt_tokens + tokens))
-    return {"bench": "generate", "device": here.model or here.cpu or here.machine, "cpu": here.cpu,
-            "model": str(gguf.path),
+    return {"bench": "generate", "device": here.name, "cpu": here.cpu, "model": str(gguf.path),
             "adapter": str(adapter) if adapter else None, "threads": threads or here.cores,
             "options": {"prompt_tokens": prompt_tokens, "tokens": tokens, "seed": seed},
             "prompt_tokens_per_s": prompt_tokens / prompt_s, "tokens_per_s": tokens / tokens_s, "load_s": load_s,
@@ -81,7 +80,7 @@ def many(model: str | Path, *, native: Engine | None, count: int, prompts: int, 
     else:
         seconds = _llama(gguf, ids, samples, tokens, adapter, threads)
     return {"bench": "generate", "engine": "native" if native else "llama.cpp",
-            "device": here.model or here.cpu or here.machine, "cpu": here.cpu,
+            "device": here.name, "cpu": here.cpu,
             "model": str(gguf.path), "adapter": str(adapter) if adapter else None, "threads": threads or here.cores,
             "precision": native.precision if native else None,
             "options": {"answers": samples * prompts, "prompts": prompts, "prompt_tokens": prompt_tokens,

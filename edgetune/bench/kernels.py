@@ -155,7 +155,7 @@ def run(isas: Sequence[str], precisions: Sequence[str], models: Sequence[str], f
         results += [sets[result.precision or "exact"].with_share(result) for result in measured]
         peaks += [kernels.facts() for kernels in sets.values()]
     here = device.read_device()
-    return {"bench": "kernels", "device": here.model or here.cpu or here.machine, "cpu": here.cpu, "threads": threads,
+    return {"bench": "kernels", "device": here.name, "cpu": here.cpu, "threads": threads,
             "tokens": TOKENS, "peaks": peaks, "results": [vars(result) for result in results]}
 
 

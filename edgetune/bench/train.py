@@ -62,7 +62,7 @@ def run(model: str | Path, config: TrainConfig) -> dict[str, Any]:
     step_s = statistics.median(seconds)
     tokens = batch * config.row_limit
     here = device.read_device()
-    return {"bench": "train", "device": here.model or here.cpu or here.machine, "cpu": here.cpu,
+    return {"bench": "train", "device": here.name, "cpu": here.cpu,
             "model": str(bundle.path), "isa": ops.isa, "precision": config.precision,
             "products": ops.products(config.precision),
             "kept": plan_run.kept, "blocks": trainer.model.structure.n_layer - plan_run.lowest,
@@ -107,7 +107,7 @@ def two_steps(bundle: Bundle, config: TrainConfig, plan: Plan, objective: Object
     flops = trainer.model.structure.flops(trainer.plan.run, sizes)
     run = trainer.plan.run
     here = device.read_device()
-    speed = Speed(here.model or here.cpu or here.machine, trainer.ops.isa, config.precision, run.kept,
+    speed = Speed(here.name, trainer.ops.isa, config.precision, run.kept,
                   trainer.model.structure.n_layer - run.lowest, run.threads, run.max_tokens,
                   flops.total / last.seconds)
     del trainer

@@ -39,17 +39,15 @@ def comparison_lines(found: Comparison, first: str, second: str) -> list[str]:
 
 def discordant_table(found: Comparison, first: str, second: str) -> Table:
     """Shows the first rows that only one model answers right, with the answers of both."""
-    return _blocks([[("prompt", a.question), ("expected", a.expected), *_judged(first, a), *_judged(second, b)]
-                    for a, b in found.some(SHOWN)])
+    return _blocks([[("prompt", both[0].question), ("expected", both[0].expected),
+                     *(line for name, answer in zip((first, second), both, strict=True)
+                       for line in _said(f"{name}, {'right' if answer.correct else 'wrong'}", answer))]
+                    for both in found.some(SHOWN)])
 
 
 def wrong_table(answers: Sequence[Answer]) -> Table:
     """Shows of each answer the prompt, the expected answer, the given one and, for JSON, the differences."""
     return _blocks([[("prompt", a.question), ("expected", a.expected), *_said("answer", a)] for a in answers])
-
-
-def _judged(name: str, answer: Answer) -> list[tuple[str, str]]:
-    return _said(f"{name}, {'right' if answer.correct else 'wrong'}", answer)
 
 
 def _said(name: str, answer: Answer) -> list[tuple[str, str]]:

@@ -6,7 +6,7 @@ import json
 import time
 from collections.abc import Callable
 from datetime import datetime
-from itertools import islice
+from itertools import islice, takewhile
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import TYPE_CHECKING, Any
@@ -250,12 +250,8 @@ def jobs_follow(client: Any, job: str, as_json: bool) -> None:
 
 def _events_after(client: Any, job: str, last: str | None) -> list[dict[str, Any]]:
     """Lists begin with the newest."""
-    fresh = []
-    for event in client.all(url_path(JOBS, job, "events"), limit=100):
-        if event["id"] == last:
-            break
-        fresh.append(event)
-    return fresh[::-1]
+    listed = client.all(url_path(JOBS, job, "events"), limit=100)
+    return [*takewhile(lambda event: event["id"] != last, listed)][::-1]
 
 
 def _add_action(action: str, text: str) -> None:

@@ -43,8 +43,7 @@ BY_KEYS = Columns()  # none is named
 def recognised(row: Any, parsers: Sequence[RowParser], columns: Columns | None = None) -> Row:
     """The row in a shape that one of the parsers, if any can, reads. columns: None where nobody can name them.
 
-    Raises DataError, with the keys that were found, for a row that no parser and no format knows, and for one without a
-    named key.
+    Raises DataError, with the keys found, for a row that no parser or format knows, or without a named key.
     """
     if columns and columns != BY_KEYS:
         return _named(row, columns)

@@ -83,8 +83,7 @@ class Batch:
     """The input of a forward pass: a forest of tokens (forest.py), and what is predicted from them.
 
     Entry i of S predicts `targets[i]`, a token or a label, with weight `supervised_weights[i]`, at `supervised[i]`.
-    They are in the order of the examples, and ascend within each. A token that several examples share may predict
-    several times.
+    They are in the order of the examples, and ascend within each. One that several share may predict several times.
     """
 
     tokens: NDArray[np.int32]  # [T]

@@ -2,8 +2,7 @@
 
 A token is looked up alone first: in most places the model's choice is what the grammar allows, and to look up one token
 takes microseconds where the whole vocabulary takes 16 ms. Else the likeliest ones are looked up, and more of them only
-where too few of these may follow. Only allowed tokens are accepted: llama.cpp ends the process
-at others.
+where too few of these may follow. Only allowed tokens are accepted: llama.cpp ends the process at others.
 """
 
 from __future__ import annotations

@@ -306,7 +306,9 @@ class Rules:
         if word is None or "prefixItems" in schema:
             raise _cannot("uniqueItems of items without an enum", place)
         assert isinstance(items, Mapping)
-        values = _different(_fitting(items, word, place / "items"))
+        # once each, as JSON takes them for equal: 1 and 1.0 are, 1 and true are not
+        values = [*{json.dumps(_plain(value), sort_keys=True): value
+                    for value in reversed(_fitting(items, word, place / "items"))}.values()][::-1]
         least, most = _bounds(schema, "minItems", "maxItems", place)
         if least > len(values):
             raise UsageError(f"the schema{place} asks for {least} different items of {len(values)}", "lower minItems")
@@ -363,11 +365,6 @@ def _fitting(schema: Schema, word: str, place: Place) -> list[Any]:
     if not fitting:
         raise UsageError(f"the schema{place} allows no value", f"give {word} a value of its type")
     return fitting
-
-
-def _different(values: Sequence[Any]) -> list[Any]:
-    """Drops those that JSON takes for equal: 1 and 1.0 are, 1 and true are not."""
-    return [*{json.dumps(_plain(value), sort_keys=True): value for value in reversed(values)}.values()][::-1]
 
 
 def _plain(value: Any) -> Any:

@@ -72,7 +72,9 @@ def open_model(file: str | os.PathLike[str], shown: Path, vocabulary_only: bool 
     complaint()
     options = llama.llama_model_default_params()
     options.vocab_only = vocabulary_only
-    options.use_extra_bufts = repack and not _may_lose_tiles()
+    # Copied weights are multiplied in AMX's tiles, which llama.cpp sets up once a thread. torch resets those of threads
+    # that both use, after products in bf16, and llama.cpp then dies of an illegal instruction.
+    options.use_extra_bufts = repack and not ("torch" in sys.modules and "amx" in cpu_features())
     model = llama.llama_model_load_from_file(os.fsencode(file), options)
     if model:
         return int(model)
@@ -81,14 +83,6 @@ def open_model(file: str | os.PathLike[str], shown: Path, vocabulary_only: bool 
         raise UnsupportedError(f"llama.cpp cannot read the tokenizer of {shown.name} ({reason})",
                                "convert the model again with a current llama.cpp")
     raise UnsupportedError(f"llama.cpp cannot load {shown} ({reason})", "edgetune info FILE says what the file holds")
-
-
-def _may_lose_tiles() -> bool:
-    """Whether AMX's tiles, which llama.cpp sets up once for each thread, may be gone when it multiplies again:
-    torch resets those of the threads that both use, after products in bf16, and llama.cpp then dies of an illegal
-    instruction. It uses tiles for copied weights alone.
-    """
-    return "torch" in sys.modules and "amx" in cpu_features()
 
 
 def complaint() -> str:

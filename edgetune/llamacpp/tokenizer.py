@@ -170,8 +170,7 @@ class Tokenizer:
         OpenAI's liberties are taken out first, as llama.cpp's server does: null fields are dropped, content given as
         text parts is joined by line breaks, arguments of tool calls given as JSON text become objects. Tools, calls and
         results are written into the messages where a template has no place for them (see `tool_text`).
-        Raises UnsupportedError without a template or for one that does not compile, DataError for a conversation that
-        the template refuses.
+        Raises UnsupportedError without a template that compiles, DataError for messages that the template refuses.
         """
         template = self.tool_template if tools and self.tool_template else self.chat_template
         if template is None:

@@ -82,6 +82,10 @@ class Device:
     profile: Profile | None
     matched: str
 
+    @property
+    def name(self) -> str:
+        return self.model or self.cpu or self.machine
+
     def overrides(self) -> list[str]:
         """What holds here instead of what the profile or the whole machine would have, a sentence each."""
         found = []
@@ -147,7 +151,9 @@ def profile_named(name: str, folder: Path | None = None) -> Profile:
     Raises UsageError, with the names, for another.
     """
     profiles = read_profiles(folder)
-    wanted, memory = _name_and_memory(name)
+    named = re.fullmatch(r"(.*?)(?:[\s-]+(\d+) ?gb)?", name.strip().lower())  # "pi-4-2gb": "pi4" with 2048 MiB
+    assert named
+    wanted, memory = _letters(named[1]), int(named[2] or 0) * 1024
     names = {_letters(p.name): p for p in profiles}
     fitting = [names[wanted]] if wanted in names else [p for key, p in names.items() if wanted and wanted in key]
     if len(fitting) > 1 or not fitting:
@@ -157,12 +163,6 @@ def profile_named(name: str, folder: Path | None = None) -> Profile:
         raise UsageError(f"{fitting[0].name} is not sold with {memory / 1024:g} GB",
                          f"it has {', '.join(f'{size / 1024:g}' for size in sold)}")
     return replace(fitting[0], memory_mib=(memory,)) if memory else fitting[0]
-
-
-def _name_and_memory(name: str) -> tuple[str, int]:
-    """"pi-4-2gb" -> "pi4" and 2048 MiB; 0: it names no memory."""
-    found = re.fullmatch(r"(.*?)[\s-]+(\d+) ?gb", name.strip().lower())
-    return (_letters(found[1]), int(found[2]) * 1024) if found else (_letters(name), 0)
 
 
 def _letters(name: str) -> str:

@@ -142,8 +142,7 @@ def _recovery(rule: str, r: Readings) -> str:
 class Governor:
     """Reads the machine below `root`, once a second at most, and keeps the decision in `state`.
 
-    busy: says that someone is being answered, as the policy's file does. Raises UsageError for a policy that this
-    machine cannot keep.
+    busy: says, as the policy's file, that someone is answered. Raises UsageError for a policy this machine cannot keep.
     """
 
     def __init__(self, policy: Policy | None = None, profile: Profile | None = None, root: str | Path = "/", *,

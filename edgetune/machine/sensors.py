@@ -61,8 +61,7 @@ class Readings:
 class Sensors:
     """Reads the files below `root`; `zones` are patterns of thermal zones or hwmon chips (none: no temperature).
 
-    busy_file: while it exists (and one of the processes whose numbers it holds, if any, is alive), someone is answered;
-    `busy` may say so too.
+    busy_file: while it exists (with a live process of its numbers, if any), someone is answered; `busy` may say so too.
     """
 
     def __init__(self, root: str | Path = "/", zones: tuple[str, ...] = (), busy_file: str = "",

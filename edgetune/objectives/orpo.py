@@ -27,8 +27,7 @@ class Orpo(Objective):
     """L = (1/N) sum over N pairs of -m_c - beta log s(log odds(m_c) - log odds(m_r)), with m the mean log p of an
     answer's tokens, log odds(m) = m - log(1 - e^m).
 
-    The first term is of the answer's tokens, as in the paper; TRL has those of the prompt in it, too. TRL's rewards are
-    beta m.
+    The first term is of the answer's tokens, as in the paper; TRL has the prompt in it, too. TRL's rewards are beta m.
     """
 
     name: ClassVar[str] = "orpo"

@@ -4,13 +4,12 @@ L = -(1/N) sum_i c_i sum_t [min(r_t A_i, clip(r_t, 1 - epsilon, 1 + epsilon_high
 
 r_t = pi(t) / pi_old(t), where pi_old is the adapter that answered: in the first update after the answers the ratio is
 exactly 1, so that no log-probability has to be known before it. kl_t = u - log u - 1 with u = pi_ref(t) / pi(t) (k3 of
-Schulman 2020), where pi_ref is what training started from. pi is the model at temperature 1, also where answers are
-drawn at another.
+Schulman 2020), where pi_ref is where training started. pi is at temperature 1, also where answers are drawn at another.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import ClassVar
 
@@ -95,7 +94,12 @@ class Policy(Rewarded):
             sums.loss -= c * float(value.sum())
             sums.tokens += value.size
             a[part] = c * slope
-        return Signal(a, sums.loss, dict(_metrics(sums, batch)))
+        metrics: dict[str, tuple[float, float]] = {}
+        if any(example.logp.size for example in batch.examples):
+            metrics["clip_ratio/region_mean"] = sums.clipped, sums.ratios
+        if batch.reference is not None:
+            metrics["kl"] = sums.kl, sums.tokens
+        return Signal(a, sums.loss, metrics)
 
     def surrogate(self, log_ratio: Doubles, advantage: float | Doubles, sums: Sums) -> tuple[Doubles, Doubles]:
         """(the clipped objective of each token of an answer, its derivative by the token's log p), both [n]."""
@@ -107,13 +111,6 @@ class Policy(Rewarded):
         sums.clipped += int(clipped.sum())
         value = np.minimum(ratio * advantage, np.clip(ratio, low, high) * advantage)
         return value, np.where(clipped, 0.0, ratio * advantage)
-
-
-def _metrics(sums: Sums, batch: Batch) -> Iterator[tuple[str, tuple[float, float]]]:
-    if any(example.logp.size for example in batch.examples):
-        yield "clip_ratio/region_mean", (sums.clipped, sums.ratios)
-    if batch.reference is not None:
-        yield "kl", (sums.kl, sums.tokens)
 
 
 def left_out(rewards: Floats) -> Floats:

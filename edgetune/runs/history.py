@@ -155,7 +155,11 @@ def read_history(folder: str | Path) -> History:
     metrics.jsonl cannot be read.
     """
     folder = Path(folder)
-    run = _read_run(folder)
+    run = read_object(folder / RUN, "restore it from a copy", LARGEST)
+    if run is None and not (folder / METRICS).is_file():
+        raise FormatError(f"{folder} holds no run: there is neither {RUN} nor {METRICS}",
+                          "name the output folder of a training")
+    run = run or {}  # it begins with metrics
     steps = _Thinned[Step]()
     measurements = _Thinned[Measurement]()
     decisions = deque[Decision](maxlen=DECISIONS)
@@ -181,15 +185,6 @@ def read_history(folder: str | Path) -> History:
                    _part(Answers, run, "answers", folder), steps.things, steps.every, steps.count,
                    record.seconds or seconds, measurements.things, list(decisions), decision_count, list(resumes),
                    damaged)
-
-
-def _read_run(folder: Path) -> dict[str, Any]:
-    """run.json's content; {} for a run that has not written it yet."""
-    found = read_object(folder / RUN, "restore it from a copy", LARGEST)
-    if found is None and not (folder / METRICS).is_file():
-        raise FormatError(f"{folder} holds no run: there is neither {RUN} nor {METRICS}",
-                          "name the output folder of a training")
-    return found or {}
 
 
 def _part(kind: type[T], run: Mapping[str, Any], name: str, folder: Path) -> T | None:

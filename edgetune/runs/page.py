@@ -1,7 +1,6 @@
 """The page that reports share: one HTML file that asks for nothing outside and runs nothing.
 
-Elements of HTML and SVG escape what they hold: what is not Html already is text, whoever wrote it. What they make is
-well-formed XML, too.
+Elements of HTML and SVG escape what they hold: all but Html is text, whoever wrote it. They make well-formed XML, too.
 """
 
 from __future__ import annotations

@@ -4,8 +4,7 @@ Each decode takes one token of every running answer and some tokens of prompts t
 continue while others begin. It computes with one adapter; adapters take turns. The cache of a finished answer stays for
 the next request with the same beginning (kv_cache.py). The number of tokens computed at once changes the rounding of
 sums, and so, rarely, a token. Therefore an answer with a seed, which must repeat, is computed alone, its prompt in
-pieces of equal size; it takes turns with the others. One thread does all of this; `submit` and completions are for any
-thread.
+pieces of equal size; it takes turns with the others. One thread does this; `submit` and completions are for any thread.
 """
 
 from __future__ import annotations

@@ -49,15 +49,10 @@ def _calls(tools: Sequence[Tool], form: CallForm, other: Rules | None = None) ->
         if schema.get("type", "object") != "object":
             raise UsageError(f"the parameters of the function {function['name']!r:.100} are no object",
                              "let their type be object")
-        taken = {"type": "object", **schema} if _names_arguments(schema) else NO_ARGUMENTS
+        # a bare object may have any properties; but LangChain, for one, sends it for a function without arguments
+        bare = not any(value for key, value in schema.items() if key not in ("type", "title", "description", "$schema"))
+        taken = NO_ARGUMENTS if bare else {"type": "object", **schema}
         arguments = rules.rule_of_other(taken, Place(function["name"]))
         start = text(f"{form.before}{json.dumps(function['name'], ensure_ascii=False)}{form.between}")
         roots.append(f"{start} {arguments} {text(form.after)}")
     return rules.whole(" | ".join(roots))
-
-
-def _names_arguments(schema: Schema) -> bool:
-    """Whether a function takes arguments. In JSON Schema an object without properties may have any; but clients such as
-    LangChain send one for a function without arguments.
-    """
-    return any(value for key, value in schema.items() if key not in ("type", "title", "description", "$schema"))

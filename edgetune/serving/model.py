@@ -74,8 +74,7 @@ class ServedModel(ABC):
 
         sampling: fields of Sampling. Greedy at temperature 0; the same seed and cache give the same text. It ends
         before a stop string, at a token that ends a turn, after max_tokens, or where the context ends. Raises, before
-        anything is streamed, UsageError for an option out of its range and EdgetuneError for a prompt that leaves no
-        room in the context.
+        anything streams, UsageError for an option out of range, EdgetuneError for a prompt without room in the context.
         """
         sampling.setdefault("grammar", self._form())
         return self._stream(self.prepare(prompt, max_tokens, stop, seed=self.seed if seed is None else seed,

@@ -10,6 +10,5 @@ stopped continues at its step, to the same bytes:
     refit       the same training with the held-out rows as well                   training.py
     publish     the adapter becomes that of the folder                             folder.py
 
-Sources: self-consistency (Wang et al. 2022, arXiv 2203.11171) and self-training on agreement (Huang et al. 2022, arXiv
-2210.11610).
+Sources: self-consistency (Wang et al. 2022, arXiv 2203.11171), self-training on agreement (Huang et al., 2210.11610).
 """

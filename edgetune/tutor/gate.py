@@ -34,8 +34,7 @@ ROUND, LABELS, PUBLISHED = "round", "labels", "published"  # the adapters that a
 @dataclass(frozen=True)
 class HeldAnswers:
     """The answers to the held-out questions with one adapter. values: the overlap with the right answer, 1 for a right
-    one; without a right answer the grader's rewards. rise, kl: the adapter's distance from the base on unrelated text,
-    as in `Drift`.
+    one; without a right answer the grader's rewards. rise, kl: the adapter's distance from the base, as in `Drift`.
     """
 
     adapter: str

@@ -61,8 +61,7 @@ class Question:
 
 def read_questions(path: Path, tokenizer: Tokenizer, system: str | None, labelled: bool | None) -> list[Question]:
     """The questions of a file, each once. labelled False: prompts as for `--method grpo`, whose completion, if any, is
-    the right answer; True: labelled rows as for `--method sft`; None: rows of either kind. Raises DataError, which
-    names the line.
+    the right answer; True: labelled rows as for `--method sft`; None: rows of either kind. DataError names the line.
     """
     found: dict[str, Question] = {}
     for line, row in read_rows(path):

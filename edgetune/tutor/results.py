@@ -1,7 +1,6 @@
 """The results of the steps of a round, each written to a file and read back.
 
-The ledger, the progress and `inspect` show the `facts` of a result: counts, seeds and decisions, no text that anybody
-wrote.
+Ledger, progress and `inspect` show the `facts` of a result: counts, seeds and decisions, no text that anybody wrote.
 """
 
 from __future__ import annotations

@@ -26,8 +26,7 @@ from .grid import fit
 from .sensitivity import Curvature
 from .write import keys_of
 
-# MXFP4 is not among them: it takes a quarter of a bit less than IQ4_NL and loses twice as much. Q4_0 loses more in the
-# same bytes.
+# MXFP4 is not among them: it takes 1/4 bit less than IQ4_NL and loses twice as much. Q4_0 loses more in same bytes.
 FORMATS_TRIED = ("Q8_0", "Q6_K", "Q5_1", "Q5_0", "Q5_K", "Q4_1", "Q4_K", "IQ4_NL", "IQ4_XS", "Q3_K", "Q2_K", "Q2_0")
 REFERENCE = "Q4_0"
 _COMPARED = "IQ4_NL"

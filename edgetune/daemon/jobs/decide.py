@@ -40,8 +40,7 @@ class Findings:
     """Measurements of both adapters. old, new: each row's Score under the active adapter, or the base, and under the
     new one. rounds: the jobs that the first rows are from; the others are of the job that is evaluated. serving:
     whether an adapter is active. canary: how far the new adapter is from the base on unrelated text; None: not
-    measured. corrected: Scores, under the new adapter, of corrections that it learned. tests_before: since the last
-    publication.
+    measured. corrected: Scores, by the new adapter, of those it learned. tests_before: since the last publication.
     """
 
     old: Sequence[Score]
@@ -63,8 +62,7 @@ class Verdict:
     tests: by rows (earlier, new, all) {wins, losses, ties, p_better, p_worse}. canary: {base, new, rise, limit, kl,
     max_kl}, the first two perplexities; None: not measured. corrected: {rows, kept}, of corrections that were learned;
     None: there are none. rounds: {job, rows, right, before} of each earlier job whose questions were answered, the
-    oldest first; remembered: the same in a sentence, "": there are none. scores: by digest, each row's under the new
-    adapter.
+    oldest first; remembered: a sentence of them, or "". scores: by digest, each row's by the new adapter.
     """
 
     passed: bool

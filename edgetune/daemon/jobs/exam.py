@@ -19,8 +19,7 @@ class Score:
     None: not measured for this row.
 
     pair: the row is a pair of answers. It is right where the chosen one is likelier than the rejected one, and its loss
-    is -log s of the difference of their log p: how sure the adapter is of that. reward: of the answer to a row without
-    one to compare.
+    is -log s of the difference of their log p: how sure it is of that. reward: of answers without one to compare.
     """
 
     loss: float | None
@@ -37,8 +36,7 @@ class Score:
 class Exam:
     """The rows and texts that adapters are evaluated by. rounds: the jobs that the first rows are from; the others are
     of the job that is evaluated, whose adapter learned `corrected`. canary: a text, "": none. system, max_length: as in
-    training. rewarding: how answers are rewarded, where the job learns from rewards. tests_before: since the last
-    publication.
+    training. rewarding: how, where the job learns from rewards. tests_before: since the last publication.
     """
 
     rows: Sequence[Row]

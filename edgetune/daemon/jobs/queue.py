@@ -66,8 +66,7 @@ class Queue:
     """The queue of jobs, for any number of threads; `changed` of the table guards its state.
 
     stopping: set when the service stops. on_done: called with each job that ended, on the thread that ended it. job:
-    the id of the job that runs. paused_reason: why no job is begun for now, or "". decisions: the governor's, the
-    newest first.
+    the id of the job that runs. paused_reason: why none begins, or "". decisions: the governor's, the newest first.
     """
 
     def __init__(self, table: JobTable, runs: Shelf, files: Files, adapters: Adapters, batcher: Batcher,

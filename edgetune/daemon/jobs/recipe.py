@@ -178,8 +178,7 @@ def divide(rows: Iterable[Row], held: Iterable[Row] | None, folder: Path, holdou
     each of the first rows of `held`, which are of earlier jobs. corrected: corrections among the rows to learn, of
     which MAX_CORRECTED are kept apart. measured: rows for MEASURED.
 
-    Rows are iterated over twice, and each row is hashed once. Raises DataError where nothing is left to learn, or
-    nothing to hold out.
+    Rows are read twice, and hashed once. Raises DataError where nothing is left to learn, or nothing to hold out.
     """
     if held is None:
         digests = [digest(row) for row in rows]

@@ -57,8 +57,7 @@ def curriculum(new: Sequence[T], earlier: Sequence[T], passes: int, replay: floa
 class JobRows:
     """Rows to iterate over as often as needed. Stored pieces are read one at a time; `made` makes rows of a piece.
 
-    Right answers have one shape, except text: where some are messages, prompt and completion become equivalent
-    messages.
+    Right answers have one shape, except text: where some are messages, prompts and completions become messages.
     """
 
     def __init__(self, feedback: Feedback, rows: Iterable[StoredRow],

@@ -56,8 +56,7 @@ class Prompts:
 
     def keep(self, question: Question) -> bool:
         """Keeps a prompt; returns whether it was kept. It is not kept if the limit is 0, if the request forbids it, or
-        if the tutor could not ask it again: token ids, tools, measurements (echo, logprobs), and more than LARGEST
-        bytes.
+        if the tutor could not ask it again: token ids, tools, echo, logprobs, and more than LARGEST bytes.
         """
         measured = question.echo or question.logprobs is not None
         if not (self.most and question.may_be_kept) or measured or question.shown_tools:

@@ -1,7 +1,6 @@
 """The daemon's database: SQLite in WAL mode, in STATE/state.db.
 
-A transaction that was committed survives a power cut (synchronous = FULL). Files and adapters are stored in folders of
-the state, see shelf.py.
+A committed transaction survives a power cut (synchronous = FULL). Files and adapters are in folders, see shelf.py.
 """
 
 from __future__ import annotations
@@ -179,8 +178,7 @@ class Store:
 
     def _as_known(self, error: sqlite3.Error | UnicodeDecodeError) -> Exception:
         """Returns the EdgetuneError for an error of a user or a disk; a programming error is returned unchanged.
-        SQLite's message identifies it, as Python 3.10 does not give codes. A message that quotes a damaged schema may
-        not be UTF-8.
+        SQLite's message identifies it, as Python 3.10 gives no codes. One with a damaged schema may not be UTF-8.
         """
         message = str(error) if isinstance(error, sqlite3.Error) else "malformed schema"
         if "disk is full" in message:

@@ -265,8 +265,7 @@ def parse(line: bytes) -> dict[str, Any]:
 class Rows:
     """The rows of an accepted file, converted from other formats, to iterate over as often as needed.
 
-    asking: rows may have a prompt alone, as those of rewards do. Keys other than completion are then no answers, but
-    values for a grader.
+    asking: rows may have a prompt alone, as for rewards. Keys but completion are then values for a grader.
     """
 
     def __init__(self, path: Path, asking: bool = True) -> None:

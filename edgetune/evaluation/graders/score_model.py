@@ -1,8 +1,7 @@
 """OpenAI's score_model, scored by the model that is trained, without generating anything.
 
 A small model writes poor verdicts, but its probabilities are fair. So it is prompted for one digit, and the reward is
-the expected digit: sum_d p(d) d, with p relative to the digits alone, mapped to the range (G-Eval, arXiv 2303.16634,
-section 3).
+the expected digit: sum_d p(d) d, p relative to the digits, mapped to the range (G-Eval, arXiv 2303.16634, section 3).
 """
 
 from __future__ import annotations
