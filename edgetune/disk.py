@@ -48,10 +48,7 @@ def read_small(path: str | os.PathLike[str], limit: int = MIB) -> bytes:
 
 
 def read_object(path: Path, hint: str, limit: int = 64 * MIB) -> dict[str, Any] | None:
-    """The JSON object that a file of at most `limit` bytes holds; None without the file.
-
-    hint: the way out of a damaged one, a FormatError.
-    """
+    """A file's JSON object; None without the file. hint: the way out of a damaged one, a FormatError."""
     try:
         found = json.loads(read_small(path, limit))
     except FileNotFoundError:

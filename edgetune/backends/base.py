@@ -137,10 +137,7 @@ class Ops(Protocol):
     def attention_backward(self, dq: Array, dk: Array, dv: Array, delta: Array, dout: Array, out: Array, lse: Array,
                            q: Array, k: Array, v: Array, end: Array, position: Array, scale: float, window: int = 0,
                            precision: str = "exact") -> None:
-        """dq [Q, H, C], dk and dv [T, G, C] of attention_forward; delta [H, Q] is work space.
-
-        All but delta and lse may each be bf16.
-        """
+        """dq [Q, H, C], dk, dv [T, G, C]; delta [H, Q] is work space. All but delta and lse may be bf16."""
 
     def glu_forward(self, out: Array, gate: Array, up: Array, kind: str) -> None:
         """out = act(gate) * up, all activations; kind "silu" or "gelu" (tanh-approximated). out may be gate or up."""

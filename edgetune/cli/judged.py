@@ -23,10 +23,7 @@ class Judged(Protocol):
     """Takes feedback."""
 
     def add(self, messages: Messages, answer: str, rating: str | None, correction: str | None) -> str:
-        """Adds feedback on the answer to messages: a rating, up or down, or a correction. Says how it is used.
-
-        Raises EdgetuneError.
-        """
+        """Adds feedback on the answer to messages: a rating or a correction. Says its use. Raises EdgetuneError."""
 
     def learn(self, model: str) -> str:
         """Says in a sentence how the given feedback is learned; empty: there is none."""

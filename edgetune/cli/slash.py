@@ -51,10 +51,7 @@ def is_command(line: str) -> bool:
 
 
 def obey(talk: Talk, line: str, ask: Ask | None = None) -> str:
-    """Executes a command, and returns a report. ask: reads a line, where a person types.
-
-    Raises EdgetuneError.
-    """
+    """Executes a command, and returns a report. ask: reads a line, where a person types. Raises EdgetuneError."""
     name, _, rest = line.partition(" ")
     if name not in COMMANDS:
         raise UsageError(f"there is no {name:.40}", "/help lists all commands")

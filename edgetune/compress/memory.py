@@ -35,10 +35,7 @@ def for_steps(config: CompressConfig, weights: int) -> None:
 
 
 def require_disk(config: CompressConfig, model: Floats, is_gguf: bool, work: Path) -> None:
-    """DiskFullError where the folder `work`, which exists, has no room for what is not there yet.
-
-    is_gguf: whether the source is one already.
-    """
+    """DiskFullError where `work` has no room for what is not there yet. is_gguf: whether the source is one."""
     there = sum(path.stat().st_size for path in work.rglob("*") if path.is_file())
     require_room(work, max(disk_needed(config, model, is_gguf) - there, 0))
 

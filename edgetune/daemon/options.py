@@ -20,16 +20,10 @@ LOOPBACK = ("127.0.0.1", "::1", "localhost")
 
 @dataclass(frozen=True)
 class Limits:
-    """Limits of an adapter's difference from the base on the canary. rise: of its perplexity, as a share; kl: of its
-    predictions, nats a token. None: any.
-    """
+    """Limits of an adapter's drift on the canary. rise: of perplexity, a share; kl: nats a token. None: any."""
 
     rise: float | None = None
     kl: float | None = None
-
-    @property
-    def are_any(self) -> bool:
-        return (self.rise, self.kl) != (None, None)
 
 
 @dataclass(frozen=True)
@@ -120,10 +114,6 @@ class DaemonConfig:
     def tutors(self) -> bool:
         """Returns whether it learns from prompts, too."""
         return self.learn.startswith("tutor")
-
-    @property
-    def learns_at_night(self) -> bool:
-        return self.learn.endswith("nightly")
 
     def check(self) -> DaemonConfig:
         """Returns self; raises UsageError for the first option out of its range."""

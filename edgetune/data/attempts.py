@@ -58,10 +58,7 @@ def examples_of(row: Row, _shape: str, tokenizer: Tokenizer, system: str | None,
 
 
 def pairs_of(row: Any) -> list[tuple[Answer, Answer]]:
-    """(chosen, rejected) of each pair, in the order of the attempts. Right attempts take the wrong ones by turns.
-
-    Raises DataError.
-    """
+    """(chosen, rejected) of each pair; right attempts take the wrong ones by turns. Raises DataError."""
     right, *attempts = _answers(row)
     labels = _labels(row)
     wrong = [attempt for attempt, is_right in zip(attempts, labels, strict=True) if not is_right]

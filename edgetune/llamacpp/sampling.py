@@ -68,10 +68,6 @@ class Sampling:
         return self
 
     @property
-    def changes_logits(self) -> bool:
-        return self.penalizes or bool(self.logit_bias)
-
-    @property
     def penalizes(self) -> bool:
         on = self.repeat_penalty != 1 or self.presence_penalty != 0 or self.frequency_penalty != 0
         return on and self.repeat_last_n != 0
@@ -104,7 +100,8 @@ class Sampler:
             from .grammar import Grammar  # only now, as numpy
 
             self._grammar = Grammar(llama, tokenizer, sampling.grammar, budget)
-        self._changes = self._chain(self._of_logits(tokenizer.n_vocab)) if sampling.changes_logits else None
+        changes = sampling.penalizes or sampling.logit_bias
+        self._changes = self._chain(self._of_logits(tokenizer.n_vocab)) if changes else None
         self._choice = self._chain(self._of_choice()) if sampling.temperature else None
         self._free = weakref.finalize(self, _free, llama, [self._changes, self._choice], self._grammar)
         if sampling.penalizes:

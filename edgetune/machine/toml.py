@@ -13,9 +13,7 @@ _WAY_OUT = 'write name = value, such as max-temp = 75 or quiet-hours = "08:00-22
 
 
 def read_toml(path: Path) -> dict[str, Any]:
-    """Strings, numbers, booleans and lists of these by name. Raises FormatError for a file that cannot be read, is not
-    TOML, or has tables or dates.
-    """
+    """The values by name. Raises FormatError for a file that is unreadable, no TOML, or has tables or dates."""
     if sys.version_info >= (3, 11):
         import tomllib
     else:

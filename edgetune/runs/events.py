@@ -20,9 +20,7 @@ LONGEST = 1 << 16  # bytes of a line
 
 @dataclass(frozen=True)
 class Step:
-    """An optimizer step. lr: its learning rate; tokens: that it computed; rss_mib: memory of the process after it.
-    metrics: of its objective, by TRL's names.
-    """
+    """An optimizer step. tokens: computed; rss_mib: memory after it; metrics: of its objective, by TRL's names."""
 
     step: int
     loss: float

@@ -151,9 +151,7 @@ class _Thinned(Generic[T]):
 
 
 def read_history(folder: str | Path) -> History:
-    """Raises FormatError for a folder without a run, and for a run.json that is none or cannot be read; DiskError where
-    metrics.jsonl cannot be read.
-    """
+    """Raises FormatError for a folder without a run or a damaged run.json, DiskError for metrics.jsonl."""
     folder = Path(folder)
     run = read_object(folder / RUN, "restore it from a copy", LARGEST)
     if run is None and not (folder / METRICS).is_file():

@@ -49,9 +49,7 @@ def draw(setting: Setting, number: int, questions: Sequence[Question], pairs: Lo
 
 def graded(setting: Setting, questions: Sequence[Question],
            answers: Sequence[Sequence[ModelAnswer]]) -> list[list[Grade]]:
-    """A grade of each answer; empty lists without a grader. One that asks a model asks the base, within the budget.
-    Raises EdgetuneError where the grader fails.
-    """
+    """A grade of each answer; empty lists without a grader. May ask the base. Raises the grader's EdgetuneError."""
     grader = setting.grader
     if grader is None:
         return [[] for _ in questions]

@@ -56,9 +56,7 @@ def choose_graded(question: Question, answers: Sequence[ModelAnswer], grades: Se
 
 
 def collapse(answers: Sequence[Sequence[ModelAnswer]], references: Sequence[str]) -> str:
-    """The reason why nothing can be learned from these answers: nearly all are the same, though neither prompts nor
-    labelled answers are. "" if that is not so.
-    """
+    """Why nothing can be learned: nearly all answers are the same, unlike prompts or labels; else ""."""
     if len(answers) < MIN_COLLAPSE_QUESTIONS or len({form_of(text) for text in references}) == 1:
         return ""
     forms = Counter(form_of(one.text) for of in answers for one in of)

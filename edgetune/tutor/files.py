@@ -35,9 +35,7 @@ R = TypeVar("R", bound=StepResult)
 
 @dataclass(frozen=True)
 class Round:
-    """The folder of one round, counted from 1; round 0 holds the start adapter. part: REFIT for the steps that are
-    repeated with the held-out rows.
-    """
+    """The folder of a round, from 1; 0 holds the start. part: REFIT where held-out rows are learned as well."""
 
     out: Path
     number: int

@@ -60,9 +60,7 @@ class Exam:
 
 @dataclass
 class Asked:
-    """An adapter: its name in the served model (None: the base alone), and its known Scores by the keys of their rows,
-    which are not answered again.
-    """
+    """An adapter: its name in the served model (None: the base), and its known Scores by their rows' keys."""
 
     name: str | None
     scores: dict[str, Score] = field(default_factory=dict)

@@ -52,7 +52,7 @@ def evaluate(served: LlamaModel, exam: Exam, old: Asked, new: Asked, limits: Lim
     after = examiner.scores(new, rows)
     corrected = examiner.scores(new, exam.corrected)
     limits = limits or Limits()
-    canary = drift(served, new.name, [exam.canary]) if limits.are_any and exam.canary else None
+    canary = drift(served, new.name, [exam.canary]) if exam.canary and limits != Limits() else None
     found = Findings(before, after, exam.rounds, old.name is not None, canary, corrected, exam.tests_before)
     verdict = decide(found, limits)
     verdict.scores.update((key, asdict(new.scores[key])) for key in map(exam.key, [*rows, *exam.corrected]))

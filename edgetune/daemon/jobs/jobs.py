@@ -248,10 +248,7 @@ class Jobs:
     # ---- pausing and cancelling ---------------------------------------------------------------------------------
 
     def pause(self, id: str) -> Job:
-        """Saves a job and leaves it out of the queue until it is resumed.
-
-        Raises NotFoundError, and UsageError for one that has ended.
-        """
+        """Saves a job until it is resumed. Raises NotFoundError, and UsageError for one that has ended."""
         return self._set_status(id, ("queued", "running"), "paused", "pause")
 
     def resume(self, id: str) -> Job:

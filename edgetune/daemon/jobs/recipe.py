@@ -52,9 +52,7 @@ def method_of(method: Mapping[str, Any] | None, hyperparameters: Mapping[str, An
 
 
 def objective_of(method: Mapping[str, Any]) -> tuple[Objective, dict[str, Any]]:
-    """Returns the objective of a result of `method_of`, and the options of training; a number that is "auto" is the
-    objective's default. Raises UsageError.
-    """
+    """Returns the objective of a `method_of`, and training's options; "auto" is the default. Raises UsageError."""
     kind = _by_method()[method["type"]]
     asked = dict(method[method["type"]]["hyperparameters"])
     own: dict[str, Any] = {}
@@ -202,9 +200,7 @@ def divide(rows: Iterable[Row], held: Iterable[Row] | None, folder: Path, holdou
 
 
 def held_rows(folder: Path) -> tuple[list[dict[str, Any]], list[str]]:
-    """Returns the held-out rows of a job, and the job of each of the first ones, which are of earlier jobs; "" where an
-    earlier version did not write it.
-    """
+    """Returns a job's held-out rows, and the earlier jobs of the first ones; "" where no version wrote it."""
     rows = list(Rows(folder / HELD))
     path = folder / ROUNDS
     if path.exists():

@@ -199,9 +199,7 @@ class JobTable:
         self.changed.notify_all()
 
     def remove_old(self, running: str | None) -> None:
-        """Removes old jobs that have ended. The latest KEPT remain, the one that runs, and those whose adapters exist
-        or whose feedback is not settled.
-        """
+        """Removes ended jobs, but the latest KEPT, those with adapters, and those with unsettled feedback."""
         with self.store.write() as db:
             old = db.execute(OLD, (KEPT, running)).fetchall()
             for table, column in (("events", "job"), ("checkpoints", "job"), ("jobs", "id")):

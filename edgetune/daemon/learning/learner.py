@@ -143,7 +143,7 @@ class Learner:
         return self.jobs.paused_reason or self._too_early(now) or self._too_much()
 
     def _too_early(self, now: float | None) -> str:
-        if self.config.learns_at_night:
+        if self.config.learn.endswith("nightly"):
             hours = self.config.learn_hours
             local = self.local()
             if within(local.tm_hour * 60 + local.tm_min, read_hours("learn-hours", hours)):
@@ -172,10 +172,7 @@ class Learner:
             self.tick()
 
     def tick(self, now: float | None = None) -> None:
-        """Begins a job if nothing prevents it. Errors are reported, and do not end the thread.
-
-        now: on the monotonic clock.
-        """
+        """Begins a job if nothing prevents it. Errors are reported, and do not end the thread."""
         now = time.monotonic() if now is None else now
         if now < self._retry_at:
             return

@@ -28,9 +28,7 @@ WAITS = "job IS NULL"
 
 @dataclass(frozen=True)
 class KeptPrompt:
-    """A prompt. row: {"messages": [...]} or {"prompt": ...}. question: its digest, as of feedback. job: the last one
-    that took it, None: it waits for one.
-    """
+    """A prompt. row: with messages or a prompt. question: its digest. job: the last that took it, or None."""
 
     id: str
     created_at: int

@@ -305,9 +305,7 @@ class Adapters:
             return True
 
     def rollback(self, cause: str) -> Adapter | None:
-        """Returns to the adapter that was active before, and returns it; None: the base alone. Raises UsageError where
-        the base was active from the beginning.
-        """
+        """Returns to the adapter active before, and returns it; None: the base. Raises UsageError without one."""
         with self._changing:
             before = self._before()
             if not before:

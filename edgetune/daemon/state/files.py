@@ -85,9 +85,7 @@ class Files:
         return file
 
     def add_result(self, job: str, write: Callable[[Path], int]) -> None:
-        """Keeps the results of a job, unless they are kept already. write: writes them to a path, and returns the
-        number of rows. Raises DiskError.
-        """
+        """Keeps the results of a job, once. write: returns the number of rows written. Raises DiskError."""
         file_id = _result_of(job)
         if self.results(job):
             return

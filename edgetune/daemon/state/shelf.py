@@ -24,9 +24,7 @@ _HALF = re.compile(r"(\.\d+)?\.tmp$")
 
 
 class Shelf:
-    """STATE/`kind`, made if it does not exist. names: a pattern of its entries' names. Files and folders with other
-    names, and all links, are not touched.
-    """
+    """STATE/`kind`, made if missing. names: a pattern of its entries; others, and all links, are left alone."""
 
     def __init__(self, state: Path, kind: str, names: str) -> None:
         self.folder = state / kind
@@ -89,9 +87,7 @@ class Shelf:
             raise disk.cannot_write(self.path(name), error) from None
 
     def remove(self, name: str, delete_row: Callable[[], None]) -> None:
-        """Deletes a row, then the entry; on a full disk the entry first, to make room for the deletion. If the row
-        names no valid entry, only the row is deleted.
-        """
+        """Deletes a row, then the entry, if it is valid; on a full disk the entry first, to make room."""
         if not self._names.fullmatch(name):
             delete_row()
             return
