@@ -32,9 +32,7 @@ OnProgress = Callable[[str, float, float], None]
 
 @dataclass(frozen=True)
 class Pulled:
-    """A model on this device. licence: as its file or the hub says it, "" where neither does. revision: the commit of
-    its repository. downloaded: whether this call brought it.
-    """
+    """A model on this device. licence: its file's or the hub's, or "". revision: a commit. downloaded: by this call."""
 
     name: str
     path: str

@@ -15,6 +15,7 @@ from typing import Any, Literal, TypeVar, Union, get_args, get_origin, get_type_
 from .errors import FormatError
 
 T = TypeVar("T")
+_types = cache(get_type_hints)
 
 
 def from_json(kind: type[T], found: Any, source: str) -> T:
@@ -36,7 +37,7 @@ def checked_fields(kind: type[Any], found: Mapping[str, Any], source: str) -> di
     """{field: value} of a JSON object, as `from_json` checks them."""
     specs = {spec.name: spec for spec in fields(kind) if spec.init}
     names = {earlier: name for name, spec in specs.items() for earlier in (name, *spec.metadata.get("was", ()))}
-    types: dict[str, Any] = _types(kind)  # type: ignore[arg-type]
+    types = _types(kind)  # type: ignore[arg-type]
     values: dict[str, Any] = {}
     for written, value in found.items():
         if written not in names:
@@ -51,11 +52,6 @@ def checked_fields(kind: type[Any], found: Mapping[str, Any], source: str) -> di
         if name not in values and spec.default is MISSING and spec.default_factory is MISSING:
             raise FormatError(f"{source} lacks the field {name!r}", "restore it from a copy")
     return values
-
-
-@cache
-def _types(kind: type) -> dict[str, Any]:
-    return get_type_hints(kind)
 
 
 def _fits(value: Any, kind: Any) -> bool:

@@ -212,18 +212,14 @@ class TrainProgress:
         held_out = self.held_out if e["step"] < self.pace.total else ""  # after the last step it is measured again
         parts = [gained, held_out, f"{self.pace.rate:.0f} tokens/s", f"{e['rss_mib']:.0f} MiB"]
         self.numbers = "  ".join(part for part in parts if part)
-        self._say_wear()
+        interval = (self.disk or {}).get("checkpoint_seconds")
+        if self.disk and interval and self.pace.seconds + self.pace.left > interval:  # a shorter run writes none
+            say(self.console, checkpoint_line(self.disk))
+            self.disk = None
         if not self.console.is_terminal and (time.monotonic() - self.last > PLAIN_SECONDS
                                              or e["step"] == self.pace.total):
             self.last = time.monotonic()
             say(self.console, f"step {e['step']}/{self.pace.total}  {self.numbers}  {duration(self.pace.left)} left")
-
-    def _say_wear(self) -> None:
-        """Once it is known that the run lasts until a checkpoint is due: a short one writes none."""
-        interval = (self.disk or {}).get("checkpoint_seconds")
-        if self.disk and interval and self.pace.seconds + self.pace.left > interval:
-            say(self.console, checkpoint_line(self.disk))
-            self.disk = None
 
 
 class Outlook:

@@ -43,7 +43,7 @@ LEFT_IN_ROOMS: dict[str, tuple[int, int]] = {
 LEFT_IN_PAGES: dict[str, int] = {
     "README.md": 5, "benchmarks.md": 11, "contributing.md": 10, "daemon.md": 35,
     "evidence.md": 12, "gate.md": 1, "graders.md": 4, "integrations.md": 6, "preferences.md": 5, "rewards.md": 12,
-    "terminal.md": 5, "training.md": 26, "troubleshooting.md": 4, "tutor.md": 1,
+    "terminal.md": 5, "training.md": 26, "troubleshooting.md": 3, "tutor.md": 1,
 }
 
 

@@ -111,9 +111,7 @@ class _Bytes:
 
 
 class _Pool:
-    """Small arrays. The memory of one that nobody refers to any more is given again after the next `recycle`, when no
-    op reads it. A piece has a power of two bytes.
-    """
+    """Small arrays, of a power of two bytes. One that nobody refers to is given again after `recycle`."""
 
     def __init__(self) -> None:
         self._free: dict[int, list[Array]] = defaultdict(list)

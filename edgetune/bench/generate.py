@@ -1,6 +1,4 @@
-"""The speed of reading a prompt and writing an answer: one by llama.cpp, as in `LlamaModel`, or many at once by our own
-engine or by llama.cpp's continuous batching.
-"""
+"""The speed of reading prompts and answering: one answer by llama.cpp, or many by our own engine or llama.cpp."""
 
 from __future__ import annotations
 

@@ -28,9 +28,7 @@ class Limits:
 
 @dataclass(frozen=True)
 class AllowedPython:
-    """Code that clients may have run. graders: whether a grader may be Python, which runs in a sandbox. rewards: the
-    folder of the reward functions that a job may name; "": none.
-    """
+    """Code that clients may have run. graders: Python, in a sandbox. rewards: the folder of functions, or ""."""
 
     graders: bool = False
     rewards: str = ""

@@ -149,9 +149,7 @@ def _word(text: str) -> str:
 
 
 def install(text: str, folder: Path = UNITS) -> Path:
-    """Writes the unit, enables it and restarts it; returns when the daemon is ready. Raises EdgetuneError where it does
-    not start, UsageError without systemd or the right to.
-    """
+    """Writes, enables and restarts the unit. Raises EdgetuneError if it does not start, UsageError without systemd."""
     _require_root(folder)
     path = folder / f"{NAME}.service"
     with disk.replaced(path) as beside:

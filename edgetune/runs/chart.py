@@ -46,9 +46,7 @@ STYLES = [Style(number % COLOURS, (number + number // COLOURS) % DASHES) for num
 
 @dataclass(frozen=True)
 class Line:
-    """points: (x, y) in order of x; one whose y is no finite number breaks the line. dots: whether each point is drawn,
-    with its values shown where the pointer rests.
-    """
+    """points: (x, y) in order of x; a y that is not finite breaks the line. dots: each is drawn, with its values."""
 
     name: str
     points: Points

@@ -128,9 +128,7 @@ class Labels(Trained):
 
 @dataclass(frozen=True)
 class Published(StepResult):
-    """A publication. adapter: its folder, relative to that of the rounds. objection: why it is not the adapter that
-    learned the held-out rows too; "": it is, or there is none.
-    """
+    """adapter: its folder, from that of the rounds. objection: to the one that learned held-out rows too, or ""."""
 
     step: ClassVar[str] = "publish"
     adapter: str

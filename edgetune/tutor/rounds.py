@@ -43,9 +43,7 @@ class TutorState:
 
 @dataclass
 class Tutor:
-    """The tutor of a folder. keep: texts on which an adapter is to stay near the base. until: the step after which to
-    stop, so that its result can be inspected; "": none.
-    """
+    """The tutor of a folder. keep: texts to stay near the base on. until: the step after which to stop, or ""."""
 
     setting: Setting
     keep: Sequence[str] = ()

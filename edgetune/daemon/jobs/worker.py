@@ -218,9 +218,7 @@ class Worker:
         return {**verdict, "against": serving and serving["id"]}
 
     def _gap(self, scores: Mapping[str, Any], record: Mapping[str, Any]) -> dict[str, Any] | None:
-        """Returns the rewards of answers to held-out prompts by llama.cpp, and by the engine that trained: they should
-        be nearly equal. None where either is not known.
-        """
+        """Returns held-out rewards by llama.cpp and by the engine that trained, which should be near; None: unknown."""
         rewarding = self._rewarding()
         measured = record["held_out"]
         if rewarding is None or measured is None or measured["loss_after"] is None:

@@ -84,9 +84,7 @@ class TutorTask:
 
 
 def tutor_task(config: DaemonConfig) -> TutorTask | None:
-    """Returns the task of a daemon's tutor; None where --learn names none. Raises UsageError for options that are
-    wrong, that lack what they need, or that nothing uses.
-    """
+    """Returns the task of a daemon's tutor; None where --learn names none. Raises UsageError for wrong options."""
     if not config.tutors:
         if config.tutor_options:
             raise UsageError(f"tutor-options is given, and learn is {config.learn}",

@@ -244,9 +244,7 @@ class Adapters:
             raise
 
     def recover(self) -> tuple[Sequence[Adapter], dict[str, str]]:
-        """Takes back, as candidates, adapters that were set aside because no row names them. Returns them, and why the
-        others, by their path, remain there. Raises DiskError.
-        """
+        """Takes back adapters that no row names. Returns them, and why others remain, by path. Raises DiskError."""
         found: list[Adapter] = []
         refused: dict[str, str] = {}
         with self._changing:
