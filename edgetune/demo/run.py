@@ -5,13 +5,15 @@ from __future__ import annotations
 import shutil
 from itertools import count
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from ..errors import EdgetuneError, Interrupted
 from ..formats.named import packaged_model
 from ..runs.result import Result
 from ..runs.train import train
-from ..training.callbacks import RunCallbacks
+
+if TYPE_CHECKING:
+    from ..training.callbacks import RunCallbacks
 
 DATA = Path(__file__).parent / "data"
 SYSTEM = "Turn the request into a JSON action."
