@@ -1,22 +1,25 @@
 """A network that is no language model: an encoder whose every token sees all of its document, below a head for classes.
 
-The network with its head, the objective, and rows with labels stand in this file; nothing else knows them. The real
-Trainer plans and trains them.
+The network with its head and the objective stand in this file, the reader of rows with labels in toy_labels.py: three
+files in the package. Nothing else knows them; the real Trainer and the commands plan and train them.
 """
 
 from __future__ import annotations
 
+import json
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
 import numpy as np
 import pytest
+import toy_labels
+from commands import run as command
 from tiny import Shape, model_metadata, tokenizer_metadata, write_gguf
 
 from edgetune.adapters.base import Group
 from edgetune.adapters.heads import HeadKind
-from edgetune.adapters.store import open_adapter
+from edgetune.adapters.store import open_adapter, read_artifact
 from edgetune.backends.arena import Arena, Buffer
 from edgetune.data.packing import Batch, Example, collate
 from edgetune.errors import DataError, UnsupportedError, UsageError
@@ -24,6 +27,7 @@ from edgetune.formats.gguf import Gguf, open_gguf
 from edgetune.models.base import NETWORKS, Flops, Network, Passes, Structure
 from edgetune.models.linear import Projections, RunShape
 from edgetune.models.stream import Stream
+from edgetune.objectives import base
 from edgetune.objectives.base import Objective, Signal
 from edgetune.objectives.grpo import Grpo
 from edgetune.objectives.ppo import Ppo
@@ -167,6 +171,7 @@ class Classify(Objective):
     name: ClassVar[str] = "classify"
     method: ClassVar[str] = "classify"
     heads: ClassVar[tuple[HeadKind, ...]] = (HeadKind("classes", CLASSES),)
+    rows: ClassVar[Any] = toy_labels
 
     def count(self, examples: Sequence[Example]) -> float:
         return float(sum(example.supervised for example in examples))
@@ -193,9 +198,10 @@ def model(tmp_path, monkeypatch):
     rng = np.random.default_rng(0)
     tensors = {"token_embd.weight": rng.standard_normal((V, D)) * 0.4}
     tensors |= {f"blk.{i}.{MIX}.weight": rng.standard_normal((D, D)) / D**0.5 for i in range(N_BLOCKS)}
-    monkeypatch.setitem(NETWORKS, "encoder", Encoder)
+    monkeypatch.setitem(NETWORKS, "bert", Encoder)  # llama.cpp reads the tokenizer of files that it knows
     shape = Shape(d_model=D, n_blocks=N_BLOCKS, n_vocab=V)
-    return write_gguf(tmp_path / "encoder.gguf", "encoder", tokenizer_metadata(V) | model_metadata("encoder", shape),
+    metadata = tokenizer_metadata(V) | model_metadata("bert", shape) | {"bert.attention.layer_norm_epsilon": 1e-5}
+    return write_gguf(tmp_path / "encoder.gguf", "bert", metadata,
                       {name: tensor.astype(np.float32) for name, tensor in tensors.items()})
 
 
@@ -265,3 +271,18 @@ def test_what_the_network_does_not_have_is_refused(model):
     with pytest.raises(DataError, match=r"label outside 0\.\.4"):
         trainer.add_examples([Example(np.arange(3, dtype=np.int32), np.ones(3, np.float32),
                                       labels=np.array([0, 1, 5], np.int32))])
+
+
+def test_commands_train_it(model, tmp_path, monkeypatch):
+    """With the network, the objective and the reader of rows, and nothing else that knows them."""
+    monkeypatch.setitem(base._registry._found, "classify", Classify)
+    rows = [{"sentence": f"{word} {i}", "label": label} for i in range(12)
+            for label, word in enumerate(("light", "radio", "door", "heat", "fan"))]
+    path = tmp_path / "rows.jsonl"
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    common = (model, path, "--method", "classify", "--batch-size", 6, "--max-length", 24, "--threads", 1)
+    assert json.loads(command("plan", *common, "--json"))["rows"] == 0.9 * len(rows)
+    out = tmp_path / "out"
+    said = json.loads(command("train", *common, "-o", out, "--steps", 60, "--lr", 2e-2, "--json"))
+    assert said["held_out"]["loss_after"] < said["held_out"]["loss_before"] / 2
+    assert "head.classes" in read_artifact(out, open_gguf(model)).tensors
