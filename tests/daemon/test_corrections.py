@@ -233,7 +233,7 @@ def test_what_else_the_daemon_has_of_it_is_said(feedback):
     assert feedback.delete(second) == (
         "job1 is not finished and learns it all the same; cancel it, and the next training is without it")
     judge = held.pop()
-    assert feedback.delete(judge).startswith("job1 is not finished and is judged by it")
+    assert feedback.delete(judge).startswith("job1 is not finished and is evaluated by it")
     feedback.settle("job1", "used")
     third = next(id for id in ids if id not in (first, second, judge) and not feedback.get(id).held)
     assert feedback.delete(third) == "adapters remain that learned it, from job1 on; the next training is without it"
