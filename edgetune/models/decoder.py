@@ -164,6 +164,11 @@ class Decoder(Passes):
                 self._rebuild(layer, batch)
             self._block_backward(layer, dx, batch)
 
+    @property
+    def virtual_tokens(self) -> int:
+        """Tokens that the adapter has before a document, in a pass with it."""
+        return 0 if self.linear.is_off else self.run.virtual
+
     def _whole(self, batch: Batch) -> Batch:
         """The batch that is computed: after the adapter's virtual tokens, and padded where passes are recorded."""
         if self.attention:
@@ -171,7 +176,7 @@ class Decoder(Passes):
         is_off = self.linear.is_off
         known = self._computed
         if known is None or known[0] is not batch or known[1] != is_off:
-            whole = batch.after(0 if is_off else self.run.virtual)
+            whole = batch.after(self.virtual_tokens)
             known = batch, is_off, self.repeated.fill(whole, self.run.max_tokens + self.run.virtual)
             self._computed = known
         return known[2]
@@ -197,8 +202,8 @@ class Decoder(Passes):
         self.forward(replace(batch, supervised=np.arange(t)), keep=False)
         h = self.ops.empty((t, s.d_model))
         out = self.ops.empty((t, s.n_vocab))
-        x = self.arena.view("x", self.run.virtual + t, s.d_model)
-        self.norms.forward(h, self.ops.empty((t,)), x[self.run.virtual:], "output_norm")
+        before = self.virtual_tokens
+        self.norms.forward(h, self.ops.empty((t,)), self.arena.view("x", before + t, s.d_model)[before:], "output_norm")
         self.ops.matmul_forward(out, h, self.stream.head.data, self.stream.head.format, precision=self.run.precision)
         self.ops.synchronize()
         return out

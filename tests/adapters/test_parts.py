@@ -143,6 +143,8 @@ def test_log_p_and_gradients(toy, architecture, tmp_path):
                   "train": distance(train_once(ours), expected[0])}
         errors |= {name: distance(gradient, expected[1][name]) for name, gradient in decoder.adapter.gradients.items()}
         assert {what: error for what, error in errors.items() if not error < LIMIT} == {}
+        with decoder.linear.off(), case.decoder.linear.off():
+            assert distance(decoder.logits(case.batch), case.decoder.logits(case.batch)) < LIMIT
     assert len(decoder.adapter.values) == {"bottleneck": 6, "prompt": 1, "prefix": 3}.get(
         toy.name, 7 * BLOCKS + {"llama": 2, "qwen3": 4, "gemma3": 6}[architecture] * BLOCKS + 1)
 

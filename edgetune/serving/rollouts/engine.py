@@ -132,8 +132,7 @@ class Rollouts:
         _check(plan, wanted, decoder)
         self._decoder = decoder
         self._plan = plan
-        self._virtual = 0 if decoder.linear.is_off else decoder.run.virtual
-        before = -1 - np.arange(self._virtual, dtype=np.int32)
+        before = -1 - np.arange(decoder.virtual_tokens, dtype=np.int32)
         self._wanted = replace(wanted, prompts=[np.concatenate([before, prompt]) for prompt in wanted.prompts])
         s = decoder.shape
         view = decoder.arena.view
@@ -200,7 +199,8 @@ class Rollouts:
                 break
             tokens, blocks = forest_size([self._wanted.prompts[i] for i in (*chosen, index)], self._step)
             own = blocks_for(self._wanted.max_tokens[chosen[0] if chosen else index] - 1)
-            fits = tokens <= self._decoder.run.max_tokens + self._virtual and blocks + own <= len(self._blocks)
+            most = self._decoder.run.max_tokens + self._decoder.virtual_tokens
+            fits = tokens <= most and blocks + own <= len(self._blocks)
             if not fits and (chosen or not idle):
                 break
             chosen.append(index)
