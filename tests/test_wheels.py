@@ -54,7 +54,7 @@ def test_a_build_with_variants_answers_as_one_without(smollm2, tmp_path):
     program = ("import sys; from edgetune.serving.llama import LlamaModel; from edgetune.llamacpp import library\n"
                "with LlamaModel(sys.argv[1]) as model:\n"
                "    print(''.join(model.generate('The capital of France is', max_tokens=8)))\n"
-               "print(library.load().llama_cpp._lib._name)")
+               "print(library.load()._lib._name)")
     answers = {}
     for folder in ("", str(tmp_path / "llama_cpp" / "lib")):
         done = subprocess.run([sys.executable, "-c", program, smollm2], capture_output=True, text=True, check=True,

@@ -47,6 +47,7 @@ class Embeddings:
         self._batcher = batcher
         self.places = Places(config.queue, "requests for vectors")
         self._turn = threading.Lock()
+        self._made = False  # whether vectors were made since `rest`
         self._opened = ExitStack()
         self._of_base = batcher.served.embedder()
         self._opened.callback(self._of_base.close)
@@ -58,6 +59,14 @@ class Embeddings:
     def close(self) -> None:
         """Frees llama.cpp's memory."""
         self._opened.close()
+
+    def rest(self) -> None:
+        """Frees the context of the base's vectors if none were made since the last call."""
+        if self._turn.acquire(blocking=False):
+            if not self._made:
+                self._of_base.close()
+            self._made = False
+            self._turn.release()
 
     def width(self, model: str = "") -> int:
         """Returns the length of a vector; errors as in `embed`."""
@@ -75,6 +84,8 @@ class Embeddings:
         tokens = [_tokens(embedder, text, truncate) for text in texts]
         vectors = np.empty((len(tokens), embedder.width), np.float32)
         with self._turn, closing(embedder.embed(vectors, tokens)) as steps:
+            self._made = True
+
             def step() -> bool:
                 if cancelled and cancelled.is_set():
                     raise Interrupted("the vectors are not computed any more", "ask again")

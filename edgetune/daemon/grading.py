@@ -8,7 +8,7 @@ import json
 import os
 import subprocess
 import threading
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -22,6 +22,8 @@ from .places import Places
 
 SECONDS = 60.0  # that a grader may take, including the start of its process
 MOST = 8  # that wait for their turn
+PROCESS_BYTES = 48 << 20  # of the process of a grader before it grades
+LEAST_BYTES, MOST_BYTES = 64 << 20, 512 << 20  # that it may use in addition
 
 
 @dataclass(frozen=True)
@@ -64,13 +66,14 @@ class Judge:
 
 class Grading:
     """Runs graders for any number of threads, one at a time. name: of the base. allow_python: whether python graders
-    may run.
+    may run. left: bytes that the daemon may still use.
     """
 
-    def __init__(self, batcher: Batcher, name: str, allow_python: bool) -> None:
+    def __init__(self, batcher: Batcher, name: str, allow_python: bool, left: Callable[[], int]) -> None:
         self.batcher = batcher
         self.name = name
         self.allow_python = allow_python
+        self._left = left
         self.places = Places(MOST, "graders")
         self._turn = threading.Lock()
 
@@ -85,8 +88,9 @@ class Grading:
         """
         self.read(written)
         judge = Judge(self.batcher, self.name)
+        memory = min(max(self._left() - PROCESS_BYTES, LEAST_BYTES), MOST_BYTES)
         task = {"grader": written, "sample": text, "item": item, "name": self.name, "allow_python": self.allow_python,
-                "parent": os.getpid()}
+                "memory": memory, "parent": os.getpid()}
         with self.places.taken(), self._turn:
             said = _graded(task, judge)
         if "error" in said:

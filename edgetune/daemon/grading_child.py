@@ -15,10 +15,10 @@ from typing import Any, TextIO
 from ..errors import EdgetuneError
 from ..evaluation.graders.base import read_grader
 from ..evaluation.graders.sample import Sample
+from ..evaluation.graders.sandbox import limit_processes
 from ..python_child import die_with, limit_memory
 
 NICE = 19  # answers come first
-LEAST = 512 << 20  # bytes that it may use in addition to those at its start
 
 
 @dataclass(frozen=True)
@@ -41,7 +41,8 @@ def main() -> None:
     task = json.loads(sys.stdin.readline())
     die_with(task["parent"])
     os.nice(NICE)
-    limit_memory(0, LEAST)
+    limit_memory(0, task["memory"])
+    limit_processes(task["memory"])
     try:
         said = _grade(task, out)
     except EdgetuneError as error:

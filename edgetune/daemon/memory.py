@@ -3,17 +3,40 @@
 from __future__ import annotations
 
 import ctypes
+from contextlib import suppress
 from pathlib import Path
 
 import psutil
 
+from ..formats.gguf import Gguf
+from ..formats.shape import read_shape
+from ..llamacpp.context import OUTPUTS
+from ..serving.llama import cache_bytes
 
-def pss(pid: int) -> int:
-    """Returns the bytes of a process, and its part of shared ones; 0 where it is gone."""
-    try:
-        return int(psutil.Process(pid).memory_full_info().pss)
-    except psutil.Error:
-        return 0
+_OBJECTS = 28 << 20  # bytes of Python's and llama.cpp's objects of many requests at once, without logits
+_OPTIONS = {  # of glibc's mallopt
+    -8: 1,  # M_ARENA_MAX: one heap for all threads, for each keeps what its busiest moment took
+    -3: 1 << 20,  # M_MMAP_THRESHOLD: it would grow with the blocks, and large ones would break up the heap
+    -1: 1 << 20,  # M_TRIM_THRESHOLD: free bytes at the heap's end that are kept
+}
+
+
+def keep_little() -> None:
+    """Lets malloc keep little of what a burst of requests took, before threads are started. Other libcs do anyway."""
+    mallopt = getattr(ctypes.CDLL(None), "mallopt", None)
+    if mallopt:
+        for option, value in _OPTIONS.items():
+            mallopt(option, value)
+
+
+def of_all_processes() -> int:
+    """Returns the bytes of this process and of those below it; what they share counts once."""
+    this = psutil.Process()
+    total = 0
+    for process in (this, *this.children(recursive=True)):
+        with suppress(psutil.Error):  # it has ended
+            total += process.memory_full_info().pss
+    return total
 
 
 def give_back() -> None:
@@ -23,8 +46,19 @@ def give_back() -> None:
         trim(0)
 
 
-def beside(file: Path | None) -> int:
-    """Returns this process's bytes in memory, without those that it has mapped of `file`, if one is named."""
+def for_answers(base: Gguf, context: int) -> int:
+    """Returns the bytes that requests take of a process that has answered none: objects, logits, and a second context
+    for the vectors of a long text.
+    """
+    return _OBJECTS + 4 * OUTPUTS * read_shape(base).n_vocab + cache_bytes(base, context)
+
+
+def in_use(file: Path) -> tuple[int, int]:
+    """Returns (bytes of this process in memory without those that it has mapped of `file`, these)."""
     give_back()
-    mappings = psutil.Process().memory_maps(grouped=False)
-    return sum(mapping.rss for mapping in mappings if mapping.path != str(file))
+    mapped = 0
+    total = 0
+    for mapping in psutil.Process().memory_maps(grouped=False):
+        total += mapping.rss
+        mapped += mapping.rss * (mapping.path == str(file))
+    return total - mapped, mapped

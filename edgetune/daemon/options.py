@@ -60,8 +60,9 @@ class DaemonConfig:
     # resources that it may use
     memory: str = option("", "Memory of the daemon at most, training included, such as 500M or 25% of what is "
                          "available [75%].", common=True, group="What it may use")
-    context: int = option(0, "Tokens of all prompts and answers in progress together, at most; 0: 4096, or what the "
-                          "model was trained for.", low=0, common=True)
+    context: int = option(0, "Tokens of all prompts and answers in progress together, at most; 0: 4096, or fewer where "
+                          "the model was trained for fewer, or where memory must leave room for a job: 1024 at least.",
+                          low=0, common=True)
     parallel: int = option(8, "Answers worked on at once.", low=1, high=64)
     queue: int = option(64, "Requests that may wait; more are refused with 429.", low=1)
     threads: int = option(0, "Threads of answers, and of training; 0: one a core that this process may use.", low=0,

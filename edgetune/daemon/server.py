@@ -23,7 +23,7 @@ from .. import disk
 from ..errors import UsageError
 from .api.app import app
 from .api.connections import KEEP_ALIVE, WATCH_SECONDS, Connection, watch
-from .memory import give_back
+from .memory import give_back, keep_little
 from .options import DaemonConfig
 from .service import Service
 
@@ -44,6 +44,7 @@ def run(service: Service, on_ready: Callable[[str], None] | None = None,
     SIGINT. Raises UsageError where it cannot listen, and errors that Service.start raises.
     """
     sys.setswitchinterval(SWITCH_SECONDS)
+    keep_little()
     logging.basicConfig(level=logging.INFO, format="%(levelname)s %(message)s")
     server = _Server(service, on_ready, on_interrupt)
     with _listening(service.config) as listener, server.signals(), _scratch(service.config.folder()):
@@ -136,13 +137,14 @@ class _Server(uvicorn.Server):
         self.service.batcher.break_off()
 
     async def _trim(self) -> None:
-        """Returns the memory of large requests to the kernel once they are answered."""
+        """Returns the memory of requests to the kernel once they are answered."""
         bodies = self.config.app.state.bodies  # type: ignore[union-attr]
         while True:
             await asyncio.sleep(WATCH_SECONDS)
             if bodies.read > _TRIM:
                 bodies.read = 0
-                give_back()
+                await asyncio.to_thread(give_back)
+            await asyncio.to_thread(self.service.embeddings.rest)
 
     async def on_tick(self, counter: int) -> bool:
         if counter % _LOOKS == 0:

@@ -9,7 +9,7 @@ It has three phases: start (open the state, load the model and the active adapte
 
 from __future__ import annotations
 
-import os
+import logging
 import threading
 from collections.abc import Callable, Sequence
 from contextlib import ExitStack
@@ -24,7 +24,7 @@ from ..data.rows import with_system
 from ..formats.bundle import open_bundle
 from ..formats.named import find_model
 from ..llamacpp.sampling import SEED_LIMIT
-from ..machine.device import read_device
+from ..machine.device import read_device, rss
 from ..machine.governor import Governor
 from ..machine.policy import Policy
 from ..machine.sensors import Sensors
@@ -44,6 +44,7 @@ from .jobs.jobs import NAMES as RUN_NAMES
 from .jobs.jobs import Jobs
 from .jobs.process import JobProcess, WorkerProcess
 from .jobs.queue import Queue, WorkerOptions
+from .jobs.room import Room, small_job_bytes
 from .jobs.table import JobTable
 from .kinds.registry import kinds
 from .learning.feedback import Feedback
@@ -60,7 +61,10 @@ from .state.files import Files
 from .state.holdout import open_holdout
 from .state.shelf import LOST, Shelf, lost_things
 
-CONTEXT = 4096  # tokens, unless another number is given or the model was trained for fewer
+CONTEXT = 4096  # tokens, unless another number is given or the model was trained for fewer,
+LEAST_CONTEXT = 1024  # or for this many or more, where memory has no room for more beside a small job
+
+log = logging.getLogger("edgetune.daemon")
 
 
 class Service:
@@ -99,7 +103,8 @@ class Service:
             opened.callback(self.served.close)
             self.embeddings = Embeddings(self.batcher, self.config, (self.name, self.name + LATEST))
             opened.callback(self.embeddings.close)
-            self.grading = Grading(self.batcher, self.name, self.config.allow_python_graders)
+            self.grading = Grading(self.batcher, self.name, self.config.allow_python_graders,
+                                   lambda: self.budget - self.memory())
             self.files = Files(self.store, folder, self.config)
             self.adapters = Adapters(self.store, folder, self.batcher, self.config, self.name)
             self.holdout = open_holdout(folder, in_use=self.store.holds_feedback())
@@ -110,6 +115,7 @@ class Service:
             starters = [starter for kind in kinds().values() for starter in kind.starters(self)]
             self.learner = Learner(starters, self.jobs, self.batcher, Governor(self.policy, read_device().profile),
                                    self.config, self.store, self.stopping)
+            self._used_at_start = memory.in_use(self.bundle.gguf.path.resolve())[0]
             for part in (self.batcher, self.adapters, self.jobs, self.learner):
                 part.start()
                 if not isinstance(part, Adapters):
@@ -127,8 +133,8 @@ class Service:
     def _jobs(self, folder: Path) -> Jobs:
         table = JobTable(self.store)
         runs = Shelf(folder, RUNS, RUN_NAMES)
-        options = WorkerOptions(self.path, self.policy, self.config.canary, self.config.limits(), self.budget,
-                                self.left_for_training, self.config.python())
+        options = WorkerOptions(self.path, self.policy, self.config.canary, self.config.limits(), self._room,
+                                self.config.python())
         queue = Queue(table, runs, self.files, self.adapters, self.batcher, options, self.stopping,
                       self.start_process)
         return Jobs(table, runs, queue, self.files, self.adapters, self.train, self.holdout,
@@ -141,13 +147,26 @@ class Service:
         config = self.config
         gguf = self.bundle.gguf
         trained = cast(int, gguf.metadata[f"{gguf.architecture}.context_length"])
-        context = config.context or min(CONTEXT, trained)
+        context = config.context or self._context(min(CONTEXT, trained))
         judging = memory_needed(gguf, min(CONTEXT, trained), repack=False)  # by the process of a job
         self.served = LlamaModel(gguf, context=context, threads=config.threads or None,
-                                 sequences=config.parallel + KEPT,
+                                 sequences=config.parallel + KEPT, small_batch=True,
                                  repack=may_repack(gguf, context, self.budget - judging))
         self.served.tokenizer.markup = self.train.markup
         self.batcher = Batcher(self.served, parallel=config.parallel, queue=config.queue)
+
+    def _context(self, most: int) -> int:
+        """Returns `most` tokens, or half as many or fewer where only these leave memory for a small job."""
+        base = self.bundle.gguf
+        left = self.budget - rss() - small_job_bytes(base)
+        size = most
+        while size // 2 >= LEAST_CONTEXT and (
+                memory_needed(base, size, repack=False) + memory.for_answers(base, size) > left):
+            size //= 2
+        if size < most:
+            log.info("prompts and answers in progress may have %d tokens together, not %d, so that training has memory",
+                     size, most)
+        return size
 
     def stop(self) -> None:
         """Finishes the answers in progress, saves the training, closes. A second call does nothing."""
@@ -229,7 +248,7 @@ class Service:
 
     def health(self) -> dict[str, Any]:
         """Returns {"status": "ok" or "degraded", "reasons": a sentence each}. A degraded service still answers."""
-        paused = [reason for reason in (self.jobs.paused_reason, self.learner.paused_reason) if reason]
+        paused = [*self.jobs.reasons(), *filter(None, [self.learner.paused_reason])]
         threads = [] if self.stopping.is_set() else [self.batcher.thread, self.jobs.thread, self.learner.thread]
         dead = [f"the thread {thread.name} has died: restart the daemon; its log says why"
                 for thread in threads if thread.ident and not thread.is_alive()]
@@ -243,13 +262,18 @@ class Service:
         return {"status": "degraded" if reasons else "ok", "reasons": reasons}
 
     def memory(self) -> int:
-        """Returns bytes of the whole daemon: of this process and of the one that trains; shared memory counts once."""
-        pid = self.jobs.pid
-        return memory.pss(os.getpid()) + (memory.pss(pid) if pid else 0)
+        """Returns bytes of the whole daemon: of this process and of all that it started; shared memory counts once."""
+        return memory.of_all_processes()
 
-    def left_for_training(self, maps: bool) -> int:
-        """Returns bytes for a training process. maps: whether it maps the weights, which count as its own then."""
-        return self.budget - memory.beside(self.bundle.gguf.path.resolve() if maps else None)
+    def _room(self, has_begun: bool) -> Room:
+        """Returns the memory that a job's process may have now. A job that has not begun leaves memory to answers, so
+        that the daemon stays within its own, and the job can resume when the daemon is larger.
+        """
+        used, weights = memory.in_use(self.bundle.gguf.path.resolve())
+        least = self._used_at_start + (0 if has_begun else memory.for_answers(self.bundle.gguf, self.served.context))
+        later = max(used - least, 0) if self.batcher.busy else 0
+        left = self.budget - max(used, least)
+        return Room(self.budget, left, left - weights, later)
 
     def device(self) -> dict[str, Any]:
         """Returns the content of /v1/device."""

@@ -6,7 +6,6 @@ Batches of examples: `packing`.
 
 from __future__ import annotations
 
-import hashlib
 import os
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
@@ -17,7 +16,7 @@ from ..errors import DataError, UsageError
 from ..llamacpp.tokenizer import Tokenizer
 from . import rows as supervised_rows
 from .answer_schema import derive
-from .files import place, read_rows
+from .files import Digest, place, read_rows
 from .formats import BY_KEYS, Columns, recognised
 from .holdout import digest_of, held_out_indices
 from .packing import Example, is_supervised
@@ -157,10 +156,13 @@ class _RowReader:
             raise UsageError(f"overflow is {self.overflow!r}", "choose truncate or skip")
 
     def read_file(self, path: Path) -> _Tokenized:
-        """Adds the digest of the file's bytes."""
-        digest = hashlib.sha256()
-        made = self.read_all(((place(line, path.name), row) for line, row in read_rows(path, digest)), path.name)
-        return replace(made, digest=f"sha256:{digest.hexdigest()}")
+        """Adds the digest of the file's bytes. A MemoryError says which share of them was read."""
+        digest = Digest()
+        try:
+            made = self.read_all(((place(line, path.name), row) for line, row in read_rows(path, digest)), path.name)
+        except MemoryError:
+            raise MemoryError(digest.share_of(path)) from None
+        return replace(made, digest=f"sha256:{digest.sha256.hexdigest()}")
 
     def read_all(self, rows: Iterable[tuple[str, Row]], name: str) -> _Tokenized:
         """rows: (where, row), where a row's errors are said to be; name: of all together. The digest stays empty."""

@@ -31,14 +31,31 @@ _SPACE = re.compile(r"[ \t\r\n]*")  # between values of JSON
 _START = re.compile(rb"(?:\xef\xbb\xbf)?[ \t\r\n]*\[")  # of an array
 
 
-def read_rows(path: Path, digest: hashlib._Hash | None = None) -> Iterator[tuple[int, Row]]:
+class Digest:
+    """The sha256 and the number of the bytes that were read."""
+
+    def __init__(self) -> None:
+        self.sha256 = hashlib.sha256()
+        self.count = 0
+
+    def update(self, content: bytes) -> None:
+        self.sha256.update(content)
+        self.count += len(content)
+
+    def share_of(self, path: Path) -> float:
+        """The share of a file's bytes that were read, 1 where its size is not known."""
+        size = path.stat().st_size if path.is_file() else 0
+        return self.count / size if size else 1.0
+
+
+def read_rows(path: Path, digest: Digest | None = None) -> Iterator[tuple[int, Row]]:
     """(line, row) of each row of a file, where its line is, 0 for plain text. `digest` sees all bytes.
 
     NAME.txt is one row of plain text; NAME.csv and NAME.tsv have a header; NAME.json is an array or JSON Lines; all
     else is JSON Lines. "-" is JSON Lines from standard input; other than that, only regular files are read. Raises
     DataError, which names the line, for what cannot be read.
     """
-    digest = digest or hashlib.sha256()
+    digest = digest or Digest()
     kind = path.suffix.lower()
     try:
         with os.fdopen(0, "rb", closefd=False) if str(path) == STDIN else open_regular(path) as file:
@@ -63,7 +80,7 @@ def place(line: int, name: str) -> str:
     return f"line {line} of {name}" if line else name
 
 
-def _lines(file: BinaryIO, name: str, digest: hashlib._Hash) -> Iterator[str]:
+def _lines(file: BinaryIO, name: str, digest: Digest) -> Iterator[str]:
     """The lines of a file, read one at a time; `digest` sees all bytes. Raises DataError for one that is no UTF-8 or
     longer than LINE_LIMIT."""
     number = 0
@@ -76,7 +93,7 @@ def _lines(file: BinaryIO, name: str, digest: hashlib._Hash) -> Iterator[str]:
         yield _decoded(line, number, name)
 
 
-def _whole(file: BinaryIO, name: str, digest: hashlib._Hash, limit: int, hint: str) -> str:
+def _whole(file: BinaryIO, name: str, digest: Digest, limit: int, hint: str) -> str:
     """All of a file that has at most `limit` bytes."""
     size = os.fstat(file.fileno()).st_size
     if size > limit:

@@ -25,8 +25,8 @@ from typing import IO, Any, Protocol, cast
 import numpy as np
 
 from .. import errors
-from ..errors import DataError, EdgetuneError
-from ..python_child import child, die_with, how_it_ended, limit_memory, unlimit_memory
+from ..errors import BudgetError, EdgetuneError
+from ..python_child import child, die_with, how_it_ended, limit_memory, private_memory, resident_memory, unlimit_memory
 from . import rows as supervised_rows
 from .dataset import Dataset
 from .files import STDIN
@@ -37,7 +37,8 @@ from .rows import Row, RowParser
 NONE = "none"  # as the name of a file of held-out rows: all rows are learned
 ROWS_LIMIT = 1 << 20  # characters of the held-out rows, as JSON, that come with their examples: memory holds them
 _FACTS = ("rows", "kind", "truncated", "skipped", "digest", "schema", "system")
-_LEAST = 64 << 20  # bytes that it may use whatever the budget; the plan decides whether training fits
+_LEAST = 16 << 20  # bytes that it may use whatever the budget; the plan decides whether training fits
+_SLACK = 1.2  # of an estimate by the rows that were read
 
 
 class LoadOptions(Protocol):
@@ -79,8 +80,8 @@ def load(model: Path, paths: Sequence[Path | None], config: LoadOptions,
          parser: RowParser = supervised_rows, hold_out: bool = False, learnable: bool = True) -> list[Dataset | None]:
     """`dataset.load` of each path with the options of config, None for None, by the tokenizer of the GGUF `model`.
 
-    parser: a module, which the process imports. The process may use the memory that config gives to training, and ends
-    with the calling thread. Check the GGUF first: llama.cpp does not validate it.
+    parser: a module, which the process imports. The process may use the memory that config gives to training, less what
+    this one has, and ends with the calling thread. Check the GGUF first: llama.cpp does not validate it.
 
     The result has the examples of the rows, not the rows. hold_out: paths are (data, held-out); where the second is
     None, rows of the first are held out (`dataset.load_divided`), None if there are too few. The second set then has
@@ -88,7 +89,8 @@ def load(model: Path, paths: Sequence[Path | None], config: LoadOptions,
 
     learnable: an empty answer is refused, where nobody has looked at the rows before.
 
-    Raises the errors of Tokenizer and `dataset.load`, and EdgetuneError where the process was ended early.
+    Raises the errors of Tokenizer and `dataset.load`, BudgetError where the rows take more memory, and EdgetuneError
+    where the process was ended early.
     """
     asked = {"model": str(model), "paths": [path and str(path) for path in paths], "markup": config.markup,
              "options": {"max_length": config.row_limit, "system": config.system or None, "overflow": config.overflow},
@@ -143,7 +145,8 @@ def send(pipe: IO[bytes], sets: Sequence[Dataset | None]) -> None:
 
 def send_error(pipe: IO[bytes], error: EdgetuneError) -> None:
     """Sends an error, which `receive` raises."""
-    facts = {"error": type(error).__name__, "what": error.what, "hint": error.hint}
+    more = [error.needed] if isinstance(error, BudgetError) else []
+    facts = {"error": type(error).__name__, "told": [error.what, error.hint, *more]}
     head = json.dumps(facts).encode() + b"\n"
     pipe.write(head + zlib.crc32(head).to_bytes(4, "little"))
 
@@ -158,11 +161,11 @@ def receive(pipe: IO[bytes]) -> list[Dataset | None]:
         answer = json.loads(head)
     except ValueError:
         raise Cut from None
-    sets = [facts and _received(reader, facts) for facts in answer.get("sets", ())]
+    sets = [facts and _columns_of(reader, facts) for facts in answer.get("sets", ())]
     reader.end()
     if "error" in answer:
-        raise getattr(errors, answer["error"])(answer["what"], answer["hint"])
-    return sets
+        raise getattr(errors, answer["error"])(*answer["told"])
+    return [facts and _dataset(columns, facts) for columns, facts in zip(sets, answer["sets"], strict=True)]
 
 
 def _facts(data: Dataset) -> dict[str, Any]:
@@ -213,14 +216,24 @@ def _pieces(examples: Sequence[Example]) -> Iterator[bytes]:
             yield array.tobytes()
 
 
-def _received(reader: _Checked, facts: dict[str, Any]) -> Dataset:
-    columns: dict[str, Any] = dict(facts["values"])
+def _columns_of(reader: _Checked, facts: dict[str, Any]) -> dict[str, Any]:
+    """(where each value ends, all of them) of each field that is an array."""
+    columns = {}
     for name, (kind, size) in facts["arrays"].items():
         counts = facts["counts"].get(name)
         ends = np.cumsum(reader.array(sum(counts) if counts else facts["examples"], "<i8"))
         if ends[-1] != size:
             raise Cut
-        arrays = iter(np.split(reader.array(size, kind), ends[:-1]))
+        columns[name] = ends, reader.array(size, kind)
+    return columns
+
+
+def _dataset(received: dict[str, Any], facts: dict[str, Any]) -> Dataset:
+    """The examples, made when the process that sent them has freed its own."""
+    columns: dict[str, Any] = dict(facts["values"])
+    for name, (ends, values) in received.items():
+        counts = facts["counts"].get(name)
+        arrays = iter(np.split(values, ends[:-1]))
         columns[name] = [tuple(islice(arrays, count)) for count in counts] if counts else [*arrays]
     examples = [Example(**{name: column[i] for name, column in columns.items()}) for i in range(facts["examples"])]
     return Dataset(examples, **{name: facts[name] for name in _FACTS})
@@ -272,23 +285,38 @@ def _answer() -> None:
     else:
         send(pipe, sets)
     pipe.flush()
+    os._exit(0)  # at once: the parent makes examples, and has the memory of both
 
 
 def _tokenized(asked: dict[str, Any]) -> list[Dataset | None]:
     from ..llamacpp.tokenizer import Tokenizer
     tokenizer = Tokenizer(asked["model"])
     tokenizer.markup = asked["markup"]
+    began = resident_memory()
+    of_parent = private_memory(asked["parent"])
     try:
-        limit_memory(asked["memory"], _LEAST)
+        limit_memory(asked["memory"] - of_parent, _LEAST)
         sets = _sets(asked["paths"], asked["hold_out"], tokenizer=tokenizer,
                      parser=cast(RowParser, import_module(asked["parser"])), columns=Columns(*asked["columns"]),
                      learnable=asked["learnable"], **asked["options"])
+        grown = resident_memory() - began + _sent_bytes(sets)
+        if began + grown > max(asked["memory"] - of_parent, began + _LEAST):
+            raise MemoryError
         unlimit_memory()
-    except MemoryError:
+    except MemoryError as error:
         unlimit_memory()
+        share, = error.args or (1.0,)  # of the bytes of the file that were read
+        grown = max(resident_memory() - began, asked["memory"] - of_parent - began, _LEAST)
+        needed = of_parent + began + int(_SLACK * grown / share)
         what = f"the rows take more than the {asked['memory'] >> 20} MiB of memory that training may have"
-        raise DataError(what, "give fewer rows, or raise --memory") from None
+        raise BudgetError(what, f"give fewer rows, or --memory {-(-needed >> 20)}M", needed) from None
     return sets
+
+
+def _sent_bytes(sets: Sequence[Dataset | None]) -> int:
+    """Bytes of the arrays, which the parent has, too, before this process ends."""
+    return sum(array.nbytes for data in sets if data for _, values in _columns(data.examples)
+               for array in _arrays(values) or ())
 
 
 def _sets(paths: Sequence[str | None], hold_out: bool, **options: Any) -> list[Dataset | None]:

@@ -33,6 +33,8 @@ def fill(template: str, **variables: Any) -> str:
         raise UnsupportedError(f"the model's chat template does not compile ({error})") from None
     except Excess as error:
         raise DataError(f"the model's chat template {error}", _HINT) from None
+    except MemoryError:  # of this process: see python_child.limit_memory
+        raise
     except Exception as error:  # a template is somebody's program: it can fail in any way
         reason = str(error) or type(error).__name__
         raise DataError(f"the model's chat template refuses the conversation ({reason})") from None

@@ -26,7 +26,8 @@ from ..errors import EdgetuneError, UsageError
 from ..machine.device import thread_count
 
 DEFAULT_CONTEXT = 2048
-BATCH = 512  # tokens that one llama_decode takes at most
+BATCH = 512  # tokens that one llama_decode takes at most; the model's buffers are as large as a batch needs
+SMALL_BATCH = 64  # where fewer tokens are computed at once: then the buffers are small
 OUTPUTS = 64  # logits held at a time at most: float32 [OUTPUTS, V]
 PARALLEL = 16  # answers that `greedy` works on together
 CUT = 64  # tokens that `feed` computes at once where its results must repeat
@@ -94,12 +95,13 @@ class _Answer:
 class Context:
     """Owned memory of a context over `model` (a llama_model pointer), with room for `size` tokens in all.
 
-    threads: 0 for one a physical core. sequences: how many there may be; logits of one token each are reserved.
+    threads: 0 for one a physical core. sequences: how many there may be; logits of one token each are reserved. batch:
+    tokens that one llama_decode takes at most.
     Raises EdgetuneError if llama.cpp cannot make it. Close it before the model.
     """
 
     def __init__(self, llama: ModuleType, model: int, size: int, threads: int = 0,
-                 sequences: int = 1 + PARALLEL) -> None:
+                 sequences: int = 1 + PARALLEL, batch: int = BATCH) -> None:
         self.size = size
         self.sequences = sequences
         self.before_decode: Callable[[], object] = lambda: None  # other work may go first
@@ -113,8 +115,8 @@ class Context:
         self.n_vocab = int(llama.llama_vocab_n_tokens(llama.llama_model_get_vocab(model)))
         options = llama.llama_context_default_params()
         options.n_ctx = max(size, sequences + 2)  # with less than a token a sequence llama.cpp aborts
-        options.n_batch = BATCH
-        options.n_ubatch = BATCH
+        options.n_batch = batch
+        options.n_ubatch = batch
         options.n_seq_max = sequences + 2
         options.kv_unified = True  # a shared prefix is held once
         options.n_threads = thread_count(threads)
@@ -122,7 +124,7 @@ class Context:
         self._handle = llama.llama_init_from_model(model, options)
         if not self._handle:
             raise EdgetuneError(f"llama.cpp cannot make a context of {size} tokens", "choose a smaller one")
-        self.room = int(llama.llama_n_batch(self._handle))  # BATCH, or a smaller context: above it llama.cpp aborts
+        self.room = int(llama.llama_n_batch(self._handle))  # batch, or a smaller context: above it llama.cpp aborts
         self.batch = Batch(llama)
 
     @property

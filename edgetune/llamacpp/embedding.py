@@ -23,7 +23,7 @@ from .context import BATCH, Batch
 from .library import load
 from .tokenizer import cut
 
-PIECE = 64  # tokens of a decoder's decode
+PIECE = 32  # tokens of a decoder's decode
 TOGETHER = 16  # texts of a decode
 KEPT = BATCH  # cells of the context that stays; a longer text gets one for itself
 Pooling = Literal["mean", "first", "last"]  # of the states of a text's tokens; first: of [CLS]

@@ -1,6 +1,6 @@
-"""The one way to llama.cpp: the `llama_cpp` module, imported late and with its log kept off the terminal.
+"""The one way to llama.cpp: the bindings of llama-cpp-python, imported late and with their log kept off the terminal.
 
-Importing it costs 16 MiB and some 50 ms on a laptop, so nothing in edgetune imports it at module level.
+Importing them costs 4 MiB, so nothing in edgetune imports them at module level.
 """
 
 from __future__ import annotations
@@ -8,6 +8,8 @@ from __future__ import annotations
 import os
 import sys
 import threading
+from importlib import import_module
+from importlib.util import find_spec, module_from_spec
 from pathlib import Path
 from types import ModuleType
 from typing import Any
@@ -26,7 +28,7 @@ _complaining = False
 
 
 def load() -> ModuleType:
-    """The `llama_cpp` module, its backend initialised. Nothing that llama.cpp logs reaches stdout or stderr."""
+    """The bindings, their backend initialised. Nothing that llama.cpp logs reaches stdout or stderr."""
     global _module, _callback
     with _lock:
         if _module is None:
@@ -34,15 +36,31 @@ def load() -> ModuleType:
                 # GCC's OpenMP spins at every barrier; when training or another program has a core, answers would
                 # come ten times slower. Read once, when the library is loaded.
                 os.environ.setdefault("GOMP_SPINCOUNT", "1000")
-            import llama_cpp
-
-            _callback = llama_cpp.llama_log_callback(_listen)
-            llama_cpp.llama_log_set(_callback, None)
-            _pick_variant(llama_cpp.llama_cpp._lib)
-            llama_cpp.llama_backend_init()
-            _module = llama_cpp
+            bindings = _bindings()
+            _callback = bindings.llama_log_callback(_listen)
+            bindings.llama_log_set(_callback, None)
+            _pick_variant(bindings._lib)
+            bindings.llama_backend_init()
+            _module = bindings
         _module.llama_log_set(_callback, None)  # again each time: llama_cpp.Llama sets another
     return _module
+
+
+def _bindings() -> ModuleType:
+    """The module llama_cpp.llama_cpp without its package's own code, which imports what chats need: 12 MiB.
+
+    A later `import llama_cpp` imports the package whole, with these bindings.
+    """
+    name = "llama_cpp"
+    if name in sys.modules:
+        return import_module(f"{name}.{name}")
+    if (found := find_spec(name)) is None:
+        raise ModuleNotFoundError(f"No module named {name!r}", name=name)
+    sys.modules[name] = module_from_spec(found)
+    try:
+        return import_module(f"{name}.{name}")
+    finally:
+        del sys.modules[name]
 
 
 def _pick_variant(library: Any) -> None:

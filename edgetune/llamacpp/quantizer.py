@@ -46,7 +46,7 @@ def encode(weights: NDArray[np.float32], format: str, importance: NDArray[np.flo
     out = np.zeros((rows, width // kind.block * kind.size), np.uint8)
     weights = np.ascontiguousarray(weights, np.float32)
     important = None if importance is None else np.ascontiguousarray(importance, np.float32)
-    convert = llamacpp.load().llama_cpp._lib.ggml_quantize_chunk
+    convert = llamacpp.load()._lib.ggml_quantize_chunk
     convert.restype = ctypes.c_size_t
     convert.argtypes = [ctypes.c_int, *[ctypes.c_void_p] * 2, *[ctypes.c_int64] * 3, ctypes.c_void_p]
 

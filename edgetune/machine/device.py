@@ -201,6 +201,11 @@ def peak_rss() -> int:
     return _status("VmHWM")
 
 
+def shared_memory() -> int:
+    """Bytes of files that are in memory for this process and for others, such as libraries."""
+    return kib(Path("/proc/self/smaps_rollup"), "Shared_Clean")
+
+
 def peak_of_children() -> int:
     """The largest of the processes that this one has started and that have ended."""
     return resource.getrusage(resource.RUSAGE_CHILDREN).ru_maxrss * 1024

@@ -55,7 +55,8 @@ def compare(exam: Exam, begin: Callable[[int], object], should_stop: Callable[[]
         if should_stop():
             raise Interrupted("they were stopped")
 
-    with LlamaModel(exam.base, context=context, threads=exam.config.threads or None, repack=repack) as served:
+    with LlamaModel(exam.base, context=context, threads=exam.config.threads or None, repack=repack,
+                    small_batch=True) as served:
         served.tokenizer.markup = exam.config.markup
         served.cache.before_decode = look
         if exam.start:

@@ -25,7 +25,7 @@ from ..errors import EdgetuneError, FormatError, UnsupportedError, UsageError
 from ..formats.gguf import Gguf, check_model, open_gguf
 from ..formats.shape import read_shape
 from ..llamacpp import library as llamacpp
-from ..llamacpp.context import BATCH, OUTPUTS, PARALLEL, Context, context_size
+from ..llamacpp.context import BATCH, OUTPUTS, PARALLEL, SMALL_BATCH, Context, context_size
 from ..llamacpp.embedding import Embedder
 from ..llamacpp.json_schema import grammar_of
 from ..llamacpp.sampling import Sampler, Sampling, log_softmax
@@ -54,14 +54,15 @@ class LlamaModel(ServedModel):
     fewer). threads: None for one a physical core. seed: of sampling, where a call names none. busy_file: exists while
     `generate` or `chat` streams an answer, so that training that was given the same file pauses.
     sequences: how many a Batcher may keep in the cache. repack: whether llama.cpp may copy weights to an order that is
-    quicker here; without, the file's pages are all that the weights take. path: may be what `open_gguf` or a Bundle has
+    quicker here; without, the file's pages are all that the weights take. small_batch: compute few
+    tokens at once, which takes less memory, and longer to read a prompt. path: may be what `open_gguf` or a Bundle has
     open: then llama.cpp is given that very file, whatever its path names by now.
     Raises FormatError or UnsupportedError for a file that cannot be served, before llama.cpp sees it.
     """
 
     def __init__(self, path: str | Path | Gguf, *, context: int | None = None, threads: int | None = None,
                  seed: int = 0, busy_file: str | Path | None = None, sequences: int = PARALLEL,
-                 repack: bool = True) -> None:
+                 repack: bool = True, small_batch: bool = False) -> None:
         self.busy_file = Path(busy_file) if busy_file else None
         self.seed = seed
         self.active: str | None = None  # the adapter in use
@@ -78,7 +79,8 @@ class LlamaModel(ServedModel):
             opened.callback(llama.llama_model_free, self._model)
             opened.callback(self._free_adapters)
             size = context_size(context, int(llama.llama_model_n_ctx_train(self._model)))
-            self.cache = Context(llama, self._model, size, threads or 0, max(sequences, PARALLEL) + 1)
+            self.cache = Context(llama, self._model, size, threads or 0, max(sequences, PARALLEL) + 1,
+                                 SMALL_BATCH if small_batch else BATCH)
             opened.callback(self.cache.close)
             self.tokenizer = Tokenizer(self.base, self._model)
             opened.callback(self.tokenizer.close)
@@ -250,17 +252,23 @@ class LlamaModel(ServedModel):
         return np.concatenate(parts) if parts else np.empty((0, self.cache.n_vocab), np.float32)
 
 
+def cache_bytes(base: Gguf, context: int) -> int:
+    """Bytes of the keys and values of a context of this number of tokens, which are 16-bit floats."""
+    shape = read_shape(base)
+    return 2 * 2 * context * shape.n_layer * shape.d_kv
+
+
 def memory_needed(base: Gguf, context: int, repack: bool) -> int:
     """Bytes that llama.cpp adds to this process at most, for answers in a context of this number of tokens.
 
-    The file is mapped whole; with repack matrices in blocks may be copied to another order for this CPU; keys and
-    values are 16-bit floats; a batch has BATCH tokens, and of at most OUTPUTS of them logits are held.
+    The file is mapped whole; with repack matrices in blocks may be copied to another order for this CPU; a batch has
+    SMALL_BATCH tokens, and of at most OUTPUTS of them logits are held.
     """
     shape = read_shape(base)
     copies = sum(t.data.nbytes for t in base.tensors.values() if t.format not in _PLAIN) if repack else 0
-    cells = 2 * 2 * context * shape.n_layer * shape.d_kv
-    batch = 4 * BATCH * (8 * shape.d_model + 4 * shape.d_ff)
-    return base.data.nbytes + copies + cells + batch + (4 * OUTPUTS + _TOKEN) * shape.n_vocab + _LIBRARY
+    batch = 4 * SMALL_BATCH * (8 * shape.d_model + 4 * shape.d_ff)
+    vocabulary = (4 * OUTPUTS + _TOKEN) * shape.n_vocab
+    return base.data.nbytes + copies + cache_bytes(base, context) + batch + vocabulary + _LIBRARY
 
 
 def may_repack(base: Gguf, context: int, budget: int) -> bool:

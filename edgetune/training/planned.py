@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from functools import partial
 
 from ..backends.base import Backend
 from ..backends.cpu import Cpu
 from ..backends.opening import open_backend
 from ..data.lengths import Given, read_lengths
+from ..errors import BudgetError, EdgetuneError
+from ..formats.gguf import Gguf
 from ..machine import device
 from ..models.base import Network
+from ..models.networks import open_network
 from ..models.stream import sizes
 from ..objectives.base import Objective
 from ..objectives.sft import Sft
@@ -17,6 +21,17 @@ from . import plan
 from .config import TrainConfig
 from .source import Source
 from .sources import source_of
+
+
+def least_bytes(gguf: Gguf, config: TrainConfig) -> int:
+    """The least memory of a new process that trains with these options; 0 for a model that cannot be trained."""
+    try:
+        make_plan(open_network(gguf), replace(config, memory="1K"), board=device.Profile("any", "", ""))
+    except BudgetError as error:
+        return error.needed
+    except EdgetuneError:
+        return 0
+    raise AssertionError("no model is trained in a KiB")
 
 
 def make_plan(model: Network, config: TrainConfig, *, ops: Backend | None = None, lengths: Given = (),

@@ -29,8 +29,9 @@ Load = Callable[[TrainConfig], list[Dataset | None]]
 
 
 def load_sized(bundle: Bundle, config: TrainConfig, objective: Objective, load: Load,
-               board: device.Profile | None = None, once: bool = False) -> tuple[TrainConfig, list[Dataset | None]]:
-    """(the options with max_length as a number, the rows that `load` reads). once: the rows cannot be read twice.
+               board: device.Profile | None = None, shortens: bool = True) -> tuple[TrainConfig, list[Dataset | None]]:
+    """(the options with max_length as a number, the rows that `load` reads). shortens: whether the rows may be read
+    again, cut shorter, where they do not fit.
 
     Raises the errors of `load`.
     """
@@ -41,7 +42,7 @@ def load_sized(bundle: Bundle, config: TrainConfig, objective: Objective, load: 
         sets = load(replace(config, max_length=limit))
         found = sized_by(config, objective, sets)
         is_least = found.row_limit == AUTO_LENGTH
-        if once or is_least or _fits(bundle, found, objective, sets, board):
+        if not shortens or is_least or _fits(bundle, found, objective, sets, board):
             return found, sets
         limit = max(AUTO_LENGTH, limit // 2)
 
@@ -54,7 +55,7 @@ def load_run(bundle: Bundle, data: Path, held_out: str | Path | None, config: Tr
     config, (rows, held) = load_sized(
         bundle, config, objective,
         lambda asked: [*loader.load_run(bundle.gguf.path, data, held_out, asked, objective.rows)], board,
-        once=STDIN in (str(data), str(held_out)))
+        shortens=STDIN not in (str(data), str(held_out)))
     assert rows
     return config, rows, held
 

@@ -112,7 +112,7 @@ def measure(setting: Setting, questions: Sequence[Question], adapters: Mapping[s
     context = min(read_shape(gguf).context, max(CONTEXT, longest))
     answers: dict[str, list[ModelAnswer]] = {}
     drifts: dict[str, Drift] = {}
-    with LlamaModel(gguf, context=context, threads=setting.config.threads or None,
+    with LlamaModel(gguf, context=context, threads=setting.config.threads or None, small_batch=True,
                     repack=repack_within(gguf, context, setting.config.memory_here(), "raise --memory")) as served:
         served.tokenizer.markup = setting.config.markup
         served.cache.before_decode = setting.look

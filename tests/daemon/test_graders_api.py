@@ -1,8 +1,11 @@
 """Graders run and validated by OpenAI's client, against a daemon on a tiny model."""
 
+import time
+from concurrent.futures import ThreadPoolExecutor
+
 import openai
 import pytest
-from daemons import PATIENCE, daemon, openai_client
+from daemons import MIB, PATIENCE, daemon, openai_client
 
 from edgetune.daemon import grading
 from edgetune.daemon.options import DaemonConfig
@@ -32,6 +35,31 @@ REFUSED = [
     ({"type": "string_check", "name": "a"}, "lacks the field input"), ({**EXACT, "pass": 1}, "has no field 'pass'"),
     ({**EXACT, "reference": "{{ row.answer }}"}, "row"), ({**JUDGE, "model": "gpt-4o"}, "the model grades itself"),
     ({**BOTH, "calculate_output": "exact +"}, "formula"), ({**BOTH, "graders": {"a": BOTH}}, "is a multi")]
+
+
+HUNGRY = {"type": "python", "name": "hungry", "timeout": 60.0, "source": """
+def grade(sample, item):
+    taken = bytearray(item["mib"] << 20)
+    taken[::4096] = b"x" * len(taken[::4096])
+    return float(sum(range(item["rounds"])) > 0)
+"""}
+
+
+def test_memory_of_graders_counts_and_is_bounded_by_what_is_left(running, http, monkeypatch):
+    path = "/v1/fine_tuning/alpha/graders/run"
+    before = running.service.memory()
+    most = 0
+    with ThreadPoolExecutor(1) as pool:
+        asked = {"grader": HUNGRY, "model_sample": "on", "item": {"mib": 100, "rounds": 20_000_000}}
+        graded = pool.submit(http.post, path, json=asked)
+        while not graded.done():
+            most = max(most, running.service.memory())
+            time.sleep(0.1)  # the grader has the lowest priority
+    assert graded.result().json()["reward"] == 1
+    assert most - before > 100 * MIB
+    monkeypatch.setattr(running.service, "budget", before + 200 * MIB)
+    asked["item"] = {"mib": 300, "rounds": 2}
+    assert http.post(path, json=asked).json()["metadata"]["errors"]["python_grader_runtime_error"]
 
 
 def test_what_an_answer_scores_with_all_that_openai_says_of_it(http):

@@ -15,7 +15,9 @@ from tiny import write_tiny
 
 from edgetune.daemon.api import bodies, connections
 from edgetune.daemon.api.bodies import Bodies
+from edgetune.daemon.memory import for_answers
 from edgetune.daemon.options import DaemonConfig
+from edgetune.formats.gguf import open_gguf
 
 
 @pytest.fixture
@@ -186,6 +188,32 @@ def test_a_second_signal_breaks_answers_off_in_words(slow_model, tmp_path):
         for answer in answers:
             assert "the daemon stops" in answer.result().text
         assert "Traceback" not in running.log.read_text()
+
+
+@pytest.fixture(scope="module")
+def wordy(tmp_path_factory):
+    """A model of which logits are most of what answers take: 128 KiB a token."""
+    return write_tiny(tmp_path_factory.mktemp("wordy") / "tiny.gguf", formats="Q8_0", n_vocab=32_768, n_context=1024)
+
+
+def test_a_burst_of_all_kinds_of_requests_leaves_memory_to_jobs(wordy, tmp_path):
+    """Answers take no more than is kept for them when a job is planned."""
+    with process(wordy, tmp_path) as running, ThreadPoolExecutor(16) as pool:
+        httpx.post(running.url + CHAT, json=ASK, timeout=PATIENCE)
+        before = running.memory("VmRSS")
+
+        def ask(number):
+            words = f"lamp {number} " * 60
+            schema = {"type": "object", "properties": {f"a{number}": {"enum": [f"v{i}" for i in range(40)]}}}
+            form = {"type": "json_schema", "json_schema": {"name": "lamp", "schema": schema}}
+            bodies = {CHAT: {**ASK, "max_tokens": 16, "logprobs": True, "top_logprobs": 20, "response_format": form},
+                      "/v1/completions": {"prompt": words, "echo": True, "logprobs": 5, "max_tokens": 1},
+                      "/v1/embeddings": {"model": "tiny", "input": [words[:200]] * 8}}
+            return {httpx.post(running.url + path, json=body, timeout=PATIENCE).status_code
+                    for path, body in bodies.items()}
+
+        assert set().union(*pool.map(ask, range(32))) == {200}
+        assert running.memory("VmHWM") - before < for_answers(open_gguf(wordy), 1024)
 
 
 def test_large_grammars_keep_nobody_waiting(model, tmp_path):

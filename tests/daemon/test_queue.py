@@ -112,12 +112,24 @@ def test_work_that_does_not_fit_now_is_kept(service, workers):
     until(lambda: service.jobs.get(job.id).status == "paused")
     assert (process.folder / "run").exists()
     assert any("100 MiB" in text for text in said(service, job))
+    reason, = service.health()["reasons"]
+    assert job.id in reason
+    assert "100 MiB" in reason
     service.jobs.resume(job.id)
+    until(lambda: not service.health()["reasons"])
     again = workers.next()
     assert again.folder == process.folder
     assert (again.folder / "run").exists()
     again.judge()
     assert service.jobs.wait(job.id, 30).status == "succeeded"
+
+
+def test_a_job_that_a_person_paused_is_no_reason_for_concern(service, workers):
+    job = begin(service)
+    workers.next()
+    service.jobs.pause(job.id)
+    until(lambda: service.jobs.get(job.id).status == "paused")
+    assert service.health()["status"] == "ok"
 
 
 def adapter(service, workers):

@@ -7,6 +7,7 @@ import stat
 import subprocess
 import sys
 
+import psutil
 import pytest
 from services import ROWS, SMALL, answers, open_service, until, upload
 from tiny import write_tiny
@@ -77,21 +78,27 @@ def test_what_it_says_of_itself_and_of_the_memory_of_two_processes(tmp_path):
         assert "the budget is 0" in service.health()["reasons"][0]
     with open_service(tmp_path) as service:
         alone = service.memory()
-        assert alone == pytest.approx(memory.pss(os.getpid()), rel=0.2)
+        assert alone == pytest.approx(pss(os.getpid()), rel=0.2)
         job = service.jobs.create("tiny", upload(service), hyperparameters={**SMALL, "steps": 3000})
         until(lambda: (service.jobs.get(job.id).progress or {}).get("step"))
-        child = memory.pss(service.jobs.pid)
+        child = pss(service.jobs.pid)
         assert child > 2**20
         assert service.memory() > child
         service.jobs.cancel(job.id)
-    assert memory.pss(2**22 + 1) == 0
     size = 8 << 20
     mapped = tmp_path / "mapped"
     mapped.write_bytes(bytes([1]) * size)
     with mapped.open("rb") as file, mmap.mmap(file.fileno(), 0, prot=mmap.PROT_READ) as pages:
         assert sum(pages[:: mmap.PAGESIZE]) == size // mmap.PAGESIZE  # all of them are in memory now
-        everything = memory.beside(None)
-        assert everything - memory.beside(mapped) == pytest.approx(size, abs=1 << 20)
+        everything, none = memory.in_use(tmp_path)
+        assert none == 0
+        others, counted = memory.in_use(mapped)
+        assert counted == size
+        assert everything - others == pytest.approx(size, abs=1 << 20)
+
+
+def pss(process):
+    return int(psutil.Process(process).memory_full_info().pss)
 
 
 def test_a_start_that_fails_lets_go(tmp_path):

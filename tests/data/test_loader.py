@@ -1,5 +1,6 @@
 """Rows tokenised in another process are the rows tokenised here; what goes wrong there is raised here."""
 
+import contextlib
 import dataclasses
 import io
 import json
@@ -12,6 +13,7 @@ import time
 from pathlib import Path
 
 import numpy as np
+import psutil
 import pytest
 from json_lines import write_lines
 
@@ -209,9 +211,36 @@ def test_files_without_end_are_refused_at_once(tiny_llama, tmp_path, name, sente
         loader.load(tiny_llama, (path,), CONFIG)
 
 
-@pytest.mark.slow
-def test_more_rows_than_memory_are_a_sentence(tiny_llama, tmp_path):
-    path = tmp_path / "many.jsonl"
-    path.write_text((json.dumps({"text": "turn the lamp on and off " * 60}) + "\n") * 60_000)
-    with pytest.raises(DataError, match=r"the rows take more than the \d+ MiB of memory that training may have; give"):
-        loader.load(tiny_llama, (path,), dataclasses.replace(CONFIG, memory="64M", max_length=1000))
+def load_within(model: Path, data: Path, memory: int) -> tuple[int, str]:
+    """(most bytes of both processes at a time, what went wrong) of a process that reads rows within so many MiB."""
+    code = ("import sys; from pathlib import Path; from edgetune import TrainConfig; from edgetune.data import loader\n"
+            "from edgetune.errors import EdgetuneError\n"
+            "config = TrainConfig(max_length=64, memory=sys.argv[3])\n"
+            "try: loader.load(Path(sys.argv[1]), (Path(sys.argv[2]),), config)\n"
+            "except EdgetuneError as error: print(error)")
+    with subprocess.Popen([sys.executable, "-c", code, str(model), str(data), f"{memory}M"], stdout=subprocess.PIPE,
+                          text=True) as parent:
+        most = 0
+        while parent.poll() is None:
+            ours = psutil.Process(parent.pid)
+            with contextlib.suppress(psutil.Error):
+                most = max(most, sum(each.memory_full_info().pss for each in (ours, *ours.children())))
+            time.sleep(0.01)
+        assert parent.stdout
+        return most, parent.stdout.read()
+
+
+def test_more_rows_than_memory_are_a_sentence_with_the_memory_that_suffices(tiny_llama, tmp_path):
+    """Neither what both processes have together, nor one row of much text, exceeds the memory."""
+    many = tmp_path / "many.jsonl"
+    many.write_text("".join(json.dumps({"prompt": f"lamp {i}", "completion": "on"}) + "\n" for i in range(12_000)))
+    most, said = load_within(tiny_llama, many, 60)
+    assert most <= 60 << 20, said
+    enough = int(re.search(r"more than the 60 MiB .*--memory (\d+)M", said)[1])
+    assert 60 < enough < 128
+    most, said = load_within(tiny_llama, many, enough)
+    assert (most <= enough << 20, said) == (True, "")
+    long = tmp_path / "long.jsonl"
+    long.write_text((json.dumps({"text": "turn the lamp on and off " * 16_000}) + "\n") * 3)
+    most, said = load_within(tiny_llama, long, 78)
+    assert most <= 78 << 20, said

@@ -12,9 +12,9 @@ from edgetune.llamacpp import library
 
 def test_one_backend_is_registered():
     llama = library.load()
-    counted = llama.llama_cpp._lib.ggml_backend_reg_count
+    counted = llama._lib.ggml_backend_reg_count
     assert counted() == 1
-    library._pick_variant(llama.llama_cpp._lib)
+    library._pick_variant(llama._lib)
     assert counted() == 1
     assert b"CPU" in llama.llama_print_system_info()
 

@@ -198,6 +198,11 @@ class Jobs:
     def paused_reason(self) -> str:
         return self._queue.paused_reason
 
+    def reasons(self) -> Sequence[str]:
+        """Returns why jobs do not train now, a sentence each."""
+        waits = [f"{id} is {why}; resume or cancel it" for id, why in self.table.paused_by_itself()]
+        return [*filter(None, [self.paused_reason]), *waits]
+
     @property
     def governor(self) -> Sequence[dict[str, Any]]:
         return list(self._queue.decisions)

@@ -38,9 +38,8 @@ from .worker import RUN, STOPPED, is_done, trained_tokens
 
 log = logging.getLogger("edgetune.daemon")
 ROOM = 64 * 2**20  # bytes that must be free before a job begins
-RETRY_SECONDS = 60.0  # after the disk refused
+RETRY_SECONDS = 60.0  # after the disk or memory refused
 DEATHS = 3  # deaths of the process with no step between, after which the job has failed
-SPARE = 0.9  # of the memory that is left, so that the run can resume when the daemon is a little larger
 REJUDGED = 3  # evaluations that a job repeats because the active adapter changed
 KEPT = 20  # decisions of the governor
 
@@ -48,17 +47,16 @@ KEPT = 20  # decisions of the governor
 @dataclass(frozen=True)
 class WorkerOptions:
     """Options for every job's process. model: the file that jobs train on. canary: a file of text, "": ours. limits:
-    how far from the base an adapter may be there. budget: bytes of all processes together. left_for_training: bytes
-    that a process may have; mapped weights (True) count as its own, though the daemon maps them too. python: code that
-    clients may have run.
+    how far from the base an adapter may be there. room: the memory that is left now, of all processes together: for
+    work that has begun (True) all of it, else without that which answers may take. python: code that clients may have
+    run.
     """
 
     model: Path
     policy: Policy
     canary: str
     limits: Limits
-    budget: int
-    left_for_training: Callable[[bool], int]
+    room: Callable[[bool], Room]
     python: AllowedPython
 
 
@@ -192,7 +190,7 @@ class Queue:
         return None
 
     def _pause(self, why: str) -> None:
-        """Pauses the queue; the job remains in it."""
+        """Pauses the queue; the job remains in it. why: a sentence."""
         self.paused_reason = f"no training for now: {why}"
         self._retry_at = time.monotonic() + RETRY_SECONDS
         log.warning("%s", self.paused_reason)
@@ -248,8 +246,7 @@ class Queue:
         if not folder.is_dir():
             raise DiskError(f"{folder}, with the rows of {job.id}, is not there", "mount its disk, or cancel the job")
         kind = kind_of(job.origin)
-        share = 1.0 if kind.has_begun(folder) else SPARE
-        room = Room(self.options.budget, *(int(share * self.options.left_for_training(maps)) for maps in (True, False)))
+        room = self.options.room(kind.has_begun(folder))
         serving = self.adapters.serving
         old = None
         if serving:

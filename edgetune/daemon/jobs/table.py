@@ -115,6 +115,12 @@ class JobTable:
                                 "ORDER BY status = 'queued', rowid LIMIT 1")
         return str(found[0]["id"]) if found else None
 
+    def paused_by_itself(self) -> Sequence[tuple[str, str]]:
+        """Returns jobs that no person has paused, and why they are paused."""
+        found = self.store.read("SELECT jobs.id, level, message, max(seq) FROM jobs JOIN events ON job = jobs.id "
+                                "WHERE status = 'paused' AND type = 'message' GROUP BY jobs.id")
+        return [(row["id"], row["message"]) for row in found if row["level"] == "warn"]
+
     def ids(self, ended: bool) -> set[str]:
         is_ended = "finished_at IS NOT NULL" if ended else "finished_at IS NULL"
         return {row["id"] for row in self.store.read(f"SELECT id FROM jobs WHERE {is_ended}")}

@@ -5,8 +5,8 @@ It reads its task from stdin, a line of JSON, and then one command a line: `busy
 
     {"event": "judged", "verdict": ...}
     {"event": "stopped"}
-    {"event": "failed", "kind": ..., "what": ..., "hint": ..., "disk": whether the disk or the system refused,
-     "resumable": whether earlier work can be continued later}
+    {"event": "failed", "kind": ..., "what": ..., "hint": ..., "disk": whether the disk, the system or memory
+     refused for now, "resumable": whether earlier work can be continued later}
 
 It ends when its parent dies, at any moment; the next process resumes from its last save.
 """
@@ -32,11 +32,12 @@ from typing import Any
 from ...adapters import store
 from ...data import loader
 from ...data.dataset import Dataset
-from ...errors import DiskError, EdgetuneError, FormatError, Interrupted, MismatchError, UsageError
+from ...errors import DiskError, EdgetuneError, FormatError, Interrupted, MismatchError, TooMuchError, UsageError
+from ...evaluation.graders.sandbox import PROCESS_BYTES, limit_processes
 from ...evaluation.graders.time_limit import set_time_limit
 from ...formats.bundle import open_bundle
 from ...formats.shape import read_shape
-from ...machine.device import read_device, trim
+from ...machine.device import read_device, shared_memory, trim
 from ...machine.governor import Governor
 from ...machine.policy import Policy
 from ...objectives.rewarded import Rewarded
@@ -150,8 +151,9 @@ def _answer() -> None:
         emit({"event": "stopped"})
         sys.exit(STOPPED)
     except EdgetuneError as error:
+        may_succeed_later = isinstance(error, DiskError) or type(error) is TooMuchError
         emit({"event": "failed", "kind": type(error).__name__, "what": error.what, "hint": error.hint,
-              "disk": isinstance(error, DiskError), "resumable": has_begun and isinstance(error, UsageError)})
+              "disk": may_succeed_later, "resumable": has_begun and isinstance(error, UsageError)})
     except OSError as error:
         if error.errno not in NO_ROOM:
             raise
@@ -188,17 +190,26 @@ class Worker:
         self.method = task["method"]
         self.canary = task["canary"]
         self.config = from_json(TrainConfig, task["config"], "the task")
-        self.room = from_json(Room, task["room"], "the task")
+        self.room = from_json(Room, task["room"], "the task").wider(shared_memory())
         self.limits = from_json(Limits, task["limits"], "the task")
         self.python = from_json(AllowedPython, task["python"], "the task")
         import_module(task["kind"]["module"])
         self.kind = kind_of(task["kind"]["origin"])
         objective = self.kind.objective(self.folder, self.method)
         self.objective, self.rewards = with_rewards(objective, self.python, runs=True)
+        if self.rewards:
+            self.make_room_for_graders(self.rewards.process_bytes)
         self.bundle = open_bundle(task["model"])
         self.has_begun = self.kind.has_begun(self.folder)  # in an earlier process
         serving = task["serving"]
         self.old = Asked(OLD, read_scores(serving["scores"])) if serving else Asked(None)
+
+    def make_room_for_graders(self, nbytes: int) -> None:
+        """Leaves memory to processes of graders that may take so much, a quarter of what is left or less."""
+        if nbytes:
+            share = min(nbytes, max(PROCESS_BYTES, self.room.resident // 4))
+            limit_processes(share)
+            self.room = self.room.wider(-share)
 
     @property
     def is_trained(self) -> bool:
@@ -244,19 +255,20 @@ class Worker:
 
     def train(self) -> None:
         """Trains in the job's folder; resumes where a run exists, or begins again where it cannot be resumed."""
-        def within(config: TrainConfig) -> None:
+        def within(config: TrainConfig, shortens: bool) -> None:
             self.config = config
             with reported(self.out):
-                self._train()
+                self._train(shortens)
 
         self.room.fitting(self.config, within)
 
-    def _train(self) -> None:
+    def _train(self, shortens: bool) -> None:
         measured = measured_file(self.folder, self.objective.rows)
         self.config, (rows, held) = load_sized(
             self.bundle, as_begun(self.config, self.out), self.objective,
             lambda config: loader.load(self.bundle.gguf.path, (self.folder / TRAIN, measured), config,
-                                       self.objective.rows, learnable=False))  # clients' rows were checked already
+                                       self.objective.rows, learnable=False),  # clients' rows were checked already
+            shortens=shortens)
         assert rows
         if held and self.rewards:
             most = eval_samples(self.method)
@@ -291,7 +303,7 @@ class Worker:
         context = min(read_shape(self.bundle.gguf).context, max(CONTEXT, 2 * longest))
         repack = may_repack(self.bundle.gguf, context, self.room.resident)
         with LlamaModel(self.bundle.gguf, context=context, threads=self.config.threads or None,
-                        repack=repack) as served:
+                        repack=repack, small_batch=True) as served:
             served.cache.before_decode = AnswerPriority(self.commands.is_busy)
             if self.old.name:
                 served.load_adapter(self.task["serving"]["path"], OLD)

@@ -23,7 +23,7 @@ from ...data.dataset import Dataset, load_rows
 from ...data.rows import Row, RowParser
 from ...errors import DataError, FormatError, MismatchError, UsageError
 from ...evaluation.acceptance import Split
-from ...evaluation.graders.base import load_grader, read_grader
+from ...evaluation.graders.base import Grader, load_grader, read_grader
 from ...objectives.base import Objective
 from ...objectives.grpo import Grpo
 from ...objectives.sft import Sft
@@ -275,6 +275,8 @@ class _Rounds:
         self.worker = worker
         self.task = _task(worker.folder, worker.method)
         self.folder = worker.folder / ROUNDS
+        if self.task.grader:
+            worker.make_room_for_graders(self._grader().process_bytes)
 
     def work(self) -> str:
         """Makes rounds until they stop, and the run of the adapter that they published last. Returns why they published
@@ -292,13 +294,17 @@ class _Rounds:
             stopped = self.worker.room.fitting(self.worker.config, self._teach)
         return "" if self._publish() else f"the tutor's rounds published nothing: {stopped}"
 
-    def _teach(self, config: TrainConfig) -> str:
+    def _grader(self) -> Grader:
+        assert self.task.grader
+        return read_grader(self.task.grader, allow_python=self.worker.python.graders)
+
+    def _teach(self, config: TrainConfig, _shortens: bool) -> str:
         worker = self.worker
         folder = worker.folder
         task = self.task
         labelled = folder / LABELLED
         start = folder / START
-        grader = read_grader(task.grader, allow_python=worker.python.graders) if task.grader else None
+        grader = self._grader() if task.grader else None
         limits = {"canary_rise": worker.limits.rise, "max_kl": worker.limits.kl}
         given = {**{name: ANY if limit is None else limit for name, limit in limits.items()}, **task.given}
         options = replace(task, given=given).options

@@ -125,6 +125,11 @@ class Grader(ABC):
         return False
 
     @property
+    def process_bytes(self) -> int:
+        """Returns the memory that processes of the grader may take."""
+        return 0
+
+    @property
     def compares(self) -> bool:
         """Returns whether the score of an answer depends on the other answers to its row."""
         return False

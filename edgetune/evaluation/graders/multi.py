@@ -47,6 +47,10 @@ class Multi(Grader):
             grader.check_item(item)
 
     @property
+    def process_bytes(self) -> int:
+        return sum(grader.process_bytes for grader in self.graders.values())
+
+    @property
     def needs_model(self) -> bool:
         return any(grader.needs_model for grader in self.graders.values())
 

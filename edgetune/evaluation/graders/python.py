@@ -65,6 +65,10 @@ class PythonGrader(OneByOne):
         except CallFailed as error:
             raise Ungraded("python_grader_runtime_error", str(error)) from None
 
+    @property
+    def process_bytes(self) -> int:
+        return self.memory << 20
+
     @cached_property
     def _sandbox(self) -> Sandbox:
         return Sandbox(self.source, self.timeout, self.memory << 20, self.unsafe)

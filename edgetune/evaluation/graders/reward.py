@@ -40,6 +40,7 @@ class RewardFunction:
     function: Callable[..., Any]
     passes_at: float = 1.0
     needs_model: bool = False
+    process_bytes: int = 0
     compares: bool = False  # it may, but then only it knows
 
     def check_item(self, item: Mapping[str, Any]) -> None:

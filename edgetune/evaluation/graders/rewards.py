@@ -29,6 +29,10 @@ class GraderRewards:
         return self.judge.needs_model
 
     @property
+    def process_bytes(self) -> int:
+        return self.judge.process_bytes
+
+    @property
     def compares(self) -> bool:
         return self.judge.compares
 

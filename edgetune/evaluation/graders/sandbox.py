@@ -23,6 +23,16 @@ MOST_REPLY = 1 << 16  # bytes
 KEPT = ("LANG", "LC_ALL", "LD_LIBRARY_PATH", "SYSTEMROOT", "TZ")  # of the environment; the rest may hold secrets
 SET = {"OMP_NUM_THREADS": "1", "OPENBLAS_NUM_THREADS": "1", "MKL_NUM_THREADS": "1",  # no other thread is allowed
        "HOME": "/"}  # nltk asks for one, and the table of users cannot be read
+PROCESS_BYTES = 64 << 20  # of memory that a grader's process may have whatever is left
+_ADDRESSES = 96 << 20  # bytes of address space of a Python process that are no memory
+
+_limit: int | None = None  # bytes of address space of any grader's process
+
+
+def limit_processes(nbytes: int) -> None:
+    """Limits the memory of each process of a python grader that this process starts from now on."""
+    global _limit
+    _limit = max(nbytes, PROCESS_BYTES) + _ADDRESSES
 
 
 class CallFailed(Exception):
@@ -44,7 +54,8 @@ class Sandbox:
     """
 
     def __init__(self, source: str, timeout: float, memory: int, unsafe: bool) -> None:
-        self._setup = {"source": source, "memory": memory, "unsafe": unsafe}
+        self._setup = {"source": source, "unsafe": unsafe}
+        self._memory = memory
         self._timeout = timeout
         self._lock = threading.Lock()
         self._process: subprocess.Popen[bytes] | None = None
@@ -97,7 +108,8 @@ class Sandbox:
 
     def _begin(self, process: subprocess.Popen[bytes]) -> None:
         try:
-            reply = self._exchange(process, {**self._setup, "parent": os.getpid()}, START_SECONDS + self._timeout)
+            setup = {**self._setup, "parent": os.getpid(), "memory": min(self._memory, _limit or self._memory)}
+            reply = self._exchange(process, setup, START_SECONDS + self._timeout)
         except _Ended as error:
             self._stop()
             raise SourceFailed(error.args[0] or self._death) from None
