@@ -257,21 +257,38 @@ class Outlook:
         return current + scale * later
 
 
+class LongSteps:
+    """The long step that is done now, and the seconds left of it, where they are known."""
+
+    what = ""
+    began = 0.0
+    left: float | None = None
+    outlook: Outlook | None = None
+
+    def note(self, what: str, done: float, total: float) -> bool:
+        """Notes how far a step is. Returns whether it is another one than before."""
+        now = time.monotonic()
+        is_new = what != self.what
+        if is_new:
+            if self.outlook:
+                self.outlook.begin(what, now - self.began)
+            self.what = what
+            self.began = now
+        self.left = (now - self.began) / done * (total - done) if done else None
+        return is_new
+
+
 S = TypeVar("S", bound="StepProgress")
 
 
-class StepProgress:
+class StepProgress(LongSteps):
     """Shows long steps one after another within a `with`; give `step` to what calls it with (what, done, total)."""
 
     def __init__(self, console: Console) -> None:
         self.console = console
         self.bar = Progress(TextColumn("{task.description}", markup=False), BarColumn(bar_width=BAR_WIDTH),
                             TextColumn("{task.percentage:.0f} %"), TimeRemainingColumn(compact=True), console=console)
-        self.outlook: Outlook | None = None
-        self.left: float | None = None  # seconds of the step, where that is known
         self.task: TaskID | None = None
-        self.what = ""
-        self.began = 0.0
         self.last = 0.0
         self.live: Live | None = None
         if console.is_terminal:
@@ -308,14 +325,8 @@ class StepProgress:
 
     def step(self, what: str, done: float, total: float) -> None:
         """Shows that `done` of `total` of the step `what` is done; a new name begins a new line."""
+        new = self.note(what, done, total)
         now = time.monotonic()
-        new = what != self.what
-        if new:
-            if self.outlook:
-                self.outlook.begin(what, now - self.began)
-            self.what = what
-            self.began = now
-        self.left = seconds_left(now - self.began, done, total) if done else None
         if self.live:
             if new:
                 self._complete()
@@ -334,11 +345,7 @@ class StepProgress:
             self.bar.update(self.task, completed=self.bar.tasks[self.task].total)
 
 
-def seconds_left(passed: float, done: float, total: float) -> float:
-    return passed / done * (total - done)
-
-
-class JsonProgress:
+class JsonProgress(LongSteps):
     """The same for a program: a JSON line an event; of steps that follow one another quickly, one a second.
 
     A step of training has `steps`, all of the run, and `left_s` besides its numbers. Other long steps are
@@ -349,10 +356,7 @@ class JsonProgress:
     def __init__(self, file: TextIO) -> None:
         self.file = file
         self.pace = Pace()
-        self.what = ""
-        self.began = 0.0
         self.last = 0.0
-        self.outlook: Outlook | None = None
 
     def __enter__(self) -> JsonProgress:
         return self
@@ -373,18 +377,10 @@ class JsonProgress:
             self._write(e)
 
     def step(self, what: str, done: float, total: float) -> None:
-        now = time.monotonic()
-        new = what != self.what
-        if new:
-            if self.outlook:
-                self.outlook.begin(what, now - self.began)
-            self.what = what
-            self.began = now
-        if self._is_due(new or done == total):
-            left = seconds_left(now - self.began, done, total) if done else None
-            all_left = {"all_left_s": round(self.outlook.left(left), 1)} if self.outlook else {}
+        if self._is_due(self.note(what, done, total) or done == total):
+            all_left = {"all_left_s": round(self.outlook.left(self.left), 1)} if self.outlook else {}
             self._write({"event": "progress", "what": what, "done": done, "total": total,
-                         "left_s": None if left is None else round(left, 1), **all_left})
+                         "left_s": None if self.left is None else round(self.left, 1), **all_left})
 
     def expect(self, steps: Sequence[tuple[str, float]]) -> None:
         self.outlook = Outlook(steps)
