@@ -140,10 +140,7 @@ class KernelSet:
 
 def run(isas: Sequence[str], precisions: Sequence[str], models: Sequence[str], formats: Sequence[str], threads: int,
         on_result: Callable[[Result], None] = lambda _: None) -> dict[str, Any]:
-    """Measure each of these kernel sets; on_result gets each result as it comes, without its share of the peak.
-
-    Weights in F32 are always exact.
-    """
+    """Measures these kernel sets; on_result gets results without their share of the peak. F32 is always exact."""
     results = []
     peaks = []
     for isa in isas:

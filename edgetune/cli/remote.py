@@ -90,10 +90,7 @@ def show_latest(as_json: bool, found: list[dict[str, Any]], counts: dict[str, in
 
 
 def entries(rows: list[tuple[list[str], str]]) -> list[Text]:
-    """Shows each row as an aligned line of its id and short facts, and a second line for long text.
-
-    Ids, which people copy, are therefore never broken.
-    """
+    """Shows rows as lines of id and short facts, long text below: ids, which people copy, are not broken."""
     widths = [max(len(facts[i]) for facts, _ in rows) for i in range(len(rows[0][0]))]
     lines: list[Text] = []
     for facts, detail in rows:

@@ -36,10 +36,7 @@ class AnswerSource(Protocol):
     name: ClassVar[str]
 
     def answer(self, asked: AskedQuestion) -> Completion | None:
-        """Returns the answer, or None: the next source is asked. Any number of threads may call it.
-
-        Raises errors for a question that is not valid.
-        """
+        """Returns the answer; None asks the next source. Any thread calls it. Raises errors for a bad question."""
         ...
 
 

@@ -34,10 +34,7 @@ class Drift:
 
 
 def drift(served: LlamaModel, adapter: str | None, texts: Sequence[str]) -> Drift:
-    """Measures an adapter that is loaded under this name, on texts. None, the base itself, drifts nowhere.
-
-    Raises UsageError for an adapter that is not loaded.
-    """
+    """Measures a loaded adapter on texts; None, the base, drifts nowhere. Raises UsageError for one not loaded."""
     length = max(SHORTEST_PIECE_TOKENS, min(PIECE_TOKENS, LOGITS_AT_ONCE // served.cache.n_vocab, served.context))
     loss_before = 0.0
     loss_after = 0.0

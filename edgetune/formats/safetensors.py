@@ -35,10 +35,7 @@ def read_safetensors(path: Path) -> dict[str, NDArray[np.float32]]:
 
 
 class Safetensors:
-    """An open file. `shapes`: of its tensors by name, in the order in which they are stored.
-
-    Raises FormatError for a missing, truncated or corrupt file.
-    """
+    """An open file. `shapes`: by name, as stored. Raises FormatError for a missing, truncated or corrupt file."""
 
     def __init__(self, path: Path) -> None:
         self.path = path

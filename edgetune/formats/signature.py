@@ -41,10 +41,7 @@ class Signer:
 
 
 def private_key(path: Path) -> Ed25519PrivateKey:
-    """The key in a PEM or OpenSSH file; the passphrase of a locked one is in the environment (EDGETUNE_PASSPHRASE).
-
-    Raises UsageError for what is no such key.
-    """
+    """The key in a PEM or OpenSSH file, unlocked by EDGETUNE_PASSPHRASE. Raises UsageError for no such key."""
     _require(path)
     from cryptography.exceptions import UnsupportedAlgorithm
     from cryptography.hazmat.primitives import serialization

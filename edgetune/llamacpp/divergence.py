@@ -1,7 +1,4 @@
-"""The distance of one model's next-token distributions from another's, from the logits of both over the same tokens.
-
-Letters: T positions, V vocabulary.
-"""
+"""The distance of two models' distributions of next tokens, by logits. Letters: T positions, V vocabulary."""
 
 from __future__ import annotations
 

@@ -23,10 +23,7 @@ REPEATED = 1900
 
 
 def rule_of(pattern: str, char: str) -> str:
-    """The body of a rule for strings in which the pattern is found. char: the name of the rule of any character.
-
-    Raises UsageError for what GBNF cannot say.
-    """
+    """A rule's body for strings with the pattern. char: the rule of any character. Raises UsageError beyond GBNF."""
     reader = _Reader(pattern)
     body, start, end = reader.whole()
     return f"{'' if start else f'{char}* '}({body}){'' if end else f' {char}*'}"

@@ -29,10 +29,7 @@ class ModelAnswer:
 
 
 def draw(setting: Setting, number: int, questions: Sequence[Question], pairs: Lora) -> list[list[ModelAnswer]]:
-    """Several answers to each question. The same questions, adapter and round give the same answers.
-
-    Raises UsageError where memory has room for no answer.
-    """
+    """Several answers to each question, the same each time. Raises UsageError where memory has room for none."""
     options = setting.options
     sampling = Sampling(temperature=options.temperature, top_k=0, top_p=1.0, min_p=0.0,
                         seed=setting.seed(number, "draw"))

@@ -25,10 +25,7 @@ def labelled_rows(questions: Iterable[Question]) -> list[TrainingRow]:
 
 
 def train(setting: Setting, number: int, rows: Sequence[TrainingRow], out: Path, kind: type[T]) -> T:
-    """Learns the rows from the adapter that the rounds begin from; a training that was stopped is continued.
-
-    Raises Interrupted, and the errors of `run`.
-    """
+    """Learns the rows from the rounds' start; one that was stopped continues. Raises Interrupted and `run`'s errors."""
     seed = setting.seed(number, "train")
     config = replace(setting.config, seed=seed)
     setting.look()

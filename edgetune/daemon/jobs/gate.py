@@ -60,10 +60,7 @@ def evaluate(served: LlamaModel, exam: Exam, old: Asked, new: Asked, limits: Lim
 
 
 class Examiner:
-    """Lets the adapters of `served` answer.
-
-    planned: number of rows to answer. on_asked: called with the number answered until now, and `planned`.
-    """
+    """Lets adapters of `served` answer. planned: rows to answer. on_asked: called with those done, and `planned`."""
 
     def __init__(self, served: LlamaModel, exam: Exam, on_asked: Callable[[int, int], None] | None = None) -> None:
         self.served = served

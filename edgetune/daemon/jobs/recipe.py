@@ -152,10 +152,7 @@ class CheckedRows:
 
 
 def check_judgeable(row: Row) -> None:
-    """Checks that the gate can evaluate a row: an answer, the loss of a text, or a preference in a pair.
-
-    Raises DataError for a row of another kind.
-    """
+    """Checks that the gate can evaluate a row: an answer, a text or a pair. Raises DataError for others."""
     try:
         if is_pair(row):
             preferences.check_learnable(row)

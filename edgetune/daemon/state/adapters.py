@@ -96,10 +96,7 @@ class Adapters:
         self.folder = self._shelf.folder
 
     def start(self) -> None:
-        """Loads all adapters. Raises MismatchError where they belong to another model.
-
-        If the active one is damaged, the one before it takes over.
-        """
+        """Loads all adapters, and activates the one before a damaged one. Raises MismatchError for another model's."""
         self._shelf.tidy({row["folder"] for row in self.store.read("SELECT folder FROM adapters")})
         for found in reversed(self.list()):
             try:

@@ -83,10 +83,7 @@ def majority(said: Sequence[Hashable]) -> tuple[Hashable, float]:
 
 
 def form_of(text: str) -> Hashable:
-    """A value that is equal for equal texts: JSON by its value, numbers, and text without white space around it.
-
-    None for text without a visible character.
-    """
+    """A value equal for equal texts: JSON, numbers, stripped text. None without a visible character."""
     text = text.strip()
     if not text:
         return None
