@@ -25,3 +25,11 @@ def test_importing_it_loads_no_library():
     loaded = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True).stdout
     for library in ("numpy", "llama_cpp", "gguf", "jinja2", "rich", "click"):
         assert f"'{library}'" not in loaded
+
+
+def test_a_training_loads_neither_graders_nor_what_answers():
+    """Its least memory is counted from what is loaded."""
+    program = "import sys, edgetune.runs.train; print(sorted(sys.modules))"
+    loaded = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True).stdout
+    for module in ("html", "edgetune.evaluation.graders.base", "edgetune.serving.llama", "rich"):
+        assert f"'{module}'" not in loaded

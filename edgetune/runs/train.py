@@ -22,7 +22,6 @@ from ..data.dataset import Dataset
 from ..data.files import STDIN
 from ..data.loader import NONE
 from ..errors import DataError, EdgetuneError, UsageError
-from ..evaluation.graders.rewards import rewards_of
 from ..formats.bundle import Bundle, open_bundle
 from ..machine import device
 from ..objectives.base import Objective, read_objective
@@ -36,12 +35,13 @@ from ..training.metrics import REPORT
 from ..training.origin import Origin, read_origin
 from ..training.run import run
 from ..training.sized import as_begun, load_run
-from .answers import Exam, compare, complete
 from .reported import reported
 from .result import Result
 
 if TYPE_CHECKING:
     from typing_extensions import Unpack
+
+    from .answers import Exam
 
 TENTH = "tenth"  # as an origin's: nothing was said
 Rows = str | Path | Sequence[Mapping[str, Any]]  # a file, or rows
@@ -75,6 +75,7 @@ def train(model: str | Path | Bundle, data: Rows, out: str | Path, eval: Rows | 
     calls = callbacks or RunCallbacks()
     rewards = None
     if isinstance(objective, Rewarded):
+        from ..evaluation.graders.rewards import rewards_of  # each takes memory of trainings that need none of it
         objective, rewards = rewards_of(objective, reward)
     elif reward is not None:
         raise UsageError(f"a reward function is given, and {objective.name} learns from no rewards",
@@ -189,12 +190,14 @@ def _exam(bundle: Bundle, record: Mapping[str, Any], out: Path, held: Dataset | 
         return None
     longest = max(example.tokens.size for example in held.examples)
     start = record["start"]
+    from .answers import Exam
     return Exam(bundle.gguf, out, Path(start["path"]) if start else None, held.rows, longest, config)
 
 
 def _judge(exam: Exam, record: dict[str, Any], show: OnEvent, should_stop: Callable[[], bool]) -> dict[str, Any]:
     """run.json's content with "answers", and the verdict completed by them; where they were not compared, with the
     reason as "answers_missing"."""
+    from .answers import compare, complete  # with llama.cpp, which a training does not need
     gc.collect()  # of the trainer, whose parts point to one another
     exam.base.release()
     device.trim()
