@@ -34,12 +34,11 @@ class State:
 class Closing:
     """An answer of at most `budget` tokens: it replaces tokens after which the shortest ending would no longer fit.
 
-    shortened: whether it replaced one. Where the shortest answer has more tokens than the budget, or the grammar is too
+    Where the shortest answer has more tokens than the budget, or the grammar is too
     ambiguous, it lets all tokens through, and the answer may be cut.
     """
 
     def __init__(self, network: Network, tokenizer: Tokenizer, budget: int) -> None:
-        self.shortened = False
         self._tokenizer = tokenizer
         self._left = budget
         self._begun = b""  # of a character whose last bytes are still to come
@@ -72,13 +71,16 @@ class Closing:
         if plan is None:
             plan = self._ending(self._state, self._begun)
         if not plan:  # the answer is whole
-            self.shortened = True
             ends = (self._tokenizer.eot, self._tokenizer.eos)
             return next((end for end in ends if end is not None and self._tokenizer.is_end(end)), wanted)
         self._plan = plan[1:]
         self._state, self._begun = self._after(plan[0])
-        self.shortened = self.shortened or plan[0] != wanted
         return plan[0]
+
+    @property
+    def whole(self) -> bool:
+        """Whether the answer may end here by its grammar; False where it only lets tokens through."""
+        return self._active and EMPTY in self._state.stacks and not self._begun
 
     def _after(self, token: int) -> tuple[State, bytes]:
         decoder = codecs.getincrementaldecoder("utf-8")()

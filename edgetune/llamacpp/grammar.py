@@ -146,9 +146,9 @@ class Grammar:
         return np.flatnonzero(possible[self._table.firsts])
 
     @property
-    def shortened(self) -> bool:
-        """Whether the answer was brought to its end before it had too many tokens."""
-        return self._closing is not None and self._closing.shortened
+    def whole(self) -> bool:
+        """Whether an answer with a budget is known to be whole."""
+        return self._closing is not None and self._closing.whole
 
     def accept(self, token: int) -> int:
         """Follow it with a token that `allows` allowed, or one that ends the answer in time; returns it."""

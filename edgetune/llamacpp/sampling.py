@@ -183,9 +183,9 @@ class Sampler:
         return int(tokens["id"][choice.selected]), tokens["logit"]
 
     @property
-    def shortened(self) -> bool:
-        """Whether the grammar ended the answer because of its budget."""
-        return self._grammar is not None and self._grammar.shortened
+    def whole(self) -> bool:
+        """Whether the answer has a grammar, and a budget, and is whole by that grammar."""
+        return self._grammar is not None and self._grammar.whole
 
     def close(self) -> None:
         """Closing twice is fine."""

@@ -353,7 +353,7 @@ class Batcher:
         if self.served.tokenizer.is_end(token):
             if request.echo:
                 self._note(answer, token, logits)  # so that it is always one more than the prompt's tokens
-            return self._end(answer, "length" if request.sampler.shortened else "stop", request.text.flush())
+            return self._end(answer, "stop", request.text.flush())
         request.tokens.append(token)
         completion.completion_tokens += 1
         now = time.monotonic()
@@ -365,7 +365,8 @@ class Batcher:
         if request.text.stopped:
             self._end(answer, "stop", piece)
         elif completion.completion_tokens == request.budget:
-            self._end(answer, "length", piece + request.text.flush())
+            finish = "stop" if request.sampler.whole else "length"
+            self._end(answer, finish, piece + request.text.flush())
         elif piece and not completion.give(piece):
             self._end(answer, "error")
         return None

@@ -59,7 +59,7 @@ def test_an_answer_ends_within_the_tokens_of_any_other(tokenizer, schema, seed):
 
 
 def follow(tokenizer, grammar, wanted, budget):
-    """(the answer of a model that wants to say this text, whether it was shortened)"""
+    """(the answer of a model that wants to say this text, whether it is whole)"""
     said = b""
     with Sampler(library.load(), Sampling(grammar=grammar), tokenizer, budget=budget) as sampler:
         for token in [*tokenizer.encode(wanted, special=False), tokenizer.eot][:budget]:
@@ -69,7 +69,7 @@ def follow(tokenizer, grammar, wanted, budget):
             if tokenizer.is_end(picked):
                 break
             said += tokenizer.piece(picked)
-        return said.decode(), sampler.shortened
+        return said.decode(), sampler.whole
 
 
 @pytest.mark.parametrize("text", [
@@ -77,9 +77,9 @@ def follow(tokenizer, grammar, wanted, budget):
 def test_an_answer_that_fits_stays_as_the_model_wants_it(tokenizer, text):
     grammar = grammar_of({"anyOf": [PERSON, {"type": "array", "items": {"type": "integer"}}]})
     tokens = len(tokenizer.encode(text, special=False))
-    assert follow(tokenizer, grammar, text, tokens) == (text, False)
-    said, shortened = follow(tokenizer, grammar, text, tokens - 1)
-    assert (json.loads(said) != json.loads(text), shortened) == (True, True)
+    assert follow(tokenizer, grammar, text, tokens) == (text, True)
+    said, whole = follow(tokenizer, grammar, text, tokens - 1)
+    assert (json.loads(said) != json.loads(text), whole) == (True, True)
 
 
 def test_any_grammar_is_ended_with_its_sets_and_repetitions(tokenizer):
