@@ -62,7 +62,7 @@ from .state.holdout import open_holdout
 from .state.shelf import LOST, Shelf, lost_things
 
 CONTEXT = 4096  # tokens, unless another number is given or the model was trained for fewer,
-LEAST_CONTEXT = 1024  # or for this many or more, where memory has no room for more beside a small job
+LEAST_CONTEXT = 1024  # or for this many or more, where memory has no room for more with a small job
 
 log = logging.getLogger("edgetune.daemon")
 
