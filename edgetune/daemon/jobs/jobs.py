@@ -12,6 +12,7 @@ killed resumes from its last checkpoint at the next start.
 from __future__ import annotations
 
 import secrets
+import sqlite3
 import threading
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -22,7 +23,7 @@ from ... import disk
 from ...adapters import store as lora
 from ...data import prompts
 from ...data.rows import Row
-from ...errors import TooMuchError, UsageError
+from ...errors import EdgetuneError, TooMuchError, UsageError
 from ...persisted import from_json
 from ...training.config import TrainConfig
 from ..kinds.base import FileJob
@@ -200,7 +201,10 @@ class Jobs:
 
     def reasons(self) -> Sequence[str]:
         """Returns why jobs do not train now, a sentence each."""
-        waits = [f"{id} is {why}; resume or cancel it" for id, why in self.table.paused_by_itself()]
+        try:
+            waits = [f"{id} is {why}; resume or cancel it" for id, why in self.table.paused_by_itself()]
+        except (sqlite3.Error, EdgetuneError) as error:
+            waits = [f"the jobs in {self.table.store.path} cannot be read: {error}"]
         return [*filter(None, [self.paused_reason]), *waits]
 
     @property
