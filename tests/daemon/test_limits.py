@@ -196,6 +196,7 @@ def wordy(tmp_path_factory):
     return write_tiny(tmp_path_factory.mktemp("wordy") / "tiny.gguf", formats="Q8_0", n_vocab=32_768, n_context=1024)
 
 
+@pytest.mark.slow
 def test_a_burst_of_all_kinds_of_requests_leaves_memory_to_jobs(wordy, tmp_path):
     """Answers take no more than is kept for them when a job is planned."""
     with process(wordy, tmp_path) as running, ThreadPoolExecutor(16) as pool:
