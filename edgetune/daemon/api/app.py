@@ -13,6 +13,7 @@ from fastapi import APIRouter, Depends, FastAPI, Form, Request, UploadFile
 from fastapi.openapi.utils import get_openapi
 from fastapi.responses import FileResponse, JSONResponse, StreamingResponse
 from starlette.responses import Response
+from starlette.routing import BaseRoute
 
 from ...adapters.published import public_files
 from ...errors import NotFoundError
@@ -31,11 +32,17 @@ from .pools import Pools, ThePools
 from .recent import RecentAnswers
 from .security import Guard, Keys
 
-PARTS = (completions, embeddings, feedback, fine_tuning, ollama, ollama_models, pages, responses)
 JSONL = "application/jsonl"
 CSV = "text/csv"
 ZIP = "application/zip"
 router = APIRouter(route_class=JsonRoute)
+PARTS = (*(part.router for part in (completions, embeddings, feedback, fine_tuning, ollama, ollama_models, pages,
+                                    responses)), router)
+
+
+def routes() -> list[BaseRoute]:
+    """All routes of the API, for its reference."""
+    return [route for part in PARTS for route in part.routes]
 
 
 def app(service: Service) -> FastAPI:
@@ -51,8 +58,7 @@ def app(service: Service) -> FastAPI:
     made.state.pools = Pools()
     made.state.bodies = Bodies(config)
     for part in PARTS:
-        made.include_router(part.router)
-    made.include_router(router)
+        made.include_router(part)
     errors.install(made)
     made.openapi = _made_once(made, keyed=keys is not None)  # type: ignore[method-assign]
     made.add_middleware(Counted, metrics=made.state.metrics)
