@@ -26,12 +26,19 @@ from edgetune.objectives.base import objectives
 from edgetune.training.config import TrainConfig, train_options
 
 FOLDER = Path(__file__).parent
+sys.path.insert(0, str(FOLDER.parent / "tests"))  # tables that tests ask a daemon for
 HELP = {"--help", "--help-all"}
 NOTE = "<!-- Written by docs/generate.py; `make docs` writes it again. -->"
 FIELDS = """\
 supported: it has its effect. ignored: it is taken, changes no answer, and is named once in the log. refused: the
 request is answered with 400 and a sentence; so is every field that is not listed. null is as good as absent.
 `tests/daemon/test_schema.py` asks a daemon for each line."""
+ROUTES = """\
+All routes of `edgetune daemon`. In the examples `URL=http://127.0.0.1:8642`. Where the daemon has keys, add
+`-H "authorization: Bearer $EDGETUNE_KEY"`. `/openapi.json` is this page for programs, and `tests/daemon/test_api_examples.py`
+puts each example to a daemon.
+
+Errors have OpenAI's form: `{"error": {"message": ..., "type": ..., "param": ..., "code": ...}}`."""
 SHARED = {
     "Training": (TrainConfig, "Also those of `Trainer(...)` and of a job's `hyperparameters`."),
     "What training yields to": (Policy, "A file given by `--policy` may hold them, a line each."),
@@ -195,8 +202,14 @@ def field_lines(fields: Iterable[Any], prefix: str = "") -> Iterator[str]:
         yield f"| `{prefix}{each.name}` | {each.becomes} | {cell(each.remark)} |"
 
 
+def http_page() -> str:
+    import http_api
+    statuses = [f"| {status} | {meaning} |" for status, meaning in http_api.STATUSES.items()]
+    return "\n".join(["# HTTP API", "", NOTE, "", *ROUTES.splitlines(), "", "| status | meaning |", "|---|---|", *statuses,
+                      "", *http_api.lines()])
+
+
 def api_page() -> str:
-    sys.path.insert(0, str(FOLDER.parent / "tests"))
     from api_fields import ENDPOINTS
     lines = ["# Fields of requests", "", NOTE, "", *FIELDS.splitlines(), ""]
     for endpoint in ENDPOINTS:
@@ -205,7 +218,7 @@ def api_page() -> str:
     return "\n".join(lines)
 
 
-PAGES = {"api.md": api_page, "cli.md": cli_page, "models.md": models_page}
+PAGES = {"api.md": api_page, "reference/http-api.md": http_page, "cli.md": cli_page, "models.md": models_page}
 
 
 def stale() -> list[str]:

@@ -2,13 +2,18 @@
 
 from __future__ import annotations
 
+import json
 import re
 from collections.abc import Iterator, Mapping
 from typing import Any
 
+from api_examples import EXAMPLES, Example
 from fastapi.openapi.utils import get_openapi
 
 from edgetune.daemon.api.app import routes
+from edgetune.daemon.api.errors import STATUSES
+
+__all__ = ["STATUSES", "lines"]
 
 Schema = Mapping[str, Any]
 GROUPS = {  # the heading of the routes that begin with a path; the longest path counts
@@ -16,6 +21,7 @@ GROUPS = {  # the heading of the routes that begin with a path; the longest path
     "/v1/models": "Models", "/v1/files": "Files", "/v1/fine_tuning/jobs": "Jobs",
     "/v1/fine_tuning/alpha/graders": "Graders", "/v1/adapters": "Adapters", "/v1/feedback": "Feedback",
     "/v1/learn": "Feedback", "/v1/prompts": "Prompts", "/api": "Ollama's API", "/": "The daemon and its device"}
+WIDTH = 120  # letters of a line of code, at most
 METHODS = ("get", "post", "patch", "put", "delete", "head")
 LISTED_ELSEWHERE = ("/v1/chat/completions", "/v1/completions", "/v1/responses")  # docs/api.md has their fields
 
@@ -44,6 +50,9 @@ def route_lines(whole: Schema, method: str, path: str, operation: Schema) -> Ite
     yield from (f"### {method} {path}", "")
     if text := operation.get("description", ""):
         yield from (" ".join(text.split()), "")
+    for example in EXAMPLES:
+        if example.route == f"{method} {path}":
+            yield from (example.what, "", "```sh", *curl(example), "```", "")
     yield from table("query", [(one["name"], one["schema"], one.get("required", False), one.get("description", ""))
                                for one in operation.get("parameters", []) if one["in"] == "query"], whole)
     body = resolved(whole, json_of(operation.get("requestBody", {})))
@@ -52,6 +61,20 @@ def route_lines(whole: Schema, method: str, path: str, operation: Schema) -> Ite
     answer = resolved(whole, json_of(operation["responses"].get("200", {})))
     if answer and path not in LISTED_ELSEWHERE:
         yield from table("response", fields_of(answer), whole)
+
+
+def curl(example: Example) -> Iterator[str]:
+    method = "" if example.method in ("GET", "POST") else f" -X {example.method}"
+    if example.body is None and example.method == "POST":
+        method = " -X POST"
+    command = f"curl -s{method} $URL{example.asked}"
+    if example.body is None:
+        yield command
+    else:
+        line = json.dumps(example.body, ensure_ascii=False)
+        body = line if len(line) <= WIDTH else json.dumps(example.body, indent=1, ensure_ascii=False)
+        yield f"{command} -H 'content-type: application/json' -d '"
+        yield f"{body}'"
 
 
 def json_of(part: Schema) -> Schema:

@@ -18,7 +18,9 @@ from json_lines import write_lines
 from tiny import write_tiny
 
 ROOT = Path(__file__).parents[1]
-PAGES = {path.name: path.read_text("utf-8") for path in [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]}
+DOCS = ROOT / "docs"
+PAGES = {"README.md": (ROOT / "README.md").read_text("utf-8"),
+         **{str(path.relative_to(DOCS)): path.read_text("utf-8") for path in sorted(DOCS.rglob("*.md"))}}
 WRITTEN = {name: text for name, text in PAGES.items() if "docs/generate.py; `make docs`" not in text}
 
 
@@ -34,17 +36,19 @@ def write_rows(folder):
     write_lines(folder / "rows.jsonl", rows)
 
 
-@pytest.mark.parametrize(("page", "count"), [("README.md", 2), ("library.md", 3)])
+@pytest.mark.parametrize(("page", "count"), [("README.md", 2), ("library.md", 3), ("tutorial/python.md", 3)])
 def test_programs_run(page, count, tmp_path, monkeypatch, capsys):
     """In this process, on a tiny model."""
     write_tiny(tmp_path / "model.gguf", formats="Q8_0", n_blocks=1, d_model=32, d_ff=64)
+    (tmp_path / "smollm2").symlink_to(tmp_path / "model.gguf")  # a file comes before a model of that name
+    (tmp_path / "examples").symlink_to(ROOT / "examples")
     write_rows(tmp_path)
     monkeypatch.chdir(tmp_path)
     assert len(programs(page)) == count
     for number, program in enumerate(programs(page)):
         exec(compile(program, f"{page}, program {number}", "exec"), {"__name__": "__main__"})
         assert capsys.readouterr().out
-    assert (tmp_path / "lamp-adapter" / "adapter.gguf").exists()
+    assert list(tmp_path.glob("*/adapter.gguf"))
 
 
 @pytest.mark.slow  # twenty seconds; `make corrections` and `make recipes` show on more rows that real models learn
@@ -67,7 +71,7 @@ def test_programs_of_the_readme_end_with_the_learned_answer(smollm2, tmp_path):
 def test_programs_are_in_pages_whose_programs_are_run():
     """Those of integrations.md by daemon/test_integrations.py."""
     with_programs = {name for name, text in PAGES.items() if "```python" in text}
-    assert with_programs == {"README.md", "library.md", "integrations.md"}
+    assert with_programs == {"README.md", "library.md", "integrations.md", "tutorial/python.md"}
 
 
 def test_commands_exist_with_the_options_that_the_pages_give():
@@ -77,12 +81,12 @@ def test_commands_exist_with_the_options_that_the_pages_give():
     for name in named:
         assert cli.get_command(None, name) is not None, name
     lines = [line for text in WRITTEN.values() for block in re.findall(r"```sh\n(.*?)```", text, re.S)
-             for line in block.replace("$(command -v edgetune)", "edgetune").splitlines()]
+             for line in block.replace("$(command -v edgetune)", "edgetune").replace("\\\n", " ").splitlines()]
     checked = 0
     for line in lines:
         for part in re.split(r"&&|\bsudo ", line):
-            program, *words = shlex.split(part, comments=True) or [""]
-            if program == "edgetune":
+            if part.strip().startswith("edgetune "):
+                _, *words = shlex.split(part, comments=True)
                 command: click.Command = cli
                 while isinstance(command, click.Group) and words:
                     _, command, words = command.resolve_command(click.Context(command), words)
@@ -138,22 +142,34 @@ def test_the_messages_of_the_page_of_symptoms_are_those_of_the_program():
 
 def test_the_readme_leads_to_every_page():
     """Itself, or by a page that it leads to."""
-    pages = {**PAGES, "CONTRIBUTING.md": CONTRIBUTING}
-    reached = {"README.md"}
+    pages = {path_of(name) for name in PAGES} | {ROOT / "CONTRIBUTING.md"}
+    reached = {ROOT / "README.md"}
     found = reached
     while found:
-        links = {Path(target).name for page in found for target in re.findall(r"\]\(([\w/.-]+\.md)", pages[page])}
-        found = (links & pages.keys()) - reached
+        links = {(page.parent / target).resolve() for page in found
+                 for target in re.findall(r"\]\(([\w/.-]+\.md)", page.read_text("utf-8"))}
+        found = (links & pages) - reached
         reached |= found
-    assert reached == pages.keys()
+    assert reached == pages
+
+
+def path_of(page):
+    return ROOT / page if page == "README.md" else DOCS / page
+
+
+def anchors_of(path):
+    """The anchors of a page's headings, as GitHub makes them."""
+    headings = re.findall(r"^#+ (.*)$", re.sub(r"^```.*?^```", "", path.read_text("utf-8"), flags=re.M | re.S), re.M)
+    return {re.sub(r"[^\w\- ]", "", heading.lower()).replace(" ", "-") for heading in headings}
 
 
 def test_links_lead_somewhere():
     for name, text in PAGES.items():
-        folder = ROOT if name == "README.md" else ROOT / "docs"
-        for target in re.findall(r"\]\(([^)#\s]+)", text):
+        for target, anchor in re.findall(r"\]\(([^)#\s]*)#?([^)\s]*)", text):
             if "://" not in target:
-                assert (folder / target).exists(), f"{name} links to {target}"
+                path = path_of(name).parent / target if target else path_of(name)
+                assert path.exists(), f"{name} links to {target}"
+                assert not anchor or path.suffix != ".md" or anchor in anchors_of(path), f"{name}: {target}#{anchor}"
 
 
 def test_first_pages_are_short():
