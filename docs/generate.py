@@ -35,8 +35,8 @@ request is answered with 400 and a sentence; so is every field that is not liste
 `tests/daemon/test_schema.py` asks a daemon for each line."""
 ROUTES = """\
 All routes of `edgetune daemon`. In the examples `URL=http://127.0.0.1:8642`. Where the daemon has keys, add
-`-H "authorization: Bearer $EDGETUNE_KEY"`. `/openapi.json` is this page for programs, and `tests/daemon/test_api_examples.py`
-puts each example to a daemon.
+`-H "authorization: Bearer $EDGETUNE_KEY"`. `/openapi.json` is this page for programs.
+`tests/daemon/test_api_examples.py` puts each example to a daemon.
 
 Errors have OpenAI's form: `{"error": {"message": ..., "type": ..., "param": ..., "code": ...}}`."""
 SHARED = {
@@ -205,8 +205,8 @@ def field_lines(fields: Iterable[Any], prefix: str = "") -> Iterator[str]:
 def http_page() -> str:
     import http_api
     statuses = [f"| {status} | {meaning} |" for status, meaning in http_api.STATUSES.items()]
-    return "\n".join(["# HTTP API", "", NOTE, "", *ROUTES.splitlines(), "", "| status | meaning |", "|---|---|", *statuses,
-                      "", *http_api.lines()])
+    head = ["# HTTP API", "", NOTE, "", *ROUTES.splitlines(), "", "| status | meaning |", "|---|---|", *statuses, ""]
+    return "\n".join([*head, *http_api.lines()])
 
 
 def api_page() -> str:

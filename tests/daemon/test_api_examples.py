@@ -25,6 +25,13 @@ def client(tmp_path_factory):
         yield made
 
 
+@pytest.fixture(scope="module", autouse=True)
+def corrections(client):
+    """Of so many questions that some are held out, as learning requires."""
+    for number in range(20):
+        client.post("/v1/feedback", json={"prompt": f"lamp {number} on", "correction": "on"})
+
+
 def ids(client):
     """{an id of the examples: that of this daemon}, of things that exist."""
     rows = "".join(json.dumps({**ROW, "prompt": f"lamp {number}"}) + "\n" for number in range(12))
