@@ -38,7 +38,8 @@ def ids(client):
     file = client.post("/v1/files", data={"purpose": "fine-tune"}, files={"file": ("rows.jsonl", rows)}).json()["id"]
     job = client.post("/v1/fine_tuning/jobs", json={"model": "model", "training_file": file}).json()["id"]
     given = client.post("/v1/feedback", json={"prompt": "lamp", "correction": "on"}).json()["id"]
-    answer = client.post(CHAT, json={"messages": ASK, "max_tokens": 2}).json()["id"]
+    form = {"type": "json_schema", "json_schema": {"name": "word", "schema": {"enum": ["on"]}}}  # not empty
+    answer = client.post(CHAT, json={"messages": ASK, "max_tokens": 16, "response_format": form}).json()["id"]
     return {FILE: file, JOB: job, FEEDBACK: given, ANSWER: answer, ADAPTER: ""}
 
 

@@ -25,6 +25,7 @@ WHAT_IS_NEW = schemas.LearnRequest(all=False, prompts=False)  # of a request wit
 
 @router.post("/v1/feedback", response_model=schemas.FeedbackObject)
 def give_feedback(body: schemas.FeedbackRequest, request: Request, service: TheService) -> Any:
+    """Give feedback on an answer. Name the answer by completion_id, or its question by messages or prompt."""
     given: dict[str, Any] = {"rating": body.rating, "correction": body.correction, "rejected": body.rejected,
                              "model": body.model or ""}
     if body.completion_id is not None:

@@ -259,15 +259,16 @@ class GradeObject(Answer):
 class FeedbackRequest(Body):
     """A correction, a thumb, or a worse answer, on an answer: one of the last 1,000, by its id, or given whole."""
 
-    completion_id: str | None = None
-    messages: list[ChatMessage] | None = None
-    tools: list[dict[str, Any]] | None = None
-    prompt: str | None = None
-    answer: str | None = None
-    rating: Literal["up", "down"] | None = None
-    correction: str | None = Field(None, description="What should have been answered: this is learnt.")
-    rejected: str | None = Field(None, description="Another answer, which is worse.")
-    model: str | None = None
+    completion_id: str | None = Field(None, description="The id of an answer: one of the last 1,000, which are "
+                                      "forgotten when the daemon restarts.")
+    messages: list[ChatMessage] | None = Field(None, description="The question, without completion_id.")
+    tools: list[dict[str, Any]] | None = Field(None, description="The tools of that question.")
+    prompt: str | None = Field(None, description="The question as one text, in place of messages.")
+    answer: str | None = Field(None, description="The answer that was given; with rejected, the better one of two.")
+    rating: Literal["up", "down"] | None = Field(None, description="Whether the answer is right.")
+    correction: str | None = Field(None, description="The right answer: this is learned.")
+    rejected: str | None = Field(None, description="A worse answer to the same question.")
+    model: str | None = Field(None, description="The model that answered.")
 
 
 class FeedbackObject(Answer):
@@ -277,7 +278,9 @@ class FeedbackObject(Answer):
     rating: Literal["up", "down"] | None
     model: str = Field(description="Whose answer it is about.")
     learns: bool = Field(description="Whether there is a row to learn from.")
-    state: Literal["new", "used", "aside", "withdrawn", "counted"]
+    state: Literal["new", "used", "aside", "withdrawn", "counted"] = Field(
+        description="new: waits; used: learned; aside: only refused jobs learned it; withdrawn: later feedback "
+                    "replaced it; counted: the method cannot learn it.")
     held_out: bool = Field(description="It is held out: it is never learned.")
     job: str | None = Field(description="The training that took it.")
     question: str | None = Field(description="What was asked last; in lists its beginning.")
