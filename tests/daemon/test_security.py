@@ -36,8 +36,7 @@ def bearer(key):
 def test_without_with_wrong_and_with_right_key(keyed, caplog):
     running, _, key = keyed
     with httpx.Client(base_url=running.url, timeout=60) as http, caplog.at_level(logging.DEBUG):
-        places = [(method, route.path) for part in (app, *app.PARTS) for route in part.router.routes
-                  for method in route.methods]
+        places = [(method, route.path) for route in app.routes() for method in route.methods]
         assert len(places) > 50
         all_wrong = [bearer("et-" + "x" * 43), bearer(key[:-1]), bearer(key + "x"), {"Authorization": "Bearer"},
                      {"Authorization": key}, {"Authorization": f"Basic {key}"}]
