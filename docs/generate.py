@@ -33,12 +33,6 @@ FIELDS = """\
 supported: it has its effect. ignored: it is taken, changes no answer, and is named once in the log. refused: the
 request is answered with 400 and a sentence; so is every field that is not listed. null is as good as absent.
 `tests/daemon/test_schema.py` asks a daemon for each line."""
-ROUTES = """\
-All routes of `edgetune daemon`. In the examples `URL=http://127.0.0.1:8642`. Where the daemon has keys, add
-`-H "authorization: Bearer $EDGETUNE_KEY"`. `/openapi.json` is this page for programs.
-`tests/daemon/test_api_examples.py` puts each example to a daemon.
-
-Errors have OpenAI's form: `{"error": {"message": ..., "type": ..., "param": ..., "code": ...}}`."""
 SHARED = {
     "Training": (TrainConfig, "Also those of `Trainer(...)` and of a job's `hyperparameters`."),
     "What training yields to": (Policy, "A file given by `--policy` may hold them, a line each."),
@@ -204,9 +198,7 @@ def field_lines(fields: Iterable[Any], prefix: str = "") -> Iterator[str]:
 
 def http_page() -> str:
     import http_api
-    statuses = [f"| {status} | {meaning} |" for status, meaning in http_api.STATUSES.items()]
-    head = ["# HTTP API", "", NOTE, "", *ROUTES.splitlines(), "", "| status | meaning |", "|---|---|", *statuses, ""]
-    return "\n".join([*head, *http_api.lines()])
+    return "\n".join(["# HTTP API", "", NOTE, "", *http_api.lines()])
 
 
 def api_page() -> str:

@@ -13,9 +13,13 @@ from fastapi.openapi.utils import get_openapi
 from edgetune.daemon.api.app import routes
 from edgetune.daemon.api.errors import STATUSES
 
-__all__ = ["STATUSES", "lines"]
-
 Schema = Mapping[str, Any]
+HEAD = """\
+All routes of `edgetune daemon`. In the examples `URL=http://127.0.0.1:8642`. Where the daemon has keys, add
+`-H "authorization: Bearer $EDGETUNE_KEY"`. `/openapi.json` is this page for programs.
+`tests/daemon/test_api_examples.py` puts each example to a daemon.
+
+Errors have OpenAI's form: `{"error": {"message": ..., "type": ..., "param": ..., "code": ...}}`."""
 GROUPS = {  # the heading of the routes that begin with a path; the longest path counts
     "/v1/chat": "Answers", "/v1/completions": "Answers", "/v1/responses": "Answers", "/v1/embeddings": "Answers",
     "/v1/models": "Models", "/v1/files": "Files", "/v1/fine_tuning/jobs": "Jobs",
@@ -26,16 +30,15 @@ METHODS = ("get", "post", "patch", "put", "delete", "head")
 LISTED_ELSEWHERE = ("/v1/chat/completions", "/v1/completions", "/v1/responses")  # docs/api.md has their fields
 
 
-def schema() -> Schema:
-    return get_openapi(title="edgetune", version="", routes=routes())
-
-
 def group_of(path: str) -> str:
     return GROUPS[max((start for start in GROUPS if path.startswith(start)), key=len)]
 
 
 def lines() -> Iterator[str]:
-    found = schema()
+    yield from (*HEAD.splitlines(), "", "| status | meaning |", "|---|---|")
+    yield from (f"| {status} | {meaning} |" for status, meaning in STATUSES.items())
+    yield ""
+    found = get_openapi(title="edgetune", version="", routes=routes())
     groups: dict[str, list[str]] = {title: [] for title in GROUPS.values()}
     for path, operations in found["paths"].items():
         for method in METHODS:

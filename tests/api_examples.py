@@ -7,7 +7,6 @@ from typing import Any
 
 ANSWER = "chatcmpl-5f0c"  # an id in the examples; a test replaces it by that of a real answer
 FEEDBACK = "fb-12"
-ADAPTER = "ft:model:home:1ad45f3"
 JOB = "ftjob-21b5"
 FILE = "file-7a31"
 LAMP = '{"device":"lamp","action":"off"}'

@@ -9,7 +9,7 @@ import pytest
 pytest.importorskip("fastapi")
 
 import httpx
-from api_examples import ADAPTER, ANSWER, ASK, EXAMPLES, FEEDBACK, FILE, JOB
+from api_examples import ANSWER, ASK, EXAMPLES, FEEDBACK, FILE, JOB
 from daemons import CHAT, PATIENCE, daemon
 from tiny import write_tiny
 
@@ -40,7 +40,7 @@ def ids(client):
     given = client.post("/v1/feedback", json={"prompt": "lamp", "correction": "on"}).json()["id"]
     form = {"type": "json_schema", "json_schema": {"name": "word", "schema": {"enum": ["on"]}}}  # not empty
     answer = client.post(CHAT, json={"messages": ASK, "max_tokens": 16, "response_format": form}).json()["id"]
-    return {FILE: file, JOB: job, FEEDBACK: given, ANSWER: answer, ADAPTER: ""}
+    return {FILE: file, JOB: job, FEEDBACK: given, ANSWER: answer}
 
 
 @pytest.mark.parametrize("example", EXAMPLES, ids=lambda example: f"{example.route}: {example.what}")
