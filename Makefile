@@ -27,8 +27,8 @@ ready:
 	@$(RUN) -c "import edgetune.backends.cpu" 2> /dev/null || \
 	    { echo "edgetune is not installed for $(PYTHON): run pip install '.[test]', or make dev" >&2; exit 1; }
 
-docs: ready ## docs/cli.md, docs/api.md and the tables of docs/models.md, from the code
-	$(RUN) ../docs/generate.py
+docs: ready ## docs/reference/cli.md, docs/reference/requests.md and the tables of docs/how-to/choose-a-model.md, from the code
+	$(RUN) ../docs/tools/generate.py
 
 dev: ## the extension, into edgetune/backends/, for work in this checkout
 	$(CMAKE) -B build/dev -DPython_EXECUTABLE=$$(command -v $(PYTHON))

@@ -1,4 +1,4 @@
-"""The container file of docs/install.md without a container: `make installs`.
+"""The container file of docs/how-to/install.md without a container: `make installs`.
 
 Its RUN commands in a fresh root of the system that it begins from, with Python's packages from the network as in a
 build, then its CMD, until the daemon says that it is well. Layers, volumes and ports are not tried. Needs root and
@@ -38,7 +38,7 @@ def main() -> None:
     args = parser.parse_args()
     if os.getuid():
         sys.exit("container.py needs root, for debootstrap and mounts: sudo make installs")
-    steps = instructions((TOP / "docs" / "install.md").read_text("utf-8"))
+    steps = instructions((TOP / "docs" / "how-to" / "install.md").read_text("utf-8"))
     system = dict(steps)["FROM"].removesuffix("-slim").replace(":", "")
     if system not in SYSTEMS:
         sys.exit(f"the container file begins from {system}: there are {', '.join(SYSTEMS)}")

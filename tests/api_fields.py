@@ -1,4 +1,5 @@
-"""What becomes of the fields of requests: docs/api.md shows it, tests/daemon/test_schema.py asks a daemon for it.
+"""What becomes of the fields of requests: docs/reference/requests.md shows it, and
+tests/daemon/test_schema.py asks a daemon for it.
 
 A field is supported, ignored (taken, without effect on the answer) or refused; `value` is what the test gives it.
 """

@@ -21,7 +21,7 @@ ROOT = Path(__file__).parents[1]
 DOCS = ROOT / "docs"
 PAGES = {"README.md": (ROOT / "README.md").read_text("utf-8"),
          **{str(path.relative_to(DOCS)): path.read_text("utf-8") for path in sorted(DOCS.rglob("*.md"))}}
-WRITTEN = {name: text for name, text in PAGES.items() if "docs/generate.py; `make docs`" not in text}
+WRITTEN = {name: text for name, text in PAGES.items() if "docs/tools/generate.py; `make docs`" not in text}
 
 
 def programs(page):
@@ -36,7 +36,7 @@ def write_rows(folder):
     write_lines(folder / "rows.jsonl", rows)
 
 
-@pytest.mark.parametrize(("page", "count"), [("README.md", 2), ("library.md", 3), ("tutorial/python.md", 3)])
+@pytest.mark.parametrize(("page", "count"), [("README.md", 2), ("reference/library.md", 3), ("tutorial/python.md", 3)])
 def test_programs_run(page, count, tmp_path, monkeypatch, capsys):
     """In this process, on a tiny model."""
     write_tiny(tmp_path / "model.gguf", formats="Q8_0", n_blocks=1, d_model=32, d_ff=64)
@@ -71,7 +71,7 @@ def test_programs_of_the_readme_end_with_the_learned_answer(smollm2, tmp_path):
 def test_programs_are_in_pages_whose_programs_are_run():
     """Those of integrations.md by daemon/test_integrations.py."""
     with_programs = {name for name, text in PAGES.items() if "```python" in text}
-    assert with_programs == {"README.md", "library.md", "integrations.md", "tutorial/python.md"}
+    assert with_programs == {"README.md", "reference/library.md", "how-to/integrations.md", "tutorial/python.md"}
 
 
 def test_commands_exist_with_the_options_that_the_pages_give():
@@ -98,15 +98,15 @@ def test_commands_exist_with_the_options_that_the_pages_give():
 def test_doctor_is_shown_with_all_that_it_says():
     from edgetune.cli.info import examine
     labels = {name.replace("_", " ") for name in examine()} - {"ready", "verdict", "board"}  # where it is one
-    shown = re.findall(r"```text\n\$ edgetune doctor\n(.*?)```", PAGES["terminal.md"], re.S)
+    shown = re.findall(r"```text\n\$ edgetune doctor\n(.*?)```", PAGES["reference/terminal.md"], re.S)
     assert shown
     for text in shown:
         assert {label for label in labels if re.search(rf"^{label}  ", text, re.M)} == labels
 
 
 def test_generated_pages_are_current(monkeypatch):
-    monkeypatch.syspath_prepend(ROOT / "docs")
-    spec = importlib.util.spec_from_file_location("generate", ROOT / "docs" / "generate.py")
+    monkeypatch.syspath_prepend(DOCS / "tools")
+    spec = importlib.util.spec_from_file_location("generate", DOCS / "tools" / "generate.py")
     generate = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(generate)
     assert generate.stale() == [], "run make docs"
@@ -133,7 +133,7 @@ def holds(text, parts):
 
 def test_the_messages_of_the_page_of_symptoms_are_those_of_the_program():
     said = {text for path in (ROOT / "edgetune").rglob("*.py") for text in spoken(path.read_text("utf-8"))}
-    cells = re.findall(r"^\| (`.*?) \|", PAGES["troubleshooting.md"], re.M)
+    cells = re.findall(r"^\| (`.*?) \|", PAGES["how-to/troubleshooting.md"], re.M)
     quoted = [quote for cell in cells for quote in re.findall(r"`(.*?)`", cell)]
     assert len(quoted) > 30
     for quote in quoted:
@@ -180,9 +180,10 @@ def test_first_pages_are_short():
 # ---- for contributors -----------------------------------------------------------------------------------------------
 
 CONTRIBUTING = (ROOT / "CONTRIBUTING.md").read_text("utf-8")
+EXTENDING = PAGES["development/extending.md"]
 
 
-@pytest.mark.parametrize("text", [CONTRIBUTING, PAGES["contributing.md"]], ids=["CONTRIBUTING.md", "contributing.md"])
+@pytest.mark.parametrize("text", [CONTRIBUTING, EXTENDING], ids=["CONTRIBUTING.md", "extending.md"])
 def test_files_that_contributors_are_sent_to_exist(text):
     named = re.findall(r"`((?:edgetune|native|tests|docs|devices)/[\w/.-]+)`", text)
     assert len(named) > (15 if text is not CONTRIBUTING else 2)
@@ -201,7 +202,7 @@ def test_the_map_has_all_rooms_on_their_floors():
 
 def install(name, marker, folder, monkeypatch):
     """The first program of the page that holds `marker`, as a module of this name."""
-    blocks = re.findall(r"```py\n(.*?)```", PAGES["contributing.md"], re.S)
+    blocks = re.findall(r"```py\n(.*?)```", PAGES["development/extending.md"], re.S)
     path = folder / f"{name.rpartition('.')[2]}.py"
     path.write_text(next(block for block in blocks if marker in block))
     spec = importlib.util.spec_from_file_location(name, path)

@@ -1,4 +1,4 @@
-"""What docs/integrations.md says, done: its programs run against a real daemon, what it has for Home Assistant,
+"""What docs/how-to/integrations.md says, done: its programs run against a real daemon, what it has for Home Assistant,
 Node-RED and Prometheus is read and sent, and Grafana's board names metrics and labels that the daemon exports.
 """
 
@@ -16,8 +16,8 @@ from prometheus_client.parser import text_string_to_metric_families
 from tiny import write_tiny
 
 DOCS = Path(__file__).parents[2] / "docs"
-PAGE = (DOCS / "integrations.md").read_text("utf-8")
-BOARD = json.loads((DOCS / "grafana.json").read_text("utf-8"))
+PAGE = (DOCS / "how-to" / "integrations.md").read_text("utf-8")
+BOARD = json.loads((DOCS.parent / "examples" / "grafana.json").read_text("utf-8"))
 DAEMON = {"context": 1024}
 HERE = "http://127.0.0.1:8642"  # as the page has it
 

@@ -64,7 +64,7 @@ def test_the_kinds_that_there_are():
 
 def test_the_kind_of_the_page_is_one(tmp_path, monkeypatch):
     """As a file of its room."""
-    page = (Path(__file__).parents[2] / "docs" / "contributing.md").read_text("utf-8")
+    page = (Path(__file__).parents[2] / "docs" / "development" / "extending.md").read_text("utf-8")
     code = next(block for block in re.findall(r"```py\n(.*?)```", page, re.S) if "JobKind" in block)
     (tmp_path / "neighbour.py").write_text(code)
     (tmp_path / "neighbour.json").write_text('{"name": "Anna"}')

@@ -1,4 +1,5 @@
-"""The daemon's own OpenAPI: answers are as it says, by schemathesis; it and docs/api.md name the same fields."""
+"""The daemon's own OpenAPI: answers are as it says, by schemathesis; it and
+docs/reference/requests.md name the same fields."""
 
 import re
 import threading

@@ -1,4 +1,4 @@
-"""The table of docs/models.md: what the planner says of known models on boards, without their weights."""
+"""The table of boards in choose-a-model.md: what the planner says of known models on boards, without their weights."""
 
 from __future__ import annotations
 

