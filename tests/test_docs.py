@@ -13,6 +13,7 @@ from pathlib import Path
 import click
 import numpy as np
 import pytest
+import readability
 import structure
 from json_lines import write_lines
 from tiny import write_tiny
@@ -175,6 +176,33 @@ def test_links_lead_somewhere():
 def test_first_pages_are_short():
     assert len(PAGES["README.md"].splitlines()) <= 120
     assert len(CONTRIBUTING.splitlines()) <= 130
+
+
+# Pages with longer sentences. Delete a page here when it is rewritten; add none.
+STILL_LONG = {"experimental/evidence.md", "experimental/jetson-gpu.md", "experimental/tutor.md", "explanation/gate.md",
+              "explanation/memory.md", "how-to/choose-a-model.md", "how-to/compress.md", "how-to/install.md",
+              "how-to/integrations.md", "how-to/preferences.md", "how-to/rewards.md", "how-to/run-the-daemon.md",
+              "how-to/train.md", "reference/graders.md", "reference/terminal.md"}
+FOR_USERS = [name for name in WRITTEN if not name.startswith(("development/", "results/")) and name not in STILL_LONG]
+
+
+@pytest.mark.parametrize("page", [name for name in FOR_USERS if name.startswith(("tutorial/", "how-to/"))])
+def test_sentences_are_short(page):
+    """By the rule of readability.py."""
+    assert readability.mean(readability.lengths(PAGES[page])) < 20
+
+
+def test_few_sentences_are_long():
+    lengths = [words for name in FOR_USERS for words in readability.lengths(PAGES[name])]
+    assert len(lengths) > 100
+    assert sum(words > readability.LONG for words in lengths) <= 0.05 * len(lengths)
+
+
+def test_sentences_are_counted():
+    """Tables, headings and code are no sentences; a list's items are."""
+    page = ("# A heading\n\nOne `two three` [four](five.md). Is it 3.5?\n\n| a | b c |\n\n- an item\n"
+            "- another, e.g. this\n\n```sh\nedgetune train\n```\n\n    indented code\n")
+    assert readability.lengths(page) == [3, 3, 2, 3]
 
 
 # ---- for contributors -----------------------------------------------------------------------------------------------
