@@ -62,68 +62,41 @@ def bench() -> None:
 
 @command("kernels",
          click.option("--isa", help="Kernel set, as edgetune doctor lists them [the best one]."),
-         click.option("--precision", type=click.Choice(["exact", "fast", "int8"]),
-                      help="Of products with frozen weights [all three]."),
-         click.option("--model", "name", help="Shapes of SmolLM2-135M, Qwen3-0.6B or Llama-3.2-1B [SmolLM2-135M]."),
-         click.option("--format", "fmt", help="Weight format [Q4_1]."),
-         click.option("--all", "everything", is_flag=True,
-                      help="Every kernel set, model and format that is not named: this takes long."),
+         click.option("--precision", type=click.Choice(["exact", "fast", "int8"]), help="Of the products [all three]."),
+         click.option("--model", "name", default="SmolLM2-135M", show_default=True,
+                      help="Model whose shapes are measured; also Qwen3-0.6B and Llama-3.2-1B."),
+         click.option("--format", "fmt", default="Q4_1", show_default=True, help="Weight format."),
          threads_option, save_option, group=bench)
-def kernels_command(isa: str | None, precision: str | None, name: str | None, fmt: str | None, everything: bool,
-                    threads: int, save: Path | None, as_json: bool) -> None:
-    """Time every op alone, on 256 tokens.
+def kernels_command(isa: str | None, precision: str | None, name: str, fmt: str, threads: int, save: Path | None,
+                    as_json: bool) -> None:
+    """Time the products with frozen weights, on 256 tokens.
 
-    GFLOP/s, also as a share of what a loop that stays in registers reaches; where memory is the limit, GB/s of the
-    arrays that an op reads and writes. The least time of several calls counts.
+    GFLOP/s, and as a share of what a loop that stays in registers reaches. The least time of several calls counts.
     """
     from ..backends import cpu, native
     from ..bench import kernels
+    from ..console import table
     from ..machine.device import thread_count
     usable = [name for name in cpu.isa_names() if cpu.usable(name)]
-    isas = chosen("isa", isa, usable, usable if everything else usable[:1])
-    names = chosen("model", name, list(kernels.MODELS), list(kernels.MODELS) if everything else ["SmolLM2-135M"])
-    formats = chosen("format", fmt, list(native.FORMATS), list(native.FORMATS) if everything else ["Q4_1"])
+    isa = isa or usable[0]
+    for option, value, known in (("isa", isa, usable), ("model", name, kernels.MODELS),
+                                 ("format", fmt, native.FORMATS)):
+        if value not in known:
+            raise UsageError(f"{option} is {value!r}", f"choose from {', '.join(known)}")
     precisions = [precision] if precision else list(native.PRECISIONS)
     with nullcontext() if as_json else out.status("measuring") as status:
-        def tell(r: kernels.Result) -> None:
-            if status:
-                status.update(f"{r.isa} {r.model} {r.format} {r.op}")
-        result = kernels.run(isas, precisions, names, formats, thread_count(threads), tell)
-    finish(as_json, save, result, *kernel_tables(result))
-
-
-def chosen(option: str, value: str | None, known: list[str], default: list[str]) -> list[str]:
-    if value is not None and value not in known:
-        raise UsageError(f"{option} is {value!r}", f"choose from {', '.join(known)}")
-    return [value] if value else default
-
-
-def kernel_tables(result: dict[str, Any]) -> list[Any]:
-    """The register loops; then for each kernel set, model and format its products, a column a precision, and its other
-    ops."""
-    from ..console import table
-    lines = [f"a loop that stays in registers, GFLOP/s on {result['threads']} threads",
-             table("", ["kernel set", "precision", "products", "forward", "backward"],
-                   [[p["isa"], p["precision"], p["products"], f"{p['forward_gflops']:.0f}",
-                     f"{p['backward_gflops']:.0f}"] for p in result["peaks"]], (3, 4))]
-    groups: dict[tuple[str, ...], dict[tuple[str, ...], dict[str, str]]] = {}
+        tell = status.update if status else lambda _: None
+        result = kernels.run(isa, precisions, name, fmt, thread_count(threads), tell)
+    rows = [[f"a loop in registers, {way}", "", *(f"{p[f'{way}_gflops']:.0f}" for p in result["peaks"])]
+            for way in ("forward", "backward")]
+    rates: dict[tuple[str, str], list[str]] = {}
     for r in result["results"]:
-        kind = "products, GFLOP/s and share of the loop's" if r["precision"] else "other ops"
-        rows = groups.setdefault((r["isa"], r["model"], r["format"], kind), {})
-        rows.setdefault((r["op"], r["of"], " x ".join(map(str, r["shape"]))), {})[r["precision"] or "rate"] = rate(r)
-    for title, rows in groups.items():
-        columns = list(dict.fromkeys(column for cells in rows.values() for column in cells))
-        lines += ["\n" + ", ".join(filter(None, title)),
-                  table("", ["op", "of", "shape", *columns],
-                        [[*head, *(cells.get(column, "") for column in columns)] for head, cells in rows.items()],
-                        right=tuple(range(3, 3 + len(columns))), whole=(0, *range(3, 3 + len(columns))))]
-    return lines
-
-
-def rate(r: dict[str, Any]) -> str:
-    if r["gflops"] is None:
-        return f"{r['gb_s']:.1f} GB/s"
-    return f"{r['gflops']:.0f}{'' if r['precision'] else ' GFLOP/s'} {r['peak_share']:4.0%}"
+        shape = " x ".join(map(str, r["shape"]))
+        rates.setdefault((f"{r['op']} {r['of']}", shape), []).append(f"{r['gflops']:.0f} {r['peak_share']:4.0%}")
+    rows += [[*head, *cells] for head, cells in rates.items()]
+    numbers = ", ".join(f"{p['precision']}: {p['products']}" for p in result["peaks"])
+    finish(as_json, save, result, f"{name}, {fmt}, {isa}, {result['threads']} threads; {numbers}",
+           table("", ["GFLOP/s, share of the loop's", "shape", *precisions], rows, right=(2, 3, 4)))
 
 
 @command("train", MODEL,

@@ -7,7 +7,6 @@ import pytest
 from commands import run
 
 from edgetune.backends import cpu, native
-from edgetune.backends.base import OPS
 from edgetune.bench import generate, kernels, ops, train
 from edgetune.formats.gguf import open_gguf
 from edgetune.models.decoder import Model
@@ -172,56 +171,43 @@ def test_plan_for_a_board(model, tmp_path, monkeypatch):
 
 @pytest.fixture
 def tiny_sizes(monkeypatch):
-    sizes = kernels.Sizes(256, 4, 2, 16, 512, 320)  # blocks of all formats divide 256
+    sizes = {"q": (64, 256), "down": (256, 512), "head": (320, 256)}  # blocks of all formats divide 256
     for name, value in {"MODELS": {"SmolLM2-135M": sizes}, "TOKENS": 16, "LEAST_SECONDS": 0.0}.items():
         monkeypatch.setattr(kernels, name, value)
     monkeypatch.setattr(cpu.Cpu, "peak", lambda _ops, _precision, backward=False: 1e12 if backward else 1e11)
 
 
-@pytest.mark.slow
 @pytest.mark.usefixtures("tiny_sizes")
-def test_kernels_measures_every_op_format_and_kernel_set():
-    results = run_json("bench", "kernels", "--all", "--threads", 1)["results"]
-    assert {r["op"] for r in results} == set(OPS)
-    usable = {name for name in cpu.isa_names() if cpu.usable(name)}
-    per_format = {(r["isa"], r["op"], r["format"]) for r in results if r["precision"]}
-    assert per_format == {(isa, op, fmt) for isa in usable for fmt in native.FORMATS
-                          for op in ("matmul_forward", "matmul_backward", "head_forward", "head_backward",
-                                     "head_sample", "head_top")}
-    assert {r["precision"] for r in results if r["format"] == "Q4_0"} == {"exact", "fast", "int8", ""}
-    assert {r["precision"] for r in results if r["format"] == "F32"} == {"exact", ""}
+def test_kernels_measures_every_format_and_kernel_set():
+    sets = [(isa, "Q4_1") for isa in cpu.isa_names() if cpu.usable(isa)]
+    for isa, fmt in [*sets, *((sets[0][0], fmt) for fmt in native.FORMATS)]:
+        result = kernels.run(isa, native.PRECISIONS, "SmolLM2-135M", fmt, 1)
+        assert len(result["results"]) == 6 * len(native.PRECISIONS)
 
 
 @pytest.mark.usefixtures("tiny_sizes")
 def test_kernels_rates_by_hand():
     result = run_json("bench", "kernels", "--threads", 1, "--precision", "exact", "--format", "Q8_0")
     found = {(r["op"], r["of"]): r for r in result["results"]}
-    flop = {("matmul_forward", "gate up"): 2 * 16 * 512 * 256, ("matmul_backward", "down"): 2 * 16 * 256 * 512,
-            ("head_forward", "head"): 2 * 16 * 320 * 256, ("head_backward", "head"): 4 * 16 * 320 * 256,
-            ("matmul_dweight", "adapter B"): 2 * 16 * 512 * 8, ("attention_forward", ""): 4 * 4 * 16 * 16 * 17 // 2}
+    flop = {("matmul_forward", "q"): 2 * 16 * 64 * 256, ("matmul_backward", "down"): 2 * 16 * 256 * 512,
+            ("head_forward", "head"): 2 * 16 * 320 * 256, ("head_backward", "head"): 4 * 16 * 320 * 256}
     for key, flops in flop.items():
         r = found[key]
         assert r["gflops"] * r["seconds"] == pytest.approx(flops / 1e9), key
         assert r["peak_share"] == pytest.approx(r["gflops"] / (1000 if key[0].endswith("backward") else 100))
-    add = found["add", ""]
-    unpacked = found["dequantize", "gate"]
-    assert add["gb_s"] * add["seconds"] == pytest.approx(2 * 16 * 256 * 4 / 1e9)
-    assert unpacked["gb_s"] * unpacked["seconds"] == pytest.approx(512 * 256 * (4 + 34 / 32) / 1e9)
     text = run("bench", "kernels", "--threads", 1, "--format", "Q8_0")
-    for words in ("exact", "fast", "int8", "matmul_backward", "gate up", "GB/s", "16 x 512 x 256"):
+    for words in ("exact", "fast", "int8", "matmul_backward", "down", "16 x 256 x 512"):
         assert words in text
 
 
 @pytest.mark.usefixtures("tiny_sizes")
 def test_kernels_are_compared_with_the_best_that_the_loop_reached(monkeypatch):
-    """A machine whose clock rises after the loops were first measured: no share is of the slow moment's rate."""
+    """A machine whose clock rises after the loop was first measured: no share is of the slow moment's rate."""
     rates = iter([1e11] * 2 + [4e11] * 1000)
     monkeypatch.setattr(cpu.Cpu, "peak", lambda _ops, _precision, _backward=False: next(rates))
     result = run_json("bench", "kernels", "--threads", 1, "--precision", "exact", "--format", "Q8_0")
     assert [(p["forward_gflops"], p["backward_gflops"]) for p in result["peaks"]] == [(400, 400)]
-    multiplying = [r for r in result["results"] if r["gflops"]]
-    assert all(r["peak_share"] == pytest.approx(r["gflops"] / 400) for r in multiplying)
-    assert {r["op"] for r in multiplying} > {"matmul_forward", "matmul_backward", "attention_backward"}
+    assert all(r["peak_share"] == pytest.approx(r["gflops"] / 400) for r in result["results"])
 
 
 def test_peak_is_a_rate():
