@@ -16,7 +16,7 @@ RUN = cd tests && PYTHONPATH=$(SOURCES) $(PYTHON)
 # The same with the package that `make cuda` leaves.
 EMULATED = cd tests && PYTHONPATH=$(CURDIR)/build/emulated/python $(PYTHON)
 
-.PHONY: arm-kernels arm-train check clean compaction compressed corrections crash cuda cuda-steps dev \
+.PHONY: arm-kernels arm-train check clean compaction compressed corrections crash cuda cuda-steps data dev \
     docs dpo durability fuzz fuzz-daemon help installs learning life lint load memory methods peers pressure proofs \
     ready recipes sanitize second-task service slow test tutor wheels
 
@@ -41,6 +41,9 @@ test: ready ## the tests, against the edgetune that PYTHON has
 lint: ## ruff and mypy; warnings are errors
 	$(PYTHON) -m ruff check .
 	$(PYTHON) -m mypy
+
+data: ## a minute, needs a network: the public data sets of docs/results into ../shared/data, checked; DATA="--folder DIR --only snips"
+	$(PYTHON) tests/proofs/public_data.py $(DATA)
 
 check: ## the kernels' harness, on every kernel set that this CPU can run
 	$(CMAKE) -B build/check/$(CC) -DET_EXTENSION=OFF -DET_CHECK=ON
@@ -82,7 +85,7 @@ arm-kernels: ## the same for aarch64's kernel sets, under qemu, and which of the
 arm-train: ready ## one training in an arm64 Python under qemu, its losses beside this machine's (root: debootstrap)
 	PYTHON=$(PYTHON) PYTHONPATH=$(SOURCES) tests/arm/run.sh
 
-proofs: ready ## minutes, needs ../shared: the Snips recipe beside PEFT in fp32, trained and served; llama.cpp's perplexity
+proofs: ready ## minutes, needs the rows of make data: the Snips recipe beside PEFT in fp32, trained and served; llama.cpp's perplexity
 	$(RUN) peers/snips.py --serve
 	$(RUN) -m pytest -n 0 -s -m '' models/test_parity.py
 
@@ -114,22 +117,22 @@ memory: ready ## many minutes: peaks as planned and as measured, budgets, 1.1 bi
 load: ready ## seven minutes: 32 clients chat with a daemon that trains and promotes; answers, first token, memory
 	$(RUN) proofs/load.py
 
-life: ready ## an hour, needs ../shared: a daemon learns Snips from corrections, refuses wrong ones; LIFE="--state DIR" to continue it
+life: ready ## an hour, needs the rows of make data: a daemon learns Snips from corrections, refuses wrong ones; LIFE="--state DIR" to continue it
 	$(RUN) proofs/life.py $(LIFE)
 
-compaction: ready ## minutes a life, needs ../shared: lives that ended, all that they learned learned anew; COMPACTION="--lives DIR ..."
+compaction: ready ## minutes a life, needs the rows of make data: lives that ended, all that they learned learned anew; COMPACTION="--lives DIR ..."
 	$(RUN) proofs/compaction.py $(COMPACTION)
 
-methods: ready ## an hour or more, ../shared for snips: methods compared on a task, three seeds; METHODS="sums --only grpo rest"
+methods: ready ## an hour or more, the rows of make data for snips: methods compared on a task, three seeds; METHODS="sums --only grpo rest"
 	$(RUN) proofs/methods.py $(or $(METHODS),sums)
 
 recipes: ready ## an hour: small data sets trained without an option, answered freely and held to their schema; RECIPES=--grid
 	$(RUN) proofs/recipes.py $(RECIPES)
 
-compressed: ready ## hours, needs ../shared: what compress costs, by llama.cpp's types, --target-size, width, vocabulary, for a board, as ONNX
+compressed: ready ## hours, needs the rows of make data: what compress costs, by llama.cpp's types, --target-size, width, vocabulary, for a board, as ONNX
 	$(RUN) proofs/compressed.py $(COMPRESSED)
 
-dpo: ready ## minutes, needs ../shared and trl: 20 steps of DPO with TRL's trainer in fp32, loss for loss
+dpo: ready ## minutes, needs trl and the rows of make data: 20 steps of DPO with TRL's trainer in fp32, loss for loss
 	$(RUN) proofs/dpo_trl.py
 
 corrections: ready ## many minutes: 40 corrections and one lesson in three domains, the same 40 and 20 unseen asked after it
@@ -138,7 +141,7 @@ corrections: ready ## many minutes: 40 corrections and one lesson in three domai
 tutor: ready ## minutes a seed: one round of the tutor beside its labelled rows alone; TUTOR="--labelled FILE --prompts FILE --unseen FILE"
 	$(RUN) proofs/tutor.py $(TUTOR)
 
-second-task: ready ## an hour a life, needs ../shared: home commands after a life's seven rounds of Snips, then wrong labels of both
+second-task: ready ## an hour a life, needs the rows of make data: home commands after a life's seven rounds of Snips, then wrong labels of both
 	$(RUN) proofs/second_task.py $(SECOND_TASK)
 
 fuzz-daemon: ready ## minutes: 10,000 random requests, and schemathesis over the daemon's own OpenAPI

@@ -14,7 +14,8 @@ ROOT = Path(__file__).parents[1]
 PAGES = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", ROOT / "native" / "README.md", *(ROOT / "docs").rglob("*.md")]
 RULE = re.compile(r"^([a-z-]+):([^\n#=]*)(?:#[^\n]*)?\n((?:\t[^\n]*\n?)*)", re.M)
 RULES = {name: (needs.split(), recipe) for name, needs, recipe in RULE.findall((ROOT / "Makefile").read_text("utf-8"))}
-WITHOUT_EDGETUNE = {"help", "ready", "dev", "lint", "check", "cuda", "arm-kernels", "wheels", "installs", "clean"}
+WITHOUT_EDGETUNE = {"help", "ready", "data", "dev", "lint", "check", "cuda", "arm-kernels", "wheels", "installs",
+                    "clean"}
 
 
 def named(text):

@@ -1,0 +1,98 @@
+"""Public data sets are brought whole, checked by digests, from a server on this machine."""
+
+import json
+from collections import Counter
+from contextlib import contextmanager
+from dataclasses import replace
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from threading import Thread
+
+import pytest
+from proofs import public_data
+from proofs.public_data import DataSet, bring, digest
+
+SOURCE = b"question one\nquestion two\n"
+
+
+def upper(sources):
+    return {"rows.txt": b"".join(sources).upper()}
+
+
+ONE = DataSet("owner/name", "c" * 40, "MIT", {"data/a.txt": digest(SOURCE)}, upper,
+              {"rows.txt": digest(SOURCE.upper())})
+
+
+@contextmanager
+def serving(files):
+    """A server of files by path; yields its address and the paths that were read."""
+    read = []
+
+    class Handler(BaseHTTPRequestHandler):
+        def log_message(self, *_):
+            pass
+
+        def do_GET(self):
+            read.append(self.path)
+            self.send_response(200 if self.path in files else 404)
+            self.end_headers()
+            self.wfile.write(files.get(self.path, b""))
+
+    with ThreadingHTTPServer(("127.0.0.1", 0), Handler) as server:
+        Thread(target=server.serve_forever, daemon=True).start()
+        yield f"http://127.0.0.1:{server.server_port}", read
+        server.shutdown()
+
+
+def test_a_data_set_is_brought_once(tmp_path):
+    path = f"/owner/name/{'c' * 40}/data/a.txt"
+    with serving({path: SOURCE}) as (host, read):
+        assert bring(ONE, tmp_path / "new", host)
+        assert not bring(ONE, tmp_path / "new", host)
+        (tmp_path / "new" / "rows.txt").write_bytes(b"damaged")
+        assert bring(ONE, tmp_path / "new", host)
+    assert read == [path, path]
+    assert [path.name for path in (tmp_path / "new").iterdir()] == ["rows.txt"]
+    assert (tmp_path / "new" / "rows.txt").read_bytes() == SOURCE.upper()
+
+
+@pytest.mark.parametrize(("one", "served", "said"), [
+    (ONE, {}, "gives nothing"),
+    (ONE, {f"/owner/name/{'c' * 40}/data/a.txt": SOURCE + b" "}, "not used"),
+    (replace(ONE, made={"rows.txt": digest(b"")}), {f"/owner/name/{'c' * 40}/data/a.txt": SOURCE}, "another SHA-256"),
+], ids=["absent", "changed", "converted otherwise"])
+def test_what_has_another_digest_is_refused(one, served, said, tmp_path):
+    with serving(served) as (host, _), pytest.raises(ValueError, match=said):
+        bring(one, tmp_path / "new", host)
+    assert not (tmp_path / "new").exists()
+
+
+def test_rows_of_snips():
+    parts = [{"text": "play  "}, {"text": "a", "entity": "track"}, {"text": " or "}, {"text": " b", "entity": "track"}]
+    source = json.dumps({"PlayMusic": [{"data": parts}] * 301}).encode()
+    made = public_data.snips([source])
+    rows = {name: [json.loads(line) for line in data.splitlines()] for name, data in made.items()}
+    assert {name: len(found) for name, found in rows.items()} == {"snips_train.jsonl": 1, "snips_dev.jsonl": 300}
+    row, = rows["snips_train.jsonl"]
+    assert row["prompt"] == "play a or b"
+    assert json.loads(row["completion"]) == {"intent": "PlayMusic", "slots": {"track": ["a", "b"]}}
+
+
+def test_rows_of_intents():
+    """Three labelled rows, 15 prompts and 15 unseen rows of each intent, no text in two of them."""
+    train = [(f"{i} of {label}", label) for label in "xy" for i in range(30)]
+    test = [(f"{i} of {label}, other", label) for label in "xy" for i in range(20)]
+    made = public_data.of_intents("set", train, test)
+    assert len(made) == 9
+    rows = {part: [json.loads(line) for line in made[f"set_{part}_10.jsonl"].splitlines()]
+            for part in public_data.PER_INTENT}
+    assert {part: Counter(row["completion"] for row in found) for part, found in rows.items()} == {
+        "labelled": {"x": 3, "y": 3}, "prompts": {"x": 15, "y": 15}, "unseen": {"x": 15, "y": 15}}
+    assert len({row["prompt"] for found in rows.values() for row in found}) == 66
+    assert made["set_labelled_10.jsonl"] != made["set_labelled_11.jsonl"]
+
+
+def test_the_files_are_those_that_results_were_measured_with(shared_data):
+    for one in public_data.SETS.values():
+        for name, expected in one.made.items():
+            if (shared_data / name).exists():
+                assert digest((shared_data / name).read_bytes()) == expected
