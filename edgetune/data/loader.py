@@ -1,9 +1,6 @@
 """Rows are tokenised by a separate process, so that the memory of llama.cpp and templates is free when training begins.
 
-That process reads a JSON object of arguments from its first line of stdin. It answers on stdout with a line of JSON,
-then the examples of each data set: of every field of Example that is an array the lengths (int64) and the values of all
-examples, one after another; so of a field of several arrays, of which the JSON has the counts; other fields are in the
-JSON, and those that no example sets are nowhere. A CRC-32 of everything before it ends the answer. An answer that is
+That process reads a JSON object of arguments from the first line of its stdin, and answers on stdout. An answer that is
 incomplete, or comes from a process that failed, is refused.
 """
 
@@ -11,20 +8,19 @@ from __future__ import annotations
 
 import json
 import os
+import pickle
 import subprocess
 import sys
-import zlib
 from collections.abc import Iterator, Sequence
-from dataclasses import MISSING, Field, fields, replace
+from dataclasses import fields, replace
 from importlib import import_module
 from itertools import accumulate, islice
 from pathlib import Path
 from types import ModuleType
-from typing import IO, Any, Protocol, cast
+from typing import IO, Any, NamedTuple, Protocol, cast
 
 import numpy as np
 
-from .. import errors
 from ..errors import BudgetError, EdgetuneError
 from ..python_child import child, die_with, how_it_ended, limit_memory, private_memory, resident_memory, unlimit_memory
 from . import rows as supervised_rows
@@ -36,9 +32,10 @@ from .rows import Row, RowParser
 
 NONE = "none"  # as the name of a file of held-out rows: all rows are learned
 ROWS_LIMIT = 1 << 20  # characters of the held-out rows, as JSON, that come with their examples: memory holds them
-_FACTS = ("rows", "kind", "truncated", "skipped", "digest", "schema", "system")
 _LEAST = 16 << 20  # bytes that it may use whatever the budget; the plan decides whether training fits
 _SLACK = 1.2  # of an estimate by the rows that were read
+
+Array = np.ndarray[Any, Any]
 
 
 class LoadOptions(Protocol):
@@ -57,10 +54,6 @@ class LoadOptions(Protocol):
     @property
     def completion_column(self) -> str: ...
     def memory_here(self) -> int: ...
-
-
-class Cut(Exception):
-    """The answer is incomplete or damaged."""
 
 
 def load_run(model: Path, data: Path, held_out: str | Path | None, config: LoadOptions,
@@ -104,7 +97,7 @@ def load(model: Path, paths: Sequence[Path | None], config: LoadOptions,
             process.stdin.write(json.dumps(asked).encode() + b"\n")
             process.stdin.close()
             sets = receive(process.stdout)
-        except (Cut, BrokenPipeError):
+        except (EOFError, pickle.UnpicklingError, BrokenPipeError):
             process.kill()
             what = f"the process that tokenises the rows was ended before it was done ({how_it_ended(process.wait())})"
             raise EdgetuneError(what, "free memory, raise --memory or give fewer rows") from None
@@ -131,135 +124,84 @@ def _started(asked: dict[str, Any], reads_stdin: bool) -> subprocess.Popen[bytes
 # ---- what goes over the pipe -----------------------------------------------------------------------------------------
 
 
+class Layout(NamedTuple):
+    """How the arrays of a field follow one another. counts: how many each example has, where that is not one."""
+
+    kind: str
+    sizes: list[int]
+    counts: list[int] | None
+
+
 def send(pipe: IO[bytes], sets: Sequence[Dataset | None]) -> None:
-    """The sets as `receive` reads them."""
-    head = json.dumps({"sets": [data and _facts(data) for data in sets]}).encode() + b"\n"
-    checked = zlib.crc32(head)
-    pipe.write(head)
+    """Writes the sets as `receive` reads them: a pickle of all but arrays, then these, field by field."""
+    arrays: list[Array] = []
+    heads = []
     for data in sets:
-        for piece in _pieces(data.examples) if data else ():
-            checked = zlib.crc32(piece, checked)
-            pipe.write(piece)
-    pipe.write(checked.to_bytes(4, "little"))
+        columns = {}
+        for name, values in _columns(data.examples) if data else ():
+            columns[name], parts = _laid_out(values)
+            arrays += parts
+        heads.append(data and (replace(data, examples=[]), columns))
+    pickle.dump(heads, pipe)
+    pipe.writelines(array.data for array in arrays)
 
 
 def send_error(pipe: IO[bytes], error: EdgetuneError) -> None:
     """Sends an error, which `receive` raises."""
     more = [error.needed] if isinstance(error, BudgetError) else []
-    facts = {"error": type(error).__name__, "told": [error.what, error.hint, *more]}
-    head = json.dumps(facts).encode() + b"\n"
-    pipe.write(head + zlib.crc32(head).to_bytes(4, "little"))
+    pickle.dump((type(error), [error.what, error.hint, *more]), pipe)
 
 
 def receive(pipe: IO[bytes]) -> list[Dataset | None]:
-    """The sets that were sent; their examples are views of a few arrays. Raises the error that was sent, or Cut."""
-    head = pipe.readline()
-    reader = _Checked(pipe, zlib.crc32(head))
-    if not head.endswith(b"\n"):
-        raise Cut
-    try:
-        answer = json.loads(head)
-    except ValueError:
-        raise Cut from None
-    sets = [facts and _columns_of(reader, facts) for facts in answer.get("sets", ())]
-    reader.end()
-    if "error" in answer:
-        raise getattr(errors, answer["error"])(*answer["told"])
-    return [facts and _dataset(columns, facts) for columns, facts in zip(sets, answer["sets"], strict=True)]
+    """The sets that were sent; their examples are views of a few arrays, made when all of these are here.
 
-
-def _facts(data: Dataset) -> dict[str, Any]:
-    facts: dict[str, Any] = {name: getattr(data, name) for name in _FACTS}
-    facts["examples"] = len(data.examples)
-    facts["arrays"] = {}
-    facts["counts"] = {}
-    facts["values"] = {}
-    for name, values in _columns(data.examples):
-        arrays = _arrays(values)
-        if arrays is None:
-            facts["values"][name] = values
-        else:
-            facts["arrays"][name] = [arrays[0].dtype.str, sum(array.size for array in arrays)]
-            if isinstance(values[0], tuple):
-                facts["counts"][name] = [len(value) for value in values]
-    return facts
+    Raises the error that was sent, and EOFError or UnpicklingError where what was sent is incomplete.
+    """
+    heads = pickle.load(pipe)
+    if isinstance(heads, tuple):
+        error, told = heads
+        raise error(*told)
+    received = [head and [(name, column, _read(pipe, column)) for name, column in head[1].items()] for head in heads]
+    return [head and replace(head[0], examples=_examples(columns))
+            for head, columns in zip(heads, received, strict=True)]
 
 
 def _columns(examples: Sequence[Example]) -> Iterator[tuple[str, list[Any]]]:
-    """(name, values of all examples) of each field that is not at its default in all of them."""
+    """(name, values of all examples) of each field that one of them sets; an empty array is not set."""
     for field in fields(Example):
         values = [getattr(example, field.name) for example in examples]
-        if not all(_is_default(field, value) for value in values):
+        if any(value.size if isinstance(value, np.ndarray) else value != field.default for value in values):
             yield field.name, values
 
 
-def _is_default(field: Field[Any], value: Any) -> bool:
-    """An array is at its default where it is empty and may be."""
-    if isinstance(value, np.ndarray):
-        return not value.size and field.default_factory is not MISSING
-    return bool(value == field.default)
-
-
-def _arrays(values: list[Any]) -> list[np.ndarray[Any, Any]] | None:
-    """Parts of a field that is an array, or several; None for another."""
+def _laid_out(values: list[Any]) -> tuple[Layout | list[Any], list[Array]]:
+    """A field of all examples as the head has it, and the arrays that follow the head."""
+    if isinstance(values[0], np.ndarray):
+        return Layout(values[0].dtype.str, [array.size for array in values], None), values
     if isinstance(values[0], tuple):
-        return [array for value in values for array in value]
-    return values if isinstance(values[0], np.ndarray) else None
+        parts = [array for value in values for array in value]
+        return Layout(parts[0].dtype.str, [array.size for array in parts], [len(value) for value in values]), parts
+    return values, []
 
 
-def _pieces(examples: Sequence[Example]) -> Iterator[bytes]:
-    for _, values in _columns(examples):
-        arrays = _arrays(values) or ()
-        if arrays:
-            yield np.array([array.size for array in arrays], np.int64).tobytes()
-        for array in arrays:
-            yield array.tobytes()
+def _read(pipe: IO[bytes], column: Layout | list[Any]) -> Array | None:
+    if not isinstance(column, Layout):
+        return None
+    values = np.empty(sum(column.sizes), column.kind)
+    if pipe.readinto(values) < values.nbytes:  # type: ignore[attr-defined]
+        raise EOFError
+    return values
 
 
-def _columns_of(reader: _Checked, facts: dict[str, Any]) -> dict[str, Any]:
-    """(where each value ends, all of them) of each field that is an array."""
-    columns = {}
-    for name, (kind, size) in facts["arrays"].items():
-        counts = facts["counts"].get(name)
-        ends = np.cumsum(reader.array(sum(counts) if counts else facts["examples"], "<i8"))
-        if ends[-1] != size:
-            raise Cut
-        columns[name] = ends, reader.array(size, kind)
-    return columns
-
-
-def _dataset(received: dict[str, Any], facts: dict[str, Any]) -> Dataset:
-    """The examples, made when the process that sent them has freed its own."""
-    columns: dict[str, Any] = dict(facts["values"])
-    for name, (ends, values) in received.items():
-        counts = facts["counts"].get(name)
-        arrays = iter(np.split(values, ends[:-1]))
-        columns[name] = [tuple(islice(arrays, count)) for count in counts] if counts else [*arrays]
-    examples = [Example(**{name: column[i] for name, column in columns.items()}) for i in range(facts["examples"])]
-    return Dataset(examples, **{name: facts[name] for name in _FACTS})
-
-
-class _Checked:
-    """Reads exact amounts, and updates the checksum of all of it."""
-
-    def __init__(self, pipe: IO[bytes], checked: int) -> None:
-        self._pipe = pipe
-        self._checked = checked
-
-    def array(self, n: int, kind: str) -> Any:
-        array: Any = np.empty(n, kind)
-        rest = memoryview(array).cast("B") if n else memoryview(b"")
-        while rest:
-            count = self._pipe.readinto(rest)  # type: ignore[attr-defined]
-            if not count:
-                raise Cut
-            self._checked = zlib.crc32(rest[:count], self._checked)
-            rest = rest[count:]
-        return array
-
-    def end(self) -> None:
-        if self._pipe.read(5) != self._checked.to_bytes(4, "little"):
-            raise Cut
+def _examples(columns: list[tuple[str, Any, Array | None]]) -> list[Example]:
+    values_of: dict[str, list[Any]] = {}
+    for name, column, values in columns:
+        if values is None:
+            values_of[name] = column
+            continue
+        arrays = iter(np.split(values, np.cumsum(column.sizes)[:-1]))
+        values_of[name] = [tuple(islice(arrays, count)) for count in column.counts] if column.counts else [*arrays]
+    return [Example(**dict(zip(values_of, each, strict=True))) for each in zip(*values_of.values(), strict=True)]
 
 
 # ---- the process -----------------------------------------------------------------------------------------------------
@@ -316,7 +258,7 @@ def _tokenized(asked: dict[str, Any]) -> list[Dataset | None]:
 def _sent_bytes(sets: Sequence[Dataset | None]) -> int:
     """Bytes of the arrays, which the parent has, too, before this process ends."""
     return sum(array.nbytes for data in sets if data for _, values in _columns(data.examples)
-               for array in _arrays(values) or ())
+               for array in _laid_out(values)[1])
 
 
 def _sets(paths: Sequence[str | None], hold_out: bool, **options: Any) -> list[Dataset | None]:
