@@ -28,7 +28,6 @@ if TYPE_CHECKING:
 JOBS = "/v1/fine_tuning/jobs"
 ADAPTERS = "/v1/adapters"
 ENDED = ("succeeded", "failed", "cancelled")
-OTHER_FILES = (".json", ".csv", ".tsv")  # of rows, which the daemon does not take
 POLL = 1.0  # seconds
 BASE = "the base alone"
 MADE = "fine_tuned_model"  # of a job: an id that is too long for a narrow table
@@ -143,7 +142,7 @@ def jobs_create(client: Any, data: str, held_out: str | None, model: str, suffix
                 prompt_column: str, completion_column: str, as_json: bool, **options: Any) -> None:
     """Train on the rows of DATA: a file of this machine, or the id (file-...) of one that the daemon has.
 
-    A .json, .csv or .tsv file, or one with named columns, is sent as JSON Lines.
+    A file with named columns is sent as JSON Lines.
     """
     from ..data.formats import Columns
     columns = Columns(prompt_column, completion_column)
@@ -189,7 +188,7 @@ def _file_id(client: Any, data: str, columns: Columns) -> str:
                              "name a file of this machine, or leave them out")
         return data
     path = Path(data)
-    if columns == BY_KEYS and path.suffix.lower() not in OTHER_FILES:
+    if columns == BY_KEYS:
         return str(client.upload(path))
     with TemporaryDirectory() as folder:
         lines = Path(folder) / f"{path.stem}.jsonl"
@@ -198,15 +197,14 @@ def _file_id(client: Any, data: str, columns: Columns) -> str:
 
 
 def _write_lines(lines: Path, path: Path, columns: Columns) -> None:
-    """A file of rows as JSON Lines, of prompt and completion where columns are named. Raises DataError."""
+    """Writes a file of rows as JSON Lines of prompt and completion, from the named columns. Raises DataError."""
     from ..data import rows as supervised_rows
     from ..data.files import place, read_rows
-    from ..data.formats import BY_KEYS, recognised
+    from ..data.formats import recognised
     with lines.open("w") as written:
         for number, row in read_rows(path):
             try:
-                known = row if columns == BY_KEYS else recognised(row, [supervised_rows], columns)
-                written.write(json.dumps(known) + "\n")
+                written.write(json.dumps(recognised(row, [supervised_rows], columns)) + "\n")
             except DataError as error:
                 raise DataError(f"{place(number, path.name)}: {error.what}", error.hint) from None
 

@@ -96,6 +96,32 @@ def test_feedback_on_nothing_or_too_much_is_refused(http, running, body, status)
 # ---- adapters -------------------------------------------------------------------------------------------------------
 
 
+def check(http, name, content, **form):
+    return http.post("/v1/files/check", files={"file": (name, content), **form.pop("files", {})}, data=form)
+
+
+def test_rows_are_checked_before_a_job_and_nothing_of_them_is_kept(http, running):
+    rows = [{"prompt": f"lamp {i}", "completion": f'{{"lamp": {i}}}'} for i in range(24)]
+    lines = [json.dumps(row) for row in [*rows, rows[0], {"prompt": "lamp 1", "completion": "1"}]]
+    found = check(http, "rows.jsonl", "\n".join(lines)).json()
+    assert (found["rows"], found["usable"], found["shape"]) == (26, 26, "prompt")
+    assert found["longest"] == max(len(example.tokens) for example in load_rows(
+        [json.loads(line) for line in lines], running.service.served.tokenizer, max_length=512).examples)
+    assert {each["kind"]: each["lines"] for each in found["findings"]} == {
+        "repeated": [25], "contradictory": [2, 26], "not-json": [26]}
+    table = "prompt,chosen,rejected\nlamp,on,off\nlamp,on\n"
+    assert check(http, "rows.csv", table).status_code == 400  # a row of two cells
+    found = check(http, "rows.csv", table.rpartition("lamp")[0], method="dpo").json()
+    assert (found["shape"], [each["kind"] for each in found["findings"]]) == ("preference", ["few"])
+    found = check(http, "rows.csv", table.rpartition("lamp")[0]).json()  # of supervised, which knows no pairs
+    assert found["findings"][0]["kind"] == "refused"
+    assert found["findings"][0]["fatal"]
+    both = {"validation_file": ("held.jsonl", lines[3])}
+    assert check(http, "rows.jsonl", "\n".join(lines), files=both).json()["findings"][0]["kind"] == "overlap"
+    assert check(http, "rows.jsonl", lines[0], method="magic").status_code == 400
+    assert http.get("/v1/files").json()["data"] == []
+
+
 def test_adapters_are_promoted_rolled_back_and_deleted(http, running, runs):
     first, second = (running.service.adapters.add(f"job-{i}", run, "s", {"passed": True, "reason": "a test"}).id
                      for i, run in enumerate(runs))

@@ -98,6 +98,49 @@ def test_of_a_file_that_is_refused_nothing_remains(tmp_path, content, match):
     assert files.list() == []
 
 
+@pytest.mark.parametrize(("name", "content"), [
+    ("rows.csv", b'\xef\xbb\xbfprompt,completion\nlamp on,on\n"lamp\noff","say ""off"""\n'),
+    ("Rows.CSV", b'prompt;completion\nlamp on;on\n"lamp\noff";"say ""off"""\n'),
+    ("rows.tsv", b'prompt\tcompletion\nlamp on\ton\n"lamp\noff"\t"say ""off"""\n'),
+    ("rows.json", b' [{"prompt": "lamp on", "completion": "on"},\n'
+                  b'{"prompt": "lamp\\noff", "completion": "say \\"off\\""}]'),
+])
+def test_tables_and_arrays_are_kept_as_lines(tmp_path, name, content):
+    files = open_files(tmp_path)
+    file = files.add(name, "fine-tune", pieces(content, 16))
+    kept = files.content(file.id).read_bytes()
+    assert kept == lines(PAIR, {"prompt": "lamp\noff", "completion": 'say "off"'})
+    assert (file.name, file.rows, file.bytes) == (name, 2, len(kept))
+    assert file.sha256 == hashlib.sha256(kept).hexdigest()
+
+
+@pytest.mark.parametrize(("name", "content", "match"), [
+    ("a.csv", b"prompt,completion\nlamp,on\nlamp,\n", "line 3: the completion is empty"),
+    ("a.csv", b"prompt,completion\nlamp\n", "line 2 of rows.csv has 1 cells, the header has 2"),
+    ("a.csv", b"", "the file holds no rows"),
+    ("a.json", b'[{"prompt": "a", "completion": 1}]', "line 1: completion is a JSON number"),
+    ("a.json", b"[" + lines(PAIR), "array of objects"),
+])
+def test_a_table_that_is_refused_names_its_own_lines(tmp_path, name, content, match):
+    files = open_files(tmp_path)
+    with pytest.raises(DataError, match=match):
+        files.add(name, "fine-tune", [content])
+    assert list(files.folder.iterdir()) == []
+
+
+def test_limits_of_tables_and_arrays(tmp_path):
+    files = open_files(tmp_path, max_upload=9, max_body=1, max_rows=2)
+    head = b"prompt,completion\n"
+    for name, content, match in (("a.csv", head + b"lamp,on\n" * 3, "more than 2 rows"),
+                                 ("a.csv", head + b"lamp," + b"o" * 1024, "line 2 has more than 1 KiB"),
+                                 ("a.csv", head + b"\n" * 2**24, "more than 9 MiB"),
+                                 ("a.json", b"[" + b" " * 2**23, "more than 8 MiB; .* one JSON object a line")):
+        with pytest.raises(TooMuchError, match=match):
+            files.add(name, "fine-tune", [content])
+    assert files.add("a.json", "fine-tune", [lines(PAIR)]).bytes == len(lines(PAIR))  # JSON Lines, as they came
+    assert len(list(files.folder.iterdir())) == 1
+
+
 def test_limits_and_uploads_that_break_off_or_that_a_kill_left(tmp_path):
     files = open_files(tmp_path, max_upload=1, max_body=1, max_rows=2)
     taken = []

@@ -21,7 +21,19 @@ from ...version import __version__
 from ..jobs.decide import without_scores
 from ..service import LATEST, Service
 from ..state.files import RESULTS
-from . import completions, embeddings, errors, feedback, fine_tuning, ollama, ollama_models, pages, responses, schemas
+from . import (
+    checking,
+    completions,
+    embeddings,
+    errors,
+    feedback,
+    fine_tuning,
+    ollama,
+    ollama_models,
+    pages,
+    responses,
+    schemas,
+)
 from .archive import zipped
 from .bodies import Bodies
 from .completions import TheService
@@ -36,8 +48,8 @@ JSONL = "application/jsonl"
 CSV = "text/csv"
 ZIP = "application/zip"
 router = APIRouter(route_class=JsonRoute)
-PARTS = (*(part.router for part in (completions, embeddings, feedback, fine_tuning, ollama, ollama_models, pages,
-                                    responses)), router)
+PARTS = (*(part.router for part in (checking, completions, embeddings, feedback, fine_tuning, ollama, ollama_models,
+                                    pages, responses)), router)
 
 
 def routes() -> list[BaseRoute]:
@@ -127,7 +139,9 @@ def _models(service: Service) -> list[dict[str, Any]]:
 
 @router.post("/v1/files", response_model=schemas.FileObject)
 def upload(file: UploadFile, purpose: Annotated[Literal["fine-tune"], Form()], service: TheService) -> Any:
-    """Rows to train on, JSON a line, in OpenAI's shape or one of ours."""
+    """Rows to train on: JSON Lines, or by the name's ending a .csv or .tsv table or an array of .json, which are kept
+    as JSON Lines.
+    """
     chunks = iter(lambda: file.file.read(1 << 16), b"")
     return _file(service.files.add(file.filename or "rows.jsonl", purpose, chunks))
 
@@ -171,7 +185,7 @@ AnAdapter = Annotated[str, Depends(_id_of)]  # in a path: an adapter's id, or wh
 
 @router.get("/v1/adapters", response_model=schemas.AdapterList)
 def list_adapters(service: TheService) -> Any:
-    listed = [_adapter(adapter) for adapter in service.adapters.list()]
+    listed = [_adapter(adapter, service) for adapter in service.adapters.list()]
     serving = next((adapter["id"] for adapter in listed if adapter["state"] == "serving"), None)
     for adapter in listed:
         adapter["verdict"] = without_scores(adapter["verdict"])  # only the answer for one adapter has them
@@ -194,13 +208,13 @@ def recover_adapters(service: TheService) -> Any:
 
 @router.get("/v1/adapters/{adapter}", response_model=schemas.AdapterObject)
 def get_adapter(adapter: AnAdapter, service: TheService) -> Any:
-    return _adapter(service.adapters.get(adapter))
+    return _adapter(service.adapters.get(adapter), service)
 
 
 @router.patch("/v1/adapters/{adapter}", response_model=schemas.AdapterObject)
 def rename_adapter(adapter: AnAdapter, body: schemas.AdapterName, service: TheService) -> Any:
     """Give it a name for people, by which requests may call it too; its id stays."""
-    return _adapter(service.adapters.rename(adapter, body.name))
+    return _adapter(service.adapters.rename(adapter, body.name), service)
 
 
 @router.get("/v1/adapters/{adapter}/download", response_class=Response, responses=of_type(ZIP))
@@ -227,8 +241,10 @@ def delete_adapter(adapter: AnAdapter, service: TheService) -> Any:
     return {"id": adapter, "object": "adapter"}
 
 
-def _adapter(adapter: Any) -> dict[str, Any]:
-    return {**vars(adapter), "name": adapter.name or None}
+def _adapter(adapter: Any, service: Service) -> dict[str, Any]:
+    served = service.served
+    structured = adapter.id in served.adapters() and bool(served.grammar_of(adapter.id))
+    return {**vars(adapter), "name": adapter.name or None, "structured": structured}
 
 
 # ---- the device -----------------------------------------------------------------------------------------------------

@@ -55,6 +55,23 @@ class FileObject(Answer):
     sha256: str
 
 
+class RowsFinding(Answer):
+    kind: str
+    what: str
+    hint: str = Field(description="The way out.")
+    lines: list[int] = Field(description="The first 100 lines that it is about.")
+    fatal: bool = Field(description="Whether a job would fail, or be of no use.")
+
+
+class RowsCheck(Answer):
+    object: Literal["rows.check"] = "rows.check"
+    rows: int = Field(description="The first rows of the file, 5,000 at most, which were checked.")
+    usable: int
+    shape: str = Field(description="Of the usable rows: messages, prompt, text, preference, unpaired and others.")
+    longest: int = Field(description="Tokens of the longest row.")
+    findings: list[RowsFinding] = Field(description="The fatal ones first.")
+
+
 class Deleted(Answer):
     id: str
     object: str
@@ -356,6 +373,7 @@ class AdapterObject(Answer):
     object: Literal["adapter"] = "adapter"
     created_at: int
     state: Literal["serving", "candidate", "retired"]
+    structured: bool = Field(description="Its answers obey the JSON schema of its training rows.")
     job: str
     verdict: dict[str, Any]
 

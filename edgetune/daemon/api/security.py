@@ -25,7 +25,7 @@ from ..options import LOOPBACK, DaemonConfig
 from .bodies import Bodies, Body
 
 OPEN = ("/", "/healthz")  # without a key: the page, which holds no data, and whether the daemon is well
-UPLOADS = "/v1/files"
+UPLOADS = ("/v1/files", "/v1/files/check")
 OLLAMA = "/api/"
 _FORM = 64 * 1024  # what a form has around its file at most
 _READS = ("GET", "HEAD", "OPTIONS")
@@ -155,7 +155,7 @@ class Guard:
 
     def body(self, scope: Scope, receive: Receive) -> Body:
         """Raises HTTPException where it is too large, or too much is in progress."""
-        upload = scope["path"] == UPLOADS
+        upload = scope["path"] in UPLOADS
         limit = (self.config.max_upload << 20) + _FORM if upload else self.config.max_body << 10
         length = Headers(scope=scope).get("content-length", "").strip()
         return Body(self.bodies, receive, limit, int(length) if length.isdigit() else 0, spooled=upload)

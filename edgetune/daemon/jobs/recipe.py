@@ -42,7 +42,7 @@ _MARK = "fresh"  # jobs of an earlier version have it in rows of HELD that are n
 def method_of(method: Mapping[str, Any] | None, hyperparameters: Mapping[str, Any] | None) -> dict[str, Any]:
     """Returns OpenAI's method object, with the older `hyperparameters` in it. Raises UnsupportedError for others."""
     kind = (method or {}).get("type", Sft.method)
-    known = _by_method()
+    known = by_method()
     if kind not in known:
         raise UnsupportedError(f"the method {kind!r:.40} does not exist here", f"choose from {', '.join(known)}")
     part = (method or {}).get(kind) or {}
@@ -53,7 +53,7 @@ def method_of(method: Mapping[str, Any] | None, hyperparameters: Mapping[str, An
 
 def objective_of(method: Mapping[str, Any]) -> tuple[Objective, dict[str, Any]]:
     """Returns the objective of a `method_of`, and training's options; "auto" is the default. Raises UsageError."""
-    kind = _by_method()[method["type"]]
+    kind = by_method()[method["type"]]
     asked = dict(method[method["type"]]["hyperparameters"])
     own: dict[str, Any] = {}
     if issubclass(kind, Rewarded):
@@ -68,7 +68,8 @@ def objective_of(method: Mapping[str, Any]) -> tuple[Objective, dict[str, Any]]:
     return make_objective(kind.name, own), asked
 
 
-def _by_method() -> dict[str, type[Objective]]:
+def by_method() -> dict[str, type[Objective]]:
+    """Returns the objectives by the names of their methods in a job."""
     return {kind.method: kind for kind in objectives(train_options()).values()}
 
 

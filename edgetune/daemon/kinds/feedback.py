@@ -16,6 +16,7 @@ from ..jobs.jobs import JobData, Jobs
 from ..jobs.table import Job
 from ..learning.curriculum import JobRows, curriculum, least_rows, passes_over
 from ..learning.feedback import Feedback, TrainingRows
+from ..learning.kinds import PAIRS
 from ..learning.method import LearnMethod
 from ..options import DaemonConfig
 from ..state.holdout import SHARE
@@ -68,8 +69,10 @@ class NewFeedback(Starter):
         return self.feedback.waiting()
 
     def facts(self) -> dict[str, Any]:
-        """Returns its facts; unused: a sentence on feedback that the method cannot learn from, or ""."""
-        return {"method": self.method.objective.name, "new_rows": self.waiting(),
+        """Returns its facts; pairs: whether the method needs a better and a worse answer; unused: a sentence on
+        feedback that it cannot learn from, or "".
+        """
+        return {"method": self.method.objective.name, "pairs": self.method.kind is PAIRS, "new_rows": self.waiting(),
                 "unused": self.method.unused(self.feedback.unusable())}
 
     def lacks(self, missing: int) -> str:

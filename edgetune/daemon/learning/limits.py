@@ -11,8 +11,8 @@ from collections.abc import Iterator, Sequence
 
 from ...errors import TooMuchError
 from ..options import DaemonConfig
-from ..state.files import MIB
 from ..state.holdout import MOST, Holdout
+from ..state.uploads import MIB
 
 SPARE = 0.01  # share of the limits that is freed at once, so that not every new item has to search for room
 

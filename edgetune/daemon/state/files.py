@@ -11,12 +11,14 @@ import json
 import secrets
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
+from itertools import chain
 from pathlib import Path
 from typing import Any, cast
 
 from ... import disk
 from ...data import prompts
 from ...data import rows as supervised_rows
+from ...data.files import read_rows
 from ...data.formats import recognised
 from ...data.rows import Row, RowParser, json_type
 from ...errors import DataError, NotFoundError, TooLargeError, UsageError
@@ -26,6 +28,7 @@ from ...persisted import from_json
 from ..options import DaemonConfig
 from .database import Store, now
 from .shelf import Shelf
+from .uploads import BOM, LINES, MIB, form_of, spooled
 
 FOLDER = "files"
 NAMES = r"file-[0-9a-z]+\.(jsonl|csv)"
@@ -33,8 +36,6 @@ PURPOSE = "fine-tune"
 RESULTS = "fine-tune-results"
 RESULT_NAME = "step_metrics.csv"
 NAME_LENGTH = 255  # characters of a client's name for it; the rest is cut
-BOM = b"\xef\xbb\xbf"  # some editors begin a UTF-8 file with it
-MIB = 2**20
 KIB = 2**10
 
 
@@ -62,7 +63,8 @@ class Files:
         self._shelf.tidy({_name(row["id"], row["purpose"]) for row in store.read("SELECT id, purpose FROM files")})
 
     def add(self, name: str, purpose: str, chunks: Iterable[bytes]) -> File:
-        """Stores a file of JSON Lines while it arrives. After an error nothing of it remains.
+        """Stores a file of JSON Lines while it arrives, a table or an array of JSON as JSON Lines. After an error
+        nothing of it remains.
 
         Raises DataError for a line that is not a row, with its number; TooLargeError for more bytes or rows than
         options allow, or a longer line; UsageError for another purpose; DiskError.
@@ -74,10 +76,7 @@ class Files:
         check = _Check(self.config)
         with self._shelf.filling(stored) as path:
             with path.open("xb") as out:
-                for chunk in chunks:
-                    check.take(chunk)
-                    out.write(chunk)
-                check.end()
+                out.writelines(check.accepted(name, chunks))
             disk.sync(path)
             file = File(file_id, printable(name), purpose, check.bytes, check.rows, check.sha256.hexdigest(), now())
             self._insert(file)
@@ -179,6 +178,31 @@ class _Check:
         self._shapes: dict[RowParser, str] = dict.fromkeys(_parsers(), "")  # of parsers that can read all rows so far
         self._rest = bytearray()  # the line that has not ended
 
+    def accepted(self, name: str, chunks: Iterable[bytes]) -> Iterator[bytes]:
+        """Yields the bytes to store: as they came, or those of JSON Lines where the file `name` has another form."""
+        pieces = iter(chunks)
+        first = next(pieces, b"")
+        whole = chain([first], pieces)
+        form = form_of(name, first)
+        if form == LINES:
+            for chunk in whole:
+                self.take(chunk)
+                yield chunk
+        else:
+            with spooled(whole, form, self.config.max_upload) as path:
+                for number, row in read_rows(path):
+                    yield self.converted(number, row)
+        self.end()
+
+    def converted(self, number: int, row: Row) -> bytes:
+        """Returns the line of JSON of a row from line `number` of another form."""
+        line = json.dumps(row).encode() + b"\n"
+        self._check_size(number, line)
+        self._row(number, row)
+        self.bytes += len(line)
+        self.sha256.update(line)
+        return line
+
     def take(self, chunk: bytes) -> None:
         self.bytes += len(chunk)
         if self.bytes > self.config.max_upload * MIB:
@@ -200,22 +224,27 @@ class _Check:
 
     def _line(self, line: bytes) -> None:
         self.lines += 1
-        if len(line) > self.config.max_body * KIB:
-            raise TooLargeError(f"line {self.lines} has more than {self.config.max_body} KiB",
-                               "divide the row, or start the daemon with a larger --max-body")
+        self._check_size(self.lines, line)
         if self.lines == 1:
             line = line.removeprefix(BOM)
-        if not line.strip():
-            return
+        if line.strip():
+            self._row(self.lines, line)
+
+    def _check_size(self, number: int, line: bytes) -> None:
+        if len(line) > self.config.max_body * KIB:
+            raise TooLargeError(f"line {number} has more than {self.config.max_body} KiB",
+                               "divide the row, or start the daemon with a larger --max-body")
+
+    def _row(self, number: int, row: Row | bytes) -> None:
+        """Checks and counts a row, or the line that holds it."""
         try:
-            self._check_row(recognised(parse(line), list(self._shapes)))
+            self._check_row(recognised(parse(row) if isinstance(row, bytes) else row, list(self._shapes)))
         except DataError as error:
-            raise DataError(f"line {self.lines}: {error.what}", error.hint) from None
+            raise DataError(f"line {number}: {error.what}", error.hint) from None
         self.rows += 1
         if self.rows > self.config.max_rows:
             raise TooLargeError(f"the file has more than {self.config.max_rows} rows",
                                "divide it, or start the daemon with a larger --max-rows")
-
 
     def _check_row(self, row: Row) -> None:
         """Checks a row. An upload names no method, so any one must suit all rows. Raises DataError."""

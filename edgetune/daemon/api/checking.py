@@ -1,0 +1,60 @@
+"""POST /v1/files/check: what a person should know of rows before a job learns them."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Sequence
+from itertools import islice
+from typing import Annotated, Any
+
+from fastapi import APIRouter, Form, UploadFile
+
+from ...data.check import Finding, findings
+from ...data.facts import Inspection, Tokens, inspect
+from ...data.files import read_rows
+from ...data.rows import RowParser
+from ...training.length import reading_limit
+from ..jobs.recipe import by_method, method_of
+from ..service import Service
+from ..state.files import printable
+from ..state.uploads import form_of, spooled
+from . import schemas
+from .completions import TheService
+from .errors import JsonRoute
+
+CHECKED_ROWS = 5000  # of each file: their facts are held in memory
+NAMED_LINES = 100  # of each finding
+CHUNK = 1 << 16
+OPTION_NAMES = {"eval": "validation_file"}  # of options of the command line, where those of a job differ
+router = APIRouter(route_class=JsonRoute)
+
+
+@router.post("/v1/files/check", response_model=schemas.RowsCheck)
+def check_rows(file: UploadFile, service: TheService, validation_file: UploadFile | None = None,
+               method: Annotated[str, Form(description="Of the job: supervised, dpo, ...")] = "supervised") -> Any:
+    """Check rows before a job learns them, as `edgetune data check` does. Nothing of them is kept."""
+    method_of({"type": method}, None)  # refuses one that is not known
+    parser = by_method()[method].rows
+    train = service.train
+    tokens = Tokens(service.served.tokenizer, reading_limit(train.max_length, service.served.context),
+                    train.system or None, train.overflow)
+    found = _inspected(file, service, tokens, parser)
+    held_out = _inspected(validation_file, service, tokens, parser) if validation_file else None
+    shapes: Sequence[str] = sorted({row.shape for row in found.rows}, key=lambda shape: shape == "text")
+    return {"rows": found.count, "usable": len(found.rows), "shape": next(iter(shapes), ""),
+            "longest": max(found.lengths, default=0),
+            "findings": [_finding(each) for each in findings(found, held_out, tokens)
+                         if each.kind != "none-held-out"]}  # which the daemon decides by its key
+
+
+def _inspected(file: UploadFile, service: Service, tokens: Tokens, parser: RowParser) -> Inspection:
+    name = printable(file.filename or "the file")
+    form = form_of(name, file.file.read(CHUNK))
+    file.file.seek(0)
+    with spooled(iter(lambda: file.file.read(CHUNK), b""), form, service.config.max_upload) as path:
+        return inspect(name, islice(read_rows(path), CHECKED_ROWS), tokens, parser)
+
+
+def _finding(found: Finding) -> dict[str, Any]:
+    hint = re.sub(r"--([a-z-]+)", lambda option: OPTION_NAMES.get(option[1], option[1].replace("-", "_")), found.hint)
+    return {**vars(found), "hint": hint, "lines": found.lines[:NAMED_LINES]}

@@ -1,0 +1,44 @@
+"""Uploads in other forms than JSON Lines: tables and arrays of JSON, known by the ending of the client's name and read
+as `edgetune train` reads them.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
+from pathlib import Path, PurePath
+from tempfile import TemporaryDirectory
+
+from ...errors import TooLargeError
+
+LINES = ".jsonl"
+TABLES = (".csv", ".tsv")
+ARRAY = ".json"  # which may be JSON Lines, too
+ARRAY_BYTES = 8 << 20  # of an array of JSON at most, which is read as a whole
+BOM = b"\xef\xbb\xbf"  # some editors begin a UTF-8 file with it
+MIB = 2**20
+
+
+def form_of(name: str, first: bytes) -> str:
+    """Returns the ending of a file that holds rows in this form. first: the first bytes of the file."""
+    ending = PurePath(name).suffix.lower()
+    is_array = ending == ARRAY and first.removeprefix(BOM).lstrip().startswith(b"[")
+    return ending if ending in TABLES or is_array else LINES
+
+
+@contextmanager
+def spooled(chunks: Iterable[bytes], form: str, max_upload: int) -> Iterator[Path]:
+    """Yields the path of a temporary file of these bytes. Raises TooLargeError for more than `max_upload` MiB."""
+    limit = min(max_upload * MIB, ARRAY_BYTES) if form == ARRAY else max_upload * MIB
+    size = 0
+    with TemporaryDirectory(prefix="edgetune-") as folder:
+        path = Path(folder) / f"rows{form}"
+        with path.open("wb") as out:
+            for chunk in chunks:
+                size += len(chunk)
+                if size > limit:
+                    way_out = "write one JSON object a line" if form == ARRAY else "start the daemon with a larger " \
+                        "--max-upload"
+                    raise TooLargeError(f"the file has more than {limit // MIB} MiB", f"divide it, or {way_out}")
+                out.write(chunk)
+        yield path
