@@ -37,7 +37,7 @@ def write_rows(folder):
     write_lines(folder / "rows.jsonl", rows)
 
 
-@pytest.mark.parametrize(("page", "count"), [("README.md", 2), ("reference/library.md", 3), ("tutorial/python.md", 3)])
+@pytest.mark.parametrize(("page", "count"), [("README.md", 1), ("reference/library.md", 3), ("tutorial/python.md", 3)])
 def test_programs_run(page, count, tmp_path, monkeypatch, capsys):
     """In this process, on a tiny model."""
     write_tiny(tmp_path / "model.gguf", formats="Q8_0", n_blocks=1, d_model=32, d_ff=64)
@@ -53,12 +53,14 @@ def test_programs_run(page, count, tmp_path, monkeypatch, capsys):
 
 
 @pytest.mark.slow  # twenty seconds; `make corrections` and `make recipes` show on more rows that real models learn
-def test_programs_of_the_readme_end_with_the_learned_answer(smollm2, tmp_path):
+def test_first_programs_end_with_the_learned_answer(smollm2, tmp_path):
     """What a newcomer tries first, on a real model."""
-    (tmp_path / "model.gguf").symlink_to(smollm2)
+    for name in ("model.gguf", "smollm2"):
+        (tmp_path / name).symlink_to(smollm2)
     write_rows(tmp_path)
     whole, steps = (subprocess.run([sys.executable, "-W", "error", "-c", program], cwd=tmp_path, capture_output=True,
-                                   text=True, check=True).stdout for program in programs("README.md"))
+                                   text=True, check=True).stdout
+                    for program in (programs("README.md")[0], programs("tutorial/python.md")[2]))
     assert "2 of 2 held-out rows are answered exactly, 0 before." in whole
     answers = re.findall(r"^  before: (.*)\n  after: (.*)$", whole, re.M)
     assert len(answers) == 2
@@ -174,15 +176,14 @@ def test_links_lead_somewhere():
 
 
 def test_first_pages_are_short():
-    assert len(PAGES["README.md"].splitlines()) <= 120
+    assert len(PAGES["README.md"].splitlines()) <= 100
     assert len(CONTRIBUTING.splitlines()) <= 130
 
 
 # Pages with longer sentences. Delete a page here when it is rewritten; add none.
 STILL_LONG = {"experimental/evidence.md", "experimental/jetson-gpu.md", "experimental/tutor.md", "explanation/gate.md",
-              "explanation/memory.md", "how-to/choose-a-model.md", "how-to/compress.md", "how-to/install.md",
               "how-to/integrations.md", "how-to/preferences.md", "how-to/rewards.md", "how-to/run-the-daemon.md",
-              "how-to/train.md", "reference/graders.md", "reference/terminal.md"}
+              "reference/graders.md", "reference/terminal.md"}
 FOR_USERS = [name for name in WRITTEN if not name.startswith(("development/", "results/")) and name not in STILL_LONG]
 
 
