@@ -40,11 +40,7 @@ WITHOUT_SUBJECT = re.compile(
 LEFT_IN_ROOMS: dict[str, tuple[int, int]] = {
     "daemon": (2, 0), "data": (2, 0),  # an event's name, a table's name, and prompts that a run's bytes depend on
 }
-LEFT_IN_PAGES: dict[str, int] = {
-    "extending.md": 10, "run-the-daemon.md": 35, "evidence.md": 12, "gate.md": 1,
-    "graders.md": 4, "integrations.md": 6, "preferences.md": 5, "rewards.md": 12, "terminal.md": 5,
-    "troubleshooting.md": 3, "tutor.md": 1,
-}
+LEFT_IN_PAGES: dict[str, int] = {"terminal.md": 5}
 
 
 def found(text, idioms=IDIOMS):
