@@ -15,6 +15,7 @@ import numpy as np
 import pytest
 import readability
 import structure
+from click.testing import CliRunner
 from json_lines import write_lines
 from tiny import write_tiny
 
@@ -52,6 +53,32 @@ def test_programs_run(page, count, tmp_path, monkeypatch, capsys):
     assert list(tmp_path.glob("*/adapter.gguf"))
 
 
+RUN_HERE = ["how-to/train.md", "how-to/stop-resume-continue.md", "how-to/read-the-result.md", "how-to/many-answers.md",
+            "how-to/fit-into-memory.md", "tutorial/first-adapter.md"]
+
+
+@pytest.mark.slow  # half a minute; the next test but one parses these commands
+def test_commands_of_pages_run(tmp_path, monkeypatch):
+    """In this order and in one folder, on a tiny model, with files and adapters of these names."""
+    from edgetune.cli import cli
+    write_tiny(tmp_path / "smollm2", formats="Q8_0", n_blocks=1, d_model=32, d_ff=64)
+    (tmp_path / "examples").symlink_to(ROOT / "examples")
+    write_rows(tmp_path)
+    for name in ("more", "test", "prompts"):
+        write_lines(tmp_path / f"{name}.jsonl", [{"prompt": f"{name} {i}", "completion": str(i)} for i in range(4)])
+    for name in ("first", "second", "third"):
+        (tmp_path / name).symlink_to("my-adapter")
+    monkeypatch.chdir(tmp_path)
+    ran = []
+    for line in (line for page in RUN_HERE for line in shell_lines(PAGES[page]) if "# stopped" not in line):
+        _, *words = shlex.split(line, comments=True)
+        done = CliRunner().invoke(cli, words, input="hello\n")
+        assert done.exit_code in (0, 1), f"{line}: {done.output}"
+        assert done.exception is None or isinstance(done.exception, SystemExit), line
+        ran.append(words[0])
+    assert {"data", "train", "chat", "resume", "eval", "compare", "report", "generate", "plan", "doctor"} <= set(ran)
+
+
 @pytest.mark.slow  # twenty seconds; `make corrections` and `make recipes` show on more rows that real models learn
 def test_first_programs_end_with_the_learned_answer(smollm2, tmp_path):
     """What a newcomer tries first, on a real model."""
@@ -77,25 +104,28 @@ def test_programs_are_in_pages_whose_programs_are_run():
     assert with_programs == {"README.md", "reference/library.md", "how-to/integrations.md", "tutorial/python.md"}
 
 
+def shell_lines(text):
+    """The edgetune commands of a page's shell blocks."""
+    lines = [line for block in re.findall(r"```sh\n(.*?)```", text, re.S)
+             for line in block.replace("$(command -v edgetune)", "edgetune").replace("\\\n", " ").splitlines()]
+    parts = [part.strip() for line in lines for part in re.split(r"&&|\bsudo ", line)]
+    return [part for part in parts if part.startswith("edgetune ")]
+
+
 def test_commands_exist_with_the_options_that_the_pages_give():
     from edgetune.cli import cli
     named = {name for text in WRITTEN.values() for name in re.findall(r"(?:^|`|&& )edgetune +([a-z]+)", text, re.M)}
     assert {"train", "eval", "demo", "chat", "plan", "generate", "merge", "info", "doctor"} <= named
     for name in named:
         assert cli.get_command(None, name) is not None, name
-    lines = [line for text in WRITTEN.values() for block in re.findall(r"```sh\n(.*?)```", text, re.S)
-             for line in block.replace("$(command -v edgetune)", "edgetune").replace("\\\n", " ").splitlines()]
-    checked = 0
+    lines = [line for text in WRITTEN.values() for line in shell_lines(text)]
     for line in lines:
-        for part in re.split(r"&&|\bsudo ", line):
-            if part.strip().startswith("edgetune "):
-                _, *words = shlex.split(part, comments=True)
-                command: click.Command = cli
-                while isinstance(command, click.Group) and words:
-                    _, command, words = command.resolve_command(click.Context(command), words)
-                command.make_context(line, words)  # raises for what it does not know
-                checked += 1
-    assert checked >= 15
+        _, *words = shlex.split(line, comments=True)
+        command: click.Command = cli
+        while isinstance(command, click.Group) and words:
+            _, command, words = command.resolve_command(click.Context(command), words)
+        command.make_context(line, words)  # raises for what it does not know
+    assert len(lines) >= 15
 
 
 def test_doctor_is_shown_with_all_that_it_says():
@@ -173,6 +203,29 @@ def test_links_lead_somewhere():
                 path = path_of(name).parent / target if target else path_of(name)
                 assert path.exists(), f"{name} links to {target}"
                 assert not anchor or path.suffix != ".md" or anchor in anchors_of(path), f"{name}: {target}#{anchor}"
+
+
+def numbers(text):
+    return set(re.findall(r"\d(?:[\d.,]*\d)?", re.sub(r"\]\(.*?\)", "", text)))
+
+
+@pytest.mark.parametrize(("page", "heading"), [("README.md", "## Results"), ("how-to/prepare-rows.md", "## How many"),
+                                               ("explanation/anchors.md", "# Anchors"),
+                                               ("explanation/memory.md", "# The memory plan")])
+def test_figures_are_those_of_the_results(page, heading):
+    """What a page quotes stands in a page of results, where machine, date and command are."""
+    section = PAGES[page].split(f"{heading}\n")[1].split("\n## ")[0]
+    measured = numbers(" ".join(text for name, text in PAGES.items() if name.startswith("results/")))
+    assert numbers(section) - {"0", "8", "62"} <= measured
+
+
+def test_results_name_machine_date_and_command():
+    tables = re.findall(r"machine, date \| command \|\n\|[-|]*\|\n((?:\|.*\n)+)", PAGES["results/benchmarks.md"])
+    rows = [row.strip("| ").split(" | ")[-2:] for table in tables for row in table.splitlines()]
+    assert len(rows) > 40
+    for where, command in rows:
+        assert re.search(r"2026-\d\d-\d\d|every CPU", where), where
+        assert re.search(r"`|script of its day|code in turn|the same", command), command
 
 
 def test_first_pages_are_short():
