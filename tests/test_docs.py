@@ -57,7 +57,7 @@ RUN_HERE = ["how-to/train.md", "how-to/stop-resume-continue.md", "how-to/read-th
             "how-to/fit-into-memory.md", "tutorial/first-adapter.md"]
 
 
-@pytest.mark.slow  # half a minute; the next test but one parses these commands
+@pytest.mark.slow  # a minute; another test parses these commands
 def test_commands_of_pages_run(tmp_path, monkeypatch):
     """In this order and in one folder, on a tiny model, with files and adapters of these names."""
     from edgetune.cli import cli
@@ -233,9 +233,7 @@ def test_first_pages_are_short():
     assert len(CONTRIBUTING.splitlines()) <= 130
 
 
-# Pages with longer sentences. Delete a page here when it is rewritten; add none.
-STILL_LONG = {"reference/terminal.md"}
-FOR_USERS = [name for name in WRITTEN if not name.startswith(("development/", "results/")) and name not in STILL_LONG]
+FOR_USERS = [name for name in WRITTEN if not name.startswith(("development/", "results/"))]
 
 
 @pytest.mark.parametrize("page", [name for name in FOR_USERS if name.startswith(("tutorial/", "how-to/"))])
