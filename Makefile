@@ -67,7 +67,7 @@ cuda: ## many minutes: the GPU's kernels on the emulator: harness under the addr
 	$(EMULATED) -m pytest -n $(JOBS) -m '' cuda backends/test_binding.py
 	$(EMULATED) cuda/compile.py $(COMPILE)
 
-cuda-steps: ready ## many minutes, after `make cuda`: ten steps of SmolLM2 on the emulated GPU beside this CPU
+cuda-steps: ready ## many minutes, after `make cuda`: ten steps of SmolLM2 on the emulated GPU and on this CPU
 	$(EMULATED) cuda/steps.py
 
 # What each core must pick: Pi 3, Pi 4, Pi 5, and all that qemu knows; then each set once, for qemu is slow.
@@ -82,10 +82,10 @@ arm-kernels: ## the same for aarch64's kernel sets, under qemu, and which of the
 	    $(QEMU) -cpu $${set%:*} build/arm/$(notdir $(ARM_CC))/et_check $${set#*:} || exit 1; \
 	done
 
-arm-train: ready ## one training in an arm64 Python under qemu, its losses beside this machine's (root: debootstrap)
+arm-train: ready ## one training in an arm64 Python under qemu, its losses and this machine's (root: debootstrap)
 	PYTHON=$(PYTHON) PYTHONPATH=$(SOURCES) tests/arm/run.sh
 
-proofs: ready ## minutes, needs the rows of make data: the Snips recipe beside PEFT in fp32, trained and served; llama.cpp's perplexity
+proofs: ready ## minutes, needs the rows of make data: the Snips recipe, compared with PEFT in fp32, trained and served; llama.cpp's perplexity
 	$(RUN) peers/snips.py --serve
 	$(RUN) -m pytest -n 0 -s -m '' models/test_parity.py
 
@@ -108,7 +108,7 @@ crash: ready ## minutes: the daemon killed at KILLS random moments (100), all th
 pressure: ready ## another process takes the memory of a training in a cgroup, and gives it back (needs root)
 	$(RUN) -m pytest -n 0 -m '' training/test_throttle.py
 
-peers: ready ## many minutes: training speed beside PEFT in fp32, bf16, compiled bf16 and bitsandbytes NF4
+peers: ready ## many minutes: training speed, compared with PEFT in fp32, bf16, compiled bf16 and bitsandbytes NF4
 	$(RUN) peers/speed.py
 
 memory: ready ## many minutes: peaks as planned and as measured, budgets, 1.1 billion weights in 350M
@@ -120,7 +120,7 @@ load: ready ## seven minutes: 32 clients chat with a daemon that trains and prom
 life: ready ## an hour, needs the rows of make data: a daemon learns Snips from corrections, refuses wrong ones; LIFE="--state DIR" to continue it
 	$(RUN) proofs/life.py $(LIFE)
 
-compaction: ready ## minutes a life, needs the rows of make data: lives that ended, all that they learned learned anew; COMPACTION="--lives DIR ..."
+compaction: ready ## minutes each, needs the rows of make data: what ended simulations of make life learned, learned again together; COMPACTION="--lives DIR ..."
 	$(RUN) proofs/compaction.py $(COMPACTION)
 
 methods: ready ## an hour or more, the rows of make data for snips: methods compared on a task, three seeds; METHODS="sums --only grpo rest"
@@ -135,13 +135,13 @@ compressed: ready ## hours, needs the rows of make data: what compress costs, by
 dpo: ready ## minutes, needs trl and the rows of make data: 20 steps of DPO with TRL's trainer in fp32, loss for loss
 	$(RUN) proofs/dpo_trl.py
 
-corrections: ready ## many minutes: 40 corrections and one lesson in three domains, the same 40 and 20 unseen asked after it
+corrections: ready ## many minutes: 40 corrections and one training in three domains, the same 40 and 20 unseen asked after it
 	$(RUN) proofs/corrections.py
 
-tutor: ready ## minutes a seed: one round of the tutor beside its labelled rows alone; TUTOR="--labelled FILE --prompts FILE --unseen FILE"
+tutor: ready ## minutes a seed: one round of the tutor, compared with its labelled rows alone; TUTOR="--labelled FILE --prompts FILE --unseen FILE"
 	$(RUN) proofs/tutor.py $(TUTOR)
 
-second-task: ready ## an hour a life, needs the rows of make data: home commands after a life's seven rounds of Snips, then wrong labels of both
+second-task: ready ## an hour each, needs the rows of make data: home commands after seven rounds of Snips, then wrong labels of both
 	$(RUN) proofs/second_task.py $(SECOND_TASK)
 
 fuzz-daemon: ready ## minutes: 10,000 random requests, and schemathesis over the daemon's own OpenAPI
