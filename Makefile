@@ -27,7 +27,7 @@ ready:
 	@$(RUN) -c "import edgetune.backends.cpu" 2> /dev/null || \
 	    { echo "edgetune is not installed for $(PYTHON): run pip install '.[test]', or make dev" >&2; exit 1; }
 
-docs: ready ## docs/reference/cli.md, docs/reference/requests.md and the tables of docs/how-to/choose-a-model.md, from the code
+docs: ready ## the generated pages: docs/reference, the tables of docs/how-to/choose-a-model.md, llms.txt
 	$(RUN) ../docs/tools/generate.py
 
 dev: ## the extension, into edgetune/backends/, for work in this checkout

@@ -1,4 +1,4 @@
-"""What becomes of the fields of requests: docs/reference/requests.md shows it, and
+"""What becomes of the fields of requests: docs/reference/http-api.md shows it, and
 tests/daemon/test_schema.py asks a daemon for it.
 
 A field is supported, ignored (taken, without effect on the answer) or refused; `value` is what the test gives it.

@@ -1,5 +1,4 @@
-"""Writes the generated pages of docs/: the commands and options, the fields of requests, the routes, and the tables of
-models and boards.
+"""Writes the generated pages of docs/: the commands and options, the routes, and the tables of models and boards.
 
 `make docs` runs it, `python docs/tools/generate.py --check` says whether the files are current.
 """
@@ -29,10 +28,6 @@ FOLDER = Path(__file__).parents[1]
 sys.path.insert(0, str(FOLDER.parent / "tests"))  # tables that tests ask a daemon for
 HELP = {"--help", "--help-all"}
 NOTE = "<!-- Written by docs/tools/generate.py; `make docs` writes it again. -->"
-FIELDS = """\
-supported: it has its effect. ignored: it is taken, changes no answer, and is named once in the log. refused: the
-request is answered with 400 and a sentence; so is every field that is not listed. null is as good as absent.
-`tests/daemon/test_schema.py` asks a daemon for each line."""
 SHARED = {
     "Training": (TrainConfig, "Also those of `Trainer(...)` and of a job's `hyperparameters`."),
     "What training yields to": (Policy, "A file given by `--policy` may hold them, a line each."),
@@ -191,26 +186,12 @@ def models_page() -> str:
     return with_tables("how-to/choose-a-model.md", {"names": names, "boards": fits.table()})
 
 
-def field_lines(fields: Iterable[Any], prefix: str = "") -> Iterator[str]:
-    for each in fields:
-        yield f"| `{prefix}{each.name}` | {each.becomes} | {cell(each.remark)} |"
-
-
 def http_page() -> str:
     import http_api
     return "\n".join(["# HTTP API", "", NOTE, "", *http_api.lines()])
 
 
-def api_page() -> str:
-    from api_fields import ENDPOINTS
-    lines = ["# Fields of requests", "", NOTE, "", *FIELDS.splitlines(), ""]
-    for endpoint in ENDPOINTS:
-        lines += [f"## {endpoint.path}", "", "| field | | remarks |", "|---|---|---|", *field_lines(endpoint.fields),
-                  *field_lines(endpoint.inner, f"{endpoint.within}."), ""]
-    return "\n".join(lines)
-
-
-PAGES = {"reference/requests.md": api_page, "reference/http-api.md": http_page, "reference/cli.md": cli_page,
+PAGES = {"reference/http-api.md": http_page, "reference/cli.md": cli_page,
          "how-to/choose-a-model.md": models_page}
 
 

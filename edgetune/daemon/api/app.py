@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Annotated, Any, Literal
 from urllib.parse import quote
 
-from fastapi import APIRouter, Depends, FastAPI, Form, Request, UploadFile
+from fastapi import APIRouter, Depends, FastAPI, File, Form, Query, Request, UploadFile
 from fastapi.openapi.utils import get_openapi
 from fastapi.responses import FileResponse, JSONResponse, StreamingResponse
 from starlette.responses import Response
@@ -44,6 +44,7 @@ from .pools import Pools, ThePools
 from .recent import RecentAnswers
 from .security import Guard, Keys
 
+Purpose = Annotated[str | None, Query(description="Only files of this purpose.")]
 JSONL = "application/jsonl"
 CSV = "text/csv"
 ZIP = "application/zip"
@@ -112,11 +113,13 @@ def _openapi(made: FastAPI, keyed: bool) -> dict[str, Any]:
 
 @router.get("/v1/models", response_model=schemas.Page[schemas.Model])
 def list_models(service: TheService) -> Any:
+    """Lists the names that requests may give as their model."""
     return {"data": _models(service)}
 
 
 @router.get("/v1/models/{model}", response_model=schemas.Model)
 def get_model(model: str, service: TheService) -> Any:
+    """Returns one of these names."""
     for found in _models(service):
         if found["id"] == model:
             return found
@@ -138,33 +141,35 @@ def _models(service: Service) -> list[dict[str, Any]]:
 
 
 @router.post("/v1/files", response_model=schemas.FileObject)
-def upload(file: UploadFile, purpose: Annotated[Literal["fine-tune"], Form()], service: TheService) -> Any:
-    """Rows to train on: JSON Lines, or by the name's ending a .csv or .tsv table or an array of .json, which are kept
-    as JSON Lines.
-    """
+def upload(file: Annotated[UploadFile, File(description="JSON Lines, or by its name's ending a .csv or .tsv table or an array of .json.")],
+           purpose: Annotated[Literal["fine-tune"], Form(description="fine-tune.")], service: TheService) -> Any:
+    """Uploads a file of rows to train on, as a form. It is kept as JSON Lines."""
     chunks = iter(lambda: file.file.read(1 << 16), b"")
     return _file(service.files.add(file.filename or "rows.jsonl", purpose, chunks))
 
 
 @router.get("/v1/files", response_model=schemas.Page[schemas.FileObject])
-def list_files(service: TheService, after: After = None, limit: Limit = 100, purpose: str | None = None) -> Any:
+def list_files(service: TheService, after: After = None, limit: Limit = 100, purpose: Purpose = None) -> Any:
+    """Lists files, the newest first."""
     return page([_file(file) for file in service.files.list(after, limit + 1, purpose)], limit)
 
 
 @router.get("/v1/files/{file_id}", response_model=schemas.FileObject)
 def get_file(file_id: str, service: TheService) -> Any:
+    """Returns a file's facts."""
     return _file(service.files.get(file_id))
 
 
 @router.delete("/v1/files/{file_id}", response_model=schemas.Deleted)
 def delete_file(file_id: str, service: TheService) -> Any:
+    """Deletes a file. A job that has begun keeps its copy of the rows."""
     service.files.delete(file_id)
     return {"id": file_id, "object": "file"}
 
 
 @router.get("/v1/files/{file_id}/content", response_class=Response, responses=of_type(JSONL, CSV))
 def file_content(file_id: str, service: TheService) -> Response:
-    """Rows as they were uploaded; of a job's results a table of its steps."""
+    """Returns the rows as they were uploaded, or a job's results as CSV."""
     kind = CSV if service.files.get(file_id).purpose == RESULTS else JSONL
     return FileResponse(service.files.content(file_id), media_type=kind)
 
@@ -185,6 +190,7 @@ AnAdapter = Annotated[str, Depends(_id_of)]  # in a path: an adapter's id, or wh
 
 @router.get("/v1/adapters", response_model=schemas.AdapterList)
 def list_adapters(service: TheService) -> Any:
+    """Lists the adapters, the active one, and when it changed."""
     listed = [_adapter(adapter, service) for adapter in service.adapters.list()]
     serving = next((adapter["id"] for adapter in listed if adapter["state"] == "serving"), None)
     for adapter in listed:
@@ -194,32 +200,33 @@ def list_adapters(service: TheService) -> Any:
 
 @router.post("/v1/adapters/rollback", response_model=schemas.Serving)
 def roll_back(service: TheService) -> Any:
-    """Activates the adapter that was active before; null: the base alone."""
+    """Activates the adapter that was active before the present one, or the base alone."""
     before = service.adapters.rollback("asked for by a client")
     return {"serving": before.id if before else None}
 
 
 @router.post("/v1/adapters/recover", response_model=schemas.Recovered)
 def recover_adapters(service: TheService) -> Any:
-    """Take back, as candidates, adapters that were set aside because no row of the database names them."""
+    """Takes back, as candidates, adapters that were set aside because the database does not name them."""
     found, refused = service.adapters.recover()
     return {"recovered": [adapter.id for adapter in found], "refused": refused}
 
 
 @router.get("/v1/adapters/{adapter}", response_model=schemas.AdapterObject)
 def get_adapter(adapter: AnAdapter, service: TheService) -> Any:
+    """Returns an adapter with the whole verdict of its gate."""
     return _adapter(service.adapters.get(adapter), service)
 
 
 @router.patch("/v1/adapters/{adapter}", response_model=schemas.AdapterObject)
 def rename_adapter(adapter: AnAdapter, body: schemas.AdapterName, service: TheService) -> Any:
-    """Give it a name for people, by which requests may call it too; its id stays."""
+    """Gives an adapter a name for people; its id stays."""
     return _adapter(service.adapters.rename(adapter, body.name), service)
 
 
 @router.get("/v1/adapters/{adapter}/download", response_class=Response, responses=of_type(ZIP))
 def download_adapter(adapter: AnAdapter, service: TheService) -> Response:
-    """A zip of its folder: adapter.gguf, a model card, and run.json without questions, answers and paths."""
+    """Returns a zip: adapter.gguf, a model card, and run.json without questions, answers and paths."""
     found = service.adapters.get(adapter)
     name = found.name.replace(" ", "-") or f"adapter-{found.folder}"
     files = public_files(service.adapters.path(adapter), service.bundle.gguf, name)
@@ -230,13 +237,14 @@ def download_adapter(adapter: AnAdapter, service: TheService) -> Response:
 
 @router.post("/v1/adapters/{adapter}/promote", response_model=schemas.Serving)
 def promote(adapter: AnAdapter, service: TheService) -> Any:
-    """Let it answer for NAME:latest from now on, whatever the gate decided."""
+    """Activates an adapter, whatever the gate decided."""
     service.adapters.promote(adapter, "asked for by a client")
     return {"serving": service.adapters.serving}
 
 
 @router.delete("/v1/adapters/{adapter}", response_model=schemas.Deleted)
 def delete_adapter(adapter: AnAdapter, service: TheService) -> Any:
+    """Deletes an adapter that is not active."""
     service.adapters.delete(adapter)
     return {"id": adapter, "object": "adapter"}
 
@@ -252,6 +260,7 @@ def _adapter(adapter: Any, service: Service) -> dict[str, Any]:
 
 @router.get("/v1/device", response_model=schemas.DeviceObject)
 def device(service: TheService) -> Any:
+    """Returns what the machine is, and what the daemon does on it now."""
     return service.device()
 
 
@@ -263,7 +272,7 @@ def show_schema(request: Request) -> Response:
 
 @router.get("/healthz", response_model=schemas.Health)
 async def health(service: TheService, pools: ThePools) -> Any:
-    """A degraded daemon still serves: the reasons name what does not work."""
+    """Says whether all of the daemon works. A degraded daemon still answers."""
     return await pools.watch(service.health)
 
 

@@ -35,11 +35,13 @@ TheService = Annotated[Service, Depends(service_of)]
 
 @router.post("/v1/chat/completions", response_model=generation.Chat, responses=_EVENTS)
 async def chat(body: generation.ChatRequest, request: Request, response: Response) -> Any:
+    """Answers a conversation: the base with its active adapter, or the model that is named."""
     return await _reply(_CHAT, [body.question()], request, response, body)
 
 
 @router.post("/v1/completions", response_model=generation.Completion, responses=_EVENTS)
 async def completions(body: generation.CompletionRequest, request: Request, response: Response) -> Any:
+    """Continues a text, or each of several."""
     return await _reply(_TEXT, body.questions(), request, response, body)
 
 

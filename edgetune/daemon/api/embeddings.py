@@ -27,13 +27,15 @@ Tokens = Annotated[list[Whole], Field(min_length=1)]
 
 
 class EmbeddingRequest(Body):
+    """Texts to turn into vectors."""
+
     input: (str | Annotated[list[str], Field(min_length=1, max_length=TEXTS)] | Tokens
             | Annotated[list[Tokens], Field(min_length=1, max_length=TEXTS)]) = Field(
         description="A text, token ids, or a list of either.")
     model: str | None = Field(None, description="The base, or the file of --embeddings, which answers without a name.")
     encoding_format: Literal["float", "base64"] | None = Field(None, description="base64: of float32, the lowest byte "
                                                                "first.")
-    dimensions: Whole | None = Field(None, description="All that the model has: vectors are not cut.")
+    dimensions: Whole | None = Field(None, description="The width that the model has: vectors are not cut.")
     user: str | None = Field(None, description="Not used, nor kept.")
 
     def texts(self) -> list[Text]:
@@ -43,26 +45,32 @@ class EmbeddingRequest(Body):
 
 
 class Embedding(Answer):
+    """The vector of a text."""
+
     object: Literal["embedding"] = "embedding"
-    index: int
-    embedding: list[float] | str
+    index: int = Field(description="The text's place in the input, from 0.")
+    embedding: list[float] | str = Field(description="The vector: numbers, or base64.")
 
 
 class EmbeddingUsage(Answer):
-    prompt_tokens: int
-    total_tokens: int
+    """Tokens of all texts."""
+
+    prompt_tokens: int = Field(description="Tokens of all texts.")
+    total_tokens: int = Field(description="The same.")
 
 
 class EmbeddingList(Answer):
+    """The vectors."""
+
     object: Literal["list"] = "list"
-    data: list[Embedding]
-    model: str = Field(description="Whose vectors they are.")
-    usage: EmbeddingUsage
+    data: list[Embedding] = Field(description="A vector for each text, in their order.")
+    model: str = Field(description="The model that made them.")
+    usage: EmbeddingUsage = Field(description="What it took.")
 
 
 @router.post("/v1/embeddings", response_model=EmbeddingList)
 async def embeddings(body: EmbeddingRequest, request: Request, service: TheService) -> Any:
-    """Vectors of length 1: the mean of the model's hidden states, or what the file of --embeddings was trained for."""
+    """Returns a vector of length 1 for each text: the mean of the model's hidden states, or what --embeddings makes."""
     note_ignored(request, ["user"] if body.user is not None else [])
     model = body.model or ""
     check_dimensions(service, model, body.dimensions)

@@ -14,18 +14,19 @@ from ..kinds.tutor import PROMPTS
 from ..learning.items import FeedbackItem, Heading
 from ..learning.prompts import KeptPrompt
 from ..service import Service
-from . import schemas
+from . import feedback_bodies as bodies
 from .completions import TheService
 from .errors import JsonRoute
 from .fine_tuning import After, Limit, job_object, page
+from .schemas import Job
 
 router = APIRouter(route_class=JsonRoute)
-WHAT_IS_NEW = schemas.LearnRequest(all=False, prompts=False)  # of a request without a body
+WHAT_IS_NEW = bodies.LearnRequest(all=False, prompts=False)  # of a request without a body
 
 
-@router.post("/v1/feedback", response_model=schemas.FeedbackObject)
-def give_feedback(body: schemas.FeedbackRequest, request: Request, service: TheService) -> Any:
-    """Give feedback on an answer. Name the answer by completion_id, or its question by messages or prompt."""
+@router.post("/v1/feedback", response_model=bodies.FeedbackObject)
+def give_feedback(body: bodies.FeedbackRequest, request: Request, service: TheService) -> Any:
+    """Gives feedback on an answer. It waits to be learned, or is held out to evaluate what is learned."""
     given: dict[str, Any] = {"rating": body.rating, "correction": body.correction, "rejected": body.rejected,
                              "model": body.model or ""}
     if body.completion_id is not None:
@@ -44,27 +45,28 @@ def give_feedback(body: schemas.FeedbackRequest, request: Request, service: TheS
     return _heading(service.feedback.add(**given).heading)
 
 
-@router.get("/v1/feedback", response_model=schemas.FeedbackPage)
+@router.get("/v1/feedback", response_model=bodies.FeedbackPage)
 def list_feedback(service: TheService, after: After = None, limit: Limit = 100) -> Any:
-    """The newest first; of questions and answers the beginnings."""
+    """Lists feedback, the newest first, with the beginnings of questions and answers."""
     found = [_heading(heading) for heading in service.feedback.headings(after, limit + 1)]
     return {**page(found, limit), "counts": service.feedback.counts()}
 
 
-@router.get("/v1/feedback/{feedback_id}", response_model=schemas.WholeFeedback)
+@router.get("/v1/feedback/{feedback_id}", response_model=bodies.WholeFeedback)
 def get_feedback(feedback_id: str, service: TheService) -> Any:
+    """Returns a piece of feedback, whole."""
     return _whole(service.feedback.get(feedback_id))
 
 
-@router.patch("/v1/feedback/{feedback_id}", response_model=schemas.WholeFeedback)
-def edit_feedback(feedback_id: str, body: schemas.FeedbackEdit, service: TheService) -> Any:
-    """What should have been answered, in other words. It waits to be learned again."""
+@router.patch("/v1/feedback/{feedback_id}", response_model=bodies.WholeFeedback)
+def edit_feedback(feedback_id: str, body: bodies.FeedbackEdit, service: TheService) -> Any:
+    """Changes the correction, which then waits to be learned again."""
     return _whole(service.feedback.edit(feedback_id, body.correction))
 
 
-@router.delete("/v1/feedback/{feedback_id}", response_model=schemas.DeletedFeedback)
+@router.delete("/v1/feedback/{feedback_id}", response_model=bodies.DeletedFeedback)
 def delete_feedback(feedback_id: str, service: TheService) -> Any:
-    """The next training is without it."""
+    """Deletes a piece of feedback for good: the next job learns without it."""
     return {"id": feedback_id, "object": "feedback", "remains": service.feedback.delete(feedback_id)}
 
 
@@ -77,43 +79,44 @@ def _whole(item: FeedbackItem) -> dict[str, Any]:
     return {**_heading(item.heading), "rejected": item.rejected, "row": item.row}
 
 
-@router.post("/v1/learn", response_model=schemas.Job)
-def learn_now(service: TheService, body: schemas.LearnRequest = WHAT_IS_NEW) -> Any:
-    """Begin a job from the feedback so far, or from prompts."""
+@router.post("/v1/learn", response_model=Job)
+def learn_now(service: TheService, body: bodies.LearnRequest = WHAT_IS_NEW) -> Any:
+    """Begins a job that learns from feedback, or from kept prompts, now."""
     if body.all and body.prompts:
         raise UsageError("all and prompts are both given", "begin one after the other")
     return job_object(service.learner.begin(PROMPTS if body.prompts else ALL if body.all else NEW))
 
 
-@router.patch("/v1/learn", response_model=schemas.LearnState)
-def switch_learning(body: schemas.LearnSwitch, service: TheService) -> Any:
-    """The switch of all that the daemon learns by itself; it is remembered."""
+@router.patch("/v1/learn", response_model=bodies.LearnState)
+def switch_learning(body: bodies.LearnSwitch, service: TheService) -> Any:
+    """Switches off, or on again, all that the daemon learns by itself; a restart does not change it."""
     service.learner.switch(body.on)
     state = service.learner.state()
     return {"on": state["on"], "state": state["state"]}
 
 
-@router.get("/v1/prompts", response_model=schemas.PromptPage)
+@router.get("/v1/prompts", response_model=bodies.PromptPage)
 def list_prompts(service: TheService, after: After = None, limit: Limit = 100) -> Any:
-    """The newest first; of each the beginning."""
+    """Lists the kept prompts, the newest first, with their beginnings."""
     found = [_prompt(prompt) for prompt in service.prompts.list(after, limit + 1)]
     return {**page(found, limit), "counts": service.prompts.counts()}
 
 
-@router.get("/v1/prompts/{prompt_id}", response_model=schemas.WholePrompt)
+@router.get("/v1/prompts/{prompt_id}", response_model=bodies.WholePrompt)
 def get_prompt(prompt_id: str, service: TheService) -> Any:
+    """Returns a kept prompt, whole."""
     return _prompt(service.prompts.get(prompt_id))
 
 
-@router.delete("/v1/prompts", response_model=schemas.DeletedPrompts)
+@router.delete("/v1/prompts", response_model=bodies.DeletedPrompts)
 def delete_prompts(service: TheService) -> Any:
-    """All of them, for good."""
+    """Deletes all kept prompts for good."""
     return {"count": service.prompts.clear(), "remains": _remains(service)}
 
 
-@router.delete("/v1/prompts/{prompt_id}", response_model=schemas.DeletedFeedback)
+@router.delete("/v1/prompts/{prompt_id}", response_model=bodies.DeletedFeedback)
 def delete_prompt(prompt_id: str, service: TheService) -> Any:
-    """Deletes a prompt for good: no training that begins later asks it."""
+    """Deletes a kept prompt for good: no job that begins later asks it."""
     service.prompts.delete(prompt_id)
     return {"id": prompt_id, "object": "prompt", "remains": _remains(service)}
 

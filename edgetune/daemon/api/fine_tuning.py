@@ -18,12 +18,13 @@ from .completions import TheService
 from .errors import JsonRoute, about
 
 router = APIRouter(prefix="/v1/fine_tuning", route_class=JsonRoute)
-After = Annotated[str | None, Query(description="The id after which the page begins.")]
-Limit = Annotated[int, Query(ge=1, le=100)]
+After = Annotated[str | None, Query(description="The id after which the part begins.")]
+Limit = Annotated[int, Query(ge=1, le=100, description="Items of the part at most.")]
 
 
 @router.post("/jobs", response_model=schemas.Job)
 def create_job(body: schemas.JobRequest, service: TheService) -> Any:
+    """Begins a training on an uploaded file. It waits for the jobs before it."""
     options = body.options()
     if kind := options.get("method", {}).get("type"):
         with about(f"method.{kind}.grader"):
@@ -33,39 +34,43 @@ def create_job(body: schemas.JobRequest, service: TheService) -> Any:
 
 @router.get("/jobs", response_model=schemas.Page[schemas.Job])
 def list_jobs(service: TheService, after: After = None, limit: Limit = 20) -> Any:
+    """Lists jobs, the newest first."""
     return page([job_object(job) for job in service.jobs.list(after, limit + 1)], limit)
 
 
 @router.get("/jobs/{job}", response_model=schemas.Job)
 def get_job(job: str, service: TheService) -> Any:
+    """Returns a job, with its progress while it runs."""
     return job_object(service.jobs.get(job))
 
 
 @router.post("/jobs/{job}/cancel", response_model=schemas.Job)
 def cancel_job(job: str, service: TheService) -> Any:
+    """Ends a job without an adapter."""
     return job_object(service.jobs.cancel(job))
 
 
 @router.post("/jobs/{job}/pause", response_model=schemas.Job)
 def pause_job(job: str, service: TheService) -> Any:
-    """Saved and set aside until it is resumed; the next in the queue gets its turn."""
+    """Saves a job and sets it aside until it is resumed. The next one in the queue begins."""
     return job_object(service.jobs.pause(job))
 
 
 @router.post("/jobs/{job}/resume", response_model=schemas.Job)
 def resume_job(job: str, service: TheService) -> Any:
+    """Puts a paused job into the queue again. It continues where it was saved."""
     return job_object(service.jobs.resume(job))
 
 
 @router.get("/jobs/{job}/events", response_model=schemas.Page[schemas.JobEvent])
 def list_events(job: str, service: TheService, after: After = None, limit: Limit = 20) -> Any:
-    """The latest first, as in OpenAI's API."""
+    """Lists what happened in a job, the latest first."""
     return page(service.jobs.events(job, after, limit + 1), limit)
 
 
 @router.get("/jobs/{job}/checkpoints", response_model=schemas.Page[schemas.Checkpoint])
 def list_checkpoints(job: str, service: TheService, after: After = None, limit: Limit = 10) -> Any:
-    """Measurements of the held-out loss; the best one becomes the adapter."""
+    """Lists measurements of the held-out loss, the latest first. The best one becomes the adapter."""
     return page(service.jobs.checkpoints(job, after, limit + 1), limit)
 
 
@@ -103,7 +108,7 @@ def _multiplier(job: Any, objective: Objective) -> float:
 
 @router.post("/alpha/graders/validate", response_model=schemas.ValidGrader)
 def validate_grader(body: schemas.GraderRequest, service: TheService) -> Any:
-    """The grader, if it is one that can be used here; a score_model can be run, and is refused for training."""
+    """Checks a grader. A score_model can be run here, and is refused for training."""
     with about("grader"):
         service.grading.read(body.grader)
     return {"grader": body.grader}
@@ -111,7 +116,7 @@ def validate_grader(body: schemas.GraderRequest, service: TheService) -> Any:
 
 @router.post("/alpha/graders/run", response_model=schemas.GradeObject)
 def run_grader(body: schemas.GradeRequest, service: TheService) -> Any:
-    """Returns the reward of an answer. A score_model is the base itself."""
+    """Grades one answer. A score_model asks the base itself."""
     with about("grader"):
         grader = service.grading.read(body.grader)
     with about("item"):

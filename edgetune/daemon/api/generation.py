@@ -8,7 +8,7 @@ from pydantic import BaseModel, ConfigDict, Field
 
 from ...errors import UsageError
 from ...serving.question import Question
-from .shapes import Answer, Body, Whole
+from .shapes import Answer, Body, Id, Time, Whole
 
 OPTIONS = ("max_tokens", "temperature", "top_p", "top_k", "min_p", "seed", "stop", "frequency_penalty",
            "presence_penalty", "repeat_penalty", "repeat_last_n")
@@ -16,20 +16,37 @@ IGNORED = ("user", "metadata", "service_tier", "safety_identifier", "prompt_cach
            "prompt_cache_retention", "prediction", "cache_prompt", "parallel_tool_calls")
 
 
+STOP = "The answer ends before such a text."
+FREQUENCY = "Lowers a token's logit by this for each time that the last repeat_last_n tokens have it, as in llama.cpp."
+PRESENCE = "Lowers a token's logit by this if the last repeat_last_n tokens have it."
+REPEAT_PENALTY = "Makes tokens of the last repeat_last_n less probable by this factor; 1: not."
+REPEAT_LAST_N = "Tokens of prompt and answer that the penalties look at; -1: all."
+NOT_USED = "Not used, nor kept."
+ANSWERED = "The model that answered: the base or an adapter."
+FINISH = "stop: it is whole; length: max_tokens were made; tool_calls: it calls tools."
+
+
 class StreamOptions(Body):
-    include_usage: bool | None = None
-    include_obfuscation: bool | None = None
+    """Options of a stream."""
+
+    include_usage: bool | None = Field(None, description="true: the last event has usage.")
+    include_obfuscation: bool | None = Field(None, description=NOT_USED)
 
 
 class JsonSchema(Body):
-    name: str | None = None
-    description: str | None = None
-    schema_: dict[str, Any] | bool | None = Field(None, alias="schema")
+    """A schema for answers."""
+
+    name: str | None = Field(None, description=NOT_USED)
+    description: str | None = Field(None, description=NOT_USED)
+    schema_: dict[str, Any] | bool | None = Field(None, alias="schema", description="The JSON schema.")
     strict: bool | None = Field(None, description="Answers obey the schema in any case.")
 
 
 class ResponseFormat(Body):
-    type: Literal["text", "json_object", "json_schema"]
+    """The form of the answer, which a grammar enforces."""
+
+    type: Literal["text", "json_object", "json_schema"] = Field(description="text: any, also where the adapter has a "
+                                                                "schema of its rows.")
     json_schema: JsonSchema | None = Field(None, description="With type json_schema.")
     schema_: dict[str, Any] | None = Field(None, alias="schema", description="llama-server's place of it, with type "
                                            "json_object.")
@@ -49,11 +66,12 @@ class ResponseFormat(Body):
 class Sampled(Body):
     """The options of sampling that all of OpenAI's APIs have here."""
 
-    temperature: float | None = Field(None, description="0: always the likeliest token, which is the default.")
-    top_p: float | None = None
-    top_k: Whole | None = None
-    min_p: float | None = None
-    seed: Whole | None = None
+    temperature: float | None = Field(None, description="0: always the most probable token [0].")
+    top_p: float | None = Field(None, description="Sample among the most probable tokens of this share [0.95].")
+    top_k: Whole | None = Field(None, description="Sample among this number of the most probable tokens; 0: all [40].")
+    min_p: float | None = Field(None, description="Leave out tokens below this share of the most probable one [0.05].")
+    seed: Whole | None = Field(None, description="The same seed gives the same answer, whatever else is requested "
+                                                 "[random].")
 
 
 class Generation(Sampled):
@@ -61,32 +79,30 @@ class Generation(Sampled):
 
     model: str | None = Field(None, description="The base, an adapter, or NAME:latest: the base with the active "
                               "adapter, as without.")
-    max_tokens: Whole | None = Field(None, description="Tokens of the answer at most.")
-    stop: str | Annotated[list[str], Field(max_length=16)] | None = Field(None, description="The answer ends before "
-                                                                          "such a text.")
-    frequency_penalty: float | None = Field(None, description="Of the last repeat_last_n tokens of prompt and answer, "
-                                            "as in llama.cpp.")
-    presence_penalty: float | None = None
-    repeat_penalty: float | None = None
-    repeat_last_n: Whole | None = None
+    max_tokens: Whole | None = Field(None, description="Tokens of the answer at most [256].")
+    stop: str | Annotated[list[str], Field(max_length=16)] | None = Field(None, description=STOP)
+    frequency_penalty: float | None = Field(None, description=FREQUENCY)
+    presence_penalty: float | None = Field(None, description=PRESENCE)
+    repeat_penalty: float | None = Field(None, description=REPEAT_PENALTY)
+    repeat_last_n: Whole | None = Field(None, description=REPEAT_LAST_N)
     logit_bias: dict[str, float] | None = Field(None, description="Token id -> what is added to its logit.")
     n: Annotated[Whole, Field(ge=1, le=128)] | None = Field(None, description="Number of answers.")
-    response_format: ResponseFormat | None = None
+    response_format: ResponseFormat | None = Field(None, description="The form of the answer.")
     json_schema: dict[str, Any] | None = Field(None, description="llama-server's place of the answers' schema.")
     grammar: str | None = Field(None, description="A grammar in GBNF that answers obey.")
-    stream: bool | None = None
-    stream_options: StreamOptions | None = None
+    stream: bool | None = Field(None, description="true: server-sent events of the answer's pieces, while it is made.")
+    stream_options: StreamOptions | None = Field(None, description="Options of a stream.")
     store: bool | None = Field(None, description="false: the prompt is never kept, also where the daemon keeps some "
                                "(--keep-prompts).")
     # taken, without effect
-    user: str | None = Field(None, description="Not used, nor kept; so are those that follow.")
-    metadata: dict[str, Any] | None = None
-    service_tier: str | None = None
-    safety_identifier: str | None = None
-    prompt_cache_key: str | None = None
-    prompt_cache_retention: str | None = None
-    prediction: dict[str, Any] | None = None
-    cache_prompt: bool | None = None
+    user: str | None = Field(None, description=NOT_USED)
+    metadata: dict[str, Any] | None = Field(None, description=NOT_USED)
+    service_tier: str | None = Field(None, description=NOT_USED)
+    safety_identifier: str | None = Field(None, description=NOT_USED)
+    prompt_cache_key: str | None = Field(None, description=NOT_USED)
+    prompt_cache_retention: str | None = Field(None, description=NOT_USED)
+    prediction: dict[str, Any] | None = Field(None, description=NOT_USED)
+    cache_prompt: bool | None = Field(None, description=NOT_USED)
 
     def ignored(self) -> list[str]:
         """The options that are given and have no effect."""
@@ -117,11 +133,11 @@ def _token(key: str) -> int:
 
 
 class ChatMessage(BaseModel):
-    """A message as in OpenAI's API; other keys are for the model's chat template."""
+    """A message as in OpenAI's API. Its other keys are for the model's chat template."""
 
     model_config = ConfigDict(strict=True, extra="allow")
-    role: Literal["system", "developer", "user", "assistant", "tool"]
-    content: str | list[dict[str, Any]] | None = None
+    role: Literal["system", "developer", "user", "assistant", "tool"] = Field(description="Who says it.")
+    content: str | list[dict[str, Any]] | None = Field(None, description="Text, or parts of type text.")
 
     def plain(self) -> dict[str, Any]:
         """The message for the template, which has no role developer: OpenAI's newer name of system."""
@@ -129,40 +145,46 @@ class ChatMessage(BaseModel):
 
 
 class ToolFunction(BaseModel):
-    """What else it has is for the model's chat template."""
+    """A function that the model may call. Its other keys are for the model's chat template."""
 
     model_config = ConfigDict(strict=True, extra="allow")
-    name: str = Field(min_length=1, max_length=128)
-    description: str | None = None
+    name: str = Field(min_length=1, max_length=128, description="Its name.")
+    description: str | None = Field(None, description="What it does, for the model.")
     parameters: dict[str, Any] | None = Field(None, description="A JSON schema of its arguments.")
 
 
 class Tool(BaseModel):
+    """A tool that the model may call."""
+
     model_config = ConfigDict(strict=True, extra="allow")
     type: Literal["function"]
-    function: ToolFunction
+    function: ToolFunction = Field(description="The function.")
 
 
 class NamedFunction(Body):
-    name: str
+    """The name of a function."""
+
+    name: str = Field(description="Its name.")
 
 
 class ToolChoice(Body):
+    """The function that must be called."""
+
     type: Literal["function"]
-    function: NamedFunction
+    function: NamedFunction = Field(description="Its name.")
 
 
 class ChatRequest(Generation):
-    messages: list[ChatMessage] = Field(min_length=1)
+    messages: list[ChatMessage] = Field(min_length=1, description="The conversation, of text.")
     tools: list[Tool] | None = Field(None, description="Shown to the model by its chat template.")
     tool_choice: Literal["auto", "none", "required"] | ToolChoice | None = Field(
         None, description="required, or a function: the answer is a call, whose arguments obey the function's schema.")
     max_completion_tokens: Whole | None = Field(None, description="The newer name of max_tokens.")
-    logprobs: bool | None = None
-    top_logprobs: Annotated[Whole, Field(ge=0, le=20)] | None = Field(None, description="With logprobs: of this many "
-                                                                      "tokens.")
-    modalities: list[Literal["text"]] | None = None
-    parallel_tool_calls: bool | None = Field(None, description="Not used.")
+    logprobs: bool | None = Field(None, description="true: the log-probability of each token.")
+    top_logprobs: Annotated[Whole, Field(ge=0, le=20)] | None = Field(None, description="With logprobs: those of this "
+                                                                      "many most probable tokens, too.")
+    modalities: list[Literal["text"]] | None = Field(None, description="text alone.")
+    parallel_tool_calls: bool | None = Field(None, description=NOT_USED)
 
     def options(self) -> dict[str, Any]:
         newer = {} if self.max_completion_tokens is None else {"max_tokens": self.max_completion_tokens}
@@ -184,10 +206,10 @@ class CompletionRequest(Generation):
                                                                       "them.")
     logprobs: Annotated[Whole, Field(ge=0, le=20)] | None = Field(None, description="For each token its "
                                                                   "log-probability, and those of this many tokens.")
-    best_of: Annotated[Whole, Field(ge=1, le=1)] | None = None
+    best_of: Annotated[Whole, Field(ge=1, le=1)] | None = Field(None, description="1 alone.")
     echo: bool | None = Field(None, description="The text begins with the prompt. With logprobs its tokens have some, "
                               "but for the first. max_tokens may be 0.")
-    suffix: Annotated[str, Field(max_length=0)] | None = None
+    suffix: Annotated[str, Field(max_length=0)] | None = Field(None, description="An empty text alone.")
 
     def questions(self) -> list[Question]:
         shared = self.shared()
@@ -197,87 +219,113 @@ class CompletionRequest(Generation):
 
 
 class Usage(Answer):
-    prompt_tokens: int
-    completion_tokens: int
-    total_tokens: int
+    """Tokens of a request and its answers."""
+
+    prompt_tokens: int = Field(description="Tokens of the prompts.")
+    completion_tokens: int = Field(description="Tokens of the answers.")
+    total_tokens: int = Field(description="Their sum.")
 
 
 class CalledFunction(Answer):
-    name: str
+    """A function that the model called."""
+
+    name: str = Field(description="Its name.")
     arguments: str = Field(description="JSON, as the model wrote it.")
 
 
 class ToolCall(Answer):
-    id: str
+    """A call of a tool."""
+
+    id: Id
     type: Literal["function"] = "function"
-    function: CalledFunction
+    function: CalledFunction = Field(description="The function and its arguments.")
 
 
 class SaidMessage(Answer):
+    """The assistant's message."""
+
     role: Literal["assistant"] = "assistant"
-    content: str | None
-    tool_calls: list[ToolCall] | None = None
+    content: str | None = Field(description="The text; null: only tools are called.")
+    tool_calls: list[ToolCall] | None = Field(None, description="Calls of tools.")
     refusal: None = None
 
 
 class Likely(Answer):
-    token: str
-    logprob: float
-    bytes: list[int]
+    """A token and how probable it was."""
+
+    token: str = Field(description="Its text.")
+    logprob: float = Field(description="The natural logarithm of its probability.")
+    bytes: list[int] = Field(description="Its text as UTF-8.")
 
 
 class TokenLogprobs(Likely):
-    top_logprobs: list[Likely]
+    """A token of the answer, and the most probable ones in its place."""
+
+    top_logprobs: list[Likely] = Field(description="top_logprobs of them, the most probable first.")
 
 
 class ChatLogprobs(Answer):
-    content: list[TokenLogprobs]
+    """Log-probabilities of an answer."""
+
+    content: list[TokenLogprobs] = Field(description="Of each token.")
     refusal: None = None
 
 
 class ChatChoice(Answer):
-    index: int = 0
-    message: SaidMessage
-    logprobs: ChatLogprobs | None = None
-    finish_reason: Literal["stop", "length", "tool_calls"]
+    """One of the answers."""
+
+    index: int = Field(0, description="Which of n, from 0.")
+    message: SaidMessage = Field(description="The answer.")
+    logprobs: ChatLogprobs | None = Field(None, description="Log-probabilities, if they were asked for.")
+    finish_reason: Literal["stop", "length", "tool_calls"] = Field(description=FINISH)
 
 
 class Origin(Answer):
+    """The source of an answer that is not the model's."""
+
     model_config = ConfigDict(extra="allow")  # a source may name more
 
-    source: str = Field(description="Who answered in place of the model: recall.")
+    source: str = Field(description="recall: a correction of the same question, word for word.")
     recalled: str | None = Field(None, description="The feedback that the answer is from, where recall answered.")
 
 
 class Chat(Answer):
-    id: str
+    """Answers to a conversation."""
+
+    id: str = Field(description="Its id, for feedback.")
     object: Literal["chat.completion"] = "chat.completion"
-    created: int
-    model: str = Field(description="Who answered: the base or an adapter.")
-    choices: list[ChatChoice]
-    usage: Usage
-    edgetune: Origin | None = Field(None, description="Who answered, where the model did not.")
+    created: Time
+    model: str = Field(description=ANSWERED)
+    choices: list[ChatChoice] = Field(description="n answers.")
+    usage: Usage = Field(description="What they took.")
+    edgetune: Origin | None = Field(None, description="Present if the model did not answer: who did.")
 
 
 class CompletionLogprobs(Answer):
-    tokens: list[str]
-    token_logprobs: list[float | None]
-    top_logprobs: list[dict[str, float] | None] | None
-    text_offset: list[int]
+    """Log-probabilities of a text."""
+
+    tokens: list[str] = Field(description="The texts of its tokens.")
+    token_logprobs: list[float | None] = Field(description="The log-probability of each; null: of the first one.")
+    top_logprobs: list[dict[str, float] | None] | None = Field(description="The most probable tokens in each place.")
+    text_offset: list[int] = Field(description="The character at which each token begins.")
 
 
 class CompletionChoice(Answer):
-    index: int = 0
-    text: str
-    logprobs: CompletionLogprobs | None = None
-    finish_reason: Literal["stop", "length"]
+    """One of the continuations."""
+
+    index: int = Field(0, description="Which of all, from 0: n of the first prompt, then of the next.")
+    text: str = Field(description="The continuation.")
+    logprobs: CompletionLogprobs | None = Field(None, description="Log-probabilities, if they were asked for.")
+    finish_reason: Literal["stop", "length"] = Field(description=FINISH)
 
 
 class Completion(Answer):
-    id: str
+    """Continuations of texts."""
+
+    id: str = Field(description="Its id, for feedback.")
     object: Literal["text_completion"] = "text_completion"
-    created: int
-    model: str = Field(description="Who answered: the base or an adapter.")
-    choices: list[CompletionChoice]
-    usage: Usage
-    edgetune: Origin | None = Field(None, description="Who answered, where the model did not.")
+    created: Time
+    model: str = Field(description=ANSWERED)
+    choices: list[CompletionChoice] = Field(description="n continuations of each prompt.")
+    usage: Usage = Field(description="What they took.")
+    edgetune: Origin | None = Field(None, description="Present if the model did not answer: who did.")

@@ -49,19 +49,19 @@ router = APIRouter(route_class=AnyTypeRoute, responses=ERRORS)
 
 @router.post("/api/chat", response_model=ChatAnswer, response_model_exclude_none=True, responses=_STREAM)
 async def ollama_chat(body: ChatBody, request: Request, response: Response, service: TheService) -> Any:
-    """The assistant's next message."""
+    """Answers a conversation, as Ollama does."""
     return await _reply(body, request, response, service, _message)
 
 
 @router.post("/api/generate", response_model=GenerateAnswer, response_model_exclude_none=True, responses=_STREAM)
 async def ollama_generate(body: GenerateBody, request: Request, response: Response, service: TheService) -> Any:
-    """The answer to a prompt in the model's chat template or, raw, its continuation."""
+    """Answers a prompt in the model's chat template or, raw, continues it."""
     return await _reply(body, request, response, service, lambda text, _calls: {"response": text})
 
 
 @router.post("/api/embed", response_model=EmbedAnswer)
 async def ollama_embed(body: EmbedBody, request: Request, service: TheService) -> Any:
-    """Vectors of length 1, as /v1/embeddings has them."""
+    """Returns a vector of length 1 for each text, as /v1/embeddings does."""
     times = _Times()
     note_ignored(request, body.ignored())
     model = named(service, body.model)

@@ -12,8 +12,8 @@ from ...errors import UsageError
 from ...serving.question import Question
 from ..service import LATEST, Service
 from .embeddings import TEXTS
-from .generation import Sampled, Tool
-from .shapes import Answer, Body, Whole
+from .generation import FREQUENCY, PRESENCE, REPEAT_LAST_N, REPEAT_PENALTY, STOP, Sampled, Tool
+from .shapes import Answer, AsGiven, Body, Whole
 
 BASE = ":base"  # the tag of the base alone: in Ollama a name without a tag means :latest
 NEUTRAL = {"mirostat": 0, "tfs_z": 1, "typical_p": 1, "penalize_newline": False, "embedding_only": False}
@@ -27,6 +27,8 @@ UNUSED = {
 
 
 class PlainError(Answer):
+    """The body of an answer of /api/ with a status from 400 on."""
+
     error: str = Field(description="What was wrong with which value, the limit, and what to do.")
 
 
@@ -44,11 +46,11 @@ class Options(_unsupported(), Sampled):  # type: ignore[misc]
 
     num_predict: Whole | None = Field(None, description="Tokens of the answer at most; -1 or -2: what the context "
                                                         "holds.")
-    stop: str | list[str] | None = None
-    repeat_penalty: float | None = None
-    repeat_last_n: Whole | None = None
-    presence_penalty: float | None = None
-    frequency_penalty: float | None = None
+    stop: str | list[str] | None = Field(None, description=STOP)
+    repeat_penalty: float | None = Field(None, description=REPEAT_PENALTY)
+    repeat_last_n: Whole | None = Field(None, description=REPEAT_LAST_N)
+    presence_penalty: float | None = Field(None, description=PRESENCE)
+    frequency_penalty: float | None = Field(None, description=FREQUENCY)
 
     def here(self, context: int) -> dict[str, Any]:
         """The options as Question.options has them. context: tokens of the longest answer. Raises UsageError."""
@@ -70,11 +72,11 @@ def _given(body: _Request | EmbedBody, unused: Container[str]) -> list[str]:
 class _Request(Body):
     model: str = Field(min_length=1, description="A name of /api/tags; without a tag :latest is meant, NAME:base is "
                                                  "the base alone.")
-    stream: bool | None = Field(None, description="Lines of JSON while the answer is made, which is the default.")
+    stream: bool | None = Field(None, description="true, the default: lines of JSON while the answer is made.")
     format: Literal["", "json"] | dict[str, Any] | None = Field(None, description="json, or a JSON schema that the "
                                                                                   "answer obeys.")
-    options: Options | None = None
-    think: bool | str | None = Field(None, description="false alone: this daemon tells thoughts from answers nowhere.")
+    options: Options | None = Field(None, description="Sampling and the length of the answer.")
+    think: bool | str | None = Field(None, description="false alone: thoughts and answers are not told apart.")
     keep_alive: float | str | None = Field(None, description=NOT_USED + "the model stays loaded.")
     logprobs: bool | None = Field(None, description="false alone.")
     top_logprobs: Whole | None = Field(None, description="0 alone.")
@@ -98,26 +100,30 @@ class _Request(Body):
 
 
 class CalledFunction(BaseModel):
+    """The tool that a call names."""
+
     model_config = ConfigDict(strict=True, extra="allow")
-    name: str
-    arguments: dict[str, Any] = Field(default_factory=dict)
+    name: str = Field(description="The tool.")
+    arguments: dict[str, Any] = Field(default_factory=dict, description="Its arguments.")
 
 
 class ToolCall(BaseModel):
+    """A call of a tool."""
+
     model_config = ConfigDict(strict=True, extra="allow")
-    function: CalledFunction
+    function: CalledFunction = Field(description="The tool and its arguments.")
 
 
 class Message(BaseModel):
-    """What else it has is for the model's chat template."""
+    """A message. Its other keys are for the model's chat template."""
 
     model_config = ConfigDict(strict=True, extra="allow")
-    role: Literal["system", "developer", "user", "assistant", "tool"]
-    content: str | None = None
+    role: Literal["system", "developer", "user", "assistant", "tool"] = Field(description="Who says it.")
+    content: str | None = Field(None, description="The text.")
     thinking: str | None = Field(None, description=NOT_USED + "thoughts of earlier turns are not shown to the model.")
     images: list[Any] | None = Field(None, max_length=0, description="None: the model reads text.")
-    tool_calls: list[ToolCall] | None = None
-    tool_name: str | None = None
+    tool_calls: list[ToolCall] | None = Field(None, description="The assistant's calls of tools.")
+    tool_name: str | None = Field(None, description="The tool that a message of role tool is from.")
 
     def plain(self) -> dict[str, Any]:
         """The message in OpenAI's shape."""
@@ -133,7 +139,7 @@ class Message(BaseModel):
 
 
 class ChatBody(_Request):
-    messages: list[Message] | None = Field(None, description="None: nothing is answered, the model is loaded anyway.")
+    messages: list[Message] | None = Field(None, description="The conversation; without it nothing is answered.")
     tools: list[Tool] | None = Field(None, description="Shown to the model by its chat template.")
 
     @property
@@ -147,9 +153,9 @@ class ChatBody(_Request):
 
 
 class GenerateBody(_Request):
-    prompt: str | None = None
-    system: str | None = None
-    raw: bool | None = Field(None, description="Continue the prompt as it is, without the chat template.")
+    prompt: str | None = Field(None, description="A user's message; without it nothing is answered.")
+    system: str | None = Field(None, description="The system message.")
+    raw: bool | None = Field(None, description="true: continue the prompt as it is, without the chat template.")
     suffix: str | None = Field(None, max_length=0, description="None: text is not filled in.")
     template: str | None = Field(None, max_length=0, description="None: the model's own is used.")
     context: list[Whole] | None = Field(None, max_length=0, description="None: /api/chat takes earlier turns.")
@@ -173,7 +179,7 @@ class EmbedBody(Body):
         description="A text, or a list of them; where there is none the answer has no vectors.")
     truncate: bool | None = Field(None, description="Cut a text that is too long, which is the default; false: refuse "
                                                     "it.")
-    dimensions: Whole | None = Field(None, description="All that the model has: vectors are not cut.")
+    dimensions: Whole | None = Field(None, description="The width that the model has: vectors are not cut.")
     options: Options | None = Field(None, description=NOT_USED + "none of them changes a vector.")
     keep_alive: float | str | None = Field(None, description=NOT_USED + "the model stays loaded.")
 
@@ -183,46 +189,50 @@ class EmbedBody(Body):
 
 
 class EmbedAnswer(Answer):
-    """Durations are in nanoseconds."""
+    """The vectors of texts."""
 
-    model: str
-    embeddings: list[list[float]]
-    total_duration: int
-    load_duration: int = 0
-    prompt_eval_count: int
+    model: str = Field(description=AsGiven)
+    embeddings: list[list[float]] = Field(description="A vector for each text, in their order.")
+    total_duration: int = Field(description="Nanoseconds.")
+    load_duration: int = Field(0, description="Always 0: the model is loaded.")
+    prompt_eval_count: int = Field(description="Tokens of all texts.")
 
 
 class Timed(Answer):
-    """What every response has; counts and durations, in nanoseconds, come with the last one."""
+    """An answer, or a piece of it. Counts and durations, in nanoseconds, come with the last piece."""
 
-    model: str
-    created_at: str
-    done: bool
-    done_reason: Literal["stop", "length", "load", "unload"] | None = None
-    total_duration: int | None = None
-    load_duration: int | None = None
-    prompt_eval_count: int | None = None
-    prompt_eval_duration: int | None = None
-    eval_count: int | None = None
-    eval_duration: int | None = None
+    model: str = Field(description=AsGiven)
+    created_at: str = Field(description="When it was made (RFC 3339).")
+    done: bool = Field(description="Whether it is the last piece.")
+    done_reason: Literal["stop", "length", "load", "unload"] | None = Field(None, description="Why it ended.")
+    total_duration: int | None = Field(None, description="From the request to the end.")
+    load_duration: int | None = Field(None, description="Always 0: the model is loaded.")
+    prompt_eval_count: int | None = Field(None, description="Tokens of the prompt.")
+    prompt_eval_duration: int | None = Field(None, description="From the request to the first token.")
+    eval_count: int | None = Field(None, description="Tokens of the answer.")
+    eval_duration: int | None = Field(None, description="From the first token to the end.")
 
 
 class SaidCall(Answer):
-    function: CalledFunction
+    """A call of a tool."""
+
+    function: CalledFunction = Field(description="The tool and its arguments.")
 
 
 class SaidMessage(Answer):
+    """The assistant's message."""
+
     role: Literal["assistant"] = "assistant"
-    content: str
-    tool_calls: list[SaidCall] | None = None
+    content: str = Field(description="The text.")
+    tool_calls: list[SaidCall] | None = Field(None, description="Calls of tools.")
 
 
 class ChatAnswer(Timed):
-    message: SaidMessage
+    message: SaidMessage = Field(description="The message, or a piece of it.")
 
 
 class GenerateAnswer(Timed):
-    response: str
+    response: str = Field(description="The text, or a piece of it.")
 
 
 def named(service: Service, model: str) -> str:

@@ -28,68 +28,82 @@ router = APIRouter(route_class=AnyTypeRoute, responses=ERRORS)
 
 
 class Details(Answer):
-    parent_model: str
-    format: str = "gguf"
-    family: str
-    families: list[str]
-    parameter_size: str
-    quantization_level: str
+    """What a model is made of."""
+
+    parent_model: str = Field(description="The base of an adapter, NAME:base; else empty.")
+    format: str = Field("gguf", description="The format of its file.")
+    family: str = Field(description="Its architecture, such as llama.")
+    families: list[str] = Field(description="The same, in a list.")
+    parameter_size: str = Field(description="Its parameters, such as 134.52M.")
+    quantization_level: str = Field(description="The format of most of its weights, such as Q4_1.")
 
 
 class Tag(Answer):
-    name: str
-    model: str
-    modified_at: str
-    size: int
-    digest: str
-    details: Details
+    """A model of the list."""
+
+    name: str = Field(description="Its name with a tag.")
+    model: str = Field(description="The same.")
+    modified_at: str = Field(description="When its file changed, or the adapter was made (RFC 3339).")
+    size: int = Field(description="Bytes of the model's file.")
+    digest: str = Field(description="The base's SHA-256; of an adapter a hash of that and its name.")
+    details: Details = Field(description="What it is made of.")
 
 
 class Tags(Answer):
-    models: list[Tag]
+    """The models."""
+
+    models: list[Tag] = Field(description="All that answer.")
 
 
 class Loaded(Tag):
-    expires_at: str = FOREVER
-    size_vram: int = 0
-    context_length: int
+    """A model that is loaded."""
+
+    expires_at: str = Field(FOREVER, description="When it will be unloaded: never.")
+    size_vram: int = Field(0, description="Always 0: a CPU answers.")
+    context_length: int = Field(description="Tokens of prompt and answer at most.")
 
 
 class Processes(Answer):
-    models: list[Loaded]
+    """The models that are loaded."""
+
+    models: list[Loaded] = Field(description="All that answer.")
 
 
 class ShowBody(Body):
-    model: str | None = None
+    """The model to show."""
+
+    model: str | None = Field(None, description="A name of /api/tags.")
     name: str | None = Field(None, description="The older name of model.")
-    verbose: bool | None = Field(None, description="Also the lists of the file's metadata that are not its vocabulary.")
+    verbose: bool | None = Field(None, description="true: also lists of the file's metadata, not its vocabulary.")
 
 
 class Shown(Answer):
-    modelfile: str
-    parameters: str
-    template: str
-    details: Details
-    model_info: dict[str, Any]
-    capabilities: list[str]
-    modified_at: str
+    """A model."""
+
+    modelfile: str = Field(description="FROM and the base's name.")
+    parameters: str = Field(description="Sampling by default: temperature 0.")
+    template: str = Field(description="Its chat template.")
+    details: Details = Field(description="What it is made of.")
+    model_info: dict[str, Any] = Field(description="The file's metadata.")
+    capabilities: list[str] = Field(description="completion, tools, embedding.")
+    modified_at: str = Field(description="When its file changed, or the adapter was made (RFC 3339).")
 
 
 @router.get("/api/version", response_model=dict[str, str])
 def ollama_version() -> Any:
-    """The version of Ollama whose calls these are."""
+    """Returns the version of Ollama whose calls these are."""
     return {"version": SPOKEN}
 
 
 @router.get("/api/tags", response_model=Tags)
 def ollama_tags(service: TheService) -> Any:
-    """Lists NAME:latest with the active adapter, NAME:base without, every adapter, and what makes vectors."""
+    """Lists NAME:latest with the active adapter, NAME:base without, every adapter, and the model of --embeddings."""
     return {"models": _tags(service)}
 
 
 @router.get("/api/ps", response_model=Processes)
 def ollama_ps(service: TheService) -> Any:
-    """All of them: they stay loaded."""
+    """Lists the same models: all of them stay loaded."""
     tags = _tags(service)
     for tag in tags:
         encoder = _encoder(service, tag["name"])
@@ -99,7 +113,7 @@ def ollama_ps(service: TheService) -> Any:
 
 @router.post("/api/show", response_model=Shown)
 def ollama_show(body: ShowBody, service: TheService) -> Any:
-    """What one is: its chat template, what it can do, and the file's metadata."""
+    """Returns a model's chat template, what it can do, and the file's metadata."""
     asked = body.model or body.name or ""
     name = named(service, asked)
     encoder = _encoder(service, name)

@@ -24,7 +24,7 @@ router = APIRouter(route_class=JsonRoute)
 
 @router.get("/", response_class=Response, responses=of_type("text/html"))
 async def show_page() -> Response:
-    """The page, which loads nothing else."""
+    """Returns the daemon's page for browsers, which loads nothing else."""
     html, policy = _page()
     return HTMLResponse(html, headers={"Content-Security-Policy": policy})
 

@@ -24,7 +24,7 @@ Fields = dict[str, Any]
 
 @router.post("/v1/responses", response_model=ResponseObject, responses=_EVENTS)
 async def responses(body: ResponseRequest, request: Request, response: Response) -> Any:
-    """An answer to text or to the items of a conversation; calls of tools are items of its output."""
+    """Answers a text, or the items of a conversation. Calls of tools are items of its output."""
     note_ignored(request, body.ignored())
     asked = await Asked.begin([body.question()], request, "resp_")
     if body.stream:

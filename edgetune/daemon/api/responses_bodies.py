@@ -11,21 +11,22 @@ from ...errors import UsageError
 from ...serving.question import Question
 from .generation import Sampled
 from .schemas import Metadata
-from .shapes import Answer, Body, Whole
+from .shapes import Answer, AsGiven, Body, Id, Time, Whole
 
 NOT_USED = "Taken and not used: "
+STATUS = "incomplete: max_output_tokens were made."
 IGNORED = ("user", "safety_identifier", "prompt_cache_key", "stream_options")
 PARTS = ("input_text", "output_text", "text")
 ROLES = ("system", "developer", "user", "assistant")
 
 
 class FunctionTool(BaseModel):
-    """What else it has is not used."""
+    """A function that the model may call. Its other keys are not used."""
 
     model_config = ConfigDict(strict=True, extra="allow")
     type: Literal["function"]
-    name: str = Field(min_length=1, max_length=128)
-    description: str | None = None
+    name: str = Field(min_length=1, max_length=128, description="Its name.")
+    description: str | None = Field(None, description="What it does, for the model.")
     parameters: dict[str, Any] | None = Field(None, description="A JSON schema of its arguments.")
     strict: bool | None = Field(None, description=NOT_USED + "a call that must be obeys the schema anyway.")
 
@@ -36,43 +37,53 @@ class FunctionTool(BaseModel):
 
 
 class ChosenFunction(Body):
+    """The function that must be called."""
+
     type: Literal["function"]
-    name: str
+    name: str = Field(description="Its name.")
 
 
 class JsonSchemaFormat(Body):
+    """A schema that the answer obeys."""
+
     model_config = ConfigDict(serialize_by_alias=True)
     type: Literal["json_schema"]
-    name: str
-    json_schema: dict[str, Any] = Field(alias="schema")
+    name: str = Field(description=NOT_USED + "the model is not told.")
+    json_schema: dict[str, Any] = Field(alias="schema", description="The JSON schema.")
     description: str | None = Field(None, description=NOT_USED + "the model is not told.")
     strict: bool | None = Field(None, description=NOT_USED + "the answer obeys the schema anyway.")
 
 
 class OtherFormat(Body):
-    type: Literal["text", "json_object"]
+    """Text, or any JSON object."""
+
+    type: Literal["text", "json_object"] = Field(description="The form.")
 
 
 class TextOptions(Body):
-    format: OtherFormat | JsonSchemaFormat | None = None
+    """Options of the answer's text."""
+
+    format: OtherFormat | JsonSchemaFormat | None = Field(None, description="The form of the answer.")
     verbosity: Literal["medium"] | None = Field(None, description="medium alone, which clients send.")
 
 
 class ResponseStream(Body):
+    """Options of a stream."""
+
     include_obfuscation: bool | None = Field(None, description=NOT_USED + "events are not padded.")
 
 
 class Item(BaseModel):
-    """A message, a function_call or a function_call_output. What else it has is not used."""
+    """A message, a function_call or a function_call_output. Its other keys are not used."""
 
     model_config = ConfigDict(strict=True, extra="allow")
-    type: str = "message"
-    role: str | None = None
-    content: str | list[dict[str, Any]] | None = None
-    call_id: str | None = None
-    name: str | None = None
-    arguments: str | None = None
-    output: str | list[dict[str, Any]] | None = None
+    type: str = Field(default="message", description="message, function_call or function_call_output.")
+    role: str | None = Field(default=None, description="Who says a message: system, developer, user or assistant.")
+    content: str | list[dict[str, Any]] | None = Field(default=None, description="A message's text, or parts of text.")
+    call_id: str | None = Field(default=None, description="The id of a call, or of the call that an output is of.")
+    name: str | None = Field(default=None, description="The function of a call.")
+    arguments: str | None = Field(default=None, description="The arguments of a call, as JSON.")
+    output: str | list[dict[str, Any]] | None = Field(default=None, description="An output's text, or parts of text.")
 
 
 class ResponseRequest(Sampled):
@@ -80,24 +91,25 @@ class ResponseRequest(Sampled):
     input: str | Annotated[list[Item], Field(min_length=1)] = Field(description="A user's message, or items of a "
                                                                                 "conversation.")
     instructions: str | None = Field(None, description="A system message before all others.")
-    max_output_tokens: Whole | None = Field(None, description="Tokens of the answer at most.")
-    tools: list[FunctionTool] | None = None
-    tool_choice: Literal["auto", "none", "required"] | ChosenFunction | None = None
-    text: TextOptions | None = None
-    stream: bool | None = None
-    stream_options: ResponseStream | None = None
+    max_output_tokens: Whole | None = Field(None, description="Tokens of the answer at most [256].")
+    tools: list[FunctionTool] | None = Field(None, description="Functions that the model may call.")
+    tool_choice: Literal["auto", "none", "required"] | ChosenFunction | None = Field(
+        None, description="required, or a function: the answer is a call, whose arguments obey the function's schema.")
+    text: TextOptions | None = Field(None, description="Options of the answer's text.")
+    stream: bool | None = Field(None, description="true: server-sent events, while the answer is made.")
+    stream_options: ResponseStream | None = Field(None, description=NOT_USED + "events are not padded.")
     metadata: Metadata | None = Field(None, description="Given back.")
     user: str | None = Field(None, description=NOT_USED + "nor kept.")
     safety_identifier: str | None = Field(None, description=NOT_USED + "nor kept.")
     prompt_cache_key: str | None = Field(None, description=NOT_USED + "what begins alike is found by its tokens.")
     store: bool | None = Field(None, description="false: the prompt is never kept, also where the daemon keeps some "
                                "(--keep-prompts). Responses are not stored.")
-    service_tier: Literal["auto", "default"] | None = None
+    service_tier: Literal["auto", "default"] | None = Field(None, description="auto or default alone.")
     truncation: Literal["disabled"] | None = Field(None, description="What does not fit the context is refused.")
-    parallel_tool_calls: Literal[True] | None = None
+    parallel_tool_calls: Literal[True] | None = Field(None, description="true alone.")
     include: Annotated[list[Literal["reasoning.encrypted_content"]], Field(max_length=1)] | None = Field(
         None, description="The model has no hidden reasoning, so there is none to include.")
-    background: Literal[False] | None = None
+    background: Literal[False] | None = Field(None, description="false alone.")
     top_logprobs: Annotated[Whole, Field(ge=0, le=0)] | None = Field(None, description="0 alone: ask "
                                                                      "/v1/chat/completions for them.")
     previous_response_id: str | None = Field(None, description="null alone: responses are not stored.")
@@ -181,71 +193,85 @@ def _text(content: str | list[dict[str, Any]] | None) -> str:
 
 
 class OutputText(Answer):
+    """A part of a message."""
+
     type: Literal["output_text"] = "output_text"
-    text: str
-    annotations: list[Any] = Field(default_factory=list)
-    logprobs: list[Any] = Field(default_factory=list)
+    text: str = Field(description="The text.")
+    annotations: list[Any] = Field(default_factory=list, description="Always empty.")
+    logprobs: list[Any] = Field(default_factory=list, description="Always empty.")
 
 
 class OutputMessage(Answer):
-    id: str
+    """The assistant's message."""
+
+    id: Id
     type: Literal["message"] = "message"
     role: Literal["assistant"] = "assistant"
-    status: Literal["in_progress", "completed", "incomplete"]
-    content: list[OutputText]
+    status: Literal["in_progress", "completed", "incomplete"] = Field(description=STATUS)
+    content: list[OutputText] = Field(description="Its parts.")
 
 
 class OutputCall(Answer):
-    id: str
+    """A call of a function."""
+
+    id: Id
     type: Literal["function_call"] = "function_call"
-    call_id: str
-    name: str
+    call_id: str = Field(description="The id for its output.")
+    name: str = Field(description="The function.")
     arguments: str = Field(description="JSON, as the model wrote it.")
-    status: Literal["in_progress", "completed", "incomplete"]
+    status: Literal["in_progress", "completed", "incomplete"] = Field(description=STATUS)
 
 
 class InputDetails(Answer):
-    cached_tokens: int
-    cache_write_tokens: int = 0
+    """Parts of the prompt's tokens."""
+
+    cached_tokens: int = Field(description="Tokens that an earlier answer had left in the cache.")
+    cache_write_tokens: int = Field(0, description="Always 0.")
 
 
 class OutputDetails(Answer):
-    reasoning_tokens: int = 0
+    """Parts of the answer's tokens."""
+
+    reasoning_tokens: int = Field(0, description="Always 0.")
 
 
 class ResponseUsage(Answer):
-    input_tokens: int
-    input_tokens_details: InputDetails
-    output_tokens: int
-    output_tokens_details: OutputDetails
-    total_tokens: int
+    """Tokens of a request and its answer."""
+
+    input_tokens: int = Field(description="Tokens of the prompt.")
+    input_tokens_details: InputDetails = Field(description="Parts of these.")
+    output_tokens: int = Field(description="Tokens of the answer.")
+    output_tokens_details: OutputDetails = Field(description="Parts of these.")
+    total_tokens: int = Field(description="Their sum.")
 
 
 class IncompleteDetails(Answer):
+    """Why an answer is not whole."""
+
     reason: Literal["max_output_tokens"]
 
 
 class ResponseObject(Answer):
-    """The output, with what was asked."""
+    """The output, with the options of the request."""
 
-    id: str
+    id: str = Field(description="Its id, for feedback.")
     object: Literal["response"] = "response"
-    created_at: int
-    status: Literal["in_progress", "completed", "incomplete", "failed"]
-    error: dict[str, Any] | None = None
-    incomplete_details: IncompleteDetails | None = None
-    model: str = Field(description="Who answers: the base or an adapter.")
-    output: list[OutputMessage | OutputCall]
-    usage: ResponseUsage | None = None
-    instructions: str | None = None
-    max_output_tokens: int | None = None
-    metadata: dict[str, str] | None = None
-    parallel_tool_calls: bool = True
+    created_at: Time
+    status: Literal["in_progress", "completed", "incomplete", "failed"] = Field(description=STATUS)
+    error: dict[str, Any] | None = Field(None, description="In a stream: why it failed.")
+    incomplete_details: IncompleteDetails | None = Field(None, description="Why it is not whole.")
+    model: str = Field(description="The model that answers: the base or an adapter.")
+    output: list[OutputMessage | OutputCall] = Field(description="A message, calls of functions, or both.")
+    usage: ResponseUsage | None = Field(None, description="What it took.")
+    instructions: str | None = Field(None, description=AsGiven)
+    max_output_tokens: int | None = Field(None, description=AsGiven)
+    metadata: dict[str, str] | None = Field(None, description=AsGiven)
+    parallel_tool_calls: bool = Field(True, description="Always true.")
     previous_response_id: None = None
-    temperature: float | None = None
-    top_p: float | None = None
-    text: dict[str, Any]
-    tool_choice: str | dict[str, Any]
-    tools: list[dict[str, Any]]
-    truncation: str = "disabled"
-    store: bool = False
+    temperature: float | None = Field(None, description=AsGiven)
+    top_p: float | None = Field(None, description=AsGiven)
+    text: dict[str, Any] = Field(description="The form of the answer.")
+    tool_choice: str | dict[str, Any] = Field(description=AsGiven)
+    tools: list[dict[str, Any]] = Field(description=AsGiven)
+    truncation: str = Field("disabled", description="Always disabled.")
+    store: bool = Field(False, description="Always false: responses are not stored.")

@@ -1,6 +1,7 @@
 """Schemas of requests and answers: OpenAI's shapes, and our own. Options are taken from their definitions.
 
-The schemas of chat and completions are in generation.py, the common parts in shapes.py.
+The schemas of chat and completions are in generation.py, those of feedback and prompts in feedback_bodies.py, the
+common parts in shapes.py.
 """
 
 from __future__ import annotations
@@ -15,8 +16,7 @@ from ...objectives.sft import Sft
 from ...options import declared, kind_of, takes_auto
 from ...training.config import FILE_OPTIONS, train_options
 from ..jobs.rewarded import ELSEWHERE
-from .generation import ChatMessage
-from .shapes import Answer, Body, Whole
+from .shapes import Answer, AsGiven, Body, Id, Time, Whole
 
 T = TypeVar("T")
 Auto = Literal["auto"]
@@ -29,52 +29,64 @@ Metadata = Annotated[dict[MetadataKey, MetadataValue], Field(max_length=16)]  # 
 
 
 class Page(Answer, Generic[T]):
+    """A part of a list. The next part begins after the id of its last item: `after`."""
+
     object: Literal["list"] = "list"
-    data: list[T]
-    has_more: bool = False
+    data: list[T] = Field(description="The items.")
+    has_more: bool = Field(False, description="Whether more items follow.")
 
 
 class Model(Answer):
-    id: str
+    """A name that requests may give as their model."""
+
+    id: str = Field(description="The name: the base, NAME:latest, an adapter's id or its name.")
     object: Literal["model"] = "model"
-    created: int
-    owned_by: str = "edgetune"
+    created: Time
+    owned_by: str = Field("edgetune", description="Always edgetune.")
     system: str = Field("", description="The system message that chats without one are given; the adapter was trained "
                         "with it.")
 
 
 class FileObject(Answer):
-    id: str
+    """An uploaded file of rows, or the results of a job."""
+
+    id: Id
     object: Literal["file"] = "file"
-    bytes: int
-    created_at: int
-    filename: str
-    purpose: str
+    bytes: int = Field(description="Its size.")
+    created_at: Time
+    filename: str = Field(description="The name that it was uploaded with.")
+    purpose: str = Field(description="fine-tune: rows to train on; fine-tune-results: a table of a job's steps.")
     status: Literal["processed"] = "processed"
-    rows: int
-    sha256: str
+    rows: int = Field(description="Rows in it.")
+    sha256: str = Field(description="The hash of its content.")
 
 
 class RowsFinding(Answer):
-    kind: str
-    what: str
+    """Something that may keep training on a file from working."""
+
+    kind: str = Field(description="A word for programs, such as no-rows or shapes.")
+    what: str = Field(description="What was found, in a sentence.")
     hint: str = Field(description="The way out.")
     lines: list[int] = Field(description="The first 100 lines that it is about.")
     fatal: bool = Field(description="Whether a job would fail, or be of no use.")
 
 
 class RowsCheck(Answer):
+    """What was found in a file of rows."""
+
     object: Literal["rows.check"] = "rows.check"
     rows: int = Field(description="The first rows of the file, 5,000 at most, which were checked.")
-    usable: int
-    shape: str = Field(description="Of the usable rows: messages, prompt, text, preference, unpaired and others.")
+    usable: int = Field(description="Rows that can be learned.")
+    shape: str = Field(description="The kind of the usable rows: messages, prompt, text, preference, unpaired and others.")
     longest: int = Field(description="Tokens of the longest row.")
-    findings: list[RowsFinding] = Field(description="The fatal ones first.")
+    findings: list[RowsFinding] = Field(description="What was found, the fatal first.")
 
 
 class Deleted(Answer):
-    id: str
-    object: str
+    """What was deleted."""
+
+    id: Id
+    object: str = Field(description="Its kind.")
     deleted: Literal[True] = True
 
 
@@ -122,8 +134,7 @@ def _of_reinforcement() -> dict[str, Any]:
 
 
 Hyperparameters = _hyperparameters(Sft)
-Grader = Annotated[dict[str, Any], Field(description="A grader as OpenAI has it, or one of edgetune's: "
-                                         "type, name, and the fields of its type.")]
+Grader = Annotated[dict[str, Any], Field(description="A grader: OpenAI's or one of edgetune's (graders.md).")]
 
 
 def _method() -> type[Body]:
@@ -133,12 +144,14 @@ def _method() -> type[Body]:
     parts: dict[str, Any] = {}
     for objective in objectives().values():
         inner = Hyperparameters if objective is Sft else _hyperparameters(objective)
-        named: dict[str, Any] = {"hyperparameters": (inner | None, None)}
+        options = Field(None, description="Options of training and of the method, by their names with underscores; "
+                        "OpenAI's n_epochs and learning_rate_multiplier.")
+        named: dict[str, Any] = {"hyperparameters": (inner | None, options)}
         if issubclass(objective, Rewarded):
-            named["grader"] = (Grader | None, None)
+            named["grader"] = (Grader | None, Field(None, description="The grader that rewards its answers."))
         part = create_model(objective.method.capitalize(), __base__=Body, **named)
-        parts[objective.method] = (part | None, None)
-    parts["type"] = (Literal[tuple(parts)], ...)
+        parts[objective.method] = (part | None, Field(None, description=f"Options of the type {objective.method}."))
+    parts["type"] = (Literal[tuple(parts)], Field(description="What is learned from the rows (methods.md)."))
     return create_model("Method", __base__=Body, **parts)
 
 
@@ -146,15 +159,19 @@ Method = _method()
 
 
 class JobRequest(Body):
+    """A training to begin. What is left out is chosen by the rows and the machine, as `edgetune train` does."""
+
     model: str = Field(description="The base, NAME:latest, or an adapter, whose options are taken then.")
-    training_file: str
-    validation_file: str | None = None
-    suffix: str | None = Field(None, description="A part of the adapter's name.")
-    seed: Whole | None = None
-    method: Method | None = None  # type: ignore[valid-type]
+    training_file: str = Field(description="The id of an uploaded file of rows. A fifth of their questions is held "
+                               "out, unless validation_file is given.")
+    validation_file: str | None = Field(None, description="The id of a file of held-out rows.")
+    suffix: str | None = Field(None, description="A part of the adapter's id.")
+    seed: Whole | None = Field(None, description="The seed of all that is random.")
+    method: Method | None = Field(None, description="type, and under the name of the type its options: "  # type: ignore[valid-type]
+                                  "hyperparameters, and grader where it learns from rewards.")
     hyperparameters: Hyperparameters | None = Field(None, description="The older place of those in method.")  # type: ignore[valid-type]
-    metadata: Metadata | None = None
-    integrations: Annotated[list[Any], Field(max_length=0)] | None = None
+    metadata: Metadata | None = Field(None, description="Up to 16 texts by their names, given back with the job.")
+    integrations: Annotated[list[Any], Field(max_length=0)] | None = Field(None, description="An empty list alone.")
 
     def options(self) -> dict[str, Any]:
         """The options that are given, as Jobs.create takes them."""
@@ -165,77 +182,95 @@ class JobRequest(Body):
 
 
 class JobError(Answer):
-    code: str
-    message: str
-    param: str | None = None
+    """Why a job failed."""
+
+    code: str = Field(description="A word for programs.")
+    message: str = Field(description="What was wrong, and what to do.")
+    param: str | None = Field(None, description="The field of the job that it is about.")
 
 
 class Job(Answer):
-    id: str
+    """A training: begun by a client, or by the daemon itself."""
+
+    id: Id
     object: Literal["fine_tuning.job"] = "fine_tuning.job"
-    created_at: int
-    started_at: int | None
-    finished_at: int | None
-    estimated_finish: int | None
-    status: Literal["queued", "running", "pausing", "paused", "succeeded", "failed", "cancelled"]
-    origin: str = Field(description="Its kind: api, begun by a client; learn, by the daemon from feedback; tutor, by "
-                                    "the daemon from prompts that it keeps.")
-    model: str
-    fine_tuned_model: str | None
-    training_file: str | None
-    validation_file: str | None
-    suffix: str
-    seed: int
-    hyperparameters: dict[str, Any]
-    method: dict[str, Any]
-    metadata: dict[str, str]
-    trained_tokens: int | None
-    error: JobError | None
-    progress: dict[str, Any] | None = Field(description="While it runs: phase, step, steps, loss, reward, "
-                                                       "tokens_per_s, eta_s, rows of the gate, round, rounds.")
+    created_at: Time
+    started_at: int | None = Field(description="When it began, seconds since 1970; null: it waits.")
+    finished_at: int | None = Field(description="When it ended, in whatever way.")
+    estimated_finish: int | None = Field(description="When it will probably have trained; null: not known.")
+    status: Literal["queued", "running", "pausing", "paused", "succeeded", "failed", "cancelled"] = Field(
+        description="Where it is. One job runs at a time; the next one waits.")
+    origin: str = Field(description="api: a client began it; learn: the daemon, from feedback; tutor: the daemon, from "
+                                    "kept prompts.")
+    model: str = Field(description="The model or adapter that it began from.")
+    fine_tuned_model: str | None = Field(description="The id of the adapter that it made.")
+    training_file: str | None = Field(description="The file of rows; null: the rows are the daemon's.")
+    validation_file: str | None = Field(description="The file of held-out rows.")
+    suffix: str = Field(description="A part of the adapter's id.")
+    seed: int = Field(description="The seed of all that is random.")
+    hyperparameters: dict[str, Any] = Field(description="n_epochs, batch_size, learning_rate_multiplier.")
+    method: dict[str, Any] = Field(description="type, and under its name all options that it has.")
+    metadata: dict[str, str] = Field(description=AsGiven)
+    trained_tokens: int | None = Field(description="Tokens that it computed, when it has trained.")
+    error: JobError | None = Field(description="Why it failed.")
+    progress: dict[str, Any] | None = Field(description="While it runs, as far as known: phase, step, steps, loss, "
+                                                        "held_out_loss, reward, held_out_reward, tokens_per_s, eta_s, "
+                                                        "counts of rows that the gate asks, round, rounds.")
     rounds: list[dict[str, Any]] = Field(default_factory=list, description="Of the tutor: round, held_out (the share "
                                          "of held-out questions that are right, or their score), held_out_before, "
                                          "questions, published, reason.")
-    organization_id: str = ""
-    result_files: list[str] = Field(default_factory=list)
-    report: str | None = Field(description="Where a page shows how the training of an adapter went.")
-    integrations: list[Any] = Field(default_factory=list)
+    organization_id: str = Field("", description="Always empty.")
+    result_files: list[str] = Field(default_factory=list, description="The id of a file with a table of its steps, "
+                                                                      "when it has ended.")
+    report: str | None = Field(description="The path of a page that shows how the training of an adapter went.")
+    integrations: list[Any] = Field(default_factory=list, description="Always empty.")
 
 
 class JobEvent(Answer):
-    id: str
+    """A line of a job's history."""
+
+    id: Id
     object: Literal["fine_tuning.job.event"] = "fine_tuning.job.event"
-    created_at: int
-    level: Literal["info", "warn", "error"]
-    type: Literal["message", "metrics"]
-    message: str
-    data: dict[str, Any] | None
+    created_at: Time
+    level: Literal["info", "warn", "error"] = Field(description="How grave it is.")
+    type: Literal["message", "metrics"] = Field(description="metrics: data has numbers.")
+    message: str = Field(description="What happened, for a person.")
+    data: dict[str, Any] | None = Field(description="The same for programs: OpenAI's names, and a line of "
+                                                    "metrics.jsonl (files.md).")
 
 
 class Checkpoint(Answer):
-    id: str
+    """A measurement of the held-out loss."""
+
+    id: Id
     object: Literal["fine_tuning.job.checkpoint"] = "fine_tuning.job.checkpoint"
-    created_at: int
-    fine_tuning_job_id: str
-    fine_tuned_model_checkpoint: str
-    step_number: int
-    metrics: dict[str, Any]
+    created_at: Time
+    fine_tuning_job_id: str = Field(description="The job.")
+    fine_tuned_model_checkpoint: str = Field(description="The adapter that the job made; empty before.")
+    step_number: int = Field(description="The steps before it.")
+    metrics: dict[str, Any] = Field(description="step, valid_loss, and others of the method.")
 
 
 # ---- graders --------------------------------------------------------------------------------------------------------
 
 
 class GraderRequest(Body):
+    """A grader to check."""
+
     grader: Grader
 
 
 class GradeRequest(GraderRequest):
+    """A grader and an answer to grade with it."""
+
     model_sample: str = Field(description="The answer to grade.")
     item: dict[str, Any] | None = Field(None, description="The row that it answers, with all its columns.")
 
 
 class ValidGrader(Answer):
-    grader: dict[str, Any]
+    """A grader that can be used here."""
+
+    grader: dict[str, Any] = Field(description=AsGiven)
 
 
 def _grade_errors() -> type[Answer]:
@@ -245,174 +280,113 @@ def _grade_errors() -> type[Answer]:
              "unresponsive_reward")
     texts = ("model_grader_server_error_details", "python_grader_runtime_error_details",
              "python_grader_server_error_type")
-    fields: dict[str, Any] = {**{f"{flag}_error": (bool, False) for flag in flags},
-                              **dict.fromkeys(texts, (str | None, None))}
-    return create_model("GradeErrors", __base__=Answer, **fields)
+    flag = Field(False, description="Whether this happened.")
+    text = Field(None, description="The details of such an error.")
+    fields: dict[str, Any] = {**{f"{name}_error": (bool, flag) for name in flags},
+                              **dict.fromkeys(texts, (str | None, text))}
+    return create_model("GradeErrors", __base__=Answer, __doc__="What went wrong in a grader.", **fields)
 
 
 GradeErrors = _grade_errors()
 
 
 class GradeMetadata(Answer):
-    name: str
-    type: str
-    errors: GradeErrors  # type: ignore[valid-type]
+    """The details of a grade."""
+
+    name: str = Field(description="The grader's name.")
+    type: str = Field(description="The grader's type.")
+    errors: GradeErrors = Field(description="What went wrong; an answer that cannot be graded has the reward 0.")  # type: ignore[valid-type]
     execution_time: float = Field(description="Seconds.")
-    scores: dict[str, Any] = Field(description="Of a multi grader the reward of each of its graders.")
-    token_usage: int | None = Field(description="Tokens that a model read and wrote to judge.")
+    scores: dict[str, Any] = Field(description="The reward of each part of a multi grader.")
+    token_usage: int | None = Field(description="Tokens that a grading model read and wrote.")
     sampled_model_name: str | None = Field(description="The model that graded.")
 
 
 class GradeObject(Answer):
-    reward: float
-    metadata: GradeMetadata
-    sub_rewards: dict[str, float]
-    model_grader_token_usage_per_model: dict[str, Any]
+    """The grade of an answer."""
+
+    reward: float = Field(description="The reward.")
+    metadata: GradeMetadata = Field(description="How it came about.")
+    sub_rewards: dict[str, float] = Field(description="The reward of each part of a multi grader.")
+    model_grader_token_usage_per_model: dict[str, Any] = Field(description="Tokens by the name of a grading model.")
 
 
 # ---- beyond OpenAI --------------------------------------------------------------------------------------------------
 
 
-class FeedbackRequest(Body):
-    """A correction, a thumb, or a worse answer, on an answer: one of the last 1,000, by its id, or given whole."""
-
-    completion_id: str | None = Field(None, description="The id of an answer: one of the last 1,000, which are "
-                                      "forgotten when the daemon restarts.")
-    messages: list[ChatMessage] | None = Field(None, description="The question, without completion_id.")
-    tools: list[dict[str, Any]] | None = Field(None, description="The tools of that question.")
-    prompt: str | None = Field(None, description="The question as one text, in place of messages.")
-    answer: str | None = Field(None, description="The answer that was given; with rejected, the better one of two.")
-    rating: Literal["up", "down"] | None = Field(None, description="Whether the answer is right.")
-    correction: str | None = Field(None, description="The right answer: this is learned.")
-    rejected: str | None = Field(None, description="A worse answer to the same question.")
-    model: str | None = Field(None, description="The model that answered.")
-
-
-class FeedbackObject(Answer):
-    id: str
-    object: Literal["feedback"] = "feedback"
-    created_at: int
-    rating: Literal["up", "down"] | None
-    model: str = Field(description="Whose answer it is about.")
-    learns: bool = Field(description="Whether there is a row to learn from.")
-    state: Literal["new", "used", "aside", "withdrawn", "counted"] = Field(
-        description="new: waits; used: learned; aside: only refused jobs learned it; withdrawn: later feedback "
-                    "replaced it; counted: the method cannot learn it.")
-    held_out: bool = Field(description="It is held out: it is never learned.")
-    job: str | None = Field(description="The training that took it.")
-    question: str | None = Field(description="What was asked last; in lists its beginning.")
-    answer: str | None = Field(description="The right answer, or the better of two; in lists its beginning.")
-    rejected: str | None = Field(description="The wrong answer, or the worse of two; in lists its beginning.")
-    reason: str = Field(description="What becomes of it.")
-
-
-class WholeFeedback(FeedbackObject):
-    row: dict[str, Any] | None = Field(description="The row to learn, whole; its answer is empty where no right one is "
-                                       "known.")
-
-
-class FeedbackEdit(Body):
-    correction: str = Field(description="What should have been answered.")
-
-
-class LearnRequest(Body):
-    all: bool = Field(False, description="Learn again all that was ever learned, as if it were new, instead of what is "
-                      "new.")
-    prompts: bool = Field(False, description="Begin the tutor's rounds over the prompts that are kept instead.")
-
-
-class LearnSwitch(Body):
-    on: bool = Field(description="false: nothing is learned by itself, and what is being learned is paused; true: that "
-                     "is resumed.")
-
-
-class LearnState(Answer):
-    object: Literal["learning"] = "learning"
-    on: bool
-    state: str = Field(description="Why nothing is learned now, or what is.")
-
-
-class DeletedFeedback(Deleted):
-    remains: str = Field(description="What the daemon still has of it, a sentence; empty: nothing.")
-
-
-class FeedbackPage(Page[FeedbackObject]):
-    counts: dict[str, int]
-
-
-class PromptObject(Answer):
-    id: str
-    object: Literal["prompt"] = "prompt"
-    created_at: int
-    question: str = Field(description="What was asked last; in lists its beginning.")
-    job: str | None = Field(description="The training that asked it again.")
-
-
-class WholePrompt(PromptObject):
-    row: dict[str, Any] = Field(description="What is kept: messages, or a prompt, and no answer.")
-
-
-class PromptPage(Page[PromptObject]):
-    counts: dict[str, int] = Field(description="kept; new: no training has taken them; most: --keep-prompts.")
-
-
-class DeletedPrompts(Answer):
-    object: Literal["list"] = "list"
-    count: int = Field(description="How many there were.")
-    remains: str = Field(description="What the daemon still has of them, a sentence; empty: nothing.")
-
-
 class AdapterName(Body):
-    name: str = Field(max_length=64, description="What people call it, for requests as good as its id: letters, "
-                      "digits, spaces and . _ -; empty: none.")
+    """A name for people."""
+
+    name: str = Field(max_length=64, description="Letters, digits, spaces and . _ -; empty: none. Requests may call "
+                      "the adapter by it, too.")
 
 
 class AdapterObject(Answer):
-    id: str
-    name: str | None = Field(description="What people call it: for requests as good as its id.")
+    """An adapter that a job made."""
+
+    id: Id
+    name: str | None = Field(description="Its name for people, by which requests may call it too.")
     object: Literal["adapter"] = "adapter"
-    created_at: int
-    state: Literal["serving", "candidate", "retired"]
-    structured: bool = Field(description="Its answers obey the JSON schema of its training rows.")
-    job: str
-    verdict: dict[str, Any]
+    created_at: Time
+    state: Literal["serving", "candidate", "retired"] = Field(
+        description="serving: the active adapter; candidate: the gate refused it, it may be promoted; retired: it was "
+                    "active before.")
+    structured: bool = Field(description="Whether its answers obey the JSON schema of its training rows.")
+    job: str = Field(description="The job that made it.")
+    verdict: dict[str, Any] = Field(description="The gate's decision: passed, reason, old and new (right, rows, ...), "
+                                                "wins, losses, p, alpha, tests, canary, corrected.")
 
 
 class Switch(Answer):
-    at: int
-    adapter: str | None
-    cause: str
+    """A change of the active adapter."""
+
+    at: Time
+    adapter: str | None = Field(description="The adapter that became active; null: the base.")
+    cause: str = Field(description="Why, in a sentence.")
 
 
 class AdapterList(Answer):
+    """All adapters, and which of them was active when."""
+
     object: Literal["list"] = "list"
-    data: list[AdapterObject]
+    data: list[AdapterObject] = Field(description="The adapters, the newest first; verdicts without scores of rows.")
     serving: str | None = Field(description="The adapter that answers for NAME:latest; null: the base.")
-    history: list[Switch]
+    history: list[Switch] = Field(description="Changes of the active adapter, the newest first.")
 
 
 class Recovered(Answer):
+    """Adapters that were taken back."""
+
     recovered: list[str] = Field(description="Adapters that are candidates now.")
     refused: dict[str, str] = Field(description="Folders that remain set aside, and why, a sentence each.")
 
 
 class Serving(Answer):
-    serving: str | None
+    """The active adapter."""
+
+    serving: str | None = Field(description="The adapter that answers for NAME:latest; null: the base.")
 
 
 class Health(Answer):
-    status: Literal["ok", "degraded"]
-    reasons: list[str]
+    """Whether all of the daemon works."""
+
+    status: Literal["ok", "degraded"] = Field(description="degraded: it answers, and something does not work.")
+    reasons: list[str] = Field(description="What does not work, and what to do, a sentence each.")
 
 
 class DeviceObject(Answer):
+    """The machine, and what the daemon does on it."""
+
     object: Literal["device"] = "device"
-    model: str
-    device: dict[str, Any]
-    memory: dict[str, Any]
-    temperature: float | None
-    serving: dict[str, Any]
-    learning: dict[str, Any]
+    model: str = Field(description="The model's name.")
+    device: dict[str, Any] = Field(description="model, machine, cpu, cores, processors, memory_installed, memory_total "
+                                   "and memory_available (bytes), power_mode, profile, matched.")
+    memory: dict[str, Any] = Field(description="budget of the whole daemon, used by it, available here, in bytes.")
+    temperature: float | None = Field(description="The hottest zone that counts, in degrees Celsius.")
+    serving: dict[str, Any] = Field(description="Since the start: requests, prompt_tokens, cached_tokens, "
+                                    "completion_tokens. Now: waiting, working, tokens_per_s, cells_used, cells.")
+    learning: dict[str, Any] = Field(description="on, mode, state (a sentence), needed, and counts of feedback; tutor: "
+                                                 "the same for prompts.")
     keep_prompts: int = Field(description="Prompts that are kept at most; 0: none.")
-    job: dict[str, Any] | None
-    governor: list[dict[str, Any]]
+    job: dict[str, Any] | None = Field(description="The job that runs: id, status, progress.")
+    governor: list[dict[str, Any]] = Field(description="When training yielded, the newest first: at, action, cause.")

@@ -28,12 +28,20 @@ class Answer(BaseModel):
     """A response."""
 
 
+Id = Annotated[str, Field(description="Its id.")]
+Time = Annotated[int, Field(description="Seconds since 1970, UTC.")]
+AsGiven = "As the request gave it."
+
+
 class ErrorDetail(Answer):
     message: str = Field(description="What was wrong with which value, the limit, and what to do.")
-    type: str
-    param: str | None
-    code: str | None
+    type: str = Field(description="invalid_request_error, authentication_error, permission_error, rate_limit_error or "
+                                  "server_error.")
+    param: str | None = Field(description="The field of the request that it is about, such as messages[0].role.")
+    code: str | None = Field(description="A word for programs, such as not_found, invalid_value or too_much.")
 
 
 class Error(Answer):
-    error: ErrorDetail
+    """The body of every answer with a status from 400 on, but those of /api/."""
+
+    error: ErrorDetail = Field(description="What went wrong.")

@@ -1,0 +1,129 @@
+"""Schemas of feedback, of learning from it, and of kept prompts."""
+
+from __future__ import annotations
+
+from typing import Any, Literal
+
+from pydantic import Field
+
+from .generation import ChatMessage
+from .schemas import Deleted, Page
+from .shapes import Answer, Body, Id, Time
+
+
+class FeedbackRequest(Body):
+    """Feedback on an answer: a correction, a thumb, or a worse answer to the same question.
+
+    Name the answer by exactly one of completion_id, messages and prompt.
+    """
+
+    completion_id: str | None = Field(None, description="The id of an answer of this daemon. It knows the last 1,000 "
+                                      "(4 MiB at most), until it restarts; after that give the question.")
+    messages: list[ChatMessage] | None = Field(None, description="The question, as a conversation.")
+    tools: list[dict[str, Any]] | None = Field(None, description="The tools of that question; with messages.")
+    prompt: str | None = Field(None, description="The question, as one text.")
+    answer: str | None = Field(None, description="The answer that was given; with rejected, the better one of two. Not "
+                                                 "with completion_id, which knows it.")
+    rating: Literal["up", "down"] | None = Field(None, description="up: the answer is right, and is learned; down: it "
+                                                 "is wrong.")
+    correction: str | None = Field(None, description="The right answer: this is learned.")
+    rejected: str | None = Field(None, description="A worse answer to the same question.")
+    model: str | None = Field(None, description="The model that answered. Not used with completion_id.")
+
+
+class FeedbackObject(Answer):
+    """A piece of feedback."""
+
+    id: Id
+    object: Literal["feedback"] = "feedback"
+    created_at: Time
+    rating: Literal["up", "down"] | None = Field(description="The thumb; null: there was none.")
+    model: str = Field(description="The model that answered.")
+    learns: bool = Field(description="Whether the daemon's method can learn from it.")
+    state: Literal["new", "used", "aside", "withdrawn", "counted"] = Field(
+        description="What became of it: see the table of states.")
+    held_out: bool = Field(description="true: it is held out, and evaluates what is learned; it is never learned.")
+    job: str | None = Field(description="The job that took it.")
+    question: str | None = Field(description="The last question; in lists its first 300 characters.")
+    answer: str | None = Field(description="The right answer, or the better of two; in lists its beginning; null: none "
+                                           "is known.")
+    rejected: str | None = Field(description="The wrong answer, or the worse of two; in lists its beginning.")
+    reason: str = Field(description="What becomes of it, in a sentence.")
+
+
+class WholeFeedback(FeedbackObject):
+    """A piece of feedback with its row."""
+
+    row: dict[str, Any] | None = Field(description="The row to learn, whole; its answer is empty where no right one is "
+                                       "known.")
+
+
+class FeedbackEdit(Body):
+    """Another correction."""
+
+    correction: str = Field(description="The right answer.")
+
+
+class LearnRequest(Body):
+    """What to learn. Without a field: the feedback that is new."""
+
+    all: bool = Field(False, description="Learn all feedback again, as if it were new.")
+    prompts: bool = Field(False, description="Begin the tutor's rounds over the kept prompts instead.")
+
+
+class LearnSwitch(Body):
+    """Whether the daemon may learn by itself."""
+
+    on: bool = Field(description="false: it learns nothing by itself, and what it learns now is paused; true: that is "
+                     "resumed.")
+
+
+class LearnState(Answer):
+    """Whether the daemon learns by itself."""
+
+    object: Literal["learning"] = "learning"
+    on: bool = Field(description="Whether it may.")
+    state: str = Field(description="Why no job begins now, or which one runs.")
+
+
+class DeletedFeedback(Deleted):
+    """What was deleted, and what remains of it."""
+
+    remains: str = Field(description="The jobs or adapters that still have it, in a sentence; empty: none.")
+
+
+class FeedbackPage(Page[FeedbackObject]):
+    """A list of feedback, the newest first."""
+
+    counts: dict[str, int] = Field(description="Rows by state: new and used (to learn), held (held out), aside, "
+                                               "withdrawn.")
+
+
+class PromptObject(Answer):
+    """A kept prompt."""
+
+    id: Id
+    object: Literal["prompt"] = "prompt"
+    created_at: Time
+    question: str = Field(description="The last question; in lists its first 300 characters.")
+    job: str | None = Field(description="The job that asked it again.")
+
+
+class WholePrompt(PromptObject):
+    """A kept prompt with its row."""
+
+    row: dict[str, Any] = Field(description="What is kept: messages, or a prompt, and no answer.")
+
+
+class PromptPage(Page[PromptObject]):
+    """A list of prompts, the newest first."""
+
+    counts: dict[str, int] = Field(description="kept; new: no job has taken them; most: --keep-prompts.")
+
+
+class DeletedPrompts(Answer):
+    """The number of prompts that were deleted, and what remains of them."""
+
+    object: Literal["list"] = "list"
+    count: int = Field(description="Prompts that were deleted.")
+    remains: str = Field(description="The job that may still ask them, in a sentence; empty: none.")
