@@ -90,6 +90,8 @@ def _of_answers() -> Iterator[Example]:
 
 def _of_jobs() -> Iterator[Example]:
     yield Example("POST /v1/files", "Upload rows.", is_upload=True, answer=FILE_OBJECT)
+    yield Example("POST /v1/files/check", "Check rows before a job learns them.", is_upload=True, answer={
+        "object": "rows.check", "rows": 62, "usable": 62, "shape": "prompt", "longest": 48, "findings": []})
     yield Example("GET /v1/files", "List the files.")
     yield Example("GET /v1/files/{file_id}/content", "Read the rows again.", f"/v1/files/{FILE}/content")
     yield Example("DELETE /v1/files/{file_id}", "Delete a file.", f"/v1/files/{FILE}",

@@ -253,7 +253,8 @@ def metrics() -> Iterator[str]:
 def curl(example: Example) -> Iterator[str]:
     method = "" if example.method in ("GET", "POST") else f" -X {example.method}"
     if example.is_upload:
-        yield f"curl -s $URL{example.asked} -F purpose=fine-tune -F file=@rows.jsonl"
+        purpose = " -F purpose=fine-tune" if example.asked == "/v1/files" else ""
+        yield f"curl -s $URL{example.asked}{purpose} -F file=@rows.jsonl"
         return
     if example.body is None and example.method == "POST":
         method = " -X POST"

@@ -47,8 +47,9 @@ def adapter(running):
     return made
 
 
-def upload(client, rows):
-    return client.post("/v1/files", data={"purpose": "fine-tune"}, files={"file": ("rows.jsonl", rows)})
+def upload(client, rows, path="/v1/files"):
+    form = {"purpose": "fine-tune"} if path == "/v1/files" else {}
+    return client.post(path, data=form, files={"file": ("rows.jsonl", rows)})
 
 
 def ids(client, adapter):
@@ -85,8 +86,8 @@ def test_an_example_is_answered(client, adapter, example):
         for name, real in ids(client, adapter).items():
             text = text.replace(name, real)
     asked = json.loads(text)
-    said = upload(client, ROW) if example.is_upload else client.request(example.method, asked["path"],
-                                                                       json=asked["body"])
+    said = (upload(client, ROW, example.asked) if example.is_upload else
+            client.request(example.method, asked["path"], json=asked["body"]))
     assert said.status_code == 200, said.text
     if example.answer is not None:
         same_shape(example.answer, said.json())

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Annotated, Any, Literal
 from urllib.parse import quote
 
-from fastapi import APIRouter, Depends, FastAPI, File, Form, Query, Request, UploadFile
+from fastapi import APIRouter, Depends, FastAPI, Form, Query, Request
 from fastapi.openapi.utils import get_openapi
 from fastapi.responses import FileResponse, JSONResponse, StreamingResponse
 from starlette.responses import Response
@@ -141,7 +141,7 @@ def _models(service: Service) -> list[dict[str, Any]]:
 
 
 @router.post("/v1/files", response_model=schemas.FileObject)
-def upload(file: Annotated[UploadFile, File(description="JSON Lines, or by its name's ending a .csv or .tsv table or an array of .json.")],
+def upload(file: schemas.RowsFile,
            purpose: Annotated[Literal["fine-tune"], Form(description="fine-tune.")], service: TheService) -> Any:
     """Uploads a file of rows to train on, as a form. It is kept as JSON Lines."""
     chunks = iter(lambda: file.file.read(1 << 16), b"")

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from itertools import islice
 from typing import Annotated, Any
 
-from fastapi import APIRouter, Form, UploadFile
+from fastapi import APIRouter, File, Form, UploadFile
 
 from ...data.check import Finding, findings
 from ...data.facts import Inspection, Tokens, inspect
@@ -26,13 +26,14 @@ CHECKED_ROWS = 5000  # of each file: their facts are held in memory
 NAMED_LINES = 100  # of each finding
 CHUNK = 1 << 16
 OPTION_NAMES = {"eval": "validation_file"}  # of options of the command line, where those of a job differ
+HeldOut = Annotated[UploadFile | None, File(description="Held-out rows, none of which may ask what is learned.")]
 router = APIRouter(route_class=JsonRoute)
 
 
 @router.post("/v1/files/check", response_model=schemas.RowsCheck)
-def check_rows(file: UploadFile, service: TheService, validation_file: UploadFile | None = None,
+def check_rows(file: schemas.RowsFile, service: TheService, validation_file: HeldOut = None,
                method: Annotated[str, Form(description="Of the job: supervised, dpo, ...")] = "supervised") -> Any:
-    """Check rows before a job learns them, as `edgetune data check` does. Nothing of them is kept."""
+    """Checks rows before a job learns them, as `edgetune data check` does. Nothing of them is kept."""
     method_of({"type": method}, None)  # refuses one that is not known
     parser = by_method()[method].rows
     train = service.train

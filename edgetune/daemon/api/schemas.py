@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from typing import Annotated, Any, Generic, Literal, TypeVar
 
+from fastapi import File, UploadFile
 from pydantic import Field, create_model
 
 from ...objectives.base import Objective, objectives
@@ -22,6 +23,8 @@ T = TypeVar("T")
 Auto = Literal["auto"]
 MetadataKey = Annotated[str, Field(max_length=64)]
 MetadataValue = Annotated[str, Field(max_length=512)]
+RowsFile = Annotated[UploadFile, File(description="Rows: JSON Lines, or by the name's ending a .csv or .tsv table, or "
+                                      "an array of .json.")]
 Metadata = Annotated[dict[MetadataKey, MetadataValue], Field(max_length=16)]  # as OpenAI has it
 
 
@@ -77,7 +80,7 @@ class RowsCheck(Answer):
     object: Literal["rows.check"] = "rows.check"
     rows: int = Field(description="The first rows of the file, 5,000 at most, which were checked.")
     usable: int = Field(description="Rows that can be learned.")
-    shape: str = Field(description="The kind of the usable rows: messages, prompt, text, preference, unpaired and others.")
+    shape: str = Field(description="The kind of the usable rows: messages, prompt, text, preference, and others.")
     longest: int = Field(description="Tokens of the longest row.")
     findings: list[RowsFinding] = Field(description="What was found, the fatal first.")
 
