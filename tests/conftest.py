@@ -95,10 +95,10 @@ def smollm2() -> Path:
 
 @pytest.fixture(scope="session")
 def shared_data() -> Path:
-    """The folder of real text that lies beside the project, not in it."""
+    """The folder of public text next to the project, which `make data` fills."""
     folder = Path(__file__).parents[2] / "shared" / "data"
     if not folder.is_dir():
-        pytest.skip(f"needs the data folder {folder.parent.name}/{folder.name} beside the project")
+        pytest.skip("needs public data: run make data")
     return folder
 
 

@@ -31,20 +31,23 @@ GSM8K_ROWS = 1000
 INTENTS = 20  # of CLINC150 and of BANKING77
 INTENTS_SEED = 1234  # chooses them
 PER_INTENT = {"labelled": 3, "prompts": 15, "unseen": 15}  # rows
-SEEDS = (10, 11, 12)
+SEEDS = (0, 1, 2, 10, 11, 12)  # of docs/results/tutor.md
 Files = dict[str, bytes]
 
 
 @dataclass(frozen=True)
 class DataSet:
-    """A public data set. sources: path in the repository -> SHA-256. made: file in the folder -> SHA-256."""
+    """A public data set. sources: path in the repository -> SHA-256. files: what is made of them. made: the SHA-256 of
+    these files, one after the other.
+    """
 
     repository: str  # owner/name
     commit: str
     licence: str
     sources: Mapping[str, str]
     convert: Callable[[Sequence[bytes]], Files]
-    made: Mapping[str, str]
+    files: Sequence[str]
+    made: str
 
 
 def jsonl(rows: Iterable[tuple[str, str]]) -> bytes:
@@ -113,6 +116,10 @@ def of_intents(name: str, train: Sequence[Sequence[str]], test: Sequence[Sequenc
     return files
 
 
+def files_of_intents(name: str) -> list[str]:
+    return [f"{name}_{part}_{seed}.jsonl" for seed in SEEDS for part in PER_INTENT]
+
+
 SETS = {
     "snips": DataSet(
         "sonos/nlu-benchmark", "b86ac7f1577868c42158d0dec77db50956046696", "CC0 1.0",
@@ -132,49 +139,32 @@ SETS = {
             "2017-06-custom-intent-engines/SearchScreeningEvent/train_SearchScreeningEvent_full.json":
                 "5447e9440c02e2fb08c3ae16b9f58a4d1332b4bc77fd34691402b02aa4399765",
         },
-        snips,
-        {
-            "snips_train.jsonl": "e5498eca8c376aadd31bceaa1269e3a81821d83842b3eb1f42b72a61251f8d25",
-            "snips_dev.jsonl": "22c4b8c49d0b3799a761641a2c2f209cf5f4651d863e03c5b4593d5201ca1b32",
-        }),
+        snips, ["snips_train.jsonl", "snips_dev.jsonl"],
+        "3c2df861b48f6f52efead9cc1c446bb47f360c78a0b47252b00aea01df6a19ed"),
     "gsm8k": DataSet(
         "openai/grade-school-math", "3101c7d5072418e28b9008a6636bde82a006892c", "MIT",
         {
             "grade_school_math/data/train.jsonl":
                 "17f347dc51477c50d4efb83959dbb7c56297aba886e5544ee2aaed3024813465",
         },
-        gsm8k,
-        {
-            "gsm8k_train.jsonl": "7ce923f07fc0ebb516540830c27896b0a54b8ba12b7218ccb35d397397fb0b4e",
-        }),
+        gsm8k, ["gsm8k_train.jsonl"],
+        "7ce923f07fc0ebb516540830c27896b0a54b8ba12b7218ccb35d397397fb0b4e"),
     "wikitext2": DataSet(
         "pytorch/examples", "77f55b912142e11fcfdf5b530231fb9c52f181e8", "CC BY-SA 3.0",
         {
             "word_language_model/data/wikitext-2/valid.txt":
                 "f0737ed31fc1329026e95cb8b98e19c2a182c39c240ab909dc31abf2f8af58e8",
         },
-        wikitext2,
-        {
-            "wikitext2_valid.txt": "f0737ed31fc1329026e95cb8b98e19c2a182c39c240ab909dc31abf2f8af58e8",
-        }),
+        wikitext2, ["wikitext2_valid.txt"],
+        "f0737ed31fc1329026e95cb8b98e19c2a182c39c240ab909dc31abf2f8af58e8"),
     "clinc150": DataSet(
         "clinc/oos-eval", "828f8093932c8fe6ca7936c3d2e52903b1c523de", "CC BY 3.0",
         {
             "data/data_full.json":
                 "36923c3705a59e08fe9c3883d8bc2dd966ef93e22cb78ac41171782a698d56e0",
         },
-        clinc150,
-        {
-            "clinc150_labelled_10.jsonl": "0ed53423ea61c7a2c05d88abe0432b555ea54bb3641d43b6128244a76836e3c3",
-            "clinc150_prompts_10.jsonl": "28b8264310eb936619a0f47afcf2538f0520b6076851737c568a2db8636df682",
-            "clinc150_unseen_10.jsonl": "b6a140c096aa4c0d445005292acbade337db78c723d81f11dcf4d90ef809b211",
-            "clinc150_labelled_11.jsonl": "b0af7801e606a63c94c424c9c9b6b5625bea44eb4ce7887e9e1486752c1315e4",
-            "clinc150_prompts_11.jsonl": "20771d9469e3f31ea5b0e0bddb784b53a155e1deb6d4a33744a03631efa30d02",
-            "clinc150_unseen_11.jsonl": "1c41b0f8bf51b15c4c2bb6c575f190fc5fb237ed99d9b44a7d51495c760e76bd",
-            "clinc150_labelled_12.jsonl": "118bffb8c1a7382e05f905c29ae759db960c104333e3b7a160730c6f1d0a7804",
-            "clinc150_prompts_12.jsonl": "b055dddde4b34cc4d923b171015b34bc16aa5eb6f5ac2b3070820be3de165234",
-            "clinc150_unseen_12.jsonl": "fcdd7a09d7924d51c484a250eb31741c40df7dadf27ab46d5ec71046fcbe65c0",
-        }),
+        clinc150, files_of_intents("clinc150"),
+        "b00d4e960f8035e19f0868ab81ec3e8211dccfbcb495ef7959e126de5cfbc803"),
     "banking77": DataSet(
         "PolyAI-LDN/task-specific-datasets", "57ec275d8078af65b7731c2a98be812d844a6d6b", "CC BY 4.0",
         {
@@ -183,18 +173,8 @@ SETS = {
             "banking_data/test.csv":
                 "d12d6e3bc4c3103966ae786dc435913c0c563dfa328f5a3646d0e62cfeeb474d",
         },
-        banking77,
-        {
-            "banking77_labelled_10.jsonl": "408a376fae16da3a7d8c953b0c2d1ab3fb607ec7e7ddf0eadaace6f7b90844b0",
-            "banking77_prompts_10.jsonl": "c7390628897b510a030b436db87c5ff24117bbc147795bae3d59269b0b4a02c5",
-            "banking77_unseen_10.jsonl": "3db87166b70d64a04e6e5bc3352816c6d783e5a231a948511e799370526d0483",
-            "banking77_labelled_11.jsonl": "1027f0f48567abc8118d64328f460d48d3a70684d610a2a919697531f4d5d53e",
-            "banking77_prompts_11.jsonl": "c2fda633b9c0d5a4069f857138e9d211fe6cc21896e95dc87cb772592d94010d",
-            "banking77_unseen_11.jsonl": "1887e14439faf7864c5e68721ff8c67f0ac81fe6961e9b62b2b3a286c5ba4e3f",
-            "banking77_labelled_12.jsonl": "c1c62abf9f606f317f58386794341bf1ac5d4faa98800fb9d3c8d339bcef0f34",
-            "banking77_prompts_12.jsonl": "d9eaa2012a382105c9f74adcedce25cc17320c63fae3c3bc432917d0eeab1939",
-            "banking77_unseen_12.jsonl": "379096c9492adbc7994ead5d44261302619d2daacb60db976c31f266529652d4",
-        }),
+        banking77, files_of_intents("banking77"),
+        "d8805bfb38d6b1805e2f3905e09aaf4ae19d366738660fae5fe579e2273a5498"),
 }
 
 
@@ -223,17 +203,16 @@ def written(path: Path, data: bytes) -> None:
 
 def bring(one: DataSet, folder: Path, host: str) -> bool:
     """Makes the files of a data set that are missing or differ; False if none are. Raises ValueError."""
-    there = {name: folder / name for name in one.made}
-    if all(path.is_file() and digest(path.read_bytes()) == one.made[name] for name, path in there.items()):
+    paths = [folder / name for name in one.files]
+    if all(path.is_file() for path in paths) and digest(b"".join(path.read_bytes() for path in paths)) == one.made:
         return False
     made = one.convert([fetched(f"{host}/{one.repository}/{one.commit}/{path}", expected)
                         for path, expected in one.sources.items()])
-    wrong = [name for name, expected in one.made.items() if digest(made[name]) != expected]
-    if wrong:
-        raise ValueError(f"{', '.join(wrong)} came out with another SHA-256 than the results were measured with")
+    if digest(b"".join(made[name] for name in one.files)) != one.made:
+        raise ValueError("the rows have another SHA-256 than those that the results were measured with")
     folder.mkdir(parents=True, exist_ok=True)
-    for name, data in made.items():
-        written(there[name], data)
+    for path in paths:
+        written(path, made[path.name])
     return True
 
 
@@ -252,7 +231,7 @@ def main() -> None:
             failed = True
             print(f"{name}: {error}", file=sys.stderr)
             continue
-        print(f"{name}: {len(one.made)} files {'made' if new else 'are there'} ({one.repository}, {one.licence})")
+        print(f"{name}: {len(one.files)} files {'made' if new else 'are there'} ({one.repository}, {one.licence})")
     sys.exit(failed)
 
 
