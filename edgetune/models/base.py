@@ -13,9 +13,8 @@ An objective names the heads that it needs (`adapters/heads.py`). A network refu
 trains those that have parameters (`Structure.head_groups`).
 
 A block's matrices go through `linear.Projections`, which applies the adapter. `decoder.py` is the network of the four
-architectures; tests/models/test_network.py has a small one of another structure, tests/models/test_encoder.py one that
-is no language model. T: tokens of a micro-batch, S: its
-supervised positions.
+architectures; tests/models/test_encoder.py has a small one that is no language model. T: tokens of a micro-batch, S:
+its supervised positions.
 """
 
 from __future__ import annotations

@@ -7,8 +7,10 @@ files in the package. Nothing else knows them; the real Trainer and the commands
 from __future__ import annotations
 
 import json
+import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any, ClassVar
 
 import numpy as np
@@ -17,6 +19,7 @@ import toy_labels
 from commands import run as command
 from tiny import Shape, model_metadata, tokenizer_metadata, write_gguf
 
+from edgetune import models
 from edgetune.adapters.base import Group
 from edgetune.adapters.heads import HeadKind
 from edgetune.adapters.store import open_adapter, read_artifact
@@ -24,8 +27,9 @@ from edgetune.backends.arena import Arena, Buffer
 from edgetune.data.packing import Batch, Example, collate
 from edgetune.errors import DataError, UnsupportedError, UsageError
 from edgetune.formats.gguf import Gguf, open_gguf
-from edgetune.models.base import NETWORKS, Flops, Network, Passes, Structure
+from edgetune.models.base import NETWORKS, Flops, Network, Passes, Structure, register
 from edgetune.models.linear import Projections, RunShape
+from edgetune.models.networks import open_network
 from edgetune.models.stream import Stream
 from edgetune.objectives import base
 from edgetune.objectives.base import Objective, Signal
@@ -205,8 +209,9 @@ def model(tmp_path, monkeypatch):
                       {name: tensor.astype(np.float32) for name, tensor in tensors.items()})
 
 
-def test_it_learns_and_its_head_is_a_part_of_the_adapter(model, tmp_path):
-    trainer = Trainer(model, objective=Classify(), steps=60, **OPTIONS)
+@pytest.mark.parametrize("weights", ["resident", "streamed"])
+def test_it_learns_and_its_head_is_a_part_of_the_adapter(model, weights, tmp_path):
+    trainer = Trainer(model, objective=Classify(), steps=60, weights=weights, **OPTIONS)
     trainer.add_examples(labelled(40))
     held = labelled(20, seed=1)
     before = trainer.loss(held)[0]
@@ -259,6 +264,34 @@ def test_rows_that_begin_alike_are_not_shared(model):
                      labels=np.ones(14, np.int32))
     alone = [trainer.loss([one])[0] for one in (first, second)]
     assert trainer.loss([first, second])[0] == pytest.approx(np.mean(alone), rel=1e-5)
+
+
+def test_the_planner_asks_the_network(model):
+    network = Encoder(open_gguf(model))
+    plan = make_plan(network, TrainConfig(**OPTIONS), objective=Classify())
+    assert {"x", "hidden", "lora", "adam_m", "scratch"} <= {buffer.name for buffer in plan.buffers}
+    assert plan.run.targets == (MIX,)
+    assert sum(b.shape[0] for b in plan.buffers if b.name == "lora") == N_BLOCKS * 4 * 2 * D + CLASSES * D
+    with pytest.raises(UsageError, match="no attn_q"):
+        make_plan(network, TrainConfig(**OPTIONS, targets="q_proj"), objective=Classify())
+    with pytest.raises(UsageError, match="training needs"):
+        make_plan(network, TrainConfig(**OPTIONS, memory="1M"), objective=Classify())
+
+
+def test_a_file_of_the_folder_is_found(model, tmp_path, monkeypatch):
+    """One that registers a network; two of one architecture are refused."""
+    monkeypatch.delitem(NETWORKS, "bert")
+    place = tmp_path / "models"
+    place.mkdir()
+    (place / "another.py").write_text("from test_encoder import Encoder\n\nfrom .base import register\n\n"
+                                      "Encoder.architectures = ('bert',)\nregister(Encoder)\n")
+    monkeypatch.setattr(models, "__path__", [*models.__path__, str(place)])
+    monkeypatch.setattr(Encoder, "architectures", (), raising=False)
+    monkeypatch.syspath_prepend(Path(__file__).parent)
+    assert type(open_network(open_gguf(model))).__name__ == "Encoder"
+    monkeypatch.delitem(sys.modules, "edgetune.models.another")
+    with pytest.raises(ValueError, match="Other has the architecture bert of Encoder"):
+        register(type("Other", (Encoder,), {"architectures": ("bert",)}))
 
 
 def test_what_the_network_does_not_have_is_refused(model):
