@@ -148,7 +148,7 @@ fuzz-daemon: ready ## minutes: 10,000 random requests, and schemathesis over the
 	$(RUN) proofs/fuzz_daemon.py
 	$(RUN) -m pytest -m '' daemon/test_schema.py
 
-fuzz: ready ## minutes: random damage to models, to a daemon's state and to its requests; SEED=0, COUNT of each
+fuzz: ready ## minutes: random damage to models and to a daemon's state; SEED=0, COUNT of each
 	$(RUN) -m pytest --hypothesis-profile thorough -m hypothesis
 	$(RUN) -W ignore proofs/fuzz.py --seed $(or $(SEED),0) $(if $(COUNT),--count $(COUNT))
 

@@ -119,13 +119,3 @@ def health_seconds(url: str) -> float:
     start = time.monotonic()
     assert httpx.get(url + "/healthz", timeout=PATIENCE).status_code == 200
     return time.monotonic() - start
-
-
-def hostile(kind: str) -> bytes:
-    """A body of nearly a MiB that becomes as many objects, or as many complaints, as can be."""
-    if kind == "messages of nothing":
-        return b'{"messages": [' + b",".join([b"0"] * (500 * 1024)) + b"]}"
-    if kind == "unknown fields":
-        return b"{" + b",".join(b'"%d":0' % i for i in range(90_000)) + b"}"
-    message = b'{"role":"user","content":""}'
-    return b'{"max_tokens": 1, "messages": [' + b",".join([message] * 30_000) + b"]}"

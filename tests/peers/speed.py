@@ -3,9 +3,7 @@
     python tests/peers/speed.py                  edgetune against PEFT in fp32, bf16, compiled bf16, bitsandbytes NF4
     python tests/peers/speed.py --snips          rows a second on completion-only rows against PEFT bf16
     python tests/peers/speed.py --instruction    the same, of 60 random tokens behind an instruction of 300
-    python tests/peers/speed.py --formats        edgetune on Q8_0, Q4_K_M and F16 against Q4_1
     python tests/peers/speed.py --length 2048    edgetune on one row of so many tokens against 1x256
-    python tests/peers/speed.py --threads        edgetune on two threads against one
 
 Model: SmolLM2-135M; PEFT trains the dequantized GGUF. LoRA r = 8, alpha 16, all seven projections, AdamW lr 1e-3, every
 position supervised (rows: the completion only, batch 8, padded for PEFT). Every measurement is a process of its own,
@@ -33,7 +31,6 @@ from snips import SYSTEM, Row, model_path, padded
 
 PEERS = ("peft-fp32", "peft-bf16", "peft-bf16-compile", "peft-nf4")
 FP32_COMPILED = "peft-fp32-compile"  # only if asked for: for a CPU that does not multiply bf16
-FORMATS = {"Q8_0": 7, "Q4_K_M": 15, "F16": 1}  # llama.cpp's llama_ftype
 WARM = 2  # steps of a process that are not counted
 ROWS = 96  # of Snips, and behind an instruction
 OF_ROWS = ("snips", "instruction")  # shapes that are batches of 8 of these
@@ -135,7 +132,7 @@ def save_rows(folder: Path, rows: list[Row]) -> None:
 
 
 def prepare(args: argparse.Namespace) -> None:
-    """Writes what the contenders read into the folder: text.npy, rows.npz, the model for PEFT or in other formats."""
+    """Writes what the contenders read into the folder: text.npy, rows.npz, the model for PEFT."""
     import edgetune
     tokenizer = edgetune.Tokenizer(args.model)
     text = args.shared / "data" / "wikitext2_valid.txt"
@@ -150,16 +147,7 @@ def prepare(args: argparse.Namespace) -> None:
         tokens = np.random.default_rng(0).integers(1000, 40_000, (ROWS, 360), np.int32)
         tokens[:, :300] = tokens[0, :300]
         save_rows(args.folder, [(row, (np.arange(360) >= 300).astype(np.float32)) for row in tokens])
-    if args.formats:
-        import llama_cpp
-        for name, number in FORMATS.items():
-            params = llama_cpp.llama_model_quantize_default_params()
-            params.ftype = number
-            params.allow_requantize = True
-            params.nthread = args.cores
-            out = args.folder / f"{name}.gguf"
-            assert llama_cpp.llama_model_quantize(os.fsencode(args.model), os.fsencode(out), params) == 0, name
-    elif not (args.length or args.threads):
+    if not args.length:
         import torch
         from transformers import AutoModelForCausalLM
         model: Any = AutoModelForCausalLM.from_pretrained(args.model.parent, gguf_file=args.model.name,
@@ -224,20 +212,14 @@ def compare_peers(args: argparse.Namespace, folder: Path) -> tuple[Results, dict
     return results, ratios
 
 
-def compare_self(args: argparse.Namespace, folder: Path) -> tuple[Results, dict[str, dict[str, float]]]:
-    """edgetune against itself: the first of `work` is what the others are compared with."""
-    name = f"--contender=edgetune-{args.precision}"
-    shape = f"--shape={args.shapes[0]}"
-    if args.formats:
-        work = {"Q4_1": [name, shape]} | {f: [name, shape, f"--model={folder / f}.gguf"] for f in FORMATS}
-    elif args.length:
-        work = {args.shapes[0]: [name, shape], f"1x{args.length}": [name, f"--shape=1x{args.length}"]}
-    else:
-        work = {"1 thread": [name, shape, "--cores=1"], "2 threads": [name, shape, "--cores=2"]}
-    results = alternate(args, folder, work)
-    base, *others = work
-    return results, {f"{what}, {other} / {base}": ratio(*([r[what] for r in results[label]] for label in (other, base)))
-                     for other in others for what in ("tokens_per_s", "peak_rss_mib")}
+def compare_lengths(args: argparse.Namespace, folder: Path) -> tuple[Results, dict[str, dict[str, float]]]:
+    """edgetune on one long row against itself on the first shape."""
+    base = args.shapes[0]
+    long = f"1x{args.length}"
+    results = alternate(args, folder, {shape: [f"--contender=edgetune-{args.precision}", f"--shape={shape}"]
+                                       for shape in (base, long)})
+    return results, {f"{what}, {long} / {base}": ratio(*([r[what] for r in results[shape]] for shape in (long, base)))
+                     for what in ("tokens_per_s", "peak_rss_mib")}
 
 
 def compare_rows(args: argparse.Namespace, folder: Path) -> tuple[Results, dict[str, dict[str, float]]]:
@@ -251,9 +233,7 @@ def compare_rows(args: argparse.Namespace, folder: Path) -> tuple[Results, dict[
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     modes = parser.add_mutually_exclusive_group()
-    modes.add_argument("--formats", action="store_true")
     modes.add_argument("--length", type=int, default=0)
-    modes.add_argument("--threads", action="store_true")
     modes.add_argument("--snips", action="store_true")
     modes.add_argument("--instruction", action="store_true")
     parser.add_argument("--rounds", type=int, default=3)
@@ -280,11 +260,10 @@ def main() -> None:
     else:
         with tempfile.TemporaryDirectory() as name:
             folder = Path(name)
-            mode = [f for f in ("--formats", "--threads", "--snips", "--instruction") if getattr(args, f[2:])]
+            mode = [f for f in ("--snips", "--instruction") if getattr(args, f[2:])]
             child(args, folder, "--prepare=all", *mode, *([f"--length={args.length}"] if args.length else []))
-            alone = args.formats or args.length or args.threads
-            rows = args.snips or args.instruction
-            results, ratios = (compare_rows if rows else compare_self if alone else compare_peers)(args, folder)
+            compare = compare_rows if mode else compare_lengths if args.length else compare_peers
+            results, ratios = compare(args, folder)
         if args.json:
             print(json.dumps({"ratios": ratios, "results": results}, indent=2))
             return

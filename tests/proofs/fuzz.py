@@ -1,9 +1,8 @@
-"""Three properties under random damage. `make fuzz`, or `python fuzz.py --only models --count 300 --seed 1`.
+"""Two properties under random damage. `make fuzz`, or `python fuzz.py --only models --count 300 --seed 1`.
 
 models: whatever becomes of a model's file, plan, train, info and serve agree on whether it can be used, and the losses
 of those that train and those that serve are equal. states: whatever becomes of a file in a daemon's state, nothing is
-deleted, what is lost is told in a sentence, and the rest serves. requests: whatever is sent on however many
-connections, the daemon keeps to its memory and health answers within a second.
+deleted, what is lost is told in a sentence, and the rest serves. fuzz_daemon.py has random requests.
 """
 
 import argparse
@@ -15,31 +14,23 @@ import random
 import resource
 import shutil
 import signal
-import socket
 import sys
 import tempfile
 import time
 from collections import Counter
 from collections.abc import Callable
-from concurrent.futures import ThreadPoolExecutor
-from contextlib import ExitStack
 from functools import partial
 from hashlib import sha256
 from pathlib import Path
-from threading import Event
 from typing import Any
 
-import httpx
 import numpy as np
-import psutil
 from click.testing import CliRunner
 
 sys.path.insert(0, str(Path(__file__).parents[1]))
 sys.path.insert(0, str(Path(__file__).parent))
 
 from counting import one_step
-from daemons import ASK, CHAT, DESCRIPTORS, MIB, PATIENCE, health_seconds, hostile, process
-from fuzz_daemon import fuzz
 from services import ROWS, contents, make_state, open_service
 from tiny import SHAPES, write_tiny
 from variants import known_keys, variant
@@ -299,80 +290,12 @@ def state_problems(folder: Path, before: dict[str, set[str]], held: set[str], me
     return wrong
 
 
-# ---- requests -------------------------------------------------------------------------------------------------------
-
-BUDGET = 400 * MIB
-CLIENTS = 4
-SILENT = DESCRIPTORS // 2
-SLOWEST = 1.0  # seconds that health may take, on cores that do nothing else
-
-
-def fuzz_requests(folder: Path, count: int, seed: int) -> Wrong:
-    """From several clients at once, beside large bodies and silent connections, while a job trains."""
-    model = write_tiny(folder / "tiny.gguf", formats="Q8_0", n_context=128)
-    wrong: Wrong = []
-    with process(model, folder, "--memory", f"{BUDGET >> 20}M") as running, ThreadPoolExecutor(CLIENTS + 2) as pool:
-        done = Event()
-        watch = pool.submit(watched, running.url, running.pid, done)
-        crowd = pool.submit(crowded, running.place, running.url, seed, done)
-        clients = [pool.submit(fuzz, running.url, count // CLIENTS, seed * CLIENTS + n) for n in range(CLIENTS)]
-        for client in clients:
-            if error := client.exception():
-                wrong.append(f"{type(error).__name__}: {error}")
-        done.set()
-        crowd.result()
-        slowest, most = watch.result()
-        if "Traceback" in (said := running.log.read_text()):
-            wrong.append(f"a traceback in the log: {said[-1000:]}")
-    print(f"requests: health answered within {slowest:.2f} s, at most {most >> 20} of {BUDGET >> 20} MiB")
-    if slowest > SLOWEST * max(1.0, os.getloadavg()[0] / (os.cpu_count() or 1)):
-        wrong.append(f"health took {slowest:.2f} s (seed {seed})")
-    if most > BUDGET:
-        wrong.append(f"the daemon had {most} bytes, its budget is {BUDGET} (seed {seed})")
-    return wrong
-
-
-def watched(url: str, pid: int, done: Event) -> tuple[float, int]:
-    """(seconds of the slowest answer of health, most bytes of the daemon and its children together)"""
-    slowest = 0.0
-    most = 0
-    daemon = psutil.Process(pid)
-    while not done.wait(0.1):
-        slowest = max(slowest, health_seconds(url))
-        most = max(most, sum(shared_memory(each) for each in [daemon, *daemon.children(recursive=True)]))
-    return slowest, most
-
-
-def shared_memory(each: psutil.Process) -> int:
-    """Bytes of a process, what it shares with others counted in parts; 0 for one that has ended."""
-    try:
-        return int(each.memory_full_info().pss)
-    except psutil.Error:
-        return 0
-
-
-def crowded(place: tuple[str, int], url: str, seed: int, done: Event) -> None:
-    """Connections that say nothing, and large bodies, until all is done."""
-    rng = random.Random(seed)
-    bodies = [hostile(kind) for kind in ("messages of nothing", "unknown fields", "messages without words")]
-    headers = {"Content-Type": "application/json"}
-    while not done.is_set():
-        with ExitStack() as stack:
-            for _ in range(rng.randrange(SILENT)):
-                silent = stack.enter_context(socket.create_connection(place, timeout=PATIENCE))
-                silent.sendall(rng.choice([b"", b"GET /healthz HTTP/1.1\r\nHost: loc"]))
-            for _ in range(5):
-                answer = httpx.post(url + CHAT, content=rng.choice(bodies), headers=headers, timeout=PATIENCE)
-                assert answer.status_code in (400, 413, 503), answer.text
-            assert httpx.post(url + CHAT, json=ASK, timeout=PATIENCE).status_code in (200, 429, 503)
-
-
-PROPERTIES = {"models": (fuzz_models, 300), "states": (fuzz_states, 100), "requests": (fuzz_requests, 2000)}
+PROPERTIES = {"models": (fuzz_models, 300), "states": (fuzz_states, 100)}
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--only", choices=PROPERTIES, help="one of the three")
+    parser.add_argument("--only", choices=PROPERTIES, help="one of the two")
     parser.add_argument("--count", type=int, help="cases of each")
     parser.add_argument("--seed", type=int, default=0)
     args = parser.parse_args()

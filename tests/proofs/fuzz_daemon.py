@@ -42,6 +42,8 @@ PLACES = ["/v1/models", "/v1/files", "/v1/files/file-1", "/v1/files/file-1/conte
           "/", "/openapi.json", "/nowhere"]
 ODD: list[Any] = [None, True, -1, 0, 1.5, 10**30, -10**30, 1e308, "", "x", "\0", "é" * 50, "../../etc/passwd", [], {},
                   [[]], {"a": {"b": []}}, ["a"] * 50, "<|im_end|>" * 5, {"type": "text", "text": 5}, "a" * 5000]
+HOSTILE = [b'{"messages": [' + b",".join([b"0"] * 500_000) + b"]}",  # as many objects, or complaints, as a MiB holds
+           b"{" + b",".join(b'"%d":0' % i for i in range(90_000)) + b"}"]
 
 
 def fuzz(url: str, count: int, seed: int = 0) -> Counter[str]:
@@ -81,6 +83,8 @@ def begin(client: httpx.Client) -> dict[str, str]:
 
 def request(rng: random.Random) -> tuple[str, str, dict[str, Any]]:
     """(method, path, what httpx sends)"""
+    if rng.random() < 0.002:
+        return "POST", SOUND[0][0], {"content": rng.choice(HOSTILE), "headers": {"Content-Type": "application/json"}}
     kind = rng.randrange(5)
     if kind == 0:  # to any place, random bytes
         place = rng.choice(PLACES + [path for path, _ in SOUND])
