@@ -4,61 +4,30 @@ import re
 import xml.etree.ElementTree as ET
 from base64 import b64encode
 from hashlib import sha256
-from html.parser import HTMLParser
 
 import numpy as np
-
-VOID = {"meta", "path", "line", "circle"}
-
-
-class Tags(HTMLParser):
-    """Elements of a page in order, with what they are in; an end that does not fit is an error."""
-
-    def __init__(self):
-        super().__init__()
-        self.open = []
-        self.found = []
-        self.text = []
-
-    def handle_starttag(self, tag, attrs):
-        self.found.append((tag, dict(attrs)))
-        if tag not in VOID:
-            self.open.append(tag)
-
-    def handle_startendtag(self, tag, attrs):
-        assert tag in VOID
-        self.found.append((tag, dict(attrs)))
-
-    def handle_endtag(self, tag):
-        assert self.open.pop() == tag
-
-    def handle_data(self, data):
-        if not self.open or self.open[-1] != "style":
-            self.text.append(data)
 
 
 def parsed(path):
     """The page, checked: well-formed as HTML and as XML, of known elements, without script or anything from outside."""
     page = path.read_text("utf-8")
     assert len(page) < 200_000
-    tags = Tags()
-    tags.feed(page)
-    tags.close()
-    assert tags.open == []
-    names = {tag for tag, _ in tags.found}
-    assert names <= {"html", "head", "meta", "title", "style", "body", "h1", "h2", "p", "b", "small", "dl", "div", "dt",
-                     "dd", "figure", "figcaption", "ul", "li", "table", "tr", "th", "td", "details", "summary", "svg",
-                     "g", "path", "line", "circle", "text"}
-    attributes = {name for _, given in tags.found for name in given}
+    assert not re.search(r"<(?!meta|path|line|circle)[^<>]*/>", page)  # HTML would not end another element there
+    root = ET.fromstring(page.removeprefix("<!doctype html>\n"))
+    assert {part.tag for part in root.iter()} <= {
+        "html", "head", "meta", "title", "style", "body", "h1", "h2", "p", "b", "small", "dl", "div", "dt", "dd",
+        "figure", "figcaption", "ul", "li", "table", "tr", "th", "td", "details", "summary", "svg", "g", "path", "line",
+        "circle", "text"}
+    attributes = {name for part in root.iter() for name in part.attrib}
     assert not attributes & {"src", "href", "style", "srcset", "action"}
     assert not [name for name in attributes if name.startswith("on")]
-    policy = next(given["content"] for tag, given in tags.found if given.get("http-equiv"))
-    style = re.search("<style>(.*?)</style>", page, re.S)[1]
+    policy = next(part.get("content") for part in root.iter("meta") if part.get("http-equiv"))
+    style = root.find("head/style").text
     assert f"style-src 'sha256-{b64encode(sha256(style.encode()).digest()).decode()}'" in policy
     assert policy.startswith("default-src 'none';")
     assert "url(" not in style
     assert "@import" not in style
-    return ET.fromstring(page.removeprefix("<!doctype html>\n")), "".join(tags.text)
+    return root, "".join(root.itertext()).replace(style, "", 1)
 
 
 def figures(root):

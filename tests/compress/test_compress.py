@@ -94,14 +94,6 @@ def test_the_bundle_is_planned_for_trained_and_served(place, whole):
     assert answer["prompt"] == "turn the light"
 
 
-@pytest.mark.slow  # a run that is stopped and resumed ends in these bytes too
-def test_the_same_again_gives_the_same_bytes(place, whole):
-    folder, _ = whole
-    compress(place, "again.edge", *TRIM, "--vocab-from", place / "rows.jsonl", *FEWER, "--distill",
-             place / "rows.jsonl", *DISTILL, "--target-size", "520K", "--device", "raspberry-pi-zero-2-w")
-    assert hashes(place / "again.edge") == hashes(folder)
-
-
 ALL = {"vocab": 340, "drop_blocks": 1, "width": 0.75, "steps": 4, "distill_length": 64, "distill_batch": 2,
        "target_size": "520K", "device": "raspberry-pi-zero-2-w"}
 SMALL = {"measure_tokens": 512, "calibrate_tokens": 1024, "threads": 1}

@@ -172,20 +172,6 @@ def test_export_shows_its_steps(exported):
     assert steps[0][0] == "exporting to ONNX"
 
 
-@pytest.mark.slow
-def test_export_is_silent_and_says_the_same_bytes_again(exported, tmp_path):
-    code = ("import sys, numpy as np; from pathlib import Path; from edgetune.formats.gguf import open_gguf; "
-            "from edgetune.compress.onnx import export as export_onnx; from edgetune.compress.source import floats; "
-            "export_onnx.export(floats.read(open_gguf(sys.argv[1])), Path(sys.argv[2]), "
-            "np.random.default_rng(1).integers(3, 416, (10, 52)).astype(np.int32), threads=1)")
-    folder = exported[1]
-    done = subprocess.run([sys.executable, "-c", code, folder / "llama-none-0.gguf", tmp_path], cwd=tmp_path,
-                          capture_output=True, text=True, check=True)
-    assert done.stdout == done.stderr == ""
-    for name in ("model.onnx", "tokenizer.gguf"):
-        assert (tmp_path / name).read_bytes() == (folder / "out" / name).read_bytes()
-
-
 def test_export_refuses_what_it_cannot_do(tiny_llama, tmp_path, monkeypatch):
     model = floats.read(open_gguf(tiny_llama))
     with pytest.raises(DataError, match="there are 468 tokens to compare on, at least 500 are needed"):

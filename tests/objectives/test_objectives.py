@@ -3,10 +3,7 @@
 """
 
 import json
-import os
 import re
-import subprocess
-import sys
 from dataclasses import dataclass, replace
 from typing import ClassVar
 
@@ -329,36 +326,3 @@ def test_flags_come_and_go_with_what_is_registered(monkeypatch):
         plain = command(name, "--help-all")
         assert "--rank" in plain
         assert "focal" not in plain
-
-
-JOB = """
-import json, sys
-from pathlib import Path
-from services import SMALL, open_service, upload
-from edgetune.daemon.api.fine_tuning import job_object
-from edgetune.daemon.api.schemas import JobRequest
-with open_service(Path(sys.argv[1])) as service:
-    hyperparameters = {**SMALL, "steps": 3, "gamma": 1.0}
-    body = JobRequest.model_validate({"model": service.name, "training_file": upload(service), "method": {
-        "type": "focal", "focal": {"hyperparameters": hyperparameters}}})
-    job = service.jobs.wait(service.jobs.create(**body.options()).id, 60)
-    run = json.loads((service.adapters.path(job.result) / "run.json").read_text())
-    shown = job_object(job)
-    data = [event["data"] or {} for event in service.jobs.events(job.id, limit=100)]
-    steps = [each for each in data if each.get("event") == "step"]
-    print(json.dumps({"run": run["objective"], "hyperparameters": shown["method"]["focal"]["hyperparameters"],
-                      "metrics": [sorted(step["metrics"]) for step in steps]}))
-"""
-
-
-def test_a_job_of_the_daemon_trains_by_it(tmp_path):
-    """Every process knows the toys, as each knows the files of edgetune/objectives."""
-    (tmp_path / "sitecustomize.py").write_text("import toy_objectives\n")
-    path = os.pathsep.join([str(tmp_path), os.environ["PYTHONPATH"]])
-    done = subprocess.run([sys.executable, "-c", JOB, str(tmp_path)], capture_output=True, text=True,
-                          env={**os.environ, "PYTHONPATH": path})
-    assert done.returncode == 0, done.stderr
-    found = json.loads(done.stdout.splitlines()[-1])
-    assert found["run"] == {"name": "focal", "gamma": 1.0}
-    assert found["hyperparameters"]["gamma"] == 1.0
-    assert found["metrics"] == [["sureness"]] * 3

@@ -21,7 +21,6 @@ from edgetune.data.trees import micro_batches
 from edgetune.errors import UsageError
 from edgetune.llamacpp.tokenizer import Tokenizer
 from edgetune.objectives.score import Score
-from edgetune.serving.rollouts.engine import Rollout
 from edgetune.training.answered import Reward
 from edgetune.training.config import TrainConfig
 from edgetune.training.reference import Reference
@@ -142,20 +141,6 @@ def test_both_turns_are_drawn_and_rewarded(bundle):
     assert metrics["reward/first"] == pytest.approx(answered.penalized[:, :2].mean(), rel=1e-6)
     result = trainer.step()
     assert set(result.metrics) >= {"reward", "reward/first", "corrected", "spoiled", "kl"}
-
-
-def test_a_first_answer_that_grows_in_the_conversation_is_shortened(bundle):
-    """One that was cut within a character is written with another, of more tokens."""
-    trainer = Trainer(bundle, **OPTIONS, objective=OWN, rewards=letters)
-    trainer.add(ROWS)
-    assert isinstance(trainer.source, Answers)
-    prompt = trainer.batch(1)[0]
-    half = trainer.tokenizer.encode("\u20ac")[0]
-    broken = Rollout(0, 0, np.array([half] * 9, np.int32), np.zeros(9, np.float32), np.zeros(9, np.float32), False)
-    whole = again.second_prompt(prompt.item, trainer.tokenizer.decode([half] * 9), trainer.tokenizer, None)
-    found = trainer.source.roller._again(prompt, broken, 9)
-    assert found.tokens.size <= prompt.longest + 9
-    assert whole.size > prompt.longest + 9
 
 
 @pytest.mark.slow

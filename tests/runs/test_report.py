@@ -10,7 +10,7 @@ import xml.etree.ElementTree as ET
 
 import pytest
 from click.testing import CliRunner
-from durable import go, metrics, stop_after
+from durable import go, metrics
 from examples import examples
 from hypothesis import given
 from hypothesis import strategies as st
@@ -21,9 +21,8 @@ from run_folders import measured, step, write
 from edgetune.adapters.low_rank import LoraFamily
 from edgetune.cli import cli
 from edgetune.errors import FormatError, Interrupted, NumericsError, UsageError
-from edgetune.runs.history import read_history
 from edgetune.runs.page import element
-from edgetune.runs.report import write_html, write_report
+from edgetune.runs.report import write_report
 from edgetune.runs.reported import reported
 from edgetune.runs.train import resume, train
 from edgetune.training.callbacks import RunCallbacks
@@ -177,17 +176,6 @@ def test_a_run_in_progress(bundle, tmp_path):
     assert json.loads((out / "run.json").read_text())["verdict"]["sentence"] in parsed(write_report(out))[1]
 
 
-@pytest.mark.parametrize("stopped", [1, 4])
-def test_a_paused_run(bundle, tmp_path, stopped):
-    out = tmp_path / "out"
-    stop_after(stopped, bundle, out)
-    _, text = parsed(write_report(out))
-    assert f"Paused: step {stopped} of 8." in text
-    go(bundle, out, resume=True)
-    assert "Resumed" in parsed(write_report(out))[1]
-    assert not list(out.glob("*.tmp"))
-
-
 @pytest.mark.parametrize("lines", [[], [step(1)], [measured(0, 1.0)], [step(1, loss=math.nan)],
                                    [step(1, loss=math.inf, lr=0.0), step(2, loss=-3.0, lr=0.0)],
                                    [step(n, loss=5.0) for n in (1, 2, 3)], ["{"], [measured(0, math.nan), step(1)]])
@@ -235,12 +223,6 @@ def test_a_report_is_replaced_whole_or_not_at_all(out, monkeypatch):
         write_report(out)
     assert (out / "report.html").read_bytes() == before
     assert not list(out.glob("*.tmp"))
-
-
-def test_the_same_run_gives_the_same_bytes(out, tmp_path):
-    write_html(tmp_path / "a.html", read_history(out))
-    write_html(tmp_path / "b.html", read_history(out))
-    assert (tmp_path / "a.html").read_bytes() == (tmp_path / "b.html").read_bytes()
 
 
 def test_no_run_no_report(tmp_path):
