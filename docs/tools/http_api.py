@@ -314,4 +314,5 @@ def title_of(name: str) -> str:
 
 def said(text: str) -> str:
     """Text for a cell of a table, in which names of pages are links."""
-    return re.sub(r"\b(graders)\.md\b", r"[\1](\1.md)", re.sub(r"\s+", " ", text).replace("|", "\\|").strip())
+    text = " ".join(text.split()).replace("|", "\\|")
+    return re.sub(r"\b(graders|methods|files)\.md\b", r"[\1](\1.md)", text)

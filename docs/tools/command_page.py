@@ -1,0 +1,185 @@
+"""The reference of the commands: each with its own options; options of several commands stand once, in groups."""
+
+from __future__ import annotations
+
+import inspect
+from collections import Counter
+from collections.abc import Iterator
+from functools import cache
+
+import click
+import option_tables as options
+
+from edgetune.cli import cli
+from edgetune.compress.options import CompressConfig
+from edgetune.daemon.options import DaemonConfig
+from edgetune.machine.policy import Policy
+from edgetune.options import groups_of
+from edgetune.training.config import TrainConfig
+
+GROUPS = {
+    "Train": ("demo", "data", "plan", "train", "resume", "report", "tutor"),
+    "Evaluate": ("eval", "compare", "grade", "generate", "chat"),
+    "Serve": ("daemon", "service", "status", "jobs", "adapters", "feedback", "prompts", "rebase"),
+    "Share": ("export", "import", "merge", "compress"),
+    "This machine": ("pull", "models", "info", "device", "doctor", "bench"),
+}
+SHARED: dict[str, tuple[type, str]] = {
+    "Training options": (TrainConfig, "They are also options of `edgetune.train`, `Trainer`, and of a job's "
+                         "`hyperparameters`, with underscores. Methods have [options of their own](methods.md)."),
+    "Yielding options": (Policy, "A file given by `--policy` may hold them, a line each."),
+    "Daemon options": (DaemonConfig, "They are also options of `DaemonConfig`."),
+    "Compression options": (CompressConfig, "They are options of `edgetune compress`."),
+}
+COMMON = "Common options"
+FEW = 3  # options of a shared table; fewer stand in the command's own
+SEVERAL = 2  # commands
+HELP = {"--help", "--help-all"}
+EVERYWHERE = {"--json", "--url", "--key-file"}
+HEAD = """\
+`edgetune COMMAND --help` shows the options that most people need, `--help-all` all of them. This page has all, each
+once. An option stands with its default in parentheses; in brackets stands what holds if it is not given.
+
+Every command takes `--json`: it prints one JSON object, and progress as JSON lines on stderr ([files](files.md)).
+Commands that ask a daemon take `--url`, which is http://HOST:PORT or unix:/PATH, and `--key-file`, a file with a key.
+Without them the [environment](files.md#environment-variables) decides, else `http://127.0.0.1:8642`."""
+
+
+def lines() -> Iterator[str]:
+    yield from (HEAD, "", "| | commands |", "|---|---|")
+    for title, names in GROUPS.items():
+        found = [path for name in names for path in paths_of(name)]
+        yield f"| {title} | {', '.join(link(path, f'edgetune {path}') for path in found)} |"
+    yield f"| Options | {', '.join(link(title.lower(), title) for title in (COMMON, *SHARED))} |"
+    yield ""
+    for names in GROUPS.values():
+        for name in names:
+            for path in paths_of(name):
+                yield from command_lines(path)
+    yield from (f"## {COMMON}", "", *listed([option for option, count in usage().items() if count >= SEVERAL]))
+    for title, (kind, where) in SHARED.items():
+        yield from (f"## {title}", "", where, "", *grouped(kind))
+
+
+def link(text: str, heading: str) -> str:
+    return f"[{text}](#{heading.lower().replace(' ', '-')})"
+
+
+@cache
+def commands() -> dict[str, click.Command]:
+    """Every command by its words after `edgetune`."""
+    return dict(walk(cli, ()))
+
+
+def walk(group: click.Group, path: tuple[str, ...]) -> Iterator[tuple[str, click.Command]]:
+    context = click.Context(group)
+    for name in group.list_commands(context):
+        command = group.get_command(context, name)
+        assert command is not None
+        if isinstance(command, click.Group):
+            yield from walk(command, (*path, name))
+        else:
+            yield " ".join((*path, name)), command
+
+
+def paths_of(name: str) -> list[str]:
+    """The commands of a name: itself, or those of its group."""
+    return [path for path in commands() if path.split()[0] == name]
+
+
+def command_lines(path: str) -> Iterator[str]:
+    command = commands()[path]
+    pieces = [piece for piece in command.collect_usage_pieces(click.Context(command)) if piece != "[OPTIONS]"]
+    yield from (f"## edgetune {path}", "")
+    if pieces:
+        yield from (f"    edgetune {path} {' '.join(pieces)}", "")
+    for paragraph in inspect.cleandoc(command.help or "").split("\n\n"):
+        is_shown_as_it_is = paragraph.startswith("\b\n")
+        yield from (("```text", paragraph[2:], "```", "") if is_shown_as_it_is else (paragraph, ""))
+    found = options_of(command)
+    shared = dict(shared_options(found))
+    apart = [one for one in found if not any(one in others for others in shared.values())]
+    yield from listed([option for option in map(row, apart) if usage()[option] < SEVERAL])
+    if common := [one for one in apart if usage()[row(one)] >= SEVERAL]:
+        yield from (f"{flags(common)}: {link(COMMON.lower(), COMMON)}.", "")
+    for title, others in shared.items():
+        if others:
+            yield from (f"{named(others, SHARED[title][0])} the {link(title.lower(), title)}.", "")
+
+
+def options_of(command: click.Command) -> list[click.Option]:
+    return [one for one in command.get_params(click.Context(command)) if isinstance(one, click.Option)
+            and not one.hidden and (HELP | EVERYWHERE).isdisjoint(one.opts)]
+
+
+@cache
+def usage() -> Counter[str]:
+    """In how many commands each line would stand."""
+    found: Counter[str] = Counter()
+    for command in commands().values():
+        of_command = options_of(command)
+        shared = [one for others in dict(shared_options(of_command)).values() for one in others]
+        found.update(row(one) for one in of_command if one not in shared)
+    return found
+
+
+def listed(rows: list[str]) -> Iterator[str]:
+    if rows:
+        yield from (*rows, "")
+
+
+def row(option: click.Option) -> str:
+    names = "`, `".join((*option.opts, *option.secondary_opts))
+    return f"- `{names}`{shown_default(option)}: {options.line(option.help or '')}"
+
+
+def shown_default(option: click.Option) -> str:
+    value = option.default
+    absent = value is None or value == "" or value == () or "UNSET" in repr(value).upper()
+    is_off = value is False and not option.secondary_opts  # a flag that is given or not
+    return "" if absent or is_off or callable(value) else f" ({options.default_text(value)})"
+
+
+def grouped(kind: type) -> Iterator[str]:
+    """All options of a class, in its groups."""
+    titles = groups_of(kind)
+    rows: dict[str, list[str]] = {}
+    for spec in options.specs_of(kind):
+        title = titles.get(spec.name) or spec.metadata["group"] or "The adapter" if titles else ""
+        rows.setdefault(title, []).append(options.option_row(spec))
+    for title, of_group in rows.items():
+        if title:
+            yield from (f"**{title}**", "")
+        yield from (*of_group, "")
+
+
+def shared_options(found: list[click.Option]) -> Iterator[tuple[str, list[click.Option]]]:
+    """(title, those options of a command that stand in the shared table), the class with the most of them first."""
+    by_title = {title: [one for one in found if is_shared(one, kind)] for title, (kind, _) in SHARED.items()}
+    taken: list[click.Option] = []
+    for title in sorted(by_title, key=lambda title: -len(by_title[title])):
+        own = [one for one in by_title[title] if one not in taken]
+        if len(own) >= FEW:
+            taken += own
+            yield title, own
+
+
+def is_shared(option: click.Option, kind: type) -> bool:
+    """Whether a flag is that of a class of options, with its help and default."""
+    spec = next((spec for spec in options.specs_of(kind) if spec.name == option.name), None)
+    return spec is not None and option.help == spec.metadata["help"] and option.default in (spec.default, None)
+
+
+def named(found: list[click.Option], kind: type) -> str:
+    """Names the fewer of those that a command has and those that it lacks."""
+    names = {one.name for one in found}
+    missing = [spec.name for spec in options.specs_of(kind) if spec.name not in names]
+    if not missing:
+        return "All of"
+    if len(missing) < len(names):
+        return f"All but {options.flags(missing)} of"
+    return f"{flags(found)} of"
+
+
+def flags(found: list[click.Option]) -> str:
+    return ", ".join(f"`{one.opts[-1]}`" for one in found)

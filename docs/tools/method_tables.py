@@ -1,0 +1,72 @@
+"""The tables of docs/reference/methods.md: all methods, and the options of each, from their classes."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import Field
+from typing import Any
+
+from edgetune.objectives.base import Objective, objectives
+from edgetune.objectives.drawn import Drawn
+from edgetune.objectives.policy import Policy
+from edgetune.objectives.rewarded import Rewarded
+from edgetune.options import declared
+
+SHARED = {Drawn: "Options for drawing answers", Rewarded: "Options for rewards", Policy: "Options of policy gradients"}
+ROWS = {
+    "rows": "question and answer, messages, or text", "preferences": "pairs", "unpaired": "answers with a label",
+    "ranked": "several answers with rewards", "prompts": "prompts", "tutored": "answers, a reference and a judgment",
+    "privileged": "question, answer and context", "informed": "question and context",
+    "attempts": "a right answer and attempts", "again": "prompts"}
+Option = Field[Any]
+
+
+def summary() -> Iterator[str]:
+    """A line for each method."""
+    yield from ("| method | rows | default `lr` | reference model | type of a job's `method` | class |",
+                "|---|---|---|---|---|---|")
+    for name, kind in objectives().items():
+        rate = kind.defaults.get("lr", "auto")
+        rate = rate if isinstance(rate, str) else f"{rate:.0e}".replace("e-0", "e-")
+        rows = ROWS[kind.rows.__name__.rpartition(".")[2]]
+        yield (f"| [{name}](#{name}) | {rows} | {rate} | {reference(kind)} | `{kind.method}` | "
+               f"`{kind.__module__}.{kind.__name__}` |")
+
+
+def reference(kind: type[Objective]) -> str:
+    """Whether log p of the reference model are computed; where options decide, by their defaults."""
+    is_needed = kind().needs_reference
+    if isinstance(vars_of(kind, "needs_reference"), property):
+        return "yes, unless its weights are 0" if is_needed else "with `beta` above 0"
+    return "yes" if is_needed else "no"
+
+
+def vars_of(kind: type[Objective], name: str) -> object:
+    """An attribute of a class as it is declared, a property as such."""
+    return next(vars(base)[name] for base in kind.__mro__ if name in vars(base))
+
+
+def parent_of(kind: type[Objective]) -> type[Objective] | None:
+    """The nearest class whose options are listed: another method's, or a common one."""
+    listed = {*objectives().values(), *SHARED}
+    return next((base for base in kind.__mro__[1:] if base in listed), None)
+
+
+def options_of(kind: type[Objective]) -> Iterator[Option]:
+    """The options that its parent lacks, or has with another default, text or range."""
+    parent = parent_of(kind)
+    known = {spec.name: (spec.default, spec.metadata) for spec in declared(parent)} if parent else {}
+    for spec in declared(kind):
+        if known.get(spec.name) != (spec.default, spec.metadata):
+            yield spec
+
+
+def inherited(kind: type[Objective]) -> Iterator[str]:
+    """A sentence on the options that it has from its parent."""
+    parent = parent_of(kind)
+    if parent in SHARED:
+        title = SHARED[parent]
+        yield f"All [{title.lower()}](#{title.lower().replace(' ', '-')})."
+    elif parent:
+        yield f"All [options of {parent.name}](#{parent.name})."
+    yield ""

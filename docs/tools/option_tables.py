@@ -1,0 +1,50 @@
+"""Lists of options, from the fields of their classes."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterable, Iterator
+from dataclasses import Field, fields
+from typing import Any
+
+from edgetune.options import AUTO
+from edgetune.training.config import TrainConfig, train_options
+
+FAR = 1e6  # a limit from here on is none for people
+
+
+def line(text: str) -> str:
+    return " ".join(text.split())
+
+
+def specs_of(kind: type) -> Iterable[Field[Any]]:
+    """The fields of a class of options; of a training's, those of adapter families too."""
+    return train_options().values() if kind is TrainConfig else fields(kind)
+
+
+def listed(specs: Iterable[Field[Any]]) -> Iterator[str]:
+    """A line for each option; nothing for none."""
+    if lines := list(map(option_row, specs)):
+        yield from (*lines, "")
+
+
+def option_row(spec: Field[Any]) -> str:
+    meta = spec.metadata
+    parts = [line(meta["help"])]
+    if any(not re.search(rf"\b{re.escape(choice)}\b", meta["help"]) for choice in meta["choices"] if choice != AUTO):
+        parts.append("One of " + ", ".join(f"`{choice}`" for choice in meta["choices"]) + ".")
+    if meta["high"] is not None and meta["high"] < FAR:
+        parts.append(f"({meta['low'] or 0:g} to {meta['high']:g})")
+    default = "" if spec.default == "" else f" ({default_text(spec.default)})"
+    return f"- {flags([spec.name])}{default}: {' '.join(parts)}"
+
+
+def default_text(value: object) -> str:
+    """A default as a person types or reads it."""
+    if isinstance(value, bool):
+        return "on" if value else "off"
+    return f"{value:g}" if isinstance(value, float) else str(value)
+
+
+def flags(names: Iterable[str]) -> str:
+    return ", ".join(f"`--{name.replace('_', '-')}`" for name in names)
