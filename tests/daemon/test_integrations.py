@@ -1,5 +1,6 @@
 """What docs/how-to/integrations.md says, done: its programs run against a real daemon, what it has for Home Assistant,
-Node-RED and Prometheus is read and sent, and Grafana's board names metrics and labels that the daemon exports.
+Node-RED and Prometheus is read and sent, and Grafana's board names metrics and labels that the daemon exports. The
+programs and requests of the pages about feedback and JSON are put to the same daemon.
 """
 
 import json
@@ -49,6 +50,32 @@ def test_programs_run(title, running, capsys):
         assert re.search(r"device='(lamp|fan|radio)' on=(True|False)", said)
     if "vector" in program:
         assert "64 numbers in a vector" in said
+
+
+def page(name):
+    return (DOCS / "how-to" / f"{name}.md").read_text("utf-8")
+
+
+@pytest.mark.parametrize("program", re.findall(r"```python\n(.*?)```", page("learn-from-feedback"), re.S))
+def test_programs_that_send_feedback_run(program, running, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    Path("rows.jsonl").write_text('{"prompt": "fan on", "completion": "on"}\n{"prompt": "fan off", "completion": "off"}')
+    before = running.service.feedback.waiting()
+    exec(compile(program.replace(HERE, running.url), "program", "exec", dont_inherit=True), {})
+    assert running.service.feedback.waiting() > before
+
+
+@pytest.mark.parametrize("name", ["learn-from-feedback", "valid-json"])
+def test_requests_are_accepted(name, running):
+    """Those of the page's curl commands, with the id of an answer that there is."""
+    question = {"messages": [{"role": "user", "content": "lamp"}], "max_tokens": 4}
+    answer = httpx.post(f"{running.url}/v1/chat/completions", json=question, timeout=PATIENCE).json()
+    requests = re.findall(r"^curl -s (\S+) -H 'content-type: application/json' -d '(.*?)'$", page(name), re.M | re.S)
+    assert len(requests) >= 3
+    for url, body in requests:
+        said = httpx.post(local(url, running), content=body.replace("chatcmpl-...", answer["id"]), timeout=PATIENCE,
+                          headers={"content-type": "application/json"})
+        assert said.status_code == 200, said.text
 
 
 def schema_of(fields):
