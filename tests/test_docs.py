@@ -340,7 +340,7 @@ def test_the_family_of_the_page_is_one(tmp_path, bundle, monkeypatch):
 
 
 def test_the_family_from_scratch_is_that_of_the_tests():
-    block, = (block for block in re.findall(r"```py\n(.*?)```", EXTENDING, re.S) if "class Scales" in block)
+    block, = (block for block in re.findall(r"```py\n(.*?)```", EXTENDING, re.S) if "class Sparse" in block)
     assert block in (ROOT / "tests" / "adapters" / "test_family.py").read_text("utf-8")
 
 
