@@ -1,8 +1,7 @@
-"""Adapter families that the package does not know, trained, saved, stopped and resumed; and the base without any.
+"""An adapter family that the package does not know, trained, saved, stopped and resumed.
 
-Scales trains one scale a projection, of an update whose factors are drawn once from the seed and stay frozen. Sparse
-trains biases, most of which a proximal step after the optimizer's makes 0: no low-rank pairs, so that llama.cpp cannot
-serve what it leaves. Each is a Family and its Carved in this file; nothing else knows them.
+Sparse trains biases, most of which a proximal step after the optimizer's makes 0: no low-rank pairs, so that llama.cpp
+cannot serve what it leaves. It is a Family and its Carved in this file; nothing else knows them.
 """
 
 from __future__ import annotations
@@ -18,15 +17,12 @@ from commands import run as command
 
 from edgetune.adapters import base
 from edgetune.adapters.base import OWN_ENGINE, Artifact, Carved, Family, Frozen, Group, Shapes, slices
-from edgetune.adapters.lora import Pair
 from edgetune.adapters.store import open_adapter, read_run
 from edgetune.backends.arena import Buffer
 from edgetune.bench.train import random_rows
 from edgetune.daemon.jobs import recipe
 from edgetune.data.dataset import Dataset
-from edgetune.data.packing import collate
 from edgetune.errors import EdgetuneError, Interrupted, MismatchError, UnsupportedError, UsageError
-from edgetune.evaluation.native import native_loss
 from edgetune.options import option
 from edgetune.serving.llama import LlamaModel
 from edgetune.training import checkpoint
@@ -36,64 +32,6 @@ from edgetune.training.run import run
 from edgetune.training.trainer import Trainer
 
 OPTIONS: dict[str, Any] = {"batch_size": 3, "max_length": 24, "precision": "exact", "threads": 2, "lr": 0.05}
-
-
-@dataclass(frozen=True)
-class Scales(Family):
-    name: ClassVar[str] = "scales"
-    width: int = option(6, "Rank of the frozen update.", low=1)
-
-    def parameters(self, shapes: Shapes) -> list[Group]:
-        return [Group("scales", len(shapes), decay=False)]
-
-    @property
-    def kept_width(self) -> int:
-        return self.width
-
-    def carve(self, shapes: Shapes, arena: Any, ops: Any, seed: int) -> CarvedScales:
-        return CarvedScales(self, shapes, arena, ops, seed)
-
-
-class CarvedScales(Carved):
-    """delta W = s B A, s one number a projection, 0.5 at first."""
-
-    def __init__(self, family: Scales, shapes: Shapes, arena: Any, ops: Any, seed: int) -> None:
-        rng = np.random.default_rng(seed)
-        self.ops = ops
-        self.index = {name: i for i, name in enumerate(shapes)}
-        self.a = {}
-        self.b = {}
-        for name, (n, k) in shapes.items():
-            self.a[name] = (rng.standard_normal((family.width, k)) / k**0.5).astype(np.float32)
-            self.b[name] = (rng.standard_normal((n, family.width)) / 3).astype(np.float32)
-        self.scales = arena.flat("lora")
-        self.gradient = arena.flat("dlora")
-        self.scales[:] = 0.5
-
-    def scaled(self, linear: Frozen) -> np.ndarray:
-        return self.b[linear.name] * self.scales[self.index[linear.name]]
-
-    def keep(self, linear: Frozen, inp: Any, kept: Any) -> None:
-        self.ops.matmul_forward(kept, inp, self.a[linear.name], "F32")
-
-    def forward(self, linear: Frozen, out: Any, inp: Any, kept: Any, accumulate: bool) -> None:
-        self.keep(linear, inp, kept)
-        linear.forward(out, inp, accumulate, (kept, self.scaled(linear)))
-
-    def backward(self, linear: Frozen, dinp: Any, dout: Any, kept: Any, accumulate: bool) -> None:
-        through = np.empty_like(kept)
-        self.ops.matmul_backward(through, dout, self.b[linear.name], "F32")
-        self.gradient[self.index[linear.name]] += np.sum(through * kept)
-        if dinp is not None:
-            through *= self.scales[self.index[linear.name]]
-            linear.backward(dinp, dout, accumulate, (through, self.a[linear.name]))
-
-    def artifact(self) -> Artifact:
-        return Artifact({name: Pair(self.a[name], self.b[name], float(self.scales[i]))
-                         for name, i in self.index.items()})
-
-    def load(self, found: Artifact, source: str) -> None:  # noqa: ARG002
-        raise MismatchError(f"{source} cannot be taken up by scales")
 
 
 @dataclass(frozen=True)
@@ -154,45 +92,6 @@ class CarvedSparse(Carved):
 def data(n: int, seed: int = 0) -> Dataset:
     rows = random_rows(416, n, 20, seed)
     return Dataset(rows, [{}] * n, "text", truncated=0, skipped=0, digest=f"random {seed}")
-
-
-@pytest.mark.parametrize("recompute", ["none", "block"])
-def test_gradient_by_finite_differences(tiny_models, recompute):
-    trainer = Trainer(tiny_models["gemma3"], family=Scales(), recompute=recompute, **OPTIONS)
-    batch = collate(random_rows(416, 2, 20, seed=1))
-    a = batch.supervised_weights
-    scales = trainer.arena.flat("lora")
-    gradient = trainer.arena.flat("dlora")
-    gradient.fill(0.0)
-    trainer.decoder.forward(batch, keep=True)
-    trainer.decoder.backward(batch, a)
-    assert scales.size == 14  # seven projections in two blocks
-
-    def loss(i: int, step: float) -> float:
-        scales[i] += step
-        value = -float(trainer.decoder.score(batch).astype(np.float64) @ a)
-        scales[i] -= step
-        return value
-
-    differences = [(loss(i, 1e-2) - loss(i, -1e-2)) / 2e-2 for i in range(scales.size)]
-    assert np.linalg.norm(gradient - differences) < 1e-2 * np.linalg.norm(differences)
-
-
-@pytest.mark.learning
-def test_it_learns_and_what_is_saved_is_what_was_trained(bundle, tmp_path):
-    rows = data(3)
-    trainer = Trainer(bundle, family=Scales(width=5), steps=30, **OPTIONS)
-    trainer.add_examples(rows.examples)
-    before = trainer.loss(rows.examples)[0]
-    trainer.train()
-    after = trainer.loss(rows.examples)[0]
-    assert after < before - 0.05
-    trainer.save(tmp_path / "out")
-    saved = open_adapter(tmp_path / "out", bundle.gguf)
-    assert saved.run["family"] == {"name": "scales", "width": 5}
-    assert native_loss(bundle, rows, saved.pairs)[0] == pytest.approx(after, rel=1e-4)
-    table = {b.name: b.shape for b in trainer.plan.buffers}
-    assert table["lora"] == table["adam_m"] == (14,)
 
 
 def test_a_proximal_step_follows_the_optimizers(bundle, tmp_path):
