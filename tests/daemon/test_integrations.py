@@ -13,6 +13,7 @@ import ollama
 import pytest
 import yaml
 from daemons import PATIENCE
+from json_lines import write_lines
 from prometheus_client.parser import text_string_to_metric_families
 from tiny import write_tiny
 
@@ -59,7 +60,7 @@ def page(name):
 @pytest.mark.parametrize("program", re.findall(r"```python\n(.*?)```", page("learn-from-feedback"), re.S))
 def test_programs_that_send_feedback_run(program, running, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
-    Path("rows.jsonl").write_text('{"prompt": "fan on", "completion": "on"}\n{"prompt": "fan off", "completion": "off"}')
+    write_lines("rows.jsonl", [{"prompt": f"fan {state}", "completion": state} for state in ("on", "off")])
     before = running.service.feedback.waiting()
     exec(compile(program.replace(HERE, running.url), "program", "exec", dont_inherit=True), {})
     assert running.service.feedback.waiting() > before
