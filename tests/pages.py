@@ -44,7 +44,7 @@ def opened(browser: Any, url: str, **options: Any) -> Iterator[Any]:
 
 
 def get(url: str, path: str) -> Any:
-    return httpx.get(url + path).raise_for_status().json()
+    return httpx.get(url + path, timeout=60).raise_for_status().json()
 
 
 def runs(page: Any) -> None:

@@ -125,7 +125,7 @@ def _started(asked: dict[str, Any], reads_stdin: bool) -> subprocess.Popen[bytes
 
 
 class Layout(NamedTuple):
-    """A field's arrays, one after another. counts: arrays of each example, None where each has one."""
+    """How the arrays of a field follow one another. counts: how many each example has, where that is not one."""
 
     kind: str
     sizes: list[int]

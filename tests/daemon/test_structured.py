@@ -4,6 +4,7 @@ import json
 import logging
 from typing import Literal
 
+import httpx
 import jsonschema_rs
 import numpy as np
 import openai
@@ -192,6 +193,7 @@ def test_an_adapter_answers_in_the_form_of_its_rows(chat, parse, model, running,
     assert schema["properties"]["room"]["enum"] == ["attic", "hall"]
     assert describe(tmp_path / "a")["schema"] == schema
     adapter = running.service.adapters.add("job-1", tmp_path / "a", "s", {"passed": True, "reason": "a test"}).id
+    assert httpx.get(f"{running.url}/v1/adapters/{adapter}").json()["structured"]
     options = {"model": adapter, "temperature": 2.0, "max_tokens": 100}
     for seed in range(5):
         assert jsonschema_rs.is_valid(schema, json.loads(chat(seed=seed, **options).message.content))

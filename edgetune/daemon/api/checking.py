@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import json
 import re
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from itertools import islice
 from typing import Annotated, Any
 
@@ -12,7 +13,8 @@ from fastapi import APIRouter, File, Form, UploadFile
 from ...data.check import Finding, findings
 from ...data.facts import Inspection, Tokens, inspect
 from ...data.files import read_rows
-from ...data.rows import RowParser
+from ...data.rows import Row, RowParser
+from ...errors import TooLargeError
 from ...training.length import reading_limit
 from ..jobs.recipe import by_method, method_of
 from ..service import Service
@@ -22,7 +24,8 @@ from . import schemas
 from .completions import TheService
 from .errors import JsonRoute
 
-CHECKED_ROWS = 5000  # of each file: their facts are held in memory
+CHECKED_ROWS = 5000  # of each file at most: their facts are held in memory
+CHECKED_BYTES = 8 << 20  # of their JSON, which is tokenized while others wait for answers
 NAMED_LINES = 100  # of each finding
 CHUNK = 1 << 16
 OPTION_NAMES = {"eval": "validation_file"}  # of options of the command line, where those of a job differ
@@ -53,7 +56,21 @@ def _inspected(file: UploadFile, service: Service, tokens: Tokens, parser: RowPa
     form = form_of(name, file.file.read(CHUNK))
     file.file.seek(0)
     with spooled(iter(lambda: file.file.read(CHUNK), b""), form, service.config.max_upload) as path:
-        return inspect(name, islice(read_rows(path), CHECKED_ROWS), tokens, parser)
+        return inspect(name, _first_rows(read_rows(path), service.config.max_body << 10), tokens, parser)
+
+
+def _first_rows(rows: Iterator[tuple[int, Row]], longest: int) -> Iterator[tuple[int, Row]]:
+    """The rows to check. Raises TooLargeError for one of more than `longest` bytes, as an upload does."""
+    size = 0
+    for number, row in islice(rows, CHECKED_ROWS):
+        length = len(json.dumps(row))
+        if length > longest:
+            raise TooLargeError(f"line {number} has more than {longest >> 10} KiB",
+                                "divide the row, or start the daemon with a larger --max-body")
+        size += length
+        if size > CHECKED_BYTES:
+            return
+        yield number, row
 
 
 def _finding(found: Finding) -> dict[str, Any]:

@@ -7,6 +7,7 @@ from base64 import b64encode
 from functools import cache
 from hashlib import sha256
 from pathlib import Path
+from urllib.parse import quote
 
 from fastapi import APIRouter
 from fastapi.responses import HTMLResponse
@@ -18,6 +19,8 @@ from .errors import JsonRoute, of_type
 
 FOLDER = Path(__file__).parents[1] / "page"
 STYLE = re.compile(r'<link rel="stylesheet" href="(\w+\.css)">')
+ICON = re.compile(r'<link rel="icon" href="(\w+\.svg)">')
+IMAGE = re.compile(r'<img src="(\w+\.svg)" alt="">')
 SCRIPT = re.compile(r'<script src="(\w+\.js)"></script>')
 router = APIRouter(route_class=JsonRoute)
 
@@ -49,6 +52,8 @@ def _page() -> tuple[str, str]:
         return (FOLDER / found[1]).read_text("utf-8")
 
     html = (FOLDER / "page.html").read_text("utf-8")
+    html = ICON.sub(lambda found: f'<link rel="icon" href="data:image/svg+xml,{quote(text(found))}">', html)
+    html = IMAGE.sub(text, html)
     html = STYLE.sub(lambda found: f"<style>\n{text(found)}</style>", html)
     html = SCRIPT.sub(lambda found: f"<script>\n{text(found)}</script>", html)
     return html, policy_of(html)

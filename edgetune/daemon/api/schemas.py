@@ -78,7 +78,7 @@ class RowsCheck(Answer):
     """What was found in a file of rows."""
 
     object: Literal["rows.check"] = "rows.check"
-    rows: int = Field(description="The first rows of the file, 5,000 at most, which were checked.")
+    rows: int = Field(description="The first rows of the file, which were checked: 5,000, or 8 MiB, at most.")
     usable: int = Field(description="Rows that can be learned.")
     shape: str = Field(description="The kind of the usable rows: messages, prompt, text, preference, and others.")
     longest: int = Field(description="Tokens of the longest row.")

@@ -1,21 +1,27 @@
 "use strict";
-// Adapters: which one answers, what the gate found, their names, and files to take away.
+// Adapters: the active one, what the gate found, their names, and files to take away.
 
 function showAdapters({ data, serving, history }) {
   called.clear();
-  for (const { id, name } of data) if (name) called.set(id, name);
-  put($("name"), serving ? `${short(serving)} on ${base}` : base);
+  structured.clear();
+  for (const { id, name, structured: holds } of data) {
+    if (name) called.set(id, name);
+    if (holds) structured.add(id);
+  }
+  put($("name"), base);
   $("no-adapters").hidden = data.length > 0;
-  list($("adapters"), data, (adapter) => adapter.id, adapterCard);
+  const of = (active) => data.filter(({ id }) => (id === serving) === active); // the active one comes first
+  list($("adapters"), [...of(true), ...of(false)], (adapter) => adapter.id, adapterCard);
   const lines = history.slice().sort((a, b) => b.at - a.at);
   $("past").hidden = lines.length === 0;
   $("back").disabled = lines.length === 0;
   showLines($("history"), lines.map((line) => [line.at, `${short(line.adapter)}: ${line.cause}`]));
-  showChoices(data);
+  showChoices(data, serving);
 }
 
-function showChoices(data) {
-  const choices = [[`${base}:latest`, "What is in service"], [base, "Base model alone"],
+function showChoices(data, serving) {
+  const active = serving ? `Active adapter (${short(serving)})` : "Active adapter (none)";
+  const choices = [[`${base}:latest`, active], [base, "Base model alone"],
     ...data.map((adapter) => [adapter.id, short(adapter.id)])];
   list($("model"), choices, ([value]) => value, ([value]) => {
     const option = el("option", { value });
@@ -24,21 +30,20 @@ function showChoices(data) {
   });
 }
 
-const STATES = { serving: ["in service", "good"], candidate: ["candidate", "warm"], retired: ["retired", ""] };
+const STATES = { serving: ["active", "good"], candidate: ["candidate", "warm"], retired: ["retired", ""] };
 
 function adapterCard(first) {
   const path = `/v1/adapters/${encodeURIComponent(first.id)}`;
   const badge = el("span"), title = el("h3", { title: first.id });
-  const promote = el("button", { type: "button", text: "Put into service" });
+  const promote = el("button", { type: "button", text: "Promote" });
   const download = fileLink("Download", `${path}/download`, { name: "adapter.zip", saved: true });
   const name = el("button", { type: "button", text: "Rename", onclick: () => rename() });
   const remove = el("button", { type: "button", text: "Delete", onclick: () => drop() });
-  const reason = el("p", { class: "small" }), made = el("p", { class: "small soft" });
-  const scores = el("details", {}, el("summary", { class: "small soft", text: "Scores" }));
+  const facts = el("p", { class: "small soft number" }), reason = el("p", { class: "small" });
+  const more = el("details", {}, el("summary", { class: "small soft", text: "Scores and files" }), reason,
+    el("div", { class: "row small-buttons" }, download, name, remove));
   const card = el("li", {}, el("div", { class: "row apart" }, el("div", { class: "row" }, title, badge),
-    el("div", { class: "small-buttons" }, promote)), made, reason, scores,
-  el("div", { class: "row small-buttons" }, download, name, remove));
-  scores.open = first.state === "serving";
+    el("div", { class: "small-buttons" }, promote)), el("div", { class: "row apart more" }, facts, more));
   card.show = (adapter) => {
     const [text, kind] = STATES[adapter.state] || [adapter.state, ""], verdict = adapter.verdict || {};
     put(title, short(adapter.id));
@@ -47,9 +52,10 @@ function adapterCard(first) {
     promote.hidden = remove.hidden = adapter.state === "serving";
     const said = [verdict.reason, verdict.remembered].filter(Boolean).join("; ");
     put(reason, said ? `${judged(verdict, adapter.state)}: ${said}` : "");
-    scores.hidden = !verdict.new;
-    if (verdict.new && !scores.querySelector("table")) scores.append(scoreTable(verdict));
-    put(made, `Trained ${when(adapter.created_at)}`);
+    if (verdict.passed === false) card.append(reason); // is seen at once
+    else if (!reason.isConnected) more.children[0].after(reason);
+    if (verdict.new && !more.querySelector("table")) more.insertBefore(scoreTable(verdict), more.lastElementChild);
+    put(facts, [`trained ${when(adapter.created_at)}`, rightOf(verdict)].filter(Boolean).join(" · "));
     promote.onclick = () => swap(promote, adapter);
   };
   function rename() {
@@ -68,6 +74,11 @@ function adapterCard(first) {
   return card;
 }
 
+/** Right answers to test questions, as "24 of 30"; "" where answers were not compared. */
+function rightOf({ new: now }) {
+  return now && now.answered ? `${now.right} of ${now.answered} right` : "";
+}
+
 function judged(verdict, state) {
   if (!verdict.passed) return state === "serving" ? "Activated by a person, the gate did not" : "Not activated";
   return state === "candidate" ? "Not activated" : "Activated";
@@ -75,17 +86,17 @@ function judged(verdict, state) {
 
 async function swap(button, adapter) {
   const failed = adapter.verdict.passed === false ? ` It did not pass: ${sentence(adapter.verdict.reason)}` : "";
-  const text = `The next request is answered by it; answers being written end as they began.${failed}`;
-  if (await sure(`Put ${short(adapter.id)} into service?`, text, "Put into service"))
+  const text = `It answers from the next request on; answers being written end as they began.${failed}`;
+  if (await sure(`Promote ${short(adapter.id)}?`, text, "Promote"))
     await act(button, () => post(`/v1/adapters/${encodeURIComponent(adapter.id)}/promote`));
 }
 
 const SCORES = [["kept", "Corrected answers kept", share], ["exact", "Exact answers", share], ["loss", "Held-out loss", number],
-  ["ended", "Answers that end", share], ["parsed", "Valid JSON", share],
-  ["canary", "Perplexity of other text", (value) => number(value, 1)],
-  ["kl", "Other text, nats a token from the base", (value) => number(value, 3)]];
+  ["ended", "Finished answers", share], ["parsed", "Valid JSON", share],
+  ["canary", "Perplexity of unrelated text", (value) => number(value, 1)],
+  ["kl", "KL on unrelated text, nats per token", (value) => number(value, 3)]];
 
-/** Scores of what was in service and of the adapter, side by side; other text is compared with the base. */
+/** Scores of the active adapter then and of this one; unrelated text is compared with the base. */
 function scoreTable({ old = {}, new: now, canary, corrected }) {
   if (canary) [old, now] = [{ ...old, canary: canary.base }, { ...now, canary: canary.new, kl: canary.kl }];
   if (corrected) now = { ...now, kept: corrected.kept / Math.max(corrected.rows, 1) };

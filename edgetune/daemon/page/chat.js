@@ -9,7 +9,7 @@ const LIVELY = 0.8; // temperature of two answers, where the likeliest one alone
 function bubble(role) {
   const said = el("div", { class: "said" });
   const who = el("span", { class: "hush", text: role === "user" ? "You: " : "Answer: " });
-  const node = el("div", { class: role }, who, said);
+  const node = el("div", { class: `turn ${role}` }, who, said);
   node.said = said;
   const empty = $("log").querySelector(".empty");
   if (empty) empty.hidden = true;
@@ -37,6 +37,7 @@ async function say(text) {
   $("log").setAttribute("aria-busy", "true");
   put($("send"), "Stop");
   let wrong = "";
+  const began = performance.now();
   try {
     await Promise.all(answers.map((answer) => stream({ messages, temperature }, answer, control.signal,
       () => follow(() => put(answer.said, answer.text)))));
@@ -45,6 +46,7 @@ async function say(text) {
     else wrong = error.message;
     control.abort(); // the other one
   }
+  for (const answer of answers) answer.seconds = (performance.now() - began) / 1000;
   node.classList.remove("waiting");
   if (answering === control) {
     answering = null;
@@ -116,14 +118,14 @@ function choose(node, messages, answers) {
     choosing = null;
     if (node.pair) node.pair.remove();
     node.said.hidden = false;
-    put(node.said, answer.text);
+    showAnswer(node.said, answer.text);
     return finish(node, messages, answer, ...said);
   };
   if (!second || first.finish === "stopped") return settle(first);
   if (first.text.trim() === second.text.trim()) return settle(first, "Both answers were the same.");
   choosing = () => settle(first);
   node.pair.prepend(el("h3", { class: "row", text: "Which is better?" }));
-  answers.forEach((answer) => answer.text || put(answer.said, "(no words)"));
+  answers.forEach((answer) => (answer.text ? showAnswer(answer.said, answer.text) : put(answer.said, "(no words)")));
   async function prefer(answer, { text }) {
     const given = { messages, answer: answer.text, rejected: text, model: answer.model };
     const saved = await post("/v1/feedback", given);
@@ -137,23 +139,24 @@ function choose(node, messages, answers) {
   node.pair.append(el("div", { class: "row small-buttons" }, neither));
 }
 
-/** Below an answer: who gave it, thumbs, and the way to correct it. said, rated: if it was rated
- *  already. */
+/** Below an answer: thumbs, the way to correct it, who gave it. said, rated: if it was rated already. */
 function finish(node, messages, answer, said, rated) {
   const turn = { role: "assistant", content: answer.text };
   turns.push(messages[messages.length - 1], turn);
+  const badge = el("span", { class: "badge good", text: "from a correction", hidden: !answer.recalled });
   const note = el("span", { class: "small soft", role: "status", text: said || credit(answer) });
   if (!answer.text) node.said.append(el("span", { class: "soft", text: "(no words)" }));
   const thumbs = ["up", "down"].map((rating) => el("button", { class: `quiet ${rating}`, type: "button",
     "aria-label": rating === "up" ? "Good answer" : "Wrong answer", "aria-pressed": String(rating === rated),
-    onclick: (event) => act(event.currentTarget, () => rate(rating)) }, thumb()));
-  const edit = el("button", { class: "quiet", type: "button", text: "Correct it", onclick: () => correct() });
-  const under = el("div", { class: "row under small-buttons" }, ...thumbs, edit, note);
-  node.append(under);
+    onclick: (event) => act(event.currentTarget, () => rate(rating)) }, icon("thumb")));
+  const edit = el("button", { class: "fix", type: "button", onclick: () => correct() }, icon("pencil"), "Correct");
+  const valid = validMark(answer), under = el("div", { class: "row under small-buttons" }, ...thumbs, edit);
+  node.append(el("div", { class: "row about small-buttons" }, ...(valid ? [valid] : []), badge, note), under);
 
   async function tell(given) {
     const saved = await post("/v1/feedback", { messages, answer: answer.text, model: answer.model, ...given });
     put(note, saved.reason ? sentence(saved.reason) : saved.learns ? "Kept to learn from." : "Noted.");
+    return saved;
   }
   async function rate(rating) {
     await tell({ rating });
@@ -162,15 +165,21 @@ function finish(node, messages, answer, said, rated) {
   }
   function correct() {
     const rows = Math.min(Math.max(turn.content.split("\n").length, 2), 8);
-    const box = el("textarea", { rows, value: turn.content });
+    const box = el("textarea", { rows, value: turn.content, class: isJson(turn.content) ? "json" : "" });
     const save = async (value) => {
-      await tell({ correction: value });
+      const saved = await tell({ correction: value }), [text, colour] = fate(saved);
+      if (saved.learns) put(note, "");
       turn.content = value;
-      put(node.said, value);
+      put(badge, text);
+      badge.className = `badge ${colour}`;
+      badge.hidden = false;
+      note.before(edit); // it can be corrected again, and rated no more
+      [under, ...(valid ? [valid] : [])].forEach((part) => part.remove());
+      showCorrection(node, answer.text, value);
     };
-    const closed = () => { node.said.hidden = under.hidden = false; edit.focus(); };
-    const form = editor({ box, save, closed });
-    follow(() => { node.said.hidden = under.hidden = true; node.append(form); });
+    const rest = (hidden) => [under, edit].forEach((part) => (part.hidden = hidden));
+    const form = editor({ box, save, closed: () => { rest(false); edit.focus(); } });
+    follow(() => { rest(true); node.append(form); });
     box.focus();
   }
   return { correct };
@@ -190,17 +199,4 @@ function editor({ box, label = "What it should have answered", verb = "Save corr
   el("div", { class: "row small-buttons" }, button,
     el("button", { type: "button", text: "Leave it", onclick: close })));
   return form;
-}
-
-function credit(answer) {
-  if (answer.recalled) return "from a correction";
-  const by = answer.model.startsWith("ft:") ? short(answer.model) : "base model";
-  const ended = { length: ", cut off at its longest", stopped: ", stopped" }[answer.finish] || "";
-  return answer.usage ? `${by}, ${answer.usage.completion_tokens} tokens${ended}` : by + ended;
-}
-
-function thumb() {
-  const icon = draw("svg", { class: "icon", "aria-hidden": "true" });
-  icon.append(draw("use", { href: "#thumb" }));
-  return icon;
 }

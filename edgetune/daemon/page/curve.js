@@ -30,34 +30,46 @@ function thin(points, most) {
   return means;
 }
 
-/** The scale begins at 0, or below where a value does. */
+const WIDE = 20; // from this ratio of the largest value to the smallest on, the scale is logarithmic
+
 function plot(svg, word, train, held) {
-  const wide = svg.clientWidth, high = 160, all = [...train, ...held], values = all.map(([, value]) => value);
-  const left = 36, right = wide - 8, top = 24, low = high - 20;
-  const last = Math.max(...all.map(([at]) => at), 1), most = Math.max(...values, 0);
-  const step = scale(most - Math.min(...values, 0)), first = Math.floor(Math.min(...values, 0) / step);
-  const ticks = Math.max(Math.ceil(most / step) - first, 1);
-  const x = (at) => left + (at / last) * (right - left);
-  const y = (value) => low - ((value / step - first) / ticks) * (low - top);
+  const wide = svg.clientWidth, high = 160, all = [...train, ...held];
+  const left = 44, right = wide - 8, top = 24, low = high - 20;
+  const last = Math.max(...all.map(([at]) => at), 1), { ticks, place, kind } = scaleOf(all.map(([, value]) => value));
+  const x = (at) => left + (at / last) * (right - left), y = (value) => low - place(value) * (low - top);
   const path = (points) => points.map(([at, value], i) => `${i ? "L" : "M"}${x(at)} ${y(value)}`).join("");
-  const marks = Array.from({ length: ticks + 1 }, (_, i) => (first + i) * step);
   const words = [`training ${spoken(train)}`, ...(held.length ? [`held out ${spoken(held)}`] : [])].join(", ");
   const text = (x, y, anchor, text) => draw("text", { x, y, "text-anchor": anchor }, text);
   svg.setAttribute("viewBox", `0 0 ${wide} ${high}`);
-  svg.setAttribute("aria-label", `${sentence(word).slice(0, -1)} by step: ${words}`);
+  svg.setAttribute("aria-label", `${sentence(word).slice(0, -1)} by step${kind}: ${words}`);
   svg.replaceChildren(
-    ...marks.map((value) => draw("path", { class: "grid", d: `M${left} ${y(value)}H${right}` })),
-    ...marks.map((value) => text(left - 6, y(value) + 4, "end", String(+value.toFixed(3)))),
+    ...ticks.map((value) => draw("path", { class: "grid", d: `M${left} ${y(value)}H${right}` })),
+    ...ticks.map((value) => text(left - 6, y(value) + 4, "end", String(+value.toPrecision(3)))),
     text(left - 6, 10, "end", word), text(left, high - 4, "start", "step 0"),
     text(right, high - 4, "end", `step ${last}`),
     draw("path", { class: "train", d: path(train) }), draw("path", { class: "held", d: path(held) }),
     ...held.map(([at, value]) => draw("circle", { class: "dot", cx: x(at), cy: y(value), r: 3 })));
 }
 
+/** Grid lines, and where between the lowest (0) and the highest (1) of them a value lies. */
+function scaleOf(values) {
+  const most = Math.max(...values), least = Math.min(...values);
+  if (least > 0 && most / least >= WIDE) return logarithmic(Math.floor(Math.log10(least)), Math.ceil(Math.log10(most)));
+  const step = distance(Math.max(most, 0) - Math.min(least, 0)), first = Math.floor(Math.min(least, 0) / step);
+  const count = Math.max(Math.ceil(Math.max(most, 0) / step) - first, 1);
+  const ticks = Array.from({ length: count + 1 }, (_, i) => (first + i) * step);
+  return { ticks, place: (value) => (value / step - first) / count, kind: "" };
+}
+
+function logarithmic(first, last) {
+  const ticks = Array.from({ length: last - first + 1 }, (_, i) => 10 ** (first + i));
+  return { ticks, place: (value) => (Math.log10(value) - first) / (last - first), kind: ", on a logarithmic scale" };
+}
+
 /** A round distance of grid lines, of which four reach over `most`. */
-function scale(most) {
+function distance(most) {
   const power = 10 ** Math.floor(Math.log10(most / 4 || 1));
-  return [1, 2, 5, 10].map((factor) => factor * power).find((distance) => distance * 4 >= most);
+  return [1, 2, 5, 10].map((factor) => factor * power).find((size) => size * 4 >= most);
 }
 
 function spoken(points) {

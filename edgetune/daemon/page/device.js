@@ -16,16 +16,27 @@ function showDevice(state) {
   put($("speed"), serving.tokens_per_s ? number(serving.tokens_per_s, 1) : "–");
   put($("working"), String(serving.working));
   put($("waiting"), `${serving.waiting} waiting`);
-  $("calm").hidden = state.governor.length > 0;
-  showLines($("governor"), together(state.governor));
-  const { learning } = state;
-  put($("why"), sentence(learning.state));
-  const starts = learning.mode === "off" ? "" : ` of the ${learning.needed} that start a training`;
-  const unused = learning.unused ? `. ${sentence(learning.unused)}` : "";
-  $("by-itself").hidden = learning.mode === "off";
-  if (!$("switch").disabled) $("switch").checked = learning.on;
-  showTutor(learning.tutor);
-  put($("rows"), `New pieces of feedback: ${learning.new_rows}${starts}${unused}`);
+  const pauses = together(state.governor);
+  $("calm").hidden = pauses.length > 0;
+  $("pauses").classList.toggle("none", pauses.length === 0);
+  showLines($("governor"), pauses);
+  showLearning(state.learning);
+}
+
+/** How far it is to the next training, and why it waits where that does not say it. */
+function showLearning({ mode, on, state, needed, new_rows: rows, unused, pairs, tutor }) {
+  const counts = mode !== "off", missing = counts && rows < needed;
+  put($("count"), counts ? `${Math.min(rows, needed)} of ${needed}` : String(rows));
+  put($("count-of"), counts ? "corrections until the next training" : "corrections wait for a training");
+  $("next").hidden = !counts;
+  $("next").value = Math.min(rows / (needed || 1), 1);
+  const waits = missing && /^waits for \d/.test(state) ? "" : sentence(state); // the bar says that already
+  put($("why"), [waits, unused && sentence(unused)].filter(Boolean).join(" "));
+  $("by-itself").hidden = !counts;
+  if (!$("switch").disabled) $("switch").checked = on;
+  if (pairs && !$("twice").dataset.set) $("twice").checked = true; // it learns from choices
+  $("twice").dataset.set = "yes";
+  showTutor(tutor);
 }
 
 /** The governor's decisions, latest first, as lines; equal ones in one. */

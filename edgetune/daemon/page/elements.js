@@ -60,10 +60,15 @@ function lasting(seconds) {
   return seconds < 5400 ? `${Math.round(seconds / 60)} min` : `${(seconds / 3600).toFixed(1)} h`;
 }
 
+function sentence(text) {
+  return text.charAt(0).toUpperCase() + text.slice(1) + (/[.!?]$/.test(text) ? "" : ".");
+}
+
 const number = (value, digits = 3) => (typeof value === "number" ? value.toFixed(digits) : "–");
 const share = (value) => (typeof value === "number" ? `${Math.round(100 * value)} %` : "–");
 
 const called = new Map(); // names that people gave to adapters, by id
+const structured = new Set(); // ids of adapters whose answers obey a schema
 
 /** What people call an adapter: the name that it got, else its suffix and the end of its id. */
 function short(id) {

@@ -1,7 +1,8 @@
 "use strict";
 // Feedback: seen, edited, deleted.
 
-const KINDS = { new: ["waits", "warm"], used: ["learned", "good"], aside: ["set aside", "bad"],
+const WAITS = "will be learned";
+const KINDS = { new: [WAITS, "warm"], used: ["learned", "good"], aside: ["set aside", "bad"],
   withdrawn: ["taken back", ""], counted: ["noted", ""] };
 const MORE = 20;
 let wanted = MORE; // pieces of feedback that are shown, if there are as many
@@ -25,21 +26,22 @@ function feedbackCard({ id, question }) {
   const path = `/v1/feedback/${encodeURIComponent(id)}`;
   const badge = el("span"), time = el("span", { class: "small soft" });
   const asked = el("p", { class: "said small soft" }), answer = el("p", { class: "said" });
-  const wrong = el("p", { class: "said small soft" });
+  const wrong = el("p", { class: "said small" });
   const reason = el("p", { class: "small soft" });
   const edit = el("button", { type: "button", text: "Edit", hidden: question === null, onclick: () => change() });
   const remove = el("button", { type: "button", text: "Delete", onclick: () => drop() });
   const card = el("li", {}, el("div", { class: "row apart" }, el("div", { class: "row" }, badge, time),
     el("div", { class: "row small-buttons" }, edit, remove)), asked, answer, wrong, reason);
   card.show = (item) => {
-    const [text, kind] = item.held_out && ["new", "used"].includes(item.state) ? ["judges", "good"] : KINDS[item.state];
+    const [text, kind] = item.held_out && ["new", "used"].includes(item.state) ? ["test question", "good"] : KINDS[item.state];
     put(badge, text);
     badge.className = `badge ${kind}`;
     put(time, when(item.created_at));
     put(asked, item.question || "");
-    put(answer, item.answer || "");
-    put(wrong, item.rejected ? `${item.rating === "up" ? "Better than" : "Not"}: ${item.rejected}` : "");
-    put(reason, sentence(item.reason));
+    showAnswer(answer, item.answer || "");
+    wrong.hidden = !item.rejected;
+    wrong.replaceChildren(item.rating === "up" ? "Better than: " : "Not: ", el("del", { text: item.rejected || "" }));
+    put(reason, text === WAITS ? "" : sentence(item.reason)); // the badge says it
   };
   async function change() {
     if (card.querySelector("form")) return;

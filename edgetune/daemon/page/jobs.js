@@ -1,29 +1,31 @@
 "use strict";
-// Trainings: their progress, what happened, and a new one on a file.
+// Trainings: their progress, what they reached, and what happened.
 
 const names = new Map(); // of uploaded files, by id
 const ALIVE = ["queued", "running", "pausing", "paused"];
 const ORIGINS = { learn: "From feedback", tutor: "From prompts" };
 const COLOURS = { succeeded: "good", running: "good", pausing: "warm", paused: "warm", failed: "bad" };
 
-async function showJobs(jobs) {
+/** adapters: what the gate found of each is its job's result. */
+async function showJobs(jobs, adapters) {
   $("no-jobs").hidden = jobs.length > 0;
   const unknown = jobs.map((job) => job.training_file).filter((id) => id && !names.has(id));
   unknown.forEach((id) => names.set(id, id)); // it may be deleted by now
   if (unknown.length) for (const file of (await get("/v1/files")).data) names.set(file.id, file.filename);
-  list($("jobs"), jobs, (job) => job.id, jobCard);
+  const verdicts = new Map(adapters.map((adapter) => [adapter.job, adapter.verdict]));
+  list($("jobs"), jobs.map((job) => ({ ...job, verdict: verdicts.get(job.id) || {} })), (job) => job.id, jobCard);
 }
 
 function jobCard(first) {
   const title = el("h3"), badge = el("span"), wrong = el("p", { class: "small bad" });
   const bar = el("progress", { max: 1, value: 0, "aria-label": "Steps done" });
-  const facts = el("p", { class: "small soft number" }), story = jobStory(first);
+  const facts = el("span", { class: "small soft number" }), story = jobStory(first), result = figure();
   const [pause, resume, cancel] = ["pause", "resume", "cancel"].map((verb) => el("button", { type: "button",
     text: sentence(verb).slice(0, -1), onclick: (event) => steer(event.currentTarget, first.id, verb) }));
   const path = `/v1/fine_tuning/jobs/${encodeURIComponent(first.id)}/report`;
   const report = fileLink("Report", path, { name: "report.html" });
-  const card = el("li", {}, el("div", { class: "row apart" }, el("div", { class: "row" }, title, badge),
-    el("div", { class: "row small-buttons" }, report, pause, resume, cancel)), bar, facts, wrong, story);
+  const card = el("li", {}, el("div", { class: "row apart" }, el("div", { class: "row" }, title, badge, facts),
+    el("div", { class: "row small-buttons" }, report, pause, resume, cancel)), bar, result, wrong, story);
   card.show = (job) => {
     const { progress, status } = job, alive = ALIVE.includes(status);
     put(title, ORIGINS[job.origin] || job.suffix || names.get(job.training_file));
@@ -32,6 +34,7 @@ function jobCard(first) {
     bar.hidden = !alive;
     bar.value = progress && progress.steps ? progress.step / progress.steps : 0;
     put(facts, progress && alive ? pace(progress) : ended(job));
+    result.show(job.verdict);
     wrong.hidden = !job.error;
     put(wrong, job.error ? sentence(job.error.message) : "");
     pause.hidden = !["running", "queued"].includes(status);
@@ -43,6 +46,25 @@ function jobCard(first) {
   return card;
 }
 
+/** Right answers to test questions as a large number with a bar; the mark on it is what was right before. */
+function figure() {
+  const large = el("b", { class: "large number" }), beside = el("span", { class: "soft" });
+  const now = el("span", { class: "now" }), before = el("span", { class: "before" });
+  const bar = el("div", { class: "score", role: "img" }, now, before);
+  const node = el("div", { class: "result" }, el("p", {}, large, " ", beside), bar);
+  node.show = ({ new: found, old }) => {
+    node.hidden = !(found && found.answered);
+    if (node.hidden) return;
+    put(large, `${found.right} of ${found.answered}`);
+    put(beside, `right, ${old.right} before`);
+    now.style.width = `${(100 * found.right) / found.answered}%`;
+    before.style.left = `${(100 * old.right) / found.answered}%`;
+    before.hidden = !old.right;
+    bar.setAttribute("aria-label", `Test questions: ${found.right} of ${found.answered} right, ${old.right} before`);
+  };
+  return node;
+}
+
 /** What a measurement of a training by rewards has beside its loss, which is less that reward. */
 const rewardOf = (line) => line.metrics && line.metrics.reward;
 
@@ -50,10 +72,10 @@ const rewardOf = (line) => line.metrics && line.metrics.reward;
 function jobStory({ id, status }) {
   const rewards = curve("reward", rewardOf), events = new Map();
   const losses = curve("loss", (line) => (line.event === "eval" && Number.isFinite(rewardOf(line)) ? NaN : line.loss));
-  const lines = el("ol", { class: "lines", tabIndex: 0, "aria-label": "What happened" }); // it scrolls
+  const lines = el("ol", { class: "lines", tabIndex: 0, "aria-label": "Events" }); // it scrolls
   const story = el("details", { open: ALIVE.includes(status), ontoggle: () => story.open && look() },
     el("summary", { class: "small soft", text: "Loss and events" }),
-    el("div", { class: "stack" }, rewards, losses, lines));
+    el("div", { class: "stack" }, rewards, losses, el("h4", { text: "Events" }), lines));
   let whole = false; // nothing more will happen
   story.learn = async (job) => {
     if (!story.open || whole) return;
@@ -76,8 +98,8 @@ async function steer(button, id, verb) {
 
 function pace({ phase, round, rounds, step, steps, loss, reward, tokens_per_s: speed, eta_s: left, judged, judging }) {
   const asked = judging ? ` (${judged} of ${judging})` : "";
-  if (phase === "judging") return `trained, now judged beside what is in service${asked}`;
-  if (phase === "tutor") return `round ${round} of ${rounds}: prompts are answered and judged`;
+  if (phase === "judging") return `trained; now compared with the active adapter${asked}`;
+  if (phase === "tutor") return `round ${round} of ${rounds}: prompts are answered and compared`;
   if (!step) return "begins";
   const said = Number.isFinite(reward) ? `reward ${number(reward)}` : `loss ${number(loss)}`;
   const parts = [`step ${step} of ${steps}`, said, `${number(speed, 0)} tokens/s`];
@@ -85,8 +107,7 @@ function pace({ phase, round, rounds, step, steps, loss, reward, tokens_per_s: s
 }
 
 function ended(job) {
-  const time = job.finished_at ? `ended ${when(job.finished_at)}` : `asked for ${when(job.created_at)}`;
-  return job.fine_tuned_model ? `${time} · made ${short(job.fine_tuned_model)}` : time;
+  return job.finished_at ? `ended ${when(job.finished_at)}` : `since ${when(job.created_at)}`;
 }
 
 /** Adds what happened since the last time; events come newest first, in pages. */
@@ -99,37 +120,4 @@ async function fetchEvents(id, events) {
     if (!page.has_more || fresh.length < page.data.length) return;
     after = page.data[page.data.length - 1].id;
   }
-}
-
-async function train() {
-  const note = (text, bad) => {
-    put($("train-note"), text);
-    $("train-note").classList.toggle("bad", Boolean(bad));
-    if (bad) $("train-note").scrollIntoView({ block: "nearest" }); // the button may be the last thing on the screen
-  };
-  const sent = [];
-  $("start").disabled = true;
-  try {
-    for (const input of [$("file"), $("held")]) {
-      if (!input.files[0]) continue;
-      note(`Sending ${input.files[0].name} …`);
-      const body = new FormData();
-      body.append("purpose", "fine-tune");
-      body.append("file", input.files[0]);
-      sent.push((await (await call("/v1/files", { method: "POST", body })).json()).id);
-    }
-    const asked = ["epochs", "lr"].filter((name) => $(name).value).map((name) => [name, Number($(name).value)]);
-    await post("/v1/fine_tuning/jobs", { model: base, training_file: sent[0],
-      ...(sent[1] && { validation_file: sent[1] }), ...($("suffix").value && { suffix: $("suffix").value }),
-      method: { type: "supervised", supervised: { hyperparameters: Object.fromEntries(asked) } } });
-    note("");
-    $("train").reset();
-    $("begin").open = false;
-  } catch (error) {
-    note(error.message, true);
-    for (const id of sent) // of no use without a job
-      await call(`/v1/files/${encodeURIComponent(id)}`, { method: "DELETE" }).catch(() => {});
-  }
-  $("start").disabled = false;
-  await look();
 }

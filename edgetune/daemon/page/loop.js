@@ -14,7 +14,7 @@ async function lookNow() {
     base = device.model;
     showDevice(device);
     showAdapters(adapters);
-    await showJobs(jobs.data);
+    await showJobs(jobs.data, adapters.data);
     await showFeedback();
     await showPrompts(device.keep_prompts);
     for (const [i, card] of [...$("jobs").children].entries()) await card.learn(jobs.data[i]);
@@ -66,6 +66,8 @@ $("ask").addEventListener("click", () => act($("ask"), () => post("/v1/learn", {
 $("switch").addEventListener("change", () => act($("switch"),
   () => call("/v1/learn", { method: "PATCH", json: { on: $("switch").checked } })));
 $("more").addEventListener("click", () => { wanted += MORE; act($("more"), () => {}); });
+for (const id of ["file", "held"]) $(id).addEventListener("change", checkRows);
+$("method").addEventListener("change", showMethod);
 $("train").addEventListener("submit", (event) => { event.preventDefault(); train(); });
 $("learn").addEventListener("click", async () => {
   put($("learn"), "Beginning …"); // the first time it takes a while
@@ -74,7 +76,7 @@ $("learn").addEventListener("click", async () => {
 });
 $("back").addEventListener("click", async (event) => {
   const button = event.currentTarget;
-  if (await sure("Roll back?", "What was in service before answers again from the next request on.", "Roll back"))
+  if (await sure("Roll back?", "The adapter that was active before answers again from the next request on.", "Roll back"))
     await act(button, () => post("/v1/adapters/rollback"));
 });
 $("notice").querySelector("button").addEventListener("click", () => notice(""));
@@ -86,4 +88,5 @@ for (const button of document.querySelectorAll("nav button"))
     button.setAttribute("aria-current", "true");
     window.scrollTo(0, 0);
   });
+showMethod();
 watch();

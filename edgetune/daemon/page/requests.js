@@ -27,10 +27,6 @@ async function complaint(response) {
   return sentence((answer && answer.error && answer.error.message) || `The daemon answered ${response.status}.`);
 }
 
-function sentence(text) {
-  return text.charAt(0).toUpperCase() + text.slice(1) + (/[.!?]$/.test(text) ? "" : ".");
-}
-
 const AWAY = "The daemon does not answer; this page keeps trying.";
 const get = async (path) => (await call(path)).json();
 const post = async (path, json) => (await call(path, { method: "POST", json })).json();

@@ -9,6 +9,7 @@ from contextlib import contextmanager
 from pathlib import Path, PurePath
 from tempfile import TemporaryDirectory
 
+from ... import disk
 from ...errors import TooLargeError
 
 LINES = ".jsonl"
@@ -28,17 +29,25 @@ def form_of(name: str, first: bytes) -> str:
 
 @contextmanager
 def spooled(chunks: Iterable[bytes], form: str, max_upload: int) -> Iterator[Path]:
-    """Yields the path of a temporary file of these bytes. Raises TooLargeError for more than `max_upload` MiB."""
-    limit = min(max_upload * MIB, ARRAY_BYTES) if form == ARRAY else max_upload * MIB
-    size = 0
+    """Yields the path of a temporary file of these bytes. Raises TooLargeError for more than `max_upload` MiB, and
+    DiskError.
+    """
     with TemporaryDirectory(prefix="edgetune-") as folder:
         path = Path(folder) / f"rows{form}"
-        with path.open("wb") as out:
-            for chunk in chunks:
-                size += len(chunk)
-                if size > limit:
-                    way_out = "write one JSON object a line" if form == ARRAY else "start the daemon with a larger " \
-                        "--max-upload"
-                    raise TooLargeError(f"the file has more than {limit // MIB} MiB", f"divide it, or {way_out}")
-                out.write(chunk)
+        try:
+            with path.open("wb") as out:
+                out.writelines(_limited(chunks, form, max_upload))
+        except OSError as error:
+            raise disk.cannot_write(path, error) from None
         yield path
+
+
+def _limited(chunks: Iterable[bytes], form: str, max_upload: int) -> Iterator[bytes]:
+    limit = min(max_upload * MIB, ARRAY_BYTES) if form == ARRAY else max_upload * MIB
+    way_out = "write one JSON object a line" if form == ARRAY else "start the daemon with a larger --max-upload"
+    size = 0
+    for chunk in chunks:
+        size += len(chunk)
+        if size > limit:
+            raise TooLargeError(f"the file has more than {limit // MIB} MiB", f"divide it, or {way_out}")
+        yield chunk

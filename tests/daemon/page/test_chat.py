@@ -9,6 +9,8 @@ from services import until
 # Large enough that an answer can be stopped before it ends.
 SHAPE = {"formats": "F32", "d_model": 256, "d_ff": 512, "n_context": 4096}
 DAEMON = {"context": 4096}
+LEFT = '{"lamp":"left","level":-1.5}'
+FATE = {False: "will be learned", True: "will test the next training"}  # of a correction that is held out
 
 
 def test_an_answer_comes_and_its_thumb_and_its_correction_are_kept(page, url):
@@ -16,28 +18,32 @@ def test_an_answer_comes_and_its_thumb_and_its_correction_are_kept(page, url):
     expect(page.locator("#log .user .said")).to_have_text(f"Say {HOSTILE}")
     answer.get_by_role("button", name="Good answer").click()
     expect(answer.get_by_role("button", name="Good answer")).to_have_attribute("aria-pressed", "true")
-    answer.get_by_role("button", name="Correct it").click()
+    answer.get_by_role("button", name="Correct", exact=True).click()
     answer.get_by_label("What it should have answered").fill(f"Rather {HOSTILE}")
     answer.get_by_role("button", name="Save correction").click()
-    expect(answer.locator(".said")).to_have_text(f"Rather {HOSTILE}")
     kept = get(url, "/v1/feedback")["data"]
+    expect(answer.locator("ins")).to_have_text(f"Rather {HOSTILE}")
+    expect(answer.locator("del")).to_have_text(kept[0]["rejected"])
+    expect(answer.locator(".badge")).to_have_text(FATE[kept[0]["held_out"]])
     assert [note["rating"] for note in kept[:2]] == [None, "up"]  # the latest first
     assert kept[0]["learns"]
 
 
 def test_a_corrected_question_asked_again_is_answered_from_the_correction(page, url):
     answer = ask(page, "which lamp?", longest=64)
-    answer.get_by_role("button", name="Correct it").click()
-    answer.get_by_label("What it should have answered").fill("the left one")
+    answer.get_by_role("button", name="Correct", exact=True).click()
+    answer.get_by_label("What it should have answered").fill(LEFT)
     answer.get_by_role("button", name="Save correction").click()
-    expect(answer.locator(".said")).to_have_text("the left one")
+    expect(answer.locator("ins")).to_have_text(LEFT)
     with page.expect_request("**/v1/chat/completions") as asked:
         ask(page, "two")  # follows what was corrected
     said = [message["content"] for message in asked.value.post_data_json["messages"]]
-    assert said == ["which lamp?", "the left one", "two"]
+    assert said == ["which lamp?", LEFT, "two"]
     page.get_by_role("button", name="New chat").click()
     again = ask(page, "which lamp?", longest=64)
-    expect(again.locator(".said")).to_have_text("the left one")
+    expect(again.locator(".said")).to_have_text(LEFT)
+    expect(again.locator(".said .name")).to_have_text(['"lamp"', '"level"'])
+    expect(again.locator(".said .value")).to_have_text("-1.5")
     expect(again).to_contain_text("from a correction")
     again.get_by_role("button", name="Wrong answer").click()
     expect(again).to_contain_text("Nothing to learn")
@@ -67,7 +73,7 @@ def two_answers(page, text):
 
 def test_the_better_of_two_answers_is_kept_beside_the_worse(page, url):
     page.click("#options summary")
-    page.get_by_label("Two answers to choose from").check()
+    page.get_by_label("Compare two answers").check()
     answer, (first, second) = two_answers(page, "which lamp is on?")
     expect(answer.get_by_role("heading", name="Which is better?")).to_be_visible()
     answer.get_by_role("button", name="The second is better").click()
@@ -88,7 +94,7 @@ def test_the_better_of_two_answers_is_kept_beside_the_worse(page, url):
 def test_of_two_answers_neither_need_be_chosen(page, url):
     """The first is the conversation's then."""
     page.click("#options summary")
-    page.get_by_label("Two answers to choose from").check()
+    page.get_by_label("Compare two answers").check()
     before = get(url, "/v1/feedback")["data"]
     _, (first, _) = two_answers(page, "one")
     with page.expect_request("**/v1/chat/completions") as asked:
@@ -98,7 +104,7 @@ def test_of_two_answers_neither_need_be_chosen(page, url):
     answer.get_by_role("button", name="Neither: correct it").click()
     answer.get_by_label("What it should have answered").fill("zwei")
     answer.get_by_role("button", name="Save correction").click()
-    expect(answer.locator(".said")).to_have_text("zwei")
+    expect(answer.locator("ins")).to_have_text("zwei")
     kept = get(url, "/v1/feedback")["data"][0]
     assert (kept["answer"], kept["rejected"]) == ("zwei", of_two)
 
@@ -111,8 +117,8 @@ def test_feedback_is_listed_edited_and_deleted(page, url):
     card = page.locator("#feedback > li").first
     expect(card).to_contain_text(f"Which {HOSTILE}?")
     expect(card).to_contain_text(HOSTILE)
-    expect(card.locator(".badge")).to_have_text("judges" if made["held_out"] else "waits")
-    expect(card).to_contain_text(re.compile("Held out: it evaluates|Waits to be learned"))
+    expect(card.locator(".badge")).to_have_text("test question" if made["held_out"] else "will be learned")
+    assert ("Held out: it evaluates" in card.inner_text()) == made["held_out"]
     card.get_by_role("button", name="Edit").click()
     box = card.get_by_label("What it should have answered")
     expect(box).to_have_value(f"the left\n{HOSTILE}")
@@ -147,7 +153,7 @@ def test_more_feedback_is_shown_when_asked_for(page, url):
     card.get_by_role("button", name="Edit").click()
     card.get_by_label("What it should have answered").fill("y")
     card.get_by_role("button", name="Save correction").click()
-    expect(card.locator(".badge")).to_have_text(re.compile("waits|judges"))
+    expect(card.locator(".badge")).to_have_text(re.compile("will be learned|test question"))
     kept = get(url, "/v1/feedback")["data"][0]
     assert (kept["answer"], kept["rejected"], kept["learns"]) == ("y", "x", True)
 

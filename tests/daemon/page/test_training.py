@@ -36,6 +36,8 @@ def test_a_file_becomes_an_adapter_that_goes_into_service_and_out_again(page, ur
 
     read_the_report(page, url, made)
     (adapter,) = get(url, "/v1/adapters")["data"]
+    found = adapter["verdict"]["new"]
+    expect(job.locator(".result b")).to_have_text(f"{found['right']} of {found['answered']}")
     card = page.locator("#adapters > li").first
     expect(card).to_contain_text(adapter["verdict"]["reason"])
     go_in_and_out_of_service(page, url, adapter)
@@ -66,23 +68,25 @@ def go_in_and_out_of_service(page, url, adapter):
 
     if adapter["state"] == "serving":  # the gate let it pass
         httpx.post(f"{url}/v1/adapters/rollback").raise_for_status()
-    promote = page.locator("#adapters > li").first.get_by_role("button", name="Put into service")
+    promote = page.locator("#adapters > li").first.get_by_role("button", name="Promote")
     promote.click()
     page.get_by_role("button", name="Leave it").click()
     expect(page.locator("#sure")).to_be_hidden()
     assert serving() is None
     promote.click()
-    page.locator("#sure").get_by_role("button", name="Put into service").click()
+    page.locator("#sure").get_by_role("button", name="Promote").click()
     until(lambda: serving() == adapter["id"])
-    expect(page.locator("#name")).to_have_text(re.compile("^lamp "))
+    expect(page.locator("#model option").first).to_have_text(re.compile(r"^Active adapter \(lamp "))
     page.get_by_role("button", name="Roll back").click()
     page.locator("#sure").get_by_role("button", name="Roll back").click()
     until(lambda: serving() is None)
+    expect(page.locator("#model option").first).to_have_text("Active adapter (none)")
     expect(page.locator("#name")).to_have_text("tiny")
 
 
 def is_named_taken_away_and_deleted(page, url):
     card = page.locator("#adapters > li").first
+    card.locator("summary").click()
     for name, said in ((HOSTILE, "take up to 64 letters"), ("Lamps at home", "")):
         card.get_by_role("button", name="Rename").click()
         card.get_by_label("Name, which requests may use").fill(name)
@@ -141,6 +145,30 @@ def test_a_file_that_cannot_be_used_is_refused_in_a_sentence_and_leaves_nothing(
     page.click("#start")  # sound, but there is nothing to judge by
     expect(page.locator("#train-note")).to_have_text(re.compile(r"fewer than 2 .*\.$"))
     until(lambda: get(url, "/v1/files")["data"] == before)
+
+
+def test_rows_are_checked_before_a_training_and_its_method_is_chosen(page, url):
+    page.click("#begin summary")
+    page.select_option("#method", "kto")
+    expect(page.locator("#columns")).to_contain_text("label")
+    assert page.evaluate("$('held').required")  # labels cannot test an adapter
+    page.select_option("#method", "dpo")
+    expect(page.locator("#columns")).to_contain_text("rejected")
+    pairs = "".join(f"lamp {i},on,off\n" for i in range(24))
+    table = f"prompt,chosen,rejected\n{pairs}lamp 3,off,on\n".encode()
+    page.set_input_files("#file", {"name": f"{HOSTILE}.csv", "mimeType": "text/csv", "buffer": table})
+    checked = page.locator("#checked")
+    expect(checked).to_contain_text("25 of 25 rows usable")
+    expect(checked.locator(".warm")).to_contain_text("1 question has several different answers (lines 5, 26)")
+    page.select_option("#method", "supervised")  # which learns no pairs
+    expect(checked).to_contain_text("0 of 25 rows usable")
+    expect(checked.locator(".bad")).to_contain_text(f"25 rows of {HOSTILE}.csv cannot be used")
+    page.select_option("#method", "dpo")
+    page.click("#start")
+    expect(page.locator("#jobs > li").first.locator("h3")).to_have_text(f"{HOSTILE}.csv")
+    made = get(url, "/v1/fine_tuning/jobs")["data"][0]
+    assert made["method"]["type"] == "dpo"
+    httpx.post(f"{url}/v1/fine_tuning/jobs/{made['id']}/cancel").raise_for_status()
 
 
 @pytest.mark.parametrize("height", mostly_slow([500, 600, 844], [500]))
