@@ -49,7 +49,8 @@ def load() -> ModuleType:
 def _bindings() -> ModuleType:
     """The module llama_cpp.llama_cpp without its package's own code, which imports what chats need: 12 MiB.
 
-    A later `import llama_cpp` imports the package whole, with these bindings.
+    A later `import llama_cpp` imports the package whole, with these bindings. Raises UnsupportedError for a library
+    that was built for another system.
     """
     name = "llama_cpp"
     if name in sys.modules:
@@ -59,6 +60,9 @@ def _bindings() -> ModuleType:
     sys.modules[name] = module_from_spec(found)
     try:
         return import_module(f"{name}.{name}")
+    except (OSError, RuntimeError) as error:
+        raise UnsupportedError(f"llama.cpp cannot be loaded here: {error}", "install it for this system: pip install "
+                               "--force-reinstall --no-cache-dir llama-cpp-python") from error
     finally:
         del sys.modules[name]
 

@@ -1,43 +1,26 @@
-"""llama.cpp's CPU backend is loaded once, and computes in one process with torch, on the same threads."""
+"""llama.cpp's library, loaded."""
 
 import os
 import subprocess
 import sys
+from pathlib import Path
 
-import pytest
 from tiny import write_tiny
 
-from edgetune.llamacpp import library
+TOP = Path(__file__).parents[2]
 
 
-def test_one_backend_is_registered():
-    llama = library.load()
-    counted = llama._lib.ggml_backend_reg_count
-    assert counted() == 1
-    library._pick_variant(llama._lib)
-    assert counted() == 1
-    assert b"CPU" in llama.llama_print_system_info()
-
-
-BOTH = """
-import sys
-import torch
-from edgetune.serving.llama import LlamaModel
-
-half = torch.randn(512, 512, dtype=torch.bfloat16)
-with LlamaModel(sys.argv[1]) as model:
-    for turn in range(3):
-        list(model.generate(f"one two {turn} three " * 30, max_tokens=4))
-        half @ half
-"""
-
-
-@pytest.mark.slow
-def test_llama_answers_after_torch_has_multiplied_in_bf16(tmp_path):
-    """Where the CPU has AMX, llama.cpp otherwise ends with an illegal instruction."""
-    model = write_tiny(tmp_path / "tiny.gguf", formats="Q8_0")
-    limits = ("ONEDNN_MAX_CPU_ISA", "MKL_ENABLE_INSTRUCTIONS")  # which tests set
-    without = {name: value for name, value in os.environ.items() if name not in limits}
-    done = subprocess.run([sys.executable, "-c", BOTH, model], capture_output=True, text=True,
-                          env={**without, "OMP_NUM_THREADS": "2"})
-    assert done.returncode == 0, done.stderr
+def test_a_library_for_another_system_is_refused_in_a_sentence(tmp_path):
+    """As llama-cpp-python refuses one that needs a newer C library than there is."""
+    model = write_tiny(tmp_path / "tiny.gguf")
+    package = tmp_path / "packages" / "llama_cpp"
+    package.mkdir(parents=True)
+    (package / "__init__.py").touch()
+    (package / "llama_cpp.py").write_text("raise RuntimeError('version GLIBC_9.9 not found')")
+    env = {**os.environ, "PYTHONPATH": os.pathsep.join([str(package.parent), str(TOP)])}
+    done = subprocess.run([sys.executable, "-m", "edgetune", "generate", str(model), "hello"], env=env,
+                          capture_output=True, text=True)
+    assert done.returncode == 1
+    assert "GLIBC_9.9" in done.stderr
+    assert "pip install --force-reinstall" in done.stderr
+    assert "Traceback" not in done.stderr
