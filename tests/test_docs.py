@@ -38,7 +38,8 @@ def write_rows(folder):
     write_lines(folder / "rows.jsonl", rows)
 
 
-@pytest.mark.parametrize(("page", "count"), [("README.md", 1), ("reference/library.md", 3), ("tutorial/python.md", 3)])
+@pytest.mark.parametrize(("page", "count"), [("README.md", 1), ("reference/library.md", 3), ("reference/methods.md", 3),
+                                             ("tutorial/python.md", 3)])
 def test_programs_run(page, count, tmp_path, monkeypatch, capsys):
     """In this process, on a tiny model."""
     write_tiny(tmp_path / "model.gguf", formats="Q8_0", n_blocks=1, d_model=32, d_ff=64)
@@ -101,7 +102,7 @@ def test_first_programs_end_with_the_learned_answer(smollm2, tmp_path):
 def test_programs_are_in_pages_whose_programs_are_run():
     """Those of integrations.md and learn-from-feedback.md by daemon/test_integrations.py."""
     with_programs = {name for name, text in PAGES.items() if "```python" in text}
-    assert with_programs == {"README.md", "reference/library.md", "how-to/integrations.md",
+    assert with_programs == {"README.md", "reference/library.md", "reference/methods.md", "how-to/integrations.md",
                              "how-to/learn-from-feedback.md", "tutorial/python.md"}
 
 
