@@ -26,7 +26,7 @@ GROUPS = {
 }
 SHARED: dict[str, tuple[type, str]] = {
     "Training options": (TrainConfig, "They are also options of `edgetune.train`, `Trainer`, and of a job's "
-                         "`hyperparameters`, with underscores. Methods have [options of their own](methods.md)."),
+                         "`hyperparameters`, with underscores. Methods have [more options](methods.md)."),
     "Yielding options": (Policy, "A file given by `--policy` may hold them, a line each."),
     "Daemon options": (DaemonConfig, "They are also options of `DaemonConfig`."),
     "Compression options": (CompressConfig, "They are options of `edgetune compress`."),
