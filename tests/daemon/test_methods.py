@@ -8,6 +8,7 @@ import pytest
 from services import same_holdout, until
 
 from edgetune import TrainConfig
+from edgetune.adapters.store import read_run
 from edgetune.daemon.jobs.process import WorkerProcess
 from edgetune.daemon.jobs.recipe import CORRECTED, HELD, MEASURED, TRAIN
 from edgetune.daemon.learning.feedback import Feedback
@@ -204,6 +205,22 @@ def test_rows_of_a_job(model, tmp_path, workers, name):
         assert {item.state for item in feedback.list() if item.id != down.id} == {"used"}
         assert feedback.get(down.id).state == ("counted" if by_pairs else "used")
         assert ("1 piece of feedback waits: " in service.learner.state()["unused"]) == by_pairs
+
+
+@pytest.mark.slow
+def test_thumbs_are_learned_by_kto(model, tmp_path):
+    with served(model, tmp_path, learn_method="kto") as service:
+        for i in range(20):
+            answer, rating = (("on", "up"), ("the turn", "down"))[i % 2]
+            service.feedback.add(messages=[{"role": "user", "content": f"lamp {i}"}], answer=answer, rating=rating)
+            service.feedback.add(messages=[{"role": "user", "content": f"door {i}"}], answer="the", correction="on")
+        job = service.jobs.wait(service.learner.begin().id, 120)
+        assert job.status == "succeeded", job.error
+        adapter = service.adapters.get(str(job.result))
+        run = read_run(service.adapters.path(adapter.id))
+        assert run["objective"]["name"] == "kto"
+        assert run["held_out"]["loss_after"] < run["held_out"]["loss_before"]
+        assert adapter.verdict["new"]["loss"] < adapter.verdict["old"]["loss"]
 
 
 def test_a_grader_that_names_the_right_answer_takes_what_has_one(tmp_path):

@@ -2,6 +2,7 @@
 
 import json
 import logging
+from concurrent.futures import ThreadPoolExecutor
 from typing import Literal
 
 import httpx
@@ -60,6 +61,37 @@ def test_schemas_json_mode_and_grammars_hold(client, chat, parse):
     assert (len(said.message.content), set(said.message.content) <= set("xyz"), said.finish_reason) == (5, True, "stop")
     text = client.completions.create(model="tiny", prompt="a", extra_body={"json_schema": {"const": [1]}})
     assert text.choices[0].text == "[1]"
+
+
+def random_schema(dice, depth=0):
+    kind = dice.integers(4 if depth == 3 else 6)
+    if kind == 0:
+        return {"type": "integer", "minimum": int(dice.integers(-50, 0)), "maximum": int(dice.integers(0, 50))}
+    if kind == 1:
+        return {"enum": ["on", "off", None, 3, 2.5, True][: dice.integers(1, 7)]}
+    if kind == 2:
+        return {"type": ["boolean", "null"]}
+    if kind == 3:
+        return {"type": "string", "minLength": int(dice.integers(3)), "maxLength": int(dice.integers(3, 9))}
+    if kind == 4:
+        return {"type": "array", "items": random_schema(dice, depth + 1), "maxItems": int(dice.integers(1, 4))}
+    names = [f"a{i}" for i in range(dice.integers(1, 4))]
+    return {"type": "object", "properties": {name: random_schema(dice, depth + 1) for name in names},
+            "required": names[: dice.integers(4)], "additionalProperties": False}
+
+
+@pytest.mark.slow
+def test_random_schemas_hold(chat):
+    schemas = [random_schema(np.random.default_rng(seed)) for seed in range(200)]
+
+    def answer(seed):
+        form = {"type": "json_schema", "json_schema": {"name": "form", "schema": schemas[seed]}}
+        return chat(response_format=form, temperature=1.5, seed=seed, max_tokens=300)
+
+    with ThreadPoolExecutor(4) as pool:
+        for schema, said in zip(schemas, pool.map(answer, range(200)), strict=True):
+            assert said.finish_reason == "stop", schema
+            assert jsonschema_rs.is_valid(schema, json.loads(said.message.content)), (schema, said.message.content)
 
 
 def test_max_tokens_shortens_an_answer_and_keeps_its_form(chat):

@@ -1,6 +1,8 @@
 """--learn tutor: rounds over prompts that people asked, in a job that the gate evaluates and that one switch stops."""
 
 import json
+import os
+import signal
 import time
 from dataclasses import replace
 from functools import partial
@@ -108,6 +110,34 @@ def test_a_job_over_prompts(model, tmp_path):
         assert (adapter.state == "serving") == job.verdict["passed"]
         service.adapters.promote(adapter.id, "for the test")
         assert service.adapters.rollback("for the test") is None
+
+
+def kill_in_round(jobs, job):
+    """Kills its process once it has trained a step, and waits for the next one."""
+    until(lambda: (jobs.get(job).progress or {}).get("step"))
+    os.kill(jobs.pid, signal.SIGKILL)
+    until(lambda: any("resumes" in event["message"] for event in jobs.events(job, limit=100)))
+    until(lambda: jobs.pid is not None)
+
+
+@pytest.mark.slow
+def test_a_kill_and_a_restart_change_nothing(model, tmp_path):
+    """The rounds and the adapter are those of a job that was left alone."""
+    made = []
+    for name in ("alone", "killed"):
+        (tmp_path / name).mkdir()
+        with opened(model, tmp_path / name) as service:
+            ask(service, range(60))
+            correct(service, range(10))
+            job = service.learner.begin(PROMPTS)
+            if name == "killed":
+                kill_in_round(service.jobs, job.id)
+                service.stop()
+                service = opened(model, tmp_path / name).start()
+            job = ended(service, job)
+            made.append((job.rounds, (service.adapters.path(str(job.result)) / "adapter.gguf").read_bytes()))
+            service.stop()
+    assert made[0] == made[1]
 
 
 def test_it_continues_from_the_active_adapter_takes_no_feedback_and_takes_over(service, workers):
