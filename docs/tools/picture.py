@@ -38,7 +38,7 @@ IMAGES = ROOT / "docs" / "img"
 FOLDER = ROOT / "build" / "picture"
 SERVE = "serve"  # the argument of the process that serves
 ROWS, HELD = 160, 30
-LAPTOP = {"viewport": {"width": 1280, "height": 880}, "device_scale_factor": 1.5}
+LAPTOP = {"viewport": {"width": 1280, "height": 900}, "device_scale_factor": 1.5}
 PHONE = {"viewport": {"width": 375, "height": 740}, "device_scale_factor": 2, "is_mobile": True, "has_touch": True}
 CORRECTED = ("How about a few quiet songs for the bedroom?", "The bathroom radio is hardly audible",
              "Take the lock off the bedroom door")  # before the conversation
