@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import re
 
+WORSE = 3  # exit code of a training that ended, and whose result is no better than the model before
 LONGEST = 1000  # characters of `what` and of `hint`
 CONTROLS = re.compile(r"[\x00-\x08\x0b-\x1f\x7f-\x9f\u061c\u200e\u200f\u2028-\u202e\u2066-\u2069\ud800-\udfff"
                       r"\ufff9-\ufffb\ufffe\uffff]")
@@ -41,7 +42,8 @@ class EdgetuneError(Exception):
     """Something a person can mend. `what` names value and limit, `hint` the way out.
 
     They may quote a file, a row or a template: what a terminal would obey is escaped, and what is long is cut.
-    `exit_code` is what the command line exits with: 1 failed, 2 wrong usage, 75 paused and resumable.
+    `exit_code` is what the command line exits with: 1 failed, 2 wrong usage, 75 paused and resumable. A run that ended
+    and made nothing better is no error; its code is WORSE.
     """
 
     exit_code = 1

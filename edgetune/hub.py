@@ -15,6 +15,7 @@ import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import asdict, dataclass
+from difflib import get_close_matches
 from pathlib import Path
 from typing import Any
 
@@ -57,12 +58,15 @@ def pull(name: str, on_progress: OnProgress | None = None) -> Pulled:
         return Pulled(named.PACKAGED, str(path), path.stat().st_size, digest, _licence(open_gguf(path)), "", False)
     source = named.source_of(name)
     if source is None:
-        known = ", ".join([named.PACKAGED, *named.KNOWN])
-        raise NotFoundError(f"no model is called {name!r:.80}", f"known are {known}, and {named.HUB}ORG/REPO:FILE.gguf")
+        known = [named.PACKAGED, *named.KNOWN]
+        near = get_close_matches(name.lower(), known, n=1)
+        hint = f"did you mean {near[0]}?" if near else \
+            f"known are {', '.join(known)}, and {named.HUB}ORG/REPO:FILE.gguf"
+        raise NotFoundError(f"no model is called {name!r:.80}", hint)
     if source.file and (path := named.place_of(source)).is_file() and (record := named.read_record(path)):
         texts = {key: str(record.get(key, "")) for key in ("sha256", "licence", "revision")}
         return Pulled(name, str(path), path.stat().st_size, **texts, downloaded=False)
-    with _asking(source):
+    with asking(source.name):
         repository = _Repository(source)
     return _download(name, repository, on_progress)
 
@@ -79,7 +83,7 @@ class _Repository:
     """What the hub says of a source: the commit to take, the file's size and hash, the licence."""
 
     def __init__(self, source: Source) -> None:
-        hub = _library()
+        hub = library()
         self.hub = hub
         self.endpoint = os.environ.get("HF_ENDPOINT") or None
         info = hub.HfApi(endpoint=self.endpoint).model_info(source.repo)
@@ -98,11 +102,11 @@ class _Repository:
                                              local_dir=folder, endpoint=self.endpoint))
 
 
-def _library() -> Any:
+def library() -> Any:
     try:
         import huggingface_hub
     except ImportError:
-        raise EdgetuneError("huggingface-hub, which downloads models, is not installed",
+        raise EdgetuneError("huggingface-hub, which asks the hub, is not installed",
                             "pip install 'edgetune[hub]'") from None
     return huggingface_hub
 
@@ -119,7 +123,7 @@ def _only_gguf(source: Source, info: Any) -> str:
 
 
 @contextmanager
-def _asking(source: Source) -> Iterator[None]:
+def asking(name: str) -> Iterator[None]:
     """Errors of the library, which are many classes in each of its versions, as one sentence."""
     try:
         yield
@@ -129,9 +133,9 @@ def _asking(source: Source) -> Iterator[None]:
         said = next((line.strip() for line in str(error).splitlines() if line.strip()), type(error).__name__)
         status = getattr(getattr(error, "response", None), "status_code", None)
         if status in (401, 403, 404):
-            raise NotFoundError(f"the hub does not give {source.name} ({said})", "look at the name; a gated repository "
+            raise NotFoundError(f"the hub does not give {name} ({said})", "look at the name; a gated repository "
                                 "needs its licence accepted there and a token in HF_TOKEN") from None
-        raise EdgetuneError(f"{source.name} is not downloaded ({type(error).__name__}: {said})",
+        raise EdgetuneError(f"{name} is not downloaded ({type(error).__name__}: {said})",
                             "what has come so far is kept; the same command continues") from None
 
 
@@ -155,7 +159,7 @@ def _download(name: str, repository: _Repository, on_progress: OnProgress | None
 def _into_place(name: str, repository: _Repository, beside: Path, target: Path,
                 on_progress: OnProgress | None) -> Pulled:
     source = repository.source
-    with _asking(source), _quiet(repository.hub), _watched(beside, repository.size, on_progress):
+    with asking(source.name), quiet(repository.hub), _watched(beside, repository.size, on_progress):
         file = repository.download(beside)
     try:
         gguf, digest = _checked(file, repository)
@@ -227,7 +231,7 @@ def _bytes(folder: Path) -> int:
 
 
 @contextmanager
-def _quiet(hub: Any) -> Iterator[None]:
+def quiet(hub: Any) -> Iterator[None]:
     """Hides the library's progress bars, which leave no space for the time left on a terminal of 60 columns."""
     were_off = hub.utils.are_progress_bars_disabled()
     hub.utils.disable_progress_bars()

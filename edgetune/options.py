@@ -6,6 +6,7 @@ Flags, the daemon's schema and the documentation are made from these fields; not
 from __future__ import annotations
 
 import math
+import re
 from collections.abc import Iterable, Mapping
 from dataclasses import MISSING, Field, field, fields
 from importlib import import_module
@@ -22,14 +23,14 @@ _KINDS = {int: "a whole number", float: "a number", str: "text", bool: "True or 
 
 def option(default: Any, help: str, *, choices: tuple[str, ...] = (), low: float | None = None,
            high: float | None = None, auto: type[int] | type[float] | None = None, common: bool = False,
-           group: str = "") -> Any:
+           group: str = "", share: bool = False) -> Any:
     """A dataclass field that knows how it is shown and what range it has (low and high inclusive).
 
     auto: the type of number that may be given, where the alternative is "auto". common: --help shows it, and not only
-    --help-all. group: a group of this title begins with it.
+    --help-all. group: a group of this title begins with it. share: a percentage such as 5% may be typed for 0.05.
     """
     return field(default=default, metadata={"help": help, "choices": choices, "low": low, "high": high, "auto": auto,
-                                            "common": common, "group": group})
+                                            "common": common, "group": group, "share": share})
 
 
 def kind_of(spec: Field[Any]) -> Any:
@@ -39,6 +40,12 @@ def kind_of(spec: Field[Any]) -> Any:
 
 def takes_auto(spec: Field[Any]) -> bool:
     return spec.metadata["auto"] is not None
+
+
+def share_of(text: str) -> float | None:
+    """A percentage such as "5%" as 0.05; None for other text."""
+    found = re.fullmatch(r"(\d{1,4}(?:\.\d{1,4})?)%", text)
+    return float(found[1]) / 100 if found else None
 
 
 def declared(options: Any) -> list[Field[Any]]:

@@ -46,14 +46,15 @@ def serving(hub: Hub) -> Iterator[Hub]:
             if hub.refusal:
                 self._send(hub.refusal[0], b"{}", **{"X-Error-Code": hub.refusal[1]})
                 return
-            if self.path.startswith(f"/api/models/{hub.repo}"):
+            if self.path.startswith((f"/api/models/{hub.repo}", f"/api/datasets/{hub.repo}/revision/")):
                 self._send(200, json.dumps({
-                    "id": hub.repo, "sha": COMMIT, "siblings": [{"rfilename": name} for name in hub.files],
-                    "cardData": {"license": hub.licence}}).encode())
+                    "id": hub.repo, "sha": COMMIT, "cardData": {"license": hub.licence},
+                    "siblings": [{"rfilename": name, "size": len(content)} for name, content in hub.files.items()],
+                }).encode())
                 return
             prefix = f"/{hub.repo}/resolve/{COMMIT}/"
-            name = self.path.removeprefix(prefix)
-            if not self.path.startswith(prefix) or name not in hub.files:
+            name = self.path.removeprefix("/datasets").removeprefix(prefix)
+            if prefix not in self.path or name not in hub.files:
                 self._send(404, b"", **{"X-Error-Code": "EntryNotFound"})
                 return
             self._file(name, hub.files[name])

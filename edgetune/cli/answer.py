@@ -13,6 +13,7 @@ import click
 
 from ..errors import UsageError
 from .app import (
+    DATA,
     MODEL,
     F,
     adapter_option,
@@ -136,7 +137,7 @@ def new_file(_ctx: click.Context, _option: click.Parameter, path: Path | None) -
     return path
 
 
-@command("eval", MODEL, click.argument("data", type=click.Path(path_type=Path)), adapter_option,
+@command("eval", MODEL, DATA, adapter_option,
          engine_option("What computes loss and answers: llama.cpp, which serves, or edgetune's own engine."),
          click.option("--answers/--no-answers", default=True, help="Also generate answers and count exact ones."),
          click.option("--limit", type=click.IntRange(1), help="Answer only the first rows, at most this number."),

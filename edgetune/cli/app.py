@@ -20,7 +20,7 @@ from rich.text import Text
 from ..console import Terminal
 from ..errors import EdgetuneError, UsageError
 from ..machine.policy import Policy, read_policy
-from ..options import AUTO, declared, groups_of, kind_of, takes_auto
+from ..options import AUTO, declared, groups_of, kind_of, share_of, takes_auto
 from ..training.config import BACKENDS, FILE_OPTIONS, CommonOptions
 from ..version import __version__
 from .extras import extra_of
@@ -30,6 +30,7 @@ if TYPE_CHECKING:
     from ..progress import JsonProgress, StepProgress, TrainProgress
 
 out = Terminal()
+GIVEN = (ParameterSource.COMMANDLINE, ParameterSource.ENVIRONMENT, ParameterSource.DEFAULT_MAP)
 SUMMARY = 60  # letters of a command's line in the list of commands
 F = TypeVar("F", bound=Callable[..., Any])
 
@@ -82,7 +83,20 @@ class ModelPath(click.Path):
         return super().convert(find_model(value), param, ctx)
 
 
+class RowsPath(click.Path):
+    """The name of rows, as data/parts.py reads it: a file, several between commas, a folder, a data set of the hub."""
+
+    name = "rows"
+
+    def __init__(self) -> None:
+        super().__init__(path_type=Path)
+
+    def get_missing_message(self, param: click.Parameter, ctx: click.Context | None = None) -> str:  # noqa: ARG002
+        return "It is a file of rows; edgetune train --help shows their form."
+
+
 MODEL = click.argument("model", type=ModelPath())
+DATA = click.argument("data", type=RowsPath())
 
 
 class Commands(click.Group):
@@ -146,17 +160,19 @@ class Lines(logging.Handler):
 
 @contextmanager
 def told() -> Iterator[None]:
-    """Shows, within it, the messages of the backends: which one computes, and which steps take long."""
-    log = logging.getLogger("edgetune.backends")
+    """Shows, within it, the messages of the backends, which steps take long among them, and of downloads."""
+    logs = [logging.getLogger(f"edgetune.{name}") for name in ("backends", "hub")]
     lines = Lines()
-    before = log.level
-    log.setLevel(logging.INFO)
-    log.addHandler(lines)
+    before = [log.level for log in logs]
+    for log in logs:
+        log.setLevel(logging.INFO)
+        log.addHandler(lines)
     try:
         yield
     finally:
-        log.removeHandler(lines)
-        log.setLevel(before)
+        for log, level in zip(logs, before, strict=True):
+            log.removeHandler(lines)
+            log.setLevel(level)
 
 
 @click.group(cls=Commands, context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100})
@@ -192,10 +208,20 @@ class NumberOrAuto(click.ParamType):  # type: ignore[type-arg]  # older versions
                       ctx)
 
 
+class Share(click.types.FloatParamType):
+    """A number, which may be a percentage."""
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Any:
+        share = share_of(value) if isinstance(value, str) else None
+        return super().convert(value, param, ctx) if share is None else share
+
+
 def flag_type(spec: Field[Any]) -> Any:
     """The click type of an option's value."""
     if spec.metadata["choices"]:
         return click.Choice(spec.metadata["choices"])
+    if spec.metadata["share"]:
+        return Share()
     return NumberOrAuto(kind_of(spec)) if takes_auto(spec) else type(spec.default)
 
 
@@ -265,10 +291,9 @@ def policy_of(policy_file: Path | None, options: dict[str, Any], **fixed: Any) -
 
 
 def explicit(options: dict[str, Any]) -> dict[str, Any]:
-    """The options that are given on the command line."""
+    """The options that a person gave: on the command line, by the environment or in the file of options."""
     ctx = click.get_current_context()
-    return {name: value for name, value in options.items()
-            if ctx.get_parameter_source(name) is ParameterSource.COMMANDLINE}
+    return {name: value for name, value in options.items() if ctx.get_parameter_source(name) in GIVEN}
 
 
 def command(name: str, *decorators: Callable[[Any], Any], group: click.Group = cli,

@@ -11,7 +11,7 @@ import click
 
 from ..errors import UsageError
 from .answer import markup_option
-from .app import MODEL, column_options, command, out, show, system_option, threads_option
+from .app import DATA, MODEL, column_options, command, out, show, system_option, threads_option
 from .graded import SHOWN, comparison_lines, discordant_table, exact_text
 
 
@@ -23,7 +23,7 @@ def one_or_two(_ctx: click.Context, _option: click.Parameter, paths: tuple[Path,
     return [*([None] if len(paths) == 1 else []), *paths]
 
 
-@command("compare", MODEL, click.argument("data", type=click.Path(path_type=Path)),
+@command("compare", MODEL, DATA,
          click.option("--adapter", "adapters", type=click.Path(path_type=Path), multiple=True, callback=one_or_two,
                       help="Adapter folder (or adapter.gguf): named twice for A and B, once for B, and the base is A."),
          click.option("--limit", type=click.IntRange(1), help="Answer only the first rows, at most this number."),

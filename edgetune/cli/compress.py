@@ -11,6 +11,7 @@ import click
 from ..compress.options import CompressConfig
 from ..errors import UsageError, named
 from .app import command, config_options, out, show, step_progress, stop_on_signals
+from .configured import config_option
 
 SHORT = 1.5  # seconds of a step that is not named
 Step = tuple[str, float]  # its name and its seconds
@@ -23,7 +24,7 @@ Step = tuple[str, float]  # its name and its seconds
                       "does anyway; refuse to begin one."),
          click.option("--sign", "key", type=click.Path(path_type=Path),
                       help="File of an Ed25519 private key (PEM or OpenSSH) to sign the bundle with."),
-         config_options(*(spec.name for spec in fields(CompressConfig)), of=CompressConfig))
+         config_options(*(spec.name for spec in fields(CompressConfig)), of=CompressConfig), config_option())
 def compress_command(source: str, folder: Path, resume: bool, key: Path | None, as_json: bool, **options: Any) -> None:
     """Make a bundle from SOURCE, on a laptop or server, and say what it cost.
 

@@ -15,6 +15,7 @@ from ..daemon.options import DaemonConfig
 from ..errors import EdgetuneError
 from ..machine.policy import Policy
 from .app import MODEL, F, cli, command, config_options, policy_file_option, policy_of, show
+from .configured import config_option, from_environment
 from .extras import EXTRAS
 
 NICE = 19  # a training uses only the processor time that nobody else wants
@@ -23,7 +24,7 @@ NICE = 19  # a training uses only the processor time that nobody else wants
 def daemon_options(*left_out: str) -> Callable[[F], F]:
     def add(command: F) -> F:
         named = [spec.name for spec in (*fields(DaemonConfig), *fields(Policy)) if spec.name not in (*left_out, "nice")]
-        command = policy_file_option(config_options(*named, of=Policy)(command))
+        command = policy_file_option(config_options(*named, of=Policy)(config_option()(command)))
         return config_options(*named, of=DaemonConfig)(command)
 
     return add
@@ -34,13 +35,16 @@ def options_of(policy_file: Path | None, options: dict[str, Any]) -> tuple[Daemo
     return DaemonConfig(**options).check(), policy
 
 
-@command("daemon", MODEL, daemon_options())
+@command("daemon", from_environment("EDGETUNE_DAEMON"), MODEL, daemon_options())
 def daemon_command(model: Path, policy_file: Path | None, as_json: bool, **options: Any) -> None:
     """Serve MODEL (a GGUF or a bundle) with OpenAI's API, fine-tune it with the same calls, and show a page at /.
 
     It listens on this machine alone until --host says otherwise, which needs keys. Training yields to answers; a new
     adapter takes over only if it answers held-out rows no worse. SIGTERM and Ctrl-C finish the answers in progress,
     save what is trained and end with 0; started again, the daemon continues.
+
+    Each option can come from an environment variable: EDGETUNE_DAEMON_ and its name, as EDGETUNE_DAEMON_MEMORY=500M.
+    MODEL can be EDGETUNE_DAEMON_MODEL.
     """
     config, policy = options_of(policy_file, options)
     needed = next(extra for extra in EXTRAS if extra.name == "daemon")

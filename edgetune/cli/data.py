@@ -13,7 +13,7 @@ from rich.text import Text
 
 from ..errors import UsageError
 from ..training.config import FILE_OPTIONS
-from .app import ModelPath, cli, command, config_options, explicit, out, show
+from .app import DATA, ModelPath, cli, command, config_options, explicit, out, show
 from .objective import ObjectiveCommand, take_objective
 
 if TYPE_CHECKING:
@@ -30,7 +30,7 @@ def data() -> None:
     """Look at rows before training on them."""
 
 
-@command("check", click.argument("data", type=click.Path(path_type=Path)),
+@command("check", DATA,
          click.argument("model", type=ModelPath(), required=False),
          click.option("--eval", "held_out", type=click.Path(path_type=Path), metavar="DATA",
                       help="Held-out rows, none of which may ask what DATA teaches."),
@@ -48,6 +48,7 @@ def data_check(data: Path, model: Path | None, held_out: Path | None, max_length
     from ..data.facts import Tokens, inspect
     from ..data.files import read_rows
     from ..data.formats import Columns
+    from ..data.parts import title_of
     from ..formats.bundle import open_bundle
     from ..training.length import reading_limit
     from ..training.sized import context_of
@@ -62,7 +63,7 @@ def data_check(data: Path, model: Path | None, held_out: Path | None, max_length
         bundle = open_bundle(model)
         tokens = Tokens(tokenizer_of(bundle, markup), reading_limit(max_length, context_of(bundle.gguf)),
                         system or None, overflow)
-    found = [inspect(path.name, read_rows(path), tokens, parser, columns)
+    found = [inspect(title_of(path), read_rows(path), tokens, parser, columns)
              for path in (data, held_out) if path]
     problems = findings(found[0], found[1] if held_out else None, tokens)
     facts = [facts_of(each) for each in found]
@@ -113,8 +114,8 @@ def described(found: list[Inspection], tokens: Tokens | None) -> list[str | Tabl
     if len(found) == 1 and (count := found[0].held_out()):
         lines.append(f"held out by default: {count} of them")
     lengths = [(each.name, spread(each.lengths)) for each in found]
-    if tokens:
-        cells = [[name, *(str(n) for n in of_one.values())] for name, of_one in lengths if of_one]
+    cells = [[name, *(str(n) for n in of_one.values())] for name, of_one in lengths if of_one]
+    if tokens and cells:
         lines += ["", table("", ["tokens in a row", "least", "median", "95 %", "most"], cells, (1, 2, 3, 4)), ""]
     return lines
 

@@ -1,4 +1,4 @@
-"""The command feedback: lists, edits, deletes and learns feedback on a daemon's answers."""
+"""The command feedback: gives, lists, edits, deletes and learns feedback on a daemon's answers."""
 
 from __future__ import annotations
 
@@ -67,6 +67,30 @@ def _conversation(row: dict[str, Any]) -> list[str]:
 def _lines(content: Any) -> str:
     """The text as it is written, without control characters, which a terminal would obey."""
     return "".join(c if c.isprintable() or c == "\n" else printable(c) for c in str(content))
+
+
+@request("add", click.option("--completion-id", metavar="ID", help="Id of an answer: one of the daemon's last 1,000."),
+         click.option("--prompt", help="The question, in place of an answer's id."),
+         click.option("--answer", help="The answer that was given; with --rejected, the better one of two."),
+         click.option("--correction", help="The right answer: this is learned."),
+         click.option("--rejected", help="A worse answer to the same question."),
+         click.option("--rating", type=click.Choice(["up", "down"]), help="Whether the answer is right."),
+         group=feedback)
+def feedback_add(client: Any, as_json: bool, **given: str | None) -> None:
+    """Correct an answer, rate it, or say which of two is better.
+
+    \b
+      --completion-id chatcmpl-... --correction "..."      the right answer
+      --completion-id chatcmpl-... --rating up             the answer was right
+      --prompt "..." --answer "..." --rejected "..."       the first answer is better
+    """
+    if (given["completion_id"] is None) == (given["prompt"] is None):
+        raise UsageError("--completion-id and --prompt are both given" if given["prompt"] else "no question is given",
+                         "name an answer with --completion-id, or its question with --prompt")
+    prompt = given.pop("prompt")
+    asked = {"messages": [{"role": "user", "content": prompt}]} if prompt is not None else {}
+    found = client.post(FEEDBACK, asked | {name: value for name, value in given.items() if value is not None})
+    show(as_json, found, f"{found['id']} {found['reason']}")
 
 
 @request("edit", ID, click.argument("correction", required=False), group=feedback)

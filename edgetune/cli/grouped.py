@@ -4,16 +4,20 @@ from __future__ import annotations
 
 from collections import defaultdict
 from collections.abc import Callable, Iterable, Iterator, Sequence
+from copy import copy
 from dataclasses import Field
 from typing import Any
 
 import click
 
+from ..errors import UsageError
 from ..training.config import ADAPTER, LORA
+from . import configured
 
 FAMILY = "--family"
 OWN = "Options"
 COMMON = "Common options"
+VARIABLES = 76  # columns from which the names of environment variables fit
 ARGS = "edgetune.args"  # of a context: what is typed
 ALL = "edgetune.help_all"  # of a context: whether all options are to be shown
 
@@ -41,7 +45,24 @@ class GroupedCommand(click.Command):
 
     def parse_args(self, ctx: click.Context, args: list[str]) -> list[str]:
         ctx.meta[ARGS] = tuple(args)
-        return super().parse_args(ctx, args)
+        configured.read(self, ctx, named(args, configured.FLAG, ""))
+        try:
+            return super().parse_args(ctx, args)
+        except click.BadParameter as error:
+            if not (place := configured.where(ctx, error.param)):
+                raise
+            raise click.BadParameter(f"{error.message} {place} says so.", ctx, error.param) from None
+
+    def invoke(self, ctx: click.Context) -> Any:
+        """Names the file or the environment variable of an option that is refused."""
+        try:
+            return super().invoke(ctx)
+        except UsageError as error:
+            option = error.what.partition(" ")[0].lstrip("-").replace("-", "_")
+            param = next((param for param in self.get_params(ctx) if param.name == option), None)
+            if not (place := configured.where(ctx, param)):
+                raise
+            raise UsageError(f"{place}: {error.what}", error.hint) from None
 
     def get_params(self, ctx: click.Context) -> list[click.Parameter]:
         found = [param for one in super().get_params(ctx)
@@ -56,6 +77,9 @@ class GroupedCommand(click.Command):
         groups: dict[str, list[tuple[str, str]]] = defaultdict(list)
         left_out = 0
         for param in self.get_params(ctx):
+            if formatter.width < VARIABLES and isinstance(param, click.Option):
+                param = copy(param)
+                param.show_envvar = False
             record = param.get_help_record(ctx) if isinstance(param, click.Option) else None
             if record is None:
                 continue
@@ -91,11 +115,11 @@ def family_flags(ctx: click.Context, typed: Callable[[Field[Any]], Any], default
     from ..adapters.base import families
     from ..options import declared
     known = families()
-    chosen = named(ctx.meta.get(ARGS, ()), FAMILY, LORA)
+    family = chosen(ctx, FAMILY, LORA)
     yield GroupedOption([FAMILY, "family"], type=click.Choice(list(known)), default=LORA if defaults else None,
                         show_default=defaults, metavar="NAME", group=ADAPTER, hidden=len(known) == 1,
                         help=f"What is trained: {', '.join(known)}. {FAMILY} NAME --help shows its options.")
-    own = {spec.name: spec for spec in declared(known.get(chosen, known[LORA]))}
+    own = {spec.name: spec for spec in declared(known.get(family, known[LORA]))}
     others = {spec.name: spec for kind in known.values() for spec in declared(kind) if spec.name not in own}
     for name, spec in {**own, **others}.items():
         flag = "--" + name.replace("_", "-")
@@ -105,6 +129,12 @@ def family_flags(ctx: click.Context, typed: Callable[[Field[Any]], Any], default
         yield GroupedOption([flag, name], type=typed(spec), default=default, group=ADAPTER, hidden=name in others,
                             common=spec.metadata["common"], show_default=default is not None,
                             help=spec.metadata["help"])
+
+
+def chosen(ctx: click.Context, flag: str, default: str) -> str:
+    """The value of an option that decides which others there are: as it is typed, else as the file of options says."""
+    of_file = (ctx.default_map or {}).get(flag.removeprefix("--"), default)
+    return named(ctx.meta.get(ARGS, ()), flag, str(of_file))
 
 
 def named(args: Sequence[str], flag: str, default: str) -> str:

@@ -10,9 +10,10 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from ..errors import UsageError
+from ..errors import WORSE, UsageError
 from ..machine.policy import Policy
 from .app import (
+    DATA,
     MODEL,
     command,
     config_options,
@@ -26,6 +27,7 @@ from .app import (
     train_progress,
     training_options,
 )
+from .configured import config_option
 from .objective import ObjectiveCommand, take_objective
 from .sweep import sweep_options, sweep_table, take_grid
 
@@ -45,7 +47,7 @@ answers_option = click.option("--answers/--no-answers", default=True, show_defau
                               help="Put held-out questions to the model before and after.")
 
 
-@command("train", MODEL, click.argument("data", type=click.Path(path_type=Path)),
+@command("train", MODEL, DATA,
          click.option("-o", "--out", "folder", type=click.Path(path_type=Path), required=True,
                       help="New folder for the adapter."),
          click.option("--eval", "held_out", metavar="FILE|none", help="Held-out rows: their loss is measured, the best "
@@ -56,13 +58,15 @@ answers_option = click.option("--answers/--no-answers", default=True, show_defau
          click.option("--resume", is_flag=True, help="Continue the run in the output folder from its last "
                       "checkpoint, to the same bytes; start again if it was killed before the first."),
          allow_changed_option("With --resume: continue"), sweep_options,
-         policy_file_option, policy_options, cls=ObjectiveCommand)
+         policy_file_option, policy_options, config_option(), cls=ObjectiveCommand)
 def train_command(model: Path, data: Path, folder: Path, held_out: str | None, policy_file: Path | None, as_json: bool,
                   **options: Any) -> None:
     """Train an adapter of MODEL (a GGUF or a bundle) with the rows of DATA.
 
-    DATA is .jsonl, one row a line, or .json, .csv, .tsv; plain .txt; or - for lines from standard input. Rows have one
-    of three shapes, or keys that are known, as those of Alpaca, of ShareGPT, or of question and answer:
+    DATA is .jsonl, one row a line, or .json, .csv, .tsv, .parquet; plain .txt; or - for lines from standard input.
+    Several files between commas, a folder of files, or a data set of the Hugging Face hub (hf:ORG/NAME:SPLIT) are read
+    as one. Rows have one of three shapes, or keys that are known, as those of Alpaca, of ShareGPT, or of question and
+    answer:
 
     \b
       {"messages": [{"role": "user", "content": "..."}, ...]}
@@ -72,7 +76,7 @@ def train_command(model: Path, data: Path, folder: Path, held_out: str | None, p
     The loss counts answers only (every assistant turn, the completion), and all of a text. The output folder contains
     adapter.gguf for llama.cpp, run.json and metrics.jsonl. Ctrl-C and SIGTERM save and exit with 75; --resume
     continues. Several numbers, as in --lr 1e-4,5e-4, make a run each in a folder of OUT, and a table. The exit code is
-    1 where the adapter is worse than no training.
+    3 if the adapter is worse than no training.
     """
     from ..runs.sweep import BEST, sweep
     from ..runs.train import train
@@ -145,7 +149,7 @@ def typed() -> list[str]:
 
 
 def finish(as_json: bool, result: Result, model: Path) -> None:
-    """Shows the result of a run. The exit code is 1 if it is worse than no training."""
+    """Shows the result of a run. The exit code is WORSE if it is worse than no training."""
     show(as_json, {"out": str(result.folder), **result.record}, *result_lines(result),
          *try_lines(result, model, result.folder))
     exit_if_worse(result)
@@ -174,4 +178,4 @@ def try_lines(result: Result, model: Path, folder: Path) -> list[str]:
 
 def exit_if_worse(result: Result) -> None:
     if result.is_worse:
-        click.get_current_context().exit(1)
+        click.get_current_context().exit(WORSE)

@@ -11,7 +11,7 @@ import click
 from ..errors import UsageError
 from ..training.config import TrainConfig, train_options
 from .app import explicit, flag_type
-from .grouped import GroupedCommand, GroupedOption, named
+from .grouped import GroupedCommand, GroupedOption, chosen
 
 if TYPE_CHECKING:
     from ..objectives.base import Objective
@@ -19,7 +19,6 @@ if TYPE_CHECKING:
 DEFAULT = "sft"
 FLAG = "--method"
 HELP = {"--help", "--help-all"}
-NAMED = "edgetune.method"  # of a context: what the command line names
 
 
 class ObjectiveCommand(GroupedCommand):
@@ -31,13 +30,9 @@ class ObjectiveCommand(GroupedCommand):
 
     says = "What is learned from the rows, and how"
 
-    def parse_args(self, ctx: click.Context, args: list[str]) -> list[str]:
-        ctx.meta[NAMED] = named(args, FLAG, DEFAULT)
-        return super().parse_args(ctx, args)
-
     def get_params(self, ctx: click.Context) -> list[click.Parameter]:
         found = super().get_params(ctx)
-        name = ctx.meta.get(NAMED, DEFAULT)
+        name = chosen(ctx, FLAG, DEFAULT)
         own = [param for param in found if HELP.isdisjoint(param.opts)]
         helps = [param for param in found if not HELP.isdisjoint(param.opts)]
         return [*with_defaults(own, defaults_of(name)), *method_flags(name, self.says), *helps]

@@ -9,7 +9,8 @@ import click
 
 from ..errors import EdgetuneError, UsageError
 from ..training.config import TrainConfig
-from .app import MODEL, command, show, step_progress, train_options
+from .app import MODEL, RowsPath, command, show, step_progress, train_options
+from .configured import config_option
 from .objective import ObjectiveCommand, take_objective, train_config
 
 if TYPE_CHECKING:
@@ -24,7 +25,7 @@ if TYPE_CHECKING:
 
 
 @command("plan", MODEL,
-         click.argument("data", type=click.Path(path_type=Path), required=False),
+         click.argument("data", type=RowsPath(), required=False),
          click.option("--data", "named", type=click.Path(path_type=Path), hidden=True),  # DATA, as it was once given
          click.option("--eval", "held_out", metavar="FILE|none",
                       help="Held-out rows, as train has them; none: all rows are learned [a tenth of DATA]."),
@@ -35,7 +36,7 @@ if TYPE_CHECKING:
          click.option("--device", metavar="NAME", help="Plan for such a board, the one with the least memory, as "
                       "edgetune device lists them [this machine]."),
          click.option("--buffers", is_flag=True, help="Also list every buffer, and what the memory is made of."),
-         train_options, cls=ObjectiveCommand)
+         train_options, config_option("train"), cls=ObjectiveCommand)
 def plan_command(model: Path, data: Path | None, named: Path | None, held_out: str | None, measure: bool,
                  speed: Path | None, device: str | None, buffers: bool, as_json: bool, **options: Any) -> None:
     """Say whether training MODEL fits the memory, in how many steps and how long it trains, and what is traded.
@@ -66,11 +67,10 @@ def plan_command(model: Path, data: Path | None, named: Path | None, held_out: s
     data = data or named
     board = board_named(device, options["memory"]) if device else None
     bundle = open_bundle(model)
-    reserved = reserved_for_grader(objective, config, board)
-    config, rows, held = planned_rows(bundle, data, held_out, config, objective, board, reserved)
+    config, rows, held = planned_rows(bundle, data, held_out, config, objective, board)
     parts = [found.examples for found in (rows, held) if found]
     network = open_network(bundle.gguf)
-    lengths = lengths_with_anchors(objective, config, *parts).with_known(reserved)
+    lengths = lengths_with_anchors(objective, config, *parts)
     ops = None if board else open_backend(config.backend, thread_count(config.threads))
     plan = make_plan(network, config, ops=ops, lengths=lengths, board=board, objective=objective)
     work = forecast(config, rows, held, plan.run.max_length, rows_per_anchor(config, objective))
@@ -97,8 +97,7 @@ def plan_command(model: Path, data: Path | None, named: Path | None, held_out: s
 
 
 def planned_rows(bundle: Bundle, data: Path | None, held_out: str | None, config: TrainConfig,
-                 objective: Objective, board: Profile | None,
-                 reserved: int) -> tuple[TrainConfig, Dataset | None, Dataset | None]:
+                 objective: Objective, board: Profile | None) -> tuple[TrainConfig, Dataset | None, Dataset | None]:
     """The options with max_length as a number, the rows to learn and those held out, as train has them."""
     from ..data import loader
     from ..training.sized import load_run
@@ -107,20 +106,7 @@ def planned_rows(bundle: Bundle, data: Path | None, held_out: str | None, config
             raise UsageError("--eval is given without rows to train on", "name them after the model")
         return config, None, None
     config.check_held_out(held_out != loader.NONE)
-    return load_run(bundle, data, held_out, config, objective, board, reserved)
-
-
-def reserved_for_grader(objective: Objective, config: TrainConfig, board: Profile | None) -> int:
-    """The memory that is left to processes of the grader, as train leaves it."""
-    from ..machine.device import rss
-    from ..objectives.rewarded import Rewarded
-    from ..training.plan import PROCESS
-    if not (isinstance(objective, Rewarded) and objective.grader):
-        return 0
-    from ..evaluation.graders.rewards import rewards_of
-    _, rewards = rewards_of(objective)
-    rewards.reserve(config.memory_bytes(board.available) - PROCESS if board else config.memory_here() - rss())
-    return rewards.reserved
+    return load_run(bundle, data, held_out, config, objective, board)
 
 
 # ---- speed -----------------------------------------------------------------------------------------------------------

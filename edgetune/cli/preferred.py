@@ -25,7 +25,8 @@ class EvalCommand(ObjectiveCommand):
 
 def holds_pairs(data: Path) -> bool:
     """Returns whether the first row of a file is a pair; False for standard input, which can be read only once."""
-    from ..data.files import STDIN, read_rows
+    from ..data.files import read_rows
+    from ..data.parts import STDIN
     from ..data.preferences import is_pair
     if str(data) == STDIN:
         return False

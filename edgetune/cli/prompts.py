@@ -29,7 +29,8 @@ class PromptRow:
 
 def read_prompts(path: Path, tokenizer: Tokenizer, system: str, raw: bool) -> list[PromptRow]:
     """Reads prompts. Raises DataError, which names the line, for a row without one; UsageError without a file."""
-    from ..data.files import STDIN, place, read_rows
+    from ..data.files import place, read_rows
+    from ..data.parts import STDIN
     if str(path) != STDIN and not path.is_file():
         raise UsageError(f"there is no file {path}", "with --engine native, PROMPT is a file of prompts, a JSON object "
                          'a line: {"prompt": "..."}')

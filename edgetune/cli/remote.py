@@ -180,16 +180,18 @@ def begun_lines(job: dict[str, Any]) -> list[str]:
 
 
 def _file_id(client: Any, data: str, columns: Columns) -> str:
-    """The id of a file that the daemon has, or of one of this machine, which is uploaded."""
+    """The id of a file that the daemon has, or of rows of this machine, which are uploaded."""
     from ..data.formats import BY_KEYS
+    from ..data.parts import parts_of
     if data.startswith("file-"):
         if columns != BY_KEYS:
             raise UsageError(f"columns are named, and {data} is a file that the daemon has",
                              "name a file of this machine, or leave them out")
         return data
     path = Path(data)
-    if columns == BY_KEYS:
-        return str(client.upload(path))
+    parts = parts_of(path)
+    if columns == BY_KEYS and len(parts) == 1 and parts[0].suffix.lower() != ".parquet":
+        return str(client.upload(parts[0]))
     with TemporaryDirectory() as folder:
         lines = Path(folder) / f"{path.stem}.jsonl"
         _write_lines(lines, path, columns)
@@ -197,14 +199,18 @@ def _file_id(client: Any, data: str, columns: Columns) -> str:
 
 
 def _write_lines(lines: Path, path: Path, columns: Columns) -> None:
-    """Writes a file of rows as JSON Lines of prompt and completion, from the named columns. Raises DataError."""
+    """Writes rows as JSON Lines; with named columns, as prompt and completion. Raises DataError."""
     from ..data import rows as supervised_rows
     from ..data.files import place, read_rows
-    from ..data.formats import recognised
+    from ..data.formats import BY_KEYS, recognised
     with lines.open("w") as written:
         for number, row in read_rows(path):
             try:
-                written.write(json.dumps(recognised(row, [supervised_rows], columns)) + "\n")
+                if isinstance(row, str):
+                    row = {"text": row}
+                elif columns != BY_KEYS:
+                    row = recognised(row, [supervised_rows], columns)
+                written.write(json.dumps(row) + "\n")
             except DataError as error:
                 raise DataError(f"{place(number, path.name)}: {error.what}", error.hint) from None
 

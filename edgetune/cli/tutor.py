@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 import click
 from rich.text import Text
 
-from ..errors import printable
+from ..errors import WORSE, printable
 from ..training.config import FILE_OPTIONS, TrainConfig
 from ..tutor.options import STEPS, TutorOptions
 from .app import (
@@ -27,6 +27,7 @@ from .app import (
     train_progress,
     training_options,
 )
+from .configured import config_option
 
 if TYPE_CHECKING:
     from rich.console import RenderableType
@@ -84,7 +85,7 @@ def tutor() -> None:
          click.option("--unsafe-python", is_flag=True, help="Run python graders also where the kernel cannot confine "
                       "them."),
          config_options(*(spec.name for spec in fields(TutorOptions)), of=TutorOptions),
-         training_options(*NOT_HERE), policy_file_option, policy_options,
+         training_options(*NOT_HERE), policy_file_option, policy_options, config_option(),
          group=tutor)
 def tutor_command(model: Path, prompts: Path, folder: Path, labelled: Path | None, held: Path | None,
                   grader: str | None, start: Path | None, keep: Path | None, until: str | None, unsafe_python: bool,
@@ -92,7 +93,8 @@ def tutor_command(model: Path, prompts: Path, folder: Path, labelled: Path | Non
     """Let MODEL answer PROMPTS several times, and learn the answers that agree, or pass a grader, with labelled rows.
 
     PROMPTS are rows as --method grpo takes them; a completion in one is its right answer. The adapter is published to
-    OUT only if it answers held-out questions better through llama.cpp. Ctrl-C stops; the same command continues.
+    OUT only if it answers held-out questions better through llama.cpp; the exit code is 3 if none is. Ctrl-C stops; the
+    same command continues.
     `edgetune tutor inspect OUT` shows what happened.
     """
     from ..adapters.store import recorded_size
@@ -113,6 +115,8 @@ def tutor_command(model: Path, prompts: Path, folder: Path, labelled: Path | Non
          f"stopped: {state.stopped}",
          f"adapter in {folder}; edgetune tutor inspect {folder} shows the rounds" if state.published else
          f"nothing was published; edgetune tutor inspect {folder} shows the rounds")
+    if not state.published and not until:
+        click.get_current_context().exit(WORSE)
 
 
 @command("inspect", click.argument("folder", metavar="OUT", type=click.Path(path_type=Path)),

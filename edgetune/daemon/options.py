@@ -10,7 +10,7 @@ from pathlib import Path
 from ..errors import UsageError
 from ..evaluation.graders import landlock
 from ..machine.policy import read_hours
-from ..options import check_options, option
+from ..options import check_options, option, share_of
 from ..training.config import TrainConfig
 
 OFF = "off"
@@ -104,8 +104,8 @@ class DaemonConfig:
     replay: float = option(1.0, "Earlier rows that are mixed with each new one, after one pass over all earlier "
                            "rows.", low=0.0, high=100.0)
     canary: str = option("", "Text whose perplexity a new adapter must not raise [a page that is shipped].")
-    canary_rise: str = option("5%", "How far above the base's the canary's perplexity may be under a new adapter; off: "
-                              "any.")
+    canary_rise: str = option("5%", "How far above the base's the canary's perplexity may be under a new adapter, such "
+                              "as 5% or 0.05; off: any.")
     max_kl: str = option("0.1", "How far what a new adapter expects of the canary may be from what the base expects, "
                          "in nats a token (KL); off: any.")
 
@@ -132,14 +132,15 @@ class DaemonConfig:
 
     def limits(self) -> Limits:
         """Returns the limits on the canary. Raises UsageError."""
-        rise = re.fullmatch(rf"({NUMBER})%|(0\.\d{{1,4}})", self.canary_rise)
-        if not rise and self.canary_rise != OFF:
+        rise = share_of(self.canary_rise)
+        if rise is None and re.fullmatch(r"0\.\d{1,4}", self.canary_rise):
+            rise = float(self.canary_rise)
+        if rise is None and self.canary_rise != OFF:
             raise UsageError(f"canary-rise is {self.canary_rise!r:.40}", "give a share such as 5% or 0.05, or off")
         kl = re.fullmatch(f"({NUMBER})", self.max_kl)
         if not kl and self.max_kl != OFF:
             raise UsageError(f"max-kl is {self.max_kl!r:.40}", "give nats a token such as 0.1, or off")
-        share = float(rise[2] or float(rise[1]) / 100) if rise else None
-        return Limits(share, float(kl[1]) if kl else None)
+        return Limits(rise, float(kl[1]) if kl else None)
 
     def python(self) -> AllowedPython:
         """Returns the code that clients may have run. Raises UsageError for a missing folder of functions."""

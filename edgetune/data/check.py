@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from .facts import Inspection, Tokens
+from .files import Line
 
 FEW = 20  # fewer rows teach little
 MOSTLY = 0.75  # from this share on, all answers should be JSON
@@ -59,16 +60,19 @@ def _unusable(data: Inspection) -> Iterable[Finding]:
     """What `train` refuses."""
     if not data.count:
         yield Finding("no-rows", f"{data.name} holds no rows", "write a row a line", [], fatal=True)
+    found: list[Finding] = []
     for kind, refusals in (("refused", data.refused), ("empty", data.empty)):
         by_reason: dict[tuple[str, str], list[int]] = defaultdict(list)
         for line, error in refusals:
             by_reason[error.what, error.hint].append(line)
         for (what, hint), lines in list(by_reason.items())[:REASONS]:
-            yield Finding(kind, f"{_rows(len(lines))} of {data.name} cannot be used: {what}", hint, lines, fatal=True)
+            found.append(Finding(kind, f"{_rows(len(lines))} of {data.name} cannot be used: {what}", hint, lines,
+                                 fatal=True))
         rest = sorted(line for lines in list(by_reason.values())[REASONS:] for line in lines)
         if rest:
-            yield Finding(kind, f"{_rows(len(rest))} more of {data.name} cannot be used, for other reasons",
-                          "mend those before, and check again", rest, fatal=True)
+            found.append(Finding(kind, f"{_rows(len(rest))} more of {data.name} cannot be used, for other reasons",
+                                 "mend the others, and check again", rest, fatal=True))
+    yield from sorted(found, key=lambda finding: finding.lines)
     shapes = Counter(row.shape for row in data.rows if row.shape != "text")
     if len(shapes) > 1:
         usual = shapes.most_common(1)[0][0]
@@ -184,7 +188,8 @@ def _are(things: Sequence[Any]) -> str:
 
 def _places(lines: Sequence[int]) -> str:
     """The first lines, in brackets; none for plain text."""
-    named = [str(line) for line in lines[:NAMED] if line]
+    shown = [line for line in lines[:NAMED] if line]
+    named = [f"{line.name}:{line}" if isinstance(line, Line) else str(line) for line in shown]
     if not named:
         return ""
     rest = f" and {len(lines) - len(named)} more" if len(lines) > len(named) else ""

@@ -20,6 +20,7 @@ from .files import Digest, place, read_rows
 from .formats import BY_KEYS, Columns, recognised
 from .holdout import digest_of, held_out_indices
 from .packing import Example, is_supervised
+from .parts import title_of
 from .rows import Row, RowParser, common_system, example, shape_of
 
 if TYPE_CHECKING:
@@ -159,7 +160,8 @@ class _RowReader:
         """Adds the digest of the file's bytes. A MemoryError says which share of them was read."""
         digest = Digest()
         try:
-            made = self.read_all(((place(line, path.name), row) for line, row in read_rows(path, digest)), path.name)
+            rows = ((place(line, path.name), row) for line, row in read_rows(path, digest))
+            made = self.read_all(rows, title_of(path))
         except MemoryError:
             raise MemoryError(digest.share_of(path)) from None
         return replace(made, digest=f"sha256:{digest.sha256.hexdigest()}")

@@ -1,4 +1,4 @@
-"""Rows of a file, read one at a time: JSON Lines, an array of JSON, CSV, TSV or plain text, by the file's name.
+"""Rows of files, read one at a time: JSON Lines, an array of JSON, CSV, TSV, Parquet or plain text, by their names.
 
 What a file may hold is bounded, so that no file takes memory without limit before it is refused.
 """
@@ -18,14 +18,15 @@ from typing import Any, BinaryIO
 
 from ..disk import open_regular
 from ..errors import DataError
+from . import parquet
+from .parts import STDIN, SUFFIXES, parts_of
 from .rows import Row, json_type
 
-STDIN = "-"  # the name by which rows are read from standard input
 LINE_LIMIT = 16 << 20  # bytes of a line
 TEXT_LIMIT = 256 << 20  # bytes of a file of plain text, which is tokenized as a whole
 ARRAY_LIMIT = 64 << 20  # bytes of a file that is one array of JSON
 NESTED = 100  # levels of a row: whatever writes or reads it again needs some of Python's stack for each
-KINDS = f"name a .jsonl, .json, .csv, .tsv or .txt file, or {STDIN} to read rows from standard input"
+KINDS = f"name a file ({', '.join(SUFFIXES)}), or {STDIN} to read rows from standard input"
 LINES = "write one JSON object a line; a file of plain text must be named .txt"
 _SPACE = re.compile(r"[ \t\r\n]*")  # between values of JSON
 _START = re.compile(rb"(?:\xef\xbb\xbf)?[ \t\r\n]*\[")  # of an array
@@ -43,32 +44,67 @@ class Digest:
         self.count += len(content)
 
     def share_of(self, path: Path) -> float:
-        """The share of a file's bytes that were read, 1 where its size is not known."""
-        size = path.stat().st_size if path.is_file() else 0
+        """The share of the bytes that were read, 1 where their number is not known."""
+        size = sum(part.stat().st_size for part in parts_of(path) if part.is_file())
         return self.count / size if size else 1.0
 
 
-def read_rows(path: Path, digest: Digest | None = None) -> Iterator[tuple[int, Row]]:
-    """(line, row) of each row of a file, where its line is, 0 for plain text. `digest` sees all bytes.
+class Line(int):
+    """A line's number in a file of this name, one of several."""
 
-    NAME.txt is one row of plain text; NAME.csv and NAME.tsv have a header; NAME.json is an array or JSON Lines; all
-    else is JSON Lines. "-" is JSON Lines from standard input; other than that, only regular files are read. Raises
-    DataError, which names the line, for what cannot be read.
+    name: str
+
+    def __new__(cls, number: int, name: str = "") -> Line:
+        line = super().__new__(cls, number)
+        line.name = name
+        return line
+
+
+def read_rows(path: Path, digest: Digest | None = None) -> Iterator[tuple[int, Row]]:
+    """(line, row) of each row that `path` names, as `parts_of` reads it: of several files, the line is a Line.
+
+    NAME.txt is one row of plain text, of line 0; NAME.csv and NAME.tsv have a header; NAME.json is an array or JSON
+    Lines; NAME.parquet has a table; all else is JSON Lines. "-" is JSON Lines from standard input; other than that,
+    only regular files are read. `digest` sees all bytes. Raises DataError, which names the line, for what cannot be
+    read.
     """
     digest = digest or Digest()
+    parts = parts_of(path)
+    for part in parts:
+        name = str(part) if len(parts) > 1 else part.name
+        for line, row in _read_file(part, name, digest):
+            yield (Line(line, name) if len(parts) > 1 else line), row
+
+
+def digest_of_files(path: Path) -> str:
+    """The sha256 of all bytes that `read_rows` reads. Raises OSError."""
+    digest = Digest()
+    for part in parts_of(path):
+        with open_regular(part) as file:
+            for block in iter(lambda file=file: file.read(1 << 20), b""):  # type: ignore[misc]
+                digest.update(block)
+    return digest.sha256.hexdigest()
+
+
+def _read_file(path: Path, name: str, digest: Digest) -> Iterator[tuple[int, Row]]:
     kind = path.suffix.lower()
     try:
         with os.fdopen(0, "rb", closefd=False) if str(path) == STDIN else open_regular(path) as file:
             if kind == ".txt":
                 hint = "train on parts of it, or write it as rows of text"
-                yield 0, _whole(file, path.name, digest, TEXT_LIMIT, hint)
+                yield 0, _whole(file, name, digest, TEXT_LIMIT, hint)
             elif kind in (".csv", ".tsv"):
-                yield from _table(_lines(file, path.name, digest), path.name, "\t" if kind == ".tsv" else ",")
+                yield from _table(_lines(file, name, digest), name, "\t" if kind == ".tsv" else ",")
+            elif kind == ".parquet":
+                for block in iter(lambda: file.read(1 << 20), b""):
+                    digest.update(block)
+                file.seek(0)
+                yield from parquet.rows_of(file, name)
             elif kind == ".json" and _START.match(file.peek(512)):  # type: ignore[attr-defined]
-                text = _whole(file, path.name, digest, ARRAY_LIMIT, "write it as JSON Lines, one object a line")
-                yield from _array(text, path.name)
+                text = _whole(file, name, digest, ARRAY_LIMIT, "write it as JSON Lines, one object a line")
+                yield from _array(text, name)
             else:
-                yield from _objects(_lines(file, path.name, digest), path.name)
+                yield from _objects(_lines(file, name, digest), name)
     except FileNotFoundError:
         raise DataError(f"there is no file {path}", "check the path") from None
     except OSError as error:
@@ -76,7 +112,8 @@ def read_rows(path: Path, digest: Digest | None = None) -> Iterator[tuple[int, R
 
 
 def place(line: int, name: str) -> str:
-    """The place of a row of `read_rows`, for a sentence."""
+    """The place of a row of `read_rows`, for a sentence. name: that of the file, unless the line has one."""
+    name = getattr(line, "name", name)
     return f"line {line} of {name}" if line else name
 
 

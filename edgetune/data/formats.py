@@ -9,6 +9,7 @@ What a row's objective reads by itself stays as it is. Keys that say nothing of 
 
 from __future__ import annotations
 
+import shlex
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -26,7 +27,7 @@ CONVERSATIONS = "conversations"
 HISTORY = "history"  # earlier turns: [[question, answer], ...]
 SPEAKERS = {"human": "user", "user": "user", "gpt": "assistant", "chatgpt": "assistant", "assistant": "assistant",
             "model": "assistant", "bot": "assistant", "system": "system", "tool": "tool", "observation": "tool"}
-NAME_THEM = "name its keys with prompt-column and completion-column"
+NAME_THEM = "name its keys: --prompt-column KEY --completion-column KEY"
 
 
 @dataclass(frozen=True)
@@ -64,7 +65,7 @@ def recognised(row: Any, parsers: Sequence[RowParser], columns: Columns | None =
     questions = [key for key in QUESTIONS if key in row] or [key for key in CONTEXTS[:1] if key in row]
     answers = [key for key in ANSWERS if key in row]
     if not questions or not answers:
-        otherwise = f", or {NAME_THEM}" if columns and supervised_rows in parsers else ""
+        otherwise = f", or {_named_keys(row)}" if columns and supervised_rows in parsers else ""
         raise DataError(refusals[0].what, refusals[0].hint + otherwise)
     for what, keys in (("question", questions), ("answer", answers)):
         if len(keys) > 1:
@@ -73,12 +74,23 @@ def recognised(row: Any, parsers: Sequence[RowParser], columns: Columns | None =
     return _pair(row, questions[0], answers[0])
 
 
+def _named_keys(row: Mapping[str, Any]) -> str:
+    """The options that name a row's keys; those of its two texts, where it has two."""
+    texts = [key for key, value in row.items() if isinstance(value, str)]
+    if len(texts) != 2:
+        return NAME_THEM
+    question, answer = texts
+    if question in ANSWERS or answer in QUESTIONS:
+        question, answer = answer, question
+    return f"name its keys: --prompt-column {shlex.quote(question)} --completion-column {shlex.quote(answer)}"
+
+
 def _named(row: Any, columns: Columns) -> Row:
     prompt = columns.prompt or "prompt"
     completion = columns.completion or "completion"
     if not isinstance(row, Mapping):
         raise DataError(f"the row is a JSON {json_type(row)}, which has no keys", "leave the columns' names out")
-    for key, option in ((prompt, "prompt-column"), (completion, "completion-column")):
+    for key, option in ((prompt, "--prompt-column"), (completion, "--completion-column")):
         if key not in row:
             what = f"the row has no key {key!r:.80} (its keys: {keys_of(row)})"
             raise DataError(what, f"name one of them with {option}")

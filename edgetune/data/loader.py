@@ -25,9 +25,9 @@ from ..errors import BudgetError, EdgetuneError
 from ..python_child import child, die_with, how_it_ended, limit_memory, private_memory, resident_memory, unlimit_memory
 from . import rows as supervised_rows
 from .dataset import Dataset
-from .files import STDIN
 from .formats import Columns
 from .packing import Example
+from .parts import STDIN, parts_of
 from .rows import Row, RowParser
 
 NONE = "none"  # as the name of a file of held-out rows: all rows are learned
@@ -90,6 +90,8 @@ def load(model: Path, paths: Sequence[Path | None], config: LoadOptions,
              "columns": [config.prompt_column, config.completion_column],
              "parser": cast(ModuleType, parser).__name__, "hold_out": hold_out, "learnable": learnable,
              "memory": config.memory_here(), "parent": os.getpid()}
+    for path in filter(None, paths):
+        parts_of(path)  # downloads here, not within the memory of the process
     with _started(asked, Path(STDIN) in paths) as process:
         assert process.stdin
         assert process.stdout

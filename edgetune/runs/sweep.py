@@ -16,9 +16,10 @@ from typing import Any
 
 from .. import disk
 from ..adapters import store
+from ..data.files import digest_of_files
 from ..data.loader import NONE
 from ..errors import DataError, EdgetuneError, MismatchError, NumericsError, UsageError
-from ..formats.bundle import Bundle, open_bundle, sha256
+from ..formats.bundle import Bundle, open_bundle
 from ..training.callbacks import RunCallbacks
 from ..training.config import TrainConfig
 from ..training.metrics import REPORT
@@ -136,9 +137,10 @@ def _check(points: Sequence[Point], data: Rows, eval: Rows | None) -> None:
 def _hash(rows: Path | None) -> str | None:
     if rows is None:
         return None
-    if not rows.is_file():
-        raise DataError(f"there is no file {rows}", "check the path")
-    return sha256(rows)
+    try:
+        return digest_of_files(rows)
+    except OSError as error:
+        raise DataError(f"{rows} cannot be read ({error.strerror})", "check the path") from None
 
 
 def _begin(found: Sweep, resume: bool) -> None:

@@ -19,8 +19,8 @@ from ..adapters import store
 from ..adapters.base import LLAMA_CPP
 from ..data import rows as supervised_rows
 from ..data.dataset import Dataset
-from ..data.files import STDIN
 from ..data.loader import NONE
+from ..data.parts import absolute
 from ..errors import DataError, EdgetuneError, UsageError
 from ..formats.bundle import Bundle, open_bundle
 from ..machine import device
@@ -32,7 +32,7 @@ from ..training import checkpoint
 from ..training.callbacks import Event, RunCallbacks
 from ..training.config import TrainConfig, TrainOptions
 from ..training.metrics import REPORT
-from ..training.origin import Origin, read_origin
+from ..training.origin import TENTH, Origin, read_origin
 from ..training.run import run
 from ..training.sized import as_begun, load_run
 from .reported import reported
@@ -43,8 +43,7 @@ if TYPE_CHECKING:
 
     from .answers import Exam
 
-TENTH = "tenth"  # as an origin's: nothing was said
-Rows = str | Path | Sequence[Mapping[str, Any]]  # a file, or rows
+Rows = str | Path | Sequence[str | Path] | Sequence[Mapping[str, Any]]  # a file, several, or rows
 OnEvent = Callable[[Event], None]
 
 
@@ -58,13 +57,14 @@ def train(model: str | Path | Bundle, data: Rows, out: str | Path, eval: Rows | 
     >>> result = edgetune.train("model.gguf", "rows.jsonl", "my-adapter")
     >>> print(result)
 
-    data: a file of rows (.jsonl, .csv, .txt), or a list of them: {"prompt": ..., "completion": ...},
-    {"messages": [...]} or {"text": ...}. eval: held-out rows, by which the best adapter is chosen: a file, a list,
-    "none" to learn all rows; default: a tenth of `data`, or what a resumed run had. config, options: those of `edgetune
-    train`, with underscores, as an object, by name, or both. start: an adapter to begin from; the new one has its size.
-    answers: whether held-out questions are answered before and after. resume, more, allow_changed: continue the run in
-    `out`, as `edgetune.run` does. progress: print it. callbacks, objective: as in `edgetune.run`. reward: rewards
-    answers, a function with TRL's signature, for an objective that learns from rewards.
+    data: a file of rows (.jsonl, .csv, .parquet, .txt), a folder, a list of files, or a list of rows:
+    {"prompt": ..., "completion": ...}, {"messages": [...]} or {"text": ...}. eval: held-out rows, by which the best
+    adapter is chosen: as `data`, or "none" to learn all rows; default: a tenth of `data`, or those of a resumed run.
+    config, options: those of `edgetune train`, with underscores, as an object, by name, or both. start: an adapter to
+    begin from; the new one has its size. answers: whether held-out questions are answered before and after. resume,
+    more, allow_changed: continue the run in `out`, as `edgetune.run` does. progress: print it. callbacks, objective: as
+    in `edgetune.run`. reward: rewards answers, a function with TRL's signature, for an objective that learns from
+    rewards.
 
     Raises the kinds of EdgetuneError for what cannot be read, fitted or written; Interrupted where it was stopped
     before its end, and can be resumed.
@@ -77,7 +77,6 @@ def train(model: str | Path | Bundle, data: Rows, out: str | Path, eval: Rows | 
     if isinstance(objective, Rewarded):
         from ..evaluation.graders.rewards import rewards_of  # each takes memory of trainings that need none of it
         objective, rewards = rewards_of(objective, reward)
-        rewards.reserve(config.memory_here() - device.rss())
     elif reward is not None:
         raise UsageError(f"a reward function is given, and {objective.name} learns from no rewards",
                          "leave it out, or give an objective such as Grpo()")
@@ -93,12 +92,7 @@ def train(model: str | Path | Bundle, data: Rows, out: str | Path, eval: Rows | 
             assert rows_file
             if resume:
                 config = as_begun(config, out)
-            config, rows, held = load_run(bundle, rows_file, held_file, config, objective,
-                                          reserved=rewards.reserved if rewards else 0)
-            for path, found in ((rows_file, rows), (held_file or rows_file, held)):
-                if found:
-                    show({"event": "rows", "path": str(path), "rows": len(found.examples),
-                          "truncated": found.truncated, "skipped": found.skipped, "max_length": config.row_limit})
+            config, rows, held = _load(bundle, rows_file, held_file, config, objective, show)
             if rewards:
                 if held:
                     rewards.check_alone("learn all rows: eval none; and judge the adapter by rows with answers")
@@ -162,9 +156,27 @@ def _recorded_eval(out: Path) -> str | None:
 
 def _place(rows: Rows) -> str:
     """The path of rows, such that they can be opened from any folder; "" where a program gave them."""
-    if not isinstance(rows, str | Path):
-        return ""
-    return str(rows) if str(rows) in (NONE, STDIN) else str(Path(rows).absolute())
+    path = _path_of(rows)
+    return "" if path is None else str(path) if str(path) == NONE else absolute(path)
+
+
+def _path_of(rows: Rows) -> Path | None:
+    """The name of rows in files; None for rows themselves."""
+    if isinstance(rows, str | Path):
+        return Path(rows)
+    names = [str(part) for part in rows if isinstance(part, str | Path)]
+    return Path(",".join(names)) if names else None
+
+
+def _load(bundle: Bundle, data: Path, eval: Path | None, config: TrainConfig, objective: Objective,
+          show: OnEvent) -> tuple[TrainConfig, Dataset, Dataset | None]:
+    """The options with max_length as a number, the rows to learn and those held out."""
+    config, rows, held = load_run(bundle, data, eval, config, objective)
+    for path, found in zip((data, eval or data), (rows, held), strict=True):
+        if found:
+            show({"event": "rows", "path": str(path), "rows": len(found.examples), "truncated": found.truncated,
+                  "skipped": found.skipped, "max_length": config.row_limit})
+    return config, rows, held
 
 
 def _unreported(out: Path) -> dict[str, Any]:
@@ -212,8 +224,9 @@ def _judge(exam: Exam, record: dict[str, Any], show: OnEvent, should_stop: Calla
 @contextmanager
 def as_file(rows: Rows | None, name: str) -> Iterator[Path | None]:
     """The file that is named; one that holds the rows that are given."""
-    if rows is None or isinstance(rows, str | Path):
-        yield Path(rows) if rows is not None else None
+    path = None if rows is None else _path_of(rows)
+    if rows is None or path or isinstance(rows, str | Path):
+        yield path
         return
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder) / f"{name}.jsonl"

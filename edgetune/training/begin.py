@@ -20,8 +20,8 @@ from ..objectives.base import Objective
 from ..objectives.sft import Sft
 from ..options import AUTO
 from ..persisted import from_json
-from . import anchored, checkpoint, metrics, reference
-from .answered import Rewards, needs_judge, reserved
+from . import anchored, checkpoint, metrics, reference, repeat
+from .answered import Rewards, needs_judge
 from .callbacks import Event, RunCallbacks
 from .config import LORA, TrainConfig
 from .length import anchors_learned, units_of
@@ -84,8 +84,8 @@ def resumed(task: Task) -> Begun:
     """Continues from the folder: from the newest undamaged checkpoint; from the start, after a kill before the first
     one; or from the finished adapter, if epochs are added.
     """
-    whole = (f"{checkpoint.PREFIX}*", store.FILE, store.BESIDE, store.RUN, metrics.CSV, metrics.REPORT, reference.FILE,
-             anchored.FILE)
+    whole = (f"{checkpoint.PREFIX}*", store.FILE, store.BESIDE, store.RUN, repeat.NAME, metrics.CSV, metrics.REPORT,
+             reference.FILE, anchored.FILE)
     for stale in (path for name in whole for path in task.out.glob(f"{name}.tmp")):
         with suppress(OSError):
             stale.unlink()
@@ -101,7 +101,7 @@ def _open(task: Task, previous: Tradeoffs | None, was: Identity, record: Mapping
     parts = [part.examples for part in (task.data, task.held_out) if part]
     objective = task.objective or Sft()
     config = task.config
-    lengths = anchored.lengths_with_anchors(objective, config, *parts).with_known(reserved(task.rewards))
+    lengths = anchored.lengths_with_anchors(objective, config, *parts)
     if needs_judge(task.rewards):
         lengths = replace(lengths, aside=config.row_limit)
 
@@ -185,7 +185,7 @@ def _again(task: Task, record: Mapping[str, Any]) -> Begun:
     names = {path.name for path in task.out.iterdir()}
     is_begun = record.get("status", "running") == "running" and not record.get("begun_at")
     written = {metrics.NAME, metrics.CSV, metrics.REPORT, reference.FILE, anchored.FILE, store.FILE, store.BESIDE,
-               store.RUN}
+               store.RUN, repeat.NAME}
     if not (is_begun and names <= written):
         raise FormatError(f"{task.out} holds no checkpoint to continue from: its run has failed, or it is no run",
                           "start in another folder")

@@ -11,6 +11,8 @@ from ..adapters.store import RUN, read_run
 from ..errors import FormatError
 from ..persisted import from_json
 
+TENTH = "tenth"  # as an origin's held-out rows: nothing was said
+
 
 def _now() -> str:
     return datetime.now().astimezone().isoformat(timespec="seconds")

@@ -23,7 +23,7 @@ from ..formats.bundle import Bundle
 from ..machine import device
 from ..objectives.base import Objective
 from ..objectives.sft import Sft
-from . import anchored, begin, checkpoint, length, metrics, reference, referred
+from . import anchored, begin, checkpoint, length, metrics, reference, referred, repeat
 from .answered import Rewards
 from .begin import Task
 from .callbacks import Event, RunCallbacks
@@ -178,7 +178,9 @@ class _Run:
             self._write({"event": "expect", "step": t.steps_done, **asdict(expected)})
         if t.steps_done == t.begun_at and not self.state.from_seed:
             self.save_state()  # before run.json says so: the leg's first adapter may be overwritten or lost
-        store.save_record(self.out, self._record("running"))
+        record = self._record("running")
+        store.save_record(self.out, record)
+        repeat.write(self.out, record)
         if t.anchors and not (self.out / anchored.FILE).exists():
             anchored.save(self.out / anchored.FILE, t.anchors)
         referred.prepare(t, [data, self.held_out], self.out, self.state.start, self.should_stop)
@@ -325,6 +327,7 @@ class _Run:
                 (self.out / reference.FILE).unlink(missing_ok=True)
                 (self.out / anchored.FILE).unlink(missing_ok=True)
                 (self.out / store.BESIDE).unlink(missing_ok=True)
+                (self.out / repeat.NAME).unlink(missing_ok=True)
                 self.out.rmdir()
 
 

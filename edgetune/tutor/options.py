@@ -27,8 +27,8 @@ class TutorOptions:
                                "better; the k-th test since the last publication spends gate-alpha / k (k + 1).",
                                low=0.0, high=1.0, group="The gate")
     questions: int = option(100, "Held-out questions that a gate asks at most.", low=1)
-    canary_rise: float = option(0.05, "Share by which the perplexity of unrelated text may rise over the base's.",
-                                low=0.0)
+    canary_rise: float = option(0.05, "Share by which the perplexity of unrelated text may rise over the base's, "
+                                "such as 0.05 or 5%.", low=0.0, share=True)
     max_kl: float = option(0.1, "Nats a token by which the predictions on unrelated text may differ from the base's "
                            "(KL).", low=0.0)
     stop_after: int = option(1, "Stop after this number of rounds in a row that published nothing.", low=1)

@@ -10,7 +10,7 @@ from typing import Any
 
 from .. import disk
 from ..adapters.store import open_adapter, recorded_size
-from ..data.files import read_rows
+from ..data.files import digest_of_files, read_rows
 from ..errors import DataError, DiskError
 from ..evaluation.canary import FILE
 from ..evaluation.graders.base import Grader
@@ -125,6 +125,6 @@ def _text_of(row: Any) -> str:
 
 def _digest(path: Path) -> str:
     try:
-        return f"sha256:{disk.sha256(path)}"
+        return f"sha256:{digest_of_files(path)}"
     except OSError as error:
         raise DiskError(f"{path} cannot be read: {error.strerror}", "name another file") from None

@@ -48,7 +48,7 @@ def long(rows):
 def test_a_rate_that_is_too_high(model, learned, tmp_path, rate):
     out = tmp_path / "out"
     rows = file(tmp_path, ROWS)
-    said = run("train", model, rows, "-o", out, "--start", learned, *OPTIONS, "--lr", rate, code=1)
+    said = run("train", model, rows, "-o", out, "--start", learned, *OPTIONS, "--lr", rate, code=3)
     assert "Worse than before" in said
     assert f"lower --lr, now {rate:g}" in said
     assert "try: edgetune chat" not in said

@@ -3,8 +3,11 @@
 import json
 
 import pytest
+from click.testing import CliRunner
 from commands import run
 
+from edgetune.cli import cli
+from edgetune.daemon.client import Client
 from edgetune.errors import NotFoundError, UsageError
 
 HOSTILE = "red \x1b[31m" + "word " * 400 + "end"
@@ -48,6 +51,38 @@ def test_it_lists_the_latest_and_shows_a_piece_whole_and_nothing_that_a_terminal
                             "end", "assistant:", "on", "state:", "new:", *feedback.get(chat).reason.split()]
     assert "prompt: a\nanswer: b\nnot: c\n" in run("feedback", "show", prompt)
     assert json.loads(run("feedback", "show", chat, "--json"))["row"]["messages"][2]["content"] == HOSTILE
+
+
+def said_of():
+    """(question, right answer) of each piece, the latest first."""
+    return [(one["question"], one["answer"]) for one in json.loads(run("feedback", "list", "--json"))["data"]]
+
+
+@pytest.mark.usefixtures("feedback")
+def test_it_gives_corrections_ratings_and_pairs(running):
+    run("feedback", "add", "--prompt", "light?", "--answer", "no", "--correction", "on")
+    run("feedback", "add", "--prompt", "fan?", "--answer", "good", "--rejected", "bad")
+    said = json.loads(run("feedback", "add", "--prompt", "radio?", "--answer", "off", "--rating", "up", "--json"))
+    assert said["question"] == "radio?"
+    assert said_of() == [("radio?", "off"), ("fan?", "good"), ("light?", "on")]
+    with Client(running.url, "") as client:
+        answer = client.post("/v1/chat/completions", {"model": client.get("/v1/device")["model"], "max_tokens": 2,
+                                                      "messages": asked("door?")})
+    run("feedback", "add", "--completion-id", answer["id"], "--correction", "shut")
+    assert said_of()[0] == ("door?", "shut")
+
+
+@pytest.mark.parametrize(("options", "words"), [
+    ((), ["no question", "--prompt"]),
+    (("--prompt", "a", "--completion-id", "b"), ["--completion-id", "--prompt", "both"]),
+    (("--completion-id", "chatcmpl-none", "--rating", "up"), ["chatcmpl-none"]),
+    (("--prompt", "a", "--answer", "b"), ["rating"]),
+])
+def test_feedback_that_says_nothing_is_refused(feedback, options, words):
+    result = CliRunner().invoke(cli, ["feedback", "add", *options])
+    assert result.exit_code in (1, 2)
+    assert all(word in result.output for word in words), result.output
+    assert not feedback.list()
 
 
 def test_it_edits_by_argument_and_in_an_editor(feedback, tmp_path, monkeypatch):

@@ -44,7 +44,7 @@ def test_flawless_rows_are_left_alone(tokenizer):
      "1 row of rows.jsonl cannot be used: the completion is empty (line 3); write it, or remove the row"),
     ([*GOOD, {"a": 1}, {"a": 2}], "refused", [41, 42], True,
      "2 rows of rows.jsonl cannot be used: the row has an unknown shape (its keys: a) (lines 41, 42); expected is "
-     "messages, prompt with completion, or text, or name its keys with prompt-column and completion-column"),
+     "messages, prompt with completion, or text, or name its keys: --prompt-column KEY --completion-column KEY"),
     ([*GOOD, CHAT], "shapes", [41], True,
      "1 row of rows.jsonl is not of prompt and completion, as the others are (line 41); keep one shape in a file"),
     (GOOD[:19], "few", [], False, "19 rows are few to learn from; expect that they are memorised, and add rows"),

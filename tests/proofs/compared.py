@@ -15,6 +15,7 @@ sys.path.insert(0, str(Path(__file__).parents[1]))
 
 from peers.snips import model_path
 
+from edgetune.errors import WORSE
 from edgetune.evaluation.acceptance import Paired, Z
 from edgetune.evaluation.canary import drift
 from edgetune.serving.llama import LlamaModel
@@ -37,10 +38,10 @@ def rows_of(path: Path) -> list[Row]:
 
 
 def edgetune(*words: object) -> Any:
-    """What a command prints as JSON; 1 is the code of an adapter that is worse than none."""
+    """What a command prints as JSON; WORSE is the code of an adapter that is worse than none."""
     done = subprocess.run([sys.executable, "-m", "edgetune", *map(str, words)], capture_output=True, text=True)
     found = json.loads(done.stdout.splitlines()[-1]) if done.stdout.strip() else None
-    if done.returncode not in (0, 1) or found is None or "error" in found:
+    if done.returncode not in (0, WORSE) or found is None or "error" in found:
         sys.exit(f"{words}: {done.stdout}{done.stderr}")
     return found
 

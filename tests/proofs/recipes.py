@@ -37,6 +37,7 @@ from proofs.compared import SHARED, Result, arguments, end, measure_missing, row
 
 from edgetune.data.dataset import load_rows
 from edgetune.demo import run as demo
+from edgetune.errors import WORSE
 from edgetune.evaluation.canary import FILE, drift
 from edgetune.evaluation.judge import is_json
 from edgetune.evaluation.served import Answer, exact_match
@@ -91,7 +92,7 @@ def trained(model: Path, rows: Path, system: str, out: Path, options: Sequence[s
     began = time.monotonic()
     done = subprocess.run(command, capture_output=True, text=True)
     seconds = time.monotonic() - began
-    if done.returncode not in (0, 1) or not (out / "run.json").is_file():  # 1: trained, and worse than before
+    if done.returncode not in (0, WORSE) or not (out / "run.json").is_file():
         sys.exit(f"{rows.name}: {done.stdout}{done.stderr}")
     return json.loads((out / "run.json").read_text()), seconds
 

@@ -254,7 +254,7 @@ def test_a_ruined_run_fails_and_there_is_nothing_to_try(model, learned, tmp_path
         write_lines(tmp_path / f"{name}.jsonl", rows)
     out = tmp_path / "out"
     text = run("train", model, tmp_path / "rows.jsonl", "-o", out, "--eval", tmp_path / "held.jsonl", "--start",
-               learned.folder, "--lr", 1000, "--steps", 1, "--max-length", 64, code=1)
+               learned.folder, "--lr", 1000, "--steps", 1, "--max-length", 64, code=3)
     assert "than before" in text
     assert "edgetune chat" not in text
     assert "answers" not in json.loads((out / "run.json").read_text())  # the adapter is what it began with

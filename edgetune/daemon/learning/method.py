@@ -11,6 +11,7 @@ from ...errors import DataError, UsageError
 from ...evaluation.graders.rewards import GraderRewards
 from ...objectives.base import Objective, objectives
 from ...objectives.rewarded import Rewarded
+from ...options import share_of
 from ...training.config import TrainConfig, train_options
 from ..jobs import recipe, rewarded
 from ..options import DaemonConfig
@@ -111,10 +112,12 @@ def read_options(text: str) -> dict[str, Any]:
         name, separator, value = part.partition("=")
         if not separator:
             raise UsageError(f"learn-options has {part!r:.40}", "write beta=0.2,loss_type=ipo")
+        key = name.strip().replace("-", "_")
         try:
-            found[name.strip().replace("-", "_")] = json.loads(value)
-        except ValueError:  # text without quotes
-            found[name.strip().replace("-", "_")] = value.strip()
+            found[key] = json.loads(value)
+        except ValueError:  # a percentage, or text without quotes
+            share = share_of(value.strip())
+            found[key] = value.strip() if share is None else share
     return found
 
 
