@@ -200,8 +200,8 @@ def test_every_type_is_documented_with_an_example():
         assert read_grader(written).to_json() == written
 
 
-def test_the_graders_of_the_page_about_rewards_tell_right_from_wrong():
-    by_sum, by_r1 = graders_of("how-to/rewards.md")
+def test_the_graders_of_the_pages_about_rewards_tell_right_from_wrong():
+    by_sum, by_r1 = graders_of("how-to/rewards.md") + graders_of("experimental/r1.md")
     item = {"prompt": "What is 23 + 48?", "answer": "71"}
     for text, of_sum, of_r1 in (("71", 1, 0.9), ("<think>23 + 40 = 63, 63 + 8 = 71</think> 71", 1, 1),
                                 ("<think>23 + 48 = 70</think> 70", 0, 0.1), ("none", 0, 0)):
