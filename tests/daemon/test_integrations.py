@@ -60,7 +60,7 @@ def page(name):
 @pytest.mark.parametrize("program", re.findall(r"```python\n(.*?)```", page("learn-from-feedback"), re.S))
 def test_programs_that_send_feedback_run(program, running, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
-    write_lines("rows.jsonl", [{"prompt": f"fan {state}", "completion": state} for state in ("on", "off")])
+    write_lines(tmp_path / "rows.jsonl", [{"prompt": f"fan {state}", "completion": state} for state in ("on", "off")])
     before = running.service.feedback.waiting()
     exec(compile(program.replace(HERE, running.url), "program", "exec", dont_inherit=True), {})
     assert running.service.feedback.waiting() > before
