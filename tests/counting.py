@@ -26,6 +26,13 @@ def sequences(n, seed=0, low=8, high=40):
     return rows
 
 
+def answered(tokens, learned, group=0):
+    """An example whose last `learned` tokens are supervised."""
+    weights = np.zeros(len(tokens), np.float32)
+    weights[max(len(tokens) - learned, 1):] = 1
+    return Example(np.array(tokens, np.int32), weights, group)
+
+
 def dataset(n, seed=0, **options):
     return Dataset(sequences(n, seed, **options), [""] * n, "text", 0, 0, f"sha256:{n}-{seed}")
 

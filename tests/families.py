@@ -196,6 +196,12 @@ def hf_logits(model: PreTrainedModel, tokens: Sequence[int]) -> np.ndarray:
         return model(torch.tensor([list(tokens)]), use_cache=False).logits[0].numpy()
 
 
+def log_p(logits: np.ndarray) -> np.ndarray:
+    """In float64, over the last axis of [T, V]."""
+    shifted = logits.astype(np.float64) - logits.max(1, keepdims=True)
+    return shifted - np.log(np.exp(shifted).sum(1, keepdims=True))
+
+
 @llama.llama_log_callback
 def quiet(_level: int, _text: bytes, _data: object) -> None:
     """llama.cpp logs to stderr otherwise. At module level: it keeps the pointer for good."""

@@ -29,7 +29,6 @@ def run(model: str | Path, *, prompt_tokens: int, tokens: int, adapter: Path | N
     What is sampled is dropped and a random id read in its place, so that no mark of an end cuts the measurement short.
     """
     gguf = open_bundle(model).gguf
-    here = device.read_device()
     began = time.perf_counter()
     room = max(prompt_tokens + tokens + 1, 1 + PARALLEL)  # with less than a token a sequence llama.cpp aborts
     with LlamaModel(gguf, context=room, threads=threads or None) as served:
@@ -43,10 +42,14 @@ def run(model: str | Path, *, prompt_tokens: int, tokens: int, adapter: Path | N
         served.reset()
         prompt_s = _read(served, ids[:prompt_tokens])
         tokens_s = sum(_read(served, ids[:n + 1]) for n in range(prompt_tokens, prompt_tokens + tokens))
+    return _record(gguf, adapter, threads, {"prompt_tokens": prompt_tokens, "tokens": tokens, "seed": seed},
+                   prompt_tokens_per_s=prompt_tokens / prompt_s, tokens_per_s=tokens / tokens_s, load_s=load_s)
+
+
+def _record(gguf: Gguf, adapter: Path | None, threads: int, options: dict[str, int], **found: Any) -> dict[str, Any]:
+    here = device.read_device()
     return {"bench": "generate", "device": here.name, "cpu": here.cpu, "model": str(gguf.path),
-            "adapter": str(adapter) if adapter else None, "threads": threads or here.cores,
-            "options": {"prompt_tokens": prompt_tokens, "tokens": tokens, "seed": seed},
-            "prompt_tokens_per_s": prompt_tokens / prompt_s, "tokens_per_s": tokens / tokens_s, "load_s": load_s,
+            "adapter": str(adapter) if adapter else None, "threads": threads or here.cores, "options": options, **found,
             "peak_rss_mib": device.peak_rss() / 2**20}
 
 
@@ -70,21 +73,17 @@ def many(model: str | Path, *, native: Engine | None, count: int, prompts: int, 
     least; our own engine draws from all, at temperature 1.
     """
     gguf = open_bundle(model).gguf
-    here = device.read_device()
     ids = np.random.default_rng(seed).integers(0, read_shape(gguf).n_vocab, (prompts, prompt_tokens)).tolist()
     samples = count // prompts
     if native is not None:
         seconds = _native(gguf, ids, samples, tokens, adapter, native)
     else:
         seconds = _llama(gguf, ids, samples, tokens, adapter, threads)
-    return {"bench": "generate", "engine": "native" if native else "llama.cpp",
-            "device": here.name, "cpu": here.cpu,
-            "model": str(gguf.path), "adapter": str(adapter) if adapter else None, "threads": threads or here.cores,
-            "precision": native.precision if native else None,
-            "options": {"answers": samples * prompts, "prompts": prompts, "prompt_tokens": prompt_tokens,
-                        "tokens": tokens, "seed": seed},
-            "seconds": seconds, "tokens_per_s": samples * prompts * tokens / seconds,
-            "peak_rss_mib": device.peak_rss() / 2**20}
+    options = {"answers": samples * prompts, "prompts": prompts, "prompt_tokens": prompt_tokens, "tokens": tokens,
+               "seed": seed}
+    return _record(gguf, adapter, threads, options, engine="native" if native else "llama.cpp",
+                   precision=native.precision if native else None, seconds=seconds,
+                   tokens_per_s=samples * prompts * tokens / seconds)
 
 
 def _native(gguf: Gguf, prompts: list[list[int]], samples: int, tokens: int, adapter: Path | None,

@@ -9,7 +9,7 @@ from sometimes import mostly_slow
 pytest.importorskip("torch")
 pytest.importorskip("transformers")
 
-from families import FAMILIES, hf_logits, make_family
+from families import FAMILIES, hf_logits, log_p, make_family
 
 from edgetune.compress.quantize import assign
 from edgetune.compress.quantize import sensitivity as importance
@@ -59,11 +59,6 @@ def test_the_predicted_kl_is_what_transformers_measures(family, tmp_path):
         ratios.append(predicted / measured)
     assert 0.25 < min(ratios) <= max(ratios) < 4  # positions do have something in common
     assert 0.6 < np.exp(np.log(ratios).mean()) < 1.6
-
-
-def log_p(logits):
-    shifted = logits.astype(np.float64) - logits.max(1, keepdims=True)
-    return shifted - np.log(np.exp(shifted).sum(1, keepdims=True))
 
 
 def test_the_knapsack_is_the_best_of_all_choices():

@@ -6,7 +6,7 @@ import pytest
 pytest.importorskip("torch")
 pytest.importorskip("transformers")
 
-from families import hf_logits, make_family
+from families import hf_logits, log_p, make_family
 from tiny import write_tiny
 
 from edgetune.compress import measure
@@ -15,11 +15,6 @@ from edgetune.errors import DataError, Interrupted, MismatchError
 from edgetune.formats.gguf import open_gguf
 
 WINDOWS = np.random.default_rng(0).integers(0, 400, (3, 70)).astype(np.int32)
-
-
-def log_p(logits):
-    shifted = logits.astype(np.float64) - logits.max(1, keepdims=True)
-    return shifted - np.log(np.exp(shifted).sum(1, keepdims=True))
 
 
 def test_the_cost_is_that_of_transformers_logits(tmp_path):

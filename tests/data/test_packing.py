@@ -4,6 +4,7 @@ from itertools import chain
 
 import numpy as np
 import pytest
+from counting import answered
 from examples import examples
 from hypothesis import given
 from hypothesis import strategies as st
@@ -91,13 +92,6 @@ def test_order_is_repeatable():
     assert order(4, epoch=0, seed=0).tolist() == order(4, epoch=0, seed=0, shuffle=True).tolist()
 
 
-def example(tokens, learned, group=0):
-    """Whose last `learned` tokens are supervised."""
-    weights = np.zeros(len(tokens), np.float32)
-    weights[max(len(tokens) - learned, 1):] = 1
-    return Example(np.array(tokens, np.int32), weights, group)
-
-
 row = st.tuples(st.lists(st.integers(0, 2), min_size=1, max_size=9), st.integers(0, 9))
 groups_of_rows = st.lists(st.lists(row, min_size=1, max_size=4), min_size=1, max_size=5)
 
@@ -105,7 +99,7 @@ groups_of_rows = st.lists(st.lists(row, min_size=1, max_size=4), min_size=1, max
 @examples(100)
 @given(groups_of_rows, st.lists(st.integers(0, 2), max_size=4), st.data())
 def test_no_batch_is_larger_than_said(found, stem, data):
-    groups = [[example(stem + tokens, learned, number) for tokens, learned in rows]
+    groups = [[answered(stem + tokens, learned, number) for tokens, learned in rows]
               for number, rows in enumerate(found, 1)]
     examples = [one for group in groups for one in group]
     known = lengths_of(examples)
@@ -120,7 +114,7 @@ def test_no_batch_is_larger_than_said(found, stem, data):
 
 def test_what_is_computed_of_rows_behind_an_instruction():
     """Eight rows of 60 behind 300: at once, two by two, each alone; what a run computes is the same."""
-    examples = [example([*range(300), *range(1000 * i, 1000 * i + 60)], 60) for i in range(1, 9)]
+    examples = [answered([*range(300), *range(1000 * i, 1000 * i + 60)], 60) for i in range(1, 9)]
     known = lengths_of(examples)
     assert known == Lengths((Unit(360, 360, 360, 0, 60),) * 8, 300)
     assert known.largest(8) == 780
@@ -133,7 +127,7 @@ def test_what_is_computed_of_rows_behind_an_instruction():
 
 def test_what_is_computed_of_answers_to_a_prompt():
     """Eight answers of 96 to each prompt of 192, a group: 960 tokens of 2,304."""
-    examples = [example([*range(1000 * g, 1000 * g + 192), *range(9000 + 96 * i, 9096 + 96 * i)], 96, g)
+    examples = [answered([*range(1000 * g, 1000 * g + 192), *range(9000 + 96 * i, 9096 + 96 * i)], 96, g)
                 for g in (1, 2) for i in range(8)]
     known = lengths_of(examples)
     assert known.units == (Unit(288, 2304, 960, 192, 768),) * 2

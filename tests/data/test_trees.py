@@ -2,6 +2,7 @@
 
 import numpy as np
 import pytest
+from counting import answered
 from examples import examples
 from hypothesis import given
 from hypothesis import strategies as st
@@ -13,13 +14,6 @@ from edgetune.errors import UsageError
 
 words = st.lists(st.integers(0, 2), min_size=1, max_size=9)
 documents = st.lists(words, min_size=1, max_size=9)
-
-
-def example(tokens, learned, group=0):
-    """Whose last `learned` tokens are supervised."""
-    weights = np.zeros(len(tokens), np.float32)
-    weights[max(len(tokens) - learned, 1):] = 1
-    return Example(np.array(tokens, np.int32), weights, group)
 
 
 @examples(100)
@@ -67,7 +61,7 @@ def check_tree(tree, prefix):
 def answers(prompt, own, count, group):
     """Rows of a prompt and an answer each, which is supervised."""
     begin = 1000 * (group + 1)
-    return [example([0, *range(begin, begin + prompt - 1), *range(9000 + own * i, 9000 + own * (i + 1))], own, group)
+    return [answered([0, *range(begin, begin + prompt - 1), *range(9000 + own * i, 9000 + own * (i + 1))], own, group)
             for i in range(count)]
 
 

@@ -9,7 +9,7 @@ board        compressed for a Raspberry Pi Zero 2 W, trained in the memory that 
 onnx         int8 in ONNX and llama.cpp's Q8_0: size and agreement with the source
 
 Each row of the table is a bundle with its size and what it costs (KL to the source, perplexity, agreement). The source
-of `types` is SmolLM2 with the residue that Q4_1 once took from it (residue.py), in F16. Needs ../shared. Results are
+of `types` is SmolLM2 with the residue that Q4_1 once took from it, in F16. Needs ../shared. Results are
 added to --out, and what it already holds is not measured again.
 
 Exits with 1 unless KL at llama.cpp's sizes is at least 25 % below that of its own types, distillation takes away half
@@ -22,17 +22,38 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
 sys.path.insert(0, str(Path(__file__).parents[1]))
 
 from peers.snips import SYSTEM
 from proofs.compared import Result, add_result, arguments, edgetune, end, folder_of, read_results
-from residue import write_residue
+
+from edgetune.compress.source import floats
+from edgetune.formats.gguf import open_gguf
 
 TYPES = ("Q4_K_M", "Q3_K_M", "Q2_K")
 BOARD = "raspberry-pi-zero-2w"
 VOCABULARY = 8192
 ROWS = 1000
 ANSWERS = 100
+
+
+def write_residue(path: Path, out: Path, seed: int = 0) -> None:
+    """The Q4_1 GGUF at `path` as F16; each weight gets a uniform residue within half its block's step, as what
+    quantization once took from it. Without it the model goes back into Q4_1 without loss, and any comparison is a sham.
+    """
+    stored = open_gguf(path)
+    model = floats.read(stored)
+    rng = np.random.default_rng(seed)
+    tensors = dict(model.tensors)
+    for name, tensor in stored.tensors.items():
+        if tensor.format == "Q4_1":
+            blocks = tensor.data.reshape(-1, 20)
+            steps = np.ascontiguousarray(blocks[:, :2]).view(np.float16).astype(np.float32)  # [n, 1]
+            residue = steps * rng.uniform(-0.5, 0.5, (len(blocks), 32)).astype(np.float32)
+            tensors[name] = tensors[name] + residue.reshape(tensor.shape)
+    floats.write(out, model.with_keys(tensors))
 
 
 class Proof:

@@ -55,6 +55,7 @@ def kill_at(monkeypatch, name, call, action):
 
     with monkeypatch.context() as patch:
         patch.setattr(module, name, dying)
+        patch.setattr("edgetune.training.run._Run._remove_if_empty", lambda _: None)  # the dead remove nothing
         with pytest.raises(Dead):
             action()
 
@@ -109,7 +110,6 @@ def test_from_an_adapter_killed_anywhere(bundle, finished, tmp_path, monkeypatch
     """Before the first checkpoint, between it and run.json, before the first step's, at the end."""
     whole = go(bundle, tmp_path / "whole", start=finished)
     out = tmp_path / "out"
-    monkeypatch.setattr("edgetune.training.run._Run._remove_if_empty", lambda _: None)  # the dead remove nothing
     kill_at(monkeypatch, name, call, lambda: go(bundle, out, start=finished))
     assert go(bundle, out, resume=True, start=finished) == whole
 
@@ -135,7 +135,6 @@ def test_another_adapter_to_begin_from_is_refused(bundle, finished, stopped, tmp
 
 def test_run_json_says_where_a_run_comes_from_before_its_first_step(bundle, tmp_path, monkeypatch):
     out = tmp_path / "out"
-    monkeypatch.setattr("edgetune.training.run._Run._remove_if_empty", lambda _: None)
     kill_at(monkeypatch, "save", 1, lambda: go(bundle, out, origin=ORIGIN))  # while step 1 is saved
     assert read_run(out)["status"] == "running"
     assert not checkpoint.found(out)
@@ -148,7 +147,6 @@ def test_run_json_says_where_a_run_comes_from_before_its_first_step(bundle, tmp_
 
 def test_what_has_changed_is_refused_also_before_the_first_checkpoint(bundle, tmp_path, monkeypatch, wanted):
     out = tmp_path / "out"
-    monkeypatch.setattr("edgetune.training.run._Run._remove_if_empty", lambda _: None)
     kill_at(monkeypatch, "save", 1, lambda: go(bundle, out, origin=ORIGIN))
     refused(bundle, out, "--lr 0.02, not 1.0", config=replace(CONFIG, lr=1.0), resume=True)
     with pytest.raises(MismatchError, match="the data"):

@@ -1,6 +1,5 @@
 """A run that yields: pauses, fewer threads, rests and smaller micro-batches, and what it must not change."""
 
-import io
 import json
 import os
 import signal
@@ -16,7 +15,6 @@ from boards import MIB, Board
 from counting import OPTIONS, dataset
 from durable import metrics
 from json_lines import write_lines
-from rich.console import Console
 from tiny import write_tiny
 
 from edgetune.adapters.store import open_adapter
@@ -26,7 +24,6 @@ from edgetune.formats.bundle import open_bundle
 from edgetune.machine.device import read_device
 from edgetune.machine.governor import Governor
 from edgetune.machine.policy import Policy
-from edgetune.progress import TrainProgress
 from edgetune.training import throttle
 from edgetune.training.callbacks import RunCallbacks
 from edgetune.training.config import TrainConfig
@@ -388,28 +385,3 @@ def test_another_process_takes_all_but_100_mib_of_a_cgroup(cgroup, tmp_path):
             if started is not None and started.poll() is None:
                 started.kill()
                 started.communicate()
-
-
-START = {"event": "start", "steps": 3, "done": 0, "rows": 9, "tokens": 99, "supervised": 9, "isa": "avx2",
-         "disk": {"checkpoint_every": "5m", "checkpoint_seconds": 300.0, "checkpoint_bytes": MIB, "bytes_per_day": MIB},
-         "plan": {"peak_bytes": MIB, "budget_bytes": MIB, "budget": "1M", "arena_bytes": MIB, "weight_bytes": MIB,
-                  "process_bytes": MIB, "traded": []}}
-
-
-@pytest.mark.parametrize("terminal", [True, False])
-def test_the_progress_line_says_why(terminal):
-    shown = io.StringIO()
-    step = {"event": "step", "tokens": 9, "seconds": 1.0, "loss": 1.0, "rss_mib": 9.0}
-    decision = {"event": "governor", "step": 1, "threads": 1, "action": "slower", "cause": "the cpu is at 77 °C [x]"}
-    with TrainProgress(Console(file=shown, force_terminal=terminal, width=160)) as progress:
-        for event in (START, step | {"step": 1}, decision, step | {"step": 2}):
-            progress.event(event)
-        if progress.live:
-            progress.live.refresh()
-        said = shown.getvalue()
-        progress.event(decision | {"action": "go", "cause": "cooled down to 60 °C"})
-        progress.event(step | {"step": 3})
-    assert "slower, 1 thread: the cpu is at 77 °C [x]" in said
-    after = shown.getvalue()[len(said):]
-    assert "77" not in after.splitlines()[-1]
-    assert terminal or "step 1/3  continues: cooled down to 60 °C" in after
