@@ -38,7 +38,7 @@ def write_rows(folder):
     write_lines(folder / "rows.jsonl", rows)
 
 
-@pytest.mark.parametrize(("page", "count"), [("README.md", 1), ("reference/library.md", 3), ("reference/methods.md", 3),
+@pytest.mark.parametrize(("page", "count"), [("README.md", 1), ("reference/python.md", 3), ("reference/methods.md", 3),
                                              ("tutorial/python.md", 3)])
 def test_programs_run(page, count, tmp_path, monkeypatch, capsys):
     """In this process, on a tiny model."""
@@ -99,11 +99,17 @@ def test_first_programs_end_with_the_learned_answer(smollm2, tmp_path):
     assert after == 'after {"device":"lamp","action":"on"}'
 
 
+def test_every_public_name_is_in_the_reference(monkeypatch):
+    monkeypatch.syspath_prepend(DOCS / "tools")
+    import python_page
+    assert python_page.undocumented() == set()
+
+
 def test_programs_are_in_pages_whose_programs_are_run():
     """Other tests: daemon/test_integrations.py for integrations.md and learn-from-feedback.md, test_monitor.py."""
     with_programs = {name for name, text in PAGES.items() if "```python" in text}
-    assert with_programs == {"README.md", "reference/library.md", "how-to/integrations.md", "how-to/monitor.md",
-                             "how-to/learn-from-feedback.md", "tutorial/python.md"}
+    assert with_programs == {"README.md", "reference/python.md", "reference/methods.md", "how-to/integrations.md",
+                             "how-to/monitor.md", "how-to/learn-from-feedback.md", "tutorial/python.md"}
 
 
 def shell_lines(text):

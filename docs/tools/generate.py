@@ -14,6 +14,8 @@ import file_tables
 import fits
 import method_tables as methods
 import option_tables as options
+import page_list
+import python_page
 
 from edgetune.formats.named import KNOWN, PACKAGED
 from edgetune.objectives.base import objectives
@@ -64,13 +66,22 @@ def methods_page() -> str:
 
 
 
+def names_page() -> str:
+    return with_tables("reference/python.md", {"names": python_page.lines()})
+
+
 def files_page() -> str:
     return with_tables("reference/files.md", {"exit codes": file_tables.exit_codes(),
                                               "environment": file_tables.environment()})
 
 
+def list_page() -> str:
+    return "\n".join(page_list.lines())
+
+
 PAGES = {"reference/http-api.md": http_page, "reference/cli.md": cli_page, "reference/methods.md": methods_page,
-         "reference/files.md": files_page, "how-to/choose-a-model.md": models_page}
+         "reference/files.md": files_page, "reference/python.md": names_page, "how-to/choose-a-model.md": models_page,
+         "../llms.txt": list_page}  # the last one reads the others
 
 
 def stale() -> list[str]:

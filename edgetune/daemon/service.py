@@ -68,8 +68,9 @@ log = logging.getLogger("edgetune.daemon")
 
 
 class Service:
-    """A service. policy: rules by which training yields. train: options of a job that its request leaves open.
-    start_process: starts the process of a job.
+    """The daemon without HTTP. Use it as a context manager. model: a GGUF, a bundle or a name. config: its options.
+    policy: rules by which training yields. train: options of a job that its request leaves open. start_process: starts
+    the process of a job.
 
     The app may use its parts from any thread: files, jobs, adapters, feedback, prompts, batcher, embeddings, grading.
     Raises UsageError for options out of their range and where another process has the state folder.
@@ -92,6 +93,7 @@ class Service:
     # ---- start and stop -----------------------------------------------------------------------------------------
 
     def start(self) -> Service:
+        """Opens the state and the model. Raises EdgetuneError if one cannot be opened, or memory is too small."""
         folder = self.config.folder()
         disk.private_folder(folder)
         with ExitStack() as opened:

@@ -38,7 +38,9 @@ _AGAIN = "copy the bundle again"
 
 @dataclass(frozen=True, eq=False)
 class Bundle:
-    """`path` is what was opened, folder or file; `fingerprint` is the model's, see gguf.fingerprint."""
+    """An opened model. path: of the folder or file that was opened. gguf: its tensors and metadata, read from the file
+    when used. manifest: of a bundle; None for a bare file. fingerprint: sha256 of the model, which adapters name.
+    """
 
     path: Path
     gguf: Gguf

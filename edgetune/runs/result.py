@@ -12,8 +12,10 @@ WORSE = "worse"  # the kind of a verdict
 
 @dataclass(frozen=True, repr=False)
 class Result:
-    """A finished run. folder: of the adapter; record: run.json's content. Losses are natural, a token; None where no
-    rows were held out. Exact answers are shares of the held-out questions, None where they were not compared.
+    """A finished run; print it, or show it in a notebook. folder: of the adapter. record: run.json's content.
+
+    Losses are mean -log p a token; None without held-out rows. Exact answers are shares, 0 to 1, of the held-out
+    questions; None if they were not compared.
     """
 
     folder: Path
@@ -31,10 +33,12 @@ class Result:
 
     @property
     def is_worse(self) -> bool:
+        """Whether the adapter is no better than no training; it has no effect then."""
         return self.kind == WORSE
 
     @property
     def loss_before(self) -> float | None:
+        """The loss of the held-out rows before training."""
         return self._held_out("loss_before")
 
     @property
@@ -49,6 +53,7 @@ class Result:
 
     @property
     def reward_after(self) -> float | None:
+        """The same by the adapter."""
         return self._reward(self.loss_after)
 
     def _reward(self, loss: float | None) -> float | None:
@@ -56,10 +61,12 @@ class Result:
 
     @property
     def exact_before(self) -> float | None:
+        """The share of held-out questions that are answered exactly without the adapter."""
         return self._answers.get("before")
 
     @property
     def exact_after(self) -> float | None:
+        """The same with the adapter."""
         return self._answers.get("after")
 
     @property
@@ -74,10 +81,12 @@ class Result:
 
     @property
     def steps(self) -> int:
+        """Optimizer steps that were made."""
         return int(self.record["steps"])
 
     @property
     def seconds(self) -> float:
+        """Seconds of training, without the answers."""
         return float(self.record["seconds"])
 
     @property

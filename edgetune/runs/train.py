@@ -57,14 +57,14 @@ def train(model: str | Path | Bundle, data: Rows, out: str | Path, eval: Rows | 
     >>> result = edgetune.train("model.gguf", "rows.jsonl", "my-adapter")
     >>> print(result)
 
-    data: a file of rows (.jsonl, .csv, .parquet, .txt), a folder, a list of files, or a list of rows:
-    {"prompt": ..., "completion": ...}, {"messages": [...]} or {"text": ...}. eval: held-out rows, by which the best
-    adapter is chosen: as `data`, or "none" to learn all rows; default: a tenth of `data`, or those of a resumed run.
-    config, options: those of `edgetune train`, with underscores, as an object, by name, or both. start: an adapter to
-    begin from; the new one has its size. answers: whether held-out questions are answered before and after. resume,
-    more, allow_changed: continue the run in `out`, as `edgetune.run` does. progress: print it. callbacks, objective: as
-    in `edgetune.run`. reward: rewards answers, a function with TRL's signature, for an objective that learns from
-    rewards.
+    model: a GGUF, a bundle, a model's name, or an open Bundle. data: a file of rows (.jsonl, .csv, .parquet, .txt), a
+    folder, a list of files, or a list of rows: {"prompt": ..., "completion": ...}, {"messages": [...]}, {"text": ...};
+    a method may want others. out: the new folder. eval: held-out rows, by which the best adapter is chosen: as `data`,
+    or "none" to learn all rows; default: a tenth of `data`, or those of a resumed run. config, options: those of
+    `edgetune train`, with underscores, as an object, by name, or both. start: an adapter to begin from; the new one has
+    its size. answers: whether held-out questions are answered before and after. resume, more, allow_changed: continue
+    the run in `out`, as `edgetune.run` does. progress: print it. callbacks, objective: as in `edgetune.run`. reward: a
+    function with TRL's signature that rewards answers, for an objective that learns from rewards.
 
     Raises the kinds of EdgetuneError for what cannot be read, fitted or written; Interrupted where it was stopped
     before its end, and can be resumed.

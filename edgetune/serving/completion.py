@@ -73,6 +73,7 @@ class Completion:
             raise self.error
 
     def text(self) -> str:
+        """Waits for the answer and returns it whole. Raises its error, if it failed."""
         return "".join(self)
 
     def cancel(self) -> None:

@@ -190,6 +190,7 @@ class LlamaModel(ServedModel):
         return self.grammar_of(self.active) if self.structured else ""
 
     def adapters(self) -> list[str]:
+        """Returns the names of the adapters that are loaded."""
         return list(self._adapters)
 
     # answers

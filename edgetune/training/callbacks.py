@@ -13,9 +13,10 @@ Event = dict[str, Any]
 
 @dataclass(frozen=True)
 class RunCallbacks:
-    """The functions of a run's caller. on_event: called with {"event": "start" | "resume" | "step" | "eval" |
-    "governor" | "done", ...}; all but start and done are lines of metrics.jsonl. should_stop: called before each block;
-    if it returns True, the state is saved and Interrupted raised. governor: decides when the run slows down or pauses
+    """The functions of a run's caller, called on its thread. on_event: called with each event as {"event": "start" |
+    "resume" | "step" | "eval" | "governor" | "done", ...}; all but start and done are lines of metrics.jsonl.
+    should_stop: called before each block, many times a step; if it returns True, the state is saved and Interrupted
+    raised, and the run can be resumed. governor: decides when the run slows down or pauses
     for others. busy: whether a request is being answered; the run then works a tenth of the time. name: the caller's
     name of the run, and resume_by: the way to continue it, for errors. command: the words that a user typed, for
     run.json.

@@ -55,24 +55,30 @@ ANCHOR = 1 << 16  # the number of a step's first micro-batch of anchors
 
 @dataclass(frozen=True)
 class StepResult:
-    """One optimizer step. loss and metrics: the objective's, means over the step, natural log, before the update."""
+    """One optimizer step. step: counts from 1. loss, metrics: the objective's, means over the step, natural log, before
+    the update. lr: the learning rate. grad_norm: before it was clipped. tokens: of the rows. supervised: tokens whose
+    weight is not 0. seconds: that it took. computed: of the tokens; common prefixes of rows are computed once.
+    """
 
-    step: int  # counts from 1
+    step: int
     loss: float
     lr: float
     grad_norm: float
-    tokens: int  # of the rows
-    supervised: int  # tokens whose weight is not 0
+    tokens: int
+    supervised: int
     seconds: float
-    computed: int = 0  # of the tokens; common prefixes of rows are computed once
+    computed: int = 0
     metrics: dict[str, float] = field(default_factory=dict)
 
 
 class Trainer:
     """Trains an adapter of one GGUF (a path or an open Bundle).
 
-    Options are TrainConfig's, as `config`, by name, or both: Trainer("model.gguf", rank=8, lr=1e-3).
+    It makes one step at a time, writes nothing but what `save` is given, and takes its memory at the start.
 
+    >>> trainer = edgetune.Trainer("model.gguf", rank=8, lr=1e-3)
+
+    config, options: those of TrainConfig, as an object, by name, or both.
     lengths: of the rows that will be added, as token counts or the result of lengths_of; sizes the buffers (default:
     rows of max_length).
     previous: the tradeoffs of an earlier plan, which repeat its micro-batches to the same bytes.
@@ -198,6 +204,7 @@ class Trainer:
 
     @property
     def steps_per_epoch(self) -> int:
+        """The number of steps in a pass over the added rows."""
         return self._batches.steps_per_epoch
 
     @property
