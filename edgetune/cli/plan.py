@@ -67,10 +67,11 @@ def plan_command(model: Path, data: Path | None, named: Path | None, held_out: s
     data = data or named
     board = board_named(device, options["memory"]) if device else None
     bundle = open_bundle(model)
-    config, rows, held = planned_rows(bundle, data, held_out, config, objective, board)
+    reserved = reserved_for_grader(objective, config, board)
+    config, rows, held = planned_rows(bundle, data, held_out, config, objective, board, reserved)
     parts = [found.examples for found in (rows, held) if found]
     network = open_network(bundle.gguf)
-    lengths = lengths_with_anchors(objective, config, *parts)
+    lengths = lengths_with_anchors(objective, config, *parts).with_known(reserved)
     ops = None if board else open_backend(config.backend, thread_count(config.threads))
     plan = make_plan(network, config, ops=ops, lengths=lengths, board=board, objective=objective)
     work = forecast(config, rows, held, plan.run.max_length, rows_per_anchor(config, objective))
@@ -97,7 +98,8 @@ def plan_command(model: Path, data: Path | None, named: Path | None, held_out: s
 
 
 def planned_rows(bundle: Bundle, data: Path | None, held_out: str | None, config: TrainConfig,
-                 objective: Objective, board: Profile | None) -> tuple[TrainConfig, Dataset | None, Dataset | None]:
+                 objective: Objective, board: Profile | None,
+                 reserved: int) -> tuple[TrainConfig, Dataset | None, Dataset | None]:
     """The options with max_length as a number, the rows to learn and those held out, as train has them."""
     from ..data import loader
     from ..training.sized import load_run
@@ -106,7 +108,20 @@ def planned_rows(bundle: Bundle, data: Path | None, held_out: str | None, config
             raise UsageError("--eval is given without rows to train on", "name them after the model")
         return config, None, None
     config.check_held_out(held_out != loader.NONE)
-    return load_run(bundle, data, held_out, config, objective, board)
+    return load_run(bundle, data, held_out, config, objective, board, reserved)
+
+
+def reserved_for_grader(objective: Objective, config: TrainConfig, board: Profile | None) -> int:
+    """The memory that is left to processes of the grader, as train leaves it."""
+    from ..machine.device import rss
+    from ..objectives.rewarded import Rewarded
+    from ..training.plan import PROCESS
+    if not (isinstance(objective, Rewarded) and objective.grader):
+        return 0
+    from ..evaluation.graders.rewards import rewards_of
+    _, rewards = rewards_of(objective)
+    rewards.reserve(config.memory_bytes(board.available) - PROCESS if board else config.memory_here() - rss())
+    return rewards.reserved
 
 
 # ---- speed -----------------------------------------------------------------------------------------------------------

@@ -35,8 +35,8 @@ class Unit:
 class Lengths:
     """Lengths of a run's rows. shared: tokens that all of them begin with. prompt: of the longest one, where the rows
     are answers that the model is to give. aside: of the longest document that is read with them: an answer after
-    another prompt, a conversation in which the model grades answers. known: bytes of what the reference model says of
-    answers after other prompts, which stay in memory, and are written.
+    another prompt, a conversation in which the model grades answers. known: bytes of memory besides the plan's: what
+    the reference model says of answers after other prompts, processes that grade.
     """
 
     units: tuple[Unit, ...] = ()
@@ -72,6 +72,9 @@ class Lengths:
         units = tuple(Unit(*(min(n, max_length) for n in vars(unit).values())) if unit.rows == unit.longest
                       else replace(unit, longest=min(unit.longest, max_length)) for unit in self.units)
         return Lengths(units, min(self.shared, max_length), self.prompt, self.aside, self.known)
+
+    def with_known(self, nbytes: int) -> Lengths:
+        return replace(self, known=self.known + nbytes)
 
     def computed_share(self, batch: int, max_tokens: int, prefix: int = 0, passed_again: float = 1.0) -> float:
         """Tokens to compute, as a share of those of the rows, where a batch has `batch` units of mean size, and

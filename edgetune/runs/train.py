@@ -77,6 +77,7 @@ def train(model: str | Path | Bundle, data: Rows, out: str | Path, eval: Rows | 
     if isinstance(objective, Rewarded):
         from ..evaluation.graders.rewards import rewards_of  # each takes memory of trainings that need none of it
         objective, rewards = rewards_of(objective, reward)
+        rewards.reserve(config.memory_here() - device.rss())
     elif reward is not None:
         raise UsageError(f"a reward function is given, and {objective.name} learns from no rewards",
                          "leave it out, or give an objective such as Grpo()")
@@ -92,7 +93,12 @@ def train(model: str | Path | Bundle, data: Rows, out: str | Path, eval: Rows | 
             assert rows_file
             if resume:
                 config = as_begun(config, out)
-            config, rows, held = _load(bundle, rows_file, held_file, config, objective, show)
+            config, rows, held = load_run(bundle, rows_file, held_file, config, objective,
+                                          reserved=rewards.reserved if rewards else 0)
+            for path, found in ((rows_file, rows), (held_file or rows_file, held)):
+                if found:
+                    show({"event": "rows", "path": str(path), "rows": len(found.examples),
+                          "truncated": found.truncated, "skipped": found.skipped, "max_length": config.row_limit})
             if rewards:
                 if held:
                     rewards.check_alone("learn all rows: eval none; and judge the adapter by rows with answers")
@@ -166,17 +172,6 @@ def _path_of(rows: Rows) -> Path | None:
         return Path(rows)
     names = [str(part) for part in rows if isinstance(part, str | Path)]
     return Path(",".join(names)) if names else None
-
-
-def _load(bundle: Bundle, data: Path, eval: Path | None, config: TrainConfig, objective: Objective,
-          show: OnEvent) -> tuple[TrainConfig, Dataset, Dataset | None]:
-    """The options with max_length as a number, the rows to learn and those held out."""
-    config, rows, held = load_run(bundle, data, eval, config, objective)
-    for path, found in zip((data, eval or data), (rows, held), strict=True):
-        if found:
-            show({"event": "rows", "path": str(path), "rows": len(found.examples), "truncated": found.truncated,
-                  "skipped": found.skipped, "max_length": config.row_limit})
-    return config, rows, held
 
 
 def _unreported(out: Path) -> dict[str, Any]:

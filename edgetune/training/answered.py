@@ -40,12 +40,20 @@ Rewards = Callable[[Sequence[Answer]], Sequence[Reward]]
 
 @runtime_checkable
 class JudgedRewards(Protocol):
-    """Rewards that may ask a model. use_model: called once, before the first answers, where needs_model."""
+    """Rewards that may ask a model. use_model: called once, before the first answers, where needs_model. reserved:
+    bytes of memory that are left to processes that grade.
+    """
+
+    reserved: int
 
     @property
     def needs_model(self) -> bool: ...
 
     def use_model(self, judge: EngineJudge) -> None: ...
+
+
+def reserved(rewards: Rewards | None) -> int:
+    return rewards.reserved if isinstance(rewards, JudgedRewards) else 0
 
 
 def needs_judge(rewards: Rewards | None) -> bool:

@@ -21,7 +21,7 @@ from ..objectives.sft import Sft
 from ..options import AUTO
 from ..persisted import from_json
 from . import anchored, checkpoint, metrics, reference, repeat
-from .answered import Rewards, needs_judge
+from .answered import Rewards, needs_judge, reserved
 from .callbacks import Event, RunCallbacks
 from .config import LORA, TrainConfig
 from .length import anchors_learned, units_of
@@ -101,7 +101,7 @@ def _open(task: Task, previous: Tradeoffs | None, was: Identity, record: Mapping
     parts = [part.examples for part in (task.data, task.held_out) if part]
     objective = task.objective or Sft()
     config = task.config
-    lengths = anchored.lengths_with_anchors(objective, config, *parts)
+    lengths = anchored.lengths_with_anchors(objective, config, *parts).with_known(reserved(task.rewards))
     if needs_judge(task.rewards):
         lengths = replace(lengths, aside=config.row_limit)
 

@@ -29,9 +29,10 @@ Load = Callable[[TrainConfig], list[Dataset | None]]
 
 
 def load_sized(bundle: Bundle, config: TrainConfig, objective: Objective, load: Load,
-               board: device.Profile | None = None, shortens: bool = True) -> tuple[TrainConfig, list[Dataset | None]]:
+               board: device.Profile | None = None, shortens: bool = True,
+               reserved: int = 0) -> tuple[TrainConfig, list[Dataset | None]]:
     """(the options with max_length as a number, the rows that `load` reads). shortens: whether the rows may be read
-    again, cut shorter, where they do not fit.
+    again, cut shorter, where they do not fit. reserved: bytes of memory that are left to processes that grade.
 
     Raises the errors of `load`.
     """
@@ -42,20 +43,20 @@ def load_sized(bundle: Bundle, config: TrainConfig, objective: Objective, load: 
         sets = load(replace(config, max_length=limit))
         found = sized_by(config, objective, sets)
         is_least = found.row_limit == AUTO_LENGTH
-        if not shortens or is_least or _fits(bundle, found, objective, sets, board):
+        if not shortens or is_least or _fits(bundle, found, objective, sets, board, reserved):
             return found, sets
         limit = max(AUTO_LENGTH, limit // 2)
 
 
 def load_run(bundle: Bundle, data: Path, held_out: str | Path | None, config: TrainConfig, objective: Objective,
-             board: device.Profile | None = None) -> tuple[TrainConfig, Dataset, Dataset | None]:
+             board: device.Profile | None = None, reserved: int = 0) -> tuple[TrainConfig, Dataset, Dataset | None]:
     """(the options with max_length as a number, the rows that a run learns, those that it holds out), read by
-    `loader.load_run`. board: the device that the run is planned for.
+    `loader.load_run`. board: the device that the run is planned for. reserved: as of load_sized.
     """
     config, (rows, held) = load_sized(
         bundle, config, objective,
         lambda asked: [*loader.load_run(bundle.gguf.path, data, held_out, asked, objective.rows)], board,
-        shortens=STDIN not in (str(data), str(held_out)))
+        STDIN not in (str(data), str(held_out)), reserved)
     assert rows
     return config, rows, held
 
@@ -79,11 +80,11 @@ def context_of(gguf: Gguf) -> int:
 
 
 def _fits(bundle: Bundle, config: TrainConfig, objective: Objective, sets: Sequence[Dataset | None],
-          board: device.Profile | None) -> bool:
+          board: device.Profile | None, reserved: int) -> bool:
     parts = [found.examples for found in sets if found]
     try:
-        make_plan(open_network(bundle.gguf), config, lengths=lengths_with_anchors(objective, config, *parts),
-                  objective=objective, board=board)
+        make_plan(open_network(bundle.gguf), config, objective=objective, board=board,
+                  lengths=lengths_with_anchors(objective, config, *parts).with_known(reserved))
     except UsageError:
         return False
     return True

@@ -97,6 +97,25 @@ def test_the_plan_counts_the_answers(model, tmp_path):
     assert found["predicted"] is None
 
 
+def test_processes_of_a_python_grader_are_planned_and_bounded(model, tmp_path):
+    rows = written(tmp_path / "rows.jsonl", ROWS)
+    source = """def grade(sample, item):
+        try:
+            bytearray(1 << 30)
+        except MemoryError:
+            return 1 + len(sample['output_text'])
+        return 0"""
+    hungry = json.dumps({"type": "python", "name": "hungry", "source": source, "memory": 2048})
+    common = (*SMALL, "--memory", "2G", "--json")
+    planned = [json.loads(run("plan", model, rows, "--grader", grader, *common))["process_bytes"]
+               for grader in (json.dumps(NEAR), hungry)]
+    shown = said("train", model, rows, "-o", tmp_path / "out", "--grader", hungry, "--eval", "none", "--steps", 1,
+                 *common[:-1])
+    trained = int(re.search(r"the rest (\d+)[.\d]* MiB", shown)[1]) << 20
+    assert min(planned[1], trained) - planned[0] > 200 << 20
+    assert metrics(tmp_path / "out")[-1]["metrics"]["reward"] >= 1
+
+
 @pytest.mark.parametrize(("options", "rows", "what"), [
     ((), ROWS, "grpo needs something that rewards answers"),
     (("--grader", json.dumps({**NEAR, "reference": "{{ item.right }}"})), ROWS, "row 1: .*right"),

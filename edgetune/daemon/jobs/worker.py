@@ -33,7 +33,7 @@ from ...adapters import store
 from ...data import loader
 from ...data.dataset import Dataset
 from ...errors import DiskError, EdgetuneError, FormatError, Interrupted, MismatchError, TooMuchError, UsageError
-from ...evaluation.graders.sandbox import PROCESS_BYTES, limit_processes
+from ...evaluation.graders.sandbox import reserve
 from ...evaluation.graders.time_limit import set_time_limit
 from ...formats.bundle import open_bundle
 from ...formats.shape import read_shape
@@ -205,11 +205,8 @@ class Worker:
         self.old = Asked(OLD, read_scores(serving["scores"])) if serving else Asked(None)
 
     def make_room_for_graders(self, nbytes: int) -> None:
-        """Leaves memory to processes of graders that may take so much, a quarter of what is left or less."""
-        if nbytes:
-            share = min(nbytes, max(PROCESS_BYTES, self.room.resident // 4))
-            limit_processes(share)
-            self.room = self.room.wider(-share)
+        """Leaves memory to processes of graders that may take so much."""
+        self.room = self.room.wider(-reserve(nbytes, self.room.resident))
 
     @property
     def is_trained(self) -> bool:

@@ -15,14 +15,18 @@ from ...training.answered import Answer, Reward
 from .base import Grader, ScoreModel, load_grader, read_grader
 from .reward import RewardFunction, load_reward
 from .sample import Sample
+from .sandbox import reserve
 
 
 @dataclass
 class GraderRewards:
-    """Rewards as a Roller takes them. means: the arguments with which the grader was read."""
+    """Rewards as a Roller takes them. means: the arguments with which the grader was read. reserved: bytes of memory
+    that the plan of the training leaves to processes of the grader.
+    """
 
     judge: Grader | RewardFunction
     means: Mapping[str, Any] = field(default_factory=dict)
+    reserved: int = 0
 
     @property
     def needs_model(self) -> bool:
@@ -35,6 +39,10 @@ class GraderRewards:
     @property
     def compares(self) -> bool:
         return self.judge.compares
+
+    def reserve(self, left: int) -> None:
+        """Leaves some of `left` bytes to processes of the grader, and limits them to that."""
+        self.reserved = reserve(self.process_bytes, left)
 
     def use_model(self, judge: ScoreModel) -> None:
         """Makes this model the one that scores answers for the grader."""

@@ -35,6 +35,16 @@ def limit_processes(nbytes: int) -> None:
     _limit = max(nbytes, PROCESS_BYTES) + _ADDRESSES
 
 
+def reserve(nbytes: int, left: int) -> int:
+    """Returns the memory that processes of python graders get of `left` bytes, and limits them to it: nbytes, but a
+    quarter of what is left at most, and no less than PROCESS_BYTES. 0 for none.
+    """
+    share = min(nbytes, max(PROCESS_BYTES, left // 4))
+    if share:
+        limit_processes(share)
+    return share
+
+
 class CallFailed(Exception):
     """A call that gave no reward; the text says why."""
 
