@@ -26,7 +26,7 @@ from typing import TYPE_CHECKING, ClassVar, Protocol, TypeVar
 
 import numpy as np
 
-from ..adapters.base import PROJECTIONS, Carved, Group, Shapes
+from ..adapters.base import KEYS, PROJECTIONS, Carved, Group, Shapes
 from ..adapters.heads import VOCABULARY, HeadKind
 from ..backends.arena import Arena, Buffer
 from ..backends.base import Backend
@@ -121,7 +121,13 @@ class Structure(ABC):
         return [*run.family.parameters(self.trained_shapes(run)), *self.head_groups(run.heads)]
 
     def trained_shapes(self, run: RunShape) -> dict[str, tuple[int, ...]]:
-        """The shape of every part that the run's family adapts, by name."""
+        """The shape of every part that the run's family adapts, by name. Raises UsageError for a part that the network
+        lacks, and for keys in some blocks alone: all blocks attend to the same virtual tokens.
+        """
+        if KEYS in run.family.adapts and len(run.blocks) < self.n_layer:
+            raise UsageError(f"the family {run.family.name} trains keys and values in every block, and "
+                             f"{len(run.blocks)} of {self.n_layer} blocks are to be trained",
+                             "give --blocks all, or another --family")
         found: dict[str, tuple[int, ...]] = {}
         linear = self.linear_shapes()
         for kind in run.family.adapts:

@@ -17,6 +17,7 @@ from functools import cached_property
 from itertools import product
 from typing import Any
 
+from ..adapters.base import KEYS
 from ..adapters.heads import VOCABULARY, HeadKind
 from ..backends.arena import Buffer, arena_bytes
 from ..backends.base import Backend
@@ -350,9 +351,10 @@ def _refusal(p: _Planner) -> BudgetError:
     """The budget that would suffice, and the one option that would help most."""
     least = p.least()
     smaller: dict[str, Any] = {
-        "max_length": max(2, p.longest // 2), **p.config.family.smaller(),
-        "blocks": f"last:{max(1, p.structure.n_layer // 2)}", "precision": "fast", "recompute": "auto",
+        "max_length": max(2, p.longest // 2), **p.config.family.smaller(), "precision": "fast", "recompute": "auto",
         "weights": "auto"}
+    if KEYS not in p.config.family.adapts:
+        smaller["blocks"] = f"last:{max(1, p.structure.n_layer // 2)}"
     if "attn_q" in p.structure.linear_shapes():
         smaller["targets"] = "q_proj,v_proj"
     now = p.config.to_json()
