@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import ctypes
+import os
+from collections.abc import Iterator, Sequence
 from contextlib import suppress
 from pathlib import Path
 
@@ -11,8 +13,10 @@ import psutil
 from ..formats.gguf import Gguf
 from ..formats.shape import read_shape
 from ..llamacpp.context import OUTPUTS
+from ..machine.procfs import kib, text
 from ..serving.llama import cache_bytes
 
+_LISTS_CHILDREN = Path(f"/proc/self/task/{os.getpid()}/children").exists()
 _OBJECTS = 28 << 20  # bytes of Python's and llama.cpp's objects of many requests at once, without logits
 _OPTIONS = {  # of glibc's mallopt
     -8: 1,  # M_ARENA_MAX: one heap for all threads, for each keeps what its busiest moment took
@@ -31,12 +35,28 @@ def keep_little() -> None:
 
 def of_all_processes() -> int:
     """Returns the bytes of this process and of those below it; what they share counts once."""
-    this = psutil.Process()
-    total = 0
-    for process in (this, *this.children(recursive=True)):
+    return sum(kib(Path(f"/proc/{process}/smaps_rollup"), "Pss") for process in _with_children(os.getpid()))
+
+
+def _with_children(process: int) -> Iterator[int]:
+    """Yields a process and those below it. psutil reads a file of every process of the machine for that, and while
+    other threads of Python work, each read waits for its turn: it is asked only where the kernel lists no children.
+    """
+    yield process
+    if not _LISTS_CHILDREN:
         with suppress(psutil.Error):  # it has ended
-            total += process.memory_full_info().pss
-    return total
+            yield from (child.pid for child in psutil.Process(process).children(recursive=True))
+        return
+    for thread in _entries(Path(f"/proc/{process}/task")):
+        for child in text(thread / "children").split():
+            yield from _with_children(int(child))
+
+
+def _entries(folder: Path) -> Sequence[Path]:
+    try:
+        return [*folder.iterdir()]
+    except OSError:  # the process has ended
+        return []
 
 
 def give_back() -> None:

@@ -4,6 +4,7 @@ import resource
 import select
 import signal
 import socket
+import threading
 import time
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack
@@ -166,6 +167,20 @@ def test_requests_that_wait_for_one_another_keep_nobody_out(slow_model, tmp_path
         statuses = [answer.result().status_code for answer in asked if not answer.exception()]
         assert statuses.count(429) == 59
         assert statuses.count(503) <= 1  # the one that was at it
+
+
+def test_all_threads_of_requests_that_wait_leave_answers_and_health_to_others(model, tmp_path, monkeypatch):
+    go = threading.Event()
+    with daemon(model, tmp_path / "state") as running, ThreadPoolExecutor(60) as pool:
+        monkeypatch.setattr(running.service, "device", lambda: go.wait(PATIENCE) and {})
+        waiting = [pool.submit(httpx.get, running.url + "/v1/device", timeout=PATIENCE) for _ in range(60)]
+        try:
+            time.sleep(1)
+            assert health_seconds(running.url) < 5
+            assert httpx.post(running.url + CHAT, json=ASK, timeout=PATIENCE).status_code == 200
+            assert not any(request.done() for request in waiting)
+        finally:
+            go.set()
 
 
 def test_a_second_signal_breaks_answers_off_in_words(slow_model, tmp_path):

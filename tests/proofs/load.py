@@ -3,7 +3,8 @@
 A daemon on loopback learns two small adapters; every client's answer is asked of each model once, one by one. Then 32
 clients ask again and again, first of the idle daemon, then while a job trains and the adapters are promoted in turn. It
 fails unless every answer is the one of its own prompt and of the model that the daemon says has answered, the time to
-the first token (95 of 100) at most doubles, training goes on, and the daemon keeps to its memory.
+the first token (95 of 100) at most doubles, /healthz answers within a second, training goes on, and the daemon keeps to
+its memory.
 
 Sums are rounded otherwise when more is computed together, so an answer may leave the expected one where two tokens are
 nearly as likely: then each of its tokens must be within CLOSE of the likeliest, which another answer's are not.
@@ -37,6 +38,7 @@ from edgetune.serving.llama import LlamaModel
 CLOSE = 1.0  # nats between the likeliest token and the one taken: other cells round SmolLM2's by up to 0.4, AMX by 0.45
 TOKENS = 24  # of an answer at most
 SLOWER = 2.0  # times the idle daemon's time to the first token
+HEALTH = 1.0  # seconds at most
 MEMORY = 500  # MiB of the daemon with its training process
 LONG = ("You are the control of a house with lamps in many rooms. Answer each request with what the lamp must do, "
         "in as few words as you can, and with nothing else. Never explain. ")
@@ -173,9 +175,12 @@ async def one_by_one(url: str, models: list[str], clients: int) -> dict[tuple[st
 async def disturbed(url: str, models: list[str], seconds: float, adapters: list[str],
                     job: str) -> tuple[list[Heard], dict[str, Any]]:
     """`chat` while the adapters are promoted in turn; what the daemon said meanwhile."""
-    said: dict[str, Any] = {"memory": 0, "steps": [], "promoted": []}
+    said: dict[str, Any] = {"memory": 0, "health": 0.0, "steps": [], "promoted": []}
 
     def look(client: Client) -> None:
+        start = time.monotonic()
+        client.get("/healthz")
+        said["health"] = max(said["health"], time.monotonic() - start)
         device = client.get("/v1/device")
         said["memory"] = max(said["memory"], device["memory"]["used"])
         said["steps"].append(((device["job"] or {}).get("progress") or {}).get("step", 0))
@@ -296,7 +301,8 @@ def main() -> None:
                 time.sleep(0.5)
             busy, said = asyncio.run(disturbed(url, models, args.seconds, adapters, job))
             print(f"training: {len(busy)} answers, first token p95 {first_p95(busy):.2f} s; steps "
-                  f"{said['steps'][0]} to {said['steps'][-1]}; {said['memory'] >> 20} MiB at most", flush=True)
+                  f"{said['steps'][0]} to {said['steps'][-1]}; {said['memory'] >> 20} MiB and health in "
+                  f"{said['health']:.2f} s at most", flush=True)
             client.post(f"/v1/fine_tuning/jobs/{job}/cancel")
         judge = Judge(args.model, folder / "state")
         problems, rounded = wrong(idle + busy, expected, judge)
@@ -308,6 +314,8 @@ def main() -> None:
         problems.append("training did not go on")
     if (slower := first_p95(busy) / first_p95(idle)) > SLOWER:
         problems.append(f"the first token takes {slower:.2f} times as long")
+    if said["health"] > HEALTH:
+        problems.append(f"health took {said['health']:.2f} s")
     if (memory := max(memory, said["memory"])) > MEMORY << 20:
         problems.append(f"the daemon took {memory >> 20} MiB")
     print("\n".join(problems[:20]) or f"all answers are right; the first token takes {slower:.2f} times as long")

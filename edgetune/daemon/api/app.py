@@ -74,6 +74,8 @@ def app(service: Service) -> FastAPI:
         made.include_router(part)
     errors.install(made)
     made.openapi = _made_once(made, keyed=keys is not None)  # type: ignore[method-assign]
+    for route in made.routes:  # else FastAPI completes them at the first request, while others wait
+        route.matches({"type": "http", "path": "", "method": "GET"})
     made.add_middleware(Counted, metrics=made.state.metrics)
     made.add_middleware(Guard, config=config, keys=keys, bodies=made.state.bodies)  # the last one added comes first
     return made

@@ -25,7 +25,7 @@ _EVENTS: dict[int | str, dict[str, Any]] = {
           "content": {"text/event-stream": {}}}}
 
 
-def service_of(request: Request) -> Service:
+async def service_of(request: Request) -> Service:  # FastAPI runs a plain function in one of its threads
     found: Service = request.app.state.service
     return found
 

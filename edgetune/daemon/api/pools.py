@@ -39,7 +39,7 @@ class Pools:
         return await asyncio.get_running_loop().run_in_executor(self._watchers, work)
 
 
-def pools_of(request: Request) -> Pools:
+async def pools_of(request: Request) -> Pools:
     found: Pools = request.app.state.pools
     return found
 
