@@ -9,7 +9,7 @@ import pytest
 from edgetune.daemon.jobs.decide import ALPHA, Findings, Rules, decide, without_scores
 from edgetune.daemon.jobs.exam import Score
 from edgetune.daemon.options import Limits
-from edgetune.evaluation.acceptance import Paired
+from edgetune.evaluation.acceptance import Paired, Split
 from edgetune.evaluation.canary import Drift
 
 LIMITS = Limits(0.05, 0.1)
@@ -156,6 +156,24 @@ def test_of_a_year_of_useless_adapters_none_is_published_in_most_years(fresh, ri
     years = 200
     share = sum(published(dice, NIGHTS, 0.0, fresh, ring) for _ in range(years)) / years
     assert share <= ALPHA + 3 * math.sqrt(ALPHA * (1 - ALPHA) / years)
+
+
+@pytest.mark.parametrize(("held", "checkpoints"), [(16, 10), (60, 10), (200, 40)])
+def test_a_useless_checkpoint_that_was_chosen_by_other_rows_seldom_passes(held, checkpoints):
+    """Each row's loss differs from the active adapter's by chance. Had the same rows chosen it, it would often pass."""
+    dice = np.random.default_rng(held)
+    split = Split.of(map(str, range(held)))
+    selecting, deciding = ([int(name) for name in side] for side in (split.selecting, split.deciding))
+    passed = {"apart": 0, "same": 0}
+    for _ in range(runs := 400):
+        gained = dice.standard_normal((checkpoints, held))
+        for name, choose, decides in (("apart", selecting, deciding), ("same", range(held), range(held))):
+            best = gained[gained[:, choose].mean(1).argmax(), decides]
+            wins = int((best > 0).sum())
+            passed[name] += not Rules(Paired(0, 0), Paired(wins, len(best) - wins)).not_better
+    level = ALPHA / 2
+    assert passed["apart"] / runs <= level + 3 * math.sqrt(level * (1 - level) / runs)
+    assert passed["same"] / runs > 3 * level
 
 
 def test_what_is_better_is_published_within_a_few_nights():

@@ -248,6 +248,10 @@ def test_what_is_shown_of_a_job(service):
     job = service.jobs.create_from_rows(ROWS[:10], ROWS[10:14], hyperparameters={**SMALL, "steps": 2})
     assert (job.origin, job.training_file, job.model) == ("api", None, "tiny")
     assert service.jobs.events(job.id, limit=100)[-1]["data"]["rows"]["held_out"]["rows"] == 4
+    more = service.jobs.create_from_rows(ROWS[:4], ROWS[4:20], hyperparameters={**SMALL, "steps": 2})
+    assert service.jobs.events(more.id, limit=100)[-1]["message"] == (
+        "created with 4 rows to learn, 16 held out, of which 8 choose the checkpoint")
+    service.jobs.cancel(more.id)
     progress = JobProgress(service.jobs.table, job.id)
     progress.take({"event": "start", "done": 0, "steps": 2, "rows": 9, "plan": {"buffers": []}})
     for step, speed in ((1, 900.0), (2, 100.04)):

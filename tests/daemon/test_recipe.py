@@ -7,8 +7,20 @@ from dataclasses import replace
 import pytest
 
 from edgetune.daemon.jobs import recipe
-from edgetune.daemon.jobs.recipe import HELD, ROUNDS, TRAIN, divide, held_rows, method_of, options
+from edgetune.daemon.jobs.recipe import (
+    HELD,
+    ROUNDS,
+    TRAIN,
+    divide,
+    halve,
+    held_rows,
+    measured_file,
+    method_of,
+    options,
+)
 from edgetune.daemon.state.holdout import EDGE, MOST, Holdout
+from edgetune.data import preferences
+from edgetune.data import rows as supervised_rows
 from edgetune.data.question import digest
 from edgetune.errors import DataError, UnsupportedError, UsageError
 from edgetune.training.config import TrainConfig
@@ -94,6 +106,26 @@ def test_held_out_rows_are_never_learned_and_each_is_hashed_once(tmp_path, monke
         monkeypatch.setattr(recipe, "digest", lambda row, hashed=hashed: (hashed.append(row), digest(row))[1])
         divide(rows, held, tmp_path, HOLDOUT)
         assert sorted(row["text"] for row in hashed) == sorted(row["text"] for row in rows + (held or []))
+
+
+def test_rows_that_choose_a_checkpoint_do_not_decide(tmp_path):
+    """Of fewer than 16 all do both; so do rows that training cannot measure."""
+    def held(count, row=lambda i: {"prompt": f"lamp {i}", "completion": "on"}):
+        divide([{"text": "learned"}], [row(i) for i in range(count)] * 2, tmp_path, HOLDOUT)
+        return [row(i) for i in range(count)]
+
+    for count, parser in ((15, supervised_rows), (40, preferences)):
+        held(count)
+        assert (halve(tmp_path, parser), len(held_rows(tmp_path)[0])) == (0, 2 * count)
+    assert measured_file(tmp_path, preferences) is None
+    assert measured_file(tmp_path, supervised_rows) == tmp_path / HELD
+    rows = held(41)
+    assert halve(tmp_path, supervised_rows) == 40
+    path = measured_file(tmp_path, supervised_rows)
+    selecting = {digest(json.loads(line)) for line in path.read_text().splitlines()}
+    deciding = {digest(row) for row in held_rows(tmp_path)[0]}
+    assert (len(selecting), len(deciding)) == (20, 21)
+    assert selecting | deciding == {digest(row) for row in rows}
 
 
 def test_which_rows_are_of_earlier_rounds_is_told_beside_them(tmp_path):

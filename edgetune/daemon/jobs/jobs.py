@@ -173,10 +173,12 @@ class Jobs:
             beside.mkdir()
             sides = recipe.divide(data.rows, data.held, beside, self.holdout, data.rounds,
                                   data.corrected, data.measured)
+            selecting = recipe.halve(beside, objective.rows) if request.origin == FileJob.origin else 0
             if data.fill:
                 data.fill(beside)
             disk.sync_whole(beside)
-            created = (f"created with {sides['train']['rows']} rows to learn, {sides['held_out']['rows']} held out",
+            created = (f"created with {sides['train']['rows']} rows to learn, {sides['held_out']['rows']} held out"
+                       + (f", of which {selecting} choose the checkpoint" if selecting else ""),
                        {"rows": sides, "config": config.to_json()})
             with self.changed:
                 self.table.insert(row, [created, *notes])

@@ -18,6 +18,7 @@ from ...data.preferences import is_pair
 from ...data.question import digest
 from ...data.rows import Row, RowParser
 from ...errors import DataError, UnsupportedError, UsageError
+from ...evaluation.acceptance import Split
 from ...evaluation.graders.rewards import GraderRewards
 from ...objectives.base import Objective, make_objective, objectives
 from ...objectives.rewarded import Rewarded
@@ -35,6 +36,8 @@ HELD = "held.jsonl"  # rows that are held out
 CORRECTED = "corrected.jsonl"  # of a feedback job: corrections that it learns, which its adapter answers too
 MAX_CORRECTED = 64  # rows of CORRECTED
 MEASURED = "measured.jsonl"  # rows whose loss is measured in training, where the method has none on held-out rows
+SELECTING = "selecting.jsonl"  # held-out rows that choose a checkpoint, or a round of the tutor, and do not decide
+LEAST_HALVED = 16  # held-out rows; half of fewer could not show that an adapter is better, after some that were not
 ROUNDS = "rounds.json"  # {"rounds": the job of each of the first rows of HELD, which are of earlier jobs}
 _MARK = "fresh"  # jobs of an earlier version have it in rows of HELD that are not of earlier jobs
 
@@ -209,13 +212,26 @@ def held_rows(folder: Path) -> tuple[list[dict[str, Any]], list[str]]:
     return unmarked, [""] * (len(rows) - marked if marked else 0)
 
 
+def halve(folder: Path, parser: RowParser) -> int:
+    """Moves half of a job's held-out rows to SELECTING, so that no row that chooses the checkpoint decides whether it
+    becomes active. Returns their number; 0 where nothing is measured on them, or they are fewer than LEAST_HALVED.
+    """
+    rows = [*Rows(folder / HELD)]
+    split = Split.of(map(digest, rows))
+    if len(split.selecting) < LEAST_HALVED // 2 or not _is_measurable(folder, parser):
+        return 0
+    sides = {name: _write(folder / name, (row for row in rows if digest(row) in side))
+             for name, side in ((SELECTING, split.selecting), (HELD, split.deciding))}
+    return int(sides[SELECTING]["rows"])
+
+
 def measured_file(folder: Path, parser: RowParser) -> Path | None:
     """Returns the file of rows on which a training measures the loss, or the reward, of an objective that reads rows by
     `parser`. These are the held-out rows, if it has a loss on them, unless others are kept for that.
     """
-    apart = folder / MEASURED
-    if apart.exists() and apart.stat().st_size:
-        return apart
+    for apart in (folder / MEASURED, folder / SELECTING):
+        if apart.exists() and apart.stat().st_size:
+            return apart
     return folder / HELD if _is_measurable(folder, parser) else None
 
 

@@ -55,7 +55,7 @@ from ..kinds.registry import kind_of
 from ..options import AllowedPython, Limits
 from .decide import Verdict
 from .exam import Asked, Exam, read_scores
-from .recipe import TRAIN, corrected_rows, held_rows, measured_file
+from .recipe import SELECTING, TRAIN, corrected_rows, held_rows, measured_file
 from .rewarded import Rewarding, eval_samples, with_rewards
 from .room import Room
 
@@ -231,6 +231,8 @@ class Worker:
         measured = record["held_out"]
         if rewarding is None or measured is None or measured["loss_after"] is None:
             return None
+        if (self.folder / SELECTING).exists():
+            return None  # other rows were measured than those that llama.cpp answers
         asked = held_rows(self.folder)[0][:eval_samples(self.method)]
         found = [scores.get(rewarding.key(row), {}).get("reward") for row in asked]
         earned = [reward for reward in found if reward is not None]

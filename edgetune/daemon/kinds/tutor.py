@@ -36,7 +36,7 @@ from ...tutor.options import TutorOptions, of_earlier
 from ...tutor.teach import Files, teach
 from ..jobs.jobs import JobData
 from ..jobs.progress import JobProgress
-from ..jobs.recipe import HELD, TRAIN
+from ..jobs.recipe import HELD, SELECTING, TRAIN
 from ..jobs.rewarded import with_rewards
 from ..jobs.table import Job, JobTable
 from ..learning.curriculum import JobRows
@@ -55,7 +55,6 @@ PROMPTS = "prompts"  # the name by which a person begins one
 SUFFIX = "tutored"  # of the adapters
 TASK = "task.json"  # in the folder of a job: options and grader
 LABELLED = "labelled.jsonl"  # rows whose right answer people gave
-SELECTING = "selecting.jsonl"  # held-out rows that decide which rounds are published
 START = "start"  # the adapter that was active when the job was made
 KEEP = "keep.jsonl"  # the canary
 ROUNDS = "tutor"  # the rounds
