@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, fields
+from dataclasses import asdict, fields, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -99,12 +99,17 @@ def tutor_command(model: Path, prompts: Path, folder: Path, labelled: Path | Non
     """
     from ..adapters.store import recorded_size
     from ..evaluation.graders.base import load_grader
+    from ..evaluation.graders.sandbox import reserve
+    from ..machine.device import rss
     from ..training.callbacks import RunCallbacks
     from ..tutor.teach import Files, teach
     governor = governor_of(policy_file, options)
     rounds = TutorOptions(**{spec.name: options.pop(spec.name) for spec in fields(TutorOptions)})
     config = TrainConfig(**{**options, **recorded_size(start), **explicit(options)}).check()
     judge = load_grader(Path(grader), allow_unsafe_python=unsafe_python) if grader else None
+    if judge and judge.process_bytes:
+        left = config.memory_here() - reserve(judge.process_bytes, config.memory_here() - rss())
+        config = replace(config, memory=f"{max(left >> 20, 1)}M")
     with stop_on_signals() as should_stop, train_progress(as_json) as progress:
         state = teach(model, Files(prompts, labelled, held, keep), folder, grader=judge, start=start,
                       until=until or "", options=rounds, config=config,

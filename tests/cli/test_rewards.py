@@ -12,6 +12,8 @@ from json_lines import write_lines
 from tiny import write_tiny
 
 from edgetune.cli import cli
+from edgetune.errors import UsageError
+from edgetune.tutor import teach
 
 LETTER = {"type": "python", "name": "letter",
           "source": "def grade(sample, item):\n    return sample['output_text'].count(item['wanted']) / 9"}
@@ -114,6 +116,21 @@ def test_processes_of_a_python_grader_are_planned_and_bounded(model, tmp_path):
     trained = int(re.search(r"the rest (\d+)[.\d]* MiB", shown)[1]) << 20
     assert min(planned[1], trained) - planned[0] > 200 << 20
     assert metrics(tmp_path / "out")[-1]["metrics"]["reward"] >= 1
+
+
+def test_the_tutor_leaves_memory_to_processes_of_its_grader(model, tmp_path, monkeypatch):
+    budgets = []
+
+    def refused(*_, config, **__):
+        budgets.append(config.memory_bytes(0))
+        raise UsageError("enough", "")
+
+    monkeypatch.setattr(teach, "teach", refused)
+    for grader in (NEAR, LETTER):
+        path = written(tmp_path / "grader.json", grader)
+        said("tutor", model, written(tmp_path / "rows.jsonl", ROWS), "-o", tmp_path / "out", "--grader", path,
+             "--memory", "2G")
+    assert 200 << 20 < budgets[0] - budgets[1] <= 513 << 20
 
 
 @pytest.mark.parametrize(("options", "rows", "what"), [
