@@ -61,7 +61,7 @@ def methods_page() -> str:
 
     tables = {f"options of {name}": of(kind) for name, kind in objectives().items() if name != "sft"}
     tables |= {f"options of {kind.__name__}": of(kind) for kind in methods.SHARED}
-    return with_tables("reference/methods.md", {"methods": methods.summary(), **tables})
+    return with_tables("reference/methods.md", {"methods": methods.summary(), "rows": methods.row_shapes(), **tables})
 
 
 

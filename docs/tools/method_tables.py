@@ -13,11 +13,20 @@ from edgetune.objectives.rewarded import Rewarded
 from edgetune.options import declared
 
 SHARED = {Drawn: "Options for drawing answers", Rewarded: "Options for rewards", Policy: "Options of policy gradients"}
-ROWS = {
-    "rows": "question and answer, messages, or text", "preferences": "pairs", "unpaired": "answers with a label",
-    "ranked": "several answers with rewards", "prompts": "prompts", "tutored": "answers, a reference and a judgment",
-    "privileged": "question, answer and context", "informed": "question and context",
-    "attempts": "a right answer and attempts", "again": "prompts"}
+ROWS = {  # of each module that reads rows: their name, and their keys
+    "rows": ("question and answer, messages, or text",
+             '{"prompt": ..., "completion": ...}, {"messages": [...]}, {"text": ...}'),
+    "preferences": ("pairs", '{"prompt": ..., "chosen": ..., "rejected": ...}'),
+    "unpaired": ("answers with a label", '{"prompt": ..., "completion": ..., "label": true}'),
+    "ranked": ("several answers with rewards", '{"prompt": ..., "completions": [...], "rewards": [...]}'),
+    "prompts": ("prompts", '{"prompt": ...}, {"messages": [...]}'),
+    "attempts": ("a right answer and attempts",
+                 '{"prompt": ..., "completion": ..., "attempts": [...], "labels": [...]}'),
+    "again": ("prompts", '{"prompt": ...}, {"messages": [...]}'),
+    "tutored": ("answers, a reference and a judgment",
+                '{"prompt": ..., "completion": ..., "reference": ..., "judgment": ...}'),
+    "privileged": ("question, answer and context", '{"prompt": ..., "completion": ..., "privileged_context": ...}'),
+    "informed": ("question and context", '{"prompt": ..., "privileged_context": ...}')}
 Option = Field[Any]
 
 
@@ -28,9 +37,19 @@ def summary() -> Iterator[str]:
     for name, kind in objectives().items():
         rate = kind.defaults.get("lr", "auto")
         rate = rate if isinstance(rate, str) else f"{rate:.0e}".replace("e-0", "e-")
-        rows = ROWS[kind.rows.__name__.rpartition(".")[2]]
+        rows, _ = rows_of(kind)
         yield (f"| [{name}](#{name}) | {rows} | {rate} | {reference(kind)} | `{kind.method}` | "
                f"`{kind.__module__}.{kind.__name__}` |")
+
+
+def row_shapes() -> Iterator[str]:
+    """A line for each kind of rows."""
+    yield from ("| rows | keys |", "|---|---|")
+    yield from dict.fromkeys(f"| {name} | `{keys}` |" for name, keys in map(rows_of, objectives().values()))
+
+
+def rows_of(kind: type[Objective]) -> tuple[str, str]:
+    return ROWS[kind.rows.__name__.rpartition(".")[2]]
 
 
 def reference(kind: type[Objective]) -> str:
