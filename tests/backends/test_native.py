@@ -232,12 +232,6 @@ REFUSED: dict[str, tuple[Callable[[cpu.Cpu], object], str, type[Exception]]] = {
     "float weight for a quantized format": (
         lambda c: c.matmul_forward(f32(1, 2), f32(1, 32), f32(2, 32), "Q4_1"), "w", VALUE),
     "unknown format": (lambda c: c.matmul_forward(f32(1, 2), f32(1, 2), f32(2, 2), "Q9"), "Q9", VALUE),
-    "float64": (lambda c: c.add(f32(3), np.zeros(3)), "y", VALUE),
-    "int64 tokens": (lambda c: c.embed(f32(1, 2), np.zeros(1, np.int64), f32(2, 2), "F32"), "tokens", VALUE),
-    "strided": (lambda c: c.add(f32(3, 4)[:, :2], f32(6)), "x", VALUE),
-    "read-only": (lambda c: c.scale(np.broadcast_to(np.float32(1), 3), 2.0), "x", VALUE),
-    "no array": (lambda c: c.scale([1.0], 2.0), "x", TypeError),
-    "empty": (lambda c: c.scale(f32(0), 2.0), "x", VALUE),
     "token out of range": (lambda c: c.embed(f32(1, 2), i32(2), f32(2, 2), "F32"), "token", VALUE),
     "token below": (lambda c: c.embed(f32(1, 2), i32(-1), f32(2, 2), "F32"), "token", VALUE),
     "dweight": (lambda c: c.matmul_dweight(f32(2, 3), f32(4, 2), f32(4, 2)), "inp", VALUE),
@@ -287,7 +281,6 @@ REFUSED: dict[str, tuple[Callable[[cpu.Cpu], object], str, type[Exception]]] = {
     "step 0": (lambda c: c.adamw(f32(3), f32(3), f32(3), f32(3), 1, 0.9, 0.9, 1e-8, 0, 0), "size", VALUE),
     "moments differ": (lambda c: c.adamw(f32(3), f32(3), f32(2), f32(3), 1, 0.9, 0.9, 1e-8, 0, 1), "m", VALUE),
     "moments are short": (lambda c: adamw8(c, np.zeros(520, np.uint8)), "moments has 520 bytes, expected 1040", VALUE),
-    "moments are floats": (lambda c: adamw8(c, f32(260)), "moments must be uint8", VALUE),
     "moments are misaligned": (lambda c: adamw8(c, np.zeros(1041, np.uint8)[1:]), "moments must be uint8 where", VALUE),
     "nothing to sum": (lambda c: c.sum_squares(f32(0)), "x", VALUE),
 }

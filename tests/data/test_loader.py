@@ -219,7 +219,7 @@ def load_within(model: Path, data: Path, memory: int) -> tuple[int, str]:
 def test_more_rows_than_memory_are_a_sentence_with_the_memory_that_suffices(tiny_llama, tmp_path):
     """Neither what both processes have together, nor one row of much text, exceeds the memory."""
     many = tmp_path / "many.jsonl"
-    many.write_text("".join(json.dumps({"prompt": f"lamp {i}", "completion": "on"}) + "\n" for i in range(12_000)))
+    many.write_text("".join(json.dumps({"text": f"lamp {i} is on"}) + "\n" for i in range(12_000)))
     most, said = load_within(tiny_llama, many, 72)
     assert most <= 72 << 20, said
     enough = int(re.search(r"more than the 72 MiB .*--memory (\d+)M", said)[1])
