@@ -14,7 +14,7 @@ from rich.segment import Segment
 from rich.table import Table
 from rich.text import Text
 
-from .errors import escaped, printable
+from .errors import escaped, printable, size_text
 
 BEFORE = "  before  "
 AFTER = "  after   "
@@ -29,12 +29,6 @@ class Terminal(Console):
     def render(self, renderable: RenderableType, options: ConsoleOptions | None = None) -> Iterable[Segment]:
         for segment in super().render(renderable, options):
             yield segment if segment.control else Segment(escaped(segment.text), segment.style)
-
-
-def mib(n: float) -> str:
-    if n < 2**20 / 10:
-        return f"{n / 2**10:.1f} KiB"
-    return f"{n / 2**20:.0f} MiB" if n >= 10 * 2**20 else f"{n / 2**20:.1f} MiB"
 
 
 def duration(seconds: float) -> str:
@@ -100,15 +94,22 @@ def start_lines(e: dict[str, Any]) -> list[str]:
         learned = (f"training on answers to {e['rows']} prompts of {e['tokens']} tokens in all, "
                    f"{p['live']} answers in progress at a time")
     return [f"{learned}; {e['steps']} steps with the kernels {e['isa']}",
-            f"memory of training: at most {mib(p['peak_bytes'])} of {mib(p['budget_bytes'])} ({p['budget']}): buffers "
-            f"{mib(p['arena_bytes'])}, weights {mib(p['weight_bytes'])}, the rest {mib(p['process_bytes'])}",
-            *plan_lines(p)]
+            memory_line(e), *plan_lines(p)]
 
 
-def checkpoint_line(disk: dict[str, Any]) -> str:
-    """The bytes that a run's checkpoints write, of `run.json`'s facts about the disk."""
-    return (f"checkpoints every {disk['checkpoint_every']}: {mib(disk['checkpoint_bytes'])} each, at most "
-            f"{mib(disk['bytes_per_day'])} a day")
+def memory_line(e: dict[str, Any]) -> str:
+    """The memory of training and, where questions are answered after it, of answers."""
+    answers = f", answers about {size_text(e['answers_bytes'])}" if e.get("answers_bytes") else ""
+    return (f"memory: training at most {size_text(e['plan']['peak_bytes'])}{answers}, limit "
+            f"{size_text(e['plan']['budget_bytes'])} ({e['plan']['budget']})")
+
+
+def checkpoint_line(disk: dict[str, Any], seconds: float) -> str:
+    """The bytes that checkpoints write in a run of this time, of `run.json`'s facts about the disk."""
+    nbytes = disk["checkpoint_bytes"]
+    count = int(seconds / disk["checkpoint_seconds"])
+    every = disk["checkpoint_every"]
+    return f"a checkpoint every {every}: {size_text(nbytes)} each, about {size_text(count * nbytes)} in this run"
 
 
 def shortened(text: str, most: int) -> str:
@@ -117,6 +118,12 @@ def shortened(text: str, most: int) -> str:
         return text
     whole, space, _ = text[:most].rpartition(" ")
     return f"{whole if space else text[:most - 1]}…"
+
+
+def headline(parts: Sequence[str], style: str) -> Text:
+    """A verdict in one line: its first words in colour, then what was measured."""
+    head, *rest = parts
+    return Text.assemble((head, f"bold {style}"), *(f"  {part}" for part in rest))
 
 
 def pair_lines(pairs: Sequence[dict[str, str]], console: Console) -> list[Text]:
@@ -128,5 +135,6 @@ def pair_lines(pairs: Sequence[dict[str, str]], console: Console) -> list[Text]:
         after = Text(printable(pair["after"]), "green" if pair["right"] else "red")
         if console.is_terminal:
             after = Text("\n" + " " * len(AFTER)).join(after.wrap(console, room))
-        lines.append(Text.assemble("\n", (printable(pair["prompt"]), "bold"), f"\n{BEFORE}{before}\n{AFTER}", after))
+        lines.append(Text.assemble("\n", (printable(pair["prompt"]), "bold"), (f"\n{BEFORE}{before}", "dim"),
+                                   f"\n{AFTER}", after))
     return lines

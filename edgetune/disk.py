@@ -17,7 +17,7 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any, BinaryIO
 
-from .errors import DiskError, DiskFullError, FormatError, UsageError
+from .errors import DiskError, DiskFullError, FormatError, UsageError, size_text
 
 MIB = 1 << 20
 PIECE = 1 << 16  # bytes that are read at once
@@ -42,8 +42,7 @@ def read_small(path: str | os.PathLike[str], limit: int = MIB) -> bytes:
         while piece := file.read(min(PIECE, limit + 1 - len(found))):
             found += piece
     if len(found) > limit:
-        most = f"{limit // MIB} MiB" if limit >= MIB else f"{limit} bytes"
-        raise OSError(errno.EFBIG, f"it is larger than {most}")
+        raise OSError(errno.EFBIG, f"it is larger than {size_text(limit)}")
     return bytes(found)
 
 
@@ -135,7 +134,7 @@ def require_room(folder: Path, nbytes: int) -> None:
     except OSError as error:
         raise DiskError(f"{folder} cannot be reached: {error.strerror}", "mount its disk, or make it again") from None
     if free < nbytes:
-        raise DiskFullError(f"{folder} has {free // 2**20} MiB free, at times {-(-nbytes // 2**20)} MiB are needed",
+        raise DiskFullError(f"{folder} has {size_text(free)} free, at times {size_text(nbytes)} are needed",
                             "make room or choose another place")
 
 
@@ -147,8 +146,8 @@ def refuse_existing(path: Path) -> None:
 def cannot_write(path: Path, error: OSError) -> DiskError:
     """The error to raise, with its own way out for a full disk, a folder that does not exist, and all else."""
     if error.errno in FULL:
-        free = shutil.disk_usage(path.parent).free // 2**20
-        return DiskFullError(f"cannot write {path}: {error.strerror} ({free} MiB are free there)",
+        free = size_text(shutil.disk_usage(path.parent).free)
+        return DiskFullError(f"cannot write {path}: {error.strerror} ({free} are free there)",
                              "make room or choose another place")
     if not path.parent.is_dir():
         return DiskError(f"cannot write {path}: {error.strerror or error}", f"make the folder {path.parent} before")

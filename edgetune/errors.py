@@ -30,6 +30,15 @@ def printable(text: str) -> str:
     return escaped if len(escaped) <= LONGEST else escaped[: LONGEST - 4] + " ..."
 
 
+def size_text(nbytes: float) -> str:
+    """A number of bytes as people read it: 12 KiB, 253 MiB, 17.3 GiB."""
+    unit, factor = next((pair for pair in (("GiB", 2**30), ("MiB", 2**20)) if nbytes >= pair[1]), ("KiB", 2**10))
+    number = nbytes / factor
+    text = f"{number:.2f}" if unit == "GiB" and number < 10 else f"{number:.1f}" if unit == "GiB" or number < 10 else (
+        f"{number:.0f}")
+    return f"{text.rstrip('0').rstrip('.') if '.' in text else text} {unit}"
+
+
 def named(error: BaseException) -> str:
     """A foreign exception's class and text, as far as it can say it."""
     try:

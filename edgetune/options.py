@@ -22,15 +22,16 @@ _KINDS = {int: "a whole number", float: "a number", str: "text", bool: "True or 
 
 
 def option(default: Any, help: str, *, choices: tuple[str, ...] = (), low: float | None = None,
-           high: float | None = None, auto: type[int] | type[float] | None = None, common: bool = False,
-           group: str = "", share: bool = False) -> Any:
+           high: float | None = None, auto: type[int] | type[float] | None = None, zero: str = "",
+           common: bool = False, group: str = "", share: bool = False) -> Any:
     """A dataclass field that knows how it is shown and what range it has (low and high inclusive).
 
-    auto: the type of number that may be given, where the alternative is "auto". common: --help shows it, and not only
-    --help-all. group: a group of this title begins with it. share: a percentage such as 5% may be typed for 0.05.
+    auto: the type of number that may be given, where the alternative is "auto". zero: the word for 0 that a person
+    reads, and may type. common: --help shows it, and not only --help-all. group: a group of this title begins with it.
+    share: a percentage such as 5% may be typed for 0.05.
     """
     return field(default=default, metadata={"help": help, "choices": choices, "low": low, "high": high, "auto": auto,
-                                            "common": common, "group": group, "share": share})
+                                            "zero": zero, "common": common, "group": group, "share": share})
 
 
 def kind_of(spec: Field[Any]) -> Any:
@@ -46,6 +47,15 @@ def share_of(text: str) -> float | None:
     """A percentage such as "5%" as 0.05; None for other text."""
     found = re.fullmatch(r"(\d{1,4}(?:\.\d{1,4})?)%", text)
     return float(found[1]) / 100 if found else None
+
+
+def default_text(value: Any, zero: str = "") -> str:
+    """A default as people read it: on, off, auto, a number or a word. zero: the word for 0."""
+    if isinstance(value, bool):
+        return "on" if value else "off"
+    if zero and value == 0:
+        return zero
+    return f"{value:g}" if isinstance(value, float) else str(value)
 
 
 def declared(options: Any) -> list[Field[Any]]:

@@ -17,6 +17,7 @@ from rich.table import Table
 from rich.text import Text
 
 from .console import ACTIONS, checkpoint_line, duration, note, say, start_lines
+from .errors import size_text
 
 PLAIN_SECONDS = 5.0  # between plain lines where there is no terminal
 JSON_SECONDS = 1.0  # between JSON lines of steps
@@ -63,8 +64,9 @@ class TrainProgress:
     def __init__(self, console: Console) -> None:
         self.console = console
         self.pace = Pace()
-        self.numbers = ""  # of the last step
-        self.held_out = ""
+        self.gained = ""  # by the last step
+        self.memory = ""
+        self.held_out = ""  # the last measurement
         self.hindered = ""  # what the governor does to it, and why
         self.since = (0, 0.0)  # the step and the time of that decision
         self.last = 0.0
@@ -106,6 +108,11 @@ class TrainProgress:
                      Text(f"{duration(self.pace.left)} left" if self.pace.steps else ""))
         hindered = [Text(self.hindered, style="yellow")] if self.hindered else []
         return Group(line, Text(self.numbers), *hindered)
+
+    @property
+    def numbers(self) -> str:
+        parts = [self.gained, self.held_out, *([f"{self.pace.rate:.0f} tokens/s", self.memory] if self.gained else [])]
+        return "  ".join(part for part in parts if part)
 
     def _stop(self) -> None:
         if self.live is not None:
@@ -156,7 +163,7 @@ class TrainProgress:
         self._end_drawing(is_done=True)
         self._stop()
         self.pace = Pace(e["steps"], e["done"])
-        self.numbers = ""
+        self.gained = ""
         self.held_out = ""
         self.hindered = ""
         self.disk = e["disk"]
@@ -208,13 +215,14 @@ class TrainProgress:
     def _step(self, e: dict[str, Any]) -> None:
         self.pace.step(e)
         reward = e.get("metrics", {}).get("reward")
-        gained = f"loss {e['loss']:.3f}" if reward is None else f"reward {reward:.3f}"
-        held_out = self.held_out if e["step"] < self.pace.total else ""  # after the last step it is measured again
-        parts = [gained, held_out, f"{self.pace.rate:.0f} tokens/s", f"{e['rss_mib']:.0f} MiB"]
-        self.numbers = "  ".join(part for part in parts if part)
+        self.gained = f"loss {e['loss']:.3f}" if reward is None else f"reward {reward:.3f}"
+        self.memory = size_text(e["rss_mib"] * 2**20)
+        if e["step"] == self.pace.total:
+            self.held_out = ""  # until it is measured again
         interval = (self.disk or {}).get("checkpoint_seconds")
-        if self.disk and interval and self.pace.seconds + self.pace.left > interval:  # a shorter run writes none
-            say(self.console, checkpoint_line(self.disk))
+        seconds = self.pace.seconds + self.pace.left
+        if self.disk and interval and seconds > interval:  # a shorter run writes none
+            say(self.console, checkpoint_line(self.disk, seconds))
             self.disk = None
         if not self.console.is_terminal and (time.monotonic() - self.last > PLAIN_SECONDS
                                              or e["step"] == self.pace.total):

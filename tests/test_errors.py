@@ -8,7 +8,7 @@ import pytest
 from commands import run
 from tiny import write_tiny
 
-from edgetune.errors import LONGEST, DataError, escaped
+from edgetune.errors import LONGEST, DataError, escaped, size_text
 from edgetune.llamacpp.chat_template import fill
 
 STEERING = "\x1b[2J\x1b]0;title\x07\r\n\x9b31m\u202e"
@@ -56,6 +56,13 @@ def test_names_of_foreign_files_on_the_terminal(tmp_path, finished):
         assert not re.search("[\x00-\x09\x0b-\x1f\x7f-\x9f\u202e]", said)
     assert "\\x1b[2J" in run("report", tmp_path / "run")
     assert "\\x1b[2J" in run("info", tmp_path / "model.gguf")
+
+
+@pytest.mark.parametrize(("nbytes", "text"), [
+    (0, "0 KiB"), (12_800, "12 KiB"), (1.5 * 2**20, "1.5 MiB"), (253.4 * 2**20, "253 MiB"), (1023 * 2**20, "1023 MiB"),
+    (2**30, "1 GiB"), (1.25 * 2**30, "1.25 GiB"), (10745 * 2**20, "10.5 GiB"), (17693 * 2**20, "17.3 GiB")])
+def test_sizes_are_in_units_that_people_read(nbytes, text):
+    assert size_text(nbytes) == text
 
 
 def test_letters_of_all_scripts_and_families_of_emoji_stay():

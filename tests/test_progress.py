@@ -2,6 +2,7 @@
 
 import io
 import json
+import re
 
 import pyte
 import pytest
@@ -45,7 +46,7 @@ def test_step_time_left_and_cause_are_always_visible(columns):
     *_, place, numbers = screen(events, columns)
     assert place.startswith("step 1100/12000  ")
     assert place.endswith("  27:15:00 left")
-    assert numbers == "loss 11.250  held-out 12.345  4889 tokens/s  1234 MiB"
+    assert numbers == "loss 11.250  held-out 12.345  4889 tokens/s  1.21 GiB"
     lines = screen([*events, PAUSE], columns)
     at = lines.index(place)
     assert lines[at + 1] == numbers
@@ -87,14 +88,27 @@ def test_without_a_terminal_it_is_told_in_lines():
 @pytest.mark.parametrize(("seconds", "said"), [(0.001, False), (9.0, True)])
 def test_wear_is_said_where_a_checkpoint_is_due(seconds, said):
     lines = screen([START, STEP | {"seconds": seconds}, STEP | {"step": 1101, "seconds": seconds}], 80)
-    assert [line for line in lines if "checkpoints every" in line] == [
-        "checkpoints every 5m: 1.0 MiB each, at most 99 MiB a day"][:said]
+    assert [line for line in lines if "checkpoint every" in line] == [
+        "a checkpoint every 5m: 1 MiB each, about 327 MiB in this run"][:said]  # 10,901 steps of 9 s
 
 
 def test_no_wear_is_said_where_no_checkpoint_is_written():
     disk = START["disk"] | {"checkpoint_every": "never", "checkpoint_seconds": None}
     lines = screen([START | {"disk": disk}, STEP | {"seconds": 9.0}, STEP | {"step": 1101, "seconds": 9.0}], 80)
-    assert not any("checkpoints" in line for line in lines)
+    assert not any("checkpoint" in line for line in lines)
+
+
+def test_the_last_measurement_stays():
+    events = [START, {"event": "eval", "step": 11999, "loss": 3.5}, STEP | {"step": 12000}]
+    assert "held-out" not in screen(events, 80)[-1]  # it is measured again
+    assert "held-out 0.250" in screen([*events, {"event": "eval", "step": 12000, "loss": 0.25}], 80)[-1]
+
+
+def test_memory_is_said_of_training_and_of_answers():
+    line = next(line for line in screen([START | {"answers_bytes": 320 * MIB}], 100) if line.startswith("memory"))
+    sizes = re.findall(r"[\d.]+ [KMG]iB", line)
+    assert sizes == ["999 MiB", "320 MiB", "1.95 GiB"]
+    assert re.findall(r"[\d.]+ [KMG]iB", " ".join(screen([START], 100))) == [sizes[0], sizes[2]]
 
 
 def test_events_of_training_are_json_lines_on_stderr(tmp_path):

@@ -11,19 +11,13 @@ import click
 import option_tables as options
 
 from edgetune.cli import cli
+from edgetune.cli.app import GROUPS
 from edgetune.compress.options import CompressConfig
 from edgetune.daemon.options import DaemonConfig
 from edgetune.machine.policy import Policy
-from edgetune.options import groups_of
+from edgetune.options import default_text, groups_of
 from edgetune.training.config import TrainConfig
 
-GROUPS = {
-    "Train": ("demo", "data", "plan", "train", "resume", "report", "tutor"),
-    "Evaluate": ("eval", "compare", "grade", "generate", "chat"),
-    "Serve": ("daemon", "service", "status", "jobs", "adapters", "feedback", "prompts", "rebase"),
-    "Share": ("export", "import", "merge", "compress"),
-    "This machine": ("pull", "models", "info", "device", "doctor", "bench"),
-}
 SHARED: dict[str, tuple[type, str]] = {
     "Training options": (TrainConfig, "They are also options of `edgetune.train`, `Trainer`, and of a job's "
                          "`hyperparameters`, with underscores. Methods have [more options](methods.md)."),
@@ -137,7 +131,7 @@ def shown_default(option: click.Option) -> str:
     value = option.default
     absent = value is None or value == "" or value == () or "UNSET" in repr(value).upper()
     is_off = value is False and not option.secondary_opts  # a flag that is given or not
-    return "" if absent or is_off or callable(value) else f" ({options.default_text(value)})"
+    return "" if absent or is_off or callable(value) else f" ({default_text(value, getattr(option, 'zero', ''))})"
 
 
 def grouped(kind: type) -> Iterator[str]:

@@ -7,7 +7,7 @@ from collections.abc import Iterable, Iterator
 from dataclasses import Field, fields
 from typing import Any
 
-from edgetune.options import AUTO
+from edgetune.options import AUTO, default_text
 from edgetune.training.config import TrainConfig, train_options
 
 FAR = 1e6  # a limit from here on is none for people
@@ -35,15 +35,8 @@ def option_row(spec: Field[Any]) -> str:
         parts.append("One of " + ", ".join(f"`{choice}`" for choice in meta["choices"]) + ".")
     if meta["high"] is not None and meta["high"] < FAR:
         parts.append(f"({meta['low'] or 0:g} to {meta['high']:g})")
-    default = "" if spec.default == "" else f" ({default_text(spec.default)})"
+    default = "" if spec.default == "" else f" ({default_text(spec.default, meta['zero'])})"
     return f"- {flags([spec.name])}{default}: {' '.join(parts)}"
-
-
-def default_text(value: object) -> str:
-    """A default as a person types or reads it."""
-    if isinstance(value, bool):
-        return "on" if value else "off"
-    return f"{value:g}" if isinstance(value, float) else str(value)
 
 
 def flags(names: Iterable[str]) -> str:

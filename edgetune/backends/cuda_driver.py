@@ -12,7 +12,7 @@ from collections.abc import Callable
 from importlib.metadata import version
 from typing import Any
 
-from ..errors import DeviceError
+from ..errors import DeviceError, size_text
 from . import _native
 from .base import Recorded
 from .cuda_kernels import Compiler, find_nvrtc
@@ -70,7 +70,7 @@ class CudaDriver:
         self._device.set_current()
         free, _ = self._call("cuMemGetInfo")
         if free < ROOM:
-            raise DeviceError(f"the GPU has {free >> 20} MiB of free memory, at least {ROOM >> 20} are needed",
+            raise DeviceError(f"the GPU has {size_text(free)} of free memory, at least {size_text(ROOM)} are needed",
                               "end what else uses it, or use --backend cpu")
         self._integrated = bool(self._attribute("INTEGRATED"))
         if not self._integrated and not self._attribute("CONCURRENT_MANAGED_ACCESS"):
@@ -134,7 +134,7 @@ class CudaDriver:
         """The driver would take more than the card has, and move pages to and fro."""
         free, _ = self._call("cuMemGetInfo")
         if nbytes > free:
-            raise DeviceError(f"the GPU has {free >> 20} MiB of free memory, {nbytes >> 20} more are needed",
+            raise DeviceError(f"the GPU has {size_text(free)} of free memory, {size_text(nbytes)} more are needed",
                               "lower --memory, --micro-batch or --max-length, or use --backend cpu")
         return int(self._call("cuMemAllocManaged", nbytes, self._api.CUmemAttach_flags.CU_MEM_ATTACH_GLOBAL.value))
 

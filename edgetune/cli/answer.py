@@ -37,7 +37,7 @@ from .prose import Prose
 if TYPE_CHECKING:
     from ..data.dataset import Dataset
     from ..data.formats import Columns
-    from ..evaluation.served import Answer, Graded
+    from ..evaluation.served import Answer, Graded, Scores
     from ..formats.bundle import Bundle
     from ..llamacpp.tokenizer import Tokenizer
     from ..serving.rollouts.texts import Engine
@@ -151,10 +151,11 @@ def new_file(_ctx: click.Context, _option: click.Parameter, path: Path | None) -
 def eval_command(model: Path, data: Path, engine: str, max_length: int, system: str, prompt_column: str,
                  completion_column: str, show_wrong: int | None, save: Path | None, as_json: bool, memory: str,
                  backend: str, **options: Any) -> None:
-    """Measure loss, perplexity and exact answers (JSON compared as JSON) on the rows of DATA.
+    """Measure the loss and the exact answers on DATA.
 
-    Of rows of pairs it says how many of the chosen answers the model prefers (preference accuracy), and by how much in
-    natural log p (margin), with an adapter also relative to the base; --method adds the loss by that method.
+    JSON is compared as JSON. Of rows of pairs it says how many of the chosen answers the model prefers (preference
+    accuracy), and by how much in natural log p (margin), with an adapter also relative to the base; --method adds the
+    loss by that method.
 
     In brackets: between which shares that of all rows of this kind is, with 95 % confidence (Wilson's interval). With
     --url a daemon answers, and the loss is not measured.
@@ -272,8 +273,15 @@ def refuse_file(prompt: str) -> None:
                          "give --engine native to answer the prompts in it, or the text itself")
 
 
+def grades_headline(scores: Scores) -> list[str]:
+    """What was measured, in a line: right answers, then the loss."""
+    rows = scores.exact_rows
+    found = [] if scores.exact is None else [f"{round(scores.exact * rows)} of {rows} answers right"]
+    return [*found, *([f"loss {scores.loss:.4f}"] if scores.tokens else [])]
+
+
 def show_grades(title: str, graded: Graded, show_wrong: int | None, as_json: bool) -> None:
-    from ..console import table
+    from ..console import headline, table
     scores = graded.scores
     lines = [["rows", str(scores.rows)]]
     if scores.tokens:  # a remote model shows none
@@ -290,7 +298,7 @@ def show_grades(title: str, graded: Graded, show_wrong: int | None, as_json: boo
     result = scores.to_json()
     if not scores.tokens:
         result |= {"tokens": None, "loss": None, "perplexity": None}
-    shown = [title, table("", ["", ""], lines)]
+    shown = [headline(grades_headline(scores), "green"), f"\n{title}", table("", ["", ""], lines)]
     if show_wrong:
         wrong = [answer for answer in graded.answers if not answer.correct]
         result["wrong"] = [answer_json(answer) for answer in wrong[:show_wrong]]
@@ -312,7 +320,9 @@ def show_grades(title: str, graded: Graded, show_wrong: int | None, as_json: boo
          structured_option, url_options)
 def generate_command(model: Path, prompt: str, system: str, raw: bool, as_json: bool, engine: str,
                      **options: Any) -> None:
-    """Answer PROMPT, as a user's message in the model's chat template, through llama.cpp or ONNX Runtime.
+    """Answer PROMPT, or the prompts of a file.
+
+    PROMPT is a user's message in the model's chat template; llama.cpp answers, or ONNX Runtime.
 
     With --engine native, PROMPT is a file with a JSON object a line, {"prompt": "..."} or {"messages": [...]}, and the
     answers are JSON lines. The same seed gives the same answers, whatever else is in the file.

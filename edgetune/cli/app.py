@@ -31,7 +31,13 @@ if TYPE_CHECKING:
 
 out = Terminal()
 GIVEN = (ParameterSource.COMMANDLINE, ParameterSource.ENVIRONMENT, ParameterSource.DEFAULT_MAP)
-SUMMARY = 60  # letters of a command's line in the list of commands
+GROUPS = {
+    "Train": ("demo", "data", "plan", "train", "resume", "report", "tutor"),
+    "Evaluate": ("eval", "compare", "grade", "generate", "chat"),
+    "Serve": ("daemon", "service", "status", "jobs", "adapters", "feedback", "prompts", "rebase"),
+    "Share": ("export", "import", "merge", "compress"),
+    "This machine": ("pull", "models", "info", "device", "doctor", "bench"),
+}
 F = TypeVar("F", bound=Callable[..., Any])
 
 json_option = click.option("--json", "as_json", is_flag=True, help="Print one JSON object and nothing else. Progress, "
@@ -100,17 +106,16 @@ DATA = click.argument("data", type=RowsPath())
 
 
 class Commands(click.Group):
-    """Commands in the order in which people need them; errors are one sentence on stderr."""
+    """Commands in groups, in the order in which people need them; errors are one sentence on stderr."""
 
     def list_commands(self, _ctx: click.Context) -> list[str]:
-        return ["demo", "compress", "data", "train", "resume", "tutor", "report", "plan", "eval", "grade", "compare",
-                "generate", "chat", "daemon", "service", "status", "jobs", "adapters", "feedback", "prompts", "rebase",
-                "export", "import", "merge", "pull", "models", "info", "device", "doctor", "bench"]
+        return [name for names in GROUPS.values() for name in names]
 
-    def add_command(self, cmd: click.Command, name: str | None = None) -> None:
-        """Groups have a line in the list of commands as others have, instead of a beginning that ends in dots."""
-        cmd.short_help = cmd.short_help or summary(cmd.help or "")
-        super().add_command(cmd, name)
+    def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
+        width = max(map(len, self.list_commands(ctx)))
+        for title, names in GROUPS.items():
+            with formatter.section(title):
+                formatter.write_dl([(name.ljust(width), summary(self.commands[name].help or "")) for name in names])
 
     def invoke(self, ctx: click.Context) -> Any:
         try:
@@ -192,15 +197,16 @@ def main() -> None:
 
 
 class NumberOrAuto(click.ParamType):  # type: ignore[type-arg]  # older versions of click are not generic
-    """A number of this kind, or auto."""
+    """A number of this kind, or auto. zero: auto is 0."""
 
-    def __init__(self, kind: type[int] | type[float]) -> None:
+    def __init__(self, kind: type[int] | type[float], zero: bool = False) -> None:
         self.kind = kind
+        self.zero = zero
         self.name = f"{'integer' if kind is int else 'float'}|{AUTO}"
 
     def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Any:
         if value == AUTO:
-            return value
+            return self.kind(0) if self.zero else value
         try:
             return self.kind(value)
         except ValueError:
@@ -222,7 +228,9 @@ def flag_type(spec: Field[Any]) -> Any:
         return click.Choice(spec.metadata["choices"])
     if spec.metadata["share"]:
         return Share()
-    return NumberOrAuto(kind_of(spec)) if takes_auto(spec) else type(spec.default)
+    if takes_auto(spec) or spec.metadata["zero"]:
+        return NumberOrAuto(kind_of(spec), zero=not takes_auto(spec))
+    return type(spec.default)
 
 
 def config_options(*names: str, of: type = CommonOptions, typed: Callable[[Field[Any]], Any] = flag_type,
@@ -243,7 +251,8 @@ def config_options(*names: str, of: type = CommonOptions, typed: Callable[[Field
             default = spec.default if defaults else None
             command = click.option(flag, spec.name, type=typed(spec), default=default, cls=GroupedOption,
                                    group=groups.get(spec.name, ""), common=meta["common"] or not grouped,
-                                   show_default=default not in ("", None), help=meta["help"])(command)
+                                   zero=meta["zero"], show_default=default not in ("", None),
+                                   help=meta["help"])(command)
         return command
 
     return add
@@ -311,10 +320,8 @@ def command(name: str, *decorators: Callable[[Any], Any], group: click.Group = c
 
 
 def summary(text: str) -> str:
-    """The longest beginning of a help text that is a whole clause and fits after a command's name in 80 columns."""
-    first = " ".join(text.split("\n\n")[0].split())
-    ends = [place.start() for place in re.finditer(r"[.:;,]\s| \(|\.?$", first) if place.start() <= SUMMARY]
-    return first[:max(ends, default=SUMMARY)]
+    """The first sentence of a help text."""
+    return re.split(r"(?<=\.)\s", " ".join(text.split()), maxsplit=1)[0]
 
 
 def show(as_json: bool, result: dict[str, Any], *lines: Any) -> None:

@@ -9,7 +9,7 @@ from typing import Any
 
 import click
 
-from ..errors import UsageError
+from ..errors import UsageError, size_text
 from ..training.config import TrainConfig
 from .app import (
     MODEL,
@@ -138,7 +138,7 @@ def train_tables(r: dict[str, Any]) -> list[Any]:
     facts = [["tokens/s", f"{r['tokens_per_s']:.0f}"],
              ["step", f"{r['step_s']:.3f} s (least {r['step_s_least']:.3f} s)"],
              ["first step", f"{r['first_step_s']:.2f} s after the start of the process"],
-             ["peak memory", f"{r['peak_rss_mib']:.0f} MiB"],
+             ["peak memory", size_text(r["peak_rss_mib"] * 2**20)],
              ["model FLOP", f"{r['flops_per_s'] / 1e9:.0f} GFLOP/s, {r['flop_per_token'] / 1e6:.0f} MFLOP a token"],
              ["FLOP utilisation", f"{r['mfu']:.1%}"]]
     ops = [[name, str(op["calls"]), f"{op['seconds'] * 1e3:.1f} ms", f"{op['share']:.1%}",
@@ -167,9 +167,10 @@ def train_tables(r: dict[str, Any]) -> list[Any]:
 def generate_command(model: Path, prompt_tokens: int, tokens: int, seed: int, engine: str, answers: int, prompts: int,
                      precision: str, adapter: Path | None, threads: int, backend: str, save: Path | None,
                      as_json: bool) -> None:
-    """Time how llama.cpp, or edgetune's own engine, reads prompts and then generates with MODEL.
+    """Time prompts and answers of MODEL.
 
-    One answer through llama.cpp: both are timed apart. More: tokens of answers by the time of all.
+    llama.cpp computes them, or edgetune's own engine. One answer through llama.cpp: both are timed apart. More: tokens
+    of answers by the time of all.
     """
     from ..bench import generate
     from ..console import table
@@ -184,7 +185,7 @@ def generate_command(model: Path, prompt_tokens: int, tokens: int, seed: int, en
     finish(as_json, save, r, title, table("", ["", ""], [
         ["prompt", f"{r['prompt_tokens_per_s']:.0f} tokens/s ({prompt_tokens} tokens)"],
         ["generated", f"{r['tokens_per_s']:.1f} tokens/s ({tokens} tokens)"],
-        ["to load", f"{r['load_s']:.2f} s"], ["peak memory", f"{r['peak_rss_mib']:.0f} MiB"]]))
+        ["to load", f"{r['load_s']:.2f} s"], ["peak memory", size_text(r["peak_rss_mib"] * 2**20)]]))
 
 
 def _many_answers(model: Path, save: Path | None, as_json: bool, *, engine: str, answers: int, prompts: int,
@@ -203,7 +204,7 @@ def _many_answers(model: Path, save: Path | None, as_json: bool, *, engine: str,
     adapter = f", adapter {r['adapter']}" if r["adapter"] else ""
     finish(as_json, save, r, f"{model.name} through {engine}, {r['threads']} threads{adapter}", table("", ["", ""], [
         ["answers", f"{answers} of {options['tokens']} tokens to {prompts} prompts of {options['prompt_tokens']}"],
-        ["generated", f"{r['tokens_per_s']:.0f} tokens/s"], ["peak memory", f"{r['peak_rss_mib']:.0f} MiB"]]))
+        ["generated", f"{r['tokens_per_s']:.0f} tokens/s"], ["peak memory", size_text(r["peak_rss_mib"] * 2**20)]]))
 
 
 def finish(as_json: bool, save: Path | None, result: dict[str, Any], *lines: Any) -> None:

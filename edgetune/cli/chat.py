@@ -29,6 +29,7 @@ from .answer import (
 )
 from .app import MODEL, adapter_option, command, complain, out, system_option, threads_option
 from .elsewhere import url_options
+from .grouped import GroupedOption
 from .judged import judged_to
 from .prose import Prose
 from .slash import COMMANDS, ENDS, NONE, Talk, is_command, obey
@@ -42,7 +43,7 @@ AGAIN = "Ctrl-C again leaves"
          click.option("--feedback", metavar="FILE|URL", default="", help="Where /good, /bad and /fix go: a file of "
                       "rows for edgetune train, or a daemon [--url, or the model's file in "
                       "~/.local/state/edgetune/feedback]."),
-         click.option("--history/--no-history", default=True, show_default=True,
+         click.option("--history/--no-history", default=True, show_default=True, cls=GroupedOption,
                       help="Remember the lines that are typed, in ~/.local/state/edgetune/chat_history."))
 def chat_command(model: Path, system: str, feedback: str, history: bool, as_json: bool, **options: Any) -> None:
     """Talk to the model. /help lists what a line can do besides.
@@ -191,10 +192,10 @@ def _ctrl_c() -> Iterator[Callable[[], bool]]:
 
 
 def _banner(talk: Talk, model: Path) -> None:
-    base = getattr(talk.served, "base", None)
-    name = str(base.metadata.get("general.name", "")) if base is not None else ""
+    known = name_of(model)  # as it was typed
+    named = model.name if known == str(model) else f"{known} ({model.name})"
     out.print(table("", ["", ""], [
-        ["model", f"{name}, {model.name}" if name else model.name], ["adapter", talk.adapter],
+        ["model", named], ["adapter", talk.adapter],
         ["context", f"{talk.served.context:,} tokens"],
         ["", Text("/help lists commands; Ctrl-C stops an answer, twice leaves", style="dim")]]))
 

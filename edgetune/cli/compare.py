@@ -5,14 +5,18 @@ from __future__ import annotations
 from collections.abc import Sequence
 from contextlib import nullcontext
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import click
 
 from ..errors import UsageError
 from .answer import markup_option
 from .app import DATA, MODEL, column_options, command, out, show, system_option, threads_option
-from .graded import SHOWN, comparison_lines, discordant_table, exact_text
+from .graded import SHOWN, comparison_headline, comparison_lines, discordant_table, exact_text
+
+if TYPE_CHECKING:
+    from ..evaluation.compare import Comparison
+    from ..evaluation.served import Graded
 
 
 def one_or_two(_ctx: click.Context, _option: click.Parameter, paths: tuple[Path, ...]) -> list[Path | None]:
@@ -33,12 +37,11 @@ def one_or_two(_ctx: click.Context, _option: click.Parameter, paths: tuple[Path,
 def compare_command(model: Path, data: Path, adapters: Sequence[Path | None], limit: int | None, max_length: int,
                     system: str, prompt_column: str, completion_column: str, markup: str, threads: int,
                     as_json: bool) -> None:
-    """Say which of two adapters answers the rows of DATA better, and whether the difference is chance.
+    """Say which of two adapters answers DATA better.
 
-    Both are asked the same rows. What counts are rows that are right with one alone: an exact sign test says how often
-    chance makes a difference as large as theirs. In brackets: Wilson's 95 % interval of a share.
+    Both answer the same rows. The rows that are right with one alone count: an exact sign test says how often chance
+    makes a difference as large as theirs. In brackets: Wilson's 95 % interval of a share.
     """
-    from ..console import table
     from ..data.dataset import load
     from ..data.formats import Columns
     from ..evaluation.compare import compare
@@ -59,13 +62,22 @@ def compare_command(model: Path, data: Path, adapters: Sequence[Path | None], li
             with nullcontext() if as_json else out.status(f"asking {letter}"):
                 graded.append(grade(served, rows, system=wanted, limit=limit))
     found = compare(*graded)
-    names = [str(path or "the base") for path in adapters]
     sides = [{"adapter": path and str(path), **one.scores.to_json()}
              for path, one in zip(adapters, graded, strict=True)]
-    lines: list[Any] = [f"{data} by llama.cpp", table("", ["", "", "exact answers", "loss"], [
+    show(as_json, {"first": sides[0], "second": sides[1], **found.to_json(SHOWN)},
+         *compared_lines(f"{data} by llama.cpp", adapters, graded, found))
+
+
+def compared_lines(title: str, adapters: Sequence[Path | None], graded: Sequence[Graded],
+                   found: Comparison) -> list[Any]:
+    """Which is better in a line, the scores of both, and some rows on which they differ."""
+    from ..console import table
+    names = [str(path or "the base") for path in adapters]
+    lines: list[Any] = [comparison_headline(found, "A", "B"), f"\n{title}"]
+    lines += [table("", ["", "", "exact answers", "loss"], [
         [letter, name, exact_text(one.scores), f"{one.scores.loss:.4f}"]
         for letter, name, one in zip("AB", names, graded, strict=True)])]
     lines += comparison_lines(found, "with A", "with B")
     if found.discordant:
         lines += ["", discordant_table(found, "with A", "with B")]
-    show(as_json, {"first": sides[0], "second": sides[1], **found.to_json(SHOWN)}, *lines)
+    return lines

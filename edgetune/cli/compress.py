@@ -26,13 +26,14 @@ Step = tuple[str, float]  # its name and its seconds
                       help="File of an Ed25519 private key (PEM or OpenSSH) to sign the bundle with."),
          config_options(*(spec.name for spec in fields(CompressConfig)), of=CompressConfig), config_option())
 def compress_command(source: str, folder: Path, resume: bool, key: Path | None, as_json: bool, **options: Any) -> None:
-    """Make a bundle from SOURCE, on a laptop or server, and say what it cost.
+    """Make SOURCE smaller, on a laptop or server.
 
     SOURCE is a Hugging Face folder, a hub id such as HuggingFaceTB/SmolLM2-135M-Instruct, a GGUF or a bundle; llama,
     qwen2, qwen3 or gemma3. Steps run in this order: trim the vocabulary, drop blocks, narrow, distill, store.
 
-    The bundle NAME.edge contains model.gguf (or model.onnx), manifest.json and report.html. First it is estimated how
-    long that takes here. After Ctrl-C or a kill the same command continues with all that was measured and made by then.
+    The bundle NAME.edge contains model.gguf (or model.onnx), manifest.json and report.html, which says what it cost.
+    First it is estimated how long that takes here. After Ctrl-C or a kill the same command continues with all that was
+    measured and made by then.
     """
     config = CompressConfig(**options).check()
     try:

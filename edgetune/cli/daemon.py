@@ -37,7 +37,9 @@ def options_of(policy_file: Path | None, options: dict[str, Any]) -> tuple[Daemo
 
 @command("daemon", from_environment("EDGETUNE_DAEMON"), MODEL, daemon_options())
 def daemon_command(model: Path, policy_file: Path | None, as_json: bool, **options: Any) -> None:
-    """Serve MODEL (a GGUF or a bundle) with OpenAI's API, fine-tune it with the same calls, and show a page at /.
+    """Serve MODEL with OpenAI's API, and train it.
+
+    MODEL is a GGUF or a bundle. Training has the calls of OpenAI's API too, and a page is shown at /.
 
     It listens on this machine alone until --host says otherwise, which needs keys. Training yields to answers; a new
     adapter takes over only if it answers held-out rows no worse. SIGTERM and Ctrl-C finish the answers in progress,
@@ -64,7 +66,7 @@ def _end_line() -> None:
 
 @cli.group("service")
 def service() -> None:
-    """Run the daemon as a service of systemd; make keys.
+    """Run the daemon with systemd, and make keys.
 
     It runs as a separate user that sees nothing of people's homes.
     """
@@ -74,10 +76,11 @@ def service() -> None:
          click.option("--print", "print_only", is_flag=True, help="Print the unit and change nothing."),
          daemon_options("state"), group=service)
 def install_command(model: Path, print_only: bool, policy_file: Path | None, as_json: bool, **options: Any) -> None:
-    """Write the systemd unit of a daemon that serves MODEL, enable it and start it. Needs root.
+    """Install and start a service that serves MODEL.
 
-    The state is stored in /var/lib/edgetune. The budget is fixed now: --memory, or its share of what is available.
-    A --socket must be below /run/edgetune, for root and the group that a drop-in names (systemctl edit edgetune).
+    It writes a systemd unit, enables it and starts it, which needs root. The state is stored in /var/lib/edgetune. The
+    budget is fixed now: --memory, or its share of what is available. A --socket must be below /run/edgetune, for root
+    and the group that a drop-in names (systemctl edit edgetune).
     """
     from ..console import Copied
     from ..daemon import unit
@@ -108,10 +111,11 @@ def uninstall_command(as_json: bool) -> None:
          click.option("--key-file", type=click.Path(path_type=Path),
                       help="File that keeps its hash [~/.config/edgetune/keys]."), group=service)
 def key_command(name: str, key_file: Path | None, as_json: bool) -> None:
-    """Make a key for the client NAME and print it, this once: the file keeps only its hash.
+    """Make a key for the client NAME, and print it once.
 
-    Give the file to the daemon with --key-file. A key ends when its line is removed. A daemon reads the file again at
-    the next request after it has changed; for a service systemd copies it, so restart that: systemctl restart edgetune.
+    The file stores only its hash. Give the file to the daemon with --key-file. A key ends when its line is removed. A
+    daemon reads the file again at the next request after it has changed; for a service systemd copies it, so restart
+    that: systemctl restart edgetune.
     """
     from ..console import Copied
     from ..daemon.keys import add_key, default_file

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sys
+from collections.abc import Sequence
 from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -27,7 +28,7 @@ SAMPLE = 1500  # characters of the row that is shown
 
 @cli.group("data")
 def data() -> None:
-    """Look at rows before training on them."""
+    """Check rows before training on them."""
 
 
 @command("check", DATA,
@@ -37,12 +38,12 @@ def data() -> None:
          config_options(*TOKENIZING, *FILE_OPTIONS), group=data, cls=ObjectiveCommand)
 def data_check(data: Path, model: Path | None, held_out: Path | None, max_length: int | str, overflow: str, system: str,
                markup: str, prompt_column: str, completion_column: str, as_json: bool, **options: Any) -> None:
-    """Say what may keep training on DATA from working, with the lines.
+    """Find mistakes in the rows of DATA, with their lines.
 
-    That is: rows that cannot be used, empty answers, repeats, questions with several answers, answers that are no JSON
-    among JSON, of quite another length, or asked in the held-out rows too. With MODEL (a GGUF or a bundle) rows are
-    tokenized as for training: how long they are, what is cut, and one as the model sees it. Exits with 1 if training
-    would fail or be of no use. Whether answers are right cannot be seen in rows.
+    Mistakes are rows that cannot be used, empty answers, repeats, questions with several answers, answers that are no
+    JSON among JSON, of quite another length, or asked in the held-out rows too. With MODEL (a GGUF or a bundle) rows
+    are tokenized as for training: how long they are, what is cut, and one as the model sees it. Exits with 1 if
+    training would fail or be of no use. Whether answers are right cannot be seen in rows.
     """
     from ..data.check import findings
     from ..data.facts import Tokens, inspect
@@ -72,9 +73,19 @@ def data_check(data: Path, model: Path | None, held_out: Path | None, max_length
               "held_out_by_default": None if held_out else found[0].held_out(),
               "findings": [asdict(finding) for finding in problems],
               "sample": [asdict(part) for part in found[0].sample]}
-    show(as_json, result, *described(found, tokens), *(sentence(finding) for finding in problems),
-         *([] if problems else ["nothing was found that would keep training from working"]), *sample_lines(found[0]))
+    show(as_json, result, verdict(problems), *(sentence(finding) for finding in problems), "",
+         *described(found, tokens), *sample_lines(found[0]))
     sys.exit(1 if any(finding.fatal for finding in problems) else 0)
+
+
+def verdict(problems: Sequence[Finding]) -> Text:
+    """Says in a line whether training can begin."""
+    from ..console import headline
+    errors = sum(finding.fatal for finding in problems)
+    notes = len(problems) - errors
+    counted = [f"{count} {word}{'s' * (count > 1)}" for count, word in ((errors, "error"), (notes, "note")) if count]
+    return headline(["not ready" if errors else "ready to train", ", ".join(counted) or "no mistake was found"],
+                    "red" if errors else "green")
 
 
 def tokenizer_of(bundle: Bundle, markup: str) -> Any:
@@ -116,7 +127,7 @@ def described(found: list[Inspection], tokens: Tokens | None) -> list[str | Tabl
     lengths = [(each.name, spread(each.lengths)) for each in found]
     cells = [[name, *(str(n) for n in of_one.values())] for name, of_one in lengths if of_one]
     if tokens and cells:
-        lines += ["", table("", ["tokens in a row", "least", "median", "95 %", "most"], cells, (1, 2, 3, 4)), ""]
+        lines += ["", table("", ["tokens in a row", "least", "median", "95 %", "most"], cells, (1, 2, 3, 4))]
     return lines
 
 

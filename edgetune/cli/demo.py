@@ -4,10 +4,17 @@ from __future__ import annotations
 
 import time
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import click
+from rich.text import Text
 
+from ..errors import size_text
 from .app import command, out, show, stop_on_signals, threads_option, train_progress
+from .learn import verdict_line
+
+if TYPE_CHECKING:
+    from ..runs.result import Result
 
 
 @command("demo", click.option("-o", "--out", "folder", type=click.Path(path_type=Path),
@@ -15,12 +22,11 @@ from .app import command, out, show, stop_on_signals, threads_option, train_prog
          click.option("--seed", type=click.IntRange(0), default=0, show_default=True, help="Seed of the run."),
          threads_option)
 def demo_command(folder: Path | None, seed: int, threads: int, as_json: bool) -> None:
-    """Teach SmolLM2-135M to turn home commands into JSON: a few minutes on two cores.
+    """Teach SmolLM2-135M to turn home commands into JSON.
 
-    It trains a LoRA on 400 rows, answers 60 others through llama.cpp as before training and with the adapter, and shows
-    three of them with both answers.
+    It takes a few minutes on two cores. It trains a LoRA on 400 rows, answers 60 others through llama.cpp as before
+    training and with the adapter, and shows three of them with both answers.
     """
-    from ..console import Copied, duration, pair_lines
     from ..demo import run as demo
     from ..training.callbacks import RunCallbacks
     began = time.monotonic()
@@ -28,8 +34,14 @@ def demo_command(folder: Path | None, seed: int, threads: int, as_json: bool) ->
         result = demo.run(folder or demo.free_folder(), threads=threads, seed=seed,
                           callbacks=RunCallbacks(progress.event, should_stop))
     seconds = time.monotonic() - began
-    scores = ", ".join(f"{what} {before} -> {after}" for what, before, after in result.facts())
     show(as_json, {"out": str(result.folder), **result.record, "seconds": seconds, "train_seconds": result.seconds},
-         *pair_lines(result.pairs, out),
-         f"\n{scores}, {duration(seconds)} in all, peak memory of training {result.record['peak_rss_mib']:.0f} MiB",
-         Copied(f"talk to it: edgetune chat smollm2 --adapter {result.folder}"))
+         *demo_lines(result, seconds))
+
+
+def demo_lines(result: Result, seconds: float) -> list[str | Text]:
+    """The verdict in a line, three requests with answers before and after, and the next command."""
+    from ..console import Copied, duration, pair_lines
+    peak = size_text(result.record["peak_rss_mib"] * 2**20)
+    return [verdict_line(result), *pair_lines(result.pairs, out),
+            f"\n{duration(seconds)} in all, peak memory {peak}",
+            Copied(f"talk to it: edgetune chat smollm2 --adapter {result.folder}")]

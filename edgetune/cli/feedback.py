@@ -18,7 +18,7 @@ ID = click.argument("feedback_id", metavar="ID")
 
 @cli.group("feedback", cls=Listing)
 def feedback() -> None:
-    """What people said about answers, and what becomes of it.
+    """List, edit and learn feedback on answers.
 
     Without a command: list the latest.
     """
@@ -27,7 +27,7 @@ def feedback() -> None:
 @request("list", click.option("--limit", type=click.IntRange(min=0), default=20, show_default=True,
                               help="Pieces at most; 0: all."), group=feedback)
 def feedback_list(client: Any, limit: int, as_json: bool) -> None:
-    """The latest first."""
+    """List the latest feedback first."""
     found, counts = latest(client, FEEDBACK, limit)
     rows = [([each["id"], each["state"], format_time(each["created_at"])], _brief(each)) for each in found]
     counted = ", ".join(f"{count} {name}" for name, count in counts.items())
@@ -49,7 +49,10 @@ def _short(text: str | None) -> str:
 
 @request("show", ID, group=feedback)
 def feedback_show(client: Any, feedback_id: str, as_json: bool) -> None:
-    """A piece of feedback whole: the conversation, its right answer, and the wrong or worse one."""
+    """Show a piece of feedback whole.
+
+    That is: the conversation, its right answer, and the wrong or worse one.
+    """
     found = client.get(url_path(FEEDBACK, feedback_id))
     wrong = [f"not: {_lines(found['rejected'])}"] if found["rejected"] else []
     show(as_json, found, Text("\n".join([*_conversation(found["row"] or {}), *wrong,
@@ -95,9 +98,10 @@ def feedback_add(client: Any, as_json: bool, **given: str | None) -> None:
 
 @request("edit", ID, click.argument("correction", required=False), group=feedback)
 def feedback_edit(client: Any, feedback_id: str, correction: str | None, as_json: bool) -> None:
-    """Replace what should have been answered by CORRECTION; without it an editor opens.
+    """Replace the right answer by CORRECTION.
 
-    It is the latest word on its question, and waits to be learned again.
+    Without CORRECTION an editor opens. The edited answer is the latest word on its question, and waits to be learned
+    again.
     """
     path = url_path(FEEDBACK, feedback_id)
     if correction is None:
@@ -116,7 +120,7 @@ def _edited(row: dict[str, Any]) -> str:
 
 @request("delete", ID, group=feedback)
 def feedback_delete(client: Any, feedback_id: str, as_json: bool) -> None:
-    """Remove it for good: the next training is without it."""
+    """Remove it: the next training is without it."""
     found = client.delete(url_path(FEEDBACK, feedback_id))
     show(as_json, found, "; ".join(filter(None, [f"{feedback_id} is removed", found["remains"]])))
 
@@ -126,7 +130,10 @@ def feedback_delete(client: Any, feedback_id: str, as_json: bool) -> None:
          click.option("--on/--off", "on", default=None, help="Begin no training, but let the daemon learn by "
                       "itself, or not: what it is learning is paused, or resumed."), group=feedback)
 def feedback_learn(client: Any, everything: bool, on: bool | None, as_json: bool) -> None:
-    """Begin a training from the feedback so far; or switch all learning off and on."""
+    """Begin a training from the feedback so far.
+
+    With --off and --on: switch all learning off and on.
+    """
     if on is not None:
         if everything:
             raise UsageError(f"--all and --{'on' if on else 'off'} are both given", "leave one of them out")

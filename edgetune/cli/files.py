@@ -11,7 +11,7 @@ import click
 from rich.table import Table
 from rich.text import Text
 
-from ..errors import UsageError
+from ..errors import UsageError, size_text
 from . import watched
 from .answer import Serving, served_model
 from .app import MODEL, ModelPath, column_options, command, explicit, out, show, system_option, threads_option
@@ -40,9 +40,10 @@ base_option = click.option("--base", type=ModelPath(),
          click.option("-o", "--out", "folder", type=click.Path(path_type=Path), help="New folder [ADAPTER-peft]."))
 def export_command(adapter: Path, to: str, base: Path | None, base_name: str, system: str | None, folder: Path | None,
                    as_json: bool) -> None:
-    """Write ADAPTER as a folder for another program, with a model card.
+    """Write ADAPTER for another program.
 
-    peft: for transformers on the model that the GGUF was made from. ollama: a Modelfile for ollama create.
+    It writes a folder, with a model card. peft: for transformers on the model that the GGUF was made from. ollama: a
+    Modelfile for ollama create.
     """
     from ..adapters.store import open_adapter
     from ..formats.bundle import open_bundle
@@ -98,7 +99,7 @@ def _base_of(run: dict[str, Any], adapter: Path) -> Path:
          click.option("--base", type=ModelPath(), required=True, help="The GGUF that it is for."),
          click.option("-o", "--out", "folder", type=click.Path(path_type=Path), required=True, help="New folder."))
 def import_command(peft_folder: Path, base: Path, folder: Path, as_json: bool) -> None:
-    """Turn a PEFT LoRA folder into an adapter, for llama.cpp and edgetune."""
+    """Turn a LoRA folder of PEFT into an adapter."""
     from ..adapters.peft import import_peft
     from ..adapters.store import base_name, save_adapter
     from ..formats.bundle import open_bundle
@@ -120,7 +121,7 @@ def import_command(peft_folder: Path, base: Path, folder: Path, as_json: bool) -
          system_option, column_options, threads_option)
 def merge_command(model: Path, adapter: Path, target: Path, to: str, held_out: Path | None, system: str,
                   prompt_column: str, completion_column: str, threads: int, as_json: bool) -> None:
-    """Write a GGUF with ADAPTER added into the weights of MODEL."""
+    """Write MODEL with ADAPTER added into its weights."""
     from ..adapters.merge import merge
     from ..adapters.store import open_adapter, read_system
     from ..data.formats import Columns
@@ -129,11 +130,10 @@ def merge_command(model: Path, adapter: Path, target: Path, to: str, held_out: P
     for name in explicit(of_rows) if held_out is None else ():
         raise UsageError(f"--{name.replace('_', '-')} is given without --eval", "name the held-out rows, too")
     gguf = open_bundle(model).gguf
-    from ..console import mib
     with nullcontext() if as_json else out.status("merging"):
         merge(gguf, open_adapter(adapter, gguf).pairs, target, to, threads)
     result: dict[str, Any] = {"out": str(target), "to": to, "bytes": target.stat().st_size}
-    lines: list[Any] = [f"{target}: {mib(target.stat().st_size)}"]
+    lines: list[Any] = [f"{target}: {size_text(target.stat().st_size)}"]
     if held_out is None:
         lines.append("what merging cost was not measured: give held-out rows with --eval")
     else:
@@ -174,7 +174,10 @@ def _cost(before: Graded, after: Graded) -> tuple[dict[str, Any], list[Any]]:
 
 @command("info", click.argument("file", type=ModelPath()))
 def info_command(file: Path, as_json: bool) -> None:
-    """Say what FILE is: model, bundle or adapter, its formats and size, and whether it can be trained here."""
+    """Describe a model, a bundle or an adapter.
+
+    Of a model it says the formats and the size, and whether it can be trained here.
+    """
     from ..console import Copied
     from .info import describe
     facts = describe(file)
@@ -184,9 +187,10 @@ def info_command(file: Path, as_json: bool) -> None:
 @command("device", click.option("--root", type=click.Path(path_type=Path), default=Path("/"),
                                 help="Describe the machine whose /proc and /sys are below this folder."), watch_option)
 def device_command(root: Path, watch: bool, as_json: bool) -> None:
-    """Say what was detected of this device, which profile matched and why, what overrides it, how warm it is.
+    """Show what is known of this device.
 
-    With --watch: its sensors alone, which change.
+    That is: what was detected, the profile with the reason for it, what overrides it, and how warm it is. With --watch:
+    its sensors alone, which change.
     """
     from .info import describe_device, sensor_reader
     if watch:
@@ -198,16 +202,22 @@ def device_command(root: Path, watch: bool, as_json: bool) -> None:
 
 @command("doctor")
 def doctor_command(as_json: bool) -> None:
-    """Check this machine: CPU features, kernels chosen, llama.cpp, memory, and what is missing.
+    """Check whether this machine can train and answer.
 
-    It ends with a sentence: ready, or what to do. Exits with 1 if it is not ready.
+    First it says whether the machine is ready, or what to do; then the CPU's features, the kernels, llama.cpp, the
+    memory and what is missing. It exits with 1 if the machine is not ready.
     """
     from .info import examine
     facts = examine()
-    ready = facts["ready"]
-    table = _known_facts({key: value for key, value in facts.items() if key not in ("ready", "verdict")})
-    show(as_json, facts, table, Text(f"\n{facts['verdict']}", style="green" if ready else "yellow"))
-    click.get_current_context().exit(0 if ready else 1)
+    show(as_json, facts, *doctor_lines(facts))
+    click.get_current_context().exit(0 if facts["ready"] else 1)
+
+
+def doctor_lines(facts: dict[str, Any]) -> list[Any]:
+    """The verdict, then what was found."""
+    head, _, rest = facts["verdict"].partition(": ")
+    return [Text.assemble((head, "bold green" if facts["ready"] else "bold yellow"), f": {rest}\n"),
+            _known_facts({key: value for key, value in facts.items() if key not in ("ready", "verdict")})]
 
 
 def _known_facts(facts: dict[str, Any]) -> Table:
@@ -220,9 +230,8 @@ def _facts_table(facts: dict[str, Any]) -> Table:
 
 
 def _fact(key: str, value: Any) -> str:
-    from ..console import mib
     if key.startswith(("bytes", "memory")):
-        return mib(value)
+        return size_text(value)
     if key == "fingerprint":
         return str(value[:SHORT])
     if key == "schema":

@@ -46,11 +46,11 @@ OF_MODEL = ("adapter", "samples", "temperature", "max_tokens", "system", "memory
                       "them."))
 def grade_command(grader: str, data: Path, model: Path | None, pass_at: float | None, shown: int | None,
                   save: Path | None, unsafe_python: bool, as_json: bool, **options: Any) -> None:
-    """Reward the answers of DATA, or a model's answers to its prompts, by a grader.
+    """Score answers with a grader.
 
-    GRADER is a JSON file in OpenAI's format, or module:function, a reward function with TRL's signature. All columns of
-    a row are its item. An answer is the row's completion, or its last message. pass@k: how probable it is that one of k
-    answers passes.
+    The answers are those in DATA, or a model's answers to its prompts. GRADER is a JSON file in OpenAI's format, or
+    module:function, a reward function with TRL's signature. All columns of a row are its item. An answer is the row's
+    completion, or its last message. pass@k: how probable it is that one of k answers passes.
     """
     from ..evaluation.graders.results import GradedSample, Results
     if model is None and (strange := [name for name in explicit(options) if name in OF_MODEL]):

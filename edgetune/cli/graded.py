@@ -6,6 +6,8 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from rich.text import Text
+
 from ..errors import printable
 
 if TYPE_CHECKING:
@@ -23,6 +25,19 @@ def exact_text(scores: Scores) -> str:
         return "none was asked for"
     low, high = scores.interval
     return f"{scores.exact:.1%} of {scores.exact_rows} ({low:.0%} to {high:.0%})"
+
+
+def comparison_headline(found: Comparison, first: str, second: str) -> Text:
+    """Says which of two is better, by right answers, or by losses where nobody answered. first, second: their names."""
+    from ..console import headline
+    from ..evaluation.compare import LEVEL
+    paired = found.right if found.answers else found.lower
+    rows = "rows right" if found.answers else "rows of lower loss"
+    counted = f"{rows} with {first} alone: {paired.losses}, with {second} alone: {paired.wins}"
+    p = paired.p_two_sided
+    if p >= LEVEL:
+        return headline(["no clear difference", counted, f"p = {p:.2g}"], "yellow")
+    return headline([f"{second if paired.wins > paired.losses else first} is better", counted, f"p = {p:.2g}"], "green")
 
 
 def comparison_lines(found: Comparison, first: str, second: str) -> list[str]:

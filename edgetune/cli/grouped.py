@@ -1,4 +1,4 @@
-"""--help in groups with the options that are common, --help-all with all, and the flags of adapter families."""
+"""--help with the options that are common, --help-all with all, in the same groups; the flags of adapter families."""
 
 from __future__ import annotations
 
@@ -11,25 +11,31 @@ from typing import Any
 import click
 
 from ..errors import UsageError
+from ..options import default_text
 from ..training.config import ADAPTER, LORA
 from . import configured
 
 FAMILY = "--family"
 OWN = "Options"
-COMMON = "Common options"
 VARIABLES = 76  # columns from which the names of environment variables fit
 ARGS = "edgetune.args"  # of a context: what is typed
 ALL = "edgetune.help_all"  # of a context: whether all options are to be shown
 
 
 class GroupedOption(click.Option):
-    """An option of a group. common: --help shows it. apart: in its group there, too."""
+    """An option of a group. common: --help shows it. zero: the word for a default of 0."""
 
-    def __init__(self, *names: Any, group: str = "", common: bool = True, apart: bool = False, **options: Any) -> None:
+    def __init__(self, *names: Any, group: str = "", common: bool = True, zero: str = "", **options: Any) -> None:
         super().__init__(*names, **options)
-        self.apart = apart
         self.group = group
         self.common = common
+        self.zero = zero
+
+    def get_help_extra(self, ctx: click.Context) -> Any:
+        found = super().get_help_extra(ctx)
+        if "default" in found:
+            found["default"] = default_text(self.get_default(ctx, call=False), self.zero)
+        return found
 
 
 class Deferred(click.Option):
@@ -48,6 +54,11 @@ class GroupedCommand(click.Command):
         configured.read(self, ctx, named(args, configured.FLAG, ""))
         try:
             return super().parse_args(ctx, args)
+        except click.MissingParameter as missing:
+            if missing.param is None or missing.param.name != "data":
+                raise
+            text = f"It is a file of rows; {ctx.command_path} --help shows their form."
+            raise click.MissingParameter(text, ctx, missing.param) from None
         except click.BadParameter as error:
             if not (place := configured.where(ctx, error.param)):
                 raise
@@ -86,9 +97,7 @@ class GroupedCommand(click.Command):
             if is_rare(param) and not everything:
                 left_out += 1
                 continue
-            group = getattr(param, "group", "")
-            is_shown = everything or getattr(param, "apart", False)
-            groups[(group if is_shown else COMMON) if group else OWN].append(record)
+            groups[getattr(param, "group", "") or OWN].append(record)
         for title, records in groups.items():
             with formatter.section(title):
                 formatter.write_dl(records)
@@ -127,8 +136,8 @@ def family_flags(ctx: click.Context, typed: Callable[[Field[Any]], Any], default
             flag = f"{flag}/--no-{flag[2:]}"
         default = spec.default if defaults and name in own else None
         yield GroupedOption([flag, name], type=typed(spec), default=default, group=ADAPTER, hidden=name in others,
-                            common=spec.metadata["common"], show_default=default is not None,
-                            help=spec.metadata["help"])
+                            common=spec.metadata["common"], zero=spec.metadata["zero"],
+                            show_default=default is not None, help=spec.metadata["help"])
 
 
 def chosen(ctx: click.Context, flag: str, default: str) -> str:

@@ -15,8 +15,7 @@ from typing import Any
 from ..adapters import store
 from ..backends import cpu, native
 from ..backends.opening import open_cuda
-from ..console import mib
-from ..errors import EdgetuneError, UsageError
+from ..errors import EdgetuneError, UsageError, size_text
 from ..formats import bundle, signature
 from ..formats.gguf import Gguf, check_model, open_gguf
 from ..llamacpp.tokenizer import Tokenizer
@@ -219,5 +218,5 @@ def verdict(here: device.Device, kernels: str, missing: list[str], ready: bool) 
     if not ready:
         return f"Not ready: models are neither trained nor answer without {missing[0]}."
     also = f" Not installed: {'; '.join(missing)}." if missing else ""
-    return (f"Ready: trains with the kernels {kernels} on {here.cores} cores in {mib(here.memory_available)} of free "
-            f"memory, and answers through llama.cpp.{also}")
+    return (f"Ready: trains with the kernels {kernels} on {here.cores} cores in "
+            f"{size_text(here.memory_available)} of free memory, and answers through llama.cpp.{also}")

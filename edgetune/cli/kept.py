@@ -18,16 +18,16 @@ ID = click.argument("prompt_id", metavar="ID")
 
 @cli.group("prompts", cls=Listing)
 def prompts() -> None:
-    """What people asked a daemon that keeps prompts (--keep-prompts).
+    """List and learn the prompts that a daemon stores.
 
-    Without a command: list the latest.
+    It stores them with --keep-prompts. Without a command: list the latest.
     """
 
 
 @request("list", click.option("--limit", type=click.IntRange(min=0), default=20, show_default=True,
                               help="Prompts at most; 0: all."), group=prompts)
 def prompts_list(client: Any, limit: int, as_json: bool) -> None:
-    """The latest first, and how many are kept."""
+    """List the latest prompts first, and count them."""
     found, counts = latest(client, PROMPTS, limit)
     rows = [([each["id"], format_time(each["created_at"])], printable(" ".join(each["question"].split())))
             for each in found]
@@ -37,14 +37,17 @@ def prompts_list(client: Any, limit: int, as_json: bool) -> None:
 
 @request("show", ID, group=prompts)
 def prompts_show(client: Any, prompt_id: str, as_json: bool) -> None:
-    """All that is kept of a prompt."""
+    """Show all that is stored of a prompt."""
     found = client.get(url_path(PROMPTS, prompt_id))
     show(as_json, found, Text(json_text(found["row"], indent=1)))
 
 
 @request("learn", group=prompts)
 def prompts_learn(client: Any, as_json: bool) -> None:
-    """Begin the tutor's rounds over the prompts that are kept (--learn tutor)."""
+    """Begin the tutor's rounds over the stored prompts.
+
+    The daemon must have been started with --learn tutor.
+    """
     job = client.post("/v1/learn", {"prompts": True})
     show(as_json, job, *begun_lines(job))
 

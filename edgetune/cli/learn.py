@@ -9,8 +9,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import click
+from rich.text import Text
 
-from ..errors import WORSE, UsageError
+from ..errors import WORSE, UsageError, size_text
 from ..machine.policy import Policy
 from .app import (
     DATA,
@@ -28,6 +29,7 @@ from .app import (
     training_options,
 )
 from .configured import config_option
+from .grouped import GroupedOption
 from .objective import ObjectiveCommand, take_objective
 from .sweep import sweep_options, sweep_table, take_grid
 
@@ -43,7 +45,8 @@ def allow_changed_option(begin: str) -> Any:
                         "give; run.json lists what changed.")
 
 
-answers_option = click.option("--answers/--no-answers", default=True, show_default=True,
+COLOURS = {"learned": "green", "still falling": "green", "overfitted": "yellow", "unmeasured": "yellow", "worse": "red"}
+answers_option = click.option("--answers/--no-answers", default=True, show_default=True, cls=GroupedOption,
                               help="Put held-out questions to the model before and after.")
 
 
@@ -61,12 +64,12 @@ answers_option = click.option("--answers/--no-answers", default=True, show_defau
          policy_file_option, policy_options, config_option(), cls=ObjectiveCommand)
 def train_command(model: Path, data: Path, folder: Path, held_out: str | None, policy_file: Path | None, as_json: bool,
                   **options: Any) -> None:
-    """Train an adapter of MODEL (a GGUF or a bundle) with the rows of DATA.
+    """Train an adapter of MODEL with the rows of DATA.
 
-    DATA is .jsonl, one row a line, or .json, .csv, .tsv, .parquet; plain .txt; or - for lines from standard input.
-    Several files between commas, a folder of files, or a data set of the Hugging Face hub (hf:ORG/NAME:SPLIT) are read
-    as one. Rows have one of three shapes, or keys that are known, as those of Alpaca, of ShareGPT, or of question and
-    answer:
+    MODEL is a GGUF, a bundle, or a name that edgetune models lists. DATA is .jsonl, one row a line, or .json, .csv,
+    .tsv, .parquet; plain .txt; or - for lines from standard input. Several files between commas, a folder of files, or
+    a data set of the Hugging Face hub (hf:ORG/NAME:SPLIT) are read as one. Rows have one of three shapes, or keys that
+    are known, as those of Alpaca, of ShareGPT, or of question and answer:
 
     \b
       {"messages": [{"role": "user", "content": "..."}, ...]}
@@ -113,11 +116,11 @@ def train_command(model: Path, data: Path, folder: Path, held_out: str | None, p
          config_options(*(spec.name for spec in fields(Policy)), of=Policy, defaults=False))
 def resume_command(folder: Path, epochs: str | None, allow_changed: tuple[str, ...], answers: bool, as_json: bool,
                    **options: Any) -> None:
-    """Continue the run in OUT, which knows its model, rows and options.
+    """Continue the run in OUT, or a finished one.
 
-    They are compared by hash. A run that was stopped or killed ends with the bytes of one that was not; one that is
-    finished is continued with --epochs +N. Options that are named change from here on; those that change what is
-    learned need --allow-changed too.
+    OUT knows its model, rows and options, which are compared by hash. A run that was stopped or killed ends with the
+    bytes of one that was not; one that is finished is continued with --epochs +N. Options that are named change from
+    here on; those that change what is learned need --allow-changed too.
     """
     from ..machine.device import read_device
     from ..machine.governor import Governor
@@ -156,12 +159,20 @@ def finish(as_json: bool, result: Result, model: Path) -> None:
 
 
 def result_lines(result: Result) -> list[Any]:
-    """Shows the result of a run: its cost, three questions with answers, its scores and the verdict."""
+    """Shows a run's verdict in a line, three questions with answers, the verdict whole, and the cost."""
     from ..console import duration, pair_lines
-    peak = f"{result.record['peak_rss_mib']:.0f} MiB{' with the answers' if result.pairs else ''}"
-    return [f"{result.steps} steps in {duration(result.seconds)}, peak memory {peak}", *pair_lines(result.pairs, out),
-            *([""] if result.pairs else []), *(f"{what} {before} -> {after}" for what, before, after in result.facts()),
-            result.verdict]
+    peak = f"{size_text(result.record['peak_rss_mib'] * 2**20)}{' with the answers' if result.pairs else ''}"
+    structured = result.exact_structured
+    return [verdict_line(result), *pair_lines(result.pairs, out), "", result.verdict,
+            *([f"exact answers that are held to their schema: {structured:.0%}"]
+              if structured not in (None, result.exact_after) else []),
+            f"{result.steps} steps in {duration(result.seconds)}, peak memory {peak}"]
+
+
+def verdict_line(result: Result) -> Text:
+    """The verdict on a run in a line, with its time."""
+    from ..console import duration, headline
+    return headline([*result.headline, duration(result.seconds)], COLOURS[result.kind])
 
 
 def try_lines(result: Result, model: Path, folder: Path) -> list[str]:

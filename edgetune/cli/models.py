@@ -8,32 +8,36 @@ from typing import Any
 
 import click
 
+from ..errors import size_text
 from .app import command, out, show, step_progress
 
 
 @command("pull", click.argument("name"))
 def pull_command(name: str, as_json: bool) -> None:
-    """Get the model NAME into the cache.
+    """Download the model NAME.
 
     NAME is one that edgetune models lists, or hf:ORG/REPO:FILE.gguf, a file on the Hugging Face hub. A download that
     broke off continues. The file is put into place once its SHA-256 is the hub's and it is a whole GGUF that edgetune
     can open. Every command that takes a model takes NAME then.
     """
-    from ..console import Copied, mib
+    from ..console import Copied
     from ..hub import pull
     with step_progress(out, as_json) as progress:
         found = pull(name, progress.step)
     licence = found.licence or "none named: look at its page"
-    show(as_json, asdict(found), Copied(f"{found.name}: {found.path}"), f"{mib(found.bytes)}, licence {licence}",
+    show(as_json, asdict(found), Copied(f"{found.name}: {found.path}"), f"{size_text(found.bytes)}, licence {licence}",
          Copied(f"SHA-256 {found.sha256}"), *([] if found.downloaded else ["it was here already"]))
 
 
 @command("models")
 def models_command(as_json: bool) -> None:
-    """Models by name: those that are here, with size, licence and path, and others that edgetune pull knows."""
-    from ..console import Copied, mib
+    """List the models that are on this device.
+
+    It shows their size, licence and path, and names others that edgetune pull knows.
+    """
+    from ..console import Copied
     here, others = _listed()
-    lines = [Copied(f"{model['name']}  {mib(model['bytes'])}  {model['licence'] or 'no licence named'}\n"
+    lines = [Copied(f"{model['name']}  {size_text(model['bytes'])}  {model['licence'] or 'no licence named'}\n"
                     f"  {model['path']}") for model in here]
     more = [f"edgetune pull gets: {', '.join(others)}"] if others else []
     show(as_json, {"models": here, "known": others}, *(lines or [Copied("no models are here")]), *more)

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import Field
 from typing import TYPE_CHECKING, Any
 
 import click
 
 from ..errors import UsageError
+from ..options import default_text
 from ..training.config import TrainConfig, train_options
 from .app import explicit, flag_type
 from .grouped import GroupedCommand, GroupedOption, chosen
@@ -62,7 +63,7 @@ def method_flags(name: str, says: str) -> Iterator[click.Option]:
     known = objectives(train_options())
     if len(known) > 1:
         yield click.Option([FLAG], type=click.Choice(list(known)), default=DEFAULT, show_default=True, metavar="NAME",
-                           help=f"{says}: {', '.join(known)}. {FLAG} NAME --help shows its options.")
+                           help=f"{says}: {_listed(known)}. {FLAG} NAME --help shows its options.")
     for option, owners in options_of(known).items():
         spec = owners.get(name)
         flag = "--" + option.replace("_", "-")
@@ -71,9 +72,17 @@ def method_flags(name: str, says: str) -> Iterator[click.Option]:
         if spec is None:
             yield click.Option([flag, option], type=None if "/" in flag else str, default=None, hidden=True)
             continue
-        default = f" [{spec.default}]" if spec.default != "" else ""
-        yield GroupedOption([flag, option], type=flag_type(spec), default=None, group=f"The method {name}", apart=True,
+        default = f" [{default_text(spec.default)}]" if spec.default != "" else ""
+        yield GroupedOption([flag, option], type=flag_type(spec), default=None, group=f"The method {name}",
                             help=f"{spec.metadata['help']}{default}")
+
+
+def _listed(known: Iterable[str]) -> str:
+    """The established methods, then the experimental ones."""
+    from ..objectives.base import ESTABLISHED
+    kinds = ("", [name for name in known if name in ESTABLISHED]), (
+        "experimental: ", [name for name in known if name not in ESTABLISHED])
+    return "; ".join(title + ", ".join(names) for title, names in kinds if names)
 
 
 def options_of(known: Mapping[str, type[Objective]]) -> dict[str, dict[str, Field[Any]]]:

@@ -6,11 +6,13 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import click
+from rich.text import Text
 
-from ..errors import EdgetuneError, UsageError
+from ..errors import EdgetuneError, UsageError, size_text
 from ..training.config import TrainConfig
 from .app import MODEL, RowsPath, command, show, step_progress, train_options
 from .configured import config_option
+from .grouped import GroupedOption
 from .objective import ObjectiveCommand, take_objective, train_config
 
 if TYPE_CHECKING:
@@ -29,7 +31,7 @@ if TYPE_CHECKING:
          click.option("--data", "named", type=click.Path(path_type=Path), hidden=True),  # DATA, as it was once given
          click.option("--eval", "held_out", metavar="FILE|none",
                       help="Held-out rows, as train has them; none: all rows are learned [a tenth of DATA]."),
-         click.option("--measure/--no-measure", default=True, show_default=True,
+         click.option("--measure/--no-measure", default=True, show_default=True, cls=GroupedOption,
                       help="Measure two steps where no speed is known."),
          click.option("--speed", type=click.Path(path_type=Path),
                       help="What edgetune bench train --save FILE wrote [what --save alone left for this device]."),
@@ -39,7 +41,9 @@ if TYPE_CHECKING:
          train_options, config_option("train"), cls=ObjectiveCommand)
 def plan_command(model: Path, data: Path | None, named: Path | None, held_out: str | None, measure: bool,
                  speed: Path | None, device: str | None, buffers: bool, as_json: bool, **options: Any) -> None:
-    """Say whether training MODEL fits the memory, in how many steps and how long it trains, and what is traded.
+    """Say whether training fits, and how long it takes.
+
+    It also says in how many steps it trains, and what is traded for the memory.
 
     With DATA, rows to train on, memory, steps and time are those of a run over them; without, rows are taken to be
     max-length long. Where no speed is known for this device and these options, two steps are measured, within --memory.
@@ -87,7 +91,7 @@ def plan_command(model: Path, data: Path | None, named: Path | None, held_out: s
         rate = predicted["tokens_per_s"]
         predicted |= {"step_s": batch_of(config, work.rows) * plan.run.max_length / rate,
                       "seconds": work.seconds(network.structure, plan.run, rate)}
-    disk = disk_writes(plan, config, held_out=held is not None or data is None)
+    disk = disk_writes(plan, config, held_out=held is not None or data is None, folder=Path())
     facts = {"fits": True, "rows": work.rows, "held_out_rows": work.held_out, "steps": work.steps,
              "tokens": rows.tokens if rows else None, "computed": round(rows.tokens * share) if rows else None,
              "measurements": work.measurements, "predicted": predicted, "disk": disk}
@@ -171,18 +175,17 @@ def measured_speed(bundle: Bundle, config: TrainConfig, plan: Plan, objective: O
 # ---- what is said ----------------------------------------------------------------------------------------------------
 
 
-def answer(plan: Plan, work: Forecast, predicted: dict[str, Any] | None, device: str | None) -> str:
+def answer(plan: Plan, work: Forecast, predicted: dict[str, Any] | None, device: str | None) -> Text:
     """Says in a sentence whether the run fits, its steps and its time."""
     from ..console import about
-    from ..training.plan import MIB, mib
-    said = f"fits: {mib(plan.peak_bytes)} of {plan.limits.budget // MIB} MiB"
+    said = f": {size_text(plan.peak_bytes)} of {size_text(plan.limits.budget)}"
     place = f"on {predicted['speed']['device']}" if predicted and device else "here"
     if work.steps is not None:
         said += f"; {'at most ' if work.stops_early else ''}{work.steps} steps"
         said += f", about {about(predicted['seconds'])} {place}" if predicted else ""
     elif predicted:
         said += f"; {predicted['tokens_per_s']:.0f} tokens/s {place}"
-    return said
+    return Text.assemble(("fits", "bold green"), said)
 
 
 def row_lines(work: Forecast, rows: Dataset | None, held: Dataset | None, held_out: str | None,
@@ -206,12 +209,11 @@ def row_lines(work: Forecast, rows: Dataset | None, held: Dataset | None, held_o
 
 
 def wear_lines(disk: dict[str, Any], predicted: dict[str, Any] | None) -> list[str]:
-    """The bytes that checkpoints write, unless the run is known to end before the first is due."""
+    """The bytes that checkpoints write, where the run is known to last until one is due."""
     from ..console import checkpoint_line
+    seconds = (predicted or {}).get("seconds")
     interval = disk["checkpoint_seconds"]
-    seconds = predicted["seconds"] if predicted else None
-    is_short = interval is None or (seconds is not None and seconds <= interval)
-    return [] if is_short else [checkpoint_line(disk)]
+    return [checkpoint_line(disk, seconds)] if seconds and interval and seconds > interval else []
 
 
 def speed_lines(predicted: dict[str, Any] | None, why_not: str) -> list[str]:
@@ -228,17 +230,17 @@ def speed_lines(predicted: dict[str, Any] | None, why_not: str) -> list[str]:
 
 
 def buffer_tables(plan: Plan) -> list[Any]:
-    from ..console import mib, table
-    buffers = [[b.name, " x ".join(map(str, b.shape)), b.dtype, b.lifetime, mib(b.nbytes)] for b in plan.buffers]
+    from ..console import table
+    buffers = [[b.name, " x ".join(map(str, b.shape)), b.dtype, b.lifetime, size_text(b.nbytes)] for b in plan.buffers]
     return ["", table("", ["buffer", "shape", "type", "lifetime", "size"], buffers, (4,)), "",
             table("", ["", ""], totals(plan), (1,))]
 
 
 def totals(plan: Plan) -> list[list[str]]:
-    from ..console import mib
     weights = "weights, mapped" + (" (at most)" if plan.tradeoffs.streamed else "")
-    rows = [["arena", mib(plan.arena_bytes)], [weights, mib(plan.weight_bytes)],
-            ["interpreter, libraries, data", mib(plan.process_bytes)]]
+    rows = [["arena", size_text(plan.arena_bytes)], [weights, size_text(plan.weight_bytes)],
+            ["interpreter, libraries, data", size_text(plan.process_bytes)]]
     if plan.limits.before == plan.peak_bytes:
-        rows.append(["before training (tokenising)", mib(plan.limits.before)])
-    return [*rows, ["whole process", mib(plan.peak_bytes)], [f"budget: {plan.limits.asked}", mib(plan.limits.budget)]]
+        rows.append(["before training (tokenising)", size_text(plan.limits.before)])
+    return [*rows, ["whole process", size_text(plan.peak_bytes)],
+            [f"budget: {plan.limits.asked}", size_text(plan.limits.budget)]]

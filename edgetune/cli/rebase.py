@@ -34,10 +34,10 @@ OF_DAEMON = ("memory", "context", "threads", "canary", "canary_rise", "max_kl")
          policy_file_option, policy_options)
 def rebase_command(model: Path, state: Path, folder: Path, policy_file: Path | None, as_json: bool,
                    **options: Any) -> None:
-    """Learn on MODEL all that the daemon of STATE has learned from feedback, and judge it as the daemon would.
+    """Move what a daemon has learned to another MODEL.
 
-    The same questions are held out, and compared with MODEL alone; the verdict is in OUT's run.json. In STATE nothing
-    changes. Ctrl-C stops; the same command continues.
+    All feedback in STATE is learned again on MODEL. The same questions are held out, and compared with MODEL alone;
+    the verdict is in OUT's run.json. In STATE nothing changes. Ctrl-C stops; the same command continues.
     """
     from ..daemon.rebase import rebase
     policy = policy_of(policy_file, options)

@@ -15,7 +15,7 @@ from urllib.parse import quote
 import click
 from rich.text import Text
 
-from ..errors import DataError, NotFoundError, UsageError
+from ..errors import DataError, NotFoundError, UsageError, size_text
 from .app import F, cli, column_options, command, explicit, job_options, out, show, train_progress
 from .files import shown
 from .grouped import GroupedCommand
@@ -111,7 +111,7 @@ def format_time(seconds: int | None) -> str:
 
 @cli.group("jobs", cls=Listing)
 def jobs() -> None:
-    """The daemon's fine-tuning jobs.
+    """List and control the daemon's training jobs.
 
     Without a command: list them.
     """
@@ -119,7 +119,7 @@ def jobs() -> None:
 
 @request("list", group=jobs)
 def jobs_list(client: Any, as_json: bool) -> None:
-    """All jobs, the newest first."""
+    """List all jobs, the newest first."""
     found = list(client.all(JOBS))
     rows = [([job["id"], job["status"], format_time(job["created_at"])], _outcome(job)) for job in found]
     show(as_json, {"object": "list", "data": found}, *(entries(rows) if rows else ["there are no jobs"]))
@@ -140,9 +140,10 @@ def _outcome(job: dict[str, Any]) -> str:
          column_options, job_options, group=jobs, cls=ObjectiveCommand)
 def jobs_create(client: Any, data: str, held_out: str | None, model: str, suffix: str, follow: bool,
                 prompt_column: str, completion_column: str, as_json: bool, **options: Any) -> None:
-    """Train on the rows of DATA: a file of this machine, or the id (file-...) of one that the daemon has.
+    """Train on the rows of DATA.
 
-    A file with named columns is sent as JSON Lines.
+    DATA is a file of this machine, or the id (file-...) of one that the daemon has. A file with named columns is sent
+    as JSON Lines.
     """
     from ..data.formats import Columns
     columns = Columns(prompt_column, completion_column)
@@ -217,19 +218,39 @@ def _write_lines(lines: Path, path: Path, columns: Columns) -> None:
 
 @request("show", click.argument("job"), group=jobs)
 def jobs_show(client: Any, job: str, as_json: bool) -> None:
-    """All that the daemon says of JOB."""
+    """Show JOB: its state, its result and its options."""
     from ..console import Copied, table
     found = client.get(url_path(JOBS, job))
     report = [Copied(f"report: {client.url}{found['report']}")] if found.get("report") else []
+    facts = {**found, "method": _method_in_short(found["method"])}
     rows = [[name.replace("_", " "), Text(format_time(value) if name.endswith(TIMES) else shown(value))]
-            for name, value in found.items() if value and name not in (MADE, "object", "hyperparameters", "report")]
+            for name, value in facts.items() if value and name not in (MADE, "object", "hyperparameters", "report")]
     made = [Copied(f"{MADE.replace('_', ' ')}: {found[MADE]}")] if found.get(MADE) else []
     show(as_json, found, table("", ["", ""], rows), *made, *report)
 
 
+def _method_in_short(method: dict[str, Any]) -> dict[str, Any]:
+    """A job's method with those of its hyperparameters that differ from their defaults; --json shows all."""
+    from ..objectives.base import objectives
+    from ..options import declared
+    from ..training.config import train_options
+    name = method["type"]
+    kinds = [kind for kind in objectives().values() if kind.method == name]
+    defaults = {spec.name: spec.default for kind in kinds for spec in declared(kind)}
+    defaults = {**{spec.name: spec.default for spec in train_options().values()}, **defaults}
+    defaults |= {name: value for kind in kinds for name, value in kind.defaults.items()}
+    part = method.get(name) or {}
+    changed = {option: value for option, value in (part.get("hyperparameters") or {}).items()
+               if option in defaults and value != defaults[option]}
+    return {"name": name, **{key: value for key, value in part.items() if key != "hyperparameters"}, **changed}
+
+
 @request("follow", click.argument("job"), group=jobs)
 def jobs_follow(client: Any, job: str, as_json: bool) -> None:
-    """Show how JOB goes until it ends; exits with 0 if it succeeded. Ctrl-C leaves it to the daemon."""
+    """Show how JOB goes until it ends.
+
+    It exits with 0 if the job succeeded. Ctrl-C leaves the job to the daemon.
+    """
     from ..console import say
     last = None
     with train_progress(as_json) as progress:
@@ -274,7 +295,7 @@ _add_action("resume", "Continue JOB where it was paused.")
 
 @cli.group("adapters", cls=Listing)
 def adapters() -> None:
-    """The daemon's adapters, and which one answers.
+    """List the daemon's adapters, and choose one.
 
     Without a command: list them.
     """
@@ -282,7 +303,7 @@ def adapters() -> None:
 
 @request("list", group=adapters)
 def adapters_list(client: Any, as_json: bool) -> None:
-    """All adapters, and why each is active or not."""
+    """List all adapters, and why each is active or not."""
     found = client.get(ADAPTERS)
     verdicts = [a.get("verdict") or {} for a in found["data"]]
     rows = [([a["id"], a["state"], format_time(a["created_at"]), a.get("name") or ""],
@@ -297,19 +318,25 @@ def _serving(found: dict[str, Any]) -> str:
 
 @request("promote", click.argument("adapter"), group=adapters)
 def adapters_promote(client: Any, adapter: str, as_json: bool) -> None:
-    """Let ADAPTER answer from the next request on, whatever the gate said of it."""
+    """Activate ADAPTER, whatever the gate said of it.
+
+    It answers from the next request on.
+    """
     _change(client, as_json, url_path(ADAPTERS, adapter, "promote"))
 
 
 @request("rollback", group=adapters)
 def adapters_rollback(client: Any, as_json: bool) -> None:
-    """Activate the adapter that was active before, from the next request on."""
+    """Activate the adapter that was active before."""
     _change(client, as_json, url_path(ADAPTERS, "rollback"))
 
 
 @request("recover", group=adapters)
 def adapters_recover(client: Any, as_json: bool) -> None:
-    """Take back adapters that were set aside when the daemon's database was lost; promote then lets one answer."""
+    """Take back adapters that a lost database left aside.
+
+    They are candidates then, which promote activates.
+    """
     found = client.post(url_path(ADAPTERS, "recover"))
     lines = [f"{adapter} is a candidate again" for adapter in found["recovered"]]
     lines += [f"{folder} remains: {reason}" for folder, reason in found["refused"].items()]
@@ -331,7 +358,7 @@ def adapters_delete(client: Any, adapter: str, as_json: bool) -> None:
 
 @request("rename", click.argument("adapter"), click.argument("name"), group=adapters)
 def adapters_rename(client: Any, adapter: str, name: str, as_json: bool) -> None:
-    """Give ADAPTER a NAME, by which requests may call it too; "" takes it away."""
+    """Give ADAPTER a NAME that requests may use; "": none."""
     found = client.patch(url_path(ADAPTERS, adapter), {"name": name})
     show(as_json, found, f"{adapter} is called {found['name']}" if found["name"] else f"{adapter} has no other name")
 
@@ -340,7 +367,9 @@ def adapters_rename(client: Any, adapter: str, name: str, as_json: bool) -> None
          click.option("-o", "--out", "target", type=click.Path(path_type=Path), required=True, help="New zip file."),
          group=adapters)
 def adapters_download(client: Any, adapter: str, target: Path, as_json: bool) -> None:
-    """Write ADAPTER as a zip: adapter.gguf, a model card, and run.json without questions, answers and paths."""
-    from ..console import mib
+    """Write ADAPTER into a zip file.
+
+    It holds adapter.gguf, a model card, and run.json without questions, answers and paths.
+    """
     client.download(url_path(ADAPTERS, adapter, "download"), target)
-    show(as_json, {"out": str(target), "bytes": target.stat().st_size}, f"{target}: {mib(target.stat().st_size)}")
+    show(as_json, {"out": str(target), "bytes": target.stat().st_size}, f"{target}: {size_text(target.stat().st_size)}")

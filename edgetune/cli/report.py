@@ -19,11 +19,11 @@ WIDE = 80  # columns of a terminal in which the table has its usual spaces
                       help="File to write, which is replaced [report.html in the run's folder; for several runs "
                       f"{SEVERAL} here]."))
 def report_command(folders: tuple[Path, ...], file: Path | None, as_json: bool) -> None:
-    """Show how a run went, or compare several, as one HTML file that asks for nothing outside.
+    """Show how a run went, or compare several.
 
-    OUT is the output folder of a training that is done, paused or running. Of one run it shows the verdict, charts of
-    loss, learning rate, memory and speed, answers before and after, and all options; of several their losses over one
-    another and the options that differ.
+    The report is one HTML file that loads nothing from the network. OUT is the output folder of a training that is
+    done, paused or running. Of one run it shows the verdict, charts of loss, learning rate, memory and speed, answers
+    before and after, and all options; of several their losses over one another and the options that differ.
     """
     from ..console import table
     from ..runs import comparison, report

@@ -2,25 +2,32 @@
 
 from __future__ import annotations
 
-import time
+import re
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from datetime import datetime
 from functools import partial
 from typing import Any
 
 import click
+from rich.cells import cell_len
 from rich.console import Group, RenderableType
 from rich.text import Text
 
+from ..console import ACTIONS
+from ..errors import size_text
 from . import watched
-from .app import show
+from .app import out, show
 from .remote import ADAPTERS, BASE, request
 from .watched import once_option, stays, watch_option
 
+JOB = r"^ftjob-\w+: "  # the start of a cause
 SWITCHES = 3  # of the history, and of the governor's decisions
 
 
 @request("status", once_option, watch_option)
 def status_command(client: Any, once: bool, watch: bool, as_json: bool) -> None:
-    """What the daemon serves, trains and learns, and what it yields to.
+    """Show what the daemon serves, trains and learns.
 
     At a terminal it stays until Ctrl-C and shows that again every second. Without one, with --json or --once it says
     it once, and exits with 1 if not all is right.
@@ -38,17 +45,19 @@ def _facts(client: Any) -> dict[str, Any]:
 
 
 def view(facts: dict[str, Any]) -> RenderableType:
-    from ..console import mib, table
+    from ..console import table
     memory = facts["memory"]
     serving = facts["serving"]
     health = facts["health"]
     found = facts["adapters"]
+    names = short_names(found["data"])
     colour = "green" if health["status"] == "ok" else "yellow"
     remembered = [a["verdict"].get("remembered") for a in found["data"] if a["id"] == found["serving"]]
     rows: list[list[str | Text]] = [
         ["health", Text.assemble((health["status"], colour), *(f"\n{reason}" for reason in health["reasons"]))],
-        ["active", Text("\n".join(filter(None, (found["serving"] or BASE, *remembered))))],
-        ["memory", f"{mib(memory['used'])} of {mib(memory['budget'])}, {mib(memory['available'])} available"],
+        ["active", Text("\n".join(filter(None, (names.get(found["serving"], BASE), *remembered))))],
+        ["memory", f"{size_text(memory['used'])} of {size_text(memory['budget'])}, "
+                   f"{size_text(memory['available'])} available"],
         ["temperature", "unknown" if facts["temperature"] is None else f"{facts['temperature']:.1f} °C"],
         ["answers", f"{serving['working']} in progress, {serving['waiting']} waiting, {serving['requests']} in all; "
                     f"{serving['tokens_per_s']:.1f} tokens/s in the last one"],
@@ -57,8 +66,18 @@ def view(facts: dict[str, Any]) -> RenderableType:
         *_tutor(facts["learning"].get("tutor")),
     ]
     return Group(table(facts["model"], ["", ""], rows),
-                 *_happened("active since", "adapter", found["history"][:SWITCHES]),
-                 *_happened("yields", "action", facts["governor"][:SWITCHES]))
+                 *_happened("activated", [(event["at"], names.get(event["adapter"], BASE), event["cause"])
+                                          for event in found["history"][:SWITCHES]]),
+                 *_happened("pauses", [(event["at"], ACTIONS.get(event["action"], event["action"]), event["cause"])
+                                       for event in facts["governor"][:SWITCHES]]))
+
+
+def short_names(adapters: Sequence[Mapping[str, Any]]) -> dict[str, str]:
+    """Names by id: the given name, else the suffix of the job, with the end of the id where another one has it too."""
+    parts = {each["id"]: each["id"].split(":")[-2:] for each in adapters}  # ft:MODEL:SUFFIX:NUMBER
+    count = Counter(suffix for suffix, _ in parts.values())
+    return {each["id"]: each.get("name") or (suffix if suffix and count[suffix] == 1 else f"{suffix} {number}".strip())
+            for each in adapters for suffix, number in [parts[each["id"]]]}
 
 
 def _tutor(found: dict[str, Any] | None) -> list[list[str | Text]]:
@@ -73,12 +92,21 @@ def _tutor(found: dict[str, Any] | None) -> list[list[str | Text]]:
     return [["tutor", Text("\n".join(lines))]]
 
 
-def _happened(title: str, name: str, events: list[dict[str, Any]]) -> list[RenderableType]:
-    from ..console import table
-    rows: list[list[str | Text]] = [[
-        time.strftime("%m-%d %H:%M:%S", time.localtime(event["at"])), str(event[name] or BASE), Text(event["cause"])]
-        for event in events]
-    return ["", table(title, ["", "", ""], rows, whole=(0, 1))] if rows else []
+def _happened(title: str, events: Sequence[tuple[float, str, str]]) -> list[RenderableType]:
+    """A line an event: its time, its name, and as much of its cause as fits a terminal."""
+    from ..console import shortened
+    times = [_time(at) for at, _, _ in events]
+    name_width = max((cell_len(name) for _, name, _ in events), default=0)
+    lines = [f"{when.rjust(max(map(len, times)))}  {name.ljust(name_width)}  {' '.join(re.sub(JOB, '', cause).split())}"
+             for when, (_, name, cause) in zip(times, events, strict=True)]
+    shown = [Text(shortened(line, out.width) if out.is_terminal else line) for line in lines]
+    return [Text(f"\n{title}", style="bold"), *shown] if shown else []
+
+
+def _time(at: float) -> str:
+    """The time of day; the day before it, unless that is today."""
+    when = datetime.fromtimestamp(at)
+    return when.strftime("%H:%M" if when.date() == datetime.now().date() else "%m-%d %H:%M")
 
 
 def _job(job: dict[str, Any]) -> str:

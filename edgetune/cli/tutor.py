@@ -61,7 +61,9 @@ class Tutor(click.Group):
 
 @cli.group("tutor", cls=Tutor)
 def tutor() -> None:
-    """Learn from few labelled rows and from the model's own answers to many prompts.
+    """Learn from few labelled rows and many prompts.
+
+    The model answers the prompts itself, and learns the answers that agree.
 
     `edgetune tutor MODEL PROMPTS -o OUT` is short for `edgetune tutor run`, whose help has the options.
     """
@@ -90,7 +92,10 @@ def tutor() -> None:
 def tutor_command(model: Path, prompts: Path, folder: Path, labelled: Path | None, held: Path | None,
                   grader: str | None, start: Path | None, keep: Path | None, until: str | None, unsafe_python: bool,
                   policy_file: Path | None, as_json: bool, **options: Any) -> None:
-    """Let MODEL answer PROMPTS several times, and learn the answers that agree, or pass a grader, with labelled rows.
+    """Learn the answers of MODEL to PROMPTS that agree.
+
+    Each prompt is answered several times. Answers that agree, or that pass a grader, are learned with the labelled
+    rows.
 
     PROMPTS are rows as --method grpo takes them; a completion in one is its right answer. The adapter is published to
     OUT only if it answers held-out questions better through llama.cpp; the exit code is 3 if none is. Ctrl-C stops; the
@@ -116,8 +121,8 @@ def tutor_command(model: Path, prompts: Path, folder: Path, labelled: Path | Non
                       callbacks=RunCallbacks(progress.event, should_stop, governor))
     from ..tutor.inspect import summary
     found = summary(folder)
-    show(as_json, {"out": str(folder), "stopped": state.stopped, **found}, *_rounds(found["rounds"]),
-         f"stopped: {state.stopped}",
+    show(as_json, {"out": str(folder), "stopped": state.stopped, **found}, _headline(found["rounds"]),
+         *_rounds(found["rounds"]), f"stopped: {state.stopped}",
          f"adapter in {folder}; edgetune tutor inspect {folder} shows the rounds" if state.published else
          f"nothing was published; edgetune tutor inspect {folder} shows the rounds")
     if not state.published and not until:
@@ -131,7 +136,7 @@ def tutor_command(model: Path, prompts: Path, folder: Path, labelled: Path | Non
          click.option("--watts", type=click.FloatRange(0, min_open=True), help="Power of the machine that made the "
                       "rounds, by a meter: shows the energy of each."), group=tutor)
 def inspect_command(folder: Path, number: int | None, shown: int, watts: float | None, as_json: bool) -> None:
-    """Show the rounds in OUT, and of some prompts all answers and the one that is learned."""
+    """Show the rounds in OUT, and answers to some prompts."""
     from ..tutor.inspect import reports, summary
     found = summary(folder, watts or 0.0)
     prompts = reports(folder, number, shown)
@@ -141,11 +146,22 @@ def inspect_command(folder: Path, number: int | None, shown: int, watts: float |
 
 @command("rollback", MODEL, click.argument("folder", metavar="OUT", type=click.Path(path_type=Path)), group=tutor)
 def rollback_command(model: Path, folder: Path, as_json: bool) -> None:
-    """Make the adapter in OUT the one that was published before it; the last three are kept."""
+    """Publish the adapter before the last one again.
+
+    The last three are stored in OUT.
+    """
     from ..formats.bundle import open_bundle
     from ..tutor.folder import roll_back
     number = roll_back(folder, open_bundle(model).gguf)
     show(as_json, {"out": str(folder), "round": number}, f"{folder} holds the adapter of round {number} again")
+
+
+def _headline(rounds: Sequence[Mapping[str, Any]]) -> Text:
+    """Says whether a round published an adapter, and why."""
+    from ..console import headline
+    published = [one for one in rounds if "publish" in one]
+    decided = [one["gate"]["reason"] for one in published or rounds if "gate" in one]
+    return headline(["published" if published else "not published", *decided[-1:]], "green" if published else "yellow")
 
 
 def _rounds(rounds: Sequence[Mapping[str, Any]]) -> list[RenderableType]:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 from ..backends.cpu import Cpu
-from ..errors import UsageError
+from ..errors import UsageError, size_text
 from ..formats.gguf import Gguf
 from ..formats.shape import read_shape
 from ..machine.device import Profile, board_named
@@ -60,7 +60,7 @@ def largest_file(model: Floats, name: str) -> int:
         middle = (low + high) // 2
         low, high = (middle, high) if trains(middle * STEP) else (low, middle)
     if (most := low * STEP - int(RESERVE * budget)) <= 0:
-        raise UsageError(f"{board.name} has {plan.mib(budget)} MiB for training, which this model needs besides its "
+        raise UsageError(f"{board.name} has {size_text(budget)} for training, which this model needs besides its "
                          "weights", "drop blocks, make it narrower or name a larger device")
     return most
 

@@ -7,7 +7,7 @@ from __future__ import annotations
 from pathlib import Path
 
 from ..disk import require_room
-from ..errors import EdgetuneError
+from ..errors import EdgetuneError, size_text
 from ..machine.device import read_device
 from .options import CompressConfig
 from .source.floats import Floats
@@ -22,7 +22,7 @@ DISTILLED = 4 * FLOAT + 2 * FLOAT
 def require_memory(nbytes: int, what: str) -> None:
     """EdgetuneError where fewer bytes are available."""
     if nbytes > (available := read_device().memory_available):
-        raise EdgetuneError(f"{what} needs {nbytes >> 20} MiB of memory, {available >> 20} are available",
+        raise EdgetuneError(f"{what} needs {size_text(nbytes)} of memory, {size_text(available)} are available",
                             "close other programs, or use a machine with more")
 
 

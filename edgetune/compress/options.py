@@ -9,7 +9,7 @@ from typing import Any
 
 from ..errors import UsageError
 from ..machine.device import board_named
-from ..options import check_options, option
+from ..options import AUTO, check_options, option
 
 TEXTS = ("calibrate", "measure", "vocab_from", "distill")  # options that name a file of text
 OF_DISTILLATION = ("steps", "distill_lr", "distill_rank", "distill_length", "distill_batch")
@@ -56,7 +56,8 @@ class CompressConfig:
     # the run
     seed: int = option(0, "Seed of everything random. Same source, options and seed: the same bytes.", low=0,
                        high=2**63 - 1, group="The run")
-    threads: int = option(0, "Threads; 0: one a core that this process may use.", low=0, high=1024, common=True)
+    threads: int = option(0, "Threads; auto: one a core that this process may use.", low=0, high=1024, zero=AUTO,
+                          common=True)
 
     def check(self) -> CompressConfig:
         """Returns self; raises UsageError for the first option out of range or without what it needs."""

@@ -14,7 +14,7 @@ from ..formats.gguf import Gguf
 from ..formats.shape import read_shape
 from ..llamacpp.context import OUTPUTS
 from ..machine.procfs import kib, text
-from ..serving.llama import cache_bytes
+from ..serving.memory import cache_bytes
 
 _LISTS_CHILDREN = Path(f"/proc/self/task/{os.getpid()}/children").exists()
 _OBJECTS = 28 << 20  # bytes of Python's and llama.cpp's objects of many requests at once, without logits

@@ -10,7 +10,7 @@ from pathlib import Path
 from ..errors import UsageError
 from ..evaluation.graders import landlock
 from ..machine.policy import read_hours
-from ..options import check_options, option, share_of
+from ..options import AUTO, check_options, option, share_of
 from ..training.config import TrainConfig
 
 OFF = "off"
@@ -60,13 +60,13 @@ class DaemonConfig:
     # resources that it may use
     memory: str = option("", "Memory of the daemon at most, training included, such as 500M or 25% of what is "
                          "available [75%].", common=True, group="What it may use")
-    context: int = option(0, "Tokens of all prompts and answers in progress together, at most; 0: 4096, or fewer where "
-                          "the model was trained for fewer, or where memory must leave room for a job: 1024 at least.",
-                          low=0, common=True)
+    context: int = option(0, "Tokens of all prompts and answers in progress together, at most; auto: 4096, or fewer "
+                          "where the model was trained for fewer, or where memory must leave room for a job: 1024 at "
+                          "least.", low=0, zero=AUTO, common=True)
     parallel: int = option(8, "Answers worked on at once.", low=1, high=64)
     queue: int = option(64, "Requests that may wait; more are refused with 429.", low=1)
-    threads: int = option(0, "Threads of answers, and of training; 0: one a core that this process may use.", low=0,
-                          high=1024, common=True)
+    threads: int = option(0, "Threads of answers, and of training; auto: one a core that this process may use.", low=0,
+                          high=1024, zero=AUTO, common=True)
     max_upload: int = option(64, "MiB of an uploaded file at most.", low=1)
     max_body: int = option(1024, "KiB of any other request at most.", low=1)
     max_rows: int = option(100_000, "Rows of an uploaded file at most.", low=1)

@@ -46,7 +46,8 @@ def run(service: Service, on_ready: Callable[[str], None] | None = None,
     """
     sys.setswitchinterval(SWITCH_SECONDS)
     keep_little()
-    logging.basicConfig(level=logging.INFO, format="%(levelname)s %(message)s")
+    when = "" if "JOURNAL_STREAM" in os.environ else "%(asctime)s "  # systemd's journal has its own
+    logging.basicConfig(level=logging.INFO, format=f"{when}%(levelname)s %(message)s", datefmt="%Y-%m-%d %H:%M:%S")
     server = _Server(service, on_ready, on_interrupt)
     with _listening(service.config) as listener, server.signals(), _scratch(service.config.folder()):
         server.address = address_of(listener)

@@ -21,6 +21,7 @@ from typing import Any, cast
 
 from .. import disk
 from ..data.rows import with_system
+from ..errors import size_text
 from ..formats.bundle import open_bundle
 from ..formats.named import find_model
 from ..llamacpp.sampling import SEED_LIMIT
@@ -32,7 +33,8 @@ from ..serving.batcher import KEPT, Batcher
 from ..serving.call_form import CallForm, call_form
 from ..serving.completion import Completion, OnPiece
 from ..serving.constraint import grammar_of
-from ..serving.llama import LlamaModel, may_repack, memory_needed
+from ..serving.llama import LlamaModel
+from ..serving.memory import may_repack, memory_needed
 from ..serving.question import Question
 from ..serving.tool_calls import CallReader
 from ..training.config import TrainConfig
@@ -260,7 +262,7 @@ class Service:
             reasons.append(f"no row of the database names {counted}: set aside in {self.store.folder / LOST}; edgetune "
                            "adapters recover takes adapters back, remove what you do not need")
         if (used := self.memory()) > self.budget:
-            reasons.append(f"{used >> 20} MiB of memory are used, the budget is {self.budget >> 20}")
+            reasons.append(f"{size_text(used)} of memory are used, the budget is {size_text(self.budget)}")
         return {"status": "degraded" if reasons else "ok", "reasons": reasons}
 
     def memory(self) -> int:

@@ -150,7 +150,7 @@ def _word(text: str) -> str:
 
 def install(text: str, folder: Path = UNITS) -> Path:
     """Writes, enables and restarts the unit. Raises EdgetuneError if it does not start, UsageError without systemd."""
-    _require_root(folder)
+    _require_root(folder, "start edgetune daemon in its own way; edgetune service install --print shows the unit")
     path = folder / f"{NAME}.service"
     with disk.replaced(path) as beside:
         beside.write_text(text)
@@ -162,7 +162,7 @@ def install(text: str, folder: Path = UNITS) -> Path:
 
 def uninstall(folder: Path = UNITS) -> Path:
     """Stops the service, disables it and removes the unit; the state stays. Raises UsageError where there is none."""
-    _require_root(folder)
+    _require_root(folder, "end the daemon in the way in which it was started")
     path = folder / f"{NAME}.service"
     if not path.exists():
         raise UsageError(f"there is no {path}", "edgetune service install writes it")
@@ -173,10 +173,9 @@ def uninstall(folder: Path = UNITS) -> Path:
     return path
 
 
-def _require_root(folder: Path) -> None:
+def _require_root(folder: Path, without_systemd: str) -> None:
     if shutil.which("systemctl") is None:
-        raise UsageError("there is no systemctl: this system does not run systemd",
-                         "start edgetune daemon in its own way; edgetune service install --print shows the unit")
+        raise UsageError("there is no systemctl: this system does not run systemd", without_systemd)
     if not os.access(folder, os.W_OK):
         raise UsageError(f"only root may write to {folder}", f"sudo {sys.executable} -m edgetune service ...")
 

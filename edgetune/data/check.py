@@ -60,25 +60,31 @@ def _unusable(data: Inspection) -> Iterable[Finding]:
     """What `train` refuses."""
     if not data.count:
         yield Finding("no-rows", f"{data.name} holds no rows", "write a row a line", [], fatal=True)
-    found: list[Finding] = []
-    for kind, refusals in (("refused", data.refused), ("empty", data.empty)):
-        by_reason: dict[tuple[str, str], list[int]] = defaultdict(list)
-        for line, error in refusals:
-            by_reason[error.what, error.hint].append(line)
-        for (what, hint), lines in list(by_reason.items())[:REASONS]:
-            found.append(Finding(kind, f"{_rows(len(lines))} of {data.name} cannot be used: {what}", hint, lines,
-                                 fatal=True))
-        rest = sorted(line for lines in list(by_reason.values())[REASONS:] for line in lines)
-        if rest:
-            found.append(Finding(kind, f"{_rows(len(rest))} more of {data.name} cannot be used, for other reasons",
-                                 "mend the others, and check again", rest, fatal=True))
-    yield from sorted(found, key=lambda finding: finding.lines)
+    yield from _refused(data)
     shapes = Counter(row.shape for row in data.rows if row.shape != "text")
     if len(shapes) > 1:
         usual = shapes.most_common(1)[0][0]
         lines = [row.line for row in data.rows if row.shape not in ("text", usual)]
         what = f"{_rows(len(lines))} of {data.name} {_are(lines)} not of {SHAPES.get(usual, usual)}, as the others are"
         yield Finding("shapes", what, "keep one shape in a file", lines, fatal=True)
+
+
+def _refused(data: Inspection) -> Iterable[Finding]:
+    """Rows that are not understood or have an empty answer, by the reason: the first reasons, then all others."""
+    named = []
+    others = []
+    for kind, refusals in (("refused", data.refused), ("empty", data.empty)):
+        by_reason: dict[tuple[str, str], list[int]] = defaultdict(list)
+        for line, error in refusals:
+            by_reason[error.what, error.hint].append(line)
+        for (what, hint), lines in list(by_reason.items())[:REASONS]:
+            text = f"{_rows(len(lines))} of {data.name} cannot be used: {what}"
+            named.append(Finding(kind, text, hint, lines, fatal=True))
+        rest = sorted(line for lines in list(by_reason.values())[REASONS:] for line in lines)
+        if rest:
+            others.append(Finding(kind, f"{_rows(len(rest))} more of {data.name} cannot be used, for other reasons",
+                                  "mend those before, and check again", rest, fatal=True))
+    return [*sorted(named, key=lambda finding: finding.lines), *others]
 
 
 def _too_long(data: Inspection, tokens: Tokens | None) -> Iterable[Finding]:

@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import Any, BinaryIO
 
 from ..disk import open_regular
-from ..errors import DataError
+from ..errors import DataError, size_text
 from . import parquet
 from .parts import STDIN, SUFFIXES, parts_of
 from .rows import Row, json_type
@@ -134,7 +134,7 @@ def _whole(file: BinaryIO, name: str, digest: Digest, limit: int, hint: str) -> 
     """All of a file that has at most `limit` bytes."""
     size = os.fstat(file.fileno()).st_size
     if size > limit:
-        raise DataError(f"{name} has {size >> 20} MiB, the limit is {limit >> 20}", hint)
+        raise DataError(f"{name} has {size_text(size)}, the limit is {size_text(limit)}", hint)
     content = file.read(limit)
     digest.update(content)
     return _decoded(content, 1, name)

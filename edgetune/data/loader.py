@@ -21,7 +21,7 @@ from typing import IO, Any, NamedTuple, Protocol, cast
 
 import numpy as np
 
-from ..errors import BudgetError, EdgetuneError
+from ..errors import BudgetError, EdgetuneError, size_text
 from ..python_child import child, die_with, how_it_ended, limit_memory, private_memory, resident_memory, unlimit_memory
 from . import rows as supervised_rows
 from .dataset import Dataset
@@ -252,7 +252,7 @@ def _tokenized(asked: dict[str, Any]) -> list[Dataset | None]:
         share, = error.args or (1.0,)  # of the bytes of the file that were read
         grown = max(resident_memory() - began, asked["memory"] - of_parent - began, _LEAST)
         needed = of_parent + began + int(_SLACK * grown / share)
-        what = f"the rows take more than the {asked['memory'] >> 20} MiB of memory that training may have"
+        what = f"the rows take more than the {size_text(asked['memory'])} of memory that training may have"
         raise BudgetError(what, f"give fewer rows, or --memory {-(-needed >> 20)}M", needed) from None
     return sets
 

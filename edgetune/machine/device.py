@@ -17,7 +17,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from ..errors import UsageError
+from ..errors import UsageError, size_text
 from .procfs import cgroups, fields, kib, number, text, whole
 from .toml import read_toml
 
@@ -95,8 +95,8 @@ class Device:
             found.append(f"{self.cores} cores of {whole} processors: hyper-threads count once, and CPU affinity, a "
                          "cgroup's CPU quota or the power mode may leave fewer")
         if self.memory_total < self.memory_installed:
-            found.append(f"{self.memory_total >> 20} MiB of memory of {self.memory_installed >> 20}: the limit of a "
-                         "cgroup")
+            found.append(f"{size_text(self.memory_total)} of memory of {size_text(self.memory_installed)}: the limit "
+                         "of a cgroup")
         if self.power_mode and p and p.power_modes and self.power_mode != p.power_modes[0]:
             found.append(f"power mode {self.power_mode}, not {p.power_modes[0]}: nvpmodel")
         if names := os.environ.get("EDGETUNE_ISA"):
@@ -139,7 +139,7 @@ def match_profile(model: str, machine: str, cpu: str = "", processors: int = 0, 
     built = [p for p in profiles if p.cpu and (p.cpu, p.cores) == (cpu, processors)
              and any((1 - _KERNEL_KEEPS) * size <= memory / 2**20 <= size for size in p.memory_mib)]
     if len(built) == 1 and not model:
-        return built[0], f"it has {processors} x {cpu} and {memory >> 20} MiB of memory, and no device tree to read"
+        return built[0], f"it has {processors} x {cpu} and {size_text(memory)} of memory, and no device tree to read"
     generic = next((p for p in profiles if not p.model), None)
     return generic, f"no board's profile fits, and this one is for any {machine}" if generic else "no profile fits"
 
@@ -189,6 +189,17 @@ def devices_folder() -> Path:
     """The project's data on devices: in edgetune/devices (a wheel) or next to edgetune/ (the source tree)."""
     folder = Path(__file__).parents[1] / "devices"
     return folder if folder.is_dir() else Path(__file__).parents[2] / "devices"
+
+
+def is_removable(folder: Path, root: Path = Path("/")) -> bool:
+    """Whether a folder is on an SD card, an eMMC or a USB stick, as far as the kernel says; writing wears these out."""
+    number = folder.stat().st_dev
+    try:
+        block = (root / f"sys/dev/block/{os.major(number)}:{os.minor(number)}").resolve(strict=True)
+    except OSError:  # a file system without a device
+        return False
+    disk = block.parent if (block / "partition").exists() else block
+    return disk.name.startswith("mmcblk") or text(disk / "removable") == "1"
 
 
 def rss() -> int:

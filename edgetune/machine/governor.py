@@ -11,7 +11,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-from ..errors import UsageError
+from ..errors import UsageError, size_text
 from .device import Profile
 from .policy import MIB, Policy, resolve, within
 from .sensors import Readings, Sensors
@@ -95,7 +95,7 @@ def _memory(r: Readings, policy: Policy, held: int) -> Level:
                 2 * _level(r.memory_stall_full, (STALLED_FULL, math.inf), STALLED_FULL / 2, held // 2))
     if stall > level:
         return stall, f"programs wait for memory {max(r.memory_stall, r.memory_stall_full):.0f} % of the time"
-    return level, f"{max(free, 0) // MIB} MiB of memory are left, {policy.min_free} are kept free"
+    return level, f"{size_text(max(free, 0))} of memory are left, {size_text(policy.min_free * MIB)} are kept free"
 
 
 def _heat(r: Readings, policy: Policy, held: int) -> Level:
@@ -133,7 +133,7 @@ _OVER = {"power": "there is power again", "quiet": "the quiet hours are over",
 def _recovery(rule: str, r: Readings) -> str:
     """Why it continues, by the rule that held it."""
     if rule == "memory":
-        return f"{r.available // MIB} MiB of memory are free again"
+        return f"{size_text(r.available)} of memory are free again"
     if rule == "heat":
         return f"cooled down to {r.temperature or 0:.0f} °C"
     return _OVER[rule]
@@ -168,7 +168,8 @@ class Governor:
             return
         left = max(self._before - nbytes, 0) // MIB
         if self._asked.min_free > left:
-            raise UsageError(f"min-free is {self._asked.min_free}, but this run leaves {left} MiB of memory free",
+            raise UsageError(f"min-free is {self._asked.min_free}, but this run leaves {size_text(left * MIB)} of "
+                             "memory free",
                              "lower --min-free, or what the run needs")
         if not self._asked.min_free:
             self.policy = replace(self.policy, min_free=min(self.policy.min_free, left // 4))

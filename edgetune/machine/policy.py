@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from ..errors import UsageError
-from ..options import check_options, option
+from ..options import AUTO, check_options, option
 from .device import Profile
 from .toml import read_toml
 
@@ -25,10 +25,10 @@ class Policy:
                           "empty battery. Pauses and fewer threads change no bit of the result; a smaller "
                           "micro-batch, used only when memory is short, changes the last bits.",
                           group="What it yields to")
-    max_temp: float = option(0.0, "Pause at this temperature in degrees Celsius, slow down 5 below it; 0: where the "
-                             "board starts to slow down by itself.", low=0.0, high=120.0, common=True)
-    min_free: int = option(0, "MiB of memory to leave to others: pause below, slow down below twice as much; 0: what "
-                           "the device's profile says, at most an eighth of what is available.", low=0)
+    max_temp: float = option(0.0, "Pause at this temperature in degrees Celsius, slow down 5 below it; auto: where the "
+                             "board starts to slow down by itself.", low=0.0, high=120.0, zero=AUTO, common=True)
+    min_free: int = option(0, "MiB of memory to leave to others: pause below, slow down below twice as much; auto: "
+                           "the device's profile decides, at most an eighth of what is available.", low=0, zero=AUTO)
     only_on_power: bool = option(False, "Pause while running on battery.", common=True)
     min_battery: int = option(20, "Pause on battery below this percentage.", low=0, high=100)
     quiet_hours: str = option("", "No training in these hours of the day, local time: 08:00-22:00, or 22:00-07:00 over "

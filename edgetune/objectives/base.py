@@ -33,6 +33,8 @@ from ..data.rows import RowParser
 from ..options import Registry, check_options, declared, make_options
 
 T = TypeVar("T", bound="Objective")
+ESTABLISHED = ("sft", "dpo", "kto", "orpo", "grpo", "rloo", "rest")
+"""The methods that most people want, in that order; the others are experimental."""
 
 
 @dataclass(frozen=True)
@@ -120,11 +122,12 @@ register = _registry.register
 
 
 def objectives(common: Collection[str] = ()) -> dict[str, type[Objective]]:
-    """Every registered objective by name; those of this folder are imported first.
+    """Every registered objective by name, the established ones first; those of this folder are imported first.
 
     common: names of options that are given together with theirs. Raises ValueError for a name in both.
     """
-    found = _registry.all()
+    registered = _registry.all()
+    found = {name: registered[name] for name in (*ESTABLISHED, *registered) if name in registered}
     for kind in found.values():
         for spec in declared(kind):
             if spec.name in common:

@@ -17,14 +17,13 @@ from ..errors import DataError, Interrupted
 from ..evaluation.acceptance import Paired
 from ..evaluation.served import Answer, exact_match, exact_share, parsed_share
 from ..formats.gguf import Gguf
-from ..formats.shape import read_shape
-from ..serving.llama import CONTEXT, LlamaModel, repack_within
+from ..serving.llama import LlamaModel
+from ..serving.memory import context_of, repack_within
 from ..training.config import TrainConfig
 
 MOST = 64  # questions
 SHOWN = 3  # of them, in run.json
 WORSE = 0.05  # level of significance at which fewer right answers are no chance
-ROOM = 64  # tokens after the longest row: an answer that needs more is wrong
 
 
 @dataclass(frozen=True)
@@ -47,7 +46,7 @@ def compare(exam: Exam, begin: Callable[[int], object], should_stop: Callable[[]
     begin: called with the number of questions. Raises EdgetuneError where the questions cannot be put, with the reason;
     Interrupted where should_stop returns True.
     """
-    context = min(read_shape(exam.base).context, max(exam.longest + ROOM, CONTEXT))
+    context = context_of(exam.base, exam.longest)
     repack = repack_within(exam.base, context, exam.config.memory_here(),
                            "edgetune eval compares them where there is more memory")
 
@@ -108,7 +107,7 @@ def complete(verdict: dict[str, Any], answers: dict[str, Any]) -> dict[str, Any]
                  "answers fit their questions")
         if kind == "learned":
             kind = "unmeasured"
-            sentence = "Nobody knows whether it learned more than the form of answers."
+            sentence = "It may have learned no more than the form of answers."
     return {**verdict, "kind": kind, "sentence": f"{sentence} {said}."}
 
 

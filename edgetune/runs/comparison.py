@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from ..console import duration
-from ..errors import UsageError
+from ..errors import UsageError, size_text
 from ..version import __version__
 from .chart import STYLES, Chart, Line, Points, figure, swatch
 from .history import History
@@ -49,7 +49,7 @@ def _line(run: History) -> Iterator[str]:
     yield _change(answers.before, answers.after, ".0%") if answers else NOTHING
     yield f"{run.last_step:,}"
     yield duration(run.seconds)
-    yield f"{peak:,.0f} MiB" if peak else NOTHING
+    yield size_text(peak * 2**20) if peak else NOTHING
 
 
 def _change(before: float | None, after: float | None, form: str) -> str:

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from ..console import ACTIONS, duration
+from ..errors import size_text
 from ..training.config import LORA, train_options
 from ..training.metrics import REPORT
 from ..version import __version__
@@ -95,7 +96,7 @@ def _tiles(history: History) -> Iterator[tuple[str, str, str]]:
     yield "time", duration(history.seconds), f"{history.tokens_per_s:,.0f} tokens/s" if history.tokens_per_s else ""
     if peak := max(history.record.peak_rss_mib, *(step.rss_mib for step in history.steps), 0.0):
         budget = _budget(history)
-        yield "peak memory", f"{peak:,.0f} MiB", f"of {budget:,.0f} MiB" if budget else ""
+        yield "peak memory", size_text(peak * 2**20), f"of {size_text(budget * 2**20)}" if budget else ""
 
 
 def _budget(history: History) -> float | None:
@@ -235,7 +236,7 @@ def _facts(history: History) -> Iterator[tuple[str, str]]:
     if record.isa:
         yield "computed by", f"{record.isa} ({record.products}), {record.threads} threads"
     if isinstance(planned := record.plan.get("peak_mib"), int | float):
-        yield "memory by the plan", f"{planned:,.0f} MiB"
+        yield "memory by the plan", size_text(planned * 2**20)
     traded = record.plan.get("traded") or []
     yield "traded for memory", "; ".join(map(str, traded)) if isinstance(traded, list) and traded else "nothing"
     if isinstance(policy := origin.get("policy"), dict) and policy.get("govern"):

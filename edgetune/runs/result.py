@@ -7,7 +7,10 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-WORSE = "worse"  # the kind of a verdict
+WORSE = "worse"  # kinds of a verdict
+UNMEASURED = "unmeasured"
+HEADS = {"learned": "learned", "still falling": "learned", "overfitted": "learned, then overfitted", WORSE: "worse",
+         UNMEASURED: "trained"}
 
 
 @dataclass(frozen=True, repr=False)
@@ -30,6 +33,21 @@ class Result:
     def kind(self) -> str:
         """learned, still falling, overfitted, worse or unmeasured."""
         return str(self.record["verdict"]["kind"])
+
+    @property
+    def headline(self) -> tuple[str, ...]:
+        """The verdict in a word, then what was measured before and after, as short as a line of a terminal."""
+        found = [HEADS[self.kind]]
+        if answers := self._answers:
+            before, after = (round(answers[when] * answers["rows"]) for when in ("before", "after"))
+            found.append(f"{after} of {answers['rows']} held-out answers right ({before} before)")
+        elif self.kind == UNMEASURED:
+            found.append("not tested")
+        if self.loss_after is not None:
+            kind, sign = ("loss", 1) if self.reward_after is None else ("reward", -1)
+            numbers = (_short(value and sign * value) for value in (self.loss_before, self.loss_after))
+            found.append(f"{kind} {' -> '.join(numbers)}")
+        return tuple(found)
 
     @property
     def is_worse(self) -> bool:
@@ -124,6 +142,10 @@ class Result:
                 *(row("td", pair["prompt"], pair["before"], pair["after"]) for pair in self.pairs)]
         return (f"<p>{escape(self.verdict)}<br>adapter in <code>{escape(str(self.folder))}</code></p>"
                 f"<table>{''.join(rows)}</table>")
+
+
+def _short(value: float | None) -> str:
+    return "unknown" if value is None else f"{value:.2f}" if abs(value) >= 1 else f"{value:.2g}"
 
 
 def _number(value: float | None) -> str:

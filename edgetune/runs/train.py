@@ -28,6 +28,7 @@ from ..objectives.base import Objective, read_objective
 from ..objectives.rewarded import Rewarded
 from ..objectives.sft import Sft
 from ..persisted import from_json
+from ..serving.memory import context_of, memory_needed
 from ..training import checkpoint
 from ..training.callbacks import Event, RunCallbacks
 from ..training.config import TrainConfig, TrainOptions
@@ -41,6 +42,7 @@ from .result import Result
 if TYPE_CHECKING:
     from typing_extensions import Unpack
 
+    from ..formats.gguf import Gguf
     from .answers import Exam
 
 Rows = str | Path | Sequence[str | Path] | Sequence[Mapping[str, Any]]  # a file, several, or rows
@@ -105,13 +107,13 @@ def train(model: str | Path | Bundle, data: Rows, out: str | Path, eval: Rows | 
                 rewards.check([*rows.examples, *(held.examples if held else ())])
         with reported(out):
             record = _unreported(out) if resume and not more else {}
-            calls = replace(calls, on_event=show, resume_by=resume_by(out, calls.command))
+            is_asked = answers and objective.rows is supervised_rows and config.family.served_by == LLAMA_CPP
+            begun = _foretold(show, bundle.gguf, held) if is_asked and held else show
+            calls = replace(calls, on_event=begun, resume_by=resume_by(out, calls.command))
             record = record or run(bundle, rows, out, config, held_out=held, start=start, resume=resume, more=more,
                                    allow_changed=allow_changed, origin=origin, callbacks=calls, objective=objective,
                                    rewards=rewards)
-            is_asked = objective.rows is supervised_rows and config.family.served_by == LLAMA_CPP
-            wants_answers = answers and is_asked and "answers" not in record
-            exam = _exam(bundle, record, out, held, config) if wants_answers else None
+            exam = _exam(bundle, record, out, held, config) if is_asked and "answers" not in record else None
             del rows, held
             if exam:
                 record = _judge(exam, record, show, calls.should_stop)
@@ -190,10 +192,27 @@ def _exam(bundle: Bundle, record: Mapping[str, Any], out: Path, held: Dataset | 
     """Nobody is asked where nothing was held out, where the adapter is what the run began with, or of other rows."""
     if held is None or not record["verdict"]["step"] or held.digest != (record["held_out"] or {}).get("digest"):
         return None
-    longest = max(example.tokens.size for example in held.examples)
     start = record["start"]
     from .answers import Exam
-    return Exam(bundle.gguf, out, Path(start["path"]) if start else None, held.rows, longest, config)
+    return Exam(bundle.gguf, out, Path(start["path"]) if start else None, held.rows, _longest(held), config)
+
+
+def _longest(held: Dataset) -> int:
+    return max(example.tokens.size for example in held.examples)
+
+
+def _foretold(show: OnEvent, base: Gguf, held: Dataset) -> OnEvent:
+    """Adds to the event "start" about how many bytes the process has while questions are answered, after training."""
+
+    def tell(event: Event) -> None:
+        if event["event"] == "start":
+            context = context_of(base, _longest(held))
+            process = event["plan"]["process_bytes"]
+            sizes = (process + memory_needed(base, context, repack) for repack in (True, False))
+            event = {**event, "answers_bytes": next((n for n in sizes if n <= event["plan"]["budget_bytes"]), None)}
+        show(event)
+
+    return tell
 
 
 def _judge(exam: Exam, record: dict[str, Any], show: OnEvent, should_stop: Callable[[], bool]) -> dict[str, Any]:

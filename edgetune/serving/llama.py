@@ -21,22 +21,15 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ..adapters.store import open_adapter
-from ..errors import EdgetuneError, FormatError, UnsupportedError, UsageError
+from ..errors import FormatError, UnsupportedError, UsageError
 from ..formats.gguf import Gguf, check_model, open_gguf
-from ..formats.shape import read_shape
 from ..llamacpp import library as llamacpp
-from ..llamacpp.context import BATCH, OUTPUTS, PARALLEL, SMALL_BATCH, Context, context_size
+from ..llamacpp.context import BATCH, PARALLEL, SMALL_BATCH, Context, context_size
 from ..llamacpp.embedding import Embedder
 from ..llamacpp.json_schema import grammar_of
 from ..llamacpp.sampling import Sampler, Sampling, log_softmax
 from ..llamacpp.tokenizer import Tokenizer
-from ..machine import device
 from .model import ServedModel
-
-CONTEXT = 1024  # tokens, in which several questions are answered together
-_LIBRARY = 24 << 20  # bytes of llama.cpp's code and of its Python module
-_TOKEN = 160  # bytes that a vocabulary takes a token
-_PLAIN = ("F32", "F16", "BF16")  # weights that llama.cpp never copies to another order
 
 
 @dataclass(frozen=True)
@@ -251,35 +244,3 @@ class LlamaModel(ServedModel):
         ids = [int(token) for token in tokens]
         parts = [logits.copy() for _, logits in self.cache.feed(ids, np.ones(len(ids), np.bool_), repeats=True)]
         return np.concatenate(parts) if parts else np.empty((0, self.cache.n_vocab), np.float32)
-
-
-def cache_bytes(base: Gguf, context: int) -> int:
-    """Bytes of the keys and values of a context of this number of tokens, which are 16-bit floats."""
-    shape = read_shape(base)
-    return 2 * 2 * context * shape.n_layer * shape.d_kv
-
-
-def memory_needed(base: Gguf, context: int, repack: bool) -> int:
-    """Bytes that llama.cpp adds to this process at most, for answers in a context of this number of tokens.
-
-    The file is mapped whole; with repack matrices in blocks may be copied to another order for this CPU; a batch has
-    SMALL_BATCH tokens, and of at most OUTPUTS of them logits are held.
-    """
-    shape = read_shape(base)
-    copies = sum(t.data.nbytes for t in base.tensors.values() if t.format not in _PLAIN) if repack else 0
-    batch = 4 * SMALL_BATCH * (8 * shape.d_model + 4 * shape.d_ff)
-    vocabulary = (4 * OUTPUTS + _TOKEN) * shape.n_vocab
-    return base.data.nbytes + copies + cache_bytes(base, context) + batch + vocabulary + _LIBRARY
-
-
-def may_repack(base: Gguf, context: int, budget: int) -> bool:
-    """Whether llama.cpp may copy weights in this process, whose budget is in bytes."""
-    return device.rss() + memory_needed(base, context, repack=True) <= budget
-
-
-def repack_within(base: Gguf, context: int, budget: int, way_out: str) -> bool:
-    """`may_repack`; raises EdgetuneError, with this way out, where the budget has no room for the model at all."""
-    needed = device.rss() + memory_needed(base, context, repack=False)
-    if needed > budget:
-        raise EdgetuneError(f"llama.cpp would need up to {needed >> 20} MiB, the budget is {budget >> 20} MiB", way_out)
-    return may_repack(base, context, budget)

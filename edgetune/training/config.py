@@ -6,10 +6,11 @@ import math
 import re
 from collections.abc import Mapping
 from dataclasses import Field, asdict, dataclass, field
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, TypedDict
 
 from ..errors import FormatError, UsageError
-from ..machine.device import read_device, rss
+from ..machine.device import is_removable, read_device, rss
 from ..options import AUTO, check_options, declared, option, unknown_option
 from ..persisted import checked_fields, from_json
 
@@ -23,6 +24,8 @@ LORA = "lora"  # the family of a training that names none
 
 TARGETS = ("q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj")
 DEFAULT_MEMORY = "75%"
+SECONDS = 300.0  # between two checkpoints by default,
+WEARING_SECONDS = 900.0  # and on storage that wears out
 AUTO_LENGTH = 512  # tokens that max_length "auto" is at least
 BACKENDS = ("auto", "cpu", "cuda")  # as backends/opening.py takes them
 RUN_OPTIONS = ("anchors", "eval_every", "patience", "checkpoint_every")  # used by `run` alone, not by a Trainer
@@ -90,16 +93,18 @@ class CommonOptions:
                             "the CPU is quick at it, else in float), exact (all in float) or int8 (8-bit integers "
                             "where the CPU multiplies them, else as fast).",
                             choices=("fast", "exact", "int8"))
-    eval_every: int = option(0, "Steps between two measurements of the held-out loss; 0: once an epoch, with --epochs "
-                             "auto at least five times in a run.", low=0)
+    eval_every: int = option(0, "Steps between two measurements of the held-out loss; auto: once an epoch, and with "
+                             "--epochs auto at least five times in a run.", low=0, zero=AUTO)
     patience: int | Literal["auto"] = option("auto", "Stop after this number of measurements without improvement; 0: "
                                              "never; auto: with --epochs auto after 3 in a row that are worse than "
                                              "the lowest by more than chance, else never.", low=0, auto=int)
-    checkpoint_every: str = option("5m", "Save the state of the run this often (90s, 5m, 2h), or never but when it "
-                                   "is stopped.")
+    checkpoint_every: str = option("auto", "Save the state of the run this often (90s, 5m, 2h), or never but when it "
+                                   "is stopped; auto: 5m, or 15m on an SD card, an eMMC or a USB stick, which wear "
+                                   "out.")
     seed: int = option(0, "Seed of everything random. Same seed, data, machine and plan: the same bytes.", low=0,
                        high=2**63 - 1)
-    threads: int = option(0, "Threads; 0: one a core that this process may use.", low=0, high=1024, common=True)
+    threads: int = option(0, "Threads; auto: one a core that this process may use.", low=0, high=1024, zero=AUTO,
+                          common=True)
     backend: str = option("auto", "What computes: cpu, cuda (an NVIDIA GPU), or auto: the GPU where one can be used.",
                           choices=BACKENDS, common=True)
 
@@ -192,14 +197,17 @@ class TrainConfig(CommonOptions):
         """The budget of this process in bytes: it may take what it has and what is available."""
         return self.memory_bytes(read_device().memory_available + rss())
 
-    def checkpoint_seconds(self) -> float:
-        """Seconds between two checkpoints; infinite for never."""
+    def checkpoint_seconds(self, folder: Path | None = None) -> float:
+        """Seconds between two checkpoints in a folder that exists; infinite for never."""
+        if self.checkpoint_every == AUTO:
+            return WEARING_SECONDS if folder and is_removable(folder) else SECONDS
         if self.checkpoint_every in ("never", "0"):
             return math.inf
         found = re.fullmatch(r"(\d+(?:\.\d+)?)([smhd]?)", self.checkpoint_every)
         seconds = float(found[1]) * {"": 1, "s": 1, "m": 60, "h": 3600, "d": 86400}[found[2]] if found else 0.0
         if seconds <= 0:
-            raise UsageError(f"checkpoint-every {self.checkpoint_every!r} is not a time", "give 90s, 5m, 2h or never")
+            raise UsageError(f"checkpoint-every {self.checkpoint_every!r} is not a time",
+                             "give 90s, 5m, 2h, never or auto")
         return seconds
 
     def check_held_out(self, held_out: bool) -> None:

@@ -22,7 +22,7 @@ from ..adapters.heads import VOCABULARY, HeadKind
 from ..backends.arena import Buffer, arena_bytes
 from ..backends.base import Backend
 from ..data.lengths import FORWARD, Given, Lengths, read_lengths
-from ..errors import BudgetError, UsageError
+from ..errors import BudgetError, UsageError, size_text
 from ..models.base import Structure
 from ..models.linear import RunShape, target_names
 from ..models.stream import Sizes
@@ -339,12 +339,16 @@ class _Planner:
             before = at
             at = replace(at, **{name: getattr(best, name) for name in names})
             if at != before:
-                yield f"{text}: {mib(self.peak(before))} -> {mib(self.peak(at))} MiB"
+                yield f"{text}: {_upper(self.peak(before))} -> {_upper(self.peak(at))}"
 
 
 def mib(n: int) -> int:
     """Converts bytes to MiB, rounded up."""
     return -(-n // MIB)
+
+
+def _upper(nbytes: int) -> str:
+    return size_text(mib(nbytes) * MIB)
 
 
 def _refusal(p: _Planner) -> BudgetError:
@@ -366,6 +370,6 @@ def _refusal(p: _Planner) -> BudgetError:
         name = min(needs, key=lambda name: needs[name])
         if needs[name] < least - MIB:
             hint += f"; --{name.replace('_', '-')} {smaller[name]} would help most: {mib(needs[name]) + 1}M"
-    what = (f"this does not fit: training needs {mib(least)} MiB at least, the budget is {mib(p.limits.budget)} MiB "
+    what = (f"this does not fit: training needs {_upper(least)} at least, the budget is {_upper(p.limits.budget)} "
             f"({p.limits.asked})")
     return BudgetError(what, hint, least)

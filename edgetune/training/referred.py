@@ -82,7 +82,7 @@ def _compute(trainer: Trainer, examples: list[Example], path: Path, name: str,
             while trainer.reference.missing(part):
                 with suppress(MemoryPressure):  # the loop repeats what was interrupted
                     trainer.refer(part, should_stop)
-            if time.monotonic() - saved_at >= trainer.config.checkpoint_seconds():
+            if time.monotonic() - saved_at >= trainer.config.checkpoint_seconds(path.parent):
                 trainer.reference.save(path, name)
                 saved_at = time.monotonic()
     except BaseException:

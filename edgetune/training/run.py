@@ -23,6 +23,7 @@ from ..formats.bundle import Bundle
 from ..machine import device
 from ..objectives.base import Objective
 from ..objectives.sft import Sft
+from ..options import AUTO
 from . import anchored, begin, checkpoint, length, metrics, reference, referred, repeat
 from .answered import Rewards
 from .begin import Task
@@ -86,12 +87,12 @@ def run(bundle: Bundle, data: Dataset, out: str | Path, config: TrainConfig, *, 
         return _Run(task, begin.resumed(task)).train()
 
 
-def disk_writes(plan: Plan, config: TrainConfig, held_out: bool) -> dict[str, Any]:
-    """The bytes that a run writes: those of a checkpoint and, at most, those of a day."""
+def disk_writes(plan: Plan, config: TrainConfig, held_out: bool, folder: Path) -> dict[str, Any]:
+    """The bytes that a run in this folder writes: those of a checkpoint and, at most, those of a day."""
     nbytes = sum(b.nbytes for b in plan.buffers if is_state(b.name) or (b.name == "best" and held_out))
     nbytes += 4096  # the first line and the checksum
-    interval = config.checkpoint_seconds()
-    return {"checkpoint_every": config.checkpoint_every,
+    interval = config.checkpoint_seconds(folder)
+    return {"checkpoint_every": f"{interval / 60:g}m" if config.checkpoint_every == AUTO else config.checkpoint_every,
             "checkpoint_seconds": interval if math.isfinite(interval) else None, "checkpoint_bytes": nbytes,
             "bytes_per_day": int(nbytes * 86400 / interval) + metrics.BYTES_PER_DAY}
 
@@ -197,7 +198,7 @@ class _Run:
                 if self.should_stop():
                     raise Interrupted(f"stopped after step {t.steps_done} of {t.total_steps}")
                 self._report(t.step(self.should_stop))
-                if time.monotonic() - self.saved_at >= self.config.checkpoint_seconds():
+                if time.monotonic() - self.saved_at >= self.config.checkpoint_seconds(self.out):
                     self.save_state()
         if s.best is not None:
             t.take_best()
@@ -270,7 +271,7 @@ class _Run:
         return names
 
     def _disk(self) -> dict[str, Any]:
-        return disk_writes(self.trainer.plan, self.config, self.held_out is not None)
+        return disk_writes(self.trainer.plan, self.config, self.held_out is not None, self.out)
 
     # ---- the folder ---------------------------------------------------------------------------------------------
 

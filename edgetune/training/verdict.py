@@ -63,7 +63,7 @@ def judge(course: Course) -> Verdict:
         return _unmeasured(course)
     first, before = course.history[0]
     if first != course.start or first == course.history[-1][0]:
-        return Verdict("unmeasured", f"Nobody knows whether it learned: the held-out {course.what} is "
+        return Verdict("unmeasured", f"Trained. Not compared: the held-out {course.what} is "
                        f"{course.number(course.history[-1][1])}, and was not measured on these rows before.",
                        course.kept)
     if course.kept == course.start:
@@ -113,9 +113,8 @@ def _unmeasured(course: Course) -> Verdict:
     if not math.isfinite(last) or last - first > max(ROSE * abs(first), LEAST_RISE):
         return Verdict("worse", f"Worse than before: the {_of_learned(course)} was {course.number(first)} in the first "
                        f"steps and {course.number(last)} in the last. Begin again: {course.way_out}.", course.steps)
-    return Verdict("unmeasured", "Nobody knows whether it did more than memorise these rows, whose "
-                   f"{course.what} went from {course.number(first)} to {course.number(last)}: no rows were held out; "
-                   "name some with --eval.", course.steps)
+    return Verdict("unmeasured", "Trained. Not tested: no rows were held out; name some with --eval. Training "
+                   f"{course.what} {course.number(first)} -> {course.number(last)}.", course.steps)
 
 
 def _of_learned(course: Course) -> str:

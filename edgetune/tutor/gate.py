@@ -21,7 +21,8 @@ from ..evaluation.canary import Drift, drift
 from ..evaluation.graders.agreement import parts_of
 from ..evaluation.judge import same
 from ..formats.shape import read_shape
-from ..serving.llama import CONTEXT, LlamaModel, repack_within
+from ..serving.llama import LlamaModel
+from ..serving.memory import CONTEXT, repack_within
 from .answering import ModelAnswer, graded
 from .options import TutorOptions
 from .questions import Question
@@ -177,23 +178,23 @@ def decide(found: Mapping[str, HeldAnswers], candidates: Sequence[str], options:
 
 def _reason(before: HeldAnswers, now: HeldAnswers, paired: Paired, alpha: float) -> str:
     if paired.p_better <= alpha:
-        sure = "this is hardly chance"
+        sure = "not by chance"
     elif 0.5 ** paired.rows > alpha:
-        sure = f"{paired.rows} questions are too few to be sure of anything"
+        sure = f"{paired.rows} questions are too few to tell"
     else:
-        sure = "this may be chance"
-    return (f"held-out questions: {now.score}, before {before.score}; {paired.wins} better, {paired.losses} worse, "
-            f"{sure} (p {paired.p_better:.2g}, at most {alpha:.2g})")
+        sure = "perhaps by chance"
+    return (f"{now.score}, {before.score} before; {paired.wins} held-out questions are answered better, "
+            f"{paired.losses} worse, {sure} (p = {paired.p_better:.2g}, limit {alpha:.2g})")
 
 
 def harm(now: HeldAnswers, before: HeldAnswers, options: TutorOptions) -> str:
     """The harm to unrelated text in words; "" if there is none. Harm that the published adapter does is allowed."""
     rise = max(options.canary_rise, before.rise)
     if not now.rise <= rise:  # also if it is NaN
-        return f"unrelated text surprises it {now.rise:.1%} more than the base, at most {rise:.1%} are allowed"
+        return f"the perplexity of unrelated text is {now.rise:.1%} above the base's, the limit is {rise:.1%}"
     kl = max(options.max_kl, before.kl)
     if not now.kl <= kl:
-        return f"on unrelated text it is {now.kl:.3f} nats a token from the base, at most {kl:.3g} are allowed"
+        return f"predictions on unrelated text are {now.kl:.3f} nats a token from the base's, the limit is {kl:.3g}"
     return ""
 
 

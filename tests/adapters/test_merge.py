@@ -15,7 +15,15 @@ from edgetune.adapters import merge as module
 from edgetune.adapters.lora import TARGETS, Pair
 from edgetune.adapters.merge import disk_needed, merge
 from edgetune.adapters.store import save_gguf
-from edgetune.errors import DiskFullError, EdgetuneError, MismatchError, NumericsError, UnsupportedError, UsageError
+from edgetune.errors import (
+    DiskFullError,
+    EdgetuneError,
+    MismatchError,
+    NumericsError,
+    UnsupportedError,
+    UsageError,
+    size_text,
+)
 from edgetune.formats.gguf import FORMATS, check_model, open_gguf
 
 TOKENS = np.random.default_rng(3).integers(0, 400, size=40).tolist()
@@ -218,6 +226,6 @@ def test_room_is_asked_for_before_anything_is_written(to, base, quantized, tmp_p
     needed = disk_needed(model, pairs, to)
     assert needed >= (tmp_path / "enough.gguf").stat().st_size
     monkeypatch.setattr(shutil, "disk_usage", lambda _: shutil._ntuple_diskusage(1, 1, needed - 1))
-    with pytest.raises(DiskFullError, match=f"{-(-needed // 2**20)} MiB are needed"):
+    with pytest.raises(DiskFullError, match=f"{size_text(needed)} are needed"):
         merge(model, pairs, tmp_path / "full.gguf", to)
     assert [path.name for path in tmp_path.iterdir()] == ["enough.gguf"]

@@ -16,8 +16,8 @@ def rows(tmp_path):
 
 def test_good_rows(rows, tiny_llama):
     printed = run("data", "check", rows, tiny_llama)
-    assert printed.startswith("rows.jsonl: 30 rows of prompt and completion\nheld out by default: 4 of them\n")
-    assert "nothing was found that would keep training from working" in printed
+    assert printed.startswith("ready to train  ")
+    assert "\nrows.jsonl: 30 rows of prompt and completion\nheld out by default: 4 of them\n" in printed
     assert 'assistant\n[{"lamp": 0}<|im_end|>]\n' in printed
     assert all(len(line) <= 80 for line in printed.splitlines())
 
@@ -25,6 +25,7 @@ def test_good_rows(rows, tiny_llama):
 def test_rows_that_training_refuses(rows, tmp_path, tiny_llama):
     bad = write_lines(tmp_path / "bad.jsonl", [*ROWS, {"question": "lamp", "answer": ""}])
     printed = run("data", "check", bad, code=1)
+    assert printed.startswith("not ready  1 error\n")
     assert ("error: 1 row of bad.jsonl cannot be used: the completion is empty (line 31); write it, or remove the row"
             in printed)
     found = json.loads(run("data", "check", bad, tiny_llama, "--eval", rows, "--json", code=1))

@@ -1,4 +1,4 @@
-"""--help with the common options, --help-all with all of them in groups, in terminals of 60 and 80 columns."""
+"""--help with the common options, --help-all with all of them, in groups, in terminals of 60 and 80 columns."""
 
 import re
 
@@ -7,6 +7,7 @@ import pytest
 from click.testing import CliRunner
 
 from edgetune.cli import cli
+from edgetune.cli.app import GROUPS, summary
 from edgetune.compress.options import CompressConfig
 from edgetune.daemon.options import DaemonConfig
 from edgetune.machine.policy import Policy
@@ -57,7 +58,6 @@ def test_help_has_the_common_options_and_says_how_many_are_left_out(path):
     assert rare
     assert [param.opts[0] for param in rare if f"  {param.opts[0]} " in short] == []
     assert f"--help-all shows {len(rare)} more." in short
-    assert "Common options:" in short
     assert len(short.splitlines()) < len(shown(*path, "--help-all", width=1000).splitlines())
 
 
@@ -66,6 +66,41 @@ def commands(command=cli, name="edgetune"):
     if isinstance(command, click.Group):
         for each in command.list_commands(click.Context(command)):
             yield from commands(command.get_command(None, each), f"{name} {each}")
+
+
+def test_the_commands_are_in_groups_each_with_a_short_sentence():
+    assert sorted(cli.list_commands(None)) == sorted(cli.commands)
+    lines = shown("--help", width=80).splitlines()
+    for name, command in commands():
+        sentence = summary(command.help)
+        assert len(sentence) <= 55 or command is cli, name
+        assert (sentence[0].isupper(), sentence[-1]) == (True, "."), name
+        assert len(name.split()) != 2 or f"  {name.split()[1]:9} {sentence}" in lines
+    titles = [line for line in lines if line and line[0] != " "]
+    assert titles[-len(GROUPS):] == [f"{title}:" for title in GROUPS]
+
+
+def test_methods_are_listed_by_use_and_experimental_ones_are_marked():
+    listed = " ".join(shown("train", "--help", width=1000).split()).partition("--method NAME")[2].partition(". ")[0]
+    first, _, rest = listed.partition("experimental:")
+    assert re.findall(r"[\w-]+(?=[,;])", first)[-7:] == ["sft", "dpo", "kto", "orpo", "grpo", "rloo", "rest"]
+    assert {"nlft", "score", "sdft"} <= set(re.findall(r"[\w-]+", rest))
+    assert "dpo" not in rest
+
+
+def test_defaults_are_words():
+    defaults = dict(re.findall(r"^  (--[\w-]+) .*\[default: (.*)\]$", shown("train", "--help-all", width=1000), re.M))
+    assert not {"True", "False"} & set(defaults.values())
+    assert [defaults[flag] for flag in ("--answers", "--govern", "--packing")] == ["on", "on", "off"]
+    assert {defaults[flag] for flag in ("--threads", "--max-temp", "--min-free", "--eval-every")} == {"auto"}
+    assert defaults["--dropout"] == "0"
+
+
+def test_auto_is_taken_where_it_is_the_default():
+    done = CliRunner().invoke(cli, ["plan", "nowhere.gguf", "--threads", "auto", "--eval-every", "auto"])
+    assert "nowhere" in done.output
+    done = CliRunner().invoke(cli, ["plan", "nowhere.gguf", "--steps", "auto"])
+    assert (done.exit_code, "auto" in done.output) == (2, True)
 
 
 def test_help_names_options_that_the_command_has():

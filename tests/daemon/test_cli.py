@@ -173,6 +173,7 @@ def test_keys_over_a_unix_socket(model, tmp_path, monkeypatch):
     key = json.loads(run("service", "key", "phone", "--key-file", tmp_path / "keys", "--json"))["key"]
     assert key not in (tmp_path / "keys").read_text()
     (tmp_path / "mine").write_text(f"{key}\n")
+    monkeypatch.delenv("JOURNAL_STREAM", raising=False)
     with process(model, tmp_path, "--socket", tmp_path / "socket", "--key-file", tmp_path / "keys") as running:
         assert running.url == f"unix:{tmp_path / 'socket'}"
         monkeypatch.setenv("EDGETUNE_URL", running.url)
@@ -182,6 +183,9 @@ def test_keys_over_a_unix_socket(model, tmp_path, monkeypatch):
             monkeypatch.setenv("EDGETUNE_KEY", key_given)
             assert words in run("adapters", *["--json"] * bool(code), code=code)
         end(running, signal.SIGINT)
+        said = running.log.read_text().splitlines()
+    assert any("refused" in line for line in said)  # the wrong key
+    assert all(re.match(r"\d{4}-\d\d-\d\d \d\d:\d\d:\d\d [A-Z]+ ", line) for line in said), said
     assert not (tmp_path / "socket").exists()
 
 

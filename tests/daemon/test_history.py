@@ -26,9 +26,12 @@ from edgetune.python_child import child
 def test_what_happened_leaves_a_line_each_in_the_log(tmp_path, workers, caplog):
     with (caplog.at_level(logging.INFO, "edgetune.daemon"),
           open_service(tmp_path, start_process=workers) as service):
-        good, bad = (service.jobs.create("tiny", upload(service), hyperparameters=SMALL) for _ in range(2))
+        good, bad, best = (service.jobs.create("tiny", upload(service), hyperparameters=SMALL) for _ in range(3))
         workers.next().judge(False)
         workers.next().fail()
+        workers.next().judge(True)
+        active = service.jobs.wait(best.id, 60).result
+        assert service.adapters.serving == active
         adapter = service.jobs.wait(good.id, 60).result
         service.jobs.wait(bad.id, 60)
         service.adapters.promote(None, "by hand")
@@ -39,6 +42,8 @@ def test_what_happened_leaves_a_line_each_in_the_log(tmp_path, workers, caplog):
                   f"{adapter} is active: by hand", "the base alone is active: asked for"):
         assert len([line for line in lines if line.startswith(begin)]) == 1, (begin, lines)
     assert any(line.startswith(f"{good.id}: not activated: ") for line in lines)
+    assert len([line for line in lines if "activated" in line and best.id in line]) == 1
+    assert not any(line.startswith(f"{active} is active") for line in lines)
 
 
 def test_verdicts_of_an_earlier_edgetune_are_found_in_its_events(tmp_path):

@@ -351,7 +351,7 @@ def test_a_disk_that_is_full_or_refuses_a_process_stops_training_not_answers(ser
     until(lambda: service.jobs.paused_reason)
     health = service.health()
     assert health["status"] == "degraded"
-    assert "MiB free" in health["reasons"][0]
+    assert "iB free" in health["reasons"][0]
     assert answers(service)
     assert service.jobs.get(job.id).status == "queued"
     monkeypatch.setattr(work, "ROOM", 0)

@@ -29,9 +29,9 @@ def test_what_fits_is_taken(resident, streamed, asked, found):
 
 
 @pytest.mark.parametrize(("resident", "streamed", "asked", "numbers"), [
-    (126, 31, TrainConfig(), ("187 MiB", "300 MiB", "126 are left", "--memory 361M")),
-    (90, 92, TrainConfig(), ("98 MiB", "300 MiB", "92 are left", "--memory 306M")),
-    (126, 200, TrainConfig(weights="resident"), ("187 MiB", "126 are left", "--memory 361M"))])
+    (126, 31, TrainConfig(), ("187 MiB", "300 MiB", "126 MiB are left", "--memory 361M")),
+    (90, 92, TrainConfig(), ("98 MiB", "300 MiB", "92 MiB are left", "--memory 306M")),
+    (126, 200, TrainConfig(weights="resident"), ("187 MiB", "126 MiB are left", "--memory 361M"))])
 def test_what_does_not_fit_is_said_in_the_daemons_numbers(resident, streamed, asked, numbers):
     with pytest.raises(UsageError) as caught:
         Room(300 * MIB, resident * MIB, streamed * MIB).fitting(asked, train)
@@ -46,7 +46,7 @@ def test_a_job_waits_for_memory_that_answers_have_now(later, error):
     with pytest.raises(error) as caught:
         Room(300 * MIB, 126 * MIB, 31 * MIB, later * MIB).fitting(TrainConfig(), train)
     assert type(caught.value) is error
-    for number in ("187 MiB", "300 MiB", "126 are left"):
+    for number in ("187 MiB", "300 MiB", "126 MiB are left"):
         assert number in str(caught.value)
 
 

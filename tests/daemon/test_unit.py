@@ -175,5 +175,8 @@ def test_what_systemd_says_is_passed_on_and_print_changes_nothing(model, systemc
     with pytest.raises(EdgetuneError, match=r"systemctl restart edgetune.service failed: no bus; see journalctl"):
         unit.install("", systemctl / "units")
     monkeypatch.setenv("PATH", str(systemctl / "units"))
-    with pytest.raises(UsageError, match="there is no systemctl"):
+    with pytest.raises(UsageError, match=r"there is no systemctl.*service install --print"):
         unit.install("", systemctl / "units")
+    with pytest.raises(UsageError, match="there is no systemctl") as refused:
+        unit.uninstall(systemctl / "units")
+    assert "--" not in str(refused.value)  # it has no options

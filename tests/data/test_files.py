@@ -151,7 +151,7 @@ def test_rows_nested_without_end_are_refused(tmp_path, name):
 
 
 @pytest.mark.parametrize(("name", "start", "sentence"), [
-    ("rows.json", b"[", "rows.json has 6144 MiB, the limit is 64; write it as JSON Lines"),
+    ("rows.json", b"[", "rows.json has 6 GiB, the limit is 64 MiB; write it as JSON Lines"),
     ("rows.csv", b"a,b\n", "line 2 of rows.csv is longer than 16 MiB"),
     ("rows.tsv", b"a\tb\n", "line 2 of rows.tsv is longer than 16 MiB"),
 ])

@@ -180,7 +180,7 @@ def test_rows_from_standard_input(tiny_llama, rows):
     ("fifo", "it is a pipe, not a regular file"),
     ("folder", "it is a folder, not a regular file"),
     ("sparse.jsonl", r"line 1 of sparse\.jsonl is longer than 16 MiB"),
-    ("sparse.txt", r"sparse\.txt has 6144 MiB, the limit is 256"),
+    ("sparse.txt", r"sparse\.txt has 6 GiB, the limit is 256 MiB"),
 ])
 def test_files_without_end_are_refused_at_once(tiny_llama, tmp_path, name, sentence):
     path = tmp_path / name

@@ -339,7 +339,7 @@ def test_a_full_disk_leaves_what_was_there(tmp_path):
     path = tmp_path / "x.gguf"
     path.write_bytes(b"old")
     for room, size in ((65_536, 10**6), (65_536, 16_384), (300, 60)):  # the last fail in what was buffered
-        with full_disk(room), pytest.raises(EdgetuneError, match=f"cannot write {path}.*MiB are free"):
+        with full_disk(room), pytest.raises(EdgetuneError, match=f"cannot write {path}.*iB are free"):
             write_gguf(path, "llama", {}, {"w": np.ones(size, np.float32)})
         assert path.read_bytes() == b"old"
         assert list(tmp_path.iterdir()) == [path]

@@ -1,6 +1,7 @@
 """Devices described by made-up /proc and /sys trees, and this process's memory."""
 
 import mmap
+import os
 import platform
 from pathlib import Path
 
@@ -10,10 +11,11 @@ from boards import Board
 
 from edgetune.backends.cpu import isa_names
 from edgetune.cli.info import describe_device, sensor_reader
-from edgetune.errors import FormatError, UsageError
+from edgetune.errors import FormatError, UsageError, size_text
 from edgetune.llamacpp import library as llamacpp
 from edgetune.llamacpp.quantizer import quantize_file
 from edgetune.machine.device import (
+    is_removable,
     match_profile,
     peak_rss,
     profile_named,
@@ -188,7 +190,7 @@ def test_a_board_is_known_by_its_name_and_in_a_container_by_what_it_is_made_of(m
     profile, why = match_profile("", "aarch64", cpu, cores, mib * MIB)
     assert profile is not None
     assert profile.name == name
-    assert why == f"it has {cores} x {cpu} and {mib} MiB of memory, and no device tree to read"
+    assert why == f"it has {cores} x {cpu} and {size_text(mib * MIB)} of memory, and no device tree to read"
 
 
 @pytest.mark.parametrize(("model", "cpu", "cores", "mib"), [
@@ -199,6 +201,24 @@ def test_what_no_profile_describes_is_a_generic_board(model, cpu, cores, mib):
     assert profile is not None
     assert profile.name == "generic arm64"
     assert "any aarch64" in why
+
+
+@pytest.mark.parametrize(("place", "files", "wears"), [
+    ("mmc0/block/mmcblk0/mmcblk0p2", {"partition": "2"}, True), ("usb1/block/sda/sda1", {"partition": "1"}, True),
+    ("ata1/block/sdb", {}, False), ("pci0/block/nvme0n1/nvme0n1p1", {"partition": "1"}, False), (None, {}, False)])
+def test_storage_that_wears_out_is_known(tmp_path, place, files, wears):
+    if place:
+        block = tmp_path / "sys/devices" / place
+        block.mkdir(parents=True)
+        disk = block.parent if files else block
+        (disk / "removable").write_text(f"{int('usb' in place)}\n")
+        for name, content in files.items():
+            (block / name).write_text(content)
+        number = tmp_path.stat().st_dev
+        link = tmp_path / f"sys/dev/block/{os.major(number)}:{os.minor(number)}"
+        link.parent.mkdir(parents=True)
+        link.symlink_to(block)
+    assert is_removable(tmp_path, tmp_path) == wears
 
 
 def test_a_profile_by_name():
@@ -251,8 +271,8 @@ def test_what_overrides_a_profile_is_said(tmp_path, monkeypatch):
     assert (facts["profile"], facts["power_mode"], facts["cores"], facts["processors"]) == (
         "NVIDIA Jetson Nano", "5W", 2, 4)
     sentences = facts["overrides"]
-    assert [any(word in s for s in sentences) for word in ("2 cores of 4", "512 MiB of memory of 8052", "power mode 5W",
-                                                           "EDGETUNE_ISA")] == [True] * 4
+    assert [any(word in s for s in sentences) for word in ("2 cores of 4", "512 MiB of memory of 7.86 GiB",
+                                                           "power mode 5W", "EDGETUNE_ISA")] == [True] * 4
     assert facts["profile_says"]["throttle_temp"] == 98.5
     with pytest.raises(UsageError, match="no folder proc"):
         describe_device(tmp_path / "sys")

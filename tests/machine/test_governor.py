@@ -47,7 +47,7 @@ def test_nothing_to_give_way_to():
     ({"temperature": 70.0}, "slower", "heat", "cpu-thermal is at 70 °C, the limit is 75"),
     ({"temperature": 75.0}, "pause", "heat", "75 °C"),
     ({"available": 201 * MIB}, "go", "", ""),
-    ({"available": 199 * MIB}, "slower", "memory", "199 MiB of memory are left, 100 are kept free"),
+    ({"available": 199 * MIB}, "slower", "memory", "199 MiB of memory are left, 100 MiB are kept free"),
     ({"available": 99 * MIB}, "pause", "memory", "99 MiB"),
     ({"total": 0, "available": 0}, "go", "", ""),  # a machine that does not say
     ({"memory_stall": 19.0}, "go", "", ""),

@@ -316,7 +316,7 @@ def test_flags_come_and_go_with_what_is_registered(monkeypatch):
     monkeypatch.setenv("COLUMNS", "110")
     for name in ("train", "plan"):
         shown = command(name, "--help-all")
-        assert re.search(r"--method NAME .*: .*dpo, .*focal, .*pairs, .*sft\.", " ".join(shown.split()))
+        assert re.search(r"--method NAME .*: sft, .*experimental: .*focal, .*pairs, ", " ".join(shown.split()))
         assert "--gamma" not in shown
         named = command(name, "--help", "--method", "focal")
         assert re.search(r"The method focal:\n +--gamma FLOAT +How little a sure token counts. \[2.0\]", named)

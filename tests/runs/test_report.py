@@ -20,7 +20,7 @@ from run_folders import measured, step, write
 
 from edgetune.adapters.low_rank import LoraFamily
 from edgetune.cli import cli
-from edgetune.errors import FormatError, Interrupted, NumericsError, UsageError
+from edgetune.errors import FormatError, Interrupted, NumericsError, UsageError, size_text
 from edgetune.runs.page import element
 from edgetune.runs.report import write_report
 from edgetune.runs.reported import reported
@@ -76,8 +76,8 @@ def test_a_real_run_with_all_that_it_says(out):
     held = run["held_out"]
     for said in (f"{held['loss_before']:.3f} → {held['loss_after']:.3f}", run["verdict"]["sentence"], "0% → 75%",
                  "lamp on?", "lamp?", "edgetune train 'my rows.jsonl'", "max-temp 75", "an-earlier-adapter",
-                 "started 2026-01-02 03:04", "24 rows, 511 tokens", f"of {run['plan']['budget_mib']:,.0f} MiB",
-                 run["isa"], "exact answers"):
+                 "started 2026-01-02 03:04", "24 rows, 511 tokens",
+                 f"of {size_text(run['plan']['budget_mib'] * 2**20)}", run["isa"], "exact answers"):
         assert said in text, said
     chosen = re.search(r"optionheredefault(.*?)\d+ options at their defaults", text)[1]
     assert chosen.startswith(f"rank4{LoraFamily.rank}dropout0.10lr0.02{TrainConfig.lr}")  # option, here, default

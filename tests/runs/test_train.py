@@ -17,7 +17,8 @@ from edgetune.evaluation.served import Answer
 from edgetune.runs.answers import compare, complete, summary
 from edgetune.runs.result import Result
 from edgetune.runs.train import resume, train
-from edgetune.serving.llama import LlamaModel, memory_needed
+from edgetune.serving.llama import LlamaModel
+from edgetune.serving.memory import memory_needed
 from edgetune.training.callbacks import RunCallbacks
 from edgetune.training.config import TrainConfig
 
@@ -110,10 +111,12 @@ def test_answers_may_be_left_out(model, tmp_path):
 
 
 def test_stopped_while_answering_the_adapter_stays(model, tmp_path):
-    events = []
+    events = {}
     result = train(model, ROWS, tmp_path / "out", HELD, callbacks=RunCallbacks(
-        lambda e: events.append(e["event"]), lambda: "answers" in events), **{**OPTIONS, "steps": 1})
-    assert events[-1] == "answers_missing"
+        lambda e: events.update({e["event"]: e}), lambda: "answers" in events), **{**OPTIONS, "steps": 1})
+    plan = events["start"]["plan"]
+    assert plan["process_bytes"] < events["start"]["answers_bytes"] <= plan["budget_bytes"]
+    assert "answers_missing" in events
     assert result.record["answers"] is None
     assert result.record["answers_missing"] == "answers were not compared: they were stopped"
     assert json.loads((tmp_path / "out" / "run.json").read_text())["status"] == "done"
@@ -135,7 +138,8 @@ def test_what_llama_cpp_needs_is_within_what_is_counted(smollm2):
     program = f"""
 from edgetune.formats.bundle import open_bundle
 from edgetune.machine import device
-from edgetune.serving.llama import LlamaModel, memory_needed
+from edgetune.serving.llama import LlamaModel
+from edgetune.serving.memory import memory_needed
 from edgetune.training.callbacks import RunCallbacks
 base = open_bundle({str(smollm2)!r}).gguf
 import numpy

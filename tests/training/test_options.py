@@ -133,6 +133,7 @@ def test_targets_and_blocks():
 
 
 @pytest.mark.parametrize(("text", "seconds"), [("90", 90), ("1s", 1), ("0.5s", 0.5), ("5m", 300), ("2h", 7200),
-                                               ("1d", 86400), ("never", float("inf")), ("0", float("inf"))])
+                                               ("1d", 86400), ("never", float("inf")), ("0", float("inf")),
+                                               ("auto", 300)])
 def test_checkpoint_times_are_read(text, seconds):
     assert TrainConfig(checkpoint_every=text).check().checkpoint_seconds() == seconds

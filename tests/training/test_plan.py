@@ -49,7 +49,7 @@ def test_what_is_traded_is_said_with_what_it_saves():
     assert tight.tradeoffs.streamed > 0
     assert tight.peak_bytes <= 160 * MIB
     first, *_, last = tight.traded
-    assert f"{plan.mib(make().peak_bytes)} -> " in first
+    assert f"{plan.mib(make().peak_bytes)} MiB -> " in first
     assert last.endswith(f"-> {plan.mib(tight.peak_bytes)} MiB")
     assert "4 tokens" not in first
     made = make(200).to_json()

@@ -234,7 +234,7 @@ def test_what_a_day_writes(bundle, tmp_path):
     said = events[0]["disk"]
     lora = Trainer(bundle, config).arena.flat("lora").nbytes
     assert 4 * lora < said["checkpoint_bytes"] < 4 * lora + 5000
-    assert said == disk_writes(Trainer(bundle, config).plan, config, held_out=True)  # as edgetune plan says
+    assert said == disk_writes(Trainer(bundle, config).plan, config, True, tmp_path)  # as edgetune plan says
     assert said["bytes_per_day"] == said["checkpoint_bytes"] * 288 + 4096 * 2880
     record = json.loads((tmp_path / "out" / "run.json").read_text())["disk"]
     assert record["written_bytes"] == (tmp_path / "out" / "metrics.jsonl").stat().st_size  # no checkpoint was due

@@ -72,7 +72,7 @@ def test_a_leg_is_measured_from_where_it_began():
 
 
 @pytest.mark.parametrize(("learned", "kind", "words"), [
-    ((3.38, 0.4), "unmeasured", ["3.38 to 0.4", "no rows were held out", "--eval"]),
+    ((3.38, 0.4), "unmeasured", ["3.38 -> 0.4", "no rows were held out", "--eval"]),
     ((3.38, 16.57), "worse", ["3.38 in the first steps and 16.57", "now 0.0005"]),
     ((3.38, NAN), "worse", []),
     ((0.05, 0.12), "unmeasured", []),  # batches differ by so much

@@ -14,7 +14,8 @@ from typing import Any
 from rich.table import Table
 from rich.text import Text
 
-from ...console import mib, table
+from ...console import table
+from ...errors import size_text
 from ...formats.bundle import to_plain_json
 from ...formats.gguf import Gguf
 from ...runs import page
@@ -145,8 +146,8 @@ def _tiles(facts: Facts) -> Iterator[tuple[str, str, str]]:
     if device:
         rate = device.get("predicted_tokens_per_second")
         speed = f", about {rate:.0f} tokens/s" if rate else ""
-        yield (f"to train on {device['name']}", mib(device["predicted_peak_bytes"]),
-               f"of {mib(device['budget_bytes'])}{speed} (predicted)")
+        yield (f"to train on {device['name']}", size_text(device["predicted_peak_bytes"]),
+               f"of {size_text(device['budget_bytes'])}{speed} (predicted)")
 
 
 def _steps(facts: Facts) -> list[Facts]:
@@ -183,8 +184,9 @@ def _parts(facts: Facts) -> list[Facts]:
 def _device(device: Facts) -> Html | None:
     if not device:
         return None
-    rows = [("memory of the device", mib(device["memory_bytes"])), ("budget of training", mib(device["budget_bytes"])),
-            ("predicted peak", mib(device["predicted_peak_bytes"])), ("file", megabytes(device["file_bytes"]))]
+    rows = [("memory of the device", size_text(device["memory_bytes"])),
+            ("budget of training", size_text(device["budget_bytes"])),
+            ("predicted peak", size_text(device["predicted_peak_bytes"])), ("file", megabytes(device["file_bytes"]))]
     if rate := device.get("predicted_tokens_per_second"):
         rows.append(("predicted speed", f"{rate:.0f} tokens/s"))
     traded = [element("p", sentence, class_="dim") for sentence in device.get("traded") or ()]

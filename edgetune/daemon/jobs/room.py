@@ -7,7 +7,7 @@ from dataclasses import dataclass, replace
 from itertools import product
 from typing import TypeVar
 
-from ...errors import BudgetError, TooMuchError, UsageError
+from ...errors import BudgetError, TooMuchError, UsageError, size_text
 from ...formats.gguf import Gguf
 from ...training.config import TrainConfig
 from ...training.planned import least_bytes
@@ -62,10 +62,10 @@ class Room:
         if of_request:
             raise of_request
         missing, needed, left = min(refused)
-        what = (f"training needs {-(-needed // MIB)} MiB, and of the daemon's {self.budget // MIB} MiB "
-                f"{left // MIB} are left for it")
+        what = (f"training needs {size_text(-(-needed // MIB) * MIB)}, and of the daemon's {size_text(self.budget)} "
+                f"{size_text(left)} are left for it")
         if missing <= self.later:
-            raise TooMuchError(f"{what} now, {(left + self.later) // MIB} when nobody is answered: it starts by itself",
-                               "")
+            raise TooMuchError(f"{what} now, {size_text(left + self.later)} when nobody is answered: it starts by "
+                               "itself", "")
         raise UsageError(what, f"start the daemon with --memory {-(-(self.budget + missing) // MIB)}M, or with a "
                          "smaller --context")

@@ -293,7 +293,8 @@ class Worker:
 
     def _judge(self) -> Verdict:
         """Returns the gate's verdict on the trained adapter against the active one, answered by llama.cpp."""
-        from ...serving.llama import CONTEXT, LlamaModel, may_repack
+        from ...serving.llama import LlamaModel
+        from ...serving.memory import CONTEXT, may_repack
         from . import gate
         rows, rounds = held_rows(self.folder)
         longest = as_begun(self.config, self.out).row_limit

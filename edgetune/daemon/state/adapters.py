@@ -283,20 +283,26 @@ class Adapters:
     def promote(self, id: str | None, cause: str) -> None:
         """Lets this adapter answer from the next request on; None: the base alone. Raises NotFoundError."""
         with self._changing:
-            if id is not None:
-                self.get(id)
             if id != self.serving:
-                with self.store.write() as db:
-                    db.execute("INSERT INTO service (at, adapter, cause) VALUES (?, ?, ?)", (now(), id, cause))
                 log.info("%s is active: %s", id or "the base alone", cause)
-            self._missing = ""
+            self._activate(id, cause)
+
+    def _activate(self, id: str | None, cause: str) -> None:
+        if id is not None:
+            self.get(id)
+        if id != self.serving:
+            with self.store.write() as db:
+                db.execute("INSERT INTO service (at, adapter, cause) VALUES (?, ?, ?)", (now(), id, cause))
+        self._missing = ""
 
     def admit(self, id: str, cause: str, against: str | None) -> bool:
-        """Promotes an adapter that is better than `against`, if that is still active; returns whether it did."""
+        """Promotes an adapter that is better than `against`, if that is still active; returns whether it did. The job
+        that made the adapter says so in the log.
+        """
         with self._changing:
             if self.serving != against:
                 return False
-            self.promote(id, cause)
+            self._activate(id, cause)
             return True
 
     def rollback(self, cause: str) -> Adapter | None:

@@ -11,7 +11,7 @@ from dataclasses import dataclass, replace
 
 from ...backends.arena import Buffer
 from ...backends.base import CACHE, SAMPLE_STATE
-from ...errors import UsageError
+from ...errors import UsageError, size_text
 from ...models.base import Cache
 from ...models.stream import HEAD_TOKENS
 from .kv_blocks import blocks_for
@@ -89,5 +89,5 @@ def fitting(plan: AnswerPlan, needs: Callable[[AnswerPlan], int], room: int, ask
         return replace(plan, live=low)
     least = needs(replace(plan, live=1))
     what = (f"this does not fit: one answer of {plan.answer_tokens} tokens to a prompt of {plan.prompt_tokens} needs "
-            f"{-(-least // _MIB)} MiB, the budget is {room // _MIB} MiB ({asked})")
+            f"{size_text(-(-least // _MIB) * _MIB)}, the budget is {size_text(room // _MIB * _MIB)} ({asked})")
     raise UsageError(what, f"give it --memory {-(-least // _MIB)}M, or lower --max-tokens")

@@ -11,7 +11,7 @@ from ...adapters.base import Artifact
 from ...adapters.lora import Lora
 from ...backends.arena import arena_bytes
 from ...backends.opening import open_backend
-from ...errors import UsageError
+from ...errors import UsageError, size_text
 from ...formats.gguf import Gguf
 from ...machine import device
 from ...models.decoder import Decoder, Model
@@ -46,8 +46,8 @@ def open_scorer(gguf: Gguf, adapter: Artifact | Lora, engine: Engine, *, longest
                 return open_decoder(model, adapter, threads=engine.threads, max_tokens=tokens, max_length=longest,
                                     precision=engine.precision, ops=ops, streamed=streamed)
     least = -(-needs(longest, model.shape.n_layer) // _MIB)
-    raise UsageError(f"this does not fit: the log-probabilities of a text of {longest} tokens need {least} MiB, the "
-                     f"budget is {engine.budget // _MIB} MiB ({engine.asked})",
+    raise UsageError(f"this does not fit: the log-probabilities of a text of {longest} tokens need "
+                     f"{size_text(least * _MIB)}, the budget is {size_text(engine.budget)} ({engine.asked})",
                      f"give it --memory {least}M, or shorten the rows")
 
 

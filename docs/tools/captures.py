@@ -1,0 +1,93 @@
+"""Draws pictures of what commands show at a terminal, in colour: docs/img/*.svg. Run it where the demo's package is.
+
+    edgetune demo -o RUNS/demo
+    edgetune train smollm2 examples/home/rows.jsonl --eval examples/home/test.jsonl -o RUNS/home \\
+        --system "Turn the request into a JSON action."
+    edgetune status --json > RUNS/status.json   # of a daemon that has learned
+    python docs/tools/captures.py RUNS
+
+The two trainings are not made again: their ends are drawn from run.json. The pictures load no font.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+from rich._export_format import CONSOLE_SVG_FORMAT
+from rich.terminal_theme import TerminalTheme
+
+ROOT = Path(__file__).parents[2]
+sys.path.insert(0, str(ROOT / "tests"))
+
+from commands import run  # noqa: E402
+from recorded import recording  # noqa: E402
+
+from edgetune.cli.app import show  # noqa: E402
+from edgetune.cli.demo import demo_lines  # noqa: E402
+from edgetune.cli.learn import result_lines, try_lines  # noqa: E402
+from edgetune.cli.status import view  # noqa: E402
+from edgetune.formats.named import packaged_model  # noqa: E402
+from edgetune.runs.result import Result  # noqa: E402
+
+IMAGES = ROOT / "docs" / "img"
+ROWS = "examples/home/rows.jsonl"
+TEST = "examples/home/test.jsonl"
+FORMAT = re.sub(r"@font-face \{\{.*?\}\}\n", "", CONSOLE_SVG_FORMAT, flags=re.S).replace("Fira Code, ", "")
+BOARD = "Raspberry Pi 5"
+DARK = TerminalTheme((24, 27, 33), (214, 219, 226), [
+    (60, 66, 76), (244, 112, 103), (87, 196, 109), (224, 175, 70), (108, 164, 248), (200, 140, 240), (86, 200, 210),
+    (214, 219, 226)])
+"""Its background stands out on a white page and on a dark one."""
+
+
+def result_of(folder: Path) -> Result:
+    return Result(Path(folder.name), json.loads((folder / "run.json").read_text()))
+
+
+def demo(runs: Path) -> None:
+    result = result_of(runs / "demo")
+    show(False, {}, *demo_lines(result, result.seconds))
+
+
+def train(runs: Path) -> None:
+    result = result_of(runs / "home")
+    show(False, {}, *result_lines(result), *try_lines(result, packaged_model(), result.folder))
+
+
+def plan(_runs: Path) -> None:
+    run("plan", "smollm2", ROWS, "--eval", TEST, "--device", BOARD, "--memory", "300M")
+
+
+def data(_runs: Path) -> None:
+    run("data", "check", ROWS, "smollm2", "--eval", TEST)
+
+
+def status(runs: Path) -> None:
+    show(False, {}, view(json.loads((runs / "status.json").read_text())))
+
+
+PICTURES: dict[str, tuple[str, Callable[[Path], None]]] = {
+    "demo": ("edgetune demo", demo),
+    "train": ("edgetune train smollm2 rows.jsonl -o home", train),
+    "plan": (f'edgetune plan smollm2 rows.jsonl --device "{BOARD}" --memory 300M', plan),
+    "data-check": ("edgetune data check rows.jsonl smollm2", data),
+    "status": ("edgetune status", status),
+}
+
+
+def main(runs: Path, names: list[str]) -> None:
+    for name in names or PICTURES:
+        title, draw = PICTURES[name]
+        with recording() as terminal:
+            draw(runs)
+            terminal.print()  # the last line would lose its descenders
+            svg = terminal.export_svg(title=f"$ {title}", code_format=FORMAT, unique_id=name, theme=DARK)
+        (IMAGES / f"{name}.svg").write_text(re.sub(r"[ \t]+$", "", svg, flags=re.M), encoding="utf-8")
+
+
+if __name__ == "__main__":
+    main(Path(sys.argv[1]), sys.argv[2:])
