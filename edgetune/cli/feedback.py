@@ -80,7 +80,7 @@ def _lines(content: Any) -> str:
          click.option("--rating", type=click.Choice(["up", "down"]), help="Whether the answer is right."),
          group=feedback)
 def feedback_add(client: Any, as_json: bool, **given: str | None) -> None:
-    """Correct an answer, rate it, or say which of two is better.
+    """Correct an answer, rate it, or compare two answers.
 
     \b
       --completion-id chatcmpl-... --correction "..."      the right answer

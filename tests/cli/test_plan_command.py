@@ -70,7 +70,7 @@ def test_the_answer_is_the_first_line(place):
     assert len(lines) == 4
     assert "measuring two steps" in done.stderr
     long = run(*plan(place, place / "rows.jsonl", "--checkpoint-every", "0.001s"))
-    assert "\ncheckpoints every 0.001s: " in long
+    assert "\na checkpoint every 0.001s: " in long
     assert "checkpoints every" not in run(*plan(place, place / "rows.jsonl", "--checkpoint-every", "never"))
     everything = run(*plan(place, "--buffers", "--no-measure"))
     assert "scratch" in everything
