@@ -71,7 +71,7 @@ def test_the_answer_is_the_first_line(place):
     assert "measuring two steps" in done.stderr
     long = run(*plan(place, place / "rows.jsonl", "--checkpoint-every", "0.001s"))
     assert "\na checkpoint every 0.001s: " in long
-    assert "checkpoints every" not in run(*plan(place, place / "rows.jsonl", "--checkpoint-every", "never"))
+    assert "checkpoint every" not in run(*plan(place, place / "rows.jsonl", "--checkpoint-every", "never"))
     everything = run(*plan(place, "--buffers", "--no-measure"))
     assert "scratch" in everything
     assert "whole process" in everything
