@@ -14,7 +14,8 @@ from rich.segment import Segment
 from rich.table import Table
 from rich.text import Text
 
-from .errors import escaped, printable, size_text
+from .errors import escaped, printable
+from .errors import size_text as size_text
 
 BEFORE = "  before  "
 AFTER = "  after   "

@@ -16,8 +16,7 @@ from rich.progress_bar import ProgressBar
 from rich.table import Table
 from rich.text import Text
 
-from .console import ACTIONS, checkpoint_line, duration, note, say, start_lines
-from .errors import size_text
+from .console import ACTIONS, checkpoint_line, duration, note, say, size_text, start_lines
 
 PLAIN_SECONDS = 5.0  # between plain lines where there is no terminal
 JSON_SECONDS = 1.0  # between JSON lines of steps
