@@ -83,7 +83,7 @@ def _refused(data: Inspection) -> Iterable[Finding]:
         rest = sorted(line for lines in list(by_reason.values())[REASONS:] for line in lines)
         if rest:
             others.append(Finding(kind, f"{_rows(len(rest))} more of {data.name} cannot be used, for other reasons",
-                                  "mend those before, and check again", rest, fatal=True))
+                                  "mend the others, and check again", rest, fatal=True))
     return [*sorted(named, key=lambda finding: finding.lines), *others]
 
 
