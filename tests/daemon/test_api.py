@@ -119,7 +119,7 @@ def test_rows_are_checked_before_a_job_and_nothing_of_them_is_kept(http, running
     both = {"validation_file": ("held.jsonl", lines[3])}
     assert check(http, "rows.jsonl", "\n".join(lines), files=both).json()["findings"][0]["kind"] == "overlap"
     assert check(http, "rows.jsonl", lines[0], method="magic").status_code == 400
-    long = json.dumps({"prompt": "lamp", "completion": "on " * 2**18})
+    long = json.dumps({"prompt": "lamp", "completion": "on " * 2**19})
     assert check(http, "rows.jsonl", f"{lines[0]}\n{long}").status_code == 413  # a row that no job may have
     many = "\n".join(json.dumps({"prompt": f"{i}", "completion": "o"}) for i in range(5005))
     assert check(http, "rows.jsonl", many).json()["rows"] == 5000
