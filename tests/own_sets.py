@@ -3,7 +3,6 @@
 Held-out rows ask for answers of the same space in other words. `data/test_own_sets.py` says what that means.
 """
 
-import math
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -49,14 +48,3 @@ SETS = {own.name: own for own in (
     OwnSet("orders", "Extract quantity, item, day and name from the bakery's order as JSON."),
     OwnSet("log_lines", "Rewrite the sentence as a log line: [LEVEL] component: event."),
 )}
-
-
-def wilson(right: int, of: int, z: float = 1.96) -> tuple[float, float]:
-    """The Wilson interval of a share, by default of 95 %."""
-    if of == 0:
-        return 0.0, 1.0
-    share = right / of
-    middle = share + z * z / (2 * of)
-    spread = z * math.sqrt(share * (1 - share) / of + z * z / (4 * of * of))
-    scale = 1 + z * z / of
-    return max(0.0, (middle - spread) / scale), min(1.0, (middle + spread) / scale)

@@ -73,11 +73,11 @@ def answers(service: Service) -> bool:
     return service.generate("lamp", model=service.name, max_tokens=3).text() == expected
 
 
-def until(what: Callable[[], T], seconds: float = 60.0) -> T:
+def until(what: Callable[[], T], seconds: float = 60.0, otherwise: str = "it did not happen") -> T:
     """Wait for the first true value of `what`, and return it."""
     deadline = time.monotonic() + seconds
     while not (found := what()):
-        assert time.monotonic() < deadline, "it did not happen"
+        assert time.monotonic() < deadline, otherwise
         time.sleep(0.01)
     return found
 

@@ -4,7 +4,7 @@ import json
 import re
 
 import pytest
-from own_sets import SETS, wilson
+from own_sets import SETS
 
 COMPONENTS = {"backup", "mailer", "printer", "camera", "router", "database"}
 RUN = 5  # words in a row
@@ -60,12 +60,3 @@ def test_train_covers_the_answers(own):
             counts[word] = counts.get(word, 0) + 1
     for row in own.rows("heldout"):
         assert all(counts.get(word, 0) >= 3 for word in re.findall(r"\w+", row["completion"])), row
-
-
-@pytest.mark.parametrize(("right", "of"), [(36, 40), (1, 3), (17, 20)])
-def test_wilson_interval(right, of):
-    """Each end is a share of which the one measured is z standard errors away."""
-    for end in wilson(right, of):
-        assert abs(right / of - end) == pytest.approx(1.96 * (end * (1 - end) / of) ** 0.5)
-    assert wilson(0, of)[0] == pytest.approx(0, abs=1e-12)
-    assert wilson(of, of)[1] == pytest.approx(1)

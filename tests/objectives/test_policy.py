@@ -302,16 +302,6 @@ def test_answers_do_not_depend_on_how_many_are_in_progress(bundle):
     assert found[0] == found[1]
 
 
-def test_under_a_budget_fewer_answers_are_in_progress(bundle):
-    """What is traded is said, and the plan is what is allocated."""
-    objective = Grpo(max_completion_length=40, num_generations=32)
-    free = Trainer(bundle, **LETTERS, objective=objective, rewards=letters)
-    assert free.plan.answers
-    assert free.plan.answers.live == 64
-    assert {"cache_keys", "cache_values"} <= set(free.arena.buffers)
-    assert not [text for text in free.plan.traded if "in progress" in text]
-
-
 # ---- what is refused -------------------------------------------------------------------------------------------------
 
 

@@ -25,11 +25,12 @@ from statistics import fmean
 
 sys.path.insert(0, str(Path(__file__).parents[1]))
 
-from own_sets import wilson
+from json_lines import read_lines, write_lines
 from proofs import life
-from proofs.compared import Result, edgetune, forgotten, measure_missing, rows_of, written
+from proofs.compared import Result, edgetune, forgotten, measure_missing
 
 from edgetune.daemon.kinds.feedback import ALL
+from edgetune.evaluation.acceptance import wilson
 
 LESS = 0.02  # of exact answers, that learning anew may have
 END, ANEW, ONCE = "at its end", "learned anew", "one training"
@@ -50,7 +51,7 @@ def adapters(args: argparse.Namespace, state: Path, folder: Path) -> Iterator[tu
         told = {"promoted": service.adapters.serving == job.result, "reason": verdict["reason"], "rows": len(rows)}
         yield ANEW, service.adapters.path(job.result or ""), told
     once = folder / "once"
-    learned = written(folder / "rows.jsonl", rows)
+    learned = write_lines(folder / "rows.jsonl", rows)
     edgetune("train", args.model, learned, "-o", once, "--no-answers", "--no-govern", "--seed", args.seed, "--json")
     yield ONCE, once, {"rows": len(rows)}
 
@@ -60,7 +61,7 @@ def measured(args: argparse.Namespace, lived: Path) -> Result:
     data = args.shared / "data"
     with tempfile.TemporaryDirectory() as temporary:
         folder = Path(temporary)
-        asked = written(folder / "asked.jsonl", rows_of(data / "snips_dev.jsonl")[:args.asked])
+        asked = write_lines(folder / "asked.jsonl", read_lines(data / "snips_dev.jsonl")[:args.asked])
         shutil.copytree(lived / "state", folder / "state")
         found = {}
         for name, adapter, told in adapters(args, folder / "state", folder):

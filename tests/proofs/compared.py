@@ -13,6 +13,7 @@ from typing import Any
 
 sys.path.insert(0, str(Path(__file__).parents[1]))
 
+from json_lines import read_lines, write_lines
 from peers.snips import model_path
 
 from edgetune.errors import WORSE
@@ -33,10 +34,6 @@ Result = dict[str, Any]
 # ---- commands and files ----
 
 
-def rows_of(path: Path) -> list[Row]:
-    return [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
-
-
 def edgetune(*words: object) -> Any:
     """What a command prints as JSON; WORSE is the code of an adapter that is worse than none."""
     done = subprocess.run([sys.executable, "-m", "edgetune", *map(str, words)], capture_output=True, text=True)
@@ -46,9 +43,13 @@ def edgetune(*words: object) -> Any:
     return found
 
 
-def written(path: Path, rows: list[Row]) -> Path:
-    path.write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
-    return path
+def answered(model: Path, saved: Path, adapter: Path, rows: Sequence[Row], max_tokens: int, *options: object) -> Path:
+    """Answers to these rows by edgetune's own engine, in a file."""
+    saved.unlink(missing_ok=True)
+    asked = write_lines(saved.with_suffix(".prompts"), [{"prompt": row["prompt"]} for row in rows])
+    edgetune("generate", model, asked, "--engine", "native", "--adapter", adapter, "--max-tokens", max_tokens, "--save",
+             saved, *options, "--json")
+    return saved
 
 
 def forgotten(model: Path, adapter: Path, data: Path) -> Result:
@@ -68,7 +69,7 @@ def add_result(path: Path, results: list[Result], result: Result) -> None:
 
 
 def read_results(path: Path) -> list[Result]:
-    return rows_of(path) if path.is_file() else []
+    return read_lines(path) if path.is_file() else []
 
 
 # ---- what is asked of a proof ----

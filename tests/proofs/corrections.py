@@ -19,12 +19,14 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).parents[1]))
 
-from own_sets import SETS, OwnSet, Row, wilson
-from proofs.compared import Result, arguments, end, measure_missing, written
+from json_lines import write_lines
+from own_sets import SETS, OwnSet, Row
+from proofs.compared import Result, arguments, end, measure_missing
 from proofs.recipes import right_answers, trained
 
 from edgetune.daemon.options import DaemonConfig
 from edgetune.daemon.service import Service
+from edgetune.evaluation.acceptance import wilson
 from edgetune.machine.policy import Policy
 
 DOMAINS = ("irrigation", "tickets", "library")
@@ -77,7 +79,7 @@ def by_lesson(model: Path, own: OwnSet, rows: list[Row], unseen: list[Row]) -> R
 
 def by_file(model: Path, own: OwnSet, rows: list[Row], unseen: list[Row]) -> Result:
     with tempfile.TemporaryDirectory() as folder:
-        file = written(Path(folder) / "rows.jsonl", rows)
+        file = write_lines(Path(folder) / "rows.jsonl", rows)
         out = Path(folder) / "adapter"
         record, seconds = trained(model, file, own.system, out, [])
         corrected, others = right_answers(model, out, own, rows, unseen)

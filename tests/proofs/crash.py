@@ -20,7 +20,6 @@ import tempfile
 import threading
 import time
 from collections import Counter
-from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -29,6 +28,7 @@ import httpx
 
 sys.path.insert(0, str(Path(__file__).parents[1]))
 
+from services import until
 from tiny import write_tiny
 
 from edgetune.daemon.jobs.worker import is_done
@@ -94,7 +94,7 @@ class Proof:
         process.kill()
         error = process.communicate()[1]
         assert process.returncode == -9, error
-        until(lambda: not self.processes(), "the worker outlived the daemon")
+        until(lambda: not self.processes(), PATIENCE, "the worker outlived the daemon")
 
     def start(self) -> subprocess.Popen[str]:
         place = {**os.environ, "PYTHONPATH": os.pathsep.join(str(Path(path).resolve()) for path in sys.path)}
@@ -104,18 +104,14 @@ class Proof:
                                 text=True)
 
     def wait_until_ready(self, process: subprocess.Popen[str]) -> None:
-        answer = "nothing"
-
         def ready() -> bool:
-            nonlocal answer
             assert process.poll() is None, process.communicate()[1]
             try:
-                answer = self.http.get("/healthz").text
+                return '"status":"ok"' in self.http.get("/healthz").text
             except httpx.TransportError:
                 return False
-            return '"status":"ok"' in answer
 
-        until(ready, lambda: f"the daemon does not get well: {answer}")
+        until(ready, PATIENCE, "the daemon does not get well")
 
     def fill_line(self) -> None:
         while sum(job["status"] in ("queued", "running") for job in self.all("/v1/fine_tuning/jobs")) < LINE:
@@ -270,11 +266,11 @@ class Proof:
         self.wait_until_ready(process)
         self.check_answers()
         alone = {"model": "tiny", "training_file": next(iter(self.told.files)), "seed": 1, "hyperparameters": OPTIONS}
-        until(lambda: all(job["finished_at"] for job in self.all("/v1/fine_tuning/jobs")), "jobs do not end")
+        until(lambda: all(job["finished_at"] for job in self.all("/v1/fine_tuning/jobs")), PATIENCE)
         self.upload(ROWS)
         alone["training_file"] = next(reversed(self.told.files))
         last = self.ask("POST", "/v1/fine_tuning/jobs", json=alone)["id"]  # undisturbed
-        until(lambda: self.ask("GET", f"/v1/fine_tuning/jobs/{last}")["finished_at"], "the last job does not end")
+        until(lambda: self.ask("GET", f"/v1/fine_tuning/jobs/{last}")["finished_at"], PATIENCE)
         jobs = self.all("/v1/fine_tuning/jobs")
         process.terminate()
         error = process.communicate(timeout=PATIENCE)[1]
@@ -307,13 +303,6 @@ class Proof:
             except OSError:
                 continue
         return found
-
-
-def until(what: Any, otherwise: str | Callable[[], str]) -> None:
-    deadline = time.monotonic() + PATIENCE
-    while not what():
-        assert time.monotonic() < deadline, otherwise if isinstance(otherwise, str) else otherwise()
-        time.sleep(0.02)
 
 
 def without_repeats(moves: list[str | None]) -> list[str | None]:

@@ -16,8 +16,9 @@ from typing import Any
 
 sys.path.insert(0, str(Path(__file__).parents[1]))
 
+from json_lines import read_lines
 from peers.snips import SYSTEM, model_path, start_alike
-from proofs.compared import arguments, rows_of
+from proofs.compared import arguments
 
 from edgetune.data import preferences
 from edgetune.data.dataset import Dataset, load_rows
@@ -32,7 +33,7 @@ LIMIT = 0.01
 
 
 def pairs(shared: Path, steps: int) -> Dataset:
-    rows = rows_of(shared / "data" / "snips_train.jsonl")[:BATCH * steps + 1]
+    rows = read_lines(shared / "data" / "snips_train.jsonl")[:BATCH * steps + 1]
     made = [{"prompt": row["prompt"], "chosen": row["completion"], "rejected": other["completion"]}
             for row, other in pairwise(rows)]
     return load_rows(made, Tokenizer(model_path()), max_length=256, system=SYSTEM, parser=preferences)

@@ -26,7 +26,8 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).parents[1]))
 
-from proofs.compared import Result, Row, add_result, arguments, end_with, read_results, rows_of
+from json_lines import read_lines
+from proofs.compared import Result, Row, add_result, arguments, end_with, read_results
 
 from edgetune import TrainConfig
 from edgetune.daemon.options import DaemonConfig
@@ -148,8 +149,8 @@ def opened(args: argparse.Namespace, state: Path) -> Service:
 
 def lived(args: argparse.Namespace, folder: Path) -> list[Result]:
     """All rounds, what was found in each."""
-    good = rows_of(args.given or args.shared / "data" / "snips_train.jsonl")
-    dev = rows_of(args.never or args.shared / "data" / "snips_dev.jsonl")[: args.dev]
+    good = read_lines(args.given or args.shared / "data" / "snips_train.jsonl")
+    dev = read_lines(args.never or args.shared / "data" / "snips_dev.jsonl")[: args.dev]
     size = args.corrections
     wrong = [] if args.no_wrong else [("shuffled", shuffled), ("swapped", swapped)]
     bad = {str(args.rounds + 1 + i): one for i, one in enumerate(wrong)}

@@ -13,14 +13,10 @@ nearly as likely: then each of its tokens must be within CLOSE of the likeliest,
 import asyncio
 import codecs
 import json
-import os
 import sqlite3
-import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Iterator
-from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -30,6 +26,7 @@ import numpy as np
 
 sys.path.insert(0, str(Path(__file__).parents[1]))
 
+from daemons import process
 from proofs.compared import arguments
 
 from edgetune.daemon.client import Client
@@ -72,21 +69,7 @@ def rows(style: int) -> str:
     return "\n".join(lines) + "\n"
 
 
-# ---- the daemon ------------------------------------------------------------------------------------------------------
-
-
-@contextmanager
-def daemon(model: Path, state: Path) -> Iterator[str]:
-    """Its URL."""
-    command = [sys.executable, "-m", "edgetune", "daemon", model.resolve(), "--state", state, "--port", "0", "--memory",
-               f"{MEMORY}M", "--json"]
-    process = subprocess.Popen(list(map(str, command)), cwd=state.parent, stdout=subprocess.PIPE, text=True,
-                               env={**os.environ, "PYTHONPATH": os.pathsep.join(path for path in sys.path if path)})
-    try:
-        yield json.loads(process.stdout.readline())["url"]
-    finally:
-        process.terminate()
-        process.wait()
+# ---- trainings -------------------------------------------------------------------------------------------------------
 
 
 def train(client: Client, folder: Path, style: int, steps: int, seed: int = 0) -> str:
@@ -285,7 +268,9 @@ def main() -> None:
     args = options.parse_args()
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
-        with daemon(args.model, folder / "state") as url, Client(url) as client:
+        options = ("--threads", 0, "--memory", f"{MEMORY}M")
+        with process(args.model.resolve(), folder, *options) as running, Client(running.url) as client:
+            url = running.url
             made = [finished(client, train(client, folder, style, args.steps)) for style in range(2)]
             adapters = [adapter for adapter, _ in made]
             memory = max(memory for _, memory in made)

@@ -28,6 +28,7 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).parents[1]))
 
+from json_lines import read_lines, write_lines
 from peers.snips import SYSTEM
 from proofs.compared import (
     CONTINUED,
@@ -36,6 +37,7 @@ from proofs.compared import (
     Result,
     Row,
     against,
+    answered,
     arguments,
     by_variant,
     edgetune,
@@ -43,9 +45,7 @@ from proofs.compared import (
     folder_of,
     mean_interval,
     measure_missing,
-    rows_of,
     unbeaten,
-    written,
 )
 
 from edgetune.evaluation.judge import same
@@ -91,7 +91,7 @@ def sums(seed: int) -> list[Row]:
 
 
 def snips(shared: Path, _seed: int) -> list[Row]:
-    return rows_of(shared / "data" / "snips_train.jsonl")
+    return read_lines(shared / "data" / "snips_train.jsonl")
 
 
 def graders(rows: Sequence[Row]) -> dict[str, Row]:
@@ -238,17 +238,8 @@ DEFAULT = (CONTINUED, LABELS, "grpo", "rest")
 # ---- commands ----
 
 
-def answered(model: Path, saved: Path, adapter: Path, rows: Sequence[Row], max_tokens: int, *options: object) -> Path:
-    """Answers to these rows by edgetune's own engine, in a file."""
-    saved.unlink(missing_ok=True)
-    asked = written(saved.with_suffix(".prompts"), [{"prompt": row["prompt"]} for row in rows])
-    edgetune("generate", model, asked, "--engine", "native", "--adapter", adapter, "--max-tokens", max_tokens, "--save",
-             saved, *options, "--json")
-    return saved
-
-
 def texts_in(saved: Path) -> list[str]:
-    return [row["text"].strip() for row in rows_of(saved)]
+    return [row["text"].strip() for row in read_lines(saved)]
 
 
 def learned(setting: Setting, rows: list[Row], out: Path, *options: object) -> float:
@@ -256,7 +247,7 @@ def learned(setting: Setting, rows: list[Row], out: Path, *options: object) -> f
     record = out / "run.json"
     began = time.monotonic()
     if not record.exists() or json.loads(record.read_text(encoding="utf-8"))["status"] != "done":
-        edgetune("train", setting.model, written(out.with_suffix(".jsonl"), rows), "-o", out, "--no-govern",
+        edgetune("train", setting.model, write_lines(out.with_suffix(".jsonl"), rows), "-o", out, "--no-govern",
                  "--no-answers", "--seed", setting.seed, *setting.task.options, *options,
                  *(["--resume"] if out.exists() else []), "--json")
     return time.monotonic() - began

@@ -31,13 +31,15 @@ from typing import Any
 sys.path.insert(0, str(Path(__file__).parents[1]))
 
 import jsonschema_rs
-from own_sets import SETS, OwnSet, Row, wilson
+from json_lines import read_lines, write_lines
+from own_sets import SETS, OwnSet, Row
 from peers.snips import SYSTEM
-from proofs.compared import SHARED, Result, arguments, end, measure_missing, rows_of, written
+from proofs.compared import SHARED, Result, arguments, end, measure_missing
 
 from edgetune.data.dataset import load_rows
 from edgetune.demo import run as demo
 from edgetune.errors import WORSE
+from edgetune.evaluation.acceptance import wilson
 from edgetune.evaluation.canary import FILE, drift
 from edgetune.evaluation.judge import is_json
 from edgetune.evaluation.served import Answer, exact_match
@@ -66,11 +68,11 @@ class Task:
     own: OwnSet | None = None
 
     def rows(self, size: int) -> list[Row]:
-        return rows_of(self.train)[:size]
+        return read_lines(self.train)[:size]
 
     @property
     def held_out(self) -> list[Row]:
-        return rows_of(self.heldout)[:self.asked]
+        return read_lines(self.heldout)[:self.asked]
 
     def right(self, answer: Answer) -> bool:
         return self.own.right(answer.expected, answer.answer) if self.own else answer.correct
@@ -110,7 +112,7 @@ def right_answers(model: Path, adapter: Path, own: OwnSet, *asked: list[Row]) ->
 def measured(model: Path, task: Task, size: int, seed: int, options: list[str]) -> Result:
     with tempfile.TemporaryDirectory() as folder:
         out = Path(folder) / "adapter"
-        rows = written(Path(folder) / "rows.jsonl", task.rows(size))
+        rows = write_lines(Path(folder) / "rows.jsonl", task.rows(size))
         record, seconds = trained(model, rows, task.system, out, ["--no-answers", *options, "--seed", str(seed)])
         schema = json.loads((out / "schema.json").read_text()) if (out / "schema.json").is_file() else None
         with LlamaModel(model) as served:

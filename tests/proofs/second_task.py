@@ -25,8 +25,9 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).parents[1]))
 
+from json_lines import read_lines
 from proofs import life
-from proofs.compared import SIGNIFICANT, Result, Row, end_with, measure_missing, read_results, rows_of
+from proofs.compared import SIGNIFICANT, Result, Row, end_with, measure_missing, read_results
 from proofs.life import answered, live, shuffled, swapped
 
 from edgetune.daemon.service import Service
@@ -43,13 +44,13 @@ Spoil = Callable[[list[Row]], list[Row]]
 
 
 def commands(name: str) -> list[Row]:
-    return [{**row, "system": SYSTEM} for row in rows_of(HOME / f"home_{name}.jsonl")]
+    return [{**row, "system": SYSTEM} for row in read_lines(HOME / f"home_{name}.jsonl")]
 
 
 def plan_of(args: argparse.Namespace, lived: int) -> list[tuple[str, str, list[Row]]]:
     """(task, what is done to its labels, rows) of each round. lived: rounds of Snips, whose rows came in order."""
     size = args.corrections
-    left = {SNIPS: rows_of(args.shared / "data" / "snips_train.jsonl")[lived * size:],
+    left = {SNIPS: read_lines(args.shared / "data" / "snips_train.jsonl")[lived * size:],
             COMMANDS: random.Random(args.seed).sample(found := commands("train"), len(found))}
     wrong: dict[str, dict[str, Spoil]] = {
         SNIPS: {"shuffled": shuffled, "swapped": swapped},
@@ -72,7 +73,7 @@ def right(service: Service, rows: list[Row]) -> list[bool]:
 def continued(args: argparse.Namespace, lived: Path) -> Result:
     """before, after: which rows of each task that are never given are right around the second task."""
     before = len(read_results(lived / "life.jsonl"))
-    never = {SNIPS: rows_of(args.shared / "data" / "snips_dev.jsonl")[:args.dev],
+    never = {SNIPS: read_lines(args.shared / "data" / "snips_dev.jsonl")[:args.dev],
              COMMANDS: commands("heldout")[:args.dev]}
     rounds: list[Result] = []
     with tempfile.TemporaryDirectory() as temporary:

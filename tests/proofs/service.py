@@ -13,13 +13,12 @@ import shutil
 import subprocess
 import sys
 import tempfile
-import time
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 sys.path.insert(0, str(Path(__file__).parents[1]))
 
+from services import until
 from tiny import write_tiny
 
 PORT = "8643"
@@ -56,8 +55,7 @@ class Machine:
         self.process = subprocess.Popen(
             ["unshare", "--mount", "--pid", "--fork", "--kill-child", "--uts", "--ipc", "--cgroup", "bash", "-c", BOOT,
              "boot", root, place], stdout=self.log, stderr=self.log)
-        wait("systemd is up",
-             lambda: self.first() and self.run("systemctl", "is-active", "basic.target").returncode == 0)
+        until(lambda: self.first() and self.run("systemctl", "is-active", "basic.target").returncode == 0, 120)
 
     def first(self) -> str:
         """The process number, here, of its first process."""
@@ -73,13 +71,6 @@ class Machine:
         self.process.kill()  # and with it all of them
         self.process.wait()
         self.log.close()
-
-
-def wait(what: str, done: Callable[[], Any], seconds: float = 120) -> None:
-    deadline = time.monotonic() + seconds
-    while not done():
-        assert time.monotonic() < deadline, f"not in {seconds:.0f} s: {what}"
-        time.sleep(0.2)
 
 
 class Proof:
@@ -126,7 +117,7 @@ class Proof:
         assert stopped == {"Result": "success", "ExecMainStatus": "0"}, stopped
         say("stopped with 0")
         self.edgetune("service", "uninstall")
-        wait("it is gone", lambda: self.machine.run("systemctl", "is-active", "edgetune").stdout.strip() == "inactive")
+        until(lambda: self.machine.run("systemctl", "is-active", "edgetune").stdout.strip() == "inactive", 120)
         assert self.machine.run("test", "-e", "/var/lib/private/edgetune/state.db").returncode == 0
         say("uninstalled; the state is still there")
 
@@ -155,7 +146,7 @@ class Proof:
             now = self.properties("MainPID", "ActiveState")
             return now["MainPID"] != before and now["ActiveState"] == "active"
 
-        wait("it is back", is_back)
+        until(is_back, 120)
         found = self.edgetune("adapters")
         assert job["fine_tuned_model"] in [adapter["id"] for adapter in found["data"]]
         say(f"{what}: it is back with its adapter")

@@ -20,7 +20,8 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).parents[1]))
 
-from proofs.compared import SIGNIFICANT, Result, arguments, edgetune, end, folder_of, measure_missing, rows_of, written
+from json_lines import read_lines, write_lines
+from proofs.compared import SIGNIFICANT, Result, answered, arguments, edgetune, end, folder_of, measure_missing
 
 from edgetune.adapters.store import read_run
 from edgetune.data.question import question_key
@@ -35,8 +36,8 @@ def measured(args: Namespace, seed: int) -> Result:
     folder.mkdir(exist_ok=True)
     labelled, prompts, unseen = (Path(str(path).format(seed=seed))
                                  for path in (args.labelled, args.prompts, args.unseen))
-    rows = rows_of(prompts)
-    bare = written(folder / "prompts.jsonl", [{"prompt": row["prompt"]} for row in rows])
+    rows = read_lines(prompts)
+    bare = write_lines(folder / "prompts.jsonl", [{"prompt": row["prompt"]} for row in rows])
     common = ["--seed", seed, "--system", args.system, "--no-govern", "--json"]
     out = folder / "tutor"
     edgetune("tutor", args.model, bare, "-o", out, "--labelled", labelled, *common, *shlex.split(args.options))
@@ -61,14 +62,10 @@ def measured(args: Namespace, seed: int) -> Result:
 
 def right_in(args: Namespace, folder: Path, adapter: Path, unseen: Path) -> list[int]:
     """1 for each row that the adapter answers rightly."""
-    rows = rows_of(unseen)
-    asked = written(folder / "unseen.jsonl", [{"prompt": row["prompt"]} for row in rows])
-    saved = folder / "answers.jsonl"
-    saved.unlink(missing_ok=True)
-    edgetune("generate", args.model, asked, "--engine", "native", "--adapter", adapter, "--max-tokens", 96, "--save",
-             saved, "--system", args.system, "--json")
+    rows = read_lines(unseen)
+    saved = answered(args.model, folder / "answers.jsonl", adapter, rows, 96, "--system", args.system)
     return [int(same(row["completion"], found["text"].strip()))
-            for row, found in zip(rows, rows_of(saved), strict=True)]
+            for row, found in zip(rows, read_lines(saved), strict=True)]
 
 
 def main() -> None:
