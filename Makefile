@@ -17,21 +17,26 @@ RUN = cd tests && PYTHONPATH=$(SOURCES) $(PYTHON)
 EMULATED = cd tests && PYTHONPATH=$(CURDIR)/build/emulated/python $(PYTHON)
 
 .PHONY: arm-kernels arm-train check clean compaction compressed corrections crash cuda cuda-steps data dev \
-    docs dpo durability fuzz fuzz-daemon help installs learning life lint load memory methods peers picture pressure proofs \
-    ready recipes sanitize second-task service slow test tutor wheels
+    docs dpo durability fuzz fuzz-daemon help install installs learning life lint load memory methods peers picture pressure \
+    proofs ready recipes release sanitize second-task service slow test tutor wheels
 
 help: ## this list
 	@grep -E '^[a-z-]+:.* ## ' $(firstword $(MAKEFILE_LIST)) | sed 's/:.* ## /\t/' | expand -t 14
 
 ready:
 	@$(RUN) -c "import edgetune.backends.cpu" 2> /dev/null || \
-	    { echo "edgetune is not installed for $(PYTHON): run pip install '.[test]', or make dev" >&2; exit 1; }
+	    { echo "edgetune is not installed for $(PYTHON): run make install EXTRAS=test, or make dev" >&2; exit 1; }
 
 docs: ready ## the generated pages: docs/reference, the tables of docs/how-to/choose-a-model.md, llms.txt
 	$(RUN) ../docs/tools/generate.py
 
 picture: ready ## docs/img/page-*.png: the page of a daemon that has learned; minutes the first time (playwright, Chromium)
 	$(RUN) ../docs/tools/picture.py
+
+# Of llama.cpp only what edgetune uses: pip alone compiles more than twice as much. Wheels in dist/ are used if there are some.
+install: ## edgetune with the extras EXTRAS (demo), into the environment of PYTHON
+	CMAKE_ARGS="-DLLAVA_BUILD=OFF -DCMAKE_PROJECT_llama.cpp_INCLUDE=$(CURDIR)/packaging/llama.cmake" \
+	    $(PYTHON) -m pip install --prefer-binary $(if $(wildcard dist/*.whl),--find-links dist) '.[$(or $(EXTRAS),demo)]'
 
 dev: ## the extension, into edgetune/backends/, for work in this checkout
 	$(CMAKE) -B build/dev -DPython_EXECUTABLE=$$(command -v $(PYTHON))
@@ -179,9 +184,12 @@ wheels: ## manylinux wheels of edgetune and llama-cpp-python for x86-64 and aarc
 	$(PYTHON) packaging/wheels.py --jobs $(JOBS) $(or $(PYTHONS),$(PYTHON))
 	$(PYTHON) packaging/llama.py --jobs $(JOBS)
 
-installs: ## many minutes: the wheels in dist/ on fresh systems without a compiler, and the container file (root: debootstrap)
+release: wheels ## the wheels, the source archive and their SHA-256, into dist/; needs Python's build
+	$(PYTHON) -m build --sdist --outdir dist
+	cd dist && sha256sum -- *.whl *.tar.gz > SHA256SUMS
+
+installs: ## many minutes: the wheels in dist/ on fresh systems without a compiler (root: debootstrap)
 	$(PYTHON) packaging/installs.py $(INSTALLS)
-	$(PYTHON) packaging/container.py
 
 clean: ## remove build/ and the extension from the source tree
 	rm -rf build edgetune/backends/_native.*.so

@@ -28,6 +28,7 @@ COMPILERS = {"x86_64": "x86_64-linux-gnu-", "aarch64": "aarch64-linux-gnu-"}  # 
 DEBIAN = {"x86_64": "amd64", "aarch64": "arm64"}
 OPTIONS = ("-DGGML_NATIVE=OFF", "-DGGML_BACKEND_DL=ON", "-DGGML_CPU_ALL_VARIANTS=ON",
            "-DLLAVA_BUILD=OFF",  # questions about images and sound
+           f"-DCMAKE_PROJECT_llama.cpp_INCLUDE={TOP / 'packaging' / 'llama.cmake'}",
            "-DCMAKE_PLATFORM_NO_VERSIONED_SONAME=ON",  # a wheel has no links: each library would be in it three times
            "-DCMAKE_INSTALL_RPATH=$ORIGIN", "-DCMAKE_SHARED_LINKER_FLAGS=-s", "-DCMAKE_MODULE_LINKER_FLAGS=-s")
 # Those of boards and small computers: Celeron, laptops since 2013, N100, laptops with AVX-512 by Intel and by AMD; Pi 3
@@ -35,7 +36,6 @@ OPTIONS = ("-DGGML_NATIVE=OFF", "-DGGML_BACKEND_DL=ON", "-DGGML_CPU_ALL_VARIANTS
 VARIANTS = ("x64", "sse42", "haswell", "alderlake", "icelake", "zen4", "armv8.0_1", "armv8.2_2", "armv8.6_2")
 OTHERS = rf"^ *ggml_add_cpu_backend_variant\((?!(?:{'|'.join(map(re.escape, VARIANTS))})\b).*\n"
 CHANGES = (  # file of the source, what is in it, what it becomes
-    ("CMakeLists.txt", r"set\(LLAMA_BUILD_COMMON ON ", "set(LLAMA_BUILD_COMMON OFF "),  # of programs
     ("vendor/llama.cpp/ggml/src/CMakeLists.txt", OTHERS, ""),
 )
 # since glibc 2.38, strtol and its kin are other symbols for what is compiled as GNU C: __isoc23_strtol

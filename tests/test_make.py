@@ -14,8 +14,8 @@ ROOT = Path(__file__).parents[1]
 PAGES = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", ROOT / "native" / "README.md", *(ROOT / "docs").rglob("*.md")]
 RULE = re.compile(r"^([a-z-]+):([^\n#=]*)(?:#[^\n]*)?\n((?:\t[^\n]*\n?)*)", re.M)
 RULES = {name: (needs.split(), recipe) for name, needs, recipe in RULE.findall((ROOT / "Makefile").read_text("utf-8"))}
-WITHOUT_EDGETUNE = {"help", "ready", "data", "dev", "lint", "check", "cuda", "arm-kernels", "wheels", "installs",
-                    "clean"}
+WITHOUT_EDGETUNE = {"help", "ready", "data", "dev", "lint", "check", "cuda", "arm-kernels", "wheels", "install",
+                    "installs", "release", "clean"}
 
 
 def named(text):
@@ -49,7 +49,7 @@ def test_ready_says_what_to_run_first(tmp_path):
     for target in ("ready", "memory"):
         done = subprocess.run([make, target, f"PYTHON={bare}"], cwd=tmp_path, capture_output=True, text=True)
         assert done.returncode == 2
-        said = f"edgetune is not installed for {bare}: run pip install '.[test]', or make dev"
+        said = f"edgetune is not installed for {bare}: run make install EXTRAS=test, or make dev"
         assert said in done.stderr
         assert "Traceback" not in done.stderr
         assert "proofs" not in done.stdout
