@@ -127,7 +127,7 @@ def _started(asked: dict[str, Any], reads_stdin: bool) -> subprocess.Popen[bytes
 
 
 class Layout(NamedTuple):
-    """How the arrays of a field follow one another. counts: how many each example has, where that is not one."""
+    """A field's arrays, one after another. counts: arrays of each example, None where each has one."""
 
     kind: str
     sizes: list[int]
