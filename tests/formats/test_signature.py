@@ -103,7 +103,7 @@ def test_what_is_no_key_is_refused(tmp_path):
     (tmp_path / "long").write_bytes(b"-" * 20_000)
     write_key(tmp_path / "rsa", rsa.generate_private_key(65537, 2048))
     for name, words in (("text", "make one with ssh-keygen"), ("rsa", "another kind than Ed25519"),
-                        ("none", "No such file"), ("long", "larger than 16384 bytes")):
+                        ("none", "No such file"), ("long", "larger than 16 KiB")):
         with pytest.raises(UsageError, match=words):
             signature.private_key(tmp_path / name)
 
