@@ -40,6 +40,8 @@ Without them the [environment](files.md#environment-variables) decides, else `ht
 
 
 def lines() -> Iterator[str]:
+    listed_here = {name for names in GROUPS.values() for name in names}
+    assert listed_here == {path.split()[0] for path in commands()}, "GROUPS has other commands than edgetune"
     yield from (HEAD, "", "| | commands |", "|---|---|")
     for title, names in GROUPS.items():
         found = [path for name in names for path in paths_of(name)]

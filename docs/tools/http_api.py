@@ -15,14 +15,17 @@ from api_fields import Field as Known
 from fastapi.openapi.utils import get_openapi
 
 from edgetune.daemon.api.app import routes
-from edgetune.daemon.api.errors import STATUSES
+from edgetune.daemon.api.errors import KINDS, STATUSES
 from edgetune.daemon.api.metrics import Metrics
+from edgetune.daemon.api.security import CODES, error_body
 
 Schema = Mapping[str, Any]
+FAULT = "A fault of the daemon, whose log has it."
+GUARD = {401: ("invalid_api_key",), 403: ("wrong_host", "wrong_origin")}  # of refusals before a route
 COMMON = 5  # fields that are worth a reference to another route
 WIDTH = 118  # letters of a line of code, at most
 METHODS = ("post", "get", "patch", "put", "delete", "head")
-OPAQUE = ("Method", "Hyperparameters")  # objects of other pages
+OPAQUE = ("Method", "Hyperparameters")  # objects with the options of other pages
 HEAD = """\
 The routes of `edgetune daemon`, generated from its schema, `/openapi.json`. In the examples
 `URL=http://127.0.0.1:8642`. Where the daemon has keys, add `-H "authorization: Bearer $EDGETUNE_KEY"`; `/` and
@@ -213,11 +216,17 @@ def anchor(heading: str) -> str:
 def errors() -> Iterator[str]:
     yield from ("## Errors", "", "Every error has OpenAI's form. Of `/api/` it is Ollama's, `{\"error\": \"...\"}`. "
                 "`message` says what was wrong, the value, the limit, and the way out.", "",
-                "```json", *pretty(ERROR), "```", "", "| status | meaning |", "|---|---|",
-                *(f"| {status} | {meaning} |" for status, meaning in STATUSES.items()),
-                "| 500 | A fault of the daemon, whose log has it. |", "",
+                "```json", *pretty(ERROR), "```", "", "| status | `type` | `code` | meaning |", "|---|---|---|---|",
+                *(error_line(status, meaning) for status, meaning in sorted({**STATUSES, 500: FAULT}.items())), "",
                 "429 comes with `Retry-After`. If an answer has begun, its stream ends with an event that has "
                 "the error.", "")
+
+
+def error_line(status: int, meaning: str) -> str:
+    codes = {code for _, of_kind, code in KINDS if of_kind == status and code}
+    codes |= {*GUARD.get(status, ()), *filter(None, [CODES.get(status)])}
+    kind = error_body(status, "")["error"]["type"]
+    return f"| {status} | {kind} | {', '.join(f'`{code}`' for code in sorted(codes)) or 'null'} | {meaning} |"
 
 
 def fate_lines(endpoint: Endpoint) -> Iterator[str]:

@@ -51,9 +51,11 @@ def about(param: str) -> Iterator[None]:
 
 
 STATUSES = {
-    400: "The request is wrong.", 401: "No key, or a wrong one.", 403: "From a page or under a name that may not.",
-    404: "Nothing has this name or id.", 408: "The body came too slowly.", 413: "Too large.",
-    429: "Too busy; ask again later.", 503: "Too much is in progress, or the daemon stops.", 507: "The disk is full.",
+    400: "A field or its value is wrong.", 401: "The key is missing or wrong.",
+    403: "A page of another origin asks, or the Host is not this daemon's.", 404: "Nothing has this name or id.",
+    408: "The body came too slowly.", 413: "A body, a file or a text is too large.",
+    429: "Too many requests wait; ask again later.", 503: "Too many bytes are in progress, or the daemon stops.",
+    507: "The disk is full, or refuses.",
 }
 RESPONSES: dict[int | str, dict[str, Any]] = {
     status: {"model": Error, "description": what} for status, what in STATUSES.items()}
