@@ -14,7 +14,7 @@ ALLOWED = {"numpy", "gguf", "llama_cpp", "jinja2", "rich", "click", "psutil", "t
 COMPRESS = {"torch", "transformers", "tokenizers", "optimum", "onnx", "onnxruntime", "huggingface_hub",
             "cryptography"}  # extra: host
 OPTIONAL = {"onnxruntime", "cryptography", "huggingface_hub", "rapidfuzz", "rouge_score", "nltk", "sacrebleu",
-            "jsonschema", "referencing", "cuda"}  # a device's extras, imported where they are used
+            "jsonschema", "referencing", "cuda", "pyarrow"}  # a device's extras, imported where they are used
 DAEMON = {"fastapi", "starlette", "pydantic", "pydantic_core", "uvicorn", "h11", "prometheus_client", "sdnotify",
           "httpx"}  # extra: daemon
 
