@@ -83,9 +83,11 @@ def feedback_add(client: Any, as_json: bool, **given: str | None) -> None:
     """Correct an answer, rate it, or compare two answers.
 
     \b
-      --completion-id chatcmpl-... --correction "..."      the right answer
-      --completion-id chatcmpl-... --rating up             the answer was right
-      --prompt "..." --answer "..." --rejected "..."       the first answer is better
+      --completion-id ID --correction "..."  the right answer
+      --completion-id ID --rating up         it was right
+
+    --prompt, --answer and --rejected say that the first of two answers is better. ID is that of a completion
+    (chatcmpl-...).
     """
     if (given["completion_id"] is None) == (given["prompt"] is None):
         raise UsageError("--completion-id and --prompt are both given" if given["prompt"] else "no question is given",

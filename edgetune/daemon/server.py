@@ -36,6 +36,12 @@ SWITCH_SECONDS = 0.001  # that a thread of Python may run while the event loop w
 _LOOKS = 10  # ticks of uvicorn's loop, of 0.1 s, between two signs of life
 
 
+def log_formatter() -> logging.Formatter:
+    """Formats a line of the log; systemd's journal adds the time itself."""
+    when = "" if os.environ.get("JOURNAL_STREAM") else "%(asctime)s "
+    return logging.Formatter(f"{when}%(levelname)s %(message)s", "%Y-%m-%d %H:%M:%S")
+
+
 def run(service: Service, on_ready: Callable[[str], None] | None = None,
         on_interrupt: Callable[[], None] | None = None) -> None:
     """Serves until SIGTERM, SIGINT or service.stopping, then lets answers end and training save; a second signal breaks
@@ -46,8 +52,9 @@ def run(service: Service, on_ready: Callable[[str], None] | None = None,
     """
     sys.setswitchinterval(SWITCH_SECONDS)
     keep_little()
-    when = "" if "JOURNAL_STREAM" in os.environ else "%(asctime)s "  # systemd's journal has its own
-    logging.basicConfig(level=logging.INFO, format=f"{when}%(levelname)s %(message)s", datefmt="%Y-%m-%d %H:%M:%S")
+    handler = logging.StreamHandler()
+    handler.setFormatter(log_formatter())
+    logging.basicConfig(level=logging.INFO, handlers=[handler])
     server = _Server(service, on_ready, on_interrupt)
     with _listening(service.config) as listener, server.signals(), _scratch(service.config.folder()):
         server.address = address_of(listener)

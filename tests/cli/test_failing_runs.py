@@ -68,7 +68,7 @@ def test_labels_that_are_shuffled(model, tmp_path, seed):
 
 def test_one_row(model, tmp_path):
     said = run("train", model, file(tmp_path, ROWS[:1]), "-o", tmp_path / "out", *OPTIONS)
-    assert "memorise these rows" in said
+    assert "Not tested" in said
     assert "name some with --eval" in said
 
 
@@ -135,4 +135,4 @@ def test_held_out_rows_that_are_learned(tmp_path):
 
 def test_rows_without_a_flaw(model, tmp_path):
     checked = run("data", "check", file(tmp_path, ROWS), model, "--max-length", 64)
-    assert "nothing was found that would keep training from working" in checked
+    assert checked.startswith("ready to train  ")

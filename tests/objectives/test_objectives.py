@@ -319,7 +319,7 @@ def test_flags_come_and_go_with_what_is_registered(monkeypatch):
         assert re.search(r"--method NAME .*: sft, .*experimental: .*focal, .*pairs, ", " ".join(shown.split()))
         assert "--gamma" not in shown
         named = command(name, "--help", "--method", "focal")
-        assert re.search(r"The method focal:\n +--gamma FLOAT +How little a sure token counts. \[2.0\]", named)
+        assert re.search(r"The method focal:\n +--gamma FLOAT +How little a sure token counts. \[2\]", named)
     for name in TOYS:
         monkeypatch.delitem(base._registry._found, name)
     for name in ("train", "plan"):
