@@ -11,8 +11,11 @@ from durable import metrics
 from json_lines import write_lines
 from tiny import write_tiny
 
+from edgetune import train
 from edgetune.cli import cli
 from edgetune.errors import UsageError
+from edgetune.objectives.grpo import Grpo
+from edgetune.training.callbacks import Event, RunCallbacks
 from edgetune.tutor import teach
 
 LETTER = {"type": "python", "name": "letter",
@@ -111,9 +114,10 @@ def test_processes_of_a_python_grader_are_planned_and_bounded(model, tmp_path):
     common = (*SMALL, "--memory", "2G", "--json")
     planned = [json.loads(run("plan", model, rows, "--grader", grader, *common))["process_bytes"]
                for grader in (json.dumps(NEAR), hungry)]
-    shown = said("train", model, rows, "-o", tmp_path / "out", "--grader", hungry, "--eval", "none", "--steps", 1,
-                 *common[:-1])
-    trained = int(re.search(r"the rest (\d+)[.\d]* MiB", shown)[1]) << 20
+    events: list[Event] = []
+    train(model, rows, tmp_path / "out", "none", objective=Grpo(grader=hungry, max_completion_length=9), memory="2G",
+          steps=1, max_length=48, batch_size=3, threads=1, rank=2, callbacks=RunCallbacks(events.append))
+    trained = next(event for event in events if event["event"] == "start")["plan"]["process_bytes"]
     assert min(planned[1], trained) - planned[0] > 200 << 20
     assert metrics(tmp_path / "out")[-1]["metrics"]["reward"] >= 1
 
