@@ -176,9 +176,9 @@ def test_rows_from_standard_input(tiny_llama, rows):
 
 
 @pytest.mark.parametrize(("name", "sentence"), [
-    ("zero", r"zero cannot be read .it is a device, not a regular file.; name a \.jsonl, .* or -"),
+    ("zero", r"zero cannot be read .it is a device, not a regular file.; name a file .*\.jsonl.*, or -"),
     ("fifo", "it is a pipe, not a regular file"),
-    ("folder", "it is a folder, not a regular file"),
+    ("folder", "has no files of rows"),
     ("sparse.jsonl", r"line 1 of sparse\.jsonl is longer than 16 MiB"),
     ("sparse.txt", r"sparse\.txt has 6 GiB, the limit is 256 MiB"),
 ])
