@@ -253,7 +253,7 @@ def test_a_signed_bundle_is_opened_and_a_changed_one_is_not(place):
 
 def test_a_model_that_memory_cannot_hold_is_refused_before_it_is_read(place, monkeypatch):
     monkeypatch.setattr(room, "read_device", lambda: replace(read_device(), memory_available=1 << 20))
-    assert "1 are available" in compress(place, "large.edge", code=1)
+    assert "1 MiB are available" in compress(place, "large.edge", code=1)
     assert not list(place.glob("large*"))
 
 

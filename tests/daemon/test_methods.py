@@ -45,7 +45,7 @@ def test_methods_follow_from_the_rows_that_objectives_read(tmp_path):
         config = DaemonConfig(learn_method=name, learn_grader=file if graded else "",
                               learn_options="warmup_epochs=0" if name == "reft" else "")
         if rows is None:
-            with pytest.raises(UsageError, match=r"does not learn from feedback; choose from .*dpo, .*sft"):
+            with pytest.raises(UsageError, match=r"does not learn from feedback; choose from sft, dpo, "):
                 learn_method(config)
         else:
             assert learn_method(config).objective.name == name

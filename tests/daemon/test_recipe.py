@@ -43,7 +43,7 @@ def test_openai_names_and_ours():
     whole = {"type": "supervised", "supervised": {"hyperparameters": {"n_epochs": 2, "rank": 4}}}
     assert method_of({"type": "supervised", "supervised": {"hyperparameters": {"rank": 4}}}, {"n_epochs": 2}) == whole
     assert method_of(None, None) == {"type": "supervised", "supervised": {"hyperparameters": {}}}
-    with pytest.raises(UnsupportedError, match=r"the method 'poetry' does not exist here; choose from .*dpo, .*sup"):
+    with pytest.raises(UnsupportedError, match="'poetry' does not exist here; choose from supervised, dpo, "):
         method_of({"type": "poetry"}, None)
 
 

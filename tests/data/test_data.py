@@ -307,7 +307,7 @@ def test_bad_tools_and_templates(tokenizer, bare):
 def test_bad_files_and_options(tokenizer, tmp_path):
     with pytest.raises(DataError, match=r"there is no file .*none\.jsonl"):
         load(tmp_path / "none.jsonl", tokenizer, max_length=512)
-    with pytest.raises(DataError, match="is a folder, not a regular file"):
+    with pytest.raises(DataError, match="has no files of rows"):
         load(tmp_path, tokenizer, max_length=512)
     empty = tmp_path / "empty.jsonl"
     empty.write_text("\n \n")

@@ -226,7 +226,7 @@ def test_an_adapter_that_is_not_beaten_stays(bundle, files, done, tmp_path):
     out = tmp_path / "out"
     found = go(bundle, out, files, replace(OPTIONS, stop_after=1, rounds=9), start=done)
     assert found.stopped.startswith("this does not help here, so nothing is published")
-    assert re.search(r"\d+ of \d+ right, before \d+ of \d+ right.*p 1", found.stopped)
+    assert re.search(r"\d+ of \d+ right, \d+ of \d+ right before.*p = 1", found.stopped)
     assert (out / "adapter.gguf").read_bytes() == (done / "adapter.gguf").read_bytes()
     assert [round.number for round in rounds_of(out)] == [0, 1]
 
