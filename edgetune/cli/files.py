@@ -236,6 +236,8 @@ def _fact(key: str, value: Any) -> str:
         return str(value[:SHORT])
     if key == "schema":
         return json.dumps(value)
+    if key == "missing":
+        return "\n".join(value) or "nothing"
     if key in COUNTED:
         return ", ".join(f"{name} {shown(count)}" for name, count in value.items())
     return shown(value)

@@ -214,9 +214,8 @@ def gpu_facts() -> str:
 
 
 def verdict(here: device.Device, kernels: str, missing: list[str], ready: bool) -> str:
-    """Says in a sentence whether models can be trained and answer here, and what is missing."""
+    """Says in a sentence whether models can be trained and answer here."""
     if not ready:
         return f"Not ready: models are neither trained nor answer without {missing[0]}."
-    also = f" Not installed: {'; '.join(missing)}." if missing else ""
     return (f"Ready: trains with the kernels {kernels} on {here.cores} cores in "
-            f"{size_text(here.memory_available)} of free memory, and answers through llama.cpp.{also}")
+            f"{size_text(here.memory_available)} of free memory, and answers through llama.cpp.")
