@@ -37,6 +37,7 @@ def place(tmp_path, monkeypatch):
     return tmp_path
 
 
+@pytest.mark.slow  # a training for each tracker
 def test_each_tracker_is_told_every_loss(place, monkeypatch, capsys):
     modules, told = trackers()
     for name, module in modules.items():

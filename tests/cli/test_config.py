@@ -98,6 +98,7 @@ def test_the_same_file_plans(adapter):
     assert found["steps"] == 2
 
 
+@pytest.mark.slow  # as the runs above, of 62 rows
 def test_the_example_trains(place, monkeypatch):
     monkeypatch.chdir(ROOT)
     run("train", "--config", "examples/home/train.toml", place / "model.gguf", "-o", place / "home", *SMALL)

@@ -56,6 +56,7 @@ def test_a_file_may_have_a_comma_in_its_name(parts):
     assert rows_of(write_lines(parts / "a,b.jsonl", ROWS[:2])) == ROWS[:2]
 
 
+@pytest.mark.slow  # two trainings; what they read is compared above
 def test_training_on_parts_is_training_on_the_whole(parts):
     """Also when it is resumed, and from Python; run.json has names that any folder can open."""
     model = write_tiny(parts / "model.gguf", formats="Q8_0")
