@@ -11,7 +11,17 @@ import click
 from ..disk import json_text
 from ..errors import DataError, EdgetuneError, UsageError, printable
 from .answer import Serving, new_file, served_model
-from .app import ModelPath, adapter_option, backend_option, command, explicit, show, system_option, threads_option
+from .app import (
+    DATA,
+    ModelPath,
+    adapter_option,
+    backend_option,
+    command,
+    explicit,
+    show,
+    system_option,
+    threads_option,
+)
 from .prompts import ordered, save_lines
 
 if TYPE_CHECKING:
@@ -24,7 +34,7 @@ Rows = list[dict[str, Any]]
 OF_MODEL = ("adapter", "samples", "temperature", "max_tokens", "system", "memory", "seed", "threads", "backend")
 
 
-@command("grade", click.argument("grader"), click.argument("data", type=click.Path(path_type=Path)),
+@command("grade", click.argument("grader"), DATA,
          click.option("--model", type=ModelPath(), help="Let this model answer the rows' prompts; else the rows have "
                       "the answers."),
          adapter_option,

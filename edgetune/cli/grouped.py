@@ -54,11 +54,6 @@ class GroupedCommand(click.Command):
         configured.read(self, ctx, named(args, configured.FLAG, ""))
         try:
             return super().parse_args(ctx, args)
-        except click.MissingParameter as missing:
-            if missing.param is None or missing.param.name != "data":
-                raise
-            text = f"It is a file of rows; {ctx.command_path} --help shows their form."
-            raise click.MissingParameter(text, ctx, missing.param) from None
         except click.BadParameter as error:
             if not (place := configured.where(ctx, error.param)):
                 raise

@@ -16,7 +16,7 @@ import click
 from rich.text import Text
 
 from ..errors import DataError, NotFoundError, UsageError, size_text
-from .app import F, cli, column_options, command, explicit, job_options, out, show, train_progress
+from .app import DATA, F, cli, column_options, command, explicit, job_options, out, show, train_progress
 from .files import shown
 from .grouped import GroupedCommand
 from .objective import ObjectiveCommand, take_objective
@@ -131,14 +131,14 @@ def _outcome(job: dict[str, Any]) -> str:
     return str(job.get("fine_tuned_model") or "")
 
 
-@request("create", click.argument("data"),
+@request("create", DATA,
          click.option("--eval", "held_out", metavar="DATA", help="Held-out rows, which decide whether the adapter "
                       "takes over [a part of DATA]."),
          click.option("--model", default="", help="What to train, by the daemon's name of it [what it serves]."),
          click.option("--suffix", default="", help="A word for the adapter's name."),
          click.option("--follow", is_flag=True, help="Show how it goes until it ends."),
          column_options, job_options, group=jobs, cls=ObjectiveCommand)
-def jobs_create(client: Any, data: str, held_out: str | None, model: str, suffix: str, follow: bool,
+def jobs_create(client: Any, data: Path, held_out: str | None, model: str, suffix: str, follow: bool,
                 prompt_column: str, completion_column: str, as_json: bool, **options: Any) -> None:
     """Train on the rows of DATA.
 
@@ -149,7 +149,7 @@ def jobs_create(client: Any, data: str, held_out: str | None, model: str, suffix
     columns = Columns(prompt_column, completion_column)
     objective = take_objective(options)
     asked = {**explicit(options), **objective.options()}
-    body = {"model": model or client.get("/v1/device")["model"], "training_file": _file_id(client, data, columns),
+    body = {"model": model or client.get("/v1/device")["model"], "training_file": _file_id(client, str(data), columns),
             "validation_file": _file_id(client, held_out, columns) if held_out else None,
             "suffix": suffix or None, "seed": asked.pop("seed", None),
             "method": {"type": objective.method, objective.method: _method(objective, asked)}}

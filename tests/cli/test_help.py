@@ -5,6 +5,8 @@ import re
 import click
 import pytest
 from click.testing import CliRunner
+from commands import run
+from tiny import write_tiny
 
 from edgetune.cli import cli
 from edgetune.cli.app import GROUPS, summary
@@ -121,3 +123,14 @@ def test_an_option_that_help_leaves_out_is_taken():
 @pytest.mark.parametrize("path", GROUPED, ids=" ".join)
 def test_all_options_fit(path, columns):
     assert [line for line in shown(*path, "--help-all", width=columns).splitlines() if len(line) > columns] == []
+
+
+@pytest.mark.parametrize("words", [("train", "model.gguf"), ("eval", "model.gguf"), ("grade", "grader.json"),
+                                   ("data", "check"), ("jobs", "create")], ids=" ".join)
+def test_a_missing_data_is_explained_once(words, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    write_tiny(tmp_path / "model.gguf")
+    said = run(*words, code=2)
+    assert said.count("DATA'") == 1
+    assert said.count("a file of rows") == 1
+    assert "edgetune train --help" in said
