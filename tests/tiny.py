@@ -5,12 +5,13 @@ Letters: D model width, F MLP width, H heads, G kv heads, C head width, V vocabu
 
 import contextlib
 import ctypes
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 
 import gguf
 import numpy as np
+from json_lines import write_lines
 
 SPECIALS = ["<|endoftext|>", "<|im_start|>", "<|im_end|>"]
 END_OF_TEXT, IM_START, IM_END = range(3)
@@ -98,6 +99,13 @@ def write_tiny(
         tensors[name] = (center + spread * rng.standard_normal(size)).astype(np.float32)
     fields = tokenizer_metadata(shape.n_vocab, shape.add_bos, pre=architecture) | model_metadata(architecture, shape)
     return write_gguf(path, architecture, fields | dict(metadata or {}), tensors, formats)
+
+
+def write_place(folder: Path, rows: Iterable[Mapping[str, object]]) -> Path:
+    """Writes a model.gguf in Q8_0 and these rows.jsonl into a folder, and returns it."""
+    write_tiny(folder / "model.gguf", formats="Q8_0")
+    write_lines(folder / "rows.jsonl", rows)
+    return folder
 
 
 def tensor_shapes(shape: Shape) -> Iterator[tuple[str, tuple[int, ...]]]:

@@ -64,8 +64,6 @@ def methods_page() -> str:
     return with_tables("reference/methods.md", {"methods": methods.summary(), "rows": methods.row_shapes(), **tables})
 
 
-
-
 def names_page() -> str:
     return with_tables("reference/python.md", {"names": python_page.lines()})
 

@@ -16,7 +16,7 @@ from itertools import chain
 from pathlib import Path
 from typing import Any, BinaryIO
 
-from ..disk import open_regular
+from ..disk import PIECE, open_regular
 from ..errors import DataError, size_text
 from . import parquet
 from .parts import STDIN, SUFFIXES, parts_of
@@ -42,6 +42,11 @@ class Digest:
     def update(self, content: bytes) -> None:
         self.sha256.update(content)
         self.count += len(content)
+
+    def update_from(self, file: BinaryIO) -> None:
+        """Reads a file to its end."""
+        while block := file.read(PIECE):
+            self.update(block)
 
     def share_of(self, path: Path) -> float:
         """The share of the bytes that were read, 1 where their number is not known."""
@@ -81,8 +86,7 @@ def digest_of_files(path: Path) -> str:
     digest = Digest()
     for part in parts_of(path):
         with open_regular(part) as file:
-            for block in iter(lambda file=file: file.read(1 << 20), b""):  # type: ignore[misc]
-                digest.update(block)
+            digest.update_from(file)
     return digest.sha256.hexdigest()
 
 
@@ -96,8 +100,7 @@ def _read_file(path: Path, name: str, digest: Digest) -> Iterator[tuple[int, Row
             elif kind in (".csv", ".tsv"):
                 yield from _table(_lines(file, name, digest), name, "\t" if kind == ".tsv" else ",")
             elif kind == ".parquet":
-                for block in iter(lambda: file.read(1 << 20), b""):
-                    digest.update(block)
+                digest.update_from(file)
                 file.seek(0)
                 yield from parquet.rows_of(file, name)
             elif kind == ".json" and _START.match(file.peek(512)):  # type: ignore[attr-defined]

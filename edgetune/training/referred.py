@@ -77,12 +77,13 @@ def _compute(trainer: Trainer, examples: list[Example], path: Path, name: str,
              should_stop: Callable[[], bool]) -> None:
     """Computes log p of the examples; saves it as often as checkpoints, and when it is interrupted."""
     saved_at = time.monotonic()
+    interval = trainer.config.checkpoint_seconds(path.parent)
     try:
         for part in chunks(examples, CHUNK):
             while trainer.reference.missing(part):
                 with suppress(MemoryPressure):  # the loop repeats what was interrupted
                     trainer.refer(part, should_stop)
-            if time.monotonic() - saved_at >= trainer.config.checkpoint_seconds(path.parent):
+            if time.monotonic() - saved_at >= interval:
                 trainer.reference.save(path, name)
                 saved_at = time.monotonic()
     except BaseException:

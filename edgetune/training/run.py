@@ -189,6 +189,7 @@ class _Run:
     def _loop(self) -> None:
         t = self.trainer
         s = self.state
+        interval = self.config.checkpoint_seconds(self.out)
         while True:
             with suppress(MemoryPressure):  # the loop repeats what was interrupted
                 if self._measurement_due():
@@ -198,7 +199,7 @@ class _Run:
                 if self.should_stop():
                     raise Interrupted(f"stopped after step {t.steps_done} of {t.total_steps}")
                 self._report(t.step(self.should_stop))
-                if time.monotonic() - self.saved_at >= self.config.checkpoint_seconds(self.out):
+                if time.monotonic() - self.saved_at >= interval:
                     self.save_state()
         if s.best is not None:
             t.take_best()

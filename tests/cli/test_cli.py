@@ -14,10 +14,9 @@ import pytest
 from boards import Board
 from click.testing import CliRunner
 from commands import all_commands, run
-from json_lines import write_lines
 from screens import screen
 from sometimes import mostly_slow
-from tiny import write_tiny
+from tiny import write_place, write_tiny
 
 import edgetune.__main__
 from edgetune.cli import cli
@@ -31,10 +30,7 @@ SMALL = ["--rank", "4", "--max-length", "64", "--threads", "1", "--batch-size", 
 
 @pytest.fixture(scope="module")
 def place(tmp_path_factory):
-    folder = tmp_path_factory.mktemp("cli")
-    write_tiny(folder / "model.gguf", formats="Q8_0")
-    write_lines(folder / "rows.jsonl", ROWS)
-    return folder
+    return write_place(tmp_path_factory.mktemp("cli"), ROWS)
 
 
 def run_json(*args, code=0):

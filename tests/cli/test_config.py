@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 from commands import run
 from json_lines import write_lines
-from tiny import write_tiny
+from tiny import write_place
 
 from edgetune.machine.toml import read_toml, toml_text
 
@@ -17,10 +17,7 @@ SMALL = ["--steps", 2, "--rank", 4, "--threads", 1, "--precision", "exact", "--n
 
 @pytest.fixture(scope="module")
 def place(tmp_path_factory):
-    folder = tmp_path_factory.mktemp("config")
-    write_tiny(folder / "model.gguf", formats="Q8_0")
-    write_lines(folder / "rows.jsonl", ROWS)
-    return folder
+    return write_place(tmp_path_factory.mktemp("config"), ROWS)
 
 
 @pytest.fixture(scope="module")

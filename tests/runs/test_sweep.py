@@ -4,8 +4,7 @@ import json
 
 import pytest
 from commands import run
-from json_lines import write_lines
-from tiny import write_tiny
+from tiny import write_place
 
 from edgetune.errors import Interrupted, MismatchError, UsageError
 from edgetune.runs.sweep import folder_name, short, sweep
@@ -18,10 +17,7 @@ FLAGS = ["--rank", 4, "--batch-size", 4, "--max-length", 64, "--threads", 1]
 
 @pytest.fixture(scope="module")
 def place(tmp_path_factory):
-    folder = tmp_path_factory.mktemp("sweep")
-    write_tiny(folder / "model.gguf", formats="Q8_0")
-    write_lines(folder / "rows.jsonl", ROWS)
-    return folder
+    return write_place(tmp_path_factory.mktemp("sweep"), ROWS)
 
 
 def test_numbers_are_written_briefly():

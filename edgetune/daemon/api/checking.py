@@ -14,12 +14,11 @@ from ...data.check import Finding, findings
 from ...data.facts import Inspection, Tokens, inspect
 from ...data.files import read_rows
 from ...data.rows import Row, RowParser
-from ...errors import TooLargeError
 from ...training.length import reading_limit
 from ..jobs.recipe import by_method, method_of
 from ..service import Service
 from ..state.files import printable
-from ..state.uploads import form_of, spooled
+from ..state.uploads import check_length, form_of, spooled
 from . import schemas
 from .completions import TheService
 from .errors import JsonRoute
@@ -56,17 +55,15 @@ def _inspected(file: UploadFile, service: Service, tokens: Tokens, parser: RowPa
     form = form_of(name, file.file.read(CHUNK))
     file.file.seek(0)
     with spooled(iter(lambda: file.file.read(CHUNK), b""), form, service.config.max_upload) as path:
-        return inspect(name, _first_rows(read_rows(path), service.config.max_body << 10), tokens, parser)
+        return inspect(name, _first_rows(read_rows(path), service.config.max_body), tokens, parser)
 
 
-def _first_rows(rows: Iterator[tuple[int, Row]], longest: int) -> Iterator[tuple[int, Row]]:
-    """The rows to check. Raises TooLargeError for one of more than `longest` bytes, as an upload does."""
+def _first_rows(rows: Iterator[tuple[int, Row]], max_body: int) -> Iterator[tuple[int, Row]]:
+    """The rows to check. Raises TooLargeError for one of more than `max_body` KiB, as an upload does."""
     size = 0
     for number, row in islice(rows, CHECKED_ROWS):
         length = len(json.dumps(row))
-        if length > longest:
-            raise TooLargeError(f"line {number} has more than {longest >> 10} KiB",
-                                "divide the row, or start the daemon with a larger --max-body")
+        check_length(number, length, max_body)
         size += length
         if size > CHECKED_BYTES:
             return

@@ -28,7 +28,7 @@ from ...persisted import from_json
 from ..options import DaemonConfig
 from .database import Store, now
 from .shelf import Shelf
-from .uploads import BOM, LINES, MIB, form_of, spooled
+from .uploads import BOM, LINES, MIB, check_length, form_of, spooled
 
 FOLDER = "files"
 NAMES = r"file-[0-9a-z]+\.(jsonl|csv)"
@@ -197,7 +197,7 @@ class _Check:
     def converted(self, number: int, row: Row) -> bytes:
         """Returns the line of JSON of a row from line `number` of another form."""
         line = json.dumps(row).encode() + b"\n"
-        self._check_size(number, line)
+        check_length(number, len(line), self.config.max_body)
         self._row(number, row)
         self.bytes += len(line)
         self.sha256.update(line)
@@ -224,16 +224,11 @@ class _Check:
 
     def _line(self, line: bytes) -> None:
         self.lines += 1
-        self._check_size(self.lines, line)
+        check_length(self.lines, len(line), self.config.max_body)
         if self.lines == 1:
             line = line.removeprefix(BOM)
         if line.strip():
             self._row(self.lines, line)
-
-    def _check_size(self, number: int, line: bytes) -> None:
-        if len(line) > self.config.max_body * KIB:
-            raise TooLargeError(f"line {number} has more than {self.config.max_body} KiB",
-                               "divide the row, or start the daemon with a larger --max-body")
 
     def _row(self, number: int, row: Row | bytes) -> None:
         """Checks and counts a row, or the line that holds it."""

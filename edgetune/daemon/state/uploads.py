@@ -27,6 +27,13 @@ def form_of(name: str, first: bytes) -> str:
     return ending if ending in TABLES or is_array else LINES
 
 
+def check_length(number: int, nbytes: int, max_body: int) -> None:
+    """Raises TooLargeError for a row, in line `number`, of more than `max_body` KiB."""
+    if nbytes > max_body << 10:
+        raise TooLargeError(f"line {number} has more than {max_body} KiB",
+                            "divide the row, or start the daemon with a larger --max-body")
+
+
 @contextmanager
 def spooled(chunks: Iterable[bytes], form: str, max_upload: int) -> Iterator[Path]:
     """Yields the path of a temporary file of these bytes. Raises TooLargeError for more than `max_upload` MiB, and
