@@ -19,11 +19,12 @@ WITHOUT_EDGETUNE = {"help", "ready", "data", "dev", "lint", "check", "cuda", "ar
 
 
 def named(text):
-    """Targets in code: `make a b` in a sentence, and lines of shell blocks."""
-    lines = [*re.findall(r"`make ([^`]*)`", text),
-             *(line.removeprefix("make ") for block in re.findall(r"```sh\n(.*?)```", text, re.S)
-               for line in block.splitlines() if line.startswith("make "))]
-    words = [word for line in lines for word in shlex.split(line, comments=True)]
+    """Targets in code: `make a b` in a sentence, and commands of shell blocks, also several joined by `&&`."""
+    lines = [*re.findall(r"`([^`\n]*)`", text),
+             *(line for block in re.findall(r"```sh\n(.*?)```", text, re.S) for line in block.splitlines())]
+    commands = [command.strip() for line in lines for command in line.split("&&")]
+    words = [word for command in commands if command.startswith("make ")
+             for word in shlex.split(command.removeprefix("make "), comments=True)]
     return {word for word in words if "=" not in word and word != "X"}
 
 
