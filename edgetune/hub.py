@@ -1,4 +1,4 @@
-"""Gets models from the Hugging Face hub into the cache of named models, with resume.
+"""Gets models from the Hugging Face hub, or from a package, into the cache of named models, with resume.
 
 A file of the hub is other people's bytes: it is put into its place once its SHA-256 is what the hub says and it is a
 whole GGUF of a model that llama.cpp may be given. Until then it lies apart, under no model's name, for the next try.
@@ -21,8 +21,8 @@ from typing import Any
 
 from . import disk
 from .errors import EdgetuneError, FormatError, NotFoundError, UnsupportedError, UsageError
-from .formats import named
-from .formats.gguf import Gguf, OpenFile, check_model, open_gguf
+from .formats import named, packaged
+from .formats.gguf import Gguf, OpenFile, check_network, open_gguf
 from .formats.named import Source
 
 LOOKS = 0.25  # seconds between two looks at how much has come
@@ -66,6 +66,8 @@ def pull(name: str, on_progress: OnProgress | None = None) -> Pulled:
     if source.file and (path := named.place_of(source)).is_file() and (record := named.read_record(path)):
         texts = {key: str(record.get(key, "")) for key in ("sha256", "licence", "revision")}
         return Pulled(name, str(path), path.stat().st_size, **texts, downloaded=False)
+    if source == named.KNOWN[named.CONVERTED]:
+        return _convert(source, on_progress or (lambda *_: None))
     with asking(source.name):
         repository = _Repository(source)
     return _download(name, repository, on_progress)
@@ -142,18 +144,44 @@ def asking(name: str) -> Iterator[None]:
 # ---- from the hub to its place ---------------------------------------------------------------------------------------
 
 
+def _convert(source: Source, on_progress: OnProgress) -> Pulled:
+    """Puts the model whose checkpoint a package carries into its place."""
+    packaged.archive()
+    target = named.place_of(source)
+    beside = _partial(source)
+    with disk.alone(beside):
+        try:
+            on_progress("converting", 0, 1)
+            file = beside / target.name
+            packaged.write_minilm(file, beside / "checkpoint")
+            found = Pulled(named.CONVERTED, str(target), file.stat().st_size, disk.sha256(file), packaged.LICENCE, "",
+                           True)
+            _put(file, target, {"source": packaged.ORIGIN, **asdict(found)})
+            on_progress("converting", 1, 1)
+        except OSError as error:
+            raise disk.cannot_write(target, error) from None
+        finally:
+            shutil.rmtree(beside, ignore_errors=True)
+    return found
+
+
 def _download(name: str, repository: _Repository, on_progress: OnProgress | None) -> Pulled:
     source = repository.source
     target = named.place_of(source)
-    beside = named.cache_folder() / PARTIAL / hashlib.sha256(source.name.encode()).hexdigest()[:16]
-    try:
-        beside.mkdir(parents=True, exist_ok=True)
-        present = _bytes(beside)
-    except OSError as error:
-        raise disk.cannot_write(beside, error) from None
-    disk.require_room(beside, repository.size - present)
+    beside = _partial(source)
+    disk.require_room(beside, repository.size - _bytes(beside))
     with disk.alone(beside):
         return _into_place(name, repository, beside, target, on_progress)
+
+
+def _partial(source: Source) -> Path:
+    """The folder of a model's file until it is whole."""
+    folder = named.cache_folder() / PARTIAL / hashlib.sha256(source.name.encode()).hexdigest()[:16]
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise disk.cannot_write(folder, error) from None
+    return folder
 
 
 def _into_place(name: str, repository: _Repository, beside: Path, target: Path,
@@ -179,7 +207,7 @@ def _checked(file: Path, repository: _Repository) -> tuple[Gguf, str]:
                           f"{repository.sha256}", "pull it again; nothing of it is kept")
     try:
         gguf = open_gguf(file)
-        check_model(gguf)
+        check_network(gguf)
     except (FormatError, UnsupportedError) as error:
         what = error.what.replace(str(file), repository.source.name)
         raise type(error)(f"{what}; nothing of it is kept", error.hint) from None

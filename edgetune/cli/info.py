@@ -17,7 +17,7 @@ from ..backends import cpu, native
 from ..backends.opening import open_cuda
 from ..errors import EdgetuneError, UsageError, size_text
 from ..formats import bundle, signature
-from ..formats.gguf import Gguf, check_model, open_gguf
+from ..formats.gguf import Gguf, check_network, open_gguf
 from ..llamacpp.tokenizer import Tokenizer
 from ..machine import device
 from ..machine.sensors import Readings, Sensors, gpu_mhz
@@ -52,7 +52,7 @@ def _model(gguf: Gguf) -> dict[str, Any]:
     needs = 0
     available = device.read_device().memory_available
     try:
-        check_model(gguf)
+        check_network(gguf)
         Tokenizer(gguf).close()  # llama.cpp may refuse the vocabulary
         needs = make_plan(open_network(gguf), TrainConfig()).peak_bytes
         if needs > available:

@@ -16,6 +16,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ..errors import Interrupted, NotFoundError
+from ..formats.named import find_model
 from ..llamacpp.embedding import Embedder
 from ..serving.batcher import Batcher
 from ..serving.embedding import EncoderFile
@@ -37,12 +38,12 @@ class Embedded:
 class Embeddings:
     """The embedders of a service. base: names of the model that answers, the first one its own. Close it before that.
 
-    Raises the errors of EncoderFile for the file of --embeddings.
+    Raises the errors of find_model and EncoderFile for --embeddings.
     """
 
     def __init__(self, batcher: Batcher, config: DaemonConfig, base: Sequence[str]) -> None:
         self.base = base
-        self.file = Path(config.embeddings).expanduser() if config.embeddings else None
+        self.file = find_model(Path(config.embeddings).expanduser()) if config.embeddings else None
         self.name = model_name(self.file) if self.file else base[0]
         self._batcher = batcher
         self.places = Places(config.queue, "requests for vectors")

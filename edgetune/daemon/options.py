@@ -55,8 +55,8 @@ class DaemonConfig:
     keep: int = option(3, "Adapters kept with the active one: what a rollback leads to, and the latest.",
                        low=2, high=100)
     # models for answers, in addition to the base
-    embeddings: str = option("", "GGUF of an encoder (BERT) or another model for vectors, for /v1/embeddings [the "
-                             "model's own hidden states].", group="What it answers with")
+    embeddings: str = option("", "GGUF or name of an encoder (BERT) or another model for vectors, for "
+                             "/v1/embeddings [the model's own hidden states].", group="What it answers with")
     # resources that it may use
     memory: str = option("", "Memory of the daemon at most, training included, such as 500M or 25% of what is "
                          "available [75%].", common=True, group="What it may use")

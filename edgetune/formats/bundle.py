@@ -23,7 +23,7 @@ from ..disk import read_small, replaced
 from ..errors import FormatError, UnsupportedError
 from ..version import __version__
 from . import signature
-from .gguf import Gguf, OpenFile, check_model, fingerprint, open_gguf
+from .gguf import Gguf, OpenFile, check_network, fingerprint, open_gguf
 from .named import find_model
 
 MODEL = "model.gguf"
@@ -66,7 +66,7 @@ def open_bundle(path: str | os.PathLike[str]) -> Bundle:
     else:
         signature.refuse_bare(path)
         gguf = open_gguf(path)
-    check_model(gguf)
+    check_network(gguf)
     return Bundle(path, gguf, manifest, fingerprint(gguf))
 
 

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import cast
 
 from ..errors import UnsupportedError
-from ..formats.gguf import ENCODER, Gguf, check_encoder, check_model, open_gguf
+from ..formats.gguf import ENCODER, Gguf, check_network, open_gguf
 from ..llamacpp import library as llamacpp
 from ..llamacpp.embedding import Embedder, Pooling
 
@@ -23,7 +23,7 @@ class EncoderFile:
     def __init__(self, path: Path, threads: int = 0) -> None:
         gguf = open_gguf(path)
         whole = gguf.architecture == ENCODER
-        (check_encoder if whole else check_model)(gguf)
+        check_network(gguf)
         pooling = _pooling(gguf)
         size = cast(int, gguf.metadata[f"{gguf.architecture}.context_length"])
         llama = llamacpp.load()

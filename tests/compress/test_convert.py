@@ -20,6 +20,7 @@ import edgetune
 from edgetune.compress.source import convert, floats
 from edgetune.compress.source import huggingface as hf
 from edgetune.errors import FormatError, UnsupportedError
+from edgetune.formats import checkpoint
 from edgetune.formats.bundle import open_bundle
 from edgetune.formats.gguf import open_gguf, write_gguf
 
@@ -104,9 +105,9 @@ def test_metadata_are_what_the_folder_says(tmp_path):
 
 def test_shards_and_bf16_are_the_same_model(tmp_path):
     folder, source = folder_of(tmp_path, "qwen3", max_shard_size="100KB")
-    assert len(convert.weight_files(folder)) > 2
+    assert len(checkpoint.weight_files(folder)) > 2
     model = convert.convert(folder)
-    for path in convert.weight_files(folder):
+    for path in checkpoint.weight_files(folder):
         save_file({name: tensor.bfloat16() for name, tensor in load_file(path).items()}, path, {"format": "pt"})
     half = convert.convert(folder)
     source.to(torch.bfloat16).float()
@@ -253,7 +254,7 @@ def test_weights_that_are_refused(copy):
 
 @pytest.mark.parametrize("name", ["missing.safetensors", "../model/model.safetensors"])
 def test_an_index_names_files_in_the_folder(name, copy):
-    (copy / convert.INDEX).write_text(json.dumps({"weight_map": {"model.norm.weight": name}}))
+    (copy / checkpoint.INDEX).write_text(json.dumps({"weight_map": {"model.norm.weight": name}}))
     with pytest.raises(FormatError, match=f"names '{re.escape(name)}', which is not in the folder"):
         convert.convert(copy)
 

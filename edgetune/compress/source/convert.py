@@ -17,6 +17,7 @@ from numpy.typing import NDArray
 from transformers import AutoConfig, PretrainedConfig
 
 from ...errors import FormatError, UnsupportedError
+from ...formats.checkpoint import as_written, read_json, weight_files
 from ...formats.families import FAMILIES
 from ...formats.safetensors import Safetensors
 from ...formats.shape import YARN_FAST, YARN_SLOW
@@ -24,13 +25,9 @@ from ..memory import FLOAT
 from . import huggingface as hf
 from . import vocabulary
 from .floats import Floats
-from .vocabulary import as_written, read_json
 
-INDEX = "model.safetensors.index.json"
-WHOLE = "model.safetensors"
 _ARCHITECTURES = {"llama": "llama", "qwen2": "qwen2", "qwen3": "qwen3", "gemma3": "gemma3", "gemma3_text": "gemma3"}
 _MOSTLY_F16 = 1  # general.file_type, as floats.write stores it
-_AGAIN = "download the folder again"
 # Of checkpoints that also see, and buffers that old transformers stored.
 _NOT_TEXT = re.compile(r"(model\.)?(vision_tower|multi_modal_projector)\.|.*\.rotary_emb\.inv_freq$")
 
@@ -76,24 +73,6 @@ def memory_needed(folder: Path) -> int:
         with Safetensors(path) as file:
             sizes += [math.prod(shape) for name, shape in file.shapes.items() if not _NOT_TEXT.match(name)]
     return FLOAT * (sum(sizes) + max(sizes, default=0))
-
-
-def weight_files(folder: Path) -> list[Path]:
-    """The safetensors files of a folder, in order. UnsupportedError where there are only PyTorch's."""
-    if (folder / INDEX).is_file():
-        parts = read_json(folder / INDEX).get("weight_map")
-        names = sorted(set(map(str, parts.values()))) if isinstance(parts, dict) else []
-        for name in names:
-            if name != Path(name).name or not (folder / name).is_file():
-                raise FormatError(f"{folder / INDEX} names {name!r}, which is not in the folder", _AGAIN)
-    else:
-        names = [WHOLE] if (folder / WHOLE).is_file() else []
-    if names:
-        return [folder / name for name in names]
-    if any(folder.glob("*.bin")):
-        raise UnsupportedError(f"{folder} has its weights only in PyTorch's .bin files, which can run code when read",
-                               "take a version with .safetensors, or save it again with safetensors")
-    raise FormatError(f"{folder} has no {WHOLE}", "name a folder with a whole checkpoint")
 
 
 def licence_of(folder: Path) -> str:

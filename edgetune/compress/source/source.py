@@ -15,6 +15,7 @@ from typing import Any
 
 from ...errors import FormatError, UsageError
 from ...formats.bundle import open_bundle, sha256
+from ...formats.checkpoint import weight_files
 from ...formats.named import find_model
 from .. import memory
 from . import convert, floats
@@ -95,7 +96,7 @@ def download(name: str) -> Path:
 def _open_folder(name: str, kind: str, folder: Path) -> Source:
     memory.require_memory(convert.memory_needed(folder), f"{folder} in float32")
     model = convert.convert(folder)
-    weights = {path.name: sha256(path) for path in convert.weight_files(folder)}
+    weights = {path.name: sha256(path) for path in weight_files(folder)}
     keys = {key: value for key, value in model.metadata.items() if not key.startswith("general.")}
     digest = hashlib.sha256(json.dumps([weights, keys], sort_keys=True).encode())
     commit = re.fullmatch(r".*/snapshots/([0-9a-f]{40})", folder.resolve().as_posix())

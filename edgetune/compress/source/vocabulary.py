@@ -15,13 +15,13 @@ Facts: llama.cpp, src/llama-vocab.cpp and convert_hf_to_gguf.py.
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from ...disk import MIB, read_object, read_small
-from ...errors import EdgetuneError, FormatError, UnsupportedError
+from ...disk import MIB, read_small
+from ...errors import FormatError, UnsupportedError
+from ...formats.checkpoint import AGAIN as _BROKEN
+from ...formats.checkpoint import as_written, read_json
 
 NORMAL = 1
 UNKNOWN = 2
@@ -29,7 +29,6 @@ CONTROL = 3
 USER_DEFINED = 4
 UNUSED = 5
 BYTE = 6
-_BROKEN = "download the folder again"
 _OTHER = "take a GGUF of the model, or one with another tokenizer"
 
 _DIGIT = r"\p{N}"
@@ -44,22 +43,6 @@ _PRE = {
     ((_MODERN % "{1,3}",), False): "smaug-bpe",
     ((_MODERN % "{1,3}",), True): "llama-bpe",
 }
-
-
-def read_json(path: Path) -> dict[str, Any]:
-    """The JSON object in a file, {} if there is no file. FormatError if it holds something else."""
-    return (read_object(path, _BROKEN, 256 * MIB) if path.is_file() else None) or {}
-
-
-@contextmanager
-def as_written(path: Path, library: str) -> Iterator[None]:
-    """FormatError where values in a JSON file are not of the types that the library would have written."""
-    try:
-        yield
-    except (EdgetuneError, MemoryError):
-        raise
-    except Exception as error:  # transformers 5 has its own kinds of errors
-        raise FormatError(f"{path} is not as {library} writes it: {error!r:.200}", _BROKEN) from None
 
 
 def read(folder: Path, rows: int) -> dict[str, Any]:

@@ -1,7 +1,7 @@
 """GGUF files: held by a descriptor (file.py), read strictly (read.py), checked (check.py), written (write.py)."""
 
 from ...backends.native import FORMATS, Format
-from .check import ENCODER, check_adapter, check_encoder, check_model, check_vocabulary
+from .check import ENCODER, check_adapter, check_encoder, check_model, check_network, check_vocabulary
 from .file import OpenFile
 from .read import Gguf, Metadata, Tensor, fingerprint, open_gguf
 from .write import write_gguf
@@ -17,6 +17,7 @@ __all__ = [
     "check_adapter",
     "check_encoder",
     "check_model",
+    "check_network",
     "check_vocabulary",
     "fingerprint",
     "open_gguf",

@@ -93,8 +93,16 @@ ENCODER = "bert"  # the architecture of encoders, and their tokenizer's name: Wo
 _NOT_WEIGHTS = ("I8", "I16", "I32", "I64", "F64", "Q8_1", "Q8_K")  # llama.cpp cannot multiply by these
 
 
+def check_network(gguf: Gguf) -> None:
+    """Checks a file of either kind: an encoder as check_encoder does, else as check_model."""
+    (check_encoder if gguf.metadata.get("general.architecture") == ENCODER else check_model)(gguf)
+
+
 def check_model(gguf: Gguf) -> None:
     """FormatError or UnsupportedError unless the file is a whole dense language model that llama.cpp may be given."""
+    if gguf.metadata.get("general.architecture") == ENCODER:
+        raise UnsupportedError(f"{gguf.path} is an encoder, which makes vectors and no text",
+                               "take a model that answers, such as smollm2")
     check_vocabulary(gguf)
     _check_weights(gguf, _text(gguf, "general.architecture"))
 
