@@ -47,6 +47,11 @@ def named(error: BaseException) -> str:
         return type(error).__name__
 
 
+def install_hint(extra: str) -> str:
+    """The way out where the packages of an extra are missing. It asks no index for edgetune, which is on none."""
+    return f"install the extra {extra}, in a clone by make install EXTRAS={extra}"
+
+
 class EdgetuneError(Exception):
     """Something a person can mend. `what` names value and limit, `hint` the way out.
 

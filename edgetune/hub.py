@@ -20,7 +20,7 @@ from pathlib import Path
 from typing import Any
 
 from . import disk
-from .errors import EdgetuneError, FormatError, NotFoundError, UnsupportedError, UsageError
+from .errors import EdgetuneError, FormatError, NotFoundError, UnsupportedError, UsageError, install_hint
 from .formats import named, packaged
 from .formats.gguf import Gguf, OpenFile, check_network, open_gguf
 from .formats.named import Source
@@ -109,7 +109,7 @@ def library() -> Any:
         import huggingface_hub
     except ImportError:
         raise EdgetuneError("huggingface-hub, which asks the hub, is not installed",
-                            "pip install 'edgetune[hub]'") from None
+                            install_hint("hub")) from None
     return huggingface_hub
 
 

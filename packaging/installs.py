@@ -150,7 +150,7 @@ def tried(trial: Trial, dist: Path) -> dict[str, Any]:
     base, _ = timed(f"{install} edgetune")
     for command, extra in MISSING.items():
         said = trial.inside(command, dist, check=False)
-        if not re.fullmatch(rf"edgetune: [^\n]*; pip install\s'edgetune\[{extra}\]'\n", re.sub(r"\n(?=.)", " ", said)):
+        if not re.fullmatch(rf"edgetune: [^\n]*; install the extra {extra}, [^\n]*\n", re.sub(r"\n(?=.)", " ", said)):
             sys.exit(f"{trial.title}: {command} does not name the extra {extra}:\n{said}")
     more, _ = timed(f"{install} 'edgetune[{EXTRAS}]'")
     doctor = json.loads(trial.inside("edgetune doctor --json", dist))

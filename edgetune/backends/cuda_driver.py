@@ -12,7 +12,7 @@ from collections.abc import Callable
 from importlib.metadata import version
 from typing import Any
 
-from ..errors import DeviceError, size_text
+from ..errors import DeviceError, install_hint, size_text
 from . import _native
 from .base import Recorded
 from .cuda_kernels import Compiler, find_nvrtc
@@ -21,7 +21,6 @@ from .native import FORMATS
 LEAST = (8, 0)  # compute capability: bf16 in the tensor cores, asynchronous copies
 PATIENCE = 300_000  # milliseconds; a micro-batch takes seconds
 ROOM = 256 << 20  # free bytes without which nothing is begun
-INSTALL = "pip install 'edgetune[cuda]'"
 RESUME = "what was saved is whole: resume from the last checkpoint"
 READ_MOSTLY = 1  # CU_MEM_ADVISE_SET_READ_MOSTLY
 
@@ -99,7 +98,8 @@ class CudaDriver:
         has = self._call("cuDriverGetVersion") // 1000
         wants = int(version("cuda-bindings").partition(".")[0])
         if has < wants:
-            raise DeviceError(f"the NVIDIA driver is for CUDA {has}, the package cuda-bindings for {wants}", INSTALL)
+            raise DeviceError(f"the NVIDIA driver is for CUDA {has}, the package cuda-bindings for {wants}",
+                              install_hint("cuda"))
 
     def find(self, kernel: int, fmt: int) -> int:
         unit, name, for_weights = _native.KERNELS[kernel]

@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from ..disk import cache, cache_folder, replaced
-from ..errors import DeviceError
+from ..errors import DeviceError, install_hint
 
 INSTALLED = Path(__file__).parent / "cuda_sources"
 CHECKOUT = Path(__file__).parents[2] / "native"
@@ -52,16 +52,16 @@ def find_nvrtc() -> str:
         from cuda.bindings import nvrtc  # a torch may have brought these, without what follows
         from cuda.core import Program  # noqa: F401
     except ImportError as error:
-        raise DeviceError(f"cuda-core is missing ({error})", "pip install 'edgetune[cuda]'") from None
+        raise DeviceError(f"cuda-core is missing ({error})", install_hint("cuda")) from None
     with suppress(OSError):  # what is loaded already is taken; a wheel's would be preferred otherwise
         ctypes.CDLL(next(name for name in NVRTC if name.endswith(bindings.partition(".")[0])), ctypes.RTLD_GLOBAL)
     try:
         code, major, minor = nvrtc.nvrtcVersion()
     except RuntimeError as error:  # the loader's own kind is one
         raise DeviceError("NVRTC, which compiles the GPU's kernels, is missing",
-                          f"pip install 'edgetune[cuda]' ({str(error).splitlines()[0]:.200})") from None
+                          f"{install_hint('cuda')} ({str(error).splitlines()[0]:.200})") from None
     if int(code):
-        raise DeviceError(f"NVRTC does not work: {code}", "install it again: pip install 'edgetune[cuda]'")
+        raise DeviceError(f"NVRTC does not work: {code}", "install nvidia-cuda-nvrtc-cu12 again")
     return f"{major}.{minor}"
 
 

@@ -18,7 +18,7 @@ from click.core import ParameterSource
 from rich.text import Text
 
 from ..console import Terminal
-from ..errors import EdgetuneError, UsageError
+from ..errors import EdgetuneError, UsageError, install_hint
 from ..machine.policy import Policy, read_policy
 from ..options import AUTO, declared, groups_of, kind_of, share_of, takes_auto
 from ..training.config import BACKENDS, FILE_OPTIONS, CommonOptions
@@ -143,7 +143,7 @@ class Commands(click.Group):
             if extra is None:
                 raise
             raise EdgetuneError(f"edgetune {ctx.invoked_subcommand} needs the package {name}, which is not installed",
-                                extra.install) from None
+                                install_hint(extra.name)) from None
 
 
 def complain(error: object) -> None:

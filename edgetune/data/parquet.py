@@ -5,11 +5,10 @@ from __future__ import annotations
 from collections.abc import Iterator
 from typing import Any, BinaryIO
 
-from ..errors import DataError
+from ..errors import DataError, install_hint
 from .rows import Row
 
 AT_ONCE = 256  # rows
-INSTALL = "pip install 'edgetune[parquet]'"
 
 
 def rows_of(file: BinaryIO, name: str) -> Iterator[tuple[int, Row]]:
@@ -18,7 +17,8 @@ def rows_of(file: BinaryIO, name: str) -> Iterator[tuple[int, Row]]:
         from pyarrow import ArrowException
         from pyarrow.parquet import ParquetFile
     except ImportError:
-        raise DataError(f"{name} is Parquet, and pyarrow, which reads it, is not installed", INSTALL) from None
+        raise DataError(f"{name} is Parquet, and pyarrow, which reads it, is not installed",
+                        install_hint("parquet")) from None
     number = 0
     try:
         with ParquetFile(file) as table:

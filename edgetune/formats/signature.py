@@ -19,7 +19,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from ..disk import read_small, replaced
-from ..errors import FormatError, MismatchError, UnsupportedError, UsageError
+from ..errors import FormatError, MismatchError, UnsupportedError, UsageError, install_hint
 
 if TYPE_CHECKING:
     from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
@@ -173,4 +173,4 @@ def _require(path: Path) -> None:
         import cryptography  # noqa: F401
     except ImportError:
         raise UnsupportedError(f"{path} cannot be used without the package cryptography",
-                               "pip install 'edgetune[sign]'") from None
+                               install_hint("sign")) from None

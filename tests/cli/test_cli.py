@@ -21,6 +21,7 @@ from tiny import write_place, write_tiny
 import edgetune.__main__
 from edgetune.cli import cli
 from edgetune.cli.extras import EXTRAS
+from edgetune.errors import install_hint
 from edgetune.llamacpp.tokenizer import Tokenizer
 from edgetune.serving.llama import LlamaModel
 
@@ -283,7 +284,7 @@ def test_a_missing_extra_is_named(monkeypatch, command, package, extra):
         monkeypatch.setattr(edgetune, "compress", vars(edgetune)["compress"])
     for name in [name for name in sys.modules if name.startswith("edgetune.compress")]:
         monkeypatch.delitem(sys.modules, name)
-    assert f"pip install 'edgetune[{extra}]'" in run(*command, code=2 if extra == "host" else 1)
+    assert f"make install EXTRAS={extra}" in run(*command, code=2 if extra == "host" else 1)
 
 
 def test_extras_are_those_of_the_project_and_bring_their_modules():
@@ -300,7 +301,18 @@ def test_extras_are_those_of_the_project_and_bring_their_modules():
             assert brought & {name.lower().replace("_", "-") for name in of[module]}, module
 
 
+def test_no_command_is_named_that_asks_an_index_for_edgetune():
+    """There it may be somebody else's."""
+    root = Path(__file__).parents[2]
+    named = set()
+    for path in [*(root / "edgetune").rglob("*.py"), *(root / "docs").rglob("*.md"), root / "README.md"]:
+        text = path.read_text("utf-8")
+        named |= set(re.findall(r"install_hint\([\"'](\w+)", text))
+        assert not re.search(r"pip\s+install (?!--prefer-binary --find-links dist )[^\n`]*\bedgetune\b", text), path
+    assert {"hub", "sign", "parquet", "onnx", "cuda"} < named <= {extra.name for extra in EXTRAS}
+
+
 def test_doctor_names_what_each_missing_extra_is_for(monkeypatch):
     monkeypatch.setattr("edgetune.cli.extras.Extra.missing", lambda extra: list(extra.modules))
-    assert run_json("doctor")["missing"] == [f"for {extra.needed_by}: pip install 'edgetune[{extra.name}]'"
+    assert run_json("doctor")["missing"] == [f"for {extra.needed_by}: {install_hint(extra.name)}"
                                              for extra in EXTRAS]

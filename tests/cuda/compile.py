@@ -128,7 +128,7 @@ def main() -> None:
     args = parser.parse_args()
     nvcc = nvcc_path()
     if nvcc is None or not has_nvrtc():
-        print("skipped: NVIDIA's compilers are missing (pip install nvidia-cuda-nvcc 'edgetune[cuda]')")
+        print("skipped: NVIDIA's compilers are missing (make install EXTRAS=cuda; pip install nvidia-cuda-nvcc)")
         return
     wrong: list[str] = []
     print("| kernel | compiler | " + " | ".join(f"{arch}: registers, spilled" for arch in args.archs) + " |")

@@ -72,7 +72,7 @@ def test_what_cannot_be_compiled_is_a_sentence(monkeypatch, tmp_path):
 
 @pytest.mark.skipif("cuda-core" not in why_no_nvrtc(), reason="the package is installed")
 def test_without_the_packages_it_says_what_to_install():
-    with pytest.raises(DeviceError, match=r"cuda-core is missing \(.*\); pip install 'edgetune\[cuda\]'"):
+    with pytest.raises(DeviceError, match=r"cuda-core is missing \(.*\); install the extra cuda"):
         find_nvrtc()
 
 

@@ -22,6 +22,7 @@ from edgetune.cli.remote import entries
 from edgetune.cli.status import _job
 from edgetune.console import say
 from edgetune.daemon.server import log_formatter
+from edgetune.errors import install_hint
 
 SHAPE = {"n_context": 128}
 SMALL = ["--rank", "2", "--max-length", "64", "--batch-size", "4", "--threads", "1"]
@@ -265,7 +266,7 @@ def test_without_the_extra_it_says_what_to_install(place):
             f"cli(['daemon', {str(place / 'model.gguf')!r}])")
     done = subprocess.run([sys.executable, "-c", code], cwd=place, capture_output=True, text=True)
     assert done.returncode == 1
-    assert done.stderr.strip() == "edgetune: the daemon needs uvicorn; pip install 'edgetune[daemon]'"
+    assert done.stderr.strip() == "edgetune: the daemon needs uvicorn; " + install_hint("daemon")
 
 
 @pytest.mark.slow

@@ -127,7 +127,7 @@ def test_a_package_that_is_missing_is_named(monkeypatch):
     for written, package in (({"type": "text_similarity", "input": "a", "reference": "b",
                                "evaluation_metric": "fuzzy_match"}, "rapidfuzz"),
                              ({"type": "json_schema", "schema": {}}, "jsonschema")):
-        with pytest.raises(EdgetuneError, match=rf"needs the package {package}, .*; pip install 'edgetune\[graders\]'"):
+        with pytest.raises(EdgetuneError, match=rf"needs the package {package}, .*; install the extra graders"):
             read_grader(written)
 
 

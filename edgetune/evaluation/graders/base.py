@@ -21,7 +21,7 @@ from typing import Any, ClassVar, Protocol, TypeVar, get_type_hints
 
 from ...data.rewards import reward_of
 from ...disk import read_small
-from ...errors import EdgetuneError, UsageError
+from ...errors import EdgetuneError, UsageError, install_hint
 from ...options import Registry
 from .sample import Sample, Ungraded
 from .template import Template, parse_template
@@ -281,4 +281,4 @@ def needing(kind: str) -> Iterator[None]:
         if name not in PACKAGES:
             raise
         raise EdgetuneError(f"the grader {kind} needs the package {name}, which is not installed",
-                            "pip install 'edgetune[graders]'") from None
+                            install_hint("graders")) from None
