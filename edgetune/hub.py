@@ -48,9 +48,9 @@ def pull(name: str, on_progress: OnProgress | None = None) -> Pulled:
     """Get a model by its name, hf:ORG/REPO:FILE or a known one, unless it is on this device already.
 
     on_progress gets what is done, and the bytes that have come of all. Raises UsageError for what is no name,
-    NotFoundError for what does not exist, FormatError and UnsupportedError for a file that cannot be used, DiskError,
-    and EdgetuneError where the hub does not answer or the library for it is not installed: then what has come so far
-    remains, and the next call continues.
+    NotFoundError for what does not exist, FormatError and UnsupportedError for a file that cannot be used, and
+    DiskError. Raises EdgetuneError where the hub does not answer, or the library for it is not installed. What has come
+    so far remains then, and the next call continues.
     """
     if name.lower() == named.PACKAGED:
         path = named.packaged_model()

@@ -265,6 +265,14 @@ def test_few_sentences_are_long():
     assert sum(words > readability.LONG for words in lengths) <= 0.05 * len(lengths)
 
 
+@pytest.mark.parametrize("page", ["python", "methods", "http-api"])
+def test_few_sentences_of_generated_pages_are_long(page):
+    lengths = readability.lengths(PAGES[f"reference/{page}.md"])
+    assert len(lengths) > 200
+    assert readability.mean(lengths) < 20
+    assert sum(words > readability.LONG for words in lengths) <= 0.02 * len(lengths)
+
+
 def test_sentences_are_counted():
     """Tables, headings and code are no sentences; a list's items are."""
     page = ("# A heading\n\nOne `two three` [four](five.md). Is it 3.5?\n\n| a | b c |\n\n- an item\n"

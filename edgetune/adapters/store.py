@@ -63,8 +63,8 @@ class Adapter:
 def open_adapter(path: str | os.PathLike[str], base: Gguf | None = None) -> Adapter:
     """Open an adapter folder or a LoRA GGUF, also one that llama.cpp's converter made.
 
-    Raises FormatError for no such file, another kind of file or a damaged one, UnsupportedError for what llama.cpp or
-    edgetune cannot apply, MismatchError where `base` is not the model that it was trained on.
+    Raises FormatError for no such file, another kind of file or a damaged one. Raises UnsupportedError for what
+    llama.cpp or edgetune cannot apply, and MismatchError where `base` is not the model that it was trained on.
     """
     gguf = _opened(path)
     adapter = Adapter(

@@ -56,7 +56,7 @@ class Tokenizer:
 
     `bos`, `eos`, `eot` are token ids or None; `add_bos` says whether the model wants `bos` at the start of a prompt.
     model: a llama_model of that file that is open already and outlives this, so that its vocabulary is held once.
-    `chat_template` is the GGUF's (ChatML for a vocabulary that has its two tokens and no template), or None;
+    `chat_template` is the GGUF's, or None. It is ChatML for a vocabulary that has its two tokens and no template.
     `tool_template` takes its place where tools are given, if the GGUF has one. Both may be replaced, and so may
     `markup`: "escape" or "parse", what becomes of control tokens that a message spells.
     Raises UnsupportedError for a tokenizer that llama.cpp does not know or would fail on.
@@ -167,9 +167,9 @@ class Tokenizer:
     ) -> Rendered:
         """The conversation as text, as transformers' `apply_chat_template` writes it; `encode` knows its messages.
 
-        OpenAI's liberties are taken out first, as llama.cpp's server does: null fields are dropped, content given as
-        text parts is joined by line breaks, arguments of tool calls given as JSON text become objects. Tools, calls and
-        results are written into the messages where a template has no place for them (see `tool_text`).
+        OpenAI's liberties are taken out first, as llama.cpp's server does. Null fields are dropped, and content given
+        as text parts is joined by line breaks. Arguments of tool calls given as JSON text become objects. Tools, calls
+        and results are written into the messages where a template has no place for them (see `tool_text`).
         Raises UnsupportedError without a template that compiles, DataError for messages that the template refuses.
         """
         template = self.tool_template if tools and self.tool_template else self.chat_template

@@ -40,8 +40,8 @@ def logprob_of(token: int, logits: NDArray[np.float32], count: int, tokenizer: T
 class Completion:
     """An answer that is being made: iterate over its pieces of text, or take `text()`; both wait for them.
 
-    finish: None while it lasts, then "stop" (the model ended it, or a stop string), "length" (max_tokens, or the
-    context is full), "cancelled", or "error": then `error` says why, and waiting for text raises it.
+    finish: None while it lasts. "stop": the model ended it, or a stop string. "length": max_tokens are there, or the
+    context is full. "cancelled". "error": `error` says why, and waiting for text raises it.
     cached_tokens: of the prompt's, those that were in the cache. among: log-probabilities of the tokens that were asked
     for, instead of text. source: who answered; details: what that source says of the answer, by names for the API.
     """

@@ -59,9 +59,9 @@ def run(bundle: Bundle, data: Dataset, out: str | Path, config: TrainConfig, *, 
     function that rewards answers, for an objective that learns from rewards.
 
     Raises UsageError where `out` exists, for options that do nothing without held_out, and for a finished run without
-    `more`; MismatchError for a resume with a difference that allow_changed does not name, and for a `start` of another
-    base; NumericsError when the loss is not finite (the best adapter that was measured is kept, else the last good
-    one); DiskError when the disk refuses (the last checkpoint is kept).
+    `more`. Raises MismatchError for a resume with a difference that allow_changed does not name, and for a `start` of
+    another base. Raises NumericsError when the loss is not finite: the best adapter that was measured is kept, else the
+    last good one. Raises DiskError when the disk refuses: the last checkpoint is kept.
     """
     if not resume:
         config.check_held_out(held_out is not None)

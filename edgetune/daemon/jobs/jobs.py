@@ -121,8 +121,8 @@ class Jobs:
         """Creates a job over uploaded rows. model: the base or an adapter, whose options are defaults of the request;
         training begins from the base.
 
-        Raises NotFoundError for a model or file, UsageError for options and for a file of results, UnsupportedError for
-        a method, DataError for too few rows, TooMuchError for too many jobs, DiskError.
+        Raises NotFoundError for a model or file, UsageError for options and for a file of results, and UnsupportedError
+        for a method. Raises DataError for too few rows, TooMuchError for too many jobs, and DiskError.
         """
         method = recipe.method_of(method, hyperparameters)
         asking = recipe.objective_of(method)[0].rows.shape_of is prompts.shape_of

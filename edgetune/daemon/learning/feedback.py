@@ -95,10 +95,10 @@ class Feedback:
             tools: Sequence[Mapping[str, Any]] | None = None, rejected: str | None = None) -> FeedbackItem:
         """Adds feedback for an answer to messages (and tools), or to a prompt. rejected: a worse answer.
 
-        It gives a right answer (a correction; an answer with a thumb up; the better of two), a wrong one (an answer
-        that was corrected, or has a thumb down; the worse of two), or both. Newer feedback on an answer replaces older
-        feedback. Raises UsageError for feedback that says nothing or contradicts itself, DataError for malformed
-        messages, TooLargeError for more than LARGEST bytes, TooMuchError where no more is kept.
+        It gives a right answer, a wrong one, or both. Right are a correction, an answer with a thumb up, and the better
+        of two. Wrong are an answer that was corrected or has a thumb down, and the worse of two. Newer feedback on an
+        answer replaces older feedback. Raises UsageError for feedback that says nothing or contradicts itself,
+        DataError for malformed messages, TooLargeError for more than LARGEST bytes, TooMuchError where no more is kept.
         """
         rating = check_rating(answer, rating, correction, rejected)
         right = answer if rating == "up" else None
