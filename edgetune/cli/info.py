@@ -17,8 +17,9 @@ from ..backends import cpu, native
 from ..backends.opening import open_cuda
 from ..errors import EdgetuneError, UsageError, install_hint, size_text
 from ..formats import bundle, signature
-from ..formats.gguf import Gguf, check_network, open_gguf
+from ..formats.gguf import ENCODER, Gguf, check_network, open_gguf
 from ..llamacpp.tokenizer import Tokenizer
+from ..llamacpp.wordpiece import WordPiece
 from ..machine import device
 from ..machine.sensors import Readings, Sensors, gpu_mhz
 from ..models.networks import open_network
@@ -53,7 +54,10 @@ def _model(gguf: Gguf) -> dict[str, Any]:
     available = device.read_device().memory_available
     try:
         check_network(gguf)
-        Tokenizer(gguf).close()  # llama.cpp may refuse the vocabulary
+        if arch == ENCODER:
+            WordPiece(gguf)
+        else:
+            Tokenizer(gguf).close()  # llama.cpp may refuse the vocabulary
         needs = make_plan(open_network(gguf), TrainConfig()).peak_bytes
         if needs > available:
             trainable = False

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import ctypes
 from collections import deque
-from collections.abc import Generator, Iterator, Sequence
+from collections.abc import Callable, Generator, Iterator, Sequence
 from dataclasses import dataclass
 from types import ModuleType
 from typing import Literal
@@ -41,15 +41,17 @@ class Embedder:
     """Vectors by `model`, a llama_model of which no adapter is used. Close it before the model. For one thread at a
     time; `encode` is for any.
 
-    size: tokens that a text may have. whole: it is an encoder. threads: 0 for one a physical core. Raises EdgetuneError
-    if llama.cpp cannot make a context.
+    size: tokens that a text may have. whole: it is an encoder. encode: a tokenizer in place of llama.cpp's. threads:
+    0 for one a physical core. Raises EdgetuneError if llama.cpp cannot make a context.
     """
 
-    def __init__(self, model: int, size: int, *, whole: bool, pooling: Pooling = "mean", threads: int = 0) -> None:
+    def __init__(self, model: int, size: int, *, whole: bool, encode: Callable[[str], list[int]] | None = None,
+                 pooling: Pooling = "mean", threads: int = 0) -> None:
         self._llama: ModuleType = load()
         self._model = model
         self._vocabulary = self._llama.llama_model_get_vocab(model)
         self._threads = thread_count(threads)
+        self._encode = encode
         self._pooling = pooling
         self._whole = whole
         self._kept = 0  # the llama_context that stays
@@ -69,7 +71,7 @@ class Embedder:
 
     def encode(self, text: str) -> list[int]:
         """Token ids of a text with the marks that the model wants around it; what spells a mark stays text."""
-        return cut(self._llama, self._vocabulary, text, marks=True)
+        return self._encode(text) if self._encode else cut(self._llama, self._vocabulary, text, marks=True)
 
     def truncate(self, tokens: list[int]) -> list[int]:
         """The beginning of a text that is too long, with the mark that the model wants at its end."""

@@ -10,6 +10,7 @@ from ..errors import UnsupportedError
 from ..formats.gguf import ENCODER, Gguf, check_network, open_gguf
 from ..llamacpp import library as llamacpp
 from ..llamacpp.embedding import Embedder, Pooling
+from ..llamacpp.wordpiece import WordPiece
 
 POOLINGS: dict[int, Pooling] = {1: "mean", 2: "first", 3: "last"}  # as files number them
 
@@ -32,7 +33,8 @@ class EncoderFile:
             opened.callback(llama.llama_model_free, model)
             gguf.file.check(strictly=True)  # the loaded file is the checked one
             self.gguf = gguf
-            self.embedder = Embedder(model, size, whole=whole, pooling=pooling, threads=threads)
+            encode = WordPiece(gguf).encode if whole else None
+            self.embedder = Embedder(model, size, whole=whole, encode=encode, pooling=pooling, threads=threads)
             opened.callback(self.embedder.close)
             self._opened = opened.pop_all()
 

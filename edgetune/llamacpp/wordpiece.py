@@ -1,0 +1,172 @@
+"""BERT's tokenizer (WordPiece) with the place of each token in the text, from the vocabulary of a GGUF.
+
+It computes what the library `tokenizers` does, with which encoders were trained. llama.cpp's own gives no places, and
+other tokens for Korean, vowel signs of Indic scripts and some spaces. Characters that came after Unicode 8, which
+`tokenizers` does not know and no vocabulary holds, may be cut apart here and not there.
+
+A text is cleaned, lower-cased and freed of accents, cut at spaces, punctuation and Chinese characters; a word becomes
+the longest tokens that fit, from its beginning on, or one [UNK].
+"""
+
+from __future__ import annotations
+
+import os
+import unicodedata
+from dataclasses import dataclass
+from typing import cast
+
+from ..errors import DataError, FormatError
+from ..formats.gguf import Gguf, check_encoder, open_gguf
+from ..formats.named import find_model
+
+LONGEST_WORD = 100  # characters; a longer one is [UNK]
+CONTROL = 3  # a token's type in a GGUF: a mark such as [CLS]
+UNUSED = 5
+MARK = "▁"  # before a token that begins a word
+_KEPT_WORDS = 1 << 16  # words whose tokens are remembered
+_CHINESE = ((0x4E00, 0x9FFF), (0x3400, 0x4DBF), (0x20000, 0x2A6DF), (0x2A700, 0x2B73F), (0x2B740, 0x2B81F),
+            (0x2B920, 0x2CEAF), (0xF900, 0xFAFF), (0x2F800, 0x2FA1F))
+
+Place = tuple[int, int]
+
+
+@dataclass(frozen=True)
+class Encoded:
+    """Token ids of a text, and the characters [begin, end) that each came from; (0, 0) for [CLS] and [SEP]."""
+
+    ids: list[int]
+    places: list[Place]
+
+
+class WordPiece:
+    """The tokenizer of an encoder's GGUF, open or named. It reads no weights.
+
+    cls, sep, unk, pad: ids of the marks. n_vocab: of tokens. Raises FormatError or UnsupportedError for a file that is
+    no whole encoder.
+    """
+
+    def __init__(self, file: str | os.PathLike[str] | Gguf) -> None:
+        gguf = file if isinstance(file, Gguf) else open_gguf(find_model(file))
+        check_encoder(gguf)
+        keys = gguf.metadata
+        tokens = cast(list[str], keys["tokenizer.ggml.tokens"])
+        types = cast(list[int], keys.get("tokenizer.ggml.token_type", [1] * len(tokens)))
+        self.n_vocab = len(tokens)
+        self.texts = tokens
+        self._begins: dict[str, int] = {}
+        self._continues: dict[str, int] = {}
+        for i, (text, kind) in enumerate(zip(tokens, types, strict=True)):
+            if kind not in (CONTROL, UNUSED):
+                (self._begins if text.startswith(MARK) else self._continues)[text.removeprefix(MARK)] = i
+        self._longest = max(map(len, tokens))
+        lowers = keys.get("tokenizer.ggml.normalizer.lowercase", True)
+        self._lowers = bool(lowers)
+        self._strips = bool(keys.get("tokenizer.ggml.normalizer.strip_accents", lowers))
+        self.cls, self.sep, self.unk, self.pad = (
+            self._mark(gguf, name, usual) for name, usual in
+            (("bos", 101), ("seperator", 102), ("unknown", 100), ("padding", 0)))  # spelled so in a GGUF
+        self._normal: dict[str, str] = {}
+        self._words: dict[str, tuple[tuple[int, int, int], ...]] = {}
+
+    def _mark(self, gguf: Gguf, name: str, usual: int) -> int:
+        found = cast(int, gguf.metadata.get(f"tokenizer.ggml.{name}_token_id", usual))
+        if not 0 <= found < self.n_vocab:
+            raise FormatError(f"{gguf.path}: the {name} token is {found}, the vocabulary has {self.n_vocab}",
+                              "convert the model again")
+        return found
+
+    def encode(self, text: str) -> list[int]:
+        """Token ids of a text between [CLS] and [SEP]; what spells a mark stays text."""
+        return self.encode_places(text).ids
+
+    def encode_places(self, text: str) -> Encoded:
+        """Token ids of a text between [CLS] and [SEP], and the characters that each came from.
+
+        Raises DataError for half a surrogate pair.
+        """
+        ids = [self.cls]
+        places = [(0, 0)]
+        for word, at in self._cut(text):
+            for token, begin, end in self._pieces(word):
+                ids.append(token)
+                places.append((at[begin], at[end - 1] + 1))
+        return Encoded([*ids, self.sep], [*places, (0, 0)])
+
+    def _cut(self, text: str) -> list[tuple[str, list[int]]]:
+        """The words of a text, normalised, and for each of their characters the place of its origin."""
+        words: list[tuple[str, list[int]]] = []
+        word = ""
+        at: list[int] = []
+        for place, character in enumerate(text):
+            for normal in self._normalised(character):
+                is_space = normal.isspace()
+                stands_alone = is_space or _is_punctuation(normal)
+                if stands_alone and word:
+                    words.append((word, at))
+                    word = ""
+                    at = []
+                if stands_alone and not is_space:
+                    words.append((normal, [place]))
+                elif not is_space:
+                    word += normal
+                    at.append(place)
+        return [*words, (word, at)] if word else words
+
+    def _normalised(self, character: str) -> str:
+        found = self._normal.get(character)
+        if found is None:
+            found = self._normal[character] = self._normalise(character)
+        return found
+
+    def _normalise(self, character: str) -> str:
+        """What becomes of a character: nothing, itself, several, or itself between two spaces."""
+        kind = unicodedata.category(character)
+        if kind == "Cs":
+            raise DataError(f"a text has half a surrogate pair ({character!r})", "write it as UTF-8")
+        if character in "\t\n\r" or (character.isspace() and kind != "Cc"):
+            return " "
+        if kind in ("Cc", "Cf", "Co") or character == "\ufffd":
+            return ""
+        found = character
+        if self._strips:
+            apart = unicodedata.normalize("NFD", character)
+            found = "".join(part for part in apart if unicodedata.category(part) != "Mn")
+        if self._lowers:
+            found = found.lower()
+        return f" {found} " if _is_chinese(ord(character)) else found
+
+    def _pieces(self, word: str) -> tuple[tuple[int, int, int], ...]:
+        """(token, begin, end) in a word."""
+        found = self._words.get(word)
+        if found is None:
+            found = self._matched(word)
+            if len(self._words) >= _KEPT_WORDS:
+                self._words.clear()
+            self._words[word] = found
+        return found
+
+    def _matched(self, word: str) -> tuple[tuple[int, int, int], ...]:
+        unknown = ((self.unk, 0, len(word)),)
+        if len(word) > LONGEST_WORD:
+            return unknown
+        pieces = []
+        begin = 0
+        while begin < len(word):
+            known = self._continues if begin else self._begins
+            ends = range(min(len(word), begin + self._longest), begin, -1)
+            end = next((end for end in ends if word[begin:end] in known), 0)
+            if not end:
+                return unknown
+            pieces.append((known[word[begin:end]], begin, end))
+            begin = end
+        return tuple(pieces)
+
+
+def _is_punctuation(character: str) -> bool:
+    """Whether it is punctuation, or one of ASCII's other signs such as $ and +."""
+    is_ascii_sign = character < "\x7f" and not character.isalnum() and character > " "
+    return is_ascii_sign or unicodedata.category(character).startswith("P")
+
+
+def _is_chinese(code: int) -> bool:
+    return any(low <= code <= high for low, high in _CHINESE)
