@@ -1,11 +1,12 @@
-/* Causal grouped-query attention, block by block with an online softmax (Milakov & Gimelshein 2018, Dao et al. 2022):
+/* Grouped-query attention, block by block with an online softmax (Milakov & Gimelshein 2018, Dao et al. 2022):
  * a thread holds BQ x BK scores at a time. Backward makes them again from lse: once for dq, where tasks are blocks of
  * queries, once for dk and dv, where tasks are blocks of keys, so that the outputs of tasks are disjoint.
  *
  * Tokens are a forest in depth-first order (et.h). A segment is a run of tokens whose subtrees end together, so each is
  * the child of the one before; where queries begin, one ends too. No block holds queries or keys of two segments: of a
  * block of keys in another segment the queries see all, or what their window leaves, or nothing, and what nobody sees
- * costs nothing. All outputs are overwritten; sums are in float and rounded once, to the type of their array.
+ * costs nothing. Where tokens see both ways, a segment is a document, of which queries see the keys after them, too: as
+ * many as `ahead`. All outputs are overwritten; sums are in float and rounded once, to the type of their array.
  *
  * What is common is here; attention_float.h multiplies in float, attention_bf16.h in bf16. */
 
@@ -17,10 +18,17 @@ struct attention {
     et_context *ctx;
     et_array dq, dk, dv, dout, out, q, k, v; /* in backward, out is an input, and so is lse */
     float *delta, *lse;
-    const int32_t *end, *position;
+    const int32_t *begin, *end, *position;
     float scale;
     int window, first, T, H, G, C; /* queries are tokens first .. T - 1 */
+    int ahead;                     /* how many tokens after its own a query sees at most */
 };
+
+enum { FAR_AHEAD = 1 << 30 };
+
+static inline int tokens_ahead(const int32_t *begin, int window) {
+    return !begin ? 0 : window > 0 ? window - 1 : FAR_AHEAD;
+}
 
 /* How many of the tokens t .. last - 1 are of t's segment. */
 static inline int same_segment(const struct attention *a, int t, int last) {
@@ -42,13 +50,29 @@ static inline int next_block(const struct attention *a, int t) {
     return past ? t + same_segment(a, t, min_int(t + BQ - past, a->T)) : t;
 }
 
-/* How many tokens, along the path, key k is too far from query q for the window. */
+/* How many tokens, along the path, key k is too far before query q for the window. */
 static inline int beyond_window(const struct attention *a, int q, int k) {
     return a->window > 0 ? a->position[q] - a->position[k] - a->window + 1 : 0;
 }
 
-/* The first block of keys at or after k, and before `last`, that some of the queries from q on, of one segment up to
- * `last`, see: *k is its first, and its size is returned; 0: there is none. */
+/* One past the last key that some of the queries q .. q + nq - 1 of one segment see, */
+static inline int end_of_keys(const struct attention *a, int q, int nq) {
+    return a->ahead ? min_int(a->end[q], q + nq + a->ahead) : q + nq;
+}
+
+/* and the first query that may see key k, from which blocks are cut. */
+static inline int first_query(const struct attention *a, int k) {
+    return max_int(a->begin ? a->begin[k] : k, a->first);
+}
+
+/* Whether none of the queries q .. q + nq - 1 sees one of the keys k .. k + nk - 1 of a segment that they are below or
+ * in, as these are too far before or after them. */
+static inline int out_of_sight(const struct attention *a, int q, int nq, int k, int nk) {
+    return beyond_window(a, q, k + nk - 1) > 0 || k - (q + nq - 1) > a->ahead;
+}
+
+/* The first block of keys at or after k, and before `last`, that some of the queries from q on, of one segment, see: *k
+ * is its first, and its size is returned; 0: there is none. */
 static inline int next_keys(const struct attention *a, int *k, int q, int last) {
     while (*k < last) {
         int beyond = beyond_window(a, q, *k);
@@ -110,20 +134,22 @@ static void attention_delta(const struct attention *a, et_array dout, ptrdiff_t 
 
 /* out [Q, H, C] = softmax(scale * q . k^T) . v, lse [H, Q] */
 static void attention_forward(et_context *ctx, et_array out, float *lse, et_array q, et_array k, et_array v,
-                              const int32_t *end, const int32_t *position, float scale, int window, int Q, int T,
-                              int H, int G, int C) {
-    struct attention a = {.ctx = ctx, .out = out, .lse = lse, .q = q, .k = k, .v = v, .end = end, .position = position,
-                          .scale = scale, .window = window, .first = T - Q, .T = T, .H = H, .G = G, .C = C};
+                              const int32_t *begin, const int32_t *end, const int32_t *position, float scale,
+                              int window, int Q, int T, int H, int G, int C) {
+    struct attention a = {.ctx = ctx, .out = out, .lse = lse, .q = q, .k = k, .v = v, .begin = begin, .end = end,
+                          .position = position, .scale = scale, .window = window, .first = T - Q, .T = T, .H = H,
+                          .G = G, .C = C, .ahead = tokens_ahead(begin, window)};
     ATTENTION(forward, &a);
 }
 
 /* dq [Q, H, C], dk, dv [T, G, C]; delta [H, Q] is work space. */
 static void attention_backward(et_context *ctx, et_array dq, et_array dk, et_array dv, float *delta, et_array dout,
                                et_array out, const float *lse, et_array q, et_array k, et_array v,
-                               const int32_t *end, const int32_t *position, float scale, int window, int Q, int T,
-                               int H, int G, int C) {
+                               const int32_t *begin, const int32_t *end, const int32_t *position, float scale,
+                               int window, int Q, int T, int H, int G, int C) {
     struct attention a = {.ctx = ctx, .dq = dq, .dk = dk, .dv = dv, .delta = delta, .dout = dout, .out = out,
-                          .lse = (float *)lse, .q = q, .k = k, .v = v, .end = end, .position = position,
-                          .scale = scale, .window = window, .first = T - Q, .T = T, .H = H, .G = G, .C = C};
+                          .lse = (float *)lse, .q = q, .k = k, .v = v, .begin = begin, .end = end,
+                          .position = position, .scale = scale, .window = window, .first = T - Q, .T = T, .H = H,
+                          .G = G, .C = C, .ahead = tokens_ahead(begin, window)};
     ATTENTION(backward, &a);
 }

@@ -39,7 +39,8 @@ static struct strip new_strip(const struct attention *a, const struct work *w, i
     float *s = w->strips + i % 2 * 2 * STRIP_FLOATS;
     bf16 *p = (bf16 *)(w->strips + 4 * STRIP_FLOATS);
     return (struct strip){.s = s, .dp = s + STRIP_FLOATS, .p = p, .ds = p + STRIP_FLOATS, .ld = w->ld,
-                          .exponent = a->scale * LOG2_E, .span = a->window > 0 ? (uint32_t)a->window : INT32_MAX};
+                          .exponent = a->scale * LOG2_E,
+                          .span = a->window > 0 ? (uint32_t)(a->window + a->ahead) : INT32_MAX};
 }
 
 /* The two products of the two sides, and those of their result, which are added where `accumulate` is set. */
@@ -153,7 +154,9 @@ static void forward_end(const struct attention *a, const struct work *w, struct 
 }
 
 /* How many keys from k on the STRIP queries from q on may see, in whole strips. */
-static inline int keys_seen(int k, int nk, int q) { return min_int(whole_strips(nk), whole_strips(q + STRIP - k)); }
+static inline int keys_seen(const struct attention *a, int k, int nk, int q) {
+    return min_int(whole_strips(nk), whole_strips(q + STRIP - k + a->ahead));
+}
 
 /* The strips of b's queries that see some of the keys k .. k + nk - 1. */
 static int query_strips(const struct attention *a, const struct work *w, struct queries b, int k, int nk,
@@ -161,7 +164,7 @@ static int query_strips(const struct attention *a, const struct work *w, struct 
     int n = 0;
     for (int i = 0; i < b.heads; i++)
         for (int j = 0; j < b.nq; j += STRIP) {
-            int keys = keys_seen(k, nk, b.q + j);
+            int keys = keys_seen(a, k, nk, b.q + j);
             int at = j * w->ld;
             if (keys <= 0)
                 continue;
@@ -176,7 +179,7 @@ static int query_strips(const struct attention *a, const struct work *w, struct 
             t.rows = min_int(STRIP, b.nq - j);
             t.nv = keys / VL;
             t.keys = nk;
-            t.distance = a->position[b.q + j] - a->position[k];
+            t.distance = a->position[b.q + j] - a->position[k] + a->ahead;
             strips[n++] = t;
         }
     return n;
@@ -197,7 +200,8 @@ static void forward_strips(const struct work *w, const struct strip *t, int n, i
 static void forward_block(const struct attention *a, const struct work *w, struct queries b) {
     struct strip strips[STRIPS];
     forward_begin(a, w, b);
-    for (int accumulate = 0, k = 0, nk; (nk = next_keys(a, &k, b.q, b.q + b.nq)) > 0; k += nk, accumulate = 1) {
+    int last = end_of_keys(a, b.q, b.nq);
+    for (int accumulate = 0, k = 0, nk; (nk = next_keys(a, &k, b.q, last)) > 0; k += nk, accumulate = 1) {
         pack_tokens(w, a, a->k, k_at(a, b.g, k), k_stride(a), nk, w->packed[0], NULL);
         pack_tokens(w, a, a->v, k_at(a, b.g, k), k_stride(a), nk, NULL, w->packed[3]);
         forward_strips(w, strips, query_strips(a, w, b, k, nk, strips), accumulate);
@@ -233,7 +237,8 @@ static void dq_strips(const struct work *w, const struct strip *t, int n, int ac
 static void dq_block(const struct attention *a, const struct work *w, struct queries b) {
     struct strip strips[STRIPS];
     dq_begin(a, w, b);
-    for (int accumulate = 0, k = 0, nk; (nk = next_keys(a, &k, b.q, b.q + b.nq)) > 0; k += nk, accumulate = 1) {
+    int last = end_of_keys(a, b.q, b.nq);
+    for (int accumulate = 0, k = 0, nk; (nk = next_keys(a, &k, b.q, last)) > 0; k += nk, accumulate = 1) {
         pack_tokens(w, a, a->k, k_at(a, b.g, k), k_stride(a), nk, w->packed[0], w->packed[1]);
         pack_tokens(w, a, a->v, k_at(a, b.g, k), k_stride(a), nk, w->packed[2], NULL);
         dq_strips(w, strips, query_strips(a, w, b, k, nk, strips), accumulate);
@@ -259,7 +264,7 @@ static int key_strips(const struct attention *a, const struct work *w, const str
                       struct strip *strips) {
     int n = 0;
     for (int j = 0; j < b->nk; j += STRIP) {
-        int first = b->k + j > q ? b->k + j - q : 0;
+        int first = max_int(b->k + j - q - a->ahead, 0) / STRIP * STRIP;
         int queries = whole_strips(nq) - first;
         int at = j * w->ld;
         if (queries <= 0)
@@ -275,7 +280,7 @@ static int key_strips(const struct attention *a, const struct work *w, const str
         t.nv = queries / VL;
         t.first = first;
         t.keys = t.rows;
-        t.distance = a->position[q] + first - (a->position[b->k] + j);
+        t.distance = a->position[q] + first - (a->position[b->k] + j) + a->ahead;
         strips[n++] = t;
     }
     return n;
@@ -295,17 +300,20 @@ static void dkv_strips(const struct work *w, const struct strip *t, int n, int a
     }
 }
 
-/* Blocks of queries are cut as blocks of keys are, so the first is the keys' own, where these are queries too. */
+/* Blocks of queries are cut as blocks of keys are, so the first is the keys' own, where these are queries too. Where
+ * keys are seen from before, all of them need not be by the first: sums begin at 0. */
 static void dkv_block(const struct attention *a, const struct work *w, const struct keys *b) {
-    int accumulate = 0;
+    int accumulate = a->ahead > 0;
     int group = a->H / a->G;
     struct strip strips[STRIPS];
+    if (accumulate)
+        memset(b->dk, 0, 2 * sizeof(float) * BK * (size_t)w->ld);
     round_rows(b->k_rows, w->ld, a->k, k_at(a, b->g, b->k), k_stride(a), b->nk, a->C);
     round_rows(b->v_rows, w->ld, a->v, k_at(a, b->g, b->k), k_stride(a), b->nk, a->C);
     for (int h = b->g * group; h < (b->g + 1) * group; h++)
-        for (int q = max_int(b->k, a->first), nq; q < a->end[b->k]; q += nq) {
+        for (int q = first_query(a, b->k), nq; q < a->end[b->k]; q += nq) {
             nq = block_tokens(a, q);
-            if (beyond_window(a, q, b->k + b->nk - 1) > 0)
+            if (out_of_sight(a, q, nq, b->k, b->nk))
                 continue;
             pack_tokens(w, a, a->q, q_at(a, h, q), q_stride(a), nq, w->packed[0], w->packed[1]);
             pack_tokens(w, a, a->dout, q_at(a, h, q), q_stride(a), nq, w->packed[2], w->packed[3]);

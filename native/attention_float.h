@@ -64,12 +64,12 @@ static void query_key_products(const struct attention *a, const struct block *b,
 static void attention_scores(const struct attention *a, const struct block *b) {
     query_key_products(a, b, b->s, a->q, a->k, a->scale);
     int width = ceil_div(b->nk, VL) * VL;
-    if (b->nk == width && b->k + b->nk - 1 <= b->q && beyond_window(a, b->q + b->nq - 1, b->k) <= 0)
+    if (b->nk == width && b->k + b->nk - 1 - b->q <= a->ahead && beyond_window(a, b->q + b->nq - 1, b->k) <= 0)
         return;
     for (int i = 0; i < b->nq; i++) {
         int t = b->q + i;
         int begin = beyond_window(a, t, b->k);
-        int end = min_int(t + 1 - b->k, b->nk);
+        int end = min_int(t + 1 - b->k + a->ahead, b->nk);
         float *s = b->s + i * BK;
         for (int j = 0; j < min_int(begin, width); j++)
             s[j] = -INFINITY;
@@ -106,7 +106,7 @@ static inline void scale_row(float *x, float s, int n) {
 }
 
 static void attention_forward_block(const struct attention *a, struct block b) {
-    int last = b.q + b.nq;
+    int last = end_of_keys(a, b.q, b.nq);
     int accumulate = 0;
     float *out = b.sums[0], max[BQ], sum[BQ];
     for (int i = 0; i < b.nq; i++) {
@@ -164,7 +164,7 @@ static void attention_scores_backward(const struct attention *a, const struct bl
 
 /* dq = scale * ds . k */
 static void attention_dq_block(const struct attention *a, struct block b) {
-    int last = b.q + b.nq;
+    int last = end_of_keys(a, b.q, b.nq);
     int accumulate = 0;
     attention_delta(a, a->dout, q_at(a, b.h, b.q), q_stride(a), b.h, b.q, b.nq);
     for (b.k = 0; (b.nk = next_keys(a, &b.k, b.q, last)) > 0; b.k += b.nk) {
@@ -192,9 +192,9 @@ static void attention_dkv_block(const struct attention *a, struct block b) {
     int accumulate = 0;
     int group = a->H / a->G;
     for (b.h = b.g * group; b.h < (b.g + 1) * group; b.h++)
-        for (b.q = max_int(b.k, a->first); b.q < a->end[b.k]; b.q += b.nq) {
+        for (b.q = first_query(a, b.k); b.q < a->end[b.k]; b.q += b.nq) {
             b.nq = block_tokens(a, b.q);
-            if (beyond_window(a, b.q, b.k + b.nk - 1) > 0)
+            if (out_of_sight(a, b.q, b.nq, b.k, b.nk))
                 continue;
             attention_scores_backward(a, &b);
             struct rows q = query_rows(a, &b, a->q, b.wide_b);

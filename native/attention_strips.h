@@ -93,7 +93,7 @@ struct strip {
     int ld, rows, nv;
     int first;            /* of the packed columns, which of them the strip begins at */
     int keys;             /* how many of those in the vectors, or rows, are keys */
-    int distance;         /* from the first key to the first query; a query sees those of 0 to span - 1 */
+    int distance;         /* from the first key to the first query, and `ahead`; it sees those of 0 to span - 1 */
     uint32_t span;
     float exponent;
 };

@@ -9,7 +9,7 @@
 #include "cuda/device.h"
 #include "et.h"
 
-#define MAX_ARRAYS 12
+#define MAX_ARRAYS 13
 #define MAX_NUMBERS 8
 
 /* The arguments of a call: arrays, real and whole numbers in order, and sizes by their letter. */
@@ -28,7 +28,7 @@ struct values {
  *   out^TN       float32 or bf16 (as uint16) [T, N], written          inp~TN    the same, read
  *   out!u        float64 [u], written
  *   tokens@T     int32 [T]                        best?T    int32 [T], written, or None
- *   x/TR         float32 [T, R], or None
+ *   x/TR         float32 [T, R], or None          begin+T   int32 [T], or None
  *   w%NK         a weight [N, K] in a format, in two arguments: the bytes (or float32), the format's number
  *   moments&n    struct et_moments of n values, as uint8, written
  *   lr.          a real number                    kind#     a whole number that fits an int

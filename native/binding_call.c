@@ -30,7 +30,7 @@ struct call {
 static const char *next_word(const char *spec, struct word *w) {
     spec += strspn(spec, " ");
     w->name = spec;
-    w->name_length = (int)strcspn(spec, "=:^~!@?/%&.#$");
+    w->name_length = (int)strcspn(spec, "=:^~!@?/+%&.#$");
     spec += w->name_length;
     w->kind = *spec++;
     w->flat = *spec == '*';
@@ -100,7 +100,7 @@ static int check_type(struct call *c, const struct word *w, const Py_buffer *b) 
     } else if (w->kind == '&') {
         if (strcmp(type, "B") != 0 || (uintptr_t)b->buf % _Alignof(struct et_moments))
             return wrong(c, w, "must be uint8 where a float may lie");
-    } else if (w->kind == '@' || w->kind == '?') {
+    } else if (strchr("@?+", w->kind)) {
         if (!is_int)
             return wrong(c, w, "must be int32, not of buffer type '%s'", b->format);
     } else if (w->kind == '!' ? strcmp(type, "d") != 0 : !is_float)
@@ -112,7 +112,7 @@ static int check_type(struct call *c, const struct word *w, const Py_buffer *b) 
 static int get_array(struct call *c, const struct word *w, PyObject *object) {
     int i = c->n_views;
     int writes = strchr("=^!?&", w->kind) != NULL;
-    if (strchr("?/", w->kind) && object == Py_None) {
+    if (strchr("?/+", w->kind) && object == Py_None) {
         c->v.array[i] = NULL;
         c->view[i] = (Py_buffer){0};
     } else if (PyObject_GetBuffer(object, &c->view[i], PyBUF_ND | PyBUF_FORMAT | (writes ? PyBUF_WRITABLE : 0)) < 0) {

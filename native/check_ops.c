@@ -54,6 +54,47 @@ static void check_rmsnorm(struct check *c, int64_t rows, int D, float size, int 
     check_free();
 }
 
+/* types: of inp, of out and dinp, of dout. offset: of the values, which is their mean. */
+static void check_layernorm(struct check *c, int64_t rows, int D, float size, float offset, int types) {
+    size_t n = (size_t)(rows * D);
+    size_t R = (size_t)rows;
+    et_array inp = check_array(n, type(types, 0), 1);
+    et_array dout = check_array(n, type(types, 2), 3);
+    et_array out = check_array(n, type(types, 1), 4);
+    et_array in_place = check_array_copy(dout, n);
+    float *weight = check_floats((size_t)D, 2);
+    float *bias = check_floats((size_t)D, 10);
+    float *mean = check_floats(R, 5), *rstd = check_floats(R, 6);
+    float *true_mean = check_floats(R, 7), *true_rstd = check_floats(R, 8);
+    float *want = check_floats(n, 9);
+    for (size_t i = 0; i < n; i++)
+        array_put(inp, (int64_t)i, (array_get(inp, (int64_t)i) + offset) * size);
+    et_array norm_in_place = check_array_copy(inp, n);
+    for (int has_bias = 0; has_bias < 2; has_bias++) {
+        const float *b = has_bias ? bias : NULL;
+        et_layernorm_forward(c->ctx, out, mean, rstd, inp, weight, b, 1e-6f, rows, D);
+        ref_layernorm_forward(NULL, floats(want), true_mean, true_rstd, inp, weight, b, 1e-6f, rows, D);
+        check_array_close(c, out, want, n, CLOSE, "layernorm_forward rows %d D %d size %g bias %d types %d", (int)rows,
+                          D, size, has_bias, types);
+    }
+    check_close(c, mean, true_mean, R, CLOSE, "layernorm_forward mean rows %d D %d types %d", (int)rows, D, types);
+    check_close(c, rstd, true_rstd, R, CLOSE, "layernorm_forward rstd rows %d D %d types %d", (int)rows, D, types);
+    et_layernorm_forward(c->ctx, norm_in_place, mean, rstd, norm_in_place, weight, bias, 1e-6f, rows, D);
+    check_array_close(c, norm_in_place, want, n, CLOSE, "layernorm_forward in place rows %d D %d", (int)rows, D);
+    for (int accumulate = 0; accumulate < 2; accumulate++) {
+        et_array dinp = check_array(n, type(types, 1), 8);
+        float *truth = check_values(dinp, n);
+        et_layernorm_backward(c->ctx, dinp, dout, inp, weight, true_mean, true_rstd, accumulate, rows, D);
+        ref_layernorm_backward(NULL, floats(truth), dout, inp, weight, true_mean, true_rstd, accumulate, rows, D);
+        check_array_close(c, dinp, truth, n, CLOSE, "layernorm_backward rows %d D %d accumulate %d types %d",
+                          (int)rows, D, accumulate, types);
+    }
+    ref_layernorm_backward(NULL, floats(want), dout, inp, weight, true_mean, true_rstd, 0, rows, D);
+    et_layernorm_backward(c->ctx, in_place, in_place, inp, weight, true_mean, true_rstd, 0, rows, D);
+    check_array_close(c, in_place, want, n, CLOSE, "layernorm_backward in place rows %d D %d", (int)rows, D);
+    check_free();
+}
+
 static void check_rope(struct check *c, int x_type, int neox, int T, int H, int C, int n_rot) {
     enum { P = 40 };
     size_t n = (size_t)T * H * C;
@@ -115,6 +156,31 @@ static void check_glu(struct check *c, int kind, int64_t n, float size, int type
     check_free();
 }
 
+/* types: of inp and dinp, of dout. */
+static void check_gelu(struct check *c, int64_t n, float size, int types) {
+    size_t N = (size_t)n;
+    et_array inp = check_array(N, type(types, 0), 1);
+    et_array dout = check_array(N, type(types, 1), 2);
+    et_array act = check_array(N, type(types, 1), 3);
+    float *want = check_floats(N, 4);
+    float *dinp = check_floats(N, 5);
+    multiply(inp, N, size);
+    et_array out = check_array_copy(inp, N);
+    et_array own_inp = check_array_copy(inp, N);
+    et_array own_dout = check_array_copy(dout, N);
+    et_gelu_forward(c->ctx, out, out, n);
+    ref_gelu_forward(NULL, floats(want), inp, n);
+    check_array_close(c, out, want, N, CLOSE, "gelu_forward n %d size %g types %d", (int)n, size, types);
+    ref_gelu_backward(NULL, floats(dinp), floats(want), dout, inp, n);
+    et_gelu_backward(c->ctx, own_dout, act, own_dout, inp, n);
+    check_array_close(c, act, want, N, CLOSE, "gelu_backward act n %d size %g types %d", (int)n, size, types);
+    check_array_close(c, own_dout, dinp, N, CLOSE, "gelu_backward over dout n %d size %g types %d", (int)n, size,
+                      types);
+    et_gelu_backward(c->ctx, own_inp, act, dout, own_inp, n);
+    check_array_close(c, own_inp, dinp, N, CLOSE, "gelu_backward over inp n %d size %g types %d", (int)n, size, types);
+    check_free();
+}
+
 /* Extreme gates: finite inputs give finite outputs, NaN comes out where it went in and nowhere else. */
 static void check_glu_extremes(struct check *c) {
     static const float values[] = {0.0f, 1e30f, -1e30f, 88.8f, -88.8f, 104.0f, -104.0f, 1e-40f, NAN, 3e38f, -3e38f};
@@ -136,6 +202,13 @@ static void check_glu_extremes(struct check *c) {
         for (int i = 0; i < N; i++)
             good &= isnan(gate[i]) ? isnan(out[i]) && isnan(dup[i]) : isfinite(out[i]) && isfinite(dup[i]);
         check_true(c, good, "glu_backward of extreme gates kind %d", kind);
+        et_gelu_backward(c->ctx, floats(out), floats(act), floats(up), floats(gate), N);
+        good = 1;
+        for (int i = 0; i < N; i++) {
+            float want = gate[i] > 80.0f ? gate[i] : 0.0f;
+            good &= isnan(gate[i]) ? isnan(out[i]) && isnan(act[i]) : isfinite(out[i]) && fabsf(act[i] - want) < 1e-30f;
+        }
+        check_true(c, good, "gelu_backward of extremes");
         check_free();
     }
 }
@@ -260,6 +333,10 @@ void check_ops(struct check *c) {
         for (int types = 0; types < 8; types++) {
             check_rmsnorm(c, 1, widths[i], 1.0f, types);
             check_rmsnorm(c, 130, widths[i], 1e3f, types);
+            if (widths[i] == 2) /* its gradient is 0 */
+                continue;
+            check_layernorm(c, 1, widths[i], 1.0f, -0.3f, types);
+            check_layernorm(c, 130, widths[i], 1e3f, 0.5f, types);
         }
         for (int t = 0; t < 2; t++) {
             check_add_bias(c, type(t, 0), 1, widths[i]);
@@ -270,6 +347,8 @@ void check_ops(struct check *c) {
     }
     check_rmsnorm(c, 2, 20000, 1e-4f, 0);
     check_rmsnorm(c, 2, 20000, 1e-4f, 7);
+    check_layernorm(c, 2, 20000, 1.0f, 0.1f, 0);
+    check_layernorm(c, 2, 20000, 1.0f, 0.1f, 7);
     check_sums(c, 3, 40001);
     check_add_bias(c, ET_F32, 3, 40001);
     for (int i = 0; i < 4; i++) {
@@ -289,6 +368,8 @@ void check_ops(struct check *c) {
             }
         }
         for (int types = 0; types < 4; types++) {
+            check_gelu(c, lengths[i], 1.0f, types);
+            check_gelu(c, lengths[i], lengths[i] == 1 ? 2.0f : 30.0f, types);
             check_copy_op(c, type(types, 0), type(types, 1), lengths[i]);
             check_dropout(c, 0.0f, lengths[i], types);
             check_dropout(c, 0.1f, lengths[i], types);

@@ -20,13 +20,17 @@ static void check_refused_arrays(struct check *c, et_array wrong) {
     REFUSES(2, wrong, et_matmul_dweight(ctx, x, t[0], t[1], 1, 1, 1, 1))
     REFUSES(2, wrong, et_rmsnorm_forward(ctx, t[0], x, t[1], x, 0, 1, 1))
     REFUSES(3, wrong, et_rmsnorm_backward(ctx, t[0], t[1], t[2], x, x, 0, 1, 1))
+    REFUSES(2, wrong, et_layernorm_forward(ctx, t[0], x, x, t[1], x, x, 0, 1, 1))
+    REFUSES(3, wrong, et_layernorm_backward(ctx, t[0], t[1], t[2], x, x, x, 0, 1, 1))
     REFUSES(1, wrong, et_rope(ctx, t[0], x, x, zero, 0, 1, 1, 1, 2, 2, 1))
-    REFUSES(4, wrong, et_attention_forward(ctx, t[0], x, t[1], t[2], t[3], zero, zero, 1, 0, 1, 1, 1, 1, 1))
+    REFUSES(4, wrong, et_attention_forward(ctx, t[0], x, t[1], t[2], t[3], NULL, zero, zero, 1, 0, 1, 1, 1, 1, 1))
     REFUSES(8, wrong,
-            et_attention_backward(ctx, t[0], t[1], t[2], x, t[3], t[4], x, t[5], t[6], t[7], zero, zero, 1, 0, 1, 1, 1,
-                                  1, 1))
+            et_attention_backward(ctx, t[0], t[1], t[2], x, t[3], t[4], x, t[5], t[6], t[7], NULL, zero, zero, 1, 0, 1,
+                                  1, 1, 1, 1))
     REFUSES(3, wrong, et_glu_forward(ctx, t[0], t[1], t[2], 0, 1))
     REFUSES(6, wrong, et_glu_backward(ctx, t[0], t[1], t[2], t[3], t[4], t[5], 0, 1))
+    REFUSES(2, wrong, et_gelu_forward(ctx, t[0], t[1], 1))
+    REFUSES(4, wrong, et_gelu_backward(ctx, t[0], t[1], t[2], t[3], 1))
     REFUSES(1, wrong, et_add_bias(ctx, t[0], x, 1, 1))
     REFUSES(2, wrong, et_copy(ctx, t[0], t[1], 1))
     REFUSES(2, wrong, et_dropout(ctx, t[0], t[1], 0, 0, 0, 1))
@@ -36,6 +40,23 @@ static void check_refused_arrays(struct check *c, et_array wrong) {
     REFUSES(1, wrong, et_head_sample(ctx, zero, x, x, x, x, t[0], x, ET_F32, zero, NULL, 1, 1, 0, 1, 1, 1, 1))
     REFUSES(1, wrong, et_head_top(ctx, x, x, x, x, t[0], x, ET_F32, x, 1, 0, 1, 1, 1, 1, 1))
     REFUSES(2, wrong, et_head_backward(ctx, x, x, x, t[0], x, t[1], x, ET_F32, zero, x, 1, 0, 1, 1, 1, 1))
+}
+
+/* Tokens of [T] that see both ways, whose range, [begin, end), is not that of a document without branches. */
+static void check_refused_ranges(struct check *c) {
+    static const struct {
+        int32_t begin[4], end[4], position[4];
+    } wrong[] = {
+        {{0, 1, 2, 3}, {4, 4, 4, 4}, {0, 1, 2, 3}}, /* tokens that see none after them */
+        {{0, 0, 0, 0}, {2, 2, 4, 4}, {0, 1, 0, 1}}, /* a document that sees the one before */
+        {{0, 0, 1, 2}, {2, 2, 4, 4}, {0, 1, 0, 1}}, /* not its first token */
+        {{0, 0, 0, 0}, {4, 2, 4, 4}, {0, 1, 1, 2}}, /* a branch */
+    };
+    float x[64] = {0};
+    const et_array a = {x, ET_F32};
+    for (int i = 0; i < COUNT(wrong); i++)
+        check_true(c, et_attention_forward(c->ctx, a, x, a, a, a, wrong[i].begin, wrong[i].end, wrong[i].position, 1,
+                                           0, 4, 4, 1, 1, 2) == ET_BAD_INDEX, "range %d", i);
 }
 
 void check_refusals(struct check *c) {
@@ -69,6 +90,7 @@ void check_refusals(struct check *c) {
                       == ET_BAD_ARGUMENT, "a temperature below 0");
     check_true(c, et_head_top(c->ctx, x, x, x, x, a, x, ET_F32, x, 1, 0, 1, 1, 0, 1, 1) == ET_BAD_ARGUMENT,
                "no highest logits");
+    check_refused_ranges(c);
     int threads = strcmp(c->isa, "cuda") == 0 ? 1 : CHECK_THREADS; /* a device's context has one */
     check_true(c, et_context_set_threads(c->ctx, 0) && et_context_set_threads(c->ctx, threads + 1), "bad threads");
     check_true(c, et_context_set_threads(c->ctx, threads) == ET_OK, "all threads");

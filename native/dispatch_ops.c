@@ -68,6 +68,23 @@ int et_rmsnorm_backward(et_context *ctx, et_array dinp, et_array dout, et_array 
     return RUN(rmsnorm_backward, dinp, dout, inp, weight, rstd, accumulate, rows, D);
 }
 
+int et_layernorm_forward(et_context *ctx, et_array out, float *mean, float *rstd, et_array inp, const float *weight,
+                         const float *bias, float eps, int64_t rows, int D) {
+    NEED_ARRAYS(out, inp);
+    NEED_ALL(mean, rstd, weight);
+    NEED_POSITIVE(rows, D, 1);
+    NEED(eps >= 0, ET_BAD_ARGUMENT);
+    return RUN(layernorm_forward, out, mean, rstd, inp, weight, bias, eps, rows, D);
+}
+
+int et_layernorm_backward(et_context *ctx, et_array dinp, et_array dout, et_array inp, const float *weight,
+                          const float *mean, const float *rstd, int accumulate, int64_t rows, int D) {
+    NEED_ARRAYS(dinp, dout, inp);
+    NEED_ALL(weight, mean, rstd);
+    NEED_POSITIVE(rows, D, 1);
+    return RUN(layernorm_backward, dinp, dout, inp, weight, mean, rstd, accumulate, rows, D);
+}
+
 int et_rope(et_context *ctx, et_array x, const float *cos, const float *sin, const int32_t *positions, int neox,
             float sign, int T, int H, int C, int n_rot, int P) {
     NEED_ARRAYS(x);
@@ -87,35 +104,48 @@ static int are_children(const int32_t *end, const int32_t *position, int t, int 
     return 1;
 }
 
+/* Whether each token's first is that of its document, and no document has branches. */
+static int are_documents(const int32_t *begin, const int32_t *end, int T) {
+    for (int t = 0, first = 0; t < T; t++) {
+        first = t && end[t - 1] == t ? t : first;
+        if (begin[t] != first || end[t] != end[first])
+            return 0;
+    }
+    return 1;
+}
+
 /* What both directions of attention need of sizes and of the forest, whose roots may have any position. */
-static int check_attention(const int32_t *end, const int32_t *position, int window, int Q, int T, int H, int G, int C) {
+static int check_attention(const int32_t *begin, const int32_t *end, const int32_t *position, int window, int Q, int T,
+                           int H, int G, int C) {
     NEED_POSITIVE(T, H, G);
     NEED(Q > 0 && Q <= T && C > 0 && C <= ET_MAX_HEAD && H % G == 0 && window >= 0, ET_BAD_ARGUMENT);
     for (int t = 0; t < T; t = end[t])
         NEED(end[t] > t && end[t] <= T && position[t] >= 0, ET_BAD_INDEX);
     for (int t = 0; t < T; t++)
         NEED(are_children(end, position, t + 1, end[t], position[t]), ET_BAD_INDEX);
+    NEED(!begin || are_documents(begin, end, T), ET_BAD_INDEX);
     return ET_OK;
 }
 
 int et_attention_forward(et_context *ctx, et_array out, float *lse, et_array q, et_array k, et_array v,
-                         const int32_t *end, const int32_t *position, float scale, int window, int Q, int T, int H,
-                         int G, int C) {
+                         const int32_t *begin, const int32_t *end, const int32_t *position, float scale, int window,
+                         int Q, int T, int H, int G, int C) {
     NEED_ARRAYS(out, q, k, v);
     NEED_ALL(lse, end, position);
-    int code = check_attention(end, position, window, Q, T, H, G, C);
-    return code ? code : RUN(attention_forward, out, lse, q, k, v, end, position, scale, window, Q, T, H, G, C);
+    int code = check_attention(begin, end, position, window, Q, T, H, G, C);
+    return code ? code : RUN(attention_forward, out, lse, q, k, v, begin, end, position, scale, window, Q, T, H, G, C);
 }
 
 int et_attention_backward(et_context *ctx, et_array dq, et_array dk, et_array dv, float *delta, et_array dout,
-                          et_array out, const float *lse, et_array q, et_array k, et_array v, const int32_t *end,
-                          const int32_t *position, float scale, int window, int Q, int T, int H, int G, int C) {
+                          et_array out, const float *lse, et_array q, et_array k, et_array v, const int32_t *begin,
+                          const int32_t *end, const int32_t *position, float scale, int window, int Q, int T, int H,
+                          int G, int C) {
     NEED_ARRAYS(dq, dk, dv, dout, out, q, k, v);
     NEED_ALL(delta, lse, end, position);
-    int code = check_attention(end, position, window, Q, T, H, G, C);
+    int code = check_attention(begin, end, position, window, Q, T, H, G, C);
     return code ? code
-                : RUN(attention_backward, dq, dk, dv, delta, dout, out, lse, q, k, v, end, position, scale, window, Q,
-                      T, H, G, C);
+                : RUN(attention_backward, dq, dk, dv, delta, dout, out, lse, q, k, v, begin, end, position, scale,
+                      window, Q, T, H, G, C);
 }
 
 int et_glu_forward(et_context *ctx, et_array out, et_array gate, et_array up, int kind, int64_t n) {
@@ -129,6 +159,18 @@ int et_glu_backward(et_context *ctx, et_array dgate, et_array dup, et_array act,
     NEED_ARRAYS(dgate, dup, act, dout, gate, up);
     NEED(n > 0 && (kind == 0 || kind == 1), ET_BAD_ARGUMENT);
     return RUN(glu_backward, dgate, dup, act, dout, gate, up, kind, n);
+}
+
+int et_gelu_forward(et_context *ctx, et_array out, et_array inp, int64_t n) {
+    NEED_ARRAYS(out, inp);
+    NEED_POSITIVE(n, 1, 1);
+    return RUN(gelu_forward, out, inp, n);
+}
+
+int et_gelu_backward(et_context *ctx, et_array dinp, et_array act, et_array dout, et_array inp, int64_t n) {
+    NEED_ARRAYS(dinp, act, dout, inp);
+    NEED_POSITIVE(n, 1, 1);
+    return RUN(gelu_backward, dinp, act, dout, inp, n);
 }
 
 int et_add_bias(et_context *ctx, et_array x, const float *bias, int T, int N) {

@@ -102,30 +102,44 @@ int et_rmsnorm_forward(et_context *ctx, et_array out, float *rstd, et_array inp,
 /* dinp (accumulate: +)= gradient through the norm; the weight is frozen. dinp may be dout when not accumulating. */
 int et_rmsnorm_backward(et_context *ctx, et_array dinp, et_array dout, et_array inp, const float *weight,
                         const float *rstd, int accumulate, int64_t rows, int D);
+/* out = (inp - mean) * rstd * weight + bias, rstd [rows] = 1/sqrt(variance + eps); rows of D. bias NULL: none. out may be
+ * inp. */
+int et_layernorm_forward(et_context *ctx, et_array out, float *mean, float *rstd, et_array inp, const float *weight,
+                         const float *bias, float eps, int64_t rows, int D);
+/* dinp (accumulate: +)= gradient through the norm; weight and bias are frozen. dinp may be dout when not accumulating. */
+int et_layernorm_backward(et_context *ctx, et_array dinp, et_array dout, et_array inp, const float *weight,
+                          const float *mean, const float *rstd, int accumulate, int64_t rows, int D);
 /* x [T, H, C] rotated in place by cos/sin [P, n_rot/2] at row positions[t]; the last C - n_rot values stay.
  * neox 0: pairs (2i, 2i+1); 1: pairs (i, i + n_rot/2). sign +1 forward, -1 backward (the inverse rotation). */
 int et_rope(et_context *ctx, et_array x, const float *cos, const float *sin, const int32_t *positions, int neox,
             float sign, int T, int H, int C, int n_rot, int P);
-/* Causal grouped-query attention. k, v [T, G, C]; out, q [Q, H, C] of the last Q of these T tokens; lse [H, Q] is the
+/* Grouped-query attention. k, v [T, G, C]; out, q [Q, H, C] of the last Q of these T tokens; lse [H, Q] is the
  * log-sum-exp, kept for backward.
  * Tokens are a forest in depth-first order: those of the subtree of token j are j .. end[j] - 1, position[j] is that
- * of its parent plus 1. Token t sees token j if j <= t < end[j] and, unless window is 0, position[t] - position[j] <
- * window. Documents one after another are trees without branches. C <= ET_MAX_HEAD. Never holds T x T.
+ * of its parent plus 1. Documents one after another are trees without branches. Token t sees token j if begin[j] <= t <
+ * end[j] and, unless window is 0, |position[t] - position[j]| < window. begin NULL: begin[j] is j, so tokens see none
+ * after them. Else all are documents, and begin[j] is the first token of j's: tokens see both ways. C <= ET_MAX_HEAD.
+ * Never holds T x T.
  * Each array may have another type. Where the context is not ET_EXACT and the kernel set multiplies bf16, all products,
  * with the probabilities too, are of numbers rounded to bf16, and sums are in float. */
 #define ET_MAX_HEAD 256
 int et_attention_forward(et_context *ctx, et_array out, float *lse, et_array q, et_array k, et_array v,
-                         const int32_t *end, const int32_t *position, float scale, int window, int Q, int T, int H,
-                         int G, int C);
+                         const int32_t *begin, const int32_t *end, const int32_t *position, float scale, int window,
+                         int Q, int T, int H, int G, int C);
 /* dk, dv [T, G, C] are what the Q queries add; delta [H, Q] is work space. */
 int et_attention_backward(et_context *ctx, et_array dq, et_array dk, et_array dv, float *delta, et_array dout,
-                          et_array out, const float *lse, et_array q, et_array k, et_array v, const int32_t *end,
-                          const int32_t *position, float scale, int window, int Q, int T, int H, int G, int C);
+                          et_array out, const float *lse, et_array q, et_array k, et_array v, const int32_t *begin,
+                          const int32_t *end, const int32_t *position, float scale, int window, int Q, int T, int H,
+                          int G, int C);
 /* out = act(gate) * up, n values. kind 0: SiLU (SwiGLU), 1: tanh-approximated GELU (GeGLU). out may be gate or up. */
 int et_glu_forward(et_context *ctx, et_array out, et_array gate, et_array up, int kind, int64_t n);
 /* Also act, which forward gave, so that it need not be kept. dgate, dup may be dout or each their own forward input. */
 int et_glu_backward(et_context *ctx, et_array dgate, et_array dup, et_array act, et_array dout, et_array gate,
                     et_array up, int kind, int64_t n);
+/* out [n] = inp * Phi(inp), Phi(x) = (1 + erf(x / sqrt(2))) / 2: GELU without a gate. out may be inp. */
+int et_gelu_forward(et_context *ctx, et_array out, et_array inp, int64_t n);
+/* Also act, which forward gave. dinp may be dout or inp. */
+int et_gelu_backward(et_context *ctx, et_array dinp, et_array act, et_array dout, et_array inp, int64_t n);
 /* x [T, N] += bias [N] */
 int et_add_bias(et_context *ctx, et_array x, const float *bias, int T, int N);
 /* out [n] = inp [n], from one type to the other or the same */

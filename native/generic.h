@@ -58,6 +58,7 @@ ET_OPS(OP)
 #include "attention.h"
 #include "cached.h"
 #include "glu.h"
+#include "gelu.h"
 #include "head.h"
 #include "elementwise.h"
 #include "sample.h"

@@ -34,6 +34,46 @@ void ref_rmsnorm_backward(et_context *ctx, et_array dinp, et_array dout, et_arra
     }
 }
 
+void ref_layernorm_forward(et_context *ctx, et_array out, float *mean, float *rstd, et_array inp, const float *weight,
+                           const float *bias, float eps, int64_t rows, int D) {
+    (void)ctx;
+    for (int64_t r = 0; r < rows; r++) {
+        double sum = 0.0;
+        double square = 0.0;
+        for (int64_t i = r * D; i < (r + 1) * D; i++)
+            sum += array_get(inp, i);
+        for (int64_t i = r * D; i < (r + 1) * D; i++)
+            square += (array_get(inp, i) - sum / D) * (array_get(inp, i) - sum / D);
+        double scale = 1.0 / sqrt(square / D + eps);
+        for (int i = 0; i < D; i++) {
+            double x = (array_get(inp, r * D + i) - sum / D) * scale * weight[i];
+            array_put(out, r * D + i, bias ? x + bias[i] : x);
+        }
+        mean[r] = (float)(sum / D);
+        rstd[r] = (float)scale;
+    }
+}
+
+/* of d = dout * weight through xhat = (inp - mean) * rstd: rstd * (d - mean(d) - xhat * mean(d * xhat)) */
+void ref_layernorm_backward(et_context *ctx, et_array dinp, et_array dout, et_array inp, const float *weight,
+                            const float *mean, const float *rstd, int accumulate, int64_t rows, int D) {
+    (void)ctx;
+    for (int64_t r = 0; r < rows; r++) {
+        double sum = 0.0;
+        double pull = 0.0;
+        double s = rstd[r];
+        for (int64_t i = r * D; i < (r + 1) * D; i++) {
+            sum += array_get(dout, i) * weight[i - r * D];
+            pull += array_get(dout, i) * weight[i - r * D] * (array_get(inp, i) - mean[r]) * s;
+        }
+        for (int64_t i = r * D; i < (r + 1) * D; i++) {
+            double xhat = (array_get(inp, i) - mean[r]) * s;
+            double d = s * (array_get(dout, i) * weight[i - r * D] - sum / D - xhat * pull / D);
+            array_put(dinp, i, accumulate ? array_get(dinp, i) + d : d);
+        }
+    }
+}
+
 void ref_rope(et_context *ctx, et_array x, const float *cos, const float *sin, const int32_t *positions, int neox,
               float sign, int T, int H, int C, int n_rot, int P) {
     (void)ctx;
@@ -88,24 +128,50 @@ void ref_glu_backward(et_context *ctx, et_array dgate, et_array dup, et_array ac
     }
 }
 
+void ref_gelu_forward(et_context *ctx, et_array out, et_array inp, int64_t n) {
+    (void)ctx;
+    for (int64_t i = 0; i < n; i++) {
+        double x = array_get(inp, i);
+        array_put(out, i, x * 0.5 * erfc(-x / sqrt(2.0)));
+    }
+}
+
+void ref_gelu_backward(et_context *ctx, et_array dinp, et_array act, et_array dout, et_array inp, int64_t n) {
+    (void)ctx;
+    for (int64_t i = 0; i < n; i++) {
+        double x = array_get(inp, i);
+        double d = array_get(dout, i);
+        double phi = 0.5 * erfc(-x / sqrt(2.0));
+        array_put(act, i, x * phi);
+        array_put(dinp, i, d * (phi + x * exp(-0.5 * x * x) / sqrt(2.0 * M_PI)));
+    }
+}
+
 /* ---- attention ----------------------------------------------------------------------------------------------- */
 struct heads {
     et_array q, k;
-    const int32_t *end, *position;
+    const int32_t *begin, *end, *position;
     double scale;
     int window, first, H, G, C; /* queries are tokens from `first` on */
 };
 
 static int sees(const struct heads *a, int t, int j) {
-    return j <= t && t < a->end[j] && (a->window == 0 || a->position[t] - a->position[j] < a->window);
+    return (a->begin ? a->begin[j] : j) <= t && t < a->end[j] &&
+           (a->window == 0 || abs(a->position[t] - a->position[j]) < a->window);
 }
 
-/* p [t + 1] = softmax of query t's scores in head h; returns log-sum-exp */
+/* One past the last key that query t may see. */
+static int seen_end(const struct heads *a, int t) {
+    return a->begin ? a->end[t] : t + 1;
+}
+
+/* p [seen_end] = softmax of query t's scores in head h; returns log-sum-exp */
 static double probabilities(double *p, const struct heads *a, int t, int h) {
     int g = h / (a->H / a->G);
     double max = -INFINITY;
     double sum = 0.0;
-    for (int j = 0; j <= t; j++) {
+    int last = seen_end(a, t);
+    for (int j = 0; j < last; j++) {
         p[j] = 0.0;
         for (int i = 0; i < a->C; i++)
             p[j] += a->scale * array_get(a->q, ((int64_t)(t - a->first) * a->H + h) * a->C + i) *
@@ -113,18 +179,18 @@ static double probabilities(double *p, const struct heads *a, int t, int h) {
         p[j] = sees(a, t, j) ? p[j] : -INFINITY;
         max = p[j] > max ? p[j] : max;
     }
-    for (int j = 0; j <= t; j++)
+    for (int j = 0; j < last; j++)
         sum += p[j] = exp(p[j] - max);
-    for (int j = 0; j <= t; j++)
+    for (int j = 0; j < last; j++)
         p[j] /= sum;
     return max + log(sum);
 }
 
 void ref_attention_forward(et_context *ctx, et_array out, float *lse, et_array q, et_array k, et_array v,
-                           const int32_t *end, const int32_t *position, float scale, int window, int Q, int T, int H,
-                           int G, int C) {
+                           const int32_t *begin, const int32_t *end, const int32_t *position, float scale, int window,
+                           int Q, int T, int H, int G, int C) {
     (void)ctx;
-    struct heads a = {q, k, end, position, scale, window, T - Q, H, G, C};
+    struct heads a = {q, k, begin, end, position, scale, window, T - Q, H, G, C};
     double *p = malloc((size_t)T * sizeof *p);
     for (int h = 0; h < H; h++)
         for (int t = T - Q; t < T; t++) {
@@ -132,7 +198,7 @@ void ref_attention_forward(et_context *ctx, et_array out, float *lse, et_array q
             lse[h * (int64_t)Q + row] = (float)probabilities(p, &a, t, h);
             for (int i = 0; i < C; i++) {
                 double sum = 0.0;
-                for (int j = 0; j <= t; j++)
+                for (int j = 0; j < seen_end(&a, t); j++)
                     sum += p[j] * array_get(v, ((int64_t)j * G + h / (H / G)) * C + i);
                 array_put(out, (row * H + h) * C + i, sum);
             }
@@ -147,13 +213,13 @@ static double query_backward(double *const grads[3], double *p, double *dp, et_a
     int64_t group = a->H / a->G;
     double mean = 0.0;
     probabilities(p, a, t, h);
-    for (int j = 0; j <= t; j++) {
+    for (int j = 0; j < seen_end(a, t); j++) {
         dp[j] = 0.0;
         for (int i = 0; i < a->C; i++)
             dp[j] += array_get(dout, at + i) * array_get(v, (j * a->G + h / group) * a->C + i);
         mean += p[j] * dp[j];
     }
-    for (int j = 0; j <= t; j++)
+    for (int j = 0; j < seen_end(a, t); j++)
         for (int i = 0; i < a->C; i++) {
             int64_t key = (j * a->G + h / group) * a->C + i;
             double ds = p[j] * (dp[j] - mean) * a->scale;
@@ -166,12 +232,12 @@ static double query_backward(double *const grads[3], double *p, double *dp, et_a
 
 void ref_attention_backward(et_context *ctx, et_array dq, et_array dk, et_array dv, float *delta, et_array dout,
                             et_array out, const float *lse, et_array q, et_array k, et_array v,
-                            const int32_t *end, const int32_t *position, float scale, int window, int Q, int T, int H,
-                            int G, int C) {
+                            const int32_t *begin, const int32_t *end, const int32_t *position, float scale, int window,
+                            int Q, int T, int H, int G, int C) {
     (void)ctx;
     (void)out;
     (void)lse;
-    struct heads a = {q, k, end, position, scale, window, T - Q, H, G, C};
+    struct heads a = {q, k, begin, end, position, scale, window, T - Q, H, G, C};
     size_t sizes[3] = {(size_t)Q * H * C, (size_t)T * G * C, (size_t)T * G * C};
     et_array outputs[3] = {dq, dk, dv};
     double *grads[3];

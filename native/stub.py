@@ -50,7 +50,7 @@ def kernel_sets() -> list[tuple[str, bool]]: ...
 # The ops return et.h's codes.
 '''
 
-TYPES = {".": "float", "#": "int", "$": "int", "?": "_Array | None", "/": "_Array | None"}
+TYPES = {".": "float", "#": "int", "$": "int", "?": "_Array | None", "/": "_Array | None", "+": "_Array | None"}
 
 
 class Argument(NamedTuple):

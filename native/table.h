@@ -22,18 +22,24 @@
                          int64_t rows, int D))                                                                         \
     OP(rmsnorm_backward, (et_context * ctx, et_array dinp, et_array dout, et_array inp, const float *weight,           \
                           const float *rstd, int accumulate, int64_t rows, int D))                                     \
+    OP(layernorm_forward, (et_context * ctx, et_array out, float *mean, float *rstd, et_array inp,                     \
+                           const float *weight, const float *bias, float eps, int64_t rows, int D))                    \
+    OP(layernorm_backward, (et_context * ctx, et_array dinp, et_array dout, et_array inp, const float *weight,         \
+                            const float *mean, const float *rstd, int accumulate, int64_t rows, int D))                \
     OP(rope, (et_context * ctx, et_array x, const float *cos, const float *sin, const int32_t *positions, int neox,    \
               float sign, int T, int H, int C, int n_rot, int P))                                                      \
     OP(attention_forward, (et_context * ctx, et_array out, float *lse, et_array q, et_array k, et_array v,             \
-                           const int32_t *end, const int32_t *position, float scale, int window, int Q, int T, int H,  \
-                           int G, int C))                                                                              \
+                           const int32_t *begin, const int32_t *end, const int32_t *position, float scale, int window, \
+                           int Q, int T, int H, int G, int C))                                                         \
     OP(attention_backward, (et_context * ctx, et_array dq, et_array dk, et_array dv, float *delta, et_array dout,      \
                             et_array out, const float *lse, et_array q, et_array k, et_array v,                        \
-                            const int32_t *end, const int32_t *position, float scale, int window, int Q, int T, int H, \
-                            int G, int C))                                                                             \
+                            const int32_t *begin, const int32_t *end, const int32_t *position, float scale,            \
+                            int window, int Q, int T, int H, int G, int C))                                            \
     OP(glu_forward, (et_context * ctx, et_array out, et_array gate, et_array up, int kind, int64_t n))                 \
     OP(glu_backward, (et_context * ctx, et_array dgate, et_array dup, et_array act, et_array dout, et_array gate,      \
                       et_array up, int kind, int64_t n))                                                               \
+    OP(gelu_forward, (et_context * ctx, et_array out, et_array inp, int64_t n))                                        \
+    OP(gelu_backward, (et_context * ctx, et_array dinp, et_array act, et_array dout, et_array inp, int64_t n))         \
     OP(add_bias, (et_context * ctx, et_array x, const float *bias, int T, int N))                                      \
     OP(copy, (et_context * ctx, et_array out, et_array inp, int64_t n))                                                \
     OP(add, (et_context * ctx, float *x, const float *y, int64_t n))                                                   \

@@ -24,6 +24,15 @@ static inline void vstore_part(float *p, vec x, int64_t n) {
         memcpy(p, &x, (size_t)n * sizeof *p);
 }
 
+/* x in the first n lanes, 0 in the others. */
+static inline vec first_lanes(vec x, int64_t n) {
+    float lanes[VL];
+    if (n >= VL)
+        return x;
+    vstore(lanes, x);
+    return vload_part(lanes, n);
+}
+
 /* a where the mask is set, else b */
 static inline vec blend(ivec mask, vec a, vec b) {
     return (vec)(((ivec)a & mask) | ((ivec)b & ~mask));

@@ -118,6 +118,20 @@ class Ops(Protocol):
         dinp, dout and inp are activations; dinp may be dout when not accumulating.
         """
 
+    def layernorm_forward(self, out: Array, mean: Array, rstd: Array, inp: Array, weight: Array, bias: Array | None,
+                          eps: float) -> None:
+        """out = (inp - mean) * rstd * weight [D] + bias [D] for each run of D values, rstd = 1 / sqrt(variance + eps).
+
+        out and inp are activations; out may be inp.
+        """
+
+    def layernorm_backward(self, dinp: Array, dout: Array, inp: Array, weight: Array, mean: Array, rstd: Array,
+                           accumulate: bool = False) -> None:
+        """dinp = gradient of layernorm for its input; weight and bias are frozen.
+
+        dinp, dout and inp are activations; dinp may be dout when not accumulating.
+        """
+
     def rope(self, x: Array, cos: Array, sin: Array, positions: Array, neox: bool, sign: float) -> None:
         """Rotates x [T, H, C], activations, in place by cos, sin [P, n_rot/2] at row positions [T] (int32).
 
@@ -125,18 +139,20 @@ class Ops(Protocol):
         """
 
     def attention_forward(self, out: Array, lse: Array, q: Array, k: Array, v: Array, end: Array, position: Array,
-                          scale: float, window: int = 0, precision: str = "exact") -> None:
-        """Causal grouped-query attention: k, v [T, G, C]; out, q [Q, H, C]; lse [H, Q] is kept for backward.
+                          scale: float, window: int = 0, precision: str = "exact", begin: Array | None = None) -> None:
+        """Grouped-query attention: k, v [T, G, C]; out, q [Q, H, C]; lse [H, Q] is kept for backward.
 
         T tokens, of which the last Q are queries, are a forest in depth-first order: end [T] (int32) is where the
-        subtree of a token ends, position [T] (int32) its parent's plus 1. Token t sees token j if j <= t < end[j] and,
-        unless window is 0, position[t] - position[j] < window. C is at most 256. out, q, k and v may each be bf16 (as
-        uint16). Where the precision is not exact and the device multiplies bf16, products are of numbers in bf16.
+        subtree of a token ends, position [T] (int32) its parent's plus 1. Token t sees token j if begin[j] <= t <
+        end[j] and, unless window is 0, |position[t] - position[j]| < window. begin None: begin[j] is j. Given, as int32
+        [T], it makes tokens see both ways: all are in documents without branches, and begin[j] is the first token of
+        j's. C is at most 256. out, q, k and v may each be bf16 (as uint16). Where the precision is not exact and the
+        device multiplies bf16, products are of numbers in bf16.
         """
 
     def attention_backward(self, dq: Array, dk: Array, dv: Array, delta: Array, dout: Array, out: Array, lse: Array,
                            q: Array, k: Array, v: Array, end: Array, position: Array, scale: float, window: int = 0,
-                           precision: str = "exact") -> None:
+                           precision: str = "exact", begin: Array | None = None) -> None:
         """dq [Q, H, C], dk, dv [T, G, C]; delta [H, Q] is work space. All but delta and lse may be bf16."""
 
     def glu_forward(self, out: Array, gate: Array, up: Array, kind: str) -> None:
@@ -145,6 +161,12 @@ class Ops(Protocol):
     def glu_backward(self, dgate: Array, dup: Array, act: Array, dout: Array, gate: Array, up: Array,
                      kind: str) -> None:
         """dgate and dup of glu_forward, and act, its output. dgate and dup may be dout or their own forward input."""
+
+    def gelu_forward(self, out: Array, inp: Array) -> None:
+        """out = inp * Phi(inp), Phi(x) = (1 + erf(x / sqrt(2))) / 2, both activations. out may be inp."""
+
+    def gelu_backward(self, dinp: Array, act: Array, dout: Array, inp: Array) -> None:
+        """dinp of gelu_forward, and act, its output. dinp may be dout or inp."""
 
     def add_bias(self, x: Array, bias: Array) -> None:
         """x [T, N], activations, += bias [N]."""

@@ -148,19 +148,28 @@ class NativeOps(Ops, ABC):
                          accumulate: bool = False) -> None:
         self._check(_native.rmsnorm_backward(self._handle, dinp, dout, inp, weight, rstd, accumulate))
 
+    def layernorm_forward(self, out: Array, mean: Array, rstd: Array, inp: Array, weight: Array, bias: Array | None,
+                          eps: float) -> None:
+        self._check(_native.layernorm_forward(self._handle, out, mean, rstd, inp, weight, bias, eps))
+
+    def layernorm_backward(self, dinp: Array, dout: Array, inp: Array, weight: Array, mean: Array, rstd: Array,
+                           accumulate: bool = False) -> None:
+        self._check(_native.layernorm_backward(self._handle, dinp, dout, inp, weight, mean, rstd, accumulate))
+
     def rope(self, x: Array, cos: Array, sin: Array, positions: Array, neox: bool, sign: float) -> None:
         self._check(_native.rope(self._handle, x, cos, sin, positions, neox, sign))
 
     def attention_forward(self, out: Array, lse: Array, q: Array, k: Array, v: Array, end: Array, position: Array,
-                          scale: float, window: int = 0, precision: str = "exact") -> None:
-        self._check(_native.attention_forward(self._at(precision), out, lse, q, k, v, end, position, scale, window))
+                          scale: float, window: int = 0, precision: str = "exact", begin: Array | None = None) -> None:
+        handle = self._at(precision)
+        self._check(_native.attention_forward(handle, out, lse, q, k, v, begin, end, position, scale, window))
 
     def attention_backward(self, dq: Array, dk: Array, dv: Array, delta: Array, dout: Array, out: Array, lse: Array,
                            q: Array, k: Array, v: Array, end: Array, position: Array, scale: float, window: int = 0,
-                           precision: str = "exact") -> None:
+                           precision: str = "exact", begin: Array | None = None) -> None:
         handle = self._at(precision)
-        self._check(_native.attention_backward(handle, dq, dk, dv, delta, dout, out, lse, q, k, v, end, position, scale,
-                                               window))
+        self._check(_native.attention_backward(handle, dq, dk, dv, delta, dout, out, lse, q, k, v, begin, end, position,
+                                               scale, window))
 
     def glu_forward(self, out: Array, gate: Array, up: Array, kind: str) -> None:
         self._check(_native.glu_forward(self._handle, out, gate, up, _activation(kind)))
@@ -168,6 +177,12 @@ class NativeOps(Ops, ABC):
     def glu_backward(self, dgate: Array, dup: Array, act: Array, dout: Array, gate: Array, up: Array,
                      kind: str) -> None:
         self._check(_native.glu_backward(self._handle, dgate, dup, act, dout, gate, up, _activation(kind)))
+
+    def gelu_forward(self, out: Array, inp: Array) -> None:
+        self._check(_native.gelu_forward(self._handle, out, inp))
+
+    def gelu_backward(self, dinp: Array, act: Array, dout: Array, inp: Array) -> None:
+        self._check(_native.gelu_backward(self._handle, dinp, act, dout, inp))
 
     def add_bias(self, x: Array, bias: Array) -> None:
         self._check(_native.add_bias(self._handle, x, bias))

@@ -1,10 +1,10 @@
-/* Causal grouped-query attention in tiles, as FlashAttention-2 has it (Dao 2023): forward by an online softmax;
+/* Grouped-query attention in tiles, as FlashAttention-2 has it (Dao 2023): forward by an online softmax;
  * backward makes the probabilities again from lse, once for dq by tiles of queries, once for dk and dv by tiles of
  * keys, so that nothing is added by two blocks.
  *
  * Tokens are a forest in depth-first order (et.h): a tile of keys begins at one that is seen, past the subtrees that
  * the queries are not in and what their window leaves out. Where a tile of keys is a path and the queries are all below
- * it, no pair is looked at alone. */
+ * it, no pair is looked at alone. Where tokens see both ways, `begin` to `end` are a document without branches. */
 #include "attention.h"
 #include "kernel.h"
 
@@ -45,11 +45,17 @@ DEVICE attention_tile key_tile(const attention_args &a, int rows) {
     return tile;
 }
 
-/* The first key from k on that some query of the tile sees, or one past its last query. A key whose subtree has queries
- * is above all tokens between, and no position rises by more than one a token: what the window leaves out is passed at
- * once. */
+/* One past the last key that some query of the tile sees, but for a window. */
+DEVICE int end_of_keys(const attention_args &a, const attention_tile &queries) {
+    return a.begin ? a.end[queries.last] : queries.last + 1;
+}
+
+/* The first key from k on that some query of the tile sees, or `end_of_keys`, or one past it. A key whose subtree has
+ * queries is above all tokens between, and no position rises by more than one a token: what the window leaves out is
+ * passed at once. */
 DEVICE int next_key(const attention_args &a, const attention_tile &queries, int k) {
-    while (k <= queries.last) {
+    int end = end_of_keys(a, queries);
+    while (k < end) {
         int distance = a.window ? queries.least - a.position[k] : 0;
         if (a.end[k] <= queries.t)
             k = a.end[k];
@@ -61,7 +67,12 @@ DEVICE int next_key(const attention_args &a, const attention_tile &queries, int 
     return k;
 }
 
-/* One past the last token that sees some of the keys. */
+/* The first query that may see some of the keys, */
+DEVICE int begin_of_sight(const attention_args &a, const attention_tile &keys) {
+    return max(a.begin ? a.begin[keys.t] : keys.t, a.first);
+}
+
+/* and one past the last. */
 DEVICE int end_of_sight(const attention_args &a, const attention_tile &keys) {
     int k = keys.t;
     while (k <= keys.last)
@@ -81,13 +92,19 @@ DEVICE int highest_position(const attention_args &a, const attention_tile &keys)
     return highest;
 }
 
-/* Token t may be past the last: it sees nothing. */
+/* Token t may be past the last: it sees nothing, and nothing sees such a key. */
 DEVICE bool sees(const attention_args &a, int t, int k) {
-    return t < a.T && k <= t && t < a.end[k] && (!a.window || a.position[t] - a.position[k] < a.window);
+    if (t >= a.T || (a.begin ? k >= a.T || t < a.begin[k] : k > t))
+        return false;
+    int distance = a.window ? a.position[t] - a.position[k] : 0;
+    return t < a.end[k] && (!a.window || (distance < a.window && -distance < a.window));
 }
 
 /* Whether queries q .. last_q all see keys k .. last_k, if these are a path. */
 DEVICE bool see_all(const attention_args &a, int q, int last_q, int k, int last_k) {
+    if (a.begin)
+        return a.begin[q] == a.begin[last_q] && a.begin[k] == a.begin[q] && a.begin[last_k] == a.begin[q] &&
+               (!a.window || (last_q - k < a.window && last_k - q < a.window));
     return last_k <= q && last_q < a.end[k] && last_q < a.end[last_k] &&
            a.position[last_k] - a.position[k] == last_k - k && (!a.window || last_q - k < a.window);
 }

@@ -14,7 +14,7 @@ struct attention_args {
     struct attention_rows q, k, v, dout;
     et_array out, dq, dk, dv; /* in backward, out is an input, and so is lse */
     float *lse, *delta;       /* [H, Q] */
-    const int32_t *end, *position;
+    const int32_t *begin, *end, *position;
     float scale;
     int window, first, T, H, G, C; /* queries are tokens first .. T - 1 */
     int rounds;                    /* what is multiplied is bf16 */

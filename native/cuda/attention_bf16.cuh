@@ -198,9 +198,10 @@ DEVICE void attention_forward_bf16(const attention_args &a) {
     float out[C / 8][4] = {};
     softmax_rows rows = {{-INFINITY, -INFINITY}, {0, 0}};
     int k = next_key(a, tile, 0);
+    int last = end_of_keys(a, tile);
     copy_queries<C>(shared->q, QUERIES, a, a.q, tile.h, tile.t, tile.n);
     copy_keys<C>(shared->k, KEYS, a, a.k, tile.g, k, a.T - k);
-    while (k <= tile.last) {
+    while (k < last) {
         wait_for_rows();
         copy_keys<C>(shared->v, KEYS, a, a.v, tile.g, k, a.T - k);
         int next = next_key(a, tile, k + KEYS);
@@ -210,7 +211,7 @@ DEVICE void attention_forward_bf16(const attention_args &a) {
             hide_unseen<KEYS>(s, a, tile.t + row + lane_row(), k + lane_column());
         softmax_step<C, KEYS>(s, out, rows, a.scale * LOG2_E);
         wait_for_rows();
-        if (next <= tile.last)
+        if (next < last)
             copy_keys<C>(shared->k, KEYS, a, a.k, tile.g, next, a.T - next);
         add_product<C, KEYS, C>(out, s, shared->v, 0);
         k = next;
@@ -254,7 +255,7 @@ DEVICE void attention_dq_bf16(const attention_args &a) {
     copy_queries<C>(shared->own[1], QUERIES, a, a.dout, tile.h, tile.t, tile.n);
     uint16_t(*values)[C + 8] = shared->passing[0];
     uint16_t(*keys)[C + 8] = shared->passing[BUFFERS - 1];
-    for (int k = next_key(a, tile, 0); k <= tile.last; k = next_key(a, tile, k + KEYS)) {
+    for (int k = next_key(a, tile, 0); k < end_of_keys(a, tile); k = next_key(a, tile, k + KEYS)) {
         float s[KEYS / 8][4], dp[KEYS / 8][4];
         copy_keys<C>(values, KEYS, a, a.v, tile.g, k, a.T - k);
         if (BUFFERS == 2)
@@ -340,7 +341,7 @@ DEVICE void attention_dkv_bf16(const attention_args &a) {
     copy_keys<C>(shared->own[0], KEYS, a, a.k, tile.g, tile.t, tile.n);
     copy_keys<C>(shared->own[1], KEYS, a, a.v, tile.g, tile.t, tile.n);
     for (int h = tile.h; h < tile.h + a.H / a.G; h++)
-        for (int t = max(tile.t, a.first); t < end; t += QUERIES) {
+        for (int t = begin_of_sight(a, tile); t < end; t += QUERIES) {
             int n = min(QUERIES, end - t);
             if (!beyond_window(a, t, n, highest))
                 add_queries_bf16<shared_type, C, QUERIES, BUFFERS, W>(a, shared, tile, dk, dv, h, t, n, row, column);

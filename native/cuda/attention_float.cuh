@@ -69,7 +69,7 @@ KERNEL(attention_forward_float, attention_args) {
     float most = -INFINITY;
     float sum = 0;
     load_query_floats(shared->own[0], FLOAT_OWN, a, a.q.x, tile.h, tile.t, tile.n);
-    for (int k = next_key(a, tile, 0); k <= tile.last; k = next_key(a, tile, k + FLOAT_PASSING)) {
+    for (int k = next_key(a, tile, 0); k < end_of_keys(a, tile); k = next_key(a, tile, k + FLOAT_PASSING)) {
         int n = min(FLOAT_PASSING, a.T - k);
         load_key_floats(shared->passing, FLOAT_PASSING, a, a.k.x, tile.g, k, n);
         float s = a.scale * dot(shared->own[0][thread.row], shared->passing[thread.column], a.C);
@@ -113,7 +113,7 @@ KERNEL(attention_dq_float, attention_args) {
     int t = tile.t + thread.row;
     load_query_floats(shared->own[0], FLOAT_OWN, a, a.q.x, tile.h, tile.t, tile.n);
     load_query_floats(shared->own[1], FLOAT_OWN, a, a.dout.x, tile.h, tile.t, tile.n);
-    for (int k = next_key(a, tile, 0); k <= tile.last; k = next_key(a, tile, k + FLOAT_PASSING)) {
+    for (int k = next_key(a, tile, 0); k < end_of_keys(a, tile); k = next_key(a, tile, k + FLOAT_PASSING)) {
         int n = min(FLOAT_PASSING, a.T - k);
         load_key_floats(shared->passing, FLOAT_PASSING, a, a.v.x, tile.g, k, n);
         float dp = dot(shared->own[1][thread.row], shared->passing[thread.column], a.C);
@@ -156,7 +156,7 @@ KERNEL(attention_dkv_float, attention_args) {
     load_key_floats(shared->own[0], FLOAT_OWN, a, a.k.x, tile.g, tile.t, tile.n);
     load_key_floats(shared->own[1], FLOAT_OWN, a, a.v.x, tile.g, tile.t, tile.n);
     for (int h = tile.h; h < tile.h + a.H / a.G; h++)
-        for (int t = max(tile.t, a.first); t < end; t += FLOAT_PASSING) {
+        for (int t = begin_of_sight(a, tile); t < end; t += FLOAT_PASSING) {
             int n = min(FLOAT_PASSING, end - t);
             if (!beyond_window(a, t, n, highest))
                 add_queries_float(a, shared, dk, dv, h, t, n, tile.t);

@@ -1,4 +1,4 @@
-/* RMS norms, a block a row. */
+/* RMS norms and layer norms, a block a row. */
 #ifndef ET_NORM_H
 #define ET_NORM_H
 
@@ -6,8 +6,9 @@
 
 struct norm_args {
     et_array out, inp, dout; /* [rows, D]; dout backward alone, where out is dinp */
-    float *rstd;             /* [rows], written forward */
+    float *mean, *rstd;      /* [rows], written forward; mean of layer norms alone */
     const float *weight;     /* [D] */
+    const float *bias;       /* [D], of layer norms, or NULL */
     float eps;
     int accumulate, D, whole; /* whole: fours of values are aligned */
 };

@@ -3,6 +3,7 @@
 #include "cached.cuh"
 #include "dweight.cuh"
 #include "elementwise.cuh"
+#include "gelu.cuh"
 #include "glu.cuh"
 #include "head.cuh"
 #include "norm.cuh"

@@ -22,7 +22,7 @@ SIZES = {"T": 2, "Q": 1, "N": 3, "K": 4, "R": 1, "D": 4, "V": 5, "H": 2, "G": 1,
 REALS = {"sign": 1.0}
 WHOLES = {"end": -1, "step": 1}
 F32 = native.FORMATS["F32"].id
-DTYPES = {"!": np.float64, "@": np.int32, "?": np.int32}
+DTYPES = {"!": np.float64, "@": np.int32, "?": np.int32, "+": np.int32}
 
 
 def usual(argument):
@@ -67,7 +67,7 @@ def wrong(argument):
         values.append(np.repeat(right, 2, axis=-1)[..., ::2])
     if right.itemsize > 1:
         values.append(right.astype(right.dtype.newbyteorder(">")))
-    if argument.kind not in "?/":
+    if argument.kind not in "?/+":
         values.append(None)
     if argument.kind in "=^!?&":
         frozen = right.copy()

@@ -91,6 +91,32 @@ def test_rmsnorm_bf16(ctx, hidden):
         close_bf16(dinp, leafs.grad)
 
 
+@pytest.mark.parametrize(("rows", "width"), [(1, 576), (37, 64), (5, 33)])
+@pytest.mark.parametrize("store", ["float", "bf16"])
+@pytest.mark.parametrize("accumulate", [False, True])
+def test_layernorm(ctx, rows, width, store, accumulate):
+    """With a bias, and without where gradients accumulate."""
+    to, back, near = (bf16, floats, close_bf16) if store == "bf16" else (np.copy, np.copy, close)
+    inp = to(noise(0, rows, width) + 3)
+    weight = noise(1, width)
+    bias = None if accumulate else noise(4, width)
+    dout = to(noise(2, rows, width))
+    before = to(noise(3, rows, width))
+    out = np.empty_like(inp)
+    mean, rstd = (np.empty(rows, np.float32) for _ in range(2))
+    dinp = before.copy()
+    ctx.layernorm_forward(out, mean, rstd, inp, weight, bias, 1e-5)
+    ctx.layernorm_backward(dinp, dout, inp, weight, mean, rstd, accumulate)
+    x = leaf(back(inp))
+    want = F.layer_norm(x, (width,), *(None if each is None else torch.from_numpy(each).double()
+                                       for each in (weight, bias)), 1e-5)
+    want.backward(torch.from_numpy(back(dout)).double())
+    near(out, want)
+    near(dinp, x.grad + torch.from_numpy(back(before)) if accumulate else x.grad, 1e-5)
+    close(mean, x.mean(-1))
+    close(rstd, (x.var(-1, correction=0) + 1e-5).rsqrt())
+
+
 @pytest.mark.parametrize("neox", [False, True])
 @pytest.mark.parametrize(("heads", "width", "n_rot"), [(3, 64, 64), (2, 80, 32), (1, 6, 2)])
 def test_rope(ctx, neox, heads, width, n_rot):
@@ -174,25 +200,55 @@ def test_glu(ctx, kind, size, store, read, near):
     near(again, want)
 
 
-def visible(end, position, window):
+@pytest.mark.parametrize("shape", [(1,), (31,), (9, 70)])
+@pytest.mark.parametrize("store", ["float", "bf16"])
+def test_gelu(ctx, shape, store):
+    to, back, near = (bf16, floats, close_bf16) if store == "bf16" else (np.copy, np.copy, close)
+    inp = to(noise(0, *shape) * 4)
+    dout = to(noise(1, *shape))
+    out = inp.copy()
+    act = np.empty_like(inp)
+    dinp = dout.copy()
+    ctx.gelu_forward(out, out)
+    ctx.gelu_backward(dinp, act, dinp, inp)
+    x = leaf(back(inp))
+    want = F.gelu(x)
+    want.backward(torch.from_numpy(back(dout)).double())
+    near(out, want)
+    near(act, want)
+    near(dinp, x.grad)
+
+
+def test_gelu_is_near_its_definition_everywhere(ctx):
+    """The error function within 1e-6."""
+    x = np.linspace(-12, 12, 100_001, dtype=np.float32)
+    out = np.empty_like(x)
+    ctx.gelu_forward(out, x)
+    found = 2 * out.astype(np.float64) / np.where(x, x, 1) - 1
+    assert np.abs(found - torch.erf(torch.from_numpy(x).double() / 2**0.5).numpy())[x != 0].max() < 1e-6
+
+
+def visible(end, position, window, both_ways=False):
     """[T, T]: what token t (row) may see."""
     t, j = np.indices((end.size, end.size))
-    return (j <= t) & (t < end[j]) & ((window == 0) | (position[t] - position[j] < window))
+    first = j - position[j] if both_ways else j
+    return (first <= t) & (t < end[j]) & ((window == 0) | (np.abs(position[t] - position[j]) < window))
 
 
-def attention(ctx, shape, documents, window, store=np.copy, read=np.copy, precision=()):
+def attention(ctx, shape, documents, window, store=np.copy, read=np.copy, precision="exact", both_ways=False):
     """What the kernels compute, and torch: {name: (found, wanted)}."""
     tokens, heads, kv_heads, width = shape
     q, k, v, dout = (store(noise(seed, tokens, n, width)) for seed, n in enumerate((heads, kv_heads, kv_heads, heads)))
     end, position = forest(tokens, documents)
+    begin = np.arange(tokens, dtype=np.int32) - position if both_ways else None
     scale = width**-0.5
     out, dq, dk, dv = (np.empty_like(x) for x in (q, q, k, v))
     lse, delta = (np.empty((heads, tokens), np.float32) for _ in range(2))
-    ctx.attention_forward(out, lse, q, k, v, end, position, scale, window, *precision)
-    ctx.attention_backward(dq, dk, dv, delta, dout, out, lse, q, k, v, end, position, scale, window, *precision)
+    ctx.attention_forward(out, lse, q, k, v, end, position, scale, window, precision, begin)
+    ctx.attention_backward(dq, dk, dv, delta, dout, out, lse, q, k, v, end, position, scale, window, precision, begin)
     tq, tk, tv = (leaf(read(x)) for x in (q, k, v))
     kh, vh = (x.repeat_interleave(heads // kv_heads, 1).transpose(0, 1) for x in (tk, tv))
-    mask = torch.from_numpy(visible(end, position, window))
+    mask = torch.from_numpy(visible(end, position, window, both_ways))
     want = F.scaled_dot_product_attention(tq.transpose(0, 1), kh, vh, mask, scale=scale).transpose(0, 1)
     want.backward(torch.from_numpy(read(dout)).double())
     scores = (tq.transpose(0, 1) @ kh.transpose(1, 2) * scale).masked_fill(~mask, -torch.inf)
@@ -201,9 +257,11 @@ def attention(ctx, shape, documents, window, store=np.copy, read=np.copy, precis
 
 
 @pytest.mark.parametrize("shape", [(1, 1, 1, 32), (17, 3, 1, 64), (130, 6, 2, 80), (150, 2, 2, 128), (70, 2, 1, 256)])
-@pytest.mark.parametrize(("documents", "window"), [(1, 0), (5, 0), (1, 20), (3, 64), (0, 0), (0, 9)])
-def test_attention(ctx, shape, documents, window):
-    found = attention(ctx, shape, documents, window)
+@pytest.mark.parametrize(("documents", "window", "both_ways"), [
+    (1, 0, False), (5, 0, False), (1, 20, False), (3, 64, False), (0, 0, False), (0, 9, False),
+    (1, 0, True), (5, 0, True), (1, 20, True), (3, 64, True)])
+def test_attention(ctx, shape, documents, window, both_ways):
+    found = attention(ctx, shape, documents, window, both_ways=both_ways)
     close(*found["out"])
     for name in ("lse", "dv"):
         close(*found[name], 1e-5)
@@ -216,9 +274,11 @@ def test_attention(ctx, shape, documents, window):
 
 @pytest.mark.parametrize("isa", ISAS)
 @pytest.mark.parametrize("shape", [(17, 3, 1, 64), (130, 6, 2, 80), (200, 9, 3, 64)])
-@pytest.mark.parametrize(("documents", "window"), [(1, 0), (5, 0), (1, 20), (0, 0), (0, 9)])
-def test_attention_in_bf16(isa, shape, documents, window):
-    found = attention(cpu.Cpu(2, isa), shape, documents, window, bf16, floats, ["fast"])
+@pytest.mark.parametrize(("documents", "window", "both_ways"), [
+    (1, 0, False), (5, 0, False), (1, 20, False), (0, 0, False), (0, 9, False), (1, 0, True), (5, 0, True),
+    (1, 20, True)])
+def test_attention_in_bf16(isa, shape, documents, window, both_ways):
+    found = attention(cpu.Cpu(2, isa), shape, documents, window, bf16, floats, "fast", both_ways)
     for name, tolerance in (("out", 6e-3), ("dq", 1e-2), ("dk", 1e-2), ("dv", 6e-3)):
         close(*found[name], tolerance)
 
@@ -330,6 +390,15 @@ def everything(ctx):
     end, position = forest(tokens, 3)
     ctx.attention_forward(att, lse, q, k, v, end, position, 0.125)
     ctx.attention_backward(dq, dk, dv, delta, y.reshape(q.shape), att, lse, q, k, v, end, position, 0.125)
+    begin = np.arange(tokens, dtype=np.int32) - position
+    seen = [np.empty_like(each) for each in (att, lse, dq, dk, dv)]
+    ctx.attention_forward(*seen[:2], q, k, v, end, position, 0.125, begin=begin)
+    ctx.attention_backward(*seen[2:], delta.copy(), y.reshape(q.shape), *seen[:2], q, k, v, end, position, 0.125,
+                           begin=begin)
+    normed, gelu, dgelu = (np.empty_like(x) for _ in range(3))
+    mean = np.empty(tokens, np.float32)
+    ctx.layernorm_forward(normed, mean, rstd.copy(), x, weight, weight, 1e-6)
+    ctx.gelu_backward(dgelu, gelu, y, x)
     turned = q.copy()
     angles = noise(5, tokens, width // 2)
     ctx.rope(turned, angles, angles, np.arange(tokens, dtype=np.int32), False, 1.0)
@@ -361,8 +430,8 @@ def everything(ctx):
     ctx.adamw(param, y, m, var, 1e-3, 0.9, 0.999, 1e-8, 0.01, 1)
     moments = np.zeros((-(-x.size // MOMENTS), MOMENT_BYTES), np.uint8)
     ctx.adamw8(added, y, moments, 1e-3, 0.9, 0.999, 1e-8, 0.01, 1, 5)
-    return [moments, out, rstd, dinp, att, lse, delta, dq, dk, dv, turned, act, dgate, dup, added, biased, scaled,
-            dropped, logp, best, dh, param, m, var, np.array(ctx.sum_squares(x))]
+    return [*seen, normed, mean, gelu, dgelu, moments, out, rstd, dinp, att, lse, delta, dq, dk, dv, turned, act,
+            dgate, dup, added, biased, scaled, dropped, logp, best, dh, param, m, var, np.array(ctx.sum_squares(x))]
 
 
 @pytest.mark.parametrize("isa", ISAS)
