@@ -114,7 +114,7 @@ def read_shape(gguf: Gguf) -> Shape:
     if arch not in FAMILIES:
         raise UnsupportedError(f"{gguf.path} has architecture {arch!r}", f"edgetune trains {', '.join(FAMILIES)}")
     family = FAMILIES[arch]
-    get = _Reader(gguf, arch)
+    get = MetadataReader(gguf, arch)
     if get.integer("expert_count", 0):
         raise UnsupportedError(f"{gguf.path} is a mixture of experts", "edgetune trains dense models")
     n_layer = get.integer("block_count")
@@ -123,7 +123,7 @@ def read_shape(gguf: Gguf) -> Shape:
         "attention.head_count")
     d_head = get.integer("attention.key_length", d_model // max(n_head, 1))
     n_rot = get.integer("rope.dimension_count", d_head)
-    _refuse_variants(get, {"attention.value_length": d_head, "attention.key_length_swa": d_head,
+    refuse_variants(get, {"attention.value_length": d_head, "attention.key_length_swa": d_head,
                            "attention.value_length_swa": d_head, "rope.dimension_count_swa": n_rot,
                            "attention.causal": True, "embedding_length_out": d_model,
                            "attn_logit_softcapping": 0.0, "final_logit_softcapping": 0.0})
@@ -141,11 +141,11 @@ def read_shape(gguf: Gguf) -> Shape:
         qk_norm=family.qk_norm, post_norms=family.post_norms, ropes=(global_rope, local_rope),
         windows=_windows(get, n_layer, family.windows_every) if family.windows_every else (0,) * n_layer)
     _check_sizes(gguf, shape)
-    _check_tensors(gguf, shape)
+    check_tensors(gguf, arch, expected_tensors(shape), optional_tensors(shape))
     return shape
 
 
-class _Reader:
+class MetadataReader:
     """Architecture keys with their types checked."""
 
     def __init__(self, gguf: Gguf, arch: str) -> None:
@@ -180,7 +180,7 @@ class _Reader:
         return str(self._value(key, default))
 
 
-def _refuse_variants(get: _Reader, usual: dict[str, Any]) -> None:
+def refuse_variants(get: MetadataReader, usual: dict[str, Any]) -> None:
     """What llama.cpp would compute differently must not be trained as if it did not exist."""
     for key, value in usual.items():
         if (found := get.any(key)) is not None and found != value:
@@ -188,7 +188,7 @@ def _refuse_variants(get: _Reader, usual: dict[str, Any]) -> None:
                                    f"edgetune trains models where it is {value}")
 
 
-def _windows(get: _Reader, n_layer: int, every: int) -> tuple[int, ...]:
+def _windows(get: MetadataReader, n_layer: int, every: int) -> tuple[int, ...]:
     """A block's window: all but every n-th block have one, or the file lists those that do."""
     window = get.integer("attention.sliding_window", 0)
     pattern = get.any("attention.sliding_window_pattern")
@@ -200,7 +200,7 @@ def _windows(get: _Reader, n_layer: int, every: int) -> tuple[int, ...]:
     return tuple(window if n == 0 or (i + 1) % n else 0 for i in range(n_layer))
 
 
-def _read_rope(gguf: Gguf, get: _Reader) -> Rope:
+def _read_rope(gguf: Gguf, get: MetadataReader) -> Rope:
     """Reads it as llama.cpp does: a factor without a kind is linear, a factor of 0 is none."""
     kind = get.text("rope.scaling.type", "linear")
     factor = get.number("rope.scaling.factor", get.number("rope.scale_linear", 0.0)) or 1.0
@@ -274,16 +274,18 @@ def optional_tensors(s: Shape) -> dict[str, tuple[int, ...]]:
     return optional
 
 
-def _check_tensors(gguf: Gguf, s: Shape) -> None:
-    expected = expected_tensors(s)
-    optional = optional_tensors(s)
+def check_tensors(gguf: Gguf, architecture: str, expected: dict[str, tuple[int, ...]],
+                  optional: dict[str, tuple[int, ...]]) -> None:
+    """Raises the errors of read_shape unless the file has all expected tensors and no others but optional ones, each in
+    its shape and a format that ops read.
+    """
     for name in expected:
         if name not in gguf.tensors:
             raise FormatError(f"{gguf.path} lacks the tensor {name}", "convert the model again")
     known = expected | optional
     for name, tensor in gguf.tensors.items():
         if name not in known:
-            raise UnsupportedError(f"{gguf.path} has the tensor {name}, which edgetune's {s.architecture} does not use",
+            raise UnsupportedError(f"{gguf.path} has the tensor {name}, which edgetune's {architecture} does not use",
                                    "the model is of a variant that cannot be trained yet")
         shape = known[name]
         if tensor.shape != shape:

@@ -13,8 +13,8 @@ An objective names the heads that it needs (`adapters/heads.py`). A network refu
 trains those that have parameters (`Structure.head_groups`).
 
 A block's matrices go through `linear.Projections`, which applies the adapter. `decoder.py` is the network of the four
-architectures; tests/models/test_encoder.py has a small one that is no language model. T: tokens of a micro-batch, S:
-its supervised positions.
+architectures, `encoder.py` one that is no language model; tests/models/test_encoder.py has a small one. T: tokens of a
+micro-batch, S: its supervised positions.
 """
 
 from __future__ import annotations
@@ -83,6 +83,11 @@ class Structure(ABC):
         """Token ids that it reads: 0 to n_tokens - 1."""
 
     @property
+    def longest(self) -> int | None:
+        """Tokens in a document at most; None: any number."""
+        return None
+
+    @property
     def cache(self) -> Cache | None:
         """The key-value cache of a network that answers; None: it only reads."""
         return None
@@ -105,7 +110,7 @@ class Structure(ABC):
     @property
     @abstractmethod
     def head_weights(self) -> int:
-        """Weights that the head multiplies with."""
+        """Weights of the file that the head multiplies with; 0: it has parameters alone."""
 
     def head_groups(self, heads: Sequence[HeadKind]) -> list[Group]:
         """The parameters that these heads train, stored after those of the family. An exported one is a part of the
@@ -209,7 +214,8 @@ class Passes(ABC):
     def head_forward(self, batch: Batch, best: np.ndarray | None = None) -> np.ndarray:
         """Computes the first of the run's heads at each supervised position, after `forward`: float32 [S], valid until
         the next pass. A head that chooses gives log p of the target, which is the next token or a label. For a batch
-        with choices it is [S, 1 + k], the choices' log p last. best: int32 [S], filled with the likeliest targets.
+        with choices it is [S, 1 + k], the choices' log p last; of a vector head [S, D]. best: int32 [S], filled with
+        the likeliest targets.
         """
 
     @abstractmethod

@@ -32,7 +32,7 @@ from .prefix import Prefix
 from .repeated import Repeated
 from .residual import ATTENTION, FEED_FORWARD, Residual
 from .stream import EMBEDDING, Stream
-from .structure import DecoderStructure, deepest_group
+from .structure import DecoderStructure, deepest_group, kept_widths
 from .virtual import Virtual
 
 if TYPE_CHECKING:
@@ -97,7 +97,7 @@ class Decoder(Passes):
             sin = arena.view(f"sin{i}", positions, s.n_rot // 2)
             cos[:], sin[:] = rope.tables(positions, s.n_rot)
             self.rope.append((cos, sin))
-        self.kept = Kept(s, run, arena)
+        self.kept = Kept(s.n_layer, kept_widths(s, run), run, arena)
         self.prefix = Prefix(s, run, ops, arena)
         self.before_block: Callable[[], None] = lambda: None
         self.attention: Attention | None = None  # for a pass that sees more than its own tokens

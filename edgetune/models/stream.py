@@ -38,7 +38,7 @@ NOWHERE = -2
 @dataclass(frozen=True)
 class Sizes:
     """Bytes of the weights of each block, of the embedding, of the head (0 where it is the embedding), and of a row of
-    the embedding. head_stays: whether the head is never streamed.
+    the embedding. head_stays: whether the head is never streamed; has_head: whether the network has one in the file.
     """
 
     blocks: tuple[int, ...]
@@ -46,6 +46,7 @@ class Sizes:
     head: int
     row: int
     head_stays: bool = False
+    has_head: bool = True
 
     @property
     def total(self) -> int:
@@ -63,6 +64,9 @@ class Sizes:
         head's pass needs some of the head's, on whole pages.
         """
         rows = min(tokens * self.row, self.embedding)
+        if not self.has_head:
+            widest = max(*self.blocks[:streamed], rows) + PAGE * len(self.blocks) if streamed else rows
+            return sum(self.blocks[streamed:]) + widest
         if not streamed:
             return sum(self.blocks) + (self.head + rows if self.head else self.embedding)
         if self.head_stays:
@@ -77,7 +81,7 @@ class Sizes:
         """Bytes read for a micro-batch: blocks up and, down to the lowest trained, down again; head; embedding."""
         if not streamed:
             return 0
-        ends = self.embedding + (0 if self.head_stays else self.head)
+        ends = self.embedding + (0 if self.head_stays else self.head) if self.has_head else 0
         return sum(self.blocks[:streamed]) + sum(self.blocks[lowest:streamed]) + ends
 
 
@@ -88,7 +92,7 @@ def part_of(name: str, n_layer: int) -> int | None:
     return {"token_embd.weight": EMBEDDING, "output.weight": n_layer}.get(name)
 
 
-def sizes(tensors: Iterable[Tensor], n_layer: int) -> Sizes:
+def sizes(tensors: Iterable[Tensor], n_layer: int, has_head: bool = True) -> Sizes:
     parts = dict.fromkeys(range(EMBEDDING, n_layer + 1), 0)
     row = 0
     for tensor in tensors:
@@ -96,7 +100,8 @@ def sizes(tensors: Iterable[Tensor], n_layer: int) -> Sizes:
             row = tensor.data.nbytes // tensor.shape[0]
         if (part := part_of(tensor.name, n_layer)) is not None:
             parts[part] += _aligned(tensor.data.nbytes)
-    return Sizes(tuple(parts[i] for i in range(n_layer)), parts[EMBEDDING], parts[n_layer], row)
+    return Sizes(tuple(parts[i] for i in range(n_layer)), parts[EMBEDDING], parts[n_layer], row,
+                 has_head=has_head)
 
 
 def slice_entries(row: int) -> int:
@@ -109,24 +114,25 @@ class Stream:
 
     `weights` has every matrix by name. The matrices of a streamed block are valid after `enter`, the rows of a streamed
     head within `slices`. With `streamed` 0 all weights stay once they were read, but for an embedding that is not the
-    head. Where the backend's memory is not paged, the head stays in any case.
+    head. Where the backend's memory is not paged, the head stays in any case. has_head: whether the file has one.
     """
 
-    def __init__(self, gguf: Gguf, n_layer: int, ops: Backend, streamed: int = 0) -> None:
+    def __init__(self, gguf: Gguf, n_layer: int, ops: Backend, streamed: int = 0, has_head: bool = True) -> None:
         self.streamed = streamed
         self.weights = {name: tensor for name, tensor in gguf.tensors.items() if len(tensor.shape) == 2}
         self._gguf = gguf
         self._ops = ops
         self._at = NOWHERE
-        self._reads_rows = streamed > 0 or "output.weight" in gguf.tensors
+        self._reads_rows = streamed > 0 or "output.weight" in gguf.tensors or not has_head
         self._parts: dict[int, list[Tensor]] = {}
         for tensor in gguf.tensors.values():
             if (part := part_of(tensor.name, n_layer)) is not None:
                 self._parts.setdefault(part, []).append(tensor)
         self._streamed_parts = {EMBEDDING} if self._reads_rows else set()  # the others stay in memory
         if streamed:
-            self._parts.setdefault(n_layer, self._parts[EMBEDDING])  # one tensor may be both
-            self._streamed_parts |= {*range(streamed), *([n_layer] if ops.is_paged else [])}
+            if has_head:
+                self._parts.setdefault(n_layer, self._parts[EMBEDDING])  # one tensor may be both
+            self._streamed_parts |= {*range(streamed), *([n_layer] if ops.is_paged and has_head else [])}
         self._bound_faults()
         self._window: _Window | None = None
         if streamed:

@@ -11,6 +11,7 @@ from dataclasses import replace
 
 from ..data.lengths import FORWARD
 from ..data.packing import Example, grouped_indices, pack
+from ..models.base import Network
 from ..options import AUTO
 from .config import AUTO_LENGTH, TrainConfig
 
@@ -37,6 +38,16 @@ def sized(config: TrainConfig, longest: int) -> TrainConfig:
     if not isinstance(config.max_length, str):
         return config
     return replace(config, max_length=max(AUTO_LENGTH, min(-(-longest // GRANULE) * GRANULE, LONGEST_AUTO)))
+
+
+def fitted(config: TrainConfig, network: Network) -> TrainConfig:
+    """The options with rows that are not longer than a network's documents may be, and no shared prefixes where tokens
+    see those after them.
+    """
+    most = network.structure.longest
+    if most is not None and config.row_limit > most:
+        config = replace(config, max_length=most)
+    return config if network.is_causal else replace(config, share_prefixes="off")
 
 
 def units_of(examples: Sequence[Example], config: TrainConfig) -> list[list[int]]:

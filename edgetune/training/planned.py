@@ -19,6 +19,7 @@ from ..objectives.base import Objective
 from ..objectives.sft import Sft
 from . import plan
 from .config import TrainConfig
+from .length import fitted
 from .source import Source
 from .sources import source_of
 
@@ -43,11 +44,12 @@ def make_plan(model: Network, config: TrainConfig, *, ops: Backend | None = None
     """
     asked = config.memory_asked
     structure = model.structure
+    config = fitted(config, model)
     lengths = read_lengths(lengths, config.row_limit)
     objective = objective or Sft()
     room = (source or source_of(objective)).room(objective, config, lengths, structure)
     make = partial(plan.make, structure, config, lengths=lengths, previous=previous, room=room, heads=objective.heads,
-                   sizes=sizes(model.gguf.tensors.values(), structure.n_layer))
+                   sizes=sizes(model.gguf.tensors.values(), structure.n_layer, structure.head_weights > 0))
     if board is not None:
         limits = plan.MemoryLimits(plan.PROCESS + lengths.known, 0, config.memory_bytes(board.available), asked)
         return make(ops=Cpu(device.thread_count(config.threads or board.cores)), limits=limits)

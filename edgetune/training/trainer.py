@@ -106,8 +106,7 @@ class Trainer:
         self.bundle = model if isinstance(model, Bundle) else open_bundle(model)
         self.bundle.gguf.file.check_path()  # rows may have been tokenised by the file that the path named
         self.model = open_network(self.bundle.gguf)
-        if not self.model.is_causal:
-            self.config = config = replace(config, share_prefixes="off")
+        self.config = config = length.fitted(config, self.model)
         self._tokenizer = tokenizer
         self._own_tokenizer = tokenizer is None
         self.ops = ops or open_backend(config.backend, device.thread_count(config.threads))
@@ -173,7 +172,7 @@ class Trainer:
             if int(tokens.min()) < 0 or int(tokens.max()) >= self.model.structure.n_tokens:
                 raise DataError(f"example {i} holds a token id outside 0..{self.model.structure.n_tokens - 1}",
                                 "tokenise it with this model's tokenizer")
-            classes = self.objective.heads[0].size
+            classes = sum(head.size for head in self.objective.heads)
             if example.labels.size and not 0 <= int(example.labels.min()) <= int(example.labels.max()) < classes:
                 raise DataError(f"example {i} has a label outside 0..{classes - 1}", "look at the rows' labels")
         last = max((example.group for example in self.examples), default=0)  # numbers of earlier calls are taken

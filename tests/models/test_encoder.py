@@ -202,10 +202,11 @@ def model(tmp_path, monkeypatch):
     rng = np.random.default_rng(0)
     tensors = {"token_embd.weight": rng.standard_normal((V, D)) * 0.4}
     tensors |= {f"blk.{i}.{MIX}.weight": rng.standard_normal((D, D)) / D**0.5 for i in range(N_BLOCKS)}
-    monkeypatch.setitem(NETWORKS, "bert", Encoder)  # llama.cpp reads the tokenizer of files that it knows
+    monkeypatch.setitem(NETWORKS, "jina-bert-v2", Encoder)  # llama.cpp reads the tokenizer of files that it knows
     shape = Shape(d_model=D, n_blocks=N_BLOCKS, n_vocab=V)
-    metadata = tokenizer_metadata(V) | model_metadata("bert", shape) | {"bert.attention.layer_norm_epsilon": 1e-5}
-    return write_gguf(tmp_path / "encoder.gguf", "bert", metadata,
+    metadata = (tokenizer_metadata(V) | model_metadata("jina-bert-v2", shape)
+                | {"jina-bert-v2.attention.layer_norm_epsilon": 1e-5})
+    return write_gguf(tmp_path / "encoder.gguf", "jina-bert-v2", metadata,
                       {name: tensor.astype(np.float32) for name, tensor in tensors.items()})
 
 
@@ -280,18 +281,18 @@ def test_the_planner_asks_the_network(model):
 
 def test_a_file_of_the_folder_is_found(model, tmp_path, monkeypatch):
     """One that registers a network; two of one architecture are refused."""
-    monkeypatch.delitem(NETWORKS, "bert")
+    monkeypatch.delitem(NETWORKS, "jina-bert-v2")
     place = tmp_path / "models"
     place.mkdir()
     (place / "another.py").write_text("from test_encoder import Encoder\n\nfrom .base import register\n\n"
-                                      "Encoder.architectures = ('bert',)\nregister(Encoder)\n")
+                                      "Encoder.architectures = ('jina-bert-v2',)\nregister(Encoder)\n")
     monkeypatch.setattr(models, "__path__", [*models.__path__, str(place)])
     monkeypatch.setattr(Encoder, "architectures", (), raising=False)
     monkeypatch.syspath_prepend(Path(__file__).parent)
     assert type(open_network(open_gguf(model))).__name__ == "Encoder"
     monkeypatch.delitem(sys.modules, "edgetune.models.another")
-    with pytest.raises(ValueError, match="Other has the architecture bert of Encoder"):
-        register(type("Other", (Encoder,), {"architectures": ("bert",)}))
+    with pytest.raises(ValueError, match="Other has the architecture jina-bert-v2 of Encoder"):
+        register(type("Other", (Encoder,), {"architectures": ("jina-bert-v2",)}))
 
 
 def test_what_the_network_does_not_have_is_refused(model):

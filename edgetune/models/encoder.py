@@ -1,0 +1,262 @@
+"""The encoder on its quantized weights, a BERT: forward and backward of the whole, a block and its parts.
+
+A block normalises after each of its sums (Vaswani et al. 2017). Here the last norm of a block is the first step of the
+next one, or of the head: so what is kept between blocks, `x` [T, D], is a sum that is not normed yet, as the residual
+stream of a decoder is, and a block whose activations are computed again does not need its last product. Conventions are
+those of decoder.py. T tokens of a micro-batch: documents one after another, of which each token sees its own, whole.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import TYPE_CHECKING, ClassVar
+
+import numpy as np
+
+from ..backends.arena import Arena
+from ..backends.base import Backend
+from ..formats.encoder import read_encoder
+from ..formats.gguf import ENCODER, Gguf
+from .base import Network, Passes, register
+from .encoder_head import EncoderHead
+from .encoder_structure import EncoderStructure, kept_widths
+from .kept import Kept
+from .layer_norms import LayerNorms
+from .linear import Activations, Projections, RunShape, forward_precision
+from .stream import EMBEDDING, Stream
+from .structure import deepest_group
+
+if TYPE_CHECKING:
+    from ..data.packing import Batch
+
+
+@register
+class Bert(Network):
+    """A GGUF's weights: matrices as mapped bytes with their format, norms and biases as float32."""
+
+    architectures = (ENCODER,)
+    is_causal: ClassVar[bool] = False
+    structure: EncoderStructure
+
+    def __init__(self, gguf: Gguf) -> None:
+        self.gguf = gguf
+        self.structure = EncoderStructure(read_encoder(gguf))
+        self.vectors = {n: gguf.read(t).f32() for n, t in gguf.tensors.items() if len(t.shape) == 1}
+        gguf.release()
+
+    def places(self, count: int) -> np.ndarray:
+        """[count, D], what is added to the embedding of a token: of its position, and of type 0, which all have."""
+        found: np.ndarray = self.gguf.read(self.gguf.tensors["position_embd.weight"]).f32()[:count]
+        if (types := self.gguf.tensors.get("token_types.weight")) is not None:
+            found = found + self.gguf.read(types).f32()[0]
+        return found
+
+    def build(self, run: RunShape, ops: Backend, arena: Arena, streamed: int, seed: int) -> EncoderPasses:
+        return EncoderPasses(self, run, ops, arena, streamed, seed)
+
+
+class EncoderPasses(Passes):
+    """Forward and backward of an encoder with an adapter and its heads, in the memory of one arena. Not thread-safe."""
+
+    def __init__(self, network: Bert, run: RunShape, ops: Backend, arena: Arena, streamed: int = 0,
+                 seed: int = 0) -> None:
+        self.shape = network.structure.shape
+        self.run = run
+        self.ops = ops
+        self.arena = arena
+        self.stream = Stream(network.gguf, self.shape.n_layer, ops, streamed, has_head=False)
+        shapes = network.structure.trained_shapes(run)
+        self.adapter = run.family.carve(shapes, arena, ops, seed)
+        vectors = {name: ops.upload(vector) for name, vector in network.vectors.items()}
+        self.linear = Projections(ops, self.stream.weights, vectors, run, self.adapter, shapes)
+        self.norms = LayerNorms(ops, arena, vectors, self.shape.norm_eps)
+        self.kept = Kept(self.shape.n_layer, kept_widths(self.shape, run), run, arena)
+        self.head = EncoderHead(network.structure, run, ops, arena, seed)
+        self.before_block: Callable[[], None] = lambda: None
+        self._placed: Batch | None = None
+        places = arena.view("places", *arena.buffers["places"].shape)
+        places[:] = network.places(len(places))
+
+    # ---- whole passes -----------------------------------------------------------------------------------------
+
+    def forward(self, batch: Batch, keep: bool) -> None:
+        """Sets x to the last block's output; with keep, `block_x` to the inputs of the trained blocks."""
+        t = batch.tokens.size
+        self._place(batch)
+        x, position = (self.arena.view(name, t, self.shape.d_model) for name in ("x", "dx"))
+        self.stream.enter(EMBEDDING, 0)
+        embedding, tokens = self.stream.rows(batch.tokens)
+        self.ops.embed(x, tokens, embedding.data, embedding.format)
+        self.ops.embed(position, self.arena.view("positions", t), self.arena.view("places", *self._places), "F32")
+        self.ops.add(x.reshape(-1), position.reshape(-1))
+        for layer in range(self.shape.n_layer):
+            self.before_block()
+            if keep and layer >= self.run.lowest:
+                self.ops.copy(self.kept.block_x(layer, t), x)
+            self._block_forward(layer, x)
+
+    def backward(self, batch: Batch, a: np.ndarray, dvalues: np.ndarray | None = None) -> np.ndarray:  # noqa: ARG002
+        """Adds to the gradients of adapter and heads, after `forward` with keep; returns what `head_forward` does."""
+        x, dx = (self.arena.view(name, batch.tokens.size, self.shape.d_model) for name in ("x", "dx"))
+        self.before_block()
+        found = self.head.backward(dx, self._hidden(batch), batch, a)
+        self.norms.backward(dx, x, self._norm_before(self.shape.n_layer))
+        last = self.shape.n_layer - 1
+        for layer in range(last, self.run.lowest - 1, -1):
+            self.before_block()
+            if layer < self.shape.n_layer - self.run.kept:
+                self.ops.copy(x, self.kept.block_x(layer, len(x)))
+                self._block_forward(layer, x, rebuild=True)
+            self._block_backward(layer, dx)
+        self.stream.leave()
+        return found
+
+    def head_forward(self, batch: Batch, best: np.ndarray | None = None) -> np.ndarray:
+        self.before_block()
+        return self.head.forward(self._hidden(batch), batch, best)
+
+    def score(self, batch: Batch, best: np.ndarray | None = None) -> np.ndarray:
+        self.forward(batch, keep=False)
+        found = self.head_forward(batch, best)
+        self.stream.leave()
+        return found
+
+    def vectors(self, batch: Batch) -> np.ndarray:
+        """The vector of each document, float32 [documents, D], not normalised; no gradient."""
+        self.forward(batch, keep=False)
+        found = self.head.pool(self._hidden(batch), batch)
+        self.stream.leave()
+        return found
+
+    def labels(self, batch: Batch) -> np.ndarray:
+        """log p of every label at each supervised position, float32 [S, labels]; -inf of those of other heads."""
+        self.forward(batch, keep=False)
+        found = self.head.labels(self._hidden(batch), batch)
+        self.stream.leave()
+        return found
+
+    def hidden(self, batch: Batch) -> np.ndarray:
+        """The hidden states of all tokens, [T, D]."""
+        self.forward(batch, keep=False)
+        found: np.ndarray = self._hidden(batch).copy()
+        self.stream.leave()
+        return found
+
+    def _hidden(self, batch: Batch) -> np.ndarray:
+        """The same, after `forward`; ready to be read. The norm's statistics are those of x."""
+        t = batch.tokens.size
+        h = self.arena.view("head_h", t, self.shape.d_model)
+        self.norms.forward(h, self.arena.view("x", t, self.shape.d_model), self._norm_before(self.shape.n_layer))
+        self.ops.synchronize()
+        return h
+
+    # ---- a block ----------------------------------------------------------------------------------------------
+
+    def _norm_before(self, layer: int) -> str:
+        """The norm of a block's input, or of the head's."""
+        return self.shape.norms[2 * layer]
+
+    def _block_forward(self, layer: int, x: np.ndarray, rebuild: bool = False) -> None:
+        """x [T, D] = block(x). rebuild: computes only what backward reads; x is not the block's output then."""
+        self.stream.enter(layer, layer - 1 if rebuild else layer + 1)
+        k = self.kept.of(layer, len(x))
+        self.norms.forward(x, x, self._norm_before(layer))
+        for name in "qkv":
+            self.linear.forward(k[name], x, layer, f"attn_{name}", k)
+        positions, begins, ends = self._documents(len(x))
+        att, q, key, v = self._heads(k, "att", "q", "k", "v")
+        self.ops.attention_forward(att, self._rows(k["lse"]), q, key, v, ends, positions, self._scale,
+                                   precision=forward_precision(self.run, layer), begin=begins)
+        self.linear.forward(x, k["att"], layer, "attn_output", k, accumulate=True)
+        self.ops.copy(k["mid"], x)
+        self.norms.forward(x, x, f"blk.{layer}.attn_output_norm")
+        self.linear.forward(k["up"], x, layer, "ffn_up", k)
+        act = self.arena.view("act", len(x), self.shape.d_ff)
+        self.ops.gelu_forward(act, k["up"])
+        if rebuild:
+            self.linear.keep(act, layer, "ffn_down", k)
+        else:
+            self.linear.forward(x, act, layer, "ffn_down", k, accumulate=True)
+
+    def _block_backward(self, layer: int, dx: np.ndarray) -> None:
+        """dx [T, D]: from the gradient of the block's output to that of its input."""
+        self.stream.enter(layer, layer - 1 if layer > self.run.lowest else None)
+        k = self.kept.of(layer, len(dx))
+        deepest = deepest_group(self.run, layer)
+        self._mlp_backward(layer, dx, k, deepest)
+        if deepest < 2:
+            return
+        self.norms.backward(dx, k["mid"], f"blk.{layer}.attn_output_norm")
+        datt = self.arena.view("datt", *dx.shape)
+        self.linear.backward(datt if deepest > 2 else None, dx, layer, "attn_output", k)
+        self.linear.finish(k["att"], layer, "attn_output")
+        if deepest > 2:
+            self._attention_backward(layer, dx, datt, k)
+
+    def _mlp_backward(self, layer: int, dx: np.ndarray, k: Activations, deepest: int) -> None:
+        """dx: to the gradient of the MLP's input, which is normed. The norm's statistics are those of k["mid"] then."""
+        act, dact = (self.arena.view(name, len(dx), self.shape.d_ff) for name in ("act", "dact"))
+        self.linear.backward(dact if deepest > 0 else None, dx, layer, "ffn_down", k)
+        if deepest == 0:
+            self.ops.gelu_forward(act, k["up"])
+            self.linear.finish(act, layer, "ffn_down")
+            return
+        self.ops.gelu_backward(dact, act, dact, k["up"])
+        self.linear.finish(act, layer, "ffn_down")
+        self.linear.backward(dx if deepest > 1 else None, dact, layer, "ffn_up", k, accumulate=True)
+        norm = self.arena.view("norm", *dx.shape)
+        self.norms.forward(norm, k["mid"], f"blk.{layer}.attn_output_norm")
+        self.linear.finish(norm, layer, "ffn_up")
+
+    def _attention_backward(self, layer: int, dx: np.ndarray, datt: np.ndarray, k: Activations) -> None:
+        """dx: from the gradient of the sum to that of the block's input."""
+        t = len(dx)
+        grads = {name: self.arena.view(name, *dx.shape) for name in ("dq", "dk", "dv")}
+        positions, begins, ends = self._documents(t)
+        dq, dk, dv = self._heads(grads, *grads)
+        att, q, key, v = self._heads(k, "att", "q", "k", "v")
+        self.ops.attention_backward(dq, dk, dv, self.arena.view("delta", self.shape.n_head, t),
+                                    datt.reshape(att.shape), att, self._rows(k["lse"]), q, key, v, ends, positions,
+                                    self._scale, precision=self.run.precision, begin=begins)
+        is_needed = layer > self.run.lowest or self.run.needs_dinp
+        norm = self.arena.view("norm", *dx.shape)
+        self.norms.forward(norm, self.kept.block_x(layer, t), self._norm_before(layer))
+        for name in "qkv":
+            target = f"attn_{name}"
+            self.linear.backward(dx if is_needed else None, grads[f"d{name}"], layer, target, k, accumulate=True)
+            self.linear.finish(norm, layer, target)
+        if is_needed:
+            self.norms.backward(dx, self.kept.block_x(layer, t), self._norm_before(layer))
+
+    # ---- small helpers ----------------------------------------------------------------------------------------
+
+    @property
+    def _scale(self) -> float:
+        return float(self.shape.d_head**-0.5)
+
+    @property
+    def _places(self) -> tuple[int, ...]:
+        return self.arena.buffers["places"].shape
+
+    def _heads(self, arrays: Activations, *names: str) -> list[np.ndarray]:
+        """Arrays [T, D] as [T, H, C]."""
+        return [arrays[name].reshape(-1, self.shape.n_head, self.shape.d_head) for name in names]
+
+    def _rows(self, lse: np.ndarray) -> np.ndarray:
+        """The buffer of lse as [H, T]."""
+        return lse.reshape(self.shape.n_head, -1)
+
+    def _documents(self, t: int) -> list[np.ndarray]:
+        """positions, begins and ends of the batch's tokens, as ops read them."""
+        return [self.arena.view(name, t) for name in ("positions", "begins", "ends")]
+
+    def _place(self, batch: Batch) -> None:
+        """Fills them; those of the last batch are there."""
+        if self._placed is batch:
+            return
+        self.ops.synchronize()  # the old values are no longer read
+        positions, begins, ends = self._documents(batch.tokens.size)
+        np.copyto(positions, batch.positions)
+        np.copyto(begins, np.arange(batch.tokens.size, dtype=np.int32) - batch.positions)
+        np.copyto(ends, batch.ends)
+        self._placed = batch

@@ -1,0 +1,171 @@
+"""The heads of an encoder: from hidden states to vectors of documents, and to log-probabilities of labels; and back.
+
+T tokens of a batch, S supervised positions, D the model's width; h [T, D] are the hidden states, float32. A label says
+which head a position is for (adapters/heads.py).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+import numpy as np
+from numpy.typing import NDArray
+
+from ..adapters.base import slices
+from ..adapters.heads import VECTOR
+from ..backends.arena import Arena
+from ..backends.base import Array, Backend
+from .encoder_structure import LABELLING, EncoderStructure
+from .linear import RunShape
+
+if TYPE_CHECKING:
+    from ..data.packing import Batch
+
+SPREAD = 0.02  # of a head's weights at first
+
+
+@dataclass(frozen=True)
+class Labelling:
+    """The parameters of a head of classes or tags: views of the arena, in training. weight, dweight [size, D]; bias,
+    dbias [size]. pooled: whether its input is a document's vector, or a token's state; first: its first label.
+    """
+
+    weight: Array
+    bias: Array
+    dweight: Array
+    dbias: Array
+    pooled: bool
+    first: int
+
+
+@dataclass(frozen=True)
+class Documents:
+    """The documents of a batch. starts: of their first tokens; sizes: their tokens, int64 [documents]."""
+
+    starts: NDArray[np.int64]
+    sizes: NDArray[np.int64]
+
+    @classmethod
+    def of(cls, batch: Batch) -> Documents:
+        starts = np.flatnonzero(batch.positions == 0)
+        return cls(starts, np.diff(starts, append=batch.positions.size))
+
+    def holding(self, tokens: NDArray[np.int64]) -> NDArray[np.int64]:
+        """The document of each token."""
+        return np.searchsorted(self.starts, tokens, side="right") - 1
+
+
+class EncoderHead:
+    """The heads of a run, in an arena with an encoder's buffers. by_name: those with parameters."""
+
+    def __init__(self, structure: EncoderStructure, run: RunShape, ops: Backend, arena: Arena, seed: int) -> None:
+        self._ops = ops
+        self._arena = arena
+        self._d = structure.shape.d_model
+        self._is_mean = structure.shape.pooling == "mean"
+        self._is_vector = run.heads[0] == VECTOR
+        heads = [head for head in run.heads if head.name in LABELLING]
+        groups = structure.parameters(run)
+        values, gradients = (slices(groups, arena.flat(name))[len(groups) - len(heads):] for name in ("lora", "dlora"))
+        self._ends = np.cumsum([head.size for head in heads])
+        self.by_name: dict[str, Labelling] = {}
+        rng = np.random.default_rng([seed, *b"heads"])
+        for head, own, gradient, end in zip(heads, values, gradients, self._ends, strict=True):
+            weight, bias = self._cut(own, head.size)
+            weight[:] = rng.standard_normal(weight.shape, np.float32) * np.float32(SPREAD)
+            bias[:] = 0
+            self.by_name[head.parameters] = Labelling(weight, bias, *self._cut(gradient, head.size),
+                                                      head.name == "classes", int(end) - head.size)
+
+    def forward(self, h: Array, batch: Batch, best: NDArray[np.int32] | None = None) -> Array:
+        """log p of each supervised label [S]; with a vector head [S, D]. best [S]: is filled with likeliest labels."""
+        if self._is_vector:
+            return self._of_documents(h, batch, batch.supervised)
+        logp = self._arena.view("logp", batch.supervised.size)
+        for head, rows, found in self._passes(h, batch):
+            logp[rows] = found[np.arange(rows.size), batch.targets[rows] - head.first]
+            if best is not None:
+                best[rows] = found.argmax(1) + head.first
+        return logp
+
+    def backward(self, dh: Array, h: Array, batch: Batch, a: Array) -> Array:
+        """dh [T, D] = the gradient of h; returns what `forward` does. Gradients of parameters accumulate."""
+        if self._is_vector:
+            dh.fill(0)
+            self._add_pooled(dh, -a, batch, batch.supervised)
+            return self.forward(h, batch)
+        dh.fill(0)
+        logp = self._arena.view("logp", batch.supervised.size)
+        for head, rows, found in self._passes(h, batch):
+            places = np.arange(rows.size)
+            labels = batch.targets[rows] - head.first
+            logp[rows] = found[places, labels]
+            np.exp(found, out=found)
+            found[places, labels] -= 1
+            found *= a[rows, None]  # dL/dz
+            inputs = self._arena.view("head_x", rows.size, self._d)
+            self._ops.matmul_dweight(head.dweight, found, inputs)
+            self._ops.matmul_backward(inputs, found, head.weight, "F32")
+            self._ops.synchronize()
+            head.dbias[:] += found.sum(0)
+            tokens = batch.supervised[rows]
+            if head.pooled:
+                self._add_pooled(dh, inputs, batch, tokens)
+            else:
+                dh[tokens] += inputs
+        return logp
+
+    def labels(self, h: Array, batch: Batch) -> Array:
+        """log p of all labels at each supervised position, [S, labels]; -inf of those of other heads."""
+        out = np.full((batch.supervised.size, self._ends[-1]), -np.inf, np.float32)
+        for head, rows, found in self._passes(h, batch):
+            out[rows, head.first:head.first + found.shape[1]] = found
+        return out
+
+    def pool(self, h: Array, batch: Batch) -> Array:
+        """The vector of each document, [documents, D]."""
+        documents = Documents.of(batch)
+        if not self._is_mean:
+            return h[documents.starts]
+        found: Array = np.add.reduceat(h, documents.starts) / documents.sizes[:, None].astype(np.float32)
+        return found
+
+    def _passes(self, h: Array, batch: Batch) -> Iterator[tuple[Labelling, NDArray[np.int64], Array]]:
+        """Each head with some rows of [S], n of these, and their log p of its labels [n, size], in the arena."""
+        owners = np.searchsorted(self._ends, batch.targets, side="right")
+        for number, head in enumerate(self.by_name.values()):
+            rows = np.flatnonzero(owners == number)
+            if not rows.size:
+                continue
+            inputs = self._arena.view("head_x", rows.size, self._d)
+            tokens = batch.supervised[rows]
+            inputs[:] = self._of_documents(h, batch, tokens) if head.pooled else h[tokens]
+            z = self._arena.view("head_z", rows.size, head.bias.size)
+            self._ops.matmul_forward(z, inputs, head.weight, "F32")
+            self._ops.synchronize()
+            z += head.bias
+            z -= z.max(1, keepdims=True)
+            z -= np.log(np.exp(z).sum(1, keepdims=True))
+            yield head, rows, z
+
+    def _of_documents(self, h: Array, batch: Batch, tokens: NDArray[np.int64]) -> Array:
+        """The vector of each token's document."""
+        found: Array = self.pool(h, batch)[Documents.of(batch).holding(tokens)]
+        return found
+
+    def _add_pooled(self, dh: Array, dvectors: Array, batch: Batch, tokens: NDArray[np.int64]) -> None:
+        """dh += the gradient of h by that of the vectors of these tokens' documents."""
+        documents = Documents.of(batch)
+        owners = documents.holding(tokens)
+        total = np.zeros((documents.starts.size, self._d), np.float32)
+        np.add.at(total, owners, dvectors)
+        if self._is_mean:
+            dh += np.repeat(total / documents.sizes[:, None].astype(np.float32), documents.sizes, axis=0)
+        else:
+            dh[documents.starts] += total
+
+    def _cut(self, flat: Array, size: int) -> tuple[Array, Array]:
+        """The weight [size, D] and the bias [size] in a head's part of an array."""
+        return flat[:size * self._d].reshape(size, self._d), flat[size * self._d:]

@@ -1,0 +1,101 @@
+"""The buffers and the FLOP of an encoder, by its shape."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from ..adapters.base import Group
+from ..adapters.heads import VECTOR, HeadKind
+from ..backends.arena import Buffer
+from ..errors import UsageError
+from ..formats.encoder import EncoderShape
+from .base import Flops, Structure
+from .layer_norms import layer_norm_buffers
+from .linear import RunShape
+from .structure import BACKWARD_GROUPS, deepest_group
+
+LABELLING = ("classes", "tags")  # heads with parameters
+
+
+def kept_widths(s: EncoderShape, run: RunShape) -> dict[str, int]:
+    """name -> values a token, of the activations that a block's backward reads; types as of a decoder's (structure.py).
+    """
+    d = s.d_model
+    widths = {"q": d, "k": d, "v": d, "att": d, "lse": s.n_head, "mid": d, "up": s.d_ff}
+    if run.family.kept_width:
+        widths |= {f"u_{target}": run.family.kept_width for target in run.targets}
+    return widths
+
+
+@dataclass(frozen=True)
+class EncoderStructure(Structure):
+    shape: EncoderShape
+
+    @property
+    def n_layer(self) -> int:
+        return self.shape.n_layer
+
+    @property
+    def n_tokens(self) -> int:
+        return self.shape.n_vocab
+
+    @property
+    def longest(self) -> int:
+        return self.shape.context
+
+    @property
+    def head_weights(self) -> int:
+        return 0
+
+    def linear_shapes(self) -> dict[str, tuple[int, int]]:
+        return self.shape.linear_shapes()
+
+    def head_groups(self, heads: Sequence[HeadKind]) -> list[Group]:
+        """A weight [size, D] and a bias [size] of each head of classes or tags."""
+        for head in heads:
+            if head.name not in (*LABELLING, VECTOR.name) or (head == VECTOR and len(heads) > 1):
+                raise UsageError(f"an encoder has no head for {head.name}"
+                                 + (" with others" if head == VECTOR else ""), "choose another method or another model")
+        return [Group(head.parameters, head.size * (self.shape.d_model + 1), decay=False)
+                for head in heads if head.name in LABELLING]
+
+    def buffers(self, run: RunShape) -> list[Buffer]:
+        s = self.shape
+        t = run.max_tokens
+        d = s.d_model
+        half = run.activations
+        n_live = s.n_layer - run.lowest
+        labels = max(head.size for head in run.heads)
+        return [
+            # float32 if blocks are computed again from it; if only backward reads it, the type of activations
+            Buffer("block_x", (n_live, t, d), "step", half if run.kept == n_live else "float32", backward=True),
+            *(Buffer(name, (run.kept, t, width), "step", "float32" if name.startswith(("lse", "u_")) else half)
+              for name, width in kept_widths(s, run).items()),
+            Buffer("x", (t, d), "step"), Buffer("dx", (t, d), "step"),  # dx holds positions, too
+            *layer_norm_buffers(t), Buffer("logp", (t,), "step"),
+            *(Buffer(name, (t,), "step", "int32") for name in ("positions", "begins", "ends")),
+            Buffer("norm", (t, d), "block", half, backward=True),
+            Buffer("act", (t, s.d_ff), "block", half), Buffer("dact", (t, s.d_ff), "block", half, backward=True),
+            *(Buffer(name, (t, d), "block", half, backward=True) for name in ("datt", "dq", "dk", "dv")),
+            Buffer("delta", (s.n_head, t), "block", backward=True),
+            *run.family.buffers(t, max(d, s.d_ff), half),
+            Buffer("head_h", (t, d), "head"), Buffer("head_x", (t, d), "head"), Buffer("head_z", (t, labels), "head"),
+            Buffer("places", (run.max_length, d), "run"),
+        ]
+
+    def flops(self, run: RunShape, lengths: Sequence[int]) -> Flops:
+        """Forward 4 D a pair of tokens of a document for attention, backward twice that."""
+        s = self.shape
+        tokens = sum(lengths)
+        weights = {name: n * k for name, (n, k) in s.linear_shapes().items()}
+        whole = sum(weights.values())
+        attention = 4 * s.d_model * sum(n * n for n in lengths)
+        deepest = deepest_group(run, run.lowest)
+        passed = sum(weights.get(name, 0) for group in BACKWARD_GROUPS[:deepest] for name in group)
+        above = s.n_layer - run.lowest - 1
+        attended = above + (deepest == len(BACKWARD_GROUPS) - 1)
+        rows = {"classes": len(lengths), "tags": tokens}
+        head = sum(2 * rows[head.name] * head.size * s.d_model for head in run.heads if head.name in rows)
+        return Flops(s.n_layer * (2 * tokens * whole + attention),
+                     2 * tokens * (above * whole + passed) + 2 * attended * attention, head)

@@ -1,0 +1,300 @@
+"""Encoders on their weights, compared with transformers and autograd: hidden states, vectors, losses, gradients."""
+
+from dataclasses import dataclass
+from typing import Any, ClassVar
+
+import numpy as np
+import pytest
+from encoders import NAMES, WORDS, Bert, in_transformers, tiny_bert, write_encoder
+from variants import variant
+
+from edgetune.adapters.heads import VECTOR, classes, tags
+from edgetune.adapters.store import read_artifact
+from edgetune.data.packing import Example, collate
+from edgetune.errors import DataError, FormatError, UnsupportedError, UsageError
+from edgetune.formats.gguf import open_gguf
+from edgetune.models.networks import open_network
+from edgetune.objectives.base import Objective, Signal
+from edgetune.training.trainer import Trainer
+
+torch = pytest.importorskip("torch", reason="torch is the truth here")
+
+OPTIONS: dict[str, Any] = {"rank": 4, "batch_size": 8, "max_length": 48, "precision": "exact", "threads": 2}
+POOLINGS = ("mean", "first")
+CLASSES = 5
+TAGS = 3
+
+
+@dataclass(frozen=True)
+class Labels(Objective):
+    """L = -(1/N) sum w log p of labels."""
+
+    name: ClassVar[str] = "labels"
+    method: ClassVar[str] = "labels"
+    kinds: tuple[Any, ...] = ()
+
+    @property
+    def heads(self) -> Any:  # type: ignore[override]
+        return self.kinds
+
+    def count(self, examples: Any) -> float:
+        return float(sum(example.supervised for example in examples))
+
+    def weights(self, logp: np.ndarray, batch: Any) -> Signal:
+        return Signal(batch.supervised_weights, -float((logp * batch.supervised_weights).sum(dtype=np.float64)))
+
+
+def open_trainer(path, *heads, **options):
+    return Trainer(path, objective=Labels(heads), **{**OPTIONS, **options})
+
+
+def documents(sizes, labelled="first", label=lambda *_: 0):
+    """Random ones with a label at the first token, or at every token but the first."""
+    rng = np.random.default_rng(len(sizes))
+    made = []
+    for i, n in enumerate(sizes):
+        at = np.eye(1, n, dtype=np.float32)[0]
+        weights = at if labelled == "first" else 1 - at
+        labels = np.array([label(i, t) for t in range(n)], np.int32)
+        made.append(Example(rng.integers(5, len(WORDS), n).astype(np.int32), weights, labels=labels))
+    return made
+
+
+@pytest.fixture(scope="module")
+def bert():
+    return tiny_bert()
+
+
+@pytest.fixture(scope="module")
+def models(bert, tmp_path_factory):
+    """By the name of a pooling."""
+    folder = tmp_path_factory.mktemp("berts")
+    return {pooling: write_encoder(folder / f"{pooling}.gguf", bert, WORDS, pooling) for pooling in POOLINGS}
+
+
+@pytest.fixture
+def model(models):
+    return models["mean"]
+
+
+def states_by(model):
+    """A function of an example: its hidden states [T, D] by transformers."""
+    return lambda example: model(torch.from_numpy(example.tokens.astype(np.int64))[None]).last_hidden_state[0]
+
+
+def pooled(states, example, pooling):
+    found = states(example)
+    return found.mean(0) if pooling == "mean" else found[0]
+
+
+def close(got, want, tolerance=1e-4):
+    want = np.asarray(want)
+    assert np.abs(np.asarray(got) - want).max() <= tolerance * np.abs(want).max()
+
+
+@pytest.mark.parametrize("pooling", POOLINGS)
+def test_states_and_vectors(bert, models, pooling):
+    """Of documents of several sizes in one batch, none of which sees another."""
+    trainer = open_trainer(models[pooling], VECTOR)
+    rows = documents((7, 1, 40, 3, 19))
+    batch = collate(rows, share=False)
+    states = states_by(in_transformers(bert))
+    with torch.no_grad():
+        close(trainer.decoder.hidden(batch), torch.cat([states(row) for row in rows]))
+        want = torch.stack([pooled(states, row, pooling) for row in rows])
+    close(trainer.decoder.vectors(batch), want)
+    close(trainer.decoder.score(batch), want)
+
+
+# ---- gradients ----
+
+
+def set_random(trainer, seed=1):
+    """Adapter and heads, so that no gradient vanishes."""
+    lora = trainer.arena.flat("lora")
+    lora[:] = np.random.default_rng(seed).standard_normal(lora.size) / 8
+
+
+def leafs(array):
+    return torch.from_numpy(np.array(array)).requires_grad_()
+
+
+class Autograd:
+    """The network of a trainer in transformers: adapter and heads are leafs."""
+
+    def __init__(self, trainer, bert: Bert) -> None:
+        self.pairs = {name: (leafs(pair.a), leafs(pair.b), pair.scale)
+                      for name, pair in trainer.decoder.adapter.adapted.items()}
+        self.heads = {name: (leafs(head.weight), leafs(head.bias))
+                      for name, head in trainer.decoder.head.by_name.items()}
+        self.network = in_transformers(bert)
+        ours = {ours: theirs for theirs, ours in NAMES.items()}
+        self.places = {name: f"encoder.layer.{name.split('.')[1]}.{ours[name.split('.')[2]]}.weight"
+                       for name in self.pairs}
+
+    def states(self, example):
+        own = dict(self.network.named_parameters())
+        merged = {place: own[place].detach() + self.pairs[name][2] * self.pairs[name][1] @ self.pairs[name][0]
+                  for name, place in self.places.items()}
+        tokens = torch.from_numpy(example.tokens.astype(np.int64))[None]
+        return torch.func.functional_call(self.network, merged, (tokens,)).last_hidden_state[0]
+
+    def gradients(self):
+        """As the arena has them: all A, all B, then each head."""
+        parts = [[a.grad for a, _, _ in self.pairs.values()], [b.grad for _, b, _ in self.pairs.values()],
+                 *self.heads.values()]
+        parts[2:] = [[weight.grad, bias.grad] for weight, bias in parts[2:]]
+        return torch.cat([part.ravel() for group in parts for part in group]).numpy()
+
+
+def our_gradient(trainer, batch, a):
+    gradient = trainer.arena.flat("dlora")
+    gradient.fill(0)
+    trainer.decoder.forward(batch, keep=True)
+    found = trainer.decoder.backward(batch, a).copy()
+    return found, gradient.copy()
+
+
+def check_gradient(trainer, batch, a, truth, want, loss):
+    found, gradient = our_gradient(trainer, batch, a)
+    close(found, want)
+    loss.backward()
+    close(gradient, truth.gradients())
+
+
+@pytest.mark.parametrize("options", [{}, {"recompute": "block"}, {"weights": "streamed"}, {"blocks": "last:1"},
+                                     {"blocks": "last:1", "targets": "down_proj"},
+                                     {"blocks": "last:1", "targets": "up_proj"}, {"targets": "o_proj"},
+                                     {"targets": "q_proj,v_proj"}])
+@pytest.mark.parametrize("pooling", POOLINGS)
+def test_gradient_of_classes(bert, models, pooling, options):
+    trainer = open_trainer(models[pooling], classes(CLASSES), **options)
+    set_random(trainer)
+    rows = documents((7, 2, 40, 3, 19), label=lambda i, _: i % CLASSES)
+    truth = Autograd(trainer, bert)
+    weight, bias = truth.heads["classes"]
+    logp = torch.stack([(weight @ pooled(truth.states, row, pooling) + bias).log_softmax(0)[row.labels[0]]
+                        for row in rows])
+    a = np.arange(1, 6, dtype=np.float32) / 5
+    check_gradient(trainer, collate(rows, share=False), a, truth, logp.detach(), -(logp * torch.from_numpy(a)).sum())
+
+
+def test_gradient_of_several_heads(bert, model):
+    """Tags at every token but the first, a class there, and another at the last."""
+    trainer = open_trainer(model, tags(TAGS), classes(CLASSES, "intent"), classes(2, "polite"))
+    set_random(trainer)
+    rows = documents((7, 2, 30), "others", lambda i, t: (i + t) % TAGS)
+    for i, row in enumerate(rows):
+        row.weights[0] = 1
+        row.labels[0] = TAGS + i % CLASSES
+        row.labels[-1] = TAGS + CLASSES + i % 2
+    truth = Autograd(trainer, bert)
+    logps = []
+    for row in rows:
+        h = truth.states(row)
+        for t, label in enumerate(row.labels):
+            name, x, first = (("tags", h[t], 0) if label < TAGS else ("classes.intent", h.mean(0), TAGS)
+                              if label < TAGS + CLASSES else ("classes.polite", h.mean(0), TAGS + CLASSES))
+            weight, bias = truth.heads[name]
+            logps.append((weight @ x + bias).log_softmax(0)[label - first])
+    logp = torch.stack(logps)
+    a = np.linspace(-1, 2, len(logp)).astype(np.float32)
+    batch = collate(rows, share=False)
+    check_gradient(trainer, batch, a, truth, logp.detach(), -(logp * torch.from_numpy(a)).sum())
+    every = trainer.decoder.labels(batch)
+    best = np.empty(len(logp), np.int32)
+    close(trainer.decoder.score(batch, best), logp.detach())
+    assert (best == every.argmax(1)).all()
+    assert np.isfinite(every).sum(1).tolist() == [2 if label >= TAGS + CLASSES else CLASSES if label >= TAGS else TAGS
+                                                  for row in rows for label in row.labels]
+
+
+@pytest.mark.parametrize("pooling", POOLINGS)
+def test_gradient_of_vectors(bert, models, pooling):
+    trainer = open_trainer(models[pooling], VECTOR)
+    set_random(trainer)
+    rows = documents((7, 2, 30))
+    truth = Autograd(trainer, bert)
+    vectors = torch.stack([pooled(truth.states, row, pooling) for row in rows])
+    a = np.random.default_rng(0).standard_normal(vectors.shape, dtype=np.float32)
+    check_gradient(trainer, collate(rows, share=False), a, truth, vectors.detach(),
+                   -(vectors * torch.from_numpy(a)).sum())
+
+
+# ---- training ----
+
+
+def test_it_learns_and_its_heads_are_a_part_of_the_adapter(model, tmp_path):
+    """Which of five letters a text is mostly made of."""
+    def rows(n, seed):
+        rng = np.random.default_rng(seed)
+        made = []
+        for i in range(n):
+            tokens = np.where(rng.random(12) < 0.5, 20 + i % CLASSES, rng.integers(30, 60, 12)).astype(np.int32)
+            made.append(Example(tokens, np.eye(1, 12, dtype=np.float32)[0], labels=np.full(12, i % CLASSES, np.int32)))
+        return made
+
+    trainer = open_trainer(model, classes(CLASSES), steps=40, lr=5e-3)
+    trainer.add_examples(rows(40, 0))
+    held = rows(20, 1)
+    before = trainer.loss(held)[0]
+    trainer.train()
+    after = trainer.loss(held)[0]
+    assert after < before / 2
+    trainer.save(tmp_path / "out")
+    assert read_artifact(tmp_path / "out", open_gguf(model)).tensors["head.classes"].size == CLASSES * (64 + 1)
+    again = open_trainer(model, classes(CLASSES))
+    again.load(tmp_path / "out")
+    assert again.loss(held)[0] == pytest.approx(after, rel=1e-5)
+    streamed = open_trainer(model, classes(CLASSES), weights="streamed")
+    streamed.load(tmp_path / "out")
+    assert streamed.loss(held)[0] == again.loss(held)[0]
+    with pytest.raises(DataError, match=r"label outside 0\.\.4"):
+        trainer.add_examples(documents((3,), label=lambda *_: CLASSES))
+
+
+def test_documents_are_no_longer_than_the_positions(model):
+    trainer = open_trainer(model, classes(CLASSES), max_length=4000)
+    assert trainer.plan.longest == trainer.config.max_length == 96
+    with pytest.raises(DataError, match="97 tokens"):
+        trainer.add_examples(documents((97,)))
+
+
+def test_only_rows_of_the_embedding_are_in_memory(model):
+    """Nothing else reads it, as there is no head over the vocabulary."""
+    plan = open_trainer(model, classes(CLASSES)).plan
+    blocks = sum(tensor.data.nbytes for name, tensor in open_gguf(model).tensors.items() if name.startswith("blk."))
+    assert plan.weight_bytes < blocks + 4096 + min(plan.run.max_tokens, len(WORDS)) * 64 * 4
+
+
+# ---- refusals ----
+
+
+@pytest.mark.parametrize("heads", [(VECTOR, classes(3)), (classes(3), VECTOR)])
+def test_a_vector_head_stands_alone(model, heads):
+    with pytest.raises(UsageError, match="no head for vector with others"):
+        open_trainer(model, *heads)
+
+
+def test_other_heads_and_families_are_refused(model):
+    with pytest.raises(UsageError, match="no head for vocabulary"):
+        Trainer(model, **OPTIONS)
+    with pytest.raises(UsageError, match="no ffn_gate"):
+        open_trainer(model, classes(2), targets="gate_proj")
+
+
+@pytest.mark.parametrize(("key", "value", "message"), [
+    ("bert.attention.causal", True, "see both ways"), ("bert.pooling_type", 3, "pooling_type 3"),
+    ("bert.attention.layer_norm_epsilon", 0.0, "norm epsilon of 0"), ("bert.attention.head_count", 5, "5 heads"),
+    ("bert.block_count", 3, r"lacks the tensor blk\.2\.")])
+def test_other_variants_are_refused(model, tmp_path, key, value, message):
+    with pytest.raises((UnsupportedError, FormatError), match=message):
+        open_network(open_gguf(variant(tmp_path / "other.gguf", open_gguf(model), {key: value})))
+
+
+def test_a_fused_projection_is_refused(model, tmp_path):
+    file = open_gguf(model)
+    fused = np.concatenate([file.tensors[f"blk.0.attn_{name}.weight"].f32() for name in "qkv"])
+    path = variant(tmp_path / "fused.gguf", file, tensors={"blk.0.attn_qkv.weight": fused})
+    with pytest.raises(UnsupportedError, match="as one matrix"):
+        open_network(open_gguf(path))
