@@ -226,6 +226,14 @@ class Passes(ABC):
         a: of that shape, minus the derivative of L by it. dvalues: [S], dL/dvalue, if there is a value head.
         """
 
+    def pooled(self, batch: Batch) -> np.ndarray:
+        """The vector of each document, of length 1, float32 [documents, D]. Only encoders have it."""
+        raise NotImplementedError
+
+    def classes(self) -> tuple[np.ndarray, np.ndarray]:
+        """The weights [k, D] and the bias [k] of the head for classes, on those vectors: views of what is trained."""
+        raise NotImplementedError
+
     def values(self, batch: Batch) -> np.ndarray:
         """The value head's output at each supervised position, [S], after `head_forward`."""
         raise NotImplementedError

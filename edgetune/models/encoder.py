@@ -121,12 +121,15 @@ class EncoderPasses(Passes):
         self.stream.leave()
         return found
 
-    def vectors(self, batch: Batch) -> np.ndarray:
-        """The vector of each document, float32 [documents, D], not normalised; no gradient."""
+    def pooled(self, batch: Batch) -> np.ndarray:
         self.forward(batch, keep=False)
-        found = self.head.pool(self._hidden(batch), batch)
+        found = self.head.vectors(self._hidden(batch), batch)
         self.stream.leave()
         return found
+
+    def classes(self) -> tuple[np.ndarray, np.ndarray]:
+        found = next(head for head in self.head.by_name.values() if head.pooled)
+        return found.weight, found.bias
 
     def labels(self, batch: Batch) -> np.ndarray:
         """log p of every label at each supervised position, float32 [S, labels]; -inf of those of other heads."""

@@ -14,7 +14,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ..adapters.base import slices
-from ..adapters.heads import VECTOR
+from ..adapters.heads import CLASSES, VECTOR
 from ..backends.arena import Arena
 from ..backends.base import Array, Backend
 from .encoder_structure import LABELLING, EncoderStructure
@@ -24,6 +24,7 @@ if TYPE_CHECKING:
     from ..data.packing import Batch
 
 SPREAD = 0.02  # of a head's weights at first
+TINY = 1e-12  # the least length that a vector is divided by
 
 
 @dataclass(frozen=True)
@@ -77,7 +78,7 @@ class EncoderHead:
             weight[:] = rng.standard_normal(weight.shape, np.float32) * np.float32(SPREAD)
             bias[:] = 0
             self.by_name[head.parameters] = Labelling(weight, bias, *self._cut(gradient, head.size),
-                                                      head.name == "classes", int(end) - head.size)
+                                                      head.name == CLASSES.name, int(end) - head.size)
 
     def forward(self, h: Array, batch: Batch, best: NDArray[np.int32] | None = None) -> Array:
         """log p of each supervised label [S]; with a vector head [S, D]. best [S]: is filled with likeliest labels."""
@@ -92,11 +93,10 @@ class EncoderHead:
 
     def backward(self, dh: Array, h: Array, batch: Batch, a: Array) -> Array:
         """dh [T, D] = the gradient of h; returns what `forward` does. Gradients of parameters accumulate."""
-        if self._is_vector:
-            dh.fill(0)
-            self._add_pooled(dh, -a, batch, batch.supervised)
-            return self.forward(h, batch)
         dh.fill(0)
+        if self._is_vector:
+            self._add_vectors(dh, -a, h, batch, batch.supervised)
+            return self.forward(h, batch)
         logp = self._arena.view("logp", batch.supervised.size)
         for head, rows, found in self._passes(h, batch):
             places = np.arange(rows.size)
@@ -112,7 +112,7 @@ class EncoderHead:
             head.dbias[:] += found.sum(0)
             tokens = batch.supervised[rows]
             if head.pooled:
-                self._add_pooled(dh, inputs, batch, tokens)
+                self._add_vectors(dh, inputs, h, batch, tokens)
             else:
                 dh[tokens] += inputs
         return logp
@@ -124,13 +124,17 @@ class EncoderHead:
             out[rows, head.first:head.first + found.shape[1]] = found
         return out
 
-    def pool(self, h: Array, batch: Batch) -> Array:
-        """The vector of each document, [documents, D]."""
-        documents = Documents.of(batch)
-        if not self._is_mean:
-            return h[documents.starts]
-        found: Array = np.add.reduceat(h, documents.starts) / documents.sizes[:, None].astype(np.float32)
-        return found
+    def vectors(self, h: Array, batch: Batch) -> Array:
+        """The vector of each document, of length 1, [documents, D]."""
+        found, length = self._pool(h, Documents.of(batch))
+        return found / length
+
+    def _pool(self, h: Array, documents: Documents) -> tuple[Array, Array]:
+        """The pooled states [documents, D], and their lengths [documents, 1]."""
+        pooled: Array = h[documents.starts]
+        if self._is_mean:
+            pooled = np.add.reduceat(h, documents.starts) / documents.sizes[:, None].astype(np.float32)
+        return pooled, np.maximum(np.linalg.norm(pooled, axis=1, keepdims=True), TINY)
 
     def _passes(self, h: Array, batch: Batch) -> Iterator[tuple[Labelling, NDArray[np.int64], Array]]:
         """Each head with some rows of [S], n of these, and their log p of its labels [n, size], in the arena."""
@@ -152,15 +156,18 @@ class EncoderHead:
 
     def _of_documents(self, h: Array, batch: Batch, tokens: NDArray[np.int64]) -> Array:
         """The vector of each token's document."""
-        found: Array = self.pool(h, batch)[Documents.of(batch).holding(tokens)]
+        found: Array = self.vectors(h, batch)[Documents.of(batch).holding(tokens)]
         return found
 
-    def _add_pooled(self, dh: Array, dvectors: Array, batch: Batch, tokens: NDArray[np.int64]) -> None:
+    def _add_vectors(self, dh: Array, dvectors: Array, h: Array, batch: Batch, tokens: NDArray[np.int64]) -> None:
         """dh += the gradient of h by that of the vectors of these tokens' documents."""
         documents = Documents.of(batch)
-        owners = documents.holding(tokens)
         total = np.zeros((documents.starts.size, self._d), np.float32)
-        np.add.at(total, owners, dvectors)
+        np.add.at(total, documents.holding(tokens), dvectors)
+        pooled, length = self._pool(h, documents)
+        vectors = pooled / length
+        total -= vectors * (vectors * total).sum(1, keepdims=True)
+        total /= length
         if self._is_mean:
             dh += np.repeat(total / documents.sizes[:, None].astype(np.float32), documents.sizes, axis=0)
         else:

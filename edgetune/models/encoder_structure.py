@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from ..adapters.base import Group
-from ..adapters.heads import VECTOR, HeadKind
+from ..adapters.heads import CLASSES, TAGS, VECTOR, HeadKind
 from ..backends.arena import Buffer
 from ..errors import UsageError
 from ..formats.encoder import EncoderShape
@@ -15,7 +15,7 @@ from .layer_norms import layer_norm_buffers
 from .linear import RunShape
 from .structure import BACKWARD_GROUPS, deepest_group
 
-LABELLING = ("classes", "tags")  # heads with parameters
+LABELLING = (CLASSES.name, TAGS.name)  # heads with parameters
 
 
 def kept_widths(s: EncoderShape, run: RunShape) -> dict[str, int]:
@@ -95,7 +95,7 @@ class EncoderStructure(Structure):
         passed = sum(weights.get(name, 0) for group in BACKWARD_GROUPS[:deepest] for name in group)
         above = s.n_layer - run.lowest - 1
         attended = above + (deepest == len(BACKWARD_GROUPS) - 1)
-        rows = {"classes": len(lengths), "tags": tokens}
+        rows = {CLASSES.name: len(lengths), TAGS.name: tokens}
         head = sum(2 * rows[head.name] * head.size * s.d_model for head in run.heads if head.name in rows)
         return Flops(s.n_layer * (2 * tokens * whole + attention),
                      2 * tokens * (above * whole + passed) + 2 * attended * attention, head)

@@ -1,14 +1,15 @@
 """Encoders on their weights, compared with transformers and autograd: hidden states, vectors, losses, gradients."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, ClassVar
 
 import numpy as np
 import pytest
-from encoders import NAMES, WORDS, Bert, in_transformers, tiny_bert, write_encoder
+from encoders import EMBEDDINGS, NAMES, WORDS, Bert, in_transformers, tiny_bert, write_encoder
+from tiny import write_gguf
 from variants import variant
 
-from edgetune.adapters.heads import VECTOR, classes, tags
+from edgetune.adapters.heads import CLASSES, TAGS, VECTOR
 from edgetune.adapters.store import read_artifact
 from edgetune.data.packing import Example, collate
 from edgetune.errors import DataError, FormatError, UnsupportedError, UsageError
@@ -21,8 +22,16 @@ torch = pytest.importorskip("torch", reason="torch is the truth here")
 
 OPTIONS: dict[str, Any] = {"rank": 4, "batch_size": 8, "max_length": 48, "precision": "exact", "threads": 2}
 POOLINGS = ("mean", "first")
-CLASSES = 5
-TAGS = 3
+N_CLASSES = 5
+N_TAGS = 3
+
+
+def classes(size, label=""):
+    return replace(CLASSES, size=size, label=label)
+
+
+def tags(size):
+    return replace(TAGS, size=size)
 
 
 @dataclass(frozen=True)
@@ -83,8 +92,9 @@ def states_by(model):
 
 
 def pooled(states, example, pooling):
+    """Of length 1."""
     found = states(example)
-    return found.mean(0) if pooling == "mean" else found[0]
+    return torch.nn.functional.normalize(found.mean(0) if pooling == "mean" else found[0], dim=0)
 
 
 def close(got, want, tolerance=1e-4):
@@ -102,7 +112,7 @@ def test_states_and_vectors(bert, models, pooling):
     with torch.no_grad():
         close(trainer.decoder.hidden(batch), torch.cat([states(row) for row in rows]))
         want = torch.stack([pooled(states, row, pooling) for row in rows])
-    close(trainer.decoder.vectors(batch), want)
+    close(trainer.decoder.pooled(batch), want)
     close(trainer.decoder.score(batch), want)
 
 
@@ -168,9 +178,9 @@ def check_gradient(trainer, batch, a, truth, want, loss):
                                      {"targets": "q_proj,v_proj"}])
 @pytest.mark.parametrize("pooling", POOLINGS)
 def test_gradient_of_classes(bert, models, pooling, options):
-    trainer = open_trainer(models[pooling], classes(CLASSES), **options)
+    trainer = open_trainer(models[pooling], classes(N_CLASSES), **options)
     set_random(trainer)
-    rows = documents((7, 2, 40, 3, 19), label=lambda i, _: i % CLASSES)
+    rows = documents((7, 2, 40, 3, 19), label=lambda i, _: i % N_CLASSES)
     truth = Autograd(trainer, bert)
     weight, bias = truth.heads["classes"]
     logp = torch.stack([(weight @ pooled(truth.states, row, pooling) + bias).log_softmax(0)[row.labels[0]]
@@ -181,20 +191,21 @@ def test_gradient_of_classes(bert, models, pooling, options):
 
 def test_gradient_of_several_heads(bert, model):
     """Tags at every token but the first, a class there, and another at the last."""
-    trainer = open_trainer(model, tags(TAGS), classes(CLASSES, "intent"), classes(2, "polite"))
+    trainer = open_trainer(model, tags(N_TAGS), classes(N_CLASSES, "intent"), classes(2, "polite"))
     set_random(trainer)
-    rows = documents((7, 2, 30), "others", lambda i, t: (i + t) % TAGS)
+    rows = documents((7, 2, 30), "others", lambda i, t: (i + t) % N_TAGS)
     for i, row in enumerate(rows):
         row.weights[0] = 1
-        row.labels[0] = TAGS + i % CLASSES
-        row.labels[-1] = TAGS + CLASSES + i % 2
+        row.labels[0] = N_TAGS + i % N_CLASSES
+        row.labels[-1] = N_TAGS + N_CLASSES + i % 2
     truth = Autograd(trainer, bert)
     logps = []
     for row in rows:
         h = truth.states(row)
+        vector = pooled(truth.states, row, "mean")
         for t, label in enumerate(row.labels):
-            name, x, first = (("tags", h[t], 0) if label < TAGS else ("classes.intent", h.mean(0), TAGS)
-                              if label < TAGS + CLASSES else ("classes.polite", h.mean(0), TAGS + CLASSES))
+            name, x, first = (("tags", h[t], 0) if label < N_TAGS else ("classes.intent", vector, N_TAGS)
+                              if label < N_TAGS + N_CLASSES else ("classes.polite", vector, N_TAGS + N_CLASSES))
             weight, bias = truth.heads[name]
             logps.append((weight @ x + bias).log_softmax(0)[label - first])
     logp = torch.stack(logps)
@@ -205,8 +216,9 @@ def test_gradient_of_several_heads(bert, model):
     best = np.empty(len(logp), np.int32)
     close(trainer.decoder.score(batch, best), logp.detach())
     assert (best == every.argmax(1)).all()
-    assert np.isfinite(every).sum(1).tolist() == [2 if label >= TAGS + CLASSES else CLASSES if label >= TAGS else TAGS
-                                                  for row in rows for label in row.labels]
+    sizes = np.repeat([N_TAGS, N_CLASSES, 2], [N_TAGS, N_CLASSES, 2])
+    assert (np.isfinite(every).sum(1) == sizes[batch.targets]).all()
+    assert np.exp(every).sum(1) == pytest.approx(1)
 
 
 @pytest.mark.parametrize("pooling", POOLINGS)
@@ -230,11 +242,12 @@ def test_it_learns_and_its_heads_are_a_part_of_the_adapter(model, tmp_path):
         rng = np.random.default_rng(seed)
         made = []
         for i in range(n):
-            tokens = np.where(rng.random(12) < 0.5, 20 + i % CLASSES, rng.integers(30, 60, 12)).astype(np.int32)
-            made.append(Example(tokens, np.eye(1, 12, dtype=np.float32)[0], labels=np.full(12, i % CLASSES, np.int32)))
+            tokens = np.where(rng.random(12) < 0.5, 20 + i % N_CLASSES, rng.integers(30, 60, 12)).astype(np.int32)
+            made.append(Example(tokens, np.eye(1, 12, dtype=np.float32)[0],
+                                labels=np.full(12, i % N_CLASSES, np.int32)))
         return made
 
-    trainer = open_trainer(model, classes(CLASSES), steps=40, lr=5e-3)
+    trainer = open_trainer(model, classes(N_CLASSES), steps=60, lr=1e-2)
     trainer.add_examples(rows(40, 0))
     held = rows(20, 1)
     before = trainer.loss(held)[0]
@@ -242,19 +255,19 @@ def test_it_learns_and_its_heads_are_a_part_of_the_adapter(model, tmp_path):
     after = trainer.loss(held)[0]
     assert after < before / 2
     trainer.save(tmp_path / "out")
-    assert read_artifact(tmp_path / "out", open_gguf(model)).tensors["head.classes"].size == CLASSES * (64 + 1)
-    again = open_trainer(model, classes(CLASSES))
+    assert read_artifact(tmp_path / "out", open_gguf(model)).tensors["head.classes"].size == N_CLASSES * (64 + 1)
+    again = open_trainer(model, classes(N_CLASSES))
     again.load(tmp_path / "out")
     assert again.loss(held)[0] == pytest.approx(after, rel=1e-5)
-    streamed = open_trainer(model, classes(CLASSES), weights="streamed")
+    streamed = open_trainer(model, classes(N_CLASSES), weights="streamed")
     streamed.load(tmp_path / "out")
     assert streamed.loss(held)[0] == again.loss(held)[0]
     with pytest.raises(DataError, match=r"label outside 0\.\.4"):
-        trainer.add_examples(documents((3,), label=lambda *_: CLASSES))
+        trainer.add_examples(documents((3,), label=lambda *_: N_CLASSES))
 
 
 def test_documents_are_no_longer_than_the_positions(model):
-    trainer = open_trainer(model, classes(CLASSES), max_length=4000)
+    trainer = open_trainer(model, classes(N_CLASSES), max_length=4000)
     assert trainer.plan.longest == trainer.config.max_length == 96
     with pytest.raises(DataError, match="97 tokens"):
         trainer.add_examples(documents((97,)))
@@ -262,7 +275,7 @@ def test_documents_are_no_longer_than_the_positions(model):
 
 def test_only_rows_of_the_embedding_are_in_memory(model):
     """Nothing else reads it, as there is no head over the vocabulary."""
-    plan = open_trainer(model, classes(CLASSES)).plan
+    plan = open_trainer(model, classes(N_CLASSES)).plan
     blocks = sum(tensor.data.nbytes for name, tensor in open_gguf(model).tensors.items() if name.startswith("blk."))
     assert plan.weight_bytes < blocks + 4096 + min(plan.run.max_tokens, len(WORDS)) * 64 * 4
 
@@ -298,3 +311,37 @@ def test_a_fused_projection_is_refused(model, tmp_path):
     path = variant(tmp_path / "fused.gguf", file, tensors={"blk.0.attn_qkv.weight": fused})
     with pytest.raises(UnsupportedError, match="as one matrix"):
         open_network(open_gguf(path))
+
+
+# ---- weights in other formats, and other precisions ----
+
+
+def dequantized(path):
+    """The file's network with the values of its weights, to be one of transformers'."""
+    ours = {ours: theirs for theirs, ours in NAMES.items()}
+    outside = {ours: theirs for theirs, ours in EMBEDDINGS.items()}
+    tensors = {}
+    for name, tensor in open_gguf(path).tensors.items():
+        parts = name.split(".")
+        theirs = (f"encoder.layer.{parts[1]}.{ours[parts[2]]}" if parts[0] == "blk"
+                  else f"embeddings.{outside[parts[0]]}")
+        tensors[f"{theirs}.{parts[-1]}"] = np.array(tensor.f32())
+    return tensors
+
+
+@pytest.mark.parametrize("format", ["Q8_0", "Q4_1", "F16"])
+def test_gradient_on_other_weights(bert, model, tmp_path, format):
+    """The truth is transformers' network with the dequantized values."""
+    file = open_gguf(model)
+    path = write_gguf(tmp_path / "other.gguf", "bert", file.metadata, {
+        name: np.array(tensor.f32()) for name, tensor in file.tensors.items()}, {
+        "attn_": format, "ffn_": format, "token_embd": format})
+    trainer = open_trainer(path, classes(N_CLASSES))
+    set_random(trainer)
+    rows = documents((7, 2, 40, 3, 19), label=lambda i, _: i % N_CLASSES)
+    truth = Autograd(trainer, replace(bert, tensors=dequantized(path)))
+    weight, bias = truth.heads["classes"]
+    logp = torch.stack([(weight @ pooled(truth.states, row, "mean") + bias).log_softmax(0)[row.labels[0]]
+                        for row in rows])
+    a = np.ones(5, np.float32)
+    check_gradient(trainer, collate(rows, share=False), a, truth, logp.detach(), -logp.sum())
