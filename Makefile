@@ -17,8 +17,8 @@ RUN = cd tests && PYTHONPATH=$(SOURCES) $(PYTHON)
 EMULATED = cd tests && PYTHONPATH=$(CURDIR)/build/emulated/python $(PYTHON)
 
 .PHONY: arm-kernels arm-train check clean compaction compressed corrections crash cuda cuda-steps data dev \
-    docs dpo durability fuzz fuzz-daemon help install installs learning life lint load memory methods peers picture pressure \
-    proofs ready recipes release sanitize second-task service slow test tutor wheels
+    docs dpo durability encoder-types fuzz fuzz-daemon help install installs learning life lint load memory methods \
+    peers picture pressure proofs ready recipes release sanitize second-task service slow test tutor wheels
 
 help: ## this list
 	@grep -E '^[a-z-]+:.* ## ' $(firstword $(MAKEFILE_LIST)) | sed 's/:.* ## /\t/' | expand -t 14
@@ -139,6 +139,9 @@ recipes: ready ## an hour: small data sets trained without an option, answered f
 
 compressed: ready ## hours, needs the rows of make data: what compress costs, by llama.cpp's types, --target-size, width, vocabulary, for a board, as ONNX
 	$(RUN) proofs/compressed.py $(COMPRESSED)
+
+encoder-types: ready ## ten minutes, needs the rows of make data: all-MiniLM-L6-v2 in llama.cpp's types, its vectors and the intents named by them
+	$(RUN) proofs/encoder_types.py
 
 dpo: ready ## minutes, needs trl and the rows of make data: 20 steps of DPO with TRL's trainer in fp32, loss for loss
 	$(RUN) proofs/dpo_trl.py
