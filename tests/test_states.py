@@ -10,6 +10,8 @@ from services import open_service, until
 
 from edgetune.adapters.store import open_adapter
 from edgetune.backends import cpu
+from edgetune.daemon.learning.file_rows import rows_of_active
+from edgetune.data import rows as supervised_rows
 from edgetune.formats.bundle import open_bundle
 from edgetune.serving.llama import LlamaModel
 
@@ -64,6 +66,7 @@ def test_daemon_continues_where_the_old_version_was_killed(states):
         adapter = service.adapters.serving
         assert adapter is not None
         assert "first" in adapter
+        assert rows_of_active(service.jobs, supervised_rows, set(), "").learned
         jobs = {job.suffix: job.id for job in service.jobs.list()}
         assert jobs.keys() == {"first", "second", "third"}
         assert service.feedback.counts()["new"] + service.feedback.counts()["held"] == 6

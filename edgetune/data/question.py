@@ -104,4 +104,8 @@ def canonical(value: Any) -> str:
     try:
         return json.dumps(value, sort_keys=True)
     except (TypeError, ValueError, RecursionError) as error:
-        raise DataError(f"the rows are not what JSON can hold ({error})", "use str, numbers, lists and dicts") from None
+        raise not_json(error) from None
+
+
+def not_json(error: Exception) -> DataError:
+    return DataError(f"the rows are not what JSON can hold ({error})", "use str, numbers, lists and dicts")

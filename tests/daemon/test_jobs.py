@@ -246,7 +246,7 @@ def test_what_is_refused_leaves_nothing(service, monkeypatch):
 def test_what_is_shown_of_a_job(service):
     """The speed of the last step, and of judging how far it is, without a speed."""
     job = service.jobs.create_from_rows(ROWS[:10], ROWS[10:14], hyperparameters={**SMALL, "steps": 2})
-    assert (job.origin, job.training_file, job.model) == ("api", None, "tiny")
+    assert (job.origin, job.model) == ("api", "tiny")
     assert service.jobs.events(job.id, limit=100)[-1]["data"]["rows"]["held_out"]["rows"] == 4
     more = service.jobs.create_from_rows(ROWS[:4], ROWS[4:20], hyperparameters={**SMALL, "steps": 2})
     assert service.jobs.events(more.id, limit=100)[-1]["message"] == (

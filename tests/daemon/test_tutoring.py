@@ -143,11 +143,13 @@ def test_a_kill_and_a_restart_change_nothing(model, tmp_path):
 def test_it_continues_from_the_active_adapter_takes_no_feedback_and_takes_over(service, workers):
     job = service.jobs.create_from_rows([{"prompt": f"lamp {i}", "completion": "on"} for i in range(20)])
     workers.next().judge()
-    before = ended(service, job).result
+    made_by = ended(service, job)
+    before = made_by.result
     correct(service, range(20))
     counts = service.feedback.counts()
     ask(service, range(100))
     job = service.learner.begin(PROMPTS)
+    assert job.training_file == made_by.training_file  # which a later feedback job learns again
     started = open_adapter(service.jobs.folder / job.id / START, service.bundle.gguf).pairs
     active = open_adapter(service.adapters.path(before), service.bundle.gguf).pairs
     assert all((started[name].b == pair.b).all() for name, pair in active.items())

@@ -164,7 +164,7 @@ def get_file(file_id: str, service: TheService) -> Any:
 
 @router.delete("/v1/files/{file_id}", response_model=schemas.Deleted)
 def delete_file(file_id: str, service: TheService) -> Any:
-    """Deletes a file. A job that has begun keeps its copy of the rows."""
+    """Deletes a file. A job that has begun keeps its copy of the rows; later jobs learn none of them."""
     service.files.delete(file_id)
     return {"id": file_id, "object": "file"}
 

@@ -207,7 +207,8 @@ class Job(Answer):
                                     "kept prompts.")
     model: str = Field(description="The model or adapter that it began from.")
     fine_tuned_model: str | None = Field(description="The id of the adapter that it made.")
-    training_file: str | None = Field(description="The file of rows; null: the rows are the daemon's.")
+    training_file: str | None = Field(description="The file of rows. Of a job from feedback: the file that "
+                                      "it learns again; null: none.")
     validation_file: str | None = Field(description="The file of held-out rows.")
     suffix: str = Field(description="A part of the adapter's id.")
     seed: int = Field(description="The seed of all that is random.")

@@ -15,6 +15,7 @@ import secrets
 import sqlite3
 import threading
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from contextlib import ExitStack, suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -23,14 +24,14 @@ from ... import disk
 from ...adapters import store as lora
 from ...data import prompts
 from ...data.rows import Row
-from ...errors import EdgetuneError, TooMuchError, UsageError
+from ...errors import EdgetuneError, NotFoundError, TooMuchError, UsageError
 from ...persisted import from_json
 from ...training.config import TrainConfig
 from ..kinds.base import FileJob
 from ..options import AllowedPython
 from ..state.adapters import Adapters
 from ..state.database import dump, now
-from ..state.files import Files
+from ..state.files import PURPOSE, Files, lines_of
 from ..state.holdout import Holdout
 from ..state.shelf import Shelf
 from . import recipe
@@ -43,6 +44,7 @@ FOLDER = "runs"
 NAMES = r"ftjob-[0-9a-z]+"
 UNFINISHED = 100  # jobs at most
 SUFFIX = 40  # letters at most
+FileIds = tuple[str | None, str | None]  # for training and validation
 
 
 @dataclass(frozen=True)
@@ -140,26 +142,40 @@ class Jobs:
     def create_from_rows(self, rows: Iterable[Row], held: Iterable[Row] | None = None, *, model: str = "",
                          suffix: str = "", seed: int | None = None, hyperparameters: Mapping[str, Any] | None = None,
                          metadata: Mapping[str, str] | None = None) -> Job:
-        """Creates a job over rows of the calling program, read twice. held: None holds out a part of `rows`."""
-        method = recipe.method_of(None, hyperparameters)
-        data = _checked(rows, held, method, self.python)
-        return self._add(data, _Request(model or self.adapters.name, suffix, seed, method, dict(metadata or {}),
-                                        FileJob.origin))
+        """Creates a job over rows of the calling program, which become an uploaded file: `files.delete` removes it.
+
+        held: None holds out a part of `rows`. Raises as `create` and `Files.add`.
+        """
+        with ExitStack() as refused:
+            def added(rows: Iterable[Row]) -> str:
+                id = self.files.add("rows", PURPOSE, lines_of(rows)).id
+                refused.callback(self.files.delete, id)
+                return id
+
+            job = self.create(model or self.adapters.name, added(rows), suffix=suffix, seed=seed,
+                              validation_file=None if held is None else added(held),
+                              hyperparameters=hyperparameters, metadata=metadata)
+            refused.pop_all()
+        return job
 
     def begin(self, origin: str, data: JobData, method: Mapping[str, Any], *, suffix: str,
-              hyperparameters: Mapping[str, Any], metadata: Mapping[str, str]) -> Job:
-        """Begins a job for a starter of this origin's kind, over rows that it has checked. Raises as `create`."""
+              hyperparameters: Mapping[str, Any], metadata: Mapping[str, str],
+              files: FileIds = (None, None), note: str = "") -> Job:
+        """Begins a job for a starter of this origin's kind, over rows that it has checked. files: for training and
+        validation, whose rows its adapter will have learned too. note: for its history. Raises as `create`.
+        """
         method = recipe.method_of(method, hyperparameters)
-        return self._add(data, _Request(self.adapters.name, suffix, None, method, dict(metadata), origin))
+        request = _Request(self.adapters.name, suffix, None, method, dict(metadata), origin, *files)
+        return self._add(data, request, [(note, None)] if note else [])
 
-    def _add(self, data: JobData, request: _Request) -> Job:
+    def _add(self, data: JobData, request: _Request, notes: Sequence[Note] = ()) -> Job:
         suffix = request.suffix  # a part of the adapter's id
         if not all(letter.isascii() and (letter.isalnum() or letter in "._-") for letter in suffix):
             raise UsageError(f"suffix is {suffix!r:.60}", "use letters, digits, dots, dashes and underscores")
         if len(suffix) > SUFFIX:
             raise UsageError(f"suffix has {len(suffix)} letters", f"use {SUFFIX} at most")
         objective, asked = recipe.objective_of(request.method)
-        base, notes = self._base_options(request.model)
+        base, of_base = self._base_options(request.model)
         base = replace(base, **objective.defaults)
         if request.seed is not None:
             asked["seed"] = request.seed
@@ -181,7 +197,7 @@ class Jobs:
                        + (f", of which {selecting} choose the checkpoint" if selecting else ""),
                        {"rows": sides, "config": config.to_json()})
             with self.changed:
-                self.table.insert(row, [created, *notes])
+                self.table.insert(row, [created, *of_base, *notes])
                 self._runs.settle(job)
         return self.get(job)
 
@@ -231,6 +247,13 @@ class Jobs:
     def list(self, after: str | None = None, limit: int = 100) -> Sequence[Job]:
         """Returns jobs, the newest first, at most `limit` of them, those older than the job `after`."""
         return [self._whole(job) for job in self.table.list(after, limit)]
+
+    def of_active(self) -> Job | None:
+        """Returns the job that made the active adapter; None: the base answers alone, or the job is not known."""
+        serving = self.adapters.serving
+        with suppress(NotFoundError):
+            return self.get(self.adapters.get(serving).job) if serving else None
+        return None
 
     def _whole(self, job: Job) -> Job:
         """Adds to a job the fields that its row does not hold."""

@@ -15,11 +15,12 @@ from ...training.length import batch_of, peak_rate, reading_limit
 from ..jobs.jobs import JobData, Jobs
 from ..jobs.table import Job
 from ..learning.curriculum import JobRows, curriculum, least_rows, passes_over
-from ..learning.feedback import Feedback, TrainingRows
+from ..learning.feedback import Feedback, StoredRow, TrainingRows
+from ..learning.file_rows import FileRow, FileRows, rows_of_active
 from ..learning.kinds import PAIRS
 from ..learning.method import LearnMethod
 from ..options import DaemonConfig
-from ..state.holdout import SHARE
+from ..state.holdout import MOST, SHARE
 from .base import JobKind, Starter
 from .registry import register
 
@@ -80,7 +81,8 @@ class NewFeedback(Starter):
 
     def begin(self) -> Job:
         self._set_aside_unlearnable(self.feedback.waiting_ids())
-        rows = self.feedback.training_rows()
+        file = self._file_rows()
+        rows = self.feedback.training_rows(MOST - len(file.held))
         if not rows.taken:
             raise UsageError("there is no new feedback to learn", "correct some answers")
         if not rows.new:
@@ -89,7 +91,7 @@ class NewFeedback(Starter):
         if not rows.held:
             raise UsageError(f"there is feedback on {_questions(len(rows.new))}, and none of it is held out",
                              f"correct answers to more questions: one of each {SHARE} is held out")
-        job = self._create(rows)
+        job = self._create(rows, file)
         self.feedback.assign(rows.taken, job.id)
         return job
 
@@ -112,27 +114,34 @@ class NewFeedback(Starter):
             self.feedback.learn_again(job.id)
         return f"{job.id} was not activated: {why}"
 
-    def _create(self, rows: TrainingRows) -> Job:
+    def _file_rows(self) -> FileRows:
+        return rows_of_active(self.jobs, self.method.kind.parser, self.feedback.questions(), self._system)
+
+    def _create(self, rows: TrainingRows, file: FileRows) -> Job:
         """Creates a job. Its anchors are those of a training whose length the data decides: with right answers, unless
         the options say otherwise. Batch and learning rate are those of a training on as many different rows.
         """
         kind = self.method.kind
         train = self.method.train(self.jobs.train)
         passes = passes_over(len(rows.new), train)
-        different = len(rows.new) + len(rows.earlier)
-        learned = curriculum(rows.new, rows.earlier, passes, self.config.replay, train.seed,
-                             least_rows(different, train), least_rows(len(rows.earlier), train))
+        earlier: list[StoredRow | FileRow] = [*file.learned, *rows.earlier]
+        different = len(rows.new) + len(earlier)
+        learned = curriculum([*rows.new], earlier, passes, self.config.replay, train.seed,
+                             least_rows(different, train), least_rows(len(earlier), train))
+        held: list[StoredRow | FileRow] = [*file.held, *rows.held]
         anchors = rows_per_anchor(replace(train, epochs="auto", steps=0), self.method.objective)
-        counts = {"new": str(len(rows.new)), "earlier": str(len(rows.earlier)), "held": str(len(rows.held)),
+        counts = {"new": str(len(rows.new)), "earlier": str(len(rows.earlier)), "held": str(len(held)),
+                  **({"file": str(len(file.learned))} if file.learned else {}),
                   **({} if rows.taken else {RETRAINS: "yes"})}
-        data = JobData(JobRows(self.feedback, learned, kind.learned),
-                       JobRows(self.feedback, rows.held, lambda item: [kind.for_gate(item)]), rows.rounds,
+        is_measured = self.method.imitates and not file.held  # a file may hold out rows that training does not read
+        data = JobData(JobRows(self.feedback, learned, kind.learned, self.method.imitates),
+                       JobRows(self.feedback, held, lambda item: [kind.for_gate(item)]),
+                       [file.name] * len(file.held) + [*rows.rounds],
                        JobRows(self.feedback, [row for row in rows.new if row.has_answer]),
-                       () if self.method.imitates else JobRows(self.feedback, rows.held, kind.learned))
+                       () if is_measured else JobRows(self.feedback, rows.held, kind.learned))
         return self.jobs.begin(self.origin, data, self.method.asked, suffix=SUFFIX, metadata=counts, hyperparameters={
             "epochs": 1.0, "steps": 0, "shuffle": False, "anchors": anchors, "batch_size": batch_of(train, different),
-            "lr": peak_rate(train, different),
-            "system": self._system})
+            "lr": peak_rate(train, different), "system": self._system}, files=file.ids, note=file.note)
 
     @property
     def _system(self) -> str:
@@ -179,10 +188,11 @@ class AllFeedback(NewFeedback):
 
     def begin(self) -> Job:
         self._set_aside_unlearnable(self.feedback.learned_ids())
-        rows = self.feedback.learned_rows()
+        file = self._file_rows()
+        rows = self.feedback.learned_rows(MOST - len(file.held))
         if not (rows.new and rows.held):
             raise UsageError("no feedback was learned yet", "learn what is new")
-        return self._create(rows)
+        return self._create(rows, file)
 
     def unsettled(self) -> Sequence[str]:
         return ()

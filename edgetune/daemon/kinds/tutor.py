@@ -40,6 +40,7 @@ from ..jobs.recipe import HELD, SELECTING, TRAIN
 from ..jobs.rewarded import with_rewards
 from ..jobs.table import Job, JobTable
 from ..learning.curriculum import JobRows
+from ..learning.file_rows import files_of_active
 from ..learning.method import read_options
 from ..options import DaemonConfig
 from ..state.holdout import EDGE, MOST
@@ -214,7 +215,8 @@ class KeptPrompts(Starter):
                    "system": self.jobs.train.system or store.read_system(start)}
         fill = partial(_fill, task=self.task, labelled=labelled, selecting=selecting, start=start)
         job = self.jobs.begin(self.origin, JobData(rows, deciding, earlier, fill=fill), {"type": Sft.method},
-                              suffix=SUFFIX, metadata=counts, hyperparameters=options)
+                              suffix=SUFFIX, metadata=counts, hyperparameters=options,
+                              files=files_of_active(self.jobs))
         self.prompts.take([prompt.id for prompt in found], job.id)
         return job
 

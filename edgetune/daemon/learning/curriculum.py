@@ -16,6 +16,7 @@ from ...data.rows import as_messages
 from ...training.config import TrainConfig
 from ...training.length import LARGEST_BATCH, MOST_EPOCHS, epochs_of, is_auto
 from .feedback import Feedback, StoredRow
+from .file_rows import FileRow
 from .items import FeedbackItem
 from .kinds import ANSWERS
 from .rows import Row
@@ -55,20 +56,27 @@ def curriculum(new: Sequence[T], earlier: Sequence[T], passes: int, replay: floa
 
 
 class JobRows:
-    """Rows to iterate over as often as needed. Stored pieces are read one at a time; `made` makes rows of a piece.
+    """Rows to iterate over as often as needed. Each is read when its turn comes; `made` makes rows of a piece of
+    feedback.
 
     Right answers have one shape, except text: where some are messages, prompts and completions become messages.
+    are_answers: whether rows of files are right answers.
     """
 
-    def __init__(self, feedback: Feedback, rows: Iterable[StoredRow],
-                 made: Callable[[FeedbackItem], Iterable[Row]] = ANSWERS.learned) -> None:
+    def __init__(self, feedback: Feedback, rows: Iterable[StoredRow | FileRow],
+                 made: Callable[[FeedbackItem], Iterable[Row]] = ANSWERS.learned, are_answers: bool = True) -> None:
         self.feedback = feedback
         self.rows = [*rows]
         self.made = made
+        self.are_answers = are_answers
         self.is_chat = any(row.is_chat for row in self.rows)
 
     def __iter__(self) -> Iterator[Row]:
         for stored in self.rows:
+            if isinstance(stored, FileRow):
+                row = stored.read()
+                yield as_conversation(row) if self.is_chat and self.are_answers else row
+                continue
             item = self.feedback.item(stored)
             for row in self.made(item):
                 yield as_conversation(row) if self.is_chat and row is item.row else row
@@ -76,7 +84,7 @@ class JobRows:
 
 def as_conversation(row: Row) -> Row:
     """Returns a row of prompt and completion as one of messages, another as it is."""
-    if "prompt" not in row:
+    if "completion" not in row:
         return row
     others = {key: value for key, value in row.items() if key not in ("prompt", "completion")}
     return {**others, "messages": as_messages(row["prompt"], row["completion"])}

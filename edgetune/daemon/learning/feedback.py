@@ -205,12 +205,13 @@ class Feedback:
 
     # ---- learning -----------------------------------------------------------------------------------------------
 
-    def training_rows(self) -> TrainingRows:
+    def training_rows(self, most: int = MOST) -> TrainingRows:
         """Returns the rows that a job learns, or holds out, if it begins now. Where a question was answered again, the
         newest answer counts; it may contradict an earlier one that is held out.
 
-        MOST rows are held out. This job's have half of the places, those of earlier jobs the other half, and either
-        gets places that the other does not need. So neither many new rows nor a large job displaces established ones.
+        At most `most` rows are held out. This job's have half of the places, those of earlier jobs the other half, and
+        either gets places that the other does not need. So neither many new rows nor a large job displaces established
+        ones.
         """
         kind = self.kind
         new = self._stored("new", 0, kind.usable)
@@ -219,18 +220,18 @@ class Feedback:
         earlier = [row for row in self._stored("used", 0, kind.usable) if word_of(row) not in said_again]
         before = self.store.read(held_out(kind.evaluable))
         fresh = latest(self._stored("new", 1, kind.evaluable))
-        places = max(MOST // 2, MOST - len(before))
+        places = max(most // 2, most - len(before))
         chosen = self.holdout.lowest([row.question for row in fresh], places)
-        established = self._readable(sorted(spread(before, self.holdout, MOST - len(chosen))))
+        established = self._readable(sorted(spread(before, self.holdout, most - len(chosen))))
         return TrainingRows(latest(new), latest(earlier), established,
                             [row for row in fresh if row.question in chosen], new + held)
 
-    def learned_rows(self) -> TrainingRows:
+    def learned_rows(self, most: int = MOST) -> TrainingRows:
         """Returns all learned rows as if they were new, for a job that trains on all feedback again. Its held-out rows
         are those of earlier jobs. It takes nothing: feedback that waits continues to wait.
         """
         kind = self.kind
-        held = self._readable(sorted(spread(self.store.read(held_out(kind.evaluable)), self.holdout, MOST)))
+        held = self._readable(sorted(spread(self.store.read(held_out(kind.evaluable)), self.holdout, most)))
         return TrainingRows(latest(self._stored("used", 0, kind.usable)), [], held, [], [])
 
     def answered_rows(self) -> TrainingRows:
@@ -287,6 +288,11 @@ class Feedback:
     def waiting(self) -> int:
         """Counts rows that wait for a job, including those that will be held out."""
         return int(self.store.read(f"SELECT count(*) FROM feedback WHERE {self._waits}")[0][0])
+
+    def questions(self) -> set[str]:
+        """Returns the digests of the questions with feedback that is, or will be, learned or held out."""
+        return {row["question"] for row in self.store.read(
+            "SELECT DISTINCT question FROM feedback WHERE state IN ('new', 'used')")}
 
     def unusable(self) -> int:
         """Counts items that wait for another method."""

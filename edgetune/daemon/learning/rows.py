@@ -24,13 +24,17 @@ def make_row(messages: Sequence[Mapping[str, Any]] | None, prompt: str | None, a
         raise UsageError("neither messages nor a prompt are given, or both", "give one of them")
     row: Row = {"prompt": prompt, "completion": answer}
     if messages is not None:
-        history = [{**message, "weight": 0} if isinstance(message, Mapping) and message.get("role") == "assistant"
-                   else message for message in messages]
-        row = {"messages": [*history, {"role": "assistant", "content": answer}]}
+        row = {"messages": [*unconfirmed(messages), {"role": "assistant", "content": answer}]}
         if tools:
             row["tools"] = [*tools]
     check_row(row)
     return row
+
+
+def unconfirmed(messages: Sequence[Mapping[str, Any]]) -> list[Any]:
+    """Returns messages whose answers have weight 0."""
+    return [{**message, "weight": 0} if isinstance(message, Mapping) and message.get("role") == "assistant"
+            else message for message in messages]
 
 
 def read_row(text: str) -> Row:

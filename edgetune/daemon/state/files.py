@@ -20,8 +20,9 @@ from ...data import prompts
 from ...data import rows as supervised_rows
 from ...data.files import read_rows
 from ...data.formats import recognised
+from ...data.question import not_json
 from ...data.rows import Row, RowParser, json_type
-from ...errors import DataError, NotFoundError, TooLargeError, UsageError
+from ...errors import DataError, NotFoundError, TooLargeError, TooMuchError, UsageError
 from ...formats.bundle import sha256
 from ...objectives.base import objectives
 from ...persisted import from_json
@@ -120,7 +121,9 @@ class Files:
                                  purpose or "")
 
     def delete(self, id: str) -> None:
-        """Deletes a file. Jobs have copies of their rows, so those that use it continue. Raises NotFoundError."""
+        """Deletes a file. Jobs have copies of their rows, so those that use it continue; feedback jobs that begin later
+        do without them. Raises NotFoundError.
+        """
         def delete_row() -> None:
             with self.store.write() as db:
                 db.execute("DELETE FROM files WHERE id = ?", (id,))
@@ -292,14 +295,41 @@ class Rows:
 
     def __init__(self, path: Path, asking: bool = True) -> None:
         self.path = path
-        self.asking = asking
+        self._parsers = [parser for parser in _parsers() if asking or parser is not prompts]
 
     def __iter__(self) -> Iterator[dict[str, Any]]:
-        parsers = [parser for parser in _parsers() if self.asking or parser is not prompts]
+        return (row for _, row in self.placed())
+
+    def placed(self) -> Iterator[tuple[int, dict[str, Any]]]:
+        """Yields each row after its place, where `at` finds it again."""
+        place = 0
         with self.path.open("rb") as file:
-            for number, line in enumerate(file):
-                if (text := line if number else line.removeprefix(BOM)).strip():
-                    yield cast(dict[str, Any], recognised(parse(text), parsers))
+            for line in file:
+                if (text := line if place else line.removeprefix(BOM)).strip():
+                    yield place, self._row(text)
+                place += len(line)
+
+    def at(self, place: int) -> dict[str, Any]:
+        """Returns the row at a place. Raises TooMuchError where the file was deleted meanwhile."""
+        try:
+            with self.path.open("rb") as file:
+                file.seek(place)
+                line = file.readline()
+        except FileNotFoundError:
+            raise TooMuchError(f"the file {self.path.stem} was deleted while a job began", "ask again") from None
+        return self._row(line if place else line.removeprefix(BOM))
+
+    def _row(self, line: bytes) -> dict[str, Any]:
+        return cast(dict[str, Any], recognised(parse(line), self._parsers))
+
+
+def lines_of(rows: Iterable[Row]) -> Iterator[bytes]:
+    """Yields rows as JSON Lines. Raises DataError for what JSON cannot hold."""
+    for row in rows:
+        try:
+            yield json.dumps(row).encode() + b"\n"
+        except (TypeError, ValueError, RecursionError) as error:
+            raise not_json(error) from None
 
 
 def printable(name: str) -> str:
