@@ -3,6 +3,7 @@
 
 import numpy as np
 import pytest
+from precision import GATES, KERNEL_SETS, KINDS, cosine
 from sometimes import mostly_slow
 from tiny import SHAPES, write_tiny
 
@@ -12,12 +13,6 @@ from edgetune.backends import cpu, native
 from edgetune.data.packing import Example, collate
 from edgetune.llamacpp.tokenizer import Tokenizer
 from edgetune.training.trainer import Trainer
-
-GATES = {"fast": (0.9995, 0.997), "int8": (0.995, 0.975)}  # cosine of the whole gradient, and of each tensor
-KERNEL_SETS = [name for name in cpu.isa_names() if cpu.usable(name)]
-# the best of the kernel sets that multiply in the same numbers
-KINDS = list({tuple(cpu.Cpu(1, name).products(p) for p in native.PRECISIONS): name
-              for name in reversed(KERNEL_SETS)}.values())
 
 
 def gradients(model, tokens, precision):
@@ -39,10 +34,6 @@ def gradients(model, tokens, precision):
     grads = {f"{name}.{side}": getattr(p, side).astype(np.float64).ravel()
              for name, p in adapter.adapted.items() for side in ("da", "db")}
     return grads, float(-logp.mean())
-
-
-def cosine(a, b):
-    return float(a @ b / np.sqrt((a @ a) * (b @ b)))
 
 
 def compare(model, tokens, precision):

@@ -1,11 +1,24 @@
 """Encoders on their weights, compared with transformers and autograd: hidden states, vectors, losses, gradients."""
 
 from dataclasses import dataclass, replace
+from functools import cache
 from typing import Any, ClassVar
 
 import numpy as np
 import pytest
-from encoders import EMBEDDINGS, NAMES, WORDS, Bert, in_transformers, tiny_bert, write_encoder
+from encoders import (
+    EMBEDDINGS,
+    NAMES,
+    WORDS,
+    Bert,
+    in_transformers,
+    minilm_checkpoint,
+    tiny_bert,
+    vectors,
+    write_encoder,
+)
+from precision import GATES, KINDS, cosine
+from sometimes import mostly_slow
 from tiny import write_gguf
 from variants import variant
 
@@ -13,15 +26,19 @@ from edgetune.adapters.heads import CLASSES, TAGS, VECTOR
 from edgetune.adapters.store import read_artifact
 from edgetune.data.packing import Example, collate
 from edgetune.errors import DataError, FormatError, UnsupportedError, UsageError
+from edgetune.formats.bert import write_bert
 from edgetune.formats.gguf import open_gguf
+from edgetune.llamacpp.wordpiece import WordPiece
 from edgetune.models.networks import open_network
 from edgetune.objectives.base import Objective, Signal
 from edgetune.training.trainer import Trainer
 
 torch = pytest.importorskip("torch", reason="torch is the truth here")
+from transformers import BertModel  # noqa: E402
 
 OPTIONS: dict[str, Any] = {"rank": 4, "batch_size": 8, "max_length": 48, "precision": "exact", "threads": 2}
 POOLINGS = ("mean", "first")
+LLAMA_CPP = 2e-3  # its GELU is approximated, and looked up in halves
 N_CLASSES = 5
 N_TAGS = 3
 
@@ -345,3 +362,74 @@ def test_gradient_on_other_weights(bert, model, tmp_path, format):
                         for row in rows])
     a = np.ones(5, np.float32)
     check_gradient(trainer, collate(rows, share=False), a, truth, logp.detach(), -logp.sum())
+
+
+# ---- all-MiniLM-L6-v2 ----
+
+TEXTS = ["Turn on the light in the kitchen.", "What is the weather in Lisbon tomorrow morning?", "book a table",
+         "A treatise on the theory of heat, in three volumes, by an author whom nobody remembers today."]
+
+
+@pytest.fixture(scope="module")
+def minilm(tmp_path_factory):
+    """(its checkpoint, a function of a format: the GGUF)"""
+    folder = tmp_path_factory.mktemp("minilm")
+    checkpoint = minilm_checkpoint(folder)
+
+    @cache
+    def written(format):
+        write_bert(folder / f"{format}.gguf", checkpoint, format)
+        return folder / f"{format}.gguf"
+
+    return checkpoint, written
+
+
+def read_texts(path):
+    tokenizer = WordPiece(path)
+    found = [np.array(tokenizer.encode(text), np.int32) for text in TEXTS]
+    return [Example(tokens, np.eye(1, tokens.size, dtype=np.float32)[0], labels=np.full(tokens.size, i, np.int32))
+            for i, tokens in enumerate(found)]
+
+
+def test_minilm_equals_transformers_and_llama_cpp(minilm):
+    checkpoint, written = minilm
+    path = written("F32")
+    rows = read_texts(path)
+    network = BertModel.from_pretrained(checkpoint).eval()
+    found = open_trainer(path, VECTOR).decoder.pooled(collate(rows, share=False))
+    with torch.no_grad():
+        close(found, torch.stack([pooled(states_by(network), row, "mean") for row in rows]))
+    close(found, vectors(path, TEXTS), LLAMA_CPP)
+
+
+@pytest.mark.parametrize("format", ["Q8_0", "Q4_1"])
+def test_quantized_minilm_equals_llama_cpp(minilm, format):
+    """Within what its products in 8 bits are off."""
+    path = minilm[1](format)
+    rows = read_texts(path)
+    found = open_trainer(path, VECTOR).decoder.pooled(collate(rows, share=False))
+    assert (found * vectors(path, TEXTS)).sum(1).min() > 0.999
+
+
+@pytest.mark.parametrize("precision", GATES)
+@pytest.mark.parametrize("isa", mostly_slow(KINDS, KINDS[:1]))
+def test_minilm_passes_the_gates_of_precision(minilm, isa, precision, monkeypatch):
+    monkeypatch.setenv("EDGETUNE_ISA", isa)
+    path = minilm[1]("Q8_0")
+    rows = read_texts(path)
+    found = {}
+    for asked in ("exact", precision):
+        trainer = open_trainer(path, classes(len(TEXTS)), precision=asked)
+        rng = np.random.default_rng(1)
+        pairs = trainer.decoder.adapter.adapted
+        for pair in pairs.values():
+            pair.b[:] = rng.standard_normal(pair.b.shape) * 1e-3
+        our_gradient(trainer, collate(rows, share=False), np.ones(len(TEXTS), np.float32))
+        found[asked] = {f"{name}.{side}": getattr(pair, side).astype(np.float64).ravel()
+                        for name, pair in pairs.items() for side in ("da", "db")}
+    exact, other = found["exact"], found[precision]
+    least = min(cosine(exact[name], other[name]) for name in exact)
+    whole = cosine(*(np.concatenate([*each.values()]) for each in (exact, other)))
+    print(f"{precision}: whole {whole:.5f}, least {least:.4f}")
+    assert whole >= GATES[precision][0]
+    assert least >= GATES[precision][1]
