@@ -259,7 +259,7 @@ def _shown(progress: bool, on_event: OnEvent) -> Iterator[OnEvent]:
         return
     from ..console import Terminal
     from ..progress import TrainProgress
-    with TrainProgress(Terminal(file=sys.stderr)) as shown:
+    with TrainProgress(Terminal(file=sys.stderr, force_jupyter=False)) as shown:
         def both(event: Event) -> None:
             shown.event(event)
             on_event(event)
