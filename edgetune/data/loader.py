@@ -17,7 +17,7 @@ from importlib import import_module
 from itertools import accumulate, islice
 from pathlib import Path
 from types import ModuleType
-from typing import IO, Any, NamedTuple, Protocol, cast
+from typing import IO, TYPE_CHECKING, Any, NamedTuple, Protocol, cast
 
 import numpy as np
 
@@ -29,6 +29,9 @@ from .formats import Columns
 from .packing import Example
 from .parts import STDIN, parts_of
 from .rows import Row, RowParser
+
+if TYPE_CHECKING:
+    from ..llamacpp.tokenizer import Tokenizer
 
 NONE = "none"  # as the name of a file of held-out rows: all rows are learned
 ROWS_LIMIT = 1 << 20  # characters of the held-out rows, as JSON, that come with their examples: memory holds them
@@ -92,7 +95,11 @@ def load(model: Path, paths: Sequence[Path | None], config: LoadOptions,
              "memory": config.memory_here(), "parent": os.getpid()}
     for path in filter(None, paths):
         parts_of(path)  # downloads here, not within the memory of the process
-    with _started(asked, Path(STDIN) in paths) as process:
+    return _by_process(asked, Path(STDIN) in paths)
+
+
+def _by_process(asked: dict[str, Any], reads_stdin: bool) -> list[Dataset | None]:
+    with _started(asked, reads_stdin) as process:
         assert process.stdin
         assert process.stdout
         try:
@@ -240,9 +247,7 @@ def _tokenized(asked: dict[str, Any]) -> list[Dataset | None]:
     of_parent = private_memory(asked["parent"])
     try:
         limit_memory(asked["memory"] - of_parent, _LEAST)
-        sets = _sets(asked["paths"], asked["hold_out"], tokenizer=tokenizer,
-                     parser=cast(RowParser, import_module(asked["parser"])), columns=Columns(*asked["columns"]),
-                     learnable=asked["learnable"], **asked["options"])
+        sets = _sets(asked, tokenizer)
         grown = resident_memory() - began + _sent_bytes(sets)
         if began + grown > max(asked["memory"] - of_parent, began + _LEAST):
             raise MemoryError
@@ -263,12 +268,14 @@ def _sent_bytes(sets: Sequence[Dataset | None]) -> int:
                for array in _laid_out(values)[1])
 
 
-def _sets(paths: Sequence[str | None], hold_out: bool, **options: Any) -> list[Dataset | None]:
+def _sets(asked: dict[str, Any], tokenizer: Tokenizer) -> list[Dataset | None]:
     """The sets with the rows that go over."""
     from .dataset import load, load_divided
-    if not hold_out:
-        return [replace(load(path, **options), rows=[]) if path else None for path in paths]
-    data, held_out = paths
+    options = {"tokenizer": tokenizer, "parser": import_module(asked["parser"]), "learnable": asked["learnable"],
+               "columns": Columns(*asked["columns"]), **asked["options"]}
+    if not asked["hold_out"]:
+        return [replace(load(path, **options), rows=[]) if path else None for path in asked["paths"]]
+    data, held_out = asked["paths"]
     assert data
     learned, held = (load(data, **options), load(held_out, **options)) if held_out else load_divided(data, **options)
     return [replace(learned, rows=[]), held and replace(held, rows=_first(held.rows))]

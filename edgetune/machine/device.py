@@ -14,6 +14,7 @@ import re
 import resource
 from contextlib import suppress
 from dataclasses import dataclass, replace
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -179,7 +180,12 @@ def board_named(name: str, memory: str = "") -> Profile:
 
 def read_profiles(folder: Path | None = None) -> list[Profile]:
     """All profiles; the project's, if no folder is named."""
-    files = [read_toml(path) for path in sorted((folder or devices_folder()).glob("*.toml"))]
+    return [*_profiles_of(folder or devices_folder())]
+
+
+@cache  # a daemon reads its device at each request for its health
+def _profiles_of(folder: Path) -> list[Profile]:
+    files = [read_toml(path) for path in sorted(folder.glob("*.toml"))]
     written: list[dict[str, Any]] = [{name: tuple(value) if isinstance(value, list) else value
                                       for name, value in file.items()} for file in files]
     return [Profile(**facts) for facts in written]
