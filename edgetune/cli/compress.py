@@ -30,6 +30,7 @@ def compress_command(source: str, folder: Path, resume: bool, key: Path | None, 
 
     SOURCE is a Hugging Face folder, a hub id such as HuggingFaceTB/SmolLM2-135M-Instruct, a GGUF or a bundle; llama,
     qwen2, qwen3 or gemma3. Steps run in this order: trim the vocabulary, drop blocks, narrow, distill, store.
+    An encoder (BERT, of sentence-transformers too) is only stored: it takes --type and --measure.
 
     The bundle NAME.edge contains model.gguf (or model.onnx), manifest.json and report.html, which says what it cost.
     First it is estimated how long that takes here. After Ctrl-C or a kill the same command continues with all that was
@@ -37,7 +38,7 @@ def compress_command(source: str, folder: Path, resume: bool, key: Path | None, 
     """
     config = CompressConfig(**options).check()
     try:
-        from ..compress.pipeline import REPORT, compress
+        from ..compress.pipeline import compress
         from ..compress.report import report
     except ImportError as error:
         raise UsageError(f"compress cannot be used with the packages that are installed ({named(error)})",
@@ -57,7 +58,7 @@ def compress_command(source: str, folder: Path, resume: bool, key: Path | None, 
     if facts["cost"] is None:
         notes.append(note("what it cost was not measured: give text with --calibrate or --measure"))
     show(as_json, {"out": str(folder), **facts}, *report.lines(facts), *notes,
-         f"bundle in {folder}, report in {folder / REPORT}")
+         f"bundle in {folder}, report in {folder / report.FILE}")
 
 
 def estimated(steps: list[Step]) -> str:

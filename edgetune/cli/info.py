@@ -108,7 +108,7 @@ def _step(step: Any) -> dict[str, Any]:
 
 
 def _cost(cost: dict[str, Any]) -> dict[str, float]:
-    return {key: round(value, 4) for key in ("perplexity", "source_perplexity", "kl", "top1")
+    return {key: round(value, 4) for key in ("perplexity", "source_perplexity", "kl", "top1", "cosine", "least_cosine")
             if isinstance(value := cost.get(key), int | float)}
 
 

@@ -26,7 +26,7 @@ from ..machine.device import thread_count
 from ..serving.llama import LlamaModel
 from ..serving.model import ServedModel
 from ..serving.onnx import OnnxModel
-from . import estimate, fits, memory, samples, texts
+from . import encoder, estimate, fits, memory, samples, texts
 from .estimate import Step
 from .measure import compare
 from .measured import Measured, copy_files
@@ -38,12 +38,11 @@ from .report import report
 from .shrink import distill, prune, trim
 from .source import floats
 from .source.floats import Floats
-from .source.source import Source, open_source
+from .source.source import Source, locate, open_source
 from .work_folder import DISTILLATION, MEASURED, work_folder
 
 DEFAULT_TYPE = "Q4_K_M"
 WINDOW = 256  # tokens of a window to calibrate and measure on
-REPORT = "report.html"
 Pruned = tuple[Floats, prune.Dropped | prune.Narrowed]
 
 
@@ -58,10 +57,13 @@ def compress(name: str, out: Path, config: CompressConfig, *, key: Path | None =
     """
     config.check()
     refuse_existing(out)
+    place = locate(name)
+    if encoder.is_encoder(place):
+        return encoder.compress(place, out, config, key, resume, on_progress)
     if config.format == "onnx":
         exporter()  # before hours of work, as all that follows
     private = signature.private_key(key) if key else None
-    source = open_source(name)
+    source = open_source(place)
     memory.for_steps(config, source.floats.weights)
     if config.drop_blocks:
         prune.require_blocks(source.floats.shape, config.drop_blocks)
@@ -122,7 +124,7 @@ class _Work:
         self.distill()
         with new_folder(out) as beside:
             facts = self.store_onnx(beside) if self.config.format == "onnx" else self.store_gguf(beside)
-            report.write(beside / REPORT, facts)
+            report.write(beside / report.FILE, facts)
             return self.seal(beside, facts)
 
     def _stored_source(self) -> Path:

@@ -24,6 +24,7 @@ from ...runs.page import NOTHING, Content, Html, element, number
 from ...version import __version__
 
 Facts = dict[str, Any]
+FILE = "report.html"
 PARTS = ("embedding", "attention", "mlp", "norms", "output", "metadata")
 _PART_OUTSIDE = {"token_embd.weight": "embedding", "output.weight": "output"}
 
@@ -143,6 +144,8 @@ def _tiles(facts: Facts) -> Iterator[tuple[str, str, str]]:
         yield "mean KL to the source", f"{cost['kl']:.4f}", f"± {cost['kl_error']:.4f}" if cost.get("kl_error") else ""
     if cost.get("top1") is not None:
         yield "top-1 agreement", f"{cost['top1']:.1%}", f"of {cost['tokens']:,} tokens" if cost.get("tokens") else ""
+    if cost.get("cosine") is not None:
+        yield "cosine to the source", f"{cost['cosine']:.4f}", f"at least {cost['least_cosine']:.4f}"
     if device:
         rate = device.get("predicted_tokens_per_second")
         speed = f", about {rate:.0f} tokens/s" if rate else ""

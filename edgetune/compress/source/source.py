@@ -23,9 +23,9 @@ from .floats import Floats
 
 FLOAT_FORMATS = ("F32", "F16", "BF16")
 # What a download takes: never the .bin, .pth or .onnx next to it.
-_NEEDED = ["*.safetensors", "model.safetensors.index.json", "config.json", "generation_config.json", "tokenizer.json",
-           "tokenizer_config.json", "special_tokens_map.json", "chat_template.*", "additional_chat_templates/*",
-           "README.md"]
+_NEEDED = ["*.safetensors", "model.safetensors.index.json", "config.json", "generation_config.json", "modules.json",
+           "*_Pooling/config.json", "tokenizer.json", "tokenizer_config.json", "special_tokens_map.json",
+           "chat_template.*", "additional_chat_templates/*", "README.md"]
 _UNNEEDED = ["consolidated*", "*/*.safetensors"]  # the same weights once more
 
 
@@ -53,24 +53,44 @@ class Source:
         return {spec.name: getattr(self, spec.name) for spec in fields(self) if spec.name not in ("floats", "path")}
 
 
-def open_source(name: str) -> Source:
+@dataclass(frozen=True)
+class Located:
+    """The place of a source on this device. kind: folder | hub | gguf | bundle. revision: the hub's commit or ""."""
+
+    name: str
+    kind: str
+    path: Path
+
+    @property
+    def revision(self) -> str:
+        commit = re.fullmatch(r".*/snapshots/([0-9a-f]{40})", self.path.resolve().as_posix())
+        return commit[1] if commit else ""
+
+
+def locate(name: str) -> Located:
     """A path, or else an id on the Hugging Face hub, whose files are then downloaded or taken from its local cache.
 
-    UsageError where there is neither; FormatError and UnsupportedError as convert.convert and bundle.open_bundle say.
-    The hub's library shows a download's progress on stderr.
+    UsageError where there is neither, FormatError for a folder of another kind. The hub's library shows a download's
+    progress on stderr.
     """
     path = find_model(Path(name).expanduser())
     if path.is_dir() and (path / "config.json").exists() and not (path / "manifest.json").exists():
-        return _open_folder(convert.name_of(path), "folder", path)
+        return Located(convert.name_of(path), "folder", path)
     if path.is_dir() and not (path / "manifest.json").exists():
         found = sorted(path.glob("*.gguf"))
         raise FormatError(f"{path} has neither config.json nor manifest.json",
                           f"name {found[0]}" if found else "name a checkpoint's folder, a bundle or a .gguf file")
     if path.exists():
-        return _open_gguf(path)
+        return Located(path.name, "bundle" if path.is_dir() else "gguf", path)
     if re.fullmatch(r"[\w.-]+/[\w.-]+", name) and not name.endswith(".gguf"):
-        return _open_folder(name, "hub", download(name))
+        return Located(name, "hub", download(name))
     raise UsageError(f"there is no {name}", "name a folder, a .gguf file, a bundle, or OWNER/MODEL on the hub")
+
+
+def open_source(place: Located | str) -> Source:
+    """Reads what `locate` found. FormatError and UnsupportedError as convert.convert and bundle.open_bundle say."""
+    place = locate(place) if isinstance(place, str) else place
+    return _open_folder(place) if place.kind in ("folder", "hub") else _open_gguf(place.path)
 
 
 def download(name: str) -> Path:
@@ -93,15 +113,14 @@ def download(name: str) -> Path:
         raise UsageError(f"cannot download {name}: {reason:.120}", by_hand) from None
 
 
-def _open_folder(name: str, kind: str, folder: Path) -> Source:
+def _open_folder(place: Located) -> Source:
+    folder = place.path
     memory.require_memory(convert.memory_needed(folder), f"{folder} in float32")
     model = convert.convert(folder)
     weights = {path.name: sha256(path) for path in weight_files(folder)}
     keys = {key: value for key, value in model.metadata.items() if not key.startswith("general.")}
     digest = hashlib.sha256(json.dumps([weights, keys], sort_keys=True).encode())
-    commit = re.fullmatch(r".*/snapshots/([0-9a-f]{40})", folder.resolve().as_posix())
-    revision = commit[1] if commit else ""
-    return Source(model, name, kind, folder, revision, _licence(model), weights, False,
+    return Source(model, place.name, place.kind, folder, place.revision, _licence(model), weights, False,
                   f"sha256:{digest.hexdigest()}")
 
 

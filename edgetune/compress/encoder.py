@@ -1,0 +1,136 @@
+"""The way from an encoder to a bundle: converted, stored in one of llama.cpp's types, and its vectors compared.
+
+It takes seconds, so nothing is kept for a later run. What compress does to decoders alone is refused.
+"""
+
+from __future__ import annotations
+
+from contextlib import closing
+from dataclasses import asdict, fields
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from ..data.files import read_rows
+from ..data.question import question_text
+from ..disk import new_folder, read_small
+from ..errors import FormatError, UsageError
+from ..formats import bundle as bundles
+from ..formats import signature
+from ..formats.bert import is_bert, write_bert
+from ..formats.checkpoint import weight_files
+from ..formats.gguf import ENCODER, open_gguf
+from ..serving.embedding import EncoderFile
+from .options import CompressConfig
+from .progress import Progress
+from .quantize import write as quantize
+from .report import report
+from .source.convert import licence_of, name_of
+from .source.source import FLOAT_FORMATS, Located
+
+DEFAULT_TYPE = "Q8_0"  # docs/results/encoders.md
+TEXTS = 1000  # that vectors are compared of, at most
+MAX_TEXT = 64 << 20
+_FOR_ENCODERS = ("type", "measure", "measure_tokens", "calibrate_tokens", "seed", "threads", "format")
+
+
+def is_encoder(place: Located) -> bool:
+    """Whether a folder, a GGUF or a bundle holds an encoder. Raises FormatError for what cannot be read."""
+    if place.kind in ("folder", "hub"):
+        return is_bert(place.path)
+    file = place.path / bundles.MODEL if place.path.is_dir() else place.path
+    return file.is_file() and open_gguf(file).architecture == ENCODER
+
+
+def compress(place: Located, out: Path, config: CompressConfig, key: Path | None, resume: bool,
+             on_progress: Progress) -> dict[str, Any]:
+    """Make the bundle `out`; what its manifest says. Raises as pipeline.compress does."""
+    _refuse(config, resume)
+    private = signature.private_key(key) if key else None
+    with new_folder(out) as beside:
+        on_progress("quantizing", 0, 1)
+        floats, source = _read(place, beside)
+        chosen = config.type or DEFAULT_TYPE
+        made = asdict(quantize.stock(floats, beside / bundles.MODEL, chosen, threads=config.threads))
+        gguf = open_gguf(beside / bundles.MODEL)
+        cost = None
+        if config.measure:
+            cost = _compared(floats, beside / bundles.MODEL, config, on_progress)
+        if floats.parent == beside:
+            floats.unlink()
+        weights = sum(part["weights"] for part in report.parts(gguf))
+        step = {"name": "quantize", "weights": weights, "type": chosen, **made, "importance": False, "cost": cost}
+        facts = {"source": source, "options": config.to_json(), "steps": [step], "cost": cost, "healing": [],
+                 "answers": [], "tensors": [], "parts": report.parts(gguf), "device": None}
+        report.write(beside / report.FILE, facts)
+        manifest = bundles.write_manifest(beside, facts)
+        if private is not None:
+            signature.sign(beside / bundles.MANIFEST, private)
+    return manifest
+
+
+def _refuse(config: CompressConfig, resume: bool) -> None:
+    for spec in fields(config):
+        if spec.name not in _FOR_ENCODERS and getattr(config, spec.name) != spec.default:
+            raise UsageError(f"--{spec.name.replace('_', '-')} is given, and the source is an encoder",
+                             "leave it out: encoders take --type and --measure")
+    if config.format != "gguf":
+        raise UsageError("--format onnx is given, and the source is an encoder", "leave it out: it becomes a GGUF")
+    if resume:
+        raise UsageError("--resume is given, and the source is an encoder, of which nothing is kept",
+                         "leave it out: it takes seconds")
+
+
+def _read(place: Located, beside: Path) -> tuple[Path, dict[str, Any]]:
+    """A GGUF of the source in floats, and what the manifest says of the source."""
+    if place.kind in ("folder", "hub"):
+        path = beside / "floats.gguf"
+        general = {"name": name_of(place.path), "license": licence_of(place.path)}
+        write_bert(path, place.path, "F16", {f"general.{key}": value for key, value in general.items() if value})
+        files = weight_files(place.path)
+    else:
+        bundle = bundles.open_bundle(place.path)
+        path = bundle.gguf.path
+        files = [path]
+    gguf = open_gguf(path)
+    formats = {tensor.format for tensor in gguf.tensors.values() if len(tensor.shape) > 1}
+    return path, {"name": place.name, "kind": place.kind, "revision": place.revision,
+                  "licence": gguf.metadata.get("general.license", ""), "quantized": not formats <= set(FLOAT_FORMATS),
+                  "sha256": {file.name: bundles.sha256(file) for file in files}}
+
+
+def _compared(source: Path, made: Path, config: CompressConfig, on_progress: Progress) -> dict[str, Any]:
+    """Cosines of the vectors of texts before and after."""
+    texts = _texts(Path(config.measure))
+    before, after = (_vectors(path, texts, config.threads, on_progress) for path in (source, made))
+    cosines = (before * after).sum(1)
+    return {"texts": len(texts), "cosine": float(cosines.mean()), "least_cosine": float(cosines.min())}
+
+
+def _texts(path: Path) -> list[str]:
+    """Lines of a .txt file, or the questions of rows."""
+    if path.suffix == ".txt":
+        try:
+            found = read_small(path, MAX_TEXT).decode("utf-8", "replace").splitlines()
+        except OSError as error:
+            raise FormatError(f"cannot read {path}: {error.strerror}", "check the path") from None
+    else:
+        found = [question_text(row) for _, row in read_rows(path)]
+    kept = [text for text in found if text.strip()]
+    if not kept:
+        raise UsageError(f"--measure names {path}, which holds no text", "name one with a text a line, or rows")
+    step = max(1, len(kept) // TEXTS)
+    return kept[::step][:TEXTS]
+
+
+def _vectors(path: Path, texts: list[str], threads: int, on_progress: Progress) -> NDArray[np.float32]:
+    """[n, D], each of length 1."""
+    with closing(EncoderFile(path, threads)) as opened:
+        embedder = opened.embedder
+        out = np.empty((len(texts), embedder.width), np.float32)
+        tokens = [embedder.truncate(embedder.encode(text)) for text in texts]
+        for done, _ in enumerate(embedder.embed(out, tokens)):
+            on_progress("measuring", min(done, len(texts)), len(texts))
+    return out
