@@ -1,8 +1,7 @@
 """Encoders on their weights, compared with transformers and autograd: hidden states, vectors, losses, gradients."""
 
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from functools import cache
-from typing import Any, ClassVar
 
 import numpy as np
 import pytest
@@ -17,12 +16,13 @@ from encoders import (
     vectors,
     write_encoder,
 )
+from labelled import OPTIONS, at_first, classes, open_trainer, tags
 from precision import GATES, KINDS, cosine
 from sometimes import mostly_slow
 from tiny import write_gguf
 from variants import variant
 
-from edgetune.adapters.heads import CLASSES, TAGS, VECTOR
+from edgetune.adapters.heads import VECTOR
 from edgetune.adapters.store import read_artifact
 from edgetune.data.packing import Example, collate
 from edgetune.errors import DataError, FormatError, UnsupportedError, UsageError
@@ -30,48 +30,15 @@ from edgetune.formats.bert import write_bert
 from edgetune.formats.gguf import open_gguf
 from edgetune.llamacpp.wordpiece import WordPiece
 from edgetune.models.networks import open_network
-from edgetune.objectives.base import Objective, Signal
 from edgetune.training.trainer import Trainer
 
 torch = pytest.importorskip("torch", reason="torch is the truth here")
 from transformers import BertModel  # noqa: E402
 
-OPTIONS: dict[str, Any] = {"rank": 4, "batch_size": 8, "max_length": 48, "precision": "exact", "threads": 2}
 POOLINGS = ("mean", "first")
 LLAMA_CPP = 2e-3  # its GELU is approximated, and looked up in halves
 N_CLASSES = 5
 N_TAGS = 3
-
-
-def classes(size, label=""):
-    return replace(CLASSES, size=size, label=label)
-
-
-def tags(size):
-    return replace(TAGS, size=size)
-
-
-@dataclass(frozen=True)
-class Labels(Objective):
-    """L = -(1/N) sum w log p of labels."""
-
-    name: ClassVar[str] = "labels"
-    method: ClassVar[str] = "labels"
-    kinds: tuple[Any, ...] = ()
-
-    @property
-    def heads(self) -> Any:  # type: ignore[override]
-        return self.kinds
-
-    def count(self, examples: Any) -> float:
-        return float(sum(example.supervised for example in examples))
-
-    def weights(self, logp: np.ndarray, batch: Any) -> Signal:
-        return Signal(batch.supervised_weights, -float((logp * batch.supervised_weights).sum(dtype=np.float64)))
-
-
-def open_trainer(path, *heads, **options):
-    return Trainer(path, objective=Labels(heads), **{**OPTIONS, **options})
 
 
 def documents(sizes, labelled="first", label=lambda *_: 0):
@@ -260,8 +227,7 @@ def test_it_learns_and_its_heads_are_a_part_of_the_adapter(model, tmp_path):
         made = []
         for i in range(n):
             tokens = np.where(rng.random(12) < 0.5, 20 + i % N_CLASSES, rng.integers(30, 60, 12)).astype(np.int32)
-            made.append(Example(tokens, np.eye(1, 12, dtype=np.float32)[0],
-                                labels=np.full(12, i % N_CLASSES, np.int32)))
+            made.append(at_first(tokens, i % N_CLASSES))
         return made
 
     trainer = open_trainer(model, classes(N_CLASSES), steps=60, lr=1e-2)
@@ -386,9 +352,7 @@ def minilm(tmp_path_factory):
 
 def read_texts(path):
     tokenizer = WordPiece(path)
-    found = [np.array(tokenizer.encode(text), np.int32) for text in TEXTS]
-    return [Example(tokens, np.eye(1, tokens.size, dtype=np.float32)[0], labels=np.full(tokens.size, i, np.int32))
-            for i, tokens in enumerate(found)]
+    return [at_first(np.array(tokenizer.encode(text), np.int32), i) for i, text in enumerate(TEXTS)]
 
 
 def test_minilm_equals_transformers_and_llama_cpp(minilm):

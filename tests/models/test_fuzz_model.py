@@ -4,13 +4,15 @@
 import numpy as np
 import pytest
 from counting import one_step
+from encoders import WORDS, tiny_bert, write_encoder
 from examples import examples
 from hypothesis import given
 from hypothesis import strategies as st
+from labelled import at_first, classes, open_trainer
 from tiny import write_tiny
 
 from edgetune.errors import EdgetuneError, NumericsError
-from edgetune.formats.gguf import FORMATS, open_gguf
+from edgetune.formats.gguf import ENCODER, FORMATS, open_gguf
 
 CASES = examples(80, derandomize=True, database=None)
 
@@ -20,13 +22,21 @@ def originals(tmp_path_factory):
     folder = tmp_path_factory.mktemp("fuzz")
     paths = [write_tiny(folder / f"{name}.gguf", name, formats="Q8_0", n_blocks=2, n_vocab=384)
              for name in ("llama", "qwen2", "qwen3", "gemma3")]
+    paths.append(write_encoder(folder / "bert.gguf", tiny_bert(), WORDS))
     return [path.read_bytes() for path in paths]
+
+
+def labelled_step(path):
+    """As one_step, of an encoder."""
+    trainer = open_trainer(path, classes(2), steps=1, max_length=16)
+    trainer.add_examples([at_first(row, i) for i, row in enumerate(np.arange(24, dtype=np.int32).reshape(2, 12))])
+    return trainer
 
 
 def train_a_step(path):
     """True if the file was good enough to be trained."""
     try:
-        one_step(path).step()
+        (labelled_step if open_gguf(path).metadata.get("general.architecture") == ENCODER else one_step)(path).step()
     except EdgetuneError:
         return False
     return True
