@@ -26,7 +26,7 @@ from typing import TYPE_CHECKING, ClassVar, Protocol, TypeVar
 
 import numpy as np
 
-from ..adapters.base import KEYS, PROJECTIONS, Carved, Group, Shapes
+from ..adapters.base import KEYS, PROJECTIONS, Carved, Group, Shapes, slices
 from ..adapters.heads import VOCABULARY, HeadKind
 from ..backends.arena import Arena, Buffer
 from ..backends.base import Backend
@@ -120,6 +120,13 @@ class Structure(ABC):
             if head != VOCABULARY:
                 raise UsageError(f"this model has no head for {head.name}", "choose another method, or another model")
         return []
+
+    def exported_heads(self, run: RunShape, flat: np.ndarray) -> dict[str, np.ndarray]:
+        """The heads that are a part of the adapter, by their tensors' names: views of `flat`, all parameters."""
+        groups = self.parameters(run)
+        own = {group.name for group in self.head_groups(run.heads) if group.exported}
+        return {f"head.{group.name}": part for group, part in zip(groups, slices(groups, flat), strict=True)
+                if group.name in own}
 
     def parameters(self, run: RunShape) -> list[Group]:
         """All trained parameters in stored order: those of the family, then those of the heads."""

@@ -397,8 +397,7 @@ class Trainer:
     @property
     def _heads(self) -> dict[str, np.ndarray]:
         """The heads that are a part of the adapter, by their tensors' names."""
-        own = {group.name for group in self.model.structure.head_groups(self.plan.run.heads) if group.exported}
-        return {f"head.{group.name}": part for group, part in self._parts if group.name in own}
+        return self.model.structure.exported_heads(self.plan.run, self.arena.flat("lora"))
 
     @property
     def unexported(self) -> dict[str, np.ndarray]:

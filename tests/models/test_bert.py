@@ -30,6 +30,7 @@ from edgetune.formats.bert import write_bert
 from edgetune.formats.gguf import open_gguf
 from edgetune.llamacpp.wordpiece import WordPiece
 from edgetune.models.networks import open_network
+from edgetune.serving.rollouts.forward import open_passes
 from edgetune.training.trainer import Trainer
 
 torch = pytest.importorskip("torch", reason="torch is the truth here")
@@ -245,6 +246,13 @@ def test_it_learns_and_its_heads_are_a_part_of_the_adapter(model, tmp_path):
     streamed = open_trainer(model, classes(N_CLASSES), weights="streamed")
     streamed.load(tmp_path / "out")
     assert streamed.loss(held)[0] == again.loss(held)[0]
+    batch = collate(held, share=False)
+    alone = open_passes(open_network(open_gguf(model)), read_artifact(tmp_path / "out", open_gguf(model)), threads=1,
+                        max_tokens=batch.tokens.size, max_length=12, heads=(classes(N_CLASSES),))
+    close(alone.score(batch), again.decoder.score(batch), 1e-5)
+    bare = open_passes(open_network(open_gguf(model)), {}, threads=1, max_tokens=batch.tokens.size, max_length=12,
+                       heads=(VECTOR,))
+    close(bare.pooled(batch), open_trainer(model, VECTOR).decoder.pooled(batch), 1e-5)
     with pytest.raises(DataError, match=r"label outside 0\.\.4"):
         trainer.add_examples(documents((3,), label=lambda *_: N_CLASSES))
 

@@ -1,12 +1,14 @@
-"""A decoder that only measures and answers: any adapter with the weights, no training state."""
+"""A network that only measures and answers: any adapter with the weights, no training state."""
 
 from __future__ import annotations
 
 from collections.abc import Iterable
+from dataclasses import replace
 
 import numpy as np
 
 from ...adapters.base import Artifact, Family
+from ...adapters.heads import VOCABULARY, HeadKind
 from ...adapters.lora import Lora, Pair
 from ...adapters.low_rank import LoraFamily
 from ...backends.arena import Arena, Buffer
@@ -15,6 +17,7 @@ from ...backends.opening import open_backend
 from ...errors import MismatchError
 from ...formats.gguf import Gguf
 from ...machine.device import thread_count
+from ...models.base import Network, Passes
 from ...models.decoder import Decoder, Model
 from ...models.linear import RunShape
 
@@ -28,24 +31,43 @@ def open_decoder(model: Model | Gguf, adapter: Artifact | Lora, *, threads: int,
     one instead. streamed: the number of blocks, from the first, whose weights are read from the file at every use.
     Raises MismatchError for an adapter that does not fit the model, UsageError for one of an unknown family.
     """
-    model = model if isinstance(model, Model) else Model(model)
+    found = open_passes(model if isinstance(model, Model) else Model(model), adapter, threads=threads,
+                        max_tokens=max_tokens, max_length=max_length, precision=precision, more=more, backend=backend,
+                        ops=ops, streamed=streamed)
+    assert isinstance(found, Decoder)
+    return found
+
+
+def open_passes(model: Network, adapter: Artifact | Lora, *, threads: int, max_tokens: int, max_length: int,
+                precision: str = "exact", more: Iterable[Buffer] = (), backend: str = "auto",
+                ops: Backend | None = None, streamed: int = 0,
+                heads: tuple[HeadKind, ...] = (VOCABULARY,)) -> Passes:
+    """The same of any network. heads: the trained ones are a part of the adapter, or random where it has none."""
     found = adapter if isinstance(adapter, Artifact) else Artifact(adapter)
-    run = forward_run(model, found, threads=threads, max_tokens=max_tokens, max_length=max_length, precision=precision)
+    run = forward_run(model, found, threads=threads, max_tokens=max_tokens, max_length=max_length, precision=precision,
+                      heads=heads)
     ops = ops or open_backend(backend, run.threads)
     arena = Arena([*forward_buffers(model, run, ops), *more], ops.allocate)
     ops.use_scratch(arena.flat("scratch"))
-    decoder = Decoder(model, run, ops, arena, streamed, found.setting.seed)
+    passes = model.build(run, ops, arena, streamed, found.setting.seed)
     if found.is_lora:
         rank = run.family.kept_width
-        found = Artifact({name: _padded(found.pairs.get(name), (rank, k), (n, rank))
-                          for name, (n, k) in model.structure.trained_shapes(run).items()})
-    decoder.adapter.load(found, "the adapter")
-    return decoder
+        found = Artifact({name: _padded(found.pairs.get(name), (rank, shape[1]), (shape[0], rank))
+                          for name, shape in model.structure.trained_shapes(run).items()})
+    for name, own in model.structure.exported_heads(run, arena.flat("lora")).items():
+        if name in found.tensors:
+            if found.tensors[name].size != own.size:
+                raise MismatchError(f"the adapter's {name} has {found.tensors[name].size} values, here are {own.size}",
+                                    "use the labels that it was trained on")
+            own[:] = found.tensors[name].reshape(-1)
+    others = {name: values for name, values in found.tensors.items() if not name.startswith("head.")}
+    passes.adapter.load(replace(found, tensors=others), "the adapter")
+    return passes
 
 
-def forward_run(model: Model, adapter: Artifact | Lora, *, threads: int, max_tokens: int, max_length: int,
-                precision: str) -> RunShape:
-    """The run of such a decoder. Errors as in `open_decoder`."""
+def forward_run(model: Network, adapter: Artifact | Lora, *, threads: int, max_tokens: int, max_length: int,
+                precision: str, heads: tuple[HeadKind, ...] = (VOCABULARY,)) -> RunShape:
+    """The run of such passes. Errors as in `open_decoder`."""
     found = adapter if isinstance(adapter, Artifact) else Artifact(adapter)
     setting = found.setting
     family: Family
@@ -55,14 +77,15 @@ def forward_run(model: Model, adapter: Artifact | Lora, *, threads: int, max_tok
         family = found.make_family()
         targets = tuple(setting.targets)
         blocks = range(*setting.blocks or [0])
-        if not blocks or blocks[-1] >= model.shape.n_layer or not set(targets) <= set(model.shape.linear_shapes()):
+        have = model.structure
+        if not blocks or blocks[-1] >= have.n_layer or not set(targets) <= set(have.linear_shapes()):
             raise MismatchError(f"the adapter changes blocks {setting.blocks} of {', '.join(targets)}, which "
                                 f"{model.gguf.path} does not have", "use the model that it was trained on")
     return RunShape(max_tokens=max_tokens, max_length=max_length, family=family, targets=targets, blocks=blocks, kept=1,
-                    threads=thread_count(threads), precision=precision)
+                    threads=thread_count(threads), precision=precision, heads=heads)
 
 
-def forward_buffers(model: Model, run: RunShape, ops: Backend) -> list[Buffer]:
+def forward_buffers(model: Network, run: RunShape, ops: Backend) -> list[Buffer]:
     """All large arrays of forward, the adapter and the work space of `ops`."""
     parameters = sum(group.size for group in model.structure.parameters(run))
     return [Buffer("lora", (parameters,), "run"), Buffer("dlora", (parameters,), "run"),
@@ -71,17 +94,17 @@ def forward_buffers(model: Model, run: RunShape, ops: Backend) -> list[Buffer]:
             *(b for b in model.structure.buffers(run) if not b.backward)]
 
 
-def _of_pairs(model: Model, pairs: Lora) -> tuple[LoraFamily, tuple[str, ...], range]:
+def _of_pairs(model: Network, pairs: Lora) -> tuple[LoraFamily, tuple[str, ...], range]:
     """(family, targets, blocks) of a LoRA with room for all pairs. Raises MismatchError for one that does not fit."""
-    shapes = model.shape.linear_shapes()
+    shapes = model.structure.linear_shapes()
     places = {name: name.split(".", 2) for name in pairs}
     for name, (_, block, target) in places.items():
         n, k = shapes.get(target, (0, 0))
-        if not block.isdigit() or int(block) >= model.shape.n_layer or (
+        if not block.isdigit() or int(block) >= model.structure.n_layer or (
                 pairs[name].b.shape[0], pairs[name].a.shape[1]) != (n, k):
             raise MismatchError(f"the adapter's pair for {name} does not fit {model.gguf.path}",
                                 "use the model that it was trained on")
-    blocks = [int(block) for _, block, _ in places.values()] or [model.shape.n_layer - 1]
+    blocks = [int(block) for _, block, _ in places.values()] or [model.structure.n_layer - 1]
     rank = max((pair.rank for pair in pairs.values()), default=1)
     return (LoraFamily(rank=rank, alpha=rank), tuple(sorted({target for _, _, target in places.values()})),
             range(min(blocks), max(blocks) + 1))
