@@ -36,7 +36,8 @@ def option_row(spec: Field[Any]) -> str:
     if meta["high"] is not None and meta["high"] < FAR:
         parts.append(f"({meta['low'] or 0:g} to {meta['high']:g})")
     default = "" if spec.default == "" else f" ({default_text(spec.default, meta['zero'])})"
-    return f"- {flags([spec.name])}{default}: {' '.join(parts)}"
+    names = [spec.name, f"no_{spec.name}"] if spec.default is True else [spec.name]
+    return f"- {flags(names)}{default}: {' '.join(parts)}"
 
 
 def flags(names: Iterable[str]) -> str:

@@ -24,7 +24,7 @@ def evaluate(model, rows, memory):
 def test_the_loss_is_within_the_budget_that_a_refusal_names(smollm2, tmp_path):
     rows = tmp_path / "rows.jsonl"
     row = {"prompt": "Write a story about a lamp. " * 10, "completion": "once upon a time " * 20}
-    rows.write_text(f"{json.dumps(row)}\n" * 6)
+    rows.write_text(f"{json.dumps(row)}\n" * 2)
     _, refused = evaluate(smollm2, rows, "20M")
     least = re.search(r"give it --memory (\d+)M", refused)
     assert least
