@@ -1,5 +1,7 @@
 """Encoders on their weights, compared with transformers and autograd: hidden states, vectors, losses, gradients."""
 
+import subprocess
+import sys
 from dataclasses import replace
 from functools import cache
 
@@ -405,3 +407,40 @@ def test_minilm_passes_the_gates_of_precision(minilm, isa, precision, monkeypatc
     print(f"{precision}: whole {whole:.5f}, least {least:.4f}")
     assert whole >= GATES[precision][0]
     assert least >= GATES[precision][1]
+
+
+WITHIN = """
+import sys
+import numpy as np
+from edgetune.errors import BudgetError
+from edgetune.machine.device import peak_rss
+from labelled import at_first, classes, open_trainer
+rng = np.random.default_rng(0)
+try:
+    trainer = open_trainer(sys.argv[1], classes(7), memory=sys.argv[2], max_length=64, precision="fast", steps=2)
+except BudgetError as error:
+    sys.exit(print(error.needed))
+trainer.add_examples([at_first(rng.integers(1000, 20000, 60).astype(np.int32), i % 7) for i in range(16)])
+trainer.train()
+print(trainer.plan.peak_bytes, peak_rss(), trainer.plan.tradeoffs.streamed)
+"""
+
+
+def train_within(path, mib):
+    """What WITHIN prints, in a process of its own."""
+    done = subprocess.run([sys.executable, "-c", WITHIN, path, f"{mib}M"], capture_output=True, text=True, timeout=300,
+                          check=True)
+    return [int(word) for word in done.stdout.split()]
+
+
+def test_minilm_trains_within_a_budget(minilm):
+    """In 150 MiB, and in the least that a refusal names, where weights are read at each use."""
+    path = minilm[1]("Q8_0")
+    planned, measured, streamed = train_within(path, 150)
+    assert measured <= planned <= 150 << 20
+    assert not streamed
+    least = -(-train_within(path, 1)[0] >> 20) + 1
+    assert least < 80
+    planned, measured, streamed = train_within(path, least)
+    assert measured <= planned <= least << 20
+    assert streamed
