@@ -146,6 +146,7 @@ class Registry(Generic[T]):
         self.kind = kind
         self.unique = unique
         self._found: dict[str, type[T]] = {}
+        self._is_read = False
 
     def register(self, one: K) -> K:
         """Registers a class, as a decorator. Raises ValueError where another has its name."""
@@ -158,9 +159,11 @@ class Registry(Generic[T]):
 
     def all(self) -> dict[str, type[T]]:
         """All that is registered, by name; the modules of the package are imported first."""
-        for module in iter_modules(import_module(self.package).__path__):
-            if module.name not in self.others:
-                import_module(f"{self.package}.{module.name}")
+        if not self._is_read:
+            for module in iter_modules(import_module(self.package).__path__):
+                if module.name not in self.others:
+                    import_module(f"{self.package}.{module.name}")
+            self._is_read = True
         return dict(sorted(self._found.items()))
 
     def named(self, name: str) -> type[T]:

@@ -37,7 +37,7 @@ from . import (
 from .archive import zipped
 from .bodies import Bodies
 from .completions import TheService
-from .errors import JsonRoute, of_type
+from .errors import RESPONSES, JsonRoute, of_type
 from .fine_tuning import After, Limit, page
 from .metrics import Counted, Metrics
 from .pools import Pools, ThePools
@@ -48,7 +48,7 @@ Purpose = Annotated[str | None, Query(description="Only files of this purpose.")
 JSONL = "application/jsonl"
 CSV = "text/csv"
 ZIP = "application/zip"
-router = APIRouter(route_class=JsonRoute)
+router = APIRouter(route_class=JsonRoute, responses=RESPONSES)
 PARTS = (*(part.router for part in (checking, completions, embeddings, feedback, fine_tuning, ollama, ollama_models,
                                     pages, responses)), router)
 
@@ -62,20 +62,17 @@ def app(service: Service) -> FastAPI:
     """The API of a service, which may start later. Raises UsageError or FormatError for a key file that is none."""
     config = service.config
     keys = Keys(Path(config.key_file).expanduser()) if config.key_file else None
-    made = FastAPI(title="edgetune", version=__version__, responses=errors.RESPONSES, openapi_url=None, docs_url=None,
-                   redoc_url=None, redirect_slashes=False)
+    made = FastAPI(title="edgetune", version=__version__, openapi_url=None, docs_url=None, redoc_url=None,
+                   redirect_slashes=False)
     made.state.service = service
     made.state.recent = RecentAnswers()
     made.state.metrics = Metrics(service)
     made.state.ignored = set()
     made.state.pools = Pools()
     made.state.bodies = Bodies(config)
-    for part in PARTS:
-        made.include_router(part)
+    made.router.routes += routes()  # as they are: include_router would make each a second time
     errors.install(made)
     made.openapi = _made_once(made, keyed=keys is not None)  # type: ignore[method-assign]
-    for route in made.routes:  # else FastAPI completes them at the first request, while others wait
-        route.matches({"type": "http", "path": "", "method": "GET"})
     made.add_middleware(Counted, metrics=made.state.metrics)
     made.add_middleware(Guard, config=config, keys=keys, bodies=made.state.bodies)  # the last one added comes first
     return made

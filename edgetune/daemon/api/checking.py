@@ -21,7 +21,7 @@ from ..state.files import printable
 from ..state.uploads import check_length, form_of, spooled
 from . import schemas
 from .completions import TheService
-from .errors import JsonRoute
+from .errors import RESPONSES, JsonRoute
 
 CHECKED_ROWS = 5000  # of each file at most: their facts are held in memory
 CHECKED_BYTES = 8 << 20  # of their JSON, which is tokenized while others wait for answers
@@ -29,7 +29,7 @@ NAMED_LINES = 100  # of each finding
 CHUNK = 1 << 16
 OPTION_NAMES = {"eval": "validation_file"}  # of options of the command line, where those of a job differ
 HeldOut = Annotated[UploadFile | None, File(description="Held-out rows, none of which may ask what is learned.")]
-router = APIRouter(route_class=JsonRoute)
+router = APIRouter(route_class=JsonRoute, responses=RESPONSES)
 
 
 @router.post("/v1/files/check", response_model=schemas.RowsCheck)

@@ -16,10 +16,10 @@ from ...serving.tool_calls import CallPiece
 from ..service import Service
 from . import generation
 from .asking import AnswerStream, Asked, Piece, Said, note_ignored
-from .errors import JsonRoute, status_and_body
+from .errors import RESPONSES, JsonRoute, status_and_body
 from .logprobs import chat_logprobs, completion_logprobs
 
-router = APIRouter(route_class=JsonRoute)
+router = APIRouter(route_class=JsonRoute, responses=RESPONSES)
 _EVENTS: dict[int | str, dict[str, Any]] = {
     200: {"description": "The answer; with stream, events of its pieces, then `data: [DONE]`.",
           "content": {"text/event-stream": {}}}}

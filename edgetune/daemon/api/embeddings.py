@@ -16,13 +16,13 @@ from ..embeddings import Embedded, Text
 from ..service import Service
 from .asking import calling_when_gone, note_ignored
 from .completions import TheService
-from .errors import JsonRoute
+from .errors import RESPONSES, JsonRoute
 from .pools import Pools
 from .shapes import Answer, Body, Whole
 
 TEXTS = 2048  # of a request, as OpenAI has it
 TOGETHER = 16  # texts until others have a turn
-router = APIRouter(route_class=JsonRoute)
+router = APIRouter(route_class=JsonRoute, responses=RESPONSES)
 Tokens = Annotated[list[Whole], Field(min_length=1)]
 
 

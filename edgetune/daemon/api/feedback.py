@@ -16,11 +16,11 @@ from ..learning.prompts import KeptPrompt
 from ..service import Service
 from . import feedback_bodies as bodies
 from .completions import TheService
-from .errors import JsonRoute
+from .errors import RESPONSES, JsonRoute
 from .fine_tuning import After, Limit, job_object, page
 from .schemas import Job
 
-router = APIRouter(route_class=JsonRoute)
+router = APIRouter(route_class=JsonRoute, responses=RESPONSES)
 WHAT_IS_NEW = bodies.LearnRequest(all=False, prompts=False)  # of a request without a body
 
 

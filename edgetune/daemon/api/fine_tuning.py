@@ -15,9 +15,9 @@ from ..jobs.recipe import objective_of
 from ..jobs.rewarded import shown
 from . import schemas
 from .completions import TheService
-from .errors import JsonRoute, about
+from .errors import RESPONSES, JsonRoute, about
 
-router = APIRouter(prefix="/v1/fine_tuning", route_class=JsonRoute)
+router = APIRouter(prefix="/v1/fine_tuning", route_class=JsonRoute, responses=RESPONSES)
 After = Annotated[str | None, Query(description="The id after which the part begins.")]
 Limit = Annotated[int, Query(ge=1, le=100, description="Items of the part at most.")]
 

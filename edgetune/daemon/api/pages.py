@@ -15,14 +15,14 @@ from starlette.responses import Response
 
 from ...errors import NotFoundError
 from .completions import TheService
-from .errors import JsonRoute, of_type
+from .errors import RESPONSES, JsonRoute, of_type
 
 FOLDER = Path(__file__).parents[1] / "page"
 STYLE = re.compile(r'<link rel="stylesheet" href="(\w+\.css)">')
 ICON = re.compile(r'<link rel="icon" href="(\w+\.svg)">')
 IMAGE = re.compile(r'<img src="(\w+\.svg)" alt="">')
 SCRIPT = re.compile(r'<script src="(\w+\.js)"></script>')
-router = APIRouter(route_class=JsonRoute)
+router = APIRouter(route_class=JsonRoute, responses=RESPONSES)
 
 
 @router.get("/", response_class=Response, responses=of_type("text/html"))

@@ -11,10 +11,10 @@ from fastapi import APIRouter, Request, Response
 
 from ...serving.tool_calls import CallPiece
 from .asking import AnswerStream, Asked, note_ignored
-from .errors import JsonRoute, status_and_body
+from .errors import RESPONSES, JsonRoute, status_and_body
 from .responses_bodies import ResponseObject, ResponseRequest
 
-router = APIRouter(route_class=JsonRoute)
+router = APIRouter(route_class=JsonRoute, responses=RESPONSES)
 _EVENTS: dict[int | str, dict[str, Any]] = {
     200: {"description": "The response; with stream events from response.created to response.completed, "
                          "response.incomplete or response.failed.",
