@@ -10,6 +10,7 @@ The library an app embeds:
     run            a whole run on disk of rows that are tokens already
     RunCallbacks   what such a run asks and tells its caller
     Served         llama.cpp with adapters that are loaded, switched and unloaded at run time
+    Classifier     an encoder that answers with the labels, or the JSON, that it learned
     EdgetuneError  what a user can cause; edgetune.errors has its kinds
 
 >>> import edgetune
@@ -32,11 +33,12 @@ _HOME = {
     "load": "data.dataset", "load_rows": "data.dataset", "Trainer": "training.trainer",
     "StepResult": "training.trainer", "run": "training.run", "open_adapter": "adapters.store",
     "RunCallbacks": "training.callbacks", "Served": "serving.llama:LlamaModel", "train": "runs.train",
-    "resume": "runs.train", "Result": "runs.result", "pull": "hub",
+    "resume": "runs.train", "Result": "runs.result", "pull": "hub", "Classifier": "serving.classifier",
 }
 __all__ = [
-    "Bundle", "EdgetuneError", "Result", "RunCallbacks", "Served", "StepResult", "Tokenizer", "TrainConfig", "Trainer",
-    "__version__", "load", "load_rows", "open_adapter", "open_bundle", "open_gguf", "pull", "resume", "run", "train",
+    "Bundle", "Classifier", "EdgetuneError", "Result", "RunCallbacks", "Served", "StepResult", "Tokenizer",
+    "TrainConfig", "Trainer", "__version__", "load", "load_rows", "open_adapter", "open_bundle", "open_gguf",
+    "pull", "resume", "run", "train",
 ]
 
 if TYPE_CHECKING:
@@ -52,6 +54,7 @@ if TYPE_CHECKING:
     from .runs.result import Result as Result
     from .runs.train import resume as resume
     from .runs.train import train as train
+    from .serving.classifier import Classifier as Classifier
     from .serving.llama import LlamaModel as Served
     from .training.callbacks import RunCallbacks as RunCallbacks
     from .training.config import TrainConfig as TrainConfig

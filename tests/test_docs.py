@@ -122,7 +122,12 @@ def shell_lines(text):
 
 def test_commands_exist_with_the_options_that_the_pages_give(tmp_path, monkeypatch):
     from edgetune.cli import cli
+    from edgetune.formats.named import place_of, source_of
     monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    pulled = place_of(source_of("minilm"))  # whose presence a command's line is checked for
+    pulled.parent.mkdir(parents=True)
+    pulled.touch()
     (tmp_path / "examples").symlink_to(ROOT / "examples")
     (tmp_path / "my-adapter").mkdir()
     (tmp_path / "my-adapter" / "run.toml").write_text('model = "model.gguf"\ndata = "rows.jsonl"\n')

@@ -8,7 +8,7 @@ import pytest
 
 from edgetune.data import loader
 from edgetune.data.parts import STDIN
-from edgetune.llamacpp.tokenizer import Tokenizer
+from edgetune.llamacpp.tokenizers import open_tokenizer
 
 by_process = loader.load
 
@@ -16,7 +16,7 @@ by_process = loader.load
 def here(asked, _reads_stdin):
     """What the process would send, through the same format."""
     pipe = io.BytesIO()
-    with closing(Tokenizer(asked["model"])) as tokenizer:
+    with closing(open_tokenizer(asked["model"])) as tokenizer:
         loader.send(pipe, loader._sets(asked, tokenizer))
     pipe.seek(0)
     return loader.receive(pipe)

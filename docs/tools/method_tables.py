@@ -26,6 +26,7 @@ ROWS = {  # of each module that reads rows: their name, and their keys
     "tutored": ("answers, a reference and a judgment",
                 '{"prompt": ..., "completion": ..., "reference": ..., "judgment": ...}'),
     "privileged": ("question, answer and context", '{"prompt": ..., "completion": ..., "privileged_context": ...}'),
+    "labelled": ("question and label, or JSON", '{"prompt": ..., "completion": ...}, {"messages": [...]}'),
     "informed": ("question and context", '{"prompt": ..., "privileged_context": ...}')}
 Option = Field[Any]
 

@@ -31,6 +31,7 @@ OURS = "edgetune"  # the type of any other adapter
 _FAMILY = "edgetune.family"  # of one of that type
 _SERVED_BY = "edgetune.served_by"
 _SETTING = "edgetune.setting"
+_OBJECTIVE = "edgetune.objective"  # of an adapter with a head
 FILE = "adapter.gguf"
 RUN = "run.json"
 BESIDE = "beside.npz"  # arrays trained with it that are no part of it, such as a value head, by name
@@ -71,8 +72,8 @@ def open_adapter(path: str | os.PathLike[str], base: Gguf | None = None) -> Adap
         path=gguf.path,
         architecture=gguf.architecture,
         pairs=_read_artifact(gguf).served_pairs(str(gguf.path)),
-        fingerprint=str(gguf.metadata.get(_BASE, "")),
-        base_name=str(gguf.metadata.get(_NAME, "")),
+        fingerprint=base_of(gguf)[1],
+        base_name=base_of(gguf)[0],
         run=read_run(gguf.path.parent) if gguf.path.name == FILE else {},
         schema=read_schema(gguf.path.parent) if gguf.path.name == FILE else None,
     )
@@ -80,6 +81,11 @@ def open_adapter(path: str | os.PathLike[str], base: Gguf | None = None) -> Adap
         _check_base(gguf, base)
         check_fit(adapter.pairs, base, str(adapter.path))
     return adapter
+
+
+def base_of(gguf: Gguf) -> tuple[str, str]:
+    """The name and the fingerprint of the base that an adapter's file was trained on; "" where it says none."""
+    return str(gguf.metadata.get(_NAME, "")), str(gguf.metadata.get(_BASE, ""))
 
 
 def read_artifact(path: str | os.PathLike[str], base: Gguf) -> Artifact:
@@ -90,6 +96,12 @@ def read_artifact(path: str | os.PathLike[str], base: Gguf) -> Artifact:
     found = _read_artifact(gguf)
     check_fit(found.pairs, base, str(gguf.path))
     return found
+
+
+def read_any(path: str | os.PathLike[str]) -> tuple[Gguf, Artifact]:
+    """The file of an adapter of any family, and what it holds. Errors: open_adapter's."""
+    gguf = _opened(path)
+    return gguf, _read_artifact(gguf)
 
 
 def fingerprint_of(path: str | os.PathLike[str]) -> str:
@@ -132,6 +144,7 @@ def save_artifact(path: str | os.PathLike[str], found: Artifact, base: Gguf, for
         "adapter.type": LORA if found.is_lora else OURS,
         **({} if found.is_lora else {_FAMILY: found.family, _SERVED_BY: found.served_by,
                                      _SETTING: json_text(vars(found.setting))}),
+        **({_OBJECTIVE: json_text(found.objective)} if found.objective else {}),
         _ALPHA: alpha,
         "general.name": f"LoRA for {base_name(base)}",
         "general.base_model.count": 1,
@@ -265,7 +278,8 @@ def _read_artifact(gguf: Gguf) -> Artifact:
                 raise FormatError(f"{gguf.path}: {tensor} has an update that is not finite", "take an earlier adapter")
             pairs[tensor.removesuffix(".weight")] = Pair(a, b, alpha / a.shape[0] if alpha else 1.0)
     return Artifact(pairs, tensors, str(gguf.metadata.get(_FAMILY, "")),
-                    str(gguf.metadata.get(_SERVED_BY, LLAMA_CPP)), Setting() if is_lora else _read_setting(gguf))
+                    str(gguf.metadata.get(_SERVED_BY, LLAMA_CPP)), Setting() if is_lora else _read_setting(gguf),
+                    _read_objective(gguf))
 
 
 def _read_setting(gguf: Gguf) -> Setting:
@@ -276,6 +290,16 @@ def _read_setting(gguf: Gguf) -> Setting:
     except (KeyError, TypeError, ValueError, RecursionError) as error:
         raise FormatError(f"{gguf.path} is damaged: {_SETTING} is no setting ({error})",
                           "take an earlier adapter") from None
+
+
+def _read_objective(gguf: Gguf) -> dict[str, Any]:
+    try:
+        found = json.loads(str(gguf.metadata.get(_OBJECTIVE, "{}")))
+    except (ValueError, RecursionError):
+        found = None
+    if not isinstance(found, dict):
+        raise FormatError(f"{gguf.path} is damaged: {_OBJECTIVE} is no JSON object", "take an earlier adapter")
+    return found
 
 
 def _check_base(gguf: Gguf, base: Gguf) -> None:

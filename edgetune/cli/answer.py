@@ -40,6 +40,7 @@ if TYPE_CHECKING:
     from ..evaluation.served import Answer, Graded, Scores
     from ..formats.bundle import Bundle
     from ..llamacpp.tokenizer import Tokenizer
+    from ..serving.classifier import Classifier
     from ..serving.rollouts.texts import Engine
 
 
@@ -110,6 +111,10 @@ def served_model(model: Path, serving: Serving) -> Iterator[Any]:
     from ..formats.bundle import open_bundle
     from ..serving.llama import LlamaModel
     from ..serving.onnx import OnnxModel, holds_onnx
+    if is_encoder(model):
+        with classifier_of(model, serving) as classifier:
+            yield classifier
+        return
     if serving.runtime == "onnx" or (serving.runtime is None and holds_onnx(model)):
         if adapter is not None:
             raise UsageError(f"--adapter {adapter} is given with ONNX Runtime, adapters work with llama.cpp alone",
@@ -125,6 +130,22 @@ def served_model(model: Path, serving: Serving) -> Iterator[Any]:
             served.load_adapter(adapter, adapter.name)
             served.use(adapter.name)
         yield served
+
+
+def is_encoder(model: Path) -> bool:
+    """Whether a model answers with a trained head alone. Raises the errors of open_gguf."""
+    from ..formats.gguf import ENCODER, open_gguf
+    from ..formats.named import find_model
+    path = find_model(model)
+    return path.is_file() and open_gguf(path).architecture == ENCODER
+
+
+def classifier_of(model: Path, serving: Serving) -> Classifier:
+    """An encoder with its head. Raises UsageError without an adapter."""
+    from ..serving.classifier import Classifier
+    if serving.adapter is None:
+        raise UsageError(f"{model} is an encoder, which answers with a head that was trained", "name it with --adapter")
+    return Classifier(model, serving.adapter, serving.threads)
 
 
 def new_file(_ctx: click.Context, _option: click.Parameter, path: Path | None) -> Path | None:
@@ -176,6 +197,12 @@ def eval_command(model: Path, data: Path, engine: str, max_length: int, system: 
                     show_wrong, save, as_json)
         return
     check_answers_asked(**of_answers)
+    if is_encoder(model):
+        graded = _graded_labels(model, serving, data, Columns(prompt_column, completion_column), options["limit"])
+        if save:
+            save_answers(save, graded.answers, ())
+        show_grades(f"{data} by {graded.scores.engine}", graded, show_wrong, as_json)
+        return
     check_engine(engine, memory=memory, backend=backend, structured=serving.structured)
     bundle = open_bundle(model)
     tokenizer = Tokenizer(bundle.gguf)
@@ -225,6 +252,17 @@ def _graded_by_llama(model: Path, serving: Serving, rows: Dataset, *, with_base:
             return graded, graded.answers
         served.use(None)
         return graded, exact_match(served, rows, system=options["system"], limit=options["limit"])
+
+
+def _graded_labels(model: Path, serving: Serving, data: Path, columns: Columns, limit: int | None) -> Graded:
+    """Grades of an encoder's labels."""
+    from ..data import labelled
+    from ..data.files import read_rows
+    from ..data.formats import recognised
+    from ..evaluation.labels import grade_labels
+    rows = [recognised(row, [labelled], columns) for _, row in read_rows(data)]
+    with classifier_of(model, serving) as served:
+        return grade_labels(served, rows, limit)
 
 
 def _ask_daemon(model: Path, serving: Serving, data: Path, columns: Columns, system: str, limit: int | None,

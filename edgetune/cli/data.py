@@ -89,10 +89,8 @@ def verdict(problems: Sequence[Finding]) -> Text:
 
 
 def tokenizer_of(bundle: Bundle, markup: str) -> Any:
-    from ..llamacpp.tokenizer import Tokenizer
-    tokenizer = Tokenizer(bundle.gguf)
-    tokenizer.markup = markup
-    return tokenizer
+    from ..llamacpp.tokenizers import open_tokenizer
+    return open_tokenizer(bundle.gguf, markup)
 
 
 def facts_of(found: Inspection) -> dict[str, Any]:

@@ -25,7 +25,7 @@ EXTRAS = (
           ("rapidfuzz", "rouge_score", "nltk", "sacrebleu", "jsonschema")),
     Extra("host", "edgetune compress", ("torch", "transformers", "optimum", "onnx")),
     Extra("onnx", "answers of ONNX bundles", ("onnxruntime",)),
-    Extra("encoders", "edgetune pull minilm and heads of encoders", ("all_minilm_l6_v2", "sklearn")),
+    Extra("encoders", "training of encoders, such as minilm", ("scipy",)),
     Extra("cuda", "computing on an NVIDIA GPU", ("cuda",)),
     Extra("sign", "signed bundles", ("cryptography",)),
 )

@@ -126,17 +126,25 @@ def _word(value: Any) -> str:
 
 
 def _adapter(path: Path) -> dict[str, Any]:
-    opened = store.open_adapter(path)
-    targets = Counter(name.split(".", 2)[-1] for name in opened.pairs)  # blk.3.attn_q, but output too
-    held = opened.run.get("held_out")
+    gguf, found = store.read_any(path)
+    run = store.read_run(gguf.path.parent) if gguf.path.name == store.FILE else {}
+    schema = store.read_schema(gguf.path.parent) if gguf.path.name == store.FILE else None
+    base, fingerprint = store.base_of(gguf)
+    targets = Counter(name.split(".", 2)[-1] for name in found.pairs)  # blk.3.attn_q, but output too
+    held = run.get("held_out")
     facts: dict[str, Any] = {
-        "file": str(opened.path), "kind": "adapter", "architecture": opened.architecture,
-        "trained_on": opened.base_name, "fingerprint": opened.fingerprint, "pairs": len(opened.pairs),
-        "targets": dict(targets), "ranks": sorted({pair.rank for pair in opened.pairs.values()}),
-        "parameters": sum(pair.a.size + pair.b.size for pair in opened.pairs.values()),
-        "bytes": opened.path.stat().st_size, "status": opened.run.get("status", "")}
-    if opened.schema is not None:
-        facts["schema"] = opened.schema
+        "file": str(gguf.path), "kind": "adapter", "architecture": gguf.architecture,
+        "trained_on": base, "fingerprint": fingerprint, "pairs": len(found.pairs),
+        "targets": dict(targets), "ranks": sorted({pair.rank for pair in found.pairs.values()}),
+        "parameters": sum(pair.a.size + pair.b.size for pair in found.pairs.values()) + sum(
+            array.size for array in found.tensors.values()),
+        "bytes": gguf.path.stat().st_size, "status": run.get("status", "")}
+    if not found.is_lora:
+        facts |= {"family": found.family, "answered_by": found.served_by}
+    if labels := found.objective.get("labels"):
+        facts["labels"] = len(labels)
+    if schema is not None:
+        facts["schema"] = schema
     if isinstance(held, dict):
         facts |= {f"held_out_{name}": held[name] for name in ("loss_before", "loss_after") if name in held}
     return facts

@@ -81,11 +81,13 @@ def train_command(model: Path, data: Path, folder: Path, held_out: str | None, p
     continues. Several numbers, as in --lr 1e-4,5e-4, make a run each in a folder of OUT, and a table. The exit code is
     3 if the adapter is worse than no training.
     """
+    from ..formats.bundle import open_bundle
     from ..runs.sweep import BEST, sweep
     from ..runs.train import train
     from ..training.callbacks import RunCallbacks
     governor = governor_of(policy_file, options)
-    arguments = {"objective": take_objective(options), "start": options.pop("start"),
+    bundle = open_bundle(model)
+    arguments = {"objective": take_objective(options, bundle.gguf), "start": options.pop("start"),
                  "answers": options.pop("answers"), "resume": options.pop("resume"),
                  "allow_changed": options.pop("allow_changed")}
     options = explicit(options)  # an adapter to begin from may decide others
@@ -93,9 +95,9 @@ def train_command(model: Path, data: Path, folder: Path, held_out: str | None, p
     with stop_on_signals() as should_stop, train_progress(as_json) as progress:
         arguments["callbacks"] = RunCallbacks(progress.event, should_stop, governor, command=typed())
         if grid:
-            found = sweep(model, data, folder, held_out, grid=grid, **arguments, **options)
+            found = sweep(bundle, data, folder, held_out, grid=grid, **arguments, **options)
         else:
-            result = train(model, data, folder, held_out, **arguments, **options)
+            result = train(bundle, data, folder, held_out, **arguments, **options)
     if not grid:
         finish(as_json, result, model)
     elif found.best and found.best.result:

@@ -15,6 +15,7 @@ from .app import explicit, flag_type
 from .grouped import GroupedCommand, GroupedOption, chosen
 
 if TYPE_CHECKING:
+    from ..formats.gguf import Gguf
     from ..objectives.base import Objective
 
 DEFAULT = "sft"
@@ -94,13 +95,18 @@ def options_of(known: Mapping[str, type[Objective]]) -> dict[str, dict[str, Fiel
     return found
 
 
-def take_objective(options: dict[str, Any]) -> Objective:
-    """The objective that a command's options ask for; takes them out of `options`.
+def take_objective(options: dict[str, Any], model: Gguf | None = None) -> Objective:
+    """The objective that a command's options ask for; takes them out of `options`. model: what is trained, which
+    decides where no method is named.
 
     Raises UsageError for an option of another method, and for one out of its range.
     """
+    from ..models.networks import network_of
     from ..objectives.base import make_objective, objectives
+    is_named = "method" in explicit(options)
     name = options.pop("method", DEFAULT)
+    if model is not None and not is_named:
+        name = network_of(model).objective
     asked: dict[str, Any] = {}
     for option, owners in options_of(objectives()).items():
         value = options.pop(option, None)

@@ -55,7 +55,7 @@ def plan_command(model: Path, data: Path | None, named: Path | None, held_out: s
     from ..bench import train  # noqa: F401  (what measuring imports is memory of this process, which the plan counts)
     from ..console import plan_lines
     from ..formats.bundle import open_bundle
-    from ..llamacpp.tokenizer import Tokenizer
+    from ..llamacpp.tokenizers import open_tokenizer
     from ..machine.device import board_named, thread_count
     from ..models.networks import open_network
     from ..training.anchored import lengths_with_anchors, rows_per_anchor
@@ -64,15 +64,15 @@ def plan_command(model: Path, data: Path | None, named: Path | None, held_out: s
     from ..training.length import batch_of
     from ..training.planned import make_plan
     from ..training.run import disk_writes
-    objective = take_objective(options)
+    bundle = open_bundle(model)
+    objective = take_objective(options, bundle.gguf)
     config = train_config(options, objective)
     if data and named:
         raise UsageError(f"{data} and --data {named} both name the rows to train on", "give one of them")
     data = data or named
     board = board_named(device, options["memory"]) if device else None
-    bundle = open_bundle(model)
     reserved = reserved_for_grader(objective, config, board)
-    config, rows, held = planned_rows(bundle, data, held_out, config, objective, board, reserved)
+    config, objective, rows, held = planned_rows(bundle, data, held_out, config, objective, board, reserved)
     parts = [found.examples for found in (rows, held) if found]
     network = open_network(bundle.gguf)
     lengths = lengths_with_anchors(objective, config, *parts).with_known(reserved)
@@ -86,7 +86,7 @@ def plan_command(model: Path, data: Path | None, named: Path | None, held_out: s
         predicted, why_not = measured_speed(bundle, config, plan, objective, rows, as_json, ops=ops)
     del ops  # and the memory that it computed in
     if rows is None:
-        Tokenizer(bundle.gguf).close()  # llama.cpp may refuse the vocabulary; after the plan, which counts memory
+        open_tokenizer(bundle.gguf).close()  # llama.cpp may refuse the vocabulary; after the plan, which counts memory
     if predicted is not None:
         rate = predicted["tokens_per_s"]
         predicted |= {"step_s": batch_of(config, work.rows) * plan.run.max_length / rate,
@@ -103,14 +103,16 @@ def plan_command(model: Path, data: Path | None, named: Path | None, held_out: s
 
 def planned_rows(bundle: Bundle, data: Path | None, held_out: str | None, config: TrainConfig,
                  objective: Objective, board: Profile | None,
-                 reserved: int) -> tuple[TrainConfig, Dataset | None, Dataset | None]:
-    """The options with max_length as a number, the rows to learn and those held out, as train has them."""
+                 reserved: int) -> tuple[TrainConfig, Objective, Dataset | None, Dataset | None]:
+    """The options with max_length as a number, the objective for the rows, those to learn and those held out, as train
+    has them.
+    """
     from ..data import loader
     from ..training.sized import load_run
     if data is None:
         if held_out:
             raise UsageError("--eval is given without rows to train on", "name them after the model")
-        return config, None, None
+        return config, objective, None, None
     config.check_held_out(held_out != loader.NONE)
     return load_run(bundle, data, held_out, config, objective, board, reserved)
 

@@ -31,7 +31,7 @@ from .parts import STDIN, parts_of
 from .rows import Row, RowParser
 
 if TYPE_CHECKING:
-    from ..llamacpp.tokenizer import Tokenizer
+    from ..llamacpp.tokenizers import AnyTokenizer
 
 NONE = "none"  # as the name of a file of held-out rows: all rows are learned
 ROWS_LIMIT = 1 << 20  # characters of the held-out rows, as JSON, that come with their examples: memory holds them
@@ -240,9 +240,8 @@ def _answer() -> None:
 
 
 def _tokenized(asked: dict[str, Any]) -> list[Dataset | None]:
-    from ..llamacpp.tokenizer import Tokenizer
-    tokenizer = Tokenizer(asked["model"])
-    tokenizer.markup = asked["markup"]
+    from ..llamacpp.tokenizers import open_tokenizer
+    tokenizer = open_tokenizer(asked["model"], asked["markup"])
     began = resident_memory()
     of_parent = private_memory(asked["parent"])
     try:
@@ -268,7 +267,7 @@ def _sent_bytes(sets: Sequence[Dataset | None]) -> int:
                for array in _laid_out(values)[1])
 
 
-def _sets(asked: dict[str, Any], tokenizer: Tokenizer) -> list[Dataset | None]:
+def _sets(asked: dict[str, Any], tokenizer: AnyTokenizer) -> list[Dataset | None]:
     """The sets with the rows that go over."""
     from .dataset import load, load_divided
     options = {"tokenizer": tokenizer, "parser": import_module(asked["parser"]), "learnable": asked["learnable"],

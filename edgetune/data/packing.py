@@ -37,7 +37,8 @@ class Example:
     `values` what was expected there, where an objective needs it. `prompts` are other prompts for the same answer,
     after which the reference model reads it too (views.py), or a prompt that the model is given later: the tokens of
     each, in an order that its row's parser and its objective know; empty for one that the row lacks. With `labels` a
-    head says the class of the tokens themselves, and `weights[i]` is the weight of `labels[i]`.
+    head says the class of the tokens themselves, and `weights[i]` is the weight of `labels[i]`. `document` are labels
+    of the document as a whole, each predicted at its first token with weight 1.
     """
 
     tokens: NDArray[np.int32]  # [n]
@@ -50,11 +51,12 @@ class Example:
     values: NDArray[np.float32] = field(default_factory=lambda: _NOTHING)  # likewise
     prompts: tuple[NDArray[np.int32], ...] = ()
     labels: NDArray[np.int32] = field(default_factory=lambda: _NO_LABELS)  # [n], or empty
+    document: NDArray[np.int32] = field(default_factory=lambda: _NO_LABELS)  # [any number]
 
     @property
     def ahead(self) -> int:
         """The distance from a token to its target: 1, the token that follows; 0, the label of the token itself."""
-        return 0 if self.labels.size else 1
+        return 0 if self.labels.size or self.document.size else 1
 
     @property
     def supervised(self) -> int:
@@ -62,8 +64,8 @@ class Example:
         return self.supervised_before(self.tokens.size)
 
     def supervised_before(self, n: int) -> int:
-        """The number of the first n tokens at which a target is predicted."""
-        return int(is_supervised(self.weights[self.ahead:n + self.ahead]).sum())
+        """The number of targets that are predicted at the first n tokens."""
+        return int(is_supervised(self.weights[self.ahead:n + self.ahead]).sum()) + self.document.size
 
     @property
     def begin(self) -> int:
@@ -170,16 +172,28 @@ def collate(examples: Sequence[Example], share: bool = True, begin: int = 0, end
                                                                None if end is None else end + example.ahead]))
                   for example in examples]
     said = [begin + at + example.ahead for example, at in zip(examples, supervised, strict=True)]
+    supervised = [np.concatenate([np.zeros(example.document.size, np.int64), at]) if example.document.size else at
+                  for example, at in zip(examples, supervised, strict=True)]
 
     def joined(parts: Iterable[NDArray[Any]]) -> NDArray[Any]:
         return np.concatenate([*parts])
 
     return Batch(found.tokens, found.positions + np.int32(begin), found.ends,
                  joined(place[at] for place, at in zip(found.places, supervised, strict=True)),
-                 joined((example.labels if example.labels.size else example.tokens)[at]
-                        for example, at in zip(examples, said, strict=True)),
-                 joined(example.weights[at] for example, at in zip(examples, said, strict=True)),
+                 joined(_targets(example, at) for example, at in zip(examples, said, strict=True)),
+                 joined(_weights(example, at) for example, at in zip(examples, said, strict=True)),
                  tuple(examples), behind=begin, is_prefix=end is not None)
+
+
+def _targets(example: Example, at: NDArray[np.int64]) -> NDArray[np.int32]:
+    """The labels of the document, then what is predicted of the tokens `at`."""
+    found = (example.labels if example.labels.size else example.tokens)[at]
+    return np.concatenate([example.document, found]) if example.document.size else found
+
+
+def _weights(example: Example, at: NDArray[np.int64]) -> NDArray[np.float32]:
+    found = example.weights[at]
+    return np.concatenate([np.ones(example.document.size, np.float32), found]) if example.document.size else found
 
 
 def grouped_indices(examples: Sequence[Example]) -> list[list[int]]:

@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import os
 import unicodedata
+from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import cast
 
@@ -78,6 +79,13 @@ class WordPiece:
     def encode(self, text: str) -> list[int]:
         """Token ids of a text between [CLS] and [SEP]; what spells a mark stays text."""
         return self.encode_places(text).ids
+
+    def decode(self, ids: Iterable[int]) -> str:
+        """The text of tokens: normalised, with a space before each word, and marks spelled out."""
+        return "".join(self.texts[token].replace(MARK, " ") for token in ids).strip()
+
+    def close(self) -> None:
+        """Does nothing: there is nothing of llama.cpp to free."""
 
     def encode_places(self, text: str) -> Encoded:
         """Token ids of a text between [CLS] and [SEP], and the characters that each came from.

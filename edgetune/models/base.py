@@ -164,11 +164,12 @@ class Structure(ABC):
 class Network(ABC):
     """An opened file. gguf: the file; structure: of its network. architectures: the values of general.architecture
     whose files it opens. is_causal: whether a token sees only those before it, so that common prefixes of rows can be
-    computed once.
+    computed once. objective: the name of the one by which it learns where none is named.
     """
 
     architectures: ClassVar[tuple[str, ...]]
     is_causal: ClassVar[bool] = True
+    objective: ClassVar[str] = "sft"
 
     gguf: Gguf
     structure: Structure
@@ -237,8 +238,10 @@ class Passes(ABC):
         """The vector of each document, of length 1, float32 [documents, D]. Only encoders have it."""
         raise NotImplementedError
 
-    def classes(self) -> tuple[np.ndarray, np.ndarray]:
-        """The weights [k, D] and the bias [k] of the head for classes, on those vectors: views of what is trained."""
+    def label_heads(self) -> list[tuple[np.ndarray, np.ndarray]]:
+        """The weights [k, D] and the bias [k] of each head of classes or tags, in the run's order: views of what is
+        trained. Only encoders have them.
+        """
         raise NotImplementedError
 
     def values(self, batch: Batch) -> np.ndarray:

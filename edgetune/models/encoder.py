@@ -36,6 +36,7 @@ class Bert(Network):
 
     architectures = (ENCODER,)
     is_causal: ClassVar[bool] = False
+    objective: ClassVar[str] = "classify"
     structure: EncoderStructure
 
     def __init__(self, gguf: Gguf) -> None:
@@ -127,9 +128,8 @@ class EncoderPasses(Passes):
         self.stream.leave()
         return found
 
-    def classes(self) -> tuple[np.ndarray, np.ndarray]:
-        found = next(head for head in self.head.by_name.values() if head.pooled)
-        return found.weight, found.bias
+    def label_heads(self) -> list[tuple[np.ndarray, np.ndarray]]:
+        return [(head.weight, head.bias) for head in self.head.by_name.values()]
 
     def labels(self, batch: Batch) -> np.ndarray:
         """log p of every label at each supervised position, float32 [S, labels]; -inf of those of other heads."""

@@ -11,9 +11,14 @@ from .decoder import Model
 
 
 def open_network(gguf: Gguf) -> Network:
-    """Opens a file with the network that is registered for its architecture; the modules of this folder are imported
-    first. Raises UnsupportedError for another architecture, and the errors of the network.
+    """Opens a file with the network of its architecture. Raises UnsupportedError for another architecture, and the
+    errors of the network.
     """
+    return network_of(gguf)(gguf)
+
+
+def network_of(gguf: Gguf) -> type[Network]:
+    """The network that is registered for a file's architecture; the modules of this folder are imported first."""
     for module in iter_modules(import_module(__package__).__path__):
         import_module(f"{__package__}.{module.name}")
-    return NETWORKS.get(gguf.architecture, Model)(gguf)
+    return NETWORKS.get(gguf.architecture, Model)

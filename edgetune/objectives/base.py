@@ -82,6 +82,16 @@ class Objective(ABC):
         if "name" in vars(cls) and "method" not in vars(cls):
             cls.method = cls.name
 
+    def fitted(self, learned: Sequence[Example], held: Sequence[Example]) -> Objective:  # noqa: ARG002
+        """The objective for a run on these examples and held-out ones, such as one that knows their labels. Raises
+        DataError.
+        """
+        return self
+
+    def prepared(self, examples: Sequence[Example]) -> list[Example]:
+        """The examples as the fitted objective learns them. Raises DataError."""
+        return [*examples]
+
     @abstractmethod
     def count(self, examples: Sequence[Example]) -> float:
         """N, the divisor of the loss of a step over these examples; 0 if there is nothing to learn from them."""

@@ -7,7 +7,8 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from contextlib import ExitStack
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -15,8 +16,10 @@ from ..data.dataset import load_rows
 from ..data.rows import Row
 from ..errors import DataError, Interrupted
 from ..evaluation.acceptance import Paired
+from ..evaluation.labels import grade_labels
 from ..evaluation.served import Answer, exact_match, exact_share, parsed_share
-from ..formats.gguf import Gguf
+from ..formats.gguf import ENCODER, Gguf
+from ..serving.classifier import Classifier
 from ..serving.llama import LlamaModel
 from ..serving.memory import context_of, repack_within
 from ..training.config import TrainConfig
@@ -46,6 +49,8 @@ def compare(exam: Exam, begin: Callable[[int], object], should_stop: Callable[[]
     begin: called with the number of questions. Raises EdgetuneError where the questions cannot be put, with the reason;
     Interrupted where should_stop returns True.
     """
+    if exam.base.architecture == ENCODER:
+        return _labels(exam, begin)
     context = context_of(exam.base, exam.longest)
     repack = repack_within(exam.base, context, exam.config.memory_here(),
                            "edgetune eval compares them where there is more memory")
@@ -72,6 +77,20 @@ def compare(exam: Exam, begin: Callable[[int], object], should_stop: Callable[[]
             held = exact_match(served, data, system=exam.config.system or None, grammar=grammar)
             return summary(*said) | {"structured": exact_share(held), "structured_parsed": parsed_share(held)}
     return summary(*said)
+
+
+def _labels(exam: Exam, begin: Callable[[int], object]) -> dict[str, Any]:
+    """`compare` of an encoder, which has no answer before a head is trained."""
+    rows = exam.rows[:MOST]
+    begin(len(rows))
+    with ExitStack() as opened:
+        before, after = (opened.enter_context(Classifier(exam.base.path, path, exam.config.threads)) if path else None
+                         for path in (exam.start, exam.adapter))
+        assert after
+        said = grade_labels(after, rows).answers
+        was = grade_labels(before, rows).answers if before else [
+            replace(answer, answer="", correct=False) for answer in said]
+    return summary(was, said)
 
 
 def summary(before: Sequence[Answer], after: Sequence[Answer]) -> dict[str, Any]:

@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING, Any
 
 from ..adapters import store
 from ..adapters.base import LLAMA_CPP
+from ..data import labelled
 from ..data import rows as supervised_rows
 from ..data.dataset import Dataset
 from ..data.loader import NONE
@@ -26,7 +27,6 @@ from ..formats.bundle import Bundle, open_bundle
 from ..machine import device
 from ..objectives.base import Objective, read_objective
 from ..objectives.rewarded import Rewarded
-from ..objectives.sft import Sft
 from ..persisted import from_json
 from ..serving.memory import context_of, memory_needed
 from ..training import checkpoint
@@ -35,7 +35,7 @@ from ..training.config import TrainConfig, TrainOptions
 from ..training.metrics import REPORT
 from ..training.origin import TENTH, Origin, read_origin
 from ..training.run import run
-from ..training.sized import as_begun, load_run
+from ..training.sized import as_begun, load_run, objective_for
 from .reported import reported
 from .result import Result
 
@@ -71,7 +71,8 @@ def train(model: str | Path | Bundle, data: Rows, out: str | Path, eval: Rows | 
     Raises the kinds of EdgetuneError for what cannot be read, fitted or written; Interrupted where it was stopped
     before its end, and can be resumed.
     """
-    objective = objective or Sft()
+    bundle = model if isinstance(model, Bundle) else open_bundle(model)
+    objective = objective or objective_for(bundle.gguf)
     given = {**objective.defaults, **store.recorded_size(start)} if config is None else vars(config)
     config = TrainConfig(**{**given, **options}).check()
     calls = callbacks or RunCallbacks()
@@ -87,7 +88,6 @@ def train(model: str | Path | Bundle, data: Rows, out: str | Path, eval: Rows | 
     if resume and eval is None:
         eval = _recorded_eval(out)
     config.check_held_out(eval != NONE)
-    bundle = model if isinstance(model, Bundle) else open_bundle(model)
     origin = Origin(str(bundle.path.absolute()), _place(data), TENTH if eval is None else _place(eval),
                     list(calls.command))
     with _shown(progress, calls.on_event) as show:
@@ -95,7 +95,7 @@ def train(model: str | Path | Bundle, data: Rows, out: str | Path, eval: Rows | 
             assert rows_file
             if resume:
                 config = as_begun(config, out)
-            config, rows, held = load_run(bundle, rows_file, held_file, config, objective,
+            config, objective, rows, held = load_run(bundle, rows_file, held_file, config, objective,
                                           reserved=rewards.reserved if rewards else 0)
             for path, found in ((rows_file, rows), (held_file or rows_file, held)):
                 if found:
@@ -107,8 +107,10 @@ def train(model: str | Path | Bundle, data: Rows, out: str | Path, eval: Rows | 
                 rewards.check([*rows.examples, *(held.examples if held else ())])
         with reported(out):
             record = _unreported(out) if resume and not more else {}
-            is_asked = answers and objective.rows is supervised_rows and config.family.served_by == LLAMA_CPP
-            begun = _foretold(show, bundle.gguf, held) if is_asked and held else show
+            is_answering = objective.rows is supervised_rows
+            is_asked = answers and (is_answering or objective.rows is labelled) and (
+                config.family.served_by == LLAMA_CPP)
+            begun = _foretold(show, bundle.gguf, held) if is_asked and is_answering and held else show
             calls = replace(calls, on_event=begun, resume_by=resume_by(out, calls.command))
             record = record or run(bundle, rows, out, config, held_out=held, start=start, resume=resume, more=more,
                                    allow_changed=allow_changed, origin=origin, callbacks=calls, objective=objective,

@@ -213,7 +213,8 @@ class _Run:
             return False
         every = length.eval_every(self.config, t.steps_per_epoch, t.total_steps - t.begun_at,
                                   self.held_out.tokens / self.task.data.tokens)
-        return (t.steps_done - t.begun_at) % every == 0 or t.steps_done >= t.total_steps
+        is_milestone = t.steps_done in t.source.milestones
+        return is_milestone or (t.steps_done - t.begun_at) % every == 0 or t.steps_done >= t.total_steps
 
     def _evaluate(self) -> None:
         """Measures the held-out loss, and keeps the adapter if it is the best so far."""
@@ -280,7 +281,7 @@ class _Run:
         t = self.trainer
         return Course(self.state.leg_history, t.begun_at, t.steps_done, t.total_steps, self.state.best_step,
                       t.peak_rate, f"edgetune resume {shlex.quote(str(self.out))} --epochs +4", self.state.learned,
-                      t.source.is_rewarded)
+                      t.source.is_rewarded, t.source.milestones)
 
     def _save(self, status: str, verdict: Verdict | None = None) -> dict[str, Any]:
         """Writes adapter.gguf and run.json, with the arena's adapter."""

@@ -18,8 +18,8 @@ from ..errors import UsageError
 from ..formats.bundle import Bundle
 from ..formats.gguf import Gguf
 from ..machine import device
-from ..models.networks import open_network
-from ..objectives.base import Objective
+from ..models.networks import network_of, open_network
+from ..objectives.base import Objective, make_objective
 from .anchored import lengths_with_anchors
 from .config import AUTO_LENGTH, TrainConfig
 from .length import LONGEST_AUTO, reading_limit, sized
@@ -28,37 +28,52 @@ from .planned import make_plan
 Load = Callable[[TrainConfig], list[Dataset | None]]
 
 
+def objective_for(model: Gguf) -> Objective:
+    """The objective by which a model learns where none is named."""
+    return make_objective(network_of(model).objective, {})
+
+
 def load_sized(bundle: Bundle, config: TrainConfig, objective: Objective, load: Load,
                board: device.Profile | None = None, shortens: bool = True,
-               reserved: int = 0) -> tuple[TrainConfig, list[Dataset | None]]:
-    """(the options with max_length as a number, the rows that `load` reads). shortens: whether the rows may be read
-    again, cut shorter, where they do not fit. reserved: bytes of memory that are left to processes that grade.
+               reserved: int = 0) -> tuple[TrainConfig, Objective, list[Dataset | None]]:
+    """(the options with max_length as a number, the objective for these rows, the rows that `load` reads). shortens:
+    whether the rows may be read again, cut shorter, where they do not fit. reserved: bytes of memory that are left to
+    processes that grade.
 
-    Raises the errors of `load`.
+    Raises the errors of `load`, and of the objective for rows that it cannot learn.
     """
+    open_network(bundle.gguf).structure.head_groups(objective.heads)  # raises before rows are read in vain
     if not isinstance(config.max_length, str):
-        return config, load(config)
+        return config, *_prepared(objective, load(config))
     limit = reading_limit(config.max_length, context_of(bundle.gguf))
     while True:
-        sets = load(replace(config, max_length=limit))
-        found = sized_by(config, objective, sets)
+        fitted, sets = _prepared(objective, load(replace(config, max_length=limit)))
+        found = sized_by(config, fitted, sets)
         is_least = found.row_limit == AUTO_LENGTH
-        if not shortens or is_least or _fits(bundle, found, objective, sets, board, reserved):
-            return found, sets
+        if not shortens or is_least or _fits(bundle, found, fitted, sets, board, reserved):
+            return found, fitted, sets
         limit = max(AUTO_LENGTH, limit // 2)
 
 
 def load_run(bundle: Bundle, data: Path, held_out: str | Path | None, config: TrainConfig, objective: Objective,
-             board: device.Profile | None = None, reserved: int = 0) -> tuple[TrainConfig, Dataset, Dataset | None]:
-    """(the options with max_length as a number, the rows that a run learns, those that it holds out), read by
-    `loader.load_run`. board: the device that the run is planned for. reserved: as of load_sized.
+             board: device.Profile | None = None,
+             reserved: int = 0) -> tuple[TrainConfig, Objective, Dataset, Dataset | None]:
+    """(the options with max_length as a number, the objective for these rows, the rows that a run learns, those that it
+    holds out), read by `loader.load_run`. board: the device that the run is planned for. reserved: as of load_sized.
     """
-    config, (rows, held) = load_sized(
+    config, objective, (rows, held) = load_sized(
         bundle, config, objective,
         lambda asked: [*loader.load_run(bundle.gguf.path, data, held_out, asked, objective.rows)], board,
         STDIN not in (str(data), str(held_out)), reserved)
     assert rows
-    return config, rows, held
+    return config, objective, rows, held
+
+
+def _prepared(objective: Objective, sets: list[Dataset | None]) -> tuple[Objective, list[Dataset | None]]:
+    """The objective for these rows, and the rows as it learns them."""
+    learned, held = (found.examples if found else [] for found in sets)
+    objective = objective.fitted(learned, held)
+    return objective, [found and replace(found, examples=objective.prepared(found.examples)) for found in sets]
 
 
 def as_begun(config: TrainConfig, out: Path) -> TrainConfig:

@@ -44,12 +44,15 @@ class Room:
 
 @dataclass(frozen=True)
 class Learned:
-    """The examples of a step. n: the divisor of its loss. anchors: imitated together with the examples."""
+    """The examples of a step. n: the divisor of its loss. anchors: imitated together with the examples. loss: of a step
+    without examples, in which the source itself has learned.
+    """
 
     examples: list[Example]
     n: float
     metrics: Mapping[str, float] = field(default_factory=dict)
     anchors: Sequence[Example] = ()
+    loss: float = 0.0
 
 
 @dataclass(frozen=True)
@@ -68,13 +71,15 @@ class Parts:
 
 class Source(ABC):
     """A source of examples. keeps_tokenizer: whether it needs a tokenizer while training. refers: whether it computes
-    the reference model's log p itself. is_rewarded: whether held-out examples are measured by rewards. references: the
+    the reference model's log p itself. is_rewarded: whether held-out examples are measured by rewards. milestones:
+    names of what is trained after certain steps, when held-out examples are measured in any case. references: the
     source of the reference's log p.
     """
 
     keeps_tokenizer: ClassVar[bool] = False
     refers: ClassVar[bool] = False
     is_rewarded: bool = False
+    milestones: ClassVar[Mapping[int, str]] = {}
     references: References
 
     @classmethod

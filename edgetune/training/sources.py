@@ -14,18 +14,22 @@ from ..errors import UsageError
 from ..models.base import Structure
 from ..objectives.base import Objective
 from ..objectives.drawn import Drawn
+from ..objectives.labelling import Labelling
 from ..objectives.rewarded import Rewarded
 from . import length
 from .answered import Expectation
 from .batches import Batches
 from .config import TrainConfig
+from .labelled import Labelled
 from .passes import Measurement, measure
 from .rollouts import Known, Roller, answer_plan, keep
 from .source import Learned, Parts, Room, Rows, Source
 
 
 def source_of(objective: Objective) -> type[Source]:
-    return Answers if isinstance(objective, Drawn) else Rows
+    if isinstance(objective, Drawn):
+        return Answers
+    return Labelled if isinstance(objective, Labelling) else Rows
 
 
 class Answers(Source):

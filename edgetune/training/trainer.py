@@ -12,7 +12,7 @@ from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field, replace
 from functools import cached_property, partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, cast
 
 import numpy as np
 import numpy.random
@@ -30,6 +30,7 @@ from ..data.packing import Example
 from ..errors import DataError, Interrupted, MismatchError, NumericsError, UsageError
 from ..formats.bundle import Bundle, open_bundle
 from ..llamacpp.tokenizer import Tokenizer
+from ..llamacpp.tokenizers import AnyTokenizer, open_tokenizer
 from ..machine import device
 from ..models.networks import open_network
 from ..objectives.base import Objective
@@ -107,7 +108,7 @@ class Trainer:
         self.bundle.gguf.file.check_path()  # rows may have been tokenised by the file that the path named
         self.model = open_network(self.bundle.gguf)
         self.config = config = length.fitted(config, self.model)
-        self._tokenizer = tokenizer
+        self._tokenizer: AnyTokenizer | None = tokenizer
         self._own_tokenizer = tokenizer is None
         self.ops = ops or open_backend(config.backend, device.thread_count(config.threads))
         kind = source or source_of(self.objective)
@@ -122,7 +123,7 @@ class Trainer:
         self.micros = Micros(self.decoder, config, self.plan.run.max_tokens, self.plan.run.prefix)
         self.keep_start()
         self.source = kind(Parts(self.decoder, self.objective, config, self.micros, self.reference, self.plan.answers,
-                                 rewards, self.tokenizer if kind.keeps_tokenizer else None))
+                                 rewards, cast(Tokenizer, self.tokenizer) if kind.keeps_tokenizer else None))
         self.examples: list[Example] = []
         self._batches = Batches(config)
         self.anchor_batches = range(0)
@@ -134,10 +135,9 @@ class Trainer:
     # ---- data ---------------------------------------------------------------------------------------------------
 
     @property
-    def tokenizer(self) -> Tokenizer:
+    def tokenizer(self) -> AnyTokenizer:
         if self._tokenizer is None:
-            self._tokenizer = Tokenizer(self.bundle.gguf)
-            self._tokenizer.markup = self.config.markup
+            self._tokenizer = open_tokenizer(self.bundle.gguf, self.config.markup)
         return self._tokenizer
 
     def add(self, rows: Iterable[dict[str, Any]] | dict[str, Any]) -> Dataset:
@@ -150,10 +150,11 @@ class Trainer:
         rows = [rows] if isinstance(rows, dict) else list(rows)
         self.arena.release()  # the vocabulary takes memory too
         try:
-            return load_rows(rows, self.tokenizer, max_length=self.plan.longest,
-                             system=self.config.system or None, overflow=self.config.overflow,
-                             parser=self.objective.rows, learnable=True,
-                             columns=Columns(self.config.prompt_column, self.config.completion_column))
+            found = load_rows(rows, cast(Tokenizer, self.tokenizer), max_length=self.plan.longest,
+                              system=self.config.system or None, overflow=self.config.overflow,
+                              parser=self.objective.rows, learnable=True,
+                              columns=Columns(self.config.prompt_column, self.config.completion_column))
+            return replace(found, examples=self.objective.prepared(found.examples))
         finally:
             if self.config.memory and self._own_tokenizer and not self.source.keeps_tokenizer:
                 self.tokenizer.close()  # the next step needs its memory
@@ -240,7 +241,7 @@ class Trainer:
             own, aside = IMITATE.count(examples), IMITATE.count(anchors)  # tokens, by which both are weighted
             grad.fill(0.0)
             totals = self._learn(step, examples, n * (own + aside) / own if anchors else n)
-            loss = totals.loss / n
+            loss = found.loss + totals.loss / n
             if anchors:
                 metrics = {**metrics, "anchor_loss": self._learn_anchors(step, anchors, own + aside, totals) / aside}
             lr = optim.learning_rate(self.config, self.peak_rate, step - self.begun_at,
@@ -392,7 +393,8 @@ class Trainer:
         setting = Setting(run.family.options(), list(run.targets), [run.blocks.start, run.blocks.stop],
                           self.config.seed)
         return replace(found, tensors={**found.tensors, **self._heads}, family=run.family.name, setting=setting,
-                       served_by=OWN_ENGINE if self._heads else run.family.served_by)
+                       served_by=OWN_ENGINE if self._heads else run.family.served_by,
+                       objective=self.objective.to_json() if self._heads else {})
 
     @property
     def _heads(self) -> dict[str, np.ndarray]:

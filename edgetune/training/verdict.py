@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
 from typing import Literal
 
 Kind = Literal["learned", "still falling", "overfitted", "worse", "unmeasured"]
@@ -27,7 +27,8 @@ class Verdict:
 class Course:
     """A run that has ended. history: (step, held-out loss) of all measurements, the one before the first step too.
     kept: the step whose adapter is kept. learned: the loss of the rows of its first and of its last steps. more: the
-    command that continues training. of_rewards: a loss is minus a reward.
+    command that continues training. of_rewards: a loss is minus a reward. milestones: names of what was trained
+    after certain steps.
     """
 
     history: Sequence[tuple[int, float]]
@@ -39,6 +40,7 @@ class Course:
     more: str
     learned: tuple[float, float] | None = None
     of_rewards: bool = False
+    milestones: Mapping[int, str] = field(default_factory=dict)
 
     @property
     def what(self) -> str:
@@ -87,14 +89,18 @@ def _better(course: Course, before: float, loss: float) -> Verdict:
         return Verdict("overfitted", f"Overfitted from step {kept} on: {fell}, and was {course.number(last)} after "
                        f"step {last_step}; the adapter of step {kept} is kept. More rows help, and fewer epochs.", kept)
     earlier = course.history[-2][1]
-    if kept == last_step and course.steps >= course.total and _clear(earlier, loss, fall):
+    was = dict(course.history)
+    parts = "".join(f" ({name}: {course.number(was[step])})" for step, name in course.milestones.items()
+                    if step in was and step != kept)
+    is_last = kept == last_step and course.steps >= course.total and kept not in course.milestones
+    if is_last and _clear(earlier, loss, fall):
         rest = (f"{fell}, and from {course.number(earlier)} in the last {last_step - course.history[-2][0]} steps; "
                 f"train on with {course.more}.")
         said = f"Still rising: {rest}" if course.of_rewards else f"Still falling: {rest}"
         return Verdict("still falling", said, kept)
     early = f"; later ones were no better, so it ended after step {course.steps}" if course.steps < course.total else ""
-    return Verdict("learned", f"Learned: {fell} in {kept - course.start} of {course.total - course.start} "
-                   f"steps{early}.", kept)
+    return Verdict("learned", f"Learned: {fell}{parts} in {kept - course.start} of "
+                   f"{course.total - course.start} steps{early}.", kept)
 
 
 def _worse(course: Course, before: float) -> Verdict:

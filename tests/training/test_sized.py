@@ -41,7 +41,7 @@ def test_rows_are_read_up_to_the_context(context, limit):
 
 def test_nothing_of_a_long_row_is_cut_where_memory_has_room(model, tmp_path):
     data = write_lines(tmp_path / "rows.jsonl", [*[SHORT] * 3, LONG])
-    config, rows, held = load_run(open_bundle(model), data, "none", TrainConfig(), Sft())
+    config, _, rows, held = load_run(open_bundle(model), data, "none", TrainConfig(), Sft())
     longest = max(example.tokens.size for example in rows.examples)
     assert held is None
     assert rows.truncated == 0
@@ -58,7 +58,7 @@ def test_rows_are_cut_where_memory_has_no_room(model, tmp_path, monkeypatch, roo
             raise UsageError("this does not fit")
 
     monkeypatch.setattr("edgetune.training.sized.make_plan", plan)
-    config, rows, _ = load_run(open_bundle(model), data, "none", TrainConfig(), Sft())
+    config, _, rows, _ = load_run(open_bundle(model), data, "none", TrainConfig(), Sft())
     assert config.row_limit == found
     assert max(example.tokens.size for example in rows.examples) <= config.row_limit
 
@@ -66,7 +66,7 @@ def test_rows_are_cut_where_memory_has_no_room(model, tmp_path, monkeypatch, roo
 def test_prompts_have_room_for_their_answers(model, tmp_path):
     data = write_lines(tmp_path / "rows.jsonl", [{"prompt": "on the " * 300}] * 2)
     objective = Grpo(max_completion_length=100)
-    config, rows, _ = load_run(open_bundle(model), data, "none", TrainConfig(), objective)
+    config, _, rows, _ = load_run(open_bundle(model), data, "none", TrainConfig(), objective)
     assert config.row_limit >= max(example.tokens.size for example in rows.examples) + 100
 
 
@@ -76,8 +76,8 @@ def test_a_run_that_is_resumed_keeps_its_length(model, tmp_path):
     del options["max_length"]
     data = write_lines(tmp_path / "rows.jsonl", [SHORT, LONG])
     loaded = load_run(bundle, data, "none", TrainConfig(**options, max_length=64), Sft())
-    run(bundle, loaded[1], tmp_path / "out", loaded[0])
-    record = run(bundle, loaded[1], tmp_path / "out", TrainConfig(**options), resume=True, more=1.0)
+    run(bundle, loaded[2], tmp_path / "out", loaded[0])
+    record = run(bundle, loaded[2], tmp_path / "out", TrainConfig(**options), resume=True, more=1.0)
     assert record["options"]["max_length"] == 64
 
 

@@ -263,10 +263,11 @@ class Worker:
 
     def _train(self, shortens: bool) -> None:
         measured = measured_file(self.folder, self.objective.rows)
-        self.config, (rows, held) = load_sized(
-            self.bundle, as_begun(self.config, self.out), self.objective,
+        asked = self.objective
+        self.config, self.objective, (rows, held) = load_sized(
+            self.bundle, as_begun(self.config, self.out), asked,
             lambda config: loader.load(self.bundle.gguf.path, (self.folder / TRAIN, measured), config,
-                                       self.objective.rows, learnable=False),  # clients' rows were checked already
+                                       asked.rows, learnable=False),  # clients' rows were checked already
             shortens=shortens)
         assert rows
         if held and self.rewards:

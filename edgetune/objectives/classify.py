@@ -1,0 +1,68 @@
+"""Classification: a head on the vector of a question says which of the known labels is its answer. For encoders."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from typing import Any, ClassVar
+
+import numpy as np
+
+from ..adapters.heads import CLASSES, HeadKind
+from ..data import labelled
+from ..data.packing import Example
+from ..errors import DataError
+from .base import Objective, register
+from .labelling import Labelling
+from .tag import Tag
+
+
+@register
+@dataclass(frozen=True)
+class Classify(Labelling):
+    """L = -(1/N) sum log p of the rows' labels, by a soft-max over all labels.
+
+    labels: in the order of the head's outputs; () for those of the rows.
+    """
+
+    name: ClassVar[str] = "classify"
+    method: ClassVar[str] = "classify"
+
+    labels: tuple[str, ...] = ()
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "labels", tuple(self.labels))  # run.json has a list
+
+    @property
+    def heads(self) -> tuple[HeadKind, ...]:  # type: ignore[override]  # the rows decide its size
+        return (replace(CLASSES, size=len(self.labels)),)
+
+    @property
+    def is_fitted(self) -> bool:
+        return bool(self.labels)
+
+    def fitted(self, learned: Sequence[Example], held: Sequence[Example]) -> Objective:
+        """Answers that are few texts are labels; other JSON objects are learned field by field, by `Tag`."""
+        if self.labels:
+            return self
+        answers = [labelled.answer_of(example) for example in learned]
+        if labelled.are_few(answers):
+            return replace(self, labels=labelled.labels_of([*answers, *map(labelled.answer_of, held)]))
+        if all(map(labelled.is_object, answers)):
+            return Tag().fitted(learned, held)
+        odd = next(answer for answer in answers if not labelled.is_object(answer))
+        raise DataError(f"most answers occur once, such as {odd!r:.80}: they are no labels", labelled.TAKE_DECODER)
+
+    def prepared(self, examples: Sequence[Example]) -> list[Example]:
+        place = {label: number for number, label in enumerate(self.labels)}
+        found = []
+        for example in examples:
+            answer = labelled.answer_of(example)
+            if answer not in place:
+                raise DataError(f"the label {answer!r:.80} is none of the {len(self.labels)} that are learned",
+                                "add rows with it, or remove this one")
+            found.append(replace(example, document=np.array([place[answer]], np.int32), item=""))
+        return found
+
+    def options(self) -> dict[str, Any]:
+        return {"labels": list(self.labels)}
