@@ -53,15 +53,15 @@ def data_check(data: Path, model: Path | None, held_out: Path | None, max_length
     from ..formats.bundle import open_bundle
     from ..training.length import reading_limit
     from ..training.sized import context_of
-    parser = take_objective(options).rows
+    bundle = open_bundle(model) if model else None
+    parser = take_objective(options, bundle.gguf if bundle else None).rows
     given = {"max_length": max_length, "overflow": overflow, "system": system, "markup": markup}
     if model is None and (named := list(explicit(given))):
         raise UsageError(f"--{named[0].replace('_', '-')} is given without MODEL, and no row is tokenized",
                          "name the model too, or leave it out")
     columns = Columns(prompt_column, completion_column)
     tokens = None
-    if model:
-        bundle = open_bundle(model)
+    if bundle:
         tokens = Tokens(tokenizer_of(bundle, markup), reading_limit(max_length, context_of(bundle.gguf)),
                         system or None, overflow)
     found = [inspect(title_of(path), read_rows(path), tokens, parser, columns)

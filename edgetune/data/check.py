@@ -10,12 +10,14 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from ..llamacpp.wordpiece import WordPiece
 from .facts import Inspection, Tokens
 from .files import Line
 
 FEW = 20  # fewer rows teach little
 MOSTLY = 0.75  # from this share on, all answers should be JSON
 FAR = 10  # an answer this many times as long or as short as the median is named
+LABEL = 60  # letters of a label at most
 LONG = 500  # letters from which an answer can be far too long
 SHORT = 50  # letters of a median answer from which one can be far too short
 NAMED = 5  # lines named in a sentence
@@ -52,7 +54,7 @@ def findings(data: Inspection, held_out: Inspection | None = None, tokens: Token
     if held_out is not None:
         found += [*_unusable(held_out), *_overlap(data, held_out)]
     found += [*_few(data, held_out), *_repeated(data), *_alike(data), *_contradictory(data), *_other_than_json(data),
-              *_far(data)]
+              *_far(data), *_labels(data, tokens)]
     return sorted(found, key=lambda finding: not finding.fatal)
 
 
@@ -121,6 +123,17 @@ def _few(data: Inspection, held_out: Inspection | None) -> Iterable[Finding]:
     if held_out is None and not data.held_out():
         yield Finding("none-held-out", "no row can be held out, so nothing will tell whether training helps",
                       "name held-out rows with --eval, or add rows with other questions", [])
+
+
+def _labels(data: Inspection, tokens: Tokens | None) -> Iterable[Finding]:
+    """Answers that an encoder gives in milliseconds, for a model that writes text."""
+    answers = Counter(row.answer for row in data.rows)
+    is_short = all(row.letters <= LABEL and row.answer is not None for row in data.rows)
+    single = sum(count == 1 for count in answers.values())
+    if is_short and len(data.rows) >= FEW and len(answers) > 1 and 2 * single <= len(data.rows) and not (
+            tokens and isinstance(tokens.tokenizer, WordPiece)):
+        yield Finding("labels", f"the answers are {len(answers)} short texts, each for several questions",
+                      "an encoder learns such labels in seconds: edgetune train minilm", [])
 
 
 def _repeated(data: Inspection) -> Iterable[Finding]:

@@ -8,10 +8,11 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Iterable
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, cast
 
 from ..errors import DataError
 from ..llamacpp.tokenizer import Tokenizer
+from ..llamacpp.tokenizers import AnyTokenizer
 from . import rows as supervised_rows
 from .answer_schema import parsed
 from .dataset import fitting
@@ -27,7 +28,7 @@ from .rows import Row, RowParser, check_row
 class Tokens:
     """Options of tokenizing rows; the fields are those of `dataset.load`."""
 
-    tokenizer: Tokenizer
+    tokenizer: AnyTokenizer
     max_length: int
     system: str | None = None
     overflow: str = "truncate"
@@ -116,7 +117,7 @@ def _facts(line: int, row: Row, shape: str, tokens: Tokens | None, parser: RowPa
         hashed = hashlib.sha256(answer.encode("utf-8", "surrogatepass")).hexdigest()
         said = {"answer": hashed, "letters": len(answer), "is_json": parsed(answer) is not None}
     if tokens is not None:
-        made = list(parser.examples_of(row, shape, tokens.tokenizer, tokens.system, tokens.max_length))
+        made = list(parser.examples_of(row, shape, cast(Tokenizer, tokens.tokenizer), tokens.system, tokens.max_length))
         kept = fitting(made, tokens.max_length, tokens.overflow)
         said |= {"tokens": tuple(whole.longest for whole in made), "is_lost": not kept,
                  "is_cut": any(whole.longest > tokens.max_length for whole, _ in kept)}
@@ -139,7 +140,7 @@ def answer_of(row: Row) -> str | None:
     return content if isinstance(content, str) else None
 
 
-def parts_of(example: Example, tokenizer: Tokenizer) -> list[Part]:
+def parts_of(example: Example, tokenizer: AnyTokenizer) -> list[Part]:
     """The text of an example, divided where supervision begins and ends."""
     learned = is_supervised(example.weights)
     parts = []

@@ -136,3 +136,12 @@ def test_quantiles_are_numpys():
         values = sorted(rng.integers(0, 50, n).tolist())
         for share in (0.0, 0.5, 0.95, 1.0):
             assert quantile(values, share) == np.quantile(values, share, method="inverted_cdf")
+
+
+def test_labels_are_named():
+    rows = [{"prompt": f"question {i}", "completion": ("yes", "no", "later")[i % 3]} for i in range(30)]
+    (named,) = [finding for finding in found(rows) if finding.kind == "labels"]
+    assert "3 short texts" in named.what
+    assert not named.fatal
+    free = [{**row, "completion": f"text {i}"} for i, row in enumerate(rows)]
+    assert "labels" not in [finding.kind for finding in found(free)]
