@@ -291,6 +291,13 @@ CONTRIBUTING = (ROOT / "CONTRIBUTING.md").read_text("utf-8")
 EXTENDING = PAGES["development/extending.md"]
 
 
+@pytest.mark.parametrize("module", re.findall(r'```py\n(""".*?)```', EXTENDING, re.S), ids=lambda text: text[3:20])
+def test_whole_modules_of_the_page_pass_make_lint(module):
+    command = [sys.executable, "-m", "ruff", "check", "--stdin-filename", str(ROOT / "edgetune/new.py"), "-"]
+    done = subprocess.run(command, input=module, capture_output=True, text=True)
+    assert done.returncode == 0, done.stdout
+
+
 @pytest.mark.parametrize("text", [CONTRIBUTING, EXTENDING], ids=["CONTRIBUTING.md", "extending.md"])
 def test_files_that_contributors_are_sent_to_exist(text):
     named = re.findall(r"`((?:edgetune|native|tests|docs|devices)/[\w/.-]+)`", text)

@@ -67,6 +67,7 @@ def trl(data: Dataset, steps: int, lr: float, folder: str) -> tuple[list[float],
 
     path = model_path()
     base = AutoModelForCausalLM.from_pretrained(path.parent, gguf_file=path.name, dtype=torch.float32)
+    base.is_quantized = False  # the weights are floats now, which transformers 5 does not see
     tokenizer = AutoTokenizer.from_pretrained(path.parent, gguf_file=path.name)
     model = get_peft_model(base, LoraConfig(r=8, lora_alpha=16, target_modules=list(TARGETS), lora_dropout=0.0))
     start_alike({name: p for name, p in model.named_parameters() if p.requires_grad})
