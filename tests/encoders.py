@@ -147,8 +147,8 @@ def write_checkpoint(folder: Path, bert: Bert, words: list[str], pooling: str | 
 
 def vectors(path: Path, texts: list[str]) -> np.ndarray:
     """Those of a file by llama.cpp, each of length 1."""
-    from edgetune.serving.embedding import EncoderFile
-    file = EncoderFile(path, threads=1)
+    from edgetune.serving.embedding import open_vectors
+    file = open_vectors(path, threads=1)
     embedder = file.embedder
     out = np.empty((len(texts), embedder.width), np.float32)
     for _ in embedder.embed(out, [embedder.encode(text) for text in texts]):

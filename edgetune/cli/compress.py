@@ -30,7 +30,8 @@ def compress_command(source: str, folder: Path, resume: bool, key: Path | None, 
 
     SOURCE is a Hugging Face folder, a hub id such as HuggingFaceTB/SmolLM2-135M-Instruct, a GGUF or a bundle; llama,
     qwen2, qwen3 or gemma3. Steps run in this order: trim the vocabulary, drop blocks, narrow, distill, store.
-    An encoder (BERT, of sentence-transformers too) is only stored: it takes --type and --measure.
+    An encoder (BERT, of sentence-transformers too) is only stored: it takes --type and --measure, or
+    --static.
 
     The bundle NAME.edge contains model.gguf (or model.onnx), manifest.json and report.html, which says what it cost.
     First it is estimated how long that takes here. After Ctrl-C or a kill the same command continues with all that was

@@ -29,11 +29,12 @@ from .quantize import write as quantize
 from .report import report
 from .source.convert import licence_of, name_of
 from .source.source import FLOAT_FORMATS, Located
+from .static import write_table
 
 DEFAULT_TYPE = "Q8_0"  # docs/results/encoders.md
 TEXTS = 1000  # that vectors are compared of, at most
 MAX_TEXT = 64 << 20
-_FOR_ENCODERS = ("type", "measure", "measure_tokens", "calibrate_tokens", "seed", "threads", "format")
+_FOR_ENCODERS = ("type", "measure", "static", "measure_tokens", "calibrate_tokens", "seed", "threads", "format")
 
 
 def is_encoder(place: Located) -> bool:
@@ -52,18 +53,17 @@ def compress(place: Located, out: Path, config: CompressConfig, key: Path | None
     with new_folder(out) as beside:
         on_progress("quantizing", 0, 1)
         floats, source = _read(place, beside)
-        chosen = config.type or DEFAULT_TYPE
-        made = asdict(quantize.stock(floats, beside / bundles.MODEL, chosen, threads=config.threads))
+        step = _stored(floats, beside / bundles.MODEL, config, on_progress)
         gguf = open_gguf(beside / bundles.MODEL)
         cost = None
         if config.measure:
             cost = _compared(floats, beside / bundles.MODEL, config, on_progress)
         if floats.parent == beside:
             floats.unlink()
-        weights = sum(part["weights"] for part in report.parts(gguf))
-        step = {"name": "quantize", "weights": weights, "type": chosen, **made, "importance": False, "cost": cost}
+        parts = report.parts(gguf)
+        step |= {"weights": sum(part["weights"] for part in parts), "cost": cost}
         facts = {"source": source, "options": config.to_json(), "steps": [step], "cost": cost, "healing": [],
-                 "answers": [], "tensors": [], "parts": report.parts(gguf), "device": None}
+                 "answers": [], "tensors": [], "parts": parts, "device": None}
         report.write(beside / report.FILE, facts)
         manifest = bundles.write_manifest(beside, facts)
         if private is not None:
@@ -71,13 +71,26 @@ def compress(place: Located, out: Path, config: CompressConfig, key: Path | None
     return manifest
 
 
+def _stored(floats: Path, path: Path, config: CompressConfig, on_progress: Progress) -> dict[str, Any]:
+    """What the manifest says of the step that wrote `path`."""
+    if config.static:
+        with closing(EncoderFile(floats, 1)) as opened:  # for three tokens at a time a second thread only waits
+            return {"name": "static", **write_table(path, opened, config.static, on_progress)}
+    chosen = config.type or DEFAULT_TYPE
+    made = asdict(quantize.stock(floats, path, chosen, threads=config.threads))
+    return {"name": "quantize", "type": chosen, **made, "importance": False}
+
+
 def _refuse(config: CompressConfig, resume: bool) -> None:
     for spec in fields(config):
         if spec.name not in _FOR_ENCODERS and getattr(config, spec.name) != spec.default:
             raise UsageError(f"--{spec.name.replace('_', '-')} is given, and the source is an encoder",
-                             "leave it out: encoders take --type and --measure")
+                             "leave it out: encoders take --type, --measure and --static")
     if config.format != "gguf":
         raise UsageError("--format onnx is given, and the source is an encoder", "leave it out: it becomes a GGUF")
+    if config.static and (config.type or config.measure):
+        raise UsageError(f"--{'type' if config.type else 'measure'} is given with --static",
+                         "leave it out: a table is int8, and its vectors are others than the encoder's")
     if resume:
         raise UsageError("--resume is given, and the source is an encoder, of which nothing is kept",
                          "leave it out: it takes seconds")

@@ -48,6 +48,8 @@ class CompressConfig:
     format: str = option("gguf", "What the bundle holds: gguf for llama.cpp and training, or onnx for ONNX Runtime.",
                          choices=("gguf", "onnx"), common=True, group="What is stored")
     type: str = option("", "llama.cpp's type, such as Q4_K_M or Q8_0 [Q4_K_M].", common=True)
+    static: int = option(0, "Of an encoder: a table of one vector of this length a token, such as 256, which numpy "
+                         "alone serves; 0: the encoder itself.", low=0, high=4096)
     target_size: str = option("", "Bytes of the model's file at most, such as 80M (10^6 bytes each): every tensor's "
                               "type is chosen by how much it costs.", common=True)
     device: str = option("", "Name of a device, such as raspberry-pi-4-2gb: the report says what training takes there; "

@@ -60,6 +60,8 @@ def compress(name: str, out: Path, config: CompressConfig, *, key: Path | None =
     place = locate(name)
     if encoder.is_encoder(place):
         return encoder.compress(place, out, config, key, resume, on_progress)
+    if config.static:
+        raise UsageError("--static is given, and the source is no encoder", "leave it out, or name an encoder")
     if config.format == "onnx":
         exporter()  # before hours of work, as all that follows
     private = signature.private_key(key) if key else None

@@ -17,9 +17,8 @@ from numpy.typing import NDArray
 
 from ..errors import Interrupted, NotFoundError
 from ..formats.named import find_model
-from ..llamacpp.embedding import Embedder
 from ..serving.batcher import Batcher
-from ..serving.embedding import EncoderFile
+from ..serving.embedding import EncoderFile, TableFile, Vectors, open_vectors
 from .options import DaemonConfig, model_name
 from .places import Places
 
@@ -52,9 +51,9 @@ class Embeddings:
         self._opened = ExitStack()
         self._of_base = batcher.served.embedder()
         self._opened.callback(self._of_base.close)
-        self.encoder: EncoderFile | None = None
+        self.encoder: EncoderFile | TableFile | None = None
         if self.file:
-            self.encoder = EncoderFile(self.file, config.threads)
+            self.encoder = open_vectors(self.file, config.threads)
             self._opened.callback(self.encoder.close)
 
     def close(self) -> None:
@@ -95,7 +94,7 @@ class Embeddings:
             self._batcher.between(step)
         return Embedded(name, vectors, sum(map(len, tokens)))
 
-    def _named(self, model: str) -> tuple[str, Embedder]:
+    def _named(self, model: str) -> tuple[str, Vectors]:
         if self.encoder and model in ("", self.name):
             return self.name, self.encoder.embedder
         if model in ("", *self.base):
@@ -104,7 +103,7 @@ class Embeddings:
         raise NotFoundError(f"{model!r:.200} makes no vectors", f"ask {names}; adapters do not change vectors")
 
 
-def _tokens(embedder: Embedder, text: Text, truncate: bool) -> list[int]:
+def _tokens(embedder: Vectors, text: Text, truncate: bool) -> list[int]:
     """Returns checked ids; a text of marks alone counts as empty."""
     tokens = embedder.encode(text) if isinstance(text, str) and text else [*map(int, text)]
     if truncate:

@@ -100,14 +100,8 @@ class Embedder:
         return tokens[: self.size - len(end)] + end
 
     def check(self, tokens: Sequence[int]) -> None:
-        """Raises UsageError for a text without tokens, with too many, or with one outside the vocabulary."""
-        if not tokens:
-            raise UsageError("a text is empty", "give each at least one token")
-        if len(tokens) > self.size:
-            raise UsageError(f"a text has {len(tokens)} tokens, {self.size} is the most here", "divide it")
-        if not 0 <= min(tokens) <= max(tokens) < self.n_vocab:
-            wrong = next(token for token in tokens if not 0 <= token < self.n_vocab)
-            raise UsageError(f"a token id is {wrong}", f"token ids must be from 0 to {self.n_vocab - 1}")
+        """Raises UsageError as check_tokens does."""
+        check_tokens(tokens, self.size, self.n_vocab)
 
     def embed(self, out: NDArray[np.float32], texts: Sequence[list[int]]) -> Generator[None]:
         """Fill `out` [n, D] with the vectors of n texts (checked); each turn of the iterator is one decode.
@@ -227,3 +221,14 @@ class Embedder:
             into += states[0]
         elif self._pooling == "last" and text.done + count == len(text.tokens):
             into += states[-1]
+
+
+def check_tokens(tokens: Sequence[int], size: int, n_vocab: int) -> None:
+    """Raises UsageError for a text without tokens, with more than `size`, or with one outside the vocabulary."""
+    if not tokens:
+        raise UsageError("a text is empty", "give each at least one token")
+    if len(tokens) > size:
+        raise UsageError(f"a text has {len(tokens)} tokens, {size} is the most here", "divide it")
+    if not 0 <= min(tokens) <= max(tokens) < n_vocab:
+        wrong = next(token for token in tokens if not 0 <= token < n_vocab)
+        raise UsageError(f"a token id is {wrong}", f"token ids must be from 0 to {n_vocab - 1}")

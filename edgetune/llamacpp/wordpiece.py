@@ -17,7 +17,7 @@ from dataclasses import dataclass
 from typing import cast
 
 from ..errors import DataError, FormatError
-from ..formats.gguf import Gguf, check_encoder, open_gguf
+from ..formats.gguf import TABLE, Gguf, check_encoder, check_table, open_gguf
 from ..formats.named import find_model
 
 LONGEST_WORD = 100  # characters; a longer one is [UNK]
@@ -48,7 +48,7 @@ class WordPiece:
 
     def __init__(self, file: str | os.PathLike[str] | Gguf) -> None:
         gguf = file if isinstance(file, Gguf) else open_gguf(find_model(file))
-        check_encoder(gguf)
+        (check_table if gguf.architecture == TABLE else check_encoder)(gguf)
         keys = gguf.metadata
         tokens = cast(list[str], keys["tokenizer.ggml.tokens"])
         types = cast(list[int], keys.get("tokenizer.ggml.token_type", [1] * len(tokens)))
@@ -75,6 +75,11 @@ class WordPiece:
             raise FormatError(f"{gguf.path}: the {name} token is {found}, the vocabulary has {self.n_vocab}",
                               "convert the model again")
         return found
+
+    def is_reached(self, token: int) -> bool:
+        """Whether the text of a token, alone or after others in a word, is cut nowhere: a text may hold the token."""
+        text = self.texts[token].removeprefix(MARK)
+        return [word for word, _ in self._cut(text)] == [text]
 
     def encode(self, text: str) -> list[int]:
         """Token ids of a text between [CLS] and [SEP]; what spells a mark stays text."""

@@ -2,20 +2,47 @@
 
 from __future__ import annotations
 
+from collections.abc import Generator, Sequence
 from contextlib import ExitStack
 from pathlib import Path
-from typing import cast
+from typing import Protocol, cast
 
 import numpy as np
 from numpy.typing import NDArray
 
 from ..errors import UnsupportedError
-from ..formats.gguf import ENCODER, Gguf, check_network, open_gguf
+from ..formats.gguf import ENCODER, TABLE, Gguf, check_network, open_gguf
 from ..llamacpp import library as llamacpp
 from ..llamacpp.embedding import Embedder, Pooling
 from ..llamacpp.wordpiece import WordPiece
+from .table import TableEmbedder
 
 POOLINGS: dict[int, Pooling] = {1: "mean", 2: "first", 3: "last"}  # as files number them
+
+
+class Vectors(Protocol):
+    """What makes vectors of texts: llamacpp.embedding.Embedder says how."""
+
+    size: int
+    width: int
+    n_vocab: int
+
+    def encode(self, text: str) -> list[int]: ...
+    def truncate(self, tokens: list[int]) -> list[int]: ...
+    def check(self, tokens: Sequence[int]) -> None: ...
+    def embed(self, out: NDArray[np.float32], texts: Sequence[list[int]]) -> Generator[None]: ...
+    def close(self) -> None: ...
+
+
+class TableFile:
+    """A GGUF with one vector a token, opened. Raises FormatError or UnsupportedError for another."""
+
+    def __init__(self, gguf: Gguf) -> None:
+        self.gguf = gguf
+        self.embedder = TableEmbedder(gguf)
+
+    def close(self) -> None:
+        """Nothing is open but the file."""
 
 
 class EncoderFile:
@@ -49,6 +76,12 @@ class EncoderFile:
 
     def close(self) -> None:
         self._opened.close()
+
+
+def open_vectors(path: Path, threads: int = 0) -> EncoderFile | TableFile:
+    """Opens a GGUF for vectors, of any kind. Close it. Raises the errors of EncoderFile and TableFile."""
+    gguf = open_gguf(path)
+    return TableFile(gguf) if gguf.architecture == TABLE else EncoderFile(path, threads)
 
 
 def _pooling(gguf: Gguf) -> Pooling:

@@ -15,7 +15,7 @@ from pydantic import Field
 
 from ...errors import NotFoundError
 from ...formats.gguf import Gguf
-from ...serving.embedding import EncoderFile
+from ...serving.embedding import EncoderFile, TableFile
 from ..service import LATEST, Service
 from .completions import TheService
 from .ollama import ERRORS, AnyTypeRoute
@@ -133,7 +133,7 @@ def ollama_show(body: ShowBody, service: TheService) -> Any:
             "capabilities": able, "modified_at": tag["modified_at"]}
 
 
-def _encoder(service: Service, name: str) -> EncoderFile | None:
+def _encoder(service: Service, name: str) -> EncoderFile | TableFile | None:
     """The encoder, if the name is that of the file of --embeddings."""
     return service.embeddings.encoder if name.removesuffix(LATEST) == service.embeddings.name else None
 

@@ -1,7 +1,16 @@
 """GGUF files: held by a descriptor (file.py), read strictly (read.py), checked (check.py), written (write.py)."""
 
 from ...backends.native import FORMATS, Format
-from .check import ENCODER, check_adapter, check_encoder, check_model, check_network, check_vocabulary
+from .check import (
+    ENCODER,
+    TABLE,
+    check_adapter,
+    check_encoder,
+    check_model,
+    check_network,
+    check_table,
+    check_vocabulary,
+)
 from .file import OpenFile
 from .read import Gguf, Metadata, Tensor, fingerprint, open_gguf
 from .write import write_gguf
@@ -9,6 +18,7 @@ from .write import write_gguf
 __all__ = [
     "ENCODER",
     "FORMATS",
+    "TABLE",
     "Format",
     "Gguf",
     "Metadata",
@@ -18,6 +28,7 @@ __all__ = [
     "check_encoder",
     "check_model",
     "check_network",
+    "check_table",
     "check_vocabulary",
     "fingerprint",
     "open_gguf",

@@ -90,17 +90,19 @@ _MARKS = ("fim_mid", "fim_pad", "fim_pre", "fim_rep", "fim_sep", "fim_suf", "mas
           "seperator", "suffix", "unknown", "cls")
 _TOKENIZER_MODELS = ("gpt2", "llama")  # byte-level BPE and sentencepiece, which the supported families use
 ENCODER = "bert"  # the architecture of encoders, and their tokenizer's name: WordPiece
+TABLE = "static"  # the architecture of a table of one vector a token, which is edgetune's own
 _NOT_WEIGHTS = ("I8", "I16", "I32", "I64", "F64", "Q8_1", "Q8_K")  # llama.cpp cannot multiply by these
 
 
 def check_network(gguf: Gguf) -> None:
-    """Checks a file of either kind: an encoder as check_encoder does, else as check_model."""
-    (check_encoder if gguf.metadata.get("general.architecture") == ENCODER else check_model)(gguf)
+    """Checks a file of any kind: an encoder as check_encoder does, a table as check_table, else as check_model."""
+    checks = {ENCODER: check_encoder, TABLE: check_table}
+    checks.get(str(gguf.metadata.get("general.architecture")), check_model)(gguf)
 
 
 def check_model(gguf: Gguf) -> None:
     """FormatError or UnsupportedError unless the file is a whole dense language model that llama.cpp may be given."""
-    if gguf.metadata.get("general.architecture") == ENCODER:
+    if gguf.metadata.get("general.architecture") in (ENCODER, TABLE):
         raise UnsupportedError(f"{gguf.path} is an encoder, which makes vectors and no text",
                                "take a model that answers, such as smollm2")
     check_vocabulary(gguf)
@@ -114,6 +116,20 @@ def check_encoder(gguf: Gguf) -> None:
         raise UnsupportedError(f"{gguf.path} is of architecture {arch!r:.60}, no encoder", f"take one of {ENCODER!r}")
     _check_facts(gguf, (ENCODER,))
     _check_weights(gguf, arch)
+
+
+def check_table(gguf: Gguf) -> None:
+    """FormatError or UnsupportedError unless the file is a WordPiece vocabulary with a vector of int8 a token."""
+    if (arch := _text(gguf, "general.architecture")) != TABLE:
+        raise UnsupportedError(f"{gguf.path} is of architecture {arch!r:.60}, no table of vectors",
+                               f"take one of {TABLE!r}")
+    _check_tokenizer(gguf, (ENCODER,))
+    wanted = (gguf.metadata.count("tokenizer.ggml.tokens"), gguf.metadata.get(f"{TABLE}.embedding_length"))
+    if list(gguf.tensors) != ["token_embd.weight"]:
+        raise FormatError(f"{gguf.path} has {len(gguf.tensors)} tensors, a table has token_embd.weight alone", _BROKEN)
+    _check_shape(gguf, "token_embd.weight", wanted)
+    if (format := gguf.tensors["token_embd.weight"].format) != "I8":
+        raise UnsupportedError(f"{gguf.path}: 'token_embd.weight' is {format}", "a table of vectors is I8")
 
 
 def check_vocabulary(gguf: Gguf) -> None:
