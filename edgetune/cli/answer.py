@@ -134,10 +134,10 @@ def served_model(model: Path, serving: Serving) -> Iterator[Any]:
 
 def is_encoder(model: Path) -> bool:
     """Whether a model answers with a trained head alone. Raises the errors of open_gguf."""
-    from ..formats.gguf import ENCODER, open_gguf
+    from ..formats.gguf import ENCODERS, open_gguf
     from ..formats.named import find_model
     path = find_model(model)
-    return path.is_file() and open_gguf(path).architecture == ENCODER
+    return path.is_file() and open_gguf(path).architecture in ENCODERS
 
 
 def classifier_of(model: Path, serving: Serving) -> Classifier:

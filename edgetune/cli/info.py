@@ -17,7 +17,7 @@ from ..backends import cpu, native
 from ..backends.opening import open_cuda
 from ..errors import EdgetuneError, UsageError, install_hint, size_text
 from ..formats import bundle, signature
-from ..formats.gguf import ENCODER, Gguf, check_network, open_gguf
+from ..formats.gguf import ENCODERS, Gguf, check_network, open_gguf
 from ..llamacpp.tokenizer import Tokenizer
 from ..llamacpp.wordpiece import WordPiece
 from ..machine import device
@@ -54,7 +54,7 @@ def _model(gguf: Gguf) -> dict[str, Any]:
     available = device.read_device().memory_available
     try:
         check_network(gguf)
-        if arch == ENCODER:
+        if arch in ENCODERS:
             WordPiece(gguf)
         else:
             Tokenizer(gguf).close()  # llama.cpp may refuse the vocabulary

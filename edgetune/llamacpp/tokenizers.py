@@ -6,7 +6,7 @@ import os
 from contextlib import suppress
 
 from ..errors import FormatError, UnsupportedError
-from ..formats.gguf import ENCODER, Gguf, open_gguf
+from ..formats.gguf import ENCODERS, Gguf, open_gguf
 from ..formats.named import find_model
 from .tokenizer import Tokenizer
 from .wordpiece import WordPiece
@@ -21,7 +21,7 @@ def open_tokenizer(file: str | os.PathLike[str] | Gguf, markup: str = "escape") 
     except UnsupportedError:
         with suppress(FormatError):  # the first error says more
             gguf = file if isinstance(file, Gguf) else open_gguf(find_model(file))
-            if gguf.architecture == ENCODER:
+            if gguf.architecture in ENCODERS:
                 return WordPiece(gguf)
         raise
     found.markup = markup

@@ -1,4 +1,4 @@
-"""The encoder on its quantized weights, a BERT: forward and backward of the whole, a block and its parts.
+"""The encoder on its quantized weights, a BERT or nomic-bert: forward and backward of the whole, a block and its parts.
 
 A block normalises after each of its sums (Vaswani et al. 2017). Here the last norm of a block is the first step of the
 next one, or of the head: so what is kept between blocks, `x` [T, D], is a sum that is not normed yet, as the residual
@@ -16,7 +16,7 @@ import numpy as np
 from ..backends.arena import Arena
 from ..backends.base import Backend
 from ..formats.encoder import read_encoder
-from ..formats.gguf import ENCODER, Gguf
+from ..formats.gguf import ENCODERS, Gguf
 from .base import Network, Passes, register
 from .encoder_head import EncoderHead
 from .encoder_structure import EncoderStructure, kept_widths
@@ -34,7 +34,7 @@ if TYPE_CHECKING:
 class Bert(Network):
     """A GGUF's weights: matrices as mapped bytes with their format, norms and biases as float32."""
 
-    architectures = (ENCODER,)
+    architectures = ENCODERS
     is_causal: ClassVar[bool] = False
     objective: ClassVar[str] = "classify"
     structure: EncoderStructure
@@ -47,9 +47,11 @@ class Bert(Network):
 
     def places(self, count: int) -> np.ndarray:
         """[count, D], what is added to the embedding of a token: of its position, and of type 0, which all have."""
-        found: np.ndarray = self.gguf.read(self.gguf.tensors["position_embd.weight"]).f32()[:count]
+        found = np.zeros((count, self.structure.shape.d_model), np.float32)
+        if (positions := self.gguf.tensors.get("position_embd.weight")) is not None:
+            found += self.gguf.read(positions).f32()[:count]
         if (types := self.gguf.tensors.get("token_types.weight")) is not None:
-            found = found + self.gguf.read(types).f32()[0]
+            found += self.gguf.read(types).f32()[0]
         return found
 
     def build(self, run: RunShape, ops: Backend, arena: Arena, streamed: int, seed: int) -> EncoderPasses:
@@ -77,6 +79,9 @@ class EncoderPasses(Passes):
         self._placed: Batch | None = None
         places = arena.view("places", *arena.buffers["places"].shape)
         places[:] = network.places(len(places))
+        if self.shape.rope:
+            self.cos, self.sin = (arena.view(name, *arena.buffers[name].shape) for name in ("cos", "sin"))
+            self.cos[:], self.sin[:] = self.shape.rope.tables(run.max_length, self.shape.d_head)
 
     # ---- whole passes -----------------------------------------------------------------------------------------
 
@@ -164,8 +169,7 @@ class EncoderPasses(Passes):
         self.stream.enter(layer, layer - 1 if rebuild else layer + 1)
         k = self.kept.of(layer, len(x))
         self.norms.forward(x, x, self._norm_before(layer))
-        for name in "qkv":
-            self.linear.forward(k[name], x, layer, f"attn_{name}", k)
+        self._project(layer, x, k)
         positions, begins, ends = self._documents(len(x))
         att, q, key, v = self._heads(k, "att", "q", "k", "v")
         self.ops.attention_forward(att, self._rows(k["lse"]), q, key, v, ends, positions, self._scale,
@@ -173,9 +177,11 @@ class EncoderPasses(Passes):
         self.linear.forward(x, k["att"], layer, "attn_output", k, accumulate=True)
         self.ops.copy(k["mid"], x)
         self.norms.forward(x, x, f"blk.{layer}.attn_output_norm")
+        if self.shape.is_nomic:
+            self.linear.forward(k["gate"], x, layer, "ffn_gate", k)
         self.linear.forward(k["up"], x, layer, "ffn_up", k)
         act = self.arena.view("act", len(x), self.shape.d_ff)
-        self.ops.gelu_forward(act, k["up"])
+        self._activate(act, k)
         if rebuild:
             self.linear.keep(act, layer, "ffn_down", k)
         else:
@@ -201,15 +207,21 @@ class EncoderPasses(Passes):
         act, dact = (self.arena.view(name, len(dx), self.shape.d_ff) for name in ("act", "dact"))
         self.linear.backward(dact if deepest > 0 else None, dx, layer, "ffn_down", k)
         if deepest == 0:
-            self.ops.gelu_forward(act, k["up"])
+            self._activate(act, k)
             self.linear.finish(act, layer, "ffn_down")
             return
-        self.ops.gelu_backward(dact, act, dact, k["up"])
+        grads = {"ffn_up": dact}
+        if self.shape.is_nomic:  # k["up"] becomes its gradient
+            self.ops.glu_backward(dact, k["up"], act, dact, k["gate"], k["up"], "silu")
+            grads = {"ffn_gate": dact, "ffn_up": k["up"]}
+        else:
+            self.ops.gelu_backward(dact, act, dact, k["up"])
         self.linear.finish(act, layer, "ffn_down")
-        self.linear.backward(dx if deepest > 1 else None, dact, layer, "ffn_up", k, accumulate=True)
         norm = self.arena.view("norm", *dx.shape)
         self.norms.forward(norm, k["mid"], f"blk.{layer}.attn_output_norm")
-        self.linear.finish(norm, layer, "ffn_up")
+        for target, grad in grads.items():
+            self.linear.backward(dx if deepest > 1 else None, grad, layer, target, k, accumulate=True)
+            self.linear.finish(norm, layer, target)
 
     def _attention_backward(self, layer: int, dx: np.ndarray, datt: np.ndarray, k: Activations) -> None:
         """dx: from the gradient of the sum to that of the block's input."""
@@ -224,12 +236,45 @@ class EncoderPasses(Passes):
         is_needed = layer > self.run.lowest or self.run.needs_dinp
         norm = self.arena.view("norm", *dx.shape)
         self.norms.forward(norm, self.kept.block_x(layer, t), self._norm_before(layer))
-        for name in "qkv":
-            target = f"attn_{name}"
-            self.linear.backward(dx if is_needed else None, grads[f"d{name}"], layer, target, k, accumulate=True)
+        for target, grad in self._projected(grads).items():
+            self.linear.backward(dx if is_needed else None, grad, layer, target, k, accumulate=True)
             self.linear.finish(norm, layer, target)
         if is_needed:
             self.norms.backward(dx, self.kept.block_x(layer, t), self._norm_before(layer))
+
+    def _activate(self, act: np.ndarray, k: Activations) -> None:
+        """act [T, F] = the MLP's activation."""
+        if self.shape.is_nomic:
+            self.ops.glu_forward(act, k["gate"], k["up"], "silu")
+        else:
+            self.ops.gelu_forward(act, k["up"])
+
+    def _project(self, layer: int, x: np.ndarray, k: Activations) -> None:
+        """Queries, keys and values [T, D] of x."""
+        if not self.shape.is_nomic:
+            for name in "qkv":
+                self.linear.forward(k[name], x, layer, f"attn_{name}", k)
+            return
+        every = self.arena.view("qkv", len(x), 3 * self.shape.d_model)
+        self.linear.forward(every, x, layer, "attn_qkv", k)
+        self.ops.synchronize()
+        k["q"][:], k["k"][:], k["v"][:] = np.split(every, 3, axis=1)
+        self._rotate(k["q"], k["k"], 1.0)
+
+    def _projected(self, grads: Activations) -> Activations:
+        """The gradients of the projections' outputs, by target."""
+        if not self.shape.is_nomic:
+            return {f"attn_{name}": grads[f"d{name}"] for name in "qkv"}
+        self._rotate(grads["dq"], grads["dk"], -1.0)
+        self.ops.synchronize()
+        every = self.arena.view("qkv", len(grads["dq"]), 3 * self.shape.d_model)
+        np.concatenate([*grads.values()], axis=1, out=every)
+        return {"attn_qkv": every}
+
+    def _rotate(self, q: np.ndarray, key: np.ndarray, sign: float) -> None:
+        """q and key [T, D], in place, by the positions of their tokens."""
+        for x in self._heads({"q": q, "k": key}, "q", "k"):
+            self.ops.rope(x, self.cos, self.sin, self._documents(len(x))[0], True, sign)
 
     # ---- small helpers ----------------------------------------------------------------------------------------
 

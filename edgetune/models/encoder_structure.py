@@ -23,6 +23,8 @@ def kept_widths(s: EncoderShape, run: RunShape) -> dict[str, int]:
     """
     d = s.d_model
     widths = {"q": d, "k": d, "v": d, "att": d, "lse": s.n_head, "mid": d, "up": s.d_ff}
+    if s.is_nomic:
+        widths["gate"] = s.d_ff
     if run.family.kept_width:
         widths |= {f"u_{target}": run.family.kept_width for target in run.targets}
     return widths
@@ -79,10 +81,18 @@ class EncoderStructure(Structure):
             Buffer("act", (t, s.d_ff), "block", half), Buffer("dact", (t, s.d_ff), "block", half, backward=True),
             *(Buffer(name, (t, d), "block", half, backward=True) for name in ("datt", "dq", "dk", "dv")),
             Buffer("delta", (s.n_head, t), "block", backward=True),
-            *run.family.buffers(t, max(d, s.d_ff), half),
+            *self._nomic_buffers(run), *run.family.buffers(t, max(d, s.d_ff), half),
             Buffer("head_h", (t, d), "head"), Buffer("head_x", (t, d), "head"), Buffer("head_z", (t, labels), "head"),
             Buffer("places", (run.max_length, d), "run"),
         ]
+
+    def _nomic_buffers(self, run: RunShape) -> list[Buffer]:
+        s = self.shape
+        if not s.rope:
+            return []
+        return [Buffer("qkv", (run.max_tokens, 3 * s.d_model), "block", run.activations),
+                Buffer("cos", (run.max_length, s.d_head // 2), "run"),
+                Buffer("sin", (run.max_length, s.d_head // 2), "run")]
 
     def flops(self, run: RunShape, lengths: Sequence[int]) -> Flops:
         """Forward 4 D a pair of tokens of a document for attention, backward twice that."""

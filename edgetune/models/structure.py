@@ -19,7 +19,8 @@ from .value import value_group
 
 HEAD_BYTES = 2 << 20  # logits held at a time: the size of a core's cache
 # Backward walks the projections in this order; in the lowest trained block it stops after the last trained group.
-BACKWARD_GROUPS = (("ffn_down",), ("ffn_gate", "ffn_up"), ("attn_output",), ("attn_q", "attn_k", "attn_v"))
+BACKWARD_GROUPS = (("ffn_down",), ("ffn_gate", "ffn_up"), ("attn_output",),
+                   ("attn_q", "attn_k", "attn_v", "attn_qkv"))
 
 
 def kept_widths(s: Shape, run: RunShape) -> dict[str, int]:

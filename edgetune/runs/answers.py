@@ -18,7 +18,7 @@ from ..errors import DataError, Interrupted
 from ..evaluation.acceptance import Paired
 from ..evaluation.labels import grade_labels
 from ..evaluation.served import Answer, exact_match, exact_share, parsed_share
-from ..formats.gguf import ENCODER, Gguf
+from ..formats.gguf import ENCODERS, Gguf
 from ..serving.classifier import Classifier
 from ..serving.llama import LlamaModel
 from ..serving.memory import context_of, repack_within
@@ -49,7 +49,7 @@ def compare(exam: Exam, begin: Callable[[int], object], should_stop: Callable[[]
     begin: called with the number of questions. Raises EdgetuneError where the questions cannot be put, with the reason;
     Interrupted where should_stop returns True.
     """
-    if exam.base.architecture == ENCODER:
+    if exam.base.architecture in ENCODERS:
         return _labels(exam, begin)
     context = context_of(exam.base, exam.longest)
     repack = repack_within(exam.base, context, exam.config.memory_here(),

@@ -11,7 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ..errors import UnsupportedError
-from ..formats.gguf import ENCODER, TABLE, Gguf, check_network, open_gguf
+from ..formats.gguf import ENCODERS, TABLE, Gguf, check_network, open_gguf
 from ..llamacpp import library as llamacpp
 from ..llamacpp.embedding import Embedder, Pooling
 from ..llamacpp.wordpiece import WordPiece
@@ -53,7 +53,7 @@ class EncoderFile:
 
     def __init__(self, path: Path, threads: int = 0) -> None:
         gguf = open_gguf(path)
-        whole = gguf.architecture == ENCODER
+        whole = gguf.architecture in ENCODERS
         check_network(gguf)
         pooling = _pooling(gguf)
         size = cast(int, gguf.metadata[f"{gguf.architecture}.context_length"])

@@ -1,59 +1,28 @@
 """Encoders on their weights, compared with transformers and autograd: hidden states, vectors, losses, gradients."""
 
-import subprocess
-import sys
 from dataclasses import replace
-from functools import cache
 
 import numpy as np
 import pytest
-from encoders import (
-    EMBEDDINGS,
-    NAMES,
-    WORDS,
-    Bert,
-    in_transformers,
-    minilm_checkpoint,
-    tiny_bert,
-    vectors,
-    write_encoder,
-)
-from labelled import OPTIONS, at_first, classes, open_trainer, tags
-from precision import GATES, KINDS, cosine
-from sometimes import mostly_slow
+from encoders import EMBEDDINGS, NAMES, WORDS, Bert, in_transformers, tiny_bert, write_encoder
+from labelled import OPTIONS, at_first, classes, close, documents, open_trainer, our_gradient, set_random, tags
 from tiny import write_gguf
 from variants import variant
 
 from edgetune.adapters.heads import VECTOR
 from edgetune.adapters.store import read_artifact
-from edgetune.data.packing import Example, collate
+from edgetune.data.packing import collate
 from edgetune.errors import DataError, FormatError, UnsupportedError, UsageError
-from edgetune.formats.bert import write_bert
 from edgetune.formats.gguf import open_gguf
-from edgetune.llamacpp.wordpiece import WordPiece
 from edgetune.models.networks import open_network
 from edgetune.serving.rollouts.forward import open_passes
 from edgetune.training.trainer import Trainer
 
 torch = pytest.importorskip("torch", reason="torch is the truth here")
-from transformers import BertModel  # noqa: E402
 
 POOLINGS = ("mean", "first")
-LLAMA_CPP = 2e-3  # its GELU is approximated, and looked up in halves
 N_CLASSES = 5
 N_TAGS = 3
-
-
-def documents(sizes, labelled="first", label=lambda *_: 0):
-    """Random ones with a label at the first token, or at every token but the first."""
-    rng = np.random.default_rng(len(sizes))
-    made = []
-    for i, n in enumerate(sizes):
-        at = np.eye(1, n, dtype=np.float32)[0]
-        weights = at if labelled == "first" else 1 - at
-        labels = np.array([label(i, t) for t in range(n)], np.int32)
-        made.append(Example(rng.integers(5, len(WORDS), n).astype(np.int32), weights, labels=labels))
-    return made
 
 
 @pytest.fixture(scope="module")
@@ -84,11 +53,6 @@ def pooled(states, example, pooling):
     return torch.nn.functional.normalize(found.mean(0) if pooling == "mean" else found[0], dim=0)
 
 
-def close(got, want, tolerance=1e-4):
-    want = np.asarray(want)
-    assert np.abs(np.asarray(got) - want).max() <= tolerance * np.abs(want).max()
-
-
 @pytest.mark.parametrize("pooling", POOLINGS)
 def test_states_and_vectors(bert, models, pooling):
     """Of documents of several sizes in one batch, none of which sees another."""
@@ -104,12 +68,6 @@ def test_states_and_vectors(bert, models, pooling):
 
 
 # ---- gradients ----
-
-
-def set_random(trainer, seed=1):
-    """Adapter and heads, so that no gradient vanishes."""
-    lora = trainer.arena.flat("lora")
-    lora[:] = np.random.default_rng(seed).standard_normal(lora.size) / 8
 
 
 def leafs(array):
@@ -142,14 +100,6 @@ class Autograd:
                  *self.heads.values()]
         parts[2:] = [[weight.grad, bias.grad] for weight, bias in parts[2:]]
         return torch.cat([part.ravel() for group in parts for part in group]).numpy()
-
-
-def our_gradient(trainer, batch, a):
-    gradient = trainer.arena.flat("dlora")
-    gradient.fill(0)
-    trainer.decoder.forward(batch, keep=True)
-    found = trainer.decoder.backward(batch, a).copy()
-    return found, gradient.copy()
 
 
 def check_gradient(trainer, batch, a, truth, want, loss):
@@ -338,109 +288,3 @@ def test_gradient_on_other_weights(bert, model, tmp_path, format):
                         for row in rows])
     a = np.ones(5, np.float32)
     check_gradient(trainer, collate(rows, share=False), a, truth, logp.detach(), -logp.sum())
-
-
-# ---- all-MiniLM-L6-v2 ----
-
-TEXTS = ["Turn on the light in the kitchen.", "What is the weather in Lisbon tomorrow morning?", "book a table",
-         "A treatise on the theory of heat, in three volumes, by an author whom nobody remembers today."]
-
-
-@pytest.fixture(scope="module")
-def minilm(tmp_path_factory):
-    """(its checkpoint, a function of a format: the GGUF)"""
-    folder = tmp_path_factory.mktemp("minilm")
-    checkpoint = minilm_checkpoint(folder)
-
-    @cache
-    def written(format):
-        write_bert(folder / f"{format}.gguf", checkpoint, format)
-        return folder / f"{format}.gguf"
-
-    return checkpoint, written
-
-
-def read_texts(path):
-    tokenizer = WordPiece(path)
-    return [at_first(np.array(tokenizer.encode(text), np.int32), i) for i, text in enumerate(TEXTS)]
-
-
-def test_minilm_equals_transformers_and_llama_cpp(minilm):
-    checkpoint, written = minilm
-    path = written("F32")
-    rows = read_texts(path)
-    network = BertModel.from_pretrained(checkpoint).eval()
-    found = open_trainer(path, VECTOR).decoder.pooled(collate(rows, share=False))
-    with torch.no_grad():
-        close(found, torch.stack([pooled(states_by(network), row, "mean") for row in rows]))
-    close(found, vectors(path, TEXTS), LLAMA_CPP)
-
-
-@pytest.mark.parametrize("format", ["Q8_0", "Q4_1"])
-def test_quantized_minilm_equals_llama_cpp(minilm, format):
-    """Within what its products in 8 bits are off."""
-    path = minilm[1](format)
-    rows = read_texts(path)
-    found = open_trainer(path, VECTOR).decoder.pooled(collate(rows, share=False))
-    assert (found * vectors(path, TEXTS)).sum(1).min() > 0.999
-
-
-@pytest.mark.parametrize("precision", GATES)
-@pytest.mark.parametrize("isa", mostly_slow(KINDS, KINDS[:1]))
-def test_minilm_passes_the_gates_of_precision(minilm, isa, precision, monkeypatch):
-    monkeypatch.setenv("EDGETUNE_ISA", isa)
-    path = minilm[1]("Q8_0")
-    rows = read_texts(path)
-    found = {}
-    for asked in ("exact", precision):
-        trainer = open_trainer(path, classes(len(TEXTS)), precision=asked)
-        rng = np.random.default_rng(1)
-        pairs = trainer.decoder.adapter.adapted
-        for pair in pairs.values():
-            pair.b[:] = rng.standard_normal(pair.b.shape) * 1e-3
-        our_gradient(trainer, collate(rows, share=False), np.ones(len(TEXTS), np.float32))
-        found[asked] = {f"{name}.{side}": getattr(pair, side).astype(np.float64).ravel()
-                        for name, pair in pairs.items() for side in ("da", "db")}
-    exact, other = found["exact"], found[precision]
-    least = min(cosine(exact[name], other[name]) for name in exact)
-    whole = cosine(*(np.concatenate([*each.values()]) for each in (exact, other)))
-    print(f"{precision}: whole {whole:.5f}, least {least:.4f}")
-    assert whole >= GATES[precision][0]
-    assert least >= GATES[precision][1]
-
-
-WITHIN = """
-import sys
-import numpy as np
-from edgetune.errors import BudgetError
-from edgetune.machine.device import peak_rss
-from labelled import at_first, classes, open_trainer
-rng = np.random.default_rng(0)
-try:
-    trainer = open_trainer(sys.argv[1], classes(7), memory=sys.argv[2], max_length=64, precision="fast", steps=2)
-except BudgetError as error:
-    sys.exit(print(error.needed))
-trainer.add_examples([at_first(rng.integers(1000, 20000, 60).astype(np.int32), i % 7) for i in range(16)])
-trainer.train()
-print(trainer.plan.peak_bytes, peak_rss(), trainer.plan.tradeoffs.streamed)
-"""
-
-
-def train_within(path, mib):
-    """What WITHIN prints, in a process of its own."""
-    done = subprocess.run([sys.executable, "-c", WITHIN, path, f"{mib}M"], capture_output=True, text=True, timeout=300,
-                          check=True)
-    return [int(word) for word in done.stdout.split()]
-
-
-def test_minilm_trains_within_a_budget(minilm):
-    """In 150 MiB, and in the least that a refusal names, where weights are read at each use."""
-    path = minilm[1]("Q8_0")
-    planned, measured, streamed = train_within(path, 150)
-    assert measured <= planned <= 150 << 20
-    assert not streamed
-    least = -(-train_within(path, 1)[0] >> 20) + 1
-    assert least < 80
-    planned, measured, streamed = train_within(path, least)
-    assert measured <= planned <= least << 20
-    assert streamed

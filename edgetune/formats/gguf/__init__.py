@@ -3,6 +3,7 @@
 from ...backends.native import FORMATS, Format
 from .check import (
     ENCODER,
+    ENCODERS,
     TABLE,
     check_adapter,
     check_encoder,
@@ -17,6 +18,7 @@ from .write import write_gguf
 
 __all__ = [
     "ENCODER",
+    "ENCODERS",
     "FORMATS",
     "TABLE",
     "Format",

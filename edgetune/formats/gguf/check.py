@@ -89,20 +89,21 @@ _TOKENIZER = {
 _MARKS = ("fim_mid", "fim_pad", "fim_pre", "fim_rep", "fim_sep", "fim_suf", "mask", "middle", "padding", "prefix",
           "seperator", "suffix", "unknown", "cls")
 _TOKENIZER_MODELS = ("gpt2", "llama")  # byte-level BPE and sentencepiece, which the supported families use
-ENCODER = "bert"  # the architecture of encoders, and their tokenizer's name: WordPiece
+ENCODER = "bert"  # the first architecture of encoders, and the tokenizer's name of all: WordPiece
+ENCODERS = (ENCODER, "nomic-bert")
 TABLE = "static"  # the architecture of a table of one vector a token, which is edgetune's own
 _NOT_WEIGHTS = ("I8", "I16", "I32", "I64", "F64", "Q8_1", "Q8_K")  # llama.cpp cannot multiply by these
 
 
 def check_network(gguf: Gguf) -> None:
     """Checks a file of any kind: an encoder as check_encoder does, a table as check_table, else as check_model."""
-    checks = {ENCODER: check_encoder, TABLE: check_table}
+    checks = {**dict.fromkeys(ENCODERS, check_encoder), TABLE: check_table}
     checks.get(str(gguf.metadata.get("general.architecture")), check_model)(gguf)
 
 
 def check_model(gguf: Gguf) -> None:
     """FormatError or UnsupportedError unless the file is a whole dense language model that llama.cpp may be given."""
-    if gguf.metadata.get("general.architecture") in (ENCODER, TABLE):
+    if gguf.metadata.get("general.architecture") in (*ENCODERS, TABLE):
         raise UnsupportedError(f"{gguf.path} is an encoder, which makes vectors and no text",
                                "take a model that answers, such as smollm2")
     check_vocabulary(gguf)
@@ -112,8 +113,9 @@ def check_model(gguf: Gguf) -> None:
 def check_encoder(gguf: Gguf) -> None:
     """Checks a BERT, which makes vectors of texts, as check_model does a decoder."""
     arch = _text(gguf, "general.architecture")
-    if arch != ENCODER:
-        raise UnsupportedError(f"{gguf.path} is of architecture {arch!r:.60}, no encoder", f"take one of {ENCODER!r}")
+    if arch not in ENCODERS:
+        raise UnsupportedError(f"{gguf.path} is of architecture {arch!r:.60}, no encoder",
+                               f"take one of {', '.join(ENCODERS)}")
     _check_facts(gguf, (ENCODER,))
     _check_weights(gguf, arch)
 
