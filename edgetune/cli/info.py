@@ -23,6 +23,7 @@ from ..llamacpp.wordpiece import WordPiece
 from ..machine import device
 from ..machine.sensors import Readings, Sensors, gpu_mhz
 from ..models.networks import open_network
+from ..objectives.classify import Classify
 from ..training.config import TrainConfig
 from ..training.planned import make_plan
 from ..version import __version__
@@ -54,11 +55,13 @@ def _model(gguf: Gguf) -> dict[str, Any]:
     available = device.read_device().memory_available
     try:
         check_network(gguf)
+        objective = None
         if arch in ENCODERS:
             WordPiece(gguf)
+            objective = Classify(("yes", "no"))  # each further label takes a row of the width
         else:
             Tokenizer(gguf).close()  # llama.cpp may refuse the vocabulary
-        needs = make_plan(open_network(gguf), TrainConfig()).peak_bytes
+        needs = make_plan(open_network(gguf), TrainConfig(), objective=objective).peak_bytes
         if needs > available:
             trainable = False
             why = (f"training with the defaults needs {needs} bytes, {available} are available; "

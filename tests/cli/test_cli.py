@@ -14,6 +14,7 @@ import pytest
 from boards import Board
 from click.testing import CliRunner
 from commands import all_commands, run
+from encoders import WORDS, tiny_bert, write_encoder
 from screens import screen
 from sometimes import mostly_slow
 from tiny import write_place, write_tiny
@@ -143,6 +144,11 @@ def test_plan_info_doctor(place, adapter):
     facts = run_json("info", place / "model.gguf")
     assert (facts["kind"], facts["architecture"], facts["trainable"]) == ("model", "llama", True)
     assert run_json("info", adapter)["kind"] == "adapter"
+
+
+def test_info_of_an_encoder(tmp_path):
+    facts = run_json("info", write_encoder(tmp_path / "encoder.gguf", tiny_bert(), WORDS))
+    assert (facts["kind"], facts["architecture"], facts["trainable"]) == ("model", "bert", True)
 
 
 def test_doctor_begins_with_a_verdict(monkeypatch):
