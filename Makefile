@@ -17,7 +17,7 @@ RUN = cd tests && PYTHONPATH=$(SOURCES) $(PYTHON)
 EMULATED = cd tests && PYTHONPATH=$(CURDIR)/build/emulated/python $(PYTHON)
 
 .PHONY: arm-kernels arm-train check clean compaction compressed corrections crash cuda cuda-steps data dev \
-    docs dpo durability encoder-types fuzz fuzz-daemon help install installs learning life lint load memory methods \
+    docs dpo durability encoder-peers encoder-types fuzz fuzz-daemon help install installs learning life lint load memory methods \
     peers picture pressure proofs ready recipes release sanitize second-task service slow test tutor wheels
 
 help: ## this list
@@ -118,6 +118,9 @@ pressure: ready ## another process takes the memory of a training in a cgroup, a
 
 peers: ready ## many minutes: training speed, compared with PEFT in fp32, bf16, compiled bf16 and bitsandbytes NF4
 	$(RUN) peers/speed.py
+
+encoder-peers: ready ## an hour, needs the rows of make data and edgetune pull minilm: MiniLM learns Snips, compared with PyTorch
+	$(RUN) peers/encoder.py
 
 memory: ready ## many minutes: peaks as planned and as measured, budgets, 1.1 billion weights in 350M
 	$(RUN) proofs/memory.py
