@@ -79,7 +79,7 @@ def test_the_answer_is_the_first_line(place):
 
 def test_what_does_not_fit_says_what_to_do(place):
     text = run(*plan(place, "--memory", "1M"), code=2)
-    assert re.search(r"this does not fit: training needs \d+ MiB at least, the budget is 1 MiB \(--memory 1M\); "
+    assert re.search(r"this does not fit: training needs [\d.]+ [MG]iB at least, the budget is 1 MiB \(--memory 1M\); "
                      r"give it --memory \d+M", text)
 
 

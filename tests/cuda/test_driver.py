@@ -143,7 +143,7 @@ def test_memory_of_a_card_is_managed_and_weights_are_copied():
     (Api(JETSON), (7, 2), r"the GPU Orin has compute capability 7\.2, at least 8\.0 is needed; use --backend cpu"),
     (Api(JETSON, free=100 * MIB), (8, 7), "the GPU has 100 MiB of free memory, at least 256 MiB are needed"),
     (Api(SERVER | {"CONCURRENT_MANAGED_ACCESS": 0}), (9, 0), "does not let CPU and GPU use memory at the same time"),
-    (Api(JETSON, version=11080), (8, 7), "the NVIDIA driver is for CUDA 11, the package cuda-bindings for 12; pip"),
+    (Api(JETSON, version=11080), (8, 7), "the NVIDIA driver is for CUDA 11, the package cuda-bindings for 12; install"),
 ], ids=["old", "full", "apart", "driver"])
 def test_a_gpu_that_cannot_be_used_is_refused(api, capability, says):
     with pytest.raises(DeviceError, match=says):
