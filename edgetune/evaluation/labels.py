@@ -30,5 +30,5 @@ def grade_labels(served: Classifier, rows: Sequence[Row], limit: int | None = No
         answers.append(Answer(question, label, found.label, same(label, found.label), True, question))
     answers = answers[:limit]
     loss, tokens = mean_loss(losses) if losses else (0.0, 0)  # of several fields none is measured
-    scores = Scores("llama.cpp", len(rows), tokens, loss, exact_share(answers), len(answers), parsed_share(answers))
+    scores = Scores("native", len(rows), tokens, loss, exact_share(answers), len(answers), parsed_share(answers))
     return Graded(scores, losses, answers)

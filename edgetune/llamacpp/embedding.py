@@ -8,21 +8,19 @@ Letters: D width of a vector, T tokens of a decode, V vocabulary.
 from __future__ import annotations
 
 import ctypes
-import os
 from collections import deque
 from collections.abc import Callable, Generator, Iterator, Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from types import ModuleType
 from typing import Literal
 
 import numpy as np
 from numpy.typing import NDArray
 
-from ..errors import EdgetuneError, UnsupportedError, UsageError
+from ..errors import EdgetuneError, UsageError
 from ..machine.device import thread_count
 from .context import BATCH, Batch
-from .library import complaint, load
+from .library import load
 from .tokenizer import cut
 
 PIECE = 32  # tokens of a decoder's decode
@@ -37,9 +35,6 @@ class _Text:
     tokens: list[int]
     sequence: int
     done: int = 0  # tokens that are computed
-
-
-Take = Callable[[_Text, NDArray[np.float32]], None]
 
 
 class Embedder:
@@ -74,19 +69,6 @@ class Embedder:
             self._llama.llama_free(self._kept)
         self._kept = 0
 
-    def use(self, path: Path) -> None:
-        """Computes vectors with a LoRA from now on. Only an encoder's embedder can. Raises UnsupportedError for a file
-        that llama.cpp does not take.
-        """
-        llama = self._llama
-        complaint()
-        adapter = llama.llama_adapter_lora_init(self._model, os.fsencode(path))
-        if not adapter:
-            raise UnsupportedError(f"llama.cpp cannot load the adapter {path} ({complaint() or 'no reason given'})",
-                                   "train it again")
-        pointers = (llama.llama_adapter_lora_p_ctypes * 1)(adapter)  # freed with the model
-        llama.llama_set_adapters_lora(self._kept, pointers, 1, (ctypes.c_float * 1)(1.0))
-
     def encode(self, text: str) -> list[int]:
         """Token ids of a text with the marks that the model wants around it; what spells a mark stays text."""
         return self._encode(text) if self._encode else cut(self._llama, self._vocabulary, text, marks=True)
@@ -108,36 +90,18 @@ class Embedder:
 
         Raises EdgetuneError where llama.cpp cannot compute.
         """
-        def take(text: _Text, states: NDArray[np.float32]) -> None:
-            self._pool(out[text.index], states, text, len(states))
-
         out[:] = 0
-        yield from self._each(take, texts)
-        out /= np.maximum(np.linalg.norm(out, axis=1, keepdims=True), 1e-12)  # of a sum and of a mean it is the same
-
-    def states(self, texts: Sequence[list[int]]) -> list[NDArray[np.float32]]:
-        """The states of each text's tokens, float32 [T, D], by an encoder. Errors as of `embed`."""
-        found: dict[int, NDArray[np.float32]] = {}
-
-        def take(text: _Text, states: NDArray[np.float32]) -> None:
-            found[text.index] = states.copy()
-
-        for _ in self._each(take, texts):
-            pass
-        return [found[i] for i in range(len(texts))]
-
-    def _each(self, take: Take, texts: Sequence[list[int]]) -> Generator[None]:
-        """Calls `take` with the states [n, D] of parts of texts, in their order; each turn is one decode."""
         longest = max(map(len, texts))
         if self._whole or longest + PIECE <= KEPT:
             handle = self._kept = self._kept or self._open(KEPT)
         else:
             handle = self._open(longest + PIECE)
         try:
-            yield from self._compute(handle, take, texts)
+            yield from self._compute(handle, out, texts)
         finally:
             if handle != self._kept:
                 self._llama.llama_free(handle)
+        out /= np.maximum(np.linalg.norm(out, axis=1, keepdims=True), 1e-12)  # of a sum and of a mean it is the same
 
     # ---- llama.cpp ----------------------------------------------------------------------------------------------
 
@@ -159,7 +123,7 @@ class Embedder:
                                 "free memory, or embed shorter texts")
         return int(handle)
 
-    def _compute(self, handle: int, take: Take, texts: Sequence[list[int]]) -> Iterator[None]:
+    def _compute(self, handle: int, out: NDArray[np.float32], texts: Sequence[list[int]]) -> Iterator[None]:
         memory = self._llama.llama_get_memory(handle)  # None: an encoder has no cache
         if memory:
             self._llama.llama_memory_clear(memory, False)
@@ -171,7 +135,7 @@ class Embedder:
             states = self._decode(handle)
             start = 0
             for text, count in parts:
-                take(text, states[start : start + count])
+                self._pool(out[text.index], states[start : start + count], text, count)
                 start += count
                 text.done += count
                 if text.done == len(text.tokens):

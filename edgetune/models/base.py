@@ -238,6 +238,12 @@ class Passes(ABC):
         """The vector of each document, of length 1, float32 [documents, D]. Only encoders have it."""
         raise NotImplementedError
 
+    def labels(self, batch: Batch) -> np.ndarray:
+        """log p of every label at each supervised position, float32 [S, labels]; -inf of those of other heads. Only
+        encoders have them.
+        """
+        raise NotImplementedError
+
     def label_heads(self) -> list[tuple[np.ndarray, np.ndarray]]:
         """The weights [k, D] and the bias [k] of each head of classes or tags, in the run's order: views of what is
         trained. Only encoders have them.

@@ -137,7 +137,6 @@ class EncoderPasses(Passes):
         return [(head.weight, head.bias) for head in self.head.by_name.values()]
 
     def labels(self, batch: Batch) -> np.ndarray:
-        """log p of every label at each supervised position, float32 [S, labels]; -inf of those of other heads."""
         self.forward(batch, keep=False)
         found = self.head.labels(self._hidden(batch), batch)
         self.stream.leave()

@@ -1,14 +1,13 @@
-"""An encoder with trained heads answers with labels or JSON: llama.cpp computes a question's states, numpy the rest.
+"""An encoder with trained heads answers with labels or JSON, by edgetune's own engine.
 
-Letters: n questions, k labels of a head, T tokens of a question, D the width of a vector.
+Letters: S labels asked for, k labels of a head.
 """
 
 from __future__ import annotations
 
-import tempfile
 from collections.abc import Iterator, Sequence
-from contextlib import ExitStack
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from itertools import pairwise
 from pathlib import Path
 from types import TracebackType
 from typing import Any
@@ -17,18 +16,22 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ..adapters.base import Artifact
-from ..adapters.store import read_artifact, save_gguf
+from ..adapters.heads import CLASSES, TAGS, HeadKind
+from ..adapters.store import read_artifact
 from ..data import labelled
+from ..data.packing import Example, collate
 from ..data.slots import Form
 from ..data.tags import best_tags
 from ..errors import FormatError, UsageError
+from ..formats.gguf import check_network, open_gguf
 from ..formats.named import find_model
 from ..llamacpp.wordpiece import Encoded, WordPiece
-from .embedding import EncoderFile
+from ..models.networks import open_network
+from .rollouts.forward import open_passes
 
+MOST_TOKENS = 1024  # of questions that are computed together
 TINY = np.float32(1e-30)  # the least probability whose logarithm is taken
 Floats = NDArray[np.float32]
-Head = tuple[Floats, Floats]  # W [k, D], b [k]
 
 
 @dataclass(frozen=True)
@@ -49,29 +52,27 @@ class Classifier:
     >>> with edgetune.Classifier("minilm", "my-labels") as served:
     ...     served.classify(["turn on the light"])[0].label
 
-    model: a GGUF or a model's name. adapter: a folder, or its adapter.gguf. threads: 0 for one a physical core. labels:
-    those that it knows; () where answers have several fields. Raises FormatError for an adapter without labels,
-    MismatchError for one of another base, and the errors of EncoderFile.
+    model: a GGUF or a model's name. adapter: a folder, or its adapter.gguf. threads: 0 for one a physical core.
+    precision: of the products, as in training. labels: those that it knows; () where answers have several fields.
+    Raises FormatError for an adapter without labels, MismatchError for one of another base, and the errors of
+    open_gguf and open_network.
     """
 
-    def __init__(self, model: str | Path, adapter: str | Path, threads: int = 0) -> None:
-        with ExitStack() as opened:
-            self._file = EncoderFile(find_model(model), threads)
-            opened.callback(self._file.close)
-            found = read_artifact(adapter, self._file.gguf)
-            self.labels, self._form = learned(found, str(adapter))
-            self._heads = _heads(found, self.labels, self._form, self._file.embedder.width, str(adapter))
-            self._tokenizer = WordPiece(self._file.gguf)
-            if any(pair.b.any() for pair in found.pairs.values()):
-                with tempfile.TemporaryDirectory() as folder:
-                    path = Path(folder) / "pairs.gguf"
-                    save_gguf(path, found.pairs, self._file.gguf)
-                    self._file.embedder.use(path)
-            self._opened = opened.pop_all()
+    def __init__(self, model: str | Path, adapter: str | Path, threads: int = 0, precision: str = "fast") -> None:
+        gguf = open_gguf(find_model(model))
+        check_network(gguf)
+        found = read_artifact(adapter, gguf)
+        self.labels, self._form = learned(found, str(adapter))
+        heads = _heads(found, self.labels, self._form, str(adapter))
+        self._first = np.cumsum([0, *(head.size for head in heads)])  # of each head's labels
+        self._tokenizer = WordPiece(gguf)
+        network = open_network(gguf)
+        self._longest = network.structure.longest or MOST_TOKENS
+        self._passes = open_passes(network, found, threads=threads, max_tokens=max(MOST_TOKENS, self._longest),
+                                   max_length=self._longest, precision=precision, heads=heads)
 
     def close(self) -> None:
-        """Free llama.cpp's memory; closing twice is fine."""
-        self._opened.close()
+        """Does nothing: the memory goes with the last reference."""
 
     def __enter__(self) -> Classifier:
         return self
@@ -83,27 +84,38 @@ class Classifier:
     def classify(self, questions: Sequence[str]) -> list[Classified]:
         """The answer to each question. Of one that is too long the beginning counts; an empty one raises UsageError."""
         asked = [_stripped(question) for question in questions]
-        encoded = [labelled.encode(self._tokenizer, question, self._file.embedder.size) for question in asked]
-        if not asked:
-            return []
-        states = self._file.embedder.states([one.ids for one in encoded])
-        if self._form:
-            return [self._tagged(self._form, *each) for each in zip(asked, encoded, states, strict=True)]
-        p = _softmax(np.stack([self._file.pool(state) for state in states]), self._heads[0])
-        return [Classified(self.labels[i], float(row[i]), row) for i, row in zip(p.argmax(1), p, strict=True)]
+        encoded = [labelled.encode(self._tokenizer, question, self._longest) for question in asked]
+        found: list[Classified] = []
+        for part in _together([len(one.ids) for one in encoded]):
+            batch = collate([self._example(one) for one in encoded[part]], share=False)
+            p = np.exp(self._passes.labels(batch))
+            for question, one, (_, rows) in zip(asked[part], encoded[part], batch.parts(), strict=True):
+                found.append(self._answer(question, one, p[rows]))
+        return found
 
-    def _tagged(self, form: Form, question: str, encoded: Encoded, states: Floats) -> Classified:
-        """The answer field by field. Its probability is the product of those of its fields and tags."""
-        *closed, tags = self._heads
-        vector = self._file.pool(states)[None]
-        fields = [_softmax(vector, head)[0] for head in closed]
-        of_tokens = _softmax(states, tags)
-        is_word = [begin < end for begin, end in encoded.places]
+    def _example(self, encoded: Encoded) -> Example:
+        """One that asks for all labels: of each head of classes, and of each token if there are tags."""
+        tokens = np.array(encoded.ids, np.int32)
+        closed = self._first[:-1] if self._form is None else self._first[:-2]
+        if self._form is None:
+            return Example(tokens, np.zeros(tokens.size, np.float32), document=closed.astype(np.int32))
+        return Example(tokens, np.ones(tokens.size, np.float32), document=closed.astype(np.int32),
+                       labels=np.full(tokens.size, self._first[-2], np.int32))
+
+    def _answer(self, question: str, encoded: Encoded, p: Floats) -> Classified:
+        """The answer by the probabilities [S, labels] of an example's labels."""
+        if self._form is None:
+            best = int(p[0].argmax())
+            return Classified(self.labels[best], float(p[0, best]), p[0].copy())
+        *closed, first, end = self._first
+        bounds = enumerate(pairwise([*closed, first]))
+        fields = [p[number, begin:until] for number, (begin, until) in bounds]
+        of_tokens = p[len(fields):, first:end]
         tagged = best_tags(np.log(np.maximum(of_tokens, TINY)), question, encoded.places)
-        answer = form.answer([int(field.argmax()) for field in fields], tagged, question, encoded.places)
+        answer = self._form.answer([int(field.argmax()) for field in fields], tagged, question, encoded.places)
+        is_word = [begin < until for begin, until in encoded.places]
         of_tags = of_tokens[np.arange(len(tagged)), tagged][is_word]
-        p = float(np.prod([*(field.max() for field in fields), *of_tags]))
-        return Classified(answer, p, np.empty(0, np.float32))
+        return Classified(answer, float(np.prod([*(field.max() for field in fields), *of_tags])), p[:0, 0])
 
     # ---- as a model that writes text ----------------------------------------------------------------------------
 
@@ -125,13 +137,17 @@ def _stripped(question: str) -> str:
     return question.strip()
 
 
-def _softmax(x: Floats, head: Head) -> Floats:
-    """Probabilities [n, k] for x [n, D]."""
-    weights, bias = head
-    z = x @ weights.T + bias
-    p = np.exp(z - z.max(1, keepdims=True))
-    found: Floats = p / p.sum(1, keepdims=True)
-    return found
+def _together(sizes: Sequence[int]) -> Iterator[slice]:
+    """Slices of questions that are computed together, of MOST_TOKENS tokens at most, or one question."""
+    begin = 0
+    total = 0
+    for number, size in enumerate(sizes):
+        if total and total + size > MOST_TOKENS:
+            yield slice(begin, number)
+            begin, total = number, 0
+        total += size
+    if total:
+        yield slice(begin, len(sizes))
 
 
 def learned(found: Artifact, source: str) -> tuple[tuple[str, ...], Form | None]:
@@ -149,15 +165,16 @@ def learned(found: Artifact, source: str) -> tuple[tuple[str, ...], Form | None]
     return labels, form
 
 
-def _heads(found: Artifact, labels: Sequence[str], form: Form | None, width: int, source: str) -> list[Head]:
+def _heads(found: Artifact, labels: Sequence[str], form: Form | None, source: str) -> tuple[HeadKind, ...]:
     """The heads, those of closed fields first, as objectives/tag.py orders them."""
-    sizes = {"classes": len(labels)} if form is None else {
-        **{f"classes.{i}": len(field.values) for i, field in enumerate(form.closed)}, "tags": form.tags}
-    heads = []
-    for name, size in sizes.items():
-        values = found.tensors.get(f"head.{name}")
-        if values is None or values.size != size * (width + 1) or not np.isfinite(values).all():
-            raise FormatError(f"{source} has no head for {size} {name}", "take an earlier adapter")
-        flat = values.reshape(-1)
-        heads.append((flat[:size * width].reshape(size, width), flat[size * width:]))
+    heads: tuple[HeadKind, ...]
+    if form is None:
+        heads = (replace(CLASSES, size=len(labels)),)
+    else:
+        closed = [replace(CLASSES, size=len(field.values), label=str(i)) for i, field in enumerate(form.closed)]
+        heads = (*closed, replace(TAGS, size=form.tags))
+    for head in heads:
+        values = found.tensors.get(f"head.{head.parameters}")
+        if values is None or not np.isfinite(values).all():
+            raise FormatError(f"{source} has no head for {head.size} {head.parameters}", "take an earlier adapter")
     return heads

@@ -64,15 +64,9 @@ class EncoderFile:
             gguf.file.check(strictly=True)  # the loaded file is the checked one
             self.gguf = gguf
             encode = WordPiece(gguf).encode if whole else None
-            self.is_mean = pooling == "mean"
             self.embedder = Embedder(model, size, whole=whole, encode=encode, pooling=pooling, threads=threads)
             opened.callback(self.embedder.close)
             self._opened = opened.pop_all()
-
-    def pool(self, states: NDArray[np.float32]) -> NDArray[np.float32]:
-        """The vector of length 1 of an encoder's states [T, D]."""
-        found: NDArray[np.float32] = states.mean(0) if self.is_mean else states[0]
-        return found / max(float(np.linalg.norm(found)), 1e-12)
 
     def close(self) -> None:
         self._opened.close()

@@ -1,6 +1,7 @@
 """Encoders that learn labels and JSON: the head alone, then all; resumed, evaluated and served."""
 
 import json
+from contextlib import closing
 from dataclasses import replace
 
 import numpy as np
@@ -18,6 +19,7 @@ from edgetune.objectives.classify import Classify
 from edgetune.objectives.tag import Tag
 from edgetune.runs.train import train
 from edgetune.serving.classifier import Classifier
+from edgetune.serving.embedding import EncoderFile
 from edgetune.training import logistic
 from edgetune.training.callbacks import RunCallbacks
 from edgetune.training.trainer import Trainer
@@ -68,14 +70,15 @@ def test_it_learns_and_is_served(encoder, tmp_path, rows):
 
 
 def test_the_head_alone_is_one_step(encoder, tmp_path):
-    """Its probabilities are those of a logistic regression on the encoder's vectors, whoever computes them."""
+    """Its probabilities are those of a logistic regression on the encoder's vectors, which llama.cpp computes here."""
     train(encoder, LABELLED, tmp_path / "out", "none", steps=1, **OPTIONS)
     with Classifier(encoder, tmp_path / "out", threads=1) as served:
         assert served.labels == ("off", "on")
-        file = served._file
         questions = [row["prompt"] for row in LABELLED]
-        states = file.embedder.states([served._tokenizer.encode(question) for question in questions])
-        vectors = np.stack([file.pool(state) for state in states])
+        with closing(EncoderFile(encoder, 1)) as file:
+            vectors = np.empty((len(questions), file.embedder.width), np.float32)
+            for _ in file.embedder.embed(vectors, [file.embedder.encode(question) for question in questions]):
+                pass
         weights, bias = logistic.fit(vectors, np.array([row["completion"] == "on" for row in LABELLED], np.int32), 2)
         z = vectors @ weights.T + bias
         expected = 1 / (1 + np.exp(z[:, 0] - z[:, 1]))
