@@ -15,6 +15,7 @@ from .layer_norms import layer_norm_buffers
 from .linear import RunShape
 from .structure import BACKWARD_GROUPS, deepest_group
 
+LEAST_DOCUMENT = 2  # tokens
 LABELLING = (CLASSES.name, TAGS.name)  # heads with parameters
 
 
@@ -69,13 +70,14 @@ class EncoderStructure(Structure):
         half = run.activations
         n_live = s.n_layer - run.lowest
         labels = max(head.size for head in run.heads)
+        of_documents = sum(head.name == CLASSES.name for head in run.heads) * -(-t // LEAST_DOCUMENT)
         return [
             # float32 if blocks are computed again from it; if only backward reads it, the type of activations
             Buffer("block_x", (n_live, t, d), "step", half if run.kept == n_live else "float32", backward=True),
             *(Buffer(name, (run.kept, t, width), "step", "float32" if name.startswith(("lse", "u_")) else half)
               for name, width in kept_widths(s, run).items()),
             Buffer("x", (t, d), "step"), Buffer("dx", (t, d), "step"),  # dx holds positions, too
-            *layer_norm_buffers(t), Buffer("logp", (t,), "step"),
+            *layer_norm_buffers(t), Buffer("logp", (t + of_documents,), "step"),
             *(Buffer(name, (t,), "step", "int32") for name in ("positions", "begins", "ends")),
             Buffer("norm", (t, d), "block", half, backward=True),
             Buffer("act", (t, s.d_ff), "block", half), Buffer("dact", (t, s.d_ff), "block", half, backward=True),

@@ -30,6 +30,8 @@ LABELLED = [{"prompt": question, "completion": label} for label, each in QUESTIO
 SLOTS = [{"prompt": f"turn {word} the {letter} light",
           "completion": json.dumps({"do": word, "slots": {"place": letter}})}
          for word in ("on", "off") for letter in "abcdefghijklm"]
+FIELDS = [{"prompt": word, "completion": json.dumps({"a": word < "m", "b": word < "f", "c": word < "t", "d": word})}
+          for word in "abcdefghijklmnopqrstuvwxyz"] * 2  # more labels than tokens
 OPTIONS = {"rank": 4, "precision": "exact", "threads": 1, "lr": 3e-3}
 
 
@@ -59,9 +61,10 @@ def test_the_fit_is_that_of_scikit_learn():
     assert np.abs(p / p.sum(1, keepdims=True) - expected).max() < 1e-3
 
 
-@pytest.mark.parametrize("rows", [LABELLED, SLOTS], ids=["labels", "json"])
-def test_it_learns_and_is_served(encoder, tmp_path, rows):
-    result = train(encoder, rows, tmp_path / "out", rows, epochs=12, **OPTIONS)
+@pytest.mark.parametrize(("rows", "objective"), [(LABELLED, None), (SLOTS, None), (FIELDS, Tag())],
+                         ids=["labels", "json", "fields"])
+def test_it_learns_and_is_served(encoder, tmp_path, rows, objective):
+    result = train(encoder, rows, tmp_path / "out", rows, epochs=12, objective=objective, **OPTIONS)
     assert result.record["objective"]["name"] == ("classify" if rows is LABELLED else "tag")
     assert result.loss_after < 0.6 * result.loss_before
     assert result.exact_before == 0
