@@ -42,14 +42,21 @@ class Classify(Labelling):
         return bool(self.labels)
 
     def fitted(self, learned: Sequence[Example], held: Sequence[Example]) -> Objective:
-        """Answers that are few texts are labels; other JSON objects are learned field by field, by `Tag`."""
+        """JSON objects are learned field by field, by `Tag`, where they have a form; else answers that are few texts
+        are labels. A combination of fields that no row has is then no label.
+        """
         if self.labels:
             return self
         answers = [labelled.answer_of(example) for example in learned]
-        if labelled.are_few(answers):
-            return replace(self, labels=labelled.labels_of([*answers, *map(labelled.answer_of, held)]))
+        are_few = labelled.are_few(answers)
         if all(map(labelled.is_object, answers)):
-            return Tag().fitted(learned, held)
+            try:
+                return Tag().fitted(learned, held)
+            except DataError:
+                if not are_few:
+                    raise
+        if are_few:
+            return replace(self, labels=labelled.labels_of([*answers, *map(labelled.answer_of, held)]))
         odd = next(answer for answer in answers if not labelled.is_object(answer))
         raise DataError(f"most answers occur once, such as {odd!r:.80}: they are no labels", labelled.TAKE_DECODER)
 

@@ -61,7 +61,7 @@ def test_the_fit_is_that_of_scikit_learn():
     assert np.abs(p / p.sum(1, keepdims=True) - expected).max() < 1e-3
 
 
-@pytest.mark.parametrize(("rows", "objective"), [(LABELLED, None), (SLOTS, None), (FIELDS, Tag())],
+@pytest.mark.parametrize(("rows", "objective"), [(LABELLED, None), (SLOTS, None), (FIELDS, None)],
                          ids=["labels", "json", "fields"])
 def test_it_learns_and_is_served(encoder, tmp_path, rows, objective):
     result = train(encoder, rows, tmp_path / "out", rows, epochs=12, objective=objective, **OPTIONS)
