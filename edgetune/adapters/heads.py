@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
 
 
 @dataclass(frozen=True)
@@ -33,3 +34,9 @@ VECTOR = HeadKind("vector")
 """
 TAGS = HeadKind("tags")
 """log p of the classes of a token, by a soft-max over a linear function of its hidden state."""
+
+
+def heads_of_fields(closed: Sequence[int], tags: int) -> tuple[HeadKind, ...]:
+    """The heads of answers with fields: one for each closed field, by its number of values, then one for tags."""
+    return (*(replace(CLASSES, size=size, label=str(number)) for number, size in enumerate(closed)),
+            replace(TAGS, size=tags))

@@ -62,6 +62,11 @@ class Form:
     order: tuple[Path, ...]
 
     @property
+    def sizes(self) -> list[int]:
+        """The number of values of each closed field."""
+        return [len(field.values) for field in self.closed]
+
+    @property
     def tags(self) -> int:
         return 1 + 2 * len(self.copied)
 

@@ -8,7 +8,7 @@ from typing import Any, ClassVar
 
 import numpy as np
 
-from ..adapters.heads import CLASSES, TAGS, HeadKind
+from ..adapters.heads import TAGS, HeadKind, heads_of_fields
 from ..data import labelled
 from ..data.packing import Example
 from ..data.slots import Form, form_of
@@ -37,8 +37,7 @@ class Tag(Labelling):
     def heads(self) -> tuple[HeadKind, ...]:  # type: ignore[override]  # the rows decide their sizes
         if self.form is None:
             return (TAGS,)
-        closed = [replace(CLASSES, size=len(field.values), label=str(i)) for i, field in enumerate(self.form.closed)]
-        return (*closed, replace(TAGS, size=self.form.tags))
+        return heads_of_fields(self.form.sizes, self.form.tags)
 
     @property
     def is_fitted(self) -> bool:
@@ -52,8 +51,7 @@ class Tag(Labelling):
 
     def prepared(self, examples: Sequence[Example]) -> list[Example]:
         assert self.form
-        sizes = [len(field.values) for field in self.form.closed]
-        firsts = np.cumsum([0, *sizes])  # of each head's labels, the tags' last
+        firsts = np.cumsum([0, *self.form.sizes])  # of each head's labels, the tags' last
         found = []
         for example in examples:
             asked = labelled.asked_of(example)
