@@ -39,6 +39,7 @@ if TYPE_CHECKING:
     from ..data.formats import Columns
     from ..evaluation.served import Answer, Graded, Scores
     from ..formats.bundle import Bundle
+    from ..formats.gguf import Gguf
     from ..llamacpp.tokenizer import Tokenizer
     from ..serving.classifier import Classifier
     from ..serving.rollouts.texts import Engine
@@ -109,12 +110,9 @@ def served_model(model: Path, serving: Serving) -> Iterator[Any]:
     adapter = serving.adapter
     threads = serving.threads or None
     from ..formats.bundle import open_bundle
+    from ..formats.gguf import ENCODERS
     from ..serving.llama import LlamaModel
     from ..serving.onnx import OnnxModel, holds_onnx
-    if is_encoder(model):
-        with classifier_of(model, serving) as classifier:
-            yield classifier
-        return
     if serving.runtime == "onnx" or (serving.runtime is None and holds_onnx(model)):
         if adapter is not None:
             raise UsageError(f"--adapter {adapter} is given with ONNX Runtime, adapters work with llama.cpp alone",
@@ -123,7 +121,12 @@ def served_model(model: Path, serving: Serving) -> Iterator[Any]:
             served.tokenizer.markup = serving.markup
             yield served
         return
-    with LlamaModel(open_bundle(model).gguf, threads=threads, busy_file=serving.busy_file) as served:
+    gguf = open_bundle(model).gguf
+    if gguf.architecture in ENCODERS:
+        with classifier_of(gguf, serving) as classifier:
+            yield classifier
+        return
+    with LlamaModel(gguf, threads=threads, busy_file=serving.busy_file) as served:
         served.tokenizer.markup = serving.markup
         served.structured = serving.structured == "auto"
         if adapter is not None:
@@ -132,19 +135,12 @@ def served_model(model: Path, serving: Serving) -> Iterator[Any]:
         yield served
 
 
-def is_encoder(model: Path) -> bool:
-    """Whether a model answers with a trained head alone. Raises the errors of open_gguf."""
-    from ..formats.gguf import ENCODERS, open_gguf
-    from ..formats.named import find_model
-    path = find_model(model)
-    return path.is_file() and open_gguf(path).architecture in ENCODERS
-
-
-def classifier_of(model: Path, serving: Serving) -> Classifier:
+def classifier_of(model: Gguf, serving: Serving) -> Classifier:
     """An encoder with its head. Raises UsageError without an adapter."""
     from ..serving.classifier import Classifier
     if serving.adapter is None:
-        raise UsageError(f"{model} is an encoder, which answers with a head that was trained", "name it with --adapter")
+        raise UsageError(f"{model.path} is an encoder, which answers with a head that was trained",
+                         "name it with --adapter")
     return Classifier(model, serving.adapter, serving.threads)
 
 
@@ -185,6 +181,7 @@ def eval_command(model: Path, data: Path, engine: str, max_length: int, system: 
     from ..data.dataset import load
     from ..data.formats import Columns
     from ..formats.bundle import open_bundle
+    from ..formats.gguf import ENCODERS
     from ..llamacpp.tokenizer import Tokenizer
     objective = take_objective(options)
     serving = Serving.taken_from(options)  # what remains is of answers
@@ -197,14 +194,14 @@ def eval_command(model: Path, data: Path, engine: str, max_length: int, system: 
                     show_wrong, save, as_json)
         return
     check_answers_asked(**of_answers)
-    if is_encoder(model):
-        graded = _graded_labels(model, serving, data, Columns(prompt_column, completion_column), options["limit"])
+    check_engine(engine, memory=memory, backend=backend, structured=serving.structured)
+    bundle = open_bundle(model)
+    if bundle.gguf.architecture in ENCODERS:
+        graded = _graded_labels(bundle.gguf, serving, data, Columns(prompt_column, completion_column), options["limit"])
         if save:
             save_answers(save, graded.answers, ())
         show_grades(f"{data} by {graded.scores.engine}", graded, show_wrong, as_json)
         return
-    check_engine(engine, memory=memory, backend=backend, structured=serving.structured)
-    bundle = open_bundle(model)
     tokenizer = Tokenizer(bundle.gguf)
     tokenizer.markup = serving.markup
     has_pairs = holds_pairs(data)
@@ -254,7 +251,7 @@ def _graded_by_llama(model: Path, serving: Serving, rows: Dataset, *, with_base:
         return graded, exact_match(served, rows, system=options["system"], limit=options["limit"])
 
 
-def _graded_labels(model: Path, serving: Serving, data: Path, columns: Columns, limit: int | None) -> Graded:
+def _graded_labels(model: Gguf, serving: Serving, data: Path, columns: Columns, limit: int | None) -> Graded:
     """Grades of an encoder's labels."""
     from ..data import labelled
     from ..data.files import read_rows

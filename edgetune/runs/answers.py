@@ -84,7 +84,7 @@ def _labels(exam: Exam, begin: Callable[[int], object]) -> dict[str, Any]:
     rows = exam.rows[:MOST]
     begin(len(rows))
     with ExitStack() as opened:
-        before, after = (opened.enter_context(Classifier(exam.base.path, path, exam.config.threads)) if path else None
+        before, after = (opened.enter_context(Classifier(exam.base, path, exam.config.threads)) if path else None
                          for path in (exam.start, exam.adapter))
         assert after
         said = grade_labels(after, rows).answers

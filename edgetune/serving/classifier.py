@@ -16,15 +16,15 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ..adapters.base import Artifact
-from ..adapters.heads import CLASSES, TAGS, HeadKind
+from ..adapters.heads import CLASSES, HeadKind, heads_of_fields
 from ..adapters.store import read_artifact
 from ..data import labelled
 from ..data.packing import Example, collate
 from ..data.slots import Form
 from ..data.tags import best_tags
 from ..errors import FormatError, UsageError
-from ..formats.gguf import check_network, open_gguf
-from ..formats.named import find_model
+from ..formats.bundle import open_bundle
+from ..formats.gguf import Gguf
 from ..llamacpp.wordpiece import Encoded, WordPiece
 from ..models.networks import open_network
 from .rollouts.forward import open_passes
@@ -52,15 +52,15 @@ class Classifier:
     >>> with edgetune.Classifier("minilm", "my-labels") as served:
     ...     served.classify(["turn on the light"])[0].label
 
-    model: a GGUF or a model's name. adapter: a folder, or its adapter.gguf. threads: 0 for one a physical core.
-    precision: of the products, as in training. labels: those that it knows; () where answers have several fields.
+    model: a GGUF, a bundle or a model's name. adapter: a folder, or its adapter.gguf. threads: 0 for one a physical
+    core. precision: of the products, as in training. labels: those that it knows; () where answers have several fields.
     Raises FormatError for an adapter without labels, MismatchError for one of another base, and the errors of
-    open_gguf and open_network.
+    open_bundle and open_network.
     """
 
-    def __init__(self, model: str | Path, adapter: str | Path, threads: int = 0, precision: str = "fast") -> None:
-        gguf = open_gguf(find_model(model))
-        check_network(gguf)
+    def __init__(self, model: str | Path | Gguf, adapter: str | Path, threads: int = 0,
+                 precision: str = "fast") -> None:
+        gguf = model if isinstance(model, Gguf) else open_bundle(model).gguf
         found = read_artifact(adapter, gguf)
         self.labels, self._form = learned(found, str(adapter))
         heads = _heads(found, self.labels, self._form, str(adapter))
@@ -166,13 +166,8 @@ def learned(found: Artifact, source: str) -> tuple[tuple[str, ...], Form | None]
 
 
 def _heads(found: Artifact, labels: Sequence[str], form: Form | None, source: str) -> tuple[HeadKind, ...]:
-    """The heads, those of closed fields first, as objectives/tag.py orders them."""
-    heads: tuple[HeadKind, ...]
-    if form is None:
-        heads = (replace(CLASSES, size=len(labels)),)
-    else:
-        closed = [replace(CLASSES, size=len(field.values), label=str(i)) for i, field in enumerate(form.closed)]
-        heads = (*closed, replace(TAGS, size=form.tags))
+    """The heads that answer. Raises FormatError where the adapter lacks one."""
+    heads = heads_of_fields(form.sizes, form.tags) if form else (replace(CLASSES, size=len(labels)),)
     for head in heads:
         values = found.tensors.get(f"head.{head.parameters}")
         if values is None or not np.isfinite(values).all():

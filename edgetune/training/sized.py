@@ -18,6 +18,7 @@ from ..errors import UsageError
 from ..formats.bundle import Bundle
 from ..formats.gguf import Gguf
 from ..machine import device
+from ..models.base import Network
 from ..models.networks import network_of, open_network
 from ..objectives.base import Objective, make_objective
 from .anchored import lengths_with_anchors
@@ -42,7 +43,8 @@ def load_sized(bundle: Bundle, config: TrainConfig, objective: Objective, load: 
 
     Raises the errors of `load`, and of the objective for rows that it cannot learn.
     """
-    open_network(bundle.gguf).structure.head_groups(objective.heads)  # raises before rows are read in vain
+    network = open_network(bundle.gguf)
+    network.structure.head_groups(objective.heads)  # raises before rows are read in vain
     if not isinstance(config.max_length, str):
         return config, *_prepared(objective, load(config))
     limit = reading_limit(config.max_length, context_of(bundle.gguf))
@@ -50,7 +52,7 @@ def load_sized(bundle: Bundle, config: TrainConfig, objective: Objective, load: 
         fitted, sets = _prepared(objective, load(replace(config, max_length=limit)))
         found = sized_by(config, fitted, sets)
         is_least = found.row_limit == AUTO_LENGTH
-        if not shortens or is_least or _fits(bundle, found, fitted, sets, board, reserved):
+        if not shortens or is_least or _fits(network, found, fitted, sets, board, reserved):
             return found, fitted, sets
         limit = max(AUTO_LENGTH, limit // 2)
 
@@ -94,11 +96,11 @@ def context_of(gguf: Gguf) -> int:
     return found
 
 
-def _fits(bundle: Bundle, config: TrainConfig, objective: Objective, sets: Sequence[Dataset | None],
+def _fits(network: Network, config: TrainConfig, objective: Objective, sets: Sequence[Dataset | None],
           board: device.Profile | None, reserved: int) -> bool:
     parts = [found.examples for found in sets if found]
     try:
-        make_plan(open_network(bundle.gguf), config, objective=objective, board=board,
+        make_plan(network, config, objective=objective, board=board,
                   lengths=lengths_with_anchors(objective, config, *parts).with_known(reserved))
     except UsageError:
         return False
