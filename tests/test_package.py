@@ -1,7 +1,10 @@
 """The package's face: its names, what a misspelt one says, and that importing it costs little."""
 
+import os
+import shutil
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 
@@ -33,3 +36,17 @@ def test_a_training_loads_neither_graders_nor_what_answers():
     loaded = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True).stdout
     for module in ("html", "edgetune.evaluation.graders.base", "edgetune.serving.llama", "rich"):
         assert f"'{module}'" not in loaded
+
+
+def test_a_source_tree_without_kernels_says_so(tmp_path):
+    """Python in a clone's root imports the clone, whose extension `make dev` has not built."""
+    shutil.copytree(Path(edgetune.__file__).parent, tmp_path / "edgetune",
+                    ignore=shutil.ignore_patterns("*.so", "__pycache__"))
+    for program in (["-c", "import edgetune; edgetune.train"], ["-m", "edgetune", "doctor"]):
+        ended = subprocess.run([sys.executable, *program], cwd=tmp_path, capture_output=True, text=True,
+                               env={**os.environ, "PYTHONPATH": ""})
+        assert ended.returncode == 1
+        last = ended.stderr.rstrip().splitlines()[-1]
+        assert "kernels are not built" in last
+        assert "make dev" in last
+    assert len(ended.stderr.splitlines()) == 1
