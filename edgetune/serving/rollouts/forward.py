@@ -41,14 +41,18 @@ def open_decoder(model: Model | Gguf, adapter: Artifact | Lora, *, threads: int,
 def open_passes(model: Network, adapter: Artifact | Lora, *, threads: int, max_tokens: int, max_length: int,
                 precision: str = "exact", more: Iterable[Buffer] = (), backend: str = "auto",
                 ops: Backend | None = None, streamed: int = 0,
-                heads: tuple[HeadKind, ...] = (VOCABULARY,)) -> Passes:
-    """The same of any network. heads: the trained ones are a part of the adapter, or random where it has none."""
+                heads: tuple[HeadKind, ...] = (VOCABULARY,), shares: bool = False) -> Passes:
+    """The same of any network. heads: the trained ones are a part of the adapter, or random where it has none. shares:
+    other passes compute with `ops` too, which has work space of its own.
+    """
     found = adapter if isinstance(adapter, Artifact) else Artifact(adapter)
     run = forward_run(model, found, threads=threads, max_tokens=max_tokens, max_length=max_length, precision=precision,
                       heads=heads)
     ops = ops or open_backend(backend, run.threads)
-    arena = Arena([*forward_buffers(model, run, ops), *more], ops.allocate)
-    ops.use_scratch(arena.flat("scratch"))
+    table = [*forward_buffers(model, run, ops), *more]
+    arena = Arena([buffer for buffer in table if buffer.name != "scratch"] if shares else table, ops.allocate)
+    if not shares:
+        ops.use_scratch(arena.flat("scratch"))
     passes = model.build(run, ops, arena, streamed, found.setting.seed)
     if found.is_lora:
         rank = run.family.kept_width

@@ -1,0 +1,133 @@
+"""An encoder opened for answers and vectors, by edgetune's own engine: its weights once, adapters one after another.
+
+An adapter has its own parameters. The memory of activations is given back when another adapter, or the encoder alone,
+computes next, so that many adapters take no more of it than one.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from functools import cached_property
+from pathlib import Path
+from typing import cast
+
+import numpy as np
+from numpy.typing import NDArray
+
+from ..adapters.base import Artifact
+from ..adapters.heads import VECTOR, HeadKind
+from ..adapters.store import read_artifact
+from ..backends.opening import open_backend
+from ..data import labelled
+from ..data.packing import Example, collate
+from ..errors import UsageError
+from ..formats.gguf import Gguf
+from ..llamacpp.wordpiece import WordPiece
+from ..machine.device import thread_count
+from ..models.encoder import EncoderPasses
+from ..models.networks import open_network
+from .learned import Classified, Floats, Learned, Read
+from .rollouts.forward import open_passes
+
+MOST_TOKENS = 1024  # of questions that are computed together
+
+
+class Encoder:
+    """The weights of an encoder. For one thread at a time; `read` is for any.
+
+    threads: 0 for one a physical core. precision: of the products of answers, as in training; vectors are exact.
+    at_once: tokens that are computed together at most. Raises the errors of open_network, and UnsupportedError for a
+    model that is no encoder.
+    """
+
+    def __init__(self, gguf: Gguf, threads: int = 0, precision: str = "fast", at_once: int = MOST_TOKENS) -> None:
+        self.gguf = gguf
+        self.tokenizer = WordPiece(gguf)
+        self.width = cast(int, gguf.metadata[f"{gguf.architecture}.embedding_length"])
+        self._network = open_network(gguf)
+        self.longest = self._network.structure.longest or at_once
+        self._at_once = max(at_once, self.longest)
+        self._threads = thread_count(threads)
+        self._ops = open_backend("auto", self._threads)
+        self._precision = precision
+        self._active: EncoderPasses | None = None
+
+    def read(self, question: str) -> Read:
+        """A question as it is read: of one that is too long the beginning. Raises UsageError for an empty one."""
+        if not (text := question.strip()):
+            raise UsageError("a question is empty", "ask something")
+        return Read(text, labelled.encode(self.tokenizer, text, self.longest))
+
+    def adapter(self, path: str | Path) -> Reader:
+        """Opens an adapter: a folder, or its adapter.gguf. Raises FormatError for one without labels, MismatchError for
+        one of another base.
+        """
+        learned = Learned.of(read_artifact(path, self.gguf), str(path))
+        return Reader(self, learned, self._open(learned.artifact, self._precision, learned.heads))
+
+    def vectors(self, texts: Sequence[Sequence[int]]) -> Floats:
+        """The vectors of texts by the encoder without an adapter, pooled, of length 1: [n, D]. texts: token ids, each
+        with its marks.
+        """
+        parts = [np.empty((0, self.width), np.float32)]
+        for part in self.together([len(ids) for ids in texts]):
+            examples = [Example(np.array(ids, np.int32), np.zeros(len(ids), np.float32)) for ids in texts[part]]
+            parts.append(self.use(self._alone).pooled(collate(examples, share=False)))
+        return np.concatenate(parts)
+
+    def together(self, sizes: Sequence[int]) -> Iterator[slice]:
+        """Slices of texts that are computed together, by their tokens."""
+        begin = 0
+        total = 0
+        for number, size in enumerate(sizes):
+            if total and total + size > self._at_once:
+                yield slice(begin, number)
+                begin, total = number, 0
+            total += size
+        if total:
+            yield slice(begin, len(sizes))
+
+    def use(self, passes: EncoderPasses) -> EncoderPasses:
+        """Gives these passes the memory that the last ones computed in."""
+        if self._active is not passes:
+            if self._active:
+                self._active.arena.release()
+            self._active = passes
+        return passes
+
+    @cached_property
+    def _alone(self) -> EncoderPasses:
+        return self._open(Artifact({}), "exact", (VECTOR,))
+
+    def _open(self, found: Artifact, precision: str, heads: tuple[HeadKind, ...]) -> EncoderPasses:
+        passes = open_passes(self._network, found, threads=self._threads, max_tokens=self._at_once,
+                             max_length=self.longest, precision=precision, ops=self._ops, heads=heads,
+                             shares=True)
+        assert isinstance(passes, EncoderPasses)
+        return self.use(passes)
+
+
+class Reader:
+    """An encoder with an adapter. learned: what it answers with."""
+
+    def __init__(self, encoder: Encoder, learned: Learned, passes: EncoderPasses) -> None:
+        self.encoder = encoder
+        self.learned = learned
+        self._passes = passes
+
+    def classify(self, questions: Sequence[Read]) -> list[Classified]:
+        """The answer to each question, which `Encoder.read` has read."""
+        return [self.learned.answer(read, p) for read, p in self._probabilities(questions)]
+
+    def graded(self, questions: Sequence[Read], answers: Sequence[str]) -> list[tuple[Classified, float | None]]:
+        """The answer to each question, and the loss of the right one: see `Learned.loss`."""
+        return [(self.learned.answer(read, p), self.learned.loss(read, p, right))
+                for (read, p), right in zip(self._probabilities(questions), answers, strict=True)]
+
+    def _probabilities(self, questions: Sequence[Read]) -> Iterator[tuple[Read, NDArray[np.float32]]]:
+        """Each question with the probabilities [S, labels] of the labels that its example asks for."""
+        for part in self.encoder.together([read.tokens for read in questions]):
+            batch = collate([self.learned.example(read) for read in questions[part]], share=False)
+            p = np.exp(self.encoder.use(self._passes).labels(batch))
+            for read, (_, rows) in zip(questions[part], batch.parts(), strict=True):
+                yield read, p[rows]
