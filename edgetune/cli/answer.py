@@ -197,7 +197,7 @@ def eval_command(model: Path, data: Path, engine: str, max_length: int, system: 
     check_engine(engine, memory=memory, backend=backend, structured=serving.structured)
     bundle = open_bundle(model)
     if bundle.gguf.architecture in ENCODERS:
-        graded = _graded_labels(bundle.gguf, serving, data, Columns(prompt_column, completion_column), options["limit"])
+        graded = graded_labels(bundle.gguf, serving, data, Columns(prompt_column, completion_column), options["limit"])
         if save:
             save_answers(save, graded.answers, ())
         show_grades(f"{data} by {graded.scores.engine}", graded, show_wrong, as_json)
@@ -251,7 +251,7 @@ def _graded_by_llama(model: Path, serving: Serving, rows: Dataset, *, with_base:
         return graded, exact_match(served, rows, system=options["system"], limit=options["limit"])
 
 
-def _graded_labels(model: Gguf, serving: Serving, data: Path, columns: Columns, limit: int | None) -> Graded:
+def graded_labels(model: Gguf, serving: Serving, data: Path, columns: Columns, limit: int | None) -> Graded:
     """Grades of an encoder's labels."""
     from ..data import labelled
     from ..data.files import read_rows

@@ -10,13 +10,15 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from ..errors import UsageError
-from .answer import markup_option
+from .answer import Serving, graded_labels, markup_option
 from .app import DATA, MODEL, column_options, command, out, show, system_option, threads_option
 from .graded import SHOWN, comparison_headline, comparison_lines, discordant_table, exact_text
 
 if TYPE_CHECKING:
+    from ..data.formats import Columns
     from ..evaluation.compare import Comparison
     from ..evaluation.served import Graded
+    from ..formats.gguf import Gguf
 
 
 def one_or_two(_ctx: click.Context, _option: click.Parameter, paths: tuple[Path, ...]) -> list[Path | None]:
@@ -42,13 +44,31 @@ def compare_command(model: Path, data: Path, adapters: Sequence[Path | None], li
     Both answer the same rows. The rows that are right with one alone count: an exact sign test says how often chance
     makes a difference as large as theirs. In brackets: Wilson's 95 % interval of a share.
     """
-    from ..data.dataset import load
     from ..data.formats import Columns
     from ..evaluation.compare import compare
-    from ..evaluation.served import grade
     from ..formats.bundle import open_bundle
+    from ..formats.gguf import ENCODERS
+    gguf = open_bundle(model).gguf
+    columns = Columns(prompt_column, completion_column)
+    if gguf.architecture in ENCODERS:
+        graded = [graded_labels(gguf, Serving(path, threads), data, columns, limit) for path in adapters]
+    else:
+        graded = _graded_texts(gguf, data, adapters, columns, as_json, limit=limit, max_length=max_length,
+                               system=system, markup=markup, threads=threads)
+    found = compare(*graded)
+    sides = [{"adapter": path and str(path), **one.scores.to_json()}
+             for path, one in zip(adapters, graded, strict=True)]
+    show(as_json, {"first": sides[0], "second": sides[1], **found.to_json(SHOWN)},
+         *compared_lines(f"{data} by {graded[0].scores.engine}", adapters, graded, found))
+
+
+def _graded_texts(model: Gguf, data: Path, adapters: Sequence[Path | None], columns: Columns, as_json: bool, *,
+                  limit: int | None, max_length: int, system: str, markup: str, threads: int) -> list[Graded]:
+    """Grades of a model that writes text, with each adapter."""
+    from ..data.dataset import load
+    from ..evaluation.served import grade
     from ..serving.llama import LlamaModel
-    with LlamaModel(open_bundle(model).gguf, threads=threads or None) as served:
+    with LlamaModel(model, threads=threads or None) as served:
         served.tokenizer.markup = markup
         for letter, path in zip("AB", adapters, strict=True):
             if path is not None:
@@ -57,15 +77,10 @@ def compare_command(model: Path, data: Path, adapters: Sequence[Path | None], li
         for letter, path in zip("AB", adapters, strict=True):
             served.use(letter if path else None)
             wanted = system or served.system_of(served.active) or None
-            rows = load(data, served.tokenizer, max_length=max_length, system=wanted,
-                        columns=Columns(prompt_column, completion_column))
+            rows = load(data, served.tokenizer, max_length=max_length, system=wanted, columns=columns)
             with nullcontext() if as_json else out.status(f"asking {letter}"):
                 graded.append(grade(served, rows, system=wanted, limit=limit))
-    found = compare(*graded)
-    sides = [{"adapter": path and str(path), **one.scores.to_json()}
-             for path, one in zip(adapters, graded, strict=True)]
-    show(as_json, {"first": sides[0], "second": sides[1], **found.to_json(SHOWN)},
-         *compared_lines(f"{data} by llama.cpp", adapters, graded, found))
+    return graded
 
 
 def compared_lines(title: str, adapters: Sequence[Path | None], graded: Sequence[Graded],

@@ -10,7 +10,7 @@ import click
 
 from ..disk import json_text
 from ..errors import DataError, EdgetuneError, UsageError, printable
-from .answer import Serving, new_file, served_model
+from .answer import Serving, classifier_of, new_file, served_model
 from .app import (
     DATA,
     ModelPath,
@@ -29,6 +29,7 @@ if TYPE_CHECKING:
     from ..evaluation.graders.results import Results
     from ..evaluation.graders.reward import RewardFunction
     from ..evaluation.graders.sample import Sample
+    from ..formats.gguf import Gguf
 
 Rows = list[dict[str, Any]]
 OF_MODEL = ("adapter", "samples", "temperature", "max_tokens", "system", "memory", "seed", "threads", "backend")
@@ -131,23 +132,43 @@ def asked_of(row: Mapping[str, Any]) -> Any:
         return None
 
 
-def _answers(model: Path, rows: Rows, *, adapter: Path | None, samples: int, temperature: float | None,
-             max_tokens: int, system: str, memory: str, seed: int, threads: int,
-             backend: str) -> Iterator[Sample]:
+def _answers(model: Path, rows: Rows, *, adapter: Path | None, threads: int, **options: Any) -> Iterator[Sample]:
     """Answers the rows by our own engine, in their order."""
+    from ..formats.bundle import open_bundle
+    from ..formats.gguf import ENCODERS
+    gguf = open_bundle(model).gguf
+    if gguf.architecture in ENCODERS:
+        return _labels(gguf, rows, Serving(adapter, threads), **options)
+    return _texts(gguf, rows, adapter=adapter, threads=threads, **options)
+
+
+def _labels(model: Gguf, rows: Rows, serving: Serving, **options: Any) -> Iterator[Sample]:
+    """The answers of an encoder, which draws none."""
+    from ..data.labelled import text_of
+    from ..data.question import asked_messages
+    from ..evaluation.graders.sample import Sample
+    for name in explicit(options):
+        raise UsageError(f"--{name.replace('_', '-')} is given, and {model.path.name} is an encoder, which gives one "
+                         "answer and writes no text", "leave it out")
+    with classifier_of(model, serving) as served:
+        found = served.classify([text_of(asked_messages(row)[-1]) for row in rows])
+    return (Sample(one.label) for one in found)
+
+
+def _texts(gguf: Gguf, rows: Rows, *, adapter: Path | None, samples: int, temperature: float | None,
+           max_tokens: int, system: str, memory: str, seed: int, threads: int, backend: str) -> Iterator[Sample]:
+    """The texts that a model writes."""
     from ..adapters.store import read_system
     from ..data.question import asked_messages
     from ..data.rows import with_system
     from ..evaluation.graders.answered import answered_sample
     from ..evaluation.native import engine_within
-    from ..formats.bundle import open_bundle
     from ..llamacpp.sampling import Sampling
     from ..llamacpp.tokenizer import Tokenizer
     from ..serving.call_form import call_form
     from ..serving.rollouts.texts import Asked, adapter_of, answers
     if temperature is None:
         temperature = 0.0 if samples == 1 else 1.0
-    gguf = open_bundle(model).gguf
     opened = adapter_of(gguf, adapter)
     tokenizer = Tokenizer(gguf)
     prompts = []

@@ -40,6 +40,18 @@ class Asked:
     places: list[Place]
 
 
+@dataclass(frozen=True)
+class Read:
+    """A question as an encoder reads it."""
+
+    text: str
+    encoded: Encoded
+
+    @property
+    def tokens(self) -> int:
+        return len(self.encoded.ids)
+
+
 def shape_of(row: Row) -> str:
     """messages or prompt; DataError for another row."""
     shape = supervised_rows.shape_of(row)
@@ -87,10 +99,14 @@ def examples_of(row: Row, _shape: str, tokenizer: Tokenizer | WordPiece, _system
     if isinstance(tokenizer, Tokenizer):
         raise UsageError("the model writes text, and labels are learned by an encoder", "take one, such as minilm")
     question, answer = question_and_answer(row)
-    encoded = encode(tokenizer, question, max_length)
-    tokens = np.array(encoded.ids, np.int32)
-    item = json.dumps([answer, question, encoded.places] if is_object(answer) else [answer])
-    return [Example(tokens, np.zeros(tokens.size, np.float32), item=item)]
+    return [example_of(Read(question, encode(tokenizer, question, max_length)), answer)]
+
+
+def example_of(read: Read, answer: str) -> Example:
+    """The example of a question and its answer, before an objective prepares it."""
+    tokens = np.array(read.encoded.ids, np.int32)
+    item = json.dumps([answer, read.text, read.encoded.places] if is_object(answer) else [answer])
+    return Example(tokens, np.zeros(tokens.size, np.float32), item=item)
 
 
 def encode(tokenizer: WordPiece, question: str, max_length: int) -> Encoded:

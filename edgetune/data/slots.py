@@ -85,8 +85,10 @@ class Form:
     # ---- to labels ----------------------------------------------------------------------------------------------
 
     def classes(self, answer: Mapping[str, Any]) -> list[int]:
-        """The place of each closed field's value among its values. Raises DataError for an unknown value."""
+        """The place of each closed field's value among its values. Raises DataError for an unknown field or value."""
         found = dict(leaves(answer))
+        for path in found.keys() - {*self.order}:
+            raise DataError(f"the field {'.'.join(path)} is in no row to learn", "add rows with it, or remove this one")
         numbers = []
         for field in self.closed:
             value = json.dumps(found[field.path]) if field.path in found else ABSENT

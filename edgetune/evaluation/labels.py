@@ -1,4 +1,4 @@
-"""Evaluates an encoder with a head: the labels that it gives to held-out questions, and their probabilities."""
+"""Evaluates an encoder with a head: the answers that it gives to held-out questions, and their probabilities."""
 
 from __future__ import annotations
 
@@ -12,23 +12,19 @@ from ..serving.classifier import Classifier
 from .judge import same
 from .served import Answer, Graded, Loss, Scores, exact_share, mean_loss, parsed_share
 
-LEAST = 1e-12  # probability of a label that was never learned
+LEAST = 1e-12  # probability of an answer that was never learned
 
 
 def grade_labels(served: Classifier, rows: Sequence[Row], limit: int | None = None) -> Graded:
-    """Exact labels of the first `limit` rows, and -log p of all. Raises DataError for rows without a label."""
+    """Exact answers of the first `limit` rows, and the loss of all. Raises DataError for rows without an answer."""
     if not rows:
         raise DataError("there are no rows to evaluate", "hold some out")
     pairs = [question_and_answer(row) for row in rows]
-    place = {label: number for number, label in enumerate(served.labels)}
-    losses = []
-    answers = []
-    for (question, label), found in zip(pairs, served.classify([question for question, _ in pairs]), strict=True):
-        if served.labels:
-            p = float(found.probabilities[place[label]]) if label in place else 0.0
-            losses.append(Loss(-math.log(max(p, LEAST)), 1.0, 1))
-        answers.append(Answer(question, label, found.label, same(label, found.label), True, question))
-    answers = answers[:limit]
-    loss, tokens = mean_loss(losses) if losses else (0.0, 0)  # of several fields none is measured
+    graded = served.graded(pairs)
+    losses = [Loss(-math.log(LEAST), 1.0, 1) if nats is None else Loss(float(nats.sum()), float(nats.size), nats.size)
+              for _, nats in graded]
+    answers = [Answer(question, right, found.label, same(right, found.label), True, question)
+               for (question, right), (found, _) in zip(pairs, graded, strict=True)][:limit]
+    loss, tokens = mean_loss(losses)
     scores = Scores("native", len(rows), tokens, loss, exact_share(answers), len(answers), parsed_share(answers))
     return Graded(scores, losses, answers)

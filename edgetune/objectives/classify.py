@@ -10,10 +10,11 @@ import numpy as np
 
 from ..adapters.heads import CLASSES, HeadKind
 from ..data import labelled
+from ..data.labelled import Read
 from ..data.packing import Example
 from ..errors import DataError
 from .base import Objective, register
-from .labelling import Labelling
+from .labelling import Classified, Floats, Labelling
 from .tag import Tag
 
 
@@ -73,3 +74,7 @@ class Classify(Labelling):
 
     def options(self) -> dict[str, Any]:
         return {"labels": list(self.labels)}
+
+    def answer(self, read: Read, p: Floats) -> Classified:  # noqa: ARG002
+        best = int(p[0].argmax())
+        return Classified(self.labels[best], float(p[0, best]), p[0].copy())

@@ -1,4 +1,7 @@
-"""The common part of objectives by which an encoder learns labels: of a document, or of its tokens."""
+"""The common part of objectives by which an encoder learns labels, of a document or of its tokens, and answers.
+
+Letters: S labels asked for, k labels of all heads.
+"""
 
 from __future__ import annotations
 
@@ -10,10 +13,27 @@ from typing import Any, ClassVar
 import numpy as np
 from numpy.typing import NDArray
 
+from ..adapters.heads import TAGS
 from ..data import labelled
+from ..data.labelled import Read
 from ..data.packing import Batch, Example
 from ..data.rows import RowParser
+from ..errors import DataError
 from .base import Objective, Signal
+
+TINY = np.float32(1e-30)  # the least probability whose logarithm is taken
+Floats = NDArray[np.float32]
+
+
+@dataclass(frozen=True)
+class Classified:
+    """The answer to a question and its probability. probabilities: of all labels, in the order of `labels`, [k]; empty
+    where the answer is made of several.
+    """
+
+    label: str
+    probability: float
+    probabilities: Floats
 
 
 @dataclass(frozen=True)
@@ -28,6 +48,42 @@ class Labelling(Objective):
     @abstractmethod
     def is_fitted(self) -> bool:
         """Whether its labels are known."""
+
+    @property
+    def labels(self) -> tuple[str, ...]:
+        """Those that it knows, in the order of the head's outputs; () where answers have several fields."""
+        return ()
+
+    def asking(self, read: Read) -> Example:
+        """A question that asks for all labels: those of each head of classes, and of each token's tags."""
+        tokens = np.array(read.encoded.ids, np.int32)
+        firsts = np.cumsum([0, *(head.size for head in self.heads)], dtype=np.int32)  # of each head's labels
+        of_tokens = [first for head, first in zip(self.heads, firsts, strict=False) if head.name == TAGS.name]
+        document = firsts[:len(self.heads) - len(of_tokens)]
+        if not of_tokens:
+            return Example(tokens, np.zeros(tokens.size, np.float32), document=document)
+        return Example(tokens, np.ones(tokens.size, np.float32), document=document,
+                       labels=np.full(tokens.size, of_tokens[0], np.int32))
+
+    @abstractmethod
+    def answer(self, read: Read, p: Floats) -> Classified:
+        """The answer by the probabilities [S, k] of the labels that `asking` asks for; 0 of those of other heads."""
+
+    def losses(self, read: Read, p: Floats, answer: str) -> Floats | None:
+        """-log p of each label of a right answer, as in training; None for an answer with something that was never
+        learned. p: as of `answer`.
+        """
+        try:
+            example = self.prepared([labelled.example_of(read, answer)])[0]
+        except DataError:
+            return None
+        classes = example.document
+        words = np.flatnonzero(example.weights)
+        found = [p[np.arange(classes.size), classes]]
+        if words.size:
+            found.append(p[classes.size + words, example.labels[words]])
+        nats: Floats = -np.log(np.maximum(np.concatenate(found), TINY))
+        return nats
 
     def count(self, examples: Sequence[Example]) -> float:
         return sum(example.document.size + float(example.weights.sum(dtype=np.float64)) for example in examples)

@@ -4,16 +4,19 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
+from itertools import pairwise
 from typing import Any, ClassVar
 
 import numpy as np
 
 from ..adapters.heads import TAGS, HeadKind, heads_of_fields
 from ..data import labelled
+from ..data.labelled import Read
 from ..data.packing import Example
 from ..data.slots import Form, form_of
+from ..data.tags import best_tags
 from .base import register
-from .labelling import Labelling
+from .labelling import TINY, Classified, Floats, Labelling
 
 
 @register
@@ -65,3 +68,15 @@ class Tag(Labelling):
 
     def options(self) -> dict[str, Any]:
         return {"form": self.form and self.form.to_json()}
+
+    def answer(self, read: Read, p: Floats) -> Classified:
+        assert self.form
+        *closed, first, end = np.cumsum([0, *self.form.sizes, self.form.tags])
+        fields = [p[number, begin:until] for number, (begin, until) in enumerate(pairwise([*closed, first]))]
+        of_tokens = p[len(fields):, first:end]
+        places = read.encoded.places
+        tagged = best_tags(np.log(np.maximum(of_tokens, TINY)), read.text, places)
+        answer = self.form.answer([int(field.argmax()) for field in fields], tagged, read.text, places)
+        is_word = [begin < until for begin, until in places]
+        of_tags = of_tokens[np.arange(len(tagged)), tagged][is_word]
+        return Classified(answer, float(np.prod([*(field.max() for field in fields), *of_tags])), p[:0, 0])

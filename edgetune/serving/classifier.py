@@ -11,8 +11,9 @@ from ..data import labelled
 from ..errors import UsageError
 from ..formats.bundle import open_bundle
 from ..formats.gguf import Gguf
+from ..objectives.labelling import Classified as Classified
+from ..objectives.labelling import Floats
 from .encoder import Encoder
-from .learned import Classified as Classified
 
 
 class Classifier:
@@ -48,9 +49,9 @@ class Classifier:
         """The answer to each question. Of one that is too long the beginning counts; an empty one raises UsageError."""
         return self._reader.classify([self._encoder.read(question) for question in questions])
 
-    def graded(self, pairs: Sequence[tuple[str, str]]) -> list[tuple[Classified, float | None]]:
-        """The answer to the question of each (question, right answer), and -log p a label of the right one; None where
-        something of it was never learned.
+    def graded(self, pairs: Sequence[tuple[str, str]]) -> list[tuple[Classified, Floats | None]]:
+        """The answer to the question of each (question, right answer), and -log p of each label of the right one; None
+        where something of it was never learned.
         """
         return self._reader.graded([self._encoder.read(question) for question, _ in pairs],
                                    [answer for _, answer in pairs])

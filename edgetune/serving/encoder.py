@@ -19,6 +19,7 @@ from ..adapters.heads import VECTOR, HeadKind
 from ..adapters.store import read_artifact
 from ..backends.opening import open_backend
 from ..data import labelled
+from ..data.labelled import Read
 from ..data.packing import Example, collate
 from ..errors import UsageError
 from ..formats.gguf import Gguf
@@ -26,7 +27,8 @@ from ..llamacpp.wordpiece import WordPiece
 from ..machine.device import thread_count
 from ..models.encoder import EncoderPasses
 from ..models.networks import open_network
-from .learned import Classified, Floats, Learned, Read
+from ..objectives.labelling import Classified, Floats, Labelling
+from .learned import learned
 from .rollouts.forward import open_passes
 
 MOST_TOKENS = 1024  # of questions that are computed together
@@ -62,8 +64,9 @@ class Encoder:
         """Opens an adapter: a folder, or its adapter.gguf. Raises FormatError for one without labels, MismatchError for
         one of another base.
         """
-        learned = Learned.of(read_artifact(path, self.gguf), str(path))
-        return Reader(self, learned, self._open(learned.artifact, self._precision, learned.heads))
+        found = read_artifact(path, self.gguf)
+        objective = learned(found, str(path))
+        return Reader(self, objective, self._open(found, self._precision, objective.heads))
 
     def vectors(self, texts: Sequence[Sequence[int]]) -> Floats:
         """The vectors of texts by the encoder without an adapter, pooled, of length 1: [n, D]. texts: token ids, each
@@ -108,9 +111,9 @@ class Encoder:
 
 
 class Reader:
-    """An encoder with an adapter. learned: what it answers with."""
+    """An encoder with an adapter. learned: the objective by which it learned, which makes its answers."""
 
-    def __init__(self, encoder: Encoder, learned: Learned, passes: EncoderPasses) -> None:
+    def __init__(self, encoder: Encoder, learned: Labelling, passes: EncoderPasses) -> None:
         self.encoder = encoder
         self.learned = learned
         self._passes = passes
@@ -119,15 +122,15 @@ class Reader:
         """The answer to each question, which `Encoder.read` has read."""
         return [self.learned.answer(read, p) for read, p in self._probabilities(questions)]
 
-    def graded(self, questions: Sequence[Read], answers: Sequence[str]) -> list[tuple[Classified, float | None]]:
-        """The answer to each question, and the loss of the right one: see `Learned.loss`."""
-        return [(self.learned.answer(read, p), self.learned.loss(read, p, right))
+    def graded(self, questions: Sequence[Read], answers: Sequence[str]) -> list[tuple[Classified, Floats | None]]:
+        """The answer to each question, and the loss of each label of the right one: see `Labelling.losses`."""
+        return [(self.learned.answer(read, p), self.learned.losses(read, p, right))
                 for (read, p), right in zip(self._probabilities(questions), answers, strict=True)]
 
     def _probabilities(self, questions: Sequence[Read]) -> Iterator[tuple[Read, NDArray[np.float32]]]:
         """Each question with the probabilities [S, labels] of the labels that its example asks for."""
         for part in self.encoder.together([read.tokens for read in questions]):
-            batch = collate([self.learned.example(read) for read in questions[part]], share=False)
+            batch = collate([self.learned.asking(read) for read in questions[part]], share=False)
             p = np.exp(self.encoder.use(self._passes).labels(batch))
             for read, (_, rows) in zip(questions[part], batch.parts(), strict=True):
                 yield read, p[rows]

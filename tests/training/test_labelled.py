@@ -14,6 +14,7 @@ from edgetune.adapters.base import OWN_ENGINE, Artifact
 from edgetune.adapters.store import read_artifact, save_artifact
 from edgetune.data.labelled import question_and_answer
 from edgetune.errors import DataError, FormatError, Interrupted, UsageError
+from edgetune.evaluation.labels import LEAST, grade_labels
 from edgetune.formats.gguf import open_gguf
 from edgetune.objectives.classify import Classify
 from edgetune.objectives.tag import Tag
@@ -113,6 +114,43 @@ def test_commands_take_an_encoder(encoder, tmp_path):
     assert json.loads(run("info", out, "--json"))
     said = run("generate", encoder, "turn the light on", code=2)
     assert "answers with a head that was trained" in said
+
+
+@pytest.mark.parametrize("rows", [LABELLED, SLOTS], ids=["labels", "json"])
+def test_adapters_are_compared(encoder, tmp_path, rows):
+    """The loss is that of training; rows that one of two adapters alone answers right decide between them."""
+    data = write_lines(tmp_path / "rows.jsonl", rows)
+    trained = train(encoder, rows, tmp_path / "good", rows, epochs=12, **OPTIONS)
+    train(encoder, rows, tmp_path / "poor", "none", steps=1, **OPTIONS)
+    found = json.loads(run("compare", encoder, data, "--adapter", tmp_path / "poor", "--adapter", tmp_path / "good",
+                           "--threads", 1, "--json"))
+    assert found["second"]["loss"] == pytest.approx(trained.loss_after, abs=1e-3)  # of products in another precision
+    alone = [sum(b and not a for a, b in zip(*pair, strict=True)) for pair in (
+        (right(encoder, tmp_path / name, rows) for name in names) for names in (("good", "poor"), ("poor", "good")))]
+    assert [found["right"]["first_alone"], found["right"]["second_alone"]] == alone
+    said = run("compare", encoder, data, "--adapter", tmp_path / "good", code=2)
+    assert "answers with a head that was trained" in said
+
+
+def test_an_answer_that_was_never_learned_costs_most(encoder, tmp_path):
+    train(encoder, LABELLED, tmp_path / "out", "none", steps=1, **OPTIONS)
+    with Classifier(encoder, tmp_path / "out", threads=1) as served:
+        graded = grade_labels(served, [{"prompt": "light on", "completion": "dim"}, LABELLED[0]])
+    assert graded.losses[0].mean == pytest.approx(-np.log(LEAST))
+    assert 0 < graded.losses[1].mean < 3
+
+
+def test_a_grader_scores_its_answers(encoder, tmp_path):
+    data = write_lines(tmp_path / "rows.jsonl", LABELLED)
+    out = tmp_path / "out"
+    train(encoder, LABELLED, out, "none", steps=1, **OPTIONS)
+    grader = tmp_path / "same.json"
+    grader.write_text(json.dumps({"type": "string_check", "name": "same", "operation": "eq",
+                                  "input": "{{sample.output_text}}", "reference": "{{item.completion}}"}))
+    found = json.loads(run("grade", grader, data, "--model", encoder, "--adapter", out, "--threads", 1, "--json"))
+    assert found["mean"] == pytest.approx(np.mean(right(encoder, out, LABELLED)))
+    said = run("grade", grader, data, "--model", encoder, "--adapter", out, "--samples", 2, code=2)
+    assert "--samples" in said
 
 
 @pytest.mark.parametrize(("rows", "said"), [
