@@ -11,13 +11,14 @@ from collections.abc import Sequence
 from contextlib import ExitStack, closing
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from ..errors import Interrupted, NotFoundError
 from ..formats.named import find_model
-from ..serving.batcher import Batcher
+from ..serving.answering import Answering
 from ..serving.embedding import EncoderFile, TableFile, Vectors, open_vectors
 from .options import DaemonConfig, model_name
 from .places import Places
@@ -40,7 +41,7 @@ class Embeddings:
     Raises the errors of find_model and EncoderFile for --embeddings.
     """
 
-    def __init__(self, batcher: Batcher, config: DaemonConfig, base: Sequence[str]) -> None:
+    def __init__(self, batcher: Answering[Any], config: DaemonConfig, base: Sequence[str]) -> None:
         self.base = base
         self.file = find_model(Path(config.embeddings).expanduser()) if config.embeddings else None
         self.name = model_name(self.file) if self.file else base[0]
@@ -49,7 +50,7 @@ class Embeddings:
         self._turn = threading.Lock()
         self._made = False  # whether vectors were made since `rest`
         self._opened = ExitStack()
-        self._of_base = batcher.served.embedder()
+        self._of_base: Vectors = batcher.served.embedder()
         self._opened.callback(self._of_base.close)
         self.encoder: EncoderFile | TableFile | None = None
         if self.file:

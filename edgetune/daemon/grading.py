@@ -14,8 +14,9 @@ from typing import Any
 
 from .. import errors
 from ..evaluation.graders.base import Grade, Grader, read_grader
+from ..llamacpp.tokenizer import Tokenizer
 from ..python_child import child
-from ..serving.batcher import Batcher
+from ..serving.answering import Answering
 from ..serving.labels import asked_tokens, label_tokens, relative
 from . import grading_child
 from .places import Places
@@ -41,20 +42,25 @@ class Graded:
 class Judge:
     """A ScoreModel: the base that answers, without adapters, which must not grade their own answers."""
 
-    batcher: Batcher
+    batcher: Answering[Any]
     name: str
     usage: dict[str, int] = field(default_factory=dict)
 
     def label_probabilities(self, conversations: Sequence[Sequence[Mapping[str, Any]]],
                             labels: Sequence[str]) -> list[list[float] | None]:
         """Raises UnsupportedError for a model whose tokens do not distinguish the labels, and errors of a request."""
-        among = label_tokens(self.batcher.served.tokenizer, labels, self.name)
+        among = label_tokens(self._tokenizer, labels, self.name)
         return [self._probabilities(conversation, among) for conversation in conversations]
 
+    @property
+    def _tokenizer(self) -> Tokenizer:
+        found = self.batcher.served.tokenizer
+        assert isinstance(found, Tokenizer)  # of a model that writes text
+        return found
+
     def _probabilities(self, conversation: Sequence[Mapping[str, Any]], among: list[int]) -> list[float] | None:
-        served = self.batcher.served
-        prompt = asked_tokens(served.tokenizer, conversation)
-        if len(prompt) >= served.context:
+        prompt = asked_tokens(self._tokenizer, conversation)
+        if len(prompt) >= self.batcher.served.context:
             return None
         said = self.batcher.submit(prompt, max_tokens=1, among=among, seed=0)
         said.text()
@@ -69,7 +75,7 @@ class Grading:
     may run. left: bytes that the daemon may still use.
     """
 
-    def __init__(self, batcher: Batcher, name: str, allow_python: bool, left: Callable[[], int]) -> None:
+    def __init__(self, batcher: Answering[Any], name: str, allow_python: bool, left: Callable[[], int]) -> None:
         self.batcher = batcher
         self.name = name
         self.allow_python = allow_python
@@ -79,7 +85,8 @@ class Grading:
 
     def read(self, written: Mapping[str, Any]) -> Grader:
         """Reads a grader. Raises UsageError for errors in it, and for one in Python where that may not run."""
-        return read_grader(written, model=Judge(self.batcher, self.name), allow_python=self.allow_python)
+        judge = Judge(self.batcher, self.name) if self.batcher.served.writes else None
+        return read_grader(written, model=judge, allow_python=self.allow_python)
 
     def run(self, written: Mapping[str, Any], text: str, item: Mapping[str, Any]) -> Graded:
         """Returns the grade of an answer to a row. One that takes longer than SECONDS is an unresponsive_reward_error.

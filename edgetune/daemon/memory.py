@@ -11,13 +11,11 @@ from pathlib import Path
 import psutil
 
 from ..formats.gguf import Gguf
-from ..formats.shape import read_shape
-from ..llamacpp.context import OUTPUTS
 from ..machine.procfs import kib, text
-from ..serving.memory import cache_bytes
+from ..serving.memory import busy_bytes
 
 _LISTS_CHILDREN = Path(f"/proc/self/task/{os.getpid()}/children").exists()
-_OBJECTS = 28 << 20  # bytes of Python's and llama.cpp's objects of many requests at once, without logits
+OBJECTS = 28 << 20  # bytes of Python's and the engine's objects of many requests at once, without logits
 _OPTIONS = {  # of glibc's mallopt
     -8: 1,  # M_ARENA_MAX: one heap for all threads, for each keeps what its busiest moment took
     -3: 1 << 20,  # M_MMAP_THRESHOLD: it would grow with the blocks, and large ones would break up the heap
@@ -67,10 +65,8 @@ def give_back() -> None:
 
 
 def for_answers(base: Gguf, context: int) -> int:
-    """Returns the bytes that requests take of a process that has answered none: objects, logits, and a second context
-    for the vectors of a long text.
-    """
-    return _OBJECTS + 4 * OUTPUTS * read_shape(base).n_vocab + cache_bytes(base, context)
+    """Returns the bytes that requests take of a process that has answered none by llama.cpp, with their objects."""
+    return OBJECTS + busy_bytes(base, context)
 
 
 def in_use(file: Path) -> tuple[int, int]:

@@ -14,28 +14,22 @@ import threading
 from collections.abc import Callable, Sequence
 from contextlib import ExitStack
 from dataclasses import asdict
-from functools import cached_property
 from pathlib import Path
 from types import TracebackType
-from typing import Any, cast
+from typing import Any
 
 from .. import disk
-from ..data.rows import with_system
 from ..errors import size_text
 from ..formats.bundle import open_bundle
 from ..formats.named import find_model
 from ..llamacpp.sampling import SEED_LIMIT
-from ..machine.device import read_device, rss
+from ..machine.device import read_device
 from ..machine.governor import Governor
 from ..machine.policy import Policy
 from ..machine.sensors import Sensors
-from ..serving.batcher import KEPT, Batcher
-from ..serving.call_form import CallForm, call_form
 from ..serving.completion import Completion, OnPiece
-from ..serving.constraint import grammar_of
-from ..serving.llama import LlamaModel
-from ..serving.memory import may_repack, memory_needed
 from ..serving.question import Question
+from ..serving.served import Served
 from ..serving.tool_calls import CallReader
 from ..training.config import TrainConfig
 from . import memory
@@ -46,7 +40,7 @@ from .jobs.jobs import NAMES as RUN_NAMES
 from .jobs.jobs import Jobs
 from .jobs.process import JobProcess, WorkerProcess
 from .jobs.queue import Queue, WorkerOptions
-from .jobs.room import Room, small_job_bytes
+from .jobs.room import Room
 from .jobs.table import JobTable
 from .kinds.registry import kinds
 from .learning.feedback import Feedback
@@ -54,6 +48,7 @@ from .learning.learner import Learner
 from .learning.method import learn_method
 from .learning.prompts import Prompts
 from .learning.recall import Recall
+from .opening import open_answering
 from .options import DaemonConfig, model_name
 from .sources import AnswerSource, AskedQuestion, ModelSource, first_answer
 from .state.adapters import LATEST as LATEST
@@ -62,9 +57,6 @@ from .state.database import Store
 from .state.files import Files
 from .state.holdout import open_holdout
 from .state.shelf import LOST, Shelf, lost_things
-
-CONTEXT = 4096  # tokens, unless another number is given or the model was trained for fewer,
-LEAST_CONTEXT = 1024  # or for this many or more, where memory has no room for more with a small job
 
 log = logging.getLogger("edgetune.daemon")
 
@@ -148,29 +140,8 @@ class Service:
         here = read_device()
         self.sensors = Sensors(zones=here.profile.zones if here.profile else ())
         self.budget = TrainConfig(memory=self.config.memory).memory_here()
-        config = self.config
-        gguf = self.bundle.gguf
-        trained = cast(int, gguf.metadata[f"{gguf.architecture}.context_length"])
-        context = config.context or self._context(min(CONTEXT, trained))
-        judging = memory_needed(gguf, min(CONTEXT, trained), repack=False)  # by the process of a job
-        self.served = LlamaModel(gguf, context=context, threads=config.threads or None,
-                                 sequences=config.parallel + KEPT, small_batch=True,
-                                 repack=may_repack(gguf, context, self.budget - judging))
-        self.served.tokenizer.markup = self.train.markup
-        self.batcher = Batcher(self.served, parallel=config.parallel, queue=config.queue)
-
-    def _context(self, most: int) -> int:
-        """Returns `most` tokens, or half as many or fewer where only these leave memory for a small job."""
-        base = self.bundle.gguf
-        left = self.budget - rss() - small_job_bytes(base)
-        size = most
-        while size // 2 >= LEAST_CONTEXT and (
-                memory_needed(base, size, repack=False) + memory.for_answers(base, size) > left):
-            size //= 2
-        if size < most:
-            log.info("prompts and answers in progress may have %d tokens together, not %d, so that training has memory",
-                     size, most)
-        return size
+        self.batcher = open_answering(self.bundle.gguf, self.name, self.config, self.budget, self.train.markup)
+        self.served: Served = self.batcher.served
 
     def stop(self) -> None:
         """Finishes the answers in progress, saves the training, closes. A second call does nothing."""
@@ -215,7 +186,7 @@ class Service:
         options = dict(question.options)
         if number and options.get("seed") is not None:
             options["seed"] = (options["seed"] + number) % SEED_LIMIT
-        if grammar := grammar_of(question, self.call_form):
+        if grammar := self.served.form_of(question):
             options["grammar"] = grammar
         if question.echo:
             options["echo"] = True
@@ -230,19 +201,12 @@ class Service:
         return first_answer(self.sources, AskedQuestion(content, prompt, question.model, is_free, options))
 
     def _rendered(self, messages: Sequence[Any], tools: Sequence[Any] | None, model: str) -> str:
-        """The prompt; messages without a system message are given the one that the adapter was trained with."""
-        whole = with_system(messages, self.served.system_of(self.adapter_for(model)))
-        return self.served.tokenizer.render(whole, tools, add_generation_prompt=True)
+        return self.served.render(messages, tools, self.adapter_for(model))
 
     def call_reader(self, question: Question) -> CallReader | None:
         """Returns a reader of calls in the answers to a question; None where there are no tools."""
         names = {tool["function"]["name"] for tool in question.shown_tools or ()}
-        return CallReader(self.call_form.begin, self.call_form.end, names) if names else None
-
-    @cached_property
-    def call_form(self) -> CallForm:
-        """Returns the form in which the model writes calls of tools."""
-        return call_form(self.served.tokenizer)
+        return self.served.call_reader(names) if names else None
 
     def embed(self, texts: Sequence[Text], model: str = "") -> Embedded:
         """Returns vectors of texts; errors as Embeddings.embed's."""
@@ -274,7 +238,7 @@ class Service:
         that the daemon stays within its own, and the job can resume when the daemon is larger.
         """
         used, weights = memory.in_use(self.bundle.gguf.path.resolve())
-        least = self._used_at_start + (0 if has_begun else memory.for_answers(self.bundle.gguf, self.served.context))
+        least = self._used_at_start + (0 if has_begun else memory.OBJECTS + self.served.busy_bytes)
         later = max(used - least, 0) if self.batcher.busy else 0
         left = self.budget - max(used, least)
         return Room(self.budget, left, left - weights, later)

@@ -9,9 +9,9 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, ClassVar, Protocol
 
-from ..serving.batcher import Batcher
+from ..serving.answering import Answering
 from ..serving.completion import MODEL, Completion
-from ..serving.llama import LlamaModel
+from ..serving.served import Served
 from .options import DaemonConfig
 from .state.adapters import Adapters
 
@@ -45,9 +45,9 @@ class ModelSource:
     """The model with the adapter that the question names; it answers everything."""
 
     name: ClassVar[str] = MODEL
-    batcher: Batcher
+    batcher: Answering[Any]
     adapters: Adapters
-    served: LlamaModel
+    served: Served
     config: DaemonConfig
 
     def answer(self, asked: AskedQuestion) -> Completion:

@@ -10,10 +10,11 @@ import os
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, TypedDict
+from typing import TYPE_CHECKING, Any, TypedDict, cast
 
 from ..errors import DataError, UsageError
 from ..llamacpp.tokenizer import Tokenizer
+from ..llamacpp.tokenizers import AnyTokenizer
 from . import rows as supervised_rows
 from .answer_schema import derive
 from .files import Digest, place, read_rows
@@ -75,14 +76,14 @@ class Reading(TypedDict, total=False):
     learnable: bool
 
 
-def load(path: str | os.PathLike[str], tokenizer: Tokenizer, **options: Unpack[Reading]) -> Dataset:
+def load(path: str | os.PathLike[str], tokenizer: AnyTokenizer, **options: Unpack[Reading]) -> Dataset:
     """A data file, tokenized: .jsonl, .json, .csv, .tsv or .txt, as `files` reads it, plain text cut into documents of
     max_length tokens. Raises DataError, which names the line, for what cannot be used.
     """
     return _RowReader(tokenizer, **options).read_file(Path(path)).dataset()
 
 
-def load_divided(path: str | os.PathLike[str], tokenizer: Tokenizer,
+def load_divided(path: str | os.PathLike[str], tokenizer: AnyTokenizer,
                  **options: Unpack[Reading]) -> tuple[Dataset, Dataset | None]:
     """(rows to learn, rows held out): the file as `load` reads it, divided as `holdout` says, among the rows of which
     something can be learned. Either side's digest is of its rows. (All of the file, None) where none can be held out.
@@ -90,7 +91,7 @@ def load_divided(path: str | os.PathLike[str], tokenizer: Tokenizer,
     return _RowReader(tokenizer, **options).read_file(Path(path)).divided()
 
 
-def load_rows(rows: Sequence[Row], tokenizer: Tokenizer, **options: Unpack[Reading]) -> Dataset:
+def load_rows(rows: Sequence[Row], tokenizer: AnyTokenizer, **options: Unpack[Reading]) -> Dataset:
     """Rows of one shape, and text, tokenized as `load` does; a row that is a str is plain text, as in a .txt file."""
     digest = digest_of(rows)
     named = ((f"row {i}", row) for i, row in enumerate(rows, start=1))
@@ -140,7 +141,7 @@ class _Tokenized:
 class _RowReader:
     """Reads the rows of one data set, which must be of one shape, or text. The options are those of `Reading`."""
 
-    tokenizer: Tokenizer
+    tokenizer: AnyTokenizer
     max_length: int
     system: str | None = None
     overflow: str = "truncate"
@@ -190,7 +191,8 @@ class _RowReader:
             raise DataError(what, "keep one shape in a file")
         if self.learnable:
             self.parser.check_learnable(row)
-        made = list(self.parser.examples_of(row, shape, self.tokenizer, self.system, self.max_length))
+        tokenizer = cast(Tokenizer, self.tokenizer)  # or whichever the parser reads
+        made = list(self.parser.examples_of(row, shape, tokenizer, self.system, self.max_length))
         if self.kind in ("", "text") and self.kind != shape:
             self.kind = shape
             self.first = where

@@ -10,21 +10,18 @@ pieces of equal size; it takes turns with the others. One thread does this; `sub
 from __future__ import annotations
 
 import secrets
-import threading
 import time
-from collections import deque
-from collections.abc import Callable, Iterable, Sequence
-from concurrent.futures import Future
-from pathlib import Path
+from collections.abc import Iterable, Sequence
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from ..errors import Interrupted, TooMuchError, UsageError
+from ..errors import UsageError
 from ..llamacpp.sampling import SEED_LIMIT, log_softmax
 from . import kv_cache
 from .answer import Answer
+from .answering import Answering
 from .completion import Completion, OnPiece, TokenLogprob, logprob_of
 from .llama import LlamaModel
 
@@ -32,62 +29,24 @@ TOGETHER = 63  # tokens in a decode: few, for answers that run; from 64 on llama
 KEPT = 16  # sequences that a model should be opened with besides those in progress, to keep finished answers
 
 
-class Batcher:
-    """Answers up to `parallel` requests together; `queue` more may wait. It has `served` to itself from start to stop.
+class Batcher(Answering[Answer]):
+    """Answers by continuous batching. Raises UsageError if `served` was opened for fewer sequences."""
 
-    `on_busy`, if set, is called on the batcher's thread with whether somebody is being answered, when that changes; it
-    must not raise. Raises UsageError if `served` was opened for fewer sequences.
-    """
+    served: LlamaModel
 
     def __init__(self, served: LlamaModel, *, parallel: int, queue: int) -> None:
         if not 1 <= parallel <= (most := served.cache.sequences - 2):
             raise UsageError(f"parallel is {parallel}", f"choose from 1 to {most}")
-        self.served = served
-        self.parallel = parallel
-        self.queue = queue
-        self.on_busy: Callable[[bool], None] | None = None
-        self.idle_since = time.monotonic()  # meaningful while nobody is answered
-        self._totals = dict.fromkeys(("requests", "prompt_tokens", "cached_tokens", "completion_tokens"), 0)
+        super().__init__(served, parallel, queue)
         self._speed = 0.0  # tokens a second of the answer that got the latest token
-        self._wake = threading.Condition(threading.RLock())  # held to change the attributes below
-        self._open = False  # whether it takes requests
-        self._now = False  # whether it cancels those that it took
-        self._waiting: deque[Answer] = deque()
         self._cells = kv_cache.KvCache(served.cache)
-        self._calls: list[tuple[Callable[[], bool], Future[None]]] = []  # for the thread; False: not yet
-        self._leaving: set[str] = set()  # adapters that take no new requests
-        self._working: list[Answer] = []  # the thread's, in the order in which they began
         self._turns: dict[Answer | str | None, float] = {}  # when each lane had its last one
-        self._told = False  # the last argument of on_busy
-        self.thread = threading.Thread(target=self._loop, name="batcher", daemon=True)
 
     # ---- for any thread -----------------------------------------------------------------------------------------
 
     def start(self) -> None:
         self._cells.clear()
-        self._open = True
-        self.thread.start()
-
-    def stop(self, now: bool = False) -> None:
-        """Take no more requests and return when those taken are answered; now: cancel them."""
-        with self._wake:
-            self._open = False
-            self._now = self._now or now
-            self._wake.notify()
-        if self.thread.ident:
-            self.thread.join()
-
-    def break_off(self) -> None:
-        """Cancel all answers in progress and all that wait; others may come."""
-        with self._wake:
-            for answer in (*self._working, *self._waiting):
-                answer.completion.cancelled = True
-            self._wake.notify()
-
-    @property
-    def busy(self) -> bool:
-        """Whether somebody is being answered or waits, or other work is done between decodes."""
-        return bool(self._waiting or self._working or self._calls)
+        super().start()
 
     def submit(self, prompt: str | Sequence[int], *, adapter: str | None = None, max_tokens: int = 256,
                seed: int | None = None, stop: str | Iterable[str] = (), logprobs: int | None = None,
@@ -107,50 +66,7 @@ class Batcher:
         request = self.served.prepare(prompt, max_tokens, stop, logprobs, echo, among, seed=drawn, **sampling)
         request.repeats = seed is not None
         completion = Completion(adapter, len(request.tokens), self._notify, on_piece)
-        with self._wake:
-            self._check_open()
-            self.served.check_adapter(adapter)
-            if adapter in self._leaving:
-                raise UsageError(f"the adapter {adapter!r} is being removed", "choose another one")
-            if len(self._waiting) + len(self._working) >= self.queue + self.parallel:
-                raise TooMuchError(f"{self.queue} requests wait already", "ask again in a few seconds")
-            self._waiting.append(Answer(completion, request))
-            self._totals["requests"] += 1
-            self._wake.notify()
-        return completion
-
-    def load(self, name: str, path: Path) -> None:
-        """Loads a further adapter between two decodes; returns when it is loaded. Errors: LlamaModel's."""
-        def load() -> bool:
-            self.served.load_adapter(path, name)
-            return True
-
-        self._call(load)
-
-    def unload(self, name: str) -> None:
-        """Take no more requests for an adapter, and free it after its last answer; returns when that is done."""
-        def unload() -> bool:
-            if any(answer.completion.adapter == name for answer in (*self._working, *self._waiting)):
-                return False
-            self._leaving.discard(name)
-            self._turns.pop(name, None)
-            self._cells.forget(name)
-            if self.served.active == name:
-                self.served.switch(None)  # else unloading it would clear the cache
-            self.served.unload(name)
-            return True
-
-        with self._wake:
-            self.served.check_adapter(name)
-            self._leaving.add(name)
-        self._call(unload)
-
-    def between(self, step: Callable[[], bool]) -> None:
-        """Have a step of other work done after each decode until one returns True; returns then, with its error raised.
-
-        Raises Interrupted where the batcher stops.
-        """
-        self._call(step)
+        return self._take_in(Answer(completion, request))
 
     def facts(self) -> dict[str, Any]:
         """Counts since the start, and the current state; tokens_per_s: of the last answer, from its first token to its
@@ -159,72 +75,16 @@ class Batcher:
         return {**self._totals, "waiting": len(self._waiting), "working": len(self._working),
                 "tokens_per_s": round(self._speed, 1), "cells_used": self._cells.used, "cells": self._cells.size}
 
-    def _check_open(self) -> None:
-        if not self._open:
-            raise Interrupted("the model takes no requests: it is being stopped", "ask again when it is back")
-
-    def _notify(self) -> None:
-        with self._wake:
-            self._wake.notify()
-
-    def _call(self, work: Callable[[], bool]) -> None:
-        """Have the thread do something, and wait for it."""
-        done: Future[None] = Future()
-        with self._wake:
-            self._check_open()
-            self._calls.append((work, done))
-            self._wake.notify()
-        done.result()
-
     # ---- the batcher's thread -----------------------------------------------------------------------------------
 
-    def _loop(self) -> None:
-        while self._prepare():
-            try:
-                self._step()
-            except Exception as error:  # llama.cpp's or our own: whoever waits gets it
-                self._cells.clear()  # the cache holds nothing any more
-                for answer in self._working.copy():
-                    answer.completion.error = error
-                    self._end(answer, "error")
+    def _forget(self, name: str) -> None:
+        self._turns.pop(name, None)
+        self._cells.forget(name)
+        if self.served.active == name:
+            self.served.switch(None)  # else unloading it would clear the cache
 
-    def _prepare(self) -> bool:
-        """Do requested work between decodes, and wait until somebody is to be answered; False: nobody will be."""
-        while True:
-            self._run_calls()
-            with self._wake:
-                for answer in (*self._working, *self._waiting):
-                    if answer.completion.cancelled or self._now:
-                        self._end(answer, "cancelled")
-                self._admit()
-            self._tell(bool(self._working or self._calls))
-            if self._working:
-                return True
-            with self._wake:
-                if not self._open and not self._waiting and not self._calls:
-                    return False
-                while self._open and not self._waiting and not self._calls:
-                    self._wake.wait()
-
-    def _run_calls(self) -> None:
-        for call in self._calls.copy():
-            work, done = call
-            try:
-                if work():
-                    self._calls.remove(call)
-                    done.set_result(None)
-            except Exception as error:  # raised for the caller of the work
-                self._calls.remove(call)
-                done.set_exception(error)
-
-    def _tell(self, busy: bool) -> None:
-        if busy == self._told:
-            return
-        self._told = busy
-        if not busy:
-            self.idle_since = time.monotonic()
-        if self.on_busy:
-            self.on_busy(busy)
+    def _reset(self) -> None:
+        self._cells.clear()  # the cache holds nothing any more
 
     def _admit(self) -> None:
         """Begin answers while the cache has room for their prompts and for everybody's next tokens."""
@@ -384,10 +244,7 @@ class Batcher:
 
     def _end(self, answer: Answer, finish: str, piece: str = "") -> None:
         if answer in self._working:
-            self._working.remove(answer)
             self._cells.end(answer.sequence)
-        else:
-            self._waiting.remove(answer)
         self._turns.pop(answer, None)
         answer.request.sampler.close()
-        answer.completion.end(finish, piece)
+        super()._end(answer, finish, piece)

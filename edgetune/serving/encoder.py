@@ -98,6 +98,11 @@ class Encoder:
             self._active = passes
         return passes
 
+    @property
+    def busy_bytes(self) -> int:
+        """Bytes of the activations of vectors, which take more than those of answers."""
+        return self._alone.arena.nbytes
+
     @cached_property
     def _alone(self) -> EncoderPasses:
         return self._open(Artifact({}), "exact", (VECTOR,))

@@ -14,6 +14,7 @@ import os
 from collections.abc import Iterator, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -21,6 +22,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ..adapters.store import open_adapter
+from ..data.rows import with_system
 from ..errors import FormatError, UnsupportedError, UsageError
 from ..formats.gguf import Gguf, check_model, open_gguf
 from ..llamacpp import library as llamacpp
@@ -29,7 +31,12 @@ from ..llamacpp.embedding import Embedder
 from ..llamacpp.json_schema import grammar_of
 from ..llamacpp.sampling import Sampler, Sampling, log_softmax
 from ..llamacpp.tokenizer import Tokenizer
+from . import constraint
+from .call_form import CallForm, call_form
+from .memory import busy_bytes
 from .model import ServedModel
+from .question import Question
+from .tool_calls import CallReader
 
 
 @dataclass(frozen=True)
@@ -104,6 +111,44 @@ class LlamaModel(ServedModel):
     def context(self) -> int:
         """Tokens that prompt and answer may have together."""
         return self.cache.size
+
+    # ---- for a service ------------------------------------------------------------------------------------------
+
+    writes = True
+
+    @property
+    def busy_bytes(self) -> int:
+        return busy_bytes(self.base, self.context)
+
+    @property
+    def chat_template(self) -> str:
+        return self.tokenizer.chat_template or ""
+
+    @property
+    def calls_tools(self) -> bool:
+        return "tools" in (self.tokenizer.tool_template or self.chat_template)
+
+    def labels_of(self, name: str | None) -> tuple[str, ...]:  # noqa: ARG002 - no adapter of it has some
+        raise UnsupportedError("the model writes text, and no labels", "serve an encoder, such as minilm")
+
+    def render(self, messages: Sequence[Any], tools: Sequence[Any] | None, adapter: str | None) -> str:
+        """Messages without a system message are given the one that the adapter was trained with."""
+        whole = with_system(messages, self.system_of(adapter))
+        return self.tokenizer.render(whole, tools, add_generation_prompt=True)
+
+    @cached_property
+    def call_form(self) -> CallForm:
+        """The form in which the model writes calls of tools."""
+        return call_form(self.tokenizer)
+
+    def form_of(self, question: Question) -> str:
+        return constraint.grammar_of(question, self.call_form)
+
+    def call_reader(self, names: set[str]) -> CallReader:
+        return CallReader(self.call_form.begin, self.call_form.end, names)
+
+    def count(self, text: str) -> int:
+        return len(self.tokenizer.encode(text, continues=True))
 
     def embedder(self) -> Embedder:
         """Vectors of texts by these weights, without an adapter: means of the hidden states. Close it before this."""

@@ -21,6 +21,13 @@ def cache_bytes(base: Gguf, context: int) -> int:
     return 2 * 2 * context * shape.n_layer * shape.d_kv
 
 
+def busy_bytes(base: Gguf, context: int) -> int:
+    """Bytes that answers and vectors add to a process that has answered none: logits, and a second context for the
+    vectors of a long text.
+    """
+    return 4 * OUTPUTS * read_shape(base).n_vocab + cache_bytes(base, context)
+
+
 def memory_needed(base: Gguf, context: int, repack: bool) -> int:
     """Bytes that llama.cpp adds to this process at most, for answers in a context of this number of tokens.
 

@@ -122,10 +122,10 @@ def ollama_show(body: ShowBody, service: TheService) -> Any:
     tag = next((tag for tag in _tags(service) if named(service, tag["name"]) == name), None)
     if tag is None:
         raise NotFoundError(f"there is no model {asked!r:.200}", "/api/tags lists those that exist")
-    tokenizer = service.served.tokenizer
-    template = "" if encoder else tokenizer.chat_template or ""
-    takes_tools = "tools" in (tokenizer.tool_template or template)
-    able = ["embedding"] if encoder else ["completion", *(["tools"] if takes_tools else [])]
+    served = service.served
+    template = "" if encoder else served.chat_template
+    able = ["embedding"] if encoder else ["completion", *(["tools"] if served.calls_tools else []),
+                                          *([] if served.writes else ["embedding"])]
     root = name if encoder else service.name + BASE
     gguf = encoder.gguf if encoder else service.bundle.gguf
     return {"modelfile": f"FROM {root}\n", "parameters": "" if encoder else "temperature 0", "template": template,

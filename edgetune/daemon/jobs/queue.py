@@ -19,7 +19,7 @@ from ...errors import DiskError, EdgetuneError, Interrupted, TooMuchError, Usage
 from ...machine.policy import Policy
 from ...persisted import from_json
 from ...runs.tables import write_step_metrics
-from ...serving.batcher import Batcher
+from ...serving.answering import Answering
 from ...training.config import TrainConfig
 from ...training.metrics import NAME as METRICS
 from ...version import __version__
@@ -67,7 +67,7 @@ class Queue:
     the id of the job that runs. paused_reason: why none begins, or "". decisions: the governor's, the newest first.
     """
 
-    def __init__(self, table: JobTable, runs: Shelf, files: Files, adapters: Adapters, batcher: Batcher,
+    def __init__(self, table: JobTable, runs: Shelf, files: Files, adapters: Adapters, batcher: Answering[Any],
                  options: WorkerOptions, stopping: threading.Event,
                  start_process: Callable[[], JobProcess] = WorkerProcess) -> None:
         self.table = table

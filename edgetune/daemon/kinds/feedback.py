@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 from ...data.dataset import load_rows
 from ...errors import DataError, NotFoundError, UsageError
-from ...serving.llama import LlamaModel
+from ...serving.served import Served
 from ...training.anchored import rows_per_anchor
 from ...training.length import batch_of, peak_rate, reading_limit
 from ..jobs.jobs import JobData, Jobs
@@ -54,7 +54,7 @@ class NewFeedback(Starter):
     method: LearnMethod
     jobs: Jobs
     config: DaemonConfig
-    served: LlamaModel
+    served: Served
     learnable: set[str] = field(default_factory=set)  # items that were found to fit
 
     name = NEW

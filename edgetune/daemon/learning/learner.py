@@ -15,7 +15,7 @@ from typing import Any
 from ...errors import DiskError, EdgetuneError, TooMuchError, UsageError
 from ...machine.governor import Governor
 from ...machine.policy import read_hours, within
-from ...serving.batcher import Batcher
+from ...serving.answering import Answering
 from ..jobs.jobs import Jobs
 from ..jobs.table import Job
 from ..kinds.base import Starter
@@ -40,7 +40,7 @@ class Learner:
     daemon's health, or "".
     """
 
-    def __init__(self, starters: Sequence[Starter], jobs: Jobs, batcher: Batcher, governor: Governor,
+    def __init__(self, starters: Sequence[Starter], jobs: Jobs, batcher: Answering[Any], governor: Governor,
                  config: DaemonConfig, store: Store, stopping: threading.Event,
                  local: Callable[[], time.struct_time] = time.localtime) -> None:
         self.starters = {starter.name: starter for starter in starters}

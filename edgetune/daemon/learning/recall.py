@@ -14,7 +14,7 @@ from typing import Any, ClassVar
 from ...data.question import digest, question_digest
 from ...errors import DataError, FormatError, NotFoundError, UsageError
 from ...serving.completion import Completion, OnPiece
-from ...serving.model import ServedModel
+from ...serving.served import Served
 from ..jobs.exam import read_scores
 from ..sources import AskedQuestion
 from ..state.adapters import Adapters
@@ -38,7 +38,7 @@ class Recall:
 
     name: ClassVar[str] = "recall"
 
-    def __init__(self, feedback: Feedback, adapters: Adapters, served: ServedModel, models: Collection[str],
+    def __init__(self, feedback: Feedback, adapters: Adapters, served: Served, models: Collection[str],
                  imitates: bool = True) -> None:
         self.feedback = feedback
         self.models = models
@@ -63,7 +63,7 @@ class Recall:
             return None
         assert item.row is not None
         answer = answer_of(item.row)
-        tokens = len(self.served.tokenizer.encode(answer, continues=True))
+        tokens = self.served.count(answer)
         stops = [stop] if isinstance(stop, str) else [*stop]
         request = self.served.prepare(text, max_tokens, stops, temperature=temperature, seed=seed or 0, **sampling)
         if tokens > request.budget or any(each in answer for each in stops):

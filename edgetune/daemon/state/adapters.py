@@ -23,7 +23,7 @@ from ...adapters import store as lora
 from ...errors import EdgetuneError, FormatError, NotFoundError, UnsupportedError, UsageError
 from ...formats.bundle import sha256
 from ...persisted import from_json
-from ...serving.batcher import Batcher
+from ...serving.answering import Answering
 from ...training.metrics import CSV, REPORT
 from ...training.metrics import NAME as METRICS
 from ..options import DaemonConfig
@@ -84,7 +84,7 @@ class Adapters:
     `damaged` has a sentence for each that could not be loaded at the start: it is not listed, and does not answer.
     """
 
-    def __init__(self, store: Store, folder: Path, batcher: Batcher, config: DaemonConfig, name: str) -> None:
+    def __init__(self, store: Store, folder: Path, batcher: Answering[Any], config: DaemonConfig, name: str) -> None:
         self.store = store
         self.batcher = batcher
         self.keep = config.keep
