@@ -10,10 +10,10 @@ from typing import Any
 
 import numpy as np
 
+from ..objectives.labelling import Classified
 from .answering import Answering
 from .completion import Completion, OnPiece, TokenLogprob
 from .encoder_model import EncoderModel, Request
-from .learned import Classified
 
 TOGETHER = 64  # questions until others have a turn
 PARALLEL = 256  # that are taken besides those that may wait: a question costs no memory

@@ -14,9 +14,9 @@ from ..errors import UnsupportedError, UsageError
 from ..formats.gguf import Gguf
 from ..llamacpp.embedding import check_tokens
 from ..llamacpp.sampling import Sampling
+from ..objectives.labelling import Read
 from .classifier import asked
 from .encoder import Encoder, Reader
-from .learned import Read
 from .model import MOST_LOGPROBS
 from .question import Question
 from .tool_calls import CallReader
