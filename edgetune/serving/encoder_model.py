@@ -10,6 +10,7 @@ from typing import Any, NoReturn
 import numpy as np
 from numpy.typing import NDArray
 
+from ..data.labelled import Read
 from ..errors import UnsupportedError, UsageError
 from ..formats.gguf import Gguf
 from ..llamacpp.embedding import check_tokens
