@@ -15,7 +15,6 @@ from ..errors import UnsupportedError, UsageError
 from ..formats.gguf import Gguf
 from ..llamacpp.embedding import check_tokens
 from ..llamacpp.sampling import Sampling
-from ..objectives.labelling import Read
 from .classifier import asked
 from .encoder import Encoder, Reader
 from .model import MOST_LOGPROBS
