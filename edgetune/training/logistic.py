@@ -14,6 +14,7 @@ from ..errors import EdgetuneError
 
 C = 10.0
 MOST_ITERATIONS = 200
+FOLDS = 5
 
 
 def fit(vectors: NDArray[np.float32], classes: NDArray[np.int32], k: int) -> tuple[NDArray[np.float32],
@@ -42,3 +43,27 @@ def fit(vectors: NDArray[np.float32], classes: NDArray[np.int32], k: int) -> tup
 
     found = minimize(loss, np.zeros(k * width + k), jac=True, method="L-BFGS-B", options={"maxiter": MOST_ITERATIONS}).x
     return found[:k * width].reshape(k, width).astype(np.float32), found[k * width:].astype(np.float32)
+
+
+def probabilities(vectors: NDArray[np.float32], weights: NDArray[np.float32],
+                  bias: NDArray[np.float32]) -> NDArray[np.float32]:
+    """The probability of each class for each vector, [n, k]."""
+    z = vectors @ weights.T + bias
+    p: NDArray[np.float32] = np.exp(z - z.max(1, keepdims=True))
+    p /= p.sum(1, keepdims=True)
+    return p
+
+
+def out_of_fold(vectors: NDArray[np.float32], classes: NDArray[np.int32], k: int) -> NDArray[np.float32]:
+    """The same [n, k] of the rows themselves, each by a head that was fitted without the FOLDS-th part that it is in.
+    The rows of each class are dealt to the parts in turn.
+    """
+    fold = np.empty(classes.size, np.int64)
+    for label in np.unique(classes):
+        rows = np.flatnonzero(classes == label)
+        fold[rows] = (np.arange(rows.size) + label) % FOLDS
+    found = np.empty((classes.size, k), np.float32)
+    for number in np.unique(fold):
+        out = fold == number
+        found[out] = probabilities(vectors[out], *fit(vectors[~out], classes[~out], k))
+    return found

@@ -1,10 +1,12 @@
-"""The tutor: a model learns from few labelled rows and from its own answers to many prompts, and a gate publishes.
+"""The tutor: a model learns from few labelled rows and from answers to many prompts, and a gate publishes.
 
 A round is a sequence of steps (rounds.py). Each writes its result to a file (results.py), so that a round that was
 stopped continues at its step, to the same bytes:
 
     draw        several answers to each prompt, by the engine that trains          answering.py
-    choose      the answers to learn: those that a grader passes, or that agree    choosing.py
+                or one, by an encoder that learned the labelled rows               judge.py
+    choose      those that a grader passes, that agree, or that the judge is       choosing.py
+                sure of
     train       the chosen answers together with the labelled rows                 training.py
     gate        held-out questions are answered through llama.cpp                  gate.py
     refit       the same training with the held-out rows as well                   training.py

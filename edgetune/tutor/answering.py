@@ -21,11 +21,14 @@ JUDGE_TOKENS = 1024  # most tokens of a question with its answer that a grader s
 
 @dataclass(frozen=True)
 class ModelAnswer:
-    """An answer: its text without space around it, its tokens, and whether the model ended it."""
+    """An answer: its text without space around it, its tokens, and whether the model ended it. probability: by the
+    judge that gave it, else 0.
+    """
 
     text: str
     tokens: int
     ended: bool
+    probability: float = 0.0
 
 
 def draw(setting: Setting, number: int, questions: Sequence[Question], pairs: Lora) -> list[list[ModelAnswer]]:

@@ -1,4 +1,5 @@
-"""The answers to learn: for each prompt the most frequent one that passes the grader, or on which enough agree.
+"""The answers to learn: for each prompt the most frequent one that passes the grader, on which enough agree, or of
+which the judge is sure.
 
 Answers agree if they are equal as JSON, as numbers or as text. An answer that was cut off does not count.
 """
@@ -16,7 +17,7 @@ from .questions import Question
 
 LABELLED = "labelled"  # the sources of a row to learn: a person gave its answer,
 VERIFIED = "verified"  # a grader that needs no model passed it,
-JUDGED = "judged"  # a grader that asks the model itself passed it,
+JUDGED = "judged"  # a grader that asks the model itself passed it, or the judge is sure of it,
 AGREED = "agreed"  # or other answers say the same, and nobody verified it
 COLLAPSED = 0.9  # share of all answers that are one and the same
 MIN_COLLAPSE_QUESTIONS = 8
@@ -25,7 +26,8 @@ MIN_COLLAPSE_QUESTIONS = 8
 @dataclass(frozen=True)
 class Choice:
     """The choice for one prompt. right: whether each answer passes the grader or is the most frequent one. rate: the
-    share of these. label: the answer to learn; "": none. source: of the label: a person, a grader or agreement.
+    share of these; with a judge the probability of its answer. label: the answer to learn; "": none. source: of the
+    label: a person, a grader, the judge or agreement.
     """
 
     key: str
@@ -42,6 +44,12 @@ def choose_agreed(question: Question, answers: Sequence[ModelAnswer], agreement:
     right = [form is not None and own == form for own in forms]
     label = answers[right.index(True)].text if form is not None and share >= agreement else ""
     return Choice(question.key, right, share, label, AGREED)
+
+
+def choose_sure(question: Question, answer: ModelAnswer, least: float) -> Choice:
+    """The judge's answer, if its probability is at least `least`."""
+    is_sure = answer.probability >= least
+    return Choice(question.key, [is_sure], answer.probability, answer.text if is_sure else "", JUDGED)
 
 
 def choose_graded(question: Question, answers: Sequence[ModelAnswer], grades: Sequence[Grade], passes_at: float,

@@ -23,6 +23,9 @@ class TutorOptions:
     max_tokens: int = option(96, "Tokens of an answer at most.", low=1, high=1 << 16, common=True)
     agreement: float = option(0.65, "Share of the answers to a prompt that must say the same, for it to be learned "
                               "without a grader.", low=0.0, high=1.0, common=True)
+    judge: str = option("", "Encoder, such as minilm, that answers the prompts in place of the model. It learns the "
+                        "labelled rows, whose answers must be labels; the model learns what it is sure of.",
+                        common=True)
     gate_alpha: float = option(0.1, "Chance at most that the present adapter is ever replaced by one that is no "
                                "better; the k-th test since the last publication spends gate-alpha / k (k + 1).",
                                low=0.0, high=1.0, group="The gate")

@@ -61,18 +61,22 @@ class PromptAnswers:
 
 @dataclass(frozen=True)
 class Drawn(StepResult):
-    """The drawn answers. unseen: prompts that no earlier round asked."""
+    """The drawn answers. unseen: prompts that no earlier round asked. sure_from: the probability from which the judge
+    is sure of its answers; None where there is no judge.
+    """
 
     step: ClassVar[str] = "draw"
     seed: int
     unseen: int
     prompts: Sequence[PromptAnswers] = list_of(PromptAnswers)
+    sure_from: float | None = None
 
     @property
     def facts(self) -> dict[str, Any]:
         answers = [one for prompt in self.prompts for one in prompt.answers]
         return {"seed": self.seed, "prompts": len(self.prompts), "unseen": self.unseen, "answers": len(answers),
-                "drawn": sum(one.tokens for one in answers), "ended": sum(one.ended for one in answers)}
+                "drawn": sum(one.tokens for one in answers), "ended": sum(one.ended for one in answers),
+                **({} if self.sure_from is None else {"sure_from": self.sure_from})}
 
 
 @dataclass(frozen=True)

@@ -16,8 +16,8 @@ from pathlib import Path
 from typing import TypeVar
 
 from ..errors import Interrupted
-from . import answering, gate, training
-from .choosing import JUDGED, VERIFIED, Choice, choose_agreed, choose_graded, collapse
+from . import answering, gate, judge, training
+from .choosing import JUDGED, VERIFIED, Choice, choose_agreed, choose_graded, choose_sure, collapse
 from .files import Round, rounds_of
 from .folder import keep_start, publish, remove_old
 from .gate import LABELS, PUBLISHED, ROUND, Gated
@@ -91,9 +91,9 @@ class Tutor:
         setting = self.setting
         candidates: dict[str, Path] = {}
         rows = training.labelled_rows(labelled)
-        if teacher is None and rows:
+        if teacher is None and rows and not (setting.judge and round.part):
             teacher = candidates[LABELS] = self._learn_labels(round, labelled)
-        drawn = self._step(round, Drawn, lambda: self._draw(round, teacher))
+        drawn = self._step(round, Drawn, lambda: self._draw(round, labelled, teacher))
         chosen = self._step(round, Chosen, lambda: self._choose(drawn))
         if chosen.stop:
             return candidates, chosen.stop
@@ -142,14 +142,19 @@ class Tutor:
 
     # ---- the steps -----------------------------------------------------------------------------------------------
 
-    def _draw(self, round: Round, teacher: Path | None) -> Drawn:
+    def _draw(self, round: Round, labelled: Sequence[Question], teacher: Path | None) -> Drawn:
         setting = self.setting
         count = setting.options.per_round
         asked = in_turn(setting.pool.bare, round.number, count, setting.config.seed)
         unseen = min(len(asked), max(0, len(setting.pool.bare) - (round.number - 1) * len(asked)))
-        answers = answering.draw(setting, round.number, asked, setting.pairs(teacher))
+        sure_from = None
+        if setting.judge:
+            found, sure_from = judge.named(setting.judge, setting, labelled, asked)
+            answers = [[one] for one in found]
+        else:
+            answers = answering.draw(setting, round.number, asked, setting.pairs(teacher))
         prompts = [PromptAnswers(question.key, question.text, of) for question, of in zip(asked, answers, strict=True)]
-        return Drawn(setting.seed(round.number, "draw"), unseen, prompts)
+        return Drawn(setting.seed(round.number, "draw"), unseen, prompts, sure_from)
 
     def _choose(self, drawn: Drawn) -> Chosen:
         setting = self.setting
@@ -162,13 +167,16 @@ class Tutor:
             grades = answering.graded(setting, asked, answers)
             choices = [choose_graded(question, of, grade, setting.grader.passes_at, source)
                        for question, of, grade in zip(asked, answers, grades, strict=True)]
+        elif drawn.sure_from is not None:
+            choices = [choose_sure(question, of[0], drawn.sure_from)
+                       for question, of in zip(asked, answers, strict=True)]
         else:
             choices = [choose_agreed(question, of, options.agreement)
                        for question, of in zip(asked, answers, strict=True)]
         stop = collapse(answers, [question.reference for question in setting.pool.labelled])
         count = sum(bool(one.label) for one in choices)
         if not stop and count < options.min_rows:
-            why = "pass the grader" if setting.grader else "agree"
+            why = "pass the grader" if setting.grader else "are sure" if setting.judge else "agree"
             stop = (f"this does not help here: the answers to {count} of {len(choices)} prompts {why}, "
                     f"{options.min_rows} are needed")
         return Chosen(stop, choices)

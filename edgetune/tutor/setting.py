@@ -14,6 +14,7 @@ from ..adapters.store import open_adapter
 from ..errors import Interrupted
 from ..evaluation.graders.base import Grader
 from ..formats.bundle import Bundle
+from ..formats.gguf import Gguf
 from ..llamacpp.sampling import SEED_LIMIT
 from ..llamacpp.tokenizer import Tokenizer
 from ..machine import device
@@ -31,8 +32,8 @@ PURPOSES = ("draw", "train")
 @dataclass(frozen=True, eq=False)
 class Setting:
     """The setting of all steps. grader: None without one; if it asks a model, that is the base. start: the folder of
-    the start adapter; None: the base. callbacks: of the caller; an event is {"event": ..., "round": ...}, and a step
-    that is stopped is repeated later.
+    the start adapter; None: the base. judge: the encoder that answers prompts; None: the model does. callbacks: of the
+    caller; an event is {"event": ..., "round": ...}, and a step that is stopped is repeated later.
     """
 
     bundle: Bundle
@@ -43,6 +44,7 @@ class Setting:
     config: TrainConfig
     out: Path
     start: Path | None = None
+    judge: Gguf | None = None
     callbacks: RunCallbacks = field(default_factory=RunCallbacks)
 
     @cached_property

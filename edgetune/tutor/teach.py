@@ -11,17 +11,18 @@ from typing import Any
 from .. import disk
 from ..adapters.store import open_adapter, recorded_size
 from ..data.files import digest_of_files, read_rows
-from ..errors import DataError, DiskError
+from ..errors import DataError, DiskError, UsageError
 from ..evaluation.canary import FILE
 from ..evaluation.graders.base import Grader
 from ..formats.bundle import Bundle, open_bundle
-from ..formats.gguf import fingerprint
+from ..formats.gguf import check_encoder, fingerprint
 from ..formats.shape import read_shape
 from ..llamacpp.tokenizer import Tokenizer
 from ..training.callbacks import Event, RunCallbacks
 from ..training.config import LORA, TrainConfig
 from ..training.length import reading_limit
 from .folder import begin, begun_in
+from .judge import known_labels
 from .options import TutorOptions
 from .questions import Question, pool_of, read_questions
 from .rounds import Tutor, TutorState
@@ -57,6 +58,11 @@ def teach(model: str | Path | Bundle, files: Files, out: str | Path, *, grader: 
     True: the same call continues, to the same bytes.
     """
     options = (options or TutorOptions()).check()
+    judge = open_bundle(options.judge).gguf if options.judge else None
+    if judge and grader:
+        raise UsageError(f"both a grader and the judge {options.judge} are given", "leave one of them out")
+    if judge:
+        check_encoder(judge)
     config = config or TrainConfig(**recorded_size(start))
     bundle = model if isinstance(model, Bundle) else open_bundle(model)
     tokenizer = Tokenizer(bundle.gguf)
@@ -69,13 +75,16 @@ def teach(model: str | Path | Bundle, files: Files, out: str | Path, *, grader: 
     if grader is not None:
         _check_items(grader, [question for of in read.values() for question in of if not question.reference])
     pool = pool_of(read.get("labelled", []), read["prompts"], grader is not None, read.get("held", []))
+    if judge:
+        known_labels(pool.labelled)
     folder = Path(out)
     began = Path(start) if start is not None else None
-    setting = Setting(bundle, tokenizer, pool, grader, options, config, folder, began, calls)
+    setting = Setting(bundle, tokenizer, pool, grader, options, config, folder, began, judge, calls)
     begun = {
         "model": fingerprint(bundle.gguf), "start": _digest(open_adapter(began, bundle.gguf).path) if began else None,
         **{name: _digest(path) for name, path in paths.items()}, "grader": grader and grader.to_json(),
-        **{name: value for name, value in asdict(options).items() if name != "rounds"},
+        **{name: value for name, value in asdict(options).items() if name not in ("rounds", "judge")},
+        **({"judge": fingerprint(judge)} if judge else {}),
         **{name: value for name, value in config.to_json().items()
            if name not in FREE and (name, value) != ("family", LORA)}}  # earlier folders name no family
     kept = [_text_of(row) for _, row in read_rows(files.keep)] if files.keep else [FILE.read_text("utf-8")]
