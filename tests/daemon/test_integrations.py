@@ -5,6 +5,7 @@ programs and requests of the pages about feedback and JSON are put to the same d
 
 import json
 import re
+import sys
 from pathlib import Path
 
 import httpx
@@ -64,6 +65,18 @@ def test_programs_that_send_feedback_run(program, running, tmp_path, monkeypatch
     before = running.service.feedback.waiting()
     exec(compile(program.replace(HERE, running.url), "program", "exec", dont_inherit=True), {})
     assert running.service.feedback.waiting() > before
+
+
+def test_the_program_of_the_tutorial_corrects_answers(running, tmp_path, monkeypatch, capsys):
+    home = DOCS.parent / "examples" / "home"
+    rows = (home / "corrections.jsonl").read_text("utf-8").splitlines()
+    assert len({json.loads(row)["prompt"] for row in rows}) == 30  # what the page says
+    (tmp_path / "rows.jsonl").write_text("\n".join(rows[:2]))
+    monkeypatch.setattr(sys, "argv", ["correct.py", str(tmp_path / "rows.jsonl")])
+    exec(compile((home / "correct.py").read_text("utf-8").replace(HERE, running.url), "correct.py", "exec"), {})
+    assert len(capsys.readouterr().out.splitlines()) == 2
+    given = httpx.get(f"{running.url}/v1/feedback", timeout=PATIENCE).json()["data"]
+    assert {piece["answer"] for piece in given} >= {json.loads(row)["completion"] for row in rows[:2]}
 
 
 @pytest.mark.parametrize("name", ["learn-from-feedback", "valid-json"])
