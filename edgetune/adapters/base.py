@@ -72,7 +72,8 @@ class Artifact:
 
     pairs: the updates that llama.cpp applies to the base. tensors: other arrays, by name. family: the name of the
     family that made it; served_by: the engine that answers with it; setting: for an engine that builds it again.
-    objective: as JSON, where `tensors` hold a head of its, such as one with labels.
+    objective: as JSON, where `tensors` hold a head of its, such as one with labels. facts: other JSON that training
+    found about the heads.
     """
 
     pairs: Lora = field(default_factory=dict)
@@ -81,6 +82,7 @@ class Artifact:
     served_by: str = LLAMA_CPP
     setting: Setting = field(default_factory=Setting)
     objective: Mapping[str, Any] = field(default_factory=dict)
+    facts: Mapping[str, Any] = field(default_factory=dict)
 
     @property
     def is_lora(self) -> bool:

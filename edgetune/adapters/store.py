@@ -32,6 +32,7 @@ _FAMILY = "edgetune.family"  # of one of that type
 _SERVED_BY = "edgetune.served_by"
 _SETTING = "edgetune.setting"
 _OBJECTIVE = "edgetune.objective"  # of an adapter with a head
+_FACTS = "edgetune.facts"  # likewise
 FILE = "adapter.gguf"
 RUN = "run.json"
 BESIDE = "beside.npz"  # arrays trained with it that are no part of it, such as a value head, by name
@@ -145,6 +146,7 @@ def save_artifact(path: str | os.PathLike[str], found: Artifact, base: Gguf, for
         **({} if found.is_lora else {_FAMILY: found.family, _SERVED_BY: found.served_by,
                                      _SETTING: json_text(vars(found.setting))}),
         **({_OBJECTIVE: json_text(found.objective)} if found.objective else {}),
+        **({_FACTS: json_text(found.facts)} if found.facts else {}),
         _ALPHA: alpha,
         "general.name": f"LoRA for {base_name(base)}",
         "general.base_model.count": 1,
@@ -279,7 +281,7 @@ def _read_artifact(gguf: Gguf) -> Artifact:
             pairs[tensor.removesuffix(".weight")] = Pair(a, b, alpha / a.shape[0] if alpha else 1.0)
     return Artifact(pairs, tensors, str(gguf.metadata.get(_FAMILY, "")),
                     str(gguf.metadata.get(_SERVED_BY, LLAMA_CPP)), Setting() if is_lora else _read_setting(gguf),
-                    _read_objective(gguf))
+                    _read_json(gguf, _OBJECTIVE), _read_json(gguf, _FACTS))
 
 
 def _read_setting(gguf: Gguf) -> Setting:
@@ -292,13 +294,13 @@ def _read_setting(gguf: Gguf) -> Setting:
                           "take an earlier adapter") from None
 
 
-def _read_objective(gguf: Gguf) -> dict[str, Any]:
+def _read_json(gguf: Gguf, key: str) -> dict[str, Any]:
     try:
-        found = json.loads(str(gguf.metadata.get(_OBJECTIVE, "{}")))
+        found = json.loads(str(gguf.metadata.get(key, "{}")))
     except (ValueError, RecursionError):
         found = None
     if not isinstance(found, dict):
-        raise FormatError(f"{gguf.path} is damaged: {_OBJECTIVE} is no JSON object", "take an earlier adapter")
+        raise FormatError(f"{gguf.path} is damaged: {key} is no JSON object", "take an earlier adapter")
     return found
 
 

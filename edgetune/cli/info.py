@@ -24,10 +24,13 @@ from ..machine import device
 from ..machine.sensors import Readings, Sensors, gpu_mhz
 from ..models.networks import open_network
 from ..objectives.classify import Classify
+from ..serving.sureness import sureness_of
 from ..training.config import TrainConfig
 from ..training.planned import make_plan
 from ..version import __version__
 from .extras import EXTRAS
+
+SHARE = 0.99  # of right answers, from which on an encoder's answers count as sure
 
 
 def describe(path: Path) -> dict[str, Any]:
@@ -146,6 +149,8 @@ def _adapter(path: Path) -> dict[str, Any]:
         facts |= {"family": found.family, "answered_by": found.served_by}
     if labels := found.objective.get("labels"):
         facts["labels"] = len(labels)
+    if sureness := sureness_of(found, str(path)):
+        facts[f"sure_at_{SHARE:.0%}"] = f"{sureness.answered(SHARE):.0%} of {sureness.rows} rows"
     if schema is not None:
         facts["schema"] = schema
     if isinstance(held, dict):

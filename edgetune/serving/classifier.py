@@ -25,8 +25,8 @@ class Classifier:
 
     model: a GGUF, a bundle or a model's name. adapter: a folder, or its adapter.gguf. threads: 0 for one a physical
     core. precision: of the products, as in training. labels: those that it knows; () where answers have several fields.
-    Raises FormatError for an adapter without labels, MismatchError for one of another base, and the errors of
-    open_bundle and open_network.
+    sureness: which answers are sure; None if training had too few rows to know. Raises FormatError for an adapter
+    without labels, MismatchError for one of another base, and the errors of open_bundle and open_network.
     """
 
     def __init__(self, model: str | Path | Gguf, adapter: str | Path, threads: int = 0,
@@ -34,6 +34,7 @@ class Classifier:
         self._encoder = Encoder(model if isinstance(model, Gguf) else open_bundle(model).gguf, threads, precision)
         self._reader = self._encoder.adapter(adapter)
         self.labels = self._reader.learned.labels
+        self.sureness = self._reader.sureness
 
     def close(self) -> None:
         """Does nothing: the memory goes with the last reference."""

@@ -30,6 +30,7 @@ from ..models.networks import open_network
 from ..objectives.labelling import Classified, Floats, Labelling
 from .learned import learned
 from .rollouts.forward import open_passes
+from .sureness import Sureness, sureness_of
 
 MOST_TOKENS = 1024  # of questions that are computed together
 
@@ -66,7 +67,8 @@ class Encoder:
         """
         found = read_artifact(path, self.gguf)
         objective = learned(found, str(path))
-        return Reader(self, objective, self._open(found, self._precision, objective.heads))
+        return Reader(self, objective, self._open(found, self._precision, objective.heads),
+                      sureness_of(found, str(path)))
 
     def vectors(self, texts: Sequence[Sequence[int]]) -> Floats:
         """The vectors of texts by the encoder without an adapter, pooled, of length 1: [n, D]. texts: token ids, each
@@ -116,11 +118,14 @@ class Encoder:
 
 
 class Reader:
-    """An encoder with an adapter. learned: the objective by which it learned, which makes its answers."""
+    """An encoder with an adapter. learned: the objective by which it learned, which makes its answers. sureness: which
+    of these are sure; None where that is not known.
+    """
 
-    def __init__(self, encoder: Encoder, learned: Labelling, passes: EncoderPasses) -> None:
+    def __init__(self, encoder: Encoder, learned: Labelling, passes: EncoderPasses, sureness: Sureness | None) -> None:
         self.encoder = encoder
         self.learned = learned
+        self.sureness = sureness
         self._passes = passes
 
     def classify(self, questions: Sequence[Read]) -> list[Classified]:

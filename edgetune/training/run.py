@@ -203,6 +203,7 @@ class _Run:
                     self.save_state()
         if s.best is not None:
             t.take_best()
+        t.conclude(self.held_out.examples if self.held_out else [], self.task.callbacks.should_stop)
 
     # ---- measuring ----------------------------------------------------------------------------------------------
 

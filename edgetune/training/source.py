@@ -113,6 +113,10 @@ class Source(ABC):
         """The expectation before the first step, if there is one. Raises UsageError if nothing can be learned."""
         return None
 
+    def facts(self, learned: Sequence[Example], held: Sequence[Example]) -> dict[str, Any]:  # noqa: ARG002
+        """Facts about the adapter in the arena, with which training ends, as JSON: they are kept with it."""
+        return {}
+
     def state(self, step: int, batches: Batches) -> dict[str, Any] | None:  # noqa: ARG002
         """The state after `step` steps without rows and adapter, as JSON: the next step depends on it. None: none."""
         return None

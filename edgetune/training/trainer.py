@@ -131,6 +131,7 @@ class Trainer:
         self.begun_at = 0  # the step after which the optimizer and its schedule began
         self.more = 0.0  # epochs from there; 0: those of the options
         self.best_known = False  # True once someone stored a measured best in the arena's `best`
+        self.facts: dict[str, Any] = {}  # of the source
 
     # ---- data ---------------------------------------------------------------------------------------------------
 
@@ -165,9 +166,8 @@ class Trainer:
         """Append rows that are token ids already. Raises DataError for one longer than the buffers or with bad ids."""
         for i, example in enumerate(examples):
             n = example.longest
-            limit = self.plan.longest
-            if not 2 <= n <= limit:
-                raise DataError(f"example {i} has {n} tokens, this trainer takes 2 to {limit}",
+            if not 2 <= n <= self.plan.longest:
+                raise DataError(f"example {i} has {n} tokens, this trainer takes 2 to {self.plan.longest}",
                                 "shorten it or raise max_length")
             tokens = np.concatenate([example.tokens, *example.prompts])
             if int(tokens.min()) < 0 or int(tokens.max()) >= self.model.structure.n_tokens:
@@ -180,8 +180,7 @@ class Trainer:
         self.examples += [replace(e, group=last + e.group) if e.group and last else e for e in examples]
         self._batches = replace(self._batches, examples=self.examples)
 
-    def add_anchors(self, anchors: Sequence[Example], rows_per_anchor: int,
-                    batches: range = range(0)) -> None:
+    def add_anchors(self, anchors: Sequence[Example], rows_per_anchor: int, batches: range = range(0)) -> None:
         """Adds the base's answers (anchored.py) to the training: one anchor for each rows_per_anchor rows.
         batches: those in which they were drawn.
         """
@@ -312,15 +311,12 @@ class Trainer:
         return measured.loss, measured.supervised
 
     def measure(self, examples: Sequence[Example], should_stop: Callable[[], bool] | None = None) -> Measurement:
-        """The objective's loss and metrics, by this engine; no gradient. Raises DataError where nothing is supervised.
-        """
+        """The objective's loss and metrics, without a gradient. Raises DataError where nothing is supervised."""
         with self._stoppable(should_stop):
             return self.source.measure(examples)
 
     def refer(self, examples: Sequence[Example], should_stop: Callable[[], bool] | None = None) -> None:
-        """Computes unknown log p by the reference model: by the base, unless `reference` names the adapter in the
-        arena.
-        """
+        """Computes unknown log p by the reference model: the base, unless `reference` is the adapter in the arena."""
         with self._stoppable(should_stop):
             for example in self.reference.missing(examples):
                 self.decoder.before_block()
@@ -371,6 +367,11 @@ class Trainer:
 
     # ---- the adapter --------------------------------------------------------------------------------------------
 
+    def conclude(self, held: Sequence[Example], should_stop: Callable[[], bool]) -> None:
+        """Finds the facts that are kept with the adapter in the arena, also by held-out examples."""
+        with self._stoppable(should_stop):
+            self.facts = self.source.facts(self.examples, held)
+
     @cached_property
     def _groups(self) -> list[Group]:
         return self.model.structure.parameters(self.plan.run)
@@ -390,11 +391,10 @@ class Trainer:
         """The result of training, trained heads included; arrays may be views of the arena."""
         run = self.plan.run
         found = self.decoder.adapter.artifact()
-        setting = Setting(run.family.options(), list(run.targets), [run.blocks.start, run.blocks.stop],
-                          self.config.seed)
+        setting = Setting(run.family.options(), [*run.targets], [run.blocks.start, run.blocks.stop], self.config.seed)
         return replace(found, tensors={**found.tensors, **self._heads}, family=run.family.name, setting=setting,
                        served_by=OWN_ENGINE if self._heads else run.family.served_by,
-                       objective=self.objective.to_json() if self._heads else {})
+                       objective=self.objective.to_json() if self._heads else {}, facts=self.facts)
 
     @property
     def _heads(self) -> dict[str, np.ndarray]:
