@@ -223,24 +223,6 @@ def test_links_lead_somewhere():
                 assert not anchor or path.suffix != ".md" or anchor in anchors_of(path), f"{page}: {target}#{anchor}"
 
 
-def numbers(text):
-    return set(re.findall(r"\d(?:[\d.,]*\d)?", re.sub(r"\]\(.*?\)", "", text)))
-
-
-@pytest.mark.parametrize(("page", "heading"), [("README.md", "## Results"), ("how-to/prepare-rows.md", "## How many"),
-                                               ("explanation/anchors.md", "# Anchors"),
-                                               ("explanation/memory.md", "# The memory plan"),
-                                               ("how-to/preferences.md", "## What to expect"),
-                                               ("how-to/rewards.md", "## What to expect"),
-                                               ("experimental/tutor.md", "## What to expect"),
-                                               ("how-to/learn-from-feedback.md", "## How many corrections it takes")])
-def test_figures_are_those_of_the_results(page, heading):
-    """What a page quotes stands in a page of results, where machine, date and command are."""
-    section = PAGES[page].split(f"{heading}\n")[1].split("\n## ")[0]
-    measured = numbers(" ".join(text for name, text in PAGES.items() if name.startswith("results/")))
-    assert numbers(section) - {"0", "8", "62"} <= measured
-
-
 def test_results_name_machine_date_and_command():
     tables = re.findall(r"machine, date \| command \|\n\|[-|]*\|\n((?:\|.*\n)+)", PAGES["results/benchmarks.md"])
     rows = [row.strip("| ").split(" | ")[-2:] for table in tables for row in table.splitlines()]
