@@ -150,14 +150,14 @@ int et_attention_backward(et_context *ctx, et_array dq, et_array dk, et_array dv
 
 int et_glu_forward(et_context *ctx, et_array out, et_array gate, et_array up, int kind, int64_t n) {
     NEED_ARRAYS(out, gate, up);
-    NEED(n > 0 && (kind == 0 || kind == 1), ET_BAD_ARGUMENT);
+    NEED(n > 0 && kind >= 0 && kind <= 2, ET_BAD_ARGUMENT);
     return RUN(glu_forward, out, gate, up, kind, n);
 }
 
 int et_glu_backward(et_context *ctx, et_array dgate, et_array dup, et_array act, et_array dout, et_array gate,
                     et_array up, int kind, int64_t n) {
     NEED_ARRAYS(dgate, dup, act, dout, gate, up);
-    NEED(n > 0 && (kind == 0 || kind == 1), ET_BAD_ARGUMENT);
+    NEED(n > 0 && kind >= 0 && kind <= 2, ET_BAD_ARGUMENT);
     return RUN(glu_backward, dgate, dup, act, dout, gate, up, kind, n);
 }
 

@@ -131,7 +131,8 @@ int et_attention_backward(et_context *ctx, et_array dq, et_array dk, et_array dv
                           et_array out, const float *lse, et_array q, et_array k, et_array v, const int32_t *begin,
                           const int32_t *end, const int32_t *position, float scale, int window, int Q, int T, int H,
                           int G, int C);
-/* out = act(gate) * up, n values. kind 0: SiLU (SwiGLU), 1: tanh-approximated GELU (GeGLU). out may be gate or up. */
+/* out = act(gate) * up, n values. kind 0: SiLU (SwiGLU), 1: tanh-approximated GELU (GeGLU), 2: GELU. out may be gate
+ * or up. */
 int et_glu_forward(et_context *ctx, et_array out, et_array gate, et_array up, int kind, int64_t n);
 /* Also act, which forward gave, so that it need not be kept. dgate, dup may be dout or each their own forward input. */
 int et_glu_backward(et_context *ctx, et_array dgate, et_array dup, et_array act, et_array dout, et_array gate,

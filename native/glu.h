@@ -1,8 +1,8 @@
-/* The gated activations of an MLP: out = act(gate) * up, act SiLU (SwiGLU) or tanh-approximated GELU (GeGLU).
- * Both are x * sigmoid(z): z = x for SiLU; z = 2 sqrt(2/pi) (x + 0.044715 x^3) for GELU, as (1 + tanh u) / 2 is
- * sigmoid(2u). */
+/* The gated activations of an MLP: out = act(gate) * up, act SiLU (SwiGLU) or GELU (GeGLU), tanh-approximated or, as
+ * GLU_ERF, exact (gelu.h). The first two are x * sigmoid(z): z = x for SiLU; z = 2 sqrt(2/pi) (x + 0.044715 x^3) for
+ * GELU, as (1 + tanh u) / 2 is sigmoid(2u). */
 
-enum { GLU_SILU = 0, GLU_GELU = 1 };
+enum { GLU_SILU = 0, GLU_GELU = 1, GLU_ERF = 2 };
 
 struct gate {
     vec x;             /* the gate, or its floor */
@@ -34,6 +34,13 @@ struct glu_args {
 };
 
 INLINE void glu_forward_values(struct glu_args a, struct range r) {
+    if (a.kind == GLU_ERF) {
+        EACH_VECTOR(i, n, r.begin, r.end, {
+            vec x = load_part(a.gate, i, n);
+            store_part(a.out, i, x * gelu_parts(x).phi * load_part(a.up, i, n), n);
+        });
+        return;
+    }
     EACH_VECTOR(i, n, r.begin, r.end, {
         struct gate g = gate(load_part(a.gate, i, n), a.kind);
         store_part(a.out, i, g.x * g.sigmoid * load_part(a.up, i, n), n);
@@ -62,7 +69,24 @@ struct glu_backward_args {
     int64_t n;
 };
 
+INLINE void glu_erf_backward_values(struct glu_backward_args a, struct range r) {
+    EACH_VECTOR(i, n, r.begin, r.end, {
+        vec dout = load_part(a.dout, i, n);
+        vec up = load_part(a.up, i, n);
+        vec x = load_part(a.gate, i, n);
+        struct gelu_parts g = gelu_parts(x);
+        vec act = x * g.phi;
+        store_part(a.act, i, act * up, n);
+        store_part(a.dgate, i, dout * up * (g.phi + g.rise), n);
+        store_part(a.dup, i, dout * act, n);
+    });
+}
+
 INLINE void glu_backward_values(struct glu_backward_args a, struct range r) {
+    if (a.kind == GLU_ERF) {
+        glu_erf_backward_values(a, r);
+        return;
+    }
     EACH_VECTOR(i, n, r.begin, r.end, {
         vec dout = load_part(a.dout, i, n);
         vec up = load_part(a.up, i, n);

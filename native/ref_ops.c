@@ -94,16 +94,25 @@ void ref_rope(et_context *ctx, et_array x, const float *cos, const float *sin, c
             }
 }
 
-/* Both activations are x sigmoid(z): 0.5 (1 + tanh u) is sigmoid(2u), and keeps its digits where tanh u is near -1. */
+static double normal_function(double x) {
+    return 0.5 * erfc(-x / sqrt(2.0));
+}
+
+/* SiLU and the approximated GELU (0, 1) are x sigmoid(z): 0.5 (1 + tanh u) is sigmoid(2u), and keeps its digits where
+ * tanh u is near -1. 2 is GELU. */
 static double argument(double x, int kind) {
     return kind == 0 ? x : 2.0 * sqrt(2.0 / M_PI) * (x + 0.044715 * x * x * x);
 }
 
 static double activation(double x, int kind) {
+    if (kind == 2)
+        return x * normal_function(x);
     return x / (1.0 + exp(-argument(x, kind)));
 }
 
 static double activation_slope(double x, int kind) {
+    if (kind == 2)
+        return normal_function(x) + x * exp(-0.5 * x * x) / sqrt(2.0 * M_PI);
     double z = argument(x, kind);
     double dz = kind == 0 ? 1.0 : 2.0 * sqrt(2.0 / M_PI) * (1.0 + 3.0 * 0.044715 * x * x);
     return 1.0 / (1.0 + exp(-z)) + x * dz / (2.0 + exp(z) + exp(-z));
@@ -131,8 +140,7 @@ void ref_glu_backward(et_context *ctx, et_array dgate, et_array dup, et_array ac
 void ref_gelu_forward(et_context *ctx, et_array out, et_array inp, int64_t n) {
     (void)ctx;
     for (int64_t i = 0; i < n; i++) {
-        double x = array_get(inp, i);
-        array_put(out, i, x * 0.5 * erfc(-x / sqrt(2.0)));
+        array_put(out, i, activation(array_get(inp, i), 2));
     }
 }
 
@@ -141,9 +149,8 @@ void ref_gelu_backward(et_context *ctx, et_array dinp, et_array act, et_array do
     for (int64_t i = 0; i < n; i++) {
         double x = array_get(inp, i);
         double d = array_get(dout, i);
-        double phi = 0.5 * erfc(-x / sqrt(2.0));
-        array_put(act, i, x * phi);
-        array_put(dinp, i, d * (phi + x * exp(-0.5 * x * x) / sqrt(2.0 * M_PI)));
+        array_put(act, i, activation(x, 2));
+        array_put(dinp, i, d * activation_slope(x, 2));
     }
 }
 

@@ -156,7 +156,9 @@ class Ops(Protocol):
         """dq [Q, H, C], dk, dv [T, G, C]; delta [H, Q] is work space. All but delta and lse may be bf16."""
 
     def glu_forward(self, out: Array, gate: Array, up: Array, kind: str) -> None:
-        """out = act(gate) * up, all activations; kind "silu" or "gelu" (tanh-approximated). out may be gate or up."""
+        """out = act(gate) * up, all activations; kind "silu", "gelu" (tanh-approximated) or "gelu_erf". out may be gate
+        or up.
+        """
 
     def glu_backward(self, dgate: Array, dup: Array, act: Array, dout: Array, gate: Array, up: Array,
                      kind: str) -> None:

@@ -32,7 +32,7 @@ class Format(NamedTuple):
 FORMATS = {name: Format(name, *facts) for name, facts in _native.FORMATS.items()}
 """The formats that ops take, by name."""
 
-GLU_KINDS = {"silu": 0, "gelu": 1}
+GLU_KINDS = {"silu": 0, "gelu": 1, "gelu_erf": 2}
 
 PRECISIONS = {"exact": 0, "fast": 1, "int8": 2}
 

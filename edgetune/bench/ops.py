@@ -43,12 +43,21 @@ def flops(name: str, a: dict[str, Any]) -> int:
             both = 2 if name == "head_backward" else 1
             return 2 * both * int(a["h"].size) * int(end - begin)
         case "attention_forward" | "attention_backward":
-            seen = a["position"][-len(a["q"]):] + 1  # of the queries
-            if window := a.get("window", 0):
-                seen = np.minimum(seen, window)
             products = 2 if name == "attention_forward" else 5
-            return 2 * products * int(seen.sum()) * int(a["q"].shape[1] * a["q"].shape[2])
+            return 2 * products * _pairs(a) * int(a["q"].shape[1] * a["q"].shape[2])
     return 0
+
+
+def _pairs(a: dict[str, Any]) -> int:
+    """The pairs of a query and a token that it sees, of a call of attention."""
+    queries = slice(-len(a["q"]), None)
+    before = a["position"][queries]
+    after = np.zeros_like(before)
+    if (begin := a.get("begin")) is not None:
+        after = (a["end"] - begin)[queries] - 1 - before
+    if window := a.get("window", 0):
+        before, after = np.minimum(before, window - 1), np.minimum(after, window - 1)
+    return int((before + after + 1).sum())
 
 
 @dataclass

@@ -19,7 +19,7 @@ from ..errors import EdgetuneError, UsageError, install_hint, size_text
 from ..formats import bundle, signature
 from ..formats.gguf import ENCODERS, Gguf, check_network, open_gguf
 from ..llamacpp.tokenizer import Tokenizer
-from ..llamacpp.wordpiece import WordPiece
+from ..llamacpp.tokenizers import open_encoder_tokenizer
 from ..machine import device
 from ..machine.sensors import Readings, Sensors, gpu_mhz
 from ..models.networks import open_network
@@ -60,7 +60,7 @@ def _model(gguf: Gguf) -> dict[str, Any]:
         check_network(gguf)
         objective = None
         if arch in ENCODERS:
-            WordPiece(gguf)
+            open_encoder_tokenizer(gguf)
             objective = Classify(("yes", "no"))  # each further label takes a row of the width
         else:
             Tokenizer(gguf).close()  # llama.cpp may refuse the vocabulary

@@ -10,7 +10,7 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from ..llamacpp.wordpiece import WordPiece
+from ..llamacpp.tokenizer import Tokenizer
 from .facts import Inspection, Tokens
 from .files import Line
 
@@ -131,7 +131,7 @@ def _labels(data: Inspection, tokens: Tokens | None) -> Iterable[Finding]:
     is_short = all(row.letters <= LABEL and row.answer is not None for row in data.rows)
     single = sum(count == 1 for count in answers.values())
     if is_short and len(data.rows) >= FEW and len(answers) > 1 and 2 * single <= len(data.rows) and not (
-            tokens and isinstance(tokens.tokenizer, WordPiece)):
+            tokens and not isinstance(tokens.tokenizer, Tokenizer)):
         yield Finding("labels", f"the answers are {len(answers)} short texts, each for several questions",
                       "an encoder learns such labels in seconds: edgetune train minilm", [])
 

@@ -20,7 +20,8 @@ import numpy as np
 
 from ..errors import DataError, UsageError
 from ..llamacpp.tokenizer import Tokenizer
-from ..llamacpp.wordpiece import Encoded, Place, WordPiece
+from ..llamacpp.tokenizers import AnyTokenizer, EncoderTokenizer
+from ..llamacpp.wordpiece import Encoded, Place
 from . import rows as supervised_rows
 from .packing import Example
 from .rows import Row, as_messages, is_blank
@@ -94,7 +95,7 @@ def text_of(message: Mapping[str, Any]) -> str:
     return content.strip()
 
 
-def examples_of(row: Row, _shape: str, tokenizer: Tokenizer | WordPiece, _system: str | None,
+def examples_of(row: Row, _shape: str, tokenizer: AnyTokenizer, _system: str | None,
                 max_length: int) -> Iterable[Example]:
     if isinstance(tokenizer, Tokenizer):
         raise UsageError("the model writes text, and labels are learned by an encoder", "take one, such as minilm")
@@ -109,7 +110,7 @@ def example_of(read: Read, answer: str) -> Example:
     return Example(tokens, np.zeros(tokens.size, np.float32), item=item)
 
 
-def encode(tokenizer: WordPiece, question: str, max_length: int) -> Encoded:
+def encode(tokenizer: EncoderTokenizer, question: str, max_length: int) -> Encoded:
     """The tokens of a question; of one that is too long the beginning and the last mark."""
     found = tokenizer.encode_places(question)
     if len(found.ids) <= max_length:

@@ -5,17 +5,21 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from ..errors import FormatError, UnsupportedError
-from .gguf import ENCODER, Gguf
-from .shape import MetadataReader, Rope, check_tensors, refuse_variants
+from .gguf import ENCODER, MODERN, NOMIC, Gguf
+from .shape import MetadataReader, Rope, check_tensors, read_windows, refuse_variants
 
 POOLINGS = {1: "mean", 2: "first"}
 """How the vector of a document is made of its tokens', by the number in GGUF."""
+ACTIVATIONS = {"gelu": "gelu_erf", "silu": "silu", "swish": "silu", "swiglu": "silu"}
+"""The activation of a ModernBERT's gate, as ops call it, by its name in GGUF."""
+GLOBAL_EVERY = 3  # blocks of a ModernBERT whose file does not say so
 
 
 @dataclass(frozen=True)
 class EncoderShape:
     """Sizes of a BERT. Letters: D, F, H, C, V as of a decoder (shape.py). A nomic-bert differs: its positions are
-    rotations, its MLP is gated by SiLU, its queries, keys and values come from one projection.
+    rotations, its MLP is gated by SiLU. A ModernBERT's blocks norm their inputs, most of them see a window alone, and
+    gate and values of its MLP come from one projection.
     """
 
     architecture: str
@@ -27,11 +31,22 @@ class EncoderShape:
     context: int  # tokens that the model was made for
     norm_eps: float
     pooling: str  # mean | first
-    rope: Rope | None  # None: positions have embeddings
+    act: str  # gelu | silu | gelu_erf; the last two gate
+    is_fused: bool  # whether queries, keys and values come from one projection
+    ropes: tuple[Rope, ...]  # of blocks that see everything, of blocks with a window; (): positions have embeddings
+    windows: tuple[int, ...]  # of a block: a token sees others at a distance below this; 0: all
 
     @property
-    def is_nomic(self) -> bool:
-        return self.architecture != ENCODER
+    def is_modern(self) -> bool:
+        return self.architecture == MODERN
+
+    @property
+    def is_gated(self) -> bool:
+        return self.act != "gelu"
+
+    def rope_of(self, layer: int) -> int:
+        """Index into ropes."""
+        return 1 if self.windows[layer] else 0
 
     @property
     def d_head(self) -> int:
@@ -41,17 +56,20 @@ class EncoderShape:
         """[N, K] of the projections of a block, by GGUF name."""
         d = self.d_model
         f = self.d_ff
-        if self.is_nomic:
-            return {"attn_qkv": (3 * d, d), "attn_output": (d, d), "ffn_gate": (f, d), "ffn_up": (f, d),
-                    "ffn_down": (d, f)}
-        return {"attn_q": (d, d), "attn_k": (d, d), "attn_v": (d, d), "attn_output": (d, d), "ffn_up": (f, d),
-                "ffn_down": (d, f)}
+        inputs = {"attn_qkv": (3 * d, d)} if self.is_fused else {f"attn_{name}": (d, d) for name in "qkv"}
+        ups = {"ffn_up": (2 * f, d)} if self.is_modern else {"ffn_up": (f, d)}
+        if self.is_gated and not self.is_modern:
+            ups = {"ffn_gate": (f, d), **ups}
+        return {**inputs, "attn_output": (d, d), **ups, "ffn_down": (d, f)}
 
     @property
     def norms(self) -> list[str]:
-        """The layer norms in the order of a pass: before the first block, within and after each."""
-        return ["token_embd_norm", *(f"blk.{i}.{name}" for i in range(self.n_layer)
-                                     for name in ("attn_output_norm", "layer_output_norm"))]
+        """The layer norms in the order of a pass. A ModernBERT's first block norms no input of its attention."""
+        kinds = ("attn_norm", "ffn_norm") if self.is_modern else ("attn_output_norm", "layer_output_norm")
+        of_blocks = [f"blk.{i}.{kind}" for i in range(self.n_layer) for kind in kinds]
+        if self.is_modern:
+            return ["token_embd_norm", *of_blocks[1:], "output_norm"]
+        return ["token_embd_norm", *of_blocks]
 
 
 def read_encoder(gguf: Gguf) -> EncoderShape:
@@ -72,17 +90,39 @@ def read_encoder(gguf: Gguf) -> EncoderShape:
         known = ", ".join(f"{number} ({name})" for number, name in POOLINGS.items())
         raise UnsupportedError(f"{gguf.path} has the pooling_type {pooling}", f"edgetune trains encoders of {known}")
     tokens = gguf.tensors.get("token_embd.weight")
-    rope = None if arch == ENCODER else Rope(base=get.number("rope.freq_base", 10000.0))
-    shape = EncoderShape(architecture=arch, n_layer=get.integer("block_count"), d_model=d_model,
+    n_layer = get.integer("block_count")
+    shape = EncoderShape(architecture=arch, n_layer=n_layer, d_model=d_model,
                          d_ff=get.integer("feed_forward_length"), n_head=n_head,
                          n_vocab=tokens.shape[0] if tokens else 0, context=get.integer("context_length"),
-                         norm_eps=get.number("attention.layer_norm_epsilon"), pooling=POOLINGS[pooling], rope=rope)
+                         norm_eps=get.number("attention.layer_norm_epsilon"), pooling=POOLINGS[pooling],
+                         act=_activation(get, arch), is_fused="blk.0.attn_qkv.weight" in gguf.tensors,
+                         ropes=_ropes(get, arch), windows=_windows(get, n_layer) if arch == MODERN else (0,) * n_layer)
     _check_sizes(gguf, shape)
-    if "blk.0.attn_qkv.weight" in gguf.tensors and arch == ENCODER:
-        raise UnsupportedError(f"{gguf.path} holds queries, keys and values as one matrix",
-                               "convert the model with a newer llama.cpp, or with edgetune compress")
     _check_tensors(gguf, shape)
     return shape
+
+
+def _activation(get: MetadataReader, arch: str) -> str:
+    if arch != MODERN:
+        return {ENCODER: "gelu", NOMIC: "silu"}[arch]
+    name = get.text("hidden_activation", "gelu")
+    if name not in ACTIVATIONS:
+        raise UnsupportedError(f"{get.gguf.path} has {arch}.hidden_activation = {name:.60}",
+                               f"edgetune trains models with one of {', '.join(ACTIVATIONS)}")
+    return ACTIVATIONS[name]
+
+
+def _ropes(get: MetadataReader, arch: str) -> tuple[Rope, ...]:
+    if arch == ENCODER:
+        return ()
+    everywhere = Rope(base=get.number("rope.freq_base", 10000.0))
+    return everywhere, Rope(base=get.number("rope.freq_base_swa", 10000.0))
+
+
+def _windows(get: MetadataReader, n_layer: int) -> tuple[int, ...]:
+    """A file gives the width of a window, whose middle is the token; ops take how far it reaches."""
+    width = get.integer("attention.sliding_window", 0)
+    return read_windows(get, n_layer, width // 2 + 1 if width else 0, GLOBAL_EVERY, first=True)
 
 
 def _check_sizes(gguf: Gguf, s: EncoderShape) -> None:
@@ -96,9 +136,10 @@ def _check_sizes(gguf: Gguf, s: EncoderShape) -> None:
     if s.d_model % s.n_head or s.d_head > 256:
         raise UnsupportedError(f"{gguf.path} has {s.n_head} heads in a width of {s.d_model}",
                                "edgetune takes heads of equal width, up to 256")
-    if s.rope and (s.d_head % 2 or not s.rope.base > 1):
-        raise UnsupportedError(f"{gguf.path} has heads of {s.d_head} and a rotary base of {s.rope.base:g}",
-                               "edgetune takes even widths and a base over 1")
+    for rope in s.ropes:
+        if s.d_head % 2 or not rope.base > 1:
+            raise UnsupportedError(f"{gguf.path} has heads of {s.d_head} and a rotary base of {rope.base:g}",
+                                   "edgetune takes even widths and a base over 1")
     if not s.norm_eps > 0:
         raise UnsupportedError(f"{gguf.path} has a norm epsilon of {s.norm_eps:g}", "edgetune takes positive ones")
 
@@ -107,15 +148,18 @@ def _check_tensors(gguf: Gguf, s: EncoderShape) -> None:
     d = s.d_model
     types = gguf.tensors.get("token_types.weight")
     expected: dict[str, tuple[int, ...]] = {"token_embd.weight": (s.n_vocab, d)}
-    if not s.rope:
+    if not s.ropes:
         expected["position_embd.weight"] = (s.context, d)
-    optional: dict[str, tuple[int, ...]] = {"token_types.weight": (types.shape[0] if types else 0, d)}
-    for name in s.norms:
-        expected |= {f"{name}.weight": (d,), f"{name}.bias": (d,)}
+    optional: dict[str, tuple[int, ...]] = {}
+    if not s.is_modern:
+        optional["token_types.weight"] = (types.shape[0] if types else 0, d)
+    expected |= {f"{name}.weight": (d,) for name in s.norms}
+    if not s.is_modern:
+        expected |= {f"{name}.bias": (d,) for name in s.norms}
     for i in range(s.n_layer):
         for name, (n, k) in s.linear_shapes().items():
             expected[f"blk.{i}.{name}.weight"] = (n, k)
-            if not (s.is_nomic and name.startswith("ffn")):  # which llama.cpp would leave out
+            if not (s.is_gated and name.startswith("ffn")) and not s.is_modern:  # which llama.cpp would leave out
                 optional[f"blk.{i}.{name}.bias"] = (n,)
     for name, tensor in gguf.tensors.items():
         if len(tensor.shape) == 1 and tensor.format != "F32":

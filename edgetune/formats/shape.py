@@ -139,7 +139,8 @@ def read_shape(gguf: Gguf) -> Shape:
         embed_scale=math.sqrt(d_model) if family.scaled_embedding else 1.0,
         attn_scale=1.0 / math.sqrt(d_model // n_head if wide else d_head),
         qk_norm=family.qk_norm, post_norms=family.post_norms, ropes=(global_rope, local_rope),
-        windows=_windows(get, n_layer, family.windows_every) if family.windows_every else (0,) * n_layer)
+        windows=(read_windows(get, n_layer, get.integer("attention.sliding_window", 0), family.windows_every)
+                 if family.windows_every else (0,) * n_layer))
     _check_sizes(gguf, shape)
     check_tensors(gguf, arch, expected_tensors(shape), optional_tensors(shape))
     return shape
@@ -188,16 +189,19 @@ def refuse_variants(get: MetadataReader, usual: dict[str, Any]) -> None:
                                    f"edgetune trains models where it is {value}")
 
 
-def _windows(get: MetadataReader, n_layer: int, every: int) -> tuple[int, ...]:
-    """A block's window: all but every n-th block have one, or the file lists those that do."""
-    window = get.integer("attention.sliding_window", 0)
+def read_windows(get: MetadataReader, n_layer: int, window: int, every: int, first: bool = False) -> tuple[int, ...]:
+    """A block's window, 0 where it sees everything: so does every n-th block, or the file lists those with a window.
+
+    every: n where the file does not say it. first: whether a group of n begins with the block that sees everything, or
+    ends with it.
+    """
     pattern = get.any("attention.sliding_window_pattern")
     if isinstance(pattern, list):
         if len(pattern) != n_layer:
             raise FormatError(f"{get.gguf.path} lists {len(pattern)} windows for {n_layer} blocks", "convert it again")
         return tuple(window if flag else 0 for flag in pattern)
     n = int(pattern) if pattern is not None else every
-    return tuple(window if n == 0 or (i + 1) % n else 0 for i in range(n_layer))
+    return tuple(window if n == 0 or (i if first else i + 1) % n else 0 for i in range(n_layer))
 
 
 def _read_rope(gguf: Gguf, get: MetadataReader) -> Rope:

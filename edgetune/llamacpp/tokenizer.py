@@ -235,13 +235,7 @@ class Tokenizer:
         return cut(self._llama, self._vocab, text, special)
 
     def _piece(self, token: int) -> bytes:
-        room = 64
-        while True:
-            text = ctypes.create_string_buffer(room)
-            length = self._llama.llama_token_to_piece(self._vocab, token, text, room, 0, True)
-            if length >= 0:
-                return text.raw[:length]
-            room = -length
+        return piece_of(self._llama, self._vocab, token)
 
     def _check(self, token: int) -> int:
         if not 0 <= token < self.n_vocab:
@@ -289,6 +283,17 @@ def cut(llama: ModuleType, vocabulary: Any, text: str, special: bool = False, ma
             ids: list[int] = buffer[:count].tolist()
             return ids
         room = -count  # normalization made it longer than its bytes
+
+
+def piece_of(llama: ModuleType, vocabulary: Any, token: int) -> bytes:
+    """The bytes of a token of a llama_vocab, a mark's name spelled out."""
+    room = 64
+    while True:
+        text = ctypes.create_string_buffer(room)
+        length = llama.llama_token_to_piece(vocabulary, token, text, room, 0, True)
+        if length >= 0:
+            return text.raw[:length]
+        room = -length
 
 
 def _is_utf8(piece: bytes) -> bool:

@@ -1,28 +1,30 @@
-"""The tokenizer of a model: llama.cpp's for one that writes text, our own with places for an encoder."""
+"""The tokenizer of a model: llama.cpp's for one that writes text, one with places for an encoder."""
 
 from __future__ import annotations
 
 import os
-from contextlib import suppress
 
-from ..errors import FormatError, UnsupportedError
-from ..formats.gguf import ENCODERS, Gguf, open_gguf
+from ..formats.gguf import ENCODER, ENCODERS, Gguf, open_gguf
 from ..formats.named import find_model
+from .pieces import Pieces
 from .tokenizer import Tokenizer
 from .wordpiece import WordPiece
 
-AnyTokenizer = Tokenizer | WordPiece
+EncoderTokenizer = WordPiece | Pieces
+AnyTokenizer = Tokenizer | EncoderTokenizer
 
 
 def open_tokenizer(file: str | os.PathLike[str] | Gguf, markup: str = "escape") -> AnyTokenizer:
     """The tokenizer of a GGUF, open or named. markup: as of Tokenizer. Raises the errors of either."""
-    try:
-        found = Tokenizer(file)
-    except UnsupportedError:
-        with suppress(FormatError):  # the first error says more
-            gguf = file if isinstance(file, Gguf) else open_gguf(find_model(file))
-            if gguf.architecture in ENCODERS:
-                return WordPiece(gguf)
-        raise
+    gguf = file if isinstance(file, Gguf) else open_gguf(find_model(file))
+    if gguf.metadata.get("general.architecture") in ENCODERS:
+        return open_encoder_tokenizer(gguf)
+    found = Tokenizer(gguf)
     found.markup = markup
     return found
+
+
+def open_encoder_tokenizer(gguf: Gguf) -> EncoderTokenizer:
+    """That of an encoder. Raises FormatError or UnsupportedError for a file that is no whole one."""
+    is_wordpiece = gguf.metadata.get("tokenizer.ggml.model", ENCODER) == ENCODER
+    return WordPiece(gguf) if is_wordpiece else Pieces(gguf)

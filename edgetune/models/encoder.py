@@ -1,4 +1,5 @@
 """The encoder on its quantized weights, a BERT or nomic-bert: forward and backward of the whole, a block and its parts.
+ModernBERT, whose blocks have another order, is modern_bert.py.
 
 A block normalises after each of its sums (Vaswani et al. 2017). Here the last norm of a block is the first step of the
 next one, or of the head: so what is kept between blocks, `x` [T, D], is a sum that is not normed yet, as the residual
@@ -16,7 +17,7 @@ import numpy as np
 from ..backends.arena import Arena
 from ..backends.base import Backend
 from ..formats.encoder import read_encoder
-from ..formats.gguf import ENCODERS, Gguf
+from ..formats.gguf import ENCODER, NOMIC, Gguf
 from .base import Network, Passes, register
 from .encoder_head import EncoderHead
 from .encoder_structure import EncoderStructure, kept_widths
@@ -34,7 +35,7 @@ if TYPE_CHECKING:
 class Bert(Network):
     """A GGUF's weights: matrices as mapped bytes with their format, norms and biases as float32."""
 
-    architectures = ENCODERS
+    architectures: ClassVar[tuple[str, ...]] = (ENCODER, NOMIC)
     is_causal: ClassVar[bool] = False
     objective: ClassVar[str] = "classify"
     structure: EncoderStructure
@@ -77,11 +78,11 @@ class EncoderPasses(Passes):
         self.head = EncoderHead(network.structure, run, ops, arena, seed)
         self.before_block: Callable[[], None] = lambda: None
         self._placed: Batch | None = None
-        places = arena.view("places", *arena.buffers["places"].shape)
-        places[:] = network.places(len(places))
-        if self.shape.rope:
-            self.cos, self.sin = (arena.view(name, *arena.buffers[name].shape) for name in ("cos", "sin"))
-            self.cos[:], self.sin[:] = self.shape.rope.tables(run.max_length, self.shape.d_head)
+        if "places" in arena.buffers:
+            self._whole("places")[:] = network.places(run.max_length)
+        for i, rope in enumerate(self.shape.ropes):
+            if f"cos{i}" in arena.buffers:
+                self._whole(f"cos{i}")[:], self._whole(f"sin{i}")[:] = rope.tables(run.max_length, self.shape.d_head)
 
     # ---- whole passes -----------------------------------------------------------------------------------------
 
@@ -89,17 +90,22 @@ class EncoderPasses(Passes):
         """Sets x to the last block's output; with keep, `block_x` to the inputs of the trained blocks."""
         t = batch.tokens.size
         self._place(batch)
-        x, position = (self.arena.view(name, t, self.shape.d_model) for name in ("x", "dx"))
+        x = self.arena.view("x", t, self.shape.d_model)
         self.stream.enter(EMBEDDING, 0)
         embedding, tokens = self.stream.rows(batch.tokens)
         self.ops.embed(x, tokens, embedding.data, embedding.format)
-        self.ops.embed(position, self.arena.view("positions", t), self.arena.view("places", *self._places), "F32")
-        self.ops.add(x.reshape(-1), position.reshape(-1))
+        self._embedded(x)
         for layer in range(self.shape.n_layer):
             self.before_block()
             if keep and layer >= self.run.lowest:
                 self.ops.copy(self.kept.block_x(layer, t), x)
             self._block_forward(layer, x)
+
+    def _embedded(self, x: np.ndarray) -> None:
+        """x [T, D]: from the tokens' embedding to the first block's input."""
+        position = self.arena.view("dx", *x.shape)
+        self.ops.embed(position, self.arena.view("positions", len(x)), self._whole("places"), "F32")
+        self.ops.add(x.reshape(-1), position.reshape(-1))
 
     def backward(self, batch: Batch, a: np.ndarray, dvalues: np.ndarray | None = None) -> np.ndarray:  # noqa: ARG002
         """Adds to the gradients of adapter and heads, after `forward` with keep; returns what `head_forward` does."""
@@ -161,24 +167,22 @@ class EncoderPasses(Passes):
 
     def _norm_before(self, layer: int) -> str:
         """The norm of a block's input, or of the head's."""
-        return self.shape.norms[2 * layer]
+        return f"blk.{layer - 1}.layer_output_norm" if layer else "token_embd_norm"
 
     def _block_forward(self, layer: int, x: np.ndarray, rebuild: bool = False) -> None:
         """x [T, D] = block(x). rebuild: computes only what backward reads; x is not the block's output then."""
         self.stream.enter(layer, layer - 1 if rebuild else layer + 1)
         k = self.kept.of(layer, len(x))
         self.norms.forward(x, x, self._norm_before(layer))
-        self._project(layer, x, k)
-        positions, begins, ends = self._documents(len(x))
-        att, q, key, v = self._heads(k, "att", "q", "k", "v")
-        self.ops.attention_forward(att, self._rows(k["lse"]), q, key, v, ends, positions, self._scale,
-                                   precision=forward_precision(self.run, layer), begin=begins)
+        self._attention_forward(layer, x, k)
         self.linear.forward(x, k["att"], layer, "attn_output", k, accumulate=True)
         self.ops.copy(k["mid"], x)
         self.norms.forward(x, x, f"blk.{layer}.attn_output_norm")
-        if self.shape.is_nomic:
-            self.linear.forward(k["gate"], x, layer, "ffn_gate", k)
-        self.linear.forward(k["up"], x, layer, "ffn_up", k)
+        self._up_forward(layer, x, k)
+        self._down_forward(layer, x, k, rebuild)
+
+    def _down_forward(self, layer: int, x: np.ndarray, k: Activations, rebuild: bool) -> None:
+        """x += the MLP's second product; or only what backward reads of it."""
         act = self.arena.view("act", len(x), self.shape.d_ff)
         self._activate(act, k)
         if rebuild:
@@ -194,7 +198,6 @@ class EncoderPasses(Passes):
         self._mlp_backward(layer, dx, k, deepest)
         if deepest < 2:
             return
-        self.norms.backward(dx, k["mid"], f"blk.{layer}.attn_output_norm")
         datt = self.arena.view("datt", *dx.shape)
         self.linear.backward(datt if deepest > 2 else None, dx, layer, "attn_output", k)
         self.linear.finish(k["att"], layer, "attn_output")
@@ -202,78 +205,106 @@ class EncoderPasses(Passes):
             self._attention_backward(layer, dx, datt, k)
 
     def _mlp_backward(self, layer: int, dx: np.ndarray, k: Activations, deepest: int) -> None:
-        """dx: to the gradient of the MLP's input, which is normed. The norm's statistics are those of k["mid"] then."""
-        act, dact = (self.arena.view(name, len(dx), self.shape.d_ff) for name in ("act", "dact"))
-        self.linear.backward(dact if deepest > 0 else None, dx, layer, "ffn_down", k)
-        if deepest == 0:
-            self._activate(act, k)
-            self.linear.finish(act, layer, "ffn_down")
+        """dx: from the gradient of the MLP's sum to that of the attention's, or until group `deepest`."""
+        grads = self._down_backward(layer, dx, k, deepest)
+        if not grads:
             return
-        grads = {"ffn_up": dact}
-        if self.shape.is_nomic:  # k["up"] becomes its gradient
-            self.ops.glu_backward(dact, k["up"], act, dact, k["gate"], k["up"], "silu")
-            grads = {"ffn_gate": dact, "ffn_up": k["up"]}
-        else:
-            self.ops.gelu_backward(dact, act, dact, k["up"])
-        self.linear.finish(act, layer, "ffn_down")
         norm = self.arena.view("norm", *dx.shape)
         self.norms.forward(norm, k["mid"], f"blk.{layer}.attn_output_norm")
         for target, grad in grads.items():
             self.linear.backward(dx if deepest > 1 else None, grad, layer, target, k, accumulate=True)
             self.linear.finish(norm, layer, target)
+        if deepest > 1:
+            self.norms.backward(dx, k["mid"], f"blk.{layer}.attn_output_norm")
 
     def _attention_backward(self, layer: int, dx: np.ndarray, datt: np.ndarray, k: Activations) -> None:
         """dx: from the gradient of the sum to that of the block's input."""
         t = len(dx)
-        grads = {name: self.arena.view(name, *dx.shape) for name in ("dq", "dk", "dv")}
-        positions, begins, ends = self._documents(t)
-        dq, dk, dv = self._heads(grads, *grads)
-        att, q, key, v = self._heads(k, "att", "q", "k", "v")
-        self.ops.attention_backward(dq, dk, dv, self.arena.view("delta", self.shape.n_head, t),
-                                    datt.reshape(att.shape), att, self._rows(k["lse"]), q, key, v, ends, positions,
-                                    self._scale, precision=self.run.precision, begin=begins)
+        grads = self._attend_backward(layer, datt, k)
         is_needed = layer > self.run.lowest or self.run.needs_dinp
         norm = self.arena.view("norm", *dx.shape)
         self.norms.forward(norm, self.kept.block_x(layer, t), self._norm_before(layer))
-        for target, grad in self._projected(grads).items():
+        for target, grad in grads.items():
             self.linear.backward(dx if is_needed else None, grad, layer, target, k, accumulate=True)
             self.linear.finish(norm, layer, target)
         if is_needed:
             self.norms.backward(dx, self.kept.block_x(layer, t), self._norm_before(layer))
 
+    # ---- parts that all architectures have -------------------------------------------------------------------
+
+    def _attention_forward(self, layer: int, norm: np.ndarray, k: Activations) -> None:
+        """k["att"] [T, D] of the block's normed input."""
+        self._project(layer, norm, k)
+        positions, begins, ends = self._documents(len(norm))
+        att, q, key, v = self._heads(k, "att", "q", "k", "v")
+        self.ops.attention_forward(att, self._rows(k["lse"]), q, key, v, ends, positions, self._scale,
+                                   self.shape.windows[layer], precision=forward_precision(self.run, layer),
+                                   begin=begins)
+
+    def _attend_backward(self, layer: int, datt: np.ndarray, k: Activations) -> Activations:
+        """The gradients of the projections' outputs, by target."""
+        t = len(datt)
+        grads = {name: self.arena.view(name, *datt.shape) for name in ("dq", "dk", "dv")}
+        positions, begins, ends = self._documents(t)
+        dq, dk, dv = self._heads(grads, *grads)
+        att, q, key, v = self._heads(k, "att", "q", "k", "v")
+        self.ops.attention_backward(dq, dk, dv, self.arena.view("delta", self.shape.n_head, t),
+                                    datt.reshape(att.shape), att, self._rows(k["lse"]), q, key, v, ends, positions,
+                                    self._scale, self.shape.windows[layer], precision=self.run.precision, begin=begins)
+        if self.shape.ropes:
+            self._rotate(layer, grads["dq"], grads["dk"], -1.0)
+        if not self.shape.is_fused:
+            return {f"attn_{name}": grads[f"d{name}"] for name in "qkv"}
+        return {"attn_qkv": self._joined("qkv", *grads.values())}
+
+    def _down_backward(self, layer: int, dx: np.ndarray, k: Activations, deepest: int) -> Activations:
+        """The gradients of the outputs of the MLP's first products, by target: {} where nothing reads them. They
+        replace what forward kept.
+        """
+        act, dact = (self.arena.view(name, len(dx), self.shape.d_ff) for name in ("act", "dact"))
+        self.linear.backward(dact if deepest > 0 else None, dx, layer, "ffn_down", k)
+        if deepest == 0:
+            self._activate(act, k)
+        elif self.shape.is_gated:
+            self.ops.glu_backward(dact, k["up"], act, dact, k["gate"], k["up"], self.shape.act)
+        else:
+            self.ops.gelu_backward(dact, act, dact, k["up"])
+        self.linear.finish(act, layer, "ffn_down")
+        if deepest == 0:
+            return {}
+        return {"ffn_gate": dact, "ffn_up": k["up"]} if self.shape.is_gated else {"ffn_up": dact}
+
+    def _up_forward(self, layer: int, norm: np.ndarray, k: Activations) -> None:
+        """k["up"], and k["gate"] of a gated MLP, [T, F] of its normed input."""
+        if self.shape.is_gated:
+            self.linear.forward(k["gate"], norm, layer, "ffn_gate", k)
+        self.linear.forward(k["up"], norm, layer, "ffn_up", k)
+
     def _activate(self, act: np.ndarray, k: Activations) -> None:
         """act [T, F] = the MLP's activation."""
-        if self.shape.is_nomic:
-            self.ops.glu_forward(act, k["gate"], k["up"], "silu")
+        if self.shape.is_gated:
+            self.ops.glu_forward(act, k["gate"], k["up"], self.shape.act)
         else:
             self.ops.gelu_forward(act, k["up"])
 
-    def _project(self, layer: int, x: np.ndarray, k: Activations) -> None:
-        """Queries, keys and values [T, D] of x."""
-        if not self.shape.is_nomic:
+    def _project(self, layer: int, norm: np.ndarray, k: Activations) -> None:
+        """Queries, keys and values [T, D] of the block's normed input."""
+        if self.shape.is_fused:
+            every = self.arena.view("qkv", len(norm), 3 * self.shape.d_model)
+            self.linear.forward(every, norm, layer, "attn_qkv", k)
+            self._divide(every, k["q"], k["k"], k["v"])
+        else:
             for name in "qkv":
-                self.linear.forward(k[name], x, layer, f"attn_{name}", k)
-            return
-        every = self.arena.view("qkv", len(x), 3 * self.shape.d_model)
-        self.linear.forward(every, x, layer, "attn_qkv", k)
-        self.ops.synchronize()
-        k["q"][:], k["k"][:], k["v"][:] = np.split(every, 3, axis=1)
-        self._rotate(k["q"], k["k"], 1.0)
+                self.linear.forward(k[name], norm, layer, f"attn_{name}", k)
+        if self.shape.ropes:
+            self._rotate(layer, k["q"], k["k"], 1.0)
 
-    def _projected(self, grads: Activations) -> Activations:
-        """The gradients of the projections' outputs, by target."""
-        if not self.shape.is_nomic:
-            return {f"attn_{name}": grads[f"d{name}"] for name in "qkv"}
-        self._rotate(grads["dq"], grads["dk"], -1.0)
-        self.ops.synchronize()
-        every = self.arena.view("qkv", len(grads["dq"]), 3 * self.shape.d_model)
-        np.concatenate([*grads.values()], axis=1, out=every)
-        return {"attn_qkv": every}
-
-    def _rotate(self, q: np.ndarray, key: np.ndarray, sign: float) -> None:
+    def _rotate(self, layer: int, q: np.ndarray, key: np.ndarray, sign: float) -> None:
         """q and key [T, D], in place, by the positions of their tokens."""
+        number = self.shape.rope_of(layer)
         for x in self._heads({"q": q, "k": key}, "q", "k"):
-            self.ops.rope(x, self.cos, self.sin, self._documents(len(x))[0], True, sign)
+            self.ops.rope(x, self._whole(f"cos{number}"), self._whole(f"sin{number}"), self._documents(len(x))[0],
+                          True, sign)
 
     # ---- small helpers ----------------------------------------------------------------------------------------
 
@@ -281,9 +312,22 @@ class EncoderPasses(Passes):
     def _scale(self) -> float:
         return float(self.shape.d_head**-0.5)
 
-    @property
-    def _places(self) -> tuple[int, ...]:
-        return self.arena.buffers["places"].shape
+    def _whole(self, name: str) -> np.ndarray:
+        """A buffer that has the run's size."""
+        return self.arena.view(name, *self.arena.buffers[name].shape)
+
+    def _divide(self, every: np.ndarray, *parts: np.ndarray) -> None:
+        """The parts [T, N] of an output [T, sum of N]."""
+        self.ops.synchronize()
+        for part, values in zip(parts, np.split(every, len(parts), axis=1), strict=True):
+            part[:] = values
+
+    def _joined(self, name: str, *parts: np.ndarray) -> np.ndarray:
+        """The buffer of this name, made of parts [T, N]."""
+        self.ops.synchronize()
+        out = self.arena.view(name, len(parts[0]), sum(part.shape[1] for part in parts))
+        np.concatenate(parts, axis=1, out=out)
+        return out
 
     def _heads(self, arrays: Activations, *names: str) -> list[np.ndarray]:
         """Arrays [T, D] as [T, H, C]."""

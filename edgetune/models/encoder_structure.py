@@ -24,7 +24,7 @@ def kept_widths(s: EncoderShape, run: RunShape) -> dict[str, int]:
     """
     d = s.d_model
     widths = {"q": d, "k": d, "v": d, "att": d, "lse": s.n_head, "mid": d, "up": s.d_ff}
-    if s.is_nomic:
+    if s.is_gated:
         widths["gate"] = s.d_ff
     if run.family.kept_width:
         widths |= {f"u_{target}": run.family.kept_width for target in run.targets}
@@ -79,35 +79,47 @@ class EncoderStructure(Structure):
             Buffer("x", (t, d), "step"), Buffer("dx", (t, d), "step"),  # dx holds positions, too
             *layer_norm_buffers(t), Buffer("logp", (t + of_documents,), "step"),
             *(Buffer(name, (t,), "step", "int32") for name in ("positions", "begins", "ends")),
-            Buffer("norm", (t, d), "block", half, backward=True),
+            Buffer("norm", (t, d), "block", half, backward=not s.is_modern),
             Buffer("act", (t, s.d_ff), "block", half), Buffer("dact", (t, s.d_ff), "block", half, backward=True),
             *(Buffer(name, (t, d), "block", half, backward=True) for name in ("datt", "dq", "dk", "dv")),
             Buffer("delta", (s.n_head, t), "block", backward=True),
-            *self._nomic_buffers(run), *run.family.buffers(t, max(d, s.d_ff), half),
+            *self._other_buffers(run), *run.family.buffers(t, max(d, s.d_ff), half),
             Buffer("head_h", (t, d), "head"), Buffer("head_x", (t, d), "head"), Buffer("head_z", (t, labels), "head"),
-            Buffer("places", (run.max_length, d), "run"),
         ]
 
-    def _nomic_buffers(self, run: RunShape) -> list[Buffer]:
+    def _other_buffers(self, run: RunShape) -> list[Buffer]:
+        """The buffers of some architectures."""
         s = self.shape
-        if not s.rope:
-            return []
-        return [Buffer("qkv", (run.max_tokens, 3 * s.d_model), "block", run.activations),
-                Buffer("cos", (run.max_length, s.d_head // 2), "run"),
-                Buffer("sin", (run.max_length, s.d_head // 2), "run")]
+        table = []
+        if s.is_fused:
+            table.append(Buffer("qkv", (run.max_tokens, 3 * s.d_model), "block", run.activations))
+        if s.is_modern:
+            table.append(Buffer("gate_up", (run.max_tokens, 2 * s.d_ff), "block", run.activations))
+        else:
+            table.append(Buffer("places", (run.max_length, s.d_model), "run"))
+        for i in sorted({s.rope_of(layer) for layer in range(s.n_layer)} if s.ropes else ()):
+            table += [Buffer(f"{name}{i}", (run.max_length, s.d_head // 2), "run") for name in ("cos", "sin")]
+        return table
 
     def flops(self, run: RunShape, lengths: Sequence[int]) -> Flops:
-        """Forward 4 D a pair of tokens of a document for attention, backward twice that."""
+        """Forward 4 D a pair of tokens that see each other for attention, backward twice that."""
         s = self.shape
         tokens = sum(lengths)
         weights = {name: n * k for name, (n, k) in s.linear_shapes().items()}
         whole = sum(weights.values())
-        attention = 4 * s.d_model * sum(n * n for n in lengths)
+        attention = [4 * s.d_model * sum(_pairs(n, window) for n in lengths) for window in s.windows]
         deepest = deepest_group(run, run.lowest)
         passed = sum(weights.get(name, 0) for group in BACKWARD_GROUPS[:deepest] for name in group)
-        above = s.n_layer - run.lowest - 1
-        attended = above + (deepest == len(BACKWARD_GROUPS) - 1)
+        above = run.lowest + 1
+        lowest_attention = attention[run.lowest] if deepest == len(BACKWARD_GROUPS) - 1 else 0
         rows = {CLASSES.name: len(lengths), TAGS.name: tokens}
         head = sum(2 * rows[head.name] * head.size * s.d_model for head in run.heads if head.name in rows)
-        return Flops(s.n_layer * (2 * tokens * whole + attention),
-                     2 * tokens * (above * whole + passed) + 2 * attended * attention, head)
+        return Flops(2 * tokens * s.n_layer * whole + sum(attention),
+                     2 * tokens * ((s.n_layer - above) * whole + passed)
+                     + 2 * (sum(attention[above:]) + lowest_attention), head)
+
+
+def _pairs(n: int, window: int) -> int:
+    """(t, s) of n tokens, with |t - s| < window where there is a window."""
+    w = min(window or n, n)
+    return n * (2 * w - 1) - w * (w - 1)

@@ -14,7 +14,7 @@ from ..errors import UnsupportedError
 from ..formats.gguf import ENCODERS, TABLE, Gguf, check_network, open_gguf
 from ..llamacpp import library as llamacpp
 from ..llamacpp.embedding import Embedder, Pooling
-from ..llamacpp.wordpiece import WordPiece
+from ..llamacpp.tokenizers import open_encoder_tokenizer
 from .table import TableEmbedder
 
 POOLINGS: dict[int, Pooling] = {1: "mean", 2: "first", 3: "last"}  # as files number them
@@ -63,7 +63,7 @@ class EncoderFile:
             opened.callback(llama.llama_model_free, model)
             gguf.file.check(strictly=True)  # the loaded file is the checked one
             self.gguf = gguf
-            encode = WordPiece(gguf).encode if whole else None
+            encode = open_encoder_tokenizer(gguf).encode if whole else None
             self.embedder = Embedder(model, size, whole=whole, encode=encode, pooling=pooling, threads=threads)
             opened.callback(self.embedder.close)
             self._opened = opened.pop_all()

@@ -23,7 +23,7 @@ from ..data.labelled import Read
 from ..data.packing import Example, collate
 from ..errors import UsageError
 from ..formats.gguf import Gguf
-from ..llamacpp.wordpiece import WordPiece
+from ..llamacpp.tokenizers import open_encoder_tokenizer
 from ..machine.device import thread_count
 from ..models.encoder import EncoderPasses
 from ..models.networks import open_network
@@ -45,7 +45,7 @@ class Encoder:
 
     def __init__(self, gguf: Gguf, threads: int = 0, precision: str = "fast", at_once: int = MOST_TOKENS) -> None:
         self.gguf = gguf
-        self.tokenizer = WordPiece(gguf)
+        self.tokenizer = open_encoder_tokenizer(gguf)
         self.width = cast(int, gguf.metadata[f"{gguf.architecture}.embedding_length"])
         self._network = open_network(gguf)
         self.longest = self._network.structure.longest or at_once

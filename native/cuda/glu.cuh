@@ -1,10 +1,10 @@
-/* The gated activations of an MLP: out = act(gate) * up, act SiLU (SwiGLU) or tanh-approximated GELU (GeGLU).
- * Both are x * sigmoid(z): z = x for SiLU; z = 2 sqrt(2/pi) (x + 0.044715 x^3) for GELU, as (1 + tanh u) / 2 is
- * sigmoid(2u). */
+/* The gated activations of an MLP: out = act(gate) * up, act SiLU (SwiGLU) or GELU (GeGLU), tanh-approximated or, as
+ * GLU_ERF, exact (gelu.cuh). The first two are x * sigmoid(z): z = x for SiLU; z = 2 sqrt(2/pi) (x + 0.044715 x^3) for
+ * GELU, as (1 + tanh u) / 2 is sigmoid(2u). */
 #include "four.cuh"
 #include "glu.h"
 
-enum { GLU_SILU = 0, GLU_GELU = 1 };
+enum { GLU_SILU = 0, GLU_GELU = 1, GLU_ERF = 2 };
 
 struct gated {
     float x;             /* the gate, or its floor */
@@ -36,7 +36,7 @@ DEVICE void glu_forward_values(const glu_args &a, et_array out, et_array gate, e
         four u = get_four(up, i, a.n, a.whole);
         for (int k = 0; k < 4; k++) {
             gated g = make_gated(x.x[k], a.kind);
-            x.x[k] = g.x * g.sigmoid * u.x[k];
+            x.x[k] = a.kind == GLU_ERF ? x.x[k] * normal_function(x.x[k]) * u.x[k] : g.x * g.sigmoid * u.x[k];
         }
         put_four(out, i, x, a.n, a.whole);
     }
@@ -54,7 +54,29 @@ KERNEL(glu_forward, glu_args) {
 }
 
 /* dgate = dout * up * act'(gate), dup = dout * act(gate), and act(gate) * up again */
+DEVICE void glu_erf_backward_values(const glu_args &a) {
+    EACH_FOUR(i, a.n) {
+        four d = get_four(a.dout, i, a.n, a.whole);
+        four u = get_four(a.up, i, a.n, a.whole);
+        four x = get_four(a.gate, i, a.n, a.whole);
+        four out;
+        for (int k = 0; k < 4; k++) {
+            float act = x.x[k] * normal_function(x.x[k]);
+            out.x[k] = act * u.x[k];
+            x.x[k] = d.x[k] * u.x[k] * gelu_slope(x.x[k]);
+            d.x[k] *= act;
+        }
+        put_four(a.out, i, out, a.n, a.whole);
+        put_four(a.dgate, i, x, a.n, a.whole);
+        put_four(a.dup, i, d, a.n, a.whole);
+    }
+}
+
 DEVICE void glu_backward_values(const glu_args &a) {
+    if (a.kind == GLU_ERF) {
+        glu_erf_backward_values(a);
+        return;
+    }
     EACH_FOUR(i, a.n) {
         four d = get_four(a.dout, i, a.n, a.whole);
         four u = get_four(a.up, i, a.n, a.whole);

@@ -1,5 +1,6 @@
 """Encoders on their weights, compared with transformers and autograd: hidden states, vectors, losses, gradients."""
 
+import re
 from dataclasses import replace
 
 import numpy as np
@@ -248,12 +249,36 @@ def test_other_variants_are_refused(model, tmp_path, key, value, message):
         open_network(open_gguf(variant(tmp_path / "other.gguf", open_gguf(model), {key: value})))
 
 
-def test_a_fused_projection_is_refused(model, tmp_path):
+def test_a_fused_projection_is_the_three(model, tmp_path):
+    """Queries, keys and values as one matrix with one bias, as other converters write them."""
     file = open_gguf(model)
-    fused = np.concatenate([file.tensors[f"blk.0.attn_{name}.weight"].f32() for name in "qkv"])
-    path = variant(tmp_path / "fused.gguf", file, tensors={"blk.0.attn_qkv.weight": fused})
-    with pytest.raises(UnsupportedError, match="as one matrix"):
-        open_network(open_gguf(path))
+    tensors = {}
+    for name, tensor in file.tensors.items():
+        fused = re.sub(r"attn_[qkv]\.", "attn_qkv.", name)
+        tensors.setdefault(fused, []).append(np.array(tensor.f32()))
+    path = write_gguf(tmp_path / "fused.gguf", "bert", file.metadata,
+                      {name: np.concatenate(parts) for name, parts in tensors.items()})
+    rows = documents((7, 2, 30), label=lambda i, _: i % N_CLASSES)
+    batch = collate(rows, share=False)
+    trainers = [open_trainer(each, classes(N_CLASSES)) for each in (model, path)]
+    hidden = [trainer.decoder.hidden(batch) for trainer in trainers]
+    close(*hidden, 1e-6)
+    a = np.ones(3, np.float32)
+    three, one = ({}, {})
+    for trainer, found in zip(trainers, (three, one), strict=True):
+        for pair in trainer.decoder.adapter.adapted.values():
+            pair.a.fill(0.125)  # alike in all, so that the gradients of B are those of the three
+            pair.b.fill(0)
+        found.update(zip(trainer.decoder.adapter.adapted, gradients_of_b(trainer, batch, a), strict=True))
+    close(one["blk.0.attn_qkv"], np.concatenate([three[f"blk.0.attn_{name}"] for name in "qkv"]))
+
+
+def gradients_of_b(trainer, batch, a):
+    _, gradient = our_gradient(trainer, batch, a)
+    lora = trainer.arena.flat("lora")
+    for pair in trainer.decoder.adapter.adapted.values():
+        begin = (pair.b.__array_interface__["data"][0] - lora.__array_interface__["data"][0]) // 4
+        yield gradient[begin:begin + pair.b.size].reshape(pair.b.shape).copy()
 
 
 # ---- weights in other formats, and other precisions ----

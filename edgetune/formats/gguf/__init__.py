@@ -4,6 +4,8 @@ from ...backends.native import FORMATS, Format
 from .check import (
     ENCODER,
     ENCODERS,
+    MODERN,
+    NOMIC,
     TABLE,
     check_adapter,
     check_encoder,
@@ -20,6 +22,8 @@ __all__ = [
     "ENCODER",
     "ENCODERS",
     "FORMATS",
+    "MODERN",
+    "NOMIC",
     "TABLE",
     "Format",
     "Gguf",

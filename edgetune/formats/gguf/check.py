@@ -33,6 +33,7 @@ _HYPERPARAMETERS: dict[str, tuple[str, float, float]] = {
     "pooling_type": ("u32", 0, 4),
     "classifier.pooling_type": ("u32", 0, 4),
     "feed_forward_length": ("u32 [u32] [i32]", 1, _SIZE),
+    "hidden_activation": ("str", 0, 0),
     "vocab_size": ("u32", 1, _SIZE),
     "attention.head_count": ("u32 [u32] [i32]", 1, _SIZE),
     "attention.head_count_kv": ("u32 [u32] [i32]", 1, _SIZE),
@@ -90,7 +91,10 @@ _MARKS = ("fim_mid", "fim_pad", "fim_pre", "fim_rep", "fim_sep", "fim_suf", "mas
           "seperator", "suffix", "unknown", "cls")
 _TOKENIZER_MODELS = ("gpt2", "llama")  # byte-level BPE and sentencepiece, which the supported families use
 ENCODER = "bert"  # the first architecture of encoders, and the tokenizer's name of all: WordPiece
-ENCODERS = (ENCODER, "nomic-bert")
+NOMIC = "nomic-bert"
+MODERN = "modern-bert"
+_ENCODER_TOKENIZERS = {ENCODER: (ENCODER, "gpt2"), NOMIC: (ENCODER,), MODERN: ("gpt2",)}
+ENCODERS = tuple(_ENCODER_TOKENIZERS)
 TABLE = "static"  # the architecture of a table of one vector a token, which is edgetune's own
 _NOT_WEIGHTS = ("I8", "I16", "I32", "I64", "F64", "Q8_1", "Q8_K")  # llama.cpp cannot multiply by these
 
@@ -116,7 +120,7 @@ def check_encoder(gguf: Gguf) -> None:
     if arch not in ENCODERS:
         raise UnsupportedError(f"{gguf.path} is of architecture {arch!r:.60}, no encoder",
                                f"take one of {', '.join(ENCODERS)}")
-    _check_facts(gguf, (ENCODER,))
+    _check_facts(gguf, _ENCODER_TOKENIZERS[arch])
     _check_weights(gguf, arch)
 
 

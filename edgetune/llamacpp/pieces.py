@@ -1,0 +1,102 @@
+"""The tokenizer of an encoder with byte-level BPE or unigrams, as llama.cpp has it, with the place of each token.
+
+llama.cpp gives tokens without places. But the bytes of all tokens are those of the text, apart from space; unigrams cut
+a text that is normalised first. So places are found by spelling both.
+"""
+
+from __future__ import annotations
+
+import os
+import weakref
+from collections.abc import Iterable, Sequence
+from difflib import SequenceMatcher
+from unicodedata import normalize
+
+from ..errors import UnsupportedError
+from ..formats.gguf import Gguf, check_encoder, open_gguf
+from ..formats.named import find_model
+from .library import load, open_model
+from .tokenizer import cut, piece_of
+from .wordpiece import Encoded, Place
+
+_SPACE = b" \t\n\r\v\f"
+
+
+class Pieces:
+    """The tokenizer of an encoder's GGUF, open or named. It reads no weights.
+
+    cls, sep: ids of the marks around a text. n_vocab: of tokens. Raises FormatError or UnsupportedError for a file that
+    is no whole encoder, or whose vocabulary puts no two marks around a text.
+    """
+
+    def __init__(self, file: str | os.PathLike[str] | Gguf) -> None:
+        gguf = file if isinstance(file, Gguf) else open_gguf(find_model(file))
+        check_encoder(gguf)
+        self._llama = load()
+        model = open_model(gguf.file.link, gguf.path, vocabulary_only=True)
+        self._free = weakref.finalize(self, self._llama.llama_model_free, model)
+        self._vocabulary = self._llama.llama_model_get_vocab(model)
+        self._normalises = self._llama.llama_vocab_type(self._vocabulary) == self._llama.LLAMA_VOCAB_TYPE_UGM
+        self.n_vocab: int = self._llama.llama_vocab_n_tokens(self._vocabulary)
+        self._spelled: dict[int, bytes] = {}
+        marks = cut(self._llama, self._vocabulary, "", marks=True)
+        if len(marks) != 2:
+            self.close()
+            raise UnsupportedError(f"the tokenizer of {gguf.path} puts {len(marks)} marks around a text",
+                                   "take an encoder that has one before it and one after it")
+        self.cls, self.sep = marks
+
+    def encode(self, text: str) -> list[int]:
+        """Token ids of a text between the marks; what spells a mark stays text. Raises DataError for half a surrogate
+        pair.
+        """
+        if not self._free.alive:
+            raise ValueError("this tokenizer is closed")
+        return [self.cls, *cut(self._llama, self._vocabulary, text), self.sep]
+
+    def encode_places(self, text: str) -> Encoded:
+        """The same, and the characters that each token came from, without space; (0, 0) of one that has none."""
+        ids = self.encode(text)
+        spelled = [self._piece(token).translate(None, _SPACE) for token in ids[1:-1]]
+        return Encoded(ids, [(0, 0), *self._places(spelled, text), (0, 0)])
+
+    def decode(self, ids: Iterable[int]) -> str:
+        """The text of tokens, marks spelled out."""
+        return b"".join(map(self._piece, ids)).decode("utf-8", "replace").strip()
+
+    def close(self) -> None:
+        """Frees llama.cpp's vocabulary; the tokenizer cannot be used afterwards."""
+        self._free()
+
+    def _piece(self, token: int) -> bytes:
+        if token not in self._spelled:
+            self._spelled[token] = piece_of(self._llama, self._vocabulary, token)
+        return self._spelled[token]
+
+    def _places(self, spelled: Sequence[bytes], text: str) -> list[Place]:
+        wanted = b""
+        origins: list[int] = []  # of each byte: its character
+        for place, character in enumerate(text):
+            normal = normalize("NFKC", character) if self._normalises else character
+            letters = normal.encode().translate(None, _SPACE)
+            wanted += letters
+            origins += [place] * len(letters)
+        if (found := b"".join(spelled)) != wanted:
+            origins = _matched(found, wanted, origins)
+        places = []
+        end = 0
+        for piece in spelled:
+            begin, end = end, end + len(piece)
+            places.append((origins[begin], origins[end - 1] + 1) if piece else (0, 0))
+        return places
+
+
+def _matched(found: bytes, wanted: bytes, origins: Sequence[int]) -> list[int]:
+    """The character of each byte that was found; of one that was not wanted that of the byte before it."""
+    out = [-1] * len(found)
+    for block in SequenceMatcher(None, found, wanted, autojunk=False).get_matching_blocks():
+        out[block.a:block.a + block.size] = origins[block.b:block.b + block.size]
+    last = 0
+    for i, origin in enumerate(out):
+        last = out[i] = last if origin < 0 else origin
+    return out
