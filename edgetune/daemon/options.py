@@ -83,9 +83,10 @@ class DaemonConfig:
                         "kept, by answering them.", choices=("off", "idle", "nightly", "tutor", "tutor-nightly"),
                         common=True, group="How it learns")
     learn_hours: str = option("01:00-06:00", "Hours in which nightly learning may start, local time.", common=True)
-    learn_method: str = option("sft", "What feedback teaches, by a method of edgetune train: sft, right answers; dpo "
-                               "or orpo, that they are better than wrong ones; kto, which were good and which bad; "
-                               "grpo, rloo, rest and others, what --learn-grader rewards.")
+    learn_method: str = option(AUTO, "What feedback teaches, by a method of edgetune train: auto, right answers, "
+                               "which is sft, or classify for an encoder; dpo or orpo, that they are better than "
+                               "wrong ones; kto, which were good and which bad; grpo, rloo, rest and others, what "
+                               "--learn-grader rewards.")
     learn_options: str = option("", "Options of that method, such as beta=0.2,sft_weight=1 [its defaults].")
     learn_grader: str = option("", "File with a grader as JSON, which rewards answers to the questions of feedback, "
                               "and to prompts that the tutor asks.")

@@ -22,6 +22,7 @@ from ..formats.bundle import open_bundle
 from ..formats.named import find_model
 from ..machine.policy import Policy
 from ..objectives.sft import Sft
+from ..options import AUTO
 from ..training.config import TrainConfig
 from .jobs.decide import without_scores
 from .jobs.table import ENDED, Job
@@ -78,7 +79,8 @@ def rebase(model: str | Path, state: str | Path, out: str | Path, *, config: Dae
     disk.refuse_existing(target)
     work = target.with_name(f"{target.name}{WORK}")
     config = config or DaemonConfig()
-    grader = "" if config.learn_method == Sft.name else config.learn_grader  # for prompts, of which there are none here
+    imitates = config.learn_method in (AUTO, Sft.name)
+    grader = "" if imitates else config.learn_grader  # for prompts, of which there are none here
     config = replace(config, state=str(work), learn="off", keep_prompts=0, tutor_options="",
                      learn_grader=grader).check()
     train = (train or TrainConfig(threads=config.threads)).check()

@@ -27,6 +27,8 @@ from ..machine.device import read_device
 from ..machine.governor import Governor
 from ..machine.policy import Policy
 from ..machine.sensors import Sensors
+from ..models.networks import network_of
+from ..objectives.base import objectives
 from ..serving.completion import Completion, OnPiece
 from ..serving.question import Question
 from ..serving.served import Served
@@ -75,7 +77,7 @@ class Service:
         self.config = (config or DaemonConfig()).check()
         self.policy = (policy or Policy(nice=19)).check()
         self.train = (train or TrainConfig(threads=self.config.threads)).check()
-        self.method = learn_method(self.config)
+        learn_method(self.config)  # raises for options that are wrong
         self.start_process = start_process
         for kind in kinds().values():
             kind.check(self.config)
@@ -93,6 +95,8 @@ class Service:
         with ExitStack() as opened:
             opened.enter_context(disk.alone(folder))
             self.bundle = open_bundle(self.path)
+            self.objective = objectives()[network_of(self.bundle.gguf).objective]  # by which it learns right answers
+            self.method = learn_method(self.config, self.objective.name)
             self.store = Store(folder)
             opened.callback(self.store.close)
             self._open_model()
@@ -133,8 +137,8 @@ class Service:
                                 self.config.python())
         queue = Queue(table, runs, self.files, self.adapters, self.batcher, options, self.stopping,
                       self.start_process)
-        return Jobs(table, runs, queue, self.files, self.adapters, self.train, self.holdout,
-                    self.config.python())
+        return Jobs(table, runs, queue, self.files, self.adapters, self.train, self.holdout, self.config.python(),
+                    self.objective.method)
 
     def _open_model(self) -> None:
         here = read_device()

@@ -102,7 +102,7 @@ def test_a_piece_is_what_each_kind_of_rows_needs_of_it(tmp_path):
     def said(text):
         return [{"role": "assistant", "content": text}]
 
-    answers, pairs, labels, asked = KINDS
+    answers, labelled, pairs, labels, asked = KINDS
     chat_pair = {"prompt": ASKED, "chosen": said("on"), "rejected": said("off"), "tools": tools}
     plain_pair = {"prompt": "a", "chosen": "b", "rejected": "c"}
     assert [pairs.learned(item) for item in (chat, choice, up, down)] == [[chat_pair], [plain_pair], [], []]
@@ -116,6 +116,7 @@ def test_a_piece_is_what_each_kind_of_rows_needs_of_it(tmp_path):
         [{"prompt": ASKED, "completion": "on", "tools": tools}], [{"prompt": "f"}]]
     assert [asked.for_gate(item) for item in (chat, down)] == [chat.row, {"prompt": "f"}]
     assert answers.learned(chat) == [answers.for_gate(chat)] == [chat.row]
+    assert labelled.learned(chat) == [labelled.for_gate(chat)] == [chat.row]
     for parser, kind in ((preferences, pairs), (unpaired, labels), (prompts, asked)):
         assert kind.parser is parser
         assert all(parser.check_learnable(row) for item in (chat, choice, up, down) for row in kind.learned(item))

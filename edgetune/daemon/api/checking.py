@@ -36,8 +36,8 @@ router = APIRouter(route_class=JsonRoute, responses=RESPONSES)
 def check_rows(file: schemas.RowsFile, service: TheService, validation_file: HeldOut = None,
                method: Annotated[str, Form(description="Of the job: supervised, dpo, ...")] = "supervised") -> Any:
     """Checks rows before a job learns them, as `edgetune data check` does. Nothing of them is kept."""
-    method_of({"type": method}, None)  # refuses one that is not known
-    parser = by_method()[method].rows
+    kind = method_of({"type": method}, None, service.jobs.supervised)["type"]
+    parser = by_method()[kind].rows
     train = service.train
     tokens = Tokens(service.served.tokenizer, reading_limit(train.max_length, service.served.context),
                     train.system or None, train.overflow)

@@ -163,17 +163,18 @@ class Rules:
 
 def paired(old: Sequence[Score], new: Sequence[Score]) -> Paired:
     """Returns wins and losses of the new adapter on the rows that were measured under both."""
-    both = [pair for pair in zip(map(_worth, old), map(_worth, new), strict=True) if None not in pair]
+    both = [(before, after) for a, b in zip(old, new, strict=True)
+            if (before := _worth(a, b)) is not None and (after := _worth(b, a)) is not None]
     return Paired.of([before for before, _ in both], [after for _, after in both])
 
 
-def _worth(score: Score) -> tuple[float, float] | None:
+def _worth(score: Score, other: Score) -> tuple[float, float] | None:
     """The value of an answer, which orders two answers to one question: by the reward, or right before wrong and then
-    by how likely the right answer is. None: nothing was measured.
+    by how likely the right answer is, where both have that. None: nothing was measured.
     """
     if score.reward is not None:
         return score.reward, 0.0
-    if score.loss is None:
+    if score.loss is None or other.loss is None:
         return None if score.right is None else (float(score.right), 0.0)
     return float(score.right is True), -round(score.loss, LOSS_DIGITS)
 

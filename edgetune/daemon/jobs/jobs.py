@@ -25,6 +25,7 @@ from ...adapters import store as lora
 from ...data import prompts
 from ...data.rows import Row
 from ...errors import EdgetuneError, NotFoundError, TooMuchError, UsageError
+from ...objectives.sft import Sft
 from ...persisted import from_json
 from ...training.config import TrainConfig
 from ..kinds.base import FileJob
@@ -80,14 +81,14 @@ class _Request:
 class Jobs:
     """The jobs of a service, for any number of threads. train: options of a job that its request leaves open. runs: the
     shelf of jobs' folders. holdout: which rows are held out where a request names none. python: code that clients may
-    have run.
+    have run. supervised: the method by which the model learns right answers.
 
     on_done: called with each job that ended, on the thread that runs them. paused_reason: why none is begun for now, in
     a sentence, or "". governor: its latest decisions, {at, action, cause}, the newest first.
     """
 
     def __init__(self, table: JobTable, runs: Shelf, queue: Queue, files: Files, adapters: Adapters,
-                 train: TrainConfig, holdout: Holdout, python: AllowedPython) -> None:
+                 train: TrainConfig, holdout: Holdout, python: AllowedPython, supervised: str = Sft.method) -> None:
         self.table = table
         self.changed = table.changed
         self.folder = runs.folder
@@ -96,6 +97,7 @@ class Jobs:
         self.train = train
         self.holdout = holdout
         self.python = python
+        self.supervised = supervised
         self._runs = runs
         self._queue = queue
         runs.tidy(table.ids(ended=False), done=table.ids(ended=True))
@@ -126,7 +128,7 @@ class Jobs:
         Raises NotFoundError for a model or file, UsageError for options and for a file of results, and UnsupportedError
         for a method. Raises DataError for too few rows, TooMuchError for too many jobs, and DiskError.
         """
-        method = recipe.method_of(method, hyperparameters)
+        method = recipe.method_of(method, hyperparameters, self.supervised)
         asking = recipe.objective_of(method)[0].rows.shape_of is prompts.shape_of
         held = self.files.rows(validation_file, asking) if validation_file is not None else None
         data = _checked(self.files.rows(training_file, asking), held, method, self.python)
@@ -136,7 +138,7 @@ class Jobs:
     def check_grader(self, method: Mapping[str, Any], hyperparameters: Mapping[str, Any]) -> None:
         """Raises UsageError for a grader that is missing, wrong or not allowed; `create` checks all else."""
         named = {name: value for name, value in hyperparameters.items() if name == REWARD}
-        objective, _ = recipe.objective_of(recipe.method_of(method, named))
+        objective, _ = recipe.objective_of(recipe.method_of(method, named, self.supervised))
         with_rewards(objective, self.python)
 
     def create_from_rows(self, rows: Iterable[Row], held: Iterable[Row] | None = None, *, model: str = "",
@@ -164,7 +166,7 @@ class Jobs:
         """Begins a job for a starter of this origin's kind, over rows that it has checked. files: for training and
         validation, whose rows its adapter will have learned too. note: for its history. Raises as `create`.
         """
-        method = recipe.method_of(method, hyperparameters)
+        method = recipe.method_of(method, hyperparameters, self.supervised)
         request = _Request(self.adapters.name, suffix, None, method, dict(metadata), origin, *files)
         return self._add(data, request, [(note, None)] if note else [])
 

@@ -21,6 +21,7 @@ from ...errors import DataError, UnsupportedError, UsageError
 from ...evaluation.acceptance import Split
 from ...evaluation.graders.rewards import GraderRewards
 from ...objectives.base import Objective, make_objective, objectives
+from ...objectives.labelling import Labelling
 from ...objectives.rewarded import Rewarded
 from ...objectives.sft import Sft
 from ...options import AUTO, declared, kind_of, takes_auto
@@ -42,13 +43,20 @@ ROUNDS = "rounds.json"  # {"rounds": the job of each of the first rows of HELD, 
 _MARK = "fresh"  # jobs of an earlier version have it in rows of HELD that are not of earlier jobs
 
 
-def method_of(method: Mapping[str, Any] | None, hyperparameters: Mapping[str, Any] | None) -> dict[str, Any]:
-    """Returns OpenAI's method object, with the older `hyperparameters` in it. Raises UnsupportedError for others."""
-    kind = (method or {}).get("type", Sft.method)
-    known = by_method()
-    if kind not in known:
-        raise UnsupportedError(f"the method {kind!r:.40} does not exist here", f"choose from {', '.join(known)}")
-    part = (method or {}).get(kind) or {}
+def method_of(method: Mapping[str, Any] | None, hyperparameters: Mapping[str, Any] | None,
+              supervised: str = Sft.method) -> dict[str, Any]:
+    """Returns OpenAI's method object, with the older `hyperparameters` in it. supervised: the method by which the model
+    learns right answers. Raises UnsupportedError for a method that does not exist, or that the model cannot learn by.
+    """
+    asked = (method or {}).get("type", Sft.method)
+    kind = supervised if asked == Sft.method else asked
+    every = by_method()
+    if kind not in every:
+        raise UnsupportedError(f"the method {kind!r:.40} does not exist here", f"choose from {', '.join(every)}")
+    possible = [name for name, found in every.items() if teaches_labels(found) == teaches_labels(every[supervised])]
+    if kind not in possible:
+        raise UnsupportedError(f"this model cannot learn by the method {kind}", f"choose from {', '.join(possible)}")
+    part = (method or {}).get(asked) or {}
     inner = part.get("hyperparameters") or {}
     beside = {name: value for name, value in part.items() if name != "hyperparameters" and value is not None}
     return {"type": kind, kind: {**beside, "hyperparameters": {**(hyperparameters or {}), **inner}}}
@@ -69,6 +77,11 @@ def objective_of(method: Mapping[str, Any]) -> tuple[Objective, dict[str, Any]]:
         if value != AUTO or takes_auto(spec) or kind_of(spec) not in (int, float):
             own[spec.name] = _typed(spec.name, value, spec)
     return make_objective(kind.name, own), asked
+
+
+def teaches_labels(kind: type[Objective]) -> bool:
+    """Whether an objective teaches labels, as an encoder learns, or text."""
+    return issubclass(kind, Labelling)
 
 
 def by_method() -> dict[str, type[Objective]]:

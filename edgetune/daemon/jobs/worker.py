@@ -36,7 +36,6 @@ from ...errors import DiskError, EdgetuneError, FormatError, Interrupted, Mismat
 from ...evaluation.graders.sandbox import reserve
 from ...evaluation.graders.time_limit import set_time_limit
 from ...formats.bundle import open_bundle
-from ...formats.shape import read_shape
 from ...machine.device import read_device, shared_memory, trim
 from ...machine.governor import Governor
 from ...machine.policy import Policy
@@ -293,24 +292,19 @@ class Worker:
                     callbacks=callbacks, objective=self.objective, rewards=self.rewards)
 
     def _judge(self) -> Verdict:
-        """Returns the gate's verdict on the trained adapter against the active one, answered by llama.cpp."""
-        from ...serving.llama import LlamaModel
-        from ...serving.memory import CONTEXT, may_repack
+        """Returns the gate's verdict on the trained adapter against the active one."""
         from . import gate
         rows, rounds = held_rows(self.folder)
         longest = as_begun(self.config, self.out).row_limit
         exam = Exam(rows, self.canary, rounds, corrected_rows(self.folder), self.config.system or None, longest,
                     self._rewarding(), self.task["tests_before"])
-        context = min(read_shape(self.bundle.gguf).context, max(CONTEXT, 2 * longest))
-        repack = may_repack(self.bundle.gguf, context, self.room.resident)
-        with LlamaModel(self.bundle.gguf, context=context, threads=self.config.threads or None,
-                        repack=repack, small_batch=True) as served:
-            served.cache.before_decode = AnswerPriority(self.commands.is_busy)
-            if self.old.name:
-                served.load_adapter(self.task["serving"]["path"], OLD)
-            served.load_adapter(self.out, NEW)
-            return gate.evaluate(served, exam, self.old, Asked(NEW), self.limits,
-                                 lambda done, of: self.emit({"event": "judging", "done": done, "of": of}))
+        adapters = {NEW: self.out}
+        if self.old.name:
+            adapters[OLD] = Path(self.task["serving"]["path"])
+        with gate.opened(self.bundle.gguf, adapters, exam, self.room.resident, self.config.threads,
+                         AnswerPriority(self.commands.is_busy),
+                         lambda done, of: self.emit({"event": "judging", "done": done, "of": of})) as examiner:
+            return gate.evaluate(examiner, exam, self.old, Asked(NEW), self.limits)
 
     def _rewarding(self) -> Rewarding | None:
         if self.rewards is None or not isinstance(self.objective, Rewarded):

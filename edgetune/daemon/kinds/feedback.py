@@ -17,7 +17,7 @@ from ..jobs.table import Job
 from ..learning.curriculum import JobRows, curriculum, least_rows, passes_over
 from ..learning.feedback import Feedback, StoredRow, TrainingRows
 from ..learning.file_rows import FileRow, FileRows, rows_of_active
-from ..learning.kinds import PAIRS
+from ..learning.kinds import LABELLED, PAIRS
 from ..learning.method import LearnMethod
 from ..options import DaemonConfig
 from ..state.holdout import MOST, SHARE
@@ -122,14 +122,9 @@ class NewFeedback(Starter):
         the options say otherwise. Batch and learning rate are those of a training on as many different rows.
         """
         kind = self.method.kind
-        train = self.method.train(self.jobs.train)
-        passes = passes_over(len(rows.new), train)
         earlier: list[StoredRow | FileRow] = [*file.learned, *rows.earlier]
-        different = len(rows.new) + len(earlier)
-        learned = curriculum([*rows.new], earlier, passes, self.config.replay, train.seed,
-                             least_rows(different, train), least_rows(len(earlier), train))
+        learned, options = self._lesson([*rows.new], earlier)
         held: list[StoredRow | FileRow] = [*file.held, *rows.held]
-        anchors = rows_per_anchor(replace(train, epochs="auto", steps=0), self.method.objective)
         counts = {"new": str(len(rows.new)), "earlier": str(len(rows.earlier)), "held": str(len(held)),
                   **({"file": str(len(file.learned))} if file.learned else {}),
                   **({} if rows.taken else {RETRAINS: "yes"})}
@@ -139,9 +134,24 @@ class NewFeedback(Starter):
                        [file.name] * len(file.held) + [*rows.rounds],
                        JobRows(self.feedback, [row for row in rows.new if row.has_answer]),
                        () if is_measured else JobRows(self.feedback, rows.held, kind.learned))
-        return self.jobs.begin(self.origin, data, self.method.asked, suffix=SUFFIX, metadata=counts, hyperparameters={
-            "epochs": 1.0, "steps": 0, "shuffle": False, "anchors": anchors, "batch_size": batch_of(train, different),
-            "lr": peak_rate(train, different), "system": self._system}, files=file.ids, note=file.note)
+        return self.jobs.begin(self.origin, data, self.method.asked, suffix=SUFFIX, metadata=counts,
+                               hyperparameters=options, files=file.ids, note=file.note)
+
+    def _lesson(self, new: list[StoredRow | FileRow],
+                earlier: list[StoredRow | FileRow]) -> tuple[list[StoredRow | FileRow], dict[str, Any]]:
+        """Returns the rows of a job in their order, and the options of its training. Labels are learned from all rows
+        alike, since a head knows those alone that it has just seen.
+        """
+        train = self.method.train(self.jobs.train)
+        different = len(new) + len(earlier)
+        if self.method.kind is LABELLED:
+            return [*earlier, *new], {}
+        learned = curriculum(new, earlier, passes_over(len(new), train), self.config.replay, train.seed,
+                             least_rows(different, train), least_rows(len(earlier), train))
+        anchors = rows_per_anchor(replace(train, epochs="auto", steps=0), self.method.objective)
+        return learned, {"epochs": 1.0, "steps": 0, "shuffle": False, "anchors": anchors,
+                         "batch_size": batch_of(train, different), "lr": peak_rate(train, different),
+                         "system": self._system}
 
     @property
     def _system(self) -> str:

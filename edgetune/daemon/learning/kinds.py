@@ -7,10 +7,10 @@ the piece waits for a daemon that learns by another method.
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
-from ...data import preferences, prompts, unpaired
+from ...data import labelled, preferences, prompts, unpaired
 from ...data import rows as supervised_rows
 from ...data.rows import RowParser
 from .items import FeedbackItem
@@ -75,6 +75,7 @@ def _asked(item: FeedbackItem) -> Row:
 
 ANSWERS = RowKind(supervised_rows, "right answers", HAS_ANSWER, HAS_ANSWER, lambda item: [right_answer(item)],
                   right_answer)
+LABELLED = replace(ANSWERS, parser=labelled)
 PAIRS = RowKind(preferences, "pairs of a right or better answer and a wrong or worse one",
                 f"({HAS_ANSWER} AND {HAS_REJECTED})", HAS_ANSWER,
                 lambda item: [_pair(item)] if item.answer and item.rejected is not None else [],
@@ -83,4 +84,4 @@ LABELS = RowKind(unpaired, "answers that were found good or bad", f"({HAS_ANSWER
                  _labelled, PAIRS.for_gate)
 PROMPTS = RowKind(prompts, "questions whose answers its grader rewards", "TRUE", "TRUE", lambda item: [_asked(item)],
                   lambda item: right_answer(item) if item.answer else _asked(item))
-KINDS = (ANSWERS, PAIRS, LABELS, PROMPTS)
+KINDS = (ANSWERS, LABELLED, PAIRS, LABELS, PROMPTS)

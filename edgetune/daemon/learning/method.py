@@ -11,11 +11,12 @@ from ...errors import DataError, UsageError
 from ...evaluation.graders.rewards import GraderRewards
 from ...objectives.base import Objective, objectives
 from ...objectives.rewarded import Rewarded
-from ...options import share_of
+from ...objectives.sft import Sft
+from ...options import AUTO, declared, share_of
 from ...training.config import TrainConfig, train_options
 from ..jobs import recipe, rewarded
 from ..options import DaemonConfig
-from .kinds import ANSWERS, HAS_ANSWER, RowKind, kind_of
+from .kinds import ANSWERS, HAS_ANSWER, LABELLED, RowKind, kind_of
 from .rows import Row
 
 POSSIBLE = ("!", "1", '{"a": 1}')  # right answers: a grader that accepts none of them can use no feedback
@@ -32,7 +33,7 @@ class LearnMethod:
     @property
     def imitates(self) -> bool:
         """Returns whether it learns right answers themselves, with which others can be mixed."""
-        return self.kind is ANSWERS
+        return self.kind in (ANSWERS, LABELLED)
 
     def train(self, base: TrainConfig) -> TrainConfig:
         """Returns the options of its jobs."""
@@ -44,13 +45,18 @@ class LearnMethod:
         return f"{pieces}: {self.objective.name} learns from {self.kind.says}" if count else ""
 
 
-def learn_method(config: DaemonConfig) -> LearnMethod:
-    """Returns the daemon's method. Raises UsageError for one that cannot learn from feedback, or lacks an option."""
-    name = config.learn_method
-    kinds = {name: kind for name, each in objectives(train_options()).items() if (kind := kind_of(each.rows))}
+def learn_method(config: DaemonConfig, supervised: str = "") -> LearnMethod:
+    """Returns the daemon's method. supervised: the objective by which its model learns right answers; "": the model is
+    not known. Raises UsageError for a method that cannot learn from feedback, or lacks an option.
+    """
+    name = (supervised or Sft.name) if config.learn_method == AUTO else config.learn_method
+    known = objectives(train_options())
+    kinds = {name: kind for name, each in known.items() if (kind := kind_of(each.rows))}
     if name not in kinds:
         raise UsageError(f"learn-method is {name!r:.40}, which does not learn from feedback",
                          f"choose from {', '.join(kinds)}")
+    if supervised and recipe.teaches_labels(known[name]) != recipe.teaches_labels(known[supervised]):
+        raise UsageError(f"learn-method is {name}, by which this model cannot learn", f"choose {supervised}")
     objective = _objective(name, config)
     kind = kinds[name]
     if isinstance(objective, Rewarded):
@@ -122,7 +128,7 @@ def read_options(text: str) -> dict[str, Any]:
 
 
 def _asked(objective: Objective) -> dict[str, Any]:
-    options = objective.options()
+    options = {spec.name: getattr(objective, spec.name) for spec in declared(type(objective))}
     part: dict[str, Any] = {}
     if isinstance(objective, Rewarded):
         options = {name: value for name, value in options.items() if name not in rewarded.ELSEWHERE}

@@ -1,0 +1,73 @@
+"""The examiner of an encoder: adapters answer by our engine, as they are served.
+
+The encoder alone answers nothing: each of its answers is wrong, and it finds all labels equally likely, those of the
+adapter that is to be evaluated. An answer with a part that an adapter never learned is wrong, and has no loss.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import numpy as np
+
+from ...data.labelled import Read, question_and_answer
+from ...data.rows import Row
+from ...errors import DataError
+from ...evaluation.judge import same
+from ...objectives.labelling import Floats, Labelling
+from ...serving.encoder_model import EncoderModel
+from .exam import Exam, Score
+from .examiner import Examiner
+
+TOGETHER = 64  # rows that are answered until others have a turn
+
+
+class EncoderExaminer(Examiner):
+    """Lets adapters of `served` answer. before: called before some rows are answered."""
+
+    def __init__(self, served: EncoderModel, exam: Exam, on_asked: Callable[[int, int], None] | None = None,
+                 before: Callable[[], object] = lambda: None) -> None:
+        super().__init__(exam, on_asked)
+        self.served = served
+        self._before = before
+
+    def answered(self, adapter: str | None, rows: dict[str, Row]) -> dict[str, Score]:
+        """Returns Scores. A row that has not one question and one answer is not answered."""
+        found: dict[str, Score] = {}
+        pairs: dict[str, tuple[str, str]] = {}
+        for key, row in rows.items():
+            try:
+                pairs[key] = question_and_answer(row)
+            except DataError:
+                found[key] = Score(None)
+                self.count()
+        keys = [*pairs]
+        for begin in range(0, len(keys), TOGETHER):
+            some = keys[begin:begin + TOGETHER]
+            self._before()
+            found |= zip(some, self._scores(adapter, [pairs[key] for key in some]), strict=True)
+        return found
+
+    def _scores(self, adapter: str | None, pairs: list[tuple[str, str]]) -> list[Score]:
+        for _ in pairs:
+            self.count()
+        read = [self.served.encoder.read(question) for question, _ in pairs]
+        answers = [right for _, right in pairs]
+        if adapter is None:
+            learned = self.served.reader(self.served.adapters()[-1]).learned
+            return [Score(_mean(learned.losses(one, _equally_likely(learned, one), right)), right=False)
+                    for one, right in zip(read, answers, strict=True)]
+        graded = self.served.reader(adapter).graded(read, answers)
+        return [Score(_mean(losses), same(right, found.label))
+                for (found, losses), right in zip(graded, answers, strict=True)]
+
+
+def _equally_likely(learned: Labelling, read: Read) -> Floats:
+    """Probabilities [S, labels] by which all labels of a head are equally likely."""
+    sizes = [head.size for head in learned.heads]
+    each = np.repeat(1 / np.array(sizes, np.float32), sizes)
+    return np.tile(each, (len(sizes) + read.tokens, 1))
+
+
+def _mean(losses: Floats | None) -> float | None:
+    return None if losses is None else float(losses.mean())

@@ -1,0 +1,47 @@
+"""An examiner lets adapters answer rows, each once, and scores the answers; what answers is for a subclass."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Sequence
+from typing import TYPE_CHECKING
+
+from ...data.rows import Row
+from .exam import Asked, Exam, Score
+
+if TYPE_CHECKING:
+    from ...evaluation.canary import Drift
+
+
+class Examiner(ABC):
+    """planned: rows to answer. on_asked: called with those done, and `planned`."""
+
+    def __init__(self, exam: Exam, on_asked: Callable[[int, int], None] | None = None) -> None:
+        self.exam = exam
+        self.planned = 0
+        self._asked = 0
+        self._on_asked = on_asked or (lambda _done, _of: None)
+
+    def scores(self, adapter: Asked, rows: Sequence[Row]) -> list[Score]:
+        """Returns the Scores of each row."""
+        missing = self.missing(adapter, rows)
+        self.planned = max(self.planned, self._asked + len(missing))
+        adapter.scores |= self.answered(adapter.name, missing)
+        return [adapter.scores[self.exam.key(row)] for row in rows]
+
+    def missing(self, adapter: Asked, rows: Sequence[Row]) -> dict[str, Row]:
+        """Returns the rows that it has not answered yet, each once, by their keys."""
+        return {key: row for row in rows if (key := self.exam.key(row)) not in adapter.scores}
+
+    @abstractmethod
+    def answered(self, adapter: str | None, rows: dict[str, Row]) -> dict[str, Score]:
+        """Returns the Score of each row by an adapter; None: by the base alone."""
+
+    def drift(self, adapter: str | None) -> Drift | None:  # noqa: ARG002 - not every model has expectations of text
+        """Returns how far an adapter is from the base on unrelated text; None: it is not measured."""
+        return None
+
+    def count(self) -> None:
+        """Notes that a row was answered."""
+        self._asked += 1
+        self._on_asked(self._asked, self.planned)
