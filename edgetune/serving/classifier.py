@@ -13,7 +13,7 @@ from ..formats.bundle import open_bundle
 from ..formats.gguf import Gguf
 from ..objectives.labelling import Classified as Classified
 from ..objectives.labelling import Floats
-from .encoder import Encoder
+from .encoder import Encoder, Reader
 
 
 class Classifier:
@@ -31,13 +31,14 @@ class Classifier:
 
     def __init__(self, model: str | Path | Gguf, adapter: str | Path, threads: int = 0,
                  precision: str = "fast") -> None:
-        self._encoder = Encoder(model if isinstance(model, Gguf) else open_bundle(model).gguf, threads, precision)
-        self._reader = self._encoder.adapter(adapter)
-        self.labels = self._reader.learned.labels
-        self.sureness = self._reader.sureness
+        encoder = Encoder(model if isinstance(model, Gguf) else open_bundle(model).gguf, threads, precision)
+        self._opened: Reader | None = encoder.adapter(adapter)
+        self.labels = self._opened.learned.labels
+        self.sureness = self._opened.sureness
 
     def close(self) -> None:
-        """Does nothing: the memory goes with the last reference."""
+        """Frees weights, adapter and memory; the Classifier cannot be used afterwards."""
+        self._opened = None  # which nothing else refers to
 
     def __enter__(self) -> Classifier:
         return self
@@ -47,15 +48,24 @@ class Classifier:
         self.close()
 
     def classify(self, questions: Sequence[str]) -> list[Classified]:
-        """The answer to each question. Of one that is too long the beginning counts; an empty one raises UsageError."""
-        return self._reader.classify([self._encoder.read(question) for question in questions])
+        """The answer to each question. Of one that is too long the beginning counts. Raises UsageError for an empty
+        one, and after `close`.
+        """
+        reader = self._reader
+        return reader.classify([reader.encoder.read(question) for question in questions])
 
     def graded(self, pairs: Sequence[tuple[str, str]]) -> list[tuple[Classified, Floats | None]]:
         """The answer to the question of each (question, right answer), and -log p of each label of the right one; None
         where something of it was never learned.
         """
-        return self._reader.graded([self._encoder.read(question) for question, _ in pairs],
-                                   [answer for _, answer in pairs])
+        reader = self._reader
+        return reader.graded([reader.encoder.read(question) for question, _ in pairs], [answer for _, answer in pairs])
+
+    @property
+    def _reader(self) -> Reader:
+        if self._opened is None:
+            raise UsageError("this Classifier is closed", "open another")
+        return self._opened
 
     # ---- as a model that writes text ----------------------------------------------------------------------------
 

@@ -1,8 +1,11 @@
 """Encoders that learn labels and JSON: the head alone, then all; resumed, evaluated and served."""
 
+import gc
 import json
+import shutil
 from contextlib import closing
 from dataclasses import replace
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -88,6 +91,33 @@ def test_the_head_alone_is_one_step(encoder, tmp_path):
         expected = 1 / (1 + np.exp(z[:, 0] - z[:, 1]))
         found = [one.probabilities[1] for one in served.classify(questions)]
     assert np.abs(found - expected).max() < 0.02  # llama.cpp's GELU is approximated
+
+
+def test_a_closed_classifier_has_freed_everything(encoder, tmp_path):
+    """The mapped file, its descriptor and the threads, without the garbage collector."""
+    own = Path(shutil.copy(encoder, tmp_path / "own.gguf"))
+    train(own, LABELLED, tmp_path / "out", "none", steps=1, **OPTIONS)
+    gc.collect()
+    gc.disable()
+    try:
+        before = held(own)
+        with Classifier(own, tmp_path / "out", threads=2) as served:
+            served.classify(["turn the light on"])
+            during = held(own)
+        assert held(own) == before < during
+    finally:
+        gc.enable()
+    with pytest.raises(UsageError, match="this Classifier is closed"):
+        served.classify(["turn the light on"])
+    with pytest.raises(UsageError, match="this Classifier is closed"):
+        next(served.generate("turn the light on"))
+
+
+def held(path):
+    """(parts of a file that this process maps, its descriptors of the file, its threads)"""
+    here = Path("/proc/self")
+    opened = [link for link in (here / "fd").iterdir() if link.exists() and link.resolve() == path]
+    return ((here / "maps").read_text().count(str(path)), len(opened), len(list((here / "task").iterdir())))
 
 
 def test_a_stopped_run_ends_with_the_same_bytes(encoder, tmp_path):
