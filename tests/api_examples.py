@@ -178,6 +178,7 @@ def _of_the_daemon() -> Iterator[Example]:
         "object": "device", "model": "model",
         "memory": {"budget": 629145600, "used": 301989888, "available": 1610612736},
         "serving": {"requests": 40, "waiting": 0, "working": 1, "tokens_per_s": 21.5},
+        "answered": {},
         "learning": {"on": True, "mode": "auto", "state": "waits for 17 more pieces of feedback", "needed": 20},
         "keep_prompts": 0, "job": None, "governor": []})
     yield Example("GET /metrics", "Read the metrics.")

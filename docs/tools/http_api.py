@@ -250,7 +250,7 @@ def metrics() -> Iterator[str]:
         name="", adapters=SimpleNamespace(serving=None), health=lambda: {"status": "ok"},
         feedback=SimpleNamespace(counts=dict), store=SimpleNamespace(read=lambda _query: []),
         device=lambda: {"memory": {"budget": 0, "used": 0, "available": 0}, "temperature": None, "serving": number,
-                        "job": None})
+                        "answered": {}, "job": None})
     found = Metrics(service)
     yield from ("| metric | type | meaning |", "|---|---|---|")
     for family in [*found.collect(), *found.requests.describe(), *found.first.describe()]:

@@ -57,6 +57,10 @@ class DaemonConfig:
     # models for answers, in addition to the base
     embeddings: str = option("", "GGUF or name of an encoder (BERT) or another model for vectors, for "
                              "/v1/embeddings [the model's own hidden states].", group="What it answers with")
+    first: str = option("", "Adapter of an encoder, which answers the questions of which it is sure; the model answers "
+                        "the rest [the model answers all].", common=True)
+    first_share: float = option(0.99, "Share of those answers that shall be right, as far as questions show that the "
+                                "encoder did not learn.", low=0.5, high=1.0)
     # resources that it may use
     memory: str = option("", "Memory of the daemon at most, training included, such as 500M or 25% of what is "
                          "available [75%].", common=True, group="What it may use")

@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import logging
 import threading
+from collections import Counter
 from collections.abc import Callable, Sequence
 from contextlib import ExitStack
 from dataclasses import asdict
@@ -36,6 +37,7 @@ from ..serving.tool_calls import CallReader
 from ..training.config import TrainConfig
 from . import memory
 from .embeddings import Embedded, Embeddings, Text
+from .first import First, FirstEncoder
 from .grading import Grading
 from .jobs.jobs import FOLDER as RUNS
 from .jobs.jobs import NAMES as RUN_NAMES
@@ -84,6 +86,8 @@ class Service:
         self.path = find_model(model)
         self.name = model_name(self.path)
         self.stopping = threading.Event()
+        self.answered = Counter[str]()  # answers by their source
+        self._counting = threading.Lock()
         self._opened = ExitStack()
 
     # ---- start and stop -----------------------------------------------------------------------------------------
@@ -99,6 +103,7 @@ class Service:
             self.method = learn_method(self.config, self.objective.name)
             self.store = Store(folder)
             opened.callback(self.store.close)
+            self.first = FirstEncoder(self.config) if self.config.first else None  # what it takes the model must leave
             self._open_model()
             opened.callback(self.served.close)
             self.embeddings = Embeddings(self.batcher, self.config, (self.name, self.name + LATEST))
@@ -127,8 +132,16 @@ class Service:
         """Returns the sources of answers in order; an app may insert others."""
         names = ("", self.name + LATEST)
         self.recall = Recall(self.feedback, self.adapters, self.served, names, self.method.imitates)
-        model = ModelSource(self.batcher, self.adapters, self.served, self.config)
-        return [self.recall, model] if self.config.recall else [model]
+        found: list[AnswerSource] = [self.recall] if self.config.recall else []
+        if self.first:
+            found.append(First(self.first, self.served, self.adapters, names, self.recall.is_disputed))
+        return [*found, ModelSource(self.batcher, self.adapters, self.served, self.config)]
+
+    def _answer(self, asked: AskedQuestion) -> Completion:
+        found = first_answer(self.sources, asked)
+        with self._counting:
+            self.answered[found.source] += 1
+        return found
 
     def _jobs(self, folder: Path) -> Jobs:
         table = JobTable(self.store)
@@ -178,12 +191,12 @@ class Service:
         """
         prompt = self._rendered(messages, tools, model)
         content = {"messages": messages, "tools": tools}
-        return first_answer(self.sources, AskedQuestion(content, prompt, model, bool(tools), options))
+        return self._answer(AskedQuestion(content, prompt, model, bool(tools), options))
 
     def generate(self, prompt: str | Sequence[int], *, model: str = "", **options: Any) -> Completion:
         """Returns the continuation of a prompt."""
         content = {"prompt": prompt} if isinstance(prompt, str) else {}
-        return first_answer(self.sources, AskedQuestion(content, prompt, model, options=options))
+        return self._answer(AskedQuestion(content, prompt, model, options=options))
 
     def ask(self, question: Question, on_piece: OnPiece | None = None, number: int = 0) -> Completion:
         """Returns one of the answers to a question; number: which of its `n`, each of which has another seed."""
@@ -202,7 +215,7 @@ class Service:
         content = question.content if question.is_free and not isinstance(question.prompt, list) else {}
         options["on_piece"] = on_piece
         is_free = question.free or bool(question.shown_tools)
-        return first_answer(self.sources, AskedQuestion(content, prompt, question.model, is_free, options))
+        return self._answer(AskedQuestion(content, prompt, question.model, is_free, options))
 
     def _rendered(self, messages: Sequence[Any], tools: Sequence[Any] | None, model: str) -> str:
         return self.served.render(messages, tools, self.adapter_for(model))
@@ -242,7 +255,8 @@ class Service:
         that the daemon stays within its own, and the job can resume when the daemon is larger.
         """
         used, weights = memory.in_use(self.bundle.gguf.path.resolve())
-        least = self._used_at_start + (0 if has_begun else memory.OBJECTS + self.served.busy_bytes)
+        busy = self.served.busy_bytes + (self.first.busy_bytes if self.first else 0)
+        least = self._used_at_start + (0 if has_begun else memory.OBJECTS + busy)
         later = max(used - least, 0) if self.batcher.busy else 0
         left = self.budget - max(used, least)
         return Room(self.budget, left, left - weights, later)
@@ -255,7 +269,8 @@ class Service:
         return {"model": self.name,
                 "device": {**asdict(here), "profile": here.profile.name if here.profile else None},
                 "memory": {"budget": self.budget, "used": self.memory(), "available": here.memory_available},
-                "temperature": readings.temperature, "serving": self.batcher.facts(), "learning": self.learner.state(),
+                "temperature": readings.temperature, "serving": self.batcher.facts(),
+                "answered": dict(self.answered), "learning": self.learner.state(),
                 "keep_prompts": self.config.keep_prompts,
                 "job": job and {"id": job.id, "status": job.status, "progress": job.progress},
                 "governor": self.jobs.governor}

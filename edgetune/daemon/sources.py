@@ -58,6 +58,26 @@ class ModelSource:
         return self.batcher.submit(asked.prompt, adapter=adapter, **options)
 
 
+def whole_answer(text: str, asked: AskedQuestion, served: Served, adapter: str | None,
+                 details: dict[str, str]) -> Completion | None:
+    """Returns a completion with an answer that is known already; None if a stop string or `max_tokens` would cut it.
+    Raises the errors of Batcher.submit.
+    """
+    options = {"max_tokens": 256, "stop": (), **asked.options}
+    options["seed"] = options.get("seed") or 0
+    on_piece = options.pop("on_piece", None)
+    stops = [options["stop"]] if isinstance(options["stop"], str) else [*options["stop"]]
+    request = served.prepare(asked.prompt, **options | {"stop": stops})
+    tokens = served.count(text)
+    if tokens > request.budget or any(each in text for each in stops):
+        return None
+    made = Completion(adapter, len(request.tokens), wake=lambda: None, on_piece=on_piece)
+    made.details = details
+    made.completion_tokens = tokens
+    made.end("stop", text)
+    return made
+
+
 def first_answer(sources: Sequence[AnswerSource], asked: AskedQuestion) -> Completion:
     """Returns the answer of the first source that has one, marked with its name; the last source answers everything."""
     for source in sources:

@@ -128,6 +128,11 @@ class Reader:
         self.sureness = sureness
         self._passes = passes
 
+    @property
+    def busy_bytes(self) -> int:
+        """Bytes of the activations of answers."""
+        return self._passes.arena.nbytes
+
     def classify(self, questions: Sequence[Read]) -> list[Classified]:
         """The answer to each question, which `Encoder.read` has read."""
         return [self.learned.answer(read, p) for read, p in self._probabilities(questions)]

@@ -285,7 +285,8 @@ class Origin(Answer):
 
     model_config = ConfigDict(extra="allow")  # a source may name more
 
-    source: str = Field(description="recall: a correction of the same question, word for word.")
+    source: str = Field(description="recall: a correction of the same question, word for word; encoder: that of "
+                        "--first, with the probability of its answer.")
     recalled: str | None = Field(None, description="The feedback that the answer is from, where recall answered.")
 
 

@@ -61,6 +61,10 @@ class Metrics:
             yield _gauge(f"memory_{name}_bytes", help, device["memory"][name])
         yield _gauge("temperature_celsius", "The hottest zone that counts.", device["temperature"])
         yield from self._answers(device["serving"])
+        by_source = CounterMetricFamily("edgetune_answers", "Answers by who gave them.", labels=["source"])
+        for source, count in device["answered"].items():
+            by_source.add_metric([source], count)
+        yield by_source
         yield _family("jobs", "Jobs by status.", "status", _by_status(service))
         yield _family("feedback_rows", "Rows of feedback by state.", "state", service.feedback.counts())
         progress = (device["job"] or {}).get("progress") or {}

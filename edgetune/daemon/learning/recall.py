@@ -8,15 +8,15 @@ learned a correction, it is still recalled. One row is read, by the digest of it
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterable, Mapping, Sequence
+from collections.abc import Collection, Mapping
 from typing import Any, ClassVar
 
 from ...data.question import digest, question_digest
 from ...errors import DataError, FormatError, NotFoundError, UsageError
-from ...serving.completion import Completion, OnPiece
+from ...serving.completion import Completion
 from ...serving.served import Served
 from ..jobs.exam import read_scores
-from ..sources import AskedQuestion
+from ..sources import AskedQuestion, whole_answer
 from ..state.adapters import Adapters
 from .curriculum import as_conversation
 from .feedback import Feedback
@@ -24,8 +24,8 @@ from .items import FeedbackItem, item_of
 from .kinds import HAS_ANSWER
 from .rows import answer_of, make_row
 
-LATEST_WORD = f"""SELECT * FROM feedback WHERE question = ? AND row IS NOT NULL AND {HAS_ANSWER}
-                  AND state != 'withdrawn' ORDER BY rowid DESC LIMIT 1"""
+NEWEST = """SELECT * FROM feedback WHERE question = ? AND row IS NOT NULL AND {} AND state != 'withdrawn'
+            ORDER BY rowid DESC LIMIT 1"""
 LEARNED_BY = """SELECT 1 FROM feedback WHERE id = ? AND rowid <= (SELECT max(rowid) FROM feedback
                 WHERE state = 'used' AND job = (SELECT job FROM adapters WHERE id = ?))"""
 
@@ -51,41 +51,38 @@ class Recall:
         """Returns the correction of exactly this question, or None. Raises the errors of Batcher.submit."""
         if not asked.content or asked.model not in self.models:
             return None
-        return self._recalled(asked.content, asked.prompt, **asked.options)
-
-    def _recalled(self, question: Mapping[str, Any], text: str | Sequence[int], *, max_tokens: int = 256,
-                  stop: str | Iterable[str] = (), seed: int | None = None, temperature: float = 0.0,
-                  on_piece: OnPiece | None = None, **sampling: Any) -> Completion | None:
-        """Returns the recalled answer, or None. The options are those of Batcher.submit. A temperature above 0 requires
-        variety, and an answer that a stop string or `max_tokens` would cut is no correction.
-        """
-        if temperature != 0 or (item := self.find(question)) is None:
+        if asked.options.get("temperature", 0) != 0:  # which requires variety
+            return None
+        if (item := self.find(asked.content)) is None:
             return None
         assert item.row is not None
-        answer = answer_of(item.row)
-        tokens = self.served.count(answer)
-        stops = [stop] if isinstance(stop, str) else [*stop]
-        request = self.served.prepare(text, max_tokens, stops, temperature=temperature, seed=seed or 0, **sampling)
-        if tokens > request.budget or any(each in answer for each in stops):
-            return None
-        made = Completion(self.adapters.serving, len(request.tokens), wake=lambda: None, on_piece=on_piece)
-        made.details = {"recalled": item.id}
-        made.completion_tokens = tokens
-        made.end("stop", answer)
-        return made
+        return whole_answer(answer_of(item.row), asked, self.served, self.adapters.serving, {"recalled": item.id})
 
     def find(self, question: Mapping[str, Any]) -> FeedbackItem | None:
-        """Returns the newest feedback on a question, unless the active adapter has learned it, or it was set aside."""
+        """Returns the newest correction of a question, unless the active adapter has learned it, or it was set aside.
+        """
+        found = self._newest(question, HAS_ANSWER)
+        return None if found is None or found.state == "aside" or self._is_learned(found) else found
+
+    def is_disputed(self, question: Mapping[str, Any], answer: str) -> bool:
+        """Returns whether the newest feedback on a question says that an answer is wrong."""
+        if (found := self._newest(question)) is None:
+            return False
+        assert found.row is not None
+        right = answer_of(found.row)
+        return right != answer if right else found.rejected == answer
+
+    def _newest(self, question: Mapping[str, Any], condition: str = "TRUE") -> FeedbackItem | None:
+        """Returns the newest feedback on a question that meets a condition of the table."""
         try:
             row = make_row(question.get("messages"), question.get("prompt"), "", question.get("tools"))
             name = question_digest(row, by_shape=True)
         except (DataError, UsageError, TypeError, ValueError, RecursionError):  # no feedback could match it
             return None
-        found = self.store.objects("feedback", self.store.read(LATEST_WORD, name), item_of)
-        if not found or found[0].state == "aside" or self._is_learned(found[0]):
+        found = self.store.objects("feedback", self.store.read(NEWEST.format(condition), name), item_of)
+        if not found or found[0].row is None or found[0].row.get("tools") != row.get("tools"):
             return None
-        assert found[0].row is not None
-        return found[0] if found[0].row.get("tools") == row.get("tools") else None
+        return found[0]
 
     def _is_learned(self, item: FeedbackItem) -> bool:
         """Returns whether the active adapter has learned an item: all that was learned before, nothing held out."""

@@ -1,0 +1,155 @@
+"""edgetune.daemon.first: an encoder answers what it is sure of, and the model the rest."""
+
+import json
+from dataclasses import replace
+
+import pytest
+from encoders import WORDS, tiny_bert, write_encoder
+from services import open_service
+
+from edgetune.adapters.store import FILE, read_artifact, save_artifact
+from edgetune.daemon.first import First, FirstEncoder, encoder_of
+from edgetune.daemon.learning.recall import Recall
+from edgetune.daemon.options import DaemonConfig
+from edgetune.daemon.service import Service
+from edgetune.errors import EdgetuneError, FormatError, NotFoundError, UsageError
+from edgetune.formats.gguf import open_gguf
+from edgetune.runs.train import train
+from edgetune.serving.classifier import Classifier
+from edgetune.serving.completion import MODEL
+
+QUESTIONS = [f"{a} {b} {c}" for a in ("turn", "light", "kitchen") for b in ("on", "off") for c in "abcdefghij"]
+ROWS = [{"prompt": question, "completion": "lit" if " on " in question else "dark"} for question in QUESTIONS]
+SHARE = 0.6
+
+
+@pytest.fixture(scope="module")
+def intents(tmp_path_factory):
+    """The folder of an adapter: heads alone, on all rows."""
+    folder = tmp_path_factory.mktemp("first")
+    encoder = write_encoder(folder / "encoder.gguf", tiny_bert(), WORDS)
+    train(encoder, ROWS, folder / "intents", "none", steps=1, rank=4, threads=1)
+    return folder / "intents"
+
+
+@pytest.fixture(scope="module")
+def known(intents):
+    """(a sure question, its answer, a question that is not sure)"""
+    with Classifier(encoder_of(intents), intents, threads=1) as served:
+        found = served.classify(QUESTIONS)
+        threshold = served.sureness.threshold(SHARE)
+    by_probability = sorted(zip(found, QUESTIONS, strict=True), key=lambda pair: pair[0].probability)
+    assert by_probability[0][0].probability < threshold < by_probability[-1][0].probability
+    return by_probability[-1][1], by_probability[-1][0].label, by_probability[0][1]
+
+
+@pytest.fixture
+def service(tmp_path, intents):
+    with open_service(tmp_path, context=512, first=str(intents), first_share=SHARE) as service:
+        yield service
+
+
+def asked(text):
+    return [{"role": "user", "content": text}]
+
+
+def source(service, messages, **options):
+    answer = service.chat(messages, **{"max_tokens": 8, **options})
+    answer.text()
+    return answer.source
+
+
+def test_sure_answers_are_the_encoders_and_others_the_models(service, known):
+    sure, label, unsure = known
+    answer = service.chat(asked(f" {sure} "))
+    assert (answer.text(), answer.source, answer.finish) == (label, First.name, "stop")
+    assert answer.completion_tokens == len(service.served.tokenizer.encode(label, continues=True))
+    assert float(answer.details["probability"]) >= service.first.threshold - 1e-4
+    other = service.chat(asked(unsure), max_tokens=8)
+    assert (other.text(), other.source) == (service.chat(asked(unsure), model=service.name, max_tokens=8).text(), MODEL)
+    assert service.device()["answered"] == {First.name: 1, MODEL: 2}
+
+
+def test_only_plain_questions_are_its_own(service, known):
+    sure = known[0]
+    tools = [{"type": "function", "function": {"name": "lamp"}}]
+    assert source(service, asked(sure), model=f"{service.name}:latest", temperature=0.7) == First.name
+    for messages, options in (
+            ([{"role": "system", "content": "answer in French"}, *asked(sure)], {}),
+            ([*asked("light"), {"role": "assistant", "content": "on"}, *asked(sure)], {}),
+            ([*asked("light"), *asked(sure)], {}), (asked(sure), {"tools": tools}),
+            (asked(sure), {"grammar": 'root ::= "x"'}),
+            (asked(sure), {"logprobs": 0}), (asked(sure), {"model": service.name}), (asked(sure), {"max_tokens": 1}),
+            (asked(sure), {"stop": known[1][1]})):
+        assert source(service, messages, **options) == MODEL
+    assert service.generate(sure, max_tokens=2).source == MODEL
+    with pytest.raises(EdgetuneError):
+        service.chat(asked(sure), top_p=-1)
+
+
+def test_feedback_counts_more_than_what_it_learned(tmp_path, intents, known):
+    sure, label, _ = known
+    with open_service(tmp_path, context=512, first=str(intents), first_share=SHARE, recall=False) as service:
+        others = [row["prompt"] for row in ROWS if row["prompt"] != sure]
+        other = next(text for text in others if source(service, asked(text)) == First.name)
+        service.feedback.add(messages=asked(sure), answer=label, rating="up")
+        assert source(service, asked(sure)) == First.name
+        service.feedback.add(messages=asked(sure), answer=label, correction="another")
+        assert source(service, asked(sure)) == MODEL
+        service.feedback.add(messages=asked(other), answer=service.chat(asked(other)).text(), rating="down")
+        assert source(service, asked(other)) == MODEL
+    with open_service(tmp_path, context=512, first=str(intents), first_share=SHARE) as service:
+        assert source(service, asked(sure)) == Recall.name
+
+
+def test_adapters_that_cannot_be_first_are_refused(tmp_path, intents):
+    base = open_gguf(encoder_of(intents))
+    found = read_artifact(intents, base)
+    old = tmp_path / "old"
+    old.mkdir()
+    (old / "run.json").write_text((intents / "run.json").read_text())
+    save_artifact(old / FILE, replace(found, facts={}), base)
+    never = tmp_path / "never"
+    never.mkdir()
+    (never / "run.json").write_text((intents / "run.json").read_text())
+    save_artifact(never / FILE, replace(found, facts={"sureness": {"rows": 30, "levels": [[0.9, 0.8, 0.1]]}}), base)
+    plain = tmp_path / "plain.gguf"
+    save_artifact(plain, replace(found, tensors={}, facts={}, objective={}, family="", served_by="llama.cpp"), base)
+    for adapter, share, error, said in (
+            (old, SHARE, UsageError, "does not say when it is sure"), (never, 0.9, UsageError, "80.0% are right"),
+            (plain, SHARE, FormatError, "has no labels"), (tmp_path / "none", SHARE, EdgetuneError, "none"),
+            (intents, 0.3, UsageError, "first.share")):
+        with pytest.raises(error, match=said), open_service(tmp_path, first=str(adapter), first_share=share):
+            pass
+    config = DaemonConfig(state=str(tmp_path / "state"), first=str(intents), first_share=SHARE)
+    with pytest.raises(UsageError, match="is an encoder itself"), Service(encoder_of(intents), config):
+        pass
+
+
+def test_the_encoder_is_where_it_was_or_among_pulled_models(tmp_path, intents, monkeypatch):
+    run = json.loads((intents / "run.json").read_text())
+    moved = tmp_path / "moved"
+    moved.mkdir()
+    (moved / FILE).write_bytes((intents / FILE).read_bytes())
+    (moved / "run.json").write_text(json.dumps({**run, "base": {**run["base"], "path": "/nowhere/encoder.gguf"}}))
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    with pytest.raises(NotFoundError, match=r"/nowhere/encoder\.gguf, which does not exist"):
+        encoder_of(moved)
+    pulled = tmp_path / "cache/edgetune/models/some/one/encoder.gguf"
+    pulled.parent.mkdir(parents=True)
+    pulled.write_bytes(encoder_of(intents).read_bytes())
+    assert encoder_of(moved) == pulled
+
+
+def test_clients_are_told_that_it_answered(running, http, intents, known):
+    service = running.service
+    encoder = FirstEncoder(DaemonConfig(first=str(intents), first_share=SHARE, threads=1))
+    service.sources.insert(0, First(encoder, service.served, service.adapters, ("",), service.recall.is_disputed))
+    response = http.post("/v1/chat/completions", json={"messages": asked(known[0])})
+    said = response.json()
+    assert said["choices"][0]["message"]["content"] == known[1]
+    assert said["edgetune"]["source"] == response.headers["x-edgetune-source"] == First.name
+    assert 0.5 < float(said["edgetune"]["probability"]) <= 1
+    assert 'edgetune_answers_total{source="encoder"}' in http.get("/metrics").text
+    given = http.post("/v1/feedback", json={"completion_id": said["id"], "rating": "up"})
+    assert given.status_code == 200
