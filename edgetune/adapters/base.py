@@ -96,7 +96,7 @@ class Artifact:
     def served_pairs(self, source: str) -> Lora:
         """The pairs. Raises UnsupportedError if there is more than pairs. source: names the adapter."""
         if self.objective:
-            raise UnsupportedError(f"{source} has a head of labels or tags, which llama.cpp and PEFT have no place for",
+            raise UnsupportedError(f"{source} has a head of labels or tags, which llama.cpp cannot apply",
                                    "answer with edgetune generate, or write it with edgetune export --to onnx")
         if not self.is_lora:
             way = "answer with edgetune generate --engine native" if self.served_by == OWN_ENGINE else (

@@ -27,6 +27,10 @@ VOCABULARY = HeadKind("vocabulary")
 """log p of the token that follows; a part of every language model."""
 CLASSES = HeadKind("classes")
 """log p of the classes of a document, by a soft-max over as many outputs as the objective has labels."""
+MULTILABEL = HeadKind("multilabel")
+"""A linear function of the vector of a document, an output for each label, [k] in place of log p. A label is there by
+the sigmoid of its output.
+"""
 VALUE = HeadKind("value")
 """An estimate of the rewards that are to come. It begins at 0, is trained, and is no part of the adapter."""
 VECTOR = HeadKind("vector")

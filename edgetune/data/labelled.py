@@ -147,6 +147,25 @@ def are_few(answers: Sequence[str]) -> bool:
     return 2 * sum(count == 1 for count in Counter(answers).values()) <= len(answers)
 
 
+def list_of(answer: str) -> list[str]:
+    """The labels of an answer that is a JSON list of texts. Raises DataError for another."""
+    try:
+        found = json.loads(answer)
+    except (ValueError, RecursionError):
+        found = None
+    if not isinstance(found, list) or not all(isinstance(label, str) and label.strip() for label in found):
+        raise DataError(f"the answer {answer!r:.80} is no JSON list of labels, as others are", "write all in one form")
+    return found
+
+
+def is_list(answer: str) -> bool:
+    """Whether an answer is a JSON list of texts, or of nothing."""
+    try:
+        return answer.startswith("[") and isinstance(list_of(answer), list)
+    except DataError:
+        return False
+
+
 def is_object(answer: str) -> bool:
     """Whether an answer is a JSON object with something in it."""
     try:

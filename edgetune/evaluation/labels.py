@@ -23,7 +23,7 @@ def grade_labels(served: Classifier, rows: Sequence[Row], limit: int | None = No
     graded = served.graded(pairs)
     losses = [Loss(-math.log(LEAST), 1.0, 1) if nats is None else Loss(float(nats.sum()), float(nats.size), nats.size)
               for _, nats in graded]
-    answers = [Answer(question, right, found.label, same(right, found.label), True, question)
+    answers = [Answer(question, right, found.label, same(served.canonical(right), found.label), True, question)
                for (question, right), (found, _) in zip(pairs, graded, strict=True)][:limit]
     loss, tokens = mean_loss(losses)
     scores = Scores("native", len(rows), tokens, loss, exact_share(answers), len(answers), parsed_share(answers))

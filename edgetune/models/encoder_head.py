@@ -14,7 +14,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ..adapters.base import slices
-from ..adapters.heads import CLASSES, VECTOR
+from ..adapters.heads import MULTILABEL, TAGS, VECTOR
 from ..backends.arena import Arena
 from ..backends.base import Array, Backend
 from .encoder_structure import LABELLING, EncoderStructure
@@ -29,7 +29,7 @@ TINY = 1e-12  # the least length that a vector is divided by
 
 @dataclass(frozen=True)
 class Labelling:
-    """The parameters of a head of classes or tags: views of the arena, in training. weight, dweight [size, D]; bias,
+    """The parameters of a head of labels: views of the arena, in training. weight, dweight [size, D]; bias,
     dbias [size]. pooled: whether its input is a document's vector, or a token's state; first: its first label.
     """
 
@@ -67,6 +67,7 @@ class EncoderHead:
         self._d = structure.shape.d_model
         self._is_mean = structure.shape.pooling == "mean"
         self._is_vector = run.heads[0] == VECTOR
+        self._is_multilabel = run.heads[0].name == MULTILABEL.name
         heads = [head for head in run.heads if head.name in LABELLING]
         groups = structure.parameters(run)
         values, gradients = (slices(groups, arena.flat(name))[len(groups) - len(heads):] for name in ("lora", "dlora"))
@@ -78,12 +79,17 @@ class EncoderHead:
             weight[:] = rng.standard_normal(weight.shape, np.float32) * np.float32(SPREAD)
             bias[:] = 0
             self.by_name[head.parameters] = Labelling(weight, bias, *self._cut(gradient, head.size),
-                                                      head.name == CLASSES.name, int(end) - head.size)
+                                                      head.name != TAGS.name, int(end) - head.size)
 
     def forward(self, h: Array, batch: Batch, best: NDArray[np.int32] | None = None) -> Array:
-        """log p of each supervised label [S]; with a vector head [S, D]. best [S]: is filled with likeliest labels."""
+        """log p of each supervised label [S]; with a vector head [S, D], with one of several labels its outputs [S, k].
+        best [S]: is filled with likeliest labels.
+        """
         if self._is_vector:
             return self._of_documents(h, batch, batch.supervised)
+        if self._is_multilabel:
+            [head] = self.by_name.values()
+            return self._outputs(head, batch.supervised, h, batch)
         logp = self._arena.view("logp", batch.supervised.size)
         for head, rows, found in self._passes(h, batch):
             logp[rows] = found[np.arange(rows.size), batch.targets[rows] - head.first]
@@ -97,6 +103,11 @@ class EncoderHead:
         if self._is_vector:
             self._add_vectors(dh, -a, h, batch, batch.supervised)
             return self.forward(h, batch)
+        if self._is_multilabel:
+            [head] = self.by_name.values()
+            outputs = self.forward(h, batch)
+            self._head_backward(head, -a, dh, h, batch, batch.supervised)
+            return outputs
         logp = self._arena.view("logp", batch.supervised.size)
         for head, rows, found in self._passes(h, batch):
             places = np.arange(rows.size)
@@ -104,21 +115,30 @@ class EncoderHead:
             logp[rows] = found[places, labels]
             np.exp(found, out=found)
             found[places, labels] -= 1
-            found *= a[rows, None]  # dL/dz
-            inputs = self._arena.view("head_x", rows.size, self._d)
-            self._ops.matmul_dweight(head.dweight, found, inputs)
-            self._ops.matmul_backward(inputs, found, head.weight, "F32")
-            self._ops.synchronize()
-            head.dbias[:] += found.sum(0)
-            tokens = batch.supervised[rows]
-            if head.pooled:
-                self._add_vectors(dh, inputs, h, batch, tokens)
-            else:
-                dh[tokens] += inputs
+            found *= a[rows, None]
+            self._head_backward(head, found, dh, h, batch, batch.supervised[rows])
         return logp
+
+    def _head_backward(self, head: Labelling, dz: Array, dh: Array, h: Array, batch: Batch,
+                       tokens: NDArray[np.int64]) -> None:
+        """Adds the gradient of a head, and to dh, by that of its outputs dz [n, size] at tokens, whose inputs are in
+        the arena.
+        """
+        inputs = self._arena.view("head_x", tokens.size, self._d)
+        self._ops.matmul_dweight(head.dweight, dz, inputs)
+        self._ops.matmul_backward(inputs, dz, head.weight, "F32")
+        self._ops.synchronize()
+        head.dbias[:] += dz.sum(0)
+        if head.pooled:
+            self._add_vectors(dh, inputs, h, batch, tokens)
+        else:
+            dh[tokens] += inputs
 
     def labels(self, h: Array, batch: Batch) -> Array:
         """log p of all labels at each supervised position, [S, labels]; -inf of those of other heads."""
+        if self._is_multilabel:
+            every: Array = -np.logaddexp(np.float32(0), -self.forward(h, batch))
+            return every
         out = np.full((batch.supervised.size, self._ends[-1]), -np.inf, np.float32)
         for head, rows, found in self._passes(h, batch):
             out[rows, head.first:head.first + found.shape[1]] = found
@@ -143,16 +163,20 @@ class EncoderHead:
             rows = np.flatnonzero(owners == number)
             if not rows.size:
                 continue
-            inputs = self._arena.view("head_x", rows.size, self._d)
-            tokens = batch.supervised[rows]
-            inputs[:] = self._of_documents(h, batch, tokens) if head.pooled else h[tokens]
-            z = self._arena.view("head_z", rows.size, head.bias.size)
-            self._ops.matmul_forward(z, inputs, head.weight, "F32")
-            self._ops.synchronize()
-            z += head.bias
+            z = self._outputs(head, batch.supervised[rows], h, batch)
             z -= z.max(1, keepdims=True)
             z -= np.log(np.exp(z).sum(1, keepdims=True))
             yield head, rows, z
+
+    def _outputs(self, head: Labelling, tokens: NDArray[np.int64], h: Array, batch: Batch) -> Array:
+        """The outputs [n, size] of a head at tokens, in the arena, as its inputs are."""
+        inputs = self._arena.view("head_x", tokens.size, self._d)
+        inputs[:] = self._of_documents(h, batch, tokens) if head.pooled else h[tokens]
+        z = self._arena.view("head_z", tokens.size, head.bias.size)
+        self._ops.matmul_forward(z, inputs, head.weight, "F32")
+        self._ops.synchronize()
+        z += head.bias
+        return z
 
     def _of_documents(self, h: Array, batch: Batch, tokens: NDArray[np.int64]) -> Array:
         """The vector of each token's document."""

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from ..adapters.base import Group
-from ..adapters.heads import CLASSES, TAGS, VECTOR, HeadKind
+from ..adapters.heads import CLASSES, MULTILABEL, TAGS, VECTOR, HeadKind
 from ..backends.arena import Buffer
 from ..errors import UsageError
 from ..formats.encoder import EncoderShape
@@ -16,7 +16,8 @@ from .linear import RunShape
 from .structure import BACKWARD_GROUPS, deepest_group
 
 LEAST_DOCUMENT = 2  # tokens
-LABELLING = (CLASSES.name, TAGS.name)  # heads with parameters
+LABELLING = (CLASSES.name, TAGS.name, MULTILABEL.name)  # heads with parameters
+ALONE = (VECTOR.name, MULTILABEL.name)  # heads that give several numbers at a position, and so come without others
 
 
 def kept_widths(s: EncoderShape, run: RunShape) -> dict[str, int]:
@@ -55,11 +56,12 @@ class EncoderStructure(Structure):
         return self.shape.linear_shapes()
 
     def head_groups(self, heads: Sequence[HeadKind]) -> list[Group]:
-        """A weight [size, D] and a bias [size] of each head of classes or tags."""
+        """A weight [size, D] and a bias [size] of each head of labels."""
         for head in heads:
-            if head.name not in (*LABELLING, VECTOR.name) or (head == VECTOR and len(heads) > 1):
-                raise UsageError(f"an encoder has no head for {head.name}"
-                                 + (" with others" if head == VECTOR else ""), "choose another method or another model")
+            is_alone = head.name not in ALONE or len(heads) == 1
+            if head.name not in (*LABELLING, VECTOR.name) or not is_alone:
+                raise UsageError(f"an encoder has no head for {head.name}" + ("" if is_alone else " with others"),
+                                 "choose another method or another model")
         return [Group(head.parameters, head.size * (self.shape.d_model + 1), decay=False)
                 for head in heads if head.name in LABELLING]
 
@@ -112,7 +114,7 @@ class EncoderStructure(Structure):
         passed = sum(weights.get(name, 0) for group in BACKWARD_GROUPS[:deepest] for name in group)
         above = run.lowest + 1
         lowest_attention = attention[run.lowest] if deepest == len(BACKWARD_GROUPS) - 1 else 0
-        rows = {CLASSES.name: len(lengths), TAGS.name: tokens}
+        rows = {CLASSES.name: len(lengths), MULTILABEL.name: len(lengths), TAGS.name: tokens}
         head = sum(2 * rows[head.name] * head.size * s.d_model for head in run.heads if head.name in rows)
         return Flops(2 * tokens * s.n_layer * whole + sum(attention),
                      2 * tokens * ((s.n_layer - above) * whole + passed)

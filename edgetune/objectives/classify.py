@@ -15,6 +15,7 @@ from ..data.packing import Example
 from ..errors import DataError
 from .base import Objective, register
 from .labelling import Classified, Floats, Labelling
+from .multilabel import Multilabel
 from .tag import Tag
 
 
@@ -43,12 +44,15 @@ class Classify(Labelling):
         return bool(self.labels)
 
     def fitted(self, learned: Sequence[Example], held: Sequence[Example]) -> Objective:
-        """JSON objects are learned field by field, by `Tag`, where they have a form; else answers that are few texts
-        are labels. A combination of fields that no row has is then no label.
+        """JSON objects are learned field by field, by `Tag`, where they have a form, and JSON lists of texts label by
+        label, by `Multilabel`; else answers that are few texts are labels. A combination of fields that no row has is
+        then no label.
         """
         if self.labels:
             return self
         answers = [labelled.answer_of(example) for example in learned]
+        if all(map(labelled.is_list, answers)):
+            return Multilabel().fitted(learned, held)
         are_few = labelled.are_few(answers)
         if all(map(labelled.is_object, answers)):
             try:

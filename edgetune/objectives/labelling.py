@@ -51,7 +51,7 @@ class Labelling(Objective):
 
     @property
     def labels(self) -> tuple[str, ...]:
-        """Those that it knows, in the order of the head's outputs; () where answers have several fields."""
+        """The labels that it knows, in the order of the head's outputs; () where answers have several fields."""
         return ()
 
     def asking(self, read: Read) -> Example:
@@ -84,6 +84,10 @@ class Labelling(Objective):
             found.append(p[classes.size + words, example.labels[words]])
         nats: Floats = -np.log(np.maximum(np.concatenate(found), TINY))
         return nats
+
+    def canonical(self, answer: str) -> str:
+        """An answer of a row in the form in which `answer` writes it."""
+        return answer
 
     def count(self, examples: Sequence[Example]) -> float:
         return sum(example.document.size + float(example.weights.sum(dtype=np.float64)) for example in examples)

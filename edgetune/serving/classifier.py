@@ -34,6 +34,7 @@ class Classifier:
         encoder = Encoder(model if isinstance(model, Gguf) else open_bundle(model).gguf, threads, precision)
         self._opened: Reader | None = encoder.adapter(adapter)
         self.labels = self._opened.learned.labels
+        self.canonical = self._opened.learned.canonical
         self.sureness = self._opened.sureness
 
     def close(self) -> None:

@@ -154,8 +154,10 @@ class Gradient:
 
     def _backward(self, batch: Batch | Tree, signal: Sequence[np.ndarray], begin: Begin,
                   choices: np.ndarray | None = None) -> np.ndarray:
-        """Passes a divided signal back, after a prefix was scored. Returns log p [S]; zeros with choices."""
-        logp = np.zeros(whole_of(batch).supervised.size, np.float32)
+        """Passes a divided signal back, after a prefix was scored. Returns what `head_forward` gives; zeros with
+        choices.
+        """
+        logp = np.zeros_like(signal[0] if choices is None else signal[0][:, 0])
         for number, part, entries in sorted(passes_of(batch, choices), key=lambda each: each[1].is_prefix):
             begin(number)
             self.decoder.forward(part, keep=True)

@@ -18,6 +18,7 @@ from ..errors import DataError, UsageError
 from ..models.base import Structure
 from ..objectives.base import Objective
 from ..objectives.labelling import Labelling
+from ..objectives.multilabel import Multilabel
 from ..serving.sureness import Sureness
 from . import logistic
 from .batches import Batches
@@ -45,6 +46,9 @@ class Labelled(Rows):
         examples = batches.examples
         vectors = self.vectors(examples)
         heads = self.parts.decoder.label_heads()  # those of classes come first
+        if isinstance(self.parts.objective, Multilabel):
+            [(weights, bias)] = heads
+            weights[:], bias[:] = logistic.fit_each(vectors, self.parts.objective.present(examples))
         for (head, classes), (weights, bias) in zip(self._classes(examples), heads, strict=False):
             weights[:], bias[:] = logistic.fit(vectors, classes, head.size)
         return Learned([], 1.0, loss=self.measure(examples[:MEASURED]).loss)
@@ -65,6 +69,8 @@ class Labelled(Rows):
 
     def measure(self, examples: Sequence[Example]) -> Measurement:
         """The loss, and the share of rows whose labels are all right."""
+        if self.parts.objective.needs_logp:
+            return super().measure(examples)
         micros = self.parts.micros
         losses: list[float] = []
         total = 0.0
@@ -89,6 +95,8 @@ class Labelled(Rows):
         """Says by probabilities of answers to examples that were not learned when an answer is sure: by heads that are
         fitted to the others if the heads alone were trained, else by held-out examples.
         """
+        if isinstance(self.parts.objective, Multilabel):  # it is not known when a set of labels is sure
+            return {}
         has_tags = any(head.name != CLASSES.name and head.size > 1 for head in self.parts.objective.heads)
         found = self._held_out(held) if has_tags or not self._is_base else self._out_of_fold(learned)
         return {"sureness": found.to_json()} if found else {}

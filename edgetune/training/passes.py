@@ -78,14 +78,16 @@ def passes_of(batch: Batch | Tree, choices: np.ndarray | None) -> list[tuple[int
 
 def score(decoder: Passes, batch: Batch | Tree, begin: Begin = lambda _: None,
           values: np.ndarray | None = None, choices: np.ndarray | None = None) -> np.ndarray:
-    """log p [S]; of a tree, of its whole. values [S]: is filled by the value head. choices [S, k]: tokens whose log p
-    is wanted too; then [S, 1 + k].
+    """log p [S], or what else `Passes.head_forward` gives; of a tree, of its whole. values [S]: is filled by the value
+    head. choices [S, k]: tokens whose log p is wanted too; then [S, 1 + k].
     """
-    width = () if choices is None else (1 + choices.shape[1],)
-    logp = np.zeros((whole_of(batch).supervised.size, *width), np.float32)
+    logp = np.zeros(0, np.float32)
     for number, part, entries in passes_of(batch, choices):
         begin(number)
-        logp[entries] = decoder.score(part)
+        found = decoder.score(part)
+        if not logp.size:
+            logp = np.zeros((whole_of(batch).supervised.size, *found.shape[1:]), np.float32)
+        logp[entries] = found
         if values is not None and part.supervised.size:
             values[entries] = decoder.values(part)
     return logp

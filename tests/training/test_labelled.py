@@ -12,14 +12,17 @@ import pytest
 from commands import run
 from encoders import WORDS, tiny_bert, write_encoder
 from json_lines import write_lines
+from labelled import close, set_random
 
 from edgetune.adapters.base import OWN_ENGINE, Artifact
 from edgetune.adapters.store import read_artifact, save_artifact
 from edgetune.data.labelled import question_and_answer
+from edgetune.data.packing import collate
 from edgetune.errors import DataError, FormatError, Interrupted, UsageError
 from edgetune.evaluation.labels import LEAST, grade_labels
 from edgetune.formats.gguf import open_gguf
 from edgetune.objectives.classify import Classify
+from edgetune.objectives.multilabel import Multilabel
 from edgetune.objectives.tag import Tag
 from edgetune.runs.train import train
 from edgetune.serving.classifier import Classifier
@@ -217,3 +220,91 @@ def test_the_question_is_the_users_message_alone():
     row = {"messages": [{"role": "system", "content": "be brief"}, {"role": "user", "content": " light on "},
                         {"role": "assistant", "content": "on\n"}]}
     assert question_and_answer(row) == ("light on", "on")
+
+
+# ---- several labels a row ------------------------------------------------------------------------------------------
+
+SEVERAL = [{"prompt": f"{place} {word}", "completion": json.dumps(answer)}
+           for place, first in (("kitchen", ["place"]), ("a", []), ("turn", ["verb"]))
+           for word, second in (("light", ["thing"]), ("off", []), ("light on", ["thing", "state"]), ("on", ["state"]))
+           for answer in [second + first]] * 2  # not in the order of the head's outputs
+
+
+def test_each_label_is_fitted_as_scikit_learn_fits_it():
+    linear_model = pytest.importorskip("sklearn.linear_model")
+    multiclass = pytest.importorskip("sklearn.multiclass")
+    rng = np.random.default_rng(0)
+    x = rng.standard_normal((60, 8)).astype(np.float32)
+    x /= np.linalg.norm(x, axis=1, keepdims=True)
+    y = (x[:, :3] + 0.2 * rng.standard_normal((60, 3)) > 0.1).astype(np.float32)
+    weights, bias = logistic.fit_each(x, y)
+    one = linear_model.LogisticRegression(C=logistic.C, max_iter=1000, tol=1e-8)
+    expected = multiclass.OneVsRestClassifier(one).fit(x, y).predict_proba(x)
+    assert np.abs(1 / (1 + np.exp(-(x @ weights.T + bias))) - expected).max() < 1e-3
+
+
+def test_the_loss_of_several_labels_is_binary_cross_entropy(encoder):
+    """Loss and gradients of all parameters, of adapter and head, beside torch's by the vectors of the engine."""
+    torch = pytest.importorskip("torch")
+    objective = Multilabel(("a", "b", "c"))
+    trainer = Trainer(encoder, objective=objective, max_length=16, **OPTIONS)
+    set_random(trainer)
+    examples = trainer.add([{"prompt": "light on", "completion": '["c", "a"]'},
+                            {"prompt": "off", "completion": "[]"}]).examples
+    batch = collate(examples, share=False)
+    vectors = torch.tensor(trainer.decoder.pooled(batch), requires_grad=True)
+    [(weight, bias)] = [[torch.tensor(part.copy(), requires_grad=True) for part in head]
+                        for head in trainer.decoder.label_heads()]
+    present = torch.tensor([[1.0, 0.0, 1.0], [0.0, 0.0, 0.0]])
+    entropy = torch.nn.functional.binary_cross_entropy_with_logits
+    loss = entropy(vectors @ weight.T + bias, present, reduction="none").mean(1).sum()
+    loss.backward()
+    trainer.decoder.forward(batch, keep=True)
+    signal = objective.weights(trainer.decoder.head_forward(batch).copy(), batch)
+    assert signal.loss == pytest.approx(loss.item(), rel=1e-5)
+    gradient = trainer.arena.flat("dlora")
+    gradient.fill(0)
+    trainer.decoder.backward(batch, signal.a)
+    close(gradient[-bias.numel():], bias.grad)
+    close(gradient[-bias.numel() - weight.numel():-bias.numel()].reshape(weight.shape), weight.grad)
+    by_heads = gradient.copy()
+    step = 1e-3
+    flat = trainer.arena.flat("lora")
+    for i in np.argsort(-np.abs(by_heads[:-bias.numel() - weight.numel()]))[:3]:  # of the adapter
+        found = []
+        for sign in (step, -step):
+            flat[i] += sign
+            found.append(objective.weights(trainer.decoder.score(batch), batch).loss)
+            flat[i] -= sign
+        assert by_heads[i] == pytest.approx((found[0] - found[1]) / (2 * step), rel=0.03)
+
+
+def test_several_labels_are_learned_and_served(encoder, tmp_path):
+    result = train(encoder, SEVERAL, tmp_path / "out", SEVERAL, epochs=20, **OPTIONS)
+    assert result.record["objective"] == {"name": "multilabel", "labels": ["place", "state", "thing", "verb"]}
+    assert result.exact_after >= 0.9  # whatever the order in which rows write their labels
+    with Classifier(encoder, tmp_path / "out", threads=1) as served:
+        found = served.classify([row["prompt"] for row in SEVERAL])
+        graded = grade_labels(served, SEVERAL)
+    assert graded.scores.loss == pytest.approx(result.loss_after, abs=1e-3)
+    for one in found:
+        assert json.loads(one.label) == [label for label, p in zip(served.labels, one.probabilities, strict=True)
+                                         if p >= 0.5]
+        assert one.probability == pytest.approx(np.maximum(one.probabilities, 1 - one.probabilities).prod())
+
+
+def test_several_labels_by_the_head_alone_resume_too(encoder, tmp_path):
+    steps = []
+    stopping = RunCallbacks(lambda event: steps.append(event["event"] == "step"), lambda: sum(steps) == 2)
+    options = {**OPTIONS, "steps": 4, "answers": False}
+    train(encoder, SEVERAL, tmp_path / "whole", "none", **options)
+    with pytest.raises(Interrupted):
+        train(encoder, SEVERAL, tmp_path / "stopped", "none", callbacks=stopping, **options)
+    train(encoder, SEVERAL, tmp_path / "stopped", "none", resume=True, **options)
+    assert (tmp_path / "whole" / "adapter.gguf").read_bytes() == (tmp_path / "stopped" / "adapter.gguf").read_bytes()
+
+
+def test_lists_beside_other_answers_are_refused(encoder, tmp_path):
+    rows = [*SEVERAL, {"prompt": "off", "completion": '{"state": "off"}'}]
+    with pytest.raises(DataError, match="is no JSON list of labels, as others are"):
+        train(encoder, rows, tmp_path / "out", objective=Multilabel(), **OPTIONS)

@@ -1,0 +1,108 @@
+"""Several labels for a question, or none: a head says of each whether it is in the answer. For encoders.
+
+The answer is a JSON list of texts, such as ["kitchen", "light"].
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from typing import Any, ClassVar
+
+import numpy as np
+from numpy.typing import NDArray
+
+from ..adapters.heads import MULTILABEL, HeadKind
+from ..data import labelled
+from ..data.labelled import Read
+from ..data.packing import Batch, Example
+from ..errors import DataError
+from .base import Signal, register
+from .labelling import TINY, Classified, Floats, Labelling
+
+THRESHOLD = 0.5  # the probability from which on a label is in an answer
+
+
+@register
+@dataclass(frozen=True)
+class Multilabel(Labelling):
+    """L = -(1/N) sum of the mean over labels of y log p + (1 - y) log(1 - p), p by a sigmoid, over N rows.
+
+    labels: in the order of the head's outputs; () for those of the rows.
+    """
+
+    name: ClassVar[str] = "multilabel"
+    method: ClassVar[str] = "multilabel"
+    needs_logp: ClassVar[bool] = True
+
+    labels: tuple[str, ...] = ()
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "labels", tuple(self.labels))  # run.json has a list
+
+    @property
+    def heads(self) -> tuple[HeadKind, ...]:  # type: ignore[override]  # the rows decide its size
+        return (replace(MULTILABEL, size=len(self.labels)),)
+
+    @property
+    def is_fitted(self) -> bool:
+        return bool(self.labels)
+
+    def fitted(self, learned: Sequence[Example], held: Sequence[Example]) -> Multilabel:
+        if self.labels:
+            return self
+        answers = [labelled.list_of(labelled.answer_of(example)) for example in (*learned, *held)]
+        return replace(self, labels=labelled.labels_of([label for answer in answers for label in answer]))
+
+    def prepared(self, examples: Sequence[Example]) -> list[Example]:
+        """An example of one supervised position, whose `item` has the numbers of its labels."""
+        place = {label: number for number, label in enumerate(self.labels)}
+        found = []
+        for example in examples:
+            answer = labelled.list_of(labelled.answer_of(example))
+            if unknown := [label for label in answer if label not in place]:
+                raise DataError(f"the label {unknown[0]!r:.80} is none of the {len(self.labels)} that are learned",
+                                "add rows with it, or remove this one")
+            numbers = sorted({place[label] for label in answer})
+            found.append(replace(example, document=np.zeros(1, np.int32), item=json.dumps(numbers)))
+        return found
+
+    def present(self, examples: Sequence[Example]) -> NDArray[np.float32]:
+        """Which labels the answers of prepared examples have: 1 or 0, [n, k]."""
+        found = np.zeros((len(examples), len(self.labels)), np.float32)
+        for row, example in zip(found, examples, strict=True):
+            row[json.loads(example.item)] = 1
+        return found
+
+    def weights(self, logp: NDArray[np.float32], batch: Batch) -> Signal:
+        """logp: the head's outputs z [S, k], by whose sigmoid a label is there."""
+        z = logp
+        y = self.present(batch.examples)
+        a = (y - 1 / (1 + np.exp(-z))) / np.float32(z.shape[1])
+        losses = (np.logaddexp(0, z) - y * z).mean(1, dtype=np.float64)
+        right = ((z >= 0) == y.astype(bool)).all(1)
+        return Signal(a, float(losses.sum()), {"accuracy": (float(right.sum()), float(right.size))}, losses=losses)
+
+    def answer(self, read: Read, p: Floats) -> Classified:  # noqa: ARG002
+        chosen = p[0] >= THRESHOLD
+        answer = [label for label, is_there in zip(self.labels, chosen, strict=True) if is_there]
+        return Classified(json.dumps(answer, ensure_ascii=False), float(np.maximum(p[0], 1 - p[0]).prod()), p[0].copy())
+
+    def losses(self, read: Read, p: Floats, answer: str) -> Floats | None:
+        try:
+            y = self.present(self.prepared([labelled.example_of(read, answer)]))[0]
+        except DataError:
+            return None
+        right = np.where(y == 1, p[0], 1 - p[0])
+        return np.array([-np.log(np.maximum(right, TINY)).mean()], np.float32)
+
+    def canonical(self, answer: str) -> str:
+        """The labels of a list in their order, each once."""
+        try:
+            return json.dumps(sorted(set(labelled.list_of(answer))), ensure_ascii=False)
+        except DataError:
+            return answer
+
+    def options(self) -> dict[str, Any]:
+        return {"labels": list(self.labels)}
