@@ -25,7 +25,7 @@ AT = 1767182400
 @dataclass(frozen=True)
 class Example:
     """A request. route: as the reference has it; path: the same with its ids; answer: some of its fields, with values
-    of another time; None: it is no JSON, or stands with another route.
+    of another time; None: it is no JSON, or stands with another route. of_encoder: the daemon's model must be one.
     """
 
     route: str
@@ -34,6 +34,7 @@ class Example:
     body: Any = None
     answer: Any = None
     is_upload: bool = False
+    of_encoder: bool = False
 
     @property
     def method(self) -> str:
@@ -84,6 +85,11 @@ def _of_answers() -> Iterator[Example]:
     yield Example("POST /v1/embeddings", "Get the vectors of two texts.", body={"input": ["lamp off", "it is dark"]},
                   answer={"object": "list", "data": [{"object": "embedding", "index": 0, "embedding": [0.01, -0.02]}],
                           "model": "model", "usage": {"prompt_tokens": 9, "total_tokens": 9}})
+    yield Example("POST /v1/classify", "Classify two texts, by an encoder.", of_encoder=True,
+                  body={"input": ["lamp off", "it is dark"]}, answer={
+                      "id": "classify-3d1f", "object": "list", "created": AT, "model": ADAPTER, "labels": ["off", "on"],
+                      "data": [{"index": 0, "label": "off", "probs": [0.98, 0.02], "num_classes": 2}],
+                      "usage": {"prompt_tokens": 9, "completion_tokens": 0, "total_tokens": 9}})
     yield Example("GET /v1/models", "See which names a request may give.", answer={"object": "list", "data": [
         {"id": "model:latest", "object": "model", "created": AT, "owned_by": "edgetune", "system": ""}]})
 

@@ -50,6 +50,7 @@ One question in five is held out: `held_out` is true, and the gate evaluates new
 default, an exact repeat of a corrected question is answered as corrected until a job has learned it."""
 GROUPS = {  # the heading of the routes that begin with a path; the longest path counts
     "/v1/chat": "Answers", "/v1/completions": "Answers", "/v1/responses": "Answers", "/v1/embeddings": "Answers",
+    "/v1/classify": "Answers",
     "/v1/models": "Models", "/v1/files": "Files", "/v1/fine_tuning/jobs": "Jobs",
     "/v1/fine_tuning/alpha/graders": "Graders", "/v1/adapters": "Adapters", "/v1/feedback": "Feedback",
     "/v1/learn": "Feedback", "/v1/prompts": "Prompts", "/api": "Ollama's API", "/": "The daemon and its device"}

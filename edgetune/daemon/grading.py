@@ -13,6 +13,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from .. import errors
+from ..errors import UnsupportedError
 from ..evaluation.graders.base import Grade, Grader, read_grader
 from ..llamacpp.tokenizer import Tokenizer
 from ..python_child import child
@@ -55,7 +56,9 @@ class Judge:
     @property
     def _tokenizer(self) -> Tokenizer:
         found = self.batcher.served.tokenizer
-        assert isinstance(found, Tokenizer)  # of a model that writes text
+        if not isinstance(found, Tokenizer):
+            raise UnsupportedError(f"{self.name} is an encoder, which scores no answers",
+                                   "use a grader without a model")
         return found
 
     def _probabilities(self, conversation: Sequence[Mapping[str, Any]], among: list[int]) -> list[float] | None:
@@ -85,8 +88,7 @@ class Grading:
 
     def read(self, written: Mapping[str, Any]) -> Grader:
         """Reads a grader. Raises UsageError for errors in it, and for one in Python where that may not run."""
-        judge = Judge(self.batcher, self.name) if self.batcher.served.writes else None
-        return read_grader(written, model=judge, allow_python=self.allow_python)
+        return read_grader(written, model=Judge(self.batcher, self.name), allow_python=self.allow_python)
 
     def run(self, written: Mapping[str, Any], text: str, item: Mapping[str, Any]) -> Graded:
         """Returns the grade of an answer to a row. One that takes longer than SECONDS is an unresponsive_reward_error.

@@ -91,7 +91,8 @@ class DaemonConfig:
                                "which is sft, or classify for an encoder; dpo or orpo, that they are better than "
                                "wrong ones; kto, which were good and which bad; grpo, rloo, rest and others, what "
                                "--learn-grader rewards.")
-    learn_options: str = option("", "Options of that method, such as beta=0.2,sft_weight=1 [its defaults].")
+    learn_options: str = option("", "Options of that method, such as beta=0.2,sft_weight=1; of an encoder also of "
+                                "training, such as steps=1: the heads alone [its defaults].")
     learn_grader: str = option("", "File with a grader as JSON, which rewards answers to the questions of feedback, "
                               "and to prompts that the tutor asks.")
     learn_rows: int = option(20, "New pieces of feedback that start a training, those that are held out included.",

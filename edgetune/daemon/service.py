@@ -229,6 +229,16 @@ class Service:
         """Returns vectors of texts; errors as Embeddings.embed's."""
         return self.embeddings.embed(texts, model)
 
+    def classify(self, texts: Sequence[str], model: str = "",
+                 on_piece: OnPiece | None = None) -> tuple[Sequence[str], Sequence[Completion]]:
+        """Returns the labels that an adapter knows, and its answer to each text, whose `among` is log p of each label
+        when its text is there. Raises UnsupportedError for a model that writes text, UsageError where no adapter is
+        active; errors of `submit`.
+        """
+        adapter = self.adapter_for(model)
+        labels = self.served.labels_of(adapter)
+        return labels, [self.batcher.submit(text, adapter=adapter, on_piece=on_piece) for text in texts]
+
     # ---- status -------------------------------------------------------------------------------------------------
 
     def health(self) -> dict[str, Any]:

@@ -7,7 +7,6 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any
 
-from ..data import labelled
 from ..errors import UsageError
 from ..formats.bundle import open_bundle
 from ..formats.gguf import Gguf
@@ -84,4 +83,8 @@ def asked(messages: Sequence[Any]) -> str:
     found = [message for message in messages if message.get("role") == "user"]
     if not found:
         raise UsageError("no message is the user's", "ask something")
-    return labelled.text_of(found[-1])
+    content = found[-1].get("content")
+    parts = [{"type": "text", "text": content}] if isinstance(content, str) else content or []
+    if any(part.get("type") != "text" for part in parts):
+        raise UsageError("the user's message is not text alone", "send text: an encoder reads nothing else")
+    return "".join(part["text"] for part in parts)

@@ -12,6 +12,7 @@ import httpx
 from api_examples import ADAPTER, ANSWER, ASK, ERROR, EXAMPLES, FEEDBACK, FILE, JOB, ROW
 from counting import OPTIONS, dataset
 from daemons import CHAT, PATIENCE, daemon
+from encoder_daemon import labelled, write_adapter, write_tiny_encoder
 from tiny import write_tiny
 
 from edgetune.formats.bundle import open_bundle
@@ -37,6 +38,18 @@ def running(tmp_path_factory):
 def client(running):
     with httpx.Client(base_url=running.url, timeout=PATIENCE) as made:
         yield made
+
+
+@pytest.fixture(scope="module")
+def of_encoder(tmp_path_factory):
+    """A client of a daemon with an encoder, whose adapter is active."""
+    folder = tmp_path_factory.mktemp("encoder")
+    model = write_tiny_encoder(folder / "model.gguf")
+    with daemon(model, folder / "state") as running:
+        made = running.service.adapters.add("ftjob-0", write_adapter(model, folder / "run", labelled()), "home", PASSED)
+        running.service.adapters.promote(made.id, "for the test")
+        with httpx.Client(base_url=running.url, timeout=PATIENCE) as client:
+            yield client
 
 
 @pytest.fixture(scope="module")
@@ -80,7 +93,9 @@ def same_shape(shown, said, place="answer"):
 
 
 @pytest.mark.parametrize("example", EXAMPLES, ids=lambda example: f"{example.route}: {example.what}")
-def test_an_example_is_answered(client, adapter, example):
+def test_an_example_is_answered(request, client, adapter, example):
+    if example.of_encoder:
+        client = request.getfixturevalue("of_encoder")
     text = json.dumps({"path": example.asked, "body": example.body})
     if any(name in text for name in (FILE, JOB, FEEDBACK, ANSWER, ADAPTER)):
         for name, real in ids(client, adapter).items():

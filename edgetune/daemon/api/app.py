@@ -23,6 +23,7 @@ from ..service import LATEST, Service
 from ..state.files import RESULTS
 from . import (
     checking,
+    classify,
     completions,
     embeddings,
     errors,
@@ -49,8 +50,8 @@ JSONL = "application/jsonl"
 CSV = "text/csv"
 ZIP = "application/zip"
 router = APIRouter(route_class=JsonRoute, responses=RESPONSES)
-PARTS = (*(part.router for part in (checking, completions, embeddings, feedback, fine_tuning, ollama, ollama_models,
-                                    pages, responses)), router)
+PARTS = (*(part.router for part in (checking, classify, completions, embeddings, feedback, fine_tuning, ollama,
+                                    ollama_models, pages, responses)), router)
 
 
 def routes() -> list[BaseRoute]:

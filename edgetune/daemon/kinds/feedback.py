@@ -145,7 +145,7 @@ class NewFeedback(Starter):
         train = self.method.train(self.jobs.train)
         different = len(new) + len(earlier)
         if self.method.kind is LABELLED:
-            return [*earlier, *new], {}
+            return [*earlier, *new], {**self.method.training}
         learned = curriculum(new, earlier, passes_over(len(new), train), self.config.replay, train.seed,
                              least_rows(different, train), least_rows(len(earlier), train))
         anchors = rows_per_anchor(replace(train, epochs="auto", steps=0), self.method.objective)

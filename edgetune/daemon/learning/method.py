@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 from ...errors import DataError, UsageError
@@ -24,11 +24,14 @@ POSSIBLE = ("!", "1", '{"a": 1}')  # right answers: a grader that accepts none o
 
 @dataclass(frozen=True)
 class LearnMethod:
-    """A method. objective: with options. kind: of feedback's rows. asked: its jobs' method, as OpenAI's object."""
+    """A method. objective: with options. kind: of feedback's rows. asked: its jobs' method, as OpenAI's object.
+    training: options of its trainings that are not chosen by the rows.
+    """
 
     objective: Objective
     kind: RowKind
     asked: Mapping[str, Any]
+    training: Mapping[str, Any] = field(default_factory=dict)
 
     @property
     def imitates(self) -> bool:
@@ -57,7 +60,8 @@ def learn_method(config: DaemonConfig, supervised: str = "") -> LearnMethod:
                          f"choose from {', '.join(kinds)}")
     if supervised and recipe.teaches_labels(known[name]) != recipe.teaches_labels(known[supervised]):
         raise UsageError(f"learn-method is {name}, by which this model cannot learn", f"choose {supervised}")
-    objective = _objective(name, config)
+    is_open = config.learn_method == AUTO and not supervised  # it may be labels that are taught
+    objective, training = _objective(name, config, recipe.teaches_labels(known[name]) or is_open)
     kind = kinds[name]
     if isinstance(objective, Rewarded):
         if not (objective.grader or objective.reward):
@@ -72,7 +76,7 @@ def learn_method(config: DaemonConfig, supervised: str = "") -> LearnMethod:
     elif config.learn_grader and not config.tutors:
         raise UsageError(f"learn-grader is given, and {name} learns from {kind.says}",
                          "leave it out, choose a learn-method such as grpo, or --learn tutor")
-    return LearnMethod(objective, kind, _asked(objective))
+    return LearnMethod(objective, kind, _asked(objective), training)
 
 
 def _gradable(kind: RowKind, rewards: GraderRewards) -> RowKind:
@@ -97,18 +101,21 @@ def _gradable(kind: RowKind, rewards: GraderRewards) -> RowKind:
     return replace(kind, learned=lambda item: [row for row in learned(item) if not wrong(row)])
 
 
-def _objective(name: str, config: DaemonConfig) -> Objective:
-    """Returns an objective with the options that are given; its grader is still a file's name."""
+def _objective(name: str, config: DaemonConfig, may_train: bool) -> tuple[Objective, dict[str, Any]]:
+    """Returns an objective with the options that are given, where its grader is still a file's name, and options of
+    training, which a method of labels takes: the rows decide those of others.
+    """
     kind = objectives()[name]
     given = read_options(config.learn_options)
     method = {"type": kind.method, kind.method: {"hyperparameters": given}}
     objective, others = recipe.objective_of(method)
-    if others:
-        raise UsageError(f"learn-options names {next(iter(others))!r:.40}, which is no option of {name}",
+    if strange := [option for option in others if not may_train or option not in train_options()]:
+        raise UsageError(f"learn-options names {strange[0]!r:.40}, which is no option of {name}",
                          f"it has {', '.join(objective.options()) or 'none'}")
+    recipe.options(TrainConfig(), others)  # raises for a wrong value
     if config.learn_grader and isinstance(objective, Rewarded):
-        return replace(objective, grader=config.learn_grader).check()
-    return objective
+        return replace(objective, grader=config.learn_grader).check(), {}
+    return objective, others
 
 
 def read_options(text: str) -> dict[str, Any]:
