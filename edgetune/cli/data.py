@@ -42,8 +42,9 @@ def data_check(data: Path, model: Path | None, held_out: Path | None, max_length
 
     Mistakes are rows that cannot be used, empty answers, repeats, questions with several answers, answers that are no
     JSON among JSON, of quite another length, or asked in the held-out rows too. With MODEL (a GGUF or a bundle) rows
-    are tokenized as for training: how long they are, what is cut, and one as the model sees it. Exits with 1 if
-    training would fail or be of no use. Whether answers are right cannot be seen in rows.
+    are tokenized as for training: how long they are, what is cut, and one as the model sees it. With an encoder also
+    labels are found that differ where questions are nearly the same. Exits with 1 if training would fail or be of no
+    use. Whether answers are right cannot be seen in rows.
     """
     from ..data.check import findings
     from ..data.facts import Tokens, inspect
@@ -51,6 +52,8 @@ def data_check(data: Path, model: Path | None, held_out: Path | None, max_length
     from ..data.formats import Columns
     from ..data.parts import title_of
     from ..formats.bundle import open_bundle
+    from ..llamacpp.tokenizer import Tokenizer
+    from ..serving.encoder import Encoder
     from ..training.length import reading_limit
     from ..training.sized import context_of
     bundle = open_bundle(model) if model else None
@@ -66,7 +69,9 @@ def data_check(data: Path, model: Path | None, held_out: Path | None, max_length
                         system or None, overflow)
     found = [inspect(title_of(path), read_rows(path), tokens, parser, columns)
              for path in (data, held_out) if path]
-    problems = findings(found[0], found[1] if held_out else None, tokens)
+    is_encoder = tokens is not None and not isinstance(tokens.tokenizer, Tokenizer)
+    vectors = Encoder(bundle.gguf).vectors if bundle and is_encoder else None
+    problems = findings(found[0], found[1] if held_out else None, tokens, vectors)
     facts = [facts_of(each) for each in found]
     result = {"data": facts[0], "held_out": facts[1] if held_out else None,
               "max_length": tokens.max_length if tokens else None,

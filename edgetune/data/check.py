@@ -6,13 +6,17 @@ Whether labels are right cannot be seen in rows, and nothing here claims to.
 from __future__ import annotations
 
 from collections import Counter, defaultdict
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
 
 from ..llamacpp.tokenizer import Tokenizer
 from .facts import Inspection, Tokens
 from .files import Line
+from .labelled import are_few
 
 FEW = 20  # fewer rows teach little
 MOSTLY = 0.75  # from this share on, all answers should be JSON
@@ -21,6 +25,10 @@ LABEL = 60  # letters of a label at most
 LONG = 500  # letters from which an answer can be far too long
 SHORT = 50  # letters of a median answer from which one can be far too short
 NAMED = 5  # lines named in a sentence
+NEAR = 0.95  # cosine from which two questions mean nearly the same
+COMPARED = 20_000  # rows, so that it takes a minute and no more
+TOGETHER = 512  # rows that are compared with all at once
+VectorsOf = Callable[[Sequence[Sequence[int]]], NDArray[np.float32]]  # token ids of n texts -> [n, D], of length 1
 REASONS = 3  # different reasons named why rows cannot be used
 SHAPES = {"messages": "messages", "prompt": "prompt and completion", "text": "text",
           "preference": "pairs of answers", "unpaired": "prompt, completion and label",
@@ -48,13 +56,16 @@ def quantile(ascending: Sequence[int], share: float) -> int:
     return ascending[max(-int(-share * len(ascending) // 1), 1) - 1]
 
 
-def findings(data: Inspection, held_out: Inspection | None = None, tokens: Tokens | None = None) -> list[Finding]:
-    """What keeps training from working first, then what may be meant. tokens: what `data` was inspected with."""
+def findings(data: Inspection, held_out: Inspection | None = None, tokens: Tokens | None = None,
+             vectors: VectorsOf | None = None) -> list[Finding]:
+    """What keeps training from working first, then what may be meant. tokens: what `data` was inspected with. vectors:
+    of questions, by the encoder whose tokens these are.
+    """
     found = [*_unusable(data), *_too_long(data, tokens)]
     if held_out is not None:
         found += [*_unusable(held_out), *_overlap(data, held_out)]
     found += [*_few(data, held_out), *_repeated(data), *_alike(data), *_contradictory(data), *_other_than_json(data),
-              *_far(data), *_labels(data, tokens)]
+              *_far(data), *_labels(data, tokens), *(_nearly_contradictory(data, vectors) if vectors else ())]
     return sorted(found, key=lambda finding: not finding.fatal)
 
 
@@ -167,6 +178,31 @@ def _contradictory(data: Inspection) -> Iterable[Finding]:
         questions = "1 question has" if count == 1 else f"{count} questions have"
         yield Finding("contradictory", f"{questions} several different answers",
                       "keep the right one, unless any of them will do", lines)
+
+
+def _nearly_contradictory(data: Inspection, vectors: VectorsOf) -> Iterable[Finding]:
+    """Questions of nearly one meaning with different labels. Values in JSON may differ by a word, so it is left out."""
+    rows = [row for row in data.rows if row.asked and row.answer is not None and not row.is_json][:COMPARED]
+    if len(rows) < 2 or not are_few([str(row.answer) for row in rows]):
+        return
+    pairs = [(rows[i].line, rows[j].line) for i, j in near_pairs(vectors([row.asked for row in rows]))
+             if rows[i].answer != rows[j].answer and rows[i].question != rows[j].question]
+    if pairs:
+        lines = sorted({line for pair in pairs for line in pair})
+        named = " and ".join(map(str, pairs[0]))
+        what = f"{_rows(len(lines))} ask nearly what another asks and have another label, most alike are lines {named}"
+        yield Finding("nearly-contradictory", what, "see which label is right", lines)
+
+
+def near_pairs(vectors: NDArray[np.float32]) -> list[tuple[int, int]]:
+    """The pairs i < j of vectors [n, D] of length 1 whose cosine is at least NEAR, the nearest first."""
+    found: list[tuple[float, int, int]] = []
+    for begin in range(0, len(vectors), TOGETHER):
+        cosines = vectors[begin:begin + TOGETHER] @ vectors.T
+        for i, j in zip(*np.nonzero(cosines >= NEAR), strict=True):
+            if begin + i < j:
+                found.append((-float(cosines[i, j]), begin + int(i), int(j)))
+    return [(i, j) for _, i, j in sorted(found)]
 
 
 def _other_than_json(data: Inspection) -> Iterable[Finding]:

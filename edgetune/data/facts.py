@@ -13,6 +13,7 @@ from typing import Any, cast
 from ..errors import DataError
 from ..llamacpp.tokenizer import Tokenizer
 from ..llamacpp.tokenizers import AnyTokenizer
+from . import labelled
 from . import rows as supervised_rows
 from .answer_schema import parsed
 from .dataset import fitting
@@ -36,7 +37,9 @@ class Tokens:
 
 @dataclass(frozen=True)
 class RowFacts:
-    """A row that can be used: where it is, and digests of what it says. `letters` is its answer's length."""
+    """A row that can be used: where it is, and digests of what it says. `letters` is its answer's length, `asked` the
+    question's tokens for an encoder.
+    """
 
     line: int
     shape: str
@@ -48,6 +51,7 @@ class RowFacts:
     tokens: tuple[int, ...] = ()  # of its examples, at full length
     is_cut: bool = False  # to max_length
     is_lost: bool = False  # nothing to learn is left within max_length
+    asked: tuple[int, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -121,6 +125,8 @@ def _facts(line: int, row: Row, shape: str, tokens: Tokens | None, parser: RowPa
         kept = fitting(made, tokens.max_length, tokens.overflow)
         said |= {"tokens": tuple(whole.longest for whole in made), "is_lost": not kept,
                  "is_cut": any(whole.longest > tokens.max_length for whole, _ in kept)}
+        if parser is labelled:
+            said["asked"] = tuple(made[0].tokens.tolist())
         if kept and not found.sample:
             found.sample = parts_of(kept[0][1], tokens.tokenizer)
             found.sample_line = line

@@ -1,6 +1,6 @@
 """An encoder as judge: a head on its vectors, fitted to the labelled rows alone, names the labels of prompts.
 
-It is sure from the least probability on above which SURE of the labelled rows are named rightly. These are named by
+It is sure of an answer if SURE of the labelled rows that are named as surely are named rightly. These are named by
 heads that were fitted without them.
 """
 
@@ -9,12 +9,12 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 import numpy as np
-from numpy.typing import NDArray
 
 from ..data.labelled import are_few, encode, labels_of
 from ..errors import DataError
 from ..formats.gguf import Gguf
 from ..serving.encoder import Encoder
+from ..serving.sureness import Sureness
 from ..training import logistic
 from .answering import ModelAnswer
 from .questions import Question
@@ -40,7 +40,9 @@ def named(judge: Gguf, setting: Setting, labelled: Sequence[Question],
     p = logistic.probabilities(new, *head)
     found = [ModelAnswer(labels[best], 0, ended=True, probability=float(row[best]))
              for row, best in zip(p, p.argmax(1), strict=True)]
-    return found, sure_from(logistic.out_of_fold(known, classes, len(labels)), classes)
+    p = logistic.out_of_fold(known, classes, len(labels))
+    sureness = Sureness.of(p.max(1), p.argmax(1) == classes)
+    return found, min(sureness.threshold(SURE), NEVER) if sureness else NEVER
 
 
 def known_labels(labelled: Sequence[Question]) -> tuple[str, ...]:
@@ -50,10 +52,3 @@ def known_labels(labelled: Sequence[Question]) -> tuple[str, ...]:
         raise DataError("the judge names labels, and most labelled answers occur once",
                         "leave out --judge, or label more rows")
     return labels_of(answers)
-
-
-def sure_from(p: NDArray[np.float32], classes: NDArray[np.int32]) -> float:
-    """The least probability on above which SURE of the answers are right; NEVER where there is none. p [n, labels]."""
-    right = p.argmax(1) == classes
-    best = p.max(1)
-    return min((float(least) for least in best if right[best >= least].mean() >= SURE), default=NEVER)

@@ -4,6 +4,7 @@ import json
 
 import pytest
 from commands import run
+from encoders import WORDS, tiny_bert, write_encoder
 from json_lines import write_lines
 
 ROWS = [{"question": f"turn on lamp {i}", "answer": json.dumps({"lamp": i})} for i in range(30)]
@@ -38,6 +39,17 @@ def test_rows_that_training_refuses(rows, tmp_path, tiny_llama):
 def test_what_only_a_person_can_judge_is_a_note(tmp_path):
     printed = run("data", "check", write_lines(tmp_path / "rows.jsonl", [*ROWS, ROWS[0]]))
     assert "note: 1 row repeats an earlier one (line 31)" in printed
+
+
+def test_an_encoder_finds_labels_that_differ_where_questions_are_nearly_the_same(tmp_path):
+    """A question with other spaces and marks has the same tokens, and so the same vector."""
+    encoder = write_encoder(tmp_path / "tiny.gguf", tiny_bert(), WORDS)
+    rows = [{"prompt": f"{letter} {letter} {word}", "completion": word} for letter in "abcdefghijklmnop"
+            for word in ("kitchen", "light")]
+    path = write_lines(tmp_path / "rows.jsonl", [*rows, {"prompt": "c  C\tlight", "completion": "kitchen"}])
+    found = json.loads(run("data", "check", path, encoder, "--json"))["findings"]
+    lines, = (finding["lines"] for finding in found if finding["kind"] == "nearly-contradictory")
+    assert {6, 33} <= set(lines)
 
 
 def test_a_terminal_is_not_obeyed(tmp_path, tiny_llama):

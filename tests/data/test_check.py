@@ -1,15 +1,19 @@
 """What `data check` finds: each flaw is named with its lines, flawless rows are left alone, numbers are numpy's."""
 
 import json
+from itertools import pairwise
 
 import numpy as np
 import pair_rows
 import pytest
+from encoders import WORDS, tiny_bert, write_encoder
 
+from edgetune.data import check, labelled
 from edgetune.data.check import findings, quantile
 from edgetune.data.dataset import load_rows
 from edgetune.data.facts import Tokens, inspect
 from edgetune.data.formats import Columns
+from edgetune.llamacpp.wordpiece import WordPiece
 
 GOOD = [{"prompt": f"turn on lamp {i}", "completion": json.dumps({"lamp": i})} for i in range(1, 41)]
 CHAT = {"messages": [{"role": "user", "content": "lamp"}, {"role": "assistant", "content": '{"lamp": 0}'}]}
@@ -22,6 +26,11 @@ def inspected(rows, name="rows.jsonl", **options):
 def found(rows, held=None, tokens=None, **options):
     held_out = None if held is None else inspected(held, "held.jsonl", tokens=tokens, **options)
     return findings(inspected(rows, tokens=tokens, **options), held_out, tokens)
+
+
+@pytest.fixture(scope="module")
+def encoder_tokens(tmp_path_factory):
+    return Tokens(WordPiece(write_encoder(tmp_path_factory.mktemp("encoder") / "tiny.gguf", tiny_bert(), WORDS)), 64)
 
 
 def changed(number, **values):
@@ -96,6 +105,44 @@ def test_rows_of_an_objective():
     assert found(pairs, parser=pair_rows) == []
     one, = found([*pairs, {"prompt": "lamp", "better": "", "worse": "off"}], parser=pair_rows)
     assert (one.kind, one.lines) == ("empty", [31])
+
+
+# ---- by an encoder's vectors ----------------------------------------------------------------------------------------
+
+
+def test_pairs_that_are_near_are_those_of_all_cosines(monkeypatch):
+    """Compared block by block, as numpy computes them all at once."""
+    monkeypatch.setattr(check, "TOGETHER", 7)
+    rng = np.random.default_rng(0)
+    x = np.repeat(rng.standard_normal((12, 16)), 4, 0) + 0.2 * rng.standard_normal((48, 16))
+    x = (x / np.linalg.norm(x, axis=1, keepdims=True)).astype(np.float32)
+    expected = {(i, j): float(x[i] @ x[j]) for i in range(48) for j in range(i + 1, 48) if x[i] @ x[j] >= check.NEAR}
+    pairs = check.near_pairs(x)
+    assert set(pairs) == set(expected)
+    assert 12 < len(pairs) < 12 * 6 + 1
+    assert [expected[pair] for pair in pairs] == sorted(expected.values(), reverse=True)
+
+
+def test_nearly_one_question_with_two_labels(encoder_tokens):
+    """Vectors here: of the letters of a question, so that the order of words does not count."""
+    def vectors(texts):
+        found = np.zeros((len(texts), len(WORDS)), np.float32)
+        for row, ids in zip(found, texts, strict=True):
+            np.add.at(row, list(ids), 1)
+        return found / np.linalg.norm(found, axis=1, keepdims=True)
+
+    letters = "abcdefghijklmnopqrst"
+    rows = [{"prompt": f"{a} {b} the light", "completion": "on"} for a, b in pairwise(letters)]
+    rows += [{"prompt": f"{a} kitchen off", "completion": "off"} for a in letters]
+    data = inspected([*rows, {"prompt": "the light b a", "completion": "off"}], tokens=encoder_tokens, parser=labelled)
+    one, = findings(data, None, encoder_tokens, vectors)
+    assert (one.kind, one.lines, one.fatal) == ("nearly-contradictory", [1, 40], False)
+    assert "2 rows ask nearly what another asks and have another label" in str(one)
+    assert "lines 1 and 40" in str(one)
+    assert findings(inspected(rows, tokens=encoder_tokens, parser=labelled), None, encoder_tokens, vectors) == []
+    as_json = [{**row, "completion": json.dumps({"do": row["completion"]})} for row in
+               [*rows, {"prompt": "the light b a", "completion": "off"}]]
+    assert findings(inspected(as_json, tokens=encoder_tokens, parser=labelled), None, encoder_tokens, vectors) == []
 
 
 # ---- tokens ----------------------------------------------------------------------------------------------------------

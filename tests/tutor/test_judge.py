@@ -6,8 +6,6 @@ from typing import Any
 import numpy as np
 import pytest
 from encoders import WORDS, tiny_bert, write_encoder
-from hypothesis import given
-from hypothesis import strategies as st
 from json_lines import write_lines
 from sklearn import linear_model
 from sklearn.model_selection import PredefinedSplit, cross_val_predict
@@ -17,7 +15,7 @@ from edgetune.evaluation.graders.base import read_grader
 from edgetune.training import logistic
 from edgetune.training.config import TrainConfig
 from edgetune.tutor.files import Round
-from edgetune.tutor.judge import NEVER, SURE, sure_from
+from edgetune.tutor.judge import NEVER
 from edgetune.tutor.options import TutorOptions
 from edgetune.tutor.results import Chosen, Drawn, Labels, Published, Trained
 from edgetune.tutor.teach import Files, teach
@@ -77,6 +75,7 @@ def test_what_it_is_sure_of_is_learned_and_nothing_else(done):
     drawn = read(round, Drawn)
     answers = {one.key: one.answers[0] for one in drawn.prompts}
     sure = {key for key, one in answers.items() if one.probability >= drawn.sure_from}
+    assert drawn.sure_from < NEVER
     assert sure == {one.key for one in read(round, Chosen).choices if one.label} != set()
     learned = {row.key: row for row in read(round, Trained).rows if row.source != "labelled"}
     assert learned.keys() == sure
@@ -103,6 +102,17 @@ def test_the_same_call_continues_and_another_judge_is_refused(bundle, encoder, f
     for judge in (str(other), ""):
         with pytest.raises(MismatchError, match="begun with another judge"):
             teach(bundle, files, done, options=replace(options(encoder), judge=judge), config=CONFIG)
+
+
+def test_of_too_few_rows_it_is_never_sure(bundle, encoder, files, tmp_path):
+    """The round says so, and learns the labelled rows alone."""
+    few = write_lines(tmp_path / "few.jsonl", rows("{word} {word} {letter}", "abcdefgh", labelled=True))
+    found = teach(bundle, replace(files, labelled=few), tmp_path / "out", options=options(encoder), config=CONFIG)
+    assert "the answers to 0 of 12 prompts are sure" in found.stopped
+    round = Round(tmp_path / "out", 1)
+    assert read(round, Drawn).sure_from == NEVER
+    assert round.read(Labels)
+    assert not round.read(Trained)
 
 
 def test_what_is_refused(bundle, encoder, files, tmp_path):
@@ -137,18 +147,3 @@ def test_probabilities_out_of_fold_are_those_of_scikit_learn():
     head = logistic.fit(x, y, 3)
     whole = linear_model.LogisticRegression(C=logistic.C, max_iter=1000, tol=1e-8).fit(x, y).predict_proba(x)
     assert np.abs(logistic.probabilities(x, *head) - whole).max() < 1e-3
-
-
-@given(st.lists(st.tuples(st.integers(1, 99), st.booleans()), min_size=1, max_size=60))
-def test_it_is_sure_where_nearly_all_are_right(found):
-    """And of as many as it may be: a lower threshold would let too many wrong ones pass."""
-    p = np.array([[share / 100 + 1, 0] if right else [0, share / 100 + 1] for share, right in found], np.float32)
-    least = sure_from(p, np.zeros(len(found), np.int32))
-    sure = [right for share, right in found if np.float32(share / 100 + 1) >= least]
-    assert not sure or np.mean(sure) >= SURE
-    for share, _ in found:
-        lower = np.float32(share / 100 + 1)
-        if lower < least:
-            assert np.mean([right for other, right in found if np.float32(other / 100 + 1) >= lower]) < SURE
-    if not any(right for _, right in found):
-        assert least == NEVER
