@@ -22,8 +22,8 @@ class Prepared(Protocol):
 
 
 class Served(Protocol):
-    """A model opened for answers, with adapters. `writes`: text, so that it can be asked for any form of answer, and
-    score others' answers.
+    """A model opened for answers, with adapters. `writes`: it writes text, so any form of answer can be required of it,
+    and it can score others' answers.
     """
 
     writes: bool
