@@ -86,7 +86,7 @@ def _logprob(found: Classified, labels: Sequence[str], count: int) -> TokenLogpr
     """The whole answer as one token, whose number is that of the label, and the likeliest labels."""
     best = np.argsort(-found.probabilities, kind="stable")[:count]
     top = tuple((int(i), labels[i].encode(), _log(found.probabilities[i])) for i in best)
-    number = labels.index(found.label) if labels else 0
+    number = labels.index(found.label) if found.label in labels else 0
     return TokenLogprob(number, found.label.encode(), _log(found.probability), top)
 
 

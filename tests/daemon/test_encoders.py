@@ -248,7 +248,7 @@ def test_a_file_of_json_is_learned_field_by_field(model, tmp_path):
         assert any("resumes from what was saved" in event["message"] for event in service.jobs.events(job.id, limit=99))
         right = sum(same(row["completion"], said(service, row["prompt"], model=job.result).text()) for row in rows)
         assert right >= 40
-        with pytest.raises(UnsupportedError, match="cannot learn by the method dpo; choose from classify, tag"):
+        with pytest.raises(UnsupportedError, match="cannot learn by the method dpo; choose from classify"):
             service.jobs.create("enc", upload(service, rows), method={"type": "dpo"})
 
 

@@ -10,6 +10,7 @@ from collections.abc import Callable
 
 import numpy as np
 
+from ...adapters.heads import MULTILABEL
 from ...data.labelled import Read, question_and_answer
 from ...data.rows import Row
 from ...errors import DataError
@@ -57,16 +58,19 @@ class EncoderExaminer(Examiner):
             learned = self.served.reader(self.served.adapters()[-1]).learned
             return [Score(_mean(learned.losses(one, _equally_likely(learned, one), right)), right=False)
                     for one, right in zip(read, answers, strict=True)]
-        graded = self.served.reader(adapter).graded(read, answers)
-        return [Score(_mean(losses), same(right, found.label))
+        reader = self.served.reader(adapter)
+        graded = reader.graded(read, answers)
+        return [Score(_mean(losses), same(reader.learned.canonical(right), reader.learned.canonical(found.label)))
                 for (found, losses), right in zip(graded, answers, strict=True)]
 
 
 def _equally_likely(learned: Labelling, read: Read) -> Floats:
-    """Probabilities [S, labels] by which all labels of a head are equally likely."""
+    """Probabilities [S, labels] by which all labels of a head are equally likely, and each one that may be there as
+    likely as not.
+    """
     sizes = [head.size for head in learned.heads]
-    each = np.repeat(1 / np.array(sizes, np.float32), sizes)
-    return np.tile(each, (len(sizes) + read.tokens, 1))
+    each = [0.5 if head.name == MULTILABEL.name else 1 / head.size for head in learned.heads]
+    return np.tile(np.repeat(np.array(each, np.float32), sizes), (len(sizes) + read.tokens, 1))
 
 
 def _mean(losses: Floats | None) -> float | None:
