@@ -43,11 +43,7 @@ def open_passes(model: Network, adapter: Artifact | Lora, *, threads: int, max_t
                 ops: Backend | None = None, streamed: int = 0,
                 heads: tuple[HeadKind, ...] = (VOCABULARY,), shares: bool = False) -> Passes:
     """The same of any network. heads: the trained ones are a part of the adapter, or random where it has none. shares:
-<<<<<<< HEAD
     other passes compute with `ops` too, which has a separate work space.
-=======
-    other passes compute with `ops` too, which has its own work space.
->>>>>>> e531b019 (Compare answers of several labels in the gate as sets)
     """
     found = adapter if isinstance(adapter, Artifact) else Artifact(adapter)
     run = forward_run(model, found, threads=threads, max_tokens=max_tokens, max_length=max_length, precision=precision,
