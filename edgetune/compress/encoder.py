@@ -21,7 +21,7 @@ from ..formats import bundle as bundles
 from ..formats import signature
 from ..formats.bert import is_bert, write_bert
 from ..formats.checkpoint import weight_files
-from ..formats.gguf import ENCODER, open_gguf
+from ..formats.gguf import ENCODERS, open_gguf
 from ..serving.embedding import EncoderFile
 from .options import CompressConfig
 from .progress import Progress
@@ -42,7 +42,7 @@ def is_encoder(place: Located) -> bool:
     if place.kind in ("folder", "hub"):
         return is_bert(place.path)
     file = place.path / bundles.MODEL if place.path.is_dir() else place.path
-    return file.is_file() and open_gguf(file).architecture == ENCODER
+    return file.is_file() and open_gguf(file).architecture in ENCODERS
 
 
 def compress(place: Located, out: Path, config: CompressConfig, key: Path | None, resume: bool,

@@ -1,4 +1,4 @@
-"""A Hugging Face folder of a BERT as a GGUF, equal to what llama.cpp's converter makes of it.
+"""A Hugging Face folder of an encoder as a GGUF, equal to what llama.cpp's converter makes of it.
 
 It needs neither torch nor transformers and holds one tensor at a time, so a device can do it. How a text's vector is
 pooled is said by sentence-transformers' files next to the model; without them it is the mean, as there.
@@ -18,34 +18,20 @@ from numpy.typing import NDArray
 
 from ..disk import read_small
 from ..errors import FormatError, UnsupportedError
-from . import wordpiece
 from .checkpoint import AGAIN, as_written, read_json, weight_files
-from .gguf import ENCODER, write_gguf
+from .encoder_kinds import KINDS, SIZES, Kind, Shapes
+from .gguf import write_gguf
 from .gguf.write import Deferred
 from .safetensors import Safetensors
 
-IN_BLOCK = {
-    "attention.self.query": "attn_q", "attention.self.key": "attn_k", "attention.self.value": "attn_v",
-    "attention.output.dense": "attn_output", "attention.output.LayerNorm": "attn_output_norm",
-    "intermediate.dense": "ffn_up", "output.dense": "ffn_down", "output.LayerNorm": "layer_output_norm",
-}
-"""Parts of a block: transformers' name -> GGUF's."""
-OUTSIDE = {"word_embeddings": "token_embd", "position_embeddings": "position_embd",
-           "token_type_embeddings": "token_types", "LayerNorm": "token_embd_norm"}
-FLOAT_TENSORS = ("position_embd.weight", "token_types.weight")  # matrices that llama.cpp keeps as F32
+POSITIONS = "position_embd.weight"
+FLOAT_TENSORS = (POSITIONS, "token_types.weight")  # matrices that llama.cpp keeps as F32
 POOLINGS = {"mean_tokens": 1, "cls_token": 2, "lasttoken": 3}  # sentence-transformers' names -> GGUF's numbers
-# Heads that BERT was trained with and nobody needs for vectors, and a buffer that old transformers stored.
-_UNUSED = re.compile(r"embeddings\.position_ids|pooler\.dense\.(weight|bias)|cls\.(predictions|seq_relationship)\..*")
-_USUAL = {"hidden_act": "gelu", "position_embedding_type": "absolute", "is_decoder": False,
-          "add_cross_attention": False}
-_SIZES = {"context_length": "max_position_embeddings", "embedding_length": "hidden_size",
-          "block_count": "num_hidden_layers", "feed_forward_length": "intermediate_size",
-          "attention.head_count": "num_attention_heads"}
 
 
 def is_bert(folder: Path) -> bool:
-    """Whether a folder's config.json says that its model is a BERT."""
-    return read_json(folder / "config.json").get("model_type") == "bert"
+    """Whether a folder's config.json says that its model is an encoder that is converted."""
+    return read_json(folder / "config.json").get("model_type") in KINDS
 
 
 def write_bert(path: Path, folder: Path, format: str = "F16", general: dict[str, Any] | None = None) -> None:
@@ -56,38 +42,45 @@ def write_bert(path: Path, folder: Path, format: str = "F16", general: dict[str,
     compute.
     """
     with as_written(folder / "config.json", "transformers"):
-        sizes, keys = _read_config(folder)
+        kind, sizes, keys = _read_config(folder)
     with ExitStack() as opened:
         stored: dict[str, tuple[Safetensors, str]] = {}
         for file in weight_files(folder):
             tensors = opened.enter_context(Safetensors(file))
             for name in tensors.shapes:
-                if (ours := _name(file, name)) is not None:
+                if (ours := kind.name(name)) is None:
+                    raise UnsupportedError(
+                        f"{file} has the tensor {name!r:.80}, llama.cpp's {kind.architecture} has none such",
+                        "take the encoder alone, or a model of another variant")
+                if ours:
                     stored[ours] = (tensors, name)
-        _check_shapes(folder, stored, sizes)
-        tokenizer = wordpiece.read(folder, sizes["vocab_size"])
+        _check_shapes(folder, stored, kind.shapes(sizes), sizes["first_position"])
+        tokenizer = kind.tokenizer(folder, sizes["vocab_size"])
         metadata = {"general.type": "model", **(general or {}), "general.file_type": _file_type(format),
-                    "general.quantization_version": 2, **keys, "bert.pooling_type": _pooling(folder),
-                    "tokenizer.ggml.token_type_count": sizes["type_vocab_size"], **tokenizer}
-        write_gguf(path, ENCODER, metadata, {ours: _deferred(ours, *where, format) for ours, where in stored.items()})
+                    "general.quantization_version": 2, **keys,
+                    f"{kind.architecture}.pooling_type": _pooling(folder), **tokenizer}
+        write_gguf(path, kind.architecture, metadata,
+                   {ours: _deferred(ours, *where, format, sizes["first_position"]) for ours, where in stored.items()})
 
 
-def _read_config(folder: Path) -> tuple[dict[str, int], dict[str, Any]]:
-    """Sizes by transformers' names, and the keys bert.*."""
+def _read_config(folder: Path) -> tuple[Kind, dict[str, int], dict[str, Any]]:
+    """The kind, sizes by transformers' names with the first position of a text, and the keys of the architecture."""
     config = read_json(folder / "config.json")
-    if (kind := config.get("model_type")) != "bert":
-        raise UnsupportedError(f"{folder} is of model_type {kind!r:.60}", "known is bert")
-    for name, value in _USUAL.items():
+    if (model_type := config.get("model_type")) not in KINDS:
+        raise UnsupportedError(f"{folder} is of model_type {model_type!r:.60}", f"known are {', '.join(KINDS)}")
+    kind = KINDS[str(model_type)]
+    for name, value in kind.usual.items():
         if (found := config.get(name, value)) != value:
             raise UnsupportedError(f"{folder} has {name} = {found!s:.60}",
                                    f"edgetune converts encoders where it is {value}")
-    defaults = {"max_position_embeddings": 512, "type_vocab_size": 2}
-    names = [*_SIZES.values(), "vocab_size", "type_vocab_size"]
-    sizes = {name: int(config[name] if name in config else defaults[name]) for name in names}
-    keys: dict[str, Any] = {f"bert.{ours}": sizes[theirs] for ours, theirs in _SIZES.items()}
-    keys |= {"bert.attention.layer_norm_epsilon": float(config.get("layer_norm_eps", 1e-12)),
-             "bert.attention.causal": False}
-    return sizes, keys
+    names = [*SIZES.values(), "vocab_size", *kind.defaults]
+    sizes = {name: int(config[name] if name in config else kind.defaults[name]) for name in names}
+    sizes["first_position"] = int(config["pad_token_id"]) + 1 if kind.offset else 0
+    sizes["max_position_embeddings"] -= sizes["first_position"]
+    keys: dict[str, Any] = {f"{kind.architecture}.{ours}": sizes[theirs] for ours, theirs in SIZES.items()}
+    keys |= {f"{kind.architecture}.attention.layer_norm_epsilon": float(config.get(kind.epsilon, kind.usual_epsilon)),
+             f"{kind.architecture}.attention.causal": False, **kind.keys(config)}
+    return kind, sizes, keys
 
 
 def _pooling(folder: Path) -> int:
@@ -108,52 +101,26 @@ def _pooling(folder: Path) -> int:
                            "take a model that does")
 
 
-def _name(file: Path, name: str) -> str | None:
-    """GGUF's name of a tensor; None for one that is left out. UnsupportedError for one that has no place there."""
-    plain = name.removeprefix("bert.").replace(".gamma", ".weight").replace(".beta", ".bias")
-    if _UNUSED.fullmatch(plain):
-        return None
-    if match := re.fullmatch(r"encoder\.layer\.(\d+)\.([\w.]+)\.(weight|bias)", plain):
-        number, part, kind = match.groups()
-        if part in IN_BLOCK:
-            return f"blk.{int(number)}.{IN_BLOCK[part]}.{kind}"
-    if match := re.fullmatch(r"embeddings\.(\w+)\.(weight|bias)", plain):
-        part, kind = match.groups()
-        if part in OUTSIDE:
-            return f"{OUTSIDE[part]}.{kind}"
-    raise UnsupportedError(f"{file} has the tensor {name!r:.80}, llama.cpp's {ENCODER} has none such",
-                           "take the encoder alone, or a model of another variant")
-
-
-def _check_shapes(folder: Path, stored: dict[str, tuple[Safetensors, str]], sizes: dict[str, int]) -> None:
-    d = sizes["hidden_size"]
-    f = sizes["intermediate_size"]
-    shapes: dict[str, tuple[int, ...]] = {
-        "token_embd.weight": (sizes["vocab_size"], d), "position_embd.weight": (sizes["max_position_embeddings"], d),
-        "token_types.weight": (sizes["type_vocab_size"], d)}
-    layers: dict[str, tuple[int, ...]] = {"token_embd_norm": (d,)}
-    for i in range(sizes["num_hidden_layers"]):
-        for part in IN_BLOCK.values():
-            layers[f"blk.{i}.{part}"] = (d,) if part.endswith("_norm") else (d, d)
-        layers[f"blk.{i}.ffn_up"] = (f, d)
-        layers[f"blk.{i}.ffn_down"] = (d, f)
-    for name, shape in layers.items():
-        shapes |= {f"{name}.weight": shape, f"{name}.bias": shape[:1]}
+def _check_shapes(folder: Path, stored: dict[str, tuple[Safetensors, str]], shapes: Shapes, first: int) -> None:
+    """first: rows of the embedding of positions before that of a text's first token."""
     belong = "config.json and the weights must belong together"
     if wrong := sorted(shapes.keys() ^ stored.keys()):
         what = "lacks" if wrong[0] in shapes else "has besides"
         raise FormatError(f"{folder} {what} the tensor that a GGUF calls {wrong[0]}", belong)
     for name, shape in shapes.items():
         file, theirs = stored[name]
-        if (found := file.shapes[theirs]) != shape:
-            raise FormatError(f"{folder} has {theirs} of shape {list(found)}, config.json says {list(shape)}", belong)
+        rows = shape[0] + (first if name == POSITIONS else 0)
+        if (found := file.shapes[theirs]) != (wanted := (rows, *shape[1:])):
+            raise FormatError(f"{folder} has {theirs} of shape {list(found)}, config.json says {list(wanted)}", belong)
 
 
 # ---- formats ---------------------------------------------------------------------------------------------------------
 
 
-def _deferred(ours: str, file: Safetensors, name: str, format: str) -> Deferred:
+def _deferred(ours: str, file: Safetensors, name: str, format: str, first: int) -> Deferred:
     shape = file.shapes[name]
+    if ours == POSITIONS:
+        return Deferred((shape[0] - first, *shape[1:]), "F32", lambda: file.read(name)[first:])
     if len(shape) == 1 or ours in FLOAT_TENSORS:
         return Deferred(shape, "F32", lambda: file.read(name))
     return Deferred(shape, format, lambda: _quantized(file.read(name), format))

@@ -151,8 +151,8 @@ def _check_tensors(gguf: Gguf, s: EncoderShape) -> None:
     if not s.ropes:
         expected["position_embd.weight"] = (s.context, d)
     optional: dict[str, tuple[int, ...]] = {}
-    if not s.is_modern:
-        optional["token_types.weight"] = (types.shape[0] if types else 0, d)
+    if types and not s.is_modern:  # llama.cpp's quantizer writes a single row as a vector
+        optional["token_types.weight"] = (d,) if types.shape == (d,) else (types.shape[0], d)
     expected |= {f"{name}.weight": (d,) for name in s.norms}
     if not s.is_modern:
         expected |= {f"{name}.bias": (d,) for name in s.norms}

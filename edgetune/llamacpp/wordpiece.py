@@ -16,8 +16,8 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import cast
 
-from ..errors import DataError, FormatError
-from ..formats.gguf import TABLE, Gguf, check_encoder, check_table, open_gguf
+from ..errors import DataError, FormatError, UnsupportedError
+from ..formats.gguf import ENCODER, TABLE, Gguf, check_encoder, check_table, open_gguf
 from ..formats.named import find_model
 
 LONGEST_WORD = 100  # characters; a longer one is [UNK]
@@ -50,6 +50,9 @@ class WordPiece:
         gguf = file if isinstance(file, Gguf) else open_gguf(find_model(file))
         (check_table if gguf.architecture == TABLE else check_encoder)(gguf)
         keys = gguf.metadata
+        if (kind := keys["tokenizer.ggml.model"]) != ENCODER:
+            raise UnsupportedError(f"{gguf.path} has a tokenizer of kind {kind}, not WordPiece",
+                                   "take an encoder with BERT's tokenizer, such as minilm")
         tokens = cast(list[str], keys["tokenizer.ggml.tokens"])
         types = cast(list[int], keys.get("tokenizer.ggml.token_type", [1] * len(tokens)))
         self.n_vocab = len(tokens)

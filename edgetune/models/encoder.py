@@ -52,7 +52,7 @@ class Bert(Network):
         if (positions := self.gguf.tensors.get("position_embd.weight")) is not None:
             found += self.gguf.read(positions).f32()[:count]
         if (types := self.gguf.tensors.get("token_types.weight")) is not None:
-            found += self.gguf.read(types).f32()[0]
+            found += self.gguf.read(types).f32().reshape(-1, found.shape[1])[0]
         return found
 
     def build(self, run: RunShape, ops: Backend, arena: Arena, streamed: int, seed: int) -> EncoderPasses:

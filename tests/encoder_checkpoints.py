@@ -1,0 +1,69 @@
+"""Encoders with byte-level BPE as transformers and sentence-transformers save them, tiny and random."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from modern_berts import tiny_modern
+from tiny import byte_letters
+
+MERGES = [("Ġ", "t"), ("Ġt", "h"), ("Ġth", "e"), ("o", "n"), ("Ġ", "on")]
+
+
+def write_modern_checkpoint(folder: Path, pooling: str = "mean_tokens", **sizes: Any) -> Path:
+    """A ModernBERT; more rows in its embedding than tokens, as the published ones have."""
+    model = tiny_modern(vocab_size=300, **sizes)
+    model.config.layer_norm_eps = model.config.norm_eps  # the published ones say it twice, and llama.cpp reads this
+    model.save_pretrained(folder)
+    _write_tokenizer(folder, [], "[CLS]", "[SEP]", ["[UNK]", "[CLS]", "[SEP]", "[PAD]", "[MASK]"], ["  "])
+    return _write_pooling(folder, pooling)
+
+
+def write_roberta_checkpoint(folder: Path, pooling: str = "mean_tokens") -> Path:
+    """A RoBERTa, the first of whose positions is that after the mark of padding."""
+    import torch
+    from transformers import RobertaConfig, RobertaModel
+    model = RobertaModel(RobertaConfig(
+        vocab_size=4 + 256 + len(MERGES) + 1, hidden_size=64, num_hidden_layers=2, num_attention_heads=4,
+        intermediate_size=128, max_position_embeddings=98, type_vocab_size=1, layer_norm_eps=1e-5)).eval()
+    rng = np.random.default_rng(4)
+    with torch.no_grad():
+        for name, values in model.named_parameters():
+            center = 1.0 if name.endswith("LayerNorm.weight") else 0.0
+            values.copy_(torch.from_numpy((center + 0.2 * rng.standard_normal(values.shape)).astype(np.float32)))
+    model.save_pretrained(folder)
+    _write_tokenizer(folder, ["<s>", "<pad>", "</s>", "<unk>"], "<s>", "</s>", ["<mask>"], [])
+    return _write_pooling(folder, pooling)
+
+
+def _write_tokenizer(folder: Path, first: list[str], cls: str, sep: str, last: list[str], words: list[str]) -> None:
+    """first: marks with the first ids, last: with the last ones. words: tokens that are no marks and not cut."""
+    from tokenizers import AddedToken, Tokenizer, decoders, models, normalizers, pre_tokenizers, processors
+    from transformers import PreTrainedTokenizerFast
+    texts = [*first, *byte_letters(), *("".join(pair) for pair in MERGES)]
+    tokenizer = Tokenizer(models.BPE(vocab={text: i for i, text in enumerate(texts)}, merges=MERGES))
+    tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=True)
+    tokenizer.decoder = decoders.ByteLevel()
+    if not first:
+        tokenizer.normalizer = normalizers.NFC()
+    tokenizer.add_special_tokens([AddedToken(text, normalized=False, special=True) for text in (*first, *last)])
+    tokenizer.add_tokens([AddedToken(word, special=False) for word in words])
+    marks = [(text, tokenizer.token_to_id(text)) for text in (cls, sep)]
+    tokenizer.post_processor = (
+        processors.RobertaProcessing(sep=marks[1], cls=marks[0], add_prefix_space=False) if first else
+        processors.TemplateProcessing(single=f"{cls} $A {sep}", pair=f"{cls} $A {sep} $B:1 {sep}:1",
+                                      special_tokens=marks))
+    named = {"bos_token": cls, "eos_token": sep} if first else {}
+    unknown, padding = ("<unk>", "<pad>") if first else ("[UNK]", "[PAD]")
+    PreTrainedTokenizerFast(tokenizer_object=tokenizer, cls_token=cls, sep_token=sep, unk_token=unknown,
+                            pad_token=padding, mask_token=last[-1], **named).save_pretrained(folder)
+
+
+def _write_pooling(folder: Path, pooling: str) -> Path:
+    modules = [{"path": "", "type": "sentence_transformers.models.Transformer"},
+               {"path": "1_Pooling", "type": "sentence_transformers.models.Pooling"}]
+    (folder / "modules.json").write_text(json.dumps(modules))
+    (folder / "1_Pooling").mkdir()
+    (folder / "1_Pooling/config.json").write_text(json.dumps({f"pooling_mode_{pooling}": True}))
+    return folder

@@ -1,0 +1,147 @@
+"""Checkpoints of RoBERTa and ModernBERT as GGUF: the file of llama.cpp's converter, tokens, places and vectors."""
+
+import hashlib
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+pytest.importorskip("torch")
+pytest.importorskip("transformers")
+
+from checkpoints import edit
+from commands import run
+from encoder_checkpoints import write_modern_checkpoint, write_roberta_checkpoint
+from encoders import truth, vectors
+from labelled import LLAMA_CPP, at_first, close, open_trainer
+from transformers import AutoModel, AutoTokenizer
+
+from edgetune.adapters.heads import VECTOR
+from edgetune.data.packing import collate
+from edgetune.errors import DataError, FormatError, UnsupportedError
+from edgetune.formats.bert import is_bert, write_bert
+from edgetune.formats.gguf import open_gguf
+from edgetune.llamacpp.tokenizers import open_tokenizer
+from edgetune.runs.train import train
+from edgetune.serving.classifier import Classifier
+
+FIXTURE = Path(__file__).parents[1] / "fixtures" / "encoders_by_llama_cpp.json"
+WRITERS = {"modern": write_modern_checkpoint, "roberta": write_roberta_checkpoint}
+TEXTS = ["turn on the light in the kitchen", "  What's  the time,\nthen? ", "Größe: 12½ 😶‍🌫️ मैं", "on", "",
+         "<s>[CLS]</s>"]
+SLOTS = [{"prompt": f"turn {word} the {letter} light", "completion": json.dumps({"do": word, "place": letter})}
+         for word in ("on", "off") for letter in "abcdefghijklm"]
+
+
+@pytest.fixture(scope="module", params=WRITERS)
+def made(request, tmp_path_factory):
+    """(name, checkpoint, its GGUF in F32)"""
+    folder = tmp_path_factory.mktemp(request.param)
+    WRITERS[request.param](folder / "m")
+    write_bert(folder / "m.gguf", folder / "m", "F32")
+    return request.param, folder / "m", folder / "m.gguf"
+
+
+def test_it_is_the_file_of_llama_cpps_converter(made, tmp_path):
+    name, folder, _ = made
+    write_bert(tmp_path / "m.gguf", folder, "F16")
+    gguf = open_gguf(tmp_path / "m.gguf")
+    wanted = json.loads(FIXTURE.read_text())[name]
+    keys = {key: [gguf.types[key], digested(gguf.metadata[key])] for key in gguf.metadata
+            if key != "general.architecture"}
+    assert keys == wanted["keys"]
+    tensors = {tensor: [list(found.shape), found.format, hashlib.sha256(found.data).hexdigest()]
+               for tensor, found in gguf.tensors.items()}
+    assert tensors == wanted["tensors"]
+
+
+def digested(value):
+    """A list as the fixture has it."""
+    if not isinstance(value, list):
+        return value
+    return {"values": len(value), "sha256": hashlib.sha256(json.dumps(value).encode()).hexdigest()}
+
+
+def test_tokens_and_places_are_those_of_the_library(made):
+    """Places without the space around them. What spells a mark is text here."""
+    _, folder, path = made
+    tokenizer = open_tokenizer(path)
+    library = AutoTokenizer.from_pretrained(folder, split_special_tokens=True)
+    for text in TEXTS:
+        wanted = library(text, return_offsets_mapping=True)
+        found = tokenizer.encode_places(text)
+        assert found.ids == wanted["input_ids"], text
+        assert found.places == [bare(text, *place) for place in wanted["offset_mapping"]], text
+        assert tokenizer.encode(text) == found.ids
+    assert tokenizer.decode(tokenizer.encode("the on")[1:-1]) == "the on"
+    with pytest.raises(DataError, match="half a surrogate"):
+        tokenizer.encode("\ud800")
+    tokenizer.close()
+    with pytest.raises(ValueError, match="closed"):
+        tokenizer.encode("on")
+
+
+def bare(text, begin, end):
+    inside = text[begin:end]
+    begin += len(inside) - len(inside.lstrip())
+    return (begin, begin + len(inside.strip())) if inside.strip() else (0, 0)
+
+
+def test_vectors_are_those_of_transformers(made):
+    _, folder, path = made
+    tokenizer = open_tokenizer(path)
+    model = AutoModel.from_pretrained(folder, attn_implementation="eager").eval()
+    tokens = [tokenizer.encode(text) for text in TEXTS]
+    expected = np.array([truth(model, ids) for ids in tokens])
+    rows = [at_first(np.array(ids, np.int32), 0) for ids in tokens]
+    close(open_trainer(path, VECTOR, max_length=90).decoder.pooled(collate(rows, share=False)), expected)
+    close(vectors(path, TEXTS), expected, LLAMA_CPP)
+
+
+def test_it_learns_json_and_is_served(made, tmp_path):
+    _, folder, _ = made
+    run("compress", folder, "-o", tmp_path / "m.edge", "--type", "Q8_0")
+    result = train(tmp_path / "m.edge", SLOTS, tmp_path / "out", SLOTS, epochs=12, rank=4, threads=1, lr=3e-3)
+    assert result.record["objective"]["name"] == "tag"
+    assert result.loss_after < 0.8 * result.loss_before
+    with Classifier(tmp_path / "m.edge", tmp_path / "out", threads=1) as served:
+        found = [json.loads(one.label) for one in served.classify([row["prompt"] for row in SLOTS])]
+    assert all(one.get("place", "a") in row["prompt"] for one, row in zip(found, SLOTS, strict=True))
+
+
+@pytest.mark.parametrize(("kind", "file", "change", "says"), [
+    ("modern", "config.json", {"norm_bias": True}, "norm_bias = True"),
+    ("modern", "config.json", {"hidden_activation": "relu"}, "hidden_activation = relu"),
+    ("roberta", "config.json", {"hidden_act": "relu"}, "hidden_act = relu"),
+    ("roberta", "tokenizer.json", {"pre_tokenizer": {"type": "Split"}}, "it has Split, known is ByteLevel"),
+    ("roberta", "tokenizer.json", {"pre_tokenizer": {"type": "ByteLevel", "add_prefix_space": True}}, "as GPT-2 does"),
+    ("roberta", "tokenizer.json", {"normalizer": {"type": "Lowercase"}}, "it has Lowercase, known is NFC"),
+    ("roberta", "tokenizer.json", {"post_processor": None}, "it puts '' and '' around a text")])
+def test_variants_that_llama_cpp_does_not_compute_are_refused(tmp_path, kind, file, change, says):
+    folder = WRITERS[kind](tmp_path / "m")
+    edit(folder / file, **change)
+    with pytest.raises(UnsupportedError, match=says):
+        write_bert(tmp_path / "m.gguf", folder)
+
+
+@pytest.mark.parametrize(("file", "change", "says"), [
+    ("config.json", {"max_position_embeddings": 50}, r"of shape \[98, 64\], config.json says"),
+    ("config.json", {"vocab_size": 20}, r"of shape \[266, 64\], config.json says \[20, 64\]"),
+    ("config.json", {"pad_token_id": None}, "not as transformers writes it"),
+    ("tokenizer_config.json", {"cls_token": None, "bos_token": None}, "it puts '<s>'")])
+def test_what_does_not_belong_together_is_said(tmp_path, file, change, says):
+    folder = write_roberta_checkpoint(tmp_path / "m")
+    edit(folder / file, **change)
+    with pytest.raises((FormatError, UnsupportedError), match=says):
+        write_bert(tmp_path / "m.gguf", folder)
+    (folder / "tokenizer_config.json").unlink()
+    edit(folder / "config.json", vocab_size=266, pad_token_id=1, max_position_embeddings=98)
+    with pytest.raises(FormatError, match=r"has no tokenizer_config\.json"):
+        write_bert(tmp_path / "m.gguf", folder)
+    assert is_bert(folder)
+
+
+def test_a_table_of_tokens_is_made_of_words_alone(made, tmp_path):
+    said = run("compress", made[1], "-o", tmp_path / "table", "--static", "8", code=1)
+    assert "WordPiece" in said
