@@ -1,4 +1,4 @@
-"""How transformers stores each kind of encoder that becomes a GGUF: names, shapes, keys, and its tokenizer."""
+"""The kinds of encoders that become a GGUF, as transformers stores them: names, shapes, keys, tokenizer."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ class Kind:
     blocks: what the names of a block's parts begin with, before its number; in_block, outside: transformers' names of
     parts -> GGUF's. unused: tensors that are left out: heads of pre-training, and buffers that old versions stored.
     usual: values of config.json other than which llama.cpp computes nothing. epsilon: of norms, by its name there, and
-    its default. tokenizer: reads the keys of one, for so many rows of the embedding. shapes: of all tensors. keys: what
+    its default. tokenizer: reads the keys of one, by the rows of the embedding. shapes: of all tensors. keys: what
     else becomes of config.json. defaults: of sizes there. offset: whether the positions of a text begin after that of
     padding.
     """

