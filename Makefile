@@ -16,7 +16,7 @@ RUN = cd tests && PYTHONPATH=$(SOURCES) $(PYTHON)
 # The same with the package that `make cuda` leaves.
 EMULATED = cd tests && PYTHONPATH=$(CURDIR)/build/emulated/python $(PYTHON)
 
-.PHONY: arm-kernels arm-train check clean compaction compressed corrections crash cuda cuda-steps data dev \
+.PHONY: arm-kernels arm-train cascade check clean compaction compressed corrections crash cuda cuda-steps data dev \
     docs dpo durability encoder-peers encoder-types fuzz fuzz-daemon help install installs learning life lint load memory methods \
     peers picture pressure proofs ready recipes release sanitize second-task service slow test tutor wheels
 
@@ -118,6 +118,9 @@ pressure: ready ## another process takes the memory of a training in a cgroup, a
 
 peers: ready ## many minutes: training speed, compared with PEFT in fp32, bf16, compiled bf16 and bitsandbytes NF4
 	$(RUN) peers/speed.py
+
+cascade: ready ## an hour, needs the rows of make data and edgetune pull minilm: an encoder before SmolLM2 on Snips
+	$(RUN) peers/cascade.py
 
 encoder-peers: ready ## an hour, needs the rows of make data and edgetune pull minilm: MiniLM learns Snips, compared with PyTorch
 	$(RUN) peers/encoder.py

@@ -44,9 +44,10 @@ class FirstEncoder:
         self.busy_bytes = self._reader.busy_bytes
         self._turn = threading.Lock()
         if (sureness := self._reader.sureness) is None:
-            raise UsageError(f"{config.first} does not say when it is sure, for it was trained by an earlier edgetune "
-                             f"or had fewer than {LEAST_ROWS} rows for that", "train it again, with more rows held "
-                             "out, or its head alone: --steps 1 --eval none")
+            raise UsageError(f"{config.first} does not say when it is sure: it is of an earlier edgetune, or had fewer "
+                             f"than {LEAST_ROWS} rows for that, or gives several labels", "train it again with one "
+                             f"label or JSON a row and {LEAST_ROWS} held-out rows, or the head alone on labels: "
+                             "--steps 1 --eval none")
         self.threshold = sureness.threshold(config.first_share)
         if sureness.surest < config.first_share:
             raise UsageError(f"first-share is {config.first_share:g}, and of the surest answers of {config.first} "
