@@ -32,11 +32,11 @@ HELP = {"--help", "--help-all"}
 EVERYWHERE = {"--json", "--url", "--key-file"}
 HEAD = """\
 `edgetune COMMAND --help` shows the options that most people need, `--help-all` all of them. This page has all, each
-once. An option stands with its default in parentheses; in brackets stands what holds if it is not given.
+once. Defaults are in parentheses; what holds without an option, in brackets.
 
-Every command takes `--json`: it prints one JSON object, and progress as JSON lines on stderr ([files](files.md)).
-Commands that ask a daemon take `--url`, which is http://HOST:PORT or unix:/PATH, and `--key-file`, a file with a key.
-Without them the [environment](files.md#environment-variables) decides, else `http://127.0.0.1:8642`."""
+Every command takes `--json`: one JSON object, and progress as JSON lines on stderr ([files](files.md)). Commands that
+ask a daemon take `--url` (http://HOST:PORT or unix:/PATH) and `--key-file`. Without them the
+[environment](files.md#environment-variables) decides, else `http://127.0.0.1:8642`."""
 
 
 def lines() -> Iterator[str]:
@@ -100,7 +100,7 @@ def command_lines(path: str) -> Iterator[str]:
         yield from (f"{flags(common)}: {link(COMMON.lower(), COMMON)}.", "")
     for title, others in shared.items():
         if others:
-            yield from (f"{named(others, SHARED[title][0])} the {link(title.lower(), title)}.", "")
+            yield from (named(others, title), "")
 
 
 def options_of(command: click.Command) -> list[click.Option]:
@@ -166,15 +166,16 @@ def is_shared(option: click.Option, kind: type) -> bool:
     return spec is not None and option.help == spec.metadata["help"] and option.default in (spec.default, None)
 
 
-def named(found: list[click.Option], kind: type) -> str:
-    """Names the fewer of those that a command has and those that it lacks."""
+def named(found: list[click.Option], title: str) -> str:
+    """Names the fewer of those options of a table that a command has and those that it lacks."""
     names = {one.name for one in found}
-    missing = [spec.name for spec in options.specs_of(kind) if spec.name not in names]
+    missing = [spec.name for spec in options.specs_of(SHARED[title][0]) if spec.name not in names]
+    table = link(title.lower(), title)
     if not missing:
-        return "All of"
+        return f"All {table}."
     if len(missing) < len(names):
-        return f"All but {options.flags(missing)} of"
-    return f"{flags(found)} of"
+        return f"All {table} but {options.flags(missing)}."
+    return f"{flags(found)} of the {table}."
 
 
 def flags(found: list[click.Option]) -> str:

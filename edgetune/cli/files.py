@@ -34,8 +34,8 @@ base_option = click.option("--base", type=ModelPath(),
          click.option("--to", "to", type=click.Choice(["peft", "ollama"]), default="peft", show_default=True,
                       help="For which program."), base_option,
          click.option("--base-name", default="",
-                      help="The base as that program knows it. peft: an id on the Hugging Face hub or a folder, which "
-                           "AutoPeftModel loads [as the GGUF names it]. ollama: a model's name [the GGUF's path]."),
+                      help="The base as that program knows it: for peft an id on the hub or a folder [as the GGUF "
+                           "names it], for ollama a model's name [the GGUF's path]."),
          click.option("--system", default=None, help="ollama: the system message of every chat [that of training]."),
          click.option("-o", "--out", "folder", type=click.Path(path_type=Path), help="New folder [ADAPTER-peft]."))
 def export_command(adapter: Path, to: str, base: Path | None, base_name: str, system: str | None, folder: Path | None,

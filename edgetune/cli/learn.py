@@ -39,10 +39,9 @@ if TYPE_CHECKING:
 
 
 def allow_changed_option(begin: str) -> Any:
-    return click.option("--allow-changed", metavar="NAME", multiple=True, help=f"{begin} although this has changed "
-                        "since the run was started: data, held-out, base, isa, version or the name of an option. Steps "
-                        "done stay, the rest uses the new value: the adapter is none that an uninterrupted run would "
-                        "give; run.json lists what changed.")
+    return click.option("--allow-changed", metavar="NAME", multiple=True, help=f"{begin} although this has changed: "
+                        "data, held-out, base, isa, version or the name of an option. Steps done stay, the rest uses "
+                        "the new value; run.json lists what changed.")
 
 
 COLOURS = {"learned": "green", "still falling": "green", "overfitted": "yellow", "unmeasured": "yellow", "worse": "red"}

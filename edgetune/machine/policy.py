@@ -22,8 +22,8 @@ class Policy:
     """Options of the governor. None of them changes what is learned."""
 
     govern: bool = option(True, "Yield: slow down or pause for heat, throttling, other programs, lack of memory or an "
-                          "empty battery. Pauses and fewer threads change no bit of the result; a smaller "
-                          "micro-batch, used only when memory is short, changes the last bits.",
+                          "empty battery. Only a smaller micro-batch, if memory is short, changes the result, by its "
+                          "last bits.",
                           group="What it yields to")
     max_temp: float = option(0.0, "Pause at this temperature in degrees Celsius, slow down 5 below it; auto: where the "
                              "board starts to slow down by itself.", low=0.0, high=120.0, zero=AUTO, common=True)

@@ -71,14 +71,14 @@ class CommonOptions:
                                             "sft with --epochs auto, else none.", low=0, high=10**9, auto=int,
                                             common=True)
     share_prefixes: str = option("auto", "Compute once what rows of a batch begin with alike, such as a system "
-                                 "message; off: again for each row. Results are the same but for rounding.",
+                                 "message; off: again for each row. Results are equal up to rounding.",
                                  choices=("auto", "off"))
     shuffle: bool = option(True, "Shuffle the rows again in every epoch.")
     system: str = option("", "System message for rows that have none.", common=True)
     prompt_column: str = option("", "Key of a row's question, for rows of no known format [by the keys of known ones].")
     completion_column: str = option("", "Key of a row's answer, likewise.")
-    markup: str = option("escape", "What text in a message that spells a control token such as <|im_end|> becomes: "
-                         "escape keeps it text, parse makes it the token, so that a message can forge a turn.",
+    markup: str = option("escape", "What a control token such as <|im_end|> in a message becomes: escape keeps it "
+                         "text, parse makes it the token, so that a message can forge a turn.",
                          choices=("escape", "parse"))
     # the run
     memory: str = option("", "Memory of the whole process at most, such as 300M or 1.5G, or 25% of what is available "
@@ -89,9 +89,8 @@ class CommonOptions:
                             "many as memory demands.", choices=("auto", "block", "none"))
     weights: str = option("auto", "Keep all weights resident in memory, or have them streamed from the file at every "
                           "use; auto: stream as few as memory allows.", choices=("auto", "resident", "streamed"))
-    precision: str = option("fast", "How products are computed: fast (activations in bf16, multiplied in bf16 where "
-                            "the CPU is quick at it, else in float), exact (all in float) or int8 (8-bit integers "
-                            "where the CPU multiplies them, else as fast).",
+    precision: str = option("fast", "How products are computed: fast (bf16 where the CPU is quick at it, else float), "
+                            "exact (float) or int8 (8-bit integers where the CPU multiplies them, else as fast).",
                             choices=("fast", "exact", "int8"))
     eval_every: int = option(0, "Steps between two measurements of the held-out loss; auto: once an epoch, and with "
                              "--epochs auto at least five times in a run.", low=0, zero=AUTO)
