@@ -11,6 +11,7 @@ The library an app embeds:
     RunCallbacks   what such a run asks and tells its caller
     Served         llama.cpp with adapters that are loaded, switched and unloaded at run time
     Classifier     an encoder that answers with the labels, or the JSON, that it learned
+    vectors        an encoder's vectors of texts, with or without an adapter
     EdgetuneError  what a user can cause; edgetune.errors has its kinds
 
 >>> import edgetune
@@ -34,11 +35,12 @@ _HOME = {
     "StepResult": "training.trainer", "run": "training.run", "open_adapter": "adapters.store",
     "RunCallbacks": "training.callbacks", "Served": "serving.llama:LlamaModel", "train": "runs.train",
     "resume": "runs.train", "Result": "runs.result", "pull": "hub", "Classifier": "serving.classifier",
+    "vectors": "serving.vectors",
 }
 __all__ = [
     "Bundle", "Classifier", "EdgetuneError", "Result", "RunCallbacks", "Served", "StepResult", "Tokenizer",
     "TrainConfig", "Trainer", "__version__", "load", "load_rows", "open_adapter", "open_bundle", "open_gguf",
-    "pull", "resume", "run", "train",
+    "pull", "resume", "run", "train", "vectors",
 ]
 
 if TYPE_CHECKING:
@@ -56,6 +58,7 @@ if TYPE_CHECKING:
     from .runs.train import train as train
     from .serving.classifier import Classifier as Classifier
     from .serving.llama import LlamaModel as Served
+    from .serving.vectors import vectors as vectors
     from .training.callbacks import RunCallbacks as RunCallbacks
     from .training.config import TrainConfig as TrainConfig
     from .training.run import run as run

@@ -49,7 +49,7 @@ SECTIONS = {
     "Answer": [
         Name("edgetune.Served", "load_adapter use unload adapters chat generate complete logprobs logits system_of "
              "grammar_of embedder context reset close"),
-        Name("edgetune.Classifier", "classify chat close"),
+        Name("edgetune.Classifier", "classify chat close"), Name("edgetune.vectors"),
         Name("edgetune.serving.classifier.Classified"),
         Name("edgetune.serving.completion.Completion", "text cancel",
              "`service.chat` and `service.generate` return it.")],

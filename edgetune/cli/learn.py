@@ -183,6 +183,9 @@ def try_lines(result: Result, model: Path, folder: Path) -> list[str]:
     from ..formats.named import name_of
     if result.is_worse:
         return [f"adapter in {folder}"]
+    if result.record["objective"]["name"] == "embed":
+        merge = f"edgetune merge {name_of(model)} {folder} -o NEW.gguf"
+        return [Copied(f"adapter in {folder}; write a model with it: {merge}")]
     is_served = family_named(result.record["options"]["family"]).served_by == LLAMA_CPP
     command = f"chat {name_of(model)}" if is_served else f"generate {name_of(model)} PROMPTS.jsonl --engine native"
     return [Copied(f"adapter in {folder}; try: edgetune {command} --adapter {folder}")]

@@ -70,14 +70,15 @@ class Encoder:
         return Reader(self, objective, self._open(found, self._precision, objective.heads),
                       sureness_of(found, str(path)))
 
-    def vectors(self, texts: Sequence[Sequence[int]]) -> Floats:
-        """The vectors of texts by the encoder without an adapter, pooled, of length 1: [n, D]. texts: token ids, each
-        with its marks.
+    def vectors(self, texts: Sequence[Sequence[int]], adapter: str | Path | None = None) -> Floats:
+        """The vectors of texts by the encoder, with an adapter or without one, pooled, of length 1: [n, D]. texts:
+        token ids, each with its marks.
         """
+        passes = self._alone if adapter is None else self._open(read_artifact(adapter, self.gguf), "exact", (VECTOR,))
         parts = [np.empty((0, self.width), np.float32)]
         for part in self.together([len(ids) for ids in texts]):
             examples = [Example(np.array(ids, np.int32), np.zeros(len(ids), np.float32)) for ids in texts[part]]
-            parts.append(self.use(self._alone).pooled(collate(examples, share=False)))
+            parts.append(self.use(passes).pooled(collate(examples, share=False)))
         return np.concatenate(parts)
 
     def together(self, sizes: Sequence[int]) -> Iterator[slice]:

@@ -15,14 +15,14 @@ def learned(found: Artifact, source: str) -> Labelling:
     names it.
     """
     if not found.objective:
-        raise FormatError(f"{source} has no labels", "name an adapter that edgetune train made of an encoder")
+        raise FormatError(f"{source} has no labels", "name an adapter that was trained on labels or JSON")
     try:
         objective = read_objective(found.objective)
     except (UsageError, KeyError, TypeError, ValueError) as error:
         raise FormatError(f"{source} is damaged: its labels are not readable ({error})",
                           "take an earlier adapter") from None
     if not isinstance(objective, Labelling) or not objective.is_fitted:
-        raise FormatError(f"{source} has no labels", "name an adapter that edgetune train made of an encoder")
+        raise FormatError(f"{source} has no labels", "name an adapter that was trained on labels or JSON")
     for head in objective.heads:
         values = found.tensors.get(f"head.{head.parameters}")
         if values is None or not np.isfinite(values).all():
