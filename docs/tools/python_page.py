@@ -51,6 +51,7 @@ SECTIONS = {
              "grammar_of embedder context reset close"),
         Name("edgetune.Classifier", "classify chat close"), Name("edgetune.vectors"),
         Name("edgetune.serving.classifier.Classified"),
+        Name("edgetune.serving.sureness.Sureness", "threshold answered surest", "`Classifier.sureness`."),
         Name("edgetune.serving.completion.Completion", "text cancel",
              "`service.chat` and `service.generate` return it.")],
     "Models and adapters": [

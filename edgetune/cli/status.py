@@ -52,6 +52,7 @@ def view(facts: dict[str, Any]) -> RenderableType:
     found = facts["adapters"]
     names = short_names(found["data"])
     colour = "green" if health["status"] == "ok" else "yellow"
+    others = [f"; {count} by {source}" for source, count in facts["answered"].items() if source != "model"]
     remembered = [a["verdict"].get("remembered") for a in found["data"] if a["id"] == found["serving"]]
     rows: list[list[str | Text]] = [
         ["health", Text.assemble((health["status"], colour), *(f"\n{reason}" for reason in health["reasons"]))],
@@ -60,7 +61,7 @@ def view(facts: dict[str, Any]) -> RenderableType:
                    f"{size_text(memory['available'])} available"],
         ["temperature", "unknown" if facts["temperature"] is None else f"{facts['temperature']:.1f} °C"],
         ["answers", f"{serving['working']} in progress, {serving['waiting']} waiting, {serving['requests']} in all; "
-                    f"{serving['tokens_per_s']:.1f} tokens/s in the last one"],
+                    f"{serving['tokens_per_s']:.1f} tokens/s in the last one{''.join(others)}"],
         ["job", Text(_job(facts["job"]) if facts["job"] else "none")],
         ["learning", Text("\n".join(filter(None, (facts["learning"]["state"], facts["learning"]["unused"]))))],
         *_tutor(facts["learning"].get("tutor")),

@@ -87,6 +87,7 @@ def facts(now):
     return {"model": "smollm2-135m-instruct", "health": {"status": "ok", "reasons": []}, "job": None,
             "temperature": 51.5, "memory": {"used": 383 * MIB, "budget": 17 << 30, "available": 22 << 30},
             "serving": {"working": 0, "waiting": 0, "requests": 12, "tokens_per_s": 40.8},
+            "answered": {"model": 12, "encoder": 30},
             "learning": {"state": "learns when it is told to", "unused": ""},
             "adapters": {"data": ADAPTERS, "serving": ADAPTERS[2]["id"], "history": [
                 {"at": now, "adapter": ADAPTERS[2]["id"], "cause": f"ftjob-12ab: {CAUSE}"},
