@@ -17,7 +17,7 @@ RUN = cd tests && PYTHONPATH=$(SOURCES) $(PYTHON)
 EMULATED = cd tests && PYTHONPATH=$(CURDIR)/build/emulated/python $(PYTHON)
 
 .PHONY: arm-kernels arm-train cascade check clean compaction compressed corrections crash cuda cuda-steps data dev \
-    docs dpo durability encoder-peers encoder-types fuzz fuzz-daemon help install installs learning life lint load memory methods \
+    docs dpo durability encoder-peers encoder-service encoder-types fuzz fuzz-daemon help install installs learning life lint load memory methods \
     peers picture pressure proofs ready recipes release sanitize second-task service slow test tutor wheels
 
 help: ## this list
@@ -145,6 +145,9 @@ recipes: ready ## an hour: small data sets trained without an option, answered f
 
 compressed: ready ## hours, needs the rows of make data: what compress costs, by llama.cpp's types, --target-size, width, vocabulary, for a board, as ONNX
 	$(RUN) proofs/compressed.py $(COMPRESSED)
+
+encoder-service: ready ## minutes, needs the rows of make data: a daemon of minilm, lessons of 40 corrections, answers a second, memory
+	$(RUN) proofs/encoder_service.py
 
 encoder-types: ready ## ten minutes, needs the rows of make data: all-MiniLM-L6-v2 in llama.cpp's types, its vectors and the intents named by them
 	$(RUN) proofs/encoder_types.py
