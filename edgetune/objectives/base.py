@@ -82,11 +82,13 @@ class Objective(ABC):
         if "name" in vars(cls) and "method" not in vars(cls):
             cls.method = cls.name
 
-    def fitted(self, learned: Sequence[Example], held: Sequence[Example]) -> Objective:  # noqa: ARG002
-        """The objective for a run on these examples and held-out ones, such as one that knows their labels. Raises
-        DataError.
-        """
+    def fitted(self, learned: Sequence[Example]) -> Objective:  # noqa: ARG002
+        """The objective for a run on these examples, such as one that knows their labels. Raises DataError."""
         return self
+
+    def measurable(self, held: Sequence[Example]) -> list[Example]:
+        """The held-out examples that a run on others can be right on. Raises DataError where there are none."""
+        return [*held]
 
     def prepared(self, examples: Sequence[Example]) -> list[Example]:
         """The examples as the fitted objective learns them. Raises DataError."""

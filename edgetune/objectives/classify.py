@@ -43,7 +43,7 @@ class Classify(Labelling):
     def is_fitted(self) -> bool:
         return bool(self.labels)
 
-    def fitted(self, learned: Sequence[Example], held: Sequence[Example]) -> Objective:
+    def fitted(self, learned: Sequence[Example]) -> Objective:
         """JSON objects are learned field by field, by `Tag`, where they have a form, and JSON lists of texts label by
         label, by `Multilabel`; else answers that are few texts are labels. A combination of fields that no row has is
         then no label.
@@ -52,16 +52,16 @@ class Classify(Labelling):
             return self
         answers = [labelled.answer_of(example) for example in learned]
         if all(map(labelled.is_list, answers)):
-            return Multilabel().fitted(learned, held)
+            return Multilabel().fitted(learned)
         are_few = labelled.are_few(answers)
         if all(map(labelled.is_object, answers)):
             try:
-                return Tag().fitted(learned, held)
+                return Tag().fitted(learned)
             except DataError:
                 if not are_few:
                     raise
         if are_few:
-            return replace(self, labels=labelled.labels_of([*answers, *map(labelled.answer_of, held)]))
+            return replace(self, labels=labelled.labels_of(answers))
         odd = next(answer for answer in answers if not labelled.is_object(answer))
         raise DataError(f"most answers occur once, such as {odd!r:.80}: they are no labels", labelled.TAKE_DECODER)
 

@@ -89,6 +89,22 @@ class Labelling(Objective):
         """An answer of a row in the form in which `answer` writes it."""
         return answer
 
+    def measurable(self, held: Sequence[Example]) -> list[Example]:
+        """Those whose labels are learned. Of another, a wrong answer however sure, the loss would outweigh all that
+        was learned from a few rows.
+        """
+        found = [example for example in held if self._is_known(example)]
+        if held and not found:
+            self.prepared(held)  # raises
+        return found
+
+    def _is_known(self, example: Example) -> bool:
+        try:
+            self.prepared([example])
+        except DataError:
+            return False
+        return True
+
     def count(self, examples: Sequence[Example]) -> float:
         return sum(example.document.size + float(example.weights.sum(dtype=np.float64)) for example in examples)
 

@@ -49,10 +49,10 @@ class Multilabel(Labelling):
     def is_fitted(self) -> bool:
         return bool(self.labels)
 
-    def fitted(self, learned: Sequence[Example], held: Sequence[Example]) -> Multilabel:
+    def fitted(self, learned: Sequence[Example]) -> Multilabel:
         if self.labels:
             return self
-        answers = [labelled.list_of(labelled.answer_of(example)) for example in (*learned, *held)]
+        answers = [labelled.list_of(labelled.answer_of(example)) for example in learned]
         return replace(self, labels=labelled.labels_of([label for answer in answers for label in answer]))
 
     def prepared(self, examples: Sequence[Example]) -> list[Example]:

@@ -46,10 +46,10 @@ class Tag(Labelling):
     def is_fitted(self) -> bool:
         return self.form is not None
 
-    def fitted(self, learned: Sequence[Example], held: Sequence[Example]) -> Tag:
+    def fitted(self, learned: Sequence[Example]) -> Tag:
         if self.form:
             return self
-        asked = map(labelled.asked_of, [*learned, *held])
+        asked = map(labelled.asked_of, learned)
         return replace(self, form=form_of([(one.question, one.answer) for one in asked]))
 
     def prepared(self, examples: Sequence[Example]) -> list[Example]:

@@ -72,10 +72,14 @@ def load_run(bundle: Bundle, data: Path, held_out: str | Path | None, config: Tr
 
 
 def _prepared(objective: Objective, sets: list[Dataset | None]) -> tuple[Objective, list[Dataset | None]]:
-    """The objective for these rows, and the rows as it learns them."""
-    learned, held = (found.examples if found else [] for found in sets)
-    objective = objective.fitted(learned, held)
-    return objective, [found and replace(found, examples=objective.prepared(found.examples)) for found in sets]
+    """The objective for these rows, and the rows as it learns them, and measures those that are held out."""
+    rows, held = sets
+    if rows is None:
+        return objective, sets
+    objective = objective.fitted(rows.examples)
+    measured = objective.prepared(objective.measurable(held.examples)) if held else []
+    return objective, [replace(rows, examples=objective.prepared(rows.examples)),
+                       held and replace(held, examples=measured)]
 
 
 def as_begun(config: TrainConfig, out: Path) -> TrainConfig:

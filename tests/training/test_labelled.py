@@ -10,6 +10,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 from commands import run
+from encoder_daemon import labelled
 from encoders import WORDS, tiny_bert, write_encoder
 from json_lines import write_lines
 from labelled import close, set_random
@@ -308,3 +309,16 @@ def test_lists_beside_other_answers_are_refused(encoder, tmp_path):
     rows = [*SEVERAL, {"prompt": "off", "completion": '{"state": "off"}'}]
     with pytest.raises(DataError, match="is no JSON list of labels, as others are"):
         train(encoder, rows, tmp_path / "out", objective=Multilabel(), **OPTIONS)
+
+
+def test_a_held_out_label_that_no_row_has_is_not_measured(encoder, tmp_path):
+    """One such row has a loss that outweighs what was learned, and the untrained head would be kept."""
+    unknown = {"prompt": "the kitchen", "completion": "other"}
+    options = {"steps": 1, "threads": 1, "max_length": 48, "answers": False}
+    result = train(encoder, labelled(40), tmp_path / "out", eval=[*labelled(10, first=60), *[unknown] * 10], **options)
+    assert result.record["verdict"]["step"] == 1
+    assert result.record["held_out"]["loss_after"] < result.record["held_out"]["loss_before"]
+    with Classifier(encoder, tmp_path / "out", threads=1) as served:
+        assert served.labels == ("lamp_off", "lamp_on")
+    with pytest.raises(DataError, match="the label 'other' is none of the 2 that are learned"):
+        train(encoder, labelled(40), tmp_path / "none", eval=[unknown], **options)
