@@ -1,7 +1,7 @@
 """When an answer of an encoder is sure: by the probabilities of its answers to questions that it did not learn.
 
 An answer is sure for a share, such as 99 %, if of the answers that are at least as probable this share was right. It is
-also more probable than the least tenth: what lies below is a question unlike those that were learned.
+also more probable than the least tenth: a less probable one is to a question unlike the learned ones.
 """
 
 from __future__ import annotations
