@@ -32,7 +32,7 @@ class Sureness:
 
     @classmethod
     def of(cls, probabilities: Sequence[float] | np.ndarray, right: Sequence[bool] | np.ndarray) -> Sureness | None:
-        """By answers [n] to questions that were not learned; None for fewer than LEAST_ROWS."""
+        """Levels from answers [n] to questions that were not learned; None for fewer than LEAST_ROWS."""
         n = len(probabilities)
         if n < LEAST_ROWS:
             return None
