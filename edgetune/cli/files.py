@@ -31,7 +31,7 @@ base_option = click.option("--base", type=ModelPath(),
 
 
 @command("export", click.argument("adapter", type=click.Path(path_type=Path)),
-         click.option("--to", "to", type=click.Choice(["peft", "ollama"]), default="peft", show_default=True,
+         click.option("--to", "to", type=click.Choice(["peft", "ollama", "onnx"]), default="peft", show_default=True,
                       help="For which program."), base_option,
          click.option("--base-name", default="",
                       help="The base as that program knows it: for peft an id on the hub or a folder [as the GGUF "
@@ -43,13 +43,18 @@ def export_command(adapter: Path, to: str, base: Path | None, base_name: str, sy
     """Write ADAPTER for another program.
 
     It writes a folder, with a model card. peft: for transformers on the model that the GGUF was made from. ollama: a
-    Modelfile for ollama create.
+    Modelfile for ollama create. onnx: an encoder with the adapter and its labels, for ONNX Runtime.
     """
-    from ..adapters.store import open_adapter
+    from ..adapters.store import open_adapter, read_run
     from ..formats.bundle import open_bundle
     if system is not None and to != "ollama":
         raise UsageError(f"--system is given with --to {to}, which has no place for it", "leave it out")
     folder = folder or adapter.with_name(f"{adapter.name}-{to}")
+    if to == "onnx":
+        gguf = open_bundle(base or _base_of(read_run(adapter), adapter)).gguf
+        facts, lines = _to_onnx(adapter, gguf, folder)
+        show(as_json, {"out": str(folder), "to": to, **facts}, *lines)
+        return
     opened = open_adapter(adapter)
     base = base or _base_of(opened.run, adapter)
     gguf = open_bundle(base).gguf
@@ -58,6 +63,18 @@ def export_command(adapter: Path, to: str, base: Path | None, base_name: str, sy
     else:
         facts, lines = _to_ollama(adapter, gguf, folder, base_name, system)
     show(as_json, {"out": str(folder), "to": to, "pairs": len(opened.pairs), **facts}, *lines)
+
+
+def _to_onnx(adapter: Path, base: Gguf, folder: Path) -> tuple[dict[str, Any], list[str]]:
+    from ..formats.gguf import ENCODERS
+    if base.architecture not in ENCODERS:
+        raise UsageError(f"{base.path.name} writes text, and adapters of encoders alone are written as ONNX",
+                         "merge it, and compress the model with --format onnx")
+    from ..compress.onnx.encoder import export_onnx
+    facts = export_onnx(adapter, base, folder)
+    return facts, [f"{folder}/model.onnx in float32: {size_text(facts['bytes'])}; model-int8.onnx: "
+                   f"{size_text(facts['int8_bytes'])}",
+                   f"outputs: {', '.join(facts['outputs'])}; labels.json says what they mean"]
 
 
 def _to_peft(adapter: Adapter, base: Gguf, folder: Path, base_name: str) -> tuple[dict[str, Any], list[str]]:

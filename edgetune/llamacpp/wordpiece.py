@@ -64,7 +64,7 @@ class WordPiece:
                 (self._begins if text.startswith(MARK) else self._continues)[text.removeprefix(MARK)] = i
         self._longest = max(map(len, tokens))
         lowers = keys.get("tokenizer.ggml.normalizer.lowercase", True)
-        self._lowers = bool(lowers)
+        self.lowers = bool(lowers)
         self._strips = bool(keys.get("tokenizer.ggml.normalizer.strip_accents", lowers))
         self.cls, self.sep, self.unk, self.pad = (
             self._mark(gguf, name, usual) for name, usual in
@@ -147,7 +147,7 @@ class WordPiece:
         if self._strips:
             apart = unicodedata.normalize("NFD", character)
             found = "".join(part for part in apart if unicodedata.category(part) != "Mn")
-        if self._lowers:
+        if self.lowers:
             found = found.lower()
         return f" {found} " if _is_chinese(ord(character)) else found
 

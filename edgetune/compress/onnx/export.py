@@ -113,7 +113,7 @@ def export(model: Floats, folder: Path, windows: NDArray[np.int32], *, threads: 
 def write_floats(path: Path, source: PreTrainedModel) -> onnx.ModelProto:
     """Write the model in float32, its weights in PATH.data next to it; what was written, weights included."""
     with tempfile.TemporaryDirectory(dir=path.parent) as made:
-        with _silent():
+        with silent():
             onnx_export_from_model(source, Path(made), task="text-generation-with-past", do_validation=False,
                                    no_post_process=True)  # it would join tied weights, which onnx_int8 does
         proto = onnx.load(str(Path(made) / "model.onnx"))  # optimum's name for it
@@ -146,7 +146,7 @@ def _continued(windows: NDArray[np.int32]) -> int:
 
 
 @contextmanager
-def _silent() -> Iterator[None]:
+def silent() -> Iterator[None]:
     """Silences optimum, transformers and torch, which warn of a model that is known to trace well."""
     loggers = [logging.getLogger(name) for name in ("optimum", "transformers", "torch.onnx")]
     levels = [logger.level for logger in loggers]
