@@ -21,6 +21,7 @@ from ..errors import FormatError, UnsupportedError
 from .checkpoint import AGAIN, as_written, read_json, weight_files
 from .encoder_kinds import KINDS, SIZES, Kind, Shapes
 from .gguf import write_gguf
+from .gguf.charsmap import KEY as CHARSMAP
 from .gguf.write import Deferred
 from .safetensors import Safetensors
 
@@ -60,7 +61,8 @@ def write_bert(path: Path, folder: Path, format: str = "F16", general: dict[str,
                     "general.quantization_version": 2, **keys,
                     f"{kind.architecture}.pooling_type": _pooling(folder), **tokenizer}
         write_gguf(path, kind.architecture, metadata,
-                   {ours: _deferred(ours, *where, format, sizes["first_position"]) for ours, where in stored.items()})
+                   {ours: _deferred(ours, *where, format, sizes["first_position"]) for ours, where in stored.items()},
+                   {CHARSMAP: "[u8]"})
 
 
 def _read_config(folder: Path) -> tuple[Kind, dict[str, int], dict[str, Any]]:

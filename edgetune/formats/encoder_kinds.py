@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from ..errors import UnsupportedError
-from . import byte_pairs, wordpiece
+from . import byte_pairs, unigram, wordpiece
 from .encoder import ACTIVATIONS
 from .gguf import ENCODER, MODERN
 
@@ -87,6 +87,11 @@ def _bert_keys(config: Mapping[str, Any]) -> dict[str, Any]:
     return {"tokenizer.ggml.token_type_count": int(config.get("type_vocab_size", BERT.defaults["type_vocab_size"]))}
 
 
+def _bert_tokenizer(folder: Path, rows: int) -> dict[str, Any]:
+    """The keys of a BERT's tokenizer: WordPiece, or of the multilingual ones unigrams."""
+    return unigram.read(folder, rows) if unigram.is_unigram(folder) else wordpiece.read(folder, rows)
+
+
 BERT = Kind(
     architecture=ENCODER, prefix="bert.", blocks=r"encoder\.layer",
     in_block={"attention.self.query": "attn_q", "attention.self.key": "attn_k", "attention.self.value": "attn_v",
@@ -97,11 +102,12 @@ BERT = Kind(
     unused=r"embeddings\.position_ids|pooler\.dense\.(weight|bias)|cls\.(predictions|seq_relationship)\..*",
     usual={"hidden_act": "gelu", "position_embedding_type": "absolute", "is_decoder": False,
            "add_cross_attention": False},
-    epsilon="layer_norm_eps", usual_epsilon=1e-12, tokenizer=wordpiece.read, shapes=_bert_shapes, keys=_bert_keys,
+    epsilon="layer_norm_eps", usual_epsilon=1e-12, tokenizer=_bert_tokenizer, shapes=_bert_shapes, keys=_bert_keys,
     defaults={"max_position_embeddings": 512, "type_vocab_size": 2})
 
 ROBERTA = replace(BERT, prefix="roberta.", offset=True, tokenizer=partial(byte_pairs.read, pre="roberta-bpe"),
                   unused=rf"{BERT.unused}|lm_head\..*")
+XLM_ROBERTA = replace(ROBERTA, tokenizer=unigram.read)
 
 
 def _modern_shapes(sizes: Sizes) -> Shapes:
@@ -148,5 +154,5 @@ MODERN_BERT = Kind(
     epsilon="norm_eps", usual_epsilon=1e-5, tokenizer=partial(byte_pairs.read, pre="modern-bert"),
     shapes=_modern_shapes, keys=_modern_keys)
 
-KINDS = {"bert": BERT, "roberta": ROBERTA, "modernbert": MODERN_BERT}
+KINDS = {"bert": BERT, "roberta": ROBERTA, "xlm-roberta": XLM_ROBERTA, "modernbert": MODERN_BERT}
 """By the model_type of config.json."""

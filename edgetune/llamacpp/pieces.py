@@ -38,6 +38,7 @@ class Pieces:
         self._vocabulary = self._llama.llama_model_get_vocab(model)
         self._normalises = self._llama.llama_vocab_type(self._vocabulary) == self._llama.LLAMA_VOCAB_TYPE_UGM
         self.n_vocab: int = self._llama.llama_vocab_n_tokens(self._vocabulary)
+        self._unk = gguf.metadata.get("tokenizer.ggml.unknown_token_id", 2) if self._normalises else None
         self._spelled: dict[int, bytes] = {}
         marks = cut(self._llama, self._vocabulary, "", marks=True)
         if len(marks) != 2:
@@ -57,8 +58,12 @@ class Pieces:
     def encode_places(self, text: str) -> Encoded:
         """The same, and the characters that each token came from, without space; (0, 0) of one that has none."""
         ids = self.encode(text)
-        spelled = [self._piece(token).translate(None, _SPACE) for token in ids[1:-1]]
-        return Encoded(ids, [(0, 0), *self._places(spelled, text), (0, 0)])
+        spelled = [b"" if token == self._unk else self._piece(token).translate(None, _SPACE) for token in ids[1:-1]]
+        places = self._places(spelled, text)
+        for i, token in enumerate(ids[1:-1]):
+            if places[i] == (0, 0) and (spelled[i] or token == self._unk):
+                places[i] = _between(text, places, i)
+        return Encoded(ids, [(0, 0), *places, (0, 0)])
 
     def decode(self, ids: Iterable[int]) -> str:
         """The text of tokens, marks spelled out."""
@@ -74,6 +79,7 @@ class Pieces:
         return self._spelled[token]
 
     def _places(self, spelled: Sequence[bytes], text: str) -> list[Place]:
+        """The characters that each piece came from; (0, 0) of one that the text does not spell."""
         wanted = b""
         origins: list[int] = []  # of each byte: its character
         for place, character in enumerate(text):
@@ -87,16 +93,22 @@ class Pieces:
         end = 0
         for piece in spelled:
             begin, end = end, end + len(piece)
-            places.append((origins[begin], origins[end - 1] + 1) if piece else (0, 0))
+            own = [origin for origin in origins[begin:end] if origin >= 0]
+            places.append((own[0], own[-1] + 1) if own else (0, 0))
         return places
 
 
+def _between(text: str, places: Sequence[Place], i: int) -> Place:
+    """What stands between the neighbours of a token, up to a space."""
+    begin = max((end for _, end in places[:i]), default=0)
+    end = next((begin for begin, end in places[i + 1:] if end), len(text))
+    begin = end - len(text[begin:end].lstrip())
+    return begin, begin + len(text[begin:end].partition(" ")[0])
+
+
 def _matched(found: bytes, wanted: bytes, origins: Sequence[int]) -> list[int]:
-    """The character of each byte that was found; of one that was not wanted that of the byte before it."""
+    """The character of each byte that was found; -1 of one that was not wanted."""
     out = [-1] * len(found)
     for block in SequenceMatcher(None, found, wanted, autojunk=False).get_matching_blocks():
         out[block.a:block.a + block.size] = origins[block.b:block.b + block.size]
-    last = 0
-    for i, origin in enumerate(out):
-        last = out[i] = last if origin < 0 else origin
     return out

@@ -209,7 +209,8 @@ def changed(folder, **tensors):
     ("config.json", {"is_decoder": True}, "is_decoder = True"),
     ("tokenizer.json", {"normalizer": {"type": "Lowercase"}}, "it has Lowercase, known is BertNormalizer"),
     ("tokenizer.json", {"pre_tokenizer": None}, "it has None, known is BertPreTokenizer"),
-    ("tokenizer.json", {"model": {"type": "Unigram", "vocab": []}}, "it has Unigram, known is WordPiece"),
+    ("tokenizer.json", {"model": {"type": "Unigram", "vocab": []}}, "it does not mark spaces as SentencePiece does"),
+    ("tokenizer.json", {"model": {"type": "BPE", "vocab": {}}}, "it has BPE, known is WordPiece"),
     ("tokenizer.json", {"post_processor": None}, "it puts None and None around a text"),
     ("1_Pooling/config.json", {"pooling_mode_mean_tokens": False, "pooling_mode_max_tokens": True}, "pools in none"),
 ])

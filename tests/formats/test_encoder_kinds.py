@@ -1,4 +1,4 @@
-"""Checkpoints of RoBERTa and ModernBERT as GGUF: the file of llama.cpp's converter, tokens, places and vectors."""
+"""Checkpoints of RoBERTa, XLM-RoBERTa and ModernBERT as GGUF: the file of llama.cpp's converter, tokens, vectors."""
 
 import hashlib
 import json
@@ -12,7 +12,13 @@ pytest.importorskip("transformers")
 
 from checkpoints import edit
 from commands import run
-from encoder_checkpoints import write_modern_checkpoint, write_roberta_checkpoint
+from encoder_checkpoints import (
+    charsmap,
+    write_e5_checkpoint,
+    write_modern_checkpoint,
+    write_roberta_checkpoint,
+    write_xlm_checkpoint,
+)
 from encoders import truth, vectors
 from labelled import LLAMA_CPP, at_first, close, open_trainer
 from transformers import AutoModel, AutoTokenizer
@@ -21,13 +27,14 @@ from edgetune.adapters.heads import VECTOR
 from edgetune.data.packing import collate
 from edgetune.errors import DataError, FormatError, UnsupportedError
 from edgetune.formats.bert import is_bert, write_bert
-from edgetune.formats.gguf import open_gguf
+from edgetune.formats.gguf import check_encoder, open_gguf, write_gguf
 from edgetune.llamacpp.tokenizers import open_tokenizer
 from edgetune.runs.train import train
 from edgetune.serving.classifier import Classifier
 
 FIXTURE = Path(__file__).parents[1] / "fixtures" / "encoders_by_llama_cpp.json"
-WRITERS = {"modern": write_modern_checkpoint, "roberta": write_roberta_checkpoint}
+WRITERS = {"modern": write_modern_checkpoint, "roberta": write_roberta_checkpoint, "xlm": write_xlm_checkpoint,
+           "e5": write_e5_checkpoint}
 TEXTS = ["turn on the light in the kitchen", "  What's  the time,\nthen? ", "Größe: 12½ 😶‍🌫️ मैं", "on", "",
          "<s>[CLS]</s>"]
 SLOTS = [{"prompt": f"turn {word} the {letter} light", "completion": json.dumps({"do": word, "place": letter})}
@@ -43,13 +50,19 @@ def made(request, tmp_path_factory):
     return request.param, folder / "m", folder / "m.gguf"
 
 
+OWN = ("general.architecture", "tokenizer.ggml.add_space_prefix", "tokenizer.ggml.remove_extra_whitespaces")
+"""Not compared: llama.cpp's converter writes that unigrams of a tokenizer.json do neither, though they do."""
+
+
 def test_it_is_the_file_of_llama_cpps_converter(made, tmp_path):
     name, folder, _ = made
+    if name == "e5":
+        pytest.skip("llama.cpp's converter takes its unigrams for WordPiece")
     write_bert(tmp_path / "m.gguf", folder, "F16")
     gguf = open_gguf(tmp_path / "m.gguf")
     wanted = json.loads(FIXTURE.read_text())[name]
     keys = {key: [gguf.types[key], digested(gguf.metadata[key])] for key in gguf.metadata
-            if key != "general.architecture"}
+            if key not in OWN}
     assert keys == wanted["keys"]
     tensors = {tensor: [list(found.shape), found.format, hashlib.sha256(found.data).hexdigest()]
                for tensor, found in gguf.tensors.items()}
@@ -65,14 +78,19 @@ def digested(value):
 
 def test_tokens_and_places_are_those_of_the_library(made):
     """Places without the space around them. What spells a mark is text here."""
-    _, folder, path = made
+    name, folder, path = made
     tokenizer = open_tokenizer(path)
     library = AutoTokenizer.from_pretrained(folder, split_special_tokens=True)
-    for text in TEXTS:
+    texts = TEXTS
+    if name in ("xlm", "e5"):  # the library's unigrams take a mark's text for it; the tiny map leaves a line's end
+        texts = [*(text.replace("\n", " ") for text in TEXTS[:-1]), "turn  A light on", "日本 on 語", "½ on"]
+    for text in texts:
         wanted = library(text, return_offsets_mapping=True)
         found = tokenizer.encode_places(text)
         assert found.ids == wanted["input_ids"], text
-        assert found.places == [bare(text, *place) for place in wanted["offset_mapping"]], text
+        expected = [bare(text, *place) if tokenizer.decode([token]) else (0, 0)
+                    for token, place in zip(found.ids, wanted["offset_mapping"], strict=True)]
+        assert found.places == expected, text
         assert tokenizer.encode(text) == found.ids
     assert tokenizer.decode(tokenizer.encode("the on")[1:-1]) == "the on"
     with pytest.raises(DataError, match="half a surrogate"):
@@ -140,6 +158,23 @@ def test_what_does_not_belong_together_is_said(tmp_path, file, change, says):
     with pytest.raises(FormatError, match=r"has no tokenizer_config\.json"):
         write_bert(tmp_path / "m.gguf", folder)
     assert is_bert(folder)
+
+
+@pytest.mark.parametrize("change", [
+    lambda data: data[:4], lambda data: data[:-1] + b"x", lambda _: bytes(4) + b"\0",
+    lambda data: (8 * 1024).to_bytes(4, "little") + data[4:],
+    lambda data: data[:4] + (0x7FFF << 10).to_bytes(4, "little") + data[8:],  # the root's children are outside
+    lambda data: data[:4 + 4 * 0x140] + b"\x99\0\0\x80" + data[8 + 4 * 0x140:]])  # a text is
+def test_a_normalisation_that_points_outside_is_refused(tmp_path, change):
+    folder = write_xlm_checkpoint(tmp_path / "m")
+    write_bert(tmp_path / "m.gguf", folder)
+    file = open_gguf(tmp_path / "m.gguf")
+    check_encoder(file)
+    key = "tokenizer.ggml.precompiled_charsmap"
+    types = file.types
+    write_gguf(tmp_path / "n.gguf", "bert", {**file.metadata, key: list(change(charsmap()))}, file.tensors, types)
+    with pytest.raises(FormatError, match="points outside of itself"):
+        check_encoder(open_gguf(tmp_path / "n.gguf"))
 
 
 def test_a_table_of_tokens_is_made_of_words_alone(made, tmp_path):

@@ -15,6 +15,7 @@ import numpy as np
 from ...backends.native import FORMATS
 from ...errors import FormatError, UnsupportedError
 from ..families import FAMILIES
+from .charsmap import check_charsmap
 from .read import Gguf
 
 _BROKEN = "the file was converted wrongly or is damaged: download or convert it again"
@@ -83,6 +84,7 @@ _TOKENIZER = {
     "normalizer.lowercase": "bool",
     "normalizer.strip_accents": "bool",
     "remove_extra_whitespaces": "bool",
+    "precompiled_charsmap": "[u8] [i8]",
     "suppress_tokens": "[i32]",
     "token_type_count": "u32",
 }
@@ -93,7 +95,7 @@ _TOKENIZER_MODELS = ("gpt2", "llama")  # byte-level BPE and sentencepiece, which
 ENCODER = "bert"  # the first architecture of encoders, and the tokenizer's name of all: WordPiece
 NOMIC = "nomic-bert"
 MODERN = "modern-bert"
-_ENCODER_TOKENIZERS = {ENCODER: (ENCODER, "gpt2"), NOMIC: (ENCODER,), MODERN: ("gpt2",)}
+_ENCODER_TOKENIZERS = {ENCODER: (ENCODER, "gpt2", "t5"), NOMIC: (ENCODER,), MODERN: ("gpt2",)}
 ENCODERS = tuple(_ENCODER_TOKENIZERS)
 TABLE = "static"  # the architecture of a table of one vector a token, which is edgetune's own
 _NOT_WEIGHTS = ("I8", "I16", "I32", "I64", "F64", "Q8_1", "Q8_K")  # llama.cpp cannot multiply by these
@@ -303,6 +305,7 @@ def _check_tokenizer(gguf: Gguf, supported: tuple[str, ...]) -> None:
         if at + name in gguf.metadata and (found := gguf.metadata.count(at + name)) != count:
             raise FormatError(f"{gguf.path}: {at}{name} has {found} values for {count} tokens", _BROKEN)
         _values(gguf, at + name, _TOKENIZER[name], -_FLOAT, _FLOAT)
+    check_charsmap(gguf)
     tokens = _values(gguf, at + "tokens", "[str]")
     # As llama.cpp reads them: up to the first zero byte, the empty ones renamed.
     texts = {token.partition("\0")[0] or f"[EMPTY_{i}]" for i, token in enumerate(tokens)}
