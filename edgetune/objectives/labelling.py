@@ -90,7 +90,7 @@ class Labelling(Objective):
         return answer
 
     def measurable(self, held: Sequence[Example]) -> list[Example]:
-        """Those whose labels are learned. Of another, a wrong answer however sure, the loss would outweigh all that
+        """Rows whose labels are learned. The loss of another, which any sure answer gets wrong, would outweigh all that
         was learned from a few rows.
         """
         found = [example for example in held if self._is_known(example)]

@@ -15,7 +15,7 @@ from trl import DPOConfig, DPOTrainer
 
 
 class InOrder(DPOTrainer):
-    """Takes the rows in the order of the file, as edgetune does with --shuffle off."""
+    """Takes the rows in the order of the file, as edgetune does with --no-shuffle."""
 
     def _get_train_sampler(self, *_):
         return torch.utils.data.SequentialSampler(self.train_dataset)
