@@ -1,14 +1,17 @@
 """An encoder with its adapter as ONNX: ONNX Runtime gives what edgetune's own engine gives."""
 
 import json
+import re
 from itertools import pairwise
 
 import numpy as np
 import pytest
 from commands import run
 from encoders import WORDS, tiny_bert, write_encoder
+from tiny import write_gguf
 
 import edgetune
+from edgetune.errors import UnsupportedError
 from edgetune.formats.gguf import open_gguf
 from edgetune.objectives.base import read_objective
 from edgetune.objectives.embed import Embed
@@ -95,3 +98,16 @@ def test_an_adapter_of_a_model_that_writes_text_is_refused(tiny_llama, tmp_path)
     rows = [{"prompt": text, "completion": "on"} for text in TEXTS]
     train(tiny_llama, rows, tmp_path / "texts", "none", steps=1, threads=1)
     assert "adapters of encoders alone" in run("export", tmp_path / "texts", "--to", "onnx", code=2)
+
+
+def test_one_matrix_for_queries_keys_and_values_is_refused(encoder, tmp_path):
+    file = open_gguf(encoder)
+    tensors = {}
+    for name, tensor in file.tensors.items():
+        tensors.setdefault(re.sub(r"attn_[qkv]\.", "attn_qkv.", name), []).append(np.array(tensor.f32()))
+    path = write_gguf(tmp_path / "fused.gguf", "bert", file.metadata,
+                      {name: np.concatenate(parts) for name, parts in tensors.items()})
+    rows = [{"prompt": text, "completion": COMPLETIONS["classify"](text)} for text in TEXTS]
+    train(path, rows, tmp_path / "out", "none", **OPTIONS | {"steps": 1})
+    with pytest.raises(UnsupportedError, match="in one matrix"):
+        export.export_onnx(tmp_path / "out", open_gguf(path), tmp_path / "onnx")

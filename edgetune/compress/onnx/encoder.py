@@ -83,6 +83,9 @@ def export_onnx(adapter: Path, base: Gguf, folder: Path) -> dict[str, Any]:
     found = read_artifact(adapter, base)
     objective = learned(found, str(adapter)) if found.objective else None
     shape = read_encoder(base)
+    if shape.is_fused:
+        raise UnsupportedError(f"{base.path} has queries, keys and values in one matrix, which are not written as ONNX",
+                               "take a GGUF that has three, such as minilm")
     whole = Whole(_encoder(base, shape, found), shape.pooling == "mean", objective.heads if objective else (), found)
     with new_folder(folder) as beside:
         _trace(whole, beside / ONNX)
