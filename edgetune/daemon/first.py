@@ -87,7 +87,7 @@ class First:
         if self._is_disputed(asked.content, found.label):
             return None
         return whole_answer(found.label, asked, self._served, self._adapters.serving,
-                            {"probability": f"{found.probability:.4f}"})
+                            {"probability": found.probability})
 
     def _question(self, content: Content) -> str:
         """The text that the user asks; "" for what is not one plain question."""

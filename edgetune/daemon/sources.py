@@ -59,7 +59,7 @@ class ModelSource:
 
 
 def whole_answer(text: str, asked: AskedQuestion, served: Served, adapter: str | None,
-                 details: dict[str, str]) -> Completion | None:
+                 details: dict[str, str | float]) -> Completion | None:
     """Returns a completion with an answer that is known already; None if a stop string or `max_tokens` would cut it.
     Raises the errors of Batcher.submit.
     """

@@ -60,7 +60,7 @@ class Completion:
         self.error: Exception | None = None
         self.cancelled = False
         self.source = MODEL
-        self.details: dict[str, str] = {}
+        self.details: dict[str, str | float] = {}
         self._wake = wake
         self._on_piece = on_piece
         self._pieces: queue.SimpleQueue[str | None] = queue.SimpleQueue()

@@ -165,14 +165,14 @@ class Asked:
         return self.completions[0].adapter or self.service.name
 
     @property
-    def origin(self) -> dict[str, str]:
+    def origin(self) -> dict[str, str | float]:
         first = self.completions[0]
         return {} if first.source == MODEL else {"source": first.source, **first.details}
 
     @property
     def headers(self) -> dict[str, str]:
         """The headers of the response that name the origin of the answer."""
-        return {f"X-Edgetune-{name.capitalize()}": value for name, value in self.origin.items()}
+        return {f"X-Edgetune-{name.capitalize()}": f"{value}" for name, value in self.origin.items()}
 
     @property
     def prompt_tokens(self) -> int:

@@ -286,8 +286,9 @@ class Origin(Answer):
     model_config = ConfigDict(extra="allow")  # a source may name more
 
     source: str = Field(description="recall: a correction of the same question, word for word; encoder: that of "
-                        "--first, with the probability of its answer.")
+                        "--first.")
     recalled: str | None = Field(None, description="The feedback that the answer is from, where recall answered.")
+    probability: float | None = Field(None, description="That the answer is right, where the encoder answered.")
 
 
 class Chat(Answer):
