@@ -58,11 +58,19 @@ def export_command(adapter: Path, to: str, base: Path | None, base_name: str, sy
     opened = open_adapter(adapter)
     base = base or _base_of(opened.run, adapter)
     gguf = open_bundle(base).gguf
+    _refuse_encoder(gguf, "write its adapter with --to onnx, or merge one of vectors")
     if to == "peft":
         facts, lines = _to_peft(open_adapter(adapter, gguf), gguf, folder, base_name)
     else:
         facts, lines = _to_ollama(adapter, gguf, folder, base_name, system)
     show(as_json, {"out": str(folder), "to": to, "pairs": len(opened.pairs), **facts}, *lines)
+
+
+def _refuse_encoder(base: Gguf, way: str) -> None:
+    """Raises UsageError for an encoder, whose adapters other programs have in no common form."""
+    from ..formats.gguf import ENCODERS
+    if base.architecture in ENCODERS:
+        raise UsageError(f"{base.path.name} is an encoder, and PEFT and Ollama are for models that write text", way)
 
 
 def _to_onnx(adapter: Path, base: Gguf, folder: Path) -> tuple[dict[str, Any], list[str]]:
@@ -121,6 +129,7 @@ def import_command(peft_folder: Path, base: Path, folder: Path, as_json: bool) -
     from ..adapters.store import base_name, save_adapter
     from ..formats.bundle import open_bundle
     bundle = open_bundle(base)
+    _refuse_encoder(bundle.gguf, "train an adapter with edgetune train")
     pairs = import_peft(peft_folder, bundle.gguf)
     run = {"status": "imported", "base": {"name": base_name(bundle.gguf), "path": str(base.resolve()),
                                           "fingerprint": bundle.fingerprint,

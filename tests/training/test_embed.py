@@ -97,6 +97,10 @@ def test_vectors_are_learned_and_served(encoder, tmp_path):
         for _ in file.embedder.embed(found, [file.embedder.encode(text) for text in queries]):
             pass
     assert np.abs(found - after[0]).max() < LLAMA_CPP
+    for program in ("peft", "ollama"):
+        said = run("export", out, "--to", program, "-o", tmp_path / program, "--base", encoder, code=2)
+        assert "is an encoder" in said
+        assert "--to onnx" in said
     with pytest.raises(FormatError, match="has no labels"):
         Classifier(encoder, out)
     with pytest.raises(UsageError, match="empty"):

@@ -174,6 +174,16 @@ def test_an_answer_that_was_never_learned_costs_most(encoder, tmp_path):
     assert 0 < graded.losses[1].mean < 3
 
 
+def test_what_llama_cpp_and_peft_cannot_hold_is_refused(encoder, tmp_path):
+    out = tmp_path / "out"
+    train(encoder, LABELLED, out, "none", steps=1, **OPTIONS)
+    for command in (["merge", encoder, out, "-o", tmp_path / "new.gguf"], ["export", out, "-o", tmp_path / "new"]):
+        said = run(*command, code=1)
+        assert "has a head of labels" in said
+        assert "--to onnx" in said
+    assert not [*tmp_path.glob("new*")]
+
+
 def test_a_grader_scores_its_answers(encoder, tmp_path):
     data = write_lines(tmp_path / "rows.jsonl", LABELLED)
     out = tmp_path / "out"
