@@ -105,6 +105,12 @@ def read_any(path: str | os.PathLike[str]) -> tuple[Gguf, Artifact]:
     return gguf, _read_artifact(gguf)
 
 
+def check_sizes(found: Artifact, heads: Mapping[str, np.ndarray], source: str) -> None:
+    """Raises MismatchError where an adapter has heads of other sizes, so of other labels. source: names it."""
+    if any(found.tensors[name].size != own.size for name, own in heads.items()):
+        raise MismatchError(f"{source} has other labels than the rows", "leave --start out, or learn the same labels")
+
+
 def fingerprint_of(path: str | os.PathLike[str]) -> str:
     """The fingerprint of an adapter's file. Errors as in open_adapter."""
     return fingerprint(_opened(path))

@@ -424,9 +424,9 @@ class Trainer:
         heads = self._heads
         family = self.plan.run.family.name
         if (found.family or family) != family or not set(heads) <= set(found.tensors):
-            raise MismatchError(f"{path} is an adapter of the family {found.family}, with the heads "
-                                f"{', '.join(found.tensors) or 'of the base'}; trained is {family}",
-                                "begin from an adapter that the same method and family made")
+            raise MismatchError(f"{path} is of the family {found.family} with {', '.join(found.tensors) or 'no head'}, "
+                                f"trained is {family}", "begin from an adapter that the same method and family made")
+        store.check_sizes(found, heads, str(path))
         for name, to in heads.items():
             to[:] = found.tensors[name]
         own = {name: value for name, value in found.tensors.items() if name not in heads}

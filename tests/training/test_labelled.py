@@ -19,7 +19,7 @@ from edgetune.adapters.base import OWN_ENGINE, Artifact
 from edgetune.adapters.store import read_artifact, save_artifact
 from edgetune.data.labelled import question_and_answer
 from edgetune.data.packing import collate
-from edgetune.errors import DataError, FormatError, Interrupted, UsageError
+from edgetune.errors import DataError, FormatError, Interrupted, MismatchError, UsageError
 from edgetune.evaluation.labels import LEAST, grade_labels
 from edgetune.formats.gguf import open_gguf
 from edgetune.objectives.classify import Classify
@@ -182,6 +182,14 @@ def test_what_llama_cpp_and_peft_cannot_hold_is_refused(encoder, tmp_path):
         assert "has a head of labels" in said
         assert "--to onnx" in said
     assert not [*tmp_path.glob("new*")]
+
+
+def test_an_adapter_with_other_labels_is_no_start(encoder, tmp_path):
+    train(encoder, LABELLED, tmp_path / "out", "none", steps=1, **OPTIONS)
+    more = [*LABELLED, *({"prompt": "a light", "completion": "dim"},) * 3]
+    with pytest.raises(MismatchError, match="other labels than the rows"):
+        train(encoder, more, tmp_path / "new", "none", start=tmp_path / "out", steps=1, **OPTIONS)
+    train(encoder, LABELLED, tmp_path / "again", "none", start=tmp_path / "out", steps=1, **OPTIONS)
 
 
 def test_a_grader_scores_its_answers(encoder, tmp_path):

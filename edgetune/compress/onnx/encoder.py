@@ -1,6 +1,6 @@
 """An encoder with an adapter, merged, as ONNX: from tokens to the probabilities of its heads, and to its vector.
 
-PyTorch traces transformers' BertModel with the heads behind it; int8.py rounds the weights to 8 bits in a second file.
+PyTorch traces transformers' BertModel and the heads after it; int8.py rounds the weights to 8 bits in a second file.
 Letters: n texts of T tokens, D the model's width, k labels of a head.
 """
 
