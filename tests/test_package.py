@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 
 import edgetune
+from edgetune.python_child import child
 
 
 def test_public_names():
@@ -50,3 +51,10 @@ def test_a_source_tree_without_kernels_says_so(tmp_path):
         assert "kernels are not built" in last
         assert "make dev" in last
     assert len(ended.stderr.splitlines()) == 1
+
+
+def test_processes_that_are_started_compute_with_one_thread_of_blas(monkeypatch):
+    monkeypatch.delenv("OPENBLAS_NUM_THREADS", raising=False)
+    assert child("edgetune.daemon.jobs.worker")["env"]["OPENBLAS_NUM_THREADS"] == "1"
+    monkeypatch.setenv("OPENBLAS_NUM_THREADS", "3")  # a person's own number
+    assert child("edgetune.daemon.jobs.worker")["env"]["OPENBLAS_NUM_THREADS"] == "3"
