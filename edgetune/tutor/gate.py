@@ -7,6 +7,9 @@ or a higher reward.
 The error is bounded over all rounds (acceptance.py): the k-th test since the last publication may be wrong with a
 probability of alpha / k (k + 1), for any questions and any adapter. So repeated tries do not help, and the same
 questions may test two adapters: in the first round the one with the model's own answers, and the one of labelled rows.
+
+If both pass, the one with more right answers is published. But ten questions can hardly rank two adapters, and what a
+judge answers was tested on all labelled rows. So with a judge the labelled rows alone must be significantly better.
 """
 
 from __future__ import annotations
@@ -99,7 +102,7 @@ def gate(setting: Setting, questions: Sequence[Question], published: Path | None
     """
     found = measure(setting, questions, {PUBLISHED: published, **candidates}, keep)
     decisions = decide(found, [*candidates], setting.options, tests_before)
-    chosen = choose(found, decisions)
+    chosen = choose(found, decisions, doubt=setting.options.gate_alpha if setting.judge else 1.0)
     return Gated(chosen, explain(decisions, chosen), [question.key for question in questions], decisions,
                  [*found.values()])
 
@@ -198,15 +201,22 @@ def harm(now: HeldAnswers, before: HeldAnswers, options: TutorOptions) -> str:
     return ""
 
 
-def choose(found: Mapping[str, HeldAnswers], decisions: Sequence[Decision]) -> str:
-    """The best candidate that passed, the first of equals; "": none passed."""
+def choose(found: Mapping[str, HeldAnswers], decisions: Sequence[Decision], doubt: float = 1.0) -> str:
+    """The best candidate that passed, the first of equals; "": none passed. doubt: p of the sign test from which on two
+    of them count as equal: 1 if they must answer equally many rightly.
+    """
     passed = [one.adapter for one in decisions if one.passed]
-    return max(passed, key=lambda name: found[name].mean, default="")
+    best = passed[0] if passed else ""
+    for name in passed[1:]:
+        paired = Paired.of(found[best].values, found[name].values)
+        if found[name].mean > found[best].mean and paired.p_better <= doubt:
+            best = name
+    return best
 
 
 def explain(decisions: Sequence[Decision], chosen: str) -> str:
     reasons = {one.adapter: one.reason for one in decisions}
     if chosen == LABELS and ROUND in reasons:
-        return (f"the model's own answers do not help here ({reasons[ROUND]}); the labelled rows alone: "
+        return (f"answers to the prompts do not help here ({reasons[ROUND]}); the labelled rows alone: "
                 f"{reasons[LABELS]}")
     return reasons[chosen or decisions[0].adapter]

@@ -30,10 +30,10 @@ def held(adapter, values, rise=0.0, kl=0.0):
     return HeldAnswers(adapter, [""] * len(values), values, rise, kl)
 
 
-def decided(before, tests=0, **now: Sequence[float]):
+def decided(before, tests=0, doubt=1.0, **now: Sequence[float]):
     found = {PUBLISHED: held(PUBLISHED, before), **{name: held(name, values) for name, values in now.items()}}
     decisions = decide(found, [*now], OPTIONS, tests)
-    chosen = choose(found, decisions)
+    chosen = choose(found, decisions, doubt)
     return Gated(chosen, explain(decisions, chosen), [], decisions, [*found.values()])
 
 
@@ -51,6 +51,15 @@ def test_the_sign_test_decides(wins, losses, tests, passes):
     assert decision.alpha == pytest.approx(ALPHA / ((tests + 1) * (tests + 2)))
     for number in (sum(after), sum(before), wins, losses):
         assert f"{number:g}" in found.reason
+
+
+@pytest.mark.parametrize(("better", "doubt", "chosen"), [
+    (1, 1.0, LABELS), (1, ALPHA, ROUND), (3, ALPHA, ROUND), (4, ALPHA, LABELS)])  # 1 of 2^3, and of 2^4, by chance
+def test_labels_must_be_surely_better_than_a_judged_round(better, doubt, chosen):
+    labels = [1.0] * (8 + better) + [0.0] * (4 - better)
+    found = decided([0.0] * 12, doubt=doubt, round=[1.0] * 8 + [0.0] * 4, labels=labels)
+    assert all(one.passed for one in found.decisions)
+    assert found.chosen == chosen
 
 
 def test_rewards_count_by_their_signs_and_too_few_questions_are_said():
