@@ -27,7 +27,7 @@ def child(module: str) -> dict[str, Any]:
     """Arguments `args` and `env` of subprocess.Popen for a process that calls module.main().
 
     numpy computes there with one thread, if the environment names no other number: its products are small, and threads
-    that wait for each other beside our own made the fit of a head 2 to 10 times as long.
+    that wait for each other and for our own made the fit of a head 2 to 10 times as long.
     """
     code = f"import sys; sys.path = [path for path in sys.path if path]; from {module} import main; main()"
     own = {"GGML_NO_BACKTRACE": "1",  # or llama.cpp would start a debugger where it aborts

@@ -183,7 +183,7 @@ def try_lines(result: Result, model: Path, folder: Path) -> list[str]:
     from ..formats.named import name_of
     if result.is_worse:
         return [f"adapter in {folder}"]
-    if result.record["objective"]["name"] == "embed":
+    if result.record.get("objective", {}).get("name") == "embed":
         merge = f"edgetune merge {name_of(model)} {folder} -o NEW.gguf"
         return [Copied(f"adapter in {folder}; write a model with it: {merge}")]
     is_served = family_named(result.record["options"]["family"]).served_by == LLAMA_CPP

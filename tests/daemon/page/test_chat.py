@@ -21,8 +21,8 @@ def test_an_answer_comes_and_its_thumb_and_its_correction_are_kept(page, url):
     answer.get_by_role("button", name="Correct", exact=True).click()
     answer.get_by_label("What it should have answered").fill(f"Rather {HOSTILE}")
     answer.get_by_role("button", name="Save correction").click()
-    kept = get(url, "/v1/feedback")["data"]
     expect(answer.locator("ins")).to_have_text(f"Rather {HOSTILE}")
+    kept = get(url, "/v1/feedback")["data"]
     expect(answer.locator("del")).to_have_text(kept[0]["rejected"])
     expect(answer.locator(".badge")).to_have_text(FATE[kept[0]["held_out"]])
     assert [note["rating"] for note in kept[:2]] == [None, "up"]  # the latest first
