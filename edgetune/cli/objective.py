@@ -79,11 +79,12 @@ def method_flags(name: str, says: str) -> Iterator[click.Option]:
 
 
 def _listed(known: Iterable[str]) -> str:
-    """The established methods, then the experimental ones."""
-    from ..objectives.base import ESTABLISHED
-    kinds = ("", [name for name in known if name in ESTABLISHED]), (
-        "experimental: ", [name for name in known if name not in ESTABLISHED])
-    return "; ".join(title + ", ".join(names) for title, names in kinds if names)
+    """The established methods, those of encoders, then the experimental ones."""
+    from ..objectives.base import ESTABLISHED, OF_ENCODERS
+    others = [name for name in known if name not in (*ESTABLISHED, *OF_ENCODERS)]
+    kinds = {"": ESTABLISHED, "of encoders: ": OF_ENCODERS, "experimental: ": others}
+    found = {title: [name for name in names if name in known] for title, names in kinds.items()}
+    return "; ".join(title + ", ".join(names) for title, names in found.items() if names)
 
 
 def options_of(known: Mapping[str, type[Objective]]) -> dict[str, dict[str, Field[Any]]]:

@@ -34,7 +34,9 @@ from ..options import Registry, check_options, declared, make_options
 
 T = TypeVar("T", bound="Objective")
 ESTABLISHED = ("sft", "dpo", "kto", "orpo", "grpo", "rloo", "rest")
-"""The methods that most people want, in that order; the others are experimental."""
+"""The methods that most people want, in that order."""
+OF_ENCODERS = ("classify", "tag", "multilabel", "embed")
+"""Those of encoders. All others are experimental."""
 
 
 @dataclass(frozen=True)

@@ -84,7 +84,9 @@ def test_the_commands_are_in_groups_each_with_a_short_sentence():
 
 def test_methods_are_listed_by_use_and_experimental_ones_are_marked():
     listed = " ".join(shown("train", "--help", width=1000).split()).partition("--method NAME")[2].partition(". ")[0]
-    first, _, rest = listed.partition("experimental:")
+    listed, _, rest = listed.partition("experimental:")
+    first, _, encoders = listed.partition("of encoders:")
+    assert re.findall(r"[\w-]+", encoders) == ["classify", "tag", "multilabel", "embed"]
     assert re.findall(r"[\w-]+(?=[,;])", first)[-7:] == ["sft", "dpo", "kto", "orpo", "grpo", "rloo", "rest"]
     assert {"nlft", "score", "sdft"} <= set(re.findall(r"[\w-]+", rest))
     assert "dpo" not in rest
