@@ -88,13 +88,13 @@ class Objective(ABC):
         """The objective for a run on these examples, such as one that knows their labels. Raises DataError."""
         return self
 
-    def measurable(self, held: Sequence[Example]) -> list[Example]:
-        """The held-out examples that a run on others can be right on. Raises DataError where there are none."""
-        return [*held]
-
     def prepared(self, examples: Sequence[Example]) -> list[Example]:
         """The examples as the fitted objective learns them. Raises DataError."""
         return [*examples]
+
+    def measured(self, held: Sequence[Example]) -> list[Example]:
+        """Held-out examples, prepared, that a run on others can be right on. Raises DataError where there are none."""
+        return self.prepared(held)
 
     @abstractmethod
     def count(self, examples: Sequence[Example]) -> float:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from typing import Any, ClassVar
+from typing import ClassVar
 
 import numpy as np
 
@@ -14,34 +14,19 @@ from ..data.labelled import Read
 from ..data.packing import Example
 from ..errors import DataError
 from .base import Objective, register
-from .labelling import Classified, Floats, Labelling
+from .labelling import Classified, Floats, WithLabels
 from .multilabel import Multilabel
 from .tag import Tag
 
 
 @register
 @dataclass(frozen=True)
-class Classify(Labelling):
-    """L = -(1/N) sum log p of the rows' labels, by a soft-max over all labels.
-
-    labels: in the order of the head's outputs; () for those of the rows.
-    """
+class Classify(WithLabels):
+    """L = -(1/N) sum log p of the rows' labels, by a soft-max over all labels."""
 
     name: ClassVar[str] = "classify"
     method: ClassVar[str] = "classify"
-
-    labels: tuple[str, ...] = ()
-
-    def __post_init__(self) -> None:
-        object.__setattr__(self, "labels", tuple(self.labels))  # run.json has a list
-
-    @property
-    def heads(self) -> tuple[HeadKind, ...]:  # type: ignore[override]  # the rows decide its size
-        return (replace(CLASSES, size=len(self.labels)),)
-
-    @property
-    def is_fitted(self) -> bool:
-        return bool(self.labels)
+    head: ClassVar[HeadKind] = CLASSES
 
     def fitted(self, learned: Sequence[Example]) -> Objective:
         """JSON objects are learned field by field, by `Tag`, where they have a form, and JSON lists of texts label by
@@ -66,18 +51,9 @@ class Classify(Labelling):
         raise DataError(f"most answers occur once, such as {odd!r:.80}: they are no labels", labelled.TAKE_DECODER)
 
     def prepared(self, examples: Sequence[Example]) -> list[Example]:
-        place = {label: number for number, label in enumerate(self.labels)}
-        found = []
-        for example in examples:
-            answer = labelled.answer_of(example)
-            if answer not in place:
-                raise DataError(f"the label {answer!r:.80} is none of the {len(self.labels)} that are learned",
-                                "add rows with it, or remove this one")
-            found.append(replace(example, document=np.array([place[answer]], np.int32), item=""))
-        return found
-
-    def options(self) -> dict[str, Any]:
-        return {"labels": list(self.labels)}
+        numbers = self.numbers(map(labelled.answer_of, examples))
+        return [replace(example, document=np.array([number], np.int32), item="")
+                for example, number in zip(examples, numbers, strict=True)]
 
     def answer(self, read: Read, p: Floats) -> Classified:  # noqa: ARG002
         best = int(p[0].argmax())

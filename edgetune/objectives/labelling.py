@@ -6,14 +6,16 @@ Letters: S labels asked for, k labels of all heads.
 from __future__ import annotations
 
 from abc import abstractmethod
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterable, Mapping, Sequence
+from contextlib import suppress
+from dataclasses import dataclass, replace
+from functools import cached_property
 from typing import Any, ClassVar
 
 import numpy as np
 from numpy.typing import NDArray
 
-from ..adapters.heads import TAGS
+from ..adapters.heads import TAGS, HeadKind
 from ..data import labelled
 from ..data.labelled import Read
 from ..data.packing import Batch, Example
@@ -89,21 +91,15 @@ class Labelling(Objective):
         """An answer of a row in the form in which `answer` writes it."""
         return answer
 
-    def measurable(self, held: Sequence[Example]) -> list[Example]:
+    def measured(self, held: Sequence[Example]) -> list[Example]:
         """Rows whose labels are learned. The loss of another, which any sure answer gets wrong, would outweigh all that
         was learned from a few rows.
         """
-        found = [example for example in held if self._is_known(example)]
-        if held and not found:
-            self.prepared(held)  # raises
-        return found
-
-    def _is_known(self, example: Example) -> bool:
-        try:
-            self.prepared([example])
-        except DataError:
-            return False
-        return True
+        found = []
+        for example in held:
+            with suppress(DataError):
+                found += self.prepared([example])
+        return found or self.prepared(held)  # which raises if there are some
 
     def count(self, examples: Sequence[Example]) -> float:
         return sum(example.document.size + float(example.weights.sum(dtype=np.float64)) for example in examples)
@@ -111,3 +107,42 @@ class Labelling(Objective):
     def weights(self, logp: NDArray[np.float32], batch: Batch) -> Signal:
         w = batch.supervised_weights
         return Signal(w, -float(np.dot(logp.astype(np.float64), w.astype(np.float64))))
+
+
+@dataclass(frozen=True)
+class WithLabels(Labelling):
+    """An objective with one head and its labels. head: without a size. labels: in the order of its outputs; () for
+    those of the rows.
+    """
+
+    head: ClassVar[HeadKind]
+
+    labels: tuple[str, ...] = ()
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "labels", tuple(self.labels))  # run.json has a list
+
+    @property
+    def heads(self) -> tuple[HeadKind, ...]:  # type: ignore[override]  # the rows decide its size
+        return (replace(self.head, size=len(self.labels)),)
+
+    @property
+    def is_fitted(self) -> bool:
+        return bool(self.labels)
+
+    def numbers(self, labels: Iterable[str]) -> list[int]:
+        """The places of labels in `labels`. Raises DataError for one that is not there."""
+        found = []
+        for label in labels:
+            if label not in self._places:
+                raise DataError(f"the label {label!r:.80} is none of the {len(self.labels)} that are learned",
+                                "add rows with it, or remove this one")
+            found.append(self._places[label])
+        return found
+
+    @cached_property
+    def _places(self) -> dict[str, int]:
+        return {label: number for number, label in enumerate(self.labels)}
+
+    def options(self) -> dict[str, Any]:
+        return {"labels": list(self.labels)}

@@ -8,7 +8,7 @@ from __future__ import annotations
 import json
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from typing import Any, ClassVar
+from typing import ClassVar
 
 import numpy as np
 from numpy.typing import NDArray
@@ -19,35 +19,20 @@ from ..data.labelled import Read
 from ..data.packing import Batch, Example
 from ..errors import DataError
 from .base import Signal, register
-from .labelling import TINY, Classified, Floats, Labelling
+from .labelling import TINY, Classified, Floats, WithLabels
 
 THRESHOLD = 0.5  # the probability from which on a label is in an answer
 
 
 @register
 @dataclass(frozen=True)
-class Multilabel(Labelling):
-    """L = -(1/N) sum of the mean over labels of y log p + (1 - y) log(1 - p), p by a sigmoid, over N rows.
-
-    labels: in the order of the head's outputs; () for those of the rows.
-    """
+class Multilabel(WithLabels):
+    """L = -(1/N) sum of the mean over labels of y log p + (1 - y) log(1 - p), p by a sigmoid, over N rows."""
 
     name: ClassVar[str] = "multilabel"
     method: ClassVar[str] = "multilabel"
     needs_logp: ClassVar[bool] = True
-
-    labels: tuple[str, ...] = ()
-
-    def __post_init__(self) -> None:
-        object.__setattr__(self, "labels", tuple(self.labels))  # run.json has a list
-
-    @property
-    def heads(self) -> tuple[HeadKind, ...]:  # type: ignore[override]  # the rows decide its size
-        return (replace(MULTILABEL, size=len(self.labels)),)
-
-    @property
-    def is_fitted(self) -> bool:
-        return bool(self.labels)
+    head: ClassVar[HeadKind] = MULTILABEL
 
     def fitted(self, learned: Sequence[Example]) -> Multilabel:
         if self.labels:
@@ -57,14 +42,9 @@ class Multilabel(Labelling):
 
     def prepared(self, examples: Sequence[Example]) -> list[Example]:
         """An example of one supervised position, whose `item` has the numbers of its labels."""
-        place = {label: number for number, label in enumerate(self.labels)}
         found = []
         for example in examples:
-            answer = labelled.list_of(labelled.answer_of(example))
-            if unknown := [label for label in answer if label not in place]:
-                raise DataError(f"the label {unknown[0]!r:.80} is none of the {len(self.labels)} that are learned",
-                                "add rows with it, or remove this one")
-            numbers = sorted({place[label] for label in answer})
+            numbers = sorted(set(self.numbers(labelled.list_of(labelled.answer_of(example)))))
             found.append(replace(example, document=np.zeros(1, np.int32), item=json.dumps(numbers)))
         return found
 
@@ -103,6 +83,3 @@ class Multilabel(Labelling):
             return json.dumps(sorted(set(labelled.list_of(answer))), ensure_ascii=False)
         except DataError:
             return answer
-
-    def options(self) -> dict[str, Any]:
-        return {"labels": list(self.labels)}

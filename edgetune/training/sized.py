@@ -77,7 +77,7 @@ def _prepared(objective: Objective, sets: list[Dataset | None]) -> tuple[Objecti
     if rows is None:
         return objective, sets
     objective = objective.fitted(rows.examples)
-    measured = objective.prepared(objective.measurable(held.examples)) if held else []
+    measured = objective.measured(held.examples) if held else []
     return objective, [replace(rows, examples=objective.prepared(rows.examples)),
                        held and replace(held, examples=measured)]
 
