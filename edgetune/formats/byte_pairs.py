@@ -10,10 +10,8 @@ import re
 from pathlib import Path
 from typing import Any
 
-from ..errors import FormatError
-from .checkpoint import AGAIN, as_written
-from .marks import mark_keys, read_tokenizer, refused
-from .wordpiece import CONTROL, NORMAL, UNUSED, USER_DEFINED
+from .checkpoint import as_written
+from .marks import CONTROL, mark_keys, read_tokenizer, refused, token_rows, usual_type
 
 _LIKE_A_MARK = re.compile(r"<pad>|<mask>|<\|.*\|>|<unused.*>")  # which llama.cpp's converter takes for marks
 
@@ -33,7 +31,7 @@ def _keys(path: Path, whole: dict[str, Any], config: dict[str, Any], rows: int, 
     _refuse_others(path, whole)
     added = {token["content"]: token for token in whole.get("added_tokens") or []}
     ids = whole["model"]["vocab"] | {text: token["id"] for text, token in added.items()}
-    tokens, types = _tokens(path, ids, added, rows)
+    tokens, types = token_rows(path, ids, rows, lambda text: _type(text, added))
     merges = [merge if isinstance(merge, str) else " ".join(part.replace(" ", "\u0120") for part in merge)
               for merge in whole["model"]["merges"]]
     keys: dict[str, Any] = {"model": "gpt2", "pre": pre, "tokens": tokens, "token_type": types, "merges": merges}
@@ -52,18 +50,5 @@ def _refuse_others(path: Path, whole: dict[str, Any]) -> None:
         raise refused(path, f"it has {normalizer}, known is NFC")
 
 
-def _tokens(path: Path, ids: dict[str, int], added: dict[str, dict[str, Any]],
-            rows: int) -> tuple[list[str], list[int]]:
-    """Text and type of every row."""
-    texts = [f"[PAD{i}]" for i in range(rows)]
-    types = [UNUSED] * rows
-    for text, i in ids.items():
-        if not 0 <= i < rows:
-            raise FormatError(f"{path} has token {i}, the embedding has {rows} rows", AGAIN)
-        texts[i] = text
-        types[i] = NORMAL
-        if text in added:
-            types[i] = CONTROL if added[text].get("special") or _LIKE_A_MARK.fullmatch(text) else USER_DEFINED
-    if len(set(texts)) != rows:
-        raise refused(path, f"only {len(set(texts))} of its {rows} tokens differ")
-    return texts, types
+def _type(text: str, added: dict[str, dict[str, Any]]) -> int:
+    return CONTROL if text in added and _LIKE_A_MARK.fullmatch(text) else usual_type(added.get(text))

@@ -1,13 +1,18 @@
-"""The marks around a text, by the files tokenizer.json and tokenizer_config.json of a checkpoint."""
+"""The tokens of an embedding's rows and the marks around a text, by tokenizer.json and tokenizer_config.json."""
 
 from __future__ import annotations
 
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
 from ..errors import FormatError, UnsupportedError
-from .checkpoint import read_json
+from .checkpoint import AGAIN, read_json
 
+NORMAL = 1  # types of tokens, as a GGUF numbers them
+CONTROL = 3
+USER_DEFINED = 4
+UNUSED = 5
 MARKS = {"bos": ("bos", "cls"), "eos": ("eos", "sep"), "unknown": ("unk",), "seperator": ("sep",), "padding": ("pad",),
          "mask": ("mask",)}
 """GGUF's names of the marks, one spelled so there, and names in tokenizer_config.json, of which the first counts."""
@@ -51,5 +56,32 @@ def _around(processor: dict[str, Any]) -> tuple[str, str, int]:
     return marks[0], marks[-1], max(0, len(processor.get("pair") or []) - 4)
 
 
+def token_rows(path: Path, ids: Mapping[str, int], rows: int, type_of: Callable[[str], int],
+               written: Callable[[str, int], str] = lambda text, _type: text,
+               unused: str = "") -> tuple[list[str], list[int]]:
+    """Text and type of every row of an embedding. ids: the row of each token. written: a token of a type as a GGUF
+    spells it. unused: what stands before the names of rows without a token. Raises FormatError for a token without a
+    row, UnsupportedError where two are spelled alike.
+    """
+    texts = [f"{unused}[PAD{i}]" for i in range(rows)]
+    types = [UNUSED] * rows
+    for text, i in ids.items():
+        if not 0 <= i < rows:
+            raise FormatError(f"{path} has token {i}, the embedding has {rows} rows", AGAIN)
+        types[i] = type_of(text)
+        texts[i] = written(text, types[i])
+    if len(set(texts)) != rows:
+        raise refused(path, f"only {len(set(texts))} of its {rows} tokens differ")
+    return texts, types
+
+
+def usual_type(added: Mapping[str, Any] | None) -> int:
+    """The type of a token by its entry among the added ones, None without one."""
+    if added is None:
+        return NORMAL
+    return CONTROL if added.get("special") else USER_DEFINED
+
+
 def refused(path: Path, why: str) -> UnsupportedError:
-    return UnsupportedError(f"llama.cpp has no tokenizer for encoders like {path}: {why}", "take a GGUF of the model")
+    return UnsupportedError(f"llama.cpp has no tokenizer for encoders like {path}: {why}",
+                            "take a GGUF of the model, or a model with BERT's tokenizer")

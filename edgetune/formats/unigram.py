@@ -12,8 +12,7 @@ from typing import Any
 
 from ..errors import FormatError
 from .checkpoint import AGAIN, as_written, read_json
-from .marks import mark_keys, read_tokenizer, refused
-from .wordpiece import CONTROL, NORMAL, UNUSED, USER_DEFINED
+from .marks import NORMAL, UNUSED, mark_keys, read_tokenizer, refused, usual_type
 
 UNKNOWN = 2
 LEAST_SCORE = -10000.0  # of rows without a token
@@ -54,7 +53,7 @@ def _keys(path: Path, whole: dict[str, Any], config: dict[str, Any], rows: int) 
         texts[i], scores[i], types[i] = text, float(score), NORMAL
     for token in whole.get("added_tokens") or []:
         texts[token["id"]] = token["content"]
-        types[token["id"]] = CONTROL if token.get("special") else USER_DEFINED
+        types[token["id"]] = usual_type(token)
     types[model["unk_id"]] = UNKNOWN
     ids = {text: i for i, text in enumerate(texts)}
     if len(ids) != rows:

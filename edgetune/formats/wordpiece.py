@@ -10,13 +10,10 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-from ..errors import FormatError, UnsupportedError
-from .checkpoint import AGAIN, as_written, read_json
+from ..errors import FormatError
+from .checkpoint import as_written, read_json
+from .marks import CONTROL, refused, token_rows, usual_type
 
-NORMAL = 1
-CONTROL = 3
-USER_DEFINED = 4
-UNUSED = 5
 REST = "##"  # before a token that continues a word
 _PRE = "jina-v2-en"  # the converter's name for BERT's way to cut text; llama.cpp reads it for other tokenizers alone
 # GGUF's names of the marks (the third is spelled so there) and BERT's.
@@ -47,7 +44,7 @@ def _keys(path: Path, whole: dict[str, Any], rows: int) -> dict[str, Any]:
     ids = vocab | {text: token["id"] for text, token in added.items()}
     marks = {name: ids[text] for name, text in _MARKS.items() if text in ids}
     _require_marks(path, whole.get("post_processor") or {}, marks)
-    tokens, types = _tokens(path, ids, added, rows)
+    tokens, types = token_rows(path, ids, rows, lambda text: usual_type(added.get(text)), _written, unused="▁")
     keys: dict[str, Any] = {"model": "bert", "pre": _PRE, "tokens": tokens, "token_type": types}
     keys |= {f"{name}_token_id": i for name, i in marks.items()}
     keys |= {"add_bos_token": True, "add_eos_token": True, "add_sep_token": False}
@@ -61,49 +58,29 @@ def _refuse_others(path: Path, model: dict[str, Any], normalizer: dict[str, Any]
     wanted = ("WordPiece", "BertNormalizer", "BertPreTokenizer")
     for found, known in zip(kinds, wanted, strict=True):
         if found != known:
-            raise _refused(path, f"it has {found}, known is {known}")
+            raise refused(path, f"it has {found}, known is {known}")
     if (prefix := model.get("continuing_subword_prefix")) != REST:
-        raise _refused(path, f"it continues words by {prefix!r:.40}, known is {REST!r}")
+        raise refused(path, f"it continues words by {prefix!r:.40}, known is {REST!r}")
     for name, value in _NORMAL.items():
         if normalizer.get(name) is not value:
-            raise _refused(path, f"its {name} is {normalizer.get(name)!r:.40}, known is {value}")
+            raise refused(path, f"its {name} is {normalizer.get(name)!r:.40}, known is {value}")
 
 
 def _require_marks(path: Path, around: dict[str, Any], marks: dict[str, int]) -> None:
     """Every text must begin with [CLS] and end with [SEP]."""
     if missing := sorted({"bos", "eos", "unknown", "padding"} - marks.keys()):
-        raise _refused(path, f"it has no {_MARKS[missing[0]]}")
+        raise refused(path, f"it has no {_MARKS[missing[0]]}")
     if around.get("type") == "BertProcessing":
         found = [around["cls"][0], around["sep"][0]]
     else:
         single = around.get("single") or [{}]
         found = [piece.get("SpecialToken", {}).get("id") for piece in (single[0], single[-1])]
     if found != [_MARKS["bos"], _MARKS["eos"]]:
-        raise _refused(path, f"it puts {found[0]} and {found[1]} around a text")
+        raise refused(path, f"it puts {found[0]} and {found[1]} around a text")
 
 
-def _refused(path: Path, why: str) -> UnsupportedError:
-    return UnsupportedError(f"llama.cpp has no tokenizer for encoders like {path}: {why}",
-                            "take a GGUF of the model, or a model with BERT's tokenizer")
-
-
-def _tokens(path: Path, ids: dict[str, int], added: dict[str, dict[str, Any]],
-            rows: int) -> tuple[list[str], list[int]]:
-    """Text and type of every row."""
-    texts = [f"▁[PAD{i}]" for i in range(rows)]
-    types = [UNUSED] * rows
-    for text, i in ids.items():
-        if not 0 <= i < rows:
-            raise FormatError(f"{path} has token {i}, the embedding has {rows} rows", AGAIN)
-        if text in added:
-            types[i] = CONTROL if added[text].get("special") else USER_DEFINED
-        else:
-            types[i] = NORMAL
-        texts[i] = text if types[i] == CONTROL else _marked(text)
-    if len(set(texts)) != rows:
-        raise _refused(path, f"only {len(set(texts))} of its {rows} tokens differ")
-    return texts, types
-
-
-def _marked(text: str) -> str:
+def _written(text: str, kind: int) -> str:
+    """A token as a GGUF spells it."""
+    if kind == CONTROL:
+        return text
     return text.removeprefix(REST) if text.startswith(REST) else "▁" + text
