@@ -18,9 +18,13 @@ from .app import DATA, ModelPath, cli, command, config_options, explicit, out, s
 from .objective import ObjectiveCommand, take_objective
 
 if TYPE_CHECKING:
-    from ..data.check import Finding
+    import numpy as np
+    from numpy.typing import NDArray
+
+    from ..data.check import Finding, VectorsOf
     from ..data.facts import Inspection, Part, Tokens
     from ..formats.bundle import Bundle
+    from ..formats.gguf import Gguf
 
 TOKENIZING = ("max_length", "overflow", "system", "markup")  # options that need a model
 SAMPLE = 1500  # characters of the row that is shown
@@ -53,7 +57,6 @@ def data_check(data: Path, model: Path | None, held_out: Path | None, max_length
     from ..data.parts import title_of
     from ..formats.bundle import open_bundle
     from ..llamacpp.tokenizer import Tokenizer
-    from ..serving.encoder import Encoder
     from ..training.length import reading_limit
     from ..training.sized import context_of
     bundle = open_bundle(model) if model else None
@@ -70,7 +73,7 @@ def data_check(data: Path, model: Path | None, held_out: Path | None, max_length
     found = [inspect(title_of(path), read_rows(path), tokens, parser, columns)
              for path in (data, held_out) if path]
     is_encoder = tokens is not None and not isinstance(tokens.tokenizer, Tokenizer)
-    vectors = Encoder(bundle.gguf).vectors if bundle and is_encoder else None
+    vectors = vectors_of(bundle.gguf) if bundle and is_encoder else None
     problems = findings(found[0], found[1] if held_out else None, tokens, vectors)
     facts = [facts_of(each) for each in found]
     result = {"data": facts[0], "held_out": facts[1] if held_out else None,
@@ -96,6 +99,15 @@ def verdict(problems: Sequence[Finding]) -> Text:
 def tokenizer_of(bundle: Bundle, markup: str) -> Any:
     from ..llamacpp.tokenizers import open_tokenizer
     return open_tokenizer(bundle.gguf, markup)
+
+
+def vectors_of(encoder: Gguf) -> VectorsOf:
+    """Vectors of questions by an encoder. It is opened where labels are compared, and not for other rows."""
+    def vectors(texts: Sequence[Sequence[int]]) -> NDArray[np.float32]:
+        from ..serving.encoder import Encoder
+        return Encoder(encoder).vectors(texts)
+
+    return vectors
 
 
 def facts_of(found: Inspection) -> dict[str, Any]:

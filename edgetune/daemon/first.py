@@ -19,6 +19,7 @@ from ..formats.named import stored_models
 from ..objectives.labelling import Classified
 from ..serving.completion import Completion
 from ..serving.encoder import Encoder
+from ..serving.encoder_model import AT_ONCE
 from ..serving.learned import learned
 from ..serving.served import Served
 from ..serving.sureness import LEAST_ROWS
@@ -26,7 +27,6 @@ from .options import DaemonConfig
 from .sources import AskedQuestion, whole_answer
 from .state.adapters import Adapters
 
-AT_ONCE = 512  # tokens of a question; the encoder reads the beginning of a longer one
 FORMS = ("grammar", "echo", "among")  # options that ask for another answer than a text
 Content = Mapping[str, Any]
 

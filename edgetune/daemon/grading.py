@@ -13,7 +13,6 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from .. import errors
-from ..errors import UnsupportedError
 from ..evaluation.graders.base import Grade, Grader, read_grader
 from ..llamacpp.tokenizer import Tokenizer
 from ..python_child import child
@@ -57,8 +56,8 @@ class Judge:
     def _tokenizer(self) -> Tokenizer:
         found = self.batcher.served.tokenizer
         if not isinstance(found, Tokenizer):
-            raise UnsupportedError(f"{self.name} is an encoder, which scores no answers",
-                                   "use a grader without a model")
+            raise errors.UnsupportedError(f"{self.name} is an encoder, which scores no answers",
+                                          "use a grader without a model")
         return found
 
     def _probabilities(self, conversation: Sequence[Mapping[str, Any]], among: list[int]) -> list[float] | None:

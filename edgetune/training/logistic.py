@@ -68,8 +68,7 @@ def _fitted(vectors: Floats, k: int, loss: Loss) -> tuple[Floats, Floats]:
     return found[:k * width].reshape(k, width).astype(np.float32), found[k * width:].astype(np.float32)
 
 
-def probabilities(vectors: Floats, weights: Floats,
-                  bias: Floats) -> Floats:
+def probabilities(vectors: Floats, weights: Floats, bias: Floats) -> Floats:
     """The probability of each class for each vector, [n, k]."""
     z = vectors @ weights.T + bias
     p: Floats = np.exp(z - z.max(1, keepdims=True))
