@@ -53,41 +53,34 @@ KERNEL(glu_forward, glu_args) {
         glu_forward_values(a, out, gate, up);
 }
 
-/* dgate = dout * up * act'(gate), dup = dout * act(gate), and act(gate) * up again */
-DEVICE void glu_erf_backward_values(const glu_args &a) {
-    EACH_FOUR(i, a.n) {
-        four d = get_four(a.dout, i, a.n, a.whole);
-        four u = get_four(a.up, i, a.n, a.whole);
-        four x = get_four(a.gate, i, a.n, a.whole);
-        four out;
-        for (int k = 0; k < 4; k++) {
-            float act = x.x[k] * normal_function(x.x[k]);
-            out.x[k] = act * u.x[k];
-            x.x[k] = d.x[k] * u.x[k] * gelu_slope(x.x[k]);
-            d.x[k] *= act;
-        }
-        put_four(a.out, i, out, a.n, a.whole);
-        put_four(a.dgate, i, x, a.n, a.whole);
-        put_four(a.dup, i, d, a.n, a.whole);
-    }
+/* Of one value, in place: x from the gate to dout * up * act'(gate), d from dout to dout * act(gate); and act(gate) * up
+ * again. */
+DEVICE void sigmoid_backward(float &x, float &d, float &act, float up, int kind) {
+    gated g = make_gated(x, kind);
+    float push = d * g.sigmoid;
+    act = g.x * g.sigmoid * up;
+    x = push * up * (1.0f + g.x * g.rest * g.slope);
+    d = push * g.x;
+}
+
+DEVICE void erf_backward(float &x, float &d, float &act, float up) {
+    float gelu = x * normal_function(x);
+    act = gelu * up;
+    x = d * up * gelu_slope(x);
+    d *= gelu;
 }
 
 DEVICE void glu_backward_values(const glu_args &a) {
-    if (a.kind == GLU_ERF) {
-        glu_erf_backward_values(a);
-        return;
-    }
     EACH_FOUR(i, a.n) {
         four d = get_four(a.dout, i, a.n, a.whole);
         four u = get_four(a.up, i, a.n, a.whole);
         four x = get_four(a.gate, i, a.n, a.whole);
         four act;
         for (int k = 0; k < 4; k++) {
-            gated g = make_gated(x.x[k], a.kind);
-            float push = d.x[k] * g.sigmoid;
-            act.x[k] = g.x * g.sigmoid * u.x[k];
-            x.x[k] = push * u.x[k] * (1.0f + g.x * g.rest * g.slope);
-            d.x[k] = push * g.x;
+            if (a.kind == GLU_ERF)
+                erf_backward(x.x[k], d.x[k], act.x[k], u.x[k]);
+            else
+                sigmoid_backward(x.x[k], d.x[k], act.x[k], u.x[k], a.kind);
         }
         put_four(a.out, i, act, a.n, a.whole);
         put_four(a.dgate, i, x, a.n, a.whole);
