@@ -11,12 +11,11 @@ VARIABLE = "EDGETUNE_TEST_SEED"
 def take_seed() -> None:
     """Changes the default, also of programs' flags, which are made from it."""
     if seed := int(os.environ.get(VARIABLE, "0")):
-        from edgetune.training.config import TrainConfig
+        from edgetune.training.config import CommonOptions
 
-        spec = TrainConfig.__dataclass_fields__["seed"]
-        names = [name for name, field in TrainConfig.__dataclass_fields__.items() if field.init]
-        spec.default = seed
-        TrainConfig.seed = seed
-        defaults = list(TrainConfig.__init__.__defaults__ or ())
+        CommonOptions.__dataclass_fields__["seed"].default = seed
+        CommonOptions.seed = seed
+        names = [name for name, field in CommonOptions.__dataclass_fields__.items() if field.init]
+        defaults = list(CommonOptions.__init__.__defaults__ or ())
         defaults[names.index("seed") - len(names)] = seed
-        TrainConfig.__init__.__defaults__ = tuple(defaults)
+        CommonOptions.__init__.__defaults__ = tuple(defaults)

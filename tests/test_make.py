@@ -1,5 +1,6 @@
 """The targets that the pages name: they exist, and say what to run first where edgetune is not installed."""
 
+import os
 import re
 import shlex
 import shutil
@@ -54,3 +55,13 @@ def test_ready_says_what_to_run_first(tmp_path):
         assert said in done.stderr
         assert "Traceback" not in done.stderr
         assert "proofs" not in done.stdout
+
+
+def test_make_learning_gives_trainings_its_seed():
+    """Of what is made from the options, too, unless a seed is named."""
+    code = ("from seeds import take_seed; take_seed()\nfrom edgetune.training.config import TrainConfig\n"
+            "print(TrainConfig().seed, TrainConfig(rank=4).seed, TrainConfig(seed=7).seed)")
+    there = {"EDGETUNE_TEST_SEED": "3", "PYTHONPATH": os.pathsep.join([str(ROOT / "tests"), *filter(None, sys.path)])}
+    found = subprocess.run([sys.executable, "-c", code], env=os.environ | there, capture_output=True, text=True,
+                           check=True)
+    assert found.stdout.split() == ["3", "3", "7"]
