@@ -20,10 +20,14 @@ from json_lines import read_lines
 from labelled import LLAMA_CPP
 from services import same_holdout, until, upload
 
+from edgetune.daemon.jobs.decide import paired
+from edgetune.daemon.jobs.exam import Asked, Exam
+from edgetune.daemon.jobs.gate import opened as opened_examiner
 from edgetune.daemon.options import DaemonConfig
 from edgetune.daemon.service import Service
 from edgetune.errors import EdgetuneError, UnsupportedError, UsageError
 from edgetune.evaluation.judge import same
+from edgetune.formats.gguf import open_gguf
 from edgetune.formats.packaged import write_minilm
 from edgetune.machine.policy import Policy
 from edgetune.serving.classifier import Classifier
@@ -238,6 +242,26 @@ def test_corrections_become_answers(model, tmp_path):
     with opened(model, tmp_path) as service:
         assert service.adapters.serving == first
         assert [said(service, row["prompt"], model=first).text() for row in rows] == expected
+
+
+def test_a_further_label_makes_no_right_answer_worse(model, tmp_path):
+    """The soft-max over one label more makes each right answer less likely."""
+    rows = labelled(40)
+    kitchen = [{"prompt": f"the kitchen, the kitchen {letter}", "completion": "kitchen"} for letter in "abcdefgh"]
+    before = write_adapter(model, tmp_path / "before", rows)
+    after = write_adapter(model, tmp_path / "after", [*rows, *kitchen])
+    sure = [Classifier(model, path, 1).classify([rows[0]["prompt"]])[0].probability for path in (before, after)]
+    assert sure[0] > sure[1]
+    exam = Exam([*rows, *kitchen])
+    with opened_examiner(open_gguf(model), {"old": before, "new": after}, exam, 1 << 30, 1, int,
+                         lambda _done, _of: None) as examiner:
+        scores = [examiner.scores(Asked(name), exam.rows) for name in ("old", "new")]
+    right = [pair for pair in zip(*scores, strict=True) if pair[0].right and pair[1].right]
+    assert len(right) >= 20
+    counts = paired(*zip(*right, strict=True))
+    assert (counts.wins, counts.losses, counts.ties) == (0, 0, len(right))
+    learned = paired(*(some[len(rows):] for some in scores))  # of the further label
+    assert (learned.wins, learned.losses) == (sum(score.right for score in scores[1][len(rows):]), 0)
 
 
 def test_a_file_of_json_is_learned_field_by_field(model, tmp_path):

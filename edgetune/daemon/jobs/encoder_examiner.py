@@ -2,6 +2,9 @@
 
 The encoder alone answers nothing: each of its answers is wrong, and it finds all labels equally likely, those of the
 adapter that is to be evaluated. An answer with a part that an adapter never learned is wrong, and has no loss.
+
+A right answer has the loss 0. How sure a head is of it falls with each label that is learned in addition, though no
+answer is worse: an adapter with new labels would lose all questions that both answer rightly.
 """
 
 from __future__ import annotations
@@ -59,9 +62,11 @@ class EncoderExaminer(Examiner):
             return [Score(_mean(learned.losses(one, _equally_likely(learned, one), right)), right=False)
                     for one, right in zip(read, answers, strict=True)]
         reader = self.served.reader(adapter)
-        graded = reader.graded(read, answers)
-        return [Score(_mean(losses), same(reader.learned.canonical(right), reader.learned.canonical(found.label)))
-                for (found, losses), right in zip(graded, answers, strict=True)]
+        scores = []
+        for (found, losses), right in zip(reader.graded(read, answers), answers, strict=True):
+            is_right = same(reader.learned.canonical(right), reader.learned.canonical(found.label))
+            scores.append(Score(0.0 if is_right else _mean(losses), is_right))
+        return scores
 
 
 def _equally_likely(learned: Labelling, read: Read) -> Floats:
