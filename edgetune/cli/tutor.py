@@ -104,7 +104,7 @@ def tutor_command(model: Path, prompts: Path, folder: Path, labelled: Path | Non
     """
     from ..adapters.store import recorded_size
     from ..evaluation.graders.base import load_grader
-    from ..evaluation.graders.sandbox import reserve
+    from ..evaluation.graders.sandbox import limited_processes, share_of
     from ..machine.device import rss
     from ..training.callbacks import RunCallbacks
     from ..tutor.teach import Files, teach
@@ -112,10 +112,10 @@ def tutor_command(model: Path, prompts: Path, folder: Path, labelled: Path | Non
     rounds = TutorOptions(**{spec.name: options.pop(spec.name) for spec in fields(TutorOptions)})
     config = TrainConfig(**{**options, **recorded_size(start), **explicit(options)}).check()
     judge = load_grader(Path(grader), allow_unsafe_python=unsafe_python) if grader else None
-    if judge and judge.process_bytes:
-        left = config.memory_here() - reserve(judge.process_bytes, config.memory_here() - rss())
-        config = replace(config, memory=f"{max(left >> 20, 1)}M")
-    with stop_on_signals() as should_stop, train_progress(as_json) as progress:
+    share = share_of(config.memory_here() - rss(), judge.process_bytes) if judge else 0
+    if share:
+        config = replace(config, memory=f"{max((config.memory_here() - share) >> 20, 1)}M")
+    with limited_processes(share), stop_on_signals() as should_stop, train_progress(as_json) as progress:
         state = teach(model, Files(prompts, labelled, held, keep), folder, grader=judge, start=start,
                       until=until or "", options=rounds, config=config,
                       callbacks=RunCallbacks(progress.event, should_stop, governor))

@@ -10,7 +10,7 @@ import shlex
 import sys
 import tempfile
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -90,7 +90,7 @@ def train(model: str | Path | Bundle, data: Rows, out: str | Path, eval: Rows | 
     config.check_held_out(eval != NONE)
     origin = Origin(str(bundle.path.absolute()), _place(data), TENTH if eval is None else _place(eval),
                     list(calls.command))
-    with _shown(progress, calls.on_event) as show:
+    with _shown(progress, calls.on_event) as show, rewards.limited() if rewards else nullcontext():
         with as_file(data, "data") as rows_file, as_file(eval, "held-out") as held_file:
             assert rows_file
             if resume:

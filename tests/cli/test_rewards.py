@@ -14,6 +14,8 @@ from tiny import write_tiny
 from edgetune import train
 from edgetune.cli import cli
 from edgetune.errors import UsageError
+from edgetune.evaluation.graders.base import read_grader
+from edgetune.evaluation.graders.sample import Sample
 from edgetune.objectives.grpo import Grpo
 from edgetune.training.callbacks import Event, RunCallbacks
 from edgetune.tutor import teach
@@ -120,6 +122,8 @@ def test_processes_of_a_python_grader_are_planned_and_bounded(model, tmp_path):
     trained = next(event for event in events if event["event"] == "start")["plan"]["process_bytes"]
     assert min(planned[1], trained) - planned[0] > 200 << 20
     assert metrics(tmp_path / "out")[-1]["metrics"]["reward"] >= 1
+    afterwards, = read_grader(json.loads(hungry)).grade([Sample("a")], [{}])
+    assert afterwards.reward == 0  # the limit of a run ends with it: 1 GiB is within the grader's own
 
 
 def test_the_tutor_leaves_memory_to_processes_of_its_grader(model, tmp_path, monkeypatch):

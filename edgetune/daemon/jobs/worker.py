@@ -33,7 +33,7 @@ from ...adapters import store
 from ...data import loader
 from ...data.dataset import Dataset
 from ...errors import DiskError, EdgetuneError, FormatError, Interrupted, MismatchError, TooMuchError, UsageError
-from ...evaluation.graders.sandbox import reserve
+from ...evaluation.graders.sandbox import limit_processes, share_of
 from ...evaluation.graders.time_limit import set_time_limit
 from ...formats.bundle import open_bundle
 from ...machine.device import read_device, shared_memory, trim
@@ -204,8 +204,11 @@ class Worker:
         self.old = Asked(OLD, read_scores(serving["scores"])) if serving else Asked(None)
 
     def make_room_for_graders(self, nbytes: int) -> None:
-        """Leaves memory to processes of graders that may take so much."""
-        self.room = self.room.wider(-reserve(nbytes, self.room.resident))
+        """Leaves memory to processes of graders that may take so much, and limits them to it."""
+        share = share_of(self.room.resident, nbytes)
+        if share:
+            limit_processes(share)
+        self.room = self.room.wider(-share)
 
     @property
     def is_trained(self) -> bool:

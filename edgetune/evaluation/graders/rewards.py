@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from contextlib import AbstractContextManager
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -15,7 +16,7 @@ from ...training.answered import Answer, Reward
 from .base import Grader, ScoreModel, load_grader, read_grader
 from .reward import RewardFunction, load_reward
 from .sample import Sample
-from .sandbox import reserve
+from .sandbox import limited_processes, share_of
 
 
 @dataclass
@@ -41,8 +42,12 @@ class GraderRewards:
         return self.judge.compares
 
     def reserve(self, left: int) -> None:
-        """Leaves some of `left` bytes to processes of the grader, and limits them to that."""
-        self.reserved = reserve(self.process_bytes, left)
+        """Leaves some of `left` bytes to processes of the grader."""
+        self.reserved = share_of(left, self.process_bytes)
+
+    def limited(self) -> AbstractContextManager[None]:
+        """Limits processes of the grader to what is reserved."""
+        return limited_processes(self.reserved)
 
     def use_model(self, judge: ScoreModel) -> None:
         """Makes this model the one that scores answers for the grader."""

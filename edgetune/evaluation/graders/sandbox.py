@@ -12,7 +12,8 @@ import subprocess
 import threading
 import time
 import weakref
-from contextlib import suppress
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
 from typing import Any
 
 from ...errors import EdgetuneError
@@ -35,14 +36,24 @@ def limit_processes(nbytes: int) -> None:
     _limit = max(nbytes, PROCESS_BYTES) + _ADDRESSES
 
 
-def reserve(nbytes: int, left: int) -> int:
-    """Returns the memory that processes of python graders get of `left` bytes, and limits them to it: nbytes, but a
-    quarter of what is left at most, and no less than PROCESS_BYTES. 0 for none.
+@contextmanager
+def limited_processes(nbytes: int) -> Iterator[None]:
+    """Limits the memory of each process of a python grader that is started meanwhile. 0: no limit but the grader's."""
+    global _limit
+    before = _limit
+    if nbytes:
+        limit_processes(nbytes)
+    try:
+        yield
+    finally:
+        _limit = before
+
+
+def share_of(left: int, nbytes: int) -> int:
+    """Returns the memory that processes of python graders get of `left` bytes: the `nbytes` that they may take, but a
+    quarter of what is left at most, and no less than PROCESS_BYTES.
     """
-    share = min(nbytes, max(PROCESS_BYTES, left // 4))
-    if share:
-        limit_processes(share)
-    return share
+    return min(nbytes, max(PROCESS_BYTES, left // 4))
 
 
 class CallFailed(Exception):
