@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import os
 import sys
 from collections.abc import Callable
@@ -54,8 +55,13 @@ def daemon_command(model: Path, policy_file: Path | None, as_json: bool, **optio
         raise EdgetuneError(f"the daemon needs {', '.join(missing)}", install_hint(needed.name))
     from ..daemon.server import run
     from ..daemon.service import Service
-    run(Service(model, config, policy), on_interrupt=_end_line, on_ready=lambda url: show(
-        as_json, {"url": url, "model": model.name}, f"{model.name} answers at {url}"))
+
+    def ready(url: str) -> None:
+        gc.collect()
+        gc.freeze()  # a collection over the objects of the start takes 0.1 s of a fast CPU, in which no thread works
+        show(as_json, {"url": url, "model": model.name}, f"{model.name} answers at {url}")
+
+    run(Service(model, config, policy), on_interrupt=_end_line, on_ready=ready)
 
 
 def _end_line() -> None:

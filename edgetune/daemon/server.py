@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import gc
 import logging
 import os
 import signal
@@ -58,21 +57,8 @@ def run(service: Service, on_ready: Callable[[str], None] | None = None,
     server = _Server(service, on_ready, on_interrupt)
     with _listening(service.config) as listener, server.signals(), _scratch(service.config.folder()):
         server.address = address_of(listener)
-        with service, _frozen():
+        with service:
             server.run(sockets=[listener])
-
-
-@contextmanager
-def _frozen() -> Iterator[None]:
-    """Leaves the objects of the start out of garbage collections: one over them takes 0.1 s of a fast CPU, in which no
-    thread works.
-    """
-    gc.collect()
-    gc.freeze()
-    try:
-        yield
-    finally:
-        gc.unfreeze()
 
 
 @contextmanager

@@ -1,5 +1,6 @@
 """What the API has beyond OpenAI's, and the life of its server: from ready to drained."""
 
+import gc
 import io
 import json
 import os
@@ -348,6 +349,15 @@ def test_a_port_that_is_taken_is_named(model, running, tmp_path):
     port = int(running.url.rpartition(":")[2])
     with pytest.raises(UsageError, match=f"127.0.0.1:{port}"), daemon(model, tmp_path / "state", port=port):
         pass
+
+
+def test_a_program_that_serves_keeps_its_frozen_objects(model, tmp_path):
+    """Else each of its later collections would go through all of them."""
+    gc.freeze()
+    frozen = gc.get_freeze_count()
+    with daemon(model, tmp_path / "state"):
+        pass
+    assert gc.get_freeze_count() > 0.9 * frozen  # some end by themselves
 
 
 def test_systemd_hears_of_it_and_sigterm_ends_it(model, tmp_path):
