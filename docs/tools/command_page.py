@@ -44,8 +44,7 @@ def lines() -> Iterator[str]:
     assert listed_here == {path.split()[0] for path in commands()}, "GROUPS has other commands than edgetune"
     yield from (HEAD, "", "| | commands |", "|---|---|")
     for title, names in GROUPS.items():
-        found = [path for name in names for path in paths_of(name)]
-        yield f"| {title} | {', '.join(link(path, f'edgetune {path}') for path in found)} |"
+        yield f"| {title} | {', '.join(map(links, names))} |"
     yield f"| Options | {', '.join(link(title.lower(), title) for title in (COMMON, *SHARED))} |"
     yield ""
     for names in GROUPS.values():
@@ -59,6 +58,14 @@ def lines() -> Iterator[str]:
 
 def link(text: str, heading: str) -> str:
     return f"[{text}](#{heading.lower().replace(' ', '-')})"
+
+
+def links(name: str) -> str:
+    """A command, or the name of a group with its commands."""
+    found = paths_of(name)
+    if found == [name]:
+        return link(name, f"edgetune {name}")
+    return f"{name} ({', '.join(link(path.removeprefix(name).strip(), f'edgetune {path}') for path in found)})"
 
 
 @cache
@@ -97,7 +104,7 @@ def command_lines(path: str) -> Iterator[str]:
     apart = [one for one in found if not any(one in others for others in shared.values())]
     yield from listed([option for option in map(row, apart) if usage()[option] < SEVERAL])
     if common := [one for one in apart if usage()[row(one)] >= SEVERAL]:
-        yield from (f"{flags(common)}: {link(COMMON.lower(), COMMON)}.", "")
+        yield from (f"{flags(common)}: {link('common', COMMON)}.", "")
     for title, others in shared.items():
         if others:
             yield from (named(others, title), "")

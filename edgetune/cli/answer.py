@@ -68,16 +68,15 @@ runtime_option = click.option("--runtime", type=click.Choice(["llama", "onnx"]),
 
 
 markup_option = click.option("--markup", type=click.Choice(["escape", "parse"]), default="escape", show_default=True,
-                             help="What control tokens that a message spells become, as in training.")
+                             help="Control tokens in a message, as in training.")
 
 
-memory_option = click.option("--memory", default="", help="With --engine native: the most that this process may take, "
-                             "such as 500M or 25% [75% of what is available].")
+memory_option = click.option("--memory", default="", help="With --engine native: memory of this process at most, such "
+                             "as 500M or 25% [75% of what is available].")
 
 
 structured_option = click.option("--structured", type=click.Choice(["auto", "off"]), default="auto", show_default=True,
-                                 help="Hold answers to the schema of the adapter's training rows, where all of these "
-                                 "are JSON.")
+                                 help="Hold answers to the schema of the training rows, if all are JSON.")
 
 
 @dataclass(frozen=True)
@@ -170,12 +169,10 @@ def eval_command(model: Path, data: Path, engine: str, max_length: int, system: 
                  backend: str, **options: Any) -> None:
     """Measure the loss and the exact answers on DATA.
 
-    JSON is compared as JSON. Of rows of pairs it says how many of the chosen answers the model prefers (preference
-    accuracy), and by how much in natural log p (margin), with an adapter also relative to the base; --method adds the
-    loss by that method.
+    JSON is compared as JSON. Of pairs it says how many of the chosen answers the model prefers (preference accuracy),
+    and by how much in natural log p (margin), with an adapter also relative to the base.
 
-    In brackets: between which shares that of all rows of this kind is, with 95 % confidence (Wilson's interval). With
-    --url a daemon answers, and the loss is not measured.
+    In brackets: Wilson's 95 % interval. With --url a daemon answers, and the loss is not measured.
     """
     from ..adapters.store import read_system
     from ..data.dataset import load
@@ -343,14 +340,14 @@ def show_grades(title: str, graded: Graded, show_wrong: int | None, as_json: boo
 
 @command("generate", MODEL, click.argument("prompt"), adapter_option, system_option, answer_options,
          click.option("--raw", is_flag=True, help="Continue PROMPT as it is, without the chat template."),
-         engine_option("native: PROMPT is a file of prompts, which edgetune's own engine answers together."),
+         engine_option("native: edgetune's own engine answers the prompts of a file together."),
          click.option("--samples", type=click.IntRange(1), default=1, show_default=True,
                       help="With --engine native: answers to each prompt."),
          click.option("--parallel", type=click.IntRange(1), default=64, show_default=True,
                       help="With --engine native: answers in progress at once at most."),
          precision_option("With --engine native: how products are computed."),
          click.option("--save", type=click.Path(path_type=Path), callback=new_file,
-                      help="With --engine native: new file for the answers, which else are printed."),
+                      help="With --engine native: new file for the answers [they are printed]."),
          memory_option, threads_option, backend_option, busy_file_option, runtime_option, markup_option,
          structured_option, url_options)
 def generate_command(model: Path, prompt: str, system: str, raw: bool, as_json: bool, engine: str,

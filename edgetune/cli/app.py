@@ -56,8 +56,8 @@ adapter_option = click.option("--adapter", type=click.Path(path_type=Path), mult
 threads_option = click.option("--threads", type=click.IntRange(0, 1024), default=0,
                               help="Threads; 0: one a core that this process may use.")
 backend_option = click.option("--backend", type=click.Choice(BACKENDS), default="auto", show_default=True,
-                              help="What edgetune's own engine computes on: cpu, cuda (an NVIDIA GPU), or auto: the "
-                              "GPU where one can be used.")
+                              help="Of edgetune's own engine: cpu, cuda (an NVIDIA GPU), or auto: the GPU where one "
+                              "can be used.")
 system_option = click.option("--system", default="",
                              help="System message [with an adapter: the one that it was trained with].")
 
@@ -280,8 +280,7 @@ job_options = training_options(*FILE_OPTIONS)
 column_options = config_options(*FILE_OPTIONS, grouped=False)
 policy_options = config_options(*(spec.name for spec in fields(Policy)), of=Policy)
 policy_file_option = click.option("--policy", "policy_file", type=click.Path(path_type=Path),
-                                  help="File with options of what it yields to, a line each, such as max-temp = "
-                                       "75; flags win.")
+                                  help="File of yielding options, a line each, such as max-temp = 75; flags win.")
 
 
 def governor_of(policy_file: Path | None, options: dict[str, Any]) -> Any:

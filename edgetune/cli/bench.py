@@ -71,7 +71,7 @@ def kernels_command(isa: str | None, precision: str | None, name: str, fmt: str,
                     as_json: bool) -> None:
     """Time the products with frozen weights, on 256 tokens.
 
-    GFLOP/s, and as a share of what a loop that stays in registers reaches. The least time of several calls counts.
+    It shows GFLOP/s, also as a share of what a loop in registers reaches. The least time of several calls counts.
     """
     from ..backends import cpu, native
     from ..bench import kernels
@@ -107,7 +107,7 @@ def kernels_command(isa: str | None, precision: str | None, name: str, fmt: str,
          training_options(*(name for name in TRAIN_OPTIONS if name not in TIMED)),
          click.option("--save", is_flag=False, flag_value=str(HERE), type=click.Path(path_type=Path),
                       callback=here_or_in_a_folder,
-                      help="Keep the JSON object, from which edgetune plan predicts: in this file, or alone for this "
+                      help="Keep the JSON object, from which edgetune plan predicts, in this file; alone: for this "
                            "device."),
          group=bench)
 def train_command(model: Path, length: int, save: Path | None, as_json: bool, **options: Any) -> None:
@@ -120,8 +120,8 @@ def train_command(model: Path, length: int, save: Path | None, as_json: bool, **
     first step: from the start of this process to the end of its first step.
 
     FLOP utilisation: the time that the model's FLOP take at the peak of a register loop, in the numbers of --precision,
-    as a share of the median step. FLOP are 2 a token and weight of projections and head forward, the same backward
-    where the gradient passes, and attention's; neither what is computed again nor the adapter's.
+    as a share of the median step. FLOP are 2 a token and weight of projections and head, the same backward where the
+    gradient passes, and attention's, without recomputation and adapter.
 
     ops: from two more steps with a clock around every op.
     """
@@ -159,9 +159,9 @@ def train_tables(r: dict[str, Any]) -> list[Any]:
          click.option("--seed", type=click.IntRange(0), default=0, show_default=True, help="Seed of the token ids."),
          engine_option("What generates."),
          click.option("--answers", type=click.IntRange(1), default=1, show_default=True,
-                      help="Answers that are made at once; of llama.cpp's some wait for others."),
+                      help="Answers at once; of llama.cpp's some wait for others."),
          click.option("--prompts", type=click.IntRange(1), default=8, show_default=True,
-                      help="Prompts that many answers are to, as many to each."),
+                      help="Prompts of several answers, which are shared equally."),
          precision_option("Of --engine native's products."),
          adapter_option, threads_option, backend_option, save_option, group=bench)
 def generate_command(model: Path, prompt_tokens: int, tokens: int, seed: int, engine: str, answers: int, prompts: int,
@@ -169,8 +169,7 @@ def generate_command(model: Path, prompt_tokens: int, tokens: int, seed: int, en
                      as_json: bool) -> None:
     """Time prompts and answers of MODEL.
 
-    llama.cpp computes them, or edgetune's own engine. One answer through llama.cpp: both are timed apart. More: tokens
-    of answers by the time of all.
+    Of one answer through llama.cpp both are timed apart; of several, or with --engine native, all together.
     """
     from ..bench import generate
     from ..console import table

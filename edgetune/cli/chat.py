@@ -44,14 +44,14 @@ AGAIN = "Ctrl-C again leaves"
                       "rows for edgetune train, or a daemon [--url, or the model's file in "
                       "~/.local/state/edgetune/feedback]."),
          click.option("--history/--no-history", default=True, show_default=True, cls=GroupedOption,
-                      help="Remember the lines that are typed, in ~/.local/state/edgetune/chat_history."))
+                      help="Remember typed lines, in ~/.local/state/edgetune/chat_history."))
 def chat_command(model: Path, system: str, feedback: str, history: bool, as_json: bool, **options: Any) -> None:
     """Talk to the model. /help lists what a line can do besides.
 
-    Ctrl-C stops an answer, twice leaves; so do Ctrl-D and /exit. Lines can be edited, the arrow keys bring back earlier
-    ones. Without a terminal each line is a question, and an empty one ends it.
+    Ctrl-C stops an answer, twice leaves; so do Ctrl-D and /exit. The arrow keys bring back earlier lines. Without a
+    terminal each line is a question, and an empty one ends it.
 
-    With --json each line is answered by a JSON line, for programs that write to standard input.
+    With --json each line is answered by a JSON line.
     """
     from ..daemon.client import read_key
     serving = Serving.taken_from(options)

@@ -41,8 +41,8 @@ def compare_command(model: Path, data: Path, adapters: Sequence[Path | None], li
                     as_json: bool) -> None:
     """Say which of two adapters answers DATA better.
 
-    Both answer the same rows. The rows that are right with one alone count: an exact sign test says how often chance
-    makes a difference as large as theirs. In brackets: Wilson's 95 % interval of a share.
+    The rows that are right with one alone count: an exact sign test says how often chance makes a difference as large.
+    In brackets: Wilson's 95 % interval of a share.
     """
     from ..data.formats import Columns
     from ..evaluation.compare import compare

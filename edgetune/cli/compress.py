@@ -20,8 +20,7 @@ Step = tuple[str, float]  # its name and its seconds
 @command("compress", click.argument("source"),
          click.option("-o", "--out", "folder", type=click.Path(path_type=Path), required=True,
                       help="New bundle, such as NAME.edge."),
-         click.option("--resume", is_flag=True, help="Continue a run that was stopped or killed, as the same command "
-                      "does anyway; refuse to begin one."),
+         click.option("--resume", is_flag=True, help="Refuse to begin a run; a stopped one is continued anyway."),
          click.option("--sign", "key", type=click.Path(path_type=Path),
                       help="File of an Ed25519 private key (PEM or OpenSSH) to sign the bundle with."),
          config_options(*(spec.name for spec in fields(CompressConfig)), of=CompressConfig), config_option())
@@ -34,8 +33,7 @@ def compress_command(source: str, folder: Path, resume: bool, key: Path | None, 
     --static.
 
     The bundle NAME.edge contains model.gguf (or model.onnx), manifest.json and report.html, which says what it cost.
-    First it is estimated how long that takes here. After Ctrl-C or a kill the same command continues with all that was
-    measured and made by then.
+    First the time is estimated. After Ctrl-C or a kill the same command continues.
     """
     config = CompressConfig(**options).check()
     try:

@@ -40,7 +40,7 @@ def options_of(policy_file: Path | None, options: dict[str, Any]) -> tuple[Daemo
 def daemon_command(model: Path, policy_file: Path | None, as_json: bool, **options: Any) -> None:
     """Serve MODEL with OpenAI's API, and train it.
 
-    MODEL is a GGUF or a bundle. Training has the calls of OpenAI's API too, and a page is shown at /.
+    MODEL is a GGUF or a bundle. Training has OpenAI's calls too, and a page is shown at /.
 
     It listens on this machine alone until --host says otherwise, which needs keys. Training yields to answers; a new
     adapter takes over only if it answers held-out rows no worse. SIGTERM and Ctrl-C finish the answers in progress,
@@ -84,9 +84,9 @@ def service() -> None:
 def install_command(model: Path, print_only: bool, policy_file: Path | None, as_json: bool, **options: Any) -> None:
     """Install and start a service that serves MODEL.
 
-    It writes a systemd unit, enables it and starts it, which needs root. The state is stored in /var/lib/edgetune. The
-    budget is fixed now: --memory, or its share of what is available. A --socket must be below /run/edgetune, for root
-    and the group that a drop-in names (systemctl edit edgetune).
+    It writes a systemd unit, enables and starts it, which needs root. The state is in /var/lib/edgetune. The budget is
+    fixed now: --memory, or its share of what is available. A --socket must be below /run/edgetune, for root and the
+    group that a drop-in names (systemctl edit edgetune).
     """
     from ..console import Copied
     from ..daemon import unit
@@ -119,9 +119,8 @@ def uninstall_command(as_json: bool) -> None:
 def key_command(name: str, key_file: Path | None, as_json: bool) -> None:
     """Make a key for the client NAME, and print it once.
 
-    The file stores only its hash. Give the file to the daemon with --key-file. A key ends when its line is removed. A
-    daemon reads the file again at the next request after it has changed; for a service systemd copies it, so restart
-    that: systemctl restart edgetune.
+    The file, which the daemon takes as --key-file, stores only its hash. A key ends when its line is removed. A daemon
+    reads a changed file at the next request; a service must be restarted: systemctl restart edgetune.
     """
     from ..console import Copied
     from ..daemon.keys import add_key, default_file

@@ -44,11 +44,10 @@ def data_check(data: Path, model: Path | None, held_out: Path | None, max_length
                markup: str, prompt_column: str, completion_column: str, as_json: bool, **options: Any) -> None:
     """Find mistakes in the rows of DATA, with their lines.
 
-    Mistakes are rows that cannot be used, empty answers, repeats, questions with several answers, answers that are no
-    JSON among JSON, of quite another length, or asked in the held-out rows too. With MODEL (a GGUF or a bundle) rows
-    are tokenized as for training: how long they are, what is cut, and one as the model sees it. With an encoder also
-    labels are found that differ where questions are nearly the same. Exits with 1 if training would fail or be of no
-    use. Whether answers are right cannot be seen in rows.
+    Mistakes are unusable rows, empty answers, repeats, questions with several answers or also held out, and answers of
+    another form or length than the rest. It cannot know whether answers are right. With MODEL it also shows how many
+    tokens rows have, what is cut, and one row as the model sees it. An encoder also finds different labels of nearly
+    equal questions. Exits with 1 if training would fail or be of no use.
     """
     from ..data.check import findings
     from ..data.facts import Tokens, inspect

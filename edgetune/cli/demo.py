@@ -24,8 +24,7 @@ if TYPE_CHECKING:
 def demo_command(folder: Path | None, seed: int, threads: int, as_json: bool) -> None:
     """Teach SmolLM2-135M to turn home commands into JSON.
 
-    It takes a few minutes on two cores. It trains a LoRA on 400 rows, answers 60 others through llama.cpp as before
-    training and with the adapter, and shows three of them with both answers.
+    In a few minutes it learns 400 rows, answers 60 others through llama.cpp before and after, and shows three of them.
     """
     from ..demo import run as demo
     from ..training.callbacks import RunCallbacks

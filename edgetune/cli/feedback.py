@@ -51,7 +51,7 @@ def _short(text: str | None) -> str:
 def feedback_show(client: Any, feedback_id: str, as_json: bool) -> None:
     """Show a piece of feedback whole.
 
-    That is: the conversation, its right answer, and the wrong or worse one.
+    It has the conversation, its right answer, and the wrong or worse one.
     """
     found = client.get(url_path(FEEDBACK, feedback_id))
     wrong = [f"not: {_lines(found['rejected'])}"] if found["rejected"] else []
@@ -102,8 +102,7 @@ def feedback_add(client: Any, as_json: bool, **given: str | None) -> None:
 def feedback_edit(client: Any, feedback_id: str, correction: str | None, as_json: bool) -> None:
     """Replace the right answer by CORRECTION.
 
-    Without CORRECTION an editor opens. The edited answer is the latest word on its question, and waits to be learned
-    again.
+    Without CORRECTION an editor opens. The new answer waits to be learned.
     """
     path = url_path(FEEDBACK, feedback_id)
     if correction is None:
@@ -127,10 +126,10 @@ def feedback_delete(client: Any, feedback_id: str, as_json: bool) -> None:
     show(as_json, found, "; ".join(filter(None, [f"{feedback_id} is removed", found["remains"]])))
 
 
-@request("learn", click.option("--all", "everything", is_flag=True, help="Learn again all that was ever learned, as "
-                               "if it were new, and leave what is new for later."),
-         click.option("--on/--off", "on", default=None, help="Begin no training, but let the daemon learn by "
-                      "itself, or not: what it is learning is paused, or resumed."), group=feedback)
+@request("learn", click.option("--all", "everything", is_flag=True, help="Learn again all that was ever learned, and "
+                               "leave what is new for later."),
+         click.option("--on/--off", "on", default=None, help="Let the daemon learn by itself, or not: a training that "
+                      "runs is resumed or paused, none begins."), group=feedback)
 def feedback_learn(client: Any, everything: bool, on: bool | None, as_json: bool) -> None:
     """Begin a training from the feedback so far.
 

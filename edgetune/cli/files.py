@@ -27,15 +27,15 @@ if TYPE_CHECKING:
 SHORT = 19  # characters of a fingerprint that tell one from another, as errors show them; --json has all
 COUNTED = ("formats", "targets")  # by names that a file has, which stay as they are
 base_option = click.option("--base", type=ModelPath(),
-                           help="The model that the adapter was trained on; default: where it was then.")
+                           help="The model that the adapter was trained on [where it was then].")
 
 
 @command("export", click.argument("adapter", type=click.Path(path_type=Path)),
          click.option("--to", "to", type=click.Choice(["peft", "ollama", "onnx"]), default="peft", show_default=True,
                       help="For which program."), base_option,
          click.option("--base-name", default="",
-                      help="The base as that program knows it: for peft an id on the hub or a folder [as the GGUF "
-                           "names it], for ollama a model's name [the GGUF's path]."),
+                      help="The base as that program knows it: peft: an id on the hub or a folder [as the GGUF names "
+                           "it]; ollama: a model's name [the GGUF's path]."),
          click.option("--system", default=None, help="ollama: the system message of every chat [that of training]."),
          click.option("-o", "--out", "folder", type=click.Path(path_type=Path), help="New folder [ADAPTER-peft]."))
 def export_command(adapter: Path, to: str, base: Path | None, base_name: str, system: str | None, folder: Path | None,
@@ -215,8 +215,8 @@ def info_command(file: Path, as_json: bool) -> None:
 def device_command(root: Path, watch: bool, as_json: bool) -> None:
     """Show what is known of this device.
 
-    That is: what was detected, the profile with the reason for it, what overrides it, and how warm it is. With --watch:
-    its sensors alone, which change.
+    It shows what was detected, the profile with its reason, what overrides it, and the temperature. With --watch: the
+    sensors alone.
     """
     from .info import describe_device, sensor_reader
     if watch:
@@ -230,8 +230,8 @@ def device_command(root: Path, watch: bool, as_json: bool) -> None:
 def doctor_command(as_json: bool) -> None:
     """Check whether this machine can train and answer.
 
-    First it says whether the machine is ready, or what to do; then the CPU's features, the kernels, llama.cpp, the
-    memory and what is missing. It exits with 1 if the machine is not ready.
+    It begins with whether the machine is ready, or what to do, and exits with 1 if not. Then: the CPU's features,
+    kernels, llama.cpp, memory, and what is missing.
     """
     from .info import examine
     facts = examine()

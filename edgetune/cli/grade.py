@@ -36,8 +36,8 @@ OF_MODEL = ("adapter", "samples", "temperature", "max_tokens", "system", "memory
 
 
 @command("grade", click.argument("grader"), DATA,
-         click.option("--model", type=ModelPath(), help="Let this model answer the rows' prompts; else the rows have "
-                      "the answers."),
+         click.option("--model", type=ModelPath(), help="Model that answers the rows' prompts [the rows have the "
+                      "answers]."),
          adapter_option,
          click.option("--samples", type=click.IntRange(1), default=1, show_default=True, help="Answers to each row."),
          click.option("--temperature", type=float, help="Of answers, drawn from all tokens; 0: always the likeliest "
@@ -45,8 +45,8 @@ OF_MODEL = ("adapter", "samples", "temperature", "max_tokens", "system", "memory
          click.option("--max-tokens", type=click.IntRange(1), default=256, show_default=True,
                       help="Tokens of an answer at most."),
          click.option("--seed", type=int, default=0, show_default=True, help="Seed of sampling."), system_option,
-         click.option("--memory", default="", help="The most that this process may take, such as 500M or 25% "
-                      "[75% of what is available]."),
+         click.option("--memory", default="", help="Memory of this process at most, such as 500M or 25% [75% of what "
+                      "is available]."),
          threads_option, backend_option,
          click.option("--pass-at", type=float, metavar="REWARD",
                       help="Reward from which an answer passes. [the grader's pass_threshold, else 1]"),
@@ -59,7 +59,7 @@ def grade_command(grader: str, data: Path, model: Path | None, pass_at: float | 
                   save: Path | None, unsafe_python: bool, as_json: bool, **options: Any) -> None:
     """Score answers with a grader.
 
-    The answers are those in DATA, or a model's answers to its prompts. GRADER is a JSON file in OpenAI's format, or
+    The answers are those in DATA, or a model's to its prompts. GRADER is a JSON file in OpenAI's format, or
     module:function, a reward function with TRL's signature. All columns of a row are its item. An answer is the row's
     completion, or its last message. pass@k: how probable it is that one of k answers passes.
     """

@@ -36,14 +36,9 @@ from .sweep import sweep_options, sweep_table, take_grid
 if TYPE_CHECKING:
     from ..runs.result import Result
 
-
-
-def allow_changed_option(begin: str) -> Any:
-    return click.option("--allow-changed", metavar="NAME", multiple=True, help=f"{begin} although this has changed: "
-                        "data, held-out, base, isa, version or the name of an option. Steps done stay, the rest uses "
-                        "the new value; run.json lists what changed.")
-
-
+allow_changed_option = click.option("--allow-changed", metavar="NAME", multiple=True, help="Continue a run although "
+                                    "this has changed: data, held-out, base, isa, version or the name of an option. "
+                                    "Steps done stay, the rest uses the new value; run.json lists what changed.")
 COLOURS = {"learned": "green", "still falling": "green", "overfitted": "yellow", "unmeasured": "yellow", "worse": "red"}
 answers_option = click.option("--answers/--no-answers", default=True, show_default=True, cls=GroupedOption,
                               help="Put held-out questions to the model before and after.")
@@ -52,23 +47,23 @@ answers_option = click.option("--answers/--no-answers", default=True, show_defau
 @command("train", MODEL, DATA,
          click.option("-o", "--out", "folder", type=click.Path(path_type=Path), required=True,
                       help="New folder for the adapter."),
-         click.option("--eval", "held_out", metavar="FILE|none", help="Held-out rows: their loss is measured, the best "
-                      "adapter kept and their questions answered; none: learn all rows [a tenth of DATA]."),
+         click.option("--eval", "held_out", metavar="FILE|none", help="Held-out rows, which choose the best adapter "
+                      "and whose questions are answered; none: learn all rows [a tenth of DATA]."),
          click.option("--start", type=click.Path(path_type=Path), help="Adapter to begin from, such as one that "
                       "learned other rows; the new one has its rank and projections."),
          answers_option,
-         click.option("--resume", is_flag=True, help="Continue the run in the output folder from its last "
-                      "checkpoint, to the same bytes; start again if it was killed before the first."),
-         allow_changed_option("With --resume: continue"), sweep_options,
+         click.option("--resume", is_flag=True, help="Continue the run in the output folder, to the same bytes; start "
+                      "again if it was killed before its first checkpoint."),
+         allow_changed_option, sweep_options,
          policy_file_option, policy_options, config_option(), cls=ObjectiveCommand)
 def train_command(model: Path, data: Path, folder: Path, held_out: str | None, policy_file: Path | None, as_json: bool,
                   **options: Any) -> None:
     """Train an adapter of MODEL with the rows of DATA.
 
     MODEL is a GGUF, a bundle, or a name that edgetune models lists. DATA is .jsonl, one row a line, or .json, .csv,
-    .tsv, .parquet; plain .txt; or - for lines from standard input. Several files between commas, a folder of files, or
-    a data set of the Hugging Face hub (hf:ORG/NAME:SPLIT) are read as one. Rows have one of three shapes, or keys that
-    are known, as those of Alpaca, of ShareGPT, or of question and answer:
+    .tsv, .parquet; plain .txt; or - for lines from standard input. Files between commas, a folder, or a data set of the
+    Hugging Face hub (hf:ORG/NAME:SPLIT) are read as one. Rows have one of three shapes, or known keys, such as those of
+    Alpaca or ShareGPT:
 
     \b
       {"messages": [{"role": "user", "content": "..."}, ...]}
@@ -77,8 +72,8 @@ def train_command(model: Path, data: Path, folder: Path, held_out: str | None, p
 
     The loss counts answers only (every assistant turn, the completion), and all of a text. The output folder contains
     adapter.gguf for llama.cpp, run.json and metrics.jsonl. Ctrl-C and SIGTERM save and exit with 75; --resume
-    continues. Several numbers, as in --lr 1e-4,5e-4, make a run each in a folder of OUT, and a table. The exit code is
-    3 if the adapter is worse than no training.
+    continues. Several numbers, as in --lr 1e-4,5e-4, make a run each, and a table. Exits with 3 if the adapter is worse
+    than no training.
     """
     from ..formats.bundle import open_bundle
     from ..runs.sweep import BEST, sweep
@@ -110,18 +105,18 @@ def train_command(model: Path, data: Path, folder: Path, held_out: str | None, p
 
 
 @command("resume", click.argument("folder", metavar="OUT", type=click.Path(path_type=Path)),
-         click.option("--epochs", metavar="+N", help="Epochs to add to a run that is finished, with a new schedule of "
-                      "the learning rate."),
-         allow_changed_option("Continue"), answers_option,
+         click.option("--epochs", metavar="+N", help="Epochs to add to a finished run, with a new schedule of the "
+                      "learning rate."),
+         allow_changed_option, answers_option,
          training_options("epochs", defaults=False),
          config_options(*(spec.name for spec in fields(Policy)), of=Policy, defaults=False))
 def resume_command(folder: Path, epochs: str | None, allow_changed: tuple[str, ...], answers: bool, as_json: bool,
                    **options: Any) -> None:
     """Continue the run in OUT, or a finished one.
 
-    OUT knows its model, rows and options, which are compared by hash. A run that was stopped or killed ends with the
-    bytes of one that was not; one that is finished is continued with --epochs +N. Options that are named change from
-    here on; those that change what is learned need --allow-changed too.
+    OUT knows its model, rows and options. A run that was stopped or killed ends with the bytes of one that was not; one
+    that is finished needs --epochs +N. Named options hold from here on; those that change what is learned need
+    --allow-changed too.
     """
     from ..machine.device import read_device
     from ..machine.governor import Governor

@@ -17,8 +17,8 @@ def pull_command(name: str, as_json: bool) -> None:
     """Download the model NAME.
 
     NAME is one that edgetune models lists, or hf:ORG/REPO:FILE.gguf, a file on the Hugging Face hub. A download that
-    broke off continues. The file is put into place once its SHA-256 is the hub's and it is a whole GGUF that edgetune
-    can open. Every command that takes a model takes NAME then.
+    broke off continues. The file is kept once its SHA-256 is the hub's and edgetune can open it. Every command takes
+    NAME as a model then.
     """
     from ..console import Copied
     from ..hub import pull

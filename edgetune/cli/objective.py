@@ -26,18 +26,29 @@ HELP = {"--help", "--help-all"}
 class ObjectiveCommand(GroupedCommand):
     """A command that takes an objective: its function gets `method` and each option of it that was given.
 
-    Help shows the options of the named method, and its defaults of options that every training has. says: the
-    method's task in the command.
+    Help shows the options of the named method, and its defaults of options that every training has.
     """
-
-    says = "What is learned from the rows, and how"
 
     def get_params(self, ctx: click.Context) -> list[click.Parameter]:
         found = super().get_params(ctx)
         name = chosen(ctx, FLAG, DEFAULT)
         own = [param for param in found if HELP.isdisjoint(param.opts)]
         helps = [param for param in found if not HELP.isdisjoint(param.opts)]
-        return [*with_defaults(own, defaults_of(name)), *method_flags(name, self.says), *helps]
+        return [*with_defaults(own, defaults_of(name)), *self.method_flags(name), *helps]
+
+    def method_flags(self, name: str) -> Iterator[click.Option]:
+        """Makes --method where there is a choice, and the options of all methods; help shows those of the named one."""
+        from ..objectives.base import objectives
+        known = objectives(train_options())
+        if len(known) > 1:
+            yield click.Option([FLAG], type=click.Choice(list(known)), default=DEFAULT, show_default=True,
+                               metavar="NAME", help=self.method_help(known))
+        for option, owners in options_of(known).items():
+            yield method_option(option, owners, name)
+
+    def method_help(self, known: Iterable[str]) -> str:
+        return f"What is learned from the rows, and how: {_listed(known)}. {FLAG} NAME --help shows its options."
+
 
 
 def defaults_of(name: str) -> Mapping[str, Any]:
@@ -58,24 +69,17 @@ def with_defaults(params: Sequence[click.Parameter], defaults: Mapping[str, Any]
     return found
 
 
-def method_flags(name: str, says: str) -> Iterator[click.Option]:
-    """Makes --method where there is a choice, and the options of all methods; help shows those of the named one."""
-    from ..objectives.base import objectives
-    known = objectives(train_options())
-    if len(known) > 1:
-        yield click.Option([FLAG], type=click.Choice(list(known)), default=DEFAULT, show_default=True, metavar="NAME",
-                           help=f"{says}: {_listed(known)}. {FLAG} NAME --help shows its options.")
-    for option, owners in options_of(known).items():
-        spec = owners.get(name)
-        flag = "--" + option.replace("_", "-")
-        if isinstance(next(iter(owners.values())).default, bool):
-            flag = f"{flag}/--no-{flag[2:]}"
-        if spec is None:
-            yield click.Option([flag, option], type=None if "/" in flag else str, default=None, hidden=True)
-            continue
-        default = f" [{default_text(spec.default)}]" if spec.default != "" else ""
-        yield GroupedOption([flag, option], type=flag_type(spec), default=None, group=f"The method {name}",
-                            help=f"{spec.metadata['help']}{default}")
+def method_option(name: str, owners: Mapping[str, Field[Any]], method: str) -> click.Option:
+    """The flag of an option that some methods have; help hides it where the named method has none of that name."""
+    spec = owners.get(method)
+    flag = "--" + name.replace("_", "-")
+    if isinstance(next(iter(owners.values())).default, bool):
+        flag = f"{flag}/--no-{flag[2:]}"
+    if spec is None:
+        return click.Option([flag, name], type=None if "/" in flag else str, default=None, hidden=True)
+    default = f" [{default_text(spec.default)}]" if spec.default != "" else ""
+    return GroupedOption([flag, name], type=flag_type(spec), default=None, group=f"The method {method}",
+                         help=f"{spec.metadata['help']}{default}")
 
 
 def _listed(known: Iterable[str]) -> str:

@@ -43,10 +43,10 @@ def plan_command(model: Path, data: Path | None, named: Path | None, held_out: s
                  speed: Path | None, device: str | None, buffers: bool, as_json: bool, **options: Any) -> None:
     """Say whether training fits, and how long it takes.
 
-    It also says in how many steps it trains, and what is traded for the memory.
+    It also says how many steps it takes, and what is traded for the memory.
 
-    With DATA, rows to train on, memory, steps and time are those of a run over them; without, rows are taken to be
-    max-length long. Where no speed is known for this device and these options, two steps are measured, within --memory.
+    Without DATA, rows are taken to be max-length long. Where no speed is known for this device and these options, two
+    steps are measured, within --memory.
 
     --buffers: a buffer lives for the whole run, for a step (one micro-batch), or for the pass of a block or of the
     head; these two share one place.

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -20,7 +20,10 @@ if TYPE_CHECKING:
 
 
 class EvalCommand(ObjectiveCommand):
-    says = "The method by which the loss of pairs is measured too"
+    """The command `eval`, whose method is another measure of pairs."""
+
+    def method_help(self, _known: Iterable[str]) -> str:
+        return f"Measure the loss of pairs by this method too: dpo or orpo. {FLAG} NAME --help shows its options."
 
 
 def holds_pairs(data: Path) -> bool:

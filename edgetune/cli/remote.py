@@ -142,8 +142,7 @@ def jobs_create(client: Any, data: Path, held_out: str | None, model: str, suffi
                 prompt_column: str, completion_column: str, as_json: bool, **options: Any) -> None:
     """Train on the rows of DATA.
 
-    DATA is a file of this machine, or the id (file-...) of one that the daemon has. A file with named columns is sent
-    as JSON Lines.
+    DATA is a file of this machine, or the id (file-...) of one that the daemon has.
     """
     from ..data.formats import Columns
     columns = Columns(prompt_column, completion_column)

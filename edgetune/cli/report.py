@@ -21,9 +21,9 @@ WIDE = 80  # columns of a terminal in which the table has its usual spaces
 def report_command(folders: tuple[Path, ...], file: Path | None, as_json: bool) -> None:
     """Show how a run went, or compare several.
 
-    The report is one HTML file that loads nothing from the network. OUT is the output folder of a training that is
-    done, paused or running. Of one run it shows the verdict, charts of loss, learning rate, memory and speed, answers
-    before and after, and all options; of several their losses over one another and the options that differ.
+    It is one HTML file that loads nothing from the network. OUT is the folder of a training, which may still run. Of
+    one run it shows the verdict, charts, answers before and after, and options; of several their losses together, and
+    the options that differ.
     """
     from ..console import table
     from ..runs import comparison, report

@@ -29,8 +29,8 @@ SWITCHES = 3  # of the history, and of the governor's decisions
 def status_command(client: Any, once: bool, watch: bool, as_json: bool) -> None:
     """Show what the daemon serves, trains and learns.
 
-    At a terminal it stays until Ctrl-C and shows that again every second. Without one, with --json or --once it says
-    it once, and exits with 1 if not all is right.
+    At a terminal it shows that every second until Ctrl-C. Without one, with --json or --once it says it once, and exits
+    with 1 if not all is right.
     """
     if stays(once, watch, as_json):
         watched.watch(partial(_facts, client), view, as_json)

@@ -71,19 +71,18 @@ def tutor() -> None:
 
 @command(RUN, MODEL, click.argument("prompts", type=click.Path(path_type=Path)),
          click.option("-o", "--out", "folder", type=click.Path(path_type=Path), required=True,
-                      help="Folder of the rounds and of the adapter that they publish; one that has rounds is "
-                           "continued."),
+                      help="Folder of the rounds and of the adapter that they publish; rounds in it are continued."),
          click.option("--labelled", type=click.Path(path_type=Path), help="Rows with right answers, as `train` takes "
                       "them; a fifth of them is held out until the gate has decided."),
-         click.option("--held", type=click.Path(path_type=Path), help="Held-out rows, which are never learned, with "
-                      "right answers or, with a grader, without [a fifth of the others]."),
+         click.option("--held", type=click.Path(path_type=Path), help="Held-out rows, with right answers unless there "
+                      "is a grader [a fifth of the others]."),
          click.option("--grader", metavar="FILE", help="Grader whose passing answers are learned, as `grade` takes it "
                       "[those that agree are]."),
          click.option("--start", type=click.Path(path_type=Path), help="Adapter to begin from."),
-         click.option("--keep", type=click.Path(path_type=Path), help="Texts on which the model is to stay as it is "
+         click.option("--keep", type=click.Path(path_type=Path), help="Texts on which the model shall stay as it is "
                       "[some of edgetune's]."),
-         click.option("--until", type=click.Choice(STEPS), metavar="STEP", help="Stop after this step of a round, to "
-                      f"look at its result: {', '.join(STEPS)}. The same command makes the next ones."),
+         click.option("--until", type=click.Choice(STEPS), metavar="STEP", help="Stop after this step of a round: "
+                      f"{', '.join(STEPS)}. The same command continues."),
          click.option("--unsafe-python", is_flag=True, help="Run python graders also where the kernel cannot confine "
                       "them."),
          config_options(*(spec.name for spec in fields(TutorOptions)), of=TutorOptions),
@@ -94,8 +93,7 @@ def tutor_command(model: Path, prompts: Path, folder: Path, labelled: Path | Non
                   policy_file: Path | None, as_json: bool, **options: Any) -> None:
     """Learn the answers of MODEL to PROMPTS that agree.
 
-    Each prompt is answered several times. Answers that agree, or that pass a grader, are learned with the labelled
-    rows.
+    Each prompt is answered several times. Answers that agree, or pass a grader, are learned with the labelled rows.
 
     PROMPTS are rows as --method grpo takes them; a completion in one is its right answer. The adapter is published to
     OUT only if it answers held-out questions better through llama.cpp; the exit code is 3 if none is. Ctrl-C stops; the

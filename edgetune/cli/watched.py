@@ -19,8 +19,7 @@ from .app import out
 SECONDS = 1.0  # between two looks
 Facts = dict[str, Any]
 
-watch_option = click.option("--watch", is_flag=True, help="Stay until Ctrl-C, and show it again every second; with "
-                            "--json a line each.")
+watch_option = click.option("--watch", is_flag=True, help="Show it every second until Ctrl-C; with --json a line each.")
 once_option = click.option("--once", is_flag=True, help="Say it once, also at a terminal.")
 
 

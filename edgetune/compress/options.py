@@ -21,10 +21,10 @@ class CompressConfig:
     """Options of one compression. Immutable; stored whole in the bundle's manifest."""
 
     # text
-    calibrate: str = option("", "Text (.txt) or rows (.jsonl) by which weights are measured: needed to prune, for an "
+    calibrate: str = option("", "Text (.txt) or rows (.jsonl) that measure the weights: needed to prune, for an "
                             "importance matrix and for --target-size.", common=True, group="Text")
-    measure: str = option("", "Text or rows by which the cost is measured; [the last fifth of --calibrate, which is "
-                          "then not calibrated on].", common=True)
+    measure: str = option("", "Text or rows that measure the cost [the last fifth of --calibrate, which is left out "
+                          "there].", common=True)
     calibrate_tokens: int = option(16384, "Tokens to calibrate on at most.", low=256)
     measure_tokens: int = option(4096, "Tokens to measure on at most.", low=256)
     # vocabulary
@@ -32,7 +32,7 @@ class CompressConfig:
                         common=True, group="Fewer weights")
     vocab_from: str = option("", "Text or rows whose tokens are kept, the most frequent first.", common=True)
     # weights taken away
-    drop_blocks: int = option(0, "Number of blocks to drop: those without which the answers change least.", low=0,
+    drop_blocks: int = option(0, "Blocks to drop: those without which the answers change least.", low=0,
                               common=True)
     width: float = option(1.0, "Keep this share of MLP channels and attention groups, those that matter most.",
                           low=0.1, high=1.0, common=True)
@@ -45,15 +45,15 @@ class CompressConfig:
     distill_length: int = option(256, "Tokens in a row of distillation.", low=16)
     distill_batch: int = option(4, "Rows in a step of distillation.", low=1)
     # stored
-    format: str = option("gguf", "What the bundle holds: gguf for llama.cpp and training, or onnx for ONNX Runtime.",
+    format: str = option("gguf", "gguf, for llama.cpp and training, or onnx, for ONNX Runtime.",
                          choices=("gguf", "onnx"), common=True, group="What is stored")
     type: str = option("", "llama.cpp's type, such as Q4_K_M or Q8_0 [Q4_K_M].", common=True)
-    static: int = option(0, "Of an encoder: a table of one vector of this length a token, such as 256, which numpy "
-                         "alone serves; 0: the encoder itself.", low=0, high=4096)
-    target_size: str = option("", "Bytes of the model's file at most, such as 80M (10^6 bytes each): every tensor's "
-                              "type is chosen by how much it costs.", common=True)
-    device: str = option("", "Name of a device, such as raspberry-pi-4-2gb: the report says what training takes there; "
-                         "without --type and --target-size the file becomes as large as can be trained there.",
+    static: int = option(0, "Of an encoder: a table of a vector of this length a token, such as 256, which numpy alone "
+                         "serves; 0: the encoder itself.", low=0, high=4096)
+    target_size: str = option("", "Bytes of the file at most, such as 80M (10^6 bytes each): the type of each tensor "
+                              "is chosen by its cost.", common=True)
+    device: str = option("", "Device, such as raspberry-pi-4-2gb: the report says what training takes there; without "
+                         "--type and --target-size the file becomes as large as can be trained there.",
                          common=True)
     # the run
     seed: int = option(0, "Seed of everything random. Same source, options and seed: the same bytes.", low=0,

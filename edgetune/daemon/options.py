@@ -50,23 +50,23 @@ class DaemonConfig:
     state: str = option("", "Folder of the daemon's state [~/.local/state/edgetune].",
                         common=True, group="What it keeps")
     log_prompts: bool = option(False, "Write prompts and answers into the log.")
-    keep_prompts: int = option(0, "Prompts that people ask, kept at most for --learn tutor, without answers; the "
-                               "oldest go first; 0: none is kept, and those that were leave.", low=0, high=100_000)
-    keep: int = option(3, "Adapters kept with the active one: what a rollback leads to, and the latest.",
+    keep_prompts: int = option(0, "Prompts of people kept at most for --learn tutor, without answers; the oldest leave "
+                               "first; 0: none, and those that were kept leave.", low=0, high=100_000)
+    keep: int = option(3, "Adapters kept with the active one: the previous one, and the latest.",
                        low=2, high=100)
     # models for answers, in addition to the base
-    embeddings: str = option("", "GGUF or name of an encoder (BERT) or another model for vectors, for "
-                             "/v1/embeddings [the model's own hidden states].", group="What it answers with")
-    first: str = option("", "Adapter of an encoder, which answers the questions of which it is sure; the model answers "
-                        "the rest [the model answers all].", common=True)
-    first_share: float = option(0.99, "Share of those answers that shall be right, as far as questions show that the "
-                                "encoder did not learn.", low=0.5, high=1.0)
+    embeddings: str = option("", "GGUF or name of an encoder or another model for /v1/embeddings [the model's own "
+                             "hidden states].", group="What it answers with")
+    first: str = option("", "Adapter of an encoder, which answers what it is sure of; the model answers the rest "
+                        "[the model answers all].", common=True)
+    first_share: float = option(0.99, "Share of those answers that shall be right, by questions that the encoder did "
+                                "not learn.", low=0.5, high=1.0)
     # resources that it may use
     memory: str = option("", "Memory of the daemon at most, training included, such as 500M or 25% of what is "
                          "available [75%].", common=True, group="What it may use")
-    context: int = option(0, "Tokens of all prompts and answers in progress together, at most; auto: 4096, or fewer "
-                          "where the model was trained for fewer, or where memory must leave room for a job: 1024 at "
-                          "least.", low=0, zero=AUTO, common=True)
+    context: int = option(0, "Tokens of all prompts and answers in progress at most; auto: 4096, or fewer where the "
+                          "model was trained for fewer or a job needs the memory, at least 1024.", low=0, zero=AUTO,
+                          common=True)
     parallel: int = option(8, "Answers worked on at once.", low=1, high=64)
     queue: int = option(64, "Requests that may wait; more are refused with 429.", low=1)
     threads: int = option(0, "Threads of answers, and of training; auto: one a core that this process may use.", low=0,
@@ -74,46 +74,46 @@ class DaemonConfig:
     max_upload: int = option(64, "MiB of an uploaded file at most.", low=1)
     max_body: int = option(1024, "KiB of any other request at most.", low=1)
     max_rows: int = option(100_000, "Rows of an uploaded file at most.", low=1)
-    structured: str = option("auto", "Hold the answers of an adapter to the schema of its training rows, where all of "
-                             "these are JSON and a request asks for no other form: auto, or off.",
+    structured: str = option("auto", "auto: hold the answers of an adapter to the schema of its training rows, if all "
+                             "are JSON and a request asks for no other form; or off.",
                              choices=("auto", "off"))
-    allow_python_graders: bool = option(False, "Let clients send python graders, which run in a sandbox; needs a "
-                                        "kernel with Landlock, so that they cannot read the state.")
+    allow_python_graders: bool = option(False, "Let clients send python graders, which run in a sandbox. Needs a "
+                                        "kernel with Landlock.")
     rewards: str = option("", "Folder of reward functions that jobs may name, as module:function; they run in the "
-                          "process that trains [jobs may name none].")
+                          "process that trains [none].")
     # how it learns
-    learn: str = option("off", "Learn from feedback by itself: idle (when nobody was answered for ten minutes), "
-                        "nightly (in --learn-hours), or off; tutor and tutor-nightly also from the prompts that are "
-                        "kept, by answering them.", choices=("off", "idle", "nightly", "tutor", "tutor-nightly"),
+    learn: str = option("off", "Learn from feedback by itself: idle (ten minutes after the last answer), nightly (in "
+                        "--learn-hours), or off; tutor and tutor-nightly also from kept prompts, by answering them.",
+                        choices=("off", "idle", "nightly", "tutor", "tutor-nightly"),
                         common=True, group="How it learns")
     learn_hours: str = option("01:00-06:00", "Hours in which nightly learning may start, local time.", common=True)
-    learn_method: str = option(AUTO, "What feedback teaches, by a method of edgetune train: auto, right answers, "
-                               "which is sft, or classify for an encoder; dpo or orpo, that they are better than "
-                               "wrong ones; kto, which were good and which bad; grpo, rloo, rest and others, what "
-                               "--learn-grader rewards.")
+    learn_method: str = option(AUTO, "How feedback is learned, by a method of edgetune train: auto (sft, or classify "
+                               "for an encoder): right answers; dpo or orpo: that they are better than wrong ones; "
+                               "kto: which were good and which bad; grpo, rloo, rest and others: what --learn-grader "
+                               "rewards.")
     learn_options: str = option("", "Options of that method, such as beta=0.2,sft_weight=1; of an encoder also of "
-                                "training, such as steps=1: the heads alone [its defaults].")
-    learn_grader: str = option("", "File with a grader as JSON, which rewards answers to the questions of feedback, "
-                              "and to prompts that the tutor asks.")
-    learn_rows: int = option(20, "New pieces of feedback that start a training, those that are held out included.",
+                                "training, such as steps=1: the heads alone.")
+    learn_grader: str = option("", "File of a grader, which rewards answers to the questions of feedback, and to the "
+                              "tutor's prompts.")
+    learn_rows: int = option(20, "New pieces of feedback that start a training, held-out ones included.",
                              low=1)
-    tutor_prompts: int = option(64, "Kept prompts that were not asked yet, which start the tutor's rounds.", low=1)
-    tutor_options: str = option("", "Options of the tutor, such as rounds=5,per_round=32 [those of edgetune tutor, but "
-                                "3 rounds and the limits on the canary below].")
-    compact_every: int = option(0, "Feedback jobs that are activated, after which all feedback is learned again, when "
-                                "--learn allows it; 0: only when it is told to.", low=0)
+    tutor_prompts: int = option(64, "Kept prompts, not asked yet, that start the tutor's rounds.", low=1)
+    tutor_options: str = option("", "Options of the tutor, such as rounds=5,per_round=32 [edgetune tutor's, but 3 "
+                                "rounds and the limits on the canary below].")
+    compact_every: int = option(0, "Activated feedback jobs after which all feedback is learned again, when --learn "
+                                "allows it; 0: only when told.", low=0)
     recall: bool = option(True, "Answer an exact repeat of a corrected question as corrected, until a training has "
                           "learned it.")
-    feedback_rows: int = option(20_000, "Pieces of feedback kept at most, half of them waiting to be learned; the "
-                                "oldest that were learned leave first.", low=2)
-    feedback_size: int = option(64, "MiB of feedback kept at most, half of them waiting to be learned.", low=1)
+    feedback_rows: int = option(20_000, "Pieces of feedback kept at most, half of them not learned yet; the oldest "
+                                "that were learned leave first.", low=2)
+    feedback_size: int = option(64, "MiB of feedback kept at most, half of it not learned yet.", low=1)
     replay: float = option(1.0, "Earlier rows that are mixed with each new one, after one pass over all earlier "
                            "rows.", low=0.0, high=100.0)
-    canary: str = option("", "Text whose perplexity a new adapter must not raise [a page that is shipped].")
-    canary_rise: str = option("5%", "How far above the base's the canary's perplexity may be under a new adapter, such "
-                              "as 5% or 0.05; off: any.")
-    max_kl: str = option("0.1", "How far what a new adapter expects of the canary may be from what the base expects, "
-                         "in nats a token (KL); off: any.")
+    canary: str = option("", "Text whose perplexity a new adapter must not raise [a page of ours].")
+    canary_rise: str = option("5%", "Share by which a new adapter may raise the canary's perplexity over the base's, "
+                              "such as 5% or 0.05; off: any.")
+    max_kl: str = option("0.1", "Nats a token by which a new adapter's predictions on the canary may differ from the "
+                         "base's (KL); off: any.")
 
     @property
     def tutors(self) -> bool:

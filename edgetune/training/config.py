@@ -42,7 +42,7 @@ class CommonOptions:
     blocks: str = option("all", "Blocks to train: all, first:K or last:K (last:K is cheaper: backward stops early).")
     # the optimizer
     lr: float | Literal["auto"] = option("auto", "Peak learning rate of AdamW; auto: 1e-3 with steps of 4 rows or "
-                                         "fewer, 2e-3 with 8 or more, between them in proportion.", low=0.0, auto=float,
+                                         "fewer, 2e-3 from 8 on, between them in proportion.", low=0.0, auto=float,
                                          common=True, group="The optimizer")
     schedule: str = option("linear", "What the learning rate does after the warm-up.",
                            choices=("constant", "linear", "cosine"))
@@ -50,56 +50,54 @@ class CommonOptions:
     weight_decay: float = option(0.0, "Decoupled weight decay.", low=0.0)
     beta1: float = option(0.9, "AdamW's beta1.", low=0.0, high=0.9999)
     beta2: float = option(0.999, "AdamW's beta2.", low=0.0, high=0.999999)
-    optimizer_state: str = option("auto", "AdamW's moments in float, or in 8bit (a quarter of the memory; the adapter "
-                                  "differs, its loss is nearly the same); auto: in 8bit only where memory demands it.",
+    optimizer_state: str = option("auto", "AdamW's moments: float, or 8bit (a quarter of the memory, nearly the same "
+                                  "loss); auto: 8bit only where memory demands it.",
                                   choices=("auto", "float", "8bit"))
     max_grad_norm: float = option(1.0, "Clip the gradient to this norm; 0: never.", low=0.0)
     # the data
-    epochs: float | Literal["auto"] = option("auto", "Passes over the data; auto: several where rows are few, one "
-                                             "where they are many.", low=0.0, high=1e6, auto=float,
-                                             common=True, group="The data")
+    epochs: float | Literal["auto"] = option("auto", "Passes over the data; auto: the more, the fewer rows there are.",
+                                             low=0.0, high=1e6, auto=float, common=True, group="The data")
     steps: int = option(0, "Optimizer steps; overrides epochs when not 0.", low=0, high=10**9, common=True)
     batch_size: int | Literal["auto"] = option("auto", "Rows (with packing: packs) in an optimizer step; auto: 8, and "
                                                "down to 4 where rows are few.", low=1, auto=int, common=True)
-    max_length: int | Literal["auto"] = option("auto", "Tokens in a row at most; auto: those of the longest row, but "
-                                               "4096 and what memory has room for at most, and 512 at least.", low=2,
+    max_length: int | Literal["auto"] = option("auto", "Tokens in a row at most; auto: those of the longest row, at "
+                                               "least 512, at most 4096 and what memory has room for.", low=2,
                                                auto=int, common=True)
     overflow: str = option("truncate", "What happens to a longer row.", choices=("truncate", "skip"))
     packing: bool = option(False, "Fill rows up to max-length with several documents that never see each other.")
     anchors: int | Literal["auto"] = option("auto", "Rows for each answer of the base itself that is learned with "
-                                            "them, so that it stays as it was on unrelated text; 0: none; auto: 5 for "
-                                            "sft with --epochs auto, else none.", low=0, high=10**9, auto=int,
+                                            "them, so that it stays as it was on unrelated text; 0: no such answers; "
+                                            "auto: 5 for sft with --epochs auto, else 0.", low=0, high=10**9, auto=int,
                                             common=True)
-    share_prefixes: str = option("auto", "Compute once what rows of a batch begin with alike, such as a system "
-                                 "message; off: again for each row. Results are equal up to rounding.",
+    share_prefixes: str = option("auto", "Compute a common beginning of rows, such as a system message, once a batch; "
+                                 "off: for each row. Results are equal up to rounding.",
                                  choices=("auto", "off"))
     shuffle: bool = option(True, "Shuffle the rows again in every epoch.")
     system: str = option("", "System message for rows that have none.", common=True)
     prompt_column: str = option("", "Key of a row's question, for rows of no known format [by the keys of known ones].")
     completion_column: str = option("", "Key of a row's answer, likewise.")
-    markup: str = option("escape", "What a control token such as <|im_end|> in a message becomes: escape keeps it "
-                         "text, parse makes it the token, so that a message can forge a turn.",
+    markup: str = option("escape", "Control tokens such as <|im_end|> in a message: escape keeps them text; parse "
+                         "makes tokens of them, so that a message can forge a turn.",
                          choices=("escape", "parse"))
     # the run
-    memory: str = option("", "Memory of the whole process at most, such as 300M or 1.5G, or 25% of what is available "
+    memory: str = option("", "Memory of the whole process at most, such as 300M, 1.5G, or 25% of what is available "
                          "[75%]. What is traded for it is printed.", common=True, group="The run")
     micro_batch: int = option(1024, "Tokens computed at a time at most; memory grows with it, results do not change.",
                               low=1)
     recompute: str = option("auto", "Compute each block again in backward (little memory), or none (faster); auto: as "
                             "many as memory demands.", choices=("auto", "block", "none"))
     weights: str = option("auto", "Keep all weights resident in memory, or have them streamed from the file at every "
-                          "use; auto: stream as few as memory allows.", choices=("auto", "resident", "streamed"))
-    precision: str = option("fast", "How products are computed: fast (bf16 where the CPU is quick at it, else float), "
-                            "exact (float) or int8 (8-bit integers where the CPU multiplies them, else as fast).",
+                          "use; auto: as few as memory allows.", choices=("auto", "resident", "streamed"))
+    precision: str = option("fast", "Products: fast (bf16 where the CPU is quick at it, else float), exact (float) or "
+                            "int8 (8-bit integers where the CPU multiplies them, else as fast).",
                             choices=("fast", "exact", "int8"))
-    eval_every: int = option(0, "Steps between two measurements of the held-out loss; auto: once an epoch, and with "
-                             "--epochs auto at least five times in a run.", low=0, zero=AUTO)
+    eval_every: int = option(0, "Steps between two measurements of the held-out loss; auto: an epoch, with --epochs "
+                             "auto at least five times a run.", low=0, zero=AUTO)
     patience: int | Literal["auto"] = option("auto", "Stop after this number of measurements without improvement; 0: "
                                              "never; auto: with --epochs auto after 3 in a row that are worse than "
                                              "the lowest by more than chance, else never.", low=0, auto=int)
-    checkpoint_every: str = option("auto", "Save the state of the run this often (90s, 5m, 2h), or never but when it "
-                                   "is stopped; auto: 5m, or 15m on an SD card, an eMMC or a USB stick, which wear "
-                                   "out.")
+    checkpoint_every: str = option("auto", "Save the run this often (90s, 5m, 2h), or never but when it is stopped; "
+                                   "auto: 5m, or 15m on SD card, eMMC or USB stick, which wear out.")
     seed: int = option(0, "Seed of everything random. Same seed, data, machine and plan: the same bytes.", low=0,
                        high=2**63 - 1)
     threads: int = option(0, "Threads; auto: one a core that this process may use.", low=0, high=1024, zero=AUTO,

@@ -21,13 +21,13 @@ class TutorOptions:
     samples: int = option(6, "Answers to each prompt.", low=1, high=64, common=True)
     temperature: float = option(0.8, "Temperature of the answers.", low=0.0, high=4.0)
     max_tokens: int = option(96, "Tokens of an answer at most.", low=1, high=1 << 16, common=True)
-    agreement: float = option(0.65, "Share of the answers to a prompt that must say the same, for it to be learned "
-                              "without a grader.", low=0.0, high=1.0, common=True)
-    judge: str = option("", "Encoder, such as minilm, that answers the prompts in place of the model. It learns the "
-                        "labelled rows, whose answers must be labels; the model learns what it is sure of.",
+    agreement: float = option(0.65, "Share of the answers to a prompt that must agree for it to be learned without a "
+                              "grader.", low=0.0, high=1.0, common=True)
+    judge: str = option("", "Encoder, such as minilm, that learns the labelled rows, whose answers must be labels, and "
+                        "answers the prompts. The model learns what it is sure of.",
                         common=True)
     gate_alpha: float = option(0.1, "Chance at most that the present adapter is ever replaced by one that is no "
-                               "better; the k-th test since the last publication spends gate-alpha / k (k + 1).",
+                               "better; test k since the last publication spends gate-alpha / k (k + 1).",
                                low=0.0, high=1.0, group="The gate")
     questions: int = option(100, "Held-out questions that a gate asks at most.", low=1)
     canary_rise: float = option(0.05, "Share by which the perplexity of unrelated text may rise over the base's, "
