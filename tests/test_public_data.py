@@ -56,7 +56,7 @@ def test_a_data_set_is_brought_once(tmp_path):
 
 
 @pytest.mark.parametrize(("one", "served", "said"), [
-    (ONE, {}, "gives nothing"),
+    (ONE, {}, r"^http://\S+ cannot be read \([^()]+\); check the network, or name a mirror with --host$"),
     (ONE, {f"/owner/name/{'c' * 40}/data/a.txt": SOURCE + b" "}, "not used"),
     (replace(ONE, made=digest(b"")), {f"/owner/name/{'c' * 40}/data/a.txt": SOURCE}, "another SHA-256"),
 ], ids=["absent", "changed", "converted otherwise"])
@@ -64,6 +64,13 @@ def test_what_has_another_digest_is_refused(one, served, said, tmp_path):
     with serving(served) as (host, _), pytest.raises(ValueError, match=said):
         bring(one, tmp_path / "new", host)
     assert not (tmp_path / "new").exists()
+
+
+def test_a_folder_that_cannot_be_written_is_named(tmp_path):
+    (tmp_path / "file").write_text("")
+    with serving({f"/owner/name/{'c' * 40}/data/a.txt": SOURCE}) as (host, _), \
+            pytest.raises(ValueError, match=r"file cannot be written \(File exists\); name another with --folder$"):
+        bring(ONE, tmp_path / "file", host)
 
 
 def test_rows_of_snips():

@@ -16,11 +16,11 @@ import json
 import random
 import re
 import sys
-import urllib.error
 import urllib.request
 from collections import defaultdict
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from http.client import HTTPException
 from pathlib import Path
 
 HOST = "https://raw.githubusercontent.com"
@@ -182,13 +182,20 @@ def digest(data: bytes) -> str:
     return hashlib.sha256(data).hexdigest()
 
 
+def in_words(error: Exception) -> object:
+    """The system's words for an error, also for one that urllib wraps, without its number."""
+    reason = getattr(error, "reason", None) or error
+    return getattr(reason, "strerror", None) or reason
+
+
 def fetched(url: str, expected: str) -> bytes:
     """What the address gives. Raises ValueError where that is nothing, or has another digest."""
     try:
         with urllib.request.urlopen(url, timeout=TIMEOUT) as answer:
             data: bytes = answer.read()
-    except (urllib.error.URLError, TimeoutError, OSError) as error:
-        raise ValueError(f"{url} gives nothing: {error}") from error
+    except (OSError, HTTPException) as error:
+        raise ValueError(f"{url} cannot be read ({in_words(error)}); check the network, or name a mirror with "
+                         "--host") from error
     if digest(data) != expected:
         raise ValueError(f"{url} has the SHA-256 {digest(data)}, not {expected}: it is not used")
     return data
@@ -210,9 +217,12 @@ def bring(one: DataSet, folder: Path, host: str) -> bool:
                         for path, expected in one.sources.items()])
     if digest(b"".join(made[name] for name in one.files)) != one.made:
         raise ValueError("the rows have another SHA-256 than those that the results were measured with")
-    folder.mkdir(parents=True, exist_ok=True)
-    for path in paths:
-        written(path, made[path.name])
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        for path in paths:
+            written(path, made[path.name])
+    except OSError as error:
+        raise ValueError(f"{folder} cannot be written ({in_words(error)}); name another with --folder") from error
     return True
 
 
