@@ -223,6 +223,11 @@ def test_links_lead_somewhere():
                 assert not anchor or path.suffix != ".md" or anchor in anchors_of(path), f"{page}: {target}#{anchor}"
 
 
+@pytest.mark.parametrize("page", PAGES)
+def test_no_empty_line_divides_a_table(page):
+    assert re.findall(r"^\|.*\n\n(\|.*)\n(?!\|[-| :]*\|$)", PAGES[page], re.M) == []
+
+
 def test_results_name_machine_date_and_command():
     tables = re.findall(r"machine, date \| command \|\n\|[-|]*\|\n((?:\|.*\n)+)", PAGES["results/benchmarks.md"])
     rows = [row.strip("| ").split(" | ")[-2:] for table in tables for row in table.splitlines()]
