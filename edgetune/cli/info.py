@@ -24,7 +24,7 @@ from ..machine import device
 from ..machine.sensors import Readings, Sensors, gpu_mhz
 from ..models.networks import open_network
 from ..objectives.classify import Classify
-from ..serving.sureness import sureness_of
+from ..serving.sureness import KINDS, sureness_of
 from ..training.config import TrainConfig
 from ..training.planned import make_plan
 from ..version import __version__
@@ -151,6 +151,8 @@ def _adapter(path: Path) -> dict[str, Any]:
         facts["labels"] = len(labels)
     if sureness := sureness_of(found, str(path)):
         facts[f"sure_at_{SHARE:.0%}"] = f"{sureness.answered(SHARE):.0%} of {sureness.rows} rows"
+    if kinds := sureness_of(found, str(path), KINDS):
+        facts[f"kinds_sure_at_{SHARE:.0%}"] = f"{kinds.answered(SHARE):.0%} of {kinds.rows} rows"
     if schema is not None:
         facts["schema"] = schema
     if isinstance(held, dict):

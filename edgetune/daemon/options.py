@@ -59,8 +59,8 @@ class DaemonConfig:
                              "hidden states].", group="What it answers with")
     first: str = option("", "Adapter of an encoder, which answers what it is sure of; the model answers the rest "
                         "[the model answers all].", common=True)
-    first_share: float = option(0.99, "Share of those answers that shall be right, by questions that the encoder did "
-                                "not learn.", low=0.5, high=1.0)
+    first_share: float = option(0.99, "Share of those answers that shall be right, of JSON in the fields of few "
+                                "values, by questions that the encoder did not learn.", low=0.5, high=1.0)
     # resources that it may use
     memory: str = option("", "Memory of the daemon at most, training included, such as 500M or 25% of what is "
                          "available [75%].", common=True, group="What it may use")

@@ -36,6 +36,7 @@ from ..serving.served import Served
 from ..serving.tool_calls import CallReader
 from ..training.config import TrainConfig
 from . import memory
+from .contest import Contest
 from .embeddings import Embedded, Embeddings, Text
 from .first import First, FirstEncoder
 from .grading import Grading
@@ -125,17 +126,23 @@ class Service:
                 part.start()
                 if not isinstance(part, Adapters):
                     opened.callback(part.stop)
+            if self.first:
+                self.contest.start()
+                opened.callback(self.contest.stop)
             self._opened = opened.pop_all()
         return self
 
     def _sources(self) -> list[AnswerSource]:
         """Returns the sources of answers in order; an app may insert others."""
         names = ("", self.name + LATEST)
+        model = ModelSource(self.batcher, self.adapters, self.served, self.config)
         self.recall = Recall(self.feedback, self.adapters, self.served, names, self.method.imitates)
         found: list[AnswerSource] = [self.recall] if self.config.recall else []
         if self.first:
-            found.append(First(self.first, self.served, self.adapters, names, self.recall.is_disputed))
-        return [*found, ModelSource(self.batcher, self.adapters, self.served, self.config)]
+            self.contest = Contest(self.first, model, self.stopping)
+            found.append(First(self.first, self.served, self.adapters, names, self.recall.is_disputed,
+                               self.contest.is_better))
+        return [*found, model]
 
     def _answer(self, asked: AskedQuestion) -> Completion:
         found = first_answer(self.sources, asked)
@@ -280,7 +287,8 @@ class Service:
                 "device": {**asdict(here), "profile": here.profile.name if here.profile else None},
                 "memory": {"budget": self.budget, "used": self.memory(), "available": here.memory_available},
                 "temperature": readings.temperature, "serving": self.batcher.facts(),
-                "answered": dict(self.answered), "learning": self.learner.state(),
+                "answered": dict(self.answered), "first": self.contest.facts() if self.first else None,
+                "learning": self.learner.state(),
                 "keep_prompts": self.config.keep_prompts,
                 "job": job and {"id": job.id, "status": job.status, "progress": job.progress},
                 "governor": self.jobs.governor}

@@ -57,4 +57,5 @@ class Classify(WithLabels):
 
     def answer(self, read: Read, p: Floats) -> Classified:  # noqa: ARG002
         best = int(p[0].argmax())
-        return Classified(self.labels[best], float(p[0, best]), p[0].copy())
+        probability = float(p[0, best])
+        return Classified(self.labels[best], probability, p[0].copy(), probability)

@@ -15,7 +15,7 @@ from typing import Any, ClassVar
 import numpy as np
 from numpy.typing import NDArray
 
-from ..adapters.heads import TAGS, HeadKind
+from ..adapters.heads import CLASSES, TAGS, HeadKind
 from ..data import labelled
 from ..data.labelled import Read
 from ..data.packing import Batch, Example
@@ -30,21 +30,26 @@ Floats = NDArray[np.float32]
 @dataclass(frozen=True)
 class Classified:
     """The answer to a question and its probability. probabilities: of all labels, in the order of `labels`, [k]; empty
-    where the answer is made of several.
+    where the answer is made of several. kind: the probability of its fields of few values, without values from the
+    question; of another answer, its own.
     """
 
     label: str
     probability: float
     probabilities: Floats
+    kind: float
 
 
 @dataclass(frozen=True)
 class Labelling(Objective):
     """L = -(1/N) sum w log p over the labels of a step, N = sum w: 1 for a label of a document, the weight of a token.
+
+    says_sure: whether the probability of an answer says when it is sure.
     """
 
     rows: ClassVar[RowParser] = labelled
     defaults: ClassVar[Mapping[str, Any]] = {"lr": 2e-3, "rank": 16, "epochs": 15.0}
+    says_sure: ClassVar[bool] = True
 
     @property
     @abstractmethod
@@ -55,6 +60,21 @@ class Labelling(Objective):
     def labels(self) -> tuple[str, ...]:
         """The labels that it knows, in the order of the head's outputs; () where answers have several fields."""
         return ()
+
+    @property
+    def has_tags(self) -> bool:
+        """Whether answers have values from the question."""
+        return any(head.name == TAGS.name and head.size > 1 for head in self.heads)
+
+    def targets(self, examples: Sequence[Example]) -> list[NDArray[Any]]:
+        """What a regression on the vectors of prepared examples learns for each head that reads these: classes [n]."""
+        found: list[NDArray[Any]] = []
+        first = 0
+        for number, head in enumerate(self.heads):
+            if head.name == CLASSES.name:
+                found.append(np.array([example.document[number] for example in examples], np.int32) - first)
+            first += head.size
+        return found
 
     def asking(self, read: Read) -> Example:
         """A question that asks for all labels: those of each head of classes, and of each token's tags."""

@@ -8,7 +8,7 @@ from __future__ import annotations
 import json
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from typing import ClassVar
+from typing import Any, ClassVar
 
 import numpy as np
 from numpy.typing import NDArray
@@ -33,6 +33,7 @@ class Multilabel(WithLabels):
     method: ClassVar[str] = "multilabel"
     needs_logp: ClassVar[bool] = True
     head: ClassVar[HeadKind] = MULTILABEL
+    says_sure: ClassVar[bool] = False
 
     def fitted(self, learned: Sequence[Example]) -> Multilabel:
         if self.labels:
@@ -47,6 +48,9 @@ class Multilabel(WithLabels):
             numbers = sorted(set(self.numbers(labelled.list_of(labelled.answer_of(example)))))
             found.append(replace(example, document=np.zeros(1, np.int32), item=json.dumps(numbers)))
         return found
+
+    def targets(self, examples: Sequence[Example]) -> list[NDArray[Any]]:
+        return [self.present(examples)]
 
     def present(self, examples: Sequence[Example]) -> NDArray[np.float32]:
         """Which labels the answers of prepared examples have: 1 or 0, [n, k]."""
@@ -67,7 +71,8 @@ class Multilabel(WithLabels):
     def answer(self, read: Read, p: Floats) -> Classified:  # noqa: ARG002
         chosen = p[0] >= THRESHOLD
         answer = [label for label, is_there in zip(self.labels, chosen, strict=True) if is_there]
-        return Classified(json.dumps(answer, ensure_ascii=False), float(np.maximum(p[0], 1 - p[0]).prod()), p[0].copy())
+        probability = float(np.maximum(p[0], 1 - p[0]).prod())
+        return Classified(json.dumps(answer, ensure_ascii=False), probability, p[0].copy(), probability)
 
     def losses(self, read: Read, p: Floats, answer: str) -> Floats | None:
         try:

@@ -79,4 +79,5 @@ class Tag(Labelling):
         answer = self.form.answer([int(field.argmax()) for field in fields], tagged, read.text, places)
         is_word = [begin < until for begin, until in places]
         of_tags = of_tokens[np.arange(len(tagged)), tagged][is_word]
-        return Classified(answer, float(np.prod([*(field.max() for field in fields), *of_tags])), p[:0, 0])
+        kind = np.prod([field.max() for field in fields])
+        return Classified(answer, float(kind * np.prod(of_tags)), p[:0, 0], float(kind))

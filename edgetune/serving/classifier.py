@@ -34,7 +34,7 @@ class Classifier:
         self._opened: Reader | None = encoder.adapter(adapter)
         self.labels = self._opened.learned.labels
         self.canonical = self._opened.learned.canonical
-        self.sureness = self._opened.sureness
+        self.sureness = self._opened.known.sureness
 
     def close(self) -> None:
         """Frees weights, adapter and memory; the Classifier cannot be used afterwards."""

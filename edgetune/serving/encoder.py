@@ -7,6 +7,7 @@ computes next, so that many adapters take no more of it than one.
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
 from typing import cast
@@ -29,8 +30,9 @@ from ..models.encoder import EncoderPasses
 from ..models.networks import open_network
 from ..objectives.labelling import Classified, Floats, Labelling
 from .learned import learned
+from .likeness import Likeness, likeness_of
 from .rollouts.forward import open_passes
-from .sureness import Sureness, sureness_of
+from .sureness import KINDS, Sureness, sureness_of
 
 MOST_TOKENS = 1024  # of questions that are computed together
 
@@ -68,7 +70,7 @@ class Encoder:
         found = read_artifact(path, self.gguf)
         objective = learned(found, str(path))
         return Reader(self, objective, self._open(found, self._precision, objective.heads),
-                      sureness_of(found, str(path)))
+                      Known.of(found, str(path)))
 
     def vectors(self, texts: Sequence[Sequence[int]], adapter: str | Path | None = None) -> Floats:
         """The vectors of texts by the encoder, with an adapter or without one, pooled, of length 1: [n, D]. texts:
@@ -118,15 +120,32 @@ class Encoder:
         return self.use(passes)
 
 
-class Reader:
-    """An encoder with an adapter. learned: the objective by which it learned, which makes its answers. sureness: which
-    of these are sure; None where that is not known.
+@dataclass(frozen=True)
+class Known:
+    """What an adapter knows about its answers, each None where training had too few rows. sureness: which are sure;
+    kinds: likewise of their fields of few values, where others have values from the question. likeness: which questions
+    are like the learned ones.
     """
 
-    def __init__(self, encoder: Encoder, learned: Labelling, passes: EncoderPasses, sureness: Sureness | None) -> None:
+    sureness: Sureness | None
+    kinds: Sureness | None
+    likeness: Likeness | None
+
+    @classmethod
+    def of(cls, found: Artifact, source: str) -> Known:
+        """Raises FormatError for a damaged adapter. source: names it."""
+        return cls(sureness_of(found, source), sureness_of(found, source, KINDS), likeness_of(found, source))
+
+
+class Reader:
+    """An encoder with an adapter. learned: the objective by which it learned, which makes its answers. known: what it
+    knows of these.
+    """
+
+    def __init__(self, encoder: Encoder, learned: Labelling, passes: EncoderPasses, known: Known) -> None:
         self.encoder = encoder
         self.learned = learned
-        self.sureness = sureness
+        self.known = known
         self._passes = passes
 
     @property
@@ -142,6 +161,15 @@ class Reader:
         """The answer to each question, and the loss of each label of the right one: see `Labelling.losses`."""
         return [(self.learned.answer(read, p), self.learned.losses(read, p, right))
                 for (read, p), right in zip(self._probabilities(questions), answers, strict=True)]
+
+    def is_like(self, question: Read) -> bool:
+        """Whether a question is like the learned ones, as far as that is known."""
+        if self.known.likeness is None:
+            return True
+        passes = self.encoder.use(self._passes)
+        with passes.linear.off():
+            [found] = self.known.likeness.likeness(passes.pooled(collate([self.learned.asking(question)], share=False)))
+        return bool(found >= self.known.likeness.limit)
 
     def _probabilities(self, questions: Sequence[Read]) -> Iterator[tuple[Read, NDArray[np.float32]]]:
         """Each question with the probabilities [S, labels] of the labels that its example asks for."""

@@ -1,7 +1,9 @@
 """When an answer of an encoder is sure: by the probabilities of its answers to questions that it did not learn.
 
 An answer is sure for a share, such as 99 %, if of the answers that are at least as probable this share was right. It is
-also more probable than the least tenth: a less probable one is to a question unlike the learned ones.
+also more probable than the least tenth: a less probable one is to a question unlike the learned ones. Of JSON with
+values from the question the kind, its fields of few values, is sure or not by itself; likeness.py says which questions
+are like the learned ones.
 """
 
 from __future__ import annotations
@@ -16,6 +18,8 @@ import numpy as np
 from ..adapters.base import Artifact
 from ..errors import FormatError
 
+ANSWERS = "sureness"  # among an adapter's facts
+KINDS = "kinds"  # likewise; only where answers have values from the question
 LEAST_ROWS = 20  # of fewer answers no share is known
 UNLIKE = 0.1  # share of the answers, the least probable ones, of which none is sure
 STEPS = 1000  # shares that are told apart: thousandths
@@ -31,7 +35,8 @@ class Sureness:
     levels: tuple[tuple[float, float, float], ...]
 
     @classmethod
-    def of(cls, probabilities: Sequence[float] | np.ndarray, right: Sequence[bool] | np.ndarray) -> Sureness | None:
+    def of(cls, probabilities: Sequence[float] | np.ndarray, right: Sequence[bool] | np.ndarray,
+           unlike: float = UNLIKE) -> Sureness | None:
         """Levels from answers [n] to questions that were not learned; None for fewer than LEAST_ROWS."""
         n = len(probabilities)
         if n < LEAST_ROWS:
@@ -41,7 +46,7 @@ class Sureness:
         shares = np.cumsum(np.asarray(right, np.float64)[order]) / np.arange(1, n + 1)
         is_last = np.append(p[1:] < p[:-1], True)  # of those that are equally probable
         levels: list[tuple[float, float, float]] = []
-        for i in np.flatnonzero(is_last & (p >= p[math.ceil(n * (1 - UNLIKE)) - 1]))[::-1]:
+        for i in np.flatnonzero(is_last & (p >= p[math.ceil(n * (1 - unlike)) - 1]))[::-1]:
             share = math.floor(shares[i] * STEPS + 1e-6) / STEPS
             if not levels or share > levels[-1][1]:
                 levels.append((float(p[i]), share, (int(i) + 1) / n))
@@ -75,10 +80,10 @@ class Sureness:
         return cls(int(found["rows"]), levels)
 
 
-def sureness_of(found: Artifact, source: str) -> Sureness | None:
-    """Which answers of an adapter are sure. Raises FormatError for a damaged one. source: names it."""
+def sureness_of(found: Artifact, source: str, name: str = ANSWERS) -> Sureness | None:
+    """Which answers of an adapter are sure, or which kinds. Raises FormatError for a damaged one. source: names it."""
     try:
-        return Sureness.of_json(written) if (written := found.facts.get("sureness")) else None
+        return Sureness.of_json(written) if (written := found.facts.get(name)) else None
     except (KeyError, TypeError, ValueError) as error:
         raise FormatError(f"{source} is damaged: its sureness is not readable ({error})",
                           "take an earlier adapter") from None

@@ -6,25 +6,26 @@ changes the encoder less than training from a random head (Kumar et al. 2022, li
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
+from dataclasses import dataclass, field
 from typing import Any, ClassVar
 
 import numpy as np
 
-from ..adapters.heads import CLASSES, HeadKind
 from ..data.lengths import Lengths
 from ..data.packing import Batch, Example
 from ..errors import DataError, UsageError
 from ..models.base import Structure
 from ..objectives.base import Objective
 from ..objectives.labelling import Labelling
-from ..objectives.multilabel import Multilabel
+from ..serving import likeness, sureness
+from ..serving.likeness import Likeness
 from ..serving.sureness import Sureness
 from . import logistic
 from .batches import Batches
 from .config import TrainConfig
 from .passes import Measurement
-from .source import Learned, Room, Rows
+from .source import Learned, Parts, Room, Rows
 
 HEAD = 1  # the step that fits the heads
 MEASURED = 256  # examples by which its loss is known
@@ -32,6 +33,11 @@ MEASURED = 256  # examples by which its loss is known
 
 class Labelled(Rows):
     milestones: ClassVar[dict[int, str]] = {HEAD: "the heads alone"}
+
+    def __init__(self, parts: Parts) -> None:
+        super().__init__(parts)
+        assert isinstance(parts.objective, Labelling)
+        self.objective = parts.objective
 
     @classmethod
     def room(cls, objective: Objective, config: TrainConfig, lengths: Lengths, structure: Structure) -> Room:
@@ -45,21 +51,10 @@ class Labelled(Rows):
             return super().of_step(step, batches)
         examples = batches.examples
         vectors = self.vectors(examples)
-        heads = self.parts.decoder.label_heads()  # those of classes come first
-        if isinstance(self.parts.objective, Multilabel):
-            [(weights, bias)] = heads
-            weights[:], bias[:] = logistic.fit_each(vectors, self.parts.objective.present(examples))
-        for (head, classes), (weights, bias) in zip(self._classes(examples), heads, strict=False):
-            weights[:], bias[:] = logistic.fit(vectors, classes, head.size)
+        heads = self.parts.decoder.label_heads()  # those that read vectors come first
+        for targets, (weights, bias) in zip(self.objective.targets(examples), heads, strict=False):
+            weights[:], bias[:] = logistic.fit(vectors, targets, len(bias))
         return Learned([], 1.0, loss=self.measure(examples[:MEASURED]).loss)
-
-    def _classes(self, examples: Sequence[Example]) -> Iterator[tuple[HeadKind, np.ndarray]]:
-        """Each head of classes, and the class [n] of each example by it."""
-        first = 0
-        for number, head in enumerate(self.parts.objective.heads):
-            if head.name == CLASSES.name:
-                yield head, np.array([example.document[number] for example in examples], np.int32) - first
-            first += head.size
 
     def vectors(self, examples: Sequence[Example]) -> np.ndarray:
         """The vectors [n, D] of examples, each of length 1."""
@@ -93,13 +88,21 @@ class Labelled(Rows):
 
     def facts(self, learned: Sequence[Example], held: Sequence[Example]) -> dict[str, Any]:
         """Says by probabilities of answers to examples that were not learned when an answer is sure: by heads that are
-        fitted to the others if the heads alone were trained, else by held-out examples.
+        fitted to the others if the heads alone were trained, else by held-out examples. It says by their vectors which
+        questions are like the learned ones.
         """
-        if isinstance(self.parts.objective, Multilabel):  # it is not known when a set of labels is sure
+        if not self.objective.says_sure:
             return {}
-        has_tags = any(head.name != CLASSES.name and head.size > 1 for head in self.parts.objective.heads)
-        found = self._held_out(held) if has_tags or not self._is_base else self._out_of_fold(learned)
-        return {"sureness": found.to_json()} if found else {}
+        with self.parts.decoder.linear.off():
+            vectors = self.vectors(learned)
+            others = self.vectors(held) if len(held) >= sureness.LEAST_ROWS else vectors[:0]
+        targets = self.objective.targets(learned)
+        if self.objective.has_tags or not self._is_base:
+            known = self._held_out(held)
+        else:
+            known = {sureness.ANSWERS: self._out_of_fold(vectors, targets)}
+        facts = {name: found.to_json() for name, found in known.items() if found}
+        return {**facts, likeness.NAME: Likeness.of(vectors, targets, others).to_json()} if facts else {}
 
     @property
     def _is_base(self) -> bool:
@@ -107,22 +110,42 @@ class Labelled(Rows):
         found = self.parts.decoder.adapter.artifact()
         return not found.tensors and not any(pair.a.any() and pair.b.any() for pair in found.pairs.values())
 
-    def _out_of_fold(self, examples: Sequence[Example]) -> Sureness | None:
-        vectors = self.vectors(examples)
-        probability = np.ones(len(examples))
-        right = np.ones(len(examples), bool)
-        for head, classes in self._classes(examples):
-            p = logistic.out_of_fold(vectors, classes, head.size)
+    def _out_of_fold(self, vectors: np.ndarray, targets: Sequence[np.ndarray]) -> Sureness | None:
+        probability = np.ones(len(vectors))
+        right = np.ones(len(vectors), bool)
+        for classes, (_, bias) in zip(targets, self.parts.decoder.label_heads(), strict=False):
+            p = logistic.out_of_fold(vectors, classes, len(bias))
             probability *= p.max(1)
             right &= p.argmax(1) == classes
         return Sureness.of(probability, right)
 
-    def _held_out(self, examples: Sequence[Example]) -> Sureness | None:
+    def _held_out(self, examples: Sequence[Example]) -> dict[str, Sureness | None]:
+        """When answers are sure; and where they have values from the question, when their kind is. Of kinds no tenth is
+        unlike the learned ones: by their vectors it is known which are.
+        """
         micros = self.parts.micros
-        found = []
+        answers = _Told()
+        kinds = _Told()
         for batch in micros.one_by_one(micros.cut(examples)):
             assert isinstance(batch, Batch)
             logp = self.parts.decoder.labels(batch)
             is_right = logp.argmax(1) == batch.targets
-            found += [(float(np.exp(logp[part].max(1).sum())), bool(is_right[part].all())) for _, part in batch.parts()]
-        return Sureness.of([p for p, _ in found], [right for _, right in found])
+            for example, part in batch.parts():
+                answers.add(logp[part].max(1), is_right[part])
+                kinds.add(logp[part].max(1)[:example.document.size], is_right[part][:example.document.size])
+        found = {sureness.ANSWERS: Sureness.of(answers.probabilities, answers.right)}
+        if self.objective.has_tags and self.objective.targets(examples):
+            found[sureness.KINDS] = Sureness.of(kinds.probabilities, kinds.right, unlike=0.0)
+        return found
+
+
+@dataclass
+class _Told:
+    """Answers, or parts of them: the probability of each, and whether all its labels are right."""
+
+    probabilities: list[float] = field(default_factory=list)
+    right: list[bool] = field(default_factory=list)
+
+    def add(self, logp: np.ndarray, is_right: np.ndarray) -> None:
+        self.probabilities.append(float(np.exp(logp.sum())))
+        self.right.append(bool(is_right.all()))

@@ -9,6 +9,7 @@ Letters: n rows, D the width of a vector, k classes.
 from __future__ import annotations
 
 from collections.abc import Callable
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -23,10 +24,14 @@ Loss = Callable[[NDArray[np.float64]], tuple[float, NDArray[np.float64]]]
 """From outputs z [n, k], which it may change, to the sum of -log p and its derivative by z."""
 
 
-def fit(vectors: Floats, classes: NDArray[np.int32], k: int) -> tuple[Floats, Floats]:
-    """W [k, D] and b [k] for vectors [n, D] of length 1 and their classes [n], each below k. Raises EdgetuneError
-    without scipy.
+def fit(vectors: Floats, targets: NDArray[Any], k: int) -> tuple[Floats, Floats]:
+    """W [k, D] and b [k] for vectors [n, D] of length 1 and their targets: the class [n] of each, below k, or 1 where
+    it has a label, [n, k], each of which then has its own regression. Raises EdgetuneError without scipy.
     """
+    return _fitted(vectors, k, _of_classes(targets) if targets.ndim == 1 else _of_each(targets))
+
+
+def _of_classes(classes: NDArray[np.int32]) -> Loss:
     rows = np.arange(len(classes))
 
     def loss(z: NDArray[np.float64]) -> tuple[float, NDArray[np.float64]]:
@@ -36,17 +41,15 @@ def fit(vectors: Floats, classes: NDArray[np.int32], k: int) -> tuple[Floats, Fl
         dz[rows, classes] -= 1
         return float((lse - z[rows, classes]).sum()), dz
 
-    return _fitted(vectors, k, loss)
+    return loss
 
 
-def fit_each(vectors: Floats, present: Floats) -> tuple[Floats, Floats]:
-    """The same for rows with several labels: each label's own regression. present [n, k]: 1 where a row has a label."""
-
+def _of_each(present: Floats) -> Loss:
     def loss(z: NDArray[np.float64]) -> tuple[float, NDArray[np.float64]]:
         soft = np.logaddexp(0, z)  # -log of 1 - p
         return float((soft - present * z).sum()), np.exp(z - soft) - present
 
-    return _fitted(vectors, present.shape[1], loss)
+    return loss
 
 
 def _fitted(vectors: Floats, k: int, loss: Loss) -> tuple[Floats, Floats]:

@@ -1,6 +1,8 @@
 """edgetune.daemon.first: an encoder answers what it is sure of, and the model the rest."""
 
 import json
+import shutil
+import time
 from dataclasses import replace
 
 import pytest
@@ -8,11 +10,13 @@ from encoders import WORDS, tiny_bert, write_encoder
 from services import open_service
 
 from edgetune.adapters.store import FILE, read_artifact, save_artifact
+from edgetune.daemon import contest
 from edgetune.daemon.first import First, FirstEncoder, encoder_of
 from edgetune.daemon.learning.recall import Recall
 from edgetune.daemon.options import DaemonConfig
 from edgetune.daemon.service import Service
 from edgetune.errors import EdgetuneError, FormatError, NotFoundError, UsageError
+from edgetune.formats.bundle import open_bundle
 from edgetune.formats.gguf import open_gguf
 from edgetune.runs.train import train
 from edgetune.serving.classifier import Classifier
@@ -21,6 +25,9 @@ from edgetune.serving.completion import MODEL
 QUESTIONS = [f"{a} {b} {c}" for a in ("turn", "light", "kitchen") for b in ("on", "off") for c in "abcdefghij"]
 ROWS = [{"prompt": question, "completion": "lit" if " on " in question else "dark"} for question in QUESTIONS]
 SHARE = 0.6
+LETTERS = "abcdefghijklmnopqrstuvwxyz"
+COMMANDS = [{"prompt": f"turn {word} the {letter} light", "completion": json.dumps({"do": does, "place": letter})}
+            for word, does in (("on", "start"), ("off", "stop")) for letter in LETTERS]
 
 
 @pytest.fixture(scope="module")
@@ -102,6 +109,62 @@ def test_feedback_counts_more_than_what_it_learned(tmp_path, intents, known):
         assert source(service, asked(sure)) == Recall.name
 
 
+@pytest.fixture(scope="module")
+def commands(tmp_path_factory):
+    """The folder of an adapter of JSON whose kinds are all sure, and whose values are not."""
+    folder = tmp_path_factory.mktemp("commands")
+    encoder = write_encoder(folder / "encoder.gguf", tiny_bert(), WORDS)
+    for name, rows in (("rows", COMMANDS[::2]), ("held", COMMANDS[1::2])):
+        (folder / f"{name}.jsonl").write_text("".join(f"{json.dumps(row)}\n" for row in rows))
+    train(encoder, folder / "rows.jsonl", folder / "out", folder / "held.jsonl", rank=4, threads=1, epochs=6, lr=3e-3)
+    base = open_gguf(encoder)
+    found = read_artifact(folder / "out", base)
+    known = {"sureness": {"rows": 26, "levels": [[1.1, 1.0, 0.0]]}, "kinds": {"rows": 26, "levels": [[0.0, 1.0, 1.0]]}}
+    likeness = {**found.facts["likeness"], "limit": -1.0}
+    save_artifact(folder / "out" / FILE, replace(found, facts={**known, "likeness": likeness}), base)
+    return folder / "out"
+
+
+def compared(service):
+    """What the contest of a service says once it is over."""
+    for _ in range(600):
+        if (facts := service.device()["first"])["compared"]:
+            return facts
+        time.sleep(0.05)
+    raise AssertionError("nothing was compared")
+
+
+def test_where_values_are_not_sure_the_better_one_answers(tmp_path, commands, monkeypatch):
+    """The model's random answers are wrong; then what is no JSON is taken for right."""
+    monkeypatch.setattr(contest, "CHECK_SECONDS", 0.01)
+    held = [row["prompt"] for row in COMMANDS[1::2]]
+    with open_service(tmp_path, context=512, first=str(commands)) as service:
+        assert [question for question, _ in contest.unsure(service.first)] == held
+        facts = compared(service)
+        right = sum(service.first.answer(row["prompt"]).text == row["completion"] for row in COMMANDS[1::2])
+        assert facts == {"compared": len(held), "encoder": right, "model": 0, "unsure": First.name}
+        assert right
+        assert source(service, asked(held[0]), max_tokens=64) == First.name
+    monkeypatch.setattr(contest, "same", lambda _, answer: not answer.startswith("{"))
+    with open_service(tmp_path, context=512, first=str(commands)) as service:
+        assert compared(service) == {"compared": len(held), "encoder": 0, "model": len(held), "unsure": MODEL}
+        assert source(service, asked(held[0]), max_tokens=64) == MODEL
+
+
+def test_rows_that_are_gone_or_changed_are_not_compared(tmp_path, commands):
+    folder = tmp_path / "commands"
+    shutil.copytree(commands.parent, folder)
+    run = json.loads((folder / "out/run.json").read_text().replace(str(commands.parent), str(folder)))
+    (folder / "out/run.json").write_text(json.dumps(run))
+    bundle = open_bundle(encoder_of(folder / "out"))
+    assert len(contest.held_out(folder / "out", bundle)) == 26
+    assert contest.held_out(folder / "out" / FILE, bundle) == contest.held_out(folder / "out", bundle)
+    (folder / "held.jsonl").write_text("".join(f"{json.dumps(row)}\n" for row in COMMANDS[1:-1:2]))
+    assert contest.held_out(folder / "out", bundle) == []
+    (folder / "held.jsonl").unlink()
+    assert contest.held_out(folder / "out", bundle) == []
+
+
 def test_adapters_that_cannot_be_first_are_refused(tmp_path, intents):
     base = open_gguf(encoder_of(intents))
     found = read_artifact(intents, base)
@@ -144,7 +207,8 @@ def test_the_encoder_is_where_it_was_or_among_pulled_models(tmp_path, intents, m
 def test_clients_are_told_that_it_answered(running, http, intents, known):
     service = running.service
     encoder = FirstEncoder(DaemonConfig(first=str(intents), first_share=SHARE, threads=1))
-    service.sources.insert(0, First(encoder, service.served, service.adapters, ("",), service.recall.is_disputed))
+    service.sources.insert(0, First(encoder, service.served, service.adapters, ("",), service.recall.is_disputed,
+                                    lambda: False))
     response = http.post("/v1/chat/completions", json={"messages": asked(known[0])})
     said = response.json()
     assert said["choices"][0]["message"]["content"] == known[1]

@@ -20,8 +20,8 @@ from edgetune.training import logistic
 
 QUESTIONS = [f"{a} {b} {c}" for a in ("turn", "light", "kitchen") for b in ("on", "off") for c in "abcdefghij"]
 ROWS = [{"prompt": question, "completion": "on" if " on " in question else "off"} for question in QUESTIONS]
-SLOTS = [{"prompt": f"turn {word} the {letter} light", "completion": json.dumps({"do": word, "place": letter})}
-         for word in ("on", "off") for letter in "abcdefghijklmnopqrstuvwxyz"]
+SLOTS = [{"prompt": f"turn {word} the {letter} light", "completion": json.dumps({"do": does, "place": letter})}
+         for word, does in (("on", "start"), ("off", "stop")) for letter in "abcdefghijklmnopqrstuvwxyz"]
 OPTIONS = {"rank": 4, "precision": "exact", "threads": 1, "lr": 3e-3, "answers": False}
 
 
@@ -107,6 +107,17 @@ def test_trained_encoders_are_sure_by_held_out_rows(encoder, tmp_path, rows):
         threshold, answered = searched(p, right, share)
         assert found.answered(share) == pytest.approx(answered, abs=0.1)  # tags of whole words may differ
         assert found.threshold(share) == pytest.approx(threshold, rel=0.02)
+    facts = read_artifact(tmp_path / "out", open_gguf(encoder)).facts
+    assert ("kinds" in facts) == (rows is SLOTS)
+    if rows is SLOTS:
+        kinds = Sureness.of_json(facts["kinds"])
+        of_kinds = np.array([one.kind for one in said])
+        right = np.array([json.loads(one.label)["do"] == json.loads(row["completion"])["do"]
+                          for one, row in zip(said, held, strict=True)])
+        assert kinds.threshold(right.mean()) == pytest.approx(of_kinds.min(), rel=0.02)
+        assert kinds.answered(right.mean()) == 1
+    else:
+        assert [one.kind for one in said] == [one.probability for one in said]
 
 
 def test_real_questions_unlike_what_was_learned_are_not_sure(tmp_path, monkeypatch):

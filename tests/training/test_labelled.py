@@ -256,7 +256,7 @@ def test_each_label_is_fitted_as_scikit_learn_fits_it():
     x = rng.standard_normal((60, 8)).astype(np.float32)
     x /= np.linalg.norm(x, axis=1, keepdims=True)
     y = (x[:, :3] + 0.2 * rng.standard_normal((60, 3)) > 0.1).astype(np.float32)
-    weights, bias = logistic.fit_each(x, y)
+    weights, bias = logistic.fit(x, y, y.shape[1])
     one = linear_model.LogisticRegression(C=logistic.C, max_iter=1000, tol=1e-8)
     expected = multiclass.OneVsRestClassifier(one).fit(x, y).predict_proba(x)
     assert np.abs(1 / (1 + np.exp(-(x @ weights.T + bias))) - expected).max() < 1e-3
