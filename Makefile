@@ -17,7 +17,7 @@ RUN = cd tests && PYTHONPATH=$(SOURCES) $(PYTHON)
 EMULATED = cd tests && PYTHONPATH=$(CURDIR)/build/emulated/python $(PYTHON)
 
 .PHONY: arm-kernels arm-train cascade check clean compaction compressed corrections crash cuda cuda-steps data dev \
-    docs dpo durability encoder-peers encoder-service encoder-types fuzz fuzz-daemon help install installs learning life lint load memory methods \
+    docs dpo durability encoder-peers encoder-service encoder-types families fuzz fuzz-daemon help install installs learning life lint load memory methods \
     peers picture pressure proofs ready recipes release sanitize second-task service slow test tutor wheels
 
 help: ## this list
@@ -139,6 +139,9 @@ compaction: ready ## minutes each, needs the rows of make data: what ended simul
 
 methods: ready ## an hour or more, the rows of make data for snips: methods compared on a task, three seeds; METHODS="sums --only grpo rest"
 	$(RUN) proofs/methods.py $(or $(METHODS),sums)
+
+families: ready ## hours, needs the rows of make data: adapter families on Snips, a learning rate each; FAMILIES="--rows 30 --seeds 0 --only sora"
+	$(RUN) proofs/families.py $(FAMILIES)
 
 recipes: ready ## an hour: small data sets trained without an option, answered freely and held to their schema; RECIPES=--grid
 	$(RUN) proofs/recipes.py $(RECIPES)

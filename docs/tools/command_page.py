@@ -20,7 +20,8 @@ from edgetune.training.config import TrainConfig
 
 SHARED: dict[str, tuple[type, str]] = {
     "Training options": (TrainConfig, "They are also options of `edgetune.train`, `Trainer`, and of a job's "
-                         "`hyperparameters`, with underscores. Methods have [more options](methods.md)."),
+                         "`hyperparameters`, with underscores. [Methods](methods.md) and [families](families.md) "
+                         "of adapters have more."),
     "Yielding options": (Policy, "A file given by `--policy` may hold them, a line each."),
     "Daemon options": (DaemonConfig, "They are also options of `DaemonConfig`."),
     "Compression options": (CompressConfig, "They are options of `edgetune compress`."),

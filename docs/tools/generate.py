@@ -10,6 +10,7 @@ from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 
 import command_page
+import family_tables
 import file_tables
 import fits
 import method_tables as methods
@@ -65,6 +66,10 @@ def methods_page() -> str:
     return with_tables("reference/methods.md", {"methods": methods.summary(), "rows": methods.row_shapes(), **tables})
 
 
+def families_page() -> str:
+    return with_tables("reference/families.md", {"families": family_tables.lines()})
+
+
 def names_page() -> str:
     return with_tables("reference/python.md", {"names": python_page.lines()})
 
@@ -79,6 +84,7 @@ def list_page() -> str:
 
 
 PAGES = {"reference/http-api.md": http_page, "reference/cli.md": cli_page, "reference/methods.md": methods_page,
+         "reference/families.md": families_page,
          "reference/files.md": files_page, "reference/python.md": names_page, "how-to/choose-a-model.md": models_page,
          "../llms.txt": list_page}  # the last one reads the others
 

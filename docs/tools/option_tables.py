@@ -8,7 +8,7 @@ from dataclasses import Field, fields
 from typing import Any
 
 from edgetune.options import AUTO, default_text
-from edgetune.training.config import TrainConfig, train_options
+from edgetune.training.config import LORA, TrainConfig, train_options
 
 FAR = 1e6  # a limit from here on is none for people
 
@@ -18,8 +18,8 @@ def line(text: str) -> str:
 
 
 def specs_of(kind: type) -> Iterable[Field[Any]]:
-    """The fields of a class of options; of a training's, those of adapter families too."""
-    return train_options().values() if kind is TrainConfig else fields(kind)
+    """The fields of a class of options; of a training's, LoRA's too."""
+    return train_options(LORA).values() if kind is TrainConfig else fields(kind)
 
 
 def listed(specs: Iterable[Field[Any]]) -> Iterator[str]:

@@ -11,11 +11,14 @@ All parameters of a family are one flat array, `lora` in the arena, its groups o
 are `dlora`. The optimizer, the plan and checkpoints know only the groups. Gradients accumulate over a step's
 micro-batches; the trainer sets them to zero before a step.
 
-Before each pass of a part of a step `before_pass` is called, then for each trained projection `forward`, and in the
-opposite order `backward` followed by its `finish`. Where a block is computed again, forward is called again, or `keep`
-where the product itself is not needed. The methods of other parts (`Family.adapts`) are called in the same order.
-`after_step` follows the optimizer's update. `low_rank.py` is LoRA; tests/adapters/test_family.py has a family with a
-proximal step, tests/adapters/test_parts.py one each of sublayers, norms and virtual tokens.
+Before a step `before_step` is called. Before each pass of a part of it `before_pass` is called, then for each trained
+projection `forward`, and in the opposite order `backward` followed by its `finish`. Where a block is computed again,
+forward is called again, or `keep` where the product itself is not needed. The methods of other parts (`Family.adapts`)
+are called in the same order. `before_update` precedes the optimizer's update, and `after_step` follows it.
+
+`low_rank.py` is LoRA; `factored.py` is the base of families that compute A and B from what they train, and export a
+LoRA. tests/adapters/test_family.py has a family with a proximal step, tests/adapters/test_parts.py one each of
+sublayers, norms and virtual tokens.
 Letters: T tokens, N outputs, K inputs of a projection, D the model's width.
 """
 
@@ -30,7 +33,7 @@ import numpy as np
 
 from ..backends.arena import Arena, Buffer
 from ..backends.base import Array, Backend, LowRank
-from ..errors import UnsupportedError
+from ..errors import UnsupportedError, UsageError
 from ..formats.gguf import Tensor
 from ..options import Registry, check_options, make_options
 from .lora import Lora
@@ -193,8 +196,8 @@ class Family(ABC):
         """Floats a token and projection that forward keeps for backward (`kept` of Carved); 0: none."""
         return 0
 
-    def buffers(self, tokens: int, widest: int, activations: str) -> list[Buffer]:  # noqa: ARG002  # most have none
-        """Work space for T = tokens, of lifetime "block". widest: the largest K; activations: their numpy type."""
+    def buffers(self, tokens: int, shapes: Shapes, activations: str) -> list[Buffer]:  # noqa: ARG002  # most have none
+        """Work space for T = tokens, of lifetime "block". activations: their numpy type."""
         return []
 
     def state(self, shapes: Shapes) -> list[Buffer]:  # noqa: ARG002  # most families have none
@@ -207,6 +210,12 @@ class Family(ABC):
 
     def options(self) -> dict[str, Any]:
         return asdict(self)
+
+    @classmethod
+    def cut(cls, found: Artifact, rank: int) -> Artifact:  # noqa: ARG003  # most families cannot
+        """An adapter of this family at a smaller rank. Raises UnsupportedError where its ranks are not nested."""
+        raise UnsupportedError(f"an adapter of the family {cls.name} cannot be cut to another rank",
+                               "train with --family dylora, which learns every rank at once")
 
 
 class Carved(ABC):
@@ -267,8 +276,14 @@ class Carved(ABC):
         """Takes their gradients."""
         raise NotImplementedError
 
+    def before_step(self, seed: int) -> None:  # noqa: B027  # most families draw nothing
+        """Precedes all passes of a step, with the seed of what it draws for the whole step."""
+
     def before_pass(self, seed: int | None) -> None:  # noqa: B027  # most families draw nothing
         """Precedes a pass that learns, with the seed of its random numbers; None: the next passes measure."""
+
+    def before_update(self) -> None:  # noqa: B027  # most have no penalty
+        """Precedes the optimizer's update, when the gradient of the step is whole: a penalty adds its own."""
 
     def after_step(self, step: int, total: int, lr: float) -> None:  # noqa: B027  # most have no such step
         """Follows the optimizer's update in step 1 to `total`, with its learning rate: a proximal step, a budget of
@@ -293,7 +308,19 @@ class Carved(ABC):
 
 FILES = ("merge", "ollama", "peft", "published", "store")  # adapters on disk: modules of this folder without a family
 _registry: Registry[Family] = Registry(__package__, "adapter family", others=FILES)
-register, families, family_named = _registry.register, _registry.all, _registry.named
+register, families = _registry.register, _registry.all
+REFUSED = {
+    "dora": ("the family dora cannot be served: llama.cpp adds low-rank updates, and DoRA scales each row of the sum "
+             "of weights and update", "take --family lora with --rslora, or --family adalora"),
+}
+"""Families that people ask for, with the reason why there is none and what to take."""
+
+
+def family_named(name: str) -> type[Family]:
+    """Raises UsageError for an unknown name."""
+    if name in REFUSED:
+        raise UsageError(*REFUSED[name])
+    return _registry.named(name)
 
 
 def slices(groups: Sequence[Group], flat: np.ndarray) -> list[np.ndarray]:

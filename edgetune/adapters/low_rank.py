@@ -51,9 +51,10 @@ class LoraFamily(Family):
     def kept_width(self) -> int:
         return self.rank
 
-    def buffers(self, tokens: int, widest: int, activations: str) -> list[Buffer]:
+    def buffers(self, tokens: int, shapes: Shapes, activations: str) -> list[Buffer]:
         table = [Buffer("du", (tokens, self.rank), "block", backward=True)]
         if self.dropout:
+            widest = max(k for _, k in shapes.values())
             table.append(Buffer("dropped", (tokens, widest), "block", activations, backward=True))
         return table
 

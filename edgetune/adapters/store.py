@@ -28,7 +28,7 @@ from .lora import Lora, Pair
 
 LORA = "lora"  # the type of an adapter that llama.cpp applies, and the family of a run that names none
 OURS = "edgetune"  # the type of any other adapter
-_FAMILY = "edgetune.family"  # of one of that type
+_FAMILY = "edgetune.family"  # where it is another than LORA
 _SERVED_BY = "edgetune.served_by"
 _SETTING = "edgetune.setting"
 _OBJECTIVE = "edgetune.objective"  # of an adapter with a head
@@ -149,8 +149,8 @@ def save_artifact(path: str | os.PathLike[str], found: Artifact, base: Gguf, for
     metadata = {
         "general.type": "adapter",
         "adapter.type": LORA if found.is_lora else OURS,
-        **({} if found.is_lora else {_FAMILY: found.family, _SERVED_BY: found.served_by,
-                                     _SETTING: json_text(vars(found.setting))}),
+        **({_FAMILY: found.family} if found.family not in ("", LORA) or not found.is_lora else {}),
+        **({} if found.is_lora else {_SERVED_BY: found.served_by, _SETTING: json_text(vars(found.setting))}),
         **({_OBJECTIVE: json_text(found.objective)} if found.objective else {}),
         **({_FACTS: json_text(found.facts)} if found.facts else {}),
         _ALPHA: alpha,

@@ -21,7 +21,8 @@ VIEWS = 2048  # the most that are cached
 @dataclass(frozen=True)
 class Buffer:
     """An entry of the table. lifetime: run (whole training), step (one micro-batch, through head and blocks), block
-    (within a block's pass), head (within the head's pass). backward: whether only training uses it.
+    (within a block's pass), head (within the head's pass). backward: whether only training uses it. saved: whether
+    checkpoints hold it, besides the parameters and the optimizer's moments.
     """
 
     name: str
@@ -29,6 +30,7 @@ class Buffer:
     lifetime: str
     dtype: str = "float32"
     backward: bool = False
+    saved: bool = False
 
     @property
     def nbytes(self) -> int:

@@ -36,10 +36,12 @@ base_option = click.option("--base", type=ModelPath(),
          click.option("--base-name", default="",
                       help="The base as that program knows it: peft: an id on the hub or a folder [as the GGUF names "
                            "it]; ollama: a model's name [the GGUF's path]."),
+         click.option("--rank", type=click.IntRange(1), default=None,
+                      help="Instead: cut an adapter of the family dylora to this rank, as an adapter of edgetune."),
          click.option("--system", default=None, help="ollama: the system message of every chat [that of training]."),
          click.option("-o", "--out", "folder", type=click.Path(path_type=Path), help="New folder [ADAPTER-peft]."))
-def export_command(adapter: Path, to: str, base: Path | None, base_name: str, system: str | None, folder: Path | None,
-                   as_json: bool) -> None:
+def export_command(adapter: Path, to: str, base: Path | None, base_name: str, rank: int | None, system: str | None,
+                   folder: Path | None, as_json: bool) -> None:
     """Write ADAPTER for another program.
 
     It writes a folder, with a model card. peft: for transformers on the model that the GGUF was made from. ollama: a
@@ -49,6 +51,12 @@ def export_command(adapter: Path, to: str, base: Path | None, base_name: str, sy
     from ..formats.bundle import open_bundle
     if system is not None and to != "ollama":
         raise UsageError(f"--system is given with --to {to}, which has no place for it", "leave it out")
+    if rank is not None:
+        if chosen := explicit({"to": to, "base_name": base_name}):
+            raise UsageError(f"--rank is given with --{next(iter(chosen)).replace('_', '-')}",
+                             "cut the adapter first, then export what that wrote")
+        show(as_json, *_cut(adapter, rank, base, folder or adapter.with_name(f"{adapter.name}-rank{rank}")))
+        return
     folder = folder or adapter.with_name(f"{adapter.name}-{to}")
     if to == "onnx":
         gguf = open_bundle(base or _base_of(read_run(adapter), adapter)).gguf
@@ -64,6 +72,25 @@ def export_command(adapter: Path, to: str, base: Path | None, base_name: str, sy
     else:
         facts, lines = _to_ollama(adapter, gguf, folder, base_name, system)
     show(as_json, {"out": str(folder), "to": to, "pairs": len(opened.pairs), **facts}, *lines)
+
+
+def _cut(adapter: Path, rank: int, base: Path | None, folder: Path) -> tuple[dict[str, Any], str]:
+    """Writes an adapter at a smaller rank; returns its facts, and a sentence."""
+    from ..adapters.base import family_named
+    from ..adapters.store import FILE, LORA, read_any, read_artifact, read_run, read_schema, save_adapter, save_schema
+    from ..formats.bundle import open_bundle
+    gguf, found = read_any(adapter)
+    cut = family_named(found.family or LORA).cut(found, rank)
+    whole = gguf.path.parent
+    run = read_run(whole) if gguf.path.name == FILE else {}
+    schema = read_schema(whole) if gguf.path.name == FILE else None
+    opened = open_bundle(base or _base_of(run, adapter)).gguf
+    read_artifact(adapter, opened)
+    save_adapter(folder, cut, opened, {**run, "options": {**run.get("options", {}), "rank": rank}})
+    save_schema(folder, schema)
+    nbytes = (folder / FILE).stat().st_size
+    return ({"out": str(folder), "rank": rank, "pairs": len(cut.pairs), "bytes": nbytes},
+            f"{folder}: rank {rank}, {size_text(nbytes)}")
 
 
 def _refuse_encoder(base: Gguf, way: str) -> None:

@@ -46,6 +46,17 @@ class Deferred(click.Option):
         self.make = make
 
 
+class FamilyName(click.Choice[str]):
+    """The name of an adapter family. Raises UsageError for one that there is not, with the reason where that is known.
+    """
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Any:
+        from ..adapters.base import REFUSED
+        if value in REFUSED:
+            raise UsageError(*REFUSED[value])
+        return super().convert(value, param, ctx)
+
+
 class GroupedCommand(click.Command):
     """A command whose options may be in groups; --help-all exists where --help leaves some out."""
 
@@ -120,7 +131,7 @@ def family_flags(ctx: click.Context, typed: Callable[[Field[Any]], Any], default
     from ..options import declared
     known = families()
     family = chosen(ctx, FAMILY, LORA)
-    yield GroupedOption([FAMILY, "family"], type=click.Choice(list(known)), default=LORA if defaults else None,
+    yield GroupedOption([FAMILY, "family"], type=FamilyName(list(known)), default=LORA if defaults else None,
                         show_default=defaults, metavar="NAME", group=ADAPTER, hidden=len(known) == 1,
                         help=f"What is trained: {', '.join(known)}. {FAMILY} NAME --help shows its options.")
     own = {spec.name: spec for spec in declared(known.get(family, known[LORA]))}

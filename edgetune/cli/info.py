@@ -25,7 +25,7 @@ from ..machine.sensors import Readings, Sensors, gpu_mhz
 from ..models.networks import open_network
 from ..objectives.classify import Classify
 from ..serving.sureness import KINDS, sureness_of
-from ..training.config import TrainConfig
+from ..training.config import LORA, TrainConfig
 from ..training.planned import make_plan
 from ..version import __version__
 from .extras import EXTRAS
@@ -140,13 +140,14 @@ def _adapter(path: Path) -> dict[str, Any]:
     held = run.get("held_out")
     facts: dict[str, Any] = {
         "file": str(gguf.path), "kind": "adapter", "architecture": gguf.architecture,
+        "family": found.family or LORA, "answered_by": found.served_by,
         "trained_on": base, "fingerprint": fingerprint, "pairs": len(found.pairs),
         "targets": dict(targets), "ranks": sorted({pair.rank for pair in found.pairs.values()}),
         "parameters": sum(pair.a.size + pair.b.size for pair in found.pairs.values()) + sum(
             array.size for array in found.tensors.values()),
         "bytes": gguf.path.stat().st_size, "status": run.get("status", "")}
-    if not found.is_lora:
-        facts |= {"family": found.family, "answered_by": found.served_by}
+    if trained := run.get("parameters"):
+        facts["parameters_trained"] = trained
     if labels := found.objective.get("labels"):
         facts["labels"] = len(labels)
     if sureness := sureness_of(found, str(path)):

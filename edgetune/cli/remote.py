@@ -232,14 +232,14 @@ def _method_in_short(method: dict[str, Any]) -> dict[str, Any]:
     """A job's method with those of its hyperparameters that differ from their defaults; --json shows all."""
     from ..objectives.base import objectives
     from ..options import declared
-    from ..training.config import train_options
+    from ..training.config import defaults_of
     name = method["type"]
     kinds = [kind for kind in objectives().values() if kind.method == name]
-    defaults = {spec.name: spec.default for kind in kinds for spec in declared(kind)}
-    defaults = {**{spec.name: spec.default for spec in train_options().values()}, **defaults}
-    defaults |= {name: value for kind in kinds for name, value in kind.defaults.items()}
     part = method.get(name) or {}
-    changed = {option: value for option, value in (part.get("hyperparameters") or {}).items()
+    asked = part.get("hyperparameters") or {}
+    defaults = defaults_of(asked) | {spec.name: spec.default for kind in kinds for spec in declared(kind)}
+    defaults |= {name: value for kind in kinds for name, value in kind.defaults.items()}
+    changed = {option: value for option, value in asked.items()
                if option in defaults and value != defaults[option]}
     return {"name": name, **{key: value for key, value in part.items() if key != "hyperparameters"}, **changed}
 

@@ -85,7 +85,7 @@ class EncoderStructure(Structure):
             Buffer("act", (t, s.d_ff), "block", half), Buffer("dact", (t, s.d_ff), "block", half, backward=True),
             *(Buffer(name, (t, d), "block", half, backward=True) for name in ("datt", "dq", "dk", "dv")),
             Buffer("delta", (s.n_head, t), "block", backward=True),
-            *self._other_buffers(run), *run.family.buffers(t, max(d, s.d_ff), half),
+            *self._other_buffers(run), *run.family.buffers(t, self.trained_shapes(run), half),
             Buffer("head_h", (t, d), "head"), Buffer("head_x", (t, d), "head"), Buffer("head_z", (t, labels), "head"),
         ]
 

@@ -90,7 +90,7 @@ class DecoderStructure(Structure):
         return self.shape.n_vocab * self.shape.d_model
 
     def buffers(self, run: RunShape) -> list[Buffer]:
-        return buffers(self.shape, run)
+        return buffers(self.shape, run, self.trained_shapes(run))
 
     def flops(self, run: RunShape, lengths: Sequence[int]) -> Flops:
         """Forward 4 C a head and pair of tokens that see each other for attention, backward twice that."""
@@ -122,7 +122,7 @@ def _pairs(n: int, window: int) -> int:
     return w * (w + 1) // 2 + (n - w) * w
 
 
-def buffers(s: Shape, run: RunShape) -> list[Buffer]:
+def buffers(s: Shape, run: RunShape, adapted: Shapes) -> list[Buffer]:
     """The table of all large arrays of forward and backward."""
     t = run.max_tokens + run.virtual
     behind = run.prefix and run.prefix + run.virtual
@@ -146,7 +146,7 @@ def buffers(s: Shape, run: RunShape) -> list[Buffer]:
         *(Buffer(name, (t, s.d_q), "block", half, backward=True) for name in ("datt", "dq")),
         *(Buffer(name, (behind + t, s.d_kv), "block", half, backward=True) for name in ("dk", "dv")),
         Buffer("delta", (s.n_head, t), "block", backward=True),
-        *run.family.buffers(t, max(d, s.d_ff, s.d_q), half), *placed_buffers(t, behind),
+        *run.family.buffers(t, adapted, half), *placed_buffers(t, behind),
         Buffer("head_x", (t, d), "head"), Buffer("head_h", (t, d), "head", half), Buffer("head_rstd", (t,), "head"),
         Buffer("logits", (at_once, head_block(s, at_once)), "head"),
         Buffer("exps", (at_once, head_block(s, at_once)), "head", half),

@@ -10,7 +10,7 @@ from typing import Any
 
 from ..console import ACTIONS, duration
 from ..errors import size_text
-from ..training.config import LORA, train_options
+from ..training.config import defaults_of
 from ..training.metrics import REPORT
 from ..version import __version__
 from .chart import Chart, Line, Mark, Style, figure
@@ -21,7 +21,6 @@ from .tables import write_metrics
 DOTS = 100  # measurements that are drawn as dots at most
 LONGEST = 600  # characters of an answer that are shown
 KINDS = {"learned": "good", "still falling": "fair", "overfitted": "fair", "worse": "bad"}
-DEFAULTS = {"family": LORA, **{name: spec.default for name, spec in train_options().items()}}
 
 
 def write_report(folder: str | Path) -> Path:
@@ -198,8 +197,9 @@ def _decisions(history: History) -> Html | None:
 
 def _options(history: History) -> Iterator[Content]:
     given = history.record.options
-    chosen = {name: value for name, value in given.items() if name not in DEFAULTS or DEFAULTS[name] != value}
-    rows = [[shown_name(name), shown(value), shown(DEFAULTS.get(name))] for name, value in chosen.items()]
+    defaults = defaults_of(given)
+    chosen = {name: value for name, value in given.items() if name not in defaults or defaults[name] != value}
+    rows = [[shown_name(name), shown(value), shown(defaults.get(name))] for name, value in chosen.items()]
     yield table(["option", "here", "default"], rows) or element("p", "All are at their defaults.", class_="dim")
     others = [[shown_name(name), shown(value)] for name, value in given.items() if name not in chosen]
     yield details(f"{len(others)} options at their defaults", table(["option", "value"], others))

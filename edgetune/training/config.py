@@ -235,11 +235,21 @@ def _family(asked: Family | str, options: Mapping[str, Any]) -> Family:
 
 
 def train_options(family: str = "") -> dict[str, Field[Any]]:
-    """Every option of training by name: the common ones and those of a family; by default of all families."""
+    """Every option of training by name: the common ones and those of a family; by default of all families, where
+    LoRA's stands for others of its name.
+    """
     from ..adapters.base import families, family_named
-    kinds = [family_named(family)] if family else [*families().values()]
+    kinds = [family_named(family)] if family else [family_named(LORA), *families().values()]
     own = {spec.name: spec for kind in reversed(kinds) for spec in declared(kind)}
     return {**own, **{spec.name: spec for spec in declared(CommonOptions)}}
+
+
+def defaults_of(options: Mapping[str, Any]) -> dict[str, Any]:
+    """The defaults of all options of a training, by the family that its options name, as far as it is known."""
+    from ..adapters.base import families
+    family = options.get("family", LORA)
+    own = train_options(family if family in families() else LORA)
+    return {"family": LORA, **{name: spec.default for name, spec in own.items()}}
 
 
 class TrainOptions(TypedDict, total=False):

@@ -6,6 +6,7 @@ import math
 from collections.abc import Sequence
 
 import numpy as np
+import numpy.random
 
 from ..adapters.base import Group
 from ..backends.arena import Buffer
@@ -52,9 +53,9 @@ def buffers(kind: str, groups: Sequence[Group]) -> list[Buffer]:
     return [Buffer(name, (n,), "run") for name in ("adam_m", "adam_v")]
 
 
-def is_state(buffer: str) -> bool:
-    """Whether the next step depends on a buffer of this name: the parameters, or the optimizer's own."""
-    return buffer == "lora" or buffer.startswith("adam_")
+def is_state(buffer: Buffer) -> bool:
+    """Whether the next step depends on a buffer: the parameters, the optimizer's own or the family's."""
+    return buffer.name == "lora" or buffer.name.startswith("adam_") or buffer.saved
 
 
 def adamw(ops: Ops, param: np.ndarray, grad: np.ndarray, moments: Sequence[np.ndarray], groups: Sequence[Group],
@@ -85,4 +86,9 @@ def _blocks(n: int) -> int:
 
 def _rounding(seed: int, step: int, start: int) -> int:
     """The seed of adamw8's rounding: made of four numbers, so that it differs from dropout's, made of three."""
-    return int(np.random.SeedSequence([seed, step, start, 8]).generate_state(1, np.uint64)[0])
+    return seed_of(seed, step, start, 8)
+
+
+def seed_of(*words: int) -> int:
+    """A seed made of numbers; as many others make another."""
+    return int(np.random.SeedSequence(words).generate_state(1, np.uint64)[0])

@@ -204,8 +204,11 @@ class _Planner:
                 *self.structure.buffers(run), Buffer("scratch", (self.ops.scratch_bytes,), "run", "uint8"),
                 *optim.buffers(tradeoffs.optimizer_state, groups),
                 *(Buffer(name, (parameters,), "run") for name in ("best", "start")[:1 + self.room.keeps_start]),
-                *run.family.state(self.structure.trained_shapes(run)), *self.room.buffers,
+                *self.family_state(run), *self.room.buffers,
                 *self.answer_buffers(run, tradeoffs.live))
+
+    def family_state(self, run: RunShape) -> list[Buffer]:
+        return [replace(buffer, saved=True) for buffer in run.family.state(self.structure.trained_shapes(run))]
 
     def answers(self, live: int) -> AnswerPlan | None:
         """The plan of `live` answers in progress, if a run learns from its own."""

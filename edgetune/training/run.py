@@ -89,7 +89,7 @@ def run(bundle: Bundle, data: Dataset, out: str | Path, config: TrainConfig, *, 
 
 def disk_writes(plan: Plan, config: TrainConfig, held_out: bool, folder: Path) -> dict[str, Any]:
     """The bytes that a run in this folder writes: those of a checkpoint and, at most, those of a day."""
-    nbytes = sum(b.nbytes for b in plan.buffers if is_state(b.name) or (b.name == "best" and held_out))
+    nbytes = sum(b.nbytes for b in plan.buffers if is_state(b) or (b.name == "best" and held_out))
     nbytes += 4096  # the first line and the checksum
     interval = config.checkpoint_seconds(folder)
     return {"checkpoint_every": f"{interval / 60:g}m" if config.checkpoint_every == AUTO else config.checkpoint_every,
@@ -267,7 +267,7 @@ class _Run:
         s = self.state
         names = t.state_arrays
         if t.steps_done == t.begun_at:  # the moments are 0
-            names = [] if s.from_seed else ["lora"]
+            names = [] if s.from_seed else [name for name in names if not name.startswith("adam_")]
         from_seed = s.from_seed and s.best_step == 0
         if s.best is not None and s.best_step != t.steps_done and not from_seed:
             names.append("best")

@@ -15,7 +15,6 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
 
 import numpy as np
-import numpy.random
 
 from ..adapters import store
 from ..adapters.base import OWN_ENGINE, Artifact, Group, Setting, slices
@@ -239,6 +238,7 @@ class Trainer:
             anchors = found.anchors if examples else []
             own, aside = IMITATE.count(examples), IMITATE.count(anchors)  # tokens, by which both are weighted
             grad.fill(0.0)
+            self.decoder.adapter.before_step(optim.seed_of(self.config.seed, step))
             totals = self._learn(step, examples, n * (own + aside) / own if anchors else n)
             loss = found.loss + totals.loss / n
             if anchors:
@@ -275,6 +275,7 @@ class Trainer:
         return loss
 
     def _update(self, grad: np.ndarray, loss: float, lr: float, step: int) -> float:
+        self.decoder.adapter.before_update()
         norm = optim.clip(self.ops, grad, self.config.max_grad_norm)
         if not (math.isfinite(loss) and math.isfinite(norm)):
             raise NumericsError(f"the loss is {loss} and the gradient's norm {norm} in step {step}",
@@ -289,8 +290,7 @@ class Trainer:
 
     def _before_part(self, step: int, number: int, part: int) -> None:
         """Seeds the pass of a part of a step's micro-batch or tree; the seed is the same for each repetition."""
-        words = [self.config.seed, step, number] + ([part] if part else [])
-        self.decoder.adapter.before_pass(int(np.random.SeedSequence(words).generate_state(1, np.uint64)[0]))
+        self.decoder.adapter.before_pass(optim.seed_of(self.config.seed, step, number, *([part] if part else [])))
 
     def train(self, on_step: Callable[[StepResult], None] | None = None) -> list[StepResult]:
         """All remaining steps."""
@@ -409,9 +409,7 @@ class Trainer:
     @property
     def state_arrays(self) -> list[str]:
         """The arrays of the arena on which the next step depends."""
-        run = self.plan.run
-        state = run.family.state(self.model.structure.trained_shapes(run))
-        return [*(name for name in self.arena.buffers if optim.is_state(name)), *(buffer.name for buffer in state)]
+        return [name for name, buffer in self.arena.buffers.items() if optim.is_state(buffer)]
 
     def save(self, folder: str | Path, record: dict[str, Any] | None = None) -> None:
         """Write a new adapter folder: adapter.gguf and run.json. Raises UsageError if it exists."""
@@ -423,7 +421,8 @@ class Trainer:
         found = store.read_artifact(path, self.bundle.gguf)
         heads = self._heads
         family = self.plan.run.family.name
-        if (found.family or family) != family or not set(heads) <= set(found.tensors):
+        is_other = (found.family or family) != family and not found.is_lora
+        if is_other or not set(heads) <= set(found.tensors):
             raise MismatchError(f"{path} is of the family {found.family} with {', '.join(found.tensors) or 'no head'}, "
                                 f"trained is {family}", "begin from an adapter that the same method and family made")
         store.check_sizes(found, heads, str(path))
@@ -440,6 +439,7 @@ class Trainer:
                          "fingerprint": self.bundle.fingerprint, "architecture": gguf.architecture},
                 "options": self.config.to_json(), "objective": self.objective.to_json(),
                 "family": {"name": self.config.family.name, **self.config.family.options()},
+                "parameters": sum(group.size for group in self._groups if group.exported),
                 "seed": self.config.seed, "steps": self.steps_done,
                 "anchors": len(self.anchors), "rows_per_anchor": self.rows_per_anchor,
                 "anchor_batches": [self.anchor_batches.start, self.anchor_batches.stop],

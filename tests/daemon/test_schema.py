@@ -143,4 +143,4 @@ def test_the_schema_has_every_option_once_and_no_422(schema):
     known = {name: spec.metadata["help"] for name, spec in train_options().items() if name not in FILE_OPTIONS}
     for name, text in known.items():
         assert options[name]["description"] == text
-    assert set(options) - set(known) == {"n_epochs", "learning_rate_multiplier"}
+    assert set(options) - set(known) == {"n_epochs", "learning_rate_multiplier", "family"}

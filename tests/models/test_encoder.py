@@ -65,7 +65,7 @@ class EncoderStructure(Structure):
         kept = [Buffer(name, (N_BLOCKS, t, width), "step")
                 for name, width in (("hidden", D), (f"u_{MIX}", run.family.kept_width))]
         return [*kept, *(Buffer(name, (t, D), "step") for name in ("x", "dx", "seen", "dhidden")),
-                *run.family.buffers(t, D, "float32")]
+                *run.family.buffers(t, self.trained_shapes(run), "float32")]
 
     def flops(self, run: RunShape, lengths: Sequence[int]) -> Flops:  # noqa: ARG002
         whole = 2 * sum(lengths) * N_BLOCKS * D * D

@@ -11,6 +11,7 @@ from typing import Annotated, Any, Generic, Literal, TypeVar
 from fastapi import File, UploadFile
 from pydantic import Field, create_model
 
+from ...adapters.base import LLAMA_CPP, families
 from ...objectives.base import Objective, objectives
 from ...objectives.rewarded import Rewarded
 from ...objectives.sft import Sft
@@ -115,6 +116,9 @@ def _hyperparameters(objective: type[Objective]) -> type[Body]:
     for spec in declared(objective):
         if spec.name not in left_out and kind_of(spec) in (int, float):  # of OpenAI's every number may be "auto"
             named[spec.name] = (_kind(spec) | Auto | None, Field(None, description=spec.metadata["help"]))
+    served = [name for name, kind in families().items() if kind.served_by == LLAMA_CPP]
+    named["family"] = (Literal[tuple(served)] | None, Field(None, description="The family of the adapter "
+                                                            "(families.md); each has options of its own."))
     named["n_epochs"] = (Annotated[Whole, Field(ge=1)] | Auto | None, Field(None, description="OpenAI's epochs."))
     named["learning_rate_multiplier"] = (Annotated[float, Field(gt=0)] | Auto | None,
                                          Field(None, description="Of the lr that the job would have otherwise."))

@@ -1,0 +1,178 @@
+"""The contract of all registered families, tested alike: a new one is covered when it is registered."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+from commands import run as command
+from decoder_cases import distance
+from families import logits_of, make_family
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from small_families import NAMES, OPTIONS, PAIRS, data, options_of, small, trained
+
+from edgetune.adapters.base import families
+from edgetune.adapters.lora import TARGETS
+from edgetune.adapters.store import read_artifact, read_run
+from edgetune.daemon.jobs import recipe
+from edgetune.data.packing import collate
+from edgetune.errors import BudgetError, Interrupted, MismatchError, UsageError
+from edgetune.formats.gguf import open_gguf
+from edgetune.options import declared
+from edgetune.serving.rollouts.forward import open_decoder
+from edgetune.training.callbacks import RunCallbacks
+from edgetune.training.config import TrainConfig
+from edgetune.training.run import run
+from edgetune.training.trainer import Trainer
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_gradient_by_finite_differences(name, tiny_models):
+    """Where nothing is drawn."""
+    trainer = Trainer(tiny_models["qwen3"], family=small(name), **OPTIONS)
+    values = trainer.arena.flat("lora")
+    values[:] += np.random.default_rng(0).standard_normal(values.size) / 10
+    batch = collate(data(3).examples)
+    trainer.arena.flat("dlora").fill(0.0)
+    trainer.decoder.forward(batch, keep=True)
+    trainer.decoder.backward(batch, batch.supervised_weights)
+    gradient = trainer.arena.flat("dlora").copy()
+    start = values.copy()
+
+    def loss(step: float) -> float:
+        values[:] = start + np.float32(step) * gradient / np.linalg.norm(gradient)
+        return -float(trainer.decoder.score(batch).sum(dtype=np.float64))
+
+    assert (loss(5e-3) - loss(-5e-3)) / 1e-2 == pytest.approx(np.linalg.norm(gradient), rel=2e-2)
+
+
+@pytest.mark.parametrize("name", PAIRS)
+def test_llama_cpp_answers_as_it_was_trained(name, tmp_path):
+    path, _ = make_family("llama", tmp_path, num_hidden_layers=2)
+    trainer = trained(path, small(name), lr=0.05)
+    trainer.save(tmp_path / "out")
+    tokens = data(1).examples[0]
+    ours = trainer.decoder.logits(collate([tokens]))
+    served = logits_of(path, tokens.tokens.tolist(), tmp_path / "out" / "adapter.gguf")
+    assert distance(served, ours) < 1e-4
+    assert distance(logits_of(path, tokens.tokens.tolist()), ours) > 0.01, "it has learned nothing to compare"
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_it_is_saved_described_and_continued(name, bundle, tmp_path, tiny_models):
+    """From what the file holds, to the same loss; on another base it is refused."""
+    trainer = trained(bundle, small(name))
+    out = tmp_path / "out"
+    trainer.save(out)
+    again = Trainer(bundle, **{**OPTIONS, "family": small(name), "seed": 5})
+    again.load(out)
+    rows = trainer.examples
+    assert again.loss(rows)[0] == pytest.approx(trainer.loss(rows)[0], rel=1e-5)
+    again.add_examples(rows)
+    before = again.loss(rows)[0]
+    again.step()
+    assert again.loss(rows)[0] < before
+    shown = command("info", out)
+    assert all(word in shown for word in (name, small(name).served_by, f"{trainer.record()['parameters']:,}"))
+    for use in (lambda: read_artifact(out, open_gguf(tiny_models["llama"])),
+                lambda: Trainer(tiny_models["llama"], **{**OPTIONS, "family": small(name)}).load(out)):
+        with pytest.raises(MismatchError, match="was trained on"):
+            use()
+
+
+@pytest.mark.parametrize("start", [False, True], ids=["seed", "start"])
+@pytest.mark.parametrize("name", NAMES)
+def test_a_stopped_run_resumes_to_the_same_bytes(name, start, bundle, tmp_path):
+    config = TrainConfig(steps=6, optimizer_state="float", family=small(name), **OPTIONS)
+    begin = tmp_path / "begin"
+    if start:
+        trained(bundle, small(name), seed=3).save(begin)
+
+    def go(out: Path, resume: bool = False, stop: Callable[[], bool] = lambda: False) -> None:
+        run(bundle, data(9), out, config, held_out=data(3, seed=1), resume=resume,
+            start=begin if start and not resume else None, callbacks=RunCallbacks(should_stop=stop))
+
+    go(tmp_path / "whole")
+    for number, calls in enumerate((2, 14, 40)):  # before the first step, and within others
+        left = iter(range(10**6))
+        with pytest.raises(Interrupted):
+            go(tmp_path / "out", number > 0, lambda left=left, calls=calls: next(left) > calls)
+    go(tmp_path / "out", resume=True)
+    assert (tmp_path / "out" / "adapter.gguf").read_bytes() == (tmp_path / "whole" / "adapter.gguf").read_bytes()
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_the_plan_counts_it(name, bundle):
+    """All that it takes is in the arena; too small a budget is refused, and names the option that helps."""
+    trainer = Trainer(bundle, family=small(name), **OPTIONS)
+    table = {buffer.name: buffer for buffer in trainer.plan.buffers}
+    shapes = trainer.model.structure.trained_shapes(trainer.plan.run)
+    state = trainer.plan.run.family.state(shapes)
+    assert table["lora"].shape == table["dlora"].shape == (sum(g.size for g in trainer._groups),)
+    assert {buffer.name for buffer in state} == {name for name, buffer in table.items() if buffer.saved}
+    with pytest.raises(BudgetError, match="budget"):
+        Trainer(bundle, family=small(name), memory="1M", **OPTIONS)
+    large = small(name, 64)
+    hints = large.smaller()
+    shapes = {"blk.0.attn_q": (64, 64)}
+    size, smaller = (sum(group.size for group in family.parameters(shapes))
+                     for family in (large, replace(large, **hints).check()))
+    assert smaller < size if hints else smaller == size
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_commands_and_jobs_take_it(name, bundle, tmp_path):
+    own = [spec.name for spec in declared(families()[name])]
+    shown = command("train", "--family", name, "--help-all")
+    assert all("--" + option.replace("_", "-") in shown for option in own)
+    foreign = {spec.name for kind in families().values() for spec in declared(kind)} - {*own}
+    assert not any(f"--{option.replace('_', '-')} " in shown for option in foreign)
+    rows = tmp_path / "rows.jsonl"
+    rows.write_text('{"prompt": "on", "completion": "off"}\n' * 3)
+    given = options_of(name)
+    asked = ["--family", name]
+    for option, value in given.items():
+        asked += [f"--{option.replace('_', '-')}", value]
+    command("train", bundle.path, rows, "-o", tmp_path / "out", *asked, "--steps", 2, "--eval", "none", "--threads", 1,
+            "--anchors", 0)
+    options = read_run(tmp_path / "out")["options"]
+    assert options["family"] == name
+    assert given.items() <= options.items()
+    assert TrainConfig.read_json(options, "run.json").family == small(name)
+    assert command("plan", bundle.path, rows, *asked, "--json")
+    if name in PAIRS:
+        command("export", tmp_path / "out", "-o", tmp_path / "peft", "--base-name", "x")
+        assert recipe.options(TrainConfig(), {"family": name, **given}).family == small(name)
+
+
+@pytest.mark.parametrize("name", PAIRS)
+def test_any_blocks_and_projections(name, bundle):
+    """Of a random rank; the pairs alone give the same log p in another decoder."""
+
+    @settings(max_examples=5)
+    @given(st.integers(1, 16), st.sets(st.sampled_from([*TARGETS]), min_size=1),
+           st.sampled_from(["all", "first:1", "last:1"]), st.integers(0, 9))
+    def holds(rank: int, targets: set[str], blocks: str, seed: int) -> None:
+        trainer = trained(bundle, small(name, rank), targets=",".join(sorted(targets)), blocks=blocks, seed=seed,
+                          steps=2, lr=0.05)
+        batch = collate(trainer.examples[:3])
+        alone = open_decoder(bundle.gguf, trainer.pairs, threads=2, max_tokens=200, max_length=24)
+        np.testing.assert_allclose(alone.score(batch), trainer.decoder.score(batch), atol=1e-4)
+        assert {pair.split(".")[2] for pair in trainer.pairs} <= {TARGETS[target] for target in targets}
+
+    holds()
+
+
+def test_dora_is_refused_with_what_to_take(bundle, tmp_path):
+    why = r"family dora.*llama\.cpp.*--family lora"
+    for use in (lambda: TrainConfig(family="dora"), lambda: recipe.options(TrainConfig(), {"family": "dora"})):
+        with pytest.raises(UsageError, match=why):
+            use()
+    said = command("train", bundle.path, tmp_path / "rows.jsonl", "-o", tmp_path / "out", "--family", "dora",
+                   code=UsageError.exit_code)
+    assert re.search(why, said)
