@@ -325,4 +325,4 @@ def title_of(name: str) -> str:
 def said(text: str) -> str:
     """Text for a cell of a table, in which names of pages are links."""
     text = " ".join(text.split()).replace("|", "\\|")
-    return re.sub(r"\b(graders|methods|files)\.md\b", r"[\1](\1.md)", text)
+    return re.sub(r"\b(graders|methods|files|families)\.md\b", r"[\1](\1.md)", text)

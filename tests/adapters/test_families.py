@@ -11,6 +11,7 @@ import numpy as np
 import pytest
 from commands import run as command
 from decoder_cases import distance
+from encoders import WORDS, tiny_bert, write_encoder
 from families import logits_of, make_family
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -23,7 +24,9 @@ from edgetune.daemon.jobs import recipe
 from edgetune.data.packing import collate
 from edgetune.errors import BudgetError, Interrupted, MismatchError, UsageError
 from edgetune.formats.gguf import open_gguf
+from edgetune.objectives.classify import Classify
 from edgetune.options import declared
+from edgetune.serving.classifier import Classifier
 from edgetune.serving.rollouts.forward import open_decoder
 from edgetune.training.callbacks import RunCallbacks
 from edgetune.training.config import TrainConfig
@@ -166,6 +169,23 @@ def test_any_blocks_and_projections(name, bundle):
         assert {pair.split(".")[2] for pair in trainer.pairs} <= {TARGETS[target] for target in targets}
 
     holds()
+
+
+@pytest.mark.parametrize("name", PAIRS)
+def test_an_encoder_learns_labels_with_it(name, tmp_path):
+    """The classifier opens head and family again, to the same probabilities."""
+    encoder = write_encoder(tmp_path / "encoder.gguf", tiny_bert(), WORDS)
+    rows = [{"prompt": f"turn the light {label}", "completion": label} for label in ("on", "off")]
+    trainer = Trainer(encoder, objective=Classify(("on", "off")), family=small(name), steps=4, batch_size=2, lr=0.01,
+                      max_length=16, precision="exact", threads=1)
+    trainer.add(rows)
+    trainer.train()
+    trainer.save(tmp_path / "out")
+    with Classifier(encoder, tmp_path / "out", threads=1, precision="exact") as served:
+        graded = served.graded([(row["prompt"], row["completion"]) for row in rows])
+    losses = [float(np.sum(found)) for _, found in graded if found is not None]
+    assert np.mean(losses) == pytest.approx(trainer.evaluate(rows), rel=1e-4)
+    assert name in command("info", tmp_path / "out").split()
 
 
 def test_dora_is_refused_with_what_to_take(bundle, tmp_path):

@@ -56,7 +56,7 @@ def test_all_options_are_in_groups(path):
 @pytest.mark.parametrize("path", GROUPED, ids=" ".join)
 def test_help_has_the_common_options_and_says_how_many_are_left_out(path):
     short = shown(*path, "--help", width=1000)
-    rare = [param for param in params_of(path) if not getattr(param, "common", True)]
+    rare = [param for param in params_of(path) if not getattr(param, "common", True) and not param.hidden]
     assert rare
     assert [param.opts[0] for param in rare if f"  {param.opts[0]} " in short] == []
     assert f"--help-all shows {len(rare)} more." in short

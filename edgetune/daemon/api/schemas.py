@@ -117,8 +117,8 @@ def _hyperparameters(objective: type[Objective]) -> type[Body]:
         if spec.name not in left_out and kind_of(spec) in (int, float):  # of OpenAI's every number may be "auto"
             named[spec.name] = (_kind(spec) | Auto | None, Field(None, description=spec.metadata["help"]))
     served = [name for name, kind in families().items() if kind.served_by == LLAMA_CPP]
-    named["family"] = (Literal[tuple(served)] | None, Field(None, description="The family of the adapter "
-                                                            "(families.md); each has options of its own."))
+    named["family"] = (Literal[tuple(served)] | None, Field(
+        None, description="The family of the adapter (families.md). Families have different options."))
     named["n_epochs"] = (Annotated[Whole, Field(ge=1)] | Auto | None, Field(None, description="OpenAI's epochs."))
     named["learning_rate_multiplier"] = (Annotated[float, Field(gt=0)] | Auto | None,
                                          Field(None, description="Of the lr that the job would have otherwise."))
