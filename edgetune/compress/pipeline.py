@@ -239,7 +239,7 @@ class _Work:
         self.steps.append({"name": "quantize", "weights": self.model.weights, **made,
                            "importance": self.calibration is not None, "cost": cost})
         gguf = open_gguf(path)
-        return self._facts(lambda: LlamaModel(path), cost) | {
+        return self._facts(lambda: LlamaModel(path, threads=self.threads), cost) | {
             "tensors": tensors, "parts": report.parts(gguf),
             "device": fits.on_device(gguf, c.device) if c.device else None}
 
@@ -281,7 +281,7 @@ class _Work:
                 "kl": made["int8"]["kl"], "top1": made["int8"]["top1"], "tokens": made["tokens"]}
         self.steps.append({"name": "onnx", "weights": self.model.weights, **made, "cost": cost})
         self.seal(bundle, {})  # the device's runtime opens nothing less
-        return self._facts(lambda: OnnxModel(bundle), cost)
+        return self._facts(lambda: OnnxModel(bundle, threads=self.threads), cost)
 
     def seal(self, bundle: Path, facts: dict[str, Any]) -> dict[str, Any]:
         """Write the manifest, and sign it where there is a key; what the manifest says."""
@@ -299,7 +299,7 @@ class _Work:
     def _answers(self, made: ServedModel) -> list[dict[str, str]]:
         file = self.config.measure or self.config.calibrate
         asked = samples.samples(texts.read(file, self.tokenizer) if file else None, self.tokenizer)
-        with closing(made), LlamaModel(self.reference) as source:
+        with closing(made), LlamaModel(self.reference, threads=self.threads) as source:
             before, after = (self._answered(model, asked, i) for i, model in enumerate((source, made)))
         return [{"prompt": sample.question, "before": old, "after": new}
                 for sample, old, new in zip(asked, before, after, strict=True)]

@@ -25,6 +25,7 @@ from edgetune.compress.progress import never
 from edgetune.errors import Interrupted, UsageError
 from edgetune.formats.bundle import open_bundle
 from edgetune.machine.device import read_device
+from edgetune.serving.llama import LlamaModel
 
 WORDS = ["", "the", "light", "off", "on", "set", "to", "turn", "user", "tool", "system", "10", '{"', '":', '"}']
 TRIM = ["--vocab", 340]
@@ -56,9 +57,18 @@ def hashes(folder):
 
 @pytest.fixture(scope="module")
 def whole(place):
-    """Every step at once."""
-    text = compress(place, "whole.edge", *TRIM, "--vocab-from", place / "rows.jsonl", *FEWER, "--distill",
-                    place / "rows.jsonl", *DISTILL, "--target-size", "520K", "--device", "raspberry-pi-zero-2-w")
+    """Every step at once, on the one thread that is asked for, also where llama.cpp answers."""
+    threads = []
+
+    def opened(path, **given):
+        threads.append(given["threads"])
+        return LlamaModel(path, **given)
+
+    with pytest.MonkeyPatch.context() as patched:
+        patched.setattr(compression, "LlamaModel", opened)
+        text = compress(place, "whole.edge", *TRIM, "--vocab-from", place / "rows.jsonl", *FEWER, "--distill",
+                        place / "rows.jsonl", *DISTILL, "--target-size", "520K", "--device", "raspberry-pi-zero-2-w")
+    assert threads == [1, 1]
     return place / "whole.edge", text
 
 
