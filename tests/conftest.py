@@ -24,8 +24,9 @@ if TYPE_CHECKING:
     from edgetune.llamacpp.tokenizer import Tokenizer
 
 # Two tests run at a time, each on its core: a pool of threads in each would wait for the other's. llama.cpp's threads,
-# as many as there are cores, would do so in a loop that computes nothing: 20 times the seconds where models are tiny.
+# as many as there are cores where a test names no number, would take 5 times the seconds of one: models are tiny.
 os.environ.setdefault("OMP_NUM_THREADS", "1")
+os.environ.setdefault("OMP_THREAD_LIMIT", "1")
 
 # Some tests let llama_cpp compute by itself beside torch, whose products by AMX reset the tiles that it has set up.
 os.environ.setdefault("ONEDNN_MAX_CPU_ISA", "AVX512_CORE_BF16")
@@ -67,7 +68,18 @@ def pytest_collection() -> Generator[None, object, object]:
     finally:
         gc.collect()
         gc.freeze()
+        gc.set_threshold(10_000)  # new objects, in place of 700, until it looks for garbage
         gc.enable()
+
+
+@pytest.fixture(scope="module", autouse=True)
+def imports_are_no_garbage() -> Iterator[None]:
+    """Nor what tests of a file import themselves: parts of torch and transformers are as many again."""
+    before = len(sys.modules)
+    yield
+    if len(sys.modules) > before + 100:
+        gc.collect()
+        gc.freeze()
 
 
 @pytest.fixture(scope="session", autouse=True)

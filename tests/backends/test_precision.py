@@ -1,5 +1,6 @@
 """What precision may cost: a LoRA's gradients at "fast" and "int8" beside "exact", on tiny models and a real one."""
 
+from functools import lru_cache
 
 import numpy as np
 import pytest
@@ -15,12 +16,16 @@ from edgetune.llamacpp.tokenizer import Tokenizer
 from edgetune.training.trainer import Trainer
 
 
-def gradients(model, tokens, precision):
+@lru_cache(2)  # the exact ones serve both precisions
+def gradients(model, tokens, precision, isa):
     """(every dA and dB by name, loss) for one row, with a random B of 1e-3.
 
     Where B is ten times as large, the first blocks' gradients in SmolLM2 differ altogether, in bf16 and in int8 alike.
     """
-    trainer = Trainer(model, rank=8, max_length=tokens.size, batch_size=1, threads=2, precision=precision)
+    tokens = np.array(tokens, np.int32)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("EDGETUNE_ISA", isa)
+        trainer = Trainer(model, rank=8, max_length=tokens.size, batch_size=1, threads=2, precision=precision)
     rng = np.random.default_rng(1)
     adapter = trainer.decoder.adapter
     pairs = {name: Pair(pair.a, rng.standard_normal(pair.b.shape, np.float32) * np.float32(1e-3), pair.scale)
@@ -36,9 +41,9 @@ def gradients(model, tokens, precision):
     return grads, float(-logp.mean())
 
 
-def compare(model, tokens, precision):
+def compare(model, tokens, precision, isa):
     """(cosine of the whole, the least of a tensor, relative difference of the loss)"""
-    (exact, loss), (other, other_loss) = (gradients(model, tokens, p) for p in ("exact", precision))
+    (exact, loss), (other, other_loss) = (gradients(model, tuple(tokens), p, isa) for p in ("exact", precision))
     whole = cosine(np.concatenate(list(exact.values())), np.concatenate(list(other.values())))
     return whole, min(cosine(exact[name], other[name]) for name in exact), abs(other_loss / loss - 1)
 
@@ -46,11 +51,10 @@ def compare(model, tokens, precision):
 @pytest.mark.parametrize("precision", GATES)
 @pytest.mark.parametrize("architecture", SHAPES)
 @pytest.mark.parametrize("isa", KINDS)
-def test_tiny_models_pass_the_gate(isa, architecture, precision, tmp_path, monkeypatch):
-    monkeypatch.setenv("EDGETUNE_ISA", isa)
+def test_tiny_models_pass_the_gate(isa, architecture, precision, tmp_path):
     model = write_tiny(tmp_path / "tiny.gguf", architecture, formats="Q8_0")
-    tokens = np.random.default_rng(0).integers(0, 200, 64).astype(np.int32)
-    whole, least, loss = compare(model, tokens, precision)
+    tokens = np.random.default_rng(0).integers(0, 200, 64).tolist()
+    whole, least, loss = compare(model, tokens, precision, isa)
     assert whole >= GATES[precision][0]
     assert least >= GATES[precision][1]
     assert loss < 0.01
@@ -58,12 +62,11 @@ def test_tiny_models_pass_the_gate(isa, architecture, precision, tmp_path, monke
 
 @pytest.mark.parametrize("precision", GATES)
 @pytest.mark.parametrize("isa", mostly_slow(KINDS, KINDS[:1]))
-def test_real_model_passes_the_gate(smollm2, shared_data, isa, precision, monkeypatch):
+def test_real_model_passes_the_gate(smollm2, shared_data, isa, precision):
     """128 tokens of Snips text. `make slow`: also with the kernels that this machine would not choose."""
-    monkeypatch.setenv("EDGETUNE_ISA", isa)
     text = (shared_data / "snips_train.jsonl").read_text()[:2000]
-    tokens = np.array(Tokenizer(smollm2).encode(text)[:128], np.int32)
-    whole, least, loss = compare(smollm2, tokens, precision)
+    tokens = Tokenizer(smollm2).encode(text)[:128]
+    whole, least, loss = compare(smollm2, tokens, precision, isa)
     print(f"{precision}: whole {whole:.5f}, least {least:.4f}, loss {loss:.2e}")
     assert whole >= GATES[precision][0]
     assert least >= GATES[precision][1]

@@ -305,14 +305,3 @@ def test_minilm_learns_forty_corrections(tmp_path):
         kept = [said(service, row["prompt"], model=job.result).text() == row["completion"] for row in rows]
         assert sum(kept) >= 36
         assert sum(service.generate(row["prompt"]).text() == row["completion"] for row in rows) >= 38
-
-
-def test_a_head_alone_is_learned_where_options_say_so(model, tmp_path):
-    rows = labelled(40)
-    with opened(model, tmp_path, learn_options="steps=1") as service:
-        for row in rows:
-            service.feedback.add(prompt=row["prompt"], correction=row["completion"])
-        job = service.jobs.wait(service.learner.begin().id, 120)
-        assert job.status == "succeeded", job.error
-        lines = (service.adapters.path(job.result) / "metrics.jsonl").read_text().splitlines()
-        assert [line["step"] for line in map(json.loads, lines) if line["event"] == "step"] == [1]

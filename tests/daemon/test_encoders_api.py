@@ -15,6 +15,7 @@ import numpy as np
 from daemons import CHAT, PATIENCE, daemon, openai_client
 from encoder_daemon import OPTIONS, forms, labelled, write_adapter, write_tiny_encoder
 from encoders import vectors
+from json_lines import read_lines
 from labelled import LLAMA_CPP
 from tiny import write_tiny
 
@@ -39,7 +40,7 @@ def labels(model, tmp_path_factory):
 @pytest.fixture(scope="module")
 def running(model, labels, tmp_path_factory):
     with daemon(model, tmp_path_factory.mktemp("state"), TrainConfig(**OPTIONS),
-                Policy(nice=19, govern=False)) as made:
+                Policy(nice=19, govern=False), learn_options="steps=1") as made:
         adapter = made.service.adapters.add("ftjob-0", labels, "home", PASSED)
         made.service.adapters.promote(adapter.id, "for the test")
         made.service.adapters.rename(adapter.id, "lamps")
@@ -142,8 +143,8 @@ def test_vectors(client, model):
     assert np.allclose(ours, [one["embedding"] for one in said], atol=1e-7)
 
 
-def test_a_correction_is_learned_over_http(client):
-    """As a person's app does it: answers are corrected by their ids, and a job is begun."""
+def test_a_correction_is_learned_over_http(client, running):
+    """As a person's app does it: answers are corrected by their ids, and a job is begun, here of the head alone."""
     for row in labelled(40, first=80):
         id = client.post(CHAT, json=asked(messages=[{"role": "user", "content": row["prompt"]}])).json()["id"]
         given = client.post("/v1/feedback", json={"completion_id": id, "correction": row["completion"].upper()})
@@ -157,6 +158,8 @@ def test_a_correction_is_learned_over_http(client):
     assert found["status"] == "succeeded", found["error"]
     known = client.post("/v1/classify", json={"input": ASK, "model": found["fine_tuned_model"]}).json()["labels"]
     assert known == ["LAMP_OFF", "LAMP_ON"]
+    lines = read_lines(running.service.adapters.path(found["fine_tuned_model"]) / "metrics.jsonl")
+    assert [line["step"] for line in lines if line["event"] == "step"] == [1]
 
 
 def test_it_is_shown_like_any_model(client):

@@ -110,9 +110,9 @@ main = worker.main
     assert "computing" not in "".join(capfd.readouterr())
 
 
-def test_of_old_jobs_nothing_is_kept(folder, monkeypatch):
+def test_of_old_jobs_nothing_is_kept(folder, monkeypatch, workers):
     monkeypatch.setattr(job_table, "KEPT", 1)
-    with open_service(folder) as service:
+    with open_service(folder, start_process=workers) as service:
         before = {job.id for job in service.jobs.list()}
         gone = [service.jobs.create("tiny", upload(service), hyperparameters=LONG).id for _ in range(3)]
         for id in gone:

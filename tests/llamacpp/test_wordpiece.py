@@ -13,6 +13,7 @@ pytest.importorskip("transformers")
 from encoders import WORDS, minilm_checkpoint, tiny_bert, write_checkpoint, write_encoder
 from hypothesis import given
 from hypothesis import strategies as st
+from sometimes import mostly_slow
 from tokenizers import Tokenizer as Truth
 
 from edgetune.errors import DataError, FormatError, UnsupportedError
@@ -114,11 +115,12 @@ def test_on_texts_that_are_hard(minilm, text):
         same(*tokenizers, text)
 
 
-def test_on_public_text(minilm, shared_data):
+@pytest.mark.parametrize("every", mostly_slow([8, 1], [8]))
+def test_on_public_text(minilm, shared_data, every):
     ours = WordPiece(minilm[0])
     texts = public_texts(shared_data)
     assert len(texts) > 15_000
-    for text in texts:
+    for text in texts[::every]:
         same(ours, minilm[1], text)
 
 

@@ -48,6 +48,21 @@ def encoder(tmp_path_factory):
     return write_encoder(tmp_path_factory.mktemp("encoder") / "tiny.gguf", tiny_bert(), WORDS)
 
 
+@pytest.fixture(scope="module")
+def fitted(encoder, tmp_path_factory):
+    """An adapter that learned LABELLED by its head alone. Read only."""
+    out = tmp_path_factory.mktemp("fitted") / "out"
+    train(encoder, LABELLED, out, "none", steps=1, **OPTIONS)
+    return out
+
+
+@pytest.fixture(scope="module", params=[LABELLED, SLOTS, FIELDS], ids=["labels", "json", "fields"])
+def learned(encoder, request, tmp_path_factory):
+    """(rows, the adapter's folder, what training returned), of head and LoRA. Read only."""
+    out = tmp_path_factory.mktemp("learned") / "out"
+    return request.param, out, train(encoder, request.param, out, request.param, epochs=12, **OPTIONS)
+
+
 def right(encoder, adapter, rows):
     with Classifier(encoder, adapter, threads=1) as served:
         found = served.classify([row["prompt"] for row in rows])
@@ -69,21 +84,18 @@ def test_the_fit_is_that_of_scikit_learn():
     assert np.abs(p / p.sum(1, keepdims=True) - expected).max() < 1e-3
 
 
-@pytest.mark.parametrize(("rows", "objective"), [(LABELLED, None), (SLOTS, None), (FIELDS, None)],
-                         ids=["labels", "json", "fields"])
-def test_it_learns_and_is_served(encoder, tmp_path, rows, objective):
-    result = train(encoder, rows, tmp_path / "out", rows, epochs=12, objective=objective, **OPTIONS)
+def test_it_learns_and_is_served(encoder, learned):
+    rows, out, result = learned
     assert result.record["objective"]["name"] == ("classify" if rows is LABELLED else "tag")
     assert result.loss_after < 0.6 * result.loss_before
     assert result.exact_before == 0
     assert "(the heads alone: " in result.verdict or result.record["verdict"]["step"] == 1
-    assert np.mean(right(encoder, tmp_path / "out", rows)) >= 0.8
+    assert np.mean(right(encoder, out, rows)) >= 0.8
 
 
-def test_the_head_alone_is_one_step(encoder, tmp_path):
+def test_the_head_alone_is_one_step(encoder, fitted):
     """Its probabilities are those of a logistic regression on the encoder's vectors, which llama.cpp computes here."""
-    train(encoder, LABELLED, tmp_path / "out", "none", steps=1, **OPTIONS)
-    with Classifier(encoder, tmp_path / "out", threads=1) as served:
+    with Classifier(encoder, fitted, threads=1) as served:
         assert served.labels == ("off", "on")
         questions = [row["prompt"] for row in LABELLED]
         with closing(EncoderFile(encoder, 1)) as file:
@@ -97,15 +109,14 @@ def test_the_head_alone_is_one_step(encoder, tmp_path):
     assert np.abs(found - expected).max() < 0.02  # llama.cpp's GELU is approximated
 
 
-def test_a_closed_classifier_has_freed_everything(encoder, tmp_path):
+def test_a_closed_classifier_has_freed_everything(encoder, fitted, tmp_path):
     """The mapped file, its descriptor and the threads, without the garbage collector."""
     own = Path(shutil.copy(encoder, tmp_path / "own.gguf"))
-    train(own, LABELLED, tmp_path / "out", "none", steps=1, **OPTIONS)
     gc.collect()
     gc.disable()
     try:
         before = held(own)
-        with Classifier(own, tmp_path / "out", threads=2) as served:
+        with Classifier(own, fitted, threads=2) as served:
             served.classify(["turn the light on"])
             during = held(own)
         assert held(own) == before < during
@@ -150,58 +161,52 @@ def test_commands_take_an_encoder(encoder, tmp_path):
     assert "answers with a head that was trained" in said
 
 
-@pytest.mark.parametrize("rows", [LABELLED, SLOTS], ids=["labels", "json"])
-def test_adapters_are_compared(encoder, tmp_path, rows):
+def test_adapters_are_compared(encoder, tmp_path, learned):
     """The loss is that of training; rows that one of two adapters alone answers right decide between them."""
+    rows, good, trained = learned
     data = write_lines(tmp_path / "rows.jsonl", rows)
-    trained = train(encoder, rows, tmp_path / "good", rows, epochs=12, **OPTIONS)
-    train(encoder, rows, tmp_path / "poor", "none", steps=1, **OPTIONS)
-    found = json.loads(run("compare", encoder, data, "--adapter", tmp_path / "poor", "--adapter", tmp_path / "good",
-                           "--threads", 1, "--json"))
+    poor = tmp_path / "poor"
+    train(encoder, rows, poor, "none", steps=1, **OPTIONS)
+    found = json.loads(run("compare", encoder, data, "--adapter", poor, "--adapter", good, "--threads", 1, "--json"))
     assert found["second"]["loss"] == pytest.approx(trained.loss_after, abs=1e-3)  # of products in another precision
     alone = [sum(b and not a for a, b in zip(*pair, strict=True)) for pair in (
-        (right(encoder, tmp_path / name, rows) for name in names) for names in (("good", "poor"), ("poor", "good")))]
+        (right(encoder, adapter, rows) for adapter in adapters) for adapters in ((good, poor), (poor, good)))]
     assert [found["right"]["first_alone"], found["right"]["second_alone"]] == alone
-    said = run("compare", encoder, data, "--adapter", tmp_path / "good", code=2)
+    said = run("compare", encoder, data, "--adapter", good, code=2)
     assert "answers with a head that was trained" in said
 
 
-def test_an_answer_that_was_never_learned_costs_most(encoder, tmp_path):
-    train(encoder, LABELLED, tmp_path / "out", "none", steps=1, **OPTIONS)
-    with Classifier(encoder, tmp_path / "out", threads=1) as served:
+def test_an_answer_that_was_never_learned_costs_most(encoder, fitted):
+    with Classifier(encoder, fitted, threads=1) as served:
         graded = grade_labels(served, [{"prompt": "light on", "completion": "dim"}, LABELLED[0]])
     assert graded.losses[0].mean == pytest.approx(-np.log(LEAST))
     assert 0 < graded.losses[1].mean < 3
 
 
-def test_what_llama_cpp_and_peft_cannot_hold_is_refused(encoder, tmp_path):
-    out = tmp_path / "out"
-    train(encoder, LABELLED, out, "none", steps=1, **OPTIONS)
-    for command in (["merge", encoder, out, "-o", tmp_path / "new.gguf"], ["export", out, "-o", tmp_path / "new"]):
+def test_what_llama_cpp_and_peft_cannot_hold_is_refused(encoder, fitted, tmp_path):
+    for command in (["merge", encoder, fitted, "-o", tmp_path / "new.gguf"],
+                    ["export", fitted, "-o", tmp_path / "new"]):
         said = run(*command, code=1)
         assert "has a head of labels" in said
         assert "--to onnx" in said
     assert not [*tmp_path.glob("new*")]
 
 
-def test_an_adapter_with_other_labels_is_no_start(encoder, tmp_path):
-    train(encoder, LABELLED, tmp_path / "out", "none", steps=1, **OPTIONS)
+def test_an_adapter_with_other_labels_is_no_start(encoder, fitted, tmp_path):
     more = [*LABELLED, *({"prompt": "a light", "completion": "dim"},) * 3]
     with pytest.raises(MismatchError, match="other labels than the rows"):
-        train(encoder, more, tmp_path / "new", "none", start=tmp_path / "out", steps=1, **OPTIONS)
-    train(encoder, LABELLED, tmp_path / "again", "none", start=tmp_path / "out", steps=1, **OPTIONS)
+        train(encoder, more, tmp_path / "new", "none", start=fitted, steps=1, **OPTIONS)
+    train(encoder, LABELLED, tmp_path / "again", "none", start=fitted, steps=1, **OPTIONS)
 
 
-def test_a_grader_scores_its_answers(encoder, tmp_path):
+def test_a_grader_scores_its_answers(encoder, fitted, tmp_path):
     data = write_lines(tmp_path / "rows.jsonl", LABELLED)
-    out = tmp_path / "out"
-    train(encoder, LABELLED, out, "none", steps=1, **OPTIONS)
     grader = tmp_path / "same.json"
     grader.write_text(json.dumps({"type": "string_check", "name": "same", "operation": "eq",
                                   "input": "{{sample.output_text}}", "reference": "{{item.completion}}"}))
-    found = json.loads(run("grade", grader, data, "--model", encoder, "--adapter", out, "--threads", 1, "--json"))
-    assert found["mean"] == pytest.approx(np.mean(right(encoder, out, LABELLED)))
-    said = run("grade", grader, data, "--model", encoder, "--adapter", out, "--samples", 2, code=2)
+    found = json.loads(run("grade", grader, data, "--model", encoder, "--adapter", fitted, "--threads", 1, "--json"))
+    assert found["mean"] == pytest.approx(np.mean(right(encoder, fitted, LABELLED)))
+    said = run("grade", grader, data, "--model", encoder, "--adapter", fitted, "--samples", 2, code=2)
     assert "--samples" in said
 
 
@@ -224,10 +229,9 @@ def test_an_objective_without_labels_is_refused(encoder):
             Trainer(encoder, objective=objective)
 
 
-def test_an_adapter_without_labels_is_refused(encoder, tmp_path):
-    train(encoder, LABELLED, tmp_path / "out", "none", steps=1, **OPTIONS)
+def test_an_adapter_without_labels_is_refused(encoder, fitted, tmp_path):
     base = open_gguf(encoder)
-    found = read_artifact(tmp_path / "out", base)
+    found = read_artifact(fitted, base)
     save_artifact(tmp_path / "bare.gguf", Artifact(found.pairs), base)
     save_artifact(tmp_path / "less.gguf", replace(found, tensors={}, served_by=OWN_ENGINE), base)
     for name, said in (("bare", "has no labels"), ("less", "has no head for 2 classes")):
