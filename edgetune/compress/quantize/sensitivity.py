@@ -76,7 +76,8 @@ def _over(model: Floats, windows: NDArray[np.int32], measure: Callable[[Tensor],
     with torch.inference_mode(), _hooked(torch_model, model, see):
         for i, window in enumerate(windows):
             raise_if_stopped(should_stop)
-            torch_model(torch.from_numpy(window.astype(np.int64))[None], use_cache=False)
+            ids = torch.from_numpy(window.astype(np.int64))[None]
+            torch_model(ids, **hf.unpadded(ids))
             on_progress("importance", i + 1, len(windows))
     return sums
 
@@ -160,7 +161,7 @@ def curvature(model: Floats, windows: NDArray[np.int32], second: Columns, *, see
         for i, window in enumerate(windows):
             raise_if_stopped(should_stop)
             embedded = embedding(torch.from_numpy(window.astype(np.int64))[None]).requires_grad_(True)
-            logits = torch_model(inputs_embeds=embedded, use_cache=False).logits[0]  # [T, V]
+            logits = torch_model(inputs_embeds=embedded, **hf.unpadded(embedded)).logits[0]  # [T, V]
             p = torch.softmax(logits.detach(), -1)
             outputs[head_of(model)] = outputs.get(head_of(model), 0) + (p - p * p).sum(0).double()
             drawn = torch.multinomial(p, 1, generator=draw)

@@ -15,6 +15,7 @@ from torch.nn.functional import kl_div, log_softmax
 from transformers import PreTrainedModel
 
 from ...backends import cpu
+from ..source import huggingface as hf
 
 Head = Callable[[Tensor], Tensor]
 CHUNK = 512  # tokens whose float32 logits [CHUNK, V] are in memory at a time
@@ -44,7 +45,8 @@ class Blocks:
         hooks = [block.register_forward_pre_hook(lambda _block, _args, others: self._beside.append(others),
                                                  with_kwargs=True) for block in self.blocks]
         with torch.inference_mode():
-            model.model(torch.zeros(1, length, dtype=torch.long), use_cache=False)
+            ids = torch.zeros(1, length, dtype=torch.long)
+            model.model(ids, **hf.unpadded(ids))
         for hook in hooks:
             hook.remove()
 

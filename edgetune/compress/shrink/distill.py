@@ -166,8 +166,8 @@ class _Run:
         ids = self.ids[self._rows()]
         with fast():
             with torch.no_grad():
-                target = self.teacher.model(ids, use_cache=False)[0].flatten(0, 1)
-            hidden = self.student.model(ids, use_cache=False)[0].flatten(0, 1)  # [BT, D]
+                target = self.teacher.model(ids, **hf.unpadded(ids))[0].flatten(0, 1)
+            hidden = self.student.model(ids, **hf.unpadded(ids))[0].flatten(0, 1)  # [BT, D]
             leaf = hidden.detach().requires_grad_()
             loss = 0.0
             for part in divergence(target, leaf, self.teacher.lm_head, self.student.lm_head):
@@ -200,7 +200,8 @@ class _Run:
         source = 0.0
         for ids in torch.split(self.held, 1):
             with fast():
-                target, hidden = (model.model(ids, use_cache=False)[0][0] for model in (self.teacher, self.student))
+                target, hidden = (model.model(ids, **hf.unpadded(ids))[0][0]
+                                  for model in (self.teacher, self.student))
                 kl += sum(map(float, divergence(target, hidden, self.teacher.lm_head, self.student.lm_head)))
                 nll += _nll(self.student, hidden, ids[0])
                 source += 0.0 if self.curve else _nll(self.teacher, target, ids[0])

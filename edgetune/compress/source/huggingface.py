@@ -86,6 +86,15 @@ def to_torch(model: Floats, dtype: torch.dtype = torch.float32) -> PreTrainedMod
     return built.eval()
 
 
+def unpadded(ids: torch.Tensor) -> dict[str, Any]:
+    """The other arguments of a model from to_torch for ids [B, T], or embeddings [B, T, D], without padding.
+
+    Without a mask transformers takes them for packed sequences and makes a mask of T x T for each call, which took a
+    third of a tiny model's seconds, and with which PyTorch leaves its faster causal attention.
+    """
+    return {"attention_mask": torch.ones(ids.shape[:2], dtype=torch.long), "use_cache": False}
+
+
 def from_torch(trained: PreTrainedModel, model: Floats) -> Floats:
     """`model` with the weights that `trained`, once made from it by to_torch, has now."""
     shape = model.shape
