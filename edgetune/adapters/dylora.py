@@ -6,7 +6,7 @@ alpha / b. All of them are updated. The others get a gradient of 0 in that step,
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import ClassVar
 
 import numpy as np
@@ -39,7 +39,8 @@ class DyLora(Scaled):
             raise UsageError(f"rank {rank} is not between 1 and {least}, the adapter's own", "name a smaller rank")
         pairs = {name: Pair(pair.a[:rank], np.ascontiguousarray(pair.b[:, :rank]), pair.scale * pair.rank / rank)
                  for name, pair in found.pairs.items()}
-        return Artifact(pairs, family=found.family)
+        options = {**found.setting.options, "rank": rank}
+        return replace(found, pairs=pairs, setting=replace(found.setting, options=options))
 
 
 class CarvedDyLora(CarvedFactored):

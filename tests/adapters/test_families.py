@@ -186,6 +186,10 @@ def test_an_encoder_learns_labels_with_it(name, tmp_path):
     losses = [float(np.sum(found)) for _, found in graded if found is not None]
     assert np.mean(losses) == pytest.approx(trainer.evaluate(rows), rel=1e-4)
     assert name in command("info", tmp_path / "out").split()
+    if name == "dylora":
+        command("export", tmp_path / "out", "--rank", 1, "-o", tmp_path / "cut")
+        with Classifier(encoder, tmp_path / "cut", threads=1) as served:
+            assert served.labels == ("on", "off")
 
 
 def test_dora_is_refused_with_what_to_take(bundle, tmp_path):

@@ -12,6 +12,7 @@ from pathlib import Path
 import pytest
 from services import ROWS, SMALL, answers, open_service, until, upload
 
+from edgetune.cli.info import describe
 from edgetune.daemon.jobs import jobs as jobs_module
 from edgetune.daemon.jobs import queue as work
 from edgetune.daemon.jobs.progress import JobProgress
@@ -97,6 +98,14 @@ def tokens_of(service, created):
     apart = service.holdout.divide([digest(row) for row in ROWS])
     data = load_rows([row for row in ROWS if digest(row) not in apart], Tokenizer(service.path), max_length=64)
     return 4 * data.tokens
+
+
+def test_a_job_names_its_family(service):
+    job = service.jobs.wait(begin(service, family="sora", rank=2, sparsity=0.5, steps=3).id, 60)
+    assert (job.status, job.config["family"], job.config["sparsity"]) == ("succeeded", "sora", 0.5)
+    assert describe(service.adapters.path(str(job.result)))["family"] == "sora"
+    with pytest.raises(UsageError, match="no hyperparameter 'sparsity'"):
+        begin(service, sparsity=0.5)
 
 
 @pytest.mark.slow
