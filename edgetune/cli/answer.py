@@ -28,6 +28,7 @@ from .app import (
     system_option,
     threads_option,
 )
+from .by_encoder import classifier_of, graded_by_encoder
 from .elsewhere import refuse_beside, remote_model, url_options
 from .graded import answer_json, exact_text, save_answers, wrong_table
 from .objective import take_objective
@@ -39,9 +40,7 @@ if TYPE_CHECKING:
     from ..data.formats import Columns
     from ..evaluation.served import Answer, Graded, Scores
     from ..formats.bundle import Bundle
-    from ..formats.gguf import Gguf
     from ..llamacpp.tokenizer import Tokenizer
-    from ..serving.classifier import Classifier
     from ..serving.rollouts.texts import Engine
 
 
@@ -122,7 +121,7 @@ def served_model(model: Path, serving: Serving) -> Iterator[Any]:
         return
     gguf = open_bundle(model).gguf
     if gguf.architecture in ENCODERS:
-        with classifier_of(gguf, serving) as classifier:
+        with classifier_of(gguf, adapter, serving.threads) as classifier:
             yield classifier
         return
     with LlamaModel(gguf, threads=threads, busy_file=serving.busy_file) as served:
@@ -132,15 +131,6 @@ def served_model(model: Path, serving: Serving) -> Iterator[Any]:
             served.load_adapter(adapter, adapter.name)
             served.use(adapter.name)
         yield served
-
-
-def classifier_of(model: Gguf, serving: Serving) -> Classifier:
-    """An encoder with its head. Raises UsageError without an adapter."""
-    from ..serving.classifier import Classifier
-    if serving.adapter is None:
-        raise UsageError(f"{model.path} is an encoder, which answers with a head that was trained",
-                         "name it with --adapter")
-    return Classifier(model, serving.adapter, serving.threads)
 
 
 def new_file(_ctx: click.Context, _option: click.Parameter, path: Path | None) -> Path | None:
@@ -194,7 +184,8 @@ def eval_command(model: Path, data: Path, engine: str, max_length: int, system: 
     check_engine(engine, memory=memory, backend=backend, structured=serving.structured)
     bundle = open_bundle(model)
     if bundle.gguf.architecture in ENCODERS:
-        graded = graded_labels(bundle.gguf, serving, data, Columns(prompt_column, completion_column), options["limit"])
+        columns = Columns(prompt_column, completion_column)
+        [graded] = graded_by_encoder(bundle.gguf, [serving.adapter], data, columns, options["limit"], serving.threads)
         if save:
             save_answers(save, graded.answers, ())
         show_grades(f"{data} by {graded.scores.engine}", graded, show_wrong, as_json)
@@ -246,17 +237,6 @@ def _graded_by_llama(model: Path, serving: Serving, rows: Dataset, *, with_base:
             return graded, graded.answers
         served.use(None)
         return graded, exact_match(served, rows, system=options["system"], limit=options["limit"])
-
-
-def graded_labels(model: Gguf, serving: Serving, data: Path, columns: Columns, limit: int | None) -> Graded:
-    """Grades of an encoder's labels."""
-    from ..data import labelled
-    from ..data.files import read_rows
-    from ..data.formats import recognised
-    from ..evaluation.labels import grade_labels
-    rows = [recognised(row, [labelled], columns) for _, row in read_rows(data)]
-    with classifier_of(model, serving) as served:
-        return grade_labels(served, rows, limit)
 
 
 def _ask_daemon(model: Path, serving: Serving, data: Path, columns: Columns, system: str, limit: int | None,
@@ -321,6 +301,8 @@ def show_grades(title: str, graded: Graded, show_wrong: int | None, as_json: boo
                   ["perplexity", f"{scores.perplexity:.3f}"]]
     if scores.exact is not None:
         lines.append(["exact answers", exact_text(scores)])
+    if scores.reciprocal_rank is not None:
+        lines.append(["mean reciprocal rank", f"{scores.reciprocal_rank:.4f}"])
     if scores.parsed is not None:
         lines.append(["answers that are JSON", f"{scores.parsed:.1%}"])
     if scores.structured is not None:

@@ -10,8 +10,9 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from ..errors import UsageError
-from .answer import Serving, graded_labels, markup_option
+from .answer import markup_option
 from .app import DATA, MODEL, column_options, command, out, show, system_option, threads_option
+from .by_encoder import graded_by_encoder
 from .graded import SHOWN, comparison_headline, comparison_lines, discordant_table, exact_text
 
 if TYPE_CHECKING:
@@ -51,7 +52,7 @@ def compare_command(model: Path, data: Path, adapters: Sequence[Path | None], li
     gguf = open_bundle(model).gguf
     columns = Columns(prompt_column, completion_column)
     if gguf.architecture in ENCODERS:
-        graded = [graded_labels(gguf, Serving(path, threads), data, columns, limit) for path in adapters]
+        graded = graded_by_encoder(gguf, adapters, data, columns, limit, threads)
     else:
         graded = _graded_texts(gguf, data, adapters, columns, as_json, limit=limit, max_length=max_length,
                                system=system, markup=markup, threads=threads)

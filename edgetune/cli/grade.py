@@ -10,7 +10,7 @@ import click
 
 from ..disk import json_text
 from ..errors import DataError, EdgetuneError, UsageError, printable
-from .answer import Serving, classifier_of, new_file, served_model
+from .answer import Serving, new_file, served_model
 from .app import (
     DATA,
     ModelPath,
@@ -22,6 +22,7 @@ from .app import (
     system_option,
     threads_option,
 )
+from .by_encoder import classifier_of
 from .prompts import ordered, save_lines
 
 if TYPE_CHECKING:
@@ -150,7 +151,7 @@ def _labels(model: Gguf, rows: Rows, serving: Serving, **options: Any) -> Iterat
     for name in explicit(options):
         raise UsageError(f"--{name.replace('_', '-')} is given, and {model.path.name} is an encoder, which gives one "
                          "answer and writes no text", "leave it out")
-    with classifier_of(model, serving) as served:
+    with classifier_of(model, serving.adapter, serving.threads) as served:
         found = served.classify([text_of(asked_messages(row)[-1]) for row in rows])
     return (Sample(one.label) for one in found)
 

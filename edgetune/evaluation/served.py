@@ -53,7 +53,8 @@ class Scores:
 
     exact: share of the exact_rows answers that are right, None if none was generated. parsed: share of answers that
     are JSON among the rows whose expected answer is, None without such rows. structured, structured_parsed: the same of
-    answers that are held to the schema of the adapter's rows, None where it has none.
+    answers that are held to the schema of the adapter's rows, None where it has none. reciprocal_rank: of the right
+    passage among all, in the mean, where vectors are evaluated.
     """
 
     engine: str
@@ -65,6 +66,7 @@ class Scores:
     parsed: float | None = None
     structured: float | None = None
     structured_parsed: float | None = None
+    reciprocal_rank: float | None = None
 
     @property
     def perplexity(self) -> float:

@@ -13,10 +13,13 @@ from labelled import LLAMA_CPP, close, set_random
 import edgetune
 from edgetune.data.packing import collate
 from edgetune.errors import DataError, FormatError, Interrupted, UsageError
+from edgetune.evaluation.retrieval import grade_vectors
+from edgetune.formats.gguf import open_gguf
 from edgetune.objectives.embed import Embed
 from edgetune.runs.train import train
 from edgetune.serving.classifier import Classifier
 from edgetune.serving.embedding import EncoderFile
+from edgetune.serving.encoder import Encoder
 from edgetune.training.callbacks import RunCallbacks
 from edgetune.training.trainer import Trainer
 
@@ -141,3 +144,37 @@ def test_other_rows_are_refused(encoder, tmp_path, rows, said):
 def test_a_model_that_writes_text_learns_no_vectors(tiny_llama, tmp_path):
     with pytest.raises(UsageError, match="no head for vector"):
         train(tiny_llama, PAIRS, tmp_path / "out", objective=Embed(), threads=1)
+
+
+def test_held_out_pairs_say_how_good_vectors_are(encoder, tmp_path):
+    """The measures are those of sentence-transformers' InformationRetrievalEvaluator by the served vectors."""
+    evaluation = pytest.importorskip("sentence_transformers.evaluation")
+    held = write_lines(tmp_path / "held.jsonl", TRIPLES)
+    out = tmp_path / "out"
+    train(encoder, TRIPLES, out, "none", objective=Embed(), epochs=4, **OPTIONS)
+    queries = [row["anchor"] for row in TRIPLES]
+    passages = sorted({row[key] for row in TRIPLES for key in ("positive", "negative")})
+    evaluator = evaluation.InformationRetrievalEvaluator(
+        {query: query for query in queries}, {text: text for text in passages},
+        {row["anchor"]: {row["positive"]} for row in TRIPLES}, mrr_at_k=[len(passages)], accuracy_at_k=[1])
+    compared = json.loads(run("compare", encoder, held, "--adapter", out, "--threads", 1, "--json"))
+    graded = json.loads(run("eval", encoder, held, "--adapter", out, "--threads", 1, "--json"))
+    assert graded["reciprocal_rank"] == compared["second"]["reciprocal_rank"]
+    for adapter, scores in ((None, compared["first"]), (out, compared["second"])):
+        q, p = (edgetune.vectors(encoder, texts, adapter, threads=1) for texts in (queries, passages))
+        expected = evaluator.compute_metrics([
+            [{"corpus_id": text, "score": float(score)} for text, score in zip(passages, line, strict=True)]
+            for line in q @ p.T])
+        assert scores["reciprocal_rank"] == pytest.approx(expected["mrr@k"][len(passages)])
+        assert scores["exact"] == pytest.approx(expected["accuracy@k"][1])
+    assert compared["second"]["reciprocal_rank"] > compared["first"]["reciprocal_rank"]
+    assert "mean reciprocal rank" in run("eval", encoder, held, "--adapter", out, "--threads", 1)
+
+
+def test_of_several_passages_of_a_query_each_is_looked_for_without_the_others(encoder):
+    opened = Encoder(open_gguf(encoder), 1)
+    rows = [{"anchor": "the a light", "positive": text} for text in ("the a light", "turn the a light on")]
+    graded = grade_vectors(opened, None, rows)
+    assert [(answer.answer, answer.correct) for answer in graded.answers] == [(row["positive"], True) for row in rows]
+    with pytest.raises(DataError, match="there are 1 passages"):
+        grade_vectors(opened, None, rows[:1])
