@@ -41,8 +41,8 @@ class Encoder:
     """The weights of an encoder. For one thread at a time; `read` is for any.
 
     threads: 0 for one a physical core. precision: of the products of answers, as in training; vectors are exact.
-    at_once: tokens that are computed together at most. Raises the errors of open_network, and UnsupportedError for a
-    model that is no encoder.
+    at_once: tokens that are computed together at most, but for one text that has more. Raises the errors of
+    open_network, and UnsupportedError for a model that is no encoder.
     """
 
     def __init__(self, gguf: Gguf, threads: int = 0, precision: str = "fast", at_once: int = MOST_TOKENS) -> None:
@@ -51,7 +51,7 @@ class Encoder:
         self.width = cast(int, gguf.metadata[f"{gguf.architecture}.embedding_length"])
         self._network = open_network(gguf)
         self.longest = self._network.structure.longest or at_once
-        self._at_once = max(at_once, self.longest)
+        self._at_once = at_once
         self._threads = thread_count(threads)
         self._ops = open_backend("auto", self._threads)
         self._precision = precision
@@ -95,6 +95,12 @@ class Encoder:
         if total:
             yield slice(begin, len(sizes))
 
+    def busy_bytes_of(self, passes: EncoderPasses) -> int:
+        """Bytes that passes take while they compute texts together. Their arena has room for the longest text that the
+        model reads, such as 8,192 tokens, but memory that nothing is written to is not taken.
+        """
+        return passes.arena.nbytes * min(self._at_once, passes.run.max_tokens) // passes.run.max_tokens
+
     def use(self, passes: EncoderPasses) -> EncoderPasses:
         """Gives these passes the memory that the last ones computed in."""
         if self._active is not passes:
@@ -106,14 +112,14 @@ class Encoder:
     @property
     def busy_bytes(self) -> int:
         """Bytes of the activations of vectors, which take more than those of answers."""
-        return self._alone.arena.nbytes
+        return self.busy_bytes_of(self._alone)
 
     @cached_property
     def _alone(self) -> EncoderPasses:
         return self._open(Artifact({}), "exact", (VECTOR,))
 
     def _open(self, found: Artifact, precision: str, heads: tuple[HeadKind, ...]) -> EncoderPasses:
-        passes = open_passes(self._network, found, threads=self._threads, max_tokens=self._at_once,
+        passes = open_passes(self._network, found, threads=self._threads, max_tokens=max(self._at_once, self.longest),
                              max_length=self.longest, precision=precision, ops=self._ops, heads=heads,
                              shares=True)
         assert isinstance(passes, EncoderPasses)
@@ -151,7 +157,7 @@ class Reader:
     @property
     def busy_bytes(self) -> int:
         """Bytes of the activations of answers."""
-        return self._passes.arena.nbytes
+        return self.encoder.busy_bytes_of(self._passes)
 
     def classify(self, questions: Sequence[Read]) -> list[Classified]:
         """The answer to each question, which `Encoder.read` has read."""

@@ -178,3 +178,13 @@ def test_of_several_passages_of_a_query_each_is_looked_for_without_the_others(en
     assert [(answer.answer, answer.correct) for answer in graded.answers] == [(row["positive"], True) for row in rows]
     with pytest.raises(DataError, match="there are 1 passages"):
         grade_vectors(opened, None, rows[:1])
+
+
+def test_memory_is_planned_for_texts_together_and_a_longer_one_is_read_whole(encoder):
+    base = open_gguf(encoder)
+    wide = Encoder(base, 1, at_once=96)
+    narrow = Encoder(base, 1, at_once=16)
+    assert narrow.busy_bytes == wide.busy_bytes // 6
+    texts = [wide.read(text).encoded.ids for text in ("the a light", "the b light " * 15, "turn on", "turn off a")]
+    assert 16 < len(texts[1]) < 96
+    assert np.abs(narrow.vectors(texts) - wide.vectors(texts)).max() < 1e-6
