@@ -82,11 +82,11 @@ def until(what: Callable[[], T], seconds: float = 60.0, otherwise: str = "it did
     return found
 
 
-def make_state(folder: Path) -> Path:
+def make_state(folder: Path, start_process: Callable[[], JobProcess] = WorkerProcess) -> Path:
     """Makes in a folder a model and a daemon's state: two files, two jobs that succeeded, their adapters, the second in
     service, a job that is paused, and three pieces of feedback.
     """
-    with open_service(folder) as service:
+    with open_service(folder, start_process=start_process) as service:
         for suffix in ("first", "second"):
             job = service.jobs.create("tiny", upload(service), suffix=suffix, hyperparameters=SMALL)
             job = service.jobs.wait(job.id, 60)

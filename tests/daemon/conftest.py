@@ -8,13 +8,14 @@ from daemons import PATIENCE, daemon, openai_client
 from fake_workers import FakeWorkers
 from learners import opened
 from services import make_state
+from thread_workers import ThreadWorker
 from tiny import write_tiny
 
 
 @pytest.fixture(scope="session")
 def made(tmp_path_factory):
     """Read only: copy it."""
-    return make_state(tmp_path_factory.mktemp("made"))
+    return make_state(tmp_path_factory.mktemp("made"), ThreadWorker)
 
 
 @pytest.fixture
@@ -46,7 +47,8 @@ def service(tiny_q8, tmp_path, workers):
 @pytest.fixture
 def trains(tiny_q8, tmp_path):
     """The same in earnest."""
-    with opened(tiny_q8, tmp_path, learn_rows=10, canary_rise="off") as service:  # kernels differ in the canary's rise
+    with opened(tiny_q8, tmp_path, start_process=ThreadWorker, learn_rows=10,
+                canary_rise="off") as service:  # kernels differ in the canary's rise
         yield service
 
 

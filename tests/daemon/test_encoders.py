@@ -19,10 +19,12 @@ from encoders import vectors
 from json_lines import read_lines
 from labelled import LLAMA_CPP
 from services import same_holdout, until, upload
+from thread_workers import ThreadWorker
 
 from edgetune.daemon.jobs.decide import paired
 from edgetune.daemon.jobs.exam import Asked, Exam
 from edgetune.daemon.jobs.gate import opened as opened_examiner
+from edgetune.daemon.jobs.process import WorkerProcess
 from edgetune.daemon.options import DaemonConfig
 from edgetune.daemon.service import Service
 from edgetune.errors import EdgetuneError, UnsupportedError, UsageError
@@ -50,11 +52,11 @@ def adapters(model, tmp_path_factory):
             "json": write_adapter(model, folder / "json", forms(), steps=40)}
 
 
-def opened(model, folder, **options):
+def opened(model, folder, start_process=ThreadWorker, **options):
     (folder / "state").mkdir(exist_ok=True)
     same_holdout(folder / "state")
     config = DaemonConfig(**{"state": str(folder / "state"), "threads": 1, **options})
-    return Service(model, config, Policy(nice=19, govern=False), TrainConfig(**OPTIONS))
+    return Service(model, config, Policy(nice=19, govern=False), TrainConfig(**OPTIONS), start_process)
 
 
 @pytest.fixture(scope="module")
@@ -267,7 +269,7 @@ def test_a_further_label_makes_no_right_answer_worse(model, tmp_path):
 def test_a_file_of_json_is_learned_field_by_field(model, tmp_path):
     """A process that is killed is followed by another, which resumes its work."""
     rows = forms(48)
-    with opened(model, tmp_path) as service:
+    with opened(model, tmp_path, WorkerProcess) as service:
         job = service.jobs.create("enc", upload(service, rows), hyperparameters={"epochs": 12.0})
         pid = until(lambda: service.jobs.pid)
         until(lambda: (service.jobs.running or job).progress)

@@ -141,6 +141,12 @@ def _answer() -> None:
     set_time_limit(GRADER_SECONDS)
     for loop in (commands.listen, commands.beat):
         threading.Thread(target=loop, daemon=True).start()
+    if code := work(task, commands, emit):
+        sys.exit(code)
+
+
+def work(task: dict[str, Any], commands: ParentCommands, emit: Emit) -> int:
+    """Does the task and emits how it ends. Returns the exit code."""
     has_begun = False
     try:
         worker = Worker(task, commands, emit)
@@ -148,7 +154,7 @@ def _answer() -> None:
         emit({"event": "judged", "verdict": worker.kind.work(worker)})
     except Interrupted:
         emit({"event": "stopped"})
-        sys.exit(STOPPED)
+        return STOPPED
     except EdgetuneError as error:
         may_succeed_later = isinstance(error, DiskError) or type(error) is TooMuchError
         emit({"event": "failed", "kind": type(error).__name__, "what": error.what, "hint": error.hint,
@@ -161,6 +167,7 @@ def _answer() -> None:
     except MemoryError:
         emit({"event": "failed", "kind": "MemoryError", "what": "there was not enough memory",
               "hint": "lower micro_batch or max_length", "disk": False, "resumable": False})
+    return 0
 
 
 class Lines(logging.Handler):
