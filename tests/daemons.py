@@ -9,7 +9,7 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING
 
 import httpx
 
+from edgetune.daemon.jobs.process import JobProcess, WorkerProcess
 from edgetune.daemon.options import DaemonConfig
 from edgetune.daemon.server import run
 from edgetune.daemon.service import Service
@@ -42,11 +43,11 @@ class Daemon:
 
 @contextmanager
 def daemon(model: Path, state: Path, train: TrainConfig | None = None, policy: Policy | None = None,
-           **options: object) -> Iterator[Daemon]:
+           start_process: Callable[[], JobProcess] = WorkerProcess, **options: object) -> Iterator[Daemon]:
     """It has answered before this yields, and has stopped when it is left."""
     config = DaemonConfig(**{"state": str(state), "port": 0, "threads": 1, "max_kl": "off", "canary_rise": "off",
                              **options})
-    service = Service(model, config, policy, train)
+    service = Service(model, config, policy, train, start_process)
     ready: queue.Queue[str | BaseException] = queue.Queue()
 
     def serve() -> None:

@@ -15,7 +15,7 @@ from edgetune.daemon.jobs.worker import work
 
 
 class ThreadWorker:
-    """A JobProcess, and the commands for its work. It cannot be killed."""
+    """A JobProcess, and the commands for its work. Killed, it stops as if it were asked to."""
 
     def __init__(self) -> None:
         self.pid = os.getpid()
@@ -52,7 +52,7 @@ class ThreadWorker:
         self._is_stopped = True
 
     def kill(self) -> None:
-        raise NotImplementedError("a thread cannot be killed")
+        self.stop()
 
     def wait(self) -> int:
         self._thread.join()

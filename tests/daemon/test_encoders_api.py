@@ -17,6 +17,7 @@ from encoder_daemon import OPTIONS, forms, labelled, write_adapter, write_tiny_e
 from encoders import vectors
 from json_lines import read_lines
 from labelled import LLAMA_CPP
+from thread_workers import ThreadWorker
 from tiny import write_tiny
 
 from edgetune.machine.policy import Policy
@@ -40,7 +41,7 @@ def labels(model, tmp_path_factory):
 @pytest.fixture(scope="module")
 def running(model, labels, tmp_path_factory):
     with daemon(model, tmp_path_factory.mktemp("state"), TrainConfig(**OPTIONS),
-                Policy(nice=19, govern=False), learn_options="steps=1") as made:
+                Policy(nice=19, govern=False), start_process=ThreadWorker, learn_options="steps=1") as made:
         adapter = made.service.adapters.add("ftjob-0", labels, "home", PASSED)
         made.service.adapters.promote(adapter.id, "for the test")
         made.service.adapters.rename(adapter.id, "lamps")

@@ -6,6 +6,7 @@ import json
 import openai
 import pytest
 from services import until
+from thread_workers import ThreadWorker
 
 from edgetune.serving.llama import LlamaModel
 from edgetune.training.config import TrainConfig
@@ -16,7 +17,7 @@ ASK = [{"role": "user", "content": "turn"}]
 # Memorised: what the model answers then is no close race.
 TRAIN = TrainConfig(rank=8, lr=0.02, steps=60, batch_size=4, max_length=64, threads=1, schedule="constant")
 STEPS = 60
-DAEMON = {"train": TRAIN}
+DAEMON = {"train": TRAIN, "start_process": ThreadWorker}
 
 
 @pytest.fixture(scope="module")
