@@ -6,7 +6,6 @@ import json
 import openai
 import pytest
 from services import until
-from thread_workers import ThreadWorker
 
 from edgetune.serving.llama import LlamaModel
 from edgetune.training.config import TrainConfig
@@ -17,7 +16,7 @@ ASK = [{"role": "user", "content": "turn"}]
 # Memorised: what the model answers then is no close race.
 TRAIN = TrainConfig(rank=8, lr=0.02, steps=60, batch_size=4, max_length=64, threads=1, schedule="constant")
 STEPS = 60
-DAEMON = {"train": TRAIN, "start_process": ThreadWorker}
+DAEMON = {"train": TRAIN}
 
 
 @pytest.fixture(scope="module")
