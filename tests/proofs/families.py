@@ -1,6 +1,6 @@
 """Adapter families compared on Snips: the same rows, steps and batches, each family with its own learning rate.
 
-    python tests/proofs/families.py [--rows 1000] [--held-out 300] [--seeds 0,1,2] [--rates 5e-4,1e-3,2e-3,4e-3]
+    python tests/proofs/families.py [--rows 1000] [--held-out 300] [--seeds 0,1,2] [--rates 5e-4,1e-3,2e-3,4e-3,8e-3]
                                     [--only sora vera ...] [--out FILE]
 
 The recipe is that of peers/snips.py: one epoch in batches of 8, alpha 16, 10 steps of warm-up, then linear to 0. A rate
@@ -153,7 +153,7 @@ def main() -> None:
     parser.add_argument("--rows", type=int, default=1000)
     parser.add_argument("--held-out", type=int, default=300)
     parser.add_argument("--rates", type=lambda text: [float(rate) for rate in text.split(",")],
-                        default=[5e-4, 1e-3, 2e-3, 4e-3])
+                        default=[5e-4, 1e-3, 2e-3, 4e-3, 8e-3])
     args = parser.parse_args()
     args.only = [LORA, *(name for name in args.only if name != LORA)]
     grid = [{"phase": "rate", "variant": name, "rate": rate} for name in args.only for rate in args.rates]
