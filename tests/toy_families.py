@@ -1,8 +1,7 @@
 """Adapter families that the package does not know, one for each part of a network but projections.
 
 Bottleneck adds a small network after each sublayer, BitFit trains what is added to norms' weights and to projections'
-outputs, Prompt trains embeddings before the text, Prefix keys and values. None is a LoRA: edgetune's own engine serves
-them.
+outputs, Prompt trains embeddings before the text. None is a LoRA: edgetune's own engine serves them.
 """
 
 from __future__ import annotations
@@ -15,7 +14,6 @@ import numpy as np
 
 from edgetune.adapters.base import (
     INPUT,
-    KEYS,
     NORMS,
     OWN_ENGINE,
     PROJECTIONS,
@@ -157,26 +155,3 @@ class CarvedPrompt(CarvedToy):
 
     def virtual_backward(self, drows: np.ndarray) -> None:
         self.gradients["input"] += drows
-
-
-@dataclass(frozen=True)
-class Prefix(Prompt):
-    """Keys and values before the text, in every block (Li and Liang 2021)."""
-
-    name: ClassVar[str] = "prefix"
-    adapts: ClassVar[tuple[str, ...]] = (KEYS,)
-
-    def shape_of(self, part: tuple[int, ...]) -> tuple[int, ...]:
-        return 2, self.rows, *part
-
-    def carve(self, shapes: Shapes, arena: Any, ops: Any, seed: int) -> Carved:  # noqa: ARG002
-        return CarvedPrefix(self, shapes, arena, seed)
-
-
-class CarvedPrefix(CarvedToy):
-    def keys_forward(self, name: str) -> tuple[np.ndarray, np.ndarray]:
-        keys, values = self.values[name]
-        return keys, values
-
-    def keys_backward(self, name: str, dkeys: np.ndarray, dvalues: np.ndarray) -> None:
-        self.gradients[name] += np.stack([dkeys, dvalues])

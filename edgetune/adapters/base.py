@@ -187,6 +187,12 @@ class Family(ABC):
     def check_shapes(self, shapes: Shapes) -> None:  # noqa: B027  # most families fit every shape
         """Raises UsageError where the options do not fit these projections."""
 
+    def served_keys(self, found: Artifact) -> Mapping[int, tuple[np.ndarray, np.ndarray]]:  # noqa: ARG002
+        """The keys, as they are after rotation, and values [virtual_tokens, G * C] of each block of an artifact, where
+        llama.cpp is to hold them before each text; {}: it has none.
+        """
+        return {}
+
     @abstractmethod
     def parameters(self, shapes: Shapes) -> list[Group]:
         """The groups of parameters, in the order in which they are stored."""

@@ -12,7 +12,7 @@ import math
 import os
 import zipfile
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -55,6 +55,7 @@ class Adapter:
     base_name: str = ""
     run: dict[str, Any] = field(default_factory=dict)  # run.json; {} for a bare file
     schema: dict[str, Any] | None = None  # schema.json: the JSON schema of the answers that it learned
+    keys: Mapping[int, tuple[np.ndarray, np.ndarray]] = field(default_factory=dict)  # as of Family.served_keys
 
     @property
     def system(self) -> str:
@@ -69,10 +70,23 @@ def open_adapter(path: str | os.PathLike[str], base: Gguf | None = None) -> Adap
     llama.cpp or edgetune cannot apply, and MismatchError where `base` is not the model that it was trained on.
     """
     gguf = _opened(path)
+    return _adapter(gguf, Artifact(_read_artifact(gguf).served_pairs(str(gguf.path))), base)
+
+
+def open_served(path: str | os.PathLike[str], base: Gguf) -> Adapter:
+    """Open an adapter that llama.cpp serves: pairs that it applies, or keys and values. Errors: open_adapter's."""
+    gguf = _opened(path)
+    found = _read_artifact(gguf)
+    keys = {} if found.is_lora or found.objective else found.make_family().served_keys(found)
+    adapter = _adapter(gguf, found if keys else Artifact(found.served_pairs(str(gguf.path))), base)
+    return replace(adapter, keys=keys)
+
+
+def _adapter(gguf: Gguf, found: Artifact, base: Gguf | None) -> Adapter:
     adapter = Adapter(
         path=gguf.path,
         architecture=gguf.architecture,
-        pairs=_read_artifact(gguf).served_pairs(str(gguf.path)),
+        pairs=found.pairs,
         fingerprint=base_of(gguf)[1],
         base_name=base_of(gguf)[0],
         run=read_run(gguf.path.parent) if gguf.path.name == FILE else {},

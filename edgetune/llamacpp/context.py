@@ -1,6 +1,7 @@
 """A llama.cpp context: tokens in, logits out, keys and values kept between calls. Letters: V vocabulary.
 
-Sequence 0 is the one that `feed` works on: it keeps its tokens, and what begins alike is not computed again.
+Sequence 0 is the one that `feed` works on: it keeps its tokens, and what begins alike is not computed again. With a
+prefix it, and so all that share its cells, begin with keys and values that no token here made.
 Sequences 1 to PARALLEL belong to `greedy`, which answers many prompts at once; they share sequence 0's cells.
 Whoever shares the cache out otherwise (kv_cache.py) uses `batch`, `decode`, `copy` and `drop`, and neither of these.
 
@@ -24,6 +25,7 @@ from numpy.typing import NDArray
 
 from ..errors import EdgetuneError, UsageError
 from ..machine.device import thread_count
+from .kv_state import MAGIC, Prefix
 
 DEFAULT_CONTEXT = 2048
 BATCH = 512  # tokens that one llama_decode takes at most; the model's buffers are as large as a batch needs
@@ -105,7 +107,9 @@ class Context:
         self.size = size
         self.sequences = sequences
         self.before_decode: Callable[[], object] = lambda: None  # other work may go first
-        self.cached: list[int] = []  # tokens whose keys and values sequence 0 holds
+        self.prefix: Prefix | None = None  # what sequence 0 begins with; to be changed before `clear`
+        self.cached: list[int] = []  # tokens whose keys and values sequence 0 holds, after virtual ones
+        self._begun = False  # whether sequence 0 holds the prefix
         self._used = 0  # cells of what `greedy` has ended, and of what all its prompts begin with
         self._repeatable = 0  # of these, how many at the beginning were computed in pieces of CUT
         self._filler = sequences  # the sequence of rows that only fill a batch
@@ -146,7 +150,25 @@ class Context:
     def clear(self) -> None:
         self._llama.llama_memory_clear(self._memory, False)
         self.cached.clear()
+        self._begun = False
         self._repeatable = 0
+
+    @property
+    def virtual(self) -> int:
+        """Positions before the first token of sequence 0."""
+        return self.prefix.virtual if self.prefix else 0
+
+    def _begin(self, tokens: list[int]) -> None:
+        """Lets sequence 0 begin with the prefix, unless these tokens begin otherwise, or more of them is cached."""
+        prefix = self.prefix
+        if prefix is None or not prefix.begins(tokens):
+            return
+        if not self._begun or common(self.cached, tokens) < len(prefix.tokens):
+            self.drop(0)
+            self.restore(0, prefix.saved)
+            self.cached[:] = prefix.tokens
+            self._repeatable = len(self.cached)
+            self._begun = True
 
     def feed(self, tokens: list[int], wanted: NDArray[np.bool_],
              repeats: bool = False) -> Iterator[tuple[NDArray[np.intp], NDArray[np.float32]]]:
@@ -157,12 +179,13 @@ class Context:
         overwrites. To be exhausted. Raises EdgetuneError if the tokens do not fit the context.
         """
         self.check(tokens)
+        self._begin(tokens)
         first = int(wanted.argmax()) if wanted.any() else len(tokens)
         done = min(common(self.cached, tokens), first)
         if repeats:
             done = min(done, self._repeatable) // CUT * CUT
         self._repeatable = min(self._repeatable, done)
-        self._llama.llama_memory_seq_rm(self._memory, 0, done, -1)
+        self.cut(0, self.virtual + done)
         del self.cached[done:]
         self.batch.size = 0  # an interrupt may have left something
         while done < len(tokens):
@@ -171,7 +194,7 @@ class Context:
             if len(positions) > OUTPUTS:
                 end = int(positions[OUTPUTS])
                 positions = positions[:OUTPUTS]
-            self.batch.add(tokens[done:end], done, 0, wanted[done:end])
+            self.batch.add(tokens[done:end], self.virtual + done, 0, wanted[done:end])
             logits = self.decode()
             self.cached.extend(tokens[done:end])
             done = end
@@ -193,24 +216,26 @@ class Context:
             self.check(prompt, room=1)
         self.clear()
         shared = min((common(prompts[0], prompt[:-1]) for prompt in prompts), default=0)
+        begin = self.virtual + shared
         self._share(prompts[0][:shared] if prompts else [])
         waiting: deque[_Answer] = deque()
         for index, (prompt, budget) in enumerate(zip(prompts, budgets, strict=True)):
-            waiting.append(_Answer(index, prompt[shared:], shared, min(budget, self.size - len(prompt))))
+            room = self.size - self.virtual - len(prompt)
+            waiting.append(_Answer(index, prompt[shared:], begin, min(budget, room)))
         active: dict[int, _Answer] = {}
         try:
             while waiting or active:
-                if not self._admit(active, waiting, shared):
+                if not self._admit(active, waiting, begin):
                     self._share(prompts[0][:shared])
                     continue
                 ready = self._gather(active)
-                used = self._used + sum(answer.position - shared for answer in active.values())
+                used = self._used + sum(answer.position - begin for answer in active.values())
                 for sequence, logits in zip(ready, self._decode_filled(used), strict=True):
                     answer = active[sequence]
                     if answer.take(pick(answer.index, logits), is_end):
-                        self._llama.llama_memory_seq_cp(self._memory, sequence, self._ended, shared, -1)
+                        self._llama.llama_memory_seq_cp(self._memory, sequence, self._ended, begin, -1)
                         self.drop(sequence)
-                        self._used += answer.position - shared
+                        self._used += answer.position - begin
                         del active[sequence]
                         yield answer.index, answer.tokens
         finally:
@@ -221,17 +246,22 @@ class Context:
     def _share(self, tokens: list[int]) -> None:
         """Let sequence 0 alone hold what all prompts begin with."""
         self.clear()
-        for start in range(0, len(tokens), TOGETHER):
+        self._begin(tokens)
+        self._used = self.virtual + len(self.cached)
+        for start in range(len(self.cached), len(tokens), TOGETHER):
             part = tokens[start : start + TOGETHER]
             self.batch.size = 0
-            self.batch.add(part, start, 0, np.zeros(len(part), np.bool_))
-            self._used = start + len(part)
+            self.batch.add(part, self.virtual + start, 0, np.zeros(len(part), np.bool_))
+            self._used += len(part)
             self._decode_filled(self._used)
-        self._used = len(tokens)
 
     def drop(self, sequence: int) -> None:
         """Forget a sequence; cells that another one shares stay."""
         self._llama.llama_memory_seq_rm(self._memory, sequence, -1, -1)
+
+    def cut(self, sequence: int, count: int) -> None:
+        """Forget what a sequence holds after its first `count` positions."""
+        self._llama.llama_memory_seq_rm(self._memory, sequence, count, -1)
 
     def holds(self, sequence: int, count: int) -> bool:
         """Whether the cache has all that the token after the first `count` ones of a sequence needs.
@@ -245,14 +275,34 @@ class Context:
         """Let an empty sequence begin with the first tokens of another one; both hold the same cells."""
         self._llama.llama_memory_seq_cp(self._memory, source, sequence, 0, count)
 
-    def _admit(self, active: dict[int, _Answer], waiting: deque[_Answer], shared: int) -> bool:
+    @property
+    def magic(self) -> bytes:
+        """What every saved sequence begins with."""
+        return bytes(self.save(self._filler)[:MAGIC])
+
+    def save(self, sequence: int) -> bytearray:
+        """All that the cache holds of a sequence, as llama.cpp writes it; `restore` takes it back."""
+        llama = self._llama
+        size = int(llama.llama_state_seq_get_size(self.handle, sequence))
+        saved = bytearray(size)
+        llama.llama_state_seq_get_data(self.handle, (ctypes.c_uint8 * size).from_buffer(saved), size, sequence)
+        return saved
+
+    def restore(self, sequence: int, saved: bytearray) -> None:
+        """Lets an empty sequence hold what was saved. Raises EdgetuneError if the cache has no room for it."""
+        place = (ctypes.c_uint8 * len(saved)).from_buffer(saved)
+        if not self._llama.llama_state_seq_set_data(self.handle, place, len(saved), sequence):
+            raise EdgetuneError("the cache has no room for the keys and values of an adapter",
+                                "choose a larger context")
+
+    def _admit(self, active: dict[int, _Answer], waiting: deque[_Answer], begin: int) -> bool:
         """Start answers while a sequence is free and the cache has room for them whole; whether any is in progress."""
-        used = self._used + sum(answer.position - shared + answer.cells for answer in active.values())
+        used = self._used + sum(answer.position - begin + answer.cells for answer in active.values())
         for sequence in range(1, PARALLEL + 1):
             if waiting and sequence not in active and used + waiting[0].cells <= self.size:
                 used += waiting[0].cells
                 active[sequence] = waiting.popleft()
-                self.copy(0, sequence, shared)
+                self.copy(0, sequence, begin)
         return bool(active)
 
     def _gather(self, active: dict[int, _Answer]) -> list[int]:
@@ -298,7 +348,7 @@ class Context:
 
     def check(self, tokens: list[int], room: int = 0) -> None:
         """EdgetuneError unless these tokens, and `room` more, fit; ValueError for one outside the vocabulary."""
-        check_tokens(tokens, room, self.size, self.n_vocab)
+        check_tokens(tokens, room, self.size - self.virtual, self.n_vocab)
 
 
 def context_size(asked: int | None, trained: int) -> int:

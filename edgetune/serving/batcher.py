@@ -39,7 +39,7 @@ class Batcher(Answering[Answer]):
             raise UsageError(f"parallel is {parallel}", f"choose from 1 to {most}")
         super().__init__(served, parallel, queue)
         self._speed = 0.0  # tokens a second of the answer that got the latest token
-        self._cells = kv_cache.KvCache(served.cache)
+        self._cells = kv_cache.KvCache(served.cache, served.prefix_of)
         self._turns: dict[Answer | str | None, float] = {}  # when each lane had its last one
 
     # ---- for any thread -----------------------------------------------------------------------------------------
@@ -97,7 +97,7 @@ class Batcher(Answering[Answer]):
                 continue
             promised = answer.growth + sum(other.pending + other.growth for other in self._working)
             tokens = answer.request.tokens
-            missing = len(tokens)
+            missing = self._cells.needed(answer.completion.adapter, len(tokens))
             if not answer.measures:
                 missing = self._cells.missing(answer.completion.adapter, tokens, answer.request.repeats)
             if self._working and missing + promised > self._cells.free:
@@ -108,7 +108,8 @@ class Batcher(Answering[Answer]):
         """Whether an answer can begin without harm to answers that must repeat, itself included: no cell may be given
         back before they end. If nothing is in progress, the cache is emptied for that.
         """
-        count = sum(each.pending + each.left for each in (answer, *self._working))
+        count = sum(self._cells.needed(each.completion.adapter, each.pending + each.left)
+                    for each in (answer, *self._working))
         if self._cells.can_stay_in_order(count):
             return True
         if self._working:
@@ -202,7 +203,8 @@ class Batcher(Answering[Answer]):
             start = len(answer.sequence.tokens)
             wanted = np.full(count, answer.measures)
             wanted[-1] |= count == answer.pending
-            batch.add(answer.request.tokens[start : start + count], start, answer.sequence.id, wanted)
+            batch.add(answer.request.tokens[start : start + count], answer.sequence.virtual + start,
+                      answer.sequence.id, wanted)
             rows.append(int(wanted.sum()))
         return np.cumsum(rows)
 

@@ -1,7 +1,8 @@
 """The cells of a llama.cpp context and their holders: sequences in progress, and finished ones kept for reuse.
 
 Keys and values depend on the adapter, so only sequences of one adapter share a beginning. A shared beginning is held
-once; a cell is free when nobody holds it any more.
+once; a cell is free when nobody holds it any more. An adapter may have a prefix, with which its sequences begin
+(llamacpp/kv_state.py).
 
 llama.cpp rounds a product differently if another number of tokens is computed at once, and attention if cells are in
 another order. So an answer that must repeat shares only tokens that were computed alone in pieces of CUT, counted from
@@ -12,9 +13,11 @@ since the cache was empty.
 from __future__ import annotations
 
 from collections import Counter
+from collections.abc import Callable
 from dataclasses import dataclass, field
 
 from ..llamacpp.context import Context, common
+from ..llamacpp.kv_state import Prefix
 
 CUT = 16  # tokens of a prompt that are computed at once if an answer must repeat
 
@@ -26,8 +29,9 @@ class Sequence:
     id: int  # llama.cpp's
     adapter: str | None
     tokens: list[int]  # whose keys and values it holds
-    cells: list[int] = field(repr=False)  # numbers of our own, one a token
+    cells: list[int] = field(repr=False)  # numbers of our own, one a token, those of virtual tokens first
     repeatable: int = 0  # tokens at its beginning that were computed in pieces of CUT
+    virtual: int = 0  # positions before its first token
 
 
 def nowhere() -> Sequence:
@@ -38,11 +42,12 @@ def nowhere() -> Sequence:
 class KvCache:
     """The cache of a context, which is cleared. `working` are in use; `kept` are for reuse, oldest first.
 
-    The context must have two sequences more than there are ever in progress.
+    The context must have two sequences more than there are ever in progress. prefix_of: an adapter's.
     """
 
-    def __init__(self, context: Context) -> None:
+    def __init__(self, context: Context, prefix_of: Callable[[str | None], Prefix | None] = lambda _: None) -> None:
         self.size = context.size
+        self._prefix_of = prefix_of
         self.working: list[Sequence] = []
         self.kept: list[Sequence] = []
         self._context = context
@@ -74,7 +79,12 @@ class KvCache:
         """The number of free cells that these tokens would take."""
         count, source = self._alike(adapter, tokens, repeats)
         at_work = self._at_work()
-        return len(tokens) - sum(cell in at_work for cell in (source.cells[:count] if source else []))
+        return self.needed(adapter, len(tokens)) - sum(cell in at_work for cell in source.cells[:count])
+
+    def needed(self, adapter: str | None, count: int) -> int:
+        """Cells of a sequence with this many tokens."""
+        prefix = self._prefix_of(adapter)
+        return count + (prefix.virtual if prefix else 0)
 
     def begin(self, adapter: str | None, tokens: list[int], repeats: bool = False) -> Sequence:
         """A new sequence with the known beginning of `tokens`, but the last. repeats: only pieces of CUT of it."""
@@ -84,13 +94,29 @@ class KvCache:
             self.kept.append(source)
         if not self._ids:
             self._drop(self.kept[0])
-        begun = Sequence(self._ids.pop(), adapter, tokens[:count], source.cells[:count] if source else [])
-        if source:
-            begun.repeatable = min(count, source.repeatable)
+        known = tokens[:max(count - source.virtual, 0)]
+        begun = Sequence(self._ids.pop(), adapter, known, source.cells[:count], virtual=source.virtual)
+        begun.repeatable = min(len(known), source.repeatable)
+        if count:
             self._context.copy(source.id, begun.id, count)
         self._holders.update(begun.cells)
+        prefix = self._prefix_of(adapter)
+        if prefix and count < prefix.size and prefix.begins(tokens[:-1]):
+            self._restore(begun, prefix, repeats)
         self.working.append(begun)
         return begun
+
+    def _restore(self, sequence: Sequence, prefix: Prefix, repeats: bool) -> None:
+        """Lets a sequence begin with a prefix, in place of what it holds."""
+        self._let_go(sequence)
+        self.make_room(prefix.size)
+        self._context.restore(sequence.id, prefix.saved)
+        count = len(prefix.tokens) // CUT * CUT if repeats else len(prefix.tokens)
+        self._context.cut(sequence.id, prefix.virtual + count)
+        sequence.virtual = prefix.virtual
+        sequence.tokens.clear()
+        sequence.cells.clear()
+        self.extend(sequence, list(prefix.tokens[:count]), repeatable=True)
 
     def make_room(self, count: int) -> bool:
         """Drop kept sequences until this many cells are free; return whether they are."""
@@ -100,7 +126,8 @@ class KvCache:
 
     def extend(self, sequence: Sequence, tokens: list[int], repeatable: bool = False) -> None:
         """Note that these tokens were computed, in room that was made before. repeatable: as one of pieces of CUT."""
-        cells = range(self._next_cell, self._next_cell + len(tokens))
+        new = len(tokens) if sequence.cells else sequence.virtual + len(tokens)
+        cells = range(self._next_cell, self._next_cell + new)
         self._next_cell = cells.stop
         sequence.tokens += tokens
         sequence.cells += cells
@@ -130,23 +157,28 @@ class KvCache:
     def _at_work(self) -> set[int]:
         return {cell for sequence in self.working for cell in sequence.cells}
 
-    def _alike(self, adapter: str | None, tokens: list[int], repeats: bool) -> tuple[int, Sequence | None]:
-        """The length of the known beginning of `tokens`, without the last one, and the sequence that holds it."""
+    def _alike(self, adapter: str | None, tokens: list[int], repeats: bool) -> tuple[int, Sequence]:
+        """The cells of the known beginning of `tokens`, without the last one, and the sequence that holds them."""
         count = 0
-        source = None
-        for sequence in (*self.kept, *self.working):
-            alike = common(sequence.tokens, tokens[:-1]) if sequence.adapter == adapter else 0
+        source = nowhere()
+        for sequence in [each for each in (*self.kept, *self.working) if each.adapter == adapter]:
+            alike = common(sequence.tokens, tokens[:-1])
             if repeats:
                 alike = min(alike, sequence.repeatable) // CUT * CUT
-            if alike > count and self._context.holds(sequence.id, alike):
-                count = alike
+            held = sequence.virtual + alike
+            if held > count and self._context.holds(sequence.id, held):
+                count = held
                 source = sequence
         return count, source
 
     def _drop(self, sequence: Sequence) -> None:
         self.kept.remove(sequence)
-        self._context.drop(sequence.id)
+        self._let_go(sequence)
         self._ids.append(sequence.id)
+
+    def _let_go(self, sequence: Sequence) -> None:
+        """Frees the cells of a sequence that nobody else holds."""
+        self._context.drop(sequence.id)
         for cell in sequence.cells:
             self._holders[cell] -= 1
             if not self._holders[cell]:

@@ -21,14 +21,16 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from ..adapters.store import open_adapter
+from ..adapters.store import open_served
 from ..data.rows import with_system
 from ..errors import FormatError, UnsupportedError, UsageError
 from ..formats.gguf import Gguf, check_model, open_gguf
+from ..formats.shape import read_shape
 from ..llamacpp import library as llamacpp
-from ..llamacpp.context import BATCH, PARALLEL, SMALL_BATCH, Context, context_size
+from ..llamacpp.context import BATCH, PARALLEL, SMALL_BATCH, Context, check_tokens, context_size
 from ..llamacpp.embedding import Embedder
 from ..llamacpp.json_schema import grammar_of
+from ..llamacpp.kv_state import KeyValues, Prefix, saved_keys
 from ..llamacpp.sampling import Sampler, Sampling, log_softmax
 from ..llamacpp.tokenizer import Tokenizer
 from . import constraint
@@ -41,10 +43,11 @@ from .tool_calls import CallReader
 
 @dataclass(frozen=True)
 class _Loaded:
-    pointer: Any  # of llama_adapter_lora
+    pointer: Any  # of llama_adapter_lora; None: it has no pairs
     scale: float
     grammar: str  # of its schema.json; "" without
     system: str  # the message that it was trained with; "" without
+    prefix: Prefix | None = None
 
 
 class LlamaModel(ServedModel):
@@ -101,7 +104,7 @@ class LlamaModel(ServedModel):
 
     def _free_adapters(self) -> None:
         for loaded in self._adapters.values():
-            self._llama.llama_adapter_lora_free(loaded.pointer)
+            self._free(loaded)
         self._adapters.clear()
 
     def __enter__(self) -> LlamaModel:
@@ -109,8 +112,9 @@ class LlamaModel(ServedModel):
 
     @property
     def context(self) -> int:
-        """Tokens that prompt and answer may have together."""
-        return self.cache.size
+        """Tokens that prompt and answer may have together, with any of the adapters."""
+        return self.cache.size - max((loaded.prefix.virtual for loaded in self._adapters.values() if loaded.prefix),
+                                     default=0)
 
     # ---- for a service ------------------------------------------------------------------------------------------
 
@@ -166,20 +170,34 @@ class LlamaModel(ServedModel):
         if name in self._adapters:
             raise UsageError(f"an adapter named {name!r} is loaded already", "unload it first or choose another name")
         self.cache.handle  # noqa: B018 - refuses a closed model
-        adapter = open_adapter(path, self.base)
+        adapter = open_served(path, self.base)
         grammar = grammar_of(adapter.schema) if adapter.schema is not None else ""
-        file = adapter.path
+        pointer = None if adapter.keys else self._load_pairs(adapter.path)
+        self._adapters[name] = _Loaded(pointer, scale, grammar, adapter.system, self._prefix(adapter.keys))
+
+    def _load_pairs(self, file: Path) -> Any:
         llamacpp.complaint()
         pointer = self._llama.llama_adapter_lora_init(self._model, os.fsencode(file))
         if not pointer:
             reason = llamacpp.complaint() or "no reason given"
-            raise UnsupportedError(f"llama.cpp cannot load the adapter {path} ({reason})", "train or convert it again")
-        self._adapters[name] = _Loaded(pointer, scale, grammar, adapter.system)
+            raise UnsupportedError(f"llama.cpp cannot load the adapter {file} ({reason})", "train or convert it again")
+        return pointer
+
+    def _prefix(self, keys: KeyValues) -> Prefix | None:
+        if not keys:
+            return None
+        size = len(keys[0][0])
+        if size >= self.cache.size:
+            raise UsageError(f"the adapter has {size} virtual tokens, the context {self.cache.size}",
+                             "choose a larger context")
+        return Prefix(size, [], saved_keys(self.cache.magic, read_shape(self.base).windows, keys))
 
     def use(self, name: str | None) -> None:
         """Answer with this adapter from now on; None for the base alone."""
         self.check_adapter(name)
-        if self.switch(name):
+        prefix = self.prefix_of(name)
+        if self.switch(name) or prefix is not self.cache.prefix:
+            self.cache.prefix = prefix
             self.reset()
 
     def switch(self, name: str | None) -> bool:
@@ -188,7 +206,7 @@ class LlamaModel(ServedModel):
             return False
         llama = self._llama
         handle = self.cache.handle
-        if name is None:
+        if name is None or self._adapters[name].pointer is None:
             llama.llama_set_adapters_lora(handle, None, 0, None)
         else:
             loaded = self._adapters[name]
@@ -208,7 +226,16 @@ class LlamaModel(ServedModel):
         self.check_adapter(name)
         if name == self.active:
             self.use(None)
-        self._llama.llama_adapter_lora_free(self._adapters.pop(name).pointer)
+        self._free(self._adapters.pop(name))
+
+    def _free(self, loaded: _Loaded) -> None:
+        if loaded.pointer is not None:
+            self._llama.llama_adapter_lora_free(loaded.pointer)
+
+    def prefix_of(self, name: str | None) -> Prefix | None:
+        """What texts with an adapter begin with, unless it is computed."""
+        loaded = None if name is None else self._adapters.get(name)
+        return loaded.prefix if loaded else None
 
     def grammar_of(self, name: str | None) -> str:
         """The grammar of the answers that an adapter learned, where all were JSON; "" for others, and for the base."""
@@ -238,7 +265,7 @@ class LlamaModel(ServedModel):
         self.cache.clear()
 
     def _check(self, tokens: list[int], room: int = 0) -> None:
-        self.cache.check(tokens, room)
+        check_tokens(tokens, room, self.context, self.cache.n_vocab)
 
     def _next(self, tokens: list[int], sampler: Sampler) -> int:
         wanted = np.zeros(len(tokens), np.bool_)

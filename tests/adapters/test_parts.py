@@ -17,12 +17,13 @@ from commands import run as command
 from decoder_cases import LIMIT, Case, distance, hf_projection, make_case, make_decoder, train_once
 from families import GEMMA_NAMES, GGUF_NAMES, row_order
 from policy_cases import LETTERS, letters, prompts
-from toy_families import BitFit, Bottleneck, Prefix, Prompt, Toy
+from toy_families import BitFit, Bottleneck, Prompt
 from transformers import DynamicCache
 
 from edgetune import Result
 from edgetune.adapters import base
-from edgetune.adapters.base import OWN_ENGINE, Setting
+from edgetune.adapters.base import OWN_ENGINE, Family, Setting
+from edgetune.adapters.prefix import Prefix
 from edgetune.adapters.store import read_run, save_artifact
 from edgetune.daemon.jobs import recipe
 from edgetune.data.lengths import lengths_of
@@ -36,7 +37,8 @@ from edgetune.serving.rollouts.texts import Asked, Engine, adapter_of, draw
 from edgetune.training.config import TrainConfig
 from edgetune.training.trainer import Trainer
 
-TOYS = (Bottleneck(), BitFit(), Prompt(), Prefix())
+PREFIX = Prefix(prefix_tokens=5)
+TOYS = (Bottleneck(), BitFit(), Prompt(), PREFIX)
 BLOCKS = 3
 
 
@@ -53,7 +55,7 @@ def module_of(name: str, model: Any) -> str:
 
 
 @contextmanager
-def adapted(model: Any, toy: Toy, values: dict[str, np.ndarray]) -> Iterator[dict[str, torch.Tensor]]:
+def adapted(model: Any, toy: Family, values: dict[str, np.ndarray]) -> Iterator[dict[str, torch.Tensor]]:
     """The transformers model with a toy's parameters, which are leaves of autograd, by name and in our order."""
     leaves = {name: torch.from_numpy(value.copy()).requires_grad_() for name, value in values.items()}
     hooks = []
@@ -105,7 +107,7 @@ def cache_of(model: Any, leaves: dict[str, torch.Tensor]) -> DynamicCache:
     return cache
 
 
-def logits_of(model: Any, toy: Toy, leaves: dict[str, torch.Tensor], tokens: np.ndarray) -> torch.Tensor:
+def logits_of(model: Any, toy: Family, leaves: dict[str, torch.Tensor], tokens: np.ndarray) -> torch.Tensor:
     """[T, V], after a prompt's embeddings, or keys and values, if the toy has any."""
     if isinstance(toy, Prefix):
         return model(torch.from_numpy(tokens).long()[None], past_key_values=cache_of(model, leaves)).logits[0]
@@ -115,7 +117,7 @@ def logits_of(model: Any, toy: Toy, leaves: dict[str, torch.Tensor], tokens: np.
     return model(inputs_embeds=embedded, use_cache=False).logits[0, toy.virtual_tokens:]
 
 
-def truth(case: Case, toy: Toy, values: dict[str, np.ndarray]) -> tuple[np.ndarray, dict[str, np.ndarray]]:
+def truth(case: Case, toy: Family, values: dict[str, np.ndarray]) -> tuple[np.ndarray, dict[str, np.ndarray]]:
     """(log p [S], gradients) by autograd, each document in a pass of its own."""
     found = []
     with adapted(case.model, toy, values) as leaves:
@@ -226,7 +228,7 @@ def test_our_own_engine_answers(toy, architecture, tmp_path, monkeypatch):
             assert found[number] == tokens[len(prompt):]
 
 
-@pytest.mark.parametrize("toy", [Prompt(), Prefix()], ids=lambda toy: toy.name)
+@pytest.mark.parametrize("toy", [Prompt(), PREFIX], ids=lambda toy: toy.name)
 def test_answers_that_a_step_learns_from(bundle, toy):
     """Their log p, as they were drawn, is that of a pass which reads them."""
     objective = Grpo(max_completion_length=9, beta=0.1)
@@ -251,9 +253,9 @@ def test_a_part_that_a_network_lacks_is_refused(bundle, monkeypatch):
 def test_keys_in_some_blocks_alone_are_refused(bundle):
     for blocks in ("last:1", "first:1"):
         with pytest.raises(UsageError, match=r"prefix.*1 of 2 blocks.*--blocks all"):
-            Trainer(bundle, family=Prefix(), max_length=24, blocks=blocks)
+            Trainer(bundle, family=PREFIX, max_length=24, blocks=blocks)
     with pytest.raises(UsageError, match="budget") as refused:
-        Trainer(bundle, family=Prefix(), max_length=24, memory="1M")
+        Trainer(bundle, family=PREFIX, max_length=24, memory="1M")
     assert "blocks" not in str(refused.value)
 
 

@@ -1,0 +1,92 @@
+"""Prefix-tuning: keys and values before each text, in every block (Li and Liang 2021, arXiv 2101.00190; without a
+reparametrisation, as P-tuning v2, Liu et al. 2021, arXiv 2110.07602).
+
+The first P positions of every text have no tokens. llama.cpp holds their keys and values like those of a prompt that it
+has read already, so a request pays for none of them. P virtual tokens; N = G * C, for G heads of keys of width C.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import ClassVar
+
+import numpy as np
+
+from ..backends.arena import Arena
+from ..backends.base import Backend
+from ..errors import MismatchError
+from ..options import option
+from .base import KEYS, LLAMA_CPP, Artifact, Carved, Family, Group, Shapes, register, slices
+
+SPREAD = 0.02  # standard deviation of keys and values at the start
+
+
+@register
+@dataclass(frozen=True)
+class Prefix(Family):
+    """Keys and values of virtual tokens."""
+
+    name: ClassVar[str] = "prefix"
+    adapts: ClassVar[tuple[str, ...]] = (KEYS,)
+    served_by: ClassVar[str] = LLAMA_CPP
+    size: ClassVar[tuple[str, ...]] = ("prefix_tokens",)
+    prefix_tokens: int = option(16, "Virtual tokens before each text, with keys and values of their own in every "
+                                "block.", low=1, high=4096)
+
+    @property
+    def virtual_tokens(self) -> int:
+        return self.prefix_tokens
+
+    def parameters(self, shapes: Shapes) -> list[Group]:
+        return [Group(name, 2 * self.prefix_tokens * width, decay=False) for name, (width,) in shapes.items()]
+
+    def carve(self, shapes: Shapes, arena: Arena, ops: Backend, seed: int) -> Carved:  # noqa: ARG002
+        return CarvedPrefix(self, shapes, arena, seed)
+
+    def served_keys(self, found: Artifact) -> Mapping[int, tuple[np.ndarray, np.ndarray]]:
+        keys = {}
+        for name, array in found.tensors.items():
+            block = re.fullmatch(r"blk\.(\d+)\.keys", name)
+            if block is None or array.ndim != 3 or array.shape[:2] != (2, self.prefix_tokens):
+                raise MismatchError(f"an adapter of the family prefix has {name} of shape {list(array.shape)}",
+                                    "train it again")
+            keys[int(block[1])] = (array[0], array[1])
+        return keys
+
+
+class CarvedPrefix(Carved):
+    """values [2, P, N] of each block: keys, then values."""
+
+    def __init__(self, family: Prefix, shapes: Shapes, arena: Arena, seed: int) -> None:
+        groups = family.parameters(shapes)
+
+        def parts(flat: str) -> dict[str, np.ndarray]:
+            return {group.name: part.reshape(2, family.prefix_tokens, -1)
+                    for group, part in zip(groups, slices(groups, arena.flat(flat)), strict=True)}
+
+        self.values = parts("lora")
+        self.gradients = parts("dlora")
+        rng = np.random.default_rng(seed)
+        for array in self.values.values():
+            array[:] = SPREAD * rng.standard_normal(array.shape)
+
+    def keys_forward(self, name: str) -> tuple[np.ndarray, np.ndarray]:
+        keys, values = self.values[name]
+        return keys, values
+
+    def keys_backward(self, name: str, dkeys: np.ndarray, dvalues: np.ndarray) -> None:
+        self.gradients[name][0] += dkeys
+        self.gradients[name][1] += dvalues
+
+    def artifact(self) -> Artifact:
+        return Artifact(tensors=self.values)
+
+    def load(self, found: Artifact, source: str) -> None:
+        if {name: array.shape for name, array in found.tensors.items()} != {
+                name: array.shape for name, array in self.values.items()}:
+            raise MismatchError(f"{source} has other virtual tokens than are trained here",
+                                "give --prefix-tokens the number that it has")
+        for name, array in self.values.items():
+            array[:] = found.tensors[name]
