@@ -102,10 +102,11 @@ class Artifact:
             raise UnsupportedError(f"{source} has a head of labels or tags, which llama.cpp cannot apply",
                                    "answer with edgetune generate, or write it with edgetune export --to onnx")
         if not self.is_lora:
-            way = "answer with edgetune generate --engine native" if self.served_by == OWN_ENGINE else (
-                f"{self.served_by} serves it")
-            raise UnsupportedError(f"{source} is an adapter of the family {self.family}, which llama.cpp cannot apply",
-                                   f"{way}, or train one that llama.cpp serves: --family lora")
+            ways = {OWN_ENGINE: "answer with edgetune generate --engine native",
+                    LLAMA_CPP: "answer with edgetune's commands and daemon"}
+            way = ways.get(self.served_by, f"{self.served_by} serves it")
+            raise UnsupportedError(f"{source} is an adapter of the family {self.family}, which is no LoRA",
+                                   f"{way}, or train one that other programs can apply: --family lora")
         return self.pairs
 
 

@@ -11,7 +11,7 @@ import json
 import math
 import os
 import zipfile
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -36,6 +36,7 @@ _FACTS = "edgetune.facts"  # likewise
 FILE = "adapter.gguf"
 RUN = "run.json"
 BESIDE = "beside.npz"  # arrays trained with it that are no part of it, such as a value head, by name
+TOKENS = "tokens"  # of the facts of an adapter: what its keys and values stand for
 SCHEMA = "schema.json"  # of the answers that it learned, if all are JSON
 _ALPHA = "adapter.lora.alpha"
 _BASE = "edgetune.base_fingerprint"
@@ -56,6 +57,7 @@ class Adapter:
     run: dict[str, Any] = field(default_factory=dict)  # run.json; {} for a bare file
     schema: dict[str, Any] | None = None  # schema.json: the JSON schema of the answers that it learned
     keys: Mapping[int, tuple[np.ndarray, np.ndarray]] = field(default_factory=dict)  # as of Family.served_keys
+    tokens: Sequence[int] = ()  # that these keys and values stand for; none: for virtual ones
 
     @property
     def system(self) -> str:
@@ -79,7 +81,12 @@ def open_served(path: str | os.PathLike[str], base: Gguf) -> Adapter:
     found = _read_artifact(gguf)
     keys = {} if found.is_lora or found.objective else found.make_family().served_keys(found)
     adapter = _adapter(gguf, found if keys else Artifact(found.served_pairs(str(gguf.path))), base)
-    return replace(adapter, keys=keys)
+    tokens = found.facts.get(TOKENS, [])
+    if tokens and (not isinstance(tokens, list) or len(tokens) != len(keys[0][0])
+                   or not all(isinstance(token, int) for token in tokens)):
+        raise FormatError(f"{adapter.path} is damaged: its tokens are not those of its keys",
+                          "compile the prompt again")
+    return replace(adapter, keys=keys, tokens=tokens)
 
 
 def _adapter(gguf: Gguf, found: Artifact, base: Gguf | None) -> Adapter:

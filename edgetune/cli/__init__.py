@@ -5,6 +5,7 @@ from . import (  # noqa: F401  (each adds its commands to the group)
     bench,
     chat,
     compare,
+    compiled,
     compress,
     daemon,
     data,

@@ -21,7 +21,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from ..adapters.store import open_served
+from ..adapters.store import Adapter, open_served
 from ..data.rows import with_system
 from ..errors import FormatError, UnsupportedError, UsageError
 from ..formats.gguf import Gguf, check_model, open_gguf
@@ -30,7 +30,7 @@ from ..llamacpp import library as llamacpp
 from ..llamacpp.context import BATCH, PARALLEL, SMALL_BATCH, Context, check_tokens, context_size
 from ..llamacpp.embedding import Embedder
 from ..llamacpp.json_schema import grammar_of
-from ..llamacpp.kv_state import KeyValues, Prefix, saved_keys
+from ..llamacpp.kv_state import Prefix, saved_keys
 from ..llamacpp.sampling import Sampler, Sampling, log_softmax
 from ..llamacpp.tokenizer import Tokenizer
 from . import constraint
@@ -173,7 +173,7 @@ class LlamaModel(ServedModel):
         adapter = open_served(path, self.base)
         grammar = grammar_of(adapter.schema) if adapter.schema is not None else ""
         pointer = None if adapter.keys else self._load_pairs(adapter.path)
-        self._adapters[name] = _Loaded(pointer, scale, grammar, adapter.system, self._prefix(adapter.keys))
+        self._adapters[name] = _Loaded(pointer, scale, grammar, adapter.system, self._prefix(adapter))
 
     def _load_pairs(self, file: Path) -> Any:
         llamacpp.complaint()
@@ -183,14 +183,15 @@ class LlamaModel(ServedModel):
             raise UnsupportedError(f"llama.cpp cannot load the adapter {file} ({reason})", "train or convert it again")
         return pointer
 
-    def _prefix(self, keys: KeyValues) -> Prefix | None:
-        if not keys:
+    def _prefix(self, adapter: Adapter) -> Prefix | None:
+        if not adapter.keys:
             return None
-        size = len(keys[0][0])
+        size = len(adapter.keys[0][0])
         if size >= self.cache.size:
-            raise UsageError(f"the adapter has {size} virtual tokens, the context {self.cache.size}",
-                             "choose a larger context")
-        return Prefix(size, [], saved_keys(self.cache.magic, read_shape(self.base).windows, keys))
+            raise UsageError(f"the adapter has {size} {'' if adapter.tokens else 'virtual '}tokens, the context "
+                             f"{self.cache.size}", "choose a larger context")
+        windows = read_shape(self.base).windows
+        return Prefix(size, adapter.tokens, saved_keys(self.cache.magic, windows, adapter.keys))
 
     def use(self, name: str | None) -> None:
         """Answer with this adapter from now on; None for the base alone."""

@@ -2,17 +2,24 @@
 with other adapters.
 """
 
+import json
+import re
+from dataclasses import replace
+
 import numpy as np
 import pytest
 from batchers import opened, started
+from click.testing import CliRunner
+from commands import run as command
 from decoder_cases import distance
 from random_adapters import SEVEN, decided_prompts, random_pairs, tokens_of, write_adapter
 
 from edgetune.adapters.base import Artifact, Setting
 from edgetune.adapters.prefix import Prefix
-from edgetune.adapters.store import save_artifact
+from edgetune.adapters.store import TOKENS, open_served, save_artifact
+from edgetune.cli import cli
 from edgetune.data.packing import Example, collate
-from edgetune.errors import EdgetuneError, UnsupportedError, UsageError
+from edgetune.errors import DataError, EdgetuneError, FormatError, UnsupportedError, UsageError
 from edgetune.formats.gguf import open_gguf
 from edgetune.formats.shape import read_shape
 from edgetune.llamacpp.kv_state import MAGIC, read_keys, saved_keys
@@ -146,3 +153,97 @@ def test_more_virtual_tokens_than_the_context_are_refused(tiny_llama, tmp_path):
     path = saved(tiny_llama, tmp_path / "a.gguf", size=70)
     with LlamaModel(tiny_llama, context=64) as served, pytest.raises(UsageError, match=r"70 virtual tokens.*64"):
         served.load_adapter(path, "a")
+
+
+# ---- compiled prompts ------------------------------------------------------------------------------------------------
+
+SYSTEM = "one word"  # fits a window of gemma3
+
+
+@pytest.fixture
+def compiled(model, tmp_path):
+    """A model, and an adapter that stands for SYSTEM in its chat template."""
+    request = tmp_path / "request.json"
+    request.write_text(json.dumps({"messages": [{"role": "system", "content": SYSTEM},
+                                                {"role": "user", "content": "anything"}]}))
+    said = json.loads(command("compile-prompt", model, request, "-o", tmp_path / "out", "--json"))
+    assert (tmp_path / "out" / "adapter.gguf").stat().st_size == said["bytes"]
+    return model, tmp_path / "out", said["tokens"]
+
+
+def test_a_compiled_prompt_answers_as_the_text_does(compiled):
+    """To the last digit; nothing of it is computed again."""
+    model, out, size = compiled
+    chats = [[{"role": "system", "content": SYSTEM}, {"role": "user", "content": text}] for text in ("hi", "on or off")]
+    with LlamaModel(model, context=256, threads=1) as served:
+        texts = [served.tokenizer.encode(served.tokenizer.render(chat, None, add_generation_prompt=True) + "off",
+                                         bos=True) for chat in chats]
+        expected = [served.logprobs(text) for text in texts]
+        served.load_adapter(out, "out")
+        served.use("out")
+        wanted = np.r_[np.zeros(size, np.bool_), True]
+        for text, logp in zip(texts, expected, strict=True):
+            served.reset()
+            assert text[:size] == list(served.prefix_of("out").tokens)
+            after = np.arange(len(text)) > size  # what is before has no log p: it was not computed
+            np.testing.assert_array_equal(served.logprobs(text, after)[after], logp[after])
+        served.reset()
+        computed: list[int] = []
+        served.cache.before_decode = lambda: computed.append(served.cache.batch.size)
+        list(served.cache.feed(texts[0][:size + 1], wanted))
+        assert computed == [1]
+        assert served.system_of("out") == SYSTEM
+        assert served.context == 256
+
+
+def test_other_texts_and_requests_at_once(compiled):
+    """A text that begins otherwise is computed whole, and the prompt is there for the next one again."""
+    model, out, size = compiled
+    with opened(model, {"out": out}, 256) as served:
+        begin = list(served.prefix_of("out").tokens)
+        prompts = [[*begin, 70, 71, 72], [75, *tokens_of(20)], [*begin, 80, 81], begin[:size // 2]]
+        served.use(None)
+        expected = [served.logits(prompt)[-1] for prompt in prompts]
+        served.use("out")
+        for _ in range(2):
+            for prompt, logits in zip(prompts, expected, strict=True):
+                last = np.arange(len(prompt)) == len(prompt) - 1
+                found = [part[-1].copy() for _, part in served.cache.feed(prompt, last)]
+                assert distance(found[-1], logits) < 1e-3
+        alone = ["".join(served.generate(prompt, max_tokens=6)) for prompt in prompts]
+        assert dict(served.complete(prompts, 6)) == dict(enumerate(alone))
+        served.use(None)
+        for seed in (None, 3):
+            with started(served) as batcher:
+                for _ in range(2):
+                    found = [batcher.submit(prompt, adapter="out", max_tokens=6, seed=seed) for prompt in prompts]
+                    assert [each.text() for each in found] == alone
+                assert found[0].cached_tokens >= (size if seed is None else size // 16 * 16)
+
+
+def test_a_prompt_that_is_longer_than_a_window_is_refused(tiny_models, tmp_path):
+    path = tmp_path / "long.txt"
+    path.write_text("word " * 200)
+    said = command("compile-prompt", tiny_models["gemma3"], path, "-o", tmp_path / "out", code=UsageError.exit_code)
+    assert re.search(r"the prompt has \d+ tokens, and the model sees 24", said)
+    assert not (tmp_path / "out").exists()
+
+
+def test_a_damaged_list_of_tokens_is_refused(tiny_llama, tmp_path):
+    base = open_gguf(tiny_llama)
+    save_artifact(tmp_path / "a.gguf", replace(made(tiny_llama), facts={TOKENS: [1, 2]}), base)
+    with pytest.raises(FormatError, match="its tokens are not those of its keys"):
+        open_served(tmp_path / "a.gguf", base)
+
+
+@pytest.mark.parametrize(("name", "text", "says"), [
+    ("none.txt", None, "none.txt cannot be read"), ("none.json", None, "none.json does not exist"),
+    ("wrong.json", "{", "wrong.json is damaged"), ("bytes.txt", b"\xff\xfe", "bytes.txt cannot be read"),
+    ("row.json", '{"messages": []}', "messages")])
+def test_a_prompt_that_cannot_be_read_is_refused(tiny_llama, tmp_path, name, text, says):
+    if text is not None:
+        (tmp_path / name).write_bytes(text if isinstance(text, bytes) else text.encode())
+    result = CliRunner().invoke(cli, ["compile-prompt", str(tiny_llama), str(tmp_path / name), "-o",
+                                      str(tmp_path / "out")])
+    assert result.exit_code in (DataError.exit_code, FormatError.exit_code)
+    assert says in result.output

@@ -1,0 +1,56 @@
+"""compile-prompt."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import click
+
+from ..errors import DataError, size_text
+from .app import MODEL, command, out, show, threads_option
+
+if TYPE_CHECKING:
+    from ..serving.compiled import Prompt
+
+LARGEST = 1 << 24  # bytes of a prompt's file
+
+
+@command("compile-prompt", MODEL, click.argument("prompt", type=click.Path(path_type=Path)),
+         click.option("-o", "--out", "folder", type=click.Path(path_type=Path), required=True, help="New folder."),
+         threads_option)
+def compile_prompt_command(model: Path, prompt: Path, folder: Path, threads: int, as_json: bool) -> None:
+    """Store what MODEL computes for PROMPT, so that no request has to wait for it.
+
+    PROMPT is a text file with a system message, or a request's JSON with messages and tools. The result is an adapter:
+    --adapter OUT answers as if the prompt had just been read. A chat without a system message is given this one.
+    `edgetune train --family prefix --start OUT` trains from it.
+    """
+    from ..adapters.store import FILE
+    from ..formats.bundle import open_bundle
+    from ..serving.compiled import compile_prompt
+    bundle = open_bundle(model)
+    with out.status("reading the prompt"):
+        tokens = compile_prompt(bundle, _prompt(prompt), folder, threads)
+    size = (folder / FILE).stat().st_size
+    show(as_json, {"out": str(folder), "tokens": tokens, "bytes": size},
+         f"{tokens} tokens in {folder}, {size_text(size)}; try: edgetune chat {model} --adapter {folder}")
+
+
+def _prompt(path: Path) -> Prompt:
+    """The prompt of a text, or of a request's system message and tools. Raises DataError."""
+    from ..data.prompts import check_learnable
+    from ..disk import read_object, read_small
+    from ..serving.compiled import Prompt
+    if path.suffix != ".json":
+        try:
+            return Prompt(read_small(path, LARGEST).decode().strip())
+        except (OSError, UnicodeDecodeError) as error:
+            raise DataError(f"{path} cannot be read: {error}", "name a text file with a system message") from None
+    request = read_object(path, "write a request as a client sends it", LARGEST)
+    if request is None:
+        raise DataError(f"{path} does not exist", "name a request's JSON, or a text file with a system message")
+    check_learnable(request)
+    messages = request.get("messages", [])
+    system = next((message["content"] for message in messages if message.get("role") == "system"), "")
+    return Prompt(system, request.get("tools"))
