@@ -16,7 +16,7 @@ RUN = cd tests && PYTHONPATH=$(SOURCES) $(PYTHON)
 # The same with the package that `make cuda` leaves.
 EMULATED = cd tests && PYTHONPATH=$(CURDIR)/build/emulated/python $(PYTHON)
 
-.PHONY: arm-kernels arm-train cascade check clean compaction compressed corrections crash cuda cuda-steps data dev \
+.PHONY: arm-kernels arm-train cascade check clean compaction compiled compressed corrections crash cuda cuda-steps data dev \
     docs dpo durability encoder-peers encoder-service encoder-types families fuzz fuzz-daemon help install installs learning life lint load memory methods \
     peers picture pressure proofs ready recipes release sanitize second-task service slow test tutor wheels
 
@@ -163,6 +163,9 @@ corrections: ready ## many minutes: 40 corrections and one training in three dom
 
 tutor: ready ## minutes a seed: one round of the tutor, compared with its labelled rows alone; TUTOR="--labelled FILE --prompts FILE --unseen FILE"
 	$(RUN) proofs/tutor.py $(TUTOR)
+
+compiled: ready ## minutes, needs the rows of make data: a home's prompt, compiled once, compared with its text in each request
+	$(RUN) proofs/compiled.py
 
 second-task: ready ## an hour each, needs the rows of make data: home commands after seven rounds of Snips, then wrong labels of both
 	$(RUN) proofs/second_task.py $(SECOND_TASK)

@@ -1,7 +1,7 @@
-"""Adapter families that the package does not know, one for each part of a network but projections.
+"""Adapter families that the package does not know, for parts of a network but projections.
 
-Bottleneck adds a small network after each sublayer, BitFit trains what is added to norms' weights and to projections'
-outputs, Prompt trains embeddings before the text. None is a LoRA: edgetune's own engine serves them.
+BitFit trains what is added to norms' weights and to projections' outputs, Prompt trains embeddings before the text.
+Neither is a LoRA: edgetune's own engine serves them.
 """
 
 from __future__ import annotations
@@ -17,7 +17,6 @@ from edgetune.adapters.base import (
     NORMS,
     OWN_ENGINE,
     PROJECTIONS,
-    SUBLAYERS,
     Artifact,
     Carved,
     Family,
@@ -66,36 +65,6 @@ class CarvedToy(Carved):
             raise MismatchError(f"{source} changes other parts")
         for name, value in self.values.items():
             value[:] = found.tensors[name]
-
-
-@dataclass(frozen=True)
-class Bottleneck(Toy):
-    """After each sublayer out += relu(out . down^T) . up, down and up [R, D] (Houlsby et al. 2019)."""
-
-    name: ClassVar[str] = "bottleneck"
-    adapts: ClassVar[tuple[str, ...]] = (SUBLAYERS,)
-    width: int = option(3, "R.", low=1)
-
-    def shape_of(self, part: tuple[int, ...]) -> tuple[int, ...]:
-        return 2, self.width, *part
-
-    def carve(self, shapes: Shapes, arena: Any, ops: Any, seed: int) -> Carved:  # noqa: ARG002
-        return CarvedBottleneck(self, shapes, arena, seed)
-
-
-class CarvedBottleneck(CarvedToy):
-    def sublayer_forward(self, name: str, out: Any) -> None:
-        down, up = self.values[name]
-        out += np.maximum(out @ down.T, 0) @ up
-
-    def sublayer_backward(self, name: str, dout: Any, out: Any) -> None:
-        down, up = self.values[name]
-        ddown, dup = self.gradients[name]
-        hidden = np.maximum(out @ down.T, 0)
-        dup += hidden.T @ dout
-        dhidden = (dout @ up.T) * (hidden > 0)
-        ddown += dhidden.T @ out
-        dout += dhidden @ down
 
 
 @dataclass(frozen=True)
