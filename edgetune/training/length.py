@@ -70,7 +70,7 @@ def peak_rate(config: TrainConfig, units: int) -> float:
     """
     if not isinstance(config.lr, str):
         return config.lr
-    return RATE * min(max(batch_of(config, units), LEAST_BATCH), LARGEST_BATCH) / LEAST_BATCH
+    return config.family.rate * RATE * min(max(batch_of(config, units), LEAST_BATCH), LARGEST_BATCH) / LEAST_BATCH
 
 
 def steps_per_epoch(config: TrainConfig, units: int) -> int:

@@ -5,6 +5,7 @@ import pytest
 from counting import OPTIONS, dataset, sequences
 from durable import metrics
 
+from edgetune.adapters.prefix import Prefix
 from edgetune.models.networks import open_network
 from edgetune.training import length
 from edgetune.training.config import TrainConfig
@@ -40,6 +41,12 @@ def test_batches_are_small_where_rows_are_few(units, batch, steps):
 def test_the_rate_grows_with_the_batch(units, batch, rate):
     assert length.peak_rate(TrainConfig(batch_size=batch), units) == pytest.approx(rate)
     assert length.peak_rate(TrainConfig(batch_size=batch, lr=3e-4), units) == 3e-4
+
+
+def test_a_family_has_a_rate_of_its_own():
+    lora, prefix = (length.peak_rate(TrainConfig(family=family), 60) for family in ("lora", "prefix"))
+    assert prefix == pytest.approx(Prefix.rate * lora)
+    assert length.peak_rate(TrainConfig(family="prefix", lr=3e-4), 60) == 3e-4
 
 
 def test_a_training_takes_the_rate_of_its_batch(bundle):
