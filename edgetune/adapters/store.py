@@ -184,9 +184,9 @@ def save_artifact(path: str | os.PathLike[str], found: Artifact, base: Gguf, for
     write_gguf(path, base.architecture, metadata, tensors)
 
 
-def save_run(folder: Path, found: Artifact | Lora, base: Gguf, run: dict[str, Any]) -> None:
+def save_run(folder: Path, found: Artifact | Lora, base: Gguf, run: dict[str, Any], format: str = "F32") -> None:
     """Write adapter.gguf and run.json into a folder that exists; each file is replaced at once or not at all."""
-    save_artifact(folder / FILE, found if isinstance(found, Artifact) else Artifact(found), base)
+    save_artifact(folder / FILE, found if isinstance(found, Artifact) else Artifact(found), base, format)
     save_record(folder, run)
 
 
@@ -224,10 +224,11 @@ def read_beside(folder: Path) -> dict[str, np.ndarray]:
         raise FormatError(f"{path} is damaged: {error}", "remove it to begin with new ones") from None
 
 
-def save_adapter(folder: str | os.PathLike[str], found: Artifact | Lora, base: Gguf, run: dict[str, Any]) -> None:
+def save_adapter(folder: str | os.PathLike[str], found: Artifact | Lora, base: Gguf, run: dict[str, Any],
+                 format: str = "F32") -> None:
     """Write a new adapter folder, whole or not at all. Raises UsageError if `folder` exists, else as save_gguf."""
     with new_folder(Path(folder)) as beside:
-        save_run(beside, found, base, run)
+        save_run(beside, found, base, run, format)
 
 
 def base_name(base: Gguf) -> str:

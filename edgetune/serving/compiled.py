@@ -15,9 +15,8 @@ import numpy as np
 
 from ..adapters.base import Artifact, Setting
 from ..adapters.prefix import Prefix
-from ..adapters.store import FILE, TOKENS, base_name, save_artifact, save_record
+from ..adapters.store import TOKENS, base_name, save_adapter
 from ..data.rows import with_system
-from ..disk import new_folder
 from ..errors import UsageError
 from ..formats.bundle import Bundle
 from ..formats.shape import read_shape
@@ -73,7 +72,5 @@ def compile_prompt(bundle: Bundle, prompt: Prompt, out: Path, threads: int = 0) 
     record = {"status": "compiled", "system": prompt.system, "options": {"family": family.name, **family.options()},
               "base": {"name": base_name(gguf), "path": str(bundle.path.absolute()), "fingerprint": bundle.fingerprint,
                        "architecture": gguf.architecture}}
-    with new_folder(out) as beside:
-        save_artifact(beside / FILE, artifact, gguf, "F16")  # as llama.cpp has them
-        save_record(beside, record)
+    save_adapter(out, artifact, gguf, record, "F16")  # as llama.cpp has them
     return len(tokens)
