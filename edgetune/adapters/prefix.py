@@ -33,7 +33,7 @@ class Prefix(Family):
     served_by: ClassVar[str] = LLAMA_CPP
     size: ClassVar[tuple[str, ...]] = ("prefix_tokens",)
     rate: ClassVar[float] = 32.0  # few numbers, each of which must go far: docs/results/prefixes.md
-    prefix_tokens: int = option(16, "Virtual tokens before each text, with keys and values of their own in every "
+    prefix_tokens: int = option(16, "Virtual tokens before each text, with trained keys and values in every "
                                 "block.", low=1, high=4096)
 
     @property
