@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from edgetune.adapters.base import LLAMA_CPP, Family, families
+from edgetune.adapters.base import LLAMA_CPP, PROJECTIONS, Family, families
 from edgetune.bench.train import random_rows
 from edgetune.data.dataset import Dataset
 from edgetune.options import declared
@@ -12,7 +12,7 @@ from edgetune.training.trainer import Trainer
 
 SMALL = {"alpha": 4.0, "prune_every": 1}
 NAMES = sorted(families())
-PAIRS = [name for name in NAMES if families()[name].served_by == LLAMA_CPP]
+PAIRS = [name for name in NAMES if families()[name].served_by == LLAMA_CPP and PROJECTIONS in families()[name].adapts]
 OPTIONS: dict[str, Any] = {"batch_size": 3, "max_length": 24, "precision": "exact", "threads": 2, "lr": 0.01}
 
 
@@ -23,7 +23,8 @@ def small(name: str, rank: int = 4) -> Family:
 def options_of(name: str, rank: int = 4) -> dict[str, Any]:
     """Those of SMALL that the family has, at a rank."""
     own = [spec.name for spec in declared(families()[name])]
-    return {key: value for key, value in {**SMALL, "rank": rank, "target_rank": -(-rank // 2)}.items() if key in own}
+    sized = {"rank": rank, "target_rank": -(-rank // 2), "prefix_tokens": rank, "adapter_width": rank}
+    return {key: value for key, value in {**SMALL, **sized}.items() if key in own}
 
 
 def data(n: int, seed: int = 0) -> Dataset:

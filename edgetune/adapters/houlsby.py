@@ -28,7 +28,7 @@ SPREAD = 0.02  # standard deviation of down at the start; up is 0, so that the n
 @register
 @dataclass(frozen=True)
 class Houlsby(Family):
-    """A bottleneck after each sublayer."""
+    """A small network after attention and after the feed-forward part of each block."""
 
     name: ClassVar[str] = "houlsby"
     adapts: ClassVar[tuple[str, ...]] = (SUBLAYERS,)

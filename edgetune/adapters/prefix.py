@@ -26,7 +26,7 @@ SPREAD = 0.02  # standard deviation of keys and values at the start
 @register
 @dataclass(frozen=True)
 class Prefix(Family):
-    """Keys and values of virtual tokens."""
+    """Keys and values of virtual tokens before each text, for which a request computes nothing."""
 
     name: ClassVar[str] = "prefix"
     adapts: ClassVar[tuple[str, ...]] = (KEYS,)
@@ -39,6 +39,9 @@ class Prefix(Family):
     @property
     def virtual_tokens(self) -> int:
         return self.prefix_tokens
+
+    def smaller(self) -> dict[str, int]:
+        return {"prefix_tokens": self.prefix_tokens // 2} if self.prefix_tokens > 1 else {}
 
     def parameters(self, shapes: Shapes) -> list[Group]:
         return [Group(name, 2 * self.prefix_tokens * width, decay=False) for name, (width,) in shapes.items()]

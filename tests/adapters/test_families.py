@@ -122,7 +122,6 @@ def test_the_plan_counts_it(name, bundle):
         Trainer(bundle, family=small(name), memory="1M", **OPTIONS)
     large = small(name, 64)
     hints = large.smaller()
-    shapes = {"blk.0.attn_q": (64, 64)}
     size, smaller = (sum(group.size for group in family.parameters(shapes))
                      for family in (large, replace(large, **hints).check()))
     assert smaller < size if hints else smaller == size
