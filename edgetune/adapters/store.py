@@ -79,7 +79,8 @@ def open_served(path: str | os.PathLike[str], base: Gguf) -> Adapter:
     """Open an adapter that llama.cpp serves: pairs that it applies, or keys and values. Errors: open_adapter's."""
     gguf = _opened(path)
     found = _read_artifact(gguf)
-    keys = {} if found.is_lora or found.objective else found.make_family().served_keys(found)
+    may_have_keys = found.served_by == LLAMA_CPP and not found.is_lora
+    keys = found.make_family().served_keys(found) if may_have_keys else {}
     adapter = _adapter(gguf, found if keys else Artifact(found.served_pairs(str(gguf.path))), base)
     tokens = found.facts.get(TOKENS, [])
     if tokens and (not isinstance(tokens, list) or len(tokens) != len(keys[0][0])

@@ -20,7 +20,9 @@ LARGEST = 1 << 24  # bytes of a prompt's file
          click.option("-o", "--out", "folder", type=click.Path(path_type=Path), required=True, help="New folder."),
          threads_option)
 def compile_prompt_command(model: Path, prompt: Path, folder: Path, threads: int, as_json: bool) -> None:
-    """Store what MODEL computes for PROMPT, so that no request has to wait for it.
+    """Compute PROMPT once, and store it for every request.
+
+    No request then has to wait for it.
 
     PROMPT is a text file with a system message, or a request's JSON with messages and tools. The result is an adapter:
     --adapter OUT answers as if the prompt had just been read. A chat without a system message is given this one.
