@@ -18,6 +18,7 @@ from functools import cache
 from hashlib import sha256
 from typing import Any
 
+LOSS_DIGITS = 3  # of nats a token: a smaller difference is rounding
 Z = 1.959964  # standard deviations on either side that hold 95 % of a normal distribution
 
 
@@ -61,6 +62,13 @@ class Paired:
     def p_two_sided(self) -> float:
         """The probability of a difference as large in either direction, if the two are equal."""
         return min(1.0, 2 * min(self.p_better, self.p_worse))
+
+
+def worth(value: float, loss: float) -> tuple[float, float]:
+    """Orders two answers to one question: by their values (1 for a right one), and equal ones by how likely the right
+    answer is to the adapter. loss: nats a token of the right answer.
+    """
+    return value, -round(loss, LOSS_DIGITS)
 
 
 @cache

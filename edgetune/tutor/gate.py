@@ -2,27 +2,33 @@
 
 The adapter is published if it answers significantly more of them better than worse, compared with the published one by
 the exact sign test, and does no harm to unrelated text. An answer is better if it is right, has more of the right JSON,
-or a higher reward.
+or a higher reward. Of two equally wrong ones the better is of the adapter that finds the right answer likelier. Of two
+right ones none is better: a model that learns its own answers becomes surer of them, and no better.
 
 The error is bounded over all rounds (acceptance.py): the k-th test since the last publication may be wrong with a
 probability of alpha / k (k + 1), for any questions and any adapter. So repeated tries do not help, and the same
 questions may test two adapters: in the first round the one with the model's own answers, and the one of labelled rows.
 
-If both pass, the one with more right answers is published. But ten questions can hardly rank two adapters, and what a
-judge answers was tested on all labelled rows. So with a judge the labelled rows alone must be significantly better.
+If both pass, the one that answers more questions better is published. But ten questions can hardly rank two adapters,
+and what a judge answers was tested on all labelled rows. So with a judge the labelled rows alone must be significantly
+better.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass
+from itertools import repeat
 from pathlib import Path
 from typing import Any, ClassVar
 
-from ..evaluation.acceptance import Paired, alpha_of_test
+from ..data.dataset import load_rows
+from ..errors import DataError
+from ..evaluation.acceptance import Paired, alpha_of_test, worth
 from ..evaluation.canary import Drift, drift
 from ..evaluation.graders.agreement import parts_of
 from ..evaluation.judge import same
+from ..evaluation.served import served_loss
 from ..formats.shape import read_shape
 from ..serving.llama import LlamaModel
 from ..serving.memory import CONTEXT, repack_within
@@ -32,13 +38,15 @@ from .questions import Question
 from .results import StepResult, list_of
 from .setting import Setting
 
+RIGHT = 1.0  # the value of a right answer
 ROUND, LABELS, PUBLISHED = "round", "labels", "published"  # the adapters that are measured
 
 
 @dataclass(frozen=True)
 class HeldAnswers:
     """The answers to the held-out questions with one adapter. values: the overlap with the right answer, 1 for a right
-    one; without a right answer the grader's rewards. rise, kl: the adapter's distance from the base, as in `Drift`.
+    one; without a right answer the grader's rewards. losses: nats a token of the right answers, 0 where there is none.
+    rise, kl: the adapter's distance from the base, as in `Drift`.
     """
 
     adapter: str
@@ -46,6 +54,13 @@ class HeldAnswers:
     values: Sequence[float]
     rise: float = 0.0
     kl: float = 0.0
+    losses: Sequence[float] = ()  # of results of edgetune 0.1.0 none
+
+    @property
+    def worth(self) -> list[tuple[float, float]]:
+        """What is compared of each answer."""
+        losses = self.losses or repeat(0.0)
+        return [worth(value, 0.0 if value == RIGHT else loss) for value, loss in zip(self.values, losses, strict=False)]
 
     @property
     def mean(self) -> float:
@@ -115,6 +130,7 @@ def measure(setting: Setting, questions: Sequence[Question], adapters: Mapping[s
     longest = max(map(len, prompts), default=0) + setting.options.max_tokens + 1
     context = min(read_shape(gguf).context, max(CONTEXT, longest))
     answers: dict[str, list[ModelAnswer]] = {}
+    losses: dict[str, list[float]] = {}
     drifts: dict[str, Drift] = {}
     with LlamaModel(gguf, context=context, threads=setting.config.threads or None, small_batch=True,
                     repack=repack_within(gguf, context, setting.config.memory_here(), "raise --memory")) as served:
@@ -125,9 +141,10 @@ def measure(setting: Setting, questions: Sequence[Question], adapters: Mapping[s
                 served.load_adapter(adapter, name)
             served.use(name if adapter is not None else None)
             answers[name] = _answered(setting, served, prompts)
+            losses[name] = [_loss(setting, served, question) for question in questions]
             drifts[name] = drift(served, name if adapter is not None else None, keep)
     return {name: HeldAnswers(name, [one.text for one in given], _values(setting, questions, given),
-                              drifts[name].rise, drifts[name].kl) for name, given in answers.items()}
+                              drifts[name].rise, drifts[name].kl, losses[name]) for name, given in answers.items()}
 
 
 def _answered(setting: Setting, served: LlamaModel, prompts: Sequence[Sequence[int]]) -> list[ModelAnswer]:
@@ -136,6 +153,18 @@ def _answered(setting: Setting, served: LlamaModel, prompts: Sequence[Sequence[i
     served.reset()
     counts = [len(served.tokenizer.encode(texts[i], continues=True)) for i in range(len(prompts))]
     return [ModelAnswer(texts[i].strip(), count, count < limit) for i, count in enumerate(counts)]
+
+
+def _loss(setting: Setting, served: LlamaModel, question: Question) -> float:
+    """Nats a token of the right answer; 0 if there is none, or none of it fits into the context."""
+    if not question.reference:
+        return 0.0
+    try:
+        row = load_rows([question.with_answer(question.reference)], served.tokenizer, system=setting.system,
+                        max_length=served.context)
+    except DataError:
+        return 0.0
+    return served_loss(served, row)[0]
 
 
 def _values(setting: Setting, questions: Sequence[Question], answers: Sequence[ModelAnswer]) -> list[float]:
@@ -148,7 +177,7 @@ def _values(setting: Setting, questions: Sequence[Question], answers: Sequence[M
 def in_common(right: str, text: str) -> float:
     """The Dice coefficient (Dice 1945) of the values of two JSON texts; 1 or 0 for other texts."""
     if same(right, text):
-        return 1.0
+        return RIGHT
     a, b = parts_of(right), parts_of(text)
     return 2 * len(a & b) / max(1, len(a) + len(b))
 
@@ -171,7 +200,7 @@ def decide(found: Mapping[str, HeldAnswers], candidates: Sequence[str], options:
     decisions = []
     for number, name in enumerate(candidates):
         alpha = alpha_of_test(options.gate_alpha, tests_before + number)
-        paired = Paired.of(before.values, found[name].values)
+        paired = Paired.of(before.worth, found[name].worth)
         objection = harm(found[name], before, options)
         passed = paired.p_better <= alpha and not objection
         reason = objection or _reason(before, found[name], paired, alpha)
@@ -203,13 +232,13 @@ def harm(now: HeldAnswers, before: HeldAnswers, options: TutorOptions) -> str:
 
 def choose(found: Mapping[str, HeldAnswers], decisions: Sequence[Decision], doubt: float = 1.0) -> str:
     """The best candidate that passed, the first of equals; "": none passed. doubt: p of the sign test from which on two
-    of them count as equal: 1 if they must answer equally many rightly.
+    of them count as equal: 1 if they must answer equally many better.
     """
     passed = [one.adapter for one in decisions if one.passed]
     best = passed[0] if passed else ""
     for name in passed[1:]:
-        paired = Paired.of(found[best].values, found[name].values)
-        if found[name].mean > found[best].mean and paired.p_better <= doubt:
+        paired = Paired.of(found[best].worth, found[name].worth)
+        if paired.wins > paired.losses and paired.p_better <= doubt:
             best = name
     return best
 

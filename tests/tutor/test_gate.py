@@ -26,8 +26,8 @@ ALPHA = OPTIONS.gate_alpha
 RUNS = 300
 
 
-def held(adapter, values, rise=0.0, kl=0.0):
-    return HeldAnswers(adapter, [""] * len(values), values, rise, kl)
+def held(adapter, values, rise=0.0, kl=0.0, losses=()):
+    return HeldAnswers(adapter, [""] * len(values), values, rise, kl, losses)
 
 
 def decided(before, tests=0, doubt=1.0, **now: Sequence[float]):
@@ -67,6 +67,23 @@ def test_rewards_count_by_their_signs_and_too_few_questions_are_said():
     assert found.chosen == ROUND
     assert "0.200" in found.reason
     assert "4 questions are too few" in decided([0.0] * 4, round=[1.0] * 4).reason
+
+
+def test_of_wrong_answers_the_one_counts_whose_right_answer_is_likelier():
+    """Of right ones none: an adapter that is only surer of what it said before is no better."""
+    before = held(PUBLISHED, [1.0] * 4 + [0.5] + [0.0] * 3, losses=[2.0] * 8)
+    more = [1.0] * 4 + [0.6] + [0.0] * 3
+    for values, nats, wins, losses in ((before.values, [0.1] * 8, 4, 0), (before.values, [0.1] * 4 + [2.5] * 4, 0, 4),
+                                       (more, [2.0] * 4 + [2.5, 2.5, 2.0004, 1.0], 2, 1)):
+        now = held(ROUND, values, losses=nats)
+        found, = decide({PUBLISHED: before, ROUND: now}, [ROUND], OPTIONS, 0)
+        assert (found.wins, found.losses) == (wins, losses)
+
+
+def test_results_without_losses_count_by_their_values():
+    """Those of edgetune 0.1.0."""
+    found, = decide({PUBLISHED: held(PUBLISHED, [0.0, 1.0]), ROUND: held(ROUND, [0.5, 1.0])}, [ROUND], OPTIONS, 0)
+    assert (found.wins, found.losses) == (1, 0)
 
 
 @pytest.mark.parametrize(("right", "text", "value"), [

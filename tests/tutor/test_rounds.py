@@ -118,6 +118,10 @@ def test_the_first_gate_tests_the_labelled_rows_alone_too(done):
     assert [one.alpha for one in first.decisions] == pytest.approx([0.05, 0.1 / 6])
     assert [one.adapter for one in second.decisions] == [ROUND]
     assert second.decisions[0].alpha == pytest.approx(0.05)  # the first one published
+    base, own, labels = (next(one.losses for one in first.answers if one.adapter == name)
+                         for name in ("published", ROUND, LABELS))
+    assert min(base) > 0
+    assert all(loss < before for adapter in (own, labels) for loss, before in zip(adapter, base, strict=True))
     assert not second.chosen  # nothing was left to gain
 
 

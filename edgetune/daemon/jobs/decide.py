@@ -22,7 +22,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from typing import TYPE_CHECKING, Any
 
-from ...evaluation.acceptance import Paired, alpha_of_test
+from ...evaluation.acceptance import Paired, alpha_of_test, worth
 from ..options import Limits
 from .exam import Score
 
@@ -30,7 +30,6 @@ if TYPE_CHECKING:  # which needs llama.cpp, and a process that trains does not
     from ...evaluation.canary import Drift
 
 ALPHA = 0.125  # four wins of four questions suffice in the first test
-LOSS_DIGITS = 3  # of nats a token: a smaller difference is rounding
 NO_LIMITS = Limits()
 SCORES = ("scores", "base_scores")  # of each row, in a verdict; the latter in verdicts of edgetune 0.1.0
 
@@ -176,7 +175,7 @@ def _worth(score: Score, other: Score) -> tuple[float, float] | None:
         return score.reward, 0.0
     if score.loss is None or other.loss is None:
         return None if score.right is None else (float(score.right), 0.0)
-    return float(score.right is True), -round(score.loss, LOSS_DIGITS)
+    return worth(float(score.right is True), score.loss)
 
 
 def _unlearned(canary: Drift | None, limits: Limits) -> str:
