@@ -56,6 +56,9 @@ class Prefix(Family):
             if block is None or array.ndim != 3 or array.shape[:2] != (2, self.prefix_tokens):
                 raise MismatchError(f"an adapter of the family prefix has {name} of shape {list(array.shape)}",
                                     "train it again")
+            if not np.isfinite(array).all():
+                raise MismatchError(f"an adapter of the family prefix has values in {name} that are not finite",
+                                    "take an earlier adapter")
             keys[int(block[1])] = (array[0], array[1])
         return keys
 

@@ -83,7 +83,7 @@ def open_served(path: str | os.PathLike[str], base: Gguf) -> Adapter:
     keys = found.make_family().served_keys(found) if may_have_keys else {}
     adapter = _adapter(gguf, found if keys else Artifact(found.served_pairs(str(gguf.path))), base)
     tokens = found.facts.get(TOKENS, [])
-    if tokens and (not isinstance(tokens, list) or len(tokens) != len(keys[0][0])
+    if tokens and (not isinstance(tokens, list) or len(tokens) != len(next(iter(keys.values()))[0])
                    or not all(isinstance(token, int) for token in tokens)):
         raise FormatError(f"{adapter.path} is damaged: its tokens are not those of its keys",
                           "compile the prompt again")

@@ -23,7 +23,7 @@ from numpy.typing import NDArray
 
 from ..adapters.store import Adapter, open_served
 from ..data.rows import with_system
-from ..errors import FormatError, UnsupportedError, UsageError
+from ..errors import FormatError, MismatchError, UnsupportedError, UsageError
 from ..formats.gguf import Gguf, check_model, open_gguf
 from ..formats.shape import read_shape
 from ..llamacpp import library as llamacpp
@@ -186,12 +186,16 @@ class LlamaModel(ServedModel):
     def _prefix(self, adapter: Adapter) -> Prefix | None:
         if not adapter.keys:
             return None
-        size = len(adapter.keys[0][0])
+        shape = read_shape(self.base)
+        size = len(next(iter(adapter.keys.values()))[0])
+        expected = dict.fromkeys(range(shape.n_layer), (size, shape.d_kv))
+        if {block: keys.shape for block, (keys, _) in adapter.keys.items()} != expected:
+            raise MismatchError(f"{adapter.path} has keys of other blocks or widths than {self.path}",
+                                "give the model that it was trained on, or train it again")
         if size >= self.cache.size:
             raise UsageError(f"the adapter has {size} {'' if adapter.tokens else 'virtual '}tokens, the context "
                              f"{self.cache.size}", "choose a larger context")
-        windows = read_shape(self.base).windows
-        return Prefix(size, adapter.tokens, saved_keys(self.cache.magic, windows, adapter.keys))
+        return Prefix(size, adapter.tokens, saved_keys(self.cache.magic, shape.windows, adapter.keys))
 
     def use(self, name: str | None) -> None:
         """Answer with this adapter from now on; None for the base alone."""

@@ -19,7 +19,7 @@ from edgetune.adapters.prefix import Prefix
 from edgetune.adapters.store import TOKENS, open_served, save_artifact
 from edgetune.cli import cli
 from edgetune.data.packing import Example, collate
-from edgetune.errors import DataError, EdgetuneError, FormatError, UnsupportedError, UsageError
+from edgetune.errors import DataError, EdgetuneError, FormatError, MismatchError, UnsupportedError, UsageError
 from edgetune.formats.gguf import open_gguf
 from edgetune.formats.shape import read_shape
 from edgetune.llamacpp.kv_state import MAGIC, read_keys, saved_keys
@@ -234,6 +234,19 @@ def test_a_damaged_list_of_tokens_is_refused(tiny_llama, tmp_path):
     save_artifact(tmp_path / "a.gguf", replace(made(tiny_llama), facts={TOKENS: [1, 2]}), base)
     with pytest.raises(FormatError, match="its tokens are not those of its keys"):
         open_served(tmp_path / "a.gguf", base)
+
+
+@pytest.mark.parametrize(("change", "says"), [
+    (lambda tensors: tensors.pop("blk.0.keys"), "other blocks or widths"),
+    (lambda tensors: tensors.update({"blk.0.keys": tensors["blk.0.keys"][..., :-2]}), "other blocks or widths"),
+    (lambda tensors: tensors.update({"blk.1.keys": tensors["blk.1.keys"][:, 1:]}), r"blk\.1\.keys of shape"),
+    (lambda tensors: tensors.update({"blk.1.values": tensors["blk.1.keys"]}), r"blk\.1\.values of shape")])
+def test_keys_of_another_model_are_refused(tiny_llama, tmp_path, change, says):
+    artifact = made(tiny_llama)
+    change(artifact.tensors)
+    save_artifact(tmp_path / "a.gguf", artifact, open_gguf(tiny_llama))
+    with LlamaModel(tiny_llama, context=64) as served, pytest.raises(MismatchError, match=says):
+        served.load_adapter(tmp_path / "a.gguf", "a")
 
 
 @pytest.mark.parametrize(("name", "text", "says"), [
