@@ -30,13 +30,14 @@ def compile_prompt_command(model: Path, prompt: Path, folder: Path, threads: int
     """
     from ..adapters.store import FILE
     from ..formats.bundle import open_bundle
+    from ..formats.named import name_of
     from ..serving.compiled import compile_prompt
     bundle = open_bundle(model)
     with out.status("reading the prompt"):
         tokens = compile_prompt(bundle, _prompt(prompt), folder, threads)
     size = (folder / FILE).stat().st_size
     show(as_json, {"out": str(folder), "tokens": tokens, "bytes": size},
-         f"{tokens} tokens in {folder}, {size_text(size)}; try: edgetune chat {model} --adapter {folder}")
+         f"{tokens} tokens in {folder}, {size_text(size)}; try: edgetune chat {name_of(model)} --adapter {folder}")
 
 
 def _prompt(path: Path) -> Prompt:

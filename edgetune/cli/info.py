@@ -141,13 +141,16 @@ def _adapter(path: Path) -> dict[str, Any]:
     facts: dict[str, Any] = {
         "file": str(gguf.path), "kind": "adapter", "architecture": gguf.architecture,
         "family": found.family or LORA, "answered_by": found.served_by,
-        "trained_on": base, "fingerprint": fingerprint, "pairs": len(found.pairs),
-        "targets": dict(targets), "ranks": sorted({pair.rank for pair in found.pairs.values()}),
+        "trained_on": base, "fingerprint": fingerprint, **({
+            "pairs": len(found.pairs), "targets": dict(targets),
+            "ranks": sorted({pair.rank for pair in found.pairs.values()})} if found.pairs else {}),
         "parameters": sum(pair.a.size + pair.b.size for pair in found.pairs.values()) + sum(
             array.size for array in found.tensors.values()),
         "bytes": gguf.path.stat().st_size, "status": run.get("status", "")}
     if trained := run.get("parameters"):
         facts["parameters_trained"] = trained
+    if tokens := found.facts.get(store.TOKENS):
+        facts["tokens_compiled"] = len(tokens)
     if labels := found.objective.get("labels"):
         facts["labels"] = len(labels)
     if sureness := sureness_of(found, str(path)):

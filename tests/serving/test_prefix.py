@@ -168,6 +168,9 @@ def compiled(model, tmp_path):
                                                 {"role": "user", "content": "anything"}]}))
     said = json.loads(command("compile-prompt", model, request, "-o", tmp_path / "out", "--json"))
     assert (tmp_path / "out" / "adapter.gguf").stat().st_size == said["bytes"]
+    facts = json.loads(command("info", tmp_path / "out", "--json"))
+    assert facts["tokens_compiled"] == said["tokens"]
+    assert "pairs" not in facts
     return model, tmp_path / "out", said["tokens"]
 
 
