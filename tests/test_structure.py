@@ -24,6 +24,17 @@ def edges():
     return structure.graph()
 
 
+def test_no_large_file_is_in_the_project():
+    """A result of a measurement that was added by mistake is larger than any text."""
+    root = structure.ROOT.parent
+    listed = subprocess.run(["git", "ls-files", "-z"], cwd=root, capture_output=True, text=True)
+    if listed.returncode:
+        pytest.skip("this is no checkout of this user's")
+    large = [name for name in listed.stdout.split("\0") if name and (root / name).is_file()
+             and (root / name).stat().st_size > 1 << 20]
+    assert large == []
+
+
 def test_every_box_has_a_floor():
     boxes = {structure.box(name) for name in MODULES} - {structure.FACE}
     assert boxes == structure.FLOOR.keys()

@@ -6,32 +6,27 @@ Neither is a LoRA: edgetune's own engine serves them.
 
 from __future__ import annotations
 
-import math
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
 import numpy as np
 
+from edgetune.adapters.arrays import ArrayFamily, CarvedArrays
 from edgetune.adapters.base import (
     INPUT,
     NORMS,
     OWN_ENGINE,
     PROJECTIONS,
-    Artifact,
     Carved,
-    Family,
     Frozen,
-    Group,
     Shapes,
-    slices,
 )
 from edgetune.backends.base import floats
-from edgetune.errors import MismatchError
 from edgetune.options import option
 
 
 @dataclass(frozen=True)
-class Toy(Family):
+class Toy(ArrayFamily):
     """Trains one array for each part."""
 
     served_by: ClassVar[str] = OWN_ENGINE
@@ -39,32 +34,16 @@ class Toy(Family):
     def shape_of(self, part: tuple[int, ...]) -> tuple[int, ...]:
         return part[:1]
 
-    def shapes(self, shapes: Shapes) -> dict[str, tuple[int, ...]]:
+    def arrays(self, shapes: Shapes) -> dict[str, tuple[int, ...]]:
         return {name: self.shape_of(part) for name, part in shapes.items()}
 
-    def parameters(self, shapes: Shapes) -> list[Group]:
-        return [Group("values", sum(math.prod(shape) for shape in self.shapes(shapes).values()), decay=False)]
 
-
-class CarvedToy(Carved):
+class CarvedToy(CarvedArrays):
     def __init__(self, family: Toy, shapes: Shapes, arena: Any, seed: int) -> None:
-        own = family.shapes(shapes)
-        groups = [Group(name, math.prod(shape)) for name, shape in own.items()]
-        self.values, self.gradients = (
-            {name: part.reshape(own[name]) for name, part in zip(own, slices(groups, arena.flat(flat)), strict=True)}
-            for flat in ("lora", "dlora"))
+        super().__init__(family, shapes, arena)
         rng = np.random.default_rng(seed)
         for value in self.values.values():
             value[:] = rng.standard_normal(value.shape) / 4
-
-    def artifact(self) -> Artifact:
-        return Artifact(tensors=self.values)
-
-    def load(self, found: Artifact, source: str) -> None:
-        if set(found.tensors) != set(self.values):
-            raise MismatchError(f"{source} changes other parts")
-        for name, value in self.values.items():
-            value[:] = found.tensors[name]
 
 
 @dataclass(frozen=True)

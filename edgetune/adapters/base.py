@@ -17,8 +17,8 @@ forward is called again, or `keep` where the product itself is not needed. The m
 are called in the same order. `before_update` precedes the optimizer's update, and `after_step` follows it.
 
 `low_rank.py` is LoRA; `factored.py` is the base of families that compute A and B from what they train, and export a
-LoRA. tests/adapters/test_family.py has a family with a proximal step, tests/adapters/test_parts.py one each of
-sublayers, norms and virtual tokens.
+LoRA; `arrays.py` is that of families which train other arrays. tests/adapters/test_family.py has a family with a
+proximal step, tests/adapters/test_parts.py one each of sublayers, norms and virtual tokens.
 Letters: T tokens, N outputs, K inputs of a projection, D the model's width.
 """
 

@@ -10,7 +10,6 @@ such step, so edgetune's own engine answers.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import ClassVar
 
@@ -18,16 +17,16 @@ import numpy as np
 
 from ..backends.arena import Arena
 from ..backends.base import Array, Backend
-from ..errors import MismatchError
 from ..options import option
-from .base import OWN_ENGINE, SUBLAYERS, Artifact, Carved, Family, Group, Shapes, register, slices
+from .arrays import ArrayFamily, CarvedArrays
+from .base import OWN_ENGINE, SUBLAYERS, Carved, Shapes, register
 
 SPREAD = 0.02  # standard deviation of down at the start; up is 0, so that the network begins as the base
 
 
 @register
 @dataclass(frozen=True)
-class Houlsby(Family):
+class Houlsby(ArrayFamily):
     """A small network after attention and after the feed-forward part of each block."""
 
     name: ClassVar[str] = "houlsby"
@@ -36,11 +35,7 @@ class Houlsby(Family):
     size: ClassVar[tuple[str, ...]] = ("adapter_width",)
     adapter_width: int = option(16, "Values between the two matrices after each sublayer.", low=1, high=4096)
 
-    def parameters(self, shapes: Shapes) -> list[Group]:
-        return [Group(name, int(np.prod(shape)), decay=len(shape) > 1) for name, shape in self.shapes(shapes).items()]
-
-    def shapes(self, shapes: Shapes) -> dict[str, tuple[int, ...]]:
-        """The shape of each trained array, by its name."""
+    def arrays(self, shapes: Shapes) -> dict[str, tuple[int, ...]]:
         r = self.adapter_width
         found: dict[str, tuple[int, ...]] = {}
         for name, (d,) in shapes.items():
@@ -54,19 +49,9 @@ class Houlsby(Family):
         return {"adapter_width": self.adapter_width // 2} if self.adapter_width > 1 else {}
 
 
-class CarvedHoulsby(Carved):
-    """values, gradients: by name, as `Houlsby.shapes`."""
-
+class CarvedHoulsby(CarvedArrays):
     def __init__(self, family: Houlsby, shapes: Shapes, arena: Arena, seed: int) -> None:
-        own = family.shapes(shapes)
-        groups = family.parameters(shapes)
-
-        def parts(flat: str) -> Mapping[str, np.ndarray]:
-            return {name: part.reshape(own[name])
-                    for name, part in zip(own, slices(groups, arena.flat(flat)), strict=True)}
-
-        self.values = parts("lora")
-        self.gradients = parts("dlora")
+        super().__init__(family, shapes, arena)
         rng = np.random.default_rng(seed)
         for name, array in self.values.items():
             array[:] = SPREAD * rng.standard_normal(array.shape) if name.endswith(".down") else 0
@@ -86,17 +71,6 @@ class CarvedHoulsby(Carved):
         grad[f"{name}.down"][:] += dbefore.T @ out
         grad[f"{name}.b"][:] += dbefore.sum(0)
         dout += dbefore @ value[f"{name}.down"]
-
-    def artifact(self) -> Artifact:
-        return Artifact(tensors=self.values)
-
-    def load(self, found: Artifact, source: str) -> None:
-        if {name: array.shape for name, array in found.tensors.items()} != {
-                name: array.shape for name, array in self.values.items()}:
-            raise MismatchError(f"{source} has bottlenecks of another width or place than are trained here",
-                                "give --adapter-width and --blocks the values that it has")
-        for name, array in self.values.items():
-            array[:] = found.tensors[name]
 
 
 def _silu(x: np.ndarray) -> np.ndarray:

@@ -18,14 +18,15 @@ from ..backends.arena import Arena
 from ..backends.base import Backend
 from ..errors import MismatchError
 from ..options import option
-from .base import KEYS, LLAMA_CPP, Artifact, Carved, Family, Group, Shapes, register, slices
+from .arrays import ArrayFamily, CarvedArrays
+from .base import KEYS, LLAMA_CPP, Artifact, Carved, Shapes, register
 
 SPREAD = 0.02  # standard deviation of keys and values at the start
 
 
 @register
 @dataclass(frozen=True)
-class Prefix(Family):
+class Prefix(ArrayFamily):
     """Keys and values of virtual tokens before each text, for which a request computes nothing."""
 
     name: ClassVar[str] = "prefix"
@@ -43,8 +44,9 @@ class Prefix(Family):
     def smaller(self) -> dict[str, int]:
         return {"prefix_tokens": self.prefix_tokens // 2} if self.prefix_tokens > 1 else {}
 
-    def parameters(self, shapes: Shapes) -> list[Group]:
-        return [Group(name, 2 * self.prefix_tokens * width, decay=False) for name, (width,) in shapes.items()]
+    def arrays(self, shapes: Shapes) -> dict[str, tuple[int, ...]]:
+        """Keys, then values."""
+        return {name: (2, self.prefix_tokens, width) for name, (width,) in shapes.items()}
 
     def carve(self, shapes: Shapes, arena: Arena, ops: Backend, seed: int) -> Carved:  # noqa: ARG002
         return CarvedPrefix(self, shapes, arena, seed)
@@ -63,18 +65,9 @@ class Prefix(Family):
         return keys
 
 
-class CarvedPrefix(Carved):
-    """values [2, P, N] of each block: keys, then values."""
-
+class CarvedPrefix(CarvedArrays):
     def __init__(self, family: Prefix, shapes: Shapes, arena: Arena, seed: int) -> None:
-        groups = family.parameters(shapes)
-
-        def parts(flat: str) -> dict[str, np.ndarray]:
-            return {group.name: part.reshape(2, family.prefix_tokens, -1)
-                    for group, part in zip(groups, slices(groups, arena.flat(flat)), strict=True)}
-
-        self.values = parts("lora")
-        self.gradients = parts("dlora")
+        super().__init__(family, shapes, arena)
         rng = np.random.default_rng(seed)
         for array in self.values.values():
             array[:] = SPREAD * rng.standard_normal(array.shape)
@@ -86,14 +79,3 @@ class CarvedPrefix(Carved):
     def keys_backward(self, name: str, dkeys: np.ndarray, dvalues: np.ndarray) -> None:
         self.gradients[name][0] += dkeys
         self.gradients[name][1] += dvalues
-
-    def artifact(self) -> Artifact:
-        return Artifact(tensors=self.values)
-
-    def load(self, found: Artifact, source: str) -> None:
-        if {name: array.shape for name, array in found.tensors.items()} != {
-                name: array.shape for name, array in self.values.items()}:
-            raise MismatchError(f"{source} has other virtual tokens than are trained here",
-                                "give --prefix-tokens the number that it has")
-        for name, array in self.values.items():
-            array[:] = found.tensors[name]
