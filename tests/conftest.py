@@ -102,9 +102,10 @@ def rows_are_tokenised_here(request: pytest.FixtureRequest, monkeypatch: pytest.
     so has all that keeps to a budget, reads standard input, or is started as a program.
     """
     if request.path.parent.name != "data":
-        from tokenised import load
+        import tokenised
 
-        monkeypatch.setattr("edgetune.data.loader.load", load)
+        monkeypatch.setattr("edgetune.data.loader.load", tokenised.load)
+        monkeypatch.setattr("edgetune.data.loader._by_process", tokenised.here)
 
 
 @pytest.fixture(scope="session")

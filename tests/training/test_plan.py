@@ -288,7 +288,7 @@ def test_moments_in_8_bits_learn_nearly_the_same(tmp_path):
 
 def test_a_trainer_refuses_at_once(tmp_path):
     path = write_tiny(tmp_path / "model.gguf")
-    with pytest.raises(UsageError, match=r"training needs \d+ MiB at least, the budget is 1 MiB \(--memory 1M\)"):
+    with pytest.raises(UsageError, match=r"training needs [\d.]+ [MG]iB at least, the budget is 1 MiB \(--memory 1M\)"):
         Trainer(path, memory="1M")
 
 
