@@ -284,7 +284,7 @@ def test_a_judge_without_room_is_refused(bundle, tmp_path):
     with closing(Tokenizer(bundle.gguf)) as tokenizer:
         pool = pool_of([question("a?", "b")], [question("c?")], has_grader=False, held=[question("d?", "e")])
         setting = Setting(bundle, tokenizer, pool, read_grader(SELF), OPTIONS, replace(CONFIG, memory="1M"), tmp_path)
-        with pytest.raises(UsageError, match=r"log-probabilities of a text of 1024 tokens need [\d.]+ [MG]iB.*--memory 1M"):
+        with pytest.raises(UsageError, match=r"of a text of 1024 tokens need [\d.]+ [MG]iB.*--memory 1M"):
             graded(setting, [question("c?")], [[ModelAnswer("x", 1, True)]])
 
 
