@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from edgetune.adapters.base import LLAMA_CPP, PROJECTIONS, Family, families
+from edgetune.adapters.base import LLAMA_CPP, MERGED, PROJECTIONS, Family, families
 from edgetune.bench.train import random_rows
 from edgetune.data.dataset import Dataset
 from edgetune.options import declared
@@ -13,6 +13,7 @@ from edgetune.training.trainer import Trainer
 SMALL = {"alpha": 4.0, "prune_every": 1}
 NAMES = sorted(families())
 PAIRS = [name for name in NAMES if families()[name].served_by == LLAMA_CPP and PROJECTIONS in families()[name].adapts]
+MERGING = [name for name in NAMES if families()[name].served_by == MERGED]
 OPTIONS: dict[str, Any] = {"batch_size": 3, "max_length": 24, "precision": "exact", "threads": 2, "lr": 0.01}
 
 

@@ -34,17 +34,19 @@ import numpy as np
 from ..backends.arena import Arena, Buffer
 from ..backends.base import Array, Backend, LowRank
 from ..errors import UnsupportedError, UsageError
-from ..formats.gguf import Tensor
+from ..formats.gguf import Gguf, Tensor
 from ..options import Registry, check_options, make_options
 from .lora import Lora
 
 T = TypeVar("T", bound="Family")
 LLAMA_CPP = "llama.cpp"
+MERGED = "llama.cpp, after edgetune merge"  # and before that by our own engine
 OWN_ENGINE = "edgetune's own engine"  # of training, and of --engine native
 
 PROJECTIONS = "projections"
 SUBLAYERS = "sublayers"
 NORMS = "norms"
+BIASES = "biases"
 INPUT = "input"
 KEYS = "keys"
 """The parts of a network that a family may adapt: its `adapts`."""
@@ -52,8 +54,8 @@ KEYS = "keys"
 Shapes = Mapping[str, tuple[int, ...]]
 """The shape of every part that a family adapts, by its name: [N, K] of a projection such as "blk.0.attn_q" (its GGUF
 name without ".weight"), [D] of a sublayer's output ("blk.0.attention", "blk.0.feed_forward"), of a norm's weight
-("blk.0.attn_norm", "output_norm") and of the first block's input ("input"), where D is the model's width, and [G * C]
-of keys and values ("blk.0.keys"), for G heads of width C.
+("blk.0.attn_norm", "output_norm") and of the first block's input ("input"), where D is the model's width, [N] of a
+projection's bias ("blk.0.attn_q.bias"), and [G * C] of keys and values ("blk.0.keys"), for G heads of width C.
 """
 NOTHING: LowRank = (None, None)
 """A product without a low-rank part."""
@@ -73,13 +75,14 @@ class Setting:
 class Artifact:
     """The result of training; its arrays may be views of the arena, which training changes in place.
 
-    pairs: the updates that llama.cpp applies to the base. tensors: other arrays, by name. family: the name of the
-    family that made it; served_by: the engine that answers with it; setting: for an engine that builds it again.
-    objective: as JSON, where `tensors` hold a head of its, such as one with labels. facts: other JSON that training
-    found about the heads.
+    pairs: the updates that llama.cpp applies to the base. weights: tensors that replace the base's, by their names in
+    its file. tensors: other arrays, by name. family: the name of the family that made it; served_by: the engine that
+    answers with it; setting: for an engine that builds it again. objective: as JSON, where `tensors` hold a head of
+    its, such as one with labels. facts: other JSON that training found about the heads.
     """
 
     pairs: Lora = field(default_factory=dict)
+    weights: Mapping[str, Tensor] = field(default_factory=dict)
     tensors: Mapping[str, np.ndarray] = field(default_factory=dict)
     family: str = ""
     served_by: str = LLAMA_CPP
@@ -90,7 +93,7 @@ class Artifact:
     @property
     def is_lora(self) -> bool:
         """Whether llama.cpp applies it as it is."""
-        return self.served_by == LLAMA_CPP and not self.tensors
+        return self.served_by == LLAMA_CPP and not self.tensors and not self.weights
 
     def make_family(self) -> Family:
         """The family that made it. Raises UsageError for one that is not known, or a wrong option."""
@@ -103,6 +106,7 @@ class Artifact:
                                    "answer with edgetune generate, or write it with edgetune export --to onnx")
         if not self.is_lora:
             ways = {OWN_ENGINE: "answer with edgetune generate --engine native",
+                    MERGED: "write a model with it by edgetune merge, or answer with edgetune generate --engine native",
                     LLAMA_CPP: "answer with edgetune's commands and daemon"}
             way = ways.get(self.served_by, f"{self.served_by} serves it")
             raise UnsupportedError(f"{source} is an adapter of the family {self.family}, which is no LoRA",
@@ -235,6 +239,9 @@ class Carved(ABC):
     calls the backend's `synchronize` first.
     """
 
+    def read_base(self, base: Gguf) -> None:  # noqa: B027  # most begin by the seed
+        """Sets parameters that start as weights of the base's file. Called once, after `Family.carve`."""
+
     def forward(self, linear: Frozen, out: Array, inp: Array, kept: Array | None, accumulate: bool) -> None:
         """out [T, N] (+)= the adapted projection of inp [T, K]."""
         raise NotImplementedError
@@ -266,6 +273,14 @@ class Carved(ABC):
 
     def norm_backward(self, name: str, dweight: np.ndarray) -> None:
         """Takes the gradient [D] of that weight."""
+        raise NotImplementedError
+
+    def bias(self, name: str) -> Array:
+        """A projection's bias [N], which is the same array from now on; in the backend's memory."""
+        raise NotImplementedError
+
+    def bias_backward(self, name: str, dbias: np.ndarray) -> None:
+        """Takes the gradient [N] of that bias."""
         raise NotImplementedError
 
     def virtual_forward(self) -> np.ndarray:

@@ -1,4 +1,4 @@
-"""An adapter merged into its base: a new GGUF whose weights are W + scale * B A.
+"""An adapter merged into its base: a new GGUF whose weights are W + scale * B A, or those that replace W.
 
 The base's metadata is copied byte by byte, and tensors pass through one slice of rows at a time, so that memory stays
 small for any model. Layout of a GGUF: gguf/read.py.
@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import os
 import struct
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, replace
 from math import prod
 from pathlib import Path
@@ -22,7 +22,7 @@ from ..formats.gguf import Gguf, Tensor
 from ..formats.gguf.read import BY_NAME
 from ..llamacpp.quantizer import TYPES, encode, quantize_file
 from .lora import Lora, Pair
-from .store import check_fit
+from .store import NO_WEIGHTS, check_fit
 
 KEEP = "keep"
 _FLOATS = ("F32", "F16", "BF16")
@@ -39,14 +39,15 @@ class Merged:
     bytes: int
 
 
-def merge(base: Gguf, pairs: Lora, out: str | os.PathLike[str], to: str = "Q8_0", threads: int = 0) -> Merged:
-    """Write `base` with `pairs` merged in to a new file `out`.
+def merge(base: Gguf, pairs: Lora, out: str | os.PathLike[str], to: str = "Q8_0", threads: int = 0,
+          weights: Mapping[str, Tensor] = NO_WEIGHTS) -> Merged:
+    """Write `base` with `pairs` merged in, and with `weights` in place of its tensors, to a new file `out`.
 
     to: a llama.cpp type such as Q8_0 or Q4_K_M (llama.cpp then chooses each tensor's format, as in llama-quantize);
-    F32, F16 or BF16 for all matrices; or "keep": each changed tensor is written in its earlier format, the others keep
-    their bytes. threads: of llama.cpp's quantizer; 0: one a core that this process may use.
+    F32, F16 or BF16 for all matrices; or "keep": each tensor that pairs change is written in its earlier format, the
+    others keep their bytes. threads: of llama.cpp's quantizer; 0: one a core that this process may use.
 
-    Raises UsageError for an unknown type or if `out` exists, MismatchError if the pairs do not fit, UnsupportedError
+    Raises UsageError for an unknown type or if `out` exists, MismatchError if they do not fit, UnsupportedError
     for a tensor in a format that edgetune cannot read, NumericsError for merged weights that are not finite,
     EdgetuneError where the disk refuses; no file is left then.
     """
@@ -55,25 +56,27 @@ def merge(base: Gguf, pairs: Lora, out: str | os.PathLike[str], to: str = "Q8_0"
     if to != KEEP and to not in TYPES:
         raise UsageError(f"the type {to} is unknown", f"choose from {KEEP}, {', '.join(TYPES)}")
     refuse_existing(path)
-    check_fit(pairs, base, "the adapter")
+    check_fit(pairs, base, "the adapter", weights)
     if to == KEEP:
         _check_kept(base, pairs)
     if path.parent.is_dir():
-        require_room(path.parent, disk_needed(base, pairs, to))
+        require_room(path.parent, disk_needed(base, pairs, to, weights))
+    source = replace(base, tensors={**base.tensors, **weights})
     with replaced(path) as beside:
         if to == KEEP or to in _FLOATS:
-            _write(beside, base, pairs, to)
+            _write(beside, base, source, pairs, to)
         else:
-            _write_quantized(beside, base, pairs, to, threads)
-    return Merged(path, to, len(pairs), path.stat().st_size)
+            _write_quantized(beside, base, source, pairs, to, threads)
+    return Merged(path, to, len(pairs) + len(weights), path.stat().st_size)
 
 
-def disk_needed(base: Gguf, pairs: Lora, to: str) -> int:
+def disk_needed(base: Gguf, pairs: Lora, to: str, weights: Mapping[str, Tensor] = NO_WEIGHTS) -> int:
     """Bytes at most that `merge` writes: the new file, and the one with F16 from which llama.cpp makes another type."""
+    source = replace(base, tensors={**base.tensors, **weights})
     if to == KEEP or to in _FLOATS:
-        return _file_bytes(base, _formats(base, pairs, to))
+        return _file_bytes(base, _formats(source, pairs, to))
     largest = to if to in BY_NAME else "Q8_0"  # a mixture such as Q4_K_M
-    return _file_bytes(base, _formats(base, pairs, KEEP, "F16")) + _file_bytes(base, _formats(base, pairs, largest))
+    return _file_bytes(base, _formats(source, pairs, KEEP, "F16")) + _file_bytes(base, _formats(source, pairs, largest))
 
 
 def _file_bytes(base: Gguf, formats: dict[str, str]) -> int:
@@ -89,33 +92,35 @@ def _check_kept(base: Gguf, pairs: Lora) -> None:
                              "merge to another type, such as Q4_K_M or Q8_0")
 
 
-def _write_quantized(path: Path, base: Gguf, pairs: Lora, to: str, threads: int) -> None:
+def _write_quantized(path: Path, base: Gguf, source: Gguf, pairs: Lora, to: str, threads: int) -> None:
     """Quantizes with llama.cpp, from a file whose changed tensors are F16, which is finer than any requested type."""
     floats = path.with_name(f"{path.name}.f16")
     try:
-        _write(floats, base, pairs, KEEP, changed="F16")
+        _write(floats, base, source, pairs, KEEP, changed="F16")
         quantize_file(floats, path, to, threads)
     finally:
         floats.unlink(missing_ok=True)
 
 
-def _write(path: Path, base: Gguf, pairs: Lora, to: str, changed: str = "") -> None:
-    """Writes the file in one pass over the base. changed: as of `_formats`."""
-    formats = _formats(base, pairs, to, changed)
+def _write(path: Path, base: Gguf, source: Gguf, pairs: Lora, to: str, changed: str = "") -> None:
+    """Writes the file in one pass over the tensors of `source`, which are the base's but for those that are replaced.
+    changed: as of `_formats`.
+    """
+    formats = _formats(source, pairs, to, changed)
     alignment = base.metadata.get("general.alignment", 32)
     assert isinstance(alignment, int)  # the reader has checked it
     with path.open("wb") as file:
         file.write(_header(base, formats, None if to == KEEP else TYPES[to], alignment))
-        for name, tensor in base.tensors.items():
+        for name, tensor in source.tensors.items():
             for data in _data(tensor, pairs.get(name.removesuffix(".weight")), formats[name]):
                 file.write(data)
             file.write(bytes(-file.tell() % alignment))
 
 
-def _formats(base: Gguf, pairs: Lora, to: str, changed: str = "") -> dict[str, str]:
+def _formats(source: Gguf, pairs: Lora, to: str, changed: str = "") -> dict[str, str]:
     """The format of each tensor. changed: replaces `to` for changed tensors."""
     formats = {}
-    for name, tensor in base.tensors.items():
+    for name, tensor in source.tensors.items():
         formats[name] = tensor.format if to == KEEP or len(tensor.shape) == 1 else to
         if changed and name.removesuffix(".weight") in pairs:
             formats[name] = changed
@@ -168,15 +173,9 @@ def _data(tensor: Tensor, pair: Pair | None, format: str) -> Iterator[memoryview
     if pair is None and format == tensor.format:
         yield tensor.data.data
         return
-    rows = prod(tensor.shape[:-1])
-    width = tensor.shape[-1]
-    stored = tensor.data.reshape(rows, -1)
-    step = max(1, _SLICE // width)
-    for begin in range(0, rows, step):
-        part = stored[begin : begin + step]
-        weights = replace(tensor, shape=(len(part), width), data=part.reshape(-1)).f32()
+    for place, weights in tensor.rows(_SLICE):
         if pair is not None:
-            weights = weights + np.float32(pair.scale) * (pair.b[begin : begin + step] @ pair.a)
+            weights = weights + np.float32(pair.scale) * (pair.b[place] @ pair.a)
         yield _encoded(tensor.name, weights, format)
 
 

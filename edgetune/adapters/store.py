@@ -21,7 +21,7 @@ from numpy.typing import NDArray
 
 from ..disk import MIB, json_text, new_folder, open_regular, read_object, replaced
 from ..errors import FormatError, MismatchError, NumericsError, UnsupportedError
-from ..formats.gguf import Gguf, check_adapter, fingerprint, open_gguf, write_gguf
+from ..formats.gguf import Gguf, Tensor, check_adapter, fingerprint, open_gguf, write_gguf
 from ..version import __version__
 from .base import LLAMA_CPP, Artifact, Setting, family_named
 from .lora import Lora, Pair
@@ -33,6 +33,9 @@ _SERVED_BY = "edgetune.served_by"
 _SETTING = "edgetune.setting"
 _OBJECTIVE = "edgetune.objective"  # of an adapter with a head
 _FACTS = "edgetune.facts"  # likewise
+_REPLACES = "edgetune.replaces"  # whether its tensors take the place of the base's
+_CHECKED = 1 << 18  # weights that are looked at together
+NO_WEIGHTS: Mapping[str, Tensor] = {}
 FILE = "adapter.gguf"
 RUN = "run.json"
 BESIDE = "beside.npz"  # arrays trained with it that are no part of it, such as a value head, by name
@@ -117,7 +120,7 @@ def read_artifact(path: str | os.PathLike[str], base: Gguf) -> Artifact:
     gguf = _opened(path)
     _check_base(gguf, base)
     found = _read_artifact(gguf)
-    check_fit(found.pairs, base, str(gguf.path))
+    check_fit(found.pairs, base, str(gguf.path), found.weights)
     return found
 
 
@@ -160,7 +163,10 @@ def save_artifact(path: str | os.PathLike[str], found: Artifact, base: Gguf, for
     for name, pair in found.pairs.items():
         values[f"{name}.weight.lora_a"] = pair.a
         values[f"{name}.weight.lora_b"] = pair.b if alpha else pair.b * np.float32(pair.scale)
-    tensors: dict[str, NDArray[np.float32] | NDArray[np.float16]] = {}
+    tensors: dict[str, Tensor | NDArray[np.float32] | NDArray[np.float16]] = {**found.weights}
+    for name, tensor in found.weights.items():
+        if not _is_finite(tensor):
+            raise NumericsError(f"{name} holds values that are not finite", "lower --lr")
     for name, array in {**values, **found.tensors}.items():
         with np.errstate(over="ignore"):  # found on the next line
             stored = array.astype(np.float16) if format == "F16" else array
@@ -175,6 +181,7 @@ def save_artifact(path: str | os.PathLike[str], found: Artifact, base: Gguf, for
         **({} if found.is_lora else {_SERVED_BY: found.served_by, _SETTING: json_text(vars(found.setting))}),
         **({_OBJECTIVE: json_text(found.objective)} if found.objective else {}),
         **({_FACTS: json_text(found.facts)} if found.facts else {}),
+        **({_REPLACES: True} if found.weights else {}),
         _ALPHA: alpha,
         "general.name": f"LoRA for {base_name(base)}",
         "general.base_model.count": 1,
@@ -294,9 +301,16 @@ def _read_artifact(gguf: Gguf) -> Artifact:
     alpha = float(gguf.metadata.get(_ALPHA, 0.0))  # type: ignore[arg-type]  # a number, by check_adapter or as written
     pairs = {}
     tensors = {}
+    weights = {}
     is_lora = gguf.metadata["adapter.type"] == LORA
+    replaces = not is_lora and gguf.metadata.get(_REPLACES) is True
     for name in gguf.tensors:
         tensor, _, half = name.rpartition(".")
+        if replaces:
+            weights[name] = gguf.tensors[name]
+            if not _is_finite(weights[name]):
+                raise FormatError(f"{gguf.path}: {name} has values that are not finite", "take an earlier adapter")
+            continue
         if half not in ("lora_a", "lora_b") and not is_lora:
             tensors[name] = gguf.tensors[name].f32()
             continue
@@ -308,7 +322,7 @@ def _read_artifact(gguf: Gguf) -> Artifact:
             if not (np.isfinite(a).all() and np.isfinite(b).all()):
                 raise FormatError(f"{gguf.path}: {tensor} has an update that is not finite", "take an earlier adapter")
             pairs[tensor.removesuffix(".weight")] = Pair(a, b, alpha / a.shape[0] if alpha else 1.0)
-    return Artifact(pairs, tensors, str(gguf.metadata.get(_FAMILY, "")),
+    return Artifact(pairs, weights, tensors, str(gguf.metadata.get(_FAMILY, "")),
                     str(gguf.metadata.get(_SERVED_BY, LLAMA_CPP)), Setting() if is_lora else _read_setting(gguf),
                     _read_json(gguf, _OBJECTIVE), _read_json(gguf, _FACTS))
 
@@ -350,17 +364,23 @@ def _check_base(gguf: Gguf, base: Gguf) -> None:
         )
 
 
-def check_fit(pairs: Lora, base: Gguf, source: str) -> None:
-    """Raises MismatchError unless every pair has its tensor in `base`, of its shape. `source` names the pairs."""
-    for name, pair in pairs.items():
-        tensor = base.tensors.get(f"{name}.weight")
+def check_fit(pairs: Lora, base: Gguf, source: str, weights: Mapping[str, Tensor] = NO_WEIGHTS) -> None:
+    """Raises MismatchError unless every pair, and every tensor in place of the base's, has its tensor in `base`, of its
+    shape. `source` names them.
+    """
+    shapes = {f"{name}.weight": (pair.b.shape[0], pair.a.shape[1]) for name, pair in pairs.items()}
+    for name, shape in {**shapes, **{name: tensor.shape for name, tensor in weights.items()}}.items():
+        tensor = base.tensors.get(name)
         has = "no such tensor" if tensor is None else f"{list(tensor.shape)}"
-        shape = (pair.b.shape[0], pair.a.shape[1])
         if tensor is None or tensor.shape != shape:
             raise MismatchError(
-                f"{source} changes {name} of shape {list(shape)}, {base.path} has {has}",
+                f"{source} changes {name.removesuffix('.weight')} of shape {list(shape)}, {base.path} has {has}",
                 "give the model it was trained on",
             )
+
+
+def _is_finite(tensor: Tensor) -> bool:
+    return all(np.isfinite(part).all() for _, part in tensor.rows(_CHECKED))
 
 
 # ---- writing ---------------------------------------------------------------------------------------------------------

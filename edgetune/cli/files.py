@@ -167,24 +167,31 @@ def import_command(peft_folder: Path, base: Path, folder: Path, as_json: bool) -
 
 @command("merge", MODEL, click.argument("adapter", type=click.Path(path_type=Path)),
          click.option("-o", "--out", "target", type=click.Path(path_type=Path), required=True, help="New GGUF."),
-         click.option("--to", "to", default="Q8_0", show_default=True,
-                      help="llama.cpp's name of the type to requantize to, or F32, F16, keep."),
+         click.option("--to", "to", default="",
+                      help="llama.cpp's name of the type to requantize to, or F32, F16, keep "
+                           "[Q8_0; keep for an adapter that has whole weights]."),
          click.option("--eval", "held_out", type=click.Path(path_type=Path),
                       help="Held-out rows: measure what merging cost, in loss and exact answers."),
          system_option, column_options, threads_option)
 def merge_command(model: Path, adapter: Path, target: Path, to: str, held_out: Path | None, system: str,
                   prompt_column: str, completion_column: str, threads: int, as_json: bool) -> None:
     """Write MODEL with ADAPTER added into its weights."""
-    from ..adapters.merge import merge
-    from ..adapters.store import open_adapter, read_system
+    from ..adapters.merge import KEEP, merge
+    from ..adapters.store import read_artifact, read_system
     from ..data.formats import Columns
     from ..formats.bundle import open_bundle
     of_rows = {"system": system, "prompt_column": prompt_column, "completion_column": completion_column}
     for name in explicit(of_rows) if held_out is None else ():
         raise UsageError(f"--{name.replace('_', '-')} is given without --eval", "name the held-out rows, too")
     gguf = open_bundle(model).gguf
+    found = read_artifact(adapter, gguf)
+    if found.weights and held_out:
+        raise UsageError(f"--eval compares answers before and after, and llama.cpp cannot apply {adapter} before",
+                         "merge first, and measure the new model with edgetune eval")
+    to = to or (KEEP if found.weights else "Q8_0")
+    pairs = {} if found.weights else found.served_pairs(str(adapter))
     with nullcontext() if as_json else out.status("merging"):
-        merge(gguf, open_adapter(adapter, gguf).pairs, target, to, threads)
+        merge(gguf, pairs, target, to, threads, found.weights)
     result: dict[str, Any] = {"out": str(target), "to": to, "bytes": target.stat().st_size}
     lines: list[Any] = [f"{target}: {size_text(target.stat().st_size)}"]
     if held_out is None:

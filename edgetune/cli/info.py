@@ -144,8 +144,9 @@ def _adapter(path: Path) -> dict[str, Any]:
         "trained_on": base, "fingerprint": fingerprint, **({
             "pairs": len(found.pairs), "targets": dict(targets),
             "ranks": sorted({pair.rank for pair in found.pairs.values()})} if found.pairs else {}),
-        "parameters": sum(pair.a.size + pair.b.size for pair in found.pairs.values()) + sum(
-            array.size for array in found.tensors.values()),
+        "parameters": sum(pair.a.size + pair.b.size for pair in found.pairs.values())
+        + sum(array.size for array in found.tensors.values())
+        + sum(prod(tensor.shape) for tensor in found.weights.values()),
         "bytes": gguf.path.stat().st_size, "status": run.get("status", "")}
     if trained := run.get("parameters"):
         facts["parameters_trained"] = trained

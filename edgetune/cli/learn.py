@@ -173,16 +173,17 @@ def verdict_line(result: Result) -> Text:
 
 def try_lines(result: Result, model: Path, folder: Path) -> list[str]:
     """Names the adapter's folder and, unless it is worse than no training, the shortest command to answer with it."""
-    from ..adapters.base import LLAMA_CPP, family_named
+    from ..adapters.base import LLAMA_CPP, MERGED, family_named
     from ..console import Copied
     from ..formats.named import name_of
     if result.is_worse:
         return [f"adapter in {folder}"]
-    if result.record.get("objective", {}).get("name") == "embed":
+    served_by = family_named(result.record["options"]["family"]).served_by
+    if result.record.get("objective", {}).get("name") == "embed" or served_by == MERGED:
         merge = f"edgetune merge {name_of(model)} {folder} -o NEW.gguf"
         return [Copied(f"adapter in {folder}; write a model with it: {merge}")]
-    is_served = family_named(result.record["options"]["family"]).served_by == LLAMA_CPP
-    command = f"chat {name_of(model)}" if is_served else f"generate {name_of(model)} PROMPTS.jsonl --engine native"
+    native = f"generate {name_of(model)} PROMPTS.jsonl --engine native"
+    command = f"chat {name_of(model)}" if served_by == LLAMA_CPP else native
     return [Copied(f"adapter in {folder}; try: edgetune {command} --adapter {folder}")]
 
 

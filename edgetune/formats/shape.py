@@ -83,6 +83,7 @@ class Shape:
     post_norms: bool  # gemma3 normalises again before each residual sum
     ropes: tuple[Rope, Rope]  # of blocks that see everything, of blocks with a window
     windows: tuple[int, ...]  # a block's sliding window in tokens, 0: none
+    biases: tuple[str, ...] = ()  # projections that have one in every block
 
     @property
     def family(self) -> Family:
@@ -140,7 +141,9 @@ def read_shape(gguf: Gguf) -> Shape:
         attn_scale=1.0 / math.sqrt(d_model // n_head if wide else d_head),
         qk_norm=family.qk_norm, post_norms=family.post_norms, ropes=(global_rope, local_rope),
         windows=(read_windows(get, n_layer, get.integer("attention.sliding_window", 0), family.windows_every)
-                 if family.windows_every else (0,) * n_layer))
+                 if family.windows_every else (0,) * n_layer),
+        biases=tuple(name for name in family.biases
+                     if all(f"blk.{i}.{name}.bias" in gguf.tensors for i in range(n_layer))))
     _check_sizes(gguf, shape)
     check_tensors(gguf, arch, expected_tensors(shape), optional_tensors(shape))
     return shape

@@ -26,7 +26,7 @@ from typing import TYPE_CHECKING, ClassVar, Protocol, TypeVar
 
 import numpy as np
 
-from ..adapters.base import KEYS, PROJECTIONS, Carved, Group, Shapes, slices
+from ..adapters.base import BIASES, KEYS, PROJECTIONS, Carved, Group, Shapes, slices
 from ..adapters.heads import VOCABULARY, HeadKind
 from ..backends.arena import Arena, Buffer
 from ..backends.base import Backend
@@ -144,6 +144,8 @@ class Structure(ABC):
         linear = self.linear_shapes()
         for kind in run.family.adapts:
             of_block, others = ({t: linear[t] for t in run.targets}, {}) if kind == PROJECTIONS else self.parts(kind)
+            if kind == BIASES:
+                of_block = {name: of_block[name] for t in run.targets if (name := f"{t}.bias") in of_block}
             found |= {f"blk.{i}.{name}": shape for i in run.blocks for name, shape in of_block.items()} | {**others}
         return found
 

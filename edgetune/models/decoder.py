@@ -84,6 +84,7 @@ class Decoder(Passes):
         self.stream = Stream(model.gguf, model.shape.n_layer, ops, streamed)
         shapes = model.structure.trained_shapes(run)
         self.adapter = run.family.carve(shapes, arena, ops, seed)
+        self.adapter.read_base(model.gguf)
         self.vectors = {name: ops.upload(vector) for name, vector in model.vectors.items()}
         self.linear = Projections(ops, self.stream.weights, self.vectors, run, self.adapter, shapes)
         s = self.shape

@@ -71,6 +71,7 @@ class EncoderPasses(Passes):
         self.stream = Stream(network.gguf, self.shape.n_layer, ops, streamed, has_head=False)
         shapes = network.structure.trained_shapes(run)
         self.adapter = run.family.carve(shapes, arena, ops, seed)
+        self.adapter.read_base(network.gguf)
         vectors = {name: ops.upload(vector) for name, vector in network.vectors.items()}
         self.linear = Projections(ops, self.stream.weights, vectors, run, self.adapter, shapes)
         self.norms = LayerNorms(ops, arena, vectors, self.shape.norm_eps)

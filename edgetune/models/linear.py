@@ -9,20 +9,21 @@ from __future__ import annotations
 import re
 from collections.abc import Collection, Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 
 from ..adapters.base import PROJECTIONS, Carved, Family, Frozen
 from ..adapters.heads import VOCABULARY, HeadKind
 from ..adapters.lora import TARGETS
-from ..backends.base import Backend
+from ..backends.base import Backend, floats
 from ..formats.gguf import Tensor
 
 Activations = dict[str, np.ndarray]  # a block's activations by name
 # A few values dominate the gradient of the residual stream. Rounding it to 8 bits alone causes the error that
 # tests/backends/test_precision.py allows in total: where "fast" rounds so, this projection's backward is exact.
 EXACT_DINP = ("ffn_down",)
+ROWS = 256  # whose gradient of a vector is summed at a time, so that no array of size is allocated
 
 
 @dataclass(frozen=True)
@@ -79,6 +80,7 @@ class Projections:
 
     def __init__(self, ops: Backend, weights: Mapping[str, Tensor], vectors: Mapping[str, np.ndarray], run: RunShape,
                  adapter: Carved, trained: Collection[str]) -> None:
+        self._ops = ops
         self.adapter = adapter
         self.trained = frozenset(trained)
         self._is_off = False
@@ -90,6 +92,8 @@ class Projections:
                 precision = forward_precision(run, int(found[1]))
                 self._linear[name] = Frozen(name, found[2], ops, weight, vectors.get(f"{name}.bias"), run.precision,
                                             precision, rounds and found[2] in EXACT_DINP)
+        self._adapted = {name: replace(linear, bias=adapter.bias(name)) if f"{name}.bias" in trained else linear
+                         for name, linear in self._linear.items()}
 
     def adapts(self, name: str) -> bool:
         """Whether a part of the network is adapted, in a pass with the adapter."""
@@ -112,7 +116,7 @@ class Projections:
     def forward(self, out: np.ndarray, inp: np.ndarray, layer: int, target: str, kept: Activations,
                 accumulate: bool = False) -> None:
         """out [T, N] (+)= the projection of inp [T, K]."""
-        linear = self._linear[f"blk.{layer}.{target}"]
+        linear = self._of(layer, target)
         if self.adapts(linear.name):
             self.adapter.forward(linear, out, inp, kept.get(f"u_{target}"), accumulate)
         else:
@@ -120,14 +124,16 @@ class Projections:
 
     def keep(self, inp: np.ndarray, layer: int, target: str, kept: Activations) -> None:
         """Computes again what forward keeps for backward, without the product."""
-        linear = self._linear[f"blk.{layer}.{target}"]
+        linear = self._of(layer, target)
         if linear.name in self.trained:
             self.adapter.keep(linear, inp, kept.get(f"u_{target}"))
 
     def backward(self, dinp: np.ndarray | None, dout: np.ndarray, layer: int, target: str, kept: Activations,
                  accumulate: bool = False) -> None:
         """dinp [T, K] (None: not wanted) (+)= its gradient; the adapter's accumulates. `finish` follows."""
-        linear = self._linear[f"blk.{layer}.{target}"]
+        linear = self._of(layer, target)
+        if self.adapts(f"{linear.name}.bias"):
+            self.adapter.bias_backward(linear.name, self._row_sum(dout))
         if linear.name in self.trained:
             self.adapter.backward(linear, dinp, dout, kept.get(f"u_{target}"), accumulate)
         elif dinp is not None:
@@ -135,9 +141,20 @@ class Projections:
 
     def finish(self, inp: np.ndarray, layer: int, target: str) -> None:
         """The rest of backward, which reads the projection's input."""
-        linear = self._linear[f"blk.{layer}.{target}"]
+        linear = self._of(layer, target)
         if linear.name in self.trained:
             self.adapter.finish(linear, inp)
+
+    def _of(self, layer: int, target: str) -> Frozen:
+        return (self._linear if self._is_off else self._adapted)[f"blk.{layer}.{target}"]
+
+    def _row_sum(self, dout: np.ndarray) -> np.ndarray:
+        """[N], the sum of dout [T, N] over T."""
+        self._ops.synchronize()
+        total = np.zeros(dout.shape[1], np.float32)
+        for begin in range(0, len(dout), ROWS):
+            total += floats(dout[begin:begin + ROWS]).sum(0)
+        return total
 
 
 def target_names(targets: tuple[str, ...]) -> tuple[str, ...]:

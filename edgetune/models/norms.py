@@ -10,9 +10,7 @@ from collections.abc import Mapping
 import numpy as np
 
 from ..backends.base import Array, Backend, floats
-from .linear import Projections
-
-ROWS = 256  # whose gradient is summed at a time, so that no array of size is allocated
+from .linear import ROWS, Projections
 
 
 class Norms:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from ..adapters.base import INPUT, KEYS, NORMS, SUBLAYERS, Group, Shapes
+from ..adapters.base import BIASES, INPUT, KEYS, NORMS, SUBLAYERS, Group, Shapes
 from ..adapters.heads import VALUE, HeadKind
 from ..backends.arena import Buffer
 from ..backends.base import HEAD_STATE
@@ -76,6 +76,8 @@ class DecoderStructure(Structure):
             return {}, {"input": width}
         if kind == KEYS:
             return {"keys": (s.d_kv,)}, {}
+        if kind == BIASES:
+            return {f"{name}.bias": self.linear_shapes()[name][:1] for name in s.biases}, {}
         if kind != NORMS:
             return super().parts(kind)
         norms = {"attn_norm": width, "ffn_norm": width}

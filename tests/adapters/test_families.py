@@ -15,14 +15,14 @@ from encoders import WORDS, tiny_bert, write_encoder
 from families import logits_of, make_family
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from small_families import NAMES, OPTIONS, PAIRS, data, options_of, small, trained
+from small_families import MERGING, NAMES, OPTIONS, PAIRS, data, options_of, small, trained
 
 from edgetune.adapters.base import families
 from edgetune.adapters.lora import TARGETS
 from edgetune.adapters.store import read_artifact, read_run
 from edgetune.daemon.jobs import recipe
 from edgetune.data.packing import collate
-from edgetune.errors import BudgetError, Interrupted, MismatchError, UsageError
+from edgetune.errors import BudgetError, Interrupted, MismatchError, UnsupportedError, UsageError
 from edgetune.formats.gguf import open_gguf
 from edgetune.objectives.classify import Classify
 from edgetune.options import declared
@@ -64,6 +64,39 @@ def test_llama_cpp_answers_as_it_was_trained(name, tmp_path):
     served = logits_of(path, tokens.tokens.tolist(), tmp_path / "out" / "adapter.gguf")
     assert distance(served, ours) < 1e-4
     assert distance(logits_of(path, tokens.tokens.tolist()), ours) > 0.01, "it has learned nothing to compare"
+
+
+@pytest.mark.parametrize(("architecture", "limit", "more"), [
+    ("llama", 1e-4, {"attention_bias": True, "mlp_bias": True}), ("gemma3", 1e-3, {})], ids=["llama", "gemma3"])
+@pytest.mark.parametrize("name", MERGING)
+def test_llama_cpp_answers_with_the_merged_file(name, architecture, limit, more, tmp_path):
+    """As it was trained, and as our own engine does with the adapter. All else keeps its bytes. llama.cpp takes gemma's
+    GELU from a table in float16.
+    """
+    path, _ = make_family(architecture, tmp_path, num_hidden_layers=2, **more)
+    trainer = trained(path, small(name), lr=0.05, blocks="last:1")
+    trainer.save(tmp_path / "out")
+    said = command("merge", path, tmp_path / "out", "-o", tmp_path / "merged.gguf")
+    assert "merged.gguf" in said
+    tokens = data(1).examples[0]
+    batch = collate([tokens])
+    ours = trainer.decoder.logits(batch)
+    served = logits_of(tmp_path / "merged.gguf", tokens.tokens.tolist())
+    assert distance(served, ours) < limit
+    assert distance(logits_of(path, tokens.tokens.tolist()), ours) > 0.01, "it has learned nothing to compare"
+    base = open_gguf(path)
+    found = read_artifact(tmp_path / "out", base)
+    alone = open_decoder(base, found, threads=2, max_tokens=30, max_length=24)
+    assert distance(alone.logits(batch), ours) < 1e-5
+    merged = open_gguf(tmp_path / "merged.gguf").tensors
+    assert dict(base.metadata) == dict(open_gguf(tmp_path / "merged.gguf").metadata)
+    changed = {one for one, tensor in merged.items() if tensor.data.tobytes() != base.tensors[one].data.tobytes()}
+    assert changed == found.weights.keys()
+    assert {one.split(".")[1] for one in changed} == {"1", "weight"}  # output_norm.weight
+    for refused in (("chat", path, "--adapter", tmp_path / "out"),
+                    ("merge", path, tmp_path / "out", "-o", tmp_path / "b.gguf", "--eval", tmp_path / "rows.jsonl")):
+        code = UsageError.exit_code if refused[0] == "merge" else UnsupportedError.exit_code
+        assert "merge" in command(*refused, code=code)
 
 
 @pytest.mark.parametrize("name", NAMES)

@@ -149,7 +149,7 @@ def test_what_llama_cpp_cannot_serve_is_refused_in_a_sentence(bundle, tmp_path, 
         with pytest.raises(EdgetuneError, match="family sparse"):
             use()
     monkeypatch.setitem(base._registry._found, "sparse", Sparse)  # as `register` does
-    with pytest.raises(UsageError, match="cannot serve what the family sparse trains"):
+    with pytest.raises(UsageError, match="cannot serve an adapter of the family sparse"):
         recipe.options(TrainConfig(), {"family": "sparse"})
 
 

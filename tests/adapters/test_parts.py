@@ -17,12 +17,13 @@ from commands import run as command
 from decoder_cases import LIMIT, Case, distance, hf_projection, make_case, make_decoder, train_once
 from families import GEMMA_NAMES, GGUF_NAMES, row_order
 from policy_cases import LETTERS, letters, prompts
-from toy_families import BitFit, Prompt
+from toy_families import Prompt
 from transformers import DynamicCache
 
 from edgetune import Result
 from edgetune.adapters import base
 from edgetune.adapters.base import OWN_ENGINE, Family, Setting
+from edgetune.adapters.bitfit import BitFit
 from edgetune.adapters.houlsby import Houlsby
 from edgetune.adapters.prefix import Prefix
 from edgetune.adapters.store import read_run, save_artifact
@@ -83,7 +84,7 @@ def adapted(model: Any, toy: Family, values: dict[str, np.ndarray]) -> Iterator[
     def scaled(leaf: torch.Tensor, module: Any, out: torch.Tensor) -> torch.Tensor:
         offset = 1.0 if "Gemma" in type(module).__name__ else 0.0
         weight = module.weight + offset
-        return out * (weight + leaf) / weight
+        return out * leaf / weight
 
     for name, leaf in leaves.items():
         if isinstance(toy, Prompt):
@@ -92,14 +93,14 @@ def adapted(model: Any, toy: Family, values: dict[str, np.ndarray]) -> Iterator[
             if name.endswith(".down"):
                 place = name.removesuffix(".down")
                 hook(module_of(place, model), partial(bottleneck, place))
-        elif name.endswith("norm"):
-            module = model.get_submodule(module_of(name, model))
-            hook(module_of(name, model), partial(scaled, leaf, module))
+        elif name.endswith("norm.weight"):
+            place = module_of(name.removesuffix(".weight"), model)
+            hook(place, partial(scaled, leaf, model.get_submodule(place)))
         elif isinstance(toy, BitFit):
-            place = hf_projection(name)
+            place = hf_projection(name.removesuffix(".bias"))
             order = row_order(place, leaf.numel(), model)
             bias = leaf if order is None else leaf[torch.from_numpy(np.argsort(order).copy())]
-            hook(place, bias.__add__)
+            hook(place, (bias - model.get_submodule(place).bias).__add__)
     try:
         yield leaves
     finally:
@@ -144,11 +145,12 @@ def truth(case: Case, toy: Family, values: dict[str, np.ndarray]) -> tuple[np.nd
         return np.concatenate(found), {name: leaf.grad.numpy() for name, leaf in leaves.items()}
 
 
-@pytest.mark.parametrize("architecture", ["llama", "qwen3", "gemma3"])
+@pytest.mark.parametrize("architecture", ["llama", "llama with biases", "qwen3", "gemma3"])
 @pytest.mark.parametrize("toy", TOYS, ids=lambda toy: toy.name)
 def test_log_p_and_gradients(toy, architecture, tmp_path):
     """Activations of one block or of all are kept; in one pass, or after a prefix that is computed apart."""
-    case = make_case(architecture, tmp_path, num_hidden_layers=BLOCKS)
+    biases = {name: True for name in ("attention_bias", "mlp_bias") if "biases" in architecture}
+    case = make_case(architecture.split()[0], tmp_path, num_hidden_layers=BLOCKS, **biases)
     expected = None
     for kept in (1, BLOCKS):
         decoder = make_decoder(case.decoder.model, replace(case.decoder.run, family=toy, kept=kept))
@@ -162,7 +164,7 @@ def test_log_p_and_gradients(toy, architecture, tmp_path):
         with decoder.linear.off(), case.decoder.linear.off():
             assert distance(decoder.logits(case.batch), case.decoder.logits(case.batch)) < LIMIT
     assert len(decoder.adapter.values) == {"houlsby": 24, "prompt": 1, "prefix": 3}.get(
-        toy.name, 7 * BLOCKS + {"llama": 2, "qwen3": 4, "gemma3": 6}[architecture] * BLOCKS + 1)
+        toy.name, {"llama": 2, "llama with biases": 2 + 7, "qwen3": 4, "gemma3": 6}[architecture] * BLOCKS + 1)
 
 
 def gradient_of(trainer: Trainer) -> tuple[Batch, np.ndarray]:

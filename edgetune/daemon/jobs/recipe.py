@@ -100,7 +100,7 @@ def options(base: TrainConfig, asked: Mapping[str, Any], own: Iterable[str] = ()
     name = family if isinstance(family, str) else family.name
     served_by = family_named(name).served_by
     if served_by != LLAMA_CPP:
-        raise UsageError(f"llama.cpp cannot serve what the family {name} trains", f"it is served by {served_by}")
+        raise UsageError(f"the daemon cannot serve an adapter of the family {name}", f"it is answered by {served_by}")
     specs = {option: spec for option, spec in train_options(name).items() if option not in FILE_OPTIONS}
     given: dict[str, Any] = {}
     for name, value in asked.items():

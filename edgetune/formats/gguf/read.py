@@ -132,6 +132,16 @@ class Tensor:
         Cpu(threads=1).dequantize(values, self.data, self.format)
         return values
 
+    def rows(self, size: int) -> Iterator[tuple[slice, npt.NDArray[np.float32]]]:
+        """Yields rows [n, K] as float32, about `size` weights at a time, with their place among all. Errors: f32's."""
+        width = self.shape[-1]
+        n = prod(self.shape[:-1])
+        stored = self.data.reshape(n, -1)
+        step = max(1, size // width)
+        for begin in range(0, n, step):
+            part = stored[begin:begin + step]
+            yield slice(begin, begin + len(part)), replace(self, shape=(len(part), width), data=part.reshape(-1)).f32()
+
 
 @dataclass(frozen=True, eq=False)
 class Gguf:
