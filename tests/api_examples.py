@@ -34,6 +34,7 @@ class Example:
     body: Any = None
     answer: Any = None
     is_upload: bool = False
+    sends: str = "rows.jsonl"  # the file of an upload
     of_encoder: bool = False
 
     @property
@@ -45,7 +46,8 @@ class Example:
         return self.path or self.route.split()[1]
 
 
-USAGE = {"prompt_tokens": 31, "completion_tokens": 12, "total_tokens": 43}
+USAGE = {"prompt_tokens": 31, "completion_tokens": 12, "total_tokens": 43,
+         "prompt_tokens_details": {"cached_tokens": 16}}
 JOB_OBJECT = {
     "id": JOB, "object": "fine_tuning.job", "created_at": AT, "status": "queued", "origin": "api", "model": "model",
     "fine_tuned_model": None, "training_file": FILE, "suffix": "home", "seed": 0, "method": {"type": "supervised"},
@@ -126,6 +128,9 @@ def _of_adapters() -> Iterator[Example]:
     yield Example("GET /v1/adapters", "See all adapters, and which is active.", answer={
         "object": "list", "data": [ADAPTER_OBJECT], "serving": ADAPTER,
         "history": [{"at": AT, "adapter": ADAPTER, "cause": "asked for by a client"}]})
+    yield Example("POST /v1/adapters", "Add one that another device made.", is_upload=True, sends="adapter.gguf",
+                  answer={**ADAPTER_OBJECT, "job": "", "verdict": {
+                      "passed": False, "reason": "a client added it; no gate has evaluated it"}})
     yield Example("GET /v1/adapters/{adapter}", "See one.", f"/v1/adapters/{ADAPTER}", answer=ADAPTER_OBJECT)
     yield Example("PATCH /v1/adapters/{adapter}", "Name it.", f"/v1/adapters/{ADAPTER}", {"name": "home"})
     yield Example("POST /v1/adapters/{adapter}/promote", "Activate it.", f"/v1/adapters/{ADAPTER}/promote",

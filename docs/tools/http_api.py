@@ -264,7 +264,7 @@ def curl(example: Example) -> Iterator[str]:
     method = "" if example.method in ("GET", "POST") else f" -X {example.method}"
     if example.is_upload:
         purpose = " -F purpose=fine-tune" if example.asked == "/v1/files" else ""
-        yield f"curl -s $URL{example.asked}{purpose} -F file=@rows.jsonl"
+        yield f"curl -s $URL{example.asked}{purpose} -F file=@{example.sends}"
         return
     if example.body is None and example.method == "POST":
         method = " -X POST"

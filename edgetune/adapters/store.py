@@ -40,6 +40,7 @@ FILE = "adapter.gguf"
 RUN = "run.json"
 BESIDE = "beside.npz"  # arrays trained with it that are no part of it, such as a value head, by name
 TOKENS = "tokens"  # of the facts of an adapter: what its keys and values stand for
+COMPILED = "compiled"  # the status in the run.json of a compiled prompt
 SCHEMA = "schema.json"  # of the answers that it learned, if all are JSON
 _ALPHA = "adapter.lora.alpha"
 _BASE = "edgetune.base_fingerprint"
@@ -255,6 +256,11 @@ def recorded_size(start: str | os.PathLike[str] | None) -> dict[str, Any]:
     options = read_run(Path(start)).get("options", {}) if start is not None else {}
     size = family_named(options.get("family", LORA)).size
     return {name: options[name] for name in ("family", *size, "targets", "blocks") if name in options}
+
+
+def is_compiled(folder: Path) -> bool:
+    """Whether an adapter folder holds a compiled prompt, whose keys and values are the base's own."""
+    return read_run(folder).get("status") == COMPILED
 
 
 def read_system(path: str | os.PathLike[str] | None) -> str:

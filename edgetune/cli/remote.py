@@ -330,6 +330,18 @@ def adapters_rollback(client: Any, as_json: bool) -> None:
     _change(client, as_json, url_path(ADAPTERS, "rollback"))
 
 
+@request("add", click.argument("adapter", type=click.Path(path_type=Path)),
+         click.option("--suffix", default="", help="A word for the adapter's name."), group=adapters)
+def adapters_add(client: Any, adapter: Path, suffix: str, as_json: bool) -> None:
+    """Add ADAPTER, a folder from another place.
+
+    A compiled prompt is one too. It is a candidate, which promote activates.
+    """
+    from ..console import Copied
+    found = client.add_adapter(adapter, suffix)
+    show(as_json, found, f"{found['id']} is a candidate", Copied(f"edgetune adapters promote {found['id']}"))
+
+
 @request("recover", group=adapters)
 def adapters_recover(client: Any, as_json: bool) -> None:
     """Take back adapters that a lost database left aside.

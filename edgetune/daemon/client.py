@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 from collections.abc import Iterator
+from contextlib import ExitStack
 from pathlib import Path
 from types import TracebackType
 from typing import Any
@@ -81,6 +82,20 @@ class Client:
                                      files={"file": (path.name, file)})["id"])
         except OSError as error:
             raise UsageError(f"cannot read {path}: {error.strerror}", "name a file of rows") from None
+
+    def add_adapter(self, path: Path, suffix: str = "") -> dict[str, Any]:
+        """Adds an adapter: a folder, or its adapter.gguf."""
+        from ..adapters.store import FILE, RUN, SCHEMA
+        folder = path if path.is_dir() else path.parent
+        names = {"file": FILE, "run": RUN, "json_schema": SCHEMA} if path.is_dir() else {"file": path.name}
+        with ExitStack() as opened:
+            try:
+                files = {part: (name, opened.enter_context((folder / name).open("rb")))
+                         for part, name in names.items() if part == "file" or (folder / name).exists()}
+            except OSError as error:
+                raise UsageError(f"cannot read {error.filename}: {error.strerror}", "name the folder of an adapter"
+                                 ) from None
+            return self._ask("POST", "/v1/adapters", data={"suffix": suffix}, files=files)
 
     def all(self, path: str, **query: Any) -> Iterator[dict[str, Any]]:
         """Yields every item of a list, a page at a time, as OpenAI's clients read lists."""

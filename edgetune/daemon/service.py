@@ -20,7 +20,8 @@ from types import TracebackType
 from typing import Any
 
 from .. import disk
-from ..errors import size_text
+from ..adapters.store import FILE
+from ..errors import UsageError, size_text
 from ..formats.bundle import open_bundle
 from ..formats.named import find_model
 from ..llamacpp.sampling import SEED_LIMIT
@@ -42,7 +43,7 @@ from .first import First, FirstEncoder
 from .grading import Grading
 from .jobs.jobs import FOLDER as RUNS
 from .jobs.jobs import NAMES as RUN_NAMES
-from .jobs.jobs import Jobs
+from .jobs.jobs import Jobs, check_suffix
 from .jobs.process import JobProcess, WorkerProcess
 from .jobs.queue import Queue, WorkerOptions
 from .jobs.room import Room
@@ -57,13 +58,14 @@ from .opening import open_answering
 from .options import DaemonConfig, model_name
 from .sources import AnswerSource, AskedQuestion, ModelSource, first_answer
 from .state.adapters import LATEST as LATEST
-from .state.adapters import Adapters
+from .state.adapters import Adapter, Adapters
 from .state.database import Store
 from .state.files import Files
 from .state.holdout import open_holdout
 from .state.shelf import LOST, Shelf, lost_things
 
 log = logging.getLogger("edgetune.daemon")
+READ = 4  # times the size of an adapter's file that reading it takes at most, as half floats become floats
 
 
 class Service:
@@ -245,6 +247,20 @@ class Service:
         adapter = self.adapter_for(model)
         labels = self.served.labels_of(adapter)
         return labels, [self.batcher.submit(text, adapter=adapter, on_piece=on_piece) for text in texts]
+
+    # ---- adapters -----------------------------------------------------------------------------------------------
+
+    def add_adapter(self, source: Path, suffix: str = "") -> Adapter:
+        """Keeps an adapter that no job here made, as a candidate. source: its folder; suffix: a part of its id. Raises
+        UsageError for another suffix than of a job, and where memory has no room; errors of Adapters.add_foreign.
+        """
+        check_suffix(suffix)
+        file = source / FILE
+        needed = READ * file.stat().st_size if file.exists() else 0
+        if (left := self.budget - self.memory()) < needed:
+            raise UsageError(f"the adapter takes {size_text(needed)} of memory while it is read, and "
+                             f"{size_text(max(left, 0))} are left", "start the daemon with a larger --memory")
+        return self.adapters.add_foreign(source, suffix)
 
     # ---- status -------------------------------------------------------------------------------------------------
 

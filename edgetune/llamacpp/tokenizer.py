@@ -30,7 +30,7 @@ from ..formats.gguf import Gguf
 from ..formats.named import find_model
 from .library import load, open_model
 from .markup import ControlTokens, Rendered, StandIns
-from .tool_text import write_tools
+from .tool_text import in_order, write_tools
 
 CHATML = """\
 {% for message in messages %}{{ '<|im_start|>' + message['role'] + '\\n' + message['content'] + '<|im_end|>\\n' }}\
@@ -178,8 +178,9 @@ class Tokenizer:
         from .chat_template import fill, literals, takes_system  # only now: jinja2 takes 6 MiB
 
         bos, eos = ("" if token is None else self.decode([token]) for token in (self.bos, self.eos))
+        tools = [in_order(tool) for tool in tools] if tools else None
         plain = write_tools(template, [_plain(message) for message in messages], tools, takes_system)
-        given: dict[str, Any] = {"messages": plain, "tools": tools or None}
+        given: dict[str, Any] = {"messages": plain, "tools": tools}
         settings = {"add_generation_prompt": add_generation_prompt, "bos_token": bos, "eos_token": eos}
         if self.markup == "parse":
             return Rendered(fill(template, **given, **settings))

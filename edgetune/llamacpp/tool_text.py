@@ -11,6 +11,7 @@ import json
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
+KEYS = ("type", "function", "name", "description", "parameters")
 HEAD = "You can call these functions. Each line is one, with the JSON schema of its parameters:"
 TAIL = """\
 To call one, write its name and its arguments like this, and nothing else:
@@ -34,6 +35,16 @@ def write_tools(template: str, messages: Sequence[Mapping[str, Any]],
             written, "\n".join([HEAD, *(_json(tool.get("function", tool)) for tool in tools), TAIL]),
             takes_system(template))
     return written
+
+
+def in_order(tool: Any) -> Any:
+    """A tool with its keys as OpenAI writes them, whatever order a client's library gave them: so what a request begins
+    with is always the same text.
+    """
+    if not isinstance(tool, Mapping):
+        return tool
+    found = {**{key: tool[key] for key in KEYS if key in tool}, **tool}
+    return {**found, "function": in_order(found["function"])} if "function" in found else found
 
 
 def _with_description(messages: list[dict[str, Any]], description: str, as_system: bool) -> list[dict[str, Any]]:

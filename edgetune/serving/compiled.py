@@ -15,7 +15,7 @@ import numpy as np
 
 from ..adapters.base import Artifact, Setting
 from ..adapters.prefix import Prefix
-from ..adapters.store import TOKENS, base_name, save_adapter
+from ..adapters.store import COMPILED, TOKENS, base_name, save_adapter
 from ..data.rows import with_system
 from ..errors import UsageError
 from ..formats.bundle import Bundle
@@ -69,7 +69,7 @@ def compile_prompt(bundle: Bundle, prompt: Prompt, out: Path, threads: int = 0) 
     artifact = Artifact(tensors={f"blk.{block}.keys": np.stack(pair) for block, pair in found.items()},
                         family=family.name, setting=Setting(family.options(), [], [0, shape.n_layer]),
                         facts={TOKENS: tokens})
-    record = {"status": "compiled", "system": prompt.system, "options": {"family": family.name, **family.options()},
+    record = {"status": COMPILED, "system": prompt.system, "options": {"family": family.name, **family.options()},
               "base": {"name": base_name(gguf), "path": str(bundle.path.absolute()), "fingerprint": bundle.fingerprint,
                        "architecture": gguf.architecture}}
     save_adapter(out, artifact, gguf, record, "F16")  # as llama.cpp has them

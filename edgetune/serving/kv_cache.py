@@ -34,6 +34,11 @@ class Sequence:
     virtual: int = 0  # positions before its first token
 
 
+def _shared(prefix: Prefix, repeats: bool) -> int:
+    """Tokens of a prefix that need not be computed."""
+    return len(prefix.tokens) // CUT * CUT if repeats else len(prefix.tokens)
+
+
 def nowhere() -> Sequence:
     """A sequence that waits: it holds nothing."""
     return Sequence(-1, None, [], [])
@@ -101,7 +106,7 @@ class KvCache:
             self._context.copy(source.id, begun.id, count)
         self._holders.update(begun.cells)
         prefix = self._prefix_of(adapter)
-        if prefix and count < prefix.size and prefix.begins(tokens[:-1]):
+        if prefix and count < prefix.virtual + _shared(prefix, repeats) and prefix.begins(tokens[:-1]):
             self._restore(begun, prefix, repeats)
         self.working.append(begun)
         return begun
@@ -111,7 +116,7 @@ class KvCache:
         self._let_go(sequence)
         self.make_room(prefix.size)
         self._context.restore(sequence.id, prefix.saved)
-        count = len(prefix.tokens) // CUT * CUT if repeats else len(prefix.tokens)
+        count = _shared(prefix, repeats)
         self._context.cut(sequence.id, prefix.virtual + count)
         sequence.virtual = prefix.virtual
         sequence.tokens.clear()

@@ -192,9 +192,11 @@ class LlamaModel(ServedModel):
         if {block: keys.shape for block, (keys, _) in adapter.keys.items()} != expected:
             raise MismatchError(f"{adapter.path} has keys of other blocks or widths than {self.path}",
                                 "give the model that it was trained on, or train it again")
+        if size >= self.cache.size and adapter.tokens:
+            return None  # no text that begins with them fits
         if size >= self.cache.size:
-            raise UsageError(f"the adapter has {size} {'' if adapter.tokens else 'virtual '}tokens, the context "
-                             f"{self.cache.size}", "choose a larger context")
+            raise UsageError(f"the adapter has {size} virtual tokens, the context {self.cache.size}",
+                             "choose a larger context")
         return Prefix(size, adapter.tokens, saved_keys(self.cache.magic, shape.windows, adapter.keys))
 
     def use(self, name: str | None) -> None:

@@ -103,13 +103,16 @@ def test_a_job_has_one_adapter_and_deletion_takes_it_away(tmp_path, model, runs)
 
 
 def test_pruning_keeps_the_way_back_and_the_newest(tmp_path, model, runs):
+    """What a client added stays, too."""
     with opened(tmp_path, model, keep=3) as adapters:
+        foreign = adapters.add_foreign(runs[0], "").id
         ids = add(adapters, runs, 0, 1, 2, 3, 4, 5)
         adapters.promote(ids[0], "a")
         adapters.promote(ids[1], "b")
         adapters.prune()
-        assert states(adapters) == {ids[5]: "candidate", ids[4]: "candidate", ids[1]: "serving", ids[0]: "retired"}
-        assert len(list(adapters.folder.iterdir())) == 4
+        assert states(adapters) == {ids[5]: "candidate", ids[4]: "candidate", ids[1]: "serving", ids[0]: "retired",
+                                    foreign: "candidate"}
+        assert len(list(adapters.folder.iterdir())) == 5
         assert adapters.rollback("c").id == ids[0]
 
 

@@ -60,9 +60,14 @@ def adapter(running):
     return made
 
 
-def upload(client, rows, path="/v1/files"):
+@pytest.fixture(scope="module")
+def made_elsewhere(running):
+    return (running.service.config.folder().parent / "run" / "adapter.gguf").read_bytes()
+
+
+def upload(client, content, path="/v1/files"):
     form = {"purpose": "fine-tune"} if path == "/v1/files" else {}
-    return client.post(path, data=form, files={"file": ("rows.jsonl", rows)})
+    return client.post(path, data=form, files={"file": ("rows.jsonl", content)})
 
 
 def ids(client, adapter):
@@ -93,7 +98,7 @@ def same_shape(shown, said, place="answer"):
 
 
 @pytest.mark.parametrize("example", EXAMPLES, ids=lambda example: f"{example.route}: {example.what}")
-def test_an_example_is_answered(request, client, adapter, example):
+def test_an_example_is_answered(request, client, adapter, made_elsewhere, example):
     if example.of_encoder:
         client = request.getfixturevalue("of_encoder")
     text = json.dumps({"path": example.asked, "body": example.body})
@@ -101,7 +106,8 @@ def test_an_example_is_answered(request, client, adapter, example):
         for name, real in ids(client, adapter).items():
             text = text.replace(name, real)
     asked = json.loads(text)
-    said = (upload(client, ROW, example.asked) if example.is_upload else
+    content = ROW if example.sends == "rows.jsonl" else made_elsewhere
+    said = (upload(client, content, example.asked) if example.is_upload else
             client.request(example.method, asked["path"], json=asked["body"]))
     assert said.status_code == 200, said.text
     if example.answer is not None:

@@ -56,7 +56,8 @@ def test_calls_that_must_be_are_calls_by_their_schema(client):
     assert client.chat.completions.create(**options).usage.completion_tokens > 0
     options = {"model": client.models.list().data[0].id, "messages": ASK, "max_tokens": 4}
     plain = client.chat.completions.create(**options)
-    assert client.chat.completions.create(**options, tools=TOOLS, tool_choice="none").usage == plain.usage
+    assert client.chat.completions.create(**options, tools=TOOLS, tool_choice="none").usage.prompt_tokens == (
+        plain.usage.prompt_tokens)
     free = client.chat.completions.create(**options, tools=TOOLS, tool_choice="auto")
     assert free.usage.prompt_tokens > plain.usage.prompt_tokens + 50
     check(free.choices[0].message.tool_calls or [])

@@ -33,6 +33,14 @@ def test_all_of_a_talk_with_tools_is_written_into_messages(tokenizer):
         assert tokenizer.render(TALK[1:2], TOOLS) == turn("user", f"{described}\n\n{TALK[1]['content']}")
 
 
+def test_the_order_of_a_tool_s_keys_does_not_matter(tokenizer):
+    """Those of parameters stay as they are."""
+    reordered = [{"function": dict(reversed(tool["function"].items())), "type": tool["type"]} for tool in TOOLS]
+    for template in (templates.CHATML, templates.QWEN):
+        tokenizer.chat_template = template
+        assert tokenizer.render(TALK[1:2], reordered) == tokenizer.render(TALK[1:2], TOOLS)
+
+
 def test_a_template_with_a_place_for_tools_gets_them_there(tokenizer):
     tokenizer.chat_template = templates.QWEN
     assert tool_text.HEAD not in tokenizer.render(TALK, TOOLS)

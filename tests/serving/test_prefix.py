@@ -155,6 +155,18 @@ def test_more_virtual_tokens_than_the_context_are_refused(tiny_llama, tmp_path):
         served.load_adapter(path, "a")
 
 
+def test_a_compiled_prompt_longer_than_the_context_changes_nothing(tiny_llama, tmp_path):
+    """As for a gate, whose rows are shorter."""
+    tokens = tokens_of(20)
+    save_artifact(tmp_path / "a.gguf", replace(made(tiny_llama, size=70), facts={TOKENS: [9] * 70}),
+                  open_gguf(tiny_llama))
+    with LlamaModel(tiny_llama, context=64) as served:
+        base = served.logits(tokens)
+        served.load_adapter(tmp_path / "a.gguf", "a")
+        served.use("a")
+        np.testing.assert_array_equal(served.logits(tokens), base)
+
+
 # ---- compiled prompts ------------------------------------------------------------------------------------------------
 
 SYSTEM = "one word"  # fits a window of gemma3

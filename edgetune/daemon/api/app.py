@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import shutil
 import threading
 import time
 from collections.abc import Callable
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Annotated, Any, Literal
 from urllib.parse import quote
 
@@ -15,6 +17,8 @@ from fastapi.responses import FileResponse, JSONResponse, StreamingResponse
 from starlette.responses import Response
 from starlette.routing import BaseRoute
 
+from ... import disk
+from ...adapters import store
 from ...adapters.published import public_files
 from ...errors import NotFoundError
 from ...version import __version__
@@ -196,6 +200,21 @@ def list_adapters(service: TheService) -> Any:
     for adapter in listed:
         adapter["verdict"] = without_scores(adapter["verdict"])  # only the answer for one adapter has them
     return {"data": listed, "serving": serving, "history": service.adapters.history()}
+
+
+@router.post("/v1/adapters", response_model=schemas.AdapterObject)
+def add_adapter(file: schemas.AdapterFile, service: TheService, run: schemas.RunFile = None,
+                json_schema: schemas.SchemaFile = None,
+                suffix: Annotated[str, Form(description="A part of the adapter's id.")] = "") -> Any:
+    """Adds an adapter that no job here made, such as a compiled prompt, as a form. It is a candidate, which no gate
+    has evaluated: promote it, or name it in requests.
+    """
+    with TemporaryDirectory(prefix="edgetune-") as folder:
+        for name, given in ((store.FILE, file), (store.RUN, run), (store.SCHEMA, json_schema)):
+            if given:
+                with disk.replaced(Path(folder) / name) as beside, beside.open("wb") as out:
+                    shutil.copyfileobj(given.file, out)
+        return _adapter(service.add_adapter(Path(folder), suffix), service)
 
 
 @router.post("/v1/adapters/rollback", response_model=schemas.Serving)

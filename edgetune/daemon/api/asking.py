@@ -10,7 +10,7 @@ import json
 import logging
 import secrets
 import time
-from collections.abc import AsyncIterator, Callable, Sequence
+from collections.abc import AsyncIterator, Callable, Iterable, Sequence
 from contextlib import asynccontextmanager, suppress
 from dataclasses import dataclass, field
 from typing import Any
@@ -177,8 +177,7 @@ class Asked:
     @property
     def prompt_tokens(self) -> int:
         """The prompt tokens of all questions; a question with several answers counts once."""
-        firsts = {id(self._question(i)): each.prompt_tokens for i, each in enumerate(self.completions)}
-        return sum(firsts.values())
+        return sum(each.prompt_tokens for each in self._firsts)
 
     @property
     def completion_tokens(self) -> int:
@@ -186,8 +185,16 @@ class Asked:
 
     @property
     def cached_tokens(self) -> int:
-        """The prompt tokens that were in the cache."""
-        return sum(completion.cached_tokens for completion in self.completions)
+        """Those of them that were in the cache."""
+        return sum(each.cached_tokens for each in self._firsts)
+
+    @property
+    def _firsts(self) -> Iterable[Completion]:
+        """The first answer to each question."""
+        at = 0
+        for question in self.questions:
+            yield self.completions[at]
+            at += question.n
 
     def cancel(self) -> None:
         """End all soon. After the end this changes nothing."""

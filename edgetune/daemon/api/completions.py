@@ -153,7 +153,8 @@ def _head(form: _Form, asked: Asked) -> dict[str, Any]:
     return head | ({"edgetune": asked.origin} if asked.origin else {})
 
 
-def _usage(asked: Asked) -> dict[str, int]:
+def _usage(asked: Asked) -> dict[str, Any]:
     prompt = asked.prompt_tokens
     answer = asked.completion_tokens
-    return {"prompt_tokens": prompt, "completion_tokens": answer, "total_tokens": prompt + answer}
+    return {"prompt_tokens": prompt, "completion_tokens": answer, "total_tokens": prompt + answer,
+            "prompt_tokens_details": {"cached_tokens": asked.cached_tokens}}

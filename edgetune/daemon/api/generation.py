@@ -21,6 +21,7 @@ FREQUENCY = "Lowers a token's logit by this for each time that the last repeat_l
 PRESENCE = "Lowers a token's logit by this if the last repeat_last_n tokens have it."
 REPEAT_PENALTY = "Makes tokens of the last repeat_last_n less probable by this factor; 1: not."
 REPEAT_LAST_N = "Tokens of prompt and answer that the penalties look at; -1: all."
+CACHED = "Tokens that are in a compiled prompt, or that an earlier answer had left in the cache."
 NOT_USED = "Not used, nor kept."
 ANSWERED = "The model that answered: the base or an adapter."
 FINISH = "stop: it is whole; length: max_tokens were made; tool_calls: it calls tools."
@@ -218,12 +219,19 @@ class CompletionRequest(Generation):
         return [Question(prompt=prompt, logprobs=self.logprobs, echo=bool(self.echo), **shared) for prompt in prompts]
 
 
+class PromptDetails(Answer):
+    """Tokens of the prompts that were not computed."""
+
+    cached_tokens: int = Field(description=CACHED)
+
+
 class Usage(Answer):
     """Tokens of a request and its answers."""
 
     prompt_tokens: int = Field(description="Tokens of the prompts.")
     completion_tokens: int = Field(description="Tokens of the answers.")
     total_tokens: int = Field(description="Their sum.")
+    prompt_tokens_details: PromptDetails = Field(description="Of the prompts' tokens.")
 
 
 class CalledFunction(Answer):

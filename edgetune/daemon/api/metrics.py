@@ -15,7 +15,7 @@ from ..service import Service
 
 _TOTALS = {  # of Batcher.facts
     "requests": "Answers asked for.", "prompt_tokens": "Tokens of their prompts.",
-    "cached_tokens": "Of those, tokens that an earlier answer had left in the cache.",
+    "cached_tokens": "Of those, tokens in a compiled prompt, or that an earlier answer had left in the cache.",
     "completion_tokens": "Tokens answered.",
 }
 _NOW = {

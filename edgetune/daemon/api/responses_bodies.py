@@ -9,7 +9,7 @@ from pydantic import BaseModel, ConfigDict, Field
 
 from ...errors import UsageError
 from ...serving.question import Question
-from .generation import Sampled
+from .generation import CACHED, Sampled
 from .schemas import Metadata
 from .shapes import Answer, AsGiven, Body, Id, Time, Whole
 
@@ -225,7 +225,7 @@ class OutputCall(Answer):
 class InputDetails(Answer):
     """Parts of the prompt's tokens."""
 
-    cached_tokens: int = Field(description="Tokens that an earlier answer had left in the cache.")
+    cached_tokens: int = Field(description=CACHED)
     cache_write_tokens: int = Field(0, description="Always 0.")
 
 

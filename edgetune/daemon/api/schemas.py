@@ -26,6 +26,9 @@ MetadataKey = Annotated[str, Field(max_length=64)]
 MetadataValue = Annotated[str, Field(max_length=512)]
 RowsFile = Annotated[UploadFile, File(description="Rows: JSON Lines, or by the name's ending a .csv or .tsv table, or "
                                       "an array of .json.")]
+AdapterFile = Annotated[UploadFile, File(description="The adapter.gguf.")]
+RunFile = Annotated[UploadFile | None, File(description="Its run.json, which has the system message of its chats.")]
+SchemaFile = Annotated[UploadFile | None, File(description="Its schema.json, where its answers are JSON.")]
 Metadata = Annotated[dict[MetadataKey, MetadataValue], Field(max_length=16)]  # as OpenAI has it
 
 
@@ -330,17 +333,17 @@ class AdapterName(Body):
 
 
 class AdapterObject(Answer):
-    """An adapter that a job made."""
+    """An adapter that a job made, or a client added."""
 
     id: Id
     name: str | None = Field(description="Its name for people, by which requests may call it too.")
     object: Literal["adapter"] = "adapter"
     created_at: Time
     state: Literal["serving", "candidate", "retired"] = Field(
-        description="serving: the active adapter; candidate: the gate refused it, it may be promoted; retired: it was "
-                    "active before.")
+        description="serving: the active adapter; candidate: no gate has accepted it, it may be promoted; retired: it "
+                    "was active before.")
     structured: bool = Field(description="Whether its answers obey the JSON schema of its training rows.")
-    job: str = Field(description="The job that made it.")
+    job: str = Field(description="The job that made it; empty: a client added it.")
     verdict: dict[str, Any] = Field(description="The gate's decision: passed, reason, old and new (right, rows, ...), "
                                                 "wins, losses, p, alpha, tests, canary, corrected.")
 

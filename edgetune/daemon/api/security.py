@@ -25,7 +25,7 @@ from ..options import LOOPBACK, DaemonConfig
 from .bodies import Bodies, Body
 
 OPEN = ("/", "/healthz")  # without a key: the page, which holds no data, and whether the daemon is well
-UPLOADS = ("/v1/files", "/v1/files/check")
+UPLOADS = ("/v1/files", "/v1/files/check", "/v1/adapters")
 OLLAMA = "/api/"
 _FORM = 64 * 1024  # what a form has around its file at most
 _READS = ("GET", "HEAD", "OPTIONS")

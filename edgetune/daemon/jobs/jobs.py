@@ -171,11 +171,7 @@ class Jobs:
         return self._add(data, request, [(note, None)] if note else [])
 
     def _add(self, data: JobData, request: _Request, notes: Sequence[Note] = ()) -> Job:
-        suffix = request.suffix  # a part of the adapter's id
-        if not all(letter.isascii() and (letter.isalnum() or letter in "._-") for letter in suffix):
-            raise UsageError(f"suffix is {suffix!r:.60}", "use letters, digits, dots, dashes and underscores")
-        if len(suffix) > SUFFIX:
-            raise UsageError(f"suffix has {len(suffix)} letters", f"use {SUFFIX} at most")
+        check_suffix(request.suffix)
         objective, asked = recipe.objective_of(request.method)
         base, of_base = self._base_options(request.model)
         base = replace(base, **objective.defaults)
@@ -208,7 +204,7 @@ class Jobs:
         found = self.adapters.named(model)
         if found is None:
             return self.train, []
-        run = lora.open_adapter(self.adapters.path(found)).run
+        run = lora.read_run(self.adapters.path(found))
         options = from_json(TrainConfig, run.get("options", {}), f"{lora.RUN} of {found}")
         return replace(options, memory="", prompt_column="", completion_column=""), [(
             f"takes the options of {found} where none are given; training begins from the base", None)]
@@ -317,3 +313,11 @@ def _checked(rows: Iterable[Row], held: Iterable[Row] | None, method: Mapping[st
     objective, rewards = with_rewards(recipe.objective_of(method)[0], python)
     learned = recipe.CheckedRows(rows, objective.rows, judges=held is None, rewards=rewards)
     return JobData(learned, None if held is None else recipe.CheckedRows(held, None, judges=True, rewards=rewards))
+
+
+def check_suffix(suffix: str) -> None:
+    """Raises UsageError for what cannot be a part of an adapter's id."""
+    if not all(letter.isascii() and (letter.isalnum() or letter in "._-") for letter in suffix):
+        raise UsageError(f"suffix is {suffix!r:.60}", "use letters, digits, dots, dashes and underscores")
+    if len(suffix) > SUFFIX:
+        raise UsageError(f"suffix has {len(suffix)} letters", f"use {SUFFIX} at most")

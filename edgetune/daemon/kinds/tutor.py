@@ -207,12 +207,13 @@ class KeptPrompts(Starter):
         earlier = [stored.job or "" for stored, _ in answered
                    if stored in said.established and stored.question in split.deciding]
         serving = self.jobs.adapters.serving
-        start = self.jobs.adapters.path(serving) if serving else None
+        active = self.jobs.adapters.path(serving) if serving else None
+        start = None if active and store.is_compiled(active) else active  # nothing is trained in a compiled prompt
         counts = {"prompts": str(len(rows)), "labelled": str(len(labelled)), "held": str(len(deciding)),
                   "selecting": str(len(selecting))}
         plain = TrainConfig()
         options = {**{name: getattr(plain, name) for name in LEFT_OUT}, **store.recorded_size(start),
-                   "system": self.jobs.train.system or store.read_system(start)}
+                   "system": self.jobs.train.system or store.read_system(active)}
         fill = partial(_fill, task=self.task, labelled=labelled, selecting=selecting, start=start)
         job = self.jobs.begin(self.origin, JobData(rows, deciding, earlier, fill=fill), {"type": Sft.method},
                               suffix=SUFFIX, metadata=counts, hyperparameters=options,

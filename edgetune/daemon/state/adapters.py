@@ -35,6 +35,7 @@ FOLDER = "adapters"
 NAMES = r"[0-9a-f]{8}"
 RECORD = "daemon.json"  # in an adapter's folder: a copy of its row, for when the database is lost
 LATEST = ":latest"
+FOREIGN = "a client added it; no gate has evaluated it"
 _PEOPLES_NAME = re.compile(r"[^\W_][\w. -]{0,63}")
 SELECT = """SELECT *, id IN (SELECT adapter FROM service) AS served,
             id IS (SELECT adapter FROM service ORDER BY seq DESC LIMIT 1) AS serving FROM adapters"""
@@ -43,8 +44,8 @@ SELECT = """SELECT *, id IN (SELECT adapter FROM service) AS served,
 @dataclass(frozen=True)
 class Adapter:
     """An adapter. id: ft:MODEL:SUFFIX:xxxxxxxx, its name for clients. name: its name for people, which requests may use
-    like its id; "": none. folder: in STATE/adapters. sha256: of its adapter.gguf. verdict: the gate's. state: serving,
-    candidate (it was never active) or retired.
+    like its id; "": none. folder: in STATE/adapters. job: that made it; "": none. sha256: of its adapter.gguf. verdict:
+    the gate's. state: serving, candidate (it was never active) or retired.
     """
 
     id: str
@@ -212,17 +213,22 @@ class Adapters:
 
     def add(self, job: str, run_folder: Path, suffix: str, verdict: Mapping[str, Any]) -> Adapter:
         """Keeps the adapter of a finished run, as a candidate. The second time for a job it returns the first's."""
-        if found := self.of_job(job):
-            return found
+        return self.of_job(job) or self._keep(job, run_folder, suffix, verdict)
+
+    def add_foreign(self, source: Path, suffix: str) -> Adapter:
+        """Keeps an adapter that no job made, as a candidate. source: its folder. Raises FormatError or UnsupportedError
+        for one that cannot answer, MismatchError for one of another base.
+        """
+        return self._keep("", source, suffix, {"passed": False, "reason": FOREIGN})
+
+    def _keep(self, job: str, source: Path, suffix: str, verdict: Mapping[str, Any]) -> Adapter:
         folder = secrets.token_hex(4)
         record = Record(f"ft:{self.name}:{suffix}:{folder}", job, now(), dict(verdict))
         with self._shelf.filling(folder) as path:
             path.mkdir()
-            for name in (lora.FILE, lora.RUN, METRICS):
-                shutil.copyfile(run_folder / name, path / name)
-            for name in (CSV, REPORT, lora.SCHEMA):
-                if (run_folder / name).exists():
-                    shutil.copyfile(run_folder / name, path / name)
+            for name in (lora.FILE, lora.RUN, METRICS, CSV, REPORT, lora.SCHEMA):
+                if (source / name).exists():
+                    shutil.copyfile(source / name, path / name)
             _write_record(path, record)
             disk.sync_whole(path)
             self._load_and_insert(record, folder, path)
@@ -350,9 +356,11 @@ class Adapters:
             self.batcher.unload(id)
 
     def prune(self) -> None:
-        """Deletes all adapters but the active one and `keep` others: those that rollbacks lead to, and the newest."""
+        """Deletes all adapters of jobs but the active one and `keep` others: those that rollbacks lead to, and the
+        newest.
+        """
         back = set(self._before()[-1:])
-        others = [found.id for found in self.list() if found.state != "serving"]
+        others = [found.id for found in self.list() if found.job and found.state != "serving"]
         for id in sorted(others, key=lambda id: id not in back)[self.keep:]:
             with suppress(NotFoundError, UsageError):  # deleted or promoted meanwhile
                 self.delete(id)
