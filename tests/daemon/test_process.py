@@ -28,9 +28,8 @@ def test_commands_are_not_held_up_by_a_task_that_is_not_read(write):
     process = WorkerProcess("toy_worker")
     begun = threading.Thread(target=process.begin, args=({"task": "x" * 300_000},))
     begun.start()
-    started = time.monotonic()
     process.send("busy")
-    assert time.monotonic() - started < 0.5
+    assert begun.is_alive(), "it was sent only when the task had been read"
     begun.join()
     event, = process.events()
     assert event["event"] == "busy"
