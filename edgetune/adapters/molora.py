@@ -25,7 +25,7 @@ SPREAD = 0.02  # standard deviation of A and of the router at the start; B is 0
 @register
 @dataclass(frozen=True)
 class Molora(ArrayFamily):
-    """Several small LoRAs in each projection, weighed anew for every token."""
+    """Several small LoRAs in each projection; a router weighs them for each token."""
 
     name: ClassVar[str] = "molora"
     served_by: ClassVar[str] = OWN_ENGINE
@@ -87,8 +87,8 @@ class CarvedMolora(CarvedArrays):
         linear.forward(out, inp, accumulate, (self._mixed(kept), self.values[f"{linear.name}.out"]))
 
     def backward(self, linear: Frozen, dinp: Array | None, dout: Array, kept: Array | None, accumulate: bool) -> None:
-        """With z_e = scale p_e u_e and dz = dout . B: du_e = scale p_e dz_e, and of the router's logits
-        dl_e = p_e (dp_e - sum_f p_f dp_f), where dp_e = scale <dz_e, u_e>. Both together read the input in `finish`.
+        """z_e = scale p_e u_e; dz = scale * dout . B; du_e = p_e dz_e; dp_e = <dz_e, u_e>; and the gradient of the
+        router's logits l is dl_e = p_e (dp_e - sum_f p_f dp_f). `finish` needs du and dl.
         """
         assert kept is not None
         b = self.values[f"{linear.name}.out"]

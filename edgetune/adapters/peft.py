@@ -36,6 +36,8 @@ _TENSOR = re.compile(
     r"base_model\.model\.(?P<path>(?:model\.|language_model\.model\.|model\.language_model\.)"
     r"layers\.(?P<layer>\d{1,6})\.(?P<module>(?:self_attn|mlp)\.[a-z]+_proj))\.lora_(?P<side>[AB])\.weight"
 )
+Keys = Mapping[int, tuple[NDArray[np.floating[Any]], NDArray[np.floating[Any]]]]
+"""Keys and values by the number of a block."""
 _LARGEST = 1e6  # scale of an update
 _NUMBER = 1e15  # rank or alpha
 # Options of PEFT's LoraConfig that must be off, because a LoRA GGUF cannot express them.
@@ -65,14 +67,35 @@ def export_peft(pairs: Lora, base: Gguf, folder: str | os.PathLike[str], base_mo
         path = f"base_model.model.{_module_path(name)}"
         tensors[f"{path}.lora_A.weight"] = pair.a
         tensors[f"{path}.lora_B.weight"] = pair.b[np.argsort(row_order(name, pair.b.shape[0], shape))]
+    _write(folder, tensors, _config_of(pairs, shape.n_layer), base, base_model, run)
+
+
+def export_peft_prefix(keys: Keys, base: Gguf, folder: str | os.PathLike[str], base_model: str = "",
+                       run: Mapping[str, Any] | None = None) -> None:
+    """Write keys and values before each text as PEFT's prefix tuning. The rest is as in `export_peft`.
+
+    keys: of each block of `base` those of P tokens, [P, G * C] each, for G heads of width C; keys are after rotation.
+    """
+    shape = read_shape(base)
+    order = np.argsort(row_order("attn_k", shape.d_kv, shape))
+    rows = [part for block in range(shape.n_layer) for part in (keys[block][0][:, order], keys[block][1])]
+    prompt = np.concatenate(rows, axis=1, dtype=np.float32)  # [P, 2 * blocks * G * C]
+    config = {"peft_type": "PREFIX_TUNING", "task_type": "CAUSAL_LM", "inference_mode": True,
+              "num_virtual_tokens": len(prompt), "token_dim": shape.d_kv, "num_attention_heads": shape.n_kv,
+              "num_layers": shape.n_layer, "num_transformer_submodules": 1, "encoder_hidden_size": shape.d_kv,
+              "prefix_projection": False}
+    _write(folder, {"prompt_embeddings": prompt}, config, base, base_model, run)
+
+
+def _write(folder: str | os.PathLike[str], tensors: dict[str, NDArray[np.float32]], config: Mapping[str, Any],
+           base: Gguf, base_model: str, run: Mapping[str, Any] | None) -> None:
     base_model = base_model or origin(base)
-    config = {**_config_of(pairs, shape.n_layer), "base_model_name_or_path": base_model}
     use = f"AutoPeftModelForCausalLM.from_pretrained({Path(folder).name!r})"
     code = f"```py\nfrom peft import AutoPeftModelForCausalLM\n\nmodel = {use}\n```"
     card = model_card(run or {}, base, code, base_model)
     with new_folder(Path(folder)) as beside:
         write_safetensors(beside / WEIGHTS, tensors)
-        (beside / CONFIG).write_text(json.dumps(config, indent=2) + "\n")
+        (beside / CONFIG).write_text(json.dumps({**config, "base_model_name_or_path": base_model}, indent=2) + "\n")
         (beside / CARD).write_text(card)
 
 

@@ -19,7 +19,6 @@ from .graded import SHOWN, comparison_lines, discordant_table, exact_text
 from .watched import watch_option
 
 if TYPE_CHECKING:
-    from ..adapters.store import Adapter
     from ..data.formats import Columns
     from ..evaluation.served import Graded
     from ..formats.gguf import Gguf
@@ -47,7 +46,7 @@ def export_command(adapter: Path, to: str, base: Path | None, base_name: str, ra
     It writes a folder, with a model card. peft: for transformers on the model that the GGUF was made from. ollama: a
     Modelfile for ollama create. onnx: an encoder with the adapter and its labels, for ONNX Runtime.
     """
-    from ..adapters.store import open_adapter, read_run
+    from ..adapters.store import FILE, read_any, read_run
     from ..formats.bundle import open_bundle
     if system is not None and to != "ollama":
         raise UsageError(f"--system is given with --to {to}, which has no place for it", "leave it out")
@@ -63,15 +62,14 @@ def export_command(adapter: Path, to: str, base: Path | None, base_name: str, ra
         facts, lines = _to_onnx(adapter, gguf, folder)
         show(as_json, {"out": str(folder), "to": to, **facts}, *lines)
         return
-    opened = open_adapter(adapter)
-    base = base or _base_of(opened.run, adapter)
-    gguf = open_bundle(base).gguf
+    file = read_any(adapter)[0].path
+    gguf = open_bundle(base or _base_of(read_run(file.parent) if file.name == FILE else {}, adapter)).gguf
     _refuse_encoder(gguf, "write its adapter with --to onnx, or merge one of vectors")
     if to == "peft":
-        facts, lines = _to_peft(open_adapter(adapter, gguf), gguf, folder, base_name)
+        facts, lines = _to_peft(adapter, gguf, folder, base_name)
     else:
         facts, lines = _to_ollama(adapter, gguf, folder, base_name, system)
-    show(as_json, {"out": str(folder), "to": to, "pairs": len(opened.pairs), **facts}, *lines)
+    show(as_json, {"out": str(folder), "to": to, **facts}, *lines)
 
 
 def _cut(adapter: Path, rank: int, base: Path | None, folder: Path) -> tuple[dict[str, Any], str]:
@@ -112,14 +110,23 @@ def _to_onnx(adapter: Path, base: Gguf, folder: Path) -> tuple[dict[str, Any], l
                    f"outputs: {', '.join(facts['outputs'])}; labels.json says what they mean"]
 
 
-def _to_peft(adapter: Adapter, base: Gguf, folder: Path, base_name: str) -> tuple[dict[str, Any], list[str]]:
-    from ..adapters.peft import export_peft
+def _to_peft(adapter: Path, base: Gguf, folder: Path, base_name: str) -> tuple[dict[str, Any], list[str]]:
+    from ..adapters.peft import export_peft, export_peft_prefix
     from ..adapters.published import origin
+    from ..adapters.store import open_served
     from ..console import Copied
     base_name = base_name or origin(base)
-    export_peft(adapter.pairs, base, folder, base_name, adapter.run)
-    return {"base_name": base_name}, [
-        f"{len(adapter.pairs)} pairs written to {folder}; load them with:",
+    opened = open_served(adapter, base)
+    if opened.keys:
+        export_peft_prefix(opened.keys, base, folder, base_name, opened.run)
+        count = {"virtual_tokens": len(opened.keys[0][0])}
+        what = f"{count['virtual_tokens']} virtual tokens"
+    else:
+        export_peft(opened.pairs, base, folder, base_name, opened.run)
+        count = {"pairs": len(opened.pairs)}
+        what = f"{count['pairs']} pairs"
+    return {"base_name": base_name, **count}, [
+        f"{what} written to {folder}; load them with:",
         Copied(f"peft.PeftModel.from_pretrained(model, {str(folder)!r})"),
         f"for the model {base_name}; another: --base-name"]
 
@@ -127,13 +134,15 @@ def _to_peft(adapter: Adapter, base: Gguf, folder: Path, base_name: str) -> tupl
 def _to_ollama(adapter: Path, base: Gguf, folder: Path, base_name: str,
                system: str | None) -> tuple[dict[str, Any], list[str]]:
     from ..adapters.ollama import export_ollama
+    from ..adapters.store import open_adapter
     from ..console import Copied
+    pairs = open_adapter(adapter, base).pairs
     mapped = export_ollama(adapter, base, folder, model=base_name, system=system)
     said = ("the TEMPLATE of the Modelfile has no place for tools: where chats have some, name the base as Ollama has "
             "it with --base-name and remove the TEMPLATE, and Ollama's own writes the prompts") if mapped else (
             "the base's chat template writes more than Ollama's can, or there is none: the Modelfile has no TEMPLATE, "
             "and Ollama chooses one, which may differ from that of training")
-    return {"template": mapped}, [f"written to {folder}; next:",
+    return {"template": mapped, "pairs": len(pairs)}, [f"written to {folder}; next:",
                                   Copied(f"cd {folder} && ollama create {folder.name} -f Modelfile"),
                                   said]
 

@@ -10,14 +10,17 @@ import peft
 import pytest
 import safetensors.torch
 import torch
+from commands import run as command
 from families import FAMILIES, hf_logits, logits_of, make_family
 from full_disks import full_disk
 from random_adapters import distance, random_updates
+from small_families import small, trained
 from tiny import write_tiny
 
 from edgetune.adapters.lora import TARGETS, Pair
 from edgetune.adapters.peft import export_peft, import_peft
 from edgetune.adapters.store import save_gguf
+from edgetune.data.packing import Example, collate
 from edgetune.errors import EdgetuneError, FormatError, MismatchError, UnsupportedError, UsageError
 from edgetune.formats.gguf import open_gguf
 from edgetune.formats.safetensors import read_safetensors, write_safetensors
@@ -60,6 +63,20 @@ def test_export_gives_peft_the_same_logits(family, names, ranks, scales, tmp_pat
     assert distance(truth, plain) > 0.1, "an adapter that changes nothing proves nothing"
     assert distance(logits_of(path, TOKENS, tmp_path / "a.gguf"), truth) < 1e-3
     assert same(import_peft(tmp_path / "peft", base), pairs)
+
+
+@pytest.mark.parametrize("architecture", ["llama", "qwen3", "gemma3"])
+def test_a_prefix_is_prefix_tuning_in_peft(architecture, tmp_path):
+    """PEFT's logits with it are llama.cpp's and our own engine's, which rotate keys in another order."""
+    path, model = make_family(architecture, tmp_path)
+    trainer = trained(path, small("prefix"), lr=0.1, max_length=64)
+    trainer.save(tmp_path / "prefix")
+    command("export", tmp_path / "prefix", "--base", path, "-o", tmp_path / "peft")
+    ours = trainer.decoder.logits(collate([Example(np.array(TOKENS, np.int32), np.ones(len(TOKENS), np.float32))]))
+    tuned = peft.PeftModel.from_pretrained(model, tmp_path / "peft")
+    truth = hf_logits(tuned, TOKENS)
+    assert distance(ours, truth) < 1e-4
+    assert distance(hf_logits(model, TOKENS), truth) > 0.1, "a prefix that changes nothing proves nothing"
 
 
 def test_auto_peft_model_finds_the_base(tmp_path):

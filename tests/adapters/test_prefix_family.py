@@ -32,14 +32,15 @@ def loss(bundle, rows, *more):
 
 
 def test_llama_cpp_serves_it(bundle, rows, trained):
-    """With the loss that our engine measured; a PEFT folder or a merged file cannot hold it."""
+    """With the loss that our engine measured; a Modelfile or a merged file cannot hold it."""
     found = loss(bundle, rows, "--adapter", trained)
     assert found == pytest.approx(Result(trained, read_run(trained)).loss_after, rel=5e-3)
     assert found == pytest.approx(loss(bundle, rows, "--adapter", trained, "--engine", "native"), rel=5e-3)
     assert found < loss(bundle, rows) - 1
     assert command("generate", bundle.path, "on", "--adapter", trained, "--max-tokens", 3)
     assert "prefix" in command("info", trained)
-    for refused in (("merge", bundle.path, trained, "-o", "merged.gguf"), ("export", trained, "-o", "peft")):
+    for refused in (("merge", bundle.path, trained, "-o", "merged.gguf"),
+                    ("export", trained, "--to", "ollama", "-o", "ollama")):
         said = command(*refused, code=UnsupportedError.exit_code)
         assert re.search("family prefix, which is no LoRA", said)
 
