@@ -185,7 +185,7 @@ class Asked:
 
     @property
     def cached_tokens(self) -> int:
-        """Those of them that were in the cache."""
+        """Tokens of the prompts that were in the cache."""
         return sum(each.cached_tokens for each in self._firsts)
 
     @property
