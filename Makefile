@@ -18,7 +18,7 @@ EMULATED = cd tests && PYTHONPATH=$(CURDIR)/build/emulated/python $(PYTHON)
 
 .PHONY: arm-kernels arm-train cascade check clean compaction compiled compressed corrections crash cuda cuda-steps data dev \
     docs dpo durability encoder-peers encoder-service encoder-types families fuzz fuzz-daemon help install installs learning life lint load memory methods \
-    peers picture pressure proofs ready recipes release sanitize second-task service slow test tutor wheels
+    peers picture preferences pressure proofs ready recipes release sanitize second-task service slow test tutor wheels
 
 help: ## this list
 	@grep -E '^[a-z-]+:.* ## ' $(firstword $(MAKEFILE_LIST)) | sed 's/:.* ## /\t/' | expand -t 14
@@ -154,6 +154,9 @@ encoder-service: ready ## minutes, needs the rows of make data: a daemon of mini
 
 encoder-types: ready ## ten minutes, needs the rows of make data: all-MiniLM-L6-v2 in llama.cpp's types, its vectors and the intents named by them
 	$(RUN) proofs/encoder_types.py
+
+preferences: ready ## hours, needs the rows of make data: rates, betas and lengths of dpo, kto and orpo on two tasks; PREFERENCES="--only kto"
+	$(RUN) proofs/preferences.py $(PREFERENCES)
 
 dpo: ready ## minutes, needs trl and the rows of make data: 20 steps of DPO with TRL's trainer in fp32, loss for loss
 	$(RUN) proofs/dpo_trl.py
