@@ -24,7 +24,8 @@ def small(name: str, rank: int = 4) -> Family:
 def options_of(name: str, rank: int = 4) -> dict[str, Any]:
     """Those of SMALL that the family has, at a rank."""
     own = [spec.name for spec in declared(families()[name])]
-    sized = {"rank": rank, "target_rank": -(-rank // 2), "prefix_tokens": rank, "adapter_width": rank}
+    sized = {"target_rank": -(-rank // 2),
+             **dict.fromkeys(("rank", "prefix_tokens", "prompt_tokens", "adapter_width"), rank)}
     return {key: value for key, value in {**SMALL, **sized}.items() if key in own}
 
 

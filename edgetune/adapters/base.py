@@ -25,7 +25,7 @@ Letters: T tokens, N outputs, K inputs of a projection, D the model's width.
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from typing import Any, ClassVar, TypeVar
 
@@ -35,6 +35,7 @@ from ..backends.arena import Arena, Buffer
 from ..backends.base import Array, Backend, LowRank
 from ..errors import UnsupportedError, UsageError
 from ..formats.gguf import Gguf, Tensor
+from ..llamacpp.kv_state import KeyValues
 from ..options import Registry, check_options, make_options
 from .lora import Lora
 
@@ -193,9 +194,9 @@ class Family(ABC):
     def check_shapes(self, shapes: Shapes) -> None:  # noqa: B027  # most families fit every shape
         """Raises UsageError where the options do not fit these projections."""
 
-    def served_keys(self, found: Artifact) -> Mapping[int, tuple[np.ndarray, np.ndarray]]:  # noqa: ARG002
+    def served_keys(self, found: Artifact, computed: Callable[[Artifact], KeyValues]) -> KeyValues:  # noqa: ARG002
         """The keys, as they are after rotation, and values [virtual_tokens, G * C] of each block of an artifact, where
-        llama.cpp is to hold them before each text; {}: it has none.
+        llama.cpp is to hold them before each text; {}: it has none. computed: those that its embeddings have.
         """
         return {}
 

@@ -8,7 +8,7 @@ has read already, so a request pays for none of them. P virtual tokens; N = G * 
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import ClassVar
 
@@ -17,6 +17,7 @@ import numpy as np
 from ..backends.arena import Arena
 from ..backends.base import Backend
 from ..errors import MismatchError
+from ..llamacpp.kv_state import KeyValues
 from ..options import option
 from .arrays import ArrayFamily, CarvedArrays
 from .base import KEYS, LLAMA_CPP, Artifact, Carved, Shapes, register
@@ -51,7 +52,7 @@ class Prefix(ArrayFamily):
     def carve(self, shapes: Shapes, arena: Arena, ops: Backend, seed: int) -> Carved:  # noqa: ARG002
         return CarvedPrefix(self, shapes, arena, seed)
 
-    def served_keys(self, found: Artifact) -> Mapping[int, tuple[np.ndarray, np.ndarray]]:
+    def served_keys(self, found: Artifact, computed: Callable[[Artifact], KeyValues]) -> KeyValues:  # noqa: ARG002
         keys = {}
         for name, array in found.tensors.items():
             block = re.fullmatch(r"blk\.(\d+)\.keys", name)

@@ -11,7 +11,7 @@ import json
 import math
 import os
 import zipfile
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -22,6 +22,7 @@ from numpy.typing import NDArray
 from ..disk import MIB, json_text, new_folder, open_regular, read_object, replaced
 from ..errors import FormatError, MismatchError, NumericsError, UnsupportedError
 from ..formats.gguf import Gguf, Tensor, check_adapter, fingerprint, open_gguf, write_gguf
+from ..llamacpp.kv_state import KeyValues
 from ..version import __version__
 from .base import LLAMA_CPP, Artifact, Setting, family_named
 from .lora import Lora, Pair
@@ -60,7 +61,7 @@ class Adapter:
     base_name: str = ""
     run: dict[str, Any] = field(default_factory=dict)  # run.json; {} for a bare file
     schema: dict[str, Any] | None = None  # schema.json: the JSON schema of the answers that it learned
-    keys: Mapping[int, tuple[np.ndarray, np.ndarray]] = field(default_factory=dict)  # as of Family.served_keys
+    keys: KeyValues = field(default_factory=dict)  # as of Family.served_keys
     tokens: Sequence[int] = ()  # that these keys and values stand for; none: for virtual ones
 
     @property
@@ -79,12 +80,16 @@ def open_adapter(path: str | os.PathLike[str], base: Gguf | None = None) -> Adap
     return _adapter(gguf, Artifact(_read_artifact(gguf).served_pairs(str(gguf.path))), base)
 
 
-def open_served(path: str | os.PathLike[str], base: Gguf) -> Adapter:
-    """Open an adapter that llama.cpp serves: pairs that it applies, or keys and values. Errors: open_adapter's."""
+def open_served(path: str | os.PathLike[str], base: Gguf, computed: Callable[[Artifact], KeyValues]) -> Adapter:
+    """Open an adapter that llama.cpp serves: pairs that it applies, or keys and values. computed: as of
+    Family.served_keys. Errors: open_adapter's.
+    """
     gguf = _opened(path)
     found = _read_artifact(gguf)
     may_have_keys = found.served_by == LLAMA_CPP and not found.is_lora
-    keys = found.make_family().served_keys(found) if may_have_keys else {}
+    if may_have_keys:
+        _check_base(gguf, base)
+    keys = found.make_family().served_keys(found, computed) if may_have_keys else {}
     adapter = _adapter(gguf, found if keys else Artifact(found.served_pairs(str(gguf.path))), base)
     tokens = found.facts.get(TOKENS, [])
     if tokens and (not isinstance(tokens, list) or len(tokens) != len(next(iter(keys.values()))[0])

@@ -115,8 +115,9 @@ def _to_peft(adapter: Path, base: Gguf, folder: Path, base_name: str) -> tuple[d
     from ..adapters.published import origin
     from ..adapters.store import open_served
     from ..console import Copied
+    from ..serving.virtual_keys import virtual_keys
     base_name = base_name or origin(base)
-    opened = open_served(adapter, base)
+    opened = open_served(adapter, base, lambda found: virtual_keys(base, found))
     if opened.keys:
         export_peft_prefix(opened.keys, base, folder, base_name, opened.run)
         count = {"virtual_tokens": len(opened.keys[0][0])}

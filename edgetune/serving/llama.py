@@ -21,6 +21,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from ..adapters.base import Artifact
 from ..adapters.store import Adapter, open_served
 from ..data.rows import with_system
 from ..errors import FormatError, MismatchError, UnsupportedError, UsageError
@@ -30,7 +31,7 @@ from ..llamacpp import library as llamacpp
 from ..llamacpp.context import BATCH, PARALLEL, SMALL_BATCH, Context, check_tokens, context_size
 from ..llamacpp.embedding import Embedder
 from ..llamacpp.json_schema import grammar_of
-from ..llamacpp.kv_state import Prefix, saved_keys
+from ..llamacpp.kv_state import KeyValues, Prefix, saved_keys
 from ..llamacpp.sampling import Sampler, Sampling, log_softmax
 from ..llamacpp.tokenizer import Tokenizer
 from . import constraint
@@ -170,10 +171,14 @@ class LlamaModel(ServedModel):
         if name in self._adapters:
             raise UsageError(f"an adapter named {name!r} is loaded already", "unload it first or choose another name")
         self.cache.handle  # noqa: B018 - refuses a closed model
-        adapter = open_served(path, self.base)
+        adapter = open_served(path, self.base, self._computed)
         grammar = grammar_of(adapter.schema) if adapter.schema is not None else ""
         pointer = None if adapter.keys else self._load_pairs(adapter.path)
         self._adapters[name] = _Loaded(pointer, scale, grammar, adapter.system, self._prefix(adapter))
+
+    def _computed(self, found: Artifact) -> KeyValues:
+        from .virtual_keys import virtual_keys  # only now: few adapters need the network
+        return virtual_keys(self.base, found, self._threads)
 
     def _load_pairs(self, file: Path) -> Any:
         llamacpp.complaint()

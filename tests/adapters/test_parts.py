@@ -17,15 +17,14 @@ from commands import run as command
 from decoder_cases import LIMIT, Case, distance, hf_projection, make_case, make_decoder, train_once
 from families import GEMMA_NAMES, GGUF_NAMES, row_order
 from policy_cases import LETTERS, letters, prompts
-from toy_families import Prompt
 from transformers import DynamicCache
 
 from edgetune import Result
-from edgetune.adapters import base
 from edgetune.adapters.base import OWN_ENGINE, Family, Setting
 from edgetune.adapters.bitfit import BitFit
 from edgetune.adapters.houlsby import Houlsby
 from edgetune.adapters.prefix import Prefix
+from edgetune.adapters.prompt_tuning import PromptTuning
 from edgetune.adapters.store import read_run, save_artifact
 from edgetune.daemon.jobs import recipe
 from edgetune.data.lengths import lengths_of
@@ -40,8 +39,9 @@ from edgetune.training.config import TrainConfig
 from edgetune.training.trainer import Trainer
 
 PREFIX = Prefix(prefix_tokens=5)
+PROMPT = PromptTuning(prompt_tokens=5)
 HOULSBY = Houlsby(adapter_width=3)
-TOYS = (HOULSBY, BitFit(), Prompt(), PREFIX)
+TOYS = (HOULSBY, BitFit(), PROMPT, PREFIX)
 BLOCKS = 3
 
 
@@ -87,7 +87,7 @@ def adapted(model: Any, toy: Family, values: dict[str, np.ndarray]) -> Iterator[
         return out * leaf / weight
 
     for name, leaf in leaves.items():
-        if isinstance(toy, Prompt):
+        if isinstance(toy, PromptTuning):
             continue
         if isinstance(toy, Houlsby):
             if name.endswith(".down"):
@@ -126,7 +126,7 @@ def logits_of(model: Any, toy: Family, leaves: dict[str, torch.Tensor], tokens: 
     if isinstance(toy, Prefix):
         return model(torch.from_numpy(tokens).long()[None], past_key_values=cache_of(model, leaves)).logits[0]
     embedded = model.get_input_embeddings()(torch.from_numpy(tokens).long()[None])
-    if isinstance(toy, Prompt):
+    if isinstance(toy, PromptTuning):
         embedded = torch.cat([leaves["input"][None], embedded], 1)
     return model(inputs_embeds=embedded, use_cache=False).logits[0, toy.virtual_tokens:]
 
@@ -163,7 +163,7 @@ def test_log_p_and_gradients(toy, architecture, tmp_path):
         assert {what: error for what, error in errors.items() if not error < LIMIT} == {}
         with decoder.linear.off(), case.decoder.linear.off():
             assert distance(decoder.logits(case.batch), case.decoder.logits(case.batch)) < LIMIT
-    assert len(decoder.adapter.values) == {"houlsby": 24, "prompt": 1, "prefix": 3}.get(
+    assert len(decoder.adapter.values) == {"houlsby": 24, "prompt-tuning": 1, "prefix": 3}.get(
         toy.name, {"llama": 2, "llama with biases": 2 + 7, "qwen3": 4, "gemma3": 6}[architecture] * BLOCKS + 1)
 
 
@@ -224,7 +224,7 @@ def test_what_rows_begin_with_alike_is_computed_apart(bundle, toy):
 
 @pytest.mark.parametrize(("toy", "architecture"), [*zip(TOYS, ("llama", "qwen3", "gemma3", "llama"), strict=True)],
                          ids=lambda value: getattr(value, "name", value))
-def test_our_own_engine_answers(toy, architecture, tmp_path, monkeypatch):
+def test_our_own_engine_answers(toy, architecture, tmp_path):
     """From the adapter on disk; the likeliest tokens are those of transformers."""
     case = make_case(architecture, tmp_path, num_hidden_layers=BLOCKS)
     model = case.decoder.model
@@ -232,7 +232,6 @@ def test_our_own_engine_answers(toy, architecture, tmp_path, monkeypatch):
     trainer = Trainer(model.gguf.path, family=toy, blocks=blocks, seed=3, max_length=32, threads=1)
     shaken(trainer.decoder.adapter.values)
     trainer.save(tmp_path / "out")
-    monkeypatch.setitem(base._registry._found, toy.name, type(toy))  # as `register` does
     opened = adapter_of(model.gguf, tmp_path / "out")
     prompts = [[5, 6, 7], [*range(5, 75)], [*range(5, 70), 80]]  # more than the engine shares as a whole
     asked = Asked(prompts, [9] * len(prompts), sampling=Sampling(temperature=0.0))
@@ -246,7 +245,7 @@ def test_our_own_engine_answers(toy, architecture, tmp_path, monkeypatch):
             assert found[number] == tokens[len(prompt):]
 
 
-@pytest.mark.parametrize("toy", [Prompt(), PREFIX], ids=lambda toy: toy.name)
+@pytest.mark.parametrize("toy", [PROMPT, PREFIX], ids=lambda toy: toy.name)
 def test_answers_that_a_step_learns_from(bundle, toy):
     """Their log p, as they were drawn, is that of a pass which reads them."""
     objective = Grpo(max_completion_length=9, beta=0.1)
@@ -263,9 +262,9 @@ def test_answers_that_a_step_learns_from(bundle, toy):
 
 
 def test_a_part_that_a_network_lacks_is_refused(bundle, monkeypatch):
-    monkeypatch.setattr(Prompt, "adapts", ("router",))
+    monkeypatch.setattr(PromptTuning, "adapts", ("router",))
     with pytest.raises(UsageError, match="no router"):
-        Trainer(bundle, family=Prompt(), max_length=24)
+        Trainer(bundle, family=PROMPT, max_length=24)
 
 
 def test_keys_in_some_blocks_alone_are_refused(bundle):
@@ -277,10 +276,9 @@ def test_keys_in_some_blocks_alone_are_refused(bundle):
     assert "blocks" not in str(refused.value)
 
 
-def test_a_setting_that_fits_no_model_is_refused(bundle, tmp_path, monkeypatch):
-    monkeypatch.setitem(base._registry._found, "prompt", Prompt)
-    made = Trainer(bundle, family=Prompt(), max_length=24, threads=1).artifact()
-    for setting, error in ((Setting(blocks=[1]), FormatError), (Setting({"rows": 0}, [], [0, 1]), UsageError),
+def test_a_setting_that_fits_no_model_is_refused(bundle, tmp_path):
+    made = Trainer(bundle, family=PROMPT, max_length=24, threads=1).artifact()
+    for setting, error in ((Setting(blocks=[1]), FormatError), (Setting({"prompt_tokens": 0}, [], [0, 1]), UsageError),
                            (Setting({}, ["attn_q"], [0, 9]), MismatchError),
                            (Setting({}, ["attn_z"], [0, 1]), MismatchError)):
         save_artifact(tmp_path / "adapter.gguf", replace(made, setting=setting), bundle.gguf)
@@ -289,13 +287,12 @@ def test_a_setting_that_fits_no_model_is_refused(bundle, tmp_path, monkeypatch):
                         max_length=9, precision="exact")
 
 
-def test_commands_train_and_serve_it(bundle, tmp_path, monkeypatch):
+def test_commands_train_and_serve_it(bundle, tmp_path):
     """By our own engine; whoever serves by llama.cpp says in a sentence which engine answers."""
-    monkeypatch.setitem(base._registry._found, "prompt", Prompt)
     rows = tmp_path / "rows.jsonl"
     rows.write_text('{"prompt": "on", "completion": "off"}\n' * 4)
     out = tmp_path / "out"
-    said = command("train", bundle.path, rows, "-o", out, "--family", "prompt", "--rows", 3, "--steps", 12, "--lr", 0.1,
+    said = command("train", bundle.path, rows, "-o", out, "--family", "houlsby", "--steps", 12, "--lr", 0.1,
                    "--eval", rows, "--threads", 1, "--anchors", 0, "--precision", "exact")
     assert said.endswith(f"edgetune generate {bundle.path} PROMPTS.jsonl --engine native --adapter {out}\n")
     asked = (bundle.path, rows, "--adapter", out, "--engine", "native", "--threads", 1)
@@ -308,6 +305,6 @@ def test_commands_train_and_serve_it(bundle, tmp_path, monkeypatch):
     for refused in (("generate", bundle.path, "on", "--adapter", out), ("chat", bundle.path, "--adapter", out),
                     ("merge", bundle.path, out, "-o", tmp_path / "merged.gguf"),
                     ("eval", bundle.path, rows, "--adapter", out), ("export", out, "-o", tmp_path / "peft")):
-        assert re.search("family prompt.*--engine native", command(*refused, code=UnsupportedError.exit_code))
-    with pytest.raises(UsageError, match=f"family prompt.*{OWN_ENGINE}"):
-        recipe.options(TrainConfig(), {"family": "prompt"})
+        assert re.search("family houlsby.*--engine native", command(*refused, code=UnsupportedError.exit_code))
+    with pytest.raises(UsageError, match=f"family houlsby.*{OWN_ENGINE}"):
+        recipe.options(TrainConfig(), {"family": "houlsby"})

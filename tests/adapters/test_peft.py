@@ -65,11 +65,13 @@ def test_export_gives_peft_the_same_logits(family, names, ranks, scales, tmp_pat
     assert same(import_peft(tmp_path / "peft", base), pairs)
 
 
-@pytest.mark.parametrize("architecture", ["llama", "qwen3", "gemma3"])
-def test_a_prefix_is_prefix_tuning_in_peft(architecture, tmp_path):
+@pytest.mark.parametrize(("architecture", "name"), [
+    ("llama", "prefix"), ("qwen3", "prefix"), ("gemma3", "prefix"), ("llama", "prompt-tuning"),
+    ("gemma3", "prompt-tuning")])
+def test_a_prefix_is_prefix_tuning_in_peft(architecture, name, tmp_path):
     """PEFT's logits with it are llama.cpp's and our own engine's, which rotate keys in another order."""
     path, model = make_family(architecture, tmp_path)
-    trainer = trained(path, small("prefix"), lr=0.1, max_length=64)
+    trainer = trained(path, small(name), lr=0.1, max_length=64)
     trainer.save(tmp_path / "prefix")
     command("export", tmp_path / "prefix", "--base", path, "-o", tmp_path / "peft")
     ours = trainer.decoder.logits(collate([Example(np.array(TOKENS, np.int32), np.ones(len(TOKENS), np.float32))]))

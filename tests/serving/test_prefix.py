@@ -248,7 +248,7 @@ def test_a_damaged_list_of_tokens_is_refused(tiny_llama, tmp_path):
     base = open_gguf(tiny_llama)
     save_artifact(tmp_path / "a.gguf", replace(made(tiny_llama), facts={TOKENS: [1, 2]}), base)
     with pytest.raises(FormatError, match="its tokens are not those of its keys"):
-        open_served(tmp_path / "a.gguf", base)
+        open_served(tmp_path / "a.gguf", base, lambda _: {})
 
 
 @pytest.mark.parametrize(("change", "says"), [

@@ -15,7 +15,7 @@ from __future__ import annotations
 import hashlib
 import mmap
 import os
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
 from math import prod
@@ -131,6 +131,11 @@ class Tensor:
         values = np.empty(self.shape, np.float32)
         Cpu(threads=1).dequantize(values, self.data, self.format)
         return values
+
+    def taken(self, rows: Sequence[int]) -> npt.NDArray[np.float32]:
+        """These rows [n, K] of a matrix. Errors: f32's."""
+        stored = self.data.reshape(self.shape[0], -1)[list(rows)]
+        return replace(self, shape=(len(rows), self.shape[1]), data=stored.reshape(-1)).f32()
 
     def rows(self, size: int) -> Iterator[tuple[slice, npt.NDArray[np.float32]]]:
         """Yields rows [n, K] as float32, about `size` weights at a time, with their place among all. Errors: f32's."""
