@@ -12,7 +12,7 @@ from __future__ import annotations
 import logging
 import threading
 from collections import Counter
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import asdict
 from pathlib import Path
@@ -54,6 +54,7 @@ from .learning.learner import Learner
 from .learning.method import learn_method
 from .learning.prompts import Prompts
 from .learning.recall import Recall
+from .library import Library
 from .opening import open_answering
 from .options import DaemonConfig, model_name
 from .sources import AnswerSource, AskedQuestion, ModelSource, first_answer
@@ -115,6 +116,7 @@ class Service:
                                    lambda: self.budget - self.memory())
             self.files = Files(self.store, folder, self.config)
             self.adapters = Adapters(self.store, folder, self.batcher, self.config, self.name)
+            self.library = Library(self.adapters, self.embeddings, self.name)
             self.holdout = open_holdout(folder, in_use=self.store.holds_feedback())
             self.feedback = Feedback(self.store, self.holdout, self.config, self.method.kind)
             self.prompts = Prompts(self.store, self.config.keep_prompts)
@@ -128,6 +130,7 @@ class Service:
                 part.start()
                 if not isinstance(part, Adapters):
                     opened.callback(part.stop)
+            self.library.start()
             if self.first:
                 self.contest.start()
                 opened.callback(self.contest.stop)
@@ -184,12 +187,14 @@ class Service:
     # ---- answers ------------------------------------------------------------------------------------------------
 
     def models(self) -> Sequence[str]:
-        """Returns names for requests: the base, the base with the active adapter, and every adapter."""
-        return self.adapters.models()
+        """Returns names for requests: the base, the base with the active adapter, every adapter, and the library."""
+        return [*self.adapters.models(), *([self.library.name] if self.library.members() else [])]
 
     def adapter_for(self, model: str) -> str | None:
-        """Returns the adapter that answers for a model's name now; None: the base alone. Raises NotFoundError."""
-        return self.adapters.named(model)
+        """Returns the adapter that answers for a model's name now; None: the base alone, or whatever the library
+        chooses. Raises NotFoundError.
+        """
+        return None if model == self.library.name else self.adapters.named(model)
 
     def chat(self, messages: Sequence[dict[str, Any]], tools: Sequence[dict[str, Any]] | None = None, *,
              model: str = "", **options: Any) -> Completion:
@@ -198,17 +203,19 @@ class Service:
 
         model: a name of `models`; "": the base with the active adapter.
         """
-        prompt = self._rendered(messages, tools, model)
         content = {"messages": messages, "tools": tools}
+        model = self._chosen(model, content)
+        prompt = self._rendered(messages, tools, model)
         return self._answer(AskedQuestion(content, prompt, model, bool(tools), options))
 
     def generate(self, prompt: str | Sequence[int], *, model: str = "", **options: Any) -> Completion:
         """Returns the continuation of a prompt."""
         content = {"prompt": prompt} if isinstance(prompt, str) else {}
-        return self._answer(AskedQuestion(content, prompt, model, options=options))
+        return self._answer(AskedQuestion(content, prompt, self._chosen(model, content), options=options))
 
     def ask(self, question: Question, on_piece: OnPiece | None = None, number: int = 0) -> Completion:
         """Returns one of the answers to a question; number: which of its `n`, each of which has another seed."""
+        model = self._chosen(question.model, question.content)
         options = dict(question.options)
         if number and options.get("seed") is not None:
             options["seed"] = (options["seed"] + number) % SEED_LIMIT
@@ -220,11 +227,18 @@ class Service:
             options["logprobs"] = question.logprobs
         prompt = question.prompt or ""
         if question.messages is not None:
-            prompt = self._rendered(question.messages, question.shown_tools, question.model)
+            prompt = self._rendered(question.messages, question.shown_tools, model)
         content = question.content if question.is_free and not isinstance(question.prompt, list) else {}
         options["on_piece"] = on_piece
         is_free = question.free or bool(question.shown_tools)
-        return self._answer(AskedQuestion(content, prompt, question.model, is_free, options))
+        return self._answer(AskedQuestion(content, prompt, model, is_free, options))
+
+    def _chosen(self, model: str, content: Mapping[str, Any]) -> str:
+        """Returns the model that answers: of the library the one that it chooses for this question."""
+        if model != self.library.name:
+            return model
+        found = self.library.choose(content)
+        return self.name + LATEST if found == self.adapters.serving else found  # corrections and --first count for it
 
     def _rendered(self, messages: Sequence[Any], tools: Sequence[Any] | None, model: str) -> str:
         return self.served.render(messages, tools, self.adapter_for(model))
@@ -261,6 +275,15 @@ class Service:
             raise UsageError(f"the adapter takes {size_text(needed)} of memory while it is read, and "
                              f"{size_text(max(left, 0))} are left", "start the daemon with a larger --memory")
         return self.adapters.add_foreign(source, suffix)
+
+    def file_of(self, adapter: Adapter) -> str:
+        """Returns the file of rows that an adapter learned. Raises UsageError where it learned none, or another place
+        made it, and NotFoundError where its job is gone.
+        """
+        file = self.jobs.get(adapter.job).training_file if adapter.job else None
+        if file is None:
+            raise UsageError(f"{adapter.id} was not made of a file here", "name a file of rows with its questions")
+        return file
 
     # ---- status -------------------------------------------------------------------------------------------------
 

@@ -80,6 +80,17 @@ def asked_messages(row: Mapping[str, Any]) -> list[dict[str, Any]]:
     return found
 
 
+def user_text(row: Row) -> str:
+    """The text of a user's last message in `asked_messages`; "" where there is none, as in a plain text."""
+    if not isinstance(row, Mapping):
+        return ""
+    try:
+        said = [message for message in asked_messages(row) if message.get("role") == "user"]
+    except DataError:
+        return ""
+    return content_text(said[-1].get("content")).strip() if said else ""
+
+
 def asked_text(row: Mapping[str, Any]) -> str:
     """The text of `asked_messages`, a line each. Errors as there."""
     return "\n".join(content_text(message.get("content")) for message in asked_messages(row))

@@ -28,7 +28,8 @@ def running(tmp_path_factory):
     folder = tmp_path_factory.mktemp("examples")
     model = write_tiny(folder / "model.gguf", formats="Q8_0", n_context=512)
     train.run(open_bundle(model), dataset(8, 0), folder / "run", TrainConfig(**{**OPTIONS, "steps": 1}))
-    with daemon(model, folder / "state", context=256, keep_prompts=100) as running:
+    encoder = write_tiny_encoder(folder / "encoder.gguf")
+    with daemon(model, folder / "state", context=256, keep_prompts=100, embeddings=str(encoder)) as running:
         for number in range(20):
             running.service.feedback.add(prompt=f"lamp {number} on", correction="on")
         yield running

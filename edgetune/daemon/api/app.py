@@ -136,6 +136,8 @@ def _models(service: Service) -> list[dict[str, Any]]:
     models = [(service.name, made, ""), (service.name + LATEST, made, system_of(service.adapters.serving))]
     for adapter in service.adapters.list():
         models += [(name, adapter.created_at, system_of(adapter.id)) for name in (adapter.id, adapter.name) if name]
+    if service.library.members():
+        models.append((service.library.name, made, ""))
     if service.embeddings.file:
         models.append((service.embeddings.name, made, ""))
     return [{"id": name, "created": created, "system": system} for name, created, system in models]
@@ -261,6 +263,21 @@ def promote(adapter: AnAdapter, service: TheService) -> Any:
     return {"serving": service.adapters.serving}
 
 
+@router.post("/v1/adapters/{adapter}/questions", response_model=schemas.AdapterObject)
+def give_questions(adapter: AnAdapter, body: schemas.TaskQuestions, service: TheService) -> Any:
+    """Lets NAME:auto choose an adapter for questions like those of a file of rows. Their vectors alone are kept."""
+    found = service.adapters.get(adapter)
+    service.library.add(found.id, service.files.rows(body.file or service.file_of(found)))
+    return _adapter(found, service)
+
+
+@router.delete("/v1/adapters/{adapter}/questions", response_model=schemas.AdapterObject)
+def take_questions(adapter: AnAdapter, service: TheService) -> Any:
+    """Lets NAME:auto choose an adapter no longer."""
+    service.library.remove(adapter)
+    return _adapter(service.adapters.get(adapter), service)
+
+
 @router.delete("/v1/adapters/{adapter}", response_model=schemas.Deleted)
 def delete_adapter(adapter: AnAdapter, service: TheService) -> Any:
     """Deletes an adapter that is not active."""
@@ -271,7 +288,8 @@ def delete_adapter(adapter: AnAdapter, service: TheService) -> Any:
 def _adapter(adapter: Any, service: Service) -> dict[str, Any]:
     served = service.served
     structured = adapter.id in served.adapters() and bool(served.grammar_of(adapter.id))
-    return {**vars(adapter), "name": adapter.name or None, "structured": structured}
+    return {**vars(adapter), "name": adapter.name or None, "structured": structured,
+            "questions": service.library.questions(adapter.id)}
 
 
 # ---- the device -----------------------------------------------------------------------------------------------------

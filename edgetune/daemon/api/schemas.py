@@ -46,7 +46,7 @@ class Page(Answer, Generic[T]):
 class Model(Answer):
     """A name that requests may give as their model."""
 
-    id: str = Field(description="The name: the base, NAME:latest, an adapter's id or its name.")
+    id: str = Field(description="The name: the base, NAME:latest, NAME:auto, an adapter's id or its name.")
     object: Literal["model"] = "model"
     created: Time
     owned_by: str = Field("edgetune", description="Always edgetune.")
@@ -332,6 +332,12 @@ class AdapterName(Body):
                       "the adapter by it, too.")
 
 
+class TaskQuestions(Body):
+    """Rows of which an adapter gets its questions."""
+
+    file: str | None = Field(None, description="The id of a file of rows [that of the job that made the adapter].")
+
+
 class AdapterObject(Answer):
     """An adapter that a job made, or a client added."""
 
@@ -344,6 +350,7 @@ class AdapterObject(Answer):
                     "was active before.")
     structured: bool = Field(description="Whether its answers obey the JSON schema of its training rows.")
     job: str = Field(description="The job that made it; empty: a client added it.")
+    questions: int = Field(description="Questions of its task, by which NAME:auto chooses it; 0: it does not.")
     verdict: dict[str, Any] = Field(description="The gate's decision: passed, reason, old and new (right, rows, ...), "
                                                 "wins, losses, p, alpha, tests, canary, corrected.")
 

@@ -34,6 +34,7 @@ log = logging.getLogger("edgetune.daemon")
 FOLDER = "adapters"
 NAMES = r"[0-9a-f]{8}"
 RECORD = "daemon.json"  # in an adapter's folder: a copy of its row, for when the database is lost
+QUESTIONS = "questions.npz"  # in an adapter's folder: vectors of its task's questions, where it is in the library
 LATEST = ":latest"
 FOREIGN = "a client added it; no gate has evaluated it"
 _PEOPLES_NAME = re.compile(r"[^\W_][\w. -]{0,63}")
@@ -356,11 +357,12 @@ class Adapters:
             self.batcher.unload(id)
 
     def prune(self) -> None:
-        """Deletes all adapters of jobs but the active one and `keep` others: those that rollbacks lead to, and the
-        newest.
+        """Deletes all adapters of jobs but the active one, those in the library and `keep` others: those that rollbacks
+        lead to, and the newest.
         """
         back = set(self._before()[-1:])
-        others = [found.id for found in self.list() if found.job and found.state != "serving"]
+        others = [found.id for found in self.list() if found.job and found.state != "serving"
+                  and not (self._place(found.folder) / QUESTIONS).exists()]
         for id in sorted(others, key=lambda id: id not in back)[self.keep:]:
             with suppress(NotFoundError, UsageError):  # deleted or promoted meanwhile
                 self.delete(id)
