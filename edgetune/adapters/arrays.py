@@ -11,6 +11,7 @@ import numpy as np
 
 from ..backends.arena import Arena
 from ..errors import MismatchError
+from ..formats.gguf import Tensor
 from .base import Artifact, Carved, Family, Group, Shapes, slices
 
 
@@ -40,12 +41,13 @@ class CarvedArrays(Carved):
         return Artifact(tensors=self.values)
 
     def load(self, found: Artifact, source: str) -> None:
-        if _shapes(found.tensors) != _shapes(self.values):
-            raise MismatchError(f"{source} has arrays of other sizes or places than are trained here",
-                                f"give {' and '.join([*self._sizes, '--blocks'])} the values that it has")
+        self.check_shapes(found.tensors, source)
         for name, array in self.values.items():
             array[:] = found.tensors[name]
 
-
-def _shapes(arrays: Mapping[str, np.ndarray]) -> dict[str, tuple[int, ...]]:
-    return {name: array.shape for name, array in arrays.items()}
+    def check_shapes(self, found: Mapping[str, np.ndarray | Tensor], source: str) -> None:
+        """Raises MismatchError for other names or shapes than those of `values`."""
+        own, others = ({name: array.shape for name, array in arrays.items()} for arrays in (self.values, found))
+        if own != others:
+            raise MismatchError(f"{source} has arrays of other sizes or places than are trained here",
+                                f"give {' and '.join([*self._sizes, '--blocks'])} the values that it has")

@@ -258,7 +258,9 @@ class Carved(ABC):
         raise NotImplementedError
 
     def finish(self, linear: Frozen, inp: Array) -> None:  # noqa: B027  # all is done in backward
-        """The gradients of parameters that need the projection's input [T, K], which is made again only then."""
+        """The gradients of parameters that need the projection's input [T, K], which is made again only then. `dout` of
+        the backward is as it was.
+        """
 
     def sublayer_forward(self, name: str, out: Array) -> None:
         """Changes out [T, D] in place: a sublayer's output, before its sum with the residual stream."""

@@ -7,7 +7,7 @@ N outputs of a projection, D the width of a norm.
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import ClassVar
 
 import numpy as np
@@ -17,6 +17,8 @@ from ..backends.base import Array, Backend
 from ..formats.gguf import Gguf, Tensor
 from .arrays import ArrayFamily, CarvedArrays
 from .base import BIASES, MERGED, NORMS, Artifact, Carved, Shapes, register
+
+AT_ONCE = 1 << 18  # weights that are read together
 
 
 @register
@@ -39,8 +41,9 @@ class CarvedBitFit(CarvedArrays):
     """values: by the names of the base's tensors, in whose place they are."""
 
     def read_base(self, base: Gguf) -> None:
-        for name, value in self.values.items():
-            value[:] = base.read(base.tensors[name]).f32()
+        for name in self.values:
+            for place, part in base.tensors[name].parts(AT_ONCE):
+                self._rows(name)[place] = base.read(part).f32()
 
     def norm(self, name: str, weight: Array) -> Array:  # noqa: ARG002
         return self.values[f"{name}.weight"]
@@ -55,11 +58,21 @@ class CarvedBitFit(CarvedArrays):
         self.gradients[f"{name}.bias"] += dbias
 
     def artifact(self) -> Artifact:
-        return Artifact(weights={name: Tensor(name, value.shape, "F32", value.reshape(-1).view(np.uint8))
-                                 for name, value in self.values.items()})
+        return Artifact(weights={name: self._floats(name) for name in self.values})
 
     def load(self, found: Artifact, source: str) -> None:
-        super().load(replace(found, tensors={name: tensor.f32() for name, tensor in found.weights.items()}), source)
+        self.check_shapes(found.weights, source)
+        for name, tensor in found.weights.items():
+            for place, part in tensor.parts(AT_ONCE):
+                self._rows(name)[place] = part.f32()
+
+    def _floats(self, name: str) -> Tensor:
+        value = self.values[name]
+        return Tensor(name, value.shape, "F32", value.reshape(-1).view(np.uint8))
+
+    def _rows(self, name: str) -> np.ndarray:
+        """The value as a matrix: a vector is one row."""
+        return np.atleast_2d(self.values[name])
 
 
 def tensor_name(part: str) -> str:

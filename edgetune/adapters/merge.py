@@ -25,7 +25,7 @@ from .lora import Lora, Pair
 from .store import NO_WEIGHTS, check_fit
 
 KEEP = "keep"
-_FLOATS = ("F32", "F16", "BF16")
+FLOATS = ("F32", "F16", "BF16")
 _SLICE = 1 << 22  # weights in memory at a time
 
 
@@ -63,7 +63,7 @@ def merge(base: Gguf, pairs: Lora, out: str | os.PathLike[str], to: str = "Q8_0"
         require_room(path.parent, disk_needed(base, pairs, to, weights))
     source = replace(base, tensors={**base.tensors, **weights})
     with replaced(path) as beside:
-        if to == KEEP or to in _FLOATS:
+        if to == KEEP or to in FLOATS:
             _write(beside, base, source, pairs, to)
         else:
             _write_quantized(beside, base, source, pairs, to, threads)
@@ -73,7 +73,7 @@ def merge(base: Gguf, pairs: Lora, out: str | os.PathLike[str], to: str = "Q8_0"
 def disk_needed(base: Gguf, pairs: Lora, to: str, weights: Mapping[str, Tensor] = NO_WEIGHTS) -> int:
     """Bytes at most that `merge` writes: the new file, and the one with F16 from which llama.cpp makes another type."""
     source = replace(base, tensors={**base.tensors, **weights})
-    if to == KEEP or to in _FLOATS:
+    if to == KEEP or to in FLOATS:
         return _file_bytes(base, _formats(source, pairs, to))
     largest = to if to in BY_NAME else "Q8_0"  # a mixture such as Q4_K_M
     return _file_bytes(base, _formats(source, pairs, KEEP, "F16")) + _file_bytes(base, _formats(source, pairs, largest))
@@ -173,7 +173,8 @@ def _data(tensor: Tensor, pair: Pair | None, format: str) -> Iterator[memoryview
     if pair is None and format == tensor.format:
         yield tensor.data.data
         return
-    for place, weights in tensor.rows(_SLICE):
+    for place, part in tensor.parts(_SLICE):
+        weights = part.f32()
         if pair is not None:
             weights = weights + np.float32(pair.scale) * (pair.b[place] @ pair.a)
         yield _encoded(tensor.name, weights, format)

@@ -391,7 +391,7 @@ def check_fit(pairs: Lora, base: Gguf, source: str, weights: Mapping[str, Tensor
 
 
 def _is_finite(tensor: Tensor) -> bool:
-    return all(np.isfinite(part).all() for _, part in tensor.rows(_CHECKED))
+    return all(np.isfinite(part.f32()).all() for _, part in tensor.parts(_CHECKED))
 
 
 # ---- writing ---------------------------------------------------------------------------------------------------------

@@ -361,7 +361,7 @@ def _refusal(p: _Planner) -> BudgetError:
         "max_length": max(2, p.longest // 2), **p.config.family.smaller(), "precision": "fast", "recompute": "auto",
         "weights": "auto"}
     if KEYS not in p.config.family.adapts:
-        smaller["blocks"] = f"last:{max(1, p.structure.n_layer // 2)}"
+        smaller["blocks"] = f"last:{max(1, len(p.config.block_range(p.structure.n_layer)) // 2)}"
     if "attn_q" in p.structure.linear_shapes():
         smaller["targets"] = "q_proj,v_proj"
     now = p.config.to_json()

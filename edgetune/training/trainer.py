@@ -1,6 +1,5 @@
-"""The trainer that an app embeds: add examples, call `step()` in a loop, evaluate, save.
-
-Memory is one arena, carved from the plan. Only `save` writes files; `run` adds a folder, metrics and resume.
+"""The trainer that an app embeds: add examples, call `step()` in a loop, evaluate, save. Memory is one arena, carved
+from the plan. Only `save` writes files; `run` adds a folder, metrics and resume.
 """
 
 from __future__ import annotations
@@ -341,6 +340,7 @@ class Trainer:
                 raise Interrupted(f"stopped after step {self.steps_done} of {self.total_steps}")
 
         self.decoder.before_block = ask
+        self.decoder.adapter.before_pass(None)
         try:
             yield
         finally:

@@ -22,6 +22,7 @@ from transformers import DynamicCache
 from edgetune import Result
 from edgetune.adapters.base import OWN_ENGINE, Family, Setting
 from edgetune.adapters.bitfit import BitFit
+from edgetune.adapters.full import Full
 from edgetune.adapters.houlsby import Houlsby
 from edgetune.adapters.prefix import Prefix
 from edgetune.adapters.prompt_tuning import PromptTuning
@@ -41,15 +42,15 @@ from edgetune.training.trainer import Trainer
 PREFIX = Prefix(prefix_tokens=5)
 PROMPT = PromptTuning(prompt_tokens=5)
 HOULSBY = Houlsby(adapter_width=3)
-TOYS = (HOULSBY, BitFit(), PROMPT, PREFIX)
+TOYS = (HOULSBY, BitFit(), Full(), PROMPT, PREFIX)
 BLOCKS = 3
 
 
 def shaken(values: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
     """Parameters of a family, far from a start at which most gradients are 0."""
     rng = np.random.default_rng(4)
-    for value in values.values():
-        value += (rng.standard_normal(value.shape) / 4).astype(np.float32)
+    for name, value in values.items():
+        value += (rng.standard_normal(value.shape) / (20 if name.endswith("weight") else 4)).astype(np.float32)
     return values
 
 
@@ -70,6 +71,7 @@ def adapted(model: Any, toy: Family, values: dict[str, np.ndarray]) -> Iterator[
     """The transformers model with a toy's parameters, which are leaves of autograd, by name and in our order."""
     leaves = {name: torch.from_numpy(value.copy()).requires_grad_() for name, value in values.items()}
     hooks = []
+    replaced: list[tuple[torch.nn.Module, str, torch.Tensor]] = []
 
     def hook(name: str, change: Any) -> None:
         def changed(_module: Any, _inp: Any, out: Any) -> Any:
@@ -97,15 +99,22 @@ def adapted(model: Any, toy: Family, values: dict[str, np.ndarray]) -> Iterator[
             place = module_of(name.removesuffix(".weight"), model)
             hook(place, partial(scaled, leaf, model.get_submodule(place)))
         elif isinstance(toy, BitFit):
-            place = hf_projection(name.removesuffix(".bias"))
-            order = row_order(place, leaf.numel(), model)
-            bias = leaf if order is None else leaf[torch.from_numpy(np.argsort(order).copy())]
-            hook(place, (bias - model.get_submodule(place).bias).__add__)
+            projection, _, kind = name.rpartition(".")
+            place = hf_projection(projection)
+            order = row_order(place, len(leaf), model)
+            value = leaf if order is None else leaf[torch.from_numpy(np.argsort(order).copy())]
+            replaced.append((model.get_submodule(place), kind, value))
+    own = [(module, kind, module._parameters.pop(kind)) for module, kind, _ in replaced]
+    for module, kind, value in replaced:
+        setattr(module, kind, value)
     try:
         yield leaves
     finally:
         for each in hooks:
             each.remove()
+        for module, kind, value in own:
+            delattr(module, kind)
+            module.register_parameter(kind, value)
 
 
 def cache_of(model: Any, leaves: dict[str, torch.Tensor]) -> DynamicCache:
@@ -164,7 +173,8 @@ def test_log_p_and_gradients(toy, architecture, tmp_path):
         with decoder.linear.off(), case.decoder.linear.off():
             assert distance(decoder.logits(case.batch), case.decoder.logits(case.batch)) < LIMIT
     assert len(decoder.adapter.values) == {"houlsby": 24, "prompt-tuning": 1, "prefix": 3}.get(
-        toy.name, {"llama": 2, "llama with biases": 2 + 7, "qwen3": 4, "gemma3": 6}[architecture] * BLOCKS + 1)
+        toy.name, {"llama": 2, "llama with biases": 2 + 7, "qwen3": 4, "gemma3": 6}[architecture] * BLOCKS + 1
+        + (7 * BLOCKS if toy.name == "full" else 0))
 
 
 def gradient_of(trainer: Trainer) -> tuple[Batch, np.ndarray]:
@@ -222,8 +232,9 @@ def test_what_rows_begin_with_alike_is_computed_apart(bundle, toy):
     assert losses[0][-1] < losses[0][0]
 
 
-@pytest.mark.parametrize(("toy", "architecture"), [*zip(TOYS, ("llama", "qwen3", "gemma3", "llama"), strict=True)],
-                         ids=lambda value: getattr(value, "name", value))
+@pytest.mark.parametrize(("toy", "architecture"), [
+    *zip(TOYS, ("llama", "qwen3", "gemma3", "gemma3", "llama"), strict=True)],
+    ids=lambda value: getattr(value, "name", value))
 def test_our_own_engine_answers(toy, architecture, tmp_path):
     """From the adapter on disk; the likeliest tokens are those of transformers."""
     case = make_case(architecture, tmp_path, num_hidden_layers=BLOCKS)

@@ -9,8 +9,10 @@ import pytest
 from counting import dataset
 from durable import CONFIG, go, stop
 from emulated import HERE, WHY_NOT, cuda
-from tiny import SHAPES
+from tiny import SHAPES, write_tiny
 
+from edgetune.adapters.bitfit import BitFit
+from edgetune.adapters.full import Full
 from edgetune.backends import opening
 from edgetune.bench.train import random_rows
 from edgetune.errors import MismatchError
@@ -45,6 +47,22 @@ def test_every_network_learns_as_on_the_cpu(architecture, tiny_models):
     want, wanted = losses(tiny_models[architecture], "cpu", precision="exact")
     assert found == pytest.approx(want, abs=1e-4)
     assert np.abs(adapter - wanted).mean() < 1e-4
+
+
+@pytest.mark.usefixtures("emulated")
+@pytest.mark.parametrize("family", [BitFit(), Full()], ids=lambda family: family.name)
+def test_weights_themselves(family, tmp_path):
+    """In training, and where the written bytes are measured."""
+    model = write_tiny(tmp_path / "q.gguf", "qwen2", "Q4_1")
+    found = []
+    for backend in ("cuda", "cpu"):
+        trainer = Trainer(model, backend=backend, family=family, precision="exact", steps=2, batch_size=2,
+                          max_length=24, lr=1e-3, threads=1)
+        trainer.add_examples(random_rows(trainer.model.structure.n_tokens, 4, 20, seed=0))
+        found.append([trainer.loss(trainer.examples)[0], *(result.loss for result in trainer.train()),
+                      trainer.loss(trainer.examples)[0]])
+    assert found[0] == pytest.approx(found[1], abs=1e-4)
+    assert found[1][-1] < found[1][0]
 
 
 @pytest.mark.usefixtures("emulated")

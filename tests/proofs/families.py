@@ -4,9 +4,10 @@
                                     [--only sora vera ...] [--out FILE]
 
 The recipe is that of peers/snips.py: one epoch in batches of 8, alpha 16, 10 steps of warm-up, then linear to 0. A rate
-is chosen for each family by the loss on TUNING other rows, with one seed more. With it each seed is trained, and
-llama.cpp answers the held-out rows: their loss, and which answers and which intents are exact. Of dylora each cut is
-measured, too, with LoRA trained at that rank. Results are added to --out, and what it already holds is not measured
+is chosen for each family by the loss on TUNING other rows, with one seed more; --rates are LoRA's, and of other
+families times their `rate`. With it each seed is trained, and llama.cpp answers the held-out rows: their loss, and
+which answers and which intents are exact. An adapter that llama.cpp does not apply is merged before. Of dylora each cut
+is measured, too, with LoRA trained at that rank. Results are added to --out, and what it already holds is not measured
 again, so that the proof can run in pieces.
 
 Exits with 1 unless a family wins against LoRA at about its parameters or fewer; dylora is within 5 % of LoRA's loss at
@@ -27,18 +28,23 @@ from json_lines import read_lines, write_lines
 from peers.snips import SYSTEM
 from proofs.compared import Result, Row, arguments, by_variant, edgetune, end_with, folder_of, measure_missing, paired
 
+from edgetune.adapters.base import MERGED, Family, family_named
 from edgetune.adapters.store import FILE
 from edgetune.data.dataset import load_rows
 from edgetune.evaluation.served import exact_match, served_loss
+from edgetune.options import declared
 from edgetune.serving.llama import LlamaModel
 
 LORA = "lora"
 CUT = "dylora cut to "
+LAST = ["--blocks", "last:4"]
 RANKS = (1, 2, 4, 8)
 VARIANTS: dict[str, Sequence[object]] = {
     LORA: ["--rank", 8], "rslora": ["--rank", 8, "--rslora"], "lora+": ["--rank", 8, "--lora-plus", 16],
     "adalora": ["--family", "adalora"], "dylora": ["--family", "dylora"], "sora": ["--family", "sora"],
     "lora-dropout": ["--family", "lora-dropout"], "lora-fa": ["--family", "lora-fa"], "vera": ["--family", "vera"],
+    "bitfit": ["--family", "bitfit"], "full": ["--family", "full"],
+    "full last:4": ["--family", "full", *LAST], "lora last:4": ["--rank", 8, *LAST],
     **{f"lora r={rank}": ["--rank", rank] for rank in RANKS if rank != 8}}
 RECIPE = ["--epochs", 1, "--batch-size", 8, "--warmup", 10, "--max-length", 256, "--anchors", 0, "--system", SYSTEM,
           "--no-answers", "--eval-every", 10**6]
@@ -48,10 +54,15 @@ WITHIN = 1.05  # of LoRA's loss
 BYTES = 0.7  # of LoRA's
 
 
+def family_of(variant: str) -> type[Family]:
+    words = VARIANTS[variant]
+    return family_named(str(words[1]) if words[0] == "--family" else LORA)
+
+
 def trained(args: argparse.Namespace, variant: str, rate: float, seed: int, held_out: Path) -> tuple[Path, Row, float]:
     """The adapter's folder, its record and the seconds of the command."""
     out = folder_of(args) / f"{variant}-{rate:g}-{seed}"
-    alpha = [] if variant == "vera" else ["--alpha", 16]
+    alpha = ["--alpha", 16] if "alpha" in [spec.name for spec in declared(family_of(variant))] else []
     began = time.monotonic()
     if not (out / FILE).is_file():
         edgetune("train", args.model, part_of(args, "train"), "-o", out, *VARIANTS[variant], *RECIPE, *alpha, "--lr",
@@ -83,9 +94,15 @@ def measured(args: argparse.Namespace, rates: dict[str, float], variant: str, se
         if not out.exists():
             edgetune("export", whole, "--rank", rank, "--base", args.model, "-o", out, "--json")
     served_by = edgetune("info", out, "--json")["answered_by"]
-    with LlamaModel(args.model) as served:
-        served.load_adapter(out, variant)
-        served.use(variant)
+    model = args.model
+    if served_by == MERGED:
+        model = out.with_name(f"{out.name}.gguf")
+        if not model.exists():
+            edgetune("merge", args.model, out, "-o", model, "--json")
+    with LlamaModel(model) as served:
+        if model == args.model:
+            served.load_adapter(out, variant)
+            served.use(variant)
         rows = load_rows(read_lines(held), served.tokenizer, max_length=256, system=SYSTEM)
         loss, _ = served_loss(served, rows)
         answers = exact_match(served, rows, system=SYSTEM)
@@ -156,7 +173,8 @@ def main() -> None:
                         default=[5e-4, 1e-3, 2e-3, 4e-3, 8e-3])
     args = parser.parse_args()
     args.only = [LORA, *(name for name in args.only if name != LORA)]
-    grid = [{"phase": "rate", "variant": name, "rate": rate} for name in args.only for rate in args.rates]
+    grid = [{"phase": "rate", "variant": name, "rate": rate * family_of(name).rate}
+            for name in args.only for rate in args.rates]
     found = measure_missing(args, grid, lambda variant, rate, phase: tuned(args, variant, rate),  # noqa: ARG005
                             lambda result: f"{result['variant']:18} lr {result['rate']:<7g} loss {result['loss']:.4f}")
     rates = {name: min((run["loss"], run["rate"]) for run in found if run.get("phase") == "rate"

@@ -2,7 +2,7 @@
 
     python tests/proofs/memory.py [predict] [budgets] [smallest] [large] [--model SmolLM2.gguf] [--large big.gguf]
 
-predict   24 combinations of model, batch, length, rank, recomputation and streaming: the plan's peak beside the
+predict   26 combinations of model, batch, length, family, rank, recomputation and streaming: the plan's peak beside the
           process's, with two steps, a held-out loss and saving. Must be within 5 % or 12 MiB, and never under by more
           than 3 %.
 budgets   SmolLM2-135M, 4 x 256 tokens a step, in 160M, 200M, 300M, 600M and without: `edgetune train` on text with
@@ -44,6 +44,8 @@ def combinations() -> Iterator[tuple[str, dict[str, Any]]]:
                    {"rank": 16, "targets": "q_proj,v_proj", "blocks": "last:10"},
                    {"dropout": 0.1, "weights": "streamed"}):
         yield "smollm2", base | change
+    yield "smollm2", {"batch_size": 4, "max_length": 256, "family": "full", "blocks": "last:4"}
+    yield "smollm2", {"batch_size": 4, "max_length": 256, "family": "full", "blocks": "last:4", "memory": "350M"}
     for name in ("llama", "qwen2", "qwen3", "gemma3"):
         yield f"{name}-small", base | again
         yield f"{name}-wide", base | {"batch_size": 2}

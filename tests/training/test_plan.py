@@ -9,11 +9,12 @@ from hypothesis import given
 from hypothesis import strategies as st
 from tiny import write_tiny
 
+from edgetune.adapters.full import Full
 from edgetune.backends.arena import Arena, Buffer, lay_out
 from edgetune.backends.cpu import Cpu
 from edgetune.bench.train import random_rows
 from edgetune.data.lengths import Lengths, Unit
-from edgetune.errors import UsageError
+from edgetune.errors import BudgetError, UsageError
 from edgetune.formats.shape import Rope, Shape
 from edgetune.machine import device
 from edgetune.models.stream import Sizes
@@ -65,6 +66,21 @@ def test_what_is_traded_is_said_with_what_it_saves():
 ])
 def test_what_is_asked_for_is_done(options, choice):
     assert make(**options).tradeoffs == choice
+
+
+def test_full_fine_tuning_takes_masters_gradients_and_moments():
+    """4 bytes a weight for values, gradient and best values, 8 for moments in floats or 2 in 8 bits."""
+    full = Full()
+    whole = make(family=full, blocks="last:4")
+    weights = 4 * (2 * 576 * 576 + 2 * 192 * 576 + 3 * 576 * 1536 + 2 * 576) + 576
+    table = {buffer.name: buffer.nbytes for buffer in whole.buffers}
+    assert table["lora"] == table["dlora"] == table["best"] == table["adam_m"] == 4 * weights
+    with pytest.raises(BudgetError, match=r"training needs (\d+) MiB at least, the budget is 200 MiB .*"
+                                          r"would help most") as refused:
+        make(200, family=full, blocks="last:4")
+    tight = make(refused.value.needed / MIB, family=full, blocks="last:4")
+    assert tight.tradeoffs.optimizer_state == "8bit"
+    assert 14 * weights < tight.arena_bytes < 14 * weights + 20 * MIB
 
 
 def test_moments_in_8_bits_come_last():

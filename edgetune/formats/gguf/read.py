@@ -137,15 +137,15 @@ class Tensor:
         stored = self.data.reshape(self.shape[0], -1)[list(rows)]
         return replace(self, shape=(len(rows), self.shape[1]), data=stored.reshape(-1)).f32()
 
-    def rows(self, size: int) -> Iterator[tuple[slice, npt.NDArray[np.float32]]]:
-        """Yields rows [n, K] as float32, about `size` weights at a time, with their place among all. Errors: f32's."""
+    def parts(self, size: int) -> Iterator[tuple[slice, Tensor]]:
+        """Yields some rows as a tensor [n, K] of about `size` weights, with their place among all rows."""
         width = self.shape[-1]
         n = prod(self.shape[:-1])
         stored = self.data.reshape(n, -1)
         step = max(1, size // width)
         for begin in range(0, n, step):
             part = stored[begin:begin + step]
-            yield slice(begin, begin + len(part)), replace(self, shape=(len(part), width), data=part.reshape(-1)).f32()
+            yield slice(begin, begin + len(part)), replace(self, shape=(len(part), width), data=part.reshape(-1))
 
 
 @dataclass(frozen=True, eq=False)
