@@ -60,6 +60,7 @@ def test_answers_are_as_the_schema_says(schema, mode):
 
 
 @pytest.mark.slow
+@pytest.mark.timeout(1800)  # minutes, many on a busy machine
 @pytest.mark.parametrize("mode", MODES)
 def test_many_answers_are_as_the_schema_says(schema, mode):
     check(schema, mode, examples=200)
