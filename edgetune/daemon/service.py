@@ -23,7 +23,7 @@ from .. import disk
 from ..adapters.store import FILE
 from ..errors import UsageError, size_text
 from ..formats.bundle import open_bundle
-from ..formats.named import find_model
+from ..formats.named import find_model, name_of
 from ..llamacpp.sampling import SEED_LIMIT
 from ..machine.device import read_device
 from ..machine.governor import Governor
@@ -112,6 +112,7 @@ class Service:
             opened.callback(self.served.close)
             self.embeddings = Embeddings(self.batcher, self.config, (self.name, self.name + LATEST))
             opened.callback(self.embeddings.close)
+            self._known = {name_of(file): model_name(file) for file in (self.path, self.embeddings.file) if file}
             self.grading = Grading(self.batcher, self.name, self.config.allow_python_graders,
                                    lambda: self.budget - self.memory())
             self.files = Files(self.store, folder, self.config)
@@ -190,10 +191,16 @@ class Service:
         """Returns names for requests: the base, the base with the active adapter, every adapter, and the library."""
         return [*self.adapters.models(), *([self.library.name] if self.library.members() else [])]
 
+    def spelled(self, model: str) -> str:
+        """Returns the name in `models` of a model that a request calls as commands do: "smollm2:latest", say."""
+        known, colon, rest = model.partition(":")
+        return self._known.get(known, known) + colon + rest
+
     def adapter_for(self, model: str) -> str | None:
         """Returns the adapter that answers for a model's name now; None: the base alone, or whatever the library
         chooses. Raises NotFoundError.
         """
+        model = self.spelled(model)
         return None if model == self.library.name else self.adapters.named(model)
 
     def chat(self, messages: Sequence[dict[str, Any]], tools: Sequence[dict[str, Any]] | None = None, *,
@@ -235,6 +242,7 @@ class Service:
 
     def _chosen(self, model: str, content: Mapping[str, Any]) -> str:
         """Returns the model that answers: of the library the one that it chooses for this question."""
+        model = self.spelled(model)
         if model != self.library.name:
             return model
         found = self.library.choose(content)
@@ -250,7 +258,7 @@ class Service:
 
     def embed(self, texts: Sequence[Text], model: str = "") -> Embedded:
         """Returns vectors of texts; errors as Embeddings.embed's."""
-        return self.embeddings.embed(texts, model)
+        return self.embeddings.embed(texts, self.spelled(model))
 
     def classify(self, texts: Sequence[str], model: str = "",
                  on_piece: OnPiece | None = None) -> tuple[Sequence[str], Sequence[Completion]]:

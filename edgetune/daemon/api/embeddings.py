@@ -72,7 +72,7 @@ class EmbeddingList(Answer):
 async def embeddings(body: EmbeddingRequest, request: Request, service: TheService) -> Any:
     """Returns a vector of length 1 for each text: the mean of the model's hidden states, or what --embeddings makes."""
     note_ignored(request, ["user"] if body.user is not None else [])
-    model = body.model or ""
+    model = service.spelled(body.model or "")
     check_dimensions(service, model, body.dimensions)
     parts = await vectors_of(body.texts(), model, request)
     vectors = (vector for part in parts for vector in part.vectors)

@@ -29,7 +29,7 @@ def create_job(body: schemas.JobRequest, service: TheService) -> Any:
     if kind := options.get("method", {}).get("type"):
         with about(f"method.{kind}.grader"):
             service.jobs.check_grader(options["method"], options["hyperparameters"])
-    return job_object(service.jobs.create(**options))
+    return job_object(service.jobs.create(**{**options, "model": service.spelled(options["model"])}))
 
 
 @router.get("/jobs", response_model=schemas.Page[schemas.Job])

@@ -237,6 +237,7 @@ class GenerateAnswer(Timed):
 
 def named(service: Service, model: str) -> str:
     """The service's name of the model."""
+    model = service.spelled(model)
     if model == service.name:
         return service.name + LATEST
     if service.embeddings.file and model == service.embeddings.name + LATEST:

@@ -1,0 +1,54 @@
+"""A model that was opened by the name that commands know answers to it, and as before to its file's name."""
+
+import json
+
+import ollama
+import openai
+import pytest
+from daemons import PATIENCE, daemon
+from tiny import write_tiny
+
+from edgetune.formats.named import KNOWN, place_of
+
+NAME = "qwen3-0.6b"
+FILE = "qwen3-0.6b-q8_0"
+
+
+@pytest.fixture(scope="module")
+def running(tmp_path_factory):
+    path = place_of(KNOWN[NAME])
+    path.parent.mkdir(parents=True)
+    write_tiny(path, n_context=512)
+    with daemon(NAME, tmp_path_factory.mktemp("state")) as made:
+        yield made
+    path.unlink()
+
+
+@pytest.mark.parametrize("name", [NAME, FILE])
+def test_openais_client(running, name):
+    with openai.OpenAI(base_url=f"{running.url}/v1", api_key="none", timeout=PATIENCE) as client:
+        for model in (name, f"{name}:latest"):
+            said = client.chat.completions.create(model=model, messages=[{"role": "user", "content": "a"}],
+                                                  max_tokens=1)
+            assert said.model == FILE
+            assert client.embeddings.create(model=model, input="a").model == FILE
+        assert client.models.list().data[0].id == FILE
+        with pytest.raises(openai.NotFoundError, match="there is no model"):
+            client.chat.completions.create(model=f"{name}2", messages=[{"role": "user", "content": "a"}])
+
+
+@pytest.mark.parametrize("name", [NAME, f"{NAME}:latest", FILE])
+def test_ollamas_client(running, name):
+    with ollama.Client(host=running.url, timeout=PATIENCE) as client:
+        assert client.chat(name, [{"role": "user", "content": "a"}], options={"num_predict": 1}).done
+        assert len(client.embed(name, "a").embeddings) == 1
+        assert client.show(name).details.family
+
+
+def test_a_job(running):
+    with openai.OpenAI(base_url=f"{running.url}/v1", api_key="none", timeout=PATIENCE) as client:
+        rows = "\n".join(json.dumps({"prompt": prompt, "completion": "b"}) for prompt in "acde")
+        file = client.files.create(file=("rows.jsonl", rows.encode()), purpose="fine-tune")
+        job = client.fine_tuning.jobs.create(model=NAME, training_file=file.id)
+        client.fine_tuning.jobs.cancel(job.id)
+    assert job.model == FILE
