@@ -10,7 +10,7 @@ from edgetune.data.dataset import Dataset
 from edgetune.options import declared
 from edgetune.training.trainer import Trainer
 
-SMALL = {"alpha": 4.0, "prune_every": 1}
+SMALL = {"alpha": 4.0, "prune_every": 1, "sources": 4}
 NAMES = sorted(families())
 PAIRS = [name for name in NAMES if families()[name].served_by == LLAMA_CPP and PROJECTIONS in families()[name].adapts]
 MERGING = [name for name in NAMES if families()[name].served_by == MERGED]

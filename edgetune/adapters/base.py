@@ -332,7 +332,7 @@ class Carved(ABC):
         """The inverse of `artifact`. Raises MismatchError for one that this adapter cannot become."""
 
 
-FILES = ("merge", "ollama", "peft", "published", "store")  # adapters on disk: modules of this folder without a family
+FILES = ("joined", "merge", "ollama", "peft", "published", "store")  # modules of this folder without a family
 _registry: Registry[Family] = Registry(__package__, "adapter family", others=FILES)
 register, families = _registry.register, _registry.all
 REFUSED = {

@@ -35,7 +35,7 @@ GROUPS = {
     "Train": ("demo", "data", "plan", "train", "resume", "report", "tutor"),
     "Evaluate": ("eval", "compare", "grade", "generate", "chat"),
     "Serve": ("daemon", "service", "status", "jobs", "adapters", "feedback", "prompts", "rebase"),
-    "Share": ("export", "import", "merge", "compile-prompt", "compress"),
+    "Share": ("export", "import", "merge", "merge-adapters", "compile-prompt", "compress"),
     "This machine": ("pull", "models", "info", "device", "doctor", "bench"),
 }
 F = TypeVar("F", bound=Callable[..., Any])

@@ -58,12 +58,12 @@ def export_command(adapter: Path, to: str, base: Path | None, base_name: str, ra
         return
     folder = folder or adapter.with_name(f"{adapter.name}-{to}")
     if to == "onnx":
-        gguf = open_bundle(base or _base_of(read_run(adapter), adapter)).gguf
+        gguf = open_bundle(base or base_of_run(read_run(adapter), adapter)).gguf
         facts, lines = _to_onnx(adapter, gguf, folder)
         show(as_json, {"out": str(folder), "to": to, **facts}, *lines)
         return
     file = read_any(adapter)[0].path
-    gguf = open_bundle(base or _base_of(read_run(file.parent) if file.name == FILE else {}, adapter)).gguf
+    gguf = open_bundle(base or base_of_run(read_run(file.parent) if file.name == FILE else {}, adapter)).gguf
     _refuse_encoder(gguf, "write its adapter with --to onnx, or merge one of vectors")
     if to == "peft":
         facts, lines = _to_peft(adapter, gguf, folder, base_name)
@@ -82,7 +82,7 @@ def _cut(adapter: Path, rank: int, base: Path | None, folder: Path) -> tuple[dic
     whole = gguf.path.parent
     run = read_run(whole) if gguf.path.name == FILE else {}
     schema = read_schema(whole) if gguf.path.name == FILE else None
-    opened = open_bundle(base or _base_of(run, adapter)).gguf
+    opened = open_bundle(base or base_of_run(run, adapter)).gguf
     read_artifact(adapter, opened)
     save_adapter(folder, cut, opened, {**run, "options": {**run.get("options", {}), "rank": rank}})
     save_schema(folder, schema)
@@ -148,7 +148,8 @@ def _to_ollama(adapter: Path, base: Gguf, folder: Path, base_name: str,
                                   said]
 
 
-def _base_of(run: dict[str, Any], adapter: Path) -> Path:
+def base_of_run(run: dict[str, Any], adapter: Path) -> Path:
+    """The model that an adapter was trained on. Raises UsageError where it is not there."""
     base = run.get("base")
     path = base.get("path") if isinstance(base, dict) else None
     if not isinstance(path, str) or not Path(path).exists():

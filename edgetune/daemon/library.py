@@ -9,7 +9,8 @@ from __future__ import annotations
 import logging
 import threading
 import zipfile
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
+from contextlib import suppress
 from pathlib import Path
 from random import Random
 from typing import Any
@@ -17,9 +18,19 @@ from typing import Any
 import numpy as np
 
 from .. import disk
+from ..adapters import store
+from ..adapters.joined import most_similar
 from ..data.question import user_text
 from ..data.rows import Row
-from ..errors import EdgetuneError, FormatError, MismatchError, NotFoundError, UnsupportedError, UsageError
+from ..errors import (
+    EdgetuneError,
+    FormatError,
+    MismatchError,
+    NotFoundError,
+    UnsupportedError,
+    UsageError,
+    size_text,
+)
 from ..formats.gguf import fingerprint
 from ..serving.tasks import NEAREST, Floats, Tasks
 from .embeddings import Embeddings
@@ -33,11 +44,14 @@ AGAIN = "give it its questions again with edgetune adapters route"
 
 
 class Library:
-    """The library of a service, for any number of threads. name: NAME:auto, for requests. base: the base's name."""
+    """The library of a service, for any number of threads. name: NAME:auto, for requests. base: the base's name. most:
+    bytes of its adapters; 0: any.
+    """
 
-    def __init__(self, adapters: Adapters, embeddings: Embeddings, base: str) -> None:
+    def __init__(self, adapters: Adapters, embeddings: Embeddings, base: str, most: int = 0) -> None:
         self.name = base + AUTO
         self._base = base
+        self._most = most
         self._adapters = adapters
         self._embeddings = embeddings
         encoder = embeddings.encoder
@@ -66,7 +80,7 @@ class Library:
 
     def add(self, id: str, rows: Iterable[Row]) -> None:
         """Lets an adapter be chosen for questions like those of rows. Raises UnsupportedError without an encoder,
-        UsageError for rows that ask too little, NotFoundError and DiskError.
+        UsageError for rows that ask too little, and where it would be too large, NotFoundError and DiskError.
         """
         if not self._encoder:
             raise UnsupportedError("the daemon has no encoder, by which questions are compared",
@@ -76,6 +90,7 @@ class Library:
         if len(texts) <= NEAREST:
             raise UsageError(f"the rows ask {len(texts)} different questions",
                              f"give {NEAREST + 1} or more, better a hundred")
+        self._require_room({*self.members(), id})
         chosen = Random(SEED).sample(texts, min(len(texts), MOST))
         vectors = self._embeddings.embed(chosen, truncate=True).vectors.astype(np.float16)
         _write(path, vectors, self._encoder)
@@ -83,6 +98,24 @@ class Library:
             self._questions[id] = vectors.astype(np.float32)
             self._tasks = None
         log.info("%s is chosen for questions like %d of its task", id, len(chosen))
+
+    def _require_room(self, members: Collection[str]) -> None:
+        """Raises UsageError where the adapters are too large together; it names the two that could be merged best."""
+        paths = {id: self._adapters.path(id) for id in members}
+        nbytes = sum((path / store.FILE).stat().st_size for path in paths.values())
+        if not self._most or nbytes <= self._most:
+            return
+        loras = {}
+        for path in map(str, paths.values()):
+            with suppress(UnsupportedError):  # keys and values cannot be merged
+                loras[path] = store.load_gguf(path)
+        way = "take one out with edgetune adapters route --off"
+        if len(loras) > 1:
+            both = most_similar(loras)
+            rank = max(pair.rank for path in both for pair in loras[path].values())
+            way += f", or merge the two most similar: edgetune merge-adapters {' '.join(both)} -o NEW --rank {rank}"
+        raise UsageError(f"the library would take {size_text(nbytes)}, --library-size allows {size_text(self._most)}",
+                         way)
 
     def remove(self, id: str) -> None:
         """Lets an adapter be chosen no longer. Raises NotFoundError."""

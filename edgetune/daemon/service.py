@@ -117,7 +117,7 @@ class Service:
                                    lambda: self.budget - self.memory())
             self.files = Files(self.store, folder, self.config)
             self.adapters = Adapters(self.store, folder, self.batcher, self.config, self.name)
-            self.library = Library(self.adapters, self.embeddings, self.name)
+            self.library = Library(self.adapters, self.embeddings, self.name, self.config.library_size * disk.MIB)
             self.holdout = open_holdout(folder, in_use=self.store.holds_feedback())
             self.feedback = Feedback(self.store, self.holdout, self.config, self.method.kind)
             self.prompts = Prompts(self.store, self.config.keep_prompts)

@@ -12,6 +12,7 @@ from daemons import CHAT, daemon
 from encoders import WORDS, tiny_bert, write_encoder
 from services import SMALL, open_service, upload
 
+from edgetune.daemon.library import Library
 from edgetune.daemon.options import DaemonConfig
 from edgetune.daemon.service import Service
 from edgetune.daemon.state.adapters import QUESTIONS
@@ -197,3 +198,24 @@ def test_the_file_of_an_adapter_that_has_none_is_asked_for(http, library):
     said = http.post(f"/v1/adapters/{library['lamps']}/questions", json={})
     assert said.status_code == 400
     assert "name a file of rows" in said.text
+
+
+def test_a_library_that_would_be_too_large_names_what_to_merge(model, encoder, trained, tmp_path):
+    """The two most similar: one of them has a twin."""
+    config = DaemonConfig(state=str(tmp_path / "state"), threads=1, embeddings=str(encoder))
+    with Service(model, config) as service:
+        ids = [service.add_adapter(trained / task).id for task in ("lamps", "cooking", "lamps")]
+        sizes = [(service.adapters.path(id) / "adapter.gguf").stat().st_size for id in ids]
+        library = Library(service.adapters, service.embeddings, service.name, sum(sizes) - 1)
+        for id, task in zip(ids[:2], TASKS, strict=False):
+            library.add(id, rows(task))
+        with pytest.raises(UsageError, match="library-size") as refused:
+            library.add(ids[2], rows("spelling"))
+        assert library.members() == [ids[1], ids[0]]
+        words = refused.value.hint.rpartition(": edgetune ")[2].split()
+        assert set(words[1:3]) == {str(service.adapters.path(id)) for id in (ids[0], ids[2])}
+        run(*[tmp_path / "both" if word == "NEW" else word for word in words])
+        both = service.add_adapter(tmp_path / "both").id
+        library.remove(ids[0])
+        library.add(both, [*rows("lamps"), *rows("spelling")])
+        assert set(library.members()) == {both, ids[1]}

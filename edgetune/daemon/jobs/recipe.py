@@ -122,7 +122,11 @@ def options(base: TrainConfig, asked: Mapping[str, Any], own: Iterable[str] = ()
             given[target] *= peak_rate(base, 0)
     if "epochs" in given:
         given.setdefault("steps", 0)
-    return replace(base, **given).check()
+    found = replace(base, **given).check()
+    if getattr(found.family, "orthogonal_to", ""):
+        raise UsageError("a job's orthogonal_to would be a path of the daemon's machine",
+                         "train it with edgetune train")
+    return found
 
 
 def _typed(name: str, value: Any, spec: Field[Any]) -> Any:
