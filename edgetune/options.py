@@ -8,14 +8,18 @@ from __future__ import annotations
 import math
 import re
 from collections.abc import Iterable, Mapping
-from dataclasses import MISSING, Field, field, fields
+from dataclasses import MISSING, Field, field, fields, replace
 from importlib import import_module
 from pkgutil import iter_modules
-from typing import Any, Generic, TypeVar
+from typing import TYPE_CHECKING, Any, Generic, TypeVar
 
 from .errors import UsageError
 
+if TYPE_CHECKING:
+    from _typeshed import DataclassInstance
+
 T = TypeVar("T")
+D = TypeVar("D", bound="DataclassInstance")
 K = TypeVar("K", bound=type[Any])
 AUTO = "auto"
 _KINDS = {int: "a whole number", float: "a number", str: "text", bool: "True or False"}
@@ -23,15 +27,17 @@ _KINDS = {int: "a whole number", float: "a number", str: "text", bool: "True or 
 
 def option(default: Any, help: str, *, choices: tuple[str, ...] = (), low: float | None = None,
            high: float | None = None, auto: type[int] | type[float] | None = None, zero: str = "",
-           common: bool = False, group: str = "", share: bool = False) -> Any:
+           common: bool = False, group: str = "", share: bool = False, local: bool = False) -> Any:
     """A dataclass field that knows how it is shown and what range it has (low and high inclusive).
 
     auto: the type of number that may be given, where the alternative is "auto". zero: the word for 0 that a person
     reads, and may type. common: --help shows it, and not only --help-all. group: a group of this title begins with it.
-    share: a percentage such as 5% may be typed for 0.05.
+    share: a percentage such as 5% may be typed for 0.05. local: it names something of this machine, such as a path, so
+    that a client of a daemon may not give it.
     """
     return field(default=default, metadata={"help": help, "choices": choices, "low": low, "high": high, "auto": auto,
-                                            "zero": zero, "common": common, "group": group, "share": share})
+                                            "zero": zero, "common": common, "group": group, "share": share,
+                                            "local": local})
 
 
 def kind_of(spec: Field[Any]) -> Any:
@@ -61,6 +67,11 @@ def default_text(value: Any, zero: str = "") -> str:
 def declared(options: Any) -> list[Field[Any]]:
     """The fields of a dataclass of options, or of its instance, that were made by `option`."""
     return [spec for spec in fields(options) if "help" in spec.metadata]
+
+
+def without_local(options: D) -> D:
+    """A dataclass of options whose local ones are at their defaults."""
+    return replace(options, **{spec.name: spec.default for spec in declared(options) if spec.metadata["local"]})
 
 
 def groups_of(options: Any) -> dict[str, str]:

@@ -30,7 +30,7 @@ class OrthogonalLora(LoraFamily):
 
     name: ClassVar[str] = "o-lora"
     orthogonal_to: str = option("", "Adapter of an earlier task, a LoRA: what it reads is not read [none: as lora].",
-                                common=True)
+                                common=True, local=True)
 
     def check_shapes(self, shapes: Shapes) -> None:
         super().check_shapes(shapes)

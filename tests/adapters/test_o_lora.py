@@ -74,7 +74,7 @@ def test_a_stopped_run_resumes_to_the_same_bytes(bundle, earlier, tmp_path):
 def test_what_does_not_fit_is_refused(bundle, earlier, tmp_path):
     with pytest.raises(MismatchError, match="ranks 61 and 4"):
         Trainer(bundle, family=OrthogonalLora(rank=61, orthogonal_to=str(earlier)), **OPTIONS)
-    with pytest.raises(UsageError, match="path of the daemon"):
+    with pytest.raises(UsageError, match="no hyperparameter 'orthogonal_to'"):
         recipe.options(TrainConfig(), {"family": "o-lora", "orthogonal_to": str(earlier)})
     rows = tmp_path / "rows.jsonl"
     rows.write_text(json.dumps({"prompt": "on", "completion": "off"}) + "\n")

@@ -11,6 +11,7 @@ from pathlib import Path
 
 import pytest
 from services import ROWS, SMALL, answers, open_service, until, upload
+from small_families import small, trained
 
 from edgetune.cli.info import describe
 from edgetune.daemon.jobs import jobs as jobs_module
@@ -106,6 +107,19 @@ def test_a_job_names_its_family(service):
     assert describe(service.adapters.path(str(job.result)))["family"] == "sora"
     with pytest.raises(UsageError, match="no hyperparameter 'sparsity'"):
         begin(service, sparsity=0.5)
+
+
+def test_a_path_in_the_record_of_an_added_adapter_is_not_opened(service, tmp_path):
+    """A client wrote it. The other options of that adapter are taken."""
+    trained(service.path, small("o-lora"), lr=0.05).save(tmp_path / "added")
+    record = tmp_path / "added" / "run.json"
+    run = json.loads(record.read_text())
+    run["options"]["orthogonal_to"] = str(tmp_path / "secret")
+    record.write_text(json.dumps(run))
+    added = service.add_adapter(tmp_path / "added")
+    job = service.jobs.create(added.id, upload(service), hyperparameters={"steps": 2})
+    assert (job.config["family"], job.config["rank"], job.config["orthogonal_to"]) == ("o-lora", 4, "")
+    service.jobs.cancel(job.id)
 
 
 @pytest.mark.slow

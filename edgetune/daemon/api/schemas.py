@@ -112,8 +112,9 @@ def _kind(spec: Any) -> Any:
 
 def _hyperparameters(objective: type[Objective]) -> type[Body]:
     """Every option of training but those of files, those of the objective, and OpenAI's."""
-    left_out = (*FILE_OPTIONS, *ELSEWHERE, "orthogonal_to")  # the last would be a path of this machine
-    specs = [spec for spec in (*train_options().values(), *declared(objective)) if spec.name not in left_out]
+    left_out = (*FILE_OPTIONS, *ELSEWHERE)
+    specs = [spec for spec in (*train_options().values(), *declared(objective))
+             if spec.name not in left_out and not spec.metadata["local"]]
     named: dict[str, Any] = {spec.name: (_kind(spec) | None, Field(None, description=spec.metadata["help"]))
                              for spec in specs}
     for spec in declared(objective):

@@ -101,7 +101,8 @@ def options(base: TrainConfig, asked: Mapping[str, Any], own: Iterable[str] = ()
     served_by = family_named(name).served_by
     if served_by != LLAMA_CPP:
         raise UsageError(f"the daemon cannot serve an adapter of the family {name}", f"it is answered by {served_by}")
-    specs = {option: spec for option, spec in train_options(name).items() if option not in FILE_OPTIONS}
+    specs = {option: spec for option, spec in train_options(name).items()
+             if option not in FILE_OPTIONS and not spec.metadata["local"]}
     given: dict[str, Any] = {}
     for name, value in asked.items():
         if name == "family":
@@ -122,11 +123,7 @@ def options(base: TrainConfig, asked: Mapping[str, Any], own: Iterable[str] = ()
             given[target] *= peak_rate(base, 0)
     if "epochs" in given:
         given.setdefault("steps", 0)
-    found = replace(base, **given).check()
-    if getattr(found.family, "orthogonal_to", ""):
-        raise UsageError("a job's orthogonal_to would be a path of the daemon's machine",
-                         "train it with edgetune train")
-    return found
+    return replace(base, **given).check()
 
 
 def _typed(name: str, value: Any, spec: Field[Any]) -> Any:
