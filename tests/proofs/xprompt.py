@@ -35,7 +35,7 @@ HELD_OUT = 100
 MAX_LENGTH = 128
 PROMPT = "prompt-tuning"
 HALF = "after half of the steps"
-SHARES = [(tokens, pieces) for tokens in (0.25, 0.5, 0.75) for pieces in (0.0, 0.25)]  # that are pruned
+SHARES = [(0.25, 0.0), (0.5, 0.0), (0.75, 0.0), (0.5, 0.25)]  # of tokens and of pieces that are pruned
 
 
 def rows_of(file: Path, count: int) -> list[dict[str, str]]:
