@@ -338,6 +338,9 @@ register, families = _registry.register, _registry.all
 REFUSED = {
     "dora": ("the family dora cannot be served: llama.cpp adds low-rank updates, and DoRA scales each row of the sum "
              "of weights and update", "take --family lora with --rslora, or --family adalora"),
+    "adapterfusion": ("the family adapterfusion is not here: its attention over adapters has three matrices of the "
+                      "model's width squared in each block, 22 % of SmolLM2's own weights",
+                      "weigh adapters with edgetune merge-adapters and --family fusion"),
 }
 """Families that people ask for, with the reason why there is none and what to take."""
 

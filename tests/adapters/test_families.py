@@ -224,11 +224,12 @@ def test_an_encoder_learns_labels_with_it(name, tmp_path):
             assert served.labels == ("on", "off")
 
 
-def test_dora_is_refused_with_what_to_take(bundle, tmp_path):
-    why = r"family dora.*llama\.cpp.*--family lora"
-    for use in (lambda: TrainConfig(family="dora"), lambda: recipe.options(TrainConfig(), {"family": "dora"})):
+@pytest.mark.parametrize(("name", "why"), [("dora", r"family dora.*llama\.cpp.*--family lora"),
+                                           ("adapterfusion", r"family adapterfusion.*22 %.*--family fusion")])
+def test_what_is_not_here_is_refused_with_what_to_take(name, why, bundle, tmp_path):
+    for use in (lambda: TrainConfig(family=name), lambda: recipe.options(TrainConfig(), {"family": name})):
         with pytest.raises(UsageError, match=why):
             use()
-    said = command("train", bundle.path, tmp_path / "rows.jsonl", "-o", tmp_path / "out", "--family", "dora",
+    said = command("train", bundle.path, tmp_path / "rows.jsonl", "-o", tmp_path / "out", "--family", name,
                    code=UsageError.exit_code)
     assert re.search(why, said)
