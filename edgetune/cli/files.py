@@ -205,7 +205,10 @@ def merge_command(model: Path, adapter: Path, target: Path, to: str, held_out: P
         merge(gguf, pairs, target, to, threads, found.weights)
     result: dict[str, Any] = {"out": str(target), "to": to, "bytes": target.stat().st_size}
     lines: list[Any] = [f"{target}: {size_text(target.stat().st_size)}"]
-    if held_out is None:
+    if found.weights:
+        lines.append("with the weights as they were measured" if to == KEEP else
+                     "what other formats cost was not measured: compare with edgetune eval")
+    elif held_out is None:
         lines.append("what merging cost was not measured: give held-out rows with --eval")
     else:
         columns = Columns(prompt_column, completion_column)

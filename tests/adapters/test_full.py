@@ -45,6 +45,10 @@ def test_the_measured_model_is_the_merged_one(weight_format, base, written, tmp_
     assert distance(alone.logits(batch), measured) < 1e-4
     assert distance(merged.logits(batch), measured) < 1e-4
     assert distance(logits_of(tmp_path / "m.gguf", batch.tokens.tolist()), measured) < 0.05  # it rounds activations
+    for to, limit in (("F16", 5e-3), ("Q8_0", 0.05)):
+        merge(gguf, {}, tmp_path / f"{to}.gguf", to, weights=found.weights)
+        other = open_decoder(open_gguf(tmp_path / f"{to}.gguf"), {}, threads=1, max_tokens=30, max_length=24)
+        assert distance(other.logits(batch), measured) < limit
     assert np.array_equal(trainer.arena.flat("lora"), floats)
     trainer.decoder.adapter.before_pass(1)  # a pass that learns computes with the masters
     assert distance(trainer.decoder.logits(batch), measured) > {"F16": 1e-5}.get(written, 1e-3)
