@@ -305,7 +305,8 @@ def adapters_list(client: Any, as_json: bool) -> None:
     """List all adapters, and why each is active or not."""
     found = client.get(ADAPTERS)
     verdicts = [a.get("verdict") or {} for a in found["data"]]
-    rows = [([a["id"], a["state"], format_time(a["created_at"]), a.get("name") or ""],
+    rows = [([a["id"], a["state"], format_time(a["created_at"]), a.get("name") or "",
+              f"{a['questions']} questions" if a.get("questions") else ""],
              "; ".join(filter(None, (verdict.get("reason"), verdict.get("remembered")))))
             for a, verdict in zip(found["data"], verdicts, strict=True)]
     show(as_json, found, *(entries(rows) if rows else ["there are no adapters"]), _serving(found))

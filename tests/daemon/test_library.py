@@ -72,6 +72,7 @@ def library(running, http, trained):
         said = run("adapters", "route", found[task], trained / f"{task}.jsonl", *url)
         assert f"like {len(TASKS[task])} of its task" in " ".join(said.split())
     assert not running.service.files.list(), "rows are kept"
+    assert f"{len(TASKS['lamps'])} questions" in " ".join(run("adapters", *url).split())
     return found
 
 

@@ -32,6 +32,7 @@ def test_openais_client(running, name):
                                                   max_tokens=1)
             assert said.model == FILE
             assert client.embeddings.create(model=model, input="a").model == FILE
+            assert client.models.retrieve(model).id == f"{FILE}{model.removeprefix(name)}"
         assert client.models.list().data[0].id == FILE
         with pytest.raises(openai.NotFoundError, match="there is no model"):
             client.chat.completions.create(model=f"{name}2", messages=[{"role": "user", "content": "a"}])

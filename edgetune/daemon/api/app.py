@@ -123,9 +123,9 @@ def list_models(service: TheService) -> Any:
 
 @router.get("/v1/models/{model}", response_model=schemas.Model)
 def get_model(model: str, service: TheService) -> Any:
-    """Returns one of these names."""
+    """Returns one of these names, also as commands call it."""
     for found in _models(service):
-        if found["id"] == model:
+        if found["id"] == service.spelled(model):
             return found
     raise NotFoundError(f"there is no model {model!r:.200}", "/v1/models lists those that exist")
 
