@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import ClassVar
 
 import numpy as np
@@ -21,6 +21,7 @@ from ..llamacpp.kv_state import KeyValues
 from ..options import option
 from .arrays import ArrayFamily, CarvedArrays
 from .base import KEYS, LLAMA_CPP, Artifact, Carved, Shapes, register
+from .store import TOKENS
 
 SPREAD = 0.02  # standard deviation of keys and values at the start
 
@@ -69,9 +70,17 @@ class Prefix(ArrayFamily):
 class CarvedPrefix(CarvedArrays):
     def __init__(self, family: Prefix, shapes: Shapes, arena: Arena, seed: int) -> None:
         super().__init__(family, shapes, arena)
+        self.family = family
         rng = np.random.default_rng(seed)
         for array in self.values.values():
             array[:] = SPREAD * rng.standard_normal(array.shape)
+
+    def load(self, found: Artifact, source: str) -> None:
+        """Takes the first tokens of a compiled prompt, which may have more."""
+        if found.facts.get(TOKENS):
+            count = self.family.prefix_tokens
+            found = replace(found, tensors={name: array[:, :count] for name, array in found.tensors.items()})
+        super().load(found, source)
 
     def keys_forward(self, name: str) -> tuple[np.ndarray, np.ndarray]:
         keys, values = self.values[name]

@@ -107,11 +107,12 @@ class Projections:
     @contextmanager
     def off(self) -> Iterator[None]:
         """Makes forward passes within the context those of the base: no adapter is applied."""
+        was_off = self._is_off
         self._is_off = True
         try:
             yield
         finally:
-            self._is_off = False
+            self._is_off = was_off
 
     def forward(self, out: np.ndarray, inp: np.ndarray, layer: int, target: str, kept: Activations,
                 accumulate: bool = False) -> None:

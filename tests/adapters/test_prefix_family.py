@@ -3,13 +3,16 @@
 import json
 import re
 
+import numpy as np
 import pytest
 from commands import run as command
 from json_lines import write_lines
 
 from edgetune import Result
-from edgetune.adapters.store import read_run
+from edgetune.adapters.prefix import Prefix
+from edgetune.adapters.store import read_artifact, read_run
 from edgetune.errors import MismatchError, UnsupportedError, UsageError
+from edgetune.training.trainer import Trainer
 
 OPTIONS = ("--family", "prefix", "--lr", 0.1, "--threads", 1, "--anchors", 0, "--precision", "exact", "--no-answers")
 
@@ -46,7 +49,7 @@ def test_llama_cpp_serves_it(bundle, rows, trained):
 
 
 def test_training_begins_with_a_compiled_prompt(bundle, rows, tmp_path):
-    """Its keys are a start as good as the prompt itself; other numbers of virtual tokens are refused."""
+    """Its keys are a start as good as the prompt itself. Fewer tokens are its first ones; more are refused."""
     (tmp_path / "system.txt").write_text("off off off")
     tokens = json.loads(command("compile-prompt", bundle.path, tmp_path / "system.txt", "-o", tmp_path / "system",
                                 "--json"))["tokens"]
@@ -56,6 +59,11 @@ def test_training_begins_with_a_compiled_prompt(bundle, rows, tmp_path):
     assert loss(bundle, rows, "--adapter", tmp_path / "out") < loss(bundle, rows) / 2
     said = command(*begun, "-o", tmp_path / "other", "--prefix-tokens", tokens + 1, code=MismatchError.exit_code)
     assert "--prefix-tokens" in said
+    trainer = Trainer(bundle, family=Prefix(prefix_tokens=2), max_length=24, threads=1)
+    trainer.load(tmp_path / "system")
+    whole = read_artifact(tmp_path / "system", bundle.gguf).tensors
+    for name, array in trainer.artifact().tensors.items():
+        np.testing.assert_array_equal(array, whole[name][:, :2])
 
 
 def test_options_out_of_range_are_refused(bundle, rows, tmp_path):
