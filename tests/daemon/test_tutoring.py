@@ -9,6 +9,7 @@ from functools import partial
 
 import pytest
 from click.testing import CliRunner
+from commands import run as command
 from daemons import daemon
 from services import same_holdout, until
 
@@ -159,6 +160,18 @@ def test_it_continues_from_the_active_adapter_takes_no_feedback_and_takes_over(s
     assert service.feedback.counts() == counts
     assert service.prompts.waiting() == 0
     assert service.adapters.rollback("for the test").id == before
+
+
+def test_from_a_compiled_prompt_it_takes_the_system_message_alone(service, model, tmp_path):
+    """Nothing is trained there, so that a LoRA begins."""
+    (tmp_path / "system.txt").write_text("Be brief.")
+    command("compile-prompt", model, tmp_path / "system.txt", "-o", tmp_path / "brief")
+    service.adapters.promote(service.add_adapter(tmp_path / "brief").id, "for the test")
+    correct(service, range(20))
+    ask(service, range(100))
+    job = service.learner.begin(PROMPTS)
+    assert not (service.jobs.folder / job.id / START).exists()
+    assert (job.config["family"], job.config["system"]) == ("lora", "Be brief.")
 
 
 def test_what_publishes_nothing_says_so_and_makes_no_adapter(model, tmp_path):

@@ -236,6 +236,20 @@ def test_other_texts_and_requests_at_once(compiled):
                 assert found[0].cached_tokens >= (size if seed is None else size // 16 * 16)
 
 
+@pytest.mark.parametrize("seed", [None, 3])
+def test_a_compiled_prompt_is_restored_once(compiled, seed):
+    """Requests that follow share its cells."""
+    model, out, _ = compiled
+    with opened(model, {"out": out}, 256) as served, started(served) as batcher:
+        restored = []
+        restore = served.cache.restore
+        served.cache.restore = lambda *given: restored.append(restore(*given))
+        begin = list(served.prefix_of("out").tokens)
+        for i in range(3):
+            batcher.submit([*begin, 70 + i, 71, 72], adapter="out", max_tokens=2, seed=seed).text()
+        assert len(restored) == 1
+
+
 def test_a_prompt_that_is_longer_than_a_window_is_refused(tiny_models, tmp_path):
     path = tmp_path / "long.txt"
     path.write_text("word " * 200)
