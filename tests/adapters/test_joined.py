@@ -133,3 +133,16 @@ def test_a_trained_weight_lowers_the_loss(saved, bundle, tmp_path):
     trainer.train()
     assert trainer.loss(trainer.examples)[0] < before
     assert trainer.record()["parameters"] == 2
+
+
+def test_a_training_continues_from_a_cut_sum(saved, bundle, tmp_path):
+    command("merge-adapters", saved / "0", saved / "1", "-o", tmp_path / "cut", "--rank", 4)
+    rows = tmp_path / "rows.jsonl"
+    rows.write_text('{"prompt": "on", "completion": "off"}\n' * 3)
+    command("train", bundle.path, rows, "-o", tmp_path / "out", "--start", tmp_path / "cut", "--steps", 1, "--eval",
+            "none", "--threads", 1, "--anchors", 0, "--lr", 1e-9)
+    options = read_run(tmp_path / "out")["options"]
+    assert (options["family"], options["rank"], options["alpha"]) == ("lora", 4, 4.0)
+    before = open_adapter(tmp_path / "cut").pairs
+    for name, pair in open_adapter(tmp_path / "out").pairs.items():
+        np.testing.assert_allclose(pair.scale * pair.b @ pair.a, before[name].b @ before[name].a, atol=1e-5)

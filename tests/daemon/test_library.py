@@ -220,3 +220,14 @@ def test_a_library_that_would_be_too_large_names_what_to_merge(model, encoder, t
         library.remove(ids[0])
         library.add(both, [*rows("lamps"), *rows("spelling")])
         assert set(library.members()) == {both, ids[1]}
+
+
+def test_a_correction_is_recalled_where_the_active_adapter_is_chosen(running, http, library):
+    service = running.service
+    service.adapters.promote(library["lamps"], "test")
+    for task in ("lamps", "cooking"):
+        service.feedback.add(messages=asked(TASKS[task][9]), correction="never")
+    said = {task: answered_by(http, asked(TASKS[task][9]), max_tokens=16)[1] for task in ("lamps", "cooking")}
+    service.adapters.rollback("test")
+    assert said["lamps"] == "never"
+    assert said["cooking"] != "never"
