@@ -166,7 +166,8 @@ class Family(ABC):
 
     name: of --family, in run.json and in the comparison of a resumed run. adapts: the parts of a network that it
     changes; a network refuses those that it does not have. served_by: the engine that answers with its artifact. size:
-    options that a start adapter decides. rate: by which --lr auto is multiplied, which was found for LoRA.
+    options that a start adapter decides. rate: by which --lr auto is multiplied, which was found for LoRA. libraries:
+    bytes of those that it alone needs in training.
     """
 
     name: ClassVar[str]
@@ -174,6 +175,7 @@ class Family(ABC):
     served_by: ClassVar[str] = LLAMA_CPP
     size: ClassVar[tuple[str, ...]] = ()
     rate: ClassVar[float] = 1.0
+    libraries: ClassVar[int] = 0
 
     def check(self: T) -> T:
         """Returns self; raises UsageError for the first option of another type or out of its range."""

@@ -106,7 +106,7 @@ class Plan:
     @property
     def process_bytes(self) -> int:
         """Neither arena nor weights: interpreter, libraries, data."""
-        return self.limits.process + GROWTH
+        return self.limits.process + GROWTH + self.run.family.libraries
 
     @property
     def peak_bytes(self) -> int:
@@ -248,7 +248,8 @@ class _Planner:
             if prefix_inputs and (not prefix or kept == self.n_live):
                 continue
             resident = Tradeoffs(tokens, kept, 0, state, prefix, live, prefix_inputs)
-            left = self.limits.budget - self.limits.process - GROWTH - self.plan(resident).arena_bytes
+            found = self.plan(resident)
+            left = self.limits.budget - found.process_bytes - found.arena_bytes
             for streamed in self.streamings():
                 if self.sizes.in_memory(streamed, tokens) <= left:
                     yield replace(resident, streamed=streamed)

@@ -93,8 +93,9 @@ def test_llama_cpp_answers_with_the_merged_file(name, architecture, limit, more,
     changed = {one for one, tensor in merged.items() if tensor.data.tobytes() != base.tensors[one].data.tobytes()}
     assert changed == found.weights.keys()
     assert {one.split(".")[1] for one in changed} == {"1", "weight"}  # output_norm.weight
-    for refused in (("chat", path, "--adapter", tmp_path / "out"),
-                    ("merge", path, tmp_path / "out", "-o", tmp_path / "b.gguf", "--eval", tmp_path / "rows.jsonl")):
+    out = tmp_path / "out"
+    for refused in (("chat", path, "--adapter", out), ("export", out, "-o", tmp_path / "peft"),
+                    ("merge", path, out, "-o", tmp_path / "b.gguf", "--eval", tmp_path / "rows.jsonl")):
         code = UsageError.exit_code if refused[0] == "merge" else UnsupportedError.exit_code
         assert "merge" in command(*refused, code=code)
 
