@@ -11,15 +11,11 @@ from collections.abc import Iterable, Mapping
 from dataclasses import MISSING, Field, field, fields, replace
 from importlib import import_module
 from pkgutil import iter_modules
-from typing import TYPE_CHECKING, Any, Generic, TypeVar
+from typing import Any, Generic, TypeVar, cast
 
 from .errors import UsageError
 
-if TYPE_CHECKING:
-    from _typeshed import DataclassInstance
-
 T = TypeVar("T")
-D = TypeVar("D", bound="DataclassInstance")
 K = TypeVar("K", bound=type[Any])
 AUTO = "auto"
 _KINDS = {int: "a whole number", float: "a number", str: "text", bool: "True or False"}
@@ -69,9 +65,10 @@ def declared(options: Any) -> list[Field[Any]]:
     return [spec for spec in fields(options) if "help" in spec.metadata]
 
 
-def without_local(options: D) -> D:
+def without_local(options: T) -> T:
     """A dataclass of options whose local ones are at their defaults."""
-    return replace(options, **{spec.name: spec.default for spec in declared(options) if spec.metadata["local"]})
+    plain = {spec.name: spec.default for spec in declared(options) if spec.metadata["local"]}
+    return cast(T, replace(cast(Any, options), **plain))
 
 
 def groups_of(options: Any) -> dict[str, str]:
