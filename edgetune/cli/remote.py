@@ -347,10 +347,10 @@ def adapters_add(client: Any, adapter: Path, suffix: str, as_json: bool) -> None
          column_options, click.option("--off", is_flag=True, help="Let it be chosen no longer."), group=adapters)
 def adapters_route(client: Any, adapter: str, data: Path | None, prompt_column: str, completion_column: str, off: bool,
                    as_json: bool) -> None:
-    """Let NAME:auto choose ADAPTER for questions like those of DATA.
+    """Let NAME:auto choose ADAPTER by questions of its task.
 
-    DATA is a file of this machine, or the id (file-...) of one that the daemon has [what ADAPTER was trained on]. The
-    daemon needs --embeddings. It keeps vectors of the questions alone.
+    DATA has them: a file of this machine, or the id (file-...) of one that the daemon has [what ADAPTER was trained
+    on]. The daemon needs --embeddings. It keeps vectors of the questions alone.
     """
     from ..data.formats import Columns
     path = url_path(ADAPTERS, adapter, "questions")

@@ -141,7 +141,11 @@ def test_the_schema_has_every_option_once_and_no_422(schema):
             assert not {"422", "409", "500"} & set(operation["responses"]), path
             assert {"400", "401", "403", "404", "413", "429", "507"} <= set(operation["responses"]), path
     options = schema["components"]["schemas"]["Hyperparameters"]["properties"]
-    known = {name: spec.metadata["help"] for name, spec in train_options().items() if name not in FILE_OPTIONS}
+    local = {name for name, spec in train_options().items() if spec.metadata["local"]}
+    assert local
+    assert not local & set(options)
+    known = {name: spec.metadata["help"] for name, spec in train_options().items()
+             if name not in FILE_OPTIONS and name not in local}
     for name, text in known.items():
         assert options[name]["description"] == text
     assert set(options) - set(known) == {"n_epochs", "learning_rate_multiplier", "family"}

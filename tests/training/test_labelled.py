@@ -184,10 +184,10 @@ def test_an_answer_that_was_never_learned_costs_most(encoder, fitted):
 
 
 def test_what_llama_cpp_and_peft_cannot_hold_is_refused(encoder, fitted, tmp_path):
-    for command in (["merge", encoder, fitted, "-o", tmp_path / "new.gguf"],
-                    ["export", fitted, "-o", tmp_path / "new"]):
-        said = run(*command, code=1)
-        assert "has a head of labels" in said
+    for command, why, code in ((["merge", encoder, fitted, "-o", tmp_path / "new.gguf"], "has a head of labels", 1),
+                               (["export", fitted, "-o", tmp_path / "new"], "is an encoder", 2)):
+        said = run(*command, code=code)
+        assert why in said
         assert "--to onnx" in said
     assert not [*tmp_path.glob("new*")]
 
