@@ -6,10 +6,9 @@ import pytest
 from pages import HOSTILE, PHONE, ask, expect, get, go_to, httpx, is_sideways, opened, runs
 from services import until
 
-# Large enough that an answer can be stopped before it ends, also by a browser on the same core.
-CONTEXT = 8192
-SHAPE = {"formats": "F32", "d_model": 256, "d_ff": 512, "n_context": CONTEXT}
-DAEMON = {"context": CONTEXT}
+# Large enough that an answer can be stopped before it ends.
+SHAPE = {"formats": "F32", "d_model": 256, "d_ff": 512, "n_context": 4096}
+DAEMON = {"context": 4096}
 LEFT = '{"lamp":"left","level":-1.5}'
 FATE = {False: "will be learned", True: "will test the next training"}  # of a correction that is held out
 
@@ -52,16 +51,16 @@ def test_a_corrected_question_asked_again_is_answered_from_the_correction(page, 
 
 
 def test_a_long_answer_is_stopped_and_a_request_that_is_refused_can_be_sent_again(page, url):
-    answer = ask(page, "Tell me everything", longest=CONTEXT - 500)
+    answer = ask(page, "Tell me everything", longest=3500)
     expect(answer.locator(".said")).not_to_be_empty()
     page.get_by_role("button", name="Stop").click()
     expect(answer).to_contain_text("stopped")
     expect(page.get_by_role("button", name="Send")).to_be_visible()
     until(lambda: get(url, "/v1/device")["serving"]["working"] == 0)
     page.get_by_role("button", name="New chat").click()
-    ask(page, "on and " * CONTEXT)  # more than the context has
-    expect(page.locator("#log .bad")).to_have_text(re.compile(rf"\b{CONTEXT}\b.*\.$"))
-    assert page.input_value("#text") == ("on and " * CONTEXT).strip()
+    ask(page, "on and " * 4096)  # more than the context has
+    expect(page.locator("#log .bad")).to_have_text(re.compile(r"\b4096\b.*\.$"))
+    assert page.input_value("#text") == ("on and " * 4096).strip()
     assert page.locator("#log .user").count() == 0
 
 
