@@ -6,6 +6,7 @@ from abc import abstractmethod
 from collections.abc import Mapping
 from dataclasses import dataclass
 from math import prod
+from typing import Any
 
 import numpy as np
 
@@ -24,6 +25,11 @@ class ArrayFamily(Family):
     def parameters(self, shapes: Shapes) -> list[Group]:
         """One group an array; matrices alone decay."""
         return [Group(name, prod(shape), decay=len(shape) == 2) for name, shape in self.arrays(shapes).items()]
+
+    def smaller(self) -> dict[str, Any]:
+        """Half of what sets the size of the arrays."""
+        sizes = {name: getattr(self, name) for name in self.size}
+        return {name: size // 2 for name, size in sizes.items() if size > 1}
 
 
 class CarvedArrays(Carved):

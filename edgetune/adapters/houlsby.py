@@ -45,9 +45,6 @@ class Houlsby(ArrayFamily):
     def carve(self, shapes: Shapes, arena: Arena, ops: Backend, seed: int) -> Carved:  # noqa: ARG002
         return CarvedHoulsby(self, shapes, arena, seed)
 
-    def smaller(self) -> dict[str, int]:
-        return {"adapter_width": self.adapter_width // 2} if self.adapter_width > 1 else {}
-
 
 class CarvedHoulsby(CarvedArrays):
     def __init__(self, family: Houlsby, shapes: Shapes, arena: Arena, seed: int) -> None:

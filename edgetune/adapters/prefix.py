@@ -43,9 +43,6 @@ class Prefix(ArrayFamily):
     def virtual_tokens(self) -> int:
         return self.prefix_tokens
 
-    def smaller(self) -> dict[str, int]:
-        return {"prefix_tokens": self.prefix_tokens // 2} if self.prefix_tokens > 1 else {}
-
     def arrays(self, shapes: Shapes) -> dict[str, tuple[int, ...]]:
         """Keys, then values."""
         return {name: (2, self.prefix_tokens, width) for name, (width,) in shapes.items()}

@@ -46,9 +46,6 @@ class PromptTuning(ArrayFamily):
     def virtual_tokens(self) -> int:
         return self.prompt_tokens
 
-    def smaller(self) -> dict[str, int]:
-        return {"prompt_tokens": self.prompt_tokens // 2} if self.prompt_tokens > 1 else {}
-
     def arrays(self, shapes: Shapes) -> dict[str, tuple[int, ...]]:
         return {name: (self.prompt_tokens, *shape) for name, shape in shapes.items()}
 
