@@ -100,14 +100,15 @@ def open_served(path: str | os.PathLike[str], base: Gguf, computed: Callable[[Ar
 
 
 def _adapter(gguf: Gguf, found: Artifact, base: Gguf | None) -> Adapter:
+    run, schema = records_of(gguf)
     adapter = Adapter(
         path=gguf.path,
         architecture=gguf.architecture,
         pairs=found.pairs,
         fingerprint=base_of(gguf)[1],
         base_name=base_of(gguf)[0],
-        run=read_run(gguf.path.parent) if gguf.path.name == FILE else {},
-        schema=read_schema(gguf.path.parent) if gguf.path.name == FILE else None,
+        run=run,
+        schema=schema,
     )
     if base is not None:
         _check_base(gguf, base)
@@ -254,6 +255,14 @@ def base_name(base: Gguf) -> str:
 def read_run(folder: Path) -> dict[str, Any]:
     """run.json's content; {} where the folder has none. Raises FormatError for a damaged one."""
     return read_object(folder / RUN, "remove it to use the adapter without its record") or {}
+
+
+def records_of(gguf: Gguf) -> tuple[dict[str, Any], dict[str, Any] | None]:
+    """What run.json and schema.json next to an adapter.gguf hold; ({}, None) for a file of another name. Raises
+    FormatError for a damaged one.
+    """
+    folder = gguf.path.parent
+    return (read_run(folder), read_schema(folder)) if gguf.path.name == FILE else ({}, None)
 
 
 def recorded_size(start: str | os.PathLike[str] | None) -> dict[str, Any]:

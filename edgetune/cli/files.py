@@ -46,7 +46,7 @@ def export_command(adapter: Path, to: str, base: Path | None, base_name: str, ra
     It writes a folder, with a model card. peft: for transformers on the model that the GGUF was made from. ollama: a
     Modelfile for ollama create. onnx: an encoder with the adapter and its labels, for ONNX Runtime.
     """
-    from ..adapters.store import FILE, read_any, read_run
+    from ..adapters.store import read_any, read_run, records_of
     from ..formats.bundle import open_bundle
     if system is not None and to != "ollama":
         raise UsageError(f"--system is given with --to {to}, which has no place for it", "leave it out")
@@ -62,8 +62,7 @@ def export_command(adapter: Path, to: str, base: Path | None, base_name: str, ra
         facts, lines = _to_onnx(adapter, gguf, folder)
         show(as_json, {"out": str(folder), "to": to, **facts}, *lines)
         return
-    file = read_any(adapter)[0].path
-    gguf = open_bundle(base or base_of_run(read_run(file.parent) if file.name == FILE else {}, adapter)).gguf
+    gguf = open_bundle(base or base_of_run(records_of(read_any(adapter)[0])[0], adapter)).gguf
     _refuse_encoder(gguf, "write its adapter with --to onnx, or merge one of vectors")
     if to == "peft":
         facts, lines = _to_peft(adapter, gguf, folder, base_name)
@@ -75,13 +74,11 @@ def export_command(adapter: Path, to: str, base: Path | None, base_name: str, ra
 def _cut(adapter: Path, rank: int, base: Path | None, folder: Path) -> tuple[dict[str, Any], str]:
     """Writes an adapter at a smaller rank; returns its facts, and a sentence."""
     from ..adapters.base import family_named
-    from ..adapters.store import FILE, LORA, read_any, read_artifact, read_run, read_schema, save_adapter, save_schema
+    from ..adapters.store import FILE, LORA, read_any, read_artifact, records_of, save_adapter, save_schema
     from ..formats.bundle import open_bundle
     gguf, found = read_any(adapter)
     cut = family_named(found.family or LORA).cut(found, rank)
-    whole = gguf.path.parent
-    run = read_run(whole) if gguf.path.name == FILE else {}
-    schema = read_schema(whole) if gguf.path.name == FILE else None
+    run, schema = records_of(gguf)
     opened = open_bundle(base or base_of_run(run, adapter)).gguf
     read_artifact(adapter, opened)
     save_adapter(folder, cut, opened, {**run, "options": {**run.get("options", {}), "rank": rank}})

@@ -133,8 +133,7 @@ def _word(value: Any) -> str:
 
 def _adapter(path: Path) -> dict[str, Any]:
     gguf, found = store.read_any(path)
-    run = store.read_run(gguf.path.parent) if gguf.path.name == store.FILE else {}
-    schema = store.read_schema(gguf.path.parent) if gguf.path.name == store.FILE else None
+    run, schema = store.records_of(gguf)
     base, fingerprint = store.base_of(gguf)
     targets = Counter(name.split(".", 2)[-1] for name in found.pairs)  # blk.3.attn_q, but output too
     held = run.get("held_out")
