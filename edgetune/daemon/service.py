@@ -211,18 +211,18 @@ class Service:
         model: a name of `models`; "": the base with the active adapter.
         """
         content = {"messages": messages, "tools": tools}
-        model = self._chosen(model, content)
+        model = self.chosen(model, content)
         prompt = self._rendered(messages, tools, model)
         return self._answer(AskedQuestion(content, prompt, model, bool(tools), options))
 
     def generate(self, prompt: str | Sequence[int], *, model: str = "", **options: Any) -> Completion:
         """Returns the continuation of a prompt."""
         content = {"prompt": prompt} if isinstance(prompt, str) else {}
-        return self._answer(AskedQuestion(content, prompt, self._chosen(model, content), options=options))
+        return self._answer(AskedQuestion(content, prompt, self.chosen(model, content), options=options))
 
     def ask(self, question: Question, on_piece: OnPiece | None = None, number: int = 0) -> Completion:
         """Returns one of the answers to a question; number: which of its `n`, each of which has another seed."""
-        model = self._chosen(question.model, question.content)
+        model = self.chosen(question.model, question.content)
         options = dict(question.options)
         if number and options.get("seed") is not None:
             options["seed"] = (options["seed"] + number) % SEED_LIMIT
@@ -240,7 +240,7 @@ class Service:
         is_free = question.free or bool(question.shown_tools)
         return self._answer(AskedQuestion(content, prompt, model, is_free, options))
 
-    def _chosen(self, model: str, content: Mapping[str, Any]) -> str:
+    def chosen(self, model: str, content: Mapping[str, Any]) -> str:
         """Returns the model that answers: of the library the one that it chooses for this question."""
         model = self.spelled(model)
         if model != self.library.name:

@@ -12,7 +12,7 @@ import secrets
 import time
 from collections.abc import AsyncIterator, Callable, Iterable, Sequence
 from contextlib import asynccontextmanager, suppress
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 from fastapi import Request
@@ -149,9 +149,10 @@ class Asked:
         measured = 0
         try:
             for question in self.questions:
+                asked = replace(question, model=self.service.chosen(question.model, question.content))
                 for number in range(question.n):
                     on_piece = taker(len(self.completions))
-                    self.completions.append(self.service.ask(question, on_piece, number))
+                    self.completions.append(self.service.ask(asked, on_piece, number))
                     measured += self._measured(question, self.completions[-1])
                     if measured > MOST_MEASURED:
                         raise UsageError(f"the prompts have {measured} log-probabilities or more",
