@@ -1,6 +1,6 @@
 """A decoder and the same model in transformers with PEFT, on one batch: what gradients are compared with."""
 
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -9,6 +9,7 @@ import torch
 from families import GGUF_NAMES, make_family, row_order
 from peft import LoraConfig, get_peft_model
 from random_adapters import distance
+from torch.utils.hooks import RemovableHandle
 from transformers import PreTrainedModel
 
 from edgetune.adapters.base import Artifact
@@ -166,6 +167,31 @@ def logp_by_peft(peft: PreTrainedModel, tokens: np.ndarray) -> torch.Tensor:
     found = torch.from_numpy(tokens).long()
     logits = peft(found[None], use_cache=False).logits[0, :-1]
     return torch.log_softmax(logits, -1).gather(1, found[1:, None])[:, 0]
+
+
+def logp_with_updates(case: Case, names: Iterable[str],
+                      update: Callable[[str, torch.Tensor], torch.Tensor]) -> np.ndarray:
+    """log p [S] of the supervised tokens by transformers, after a backward pass of the loss. To the projections `names`
+    update(name, x [..., K]) adds [..., N], in the order of our rows.
+    """
+    def hook(name: str) -> RemovableHandle:
+        def added(_module: torch.nn.Module, inp: tuple[torch.Tensor], out: torch.Tensor) -> torch.Tensor:
+            order = row_order(hf_projection(name), out.shape[-1], case.model)
+            back = slice(None) if order is None else torch.from_numpy(np.argsort(order).copy())
+            return out + update(name, inp[0])[..., back]
+
+        return case.model.get_submodule(hf_projection(name)).register_forward_hook(added)
+
+    hooks = [hook(name) for name in names]
+    logps = []
+    for example in case.examples:
+        logp = logp_by_peft(case.model, example.tokens)
+        weights = torch.from_numpy(example.weights[1:])
+        (-(weights * logp).sum()).backward()
+        logps.append(logp[weights != 0].detach().numpy())
+    for each in hooks:
+        each.remove()
+    return np.concatenate(logps)
 
 
 def gradients_by_peft(case: Case, peft: PreTrainedModel) -> dict[str, tuple[np.ndarray, np.ndarray]]:

@@ -16,7 +16,16 @@ import peft
 import pytest
 import torch
 from commands import run as command
-from decoder_cases import LIMIT, Case, distance, hf_projection, logp_by_peft, make_case, make_decoder, train_once
+from decoder_cases import (
+    LIMIT,
+    Case,
+    distance,
+    hf_projection,
+    logp_with_updates,
+    make_case,
+    make_decoder,
+    train_once,
+)
 from families import make_family, row_order
 from peft.tuners._buffer_dict import BufferDict
 from small_families import OPTIONS, data, small, trained
@@ -75,23 +84,8 @@ def by_autograd(case: Case, carved: Any) -> tuple[np.ndarray, dict[str, dict[str
     leaves = {name: {part: torch.from_numpy(value.copy()).requires_grad_() for part, value in parts.items()}
               for name, parts in carved.values.items()}
 
-    def add(name: str) -> Any:
-        order = row_order(hf_projection(name), carved.shapes[name][0], case.model)
-        back = slice(None) if order is None else torch.from_numpy(np.argsort(order).copy())
-        return case.model.get_submodule(hf_projection(name)).register_forward_hook(
-            lambda _, inp, out: out + formula(leaves[name], inp[0], carved, name)[..., back])
-
-    hooks = [add(name) for name in leaves]
-    logps = []
-    for example in case.examples:
-        logp = logp_by_peft(case.model, example.tokens)
-        weights = torch.from_numpy(example.weights[1:])
-        (-(weights * logp).sum()).backward()
-        logps.append(logp[weights != 0].detach().numpy())
-    for hook in hooks:
-        hook.remove()
-    return np.concatenate(logps), {name: {part: leaf.grad.numpy() for part, leaf in parts.items()}
-                                   for name, parts in leaves.items()}
+    logp = logp_with_updates(case, leaves, lambda name, x: formula(leaves[name], x, carved, name))
+    return logp, {name: {part: leaf.grad.numpy() for part, leaf in parts.items()} for name, parts in leaves.items()}
 
 
 @pytest.mark.parametrize("architecture", ["llama", "gemma3"])

@@ -9,8 +9,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from decoder_cases import LIMIT, distance, hf_projection, logp_by_peft, make_case, make_decoder, train_once
-from families import row_order
+from decoder_cases import LIMIT, distance, logp_with_updates, make_case, make_decoder, train_once
 
 from edgetune.adapters.lora import Pair
 from edgetune.adapters.molora import Molora
@@ -44,22 +43,9 @@ def test_forward_and_gradients_are_those_of_the_paper(architecture: str, tmp_pat
     carved = decoder.adapter
     leaves = {name: torch.from_numpy(value.copy()).requires_grad_() for name, value in carved.values.items()}
 
-    def add(name: str) -> Any:
-        order = row_order(hf_projection(name), len(leaves[f"{name}.out"]), case.model)
-        back = slice(None) if order is None else torch.from_numpy(np.argsort(order).copy())
-        return case.model.get_submodule(hf_projection(name)).register_forward_hook(
-            lambda _, inp, out: out + formula(leaves[f"{name}.in"], leaves[f"{name}.out"], inp[0], family)[..., back])
-
-    hooks = [add(name.removesuffix(".in")) for name in leaves if name.endswith(".in")]
-    logps = []
-    for example in case.examples:
-        logp = logp_by_peft(case.model, example.tokens)
-        weights = torch.from_numpy(example.weights[1:])
-        (-(weights * logp).sum()).backward()
-        logps.append(logp[weights != 0].detach().numpy())
-    for hook in hooks:
-        hook.remove()
-    errors = {"log p": distance(train_once(replace(case, decoder=decoder)), np.concatenate(logps))}
+    logp = logp_with_updates(case, [name.removesuffix(".in") for name in leaves if name.endswith(".in")],
+                             lambda name, x: formula(leaves[f"{name}.in"], leaves[f"{name}.out"], x, family))
+    errors = {"log p": distance(train_once(replace(case, decoder=decoder)), logp)}
     for name, leaf in leaves.items():
         assert leaf.grad is not None
         gradient = leaf.grad.numpy()
