@@ -39,8 +39,8 @@ def check_learnable(row: Row) -> str:
         answer.row  # noqa: B018 (raises)
     said = [answer.said for answer in answers]
     for answer, is_right in zip(answers, labels, strict=True):
-        if is_right and answer.is_blank:
-            raise DataError(f"{answer.name}, a right answer, is empty", "write it, or remove the row")
+        if is_right:
+            answer.check_good(f"{answer.name}, a right answer, is empty", "write it, or remove the row")
         first = said.index(answer.said)
         if labels[first] != is_right:
             what = f"{answers[first].name} and {answer.name} are the same, and only one of them is right"

@@ -16,6 +16,7 @@ from ..llamacpp.tokenizers import AnyTokenizer
 from . import labelled
 from . import rows as supervised_rows
 from .answer_schema import parsed
+from .calls import CallError
 from .dataset import fitting
 from .formats import BY_KEYS, Columns, recognised
 from .holdout import indices_by_name
@@ -105,7 +106,7 @@ def inspect(name: str, rows: Iterable[tuple[int, Any]], tokens: Tokens | None = 
         try:
             parser.check_learnable(row)
         except DataError as error:
-            found.empty.append((line, error))
+            (found.refused if isinstance(error, CallError) else found.empty).append((line, error))
             continue
         try:
             found.rows.append(_facts(line, row, shape, tokens, parser, found))

@@ -44,8 +44,7 @@ def check_learnable(row: Row) -> str:
     chosen, rejected = answers_of(row)
     for answer in (chosen, rejected):
         answer.row  # noqa: B018 (raises)
-    if chosen.is_blank:
-        raise DataError(f"{chosen.name} is empty", "write the better answer, or remove the row")
+    chosen.check_good(f"{chosen.name} is empty", "write the better answer, or remove the row")
     if chosen.said == rejected.said:
         raise DataError(f"{chosen.name} and {rejected.name} are the same", "remove the row: it prefers nothing")
     return shape

@@ -15,6 +15,7 @@ from numpy.typing import NDArray
 from ..errors import DataError
 from ..llamacpp.tokenizer import Tokenizer
 from . import rows as supervised_rows
+from .calls import check_calls
 from .packing import Example
 from .rows import Row, check_message, is_blank, json_type, keys_of
 
@@ -56,6 +57,16 @@ class Answer:
             return not self.answer.strip()
         message = one_answer(self.name, self.answer)
         return not message.get("tool_calls") and is_blank(message["content"])
+
+    def check_good(self, what: str, hint: str) -> None:
+        """Raises DataError for an answer that should be learned and says nothing, or calls what its tools do not take.
+
+        what, hint: said of an empty one.
+        """
+        if self.is_blank:
+            raise DataError(what, hint)
+        said = [{"role": "assistant", "content": self.answer}] if isinstance(self.answer, str) else self.answer
+        check_calls(self.name, one_answer(self.name, said), self.tools)
 
     @property
     def said(self) -> Any:

@@ -32,9 +32,8 @@ def check_learnable(row: Row) -> str:
     rows = [answer.row for answer in answers]
     if len(set(rewards)) == 1:
         raise DataError(f"all {len(rewards)} rewards are {rewards[0]:g}", "remove the row: no answer is better")
-    best = rewards.index(max(rewards))
-    if answers[best].is_blank:
-        raise DataError(f"{answers[best].name}, the best answer, is empty", "write it, or remove it")
+    best = answers[rewards.index(max(rewards))]
+    best.check_good(f"{best.name}, the best answer, is empty", "write it, or remove it")
     for i, other in enumerate(rows):
         first = rows.index(other)
         if rewards[first] != rewards[i]:

@@ -28,6 +28,7 @@ import numpy as np
 
 from ..errors import DataError
 from ..llamacpp.tokenizer import Tokenizer
+from .calls import check_calls
 from .packing import Example, is_supervised
 
 Row = Mapping[str, Any] | str  # a str is plain text of any length
@@ -80,7 +81,9 @@ def check_row(row: Row) -> str:
 
 
 def check_learnable(row: Row) -> str:
-    """`check_row`, and that each answer to learn says something: an empty one would teach to say nothing."""
+    """`check_row`, and that each answer to learn says something, and calls what the row's tools take: an empty answer
+    would teach to say nothing.
+    """
     shape = check_row(row)
     if isinstance(row, str):
         return shape
@@ -89,8 +92,11 @@ def check_learnable(row: Row) -> str:
             learned = message["role"] == "assistant" and message.get("weight", 1) and not message.get("tool_calls")
             if learned and is_blank(message["content"]):
                 raise DataError(f"messages[{i}], an answer to learn, is empty", "write the answer, or give it weight 0")
+            check_calls(f"messages[{i}]", message, row.get("tools"))
     elif is_blank(row["completion" if shape == "prompt" else "text"]):
         raise DataError(f"the {'completion' if shape == 'prompt' else 'text'} is empty", "write it, or remove the row")
+    elif shape == "prompt":
+        check_calls("the completion", as_messages("", row["completion"])[1], row.get("tools"))
     return shape
 
 
@@ -246,17 +252,16 @@ def _pair(row: Mapping[str, Any], system: str | None) -> tuple[str, str]:
 def _conversation(row: Mapping[str, Any], shape: str,
                   system: str | None) -> tuple[list[dict[str, Any]], list[dict[str, Any]] | None]:
     """(messages, tools) with the system message in place."""
-    tools = None
+    tools = row.get("tools")
     if shape == "prompt":
         messages = as_messages(row_text(row, "prompt"), row_text(row, "completion"))
     else:
         messages = row["messages"]
-        tools = row.get("tools")
         check_messages(messages)
         if all(message["role"] != "assistant" for message in messages):
             raise DataError("no message is the assistant's", "add the answer to learn")
-        if tools is not None and not (isinstance(tools, list) and all(isinstance(tool, dict) for tool in tools)):
-            raise DataError(f"tools is a JSON {json_type(tools)}", "write a list of objects")
+    if tools is not None and not (isinstance(tools, list) and all(isinstance(tool, dict) for tool in tools)):
+        raise DataError(f"tools is a JSON {json_type(tools)}", "write a list of objects")
     messages = with_system(messages, system)
     if messages[0]["role"] == "assistant":
         raise DataError("the conversation begins with an assistant message", "put a user message before it")

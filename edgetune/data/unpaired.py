@@ -31,8 +31,8 @@ def check_learnable(row: Row) -> str:
     shape = shape_of(row)
     answer = _answer(row)
     answer.row  # noqa: B018 (raises)
-    if is_good(row) and answer.is_blank:
-        raise DataError("the completion is empty and its label true", "write the answer, or remove the row")
+    if is_good(row):
+        answer.check_good("the completion is empty and its label true", "write the answer, or remove the row")
     return shape
 
 

@@ -310,10 +310,15 @@ def _plain(message: Mapping[str, Any]) -> dict[str, Any]:
     if isinstance(plain.get("content"), list):
         plain["content"] = "\n".join(map(_part, plain["content"]))
     if "tool_calls" in plain:
-        if not isinstance(plain["tool_calls"], list):
-            raise DataError("tool_calls is not a list", "write a list of objects, each with a function")
-        plain["tool_calls"] = list(map(_call, plain["tool_calls"]))
+        plain["tool_calls"] = read_calls(plain["tool_calls"])
     return plain
+
+
+def read_calls(calls: Any) -> list[dict[str, Any]]:
+    """A message's calls of tools, with their arguments as objects. Raises DataError."""
+    if not isinstance(calls, list):
+        raise DataError("tool_calls is not a list", "write a list of objects, each with a function")
+    return list(map(_call, calls))
 
 
 def _part(part: Any) -> str:

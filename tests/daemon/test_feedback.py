@@ -73,6 +73,8 @@ def test_what_is_learned(feedback):
     assert check_row(row) == "messages"
     assert [message.get("weight", 1) for message in row["messages"] if message["role"] == "assistant"] == [0, 1]
     assert row["tools"] == tools
+    with pytest.raises(DataError, match=r"the answer calls 'fan', which is none of the row's tools \(lamp\)"):
+        feedback.add(messages=ASKED, tools=tools, answer="no", correction='{"name": "fan", "arguments": {}}')
 
 
 @pytest.mark.parametrize(("given", "kind", "says"), [

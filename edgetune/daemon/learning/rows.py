@@ -6,6 +6,7 @@ import json
 from collections.abc import Mapping, Sequence
 from typing import Any, Literal
 
+from ...data.calls import check_calls
 from ...data.rows import check_row
 from ...errors import DataError, TooLargeError, UsageError
 
@@ -18,7 +19,8 @@ def make_row(messages: Sequence[Mapping[str, Any]] | None, prompt: str | None, a
              tools: Sequence[Mapping[str, Any]] | None) -> Row:
     """Makes the row that teaches `answer`. Earlier answers of the conversation have weight 0: nobody confirmed them.
 
-    Raises UsageError unless there is either a conversation or a prompt, DataError where it is malformed.
+    Raises UsageError unless there is either a conversation or a prompt, DataError where it is malformed, or where the
+    answer calls what the tools do not take.
     """
     if (messages is None) == (prompt is None):
         raise UsageError("neither messages nor a prompt are given, or both", "give one of them")
@@ -27,6 +29,7 @@ def make_row(messages: Sequence[Mapping[str, Any]] | None, prompt: str | None, a
         row = {"messages": [*unconfirmed(messages), {"role": "assistant", "content": answer}]}
         if tools:
             row["tools"] = [*tools]
+            check_calls("the answer", row["messages"][-1], row["tools"])
     check_row(row)
     return row
 
