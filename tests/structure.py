@@ -25,7 +25,7 @@ FLOORS = [
     ["training"],
     ["evaluation"],
     ["bench", "runs"],
-    ["tutor"],
+    ["tutor", "home"],
     ["compress", "daemon", "demo"],
     ["cli"],
     ["__main__"],

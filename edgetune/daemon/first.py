@@ -17,20 +17,18 @@ from pathlib import Path
 from typing import Any, ClassVar
 
 from ..adapters import store
-from ..errors import NotFoundError, UsageError
+from ..errors import UsageError
 from ..formats.bundle import Bundle, open_bundle
-from ..formats.named import stored_models
 from ..serving.completion import Completion
 from ..serving.encoder import Encoder
 from ..serving.encoder_model import AT_ONCE
-from ..serving.learned import learned
+from ..serving.learned import encoder_of
 from ..serving.served import Served
 from ..serving.sureness import LEAST_ROWS
 from .options import DaemonConfig
-from .sources import AskedQuestion, whole_answer
+from .sources import FORMS, AskedQuestion, whole_answer
 from .state.adapters import Adapters
 
-FORMS = ("grammar", "echo", "among")  # options that ask for another answer than a text
 Content = Mapping[str, Any]
 
 
@@ -119,18 +117,3 @@ class First:
         is_alone = not before or (len(before) == 1 and before[0].get("role") == "system"
                                   and before[0].get("content") in systems)
         return str(last["content"]).strip() if is_plain and is_alone else ""
-
-
-def encoder_of(adapter: Path) -> Path:
-    """The file of the encoder that an adapter was trained on: where it was then, or among pulled models. Raises
-    FormatError for an adapter without labels, and NotFoundError.
-    """
-    file, found = store.read_any(adapter)
-    learned(found, str(adapter))
-    name = store.base_of(file)[0]
-    recorded = Path(store.read_run(file.path.parent).get("base", {}).get("path") or name)
-    for path in (recorded, *(path for _, path in stored_models() if path.name == name)):
-        if path.exists():
-            return path
-    raise NotFoundError(f"{adapter} was trained on {recorded}, which does not exist",
-                        "put the encoder there, or get it with edgetune pull")

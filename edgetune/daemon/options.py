@@ -62,6 +62,8 @@ class DaemonConfig:
                         "[the model answers all].", common=True)
     first_share: float = option(0.99, "Share of those answers that shall be right, of JSON in the fields of few "
                                 "values, by questions that the encoder did not learn.", low=0.5, high=1.0)
+    home: str = option("", "House (of edgetune home train) that answers Home Assistant; the model answers the rest "
+                       "[the model answers all].", common=True)
     # resources that it may use
     memory: str = option("", "Memory of the daemon at most, training included, such as 500M or 25% of what is "
                          "available [75%].", common=True, group="What it may use")

@@ -17,7 +17,7 @@ from contextlib import ExitStack
 from dataclasses import asdict
 from pathlib import Path
 from types import TracebackType
-from typing import Any
+from typing import TYPE_CHECKING, Any, cast
 
 from .. import disk
 from ..adapters.store import FILE
@@ -32,6 +32,7 @@ from ..machine.sensors import Sensors
 from ..models.networks import network_of
 from ..objectives.base import objectives
 from ..serving.completion import Completion, OnPiece
+from ..serving.llama import LlamaModel
 from ..serving.question import Question
 from ..serving.served import Served
 from ..serving.tool_calls import CallReader
@@ -65,8 +66,19 @@ from .state.files import Files
 from .state.holdout import open_holdout
 from .state.shelf import LOST, Shelf, lost_things
 
+if TYPE_CHECKING:
+    from .house import HouseReplies
+
 log = logging.getLogger("edgetune.daemon")
 READ = 4  # times the size of an adapter's file that reading it takes at most, as half floats become floats
+
+
+def _house(config: DaemonConfig) -> HouseReplies | None:
+    """The house of --home, opened. Its packages are those of the extra home."""
+    if not config.home:
+        return None
+    from .house import HouseReplies
+    return HouseReplies(config)
 
 
 class Service:
@@ -108,6 +120,7 @@ class Service:
             self.store = Store(folder)
             opened.callback(self.store.close)
             self.first = FirstEncoder(self.config) if self.config.first else None  # what it takes the model must leave
+            self.house = _house(self.config)
             self._open_model()
             opened.callback(self.served.close)
             self.embeddings = Embeddings(self.batcher, self.config, (self.name, self.name + LATEST))
@@ -144,6 +157,10 @@ class Service:
         model = ModelSource(self.batcher, self.adapters, self.served, self.config)
         self.recall = Recall(self.feedback, self.adapters, self.served, names, self.method.imitates)
         found: list[AnswerSource] = [self.recall] if self.config.recall else []
+        if self.house:
+            from .house import HouseSource
+            found.append(HouseSource(self.house, self.served, self.adapters, names, self.recall.is_disputed,
+                                     cast(LlamaModel, self.served).call_form))
         if self.first:
             self.contest = Contest(self.first, model, self.stopping)
             found.append(First(self.first, self.served, self.adapters, names, self.recall.is_disputed,
@@ -319,7 +336,7 @@ class Service:
         that the daemon stays within its own, and the job can resume when the daemon is larger.
         """
         used, weights = memory.in_use(self.bundle.gguf.path.resolve())
-        busy = self.served.busy_bytes + (self.first.busy_bytes if self.first else 0)
+        busy = self.served.busy_bytes + sum(one.busy_bytes for one in (self.first, self.house) if one)
         least = self._used_at_start + (0 if has_begun else memory.OBJECTS + busy)
         later = max(used - least, 0) if self.batcher.busy else 0
         left = self.budget - max(used, least)

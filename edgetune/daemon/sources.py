@@ -15,6 +15,8 @@ from ..serving.served import Served
 from .options import DaemonConfig
 from .state.adapters import Adapters
 
+FORMS = ("grammar", "echo", "among")  # options that ask for another answer than a text
+
 
 @dataclass(frozen=True)
 class AskedQuestion:

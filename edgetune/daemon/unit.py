@@ -20,15 +20,16 @@ from .. import disk
 from ..errors import EdgetuneError, UsageError
 from ..formats.bundle import open_bundle
 from ..formats.signature import TRUSTED, trusted_folder, trusted_keys
+from ..home.house import ENCODER
 from ..machine.device import devices_folder, read_device
 from ..machine.policy import Policy
+from ..serving.learned import encoder_of
 from ..training.config import TrainConfig
-from .first import encoder_of
 from .keys import read_keys
 from .options import LOOPBACK, DaemonConfig
 
 NAME = "edgetune"
-FILES = ("canary", "embeddings", "first", "learn_grader", "rewards")  # options that name a file or a folder
+FILES = ("canary", "embeddings", "first", "home", "learn_grader", "rewards")  # options that name a file or a folder
 UNITS = Path("/etc/systemd/system")
 RUN = Path("/run") / NAME
 _HIDDEN = tuple(map(Path, ("/home", "/root", "/run/user", "/tmp", "/var/tmp")))  # by ProtectHome and PrivateTmp
@@ -89,6 +90,7 @@ def _needed(model: Path, config: DaemonConfig) -> list[Path]:
     """Returns the paths that the service reads (Python, edgetune, model, keys) by name, and where links lead."""
     named = [Path(sys.base_prefix), Path(sys.prefix), Path(__file__).parents[1], devices_folder(), model,
              *(path for _, path in _files(config)), *([encoder_of(Path(config.first))] if config.first else []),
+             *([encoder_of(Path(config.home) / ENCODER)] if config.home else []),
              *([] if trusted_keys() is None else [trusted_folder()])]
     paths = {at for path in named for at in (path.absolute(), path.resolve())}
     return sorted(path for path in paths if not paths.intersection(path.parents))

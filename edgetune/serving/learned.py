@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import numpy as np
 
+from ..adapters import store
 from ..adapters.base import Artifact
-from ..errors import FormatError, UsageError
+from ..errors import FormatError, NotFoundError, UsageError
+from ..formats.named import stored_models
 from ..objectives.base import read_objective
 from ..objectives.labelling import Labelling
 
@@ -28,3 +32,18 @@ def learned(found: Artifact, source: str) -> Labelling:
         if values is None or not np.isfinite(values).all():
             raise FormatError(f"{source} has no head for {head.size} {head.parameters}", "take an earlier adapter")
     return objective
+
+
+def encoder_of(adapter: Path) -> Path:
+    """The file of the encoder that an adapter was trained on: where it was then, or among pulled models. Raises
+    FormatError for an adapter without labels, and NotFoundError.
+    """
+    file, found = store.read_any(adapter)
+    learned(found, str(adapter))
+    name = store.base_of(file)[0]
+    recorded = Path(store.read_run(file.path.parent).get("base", {}).get("path") or name)
+    for path in (recorded, *(path for _, path in stored_models() if path.name == name)):
+        if path.exists():
+            return path
+    raise NotFoundError(f"{adapter} was trained on {recorded}, which does not exist",
+                        "put the encoder there, or get it with edgetune pull")

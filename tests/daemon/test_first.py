@@ -11,7 +11,7 @@ from services import open_service
 
 from edgetune.adapters.store import FILE, read_artifact, save_artifact
 from edgetune.daemon import contest
-from edgetune.daemon.first import First, FirstEncoder, encoder_of
+from edgetune.daemon.first import First, FirstEncoder
 from edgetune.daemon.learning.recall import Recall
 from edgetune.daemon.options import DaemonConfig
 from edgetune.daemon.service import Service
@@ -21,6 +21,7 @@ from edgetune.formats.gguf import open_gguf
 from edgetune.runs.train import train
 from edgetune.serving.classifier import Classifier
 from edgetune.serving.completion import MODEL
+from edgetune.serving.learned import encoder_of
 
 QUESTIONS = [f"{a} {b} {c}" for a in ("turn", "light", "kitchen") for b in ("on", "off") for c in "abcdefghij"]
 ROWS = [{"prompt": question, "completion": "lit" if " on " in question else "dark"} for question in QUESTIONS]

@@ -47,7 +47,7 @@ VARIANTS: dict[str, Sequence[object]] = {
     "full last:4": ["--family", "full", *LAST], "lora last:4": ["--rank", 8, *LAST],
     **{f"lora r={rank}": ["--rank", rank] for rank in RANKS if rank != 8}}
 RECIPE = ["--epochs", 1, "--batch-size", 8, "--warmup", 10, "--max-length", 256, "--anchors", 0, "--system", SYSTEM,
-          "--no-answers", "--eval-every", 10**6]
+          "--no-answers", "--eval-every", 10**6, "--no-govern"]
 TUNING = 150  # rows that choose a rate
 SEED = 100  # of these trainings
 WITHIN = 1.05  # of LoRA's loss

@@ -1,0 +1,107 @@
+"""home rows, home train, home eval: a house of Home Assistant learns to call its tools."""
+
+from __future__ import annotations
+
+import time
+from collections import Counter
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from ..home.recipe import Recipe
+from .app import cli, command, config_options, out, show, stop_on_signals, threads_option, train_progress
+
+if TYPE_CHECKING:
+    from ..home.rows import Row
+
+SHOWN = 20  # rows that `home rows` prints
+ENTITIES = click.argument("entities", type=click.Path(path_type=Path))
+HOUSE = click.argument("house", type=click.Path(path_type=Path))
+OUT = click.option("-o", "--out", "to", type=click.Path(path_type=Path), required=True, help="New file or folder.")
+DRAWN = ("language", "count", "seed")
+
+
+@cli.group("home")
+def home() -> None:
+    """Teach a house of Home Assistant to a model."""
+
+
+@command("rows", ENTITIES, OUT, config_options(*DRAWN, of=Recipe, grouped=False), group=home)
+def home_rows(entities: Path, to: Path, as_json: bool, **options: Any) -> None:
+    """Write sentences of a house, and the calls they mean.
+
+    ENTITIES is a YAML file with areas and entities. The sentences come from Home Assistant's own templates and ours.
+    """
+    from ..disk import refuse_existing
+    from ..home.house import plain, write_rows
+    from ..home.learning import draw_rows
+    refuse_existing(to)
+    drawn = draw_rows(entities, Recipe(**options))
+    rows = [*drawn.held, *drawn.learned]
+    write_rows(to, rows)
+    kinds = Counter(row.kind for row in rows)
+    tools = Counter(call.name for row in rows for call in row.calls)
+    show(as_json, {"out": str(to), "rows": len(rows), "kinds": kinds, "tools": tools,
+                   "sample": [plain(row) for row in rows[:SHOWN]]},
+         f"{len(rows)} sentences in {to}: {counts(kinds)}", f"calls: {counts(tools)}", "",
+         *(f"{row.sentence}  ->  {meaning(row)}" for row in rows[:SHOWN]))
+
+
+@command("train", ENTITIES, OUT, config_options("language", "count", "seed", "encoder", of=Recipe, grouped=False),
+         threads_option, group=home)
+def home_train(entities: Path, to: Path, threads: int, as_json: bool, **options: Any) -> None:
+    """Train a house from its ENTITIES alone.
+
+    It draws sentences, learns them, and says how many of other drawn sentences give the right calls.
+    """
+    from ..console import duration
+    from ..home.learning import make_house
+    from ..training.callbacks import RunCallbacks
+    began = time.monotonic()
+    with stop_on_signals() as should_stop, train_progress(as_json) as progress:
+        house = make_house(entities, to, Recipe(**options), threads=threads,
+                           callbacks=RunCallbacks(progress.event, should_stop),
+                           on_step=lambda step: None if as_json else out.print(step))
+    seconds = time.monotonic() - began
+    facts = house.facts
+    show(as_json, {"out": str(to), "rows": facts.rows, "right": facts.right, "asked": facts.asked, "seconds": seconds},
+         f"{facts.right} of {facts.asked} other sentences right, {duration(seconds)} in all",
+         f"ask it: edgetune home eval {to} SENTENCES.jsonl")
+
+
+@command("eval", HOUSE, click.argument("data", type=click.Path(path_type=Path)),
+         click.option("--save", type=click.Path(path_type=Path), help="File for the calls, a line for each sentence."),
+         click.option("--show-wrong", type=click.IntRange(0), default=0, help="Print this many wrong answers."),
+         threads_option, group=home)
+def home_eval(house: Path, data: Path, save: Path | None, show_wrong: int, threads: int, as_json: bool) -> None:
+    """Ask a HOUSE the sentences of a file.
+
+    Each row of DATA has a `sentence`, and, to be counted, `accepted`: lists of calls, each {"name", "arguments"}.
+    """
+    from ..home.asking import ask, median_milliseconds, read_sentences, save_answers
+    from ..home.house import House
+    from ..home.learning import understanding_of
+    rows = read_sentences(data)
+    answers = ask(understanding_of(House.open(house), threads), rows)
+    if save:
+        save_answers(save, answers)
+    judged = [one.right for one in answers if one.right is not None]
+    right = sum(judged)
+    milliseconds = median_milliseconds(answers)
+    wrong = [one for one in answers if one.right is False][:show_wrong]
+    verdict = f"{right} of {len(judged)} sentences right, " if judged else ""
+    show(as_json, {"asked": len(answers), "judged": len(judged), "right": right, "milliseconds": milliseconds},
+         f"{verdict}{len(answers)} asked, {milliseconds:.0f} ms each",
+         *(f"{one.sentence}  ->  {[call.to_json() for call in one.calls]}" for one in wrong))
+
+
+def counts(found: Counter[str]) -> str:
+    return ", ".join(f"{name} {number}" for name, number in found.most_common())
+
+
+def meaning(row: Row) -> str:
+    """What a sentence asks for, in a line."""
+    said = [f"{call.name}({', '.join(f'{key}={value}' for key, value in call.arguments.items())})"
+            for call in row.calls]
+    return " ".join(said) or f"no call: {row.why}"

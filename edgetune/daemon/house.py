@@ -1,0 +1,82 @@
+"""A house that answers before the model: Home Assistant's requests, with calls of its tools. See edgetune/home.
+
+The model gets what the house's encoder is not sure of, and every request without Home Assistant's tools.
+"""
+
+from __future__ import annotations
+
+import json
+import threading
+from collections.abc import Callable, Collection, Mapping
+from pathlib import Path
+from typing import Any, ClassVar
+
+from ..home.house import House
+from ..home.language import language_of
+from ..home.learning import understanding_of
+from ..home.replies import Replies, Reply
+from ..serving.call_form import CallForm
+from ..serving.completion import Completion
+from ..serving.served import Served
+from .options import DaemonConfig
+from .sources import FORMS, AskedQuestion, whole_answer
+from .state.adapters import Adapters
+
+
+class HouseReplies:
+    """The house of --home, opened; its encoder answers one question at a time. Raises the errors of House.open and
+    Encoder.
+    """
+
+    def __init__(self, config: DaemonConfig) -> None:
+        house = House.open(Path(config.home).expanduser())
+        self._understanding = understanding_of(house, config.threads)
+        self._replies = Replies(self._understanding, language_of(house.facts.language), alone=False)
+        self._turn = threading.Lock()
+
+    @property
+    def busy_bytes(self) -> int:
+        return self._understanding.busy_bytes
+
+    def reply(self, content: Mapping[str, Any]) -> Reply | None:
+        """Returns the reply to a conversation; None leaves it to the model. For any thread."""
+        names = [tool["function"]["name"] for tool in content.get("tools") or ()]
+        with self._turn:
+            return self._replies.reply(content.get("messages") or (), names)
+
+
+class HouseSource:
+    """The replies of a house as a source. models: names that it answers for. is_disputed: whether feedback says that an
+    answer to a question is wrong. form: in which the model writes calls.
+    """
+
+    name: ClassVar[str] = "house"
+
+    def __init__(self, replies: HouseReplies, served: Served, adapters: Adapters, models: Collection[str],
+                 is_disputed: Callable[[Mapping[str, Any], str], bool], form: CallForm) -> None:
+        self._replies = replies
+        self._served = served
+        self._adapters = adapters
+        self._models = models
+        self._is_disputed = is_disputed
+        self._form = form
+
+    def answer(self, asked: AskedQuestion) -> Completion | None:
+        """Returns the answer to a request of Home Assistant of which it is sure. Raises the errors of Batcher.submit.
+        """
+        has_form = asked.options.get("logprobs") is not None or any(asked.options.get(name) for name in FORMS)
+        if has_form or not asked.content.get("tools") or asked.model not in self._models:
+            return None
+        if (found := self._replies.reply(asked.content)) is None:
+            return None
+        text = written(found, self._form)
+        if self._is_disputed(asked.content, text):
+            return None
+        return whole_answer(text, asked, self._served, self._adapters.serving, {})
+
+
+def written(reply: Reply, form: CallForm) -> str:
+    """A reply as the model would write it."""
+    calls = [f"{form.before}{json.dumps(call.name)}{form.between}{json.dumps(call.arguments, ensure_ascii=False)}"
+             f"{form.after}" for call in reply.calls]
+    return "\n".join(calls) or reply.text

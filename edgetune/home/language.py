@@ -1,0 +1,69 @@
+"""What rows need of a language: Home Assistant's templates, ours, and texts."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+from ..errors import UsageError
+from .drawn import spelled
+
+FOLDER = Path(__file__).parent / "wordings"
+MOST_SPELLED = 100
+
+
+@dataclass(frozen=True)
+class Language:
+    """intents: hassil's. texts: of our file, and as it names them."""
+
+    code: str
+    intents: Any
+    texts: Mapping[str, Any]
+
+    @property
+    def wildcards(self) -> dict[str, Sequence[str]]:
+        """Texts for the slots that take any, by the names of their lists."""
+        items, queries = self.texts["wildcards"]["items"], self.texts["wildcards"]["queries"]
+        return {"todo_list_item": items, "shopping_list_item": items, "search_query": queries, "message": items}
+
+    @cached_property
+    def _spelled(self) -> tuple[re.Pattern[str], dict[str, str]]:
+        found = {spelled(number, self.code): str(number) for number in range(MOST_SPELLED + 1)}
+        words = sorted(found, key=len, reverse=True)
+        return re.compile(rf"\b({'|'.join(map(re.escape, words))})\b", re.IGNORECASE), found
+
+    def in_digits(self, text: str) -> str:
+        """A sentence with its numbers to 100 in digits: "to twenty five percent" is "to 25 percent"."""
+        pattern, digits = self._spelled
+        return pattern.sub(lambda found: digits[found[0].lower()], text)
+
+    def parts(self, text: str) -> list[str]:
+        """A sentence cut at the words that join two wishes; itself alone if there are none."""
+        joins = sorted({join.strip(" ,") for join in self.texts["joins"]}, key=len, reverse=True)
+        pattern = rf"\s*(?:,\s*(?:{'|'.join(joins)})|\b(?:{'|'.join(joins)})\b)\s*"
+        return [part for part in re.split(pattern, text.strip(" .!?"), flags=re.IGNORECASE) if part]
+
+
+def languages() -> list[str]:
+    """The codes of the languages with texts of ours."""
+    return sorted(path.stem for path in FOLDER.glob("*.yaml"))
+
+
+def language_of(code: str) -> Language:
+    """Raises UsageError for a language without texts, ModuleNotFoundError without the extra home."""
+    import yaml
+    from hassil import Intents
+    from hassil.util import merge_dict
+    from home_assistant_intents import get_intents
+    if code not in languages():
+        raise UsageError(f"there are no wordings of the language {code!r}", f"take one of {', '.join(languages())}")
+    texts = yaml.safe_load((FOLDER / f"{code}.yaml").read_text(encoding="utf-8"))
+    templates = get_intents(code) or {}
+    for intent, ours in texts["intents"].items():
+        templates["intents"].setdefault(intent, {"data": []})["data"] += ours["data"]
+    merge_dict(templates.setdefault("expansion_rules", {}), texts["expansion_rules"])
+    return Language(code, Intents.from_dict(templates), texts)

@@ -1,0 +1,154 @@
+"""What a house answers to a conversation of Home Assistant: calls of its tools, then a sentence about their results."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from .answering import Understanding, Understood
+from .language import Language
+from .tools import DATE_TIME, LIVE_CONTEXT, Call, Target
+from .wishes import CANNOT, UNFINISHED
+
+Message = Mapping[str, Any]
+PREFIXED = "__"  # from 2026.11 on a tool has the name of its integration before its own: intent__HassTurnOn
+MOST_STATES = 6  # entities whose states one answer says
+
+
+@dataclass(frozen=True)
+class Reply:
+    """Calls, or a text where there are none."""
+
+    calls: tuple[Call, ...] = ()
+    text: str = ""
+
+
+class Replies:
+    """The replies of one house in its language. alone: no other model answers what the encoder is not sure of."""
+
+    def __init__(self, understanding: Understanding, language: Language, alone: bool) -> None:
+        self._understanding = understanding
+        self._texts: Mapping[str, str] = language.texts["answers"]
+        self._alone = alone
+
+    def reply(self, messages: Sequence[Message], tools: Sequence[str]) -> Reply | None:
+        """The reply to the last message. tools: the names that are offered. None leaves it to another model: the tools
+        are not those of Home Assistant, or the sentence is not sure.
+        """
+        asked = question_of(messages)
+        names = {tool.rpartition(PREFIXED)[2]: tool for tool in tools}
+        if not asked or not {LIVE_CONTEXT, "HassTurnOn"} & names.keys():
+            return None
+        found = self._understanding.understand(asked)
+        if not found.is_sure and not self._alone:
+            return None
+        if messages[-1].get("role") == "user":
+            return self._first(found, names)
+        return Reply(text=self._after(found, results_of(messages)))
+
+    def _first(self, found: Understood, names: Mapping[str, str]) -> Reply:
+        if found.why:
+            return Reply(text=self._texts.get(found.why, self._texts[UNFINISHED]))
+        if any(call.name not in names for call in found.calls):
+            return Reply(text=self._texts[CANNOT])
+        return Reply(tuple(Call(names[call.name], call.arguments) for call in found.calls))
+
+    def _after(self, found: Understood, results: Sequence[Any]) -> str:
+        """A sentence about the results of calls."""
+        if errors := [error for result in results if (error := error_of(result))]:
+            return self._texts["failed"].format(error=errors[0])
+        for wish in found.wishes:
+            if wish.tool == LIVE_CONTEXT:
+                return self._states(wish.target, results)
+            if wish.tool == DATE_TIME:
+                return ", ".join(str(value) for value in times_of(results)) or self._texts["done"]
+        return self._texts["done"]
+
+    def _states(self, target: Target, results: Sequence[Any]) -> str:
+        found = [one for one in states_of(results) if is_meant(one, target)]
+        if not found:
+            return self._texts["missing"]
+        said = [self._texts["state"].format(name=one["names"], state=worded(one)) for one in found[:MOST_STATES]]
+        return "; ".join(said) + "."
+
+
+# ---- messages ----
+
+
+def question_of(messages: Sequence[Message]) -> str:
+    """The user's last message; "" where the last message is neither it nor the result of a call."""
+    if not messages or messages[-1].get("role") not in ("user", "tool"):
+        return ""
+    said = next((one.get("content") for one in reversed(messages) if one.get("role") == "user"), "")
+    return said.strip() if isinstance(said, str) else ""
+
+
+def results_of(messages: Sequence[Message]) -> list[Any]:
+    """The results of the calls of this turn, read from JSON where they are."""
+    found: list[Any] = []
+    for message in reversed(messages):
+        if message.get("role") == "user":
+            break
+        if message.get("role") == "tool":
+            found.append(as_json(message.get("content")))
+    return found[::-1]
+
+
+def as_json(text: Any) -> Any:
+    try:
+        return json.loads(text)
+    except (TypeError, ValueError):
+        return text
+
+
+def error_of(result: Any) -> str:
+    """What a result says of a call that failed; "" of one that did not."""
+    if not isinstance(result, Mapping):
+        return ""
+    return str(result.get("error_text") or result.get("error") or "")
+
+
+def times_of(results: Sequence[Any]) -> list[Any]:
+    """Date and time out of a result of GetDateTime."""
+    for result in results:
+        inner = result.get("result", result) if isinstance(result, Mapping) else {}
+        if isinstance(inner, Mapping):
+            return [inner[key] for key in ("time", "date", "weekday") if key in inner]
+    return []
+
+
+# ---- states ----
+
+
+def states_of(results: Sequence[Any]) -> list[Mapping[str, Any]]:
+    """The entities of a result of GetLiveContext: mappings with names, state, domain and areas."""
+    import yaml
+    for result in results:
+        text = result.get("result", "") if isinstance(result, Mapping) else result
+        if not isinstance(text, str) or "- names:" not in text:
+            continue
+        try:
+            found = yaml.safe_load(text[text.index("- names:"):])
+        except yaml.YAMLError:
+            continue
+        return [one for one in found if isinstance(one, Mapping) and "names" in one]
+    return []
+
+
+def is_meant(one: Mapping[str, Any], target: Target) -> bool:
+    """Whether an entity of a result belongs to a target."""
+    names = [name.strip() for name in str(one.get("names", "")).split(",")]
+    areas = [area.strip() for area in str(one.get("areas", "")).split(",")]
+    kind = (one.get("attributes") or {}).get("device_class", "")
+    return (target.name in ("", *names) and target.area in ("", *areas) and target.domain in ("", one.get("domain"))
+            and target.device_class in ("", kind))
+
+
+def worded(one: Mapping[str, Any]) -> str:
+    """A state with its unit."""
+    state = one.get("state")
+    word = {True: "on", False: "off"}.get(state, str(state)) if isinstance(state, bool) else str(state)
+    unit = (one.get("attributes") or {}).get("unit_of_measurement")
+    return f"{word} {unit}" if unit else word

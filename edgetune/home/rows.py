@@ -1,0 +1,147 @@
+"""Rows of a house: sentences with the calls that they ask for, and sentences for which no call is right."""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+from .called import Namer
+from .drawn import Draw, NothingFits, Templates
+from .entities import Area, Entity, Home
+from .language import Language
+from .tools import DATE_TIME, INSTEAD, LIVE_CONTEXT, TOOLS, Call, offered
+from .wishes import CANNOT, MISSING, OTHER, UNFINISHED, WHICH, Wish, wish_of
+
+SHARES = {"command": 0.62, "several": 0.08, "question": 0.08, MISSING: 0.07, WHICH: 0.03, CANNOT: 0.03, OTHER: 0.06,
+          UNFINISHED: 0.03}
+TRIES = 200  # draws until one is of the wanted kind
+WEIGHTS = {"HassTurnOn": 5, "HassTurnOff": 5, "HassLightSet": 2, LIVE_CONTEXT: 3}  # where another tool has 1
+ASKING = {LIVE_CONTEXT, DATE_TIME}
+
+
+@dataclass(frozen=True)
+class Row:
+    """wishes: of its parts, one for most. kind: a key of SHARES."""
+
+    sentence: str
+    wishes: tuple[Wish, ...]
+    kind: str
+
+    @property
+    def calls(self) -> list[Call]:
+        return [wish.call() for wish in self.wishes if wish.tool]
+
+    @property
+    def why(self) -> str:
+        return self.wishes[0].why
+
+
+class Rows:
+    """Draws rows of a house; the same seed gives the same rows. shopping: the house's list of things to buy."""
+
+    def __init__(self, home: Home, language: Language, seed: int = 0, shopping: Entity | None = None) -> None:
+        self.home = home
+        self.shopping = shopping
+        self.language = language
+        self.rng = random.Random(seed)
+        namer = Namer(home)
+        self.templates = Templates(language.intents, home, language.wildcards, namer)
+        other = elsewhere(home, language)
+        self.others = Templates(language.intents, other, language.wildcards, Namer(other))
+        known = {tool.name for tool in offered(home)}
+        of_tool: dict[str, list[str]] = {}
+        for intent in language.intents.intents:
+            of_tool.setdefault(INSTEAD.get(intent, intent), []).append(intent)
+        self.commands = {tool: found for tool, found in of_tool.items() if tool in known - ASKING}
+        self.questions = {tool: of_tool[tool] for tool in sorted(ASKING)}
+        self.unknown = {tool: found for tool, found in of_tool.items() if tool not in TOOLS}
+
+    def draw(self, count: int) -> list[Row]:
+        """This many rows with different sentences, or fewer where a house has so few."""
+        found: dict[str, Row] = {}
+        kinds = list(SHARES)
+        for _ in range(3 * count):
+            if len(found) >= count:
+                break
+            kind = self.rng.choices(kinds, list(SHARES.values()))[0]
+            for row in self.of_kind(kind):
+                found.setdefault(row.sentence.lower(), row)
+                break
+        rows = list(found.values())
+        self.rng.shuffle(rows)
+        return rows
+
+    def of_kind(self, kind: str) -> Iterator[Row]:
+        """Rows of a kind, as long as draws find some."""
+        if kind == "several":
+            yield from self.several()
+        elif kind == OTHER:
+            yield Row(self.said(self.other_topic(), polite=False), (Wish(why=OTHER),), kind)
+        elif kind == UNFINISHED:
+            yield from self.unfinished()
+        elif kind == MISSING:
+            yield from (Row(self.said(draw.text), (Wish(why=MISSING),), kind) for draw in self.foreign())
+        else:
+            is_polite = kind != "question"
+            yield from (Row(self.said(draw.text, is_polite), (wish,), kind) for draw, wish in self.wished(kind))
+
+    def wished(self, kind: str) -> Iterator[tuple[Draw, Wish]]:
+        of_tool = {"question": self.questions, CANNOT: self.unknown}.get(kind, self.commands)
+        weights = [WEIGHTS.get(tool, 1) for tool in of_tool]
+        for _ in range(TRIES):
+            tool = self.rng.choices(list(of_tool), weights)[0]
+            try:
+                draw = self.templates.draw(self.rng.choice(of_tool[tool]), self.rng)
+            except NothingFits:
+                continue
+            wish = wish_of(draw, self.home, self.shopping)
+            if wish.why == (kind if kind in (WHICH, CANNOT) else ""):
+                yield draw, wish
+
+    def several(self) -> Iterator[Row]:
+        """Two commands in a sentence."""
+        drawn = self.wished("command")
+        for (first, one), (second, other) in zip(drawn, drawn, strict=False):
+            join = self.rng.choice(self.language.texts["joins"])
+            yield Row(self.said(f"{first.text}{join}{second.text}"), (one, other), "several")
+
+    def foreign(self) -> Iterator[Draw]:
+        """Commands to devices, and in rooms, that the house lacks."""
+        for _ in range(TRIES):
+            try:
+                draw = self.others.draw(self.rng.choice(self.commands[self.rng.choice(list(self.commands))]), self.rng)
+            except NothingFits:
+                continue
+            if draw.entity or draw.slots.get("area"):
+                yield draw
+
+    def unfinished(self) -> Iterator[Row]:
+        for draw, _ in self.wished("command"):
+            words = draw.text.split()
+            if len(words) > 3:
+                yield Row(" ".join(words[:self.rng.choice((1, 2))]), (Wish(why=UNFINISHED),), UNFINISHED)
+
+    def other_topic(self) -> str:
+        texts = self.language.texts
+        if self.rng.random() < 0.5:
+            return str(self.rng.choice(texts["small_talk"]))
+        return str(self.rng.choice(texts["other_topics"])).replace("{}", self.rng.choice(texts["topics"]))
+
+    def said(self, text: str, polite: bool = True) -> str:
+        """The sentence as people say or type it."""
+        if polite:
+            text = self.rng.choice(self.language.texts["polite"]).replace("{}", text)
+        if self.rng.random() < 0.5:
+            text = text[:1].upper() + text[1:]
+        return text + (self.rng.choice(".!") if self.rng.random() < 0.15 else "")
+
+
+def elsewhere(home: Home, language: Language) -> Home:
+    """Devices and rooms that a house does not have, in domains of all kinds."""
+    known = " ".join([*(name for one in home.entities for name in one.names), *(area.name for area in home.areas)])
+    devices = [name for name in language.texts["elsewhere"]["devices"] if name.lower() not in known.lower()]
+    rooms = [name for name in language.texts["elsewhere"]["areas"] if name.lower() not in known.lower()]
+    domains = sorted({domain for one in offered(home) for domain in one.domains})
+    entities = [Entity(f"{domain}.{number}", name) for number, name in enumerate(devices) for domain in domains]
+    return Home(tuple(entities), tuple(Area(room) for room in rooms))

@@ -1,0 +1,144 @@
+"""The tools that Home Assistant offers to a language model for the entities of a house, and calls of them.
+
+A tool is offered if the house has an entity of one of its domains. Its name is that of an intent of Home Assistant.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from .entities import Entity, Home
+
+TARGET = ("name", "area", "floor", "domain", "device_class")
+LIVE_CONTEXT, DATE_TIME = "GetLiveContext", "GetDateTime"
+Arguments = dict[str, Any]
+
+
+@dataclass(frozen=True)
+class Call:
+    name: str
+    arguments: Arguments
+
+    def to_json(self) -> dict[str, Any]:
+        return {"name": self.name, "arguments": self.arguments}
+
+
+@dataclass(frozen=True)
+class Tool:
+    """domains: of the entities that it acts on; () for a tool that is always offered. takes: its arguments, other than
+    those that say which entities are meant. needs: the one without which it is no call, or ANY of them.
+    """
+
+    name: str
+    domains: tuple[str, ...] = ()
+    target: tuple[str, ...] = ()
+    takes: tuple[str, ...] = ()
+    needs: str = ""
+
+    def is_complete(self, values: Mapping[str, Any]) -> bool:
+        """Whether values have what the tool needs: an argument by name, or with "any" one of those that it takes."""
+        return not self.needs or (bool(values) if self.needs == ANY else self.needs in values)
+
+
+ANY = "any"
+SWITCHED = ("light", "switch", "fan", "media_player", "cover", "lock", "climate", "valve", "input_boolean", "scene",
+            "script", "button", "input_button", "humidifier", "siren", "vacuum", "water_heater", "automation", "group",
+            "remote", "lawn_mower")
+PLAYER = ("media_player",)
+PLACED = ("name", "area", "floor")
+TOOLS = {tool.name: tool for tool in (
+    Tool("HassTurnOn", SWITCHED, TARGET),
+    Tool("HassTurnOff", SWITCHED, TARGET),
+    Tool("HassSetPosition", ("cover", "valve"), TARGET, ("position",), "position"),
+    Tool("HassStopMoving", ("cover", "valve"), TARGET),
+    Tool("HassLightSet", ("light",), (*PLACED, "domain"), ("brightness", "color", "temperature"), ANY),
+    Tool("HassFanSetSpeed", ("fan",), (*PLACED, "domain"), ("percentage",), "percentage"),
+    Tool("HassClimateSetTemperature", ("climate",), PLACED, ("temperature",), "temperature"),
+    Tool("HassMediaPause", PLAYER, TARGET),
+    Tool("HassMediaUnpause", PLAYER, TARGET),
+    Tool("HassMediaNext", PLAYER, TARGET),
+    Tool("HassMediaPrevious", PLAYER, TARGET),
+    Tool("HassMediaPlayerMute", PLAYER, TARGET),
+    Tool("HassMediaPlayerUnmute", PLAYER, TARGET),
+    Tool("HassMediaSearchAndPlay", PLAYER, PLACED, ("search_query", "media_class"), "search_query"),
+    Tool("HassSetVolume", PLAYER, TARGET, ("volume_level",), "volume_level"),
+    Tool("HassSetVolumeRelative", PLAYER, PLACED, ("volume_step",), "volume_step"),
+    Tool("HassVacuumStart", ("vacuum",), (*PLACED, "domain")),
+    Tool("HassVacuumReturnToBase", ("vacuum",), (*PLACED, "domain")),
+    Tool("HassLawnMowerStartMowing", ("lawn_mower",), (*PLACED, "domain")),
+    Tool("HassLawnMowerDock", ("lawn_mower",), (*PLACED, "domain")),
+    Tool("HassListAddItem", ("todo",), ("name",), ("item",), "item"),
+    Tool("HassListCompleteItem", ("todo",), ("name",), ("item",), "item"),
+    Tool("HassListRemoveItem", ("todo",), ("name",), ("item",), "item"),
+    Tool(LIVE_CONTEXT),
+    Tool(DATE_TIME),
+)}
+INSTEAD = {"HassGetState": LIVE_CONTEXT, "HassClimateGetTemperature": LIVE_CONTEXT, "HassGetWeather": LIVE_CONTEXT,
+           "HassGetCurrentTime": DATE_TIME, "HassGetCurrentDate": DATE_TIME, "HassVacuumCleanArea": "HassVacuumStart",
+           "HassShoppingListAddItem": "HassListAddItem", "HassShoppingListCompleteItem": "HassListCompleteItem"}
+
+
+def offered(home: Home) -> list[Tool]:
+    """The tools for a house."""
+    return [tool for tool in TOOLS.values() if not tool.domains or home.domains & set(tool.domains)]
+
+
+# ---- which entities a call means ----
+
+
+@dataclass(frozen=True)
+class Target:
+    """The entities that a call acts on: one by its name, or all of a domain and class in an area, a floor, the house.
+    """
+
+    name: str = ""
+    area: str = ""
+    floor: str = ""
+    domain: str = ""
+    device_class: str = ""
+
+    def arguments(self, tool: Tool) -> Arguments:
+        """The arguments that the tool takes, in its order."""
+        found: Arguments = {}
+        for key in tool.target:
+            if value := getattr(self, key):
+                found[key] = [value] if key in ("domain", "device_class") else value
+        return found
+
+    def entities(self, home: Home, tool: Tool) -> list[Entity]:
+        return [one for one in home.entities
+                if (not tool.domains or one.domain in tool.domains) and self.name in ("", *one.names)
+                and self.area in ("", one.area) and self.floor in ("", one.floor) and self.domain in ("", one.domain)
+                and self.device_class in ("", one.device_class)]
+
+
+def shortest(target: Target, home: Home, tool: Tool) -> Target:
+    """The same entities as Home Assistant prefers them: a single one by its name and domain."""
+    found = target.entities(home, tool)
+    if len(found) != 1:
+        return target
+    one = found[0]
+    by_name = Target(one.name, domain=one.domain)
+    return by_name if len(by_name.entities(home, tool)) == 1 else Target(one.name, one.area, domain=one.domain)
+
+
+# ---- whether calls are right ----
+
+
+def same_calls(calls: Sequence[Call], accepted: Iterable[Sequence[Mapping[str, Any]]]) -> bool:
+    """Whether calls equal one of the accepted lists. A list of one value equals the value; order of keys is nothing."""
+    said = [call_key(call.name, call.arguments) for call in calls]
+    return any(said == [call_key(one["name"], one["arguments"]) for one in wanted] for wanted in accepted)
+
+
+def call_key(name: str, arguments: Mapping[str, Any]) -> str:
+    return json.dumps([name, {key: bare(value) for key, value in arguments.items()}], sort_keys=True)
+
+
+def bare(value: Any) -> Any:
+    if isinstance(value, list) and len(value) == 1:
+        return value[0]
+    return int(value) if isinstance(value, float) and value.is_integer() else value

@@ -1,0 +1,82 @@
+"""edgetune home: rows, a training and questions, as commands make them, with a tiny encoder."""
+
+import json
+
+import pytest
+from commands import run
+from encoders import WORDS, tiny_bert, write_encoder
+from houses import HOUSE, house, write_house
+
+from edgetune.errors import NotFoundError
+from edgetune.home.entities import home_of
+from edgetune.home.house import House
+from edgetune.home.language import language_of
+from edgetune.home.learning import shopping_list, understanding_of
+
+
+@pytest.fixture(scope="module")
+def encoder(tmp_path_factory):
+    return write_encoder(tmp_path_factory.mktemp("encoder") / "encoder.gguf", tiny_bert(), WORDS)
+
+
+@pytest.fixture(scope="module")
+def trained(tmp_path_factory, encoder):
+    """The folder of a house, and what its training printed."""
+    folder = tmp_path_factory.mktemp("home")
+    said = run("home", "train", write_house(folder), "-o", folder / "house", "--count", 200, "--encoder", encoder,
+               "--threads", 1, "--json")
+    return folder / "house", json.loads(said)
+
+
+def test_rows_are_written_and_counted(tmp_path):
+    entities = write_house(tmp_path)
+    found = json.loads(run("home", "rows", entities, "-o", tmp_path / "rows.jsonl", "--count", 200, "--json"))
+    rows = [json.loads(line) for line in (tmp_path / "rows.jsonl").read_text().splitlines()]
+    assert found["rows"] == len(rows) == 200
+    assert sum(found["kinds"].values()) == 200
+    assert sum(found["tools"].values()) == sum(len(row["calls"]) for row in rows)
+    assert len(found["sample"]) == 20
+    assert "exists; name another" in run("home", "rows", entities, "-o", tmp_path / "rows.jsonl", code=2)
+
+
+def test_a_house_is_trained_and_measured(trained):
+    folder, said = trained
+    opened = House.open(folder)
+    assert opened.home == home_of(HOUSE, "house")
+    assert opened.parts == ["encoder"]
+    assert (said["asked"], said["rows"]) == (20, 180) == (opened.facts.asked, opened.facts.rows)
+    assert said["right"] == opened.facts.right > 0  # by chance none of hundreds of calls is right
+
+
+def test_sentences_of_a_file_are_asked(tmp_path, trained):
+    folder, _ = trained
+    understanding = understanding_of(House.open(folder), threads=1)
+    sentence = "Turn on the hall lamp, then unlock the front lock"
+    calls = understanding.understand(sentence).calls
+    rows = [{"sentence": sentence, "accepted": [[], [call.to_json() for call in calls]]},
+            {"sentence": sentence, "accepted": []}, {"sentence": sentence}]
+    (tmp_path / "asked.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    found = json.loads(run("home", "eval", folder, tmp_path / "asked.jsonl", "--save", tmp_path / "said.jsonl",
+                           "--threads", 1, "--json"))
+    assert (found["asked"], found["judged"], found["right"]) == (3, 2, 1)
+    said = [json.loads(line) for line in (tmp_path / "said.jsonl").read_text().splitlines()]
+    assert said == [{"sentence": sentence, "calls": [call.to_json() for call in calls]}] * 3
+
+
+def test_what_cannot_be_asked_is_refused(tmp_path, trained):
+    folder, _ = trained
+    (tmp_path / "asked.jsonl").write_text('{"sentence": "on"}\n{"prompt": "on"}\n')
+    assert "line 2" in run("home", "eval", folder, tmp_path / "asked.jsonl", code=1)
+    with pytest.raises(NotFoundError, match="is no house"):
+        House.open(tmp_path)
+    assert "no wordings of the language 'xx'" in run("home", "rows", write_house(tmp_path), "-o", tmp_path / "rows",
+                                                     "--language", "xx", code=2)
+
+
+def test_of_several_lists_one_is_for_shopping(tmp_path, encoder):
+    english = language_of("en")
+    assert shopping_list(house(tmp_path), english, "no such encoder").name == "Errands"
+    two = home_of({"entities": [{"name": "Errands", "id": "todo.a"}, {"name": "shopping list", "id": "todo.b"}]}, "two")
+    assert shopping_list(two, english, encoder).id == "todo.b"
+    assert shopping_list(home_of({"entities": HOUSE["entities"][4:5], "areas": HOUSE["areas"]}, "none"), english,
+                         encoder) is None

@@ -1,0 +1,100 @@
+"""edgetune.home.replies: a conversation of Home Assistant, from the question to the sentence after its calls."""
+
+import json
+from dataclasses import dataclass
+
+import pytest
+
+from edgetune.home.answering import Understood
+from edgetune.home.language import language_of
+from edgetune.home.replies import Replies, Reply
+from edgetune.home.tools import Call, Target
+from edgetune.home.wishes import MISSING, Wish
+
+TOOLS = ["GetLiveContext", "GetDateTime", "HassTurnOn", "HassTurnOff"]
+LAMP = Target("Hall Lamp", domain="light")
+KNOWN = {
+    "lamp on": Understood((Wish("HassTurnOn", LAMP),), is_sure=True),
+    "both": Understood((Wish("HassTurnOn", LAMP), Wish("HassTurnOff", LAMP)), is_sure=True),
+    "sauna on": Understood((Wish(why=MISSING),), is_sure=True),
+    "hm": Understood((Wish("HassTurnOn", LAMP),), is_sure=False),
+    "pause": Understood((Wish("HassMediaPause", LAMP),), is_sure=True),
+    "is the lamp on": Understood((Wish("GetLiveContext", LAMP),), is_sure=True),
+    "how warm is it": Understood((Wish("GetLiveContext", Target(area="Study", domain="sensor")),), is_sure=True),
+    "what time is it": Understood((Wish("GetDateTime"),), is_sure=True),
+}
+CONTEXT = """Live Context: the state
+- names: Hall Lamp, big lamp
+  domain: light
+  state: 'on'
+  areas: Hall
+- names: Study Warmth
+  domain: sensor
+  state: '21.5'
+  areas: Study, Upper
+  attributes:
+    unit_of_measurement: °C
+"""
+
+
+@dataclass
+class Table:
+    """Understands what stands in a table, as an encoder that has learned it."""
+
+    def understand(self, sentence):
+        return KNOWN[sentence]
+
+
+def replies(alone=False):
+    return Replies(Table(), language_of("en"), alone)
+
+
+def asked(text, *more):
+    return [{"role": "system", "content": "You are at home."}, {"role": "user", "content": text}, *more]
+
+
+def results(*contents):
+    called = {"role": "assistant", "content": "", "tool_calls": []}
+    return [called, *({"role": "tool", "content": json.dumps(content)} for content in contents)]
+
+
+def test_calls_have_the_names_that_are_offered():
+    call = Call("HassTurnOn", {"name": "Hall Lamp", "domain": ["light"]})
+    assert replies().reply(asked("lamp on"), TOOLS) == Reply((call,))
+    prefixed = [f"intent__{name}" for name in TOOLS]
+    found = replies().reply(asked("both"), prefixed)
+    assert [one.name for one in found.calls] == ["intent__HassTurnOn", "intent__HassTurnOff"]
+
+
+@pytest.mark.parametrize(("messages", "tools"), [
+    (asked("lamp on"), ["web_search"]), (asked("hm"), TOOLS), ([], TOOLS),
+    ([{"role": "user", "content": "lamp on"}, {"role": "assistant", "content": "Done."}], TOOLS),
+    ([{"role": "user", "content": None}], TOOLS),
+])
+def test_what_is_not_for_the_house_or_not_sure_is_left_to_another(messages, tools):
+    assert replies().reply(messages, tools) is None
+
+
+def test_alone_it_answers_what_is_not_sure_too():
+    assert replies(alone=True).reply(asked("hm"), TOOLS).calls
+
+
+def test_where_no_call_is_right_it_says_why():
+    assert "cannot find" in replies().reply(asked("sauna on"), TOOLS).text
+    assert "cannot do" in replies().reply(asked("pause"), TOOLS).text
+
+
+def test_after_the_results_it_says_a_sentence_and_calls_nothing():
+    done = {"response_type": "action_done", "data": {"success": [{"name": "Hall Lamp"}], "failed": []}}
+    assert replies().reply(asked("lamp on", *results(done)), TOOLS) == Reply(text="Done.")
+    failed = {"error": "MatchFailedError", "error_text": "no such lamp"}
+    assert "no such lamp" in replies().reply(asked("both", *results(done, failed)), TOOLS).text
+
+
+def test_questions_are_answered_by_the_results():
+    context = {"success": True, "result": CONTEXT}
+    assert replies().reply(asked("is the lamp on", *results(context)), TOOLS).text == "Hall Lamp, big lamp is on."
+    assert replies().reply(asked("how warm is it", *results(context)), TOOLS).text == "Study Warmth is 21.5 °C."
+    assert "cannot find" in replies().reply(asked("is the lamp on", *results("nothing")), TOOLS).text
+    time = {"success": True, "result": {"time": "12:30:00", "date": "2026-05-01", "weekday": "Friday"}}
+    assert "12:30" in replies().reply(asked("what time is it", *results(time)), TOOLS).text
