@@ -105,8 +105,13 @@ def _pair(row: Mapping[str, Any], question: str, answer: str) -> Row:
     system = [{"role": "system", "content": row_text(row, key)} for key in SYSTEMS if row.get(key)]
     history = _history(row)
     if not any(key in row for key in (*SYSTEMS, HISTORY)):
-        return {"prompt": prompt, "completion": completion}
-    return {"messages": [*system, *history, *as_messages(prompt, completion)]}
+        return {"prompt": prompt, "completion": completion, **_tools(row)}
+    return {"messages": [*system, *history, *as_messages(prompt, completion)], **_tools(row)}
+
+
+def _tools(row: Mapping[str, Any]) -> dict[str, Any]:
+    """The tools of a row, where they are some of OpenAI's form."""
+    return {"tools": row["tools"]} if isinstance(row.get("tools"), list) else {}
 
 
 def _history(row: Mapping[str, Any]) -> list[dict[str, Any]]:
@@ -126,8 +131,7 @@ def _conversation(row: Mapping[str, Any]) -> Row:
         raise DataError(f"{CONVERSATIONS} {what}", "write a list of objects with from and value")
     system = [{"role": "system", "content": row_text(row, key)} for key in SYSTEMS if row.get(key)]
     messages = [*system, *(_message(f"{CONVERSATIONS}[{i}]", turn) for i, turn in enumerate(turns))]
-    return {"messages": messages, "tools": row["tools"]} if isinstance(row.get("tools"), list) else {
-        "messages": messages}
+    return {"messages": messages, **_tools(row)}
 
 
 def _message(name: str, turn: Any) -> Any:

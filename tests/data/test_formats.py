@@ -46,6 +46,10 @@ def conversation(*turns):
     (FACTORY, conversation(("system", "Be brief."), ("user", "Yesterday?"), ("assistant", "Cold"),
                            ("user", "And today?"), ("assistant", "Warm"))),
     ({"prompt": "a", "response": "b"}, {"prompt": "a", "completion": "b"}),
+    ({"query": "a", "answer": "b", "tools": [{"name": "f"}]},
+     {"prompt": "a", "completion": "b", "tools": [{"name": "f"}]}),
+    (FACTORY | {"history": [], "tools": [{"name": "f"}]}, conversation(
+        ("system", "Be brief."), ("user", "And today?"), ("assistant", "Warm")) | {"tools": [{"name": "f"}]}),
     ({"input": "a", "output": "b"}, {"prompt": "a", "completion": "b"}),
     ({"conversations": [{"role": "user", "content": "a"}, {"role": "assistant", "content": "b"}], "source": "x"},
      conversation(("user", "a"), ("assistant", "b"))),
