@@ -25,6 +25,7 @@ VARIABLES = {
     "EDGETUNE_ISA": "Kernel sets that may be used, such as `avx2,scalar`; the best of them is used.",
     "EDGETUNE_TRUSTED": "Folder of public keys [~/.config/edgetune/trusted]. If it is set, or that folder exists, "
                         "models must be signed by one of them.",
+    "HOME_ASSISTANT_TOKEN": "A long-lived access token for `edgetune home entities`; `--token-file` wins.",
     "EDGETUNE_PASSPHRASE": "The passphrase of the private key of `--sign`.",
     "HF_ENDPOINT": "Another hub for `edgetune pull`, with the API of huggingface.co.",
     "NO_COLOR": "Without colours.",

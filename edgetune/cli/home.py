@@ -1,7 +1,8 @@
-"""home rows, home train, home eval: a house of Home Assistant learns to call its tools."""
+"""home entities, rows, train, update and eval: a house of Home Assistant learns to call its tools."""
 
 from __future__ import annotations
 
+import sys
 import time
 from collections import Counter
 from pathlib import Path
@@ -25,6 +26,27 @@ DRAWN = ("language", "count", "seed")
 @cli.group("home")
 def home() -> None:
     """Teach a house of Home Assistant to a model."""
+
+
+@command("entities", click.option("--url", required=True, help="Home Assistant, such as http://homeassistant.local:8123."),
+         click.option("--token-file", type=click.Path(path_type=Path),
+                      help="File that holds a long-lived access token [HOME_ASSISTANT_TOKEN]."), OUT, group=home)
+def home_entities(url: str, token_file: Path | None, to: Path, as_json: bool) -> None:
+    """Read the entities of a Home Assistant.
+
+    Only those that are exposed to Assist are read. The file is the ENTITIES of the other commands.
+    """
+    from ..disk import refuse_existing
+    from ..home.entities import home_of
+    from ..home.hass import entities_text, read_entities, read_token
+    refuse_existing(to)
+    found = read_entities(url, read_token(token_file))
+    read = home_of(found, url)
+    to.write_text(entities_text(found), encoding="utf-8")
+    domains = Counter(entity.domain for entity in read.entities)
+    show(as_json, {"out": str(to), "entities": len(read.entities), "areas": len(read.areas), "domains": domains},
+         f"{len(read.entities)} entities in {len(read.areas)} areas: {counts(domains)}",
+         f"next: edgetune home train {to} -o house")
 
 
 @command("rows", ENTITIES, OUT, config_options(*DRAWN, of=Recipe, grouped=False), group=home)
@@ -68,6 +90,30 @@ def home_train(entities: Path, to: Path, threads: int, as_json: bool, **options:
     show(as_json, {"out": str(to), "rows": facts.rows, "right": facts.right, "asked": facts.asked, "seconds": seconds},
          f"{facts.right} of {facts.asked} other sentences right, {duration(seconds)} in all",
          f"ask it: edgetune home eval {to} SENTENCES.jsonl")
+
+
+@command("update", HOUSE, ENTITIES, threads_option, group=home)
+def home_update(house: Path, entities: Path, threads: int, as_json: bool) -> None:
+    """Train a HOUSE again after its ENTITIES changed.
+
+    The new house takes the place of the old one, which stays as HOUSE.before, unless it is worse on sentences about
+    entities that stayed. Then it stays as HOUSE.new, and the command exits with 3.
+    """
+    from ..errors import WORSE
+    from ..home.updating import update_house
+    from ..training.callbacks import RunCallbacks
+    with stop_on_signals() as should_stop, train_progress(as_json) as progress:
+        found = update_house(house, entities, threads=threads, callbacks=RunCallbacks(progress.event, should_stop),
+                             on_step=lambda step: None if as_json else out.print(step))
+    changed = {name: list(getattr(found.change, name)) for name in ("added", "renamed", "removed")}
+    stayed = found.stayed
+    show(as_json, {**changed, "replaced": found.replaced, "better": stayed.wins, "worse": stayed.losses,
+                   "right": found.right, "asked": found.asked},
+         *(f"{name}: {', '.join(names)}" for name, names in changed.items() if names),
+         f"of sentences about what stayed {stayed.wins} better, {stayed.losses} worse, {stayed.ties} equal; "
+         f"{found.right} of {found.asked} about the others right",
+         f"{house} is the new house" if found.replaced else f"{house} stays as it was, the new one is {house}.new")
+    sys.exit(0 if found.replaced else WORSE)
 
 
 @command("eval", HOUSE, click.argument("data", type=click.Path(path_type=Path)),

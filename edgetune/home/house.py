@@ -30,11 +30,12 @@ PARTS = (ENCODER, DECODER)
 
 @dataclass(frozen=True)
 class Facts:
-    """language: of its rows. seed: by which they were drawn. models: what each of its parts was trained on. rows: how
-    many. right, asked: of the sentences that were held out.
+    """language, count, seed: by which its rows were drawn. models: what each of its parts was trained on. rows: those
+    that were learned. right, asked: of the sentences that were held out.
     """
 
     language: str
+    count: int
     seed: int
     models: dict[str, str]
     rows: int

@@ -74,7 +74,7 @@ def make_house(entities: str | Path, out: str | Path, recipe: Recipe, *, threads
         on_step(f"asking {len(drawn.held)} others")
         understanding = Understanding(find_model(recipe.encoder), folder / ENCODER, drawn.home, drawn.language, threads)
         right = sum(is_right(understanding, row) for row in drawn.held)
-        facts = Facts(recipe.language, recipe.seed, {ENCODER: recipe.encoder}, len(drawn.learned), right,
+        facts = Facts(recipe.language, recipe.count, recipe.seed, {ENCODER: recipe.encoder}, len(drawn.learned), right,
                       len(drawn.held))
         write_facts(folder, facts)
     return House.open(out)

@@ -92,8 +92,19 @@ def results_of(messages: Sequence[Message]) -> list[Any]:
         if message.get("role") == "user":
             break
         if message.get("role") == "tool":
-            found.append(as_json(message.get("content")))
+            found.append(inner(as_json(message.get("content"))))
     return found[::-1]
+
+
+def inner(result: Any) -> Any:
+    """What a tool returned. From 2026.9 on Home Assistant wraps it: {"data": ..., "error": false}; and before, of tools
+    that are no intents: {"success": true, "result": ...}.
+    """
+    if isinstance(result, Mapping) and isinstance(result.get("error"), bool):
+        result = result.get("data")
+    if isinstance(result, Mapping) and "result" in result:
+        result = result["result"]
+    return result
 
 
 def as_json(text: Any) -> Any:
@@ -113,9 +124,8 @@ def error_of(result: Any) -> str:
 def times_of(results: Sequence[Any]) -> list[Any]:
     """Date and time out of a result of GetDateTime."""
     for result in results:
-        inner = result.get("result", result) if isinstance(result, Mapping) else {}
-        if isinstance(inner, Mapping):
-            return [inner[key] for key in ("time", "date", "weekday") if key in inner]
+        if isinstance(result, Mapping):
+            return [result[key] for key in ("time", "date", "weekday") if key in result]
     return []
 
 
@@ -125,8 +135,7 @@ def times_of(results: Sequence[Any]) -> list[Any]:
 def states_of(results: Sequence[Any]) -> list[Mapping[str, Any]]:
     """The entities of a result of GetLiveContext: mappings with names, state, domain and areas."""
     import yaml
-    for result in results:
-        text = result.get("result", "") if isinstance(result, Mapping) else result
+    for text in results:
         if not isinstance(text, str) or "- names:" not in text:
             continue
         try:

@@ -1,17 +1,27 @@
 """edgetune home: rows, a training and questions, as commands make them, with a tiny encoder."""
 
 import json
+import shutil
+from dataclasses import replace
 
 import pytest
+import yaml
+from click.testing import CliRunner
 from commands import run
 from encoders import WORDS, tiny_bert, write_encoder
 from houses import HOUSE, house, write_house
 
+from edgetune.adapters.store import read_artifact, save_artifact
+from edgetune.cli import cli
 from edgetune.errors import NotFoundError
+from edgetune.evaluation.acceptance import Paired
+from edgetune.formats.bundle import open_bundle
 from edgetune.home.entities import home_of
 from edgetune.home.house import House
 from edgetune.home.language import language_of
 from edgetune.home.learning import shopping_list, understanding_of
+from edgetune.home.updating import Change, compared
+from edgetune.serving.learned import encoder_of
 
 
 @pytest.fixture(scope="module")
@@ -71,6 +81,43 @@ def test_what_cannot_be_asked_is_refused(tmp_path, trained):
         House.open(tmp_path)
     assert "no wordings of the language 'xx'" in run("home", "rows", write_house(tmp_path), "-o", tmp_path / "rows",
                                                      "--language", "xx", code=2)
+
+
+def test_a_changed_house_replaces_the_old_one_unless_it_is_worse(tmp_path, trained):
+    folder = tmp_path / "house"
+    shutil.copytree(trained[0], folder)
+    lamp, *others = HOUSE["entities"]
+    changed = {**HOUSE, "entities": [{**lamp, "name": "Big Lamp"}, *others[1:], {"name": "Fan", "id": "fan.new"}]}
+    entities = tmp_path / "changed.yaml"
+    entities.write_text(yaml.safe_dump(changed))
+    result = CliRunner().invoke(cli, ["home", "update", str(folder), str(entities), "--threads", "1", "--json"])
+    said = json.loads(result.stdout)
+    assert (said["added"], said["renamed"], said["removed"]) == (["Fan"], ["Big Lamp"], ["Reading Lamp"])
+    assert said["asked"] > 0
+    assert said["replaced"] == (Paired(said["better"], said["worse"]).p_worse >= 0.05)
+    assert result.exit_code == (0 if said["replaced"] else 3)
+    assert bool(House.open(folder).home.entity("Fan")) == said["replaced"]
+    kept = folder.with_name("house.before" if said["replaced"] else "house.new")
+    assert bool(House.open(kept).home.entity("Fan")) != said["replaced"]
+    if said["replaced"]:
+        assert "has the same entities" in run("home", "update", folder, entities, code=2)
+
+
+def test_a_house_that_is_worse_stays_out(trained, tmp_path):
+    house = House.open(trained[0])
+    change = Change((), (), (), tuple(one.name for one in house.home.entities))
+    same = compared(house, house, change, language_of("en"), threads=1)
+    assert (same.stayed.wins, same.stayed.losses, same.replaced) == (0, 0, True)
+    broken = tmp_path / "broken"
+    shutil.copytree(trained[0], broken)
+    adapter = broken / "encoder/adapter.gguf"
+    bundle = open_bundle(encoder_of(broken / "encoder")).gguf
+    found = read_artifact(adapter, bundle)
+    zeros = {name: 0 * values for name, values in found.tensors.items()}
+    save_artifact(adapter, replace(found, tensors=zeros), bundle)
+    worse = compared(house, House.open(broken), change, language_of("en"), threads=1)
+    assert worse.stayed.losses > worse.stayed.wins
+    assert worse.replaced == (worse.stayed.p_worse >= 0.05)
 
 
 def test_of_several_lists_one_is_for_shopping(tmp_path, encoder):

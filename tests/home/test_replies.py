@@ -84,17 +84,23 @@ def test_where_no_call_is_right_it_says_why():
     assert "cannot do" in replies().reply(asked("pause"), TOOLS).text
 
 
-def test_after_the_results_it_says_a_sentence_and_calls_nothing():
+@pytest.mark.parametrize("wrapped", [lambda data, _failed=False: data,
+                                     lambda data, failed=False: {"data": data, "error": failed}])
+def test_after_the_results_it_says_a_sentence_and_calls_nothing(wrapped):
+    """As Home Assistant 2026.2 sends results, and as 2026.11 does."""
     done = {"response_type": "action_done", "data": {"success": [{"name": "Hall Lamp"}], "failed": []}}
-    assert replies().reply(asked("lamp on", *results(done)), TOOLS) == Reply(text="Done.")
+    assert replies().reply(asked("lamp on", *results(wrapped(done))), TOOLS) == Reply(text="Done.")
     failed = {"error": "MatchFailedError", "error_text": "no such lamp"}
-    assert "no such lamp" in replies().reply(asked("both", *results(done, failed)), TOOLS).text
+    found = replies().reply(asked("both", *results(wrapped(done), wrapped(failed, True))), TOOLS)
+    assert "no such lamp" in found.text
 
 
-def test_questions_are_answered_by_the_results():
-    context = {"success": True, "result": CONTEXT}
+@pytest.mark.parametrize("wrapped", [lambda result: {"success": True, "result": result},
+                                     lambda result: {"data": {"result": result}, "error": False}])
+def test_questions_are_answered_by_the_results(wrapped):
+    context = wrapped(CONTEXT)
     assert replies().reply(asked("is the lamp on", *results(context)), TOOLS).text == "Hall Lamp, big lamp is on."
     assert replies().reply(asked("how warm is it", *results(context)), TOOLS).text == "Study Warmth is 21.5 °C."
     assert "cannot find" in replies().reply(asked("is the lamp on", *results("nothing")), TOOLS).text
-    time = {"success": True, "result": {"time": "12:30:00", "date": "2026-05-01", "weekday": "Friday"}}
+    time = wrapped({"time": "12:30:00", "date": "2026-05-01", "weekday": "Friday"})
     assert "12:30" in replies().reply(asked("what time is it", *results(time)), TOOLS).text
