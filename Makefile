@@ -140,6 +140,9 @@ compaction: ready ## minutes each, needs the rows of make data: what ended simul
 methods: ready ## an hour or more, the rows of make data for snips: methods compared on a task, three seeds; METHODS="sums --only grpo rest"
 	$(RUN) proofs/methods.py $(or $(METHODS),sums)
 
+houses: ready ## an hour, needs shared data of Home Assistant and edgetune pull minilm: houses trained from their entities, asked a benchmark
+	$(RUN) proofs/houses.py $(HOUSES)
+
 families: ready ## hours, needs the rows of make data: adapter families on Snips, a learning rate each; FAMILIES="--rows 30 --seeds 0 --only sora"
 	$(RUN) proofs/families.py $(FAMILIES)
 

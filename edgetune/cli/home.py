@@ -49,19 +49,27 @@ def home_entities(url: str, token_file: Path | None, to: Path, as_json: bool) ->
          f"next: edgetune home train {to} -o house")
 
 
-@command("rows", ENTITIES, OUT, config_options(*DRAWN, of=Recipe, grouped=False), group=home)
-def home_rows(entities: Path, to: Path, as_json: bool, **options: Any) -> None:
+@command("rows", ENTITIES, OUT, config_options(*DRAWN, of=Recipe, grouped=False),
+         click.option("--for", "version", default="", metavar="VERSION",
+                      help="Write conversations for a model that writes text, with the prompt and tools that this "
+                      "version of Home Assistant sends: 2026.2, or 2026.9 for it and later ones."), group=home)
+def home_rows(entities: Path, to: Path, version: str, as_json: bool, **options: Any) -> None:
     """Write sentences of a house, and the calls they mean.
 
     ENTITIES is a YAML file with areas and entities. The sentences come from Home Assistant's own templates and ours.
+    With --for, edgetune train learns the rows as they are.
     """
     from ..disk import refuse_existing
     from ..home.house import plain, write_rows
     from ..home.learning import draw_rows
+    from ..home.prompt import write_chats
     refuse_existing(to)
     drawn = draw_rows(entities, Recipe(**options))
     rows = [*drawn.held, *drawn.learned]
-    write_rows(to, rows)
+    if version:
+        rows = write_chats(to, rows, drawn.home, drawn.language, version)
+    else:
+        write_rows(to, rows)
     kinds = Counter(row.kind for row in rows)
     tools = Counter(call.name for row in rows for call in row.calls)
     show(as_json, {"out": str(to), "rows": len(rows), "kinds": kinds, "tools": tools,

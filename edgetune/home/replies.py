@@ -9,11 +9,10 @@ from typing import Any
 
 from .answering import Understanding, Understood
 from .language import Language
-from .tools import DATE_TIME, LIVE_CONTEXT, Call, Target
+from .tools import DATE_TIME, LIVE_CONTEXT, PREFIXED, Call, Target
 from .wishes import CANNOT, UNFINISHED
 
 Message = Mapping[str, Any]
-PREFIXED = "__"  # from 2026.11 on a tool has the name of its integration before its own: intent__HassTurnOn
 MOST_STATES = 6  # entities whose states one answer says
 
 

@@ -14,6 +14,7 @@ from .entities import Entity, Home
 
 TARGET = ("name", "area", "floor", "domain", "device_class")
 LIVE_CONTEXT, DATE_TIME = "GetLiveContext", "GetDateTime"
+PREFIXED = "__"  # between the name of an integration and that of its tool, from 2026.9 on: intent__HassTurnOn
 Arguments = dict[str, Any]
 
 
@@ -37,6 +38,11 @@ class Tool:
     target: tuple[str, ...] = ()
     takes: tuple[str, ...] = ()
     needs: str = ""
+
+    @property
+    def is_everywhere(self) -> bool:
+        """Whether Home Assistant offers it to every house."""
+        return self.domains == SWITCHED
 
     def is_complete(self, values: Mapping[str, Any]) -> bool:
         """Whether values have what the tool needs: an argument by name, or with "any" one of those that it takes."""

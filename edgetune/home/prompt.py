@@ -1,0 +1,114 @@
+"""The system message and the tools that Home Assistant sends to a model, by its version.
+
+The folder assist has its words and schemas, a file for each version that changed them. Up to 2026.8 a tool has the
+name of its intent; from 2026.9 on that of its integration goes before it. The order of values in the schemas changes
+from one start of Home Assistant to the next.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+from ..errors import UsageError
+from .entities import Home
+from .language import Language
+from .rows import Row
+from .tools import PREFIXED, TOOLS, Call
+
+FOLDER = Path(__file__).parent / "assist"
+LISTS = ["{lists}"]  # stands in a schema for the names of the house's lists
+GET_ITEMS = ("todo_get_items", "get_items")
+Message = dict[str, Any]
+
+
+@dataclass(frozen=True)
+class Prompt:
+    """What Home Assistant sends for a house before each question. names: of the tools, by those without a prefix."""
+
+    system: str
+    tools: tuple[Mapping[str, Any], ...]
+    names: Mapping[str, str]
+
+
+def versions() -> list[str]:
+    return sorted(path.stem for path in FOLDER.glob("*.json"))
+
+
+@cache
+def _sent(version: str) -> dict[str, Any]:
+    if version not in versions():
+        raise UsageError(f"there is no prompt of Home Assistant {version}", f"take one of {', '.join(versions())}")
+    found: dict[str, Any] = json.loads((FOLDER / f"{version}.json").read_text(encoding="utf-8"))
+    return found
+
+
+def prompt_of(home: Home, version: str) -> Prompt:
+    """The prompt for a house. Raises UsageError for a version that is not among `versions`."""
+    sent = _sent(version)
+    system = sent["before"] + sent["title"] + static_context(home) + sent["after"]
+    tools = [with_lists(tool, home) for tool in sent["tools"] if is_offered(tool["name"], home)]
+    names = {tool["name"].rpartition(PREFIXED)[2]: tool["name"] for tool in tools}
+    return Prompt(system.strip(), tuple({"type": "function", "function": tool} for tool in tools), names)
+
+
+def is_offered(name: str, home: Home) -> bool:
+    bare = name.rpartition(PREFIXED)[2]
+    if bare in GET_ITEMS:
+        return "todo" in home.domains
+    if bare == "HassVacuumCleanArea":
+        return "vacuum" in home.domains
+    tool = TOOLS.get(bare)
+    return tool is None or not tool.domains or tool.is_everywhere or bool(home.domains & set(tool.domains))
+
+
+def with_lists(tool: Mapping[str, Any], home: Home) -> dict[str, Any]:
+    """A tool whose schema has the names of the house's lists where they belong."""
+    names = [one.name for one in home.entities if one.domain == "todo"]
+    text = json.dumps(tool, ensure_ascii=False)
+    found: dict[str, Any] = json.loads(text.replace(json.dumps(LISTS), json.dumps(names, ensure_ascii=False)))
+    return found
+
+
+def static_context(home: Home) -> str:
+    """The entities in YAML, by their names, as the system message has them; without a newline at the end."""
+    import yaml
+    aliases = {area.name: area.aliases for area in home.areas}
+    rows = []
+    for one in sorted(home.entities, key=lambda one: (one.name, one.id)):
+        row = {"names": ", ".join(one.names), "domain": one.domain}
+        if one.area:
+            row["areas"] = ", ".join((one.area, *aliases.get(one.area, ())))
+        rows.append(row)
+    return str(yaml.safe_dump(rows, sort_keys=False, allow_unicode=True, width=10**6)).rstrip("\n")
+
+
+def chat_row(row: Row, prompt: Prompt, answers: Mapping[str, str]) -> Message | None:
+    """A row for a model that writes text: the question, then calls or an answer in words; None where a tool is not
+    offered. answers: texts of the language, by why no call is right.
+    """
+    if any(call.name not in prompt.names for call in row.calls):
+        return None
+    said: Message = {"role": "assistant", "content": answers.get(row.why, "")}
+    if row.calls:
+        said = {"role": "assistant", "content": "", "tool_calls": written_calls(row.calls, prompt)}
+    asked = [{"role": "system", "content": prompt.system}, {"role": "user", "content": row.sentence}]
+    return {"messages": [*asked, said], "tools": list(prompt.tools)}
+
+
+def write_chats(path: Path, rows: Sequence[Row], home: Home, language: Language, version: str) -> list[Row]:
+    """Writes a conversation a line; returns the rows whose tools this version has."""
+    prompt = prompt_of(home, version)
+    chats = [(row, chat_row(row, prompt, language.texts["answers"])) for row in rows]
+    lines = [json.dumps(chat, ensure_ascii=False) for _, chat in chats if chat]
+    path.write_text("\n".join(lines) + "\n", encoding="utf-8")
+    return [row for row, chat in chats if chat]
+
+
+def written_calls(calls: Sequence[Call], prompt: Prompt) -> list[Message]:
+    return [{"type": "function", "function": {"name": prompt.names[call.name], "arguments": call.arguments}}
+            for call in calls]
