@@ -1,0 +1,111 @@
+"""edgetune.daemon.house: a house answers Home Assistant's requests, and the model the rest."""
+
+import json
+import string
+from dataclasses import replace
+
+import pytest
+import yaml
+from encoders import WORDS, tiny_bert, write_encoder
+from services import open_service
+
+from edgetune.adapters.store import FILE, read_artifact, save_artifact
+from edgetune.daemon.house import HouseSource, written
+from edgetune.daemon.learning.recall import Recall
+from edgetune.errors import NotFoundError, UsageError
+from edgetune.formats.gguf import open_gguf
+from edgetune.home.fields import fields_of
+from edgetune.home.house import ENTITIES, Facts, write_facts
+from edgetune.home.replies import Reply
+from edgetune.home.tools import Call, Target
+from edgetune.home.wishes import Wish
+from edgetune.runs.train import train
+from edgetune.serving.completion import MODEL
+from edgetune.serving.tool_calls import join
+
+LAMP = Target("Hall Lamp", domain="light")
+CALL = {"name": "Hall Lamp", "domain": ["light"]}
+ROWS = [{"prompt": f"turn {word} {letter}", "completion": json.dumps(fields_of(Wish(tool, LAMP)))}
+        for word, tool in (("on", "HassTurnOn"), ("off", "HassTurnOff")) for letter in string.ascii_lowercase]
+TOOLS = [{"type": "function", "function": {"name": name, "parameters": {"type": "object", "properties": {}}}}
+         for name in ("intent__HassTurnOn", "intent__HassTurnOff", "homeassistant__GetLiveContext")]
+OTHER = [{"type": "function", "function": {"name": "search", "parameters": {"type": "object", "properties": {}}}}]
+
+
+@pytest.fixture(scope="module")
+def house(tmp_path_factory):
+    """The folder of a house that knows two commands, and is sure of all."""
+    folder = tmp_path_factory.mktemp("house")
+    entities = {"entities": [{"name": "Hall Lamp", "id": "light.hall"}]}
+    (folder / ENTITIES).write_text(yaml.safe_dump(entities))
+    encoder = write_encoder(folder / "encoder.gguf", tiny_bert(), WORDS)
+    train(encoder, ROWS, folder / "encoder", "none", rank=4, threads=1, epochs=6, lr=3e-3)
+    base = open_gguf(encoder)
+    found = read_artifact(folder / "encoder", base)
+    sure = {"rows": 52, "levels": [[0.0, 1.0, 1.0]]}
+    facts = {key: value for key, value in found.facts.items() if key != "likeness"}
+    save_artifact(folder / "encoder" / FILE, replace(found, facts={**facts, "sureness": sure, "kinds": sure}), base)
+    write_facts(folder, Facts("en", 200, 0, {"encoder": str(encoder)}, len(ROWS)))
+    return folder
+
+
+@pytest.fixture
+def service(tmp_path, house):
+    with open_service(tmp_path, context=512, home=str(house)) as service:
+        yield service
+
+
+def asked(text, *more):
+    return [{"role": "user", "content": text}, *more]
+
+
+def calls(service, answer):
+    names = {tool["function"]["name"] for tool in TOOLS}
+    text, pieces = service.served.call_reader(names).push(answer.text(), last=True)
+    return text, [(call.name, json.loads(call.arguments)) for call in join(pieces)]
+
+
+def test_commands_become_calls_and_results_a_sentence(service):
+    answer = service.chat(asked("turn on c"), TOOLS)
+    assert answer.source == HouseSource.name
+    assert calls(service, answer) == ("", [("intent__HassTurnOn", CALL)])
+    called = {"role": "assistant", "content": "", "tool_calls": [
+        {"id": "a", "type": "function", "function": {"name": "intent__HassTurnOn", "arguments": CALL}}]}
+    done = {"role": "tool", "tool_call_id": "a", "content": json.dumps({"data": {"success": []}, "error": False})}
+    after = service.chat(asked("turn on c", called, done), TOOLS)
+    assert (after.source, calls(service, after)) == (HouseSource.name, ("Done.", []))
+    assert service.device()["answered"] == {HouseSource.name: 2}
+
+
+def test_several_calls_are_written_as_the_model_would(service):
+    reply = Reply((Call("intent__HassTurnOn", CALL), Call("intent__HassTurnOff", {})))
+    reader = service.served.call_reader({call.name for call in reply.calls})
+    text, pieces = reader.push(written(reply, service.served.call_form), last=True)
+    assert text.strip() == ""
+    assert [(call.name, json.loads(call.arguments)) for call in join(pieces)] == [
+        ("intent__HassTurnOn", CALL), ("intent__HassTurnOff", {})]
+
+
+@pytest.mark.parametrize(("tools", "options"), [(None, {}), (OTHER, {}), (TOOLS, {"model": "tiny"}),
+                                                (TOOLS, {"grammar": 'root ::= "x"'}), (TOOLS, {"max_tokens": 1})])
+def test_other_requests_are_the_models(service, tools, options):
+    answer = service.chat(asked("turn on c"), tools, **{"max_tokens": 8, **options})
+    answer.text()
+    assert answer.source == MODEL
+
+
+def test_a_correction_comes_first(service):
+    said = service.chat(asked("turn on c"), TOOLS).text()
+    service.feedback.add(messages=asked("turn on c"), tools=TOOLS, answer=said, correction="The lamp is broken.")
+    answer = service.chat(asked("turn on c"), TOOLS)
+    assert (answer.source, answer.text()) == (Recall.name, "The lamp is broken.")
+
+
+def test_what_cannot_be_a_house_is_refused(tmp_path, house):
+    with pytest.raises(NotFoundError, match="is no house"), open_service(tmp_path, home=str(tmp_path)):
+        pass
+    from edgetune.daemon.options import DaemonConfig
+    from edgetune.daemon.service import Service
+    config = DaemonConfig(state=str(tmp_path / "other"), home=str(house))
+    with pytest.raises(UsageError, match=r"home is .* is an encoder itself"), Service(house / "encoder.gguf", config):
+        pass
