@@ -20,7 +20,7 @@ SHOWN = 20  # rows that `home rows` prints
 ENTITIES = click.argument("entities", type=click.Path(path_type=Path))
 HOUSE = click.argument("house", type=click.Path(path_type=Path))
 OUT = click.option("-o", "--out", "to", type=click.Path(path_type=Path), required=True, help="New file or folder.")
-DRAWN = ("language", "count", "seed")
+DRAWN = ("language", "count", "seed", "own")
 
 
 @cli.group("home")
@@ -78,7 +78,7 @@ def home_rows(entities: Path, to: Path, version: str, as_json: bool, **options: 
          *(f"{row.sentence}  ->  {meaning(row)}" for row in rows[:SHOWN]))
 
 
-@command("train", ENTITIES, OUT, config_options("language", "count", "seed", "encoder", of=Recipe, grouped=False),
+@command("train", ENTITIES, OUT, config_options(*DRAWN, "encoder", of=Recipe, grouped=False),
          threads_option, group=home)
 def home_train(entities: Path, to: Path, threads: int, as_json: bool, **options: Any) -> None:
     """Train a house from its ENTITIES alone.

@@ -3,8 +3,8 @@
     house.json       language, models and what was measured
     entities.yaml    the entities, as they were when it was trained
     rows.jsonl       a sentence, its calls or why there are none, and its kind, a line each
-    encoder/         an adapter of an encoder
-    decoder/         an adapter of a model that writes text
+    own.jsonl        a person's own rows, where there are some
+    encoder/         an adapter of the encoder
 """
 
 from __future__ import annotations
@@ -24,20 +24,19 @@ from .entities import Home, read_home
 if TYPE_CHECKING:
     from .rows import Row
 
-FACTS, ENTITIES, ROWS, ENCODER, DECODER = "house.json", "entities.yaml", "rows.jsonl", "encoder", "decoder"
-PARTS = (ENCODER, DECODER)
+FACTS, ENTITIES, ROWS, OWN_ROWS, ENCODER = "house.json", "entities.yaml", "rows.jsonl", "own.jsonl", "encoder"
 
 
 @dataclass(frozen=True)
 class Facts:
-    """language, count, seed: by which its rows were drawn. models: what each of its parts was trained on. rows: those
-    that were learned. right, asked: of the sentences that were held out.
+    """language, count, seed: by which its rows were drawn. encoder: what learned them. rows: how many. right, asked: of
+    the sentences that were held out.
     """
 
     language: str
     count: int
     seed: int
-    models: dict[str, str]
+    encoder: str
     rows: int
     right: int = 0
     asked: int = 0
@@ -51,11 +50,14 @@ class House:
     home: Home
 
     @property
-    def parts(self) -> list[str]:
-        return [part for part in PARTS if (self.folder / part).is_dir()]
+    def adapter(self) -> Path:
+        return self.folder / ENCODER
 
-    def part(self, name: str) -> Path:
-        return self.folder / name
+    @property
+    def own(self) -> str:
+        """The file of a person's own rows, "" without one."""
+        path = self.folder / OWN_ROWS
+        return str(path) if path.exists() else ""
 
     @classmethod
     def open(cls, folder: str | Path) -> House:

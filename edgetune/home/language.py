@@ -33,13 +33,14 @@ class Language:
     @cached_property
     def _spelled(self) -> tuple[re.Pattern[str], dict[str, str]]:
         found = {spelled(number, self.code): str(number) for number in range(MOST_SPELLED + 1)}
-        words = sorted(found, key=len, reverse=True)
-        return re.compile(rf"\b({'|'.join(map(re.escape, words))})\b", re.IGNORECASE), found
+        words = [re.escape(word).replace("\\ ", "[ -]") for word in sorted(found, key=len, reverse=True)]
+        return re.compile(rf"\b({'|'.join(words)})\b", re.IGNORECASE), found
 
     def in_digits(self, text: str) -> str:
-        """A sentence with its numbers to 100 in digits: "to twenty five percent" is "to 25 percent"."""
+        """A sentence with its numbers to 100 in digits: "to twenty five percent" is "to 25 %"."""
         pattern, digits = self._spelled
-        return pattern.sub(lambda found: digits[found[0].lower()], text)
+        text = re.sub(rf"\b{self.texts['percent']}\b", "%", text, flags=re.IGNORECASE)
+        return pattern.sub(lambda found: digits[found[0].lower().replace("-", " ")], text)
 
     def parts(self, text: str) -> list[str]:
         """A sentence cut at the words that join two wishes; itself alone if there are none."""

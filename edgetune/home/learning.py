@@ -19,8 +19,9 @@ from ..training.callbacks import RunCallbacks
 from .answering import Understanding
 from .entities import Entity, Home, read_home
 from .fields import training_row
-from .house import ENCODER, ENTITIES, ROWS, Facts, House, write_facts, write_rows
+from .house import ENCODER, ENTITIES, OWN_ROWS, ROWS, Facts, House, write_facts, write_rows
 from .language import Language, language_of
+from .own import read_own, with_own
 from .recipe import LEAST_ROWS, Recipe
 from .rows import Row, Rows
 
@@ -42,6 +43,8 @@ def draw_rows(entities: str | Path, recipe: Recipe) -> Drawn:
     home = read_home(entities)
     language = language_of(recipe.language)
     rows = Rows(home, language, recipe.seed, shopping_list(home, language, recipe.encoder)).draw(recipe.count)
+    if recipe.own:
+        rows = with_own(rows, read_own(recipe.own, home))
     if len(rows) < LEAST_ROWS // 2:
         raise DataError(f"{entities} gives {len(rows)} different sentences, the least is {LEAST_ROWS // 2}",
                         "add entities that can be switched or asked about")
@@ -66,15 +69,18 @@ def make_house(entities: str | Path, out: str | Path, recipe: Recipe, *, threads
     drawn = draw_rows(entities, recipe)
     with new_folder(Path(out)) as folder:
         shutil.copyfile(entities, folder / ENTITIES)
+        if recipe.own:
+            shutil.copyfile(recipe.own, folder / OWN_ROWS)
         write_rows(folder / ROWS, [*drawn.held, *drawn.learned])
         on_step(f"{len(drawn.learned)} sentences: {recipe.encoder} learns them")
         rows = [row for one in drawn.learned if (row := training_row(one, drawn.language))]
         train(recipe.encoder, rows, folder / ENCODER, answers=False, callbacks=callbacks, threads=threads,
               seed=recipe.seed, checkpoint_every="never")
         on_step(f"asking {len(drawn.held)} others")
-        understanding = Understanding(find_model(recipe.encoder), folder / ENCODER, drawn.home, drawn.language, threads)
+        understanding = Understanding(find_model(recipe.encoder), folder / ENCODER, drawn.home, drawn.language,
+                                      threads)
         right = sum(is_right(understanding, row) for row in drawn.held)
-        facts = Facts(recipe.language, recipe.count, recipe.seed, {ENCODER: recipe.encoder}, len(drawn.learned), right,
+        facts = Facts(recipe.language, recipe.count, recipe.seed, recipe.encoder, len(drawn.learned), right,
                       len(drawn.held))
         write_facts(folder, facts)
     return House.open(out)
@@ -87,7 +93,7 @@ def is_right(understanding: Understanding, row: Row) -> bool:
 
 def understanding_of(house: House, threads: int = 0) -> Understanding:
     """The encoder of a house, opened."""
-    adapter = house.part(ENCODER)
-    return Understanding(encoder_of(adapter), adapter, house.home, language_of(house.facts.language), threads)
+    language = language_of(house.facts.language)
+    return Understanding(encoder_of(house.adapter), house.adapter, house.home, language, threads)
 
 

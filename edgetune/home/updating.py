@@ -2,20 +2,25 @@
 
 from __future__ import annotations
 
+import json
 import shutil
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from tempfile import TemporaryDirectory
+from typing import Any
 
+from ..data.files import read_rows
 from ..errors import UsageError
 from ..evaluation.acceptance import Paired
 from ..training.callbacks import RunCallbacks
 from .entities import Home, read_home
-from .house import ENCODER, House
+from .house import OWN_ROWS, House
 from .language import Language, language_of
 from .learning import is_right, make_house, understanding_of
 from .recipe import Recipe
 from .rows import Row, Rows
+from .tools import bare
 
 ALPHA = 0.05  # of the test whether the new house is worse
 ASKED = 600  # sentences that are drawn, of which those count that name an entity
@@ -70,10 +75,12 @@ def update_house(folder: str | Path, entities: str | Path, *, threads: int = 0, 
     if not change:
         raise UsageError(f"{entities} has the same entities as {folder}", "train a new house for other sentences")
     facts = old.facts
-    recipe = Recipe(facts.language, facts.count, facts.seed, facts.models[ENCODER])
     made = folder.with_name(f"{folder.name}.new")
     shutil.rmtree(made, ignore_errors=True)
-    new = make_house(entities, made, recipe, threads=threads, callbacks=callbacks, on_step=on_step)
+    with TemporaryDirectory() as temporary:
+        own = renamed_own(old, read_home(entities), Path(temporary) / OWN_ROWS)
+        recipe = Recipe(facts.language, facts.count, facts.seed, own, facts.encoder)
+        new = make_house(entities, made, recipe, threads=threads, callbacks=callbacks, on_step=on_step)
     on_step("asking the old house and the new one")
     updated = compared(old, new, change, language_of(facts.language), threads)
     if updated.replaced:
@@ -82,6 +89,26 @@ def update_house(folder: str | Path, entities: str | Path, *, threads: int = 0, 
         folder.rename(before)
         made.rename(folder)
     return updated
+
+
+def renamed_own(old: House, new: Home, path: Path) -> str:
+    """The file of a person's own rows with the new names of entities, without rows about those that are gone; "" where
+    no row is left.
+    """
+    names = {one.id: one.name for one in new.entities}
+    renamed = {one.name: names.get(one.id, "") for one in old.home.entities}
+    found = (row for _, row in read_rows(Path(old.own))) if old.own else ()
+    rows: list[dict[str, Any]] = [dict(row) for row in found if isinstance(row, Mapping)]
+    kept = []
+    for row in rows:
+        calls = [{**call, "arguments": {**call.get("arguments", {})}} for call in row["calls"]]
+        for call in calls:
+            if name := call["arguments"].get("name"):
+                call["arguments"]["name"] = renamed.get(bare(name), name)
+        if all(call["arguments"].get("name") != "" for call in calls):
+            kept.append({**row, "calls": calls})
+    path.write_text("".join(json.dumps(row, ensure_ascii=False) + "\n" for row in kept), encoding="utf-8")
+    return str(path) if kept else ""
 
 
 def compared(old: House, new: House, change: Change, language: Language, threads: int) -> Updated:

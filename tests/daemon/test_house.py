@@ -45,7 +45,7 @@ def house(tmp_path_factory):
     sure = {"rows": 52, "levels": [[0.0, 1.0, 1.0]]}
     facts = {key: value for key, value in found.facts.items() if key != "likeness"}
     save_artifact(folder / "encoder" / FILE, replace(found, facts={**facts, "sureness": sure, "kinds": sure}), base)
-    write_facts(folder, Facts("en", 200, 0, {"encoder": str(encoder)}, len(ROWS)))
+    write_facts(folder, Facts("en", 200, 0, str(encoder), len(ROWS)))
     return folder
 
 

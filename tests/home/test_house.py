@@ -3,6 +3,7 @@
 import json
 import shutil
 from dataclasses import replace
+from pathlib import Path
 
 import pytest
 import yaml
@@ -33,8 +34,10 @@ def encoder(tmp_path_factory):
 def trained(tmp_path_factory, encoder):
     """The folder of a house, and what its training printed."""
     folder = tmp_path_factory.mktemp("home")
+    own = {"sentence": "movie time", "calls": [{"name": "HassTurnOff", "arguments": {"name": "Hall Lamp"}}]}
+    (folder / "own.jsonl").write_text(json.dumps(own))
     said = run("home", "train", write_house(folder), "-o", folder / "house", "--count", 200, "--encoder", encoder,
-               "--threads", 1, "--json")
+               "--own", folder / "own.jsonl", "--threads", 1, "--json")
     return folder / "house", json.loads(said)
 
 
@@ -53,8 +56,8 @@ def test_a_house_is_trained_and_measured(trained):
     folder, said = trained
     opened = House.open(folder)
     assert opened.home == home_of(HOUSE, "house")
-    assert opened.parts == ["encoder"]
-    assert (said["asked"], said["rows"]) == (20, 180) == (opened.facts.asked, opened.facts.rows)
+    assert (said["asked"], said["rows"]) == (20, 184) == (opened.facts.asked, opened.facts.rows)
+    assert json.loads(Path(opened.own).read_text())["sentence"] == "movie time"
     assert said["right"] == opened.facts.right > 0  # by chance none of hundreds of calls is right
 
 
@@ -97,6 +100,8 @@ def test_a_changed_house_replaces_the_old_one_unless_it_is_worse(tmp_path, train
     assert said["replaced"] == (Paired(said["better"], said["worse"]).p_worse >= 0.05)
     assert result.exit_code == (0 if said["replaced"] else 3)
     assert bool(House.open(folder).home.entity("Fan")) == said["replaced"]
+    made = folder if said["replaced"] else folder.with_name("house.new")
+    assert json.loads(Path(House.open(made).own).read_text())["calls"][0]["arguments"]["name"] == "Big Lamp"
     kept = folder.with_name("house.before" if said["replaced"] else "house.new")
     assert bool(House.open(kept).home.entity("Fan")) != said["replaced"]
     if said["replaced"]:

@@ -147,9 +147,25 @@ def test_a_list_of_one_and_the_value_are_the_same_call():
 
 
 def test_numbers_become_digits(english):
-    assert english.in_digits("dim it to twenty five percent") == "dim it to 25 percent"
+    assert english.in_digits("dim it to twenty five percent") == "dim it to 25 %"
+    assert english.in_digits("to twenty-five") == "to 25"
     assert english.in_digits("One hundred") == "100"
     assert english.in_digits("the often used tent") == "the often used tent"
+
+
+@pytest.mark.parametrize(("code", "said", "digits", "parts"), [
+    ("de", "auf fünfundzwanzig Prozent", "auf 25 %", ["mach das Licht an", "schließ die Tür"]),
+    ("fr", "à vingt-cinq pour cent", "à 25 %", ["allume la lampe", "ferme la porte"])])
+def test_other_languages(code, said, digits, parts):
+    language = language_of(code)
+    assert language.in_digits(said) == digits
+    assert language.parts(language.texts["joins"][0].join(parts)) == parts
+
+
+def test_all_languages_have_the_same_texts():
+    found = {code: language_of(code).texts for code in languages()}
+    assert all(texts.keys() == found["en"].keys() for texts in found.values())
+    assert all(texts["answers"].keys() == found["en"]["answers"].keys() for texts in found.values())
 
 
 def test_a_sentence_is_cut_where_wishes_are_joined(english):
