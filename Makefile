@@ -17,7 +17,7 @@ RUN = cd tests && PYTHONPATH=$(SOURCES) $(PYTHON)
 EMULATED = cd tests && PYTHONPATH=$(CURDIR)/build/emulated/python $(PYTHON)
 
 .PHONY: arm-kernels arm-train cascade check clean compaction compiled compressed corrections crash cuda cuda-steps data dev \
-    docs dpo durability encoder-peers encoder-service encoder-types families fuzz fuzz-daemon help install installs learning life lint load memory methods \
+    docs dpo durability encoder-peers encoder-service encoder-types families fuzz fuzz-daemon help home-assistant install installs learning life lint load memory methods \
     peers picture preferences pressure proofs ready recipes release sanitize second-task service slow test tutor wheels
 
 help: ## this list
@@ -183,6 +183,9 @@ fuzz-daemon: ready ## minutes: 10,000 random requests, and schemathesis over the
 fuzz: ready ## minutes: random damage to models and to a daemon's state; SEED=0, COUNT of each
 	$(RUN) -m pytest --hypothesis-profile thorough -m hypothesis
 	$(RUN) -W ignore proofs/fuzz.py --seed $(or $(SEED),0) $(if $(COUNT),--count $(COUNT))
+
+home-assistant: ready ## minutes, needs root and, the first time, a network: a real Home Assistant, its states after 30 sentences; HOME_ASSISTANT="--home HOUSE"
+	$(RUN) proofs/home_assistant.py $(HOME_ASSISTANT)
 
 service: ready ## a minute: `edgetune service` in a systemd of its own, in namespaces over a copy of this system (root)
 	$(RUN) proofs/service.py

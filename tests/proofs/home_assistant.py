@@ -1,0 +1,161 @@
+"""A real Home Assistant, whose Ollama integration asks a daemon: `make home-assistant`, or `python home_assistant.py`.
+
+Home Assistant runs in a Debian root (hass.py) with the house of proofs/house. Each sentence of its file is said to
+Assist's conversation API, and the states of all entities are read before and after it: those that were wanted must have
+changed as they should, and no other. Then at most --corrections of the wrong ones are corrected at the daemon with the
+right calls, and said again: a correction counts at once for the same question.
+
+--model and --adapter say what the daemon serves; further options are the daemon's own. --save writes the system message
+and the tools that this Home Assistant sends, and a line for each sentence.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import statistics
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+sys.path.insert(0, str(Path(__file__).parents[1]))
+
+from daemons import process
+from hass import HOUSE, HomeAssistant, home_assistant, make_root, missing
+from overheard import overheard
+
+from edgetune.daemon.client import Client
+from edgetune.home.hass import read_entities
+
+ROOTS = Path(__file__).parents[2] / "build" / "home-assistant"
+CONTEXT = ["--context", "8192"]  # a house's prompt with its tools has thousands of tokens
+Bodies = list[dict[str, Any]]
+
+
+@dataclass
+class Said:
+    """A sentence, with what became of it. calls: of all rounds. changed: by entity, the properties that differ."""
+
+    sentence: str
+    calls: list[dict[str, Any]]
+    changed: dict[str, dict[str, Any]]
+    right: bool
+    answer: str
+    seconds: float
+
+
+def say(home: HomeAssistant, row: dict[str, Any], heard: Bodies) -> Said:
+    home.set_up(row.get("given", {}))
+    before = home.states()
+    began = time.monotonic()
+    answer = home.say(row["say"])
+    seconds = time.monotonic() - began
+    after = home.states()
+    changed = {name: {key: value for key, value in state.items() if before[name].get(key) != value}
+               for name, state in after.items() if state != before[name]}
+    wanted = row["want"]
+    right = changed.keys() == wanted.keys() and all(
+        changed[name].get(key) == value for name, values in wanted.items() for key, value in values.items())
+    return Said(row["say"], calls_of(heard[-1]) if heard else [], changed, right, answer, seconds)
+
+
+def calls_of(body: dict[str, Any]) -> list[dict[str, Any]]:
+    """The calls that a request repeats; those of a last answer without one after it are not known."""
+    return [call["function"] for message in body["messages"] for call in message.get("tool_calls") or ()]
+
+
+def say_all(home: HomeAssistant, rows: list[dict[str, Any]], heard: Bodies) -> list[Said]:
+    said = []
+    for row in rows:
+        said.append(say(home, row, heard))
+        each = said[-1]
+        print(f"{'right' if each.right else 'wrong'} {each.seconds:5.1f} s  {each.sentence} -> {brief(each.changed)} "
+              f"| {each.answer[:100]!r}", flush=True)
+    print(f"{sum(each.right for each in said)} of {len(said)} right, median "
+          f"{statistics.median(each.seconds for each in said):.1f} s, first {said[0].seconds:.1f} s", flush=True)
+    return said
+
+
+def brief(changed: dict[str, dict[str, Any]]) -> str:
+    return ", ".join(f"{name} {values.get('state', values)}" for name, values in changed.items()) or "nothing"
+
+
+def correct(daemon: Client, asked: dict[str, Any], calls: list[dict[str, Any]]) -> None:
+    """Sends the right calls as the answer to a question, with the names that this Home Assistant gives its tools."""
+    names = [tool["function"]["name"] for tool in asked["tools"]]
+    full = {name.rpartition("__")[2]: name for name in names}
+    texts = [json.dumps({"name": full[call["name"]], "arguments": call["arguments"]}) for call in calls]
+    daemon.post("/v1/feedback", {"messages": asked["messages"], "tools": asked["tools"],
+                                 "correction": "\n".join(f"<tool_call>\n{text}\n</tool_call>" for text in texts)})
+
+
+def check_entities(home: HomeAssistant, file: Path) -> None:
+    """Whether `edgetune home entities` reads of it what the file has."""
+    def known(house: Mapping[str, Any]) -> set[tuple[str, str, str]]:
+        areas = {area["id"]: f"{area['name']}, {area.get('floor') or ''}" for area in house["areas"]}
+        return {(one["id"], one["name"], areas.get(one.get("area"), "")) for one in house["entities"]}
+
+    read = known(read_entities(home.url, home.token))
+    written = known(yaml.safe_load(file.read_text("utf-8")))
+    assert read == written, f"only read: {read - written}; only in {file}: {written - read}"
+    print(f"{len(read)} entities read", flush=True)
+
+
+def prove(home: HomeAssistant, daemon: Client, heard: Bodies, args: argparse.Namespace) -> None:
+    check_entities(home, args.entities)
+    rows = yaml.safe_load(args.sentences.read_text("utf-8"))
+    said = say_all(home, rows, heard)
+    asked = {body["messages"][-1]["content"]: body for body in heard if body["messages"][-1]["role"] == "user"}
+    if args.save:
+        sent = {"system": heard[0]["messages"][0]["content"], "tools": heard[0]["tools"]}
+        lines = [{"version": home.config["version"], **sent},
+                 *(vars(each) for each in said)]
+        args.save.write_text("".join(json.dumps(line, ensure_ascii=False) + "\n" for line in lines), "utf-8")
+    wrong = [row for row, each in zip(rows, said, strict=True) if row["calls"] and not each.right][:args.corrections]
+    for row in wrong:
+        correct(daemon, asked[row["say"]], row["calls"])
+    if wrong:
+        print(f"{len(wrong)} corrected:", flush=True)
+        say_all(home, wrong, heard)
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--model", default="smollm2")
+    parser.add_argument("--adapter", type=Path)
+    parser.add_argument("--entities", type=Path, default=HOUSE / "entities.yaml")
+    parser.add_argument("--sentences", type=Path, default=HOUSE / "sentences.yaml")
+    parser.add_argument("--corrections", type=int, default=20)
+    parser.add_argument("--suite", default="trixie", help="of Debian; what its Python runs of Home Assistant is proved")
+    parser.add_argument("--save", type=Path, help="a file of JSON lines for the prompt and what was said")
+    args, options = parser.parse_known_args()
+    if why := missing():
+        print(f"skipped: {why}")
+        return 0
+    root = ROOTS / args.suite
+    try:
+        make_root(root, args.suite)
+    except subprocess.CalledProcessError as error:
+        print(f"skipped: the root cannot be made, and needs a network the first time:\n{error.stdout[-1000:]}")
+        return 0
+    with (tempfile.TemporaryDirectory() as name,
+          process(args.model, Path(name), *CONTEXT, *options) as running, Client(running.url) as daemon,
+          overheard(running.url) as (proxy, heard),
+          home_assistant(root, args.entities, Path(name, "home.log")) as home):
+        if args.adapter:
+            daemon.post(f"/v1/adapters/{daemon.add_adapter(args.adapter)['id']}/promote")
+        print(f"Home Assistant {home.config['version']} on {args.suite}", flush=True)
+        home.add_agent(proxy, daemon.get("/api/tags")["models"][0]["name"])  # with the active adapter
+        prove(home, daemon, heard, args)
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
