@@ -29,6 +29,11 @@ class Understood:
         return [wish.call() for wish in self.wishes if wish.tool]
 
     @property
+    def sure_calls(self) -> list[Call]:
+        """The calls, none where a part is not sure: another model, or the person, is asked then."""
+        return self.calls if self.is_sure else []
+
+    @property
     def why(self) -> str:
         """Why a part has no call; "" if each has one."""
         return next((wish.why for wish in self.wishes if not wish.tool), "")

@@ -25,7 +25,8 @@ class Reply:
 
 
 class Replies:
-    """The replies of one house in its language. alone: no other model answers what the encoder is not sure of."""
+    """The replies of one house in its language. alone: no other model answers what the encoder is not sure of,
+    so that it asks again."""
 
     def __init__(self, understanding: Understanding, language: Language, alone: bool) -> None:
         self._understanding = understanding
@@ -41,8 +42,8 @@ class Replies:
         if not asked or not {LIVE_CONTEXT, "HassTurnOn"} & names.keys():
             return None
         found = self._understanding.understand(asked)
-        if not found.is_sure and not self._alone:
-            return None
+        if not found.is_sure:
+            return Reply(text=self._texts[UNFINISHED]) if self._alone else None
         if messages[-1].get("role") == "user":
             return self._first(found, names)
         return Reply(text=self._after(found, results_of(messages)))

@@ -65,7 +65,7 @@ def test_sentences_of_a_file_are_asked(tmp_path, trained):
     folder, _ = trained
     understanding = understanding_of(House.open(folder), threads=1)
     sentence = "Turn on the hall lamp, then unlock the front lock"
-    calls = understanding.understand(sentence).calls
+    calls = understanding.understand(sentence).sure_calls
     rows = [{"sentence": sentence, "accepted": [[], [call.to_json() for call in calls]]},
             {"sentence": sentence, "accepted": []}, {"sentence": sentence}]
     (tmp_path / "asked.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))

@@ -75,8 +75,9 @@ def test_what_is_not_for_the_house_or_not_sure_is_left_to_another(messages, tool
     assert replies().reply(messages, tools) is None
 
 
-def test_alone_it_answers_what_is_not_sure_too():
-    assert replies(alone=True).reply(asked("hm"), TOOLS).calls
+def test_alone_it_asks_again_where_it_is_not_sure():
+    found = replies(alone=True).reply(asked("hm"), TOOLS)
+    assert (found.calls, found.text) == ((), "I did not understand that. Please say it again.")
 
 
 def test_where_no_call_is_right_it_says_why():
