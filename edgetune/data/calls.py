@@ -95,6 +95,8 @@ def _value(value: Any, schema: Any, key: str) -> Iterator[str]:
         choices = schema.get(name) or ()
         if choices and all(any(_value(value, choice, key)) for choice in choices):
             yield f"with {key} {value!r:.{SHOWN}}, which is none of what {key} takes"
+    for part in schema.get("allOf") or ():
+        yield from _value(value, part, key)
     kinds = schema.get("type")
     named = [kinds] if isinstance(kinds, str) else list(kinds or ())
     if named and not any(_is_of(value, kind) for kind in named) and not (value is None and schema.get("nullable")):

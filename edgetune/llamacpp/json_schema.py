@@ -187,7 +187,9 @@ class Rules:
                     merged[key] = {**merged.get(key, {}), **value}
                 elif key == "required":
                     merged[key] = [*merged.get(key, ()), *value]
-                elif key in ASSERTIONS and key in merged and merged[key] != value:
+                elif key == "type" and sorted((value, merged.get(key)), key=str) == ["integer", "number"]:
+                    merged[key] = "integer"
+                elif key in {*ASSERTIONS, "type"} and key in merged and merged[key] != value:
                     raise _cannot(f"two of {key} in allOf", place)
                 else:
                     merged[key] = value

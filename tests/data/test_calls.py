@@ -20,7 +20,7 @@ LAMP = {"type": "object", "required": ["room"], "properties": {
     "room": {"type": "string", "enum": ["hall", "attic"]}, "level": {"type": ["integer", "null"]},
     "domain": {"type": "array", "items": {"enum": ["light", "fan"]}}, "warm": {"type": "boolean"},
     "at": {"anyOf": [{"type": "number"}, {"type": "string"}]},
-    "from": {"type": "object", "required": ["x"], "properties": {"x": {"type": "number"}}}}}
+    "from": {"type": "object", "required": ["x"], "properties": {"x": {"allOf": [{"type": "number"}]}}}}}
 TOOLS = [{"type": "function", "function": {"name": "lamp", "description": "Set a lamp", "parameters": LAMP}},
          {"type": "function", "function": {"name": "time"}},
          {"name": "free", "parameters": {"type": "object", "properties": {}, "additionalProperties": True}}]
@@ -55,6 +55,7 @@ def row_of(*answers: dict[str, Any], tools: Any = TOOLS) -> dict[str, Any]:
     ("lamp", {"room": "hall", "at": []}, "with at [], which is none of what at takes"),
     ("lamp", {"room": "hall", "from": {}}, "without from.x, which it requires (it takes x)"),
     ("lamp", {"room": "hall", "from": {"x": 1, "y": 2}}, "with from.y 2, which it does not take (it takes x)"),
+    ("lamp", {"room": "hall", "from": {"x": "far"}}, "with from.x 'far', which must be of type number"),
     ("lamp", {"room": "hall", "level": 1, "warm": None}, "with warm None"),  # as a table fills what a row lacks
     ("lamp", ["hall"], "with ['hall'] where an object belongs"),
     ("lamp", '{"room": "cellar"}', "with room 'cellar'"),

@@ -81,6 +81,8 @@ def test_whatever_is_said_is_valid(tokenizer, schema, seed):
     ({"type": "string", "format": "duration"}, ['"P1DT2H"', '"PT5M"', '"P3W"'], ['"5M"', '"P"', '"PT"']),
     ({"type": "string", "format": "ipv6"}, ['"2001:db8:0:0:0:0:0:1"'], ['"2001:db8"']),
     ({"allOf": [{"properties": {"a": {"type": "null"}}, "required": ["a"]}], "type": "object"}, ['{"a":null}'], ["{}"]),
+    ({"allOf": [{"type": "integer"}, {"type": "number", "minimum": 0, "maximum": 100}]}, ["0", "50", "100"],
+     ["0.5", "101", "-1"]),  # as Home Assistant 2026.11 has it
 ])
 def test_a_schema_means_what_it_says(tokenizer, schema, right, wrong):
     grammar = grammar_of(schema)
@@ -96,6 +98,7 @@ def test_a_schema_means_what_it_says(tokenizer, schema, right, wrong):
     ({"properties": {"a": {"multipleOf": 2}}}, "at /properties/a has multipleOf"),
     ({"type": "string", "pattern": "(?=a)"}, "pattern"), ({"type": "string", "format": "json-pointer"}, "json-pointer"),
     ({"allOf": [{"$ref": "#/$defs/a"}], "$defs": {"a": {"$ref": "#/$defs/a"}}}, "refers to itself"),
+    ({"allOf": [{"type": "string"}, {"type": "integer"}]}, "two of type in allOf"),
     ({"type": "array", "items": {"const": 1}, "uniqueItems": True, "minItems": 2}, "2 different items of 1"),
     ({"$ref": "http://x/y"}, "http://x/y"), ({"$ref": "#/$defs/a"}, "#/\\$defs/a"), ({"enum": []}, "enum"),
     ({"oneOf": [{"type": "integer"}, {"type": "number"}]}, "oneOf"), ({"type": "integer", "minimum": "1"}, "minimum"),
