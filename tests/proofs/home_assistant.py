@@ -2,7 +2,8 @@
 
 Home Assistant runs in a Debian root (hass.py) with the house of proofs/house. Each sentence of its file is said to
 Assist's conversation API, and the states of all entities are read before and after it: those that were wanted must have
-changed as they should, and no other. Then at most --corrections of the wrong ones are corrected at the daemon with the
+changed as they should, and no other. What edgetune reads of its entities, and the prompt that it writes rows for, must
+be what is there and is sent. Then at most --corrections of the wrong ones are corrected at the daemon with the
 right calls, and said again: a correction counts at once for the same question.
 
 --model and --adapter say what the daemon serves; further options are the daemon's own. --save writes the system message
@@ -23,6 +24,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import ollama
 import yaml
 
 sys.path.insert(0, str(Path(__file__).parents[1]))
@@ -32,7 +34,9 @@ from hass import HOUSE, HomeAssistant, home_assistant, make_root, missing
 from overheard import overheard
 
 from edgetune.daemon.client import Client
+from edgetune.home.entities import read_home
 from edgetune.home.hass import read_entities
+from edgetune.home.prompt import prompt_of, versions
 
 ROOTS = Path(__file__).parents[2] / "build" / "home-assistant"
 CONTEXT = ["--context", "8192"]  # a house's prompt with its tools has thousands of tokens
@@ -108,6 +112,24 @@ def check_entities(home: HomeAssistant, file: Path) -> None:
     print(f"{len(read)} entities read", flush=True)
 
 
+def check_prompt(sent: dict[str, Any], file: Path, version: str) -> None:
+    """Whether the system message and the tools that were sent are those that `edgetune home rows --for` writes, as
+    Ollama's client passes them on. Home Assistant gives tools and values another order at each start.
+    """
+    def ordered(schema: Any) -> Any:
+        if isinstance(schema, Mapping):
+            return {key: ordered(value) for key, value in schema.items()}
+        return sorted(map(ordered, schema), key=repr) if isinstance(schema, list) else schema
+
+    release = [int(part) for part in version.split(".")[:2]]
+    known = [each for each in versions() if [int(part) for part in each.split(".")] <= release][-1]
+    prompt = prompt_of(read_home(file), known)
+    assert sent["messages"][0]["content"].strip() == prompt.system, f"{version} has another prompt than {known}"
+    passed = [ollama.Tool(**tool).model_dump(exclude_none=True) for tool in prompt.tools]
+    assert ordered(sent["tools"]) == ordered(passed), f"{version} has other tools than {known}"
+    print(f"the prompt of {version} is that of --for {known}", flush=True)
+
+
 def prove(home: HomeAssistant, daemon: Client, heard: Bodies, args: argparse.Namespace) -> None:
     check_entities(home, args.entities)
     rows = yaml.safe_load(args.sentences.read_text("utf-8"))
@@ -118,6 +140,7 @@ def prove(home: HomeAssistant, daemon: Client, heard: Bodies, args: argparse.Nam
         lines = [{"version": home.config["version"], **sent},
                  *(vars(each) for each in said)]
         args.save.write_text("".join(json.dumps(line, ensure_ascii=False) + "\n" for line in lines), "utf-8")
+    check_prompt(heard[0], args.entities, home.config["version"])
     wrong = [row for row, each in zip(rows, said, strict=True) if row["calls"] and not each.right][:args.corrections]
     for row in wrong:
         correct(daemon, asked[row["say"]], row["calls"])
