@@ -15,6 +15,7 @@ from .wishes import CANNOT, MISSING, OTHER, UNFINISHED, WHICH, Wish, wish_of
 
 SHARES = {"command": 0.62, "several": 0.08, "question": 0.08, MISSING: 0.07, WHICH: 0.03, CANNOT: 0.03, OTHER: 0.06,
           UNFINISHED: 0.03}
+REASONED = 0.12  # share of wishes that begin with why
 TRIES = 200  # draws until one is of the wanted kind
 WEIGHTS = {"HassTurnOn": 5, "HassTurnOff": 5, "HassLightSet": 2, LIVE_CONTEXT: 3}  # where another tool has 1
 ASKING = {LIVE_CONTEXT, DATE_TIME}
@@ -132,6 +133,8 @@ class Rows:
         """The sentence as people say or type it."""
         if polite:
             text = self.rng.choice(self.language.texts["polite"]).replace("{}", text)
+        if polite and self.rng.random() < REASONED:
+            text = f"{self.rng.choice(self.language.texts['reasons'])}, {text}"
         if self.rng.random() < 0.5:
             text = text[:1].upper() + text[1:]
         return text + (self.rng.choice(".!") if self.rng.random() < 0.15 else "")
