@@ -7,17 +7,21 @@ of a template is made at random. A draw gives the sentence and the values of its
 from __future__ import annotations
 
 import random
-from collections.abc import Callable, Mapping, Sequence
+import re
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
 from hassil.expression import Alternative, Expression, Group, ListReference, Permutation, RuleReference, TextChunk
-from hassil.intents import IntentData, Intents, RangeSlotList, TextSlotList
+from hassil.intents import IntentData, RangeSlotList, TextSlotList
 from hassil.util import normalize_whitespace
 
 from .entities import Entity, Home
+from .language import Language
+from .numerals import spelled
 
 SPELLED = 0.15  # share of numbers that are written as words
+WORDED = 0.1  # share of percentages that are written as "half" and the like
 PER_CENT = range(0, 101, 5)
 DEGREES = range(15, 29)
 NAME, AREA, FLOOR = "name", "area", "floor"
@@ -42,12 +46,15 @@ class Draw:
 
 
 class Templates:
-    """The templates of a language. wildcards: texts for slots that take any. namer: how an entity is called."""
+    """The templates of a language. namer: how an entity is called."""
 
-    def __init__(self, intents: Intents, home: Home, wildcards: Mapping[str, Sequence[str]], namer: Namer) -> None:
-        self.intents = intents
+    def __init__(self, language: Language, home: Home, namer: Namer) -> None:
+        self.intents = language.intents
         self.home = home
-        self.wildcards = wildcards
+        self.wildcards = language.wildcards
+        self.amounts = language.amounts
+        words = "|".join(sorted(self.amounts, key=len, reverse=True))
+        self._after_amounts = re.compile(rf"\b({words})\s*(?:%|{language.texts['percent']})", re.IGNORECASE)
         self.namer = namer
 
     def draw(self, intent: str, rng: random.Random) -> Draw:
@@ -55,7 +62,8 @@ class Templates:
         data = rng.choice(self.intents.intents[intent].data)
         template = rng.choice(data.sentences)
         found = Draw("", intent, dict(data.slots))
-        found.text = normalize_whitespace(_Drawing(self, data, rng, found).text(template.expression)).strip()
+        text = normalize_whitespace(_Drawing(self, data, rng, found).text(template.expression)).strip()
+        found.text = self._after_amounts.sub(r"\1", text)
         return found
 
 
@@ -130,17 +138,13 @@ class _Drawing:
         return self.rng.choice(names[name])
 
     def number(self, slot: str, numbers: RangeSlotList) -> str:
+        percentage = numbers.type.value == "percentage"
+        if percentage and self.rng.random() < WORDED:
+            word = self.rng.choice(sorted(self.templates.amounts))
+            self.draw.slots[slot] = int(self.templates.amounts[word] * (numbers.multiplier or 1))
+            return word
         likely: Sequence[int] = {"percentage": PER_CENT, "temperature": DEGREES}.get(numbers.type.value, ())
         chosen = self.rng.choice([one for one in likely if numbers.start <= one <= numbers.stop]
                                  or range(numbers.start, numbers.stop + 1, numbers.step))
         self.draw.slots[slot] = int(chosen * (numbers.multiplier or 1))
         return spelled(chosen, self.templates.intents.language) if self.rng.random() < SPELLED else str(chosen)
-
-
-def spelled(number: int, language: str) -> str:
-    """A number in words; in digits where the language has no rules for words."""
-    from hassil.numbers import get_rbnf_engine
-    try:
-        return str(get_rbnf_engine(language).format_number(number).text).replace("­", "").replace("-", " ")
-    except ValueError:
-        return str(number)

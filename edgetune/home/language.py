@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from ..errors import UsageError
-from .drawn import spelled
+from .numerals import spelled
 
 FOLDER = Path(__file__).parent / "wordings"
 MOST_SPELLED = 100
@@ -30,6 +30,12 @@ class Language:
         items, queries = self.texts["wildcards"]["items"], self.texts["wildcards"]["queries"]
         return {"todo_list_item": items, "shopping_list_item": items, "search_query": queries, "message": items}
 
+    @property
+    def amounts(self) -> dict[str, int]:
+        """Percentages that have separate words, such as half."""
+        found: dict[str, int] = self.texts["amounts"]
+        return found
+
     @cached_property
     def _spelled(self) -> tuple[re.Pattern[str], dict[str, str]]:
         found = {spelled(number, self.code): str(number) for number in range(MOST_SPELLED + 1)}
@@ -40,6 +46,8 @@ class Language:
         """A sentence with its numbers to 100 in digits: "to twenty five percent" is "to 25 %"."""
         pattern, digits = self._spelled
         text = re.sub(rf"\b{self.texts['percent']}\b", "%", text, flags=re.IGNORECASE)
+        for word in sorted(self.amounts, key=len, reverse=True):
+            text = re.sub(rf"\b{re.escape(word)}\b", f"{self.amounts[word]} %", text, flags=re.IGNORECASE)
         return pattern.sub(lambda found: digits[found[0].lower().replace("-", " ")], text)
 
     def parts(self, text: str) -> list[str]:

@@ -47,9 +47,9 @@ class Rows:
         self.language = language
         self.rng = random.Random(seed)
         namer = Namer(home)
-        self.templates = Templates(language.intents, home, language.wildcards, namer)
+        self.templates = Templates(language, home, namer)
         other = elsewhere(home, language)
-        self.others = Templates(language.intents, other, language.wildcards, Namer(other))
+        self.others = Templates(language, other, Namer(other))
         known = {tool.name for tool in offered(home)}
         of_tool: dict[str, list[str]] = {}
         for intent in language.intents.intents:
