@@ -11,11 +11,12 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from ..home.recipe import Recipe
-from .app import cli, command, config_options, out, show, stop_on_signals, threads_option, train_progress
+from .app import ModelPath, cli, command, config_options, out, show, stop_on_signals, threads_option, train_progress
 
 if TYPE_CHECKING:
     from ..home.rows import Row
 
+NICE = 19  # a training uses only the processor time that nobody else wants
 SHOWN = 20  # rows that `home rows` prints
 ENTITIES = click.argument("entities", type=click.Path(path_type=Path))
 HOUSE = click.argument("house", type=click.Path(path_type=Path))
@@ -148,6 +149,42 @@ def home_eval(house: Path, data: Path, save: Path | None, show_wrong: int, threa
     show(as_json, {"asked": len(answers), "judged": len(judged), "right": right, "milliseconds": milliseconds},
          f"{verdict}{len(answers)} asked, {milliseconds:.0f} ms each",
          *(f"{one.sentence}  ->  {[call.to_json() for call in one.calls]}" for one in wrong))
+
+
+@command("install", HOUSE,
+         click.option("--model", type=ModelPath(), default="smollm2", show_default=True,
+                      help="Model that answers what the house leaves to it."),
+         click.option("--key-file", type=click.Path(path_type=Path),
+                      help="File of keys (edgetune service key): other computers may ask then [this device alone]."),
+         click.option("--memory", default="", help="Memory of the service at most, such as 400M."),
+         click.option("--print", "print_only", is_flag=True, help="Print the unit and change nothing."), group=home)
+def home_install(house: Path, model: Path, key_file: Path | None, memory: str, print_only: bool, as_json: bool) -> None:
+    """Install a service that answers for a HOUSE.
+
+    It is the service of `edgetune service install MODEL --home HOUSE`, needs root, and says what to do in Home
+    Assistant.
+    """
+    import socket
+
+    from ..console import Copied
+    from ..daemon import unit
+    from ..daemon.options import DaemonConfig
+    from ..home.house import House
+    from ..machine.policy import Policy
+    House.open(house)
+    host = "0.0.0.0" if key_file else DaemonConfig.host
+    keys = str(key_file or DaemonConfig.key_file)
+    config = DaemonConfig(home=str(house.absolute()), memory=memory, host=host, key_file=keys).check()
+    text = unit.unit(model, config, Policy(nice=NICE))
+    name = socket.gethostname() if key_file else "127.0.0.1"
+    steps = [f"in Home Assistant: Settings, Devices & services, Add integration, Ollama: http://{name}:{config.port}",
+             *(["as API key, one of the key file's"] if key_file else []),
+             f"add a conversation agent with the model {model.stem.lower()}:latest; Control Home Assistant: Assist"]
+    if print_only:
+        show(as_json, {"unit": text, "steps": steps}, Copied(text), *steps)
+        return
+    path = unit.install(text)
+    show(as_json, {"unit": text, "path": str(path), "steps": steps}, f"{path} is written, enabled and runs", *steps)
 
 
 def counts(found: Counter[str]) -> str:

@@ -125,6 +125,18 @@ def test_a_house_that_is_worse_stays_out(trained, tmp_path):
     assert worse.replaced == (worse.stayed.p_worse >= 0.05)
 
 
+def test_a_service_for_a_house_is_printed(tmp_path, trained, smollm2):
+    (tmp_path / "keys").write_text("")
+    run("service", "key", "kitchen", "--key-file", tmp_path / "keys")
+    keys = ["--key-file", tmp_path / "keys"]
+    for options, place, host in (([], "http://127.0.0.1:8642", ""), (keys, ":8642", "0.0.0.0")):
+        said = json.loads(run("home", "install", trained[0], "--model", smollm2, *options, "--print", "--json"))
+        assert f"--home {trained[0]}" in said["unit"]
+        assert host in said["unit"]
+        assert place in said["steps"][0]
+    assert "is no house" in run("home", "install", tmp_path, "--model", smollm2, "--print", code=1)
+
+
 def test_of_several_lists_one_is_for_shopping(tmp_path, encoder):
     english = language_of("en")
     assert shopping_list(house(tmp_path), english, "no such encoder").name == "Errands"
