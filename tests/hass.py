@@ -25,7 +25,7 @@ from websockets.sync.client import connect
 
 HOUSE = Path(__file__).parent / "proofs" / "house"
 DEBIAN = "python3,python3-venv,ca-certificates"
-INTEGRATIONS = ["frontend", "conversation", "ollama", "camera", "stream"]
+INTEGRATIONS = ["frontend", "conversation", "ollama", "openai_conversation", "tts", "ffmpeg", "camera", "stream"]
 """What is set up, and what that imports: their manifests name further packages."""
 
 INSTALL = r"""
@@ -141,12 +141,14 @@ class HomeAssistant:
     def config(self) -> dict[str, Any]:
         return dict(self.http.get("/api/config").json())
 
-    def add_agent(self, daemon: str, model: str) -> None:
-        """Its Ollama integration with a conversation agent that may control the house, as its dialogs add them."""
-        flows = "/api/config/config_entries/flow"
-        entry = self._fill(flows, "ollama", {"url": daemon})["result"]["entry_id"]
-        options = {"name": "edgetune", "model": model, "llm_hass_api": ["assist"]}
-        self._fill("/api/config/config_entries/subentries/flow", [entry, "conversation"], options)
+    def add_agent(self, integration: str, daemon: str, model: str) -> None:
+        """An integration with a conversation agent that may control the house, as its dialogs add them. Ollama's asks
+        for the daemon's address; OpenAI's has it from the environment.
+        """
+        entry = self._fill("/api/config/config_entries/flow", integration, {"url": daemon, "api_key": "none"})
+        given = {"name": "edgetune", "llm_hass_api": ["assist"], "model": model, "chat_model": model,
+                 "recommended": False, "temperature": 0}
+        self._fill("/api/config/config_entries/subentries/flow", [entry["result"]["entry_id"], "conversation"], given)
         self.agent = until(self._agent, PATIENCE)  # the integration is loaded again
 
     def _agent(self) -> str:
@@ -154,10 +156,13 @@ class HomeAssistant:
         return next((name for name in ids if name.startswith("conversation.edgetune")), "")
 
     def _fill(self, flows: str, handler: object, given: dict[str, Any]) -> Any:
+        """What a dialog has made. Each of its pages gets what it asks for."""
         form = self.post(flows, {"handler": handler})
-        made = self.post(f"{flows}/{form['flow_id']}", given)
-        assert made["type"] == "create_entry", made
-        return made
+        while form["type"] == "form" and not form["errors"]:
+            asked = {each["name"] for each in form["data_schema"]}
+            form = self.post(f"{flows}/{form['flow_id']}", {key: given[key] for key in given.keys() & asked})
+        assert form["type"] == "create_entry", form
+        return form
 
     def say(self, sentence: str) -> str:
         """The answer to a sentence in a new conversation; what went wrong where there is none, in brackets."""
@@ -182,8 +187,8 @@ class HomeAssistant:
 
 
 @contextmanager
-def home_assistant(root: Path, entities: Path, log: Path) -> Iterator[HomeAssistant]:
-    """It has an owner and the house of a file; it has ended when this is left."""
+def home_assistant(root: Path, entities: Path, log: Path, openai: str) -> Iterator[HomeAssistant]:
+    """It has an owner and the house of a file; it has ended when this is left. openai: the address of OpenAI's API."""
     config = root / "config"
     shutil.rmtree(config, ignore_errors=True)
     shutil.copytree(HOUSE, config / "custom_components" / "house", ignore=shutil.ignore_patterns("__pycache__"))
@@ -194,7 +199,7 @@ def home_assistant(root: Path, entities: Path, log: Path) -> Iterator[HomeAssist
     (config / "configuration.yaml").write_text(textwrap.dedent(CONFIGURATION).format(port=port))
     with log.open("w") as file:
         running = subprocess.Popen(_inside(root, "exec /venv/bin/hass --config /config --skip-pip"), stdout=file,
-                                   stderr=subprocess.STDOUT, env=_environment())
+                                   stderr=subprocess.STDOUT, env={**_environment(), "OPENAI_BASE_URL": openai})
     home = HomeAssistant(f"http://127.0.0.1:{port}", log)
     try:
         _wait(home, running)

@@ -7,7 +7,8 @@ be what is there and is sent. Then at most --corrections of the wrong ones are c
 right calls, and said again: a correction counts at once for the same question.
 
 --model and --adapter say what the daemon serves; further options are the daemon's own. --save writes the system message
-and the tools that this Home Assistant sends, and a line for each sentence.
+and the tools that this Home Assistant sends, and a line for each sentence. --by openai_conversation says the sentences
+alone, through the integration of OpenAI's API.
 """
 
 from __future__ import annotations
@@ -134,6 +135,8 @@ def prove(home: HomeAssistant, daemon: Client, heard: Bodies, args: argparse.Nam
     check_entities(home, args.entities)
     rows = yaml.safe_load(args.sentences.read_text("utf-8"))
     said = say_all(home, rows, heard)
+    if not heard:  # by OpenAI's API
+        return
     asked = {body["messages"][-1]["content"]: body for body in heard if body["messages"][-1]["role"] == "user"}
     if args.save:
         sent = {"system": heard[0]["messages"][0]["content"], "tools": heard[0]["tools"]}
@@ -156,6 +159,7 @@ def main() -> int:
     parser.add_argument("--entities", type=Path, default=HOUSE / "entities.yaml")
     parser.add_argument("--sentences", type=Path, default=HOUSE / "sentences.yaml")
     parser.add_argument("--corrections", type=int, default=20)
+    parser.add_argument("--by", choices=["ollama", "openai_conversation"], default="ollama", help="its integration")
     parser.add_argument("--suite", default="trixie", help="of Debian; what its Python runs of Home Assistant is proved")
     parser.add_argument("--save", type=Path, help="a file of JSON lines for the prompt and what was said")
     args, options = parser.parse_known_args()
@@ -171,11 +175,11 @@ def main() -> int:
     with (tempfile.TemporaryDirectory() as name,
           process(args.model, Path(name), *CONTEXT, *options) as running, Client(running.url) as daemon,
           overheard(running.url) as (proxy, heard),
-          home_assistant(root, args.entities, Path(name, "home.log")) as home):
+          home_assistant(root, args.entities, Path(name, "home.log"), f"{running.url}/v1") as home):
         if args.adapter:
             daemon.post(f"/v1/adapters/{daemon.add_adapter(args.adapter)['id']}/promote")
         print(f"Home Assistant {home.config['version']} on {args.suite}", flush=True)
-        home.add_agent(proxy, daemon.get("/api/tags")["models"][0]["name"])  # with the active adapter
+        home.add_agent(args.by, proxy, daemon.get("/api/tags")["models"][0]["name"])  # with the active adapter
         prove(home, daemon, heard, args)
     return 0
 

@@ -15,7 +15,7 @@ from .shapes import Answer, AsGiven, Body, Id, Time, Whole
 
 NOT_USED = "Taken and not used: "
 STATUS = "incomplete: max_output_tokens were made."
-IGNORED = ("user", "safety_identifier", "prompt_cache_key", "stream_options")
+IGNORED = ("user", "safety_identifier", "prompt_cache_key", "prompt_cache_retention", "stream_options")
 PARTS = ("input_text", "output_text", "text")
 ROLES = ("system", "developer", "user", "assistant")
 
@@ -102,6 +102,7 @@ class ResponseRequest(Sampled):
     user: str | None = Field(None, description=NOT_USED + "nor kept.")
     safety_identifier: str | None = Field(None, description=NOT_USED + "nor kept.")
     prompt_cache_key: str | None = Field(None, description=NOT_USED + "what begins alike is found by its tokens.")
+    prompt_cache_retention: str | None = Field(None, description=NOT_USED + "what is used last is kept longest.")
     store: bool | None = Field(None, description="false: the prompt is never kept, also where the daemon keeps some "
                                "(--keep-prompts). Responses are not stored.")
     service_tier: Literal["auto", "default"] | None = Field(None, description="auto or default alone.")

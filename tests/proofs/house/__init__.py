@@ -281,10 +281,11 @@ async def async_setup(hass: HomeAssistant, _: dict[str, Any]) -> bool:
 
 
 def _area(hass: HomeAssistant, area: dict[str, Any]) -> str:
-    """Its id in Home Assistant's registry, where it is added with its floor if they are new."""
-    floor = area.get("floor") and (floor_registry.async_get(hass).async_get_floor_by_name(area["floor"])
-                                   or floor_registry.async_get(hass).async_create(area["floor"]))
+    """Its id in Home Assistant's registry, which may have it from its first start, and gets its floor."""
     registry = area_registry.async_get(hass)
-    entry = (registry.async_get_area_by_name(area["name"])
-             or registry.async_create(area["name"], floor_id=floor.floor_id if floor else None))
+    entry = registry.async_get_area_by_name(area["name"]) or registry.async_create(area["name"])
+    if name := area.get("floor"):
+        floors = floor_registry.async_get(hass)
+        floor = floors.async_get_floor_by_name(name) or floors.async_create(name)
+        registry.async_update(entry.id, floor_id=floor.floor_id)
     return entry.id
