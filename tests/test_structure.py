@@ -17,7 +17,7 @@ OPTIONAL = {"onnxruntime", "scipy", "cryptography", "huggingface_hub", "rapidfuz
             "jsonschema", "referencing", "cuda", "pyarrow"}  # a device's extras, imported where they are used
 DAEMON = {"fastapi", "starlette", "pydantic", "pydantic_core", "uvicorn", "h11", "prometheus_client", "sdnotify",
           "httpx"}  # extra: daemon
-HOME = {"hassil", "home_assistant_intents", "yaml", "websockets"}  # extra: home
+HOME = {"hassil", "home_assistant_intents", "unicode_rbnf", "yaml", "websockets"}  # extra: home
 
 
 @pytest.fixture(scope="module")

@@ -134,9 +134,9 @@ def home_eval(house: Path, data: Path, save: Path | None, show_wrong: int, threa
 
     Each row of DATA has a `sentence`, and, to be counted, `accepted`: lists of calls, each {"name", "arguments"}.
     """
+    from ..home.answering import understanding_of
     from ..home.asking import ask, median_milliseconds, read_sentences, save_answers
     from ..home.house import House
-    from ..home.learning import understanding_of
     rows = read_sentences(data)
     answers = ask(understanding_of(House.open(house), threads), rows)
     if save:

@@ -11,9 +11,9 @@ from collections.abc import Callable, Collection, Mapping
 from pathlib import Path
 from typing import Any, ClassVar
 
+from ..home.answering import understanding_of
 from ..home.house import House
 from ..home.language import language_of
-from ..home.learning import understanding_of
 from ..home.replies import Replies, Reply
 from ..serving.call_form import CallForm
 from ..serving.completion import Completion

@@ -8,9 +8,11 @@ from pathlib import Path
 
 from ..formats.bundle import open_bundle
 from ..serving.encoder import Encoder
+from ..serving.learned import encoder_of
 from .entities import Home
 from .fields import wish_of_fields
-from .language import Language
+from .house import House
+from .language import Language, language_of
 from .tools import TOOLS, Call, Target
 from .wishes import MISSING, UNFINISHED, WHICH, Wish
 
@@ -48,6 +50,8 @@ class Understanding:
         self._reader = self._encoder.adapter(adapter)
         self._home = home
         self._language = language
+        names = [name.lower() for entity in home.entities for name in entity.names]
+        self._joined = [name for name in names if len(language.parts(name)) > 1]  # they must not be cut
         kinds = self._reader.known.kinds or self._reader.known.sureness
         self._threshold = kinds.threshold(share) if kinds else 0.0
 
@@ -57,7 +61,8 @@ class Understanding:
 
     def understand(self, sentence: str) -> Understood:
         """The wishes of a sentence, part by part. Raises UsageError for an empty one."""
-        parts = self._language.parts(sentence) or [sentence]
+        is_name = any(name in sentence.lower() for name in self._joined)
+        parts = [sentence] if is_name else self._language.parts(sentence) or [sentence]
         reads = [self._encoder.read(self._language.in_digits(part)) for part in parts]
         found = self._reader.classify(reads)
         wishes = tuple(self._possible(wish_of_fields(json.loads(one.label))) for one in found)
@@ -76,3 +81,9 @@ class Understanding:
         if tool.target and len(meant) > 1 and wish.target == Target():
             return Wish(why=WHICH)
         return wish if tool.is_complete(wish.values) else Wish(why=UNFINISHED)
+
+
+def understanding_of(house: House, threads: int = 0) -> Understanding:
+    """The encoder of a house, opened."""
+    language = language_of(house.facts.language)
+    return Understanding(encoder_of(house.adapter), house.adapter, house.home, language, threads)

@@ -19,12 +19,12 @@ from hassil.util import normalize_whitespace
 from .entities import Entity, Home
 from .language import Language
 from .numerals import spelled
+from .tools import AREA, FLOOR, NAME
 
 SPELLED = 0.15  # share of numbers that are written as words
 WORDED = 0.1  # share of percentages that are written as "half" and the like
 PER_CENT = range(0, 101, 5)
 DEGREES = range(15, 29)
-NAME, AREA, FLOOR = "name", "area", "floor"
 Namer = Callable[[Entity, random.Random], str]
 
 

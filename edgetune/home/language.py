@@ -18,11 +18,22 @@ MOST_SPELLED = 100
 
 @dataclass(frozen=True)
 class Language:
-    """intents: hassil's. texts: of our file, and as it names them."""
+    """texts: of our file, and as it names them."""
 
     code: str
-    intents: Any
     texts: Mapping[str, Any]
+
+    @cached_property
+    def intents(self) -> Any:
+        """hassil's templates, Home Assistant's and ours. Only rows need them."""
+        from hassil import Intents
+        from hassil.util import merge_dict
+        from home_assistant_intents import get_intents
+        found = get_intents(self.code) or {}
+        for intent, ours in self.texts["intents"].items():
+            found["intents"].setdefault(intent, {"data": []})["data"] += ours["data"]
+        merge_dict(found.setdefault("expansion_rules", {}), dict(self.texts["expansion_rules"]))
+        return Intents.from_dict(found)
 
     @property
     def wildcards(self) -> dict[str, Sequence[str]]:
@@ -65,14 +76,6 @@ def languages() -> list[str]:
 def language_of(code: str) -> Language:
     """Raises UsageError for a language without texts, ModuleNotFoundError without the extra home."""
     import yaml
-    from hassil import Intents
-    from hassil.util import merge_dict
-    from home_assistant_intents import get_intents
     if code not in languages():
         raise UsageError(f"there are no wordings of the language {code!r}", f"take one of {', '.join(languages())}")
-    texts = yaml.safe_load((FOLDER / f"{code}.yaml").read_text(encoding="utf-8"))
-    templates = get_intents(code) or {}
-    for intent, ours in texts["intents"].items():
-        templates["intents"].setdefault(intent, {"data": []})["data"] += ours["data"]
-    merge_dict(templates.setdefault("expansion_rules", {}), texts["expansion_rules"])
-    return Language(code, Intents.from_dict(templates), texts)
+    return Language(code, yaml.safe_load((FOLDER / f"{code}.yaml").read_text(encoding="utf-8")))

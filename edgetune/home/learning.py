@@ -13,7 +13,6 @@ from ..disk import new_folder
 from ..errors import DataError
 from ..formats.named import find_model
 from ..runs.train import train
-from ..serving.learned import encoder_of
 from ..serving.vectors import vectors
 from ..training.callbacks import RunCallbacks
 from .answering import Understanding
@@ -89,11 +88,3 @@ def make_house(entities: str | Path, out: str | Path, recipe: Recipe, *, threads
 def is_right(understanding: Understanding, row: Row) -> bool:
     """Whether a row's sentence gives its calls."""
     return understanding.understand(row.sentence).calls == row.calls
-
-
-def understanding_of(house: House, threads: int = 0) -> Understanding:
-    """The encoder of a house, opened."""
-    language = language_of(house.facts.language)
-    return Understanding(encoder_of(house.adapter), house.adapter, house.home, language, threads)
-
-

@@ -12,7 +12,8 @@ from typing import Any
 
 from .entities import Entity, Home
 
-TARGET = ("name", "area", "floor", "domain", "device_class")
+NAME, AREA, FLOOR = "name", "area", "floor"
+TARGET = (NAME, AREA, FLOOR, "domain", "device_class")
 LIVE_CONTEXT, DATE_TIME = "GetLiveContext", "GetDateTime"
 PREFIXED = "__"  # between the name of an integration and that of its tool, from 2026.9 on: intent__HassTurnOn
 Arguments = dict[str, Any]
@@ -54,7 +55,7 @@ SWITCHED = ("light", "switch", "fan", "media_player", "cover", "lock", "climate"
             "script", "button", "input_button", "humidifier", "siren", "vacuum", "water_heater", "automation", "group",
             "remote", "lawn_mower")
 PLAYER = ("media_player",)
-PLACED = ("name", "area", "floor")
+PLACED = (NAME, AREA, FLOOR)
 TOOLS = {tool.name: tool for tool in (
     Tool("HassTurnOn", SWITCHED, TARGET),
     Tool("HassTurnOff", SWITCHED, TARGET),

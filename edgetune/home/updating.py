@@ -14,10 +14,11 @@ from ..data.files import read_rows
 from ..errors import UsageError
 from ..evaluation.acceptance import Paired
 from ..training.callbacks import RunCallbacks
+from .answering import understanding_of
 from .entities import Home, read_home
 from .house import OWN_ROWS, House
 from .language import Language, language_of
-from .learning import is_right, make_house, understanding_of
+from .learning import is_right, make_house
 from .recipe import Recipe
 from .rows import Row, Rows
 from .tools import bare

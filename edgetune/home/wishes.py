@@ -3,11 +3,26 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field, replace
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from .drawn import AREA, FLOOR, Draw
 from .entities import Entity, Home
-from .tools import DATE_TIME, INSTEAD, LIVE_CONTEXT, TOOLS, Arguments, Call, Target, Tool, offered, shortest
+from .tools import (
+    AREA,
+    DATE_TIME,
+    FLOOR,
+    INSTEAD,
+    LIVE_CONTEXT,
+    TOOLS,
+    Arguments,
+    Call,
+    Target,
+    Tool,
+    offered,
+    shortest,
+)
+
+if TYPE_CHECKING:
+    from .drawn import Draw
 
 ALL = {"all", "everywhere"}  # rules of the templates whose words mean all entities
 MISSING = "missing"  # why no call is right: the house has no such entity

@@ -2,6 +2,8 @@
 
 import json
 import shutil
+import subprocess
+import sys
 from dataclasses import replace
 from pathlib import Path
 
@@ -17,10 +19,11 @@ from edgetune.cli import cli
 from edgetune.errors import NotFoundError
 from edgetune.evaluation.acceptance import Paired
 from edgetune.formats.bundle import open_bundle
+from edgetune.home.answering import understanding_of
 from edgetune.home.entities import home_of
 from edgetune.home.house import House
 from edgetune.home.language import language_of
-from edgetune.home.learning import shopping_list, understanding_of
+from edgetune.home.learning import shopping_list
 from edgetune.home.updating import Change, compared
 from edgetune.serving.learned import encoder_of
 
@@ -59,6 +62,22 @@ def test_a_house_is_trained_and_measured(trained):
     assert (said["asked"], said["rows"]) == (20, 184) == (opened.facts.asked, opened.facts.rows)
     assert json.loads(Path(opened.own).read_text())["sentence"] == "movie time"
     assert said["right"] == opened.facts.right > 0  # by chance none of hundreds of calls is right
+
+
+def test_a_name_is_not_cut(trained):
+    folder, _ = trained
+    home = home_of({"entities": [{"name": "Salt and Pepper", "id": "switch.mill"}]}, "mill")
+    house = replace(House.open(folder), home=home)
+    understanding = understanding_of(house, threads=1)
+    assert len(understanding.understand("turn on salt and pepper").wishes) == 1
+    assert len(understanding.understand("turn on salt and turn off pepper").wishes) == 2
+
+
+def test_serving_a_house_needs_none_of_the_packages_that_draw_rows():
+    said = subprocess.run([sys.executable, "-c", "import sys, edgetune.daemon.house\n"
+                           "print('hassil' in sys.modules, 'home_assistant_intents' in sys.modules)"],
+                          capture_output=True, text=True, check=True)
+    assert said.stdout.split() == ["False", "False"]
 
 
 def test_sentences_of_a_file_are_asked(tmp_path, trained):
