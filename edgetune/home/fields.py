@@ -11,12 +11,14 @@ from __future__ import annotations
 import json
 from collections.abc import Mapping
 from dataclasses import asdict
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from .language import Language
-from .rows import Row
 from .tools import LIVE_CONTEXT, TOOLS, Target
 from .wishes import Wish
+
+if TYPE_CHECKING:
+    from .rows import Row
 
 NUMBERS = {"HassSetPosition": "position", "HassFanSetSpeed": "percentage", "HassClimateSetTemperature": "temperature",
            "HassSetVolume": "volume_level", "HassSetVolumeRelative": "volume_step", "HassLightSet": "brightness"}
