@@ -1,6 +1,7 @@
 """A house that answers before the model: Home Assistant's requests, with calls of its tools. See edgetune/home.
 
-The model gets what the house's encoder is not sure of, and every request without Home Assistant's tools.
+The model gets what the house's encoder is not sure of, if its template knows tools or an adapter is active, and every
+request without Home Assistant's tools.
 """
 
 from __future__ import annotations
@@ -31,18 +32,20 @@ class HouseReplies:
     def __init__(self, config: DaemonConfig) -> None:
         house = House.open(Path(config.home).expanduser())
         self._understanding = understanding_of(house, config.threads)
-        self._replies = Replies(self._understanding, language_of(house.facts.language), alone=False)
+        self._replies = Replies(self._understanding, language_of(house.facts.language))
         self._turn = threading.Lock()
 
     @property
     def busy_bytes(self) -> int:
         return self._understanding.busy_bytes
 
-    def reply(self, content: Mapping[str, Any]) -> Reply | None:
-        """Returns the reply to a conversation; None leaves it to the model. For any thread."""
+    def reply(self, content: Mapping[str, Any], alone: bool) -> Reply | None:
+        """Returns the reply to a conversation; None leaves it to the model, unless the house answers alone. For any
+        thread.
+        """
         names = [tool["function"]["name"] for tool in content.get("tools") or ()]
         with self._turn:
-            return self._replies.reply(content.get("messages") or (), names)
+            return self._replies.reply(content.get("messages") or (), names, alone)
 
 
 class HouseSource:
@@ -67,7 +70,9 @@ class HouseSource:
         has_form = asked.options.get("logprobs") is not None or any(asked.options.get(name) for name in FORMS)
         if has_form or not asked.content.get("tools") or asked.model not in self._models:
             return None
-        if (found := self._replies.reply(asked.content)) is None:
+        # a small model that has learned no calls reads the whole prompt, and then writes text without end
+        alone = self._adapters.serving is None and not self._served.calls_tools
+        if (found := self._replies.reply(asked.content, alone)) is None:
             return None
         text = written(found, self._form)
         if self._is_disputed(asked.content, text):

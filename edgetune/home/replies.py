@@ -25,27 +25,26 @@ class Reply:
 
 
 class Replies:
-    """The replies of one house in its language. alone: no other model answers what the encoder is not sure of,
-    so that it asks again."""
+    """The replies of one house in its language."""
 
-    def __init__(self, understanding: Understanding, language: Language, alone: bool) -> None:
+    def __init__(self, understanding: Understanding, language: Language) -> None:
         self._understanding = understanding
         self._texts: Mapping[str, str] = language.texts["answers"]
-        self._alone = alone
 
-    def reply(self, messages: Sequence[Message], tools: Sequence[str]) -> Reply | None:
+    def reply(self, messages: Sequence[Message], tools: Sequence[str], alone: bool = False) -> Reply | None:
         """The reply to the last message. tools: the names that are offered. None leaves it to another model: the tools
-        are not those of Home Assistant, or the sentence is not sure.
+        are not those of Home Assistant, or the sentence is not sure. alone: no other model can answer, so that it asks
+        again where it is not sure.
         """
         asked = question_of(messages)
         names = {tool.rpartition(PREFIXED)[2]: tool for tool in tools}
         if not asked or not {LIVE_CONTEXT, "HassTurnOn"} & names.keys():
             return None
         found = self._understanding.understand(asked)
-        if not found.is_sure:
-            return Reply(text=self._texts[UNFINISHED]) if self._alone else None
+        if not found.is_sure and not alone:
+            return None
         if messages[-1].get("role") == "user":
-            return self._first(found, names)
+            return self._first(found, names) if found.is_sure else Reply(text=self._texts[UNFINISHED])
         return Reply(text=self._after(found, results_of(messages)))
 
     def _first(self, found: Understood, names: Mapping[str, str]) -> Reply:

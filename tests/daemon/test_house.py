@@ -3,6 +3,7 @@
 import json
 import string
 from dataclasses import replace
+from types import SimpleNamespace
 
 import pytest
 import yaml
@@ -12,6 +13,7 @@ from services import open_service
 from edgetune.adapters.store import FILE, read_artifact, save_artifact
 from edgetune.daemon.house import HouseSource, written
 from edgetune.daemon.learning.recall import Recall
+from edgetune.daemon.sources import AskedQuestion
 from edgetune.errors import NotFoundError, UsageError
 from edgetune.formats.gguf import open_gguf
 from edgetune.home.fields import fields_of
@@ -20,6 +22,7 @@ from edgetune.home.replies import Reply
 from edgetune.home.tools import Call, Target
 from edgetune.home.wishes import Wish
 from edgetune.runs.train import train
+from edgetune.serving.call_form import CallForm
 from edgetune.serving.completion import MODEL
 from edgetune.serving.tool_calls import join
 
@@ -92,6 +95,17 @@ def test_other_requests_are_the_models(service, tools, options):
     answer = service.chat(asked("turn on c"), tools, **{"max_tokens": 8, **options})
     answer.text()
     assert answer.source == MODEL
+
+
+@pytest.mark.parametrize(("adapter", "calls_tools", "alone"), [
+    (None, False, True), ("learned", False, False), (None, True, False)])
+def test_it_answers_alone_where_the_model_cannot_call(adapter, calls_tools, alone):
+    told = []
+    replies = SimpleNamespace(reply=lambda _content, alone: told.append(alone))
+    source = HouseSource(replies, SimpleNamespace(calls_tools=calls_tools), SimpleNamespace(serving=adapter), ["tiny"],
+                         lambda *_: False, CallForm())
+    assert source.answer(AskedQuestion({"messages": asked("turn on c"), "tools": TOOLS}, "turn on c", "tiny")) is None
+    assert told == [alone]
 
 
 def test_a_correction_comes_first(service):

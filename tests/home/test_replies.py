@@ -45,8 +45,8 @@ class Table:
         return KNOWN[sentence]
 
 
-def replies(alone=False):
-    return Replies(Table(), language_of("en"), alone)
+def replies():
+    return Replies(Table(), language_of("en"))
 
 
 def asked(text, *more):
@@ -76,8 +76,11 @@ def test_what_is_not_for_the_house_or_not_sure_is_left_to_another(messages, tool
 
 
 def test_alone_it_asks_again_where_it_is_not_sure():
-    found = replies(alone=True).reply(asked("hm"), TOOLS)
+    found = replies().reply(asked("hm"), TOOLS, alone=True)
     assert (found.calls, found.text) == ((), "I did not understand that. Please say it again.")
+    after = asked("hm", *results({"data": {"success": []}, "error": False}))  # calls of a correction
+    assert replies().reply(after, TOOLS, alone=True) == Reply(text="Done.")
+    assert replies().reply(after, TOOLS) is None
 
 
 def test_where_no_call_is_right_it_says_why():
