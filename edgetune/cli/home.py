@@ -53,7 +53,7 @@ def home_entities(url: str, token_file: Path | None, to: Path, as_json: bool) ->
 @command("rows", ENTITIES, OUT, config_options(*DRAWN, of=Recipe, grouped=False),
          click.option("--for", "version", default="", metavar="VERSION",
                       help="Write conversations for a model that writes text, with the prompt and tools that this "
-                      "version of Home Assistant sends: 2026.2, or 2026.9 for it and later ones."), group=home)
+                      "version of Home Assistant sends: 2026.2, or 2026.11 for it and later ones."), group=home)
 def home_rows(entities: Path, to: Path, version: str, as_json: bool, **options: Any) -> None:
     """Write sentences of a house, and the calls they mean.
 

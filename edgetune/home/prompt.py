@@ -97,7 +97,17 @@ def chat_row(row: Row, prompt: Prompt, answers: Mapping[str, str]) -> Message | 
     if row.calls:
         said = {"role": "assistant", "content": "", "tool_calls": written_calls(row.calls, prompt)}
     asked = [{"role": "system", "content": prompt.system}, {"role": "user", "content": row.sentence}]
-    return {"messages": [*asked, said], "tools": list(prompt.tools)}
+    return {"messages": [*asked, said], "tools": [through_ollama(tool) for tool in prompt.tools]}
+
+
+def through_ollama(tool: Mapping[str, Any]) -> Message:
+    """A tool as Ollama's client passes it on: of a schema, and of each argument, it keeps these keys alone."""
+    function = tool["function"]
+    schema = {key: function["parameters"][key] for key in ("type", "required") if key in function["parameters"]}
+    arguments = {name: {key: argument[key] for key in ("type", "items", "description", "enum") if key in argument}
+                 for name, argument in function["parameters"]["properties"].items()}
+    return {"type": "function", "function": {"name": function["name"], "description": function["description"],
+                                             "parameters": {**schema, "properties": arguments}}}
 
 
 def write_chats(path: Path, rows: Sequence[Row], home: Home, language: Language, version: str) -> list[Row]:

@@ -96,8 +96,8 @@ def results_of(messages: Sequence[Message]) -> list[Any]:
 
 
 def inner(result: Any) -> Any:
-    """What a tool returned. From 2026.9 on Home Assistant wraps it: {"data": ..., "error": false}; and before, of tools
-    that are no intents: {"success": true, "result": ...}.
+    """What a tool returned. From 2026.10 on Home Assistant wraps it: {"data": ..., "error": false}. Before, it wrapped
+    results of tools that are no intents: {"success": true, "result": ...}.
     """
     if isinstance(result, Mapping) and isinstance(result.get("error"), bool):
         result = result.get("data")

@@ -2,6 +2,7 @@
 
 import json
 
+import ollama
 import pytest
 from commands import run
 from houses import house, write_house
@@ -9,7 +10,7 @@ from houses import house, write_house
 from edgetune.data.calls import check_calls
 from edgetune.errors import UsageError
 from edgetune.home.entities import read_home
-from edgetune.home.prompt import prompt_of, static_context, versions
+from edgetune.home.prompt import prompt_of, static_context, through_ollama, versions
 from edgetune.home.tools import offered
 
 
@@ -18,14 +19,20 @@ def test_tools_fit_the_house(tmp_path, version):
     home = house(tmp_path)
     prompt = prompt_of(home, version)
     wanted = {tool.name for tool in offered(home)}
-    missing = {"2026.2": {"HassListRemoveItem"}, "2026.9": {"HassMediaSearchAndPlay"}}[version]
+    missing = {"2026.2": {"HassListRemoveItem"}, "2026.11": {"HassMediaSearchAndPlay"}}[version]
     assert wanted - prompt.names.keys() == missing
     assert "HassVacuumStart" not in prompt.names
-    assert ("todo__HassListAddItem" in prompt.names.values()) == (version == "2026.9")
+    assert ("todo__HassListAddItem" in prompt.names.values()) == (version == "2026.11")
     items = next(tool for tool in prompt.tools if "get_items" in tool["function"]["name"])
     assert items["function"]["parameters"]["properties"]["todo_list"]["enum"] == ["Errands"]
     assert prompt.names["HassTurnOn"] + " to lock" in prompt.system
     assert static_context(home) in prompt.system
+
+
+@pytest.mark.parametrize("version", versions())
+def test_tools_of_rows_are_as_ollamas_client_sends_them(tmp_path, version):
+    for tool in prompt_of(house(tmp_path), version).tools:
+        assert through_ollama(tool) == ollama.Tool(**tool).model_dump(exclude_none=True)
 
 
 def test_another_version_is_refused(tmp_path):
@@ -47,7 +54,8 @@ def test_the_entities_stand_there_as_home_assistant_writes_them(shared_data, nam
 
 def test_rows_for_a_model_that_writes_text(tmp_path):
     to = tmp_path / "rows.jsonl"
-    said = json.loads(run("home", "rows", write_house(tmp_path), "-o", to, "--count", 200, "--for", "2026.9", "--json"))
+    drawn = ["--count", 200, "--for", "2026.11", "--json"]
+    said = json.loads(run("home", "rows", write_house(tmp_path), "-o", to, *drawn))
     rows = [json.loads(line) for line in to.read_text().splitlines()]
     assert said["rows"] == len(rows) > 150
     assert "HassMediaSearchAndPlay" not in said["tools"]
