@@ -14,6 +14,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -42,7 +43,7 @@ class Entity:
     device_class: str = ""
     aliases: tuple[str, ...] = ()
 
-    @property
+    @cached_property
     def domain(self) -> str:
         return self.id.partition(".")[0]
 
@@ -62,7 +63,7 @@ class Home:
     def floors(self) -> tuple[str, ...]:
         return tuple(dict.fromkeys(area.floor for area in self.areas if area.floor))
 
-    @property
+    @cached_property
     def domains(self) -> set[str]:
         return {entity.domain for entity in self.entities}
 

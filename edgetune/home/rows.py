@@ -15,6 +15,7 @@ from .wishes import CANNOT, MISSING, OTHER, UNFINISHED, WHICH, Wish, wish_of
 
 SHARES = {"command": 0.62, "several": 0.08, "question": 0.08, MISSING: 0.07, WHICH: 0.03, CANNOT: 0.03, OTHER: 0.06,
           UNFINISHED: 0.03}
+KINDS = 4  # domains of each device that a house does not have
 REASONED = 0.12  # share of wishes that begin with why
 TRIES = 200  # draws until one is of the wanted kind
 WEIGHTS = {"HassTurnOn": 5, "HassTurnOff": 5, "HassLightSet": 2, LIVE_CONTEXT: 3}  # where another tool has 1
@@ -90,7 +91,7 @@ class Rows:
     def wished(self, kind: str) -> Iterator[tuple[Draw, Wish]]:
         of_tool = {"question": self.questions, CANNOT: self.unknown}.get(kind, self.commands)
         weights = [WEIGHTS.get(tool, 1) for tool in of_tool]
-        for _ in range(TRIES):
+        for _ in range(TRIES if of_tool else 0):
             tool = self.rng.choices(list(of_tool), weights)[0]
             try:
                 draw = self.templates.draw(self.rng.choice(of_tool[tool]), self.rng)
@@ -109,9 +110,10 @@ class Rows:
 
     def foreign(self) -> Iterator[Draw]:
         """Commands to devices, and in rooms, that the house lacks."""
-        for _ in range(TRIES):
+        for _ in range(TRIES if self.commands else 0):
+            intents = self.commands[self.rng.choice(list(self.commands))]
             try:
-                draw = self.others.draw(self.rng.choice(self.commands[self.rng.choice(list(self.commands))]), self.rng)
+                draw = self.others.draw(self.rng.choice(intents), self.rng)
             except NothingFits:
                 continue
             if draw.entity or draw.slots.get("area"):
@@ -146,5 +148,6 @@ def elsewhere(home: Home, language: Language) -> Home:
     devices = [name for name in language.texts["elsewhere"]["devices"] if name.lower() not in known.lower()]
     rooms = [name for name in language.texts["elsewhere"]["areas"] if name.lower() not in known.lower()]
     domains = sorted({domain for one in offered(home) for domain in one.domains})
-    entities = [Entity(f"{domain}.{number}", name) for number, name in enumerate(devices) for domain in domains]
+    entities = [Entity(f"{domains[(KINDS * number + kind) % len(domains)]}.{number}", name)
+                for number, name in enumerate(devices) for kind in range(KINDS if domains else 0)]
     return Home(tuple(entities), tuple(Area(room) for room in rooms))

@@ -10,7 +10,7 @@ from hassil.util import normalize_text
 from houses import house
 
 from edgetune.home.drawn import NothingFits, Templates
-from edgetune.home.entities import Home
+from edgetune.home.entities import Entity, Home
 from edgetune.home.language import language_of, languages
 from edgetune.home.rows import SHARES, Rows, elsewhere
 from edgetune.home.tools import TOOLS, Call, Target, offered, same_calls, shortest
@@ -98,6 +98,13 @@ def test_one_template_or_entity_does_not_fill_the_rows(rows):
     assert words.most_common(1)[0][1] < 0.15 * len(rows)
     named = Counter(wish.target.name for row in rows for wish in row.wishes if wish.target.domain == "light")
     assert 0.5 < named["Hall Lamp"] / named["Reading Lamp"] < 2
+
+
+def test_a_house_without_anything_to_switch_has_questions(english):
+    sensors = Home((Entity("sensor.a", "Cellar Warmth"), Entity("binary_sensor.b", "Cellar Window")))
+    kinds = Counter(row.kind for row in Rows(sensors, english).draw(200))
+    assert kinds["question"] > 20
+    assert not kinds.keys() & {"command", "several"}
 
 
 def test_other_devices_are_none_of_the_house(home, english):
