@@ -4,7 +4,7 @@ from pathlib import Path
 
 import yaml
 
-from edgetune.home.entities import Home, read_home
+from edgetune.home.entities import Entity, Home, read_home
 
 HOUSE = {
     "areas": [{"name": "Hall", "id": "hall", "floor": "Ground"}, {"name": "Study", "id": "study", "floor": "Upper"},
@@ -31,3 +31,8 @@ def write_house(folder: Path) -> Path:
 
 def house(folder: Path) -> Home:
     return read_home(write_house(folder))
+
+
+def named(home: Home, name: str) -> Entity | None:
+    """The entity of this name."""
+    return next((one for one in home.entities if one.name == name), None)

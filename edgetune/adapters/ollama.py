@@ -22,7 +22,7 @@ from ..errors import DataError, UnsupportedError, UsageError
 from ..formats.gguf import Gguf
 from ..llamacpp.tokenizer import Tokenizer
 from .go_json import Order, order_of
-from .ollama_tools import ToolFrame, checks, literal, read_tools
+from .ollama_tools import ToolFrame, checks, literal, pieces_around, read_tools
 from .published import CARD, model_card, record_text
 from .store import FILE, RUN, open_adapter
 
@@ -193,9 +193,9 @@ def _read_frame(tokenizer: Tokenizer) -> Frame | None:
     first, answer, second, system = _MARKS
     chat = [{"role": "user", "content": first}, {"role": "assistant", "content": answer},
             {"role": "user", "content": second}]
-    with_system = _between(_text(tokenizer, [{"role": "system", "content": system}, *chat]),
+    with_system = pieces_around(_text(tokenizer, [{"role": "system", "content": system}, *chat]),
                            (system, first, answer, second))
-    without = _between(_text(tokenizer, chat[:1]), (first,))
+    without = pieces_around(_text(tokenizer, chat[:1]), (first,))
     if with_system is None or without is None:
         return None
     opening, before_first, question_end, before_second, end = with_system
@@ -205,17 +205,6 @@ def _read_frame(tokenizer: Tokenizer) -> Frame | None:
         return None
     cut = -len(question) or None
     return Frame(opening, before_first[:cut], without[0][:cut], question, question_end, before_second[:cut])
-
-
-def _between(text: str, marks: Sequence[str]) -> list[str] | None:
-    """The pieces of a text around these marks, each once and in this order."""
-    pieces = []
-    for mark in marks:
-        piece, found, text = text.partition(mark)
-        if not found:
-            return None
-        pieces.append(piece)
-    return [*pieces, text]
 
 
 def _common_end(*texts: str) -> str:

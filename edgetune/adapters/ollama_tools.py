@@ -277,11 +277,18 @@ def _parted(text: str, middle: str) -> tuple[str, str]:
 
 
 def _cut(text: str, marks: Sequence[str]) -> list[str]:
-    """The pieces around the marks, each once and in this order."""
+    """The pieces around the marks. Raises _Unread where one is missing."""
+    if (found := pieces_around(text, marks)) is None:
+        raise _Unread
+    return found
+
+
+def pieces_around(text: str, marks: Sequence[str]) -> list[str] | None:
+    """The pieces of a text around these marks, each once and in this order; None where one is missing."""
     pieces = []
     for mark in marks:
         piece, found, text = text.partition(mark)
         if not found:
-            raise _Unread
+            return None
         pieces.append(piece)
     return [*pieces, text]

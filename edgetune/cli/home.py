@@ -1,4 +1,4 @@
-"""home entities, rows, train, update and eval: a house of Home Assistant learns to call its tools."""
+"""home entities, rows, train, update, eval and install: a house of Home Assistant learns to call its tools."""
 
 from __future__ import annotations
 
@@ -12,11 +12,11 @@ import click
 
 from ..home.recipe import Recipe
 from .app import ModelPath, cli, command, config_options, out, show, stop_on_signals, threads_option, train_progress
+from .daemon import NICE
 
 if TYPE_CHECKING:
     from ..home.rows import Row
 
-NICE = 19  # a training uses only the processor time that nobody else wants
 SHOWN = 20  # rows that `home rows` prints
 ENTITIES = click.argument("entities", type=click.Path(path_type=Path))
 HOUSE = click.argument("house", type=click.Path(path_type=Path))
@@ -135,9 +135,10 @@ def home_eval(house: Path, data: Path, save: Path | None, show_wrong: int, threa
     Each row of DATA has a `sentence`, and, to be counted, `accepted`: lists of calls, each {"name", "arguments"}.
     """
     from ..home.answering import understanding_of
-    from ..home.asking import ask, median_milliseconds, read_sentences, save_answers
+    from ..home.asking import ask, median_milliseconds, save_answers
     from ..home.house import House
-    rows = read_sentences(data)
+    from ..home.sentences import read_sentences
+    rows = [row for _, row in read_sentences(data)]
     answers = ask(understanding_of(House.open(house), threads), rows)
     if save:
         save_answers(save, answers)

@@ -10,8 +10,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from ..data.files import read_rows
-from ..errors import DataError
 from .answering import Understanding
 from .tools import Call, same_calls
 
@@ -24,16 +22,6 @@ class Asked:
     calls: tuple[Call, ...]
     right: bool | None
     milliseconds: float
-
-
-def read_sentences(path: str | Path) -> list[Mapping[str, Any]]:
-    """The rows of a file, each with a `sentence`; `accepted` has lists of calls. Raises DataError for another row."""
-    rows: list[Mapping[str, Any]] = []
-    for line, row in read_rows(Path(path)):
-        if not isinstance(row, Mapping) or not isinstance(row.get("sentence"), str) or not row["sentence"].strip():
-            raise DataError(f"line {line} of {path} has no sentence", 'write {"sentence": "turn on the lamp"}')
-        rows.append(row)
-    return rows
 
 
 def ask(understanding: Understanding, rows: Sequence[Mapping[str, Any]]) -> list[Asked]:

@@ -67,10 +67,6 @@ class Home:
     def domains(self) -> set[str]:
         return {entity.domain for entity in self.entities}
 
-    def entity(self, name: str, domain: str = "") -> Entity | None:
-        """The first entity of this name, of a domain if one is named."""
-        return next((one for one in self.entities if one.name == name and domain in ("", one.domain)), None)
-
 
 def read_home(path: str | Path) -> Home:
     """The house of a YAML file. Raises DataError for another form, FileNotFoundError without a file."""

@@ -9,10 +9,10 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from ..data.files import read_rows
 from ..errors import DataError
 from .entities import Home
 from .rows import Row
+from .sentences import read_sentences
 from .tools import PREFIXED, TARGET, TOOLS, Target, bare
 from .wishes import OTHER, Wish
 
@@ -23,10 +23,7 @@ TIMES = 4  # that each is learned, where a drawn one is learned once
 def read_own(path: str | Path, home: Home) -> list[Row]:
     """The rows of a file. A row without calls is one for which none is right. Raises DataError, with the line."""
     found = []
-    for line, row in read_rows(Path(path)):
-        place = f"line {line} of {path}"
-        if not isinstance(row, Mapping) or not isinstance(row.get("sentence"), str) or not row["sentence"].strip():
-            raise DataError(f"{place} has no sentence", 'write {"sentence": "movie time", "calls": [...]}')
+    for place, row in read_sentences(path):
         calls = row.get("calls")
         if not isinstance(calls, list) or not all(isinstance(call, Mapping) for call in calls):
             raise DataError(f"{place} has no list of calls", "write one; an empty list means that no call is right")

@@ -4,13 +4,11 @@ from __future__ import annotations
 
 import json
 import shutil
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from tempfile import TemporaryDirectory
-from typing import Any
 
-from ..data.files import read_rows
 from ..errors import UsageError
 from ..evaluation.acceptance import Paired
 from ..training.callbacks import RunCallbacks
@@ -21,6 +19,7 @@ from .language import Language, language_of
 from .learning import is_right, make_house
 from .recipe import Recipe
 from .rows import Row, Rows
+from .sentences import read_sentences
 from .tools import bare
 
 ALPHA = 0.05  # of the test whether the new house is worse
@@ -98,10 +97,8 @@ def renamed_own(old: House, new: Home, path: Path) -> str:
     """
     names = {one.id: one.name for one in new.entities}
     renamed = {one.name: names.get(one.id, "") for one in old.home.entities}
-    found = (row for _, row in read_rows(Path(old.own))) if old.own else ()
-    rows: list[dict[str, Any]] = [dict(row) for row in found if isinstance(row, Mapping)]
     kept = []
-    for row in rows:
+    for _, row in read_sentences(old.own) if old.own else ():
         calls = [{**call, "arguments": {**call.get("arguments", {})}} for call in row["calls"]]
         for call in calls:
             if name := call["arguments"].get("name"):

@@ -2,7 +2,7 @@
 
 import pytest
 import yaml
-from houses import HOUSE, house
+from houses import HOUSE, house, named
 
 from edgetune.errors import DataError
 from edgetune.home.entities import Area, Entity, read_home
@@ -11,9 +11,9 @@ from edgetune.home.entities import Area, Entity, read_home
 def test_areas_devices_and_classes_are_read(tmp_path):
     found = house(tmp_path)
     assert found.areas[0] == Area("Hall", "Ground")
-    assert found.entity("Reading Lamp") == Entity("light.reading_lamp", "Reading Lamp", "Study", "Upper",
+    assert named(found, "Reading Lamp") == Entity("light.reading_lamp", "Reading Lamp", "Study", "Upper",
                                                   aliases=("book light",))
-    assert found.entity("West Awning").device_class == "awning"
+    assert named(found, "West Awning").device_class == "awning"
     assert found.floors == ("Ground", "Upper")
     assert "media_player" in found.domains
 

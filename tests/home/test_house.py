@@ -12,7 +12,7 @@ import yaml
 from click.testing import CliRunner
 from commands import run
 from encoders import WORDS, tiny_bert, write_encoder
-from houses import HOUSE, house, write_house
+from houses import HOUSE, house, named, write_house
 
 from edgetune.adapters.store import read_artifact, save_artifact
 from edgetune.cli import cli
@@ -118,11 +118,11 @@ def test_a_changed_house_replaces_the_old_one_unless_it_is_worse(tmp_path, train
     assert said["asked"] > 0
     assert said["replaced"] == (Paired(said["better"], said["worse"]).p_worse >= 0.05)
     assert result.exit_code == (0 if said["replaced"] else 3)
-    assert bool(House.open(folder).home.entity("Fan")) == said["replaced"]
+    assert bool(named(House.open(folder).home, "Fan")) == said["replaced"]
     made = folder if said["replaced"] else folder.with_name("house.new")
     assert json.loads(Path(House.open(made).own).read_text())["calls"][0]["arguments"]["name"] == "Big Lamp"
     kept = folder.with_name("house.before" if said["replaced"] else "house.new")
-    assert bool(House.open(kept).home.entity("Fan")) != said["replaced"]
+    assert bool(named(House.open(kept).home, "Fan")) != said["replaced"]
     if said["replaced"]:
         assert "has the same entities" in run("home", "update", folder, entities, code=2)
 
