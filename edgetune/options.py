@@ -137,7 +137,7 @@ def check_range(spec: Field[Any], value: Any) -> None:
 
 
 def _flag(spec: Field[Any]) -> str:
-    return spec.name.replace("_", "-")
+    return spec.name.rstrip("_").replace("_", "-")
 
 
 class Registry(Generic[T]):

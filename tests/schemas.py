@@ -1,4 +1,6 @@
-"""Random JSON schemas of what grammars can hold to, and answers under them by a model that says anything."""
+"""Random JSON schemas of what grammars can hold to, answers under them by a model that says anything, and whether a
+grammar lets a text through.
+"""
 
 from typing import Any
 
@@ -6,6 +8,7 @@ import numpy as np
 from hypothesis import strategies as st
 
 from edgetune.llamacpp import library
+from edgetune.llamacpp.grammar import Grammar
 from edgetune.llamacpp.sampling import Sampler, Sampling
 from edgetune.llamacpp.tokenizer import Tokenizer
 
@@ -71,3 +74,16 @@ def say_anything(tokenizer: Tokenizer, grammar: str, seed: int, budget: int = LO
                 return said.decode(), True
             said += tokenizer.piece(token)
     return said.decode(errors="replace"), False
+
+
+def lets_through(tokenizer: Tokenizer, grammar: str, text: str) -> bool:
+    """Whether llama.cpp can follow the text to an end."""
+    followed = Grammar(library.load(), tokenizer, grammar)
+    try:
+        for token in tokenizer.encode(text, special=False):
+            if not followed.allows(token):
+                return False
+            followed.accept(token)
+        return followed.allows(tokenizer.eot)
+    finally:
+        followed.close()

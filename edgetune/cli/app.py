@@ -244,7 +244,7 @@ def config_options(*names: str, of: type = CommonOptions, typed: Callable[[Field
 
     def add(command: F) -> F:
         for spec in reversed([spec for spec in declared(of) if spec.name in names]):
-            flag = "--" + spec.name.replace("_", "-")
+            flag = "--" + spec.name.rstrip("_").replace("_", "-")  # `with_` is --with
             meta = spec.metadata
             if isinstance(spec.default, bool):
                 flag = f"{flag}/--no-{flag[2:]}"

@@ -79,7 +79,7 @@ def home_rows(entities: Path, to: Path, version: str, as_json: bool, **options: 
          *(f"{row.sentence}  ->  {meaning(row)}" for row in rows[:SHOWN]))
 
 
-@command("train", ENTITIES, OUT, config_options(*DRAWN, "encoder", of=Recipe, grouped=False),
+@command("train", ENTITIES, OUT, config_options(*DRAWN, "with_", "encoder", "decoder", of=Recipe, grouped=False),
          threads_option, group=home)
 def home_train(entities: Path, to: Path, threads: int, as_json: bool, **options: Any) -> None:
     """Train a house from its ENTITIES alone.
@@ -134,12 +134,13 @@ def home_eval(house: Path, data: Path, save: Path | None, show_wrong: int, threa
 
     Each row of DATA has a `sentence`, and, to be counted, `accepted`: lists of calls, each {"name", "arguments"}.
     """
-    from ..home.answering import understanding_of
     from ..home.asking import ask, median_milliseconds, save_answers
     from ..home.house import House
+    from ..home.opening import understanding_of
     from ..home.sentences import read_sentences
     rows = [row for _, row in read_sentences(data)]
-    answers = ask(understanding_of(House.open(house), threads), rows)
+    with understanding_of(House.open(house), threads) as understanding:
+        answers = ask(understanding, rows)
     if save:
         save_answers(save, answers)
     judged = [one.right for one in answers if one.right is not None]

@@ -1,6 +1,7 @@
 """A house that answers before the model: Home Assistant's requests, with calls of its tools. See edgetune/home.
 
-The model gets what the house's encoder is not sure of, if its template knows tools or an adapter is active, and every
+A house with a decoder asks the same model with the house's own adapter, by the sentence alone, without the prompt.
+The model itself gets what the house is not sure of, if its template knows tools or an adapter is active, and every
 request without Home Assistant's tools.
 """
 
@@ -12,10 +13,11 @@ from collections.abc import Callable, Collection, Mapping
 from pathlib import Path
 from typing import Any, ClassVar
 
-from ..home.answering import understanding_of
 from ..home.house import House
 from ..home.language import language_of
+from ..home.opening import by_decoder, by_encoder, in_turn
 from ..home.replies import Replies, Reply
+from ..serving.answering import Answering
 from ..serving.call_form import CallForm
 from ..serving.completion import Completion
 from ..serving.served import Served
@@ -25,19 +27,23 @@ from .state.adapters import Adapters
 
 
 class HouseReplies:
-    """The house of --home, opened; its encoder answers one question at a time. Raises the errors of House.open and
-    Encoder.
-    """
+    """The house of --home, opened; it answers one question at a time. Raises the errors of House.open and Encoder."""
 
     def __init__(self, config: DaemonConfig) -> None:
-        house = House.open(Path(config.home).expanduser())
-        self._understanding = understanding_of(house, config.threads)
-        self._replies = Replies(self._understanding, language_of(house.facts.language))
+        self._house = House.open(Path(config.home).expanduser())
+        self._encoder = by_encoder(self._house, config.threads)
         self._turn = threading.Lock()
 
     @property
     def busy_bytes(self) -> int:
-        return self._understanding.busy_bytes
+        return self._encoder.busy_bytes if self._encoder else 0
+
+    def join(self, answering: Answering[Any]) -> None:
+        """Takes the daemon's model for what the house's decoder answers. Raises MismatchError where it learned another
+        model.
+        """
+        decoder = by_decoder(self._house, answering) if self._house.facts.decoder else None
+        self._replies = Replies(in_turn(self._encoder, decoder), language_of(self._house.facts.language))
 
     def reply(self, content: Mapping[str, Any], alone: bool) -> Reply | None:
         """Returns the reply to a conversation; None leaves it to the model, unless the house answers alone. For any

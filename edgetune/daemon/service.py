@@ -159,6 +159,7 @@ class Service:
         found: list[AnswerSource] = [self.recall] if self.config.recall else []
         if self.house:
             from .house import HouseSource
+            self.house.join(self.batcher)
             found.append(HouseSource(self.house, self.served, self.adapters, names, self.recall.is_disputed,
                                      cast(LlamaModel, self.served).call_form))
         if self.first:

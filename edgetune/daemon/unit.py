@@ -20,7 +20,7 @@ from .. import disk
 from ..errors import EdgetuneError, UsageError
 from ..formats.bundle import open_bundle
 from ..formats.signature import TRUSTED, trusted_folder, trusted_keys
-from ..home.house import ENCODER
+from ..home.house import House
 from ..machine.device import devices_folder, read_device
 from ..machine.policy import Policy
 from ..serving.learned import encoder_of
@@ -90,10 +90,15 @@ def _needed(model: Path, config: DaemonConfig) -> list[Path]:
     """Returns the paths that the service reads (Python, edgetune, model, keys) by name, and where links lead."""
     named = [Path(sys.base_prefix), Path(sys.prefix), Path(__file__).parents[1], devices_folder(), model,
              *(path for _, path in _files(config)), *([encoder_of(Path(config.first))] if config.first else []),
-             *([encoder_of(Path(config.home) / ENCODER)] if config.home else []),
+             *_needed_by_house(config.home),
              *([] if trusted_keys() is None else [trusted_folder()])]
     paths = {at for path in named for at in (path.absolute(), path.resolve())}
     return sorted(path for path in paths if not paths.intersection(path.parents))
+
+
+def _needed_by_house(folder: str) -> list[Path]:
+    house = House.open(folder) if folder else None
+    return [encoder_of(house.encoder)] if house and house.facts.encoder else []
 
 
 def _check_readable(path: Path) -> None:

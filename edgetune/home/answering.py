@@ -1,22 +1,16 @@
-"""An encoder that turns a sentence into calls of a house's tools."""
+"""What a sentence asks of a house, by whoever understands it: an encoder, a model that writes text, or both in turn."""
 
 from __future__ import annotations
 
-import json
+from collections.abc import Sequence
 from dataclasses import dataclass
-from pathlib import Path
+from typing import Protocol
 
-from ..formats.bundle import open_bundle
-from ..serving.encoder import Encoder
-from ..serving.learned import encoder_of
 from .entities import Home
-from .fields import wish_of_fields
-from .house import House
-from .language import Language, language_of
 from .tools import TOOLS, Call, Target
 from .wishes import MISSING, UNFINISHED, WHICH, Wish
 
-SURE = 0.97  # share of the answers at this probability that are right, so that no decoder is asked
+SURE = 0.97  # share of the answers at this probability that are right, so that nobody else is asked
 
 
 @dataclass(frozen=True)
@@ -28,7 +22,7 @@ class Understood:
 
     @property
     def calls(self) -> list[Call]:
-        return [wish.call() for wish in self.wishes if wish.tool]
+        return calls_of(self.wishes)
 
     @property
     def sure_calls(self) -> list[Call]:
@@ -41,49 +35,45 @@ class Understood:
         return next((wish.why for wish in self.wishes if not wish.tool), "")
 
 
-class Understanding:
-    """The encoder with the adapter of a house. For one thread at a time. Raises the errors of Encoder."""
+class Understanding(Protocol):
+    """What understands the sentences of a house, for one thread at a time. busy_bytes: that answers take."""
 
-    def __init__(self, encoder: Path, adapter: Path, home: Home, language: Language, threads: int = 0,
-                 share: float = SURE) -> None:
-        self._encoder = Encoder(open_bundle(encoder).gguf, threads)
-        self._reader = self._encoder.adapter(adapter)
-        self._home = home
-        self._language = language
-        names = [name.lower() for entity in home.entities for name in entity.names]
-        self._joined = [name for name in names if len(language.parts(name)) > 1]  # they must not be cut
-        kinds = self._reader.known.kinds or self._reader.known.sureness
-        self._threshold = kinds.threshold(share) if kinds else 0.0
+    @property
+    def busy_bytes(self) -> int: ...
+
+    def understand(self, sentence: str) -> Understood:
+        """Returns the wishes of a sentence. Raises UsageError for an empty one."""
+        ...
+
+
+class InTurn:
+    """The first one's answer where it is sure, the second one's otherwise."""
+
+    def __init__(self, first: Understanding, second: Understanding) -> None:
+        self._first = first
+        self._second = second
 
     @property
     def busy_bytes(self) -> int:
-        return self._reader.busy_bytes
+        return self._first.busy_bytes + self._second.busy_bytes
 
     def understand(self, sentence: str) -> Understood:
-        """The wishes of a sentence, part by part. Raises UsageError for an empty one."""
-        is_name = any(name in sentence.lower() for name in self._joined)
-        parts = [sentence] if is_name else self._language.parts(sentence) or [sentence]
-        reads = [self._encoder.read(self._language.in_digits(part)) for part in parts]
-        found = self._reader.classify(reads)
-        wishes = tuple(self._possible(wish_of_fields(json.loads(one.label))) for one in found)
-        is_sure = all(one.kind >= self._threshold and self._reader.is_like(read)
-                      for one, read in zip(found, reads, strict=True))
-        return Understood(wishes, is_sure)
-
-    def _possible(self, wish: Wish) -> Wish:
-        """The wish, or why it cannot be: fields that do not fit together mean no entity, or lack a value."""
-        if not wish.tool:
-            return wish
-        tool = TOOLS[wish.tool]
-        meant = wish.target.entities(self._home, tool)
-        if tool.target and not meant:
-            return Wish(why=MISSING)
-        if tool.target and len(meant) > 1 and wish.target == Target():
-            return Wish(why=WHICH)
-        return wish if tool.is_complete(wish.values) else Wish(why=UNFINISHED)
+        found = self._first.understand(sentence)
+        return found if found.is_sure else self._second.understand(sentence)
 
 
-def understanding_of(house: House, threads: int = 0) -> Understanding:
-    """The encoder of a house, opened."""
-    language = language_of(house.facts.language)
-    return Understanding(encoder_of(house.adapter), house.adapter, house.home, language, threads)
+def calls_of(wishes: Sequence[Wish]) -> list[Call]:
+    return [wish.call() for wish in wishes if wish.tool]
+
+
+def possible(wish: Wish, home: Home) -> Wish:
+    """The wish, or why it cannot be: what it names does not fit together, means no entity, or lacks a value."""
+    if not wish.tool:
+        return wish
+    tool = TOOLS[wish.tool]
+    meant = wish.target.entities(home, tool)
+    if tool.target and not meant:
+        return Wish(why=MISSING)
+    if tool.target and len(meant) > 1 and wish.target == Target():
+        return Wish(why=WHICH)
+    return wish if tool.is_complete(wish.values) else Wish(why=UNFINISHED)

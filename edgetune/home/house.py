@@ -4,7 +4,8 @@
     entities.yaml    the entities, as they were when it was trained
     rows.jsonl       a sentence, its calls or why there are none, and its kind, a line each
     own.jsonl        a person's own rows, where there are some
-    encoder/         an adapter of the encoder
+    encoder/         an adapter of the encoder, where one learned them
+    decoder/         an adapter of the model that writes text, where one learned them
 """
 
 from __future__ import annotations
@@ -16,21 +17,23 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from ..disk import json_text, read_object
-from ..errors import NotFoundError
+from ..errors import FormatError, NotFoundError
 from ..persisted import from_json
 from ..version import __version__
 from .entities import Home, read_home
+from .recipe import BOTH, DECODER, ENCODER
 
 if TYPE_CHECKING:
     from .rows import Row
 
-FACTS, ENTITIES, ROWS, OWN_ROWS, ENCODER = "house.json", "entities.yaml", "rows.jsonl", "own.jsonl", "encoder"
+FACTS, ENTITIES, ROWS, OWN_ROWS = "house.json", "entities.yaml", "rows.jsonl", "own.jsonl"
+AGAIN = "train the house again with edgetune home train"
 
 
 @dataclass(frozen=True)
 class Facts:
-    """language, count, seed: by which its rows were drawn. encoder: what learned them. rows: how many. right, asked: of
-    the sentences that were held out.
+    """language, count, seed: by which its rows were drawn. encoder, decoder: what learned them, "" for none. rows: how
+    many. right, asked: of the sentences that were held out. limit: the least probability of the decoder's sure answers.
     """
 
     language: str
@@ -40,7 +43,15 @@ class Facts:
     rows: int
     right: int = 0
     asked: int = 0
+    decoder: str = ""
+    limit: float = 0.0
     edgetune: str = __version__
+
+    @property
+    def models(self) -> dict[str, str]:
+        """The options of a recipe that say what learns."""
+        found = {kind: name for kind, name in ((ENCODER, self.encoder), (DECODER, self.decoder)) if name}
+        return {**found, "with_": BOTH if len(found) > 1 else next(iter(found))}
 
 
 @dataclass(frozen=True)
@@ -50,8 +61,14 @@ class House:
     home: Home
 
     @property
-    def adapter(self) -> Path:
+    def encoder(self) -> Path:
+        """The encoder's adapter."""
         return self.folder / ENCODER
+
+    @property
+    def decoder(self) -> Path:
+        """The adapter of the model that writes text."""
+        return self.folder / DECODER
 
     @property
     def own(self) -> str:
@@ -64,10 +81,13 @@ class House:
         """Raises NotFoundError for a folder that is no house, FormatError for a damaged one, and the errors of
         read_home."""
         folder = Path(folder)
-        found = read_object(folder / FACTS, "train the house again with edgetune home train")
+        found = read_object(folder / FACTS, AGAIN)
         if found is None:
             raise NotFoundError(f"{folder} is no house: it has no {FACTS}", "make one with edgetune home train")
-        return cls(folder, from_json(Facts, found, str(folder / FACTS)), read_home(folder / ENTITIES))
+        facts = from_json(Facts, found, str(folder / FACTS))
+        if not (facts.encoder or facts.decoder):
+            raise FormatError(f"{folder / FACTS} names neither an encoder nor a decoder", AGAIN)
+        return cls(folder, facts, read_home(folder / ENTITIES))
 
 
 def write_facts(folder: Path, facts: Facts) -> None:

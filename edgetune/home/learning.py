@@ -1,30 +1,38 @@
-"""A house is made from its entities: rows are drawn, an encoder learns them, and other rows measure it."""
+"""A house is made from its entities: rows are drawn, an encoder or a model that writes text learns them, and other rows
+measure it.
+"""
 
 from __future__ import annotations
 
 import shutil
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
+from ..data.loader import NONE
 from ..disk import new_folder
 from ..errors import DataError
-from ..formats.named import find_model
 from ..runs.train import train
+from ..serving.sureness import Sureness
 from ..serving.vectors import vectors
 from ..training.callbacks import RunCallbacks
-from .answering import Understanding
+from .answering import SURE, Understanding, calls_of
 from .entities import Entity, Home, read_home
 from .fields import training_row
-from .house import ENCODER, ENTITIES, OWN_ROWS, ROWS, Facts, House, write_facts, write_rows
+from .house import ENTITIES, OWN_ROWS, ROWS, Facts, House, write_facts, write_rows
 from .language import Language, language_of
+from .lines import lines_of
+from .opening import by_encoder, decoder_of
 from .own import read_own, with_own
-from .recipe import LEAST_ROWS, Recipe
+from .recipe import DECODER, ENCODER, LEAST_ROWS, Recipe
 from .rows import Row, Rows
+from .tools import Call
 
 HELD_OUT = 10  # of how many rows one measures the house
+PASSES = 2  # of a model that writes text over the rows
 
 
 @dataclass(frozen=True)
@@ -71,18 +79,48 @@ def make_house(entities: str | Path, out: str | Path, recipe: Recipe, *, threads
         if recipe.own:
             shutil.copyfile(recipe.own, folder / OWN_ROWS)
         write_rows(folder / ROWS, [*drawn.held, *drawn.learned])
-        on_step(f"{len(drawn.learned)} sentences: {recipe.encoder} learns them")
-        rows = [row for one in drawn.learned if (row := training_row(one, drawn.language))]
-        train(recipe.encoder, rows, folder / ENCODER, answers=False, callbacks=callbacks, threads=threads,
-              seed=recipe.seed, checkpoint_every="never")
+        learn = {ENCODER: learn_by_encoder, DECODER: learn_by_decoder}
+        for kind, model in recipe.models.items():
+            on_step(f"{len(drawn.learned)} sentences: {model} learns them")
+            learn[kind](model, drawn, folder / kind, threads=threads, seed=recipe.seed, callbacks=callbacks)
         on_step(f"asking {len(drawn.held)} others")
-        understanding = Understanding(find_model(recipe.encoder), folder / ENCODER, drawn.home, drawn.language,
-                                      threads)
-        right = sum(is_right(understanding, row) for row in drawn.held)
-        facts = Facts(recipe.language, recipe.count, recipe.seed, recipe.encoder, len(drawn.learned), right,
-                      len(drawn.held))
-        write_facts(folder, facts)
+        facts = Facts(recipe.language, recipe.count, recipe.seed, recipe.models.get(ENCODER, ""), len(drawn.learned),
+                      decoder=recipe.models.get(DECODER, ""))
+        write_facts(folder, measured(House(folder, facts, drawn.home), drawn.held, threads))
     return House.open(out)
+
+
+def learn_by_encoder(model: str, drawn: Drawn, out: Path, **options: Any) -> None:
+    """Trains an encoder on the fields of wishes."""
+    rows = [row for one in drawn.learned if (row := training_row(one, drawn.language))]
+    train(model, rows, out, answers=False, checkpoint_every="never", **options)
+
+
+def learn_by_decoder(model: str, drawn: Drawn, out: Path, **options: Any) -> None:
+    """Trains a model that writes text on lines of calls. Nothing else is asked of its adapter, so that it needs no
+    anchors, and the sentences that are held out measure it.
+    """
+    rows = [{"prompt": drawn.language.in_digits(row.sentence), "completion": lines_of(row.wishes, drawn.home)}
+            for row in drawn.learned]
+    train(model, rows, out, NONE, answers=False, checkpoint_every="never", epochs=PASSES, anchors=0, **options)
+
+
+def measured(house: House, held: list[Row], threads: int) -> Facts:
+    """The facts of a house, with how many held-out sentences give the right calls, and when its decoder is sure."""
+    facts = replace(house.facts, asked=len(held))
+    written: list[list[Call]] = []
+    if facts.decoder:
+        with decoder_of(house, threads) as decoder:
+            found = [decoder.written(row.sentence) for row in held]
+        written = [calls_of(wishes) for wishes, _ in found]
+        are_right = [calls == row.calls for calls, row in zip(written, held, strict=True)]
+        if sureness := Sureness.of([probability for _, probability in found], are_right):
+            facts = replace(facts, limit=min(sureness.threshold(SURE), 1.0))
+    if (encoder := by_encoder(house, threads)) is None:
+        return replace(facts, right=sum(are_right))
+    understood = [encoder.understand(row.sentence) for row in held]
+    calls = [written[i] if written and not one.is_sure else one.calls for i, one in enumerate(understood)]
+    return replace(facts, right=sum(said == row.calls for said, row in zip(calls, held, strict=True)))
 
 
 def is_right(understanding: Understanding, row: Row) -> bool:

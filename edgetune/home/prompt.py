@@ -12,13 +12,15 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from ..errors import UsageError
 from .entities import Home
 from .language import Language
-from .rows import Row
 from .tools import PREFIXED, TOOLS, Call
+
+if TYPE_CHECKING:
+    from .rows import Row
 
 FOLDER = Path(__file__).parent / "assist"
 LISTS = ["{lists}"]  # stands in a schema for the names of the house's lists
@@ -45,6 +47,13 @@ def _sent(version: str) -> dict[str, Any]:
         raise UsageError(f"there is no prompt of Home Assistant {version}", f"take one of {', '.join(versions())}")
     found: dict[str, Any] = json.loads((FOLDER / f"{version}.json").read_text(encoding="utf-8"))
     return found
+
+
+@cache
+def value_schemas() -> Mapping[tuple[str, str], Any]:
+    """The schema of each tool's arguments, {(name without a prefix, argument): schema}; a later version's counts."""
+    return {(tool["name"].rpartition(PREFIXED)[2], argument): schema for version in versions()
+            for tool in _sent(version)["tools"] for argument, schema in tool["parameters"]["properties"].items()}
 
 
 def prompt_of(home: Home, version: str) -> Prompt:

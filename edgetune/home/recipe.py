@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from ..options import check_options, option
 
 LEAST_ROWS = 200
+ENCODER, DECODER, BOTH = "encoder", "decoder", "both"
 
 
 @dataclass(frozen=True)
@@ -18,7 +19,16 @@ class Recipe:
     seed: int = option(0, "Seed of the sentences and of the training.", low=0)
     own: str = option("", "File of your own rows, a sentence and its calls each. They come first: drawn ones with the "
                       "same sentence are left out.", common=True)
-    encoder: str = option("minilm", "Encoder that learns intents and entities.")
+    with_: str = option(ENCODER, "What learns them: the encoder, the decoder, which is a model that writes text, or "
+                        "both: then the decoder is asked where the encoder is not sure.",
+                        choices=(ENCODER, DECODER, BOTH), common=True)
+    encoder: str = option("minilm", "Encoder that learns tools and entities.")
+    decoder: str = option("smollm2", "Model that learns to write calls.")
 
     def __post_init__(self) -> None:
         check_options(self)
+
+    @property
+    def models(self) -> dict[str, str]:
+        """The models that learn: {ENCODER: name, DECODER: name}, or one of them."""
+        return {kind: str(getattr(self, kind)) for kind in (ENCODER, DECODER) if self.with_ in (kind, BOTH)}

@@ -12,11 +12,11 @@ from tempfile import TemporaryDirectory
 from ..errors import UsageError
 from ..evaluation.acceptance import Paired
 from ..training.callbacks import RunCallbacks
-from .answering import understanding_of
 from .entities import Home, read_home
 from .house import OWN_ROWS, House
 from .language import Language, language_of
 from .learning import is_right, make_house
+from .opening import understanding_of
 from .recipe import Recipe
 from .rows import Row, Rows
 from .sentences import read_sentences
@@ -79,7 +79,7 @@ def update_house(folder: str | Path, entities: str | Path, *, threads: int = 0, 
     shutil.rmtree(made, ignore_errors=True)
     with TemporaryDirectory() as temporary:
         own = renamed_own(old, read_home(entities), Path(temporary) / OWN_ROWS)
-        recipe = Recipe(facts.language, facts.count, facts.seed, own, facts.encoder)
+        recipe = Recipe(facts.language, facts.count, facts.seed, own, **facts.models)
         new = make_house(entities, made, recipe, threads=threads, callbacks=callbacks, on_step=on_step)
     on_step("asking the old house and the new one")
     updated = compared(old, new, change, language_of(facts.language), threads)
@@ -114,9 +114,11 @@ def compared(old: House, new: House, change: Change, language: Language, threads
     rows = [row for row in Rows(new.home, language, new.facts.seed + OTHER_SEED).draw(ASKED) if is_naming(row)]
     stayed = [row for row in rows if row.wishes[0].target.name in change.stayed]
     changed = [row for row in rows if row.wishes[0].target.name not in change.stayed]
-    before, after = (understanding_of(house, threads) for house in (old, new))
-    paired = Paired.of([is_right(before, row) for row in stayed], [is_right(after, row) for row in stayed])
-    right = sum(is_right(after, row) for row in changed)
+    with understanding_of(old, threads) as before:
+        were_right = [is_right(before, row) for row in stayed]
+    with understanding_of(new, threads) as after:
+        paired = Paired.of(were_right, [is_right(after, row) for row in stayed])
+        right = sum(is_right(after, row) for row in changed)
     return Updated(change, paired, right, len(changed), paired.p_worse >= ALPHA)
 
 

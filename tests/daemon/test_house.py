@@ -9,15 +9,19 @@ import pytest
 import yaml
 from encoders import WORDS, tiny_bert, write_encoder
 from services import open_service
+from tiny import write_tiny
 
 from edgetune.adapters.store import FILE, read_artifact, save_artifact
 from edgetune.daemon.house import HouseSource, written
 from edgetune.daemon.learning.recall import Recall
 from edgetune.daemon.sources import AskedQuestion
-from edgetune.errors import NotFoundError, UsageError
+from edgetune.errors import MismatchError, NotFoundError, UsageError
 from edgetune.formats.gguf import open_gguf
-from edgetune.home.fields import fields_of
+from edgetune.home.entities import home_of
+from edgetune.home.fields import fields_of, wish_of_fields
 from edgetune.home.house import ENTITIES, Facts, write_facts
+from edgetune.home.lines import line_of
+from edgetune.home.recipe import DECODER
 from edgetune.home.replies import Reply
 from edgetune.home.tools import Call, Target
 from edgetune.home.wishes import Wish
@@ -58,6 +62,20 @@ def service(tmp_path, house):
         yield service
 
 
+@pytest.fixture(scope="module")
+def written_house(tmp_path_factory):
+    """The folder of a house whose two commands the daemon's model learned."""
+    folder = tmp_path_factory.mktemp("written")
+    home = home_of({"entities": [{"name": "Hall Lamp", "id": "light.hall"}]}, "house")
+    (folder / ENTITIES).write_text(yaml.safe_dump({"entities": [{"name": "Hall Lamp", "id": "light.hall"}]}))
+    rows = [{"prompt": row["prompt"], "completion": line_of(wish_of_fields(json.loads(row["completion"])), home)}
+            for row in ROWS]
+    model = write_tiny(folder / "tiny.gguf", formats="Q8_0")
+    train(model, rows, folder / DECODER, "none", rank=16, threads=1, epochs=8, lr=1e-2, anchors=0)
+    write_facts(folder, Facts("en", 200, 0, "", len(ROWS), decoder=str(model)))
+    return folder
+
+
 def asked(text, *more):
     return [{"role": "user", "content": text}, *more]
 
@@ -78,6 +96,23 @@ def test_commands_become_calls_and_results_a_sentence(service):
     after = service.chat(asked("turn on c", called, done), TOOLS)
     assert (after.source, calls(service, after)) == (HouseSource.name, ("Done.", []))
     assert service.device()["answered"] == {HouseSource.name: 2}
+
+
+def test_the_daemons_model_answers_for_a_house_with_its_decoder(tmp_path, written_house):
+    with open_service(tmp_path, context=512, home=str(written_house)) as service:
+        answers = {word: service.chat(asked(f"turn {word} c"), TOOLS) for word in ("on", "off")}
+        assert {answer.source for answer in answers.values()} == {HouseSource.name}
+        assert [calls(service, answers["on"]), calls(service, answers["off"])] == [
+            ("", [("intent__HassTurnOn", CALL)]), ("", [("intent__HassTurnOff", CALL)])]
+        assert service.adapters.ids() == []  # the house's own is none that a request may name
+        with pytest.raises(NotFoundError):
+            service.chat(asked("turn on c"), model="tiny:house")
+
+
+def test_a_house_of_another_model_is_refused(tmp_path, written_house):
+    write_tiny(tmp_path / "tiny.gguf", formats="Q8_0", seed=7)
+    with pytest.raises(MismatchError), open_service(tmp_path, context=512, home=str(written_house)):
+        pass
 
 
 def test_several_calls_are_written_as_the_model_would(service):

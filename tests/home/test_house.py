@@ -19,11 +19,11 @@ from edgetune.cli import cli
 from edgetune.errors import NotFoundError
 from edgetune.evaluation.acceptance import Paired
 from edgetune.formats.bundle import open_bundle
-from edgetune.home.answering import understanding_of
 from edgetune.home.entities import home_of
 from edgetune.home.house import House
 from edgetune.home.language import language_of
 from edgetune.home.learning import shopping_list
+from edgetune.home.opening import understanding_of
 from edgetune.home.updating import Change, compared
 from edgetune.serving.learned import encoder_of
 
@@ -68,9 +68,9 @@ def test_a_name_is_not_cut(trained):
     folder, _ = trained
     home = home_of({"entities": [{"name": "Salt and Pepper", "id": "switch.mill"}]}, "mill")
     house = replace(House.open(folder), home=home)
-    understanding = understanding_of(house, threads=1)
-    assert len(understanding.understand("turn on salt and pepper").wishes) == 1
-    assert len(understanding.understand("turn on salt and turn off pepper").wishes) == 2
+    with understanding_of(house, threads=1) as understanding:
+        assert len(understanding.understand("turn on salt and pepper").wishes) == 1
+        assert len(understanding.understand("turn on salt and turn off pepper").wishes) == 2
 
 
 def test_serving_a_house_needs_none_of_the_packages_that_draw_rows():
@@ -82,9 +82,9 @@ def test_serving_a_house_needs_none_of_the_packages_that_draw_rows():
 
 def test_sentences_of_a_file_are_asked(tmp_path, trained):
     folder, _ = trained
-    understanding = understanding_of(House.open(folder), threads=1)
     sentence = "Turn on the hall lamp, then unlock the front lock"
-    calls = understanding.understand(sentence).sure_calls
+    with understanding_of(House.open(folder), threads=1) as understanding:
+        calls = understanding.understand(sentence).sure_calls
     rows = [{"sentence": sentence, "accepted": [[], [call.to_json() for call in calls]]},
             {"sentence": sentence, "accepted": []}, {"sentence": sentence}]
     (tmp_path / "asked.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))

@@ -17,7 +17,7 @@ from examples import examples
 from hypothesis import HealthCheck, Phase, given
 from hypothesis import strategies as st
 from llama_cpp import llama_grammar
-from schemas import SCHEMAS, say_anything
+from schemas import SCHEMAS, lets_through, say_anything
 from tiny import write_tiny
 
 from edgetune.errors import UsageError
@@ -27,19 +27,6 @@ from edgetune.llamacpp.json_schema import grammar_of
 from edgetune.llamacpp.sampling import Sampler, Sampling
 
 THEIRS = ("ARITHMETIC_GBNF", "C_GBNF", "CHESS_GBNF", "JAPANESE_GBNF", "JSON_ARR_GBNF", "JSON_GBNF", "LIST_GBNF")
-
-
-def lets_through(tokenizer, grammar, text):
-    """Whether llama.cpp can follow the text to an end."""
-    followed = Grammar(library.load(), tokenizer, grammar)
-    try:
-        for token in tokenizer.encode(text, special=False):
-            if not followed.allows(token):
-                return False
-            followed.accept(token)
-        return followed.allows(tokenizer.eot)
-    finally:
-        followed.close()
 
 
 # ---- schemas --------------------------------------------------------------------------------------------------------

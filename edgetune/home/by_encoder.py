@@ -1,0 +1,43 @@
+"""An encoder that turns a sentence into calls of a house's tools."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+from ..formats.bundle import open_bundle
+from ..serving.encoder import Encoder
+from .answering import SURE, Understood, possible
+from .entities import Home
+from .fields import wish_of_fields
+from .language import Language
+
+
+class ByEncoder:
+    """The encoder with the adapter of a house. For one thread at a time. Raises the errors of Encoder."""
+
+    def __init__(self, encoder: Path, adapter: Path, home: Home, language: Language, threads: int = 0,
+                 share: float = SURE) -> None:
+        self._encoder = Encoder(open_bundle(encoder).gguf, threads)
+        self._reader = self._encoder.adapter(adapter)
+        self._home = home
+        self._language = language
+        names = [name.lower() for entity in home.entities for name in entity.names]
+        self._joined = [name for name in names if len(language.parts(name)) > 1]  # they must not be cut
+        kinds = self._reader.known.kinds or self._reader.known.sureness
+        self._threshold = kinds.threshold(share) if kinds else 0.0
+
+    @property
+    def busy_bytes(self) -> int:
+        return self._reader.busy_bytes
+
+    def understand(self, sentence: str) -> Understood:
+        """The wishes of a sentence, part by part. Raises UsageError for an empty one."""
+        is_name = any(name in sentence.lower() for name in self._joined)
+        parts = [sentence] if is_name else self._language.parts(sentence) or [sentence]
+        reads = [self._encoder.read(self._language.in_digits(part)) for part in parts]
+        found = self._reader.classify(reads)
+        wishes = tuple(possible(wish_of_fields(json.loads(one.label)), self._home) for one in found)
+        is_sure = all(one.kind >= self._threshold and self._reader.is_like(read)
+                      for one, read in zip(found, reads, strict=True))
+        return Understood(wishes, is_sure)
