@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from ..home.recipe import Recipe
+from ..training.config import CommonOptions
 from .app import ModelPath, cli, command, config_options, out, show, stop_on_signals, threads_option, train_progress
 from .daemon import NICE
 
@@ -21,6 +22,7 @@ SHOWN = 20  # rows that `home rows` prints
 ENTITIES = click.argument("entities", type=click.Path(path_type=Path))
 HOUSE = click.argument("house", type=click.Path(path_type=Path))
 OUT = click.option("-o", "--out", "to", type=click.Path(path_type=Path), required=True, help="New file or folder.")
+MEMORY = config_options("memory", of=CommonOptions, grouped=False)
 DRAWN = ("language", "count", "seed", "own")
 
 
@@ -80,8 +82,8 @@ def home_rows(entities: Path, to: Path, version: str, as_json: bool, **options: 
 
 
 @command("train", ENTITIES, OUT, config_options(*DRAWN, "with_", "encoder", "decoder", of=Recipe, grouped=False),
-         threads_option, group=home)
-def home_train(entities: Path, to: Path, threads: int, as_json: bool, **options: Any) -> None:
+         MEMORY, threads_option, group=home)
+def home_train(entities: Path, to: Path, memory: str, threads: int, as_json: bool, **options: Any) -> None:
     """Train a house from its ENTITIES alone.
 
     It draws sentences, learns them, and says how many of other drawn sentences give the right calls.
@@ -91,7 +93,7 @@ def home_train(entities: Path, to: Path, threads: int, as_json: bool, **options:
     from ..training.callbacks import RunCallbacks
     began = time.monotonic()
     with stop_on_signals() as should_stop, train_progress(as_json) as progress:
-        house = make_house(entities, to, Recipe(**options), threads=threads,
+        house = make_house(entities, to, Recipe(**options), memory=memory, threads=threads,
                            callbacks=RunCallbacks(progress.event, should_stop),
                            on_step=lambda step: None if as_json else out.print(step))
     seconds = time.monotonic() - began
@@ -101,8 +103,8 @@ def home_train(entities: Path, to: Path, threads: int, as_json: bool, **options:
          f"ask it: edgetune home eval {to} SENTENCES.jsonl")
 
 
-@command("update", HOUSE, ENTITIES, threads_option, group=home)
-def home_update(house: Path, entities: Path, threads: int, as_json: bool) -> None:
+@command("update", HOUSE, ENTITIES, MEMORY, threads_option, group=home)
+def home_update(house: Path, entities: Path, memory: str, threads: int, as_json: bool) -> None:
     """Train a HOUSE again after its ENTITIES changed.
 
     The new house takes the place of the old one, which stays as HOUSE.before, unless it is worse on sentences about
@@ -112,7 +114,8 @@ def home_update(house: Path, entities: Path, threads: int, as_json: bool) -> Non
     from ..home.updating import update_house
     from ..training.callbacks import RunCallbacks
     with stop_on_signals() as should_stop, train_progress(as_json) as progress:
-        found = update_house(house, entities, threads=threads, callbacks=RunCallbacks(progress.event, should_stop),
+        found = update_house(house, entities, memory=memory, threads=threads,
+                             callbacks=RunCallbacks(progress.event, should_stop),
                              on_step=lambda step: None if as_json else out.print(step))
     changed = {name: list(getattr(found.change, name)) for name in ("added", "renamed", "removed")}
     stayed = found.stayed

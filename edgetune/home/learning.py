@@ -67,10 +67,10 @@ def shopping_list(home: Home, language: Language, encoder: str) -> Entity | None
     return lists[int(np.argmax(np.stack(found) @ wanted))]
 
 
-def make_house(entities: str | Path, out: str | Path, recipe: Recipe, *, threads: int = 0,
+def make_house(entities: str | Path, out: str | Path, recipe: Recipe, *, memory: str = "", threads: int = 0,
                callbacks: RunCallbacks | None = None, on_step: Callable[[str], None] = lambda _: None) -> House:
-    """Draws rows, trains, measures, and writes the new folder `out`. on_step: told what comes next. Raises the errors
-    of draw_rows and train.
+    """Draws rows, trains, measures, and writes the new folder `out`. memory, threads, callbacks: of train. on_step:
+    told what comes next. Raises the errors of draw_rows and train.
     """
     on_step("drawing sentences")
     drawn = draw_rows(entities, recipe)
@@ -82,7 +82,8 @@ def make_house(entities: str | Path, out: str | Path, recipe: Recipe, *, threads
         learn = {ENCODER: learn_by_encoder, DECODER: learn_by_decoder}
         for kind, model in recipe.models.items():
             on_step(f"{len(drawn.learned)} sentences: {model} learns them")
-            learn[kind](model, drawn, folder / kind, threads=threads, seed=recipe.seed, callbacks=callbacks)
+            learn[kind](model, drawn, folder / kind, memory=memory, threads=threads, seed=recipe.seed,
+                        callbacks=callbacks)
         on_step(f"asking {len(drawn.held)} others")
         facts = Facts(recipe.language, recipe.count, recipe.seed, recipe.models.get(ENCODER, ""), len(drawn.learned),
                       decoder=recipe.models.get(DECODER, ""))

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
-from typing import Any
+from typing import Any, cast
 
 from ..formats.bundle import open_bundle
 from ..formats.named import find_model
@@ -50,7 +50,7 @@ def in_turn(first: Understanding | None, second: Understanding | None) -> Unders
 def decoder_of(house: House, threads: int = 0) -> Iterator[ByDecoder]:
     """Opens the model that writes text, for this house alone."""
     gguf = open_bundle(find_model(house.facts.decoder)).gguf
-    context = min(CONTEXT, int(gguf.metadata[f"{gguf.architecture}.context_length"]))
+    context = min(CONTEXT, cast(int, gguf.metadata[f"{gguf.architecture}.context_length"]))
     with ExitStack() as opened:
         model = opened.enter_context(LlamaModel(gguf, context=context, threads=threads or None, sequences=1 + KEPT))
         answering = Batcher(model, parallel=1, queue=1)

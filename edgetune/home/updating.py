@@ -64,7 +64,8 @@ class Updated:
     replaced: bool
 
 
-def update_house(folder: str | Path, entities: str | Path, *, threads: int = 0, callbacks: RunCallbacks | None = None,
+def update_house(folder: str | Path, entities: str | Path, *, memory: str = "", threads: int = 0,
+                 callbacks: RunCallbacks | None = None,
                  on_step: Callable[[str], None] = lambda _: None) -> Updated:
     """Trains a house on changed entities. The old one is kept as FOLDER.before. Raises UsageError where nothing has
     changed, and the errors of House.open, read_home and make_house.
@@ -80,7 +81,7 @@ def update_house(folder: str | Path, entities: str | Path, *, threads: int = 0, 
     with TemporaryDirectory() as temporary:
         own = renamed_own(old, read_home(entities), Path(temporary) / OWN_ROWS)
         recipe = Recipe(facts.language, facts.count, facts.seed, own, **facts.models)
-        new = make_house(entities, made, recipe, threads=threads, callbacks=callbacks, on_step=on_step)
+        new = make_house(entities, made, recipe, memory=memory, threads=threads, callbacks=callbacks, on_step=on_step)
     on_step("asking the old house and the new one")
     updated = compared(old, new, change, language_of(facts.language), threads)
     if updated.replaced:

@@ -1,7 +1,6 @@
 """edgetune.home: a house that a model which writes text has learned, by itself and after an encoder."""
 
 import json
-import sys
 from dataclasses import replace
 from types import SimpleNamespace
 
@@ -12,12 +11,11 @@ from houses import house, write_house
 from tiny import write_tiny
 
 from edgetune.errors import FormatError, MismatchError
-from edgetune.home import answering
 from edgetune.home.answering import InTurn, Understood, possible
-from edgetune.home.house import FACTS, House, write_facts
+from edgetune.home.house import FACTS, House
 from edgetune.home.learning import measured
 from edgetune.home.opening import by_encoder, decoder_of, understanding_of
-from edgetune.home.tools import TOOLS, Target
+from edgetune.home.tools import Target
 from edgetune.home.updating import update_house
 from edgetune.home.wishes import MISSING, UNFINISHED, WHICH, Wish
 

@@ -32,7 +32,8 @@ def test_lines_are_short():
 
 
 def test_a_domain_stays_where_a_name_does_not_say_it():
-    twice = home_of({"entities": [{"name": "Attic", "id": "light.attic"}, {"name": "Attic", "id": "fan.attic"}]}, "twice")
+    entities = [{"name": "Attic", "id": "light.attic"}, {"name": "Attic", "id": "fan.attic"}]
+    twice = home_of({"entities": entities}, "twice")
     fan = (Wish("HassTurnOn", Target("Attic", domain="fan")),)
     assert json.loads(lines_of(fan, twice))["domain"] == "fan"
     assert wishes_of(lines_of(fan, twice), twice) == fan
