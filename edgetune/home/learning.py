@@ -98,8 +98,8 @@ def learn_by_encoder(model: str, drawn: Drawn, out: Path, **options: Any) -> Non
 
 
 def learn_by_decoder(model: str, drawn: Drawn, out: Path, **options: Any) -> None:
-    """Trains a model that writes text on lines of calls. Nothing else is asked of its adapter, so that it needs no
-    anchors, and the sentences that are held out measure it.
+    """Trains a model that writes text on lines of calls. Its adapter answers nothing else, so that it needs no anchors,
+    and the sentences that are held out measure it.
     """
     rows = [{"prompt": drawn.language.in_digits(row.sentence), "completion": lines_of(row.wishes, drawn.home)}
             for row in drawn.learned]

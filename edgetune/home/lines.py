@@ -14,8 +14,7 @@ from collections.abc import Sequence
 from dataclasses import asdict, replace
 from typing import Any
 
-from ..llamacpp.json_place import Place
-from ..llamacpp.json_schema import Rules
+from ..serving.constraint import grammar_of_lines
 from .entities import Home
 from .prompt import value_schemas
 from .tools import LIVE_CONTEXT, TARGET, TOOLS, Target, Tool, offered, shortest
@@ -61,9 +60,7 @@ def wish_of_line(line: str, home: Home) -> Wish:
 
 def grammar(home: Home) -> str:
     """GBNF of the lines about a house: its tools, its names, and values of their types."""
-    rules = Rules(True)
-    line = rules.named(" | ".join(rules.rule_of_other(schema, Place("home")) for schema in schemas(home)))
-    return rules.whole(f'{line} ("\\n" {line}){{0,{MOST_LINES - 1}}}')
+    return grammar_of_lines(schemas(home), MOST_LINES)
 
 
 def schemas(home: Home) -> list[dict[str, Any]]:

@@ -30,6 +30,13 @@ def grammar_of(question: Question, form: CallForm) -> str:
     return _calls(tools, form, Rules(question.schema)) if tools else Rules(question.schema).grammar()
 
 
+def grammar_of_lines(schemas: Sequence[Schema], most: int) -> str:
+    """The GBNF of one to `most` lines, each of them JSON of one of the schemas."""
+    rules = Rules(True)
+    line = rules.named(" | ".join(rules.rule_of_other(schema, Place()) for schema in schemas))
+    return rules.whole(f'{line} ("\\n" {line}){{0,{most - 1}}}')
+
+
 def _callable(question: Question) -> list[Tool]:
     tools = [tool for tool in question.shown_tools or ()
              if question.function is None or tool["function"]["name"] == question.function]
