@@ -1,4 +1,4 @@
-"""home entities, rows, train, update, eval and install: a house of Home Assistant learns to call its tools."""
+"""home entities, rows, train, update, corrections, eval, install: a house of Home Assistant learns to call its tools."""
 
 from __future__ import annotations
 
@@ -14,6 +14,8 @@ from ..home.recipe import Recipe
 from ..training.config import CommonOptions
 from .app import ModelPath, cli, command, config_options, out, show, stop_on_signals, threads_option, train_progress
 from .daemon import NICE
+from .feedback import FEEDBACK
+from .remote import request
 
 if TYPE_CHECKING:
     from ..home.rows import Row
@@ -103,9 +105,10 @@ def home_train(entities: Path, to: Path, memory: str, threads: int, as_json: boo
          f"ask it: edgetune home eval {to} SENTENCES.jsonl")
 
 
-@command("update", HOUSE, ENTITIES, MEMORY, threads_option, group=home)
-def home_update(house: Path, entities: Path, memory: str, threads: int, as_json: bool) -> None:
-    """Train a HOUSE again after its ENTITIES changed.
+@command("update", HOUSE, click.argument("entities", type=click.Path(path_type=Path), required=False),
+         config_options("own", of=Recipe, grouped=False), MEMORY, threads_option, group=home)
+def home_update(house: Path, entities: Path | None, own: str, memory: str, threads: int, as_json: bool) -> None:
+    """Train a HOUSE again after its ENTITIES changed, or on sentences of yours.
 
     The new house takes the place of the old one, which stays as HOUSE.before, unless it is worse on sentences about
     entities that stayed. Then it stays as HOUSE.new, and the command exits with 3.
@@ -114,18 +117,37 @@ def home_update(house: Path, entities: Path, memory: str, threads: int, as_json:
     from ..home.updating import update_house
     from ..training.callbacks import RunCallbacks
     with stop_on_signals() as should_stop, train_progress(as_json) as progress:
-        found = update_house(house, entities, memory=memory, threads=threads,
+        found = update_house(house, entities, own, memory=memory, threads=threads,
                              callbacks=RunCallbacks(progress.event, should_stop),
                              on_step=lambda step: None if as_json else out.print(step))
     changed = {name: list(getattr(found.change, name)) for name in ("added", "renamed", "removed")}
     stayed = found.stayed
+    others = f"; {found.right} of {found.asked} about the others right" if found.change else ""
+    yours = f"; {found.own_right} of {found.own} of yours right" if found.own else ""
     show(as_json, {**changed, "replaced": found.replaced, "better": stayed.wins, "worse": stayed.losses,
-                   "right": found.right, "asked": found.asked},
+                   "right": found.right, "asked": found.asked, "own_right": found.own_right, "own": found.own},
          *(f"{name}: {', '.join(names)}" for name, names in changed.items() if names),
-         f"of sentences about what stayed {stayed.wins} better, {stayed.losses} worse, {stayed.ties} equal; "
-         f"{found.right} of {found.asked} about the others right",
+         f"of sentences about what stayed {stayed.wins} better, {stayed.losses} worse, {stayed.ties} equal"
+         f"{others}{yours}",
          f"{house} is the new house" if found.replaced else f"{house} stays as it was, the new one is {house}.new")
     sys.exit(0 if found.replaced else WORSE)
+
+
+@request("corrections", OUT, group=home)
+def home_corrections(client: Any, to: Path, as_json: bool) -> None:
+    """Write the corrections that a daemon has of Home Assistant's requests.
+
+    The file is one of your own sentences, for `home update --own`.
+    """
+    import json
+
+    from ..disk import refuse_existing
+    from ..home.corrections import own_rows
+    refuse_existing(to)
+    rows = own_rows(client.all(FEEDBACK))
+    to.write_text("".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows), encoding="utf-8")
+    show(as_json, {"out": str(to), "rows": len(rows)}, f"{len(rows)} sentences in {to}",
+         f"learn them: edgetune home update HOUSE --own {to}")
 
 
 @command("eval", HOUSE, click.argument("data", type=click.Path(path_type=Path)),

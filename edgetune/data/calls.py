@@ -38,12 +38,19 @@ def check_calls(place: str, message: Mapping[str, Any], tools: Sequence[Mapping[
         return
     known = {function["name"]: function for tool in tools
              if isinstance(function := tool.get("function", tool), Mapping) and isinstance(function.get("name"), str)}
-    for name, arguments in chain(_called(message), _written(place, message.get("content"))):
+    for name, arguments in calls_in(message, place):
         if name not in known:
             raise CallError(f"{place} calls {name!r:.{SHOWN}}, which is none of the row's tools ({_some(known)})",
                             f"name one of them, or add it to tools; {LEFT_OUT}")
         for problem in _object(arguments, known[name].get("parameters"), ""):
             raise CallError(f"{place} calls {name} {problem}", f"mend the call, or the tool in tools; {LEFT_OUT}")
+
+
+def calls_in(message: Mapping[str, Any], place: str) -> Iterator[tuple[str, Any]]:
+    """The calls of an assistant's message: (name, arguments). place: of the message, for the error. Raises CallError
+    for a call between tags that is no JSON.
+    """
+    return chain(_called(message), _written(place, message.get("content")))
 
 
 def _called(message: Mapping[str, Any]) -> Iterator[tuple[str, Any]]:

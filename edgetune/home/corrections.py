@@ -1,0 +1,40 @@
+"""Corrections of a daemon's answers to Home Assistant, as a person's own rows of the house."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any
+
+from ..data.calls import calls_in
+from .tools import LIVE_CONTEXT, PREFIXED
+
+WITHDRAWN = "withdrawn"  # the state of feedback that counts no longer
+OF_HOME_ASSISTANT = {LIVE_CONTEXT, "HassTurnOn"}  # one of them is among the tools of each of its requests
+Message = Mapping[str, Any]
+
+
+def own_rows(feedback: Iterable[Mapping[str, Any]]) -> list[dict[str, Any]]:
+    """Rows {"sentence", "calls"} out of feedback, the latest first, as the daemon lists it. Of equal sentences the
+    first counts. Raises CallError for a correction whose call is no JSON.
+    """
+    found: dict[str, dict[str, Any]] = {}
+    for piece in feedback:
+        row = piece.get("row") or {}
+        messages: Sequence[Message] = row.get("messages") or ()
+        if piece.get("state") == WITHDRAWN or not is_asked(messages) or not names_of(row) & OF_HOME_ASSISTANT:
+            continue
+        sentence = str(messages[-2]["content"]).strip()
+        calls = [{"name": name.rpartition(PREFIXED)[2], "arguments": arguments}
+                 for name, arguments in calls_in(messages[-1], f"the correction of {sentence!r:.60}")]
+        found.setdefault(sentence.lower(), {"sentence": sentence, "calls": calls})
+    return list(found.values())
+
+
+def is_asked(messages: Sequence[Message]) -> bool:
+    """Whether the last message is an answer to a user's sentence, and not to the result of a call."""
+    return len(messages) > 1 and messages[-2].get("role") == "user" and isinstance(messages[-2].get("content"), str)
+
+
+def names_of(row: Mapping[str, Any]) -> set[str]:
+    """The names of a row's tools, without those of their integrations."""
+    return {tool["function"]["name"].rpartition(PREFIXED)[2] for tool in row.get("tools") or ()}
