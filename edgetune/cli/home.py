@@ -1,4 +1,4 @@
-"""home entities, rows, train, update, corrections, eval, install: a house of Home Assistant learns to call its tools."""
+"""The commands of home: a house of Home Assistant learns to call its tools."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from ..training.config import CommonOptions
 from .app import ModelPath, cli, command, config_options, out, show, stop_on_signals, threads_option, train_progress
 from .daemon import NICE
 from .feedback import FEEDBACK
-from .remote import request
+from .remote import request, url_path
 
 if TYPE_CHECKING:
     from ..home.rows import Row
@@ -144,7 +144,7 @@ def home_corrections(client: Any, to: Path, as_json: bool) -> None:
     from ..disk import refuse_existing
     from ..home.corrections import own_rows
     refuse_existing(to)
-    rows = own_rows(client.all(FEEDBACK))
+    rows = own_rows(client.get(url_path(FEEDBACK, piece["id"])) for piece in client.all(FEEDBACK))
     to.write_text("".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows), encoding="utf-8")
     show(as_json, {"out": str(to), "rows": len(rows)}, f"{len(rows)} sentences in {to}",
          f"learn them: edgetune home update HOUSE --own {to}")

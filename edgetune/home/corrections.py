@@ -31,8 +31,14 @@ def own_rows(feedback: Iterable[Mapping[str, Any]]) -> list[dict[str, Any]]:
 
 
 def is_asked(messages: Sequence[Message]) -> bool:
-    """Whether the last message is an answer to a user's sentence, and not to the result of a call."""
-    return len(messages) > 1 and messages[-2].get("role") == "user" and isinstance(messages[-2].get("content"), str)
+    """Whether the last message answers a user's sentence, and not the result of a call. It is empty where no right
+    answer is known.
+    """
+    if len(messages) < 2:
+        return False
+    asked, said = messages[-2:]
+    is_known = bool(said.get("content") or said.get("tool_calls"))
+    return asked.get("role") == "user" and isinstance(asked.get("content"), str) and is_known
 
 
 def names_of(row: Mapping[str, Any]) -> set[str]:

@@ -127,6 +127,21 @@ def test_a_changed_house_replaces_the_old_one_unless_it_is_worse(tmp_path, train
         assert "has the same entities" in run("home", "update", folder, entities, code=2)
 
 
+def test_a_house_learns_further_sentences_of_its_people(tmp_path, trained):
+    folder = tmp_path / "house"
+    shutil.copytree(trained[0], folder)
+    own = tmp_path / "mine.jsonl"
+    lock = {"sentence": "Good night", "calls": [{"name": "HassTurnOn", "arguments": {"name": "Front Lock"}}]}
+    movie = {"sentence": "movie time", "calls": []}
+    own.write_text("".join(json.dumps(row) + "\n" for row in (lock, movie)))
+    result = CliRunner().invoke(cli, ["home", "update", str(folder), "--own", str(own), "--threads", "1", "--json"])
+    said = json.loads(result.stdout)
+    assert (said["added"], said["renamed"], said["removed"], said["own"]) == ([], [], [], 2)
+    new = House.open(folder if said["replaced"] else tmp_path / "house.new")
+    assert [json.loads(line) for line in Path(new.own).read_text().splitlines()] == [movie, lock]
+    assert new.facts.rows == House.open(trained[0]).facts.rows + 4  # that of movie time was learned before, too
+
+
 def test_a_house_that_is_worse_stays_out(trained, tmp_path):
     house = House.open(trained[0])
     change = Change((), (), (), tuple(one.name for one in house.home.entities))
