@@ -42,7 +42,8 @@ from .lora import Lora
 T = TypeVar("T", bound="Family")
 LLAMA_CPP = "llama.cpp"
 MERGED = "llama.cpp, after edgetune merge"  # and before that by our own engine
-OWN_ENGINE = "edgetune's own engine"  # of training, and of --engine native
+OWN_ENGINE = "edgetune's own engine"  # that trains: serving/own_engine.py
+SERVED = (LLAMA_CPP, OWN_ENGINE)  # those that answer by an adapter as it is
 
 PROJECTIONS = "projections"
 SUBLAYERS = "sublayers"
@@ -106,9 +107,9 @@ class Artifact:
             raise UnsupportedError(f"{source} has a head of labels or tags, which llama.cpp cannot apply",
                                    "answer with edgetune generate, or write it with edgetune export --to onnx")
         if not self.is_lora:
-            ways = {OWN_ENGINE: "answer with edgetune generate --engine native",
-                    MERGED: "write a model with it by edgetune merge, or answer with edgetune generate --engine native",
-                    LLAMA_CPP: "answer with edgetune's commands and daemon"}
+            ways = {MERGED: "write a model with it by edgetune merge, or answer with edgetune generate --engine native",
+                    LLAMA_CPP: "answer with edgetune's commands and daemon",
+                    OWN_ENGINE: "answer with edgetune's commands and daemon"}
             way = ways.get(self.served_by, f"{self.served_by} serves it")
             raise UnsupportedError(f"{source} is an adapter of the family {self.family}, which is no LoRA",
                                    f"{way}, or train one that other programs can apply: --family lora")

@@ -24,7 +24,7 @@ from ..errors import FormatError, MismatchError, NumericsError, UnsupportedError
 from ..formats.gguf import Gguf, Tensor, check_adapter, fingerprint, open_gguf, write_gguf
 from ..llamacpp.kv_state import KeyValues
 from ..version import __version__
-from .base import LLAMA_CPP, Artifact, Setting, family_named
+from .base import LLAMA_CPP, OWN_ENGINE, Artifact, Setting, family_named
 from .lora import Lora, Pair
 
 LORA = "lora"  # the type of an adapter that llama.cpp applies, and the family of a run that names none
@@ -50,9 +50,7 @@ _NAME = "general.base_model.0.name"
 
 @dataclass(frozen=True, eq=False)
 class Adapter:
-    """An opened adapter that llama.cpp applies. `path` is the GGUF file; `fingerprint` and `base_name` are "" where it
-    has none.
-    """
+    """An opened adapter that answers. `path` is the GGUF file; `fingerprint`, `base_name` are "" where it has none."""
 
     path: Path
     architecture: str
@@ -63,6 +61,7 @@ class Adapter:
     schema: dict[str, Any] | None = None  # schema.json: the JSON schema of the answers that it learned
     keys: KeyValues = field(default_factory=dict)  # as of Family.served_keys
     tokens: Sequence[int] = ()  # that these keys and values stand for; none: for virtual ones
+    own: Artifact | None = None  # instead of pairs or keys: what edgetune's own engine applies
 
     @property
     def system(self) -> str:
@@ -81,11 +80,13 @@ def open_adapter(path: str | os.PathLike[str], base: Gguf | None = None) -> Adap
 
 
 def open_served(path: str | os.PathLike[str], base: Gguf, computed: Callable[[Artifact], KeyValues]) -> Adapter:
-    """Open an adapter that llama.cpp serves: pairs that it applies, or keys and values. computed: as of
-    Family.served_keys. Errors: open_adapter's.
+    """Open an adapter that is served: pairs that llama.cpp applies, keys and values that it holds, or what our own
+    engine applies. computed: as of Family.served_keys. Errors: open_adapter's.
     """
     gguf = _opened(path)
     found = _read_artifact(gguf)
+    if is_own(found):
+        return replace(_adapter(gguf, Artifact(), base), own=found)
     may_have_keys = found.served_by == LLAMA_CPP and not found.is_lora
     if may_have_keys:
         _check_base(gguf, base)
@@ -97,6 +98,11 @@ def open_served(path: str | os.PathLike[str], base: Gguf, computed: Callable[[Ar
         raise FormatError(f"{adapter.path} is damaged: its tokens are not those of its keys",
                           "compile the prompt again")
     return replace(adapter, keys=keys, tokens=tokens)
+
+
+def is_own(found: Artifact) -> bool:
+    """Whether edgetune's own engine answers with it, in text."""
+    return found.served_by == OWN_ENGINE and not found.objective
 
 
 def _adapter(gguf: Gguf, found: Artifact, base: Gguf | None) -> Adapter:
@@ -135,6 +141,11 @@ def read_any(path: str | os.PathLike[str]) -> tuple[Gguf, Artifact]:
     """The file of an adapter of any family, and what it holds. Errors: open_adapter's."""
     gguf = _opened(path)
     return gguf, _read_artifact(gguf)
+
+
+def read_description(path: str | os.PathLike[str]) -> Artifact:
+    """An adapter without its arrays, of which none is read. Errors: open_adapter's."""
+    return _described(_opened(path))
 
 
 def check_sizes(found: Artifact, heads: Mapping[str, np.ndarray], source: str) -> None:
@@ -342,9 +353,14 @@ def _read_artifact(gguf: Gguf) -> Artifact:
             if not (np.isfinite(a).all() and np.isfinite(b).all()):
                 raise FormatError(f"{gguf.path}: {tensor} has an update that is not finite", "take an earlier adapter")
             pairs[tensor.removesuffix(".weight")] = Pair(a, b, alpha / a.shape[0] if alpha else 1.0)
-    return Artifact(pairs, weights, tensors, str(gguf.metadata.get(_FAMILY, "")),
-                    str(gguf.metadata.get(_SERVED_BY, LLAMA_CPP)), Setting() if is_lora else _read_setting(gguf),
-                    _read_json(gguf, _OBJECTIVE), _read_json(gguf, _FACTS))
+    return replace(_described(gguf), pairs=pairs, weights=weights, tensors=tensors)
+
+
+def _described(gguf: Gguf) -> Artifact:
+    is_lora = gguf.metadata["adapter.type"] == LORA
+    return Artifact(family=str(gguf.metadata.get(_FAMILY, "")), served_by=str(gguf.metadata.get(_SERVED_BY, LLAMA_CPP)),
+                    setting=Setting() if is_lora else _read_setting(gguf), objective=_read_json(gguf, _OBJECTIVE),
+                    facts=_read_json(gguf, _FACTS))
 
 
 def _read_setting(gguf: Gguf) -> Setting:

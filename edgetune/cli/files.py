@@ -116,6 +116,8 @@ def _to_peft(adapter: Path, base: Gguf, folder: Path, base_name: str) -> tuple[d
     from ..serving.virtual_keys import virtual_keys
     base_name = base_name or origin(base)
     opened = open_served(adapter, base, lambda found: virtual_keys(base, found))
+    if opened.own:
+        opened.own.served_pairs(str(adapter))  # which refuses it
     if opened.keys:
         export_peft_prefix(opened.keys, base, folder, base_name, opened.run)
         count = {"virtual_tokens": len(opened.keys[0][0])}

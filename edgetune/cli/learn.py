@@ -173,7 +173,7 @@ def verdict_line(result: Result) -> Text:
 
 def try_lines(result: Result, model: Path, folder: Path) -> list[str]:
     """Names the adapter's folder and, unless it is worse than no training, the shortest command to answer with it."""
-    from ..adapters.base import LLAMA_CPP, MERGED, family_named
+    from ..adapters.base import MERGED, family_named
     from ..console import Copied
     from ..formats.named import name_of
     if result.is_worse:
@@ -182,9 +182,7 @@ def try_lines(result: Result, model: Path, folder: Path) -> list[str]:
     if result.record.get("objective", {}).get("name") == "embed" or served_by == MERGED:
         merge = f"edgetune merge {name_of(model)} {folder} -o NEW.gguf"
         return [Copied(f"adapter in {folder}; write a model with it: {merge}")]
-    native = f"generate {name_of(model)} PROMPTS.jsonl --engine native"
-    command = f"chat {name_of(model)}" if served_by == LLAMA_CPP else native
-    return [Copied(f"adapter in {folder}; try: edgetune {command} --adapter {folder}")]
+    return [Copied(f"adapter in {folder}; try: edgetune chat {name_of(model)} --adapter {folder}")]
 
 
 def exit_if_worse(result: Result) -> None:

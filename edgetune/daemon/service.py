@@ -20,7 +20,6 @@ from types import TracebackType
 from typing import TYPE_CHECKING, Any, cast
 
 from .. import disk
-from ..adapters.store import FILE
 from ..errors import UsageError, size_text
 from ..formats.bundle import open_bundle
 from ..formats.named import find_model, name_of
@@ -70,7 +69,6 @@ if TYPE_CHECKING:
     from .house import HouseReplies
 
 log = logging.getLogger("edgetune.daemon")
-READ = 4  # times the size of an adapter's file that reading it takes at most, as half floats become floats
 
 
 def _house(config: DaemonConfig) -> HouseReplies | None:
@@ -295,10 +293,9 @@ class Service:
         UsageError for another suffix than of a job, and where memory has no room; errors of Adapters.add_foreign.
         """
         check_suffix(suffix)
-        file = source / FILE
-        needed = READ * file.stat().st_size if file.exists() else 0
+        needed = self.served.bytes_to_load(source)
         if (left := self.budget - self.memory()) < needed:
-            raise UsageError(f"the adapter takes {size_text(needed)} of memory while it is read, and "
+            raise UsageError(f"the adapter takes {size_text(needed)} of memory, and "
                              f"{size_text(max(left, 0))} are left", "start the daemon with a larger --memory")
         return self.adapters.add_foreign(source, suffix)
 

@@ -116,7 +116,7 @@ def grade(served: LlamaModel, dataset: Dataset, *, answers: bool = True, system:
     grammar = served.grammar_of(served.active) if answers and structured else ""
     held = exact_match(served, dataset, system=system, max_tokens=max_tokens, limit=limit, grammar=grammar
                        ) if grammar else []
-    scores = Scores("llama.cpp", len(dataset.examples), tokens, loss, exact_share(given), len(given),
+    scores = Scores(served.engine, len(dataset.examples), tokens, loss, exact_share(given), len(given),
                     parsed_share(given), exact_share(held), parsed_share(held))
     return Graded(scores, losses, given)
 

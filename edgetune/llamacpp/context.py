@@ -26,6 +26,7 @@ from numpy.typing import NDArray
 from ..errors import EdgetuneError, UsageError
 from ..machine.device import thread_count
 from .kv_state import MAGIC, Prefix
+from .other_engine import OtherEngine
 
 DEFAULT_CONTEXT = 2048
 BATCH = 512  # tokens that one llama_decode takes at most; the model's buffers are as large as a batch needs
@@ -107,6 +108,7 @@ class Context:
         self.size = size
         self.sequences = sequences
         self.before_decode: Callable[[], object] = lambda: None  # other work may go first
+        self.other: OtherEngine | None = None  # which may compute instead of llama.cpp
         self.prefix: Prefix | None = None  # what sequence 0 begins with; to be changed before `clear`
         self.cached: list[int] = []  # tokens whose keys and values sequence 0 holds, after virtual ones
         self._begun = False  # whether sequence 0 holds the prefix
@@ -149,6 +151,8 @@ class Context:
 
     def clear(self) -> None:
         self._llama.llama_memory_clear(self._memory, False)
+        if self.other:
+            self.other.clear()
         self.cached.clear()
         self._begun = False
         self._repeatable = 0
@@ -257,23 +261,29 @@ class Context:
 
     def drop(self, sequence: int) -> None:
         """Forget a sequence; cells that another one shares stay."""
-        self._llama.llama_memory_seq_rm(self._memory, sequence, -1, -1)
+        self.cut(sequence, 0)
 
     def cut(self, sequence: int, count: int) -> None:
         """Forget what a sequence holds after its first `count` positions."""
         self._llama.llama_memory_seq_rm(self._memory, sequence, count, -1)
+        if self.other:
+            self.other.cut(sequence, count)
 
     def holds(self, sequence: int, count: int) -> bool:
         """Whether the cache has all that the token after the first `count` ones of a sequence needs.
 
         Where blocks see a window, llama.cpp gives a cell away that the sequence's own end does not see any more.
         """
+        if self.other and self.other.holds(sequence, count):
+            return True
         first = int(self._llama.llama_memory_seq_pos_min(self._memory, sequence))
         return 0 <= first <= max(count - self._window, 0)
 
     def copy(self, source: int, sequence: int, count: int) -> None:
         """Let an empty sequence begin with the first tokens of another one; both hold the same cells."""
         self._llama.llama_memory_seq_cp(self._memory, source, sequence, 0, count)
+        if self.other:
+            self.other.copy(source, sequence, count)
 
     @property
     def magic(self) -> bytes:
@@ -333,6 +343,8 @@ class Context:
         """Compute the batch and empty it; the logits of its wanted tokens, [n, V], as a view."""
         self.before_decode()
         batch = self.batch
+        if self.other and self.other.computes:
+            return self._decode_otherwise(self.other)
         llama = self._llama
         batch.struct.n_tokens = batch.size
         batch.size = 0
@@ -345,6 +357,17 @@ class Context:
         if rows == 0:
             return np.empty((0, self.n_vocab), np.float32)
         return np.ctypeslib.as_array(llama.llama_get_logits(self.handle), (rows, self.n_vocab))
+
+    def _decode_otherwise(self, other: OtherEngine) -> NDArray[np.float32]:
+        batch = self.batch
+        size = batch.size
+        batch.size = 0
+        try:
+            return other.compute(batch.tokens[:size], batch.positions[:size], batch.sequences[:size],
+                                 batch.wanted[:size].astype(np.bool_))
+        except EdgetuneError:
+            self.clear()
+            raise
 
     def check(self, tokens: list[int], room: int = 0) -> None:
         """EdgetuneError unless these tokens, and `room` more, fit; ValueError for one outside the vocabulary."""

@@ -22,6 +22,7 @@ from ..formats.gguf import ENCODERS, Gguf
 from ..serving.classifier import Classifier
 from ..serving.llama import LlamaModel
 from ..serving.memory import context_of, repack_within
+from ..serving.own_engine import own_memory
 from ..training.config import TrainConfig
 
 MOST = 64  # questions
@@ -52,7 +53,9 @@ def compare(exam: Exam, begin: Callable[[int], object], should_stop: Callable[[]
     if exam.base.architecture in ENCODERS:
         return _labels(exam, begin)
     context = context_of(exam.base, exam.longest)
-    repack = repack_within(exam.base, context, exam.config.memory_here(),
+    adapters = [path for path in (exam.start, exam.adapter) if path]
+    room = exam.config.memory_here() - own_memory(exam.base, adapters, context, threads=exam.config.threads)
+    repack = repack_within(exam.base, context, room,
                            "edgetune eval compares them where there is more memory")
 
     def look() -> None:

@@ -17,6 +17,7 @@ from ..llamacpp.embedding import check_tokens
 from ..llamacpp.sampling import Sampling
 from .classifier import asked
 from .encoder import Encoder, Reader
+from .memory import bytes_to_read
 from .model import MOST_LOGPROBS
 from .question import Question
 from .tool_calls import CallReader
@@ -60,6 +61,9 @@ class EncoderModel:
         self._readers.clear()
 
     # ---- adapters -----------------------------------------------------------------------------------------------
+
+    def bytes_to_load(self, path: Path) -> int:
+        return bytes_to_read(path)
 
     def load_adapter(self, path: str | Path, name: str) -> None:
         if name in self._readers:

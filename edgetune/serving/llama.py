@@ -1,4 +1,5 @@
-"""A model served by llama.cpp: adapters switched at run time, text generated, log-probabilities measured.
+"""A model served by llama.cpp: adapters switched at run time, text generated, log-probabilities measured. Adapters that
+llama.cpp cannot apply are computed by our own engine (own_engine.py), and served alike.
 
 The weights are mapped once (llama.cpp copies those that it repacks for this CPU); LoRA adapters are loaded with them
 and switched without touching them.
@@ -16,7 +17,7 @@ from contextlib import ExitStack
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -36,19 +37,23 @@ from ..llamacpp.sampling import Sampler, Sampling, log_softmax
 from ..llamacpp.tokenizer import Tokenizer
 from . import constraint
 from .call_form import CallForm, call_form
-from .memory import busy_bytes
+from .memory import busy_bytes, bytes_to_read
 from .model import ServedModel
 from .question import Question
 from .tool_calls import CallReader
 
+if TYPE_CHECKING:
+    from .own_engine import OwnEngine
+
 
 @dataclass(frozen=True)
 class _Loaded:
-    pointer: Any  # of llama_adapter_lora; None: it has no pairs
+    pointer: Any  # of llama_adapter_lora; None: it has no pairs, or is our own engine's
     scale: float
     grammar: str  # of its schema.json; "" without
     system: str  # the message that it was trained with; "" without
     prefix: Prefix | None = None
+    is_own: bool = False  # whether our own engine computes with it
 
 
 class LlamaModel(ServedModel):
@@ -76,6 +81,7 @@ class LlamaModel(ServedModel):
         check_model(self.base)
         self._adapters: dict[str, _Loaded] = {}
         self._threads = threads or 0
+        self._own: OwnEngine | None = None  # opened for the first adapter that needs it
         llama = llamacpp.load()
         self._llama = llama
         with ExitStack() as opened:
@@ -123,7 +129,7 @@ class LlamaModel(ServedModel):
 
     @property
     def busy_bytes(self) -> int:
-        return busy_bytes(self.base, self.context)
+        return busy_bytes(self.base, self.context) + (self._own.nbytes if self._own else 0)
 
     @property
     def chat_template(self) -> str:
@@ -162,6 +168,11 @@ class LlamaModel(ServedModel):
 
     # adapters
 
+    def bytes_to_load(self, path: Path) -> int:
+        from .own_engine import own_memory
+        own = own_memory(self.base, [path], self.cache.size, self.cache.sequences, self._threads)
+        return bytes_to_read(path) + own - (self._own.shared_bytes if own and self._own else 0)
+
     def load_adapter(self, path: str | Path, name: str, scale: float = 1.0) -> None:
         """Load an adapter (a folder, or its adapter.gguf) under a name; `use` switches to it.
 
@@ -173,8 +184,19 @@ class LlamaModel(ServedModel):
         self.cache.handle  # noqa: B018 - refuses a closed model
         adapter = open_served(path, self.base, self._computed)
         grammar = grammar_of(adapter.schema) if adapter.schema is not None else ""
+        if adapter.own:
+            self._own_engine().load(name, _unscaled(adapter.own, scale))
+            self._adapters[name] = _Loaded(None, scale, grammar, adapter.system, is_own=True)
+            return
         pointer = None if adapter.keys else self._load_pairs(adapter.path)
         self._adapters[name] = _Loaded(pointer, scale, grammar, adapter.system, self._prefix(adapter))
+
+    def _own_engine(self) -> OwnEngine:
+        if self._own is None:
+            from .own_engine import OwnEngine  # only now: few adapters need the network
+            self._own = OwnEngine(self.base, self.cache.size, self.cache.sequences, self._threads)
+            self.cache.other = self._own
+        return self._own
 
     def _computed(self, found: Artifact) -> KeyValues:
         from .virtual_keys import virtual_keys  # only now: few adapters need the network
@@ -218,6 +240,8 @@ class LlamaModel(ServedModel):
             return False
         llama = self._llama
         handle = self.cache.handle
+        if self._own:
+            self._own.use(name if name is not None and self._adapters[name].is_own else None)
         if name is None or self._adapters[name].pointer is None:
             llama.llama_set_adapters_lora(handle, None, 0, None)
         else:
@@ -226,6 +250,11 @@ class LlamaModel(ServedModel):
             llama.llama_set_adapters_lora(handle, pointers, 1, (ctypes.c_float * 1)(loaded.scale))
         self.active = name
         return True
+
+    @property
+    def engine(self) -> str:
+        """What computes with the adapter in use: "llama.cpp", or "native", our own engine."""
+        return "native" if self._own and self._own.computes else "llama.cpp"
 
     def check_adapter(self, name: str | None) -> None:
         """Raises UsageError unless an adapter of this name is loaded, or it is None."""
@@ -238,7 +267,10 @@ class LlamaModel(ServedModel):
         self.check_adapter(name)
         if name == self.active:
             self.use(None)
-        self._free(self._adapters.pop(name))
+        loaded = self._adapters.pop(name)
+        self._free(loaded)
+        if self._own and loaded.is_own:
+            self._own.unload(name)
 
     def _free(self, loaded: _Loaded) -> None:
         if loaded.pointer is not None:
@@ -328,3 +360,11 @@ class LlamaModel(ServedModel):
         ids = [int(token) for token in tokens]
         parts = [logits.copy() for _, logits in self.cache.feed(ids, np.ones(len(ids), np.bool_), repeats=True)]
         return np.concatenate(parts) if parts else np.empty((0, self.cache.n_vocab), np.float32)
+
+
+def _unscaled(found: Artifact, scale: float) -> Artifact:
+    """Raises UnsupportedError for a scale: no formula of these families has one."""
+    if scale != 1.0:
+        raise UnsupportedError(f"an adapter of the family {found.family} has no scale, and {scale:g} is given",
+                               "leave it out")
+    return found

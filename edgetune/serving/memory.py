@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
+from ..adapters.store import FILE
 from ..errors import EdgetuneError, size_text
 from ..formats.gguf import Gguf
 from ..formats.shape import read_shape
@@ -10,9 +13,16 @@ from ..machine import device
 
 CONTEXT = 1024  # tokens, in which several questions are answered together
 ROOM = 64  # tokens after the longest row: an answer that needs more is wrong
+_READ = 4  # times the size of an adapter's file that reading it takes at most, as half floats become floats
 _LIBRARY = 24 << 20  # bytes of llama.cpp's code and of its Python module
 _TOKEN = 160  # bytes that a vocabulary takes a token
 _PLAIN = ("F32", "F16", "BF16")  # weights that llama.cpp never copies to another order
+
+
+def bytes_to_read(adapter: Path) -> int:
+    """Bytes that reading an adapter takes at most; 0 for a folder that holds none."""
+    file = adapter / FILE if adapter.is_dir() else adapter
+    return _READ * file.stat().st_size if file.exists() else 0
 
 
 def cache_bytes(base: Gguf, context: int) -> int:

@@ -52,6 +52,9 @@ class Served(Protocol):
 
     # ---- adapters -----------------------------------------------------------------------------------------------
 
+    def bytes_to_load(self, path: Path) -> int:
+        """Bytes that loading an adapter takes at most. Errors: those of `load_adapter`."""
+
     def load_adapter(self, path: str | Path, name: str) -> None:
         """Loads an adapter (a folder, or its adapter.gguf) under a name. Raises FormatError or UnsupportedError for
         what cannot answer, MismatchError for an adapter of another base.

@@ -1,7 +1,7 @@
 """An adapter family that the package does not know, trained, saved, stopped and resumed.
 
-Sparse trains biases, most of which a proximal step after the optimizer's makes 0: no low-rank pairs, so that llama.cpp
-cannot serve what it leaves. It is a Family and its Carved in this file; nothing else knows them.
+Sparse trains biases, most of which a proximal step after the optimizer's makes 0: no low-rank pairs, so that our own
+engine serves what it leaves. It is a Family and its Carved in this file; nothing else knows them.
 """
 
 from __future__ import annotations
@@ -22,7 +22,8 @@ from edgetune.backends.arena import Buffer
 from edgetune.bench.train import random_rows
 from edgetune.daemon.jobs import recipe
 from edgetune.data.dataset import Dataset
-from edgetune.errors import EdgetuneError, Interrupted, MismatchError, UnsupportedError, UsageError
+from edgetune.errors import EdgetuneError, Interrupted, MismatchError, UsageError
+from edgetune.evaluation.served import served_loss
 from edgetune.options import option
 from edgetune.serving.llama import LlamaModel
 from edgetune.training import checkpoint
@@ -137,20 +138,26 @@ def test_what_is_no_lora_resumes_to_the_same_bytes(bundle, tmp_path):
     assert (tmp_path / "out" / "adapter.gguf").read_bytes() == (tmp_path / "whole" / "adapter.gguf").read_bytes()
 
 
-def test_what_llama_cpp_cannot_serve_is_refused_in_a_sentence(bundle, tmp_path, monkeypatch):
-    trainer = Trainer(bundle, family=Sparse(), steps=1, **OPTIONS)
-    trainer.add_examples(data(3).examples)
+def test_our_engine_serves_it_and_it_is_no_lora(bundle, tmp_path, monkeypatch):
+    rows = data(3)
+    trainer = Trainer(bundle, family=Sparse(), steps=4, **OPTIONS)
+    trainer.add_examples(rows.examples)
     trainer.train()
     trainer.save(tmp_path / "out")
-    with LlamaModel(bundle.gguf, threads=1) as served, pytest.raises(UnsupportedError, match="family sparse"):
+    with LlamaModel(bundle.gguf, threads=1) as served:
+        with pytest.raises(UsageError, match="sparse"):  # nobody has registered it
+            served.load_adapter(tmp_path / "out", "new")
+        monkeypatch.setitem(base._registry._found, "sparse", Sparse)  # as `register` does
         served.load_adapter(tmp_path / "out", "new")
+        of_base = served_loss(served, rows)[0]
+        served.use("new")
+        assert served_loss(served, rows)[0] == pytest.approx(trainer.loss(rows.examples)[0], abs=0.01)
+        assert of_base > trainer.loss(rows.examples)[0] + 0.05
     for use in (lambda: open_adapter(tmp_path / "out"), lambda: trainer.pairs,
                 lambda: Trainer(bundle, **OPTIONS).load(tmp_path / "out")):
         with pytest.raises(EdgetuneError, match="family sparse"):
             use()
-    monkeypatch.setitem(base._registry._found, "sparse", Sparse)  # as `register` does
-    with pytest.raises(UsageError, match="cannot serve an adapter of the family sparse"):
-        recipe.options(TrainConfig(), {"family": "sparse"})
+    assert recipe.options(TrainConfig(), {"family": "sparse"}).family == Sparse()
 
 
 def test_a_registered_family_has_flags(bundle, tmp_path, monkeypatch):

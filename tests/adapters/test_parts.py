@@ -20,7 +20,7 @@ from policy_cases import LETTERS, letters, prompts
 from transformers import DynamicCache
 
 from edgetune import Result
-from edgetune.adapters.base import OWN_ENGINE, Family, Setting
+from edgetune.adapters.base import Family, Setting
 from edgetune.adapters.bitfit import BitFit
 from edgetune.adapters.full import Full
 from edgetune.adapters.houlsby import Houlsby
@@ -301,13 +301,13 @@ def test_a_setting_that_fits_no_model_is_refused(bundle, tmp_path):
 
 
 def test_commands_train_and_serve_it(bundle, tmp_path):
-    """By our own engine; whoever serves by llama.cpp says in a sentence which engine answers."""
+    """By our own engine, as files of prompts and as any other model; a LoRA cannot be made of it."""
     rows = tmp_path / "rows.jsonl"
     rows.write_text('{"prompt": "on", "completion": "off"}\n' * 4)
     out = tmp_path / "out"
     said = command("train", bundle.path, rows, "-o", out, "--family", "houlsby", "--steps", 12, "--lr", 0.1,
                    "--eval", rows, "--threads", 1, "--anchors", 0, "--precision", "exact")
-    assert said.endswith(f"edgetune generate {bundle.path} PROMPTS.jsonl --engine native --adapter {out}\n")
+    assert said.endswith(f"edgetune chat {bundle.path} --adapter {out}\n")
     asked = (bundle.path, rows, "--adapter", out, "--engine", "native", "--threads", 1)
     answer = json.loads(command("generate", *asked, "--max-tokens", 5).splitlines()[0])
     assert answer["prompt"] == "on"
@@ -315,9 +315,12 @@ def test_commands_train_and_serve_it(bundle, tmp_path):
                            for more in (asked[2:4], ()))
     assert of_adapter == pytest.approx(Result(out, read_run(out)).loss_after, rel=1e-3)
     assert of_adapter < of_base
-    for refused in (("generate", bundle.path, "on", "--adapter", out), ("chat", bundle.path, "--adapter", out),
-                    ("merge", bundle.path, out, "-o", tmp_path / "merged.gguf"),
-                    ("eval", bundle.path, rows, "--adapter", out), ("export", out, "-o", tmp_path / "peft")):
-        assert re.search("family houlsby.*--engine native", command(*refused, code=UnsupportedError.exit_code))
-    with pytest.raises(UsageError, match=f"family houlsby.*{OWN_ENGINE}"):
-        recipe.options(TrainConfig(), {"family": "houlsby"})
+    served = json.loads(command("eval", *asked[:4], "--threads", 1, "--json"))
+    assert served["loss"] == pytest.approx(of_adapter, abs=0.02)
+    assert served["engine"] == "native"
+    assert command("generate", bundle.path, "on", "--adapter", out, "--max-tokens", 5) == answer["text"] + "\n"
+    for refused in (("merge", bundle.path, out, "-o", tmp_path / "merged.gguf"),
+                    ("export", out, "-o", tmp_path / "peft")):
+        said = command(*refused, code=UnsupportedError.exit_code)
+        assert re.search("family houlsby.*answer with edgetune's commands and daemon", said)
+    assert recipe.options(TrainConfig(), {"family": "houlsby"}).family == Houlsby()

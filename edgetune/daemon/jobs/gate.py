@@ -15,6 +15,7 @@ from ...formats.shape import read_shape
 from ...serving.encoder_model import EncoderModel
 from ...serving.llama import LlamaModel
 from ...serving.memory import CONTEXT, may_repack
+from ...serving.own_engine import own_memory
 from ..options import Limits
 from .decide import Findings, Verdict, decide
 from .encoder_examiner import EncoderExaminer
@@ -66,7 +67,8 @@ def opened(gguf: Gguf, adapters: dict[str, Path], exam: Exam, budget: int, threa
         yield EncoderExaminer(encoder, exam, on_asked, before)
         return
     context = min(read_shape(gguf).context, max(CONTEXT, 2 * exam.max_length))
-    with LlamaModel(gguf, context=context, threads=threads or None, repack=may_repack(gguf, context, budget),
+    left = budget - own_memory(gguf, adapters.values(), context, threads=threads)
+    with LlamaModel(gguf, context=context, threads=threads or None, repack=may_repack(gguf, context, left),
                     small_batch=True) as served:
         served.cache.before_decode = before
         for name, path in adapters.items():

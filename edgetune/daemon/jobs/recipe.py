@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from ... import disk
-from ...adapters.base import LLAMA_CPP, family_named
+from ...adapters.base import SERVED, family_named
 from ...data import preferences, prompts
 from ...data import rows as supervised_rows
 from ...data.preferences import is_pair
@@ -99,7 +99,7 @@ def options(base: TrainConfig, asked: Mapping[str, Any], own: Iterable[str] = ()
     family = asked.get("family", base.family)
     name = family if isinstance(family, str) else family.name
     served_by = family_named(name).served_by
-    if served_by != LLAMA_CPP:
+    if served_by not in SERVED:
         raise UsageError(f"the daemon cannot serve an adapter of the family {name}", f"it is answered by {served_by}")
     specs = {option: spec for option, spec in train_options(name).items()
              if option not in FILE_OPTIONS and not spec.metadata["local"]}
