@@ -17,7 +17,7 @@ RUN = cd tests && PYTHONPATH=$(SOURCES) $(PYTHON)
 EMULATED = cd tests && PYTHONPATH=$(CURDIR)/build/emulated/python $(PYTHON)
 
 .PHONY: arm-kernels arm-train cascade check clean compaction compiled compressed corrections crash cuda cuda-steps data dev \
-    docs dpo durability encoder-peers encoder-service encoder-types families fuzz fuzz-daemon help home-assistant install installs learning life lint load memory methods \
+    docs dpo durability encoder-peers encoder-service encoder-types families fuzz fuzz-daemon help home-assistant install installs learning life lint load memory methods own-engine \
     peers picture preferences pressure proofs ready recipes release sanitize second-task service slow test tutor wheels
 
 help: ## this list
@@ -145,6 +145,9 @@ houses: ready ## an hour, needs shared data of Home Assistant and edgetune pull 
 
 families: ready ## hours, needs the rows of make data: adapter families on Snips, a learning rate each; FAMILIES="--rows 30 --seeds 0 --only sora"
 	$(RUN) proofs/families.py $(FAMILIES)
+
+own-engine: ready ## minutes: answers by our own engine next to llama.cpp's, tokens a CPU second
+	$(RUN) proofs/own_engine.py
 
 recipes: ready ## an hour: small data sets trained without an option, answered freely and held to their schema; RECIPES=--grid
 	$(RUN) proofs/recipes.py $(RECIPES)

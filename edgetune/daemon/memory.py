@@ -70,11 +70,13 @@ def for_answers(base: Gguf, context: int) -> int:
 
 
 def in_use(file: Path) -> tuple[int, int]:
-    """Returns (bytes of this process in memory without those that it has mapped of `file`, these)."""
+    """Returns (bytes of this process in memory without those that it has mapped of `file`, these). Bytes of the file
+    that are mapped twice, by llama.cpp and by our own engine, are in memory once.
+    """
     give_back()
     mapped = 0
     total = 0
     for mapping in psutil.Process().memory_maps(grouped=False):
         total += mapping.rss
         mapped += mapping.rss * (mapping.path == str(file))
-    return total - mapped, mapped
+    return total - mapped, min(mapped, file.stat().st_size)

@@ -16,8 +16,8 @@ from ..errors import EdgetuneError
 
 
 def blocks_of(tokens: int, sequences: int) -> int:
-    """The blocks that sequences of so many tokens together take at most, where shared tokens count once: each may have
-    a block that is not full, and a copy of one that it shares.
+    """The blocks that this number of tokens takes at most in this number of sequences, where shared tokens count once:
+    each sequence may have a block that is not full, and a copy of one that it shares.
     """
     return -(-tokens // CACHE) + 2 * sequences
 
@@ -43,7 +43,7 @@ class SharedBlocks:
         self._sequences: dict[int, _Held] = {}
 
     def holds(self, sequence: int, count: int) -> bool:
-        """Whether a sequence has so many tokens."""
+        """Whether a sequence has this number of tokens, or more."""
         held = self._sequences.get(sequence)
         return held is not None and count <= held.size
 

@@ -7,6 +7,11 @@ import pytest
 from commands import run
 from json_lines import read_lines, write_lines
 
+from edgetune.data.dataset import load, load_rows
+from edgetune.data.formats import Columns
+from edgetune.formats.gguf import open_gguf
+from edgetune.llamacpp.tokenizer import Tokenizer
+
 PROMPTS: list[dict[str, Any]] = [
     {"prompt": "turn on lamp 3"},
     {"messages": [{"role": "user", "content": "light off"}, {"role": "assistant", "content": "no"}]},
@@ -39,6 +44,20 @@ def test_answers_are_lines_in_the_order_of_the_prompts(tiny_llama, tmp_path):
     assert lines(tiny_llama, path, "--samples", 2, "--seed", 1)[0]["text"] != found[0]["text"]
     first = write_lines(tmp_path / "first.jsonl", PROMPTS[:1])
     assert lines(tiny_llama, first, "--samples", 3) == found[:3]
+
+
+def test_answers_can_be_learned(tiny_llama, tmp_path):
+    """The prompts are given and the answers are learned, as of rows that somebody wrote."""
+    path = write_lines(tmp_path / "prompts.jsonl", PROMPTS[::2])
+    run("generate", tiny_llama, path, *DRAWN, "--save", tmp_path / "answers.jsonl")
+    found = read_lines(tmp_path / "answers.jsonl")
+    tokenizer = Tokenizer(open_gguf(tiny_llama))
+    learned = load(tmp_path / "answers.jsonl", tokenizer, max_length=128, columns=Columns("prompt", "text"))
+    written = load_rows([{"prompt": row["prompt"], "completion": row["text"]} for row in found], tokenizer,
+                        max_length=128)
+    for ours, theirs in zip(learned.examples, written.examples, strict=True):
+        assert ours.tokens.tolist() == theirs.tokens.tolist()
+        assert ours.weights.tolist() == theirs.weights.tolist()
 
 
 def test_greedy_answers_are_those_of_llama_cpp(tiny_llama, tmp_path):
