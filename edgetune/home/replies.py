@@ -45,7 +45,7 @@ class Replies:
             return None
         if messages[-1].get("role") == "user":
             return self._first(found, names) if found.is_sure else Reply(text=self._texts[UNFINISHED])
-        return Reply(text=self._after(found, results_of(messages)))
+        return Reply(text=self._after(found, called_in(messages), results_of(messages)))
 
     def _first(self, found: Understood, names: Mapping[str, str]) -> Reply:
         if found.why:
@@ -54,16 +54,17 @@ class Replies:
             return Reply(text=self._texts[CANNOT])
         return Reply(tuple(Call(names[call.name], call.arguments) for call in found.calls))
 
-    def _after(self, found: Understood, results: Sequence[Any]) -> str:
-        """A sentence about the results of calls."""
+    def _after(self, found: Understood, called: set[str], results: Sequence[Any]) -> str:
+        """A sentence about the results of calls. called: what was called, which another model or a correction may have
+        named.
+        """
         if errors := [error for result in results if (error := error_of(result))]:
             return self._texts["failed"].format(error=errors[0])
-        for wish in found.wishes:
-            if wish.tool == LIVE_CONTEXT:
-                return self._states(wish.target, results)
-            if wish.tool == DATE_TIME:
-                return ", ".join(str(value) for value in times_of(results)) or self._texts["done"]
-        return self._texts["done"]
+        if LIVE_CONTEXT in called:
+            asked = [wish.target for wish in found.wishes if wish.tool == LIVE_CONTEXT]
+            return self._states(asked[0] if asked else Target(), results)
+        times = times_of(results) if DATE_TIME in called else []
+        return ", ".join(str(value) for value in times) or self._texts["done"]
 
     def _states(self, target: Target, results: Sequence[Any]) -> str:
         found = [one for one in states_of(results) if is_meant(one, target)]
@@ -82,6 +83,17 @@ def question_of(messages: Sequence[Message]) -> str:
         return ""
     said = next((one.get("content") for one in reversed(messages) if one.get("role") == "user"), "")
     return said.strip() if isinstance(said, str) else ""
+
+
+def called_in(messages: Sequence[Message]) -> set[str]:
+    """The tools that were called in this turn."""
+    found: set[str] = set()
+    for message in reversed(messages):
+        if message.get("role") == "user":
+            break
+        for call in message.get("tool_calls") or ():
+            found.add(str(call["function"]["name"]).rpartition(PREFIXED)[2])
+    return found
 
 
 def results_of(messages: Sequence[Message]) -> list[Any]:

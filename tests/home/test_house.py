@@ -19,6 +19,7 @@ from edgetune.cli import cli
 from edgetune.errors import NotFoundError
 from edgetune.evaluation.acceptance import Paired
 from edgetune.formats.bundle import open_bundle
+from edgetune.home.by_encoder import whole_parts
 from edgetune.home.entities import home_of
 from edgetune.home.house import House
 from edgetune.home.language import language_of
@@ -71,6 +72,16 @@ def test_a_name_is_not_cut(trained):
     with understanding_of(house, threads=1) as understanding:
         assert len(understanding.understand("turn on salt and pepper").wishes) == 1
         assert len(understanding.understand("turn on salt and turn off pepper").wishes) == 2
+
+
+@pytest.mark.parametrize(("sentence", "parts"), [
+    ("turn on the pendant and the kettle", ["turn on the pendant", "turn on the kettle"]),
+    ("Pendant, and kettle off", ["pendant off", "kettle off"]),
+    ("turn on the pendant and my hall lamp and lock", ["turn on the pendant", "turn on the hall lamp", "lock"]),
+    ("lock the door and kettle", ["lock the door", "kettle"]), ("pendant and kettle", ["pendant", "kettle"]),
+    ("dim the pendant and open the awning", ["dim the pendant", "open the awning"]), ("", [])])
+def test_a_name_alone_means_what_is_said_of_another(sentence, parts):
+    assert whole_parts(language_of("en").parts(sentence), ["hall lamp", "pendant", "kettle"]) == parts
 
 
 def test_serving_a_house_needs_none_of_the_packages_that_draw_rows():

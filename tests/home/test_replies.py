@@ -53,8 +53,10 @@ def asked(text, *more):
     return [{"role": "system", "content": "You are at home."}, {"role": "user", "content": text}, *more]
 
 
-def results(*contents):
-    called = {"role": "assistant", "content": "", "tool_calls": []}
+def results(*contents, tool="HassTurnOn"):
+    """Of calls of a tool."""
+    called = {"role": "assistant", "content": "", "tool_calls": [
+        {"type": "function", "function": {"name": tool, "arguments": "{}"}} for _ in contents]}
     return [called, *({"role": "tool", "content": json.dumps(content)} for content in contents)]
 
 
@@ -102,9 +104,14 @@ def test_after_the_results_it_says_a_sentence_and_calls_nothing(wrapped):
 @pytest.mark.parametrize("wrapped", [lambda result: {"success": True, "result": result},
                                      lambda result: {"data": {"result": result}, "error": False}])
 def test_questions_are_answered_by_the_results(wrapped):
+    def answer(question, content, tool="homeassistant__GetLiveContext"):
+        return replies().reply(asked(question, *results(content, tool=tool)), TOOLS).text
+
     context = wrapped(CONTEXT)
-    assert replies().reply(asked("is the lamp on", *results(context)), TOOLS).text == "Hall Lamp, big lamp is on."
-    assert replies().reply(asked("how warm is it", *results(context)), TOOLS).text == "Study Warmth is 21.5 °C."
-    assert "cannot find" in replies().reply(asked("is the lamp on", *results("nothing")), TOOLS).text
+    assert answer("is the lamp on", context) == "Hall Lamp, big lamp is on."
+    assert answer("how warm is it", context) == "Study Warmth is 21.5 °C."
+    assert "cannot find" in answer("is the lamp on", "nothing")
+    assert "Study Warmth is 21.5 °C" in answer("lamp on", context)  # asked by a correction: it says all states
+    assert answer("is the lamp on", {"data": {"success": []}, "error": False}, "HassTurnOn") == "Done."
     time = wrapped({"time": "12:30:00", "date": "2026-05-01", "weekday": "Friday"})
-    assert "12:30" in replies().reply(asked("what time is it", *results(time)), TOOLS).text
+    assert "12:30" in answer("what time is it", time, "GetDateTime")
