@@ -22,7 +22,7 @@ from ..backends.arena import Arena, Buffer, arena_bytes
 from ..backends.base import CACHE
 from ..backends.cpu import Cpu
 from ..data.packing import Batch
-from ..errors import NumericsError, UnsupportedError
+from ..errors import FormatError, NumericsError, UnsupportedError
 from ..formats.gguf import Gguf
 from ..formats.shape import read_shape
 from ..llamacpp.context import PARALLEL
@@ -89,13 +89,18 @@ class OwnEngine:
     # ---- adapters -----------------------------------------------------------------------------------------------
 
     def load(self, name: str, found: Artifact) -> None:
-        """Raises MismatchError for an adapter that does not fit, UnsupportedError for one with virtual tokens."""
+        """Raises MismatchError for an adapter that does not fit, FormatError for one with values that are not finite,
+        UnsupportedError for one with virtual tokens.
+        """
         decoder = open_passes(self._model, found, threads=self._threads, max_tokens=PASS, max_length=self._context,
                               precision=PRECISION, ops=self._ops, shares=True)
         assert isinstance(decoder, Decoder)
         if decoder.virtual_tokens:
             raise UnsupportedError(f"an adapter of the family {found.family} has virtual tokens, which are not kept "
                                    "here", "answer with edgetune generate --engine native")
+        if not np.isfinite(decoder.arena.flat("lora")).all():
+            raise FormatError(f"an adapter of the family {found.family} has values that are not finite",
+                              "take an earlier adapter")
         self._adapters[name] = decoder
 
     def unload(self, name: str) -> None:

@@ -32,6 +32,7 @@ from ..evaluation.served import served_loss
 from ..formats.shape import read_shape
 from ..serving.llama import LlamaModel
 from ..serving.memory import CONTEXT, repack_within
+from ..serving.own_engine import own_memory
 from .answering import ModelAnswer, graded
 from .options import TutorOptions
 from .questions import Question
@@ -132,8 +133,10 @@ def measure(setting: Setting, questions: Sequence[Question], adapters: Mapping[s
     answers: dict[str, list[ModelAnswer]] = {}
     losses: dict[str, list[float]] = {}
     drifts: dict[str, Drift] = {}
+    paths = [path for path in adapters.values() if path is not None]
+    room = setting.config.memory_here() - own_memory(gguf, paths, context, threads=setting.config.threads)
     with LlamaModel(gguf, context=context, threads=setting.config.threads or None, small_batch=True,
-                    repack=repack_within(gguf, context, setting.config.memory_here(), "raise --memory")) as served:
+                    repack=repack_within(gguf, context, room, "raise --memory")) as served:
         served.tokenizer.markup = setting.config.markup
         served.cache.before_decode = setting.look
         for name, adapter in adapters.items():

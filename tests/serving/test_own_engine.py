@@ -2,6 +2,7 @@
 and together with other adapters.
 """
 
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -12,9 +13,10 @@ from decoder_cases import distance
 from random_adapters import SEVEN, decided_prompts, random_pairs, tokens_of, write_adapter
 from small_families import OPTIONS, small
 
-from edgetune.adapters.store import read_artifact
+from edgetune.adapters.base import Setting
+from edgetune.adapters.store import read_artifact, save_artifact
 from edgetune.data.packing import Example, collate
-from edgetune.errors import EdgetuneError, NumericsError, UnsupportedError
+from edgetune.errors import EdgetuneError, FormatError, MismatchError, NumericsError, UnsupportedError
 from edgetune.formats.bundle import open_bundle
 from edgetune.formats.gguf import open_gguf
 from edgetune.llamacpp.tokenizer import Tokenizer
@@ -169,11 +171,27 @@ def test_what_it_cannot_serve_is_refused_in_a_sentence(tiny_llama, tmp_path):
             served.logits(tokens_of(70))
         served.use("b")
         decoder: Any = served.cache.other._adapters["b"]
-        next(iter(decoder.adapter.values.values()))[:] = np.nan
+        next(iter(decoder.adapter.values.values()))[:] = np.inf
         with pytest.raises(NumericsError, match="not finite"):
             served.logits(tokens_of(10))
         served.use("a")
         assert np.isfinite(served.logits(tokens_of(10))).all()
+
+
+def test_a_damaged_adapter_is_refused(tiny_llama, tmp_path):
+    gguf = open_gguf(tiny_llama)
+    found = read_artifact(saved(tiny_llama, "houlsby", tmp_path / "a"), gguf)
+    wide = {**vars(found.setting), "options": {"adapter_width": 5}}
+    save_artifact(tmp_path / "wide.gguf", replace(found, setting=Setting(**wide)), gguf)
+    with LlamaModel(tiny_llama, context=64, threads=1) as served:
+        with pytest.raises(MismatchError, match="arrays of other sizes"):
+            served.load_adapter(tmp_path / "wide.gguf", "wide")
+        raw = (tmp_path / "a" / "adapter.gguf").read_bytes()
+        (tmp_path / "nan.gguf").write_bytes(raw[:-4] + np.float32(np.nan).tobytes())
+        with pytest.raises(FormatError, match="family houlsby has values that are not finite"):
+            served.load_adapter(tmp_path / "nan.gguf", "nan")
+        assert served.adapters() == []
+        assert np.isfinite(served.logits(tokens_of(5))).all()
 
 
 def test_its_memory_is_known_before(tiny_llama, tmp_path):
