@@ -65,14 +65,14 @@ def home_rows(entities: Path, to: Path, version: str, as_json: bool, **options: 
     With --for, edgetune train learns the rows as they are.
     """
     from ..disk import refuse_existing
+    from ..home.chats import write_chats
     from ..home.house import plain, write_rows
     from ..home.learning import draw_rows
-    from ..home.prompt import write_chats
     refuse_existing(to)
     drawn = draw_rows(entities, Recipe(**options))
     rows = [*drawn.held, *drawn.learned]
     if version:
-        rows = write_chats(to, rows, drawn.home, drawn.language, version)
+        rows = write_chats(to, rows, drawn.home, drawn.language, version, options["seed"])
     else:
         write_rows(to, rows)
     kinds = Counter(row.kind for row in rows)

@@ -8,19 +8,15 @@ from one start of Home Assistant to the next.
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from ..errors import UsageError
 from .entities import Home
-from .language import Language
-from .tools import PREFIXED, TOOLS, Call
-
-if TYPE_CHECKING:
-    from .rows import Row
+from .tools import PREFIXED, TOOLS
 
 FOLDER = Path(__file__).parent / "assist"
 LISTS = ["{lists}"]  # stands in a schema for the names of the house's lists
@@ -30,11 +26,14 @@ Message = dict[str, Any]
 
 @dataclass(frozen=True)
 class Prompt:
-    """What Home Assistant sends for a house before each question. names: of the tools, by those without a prefix."""
+    """What Home Assistant sends for a house before each question. names: of the tools, by those without a prefix.
+    is_wrapped: whether results of calls come as {"data": ..., "error": ...}.
+    """
 
     system: str
     tools: tuple[Mapping[str, Any], ...]
     names: Mapping[str, str]
+    is_wrapped: bool
 
 
 def versions() -> list[str]:
@@ -62,7 +61,8 @@ def prompt_of(home: Home, version: str) -> Prompt:
     system = sent["before"] + sent["title"] + static_context(home) + sent["after"]
     tools = [with_lists(tool, home) for tool in sent["tools"] if is_offered(tool["name"], home)]
     names = {tool["name"].rpartition(PREFIXED)[2]: tool["name"] for tool in tools}
-    return Prompt(system.strip(), tuple({"type": "function", "function": tool} for tool in tools), names)
+    return Prompt(system.strip(), tuple({"type": "function", "function": tool} for tool in tools), names,
+                  bool(sent.get("wraps_results")))
 
 
 def is_offered(name: str, home: Home) -> bool:
@@ -96,19 +96,6 @@ def static_context(home: Home) -> str:
     return str(yaml.safe_dump(rows, sort_keys=False, allow_unicode=True, width=10**6)).rstrip("\n")
 
 
-def chat_row(row: Row, prompt: Prompt, answers: Mapping[str, str]) -> Message | None:
-    """A row for a model that writes text: the question, then calls or an answer in words; None where a tool is not
-    offered. answers: texts of the language, by why no call is right.
-    """
-    if any(call.name not in prompt.names for call in row.calls):
-        return None
-    said: Message = {"role": "assistant", "content": answers.get(row.why, "")}
-    if row.calls:
-        said = {"role": "assistant", "content": "", "tool_calls": written_calls(row.calls, prompt)}
-    asked = [{"role": "system", "content": prompt.system}, {"role": "user", "content": row.sentence}]
-    return {"messages": [*asked, said], "tools": [through_ollama(tool) for tool in prompt.tools]}
-
-
 def through_ollama(tool: Mapping[str, Any]) -> Message:
     """A tool as Ollama's client passes it on: of a schema, and of each argument, it keeps these keys alone."""
     function = tool["function"]
@@ -117,17 +104,3 @@ def through_ollama(tool: Mapping[str, Any]) -> Message:
                  for name, argument in function["parameters"]["properties"].items()}
     return {"type": "function", "function": {"name": function["name"], "description": function["description"],
                                              "parameters": {**schema, "properties": arguments}}}
-
-
-def write_chats(path: Path, rows: Sequence[Row], home: Home, language: Language, version: str) -> list[Row]:
-    """Writes a conversation a line; returns the rows whose tools this version has."""
-    prompt = prompt_of(home, version)
-    chats = [(row, chat_row(row, prompt, language.texts["answers"])) for row in rows]
-    lines = [json.dumps(chat, ensure_ascii=False) for _, chat in chats if chat]
-    path.write_text("\n".join(lines) + "\n", encoding="utf-8")
-    return [row for row, chat in chats if chat]
-
-
-def written_calls(calls: Sequence[Call], prompt: Prompt) -> list[Message]:
-    return [{"type": "function", "function": {"name": prompt.names[call.name], "arguments": call.arguments}}
-            for call in calls]

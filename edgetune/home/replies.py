@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 from .answering import Understanding, Understood
 from .language import Language
 from .tools import DATE_TIME, LIVE_CONTEXT, PREFIXED, Call, Target
-from .wishes import CANNOT, UNFINISHED
+from .wishes import CANNOT, UNFINISHED, Wish
 
 Message = Mapping[str, Any]
 MOST_STATES = 6  # entities whose states one answer says
@@ -45,7 +45,7 @@ class Replies:
             return None
         if messages[-1].get("role") == "user":
             return self._first(found, names) if found.is_sure else Reply(text=self._texts[UNFINISHED])
-        return Reply(text=self._after(found, called_in(messages), results_of(messages)))
+        return Reply(text=after_results(found.wishes, called_in(messages), results_of(messages), self._texts))
 
     def _first(self, found: Understood, names: Mapping[str, str]) -> Reply:
         if found.why:
@@ -54,24 +54,26 @@ class Replies:
             return Reply(text=self._texts[CANNOT])
         return Reply(tuple(Call(names[call.name], call.arguments) for call in found.calls))
 
-    def _after(self, found: Understood, called: set[str], results: Sequence[Any]) -> str:
-        """A sentence about the results of calls. called: what was called, which another model or a correction may have
-        named.
-        """
-        if errors := [error for result in results if (error := error_of(result))]:
-            return self._texts["failed"].format(error=errors[0])
-        if LIVE_CONTEXT in called:
-            asked = [wish.target for wish in found.wishes if wish.tool == LIVE_CONTEXT]
-            return self._states(asked[0] if asked else Target(), results)
-        times = times_of(results) if DATE_TIME in called else []
-        return ", ".join(str(value) for value in times) or self._texts["done"]
 
-    def _states(self, target: Target, results: Sequence[Any]) -> str:
-        found = [one for one in states_of(results) if is_meant(one, target)]
-        if not found:
-            return self._texts["missing"]
-        said = [self._texts["state"].format(name=one["names"], state=worded(one)) for one in found[:MOST_STATES]]
-        return "; ".join(said) + "."
+def after_results(wishes: Sequence[Wish], called: Collection[str], results: Sequence[Any],
+                  texts: Mapping[str, str]) -> str:
+    """A sentence about the results of calls. called: the tools, which another model or a correction may have named."""
+    if errors := [error for result in results if (error := error_of(result))]:
+        return texts["failed"].format(error=errors[0])
+    if LIVE_CONTEXT in called:
+        asked = [wish.target for wish in wishes if wish.tool == LIVE_CONTEXT]
+        return states_text(asked[0] if asked else Target(), results, texts)
+    times = times_of(results) if DATE_TIME in called else []
+    return ", ".join(str(value) for value in times) or texts["done"]
+
+
+def states_text(target: Target, results: Sequence[Any], texts: Mapping[str, str]) -> str:
+    """The states of a target's entities."""
+    found = [one for one in states_of(results) if is_meant(one, target)]
+    if not found:
+        return texts["missing"]
+    said = [texts["state"].format(name=one["names"], state=worded(one)) for one in found[:MOST_STATES]]
+    return "; ".join(said) + "."
 
 
 # ---- messages ----
