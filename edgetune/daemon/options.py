@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import re
 from dataclasses import dataclass
+from ipaddress import ip_address
 from pathlib import Path
 
 from ..errors import UsageError
@@ -46,6 +47,9 @@ class DaemonConfig:
     socket: str = option("", "Listen on this Unix socket instead.", common=True)
     key_file: str = option("", "File with the hashes of keys that clients must show; edgetune service key adds one.",
                            common=True)
+    trusted_proxy: str = option("", "IP address of a proxy that lets in the right people alone, such as Home "
+                                "Assistant's ingress, 172.30.32.2: its requests need no key, and its pages may show "
+                                "the daemon's in a frame [none].")
     # data that it keeps
     state: str = option("", "Folder of the daemon's state [~/.local/state/edgetune].",
                         common=True, group="What it keeps")
@@ -137,7 +141,23 @@ class DaemonConfig:
         if not self.socket and self.host not in LOOPBACK and not self.key_file:
             raise UsageError(f"host is {self.host}, which others can reach, and there is no key-file",
                              "make a key with edgetune service key and give its file, or listen on 127.0.0.1")
+        self._check_proxy()
         return self
+
+    def _check_proxy(self) -> None:
+        if not self.trusted_proxy:
+            return
+        if self.socket:
+            raise UsageError("trusted-proxy is given, and a socket has no addresses",
+                             "leave trusted-proxy or socket out")
+        try:
+            address = ip_address(self.trusted_proxy)
+        except ValueError:
+            raise UsageError(f"trusted-proxy is {self.trusted_proxy!r:.60}", "give an IP address such as 172.30.32.2") \
+                from None
+        if str(address) in LOOPBACK:
+            raise UsageError(f"trusted-proxy is {address}, from which every program of this device connects",
+                             "let the proxy connect from another address")
 
     def limits(self) -> Limits:
         """Returns the limits on the canary. Raises UsageError."""

@@ -76,11 +76,12 @@ def _scratch(folder: Path) -> Iterator[None]:
 class _Server(uvicorn.Server):
     def __init__(self, service: Service, on_ready: Callable[[str], None] | None,
                  on_interrupt: Callable[[], None] | None) -> None:
+        # proxy_headers: else loopback could claim any address in X-Forwarded-For
         # log_level: a warning for each connection that does not speak HTTP would let strangers fill the disk
         super().__init__(uvicorn.Config(
             app(service), http=Connection, lifespan="off", ws="none", log_config=None, log_level="error",
-            access_log=False, server_header=False, backlog=_BACKLOG, timeout_graceful_shutdown=_DRAIN + _LAST,
-            timeout_keep_alive=KEEP_ALIVE))
+            access_log=False, server_header=False, proxy_headers=False, backlog=_BACKLOG,
+            timeout_graceful_shutdown=_DRAIN + _LAST, timeout_keep_alive=KEEP_ALIVE))
         self.service = service
         self.address = ""
         self._on_ready = on_ready

@@ -23,6 +23,7 @@ from ...errors import EdgetuneError
 from ..keys import hash_of, read_keys
 from ..options import LOOPBACK, DaemonConfig
 from .bodies import Bodies, Body
+from .proxy import TrustedProxy
 
 OPEN = ("/", "/healthz")  # without a key: the page, which holds no data, and whether the daemon is well
 UPLOADS = ("/v1/files", "/v1/files/check", "/v1/adapters")
@@ -122,6 +123,7 @@ class Guard:
         self.config = config
         self.keys = keys
         self.bodies = bodies
+        self.proxy = TrustedProxy(config.trusted_proxy)
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] != "http":
@@ -133,6 +135,8 @@ class Guard:
                 headers = MutableHeaders(scope=message)
                 for name, value in _HEADERS.items():
                     headers.setdefault(name, value)
+                if self.proxy.sends(scope):
+                    self.proxy.allow_frames(headers)
             await send(message)
 
         try:
@@ -150,8 +154,10 @@ class Guard:
         """Raises HTTPException for a request that must not reach the app."""
         headers = Headers(scope=scope)
         self._check_host(headers.get("host", ""))
-        self._check_origin(scope["method"], headers)
-        self._check_key(scope["path"], headers.get("authorization", ""))
+        trusted = self.proxy.sends(scope)
+        self._check_origin(scope["method"], headers, self.proxy.host(headers) if trusted else "")
+        if not trusted:
+            self._check_key(scope["path"], headers.get("authorization", ""))
 
     def body(self, scope: Scope, receive: Receive) -> Body:
         """Raises HTTPException where it is too large, or too much is in progress."""
@@ -168,11 +174,13 @@ class Guard:
         if name.strip("[]").lower() not in LOOPBACK:
             raise Refused(403, f"the Host is {host!r:.100}; call this daemon by {', '.join(LOOPBACK)}", "wrong_host")
 
-    def _check_origin(self, method: str, headers: Headers) -> None:
+    def _check_origin(self, method: str, headers: Headers, proxied: str) -> None:
+        """proxied: the name of the proxy that sent the request, "" for others."""
         origin = headers.get("origin")
         if method in _READS or origin is None:
             return
-        if origin.partition("://")[2] != headers.get("host", ""):
+        named = origin.partition("://")[2]
+        if not named or named not in (headers.get("host", ""), proxied):
             raise Refused(403, f"a page of {origin!r:.100} may not write here; use the page of this daemon",
                           "wrong_origin")
 

@@ -33,7 +33,7 @@ function showChoices(data, serving) {
 const STATES = { serving: ["active", "good"], candidate: ["candidate", "warm"], retired: ["retired", ""] };
 
 function adapterCard(first) {
-  const path = `/v1/adapters/${encodeURIComponent(first.id)}`;
+  const path = `v1/adapters/${encodeURIComponent(first.id)}`;
   const badge = el("span"), title = el("h3", { title: first.id });
   const promote = el("button", { type: "button", text: "Promote" });
   const download = fileLink("Download", `${path}/download`, { name: "adapter.zip", saved: true });
@@ -88,7 +88,7 @@ async function swap(button, adapter) {
   const failed = adapter.verdict.passed === false ? ` It did not pass: ${sentence(adapter.verdict.reason)}` : "";
   const text = `It answers from the next request on; answers being written end as they began.${failed}`;
   if (await sure(`Promote ${short(adapter.id)}?`, text, "Promote"))
-    await act(button, () => post(`/v1/adapters/${encodeURIComponent(adapter.id)}/promote`));
+    await act(button, () => post(`v1/adapters/${encodeURIComponent(adapter.id)}/promote`));
 }
 
 const SCORES = [["kept", "Corrected answers kept", share], ["exact", "Exact answers", share], ["loss", "Held-out loss", number],

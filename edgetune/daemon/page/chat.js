@@ -75,7 +75,7 @@ function drafts(node, count) {
 async function stream(asked, answer, signal, grown) {
   const json = { model: $("model").value, ...asked, stream: true, stream_options: { include_usage: true },
     max_tokens: Number($("longest").value) || 256 };
-  const response = await call("/v1/chat/completions", { method: "POST", json, signal });
+  const response = await call("v1/chat/completions", { method: "POST", json, signal });
   const reader = response.body.getReader(), decoder = new TextDecoder();
   for (let rest = ""; ;) {
     const { value, done } = await reader.read().catch((error) => {
@@ -128,7 +128,7 @@ function choose(node, messages, answers) {
   answers.forEach((answer) => (answer.text ? showAnswer(answer.said, answer.text) : put(answer.said, "(no words)")));
   async function prefer(answer, { text }) {
     const given = { messages, answer: answer.text, rejected: text, model: answer.model };
-    const saved = await post("/v1/feedback", given);
+    const saved = await post("v1/feedback", given);
     settle(answer, sentence(saved.reason), "up");
     $("text").focus();
   }
@@ -154,7 +154,7 @@ function finish(node, messages, answer, said, rated) {
   node.append(el("div", { class: "row about small-buttons" }, ...(valid ? [valid] : []), badge, note), under);
 
   async function tell(given) {
-    const saved = await post("/v1/feedback", { messages, answer: answer.text, model: answer.model, ...given });
+    const saved = await post("v1/feedback", { messages, answer: answer.text, model: answer.model, ...given });
     put(note, saved.reason ? sentence(saved.reason) : saved.learns ? "Kept to learn from." : "Noted.");
     return saved;
   }

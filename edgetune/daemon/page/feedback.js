@@ -14,7 +14,7 @@ async function showFeedback() {
   let page;
   do {
     const after = items.length ? `&after=${encodeURIComponent(items[items.length - 1].id)}` : "";
-    page = await get(`/v1/feedback?limit=${Math.min(wanted - items.length, 100)}${after}`);
+    page = await get(`v1/feedback?limit=${Math.min(wanted - items.length, 100)}${after}`);
     items.push(...page.data);
   } while (page.has_more && items.length < wanted);
   $("no-feedback").hidden = items.length > 0;
@@ -23,7 +23,7 @@ async function showFeedback() {
 }
 
 function feedbackCard({ id, question }) {
-  const path = `/v1/feedback/${encodeURIComponent(id)}`;
+  const path = `v1/feedback/${encodeURIComponent(id)}`;
   const badge = el("span"), time = el("span", { class: "small soft" });
   const asked = el("p", { class: "said small soft" }), answer = el("p", { class: "said" });
   const wrong = el("p", { class: "said small" });

@@ -11,7 +11,7 @@ async function showJobs(jobs, adapters) {
   $("no-jobs").hidden = jobs.length > 0;
   const unknown = jobs.map((job) => job.training_file).filter((id) => id && !names.has(id));
   unknown.forEach((id) => names.set(id, id)); // it may be deleted by now
-  if (unknown.length) for (const file of (await get("/v1/files")).data) names.set(file.id, file.filename);
+  if (unknown.length) for (const file of (await get("v1/files")).data) names.set(file.id, file.filename);
   const verdicts = new Map(adapters.map((adapter) => [adapter.job, adapter.verdict]));
   list($("jobs"), jobs.map((job) => ({ ...job, verdict: verdicts.get(job.id) || {} })), (job) => job.id, jobCard);
 }
@@ -22,7 +22,7 @@ function jobCard(first) {
   const facts = el("span", { class: "small soft number" }), story = jobStory(first), result = figure();
   const [pause, resume, cancel] = ["pause", "resume", "cancel"].map((verb) => el("button", { type: "button",
     text: sentence(verb).slice(0, -1), onclick: (event) => steer(event.currentTarget, first.id, verb) }));
-  const path = `/v1/fine_tuning/jobs/${encodeURIComponent(first.id)}/report`;
+  const path = `v1/fine_tuning/jobs/${encodeURIComponent(first.id)}/report`;
   const report = fileLink("Report", path, { name: "report.html" });
   const card = el("li", {}, el("div", { class: "row apart" }, el("div", { class: "row" }, title, badge, facts),
     el("div", { class: "row small-buttons" }, report, pause, resume, cancel)), bar, result, wrong, story);
@@ -93,7 +93,7 @@ function jobStory({ id, status }) {
 
 async function steer(button, id, verb) {
   if (verb !== "cancel" || (await sure("Cancel this training?", "What it has learned so far is lost.", "Cancel it")))
-    await act(button, () => post(`/v1/fine_tuning/jobs/${encodeURIComponent(id)}/${verb}`));
+    await act(button, () => post(`v1/fine_tuning/jobs/${encodeURIComponent(id)}/${verb}`));
 }
 
 function pace({ phase, round, rounds, step, steps, loss, reward, tokens_per_s: speed, eta_s: left, judged, judging }) {
@@ -113,7 +113,7 @@ function ended(job) {
 /** Adds what happened since the last time; events come newest first, in pages. */
 async function fetchEvents(id, events) {
   for (let after = ""; ;) {
-    const path = `/v1/fine_tuning/jobs/${encodeURIComponent(id)}/events?limit=100`;
+    const path = `v1/fine_tuning/jobs/${encodeURIComponent(id)}/events?limit=100`;
     const page = await get(after ? `${path}&after=${encodeURIComponent(after)}` : path);
     const fresh = page.data.filter((event) => !events.has(event.id));
     fresh.forEach((event) => events.set(event.id, event));

@@ -9,8 +9,8 @@ const look = () => (looking ||= lookNow().finally(() => (looking = null)));
 
 async function lookNow() {
   try {
-    const [device, adapters, jobs, health] = await Promise.all([get("/v1/device"), get("/v1/adapters"),
-      get("/v1/fine_tuning/jobs?limit=20"), get("/healthz")]);
+    const [device, adapters, jobs, health] = await Promise.all([get("v1/device"), get("v1/adapters"),
+      get("v1/fine_tuning/jobs?limit=20"), get("healthz")]);
     base = device.model;
     showDevice(device);
     showAdapters(adapters);
@@ -62,22 +62,22 @@ $("given").addEventListener("toggle", () => $("given").open && look());
 $("kept").addEventListener("toggle", () => $("kept").open && look());
 $("more-prompts").addEventListener("click", () => { wantedPrompts += MORE; act($("more-prompts"), () => {}); });
 $("forget").addEventListener("click", forgetPrompts);
-$("ask").addEventListener("click", () => act($("ask"), () => post("/v1/learn", { prompts: true })));
+$("ask").addEventListener("click", () => act($("ask"), () => post("v1/learn", { prompts: true })));
 $("switch").addEventListener("change", () => act($("switch"),
-  () => call("/v1/learn", { method: "PATCH", json: { on: $("switch").checked } })));
+  () => call("v1/learn", { method: "PATCH", json: { on: $("switch").checked } })));
 $("more").addEventListener("click", () => { wanted += MORE; act($("more"), () => {}); });
 for (const id of ["file", "held"]) $(id).addEventListener("change", checkRows);
 $("method").addEventListener("change", showMethod);
 $("train").addEventListener("submit", (event) => { event.preventDefault(); train(); });
 $("learn").addEventListener("click", async () => {
   put($("learn"), "Beginning …"); // the first time it takes a while
-  await act($("learn"), () => post("/v1/learn"));
+  await act($("learn"), () => post("v1/learn"));
   put($("learn"), "Learn now");
 });
 $("back").addEventListener("click", async (event) => {
   const button = event.currentTarget;
   if (await sure("Roll back?", "The adapter that was active before answers again from the next request on.", "Roll back"))
-    await act(button, () => post("/v1/adapters/rollback"));
+    await act(button, () => post("v1/adapters/rollback"));
 });
 $("notice").querySelector("button").addEventListener("click", () => notice(""));
 document.addEventListener("visibilitychange", () => document.hidden || look());

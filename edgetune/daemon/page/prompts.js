@@ -34,7 +34,7 @@ async function showPrompts(most) {
   let page;
   do {
     const after = items.length ? `&after=${encodeURIComponent(items[items.length - 1].id)}` : "";
-    page = await get(`/v1/prompts?limit=${Math.min(wantedPrompts - items.length, 100)}${after}`);
+    page = await get(`v1/prompts?limit=${Math.min(wantedPrompts - items.length, 100)}${after}`);
     items.push(...page.data);
   } while (page.has_more && items.length < wantedPrompts);
   $("no-prompts").hidden = items.length > 0;
@@ -45,14 +45,14 @@ async function showPrompts(most) {
 
 function promptCard({ id, question, created_at: at }) {
   const remove = el("button", { type: "button", text: "Delete", onclick: () => act(remove, () =>
-    forget(`/v1/prompts/${encodeURIComponent(id)}`)) });
+    forget(`v1/prompts/${encodeURIComponent(id)}`)) });
   return el("li", {}, el("div", { class: "row apart" }, el("span", { class: "small soft", text: when(at) }),
     el("div", { class: "row small-buttons" }, remove)), el("p", { class: "said", text: question }));
 }
 
 async function forgetPrompts() {
   if (await sure("Delete all prompts?", "They are gone for good, and no training that begins later asks them.", "Delete"))
-    await act($("forget"), () => forget("/v1/prompts"));
+    await act($("forget"), () => forget("v1/prompts"));
 }
 
 /** Deletes, and says where the daemon still has something of it. */

@@ -4,7 +4,8 @@
 let base = ""; // what the base model is called
 let asking = null; // the promise of a key, while one is asked for
 
-/** A Response that is ok. Asks for the key where the daemon wants one; raises Error with one sentence. */
+/** A Response that is ok. Asks for the key where the daemon wants one; raises Error with one sentence. `path` has no
+ *  slash before it, nor has any link: a proxy may show the page below a path of its own. */
 async function call(path, { method = "GET", json, body, signal } = {}) {
   for (;;) {
     const key = sessionStorage.getItem("key"), headers = {};

@@ -34,7 +34,7 @@ async function checkRows() {
   body.append("file", file);
   if (held) body.append("validation_file", held);
   const asked = (latest = body); // another file may be chosen before the answer comes
-  const found = await call("/v1/files/check", { method: "POST", body })
+  const found = await call("v1/files/check", { method: "POST", body })
     .then((answer) => answer.json(), (error) => error);
   if (asked !== latest) return;
   if (found instanceof Error) $("checked").replaceChildren(finding({ fatal: true, text: found.message }));
@@ -71,10 +71,10 @@ async function train() {
       const body = new FormData();
       body.append("purpose", "fine-tune");
       body.append("file", input.files[0]);
-      sent.push((await (await call("/v1/files", { method: "POST", body })).json()).id);
+      sent.push((await (await call("v1/files", { method: "POST", body })).json()).id);
     }
     const asked = ["epochs", "lr"].filter((name) => $(name).value).map((name) => [name, Number($(name).value)]);
-    await post("/v1/fine_tuning/jobs", { model: base, training_file: sent[0],
+    await post("v1/fine_tuning/jobs", { model: base, training_file: sent[0],
       ...(sent[1] && { validation_file: sent[1] }), ...($("suffix").value && { suffix: $("suffix").value }),
       method: { type, [type]: { hyperparameters: Object.fromEntries(asked) } } });
     note("");
@@ -84,7 +84,7 @@ async function train() {
   } catch (error) {
     note(error.message, true);
     for (const id of sent) // of no use without a job
-      await call(`/v1/files/${encodeURIComponent(id)}`, { method: "DELETE" }).catch(() => {});
+      await call(`v1/files/${encodeURIComponent(id)}`, { method: "DELETE" }).catch(() => {});
   }
   $("start").disabled = false;
   await look();
