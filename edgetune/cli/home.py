@@ -33,7 +33,9 @@ def home() -> None:
     """Teach a house of Home Assistant to a model."""
 
 
-@command("entities", click.option("--url", required=True, help="Home Assistant, such as http://homeassistant.local:8123."),
+@command("entities",
+         click.option("--url", required=True, help="Home Assistant, such as http://homeassistant.local:8123, or its "
+                      "WebSocket API, such as ws://supervisor/core/websocket."),
          click.option("--token-file", type=click.Path(path_type=Path),
                       help="File that holds a long-lived access token [HOME_ASSISTANT_TOKEN]."), OUT, group=home)
 def home_entities(url: str, token_file: Path | None, to: Path, as_json: bool) -> None:

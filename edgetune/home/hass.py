@@ -1,4 +1,8 @@
-"""The entities of a running Home Assistant, by its WebSocket API: those that are exposed to Assist, and no others."""
+"""The entities of a running Home Assistant, by its WebSocket API: those that are exposed to Assist, and no others.
+
+The API is below the address of Home Assistant, /api/websocket. An app of Home Assistant reaches it at another path,
+ws://supervisor/core/websocket, so an address that begins with ws is that of the API itself.
+"""
 
 from __future__ import annotations
 
@@ -20,6 +24,7 @@ ASKED = {"areas": "config/area_registry/list", "floors": "config/floor_registry/
          "devices": "config/device_registry/list", "exposed": "homeassistant/expose_entity/list",
          "states": "get_states"}
 ENTRIES = "config/entity_registry/get_entries"
+SOCKETS = ("ws", "wss")  # of addresses of the API itself
 Found = dict[str, Any]
 
 
@@ -48,10 +53,12 @@ def read_entities(url: str, token: str) -> Found:
 
 
 def socket_address(url: str) -> str:
-    """The address of the WebSocket API."""
+    """The address of the WebSocket API. Raises UsageError."""
     parts = urlsplit(url)
-    if parts.scheme not in ("http", "https") or not parts.hostname:
+    if not parts.hostname or parts.scheme not in ("http", "https", *SOCKETS):
         raise UsageError(f"url is {url!r}", "give it as http://homeassistant.local:8123")
+    if parts.scheme in SOCKETS:
+        return url
     scheme = "wss" if parts.scheme == "https" else "ws"
     return f"{scheme}://{parts.netloc}{parts.path.rstrip('/')}/api/websocket"
 
