@@ -17,7 +17,7 @@ RUN = cd tests && PYTHONPATH=$(SOURCES) $(PYTHON)
 EMULATED = cd tests && PYTHONPATH=$(CURDIR)/build/emulated/python $(PYTHON)
 
 .PHONY: arm-kernels arm-train cascade check clean compaction compiled compressed corrections crash cuda cuda-steps data dev \
-    docs dpo durability encoder-peers encoder-service encoder-types families fuzz fuzz-daemon help home-assistant install installs learning life lint load memory methods own-engine \
+    docs dpo durability encoder-peers encoder-service encoder-types families fuzz fuzz-daemon help home-assistant home-assistant-app install installs learning life lint load memory methods own-engine \
     peers picture preferences pressure proofs ready recipes release sanitize second-task service slow test tutor wheels
 
 help: ## this list
@@ -213,6 +213,9 @@ sanitize: ready ## the harness, with the emulated GPU, and training on mutated m
 wheels: ## manylinux wheels of edgetune and llama-cpp-python for x86-64 and aarch64, into dist/, for the Pythons named in PYTHONS
 	$(PYTHON) packaging/wheels.py --jobs $(JOBS) $(or $(PYTHONS),$(PYTHON))
 	$(PYTHON) packaging/llama.py --jobs $(JOBS)
+
+home-assistant-app: ## packaging/home-assistant with the wheels of dist/, as a folder for a hub, in build/; WHOLE=1 adds all that they need
+	$(PYTHON) packaging/home_assistant.py $(if $(WHOLE),--whole)
 
 release: wheels ## the wheels, the source archive and their SHA-256, into dist/; needs Python's build
 	$(PYTHON) -m build --sdist --outdir dist

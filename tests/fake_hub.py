@@ -2,7 +2,7 @@
 
 import json
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any
 
@@ -54,9 +54,10 @@ def answer(socket: ServerConnection) -> None:
 
 
 @contextmanager
-def fake_hub(path: str = HOME_ASSISTANT) -> Iterator[str]:
-    """Host and port of one whose API is at `path` alone."""
+def fake_hub(path: str = HOME_ASSISTANT, on_call: Callable[[], None] = lambda: None) -> Iterator[str]:
+    """Host and port of one whose API is at `path` alone. on_call: called while somebody connects."""
     def only_there(connection: ServerConnection, request: Any) -> Any:
+        on_call()
         return None if request.path == path else connection.respond(404, "there is nothing\n")
 
     with serve(answer, "127.0.0.1", 0, process_request=only_there) as server:
