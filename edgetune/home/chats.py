@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import random
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -24,21 +24,23 @@ def write_chats(path: Path, rows: Sequence[Row], home: Home, language: Language,
     """Writes a conversation a line; returns the rows whose tools this version has. seed: of the states in results."""
     prompt = prompt_of(home, version)
     rng = random.Random(seed)
-    chats = [(row, chat_row(row, home, prompt, language.texts["answers"], rng)) for row in rows]
+    chats = [(row, chat_row(row, home, prompt, language, rng)) for row in rows]
     lines = [json.dumps(chat, ensure_ascii=False) for _, chat in chats if chat]
     path.write_text("\n".join(lines) + "\n", encoding="utf-8")
     return [row for row, chat in chats if chat]
 
 
-def chat_row(row: Row, home: Home, prompt: Prompt, answers: Mapping[str, str], rng: random.Random) -> Message | None:
+def chat_row(row: Row, home: Home, prompt: Prompt, language: Language, rng: random.Random) -> Message | None:
     """The question, then calls, their results and a sentence, or an answer in words where no call is right. None where
-    a tool is not offered. answers: texts of the language.
+    a tool is not offered.
     """
+    answers = language.texts["answers"]
+    items = language.texts["wildcards"]["items"]
     if any(call.name not in prompt.names for call in row.calls):
         return None
     messages: list[Message] = [{"role": "system", "content": prompt.system}, {"role": "user", "content": row.sentence}]
     if row.calls:
-        results = [result_of(wish, home, rng, prompt.is_wrapped) for wish in row.wishes if wish.tool]
+        results = [result_of(wish, home, rng, prompt.is_wrapped, items) for wish in row.wishes if wish.tool]
         said = after_results(row.wishes, {call.name for call in row.calls}, [inner(as_json(one)) for one in results],
                              answers)
         messages += [{"role": "assistant", "content": "", "tool_calls": written_calls(row.calls, prompt)},

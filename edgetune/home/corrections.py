@@ -6,7 +6,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 from ..data.calls import calls_in
-from .tools import LIVE_CONTEXT, PREFIXED
+from .tools import LIVE_CONTEXT, plain_name
 
 WITHDRAWN = "withdrawn"  # the state of feedback that counts no longer
 OF_HOME_ASSISTANT = {LIVE_CONTEXT, "HassTurnOn"}  # one of them is among the tools of each of its requests
@@ -24,7 +24,7 @@ def own_rows(feedback: Iterable[Mapping[str, Any]]) -> list[dict[str, Any]]:
         if piece.get("state") == WITHDRAWN or not is_asked(messages) or not names_of(row) & OF_HOME_ASSISTANT:
             continue
         sentence = str(messages[-2]["content"]).strip()
-        calls = [{"name": name.rpartition(PREFIXED)[2], "arguments": arguments}
+        calls = [{"name": plain_name(name), "arguments": arguments}
                  for name, arguments in calls_in(messages[-1], f"the correction of {sentence!r:.60}")]
         found.setdefault(sentence.lower(), {"sentence": sentence, "calls": calls})
     return list(found.values())
@@ -43,4 +43,4 @@ def is_asked(messages: Sequence[Message]) -> bool:
 
 def names_of(row: Mapping[str, Any]) -> set[str]:
     """The names of a row's tools, without those of their integrations."""
-    return {tool["function"]["name"].rpartition(PREFIXED)[2] for tool in row.get("tools") or ()}
+    return {plain_name(tool["function"]["name"]) for tool in row.get("tools") or ()}

@@ -13,7 +13,7 @@ from ..errors import DataError
 from .entities import Home
 from .rows import Row
 from .sentences import read_sentences
-from .tools import PREFIXED, TARGET, TOOLS, Target, bare
+from .tools import TARGET, TOOLS, Target, bare, plain_name
 from .wishes import OTHER, Wish
 
 OWN = "own"  # the kind of such rows
@@ -34,10 +34,11 @@ def read_own(path: str | Path, home: Home) -> list[Row]:
 
 def wish_of_call(call: Mapping[str, Any], home: Home, place: str) -> Wish:
     """The wish of a call. Raises DataError for a tool, an argument or entities that the house does not have."""
-    name = str(call.get("name", "")).rpartition(PREFIXED)[2]
+    name = plain_name(str(call.get("name", "")))
     if (tool := TOOLS.get(name)) is None:
         raise DataError(f"{place} calls {name!r:.60}, which is no tool here", f"take one of {', '.join(TOOLS)}")
-    arguments = {key: bare(value) for key, value in (call.get("arguments") or {}).items()}
+    keys = {tool.argument(key): key for key in tool.target}
+    arguments = {keys.get(key, key): bare(value) for key, value in (call.get("arguments") or {}).items()}
     if wrong := sorted(arguments.keys() - {*tool.target, *tool.takes}):
         raise DataError(f"{place} gives {wrong[0]} to {name}, which takes {', '.join((*tool.target, *tool.takes))}",
                         "take one of these")

@@ -16,11 +16,10 @@ from typing import Any
 
 from ..errors import UsageError
 from .entities import Home
-from .tools import PREFIXED, TOOLS
+from .tools import TOOLS, plain_name
 
 FOLDER = Path(__file__).parent / "assist"
 LISTS = ["{lists}"]  # stands in a schema for the names of the house's lists
-GET_ITEMS = ("todo_get_items", "get_items")
 Message = dict[str, Any]
 
 
@@ -51,7 +50,7 @@ def _sent(version: str) -> dict[str, Any]:
 @cache
 def value_schemas() -> Mapping[tuple[str, str], Any]:
     """The schema of each tool's arguments, {(name without a prefix, argument): schema}; a later version's counts."""
-    return {(tool["name"].rpartition(PREFIXED)[2], argument): schema for version in versions()
+    return {(plain_name(tool["name"]), argument): schema for version in versions()
             for tool in _sent(version)["tools"] for argument, schema in tool["parameters"]["properties"].items()}
 
 
@@ -60,18 +59,16 @@ def prompt_of(home: Home, version: str) -> Prompt:
     sent = _sent(version)
     system = sent["before"] + sent["title"] + static_context(home) + sent["after"]
     tools = [with_lists(tool, home) for tool in sent["tools"] if is_offered(tool["name"], home)]
-    names = {tool["name"].rpartition(PREFIXED)[2]: tool["name"] for tool in tools}
+    names = {plain_name(tool["name"]): tool["name"] for tool in tools}
     return Prompt(system.strip(), tuple({"type": "function", "function": tool} for tool in tools), names,
                   bool(sent.get("wraps_results")))
 
 
 def is_offered(name: str, home: Home) -> bool:
-    bare = name.rpartition(PREFIXED)[2]
-    if bare in GET_ITEMS:
-        return "todo" in home.domains
-    if bare == "HassVacuumCleanArea":
+    plain = plain_name(name)
+    if plain == "HassVacuumCleanArea":
         return "vacuum" in home.domains
-    tool = TOOLS.get(bare)
+    tool = TOOLS.get(plain)
     return tool is None or not tool.domains or tool.is_everywhere or bool(home.domains & set(tool.domains))
 
 

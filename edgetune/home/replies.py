@@ -9,7 +9,7 @@ from typing import Any
 
 from .answering import Understanding, Understood
 from .language import Language
-from .tools import DATE_TIME, LIVE_CONTEXT, PREFIXED, Call, Target
+from .tools import DATE_TIME, GET_ITEMS, LIVE_CONTEXT, Call, Target, plain_name
 from .wishes import CANNOT, UNFINISHED, Wish
 
 Message = Mapping[str, Any]
@@ -37,7 +37,7 @@ class Replies:
         again where it is not sure.
         """
         asked = question_of(messages)
-        names = {tool.rpartition(PREFIXED)[2]: tool for tool in tools}
+        names = {plain_name(tool): tool for tool in tools}
         if not asked or not {LIVE_CONTEXT, "HassTurnOn"} & names.keys():
             return None
         found = self._understanding.understand(asked)
@@ -63,6 +63,8 @@ def after_results(wishes: Sequence[Wish], called: Collection[str], results: Sequ
     if LIVE_CONTEXT in called:
         asked = [wish.target for wish in wishes if wish.tool == LIVE_CONTEXT]
         return states_text(asked[0] if asked else Target(), results, texts)
+    if GET_ITEMS in called:
+        return ", ".join(items_of(results)) or texts["empty"]
     times = times_of(results) if DATE_TIME in called else []
     return ", ".join(str(value) for value in times) or texts["done"]
 
@@ -94,7 +96,7 @@ def called_in(messages: Sequence[Message]) -> set[str]:
         if message.get("role") == "user":
             break
         for call in message.get("tool_calls") or ():
-            found.add(str(call["function"]["name"]).rpartition(PREFIXED)[2])
+            found.add(plain_name(str(call["function"]["name"])))
     return found
 
 
@@ -140,6 +142,12 @@ def times_of(results: Sequence[Any]) -> list[Any]:
         if isinstance(result, Mapping):
             return [result[key] for key in ("time", "date", "weekday") if key in result]
     return []
+
+
+def items_of(results: Sequence[Any]) -> list[str]:
+    """What stands on the lists of results of get_items."""
+    return [str(item["summary"]) for result in results if isinstance(result, Sequence)
+            for item in result if isinstance(item, Mapping) and "summary" in item]
 
 
 # ---- states ----

@@ -7,10 +7,11 @@ from __future__ import annotations
 
 import json
 import random
+from collections.abc import Sequence
 from typing import Any
 
 from .entities import Entity, Home
-from .tools import DATE_TIME, LIVE_CONTEXT, TOOLS
+from .tools import DATE_TIME, GET_ITEMS, LIVE_CONTEXT, TOOLS
 from .wishes import Wish
 
 STATES = {"light": ("on", "off"), "switch": ("on", "off"), "fan": ("on", "off"), "input_boolean": ("on", "off"),
@@ -21,10 +22,13 @@ UNITS = {"temperature": "°C", "humidity": "%", "battery": "%", "power": "W", "e
 OVERVIEW = "Live Context: An overview of the areas and the devices in this smart home:"
 
 
-def result_of(wish: Wish, home: Home, rng: random.Random, is_wrapped: bool) -> str:
-    """JSON of the result of a wish's call that went well. is_wrapped: as from 2026.10 on."""
+def result_of(wish: Wish, home: Home, rng: random.Random, is_wrapped: bool, items: Sequence[str]) -> str:
+    """JSON of the result of a wish's call that went well. is_wrapped: as from 2026.10 on. items: of lists."""
     if wish.tool == LIVE_CONTEXT:
         found = lookup(live_context(home, rng), is_wrapped)
+    elif wish.tool == GET_ITEMS:
+        found = lookup([{"summary": one, "status": "needs_action"} for one in rng.sample(items, rng.randrange(4))],
+                       is_wrapped)
     elif wish.tool == DATE_TIME:
         found = lookup(time_of(rng), is_wrapped)
     else:

@@ -10,7 +10,7 @@ from .called import Namer
 from .drawn import Draw, NothingFits, Templates
 from .entities import Area, Entity, Home
 from .language import Language
-from .tools import DATE_TIME, INSTEAD, LIVE_CONTEXT, TOOLS, Call, offered
+from .tools import DATE_TIME, GET_ITEMS, INSTEAD, LIVE_CONTEXT, TOOLS, Call, offered
 from .wishes import CANNOT, MISSING, OTHER, UNFINISHED, WHICH, Wish, wish_of
 
 SHARES = {"command": 0.62, "several": 0.08, "question": 0.08, MISSING: 0.07, WHICH: 0.03, CANNOT: 0.03, OTHER: 0.06,
@@ -19,7 +19,7 @@ KINDS = 4  # domains of each device that a house does not have
 REASONED = 0.12  # share of wishes that begin with why
 TRIES = 200  # draws until one is of the wanted kind
 WEIGHTS = {"HassTurnOn": 5, "HassTurnOff": 5, "HassLightSet": 2, LIVE_CONTEXT: 3}  # where another tool has 1
-ASKING = {LIVE_CONTEXT, DATE_TIME}
+ASKING = {LIVE_CONTEXT, DATE_TIME, GET_ITEMS}
 
 
 @dataclass(frozen=True)
@@ -56,7 +56,7 @@ class Rows:
         for intent in language.intents.intents:
             of_tool.setdefault(INSTEAD.get(intent, intent), []).append(intent)
         self.commands = {tool: found for tool, found in of_tool.items() if tool in known - ASKING}
-        self.questions = {tool: of_tool[tool] for tool in sorted(ASKING)}
+        self.questions = {tool: of_tool[tool] for tool in sorted(ASKING & known)}
         self.unknown = {tool: found for tool, found in of_tool.items() if tool not in TOOLS}
 
     def draw(self, count: int) -> list[Row]:

@@ -14,8 +14,9 @@ from .entities import Entity, Home
 
 NAME, AREA, FLOOR = "name", "area", "floor"
 TARGET = (NAME, AREA, FLOOR, "domain", "device_class")
-LIVE_CONTEXT, DATE_TIME = "GetLiveContext", "GetDateTime"
+LIVE_CONTEXT, DATE_TIME, GET_ITEMS = "GetLiveContext", "GetDateTime", "get_items"
 PREFIXED = "__"  # between the name of an integration and that of its tool, from 2026.9 on: intent__HassTurnOn
+ALIASES = {"todo_get_items": GET_ITEMS}  # names before 2026.9 that are not only without a prefix
 Arguments = dict[str, Any]
 
 
@@ -31,7 +32,8 @@ class Call:
 @dataclass(frozen=True)
 class Tool:
     """domains: of the entities that it acts on; () for a tool that is always offered. takes: its arguments, other than
-    those that say which entities are meant. needs: the one without which it is no call, or ANY of them.
+    those that say which entities are meant. needs: the one without which it is no call, or ANY of them. spelled: its
+    own names of keys of a target.
     """
 
     name: str
@@ -39,6 +41,11 @@ class Tool:
     target: tuple[str, ...] = ()
     takes: tuple[str, ...] = ()
     needs: str = ""
+    spelled: tuple[tuple[str, str], ...] = ()
+
+    def argument(self, key: str) -> str:
+        """Its name of a key of a target."""
+        return dict(self.spelled).get(key, key)
 
     @property
     def is_everywhere(self) -> bool:
@@ -80,12 +87,20 @@ TOOLS = {tool.name: tool for tool in (
     Tool("HassListAddItem", ("todo",), ("name",), ("item",), "item"),
     Tool("HassListCompleteItem", ("todo",), ("name",), ("item",), "item"),
     Tool("HassListRemoveItem", ("todo",), ("name",), ("item",), "item"),
+    Tool(GET_ITEMS, ("todo",), ("name",), spelled=(("name", "todo_list"),)),
     Tool(LIVE_CONTEXT),
     Tool(DATE_TIME),
 )}
 INSTEAD = {"HassGetState": LIVE_CONTEXT, "HassClimateGetTemperature": LIVE_CONTEXT, "HassGetWeather": LIVE_CONTEXT,
            "HassGetCurrentTime": DATE_TIME, "HassGetCurrentDate": DATE_TIME, "HassVacuumCleanArea": "HassVacuumStart",
+           "HassListItems": GET_ITEMS, "HassShoppingListItems": GET_ITEMS,
            "HassShoppingListAddItem": "HassListAddItem", "HassShoppingListCompleteItem": "HassListCompleteItem"}
+
+
+def plain_name(sent: str) -> str:
+    """The name in TOOLS of a tool that Home Assistant sends."""
+    name = sent.rpartition(PREFIXED)[2]
+    return ALIASES.get(name, name)
 
 
 def offered(home: Home) -> list[Tool]:
@@ -112,7 +127,7 @@ class Target:
         found: Arguments = {}
         for key in tool.target:
             if value := getattr(self, key):
-                found[key] = [value] if key in ("domain", "device_class") else value
+                found[tool.argument(key)] = [value] if key in ("domain", "device_class") else value
         return found
 
     def entities(self, home: Home, tool: Tool) -> list[Entity]:

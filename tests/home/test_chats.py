@@ -21,7 +21,7 @@ TEXTS = ENGLISH.texts["answers"]
 
 
 def chat(row, home, version="2026.11"):
-    return chat_row(row, home, prompt_of(home, version), TEXTS, random.Random(0))
+    return chat_row(row, home, prompt_of(home, version), ENGLISH, random.Random(0))
 
 
 @pytest.mark.parametrize("version", versions())
@@ -67,7 +67,8 @@ def test_without_a_call_there_is_no_result(tmp_path):
 def test_results_are_wrapped_as_the_version_does(tmp_path):
     home = house(tmp_path)
     time = Wish(DATE_TIME)
-    before, since = (json.loads(result_of(time, home, random.Random(1), is_wrapped)) for is_wrapped in (False, True))
+    before, since = (json.loads(result_of(time, home, random.Random(1), is_wrapped, ["milk"]))
+                     for is_wrapped in (False, True))
     assert before == {"success": True, "result": since["data"]["result"]}
     assert since["error"] is False
     assert set(before["result"]) == {"date", "time", "timezone", "weekday"}

@@ -21,6 +21,7 @@ KNOWN = {
     "pause": Understood((Wish("HassMediaPause", LAMP),), is_sure=True),
     "is the lamp on": Understood((Wish("GetLiveContext", LAMP),), is_sure=True),
     "how warm is it": Understood((Wish("GetLiveContext", Target(area="Study", domain="sensor")),), is_sure=True),
+    "what is on the list": Understood((Wish("get_items", Target("Errands", domain="todo")),), is_sure=True),
     "what time is it": Understood((Wish("GetDateTime"),), is_sure=True),
 }
 CONTEXT = """Live Context: the state
@@ -85,6 +86,12 @@ def test_alone_it_asks_again_where_it_is_not_sure():
     assert replies().reply(after, TOOLS) is None
 
 
+def test_the_tool_of_lists_has_its_name_of_each_version():
+    for name in ("todo_get_items", "todo__get_items"):
+        found = replies().reply(asked("what is on the list"), [*TOOLS, name])
+        assert found == Reply((Call(name, {"todo_list": "Errands"}),))
+
+
 def test_where_no_call_is_right_it_says_why():
     assert "cannot find" in replies().reply(asked("sauna on"), TOOLS).text
     assert "cannot do" in replies().reply(asked("pause"), TOOLS).text
@@ -113,5 +120,8 @@ def test_questions_are_answered_by_the_results(wrapped):
     assert "cannot find" in answer("is the lamp on", "nothing")
     assert "Study Warmth is 21.5 °C" in answer("lamp on", context)  # asked by a correction: it says all states
     assert answer("is the lamp on", {"data": {"success": []}, "error": False}, "HassTurnOn") == "Done."
+    items = wrapped([{"summary": "milk", "status": "needs_action"}, {"summary": "oats"}])
+    assert answer("what is on the list", items, "todo_get_items") == "milk, oats"
+    assert answer("what is on the list", wrapped([]), "todo__get_items") == "Nothing is on the list."
     time = wrapped({"time": "12:30:00", "date": "2026-05-01", "weekday": "Friday"})
     assert "12:30" in answer("what time is it", time, "GetDateTime")

@@ -89,8 +89,9 @@ def test_calls_are_of_offered_tools_and_name_what_the_house_has(home, rows):
         for wish in row.wishes:
             assert bool(wish.tool) != bool(wish.why)
             if wish.tool and TOOLS[wish.tool].target:
-                assert wish.target.entities(home, TOOLS[wish.tool])
-                assert wish.call().arguments.keys() <= {*TOOLS[wish.tool].target, *TOOLS[wish.tool].takes}
+                tool = TOOLS[wish.tool]
+                assert wish.target.entities(home, tool)
+                assert wish.call().arguments.keys() <= {*map(tool.argument, tool.target), *tool.takes}
 
 
 def test_one_template_or_entity_does_not_fill_the_rows(rows):
