@@ -110,8 +110,9 @@ def home_train(entities: Path, to: Path, memory: str, threads: int, as_json: boo
 @command("update", HOUSE, click.argument("entities", type=click.Path(path_type=Path), required=False),
          config_options("own", of=Recipe, grouped=False), MEMORY, threads_option, group=home)
 def home_update(house: Path, entities: Path | None, own: str, memory: str, threads: int, as_json: bool) -> None:
-    """Train a HOUSE again after its ENTITIES changed, or on sentences of yours.
+    """Train a HOUSE again after a change.
 
+    It learns other ENTITIES, further sentences of yours, or both.
     The new house takes the place of the old one, which stays as HOUSE.before, unless it is worse on sentences about
     entities that stayed. Then it stays as HOUSE.new, and the command exits with 3.
     """
@@ -137,9 +138,9 @@ def home_update(house: Path, entities: Path | None, own: str, memory: str, threa
 
 @request("corrections", OUT, group=home)
 def home_corrections(client: Any, to: Path, as_json: bool) -> None:
-    """Write the corrections that a daemon has of Home Assistant's requests.
+    """Write what a daemon was told of a house.
 
-    The file is one of your own sentences, for `home update --own`.
+    The file has the corrections of Home Assistant's requests, as sentences for `home update --own`.
     """
     import json
 

@@ -81,7 +81,7 @@ def test_the_least_probability_comes_from_held_out_sentences(trained, monkeypatc
     only = replace(found, facts=replace(found.facts, encoder=""))
     monkeypatch.setattr("edgetune.home.by_decoder.ByDecoder.written", lambda _, sentence: written[int(sentence)])
     facts = measured(only, rows, 1)
-    assert (facts.right, facts.asked, facts.limit) == (20, 40, 1 - 19 / 100)
+    assert (facts.right, facts.asked, facts.limit) == (20, 40, 1 - 21 / 100)  # 20 of 22 are nine tenths
     assert home == house(trained.parent)
 
 
