@@ -7,7 +7,8 @@ be what is there and is sent. Then at most --corrections of the wrong ones are c
 right calls, and said again: a correction counts at once for the same question.
 
 --model and --adapter say what the daemon serves; further options are the daemon's own. --save writes the system message
-and the tools that this Home Assistant sends, and a line for each sentence. --by openai_conversation says the sentences
+and the tools that this Home Assistant sends, and a line for each sentence. --learned writes what was corrected as a
+person's own sentences, for `edgetune home update --own`. --by openai_conversation says the sentences
 alone, through the integration of OpenAI's API.
 """
 
@@ -149,6 +150,9 @@ def prove(home: HomeAssistant, daemon: Client, heard: Bodies, args: argparse.Nam
         correct(daemon, asked[row["say"]], row["calls"])
     if wrong:
         print(f"{len(wrong)} corrected:", flush=True)
+        if args.learned:
+            subprocess.run([sys.executable, "-m", "edgetune", "home", "corrections", "-o", args.learned, "--url",
+                            daemon.url], check=True)
         say_all(home, wrong, heard)
 
 
@@ -161,6 +165,7 @@ def main() -> int:
     parser.add_argument("--corrections", type=int, default=20)
     parser.add_argument("--by", choices=["ollama", "openai_conversation"], default="ollama", help="its integration")
     parser.add_argument("--suite", default="trixie", help="of Debian; what its Python runs of Home Assistant is proved")
+    parser.add_argument("--learned", type=Path, help="a file for what was corrected, as sentences of a person")
     parser.add_argument("--save", type=Path, help="a file of JSON lines for the prompt and what was said")
     args, options = parser.parse_known_args()
     if why := missing():
