@@ -43,7 +43,7 @@ class HouseReplies:
         model.
         """
         decoder = by_decoder(self._house, answering) if self._house.facts.decoder else None
-        self._replies = Replies(in_turn(self._encoder, decoder), language_of(self._house.facts.language))
+        self._replies = Replies(in_turn(self._house, self._encoder, decoder), language_of(self._house.facts.language))
 
     def reply(self, content: Mapping[str, Any], alone: bool) -> Reply | None:
         """Returns the reply to a conversation; None leaves it to the model, unless the house answers alone. For any

@@ -1,4 +1,6 @@
-"""What a sentence asks of a house, by whoever understands it: an encoder, a model that writes text, or both in turn."""
+"""What a sentence asks of a house, by whoever understands it: a person's own sentences, an encoder, a model that writes
+text, each where those before it are not sure.
+"""
 
 from __future__ import annotations
 
@@ -47,19 +49,21 @@ class Understanding(Protocol):
 
 
 class InTurn:
-    """The first one's answer where it is sure, the second one's otherwise."""
+    """The answer of the first one that is sure, else that of the last one. parts: at least one."""
 
-    def __init__(self, first: Understanding, second: Understanding) -> None:
-        self._first = first
-        self._second = second
+    def __init__(self, parts: Sequence[Understanding]) -> None:
+        self._parts = parts
 
     @property
     def busy_bytes(self) -> int:
-        return self._first.busy_bytes + self._second.busy_bytes
+        return sum(part.busy_bytes for part in self._parts)
 
     def understand(self, sentence: str) -> Understood:
-        found = self._first.understand(sentence)
-        return found if found.is_sure else self._second.understand(sentence)
+        for part in self._parts:
+            found = part.understand(sentence)
+            if found.is_sure:
+                break
+        return found
 
 
 def calls_of(wishes: Sequence[Wish]) -> list[Call]:

@@ -3,7 +3,7 @@
     house.json       language, models and what was measured
     entities.yaml    the entities, as they were when it was trained
     rows.jsonl       a sentence, its calls or why there are none, and its kind, a line each
-    own.jsonl        a person's own rows, where there are some
+    own.jsonl        a person's own sentences, where there are some
     encoder/         an adapter of the encoder, where one learned them
     decoder/         an adapter of the model that writes text, where one learned them
 """

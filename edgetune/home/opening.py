@@ -15,6 +15,7 @@ from ..serving.llama import LlamaModel
 from .answering import InTurn, Understanding
 from .by_decoder import ByDecoder
 from .by_encoder import ByEncoder
+from .by_own import ByOwn
 from .house import House
 from .language import language_of
 
@@ -38,12 +39,10 @@ def by_decoder(house: House, answering: Answering[Any]) -> ByDecoder:
     return ByDecoder(answering, ADAPTER, house.home, language_of(house.facts.language), house.facts.limit)
 
 
-def in_turn(first: Understanding | None, second: Understanding | None) -> Understanding:
-    """The one that is there, or both: the second is asked where the first is not sure."""
-    if first and second:
-        return InTurn(first, second)
-    assert first or second  # House.open refuses a house without any
-    return first or second  # type: ignore[return-value]
+def in_turn(house: House, encoder: ByEncoder | None, decoder: ByDecoder | None) -> Understanding:
+    """A person's own sentences, then the encoder, then the decoder, as far as a house has them."""
+    own = ByOwn(house.own, house.home) if house.own else None
+    return InTurn([part for part in (own, encoder, decoder) if part])
 
 
 @contextmanager
@@ -65,7 +64,7 @@ def understanding_of(house: House, threads: int = 0) -> Iterator[Understanding]:
     """Opens all that a house needs, by itself."""
     first = by_encoder(house, threads)
     if not house.facts.decoder:
-        yield in_turn(first, None)
+        yield in_turn(house, first, None)
         return
     with decoder_of(house, threads) as second:
-        yield in_turn(first, second)
+        yield in_turn(house, first, second)

@@ -6,6 +6,8 @@ import pytest
 from houses import house
 
 from edgetune.errors import DataError
+from edgetune.home.answering import Understood
+from edgetune.home.by_own import ByOwn
 from edgetune.home.own import OWN, TIMES, read_own, with_own
 from edgetune.home.rows import Row
 from edgetune.home.tools import Target
@@ -42,6 +44,15 @@ def test_other_rows_are_refused_with_their_line(tmp_path, row, says):
     path = written(tmp_path, {"sentence": "movie time", "calls": [LAMP]}, row)
     with pytest.raises(DataError, match=says):
         read_own(path, house(tmp_path))
+
+
+def test_they_are_answered_as_they_stand(tmp_path):
+    own = ByOwn(written(tmp_path, {"sentence": "Movie time", "calls": [LAMP]}, {"sentence": "oh", "calls": []}),
+                house(tmp_path))
+    assert own.understand(" movie  time!") == Understood((OFF,), is_sure=True)
+    assert own.understand("oh").calls == []
+    assert own.understand("oh").is_sure
+    assert not own.understand("movie times").is_sure
 
 
 def test_they_count_more_than_drawn_ones():
