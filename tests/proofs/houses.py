@@ -45,8 +45,8 @@ ASKING = [[], [{"name": "GetLiveContext", "arguments": {}}]]  # what no tool is 
 
 
 def measured(args: argparse.Namespace, learner: str, home: str, seed: int) -> Result:
-    folder = folder_of(args) / f"{home}-{seed}-{learner.replace(' ', '-')}"
     kind, _, decoder = learner.partition(" ")
+    folder = folder_of(args) / f"{home}-{seed}-{kind}-{Path(decoder).stem}"
     entities = entities_of(args, home)
     language = home if home in OTHERS else "en"
     began = time.monotonic()
