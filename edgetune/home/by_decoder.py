@@ -39,10 +39,8 @@ class ByDecoder:
 
     def written(self, sentence: str) -> tuple[tuple[Wish, ...], float]:
         """The wishes of a sentence, and the probability of the text that says them."""
-        asked = [{"role": "user", "content": self._language.in_digits(sentence)}]
-        prompt = self._answering.served.render(asked, None, self._adapter)
-        found = self._answering.submit(prompt, adapter=self._adapter, max_tokens=MOST_TOKENS, temperature=0.0,
-                                       logprobs=0, grammar=self._grammar)
+        found = self._answering.submit(self._prompt(self._language.in_digits(sentence)), adapter=self._adapter,
+                                       max_tokens=MOST_TOKENS, temperature=0.0, logprobs=0, grammar=self._grammar)
         text = found.text()
         try:
             wishes = wishes_of(text, self._home)
@@ -50,3 +48,10 @@ class ByDecoder:
             return (Wish(why=UNFINISHED),), 0.0
         probability = math.exp(sum(token.logprob or 0.0 for token in found.logprobs))
         return tuple(possible(wish, self._home) for wish in wishes), probability
+
+    def _prompt(self, sentence: str) -> str:
+        """The sentence as rows of a prompt and a completion are learned: in the chat template, where there is one."""
+        served = self._answering.served
+        if not served.chat_template:
+            return sentence
+        return served.render([{"role": "user", "content": sentence}], None, self._adapter)

@@ -12,12 +12,14 @@ from tiny import write_tiny
 
 from edgetune.errors import FormatError, MismatchError
 from edgetune.home.answering import InTurn, Understood, possible
+from edgetune.home.by_decoder import ByDecoder
 from edgetune.home.house import FACTS, House
+from edgetune.home.language import language_of
 from edgetune.home.learning import measured
 from edgetune.home.opening import by_encoder, decoder_of, understanding_of
 from edgetune.home.tools import Target
 from edgetune.home.updating import update_house
-from edgetune.home.wishes import MISSING, UNFINISHED, WHICH, Wish
+from edgetune.home.wishes import MISSING, OTHER, UNFINISHED, WHICH, Wish
 
 ON = Wish("HassTurnOn", Target("Hall Lamp", domain="light"))
 OFF = Wish("HassTurnOff", Target("Hall Lamp", domain="light"))
@@ -61,6 +63,18 @@ def test_the_decoder_is_asked_where_the_encoder_is_not_sure():
     assert InTurn([saying(ON, True), saying(OFF, True)]).understand("on").wishes == (ON,)
     assert InTurn([saying(ON, False), saying(OFF, True)]).understand("on").wishes == (OFF,)
     assert InTurn([saying(ON, False), saying(OFF, False)]).understand("on").sure_calls == []
+
+
+@pytest.mark.parametrize(("template", "prompt"), [("chatml", "<user>dim it to 20</user>"), ("", "dim it to 20")])
+def test_a_sentence_is_asked_as_it_was_learned(tmp_path, template, prompt):
+    """A model without a chat template learns the text of a prompt, and then that of its completion."""
+    asked = []
+    served = SimpleNamespace(chat_template=template, render=lambda said, *_: f"<user>{said[0]['content']}</user>")
+    done = SimpleNamespace(text=lambda: '{"tool": "other"}', logprobs=[])
+    one = SimpleNamespace(served=served, submit=lambda text, **_: asked.append(text) or done)
+    decoder = ByDecoder(one, "house", house(tmp_path), language_of("en"), 0.5)
+    assert decoder.understand("dim it to twenty") == Understood((Wish(why=OTHER),), is_sure=True)
+    assert asked == [prompt]
 
 
 def test_a_house_may_have_one_of_them(trained):
