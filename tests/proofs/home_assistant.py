@@ -186,6 +186,7 @@ def main() -> int:
         print(f"Home Assistant {home.config['version']} on {args.suite}", flush=True)
         home.add_agent(args.by, proxy, daemon.get("/api/tags")["models"][0]["name"])  # with the active adapter
         prove(home, daemon, heard, args)
+        print(f"the daemon took at most {running.memory('VmHWM') >> 20} MiB")
     return 0
 
 
