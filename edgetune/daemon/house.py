@@ -10,13 +10,14 @@ from __future__ import annotations
 import json
 import threading
 from collections.abc import Callable, Collection, Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, ClassVar
 
 from ..home.house import House
 from ..home.language import language_of
 from ..home.opening import by_decoder, by_encoder, in_turn
-from ..home.replies import Replies, Reply
+from ..home.replies import Replies, Reply, question_of
 from ..serving.answering import Answering
 from ..serving.call_form import CallForm
 from ..serving.completion import Completion
@@ -83,7 +84,8 @@ class HouseSource:
         text = written(found, self._form)
         if self._is_disputed(asked.content, text):
             return None
-        return whole_answer(text, asked, self._served, self._adapters.serving, {})
+        read = replace(asked, prompt=question_of(asked.content["messages"]))  # the rest may be longer than the context
+        return whole_answer(text, read, self._served, self._adapters.serving, {})
 
 
 def written(reply: Reply, form: CallForm) -> str:

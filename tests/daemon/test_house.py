@@ -15,7 +15,7 @@ from edgetune.adapters.store import FILE, read_artifact, save_artifact
 from edgetune.daemon.house import HouseSource, written
 from edgetune.daemon.learning.recall import Recall
 from edgetune.daemon.sources import AskedQuestion
-from edgetune.errors import MismatchError, NotFoundError, UsageError
+from edgetune.errors import EdgetuneError, MismatchError, NotFoundError, UsageError
 from edgetune.formats.gguf import open_gguf
 from edgetune.home.entities import home_of
 from edgetune.home.fields import fields_of, wish_of_fields
@@ -113,6 +113,15 @@ def test_a_house_of_another_model_is_refused(tmp_path, written_house):
     write_tiny(tmp_path / "tiny.gguf", formats="Q8_0", seed=7)
     with pytest.raises(MismatchError), open_service(tmp_path, context=512, home=str(written_house)):
         pass
+
+
+def test_a_prompt_that_is_longer_than_the_context_is_not_read(service):
+    system = {"role": "system", "content": "Lamps: " + "hall, " * 1000}
+    answer = service.chat([system, *asked("turn on c")], TOOLS)
+    assert calls(service, answer) == ("", [("intent__HassTurnOn", CALL)])
+    assert answer.prompt_tokens < 20
+    with pytest.raises(EdgetuneError, match="context of 512"):
+        service.chat([system, *asked("turn on c")], OTHER)
 
 
 def test_several_calls_are_written_as_the_model_would(service):

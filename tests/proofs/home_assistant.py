@@ -41,7 +41,7 @@ from edgetune.home.hass import read_entities
 from edgetune.home.prompt import prompt_of, versions
 
 ROOTS = Path(__file__).parents[2] / "build" / "home-assistant"
-CONTEXT = ["--context", "8192"]  # a house's prompt with its tools has thousands of tokens
+CONTEXT = ["--context", "8192"]  # a prompt with its tools has thousands of tokens, which a house need not read
 Bodies = list[dict[str, Any]]
 
 
@@ -178,7 +178,8 @@ def main() -> int:
         print(f"skipped: the root cannot be made, and needs a network the first time:\n{error.stdout[-1000:]}")
         return 0
     with (tempfile.TemporaryDirectory() as name,
-          process(args.model, Path(name), *CONTEXT, *options) as running, Client(running.url) as daemon,
+          process(args.model, Path(name), *([] if "--home" in options else CONTEXT),
+                  *options) as running, Client(running.url) as daemon,
           overheard(running.url) as (proxy, heard),
           home_assistant(root, args.entities, Path(name, "home.log"), f"{running.url}/v1") as home):
         if args.adapter:
