@@ -28,6 +28,7 @@ from .tools import bare
 
 ALPHA = 0.05  # of the test whether the new house is worse
 ASKED = 600  # sentences that are drawn, of which those count that name an entity
+NAMING = {"name", "todo_list"}  # arguments that name an entity
 OwnRow = dict[str, Any]
 OTHER_SEED = 1_000_003  # the sentences that decide were drawn by another seed than those that were learned
 
@@ -87,6 +88,8 @@ def update_house(folder: str | Path, entities: str | Path | None = None, own: st
     if not change and not own:
         raise UsageError(f"{entities} has the same entities as {folder}", "train a new house for other sentences, or "
                          "name a file of your own by --own")
+    if own:
+        read_own(own, home)  # names the line that is wrong in this file, and not in the joined one
     facts = old.facts
     made = folder.with_name(f"{folder.name}.new")
     shutil.rmtree(made, ignore_errors=True)
@@ -129,9 +132,9 @@ def renamed_own(old: House, new: Home) -> list[OwnRow]:
     for row in read_rows_of(old.own):
         calls = [{**call, "arguments": {**call.get("arguments", {})}} for call in row["calls"]]
         for call in calls:
-            if name := call["arguments"].get("name"):
-                call["arguments"]["name"] = renamed.get(bare(name), name)
-        if all(call["arguments"].get("name") != "" for call in calls):
+            for key in NAMING & call["arguments"].keys():
+                call["arguments"][key] = renamed.get(bare(call["arguments"][key]), call["arguments"][key])
+        if all("" not in (call["arguments"].get(key) for key in NAMING) for call in calls):
             kept.append({**row, "calls": calls})
     return kept
 

@@ -146,6 +146,9 @@ def test_a_house_learns_further_sentences_of_its_people(tmp_path, trained):
     lock = {"sentence": "Good night", "calls": [{"name": "HassTurnOn", "arguments": {"name": "Front Lock"}}]}
     movie = {"sentence": "movie time", "calls": []}
     own.write_text("".join(json.dumps(row) + "\n" for row in (lock, movie)))
+    (tmp_path / "wrong.jsonl").write_text('{"sentence": "on"}\n')
+    assert f"line 1 of {tmp_path}/wrong.jsonl has no list of calls" in run(
+        "home", "update", folder, "--own", tmp_path / "wrong.jsonl", code=1)
     result = CliRunner().invoke(cli, ["home", "update", str(folder), "--own", str(own), "--threads", "1", "--json"])
     said = json.loads(result.stdout)
     assert (said["added"], said["renamed"], said["removed"], said["own"]) == ([], [], [], 2)
