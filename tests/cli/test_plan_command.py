@@ -63,7 +63,7 @@ def test_the_answer_is_the_first_line(place):
     done = CliRunner().invoke(cli, [str(arg) for arg in plan(place, place / "rows.jsonl")])
     lines = done.stdout.splitlines()
     time = r"about (a second|\d+ seconds) here"
-    assert re.fullmatch(rf"fits: [\d.]+ MiB of [\d.]+ [MG]iB; at most 75 steps, {time}", lines[0])
+    assert re.fullmatch(rf"fits: [\d.]+ [MG]iB of [\d.]+ [MG]iB; at most 75 steps, {time}", lines[0])
     assert lines[1].startswith("rows: 20 to learn, 4 held out, a tenth of the data, measured 16 times; training")
     assert re.fullmatch(r"to learn in a pass: \d+ tokens in rows, about \d+ computed", lines[2])
     assert re.match(r"speed: \d+ tokens/s in the second of two steps \(\w+, fast, 1 threads\)", lines[3])
@@ -85,7 +85,7 @@ def test_what_does_not_fit_says_what_to_do(place):
 
 def test_without_rows_steps_are_those_of_the_option(place):
     assert run_json(*plan(place, "--no-measure"))["steps"] is None
-    assert re.search(r"fits: [\d.]+ MiB of [\d.]+ [MG]iB; \d+ tokens/s here\n", run(*plan(place)))
+    assert re.search(r"fits: [\d.]+ [MG]iB of [\d.]+ [MG]iB; \d+ tokens/s here\n", run(*plan(place)))
     found = run_json(*plan(place, "--steps", 10))
     assert found["steps"] == 10
     assert found["predicted"]["seconds"] == pytest.approx(10 * 8 * 64 / found["predicted"]["tokens_per_s"])
