@@ -194,7 +194,7 @@ def _read_frame(tokenizer: Tokenizer) -> Frame | None:
     chat = [{"role": "user", "content": first}, {"role": "assistant", "content": answer},
             {"role": "user", "content": second}]
     with_system = pieces_around(_text(tokenizer, [{"role": "system", "content": system}, *chat]),
-                           (system, first, answer, second))
+                                (system, first, answer, second))
     without = pieces_around(_text(tokenizer, chat[:1]), (first,))
     if with_system is None or without is None:
         return None

@@ -32,6 +32,7 @@ class ByOwn:
 
 
 def plain(sentence: str) -> str:
+    """The sentence in small letters, without marks at its end. Sentences that are equal then mean the same."""
     return " ".join(sentence.lower().split()).strip(" .!?")
 
 

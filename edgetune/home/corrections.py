@@ -6,6 +6,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 from ..data.calls import calls_in
+from .by_own import plain
 from .tools import LIVE_CONTEXT, plain_name
 
 WITHDRAWN = "withdrawn"  # the state of feedback that counts no longer
@@ -26,7 +27,7 @@ def own_rows(feedback: Iterable[Mapping[str, Any]]) -> list[dict[str, Any]]:
         sentence = str(messages[-2]["content"]).strip()
         calls = [{"name": plain_name(name), "arguments": arguments}
                  for name, arguments in calls_in(messages[-1], f"the correction of {sentence!r:.60}")]
-        found.setdefault(sentence.lower(), {"sentence": sentence, "calls": calls})
+        found.setdefault(plain(sentence), {"sentence": sentence, "calls": calls})
     return list(found.values())
 
 

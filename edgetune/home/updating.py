@@ -15,6 +15,7 @@ from typing import Any
 from ..errors import UsageError
 from ..evaluation.acceptance import Paired
 from ..training.callbacks import RunCallbacks
+from .by_own import plain
 from .entities import Home, read_home
 from .house import ENTITIES, OWN_ROWS, House
 from .language import Language, language_of
@@ -115,7 +116,7 @@ def read_rows_of(path: str | Path) -> list[OwnRow]:
 
 def joined_own(first: Sequence[OwnRow], others: Sequence[OwnRow]) -> list[OwnRow]:
     """All rows; of equal sentences the first counts."""
-    return list({row["sentence"].strip().lower(): row for row in [*others, *first]}.values())
+    return list({plain(row["sentence"]): row for row in [*others, *first]}.values())
 
 
 def write_own(path: Path, rows: Sequence[OwnRow]) -> str:

@@ -29,8 +29,8 @@ def piece(asked, said, tools=TOOLS, state="new", **answer):
 def test_corrections_become_sentences():
     on = [{"name": "HassTurnOn", "arguments": {"name": "Jukebox"}}]
     called = {"tool_calls": [{"type": "function", "function": on[0]}]}
-    found = own_rows([piece(" movie time ", WRITTEN), piece("Movie time", "older"), piece("music", "", **called),
-                      piece("oh dear", "What is wrong?")])
+    found = own_rows([piece(" movie time ", WRITTEN), piece("Movie time", "older"), piece("movie time!", "older still"),
+                      piece("music", "", **called), piece("oh dear", "What is wrong?")])
     assert found == [{"sentence": "movie time", "calls": OFF}, {"sentence": "music", "calls": on},
                      {"sentence": "oh dear", "calls": []}]
 
