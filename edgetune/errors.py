@@ -75,7 +75,7 @@ class UsageError(EdgetuneError):
 
 
 class BudgetError(UsageError):
-    """A training does not fit into the memory that it may have. needed: the bytes that it needs at least."""
+    """A training or an adapter does not fit into the memory that it may have. needed: bytes that it needs at least."""
 
     def __init__(self, what: str, hint: str, needed: int) -> None:
         super().__init__(what, hint)

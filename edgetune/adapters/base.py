@@ -41,9 +41,8 @@ from .lora import Lora
 
 T = TypeVar("T", bound="Family")
 LLAMA_CPP = "llama.cpp"
-MERGED = "llama.cpp, after edgetune merge"  # and before that by our own engine
+MERGED = "edgetune's own engine, or llama.cpp after edgetune merge"
 OWN_ENGINE = "edgetune's own engine"  # that trains: serving/own_engine.py
-SERVED = (LLAMA_CPP, OWN_ENGINE)  # those that answer by an adapter as it is
 
 PROJECTIONS = "projections"
 SUBLAYERS = "sublayers"
@@ -107,7 +106,7 @@ class Artifact:
             raise UnsupportedError(f"{source} has a head of labels or tags, which llama.cpp cannot apply",
                                    "answer with edgetune generate, or write it with edgetune export --to onnx")
         if not self.is_lora:
-            ways = {MERGED: "write a model with it by edgetune merge, or answer with edgetune generate --engine native",
+            ways = {MERGED: "write a model with it by edgetune merge, or answer with edgetune's commands and daemon",
                     LLAMA_CPP: "answer with edgetune's commands and daemon",
                     OWN_ENGINE: "answer with edgetune's commands and daemon"}
             way = ways.get(self.served_by, f"{self.served_by} serves it")

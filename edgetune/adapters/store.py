@@ -24,7 +24,7 @@ from ..errors import FormatError, MismatchError, NumericsError, UnsupportedError
 from ..formats.gguf import Gguf, Tensor, check_adapter, fingerprint, open_gguf, write_gguf
 from ..llamacpp.kv_state import KeyValues
 from ..version import __version__
-from .base import LLAMA_CPP, OWN_ENGINE, Artifact, Setting, family_named
+from .base import LLAMA_CPP, Artifact, Setting, family_named
 from .lora import Lora, Pair
 
 LORA = "lora"  # the type of an adapter that llama.cpp applies, and the family of a run that names none
@@ -102,7 +102,7 @@ def open_served(path: str | os.PathLike[str], base: Gguf, computed: Callable[[Ar
 
 def is_own(found: Artifact) -> bool:
     """Whether edgetune's own engine answers with it, in text."""
-    return found.served_by == OWN_ENGINE and not found.objective
+    return found.served_by != LLAMA_CPP and not found.objective
 
 
 def _adapter(gguf: Gguf, found: Artifact, base: Gguf | None) -> Adapter:

@@ -173,13 +173,11 @@ def verdict_line(result: Result) -> Text:
 
 def try_lines(result: Result, model: Path, folder: Path) -> list[str]:
     """Names the adapter's folder and, unless it is worse than no training, the shortest command to answer with it."""
-    from ..adapters.base import MERGED, family_named
     from ..console import Copied
     from ..formats.named import name_of
     if result.is_worse:
         return [f"adapter in {folder}"]
-    served_by = family_named(result.record["options"]["family"]).served_by
-    if result.record.get("objective", {}).get("name") == "embed" or served_by == MERGED:
+    if result.record.get("objective", {}).get("name") == "embed":
         merge = f"edgetune merge {name_of(model)} {folder} -o NEW.gguf"
         return [Copied(f"adapter in {folder}; write a model with it: {merge}")]
     return [Copied(f"adapter in {folder}; try: edgetune chat {name_of(model)} --adapter {folder}")]

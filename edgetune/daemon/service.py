@@ -124,10 +124,9 @@ class Service:
             self.embeddings = Embeddings(self.batcher, self.config, (self.name, self.name + LATEST))
             opened.callback(self.embeddings.close)
             self._known = {name_of(file): model_name(file) for file in (self.path, self.embeddings.file) if file}
-            self.grading = Grading(self.batcher, self.name, self.config.allow_python_graders,
-                                   lambda: self.budget - self.memory())
+            self.grading = Grading(self.batcher, self.name, self.config.allow_python_graders, self._left)
             self.files = Files(self.store, folder, self.config)
-            self.adapters = Adapters(self.store, folder, self.batcher, self.config, self.name)
+            self.adapters = Adapters(self.store, folder, self.batcher, self.config, self.name, self._left)
             self.library = Library(self.adapters, self.embeddings, self.name, self.config.library_size * disk.MIB)
             self.holdout = open_holdout(folder, in_use=self.store.holds_feedback())
             self.feedback = Feedback(self.store, self.holdout, self.config, self.method.kind)
@@ -290,13 +289,9 @@ class Service:
 
     def add_adapter(self, source: Path, suffix: str = "") -> Adapter:
         """Keeps an adapter that no job here made, as a candidate. source: its folder; suffix: a part of its id. Raises
-        UsageError for another suffix than of a job, and where memory has no room; errors of Adapters.add_foreign.
+        UsageError for another suffix than of a job; errors of Adapters.add_foreign.
         """
         check_suffix(suffix)
-        needed = self.served.bytes_to_load(source)
-        if (left := self.budget - self.memory()) < needed:
-            raise UsageError(f"the adapter takes {size_text(needed)} of memory, and "
-                             f"{size_text(max(left, 0))} are left", "start the daemon with a larger --memory")
         return self.adapters.add_foreign(source, suffix)
 
     def file_of(self, adapter: Adapter) -> str:
@@ -328,6 +323,10 @@ class Service:
     def memory(self) -> int:
         """Returns bytes of the whole daemon: of this process and of all that it started; shared memory counts once."""
         return memory.of_all_processes()
+
+    def _left(self) -> int:
+        """Returns bytes of the budget that are free now."""
+        return self.budget - self.memory()
 
     def _room(self, has_begun: bool) -> Room:
         """Returns the memory that a job's process may have now. A job that has not begun leaves memory to answers, so

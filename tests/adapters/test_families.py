@@ -94,7 +94,7 @@ def test_llama_cpp_answers_with_the_merged_file(name, architecture, limit, more,
     assert changed == found.weights.keys()
     assert {one.split(".")[1] for one in changed} == {"1", "weight"}  # output_norm.weight
     out = tmp_path / "out"
-    for refused in (("chat", path, "--adapter", out), ("export", out, "-o", tmp_path / "peft"),
+    for refused in (("export", out, "-o", tmp_path / "peft"),
                     ("merge", path, out, "-o", tmp_path / "b.gguf", "--eval", tmp_path / "rows.jsonl")):
         code = UsageError.exit_code if refused[0] == "merge" else UnsupportedError.exit_code
         assert "merge" in command(*refused, code=code)
@@ -176,7 +176,7 @@ def test_commands_and_jobs_take_it(name, bundle, tmp_path):
         asked += [f"--{option.replace('_', '-')}", value]
     said = command("train", bundle.path, rows, "-o", tmp_path / "out", *asked, "--steps", 2, "--eval", "none",
                    "--threads", 1, "--anchors", 0)
-    assert f"edgetune {'merge' if name in MERGING else 'chat'} " in said
+    assert "edgetune chat " in said
     options = read_run(tmp_path / "out")["options"]
     assert options["family"] == name
     assert given.items() <= options.items()

@@ -4,6 +4,7 @@ as generate --engine native does, and it is rolled back.
 
 import json
 import re
+import time
 from concurrent.futures import ThreadPoolExecutor
 
 import pytest
@@ -11,7 +12,7 @@ import templates
 from commands import run as command
 from services import SMALL, upload
 
-from edgetune.adapters.base import MERGED, families
+from edgetune.adapters.base import families
 from edgetune.adapters.store import FILE
 from edgetune.daemon.options import DaemonConfig
 from edgetune.daemon.service import Service
@@ -22,7 +23,8 @@ from edgetune.serving.own_engine import own_memory
 SHAPE = {"n_context": 512, "metadata": {"tokenizer.chat_template": templates.CHATML}}
 DAEMON = {"context": 512, "parallel": 4}
 ROWS = [{"prompt": f"turn on lamp {i}", "completion": "on"} for i in range(24)]
-FAMILIES = {"houlsby": {"adapter_width": 8}, "molora": {"experts": 2, "rank": 2}}
+FAMILIES: dict[str, dict[str, object]] = {"houlsby": {"adapter_width": 8}, "molora": {"experts": 2, "rank": 2},
+                                          "bitfit": {}, "full": {"blocks": "last:1", "lr": 0.003}}
 OPTIONS = {**{key: value for key, value in SMALL.items() if key != "rank"}, "lr": 0.03, "steps": 40}
 GREEDY = {"temperature": 0, "max_tokens": 8}
 
@@ -30,7 +32,7 @@ GREEDY = {"temperature": 0, "max_tokens": 8}
 def job_of(service, name):
     service.adapters.promote(None, "test")  # so that the gate compares it with the base
     made = service.jobs.create("tiny", upload(service, ROWS), suffix=name,
-                               hyperparameters={**OPTIONS, "family": name, **FAMILIES[name]})
+                               hyperparameters={**OPTIONS, "family": name} | FAMILIES[name])
     job = service.jobs.wait(made.id, 60)
     assert (job.status, job.error) == ("succeeded", None)
     return job
@@ -105,19 +107,29 @@ def test_what_has_no_room_is_refused_with_the_numbers(running, model, job, tmp_p
     with Service(model, DaemonConfig(state=str(tmp_path), context=512, threads=1)) as service:
         needed = own_memory(open_gguf(model), [folder], 512, service.served.cache.sequences, 1)
         service.budget = service.memory() + needed // 2
-        with pytest.raises(UsageError, match=r"the adapter takes [\d.]+ MiB of memory, and .* are left"):
+        with pytest.raises(UsageError, match=r"the adapter takes [\d.]+ MiB of memory, .* are left"):
             service.add_adapter(folder)
         assert service.served.adapters() == []
         assert needed > 10 * (folder / FILE).stat().st_size
 
 
-def test_families_that_replace_weights_are_refused(running, http):
-    named = [name for name, kind in families().items() if kind.served_by == MERGED]
-    assert named
-    for name in named:
-        with pytest.raises(UsageError, match=f"cannot serve an adapter of the family {name}.*edgetune merge"):
-            running.service.jobs.create("tiny", upload(running.service, ROWS), hyperparameters={"family": name})
-    said = http.get("/openapi.json").text
-    of_jobs = re.search(r'"enum":(\[[^\]]*"houlsby"[^\]]*\])', said)
+def test_what_a_job_made_is_refused_without_room_for_it(tmp_path, model):
+    with Service(model, DaemonConfig(state=str(tmp_path), context=512, threads=1)) as service:
+        before = service.served.adapters()
+        service.adapters._left = lambda: 1 << 10  # what is left when the training is over
+        made = service.jobs.create("tiny", upload(service, ROWS), hyperparameters={**OPTIONS, "family": "bitfit"})
+        while service.jobs.get(made.id).status not in ("paused", "succeeded", "failed"):
+            time.sleep(0.05)
+        assert service.jobs.get(made.id).status == "paused"
+        told = [event["message"] for event in service.jobs.events(made.id)]
+        assert any(re.search(r"is kept: the adapter takes .* of memory, 1 KiB are left", one) for one in told)
+        assert service.served.adapters() == before
+        service.adapters._left = lambda: 1 << 30
+        service.jobs.resume(made.id)
+        assert service.jobs.wait(made.id, 60).status == "succeeded"
+
+
+def test_a_job_may_have_any_family(http):
+    of_jobs = re.search(r'"enum":(\[[^\]]*"houlsby"[^\]]*\])', http.get("/openapi.json").text)
     assert of_jobs
-    assert sorted(json.loads(of_jobs[1])) == sorted(set(families()) - set(named))
+    assert sorted(json.loads(of_jobs[1])) == sorted(families())

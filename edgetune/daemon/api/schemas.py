@@ -11,7 +11,7 @@ from typing import Annotated, Any, Generic, Literal, TypeVar
 from fastapi import File, UploadFile
 from pydantic import Field, create_model
 
-from ...adapters.base import SERVED, families
+from ...adapters.base import families
 from ...objectives.base import Objective, objectives
 from ...objectives.rewarded import Rewarded
 from ...objectives.sft import Sft
@@ -120,8 +120,7 @@ def _hyperparameters(objective: type[Objective]) -> type[Body]:
     for spec in declared(objective):
         if spec.name not in left_out and kind_of(spec) in (int, float):  # of OpenAI's every number may be "auto"
             named[spec.name] = (_kind(spec) | Auto | None, Field(None, description=spec.metadata["help"]))
-    served = [name for name, kind in families().items() if kind.served_by in SERVED]
-    named["family"] = (Literal[tuple(served)] | None, Field(
+    named["family"] = (Literal[tuple(families())] | None, Field(
         None, description="The family of the adapter (families.md). Families have different options."))
     named["n_epochs"] = (Annotated[Whole, Field(ge=1)] | Auto | None, Field(None, description="OpenAI's epochs."))
     named["learning_rate_multiplier"] = (Annotated[float, Field(gt=0)] | Auto | None,

@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from ... import disk
-from ...errors import DiskError, EdgetuneError, Interrupted, TooMuchError, UsageError
+from ...errors import BudgetError, DiskError, EdgetuneError, Interrupted, TooMuchError, UsageError
 from ...machine.policy import Policy
 from ...persisted import from_json
 from ...runs.tables import write_step_metrics
@@ -288,7 +288,11 @@ class Queue:
         if made is None and not is_done(run):  # of a job that made no adapter
             self.table.set(job.id, "succeeded", verdict["reason"], verdict=dump(verdict))
             return "succeeded"
-        made = made or self.adapters.add(job.id, run, job.suffix, verdict)
+        try:
+            made = made or self.adapters.add(job.id, run, job.suffix, verdict)
+        except BudgetError as error:
+            self.table.set(job.id, "paused", f"paused, its work is kept: {error}", "warn")
+            return "paused"
         serves = made.state == "serving"
         reason = verdict["reason"]
         if verdict["passed"] and made.state == "candidate":

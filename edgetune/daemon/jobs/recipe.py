@@ -11,7 +11,6 @@ from pathlib import Path
 from typing import Any
 
 from ... import disk
-from ...adapters.base import SERVED, family_named
 from ...data import preferences, prompts
 from ...data import rows as supervised_rows
 from ...data.preferences import is_pair
@@ -98,9 +97,6 @@ def options(base: TrainConfig, asked: Mapping[str, Any], own: Iterable[str] = ()
     """
     family = asked.get("family", base.family)
     name = family if isinstance(family, str) else family.name
-    served_by = family_named(name).served_by
-    if served_by not in SERVED:
-        raise UsageError(f"the daemon cannot serve an adapter of the family {name}", f"it is answered by {served_by}")
     specs = {option: spec for option, spec in train_options(name).items()
              if option not in FILE_OPTIONS and not spec.metadata["local"]}
     given: dict[str, Any] = {}

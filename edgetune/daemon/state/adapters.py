@@ -12,7 +12,7 @@ import re
 import secrets
 import shutil
 import threading
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
@@ -20,7 +20,7 @@ from typing import Any
 
 from ... import disk
 from ...adapters import store as lora
-from ...errors import EdgetuneError, FormatError, NotFoundError, UnsupportedError, UsageError
+from ...errors import BudgetError, EdgetuneError, FormatError, NotFoundError, UnsupportedError, UsageError, size_text
 from ...formats.bundle import sha256
 from ...persisted import from_json
 from ...serving.answering import Answering
@@ -81,13 +81,16 @@ class _Switch:
 
 
 class Adapters:
-    """The adapters below `folder`, all loaded in `batcher`, for any number of threads. name: the model's.
+    """The adapters below `folder`, all loaded in `batcher`, for any number of threads. name: the model's. left: bytes
+    of memory that the daemon may still take.
 
     `damaged` has a sentence for each that could not be loaded at the start: it is not listed, and does not answer.
     """
 
-    def __init__(self, store: Store, folder: Path, batcher: Answering[Any], config: DaemonConfig, name: str) -> None:
+    def __init__(self, store: Store, folder: Path, batcher: Answering[Any], config: DaemonConfig, name: str,
+                 left: Callable[[], int]) -> None:
         self.store = store
+        self._left = left
         self.batcher = batcher
         self.keep = config.keep
         self.name = name
@@ -213,16 +216,22 @@ class Adapters:
     # ---- changing -----------------------------------------------------------------------------------------------
 
     def add(self, job: str, run_folder: Path, suffix: str, verdict: Mapping[str, Any]) -> Adapter:
-        """Keeps the adapter of a finished run, as a candidate. The second time for a job it returns the first's."""
+        """Keeps the adapter of a finished run, as a candidate. The second time for a job it returns the first's. Raises
+        BudgetError where memory has no room for it.
+        """
         return self.of_job(job) or self._keep(job, run_folder, suffix, verdict)
 
     def add_foreign(self, source: Path, suffix: str) -> Adapter:
         """Keeps an adapter that no job made, as a candidate. source: its folder. Raises FormatError or UnsupportedError
-        for one that cannot answer, MismatchError for one of another base.
+        for one that cannot answer, MismatchError for one of another base, BudgetError where memory has no room for it.
         """
         return self._keep("", source, suffix, {"passed": False, "reason": FOREIGN})
 
     def _keep(self, job: str, source: Path, suffix: str, verdict: Mapping[str, Any]) -> Adapter:
+        needed = self.batcher.served.bytes_to_load(source)
+        if (left := self._left()) < needed:
+            raise BudgetError(f"the adapter takes {size_text(needed)} of memory, {size_text(max(left, 0))} are left",
+                              "start the daemon with a larger --memory", needed)
         folder = secrets.token_hex(4)
         record = Record(f"ft:{self.name}:{suffix}:{folder}", job, now(), dict(verdict))
         with self._shelf.filling(folder) as path:

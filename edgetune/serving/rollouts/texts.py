@@ -11,7 +11,7 @@ from pathlib import Path
 
 import numpy as np
 
-from ...adapters.base import LLAMA_CPP, MERGED, OWN_ENGINE, Artifact
+from ...adapters.base import Artifact
 from ...adapters.lora import Lora
 from ...adapters.store import read_artifact
 from ...backends.arena import arena_bytes
@@ -80,13 +80,8 @@ class Answered:
 
 
 def adapter_of(gguf: Gguf, path: Path | None) -> Artifact:
-    """An adapter's folder or file, for `answers`; None: the base. Errors: those of `store.read_artifact`, and
-    UnsupportedError for one that this engine does not serve.
-    """
-    found = read_artifact(path, gguf) if path else Artifact()
-    if found.served_by not in (LLAMA_CPP, OWN_ENGINE, MERGED):
-        found.served_pairs(str(path))
-    return found
+    """An adapter's folder or file, for `answers`; None: the base. Errors: those of `store.read_artifact`."""
+    return read_artifact(path, gguf) if path else Artifact()
 
 
 def answers(gguf: Gguf, tokenizer: Tokenizer, adapter: Artifact | Lora, asked: Asked,
