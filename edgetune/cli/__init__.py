@@ -12,6 +12,7 @@ from . import (  # noqa: F401  (each adds its commands to the group)
     demo,
     feedback,
     files,
+    generate,
     grade,
     home,
     joined,

@@ -1,8 +1,7 @@
-"""The commands eval and generate, and the common parts of all commands that answer."""
+"""The command eval, and the common parts of all commands that answer."""
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, fields
@@ -22,20 +21,19 @@ from .app import (
     command,
     engine_option,
     explicit,
-    out,
-    precision_option,
     show,
     system_option,
     threads_option,
 )
+from .around import around_of, around_options, beside_around, longest_text, refuse_around, taken_around
 from .by_encoder import classifier_of, graded_by_encoder
 from .elsewhere import refuse_beside, remote_model, url_options
 from .graded import answer_json, exact_text, save_answers, wrong_table
 from .objective import take_objective
 from .preferred import EvalCommand, check_method, eval_pairs, holds_pairs, refuse_for_pairs
-from .prose import Prose
 
 if TYPE_CHECKING:
+    from ..data.around import Instruction
     from ..data.dataset import Dataset
     from ..data.formats import Columns
     from ..evaluation.served import Answer, Graded, Scores
@@ -78,6 +76,9 @@ structured_option = click.option("--structured", type=click.Choice(["auto", "off
                                  help="Hold answers to the schema of the training rows, if all are JSON.")
 
 
+NO_PROMPT = "and the model is an encoder, which reads a question alone"
+
+
 @dataclass(frozen=True)
 class Serving:
     """The options of a command by which a model is opened for answers."""
@@ -90,6 +91,7 @@ class Serving:
     url: str = ""
     key_file: Path | None = None
     structured: str = "auto"
+    prompt_file: Path | None = None
 
     @classmethod
     def taken_from(cls, options: dict[str, Any]) -> Serving:
@@ -100,7 +102,15 @@ class Serving:
 @contextmanager
 def served_model(model: Path, serving: Serving) -> Iterator[Any]:
     """The model, in the runtime that `serving` or its bundle asks for, with its adapter in use; or a daemon's."""
-    refuse_beside(**asdict(serving))
+    refuse_beside(**beside_around(asdict(serving)))
+    with around_of(serving) as around, _opened_model(model, serving) as served:
+        if around:
+            served.around = around
+        yield served
+
+
+@contextmanager
+def _opened_model(model: Path, serving: Serving) -> Iterator[Any]:
     if serving.url:
         with remote_model(model, serving.url, serving.key_file) as served:
             yield served
@@ -121,6 +131,7 @@ def served_model(model: Path, serving: Serving) -> Iterator[Any]:
         return
     gguf = open_bundle(model).gguf
     if gguf.architecture in ENCODERS:
+        refuse_around(serving, NO_PROMPT)
         with classifier_of(gguf, adapter, serving.threads) as classifier:
             yield classifier
         return
@@ -152,8 +163,9 @@ def new_file(_ctx: click.Context, _option: click.Parameter, path: Path | None) -
          click.option("--save", type=click.Path(path_type=Path), callback=new_file,
                       help="New file: a JSON line a row with the answer expected, the base's and the adapter's."),
          click.option("--max-length", type=click.IntRange(2), default=512, show_default=True,
-                      help="Tokens in a row at most; longer ones are cut."), system_option, column_options,
-         markup_option, structured_option, memory_option, threads_option, backend_option, url_options, cls=EvalCommand)
+                      help="Tokens in a row at most; longer ones are cut."), system_option, around_options,
+         column_options, markup_option, structured_option, memory_option, threads_option, backend_option, url_options,
+         cls=EvalCommand)
 def eval_command(model: Path, data: Path, engine: str, max_length: int, system: str, prompt_column: str,
                  completion_column: str, show_wrong: int | None, save: Path | None, as_json: bool, memory: str,
                  backend: str, **options: Any) -> None:
@@ -165,6 +177,7 @@ def eval_command(model: Path, data: Path, engine: str, max_length: int, system: 
     In brackets: Wilson's 95 % interval. With --url a daemon answers, and the loss is not measured.
     """
     from ..adapters.store import read_system
+    from ..data.around import together
     from ..data.dataset import load
     from ..data.formats import Columns
     from ..formats.bundle import open_bundle
@@ -172,18 +185,21 @@ def eval_command(model: Path, data: Path, engine: str, max_length: int, system: 
     from ..llamacpp.tokenizer import Tokenizer
     objective = take_objective(options)
     serving = Serving.taken_from(options)  # what remains is of answers
-    system = system or read_system(serving.adapter)
     of_answers = options | {"show_wrong": show_wrong, "save": save}
-    refuse_beside(**asdict(serving), engine=engine, answers=options["answers"], max_length=max_length, memory=memory,
-                  backend=backend)
+    refuse_beside(**beside_around(asdict(serving)), engine=engine, answers=options["answers"], max_length=max_length,
+                  memory=memory, backend=backend)
+    around, serving = taken_around(serving, system)
+    instruction = together(around, system or read_system(serving.adapter))
     if serving.url:
-        _ask_daemon(model, serving, data, Columns(prompt_column, completion_column), system, options["limit"],
+        _ask_daemon(model, serving, data, Columns(prompt_column, completion_column), instruction, options["limit"],
                     show_wrong, save, as_json)
         return
     check_answers_asked(**of_answers)
     check_engine(engine, memory=memory, backend=backend, structured=serving.structured)
     bundle = open_bundle(model)
     if bundle.gguf.architecture in ENCODERS:
+        if around:
+            raise UsageError(f"a prompt is given, {NO_PROMPT}", "leave it out")
         columns = Columns(prompt_column, completion_column)
         [graded] = graded_by_encoder(bundle.gguf, [serving.adapter], data, columns, options["limit"], serving.threads)
         if save:
@@ -192,18 +208,20 @@ def eval_command(model: Path, data: Path, engine: str, max_length: int, system: 
         return
     tokenizer = Tokenizer(bundle.gguf)
     tokenizer.markup = serving.markup
+    if around and not explicit({"max_length": max_length}):
+        max_length = longest_text(bundle.gguf)  # of rows with the prompt around them
     has_pairs = holds_pairs(data)
     check_method(objective, has_pairs)
     if has_pairs:
         refuse_for_pairs(**of_answers)
-        eval_pairs(data, bundle, tokenizer, objective, serving.adapter, serving.threads, backend, max_length, system,
-                   None if engine == "native" else served_model(model, serving), as_json)
+        eval_pairs(data, bundle, tokenizer, objective, serving.adapter, serving.threads, backend, max_length,
+                   instruction, None if engine == "native" else served_model(model, serving), as_json)
         return
-    rows = load(data, tokenizer, max_length=max_length, system=system or None,
+    rows = load(data, tokenizer, max_length=max_length, system=instruction,
                 columns=Columns(prompt_column, completion_column))
     if (save or show_wrong) and not rows.asking:
         raise UsageError(f"{data} has no row with a question and an answer", "leave --save and --show-wrong out")
-    wanted = options | {"system": system or None, "with_base": save is not None and serving.adapter is not None}
+    wanted = options | {"system": instruction, "with_base": save is not None and serving.adapter is not None}
     if engine == "native":
         from ..evaluation.native import engine_within
         own = engine_within(memory, threads=serving.threads, backend=backend)
@@ -239,15 +257,16 @@ def _graded_by_llama(model: Path, serving: Serving, rows: Dataset, *, with_base:
         return graded, exact_match(served, rows, system=options["system"], limit=options["limit"])
 
 
-def _ask_daemon(model: Path, serving: Serving, data: Path, columns: Columns, system: str, limit: int | None,
+def _ask_daemon(model: Path, serving: Serving, data: Path, columns: Columns, system: Instruction, limit: int | None,
                 show_wrong: int | None, save: Path | None, as_json: bool) -> None:
     """eval --url"""
-    from ..evaluation.asked import asked_match, asked_scores, asking_rows
+    from ..data.asking import asking_rows
+    from ..evaluation.asked import asked_match, asked_scores
     from ..evaluation.served import Graded
     rows = asking_rows(data, columns)
     with remote_model(model, serving.url, serving.key_file) as served:
         answers = asked_match(rows, lambda messages, tools, most: "".join(
-            served.chat(messages, tools, max_tokens=most)), system or None, limit)
+            served.chat(messages, tools, max_tokens=most)), system, limit)
     if save:
         save_answers(save, answers, ())
     scores = asked_scores(f"{model} at {serving.url}", len(rows), answers)
@@ -272,17 +291,6 @@ def check_engine(engine: str, **options: Any) -> None:
         if engine == "native" and name not in OWN:
             raise UsageError(f"{flag} is given with --engine native, which does not have it",
                              "leave one of them out, or answer through llama.cpp")
-
-
-def refuse_file(prompt: str) -> None:
-    """Refuses a prompt that is the name of a file, which is probably a mistake. Raises UsageError."""
-    try:
-        is_file = Path(prompt).is_file()
-    except (OSError, ValueError):  # too long for a name, or with a NUL byte
-        return
-    if is_file:
-        raise UsageError(f"the prompt {prompt} is a file, and one text is answered at a time",
-                         "give --engine native to answer the prompts in it, or the text itself")
 
 
 def grades_headline(scores: Scores) -> list[str]:
@@ -318,55 +326,3 @@ def show_grades(title: str, graded: Graded, show_wrong: int | None, as_json: boo
         result["wrong"] = [answer_json(answer) for answer in wrong[:show_wrong]]
         shown += [f"\n{min(show_wrong, len(wrong))} of {len(wrong)} wrong answers", wrong_table(wrong[:show_wrong])]
     show(as_json, result, *shown)
-
-
-@command("generate", MODEL, click.argument("prompt"), adapter_option, system_option, answer_options,
-         click.option("--raw", is_flag=True, help="Continue PROMPT as it is, without the chat template."),
-         engine_option("native: edgetune's own engine answers the prompts of a file together."),
-         click.option("--samples", type=click.IntRange(1), default=1, show_default=True,
-                      help="With --engine native: answers to each prompt."),
-         click.option("--parallel", type=click.IntRange(1), default=64, show_default=True,
-                      help="With --engine native: answers in progress at once at most."),
-         precision_option("With --engine native: how products are computed."),
-         click.option("--save", type=click.Path(path_type=Path), callback=new_file,
-                      help="With --engine native: new file for the answers [they are printed]."),
-         memory_option, threads_option, backend_option, busy_file_option, runtime_option, markup_option,
-         structured_option, url_options)
-def generate_command(model: Path, prompt: str, system: str, raw: bool, as_json: bool, engine: str,
-                     **options: Any) -> None:
-    """Answer PROMPT, or the prompts of a file.
-
-    PROMPT is a user's message in the model's chat template; llama.cpp answers, or ONNX Runtime.
-
-    With --engine native, PROMPT is a file with a JSON object a line, {"prompt": "..."} or {"messages": [...]}, and the
-    answers are JSON lines. The same seed gives the same answers, whatever else is in the file.
-    """
-    own = {name: options.pop(name) for name in OWN}
-    if engine == "native":
-        others = {name: options.pop(name) for name in ("busy_file", "runtime", "structured", "url", "key_file")}
-        check_engine(engine, **others)
-        from ..adapters.store import read_system
-        from ..evaluation.native import engine_within
-        from ..llamacpp.sampling import Sampling
-        from .prompts import Questions, answer_file, show_lines
-        save = own.pop("save")
-        adapter = options.pop("adapter")
-        system = system or read_system(adapter)
-        questions = Questions(Path(prompt), system, raw, options.pop("markup"), own.pop("samples"),
-                              options.pop("max_tokens"), options.pop("stop"))
-        engine_used = engine_within(threads=options.pop("threads"), **own)
-        show_lines(answer_file(model, adapter, questions, Sampling(**options), engine_used), save, as_json)
-        return
-    check_engine(engine, **own)
-    refuse_file(prompt)
-    with served_model(model, Serving.taken_from(options)) as served:
-        messages = [{"role": "system", "content": system}] if system else []
-        messages.append({"role": "user", "content": prompt})
-        pieces = served.generate(prompt, **options) if raw else served.chat(messages, **options)
-        if as_json:
-            click.echo(json.dumps({"prompt": prompt, "text": "".join(pieces)}))
-            return
-        prose = Prose(out)
-        for piece in pieces:
-            prose.write(piece)
-        prose.end()

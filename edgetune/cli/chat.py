@@ -28,6 +28,7 @@ from .answer import (
     structured_option,
 )
 from .app import MODEL, adapter_option, command, complain, out, system_option, threads_option
+from .around import around_options, refuse_both
 from .elsewhere import url_options
 from .grouped import GroupedOption
 from .judged import judged_to
@@ -38,7 +39,7 @@ from .typed import TypedLines, history_file
 AGAIN = "Ctrl-C again leaves"
 
 
-@command("chat", MODEL, adapter_option, system_option, answer_options, threads_option, busy_file_option,
+@command("chat", MODEL, adapter_option, system_option, around_options, answer_options, threads_option, busy_file_option,
          runtime_option, markup_option, structured_option, url_options,
          click.option("--feedback", metavar="FILE|URL", default="", help="Where /good, /bad and /fix go: a file of "
                       "rows for edgetune train, or a daemon [--url, or the model's file in "
@@ -56,6 +57,7 @@ def chat_command(model: Path, system: str, feedback: str, history: bool, as_json
     from ..daemon.client import read_key
     serving = Serving.taken_from(options)
     key = read_key(serving.key_file)
+    refuse_both(serving, system)
     with judged_to(feedback or serving.url, model, key) as judged, served_model(model, serving) as served:
         talk = Talk(served, judged, str(serving.adapter or NONE), options)
         talk.set_system(system)

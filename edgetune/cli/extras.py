@@ -26,6 +26,7 @@ EXTRAS = (
     Extra("host", "edgetune compress", ("torch", "transformers", "optimum", "onnx")),
     Extra("onnx", "answers of ONNX bundles", ("onnxruntime",)),
     Extra("encoders", "training of encoders, such as minilm", ("scipy",)),
+    Extra("prompts", "prompt files in YAML", ("yaml",)),
     Extra("home", "edgetune home", ("hassil", "home_assistant_intents", "yaml", "websockets")),
     Extra("cuda", "computing on an NVIDIA GPU", ("cuda",)),
     Extra("sign", "signed bundles", ("cryptography",)),

@@ -160,8 +160,8 @@ def _texts(gguf: Gguf, rows: Rows, *, adapter: Path | None, samples: int, temper
            max_tokens: int, system: str, memory: str, seed: int, threads: int, backend: str) -> Iterator[Sample]:
     """The texts that a model writes."""
     from ..adapters.store import read_system
+    from ..data.around import instructed
     from ..data.question import asked_messages
-    from ..data.rows import with_system
     from ..evaluation.graders.answered import answered_sample
     from ..evaluation.native import engine_within
     from ..llamacpp.sampling import Sampling
@@ -175,7 +175,7 @@ def _texts(gguf: Gguf, rows: Rows, *, adapter: Path | None, samples: int, temper
     prompts = []
     system = system or read_system(adapter)
     for row in rows:
-        messages = with_system(asked_messages(row), system)
+        messages = instructed(asked_messages(row), system)
         prompts.append(tokenizer.encode(tokenizer.render(messages, row.get("tools"), add_generation_prompt=True),
                                         bos=True))
     asked = Asked(prompts, [max_tokens] * len(rows), samples,

@@ -12,6 +12,7 @@ from .app import explicit, show
 from .objective import DEFAULT, FLAG, ObjectiveCommand
 
 if TYPE_CHECKING:
+    from ..data.around import Instruction
     from ..evaluation.pairs import PairScores
     from ..formats.bundle import Bundle
     from ..llamacpp.tokenizer import Tokenizer
@@ -56,14 +57,14 @@ def refuse_for_pairs(**options: Any) -> None:
 
 
 def eval_pairs(data: Path, bundle: Bundle, tokenizer: Tokenizer, objective: Objective, adapter: Path | None,
-               threads: int, backend: str, max_length: int, system: str,
+               threads: int, backend: str, max_length: int, system: Instruction,
                served_model: AbstractContextManager[LlamaModel] | None, as_json: bool) -> None:
     """Shows the scores of pairs. served_model: opens a model in llama.cpp; None: edgetune's own engine measures."""
     from ..data import preferences
     from ..data.dataset import load
     from ..evaluation import pairs
     from ..serving.rollouts.texts import adapter_of
-    rows = load(data, tokenizer, max_length=max_length, system=system or None, parser=preferences)
+    rows = load(data, tokenizer, max_length=max_length, system=system, parser=preferences)
     of_base: pairs.LogP | None = None
     if served_model is None:
         logp = pairs.native_logp(bundle, rows, adapter_of(bundle.gguf, adapter), threads, backend)

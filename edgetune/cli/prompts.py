@@ -14,6 +14,7 @@ from ..disk import json_text
 from ..errors import DataError, UsageError
 
 if TYPE_CHECKING:
+    from ..data.around import Instruction
     from ..llamacpp.sampling import Sampling
     from ..llamacpp.tokenizer import Tokenizer
     from ..serving.rollouts.texts import Answered, Engine
@@ -27,7 +28,7 @@ class PromptRow:
     text: str
 
 
-def read_prompts(path: Path, tokenizer: Tokenizer, system: str, raw: bool) -> list[PromptRow]:
+def read_prompts(path: Path, tokenizer: Tokenizer, system: Instruction, raw: bool) -> list[PromptRow]:
     """Reads prompts. Raises DataError, which names the line, for a row without one; UsageError without a file."""
     from ..data.files import place, read_rows
     from ..data.parts import STDIN
@@ -43,8 +44,8 @@ def read_prompts(path: Path, tokenizer: Tokenizer, system: str, raw: bool) -> li
     return found
 
 
-def _prompt(row: Any, tokenizer: Tokenizer, system: str, raw: bool) -> PromptRow:
-    from ..data.rows import with_system
+def _prompt(row: Any, tokenizer: Tokenizer, system: Instruction, raw: bool) -> PromptRow:
+    from ..data.around import instructed
     prompt = row.get("prompt") if isinstance(row, dict) else None
     messages = row.get("messages") if isinstance(row, dict) else None
     if isinstance(prompt, str):
@@ -59,7 +60,7 @@ def _prompt(row: Any, tokenizer: Tokenizer, system: str, raw: bool) -> PromptRow
         raise DataError("the row asks nothing", f"write {hint}")
     if raw:
         return PromptRow(asked, str(prompt))
-    messages = with_system(messages, system)
+    messages = instructed(messages, system)
     return PromptRow(asked, tokenizer.render(messages, row.get("tools"), add_generation_prompt=True))
 
 
@@ -68,7 +69,7 @@ class Questions:
     """A file of prompts with the options of their answers. raw: prompts are continued, without the chat template."""
 
     path: Path
-    system: str
+    system: Instruction
     raw: bool
     markup: str
     samples: int

@@ -62,6 +62,8 @@ class DaemonConfig:
     # models for answers, in addition to the base
     embeddings: str = option("", "GGUF or name of an encoder or another model for /v1/embeddings [the model's own "
                              "hidden states].", group="What it answers with")
+    prompt: str = option("", "Prompt file, put around chats that have no system message (edgetune prompt makes one).",
+                         common=True)
     first: str = option("", "Adapter of an encoder, which answers what it is sure of; the model answers the rest "
                         "[the model answers all].", common=True)
     first_share: float = option(0.99, "Share of those answers that shall be right, of JSON in the fields of few "

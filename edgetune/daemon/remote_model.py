@@ -6,6 +6,7 @@ from collections.abc import Iterator, Sequence
 from typing import Any
 from urllib.parse import quote
 
+from ..data.around import Instruction, instructed
 from .client import Client
 
 CHAT = "/v1/chat/completions"
@@ -15,11 +16,13 @@ TEXT = "/v1/completions"
 class RemoteModel:
     """The model `name` of the daemon that `client` asks; "": the base with the active adapter. Raises NotFoundError.
 
-    said_tokens: of the last answer, where it was read to its end; else the number of its pieces.
+    around: what is put around every chat, here and not there. said_tokens: of the last answer, where it was read to its
+    end; else the number of its pieces.
     """
 
     def __init__(self, client: Client, name: str) -> None:
         self.client = client
+        self.around: Instruction = None
         self.name = name
         self.said_tokens = 0
         if name:
@@ -29,7 +32,7 @@ class RemoteModel:
     def chat(self, messages: Sequence[dict[str, Any]], tools: Sequence[dict[str, Any]] | None = None,
              **options: Any) -> Iterator[str]:
         """Streams the next message, without calls of tools; options and errors are those of ServedModel.generate."""
-        asked = {"messages": list(messages)} | ({"tools": list(tools)} if tools else {})
+        asked = {"messages": instructed(messages, self.around)} | ({"tools": list(tools)} if tools else {})
         for choice in self._choices(CHAT, asked, options):
             if text := choice["delta"].get("content"):
                 self.said_tokens += 1

@@ -30,6 +30,7 @@ from ..machine.policy import Policy
 from ..machine.sensors import Sensors
 from ..models.networks import network_of
 from ..objectives.base import objectives
+from ..serving.around import opened_around
 from ..serving.completion import Completion, OnPiece
 from ..serving.llama import LlamaModel
 from ..serving.question import Question
@@ -121,6 +122,7 @@ class Service:
             self.house = _house(self.config)
             self._open_model()
             opened.callback(self.served.close)
+            self._put_around(opened)
             self.embeddings = Embeddings(self.batcher, self.config, (self.name, self.name + LATEST))
             opened.callback(self.embeddings.close)
             self._known = {name_of(file): model_name(file) for file in (self.path, self.embeddings.file) if file}
@@ -187,6 +189,12 @@ class Service:
         self.budget = TrainConfig(memory=self.config.memory).memory_here()
         self.batcher = open_answering(self.bundle.gguf, self.name, self.config, self.budget, self.train.markup)
         self.served: Served = self.batcher.served
+
+    def _put_around(self, opened: ExitStack) -> None:
+        """Puts around every chat what the options say."""
+        if self.config.prompt:
+            found = opened_around(Path(self.config.prompt).expanduser(), self.config.threads)
+            cast(LlamaModel, self.served).around = opened.enter_context(found)
 
     def stop(self) -> None:
         """Finishes the answers in progress, saves the training, closes. A second call does nothing."""

@@ -15,6 +15,7 @@ from numpy.typing import NDArray
 
 from ..llamacpp.tokenizer import Tokenizer
 from . import prompts
+from .around import Instruction
 from .attempts import asked_again, check_chat
 from .packing import Example
 from .prompts import EXPECTED, check_learnable, shape_of
@@ -23,14 +24,14 @@ from .rows import Row, as_messages
 __all__ = ["EXPECTED", "check_learnable", "examples_of", "second_prompt", "shape_of"]
 
 
-def examples_of(row: Row, shape: str, tokenizer: Tokenizer, system: str | None, max_length: int) -> Iterable[Example]:
+def examples_of(row: Row, shape: str, tokenizer: Tokenizer, system: Instruction, max_length: int) -> Iterable[Example]:
     """Raises DataError, also for a model without a chat template."""
     check_chat(tokenizer)
     (first,) = prompts.examples_of(row, shape, tokenizer, system, max_length)
     return [replace(first, prompts=(second_prompt(first.item, "", tokenizer, system),))]
 
 
-def second_prompt(item: str, answer: str, tokenizer: Tokenizer, system: str | None) -> NDArray[np.int32]:
+def second_prompt(item: str, answer: str, tokenizer: Tokenizer, system: Instruction) -> NDArray[np.int32]:
     """The tokens after which the model answers again. item: the row as JSON; answer: its first answer."""
     row = json.loads(item)
     asked = row[shape_of(row)]

@@ -11,7 +11,8 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any, TypeVar
 
-from .rows import as_messages, with_system
+from .around import instructed
+from .rows import as_messages
 
 T = TypeVar("T")
 TOKENS = 32  # of an anchor at most: it may end anywhere, as many short ones say more of the base than few long ones
@@ -68,7 +69,7 @@ def asking(system: bool, chats: bool) -> list[dict[str, Any]]:
     """
     texts: list[dict[str, Any]] = [{"text": text, "open": True} for text in BEGINNINGS]
     chosen = SYSTEM if system else None
-    return texts + [{"messages": with_system(as_messages(question, "."), chosen)} for question in QUESTIONS if chats]
+    return texts + [{"messages": instructed(as_messages(question, "."), chosen)} for question in QUESTIONS if chats]
 
 
 def of_batch(asked: Sequence[T], batch: int) -> list[T]:

@@ -16,6 +16,7 @@ from typing import Any
 
 from ..errors import DataError
 from ..llamacpp.tokenizer import Tokenizer
+from .around import Instruction
 from .packing import Example
 from .prompted import Answer, Text, in_group, prompt_of, text_of, with_keys
 from .rows import Row, json_type
@@ -50,7 +51,7 @@ def check_learnable(row: Row) -> str:
     return shape
 
 
-def examples_of(row: Row, _shape: str, tokenizer: Tokenizer, system: str | None, max_length: int) -> Iterable[Example]:
+def examples_of(row: Row, _shape: str, tokenizer: Tokenizer, system: Instruction, max_length: int) -> Iterable[Example]:
     """Makes of each pair the chosen answer's example, then the rejected one's, at full length. Raises DataError."""
     check_chat(tokenizer)
     return [example for number, pair in enumerate(pairs_of(row), start=1) for example in

@@ -17,6 +17,7 @@ from ..llamacpp.tokenizer import Tokenizer
 from ..llamacpp.tokenizers import AnyTokenizer
 from . import rows as supervised_rows
 from .answer_schema import derive
+from .around import Instruction
 from .files import Digest, place, read_rows
 from .formats import BY_KEYS, Columns, recognised
 from .holdout import digest_of, held_out_indices
@@ -64,14 +65,15 @@ class Dataset:
 
 
 class Reading(TypedDict, total=False):
-    """Options of reading rows. max_length: tokens of a row. system: the message of rows that have none. overflow: a
+    """Options of reading rows. max_length: tokens of a row. system: the message of rows that have none, or what
+    else is put around them. overflow: a
     longer row is cut ("truncate") or left out ("skip"). parser: an objective's `rows`; rows of other `formats` are
     converted for it, and `columns` names their keys. learnable: refuses what can be measured and not learned, an answer
     that is empty.
     """
 
     max_length: Required[int]
-    system: str | None
+    system: Instruction
     overflow: str
     parser: RowParser
     columns: Columns
@@ -146,7 +148,7 @@ class _RowReader:
 
     tokenizer: AnyTokenizer
     max_length: int
-    system: str | None = None
+    system: Instruction = None
     overflow: str = "truncate"
     parser: RowParser = supervised_rows
     columns: Columns = BY_KEYS

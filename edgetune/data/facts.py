@@ -16,6 +16,7 @@ from ..llamacpp.tokenizers import AnyTokenizer
 from . import labelled
 from . import rows as supervised_rows
 from .answer_schema import parsed
+from .around import Instruction
 from .calls import CallError
 from .dataset import fitting
 from .formats import BY_KEYS, Columns, recognised
@@ -32,7 +33,7 @@ class Tokens:
 
     tokenizer: AnyTokenizer
     max_length: int
-    system: str | None = None
+    system: Instruction = None
     overflow: str = "truncate"
 
 

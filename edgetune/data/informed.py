@@ -17,6 +17,7 @@ import numpy as np
 
 from ..llamacpp.tokenizer import Tokenizer
 from . import prompts
+from .around import Instruction
 from .packing import Example
 from .privileged import KEY, note_of
 from .prompted import text_of, with_keys, with_note
@@ -39,7 +40,7 @@ def check_learnable(row: Any) -> str:
     return shape
 
 
-def examples_of(row: Any, _shape: str, tokenizer: Tokenizer, system: str | None, max_length: int) -> Iterable[Example]:
+def examples_of(row: Any, _shape: str, tokenizer: Tokenizer, system: Instruction, max_length: int) -> Iterable[Example]:
     check_learnable(row)
     asked = prompts.shape_of(row)
     noted = {**row, asked: with_note(text_of(row, asked), note_of(row), tokenizer)}

@@ -23,6 +23,7 @@ from ..llamacpp.tokenizer import Tokenizer
 from ..llamacpp.tokenizers import AnyTokenizer, EncoderTokenizer
 from ..llamacpp.wordpiece import Encoded, Place
 from . import rows as supervised_rows
+from .around import Instruction
 from .packing import Example
 from .rows import Row, as_messages, is_blank
 
@@ -95,7 +96,7 @@ def text_of(message: Mapping[str, Any]) -> str:
     return content.strip()
 
 
-def examples_of(row: Row, _shape: str, tokenizer: AnyTokenizer, _system: str | None,
+def examples_of(row: Row, _shape: str, tokenizer: AnyTokenizer, _system: Instruction,
                 max_length: int) -> Iterable[Example]:
     if isinstance(tokenizer, Tokenizer):
         raise UsageError("the model writes text, and labels are learned by an encoder", "take one, such as minilm")

@@ -17,6 +17,7 @@ import numpy as np
 from ..errors import DataError, UsageError
 from ..llamacpp.tokenizer import Tokenizer
 from ..llamacpp.tokenizers import AnyTokenizer
+from .around import Instruction
 from .labelled import Read, encode, example_of
 from .packing import Example
 from .prompted import in_group, with_keys
@@ -55,7 +56,7 @@ def texts_of(row: Row) -> list[str]:
     return found
 
 
-def examples_of(row: Row, _shape: str, tokenizer: AnyTokenizer, _system: str | None,
+def examples_of(row: Row, _shape: str, tokenizer: AnyTokenizer, _system: Instruction,
                 max_length: int) -> Iterable[Example]:
     """The texts, each with one position that gives its vector."""
     if isinstance(tokenizer, Tokenizer):

@@ -18,6 +18,7 @@ from typing import Any
 
 from ..errors import DataError
 from ..llamacpp.tokenizer import Tokenizer
+from .around import Instruction
 from .packing import Example
 from .prompted import Answer, Text, in_group, text_of, with_keys
 from .rows import Row, json_type
@@ -50,7 +51,7 @@ def check_learnable(row: Row) -> str:
     return shape
 
 
-def examples_of(row: Row, _shape: str, tokenizer: Tokenizer, system: str | None, max_length: int) -> Iterable[Example]:
+def examples_of(row: Row, _shape: str, tokenizer: Tokenizer, system: Instruction, max_length: int) -> Iterable[Example]:
     """The chosen answer's example, then the rejected one's, at full length. Raises DataError."""
     return in_group([answer.example(tokenizer, system, max_length) for answer in answers_of(row)])
 

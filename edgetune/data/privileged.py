@@ -15,6 +15,7 @@ from typing import Any
 
 from ..errors import DataError
 from ..llamacpp.tokenizer import Tokenizer
+from .around import Instruction
 from .packing import Example
 from .prompted import answer_to, check_answer, noted_prompt, prompt_of, with_keys
 from .rows import Row, json_type
@@ -38,7 +39,7 @@ def check_learnable(row: Any) -> str:
     return shape
 
 
-def examples_of(row: Any, _shape: str, tokenizer: Tokenizer, system: str | None, max_length: int) -> Iterable[Example]:
+def examples_of(row: Any, _shape: str, tokenizer: Tokenizer, system: Instruction, max_length: int) -> Iterable[Example]:
     answer = answer_to(prompt_of(row), row)
     noted = noted_prompt(answer, note_of(row), tokenizer, system, max_length)
     return [replace(answer.example(tokenizer, system, max_length), prompts=(noted,))]

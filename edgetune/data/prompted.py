@@ -15,6 +15,7 @@ from numpy.typing import NDArray
 from ..errors import DataError
 from ..llamacpp.tokenizer import Tokenizer
 from . import rows as supervised_rows
+from .around import Instruction
 from .calls import check_calls
 from .packing import Example
 from .rows import Row, check_message, is_blank, json_type, keys_of
@@ -77,7 +78,7 @@ class Answer:
         content = message["content"]
         return [content.strip() if isinstance(content, str) else content, message.get("tool_calls")]
 
-    def example(self, tokenizer: Tokenizer, system: str | None, max_length: int) -> Example:
+    def example(self, tokenizer: Tokenizer, system: Instruction, max_length: int) -> Example:
         """Its tokens, of which the answer's are supervised, at full length. Raises DataError."""
         row = self.row
         made = list(supervised_rows.examples_of(row, supervised_rows.shape_of(row), tokenizer, system, max_length))
@@ -126,7 +127,7 @@ def check_answer(row: Mapping[str, Any], way_out: str) -> None:
         raise DataError("the completion is empty", way_out)
 
 
-def noted_prompt(answer: Answer, note: str, tokenizer: Tokenizer, system: str | None,
+def noted_prompt(answer: Answer, note: str, tokenizer: Tokenizer, system: Instruction,
                  max_length: int) -> NDArray[np.int32]:
     """The tokens before an answer whose prompt has a note. Raises DataError."""
     noted = replace(answer, prompt=with_note(answer.prompt, note, tokenizer))

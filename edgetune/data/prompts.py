@@ -17,8 +17,9 @@ import numpy as np
 
 from ..errors import DataError
 from ..llamacpp.tokenizer import Tokenizer
+from .around import Instruction, flat_prompt, instructed
 from .packing import Example
-from .rows import Row, check_messages, json_type, keys_of, with_system
+from .rows import Row, check_messages, json_type, keys_of
 
 EXPECTED = "prompt, or messages that end with the user's"
 KEYS = ("prompt", "messages")
@@ -51,7 +52,7 @@ def check_learnable(row: Row) -> str:
     return shape
 
 
-def examples_of(row: Row, shape: str, tokenizer: Tokenizer, system: str | None, _max_length: int,
+def examples_of(row: Row, shape: str, tokenizer: Tokenizer, system: Instruction, _max_length: int,
                 ) -> Iterable[Example]:
     """The prompt as it is served; without a chat template as plain text. Raises DataError."""
     check_learnable(row)
@@ -60,13 +61,13 @@ def examples_of(row: Row, shape: str, tokenizer: Tokenizer, system: str | None, 
     return [Example(tokens, np.zeros(tokens.size, np.float32), item=json.dumps(row, ensure_ascii=False))]
 
 
-def prompt_text(row: Mapping[str, Any], shape: str, tokenizer: Tokenizer, system: str | None) -> str:
+def prompt_text(row: Mapping[str, Any], shape: str, tokenizer: Tokenizer, system: Instruction) -> str:
     """What the model is given for a row that was checked."""
     asked = row[shape]
     if tokenizer.chat_template is None:
         if not isinstance(asked, str):
             raise DataError("the model has no chat template, which rows of messages need",
                             "use rows whose prompt is text, or a chat model")
-        return f"{system}\n\n{asked}" if system else asked
+        return flat_prompt(asked, "", system)
     messages = [{"role": "user", "content": asked}] if isinstance(asked, str) else asked
-    return tokenizer.render(with_system(messages, system), row.get("tools"), add_generation_prompt=True)
+    return tokenizer.render(instructed(messages, system), row.get("tools"), add_generation_prompt=True)

@@ -10,6 +10,7 @@ from typing import Any
 
 from ..errors import DataError
 from ..llamacpp.tokenizer import Tokenizer
+from .around import Instruction
 from .packing import Example
 from .prompted import Answer, in_group, text_of, with_keys
 from .rewards import EXPECTED_REWARD, reward_of
@@ -42,7 +43,7 @@ def check_learnable(row: Row) -> str:
     return shape
 
 
-def examples_of(row: Row, _shape: str, tokenizer: Tokenizer, system: str | None, max_length: int) -> Iterable[Example]:
+def examples_of(row: Row, _shape: str, tokenizer: Tokenizer, system: Instruction, max_length: int) -> Iterable[Example]:
     return in_group([answer.example(tokenizer, system, max_length) for answer in _answers(row)], _rewards(row))
 
 

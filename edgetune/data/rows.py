@@ -28,6 +28,7 @@ import numpy as np
 
 from ..errors import DataError
 from ..llamacpp.tokenizer import Tokenizer
+from .around import Instruction, flat_prompt, instructed
 from .calls import check_calls
 from .packing import Example, is_supervised
 
@@ -51,7 +52,7 @@ class RowParser(Protocol):
     def check_learnable(self, row: Row, /) -> str:
         """The row's shape; DataError for one of which nothing can be learned. Needs no tokenizer."""
 
-    def examples_of(self, row: Row, shape: str, tokenizer: Tokenizer, system: str | None, max_length: int,
+    def examples_of(self, row: Row, shape: str, tokenizer: Tokenizer, system: Instruction, max_length: int,
                     /) -> Iterable[Example]: ...
 
 
@@ -108,7 +109,7 @@ def is_blank(content: str | list[Any]) -> bool:
                for part in content)
 
 
-def examples_of(row: Row, shape: str, tokenizer: Tokenizer, system: str | None, max_length: int) -> Iterable[Example]:
+def examples_of(row: Row, shape: str, tokenizer: Tokenizer, system: Instruction, max_length: int) -> Iterable[Example]:
     """The row's examples, at full length but for plain text, which is cut at max_length. Raises DataError."""
     if isinstance(row, str):
         return _documents(tokenizer, row, max_length)
@@ -122,7 +123,7 @@ def examples_of(row: Row, shape: str, tokenizer: Tokenizer, system: str | None, 
     return [_continuation(tokenizer, *_pair(row, system))]
 
 
-def prompt_of(row: Row, tokenizer: Tokenizer, system: str | None = None) -> tuple[str, str]:
+def prompt_of(row: Row, tokenizer: Tokenizer, system: Instruction = None) -> tuple[str, str]:
     """What to ask a model for this row, and its answer: (prompt text, expected text).
 
     The prompt is the text up to the last assistant turn with the generation prompt; feed it as
@@ -244,14 +245,14 @@ def _ended(tokenizer: Tokenizer, ids: list[int]) -> list[int]:
 # ---- what rows must look like ----------------------------------------------------------------------------------------
 
 
-def _pair(row: Mapping[str, Any], system: str | None) -> tuple[str, str]:
-    prompt = row_text(row, "prompt")
-    return (f"{system}\n\n{prompt}" if system else prompt), row_text(row, "completion")
+def _pair(row: Mapping[str, Any], system: Instruction) -> tuple[str, str]:
+    completion = row_text(row, "completion")
+    return flat_prompt(row_text(row, "prompt"), completion, system), completion
 
 
 def _conversation(row: Mapping[str, Any], shape: str,
-                  system: str | None) -> tuple[list[dict[str, Any]], list[dict[str, Any]] | None]:
-    """(messages, tools) with the system message in place."""
+                  system: Instruction) -> tuple[list[dict[str, Any]], list[dict[str, Any]] | None]:
+    """(messages, tools) with the instruction around them."""
     tools = row.get("tools")
     if shape == "prompt":
         messages = as_messages(row_text(row, "prompt"), row_text(row, "completion"))
@@ -262,16 +263,10 @@ def _conversation(row: Mapping[str, Any], shape: str,
             raise DataError("no message is the assistant's", "add the answer to learn")
     if tools is not None and not (isinstance(tools, list) and all(isinstance(tool, dict) for tool in tools)):
         raise DataError(f"tools is a JSON {json_type(tools)}", "write a list of objects")
-    messages = with_system(messages, system)
+    messages = instructed(messages, system)
     if messages[0]["role"] == "assistant":
         raise DataError("the conversation begins with an assistant message", "put a user message before it")
     return messages, tools
-
-
-def with_system(messages: Sequence[dict[str, Any]], system: str | None) -> list[dict[str, Any]]:
-    """Messages with a system message before them, unless they have one."""
-    has_one = any(message.get("role") == "system" for message in messages)
-    return [*messages] if has_one or not system else [{"role": "system", "content": system}, *messages]
 
 
 def common_system(rows: Iterable[Row]) -> str:

@@ -17,6 +17,7 @@ import numpy as np
 
 from ..errors import DataError
 from ..llamacpp.tokenizer import Tokenizer
+from .around import Instruction
 from .packing import Example
 from .prompted import answer_to, check_answer, noted_prompt, prompt_of, with_keys
 from .rewards import EXPECTED_REWARD, reward_of
@@ -46,7 +47,7 @@ def check_learnable(row: Any) -> str:
     return shape
 
 
-def examples_of(row: Any, _shape: str, tokenizer: Tokenizer, system: str | None, max_length: int) -> Iterable[Example]:
+def examples_of(row: Any, _shape: str, tokenizer: Tokenizer, system: Instruction, max_length: int) -> Iterable[Example]:
     answer = answer_to(prompt_of(row), row)
     plain = answer.example(tokenizer, system, max_length)
     notes = [_note(row, key) for key in NOTES]

@@ -11,6 +11,7 @@ from typing import Any
 
 from ..errors import DataError
 from ..llamacpp.tokenizer import Tokenizer
+from .around import Instruction
 from .packing import Example
 from .prompted import Answer, text_of, with_keys
 from .rows import Row, json_type
@@ -36,7 +37,7 @@ def check_learnable(row: Row) -> str:
     return shape
 
 
-def examples_of(row: Row, _shape: str, tokenizer: Tokenizer, system: str | None, max_length: int) -> Iterable[Example]:
+def examples_of(row: Row, _shape: str, tokenizer: Tokenizer, system: Instruction, max_length: int) -> Iterable[Example]:
     return [replace(_answer(row).example(tokenizer, system, max_length), reward=float(is_good(row)))]
 
 

@@ -6,14 +6,11 @@ import math
 from collections.abc import Callable, Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from itertools import islice
-from pathlib import Path
 from typing import Any
 
-from ..data import rows as supervised
-from ..data.files import place, read_rows
-from ..data.formats import BY_KEYS, Columns, recognised
+from ..data.around import Instruction, instructed
 from ..data.question import question_text
-from ..data.rows import Row
+from ..data.rows import Row, as_messages
 from ..errors import DataError
 from .judge import same
 from .served import Answer, Scores, exact_share, parsed_share
@@ -23,23 +20,7 @@ Messages = list[dict[str, Any]]
 Ask = Callable[[Messages, Sequence[dict[str, Any]], int], str]  # messages, tools, tokens at most; the answer
 
 
-def asking_rows(path: Path, columns: Columns = BY_KEYS) -> list[Row]:
-    """The rows of a file that have a question and an answer. Raises DataError, which names the line."""
-    found = []
-    for line, row in read_rows(path):
-        try:
-            known = recognised(row, (supervised,), columns)
-            is_text = supervised.shape_of(known) == "text"
-        except DataError as error:
-            raise DataError(f"{place(line, path.name)}: {error.what}", error.hint) from None
-        if not is_text:
-            found.append(known)
-    if not found:
-        raise DataError(f"{path} has no row with a question and an answer", "name a file of such rows")
-    return found
-
-
-def asked_match(rows: Iterable[Row], ask: Ask, system: str | None = None, limit: int | None = None) -> list[Answer]:
+def asked_match(rows: Iterable[Row], ask: Ask, system: Instruction = None, limit: int | None = None) -> list[Answer]:
     """The answers to the first `limit` rows (None: all), in their order; an answer is cut if it is certainly wrong.
 
     Raises DataError for a row whose answer is a call of a tool, and what `ask` raises.
@@ -60,16 +41,19 @@ def asked_scores(engine: str, rows: int, answers: Sequence[Answer]) -> Scores:
     return Scores(engine, rows, 0, math.nan, exact_share(answers), len(answers), parsed_share(answers))
 
 
-def _question(row: Row, system: str | None) -> tuple[Row, Messages, Sequence[dict[str, Any]], str]:
+def _question(row: Row, system: Instruction) -> tuple[Row, Messages, Sequence[dict[str, Any]], str]:
     """(the row, messages up to the last answer, tools, that answer)"""
     assert not isinstance(row, str)
-    begin: Messages = [{"role": "system", "content": system}] if system else []
     if "prompt" in row:
-        return row, [*begin, {"role": "user", "content": row["prompt"]}], (), str(row["completion"]).strip()
+        whole = instructed(as_messages(row["prompt"], str(row["completion"]).strip()), system)
+        return row, _asked(whole), (), whole[-1]["content"]
     messages = [dict(message) for message in row["messages"]]
     last = max(i for i, message in enumerate(messages) if message["role"] == "assistant")
     if not isinstance(expected := messages[last].get("content"), str):
         raise DataError("a row's answer is no text", "leave --url out: calls of tools are evaluated where the model is")
-    if messages[0]["role"] == "system":
-        begin = []
-    return row, [*begin, *messages[:last]], row.get("tools") or (), expected.strip()
+    return row, _asked(instructed(messages[:last + 1], system)), row.get("tools") or (), expected.strip()
+
+
+def _asked(row: Messages) -> Messages:
+    """The messages before the answer of a row, without what says that they are not learned."""
+    return [{key: value for key, value in message.items() if key != "weight"} for message in row[:-1]]

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING
 
 from ..adapters.base import Artifact
 from ..adapters.lora import Lora
+from ..data.around import Instruction
 from ..data.dataset import Dataset
 from ..data.question import question_text
 from ..data.rows import prompt_of
@@ -38,7 +39,7 @@ def native_loss(bundle: Bundle, dataset: Dataset, adapter: Artifact | Lora | Non
 
 
 def native_match(bundle: Bundle, tokenizer: Tokenizer, dataset: Dataset, adapter: Artifact | None, engine: Engine, *,
-                 system: str | None = None, limit: int | None = None) -> list[Answer]:
+                 system: Instruction = None, limit: int | None = None) -> list[Answer]:
     """Greedy answers to the first `limit` rows (None: all), in the order of the rows, as `served.exact_match` has them.
 
     Each may have twice the tokens of the expected one and 16 more, because a longer one is wrong.
@@ -57,7 +58,7 @@ def native_match(bundle: Bundle, tokenizer: Tokenizer, dataset: Dataset, adapter
 
 
 def native_grade(bundle: Bundle, tokenizer: Tokenizer, dataset: Dataset, adapter: Artifact | None, engine: Engine, *,
-                 answers: bool = True, system: str | None = None, limit: int | None = None) -> Graded:
+                 answers: bool = True, system: Instruction = None, limit: int | None = None) -> Graded:
     """Held-out loss, and with `answers` the exact match of the first `limit` rows."""
     loss, tokens = native_loss(bundle, dataset, adapter, engine)
     given = native_match(bundle, tokenizer, dataset, adapter, engine, system=system, limit=limit) if answers else []

@@ -12,6 +12,7 @@ from typing import Any
 
 import numpy as np
 
+from ..data.around import Instruction
 from ..data.dataset import Dataset
 from ..data.packing import is_supervised
 from ..data.question import question_text
@@ -104,7 +105,7 @@ class Graded:
     answers: list[Answer]
 
 
-def grade(served: LlamaModel, dataset: Dataset, *, answers: bool = True, system: str | None = None,
+def grade(served: LlamaModel, dataset: Dataset, *, answers: bool = True, system: Instruction = None,
           max_tokens: int | None = None, limit: int | None = None, structured: bool = True) -> Graded:
     """Held-out loss, and with `answers` the exact match of the first `limit` rows, with the adapter in use.
 
@@ -153,7 +154,7 @@ def mean_loss(losses: Sequence[Loss]) -> tuple[float, int]:
     return total / weight, sum(loss.tokens for loss in losses)
 
 
-def exact_match(served: LlamaModel, dataset: Dataset, *, system: str | None = None, max_tokens: int | None = None,
+def exact_match(served: LlamaModel, dataset: Dataset, *, system: Instruction = None, max_tokens: int | None = None,
                 limit: int | None = None, grammar: str = "",
                 on_answer: Callable[[], None] | None = None) -> list[Answer]:
     """Greedy answers to the first `limit` rows (None: all), in the order of the rows; none for plain text.

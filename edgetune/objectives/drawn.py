@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, ClassVar, Protocol
 import numpy as np
 from numpy.typing import NDArray
 
+from ..data.around import Instruction
 from ..data.lengths import VALUE, Lengths, Unit
 from ..data.packing import Example
 from ..errors import DataError
@@ -32,7 +33,7 @@ Tokens = NDArray[np.int32]
 class Again(Protocol):
     """A module that reads the rows of an objective with two turns, and asks for the second answer."""
 
-    def second_prompt(self, item: str, answer: str, tokenizer: Tokenizer, system: str | None, /) -> Tokens:
+    def second_prompt(self, item: str, answer: str, tokenizer: Tokenizer, system: Instruction, /) -> Tokens:
         """The tokens after which the second answer is drawn. item: the row as JSON; answer: the first one."""
 
 

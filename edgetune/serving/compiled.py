@@ -16,7 +16,7 @@ import numpy as np
 from ..adapters.base import Artifact, Setting
 from ..adapters.prefix import Prefix
 from ..adapters.store import COMPILED, TOKENS, base_name, save_adapter
-from ..data.rows import with_system
+from ..data.around import instructed
 from ..errors import UsageError
 from ..formats.bundle import Bundle
 from ..formats.shape import read_shape
@@ -37,7 +37,7 @@ class Prompt:
 
     def tokens(self, tokenizer: Tokenizer) -> list[int]:
         """The tokens before the first word of any question. Raises UsageError where there are none."""
-        asked = [tokenizer.encode(tokenizer.render(with_system([{"role": "user", "content": text}], self.system),
+        asked = [tokenizer.encode(tokenizer.render(instructed([{"role": "user", "content": text}], self.system),
                                                    self.tools, add_generation_prompt=True), bos=True)
                  for text in QUESTIONS]
         count = common(*asked)

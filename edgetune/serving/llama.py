@@ -24,7 +24,7 @@ from numpy.typing import NDArray
 
 from ..adapters.base import Artifact
 from ..adapters.store import Adapter, open_served
-from ..data.rows import with_system
+from ..data.around import instructed
 from ..errors import FormatError, MismatchError, UnsupportedError, UsageError
 from ..formats.gguf import Gguf, check_model, open_gguf
 from ..formats.shape import read_shape
@@ -143,8 +143,8 @@ class LlamaModel(ServedModel):
         raise UnsupportedError("the model writes text, and no labels", "serve an encoder, such as minilm")
 
     def render(self, messages: Sequence[Any], tools: Sequence[Any] | None, adapter: str | None) -> str:
-        """Messages without a system message are given the one that the adapter was trained with."""
-        whole = with_system(messages, self.system_of(adapter))
+        """Puts `around` around the messages; without a system message they are given that of the adapter."""
+        whole = instructed(instructed(messages, self.around), self.system_of(adapter))
         return self.tokenizer.render(whole, tools, add_generation_prompt=True)
 
     @cached_property

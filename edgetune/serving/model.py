@@ -9,7 +9,7 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any
 
-from ..data.rows import with_system
+from ..data.around import Instruction, instructed
 from ..errors import EdgetuneError, UsageError
 from ..llamacpp import library as llamacpp
 from ..llamacpp.sampling import Sampler, Sampling, TextStream
@@ -42,6 +42,7 @@ class ServedModel(ABC):
     tokenizer: Tokenizer
     seed: int  # of sampling, if a call names none
     busy_file: Path | None  # exists while an answer is streamed
+    around: Instruction = None  # what is put around every chat
 
     @property
     @abstractmethod
@@ -123,10 +124,10 @@ class ServedModel(ABC):
              **options: Any) -> Iterator[str]:
         """Stream the assistant's next message; `options` are those of `generate`.
 
-        The model's own chat template renders the messages (OpenAI's shape) and tools. Messages without a system message
-        are given that of the active adapter.
+        The model's own chat template renders the messages (OpenAI's shape) and tools, with `around` put around them.
+        Messages without a system message are given that of the active adapter.
         """
-        messages = with_system(messages, self._system())
+        messages = instructed(instructed(messages, self.around), self._system())
         return self.generate(self.tokenizer.render(messages, tools, add_generation_prompt=True), **options)
 
     def printed(self, token: int) -> bytes:

@@ -18,6 +18,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ..data import rows
+from ..data.around import Instruction
 from ..data.lengths import Lengths
 from ..data.packing import Batch, Example, order
 from ..data.rewards import EXPECTED_REWARD, reward_of
@@ -79,7 +80,7 @@ class Roller:
     """
 
     def __init__(self, decoder: Passes, plan: AnswerPlan, objective: Drawn, rewards: Rewards | None,
-                 tokenizer: Tokenizer, seed: int, max_length: int, system: str | None = None) -> None:
+                 tokenizer: Tokenizer, seed: int, max_length: int, system: Instruction = None) -> None:
         if not isinstance(decoder, Decoder):
             raise UsageError(f"{objective.name} needs a model that answers", "choose another method")
         self.decoder = decoder

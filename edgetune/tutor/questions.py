@@ -14,6 +14,7 @@ from typing import Any
 import numpy as np
 
 from ..data import prompts, rows
+from ..data.around import Instruction
 from ..data.files import place, read_rows
 from ..data.formats import BY_KEYS, recognised
 from ..data.question import asked_messages, asked_text, question_key
@@ -49,7 +50,7 @@ class Question:
         row: dict[str, Any] = {"messages": [*self.messages, {"role": "assistant", "content": text}]}
         return {**row, "tools": self.item["tools"]} if self.item.get("tools") is not None else row
 
-    def prompt_tokens(self, tokenizer: Tokenizer, system: str | None) -> list[int]:
+    def prompt_tokens(self, tokenizer: Tokenizer, system: Instruction) -> list[int]:
         """The tokens that the model is given. Raises DataError for messages where it has no chat template."""
         messages = self.messages
         asked = {"messages": messages, "tools": self.item.get("tools")}
@@ -59,7 +60,7 @@ class Question:
         return tokenizer.encode(text, bos=True)
 
 
-def read_questions(path: Path, tokenizer: Tokenizer, system: str | None, labelled: bool | None) -> list[Question]:
+def read_questions(path: Path, tokenizer: Tokenizer, system: Instruction, labelled: bool | None) -> list[Question]:
     """The questions of a file, each once. labelled False: prompts as for `--method grpo`, whose completion, if any, is
     the right answer; True: labelled rows as for `--method sft`; None: rows of either kind. DataError names the line.
     """
@@ -82,7 +83,7 @@ def _ends_with_answer(row: rows.Row) -> bool:
     return bool(messages) and isinstance(messages, list) and messages[-1].get("role") == "assistant"
 
 
-def _labelled(given: rows.Row, tokenizer: Tokenizer, system: str | None) -> Question:
+def _labelled(given: rows.Row, tokenizer: Tokenizer, system: Instruction) -> Question:
     row = recognised(given, [rows], BY_KEYS)
     if isinstance(row, str) or rows.shape_of(row) == "text":
         raise DataError("a row of text has no question and answer", "give rows of messages, or prompt and completion")

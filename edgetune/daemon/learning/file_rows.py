@@ -17,8 +17,9 @@ from typing import Any
 
 from ...data import prompts
 from ...data import rows as supervised_rows
+from ...data.around import instructed
 from ...data.question import digest, question_of
-from ...data.rows import Row, RowParser, with_system
+from ...data.rows import Row, RowParser
 from ...errors import NotFoundError
 from ..jobs.jobs import FileIds, Jobs
 from ..jobs.recipe import objective_of
@@ -130,7 +131,7 @@ def _questions(row: Row, system: str) -> set[str]:
         return set()
     asked = unconfirmed(asked)
     bare = asked[1:] if asked[:1] == [{"role": "system", "content": system}] else asked
-    forms: list[Any] = [{"messages": messages} for messages in (bare, with_system(bare, system))]
+    forms: list[Any] = [{"messages": messages} for messages in (bare, instructed(bare, system))]
     if len(bare) == 1:
         forms.append({"prompt": bare[0]["content"]})
     return set(map(digest, forms))

@@ -1,0 +1,231 @@
+"""A prompt file: what a chat without a system message is given, in YAML or JSON. `edgetune prompt` writes such files.
+
+    system: Answer with the intent of the command.
+    examples:                                   # earlier turns, the same for every question
+      - prompt: turn on the light
+        completion: LightOn
+    nearest:                                    # further ones: the rows whose questions are nearest to this one
+      rows: train.jsonl                         # as DATA of edgetune train; relative to the prompt file
+      k: 4
+      encoder: minilm
+
+Each key may be left out, but not all. An example is a row of prompt and completion, or of messages.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any
+
+from ..data.around import Message, is_row, last_question
+from ..data.asking import asking_rows
+from ..data.hub_rows import is_name
+from ..data.parts import STDIN, names_of
+from ..data.question import content_text, question_text
+from ..data.rows import Row, as_messages, check_row
+from ..disk import json_text, read_small, refuse_existing, replaced
+from ..errors import DataError, EdgetuneError, FormatError, install_hint
+from ..options import check_options, make_options, option
+from .nearest import ENCODER, NearestRows
+
+YAML = (".yaml", ".yml")
+LIMIT = 4 << 20  # bytes of a file
+WAY_OUT = "write system, examples or nearest, as docs/reference/files.md shows"
+
+
+@dataclass(frozen=True)
+class Nearest:
+    """Examples by nearness. rows: their file, as DATA of edgetune train."""
+
+    rows: str = option("", "File of rows, relative to the prompt file.")
+    k: int = option(4, "Examples of a question.", low=1, high=64)
+    encoder: str = option(ENCODER, "Model for vectors: a GGUF, or a name.")
+
+
+@dataclass(frozen=True)
+class Prompt:
+    """What a prompt file says. system: "" for none. examples: rows with a question and an answer. nearest: None: none.
+    """
+
+    system: str = ""
+    examples: Sequence[Mapping[str, Any]] = ()
+    nearest: Nearest | None = None
+
+    def to_json(self) -> dict[str, Any]:
+        """The content of a prompt file."""
+        whole = {"system": self.system, "examples": [dict(row) for row in self.examples],
+                 "nearest": asdict(self.nearest) if self.nearest else None}
+        return {name: value for name, value in whole.items() if value}
+
+
+@dataclass
+class OpenPrompt:
+    """A prompt as what is put around chats that have no system message: its own one, then the examples as earlier
+    turns, the nearest last. No example asks what the row that it is put around asks. Close it.
+    """
+
+    prompt: Prompt
+    nearest: NearestRows | None = None
+    _turns: list[list[Message]] = field(default_factory=list)
+
+    def __post_init__(self) -> None:
+        self._turns = [turns_of(row) for row in self.prompt.examples]
+
+    def close(self) -> None:
+        """Frees the model for vectors."""
+        if self.nearest:
+            self.nearest.close()
+
+    def put(self, messages: Sequence[Message], /) -> list[Message]:
+        if any(message.get("role") == "system" for message in messages):
+            return [*messages]
+        asked = last_question(messages)
+        question = content_text(messages[asked].get("content")) if asked is not None else ""
+        learned = is_row(messages)
+        own = question.strip() if learned else None
+        found = [turns for turns, row in zip(self._turns, self.prompt.examples, strict=True)
+                 if question_text(row).strip() != own]
+        found += [turns_of(row) for row in self._near(question, own)]
+        system = [{"role": "system", "content": self.prompt.system}] if self.prompt.system else []
+        return [*system, *(_unlearned(turn) if learned else turn for turns in found for turn in turns), *messages]
+
+    def _near(self, question: str, own: str | None) -> list[Row]:
+        """The rows that are nearest, the nearest last, without those that ask `own`."""
+        if self.nearest is None or self.prompt.nearest is None:
+            return []
+        found: list[Row] = []
+        for index in self.nearest.order(question):
+            row = self.nearest.rows[index]
+            if question_text(row).strip() != own:
+                found.append(row)
+            if len(found) == self.prompt.nearest.k:
+                break
+        return found[::-1]
+
+
+def open_prompt(path: Path, threads: int = 0) -> OpenPrompt:
+    """A prompt file, opened. threads: of the model for vectors. Raises FormatError for a file that is none, and the
+    errors of its rows and of that model.
+    """
+    prompt = read_prompt(path)
+    if prompt.nearest is None:
+        return OpenPrompt(prompt)
+    rows = asking_rows(Path(prompt.nearest.rows))
+    return OpenPrompt(prompt, NearestRows(rows, prompt.nearest.encoder, threads))
+
+
+def read_prompt(path: Path) -> Prompt:
+    """What a prompt file says; the file of its rows by an absolute name. Raises FormatError, also without the file."""
+    found = _loaded(path)
+    if not isinstance(found, Mapping):
+        raise FormatError(f"{path} holds {type(found).__name__}, no keys", WAY_OUT)
+    try:
+        return _prompt(found, path.parent)
+    except EdgetuneError as error:
+        raise FormatError(f"{path}: {error.what}", error.hint or WAY_OUT) from None
+
+
+def write_prompt(path: Path, prompt: Prompt) -> None:
+    """Writes a new prompt file: YAML where its name ends so, else JSON. Raises UsageError for one that exists."""
+    refuse_existing(path)
+    with replaced(path) as beside:
+        beside.write_text(prompt_text(prompt, path), encoding="utf-8")
+
+
+def prompt_text(prompt: Prompt, path: Path) -> str:
+    """The content of a prompt file of this name."""
+    content = prompt.to_json()
+    if path.suffix.lower() not in YAML:
+        return json_text(content, indent=2) + "\n"
+    return str(_yaml().safe_dump(content, sort_keys=False, allow_unicode=True, width=110))
+
+
+def turns_of(row: Row) -> list[Message]:
+    """An example as turns of a conversation, up to its last answer, without its system message."""
+    assert not isinstance(row, str)
+    if "prompt" in row:
+        return as_messages(str(row["prompt"]), str(row["completion"]).strip())
+    messages = [{key: value for key, value in message.items() if key != "weight"} for message in row["messages"]
+                if message["role"] != "system"]
+    last = max(i for i, message in enumerate(messages) if message["role"] == "assistant")
+    return messages[:last + 1]
+
+
+def _unlearned(turn: Message) -> Message:
+    return {**turn, "weight": 0} if turn["role"] == "assistant" else turn
+
+
+def _loaded(path: Path) -> Any:
+    try:
+        text = read_small(path, LIMIT).decode("utf-8")
+    except FileNotFoundError:
+        raise FormatError(f"there is no prompt file {path}", "edgetune prompt MODEL DATA -o FILE makes one") from None
+    except (OSError, UnicodeDecodeError) as error:
+        reason = error.strerror if isinstance(error, OSError) else "it is not UTF-8"
+        raise FormatError(f"{path} cannot be read: {reason}", WAY_OUT) from None
+    if path.suffix.lower() not in YAML:
+        try:
+            return json.loads(text)
+        except (ValueError, RecursionError) as error:
+            raise FormatError(f"{path} is no JSON: {error}", "mend it, or name a file in YAML .yaml") from None
+    yaml = _yaml()
+    try:
+        return yaml.safe_load(text)
+    except (yaml.YAMLError, RecursionError) as error:
+        raise FormatError(f"{path} is no YAML: {' '.join(str(error).split())}", "mend it") from None
+
+
+def _yaml() -> Any:
+    try:
+        import yaml
+    except ModuleNotFoundError:
+        raise EdgetuneError("prompt files in YAML need pyyaml", f"{install_hint('prompts')}, or write JSON") from None
+    return yaml
+
+
+def _prompt(found: Mapping[str, Any], folder: Path) -> Prompt:
+    """Raises EdgetuneError for what is no prompt."""
+    if unknown := [str(key) for key in found if key not in ("system", "examples", "nearest")]:
+        raise FormatError(f"{', '.join(unknown):.80} is no key of a prompt", WAY_OUT)
+    system = found.get("system") or ""
+    examples = found.get("examples") or []
+    nearest = found.get("nearest")
+    if not isinstance(system, str):
+        raise FormatError(f"system is {system!r:.60}, no text", "put it between quotes")
+    if not isinstance(examples, list):
+        raise FormatError(f"examples is {examples!r:.60}, no list", "write a row a line, each after a dash")
+    prompt = Prompt(system.strip(), [_example(i, row) for i, row in enumerate(examples, start=1)],
+                    None if nearest is None else _nearest(nearest, folder))
+    if not prompt.to_json():
+        raise FormatError("the prompt is empty", WAY_OUT)
+    return prompt
+
+
+def _example(number: int, row: Any) -> Mapping[str, Any]:
+    try:
+        shape = check_row(row)
+        if shape == "text" or not isinstance(row, Mapping):
+            raise DataError("a text has no question and answer", "write prompt and completion, or messages")
+        if turns_of(row)[0]["role"] != "user":
+            raise DataError("an example does not begin with a user's message", "put the question first")
+    except DataError as error:
+        raise DataError(f"example {number}: {error.what}", error.hint) from None
+    return row
+
+
+def _nearest(found: Any, folder: Path) -> Nearest:
+    if not isinstance(found, Mapping):
+        raise FormatError(f"nearest is {found!r:.60}, no keys", "write rows, k and encoder below it")
+    made = make_options(Nearest, {str(key): value for key, value in found.items()})
+    check_options(made)
+    if made.rows in ("", STDIN):
+        raise FormatError("nearest has no file of rows", "name one, relative to the prompt file")
+    return Nearest(_beside(made.rows, folder), made.k, made.encoder)
+
+
+def _beside(rows: str, folder: Path) -> str:
+    """The file of rows by an absolute name; relative names start at the folder of the prompt file."""
+    return ",".join(name if is_name(name) else str((folder / name).absolute()) for name in names_of(Path(rows)))

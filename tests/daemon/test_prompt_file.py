@@ -1,0 +1,52 @@
+"""A daemon with --prompt: chats without a system message are given it, by every API."""
+
+import httpx
+import pytest
+from daemons import PATIENCE, daemon
+from encoders import WORDS, tiny_bert, write_encoder
+from tiny import write_tiny
+
+from edgetune.daemon.options import DaemonConfig
+from edgetune.daemon.service import Service
+from edgetune.errors import UsageError
+from edgetune.serving.llama import LlamaModel
+from edgetune.serving.prompt_file import Prompt, write_prompt
+
+QUESTION = [{"role": "user", "content": "turn off"}]
+BEFORE = [{"role": "system", "content": "set the light"}, {"role": "user", "content": "turn on"},
+          {"role": "assistant", "content": "the light"}]
+OWN = [{"role": "system", "content": "tool"}, *QUESTION]
+
+
+@pytest.fixture(scope="module")
+def served(tmp_path_factory):
+    """(the daemon's URL, the model)"""
+    folder = tmp_path_factory.mktemp("prompted")
+    model = write_tiny(folder / "tiny.gguf", formats="Q8_0")
+    write_prompt(folder / "prompt.json", Prompt("set the light", [{"prompt": "turn on", "completion": "the light"}]))
+    with daemon(model, folder / "state", prompt=str(folder / "prompt.json")) as running:
+        yield running.url, model
+
+
+@pytest.mark.parametrize(("given", "read"), [(QUESTION, [*BEFORE, *QUESTION]), (OWN, OWN)])
+def test_both_apis_ask_with_it(served, given, read):
+    url, model = served
+    with LlamaModel(model, threads=1) as alone:
+        expected = "".join(alone.chat(read, max_tokens=6))
+        tokens = len(alone.tokenizer.encode(alone.tokenizer.render(read, None, add_generation_prompt=True), bos=True))
+    with httpx.Client(base_url=url, timeout=PATIENCE) as http:
+        openai = http.post("/v1/chat/completions", json={"model": "tiny", "messages": given, "max_tokens": 6}).json()
+        ollama = http.post("/api/chat", json={"model": "tiny", "messages": given, "stream": False,
+                                              "options": {"num_predict": 6}}).json()
+        text = http.post("/v1/completions", json={"model": "tiny", "prompt": "turn off", "max_tokens": 1}).json()
+    assert openai["choices"][0]["message"]["content"] == ollama["message"]["content"] == expected
+    assert openai["usage"]["prompt_tokens"] == ollama["prompt_eval_count"] == tokens
+    assert text["usage"]["prompt_tokens"] < tokens  # a text is continued as it is
+
+
+def test_an_encoder_has_none(tmp_path):
+    write_encoder(tmp_path / "encoder.gguf", tiny_bert(), WORDS)
+    write_prompt(tmp_path / "prompt.json", Prompt("set the light"))
+    config = DaemonConfig(state=str(tmp_path / "state"), prompt=str(tmp_path / "prompt.json"))
+    with pytest.raises(UsageError, match=r"prompt is .* is an encoder"), Service(tmp_path / "encoder.gguf", config):
+        pass
