@@ -24,6 +24,7 @@ from . import (  # noqa: F401  (each adds its commands to the group)
     remote,
     report,
     status,
+    teach,
     tutor,
 )
 from .app import cli as cli

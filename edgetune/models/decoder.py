@@ -209,6 +209,14 @@ class Decoder(Passes):
         self.ops.synchronize()
         return out
 
+    @property
+    def temperature(self) -> float:
+        return self._head.temperature
+
+    @temperature.setter
+    def temperature(self, value: float) -> None:
+        self._head.temperature = value
+
     # ---- the head ---------------------------------------------------------------------------------------------
 
     def head_forward(self, batch: Batch, best: np.ndarray | None = None) -> np.ndarray:

@@ -37,6 +37,7 @@ def fingerprint_run(trainer: Trainer, data: Dataset, held_out: Dataset | None) -
     options = {name.replace("_", "-"): value for name, value in given.items()}
     options["method"] = trainer.objective.name
     options["family"] = run.family.name
+    options |= trainer.source.identity()
     at_once = f"{run.max_tokens} after {run.prefix}" if run.prefix else run.max_tokens
     plan = {"micro-batch": at_once, "recompute": _recomputed(trainer),
             "optimizer-state": trainer.plan.tradeoffs.optimizer_state}

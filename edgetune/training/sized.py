@@ -44,7 +44,8 @@ def load_sized(bundle: Bundle, config: TrainConfig, objective: Objective, load: 
     Raises the errors of `load`, and of the objective for rows that it cannot learn.
     """
     network = open_network(bundle.gguf)
-    network.structure.head_groups(objective.heads)  # raises before rows are read in vain
+    network.structure.head_groups(objective.heads)
+    objective.check_model(bundle.gguf)  # both raise before rows are read in vain
     if not isinstance(config.max_length, str):
         return config, *_prepared(objective, load(config))
     limit = reading_limit(config.max_length, context_of(bundle.gguf))
