@@ -18,6 +18,8 @@ from . import (  # noqa: F401  (each adds its commands to the group)
     joined,
     kept,
     learn,
+    making,
+    mix,
     models,
     plan,
     rebase,
