@@ -66,7 +66,7 @@ class Answers(Source):
         self.objective = objective
         config = parts.config
         self.roller = Roller(parts.decoder, parts.answers, objective, parts.rewards, parts.tokenizer, config.seed,
-                             config.row_limit, config.system or None)
+                             config.row_limit, config.instruction)
         self.references = self.roller
         self._known: Known = {}  # of answers that are learned from again
 
