@@ -2,6 +2,7 @@
 
 from . import (  # noqa: F401  (each adds its commands to the group)
     answer,
+    answers,
     bench,
     chat,
     compare,

@@ -67,7 +67,7 @@ class Distill(Objective):
                                ("chat template", header.template, template_digest(gguf))):
             if was != now:
                 raise MismatchError(f"the teacher of {self.teacher} has another {name} than {gguf.path.name}",
-                                    "take a teacher of the same family, or train on answers that it writes")
+                                    "take a teacher of the same family, or learn its text: edgetune data answers")
 
     def prepared(self, examples: Sequence[Example]) -> list[Example]:
         file = TeacherFile(self._file)
