@@ -2,7 +2,6 @@
 
 from . import (  # noqa: F401  (each adds its commands to the group)
     answer,
-    answers,
     bench,
     chat,
     compare,
@@ -16,18 +15,16 @@ from . import (  # noqa: F401  (each adds its commands to the group)
     generate,
     grade,
     home,
+    index,
     joined,
     kept,
     learn,
-    making,
-    mix,
     models,
     plan,
     rebase,
     remote,
     report,
     status,
-    teach,
     tutor,
 )
 from .app import cli as cli

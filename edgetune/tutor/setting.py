@@ -11,7 +11,6 @@ import numpy as np
 
 from ..adapters.lora import Lora
 from ..adapters.store import open_adapter
-from ..data.around import Instruction
 from ..errors import Interrupted
 from ..evaluation.graders.base import Grader
 from ..formats.bundle import Bundle
@@ -53,8 +52,8 @@ class Setting:
         return Courtesy(self.callbacks.should_stop, self.callbacks.busy, self.callbacks.governor)
 
     @property
-    def system(self) -> Instruction:
-        return self.config.instruction
+    def system(self) -> str | None:
+        return self.config.system or None
 
     @property
     def engine(self) -> Engine:

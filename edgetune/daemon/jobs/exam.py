@@ -6,7 +6,6 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-from ...data.around import Instruction
 from ...data.question import digest
 from ...data.rows import Row
 from ...persisted import from_json
@@ -44,7 +43,7 @@ class Exam:
     canary: str = ""
     rounds: Sequence[str] = ()
     corrected: Sequence[Row] = ()
-    system: Instruction = None
+    system: str | None = None
     max_length: int = 512
     rewarding: Rewarding | None = None
     tests_before: int = 0
