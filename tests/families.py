@@ -29,6 +29,23 @@ FAMILIES: dict[str, dict[str, object]] = {
         "rope_theta": 1e6, "rope_local_base_freq": 1e4, "tie_word_embeddings": True, "head_dim": 32,
         "query_pre_attn_scalar": 32, "sliding_window": 24, "sliding_window_pattern": 2, "rms_norm_eps": 1e-6},
 }
+# Families that are trained and served, and not compressed.
+TRAINED: dict[str, dict[str, object]] = {
+    "smollm3": {"rope_theta": 1e6, "tie_word_embeddings": True, "num_hidden_layers": 4, "pad_token_id": 0},
+    "granite": {"rope_theta": 1e4, "tie_word_embeddings": True, "embedding_multiplier": 12.0,
+                "residual_multiplier": 0.22, "attention_multiplier": 0.05, "logits_scaling": 8.0},
+    "ernie4_5": {"rope_theta": 5e5, "tie_word_embeddings": True, "use_bias": False},
+    "olmo2": {"rope_theta": 5e5, "tie_word_embeddings": False},
+    "olmo3": {"rope_theta": 5e5, "tie_word_embeddings": False, "sliding_window": 24, "num_hidden_layers": 4},
+    "exaone4": {"rope_theta": 1e6, "tie_word_embeddings": True, "sliding_window": None,
+                "layer_types": ["full_attention"] * 3},
+    "hunyuan-dense": {"rope_theta": 1e4, "tie_word_embeddings": True, "head_dim": 32},
+    "mistral3": {"rope_theta": 1e6, "tie_word_embeddings": False, "head_dim": 32},
+}
+ALL_FAMILIES = FAMILIES | TRAINED
+# transformers' names of models
+MODEL_TYPES = {"gemma3": "gemma3_text", "hunyuan-dense": "hunyuan_v1_dense", "mistral3": "mistral"}
+REORDERED = ("llama", "smollm3", "granite", "mistral")  # whose rows of q and k a GGUF holds in another order
 ROPES: dict[str, dict[str, object] | None] = {
     "none": None,
     "linear": {"rope_type": "linear", "factor": 4.0},
@@ -46,6 +63,13 @@ VARIANTS: list[tuple[str, dict[str, object]]] = [  # other configurations of the
     ("gemma3", {"rope_local_base_freq": 500.0}),
     ("gemma3", {"num_hidden_layers": 7, "sliding_window_pattern": 6}),
     ("gemma3", {"layer_types": ["full_attention", "sliding_attention", "full_attention"]}),
+    ("smollm3", {"tie_word_embeddings": False, "num_key_value_heads": 4}),
+    ("granite", {"tie_word_embeddings": False, "residual_multiplier": 1.5}),
+    ("granite", {"attention_bias": True, "mlp_bias": True}),
+    ("ernie4_5", {"tie_word_embeddings": False, "num_key_value_heads": 1}),
+    ("olmo3", {"sliding_window": 24, "num_hidden_layers": 4}),
+    ("exaone4", {"tie_word_embeddings": False, "num_key_value_heads": 4}),
+    ("hunyuan-dense", {"tie_word_embeddings": False}),
 ]
 # The kinds of rotary scaling that llama.cpp computes as transformers does, for each family.
 ROPES_OF = {
@@ -53,6 +77,7 @@ ROPES_OF = {
     "qwen2": ["none", "linear", "yarn"],
     "qwen3": ["none", "linear", "yarn"],
     "gemma3": ["none", "linear", "yarn"],
+    **{name: ["none"] for name in TRAINED},
 }
 GGUF_NAMES = {
     "embed_tokens": "token_embd", "norm": "output_norm", "lm_head": "output", "input_layernorm": "attn_norm",
@@ -60,11 +85,14 @@ GGUF_NAMES = {
     "self_attn.o_proj": "attn_output", "self_attn.q_norm": "attn_q_norm", "self_attn.k_norm": "attn_k_norm",
     "post_attention_layernorm": "ffn_norm", "mlp.gate_proj": "ffn_gate", "mlp.up_proj": "ffn_up",
     "mlp.down_proj": "ffn_down"}
-GEMMA_NAMES = GGUF_NAMES | {
+GGUF_NAMES |= {"self_attn.query_layernorm": "attn_q_norm", "self_attn.key_layernorm": "attn_k_norm"}
+POST_NAMES = GGUF_NAMES | {
     "post_attention_layernorm": "post_attention_norm",
     "pre_feedforward_layernorm": "ffn_norm",
     "post_feedforward_layernorm": "post_ffw_norm",
 }
+POST_NORMED = ("gemma3", "olmo2", "olmo3", "exaone4")
+ARCHITECTURES = {"olmo3": "olmo2"}  # of GGUF, where transformers has another name
 
 
 def make_family(
@@ -75,10 +103,10 @@ def make_family(
     formats: as in `tiny.write_tiny`; the transformers model gets the values that the quantized bytes stand for.
     config_overrides: fields of the transformers configuration. metadata: GGUF keys to add or replace; None removes.
     """
-    settings = SIZES | FAMILIES[name] | config_overrides
+    settings = SIZES | ALL_FAMILIES[name] | config_overrides
     if ROPES[rope]:
         settings["rope_scaling"] = dict(ROPES[rope])
-    config = AutoConfig.for_model({"gemma3": "gemma3_text"}.get(name, name), **settings)
+    config = AutoConfig.for_model(MODEL_TYPES.get(name, name), **settings)
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         model = AutoModelForCausalLM.from_config(config, attn_implementation="eager").float().eval()
@@ -97,7 +125,7 @@ def make_family(
         tensors["rope_freqs.weight"] = rope_factors(model)
     fields = tokenizer_metadata(config.vocab_size, pre=name) | config_metadata(name, config, settings)
     path = folder / f"{name}-{rope}-{seed}.gguf"
-    return write_gguf(path, name, fields | dict(metadata or {}), tensors, formats), model
+    return write_gguf(path, ARCHITECTURES.get(name, name), fields | dict(metadata or {}), tensors, formats), model
 
 
 def randomize(model: PreTrainedModel) -> None:
@@ -130,13 +158,19 @@ def config_metadata(name: str, config: PretrainedConfig, settings: Mapping[str, 
             fields["attention.sliding_window_pattern"] = settings["sliding_window_pattern"]
         if settings["rope_local_base_freq"] != 1e4:
             fields["rope.freq_base_swa"] = settings["rope_local_base_freq"]
+    if name == "olmo3":
+        fields["attention.sliding_window"] = config.sliding_window
+    if name == "granite":
+        fields |= {"embedding_scale": config.embedding_multiplier, "residual_scale": config.residual_multiplier,
+                   "attention.scale": config.attention_multiplier, "logit_scale": config.logits_scaling}
     scaling = settings.get("rope_scaling")
     if scaling and scaling["rope_type"] != "llama3":
         fields["rope.scaling.type"] = scaling["rope_type"]
         fields["rope.scaling.factor"] = scaling["factor"]
         if scaling["rope_type"] == "yarn":
             fields["rope.scaling.original_context_length"] = scaling["original_max_position_embeddings"]
-    return model_metadata(name, shape) | {f"{name}.{key}": value for key, value in fields.items()}
+    architecture = ARCHITECTURES.get(name, name)
+    return model_metadata(architecture, shape) | {f"{architecture}.{key}": value for key, value in fields.items()}
 
 
 def head_width(config: PretrainedConfig) -> int:
@@ -145,7 +179,7 @@ def head_width(config: PretrainedConfig) -> int:
 
 def gguf_name(hf_name: str, family: str) -> str:
     """model.layers.3.self_attn.q_proj.weight -> blk.3.attn_q.weight"""
-    names = GEMMA_NAMES if family == "gemma3" else GGUF_NAMES
+    names = POST_NAMES if family in POST_NORMED else GGUF_NAMES
     *path, kind = hf_name.removeprefix("model.").split(".")
     if path[0] == "layers":
         return f"blk.{path[1]}.{names['.'.join(path[2:])]}.{kind}"
@@ -162,7 +196,7 @@ def rotary_rows(heads: int, width: int) -> np.ndarray:
 
 def row_order(hf_name: str, rows: int, model: PreTrainedModel) -> np.ndarray | None:
     """`rotary_rows` for a q or k projection of a llama, None where both keep the same order."""
-    if model.config.model_type != "llama" or not any(part in hf_name for part in ("q_proj", "k_proj")):
+    if model.config.model_type not in REORDERED or not any(part in hf_name for part in ("q_proj", "k_proj")):
         return None
     width = head_width(model.config)
     return rotary_rows(rows // width, width)

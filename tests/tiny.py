@@ -67,18 +67,26 @@ class Shape:
     rms_eps: float = 1e-5
     tied: bool = True
     qkv_bias: bool = False
-    qk_norm: bool = False
-    post_norms: bool = False
+    qk_norm: str = ""  # as of edgetune.formats.families.Family, like norms
+    norms: str = "before"
     window: int = 0
     window_pattern: int = 2  # every n-th block sees everything
+    scales: tuple[float, ...] = ()  # of embedding, residual sums, attention and logits
     add_bos: bool = False
 
 
 SHAPES = {
     "llama": Shape(),
     "qwen2": Shape(qkv_bias=True, rope_base=1e6),
-    "qwen3": Shape(qk_norm=True, head_width=32, rope_base=1e6),
-    "gemma3": Shape(qk_norm=True, post_norms=True, head_width=32, rope_base=1e6, rms_eps=1e-6, window=24),
+    "qwen3": Shape(qk_norm="head", head_width=32, rope_base=1e6),
+    "gemma3": Shape(qk_norm="head", norms="both", head_width=32, rope_base=1e6, rms_eps=1e-6, window=24),
+    "smollm3": Shape(n_blocks=4, rope_base=1e6),
+    "granite": Shape(scales=(12.0, 0.22, 0.05, 8.0)),
+    "ernie4_5": Shape(rope_base=5e5),
+    "olmo2": Shape(qk_norm="width", norms="after", tied=False),
+    "exaone4": Shape(qk_norm="head", norms="after", rope_base=1e6),
+    "mistral3": Shape(rope_base=1e6, head_width=32, tied=False),
+    "hunyuan-dense": Shape(qk_norm="rotated", head_width=32),
 }
 
 
@@ -116,22 +124,25 @@ def tensor_shapes(shape: Shape) -> Iterator[tuple[str, tuple[int, ...]]]:
     kv = shape.n_kv_heads * shape.head_width
     yield "token_embd.weight", (shape.n_vocab, d)
     for i in range(shape.n_blocks):
-        yield f"blk.{i}.attn_norm.weight", (d,)
+        if shape.norms != "after":
+            yield f"blk.{i}.attn_norm.weight", (d,)
         for name, rows in (("q", q), ("k", kv), ("v", kv)):
             yield f"blk.{i}.attn_{name}.weight", (rows, d)
             if shape.qkv_bias:
                 yield f"blk.{i}.attn_{name}.bias", (rows,)
         if shape.qk_norm:
-            yield f"blk.{i}.attn_q_norm.weight", (shape.head_width,)
-            yield f"blk.{i}.attn_k_norm.weight", (shape.head_width,)
+            is_whole = shape.qk_norm == "width"
+            yield f"blk.{i}.attn_q_norm.weight", (q if is_whole else shape.head_width,)
+            yield f"blk.{i}.attn_k_norm.weight", (kv if is_whole else shape.head_width,)
         yield f"blk.{i}.attn_output.weight", (d, q)
-        if shape.post_norms:
+        if shape.norms != "before":
             yield f"blk.{i}.post_attention_norm.weight", (d,)
-        yield f"blk.{i}.ffn_norm.weight", (d,)
+        if shape.norms != "after":
+            yield f"blk.{i}.ffn_norm.weight", (d,)
         yield f"blk.{i}.ffn_gate.weight", (f, d)
         yield f"blk.{i}.ffn_up.weight", (f, d)
         yield f"blk.{i}.ffn_down.weight", (d, f)
-        if shape.post_norms:
+        if shape.norms != "before":
             yield f"blk.{i}.post_ffw_norm.weight", (d,)
     yield "output_norm.weight", (d,)
     if not shape.tied:
@@ -146,6 +157,7 @@ def model_metadata(architecture: str, shape: Shape) -> dict[str, object]:
         "attention.head_count_kv": shape.n_kv_heads, "attention.key_length": shape.head_width,
         "attention.value_length": shape.head_width, "attention.layer_norm_rms_epsilon": shape.rms_eps,
         "rope.dimension_count": shape.head_width, "rope.freq_base": shape.rope_base}
+    fields |= zip(("embedding_scale", "residual_scale", "attention.scale", "logit_scale"), shape.scales, strict=False)
     if shape.window:
         fields["attention.sliding_window"] = shape.window
         fields["attention.sliding_window_pattern"] = shape.window_pattern

@@ -45,7 +45,7 @@ class Published:
         return DecoderStructure(Shape(
             self.architecture, self.layers, self.width, self.mlp, self.heads, self.kv, self.head_width,
             self.vocabulary, self.head_width, 8192, 1e-6, family.neox, family.act, 1.0, 1.0,
-            qk_norm=self.architecture in ("qwen3", "gemma3"), post_norms=self.architecture == "gemma3",
+            qk_norm=family.qk_norm, post_norms=family.post_norms,
             ropes=(Rope(), Rope()), windows=(0,) * self.layers))
 
     def sizes(self) -> Sizes:

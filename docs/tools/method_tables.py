@@ -40,7 +40,8 @@ def summary() -> Iterator[str]:
         rate = kind.defaults.get("lr", "auto")
         rate = rate if isinstance(rate, str) else f"{rate:.0e}".replace("e-0", "e-")
         rows, _ = rows_of(kind)
-        yield (f"| [{name}](#{name}) | {rows} | {rate} | {reference(kind)} | `{kind.method}` | "
+        method = "none: it needs a file" if kind.needs_files else f"`{kind.method}`"
+        yield (f"| [{name}](#{name}) | {rows} | {rate} | {reference(kind)} | {method} | "
                f"`{kind.__module__}.{kind.__name__}` |")
 
 
@@ -56,6 +57,8 @@ def rows_of(kind: type[Objective]) -> tuple[str, str]:
 
 def reference(kind: type[Objective]) -> str:
     """Whether log p of the reference model are computed; where options decide, by their defaults."""
+    if kind.needs_files:
+        return "no, a file"
     is_needed = kind().needs_reference
     if isinstance(vars_of(kind, "needs_reference"), property):
         return "yes, unless its weights are 0" if is_needed else "with `beta` above 0"

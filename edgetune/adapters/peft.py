@@ -141,7 +141,7 @@ def row_order(name: str, rows: int, shape: Shape) -> NDArray[np.intp]:
     """Row i of the GGUF's tensor is row order[i] of transformers'."""
     order = np.arange(rows)
     heads = {"attn_q": shape.n_head, "attn_k": shape.n_kv}.get(name.rpartition(".")[2])
-    if not shape.neox and heads is not None:
+    if shape.family.moves_rows and heads is not None:
         order = order.reshape(heads, 2, -1).swapaxes(1, 2).reshape(-1)
     return order
 

@@ -2,6 +2,7 @@
 
 from . import (  # noqa: F401  (each adds its commands to the group)
     answer,
+    answers,
     bench,
     chat,
     compare,
@@ -15,16 +16,18 @@ from . import (  # noqa: F401  (each adds its commands to the group)
     generate,
     grade,
     home,
-    index,
     joined,
     kept,
     learn,
+    making,
+    mix,
     models,
     plan,
     rebase,
     remote,
     report,
     status,
+    teach,
     tutor,
 )
 from .app import cli as cli

@@ -25,7 +25,7 @@ from .app import (
     system_option,
     threads_option,
 )
-from .around import around_of, around_options, beside_around, longest_text, refuse_around, taken_around
+from .around import around_of, around_options, beside_around, instruction_of, longest_text, refuse_around, taken_around
 from .by_encoder import classifier_of, graded_by_encoder
 from .elsewhere import refuse_beside, remote_model, url_options
 from .graded import answer_json, exact_text, save_answers, wrong_table
@@ -176,7 +176,6 @@ def eval_command(model: Path, data: Path, engine: str, max_length: int, system: 
 
     In brackets: Wilson's 95 % interval. With --url a daemon answers, and the loss is not measured.
     """
-    from ..adapters.store import read_system
     from ..data.around import together
     from ..data.dataset import load
     from ..data.formats import Columns
@@ -189,7 +188,7 @@ def eval_command(model: Path, data: Path, engine: str, max_length: int, system: 
     refuse_beside(**beside_around(asdict(serving)), engine=engine, answers=options["answers"], max_length=max_length,
                   memory=memory, backend=backend)
     around, serving = taken_around(serving, system)
-    instruction = together(around, system or read_system(serving.adapter))
+    instruction = together(around, system or instruction_of(serving.adapter))
     if serving.url:
         _ask_daemon(model, serving, data, Columns(prompt_column, completion_column), instruction, options["limit"],
                     show_wrong, save, as_json)

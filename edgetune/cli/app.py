@@ -32,9 +32,8 @@ if TYPE_CHECKING:
 out = Terminal()
 GIVEN = (ParameterSource.COMMANDLINE, ParameterSource.ENVIRONMENT, ParameterSource.DEFAULT_MAP)
 GROUPS = {
-    "Train": ("demo", "data", "plan", "train", "resume", "report", "tutor", "home"),
+    "Train": ("demo", "data", "mix", "plan", "train", "resume", "report", "teach", "tutor", "home"),
     "Evaluate": ("eval", "compare", "grade", "generate", "chat"),
-    "Documents": ("index", "search"),
     "Serve": ("daemon", "service", "status", "jobs", "adapters", "feedback", "prompts", "rebase"),
     "Share": ("export", "import", "merge", "merge-adapters", "compile-prompt", "compress"),
     "This machine": ("pull", "models", "info", "device", "doctor", "bench"),

@@ -58,6 +58,13 @@ def beside_around(options: dict[str, Any]) -> dict[str, Any]:
     return {name: value for name, value in options.items() if name not in AROUND}
 
 
+def instruction_of(adapter: Path | None) -> Instruction:
+    """What an adapter was trained with: its prompt, or its system message."""
+    from ..adapters.store import read_system
+    from ..serving.prompt_file import prompt_of
+    return prompt_of(adapter) or read_system(adapter) or None
+
+
 def longest_text(gguf: Gguf) -> int:
     """The most tokens that a model reads."""
     return cast(int, gguf.metadata[f"{gguf.architecture}.context_length"])

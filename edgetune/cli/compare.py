@@ -77,7 +77,7 @@ def _graded_texts(model: Gguf, data: Path, adapters: Sequence[Path | None], colu
         graded = []
         for letter, path in zip("AB", adapters, strict=True):
             served.use(letter if path else None)
-            wanted = system or served.system_of(served.active) or None
+            wanted = system or served.instruction_of(served.active)
             rows = load(data, served.tokenizer, max_length=max_length, system=wanted, columns=columns)
             with nullcontext() if as_json else out.status(f"asking {letter}"):
                 graded.append(grade(served, rows, system=wanted, limit=limit))

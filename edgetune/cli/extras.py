@@ -28,7 +28,7 @@ EXTRAS = (
     Extra("encoders", "training of encoders, such as minilm", ("scipy",)),
     Extra("prompts", "prompt files in YAML", ("yaml",)),
     Extra("home", "edgetune home", ("hassil", "home_assistant_intents", "yaml", "websockets")),
-    Extra("retrieval", "edgetune index, edgetune search and --index", ("apsw", "sqlite_vec", "pypdf")),
+    Extra("rows", "edgetune mix, and edgetune data make", ("yaml", "rapidfuzz")),
     Extra("cuda", "computing on an NVIDIA GPU", ("cuda",)),
     Extra("sign", "signed bundles", ("cryptography",)),
 )

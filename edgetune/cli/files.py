@@ -15,11 +15,13 @@ from ..errors import UsageError, size_text
 from . import watched
 from .answer import Serving, served_model
 from .app import MODEL, ModelPath, column_options, command, explicit, out, show, system_option, threads_option
+from .around import instruction_of
 from .graded import SHOWN, comparison_lines, discordant_table, exact_text
 from .watched import watch_option
 
 if TYPE_CHECKING:
     from ..adapters.ollama import Exported
+    from ..data.around import Instruction
     from ..data.formats import Columns
     from ..evaluation.served import Graded
     from ..formats.gguf import Gguf
@@ -202,7 +204,7 @@ def merge_command(model: Path, adapter: Path, target: Path, to: str, held_out: P
                   prompt_column: str, completion_column: str, threads: int, as_json: bool) -> None:
     """Write MODEL with ADAPTER added into its weights."""
     from ..adapters.merge import KEEP, merge
-    from ..adapters.store import read_artifact, read_system
+    from ..adapters.store import read_artifact
     from ..data.formats import Columns
     from ..formats.bundle import open_bundle
     of_rows = {"system": system, "prompt_column": prompt_column, "completion_column": completion_column}
@@ -226,8 +228,8 @@ def merge_command(model: Path, adapter: Path, target: Path, to: str, held_out: P
         lines.append("what merging cost was not measured: give held-out rows with --eval")
     else:
         columns = Columns(prompt_column, completion_column)
-        system = system or read_system(adapter)
-        before, after = (_graded(path, serving, held_out, system, columns) for path, serving in (
+        instruction = system or instruction_of(adapter)
+        before, after = (_graded(path, serving, held_out, instruction, columns) for path, serving in (
             (model, Serving(adapter, threads)), (target, Serving(None, threads))))
         facts, said = _cost(before, after)
         result |= facts
@@ -235,13 +237,13 @@ def merge_command(model: Path, adapter: Path, target: Path, to: str, held_out: P
     show(as_json, result, *lines)
 
 
-def _graded(model: Path, serving: Serving, data: Path, system: str, columns: Columns) -> Graded:
+def _graded(model: Path, serving: Serving, data: Path, system: Instruction, columns: Columns) -> Graded:
     """Grades the answers to held-out rows."""
     from ..data.dataset import load
     from ..evaluation.served import grade
     with served_model(model, serving) as served:
-        rows = load(data, served.tokenizer, max_length=served.context, system=system or None, columns=columns)
-        return grade(served, rows, system=system or None)
+        rows = load(data, served.tokenizer, max_length=served.context, system=system, columns=columns)
+        return grade(served, rows, system=system)
 
 
 def _cost(before: Graded, after: Graded) -> tuple[dict[str, Any], list[Any]]:

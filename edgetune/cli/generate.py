@@ -33,7 +33,7 @@ from .app import (
     system_option,
     threads_option,
 )
-from .around import around_options, refuse_both, taken_around
+from .around import around_options, instruction_of, refuse_both, taken_around
 from .elsewhere import url_options
 from .prose import Prose
 
@@ -66,14 +66,13 @@ def generate_command(model: Path, prompt: str, system: str, raw: bool, as_json: 
     if engine == "native":
         others = {name: options.pop(name) for name in ("busy_file", "runtime", "structured", "url", "key_file")}
         check_engine(engine, **others)
-        from ..adapters.store import read_system
         from ..data.around import together
         from ..evaluation.native import engine_within
         from ..llamacpp.sampling import Sampling
         from .prompts import Questions, answer_file, show_lines
         save = own.pop("save")
         around, serving = taken_around(Serving.taken_from(options), system)
-        instruction = together(around, system or read_system(serving.adapter))
+        instruction = together(around, system or instruction_of(serving.adapter))
         questions = Questions(Path(prompt), instruction, raw, serving.markup, own.pop("samples"),
                               options.pop("max_tokens"), options.pop("stop"))
         engine_used = engine_within(threads=serving.threads, **own)

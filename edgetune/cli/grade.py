@@ -22,6 +22,7 @@ from .app import (
     system_option,
     threads_option,
 )
+from .around import instruction_of
 from .by_encoder import classifier_of
 from .prompts import ordered, save_lines
 
@@ -159,7 +160,6 @@ def _labels(model: Gguf, rows: Rows, serving: Serving, **options: Any) -> Iterat
 def _texts(gguf: Gguf, rows: Rows, *, adapter: Path | None, samples: int, temperature: float | None,
            max_tokens: int, system: str, memory: str, seed: int, threads: int, backend: str) -> Iterator[Sample]:
     """The texts that a model writes."""
-    from ..adapters.store import read_system
     from ..data.around import instructed
     from ..data.question import asked_messages
     from ..evaluation.graders.answered import answered_sample
@@ -173,9 +173,9 @@ def _texts(gguf: Gguf, rows: Rows, *, adapter: Path | None, samples: int, temper
     opened = adapter_of(gguf, adapter)
     tokenizer = Tokenizer(gguf)
     prompts = []
-    system = system or read_system(adapter)
+    instruction = system or instruction_of(adapter)
     for row in rows:
-        messages = instructed(asked_messages(row), system)
+        messages = instructed(asked_messages(row), instruction)
         prompts.append(tokenizer.encode(tokenizer.render(messages, row.get("tools"), add_generation_prompt=True),
                                         bos=True))
     asked = Asked(prompts, [max_tokens] * len(rows), samples,

@@ -14,7 +14,7 @@ import threading
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import ExitStack
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, cast
@@ -93,7 +93,10 @@ class Service:
                  train: TrainConfig | None = None, start_process: Callable[[], JobProcess] = WorkerProcess) -> None:
         self.config = (config or DaemonConfig()).check()
         self.policy = (policy or Policy(nice=19)).check()
-        self.train = (train or TrainConfig(threads=self.config.threads)).check()
+        self.train = train or TrainConfig(threads=self.config.threads)
+        if self.config.prompt:  # what is learned is asked with it, too
+            self.train = replace(self.train, prompt=str(Path(self.config.prompt).expanduser().absolute()))
+        self.train.check()
         learn_method(self.config)  # raises for options that are wrong
         self.start_process = start_process
         for kind in kinds().values():

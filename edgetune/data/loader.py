@@ -53,6 +53,10 @@ class LoadOptions(Protocol):
     @property
     def markup(self) -> str: ...
     @property
+    def around(self) -> tuple[str, str, str] | None:
+        """What is put around rows in place of a system message: a module, its function, and the argument."""
+        ...
+    @property
     def prompt_column(self) -> str: ...
     @property
     def completion_column(self) -> str: ...
@@ -90,7 +94,7 @@ def load(model: Path, paths: Sequence[Path | None], config: LoadOptions,
     """
     asked = {"model": str(model), "paths": [path and str(path) for path in paths], "markup": config.markup,
              "options": {"max_length": config.row_limit, "system": config.system or None, "overflow": config.overflow},
-             "columns": [config.prompt_column, config.completion_column],
+             "around": config.around, "columns": [config.prompt_column, config.completion_column],
              "parser": cast(ModuleType, parser).__name__, "hold_out": hold_out, "learnable": learnable,
              "memory": config.memory_here(), "parent": os.getpid()}
     for path in filter(None, paths):
@@ -272,6 +276,9 @@ def _sets(asked: dict[str, Any], tokenizer: AnyTokenizer) -> list[Dataset | None
     from .dataset import load, load_divided
     options = {"tokenizer": tokenizer, "parser": import_module(asked["parser"]), "learnable": asked["learnable"],
                "columns": Columns(*asked["columns"]), **asked["options"]}
+    if asked["around"]:
+        module, function, argument = asked["around"]
+        options["system"] = getattr(import_module(module), function)(argument)
     if not asked["hold_out"]:
         return [replace(load(path, **options), rows=[]) if path else None for path in asked["paths"]]
     data, held_out = asked["paths"]

@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cached_property
+from hashlib import sha256
 from typing import Any
 
 import numpy as np
@@ -194,6 +195,11 @@ def _targets(example: Example, at: NDArray[np.int64]) -> NDArray[np.int32]:
 def _weights(example: Example, at: NDArray[np.int64]) -> NDArray[np.float32]:
     found = example.weights[at]
     return np.concatenate([np.ones(example.document.size, np.float32), found]) if example.document.size else found
+
+
+def example_key(example: Example) -> bytes:
+    """16 bytes, equal for examples of the same tokens of which the same are supervised."""
+    return sha256(example.tokens.tobytes() + is_supervised(example.weights).tobytes()).digest()[:16]
 
 
 def grouped_indices(examples: Sequence[Example]) -> list[list[int]]:

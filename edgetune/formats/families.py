@@ -13,25 +13,54 @@ ALL = (*QKV, "attn_output", "ffn_gate", "ffn_up", "ffn_down")
 
 @dataclass(frozen=True)
 class Family:
-    """Switches of an architecture, as llama.cpp computes it."""
+    """Switches of an architecture, as llama.cpp computes it.
+
+    norms: where a sublayer has one: "before" it, "after" it, before its sum with the residual stream, or "both".
+    qk_norm: of queries and keys: "head" of each head, before it is rotated; "rotated" of each head, after that; "width"
+    of all heads together, before it; "": none.
+    """
 
     name: str
     biases: tuple[str, ...]  # projections that may have one; with any other llama.cpp refuses the file
-    neox: bool = True  # rotary order: pairs (i, i + n_rot / 2) instead of (2i, 2i + 1), which moves rows of q and k
+    neox: bool = True  # rotary order: pairs (i, i + n_rot / 2) instead of (2i, 2i + 1)
+    moves_rows: bool = False  # of q and k: transformers rotates the former pairs, the GGUF holds them as the latter
     rope_factors: bool = False  # whether rope_freqs.weight is read
+    yarn_keys: bool = False  # whether the file says how YaRN blends, and scales q where texts are longer
+    unrotated_every: int = 0  # every n-th block has no rotary embedding; 0: all have one
     act: str = "silu"
-    qk_norm: bool = False
-    post_norms: bool = False  # it normalises again before each residual sum
+    qk_norm: str = ""
+    norms: str = "before"
+    scales: bool = False  # the file has scales of embedding, attention, residual sums and logits
     scaled_embedding: bool = False  # by the root of the model's width
+    own_head: bool = False  # the head is never the embedding
+    narrow_heads: bool = False  # the heads are together as wide as the model
     norm_offset: float = 0.0  # what a GGUF's norm weights are above those of transformers
     windows_every: int = 0  # all but every n-th block see a window unless the file says otherwise; 0: none does
+    plain_windows: bool = False  # where they are, rotary embeddings have the base of the others, and no scaling
+    untrained_blocks: int = 0  # models of this many blocks have windows of another kind, and are refused
     wide_blocks: int = 0  # blocks of the one size whose attention is scaled by D / H and not by the head's width
+
+    @property
+    def pre_norms(self) -> bool:
+        return self.norms != "after"
+
+    @property
+    def post_norms(self) -> bool:
+        return self.norms != "before"
 
 
 FAMILIES = {family.name: family for family in (
-    Family("llama", ALL, neox=False, rope_factors=True),
+    Family("llama", ALL, neox=False, moves_rows=True, rope_factors=True),
     Family("qwen2", QKV),
-    Family("qwen3", QKV, qk_norm=True),
-    Family("gemma3", QKV, act="gelu", qk_norm=True, post_norms=True, scaled_embedding=True, norm_offset=1.0,
+    Family("qwen3", QKV, qk_norm="head"),
+    Family("gemma3", QKV, act="gelu", qk_norm="head", norms="both", scaled_embedding=True, norm_offset=1.0,
            windows_every=6, wide_blocks=62),
+    Family("smollm3", QKV, neox=False, moves_rows=True, unrotated_every=4),
+    Family("granite", ALL, neox=False, moves_rows=True, rope_factors=True, scales=True),
+    Family("ernie4_5", QKV, neox=False),
+    Family("olmo2", QKV, qk_norm="width", norms="after", own_head=True, narrow_heads=True, windows_every=4,
+           plain_windows=True),
+    Family("exaone4", QKV, rope_factors=True, qk_norm="head", norms="after", narrow_heads=True, untrained_blocks=64),
+    Family("mistral3", ALL, neox=False, moves_rows=True, rope_factors=True, yarn_keys=True),
+    Family("hunyuan-dense", QKV, qk_norm="rotated"),
 )}

@@ -1,7 +1,10 @@
 """What a decoder looks like, read from GGUF metadata: sizes, switches, rotary tables.
 
-One block structure (RMSNorm, rotary attention with grouped heads, gated MLP) serves llama, qwen2, qwen3 and gemma3;
-they differ by the numbers and switches below and by which tensors are present.
+One block structure (RMSNorm, rotary attention with grouped heads, gated MLP) serves all of families.py; they differ by
+the numbers and switches below and by which tensors are present.
+
+A scale r of what is added to the residual stream is no switch: the stream is computed divided by r, x / r, which the
+norms undo. Their epsilon becomes eps / r^2, and the embedding's scale is divided by r, too.
 """
 
 from __future__ import annotations
@@ -16,10 +19,6 @@ from ..errors import FormatError, UnsupportedError
 from .families import FAMILIES, Family
 from .gguf import FORMATS, Gguf, Tensor
 
-# rotations; llama.cpp reads no others for these architectures
-YARN_FAST = 32.0
-YARN_SLOW = 1.0
-
 
 @dataclass(frozen=True)
 class Rope:
@@ -30,6 +29,9 @@ class Rope:
     factor: float = 1.0
     original_context: int = 0
     attn_factor: float = 1.0
+    fast: float = 32.0  # rotations from which YaRN keeps a frequency,
+    slow: float = 1.0  # and up to which it interpolates one
+    log_multiplier: float = 0.0  # by which YaRN's scale of attention is taken back
     factors: tuple[float, ...] = ()  # rope_freqs.weight: each frequency is divided by its factor
 
     def tables(self, positions: int, n_rot: int) -> tuple[np.ndarray, np.ndarray]:
@@ -45,7 +47,8 @@ class Rope:
                 freq = interpolated
             else:
                 freq = interpolated + (freq - interpolated) * self._extrapolated_share(pair, n_rot)
-                magnitude *= 1.0 + 0.1 * math.log(self.factor)
+                stretched = 0.1 * math.log(self.factor)
+                magnitude *= (1.0 + stretched) / (1.0 + self.log_multiplier * stretched)
         angle = np.arange(positions, dtype=np.float64)[:, None] * freq
         return (np.cos(angle) * magnitude).astype(np.float32), (np.sin(angle) * magnitude).astype(np.float32)
 
@@ -55,8 +58,8 @@ class Rope:
         def dimension(rotations: float) -> float:
             return n_rot * math.log(self.original_context / (rotations * 2 * math.pi)) / (2 * math.log(self.base))
 
-        low = max(math.floor(dimension(YARN_FAST)), 0)
-        high = min(math.ceil(dimension(YARN_SLOW)), n_rot - 1)
+        low = max(math.floor(dimension(self.fast)), 0)
+        high = min(math.ceil(dimension(self.slow)), n_rot - 1)
         return 1.0 - np.clip((pair - low) / max(high - low, 0.001), 0.0, 1.0)
 
 
@@ -79,11 +82,14 @@ class Shape:
     act: str  # silu | gelu
     embed_scale: float
     attn_scale: float
-    qk_norm: bool
-    post_norms: bool  # gemma3 normalises again before each residual sum
+    qk_norm: str  # as of Family
+    post_norms: bool  # a sublayer's output is normed before it is added
     ropes: tuple[Rope, Rope]  # of blocks that see everything, of blocks with a window
     windows: tuple[int, ...]  # a block's sliding window in tokens, 0: none
     biases: tuple[str, ...] = ()  # projections that have one in every block
+    pre_norms: bool = True  # a sublayer's input is normed
+    unrotated: tuple[int, ...] = ()  # blocks without a rotary embedding
+    logit_scale: float = 1.0  # logits are divided by it
 
     @property
     def family(self) -> Family:
@@ -96,6 +102,20 @@ class Shape:
     @property
     def d_kv(self) -> int:
         return self.n_kv * self.d_head
+
+    def qk_norm_widths(self) -> dict[str, int]:
+        """Values that the norms of queries and keys have, by GGUF name; {}: there are none."""
+        if not self.qk_norm:
+            return {}
+        is_whole = self.qk_norm == "width"
+        return {"attn_q_norm": self.d_q if is_whole else self.d_head,
+                "attn_k_norm": self.d_kv if is_whole else self.d_head}
+
+    def norm_widths(self) -> dict[str, int]:
+        """Values that each norm of a block has, by GGUF name."""
+        before = ("attn_norm", "ffn_norm") if self.pre_norms else ()
+        after = ("post_attention_norm", "post_ffw_norm") if self.post_norms else ()
+        return dict.fromkeys((*before, *after), self.d_model) | self.qk_norm_widths()
 
     def rope_of(self, layer: int) -> int:
         """Index into ropes."""
@@ -119,34 +139,77 @@ def read_shape(gguf: Gguf) -> Shape:
     if get.integer("expert_count", 0):
         raise UnsupportedError(f"{gguf.path} is a mixture of experts", "edgetune trains dense models")
     n_layer = get.integer("block_count")
+    if n_layer == family.untrained_blocks:
+        raise UnsupportedError(f"{gguf.path} is an {arch} of {n_layer} blocks, of which some see a window",
+                               "edgetune trains smaller ones")
     d_model = get.integer("embedding_length")
-    n_head = get.integer(
-        "attention.head_count")
+    n_head = get.integer("attention.head_count")
     d_head = get.integer("attention.key_length", d_model // max(n_head, 1))
     n_rot = get.integer("rope.dimension_count", d_head)
     refuse_variants(get, {"attention.value_length": d_head, "attention.key_length_swa": d_head,
                            "attention.value_length_swa": d_head, "rope.dimension_count_swa": n_rot,
                            "attention.causal": True, "embedding_length_out": d_model,
                            "attn_logit_softcapping": 0.0, "final_logit_softcapping": 0.0})
-    global_rope = _read_rope(gguf, get)
-    local_rope = Rope(base=get.number("rope.freq_base_swa", 10000.0), attn_factor=global_rope.attn_factor)
+    global_rope = _read_rope(gguf, get, family)
+    local_rope = (Rope(base=get.number("rope.freq_base_swa", global_rope.base)) if family.plain_windows else
+                  Rope(base=get.number("rope.freq_base_swa", 10000.0), attn_factor=global_rope.attn_factor))
     wide = n_layer == family.wide_blocks
+    scales = _read_scales(get, d_model, d_model // n_head if wide else d_head, family)
+    windows = (read_windows(get, n_layer, get.integer("attention.sliding_window", 0), family.windows_every)
+               if family.windows_every else (0,) * n_layer)
     shape = Shape(
         architecture=arch, n_layer=n_layer, d_model=d_model, d_ff=get.integer("feed_forward_length"),
         n_head=n_head, n_kv=get.integer("attention.head_count_kv", n_head), d_head=d_head,
         n_vocab=_embedding(gguf).shape[0], n_rot=n_rot,
-        context=get.integer("context_length"), norm_eps=get.number("attention.layer_norm_rms_epsilon"),
-        neox=family.neox, act=family.act,
-        embed_scale=math.sqrt(d_model) if family.scaled_embedding else 1.0,
-        attn_scale=1.0 / math.sqrt(d_model // n_head if wide else d_head),
-        qk_norm=family.qk_norm, post_norms=family.post_norms, ropes=(global_rope, local_rope),
-        windows=(read_windows(get, n_layer, get.integer("attention.sliding_window", 0), family.windows_every)
-                 if family.windows_every else (0,) * n_layer),
+        context=_context(get, family), norm_eps=get.number("attention.layer_norm_rms_epsilon") / scales.residual**2,
+        neox=family.neox, act=family.act, embed_scale=scales.embedding / scales.residual, attn_scale=scales.attention,
+        logit_scale=scales.logits, qk_norm=family.qk_norm, pre_norms=family.pre_norms, post_norms=family.post_norms,
+        ropes=(global_rope, local_rope), windows=windows, unrotated=_unrotated(get, n_layer, family),
         biases=tuple(name for name in family.biases
                      if all(f"blk.{i}.{name}.bias" in gguf.tensors for i in range(n_layer))))
     _check_sizes(gguf, shape)
     check_tensors(gguf, arch, expected_tensors(shape), optional_tensors(shape))
     return shape
+
+
+@dataclass(frozen=True)
+class _Scales:
+    """Factors of the embedding, of what is added to the residual stream, and of scores; logits are divided by theirs.
+    """
+
+    embedding: float
+    residual: float
+    attention: float
+    logits: float
+
+
+def _read_scales(get: MetadataReader, d_model: int, width: int, family: Family) -> _Scales:
+    """width: of a head, for its scores. As in llama.cpp a scale of 0 is none."""
+    embedding = math.sqrt(d_model) if family.scaled_embedding else 1.0
+    attention = 1.0 / math.sqrt(width)
+    if not family.scales:
+        return _Scales(embedding, 1.0, attention, 1.0)
+    found = _Scales(get.number("embedding_scale", 0.0) or embedding, get.number("residual_scale", 0.0) or 1.0,
+                    get.number("attention.scale", 0.0) or attention, get.number("logit_scale"))
+    if min(found.embedding, found.residual, found.attention, found.logits) <= 0:
+        raise UnsupportedError(f"{get.gguf.path} has scales of {found.embedding:g}, {found.residual:g}, "
+                               f"{found.attention:g} and {found.logits:g}", "edgetune takes positive ones")
+    return found
+
+
+def _unrotated(get: MetadataReader, n_layer: int, family: Family) -> tuple[int, ...]:
+    if family.scales and get.any("rope.scaling.finetuned") is False:
+        return tuple(range(n_layer))
+    every = family.unrotated_every
+    return tuple(range(every - 1, n_layer, every)) if every else ()
+
+
+def _context(get: MetadataReader, family: Family) -> int:
+    """Tokens that the model was made for, and up to which it scales no queries by their position."""
+    context = get.integer("context_length")
+    if family.yarn_keys and get.number("attention.temperature_scale", 0.0):
+        return min(context, get.integer("rope.scaling.original_context_length", context))
+    return context
 
 
 class MetadataReader:
@@ -207,7 +270,7 @@ def read_windows(get: MetadataReader, n_layer: int, window: int, every: int, fir
     return tuple(window if n == 0 or (i if first else i + 1) % n else 0 for i in range(n_layer))
 
 
-def _read_rope(gguf: Gguf, get: MetadataReader) -> Rope:
+def _read_rope(gguf: Gguf, get: MetadataReader, family: Family) -> Rope:
     """Reads it as llama.cpp does: a factor without a kind is linear, a factor of 0 is none."""
     kind = get.text("rope.scaling.type", "linear")
     factor = get.number("rope.scaling.factor", get.number("rope.scale_linear", 0.0)) or 1.0
@@ -217,9 +280,12 @@ def _read_rope(gguf: Gguf, get: MetadataReader) -> Rope:
     factors: tuple[float, ...] = ()
     if "rope_freqs.weight" in gguf.tensors:
         factors = tuple(float(f) for f in gguf.tensors["rope_freqs.weight"].f32().ravel())
+    blend = {} if not family.yarn_keys else {
+        "fast": get.number("rope.scaling.yarn_beta_fast", 32.0), "slow": get.number("rope.scaling.yarn_beta_slow", 1.0),
+        "log_multiplier": get.number("rope.scaling.yarn_log_multiplier", 0.0)}
     rope = Rope(base=get.number("rope.freq_base", 10000.0), kind=kind, factor=factor,
                 original_context=get.integer("rope.scaling.original_context_length", get.integer("context_length")),
-                attn_factor=get.number("rope.scaling.attn_factor", 1.0), factors=factors)
+                attn_factor=get.number("rope.scaling.attn_factor", 1.0), factors=factors, **blend)
     if (rope.base <= 1.0 or rope.factor <= 0.0 or rope.original_context < 1
             or not all(0 < factor < math.inf for factor in factors)):
         raise FormatError(f"{gguf.path} has rotary base {rope.base:g}, factor {rope.factor:g} and original context "
@@ -243,6 +309,9 @@ def _check_sizes(gguf: Gguf, s: Shape) -> None:
         if not 1 <= value <= limit:
             raise UnsupportedError(f"{gguf.path} has {s.architecture}.{key} = {value}",
                                    f"edgetune takes 1 to {limit} there")
+    if s.family.narrow_heads and s.d_q != s.d_model:
+        raise FormatError(f"{gguf.path} has heads of {s.d_q} values together, the model is {s.d_model} wide",
+                          f"llama.cpp computes {s.architecture} where both are equal")
     if s.n_head % s.n_kv or s.n_rot % 2:
         raise FormatError(f"{gguf.path} has {s.n_head} heads for {s.n_kv} key heads and {s.n_rot} rotated values",
                           "the first must be a multiple of the second, the third even")
@@ -256,15 +325,12 @@ def expected_tensors(s: Shape) -> dict[str, tuple[int, ...]]:
     """Name -> shape of every tensor that the decoder must have."""
     d = s.d_model
     expected: dict[str, tuple[int, ...]] = {"token_embd.weight": (s.n_vocab, d), "output_norm.weight": (d,)}
+    if s.family.own_head:
+        expected["output.weight"] = (s.n_vocab, d)
     for i in range(s.n_layer):
         for name, shape in s.linear_shapes().items():
             expected[f"blk.{i}.{name}.weight"] = shape
-        norms = {"attn_norm": d, "ffn_norm": d}
-        if s.qk_norm:
-            norms |= {"attn_q_norm": s.d_head, "attn_k_norm": s.d_head}
-        if s.post_norms:
-            norms |= {"post_attention_norm": d, "post_ffw_norm": d}
-        for name, width in norms.items():
+        for name, width in s.norm_widths().items():
             expected[f"blk.{i}.{name}.weight"] = (width,)
     return expected
 

@@ -209,12 +209,14 @@ class Passes(ABC):
     into account. No other prefix comes between these.
 
     adapter: the trained family. linear: the projections, whose `off()` leaves the adapter out of a pass. before_block:
-    a function to call before each block and each part of the head; an exception from it abandons the pass.
+    a function to call before each block and each part of the head; an exception from it abandons the pass. temperature:
+    of the softmax that log p of a batch's choices is by; that of its targets is by softmax at 1.
     """
 
     adapter: Carved
     linear: Projections
     before_block: Callable[[], None]
+    temperature: float = 1.0
 
     @abstractmethod
     def forward(self, batch: Batch, keep: bool) -> None:

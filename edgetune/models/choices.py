@@ -17,6 +17,7 @@ from ..backends.base import SAMPLE_STATE, Backend
 from ..formats.gguf import Tensor
 
 Floats = NDArray[np.float32]
+See = Callable[[int, "Floats"], None]
 Tokens = NDArray[np.int32]
 POSITIONS = 8  # whose rows of the head are in memory at a time
 
@@ -37,7 +38,7 @@ class Blocks:
         self._top = ops.empty((n, 1))
         self._limit = ops.place(np.full(n, np.inf, np.float32))
 
-    def read(self, see: Callable[[int, Floats], None], parts: Iterable[tuple[int, int]]) -> None:
+    def read(self, see: See, parts: Iterable[tuple[int, int]]) -> None:
         """Reads parts of the vocabulary in order. see: called with a block's first entry and logits [n, entries]."""
         for begin, end in parts:
             for first in range(begin, end, self.logits.shape[1]):
@@ -74,6 +75,30 @@ class Choices:
             factors = -a[part]
             factors[:, 0] = a[part, 1:].sum(1)
             dh[part] += np.einsum("nk,nkd->nd", factors, rows.reshape(-1, self.tokens.shape[1], width))
+
+
+class Tempered:
+    """log sum exp [n] of logits / temperature."""
+
+    def __init__(self, n: int, temperature: float) -> None:
+        self.temperature = np.float32(temperature)
+        self.lse = np.full(n, -np.inf, np.float64)
+
+    def see(self, _first: int, logits: Floats) -> None:
+        """Adds those of a block; a row at a time, so that no other block is in memory."""
+        for row, z in enumerate(logits):
+            divided = z / self.temperature
+            highest = divided.max()
+            found = highest + np.log(np.exp(divided - highest).sum(dtype=np.float64))
+            self.lse[row] = np.logaddexp(self.lse[row], found)
+
+
+def both(one: See, other: See) -> See:
+    def see(first: int, logits: Floats) -> None:
+        one(first, logits)
+        other(first, logits)
+
+    return see
 
 
 class Likeliest:

@@ -61,6 +61,8 @@ class Model(Network):
         self.structure = DecoderStructure(self.shape)
         self.weights: dict[str, Tensor] = {n: t for n, t in gguf.tensors.items() if len(t.shape) == 2}
         self.vectors = {n: gguf.read(t).f32() for n, t in gguf.tensors.items() if len(t.shape) == 1}
+        if self.shape.logit_scale != 1.0:
+            self.vectors["output_norm.weight"] = self.vectors["output_norm.weight"] / np.float32(self.shape.logit_scale)
         gguf.release()
         self.head = self.weights.get("output.weight", self.weights["token_embd.weight"])
 
@@ -209,6 +211,14 @@ class Decoder(Passes):
         self.ops.synchronize()
         return out
 
+    @property
+    def temperature(self) -> float:
+        return self._head.temperature
+
+    @temperature.setter
+    def temperature(self, value: float) -> None:
+        self._head.temperature = value
+
     # ---- the head ---------------------------------------------------------------------------------------------
 
     def head_forward(self, batch: Batch, best: np.ndarray | None = None) -> np.ndarray:
@@ -317,27 +327,30 @@ class Decoder(Passes):
 
     def _attention_forward(self, layer: int, norm1: np.ndarray, batch: Batch) -> None:
         """k["att"] [T, H * C] of the needed tokens, from the normed input [T, D]."""
-        s = self.shape
         needed, k, own = self._kept(layer, batch)
         own_q = needed.room(k["q"], "dq")
-        self._project(own_q, needed.taken(norm1, "norm2"), layer, "q", own)
-        self._rotate(layer, own_q, s.n_head, needed.positions, 1.0)
+        self._project(own_q, needed.taken(norm1, "norm2"), layer, "q", own, needed.positions)
         needed.put(k["q"], own_q)
-        self._project(k["k"], norm1, layer, "k", k)
-        self._rotate(layer, k["k"], s.n_kv, self._place(batch).positions, 1.0)
-        self._project(k["v"], norm1, layer, "v", k)
+        positions = self._place(batch).positions
+        self._project(k["k"], norm1, layer, "k", k, positions)
+        self._project(k["v"], norm1, layer, "v", k, positions)
         self.virtual.keys(layer, k["k"], k["v"], batch)
         q, key, v = self._heads(k)
         attend = self.attention.call if self.attention else self.attend_batch
         attend(layer, k, q, key, v, batch)
 
-    def _project(self, out: np.ndarray, norm1: np.ndarray, layer: int, name: str, k: Activations) -> None:
-        """out [T, heads * C] = queries, keys or values of the normed input, before they are rotated."""
-        has_norm = self.shape.qk_norm and name != "v"
-        raw = k[f"{name}_raw"] if has_norm else out
+    def _project(self, out: np.ndarray, norm1: np.ndarray, layer: int, name: str, k: Activations,
+                 positions: np.ndarray) -> None:
+        """out [T, heads * C] = queries, keys or values of the normed input; the first two are rotated and normed."""
+        kind = self.shape.qk_norm if name != "v" else ""
+        raw = k[f"{name}_raw"] if kind else out
         self.linear.forward(raw, norm1, layer, f"attn_{name}", k)
-        if has_norm:
+        if kind == "rotated":
+            self._rotate(layer, raw, name, positions, 1.0)
+        if kind:
             self.norms.forward(out, k[f"rstd_{name}"], raw, f"blk.{layer}.attn_{name}_norm")
+        if kind != "rotated":
+            self._rotate(layer, out, name, positions, 1.0)
 
     def attend_batch(self, layer: int, k: Activations, q: np.ndarray, key: np.ndarray, v: np.ndarray,
                      batch: Batch) -> None:
@@ -369,21 +382,25 @@ class Decoder(Passes):
         self.virtual.keys_backward(layer, dk, dv, batch)
         own_dq = needed.taken(dq, "datt")
         own_dinp = None if dinp is None else needed.room(dinp, "x")
-        self._rotate(layer, own_dq, s.n_head, needed.positions, -1.0)
-        self._project_backward(own_dinp, own_dq, needed.taken(norm1, "norm2"), layer, "q", own)
+        own_norm1 = needed.taken(norm1, "norm2")
+        self._project_backward(own_dinp, own_dq, own_norm1, layer, "q", own, needed.positions)
         if dinp is not None and own_dinp is not None:
             needed.put(dinp, own_dinp)
-        self._rotate(layer, dk, s.n_kv, placed.positions, -1.0)
-        self._project_backward(dinp, dk, norm1, layer, "k", k)
-        self._project_backward(dinp, dv, norm1, layer, "v", k)
+        self._project_backward(dinp, dk, norm1, layer, "k", k, placed.positions)
+        self._project_backward(dinp, dv, norm1, layer, "v", k, placed.positions)
 
     def _project_backward(self, dinp: np.ndarray | None, grad: np.ndarray, norm1: np.ndarray, layer: int, name: str,
-                          k: Activations) -> None:
+                          k: Activations, positions: np.ndarray) -> None:
         """dinp [T, D] (+)= gradient of the normed input, from that of `_project`'s output, which is changed; the
         queries' comes first.
         """
-        if self.shape.qk_norm and name != "v":
+        kind = self.shape.qk_norm if name != "v" else ""
+        if kind != "rotated":
+            self._rotate(layer, grad, name, positions, -1.0)
+        if kind:
             self.norms.backward(grad, grad, k[f"{name}_raw"], k[f"rstd_{name}"], f"blk.{layer}.attn_{name}_norm")
+        if kind == "rotated":
+            self._rotate(layer, grad, name, positions, -1.0)
         self.linear.backward(dinp, grad.reshape(len(grad), -1), layer, f"attn_{name}", k, accumulate=name != "q")
         self.linear.finish(norm1, layer, f"attn_{name}")
 
@@ -392,10 +409,13 @@ class Decoder(Passes):
         s = self.shape
         return (k[name].reshape(-1, n, s.d_head) for name, n in (("q", s.n_head), ("k", s.n_kv), ("v", s.n_kv)))
 
-    def _rotate(self, layer: int, x: np.ndarray, heads: int, positions: np.ndarray, sign: float) -> None:
-        """x [T, heads * C], in place."""
-        cos, sin = self.rope[self.shape.rope_of(layer)]
-        self.ops.rope(x.reshape(len(x), heads, -1), cos, sin, positions, self.shape.neox, sign)
+    def _rotate(self, layer: int, x: np.ndarray, name: str, positions: np.ndarray, sign: float) -> None:
+        """Rotates queries or keys x [T, heads * C] in place, in blocks that have a rotary embedding."""
+        s = self.shape
+        if name == "v" or layer in s.unrotated:
+            return
+        cos, sin = self.rope[s.rope_of(layer)]
+        self.ops.rope(x.reshape(len(x), s.n_head if name == "q" else s.n_kv, -1), cos, sin, positions, s.neox, sign)
 
     # ---- small helpers ----------------------------------------------------------------------------------------
 

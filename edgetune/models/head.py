@@ -15,7 +15,7 @@ from ..adapters.heads import VALUE
 from ..backends.arena import Arena
 from ..backends.base import HEAD_STATE, Backend
 from ..formats.shape import Shape
-from .choices import Blocks, Choices, Likeliest
+from .choices import Blocks, Choices, Likeliest, Tempered, both
 from .linear import RunShape
 from .norms import Norms
 from .stream import HEAD_TOKENS, Stream
@@ -40,6 +40,7 @@ class Head:
         self.arena = arena
         self.stream = stream
         self.norms = norms
+        self.temperature = 1.0  # of the choices' log p
         self._value = ValueHead(arena, shape.d_model) if VALUE in run.heads else None
 
     def forward(self, batch: Batch, begin: Callable[[], None], best: np.ndarray | None = None) -> np.ndarray:
@@ -85,17 +86,14 @@ class Head:
             self._value.backward(self._hidden(h), dvalues)
         self.stream.enter(s.n_layer, s.n_layer - 1)
         given = batch.choices
-        summed = self.ops.place(a if given is None else a.sum(1))
         all_targets = self.ops.place(batch.targets)
         for part in _parts(batch, begin):
             targets = all_targets[part]
-            work = self._work(targets.size)
-            choices = Choices(self.ops, head, targets, given[part]) if given is not None else None
-            for entries in self.stream.slices(choices.tokens if choices else targets):
-                self.ops.head_backward(dh[part], logp[part], *work, h[part], head.data, head.format, targets,
-                                       summed[part], entries, self.run.precision)
-                if choices and entries[1] == s.n_vocab:
-                    choices.backward(dh[part], a[part])
+            if given is None:
+                self._pass_back(dh[part], logp[part], h[part], targets, a[part])
+            else:
+                choices = Choices(self.ops, head, targets, given[part])
+                self._choices_backward(dh[part], logp[part], h[part], targets, a[part], choices)
         if self._value and dvalues is not None:
             self.ops.synchronize()
             self._value.add_to(dh, dvalues)
@@ -132,12 +130,47 @@ class Head:
         self.ops.synchronize()
         return out
 
+    def _pass_back(self, dh: np.ndarray, logp: np.ndarray, h: np.ndarray, targets: np.ndarray, a: np.ndarray,
+                   choices: Choices | None = None, of_choices: np.ndarray | None = None) -> None:
+        """One pass over the vocabulary for a part of [S]. a [S]: of the targets, with that of the choices, of which
+        of_choices [S, 1 + k] has each.
+        """
+        head = self.stream.head
+        work = self._work(targets.size)
+        summed = self.ops.place(a)
+        for entries in self.stream.slices(choices.tokens if choices else targets):
+            self.ops.head_backward(dh, logp, *work, h, head.data, head.format, targets, summed, entries,
+                                   self.run.precision)
+            if choices and of_choices is not None and entries[1] == self.shape.n_vocab:
+                choices.backward(dh, of_choices)
+
+    def _choices_backward(self, dh: np.ndarray, logp: np.ndarray, h: np.ndarray, targets: np.ndarray, a: np.ndarray,
+                          choices: Choices) -> None:
+        """The same with choices. At another temperature than 1 theirs is a separate pass, of logits h / temperature.
+        """
+        if self.temperature == 1:
+            self._pass_back(dh, logp, h, targets, a.sum(1), choices, a)
+            return
+        self._pass_back(dh, logp, h, targets, a[:, 0].copy())
+        cooled, theirs = (self.ops.empty(dh.shape) for _ in range(2))
+        self.ops.copy(cooled, h)
+        self.ops.scale(cooled, 1 / self.temperature)
+        alone = np.concatenate([np.zeros_like(a[:, :1]), a[:, 1:]], axis=1)
+        self._pass_back(theirs, self.ops.empty(logp.shape), cooled, targets, alone.sum(1), choices, alone)
+        self.ops.scale(theirs, 1 / self.temperature)
+        self.ops.add(dh, theirs)
+        self.ops.synchronize()
+
     def _choices_forward(self, batch: Batch, begin: Callable[[], None], given: np.ndarray) -> np.ndarray:
         logp = np.empty((len(given), 1 + given.shape[1]), np.float32)
         for part, blocks in self._blocks(batch, begin):
             choices = Choices(self.ops, self.stream.head, batch.targets[part], given[part])
-            blocks.read(choices.see, self.stream.slices(batch.targets[part]))
+            tempered = Tempered(len(blocks.lse), self.temperature)
+            see = choices.see if self.temperature == 1 else both(choices.see, tempered.see)
+            blocks.read(see, self.stream.slices(batch.targets[part]))
             logp[part] = choices.z - blocks.lse[:, None]
+            if self.temperature != 1:
+                logp[part, 1:] = choices.z[:, 1:] / self.temperature - tempered.lse[:, None]
         return logp
 
     def _blocks(self, batch: Batch, begin: Callable[[], None]) -> Iterator[tuple[slice, Blocks]]:

@@ -23,11 +23,17 @@ class Norms:
         self._linear = linear
 
     def forward(self, out: Array, rstd: Array, inp: Array, name: str) -> None:
-        """out [T, D] = inp [T, D] * rstd [T] * weight [D]"""
+        """out [T, D] = inp [T, D] * rstd [T] * weight [D]; inp itself where the model has no such norm."""
+        if f"{name}.weight" not in self._vectors:
+            self._ops.copy(out, inp)
+            return
         self._ops.rmsnorm_forward(out, rstd, inp, self._weight(name), self._eps)
 
     def backward(self, dinp: Array, dout: Array, inp: Array, rstd: Array, name: str, accumulate: bool = False) -> None:
         """dinp (+)= its gradient; it may be dout. That of an adapted weight goes to the adapter."""
+        if f"{name}.weight" not in self._vectors:
+            (self._ops.add if accumulate else self._ops.copy)(dinp, dout)
+            return
         if self._linear.adapts(name):
             self._linear.adapter.norm_backward(name, self._dweight(dout, inp, rstd, name))
         self._ops.rmsnorm_backward(dinp, dout, inp, self._weight(name), rstd, accumulate)

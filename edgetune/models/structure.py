@@ -30,7 +30,9 @@ def kept_widths(s: Shape, run: RunShape) -> dict[str, int]:
     widths = {"q": s.d_q, "k": s.d_kv, "v": s.d_kv, "att": s.d_q, "lse": s.n_head, "mid": s.d_model, "gate": s.d_ff,
               "up": s.d_ff}
     if s.qk_norm:
-        widths |= {"q_raw": s.d_q, "k_raw": s.d_kv, "rstd_q": s.n_head, "rstd_k": s.n_kv}
+        norms = s.qk_norm_widths()
+        widths |= {"q_raw": s.d_q, "k_raw": s.d_kv, "rstd_q": s.d_q // norms["attn_q_norm"],
+                   "rstd_k": s.d_kv // norms["attn_k_norm"]}
     if s.post_norms:
         widths |= {"rstd_att": 1, "rstd_mlp": 1}
     if s.post_norms or SUBLAYERS in run.family.adapts:
@@ -80,12 +82,9 @@ class DecoderStructure(Structure):
             return {f"{name}.bias": self.linear_shapes()[name][:1] for name in s.biases}, {}
         if kind != NORMS:
             return super().parts(kind)
-        norms = {"attn_norm": width, "ffn_norm": width}
-        if s.qk_norm:
-            norms |= {"attn_q_norm": (s.d_head,), "attn_k_norm": (s.d_head,)}
-        if s.post_norms:
-            norms |= {"post_attention_norm": width, "post_ffw_norm": width}
-        return norms, {"output_norm": width}
+        norms: Shapes = {name: (size,) for name, size in s.norm_widths().items()}
+        # the last norm's weight is divided by the logits' scale while the model is read
+        return norms, {"output_norm": width} if s.logit_scale == 1.0 else {}
 
     @property
     def head_weights(self) -> int:

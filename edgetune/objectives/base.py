@@ -20,7 +20,7 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
-from typing import Any, ClassVar, TypeVar
+from typing import TYPE_CHECKING, Any, ClassVar, TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
@@ -31,6 +31,9 @@ from ..data.lengths import Lengths, lengths_of
 from ..data.packing import Batch, Example
 from ..data.rows import RowParser
 from ..options import Registry, check_options, declared, make_options
+
+if TYPE_CHECKING:
+    from ..formats.gguf import Gguf
 
 T = TypeVar("T", bound="Objective")
 ESTABLISHED = ("sft", "dpo", "kto", "orpo", "grpo", "rloo", "rest")
@@ -66,6 +69,7 @@ class Objective(ABC):
     heads: the network's heads that it uses. log p is by the first; VALUE fills `batch.values`, and needs needs_logp.
     sees_step: whether the signal of an example depends on the others of its step, so that `weights` must see all at
     once. Several micro-batches are then computed once more. Needs needs_logp.
+    needs_files: whether it needs a file of this machine, which a client of a daemon cannot name.
     rows: the module that reads its rows of data (see `rows.RowParser`).
     defaults: options that every training has, and that have another default with this objective, such as lr.
     """
@@ -77,12 +81,16 @@ class Objective(ABC):
     needs_top: ClassVar[int] = 0
     heads: ClassVar[tuple[HeadKind, ...]] = (VOCABULARY,)
     sees_step: ClassVar[bool] = False
+    needs_files: ClassVar[bool] = False
     rows: ClassVar[RowParser] = supervised_rows
     defaults: ClassVar[Mapping[str, Any]] = {}
 
     def __init_subclass__(cls) -> None:
         if "name" in vars(cls) and "method" not in vars(cls):
             cls.method = cls.name
+
+    def check_model(self, gguf: Gguf) -> None:  # noqa: B027  # most learn any model
+        """Raises EdgetuneError for a model that cannot learn by it, before its rows are read."""
 
     def fitted(self, learned: Sequence[Example]) -> Objective:  # noqa: ARG002
         """The objective for a run on these examples, such as one that knows their labels. Raises DataError."""

@@ -14,13 +14,9 @@ from numpy.typing import NDArray
 from ..data import privileged
 from ..data.packing import Batch, Example
 from ..data.rows import RowParser
-from ..errors import UsageError
 from ..options import option
 from .base import Objective, Signal, register
-
-Floats = NDArray[np.float64]
-LEAST = 1e-6  # the least that a probability counts as in a ratio
-RARER = 100  # times that the rest is rarer to the student at most, as a head's pass is rounded (models/choices.py)
+from .divergence import ALPHA, KINDS, Divergence
 
 
 @register
@@ -41,8 +37,8 @@ class SelfDistill(Objective):
     rows: ClassVar[RowParser] = privileged
     defaults: ClassVar[Mapping[str, Any]] = {"lr": 1e-3}
     divergence: str = option("forward", "From the teacher's distribution to the student's (forward), the other way "
-                             "(reverse), or between (jsd).", choices=("forward", "reverse", "jsd"))
-    distillation_alpha: float = option(0.5, "With jsd, the share of the teacher in what both are compared with.",
+                             "(reverse), or between (jsd).", choices=KINDS)
+    distillation_alpha: float = option(ALPHA, "With jsd, the share of the teacher in what both are compared with.",
                                        low=0.001, high=0.999)
     distillation_topk: int = option(16, "The teacher's likeliest tokens that are told apart; all others are one.",
                                     low=1, high=256)
@@ -58,44 +54,25 @@ class SelfDistill(Objective):
 
     def weights(self, logp: NDArray[np.float32], batch: Batch) -> Signal:
         assert batch.choices_reference is not None
-        q = _with_rest(np.exp(batch.choices_reference.astype(np.float64)))
-        p = _with_rest(np.exp(logp[:, 1:].astype(np.float64)))
-        p[:, -1] = np.maximum(p[:, -1], q[:, -1] / RARER)
-        each, slopes = self._divergence(q, p)
+        each, slopes, same = self._divergence.learned(batch.choices_reference, logp[:, 1:])
         learned = np.concatenate([np.arange(part.stop - part.start) >= self.num_loss_tokens_to_skip
                                   for _, part in batch.parts()])
         clipped = learned & (self.token_clip > 0) & (each > self.token_clip)
         a = np.zeros(logp.shape, np.float32)
-        a[:, 1:] = -p[:, :-1] * (slopes[:, :-1] - slopes[:, -1:])
+        a[:, 1:] = slopes
         a[~learned | clipped] = 0
         counted = np.where(clipped, self.token_clip, each)[learned]
-        agree = (q[:, :-1].argmax(1) == p[:, :-1].argmax(1))[learned]
+        agree = same[learned]
         n = float(learned.sum())
         return Signal(a, float(counted.sum()), {"divergence": (float(each[learned].sum()), n),
                                                 "clip_ratio": (float(clipped.sum()), n),
                                                 "teacher_agreement": (float(agree.sum()), n)})
 
-    def _divergence(self, q: Floats, p: Floats) -> tuple[Floats, Floats]:
-        """(D of each position [S], dD/dp but for a term that all outcomes share [S, k + 1])."""
-        if self.divergence == "forward":
-            return (q * np.log(q / p)).sum(1), -q / p
-        if self.divergence == "reverse":
-            return (p * np.log(p / q)).sum(1), np.log(p / q)
-        m = self.distillation_alpha * q + (1 - self.distillation_alpha) * p
-        each = self.distillation_alpha * q * np.log(q / m) + (1 - self.distillation_alpha) * p * np.log(p / m)
-        return each.sum(1), (1 - self.distillation_alpha) * np.log(p / m)
+    @property
+    def _divergence(self) -> Divergence:
+        return Divergence(self.divergence, self.distillation_alpha)
 
     def check(self) -> SelfDistill:
         super().check()
-        default = type(self).distillation_alpha
-        if self.divergence != "jsd" and self.distillation_alpha != default:
-            raise UsageError(f"distillation-alpha is {self.distillation_alpha:g}, and the divergence "
-                             f"{self.divergence} has none", "leave it out, or give --divergence jsd")
+        self._divergence.check("distillation-alpha")
         return self
-
-
-def _with_rest(probabilities: Floats) -> Floats:
-    """Adds all other outcomes as one, [S, k] -> [S, k + 1]; no probability is below LEAST."""
-    rest = 1 - probabilities.sum(1, keepdims=True)
-    found: Floats = np.maximum(np.concatenate([probabilities, rest], axis=1), LEAST)
-    return found

@@ -74,10 +74,10 @@ def compare(exam: Exam, begin: Callable[[int], object], should_stop: Callable[[]
         said = []
         for name in ("before" if exam.start else None, "after"):
             served.use(name)
-            data = load_rows(rows, served.tokenizer, max_length=context, system=exam.config.system or None)
-            said.append(exact_match(served, data, system=exam.config.system or None))
+            data = load_rows(rows, served.tokenizer, max_length=context, system=exam.config.instruction)
+            said.append(exact_match(served, data, system=exam.config.instruction))
         if grammar := served.grammar_of("after"):
-            held = exact_match(served, data, system=exam.config.system or None, grammar=grammar)
+            held = exact_match(served, data, system=exam.config.instruction, grammar=grammar)
             return summary(*said) | {"structured": exact_share(held), "structured_parsed": parsed_share(held)}
     return summary(*said)
 
@@ -138,7 +138,7 @@ def _answerable(exam: Exam, served: LlamaModel) -> list[Row]:
     found: list[Row] = []
     for row in exam.rows:
         try:
-            data = load_rows([row], served.tokenizer, max_length=exam.longest, system=exam.config.system or None)
+            data = load_rows([row], served.tokenizer, max_length=exam.longest, system=exam.config.instruction)
         except DataError:  # nothing of its answer is within that length
             continue
         if data.asking and not data.truncated:

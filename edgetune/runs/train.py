@@ -75,6 +75,8 @@ def train(model: str | Path | Bundle, data: Rows, out: str | Path, eval: Rows | 
     objective = objective or objective_for(bundle.gguf)
     given = {**objective.defaults, **store.recorded_size(start)} if config is None else vars(config)
     config = TrainConfig(**{**given, **options}).check()
+    if config.prompt:
+        config = replace(config, prompt=str(Path(config.prompt).absolute()))  # also for a resume from another folder
     calls = callbacks or RunCallbacks()
     rewards = None
     if isinstance(objective, Rewarded):

@@ -24,7 +24,7 @@ from numpy.typing import NDArray
 
 from ..adapters.base import Artifact
 from ..adapters.store import Adapter, open_served
-from ..data.around import instructed
+from ..data.around import Instruction, instructed
 from ..errors import FormatError, MismatchError, UnsupportedError, UsageError
 from ..formats.gguf import Gguf, check_model, open_gguf
 from ..formats.shape import read_shape
@@ -39,6 +39,7 @@ from . import constraint
 from .call_form import CallForm, call_form
 from .memory import busy_bytes, bytes_to_read
 from .model import ServedModel
+from .prompt_file import OpenPrompt, prompt_of
 from .question import Question
 from .tool_calls import CallReader
 
@@ -52,6 +53,7 @@ class _Loaded:
     scale: float
     grammar: str  # of its schema.json; "" without
     system: str  # the message that it was trained with; "" without
+    prompt: OpenPrompt | None = None  # the prompt that it was trained with
     prefix: Prefix | None = None
     is_own: bool = False  # whether our own engine computes with it
 
@@ -144,7 +146,7 @@ class LlamaModel(ServedModel):
 
     def render(self, messages: Sequence[Any], tools: Sequence[Any] | None, adapter: str | None) -> str:
         """Puts `around` around the messages; without a system message they are given that of the adapter."""
-        whole = instructed(instructed(messages, self.around), self.system_of(adapter))
+        whole = instructed(instructed(messages, self.around), self.instruction_of(adapter))
         return self.tokenizer.render(whole, tools, add_generation_prompt=True)
 
     @cached_property
@@ -186,10 +188,10 @@ class LlamaModel(ServedModel):
         grammar = grammar_of(adapter.schema) if adapter.schema is not None else ""
         if adapter.own:
             self._own_engine().load(name, _unscaled(adapter.own, scale))
-            self._adapters[name] = _Loaded(None, scale, grammar, adapter.system, is_own=True)
+            self._adapters[name] = _Loaded(None, scale, grammar, adapter.system, prompt_of(path), is_own=True)
             return
         pointer = None if adapter.keys else self._load_pairs(adapter.path)
-        self._adapters[name] = _Loaded(pointer, scale, grammar, adapter.system, self._prefix(adapter))
+        self._adapters[name] = _Loaded(pointer, scale, grammar, adapter.system, prompt_of(path), self._prefix(adapter))
 
     def _own_engine(self) -> OwnEngine:
         if self._own is None:
@@ -292,8 +294,13 @@ class LlamaModel(ServedModel):
         loaded = None if name is None else self._adapters.get(name)
         return loaded.system if loaded else ""
 
-    def _system(self) -> str:
-        return self.system_of(self.active)
+    def instruction_of(self, name: str | None) -> Instruction:
+        """What chats without a system message are given with an adapter: its prompt, or its system message."""
+        loaded = None if name is None else self._adapters.get(name)
+        return (loaded.prompt or loaded.system) if loaded else None
+
+    def _instruction(self) -> Instruction:
+        return self.instruction_of(self.active)
 
     def _form(self) -> str:
         return self.grammar_of(self.active) if self.structured else ""

@@ -85,9 +85,9 @@ class ServedModel(ABC):
         """The grammar of answers that are requested without one; "" for none."""
         return ""
 
-    def _system(self) -> str:
-        """The system message of chats that have none; "" for none."""
-        return ""
+    def _instruction(self) -> Instruction:
+        """What chats without a system message are given with the active adapter; None: nothing."""
+        return None
 
     def prepare(self, prompt: str | Sequence[int], max_tokens: int, stop: str | Iterable[str],
                 logprobs: int | None = None, echo: bool = False, among: Sequence[int] = (),
@@ -125,9 +125,9 @@ class ServedModel(ABC):
         """Stream the assistant's next message; `options` are those of `generate`.
 
         The model's own chat template renders the messages (OpenAI's shape) and tools, with `around` put around them.
-        Messages without a system message are given that of the active adapter.
+        Messages without a system message are given that of the active adapter, or its prompt.
         """
-        messages = instructed(instructed(messages, self.around), self._system())
+        messages = instructed(instructed(messages, self.around), self._instruction())
         return self.generate(self.tokenizer.render(messages, tools, add_generation_prompt=True), **options)
 
     def printed(self, token: int) -> bytes:

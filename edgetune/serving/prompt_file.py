@@ -14,9 +14,13 @@ Each key may be left out, but not all. An example is a row of prompt and complet
 
 from __future__ import annotations
 
+import hashlib
 import json
+import os
+import threading
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, replace
+from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
@@ -28,9 +32,11 @@ from ..data.question import content_text, question_text
 from ..data.rows import Row, as_messages, check_row
 from ..disk import json_text, read_small, refuse_existing, replaced
 from ..errors import DataError, EdgetuneError, FormatError, install_hint
+from ..formats.named import find_model
 from ..options import check_options, make_options, option
 from .nearest import ENCODER, NearestRows
 
+KEPT = ("prompt.json", "prompt.jsonl")  # files in an adapter's folder: its prompt, and the rows of `nearest`
 YAML = (".yaml", ".yml")
 LIMIT = 4 << 20  # bytes of a file
 WAY_OUT = "write system, examples or nearest, as docs/reference/files.md shows"
@@ -61,23 +67,27 @@ class Prompt:
         return {name: value for name, value in whole.items() if value}
 
 
-@dataclass
 class OpenPrompt:
     """A prompt as what is put around chats that have no system message: its own one, then the examples as earlier
-    turns, the nearest last. No example asks what the row that it is put around asks. Close it.
+    turns, the nearest last. No example asks what the row that it is put around asks.
+
+    rows: those of `nearest`, whose model is opened by the first question and freed by `close`. threads: of that model.
     """
 
-    prompt: Prompt
-    nearest: NearestRows | None = None
-    _turns: list[list[Message]] = field(default_factory=list)
-
-    def __post_init__(self) -> None:
-        self._turns = [turns_of(row) for row in self.prompt.examples]
+    def __init__(self, prompt: Prompt, rows: Sequence[Row] = (), threads: int = 0) -> None:
+        self.prompt = prompt
+        self.rows = rows
+        self._threads = threads
+        self._turns = [turns_of(row) for row in prompt.examples]
+        self._opening = threading.Lock()
+        self._nearest: NearestRows | None = None
 
     def close(self) -> None:
-        """Frees the model for vectors."""
-        if self.nearest:
-            self.nearest.close()
+        """Frees the model for vectors; the next question opens it again."""
+        with self._opening:
+            if self._nearest:
+                self._nearest.close()
+            self._nearest = None
 
     def put(self, messages: Sequence[Message], /) -> list[Message]:
         if any(message.get("role") == "system" for message in messages):
@@ -94,11 +104,15 @@ class OpenPrompt:
 
     def _near(self, question: str, own: str | None) -> list[Row]:
         """The rows that are nearest, the nearest last, without those that ask `own`."""
-        if self.nearest is None or self.prompt.nearest is None:
+        if self.prompt.nearest is None:
             return []
+        with self._opening:
+            if self._nearest is None:
+                self._nearest = NearestRows(self.rows, self.prompt.nearest.encoder, self._threads)
+            nearest = self._nearest
         found: list[Row] = []
-        for index in self.nearest.order(question):
-            row = self.nearest.rows[index]
+        for index in nearest.order(question):
+            row = self.rows[index]
             if question_text(row).strip() != own:
                 found.append(row)
             if len(found) == self.prompt.nearest.k:
@@ -108,13 +122,64 @@ class OpenPrompt:
 
 def open_prompt(path: Path, threads: int = 0) -> OpenPrompt:
     """A prompt file, opened. threads: of the model for vectors. Raises FormatError for a file that is none, and the
-    errors of its rows and of that model.
+    errors of its rows; NotFoundError where that model is not on this device.
     """
     prompt = read_prompt(path)
     if prompt.nearest is None:
         return OpenPrompt(prompt)
-    rows = asking_rows(Path(prompt.nearest.rows))
-    return OpenPrompt(prompt, NearestRows(rows, prompt.nearest.encoder, threads))
+    find_model(prompt.nearest.encoder)
+    return OpenPrompt(prompt, asking_rows(Path(prompt.nearest.rows)), threads)
+
+
+def kept_prompt(path: str) -> OpenPrompt:
+    """`open_prompt`, once for a file that is as it was."""
+    try:
+        written = Path(path).stat().st_mtime_ns
+    except OSError:
+        written = 0  # opening it says so
+    return _opened(path, written)
+
+
+@lru_cache(maxsize=4)
+def _opened(path: str, _written: int) -> OpenPrompt:
+    return open_prompt(Path(path))
+
+
+# ---- in the folder of an adapter -------------------------------------------------------------------------------------
+
+
+def prompt_of(adapter: str | os.PathLike[str] | None) -> OpenPrompt | None:
+    """The prompt with which an adapter was trained: of its folder, or the folder of its adapter.gguf. None without one.
+    Errors: those of `open_prompt`.
+    """
+    if adapter is None:
+        return None
+    folder = Path(adapter) if Path(adapter).is_dir() else Path(adapter).parent
+    return kept_prompt(str(folder / KEPT[0])) if (folder / KEPT[0]).is_file() else None
+
+
+def keep_prompt(folder: Path, path: str) -> None:
+    """Writes a prompt file into an adapter's folder, with the rows of its `nearest`, unless the folder has one."""
+    if (folder / KEPT[0]).exists():
+        return
+    prompt = read_prompt(Path(path))
+    if prompt.nearest:
+        rows = asking_rows(Path(prompt.nearest.rows))
+        with replaced(folder / KEPT[1]) as beside:
+            beside.write_text("".join(json_text(row) + "\n" for row in rows), encoding="utf-8")
+        prompt = replace(prompt, nearest=replace(prompt.nearest, rows=KEPT[1]))
+    write_prompt(folder / KEPT[0], prompt)
+
+
+def prompt_digest(path: str) -> str:
+    """64 hexadecimal digits, equal for prompt files that say the same, with the same rows."""
+    prompt = read_prompt(Path(path))
+    rows = asking_rows(Path(prompt.nearest.rows)) if prompt.nearest else []
+    said = {**prompt.to_json(), "nearest": prompt.nearest and [rows, prompt.nearest.k, prompt.nearest.encoder]}
+    return hashlib.sha256(json_text(said, sort_keys=True).encode()).hexdigest()
+
+
+# ---- reading and writing ---------------------------------------------------------------------------------------------
 
 
 def read_prompt(path: Path) -> Prompt:
@@ -223,7 +288,8 @@ def _nearest(found: Any, folder: Path) -> Nearest:
     check_options(made)
     if made.rows in ("", STDIN):
         raise FormatError("nearest has no file of rows", "name one, relative to the prompt file")
-    return Nearest(_beside(made.rows, folder), made.k, made.encoder)
+    encoder = str((folder / made.encoder).absolute()) if (folder / made.encoder).is_file() else made.encoder
+    return Nearest(_beside(made.rows, folder), made.k, encoder)
 
 
 def _beside(rows: str, folder: Path) -> str:

@@ -115,7 +115,7 @@ def _name(bundle: Bundle, config: TrainConfig) -> str:
     """Returns a key of everything that decides which tokens are drawn, except their number."""
     ops = open_backend(config.backend, device.thread_count(config.threads), lambda _: None)
     asked = sha256(json.dumps([BEGINNINGS, QUESTIONS]).encode()).hexdigest()[:16]
-    return json.dumps([bundle.fingerprint, bool(config.system), asked, TOKENS, ops.isa, config.precision,
+    return json.dumps([bundle.fingerprint, bool(config.instruction), asked, TOKENS, ops.isa, config.precision,
                        ops.products(config.precision)])
 
 
@@ -152,7 +152,7 @@ def _questions(bundle: Bundle, config: TrainConfig) -> Questions:
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder) / "questions.jsonl"
         for chats in (True, False):
-            rows = asking(bool(config.system), chats)
+            rows = asking(bool(config.instruction), chats)
             path.write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
             try:
                 loaded, = loader.load(bundle.gguf.path, [path], plain)

@@ -9,6 +9,7 @@ from dataclasses import Field, asdict, dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, TypedDict
 
+from ..data.around import Instruction
 from ..errors import FormatError, UsageError
 from ..machine.device import is_removable, read_device, rss
 from ..options import AUTO, check_options, declared, option, unknown_option
@@ -74,6 +75,8 @@ class CommonOptions:
                                  choices=("auto", "off"))
     shuffle: bool = option(True, "Shuffle the rows again in every epoch.")
     system: str = option("", "System message for rows that have none.", common=True)
+    prompt: str = option("", "Prompt file for rows that have no system message; the adapter is saved with it.",
+                         common=True, local=True)
     prompt_column: str = option("", "Key of a row's question, for rows of no known format [by the keys of known ones].")
     completion_column: str = option("", "Key of a row's answer, likewise.")
     markup: str = option("escape", "Control tokens such as <|im_end|> in a message: escape keeps them text; parse "
@@ -145,6 +148,9 @@ class TrainConfig(CommonOptions):
         self.block_range(10**6)
         self.memory_bytes(2**40)
         self.checkpoint_seconds()
+        if self.system and self.prompt:
+            raise UsageError(f"system is given with prompt {self.prompt}, which it would hide",
+                             "write it into the prompt file, or leave one of them out")
         if self.steps == 0 and self.epochs == 0:
             raise UsageError("epochs and steps are both 0", "name how long to train with one of them")
         return self
@@ -170,6 +176,17 @@ class TrainConfig(CommonOptions):
                              "for example --blocks last:8")
         k = int(count)
         return range(k) if side == "first" else range(n_layer - k, n_layer)
+
+    @property
+    def around(self) -> tuple[str, str, str] | None:
+        """What is put around rows but a system message: a module, its function and the argument; None: nothing."""
+        return ("edgetune.serving.prompt_file", "kept_prompt", self.prompt) if self.prompt else None
+
+    @property
+    def instruction(self) -> Instruction:
+        """What rows that have no system message are given. Raises FormatError for a prompt file that is none."""
+        from ..serving.prompt_file import kept_prompt
+        return kept_prompt(self.prompt) if self.prompt else self.system or None
 
     @property
     def row_limit(self) -> int:
@@ -283,6 +300,7 @@ class TrainOptions(TypedDict, total=False):
     share_prefixes: str
     shuffle: bool
     system: str
+    prompt: str
     prompt_column: str
     completion_column: str
     markup: str

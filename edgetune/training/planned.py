@@ -47,6 +47,7 @@ def make_plan(model: Network, config: TrainConfig, *, ops: Backend | None = None
     config = fitted(config, model)
     lengths = read_lengths(lengths, config.row_limit)
     objective = objective or Sft()
+    objective.check_model(model.gguf)
     room = (source or source_of(objective)).room(objective, config, lengths, structure)
     make = partial(plan.make, structure, config, lengths=lengths, previous=previous, room=room, heads=objective.heads,
                    sizes=sizes(model.gguf.tensors.values(), structure.n_layer, structure.head_weights > 0))

@@ -12,6 +12,7 @@ from typing import Any
 
 from ..data.dataset import Dataset
 from ..errors import MismatchError, UsageError
+from ..serving.prompt_file import prompt_digest
 from ..version import __version__
 from . import length
 from .trainer import Trainer
@@ -30,6 +31,8 @@ def fingerprint_run(trainer: Trainer, data: Dataset, held_out: Dataset | None) -
     given = {name: value for name, value in trainer.config.to_json().items() if name not in FREE}
     given |= trainer.objective.options()
     given |= run.family.options()
+    if trainer.config.prompt:
+        given["prompt"] = prompt_digest(trainer.config.prompt)
     given["patience"] = length.patience(trainer.config)
     given["anchors"] = trainer.rows_per_anchor
     if trainer.config.steps:
@@ -37,6 +40,7 @@ def fingerprint_run(trainer: Trainer, data: Dataset, held_out: Dataset | None) -
     options = {name.replace("_", "-"): value for name, value in given.items()}
     options["method"] = trainer.objective.name
     options["family"] = run.family.name
+    options |= trainer.source.identity()
     at_once = f"{run.max_tokens} after {run.prefix}" if run.prefix else run.max_tokens
     plan = {"micro-batch": at_once, "recompute": _recomputed(trainer),
             "optimizer-state": trainer.plan.tradeoffs.optimizer_state}

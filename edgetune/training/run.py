@@ -24,6 +24,7 @@ from ..machine import device
 from ..objectives.base import Objective
 from ..objectives.sft import Sft
 from ..options import AUTO
+from ..serving.prompt_file import keep_prompt
 from . import anchored, begin, checkpoint, length, metrics, reference, referred, repeat
 from .answered import Rewards
 from .begin import Task
@@ -290,6 +291,8 @@ class _Run:
         record = self._record(status, verdict)
         of_answers = self.trainer.objective.rows is supervised_rows
         store.save_schema(self.out, self.task.data.schema if of_answers else None)
+        if self.config.prompt:
+            keep_prompt(self.out, self.config.prompt)
         store.save_beside(self.out, self.trainer.unexported)
         store.save_run(self.out, self.trainer.artifact(), self.task.bundle.gguf, record)
         return record

@@ -16,7 +16,7 @@ from ..data.dataset import Dataset
 from ..data.parts import STDIN
 from ..errors import UsageError
 from ..formats.bundle import Bundle
-from ..formats.gguf import Gguf
+from ..formats.gguf import ENCODERS, Gguf
 from ..machine import device
 from ..models.base import Network
 from ..models.networks import network_of, open_network
@@ -44,7 +44,10 @@ def load_sized(bundle: Bundle, config: TrainConfig, objective: Objective, load: 
     Raises the errors of `load`, and of the objective for rows that it cannot learn.
     """
     network = open_network(bundle.gguf)
-    network.structure.head_groups(objective.heads)  # raises before rows are read in vain
+    if config.prompt and bundle.gguf.architecture in ENCODERS:
+        raise UsageError(f"prompt is {config.prompt}, and an encoder reads a question alone", "leave it out")
+    network.structure.head_groups(objective.heads)
+    objective.check_model(bundle.gguf)  # both raise before rows are read in vain
     if not isinstance(config.max_length, str):
         return config, *_prepared(objective, load(config))
     limit = reading_limit(config.max_length, context_of(bundle.gguf))

@@ -117,6 +117,10 @@ class Source(ABC):
         """Facts about the adapter in the arena, with which training ends, as JSON: they are kept with it."""
         return {}
 
+    def identity(self) -> dict[str, str]:
+        """What else must be unchanged when a run is resumed, by the names that a user knows."""
+        return {}
+
     def state(self, step: int, batches: Batches) -> dict[str, Any] | None:  # noqa: ARG002
         """The state after `step` steps without rows and adapter, as JSON: the next step depends on it. None: none."""
         return None

@@ -13,6 +13,7 @@ from ..data.trees import micro_batches
 from ..errors import UsageError
 from ..models.base import Structure
 from ..objectives.base import Objective
+from ..objectives.distill import Distill
 from ..objectives.drawn import Drawn
 from ..objectives.labelling import Labelling
 from ..objectives.rewarded import Rewarded
@@ -24,11 +25,14 @@ from .labelled import Labelled
 from .passes import Measurement, measure
 from .rollouts import Known, Roller, answer_plan, keep
 from .source import Learned, Parts, Room, Rows, Source
+from .taught import Taught
 
 
 def source_of(objective: Objective) -> type[Source]:
     if isinstance(objective, Drawn):
         return Answers
+    if isinstance(objective, Distill):
+        return Taught
     return Labelled if isinstance(objective, Labelling) else Rows
 
 
@@ -62,7 +66,7 @@ class Answers(Source):
         self.objective = objective
         config = parts.config
         self.roller = Roller(parts.decoder, parts.answers, objective, parts.rewards, parts.tokenizer, config.seed,
-                             config.row_limit, config.system or None)
+                             config.row_limit, config.instruction)
         self.references = self.roller
         self._known: Known = {}  # of answers that are learned from again
 

@@ -150,7 +150,7 @@ class Trainer:
         self.arena.release()  # the vocabulary takes memory too
         try:
             found = load_rows(rows, cast(Tokenizer, self.tokenizer), max_length=self.plan.longest,
-                              system=self.config.system or None, overflow=self.config.overflow,
+                              system=self.config.instruction, overflow=self.config.overflow,
                               parser=self.objective.rows, learnable=True,
                               columns=Columns(self.config.prompt_column, self.config.completion_column))
             return replace(found, examples=self.objective.prepared(found.examples))

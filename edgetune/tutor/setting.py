@@ -11,6 +11,7 @@ import numpy as np
 
 from ..adapters.lora import Lora
 from ..adapters.store import open_adapter
+from ..data.around import Instruction
 from ..errors import Interrupted
 from ..evaluation.graders.base import Grader
 from ..formats.bundle import Bundle
@@ -52,8 +53,8 @@ class Setting:
         return Courtesy(self.callbacks.should_stop, self.callbacks.busy, self.callbacks.governor)
 
     @property
-    def system(self) -> str | None:
-        return self.config.system or None
+    def system(self) -> Instruction:
+        return self.config.instruction
 
     @property
     def engine(self) -> Engine:

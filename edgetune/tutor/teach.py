@@ -70,7 +70,7 @@ def teach(model: str | Path | Bundle, files: Files, out: str | Path, *, grader: 
     calls = callbacks or RunCallbacks()
     paths = {name: path for name, path in vars(files).items() if path is not None}
     kind = {"prompts": False, "labelled": True}  # whether rows have right answers; of others they say so
-    read = {name: _with_room(path, read_questions(path, tokenizer, config.system or None, kind.get(name)), tokenizer,
+    read = {name: _with_room(path, read_questions(path, tokenizer, config.instruction, kind.get(name)), tokenizer,
                              config, options, bundle, calls.on_event) for name, path in paths.items() if name != "keep"}
     if grader is not None:
         _check_items(grader, [question for of in read.values() for question in of if not question.reference])
@@ -105,7 +105,7 @@ def _with_room(path: Path, questions: Sequence[Question], tokenizer: Tokenizer, 
     row_limit = reading_limit(config.max_length, context)
     found = []
     for question in questions:
-        prompt = len(question.prompt_tokens(tokenizer, config.system or None))
+        prompt = len(question.prompt_tokens(tokenizer, config.instruction))
         answer = len(tokenizer.encode(question.reference)) + 1 if question.reference else options.max_tokens
         if prompt + options.max_tokens <= context and prompt + answer <= row_limit:
             found.append(question)

@@ -71,7 +71,7 @@ def test_float_logits_are_those_of_base_and_adapter(architecture, tiny_models, t
     save_gguf(tmp_path / "a.gguf", pairs, base)
     truth = logits_of(base.path, TOKENS, tmp_path / "a.gguf")
     assert distance(logits_of(out, TOKENS), truth) < 1e-4
-    assert distance(logits_of(base.path, TOKENS), truth) > 0.1, "an adapter that changes nothing proves nothing"
+    assert distance(logits_of(base.path, TOKENS), truth) > 0.02, "an adapter that changes nothing proves nothing"
     check_model(open_gguf(out))
 
 

@@ -11,7 +11,7 @@ import pytest
 import safetensors.torch
 import torch
 from commands import run as command
-from families import FAMILIES, hf_logits, logits_of, make_family
+from families import ALL_FAMILIES, hf_logits, logits_of, make_family
 from full_disks import full_disk
 from random_adapters import distance, random_updates
 from small_families import small, trained
@@ -43,8 +43,8 @@ SOME = ["blk.0.attn_q", "blk.2.attn_q", "blk.2.attn_k", "blk.1.ffn_down"]
 
 @pytest.mark.parametrize(
     ("family", "names", "ranks", "scales"),
-    [(family, EVERY, [4], [2.0]) for family in FAMILIES]
-    + [(family, EVERY, [2, 3, 8], [0.5, 2.0]) for family in FAMILIES]
+    [(family, EVERY, [4], [2.0]) for family in ALL_FAMILIES]
+    + [(family, EVERY, [2, 3, 8], [0.5, 2.0]) for family in ALL_FAMILIES]
     + [("llama", SOME, [4], [2.0]), ("llama", SOME, [2, 5], [1.0, 3.0]), ("gemma3", SOME, [4], [2.0])],
 )
 def test_export_gives_peft_the_same_logits(family, names, ranks, scales, tmp_path):
@@ -108,7 +108,7 @@ def test_the_base_is_named_as_the_gguf_does(keys, name, tmp_path):
     assert json.loads((tmp_path / "peft" / "adapter_config.json").read_text())["base_model_name_or_path"] == name
 
 
-@pytest.mark.parametrize("family", FAMILIES)
+@pytest.mark.parametrize("family", ALL_FAMILIES)
 @pytest.mark.parametrize("options", [
     {"r": 4, "lora_alpha": 12, "target_modules": list(TARGETS)},
     {"r": 4, "lora_alpha": 8, "use_rslora": True, "target_modules": "all-linear"},
@@ -129,7 +129,7 @@ def test_import_gives_the_logits_of_peft(family, options, tmp_path):
     save_gguf(tmp_path / "a.gguf", pairs, open_gguf(path))
     assert distance(logits_of(path, TOKENS, tmp_path / "a.gguf"), truth) < 1e-3
     with tuned.disable_adapter():
-        assert distance(truth, hf_logits(tuned, TOKENS)) > 0.1
+        assert distance(truth, hf_logits(tuned, TOKENS)) > 0.02  # granite adds a fifth of it to its residual stream
 
 
 def trained_by_peft(model, folder, **options: Any):

@@ -21,7 +21,7 @@ from decoder_cases import (
     train_once,
     truth,
 )
-from families import FAMILIES, ROPES_OF, VARIANTS, hf_logits, logits_of
+from families import ALL_FAMILIES, ROPES_OF, VARIANTS, hf_logits, logits_of
 from sometimes import SOME_FORMATS, mostly_slow
 
 from edgetune.adapters.base import Artifact
@@ -35,13 +35,13 @@ from edgetune.training.gradient import Gradient
 from edgetune.training.passes import measure
 
 
-@pytest.mark.parametrize(("name", "rope"), [(name, rope) for name in FAMILIES for rope in ROPES_OF[name]])
+@pytest.mark.parametrize(("name", "rope"), [(name, rope) for name in ALL_FAMILIES for rope in ROPES_OF[name]])
 def test_gradients_equal_autograd_in_every_family(name, rope, tmp_path):
     """Where activations of one block are kept, of some, and of all."""
     check(make_case(name, tmp_path, rope=rope), 2, 9)
 
 
-@pytest.mark.parametrize("name", FAMILIES)
+@pytest.mark.parametrize("name", ALL_FAMILIES)
 def test_gradients_of_a_forest_equal_autograd_on_its_rows(name, tmp_path):
     """Where rows begin alike, with windows too, and what they share is computed once."""
     case = make_case(name, tmp_path)
@@ -50,7 +50,7 @@ def test_gradients_of_a_forest_equal_autograd_on_its_rows(name, tmp_path):
     check(case, 2)
 
 
-@pytest.mark.parametrize(("name", "alike"), [*((name, True) for name in FAMILIES), ("gemma3", False)])
+@pytest.mark.parametrize(("name", "alike"), [*((name, True) for name in ALL_FAMILIES), ("gemma3", False)])
 def test_gradients_of_a_tree_in_parts_equal_autograd_on_its_rows(name, alike, tmp_path):
     """A group of rows, where one block's activations are kept, and all; what all begin with is supervised, too. Where
     the inputs of its blocks are kept, it is passed through the others once.
@@ -83,7 +83,7 @@ def test_gradients_of_a_tree_in_parts_equal_autograd_on_its_rows(name, alike, tm
     assert all(np.array_equal(gradients[0], others) for others in gradients[1:3])
 
 
-@pytest.mark.parametrize("name", FAMILIES)
+@pytest.mark.parametrize("name", ALL_FAMILIES)
 def test_the_last_block_computes_what_is_predicted_from(name, tmp_path, monkeypatch):
     """Of rows whose last tokens alone are supervised: its MLP takes these, where one block is kept, and all."""
     case = make_case(name, tmp_path)
@@ -143,6 +143,16 @@ def test_keys_that_files_leave_out(rope, key, tmp_path):
     ("gemma3", "none", "attention.sliding_window_pattern", 1, "must be at least 1"),
     ("gemma3", "none", "rope.dimension_count_swa", 16, "allowed is 32"),
     ("gemma3", "none", "attention.key_length_swa", 16, "allowed is 32"),
+    ("granite", "none", "embedding_scale", 0.0, None),
+    ("granite", "none", "residual_scale", None, None),
+    ("granite", "none", "attention.scale", None, None),
+    ("granite", "none", "logit_scale", -2.0, "takes positive ones"),
+    ("granite", "none", "rope.scaling.finetuned", False, None),
+    ("mistral3", "yarn", "rope.scaling.yarn_beta_fast", 4.0, None),
+    ("mistral3", "yarn", "rope.scaling.yarn_log_multiplier", 1.0, None),
+    ("mistral3", "yarn", "attention.temperature_scale", 0.1, None),
+    ("olmo2", "none", "attention.sliding_window", 24, None),
+    ("smollm3", "linear", "rope.scaling.factor", 3.0, None),
 ])
 def test_rare_keys(name, rope, key, value, refused, tmp_path):
     """What a key does in llama.cpp it does here, or the file is refused: it is trained as it is served."""
@@ -150,7 +160,8 @@ def test_rare_keys(name, rope, key, value, refused, tmp_path):
         with pytest.raises((FormatError, UnsupportedError), match=refused):
             make_case(name, tmp_path, rope=rope, head_dim=32, metadata={f"{name}.{key}": value})
         return
-    case = make_case(name, tmp_path, rope=rope, head_dim=32, metadata={f"{name}.{key}": value})
+    width = 16 if name == "olmo2" else 32  # as wide as the model together
+    case = make_case(name, tmp_path, rope=rope, head_dim=width, metadata={f"{name}.{key}": value})
     case.decoder.adapter.load(Artifact({k: Pair(pair.a, 0 * pair.b, SCALE) for k, pair in case.pairs.items()}), "pairs")
     example = max(case.examples, key=lambda e: e.tokens.size)
     served = logits_of(case.decoder.model.gguf.path, example.tokens.tolist())

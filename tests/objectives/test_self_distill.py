@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 import torch
 from decoder_cases import adapted, distance, in_parts, make_case
+from distilled import by_peft, divergence, taught, with_rest
 from examples import examples
 from gradients import autograd, gradient_over, our_gradient
 from hypothesis import given
@@ -26,22 +27,6 @@ EVERY = [SelfDistill(distillation_topk=K), SelfDistill(distillation_topk=K, dive
          SelfDistill(distillation_topk=K, divergence="jsd"),
          SelfDistill(distillation_topk=K, divergence="jsd", distillation_alpha=0.2)]
 IDS = ["forward", "reverse", "jsd", "jsd 0.2"]
-
-
-def divergence(objective, logq, logp):
-    """Of each position [S], from log-probabilities of outcomes [S, K + 1]."""
-    q, p = logq.exp(), logp.exp()
-    if objective.divergence == "forward":
-        return (q * (logq - logp)).sum(1)
-    if objective.divergence == "reverse":
-        return (p * (logp - logq)).sum(1)
-    alpha = objective.distillation_alpha
-    logm = (alpha * q + (1 - alpha) * p).log()
-    return (alpha * q * (logq - logm) + (1 - alpha) * p * (logp - logm)).sum(1)
-
-
-def with_rest(logp):
-    return torch.cat([logp, torch.log1p(-logp.exp().sum(1, keepdim=True))], 1)
 
 
 @st.composite
@@ -128,25 +113,6 @@ def test_an_option_of_another_divergence_is_refused():
 
 
 # ---- the engine ------------------------------------------------------------------------------------------------------
-
-
-def taught(case, sizes):
-    """Answers of these sizes to a question of 10 tokens, two of which are the same; the teacher sees 4 more."""
-    rng = np.random.default_rng(11)
-    n_vocab = case.decoder.shape.n_vocab
-    case.examples[:] = []
-    for i, size in enumerate(sizes):
-        if i != 3:
-            question = rng.integers(0, n_vocab, 10)
-        tokens = np.r_[question, rng.integers(0, n_vocab, size)].astype(np.int32)
-        prompt = np.r_[question, rng.integers(0, n_vocab, 4)].astype(np.int32)
-        case.examples.append(Example(tokens, np.r_[np.zeros(10), np.ones(size)].astype(np.float32), prompts=(prompt,)))
-
-
-def by_peft(peft, example, prompt):
-    """log p [S, V] at the answer's positions behind a prompt."""
-    tokens = torch.from_numpy(np.r_[prompt, example.tokens[10:]]).long()
-    return torch.log_softmax(peft(tokens[None], use_cache=False).logits[0, prompt.size - 1:-1], -1)
 
 
 def teachers(case, peft):

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 import torch
 from decoder_cases import adapted, distance, make_case, make_decoder
-from families import FAMILIES
+from families import ALL_FAMILIES
 
 from edgetune.adapters.base import Artifact
 from edgetune.adapters.lora import Pair
@@ -61,7 +61,7 @@ def llama(tmp_path_factory):
     return make_case("llama", tmp_path_factory.mktemp("llama"))
 
 
-@pytest.mark.parametrize("name", FAMILIES)
+@pytest.mark.parametrize("name", ALL_FAMILIES)
 def test_greedy_answers_equal_transformers(name, tmp_path):
     """With a LoRA, of every family: windows, norms of queries and keys, norms after projections."""
     case = make_case(name, tmp_path)

@@ -20,13 +20,14 @@ from ...errors import FormatError, UnsupportedError
 from ...formats.checkpoint import as_written, read_json, weight_files
 from ...formats.families import FAMILIES
 from ...formats.safetensors import Safetensors
-from ...formats.shape import YARN_FAST, YARN_SLOW
+from ...formats.shape import Rope
 from ..memory import FLOAT
 from . import huggingface as hf
 from . import vocabulary
 from .floats import Floats
 
 _ARCHITECTURES = {"llama": "llama", "qwen2": "qwen2", "qwen3": "qwen3", "gemma3": "gemma3", "gemma3_text": "gemma3"}
+COMPRESSED = tuple(dict.fromkeys(_ARCHITECTURES.values()))
 _MOSTLY_F16 = 1  # general.file_type, as floats.write stores it
 # Of checkpoints that also see, and buffers that old transformers stored.
 _NOT_TEXT = re.compile(r"(model\.)?(vision_tower|multi_modal_projector)\.|.*\.rotary_emb\.inv_freq$")
@@ -107,7 +108,7 @@ def _read_config(folder: Path) -> tuple[PretrainedConfig, str]:
         raise UnsupportedError(f"{folder} is a mixture of experts ({kind})", "take a dense model")
     if kind not in _ARCHITECTURES:
         raise UnsupportedError(f"{folder} is of model_type {kind!r:.60}",
-                               f"edgetune converts {', '.join(dict.fromkeys(_ARCHITECTURES.values()))}")
+                               f"edgetune converts {', '.join(COMPRESSED)}")
     if quantization := given.get("quantization_config"):
         method = quantization.get("quant_method") if isinstance(quantization, dict) else quantization
         raise UnsupportedError(f"{folder} is quantized already (quantization_config: {method!s:.40})",
@@ -175,7 +176,7 @@ def _refuse_variants(folder: Path, config: PretrainedConfig) -> None:
     if kind not in allowed:
         raise UnsupportedError(f"{folder} scales its rotary embedding by {kind!s:.60}",
                                f"known for {config.model_type} are {', '.join(allowed)}")
-    fixed = {"beta_fast": YARN_FAST, "beta_slow": YARN_SLOW, "truncate": True, "mscale": None, "mscale_all_dim": None}
+    fixed = {"beta_fast": Rope.fast, "beta_slow": Rope.slow, "truncate": True, "mscale": None, "mscale_all_dim": None}
     for name, value in fixed.items() if kind == "yarn" else ():
         if scaling.get(name, value) not in (value, None):
             raise UnsupportedError(f"{folder} has rope_scaling.{name} = {scaling[name]!s:.60}",

@@ -13,7 +13,7 @@ from math import prod
 from pathlib import Path
 from typing import Any
 
-from ...errors import FormatError, UsageError
+from ...errors import FormatError, UnsupportedError, UsageError
 from ...formats.bundle import open_bundle, sha256
 from ...formats.checkpoint import weight_files
 from ...formats.named import find_model
@@ -126,6 +126,9 @@ def _open_folder(place: Located) -> Source:
 
 def _open_gguf(path: Path) -> Source:
     bundle = open_bundle(path)
+    if (arch := bundle.gguf.architecture) not in convert.COMPRESSED:
+        raise UnsupportedError(f"{path} is of architecture {arch!r}, edgetune compresses "
+                               f"{', '.join(convert.COMPRESSED)}", "quantize it with llama-quantize, and train that")
     sizes = [prod(tensor.shape) for tensor in bundle.gguf.tensors.values()]
     memory.require_memory(memory.FLOAT * (sum(sizes) + max(sizes, default=0)), f"{path} in float32")
     model = floats.read(bundle.gguf)

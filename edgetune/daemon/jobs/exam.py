@@ -6,6 +6,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
+from ...data.around import Instruction
 from ...data.question import digest
 from ...data.rows import Row
 from ...persisted import from_json
@@ -43,7 +44,7 @@ class Exam:
     canary: str = ""
     rounds: Sequence[str] = ()
     corrected: Sequence[Row] = ()
-    system: str | None = None
+    system: Instruction = None
     max_length: int = 512
     rewarding: Rewarding | None = None
     tests_before: int = 0

@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 
 from ...data import preferences, prompts
+from ...data.around import Instruction
 from ...data.dataset import load_rows
 from ...data.preferences import is_pair
 from ...data.rows import Row
@@ -105,9 +106,9 @@ class LlamaExaminer(Examiner):
         return tokens if len(tokens) < self._max_length else []
 
     @property
-    def _system(self) -> str | None:
+    def _system(self) -> Instruction:
         """The message that the active adapter is served with; else that of the training."""
-        return self.served.system_of(self.served.active) or self.exam.system
+        return self.served.instruction_of(self.served.active) or self.exam.system
 
     @property
     def _max_length(self) -> int:

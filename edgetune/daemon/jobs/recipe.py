@@ -85,7 +85,7 @@ def teaches_labels(kind: type[Objective]) -> bool:
 
 def by_method() -> dict[str, type[Objective]]:
     """Returns the objectives by the names of their methods in a job."""
-    return {kind.method: kind for kind in objectives(train_options()).values()}
+    return {kind.method: kind for kind in objectives(train_options()).values() if not kind.needs_files}
 
 
 def options(base: TrainConfig, asked: Mapping[str, Any], own: Iterable[str] = ()) -> TrainConfig:

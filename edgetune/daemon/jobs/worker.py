@@ -306,7 +306,7 @@ class Worker:
         from . import gate
         rows, rounds = held_rows(self.folder)
         longest = as_begun(self.config, self.out).row_limit
-        exam = Exam(rows, self.canary, rounds, corrected_rows(self.folder), self.config.system or None, longest,
+        exam = Exam(rows, self.canary, rounds, corrected_rows(self.folder), self.config.instruction, longest,
                     self._rewarding(), self.task["tests_before"])
         adapters = {NEW: self.out}
         if self.old.name:

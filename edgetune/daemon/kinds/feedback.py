@@ -155,7 +155,10 @@ class NewFeedback(Starter):
 
     @property
     def _system(self) -> str:
-        """The system message that rows without one are answered with now, where the options name no other."""
+        """The system message that rows without one are answered with now, where the options name no other, or a prompt.
+        """
+        if self.jobs.train.prompt:
+            return ""
         return self.jobs.train.system or self.served.system_of(self.jobs.adapters.serving)
 
     def _set_aside_unlearnable(self, ids: Iterable[str]) -> None:
@@ -170,7 +173,7 @@ class NewFeedback(Starter):
             if not rows:
                 raise DataError("the grader does not find what it needs in it", "")
             load_rows(rows, self.served.tokenizer, max_length=reading_limit(train.max_length, self.served.context),
-                      system=self._system or None, parser=kind.parser)
+                      system=train.instruction or self._system or None, parser=kind.parser)
         except NotFoundError:  # damaged: jobs leave it out
             return False
         except DataError as error:

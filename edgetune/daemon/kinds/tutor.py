@@ -213,7 +213,7 @@ class KeptPrompts(Starter):
                   "selecting": str(len(selecting))}
         plain = TrainConfig()
         options = {**{name: getattr(plain, name) for name in LEFT_OUT}, **store.recorded_size(start),
-                   "system": self.jobs.train.system or store.read_system(active)}
+                   "system": "" if self.jobs.train.prompt else self.jobs.train.system or store.read_system(active)}
         fill = partial(_fill, task=self.task, labelled=labelled, selecting=selecting, start=start)
         job = self.jobs.begin(self.origin, JobData(rows, deciding, earlier, fill=fill), {"type": Sft.method},
                               suffix=SUFFIX, metadata=counts, hyperparameters=options,
@@ -235,7 +235,7 @@ class KeptPrompts(Starter):
         """Returns a tokenized row; None for a row that this model's template does not take."""
         train = self.jobs.train
         try:
-            return load_rows([row], self.tokenizer, max_length=train.row_limit, system=train.system or None,
+            return load_rows([row], self.tokenizer, max_length=train.row_limit, system=train.instruction,
                              parser=parser)
         except DataError:
             return None

@@ -54,7 +54,8 @@ def learn_method(config: DaemonConfig, supervised: str = "") -> LearnMethod:
     """
     name = (supervised or Sft.name) if config.learn_method == AUTO else config.learn_method
     known = objectives(train_options())
-    kinds = {name: kind for name, each in known.items() if (kind := kind_of(each.rows))}
+    kinds = {name: kind for name, each in known.items()
+             if not each.needs_files and (kind := kind_of(each.rows))}
     if name not in kinds:
         raise UsageError(f"learn-method is {name!r:.40}, which does not learn from feedback",
                          f"choose from {', '.join(kinds)}")

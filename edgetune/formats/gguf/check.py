@@ -45,6 +45,10 @@ _HYPERPARAMETERS: dict[str, tuple[str, float, float]] = {
     "attention.layer_norm_rms_epsilon": ("f32", 0, 1),
     "attention.layer_norm_epsilon": ("f32", 0, 1),
     "attention.scale": ("f32", 0, _FLOAT),
+    "attention.temperature_scale": ("f32", 0, _FLOAT),
+    "embedding_scale": ("f32", 0, _FLOAT),
+    "residual_scale": ("f32", 0, _FLOAT),
+    "logit_scale": ("f32", -_FLOAT, _FLOAT),
     "attention.causal": ("bool", 0, 1),
     "attention.sliding_window": ("u32", 0, _WINDOW),
     "attention.sliding_window_pattern": ("u32 [bool] [u32] [i32]", 0, _SIZE),
@@ -63,6 +67,7 @@ _HYPERPARAMETERS: dict[str, tuple[str, float, float]] = {
     "rope.scaling.original_context_length": ("u32", 1, _SIZE),
     "rope.scaling.yarn_beta_fast": ("f32", 0, _FLOAT),
     "rope.scaling.yarn_beta_slow": ("f32", 0, _FLOAT),
+    "rope.scaling.yarn_log_multiplier": ("f32", 0, _FLOAT),
     "rope.scaling.finetuned": ("bool", 0, 1),
 }
 _REQUIRED = ("block_count", "context_length", "embedding_length", "attention.head_count")

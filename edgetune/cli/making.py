@@ -1,0 +1,84 @@
+"""data make: rows from what a person has, one command for each source."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from ..making.options import LogOptions, OpenWebuiOptions, TemplateOptions
+from ..options import declared
+from .app import command, config_options, show
+from .data import data
+
+if TYPE_CHECKING:
+    from rich.table import Table
+
+    from ..making.made import Made
+
+OUT = click.option("-o", "--out", "to", type=click.Path(path_type=Path), required=True, help="New file of rows.")
+
+
+@data.group("make")
+def make() -> None:
+    """Make rows from what you have."""
+
+
+def options_of(kind: type) -> Any:
+    return config_options(*(spec.name for spec in declared(kind)), of=kind, grouped=False)
+
+
+@command("templates", click.argument("spec", type=click.Path(path_type=Path)), OUT,
+         click.option("--test", type=click.Path(path_type=Path), help="New file of test rows, from templates of which "
+                      "none is learned."),
+         options_of(TemplateOptions), group=make)
+def make_templates(spec: Path, to: Path, test: Path | None, as_json: bool, **options: Any) -> None:
+    """Make rows from intents, their wordings and values.
+
+    SPEC is a YAML file: docs/how-to/rows-from-what-you-have.md. The same SPEC and seed give the same rows.
+    """
+    from ..making.templates import make_from_templates
+    if test is None:
+        options["test_count"] = 0
+    write(make_from_templates(spec, TemplateOptions(**options)), to, test, as_json)
+
+
+@command("open-webui", click.argument("export", type=click.Path(path_type=Path)), OUT, options_of(OpenWebuiOptions),
+         group=make)
+def make_open_webui(export: Path, to: Path, as_json: bool, **options: Any) -> None:
+    """Make rows from the feedback of an Open WebUI server.
+
+    EXPORT is the JSON file that its settings write under Evaluations. Nothing is sent anywhere.
+    """
+    from ..making.open_webui import make_from_open_webui
+    write(make_from_open_webui(export, OpenWebuiOptions(**options)), to, None, as_json)
+
+
+@command("log", click.argument("log", type=click.Path(path_type=Path)), OUT, options_of(LogOptions), group=make)
+def make_log(log: Path, to: Path, as_json: bool, **options: Any) -> None:
+    """Make rows from a log of answers.
+
+    Only answers that somebody confirmed are kept. Calls that today's tools do not take are dropped and counted.
+    """
+    from ..making.log import make_from_log
+    write(make_from_log(log, LogOptions(**options)), to, None, as_json)
+
+
+def write(made: Made, to: Path, test: Path | None, as_json: bool) -> None:
+    """Writes the rows and shows the report."""
+    from ..making.made import write_made
+    write_made(made, to, test)
+    held_out = [f"{len(made.held_out)} test rows in {test}"] if test else []
+    show(as_json, {"out": str(to), "test": str(test) if test else None, **made.as_json()},
+         f"{len(made.rows)} rows in {to}, of {made.read} read", *held_out, *dropped(made),
+         *(f"note: {note}" for note in made.notes), f"next: edgetune data check {to} MODEL")
+
+
+def dropped(made: Made) -> list[str | Table]:
+    """A table of what was dropped, and why; nothing where nothing was."""
+    from ..console import table
+    if not made.dropped:
+        return []
+    cells = [[reason, str(count)] for reason, count in made.dropped.most_common()]
+    return ["", table("", ["dropped", "records"], cells, (1,)), ""]

@@ -1,0 +1,164 @@
+"""A teacher's answers to prompts, of which those are kept that a grader finds right: rows to learn.
+
+What is known so far is in a journal next to the rows, a JSON line a prompt, so that the same command continues after a
+stop. Its first line is the digest of prompts and options.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import asdict, dataclass
+from itertools import islice
+from pathlib import Path
+from typing import Any, Protocol
+
+from ..data.question import asked_messages, digest
+from ..disk import json_text, replaced
+from ..errors import Interrupted, UsageError
+from .graders.base import Grade
+from .graders.sample import Sample
+
+Row = Mapping[str, Any]
+Ask = Callable[[Row, int], Sample]  # a row and the number of its answer; may raise Refused
+AHEAD = 2  # prompts that are asked before they are graded, for each thread
+
+
+class Refused(Exception):
+    """A question that a teacher refuses, and will refuse again."""
+
+
+class Judge(Protocol):
+    """A grader, or a reward function."""
+
+    @property
+    def passes_at(self) -> float: ...
+
+    def grade(self, samples: Sequence[Sample], items: Sequence[Row]) -> list[Grade]: ...
+
+
+@dataclass(frozen=True)
+class Counts:
+    """Numbers of prompts: kept with a right answer, wrong without one, refused; answers: that were graded;
+    cut: of these, those that ended at the limit of tokens, which are never right.
+    """
+
+    prompts: int = 0
+    kept: int = 0
+    wrong: int = 0
+    refused: int = 0
+    answers: int = 0
+    cut: int = 0
+
+    def plus(self, other: Counts) -> Counts:
+        return Counts(**{name: value + getattr(other, name) for name, value in asdict(self).items()})
+
+
+def journal_of(out: Path) -> Path:
+    return out.with_name(f"{out.name}.part")
+
+
+def collect(rows: Sequence[Row], ask: Ask, judge: Judge, out: Path, *, samples: int = 1, threads: int = 4,
+            options: Mapping[str, Any] | None = None, on_progress: Callable[[str, int, int], None] = lambda *_: None,
+            should_stop: Callable[[], bool] = lambda: False) -> Counts:
+    """Writes the first right answer to each prompt, of `samples`, into the new file `out`.
+
+    options: what else decides the answers, as JSON. Raises Interrupted once should_stop returns True, UsageError for a
+    journal of another command, DiskError, and the errors of `ask` and of the grader; then the same call continues.
+    """
+    journal = journal_of(out)
+    found = _journal(journal, digest([[*rows], samples, options]))
+    left = [number for number in range(len(rows)) if number not in found]
+
+    def asking(row: Row, turn: int) -> Sample:
+        if should_stop():
+            raise Interrupted(f"stopped after {len(found)} of {len(rows)} prompts", "the same command continues")
+        return ask(row, turn)
+
+    on_progress("answers", len(found), len(rows))
+    with journal.open("a", encoding="utf-8") as file, ThreadPoolExecutor(threads) as pool:
+        try:
+            for number, entry in _answered(rows, left, asking, judge, samples, threads, pool):
+                found[number] = entry
+                file.write(json_text({"number": number, **entry}) + "\n")
+                file.flush()
+                on_progress("answers", len(found), len(rows))
+        finally:
+            pool.shutdown(cancel_futures=True)
+    with replaced(out) as beside:
+        beside.write_text("".join(json_text(found[number]["row"]) + "\n" for number in sorted(found)
+                                  if found[number]["row"]), encoding="utf-8")
+    journal.unlink()
+    return sum_of(found.values())
+
+
+def sum_of(entries: Any) -> Counts:
+    total = Counts()
+    for entry in entries:
+        total = total.plus(Counts(**entry["counts"]))
+    return total
+
+
+def _journal(path: Path, of_command: str) -> dict[int, dict[str, Any]]:
+    """What is known: of each prompt its counts and its row, None without a right answer."""
+    if not path.exists():
+        path.write_text(json.dumps({"digest": of_command}) + "\n")
+        return {}
+    lines = path.read_bytes().splitlines(keepends=True)
+    whole = [line for line in lines if line.endswith(b"\n")]  # the last one may have been cut by a kill
+    try:
+        entries = [json.loads(line) for line in whole]
+        was = entries[0]["digest"]
+        found = {int(entry["number"]): {"row": entry["row"], "counts": entry["counts"]} for entry in entries[1:]}
+    except (ValueError, KeyError, IndexError, TypeError):
+        was, found = None, {}
+    if was != of_command:
+        raise UsageError(f"{path} was begun with other prompts or options", "give those again, or remove it")
+    if len(whole) < len(lines):
+        path.write_bytes(b"".join(whole))
+    return found
+
+
+def _answered(rows: Sequence[Row], left: Sequence[int], ask: Ask, judge: Judge, samples: int, threads: int,
+              pool: ThreadPoolExecutor) -> Iterator[tuple[int, dict[str, Any]]]:
+    """Prompts with what became of them. A round asks one answer to each that has no right one yet."""
+    waiting = iter(left)
+    while numbers := list(islice(waiting, AHEAD * threads)):
+        counts = dict.fromkeys(numbers, Counts(prompts=1))
+        right: dict[int, Any] = {}
+        for turn in range(samples):
+            asked = [number for number in numbers if number not in right and not counts[number].refused]
+            replies = list(pool.map(lambda number, turn=turn: _try(ask, rows[number], turn), asked))
+            graded = [number for number, reply in zip(asked, replies, strict=True) if reply]
+            grades = judge.grade([reply for reply in replies if reply], [rows[number] for number in graded])
+            for number, reply in zip(asked, replies, strict=True):
+                if not reply:
+                    counts[number] = counts[number].plus(Counts(refused=1))
+                    continue
+                is_cut = reply.finish_reason == "length"
+                counts[number] = counts[number].plus(Counts(answers=1, cut=int(is_cut)))
+                grade = grades[graded.index(number)]
+                if grade.applicable and grade.reward >= judge.passes_at and not is_cut:
+                    right[number] = with_answer(rows[number], reply)
+        for number in numbers:
+            ended = Counts(kept=int(number in right), wrong=int(number not in right and not counts[number].refused))
+            yield number, {"row": right.get(number), "counts": asdict(counts[number].plus(ended))}
+
+
+def _try(ask: Ask, row: Row, turn: int) -> Sample | None:
+    try:
+        return ask(row, turn)
+    except Refused:
+        return None
+
+
+def with_answer(row: Row, answer: Sample) -> dict[str, Any]:
+    """The row to learn: its question with this answer, and nothing that was for the grader alone."""
+    if isinstance(row.get("prompt"), str) and not answer.tool_calls:
+        return {"prompt": row["prompt"], "completion": answer.text}
+    said: dict[str, Any] = {"role": "assistant", "content": answer.text}
+    if answer.tool_calls:
+        said["tool_calls"] = [*answer.tool_calls]
+    quiet = [{**message, "weight": 0} if message["role"] == "assistant" else message for message in asked_messages(row)]
+    return {"messages": [*quiet, said], **({"tools": row["tools"]} if row.get("tools") else {})}

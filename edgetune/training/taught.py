@@ -1,0 +1,45 @@
+"""Rows with what a teacher's file says of them, as a source of examples."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from typing import ClassVar
+
+import numpy as np
+
+from ..data.packing import Batch, example_key
+from ..data.teacher_file import TeacherFile
+from ..errors import DataError
+from ..objectives.distill import AGAIN, Distill
+from .source import Parts, Rows
+
+
+class Taught(Rows):
+    """The rows, whose records are read from the file in each step."""
+
+    refers: ClassVar[bool] = True
+
+    def __init__(self, parts: Parts) -> None:
+        super().__init__(parts)
+        assert isinstance(parts.objective, Distill)
+        self.references: Records = Records(TeacherFile(parts.objective.teacher))
+        parts.decoder.temperature = self.references.file.header.temperature
+
+    def identity(self) -> dict[str, str]:
+        return {"teacher-file": self.references.file.header.sha256}
+
+
+class Records:
+    """References of a batch by the teacher's file."""
+
+    def __init__(self, file: TeacherFile) -> None:
+        self.file = file
+
+    def add_to(self, batch: Batch) -> Batch:
+        """The batch with choices and log q of them. Raises DataError for a row that the file does not have."""
+        try:
+            found = [self.file.read(example_key(example)) for example in batch.examples]
+        except KeyError:
+            raise DataError(f"a row is not in {self.file.path}", AGAIN) from None
+        return replace(batch, choices=np.concatenate([ids for ids, _ in found]),
+                       choices_reference=np.concatenate([logq for _, logq in found]))

@@ -1,0 +1,61 @@
+"""Corrections in a chat, by patterns; the whole measurement is proofs/remarks.py."""
+
+import csv
+from pathlib import Path
+
+import pytest
+
+from edgetune.making.remarks import corrections_in, remark_of, stated_answer
+
+CHATS = Path(__file__).parents[1] / "proofs" / "data" / "remarks.tsv"
+
+
+def chats():
+    with CHATS.open(encoding="utf-8", newline="") as file:
+        return list(csv.DictReader(file, delimiter="\t", quoting=csv.QUOTE_NONE))
+
+
+def test_corrections_are_found_and_few_others():
+    """Among the chats that were written after the patterns, and among all."""
+    for rows, least, most in (([row for row in chats() if row["written"] == "after"], 0.75, 0.1), (chats(), 0.8, 0.1)):
+        said = [(row["correction"] == "1", remark_of(row["answer"], row["remark"]) is not None) for row in rows]
+        found = sum(both for is_one, says in said if (both := is_one and says))
+        alarms = sum(says and not is_one for is_one, says in said)
+        corrections = sum(is_one for is_one, _ in said)
+        assert found >= least * corrections
+        assert alarms <= most * (len(said) - corrections)
+
+
+@pytest.mark.parametrize(("answer", "remark", "right"), [
+    ("Sydney.", "That’s wrong, it is Canberra.", "Canberra"),
+    ("It is 19.5.", "It should be 20.5, I think.", "20.5, I think"),
+    ("Katze", "Nicht Katze, sondern Hund.", "Hund"),
+    ("Zurich.", "C’est faux, c’est Berne.", "Berne"),
+    ("The lamp is on.", "no, I meant the fan", ""),
+])
+def test_the_right_answer(answer, remark, right):
+    found = remark_of(answer, remark)
+    assert found is not None
+    assert found.right == right
+
+
+@pytest.mark.parametrize(("answer", "remark"), [
+    ("Shall I add milk?", "No"), ("Milk?", "no, bread"), ("Done.", ""), ("Done.", "wrong " * 200), ("Done.", "Wrong?"),
+    ("Done.", "No, it is fine, thanks"), ("Done.", "Not rock, jazz"),
+])
+def test_no_correction(answer, remark):
+    assert remark_of(answer, remark) is None
+
+
+def test_a_remark_needs_a_question_and_an_answer_before_it():
+    turns = [("system", "s"), ("user", "lamp on"), ("assistant", "fan on"), ("user", "No, I meant the lamp."),
+             ("assistant", "lamp on"), ("user", "That is wrong.")]
+    assert [index for index, _ in corrections_in(turns)] == [2, 4]
+    assert corrections_in(turns[2:4]) == []
+    assert corrections_in([("assistant", "hi"), ("assistant", "Hello."), ("user", "No, it is bad.")]) == []
+
+
+def test_comments():
+    assert stated_answer("Wrong. The right answer is 42.") == "42"
+    assert stated_answer("no, it should be Canberra") == "Canberra"
+    assert stated_answer("too long") == stated_answer("") == ""
