@@ -102,7 +102,8 @@ def make_state(folder: Path, start_process: Callable[[], JobProcess] = WorkerPro
 
 def as_version_5(db: sqlite3.Connection) -> None:
     """The tables without what later versions added; the version is for the caller to set."""
-    for statement in ("DROP TABLE prompts", "DROP TABLE switches", "ALTER TABLE jobs DROP COLUMN rounds",
+    for statement in ("DROP TABLE prompts", "DROP TABLE switches", "DROP TABLE proposals",
+                      "ALTER TABLE jobs DROP COLUMN rounds",
                       "ALTER TABLE feedback DROP COLUMN tries"):
         db.execute(statement)
 

@@ -53,7 +53,8 @@ GROUPS = {  # the heading of the routes that begin with a path; the longest path
     "/v1/classify": "Answers",
     "/v1/models": "Models", "/v1/files": "Files", "/v1/fine_tuning/jobs": "Jobs",
     "/v1/fine_tuning/alpha/graders": "Graders", "/v1/adapters": "Adapters", "/v1/feedback": "Feedback",
-    "/v1/learn": "Feedback", "/v1/prompts": "Prompts", "/api": "Ollama's API", "/": "The daemon and its device"}
+    "/v1/learn": "Feedback", "/v1/proposals": "Feedback", "/v1/prompts": "Prompts",
+    "/api": "Ollama's API", "/": "The daemon and its device"}
 
 
 class Field(NamedTuple):

@@ -56,6 +56,8 @@ class DaemonConfig:
     log_prompts: bool = option(False, "Write prompts and answers into the log.")
     keep_prompts: int = option(0, "Prompts of people kept at most for --learn tutor, without answers; the oldest leave "
                                "first; 0: none, and those that were kept leave.", low=0, high=100_000)
+    propose: bool = option(True, "Propose corrections that people made in the chat itself; they are learned only if "
+                           "somebody accepts them.")
     keep: int = option(3, "Adapters kept with the active one: the previous one, and the latest.",
                        low=2, high=100)
     library_size: int = option(0, "MiB of the adapters among which NAME:auto chooses at most; 0: any.", low=0)

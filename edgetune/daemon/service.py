@@ -54,6 +54,7 @@ from .learning.feedback import Feedback
 from .learning.learner import Learner
 from .learning.method import learn_method
 from .learning.prompts import Prompts
+from .learning.proposals import Proposals
 from .learning.recall import Recall
 from .library import Library
 from .opening import open_answering
@@ -136,6 +137,7 @@ class Service:
             self.holdout = open_holdout(folder, in_use=self.store.holds_feedback())
             self.feedback = Feedback(self.store, self.holdout, self.config, self.method.kind)
             self.prompts = Prompts(self.store, self.config.keep_prompts)
+            self.proposals = Proposals(self.store, self.feedback, self.config.keep_prompts > 0)
             self.sources = self._sources()
             self.jobs = self._jobs(folder)
             starters = [starter for kind in kinds().values() for starter in kind.starters(self)]
@@ -361,6 +363,6 @@ class Service:
                 "temperature": readings.temperature, "serving": self.batcher.facts(),
                 "answered": dict(self.answered), "first": self.contest.facts() if self.first else None,
                 "learning": self.learner.state(),
-                "keep_prompts": self.config.keep_prompts,
+                "keep_prompts": self.config.keep_prompts, "proposals": len(self.proposals.list()),
                 "job": job and {"id": job.id, "status": job.status, "progress": job.progress},
                 "governor": self.jobs.governor}

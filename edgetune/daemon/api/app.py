@@ -36,6 +36,7 @@ from . import (
     ollama,
     ollama_models,
     pages,
+    proposals,
     responses,
     schemas,
 )
@@ -55,7 +56,7 @@ CSV = "text/csv"
 ZIP = "application/zip"
 router = APIRouter(route_class=JsonRoute, responses=RESPONSES)
 PARTS = (*(part.router for part in (checking, classify, completions, embeddings, feedback, fine_tuning, ollama,
-                                    ollama_models, pages, responses)), router)
+                                    ollama_models, pages, proposals, responses)), router)
 
 
 def routes() -> list[BaseRoute]:

@@ -233,6 +233,8 @@ class Asked:
             self._keep()
             if self.service.prompts.most:
                 await self._pools.take(self._keep_prompts)
+            if self.service.config.propose and len(self.questions[0].messages or ()) > 2:
+                await self._pools.take(self._propose)
         finally:
             self.cancel()  # the client is gone
 
@@ -295,6 +297,13 @@ class Asked:
                 self.service.prompts.keep(question)
         except EdgetuneError as error:  # of the disk; the answer is whole all the same
             log.warning("a prompt is not kept: %s", error)
+
+    def _propose(self) -> None:
+        """Proposes a correction, where the question is one. No other code does."""
+        try:
+            self.service.proposals.see(self.questions[0], self._raw[0])
+        except EdgetuneError as error:  # of the disk; the answer is whole all the same
+            log.warning("a correction is not proposed: %s", error)
 
     def _readable(self, question: Question) -> dict[str, Any]:
         content = question.content

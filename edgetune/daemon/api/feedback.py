@@ -42,13 +42,13 @@ def give_feedback(body: bodies.FeedbackRequest, request: Request, service: TheSe
         given |= {"messages": messages, "tools": body.tools, "answer": body.answer or ""}
     else:
         given |= {"prompt": body.prompt, "answer": body.answer or ""}
-    return _heading(service.feedback.add(**given).heading)
+    return heading_object(service.feedback.add(**given).heading)
 
 
 @router.get("/v1/feedback", response_model=bodies.FeedbackPage)
 def list_feedback(service: TheService, after: After = None, limit: Limit = 100) -> Any:
     """Lists feedback, the newest first, with the beginnings of questions and answers."""
-    found = [_heading(heading) for heading in service.feedback.headings(after, limit + 1)]
+    found = [heading_object(heading) for heading in service.feedback.headings(after, limit + 1)]
     return {**page(found, limit), "counts": service.feedback.counts()}
 
 
@@ -70,13 +70,14 @@ def delete_feedback(feedback_id: str, service: TheService) -> Any:
     return {"id": feedback_id, "object": "feedback", "remains": service.feedback.delete(feedback_id)}
 
 
-def _heading(heading: Heading) -> dict[str, Any]:
+def heading_object(heading: Heading) -> dict[str, Any]:
+    """Returns a piece of feedback as the API shows it in lists."""
     return {**vars(heading), "held_out": heading.held, "question": heading.asked, "answer": heading.answer or None,
             "reason": heading.reason}
 
 
 def _whole(item: FeedbackItem) -> dict[str, Any]:
-    return {**_heading(item.heading), "rejected": item.rejected, "row": item.row}
+    return {**heading_object(item.heading), "rejected": item.rejected, "row": item.row}
 
 
 @router.post("/v1/learn", response_model=Job)

@@ -121,6 +121,38 @@ class PromptPage(Page[PromptObject]):
     counts: dict[str, int] = Field(description="kept; new: no job has taken them; most: --keep-prompts.")
 
 
+class ProposalObject(Answer):
+    """A correction that somebody made in a chat, which waits for somebody to accept it."""
+
+    id: Id
+    object: Literal["proposal"] = "proposal"
+    created_at: Time
+    question: str = Field(description="The question, or its first 300 characters.")
+    answer: str = Field(description="The answer that the remark corrects, likewise.")
+    remark: str = Field(description="The remark, such as \"no, I meant the kitchen\".")
+    correction: str = Field(description="What may be right: what the remark states, or else the answer that followed.")
+
+
+class ProposalList(Answer):
+    """All proposals, the newest first."""
+
+    object: Literal["list"] = "list"
+    data: list[ProposalObject]
+
+
+class ProposalAccept(Body):
+    """The right answer, if it is not the proposed one."""
+
+    correction: str | None = Field(None, description="The right answer. Without it, the proposed one is right.")
+
+
+class DeletedProposals(Answer):
+    """The number of proposals that were deleted."""
+
+    object: Literal["list"] = "list"
+    count: int = Field(description="Proposals that were deleted.")
+
+
 class DeletedPrompts(Answer):
     """The number of prompts that were deleted, and what remains of them."""
 

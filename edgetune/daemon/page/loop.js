@@ -17,6 +17,7 @@ async function lookNow() {
     await showJobs(jobs.data, adapters.data);
     await showFeedback();
     await showPrompts(device.keep_prompts);
+    await showProposals(device.proposals);
     for (const [i, card] of [...$("jobs").children].entries()) await card.learn(jobs.data[i]);
     showHealth(health);
     if (lost) notice("");
@@ -59,6 +60,7 @@ $("anew").addEventListener("click", () => {
   $("text").focus();
 });
 $("given").addEventListener("toggle", () => $("given").open && look());
+$("proposed").addEventListener("toggle", () => $("proposed").open && look());
 $("kept").addEventListener("toggle", () => $("kept").open && look());
 $("more-prompts").addEventListener("click", () => { wantedPrompts += MORE; act($("more-prompts"), () => {}); });
 $("forget").addEventListener("click", forgetPrompts);

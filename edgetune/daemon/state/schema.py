@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-VERSION = 7  # of the schema, in user_version; see UPGRADES
+VERSION = 8  # of the schema, in user_version; see UPGRADES
 SCHEMA = """
 CREATE TABLE files (
     id TEXT PRIMARY KEY,            -- file-...; stored in STATE/files/ID.jsonl, the results of a job in ID.csv
@@ -66,6 +66,9 @@ CREATE TABLE prompts (              -- that people asked, where they are kept
     row TEXT NOT NULL,              -- JSON of what was asked, without any answer
     question TEXT NOT NULL UNIQUE,  -- its digest, as in feedback
     job TEXT);                      -- the last one that took it; null: none did
+CREATE TABLE proposals (            -- corrections that people made in a chat, until they are confirmed or dismissed
+    id TEXT PRIMARY KEY, created_at INTEGER NOT NULL,
+    row TEXT NOT NULL);             -- JSON of Proposal: conversation, answer, remark, proposed correction
 CREATE TABLE switches (             -- what people switched off; what has no row is on
     name TEXT PRIMARY KEY);
 """
@@ -120,4 +123,7 @@ CREATE TABLE switches (name TEXT PRIMARY KEY);
 """,
     6: """
 ALTER TABLE feedback ADD COLUMN tries INTEGER NOT NULL DEFAULT 0;
+""",
+    7: """
+CREATE TABLE proposals (id TEXT PRIMARY KEY, created_at INTEGER NOT NULL, row TEXT NOT NULL);
 """}
