@@ -29,7 +29,7 @@ from ..llamacpp.context import PARALLEL
 from ..machine.device import thread_count
 from ..models.decoder import Attention, Decoder, Model
 from ..models.linear import Activations, RunShape
-from .rollouts.forward import forward_buffers, forward_run, open_passes
+from .rollouts.forward import forward_run, network_buffers, open_passes
 from .rollouts.kv_blocks import forward_batch
 from .shared_blocks import SharedBlocks, blocks_of
 
@@ -51,7 +51,7 @@ def own_memory(base: Gguf, adapters: Iterable[str | Path], context: int, sequenc
     model = Model(base)
     ops = Cpu(thread_count(threads))
     runs = [_run(model, artifact, context, threads) for artifact in found]
-    return shared_bytes(base, context, sequences, ops) + sum(arena_bytes(_passes(model, run, ops)) for run in runs)
+    return shared_bytes(base, context, sequences, ops) + sum(arena_bytes(network_buffers(model, run)) for run in runs)
 
 
 def shared_bytes(base: Gguf, context: int, sequences: int, ops: Cpu) -> int:
@@ -204,7 +204,3 @@ def _cache(base: Gguf, context: int, sequences: int) -> list[Buffer]:
 
 def _run(model: Model, found: Artifact, context: int, threads: int) -> RunShape:
     return forward_run(model, found, threads=threads, max_tokens=PASS, max_length=context, precision=PRECISION)
-
-
-def _passes(model: Model, run: RunShape, ops: Cpu) -> list[Buffer]:
-    return [buffer for buffer in forward_buffers(model, run, ops) if buffer.name != "scratch"]

@@ -51,8 +51,9 @@ def make_plan(model: Network, config: TrainConfig, *, ops: Backend | None = None
     room = (source or source_of(objective)).room(objective, config, lengths, structure)
     make = partial(plan.make, structure, config, lengths=lengths, previous=previous, room=room, heads=objective.heads,
                    sizes=sizes(model.gguf.tensors.values(), structure.n_layer, structure.head_weights > 0))
+    known = lengths.known + room.known
     if board is not None:
-        limits = plan.MemoryLimits(plan.PROCESS + lengths.known, 0, config.memory_bytes(board.available), asked)
+        limits = plan.MemoryLimits(plan.PROCESS + known, 0, config.memory_bytes(board.available), asked)
         return make(ops=Cpu(device.thread_count(config.threads or board.cores)), limits=limits)
     ops = ops or open_backend(config.backend, device.thread_count(config.threads), lambda _: None)  # takes memory
     if config.memory:
@@ -63,5 +64,5 @@ def make_plan(model: Network, config: TrainConfig, *, ops: Backend | None = None
     process = device.rss()
     before = max(device.peak_rss(), device.peak_of_children()) if config.memory else 0
     budget = config.memory_bytes(available + process)
-    limits = plan.MemoryLimits(process + lengths.known, before, budget, asked)
+    limits = plan.MemoryLimits(process + known, before, budget, asked)
     return make(ops=ops, limits=limits)

@@ -104,7 +104,7 @@ class Roller:
         """Returns (answers to learn from, their metrics) of step 1, 2, ...; batch: its prompts; others: all prompts."""
         place = self._place(step, per_epoch)
         if place is None:
-            return self._completions(batch(step)), {}
+            return self.completions(batch(step)), {}
         if place.generation != self._generation:
             batches = [batch(place.first + i) for i in range(place.per)]
             self._slices = self._generate(place, batches, others, per_epoch)
@@ -121,7 +121,7 @@ class Roller:
         generation, within = divmod(step - imitated - 1, per * self.objective.num_iterations)
         return _Place(generation, *divmod(within, per), per, imitated + generation * per + 1)
 
-    def _completions(self, prompts: Sequence[Example]) -> list[Example]:
+    def completions(self, prompts: Sequence[Example]) -> list[Example]:
         """The rows' answers, to be imitated. Raises DataError for a row without one."""
         found = []
         for prompt in prompts:

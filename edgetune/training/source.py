@@ -1,7 +1,7 @@
 """The source of a step's examples: the contract, and rows, the simplest source.
 
 To add one, write a class that is a `Source` and give it to `Trainer(source=...)`. The trainer asks it for the examples
-of each step, has it measure held-out ones, and keeps its state in checkpoints. `sources.py` has the answers that a
+of each step, has it measure held-out ones, and keeps its state in checkpoints. `answers.py` has the answers that a
 model draws; tests/training/test_source.py has a small one.
 """
 
@@ -34,12 +34,14 @@ if TYPE_CHECKING:
 @dataclass(frozen=True)
 class Room:
     """The memory that a source needs in addition to the network's. answers: those drawn at once, as many as the budget
-    allows; keeps_start: whether the adapter that training starts from stays in memory; buffers: other arrays.
+    allows; keeps_start: whether the adapter that training starts from stays in memory; buffers: other arrays; known:
+    bytes besides the plan's, such as another network.
     """
 
     answers: AnswerPlan | None = None
     keeps_start: bool = False
     buffers: tuple[Buffer, ...] = ()
+    known: int = 0
 
 
 @dataclass(frozen=True)

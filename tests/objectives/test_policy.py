@@ -32,10 +32,10 @@ from edgetune.objectives.rewarded import Rewarded
 from edgetune.objectives.rloo import Rloo
 from edgetune.objectives.sft import Sft
 from edgetune.training.answered import Reward
+from edgetune.training.answers import Answers
 from edgetune.training.callbacks import RunCallbacks
 from edgetune.training.config import TrainConfig
 from edgetune.training.run import run
-from edgetune.training.sources import Answers
 from edgetune.training.trainer import Trainer
 
 

@@ -22,10 +22,10 @@ from edgetune.errors import UsageError
 from edgetune.llamacpp.tokenizer import Tokenizer
 from edgetune.objectives.score import Score
 from edgetune.training.answered import Reward
+from edgetune.training.answers import Answers
 from edgetune.training.config import TrainConfig
 from edgetune.training.reference import Reference
 from edgetune.training.run import run
-from edgetune.training.sources import Answers
 from edgetune.training.trainer import Trainer
 
 LENGTH = 256  # the tiny vocabulary parts the request into letters

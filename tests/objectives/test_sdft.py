@@ -22,11 +22,11 @@ from edgetune.llamacpp.tokenizer import Tokenizer
 from edgetune.objectives import base
 from edgetune.objectives.sdft import Sdft
 from edgetune.objectives.self_distill import SelfDistill
+from edgetune.training.answers import Answers
 from edgetune.training.config import TrainConfig
 from edgetune.training.gradient import Gradient
 from edgetune.training.reference import Reference
 from edgetune.training.run import run
-from edgetune.training.sources import Answers
 from edgetune.training.trainer import Trainer
 
 ROWS = [{"prompt": f"set the light {i}", "privileged_context": f"the light {i} is {'on' if i % 2 else 'off'}"}

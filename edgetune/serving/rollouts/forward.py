@@ -49,8 +49,8 @@ def open_passes(model: Network, adapter: Artifact | Lora, *, threads: int, max_t
     run = forward_run(model, found, threads=threads, max_tokens=max_tokens, max_length=max_length, precision=precision,
                       heads=heads)
     ops = ops or open_backend(backend, run.threads)
-    table = [*forward_buffers(model, run, ops), *more]
-    arena = Arena([buffer for buffer in table if buffer.name != "scratch"] if shares else table, ops.allocate)
+    table = [*(network_buffers(model, run) if shares else forward_buffers(model, run, ops)), *more]
+    arena = Arena(table, ops.allocate)
     if not shares:
         ops.use_scratch(arena.flat("scratch"))
     passes = model.build(run, ops, arena, streamed, found.setting.seed)
@@ -91,9 +91,13 @@ def forward_run(model: Network, adapter: Artifact | Lora, *, threads: int, max_t
 
 def forward_buffers(model: Network, run: RunShape, ops: Backend) -> list[Buffer]:
     """All large arrays of forward, the adapter and the work space of `ops`."""
+    return [Buffer("scratch", (ops.scratch_bytes,), "run", "uint8"), *network_buffers(model, run)]
+
+
+def network_buffers(model: Network, run: RunShape) -> list[Buffer]:
+    """The same without the work space."""
     parameters = sum(group.size for group in model.structure.parameters(run))
     return [Buffer("lora", (parameters,), "run"), Buffer("dlora", (parameters,), "run"),
-            Buffer("scratch", (ops.scratch_bytes,), "run", "uint8"),
             *run.family.state(model.structure.trained_shapes(run)),
             *(b for b in model.structure.buffers(run) if not b.backward)]
 
