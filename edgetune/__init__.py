@@ -12,6 +12,7 @@ The library an app embeds:
     Served         llama.cpp with adapters that are loaded, switched and unloaded at run time
     Classifier     an encoder that answers with the labels, or the JSON, that it learned
     vectors        an encoder's vectors of texts, with or without an adapter
+    Index          an index of documents, opened for searches
     EdgetuneError  what a user can cause; edgetune.errors has its kinds
 
 >>> import edgetune
@@ -35,10 +36,10 @@ _HOME = {
     "StepResult": "training.trainer", "run": "training.run", "open_adapter": "adapters.store",
     "RunCallbacks": "training.callbacks", "Served": "serving.llama:LlamaModel", "train": "runs.train",
     "resume": "runs.train", "Result": "runs.result", "pull": "hub", "Classifier": "serving.classifier",
-    "vectors": "serving.vectors",
+    "vectors": "serving.vectors", "Index": "retrieval.searching",
 }
 __all__ = [
-    "Bundle", "Classifier", "EdgetuneError", "Result", "RunCallbacks", "Served", "StepResult", "Tokenizer",
+    "Bundle", "Classifier", "EdgetuneError", "Index", "Result", "RunCallbacks", "Served", "StepResult", "Tokenizer",
     "TrainConfig", "Trainer", "__version__", "load", "load_rows", "open_adapter", "open_bundle", "open_gguf",
     "pull", "resume", "run", "train", "vectors",
 ]
@@ -53,6 +54,7 @@ if TYPE_CHECKING:
     from .formats.gguf import open_gguf as open_gguf
     from .hub import pull as pull
     from .llamacpp.tokenizer import Tokenizer as Tokenizer
+    from .retrieval.searching import Index as Index
     from .runs.result import Result as Result
     from .runs.train import resume as resume
     from .runs.train import train as train

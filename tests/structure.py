@@ -22,7 +22,7 @@ FLOORS = [
     ["data", "adapters"],
     ["models", "objectives", "mixing"],
     ["serving"],
-    ["training"],
+    ["training", "retrieval"],
     ["evaluation"],
     ["bench", "runs", "making"],
     ["tutor", "home"],

@@ -50,6 +50,7 @@ SECTIONS = {
         Name("edgetune.Served", "load_adapter use unload adapters chat generate complete logprobs logits system_of "
              "grammar_of embedder context reset close"),
         Name("edgetune.Classifier", "classify chat close"), Name("edgetune.vectors"),
+        Name("edgetune.Index", "search close"),
         Name("edgetune.serving.classifier.Classified"),
         Name("edgetune.serving.sureness.Sureness", "threshold answered surest", "`Classifier.sureness`."),
         Name("edgetune.serving.completion.Completion", "text cancel",

@@ -16,6 +16,7 @@ from . import (  # noqa: F401  (each adds its commands to the group)
     generate,
     grade,
     home,
+    index,
     joined,
     kept,
     learn,

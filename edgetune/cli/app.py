@@ -34,6 +34,7 @@ GIVEN = (ParameterSource.COMMANDLINE, ParameterSource.ENVIRONMENT, ParameterSour
 GROUPS = {
     "Train": ("demo", "data", "mix", "plan", "train", "resume", "report", "teach", "tutor", "home"),
     "Evaluate": ("eval", "compare", "grade", "generate", "chat"),
+    "Documents": ("index", "search"),
     "Serve": ("daemon", "service", "status", "jobs", "adapters", "feedback", "prompts", "rebase"),
     "Share": ("export", "import", "merge", "merge-adapters", "compile-prompt", "compress"),
     "This machine": ("pull", "models", "info", "device", "doctor", "bench"),

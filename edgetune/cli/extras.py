@@ -29,6 +29,7 @@ EXTRAS = (
     Extra("prompts", "prompt files in YAML", ("yaml",)),
     Extra("home", "edgetune home", ("hassil", "home_assistant_intents", "yaml", "websockets")),
     Extra("rows", "edgetune mix, and edgetune data make", ("yaml", "rapidfuzz")),
+    Extra("retrieval", "edgetune index, edgetune search and --index", ("apsw", "sqlite_vec", "pypdf")),
     Extra("cuda", "computing on an NVIDIA GPU", ("cuda",)),
     Extra("sign", "signed bundles", ("cryptography",)),
 )

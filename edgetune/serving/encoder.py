@@ -40,12 +40,13 @@ MOST_TOKENS = 1024  # of questions that are computed together
 class Encoder:
     """The weights of an encoder. For one thread at a time; `read` is for any.
 
-    threads: 0 for one a physical core. precision: of the products of answers, as in training; vectors are exact.
-    at_once: tokens that are computed together at most, but for one text that has more. Raises the errors of
-    open_network, and UnsupportedError for a model that is no encoder.
+    threads: 0 for one a physical core. precision: of the products of answers, as in training; vector_precision: of
+    those of vectors. at_once: tokens that are computed together at most, but for one text that has more. Raises the
+    errors of open_network, and UnsupportedError for a model that is no encoder.
     """
 
-    def __init__(self, gguf: Gguf, threads: int = 0, precision: str = "fast", at_once: int = MOST_TOKENS) -> None:
+    def __init__(self, gguf: Gguf, threads: int = 0, precision: str = "fast", at_once: int = MOST_TOKENS,
+                 vector_precision: str = "exact") -> None:
         self.gguf = gguf
         self.tokenizer = open_encoder_tokenizer(gguf)
         self.width = cast(int, gguf.metadata[f"{gguf.architecture}.embedding_length"])
@@ -55,6 +56,7 @@ class Encoder:
         self._threads = thread_count(threads)
         self._ops = open_backend("auto", self._threads)
         self._precision = precision
+        self._vector_precision = vector_precision
         self._active: EncoderPasses | None = None
 
     def read(self, question: str) -> Read:
@@ -116,7 +118,7 @@ class Encoder:
 
     @cached_property
     def _alone(self) -> EncoderPasses:
-        return self._open(Artifact({}), "exact", (VECTOR,))
+        return self._open(Artifact({}), self._vector_precision, (VECTOR,))
 
     def _open(self, found: Artifact, precision: str, heads: tuple[HeadKind, ...]) -> EncoderPasses:
         passes = open_passes(self._network, found, threads=self._threads, max_tokens=max(self._at_once, self.longest),

@@ -82,6 +82,11 @@ def wikitext2(sources: Sequence[bytes]) -> Files:
     return {"wikitext2_valid.txt": sources[0]}
 
 
+def xquad(sources: Sequence[bytes]) -> Files:
+    """Paragraphs of Wikipedia, and questions that people asked about them, with their answers."""
+    return {"xquad_en.json": sources[0]}
+
+
 def clinc150(sources: Sequence[bytes]) -> Files:
     data = json.loads(sources[0])
     return of_intents("clinc150", data["train"], data["test"])
@@ -157,6 +162,14 @@ SETS = {
         },
         wikitext2, ["wikitext2_valid.txt"],
         "f0737ed31fc1329026e95cb8b98e19c2a182c39c240ab909dc31abf2f8af58e8"),
+    "xquad": DataSet(
+        "google-deepmind/xquad", "7d30520c717524000f0d9d2f9c10a069acd9d285", "CC BY-SA 4.0",
+        {
+            "xquad.en.json":
+                "e4c57d1c9143aaa1c5d265ba5987a65f4e69528d2a98f29d6e75019b10344f29",
+        },
+        xquad, ["xquad_en.json"],
+        "e4c57d1c9143aaa1c5d265ba5987a65f4e69528d2a98f29d6e75019b10344f29"),
     "clinc150": DataSet(
         "clinc/oos-eval", "828f8093932c8fe6ca7936c3d2e52903b1c523de", "CC BY 3.0",
         {

@@ -1,0 +1,193 @@
+"""Makes an index of a folder, or makes it again: files that did not change are taken from the index that there is.
+
+The result is a function of the folder, the encoder and the options, whatever the index held before.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from dataclasses import asdict, dataclass, field
+from itertools import islice
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from ..disk import alone, replaced, sha256
+from ..errors import BudgetError, DataError, UsageError, size_text
+from ..options import check_options
+from .chunks import Chunk, chunks
+from .documents import File, files_of, paragraphs
+from .encoding import Bytes, Encoding
+from .options import IndexOptions
+from .ranking import Ranking
+from .store import PAGE_CACHE, Known, Store
+
+AT_ONCE = 64  # chunks of which vectors are made together
+BASE = 96 << 20  # bytes of Python and its libraries
+COPIES = 4  # of a file's bytes, while it is divided
+OnProgress = Callable[[str, float, float], None]
+
+
+@dataclass
+class Report:
+    """What an indexing did. read, unchanged, removed: files. skipped: those that could not be read, and why."""
+
+    index: str
+    files: int = 0
+    chunks: int = 0
+    read: int = 0
+    unchanged: int = 0
+    removed: int = 0
+    tokens: int = 0
+    bytes: int = 0
+    least_evidence: float = 0.0
+    skipped: list[dict[str, str]] = field(default_factory=list)
+
+    def to_json(self) -> dict[str, Any]:
+        return asdict(self)
+
+
+def build(folder: Path, index: Path, encoding: Encoding, options: IndexOptions | None = None, memory: int = 0,
+          on_progress: OnProgress | None = None) -> Report:
+    """Makes the index of a folder, or of one document. What cannot be read is skipped and reported.
+
+    memory: bytes of this process at most; 0: no limit. on_progress gets the bytes read, and those of all. Raises
+    UsageError for what is no folder or option, BudgetError where memory does not suffice, DiskError, and FormatError
+    for a file at `index` that is no index.
+    """
+    options = options or IndexOptions()
+    check_options(options)
+    if options.chunk_tokens > encoding.longest - 2:
+        raise UsageError(f"chunk-tokens is {options.chunk_tokens}, {encoding.name} reads {encoding.longest - 2}",
+                         "lower --chunk-tokens")
+    files = files_of(folder)
+    require_memory(encoding, max((file.size for file in files), default=0), memory)
+    facts = {"encoder": encoding.name, "encoder_sha256": encoding.digest, **asdict(options)}
+    before = _before(index, facts)
+    try:
+        return _Building(index, encoding, options, facts, before, on_progress).run(files)
+    finally:
+        if before:
+            before.close()
+
+
+def require_memory(encoding: Encoding, largest: int, memory: int) -> None:
+    """Raises BudgetError where an indexing would take more. largest: bytes of the largest file."""
+    needed = BASE + encoding.nbytes + 2 * (PAGE_CACHE << 10) + COPIES * largest
+    if memory and needed > memory:
+        raise BudgetError(f"indexing with {encoding.name} needs {size_text(needed)}, memory is {size_text(memory)}",
+                          "raise --memory, divide the largest file, or name a smaller encoder", needed)
+
+
+def _before(index: Path, facts: dict[str, Any]) -> Store | None:
+    """The index that there is, if it was made by the same encoder and options."""
+    if not index.exists():
+        return None
+    store = Store(index)
+    try:
+        found = store.facts()
+    except Exception:
+        store.close()
+        raise
+    if any(found.get(name) != value for name, value in facts.items()):
+        store.close()
+        return None
+    return store
+
+
+class _Building:
+    def __init__(self, index: Path, encoding: Encoding, options: IndexOptions, facts: dict[str, Any],
+                 before: Store | None, on_progress: OnProgress | None) -> None:
+        self._index = index
+        self._encoding = encoding
+        self._options = options
+        self._facts = facts
+        self._before = before
+        self._known = before.files() if before else {}
+        self._tell = on_progress or (lambda *_: None)
+        self._report = Report(str(index))
+
+    def run(self, files: list[File]) -> Report:
+        report = self._report
+        report.removed = len(set(self._known) - {file.name for file in files})
+        if self._before and self._is_current(files):
+            return self._of_before(self._before)
+        with alone(self._index.parent), replaced(self._index) as beside:
+            beside.unlink(missing_ok=True)  # of an indexing that broke off
+            store = Store(beside, writes=True)
+            try:
+                store.begin()
+                store.create(self._facts, self._encoding.width)
+                self._add_all(store, files)
+                report.least_evidence = Ranking(store, self._encoding).limit()
+                store.set_facts({"least_evidence": report.least_evidence})
+                store.commit()
+            finally:
+                store.close()
+            report.bytes = beside.stat().st_size
+        return report
+
+    def _is_current(self, files: list[File]) -> bool:
+        """Whether nothing changed since the index was made."""
+        return not self._report.removed and all(
+            file.name in self._known and _digest(file, self._known[file.name]) == self._known[file.name].sha256
+            for file in files)
+
+    def _of_before(self, before: Store) -> Report:
+        report = self._report
+        report.files = report.unchanged = len(self._known)
+        report.chunks, report.tokens = before.totals()
+        report.least_evidence = before.facts()["least_evidence"]
+        report.bytes = self._index.stat().st_size
+        return report
+
+    def _add_all(self, store: Store, files: list[File]) -> None:
+        total = sum(file.size for file in files)
+        done = 0
+        for file in files:
+            self._tell("indexing", done, total)
+            try:
+                self._add(store, file)
+            except DataError as error:
+                self._report.skipped.append({"file": file.name, "reason": error.what})
+            done += file.size
+        self._tell("indexing", total, total)
+
+    def _add(self, store: Store, file: File) -> None:
+        known = self._known.get(file.name)
+        digest = _digest(file, known)
+        report = self._report
+        if known and self._before and known.sha256 == digest:
+            pairs = self._before.chunks_of(known.id)
+            report.unchanged += 1
+        else:
+            pairs = self._read(file)
+            report.read += 1
+        id = store.add_file(file.name, file.size, file.changed, digest)
+        report.files += 1
+        while part := list(islice(pairs, AT_ONCE)):
+            store.add_chunks(id, [chunk for chunk, _ in part], np.stack([vector for _, vector in part]))
+            report.chunks += len(part)
+            report.tokens += sum(chunk.tokens for chunk, _ in part)
+
+    def _read(self, file: File) -> Iterator[tuple[Chunk, Bytes]]:
+        """The chunks of a file with their vectors. The file is read to its end before the first."""
+        options = self._options
+        found = list(chunks(paragraphs(file.path), self._encoding.count, options.chunk_tokens, options.overlap))
+        return self._encoded(found)
+
+    def _encoded(self, found: list[Chunk]) -> Iterator[tuple[Chunk, Bytes]]:
+        for begin in range(0, len(found), AT_ONCE):
+            part = found[begin:begin + AT_ONCE]
+            yield from zip(part, self._encoding.vectors([chunk.whole for chunk in part]), strict=True)
+
+
+def _digest(file: File, known: Known | None) -> str:
+    """The SHA-256 of a file; of one with the size and time that are known it is not computed again."""
+    if known and (known.size, known.changed) == (file.size, file.changed):
+        return known.sha256
+    try:
+        return sha256(file.path)
+    except OSError as error:
+        raise DataError(f"{file.name} cannot be read: {error.strerror}", "look at its rights") from None

@@ -1,0 +1,108 @@
+"""Searches an index: the best passages for a query, or none where the index does not answer it."""
+
+from __future__ import annotations
+
+import threading
+from dataclasses import dataclass
+from pathlib import Path
+from types import TracebackType
+from typing import Any
+
+from ..errors import FormatError, UsageError
+from .encoding import Encoding
+from .ranking import Ranking
+from .store import Source, Store
+
+LONGEST_QUERY = 2000  # characters of a query that count
+MOST = 50  # passages of a search
+
+
+@dataclass(frozen=True)
+class Passage:
+    """A passage that was found. score: from 0 to 1, 1 for the best by words and by vectors."""
+
+    source: Source
+    text: str
+    score: float
+
+    def to_json(self) -> dict[str, Any]:
+        return {"source": str(self.source), "text": self.text, "score": round(self.score, 4), **self.source.to_json()}
+
+
+@dataclass(frozen=True)
+class Found:
+    """What a search found. evidence: from 0 to 1, that the index answers the query; passages: none where it is below
+    `least`.
+    """
+
+    passages: list[Passage]
+    evidence: float
+    least: float
+
+    def to_json(self) -> dict[str, Any]:
+        return {"results": [passage.to_json() for passage in self.passages], "evidence": round(self.evidence, 4),
+                "least_evidence": round(self.least, 4)}
+
+
+class Index:
+    """An index, opened for searches. Close it. For any thread.
+
+    >>> with edgetune.Index("manual.index") as index:
+    ...     index.search("How long is the guarantee?").passages[0].source
+
+    path: the file. threads: 0 for one a physical core. Raises UsageError where there is no file, FormatError for what
+    is no index, MismatchError where its encoder is another now, NotFoundError where that is not on this device.
+    """
+
+    def __init__(self, path: str | Path, threads: int = 0) -> None:
+        self.path = Path(path)
+        if not self.path.is_file():
+            raise UsageError(f"there is no index {path}", "make it with edgetune index FOLDER -o INDEX")
+        self._store = Store(self.path)
+        try:
+            facts = self._store.facts()
+            self._encoding = Encoding(facts["encoder"], threads)
+            self._encoding.check(facts["encoder_sha256"], str(path))
+            self.least = float(facts["least_evidence"])
+            self._ranking = Ranking(self._store, self._encoding)
+        except KeyError as error:
+            self._store.close()
+            raise FormatError(f"{path} is no whole index: it does not say its {error}", "make it again") from None
+        except BaseException:
+            self._store.close()
+            raise
+        self._lock = threading.Lock()
+
+    def close(self) -> None:
+        """Closes the file and frees the encoder."""
+        self._store.close()
+        self._encoding.close()
+
+    def __enter__(self) -> Index:
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None,
+                 trace: TracebackType | None) -> None:
+        self.close()
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes of memory that its encoder takes."""
+        return self._encoding.nbytes
+
+    def search(self, query: str, limit: int = 5, least: float | None = None) -> Found:
+        """The `limit` best passages for a query, the best first.
+
+        least: the evidence below which nothing was found; None: that of the index. Raises UsageError for an empty query
+        or a limit out of its range.
+        """
+        query = " ".join(query.split())[:LONGEST_QUERY]
+        if not query:
+            raise UsageError("the query is empty", "ask something")
+        if not 1 <= limit <= MOST:
+            raise UsageError(f"limit is {limit} passages", f"choose from 1 to {MOST}")
+        least = self.least if least is None else least
+        with self._lock:
+            ranked = self._ranking.ranked(query)
+            best = ranked.chunks[:limit] if ranked.evidence >= least else []
+            return Found([Passage(*self._store.passage(chunk), score) for chunk, score in best], ranked.evidence, least)

@@ -1,0 +1,241 @@
+"""An index on disk: one SQLite file with the files read, their chunks, their words (FTS5) and vectors (sqlite-vec).
+
+Python's own sqlite3 often comes without extensions, so apsw opens the file: SQLite with FTS5, and sqlite-vec loaded.
+Texts lie compressed, and the words without them.
+"""
+
+from __future__ import annotations
+
+import json
+import zlib
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from ..disk import cannot_write
+from ..errors import DiskFullError, EdgetuneError, FormatError, install_hint
+from .chunks import Chunk
+from .encoding import Bytes
+
+VERSION = 1
+APPLICATION = 0x45645478  # in the file's header: what wrote it
+PAGE_CACHE = 8192  # KiB
+SCHEMA = """
+create table facts(name text primary key, value text not null) without rowid;
+create table files(id integer primary key, name text not null unique, size integer not null, changed integer not null,
+                   sha256 text not null);
+create table chunks(id integer primary key, file integer not null references files(id), heading text not null,
+                    page integer not null, line integer not null, tokens integer not null, text blob not null);
+create index chunks_of_file on chunks(file);
+create virtual table words using fts5(heading, text, content='', contentless_delete=1,
+                                      tokenize='{tokenizer}');
+create virtual table terms using fts5vocab(words, row);
+create virtual table vectors using vec0(vector int8[{width}] distance_metric=cosine);
+"""
+TOKENIZER = ("porter", "unicode61", "remove_diacritics", "2")
+
+
+@dataclass(frozen=True)
+class Source:
+    """The place of a passage. file: its name in the folder; heading, page, line: as of Paragraph."""
+
+    file: str
+    heading: str = ""
+    page: int = 0
+    line: int = 0
+
+    def __str__(self) -> str:
+        place = f"{self.file}, page {self.page}" if self.page else f"{self.file}:{self.line}" if self.line \
+            else self.file
+        return f"{place} ({self.heading})" if self.heading else place
+
+    def to_json(self) -> dict[str, Any]:
+        return {"file": self.file, "heading": self.heading or None, "page": self.page or None,
+                "line": self.line or None}
+
+
+@dataclass(frozen=True)
+class Known:
+    """A file that was read. changed: its time of change, in nanoseconds."""
+
+    id: int
+    name: str
+    size: int
+    changed: int
+    sha256: str
+
+
+class Store:
+    """An index, open. writes: to be changed in a transaction of which nothing stays unless it is committed.
+
+    Raises FormatError for a file that is none, or damaged; EdgetuneError where a library is missing.
+    """
+
+    def __init__(self, path: Path, writes: bool = False) -> None:
+        self.path = path
+        self._apsw, extension = _libraries()
+        with self._errors():
+            flags = self._apsw.SQLITE_OPEN_READWRITE | self._apsw.SQLITE_OPEN_CREATE if writes \
+                else self._apsw.SQLITE_OPEN_READONLY
+            self._db = self._apsw.Connection(str(path), flags=flags)
+            self._db.enable_load_extension(True)
+            self._db.load_extension(extension)
+            self._db.enable_load_extension(False)
+            self._db.execute(f"pragma cache_size = -{PAGE_CACHE}").fetchall()
+            self._db.execute("pragma trusted_schema = off")
+
+    def close(self) -> None:
+        self._db.close()
+
+    @contextmanager
+    def _errors(self) -> Iterator[None]:
+        """SQLite's errors as ours."""
+        apsw = self._apsw
+        try:
+            yield
+        except apsw.FullError:
+            raise DiskFullError(f"cannot write {self.path}: its disk is full", "make room, and index again") from None
+        except apsw.IOError as error:
+            raise cannot_write(self.path, OSError(0, str(error))) from None
+        except apsw.Error as error:
+            raise FormatError(f"{self.path} is no index that can be read ({error})",
+                              "name one that edgetune index made, or make it again") from None
+
+    # ---- writing ------------------------------------------------------------------------------------------------
+
+    def create(self, facts: dict[str, Any], width: int) -> None:
+        """Makes the tables of a new file. The file is one that is renamed when it is whole, so it needs no journal."""
+        with self._errors():
+            self._db.execute(f"pragma application_id = {APPLICATION}; pragma user_version = {VERSION}")
+            self._db.execute(SCHEMA.format(width=width, tokenizer=" ".join(TOKENIZER)))
+        self.set_facts(facts)
+
+    def begin(self) -> None:
+        """Begins the one transaction of a file that nobody else sees."""
+        with self._errors():
+            self._db.execute("pragma journal_mode = off; pragma synchronous = off; begin").fetchall()
+
+    def commit(self) -> None:
+        with self._errors():
+            self._db.execute("insert into words(words) values('optimize'); commit").fetchall()
+
+    def set_facts(self, facts: dict[str, Any]) -> None:
+        with self._errors():
+            self._db.executemany("insert or replace into facts values(?, ?)",
+                                 [(name, json.dumps(value)) for name, value in facts.items()])
+
+    def add_file(self, name: str, size: int, changed: int, sha256: str) -> int:
+        with self._errors():
+            self._db.execute("insert into files(name, size, changed, sha256) values(?, ?, ?, ?)",
+                             (name, size, changed, sha256))
+        return int(self._db.last_insert_rowid())
+
+    def add_chunks(self, file: int, chunks: Sequence[Chunk], vectors: Bytes) -> None:
+        """vectors: [n, D]"""
+        with self._errors():
+            for chunk, vector in zip(chunks, vectors, strict=True):
+                self._db.execute("insert into chunks(file, heading, page, line, tokens, text) values(?, ?, ?, ?, ?, ?)",
+                                 (file, chunk.heading, chunk.page, chunk.line, chunk.tokens,
+                                  zlib.compress(chunk.text.encode())))
+                row = self._db.last_insert_rowid()
+                self._db.execute("insert into words(rowid, heading, text) values(?, ?, ?)",
+                                 (row, chunk.heading, chunk.text))
+                self._db.execute("insert into vectors(rowid, vector) values(?, vec_int8(?))", (row, vector.tobytes()))
+
+    # ---- reading ------------------------------------------------------------------------------------------------
+
+    def facts(self) -> dict[str, Any]:
+        """What the index says of itself. Raises FormatError for a file that is no index of this version."""
+        with self._errors():
+            application = self._db.pragma("application_id")
+            version = self._db.pragma("user_version")
+            if application != APPLICATION:
+                raise FormatError(f"{self.path} is no index", "name a file that edgetune index made")
+            if version != VERSION:
+                raise FormatError(f"{self.path} is an index of version {version}, not {VERSION}", "make it again")
+            return {name: json.loads(value) for name, value in self._db.execute("select name, value from facts")}
+
+    def files(self) -> dict[str, Known]:
+        with self._errors():
+            rows = self._db.execute("select id, name, size, changed, sha256 from files order by name")
+            return {row[1]: Known(*row) for row in rows}
+
+    def totals(self) -> tuple[int, int]:
+        """Chunks, and their tokens."""
+        with self._errors():
+            [(count, tokens)] = self._db.execute("select count(*), coalesce(sum(tokens), 0) from chunks").fetchall()
+        return int(count), int(tokens)
+
+    def chunks_of(self, file: int) -> Iterator[tuple[Chunk, Bytes]]:
+        """The chunks of a file with their vectors, in their order."""
+        with self._errors():
+            rows = self._db.execute("select chunks.id, text, heading, page, line, tokens from chunks where file = ? "
+                                    "order by id", (file,))
+            for id, text, *place in rows:
+                yield Chunk(self._text(text), *place), self.vector(id)
+
+    def _text(self, compressed: bytes) -> str:
+        try:
+            return zlib.decompress(compressed).decode()
+        except (zlib.error, UnicodeDecodeError):
+            raise FormatError(f"{self.path} is damaged: a text cannot be read", "make it again") from None
+
+    def passage(self, chunk: int) -> tuple[Source, str]:
+        with self._errors():
+            [(name, heading, page, line, text)] = self._db.execute(
+                "select name, heading, page, line, text from chunks join files on files.id = file where chunks.id = ?",
+                (chunk,)).fetchall()
+            return Source(name, heading, page, line), self._text(text)
+
+    def vector(self, chunk: int) -> Bytes:
+        with self._errors():
+            [(found,)] = self._db.execute("select vector from vectors where rowid = ?", (chunk,)).fetchall()
+        return np.frombuffer(found, np.int8)
+
+    def terms_of(self, text: str) -> dict[str, str]:
+        """The words of a text, by what the index has in their place: without endings and accents."""
+        raw = text.encode()
+        with self._errors():
+            tokenizer = self._db.fts5_tokenizer(TOKENIZER[0], list(TOKENIZER[1:]))
+            found = tokenizer(raw, self._apsw.FTS5_TOKENIZE_QUERY, None)
+        return {term: raw[begin:end].decode() for begin, end, *terms in reversed(found) for term in terms}
+
+    def holders(self, terms: Iterable[str]) -> dict[str, int]:
+        """Numbers of chunks that hold each term; a term that none holds is left out."""
+        with self._errors():
+            found = {term: self._db.execute("select doc from terms where term = ?", (term,)).fetchall()
+                     for term in terms}
+        return {term: int(rows[0][0]) for term, rows in found.items() if rows}
+
+    def by_words(self, words: Sequence[str], limit: int) -> list[tuple[int, float]]:
+        """(chunk, BM25) of the best chunks with any of these words, the best first."""
+        query = " OR ".join('"{}"'.format(word.replace('"', '""')) for word in words)
+        if not query:
+            return []
+        with self._errors():
+            rows = self._db.execute("select rowid, -bm25(words) from words where words match ? "
+                                    "order by bm25(words), rowid limit ?", (query, limit))
+            return [(row, float(score)) for row, score in rows]
+
+    def by_vector(self, vector: Bytes, limit: int) -> list[tuple[int, float]]:
+        """(chunk, cosine) of the nearest chunks, the nearest first."""
+        with self._errors():
+            rows = self._db.execute("select rowid, distance from vectors where vector match vec_int8(?) and k = ? "
+                                    "order by distance", (vector.tobytes(), limit))
+            found = [(int(row), 1 - float(distance)) for row, distance in rows]
+        return sorted(found, key=lambda each: (-each[1], each[0]))
+
+
+def _libraries() -> tuple[Any, str]:
+    """apsw, and the path of sqlite-vec's extension."""
+    try:
+        import apsw
+        import sqlite_vec
+    except ImportError as error:
+        raise EdgetuneError(f"{error.name}, which an index needs, is not installed", install_hint("retrieval")
+                            ) from None
+    return apsw, sqlite_vec.loadable_path()

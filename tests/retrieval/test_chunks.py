@@ -1,0 +1,52 @@
+"""Chunks hold all of the text, stay within their tokens, repeat what they say they repeat, and know their place."""
+
+from hypothesis import given
+from hypothesis import strategies as st
+
+from edgetune.retrieval.chunks import chunks
+from edgetune.retrieval.documents import Paragraph
+
+
+def count(text: str) -> int:
+    """Words are tokens, and long ones several."""
+    return sum(1 + len(word) // 10 for word in text.split())
+
+
+SENTENCES = st.lists(st.lists(st.text("abc", min_size=1, max_size=40), min_size=1, max_size=12).map(" ".join),
+                     min_size=1, max_size=6).map(lambda found: ". ".join(found) + ".")
+PARAGRAPHS = st.lists(st.builds(Paragraph, SENTENCES, st.sampled_from(["", "One", "One > Two " * 9, "Three"])),
+                      max_size=12)
+
+
+@given(PARAGRAPHS, st.integers(12, 60), st.sampled_from([0.0, 0.15, 0.5]))
+def test_nothing_is_lost_and_none_is_too_long(found, size, overlap):
+    made = list(chunks(found, count, size, overlap))
+    assert all(count(chunk.whole) <= chunk.tokens <= size for chunk in made)
+    whole = "".join("".join(chunk.text.split()) for chunk in made)
+    wanted = [letter for paragraph in found for letter in "".join(paragraph.text.split())]
+    at = iter(whole)
+    assert all(letter in at for letter in wanted)  # in this order, with repetitions and headings between
+
+
+def test_sentences_stay_whole_and_the_last_ones_are_repeated():
+    text = " ".join(f"Sentence {number} has five words." for number in range(9))
+    made = list(chunks([Paragraph(text, line=4)], count, 20, 0.25))
+    assert [chunk.text for chunk in made[:2]] == [
+        "Sentence 0 has five words. Sentence 1 has five words. Sentence 2 has five words. Sentence 3 has five words.",
+        "Sentence 3 has five words. Sentence 4 has five words. Sentence 5 has five words. Sentence 6 has five words."]
+    assert {chunk.line for chunk in made} == {4}
+
+
+def test_short_sections_share_a_chunk_and_long_ones_do_not():
+    short = [Paragraph("a a a", "A", 0, 2), Paragraph("b b b", "A > B", 0, 5)]
+    [one] = chunks(short, count, 40, 0.15)
+    assert (one.text, one.heading, one.line) == ("a a a\n\nB\nb b b", "A", 2)
+    long = [Paragraph("a " * 20, "A", 0, 2), Paragraph("b b b", "B", 3, 5)]
+    assert [(chunk.heading, chunk.page, chunk.line) for chunk in chunks(long, count, 40, 0.5)] == [
+        ("A", 0, 2), ("B", 3, 5)]
+
+
+def test_lines_within_a_long_paragraph():
+    text = "\n".join(f"line {number} is here" for number in range(20))
+    made = list(chunks([Paragraph(text, line=7)], count, 16, 0))
+    assert [chunk.line for chunk in made] == [7, 11, 15, 19, 23]
