@@ -49,7 +49,7 @@ class Published:
             ropes=(Rope(), Rope()), windows=(0,) * self.layers))
 
     def sizes(self) -> Sizes:
-        block = sum(_bytes(self.format, n, k) for n, k in self.structure().linear_shapes().values())
+        block = sum(_bytes(self.format, n, k) for n, k in self.structure().linear_shapes(0).values())
         row = _bytes(self.embedding, 1, self.width)
         return Sizes((block,) * self.layers, row * self.vocabulary, 0, row)
 

@@ -16,6 +16,7 @@ from typing import Any
 import numpy as np
 
 from ..errors import FormatError, UnsupportedError
+from . import kinds
 from .families import FAMILIES, Family
 from .gguf import FORMATS, Gguf, Tensor
 
@@ -90,6 +91,8 @@ class Shape:
     pre_norms: bool = True  # a sublayer's input is normed
     unrotated: tuple[int, ...] = ()  # blocks without a rotary embedding
     logit_scale: float = 1.0  # logits are divided by it
+    mixers: tuple[str, ...] = ()  # a block's kind of mixer (kinds.py); (): attention in all
+    feeds: tuple[str, ...] = ()  # a block's kind of feed-forward part; (): gated in all
 
     @property
     def family(self) -> Family:
@@ -103,30 +106,29 @@ class Shape:
     def d_kv(self) -> int:
         return self.n_kv * self.d_head
 
-    def qk_norm_widths(self) -> dict[str, int]:
-        """Values that the norms of queries and keys have, by GGUF name; {}: there are none."""
-        if not self.qk_norm:
-            return {}
-        is_whole = self.qk_norm == "width"
-        return {"attn_q_norm": self.d_q if is_whole else self.d_head,
-                "attn_k_norm": self.d_kv if is_whole else self.d_head}
+    def mixer(self, layer: int) -> str:
+        """The kind of a block's mixer, as in kinds.py."""
+        return self.mixers[layer] if self.mixers else "attention"
 
-    def norm_widths(self) -> dict[str, int]:
+    def feed(self, layer: int) -> str:
+        """The kind of a block's feed-forward part."""
+        return self.feeds[layer] if self.feeds else "gated"
+
+    def norm_widths(self, layer: int) -> dict[str, int]:
         """Values that each norm of a block has, by GGUF name."""
+        own = kinds.NORMS.get(self.mixer(layer))
         before = ("attn_norm", "ffn_norm") if self.pre_norms else ()
         after = ("post_attention_norm", "post_ffw_norm") if self.post_norms else ()
-        return dict.fromkeys((*before, *after), self.d_model) | self.qk_norm_widths()
+        return {**dict.fromkeys(before, self.d_model), **(own(self) if own else {}),
+                **dict.fromkeys(after, self.d_model)}
 
     def rope_of(self, layer: int) -> int:
         """Index into ropes."""
         return 1 if self.windows[layer] else 0
 
-    def linear_shapes(self) -> dict[str, tuple[int, int]]:
-        """[N, K] of the seven projections of a block, by GGUF name."""
-        d = self.d_model
-        f = self.d_ff
-        return {"attn_q": (self.d_q, d), "attn_k": (self.d_kv, d), "attn_v": (self.d_kv, d),
-                "attn_output": (d, self.d_q), "ffn_gate": (f, d), "ffn_up": (f, d), "ffn_down": (d, f)}
+    def linear_shapes(self, layer: int) -> dict[str, tuple[int, int]]:
+        """[N, K] of the projections of a block, by GGUF name."""
+        return {**kinds.PROJECTIONS[self.mixer(layer)](self), **kinds.PROJECTIONS[self.feed(layer)](self)}
 
 
 def read_shape(gguf: Gguf) -> Shape:
@@ -328,9 +330,9 @@ def expected_tensors(s: Shape) -> dict[str, tuple[int, ...]]:
     if s.family.own_head:
         expected["output.weight"] = (s.n_vocab, d)
     for i in range(s.n_layer):
-        for name, shape in s.linear_shapes().items():
+        for name, shape in s.linear_shapes(i).items():
             expected[f"blk.{i}.{name}.weight"] = shape
-        for name, width in s.norm_widths().items():
+        for name, width in s.norm_widths(i).items():
             expected[f"blk.{i}.{name}.weight"] = (width,)
     return expected
 
@@ -338,10 +340,11 @@ def expected_tensors(s: Shape) -> dict[str, tuple[int, ...]]:
 def optional_tensors(s: Shape) -> dict[str, tuple[int, ...]]:
     """Name -> shape of tensors that some models have: a separate head, biases, factors of the rotary embedding."""
     optional: dict[str, tuple[int, ...]] = {"output.weight": (s.n_vocab, s.d_model)}
-    linear = s.linear_shapes()
     for i in range(s.n_layer):
+        linear = s.linear_shapes(i)
         for name in s.family.biases:
-            optional[f"blk.{i}.{name}.bias"] = (linear[name][0],)
+            if name in linear:
+                optional[f"blk.{i}.{name}.bias"] = (linear[name][0],)
     if s.family.rope_factors:
         optional["rope_freqs.weight"] = (len(s.ropes[0].factors),)
     return optional

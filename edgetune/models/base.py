@@ -71,7 +71,7 @@ class Cache(Protocol):
 
 
 class Structure(ABC):
-    """A stack of n_layer blocks, each with the same projections, below one head or several."""
+    """A stack of n_layer blocks below one head or several."""
 
     @property
     @abstractmethod
@@ -98,10 +98,18 @@ class Structure(ABC):
         return False
 
     @abstractmethod
-    def linear_shapes(self) -> dict[str, tuple[int, int]]:
+    def linear_shapes(self, layer: int) -> dict[str, tuple[int, int]]:
         """[N, K] of a block's projections that can be adapted, by GGUF name without block and ".weight"."""
 
-    def parts(self, kind: str) -> tuple[Shapes, Shapes]:
+    def targets(self) -> tuple[str, ...]:
+        """The names of all projections that some block has."""
+        return tuple(dict.fromkeys(name for layer in range(self.n_layer) for name in self.linear_shapes(layer)))
+
+    def block_weights(self, layer: int) -> int:
+        """Weights of a block's projections."""
+        return sum(n * k for n, k in self.linear_shapes(layer).values())
+
+    def parts(self, kind: str, layer: int) -> tuple[Shapes, Shapes]:  # noqa: ARG002
         """The shapes of other parts that a family may adapt, as of its `adapts`: those of a block, and those outside of
         blocks. Raises UsageError for a kind that the network does not have.
         """
@@ -141,13 +149,23 @@ class Structure(ABC):
                              f"{len(run.blocks)} of {self.n_layer} blocks are to be trained",
                              "give --blocks all, or another --family")
         found: dict[str, tuple[int, ...]] = {}
-        linear = self.linear_shapes()
         for kind in run.family.adapts:
-            of_block, others = ({t: linear[t] for t in run.targets}, {}) if kind == PROJECTIONS else self.parts(kind)
-            if kind == BIASES:
-                of_block = {name: of_block[name] for t in run.targets if (name := f"{t}.bias") in of_block}
-            found |= {f"blk.{i}.{name}": shape for i in run.blocks for name, shape in of_block.items()} | {**others}
+            others: Shapes = {}
+            for i in run.blocks:
+                of_block, others = self._parts_of(kind, i, run.targets)
+                found |= {f"blk.{i}.{name}": shape for name, shape in of_block.items()}
+            found |= others
         return found
+
+    def _parts_of(self, kind: str, layer: int, targets: Sequence[str]) -> tuple[Shapes, Shapes]:
+        """`parts`, or the projections, which these targets name."""
+        if kind == PROJECTIONS:
+            linear = self.linear_shapes(layer)
+            return {name: linear[name] for name in targets if name in linear}, {}
+        of_block, others = self.parts(kind, layer)
+        if kind == BIASES:
+            of_block = {name: of_block[name] for target in targets if (name := f"{target}.bias") in of_block}
+        return of_block, others
 
     @abstractmethod
     def buffers(self, run: RunShape) -> list[Buffer]:

@@ -20,7 +20,7 @@ from ..formats.encoder import read_encoder
 from ..formats.gguf import ENCODER, NOMIC, Gguf
 from .base import Network, Passes, register
 from .encoder_head import EncoderHead
-from .encoder_structure import EncoderStructure, kept_widths
+from .encoder_structure import BACKWARD_GROUPS, EncoderStructure, kept_widths
 from .kept import Kept
 from .layer_norms import LayerNorms
 from .linear import Activations, Projections, RunShape, forward_precision
@@ -75,7 +75,7 @@ class EncoderPasses(Passes):
         vectors = {name: ops.upload(vector) for name, vector in network.vectors.items()}
         self.linear = Projections(ops, self.stream.weights, vectors, run, self.adapter, shapes)
         self.norms = LayerNorms(ops, arena, vectors, self.shape.norm_eps)
-        self.kept = Kept(self.shape.n_layer, kept_widths(self.shape, run), run, arena)
+        self.kept = Kept([kept_widths(self.shape, run)] * self.shape.n_layer, run, arena)
         self.head = EncoderHead(network.structure, run, ops, arena, seed)
         self.before_block: Callable[[], None] = lambda: None
         self._placed: Batch | None = None
@@ -195,7 +195,7 @@ class EncoderPasses(Passes):
         """dx [T, D]: from the gradient of the block's output to that of its input."""
         self.stream.enter(layer, layer - 1 if layer > self.run.lowest else None)
         k = self.kept.of(layer, len(dx))
-        deepest = deepest_group(self.run, layer)
+        deepest = deepest_group(BACKWARD_GROUPS, self.run, layer)
         self._mlp_backward(layer, dx, k, deepest)
         if deepest < 2:
             return

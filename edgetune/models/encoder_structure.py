@@ -13,8 +13,10 @@ from ..formats.encoder import EncoderShape
 from .base import Flops, Structure
 from .layer_norms import layer_norm_buffers
 from .linear import RunShape
-from .structure import BACKWARD_GROUPS, deepest_group
+from .structure import deepest_group
 
+BACKWARD_GROUPS = (("ffn_down",), ("ffn_gate", "ffn_up"), ("attn_output",),
+                   ("attn_q", "attn_k", "attn_v", "attn_qkv"))  # as of structure.groups
 LEAST_DOCUMENT = 2  # tokens
 LABELLING = (CLASSES.name, TAGS.name, MULTILABEL.name)  # heads with parameters
 ALONE = (VECTOR.name, MULTILABEL.name)  # heads that give several numbers at a position, and so come without others
@@ -52,7 +54,7 @@ class EncoderStructure(Structure):
     def head_weights(self) -> int:
         return 0
 
-    def linear_shapes(self) -> dict[str, tuple[int, int]]:
+    def linear_shapes(self, layer: int) -> dict[str, tuple[int, int]]:  # noqa: ARG002
         return self.shape.linear_shapes()
 
     def head_groups(self, heads: Sequence[HeadKind]) -> list[Group]:
@@ -110,7 +112,7 @@ class EncoderStructure(Structure):
         weights = {name: n * k for name, (n, k) in s.linear_shapes().items()}
         whole = sum(weights.values())
         attention = [4 * s.d_model * sum(_pairs(n, window) for n in lengths) for window in s.windows]
-        deepest = deepest_group(run, run.lowest)
+        deepest = deepest_group(BACKWARD_GROUPS, run, run.lowest)
         passed = sum(weights.get(name, 0) for group in BACKWARD_GROUPS[:deepest] for name in group)
         above = run.lowest + 1
         lowest_attention = attention[run.lowest] if deepest == len(BACKWARD_GROUPS) - 1 else 0

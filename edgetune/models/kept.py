@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from collections import Counter
+from collections.abc import Mapping, Sequence
+
 import numpy as np
 
 from ..backends.arena import Arena
@@ -9,15 +12,16 @@ from .linear import Activations, RunShape
 
 
 class Kept:
-    """Views of an arena with "block_x" and the buffers that `widths` names, with their values a token. t: tokens of the
-    batch, T.
+    """Views of an arena with "block_x" and buffers of activations. widths: of each block, their names with their values
+    a token. t: tokens of the batch, T.
     """
 
-    def __init__(self, n_layer: int, widths: dict[str, int], run: RunShape, arena: Arena) -> None:
-        self.n_layer = n_layer
+    def __init__(self, widths: Sequence[Mapping[str, int]], run: RunShape, arena: Arena) -> None:
+        self.n_layer = len(widths)
         self.run = run
         self.arena = arena
         self.widths = widths
+        self._copies = _copies(widths, run.kept)
         self._views: dict[tuple[int, int], Activations] = {}
 
     def block_x(self, layer: int, t: int) -> np.ndarray:
@@ -27,13 +31,23 @@ class Kept:
 
     def of(self, layer: int, t: int) -> Activations:
         """The activations of a block, [T, width] each ([T] where the width is 1)."""
-        copy = max(layer - (self.n_layer - self.run.kept), 0)  # blocks that are not kept share the lowest one's
-        if (kept := self._views.get((copy, t))) is not None:
+        if (kept := self._views.get((layer, t))) is not None:
             return kept
         if len(self._views) > self.n_layer:  # of a pass: one a block, and one of the last block's needed tokens
             self._views.clear()  # views of an earlier t
-        kept = self._views[copy, t] = {}
-        for name, width in self.widths.items():
+        kept = self._views[layer, t] = {}
+        for name, width in self.widths[layer].items():
             shape = (t * width,) if name.startswith("rstd") else (t, width)
-            kept[name] = self.arena.part(name, copy, *shape)
+            kept[name] = self.arena.part(name, self._copies[layer][name], *shape)
         return kept
+
+
+def _copies(widths: Sequence[Mapping[str, int]], kept: int) -> list[dict[str, int]]:
+    """Which copy of each activation a block has. Blocks that are not kept share the first."""
+    counts: Counter[str] = Counter()
+    found = []
+    for layer, names in enumerate(widths):
+        is_kept = layer >= len(widths) - kept
+        found.append({name: counts[name] if is_kept else 0 for name in names})
+        counts.update([*names] if is_kept else ())
+    return found

@@ -5,28 +5,13 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-
 import numpy as np
 
 from ..backends.arena import Arena
 from ..backends.base import Backend
 from .linear import Activations, Projections
 from .norms import Norms
-
-
-@dataclass(frozen=True)
-class Sublayer:
-    """name: for an adapter. target: its last projection; post: the norm after it; kept: of its activations."""
-
-    name: str
-    target: str
-    post: str
-    kept: str
-
-
-ATTENTION = Sublayer("attention", "attn_output", "post_attention_norm", "att")
-FEED_FORWARD = Sublayer("feed_forward", "ffn_down", "post_ffw_norm", "mlp")
+from .sublayer import Part, Sublayer
 
 
 class Residual:
@@ -39,23 +24,24 @@ class Residual:
         self._norms = norms
         self._has_norms = has_norms
 
-    def keeps_output(self, layer: int, part: Sublayer) -> bool:
-        """Whether the projection's output is kept for backward."""
+    def keeps_output(self, layer: int, part: Part) -> bool:
+        """Whether the sublayer's output is kept for backward."""
         return self._has_norms or self._linear.adapts(f"blk.{layer}.{part.name}")
 
-    def forward(self, x: np.ndarray, inp: np.ndarray, k: Activations, layer: int, part: Sublayer) -> None:
-        """x [T, D] += the sublayer's output, whose last projection is of inp."""
+    def forward(self, x: np.ndarray, inner: np.ndarray, k: Activations, layer: int, sublayer: Sublayer) -> None:
+        """x [T, D] += the sublayer's output, of what its last projection takes."""
+        part = sublayer.part
         if not self.keeps_output(layer, part):
-            self._linear.forward(x, inp, layer, part.target, k, accumulate=True)
+            sublayer.project(x, inner, layer, k, accumulate=True)
             return
-        self._linear.forward(k[f"{part.kept}_out"], inp, layer, part.target, k)
+        sublayer.project(k[f"{part.kept}_out"], inner, layer, k)
         out = self._output(k, layer, part)
         name = f"blk.{layer}.{part.name}"
         if self._linear.adapts(name):
             self._linear.adapter.sublayer_forward(name, out)
         self._ops.add(x.reshape(-1), out.reshape(-1))
 
-    def backward(self, dx: np.ndarray, k: Activations, layer: int, part: Sublayer) -> np.ndarray:
+    def backward(self, dx: np.ndarray, k: Activations, layer: int, part: Part) -> np.ndarray:
         """The gradient [T, D] of the projection's output, from that of the sum: dx itself if nothing follows it."""
         if not self.keeps_output(layer, part):
             return dx
@@ -71,7 +57,7 @@ class Residual:
             self._norms.backward(draw, dout, raw, k[f"rstd_{part.kept}"], f"blk.{layer}.{part.post}")
         return draw
 
-    def _output(self, k: Activations, layer: int, part: Sublayer) -> np.ndarray:
+    def _output(self, k: Activations, layer: int, part: Part) -> np.ndarray:
         """The sublayer's output [T, D] without the adapter, in a buffer that is free then, from its projection's."""
         raw = k[f"{part.kept}_out"]
         out = self._arena.view("dnorm", *raw.shape)

@@ -11,34 +11,46 @@ from ..backends.arena import Buffer
 from ..backends.base import HEAD_STATE
 from ..formats.shape import Shape
 from .base import Flops, Structure
+from .kinds import FEEDS, MIXERS
 from .linear import RunShape
 from .placed import placed_buffers
 from .prefix import prefix_buffers
 from .stream import HEAD_TOKENS
+from .sublayer import FeedForward, Mixer
 from .value import value_group
 
 HEAD_BYTES = 2 << 20  # logits held at a time: the size of a core's cache
-# Backward walks the projections in this order; in the lowest trained block it stops after the last trained group.
-BACKWARD_GROUPS = (("ffn_down",), ("ffn_gate", "ffn_up"), ("attn_output",),
-                   ("attn_q", "attn_k", "attn_v", "attn_qkv"))
+Groups = tuple[tuple[str, ...], ...]
 
 
-def kept_widths(s: Shape, run: RunShape) -> dict[str, int]:
+def mixer_of(s: Shape, layer: int) -> type[Mixer]:
+    return MIXERS[s.mixer(layer)]
+
+
+def feed_of(s: Shape, layer: int) -> type[FeedForward]:
+    return FEEDS[s.feed(layer)]
+
+
+def groups(s: Shape, layer: int) -> Groups:
+    """The projections of a block in the order in which backward reaches them; in the lowest trained block it ends with
+    the last group with a trained one.
+    """
+    mixer = mixer_of(s, layer)
+    feed = feed_of(s, layer)
+    return (feed.last,), feed.inputs, (mixer.last,), mixer.inputs
+
+
+def kept_widths(s: Shape, run: RunShape, layer: int) -> dict[str, int]:
     """name -> values a token, of the activations that a block's backward reads and that only a product or attention
     could make again. Those named lse, rstd_* and u_* are float32, the others of the run's type of activations.
     """
-    widths = {"q": s.d_q, "k": s.d_kv, "v": s.d_kv, "att": s.d_q, "lse": s.n_head, "mid": s.d_model, "gate": s.d_ff,
-              "up": s.d_ff}
-    if s.qk_norm:
-        norms = s.qk_norm_widths()
-        widths |= {"q_raw": s.d_q, "k_raw": s.d_kv, "rstd_q": s.d_q // norms["attn_q_norm"],
-                   "rstd_k": s.d_kv // norms["attn_k_norm"]}
+    widths = {**mixer_of(s, layer).widths(s), "mid": s.d_model, **feed_of(s, layer).widths(s)}
     if s.post_norms:
         widths |= {"rstd_att": 1, "rstd_mlp": 1}
     if s.post_norms or SUBLAYERS in run.family.adapts:
         widths |= {"att_out": s.d_model, "mlp_out": s.d_model}
     if run.family.kept_width:
-        widths |= {f"u_{target}": run.family.kept_width for target in run.targets}
+        widths |= {f"u_{target}": run.family.kept_width for target in run.targets if target in s.linear_shapes(layer)}
     return widths
 
 
@@ -66,10 +78,10 @@ class DecoderStructure(Structure):
     def keeps_prefixes(self) -> bool:
         return True
 
-    def linear_shapes(self) -> dict[str, tuple[int, int]]:
-        return self.shape.linear_shapes()
+    def linear_shapes(self, layer: int) -> dict[str, tuple[int, int]]:
+        return self.shape.linear_shapes(layer)
 
-    def parts(self, kind: str) -> tuple[Shapes, Shapes]:
+    def parts(self, kind: str, layer: int) -> tuple[Shapes, Shapes]:
         s = self.shape
         width = (s.d_model,)
         if kind == SUBLAYERS:
@@ -79,10 +91,11 @@ class DecoderStructure(Structure):
         if kind == KEYS:
             return {"keys": (s.d_kv,)}, {}
         if kind == BIASES:
-            return {f"{name}.bias": self.linear_shapes()[name][:1] for name in s.biases}, {}
+            linear = self.linear_shapes(layer)
+            return {f"{name}.bias": linear[name][:1] for name in s.biases if name in linear}, {}
         if kind != NORMS:
-            return super().parts(kind)
-        norms: Shapes = {name: (size,) for name, size in s.norm_widths().items()}
+            return super().parts(kind, layer)
+        norms: Shapes = {name: (size,) for name, size in s.norm_widths(layer).items()}
         # the last norm's weight is divided by the logits' scale while the model is read
         return norms, {"output_norm": width} if s.logit_scale == 1.0 else {}
 
@@ -94,33 +107,51 @@ class DecoderStructure(Structure):
         return buffers(self.shape, run, self.trained_shapes(run))
 
     def flops(self, run: RunShape, lengths: Sequence[int]) -> Flops:
-        """Forward 4 C a head and pair of tokens that see each other for attention, backward twice that."""
+        """The projections', and what each kind of sublayer adds to that."""
         s = self.shape
         tokens = sum(lengths)
-        weights = {name: n * k for name, (n, k) in s.linear_shapes().items()}
-        attention = [4 * s.n_head * s.d_head * sum(_pairs(n, window) for n in lengths) for window in s.windows]
-        deepest = deepest_group(run, run.lowest)
-        passed = sum(weights[name] for group in BACKWARD_GROUPS[:deepest] for name in group)  # lowest trained block
+        weights = [self.block_weights(layer) for layer in range(s.n_layer)]
+        mixing = [mixer_of(s, layer).flops(s, layer, lengths) for layer in range(s.n_layer)]
+        feeding = [feed_of(s, layer).flops(s, layer, lengths) for layer in range(s.n_layer)]
+        of = groups(s, run.lowest)
+        deepest = deepest_group(of, run, run.lowest)
+        linear = self.linear_shapes(run.lowest)
+        passed = sum(linear[name][0] * linear[name][1]
+                     for group in of[:deepest] for name in group)  # lowest trained block
         above = run.lowest + 1
-        lowest_attention = attention[run.lowest] if deepest == len(BACKWARD_GROUPS) - 1 else 0
+        lowest_mixing = mixing[run.lowest] if deepest == len(of) - 1 else 0
         head = 2 * (tokens - len(lengths)) * self.head_weights
-        whole = sum(weights.values())
-        return Flops(2 * tokens * s.n_layer * whole + sum(attention),
-                     2 * tokens * ((s.n_layer - above) * whole + passed)
-                     + 2 * (sum(attention[above:]) + lowest_attention), head)
+        return Flops(2 * tokens * sum(weights) + sum(mixing) + sum(feeding),
+                     2 * tokens * (sum(weights[above:]) + passed)
+                     + 2 * (sum(mixing[above:]) + lowest_mixing + sum(feeding[run.lowest:])), head)
 
 
-def deepest_group(run: RunShape, layer: int) -> int:
-    """The index of the last of BACKWARD_GROUPS that backward reaches in a block."""
+def deepest_group(of: Groups, run: RunShape, layer: int) -> int:
+    """The index of the last of a block's groups that backward reaches; -1: it reaches none."""
     if layer != run.lowest or run.needs_dinp:
-        return len(BACKWARD_GROUPS) - 1
-    return max(i for i, group in enumerate(BACKWARD_GROUPS) if set(group) & set(run.targets))
+        return len(of) - 1
+    return max((i for i, group in enumerate(of) if set(group) & set(run.targets)), default=-1)
 
 
-def _pairs(n: int, window: int) -> int:
-    """(t, s) with s <= t < n, and s > t - window where there is a window."""
-    w = min(window or n, n)
-    return w * (w + 1) // 2 + (n - w) * w
+def mixers_of(s: Shape) -> list[type[Mixer]]:
+    """The kinds of mixers that some block has."""
+    return list(dict.fromkeys(mixer_of(s, layer) for layer in range(s.n_layer)))
+
+
+def feeds_of(s: Shape) -> list[type[FeedForward]]:
+    """The kinds of feed-forward parts that some block has."""
+    return list(dict.fromkeys(feed_of(s, layer) for layer in range(s.n_layer)))
+
+
+def kept_copies(s: Shape, run: RunShape) -> dict[str, tuple[int, int]]:
+    """name -> (copies, values a token) of all activations of `kept_widths`: one copy a kept block that has it."""
+    found: dict[str, tuple[int, int]] = {}
+    for layer in range(s.n_layer):
+        is_kept = layer >= s.n_layer - run.kept
+        for name, width in kept_widths(s, run, layer).items():
+            copies = found[name][0] if name in found else 0
+            found[name] = copies + is_kept, width
+    return {name: (max(copies, 1), width) for name, (copies, width) in found.items()}
 
 
 def buffers(s: Shape, run: RunShape, adapted: Shapes) -> list[Buffer]:
@@ -136,17 +167,15 @@ def buffers(s: Shape, run: RunShape, adapted: Shapes) -> list[Buffer]:
         # float32 if blocks are computed again from it; if only backward reads it, the type of activations
         Buffer("block_x", (n_live, t, d), "step", half if run.kept == n_live else "float32",
                backward=True),
-        *(Buffer(name, (run.kept, t, width), "step", "float32" if name.startswith(("lse", "rstd", "u_")) else half)
-          for name, width in kept_widths(s, run).items()),
+        *(Buffer(name, (copies, t, width), "step", "float32" if name.startswith(("lse", "rstd", "u_")) else half)
+          for name, (copies, width) in kept_copies(s, run).items()),
         # of lifetime "step": backward of the last block reads them after the head's pass
         Buffer("x", (t, d), "step"), Buffer("dx", (t, d), "step", backward=True),
         Buffer("norm1", (t, d), "step", half), Buffer("rstd1", (t,), "step"),
         Buffer("norm2", (t, d), "step", half), Buffer("rstd2", (t,), "step"),
         Buffer("dnorm", (t, d), "step"), Buffer("logp", (t,), "step"),
-        Buffer("act", (t, s.d_ff), "block", half), Buffer("dact", (t, s.d_ff), "block", half, backward=True),
-        *(Buffer(name, (t, s.d_q), "block", half, backward=True) for name in ("datt", "dq")),
-        *(Buffer(name, (behind + t, s.d_kv), "block", half, backward=True) for name in ("dk", "dv")),
-        Buffer("delta", (s.n_head, t), "block", backward=True),
+        Buffer("datt", (t, max(mixer.inner_width(s) for mixer in mixers_of(s))), "block", half, backward=True),
+        *(buffer for kind in (*mixers_of(s), *feeds_of(s)) for buffer in kind.buffers(s, run, t, behind)),
         *run.family.buffers(t, adapted, half), *placed_buffers(t, behind),
         Buffer("head_x", (t, d), "head"), Buffer("head_h", (t, d), "head", half), Buffer("head_rstd", (t,), "head"),
         Buffer("logits", (at_once, head_block(s, at_once)), "head"),

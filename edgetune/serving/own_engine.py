@@ -27,7 +27,8 @@ from ..formats.gguf import Gguf
 from ..formats.shape import read_shape
 from ..llamacpp.context import PARALLEL
 from ..machine.device import thread_count
-from ..models.decoder import Attention, Decoder, Model
+from ..models.common import Attention
+from ..models.decoder import Decoder, Model
 from ..models.linear import Activations, RunShape
 from .rollouts.forward import forward_run, network_buffers, open_passes
 from .rollouts.kv_blocks import forward_batch

@@ -12,7 +12,7 @@ from ..data.packing import Batch, Example, collate
 from ..errors import MismatchError
 from ..formats.gguf import Gguf
 from ..llamacpp.kv_state import KeyValues
-from ..models.decoder import Attention
+from ..models.common import Attention
 from ..models.linear import Activations
 from .rollouts.forward import open_decoder
 

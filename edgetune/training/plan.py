@@ -187,7 +187,7 @@ class _Planner:
 
     def targets(self) -> tuple[str, ...]:
         """The trained projections of a block, by the network's names."""
-        have = tuple(self.structure.linear_shapes())
+        have = self.structure.targets()
         if self.config.targets == "all":
             return have
         asked = target_names(self.config.target_names())
@@ -363,7 +363,7 @@ def _refusal(p: _Planner) -> BudgetError:
         "weights": "auto"}
     if KEYS not in p.config.family.adapts:
         smaller["blocks"] = f"last:{max(1, len(p.config.block_range(p.structure.n_layer)) // 2)}"
-    if "attn_q" in p.structure.linear_shapes():
+    if "attn_q" in p.structure.targets():
         smaller["targets"] = "q_proj,v_proj"
     now = p.config.to_json()
     options = vars(p.config)

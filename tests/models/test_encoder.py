@@ -52,7 +52,7 @@ class EncoderStructure(Structure):
     n_tokens = V
     head_weights = CLASSES * D
 
-    def linear_shapes(self) -> dict[str, tuple[int, int]]:
+    def linear_shapes(self, layer: int) -> dict[str, tuple[int, int]]:  # noqa: ARG002
         return {MIX: (D, D)}
 
     def head_groups(self, heads: Sequence[HeadKind]) -> list[Group]:

@@ -105,7 +105,7 @@ def test_attention_in_windows_is_counted_as_such(model):
     """Pairs of tokens whose distance is at most 5, in two of four blocks: by the structure, and as ops are called."""
     structure = open_network(open_gguf(model)).structure
     trainer = open_trainer(model, VECTOR)
-    whole = sum(2 * n * k for n, k in structure.linear_shapes().values())
+    whole = sum(2 * n * k for n, k in structure.linear_shapes(0).values())
     pairs = sum(abs(s - t) <= 5 for n in (40, 3) for s in range(n) for t in range(n))
     attention = 4 * 64 * (2 * (1600 + 9) + 2 * pairs)
     assert structure.flops(trainer.plan.run, [40, 3]).blocks == 4 * 43 * whole + attention

@@ -23,7 +23,8 @@ from ...backends.base import CACHE, SAMPLE_STATE
 from ...data.forest import Tokens
 from ...errors import NumericsError, UsageError
 from ...llamacpp.sampling import Sampling
-from ...models.decoder import Attention, Decoder
+from ...models.common import Attention
+from ...models.decoder import Decoder
 from ...models.linear import Activations
 from ...models.stream import HEAD_TOKENS
 from .draws import COLDEST, check_sampling, keys_of, limits_of

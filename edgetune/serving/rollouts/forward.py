@@ -82,7 +82,7 @@ def forward_run(model: Network, adapter: Artifact | Lora, *, threads: int, max_t
         targets = tuple(setting.targets)
         blocks = range(*setting.blocks or [0])
         have = model.structure
-        if not blocks or blocks[-1] >= have.n_layer or not set(targets) <= set(have.linear_shapes()):
+        if not blocks or blocks[-1] >= have.n_layer or not set(targets) <= set(have.targets()):
             raise MismatchError(f"the adapter changes blocks {setting.blocks} of {', '.join(targets)}, which "
                                 f"{model.gguf.path} does not have", "use the model that it was trained on")
     return RunShape(max_tokens=max_tokens, max_length=max_length, family=family, targets=targets, blocks=blocks, kept=1,
@@ -104,11 +104,12 @@ def network_buffers(model: Network, run: RunShape) -> list[Buffer]:
 
 def _of_pairs(model: Network, pairs: Lora) -> tuple[LoraFamily, tuple[str, ...], range]:
     """(family, targets, blocks) of a LoRA with room for all pairs. Raises MismatchError for one that does not fit."""
-    shapes = model.structure.linear_shapes()
+    structure = model.structure
     places = {name: name.split(".", 2) for name in pairs}
     for name, (_, block, target) in places.items():
-        n, k = shapes.get(target, (0, 0))
-        if not block.isdigit() or int(block) >= model.structure.n_layer or (
+        is_block = block.isdigit() and int(block) < structure.n_layer
+        n, k = structure.linear_shapes(int(block)).get(target, (0, 0)) if is_block else (0, 0)
+        if not is_block or (
                 pairs[name].b.shape[0], pairs[name].a.shape[1]) != (n, k):
             raise MismatchError(f"the adapter's pair for {name} does not fit {model.gguf.path}",
                                 "use the model that it was trained on")

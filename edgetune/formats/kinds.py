@@ -1,0 +1,35 @@
+"""The tensors of each kind of sublayer of a decoder, by its shape. models/kinds.py computes with them.
+
+Names are GGUF's, without block and ".weight"; matrices are [N, K], N outputs and K inputs.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from .shape import Shape
+
+Matrices = dict[str, tuple[int, int]]
+Vectors = dict[str, int]
+
+
+def _attention(s: Shape) -> Matrices:
+    d = s.d_model
+    return {"attn_q": (s.d_q, d), "attn_k": (s.d_kv, d), "attn_v": (s.d_kv, d), "attn_output": (d, s.d_q)}
+
+
+def _attention_norms(s: Shape) -> Vectors:
+    if not s.qk_norm:
+        return {}
+    is_whole = s.qk_norm == "width"
+    return {"attn_q_norm": s.d_q if is_whole else s.d_head, "attn_k_norm": s.d_kv if is_whole else s.d_head}
+
+
+def _gated(s: Shape) -> Matrices:
+    return {"ffn_gate": (s.d_ff, s.d_model), "ffn_up": (s.d_ff, s.d_model), "ffn_down": (s.d_model, s.d_ff)}
+
+
+PROJECTIONS: dict[str, Callable[[Shape], Matrices]] = {"attention": _attention, "gated": _gated}
+NORMS: dict[str, Callable[[Shape], Vectors]] = {"attention": _attention_norms}

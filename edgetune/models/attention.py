@@ -1,0 +1,147 @@
+"""Attention with rotary embedding and grouped heads. H heads, G heads of keys and values, C their width."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from ..backends.arena import Buffer
+from ..formats.kinds import NORMS
+from ..formats.shape import Shape
+from .linear import Activations, RunShape, forward_precision
+from .sublayer import Mixer
+
+if TYPE_CHECKING:
+    from ..data.packing import Batch
+
+
+class SelfAttention(Mixer):
+    last = "attn_output"
+    inputs = ("attn_q", "attn_k", "attn_v")
+    inner = "att"
+    takes_needed = True
+
+    @classmethod
+    def inner_width(cls, s: Shape) -> int:
+        return s.d_q
+
+    @classmethod
+    def widths(cls, s: Shape) -> dict[str, int]:
+        widths = {"q": s.d_q, "k": s.d_kv, "v": s.d_kv, "att": s.d_q, "lse": s.n_head}
+        if s.qk_norm:
+            norms = NORMS["attention"](s)
+            widths |= {"q_raw": s.d_q, "k_raw": s.d_kv, "rstd_q": s.d_q // norms["attn_q_norm"],
+                       "rstd_k": s.d_kv // norms["attn_k_norm"]}
+        return widths
+
+    @classmethod
+    def buffers(cls, s: Shape, run: RunShape, tokens: int, prefix: int) -> list[Buffer]:
+        half = run.activations
+        return [Buffer("dq", (tokens, s.d_q), "block", half, backward=True),
+                *(Buffer(name, (prefix + tokens, s.d_kv), "block", half, backward=True) for name in ("dk", "dv")),
+                Buffer("delta", (s.n_head, tokens), "block", backward=True)]
+
+    @classmethod
+    def flops(cls, s: Shape, layer: int, lengths: Sequence[int]) -> int:
+        """4 C a head and pair of tokens that see each other."""
+        return 4 * s.n_head * s.d_head * sum(_pairs(n, s.windows[layer]) for n in lengths)
+
+    def forward(self, layer: int, norm: np.ndarray, batch: Batch) -> None:
+        of = self.of
+        needed, k, own = of.kept_of(layer, batch)
+        own_q = needed.room(k["q"], "dq")
+        self._project(own_q, needed.taken(norm, "norm2"), layer, "q", own, needed.positions)
+        needed.put(k["q"], own_q)
+        positions = of.place(batch).positions
+        self._project(k["k"], norm, layer, "k", k, positions)
+        self._project(k["v"], norm, layer, "v", k, positions)
+        of.virtual.keys(layer, k["k"], k["v"], batch)
+        q, key, v = self._heads(k)
+        attend = of.attention.call if of.attention else self.attend
+        attend(layer, k, q, key, v, batch)
+
+    def attend(self, layer: int, k: Activations, q: np.ndarray, key: np.ndarray, v: np.ndarray, batch: Batch) -> None:
+        """k["att"], k["lse"] = attention of q [T, H, C] over key, v [T, G, C], the batch's own and its prefix's."""
+        of = self.of
+        s = of.shape
+        of.prefix.keep(layer, key, v, batch)
+        seen = of.prefix.seen(layer, key, v, batch)
+        placed = of.place(batch)
+        of.ops.attention_forward(k["att"].reshape(q.shape), k["lse"].reshape(s.n_head, len(q)), q, *seen,
+                                 placed.seen_ends, placed.seen_positions, s.attn_scale, s.windows[layer],
+                                 forward_precision(of.run, layer))
+
+    def backward(self, layer: int, dinp: np.ndarray | None, dinner: np.ndarray, norm: np.ndarray, batch: Batch) -> None:
+        of = self.of
+        t = batch.tokens.size
+        s = of.shape
+        needed, k, own = of.kept_of(layer, batch)
+        q, key, v = self._heads(k)
+        dq = of.arena.view("dq", *q.shape)
+        dk, dv = (of.arena.view(f"d{name}", batch.behind + t, s.n_kv, s.d_head) for name in "kv")
+        seen = of.prefix.seen(layer, key, v, batch)
+        placed = of.place(batch)
+        of.ops.attention_backward(dq, dk, dv, of.arena.view("delta", s.n_head, t), dinner.reshape(q.shape),
+                                  k["att"].reshape(q.shape), k["lse"].reshape(s.n_head, t), q, *seen,
+                                  placed.seen_ends, placed.seen_positions, s.attn_scale, s.windows[layer],
+                                  of.run.precision)
+        dk, dv = of.prefix.own_gradients(layer, dk, dv, batch)
+        of.virtual.keys_backward(layer, dk, dv, batch)
+        own_dq = needed.taken(dq, "datt")
+        own_dinp = None if dinp is None else needed.room(dinp, "x")
+        self._project_backward(own_dinp, own_dq, needed.taken(norm, "norm2"), layer, "q", own, needed.positions)
+        if dinp is not None and own_dinp is not None:
+            needed.put(dinp, own_dinp)
+        self._project_backward(dinp, dk, norm, layer, "k", k, placed.positions)
+        self._project_backward(dinp, dv, norm, layer, "v", k, placed.positions)
+
+    def _project(self, out: np.ndarray, norm: np.ndarray, layer: int, name: str, k: Activations,
+                 positions: np.ndarray) -> None:
+        """out [T, heads * C] = queries, keys or values of the normed input; the first two are rotated and normed."""
+        kind = self.of.shape.qk_norm if name != "v" else ""
+        raw = k[f"{name}_raw"] if kind else out
+        self.of.linear.forward(raw, norm, layer, f"attn_{name}", k)
+        if kind == "rotated":
+            self._rotate(layer, raw, name, positions, 1.0)
+        if kind:
+            self.of.norms.forward(out, k[f"rstd_{name}"], raw, f"blk.{layer}.attn_{name}_norm")
+        if kind != "rotated":
+            self._rotate(layer, out, name, positions, 1.0)
+
+    def _project_backward(self, dinp: np.ndarray | None, grad: np.ndarray, norm: np.ndarray, layer: int, name: str,
+                          k: Activations, positions: np.ndarray) -> None:
+        """dinp [T, D] (+)= gradient of the normed input, from that of `_project`'s output, which is changed; the
+        queries' comes first.
+        """
+        linear = self.of.linear
+        kind = self.of.shape.qk_norm if name != "v" else ""
+        if kind != "rotated":
+            self._rotate(layer, grad, name, positions, -1.0)
+        if kind:
+            self.of.norms.backward(grad, grad, k[f"{name}_raw"], k[f"rstd_{name}"], f"blk.{layer}.attn_{name}_norm")
+        if kind == "rotated":
+            self._rotate(layer, grad, name, positions, -1.0)
+        linear.backward(dinp, grad.reshape(len(grad), -1), layer, f"attn_{name}", k, accumulate=name != "q")
+        linear.finish(norm, layer, f"attn_{name}")
+
+    def _heads(self, k: Activations) -> Iterator[np.ndarray]:
+        """Queries [T, H, C], keys and values [T, G, C]."""
+        s = self.of.shape
+        return (k[name].reshape(-1, n, s.d_head) for name, n in (("q", s.n_head), ("k", s.n_kv), ("v", s.n_kv)))
+
+    def _rotate(self, layer: int, x: np.ndarray, name: str, positions: np.ndarray, sign: float) -> None:
+        """Rotates queries or keys x [T, heads * C] in place, in blocks that have a rotary embedding."""
+        s = self.of.shape
+        if name == "v" or layer in s.unrotated:
+            return
+        cos, sin = self.of.rope[s.rope_of(layer)]
+        heads = s.n_head if name == "q" else s.n_kv
+        self.of.ops.rope(x.reshape(len(x), heads, -1), cos, sin, positions, s.neox, sign)
+
+
+def _pairs(n: int, window: int) -> int:
+    """(t, s) with s <= t < n, and s > t - window where there is a window."""
+    w = min(window or n, n)
+    return w * (w + 1) // 2 + (n - w) * w

@@ -1,0 +1,78 @@
+"""What the sublayers of a decoder have in common: sizes, ops, memory, and the arrays of the batch that is computed."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Hashable, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from ..backends.arena import Arena
+from ..backends.base import Backend
+from ..formats.shape import Shape
+from .kept import Kept
+from .linear import Activations, Projections, RunShape
+from .needed import Needed
+from .norms import Norms
+from .placed import Placed
+from .prefix import Prefix
+from .structure import kept_widths, mixer_of
+from .virtual import Virtual
+
+if TYPE_CHECKING:
+    from ..data.packing import Batch
+
+
+@dataclass(frozen=True)
+class Attention:
+    """A replacement, `call`, for `SelfAttention.attend`. key: equal for passes of as many tokens whose ops are the same
+    on the same memory; None: they never are.
+    """
+
+    call: Callable[[int, Activations, np.ndarray, np.ndarray, np.ndarray, Batch], None]
+    key: Hashable | None = None
+
+
+class Common:
+    """See above. attention: for a pass that sees more than its own tokens; rope: (cos, sin) of each kind of block."""
+
+    def __init__(self, shape: Shape, run: RunShape, ops: Backend, arena: Arena, linear: Projections,
+                 norms: Norms) -> None:
+        self.shape = shape
+        self.run = run
+        self.ops = ops
+        self.arena = arena
+        self.linear = linear
+        self.norms = norms
+        self.virtual = Virtual(ops, linear)
+        self.prefix = Prefix(shape, run, ops, arena)
+        self.kept = Kept([kept_widths(shape, run, layer) for layer in range(shape.n_layer)], run, arena)
+        self.rope = self._rope()
+        self.attention: Attention | None = None
+        self._placed: Placed | None = None
+
+    def _rope(self) -> Sequence[tuple[np.ndarray, np.ndarray]]:
+        s = self.shape
+        tables = []
+        positions = self.run.max_length + self.run.virtual
+        for i, rope in enumerate(s.ropes[:2 if any(s.windows) else 1]):
+            cos = self.arena.view(f"cos{i}", positions, s.n_rot // 2)
+            sin = self.arena.view(f"sin{i}", positions, s.n_rot // 2)
+            cos[:], sin[:] = rope.tables(positions, s.n_rot)
+            tables.append((cos, sin))
+        return tables
+
+    def place(self, batch: Batch) -> Placed:
+        """The arrays of a batch that ops read; the last batch's are kept."""
+        if self._placed is None or self._placed.batch is not batch:
+            self._placed = Placed(self.ops, self.arena, batch)
+        return self._placed
+
+    def kept_of(self, layer: int, batch: Batch) -> tuple[Needed, Activations, Activations]:
+        """The tokens whose output of a block is needed; the activations of all, and of these."""
+        placed = self.place(batch)
+        # random numbers go by a token's place in T
+        is_last = layer == self.shape.n_layer - 1 and self.linear.adapter.repeats
+        needed = placed.last if is_last and mixer_of(self.shape, layer).takes_needed else placed.every
+        return needed, self.kept.of(layer, batch.tokens.size), self.kept.of(layer, needed.count)

@@ -1,0 +1,51 @@
+"""The gated feed-forward part: down(act(gate x) * up x). F its width."""
+
+from __future__ import annotations
+
+import numpy as np
+
+from ..backends.arena import Buffer
+from ..formats.shape import Shape
+from .linear import Activations, RunShape
+from .sublayer import FeedForward
+
+
+class Gated(FeedForward):
+    last = "ffn_down"
+    inputs = ("ffn_gate", "ffn_up")
+
+    @classmethod
+    def widths(cls, s: Shape) -> dict[str, int]:
+        return {"gate": s.d_ff, "up": s.d_ff}
+
+    @classmethod
+    def buffers(cls, s: Shape, run: RunShape, tokens: int, prefix: int) -> list[Buffer]:  # noqa: ARG003
+        half = run.activations
+        return [Buffer("act", (tokens, s.d_ff), "block", half),
+                Buffer("dact", (tokens, s.d_ff), "block", half, backward=True)]
+
+    def forward(self, layer: int, norm: np.ndarray, k: Activations) -> np.ndarray:
+        of = self.of
+        act = of.arena.view("act", len(norm), of.shape.d_ff)
+        of.linear.forward(k["gate"], norm, layer, "ffn_gate", k)
+        of.linear.forward(k["up"], norm, layer, "ffn_up", k)
+        of.ops.glu_forward(act, k["gate"], k["up"], of.shape.act)
+        return act
+
+    def backward(self, layer: int, dinp: np.ndarray | None, dout: np.ndarray, norm: np.ndarray, k: Activations,
+                 deepest: int) -> None:
+        of = self.of
+        s = of.shape
+        act = of.arena.view("act", len(norm), s.d_ff)
+        dact = of.arena.view("dact", len(norm), s.d_ff)
+        of.linear.backward(dact if deepest > 0 else None, dout, layer, self.last, k)
+        if deepest == 0:
+            of.ops.glu_forward(act, k["gate"], k["up"], s.act)
+            of.linear.finish(act, layer, self.last)
+            return
+        of.ops.glu_backward(dact, k["up"], act, dact, k["gate"], k["up"], s.act)  # k["up"] becomes dup; fills act
+        of.linear.finish(act, layer, self.last)
+        of.linear.backward(dinp, dact, layer, "ffn_gate", k)
+        of.linear.finish(norm, layer, "ffn_gate")
+        of.linear.backward(dinp, k["up"], layer, "ffn_up", k, accumulate=True)
+        of.linear.finish(norm, layer, "ffn_up")

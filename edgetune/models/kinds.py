@@ -1,0 +1,10 @@
+"""The kinds of sublayers, by their names in a Shape."""
+
+from __future__ import annotations
+
+from .attention import SelfAttention
+from .gated import Gated
+from .sublayer import FeedForward, Mixer
+
+MIXERS: dict[str, type[Mixer]] = {"attention": SelfAttention}
+FEEDS: dict[str, type[FeedForward]] = {"gated": Gated}

@@ -1,0 +1,110 @@
+"""The contract of a sublayer of a decoder's blocks. Each block has two: a mixer, through which tokens learn of earlier
+ones, and a feed-forward part, which sees each token alone. The output of either is added to the residual stream.
+
+A kind is one file with a Sublayer, which kinds.py lists. Its shape and its tensors are in formats/kinds.py. It makes
+what its last projection takes; `Residual` adds the output. T tokens of a batch, N of them whose output is needed, D the
+model's width. `k` are the activations of a block that its backward reads.
+"""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, ClassVar
+
+import numpy as np
+
+from ..backends.arena import Buffer
+from ..formats.shape import Shape
+from .linear import Activations, RunShape
+
+if TYPE_CHECKING:
+    from ..data.packing import Batch
+    from .common import Common
+
+
+@dataclass(frozen=True)
+class Part:
+    """Names of a sublayer: for an adapter; of the norm after it; and, of activations, before "_out" and after "rstd_".
+    """
+
+    name: str
+    post: str
+    kept: str
+
+
+MIXER = Part("attention", "post_attention_norm", "att")
+FEED_FORWARD = Part("feed_forward", "post_ffw_norm", "mlp")
+
+
+class Sublayer(ABC):
+    """A kind of sublayer. last: its last projection; inputs: those of the normed input; by GGUF's names."""
+
+    part: ClassVar[Part]
+    last: ClassVar[str]
+    inputs: ClassVar[tuple[str, ...]]
+
+    def __init__(self, of: Common) -> None:
+        self.of = of
+
+    # ---- sizes, before there is a decoder -------------------------------------------------------------------------
+
+    @classmethod
+    @abstractmethod
+    def widths(cls, s: Shape) -> dict[str, int]:
+        """Values a token of its activations in `k`; those named rstd_*, lse and u_* are float32."""
+
+    @classmethod
+    @abstractmethod
+    def buffers(cls, s: Shape, run: RunShape, tokens: int, prefix: int) -> list[Buffer]:
+        """Work space for batches of up to `tokens` tokens after a prefix of up to `prefix`."""
+
+    @classmethod
+    def flops(cls, s: Shape, layer: int, lengths: Sequence[int]) -> int:  # noqa: ARG003
+        """FLOP of forward on documents of these lengths, without the projections'; backward is twice that."""
+        return 0
+
+    # ---- passes -----------------------------------------------------------------------------------------------------
+
+    def project(self, out: np.ndarray, inner: np.ndarray, layer: int, k: Activations, accumulate: bool = False) -> None:
+        """out [N, D] (+)= the sublayer's output, of what its last projection takes."""
+        self.of.linear.forward(out, inner, layer, self.last, k, accumulate)
+
+
+class Mixer(Sublayer):
+    """inner: the activation that its last projection takes. takes_needed: whether `N` may be less than T."""
+
+    part = MIXER
+    inner: ClassVar[str]
+    takes_needed: ClassVar[bool] = False
+
+    @classmethod
+    @abstractmethod
+    def inner_width(cls, s: Shape) -> int:
+        """Values a token of `inner`."""
+
+    @abstractmethod
+    def forward(self, layer: int, norm: np.ndarray, batch: Batch) -> None:
+        """Sets k[inner] of needed tokens, from the normed input [T, D]."""
+
+    @abstractmethod
+    def backward(self, layer: int, dinp: np.ndarray | None, dinner: np.ndarray, norm: np.ndarray, batch: Batch) -> None:
+        """dinp [T, D] (None: not wanted) = gradient of the normed input, from that of `inner` [T, width]."""
+
+
+class FeedForward(Sublayer):
+    """inner is an array of work space: all that backward needs of it is computed again from `k`."""
+
+    part = FEED_FORWARD
+
+    @abstractmethod
+    def forward(self, layer: int, norm: np.ndarray, k: Activations) -> np.ndarray:
+        """Returns `inner` [N, width], of the normed input [N, D]."""
+
+    @abstractmethod
+    def backward(self, layer: int, dinp: np.ndarray | None, dout: np.ndarray, norm: np.ndarray, k: Activations,
+                 deepest: int) -> None:
+        """dinp [N, D] (None: not wanted) = gradient of the normed input, from that of the output [N, D], or until group
+        `deepest` (structure.py). It may change what is in `k`.
+        """
