@@ -5,6 +5,7 @@ The library an app embeds:
     train          rows in, an adapter and a verdict out: what `edgetune train` does
     resume         continue such a run, also with more epochs after its end
     Result         what came of it
+    teach          what a model expects in rows, in a file for a smaller one
     pull           get a model by its name; names work wherever a model is opened
     Trainer        open a model, add examples, step(), loss(), pairs
     run            a whole run on disk of rows that are tokens already
@@ -36,12 +37,12 @@ _HOME = {
     "StepResult": "training.trainer", "run": "training.run", "open_adapter": "adapters.store",
     "RunCallbacks": "training.callbacks", "Served": "serving.llama:LlamaModel", "train": "runs.train",
     "resume": "runs.train", "Result": "runs.result", "pull": "hub", "Classifier": "serving.classifier",
-    "vectors": "serving.vectors", "Index": "retrieval.searching",
+    "vectors": "serving.vectors", "Index": "retrieval.searching", "teach": "runs.teaching",
 }
 __all__ = [
     "Bundle", "Classifier", "EdgetuneError", "Index", "Result", "RunCallbacks", "Served", "StepResult", "Tokenizer",
     "TrainConfig", "Trainer", "__version__", "load", "load_rows", "open_adapter", "open_bundle", "open_gguf",
-    "pull", "resume", "run", "train", "vectors",
+    "pull", "resume", "run", "teach", "train", "vectors",
 ]
 
 if TYPE_CHECKING:
@@ -56,6 +57,7 @@ if TYPE_CHECKING:
     from .llamacpp.tokenizer import Tokenizer as Tokenizer
     from .retrieval.searching import Index as Index
     from .runs.result import Result as Result
+    from .runs.teaching import teach as teach
     from .runs.train import resume as resume
     from .runs.train import train as train
     from .serving.classifier import Classifier as Classifier

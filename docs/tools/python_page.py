@@ -39,7 +39,7 @@ class Name:
 
 
 SECTIONS = {
-    "Train": [Name("edgetune.train"), Name("edgetune.resume"), Name("edgetune.Result"),
+    "Train": [Name("edgetune.train"), Name("edgetune.resume"), Name("edgetune.teach"), Name("edgetune.Result"),
               Name("edgetune.RunCallbacks"), Name("edgetune.TrainConfig", "check read_json to_json")],
     "Train step by step": [
         Name("edgetune.Trainer", "add add_examples total_steps steps_per_epoch step train evaluate measure peak_rate "

@@ -23,7 +23,7 @@ from .app import (
     threads_option,
 )
 
-READING = ("max_length", "overflow", "system", "markup")
+READING = ("max_length", "overflow", "system", "prompt", "markup")
 
 
 @command("teach", MODEL, DATA,
@@ -44,11 +44,10 @@ def teach_command(model: Path, data: Path, path: Path, adapter: Path | None, top
     how rows are read must be those of the training.
     """
     from ..errors import size_text
-    from ..formats.bundle import open_bundle
     from ..runs.teaching import teach
     from ..training.config import TrainConfig
     with stop_on_signals() as should_stop, step_progress(out, as_json) as progress:
-        header = teach(open_bundle(model), data, path, adapter=adapter, top=top, temperature=temperature,
+        header = teach(model, data, path, adapter=adapter, top=top, temperature=temperature,
                        reading=TrainConfig(**reading).check(), threads=threads, on_progress=progress.step,
                        should_stop=should_stop)
     facts = {**asdict(header), "out": str(path), "bytes": header.file_bytes}

@@ -17,7 +17,7 @@ from ..data.packing import Example, example_key, is_supervised
 from ..data.teacher_file import FORMAT, VERSION, Header, new_teacher, template_digest, tokenizer_digest
 from ..disk import refuse_existing
 from ..errors import Interrupted, UsageError
-from ..formats.bundle import Bundle
+from ..formats.bundle import Bundle, open_bundle
 from ..serving.llama import LlamaModel
 from ..training.config import TrainConfig
 from ..training.length import reading_limit
@@ -25,36 +25,43 @@ from ..training.sized import context_of
 
 Floats = NDArray[np.float32]
 Progress = Callable[[str, int, int], None]
-READING = ("max_length", "overflow", "system", "markup", "prompt_column", "completion_column")
+READING = ("max_length", "overflow", "system", "prompt", "markup", "prompt_column", "completion_column")
 LEAST_FLOAT16 = -65504.0
 
 
-def teach(bundle: Bundle, data: Path, out: Path, *, adapter: Path | None = None, top: int = 32,
+def teach(model: str | Path | Bundle, data: str | Path, out: str | Path, *, adapter: Path | None = None, top: int = 32,
           temperature: float = 1.0, reading: TrainConfig | None = None, threads: int = 0,
           on_progress: Progress = lambda *_: None, should_stop: Callable[[], bool] = lambda: False) -> Header:
-    """Writes the new file `out` for the rows of `data`, by the model in `bundle`, with an adapter where one is named.
+    """Write what a model expects at each token of the answers in `data` into the new file `out`, for a smaller one.
 
-    top: k, the number of tokens that are told apart. reading: a training's options, of which those of rows count.
-    Raises UsageError for a file that exists and for a k above the vocabulary, Interrupted once should_stop returns
-    True, DiskError, and the errors of `loader.load`.
+    >>> edgetune.teach("large.gguf", "rows.jsonl", "rows.teacher")
+
+    `edgetune train --method distill --teacher FILE` reads it. model: as in `train`. adapter: one that the model has
+    learned. top: the number of tokens that are told apart. temperature: of the teacher's softmax. reading: a training's
+    options, of which those of rows count. on_progress: gets a name, the number of rows done, and that of all.
+
+    Returns the header of the file. Raises UsageError for a file that exists and for a top above the vocabulary,
+    Interrupted once should_stop returns True, DiskError, and the errors of `loader.load`.
     """
+    bundle = model if isinstance(model, Bundle) else open_bundle(model)
+    out = Path(out)
     refuse_existing(out)
     reading = reading or TrainConfig()
-    rows, = load(bundle.gguf.path, [data], replace(reading, max_length=reading_limit(reading.max_length,
+    rows, = load(bundle.gguf.path, [Path(data)], replace(reading, max_length=reading_limit(reading.max_length,
                                                                                      context_of(bundle.gguf))))
     assert rows
     longest = max(example.tokens.size for example in rows.examples)
-    with LlamaModel(bundle.gguf, context=longest + 1, threads=threads) as model, new_teacher(
-            out, header_of(bundle, rows, adapter, top, temperature, reading, model.tokenizer.n_vocab)) as file:
+    with LlamaModel(bundle.gguf, context=longest + 1, threads=threads) as served, new_teacher(
+            out, header_of(bundle, rows, adapter, top, temperature, reading, served.tokenizer.n_vocab)) as file:
         if adapter is not None:
-            model.load_adapter(adapter, adapter.name)
-            model.use(adapter.name)
+            served.load_adapter(adapter, adapter.name)
+            served.use(adapter.name)
         for done, example in enumerate(rows.examples, start=1):
             if should_stop():
                 raise Interrupted(f"stopped after row {done - 1} of {len(rows.examples)}", "nothing was written: begin "
                                   "again")
             if (key := example_key(example)) not in file:
-                file.add(key, *expected(model, example, top, temperature))
+                file.add(key, *expected(served, example, top, temperature))
             on_progress("rows", done, len(rows.examples))
         return file.finish()
 

@@ -21,10 +21,9 @@ from edgetune.data.packing import example_key
 from edgetune.data.teacher_file import FORMAT, VERSION, Header, TeacherFile, new_teacher, read_header
 from edgetune.data.trees import micro_batches
 from edgetune.errors import DataError, FormatError, Interrupted, MismatchError, UsageError
-from edgetune.formats.bundle import open_bundle
 from edgetune.objectives.base import make_objective
 from edgetune.objectives.distill import Distill
-from edgetune.runs.teaching import expected, likeliest, teach
+from edgetune.runs.teaching import expected, likeliest
 from edgetune.serving.llama import LlamaModel
 from edgetune.training.callbacks import RunCallbacks
 from edgetune.training.taught import Records
@@ -243,7 +242,7 @@ def test_stopped_it_resumes_to_the_same_bytes(place, tmp_path):
     with pytest.raises(Interrupted):
         learn(place, tmp_path / "two", callbacks=calls)
     other = place / "other.teacher"
-    teach(open_bundle(place / "teacher.gguf"), place / "rows.jsonl", other, top=9)
+    edgetune.teach(place / "teacher.gguf", place / "rows.jsonl", other, top=9)
     kept = (place / "t").read_bytes()
     (place / "t").write_bytes(other.read_bytes())
     with pytest.raises(MismatchError, match="teacher-file"):
@@ -260,6 +259,9 @@ def test_what_the_file_is_not_for_is_refused_in_a_sentence(place, tmp_path):
     with pytest.raises(DataError, match=r"1 of 21 rows are not in .*t as this training reads them"):
         edgetune.train(place / "student.gguf", tmp_path / "more.jsonl", tmp_path / "o", eval="none",
                        objective=Distill(teacher=str(place / "t")))
+    with pytest.raises(DataError, match=r"\d+ of \d+ rows are not in"):
+        edgetune.train(place / "student.gguf", place / "rows.jsonl", tmp_path / "o", system="Be short.",
+                       objective=Distill(teacher=str(place / "t")))
     for name, changed in (("tokenizer", {"n_vocab": 400}), ("chat template", {"metadata": {
             "tokenizer.chat_template": "{{ messages[0].content }}"}})):
         write_tiny(tmp_path / "other.gguf", formats="Q8_0", **changed)
@@ -269,7 +271,7 @@ def test_what_the_file_is_not_for_is_refused_in_a_sentence(place, tmp_path):
     with pytest.raises(UsageError, match=r"distillation-alpha is 0.2"):
         make_objective("distill", {"distillation_alpha": 0.2})
     with pytest.raises(UsageError, match="top is 9999"):
-        teach(open_bundle(place / "teacher.gguf"), place / "rows.jsonl", tmp_path / "x", top=9999)
+        edgetune.teach(place / "teacher.gguf", place / "rows.jsonl", tmp_path / "x", top=9999)
     assert not list(tmp_path.glob("x*"))
     assert "exists" in run("teach", place / "teacher.gguf", place / "rows.jsonl", "-o", place / "t", code=2)
 
@@ -277,7 +279,7 @@ def test_what_the_file_is_not_for_is_refused_in_a_sentence(place, tmp_path):
 def test_a_stopped_teacher_leaves_nothing(place, tmp_path):
     asked = count()
     with pytest.raises(Interrupted, match="stopped after row 5 of 30"):
-        teach(open_bundle(place / "teacher.gguf"), place / "rows.jsonl", tmp_path / "x",
+        edgetune.teach(place / "teacher.gguf", place / "rows.jsonl", tmp_path / "x",
               should_stop=lambda: next(asked) >= 5)
     assert not list(tmp_path.iterdir())
 

@@ -4,9 +4,9 @@
                                    [--out teacher.jsonl]
 
 The teacher is SmolLM2-135M-Instruct, dequantized from Q4_1 to F16: no better file is on a package registry. Students:
-s60 (60 MB) and pruned (15 % of the channels and attention groups cut, in Q4_K_M). Rows: 240 of Snips and 240 windows of
-WikiText-2 of about 96 tokens, one epoch, in the memory of --memory. Held out: 60 of Snips' other file, and 40 windows
-of the part of WikiText-2 on which no step of `compress` was tuned.
+s60 (60 MB) and pruned (3 of 30 blocks dropped, in Q4_K_M). Rows: --rows of Snips and as many windows of WikiText-2 of
+about 96 tokens, in the memory of --memory. Held out: 20 of Snips' other file, and 20 windows of the part of WikiText-2
+on which no step of `compress` was tuned.
 
 before               the student as it is
 sft                  imitates the rows
@@ -34,15 +34,15 @@ from proofs.compared import Result, arguments, edgetune, end, folder_of, measure
 
 from edgetune.compress.source import floats
 from edgetune.data.dataset import load
+from edgetune.data.packing import Example
 from edgetune.formats.bundle import open_bundle
 from edgetune.formats.gguf import open_gguf
 from edgetune.llamacpp.divergence import divergence
 from edgetune.serving.llama import LlamaModel
 
-STUDENTS = {"s60": ["--target-size", "60M"], "pruned": ["--width", 0.85, "--type", "Q4_K_M"]}
+STUDENTS = {"s60": ["--target-size", "60M"], "pruned": ["--drop-blocks", 3, "--type", "Q4_K_M"]}
 VARIANTS = ("before", "sft", "sft-greedy", "forward", "reverse", "jsd", "mixed")
-ROWS = 240
-HELD = {"snips": 60, "wiki": 40}
+HELD = {"snips": 20, "wiki": 20}
 WORDS = 70  # in a window, about 96 tokens
 LONGEST = 256
 SAID = 48  # tokens of a greedy answer
@@ -59,12 +59,14 @@ class Proof:
         self.teacher = self.folder / "teacher-f16.gguf"
         if not self.teacher.exists():
             floats.write(self.teacher, floats.read(open_gguf(args.model)))
-        self.rows = self.folder / "rows.jsonl"
+        self.rows = self.folder / f"rows-{args.rows}.jsonl"
         if not self.rows.exists():
-            write_lines(self.rows, [*read_lines(self.data / "snips_train.jsonl")[:ROWS], *self.windows(0, ROWS)])
+            write_lines(self.rows, [*read_lines(self.data / "snips_train.jsonl")[:args.rows],
+                                    *self.windows(0, args.rows)])
         self.held = {"snips": write_lines(self.folder / "held-snips.jsonl",
                                           read_lines(self.data / "snips_dev.jsonl")[:HELD["snips"]]),
                      "wiki": write_lines(self.folder / "held-wiki.jsonl", self.windows(1, HELD["wiki"]))}
+        self._expected: dict[str, list[tuple[Example, Any]]] = {}  # of each held-out row, the teacher's logits
 
     def windows(self, part: int, number: int) -> list[dict[str, Any]]:
         """Of the first four fifths of the text, on which compress calibrates, or of the last, evenly spread."""
@@ -81,7 +83,7 @@ class Proof:
         return path
 
     def file(self) -> Path:
-        path = self.folder / "rows.teacher"
+        path = self.folder / f"rows-{self.args.rows}.teacher"
         if not path.exists():
             made = edgetune("teach", self.teacher, self.rows, "-o", path, "--system", SYSTEM, "--max-length", LONGEST,
                             "--threads", 1, "--json")
@@ -90,7 +92,7 @@ class Proof:
 
     def greedy(self) -> Path:
         """Rows of what the teacher says."""
-        path = self.folder / "greedy.jsonl"
+        path = self.folder / f"greedy-{self.args.rows}.jsonl"
         if not path.exists():
             write_lines(path, self._said())
         return path
@@ -111,10 +113,10 @@ class Proof:
         adapter = None
         facts: Result = {}
         if variant != "before":
-            adapter = self.folder / f"{student}-{variant}-{seed}-{self.args.lr:g}"
+            adapter = self.folder / f"{student}-{variant}-{seed}-{self.args.lr:g}-{self.args.epochs:g}-{self.args.rows}"
             rows = self.greedy() if variant == "sft-greedy" else self.rows
             made = edgetune("train", bundle, rows, "-o", adapter, *self.method(variant), "--system", SYSTEM, "--rank",
-                            16, "--lr", self.args.lr, "--epochs", self.args.epochs, "--batch-size", 8, "--max-length",
+                            16, "--lr", self.args.lr, "--epochs", self.args.epochs, "--batch-size", 4, "--max-length",
                             LONGEST, "--eval", "none", "--anchors", 0, "--seed", seed, "--threads", 1, "--memory",
                             self.args.memory, "--no-answers", "--no-govern", "--json")
             plan = made["plan"]
@@ -131,20 +133,32 @@ class Proof:
     def distances(self, bundle: Path, adapter: Path | None) -> Result:
         """KL of each held-out row, [snips or wiki]: sums over its tokens, and the tokens."""
         found: Result = {}
-        with LlamaModel(self.teacher, context=512, threads=1) as teacher, \
-                LlamaModel(open_bundle(bundle).gguf, context=512, threads=1) as student:
+        with LlamaModel(open_bundle(bundle).gguf, context=512, threads=1) as student:
             if adapter:
                 student.load_adapter(adapter, "it")
                 student.use("it")
-            for name, path in self.held.items():
-                sums = []
-                for one in load(path, teacher.tokenizer, max_length=LONGEST, system=SYSTEM).examples:
+            for name, rows in self.expected().items():
+                found[name] = []
+                for one, expected in rows:
                     at = np.flatnonzero(one.weights[1:])
-                    ids = one.tokens.tolist()
-                    each = divergence(teacher.logits(ids)[at], student.logits(ids)[at], one.tokens[at + 1])
-                    sums.append([len(at), each.kl, each.agreed, each.loss, each.source_loss])
-                found[name] = sums
+                    each = divergence(expected, logits_at(student, one), one.tokens[at + 1])
+                    found[name].append([len(at), each.kl, each.agreed, each.loss, each.source_loss])
         return found
+
+    def expected(self) -> dict[str, list[tuple[Example, Any]]]:
+        if not self._expected:
+            with LlamaModel(self.teacher, context=512, threads=1) as model:
+                for name, path in self.held.items():
+                    examples = load(path, model.tokenizer, max_length=LONGEST, system=SYSTEM).examples
+                    self._expected[name] = [(one, logits_at(model, one)) for one in examples]
+        return self._expected
+
+
+def logits_at(model: LlamaModel, example: Example) -> Any:
+    """Of the supervised tokens, [S, V]."""
+    wanted = example.weights[1:] != 0
+    return np.concatenate([logits.copy() for _, logits in
+                           model.cache.feed(example.tokens[:-1].tolist(), wanted, repeats=True)])
 
 
 def kl(result: Result, name: str) -> float:
@@ -190,16 +204,17 @@ def wrong(results: Sequence[Result]) -> Iterator[str]:
 def main() -> None:
     parser = arguments(__doc__, "teacher.jsonl", STUDENTS, seeds=True)
     parser.add_argument("--variants", nargs="+", choices=VARIANTS, default=[*VARIANTS])
-    parser.add_argument("--lr", type=float, default=2e-3)
+    parser.add_argument("--lr", type=float, default=1e-3)
     parser.add_argument("--epochs", type=float, default=1.0)
+    parser.add_argument("--rows", type=int, default=80)
     parser.add_argument("--memory", default="320M")
     args = parser.parse_args()
     proof = Proof(args)
     cases = [{"student": student, "variant": variant, "seed": seed, "lr": 0.0 if variant == "before" else args.lr,
-              "epochs": 0.0 if variant == "before" else args.epochs}
+              "epochs": 0.0 if variant == "before" else args.epochs, "rows": 0 if variant == "before" else args.rows}
              for variant in args.variants for student in args.only
              for seed in (args.seeds if variant != "before" else [0])]
-    results = measure_missing(args, cases, lambda lr, epochs, **case: proof.run(**case), line_of)  # noqa: ARG005
+    results = measure_missing(args, cases, lambda lr, epochs, rows, **case: proof.run(**case), line_of)  # noqa: ARG005
     end([*wrong(results)])
 
 
