@@ -7,9 +7,9 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from ..making.options import LogOptions, OpenWebuiOptions, TemplateOptions
+from ..making.options import DocumentOptions, LogOptions, OpenWebuiOptions, TemplateOptions
 from ..options import declared
-from .app import command, config_options, show
+from .app import ModelPath, command, config_options, out, show, step_progress, threads_option
 from .data import data
 
 if TYPE_CHECKING:
@@ -63,6 +63,37 @@ def make_log(log: Path, to: Path, as_json: bool, **options: Any) -> None:
     """
     from ..making.log import make_from_log
     write(make_from_log(log, LogOptions(**options)), to, None, as_json)
+
+
+@command("documents", click.argument("folder", type=click.Path(path_type=Path)),
+         click.argument("model", type=ModelPath(), required=False), OUT,
+         click.option("--url", default="", help="An OpenAI-compatible endpoint that writes the questions, up to /v1; "
+                      "MODEL is the name of its model."),
+         click.option("--key-file", type=click.Path(path_type=Path), help="File that holds the endpoint's key."),
+         options_of(DocumentOptions), threads_option, group=make)
+def make_documents(folder: Path, model: Path | None, to: Path, url: str, key_file: Path | None, threads: int,
+                   as_json: bool, **options: Any) -> None:
+    """Make questions and answers from documents.
+
+    FOLDER holds text, Markdown, PDF or JSON Lines. MODEL writes questions about each chunk; without it, rules make
+    gaps of sentences. An answer is kept only if it stands in its chunk.
+    """
+    from ..disk import read_small, refuse_existing
+    from ..errors import UsageError
+    from ..making.askers import Asking, LocalAsker, RemoteAsker
+    from ..making.documents import make_from_documents
+    refuse_existing(to)
+    if url and model is None:
+        raise UsageError("--url is given without MODEL", "name the endpoint's model")
+    given = DocumentOptions(**options)
+    if model is None:
+        made = make_from_documents(folder, given)
+    else:
+        key = read_small(key_file).decode().strip() if key_file else ""
+        with Asking(RemoteAsker(url, str(model), key) if url else LocalAsker(model, threads)) as asker, \
+                step_progress(out, as_json) as progress:
+            made = make_from_documents(folder, given, asker, progress.step)
+    write(made, to, None, as_json)
 
 
 def write(made: Made, to: Path, test: Path | None, as_json: bool) -> None:

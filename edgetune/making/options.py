@@ -38,3 +38,14 @@ class LogOptions:
                             "or thumbs.", common=True)
     tools: str = option("", "JSON file with today's tools, as OpenAI writes them; by default the newest record's.",
                         common=True, local=True)
+
+
+@dataclass(frozen=True)
+class DocumentOptions:
+    """Options of rows from documents."""
+
+    questions: int = option(4, "Questions of a chunk at most, where a model writes them.", low=1, high=20, common=True)
+    words: int = option(160, "Words of a chunk at most.", low=30, high=1000, common=True)
+    check: bool = option(True, "Keep a question only if the model finds its answer again in the chunk.", common=True)
+    near: float = option(0.9, "Similarity from which two questions are the same; 1: only equal words.", low=0.5, high=1)
+    seed: int = option(0, "Of the model's answers.", low=0)

@@ -18,6 +18,7 @@ COMMANDS = {
     "eval": "model.gguf rows.jsonl --adapter out", "plan": "model.gguf rows.jsonl --no-measure",
     "data check": "rows.jsonl model.gguf", "compare": "model.gguf rows.jsonl --adapter out",
     "grade": "grader.json rows.jsonl", "generate": "model.gguf lamp --max-tokens 2", "info": "model.gguf",
+    "mix": "mix.json -o mixed.jsonl", "data make log": "log.jsonl -o made.jsonl",
     "device": "", "models": "", "report": "out", "merge": "model.gguf out -o merged.gguf"}
 
 
@@ -37,6 +38,8 @@ def folder(tmp_path_factory):
     write_lines(folder / "rows.jsonl", [{"prompt": f"lamp {state}", "completion": f'{{"lamp":"{state}"}}'}
                                         for state in ("on", "off", "up", "down", "dim", "red")])
     (folder / "grader.json").write_text(json.dumps(GRADER))
+    (folder / "mix.json").write_text(json.dumps({"sources": {"lamps": {"rows": "rows.jsonl"}}}))
+    write_lines(folder / "log.jsonl", [{"prompt": "a", "completion": "b", "confirmed": True}])
     events = []
     train(folder / "model.gguf", folder / "rows.jsonl", folder / "out", steps=2,
           callbacks=RunCallbacks(on_event=events.append))
