@@ -225,7 +225,8 @@ class TeacherFile:
 
     def _row(self, key: bytes) -> int | None:
         first, second = np.frombuffer(key, "<u8")
-        begin, end = np.searchsorted(self._keys[:, 0], [first, first + np.uint64(1)])
+        begin = np.searchsorted(self._keys[:, 0], first, "left")
+        end = np.searchsorted(self._keys[:, 0], first, "right")
         found = begin + np.flatnonzero(self._keys[begin:end, 1] == second)
         return int(self._order[found[0]]) if found.size else None
 
