@@ -17,7 +17,7 @@ RUN = cd tests && PYTHONPATH=$(SOURCES) $(PYTHON)
 EMULATED = cd tests && PYTHONPATH=$(CURDIR)/build/emulated/python $(PYTHON)
 
 .PHONY: arm-kernels arm-train cascade check clean compaction compiled compressed corrections crash cuda cuda-steps data dev \
-    docs dpo durability encoder-peers encoder-service encoder-types families fuzz fuzz-daemon help home-assistant home-assistant-app install installs learning life lint load memory methods own-engine \
+    docs dpo durability encoder-peers encoder-service encoder-types families fuzz fuzz-daemon help home-assistant home-assistant-app install installs learning life like lint load memory methods own-engine \
     peers picture preferences pressure proofs ready recipes release sanitize second-task service slow test tutor wheels
 
 help: ## this list
@@ -169,6 +169,9 @@ dpo: ready ## minutes, needs trl and the rows of make data: 20 steps of DPO with
 
 corrections: ready ## many minutes: 40 corrections and one training in three domains, the same 40 and 20 unseen asked after it
 	$(RUN) proofs/corrections.py
+
+like: ready ## minutes, needs the rows of make data and edgetune pull minilm: corrections and the next like question; LIKE="daemon --learn"
+	$(RUN) proofs/like.py $(or $(LIKE),vectors)
 
 tutor: ready ## minutes a seed: one round of the tutor, compared with its labelled rows alone; TUTOR="--labelled FILE --prompts FILE --unseen FILE"
 	$(RUN) proofs/tutor.py $(TUTOR)

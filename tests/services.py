@@ -104,7 +104,7 @@ def as_version_5(db: sqlite3.Connection) -> None:
     """The tables without what later versions added; the version is for the caller to set."""
     for statement in ("DROP TABLE prompts", "DROP TABLE switches", "DROP TABLE proposals",
                       "ALTER TABLE jobs DROP COLUMN rounds",
-                      "ALTER TABLE feedback DROP COLUMN tries"):
+                      *(f"ALTER TABLE feedback DROP COLUMN {name}" for name in ("tries", "expires_at", "vector"))):
         db.execute(statement)
 
 

@@ -47,7 +47,8 @@ daemon's `--learn-method`: `sft` needs a right answer, `dpo` and `orpo` a right 
 | `counted` | It is counted only: the daemon's method cannot learn it. |
 
 One question in five is held out: `held_out` is true, and the gate evaluates new adapters with it. With `--recall`, the
-default, an exact repeat of a corrected question is answered as corrected until a job has learned it."""
+default, an exact repeat of a corrected question is answered as corrected until a job has learned it; with an encoder
+in `--embeddings` also one in other words (`--recall-like`). What has `expires_in` is never learned, and `counted`."""
 GROUPS = {  # the heading of the routes that begin with a path; the longest path counts
     "/v1/chat": "Answers", "/v1/completions": "Answers", "/v1/responses": "Answers", "/v1/embeddings": "Answers",
     "/v1/classify": "Answers",

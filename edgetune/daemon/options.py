@@ -115,6 +115,10 @@ class DaemonConfig:
                                 "allows it; 0: only when told.", low=0)
     recall: bool = option(True, "Answer an exact repeat of a corrected question as corrected, until a training has "
                           "learned it.")
+    recall_like: str = option("auto", "auto: also for like questions, where --embeddings is an encoder: answer "
+                              "one that is the same in other words, and show the model corrections of like ones; or "
+                              "off.",
+                              choices=("auto", "off"))
     feedback_rows: int = option(20_000, "Pieces of feedback kept at most, half of them not learned yet; the oldest "
                                 "that were learned leave first.", low=2)
     feedback_size: int = option(64, "MiB of feedback kept at most, half of it not learned yet.", low=1)

@@ -52,6 +52,7 @@ from .jobs.table import JobTable
 from .kinds.registry import kinds
 from .learning.feedback import Feedback
 from .learning.learner import Learner
+from .learning.like import LikeRecall
 from .learning.method import learn_method
 from .learning.prompts import Prompts
 from .learning.proposals import Proposals
@@ -160,7 +161,11 @@ class Service:
         names = ("", self.name + LATEST)
         model = ModelSource(self.batcher, self.adapters, self.served, self.config)
         self.recall = Recall(self.feedback, self.adapters, self.served, names, self.method.imitates)
+        has_likes = self.config.recall and self.config.recall_like != "off" and self.embeddings.encoder
+        self.likes = LikeRecall(self.recall, self.embeddings) if has_likes else None
         found: list[AnswerSource] = [self.recall] if self.config.recall else []
+        if self.likes:
+            found.append(self.likes)
         if self.house:
             from .house import HouseSource
             self.house.join(self.batcher)
@@ -277,6 +282,10 @@ class Service:
         return self.name + LATEST if found == self.adapters.serving else found  # corrections and --first count for it
 
     def _rendered(self, messages: Sequence[Any], tools: Sequence[Any] | None, model: str) -> str:
+        """The prompt of a conversation, with corrections of like questions before the last message."""
+        if self.likes and self.served.writes:
+            examples = self.likes.examples({"messages": messages, "tools": tools}, model)
+            messages = [*messages[:-1], *examples, *messages[-1:]]
         return self.served.render(messages, tools, self.adapter_for(model))
 
     def call_reader(self, question: Question) -> CallReader | None:

@@ -164,7 +164,7 @@ def test_clients_are_told(http):
     mark = {"source": "recall", "recalled": note["id"]}
     whole = http.post("/v1/chat/completions", json=chat)
     assert (whole.headers["x-edgetune-source"], whole.headers["x-edgetune-recalled"]) == ("recall", note["id"])
-    assert whole.json()["edgetune"] == {**mark, "probability": None}
+    assert whole.json()["edgetune"] == {**mark, "likeness": None, "probability": None}
     assert whole.json()["choices"][0]["message"]["content"] == RIGHT
     assert whole.json()["model"] == "tiny"
     with http.stream("POST", "/v1/chat/completions", json={**chat, "stream": True}) as stream:

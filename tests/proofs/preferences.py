@@ -86,7 +86,8 @@ def measured(args: argparse.Namespace, task: str, method: str, rate: float, beta
                                                          for each in as_learned(row, method)])
         own = [] if method == SFT else ["--beta", beta]
         edgetune("train", args.model, learned, "-o", out, "--method", method, *own, "--lr", rate, "--epochs", epochs,
-                 "--batch-size", 8, "--seed", seed, "--system", system, "--eval", "none", "--no-answers", "--json")
+                 "--batch-size", 8, "--seed", seed, "--system", system, "--eval", "none", "--no-answers", "--no-govern",
+                 "--json")
     order = edgetune("eval", args.model, pairs, "--adapter", out, "--system", system, "--json")
     said = answered(args.model, out / "answers.jsonl", out, held, MOST_TOKENS, "--system", system)
     right = [same(row["chosen"], answer["text"]) for row, answer in zip(held, read_lines(said), strict=True)]

@@ -28,7 +28,7 @@ WHAT_IS_NEW = bodies.LearnRequest(all=False, prompts=False)  # of a request with
 def give_feedback(body: bodies.FeedbackRequest, request: Request, service: TheService) -> Any:
     """Gives feedback on an answer. It waits to be learned, or is held out to evaluate what is learned."""
     given: dict[str, Any] = {"rating": body.rating, "correction": body.correction, "rejected": body.rejected,
-                             "model": body.model or ""}
+                             "model": body.model or "", "expires_in": body.expires_in}
     if body.completion_id is not None:
         if body.messages is not None or body.prompt is not None or body.answer is not None:
             raise UsageError("completion_id is given, and messages, prompt or answer too", "leave one of them out")

@@ -8,7 +8,7 @@ from pydantic import Field
 
 from .generation import ChatMessage
 from .schemas import Deleted, Page
-from .shapes import Answer, Body, Id, Time
+from .shapes import Answer, Body, Id, Time, Whole
 
 
 class FeedbackRequest(Body):
@@ -29,6 +29,9 @@ class FeedbackRequest(Body):
     correction: str | None = Field(None, description="The right answer: this is learned.")
     rejected: str | None = Field(None, description="A worse answer to the same question.")
     model: str | None = Field(None, description="The model that answered. Not used with completion_id.")
+    expires_in: Whole | None = Field(None, description="Seconds for which the right answer holds: it is recalled "
+                                   "so long, and never learned. For facts that change, such as today's menu [for "
+                                   "ever].")
 
 
 class FeedbackObject(Answer):
@@ -48,6 +51,7 @@ class FeedbackObject(Answer):
     answer: str | None = Field(description="The right answer, or the better of two; in lists its beginning; null: none "
                                            "is known.")
     rejected: str | None = Field(description="The wrong answer, or the worse of two; in lists its beginning.")
+    expires_at: Time | None = Field(description="When it counts for nothing any more; null: never.")
     reason: str = Field(description="What becomes of it, in a sentence.")
 
 

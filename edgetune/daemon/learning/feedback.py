@@ -16,7 +16,6 @@ from __future__ import annotations
 import secrets
 import sqlite3
 from collections.abc import Iterable, Mapping, Sequence
-from contextlib import suppress
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -28,14 +27,14 @@ from ..state.holdout import MOST, Holdout
 from .items import HEADING, FeedbackItem, Heading, State, heading_of, item_of, remains
 from .kinds import ANSWERS, HAS_ANSWER, RowKind, right_answer
 from .limits import held_out, make_room, spread
-from .rows import Rating, Row, answer_of, check_rating, check_size, make_row, read_row, with_answer
+from .rows import Rating, Row, check_rating, check_size, expiry, make_row, read_row, with_answer
+from .withdrawn import withdraw, withdraw_earlier
 
 REPLAY_MOST = 2000  # rows read for replay, the latest
 WAITS = "row IS NOT NULL AND state = 'new' AND job IS NULL"
 NO_SIDE = -1
-LIVE = "('new', 'used', 'counted')"
 TRIES = 3  # jobs that learn a row, none of which passed
-COUNTED = "row IS NOT NULL AND state = 'counted'"
+COUNTED = "row IS NOT NULL AND state = 'counted' AND expires_at IS NULL"
 
 
 @dataclass(frozen=True)
@@ -92,8 +91,10 @@ class Feedback:
 
     def add(self, *, messages: Sequence[Mapping[str, Any]] | None = None, prompt: str | None = None, answer: str = "",
             rating: Rating | None = None, correction: str | None = None, model: str = "",
-            tools: Sequence[Mapping[str, Any]] | None = None, rejected: str | None = None) -> FeedbackItem:
-        """Adds feedback for an answer to messages (and tools), or to a prompt. rejected: a worse answer.
+            tools: Sequence[Mapping[str, Any]] | None = None, rejected: str | None = None,
+            expires_in: int | None = None) -> FeedbackItem:
+        """Adds feedback for an answer to messages (and tools), or to a prompt. rejected: a worse answer. expires_in:
+        seconds for which it is recalled; such feedback is never learned.
 
         It gives a right answer, a wrong one, or both. Right are a correction, an answer with a thumb up, and the better
         of two. Wrong are an answer that was corrected or has a thumb down, and the worse of two. Newer feedback on an
@@ -106,6 +107,8 @@ class Feedback:
             right = correction
         row = make_row(messages, prompt, right or "", tools)
         check_size(messages, prompt, tools, answer, correction, model, *([rejected] if rejected else []))
+        if expires_in is not None and right is None:
+            raise UsageError("expires_in is given, and no right answer", "give it with a correction, or leave it out")
         if right is not None and not right.strip():
             raise UsageError("the answer to learn is empty", "give it as the correction, or rate the answer 'down'")
         wrong = answer if rejected is None else rejected
@@ -113,8 +116,9 @@ class Feedback:
         question = question_digest(row, by_shape=True)
         with self.store.write() as db:
             item = self._placed(db, FeedbackItem(f"fb-{secrets.token_hex(12)}", now(), rating, model, row, False,
-                                                 "counted", None, question, wrong if is_other else None))
-            _withdraw(db, item)
+                                                 "counted", None, question, wrong if is_other else None,
+                                                 expiry(expires_in)))
+            withdraw(db, item)
             self._insert(db, item)
         return item
 
@@ -122,7 +126,7 @@ class Feedback:
         """Returns a new item with its side, where it can be learned."""
         ((usable,),) = db.execute(f"SELECT {self.kind.usable} FROM (SELECT ? AS answer, ? AS rejected)",
                                   (item.answer, item.rejected))
-        if not usable:
+        if not usable or item.expires_at is not None:
             return replace(item, state="counted", held=False)
         return replace(item, state="new", held=self.holdout.side(db, item.question))
 
@@ -134,9 +138,9 @@ class Feedback:
         heading = item.heading
         held = NO_SIDE if item.state == "counted" else item.held
         db.execute("INSERT INTO feedback (rowid, id, created_at, rating, model, row, held, state, job, question, size, "
-                   "asked, answer, rejected) VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?)",
+                   "asked, answer, rejected, expires_at) VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?)",
                    (rowid, item.id, item.created_at, item.rating, item.model, row, held, item.state, item.job,
-                    item.question, size, heading.asked, heading.answer, item.rejected))
+                    item.question, size, heading.asked, heading.answer, item.rejected, item.expires_at))
 
     def get(self, id: str) -> FeedbackItem:
         """Returns an item. Raises NotFoundError, also for an item that is damaged."""
@@ -144,7 +148,8 @@ class Feedback:
                               _unknown(id))
 
     def edit(self, id: str, correction: str) -> FeedbackItem:
-        """Replaces the correction of an item: it is the newest feedback on its question, and waits to be learned.
+        """Replaces the correction of an item: it is the newest feedback on its question, and waits to be learned. If it
+        expires, its time begins again.
 
         Raises NotFoundError, and UsageError for an empty correction, or feedback whose question was not kept;
         TooLargeError and TooMuchError as `add`.
@@ -160,8 +165,9 @@ class Feedback:
             check_size(row, old.model, old.rejected)
             rating = None if old.rating == "up" else old.rating
             is_other = old.rejected is not None and old.rejected.strip() != correction.strip()
+            expires_at = None if old.expires_at is None else now() + old.expires_at - old.created_at
             item = self._placed(db, replace(old, row=row, rating=rating, created_at=now(), job=None,
-                                            rejected=old.rejected if is_other else None))
+                                            rejected=old.rejected if is_other else None, expires_at=expires_at))
             (last,) = db.execute("SELECT max(rowid) FROM feedback").fetchone()
             db.execute("DELETE FROM feedback WHERE id = ?", (id,))
             self._insert(db, item, last + 1)  # a job that begins now has read another rowid
@@ -177,7 +183,7 @@ class Feedback:
             found = db.execute("SELECT rowid, state, held, job FROM feedback WHERE id = ?", (id,)).fetchone()
             if found is None:
                 raise _unknown(id)
-            _withdraw_earlier(db, found["rowid"])
+            withdraw_earlier(db, found["rowid"])
             db.execute("DELETE FROM feedback WHERE id = ?", (id,))
         self.store.forget("feedback", id)
         self.store.wipe()
@@ -372,28 +378,3 @@ def latest(rows: Iterable[StoredRow]) -> StoredRows:
 
 def _unknown(id: str) -> NotFoundError:
     return NotFoundError(f"there is no feedback {id!r:.80}", "list it to see what exists")
-
-
-def _withdraw(db: sqlite3.Connection, new: FeedbackItem) -> None:
-    """Withdraws earlier rows that newer feedback replaces: those by which its wrong answer is right, and thumbs down on
-    either answer. They are neither learned nor held out any more.
-    """
-    wrong = (new.rejected or "").strip()
-    said = db.execute("SELECT rowid FROM feedback WHERE question = ? AND row IS NOT NULL "
-                      f"AND state IN {LIVE}", (new.question,))
-    for (rowid,) in said.fetchall():
-        text, rejected = db.execute("SELECT row, rejected FROM feedback WHERE rowid = ?", (rowid,)).fetchone()
-        with suppress(ValueError, DataError, RecursionError):  # a damaged row says nothing
-            right = answer_of(read_row(text)).strip()
-            is_thumb_down = not right and (rejected or "").strip() in (wrong, new.answer.strip())
-            if is_thumb_down or (right and right == wrong):
-                _withdraw_earlier(db, rowid)
-                db.execute("UPDATE feedback SET state = 'withdrawn' WHERE rowid = ?", (rowid,))
-
-
-def _withdraw_earlier(db: sqlite3.Connection, rowid: int) -> None:
-    """Withdraws the rows that this row replaced: right answers that were given earlier to its question. Call it before
-    the row leaves, which would otherwise bring the last of them back.
-    """
-    db.execute(f"UPDATE feedback SET state = 'withdrawn' WHERE state IN {LIVE} AND {HAS_ANSWER} AND rowid < ? AND "
-               f"question = (SELECT question FROM feedback WHERE rowid = ? AND {HAS_ANSWER})", (rowid, rowid))

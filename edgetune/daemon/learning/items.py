@@ -9,12 +9,13 @@ from typing import Any, Literal
 from ...data.question import question_text
 from ...errors import DataError, FormatError
 from ...persisted import from_json
+from ..state.database import now
 from .rows import Rating, Row, answer_of, read_row
 
 State = Literal["new", "used", "aside", "withdrawn", "counted"]
 SHOWN = 300  # characters of a question and of an answer in a list; an upgrade of the database has the same number
 HEADING = f"""id, created_at, rating, model, state, held, job, row IS NOT NULL AND state != 'counted' AS learns, asked,
-              answer, substr(rejected, 1, {SHOWN}) AS rejected"""  # for a list
+              answer, substr(rejected, 1, {SHOWN}) AS rejected, expires_at"""  # for a list
 
 
 @dataclass(frozen=True)
@@ -22,7 +23,8 @@ class Heading:
     """A piece of feedback without its row, which may be large. learns: whether there is something to learn. held: it is
     held out and not learned. state: of the row, as in feedback.py; counted: nothing is learned from it. asked, answer:
     the last question and its right answer, SHOWN characters at most; "" where no right answer is known. rejected: the
-    wrong, or worse, answer likewise, None where none is known.
+    wrong, or worse, answer likewise, None where none is known. expires_at: seconds since 1970, from which on it counts
+    for nothing; None: never.
     """
 
     id: str
@@ -36,10 +38,13 @@ class Heading:
     asked: str | None
     answer: str | None
     rejected: str | None = None
+    expires_at: int | None = None
 
     @property
     def reason(self) -> str:
         """Returns the use of this feedback, in one sentence."""
+        if self.expires_at is not None:
+            return "has expired" if self.expires_at <= now() else "answers until it expires, and is never learned"
         if self.state == "counted" and self.answer:
             return "waits for another method of learning: that of this daemon does not use it"
         if not self.learns:
@@ -60,7 +65,7 @@ class FeedbackItem:
     """A piece of feedback. row: the question with its right answer, "" where none is known; None: an earlier version
     kept no row of a thumb down. rejected: the wrong, or worse, answer, or None. held: it is held out and not learned.
     state: of the row, as in feedback.py; counted: nothing is learned from it. question: digest of the question. reason:
-    its use, in one sentence.
+    its use, in one sentence. expires_at: as of Heading.
     """
 
     id: str
@@ -73,6 +78,7 @@ class FeedbackItem:
     job: str | None
     question: str
     rejected: str | None = None
+    expires_at: int | None = None
 
     @property
     def learns(self) -> bool:
@@ -93,7 +99,8 @@ class FeedbackItem:
     def heading(self) -> Heading:
         asked, answer = (None, None) if self.row is None else (question_text(self.row)[:SHOWN], self.answer[:SHOWN])
         return Heading(self.id, self.created_at, self.rating, self.model, self.state, self.held, self.job,
-                       self.learns, asked, answer, None if self.rejected is None else self.rejected[:SHOWN])
+                       self.learns, asked, answer, None if self.rejected is None else self.rejected[:SHOWN],
+                       self.expires_at)
 
     @property
     def reason(self) -> str:

@@ -11,6 +11,7 @@ from collections.abc import Iterator, Sequence
 
 from ...errors import TooMuchError
 from ..options import DaemonConfig
+from ..state.database import now
 from ..state.holdout import MOST, Holdout
 from ..state.uploads import MIB
 
@@ -65,7 +66,7 @@ def spread(found: Sequence[sqlite3.Row], holdout: Holdout, places: int) -> Seque
 
 def _dispensable(db: sqlite3.Connection, holdout: Holdout, evaluable: str) -> Iterator[sqlite3.Row]:
     """Yields (rowid, size) of items that may be removed: items of no use first, the oldest of each kind first."""
-    useless = "state IN ('counted', 'aside', 'withdrawn')"
+    useless = f"state IN ('counted', 'aside', 'withdrawn') AND coalesce(expires_at, 0) <= {now()}"
     for which in (useless, "state = 'used' AND held = 0"):
         yield from db.execute(f"SELECT rowid, size FROM feedback WHERE {which} ORDER BY rowid").fetchall()
     kept = {*spread(db.execute(held_out(evaluable)).fetchall(), holdout, MOST)}

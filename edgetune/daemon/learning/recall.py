@@ -18,6 +18,7 @@ from ...serving.served import Served
 from ..jobs.exam import read_scores
 from ..sources import AskedQuestion, whole_answer
 from ..state.adapters import Adapters
+from ..state.database import now
 from .curriculum import as_conversation
 from .feedback import Feedback
 from .items import FeedbackItem, item_of
@@ -25,7 +26,7 @@ from .kinds import HAS_ANSWER
 from .rows import answer_of, make_row
 
 NEWEST = """SELECT * FROM feedback WHERE question = ? AND row IS NOT NULL AND {} AND state != 'withdrawn'
-            ORDER BY rowid DESC LIMIT 1"""
+            AND (expires_at IS NULL OR expires_at > ?) ORDER BY rowid DESC LIMIT 1"""
 LEARNED_BY = """SELECT 1 FROM feedback WHERE id = ? AND rowid <= (SELECT max(rowid) FROM feedback
                 WHERE state = 'used' AND job = (SELECT job FROM adapters WHERE id = ?))"""
 
@@ -49,20 +50,33 @@ class Recall:
 
     def answer(self, asked: AskedQuestion) -> Completion | None:
         """Returns the correction of exactly this question, or None. Raises the errors of Batcher.submit."""
-        if not asked.content or asked.model not in self.models:
+        if not self.serves(asked) or (item := self.find(asked.content)) is None:
             return None
-        if asked.options.get("temperature", 0) != 0:  # which requires variety
-            return None
-        if (item := self.find(asked.content)) is None:
-            return None
-        assert item.row is not None
-        return whole_answer(answer_of(item.row), asked, self.served, self.adapters.serving, {"recalled": item.id})
+        return self.completion(item, asked)
+
+    def serves(self, asked: AskedQuestion) -> bool:
+        """Returns whether corrections may answer a question: an answer with variety must be the model's."""
+        return bool(asked.content) and asked.model in self.models and asked.options.get("temperature", 0) == 0
+
+    def completion(self, item: FeedbackItem, asked: AskedQuestion, **details: float) -> Completion | None:
+        """Returns a correction as an answer; errors and None as of `whole_answer`."""
+        return whole_answer(item.answer, asked, self.served, self.adapters.serving, {"recalled": item.id, **details})
 
     def find(self, question: Mapping[str, Any]) -> FeedbackItem | None:
-        """Returns the newest correction of a question, unless the active adapter has learned it, or it was set aside.
-        """
+        """Returns the newest correction of a question, if it counts."""
         found = self._newest(question, HAS_ANSWER)
-        return None if found is None or found.state == "aside" or self._is_learned(found) else found
+        return found if found is not None and self.counts(found) else None
+
+    def counts(self, item: FeedbackItem) -> bool:
+        """Returns whether a correction is still needed: not where the active adapter has learned it, or it was set
+        aside.
+        """
+        return item.state != "aside" and not self._is_learned(item)
+
+    def newest(self, name: str) -> FeedbackItem | None:
+        """Returns the newest correction of the question with this digest, without tools, whether it counts or not."""
+        found = self.store.objects("feedback", self.store.read(NEWEST.format(HAS_ANSWER), name, now()), item_of)
+        return found[0] if found and found[0].row and "tools" not in found[0].row else None
 
     def is_disputed(self, question: Mapping[str, Any], answer: str) -> bool:
         """Returns whether the newest feedback on a question says that an answer is wrong."""
@@ -79,7 +93,8 @@ class Recall:
             name = question_digest(row, by_shape=True)
         except (DataError, UsageError, TypeError, ValueError, RecursionError):  # no feedback could match it
             return None
-        found = self.store.objects("feedback", self.store.read(NEWEST.format(condition), name), item_of)
+        found = self.store.objects("feedback", self.store.read(NEWEST.format(condition), name, now()),
+                                   item_of)
         if not found or found[0].row is None or found[0].row.get("tools") != row.get("tools"):
             return None
         return found[0]

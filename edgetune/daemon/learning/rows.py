@@ -9,10 +9,12 @@ from typing import Any, Literal
 from ...data.calls import check_calls
 from ...data.rows import check_row
 from ...errors import DataError, TooLargeError, UsageError
+from ..state.database import now
 
 Rating = Literal["up", "down"]
 Row = dict[str, Any]
 LARGEST = 256 << 10  # bytes of a piece of feedback with its conversation, as JSON
+LONGEST = 10 * 366 * 86_400  # seconds until a piece expires
 
 
 def make_row(messages: Sequence[Mapping[str, Any]] | None, prompt: str | None, answer: str,
@@ -85,6 +87,15 @@ def _check_better(answer: str, rating: Rating | None, correction: str | None, re
     if rejected.strip() == answer.strip():
         raise UsageError("the answer and the rejected one are the same", "give two that differ")
     return "up"
+
+
+def expiry(seconds: int | None) -> int | None:
+    """Returns when an answer expires that is right for this number of seconds; None: never. Raises UsageError."""
+    if seconds is None:
+        return None
+    if not 1 <= seconds <= LONGEST:
+        raise UsageError(f"expires_in is {seconds} seconds", f"choose from 1 to {LONGEST}, or leave it out")
+    return now() + seconds
 
 
 def check_size(*given: Any) -> None:

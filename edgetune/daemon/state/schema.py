@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-VERSION = 8  # of the schema, in user_version; see UPGRADES
+VERSION = 9  # of the schema, in user_version; see UPGRADES
 SCHEMA = """
 CREATE TABLE files (
     id TEXT PRIMARY KEY,            -- file-...; stored in STATE/files/ID.jsonl, the results of a job in ID.csv
@@ -53,7 +53,9 @@ CREATE TABLE feedback (
     size INTEGER NOT NULL,          -- bytes of row and model
     asked TEXT, answer TEXT,        -- their beginnings, for lists; null without a row
     rejected TEXT,                  -- the wrong, or worse, answer; null where none is known
-    tries INTEGER NOT NULL DEFAULT 0); -- jobs that learned it and did not pass, though nothing spoke against it
+    tries INTEGER NOT NULL DEFAULT 0, -- jobs that learned it and did not pass, though nothing spoke against it
+    expires_at INTEGER,             -- when its answer is right no longer; null: never
+    vector BLOB);                   -- of its question: 8 bytes that name the encoder, then float16; null: none is known
 CREATE INDEX feedback_by_state ON feedback(state, held, size);
 CREATE INDEX feedback_by_question ON feedback(question);
 CREATE INDEX feedback_by_job ON feedback(job);
@@ -126,4 +128,8 @@ ALTER TABLE feedback ADD COLUMN tries INTEGER NOT NULL DEFAULT 0;
 """,
     7: """
 CREATE TABLE proposals (id TEXT PRIMARY KEY, created_at INTEGER NOT NULL, row TEXT NOT NULL);
+""",
+    8: """
+ALTER TABLE feedback ADD COLUMN expires_at INTEGER;
+ALTER TABLE feedback ADD COLUMN vector BLOB;
 """}

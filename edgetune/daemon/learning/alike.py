@@ -1,0 +1,181 @@
+"""Which known question a new one repeats in other words, by vectors of an encoder and by its words; none, where unsure.
+
+A known question is a repeat if four things hold: its likeness is at least the limit; no known question with another
+answer is nearly as like; the two do not differ by words in the same place ("paper bin" and "glass bin"); and what the
+answer takes from the known question ("hall" in `{"room": "hall"}`) is in the new one too.
+
+Each question that arrives with its answer tests the earlier ones, before it joins them. The limit is raised until most
+of what would have been answered is right. Likeness is the cosine, scaled so that unrelated questions have 0.
+Letters: n known questions, D width of a vector, all of length 1.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from difflib import SequenceMatcher
+
+import numpy as np
+from numpy.typing import NDArray
+
+LEAST = 0.6  # likeness of a repeat, before answers raise it
+MARGIN = 0.1  # by which questions with other answers are less like
+SAME_FRAME = 0.7  # share of words in order, from which on a replaced word makes another question
+WRONG = 0.1  # share of wrong repeats at most, as if SURE right ones had been seen
+SURE = 10
+TESTS = 1000  # the latest, by which the limit is set
+MOST = 4096  # known questions, the latest
+ROOM = 64  # questions for which there is room at first; it doubles
+STEM = 4  # letters of a word that decide, at least, where endings differ
+# of which no two have to do with each other
+UNRELATED = ("What time does the train to Lisbon leave?", "How do I remove red wine from a carpet?",
+             "Who painted the ceiling of this church?", "The compressor makes a loud noise when it starts.",
+             "Please translate this letter into Polish.", "Which medicine helps against hay fever?",
+             "Add two litres of milk to the shopping list.", "What is the boiling point of ethanol?",
+             "My invoice from March has the wrong address.", "Is there a playground near the hotel?",
+             "How many goals did the home team score?", "Turn the heating in the bathroom down.")
+Floats = NDArray[np.float32]
+
+
+@dataclass(frozen=True)
+class Known:
+    """A question that is known. answer: the right one; "" where none is known. wrong: a wrong one, or None."""
+
+    key: str
+    text: str
+    answer: str
+    wrong: str | None = None
+
+
+@dataclass
+class Alike:
+    """Known questions. base: the cosine of unrelated questions. For one thread at a time."""
+
+    base: float
+    _known: list[Known] = field(default_factory=list)
+    _vectors: Floats = field(default_factory=lambda: np.empty((0, 0), np.float32))  # [room, D], the first n are used
+    _tests: list[tuple[float, bool]] = field(default_factory=list)  # likeness of what was recalled, whether it is right
+    _limit: float = LEAST
+
+    def __len__(self) -> int:
+        return len(self._known)
+
+    @property
+    def limit(self) -> float:
+        """The least likeness of a repeat; above 1: nothing is one."""
+        return self._limit
+
+    def learn(self, known: Known, vector: Floats) -> None:
+        """Adds a question [D], which tests the earlier ones first. It replaces the one of the same key."""
+        self._test(known, vector)
+        self.forget(known.key)
+        if not known.answer:
+            return
+        if len(self._known) == MOST:
+            self.forget(self._known[0].key)
+        if len(self._known) == len(self._vectors):
+            more = np.empty((len(self._vectors) or ROOM, len(vector)), np.float32)
+            self._vectors = np.concatenate([self._vectors.reshape(-1, len(vector)), more])
+        self._vectors[len(self._known)] = vector
+        self._known.append(known)
+
+    def forget(self, key: str) -> None:
+        """Removes a question, if it is known."""
+        for i, each in enumerate(self._known):
+            if each.key == key:
+                del self._known[i]
+                self._vectors[i : len(self._known)] = self._vectors[i + 1 : len(self._known) + 1]
+                return
+
+    def repeated(self, text: str, vector: Floats) -> tuple[Known, float] | None:
+        """The known question that a new one [D] repeats, and its likeness; None where it is not sure."""
+        found = self._nearest(text, vector)
+        return found if found and found[1] >= self.limit else None
+
+    def nearest(self, vector: Floats, count: int, least: float) -> Sequence[tuple[Known, float]]:
+        """The `count` known questions that are most like one, the most like first, with their likeness: `least` or
+        more.
+        """
+        likeness = self._likeness(vector)
+        order = np.argsort(-likeness, kind="stable")[:count]
+        return [(self._known[i], float(likeness[i])) for i in order if likeness[i] >= least]
+
+    def _likeness(self, vector: Floats) -> Floats:
+        """[n]"""
+        if not self._known:
+            return np.empty(0, np.float32)
+        found: Floats = (self._vectors[: len(self._known)] @ vector - self.base) / (1 - self.base)
+        return found
+
+    def _nearest(self, text: str, vector: Floats) -> tuple[Known, float] | None:
+        """The known question that another repeats where LEAST is the limit."""
+        likeness = self._likeness(vector)
+        if not len(likeness):
+            return None
+        best = int(likeness.argmax())
+        found = self._known[best]
+        rivals = [each for each, known in zip(likeness.tolist(), self._known, strict=True)
+                  if each > likeness[best] - MARGIN and known.answer != found.answer]
+        if likeness[best] < LEAST or rivals or is_swapped(found.text, text):
+            return None
+        return (found, float(likeness[best])) if has_values(found.answer, found.text, text) else None
+
+    def _test(self, known: Known, vector: Floats) -> None:
+        found = self._nearest(known.text, vector)
+        if found is None or found[0].key == known.key:
+            return
+        said = found[0].answer
+        if known.answer or said == known.wrong:
+            self._tests = [*self._tests, (found[1], said == known.answer)][-TESTS:]
+            self._limit = limit_of(self._tests)
+
+
+def limit_of(tests: Sequence[tuple[float, bool]]) -> float:
+    """The least limit, from LEAST on, at which few enough of the tests (likeness, whether it is right) are wrong."""
+    limit = LEAST
+    ordered = sorted(tests)
+    wrong = sum(not is_right for _, is_right in ordered)
+    for i, (likeness, is_right) in enumerate(ordered):
+        if wrong <= WRONG * (len(ordered) - i + SURE):
+            return limit
+        wrong -= not is_right
+        limit = float(np.nextafter(np.float32(likeness), np.float32(2)))
+    return limit
+
+
+def base_of(vectors: Floats) -> float:
+    """The mean cosine of different questions [n, D], of length 1."""
+    count = len(vectors)
+    return float(((vectors @ vectors.T).sum() - count) / (count * (count - 1)))
+
+
+def is_swapped(one: str, other: str) -> bool:
+    """Whether two questions are the same but for words in the same place, which make them different questions."""
+    first, second = _words(one), _words(other)
+    found = SequenceMatcher(None, [*map(_stem, first)], [*map(_stem, second)], autojunk=False)
+    return found.ratio() >= SAME_FRAME and any(code[0] == "replace" for code in found.get_opcodes())
+
+
+def has_values(answer: str, known: str, new: str) -> bool:
+    """Whether a new question has the words that the answer takes from the known one, and no other numbers."""
+    of_new = {*map(_stem, _words(new))}
+    of_known = {*map(_stem, _words(known))}
+    taken = {*map(_stem, _words(answer))} & of_known if _is_form(answer) else set()
+    numbers = {word for word in of_new ^ of_known if any(map(str.isdigit, word))}
+    return taken <= of_new and not numbers
+
+
+def _is_form(answer: str) -> bool:
+    """Whether an answer is JSON or markup, in which words of the question are values."""
+    return answer.lstrip()[:1] in ("{", "[", "<")
+
+
+def _words(text: str) -> list[str]:
+    return re.findall(r"\w+", text.casefold())
+
+
+def _stem(word: str) -> str:
+    """A word without an ending of English, so that "keys" and "key" are one word."""
+    found = re.sub(r"(?:ing|ed|es|s)$", "", word)
+    return found if len(found) >= STEM - 1 else word

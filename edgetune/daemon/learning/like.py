@@ -1,0 +1,190 @@
+"""Corrections that count for like questions at once, until a training has learned them; alike.py says what is like.
+
+A question that repeats a corrected one in other words is answered with its correction. Of one that is only somewhat
+like corrected ones the model sees these before it, as earlier turns. Questions are compared that consist of one message
+of a user, with the same system message or none, or of one prompt. Their vectors, by the encoder of --embeddings, are
+stored with the feedback, and leave with it.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import threading
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, ClassVar
+
+import numpy as np
+
+from ...data.question import digest, user_text
+from ...errors import UsageError
+from ...formats.gguf import fingerprint
+from ...serving.completion import Completion
+from ..embeddings import Embeddings
+from ..sources import AskedQuestion
+from .alike import MOST, UNRELATED, Alike, Floats, Known, base_of
+from .items import FeedbackItem, item_of
+from .recall import Recall
+
+EXAMPLES = 4  # corrections that the model sees before a question
+LIKE = 0.5  # their least likeness
+NAMED = 8  # bytes of a stored vector that name its encoder
+RECENT = 32  # texts whose vectors are kept
+TOGETHER = 64  # vectors that are made, and stored, at once
+NEW = """SELECT rowid AS place, * FROM feedback WHERE rowid IN (
+             SELECT rowid FROM feedback WHERE rowid > ? AND row IS NOT NULL AND state NOT IN ('withdrawn', 'aside')
+             ORDER BY rowid DESC LIMIT ?) ORDER BY rowid"""
+
+
+@dataclass(frozen=True)
+class _Asked:
+    """A question that can be like others. group: of those that it is compared with."""
+
+    group: str
+    text: str
+
+
+class LikeRecall:
+    """The corrections of a service as answers to like questions, for any number of threads. recall: answers exact
+    repeats, and knows which corrections count.
+    """
+
+    name: ClassVar[str] = Recall.name
+
+    def __init__(self, recall: Recall, embeddings: Embeddings) -> None:
+        assert embeddings.encoder is not None
+        self._recall = recall
+        self._store = recall.store
+        self._embeddings = embeddings
+        self._encoder = hashlib.sha256(fingerprint(embeddings.encoder.gguf).encode()).digest()[:NAMED]
+        self._groups: dict[str, Alike] = {}
+        self._base: float | None = None  # of Alike; None: not measured yet
+        self._recent: dict[str, Floats | None] = {}  # vectors of texts
+        self._seen = 0  # the last rowid that was read
+        self._turn = threading.Lock()
+
+    def answer(self, asked: AskedQuestion) -> Completion | None:
+        """Returns the correction of the question that this one repeats in other words, or None."""
+        if not self._recall.serves(asked) or (found := self.repeated(asked.content)) is None:
+            return None
+        item, likeness = found
+        return self._recall.completion(item, asked, likeness=round(likeness, 3))
+
+    def repeated(self, content: Mapping[str, Any]) -> tuple[FeedbackItem, float] | None:
+        """Returns the correction of the question that one repeats, and their likeness, or None."""
+        if (asked := _asked(content)) is None:
+            return None
+        with self._turn:
+            self._read_new()
+            if (group := self._groups.get(asked.group)) is None or not len(group):
+                return None
+            vector = self._vector(asked.text)
+            while vector is not None and (found := group.repeated(asked.text, vector)):
+                known = found[0]
+                newest = self._recall.newest(known.key)
+                if newest is None or newest.answer != known.answer:  # deleted, withdrawn or expired
+                    group.forget(known.key)
+                    earlier = self._vector(known.text) if newest else None
+                    if newest and earlier is not None:
+                        group.learn(Known(known.key, known.text, newest.answer), earlier)
+                    continue
+                disputed = self._recall.is_disputed(content, newest.answer)
+                return (newest, found[1]) if self._recall.counts(newest) and not disputed else None
+        return None
+
+    def examples(self, content: Mapping[str, Any], model: str) -> list[dict[str, Any]]:
+        """Returns the corrections that the model should see before a question, as turns, the most like one last; none
+        where a correction answers it.
+        """
+        asked = _asked(content)
+        if asked is None or "messages" not in content or model not in self._recall.models:
+            return []
+        if self._recall.find(content) or self.repeated(content):
+            return []
+        with self._turn:
+            group = self._groups.get(asked.group)
+            vector = self._vector(asked.text) if group is not None and len(group) else None
+            near = group.nearest(vector, 2 * EXAMPLES, LIKE) if group is not None and vector is not None else ()
+        items = [item for known, _ in near if (item := self._recall.newest(known.key)) and self._recall.counts(item)]
+        return [turn for item in reversed(items[:EXAMPLES]) for turn in _turns(item)]
+
+    # ---- vectors ------------------------------------------------------------------------------------------------
+
+    def _read_new(self) -> None:
+        """Adds the feedback that came since the last question. Of very much the newest counts."""
+        rows = self._store.read(NEW, self._seen, MOST)
+        if not rows:
+            return
+        if self._base is None:
+            vectors = self._embeddings.embed(UNRELATED, truncate=True).vectors
+            self._base = base_of(vectors)
+        for begin in range(0, len(rows), TOGETHER):
+            part = rows[begin : begin + TOGETHER]
+            stored = {row["id"]: (row["place"], row["vector"]) for row in part}
+            items = [(item, asked) for item in self._store.objects("feedback", part, item_of)
+                     if item.row is not None and (asked := _asked_of(item))]
+            for (item, asked), vector in zip(items, self._vectors(items, stored), strict=True):
+                group = self._groups.setdefault(asked.group, Alike(self._base))
+                if vector is not None:
+                    group.learn(Known(item.question, asked.text, item.answer, item.rejected), vector)
+            self._seen = part[-1]["place"]
+
+    def _vectors(self, items: Sequence[tuple[FeedbackItem, _Asked]],
+                 stored: Mapping[str, tuple[int, bytes | None]]) -> list[Floats | None]:
+        """Returns the vectors of items; those that are not stored are made, and stored. None: a text of marks alone."""
+        known = {id: _read(kept, self._encoder, self._embeddings.width()) for id, (_, kept) in stored.items()}
+        made = {item.id: vector for item, asked in items if known[item.id] is None
+                and (vector := self._vector(asked.text)) is not None}
+        if made:
+            with self._store.write() as db:
+                db.executemany("UPDATE feedback SET vector = ? WHERE rowid = ? AND id = ?",
+                               [(self._encoder + vector.astype(np.float16).tobytes(), stored[id][0], id)
+                                for id, vector in made.items()])
+        return [made.get(item.id, known[item.id]) for item, _ in items]
+
+    def _vector(self, text: str) -> Floats | None:
+        """Returns the vector of a text, which is kept for a while: each question needs it several times."""
+        if text not in self._recent:
+            if len(self._recent) == RECENT:
+                del self._recent[next(iter(self._recent))]
+            try:
+                self._recent[text] = self._embeddings.embed([text], truncate=True).vectors[0]
+            except UsageError:  # nothing but marks
+                self._recent[text] = None
+        return self._recent[text]
+
+
+def _read(kept: bytes | None, encoder: bytes, width: int) -> Floats | None:
+    """Returns a stored vector [width]; None where there is none of this encoder."""
+    if not isinstance(kept, bytes) or kept[:NAMED] != encoder or len(kept) != NAMED + 2 * width:
+        return None
+    vector = np.frombuffer(kept[NAMED:], np.float16).astype(np.float32)
+    return vector if np.isfinite(vector).all() else None
+
+
+def _asked(content: Mapping[str, Any]) -> _Asked | None:
+    """Returns what is compared of a question; None where it has more than one turn, or tools."""
+    if content.get("tools"):
+        return None
+    if isinstance(prompt := content.get("prompt"), str):
+        return _Asked("prompt", prompt) if prompt.strip() else None
+    *before, last = content.get("messages") or [{}]
+    if len(before) > 1 or last.get("role") != "user" or not (text := user_text({"messages": [last]})):
+        return None
+    if not before:
+        return _Asked("chat", text)
+    if before[0].get("role") != "system" or not isinstance(before[0].get("content"), str):
+        return None
+    return _Asked(digest(before[0]["content"]), text)
+
+
+def _asked_of(item: FeedbackItem) -> _Asked | None:
+    """Returns what is compared of the question of feedback."""
+    row = item.row or {}
+    return _asked({**row, "messages": row["messages"][:-1]} if "messages" in row else row)
+
+
+def _turns(item: FeedbackItem) -> list[dict[str, Any]]:
+    asked = _asked_of(item)
+    assert asked is not None
+    return [{"role": "user", "content": asked.text}, {"role": "assistant", "content": item.answer}]
