@@ -24,7 +24,7 @@ FLOORS = [
     ["serving"],
     ["training", "retrieval"],
     ["evaluation"],
-    ["bench", "runs", "making"],
+    ["bench", "prompting", "runs", "making"],
     ["tutor", "home"],
     ["compress", "daemon", "demo"],
     ["cli"],

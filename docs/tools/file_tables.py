@@ -15,7 +15,7 @@ CODES = {
     0: "It succeeded.",
     1: "It failed. `doctor`: something is missing; `status`: the daemon is degraded; `data check`: rows are unfit.",
     2: "A command, an option or its value is wrong.",
-    3: "A training ended, and the adapter is no better than no training.",
+    3: "A training ended, and the adapter is no better than no training; `prompt`: no prompt is better.",
     75: "It was stopped, and can be resumed.", 130: "It was stopped by Ctrl-C."}
 VARIABLES = {
     "EDGETUNE_URL": "The daemon that commands ask: http://HOST:PORT or unix:/PATH; `--url` wins.",

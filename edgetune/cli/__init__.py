@@ -24,6 +24,7 @@ from . import (  # noqa: F401  (each adds its commands to the group)
     mix,
     models,
     plan,
+    prompt,
     rebase,
     remote,
     report,

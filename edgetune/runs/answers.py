@@ -27,6 +27,7 @@ from ..training.config import TrainConfig
 
 MOST = 64  # questions
 SHOWN = 3  # of them, in run.json
+BEFORE, PROMPTED = "before", "with the prompt alone"
 WORSE = 0.05  # level of significance at which fewer right answers are no chance
 
 
@@ -108,14 +109,15 @@ def summary(before: Sequence[Answer], after: Sequence[Answer]) -> dict[str, Any]
                        "after": b.answer.strip(), "right": b.correct} for a, b in changed[:SHOWN]]}
 
 
-def complete(verdict: dict[str, Any], answers: dict[str, Any]) -> dict[str, Any]:
+def complete(verdict: dict[str, Any], answers: dict[str, Any], was: str = BEFORE) -> dict[str, Any]:
     """The verdict by losses, completed by answers: worse where clearly fewer of them are right than before. Losses fall
     on the form of answers alone, so it did not learn for certain what one answer to all questions would do as well.
+    was: with what the answers before were given.
     """
     rows = answers["rows"]
     before, after = (round(answers[when] * rows) for when in ("before", "after"))
     than = "fewer than the " if after < before else ""
-    said = f"{after} of {rows} held-out rows are answered exactly, {than}{before} before"
+    said = f"{after} of {rows} held-out rows are answered exactly, {than}{before} {was}"
     if after < before and Paired(answers["wins"], answers["losses"]).p_worse < WORSE:
         return {**verdict, "kind": "worse", "sentence": f"Worse than before, although the held-out loss fell: {said}; "
                 "lower --lr or --epochs, and look at the rows with edgetune data check."}

@@ -39,8 +39,9 @@ class Result:
         """The verdict in a word, then what was measured before and after, as short as a line of a terminal."""
         found = [HEADS[self.kind]]
         if answers := self._answers:
+            was = "with the prompt alone" if self._prompted else "before"
             before, after = (round(answers[when] * answers["rows"]) for when in ("before", "after"))
-            found.append(f"{after} of {answers['rows']} held-out answers right ({before} before)")
+            found.append(f"{after} of {answers['rows']} held-out answers right ({before} {was})")
         elif self.kind == UNMEASURED:
             found.append("not tested")
         if self.loss_after is not None:
@@ -48,6 +49,11 @@ class Result:
             numbers = (_short(value and sign * value) for value in (self.loss_before, self.loss_after))
             found.append(f"{kind} {' -> '.join(numbers)}")
         return tuple(found)
+
+    @property
+    def _prompted(self) -> bool:
+        """Whether the answers before training had the prompt, and no adapter."""
+        return bool(self.record.get("options", {}).get("prompt")) and not self.record.get("start")
 
     @property
     def is_worse(self) -> bool:

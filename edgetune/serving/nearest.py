@@ -19,11 +19,12 @@ from ..data.question import question_text
 from ..data.rows import Row
 from ..disk import cache, cache_folder, replaced
 from ..formats.gguf import fingerprint
-from ..formats.named import find_model
+from ..formats.named import CONVERTED, find_model
 from .embedding import EncoderFile, TableFile, open_vectors
 
-ENCODER = "minilm"
+ENCODER = CONVERTED
 FOLDER = "vectors"
+REMEMBERED = 512  # vectors of questions
 KEPT = 32  # files of vectors in the cache
 
 
@@ -36,6 +37,7 @@ class NearestRows:
         self.rows = rows
         self._opened: EncoderFile | TableFile = open_vectors(find_model(encoder), threads)
         self._turn = threading.Lock()
+        self._known: dict[str, NDArray[np.float32]] = {}
         self._vectors = self._kept([question_text(row) for row in rows])
 
     def close(self) -> None:
@@ -46,7 +48,7 @@ class NearestRows:
         """The indices of all rows [n], the nearest first; of equally near ones the earlier first."""
         if not question.strip():
             return np.arange(len(self.rows))
-        return np.argsort(-(self._vectors @ self.embed([question])[0]), kind="stable")
+        return np.argsort(-(self._vectors @ self._vector(question)), kind="stable")
 
     def embed(self, texts: Sequence[str]) -> NDArray[np.float32]:
         """The vectors [n, D] of texts, each of length 1; of a text that is too long the beginning counts."""
@@ -56,6 +58,16 @@ class NearestRows:
         with self._turn:
             for _ in embedder.embed(found, tokens):
                 pass
+        return found
+
+    def _vector(self, question: str) -> NDArray[np.float32]:
+        """The vector [D] of a question; those of the last ones are known."""
+        if (found := self._known.get(question)) is None:
+            found = self.embed([question])[0]
+            with self._turn:
+                self._known[question] = found
+                while len(self._known) > REMEMBERED:
+                    del self._known[next(iter(self._known))]
         return found
 
     def _kept(self, texts: list[str]) -> NDArray[np.float32]:

@@ -72,15 +72,17 @@ class OpenPrompt:
     turns, the nearest last. No example asks what the row that it is put around asks.
 
     rows: those of `nearest`, whose model is opened by the first question and freed by `close`. threads: of that model.
+    nearest: these rows, where others have opened them, and close them.
     """
 
-    def __init__(self, prompt: Prompt, rows: Sequence[Row] = (), threads: int = 0) -> None:
+    def __init__(self, prompt: Prompt, rows: Sequence[Row] = (), threads: int = 0,
+                 nearest: NearestRows | None = None) -> None:
         self.prompt = prompt
-        self.rows = rows
+        self.rows = nearest.rows if nearest else rows
         self._threads = threads
         self._turns = [turns_of(row) for row in prompt.examples]
         self._opening = threading.Lock()
-        self._nearest: NearestRows | None = None
+        self._nearest = nearest
 
     def close(self) -> None:
         """Frees the model for vectors; the next question opens it again."""

@@ -98,6 +98,16 @@ def banking77(sources: Sequence[bytes]) -> Files:
     return of_intents("banking77", train, test)
 
 
+def banking77_whole(sources: Sequence[bytes]) -> Files:
+    """All rows of all 77 intents, shuffled."""
+    files = {}
+    for part, source in zip(("train", "test"), sources, strict=True):
+        rows = [(row["text"], row["category"]) for row in csv.DictReader(io.StringIO(source.decode(), newline=""))]
+        random.Random(0).shuffle(rows)
+        files[f"banking77_{part}.jsonl"] = jsonl(rows)
+    return files
+
+
 def of_intents(name: str, train: Sequence[Sequence[str]], test: Sequence[Sequence[str]]) -> Files:
     """For each seed the rows of `make tutor`: labelled ones and prompts from one set, unseen ones from the other."""
     intents = sorted({intent for _, intent in train})
@@ -188,6 +198,16 @@ SETS = {
         },
         banking77, files_of_intents("banking77"),
         "d8805bfb38d6b1805e2f3905e09aaf4ae19d366738660fae5fe579e2273a5498"),
+    "banking77_whole": DataSet(
+        "PolyAI-LDN/task-specific-datasets", "57ec275d8078af65b7731c2a98be812d844a6d6b", "CC BY 4.0",
+        {
+            "banking_data/train.csv":
+                "b06e26ac675513959a63135f11b94ea7786ed02da65db93a5650d8838cbc664b",
+            "banking_data/test.csv":
+                "d12d6e3bc4c3103966ae786dc435913c0c563dfa328f5a3646d0e62cfeeb474d",
+        },
+        banking77_whole, ["banking77_train.jsonl", "banking77_test.jsonl"],
+        "0ccee8db129fbd9aae6b2cb84f7a114b460c0c119ef05ed79fc7401e1da4359e"),
 }
 
 
