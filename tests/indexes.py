@@ -37,3 +37,23 @@ def write_pdf(path: Path, pages: list[str]) -> Path:
               f"/Root 1 0 R >>\nstartxref\n{len(whole)}\n%%EOF\n").encode()
     path.write_bytes(whole)
     return path
+
+
+def small_index(folder: Path, texts: dict[str, str]) -> Path:
+    """An index of these files by the random encoder, in which every question finds something."""
+    from edgetune.retrieval.building import build
+    from edgetune.retrieval.encoding import Encoding
+    from edgetune.retrieval.options import IndexOptions
+    from edgetune.retrieval.store import Store
+    needs_retrieval()
+    documents = folder / "documents"
+    documents.mkdir(parents=True)
+    for name, text in texts.items():
+        (documents / name).write_text(text)
+    encoding = Encoding(small_encoder(folder), 1)
+    build(documents, folder / "small.index", encoding, IndexOptions(chunk_tokens=90))
+    encoding.close()
+    store = Store(folder / "small.index", writes=True)
+    store.set_facts({"least_evidence": 0.0})
+    store.close()
+    return folder / "small.index"

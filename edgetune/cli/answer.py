@@ -92,6 +92,8 @@ class Serving:
     key_file: Path | None = None
     structured: str = "auto"
     prompt_file: Path | None = None
+    index: Path | None = None
+    passages: int | None = None
 
     @classmethod
     def taken_from(cls, options: dict[str, Any]) -> Serving:

@@ -28,7 +28,7 @@ from .answer import (
     structured_option,
 )
 from .app import MODEL, adapter_option, command, complain, out, system_option, threads_option
-from .around import around_options, refuse_both
+from .around import around_options, refuse_both, sources_of, sources_text
 from .elsewhere import url_options
 from .grouped import GroupedOption
 from .judged import judged_to
@@ -83,7 +83,11 @@ def _with_a_program(talk: Talk, as_json: bool) -> None:
             answer += piece
             if not as_json:
                 click.echo(piece, nl=False)
-        click.echo(json.dumps({"text": answer}) if as_json else "")
+        sources = sources_of(talk.served, talk.messages)
+        if as_json:
+            click.echo(json.dumps({"text": answer} | ({} if sources is None else {"sources": sources})))
+        else:
+            click.echo("" if sources is None else f"\n{sources_text(sources)}")
         talk.messages.append({"role": "assistant", "content": answer})
 
 
@@ -161,7 +165,10 @@ def _answer(talk: Talk, question: str) -> bool:
         ended = time.monotonic()
         was_stopped = stopped()
     if answer:
+        sources = sources_of(talk.served, talk.messages)
         talk.messages.append({"role": "assistant", "content": answer})
+        if sources is not None:
+            _dim(sources_text(sources))
     else:
         talk.messages.pop()
     counted: int | None = getattr(talk.served, "said_tokens", None)  # by a daemon's model

@@ -33,7 +33,7 @@ from .app import (
     system_option,
     threads_option,
 )
-from .around import around_options, instruction_of, refuse_both, taken_around
+from .around import around_options, instruction_of, refuse_both, sources_of, sources_text, taken_around
 from .elsewhere import url_options
 from .prose import Prose
 
@@ -60,9 +60,10 @@ def generate_command(model: Path, prompt: str, system: str, raw: bool, as_json: 
     answers are JSON lines. The same seed gives the same answers, whatever else is in the file.
     """
     own = {name: options.pop(name) for name in OWN}
-    if raw and options["prompt_file"]:
-        raise UsageError(f"--raw is given with --prompt {options['prompt_file']}, which is put around a chat",
-                         "leave one of them out")
+    for flag in ("prompt_file", "index") if raw else ():
+        if options[flag]:
+            raise UsageError(f"--raw is given with --{flag.partition('_')[0]} {options[flag]}, which is put around a "
+                             "chat", "leave one of them out")
     if engine == "native":
         others = {name: options.pop(name) for name in ("busy_file", "runtime", "structured", "url", "key_file")}
         check_engine(engine, **others)
@@ -86,13 +87,17 @@ def generate_command(model: Path, prompt: str, system: str, raw: bool, as_json: 
         messages = [{"role": "system", "content": system}] if system else []
         messages.append({"role": "user", "content": prompt})
         pieces = served.generate(prompt, **options) if raw else served.chat(messages, **options)
+        sources = None if raw else sources_of(served, messages)
         if as_json:
-            click.echo(json.dumps({"prompt": prompt, "text": "".join(pieces)}))
+            named = {} if sources is None else {"sources": sources}
+            click.echo(json.dumps({"prompt": prompt, "text": "".join(pieces), **named}))
             return
         prose = Prose(out)
         for piece in pieces:
             prose.write(piece)
         prose.end()
+        if sources is not None:
+            click.echo(f"\n{sources_text(sources)}")
 
 
 def refuse_file(prompt: str) -> None:
