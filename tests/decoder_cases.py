@@ -1,12 +1,12 @@
 """A decoder and the same model in transformers with PEFT, on one batch: what gradients are compared with."""
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
 import torch
-from families import GGUF_NAMES, make_family, row_order
+from families import make_family, row_order
 from peft import LoraConfig, get_peft_model
 from random_adapters import distance
 from torch.utils.hooks import RemovableHandle
@@ -15,6 +15,7 @@ from transformers import PreTrainedModel
 from edgetune.adapters.base import Artifact
 from edgetune.adapters.lora import TARGETS, Pair
 from edgetune.adapters.low_rank import LoraFamily
+from edgetune.adapters.peft import MODULES, modules_of
 from edgetune.backends.arena import Arena, Buffer
 from edgetune.backends.cpu import Cpu
 from edgetune.data.forest import grow
@@ -50,13 +51,14 @@ class Case:
 
 
 def make_case(
-    name: str, folder: Path, targets: tuple[str, ...] = ALL, blocks: range | None = None, kept: int = 1,
+    name: str, folder: Path, targets: tuple[str, ...] = (), blocks: range | None = None, kept: int = 1,
     dropout: float = 0.0, threads: int = 2, **family: object) -> Case:
     path, hf = make_family(name, folder, **family)
     model = Model(open_bundle(path).gguf)
     run = RunShape(
         max_tokens=sum(LENGTHS) + 3, max_length=max(LENGTHS),
-        family=LoraFamily(rank=RANK, alpha=RANK * SCALE, dropout=dropout), targets=tuple(TARGETS[t] for t in targets),
+        family=LoraFamily(rank=RANK, alpha=RANK * SCALE, dropout=dropout),
+        targets=tuple(TARGETS[t] for t in targets) or model.structure.targets(),
         blocks=blocks or range(model.shape.n_layer), kept=min(kept, model.shape.n_layer - (blocks or range(1))[0]),
         threads=threads, precision="exact")
     decoder = make_decoder(model, run)
@@ -120,29 +122,28 @@ def branching_examples(n_vocab: int) -> list[Example]:
 
 def adapted(case: Case) -> PreTrainedModel:
     """The transformers model with the same adapter, by PEFT."""
-    names = {v: k for k, v in TARGETS.items()}
-    run = case.decoder.run
-    config = LoraConfig(
-        r=RANK, lora_alpha=RANK * SCALE, target_modules=[names[t] for t in run.targets],
-        layers_to_transform=list(run.blocks), layers_pattern="layers")
+    names = modules_of(case.decoder.shape)
+    modules = [hf_projection(key, names) for key in case.pairs]
+    config = LoraConfig(r=RANK, lora_alpha=RANK * SCALE, target_modules=modules)
     peft = get_peft_model(case.model, config)
     with torch.no_grad():
         for key, pair in case.pairs.items():
-            a, b = lora_parameters(peft, key)
-            order = row_order(hf_projection(key), pair.b.shape[0], case.model)
+            module = hf_projection(key, names)
+            a, b = lora_parameters(peft, module)
+            order = row_order(module, pair.b.shape[0], case.model)
             a.copy_(torch.from_numpy(pair.a))
             b.copy_(torch.from_numpy(pair.b if order is None else pair.b[np.argsort(order)]))
     return peft
 
 
-def hf_projection(key: str) -> str:
+def hf_projection(key: str, names: Mapping[str, str] = MODULES) -> str:
     """blk.3.attn_q -> model.layers.3.self_attn.q_proj"""
-    _, layer, tensor = key.split(".")
-    return f"model.layers.{layer}.{next(hf for hf, name in GGUF_NAMES.items() if name == tensor)}"
+    _, layer, tensor = key.split(".", 2)
+    return f"model.layers.{layer}.{names[tensor]}"
 
 
-def lora_parameters(peft: PreTrainedModel, key: str) -> tuple[torch.Tensor, torch.Tensor]:
-    layer = peft.get_submodule(f"base_model.model.{hf_projection(key)}")
+def lora_parameters(peft: PreTrainedModel, module: str) -> tuple[torch.Tensor, torch.Tensor]:
+    layer = peft.get_submodule(f"base_model.model.{module}")
     return layer.lora_A["default"].weight, layer.lora_B["default"].weight
 
 
@@ -197,9 +198,11 @@ def logp_with_updates(case: Case, names: Iterable[str],
 def gradients_by_peft(case: Case, peft: PreTrainedModel) -> dict[str, tuple[np.ndarray, np.ndarray]]:
     """{name: (dA, dB)} after a backward pass, in the order of our rows."""
     grads = {}
+    names = modules_of(case.decoder.shape)
     for key, pair in case.pairs.items():
-        a, b = (p.grad.numpy() for p in lora_parameters(peft, key))
-        order = row_order(hf_projection(key), pair.b.shape[0], case.model)
+        module = hf_projection(key, names)
+        a, b = (p.grad.numpy() for p in lora_parameters(peft, module))
+        order = row_order(module, pair.b.shape[0], case.model)
         grads[key] = a, b if order is None else b[order]
     return grads
 

@@ -41,6 +41,7 @@ TRAINED: dict[str, dict[str, object]] = {
                 "layer_types": ["full_attention"] * 3},
     "hunyuan-dense": {"rope_theta": 1e4, "tie_word_embeddings": True, "head_dim": 32},
     "mistral3": {"rope_theta": 1e6, "tie_word_embeddings": False, "head_dim": 32},
+    "phi3": {"rope_theta": 1e4, "tie_word_embeddings": True, "pad_token_id": 0, "partial_rotary_factor": 0.75},
 }
 ALL_FAMILIES = FAMILIES | TRAINED
 # transformers' names of models
@@ -85,7 +86,8 @@ GGUF_NAMES = {
     "self_attn.o_proj": "attn_output", "self_attn.q_norm": "attn_q_norm", "self_attn.k_norm": "attn_k_norm",
     "post_attention_layernorm": "ffn_norm", "mlp.gate_proj": "ffn_gate", "mlp.up_proj": "ffn_up",
     "mlp.down_proj": "ffn_down"}
-GGUF_NAMES |= {"self_attn.query_layernorm": "attn_q_norm", "self_attn.key_layernorm": "attn_k_norm"}
+GGUF_NAMES |= {"self_attn.qkv_proj": "attn_qkv", "mlp.gate_up_proj": "ffn_up",
+               "self_attn.query_layernorm": "attn_q_norm", "self_attn.key_layernorm": "attn_k_norm"}
 POST_NAMES = GGUF_NAMES | {
     "post_attention_layernorm": "post_attention_norm",
     "pre_feedforward_layernorm": "ffn_norm",
@@ -163,6 +165,8 @@ def config_metadata(name: str, config: PretrainedConfig, settings: Mapping[str, 
     if name == "granite":
         fields |= {"embedding_scale": config.embedding_multiplier, "residual_scale": config.residual_multiplier,
                    "attention.scale": config.attention_multiplier, "logit_scale": config.logits_scaling}
+    if name == "phi3":
+        fields["rope.dimension_count"] = int(head_width(config) * config.partial_rotary_factor)
     scaling = settings.get("rope_scaling")
     if scaling and scaling["rope_type"] != "llama3":
         fields["rope.scaling.type"] = scaling["rope_type"]

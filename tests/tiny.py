@@ -71,6 +71,7 @@ class Shape:
     norms: str = "before"
     window: int = 0
     window_pattern: int = 2  # every n-th block sees everything
+    fused: bool = False  # queries, keys and values are one matrix, the gate and the rest another
     scales: tuple[float, ...] = ()  # of embedding, residual sums, attention and logits
     add_bos: bool = False
 
@@ -87,6 +88,7 @@ SHAPES = {
     "exaone4": Shape(qk_norm="head", norms="after", rope_base=1e6),
     "mistral3": Shape(rope_base=1e6, head_width=32, tied=False),
     "hunyuan-dense": Shape(qk_norm="rotated", head_width=32),
+    "phi3": Shape(fused=True),
 }
 
 
@@ -126,7 +128,7 @@ def tensor_shapes(shape: Shape) -> Iterator[tuple[str, tuple[int, ...]]]:
     for i in range(shape.n_blocks):
         if shape.norms != "after":
             yield f"blk.{i}.attn_norm.weight", (d,)
-        for name, rows in (("q", q), ("k", kv), ("v", kv)):
+        for name, rows in (("qkv", q + 2 * kv),) if shape.fused else (("q", q), ("k", kv), ("v", kv)):
             yield f"blk.{i}.attn_{name}.weight", (rows, d)
             if shape.qkv_bias:
                 yield f"blk.{i}.attn_{name}.bias", (rows,)
@@ -139,8 +141,9 @@ def tensor_shapes(shape: Shape) -> Iterator[tuple[str, tuple[int, ...]]]:
             yield f"blk.{i}.post_attention_norm.weight", (d,)
         if shape.norms != "after":
             yield f"blk.{i}.ffn_norm.weight", (d,)
-        yield f"blk.{i}.ffn_gate.weight", (f, d)
-        yield f"blk.{i}.ffn_up.weight", (f, d)
+        if not shape.fused:
+            yield f"blk.{i}.ffn_gate.weight", (f, d)
+        yield f"blk.{i}.ffn_up.weight", (2 * f if shape.fused else f, d)
         yield f"blk.{i}.ffn_down.weight", (d, f)
         if shape.norms != "before":
             yield f"blk.{i}.post_ffw_norm.weight", (d,)

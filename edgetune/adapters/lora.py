@@ -25,6 +25,12 @@ TARGETS = {
     "up_proj": "ffn_up",
     "down_proj": "ffn_down",
 }
+OTHER_TARGETS = {  # of some architectures
+    "qkv_proj": "attn_qkv",
+    "gate_up_proj": "ffn_up",
+    "in_proj": "shortconv.in_proj",
+    "out_proj": "shortconv.out_proj",
+}
 
 
 @dataclass

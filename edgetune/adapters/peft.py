@@ -32,9 +32,16 @@ CONFIG = "adapter_config.json"
 
 # a GGUF's projection -> its path within a layer of transformers
 MODULES = {gguf: f"{'self_attn' if gguf.startswith('attn') else 'mlp'}.{name}" for name, gguf in TARGETS.items()}
+
+
+def modules_of(shape: Shape) -> dict[str, str]:
+    """The same of an architecture."""
+    return MODULES | dict(shape.family.modules)
+
+
 _TENSOR = re.compile(
     r"base_model\.model\.(?P<path>(?:model\.|language_model\.model\.|model\.language_model\.)"
-    r"layers\.(?P<layer>\d{1,6})\.(?P<module>(?:self_attn|mlp)\.[a-z]+_proj))\.lora_(?P<side>[AB])\.weight"
+    r"layers\.(?P<layer>\d{1,6})\.(?P<module>(?:self_attn|mlp|conv|feed_forward)\.\w+))\.lora_(?P<side>[AB])\.weight"
 )
 Keys = Mapping[int, tuple[NDArray[np.floating[Any]], NDArray[np.floating[Any]]]]
 """Keys and values by the number of a block."""
@@ -64,10 +71,10 @@ def export_peft(pairs: Lora, base: Gguf, folder: str | os.PathLike[str], base_mo
     shape = read_shape(base)
     tensors = {}
     for name, pair in pairs.items():
-        path = f"base_model.model.{_module_path(name)}"
+        path = f"base_model.model.{_module_path(name, modules_of(shape))}"
         tensors[f"{path}.lora_A.weight"] = pair.a
         tensors[f"{path}.lora_B.weight"] = pair.b[np.argsort(row_order(name, pair.b.shape[0], shape))]
-    _write(folder, tensors, _config_of(pairs, shape.n_layer), base, base_model, run)
+    _write(folder, tensors, _config_of(pairs, shape), base, base_model, run)
 
 
 def export_peft_prefix(keys: Keys, base: Gguf, folder: str | os.PathLike[str], base_model: str = "",
@@ -112,7 +119,7 @@ def import_peft(folder: str | os.PathLike[str], base: Gguf) -> Lora:
     paths = {}
     for key, values in _read_weights(folder).items():
         match = _TENSOR.fullmatch(key)
-        gguf = next((g for g, module in MODULES.items() if match and match["module"] == module), None)
+        gguf = next((g for g, module in modules_of(shape).items() if match and match["module"] == module), None)
         if match is None or gguf is None or values.ndim != 2:
             raise UnsupportedError(f"{folder} holds {key} of shape {list(values.shape)}",
                                    f"edgetune imports LoRA on {', '.join(TARGETS)} of the text model")
@@ -129,12 +136,12 @@ def import_peft(folder: str | os.PathLike[str], base: Gguf) -> Lora:
 # ---- names and rows --------------------------------------------------------------------------------------------------
 
 
-def _module_path(name: str) -> str:
+def _module_path(name: str, modules: Mapping[str, str]) -> str:
     """blk.3.attn_q -> model.layers.3.self_attn.q_proj"""
-    match = re.fullmatch(r"blk\.(\d+)\.(\w+)", name)
-    if match is None or match[2] not in MODULES:
-        raise UnsupportedError(f"the adapter changes {name}", f"PEFT export knows {', '.join(MODULES)}")
-    return f"model.layers.{match[1]}.{MODULES[match[2]]}"
+    match = re.fullmatch(r"blk\.(\d+)\.([\w.]+)", name)
+    if match is None or match[2] not in modules:
+        raise UnsupportedError(f"the adapter changes {name}", f"PEFT export knows {', '.join(modules)}")
+    return f"model.layers.{match[1]}.{modules[match[2]]}"
 
 
 def row_order(name: str, rows: int, shape: Shape) -> NDArray[np.intp]:
@@ -149,15 +156,18 @@ def row_order(name: str, rows: int, shape: Shape) -> NDArray[np.intp]:
 # ---- the configuration -----------------------------------------------------------------------------------------------
 
 
-def _config_of(pairs: Lora, n_layer: int) -> dict[str, Any]:
+def _config_of(pairs: Lora, shape: Shape) -> dict[str, Any]:
     """The most common rank and alpha, patterns for the pairs that differ."""
-    modules = {name: _module_path(name) for name in pairs}
+    of_kinds = modules_of(shape)
+    modules = {name: _module_path(name, of_kinds) for name in pairs}
     alphas = {name: _whole(pair.scale * pair.rank) for name, pair in pairs.items()}
     rank = Counter(pair.rank for pair in pairs.values()).most_common(1)[0][0]
     alpha = Counter(alphas.values()).most_common(1)[0][0]
-    kinds = {name.rpartition(".")[2] for name in pairs}
-    complete = len(pairs) == len(kinds) * n_layer
-    short = [peft for peft, gguf in TARGETS.items() if gguf in kinds]
+    kinds = {name.split(".", 2)[2] for name in pairs}
+    complete = len(pairs) == sum(len(kinds & shape.linear_shapes(layer).keys()) for layer in range(shape.n_layer))
+    leaves = Counter(module.rpartition(".")[2] for module in of_kinds.values())
+    found = [module for kind, module in of_kinds.items() if kind in kinds]
+    short = [leaf if leaves[leaf := module.rpartition(".")[2]] == 1 else module for module in found]
     return {
         "peft_type": "LORA",
         "task_type": "CAUSAL_LM",

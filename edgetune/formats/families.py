@@ -5,7 +5,8 @@ A new one whose block has the same parts is a row here.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 
 QKV = ("attn_q", "attn_k", "attn_v")
 ALL = (*QKV, "attn_output", "ffn_gate", "ffn_up", "ffn_down")
@@ -26,6 +27,11 @@ class Family:
     moves_rows: bool = False  # of q and k: transformers rotates the former pairs, the GGUF holds them as the latter
     rope_factors: bool = False  # whether rope_freqs.weight is read
     yarn_keys: bool = False  # whether the file says how YaRN blends, and scales q where texts are longer
+    long_keys: bool = False  # rotary factors for texts up to the original context, and others for longer ones
+    partly_rotated: bool = False  # a part of a head may be
+    mixer: str = "attention"  # the kinds of sublayers (kinds.py)
+    feed: str = "gated"
+    modules: Mapping[str, str] = field(default_factory=dict)  # projections that transformers names unlike others
     unrotated_every: int = 0  # every n-th block has no rotary embedding; 0: all have one
     act: str = "silu"
     qk_norm: str = ""
@@ -63,4 +69,6 @@ FAMILIES = {family.name: family for family in (
     Family("exaone4", QKV, rope_factors=True, qk_norm="head", norms="after", narrow_heads=True, untrained_blocks=64),
     Family("mistral3", ALL, neox=False, moves_rows=True, rope_factors=True, yarn_keys=True),
     Family("hunyuan-dense", QKV, qk_norm="rotated"),
+    Family("phi3", (), long_keys=True, partly_rotated=True, narrow_heads=True, mixer="fused attention",
+           feed="fused gated", modules={"attn_qkv": "self_attn.qkv_proj", "ffn_up": "mlp.gate_up_proj"}),
 )}

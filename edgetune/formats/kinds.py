@@ -27,9 +27,18 @@ def _attention_norms(s: Shape) -> Vectors:
     return {"attn_q_norm": s.d_q if is_whole else s.d_head, "attn_k_norm": s.d_kv if is_whole else s.d_head}
 
 
+def _fused_attention(s: Shape) -> Matrices:
+    return {"attn_qkv": (s.d_q + 2 * s.d_kv, s.d_model), "attn_output": (s.d_model, s.d_q)}
+
+
 def _gated(s: Shape) -> Matrices:
     return {"ffn_gate": (s.d_ff, s.d_model), "ffn_up": (s.d_ff, s.d_model), "ffn_down": (s.d_model, s.d_ff)}
 
 
-PROJECTIONS: dict[str, Callable[[Shape], Matrices]] = {"attention": _attention, "gated": _gated}
-NORMS: dict[str, Callable[[Shape], Vectors]] = {"attention": _attention_norms}
+def _fused_gated(s: Shape) -> Matrices:
+    return {"ffn_up": (2 * s.d_ff, s.d_model), "ffn_down": (s.d_model, s.d_ff)}
+
+
+PROJECTIONS: dict[str, Callable[[Shape], Matrices]] = {
+    "attention": _attention, "fused attention": _fused_attention, "gated": _gated, "fused gated": _fused_gated}
+NORMS: dict[str, Callable[[Shape], Vectors]] = {"attention": _attention_norms, "fused attention": _attention_norms}

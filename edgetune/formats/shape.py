@@ -167,6 +167,7 @@ def read_shape(gguf: Gguf) -> Shape:
         neox=family.neox, act=family.act, embed_scale=scales.embedding / scales.residual, attn_scale=scales.attention,
         logit_scale=scales.logits, qk_norm=family.qk_norm, pre_norms=family.pre_norms, post_norms=family.post_norms,
         ropes=(global_rope, local_rope), windows=windows, unrotated=_unrotated(get, n_layer, family),
+        mixers=(family.mixer,) * n_layer, feeds=(family.feed,) * n_layer,
         biases=tuple(name for name in family.biases
                      if all(f"blk.{i}.{name}.bias" in gguf.tensors for i in range(n_layer))))
     _check_sizes(gguf, shape)
@@ -207,9 +208,9 @@ def _unrotated(get: MetadataReader, n_layer: int, family: Family) -> tuple[int, 
 
 
 def _context(get: MetadataReader, family: Family) -> int:
-    """Tokens that the model was made for, and up to which it scales no queries by their position."""
+    """Tokens that the model was made for, up to which it scales no queries by their position and no rotation."""
     context = get.integer("context_length")
-    if family.yarn_keys and get.number("attention.temperature_scale", 0.0):
+    if family.long_keys or (family.yarn_keys and get.number("attention.temperature_scale", 0.0)):
         return min(context, get.integer("rope.scaling.original_context_length", context))
     return context
 
@@ -276,12 +277,17 @@ def _read_rope(gguf: Gguf, get: MetadataReader, family: Family) -> Rope:
     """Reads it as llama.cpp does: a factor without a kind is linear, a factor of 0 is none."""
     kind = get.text("rope.scaling.type", "linear")
     factor = get.number("rope.scaling.factor", get.number("rope.scale_linear", 0.0)) or 1.0
+    short = gguf.tensors.get("rope_factors_short.weight") if family.long_keys else None
+    if kind == "longrope" and family.long_keys:
+        kind = "none"
     if kind not in ("none", "linear", "yarn"):
         raise UnsupportedError(f"{gguf.path} scales its rotary embedding by {kind!r}",
                                "edgetune knows none, linear, llama3 and yarn")
     factors: tuple[float, ...] = ()
     if "rope_freqs.weight" in gguf.tensors:
         factors = tuple(float(f) for f in gguf.tensors["rope_freqs.weight"].f32().ravel())
+    elif short is not None:
+        factors = tuple(float(f) for f in short.f32().ravel())
     blend = {} if not family.yarn_keys else {
         "fast": get.number("rope.scaling.yarn_beta_fast", 32.0), "slow": get.number("rope.scaling.yarn_beta_slow", 1.0),
         "log_multiplier": get.number("rope.scaling.yarn_log_multiplier", 0.0)}
@@ -347,6 +353,8 @@ def optional_tensors(s: Shape) -> dict[str, tuple[int, ...]]:
                 optional[f"blk.{i}.{name}.bias"] = (linear[name][0],)
     if s.family.rope_factors:
         optional["rope_freqs.weight"] = (len(s.ropes[0].factors),)
+    if s.family.long_keys:
+        optional |= dict.fromkeys(("rope_factors_short.weight", "rope_factors_long.weight"), (len(s.ropes[0].factors),))
     return optional
 
 

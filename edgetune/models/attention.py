@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, ClassVar
 
 import numpy as np
 
@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 
 class SelfAttention(Mixer):
     last = "attn_output"
-    inputs = ("attn_q", "attn_k", "attn_v")
+    inputs: ClassVar[tuple[str, ...]] = ("attn_q", "attn_k", "attn_v")
     inner = "att"
     takes_needed = True
 
@@ -50,17 +50,22 @@ class SelfAttention(Mixer):
 
     def forward(self, layer: int, norm: np.ndarray, batch: Batch) -> None:
         of = self.of
-        needed, k, own = of.kept_of(layer, batch)
-        own_q = needed.room(k["q"], "dq")
-        self._project(own_q, needed.taken(norm, "norm2"), layer, "q", own, needed.positions)
-        needed.put(k["q"], own_q)
-        positions = of.place(batch).positions
-        self._project(k["k"], norm, layer, "k", k, positions)
-        self._project(k["v"], norm, layer, "v", k, positions)
+        _, k, _ = of.kept_of(layer, batch)
+        self._inputs(layer, norm, batch)
         of.virtual.keys(layer, k["k"], k["v"], batch)
         q, key, v = self._heads(k)
         attend = of.attention.call if of.attention else self.attend
         attend(layer, k, q, key, v, batch)
+
+    def _inputs(self, layer: int, norm: np.ndarray, batch: Batch) -> None:
+        """Sets queries, keys and values in `k`."""
+        needed, k, own = self.of.kept_of(layer, batch)
+        own_q = needed.room(k["q"], "dq")
+        self._project(own_q, needed.taken(norm, "norm2"), layer, "q", own, needed.positions)
+        needed.put(k["q"], own_q)
+        positions = self.of.place(batch).positions
+        self._project(k["k"], norm, layer, "k", k, positions)
+        self._project(k["v"], norm, layer, "v", k, positions)
 
     def attend(self, layer: int, k: Activations, q: np.ndarray, key: np.ndarray, v: np.ndarray, batch: Batch) -> None:
         """k["att"], k["lse"] = attention of q [T, H, C] over key, v [T, G, C], the batch's own and its prefix's."""
@@ -77,7 +82,7 @@ class SelfAttention(Mixer):
         of = self.of
         t = batch.tokens.size
         s = of.shape
-        needed, k, own = of.kept_of(layer, batch)
+        _, k, _ = of.kept_of(layer, batch)
         q, key, v = self._heads(k)
         dq = of.arena.view("dq", *q.shape)
         dk, dv = (of.arena.view(f"d{name}", batch.behind + t, s.n_kv, s.d_head) for name in "kv")
@@ -89,26 +94,28 @@ class SelfAttention(Mixer):
                                   of.run.precision)
         dk, dv = of.prefix.own_gradients(layer, dk, dv, batch)
         of.virtual.keys_backward(layer, dk, dv, batch)
+        self._inputs_backward(layer, dinp, (dq, dk, dv), norm, batch)
+
+    def _inputs_backward(self, layer: int, dinp: np.ndarray | None, grads: tuple[np.ndarray, ...], norm: np.ndarray,
+                         batch: Batch) -> None:
+        """dinp [T, D] = the gradient of the normed input from those of queries, keys and values, which are changed."""
+        needed, k, own = self.of.kept_of(layer, batch)
+        dq, dk, dv = grads
         own_dq = needed.taken(dq, "datt")
         own_dinp = None if dinp is None else needed.room(dinp, "x")
         self._project_backward(own_dinp, own_dq, needed.taken(norm, "norm2"), layer, "q", own, needed.positions)
         if dinp is not None and own_dinp is not None:
             needed.put(dinp, own_dinp)
-        self._project_backward(dinp, dk, norm, layer, "k", k, placed.positions)
-        self._project_backward(dinp, dv, norm, layer, "v", k, placed.positions)
+        positions = self.of.place(batch).positions
+        self._project_backward(dinp, dk, norm, layer, "k", k, positions)
+        self._project_backward(dinp, dv, norm, layer, "v", k, positions)
 
     def _project(self, out: np.ndarray, norm: np.ndarray, layer: int, name: str, k: Activations,
                  positions: np.ndarray) -> None:
-        """out [T, heads * C] = queries, keys or values of the normed input; the first two are rotated and normed."""
-        kind = self.of.shape.qk_norm if name != "v" else ""
-        raw = k[f"{name}_raw"] if kind else out
+        """out [T, heads * C] = queries, keys or values of the normed input, in their place."""
+        raw = self._raw(name, k) if self._is_normed(name) else out
         self.of.linear.forward(raw, norm, layer, f"attn_{name}", k)
-        if kind == "rotated":
-            self._rotate(layer, raw, name, positions, 1.0)
-        if kind:
-            self.of.norms.forward(out, k[f"rstd_{name}"], raw, f"blk.{layer}.attn_{name}_norm")
-        if kind != "rotated":
-            self._rotate(layer, out, name, positions, 1.0)
+        self._place_heads(out, raw, layer, name, k, positions)
 
     def _project_backward(self, dinp: np.ndarray | None, grad: np.ndarray, norm: np.ndarray, layer: int, name: str,
                           k: Activations, positions: np.ndarray) -> None:
@@ -116,15 +123,38 @@ class SelfAttention(Mixer):
         queries' comes first.
         """
         linear = self.of.linear
-        kind = self.of.shape.qk_norm if name != "v" else ""
-        if kind != "rotated":
-            self._rotate(layer, grad, name, positions, -1.0)
-        if kind:
-            self.of.norms.backward(grad, grad, k[f"{name}_raw"], k[f"rstd_{name}"], f"blk.{layer}.attn_{name}_norm")
-        if kind == "rotated":
-            self._rotate(layer, grad, name, positions, -1.0)
+        self._place_heads_backward(grad, layer, name, k, positions)
         linear.backward(dinp, grad.reshape(len(grad), -1), layer, f"attn_{name}", k, accumulate=name != "q")
         linear.finish(norm, layer, f"attn_{name}")
+
+    def _is_normed(self, name: str) -> bool:
+        return bool(self.of.shape.qk_norm) and name != "v"
+
+    def _raw(self, name: str, k: Activations) -> np.ndarray:
+        """The array that queries, keys or values are projected into."""
+        return k[f"{name}_raw"] if self._is_normed(name) else k[name]
+
+    def _place_heads(self, out: np.ndarray, raw: np.ndarray, layer: int, name: str, k: Activations,
+                     positions: np.ndarray) -> None:
+        """out [T, heads * C] = what was projected, normed and rotated; values stay as they are. raw may be out."""
+        rotates_first = self.of.shape.qk_norm == "rotated"
+        if rotates_first:
+            self._rotate(layer, raw, name, positions, 1.0)
+        if self._is_normed(name):
+            self.of.norms.forward(out, k[f"rstd_{name}"], raw, f"blk.{layer}.attn_{name}_norm")
+        if not rotates_first:
+            self._rotate(layer, out, name, positions, 1.0)
+
+    def _place_heads_backward(self, grad: np.ndarray, layer: int, name: str, k: Activations,
+                              positions: np.ndarray) -> None:
+        """Makes the gradient of `_place_heads`' output that of its input, in place."""
+        rotates_first = self.of.shape.qk_norm == "rotated"
+        if not rotates_first:
+            self._rotate(layer, grad, name, positions, -1.0)
+        if self._is_normed(name):
+            self.of.norms.backward(grad, grad, k[f"{name}_raw"], k[f"rstd_{name}"], f"blk.{layer}.attn_{name}_norm")
+        if rotates_first:
+            self._rotate(layer, grad, name, positions, -1.0)
 
     def _heads(self, k: Activations) -> Iterator[np.ndarray]:
         """Queries [T, H, C], keys and values [T, G, C]."""

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import ClassVar
+
 import numpy as np
 
 from ..backends.arena import Buffer
@@ -12,7 +14,7 @@ from .sublayer import FeedForward
 
 class Gated(FeedForward):
     last = "ffn_down"
-    inputs = ("ffn_gate", "ffn_up")
+    inputs: ClassVar[tuple[str, ...]] = ("ffn_gate", "ffn_up")
 
     @classmethod
     def widths(cls, s: Shape) -> dict[str, int]:
@@ -27,8 +29,7 @@ class Gated(FeedForward):
     def forward(self, layer: int, norm: np.ndarray, k: Activations) -> np.ndarray:
         of = self.of
         act = of.arena.view("act", len(norm), of.shape.d_ff)
-        of.linear.forward(k["gate"], norm, layer, "ffn_gate", k)
-        of.linear.forward(k["up"], norm, layer, "ffn_up", k)
+        self._inputs(layer, norm, k)
         of.ops.glu_forward(act, k["gate"], k["up"], of.shape.act)
         return act
 
@@ -45,7 +46,18 @@ class Gated(FeedForward):
             return
         of.ops.glu_backward(dact, k["up"], act, dact, k["gate"], k["up"], s.act)  # k["up"] becomes dup; fills act
         of.linear.finish(act, layer, self.last)
-        of.linear.backward(dinp, dact, layer, "ffn_gate", k)
-        of.linear.finish(norm, layer, "ffn_gate")
-        of.linear.backward(dinp, k["up"], layer, "ffn_up", k, accumulate=True)
-        of.linear.finish(norm, layer, "ffn_up")
+        self._inputs_backward(layer, dinp, dact, k["up"], norm, k)
+
+    def _inputs(self, layer: int, norm: np.ndarray, k: Activations) -> None:
+        """Sets k["gate"] and k["up"]."""
+        self.of.linear.forward(k["gate"], norm, layer, "ffn_gate", k)
+        self.of.linear.forward(k["up"], norm, layer, "ffn_up", k)
+
+    def _inputs_backward(self, layer: int, dinp: np.ndarray | None, dgate: np.ndarray, dup: np.ndarray,
+                         norm: np.ndarray, k: Activations) -> None:
+        """dinp [N, D] = the gradient of the normed input from those of gate and up."""
+        linear = self.of.linear
+        linear.backward(dinp, dgate, layer, "ffn_gate", k)
+        linear.finish(norm, layer, "ffn_gate")
+        linear.backward(dinp, dup, layer, "ffn_up", k, accumulate=True)
+        linear.finish(norm, layer, "ffn_up")

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 from .attention import SelfAttention
+from .fused import FusedAttention, FusedGated
 from .gated import Gated
 from .sublayer import FeedForward, Mixer
 
-MIXERS: dict[str, type[Mixer]] = {"attention": SelfAttention}
-FEEDS: dict[str, type[FeedForward]] = {"gated": Gated}
+MIXERS: dict[str, type[Mixer]] = {"attention": SelfAttention, "fused attention": FusedAttention}
+FEEDS: dict[str, type[FeedForward]] = {"gated": Gated, "fused gated": FusedGated}

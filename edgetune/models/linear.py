@@ -15,7 +15,7 @@ import numpy as np
 
 from ..adapters.base import PROJECTIONS, Carved, Family, Frozen
 from ..adapters.heads import VOCABULARY, HeadKind
-from ..adapters.lora import TARGETS
+from ..adapters.lora import OTHER_TARGETS, TARGETS
 from ..backends.base import Backend, floats
 from ..formats.gguf import Tensor
 
@@ -88,7 +88,7 @@ class Projections:
         self._linear = {}
         for full, weight in weights.items():
             name = full.removesuffix(".weight")
-            if (found := re.fullmatch(r"blk\.(\d+)\.(\w+)", name)) is not None:
+            if (found := re.fullmatch(r"blk\.(\d+)\.([\w.]+)", name)) is not None:
                 precision = forward_precision(run, int(found[1]))
                 self._linear[name] = Frozen(name, found[2], ops, weight, vectors.get(f"{name}.bias"), run.precision,
                                             precision, rounds and found[2] in EXACT_DINP)
@@ -160,4 +160,5 @@ class Projections:
 
 def target_names(targets: tuple[str, ...]) -> tuple[str, ...]:
     """PEFT's projection names as GGUF's."""
-    return tuple(TARGETS[t] for t in targets)
+    known = TARGETS | OTHER_TARGETS
+    return tuple(known[t] for t in targets)

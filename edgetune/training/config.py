@@ -24,6 +24,7 @@ ADAPTER = "The adapter"  # the title of a group of options
 LORA = "lora"  # the family of a training that names none
 
 TARGETS = ("q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj")
+OTHER_TARGETS = ("qkv_proj", "gate_up_proj", "in_proj", "out_proj")  # of phi3 and lfm2
 DEFAULT_MEMORY = "75%"
 SECONDS = 300.0  # between two checkpoints by default,
 WEARING_SECONDS = 900.0  # and on storage that wears out
@@ -160,11 +161,12 @@ class TrainConfig(CommonOptions):
         if self.targets == "all":
             return TARGETS
         asked = [name.strip() for name in self.targets.split(",") if name.strip()]
-        unknown = [name for name in asked if name not in TARGETS]
+        known = (*TARGETS, *OTHER_TARGETS)
+        unknown = [name for name in asked if name not in known]
         if unknown or not asked:
             raise UsageError(f"targets {self.targets!r} names {unknown[0] if unknown else 'nothing'!r}",
-                             f"choose from {', '.join(TARGETS)}, or all")
-        return tuple(name for name in TARGETS if name in asked)
+                             f"choose from {', '.join(known)}, or all")
+        return tuple(name for name in known if name in asked)
 
     def block_range(self, n_layer: int) -> range:
         """The trained blocks of a model with n_layer blocks."""

@@ -17,13 +17,14 @@ from random_adapters import distance, random_updates
 from small_families import small, trained
 from tiny import write_tiny
 
-from edgetune.adapters.lora import TARGETS, Pair
+from edgetune.adapters.lora import OTHER_TARGETS, TARGETS, Pair
 from edgetune.adapters.peft import export_peft, import_peft
 from edgetune.adapters.store import save_gguf
 from edgetune.data.packing import Example, collate
 from edgetune.errors import EdgetuneError, FormatError, MismatchError, UnsupportedError, UsageError
 from edgetune.formats.gguf import open_gguf
 from edgetune.formats.safetensors import read_safetensors, write_safetensors
+from edgetune.formats.shape import read_shape
 
 TOKENS = np.random.default_rng(3).integers(0, 400, size=40).tolist()
 
@@ -35,6 +36,16 @@ def same(a, b):
 
 
 EVERY = [f"blk.{i}.{name}" for i in range(3) for name in TARGETS.values()]
+
+
+def every_projection(base):
+    """As many names as EVERY, or those of the model's other projections."""
+    shape = read_shape(base)
+    return [f"blk.{i}.{name}" for i in range(shape.n_layer) for name in shape.linear_shapes(i)]
+
+
+# Projections of a family in place of those of most.
+OTHER_NAMES = {"phi3": {"v_proj": "gate_up_proj", "q_proj": "qkv_proj", "k_proj": "o_proj"}}
 SOME = ["blk.0.attn_q", "blk.2.attn_q", "blk.2.attn_k", "blk.1.ffn_down"]
 
 
@@ -50,6 +61,7 @@ SOME = ["blk.0.attn_q", "blk.2.attn_q", "blk.2.attn_k", "blk.1.ffn_down"]
 def test_export_gives_peft_the_same_logits(family, names, ranks, scales, tmp_path):
     path, model = make_family(family, tmp_path)
     base = open_gguf(path)
+    names = names if names is not EVERY else every_projection(base)
     pairs = random_updates(base, names, ranks, scales, size=0.5)
     plain = hf_logits(model, TOKENS)
     save_gguf(tmp_path / "a.gguf", pairs, base)
@@ -110,7 +122,7 @@ def test_the_base_is_named_as_the_gguf_does(keys, name, tmp_path):
 
 @pytest.mark.parametrize("family", ALL_FAMILIES)
 @pytest.mark.parametrize("options", [
-    {"r": 4, "lora_alpha": 12, "target_modules": list(TARGETS)},
+    {"r": 4, "lora_alpha": 12, "target_modules": [*TARGETS, *OTHER_TARGETS]},
     {"r": 4, "lora_alpha": 8, "use_rslora": True, "target_modules": "all-linear"},
     {"r": 8, "lora_alpha": 16, "target_modules": ["q_proj", "v_proj"], "layers_to_transform": [2]},
     {
@@ -123,7 +135,10 @@ def test_the_base_is_named_as_the_gguf_does(keys, name, tmp_path):
 ])
 def test_import_gives_the_logits_of_peft(family, options, tmp_path):
     path, model = make_family(family, tmp_path)
-    tuned = trained_by_peft(model, tmp_path / "peft", **options)
+    named = json.dumps(options)
+    for name, other in OTHER_NAMES.get(family, {}).items():
+        named = named.replace(name, other)
+    tuned = trained_by_peft(model, tmp_path / "peft", **json.loads(named))
     truth = hf_logits(tuned, TOKENS)
     pairs = import_peft(tmp_path / "peft", open_gguf(path))
     save_gguf(tmp_path / "a.gguf", pairs, open_gguf(path))

@@ -263,7 +263,7 @@ def _check_heads(gguf: Gguf, arch: str, found: dict[str, list[Any]]) -> None:
     if width != values:
         raise UnsupportedError(f"{gguf.path}: keys are {width} wide, values {values}", "take a model with equal widths")
     rotated = (found["rope.dimension_count"] or [width])[0]
-    least = width if arch in FAMILIES else 2
+    least = width if arch in FAMILIES and not FAMILIES[arch].partly_rotated else 2
     if not least <= rotated <= width or rotated % 2:
         raise FormatError(f"{gguf.path}: {arch}.rope.dimension_count is {rotated}, allowed are even numbers from "
                           f"{least} to {width}, the head's width", _BROKEN)
@@ -334,11 +334,12 @@ def _check_weights(gguf: Gguf, arch: str) -> None:
     n_vocab = gguf.metadata.count("tokenizer.ggml.tokens")
     d_model = gguf.metadata[f"{arch}.embedding_length"]
     _check_shape(gguf, "token_embd.weight", (n_vocab, d_model))
-    if (factors := gguf.tensors.get("rope_freqs.weight")) is not None:
-        values = gguf.read(factors).f32()
-        if not (np.isfinite(values).all() and (values > 0).all()):
-            raise FormatError(f"{gguf.path}: 'rope_freqs.weight' holds {values.min():g} to {values.max():g}, by which "
-                              "frequencies cannot be divided", _BROKEN)
+    for name in ("rope_freqs.weight", "rope_factors_short.weight", "rope_factors_long.weight"):
+        if (factors := gguf.tensors.get(name)) is not None:
+            values = gguf.read(factors).f32()
+            if not (np.isfinite(values).all() and (values > 0).all()):
+                raise FormatError(f"{gguf.path}: {name!r} holds {values.min():g} to {values.max():g}, by which "
+                                  "frequencies cannot be divided", _BROKEN)
 
 
 def _check_shape(gguf: Gguf, name: str, shape: tuple[object, ...]) -> None:
