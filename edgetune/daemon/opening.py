@@ -44,7 +44,8 @@ def _open_encoder(gguf: Gguf, name: str, config: DaemonConfig) -> Classifying:
     if config.tutors:
         raise UsageError(f"learn is {config.learn}, and {name} is an encoder, which cannot answer prompts that it has "
                          "not learned", "choose idle or nightly, or a model that writes text")
-    for option, given in (("first", config.first), ("home", config.home), ("prompt", config.prompt)):
+    for option, given in (("first", config.first), ("home", config.home), ("prompt", config.prompt),
+                          ("index", config.index)):
         if given:
             raise UsageError(f"{option} is {given}, and {name} is an encoder itself", "leave it out, or serve a model "
                              "that writes text")

@@ -20,6 +20,7 @@ from types import TracebackType
 from typing import TYPE_CHECKING, Any, cast
 
 from .. import disk
+from ..data.around import instructed, together
 from ..errors import UsageError, size_text
 from ..formats.bundle import open_bundle
 from ..formats.named import find_model, name_of
@@ -39,6 +40,7 @@ from ..serving.tool_calls import CallReader
 from ..training.config import TrainConfig
 from . import memory
 from .contest import Contest
+from .documents import Documents
 from .embeddings import Embedded, Embeddings, Text
 from .first import First, FirstEncoder
 from .grading import Grading
@@ -125,6 +127,8 @@ class Service:
             opened.callback(self.store.close)
             self.first = FirstEncoder(self.config) if self.config.first else None  # what it takes the model must leave
             self.house = _house(self.config)
+            self.documents = Documents(self.config)
+            opened.callback(self.documents.close)
             self._open_model()
             opened.callback(self.served.close)
             self._put_around(opened)
@@ -202,9 +206,10 @@ class Service:
 
     def _put_around(self, opened: ExitStack) -> None:
         """Puts around every chat what the options say."""
-        if self.config.prompt:
-            found = opened_around(Path(self.config.prompt).expanduser(), self.config.threads)
-            cast(LlamaModel, self.served).around = opened.enter_context(found)
+        prompt = Path(self.config.prompt).expanduser() if self.config.prompt else None
+        around = opened.enter_context(opened_around(prompt, self.config.threads))
+        if found := together(around, self.documents.passages):
+            cast(LlamaModel, self.served).around = found
 
     def stop(self) -> None:
         """Finishes the answers in progress, saves the training, closes. A second call does nothing."""
@@ -267,7 +272,8 @@ class Service:
             options["logprobs"] = question.logprobs
         prompt = question.prompt or ""
         if question.messages is not None:
-            prompt = self._rendered(question.messages, question.shown_tools, model)
+            messages = instructed([dict(message) for message in question.messages], question.around)
+            prompt = self._rendered(messages, question.shown_tools, model)
         content = question.content if question.is_free and not isinstance(question.prompt, list) else {}
         options["on_piece"] = on_piece
         is_free = question.free or bool(question.shown_tools)

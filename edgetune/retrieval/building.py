@@ -5,7 +5,7 @@ The result is a function of the folder, the encoder and the options, whatever th
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, dataclass, field
 from itertools import islice
 from pathlib import Path
@@ -50,18 +50,23 @@ class Report:
 
 def build(folder: Path, index: Path, encoding: Encoding, options: IndexOptions | None = None, memory: int = 0,
           on_progress: OnProgress | None = None) -> Report:
-    """Makes the index of a folder, or of one document. What cannot be read is skipped and reported.
+    """Makes the index of a folder, or of one document: see `build_of`. Raises UsageError for what is neither."""
+    return build_of(files_of(folder), index, encoding, options, memory, on_progress)
+
+
+def build_of(files: Sequence[File], index: Path, encoding: Encoding, options: IndexOptions | None = None,
+             memory: int = 0, on_progress: OnProgress | None = None) -> Report:
+    """Makes the index of files, sorted by their names. What cannot be read is skipped and reported.
 
     memory: bytes of this process at most; 0: no limit. on_progress gets the bytes read, and those of all. Raises
-    UsageError for what is no folder or option, BudgetError where memory does not suffice, DiskError, and FormatError
-    for a file at `index` that is no index.
+    UsageError for options, BudgetError where memory does not suffice, DiskError, and FormatError for a file at `index`
+    that is no index.
     """
     options = options or IndexOptions()
     check_options(options)
     if options.chunk_tokens > encoding.longest - 2:
         raise UsageError(f"chunk-tokens is {options.chunk_tokens}, {encoding.name} reads {encoding.longest - 2}",
                          "lower --chunk-tokens")
-    files = files_of(folder)
     require_memory(encoding, max((file.size for file in files), default=0), memory)
     facts = {"encoder": encoding.name, "encoder_sha256": encoding.digest, **asdict(options)}
     before = _before(index, facts)
@@ -108,7 +113,7 @@ class _Building:
         self._tell = on_progress or (lambda *_: None)
         self._report = Report(str(index))
 
-    def run(self, files: list[File]) -> Report:
+    def run(self, files: Sequence[File]) -> Report:
         report = self._report
         report.removed = len(set(self._known) - {file.name for file in files})
         if self._before and self._is_current(files):
@@ -128,7 +133,7 @@ class _Building:
             report.bytes = beside.stat().st_size
         return report
 
-    def _is_current(self, files: list[File]) -> bool:
+    def _is_current(self, files: Sequence[File]) -> bool:
         """Whether nothing changed since the index was made."""
         return not self._report.removed and all(
             file.name in self._known and _digest(file, self._known[file.name]) == self._known[file.name].sha256
@@ -142,7 +147,7 @@ class _Building:
         report.bytes = self._index.stat().st_size
         return report
 
-    def _add_all(self, store: Store, files: list[File]) -> None:
+    def _add_all(self, store: Store, files: Sequence[File]) -> None:
         total = sum(file.size for file in files)
         done = 0
         for file in files:
@@ -174,8 +179,8 @@ class _Building:
     def _read(self, file: File) -> Iterator[tuple[Chunk, Bytes]]:
         """The chunks of a file with their vectors. The file is read to its end before the first."""
         options = self._options
-        found = list(chunks(paragraphs(file.path), self._encoding.count, options.chunk_tokens, options.overlap))
-        return self._encoded(found)
+        whole = paragraphs(file.path, file.name)
+        return self._encoded(list(chunks(whole, self._encoding.count, options.chunk_tokens, options.overlap)))
 
     def _encoded(self, found: list[Chunk]) -> Iterator[tuple[Chunk, Bytes]]:
         for begin in range(0, len(found), AT_ONCE):

@@ -11,7 +11,7 @@ import re
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import suppress
 from dataclasses import dataclass
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 from typing import Any
 
 from ..data.files import read_rows
@@ -55,7 +55,7 @@ def files_of(folder: Path) -> list[File]:
     """The files of a folder that can be read, by name; of a file, that file. Raises UsageError for what is neither."""
     if folder.is_file():
         require_kind(folder)
-        return [_file(folder, folder.name)]
+        return [file_of(folder, folder.name)]
     if not folder.is_dir():
         raise UsageError(f"there is no folder {folder}", "name a folder of documents, or a document")
     found = []
@@ -65,26 +65,38 @@ def files_of(folder: Path) -> list[File]:
             path = Path(place) / name
             if not name.startswith(".") and path.suffix.lower() in READERS and not path.is_symlink():
                 with suppress(FileNotFoundError):  # removed in this moment
-                    found.append(_file(path, path.relative_to(folder).as_posix()))
+                    found.append(file_of(path, path.relative_to(folder).as_posix()))
     return sorted(found, key=lambda file: file.name)
 
 
 def require_kind(path: Path) -> None:
     """Raises UsageError for a file of a kind that cannot be read."""
-    if path.suffix.lower() not in READERS:
-        raise UsageError(f"{path.name} is no document that can be read", f"name a file that ends in {KINDS}")
+    require_name(path.name)
 
 
-def _file(path: Path, name: str) -> File:
+def require_name(name: str) -> None:
+    """Raises UsageError for a name of a kind that cannot be read."""
+    if suffix_of(name) not in READERS:
+        raise UsageError(f"{name} is no document that can be read", f"name a file that ends in {KINDS}")
+
+
+def file_of(path: Path, name: str) -> File:
     state = path.stat()
     return File(path, name, state.st_size, state.st_mtime_ns)
 
 
-def paragraphs(path: Path) -> Iterator[Paragraph]:
-    """The paragraphs of a file, by its name. Raises DataError for one that cannot be read, EdgetuneError where the
-    library that reads it is missing.
+def paragraphs(path: Path, name: str = "") -> Iterator[Paragraph]:
+    """The paragraphs of a file, by the ending of its name. name: where it has another for people. Raises DataError for
+    one that cannot be read, EdgetuneError where the library that reads it is missing.
     """
-    yield from READERS[path.suffix.lower()](path)
+    try:
+        yield from READERS[suffix_of(name or path.name)](path)
+    except DataError as error:
+        raise DataError(error.what.replace(path.name, name or path.name), error.hint) from None
+
+
+def suffix_of(name: str) -> str:
+    return PurePosixPath(name).suffix.lower()
 
 
 # ---- text ------------------------------------------------------------------------------------------------------------

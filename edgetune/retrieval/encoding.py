@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import threading
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -23,7 +24,7 @@ DIGITS = 16  # of a file's SHA-256, by which an index knows its encoder
 class Encoding:
     """An encoder, opened for texts. model: its file. width: numbers of a vector. longest: tokens of a text at most.
 
-    Close it. For one thread at a time. threads: 0 for one a physical core. Raises the errors of open_network, and
+    Close it. For any thread. threads: 0 for one a physical core. Raises the errors of open_network, and
     UnsupportedError for a file that makes no vectors.
     """
 
@@ -41,6 +42,7 @@ class Encoding:
         else:
             self._file = open_vectors(gguf.path, threads)
             self._vectors = self._file.embedder
+        self._lock = threading.Lock()
         self.width = self._vectors.width
         self.longest = self._vectors.size
 
@@ -56,8 +58,9 @@ class Encoding:
         """The vectors [n, D] of texts, each scaled so that its largest number is 127: cosines do not see the scale."""
         out = np.zeros((len(texts), self.width), np.float32)
         tokens = [self._vectors.truncate(self._vectors.encode(text)) for text in texts]
-        for _ in self._vectors.embed(out, tokens):
-            pass
+        with self._lock:
+            for _ in self._vectors.embed(out, tokens):
+                pass
         largest = np.maximum(np.abs(out).max(axis=1, keepdims=True), np.float32(1e-12))
         found: Bytes = np.rint(out * (127 / largest)).astype(np.int8)
         return found

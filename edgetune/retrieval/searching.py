@@ -50,18 +50,20 @@ class Index:
     >>> with edgetune.Index("manual.index") as index:
     ...     index.search("How long is the guarantee?").passages[0].source
 
-    path: the file. threads: 0 for one a physical core. Raises UsageError where there is no file, FormatError for what
+    path: the file. threads: 0 for one a physical core. encoding: the encoder, open for several indexes; it stays open.
+    Raises UsageError where there is no file, FormatError for what
     is no index, MismatchError where its encoder is another now, NotFoundError where that is not on this device.
     """
 
-    def __init__(self, path: str | Path, threads: int = 0) -> None:
+    def __init__(self, path: str | Path, threads: int = 0, encoding: Encoding | None = None) -> None:
         self.path = Path(path)
         if not self.path.is_file():
             raise UsageError(f"there is no index {path}", "make it with edgetune index FOLDER -o INDEX")
         self._store = Store(self.path)
         try:
             facts = self._store.facts()
-            self._encoding = Encoding(facts["encoder"], threads)
+            self._encoding = encoding or Encoding(facts["encoder"], threads)
+            self._is_own = encoding is None
             self._encoding.check(facts["encoder_sha256"], str(path))
             self.least = float(facts["least_evidence"])
             self._ranking = Ranking(self._store, self._encoding)
@@ -76,7 +78,8 @@ class Index:
     def close(self) -> None:
         """Closes the file and frees the encoder."""
         self._store.close()
-        self._encoding.close()
+        if self._is_own:
+            self._encoding.close()
 
     def __enter__(self) -> Index:
         return self

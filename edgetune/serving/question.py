@@ -6,6 +6,8 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
+from ..data.around import Instruction
+
 Message = Mapping[str, Any]  # in OpenAI's shape
 Tool = Mapping[str, Any]
 
@@ -22,6 +24,7 @@ class Question:
     n: number of answers. logprobs: for each token its log-probability, and those of this many likeliest ones.
     echo: answers begin with the prompt, and may be nothing else (max_tokens 0).
     options: max_tokens, stop, seed and the fields of Sampling; what is absent has its default.
+    around: what is put around the messages for the model, such as passages of documents.
     may_be_kept: whether the client allows the question to be stored, if questions are stored.
     """
 
@@ -38,6 +41,7 @@ class Question:
     echo: bool = False
     logprobs: int | None = None
     options: Mapping[str, Any] = field(default_factory=dict)
+    around: Instruction = None
     may_be_kept: bool = True
 
     @property

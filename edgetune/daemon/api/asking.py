@@ -106,6 +106,7 @@ class Asked:
     """Questions in progress; their answers are numbered through, `n` of the first question before the second's.
 
     id, created and model are for the head of a response; the last names who answers: the base or an adapter.
+    sources: the passages that stand before the first question; None where no documents are asked.
     origin: the source of the first answer and its details, such as the feedback that it is from; empty for the model.
     """
 
@@ -116,6 +117,7 @@ class Asked:
         self.id = id
         self.created = int(time.time())
         self.completions: list[Completion] = []
+        self.sources: list[dict[str, Any]] | None = None  # of passages; None: no documents are asked
         self._recent = recent
         self._pools = pools
         self._given = asyncio.Queue[_Given]()
@@ -147,6 +149,7 @@ class Asked:
         if (count := sum(question.n for question in self.questions)) > most:
             raise UsageError(f"{count} answers are requested at once", f"ask for at most {most}, as --queue allows")
         measured = 0
+        self.sources = self.service.documents.cited(self.questions[0])
         try:
             for question in self.questions:
                 asked = replace(question, model=self.service.chosen(question.model, question.content))

@@ -24,6 +24,7 @@ REPEAT_LAST_N = "Tokens of prompt and answer that the penalties look at; -1: all
 CACHED = "Tokens that are in a compiled prompt, or that an earlier answer had left in the cache."
 NOT_USED = "Not used, nor kept."
 ANSWERED = "The model that answered: the base or an adapter."
+SOURCES = "The passages of documents that stood before the question; empty: nothing was found; null: none are asked."
 FINISH = "stop: it is whole; length: max_tokens were made; tool_calls: it calls tools."
 
 
@@ -300,6 +301,18 @@ class Origin(Answer):
     probability: float | None = Field(None, description="That the answer is right, where the encoder answered.")
 
 
+class PassageSource(Answer):
+    """The place of a passage."""
+
+    model_config = ConfigDict(extra="allow")  # a vector store names its file
+    source: str = Field(description="For people: the file, its page or line, and the heading.")
+    score: float = Field(description="1: the best by words and by meaning.")
+    file: str = Field(description="The file in the folder that was indexed.")
+    heading: str | None = Field(description="The headings above it.")
+    page: int | None = Field(description="Of a PDF, from 1.")
+    line: int | None = Field(description="Of a text, from 1.")
+
+
 class Chat(Answer):
     """Answers to a conversation."""
 
@@ -310,6 +323,7 @@ class Chat(Answer):
     choices: list[ChatChoice] = Field(description="n answers.")
     usage: Usage = Field(description="What they took.")
     edgetune: Origin | None = Field(None, description="Present if the model did not answer: who did.")
+    sources: list[PassageSource] | None = Field(None, description=SOURCES)
 
 
 class CompletionLogprobs(Answer):

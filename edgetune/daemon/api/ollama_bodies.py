@@ -12,7 +12,17 @@ from ...errors import UsageError
 from ...serving.question import Question
 from ..service import LATEST, Service
 from .embeddings import TEXTS
-from .generation import FREQUENCY, PRESENCE, REPEAT_LAST_N, REPEAT_PENALTY, STOP, Sampled, Tool
+from .generation import (
+    FREQUENCY,
+    PRESENCE,
+    REPEAT_LAST_N,
+    REPEAT_PENALTY,
+    SOURCES,
+    STOP,
+    PassageSource,
+    Sampled,
+    Tool,
+)
 from .shapes import Answer, AsGiven, Body, Whole
 
 BASE = ":base"  # the tag of the base alone: in Ollama a name without a tag means :latest
@@ -211,6 +221,7 @@ class Timed(Answer):
     prompt_eval_duration: int | None = Field(None, description="From the request to the first token.")
     eval_count: int | None = Field(None, description="Tokens of the answer.")
     eval_duration: int | None = Field(None, description="From the first token to the end.")
+    sources: list[PassageSource] | None = Field(None, description=SOURCES)
 
 
 class SaidCall(Answer):

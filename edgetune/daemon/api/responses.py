@@ -31,7 +31,7 @@ async def responses(body: ResponseRequest, request: Request, response: Response)
         return AnswerStream(_events(body, asked), asked, "text/event-stream")
     response.headers.update(asked.headers)
     said, = await asked.whole(request)
-    output = Output()
+    output = Output(asked.sources)
     parts = [CallPiece(index, call.id, call.name, call.arguments) for index, call in enumerate(said.calls)]
     list(output.take(said.text, parts))
     list(output.end(said.finish))
@@ -47,7 +47,7 @@ async def _events(body: ResponseRequest, asked: Asked) -> AsyncIterator[str]:
         data = {"type": kind, "sequence_number": number, **fields}
         return f"event: {kind}\ndata: {json.dumps(data, ensure_ascii=False)}\n\n"
 
-    output = Output()
+    output = Output(asked.sources)
     for kind in ("response.created", "response.in_progress"):
         yield event(kind, {"response": _response(body, asked, [], "")})
     finish = ""
@@ -79,7 +79,7 @@ def _response(body: ResponseRequest, asked: Asked, items: Sequence[Fields], fini
         incomplete_details={"reason": "max_output_tokens"} if incomplete else None,  # type: ignore[arg-type]
         usage=_usage(asked) if finish else None, text={"format": form or {"type": "text"}},  # type: ignore[arg-type]
         tool_choice=choice if isinstance(choice, str) else choice.model_dump(),
-        tools=[tool.model_dump() for tool in body.tools or ()])
+        tools=[tool.model_dump() for tool in body.tools or ()], sources=asked.sources)  # type: ignore[arg-type]
     return made.model_dump()
 
 
@@ -93,7 +93,9 @@ def _usage(asked: Asked) -> Fields:
 class Output:
     """The items of a response, which grow piece by piece. Changes are yielded as events: (type, fields)."""
 
-    def __init__(self) -> None:
+    def __init__(self, sources: Sequence[Fields] | None = None) -> None:
+        """sources: of the passages that stood before the question."""
+        self._sources = sources or ()
         self.items: list[Fields] = []
         self._open = False  # whether the last item is in progress
 
@@ -144,12 +146,21 @@ class Output:
         item["status"] = status
         if item["type"] == "message":
             part = item["content"][0]
+            for number, cited in enumerate(self._cited(len(part["text"]))):
+                part["annotations"].append(cited)
+                yield "response.output_text.annotation.added", {**self._at, "content_index": 0,
+                                                                "annotation_index": number, "annotation": cited}
             yield "response.output_text.done", {**self._at, "content_index": 0, "text": part["text"], "logprobs": []}
             yield "response.content_part.done", {**self._at, "content_index": 0, "part": {**part}}
         else:
             yield "response.function_call_arguments.done", {**self._at, "name": item["name"],
                                                             "arguments": item["arguments"]}
         yield "response.output_item.done", {"output_index": len(self.items) - 1, "item": {**item}}
+
+    def _cited(self, index: int) -> Iterator[Fields]:
+        """The files of the passages, each once, as annotations. index: the character that they stand after."""
+        for name, id in {source["file"]: source.get("file_id") or source["file"] for source in self._sources}.items():
+            yield {"type": "file_citation", "index": index, "file_id": id, "filename": name}
 
     @property
     def _at(self) -> Fields:

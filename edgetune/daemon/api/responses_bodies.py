@@ -9,7 +9,7 @@ from pydantic import BaseModel, ConfigDict, Field
 
 from ...errors import UsageError
 from ...serving.question import Question
-from .generation import CACHED, Sampled
+from .generation import CACHED, SOURCES, PassageSource, Sampled
 from .schemas import Metadata
 from .shapes import Answer, AsGiven, Body, Id, Time, Whole
 
@@ -193,12 +193,22 @@ def _text(content: str | list[dict[str, Any]] | None) -> str:
 # ---- answers --------------------------------------------------------------------------------------------------------
 
 
+class FileCitation(Answer):
+    """A file that stood before the question."""
+
+    type: Literal["file_citation"] = "file_citation"
+    index: int = Field(description="The character after which it is named: the end of the text.")
+    file_id: str = Field(description="The id of an uploaded file, or the name of one in an index.")
+    filename: str = Field(description="Its name.")
+
+
 class OutputText(Answer):
     """A part of a message."""
 
     type: Literal["output_text"] = "output_text"
     text: str = Field(description="The text.")
-    annotations: list[Any] = Field(default_factory=list, description="Always empty.")
+    annotations: list[FileCitation] = Field(default_factory=list, description="The files of the passages that stood "
+                                            "before the question.")
     logprobs: list[Any] = Field(default_factory=list, description="Always empty.")
 
 
@@ -276,3 +286,4 @@ class ResponseObject(Answer):
     tools: list[dict[str, Any]] = Field(description=AsGiven)
     truncation: str = Field("disabled", description="Always disabled.")
     store: bool = Field(False, description="Always false: responses are not stored.")
+    sources: list[PassageSource] | None = Field(None, description=SOURCES)
