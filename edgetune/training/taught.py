@@ -7,17 +7,36 @@ from typing import ClassVar
 
 import numpy as np
 
+from ..data.lengths import Lengths
 from ..data.packing import Batch, example_key
 from ..data.teacher_file import TeacherFile
 from ..errors import DataError
+from ..models.base import Structure
+from ..models.choices import POSITIONS
+from ..objectives.base import Objective
 from ..objectives.distill import AGAIN, Distill
-from .source import Parts, Rows
+from . import length
+from .config import TrainConfig
+from .source import Parts, Room, Rows
+
+AT_POSITION = 80  # bytes of a token of a position: its id, log q and log p, and the arrays of a divergence
+ROW_COPIES = 2  # of the head's rows of POSITIONS positions
+GROWTH = 1 << 20  # bytes that Python takes while it reads records
 
 
 class Taught(Rows):
     """The rows, whose records are read from the file in each step."""
 
     refers: ClassVar[bool] = True
+
+    @classmethod
+    def room(cls, objective: Objective, config: TrainConfig, lengths: Lengths, structure: Structure) -> Room:
+        """Arrays of the teacher's tokens at each position, and rows of the head of some positions."""
+        k = 1 + objective.needs_top
+        batch = lengths.largest(length.batch_of(config, len(lengths.units))) or config.row_limit
+        positions = min(batch, config.micro_batch)
+        width = structure.head_weights // structure.n_tokens
+        return Room(known=positions * k * AT_POSITION + ROW_COPIES * POSITIONS * k * width * 4 + GROWTH)
 
     def __init__(self, parts: Parts) -> None:
         super().__init__(parts)

@@ -121,7 +121,7 @@ class Proof:
                             self.args.memory, "--no-answers", "--no-govern", "--json")
             plan = made["plan"]
             facts = {"seconds": made["seconds"], "steps": made["steps"], "peak_mib": made["peak_rss_mib"],
-                     "planned_mib": plan["peak_bytes"] / 2**20}
+                     "planned_mib": plan["peak_mib"]}
         return facts | self.distances(bundle, adapter)
 
     def method(self, variant: str) -> list[object]:
@@ -204,8 +204,8 @@ def wrong(results: Sequence[Result]) -> Iterator[str]:
 def main() -> None:
     parser = arguments(__doc__, "teacher.jsonl", STUDENTS, seeds=True)
     parser.add_argument("--variants", nargs="+", choices=VARIANTS, default=[*VARIANTS])
-    parser.add_argument("--lr", type=float, default=1e-3)
-    parser.add_argument("--epochs", type=float, default=1.0)
+    parser.add_argument("--lr", type=float, default=2e-3)
+    parser.add_argument("--epochs", type=float, default=2.0)
     parser.add_argument("--rows", type=int, default=80)
     parser.add_argument("--memory", default="320M")
     args = parser.parse_args()
