@@ -8,6 +8,7 @@ from typing import ClassVar
 import pytest
 from commands import run
 from json_lines import read_lines
+from tiny import write_tiny
 
 from edgetune.data import rows as supervised
 from edgetune.errors import EdgetuneError
@@ -167,6 +168,16 @@ def test_what_an_endpoint_does_wrong_is_said(folder, endpoint):
         RemoteAsker("ftp://x", "teacher")
     with pytest.raises(EdgetuneError, match="gave no answer"):
         RemoteAsker("http://127.0.0.1:1/v1", "teacher").answer("x", 1)
+
+
+def test_the_daemon_is_such_an_endpoint(tmp_path):
+    """A tiny model writes nonsense, in the form that was asked."""
+    daemons = pytest.importorskip("daemons", reason="needs the daemon's packages")
+    model = write_tiny(tmp_path / "tiny.gguf", formats="Q8_0", n_context=512)
+    with daemons.daemon(model, tmp_path / "state", context=512) as running:
+        said = RemoteAsker(f"{running.url}/v1", "tiny").answer("Write questions.", 60, schema_of(2))
+    assert said.startswith("[")
+    assert '"question"' in said
 
 
 def test_a_model_of_this_device_answers_in_the_form(tiny_llama):
