@@ -32,6 +32,7 @@ from .made import Made, Row
 from .options import TemplateOptions
 
 MOST_VALUES = 10_000  # of a range
+FEW_SENTENCES = 1 << 31  # of a template
 LEAST_TEMPLATES = 3  # of an intent of which one is held out
 UNKNOWN = "the slots are"
 
@@ -121,7 +122,7 @@ def _drawn(templates: Sequence[Sentences], count: int, asked: dict[str, str], sy
     weights = {name: math.sqrt(size) for name, size in sizes.items()}
     for name, number in proportional(count, sizes, 0, weights).items():
         sentences = templates[int(name)]
-        for index in rng.sample(range(sentences.count), number):
+        for index in _indices(sentences.count, number, rng):
             made.read += 1
             question, answer = sentences.at(index)
             if question not in asked:
@@ -131,6 +132,16 @@ def _drawn(templates: Sequence[Sentences], count: int, asked: dict[str, str], sy
                 made.drop("repeats another template's sentence")
             else:
                 made.drop("asks the same as another template, with another answer")
+
+
+def _indices(count: int, number: int, rng: random.Random) -> list[int]:
+    """`number` different ones below `count`, which may be more than a list can have."""
+    if count <= FEW_SENTENCES:
+        return rng.sample(range(count), number)
+    found: dict[int, None] = {}
+    while len(found) < number:
+        found[rng.randrange(count)] = None
+    return list(found)
 
 
 def _row(question: str, answer: str, system: str) -> Row:

@@ -90,6 +90,14 @@ def test_a_sentence_with_two_answers_is_learned_once(tmp_path):
                                    "repeats another template's sentence": 1}
 
 
+def test_more_sentences_than_a_list_can_have(tmp_path):
+    slots = {letter: {"from": 0, "to": 9999} for letter in "abcdefgh"}
+    said = " ".join(f"{{{letter}}}" for letter in slots)
+    found = made(write(tmp_path, values=slots, intents={"all": {"templates": [said], "answer": "{h}"}}), count=50)
+    assert len({row["prompt"] for row in found.rows}) == 50
+    assert all(row["completion"] == row["prompt"].split()[-1] for row in found.rows)
+
+
 def test_a_value_with_braces_stays_as_it_is(tmp_path):
     found = made(write(tmp_path, values={"x": ["{y}"], "y": ["no"]},
                        intents={"a": {"templates": ["say {x} and {y}"], "answer": "{x}"}}))
