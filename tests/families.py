@@ -4,8 +4,10 @@ transformers is the truth that the engine is compared with; `logits_of` asks lla
 """
 
 import ctypes
+import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 import llama_cpp as llama
 import numpy as np
@@ -42,11 +44,21 @@ TRAINED: dict[str, dict[str, object]] = {
     "hunyuan-dense": {"rope_theta": 1e4, "tie_word_embeddings": True, "head_dim": 32},
     "mistral3": {"rope_theta": 1e6, "tie_word_embeddings": False, "head_dim": 32},
     "phi3": {"rope_theta": 1e4, "tie_word_embeddings": True, "pad_token_id": 0, "partial_rotary_factor": 0.75},
+    "qwen3moe": {"rope_theta": 1e6, "tie_word_embeddings": True, "head_dim": 32, "num_experts": 6,
+                 "num_experts_per_tok": 2, "moe_intermediate_size": 48, "norm_topk_prob": True},
+    "olmoe": {"rope_theta": 1e4, "num_key_value_heads": 4,
+              "tie_word_embeddings": False, "num_experts": 5, "num_experts_per_tok": 3,
+              "intermediate_size": 64, "norm_topk_prob": False, "pad_token_id": 0},
+    "granitemoe": {"rope_theta": 1e4, "tie_word_embeddings": True, "embedding_multiplier": 12.0,
+                   "residual_multiplier": 0.22, "attention_multiplier": 0.05, "logits_scaling": 8.0,
+                   "num_local_experts": 4, "num_experts_per_tok": 2, "intermediate_size": 64},
 }
 ALL_FAMILIES = FAMILIES | TRAINED
 # transformers' names of models
-MODEL_TYPES = {"gemma3": "gemma3_text", "hunyuan-dense": "hunyuan_v1_dense", "mistral3": "mistral"}
-REORDERED = ("llama", "smollm3", "granite", "mistral")  # whose rows of q and k a GGUF holds in another order
+MODEL_TYPES = {"gemma3": "gemma3_text", "qwen3moe": "qwen3_moe",
+               "hunyuan-dense": "hunyuan_v1_dense", "mistral3": "mistral"}
+REORDERED = ("llama", "smollm3", "granite", "granitemoe", "mistral")
+# whose rows of q and k a GGUF holds in another order
 ROPES: dict[str, dict[str, object] | None] = {
     "none": None,
     "linear": {"rope_type": "linear", "factor": 4.0},
@@ -86,7 +98,9 @@ GGUF_NAMES = {
     "self_attn.o_proj": "attn_output", "self_attn.q_norm": "attn_q_norm", "self_attn.k_norm": "attn_k_norm",
     "post_attention_layernorm": "ffn_norm", "mlp.gate_proj": "ffn_gate", "mlp.up_proj": "ffn_up",
     "mlp.down_proj": "ffn_down"}
-GGUF_NAMES |= {"self_attn.qkv_proj": "attn_qkv", "mlp.gate_up_proj": "ffn_up",
+GGUF_NAMES |= {"mlp.gate": "ffn_gate_inp", "block_sparse_moe.router.layer": "ffn_gate_inp",
+               "block_sparse_moe.input_linear": "ffn_gate_up_exps", "block_sparse_moe.output_linear": "ffn_down_exps",
+               "self_attn.qkv_proj": "attn_qkv", "mlp.gate_up_proj": "ffn_up",
                "self_attn.query_layernorm": "attn_q_norm", "self_attn.key_layernorm": "attn_k_norm"}
 POST_NAMES = GGUF_NAMES | {
     "post_attention_layernorm": "post_attention_norm",
@@ -123,11 +137,26 @@ def make_family(
                 kept = dequantize(quantize(values, format), format)
                 parameter.copy_(torch.from_numpy(from_gguf(kept, hf_name, model)))
             tensors[tensor] = values
+    tensors = stacked_experts(tensors)
     if rope == "llama3":
         tensors["rope_freqs.weight"] = rope_factors(model)
     fields = tokenizer_metadata(config.vocab_size, pre=name) | config_metadata(name, config, settings)
     path = folder / f"{name}-{rope}-{seed}.gguf"
     return write_gguf(path, ARCHITECTURES.get(name, name), fields | dict(metadata or {}), tensors, formats), model
+
+
+def stacked_experts(tensors: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
+    """The matrices of experts as a GGUF has them: [E, F, D] each; one that holds gate and up is divided."""
+    found: dict[str, Any] = {}
+    for name, values in tensors.items():
+        if single := re.fullmatch(r"(blk.\d+.ffn_\w+_exps).\d+.weight", name):
+            found.setdefault(f"{single[1]}.weight", []).append(values)
+        elif name.endswith("ffn_gate_up_exps.weight"):
+            gate, up = np.split(values, 2, axis=1)
+            found |= {name.replace("gate_up", "gate"): gate, name.replace("gate_up", "up"): up}
+        else:
+            found[name] = values
+    return {name: np.stack(values) if isinstance(values, list) else values for name, values in found.items()}
 
 
 def randomize(model: PreTrainedModel) -> None:
@@ -138,8 +167,8 @@ def randomize(model: PreTrainedModel) -> None:
             parameter.normal_()
             if name.endswith("norm.weight"):
                 parameter.mul_(0.2).add_(0.0 if zero_centered else 1.0)
-            elif parameter.ndim == 2:
-                parameter.mul_(1.5 / parameter.shape[1] ** 0.5)
+            elif parameter.ndim >= 2:
+                parameter.mul_(1.5 / parameter.shape[-1] ** 0.5)
             else:
                 parameter.mul_(0.3)
 
@@ -162,7 +191,12 @@ def config_metadata(name: str, config: PretrainedConfig, settings: Mapping[str, 
             fields["rope.freq_base_swa"] = settings["rope_local_base_freq"]
     if name == "olmo3":
         fields["attention.sliding_window"] = config.sliding_window
-    if name == "granite":
+    if name in ("qwen3moe", "olmoe", "granitemoe"):
+        experts = config.num_local_experts if name == "granitemoe" else config.num_experts
+        fields |= {"expert_count": experts, "expert_used_count": config.num_experts_per_tok}
+    if name == "qwen3moe":
+        fields["expert_feed_forward_length"] = config.moe_intermediate_size
+    if name in ("granite", "granitemoe"):
         fields |= {"embedding_scale": config.embedding_multiplier, "residual_scale": config.residual_multiplier,
                    "attention.scale": config.attention_multiplier, "logit_scale": config.logits_scaling}
     if name == "phi3":
@@ -185,6 +219,9 @@ def gguf_name(hf_name: str, family: str) -> str:
     """model.layers.3.self_attn.q_proj.weight -> blk.3.attn_q.weight"""
     names = POST_NAMES if family in POST_NORMED else GGUF_NAMES
     *path, kind = hf_name.removeprefix("model.").split(".")
+    if path[0] == "layers" and "experts" in path:  # mlp.experts.3.gate_proj
+        name = names[f"mlp.{path[-1]}"]
+        return f"blk.{path[1]}.{name}_exps.{path[4]}.{kind}"
     if path[0] == "layers":
         return f"blk.{path[1]}.{names['.'.join(path[2:])]}.{kind}"
     return f"{names[path[0]]}.{kind}"

@@ -72,6 +72,7 @@ class Shape:
     window: int = 0
     window_pattern: int = 2  # every n-th block sees everything
     fused: bool = False  # queries, keys and values are one matrix, the gate and the rest another
+    experts: tuple[int, ...] = ()  # how many there are, and how many of them a token takes
     scales: tuple[float, ...] = ()  # of embedding, residual sums, attention and logits
     add_bos: bool = False
 
@@ -89,6 +90,9 @@ SHAPES = {
     "mistral3": Shape(rope_base=1e6, head_width=32, tied=False),
     "hunyuan-dense": Shape(qk_norm="rotated", head_width=32),
     "phi3": Shape(fused=True),
+    "qwen3moe": Shape(qk_norm="head", head_width=32, rope_base=1e6, experts=(6, 2)),
+    "olmoe": Shape(qk_norm="width", n_kv_heads=4, tied=False, experts=(5, 3)),
+    "granitemoe": Shape(scales=(12.0, 0.22, 0.05, 8.0), experts=(4, 2)),
 }
 
 
@@ -121,7 +125,6 @@ def write_place(folder: Path, rows: Iterable[Mapping[str, object]]) -> Path:
 def tensor_shapes(shape: Shape) -> Iterator[tuple[str, tuple[int, ...]]]:
     """Names and sizes (rows first) of every tensor, in file order."""
     d = shape.d_model
-    f = shape.d_ff
     q = shape.n_heads * shape.head_width
     kv = shape.n_kv_heads * shape.head_width
     yield "token_embd.weight", (shape.n_vocab, d)
@@ -141,15 +144,27 @@ def tensor_shapes(shape: Shape) -> Iterator[tuple[str, tuple[int, ...]]]:
             yield f"blk.{i}.post_attention_norm.weight", (d,)
         if shape.norms != "after":
             yield f"blk.{i}.ffn_norm.weight", (d,)
-        if not shape.fused:
-            yield f"blk.{i}.ffn_gate.weight", (f, d)
-        yield f"blk.{i}.ffn_up.weight", (2 * f if shape.fused else f, d)
-        yield f"blk.{i}.ffn_down.weight", (d, f)
+        yield from _feed_forward(shape, f"blk.{i}")
         if shape.norms != "before":
             yield f"blk.{i}.post_ffw_norm.weight", (d,)
     yield "output_norm.weight", (d,)
     if not shape.tied:
         yield "output.weight", (shape.n_vocab, d)
+
+
+def _feed_forward(shape: Shape, block: str) -> Iterator[tuple[str, tuple[int, ...]]]:
+    d = shape.d_model
+    f = shape.d_ff
+    if shape.experts:
+        n = shape.experts[0]
+        yield f"{block}.ffn_gate_inp.weight", (n, d)
+        yield from ((f"{block}.ffn_{name}_exps.weight", (n, f, d)) for name in ("gate", "up"))
+        yield f"{block}.ffn_down_exps.weight", (n, d, f)
+        return
+    if not shape.fused:
+        yield f"{block}.ffn_gate.weight", (f, d)
+    yield f"{block}.ffn_up.weight", (2 * f if shape.fused else f, d)
+    yield f"{block}.ffn_down.weight", (d, f)
 
 
 def model_metadata(architecture: str, shape: Shape) -> dict[str, object]:
@@ -161,6 +176,9 @@ def model_metadata(architecture: str, shape: Shape) -> dict[str, object]:
         "attention.value_length": shape.head_width, "attention.layer_norm_rms_epsilon": shape.rms_eps,
         "rope.dimension_count": shape.head_width, "rope.freq_base": shape.rope_base}
     fields |= zip(("embedding_scale", "residual_scale", "attention.scale", "logit_scale"), shape.scales, strict=False)
+    fields |= zip(("expert_count", "expert_used_count"), shape.experts, strict=False)
+    if shape.experts and architecture == "qwen3moe":
+        fields["expert_feed_forward_length"] = shape.d_ff
     if shape.window:
         fields["attention.sliding_window"] = shape.window
         fields["attention.sliding_window_pattern"] = shape.window_pattern

@@ -31,6 +31,7 @@ class Family:
     partly_rotated: bool = False  # a part of a head may be
     mixer: str = "attention"  # the kinds of sublayers (kinds.py)
     feed: str = "gated"
+    norms_experts: bool = False  # the weights of a token's experts are divided by their sum
     modules: Mapping[str, str] = field(default_factory=dict)  # projections that transformers names unlike others
     unrotated_every: int = 0  # every n-th block has no rotary embedding; 0: all have one
     act: str = "silu"
@@ -40,6 +41,7 @@ class Family:
     scaled_embedding: bool = False  # by the root of the model's width
     own_head: bool = False  # the head is never the embedding
     narrow_heads: bool = False  # the heads are together as wide as the model
+    ungrouped: bool = False  # as many heads have keys as there are heads
     norm_offset: float = 0.0  # what a GGUF's norm weights are above those of transformers
     windows_every: int = 0  # all but every n-th block see a window unless the file says otherwise; 0: none does
     plain_windows: bool = False  # where they are, rotary embeddings have the base of the others, and no scaling
@@ -71,4 +73,8 @@ FAMILIES = {family.name: family for family in (
     Family("hunyuan-dense", QKV, qk_norm="rotated"),
     Family("phi3", (), long_keys=True, partly_rotated=True, narrow_heads=True, mixer="fused attention",
            feed="fused gated", modules={"attn_qkv": "self_attn.qkv_proj", "ffn_up": "mlp.gate_up_proj"}),
+    Family("qwen3moe", QKV, qk_norm="head", feed="experts", norms_experts=True),
+    Family("olmoe", QKV, qk_norm="width", narrow_heads=True, ungrouped=True, own_head=True, feed="experts"),
+    Family("granitemoe", (*QKV, "attn_output"), neox=False, moves_rows=True, rope_factors=True, scales=True,
+           feed="experts", norms_experts=True),
 )}

@@ -39,6 +39,16 @@ def _fused_gated(s: Shape) -> Matrices:
     return {"ffn_up": (2 * s.d_ff, s.d_model), "ffn_down": (s.d_model, s.d_ff)}
 
 
+def _experts(s: Shape) -> dict[str, tuple[int, ...]]:
+    f = s.d_ff
+    d = s.d_model
+    return {"ffn_gate_inp": (s.n_expert, d), "ffn_gate_exps": (s.n_expert, f, d), "ffn_up_exps": (s.n_expert, f, d),
+            "ffn_down_exps": (s.n_expert, d, f)}
+
+
 PROJECTIONS: dict[str, Callable[[Shape], Matrices]] = {
-    "attention": _attention, "fused attention": _fused_attention, "gated": _gated, "fused gated": _fused_gated}
+    "attention": _attention, "fused attention": _fused_attention, "gated": _gated, "fused gated": _fused_gated,
+    "experts": lambda _: {}}
 NORMS: dict[str, Callable[[Shape], Vectors]] = {"attention": _attention_norms, "fused attention": _attention_norms}
+FROZEN: dict[str, Callable[[Shape], dict[str, tuple[int, ...]]]] = {"experts": _experts}
+"""Other tensors, which are never adapted."""

@@ -93,6 +93,9 @@ class Shape:
     logit_scale: float = 1.0  # logits are divided by it
     mixers: tuple[str, ...] = ()  # a block's kind of mixer (kinds.py); (): attention in all
     feeds: tuple[str, ...] = ()  # a block's kind of feed-forward part; (): gated in all
+    n_expert: int = 0
+    n_used: int = 0  # experts that a token takes
+    norms_experts: bool = False  # as of Family
 
     @property
     def family(self) -> Family:
@@ -138,8 +141,7 @@ def read_shape(gguf: Gguf) -> Shape:
         raise UnsupportedError(f"{gguf.path} has architecture {arch!r}", f"edgetune trains {', '.join(FAMILIES)}")
     family = FAMILIES[arch]
     get = MetadataReader(gguf, arch)
-    if get.integer("expert_count", 0):
-        raise UnsupportedError(f"{gguf.path} is a mixture of experts", "edgetune trains dense models")
+    n_expert, n_used = _experts(get, family)
     n_layer = get.integer("block_count")
     if n_layer == family.untrained_blocks:
         raise UnsupportedError(f"{gguf.path} is an {arch} of {n_layer} blocks, of which some see a window",
@@ -160,7 +162,8 @@ def read_shape(gguf: Gguf) -> Shape:
     windows = (read_windows(get, n_layer, get.integer("attention.sliding_window", 0), family.windows_every)
                if family.windows_every else (0,) * n_layer)
     shape = Shape(
-        architecture=arch, n_layer=n_layer, d_model=d_model, d_ff=get.integer("feed_forward_length"),
+        architecture=arch, n_layer=n_layer, d_model=d_model, d_ff=_width(get, n_used), n_expert=n_expert,
+        n_used=n_used, norms_experts=family.norms_experts,
         n_head=n_head, n_kv=get.integer("attention.head_count_kv", n_head), d_head=d_head,
         n_vocab=_embedding(gguf).shape[0], n_rot=n_rot,
         context=_context(get, family), norm_eps=get.number("attention.layer_norm_rms_epsilon") / scales.residual**2,
@@ -173,6 +176,32 @@ def read_shape(gguf: Gguf) -> Shape:
     _check_sizes(gguf, shape)
     check_tensors(gguf, arch, expected_tensors(shape), optional_tensors(shape))
     return shape
+
+
+def _experts(get: MetadataReader, family: Family) -> tuple[int, int]:
+    """The number of experts, and of those that a token takes. Raises UnsupportedError where others than the family's
+    are meant.
+    """
+    experts = get.integer("expert_count", 0)
+    if family.feed != "experts":
+        if experts:
+            raise UnsupportedError(f"{get.gguf.path} is a mixture of experts", f"edgetune trains dense {get.arch}")
+        return 0, 0
+    refuse_variants(get, {"expert_weights_scale": 1.0, "expert_weights_norm": family.norms_experts,
+                          "expert_gating_func": 1, "expert_shared_feed_forward_length": 0, "expert_shared_count": 0})
+    used = get.integer("expert_used_count")
+    if not 1 <= used <= experts <= 1024:
+        raise UnsupportedError(f"{get.gguf.path} has {experts} experts, of which a token takes {used}",
+                               "edgetune takes 1 to 1024, of which a token takes 1 at least")
+    return experts, used
+
+
+def _width(get: MetadataReader, used: int) -> int:
+    """The width of the feed-forward part, or of an expert."""
+    whole = get.integer("feed_forward_length")
+    if not used or get.arch != "qwen3moe":
+        return whole
+    return get.integer("expert_feed_forward_length", 0) or whole // used
 
 
 @dataclass(frozen=True)
@@ -320,6 +349,9 @@ def _check_sizes(gguf: Gguf, s: Shape) -> None:
     if s.family.narrow_heads and s.d_q != s.d_model:
         raise FormatError(f"{gguf.path} has heads of {s.d_q} values together, the model is {s.d_model} wide",
                           f"llama.cpp computes {s.architecture} where both are equal")
+    if s.family.ungrouped and s.n_kv != s.n_head:
+        raise FormatError(f"{gguf.path} has {s.n_head} heads and {s.n_kv} key heads",
+                          f"llama.cpp computes {s.architecture} where both are equal")
     if s.n_head % s.n_kv or s.n_rot % 2:
         raise FormatError(f"{gguf.path} has {s.n_head} heads for {s.n_kv} key heads and {s.n_rot} rotated values",
                           "the first must be a multiple of the second, the third even")
@@ -338,6 +370,9 @@ def expected_tensors(s: Shape) -> dict[str, tuple[int, ...]]:
     for i in range(s.n_layer):
         for name, shape in s.linear_shapes(i).items():
             expected[f"blk.{i}.{name}.weight"] = shape
+        for kind in (s.mixer(i), s.feed(i)):
+            frozen = kinds.FROZEN.get(kind)
+            expected |= {f"blk.{i}.{name}.weight": shape for name, shape in (frozen(s) if frozen else {}).items()}
         for name, width in s.norm_widths(i).items():
             expected[f"blk.{i}.{name}.weight"] = (width,)
     return expected

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Hashable, Sequence
+from collections.abc import Callable, Hashable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
@@ -10,6 +10,7 @@ import numpy as np
 
 from ..backends.arena import Arena
 from ..backends.base import Backend
+from ..formats.gguf import Tensor
 from ..formats.shape import Shape
 from .kept import Kept
 from .linear import Activations, Projections, RunShape
@@ -37,12 +38,13 @@ class Attention:
 class Common:
     """See above. attention: for a pass that sees more than its own tokens; rope: (cos, sin) of each kind of block."""
 
-    def __init__(self, shape: Shape, run: RunShape, ops: Backend, arena: Arena, linear: Projections,
-                 norms: Norms) -> None:
+    def __init__(self, shape: Shape, run: RunShape, ops: Backend, arena: Arena, weights: Mapping[str, Tensor],
+                 linear: Projections, norms: Norms) -> None:
         self.shape = shape
         self.run = run
         self.ops = ops
         self.arena = arena
+        self.weights = weights
         self.linear = linear
         self.norms = norms
         self.virtual = Virtual(ops, linear)

@@ -79,7 +79,7 @@ class Decoder(Passes):
         self.linear = Projections(ops, self.stream.weights, self.vectors, run, self.adapter, shapes)
         s = self.shape
         self.norms = Norms(ops, self.vectors, s.norm_eps, self.linear)
-        self.common = Common(s, run, ops, arena, self.linear, self.norms)
+        self.common = Common(s, run, ops, arena, self.stream.weights, self.linear, self.norms)
         self.residual = Residual(ops, arena, self.linear, self.norms, s.post_norms)
         self.before_block: Callable[[], None] = lambda: None
         self.repeated = Repeated(ops)
@@ -175,7 +175,8 @@ class Decoder(Passes):
     def _key(self, batch: Batch, name: str) -> Hashable | None:
         """The key of a pass of the blocks, for `Repeated.run`."""
         attention = self.attention.key if self.attention else ()
-        if self.stream.streamed or attention is None or not self.adapter.repeats:
+        repeats = self.adapter.repeats and all(kind.repeats for kind in (*self._mixers, *self._feeds))
+        if self.stream.streamed or attention is None or not repeats:
             return None
         return name, batch.tokens.size, batch.behind, batch.is_prefix, self.linear.is_off, attention
 
@@ -288,7 +289,7 @@ class Decoder(Passes):
         inner = feed.forward(layer, norm2, k)
         if not rebuild or self.residual.keeps_output(layer, FEED_FORWARD):
             self.residual.forward(x, inner, k, layer, feed)
-        else:
+        elif feed.last in self.shape.linear_shapes(layer):
             self.linear.keep(inner, layer, feed.last, k)
 
     def _feed_backward(self, layer: int, dx: np.ndarray, k: Activations, deepest: int) -> None:

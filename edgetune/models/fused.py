@@ -23,6 +23,7 @@ class FusedAttention(SelfAttention):
     """Queries are projected for all tokens, because keys and values are."""
 
     inputs = (QKV,)
+    repeats = False
 
     @classmethod
     def buffers(cls, s: Shape, run: RunShape, tokens: int, prefix: int) -> list[Buffer]:
@@ -59,6 +60,7 @@ class FusedAttention(SelfAttention):
 
 class FusedGated(Gated):
     inputs = (GATE_UP,)
+    repeats = False
 
     @classmethod
     def buffers(cls, s: Shape, run: RunShape, tokens: int, prefix: int) -> list[Buffer]:

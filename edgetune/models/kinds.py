@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 from .attention import SelfAttention
+from .experts import Experts
 from .fused import FusedAttention, FusedGated
 from .gated import Gated
 from .sublayer import FeedForward, Mixer
 
 MIXERS: dict[str, type[Mixer]] = {"attention": SelfAttention, "fused attention": FusedAttention}
-FEEDS: dict[str, type[FeedForward]] = {"gated": Gated, "fused gated": FusedGated}
+FEEDS: dict[str, type[FeedForward]] = {"gated": Gated, "fused gated": FusedGated, "experts": Experts}

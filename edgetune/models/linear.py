@@ -88,7 +88,7 @@ class Projections:
         self._linear = {}
         for full, weight in weights.items():
             name = full.removesuffix(".weight")
-            if (found := re.fullmatch(r"blk\.(\d+)\.([\w.]+)", name)) is not None:
+            if len(weight.shape) == 2 and (found := re.fullmatch(r"blk\.(\d+)\.([\w.]+)", name)) is not None:
                 precision = forward_precision(run, int(found[1]))
                 self._linear[name] = Frozen(name, found[2], ops, weight, vectors.get(f"{name}.bias"), run.precision,
                                             precision, rounds and found[2] in EXACT_DINP)

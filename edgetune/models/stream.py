@@ -112,14 +112,15 @@ def slice_entries(row: int) -> int:
 class Stream:
     """Brings the first `streamed` blocks of a model, its embedding and its head into memory when they are used.
 
-    `weights` has every matrix by name. The matrices of a streamed block are valid after `enter`, the rows of a streamed
-    head within `slices`. With `streamed` 0 all weights stay once they were read, but for an embedding that is not the
-    head. Where the backend's memory is not paged, the head stays in any case. has_head: whether the file has one.
+    `weights` has every matrix, and every stack of matrices, by name. Those of a streamed block are valid after `enter`,
+    the rows of a streamed head within `slices`. With `streamed` 0 all weights stay once they were read, but for an
+    embedding that is not the head. Where the backend's memory is not paged, the head stays in any case. has_head:
+    whether the file has one.
     """
 
     def __init__(self, gguf: Gguf, n_layer: int, ops: Backend, streamed: int = 0, has_head: bool = True) -> None:
         self.streamed = streamed
-        self.weights = {name: tensor for name, tensor in gguf.tensors.items() if len(tensor.shape) == 2}
+        self.weights = {name: tensor for name, tensor in gguf.tensors.items() if len(tensor.shape) > 1}
         self._gguf = gguf
         self._ops = ops
         self._at = NOWHERE

@@ -20,6 +20,7 @@ from .sublayer import FeedForward, Mixer
 from .value import value_group
 
 HEAD_BYTES = 2 << 20  # logits held at a time: the size of a core's cache
+FLOATS = ("lse", "rstd", "u_", "p_")  # names of activations that are float32 begin so
 Groups = tuple[tuple[str, ...], ...]
 
 
@@ -42,7 +43,7 @@ def groups(s: Shape, layer: int) -> Groups:
 
 def kept_widths(s: Shape, run: RunShape, layer: int) -> dict[str, int]:
     """name -> values a token, of the activations that a block's backward reads and that only a product or attention
-    could make again. Those named lse, rstd_* and u_* are float32, the others of the run's type of activations.
+    could make again. FLOATS says which are float32; the others are of the run's type of activations.
     """
     widths = {**mixer_of(s, layer).widths(s), "mid": s.d_model, **feed_of(s, layer).widths(s)}
     if s.post_norms:
@@ -81,6 +82,9 @@ class DecoderStructure(Structure):
     def linear_shapes(self, layer: int) -> dict[str, tuple[int, int]]:
         return self.shape.linear_shapes(layer)
 
+    def block_weights(self, layer: int) -> int:
+        return super().block_weights(layer) + feed_of(self.shape, layer).frozen_weights(self.shape)
+
     def parts(self, kind: str, layer: int) -> tuple[Shapes, Shapes]:
         s = self.shape
         width = (s.d_model,)
@@ -110,20 +114,24 @@ class DecoderStructure(Structure):
         """The projections', and what each kind of sublayer adds to that."""
         s = self.shape
         tokens = sum(lengths)
-        weights = [self.block_weights(layer) for layer in range(s.n_layer)]
-        mixing = [mixer_of(s, layer).flops(s, layer, lengths) for layer in range(s.n_layer)]
-        feeding = [feed_of(s, layer).flops(s, layer, lengths) for layer in range(s.n_layer)]
+        weights = [super(DecoderStructure, self).block_weights(layer) for layer in range(s.n_layer)]
+        mixers = [mixer_of(s, layer) for layer in range(s.n_layer)]
+        feeds = [feed_of(s, layer) for layer in range(s.n_layer)]
+        mixing = [mixer.flops(s, layer, lengths) for layer, mixer in enumerate(mixers)]
+        feeding = [feed.flops(s, layer, lengths) for layer, feed in enumerate(feeds)]
+        mixing_back = [round(mixer.backward_share * flops) for mixer, flops in zip(mixers, mixing, strict=True)]
+        feeding_back = [round(feed.backward_share * flops) for feed, flops in zip(feeds, feeding, strict=True)]
         of = groups(s, run.lowest)
         deepest = deepest_group(of, run, run.lowest)
         linear = self.linear_shapes(run.lowest)
         passed = sum(linear[name][0] * linear[name][1]
-                     for group in of[:deepest] for name in group)  # lowest trained block
+                     for group in of[:deepest] for name in group if name in linear)  # lowest trained block
         above = run.lowest + 1
-        lowest_mixing = mixing[run.lowest] if deepest == len(of) - 1 else 0
+        lowest_mixing = mixing_back[run.lowest] if deepest == len(of) - 1 else 0
         head = 2 * (tokens - len(lengths)) * self.head_weights
         return Flops(2 * tokens * sum(weights) + sum(mixing) + sum(feeding),
                      2 * tokens * (sum(weights[above:]) + passed)
-                     + 2 * (sum(mixing[above:]) + lowest_mixing + sum(feeding[run.lowest:])), head)
+                     + sum(mixing_back[above:]) + lowest_mixing + sum(feeding_back[run.lowest:]), head)
 
 
 def deepest_group(of: Groups, run: RunShape, layer: int) -> int:
@@ -167,7 +175,7 @@ def buffers(s: Shape, run: RunShape, adapted: Shapes) -> list[Buffer]:
         # float32 if blocks are computed again from it; if only backward reads it, the type of activations
         Buffer("block_x", (n_live, t, d), "step", half if run.kept == n_live else "float32",
                backward=True),
-        *(Buffer(name, (copies, t, width), "step", "float32" if name.startswith(("lse", "rstd", "u_")) else half)
+        *(Buffer(name, (copies, t, width), "step", "float32" if name.startswith(FLOATS) else half)
           for name, (copies, width) in kept_copies(s, run).items()),
         # of lifetime "step": backward of the last block reads them after the head's pass
         Buffer("x", (t, d), "step"), Buffer("dx", (t, d), "step", backward=True),

@@ -39,11 +39,17 @@ FEED_FORWARD = Part("feed_forward", "post_ffw_norm", "mlp")
 
 
 class Sublayer(ABC):
-    """A kind of sublayer. last: its last projection; inputs: those of the normed input; by GGUF's names."""
+    """A kind of sublayer. last: its last projection; inputs: those of the normed input; by GGUF's names.
+
+    repeats: whether its passes are ops alone, so that a backend may record them. backward_share: the FLOP of backward
+    as a share of `flops`.
+    """
 
     part: ClassVar[Part]
     last: ClassVar[str]
     inputs: ClassVar[tuple[str, ...]]
+    repeats: ClassVar[bool] = True
+    backward_share: ClassVar[float] = 2.0
 
     def __init__(self, of: Common) -> None:
         self.of = of
@@ -61,8 +67,13 @@ class Sublayer(ABC):
         """Work space for batches of up to `tokens` tokens after a prefix of up to `prefix`."""
 
     @classmethod
+    def frozen_weights(cls, s: Shape) -> int:  # noqa: ARG003
+        """Weights of its matrices that cannot be adapted."""
+        return 0
+
+    @classmethod
     def flops(cls, s: Shape, layer: int, lengths: Sequence[int]) -> int:  # noqa: ARG003
-        """FLOP of forward on documents of these lengths, without the projections'; backward is twice that."""
+        """FLOP of forward on documents of these lengths, without those of projections that can be adapted."""
         return 0
 
     # ---- passes -----------------------------------------------------------------------------------------------------

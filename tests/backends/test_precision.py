@@ -15,6 +15,8 @@ from edgetune.data.packing import Example, collate
 from edgetune.llamacpp.tokenizer import Tokenizer
 from edgetune.training.trainer import Trainer
 
+ROUTED = 0.002  # less where a token that is rounded may take another expert
+
 
 @lru_cache(2)  # the exact ones serve both precisions
 def gradients(model, tokens, precision, isa):
@@ -55,8 +57,9 @@ def test_tiny_models_pass_the_gate(isa, architecture, precision, tmp_path):
     model = write_tiny(tmp_path / "tiny.gguf", architecture, formats="Q8_0")
     tokens = np.random.default_rng(0).integers(0, 200, 64).tolist()
     whole, least, loss = compare(model, tokens, precision, isa)
-    assert whole >= GATES[precision][0]
-    assert least >= GATES[precision][1]
+    routed = ROUTED if SHAPES[architecture].experts else 0.0
+    assert whole >= GATES[precision][0] - routed
+    assert least >= GATES[precision][1] - routed
     assert loss < 0.01
 
 

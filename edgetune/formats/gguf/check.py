@@ -36,6 +36,12 @@ _HYPERPARAMETERS: dict[str, tuple[str, float, float]] = {
     "feed_forward_length": ("u32 [u32] [i32]", 1, _SIZE),
     "hidden_activation": ("str", 0, 0),
     "vocab_size": ("u32", 1, _SIZE),
+    "expert_count": ("u32", 0, 1024),
+    "expert_used_count": ("u32 [u32] [i32]", 0, 1024),
+    "expert_feed_forward_length": ("u32 [u32] [i32]", 0, _SIZE),
+    "expert_weights_scale": ("f32", 0, _FLOAT),
+    "expert_weights_norm": ("bool", 0, 1),
+    "expert_gating_func": ("u32", 0, 8),
     "attention.head_count": ("u32 [u32] [i32]", 1, _SIZE),
     "attention.head_count_kv": ("u32 [u32] [i32]", 1, _SIZE),
     "attention.key_length": ("u32", 1, _SIZE),
@@ -232,7 +238,10 @@ def _check_hyperparameters(gguf: Gguf, arch: str) -> None:
     for name in _REQUIRED:
         if not found[name]:
             raise FormatError(f"{gguf.path}: {arch}.{name} is missing", _BROKEN)
+    takes_experts = arch in FAMILIES and FAMILIES[arch].feed == "experts"
     for name in _ONLY_ZERO:
+        if takes_experts and name in ("expert_count", "expert_used_count"):
+            continue
         _values(gguf, f"{arch}.{name}", "u32 [u32] [i32]", 0, _SIZE, blocks)
         value = gguf.metadata.get(f"{arch}.{name}", 0)
         if value != 0 and value != [0] * blocks:

@@ -137,6 +137,11 @@ class Tensor:
         stored = self.data.reshape(self.shape[0], -1)[list(rows)]
         return replace(self, shape=(len(rows), self.shape[1]), data=stored.reshape(-1)).f32()
 
+    def matrix(self, i: int) -> Tensor:
+        """The i-th matrix of a stack of matrices."""
+        size = self.data.nbytes // self.shape[0]
+        return replace(self, shape=self.shape[1:], data=self.data[i * size:(i + 1) * size])
+
     def parts(self, size: int) -> Iterator[tuple[slice, Tensor]]:
         """Yields some rows as a tensor [n, K] of about `size` weights, with their place among all rows."""
         width = self.shape[-1]

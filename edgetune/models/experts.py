@@ -1,0 +1,219 @@
+"""A mixture of experts: of E gated feed-forward parts each token takes the K that a router finds best, and adds their
+outputs by the router's weights (Shazeer et al. 2017, arXiv 1701.06538).
+
+Router and experts are frozen; their gradient for the input is exact, the router's included. An expert computes its own
+tokens alone, one expert after the other. N tokens, D the model's width, F an expert's.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+from ..backends.arena import Buffer
+from ..backends.base import Array, floats
+from ..formats.gguf import Tensor
+from ..formats.shape import Shape
+from .linear import Activations, RunShape, forward_precision
+from .sublayer import FeedForward
+
+ROWS = 256  # that numpy changes at a time, so that its copies are small
+LEAST_SUM = 6.103515625e-5  # of the weights of a token, as in llama.cpp
+
+
+@dataclass(frozen=True)
+class Routing:
+    """chosen: int [N, K], experts; weights: float32 [N, K], of their outputs; probabilities: float32 [N, E].
+
+    order: the places of [N * K], by their experts; ends: [E], where the places of each end in it.
+    """
+
+    chosen: NDArray[np.intp]
+    weights: NDArray[np.float32]
+    probabilities: NDArray[np.float32]
+    order: NDArray[np.intp]
+    ends: NDArray[np.intp]
+
+    def used(self) -> Iterator[tuple[int, slice, NDArray[np.intp]]]:
+        """Yields each expert that has tokens, its part of `order`, and its places in [N * K]."""
+        begin = 0
+        for expert, end in enumerate(self.ends.tolist()):
+            if end > begin:
+                yield expert, slice(begin, end), self.order[begin:end]
+            begin = end
+
+
+class Experts(FeedForward):
+    last = "ffn_down_exps"
+    inputs = ("ffn_gate_exps", "ffn_up_exps")
+    repeats = False
+    backward_share = 1.0
+
+    @classmethod
+    def widths(cls, s: Shape) -> dict[str, int]:
+        return {"gate": s.n_used * s.d_ff, "up": s.n_used * s.d_ff, "p_experts": s.n_expert}
+
+    @classmethod
+    def buffers(cls, s: Shape, run: RunShape, tokens: int, prefix: int) -> list[Buffer]:  # noqa: ARG003
+        half = run.activations
+        width = s.n_used * s.d_ff
+        return [Buffer("act", (tokens, width), "block", half),
+                Buffer("dact", (tokens, width), "block", half, backward=True),
+                Buffer("expert_in", (tokens, s.d_model), "block", half),
+                Buffer("expert_out", (tokens, s.d_model), "block"), Buffer("expert_sum", (tokens, s.d_model), "block"),
+                Buffer("drouter", (tokens, s.n_expert), "block", backward=True)]
+
+    @classmethod
+    def frozen_weights(cls, s: Shape) -> int:
+        return s.n_expert * s.d_model * (3 * s.d_ff + 1)
+
+    @classmethod
+    def flops(cls, s: Shape, layer: int, lengths: Sequence[int]) -> int:  # noqa: ARG003
+        """The router's, and those of the experts that a token takes."""
+        return 2 * sum(lengths) * s.d_model * (3 * s.n_used * s.d_ff + s.n_expert)
+
+    def forward(self, layer: int, norm: np.ndarray, k: Activations) -> np.ndarray:
+        of = self.of
+        s = of.shape
+        router = self._weight(layer, "ffn_gate_inp")
+        of.ops.matmul_forward(k["p_experts"], norm, router.data, router.format)
+        routing = self._route(k)
+        precision = forward_precision(of.run, layer)
+        gate, up = self._inner(k)
+        act = of.arena.view("act", len(gate), s.d_ff)
+        for expert, part, places in routing.used():
+            inp = self._taken(norm, places)
+            for out, name in ((gate, "ffn_gate_exps"), (up, "ffn_up_exps")):
+                weight = self._weight(layer, name, expert)
+                of.ops.matmul_forward(out[part], inp, weight.data, weight.format, precision=precision)
+        of.ops.glu_forward(act, gate, up, s.act)
+        return act
+
+    def project(self, out: np.ndarray, inner: np.ndarray, layer: int, k: Activations, accumulate: bool = False) -> None:
+        of = self.of
+        routing = self._route(k)
+        weights = routing.weights.reshape(-1, 1)
+        precision = forward_precision(of.run, layer)
+        total = self._total(len(out))
+        for expert, part, places in routing.used():
+            weight = self._weight(layer, self.last, expert)
+            answer = of.arena.view("expert_out", len(places), of.shape.d_model)
+            of.ops.matmul_forward(answer, inner[part], weight.data, weight.format, precision=precision)
+            of.ops.synchronize()
+            for rows in _parts(len(places)):
+                answer[rows] *= weights[places[rows]]
+            self._add(total, places, answer)
+        if accumulate:
+            of.ops.add(out.reshape(-1), total.reshape(-1))
+        else:
+            of.ops.copy(out, total)
+
+    def backward(self, layer: int, dinp: np.ndarray | None, dout: np.ndarray, norm: np.ndarray,  # noqa: ARG002
+                 k: Activations, deepest: int) -> None:  # noqa: ARG002
+        if dinp is None:
+            return
+        of = self.of
+        routing = self._route(k)
+        gate, up = self._inner(k)
+        act = of.arena.view("act", *gate.shape)
+        dact = of.arena.view("dact", *gate.shape)
+        dweights = np.empty(routing.weights.size, np.float32)
+        of.ops.glu_forward(act, gate, up, of.shape.act)
+        for expert, part, places in routing.used():
+            down = self._weight(layer, self.last, expert)
+            of.ops.matmul_backward(dact[part], self._taken(dout, places), down.data, down.format,
+                                   precision=of.run.precision)
+            of.ops.synchronize()
+            self._weigh(dweights, dact[part], act[part], routing.weights.reshape(-1), places)
+        of.ops.glu_backward(dact, up, act, dact, gate, up, of.shape.act)  # up becomes its gradient
+        total = self._total(len(dinp))
+        for expert, part, places in routing.used():
+            answer = of.arena.view("expert_out", len(places), of.shape.d_model)
+            for grad, name in ((dact, "ffn_gate_exps"), (up, "ffn_up_exps")):
+                weight = self._weight(layer, name, expert)
+                of.ops.matmul_backward(answer, grad[part], weight.data, weight.format, accumulate=grad is up,
+                                       precision=of.run.precision)
+            of.ops.synchronize()
+            self._add(total, places, answer)
+        self._router_backward(dinp, layer, routing, dweights.reshape(routing.weights.shape))
+        of.ops.add(dinp.reshape(-1), total.reshape(-1))
+
+    def _router_backward(self, dinp: np.ndarray, layer: int, routing: Routing, dweights: NDArray[np.float32]) -> None:
+        """dinp [N, D] = the gradient through the router, of that of the weights of outputs [N, K]."""
+        s = self.of.shape
+        rows = np.arange(len(dinp))[:, None]
+        p = routing.probabilities
+        chosen = p[rows, routing.chosen]
+        if s.norms_experts:
+            whole = np.maximum(chosen.sum(1, keepdims=True), LEAST_SUM)
+            dweights = (dweights - (dweights * routing.weights).sum(1, keepdims=True)) / whole
+        dlogits = self.of.arena.view("drouter", *p.shape)
+        dlogits.fill(0)
+        dlogits[rows, routing.chosen] = dweights * chosen
+        dlogits -= p * dlogits.sum(1, keepdims=True)
+        router = self._weight(layer, "ffn_gate_inp")
+        self.of.ops.matmul_backward(dinp, dlogits, router.data, router.format)
+
+    def _route(self, k: Activations) -> Routing:
+        """Which experts take which tokens, by k["p_experts"], the router's logits [N, E]. Of equal ones the first."""
+        s = self.of.shape
+        self.of.ops.synchronize()
+        logits = k["p_experts"]
+        p = np.exp(logits - logits.max(1, keepdims=True))
+        p /= p.sum(1, keepdims=True)
+        chosen = np.argsort(-p, axis=1, kind="stable")[:, :s.n_used]
+        weights = np.take_along_axis(p, chosen, 1)
+        if s.norms_experts:
+            weights = weights / np.maximum(weights.sum(1, keepdims=True), LEAST_SUM)
+        flat = chosen.reshape(-1)
+        ends = np.cumsum(np.bincount(flat, minlength=s.n_expert))
+        return Routing(chosen, weights, p, np.argsort(flat, kind="stable"), ends)
+
+    def _inner(self, k: Activations) -> tuple[np.ndarray, np.ndarray]:
+        """Gate and the rest, [N * K, F], in the order of experts."""
+        f = self.of.shape.d_ff
+        return k["gate"].reshape(-1, f), k["up"].reshape(-1, f)
+
+    def _taken(self, rows: np.ndarray, places: NDArray[np.intp]) -> np.ndarray:
+        """The rows [n, D] of the tokens at these places of [N * K], as activations."""
+        of = self.of
+        out = of.arena.view("expert_in", len(places), of.shape.d_model)
+        of.ops.synchronize()
+        tokens = places // of.shape.n_used
+        if rows.dtype == out.dtype:
+            np.take(rows, tokens, axis=0, out=out, mode="clip")
+            return out
+        for part in _parts(len(tokens)):
+            of.ops.copy(out[part], rows[tokens[part]])
+        return out
+
+    def _weigh(self, dweights: NDArray[np.float32], dact: np.ndarray, act: np.ndarray, weights: NDArray[np.float32],
+               places: NDArray[np.intp]) -> None:
+        """Sets the gradient of the weights at these places; dact [n, F] becomes the gradient of what they weigh."""
+        for part in _parts(len(places)):
+            grad = floats(dact[part])
+            dweights[places[part]] = np.einsum("nf,nf->n", grad, floats(act[part]))
+            self.of.ops.copy(dact[part], grad * weights[places[part], None])
+
+    def _add(self, total: np.ndarray, places: NDArray[np.intp], answer: np.ndarray) -> None:
+        """total [N, D] += answer [n, D] of the tokens at these places, of which none is there twice."""
+        for part in _parts(len(places)):
+            total[places[part] // self.of.shape.n_used] += answer[part]
+
+    def _total(self, n: int) -> np.ndarray:
+        total: Array = self.of.arena.view("expert_sum", n, self.of.shape.d_model)
+        self.of.ops.synchronize()
+        total.fill(0)
+        return total
+
+    def _weight(self, layer: int, name: str, expert: int = -1) -> Tensor:
+        """A matrix of a block, or one expert's part of it."""
+        whole = self.of.weights[f"blk.{layer}.{name}.weight"]
+        return whole if expert < 0 else whole.matrix(expert)
+
+
+def _parts(n: int) -> Iterator[slice]:
+    return (slice(begin, min(begin + ROWS, n)) for begin in range(0, n, ROWS))
