@@ -25,6 +25,7 @@ _RECORD: Mapping[str, Sequence[str] | None] = {
     "base": ("name", "fingerprint", "architecture"), "data": None, "held_out": None, "verdict": ("kind", "step"),
     "answers": ("rows", "before", "after", "wins", "losses", "commonest"),
 }
+_PATHS = ("prompt",)  # options that are paths
 _ORIGINS = ("general.source.huggingface.repository", "general.source.repo_url", "general.base_model.0.repo_url",
             "general.base_model.0.name", "general.name")  # of the model that a GGUF was made from, the surest first
 _HUB = "https://huggingface.co/"
@@ -57,6 +58,8 @@ def public_record(run: Mapping[str, Any]) -> dict[str, Any]:
         value = run.get(key)
         if isinstance(value, Mapping) and inner is not None:
             value = {name: value[name] for name in inner if name in value}
+        elif isinstance(value, Mapping) and key == "options":
+            value = {name: given for name, given in value.items() if name not in _PATHS}
         if value is not None:
             found[key] = value
     return found

@@ -1,16 +1,22 @@
 """A daemon with --prompt: chats without a system message are given it, by every API."""
 
+import json
+
 import httpx
 import pytest
 from daemons import PATIENCE, daemon
 from encoders import WORDS, tiny_bert, write_encoder
+from services import SMALL, open_service, upload
+from thread_workers import ThreadWorker
 from tiny import write_tiny
 
+from edgetune.adapters.published import public_record
+from edgetune.adapters.store import read_run
 from edgetune.daemon.options import DaemonConfig
 from edgetune.daemon.service import Service
 from edgetune.errors import UsageError
 from edgetune.serving.llama import LlamaModel
-from edgetune.serving.prompt_file import Prompt, write_prompt
+from edgetune.serving.prompt_file import KEPT, Prompt, read_prompt, write_prompt
 
 QUESTION = [{"role": "user", "content": "turn off"}]
 BEFORE = [{"role": "system", "content": "set the light"}, {"role": "user", "content": "turn on"},
@@ -42,6 +48,20 @@ def test_both_apis_ask_with_it(served, given, read):
     assert openai["choices"][0]["message"]["content"] == ollama["message"]["content"] == expected
     assert openai["usage"]["prompt_tokens"] == ollama["prompt_eval_count"] == tokens
     assert text["usage"]["prompt_tokens"] < tokens  # a text is continued as it is
+
+
+def test_what_a_job_learns_is_asked_with_it(tmp_path):
+    """The adapter has its own copy, and is evaluated with it."""
+    write_prompt(tmp_path / "prompt.json", Prompt("set the light", [{"prompt": "turn on", "completion": "the light"}]))
+    with open_service(tmp_path, start_process=ThreadWorker, prompt=str(tmp_path / "prompt.json")) as service:
+        job = service.jobs.create("tiny", upload(service), hyperparameters={**SMALL, "steps": 2, "max_length": 200})
+        done = service.jobs.wait(job.id, PATIENCE)
+        assert done.status == "succeeded", done.error
+        path = service.adapters.path(str(done.result))
+        assert read_prompt(path / KEPT[0]) == read_prompt(tmp_path / "prompt.json")
+        plain = len(service.served.tokenizer.encode("turn on lamp 0"))
+        assert read_run(path)["data"]["tokens"] > 20 * (plain + 30)
+        assert str(tmp_path) not in json.dumps(public_record(read_run(path)))
 
 
 def test_an_encoder_has_none(tmp_path):

@@ -40,7 +40,7 @@ def check_rows(file: schemas.RowsFile, service: TheService, validation_file: Hel
     parser = by_method()[kind].rows
     train = service.train
     tokens = Tokens(service.served.tokenizer, reading_limit(train.max_length, service.served.context),
-                    train.system or None, train.overflow)
+                    train.instruction, train.overflow)
     found = _inspected(file, service, tokens, parser)
     held_out = _inspected(validation_file, service, tokens, parser) if validation_file else None
     shapes: Sequence[str] = sorted({row.shape for row in found.rows}, key=lambda shape: shape == "text")
