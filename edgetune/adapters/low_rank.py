@@ -30,8 +30,8 @@ class LoraFamily(Family):
     alpha: float = option(16.0, "LoRA alpha; the adapter is scaled by alpha / rank.", low=0.0)
     dropout: float = option(0.0, "Dropout on the input of the adapter, as a probability.", low=0.0, high=0.95)
     rslora: bool = option(False, "Scale by alpha / sqrt(rank) instead (rsLoRA, Kalajdzievski 2023).")
-    lora_plus: float = option(1.0, "Learning rate of B as a multiple of A's (LoRA+, Hayou et al. 2024; try 16).",
-                              low=0.01, high=1000.0)
+    lora_plus: float = option(1.0, "Learning rate of B as a multiple of A's (LoRA+, Hayou et al. 2024; try 16 with "
+                              "half of the rate, or an eighth).", low=0.01, high=1000.0)
 
     @property
     def scale(self) -> float:
