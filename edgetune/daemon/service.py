@@ -137,6 +137,7 @@ class Service:
             self._known = {name_of(file): model_name(file) for file in (self.path, self.embeddings.file) if file}
             self.grading = Grading(self.batcher, self.name, self.config.allow_python_graders, self._left)
             self.files = Files(self.store, folder, self.config)
+            opened.callback(self.documents.open_stores(folder, self.files, self.config).close)
             self.adapters = Adapters(self.store, folder, self.batcher, self.config, self.name, self._left)
             self.library = Library(self.adapters, self.embeddings, self.name, self.config.library_size * disk.MIB)
             self.holdout = open_holdout(folder, in_use=self.store.holds_feedback())

@@ -41,12 +41,15 @@ TOKENIZER = ("porter", "unicode61", "remove_diacritics", "2")
 
 @dataclass(frozen=True)
 class Source:
-    """The place of a passage. file: its name in the folder; heading, page, line: as of Paragraph."""
+    """The place of a passage. file: its name in the folder; heading, page, line: as of Paragraph. id: of a file that
+    was uploaded.
+    """
 
     file: str
     heading: str = ""
     page: int = 0
     line: int = 0
+    id: str = ""
 
     def __str__(self) -> str:
         place = f"{self.file}, page {self.page}" if self.page else f"{self.file}:{self.line}" if self.line \
@@ -54,8 +57,9 @@ class Source:
         return f"{place} ({self.heading})" if self.heading else place
 
     def to_json(self) -> dict[str, Any]:
-        return {"file": self.file, "heading": self.heading or None, "page": self.page or None,
-                "line": self.line or None}
+        found = {"file": self.file, "heading": self.heading or None, "page": self.page or None,
+                 "line": self.line or None}
+        return found | ({"file_id": self.id} if self.id else {})
 
 
 @dataclass(frozen=True)

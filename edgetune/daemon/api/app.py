@@ -24,7 +24,7 @@ from ...errors import NotFoundError
 from ...version import __version__
 from ..jobs.decide import without_scores
 from ..service import LATEST, Service
-from ..state.files import RESULTS
+from ..state.files import DOCUMENT, RESULTS
 from . import (
     checking,
     classify,
@@ -39,6 +39,7 @@ from . import (
     proposals,
     responses,
     schemas,
+    vector_stores,
 )
 from .archive import zipped
 from .bodies import Bodies
@@ -53,10 +54,11 @@ from .security import Guard, Keys
 Purpose = Annotated[str | None, Query(description="Only files of this purpose.")]
 JSONL = "application/jsonl"
 CSV = "text/csv"
+BYTES = "application/octet-stream"
 ZIP = "application/zip"
 router = APIRouter(route_class=JsonRoute, responses=RESPONSES)
 PARTS = (*(part.router for part in (checking, classify, completions, embeddings, feedback, fine_tuning, ollama,
-                                    ollama_models, pages, proposals, responses)), router)
+                                    ollama_models, pages, proposals, responses, vector_stores)), router)
 
 
 def routes() -> list[BaseRoute]:
@@ -149,8 +151,10 @@ def _models(service: Service) -> list[dict[str, Any]]:
 
 @router.post("/v1/files", response_model=schemas.FileObject)
 def upload(file: schemas.RowsFile,
-           purpose: Annotated[Literal["fine-tune"], Form(description="fine-tune.")], service: TheService) -> Any:
-    """Uploads a file of rows to train on, as a form. It is kept as JSON Lines."""
+           purpose: Annotated[Literal["fine-tune", "assistants"], Form(description="fine-tune, or assistants: a "
+                                                                       "document for vector stores.")],
+           service: TheService) -> Any:
+    """Uploads a file, as a form: rows to train on, which are kept as JSON Lines, or a document to search."""
     chunks = iter(lambda: file.file.read(1 << 16), b"")
     return _file(service.files.add(file.filename or "rows.jsonl", purpose, chunks))
 
@@ -169,15 +173,18 @@ def get_file(file_id: str, service: TheService) -> Any:
 
 @router.delete("/v1/files/{file_id}", response_model=schemas.Deleted)
 def delete_file(file_id: str, service: TheService) -> Any:
-    """Deletes a file. A job that has begun keeps its copy of the rows; later jobs learn none of them."""
+    """Deletes a file. A job that has begun keeps its copy of the rows; later jobs learn none of them. A document leaves
+    the vector stores too.
+    """
     service.files.delete(file_id)
+    service.documents.stores.forget(file_id)
     return {"id": file_id, "object": "file"}
 
 
-@router.get("/v1/files/{file_id}/content", response_class=Response, responses=of_type(JSONL, CSV))
+@router.get("/v1/files/{file_id}/content", response_class=Response, responses=of_type(JSONL, CSV, BYTES))
 def file_content(file_id: str, service: TheService) -> Response:
-    """Returns the rows as they were uploaded, or a job's results as CSV."""
-    kind = CSV if service.files.get(file_id).purpose == RESULTS else JSONL
+    """Returns the rows or the document as they were uploaded, or a job's results as CSV."""
+    kind = {RESULTS: CSV, DOCUMENT: BYTES}.get(service.files.get(file_id).purpose, JSONL)
     return FileResponse(service.files.content(file_id), media_type=kind)
 
 

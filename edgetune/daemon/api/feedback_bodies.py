@@ -141,7 +141,7 @@ class ProposalList(Answer):
     """All proposals, the newest first."""
 
     object: Literal["list"] = "list"
-    data: list[ProposalObject]
+    data: list[ProposalObject] = Field(description="The proposals.")
 
 
 class ProposalAccept(Body):

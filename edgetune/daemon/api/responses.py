@@ -5,13 +5,17 @@ from __future__ import annotations
 import json
 import secrets
 from collections.abc import AsyncIterator, Iterator, Sequence
+from dataclasses import replace
 from typing import Any
 
 from fastapi import APIRouter, Request, Response
 
+from ...data.around import last_question
+from ...data.question import content_text
+from ...retrieval.passages import USUAL
 from ...serving.tool_calls import CallPiece
 from .asking import AnswerStream, Asked, note_ignored
-from .errors import RESPONSES, JsonRoute, status_and_body
+from .errors import RESPONSES, JsonRoute, about, status_and_body
 from .responses_bodies import ResponseObject, ResponseRequest
 
 router = APIRouter(route_class=JsonRoute, responses=RESPONSES)
@@ -26,12 +30,20 @@ Fields = dict[str, Any]
 async def responses(body: ResponseRequest, request: Request, response: Response) -> Any:
     """Answers a text, or the items of a conversation. Calls of tools are items of its output."""
     note_ignored(request, body.ignored())
-    asked = await Asked.begin([body.question()], request, "resp_")
+    question = body.question()
+    searched = body.searched()
+    if searched:
+        documents = request.app.state.service.documents
+        with about("tools"):
+            question = replace(question, around=documents.around(searched.vector_store_ids,
+                                                                 searched.max_num_results or USUAL))
+    asked = await Asked.begin([question], request, "resp_")
     if body.stream:
         return AnswerStream(_events(body, asked), asked, "text/event-stream")
     response.headers.update(asked.headers)
     said, = await asked.whole(request)
     output = Output(asked.sources)
+    list(output.search(searched_for(body, asked)))
     parts = [CallPiece(index, call.id, call.name, call.arguments) for index, call in enumerate(said.calls)]
     list(output.take(said.text, parts))
     list(output.end(said.finish))
@@ -50,6 +62,8 @@ async def _events(body: ResponseRequest, asked: Asked) -> AsyncIterator[str]:
     output = Output(asked.sources)
     for kind in ("response.created", "response.in_progress"):
         yield event(kind, {"response": _response(body, asked, [], "")})
+    for kind, fields in output.search(searched_for(body, asked)):
+        yield event(kind, fields)
     finish = ""
     try:
         async for piece in asked.pieces():
@@ -65,6 +79,13 @@ async def _events(body: ResponseRequest, asked: Asked) -> AsyncIterator[str]:
         yield event(kind, fields)
     whole = _response(body, asked, output.items, finish)
     yield event(f"response.{whole['status']}", {"response": whole})
+
+
+def searched_for(body: ResponseRequest, asked: Asked) -> list[str]:
+    """What vector stores were searched for; nothing where none are named."""
+    messages = asked.questions[0].messages or ()
+    at = last_question([dict(message) for message in messages])
+    return [content_text(messages[at].get("content"))] if body.searched() and at is not None else []
 
 
 def _response(body: ResponseRequest, asked: Asked, items: Sequence[Fields], finish: str) -> Fields:
@@ -99,6 +120,19 @@ class Output:
         self.items: list[Fields] = []
         self._open = False  # whether the last item is in progress
 
+    def search(self, queries: Sequence[str]) -> Iterator[tuple[str, Fields]]:
+        """The search before the answer, if there was one."""
+        if not queries:
+            return
+        item = {"id": "fs_" + secrets.token_hex(12), "type": "file_search_call", "status": "completed",
+                "queries": list(queries), "results": None}
+        yield from self._begin(item)
+        place = {"output_index": 0, "item_id": item["id"]}
+        for step in ("in_progress", "searching", "completed"):
+            yield f"response.file_search_call.{step}", place
+        self._open = False
+        yield "response.output_item.done", {"output_index": 0, "item": {**item}}
+
     def take(self, text: str, calls: Sequence[CallPiece]) -> Iterator[tuple[str, Fields]]:
         if text:
             yield from self._text(text)
@@ -107,7 +141,7 @@ class Output:
 
     def end(self, finish: str) -> Iterator[tuple[str, Fields]]:
         """Ends the items. finish: length leaves the last one incomplete. An empty answer becomes a message."""
-        if not self.items:
+        if not self.items or self.items[-1]["type"] == "file_search_call":
             yield from self._begin_message()
         yield from self._close("incomplete" if finish == "length" else "completed")
 

@@ -36,6 +36,16 @@ class FunctionTool(BaseModel):
         return {"type": "function", "function": function}
 
 
+class FileSearchTool(Body):
+    """Vector stores whose passages are put before the question."""
+
+    type: Literal["file_search"]
+    vector_store_ids: list[str] = Field(min_length=1, max_length=8, description="Vector stores.")
+    max_num_results: Annotated[Whole, Field(ge=1, le=50)] | None = Field(None, description="Passages at most [3].")
+    ranking_options: None = Field(None, description="null alone.")
+    filters: None = Field(None, description="null alone.")
+
+
 class ChosenFunction(Body):
     """The function that must be called."""
 
@@ -92,7 +102,8 @@ class ResponseRequest(Sampled):
                                                                                 "conversation.")
     instructions: str | None = Field(None, description="A system message before all others.")
     max_output_tokens: Whole | None = Field(None, description="Tokens of the answer at most [256].")
-    tools: list[FunctionTool] | None = Field(None, description="Functions that the model may call.")
+    tools: list[Annotated[FunctionTool | FileSearchTool, Field(discriminator="type")]] | None = Field(
+        None, description="Functions that the model may call, and vector stores that it answers from.")
     tool_choice: Literal["auto", "none", "required"] | ChosenFunction | None = Field(
         None, description="required, or a function: the answer is a call, whose arguments obey the function's schema.")
     text: TextOptions | None = Field(None, description="Options of the answer's text.")
@@ -120,6 +131,13 @@ class ResponseRequest(Sampled):
         """The options that are given and have no effect."""
         return [name for name in IGNORED if getattr(self, name) is not None]
 
+    def searched(self) -> FileSearchTool | None:
+        """The vector stores to search. Raises UsageError where several tools name some."""
+        found = [tool for tool in self.tools or () if isinstance(tool, FileSearchTool)]
+        if len(found) > 1:
+            raise UsageError(f"tools has {len(found)} of type file_search", "name all vector stores in one")
+        return found[0] if found else None
+
     def question(self) -> Question:
         """The question of the request. Raises UsageError for an item that the model cannot read, or a stored one."""
         for name in ("previous_response_id", "conversation"):
@@ -131,7 +149,7 @@ class ResponseRequest(Sampled):
             options["max_tokens"] = self.max_output_tokens
         choice = self.tool_choice or "auto"
         function = choice.name if isinstance(choice, ChosenFunction) else None
-        tools = [tool.plain() for tool in self.tools or ()]
+        tools = [tool.plain() for tool in self.tools or () if isinstance(tool, FunctionTool)]
         return Question(messages=self._messages(), model=self.model or "", tools=tools,
                         tool_choice=choice if isinstance(choice, str) else "auto", function=function,
                         schema=self._schema(), may_be_kept=self.store is not False,
@@ -233,6 +251,16 @@ class OutputCall(Answer):
     status: Literal["in_progress", "completed", "incomplete"] = Field(description=STATUS)
 
 
+class OutputSearch(Answer):
+    """A search of vector stores, made before the answer."""
+
+    id: Id
+    type: Literal["file_search_call"] = "file_search_call"
+    status: Literal["completed"] = "completed"
+    queries: list[str] = Field(description="What was looked for.")
+    results: None = None
+
+
 class InputDetails(Answer):
     """Parts of the prompt's tokens."""
 
@@ -272,7 +300,8 @@ class ResponseObject(Answer):
     error: dict[str, Any] | None = Field(None, description="In a stream: why it failed.")
     incomplete_details: IncompleteDetails | None = Field(None, description="Why it is not whole.")
     model: str = Field(description="The model that answers: the base or an adapter.")
-    output: list[OutputMessage | OutputCall] = Field(description="A message, calls of functions, or both.")
+    output: list[OutputMessage | OutputCall | OutputSearch] = Field(description="A message, calls of functions, and a "
+                                                                    "search before them.")
     usage: ResponseUsage | None = Field(None, description="What it took.")
     instructions: str | None = Field(None, description=AsGiven)
     max_output_tokens: int | None = Field(None, description=AsGiven)

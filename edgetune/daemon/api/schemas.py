@@ -25,7 +25,7 @@ Auto = Literal["auto"]
 MetadataKey = Annotated[str, Field(max_length=64)]
 MetadataValue = Annotated[str, Field(max_length=512)]
 RowsFile = Annotated[UploadFile, File(description="Rows: JSON Lines, or by the name's ending a .csv or .tsv table, or "
-                                      "an array of .json.")]
+                                      "an array of .json. A document: .txt, .md, .rst, .pdf or .jsonl.")]
 AdapterFile = Annotated[UploadFile, File(description="The adapter.gguf.")]
 RunFile = Annotated[UploadFile | None, File(description="Its run.json, which has the system message of its chats.")]
 SchemaFile = Annotated[UploadFile | None, File(description="Its schema.json, where its answers are JSON.")]
@@ -55,14 +55,15 @@ class Model(Answer):
 
 
 class FileObject(Answer):
-    """An uploaded file of rows, or the results of a job."""
+    """An uploaded file, or the results of a job."""
 
     id: Id
     object: Literal["file"] = "file"
     bytes: int = Field(description="Its size.")
     created_at: Time
     filename: str = Field(description="The name that it was uploaded with.")
-    purpose: str = Field(description="fine-tune: rows to train on; fine-tune-results: a table of a job's steps.")
+    purpose: str = Field(description="fine-tune: rows to train on; fine-tune-results: a table of a job's steps; "
+                         "assistants: a document.")
     status: Literal["processed"] = "processed"
     rows: int = Field(description="Rows in it.")
     sha256: str = Field(description="The hash of its content.")

@@ -1,5 +1,5 @@
-"""Uploaded rows: each file is read once while it arrives, and kept only if every line of it can be trained on. Results
-of jobs, a table of steps each, are kept as long as the job.
+"""Uploaded files: rows, and documents. Each file of rows is read once while it arrives, and kept only if every line of
+it can be trained on. Results of jobs, a table of steps each, are kept as long as the job.
 
 A client's name for a file is shown and never opened: on disk the file has another.
 """
@@ -26,14 +26,16 @@ from ...errors import DataError, NotFoundError, TooLargeError, TooMuchError, Usa
 from ...formats.bundle import sha256
 from ...objectives.base import objectives
 from ...persisted import from_json
+from ...retrieval.documents import require_name
 from ..options import DaemonConfig
 from .database import Store, now
 from .shelf import Shelf
 from .uploads import BOM, LINES, MIB, check_length, form_of, spooled
 
 FOLDER = "files"
-NAMES = r"file-[0-9a-z]+\.(jsonl|csv)"
+NAMES = r"file-[0-9a-z]+\.(jsonl|csv|document)"
 PURPOSE = "fine-tune"
+DOCUMENT = "assistants"
 RESULTS = "fine-tune-results"
 RESULT_NAME = "step_metrics.csv"
 NAME_LENGTH = 255  # characters of a client's name for it; the rest is cut
@@ -70,9 +72,12 @@ class Files:
         Raises DataError for a line that is not a row, with its number; TooLargeError for more bytes or rows than
         options allow, or a longer line; UsageError for another purpose; DiskError.
         """
-        if purpose != PURPOSE:
-            raise UsageError(f"purpose is {purpose!r:.40}", f"use {PURPOSE!r}, all that files are for here")
+        if purpose not in (PURPOSE, DOCUMENT):
+            raise UsageError(f"purpose is {purpose!r:.40}", f"use {PURPOSE!r} or {DOCUMENT!r}, all that files are for "
+                             "here")
         file_id = f"file-{secrets.token_hex(12)}"
+        if purpose == DOCUMENT:
+            return self._add_document(file_id, printable(name), chunks)
         stored = _name(file_id, purpose)
         check = _Check(self.config)
         with self._shelf.filling(stored) as path:
@@ -80,6 +85,23 @@ class Files:
                 out.writelines(check.accepted(name, chunks))
             disk.sync(path)
             file = File(file_id, printable(name), purpose, check.bytes, check.rows, check.sha256.hexdigest(), now())
+            self._insert(file)
+        self._shelf.settle(stored)
+        return file
+
+    def _add_document(self, file_id: str, name: str, chunks: Iterable[bytes]) -> File:
+        """Stores a document as it is. Raises UsageError for a kind that cannot be read, TooLargeError, DiskError."""
+        require_name(name)
+        stored = _name(file_id, DOCUMENT)
+        with self._shelf.filling(stored) as path:
+            size = 0
+            with path.open("xb") as out:
+                for chunk in chunks:
+                    size += len(chunk)
+                    check_size(size, self.config.max_upload)
+                    out.write(chunk)
+            disk.sync(path)
+            file = File(file_id, name, DOCUMENT, size, 0, sha256(path), now())
             self._insert(file)
         self._shelf.settle(stored)
         return file
@@ -146,14 +168,23 @@ class Files:
         return path
 
     def rows(self, id: str, asking: bool = False) -> Rows:
-        """Returns the rows of an uploaded file; asking: as in Rows. Raises NotFoundError; UsageError for results."""
-        if self.get(id).purpose == RESULTS:
-            raise UsageError(f"the file {id} holds the results of a job, no rows", "name a file that was uploaded")
+        """Returns the rows of an uploaded file; asking: as in Rows. Raises NotFoundError; UsageError for another file.
+        """
+        held = {RESULTS: "the results of a job", DOCUMENT: "a document"}
+        if what := held.get(self.get(id).purpose):
+            raise UsageError(f"the file {id} holds {what}, no rows", f"name one that was uploaded with {PURPOSE!r}")
         return Rows(self.content(id), asking)
 
 
 def _name(id: str, purpose: str) -> str:
-    return f"{id}.csv" if purpose == RESULTS else f"{id}.jsonl"
+    return id + {RESULTS: ".csv", DOCUMENT: ".document"}.get(purpose, ".jsonl")
+
+
+def check_size(size: int, max_upload: int) -> None:
+    """Raises TooLargeError for more bytes than an upload may have. max_upload: MiB."""
+    if size > max_upload * MIB:
+        raise TooLargeError(f"the file has more than {max_upload} MiB",
+                            "divide it, or start the daemon with a larger --max-upload")
 
 
 def _result_of(job: str) -> str:
@@ -208,9 +239,7 @@ class _Check:
 
     def take(self, chunk: bytes) -> None:
         self.bytes += len(chunk)
-        if self.bytes > self.config.max_upload * MIB:
-            raise TooLargeError(f"the file has more than {self.config.max_upload} MiB",
-                               "divide it, or start the daemon with a larger --max-upload")
+        check_size(self.bytes, self.config.max_upload)
         self.sha256.update(chunk)
         *ended, rest = chunk.split(b"\n")
         for part in ended:

@@ -1,0 +1,253 @@
+"""OpenAI's vector stores: files with the purpose assistants, indexed and searched."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Annotated, Any, Literal
+
+from fastapi import APIRouter, Query
+from pydantic import Field
+
+from ...errors import NotFoundError
+from ..state.store_records import FAILED, Attached, VectorStore
+from . import schemas
+from .completions import TheService
+from .errors import RESPONSES, JsonRoute, about
+from .fine_tuning import After, Limit, page
+from .schemas import Metadata
+from .shapes import Answer, AsGiven, Body, Id, Time, Whole
+
+AUTO = "auto alone: chunks of 256 tokens, at headings, paragraphs and sentences."
+STATUS = "in_progress: files are being read."
+ONE_FILE = "A file with the purpose assistants."
+Text512 = Annotated[str, Field(max_length=512)]
+Attributes = Annotated[dict[Annotated[str, Field(max_length=64)], Text512 | float | bool], Field(max_length=16)]
+Status = Annotated[Literal["in_progress", "completed", "failed", "cancelled"] | None,
+                   Query(alias="filter", description="Only files with this status.")]
+router = APIRouter(route_class=JsonRoute, responses=RESPONSES)
+
+
+# ---- requests -------------------------------------------------------------------------------------------------------
+
+
+class ChunkingStrategy(Body):
+    """A way to divide files."""
+
+    type: Literal["auto"] = Field(description=AUTO)
+
+
+class StoreRequest(Body):
+    name: str | None = Field(None, max_length=256, description="What people call it.")
+    description: str | None = Field(None, max_length=512, description="Taken and not kept.")
+    file_ids: list[str] | None = Field(None, max_length=100, description="Files with the purpose assistants.")
+    metadata: Metadata | None = Field(None, description="Given back.")
+    chunking_strategy: ChunkingStrategy | None = Field(None, description=AUTO)
+    expires_after: None = Field(None, description="null alone: it stays until it is deleted.")
+
+
+class StoreChange(Body):
+    name: str | None = Field(None, max_length=256, description="What people call it.")
+    metadata: Metadata | None = Field(None, description="Given back.")
+    expires_after: None = Field(None, description="null alone: it stays until it is deleted.")
+
+
+class StoreFileRequest(Body):
+    file_id: str = Field(description=ONE_FILE)
+    attributes: Attributes | None = Field(None, description="Given back.")
+    chunking_strategy: ChunkingStrategy | None = Field(None, description=AUTO)
+
+
+class RankingOptions(Body):
+    """Options of a ranking."""
+
+    ranker: Literal["none", "auto", "default-2024-11-15"] | None = Field(None, description="All are the same here.")
+    score_threshold: float | None = Field(None, ge=0, le=1, description="Leave passages with a lower score out [0].")
+
+
+class SearchRequest(Body):
+    query: str | Annotated[list[str], Field(min_length=1, max_length=8)] = Field(description="A question; several are "
+                                                                                 "one.")
+    max_num_results: Annotated[Whole, Field(ge=1, le=50)] | None = Field(None, description="Passages at most [10].")
+    ranking_options: RankingOptions | None = Field(None, description="Options of the ranking.")
+    rewrite_query: Literal[False] | None = Field(None, description="false alone.")
+    filters: None = Field(None, description="null alone.")
+
+
+# ---- answers --------------------------------------------------------------------------------------------------------
+
+
+class FileCounts(Answer):
+    """Numbers of files."""
+
+    in_progress: int = Field(description="Those that wait, or are being read.")
+    completed: int = Field(description="Those that are searched.")
+    failed: int = Field(description="Those that could not be read.")
+    cancelled: int = Field(description="Always 0.")
+    total: int = Field(description="All.")
+
+
+class StoreObject(Answer):
+    """A vector store."""
+
+    id: Id
+    object: Literal["vector_store"] = "vector_store"
+    created_at: Time
+    last_active_at: Time
+    name: str = Field(description="What people call it.")
+    status: Literal["in_progress", "completed"] = Field(description=STATUS)
+    usage_bytes: int = Field(description="Of its index.")
+    file_counts: FileCounts = Field(description="Files by their status.")
+    metadata: dict[str, str] = Field(description=AsGiven)
+    expires_after: None = None
+    expires_at: None = None
+
+
+class LastError(Answer):
+    """Why a file is not read."""
+
+    code: Literal["invalid_file"] = "invalid_file"
+    message: str = Field(description="What is wrong with it.")
+
+
+class StoreFileObject(Answer):
+    """A file of a vector store."""
+
+    id: Id
+    object: Literal["vector_store.file"] = "vector_store.file"
+    created_at: Time
+    vector_store_id: str = Field(description="Its vector store.")
+    status: Literal["in_progress", "completed", "failed"] = Field(description="completed: it is searched.")
+    usage_bytes: int = Field(description="Of the file.")
+    last_error: LastError | None = Field(description="Why it is not read.")
+    attributes: dict[str, Any] = Field(description=AsGiven)
+    chunking_strategy: dict[str, Any] = Field(description="Always static, of 256 tokens.")
+
+
+class SearchText(Answer):
+    """A passage's text."""
+
+    type: Literal["text"] = "text"
+    text: str = Field(description="The text.")
+
+
+class SearchResult(Answer):
+    """A passage."""
+
+    file_id: str = Field(description="Its file.")
+    filename: str = Field(description="The name that the file was uploaded with.")
+    score: float = Field(description="From 0 to 1, 1: the best by words and by meaning.")
+    attributes: dict[str, Any] = Field(description="Those of the file in this store.")
+    content: list[SearchText] = Field(description="Its text.")
+    source: str = Field(description="For people: the file, its page or line, and the heading.")
+
+
+class SearchPage(Answer):
+    """What a search found: nothing, where the store does not answer the question."""
+
+    object: Literal["vector_store.search_results.page"] = "vector_store.search_results.page"
+    search_query: list[str] = Field(description="What was looked for.")
+    data: list[SearchResult] = Field(description="Passages, the best first.")
+    has_more: Literal[False] = False
+    next_page: None = None
+
+
+# ---- routes ---------------------------------------------------------------------------------------------------------
+
+
+@router.post("/v1/vector_stores", response_model=StoreObject)
+def create_store(body: StoreRequest, service: TheService) -> Any:
+    """Makes a vector store. Its files are read in the background."""
+    with about("file_ids"):
+        return _store(service.documents.stores.create(body.name or "", body.metadata or {}, body.file_ids or []))
+
+
+@router.get("/v1/vector_stores", response_model=schemas.Page[StoreObject])
+def list_stores(service: TheService, after: After = None, limit: Limit = 20) -> Any:
+    """Lists vector stores, the newest first."""
+    return page([_store(each) for each in _after(service.documents.stores.list(), after)][:limit + 1], limit)
+
+
+@router.get("/v1/vector_stores/{store_id}", response_model=StoreObject)
+def get_store(store_id: str, service: TheService) -> Any:
+    """Returns a vector store."""
+    return _store(service.documents.stores.get(store_id))
+
+
+@router.post("/v1/vector_stores/{store_id}", response_model=StoreObject)
+def change_store(store_id: str, body: StoreChange, service: TheService) -> Any:
+    """Changes the name or the metadata of a vector store."""
+    given = body.model_dump(include={"name", "metadata"}, exclude_none=True)
+    return _store(service.documents.stores.change(store_id, **given))
+
+
+@router.delete("/v1/vector_stores/{store_id}", response_model=schemas.Deleted)
+def delete_store(store_id: str, service: TheService) -> Any:
+    """Deletes a vector store, and none of its files."""
+    service.documents.stores.delete(store_id)
+    return {"id": store_id, "object": "vector_store.deleted"}
+
+
+@router.post("/v1/vector_stores/{store_id}/files", response_model=StoreFileObject)
+def add_file(store_id: str, body: StoreFileRequest, service: TheService) -> Any:
+    """Adds a file to a vector store. It is read in the background: its status says when that is done."""
+    with about("file_id"):
+        return _file(store_id, service.documents.stores.add(store_id, body.file_id, body.attributes or {}))
+
+
+@router.get("/v1/vector_stores/{store_id}/files", response_model=schemas.Page[StoreFileObject])
+def list_store_files(store_id: str, service: TheService, after: After = None, limit: Limit = 20,
+                     status: Status = None) -> Any:
+    """Lists the files of a vector store, the newest first."""
+    found = [each for each in reversed(service.documents.stores.get(store_id).files) if status in (None, each.status)]
+    return page([_file(store_id, each) for each in _after(found, after)][:limit + 1], limit)
+
+
+@router.get("/v1/vector_stores/{store_id}/files/{file_id}", response_model=StoreFileObject)
+def get_store_file(store_id: str, file_id: str, service: TheService) -> Any:
+    """Returns a file of a vector store."""
+    return _file(store_id, service.documents.stores.file(store_id, file_id))
+
+
+@router.delete("/v1/vector_stores/{store_id}/files/{file_id}", response_model=schemas.Deleted)
+def remove_file(store_id: str, file_id: str, service: TheService) -> Any:
+    """Takes a file out of a vector store. The file itself stays."""
+    service.documents.stores.remove(store_id, file_id)
+    return {"id": file_id, "object": "vector_store.file.deleted"}
+
+
+@router.post("/v1/vector_stores/{store_id}/search", response_model=SearchPage)
+def search_store(store_id: str, body: SearchRequest, service: TheService) -> Any:
+    """Finds the passages that answer a question; none, where the store does not answer it."""
+    queries = [body.query] if isinstance(body.query, str) else body.query
+    stores = service.documents.stores
+    least = (body.ranking_options and body.ranking_options.score_threshold) or 0
+    attributes = {file.id: file.attributes for file in stores.get(store_id).files}
+    with about("query"):
+        found = stores.search([store_id], " ".join(queries), body.max_num_results or 10)
+    return {"search_query": queries, "data": [
+        {"file_id": passage.source.id, "filename": passage.source.file, "score": passage.score,
+         "attributes": attributes.get(passage.source.id, {}), "content": [{"text": passage.text}],
+         "source": str(passage.source)} for passage in found.passages if passage.score >= least]}
+
+
+def _after(found: Sequence[Any], id: str | None) -> Sequence[Any]:
+    """The items after the one with this id. Raises NotFoundError."""
+    if id is None:
+        return found
+    for place, each in enumerate(found):
+        if each.id == id:
+            return found[place + 1:]
+    raise NotFoundError(f"there is no {id!r:.80} after which to continue", "give the id of the last one that you got")
+
+
+def _store(store: VectorStore) -> dict[str, Any]:
+    return {**{name: getattr(store, name) for name in ("id", "created_at", "last_active_at", "name", "status",
+                                                       "metadata")},
+            "usage_bytes": store.usage, "file_counts": store.counts()}
+
+
+def _file(store: str, file: Attached) -> dict[str, Any]:
+    static = {"type": "static", "static": {"max_chunk_size_tokens": 256, "chunk_overlap_tokens": 38}}
+    return {"id": file.id, "created_at": file.created_at, "vector_store_id": store, "status": file.status,
+            "usage_bytes": file.bytes, "attributes": file.attributes, "chunking_strategy": static,
+            "last_error": {"message": file.error} if file.status == FAILED else None}

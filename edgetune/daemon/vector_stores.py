@@ -1,0 +1,242 @@
+"""Vector stores of clients: files that were uploaded for it, indexed in the background, and searched.
+
+One thread reads files, one store after another. Stores share one encoder, which is opened when it is needed.
+"""
+
+from __future__ import annotations
+
+import logging
+import queue
+import secrets
+import threading
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+from ..errors import EdgetuneError, NotFoundError, UsageError
+from ..formats.named import find_model
+from ..retrieval.building import build_of
+from ..retrieval.documents import file_of, require_name
+from ..retrieval.encoding import Encoding
+from ..retrieval.options import IndexOptions
+from ..retrieval.searching import MOST, Found, Index, Passage
+from .options import DaemonConfig
+from .state.database import now
+from .state.files import DOCUMENT, Files
+from .state.store_records import COMPLETED, FAILED, IN_PROGRESS, Attached, StoreRecords, VectorStore
+
+ENCODER = "minilm"
+LIMIT = 1000  # stores, and files of a store
+
+log = logging.getLogger("edgetune.daemon")
+
+
+class VectorStores:
+    """The vector stores of a daemon, for any number of threads. Close them: what is in progress continues at the next
+    start.
+    """
+
+    def __init__(self, folder: Path, files: Files, config: DaemonConfig) -> None:
+        self._records = StoreRecords(folder)
+        self._files = files
+        self._threads = config.threads
+        self._stores = self._records.load()
+        self._changing = threading.RLock()
+        self._indexes: dict[str, Index] = {}
+        self._searching = threading.RLock()
+        self._encoding: Encoding | None = None
+        self._waiting: queue.SimpleQueue[str | None] = queue.SimpleQueue()
+        self._thread: threading.Thread | None = None
+        for store in self._stores.values():
+            if store.status == IN_PROGRESS:
+                self._begin(store.id)
+
+    def close(self) -> None:
+        self._waiting.put(None)
+        if self._thread:
+            self._thread.join()
+        with self._searching:
+            for index in self._indexes.values():
+                index.close()
+            self._indexes.clear()
+            if self._encoding:
+                self._encoding.close()
+
+    # ---- stores -------------------------------------------------------------------------------------------------
+
+    def list(self) -> Sequence[VectorStore]:
+        """Returns all, the newest first."""
+        with self._changing:
+            return [*reversed(self._stores.values())]
+
+    def get(self, id: str) -> VectorStore:
+        """Raises NotFoundError."""
+        with self._changing:
+            if id not in self._stores:
+                raise NotFoundError(f"there is no vector store {id!r:.80}", "list them to see those that exist")
+            return self._stores[id]
+
+    def create(self, name: str, metadata: Mapping[str, str], files: Sequence[str]) -> VectorStore:
+        """Makes a store. files: their ids. Raises NotFoundError or UsageError for a file that is no document."""
+        made = now()
+        store = VectorStore(f"vs_{secrets.token_hex(12)}", name, made, made, dict(metadata))
+        for file in files:
+            store = store.with_file(self._attached(file, {}))
+        with self._changing:
+            if len(self._stores) >= LIMIT:
+                raise UsageError(f"there are {LIMIT} vector stores, the most here", "delete one")
+            self._save(store)
+        if files:
+            self._begin(store.id)
+        return store
+
+    def change(self, id: str, **fields: Any) -> VectorStore:
+        """Changes the name or the metadata. Raises NotFoundError."""
+        with self._changing:
+            return self._save(replace(self.get(id), last_active_at=now(), **fields))
+
+    def delete(self, id: str) -> None:
+        """Deletes a store, and none of its files. Raises NotFoundError."""
+        with self._changing:
+            self.get(id)
+            del self._stores[id]
+        with self._searching:
+            if found := self._indexes.pop(id, None):
+                found.close()
+        self._records.remove(id)
+
+    # ---- files --------------------------------------------------------------------------------------------------
+
+    def file(self, id: str, file: str) -> Attached:
+        """Raises NotFoundError."""
+        for found in self.get(id).files:
+            if found.id == file:
+                return found
+        raise NotFoundError(f"the vector store {id} has no file {file!r:.80}", "list its files")
+
+    def add(self, id: str, file: str, attributes: Mapping[str, Any]) -> Attached:
+        """Adds a file, which is read in the background. Errors as in `create`."""
+        found = self._attached(file, attributes)
+        with self._changing:
+            store = self.get(id)
+            if len(store.files) >= LIMIT:
+                raise UsageError(f"the vector store {id} has {LIMIT} files, the most here", "make another")
+            self._save(replace(store.with_file(found), last_active_at=now()))
+        self._begin(id)
+        return found
+
+    def remove(self, id: str, file: str) -> None:
+        """Takes a file out of a store. Raises NotFoundError."""
+        with self._changing:
+            self.file(id, file)
+            self._save(replace(self.get(id).without_file(file), last_active_at=now()))
+        self._begin(id)
+
+    def forget(self, file: str) -> None:
+        """Takes a file out of all stores, because it was deleted."""
+        for store in self.list():
+            if any(each.id == file for each in store.files):
+                self.remove(store.id, file)
+
+    def _attached(self, file: str, attributes: Mapping[str, Any]) -> Attached:
+        found = self._files.get(file)
+        if found.purpose != DOCUMENT:
+            raise UsageError(f"the file {file} has the purpose {found.purpose}", f"upload it with {DOCUMENT!r}")
+        require_name(found.name)
+        return Attached(found.id, found.name, found.bytes, now(), attributes=dict(attributes))
+
+    def _save(self, store: VectorStore) -> VectorStore:
+        self._records.save(store)
+        self._stores[store.id] = store
+        return store
+
+    # ---- search -------------------------------------------------------------------------------------------------
+
+    def search(self, ids: Sequence[str], query: str, limit: int) -> Found:
+        """The best passages of several stores; `least` and evidence are those of the store that answers best. Raises
+        NotFoundError, and the errors of Index.search.
+        """
+        found = [self._search(id, query, limit) for id in ids]
+        passages = sorted((passage for each in found for passage in each.passages), key=lambda each: -each.score)
+        best = max(found, key=lambda each: each.evidence - each.least)
+        return Found(passages[:limit], best.evidence, best.least)
+
+    def _search(self, id: str, query: str, limit: int) -> Found:
+        with self._changing:
+            store = self._stores[id] = replace(self.get(id), last_active_at=now())
+        path = self._records.index(id)
+        with self._searching:
+            if id not in self._indexes and path.exists():
+                self._indexes[id] = Index(path, encoding=self._encoder())
+            if id not in self._indexes:
+                return Found([], 0.0, 0.0)
+            found = self._indexes[id].search(query, min(2 * limit, MOST))
+        here = {file.id for file in store.files}  # of a file that has gone, passages may still be in the index
+        passages = [each for passage in found.passages if (each := _named(passage)).source.id in here]
+        return replace(found, passages=passages[:limit])
+
+    def _encoder(self) -> Encoding:
+        with self._searching:
+            self._encoding = self._encoding or Encoding(find_model(ENCODER), self._threads)
+            return self._encoding
+
+    # ---- the background -----------------------------------------------------------------------------------------
+
+    def _begin(self, id: str) -> None:
+        with self._changing:
+            if self._thread is None:
+                self._thread = threading.Thread(target=self._work, name="documents")
+                self._thread.start()
+        self._waiting.put(id)
+
+    def _work(self) -> None:
+        while (id := self._waiting.get()) is not None:
+            with self._changing:
+                store = self._stores.get(id)
+            if store is None:
+                continue
+            try:
+                self._index(store)
+            except EdgetuneError as error:
+                log.warning("the vector store %s is not indexed: %s", id, error)
+                self._end(store, dict.fromkeys((file.id for file in store.files), str(error)))
+
+    def _index(self, store: VectorStore) -> None:
+        """Reads the files of a store that its index does not have yet."""
+        documents = []
+        failed: dict[str, str] = {}
+        for file in store.files:
+            try:
+                documents.append(file_of(self._files.content(file.id), f"{file.id}/{file.name}"))
+            except NotFoundError as error:
+                failed[file.id] = str(error)
+        encoder = self._encoder()
+        options = IndexOptions(chunk_tokens=min(IndexOptions.chunk_tokens, encoder.longest - 2))
+        report = build_of(sorted(documents, key=lambda each: each.name), self._records.index(store.id), encoder,
+                          options)
+        with self._searching:
+            if found := self._indexes.pop(store.id, None):
+                found.close()
+        failed |= {each["file"].partition("/")[0]: each["reason"] for each in report.skipped}
+        self._end(store, failed, report.bytes)
+
+    def _end(self, indexed: VectorStore, failed: Mapping[str, str], usage: int = 0) -> None:
+        """Notes what became of the files of a store, but for those that came or went meanwhile. failed: why, by id."""
+        known = {file.id for file in indexed.files}
+
+        def ended(file: Attached) -> Attached:
+            if error := failed.get(file.id, ""):
+                return replace(file, status=FAILED, error=error)
+            return replace(file, status=COMPLETED, error="")
+
+        with self._changing:
+            if store := self._stores.get(indexed.id):
+                files = [ended(file) if file.id in known else file for file in store.files]
+                self._save(replace(store, files=files, usage=usage or store.usage))
+
+
+def _named(passage: Passage) -> Passage:
+    """A passage whose source names the file as its client called it, with its id."""
+    id, _, name = passage.source.file.partition("/")
+    return replace(passage, source=replace(passage.source, file=name, id=id))

@@ -1,0 +1,165 @@
+"""Vector stores as OpenAI's client uses them: files are uploaded, read in the background, searched, answered from."""
+
+import time
+
+import httpx
+import pytest
+from daemons import PATIENCE, daemon
+from indexes import needs_retrieval, small_encoder, write_pdf
+from tiny import write_tiny
+
+from edgetune.daemon import vector_stores
+
+openai = pytest.importorskip("openai")
+LAMP = ("lamp.md", b"# Lamp\n\nThe lamp in the hall is red.\n")
+CAT = ("cat.txt", b"The cat eats at noon.\n")
+
+
+@pytest.fixture(scope="module")
+def running(tmp_path_factory):
+    needs_retrieval()
+    folder = tmp_path_factory.mktemp("stores")
+    model = write_tiny(folder / "tiny.gguf", formats="Q8_0")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(vector_stores, "ENCODER", str(small_encoder(folder)))
+        with daemon(model, folder / "state", max_upload=1) as found:
+            yield found
+
+
+@pytest.fixture
+def client(running):
+    return openai.OpenAI(base_url=f"{running.url}/v1", api_key="none", max_retries=0, timeout=PATIENCE)
+
+
+def upload(client, document):
+    return client.files.create(file=document, purpose="assistants")
+
+
+def waited(client, store):
+    """The store, once all of its files are read."""
+    for _ in range(PATIENCE * 20):
+        found = client.vector_stores.retrieve(store.id)
+        if found.status == "completed":
+            return found
+        time.sleep(0.05)
+    raise AssertionError(found)
+
+
+def lenient(running, store):
+    """Lets any question find something: the encoder is random."""
+    running.service.documents.stores.search([store.id], "open it", 1)
+    running.service.documents.stores._indexes[store.id].least = 0.0
+
+
+def test_from_upload_to_answer(running, client):
+    files = [upload(client, LAMP), upload(client, CAT)]
+    assert (files[0].purpose, files[0].filename, files[0].bytes) == ("assistants", "lamp.md", len(LAMP[1]))
+    assert client.files.content(files[0].id).read() == LAMP[1]
+    store = client.vector_stores.create(name="home", file_ids=[files[0].id], metadata={"a": "b"})
+    assert (store.object, store.name, store.metadata) == ("vector_store", "home", {"a": "b"})
+    store = waited(client, store)
+    assert (store.file_counts.completed, store.file_counts.total) == (1, 1)
+    assert store.usage_bytes > 0
+    added = client.vector_stores.files.create_and_poll(vector_store_id=store.id, file_id=files[1].id,
+                                                       attributes={"by": "me"}, poll_interval_ms=50)
+    assert (added.status, added.attributes, added.last_error) == ("completed", {"by": "me"}, None)
+    lenient(running, store)
+    found = client.vector_stores.search(store.id, query="the cat eats at noon", max_num_results=1)
+    assert found.model_dump(exclude={"search_query"})["object"] == "vector_store.search_results.page"
+    [result] = found.data
+    assert (result.file_id, result.filename, result.attributes) == (files[1].id, "cat.txt", {"by": "me"})
+    assert result.content[0].text == "The cat eats at noon."
+    assert result.score == 1.0
+
+    asked = {"model": "tiny", "input": "the cat eats at noon", "max_output_tokens": 4,
+             "tools": [{"type": "file_search", "vector_store_ids": [store.id], "max_num_results": 1}]}
+    response = client.responses.create(**asked)
+    search, message = response.output
+    assert (search.type, search.status, search.queries) == ("file_search_call", "completed", [asked["input"]])
+    [cited] = message.content[0].annotations
+    assert (cited.type, cited.file_id, cited.filename) == ("file_citation", files[1].id, "cat.txt")
+    assert response.usage.input_tokens > client.responses.create(**{**asked, "tools": []}).usage.input_tokens
+    events = list(client.responses.create(**asked, stream=True))
+    assert "response.file_search_call.completed" in [event.type for event in events]
+    assert events[-1].response.output[1].content[0].annotations[0].file_id == files[1].id
+
+    client.files.delete(files[1].id)
+    waited(client, store)
+    assert [file.id for file in client.vector_stores.files.list(store.id)] == [files[0].id]
+    lenient(running, store)
+    assert {each.filename for each in client.vector_stores.search(store.id, query="cat").data} == {"lamp.md"}
+
+
+def test_lists_changes_and_deletions(client):
+    stores = [client.vector_stores.create(name=f"s{number}") for number in range(3)]
+    names = [store.name for store in client.vector_stores.list(limit=1)][:3]
+    assert names == ["s2", "s1", "s0"]
+    assert client.vector_stores.update(stores[0].id, name="new", metadata={"x": "y"}).name == "new"
+    assert client.vector_stores.retrieve(stores[0].id).metadata == {"x": "y"}
+    assert client.vector_stores.search(stores[0].id, query="cat").data == []
+    deleted = client.vector_stores.delete(stores[0].id)
+    assert (deleted.object, deleted.deleted) == ("vector_store.deleted", True)
+    with pytest.raises(openai.NotFoundError, match="there is no vector store"):
+        client.vector_stores.retrieve(stores[0].id)
+    file = upload(client, LAMP)
+    client.vector_stores.files.create_and_poll(vector_store_id=stores[1].id, file_id=file.id, poll_interval_ms=50)
+    gone = client.vector_stores.files.delete(file.id, vector_store_id=stores[1].id)
+    assert (gone.object, gone.id) == ("vector_store.file.deleted", file.id)
+    assert client.files.retrieve(file.id).id == file.id
+    with pytest.raises(openai.NotFoundError, match="has no file"):
+        client.vector_stores.files.retrieve(file.id, vector_store_id=stores[1].id)
+
+
+def test_a_file_that_cannot_be_read_says_why(client, tmp_path):
+    write_pdf(tmp_path / "good.pdf", ["A kite is in the air."])
+    files = [upload(client, ("bad.pdf", b"%PDF-1.4 nothing")), upload(client, tmp_path / "good.pdf")]
+    store = waited(client, client.vector_stores.create(file_ids=[file.id for file in files]))
+    assert (store.file_counts.failed, store.file_counts.completed) == (1, 1)
+    failed = client.vector_stores.files.retrieve(files[0].id, vector_store_id=store.id)
+    assert failed.last_error.code == "invalid_file"
+    assert "bad.pdf cannot be read as PDF" in failed.last_error.message
+
+
+@pytest.mark.parametrize(("path", "body", "what"), [
+    ("vector_stores", {"file_ids": ["file-none"]}, "there is no file"),
+    ("vector_stores", {"chunking_strategy": {"type": "static"}}, "chunking_strategy.type"),
+    ("vector_stores", {"expires_after": {"anchor": "last_active_at", "days": 1}}, "expires_after"),
+    ("vector_stores/vs_none/search", {"query": "a"}, "there is no vector store"),
+    ("vector_stores/vs_none/files", {"file_id": "file-none"}, "there is no file"),
+    ("responses", {"input": "a", "tools": [{"type": "file_search", "vector_store_ids": ["vs_none"]}]},
+     "there is no vector store"),
+    ("responses", {"input": "a", "tools": [{"type": "web_search"}]}, "tools"),
+])
+def test_errors_have_openais_shape(running, path, body, what):
+    answer = httpx.post(f"{running.url}/v1/{path}", json=body, timeout=PATIENCE)
+    assert answer.status_code in (400, 404)
+    assert what in answer.json()["error"]["message"] + str(answer.json()["error"]["param"])
+    assert answer.json()["error"]["type"] == "invalid_request_error"
+
+
+def test_uploads_that_are_no_documents(running, client):
+    with pytest.raises(openai.BadRequestError, match="no document that can be read"):
+        upload(client, ("a.png", b"x"))
+    with pytest.raises(openai.APIStatusError, match="more than 1 MiB"):
+        upload(client, ("a.txt", b"x" * (2**20 + 1)))
+    rows = client.files.create(file=("rows.jsonl", b'{"prompt": "a", "completion": "b"}\n'), purpose="fine-tune")
+    with pytest.raises(openai.BadRequestError, match="has the purpose fine-tune"):
+        client.vector_stores.create(file_ids=[rows.id])
+    with pytest.raises(openai.BadRequestError, match="holds a document, no rows"):
+        client.fine_tuning.jobs.create(model="tiny", training_file=upload(client, LAMP).id)
+    left = {path.name for path in running.service.files.folder.iterdir()}
+    assert not [name for name in left if name.endswith(".tmp")]
+
+
+def test_stores_survive_a_restart(tmp_path):
+    needs_retrieval()
+    model = write_tiny(tmp_path / "tiny.gguf", formats="Q8_0")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(vector_stores, "ENCODER", str(small_encoder(tmp_path)))
+        with daemon(model, tmp_path / "state") as first:
+            one = openai.OpenAI(base_url=f"{first.url}/v1", api_key="none")
+            store = one.vector_stores.create(name="kept", file_ids=[upload(one, LAMP).id])  # and stops at once
+        with daemon(model, tmp_path / "state") as second:
+            two = openai.OpenAI(base_url=f"{second.url}/v1", api_key="none")
+            assert waited(two, store).file_counts.completed == 1
+            assert two.vector_stores.retrieve(store.id).name == "kept"
