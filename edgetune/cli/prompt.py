@@ -79,6 +79,9 @@ def _lines(found: Found, target: Path) -> list[Any]:
               table("", ["", "exact", "loss", "tokens", "rows"], [
                   [one.candidate.name, "" if one.exact is None else f"{one.exact:.0%}", f"{one.loss:.4f}",
                    f"{one.tokens:.0f}", str(len(one.scores))] for one in tried])]
+    if found.nearest_row is not None:
+        lines.append(f"the answer of the nearest row is right for {found.nearest_row} of {len(found.parts.decide)}, "
+                     "without a model that writes")
     if found.without_encoder:
         lines.append(f"no examples were tried by nearness: {found.without_encoder}")
     lines.append(f"{target}: edgetune eval, chat, train and daemon take it with --prompt" if decision.accepted else

@@ -10,8 +10,10 @@ from typing import Any
 
 from ..adapters.store import read_system
 from ..data.asking import asking_rows
+from ..data.question import question_text
 from ..data.rows import Row
 from ..errors import NotFoundError, UnsupportedError
+from ..evaluation.judge import same
 from ..evaluation.native import engine_within
 from ..formats.bundle import Bundle, open_bundle
 from ..formats.gguf import ENCODERS
@@ -35,6 +37,8 @@ CONTEXT = 4096  # tokens of llama.cpp's context, if the model has as many and no
 class Found:
     """What a search found. best: the chosen prompt with its scores; prompt: the same, which names the rows of `data`.
     decision: on the rows that decide. tried: all candidates. without_encoder: why no examples were tried by nearness.
+    nearest_row: the number of rows that decide to which the answer of the nearest row is right, without any model that
+    writes; None without an encoder.
     """
 
     best: Tried
@@ -43,12 +47,14 @@ class Found:
     tried: Sequence[Tried]
     parts: Parts
     without_encoder: str = ""
+    nearest_row: int | None = None
 
     def to_json(self) -> dict[str, Any]:
         """What a program reads of it."""
         return {**self.decision.to_json(), "chosen": self.best.to_json(), "prompt": self.prompt.to_json(),
                 "rows": {"examples": len(self.parts.pool), "select": len(self.parts.select),
                          "decide": len(self.parts.decide)},
+                "nearest_row": None if self.nearest_row is None else self.nearest_row / len(self.parts.decide),
                 "without_encoder": self.without_encoder or None,
                 "tried": [tried.to_json() for tried in sorted(self.tried, key=lambda tried: tried.rank)]}
 
@@ -87,7 +93,8 @@ def find_prompt(model: str | Path | Bundle, data: str | Path, eval: str | Path |
         best = search.run()
         decision = _decided(scorer, [search.tried[0].candidate, best.candidate], near, parts.decide, adapter, options,
                             show)
-    return Found(best, _final(best.candidate.prompt, str(data)), decision, search.tried, parts, without)
+        alone = _right_alone(near, parts.decide) if near else None
+    return Found(best, _final(best.candidate.prompt, str(data)), decision, search.tried, parts, without, alone)
 
 
 def _decided(scorer: Scorer, pair: Sequence[Candidate], near: NearestRows | None, rows: Sequence[Row],
@@ -101,6 +108,11 @@ def _decided(scorer: Scorer, pair: Sequence[Candidate], near: NearestRows | None
     right = answered(scorer.bundle.gguf, adapter, around, fitting, context, options.threads, show)
     before, after = ([*zip(flags, known, strict=True)] for flags, known in zip(right, losses, strict=True))
     return decide(before, after)
+
+
+def _right_alone(near: NearestRows, rows: Sequence[Row]) -> int:
+    """The number of rows whose answer is that of the nearest other row."""
+    return sum(same(answer_of(row), answer_of(near.rows[near.order(question_text(row))[0]])) for row in rows)
 
 
 def _near(pool: Sequence[Row], options: PromptOptions) -> tuple[NearestRows | None, str]:

@@ -3,6 +3,7 @@
 import json
 from collections import Counter
 from dataclasses import replace
+from pathlib import Path
 
 import pytest
 from commands import run
@@ -27,6 +28,7 @@ from edgetune.prompting.search import chosen
 from edgetune.prompting.split import split
 from edgetune.serving.llama import LlamaModel
 from edgetune.serving.prompt_file import OpenPrompt, Prompt, read_prompt
+from edgetune.serving.vectors import vectors
 
 LIGHTS = [{"prompt": f"turn light {i} {'on' if i % 2 else 'off'}", "completion": "on" if i % 2 else "off"}
           for i in range(60)]
@@ -140,6 +142,11 @@ def test_a_search_repeats_itself_and_nothing_that_decides_was_tried(model, encod
     assert found.tried[0].candidate.prompt == Prompt()
     assert {"1 nearest", "4 of set 1"} <= {one.candidate.examples for one in found.tried}
     assert found.best.exact is not None
+    pool = [row["prompt"] for row in found.parts.pool]
+    cosines = vectors(encoder, [row["prompt"] for row in found.parts.decide]) @ vectors(encoder, pool).T
+    alone = [found.parts.pool[i]["completion"] for i in cosines.argmax(1)]
+    assert found.nearest_row == sum(answer == row["completion"]
+                                    for answer, row in zip(alone, found.parts.decide, strict=True))
     assert all(0 <= done <= of for _, done, of in shown)
 
 
@@ -178,5 +185,9 @@ def test_a_prompt_that_is_no_better_is_not_written(model, tmp_path):
     path = write_lines(tmp_path / "rows.jsonl", LIGHTS)
     flags = ("--nearest", 0, "--examples", 0, "--proposals", 0, "--select", 4, "--decide", 4, "--threads", 1)
     text = run("prompt", model, path, "-o", tmp_path / "prompt.json", *flags, code=3)
+    found = json.loads(run("prompt", model, path, "-o", tmp_path / "prompt.json", *flags, "--json", code=3))
+    page = (Path(__file__).parents[2] / "docs" / "reference" / "files.md").read_text("utf-8")
+    keys = next(line for line in page.splitlines() if line.startswith("| `prompt` |"))
+    assert all(f"`{key}`" in keys for key in found)
     assert "is not written" in text
     assert not (tmp_path / "prompt.json").exists()
