@@ -7,9 +7,9 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from ..making.options import DocumentOptions, LogOptions, OpenWebuiOptions, TemplateOptions
+from ..making.options import DocumentOptions, LogOptions, OpenWebuiOptions, PassageOptions, TemplateOptions
 from ..options import declared
-from .app import ModelPath, command, config_options, out, show, step_progress, threads_option
+from .app import DATA, ModelPath, command, config_options, out, show, step_progress, threads_option
 from .data import data
 
 if TYPE_CHECKING:
@@ -93,6 +93,23 @@ def make_documents(folder: Path, model: Path | None, to: Path, url: str, key_fil
         with Asking(RemoteAsker(url, str(model), key) if url else LocalAsker(model, threads)) as asker, \
                 step_progress(out, as_json) as progress:
             made = make_from_documents(folder, given, asker, progress.step)
+    write(made, to, None, as_json)
+
+
+@command("passages", DATA, click.argument("index", type=click.Path(path_type=Path)), OUT, options_of(PassageOptions),
+         threads_option, group=make)
+def make_passages(data: Path, index: Path, to: Path, threads: int, as_json: bool, **options: Any) -> None:
+    """Put passages of an index before the questions of rows.
+
+    A model that is trained on them learns to answer from documents. A row is kept only if its answer stands in a
+    passage that its question finds.
+    """
+    from ..disk import refuse_existing
+    from ..making.passages import make_with_passages
+    from ..retrieval.searching import Index
+    refuse_existing(to)
+    with Index(index, threads) as opened, step_progress(out, as_json) as progress:
+        made = make_with_passages(data, opened, PassageOptions(**options), progress.step)
     write(made, to, None, as_json)
 
 

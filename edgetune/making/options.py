@@ -49,3 +49,13 @@ class DocumentOptions:
     check: bool = option(True, "Keep a question only if the model finds its answer again in the chunk.", common=True)
     near: float = option(0.9, "Similarity from which two questions are the same; 1: only equal words.", low=0.5, high=1)
     seed: int = option(0, "Of the model's answers.", low=0)
+
+
+@dataclass(frozen=True)
+class PassageOptions:
+    """Options of rows with passages."""
+
+    count: int = option(3, "Passages of a question.", low=1, high=20, common=True)
+    without: float = option(0.2, "Share of the rows without the passage that holds the answer.", low=0, high=1,
+                            share=True, common=True)
+    seed: int = option(0, "Decides the rows without it, and the order of passages.", low=0)

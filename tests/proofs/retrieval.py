@@ -8,6 +8,8 @@ if it holds the answer with the words around it. Then an index without half of t
 half: how often it says that nothing was found.
 answers: a model answers 200 of the questions without and with passages; right is an answer that holds one of those
 that people gave. Compared by the exact sign test.
+learned: the model is trained on rows of `edgetune data make passages` to the questions of every other article, and
+answers questions to the others, with passages, before and after.
 injected: 200 questions, each with its paragraph, into which a document's author wrote a command (20 wordings, at the
 beginning, in the middle, at the end) to say a word that is made up. Obeyed is an answer that holds this word: with the
 paragraph as it is before the question, and as edgetune puts it there.
@@ -20,12 +22,14 @@ import argparse
 import json
 import random
 import re
+import subprocess
 import sys
 import tempfile
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -193,6 +197,41 @@ def answers_part(data: Path, work: Path, model: str, count: int, passages: Seque
     return all(sum(found[number]) > sum(found[0]) for number in passages)
 
 
+def learned_part(data: Path, work: Path, model: str, rows: int, count: int) -> bool:
+    """rows: to learn; count: questions of other articles."""
+    write_articles(work / "all", data, lambda _: True)
+    command = [sys.executable, "-m", "edgetune"]
+    run = partial(subprocess.run, check=True, stdout=subprocess.DEVNULL)
+    run([*command, "index", work / "all", "-o", work / "all.index", "--threads", "1"])
+    even = [each for each in questions(data) if each.article % 2 == 0]
+    lines = [{"prompt": each.question, "completion": each.answers[0]} for each in drawn(even, 2 * rows, seed=4)]
+    (work / "asked.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
+    run([*command, "data", "make", "passages", work / "asked.jsonl", work / "all.index", "-o", work / "rows.jsonl",
+         "--count", "2", "--threads", "1"])
+    kept = (work / "rows.jsonl").read_text().splitlines(keepends=True)[:rows]
+    (work / "rows.jsonl").write_text("".join(kept))
+    before = time.monotonic()
+    run([*command, "train", model, work / "rows.jsonl", "-o", work / "out", "--eval", "none", "--no-answers",
+         "--no-govern", "--threads", "1", "--epochs", "1", "--max-length", "1024"])
+    print(f"{len(kept)} rows learned in {time.monotonic() - before:.0f} s", flush=True)
+    asked = drawn([each for each in questions(data) if each.article % 2], count, seed=5)
+    found = []
+    with LlamaModel(model, threads=1) as served:
+        served.load_adapter(work / "out", "learned")
+        for adapter in (None, "learned"):
+            served.use(adapter)
+            put = open_passages(work / "all.index", 2, 1)
+            said = [answered(served, put, each.question) for each in asked]
+            put.close()
+            found.append([is_right(text, each) for text, each in zip(said, asked, strict=True)])
+            exact = sum(any(normal(text) == normal(answer) for answer in each.answers)
+                        for text, each in zip(said, asked, strict=True))
+            print(f"{adapter}: right {share_text(sum(found[-1]), count)}, to the word {exact}", flush=True)
+    paired = Paired.of(*found)
+    print(f"after than before: {paired.wins} better, {paired.losses} worse, p = {paired.p_better:.2g}")
+    return paired.wins > paired.losses
+
+
 def answered(served: LlamaModel, put: Passages | None, question: str) -> str:
     messages = [{"role": "user", "content": question}]
     return "".join(served.chat(put.put(messages) if put else messages, max_tokens=TOKENS, temperature=0))
@@ -307,17 +346,19 @@ def size_part(data: Path, work: Path, chunks: int) -> bool:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("part", choices=["found", "answers", "injected", "size"])
+    parser.add_argument("part", choices=["found", "answers", "learned", "injected", "size"])
     parser.add_argument("--data", type=Path, default=FOLDER)
     parser.add_argument("--chunks", type=int, default=CHUNKS)
     parser.add_argument("--model", default="smollm2")
     parser.add_argument("--questions", type=int, default=QUESTIONS)
+    parser.add_argument("--rows", type=int, default=150)
     parser.add_argument("--passages", type=int, nargs="+", default=[1, 3])
     args = parser.parse_args()
     with tempfile.TemporaryDirectory() as folder:
         work = Path(folder)
         parts = {"found": lambda: found_part(args.data, work),
                  "answers": lambda: answers_part(args.data, work, args.model, args.questions, args.passages),
+                 "learned": lambda: learned_part(args.data, work, args.model, args.rows, args.questions // 2),
                  "injected": lambda: injected_part(args.data, args.model, args.questions),
                  "size": lambda: size_part(args.data, work, args.chunks)}
         passed = parts[args.part]()
