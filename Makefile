@@ -18,7 +18,7 @@ EMULATED = cd tests && PYTHONPATH=$(CURDIR)/build/emulated/python $(PYTHON)
 
 .PHONY: arm-kernels arm-train cascade check clean compaction compiled compressed corrections crash cuda cuda-steps data dev \
     docs dpo durability encoder-peers encoder-service encoder-types families fuzz fuzz-daemon help home-assistant home-assistant-app install installs learning life like lint load memory methods own-engine \
-    peers picture preferences pressure prompts proofs ready recipes release sanitize second-task service slow test tutor wheels
+    peers picture preferences pressure prompts proofs ready recipes release samples sanitize second-task service slow test tutor wheels
 
 help: ## this list
 	@grep -E '^[a-z-]+:.* ## ' $(firstword $(MAKEFILE_LIST)) | sed 's/:.* ## /\t/' | expand -t 14
@@ -172,6 +172,9 @@ corrections: ready ## many minutes: 40 corrections and one training in three dom
 
 like: ready ## minutes, needs the rows of make data and edgetune pull minilm: corrections and the next like question; LIKE="daemon --learn"
 	$(RUN) proofs/like.py $(or $(LIKE),vectors)
+
+samples: ready ## minutes: sums by one of k answers, accuracy against tokens; SAMPLES="--seeds 0 --chart FILE"
+	$(RUN) proofs/samples.py $(SAMPLES)
 
 tutor: ready ## minutes a seed: one round of the tutor, compared with its labelled rows alone; TUTOR="--labelled FILE --prompts FILE --unseen FILE"
 	$(RUN) proofs/tutor.py $(TUTOR)

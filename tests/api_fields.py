@@ -88,7 +88,8 @@ CHAT = Endpoint("/v1/chat/completions", {"messages": [{"role": "user", "content"
 
 COMPLETIONS = Endpoint("/v1/completions", {"prompt": "turn", "max_tokens": 3}, [
     Field("prompt", SUPPORTED, ["turn", "the light"], "text, token ids, or a list of either"), *GENERATION,
-    Field("logprobs", SUPPORTED, 2, "up to 20"), Field("best_of", REFUSED, 2, "but 1"),
+    Field("logprobs", SUPPORTED, 2, "up to 20"),
+    Field("best_of", SUPPORTED, 1, "more than n needs a temperature, and no stream"),
     Field("echo", SUPPORTED, True, "with logprobs those of the prompt too; max_tokens may be 0"),
     Field("suffix", REFUSED, "off", "but empty"),
 ], ("choices", 0, "text"))

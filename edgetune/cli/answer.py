@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, fields
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -27,6 +28,7 @@ from .app import (
 )
 from .around import around_of, around_options, beside_around, instruction_of, longest_text, refuse_around, taken_around
 from .by_encoder import classifier_of, graded_by_encoder
+from .choosing import OF_EVAL, refuse_choosing, refuse_without_samples, sampled_options, taken_choosing
 from .elsewhere import refuse_beside, remote_model, url_options
 from .graded import answer_json, exact_text, save_answers, wrong_table
 from .objective import take_objective
@@ -166,8 +168,8 @@ def new_file(_ctx: click.Context, _option: click.Parameter, path: Path | None) -
                       help="New file: a JSON line a row with the answer expected, the base's and the adapter's."),
          click.option("--max-length", type=click.IntRange(2), default=512, show_default=True,
                       help="Tokens in a row at most; longer ones are cut."), system_option, around_options,
-         column_options, markup_option, structured_option, memory_option, threads_option, backend_option, url_options,
-         cls=EvalCommand)
+         sampled_options, column_options, markup_option, structured_option, memory_option,
+         threads_option, backend_option, url_options, cls=EvalCommand)
 def eval_command(model: Path, data: Path, engine: str, max_length: int, system: str, prompt_column: str,
                  completion_column: str, show_wrong: int | None, save: Path | None, as_json: bool, memory: str,
                  backend: str, **options: Any) -> None:
@@ -176,7 +178,8 @@ def eval_command(model: Path, data: Path, engine: str, max_length: int, system: 
     JSON is compared as JSON. Of pairs it says how many of the chosen answers the model prefers (preference accuracy),
     and by how much in natural log p (margin), with an adapter also relative to the base.
 
-    In brackets: Wilson's 95 % interval. With --url a daemon answers, and the loss is not measured.
+    In brackets: Wilson's 95 % interval. With --url a daemon answers, and the loss is not measured. With --samples one
+    of several answers to a row is chosen.
     """
     from ..data.around import together
     from ..data.dataset import load
@@ -184,8 +187,14 @@ def eval_command(model: Path, data: Path, engine: str, max_length: int, system: 
     from ..formats.bundle import open_bundle
     from ..formats.gguf import ENCODERS
     from ..llamacpp.tokenizer import Tokenizer
+    sampled = {name: options.pop(name) for name in OF_EVAL}
     objective = take_objective(options)
     serving = Serving.taken_from(options)  # what remains is of answers
+    if elsewhere := "--url" if serving.url else "--engine native" if engine == "native" else "":
+        refuse_choosing(sampled, elsewhere)
+    choosing = taken_choosing(sampled, sampled.pop("samples"), is_default=True)
+    if choosing is None:
+        refuse_without_samples(sampled)
     of_answers = options | {"show_wrong": show_wrong, "save": save}
     refuse_beside(**beside_around(asdict(serving)), engine=engine, answers=options["answers"], max_length=max_length,
                   memory=memory, backend=backend)
@@ -198,6 +207,8 @@ def eval_command(model: Path, data: Path, engine: str, max_length: int, system: 
     check_answers_asked(**of_answers)
     check_engine(engine, memory=memory, backend=backend, structured=serving.structured)
     bundle = open_bundle(model)
+    if choosing and bundle.gguf.architecture in ENCODERS:
+        raise UsageError("--samples is given, and the model is an encoder, which has one answer", "leave it out")
     if bundle.gguf.architecture in ENCODERS:
         if around:
             raise UsageError(f"a prompt is given, {NO_PROMPT}", "leave it out")
@@ -213,6 +224,8 @@ def eval_command(model: Path, data: Path, engine: str, max_length: int, system: 
         max_length = longest_text(bundle.gguf)  # of rows with the prompt around them
     has_pairs = holds_pairs(data)
     check_method(objective, has_pairs)
+    if has_pairs and choosing:
+        raise UsageError("--samples is given, and pairs are not answered", "leave it out")
     if has_pairs:
         refuse_for_pairs(**of_answers)
         eval_pairs(data, bundle, tokenizer, objective, serving.adapter, serving.threads, backend, max_length,
@@ -227,6 +240,16 @@ def eval_command(model: Path, data: Path, engine: str, max_length: int, system: 
         from ..evaluation.native import engine_within
         own = engine_within(memory, threads=serving.threads, backend=backend)
         graded, base = _graded_natively(bundle, tokenizer, rows, serving.adapter, own, **wanted)
+    elif choosing:
+        from ..evaluation.chosen import grade_chosen
+        with served_model(model, serving) as served:
+            chosen = partial(grade_chosen, served, rows, choosing, system=instruction, limit=options["limit"],
+                             **sampled)
+            graded = chosen()
+            base = graded.answers
+            if wanted["with_base"]:
+                served.use(None)
+                base = chosen().answers
     else:
         graded, base = _graded_by_llama(model, serving, rows, **wanted)
     if save:
@@ -312,6 +335,8 @@ def show_grades(title: str, graded: Graded, show_wrong: int | None, as_json: boo
         lines.append(["exact answers", exact_text(scores)])
     if scores.reciprocal_rank is not None:
         lines.append(["mean reciprocal rank", f"{scores.reciprocal_rank:.4f}"])
+    if scores.sampled_tokens is not None:
+        lines.append(["tokens of all answers to a row", f"{scores.sampled_tokens:.1f}"])
     if scores.parsed is not None:
         lines.append(["answers that are JSON", f"{scores.parsed:.1%}"])
     if scores.structured is not None:

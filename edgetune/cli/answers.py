@@ -58,7 +58,8 @@ def data_answers(data: Path, path: Path, url: str, grader: str, model: str, samp
     from ..daemon.endpoint import Endpoint
     from ..evaluation.collected import collect
     from ..evaluation.graders.base import Grader
-    from .grade import checked_rows, open_grader
+    from .grade import checked_rows
+    from .grader import open_grader
     judge = open_grader(grader, unsafe_python)
     if judge.needs_model or judge.compares:
         raise UsageError(f"the grader {judge.name} {'needs a model' if judge.needs_model else 'compares answers'}",

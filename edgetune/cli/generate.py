@@ -34,6 +34,7 @@ from .app import (
     threads_option,
 )
 from .around import around_options, instruction_of, refuse_both, sources_of, sources_text, taken_around
+from .choosing import choice_json, choice_options, choice_text, chosen_answer, taken_choosing
 from .elsewhere import url_options
 from .prose import Prose
 
@@ -42,14 +43,14 @@ from .prose import Prose
          click.option("--raw", is_flag=True, help="Continue PROMPT as it is, without the chat template."),
          engine_option("native: edgetune's own engine answers the prompts of a file together."),
          click.option("--samples", type=click.IntRange(1), default=1, show_default=True,
-                      help="With --engine native: answers to each prompt."),
+                      help="Answers, of which --choose takes one; with --engine native and without it all are given."),
          click.option("--parallel", type=click.IntRange(1), default=64, show_default=True,
                       help="With --engine native: answers in progress at once at most."),
          precision_option("With --engine native: how products are computed."),
          click.option("--save", type=click.Path(path_type=Path), callback=new_file,
                       help="With --engine native: new file for the answers [they are printed]."),
          memory_option, threads_option, backend_option, busy_file_option, runtime_option, markup_option,
-         structured_option, url_options)
+         structured_option, choice_options, url_options)
 def generate_command(model: Path, prompt: str, system: str, raw: bool, as_json: bool, engine: str,
                      **options: Any) -> None:
     """Answer PROMPT, or the prompts of a file.
@@ -58,8 +59,11 @@ def generate_command(model: Path, prompt: str, system: str, raw: bool, as_json: 
 
     With --engine native, PROMPT is a file with a JSON object a line, {"prompt": "..."} or {"messages": [...]}, and the
     answers are JSON lines. The same seed gives the same answers, whatever else is in the file.
+
+    With --samples several answers are made together, and --choose takes one of them.
     """
     own = {name: options.pop(name) for name in OWN}
+    choosing = taken_choosing(options, own["samples"], is_default=engine != "native")
     for flag in ("prompt_file", "index") if raw else ():
         if options[flag]:
             raise UsageError(f"--raw is given with --{flag.partition('_')[0]} {options[flag]}, which is put around a "
@@ -75,10 +79,11 @@ def generate_command(model: Path, prompt: str, system: str, raw: bool, as_json: 
         around, serving = taken_around(Serving.taken_from(options), system)
         instruction = together(around, system or instruction_of(serving.adapter))
         questions = Questions(Path(prompt), instruction, raw, serving.markup, own.pop("samples"),
-                              options.pop("max_tokens"), options.pop("stop"))
+                              options.pop("max_tokens"), options.pop("stop"), choosing)
         engine_used = engine_within(threads=serving.threads, **own)
         show_lines(answer_file(model, serving.adapter, questions, Sampling(**options), engine_used), save, as_json)
         return
+    del own["samples"]
     check_engine(engine, **own)
     refuse_file(prompt)
     serving = Serving.taken_from(options)
@@ -86,16 +91,24 @@ def generate_command(model: Path, prompt: str, system: str, raw: bool, as_json: 
     with served_model(model, serving) as served:
         messages = [{"role": "system", "content": system}] if system else []
         messages.append({"role": "user", "content": prompt})
-        pieces = served.generate(prompt, **options) if raw else served.chat(messages, **options)
+        choice = None
+        if choosing:
+            choice = chosen_answer(choosing, served, prompt, None if raw else messages, **options)
+            pieces = iter([choice.drawn.text])
+        else:
+            pieces = served.generate(prompt, **options) if raw else served.chat(messages, **options)
         sources = None if raw else sources_of(served, messages)
         if as_json:
             named = {} if sources is None else {"sources": sources}
-            click.echo(json.dumps({"prompt": prompt, "text": "".join(pieces), **named}))
+            said = choice_json(choice) if choice else {}
+            click.echo(json.dumps({"prompt": prompt, "text": "".join(pieces), **said, **named}))
             return
         prose = Prose(out)
         for piece in pieces:
             prose.write(piece)
         prose.end()
+        if choosing and choice:
+            click.echo(choice_text(choosing, choice), err=True)
         if sources is not None:
             click.echo(f"\n{sources_text(sources)}")
 

@@ -24,6 +24,7 @@ from .app import (
 )
 from .around import instruction_of
 from .by_encoder import classifier_of
+from .grader import open_grader
 from .prompts import ordered, save_lines
 
 if TYPE_CHECKING:
@@ -90,15 +91,6 @@ def grade_command(grader: str, data: Path, model: Path | None, pass_at: float | 
     if save:
         save_lines(save, (graded.to_json() for graded in results.graded))
     _show(f"{data} by {judge.name}", results, len(rows), shown, as_json)
-
-
-def open_grader(named: str, unsafe_python: bool) -> Grader | RewardFunction:
-    """Opens the grader of a file, or of module:function. Raises UsageError."""
-    from ..evaluation.graders.base import load_grader
-    from ..evaluation.graders.reward import NAMED, load_reward
-    if not Path(named).exists() and NAMED.fullmatch(named):
-        return load_reward(named)
-    return load_grader(Path(named), allow_unsafe_python=unsafe_python)
 
 
 def checked_rows(path: Path, grader: Grader | RewardFunction, has_answers: bool) -> Rows:

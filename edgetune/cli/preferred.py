@@ -7,6 +7,8 @@ from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import click
+
 from ..errors import UsageError
 from .app import explicit, show
 from .objective import DEFAULT, FLAG, ObjectiveCommand
@@ -22,6 +24,11 @@ if TYPE_CHECKING:
 
 class EvalCommand(ObjectiveCommand):
     """The command `eval`, whose method is another measure of pairs."""
+
+    def method_flags(self, name: str) -> Iterator[click.Option]:
+        """Leaves out options of methods that have the name of one of eval's own, such as --grader."""
+        own = {param.name for param in self.params}
+        return (option for option in super().method_flags(name) if option.name not in own)
 
     def method_help(self, _known: Iterable[str]) -> str:
         return f"Measure the loss of pairs by this method too: dpo or orpo. {FLAG} NAME --help shows its options."

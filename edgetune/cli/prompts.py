@@ -12,9 +12,11 @@ import click
 
 from ..disk import json_text
 from ..errors import DataError, UsageError
+from .choosing import choice_json
 
 if TYPE_CHECKING:
     from ..data.around import Instruction
+    from ..evaluation.chosen import Choosing
     from ..llamacpp.sampling import Sampling
     from ..llamacpp.tokenizer import Tokenizer
     from ..serving.rollouts.texts import Answered, Engine
@@ -75,6 +77,7 @@ class Questions:
     samples: int
     max_tokens: int
     stop: Sequence[str]
+    choosing: Choosing | None = None
 
 
 def answer_file(model: Path, adapter: Path | None, questions: Questions, sampling: Sampling,
@@ -90,8 +93,24 @@ def answer_file(model: Path, adapter: Path | None, questions: Questions, samplin
     rows = read_prompts(questions.path, tokenizer, questions.system, questions.raw)
     asked = Asked([tokenizer.encode(row.text, bos=True) for row in rows], [questions.max_tokens] * len(rows),
                   questions.samples, sampling, questions.stop)
-    for answered in ordered(answers(gguf, tokenizer, opened, asked, engine), questions.samples):
+    found = ordered(answers(gguf, tokenizer, opened, asked, engine), questions.samples)
+    if questions.choosing:
+        yield from chosen_lines(rows, found, questions.choosing)
+        return
+    for answered in found:
         yield answer_line(rows[answered.rollout.prompt], answered)
+
+
+def chosen_lines(rows: Sequence[PromptRow], found: Iterator[Answered], choosing: Choosing) -> Iterator[dict[str, Any]]:
+    """Yields the line of the chosen one of all answers to each prompt, in their order, with the tokens of all."""
+    from ..evaluation.chosen import chosen_of
+    from ..serving.draws import Drawn
+    for row in rows:
+        made = [next(found) for _ in range(choosing.samples)]
+        drawn = [Drawn(i, each.text, each.rollout.tokens.size, float(each.rollout.logp.sum(dtype=float)),
+                       each.finish_reason) for i, each in enumerate(made)]
+        choice = chosen_of(drawn, choosing.chooser(row.asked))
+        yield {**answer_line(row, made[choice.drawn.index]), **choice_json(choice)}
 
 
 def show_lines(lines: Iterator[dict[str, Any]], save: Path | None, as_json: bool) -> None:

@@ -55,7 +55,8 @@ class Scores:
     exact: share of the exact_rows answers that are right, None if none was generated. parsed: share of answers that
     are JSON among the rows whose expected answer is, None without such rows. structured, structured_parsed: the same of
     answers that are held to the schema of the adapter's rows, None where it has none. reciprocal_rank: of the right
-    passage among all, in the mean, where vectors are evaluated.
+    passage among all, in the mean, where vectors are evaluated. sampled_tokens: of all answers to a row, in the mean,
+    where one of several was chosen.
     """
 
     engine: str
@@ -68,6 +69,7 @@ class Scores:
     structured: float | None = None
     structured_parsed: float | None = None
     reciprocal_rank: float | None = None
+    sampled_tokens: float | None = None
 
     @property
     def perplexity(self) -> float:

@@ -21,7 +21,8 @@ class Question:
     schema: a JSON schema that the answers obey; grammar: a GBNF that they obey. At most one of the two and of a call
     that must be.
     free: the model decides the form, also where an adapter's schema would.
-    n: number of answers. logprobs: for each token its log-probability, and those of this many likeliest ones.
+    n: number of answers. kept: of these the ones with the greatest mean log p of a token, which are given; None: all.
+    logprobs: for each token its log-probability, and those of this many likeliest ones.
     echo: answers begin with the prompt, and may be nothing else (max_tokens 0).
     options: max_tokens, stop, seed and the fields of Sampling; what is absent has its default.
     around: what is put around the messages for the model, such as passages of documents.
@@ -38,6 +39,7 @@ class Question:
     grammar: str = ""
     free: bool = False
     n: int = 1
+    kept: int | None = None
     echo: bool = False
     logprobs: int | None = None
     options: Mapping[str, Any] = field(default_factory=dict)

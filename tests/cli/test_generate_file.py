@@ -108,7 +108,7 @@ def test_what_cannot_be_answered(tiny_llama, tmp_path, rows, flags, says):
 def test_a_prompt_that_is_no_file(tiny_llama):
     text = run("generate", tiny_llama, "hello", "--engine", "native", code=2)
     assert 'there is no file hello; with --engine native, PROMPT is a file of prompts, a JSON object a line' in text
-    assert "--samples is given without --engine native" in run("generate", tiny_llama, "hello", "--samples", 2, code=2)
+    assert "--save is given without --engine native" in run("generate", tiny_llama, "hello", "--save", "new", code=2)
 
 
 def test_a_file_that_is_given_as_a_prompt(tiny_llama, tmp_path):

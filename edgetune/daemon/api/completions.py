@@ -46,18 +46,34 @@ async def completions(body: generation.CompletionRequest, request: Request, resp
 
 
 async def _reply(form: _Form, questions: Sequence[Question], request: Request, response: Response,
-                 body: generation.Generation) -> Any:
+                 body: generation.ChatRequest | generation.CompletionRequest) -> Any:
     note_ignored(request, body.ignored())
     asked = await Asked.begin(questions, request, form.prefix)
     if body.stream:
         usage = body.stream_options is not None and body.stream_options.include_usage
         return AnswerStream(_events(form, asked, bool(usage)), asked, "text/event-stream")
     response.headers.update(asked.headers)
-    found = await asked.whole(request)
-    measured = asked.questions[0].logprobs is not None
+    found = best(asked.questions, await asked.whole(request))
+    measured = body.logprobs is not None and body.logprobs is not False
     choices = [{"index": i, **form.whole(said), "logprobs": form.logprobs(said.logprobs, 0) if measured else None,
                 "finish_reason": said.finish} for i, said in enumerate(found)]
     return {**_head(form, asked), "choices": choices, "usage": _usage(asked), **_sources(asked)}
+
+
+def best(questions: Sequence[Question], found: Sequence[Said]) -> list[Said]:
+    """Returns the answers to each question that are kept, the best first."""
+    kept: list[Said] = []
+    at = 0
+    for question in questions:
+        own = [*found[at : at + question.n]]
+        at += question.n
+        kept += own if question.kept is None else sorted(own, key=_mean_logprob, reverse=True)[: question.kept]
+    return kept
+
+
+def _mean_logprob(said: Said) -> float:
+    logprobs = [each.logprob for each in said.logprobs if each.logprob is not None]
+    return sum(logprobs) / len(logprobs) if logprobs else 0.0
 
 
 # ---- the two shapes -------------------------------------------------------------------------------------------------

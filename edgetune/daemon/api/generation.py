@@ -208,7 +208,9 @@ class CompletionRequest(Generation):
                                                                       "them.")
     logprobs: Annotated[Whole, Field(ge=0, le=20)] | None = Field(None, description="For each token its "
                                                                   "log-probability, and those of this many tokens.")
-    best_of: Annotated[Whole, Field(ge=1, le=1)] | None = Field(None, description="1 alone.")
+    best_of: Annotated[Whole, Field(ge=1, le=128)] | None = Field(
+        None, description="Answers that are made, of which the n with the greatest mean log-probability of a token are "
+        "given; n at least, and not with stream. Needs a temperature [n].")
     echo: bool | None = Field(None, description="The text begins with the prompt. With logprobs its tokens have some, "
                               "but for the first. max_tokens may be 0.")
     suffix: Annotated[str, Field(max_length=0)] | None = Field(None, description="An empty text alone.")
@@ -217,7 +219,24 @@ class CompletionRequest(Generation):
         shared = self.shared()
         several = isinstance(self.prompt, list) and self.prompt and not isinstance(self.prompt[0], int)
         prompts: Any = self.prompt if several else [self.prompt]
-        return [Question(prompt=prompt, logprobs=self.logprobs, echo=bool(self.echo), **shared) for prompt in prompts]
+        logprobs = self.logprobs
+        if self.best_of is not None and self.best_of != shared["n"]:
+            self._check_best_of(shared["n"])
+            shared |= {"n": self.best_of, "kept": shared["n"]}
+            logprobs = logprobs or 0
+        return [Question(prompt=prompt, logprobs=logprobs, echo=bool(self.echo), **shared) for prompt in prompts]
+
+    def _check_best_of(self, n: int) -> None:
+        if self.best_of is not None and self.best_of < n:
+            raise UsageError(f"best_of is {self.best_of}, and n is {n}", "let best_of be greater")
+        if self.stream:
+            raise UsageError(f"best_of is {self.best_of} with stream, and the best answer is known at the end",
+                             "leave one of them out")
+        if not self.temperature:
+            raise UsageError(f"best_of is {self.best_of} at temperature 0, where all answers are the same",
+                             "give a temperature, such as 0.7")
+        if self.echo:
+            raise UsageError(f"best_of is {self.best_of} with echo, whose tokens would count", "leave one of them out")
 
 
 class PromptDetails(Answer):
