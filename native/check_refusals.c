@@ -31,6 +31,8 @@ static void check_refused_arrays(struct check *c, et_array wrong) {
     REFUSES(6, wrong, et_glu_backward(ctx, t[0], t[1], t[2], t[3], t[4], t[5], 0, 1))
     REFUSES(2, wrong, et_gelu_forward(ctx, t[0], t[1], 1))
     REFUSES(4, wrong, et_gelu_backward(ctx, t[0], t[1], t[2], t[3], 1))
+    REFUSES(2, wrong, et_conv_forward(ctx, t[0], t[1], x, (const int32_t[]){-1}, 1, 1, 1))
+    REFUSES(3, wrong, et_conv_backward(ctx, t[0], x, t[1], t[2], x, (const int32_t[]){-1}, 1, 1, 1))
     REFUSES(1, wrong, et_add_bias(ctx, t[0], x, 1, 1))
     REFUSES(2, wrong, et_copy(ctx, t[0], t[1], 1))
     REFUSES(2, wrong, et_dropout(ctx, t[0], t[1], 0, 0, 0, 1))

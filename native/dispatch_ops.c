@@ -173,6 +173,31 @@ int et_gelu_backward(et_context *ctx, et_array dinp, et_array act, et_array dout
     return RUN(gelu_backward, dinp, act, dout, inp, n);
 }
 
+/* What both convolutions need. */
+static int check_conv(const int32_t *before, int T, int D, int L) {
+    NEED_POSITIVE(T, D, L);
+    NEED(L <= ET_MAX_CONV, ET_BAD_ARGUMENT);
+    for (int t = 0; t < T; t++)
+        NEED(before[t] >= -1 && before[t] < t, ET_BAD_INDEX);
+    return ET_OK;
+}
+
+int et_conv_forward(et_context *ctx, et_array out, et_array inp, const float *w, const int32_t *before, int T, int D,
+                    int L) {
+    NEED_ARRAYS(out, inp);
+    NEED_ALL(w, before);
+    int code = check_conv(before, T, D, L);
+    return code ? code : RUN(conv_forward, out, inp, w, before, T, D, L);
+}
+
+int et_conv_backward(et_context *ctx, et_array dinp, float *sums, et_array dout, et_array inp, const float *w,
+                     const int32_t *before, int T, int D, int L) {
+    NEED_ARRAYS(dinp, dout, inp);
+    NEED_ALL(sums, w, before);
+    int code = check_conv(before, T, D, L);
+    return code ? code : RUN(conv_backward, dinp, sums, dout, inp, w, before, T, D, L);
+}
+
 int et_add_bias(et_context *ctx, et_array x, const float *bias, int T, int N) {
     NEED_ARRAYS(x);
     NEED_ALL(bias);

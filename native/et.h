@@ -141,6 +141,14 @@ int et_glu_backward(et_context *ctx, et_array dgate, et_array dup, et_array act,
 int et_gelu_forward(et_context *ctx, et_array out, et_array inp, int64_t n);
 /* Also act, which forward gave. dinp may be dout or inp. */
 int et_gelu_backward(et_context *ctx, et_array dinp, et_array act, et_array dout, et_array inp, int64_t n);
+/* A gated short convolution: inp [T, 3 D] holds b, c and x of each token, out [T, D] = c * sum over j < L of w_j * (b * x
+ * of the token j before). w [L, D], L <= ET_MAX_CONV; before[t] < t is the token before t in its document, -1: none. */
+#define ET_MAX_CONV 8
+int et_conv_forward(et_context *ctx, et_array out, et_array inp, const float *w, const int32_t *before, int T, int D,
+                    int L);
+/* dinp [T, 3 D] of dout [T, D]; sums [T, D] is work space. */
+int et_conv_backward(et_context *ctx, et_array dinp, float *sums, et_array dout, et_array inp, const float *w,
+                     const int32_t *before, int T, int D, int L);
 /* x [T, N] += bias [N] */
 int et_add_bias(et_context *ctx, et_array x, const float *bias, int T, int N);
 /* out [n] = inp [n], from one type to the other or the same */

@@ -59,6 +59,7 @@ ET_OPS(OP)
 #include "cached.h"
 #include "gelu.h"
 #include "glu.h"
+#include "conv.h"
 #include "head.h"
 #include "elementwise.h"
 #include "sample.h"

@@ -44,6 +44,8 @@ TRAINED: dict[str, dict[str, object]] = {
     "hunyuan-dense": {"rope_theta": 1e4, "tie_word_embeddings": True, "head_dim": 32},
     "mistral3": {"rope_theta": 1e6, "tie_word_embeddings": False, "head_dim": 32},
     "phi3": {"rope_theta": 1e4, "tie_word_embeddings": True, "pad_token_id": 0, "partial_rotary_factor": 0.75},
+    "lfm2": {"rope_theta": 1e6, "tie_word_embeddings": True, "norm_eps": 1e-5, "conv_L_cache": 3, "conv_bias": False,
+             "layer_types": ["conv", "full_attention", "conv"], "block_auto_adjust_ff_dim": False},
     "qwen3moe": {"rope_theta": 1e6, "tie_word_embeddings": True, "head_dim": 32, "num_experts": 6,
                  "num_experts_per_tok": 2, "moe_intermediate_size": 48, "norm_topk_prob": True},
     "olmoe": {"rope_theta": 1e4, "num_key_value_heads": 4,
@@ -98,7 +100,13 @@ GGUF_NAMES = {
     "self_attn.o_proj": "attn_output", "self_attn.q_norm": "attn_q_norm", "self_attn.k_norm": "attn_k_norm",
     "post_attention_layernorm": "ffn_norm", "mlp.gate_proj": "ffn_gate", "mlp.up_proj": "ffn_up",
     "mlp.down_proj": "ffn_down"}
-GGUF_NAMES |= {"mlp.gate": "ffn_gate_inp", "block_sparse_moe.router.layer": "ffn_gate_inp",
+GGUF_NAMES |= {"embedding_norm": "token_embd_norm", "ffn_norm": "ffn_norm",
+               "operator_norm": "attn_norm", "conv.conv": "shortconv.conv",
+               "conv.in_proj": "shortconv.in_proj", "conv.out_proj": "shortconv.out_proj",
+               "self_attn.out_proj": "attn_output", "self_attn.q_layernorm": "attn_q_norm",
+               "self_attn.k_layernorm": "attn_k_norm", "feed_forward.w1": "ffn_gate", "feed_forward.w3": "ffn_up",
+               "feed_forward.w2": "ffn_down", "mlp.gate": "ffn_gate_inp",
+               "block_sparse_moe.router.layer": "ffn_gate_inp",
                "block_sparse_moe.input_linear": "ffn_gate_up_exps", "block_sparse_moe.output_linear": "ffn_down_exps",
                "self_attn.qkv_proj": "attn_qkv", "mlp.gate_up_proj": "ffn_up",
                "self_attn.query_layernorm": "attn_q_norm", "self_attn.key_layernorm": "attn_k_norm"}
@@ -132,7 +140,7 @@ def make_family(
         for hf_name, parameter in model.named_parameters():
             tensor = gguf_name(hf_name, name)
             values = to_gguf(parameter.numpy(), hf_name, model)
-            if values.ndim == 2:
+            if values.ndim == 2 and parameter.ndim == 2:
                 format = format_of(tensor, formats)
                 kept = dequantize(quantize(values, format), format)
                 parameter.copy_(torch.from_numpy(from_gguf(kept, hf_name, model)))
@@ -179,7 +187,7 @@ def config_metadata(name: str, config: PretrainedConfig, settings: Mapping[str, 
         d_model=config.hidden_size, n_blocks=config.num_hidden_layers, n_heads=config.num_attention_heads,
         n_kv_heads=config.num_key_value_heads, head_width=head_width(config), d_ff=config.intermediate_size,
         n_vocab=config.vocab_size, n_context=config.max_position_embeddings, rope_base=settings["rope_theta"],
-        rms_eps=config.rms_norm_eps)
+        rms_eps=getattr(config, "rms_norm_eps", None) or config.norm_eps)
     fields = {}
     if name == "gemma3":
         fields["attention.sliding_window"] = config.sliding_window
@@ -189,6 +197,10 @@ def config_metadata(name: str, config: PretrainedConfig, settings: Mapping[str, 
             fields["attention.sliding_window_pattern"] = settings["sliding_window_pattern"]
         if settings["rope_local_base_freq"] != 1e4:
             fields["rope.freq_base_swa"] = settings["rope_local_base_freq"]
+    if name == "lfm2":
+        fields["shortconv.l_cache"] = config.conv_L_cache
+        fields["attention.head_count_kv"] = [config.num_key_value_heads * (kind == "full_attention")
+                                             for kind in config.layer_types]
     if name == "olmo3":
         fields["attention.sliding_window"] = config.sliding_window
     if name in ("qwen3moe", "olmoe", "granitemoe"):
@@ -250,7 +262,7 @@ def to_gguf(values: np.ndarray, hf_name: str, model: PreTrainedModel) -> np.ndar
         return values[order]
     if model.config.model_type == "gemma3_text" and hf_name.endswith("norm.weight"):
         return values + 1
-    return values.copy()
+    return values[:, 0].copy() if ".conv.conv." in hf_name else values.copy()
 
 
 def from_gguf(values: np.ndarray, hf_name: str, model: PreTrainedModel) -> np.ndarray:

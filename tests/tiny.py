@@ -72,6 +72,7 @@ class Shape:
     window: int = 0
     window_pattern: int = 2  # every n-th block sees everything
     fused: bool = False  # queries, keys and values are one matrix, the gate and the rest another
+    conv: tuple[int, ...] = ()  # blocks with a short convolution in place of attention
     experts: tuple[int, ...] = ()  # how many there are, and how many of them a token takes
     scales: tuple[float, ...] = ()  # of embedding, residual sums, attention and logits
     add_bos: bool = False
@@ -90,6 +91,7 @@ SHAPES = {
     "mistral3": Shape(rope_base=1e6, head_width=32, tied=False),
     "hunyuan-dense": Shape(qk_norm="rotated", head_width=32),
     "phi3": Shape(fused=True),
+    "lfm2": Shape(qk_norm="head", rope_base=1e6, n_blocks=3, conv=(0, 2)),
     "qwen3moe": Shape(qk_norm="head", head_width=32, rope_base=1e6, experts=(6, 2)),
     "olmoe": Shape(qk_norm="width", n_kv_heads=4, tied=False, experts=(5, 3)),
     "granitemoe": Shape(scales=(12.0, 0.22, 0.05, 8.0), experts=(4, 2)),
@@ -125,21 +127,11 @@ def write_place(folder: Path, rows: Iterable[Mapping[str, object]]) -> Path:
 def tensor_shapes(shape: Shape) -> Iterator[tuple[str, tuple[int, ...]]]:
     """Names and sizes (rows first) of every tensor, in file order."""
     d = shape.d_model
-    q = shape.n_heads * shape.head_width
-    kv = shape.n_kv_heads * shape.head_width
     yield "token_embd.weight", (shape.n_vocab, d)
     for i in range(shape.n_blocks):
         if shape.norms != "after":
             yield f"blk.{i}.attn_norm.weight", (d,)
-        for name, rows in (("qkv", q + 2 * kv),) if shape.fused else (("q", q), ("k", kv), ("v", kv)):
-            yield f"blk.{i}.attn_{name}.weight", (rows, d)
-            if shape.qkv_bias:
-                yield f"blk.{i}.attn_{name}.bias", (rows,)
-        if shape.qk_norm:
-            is_whole = shape.qk_norm == "width"
-            yield f"blk.{i}.attn_q_norm.weight", (q if is_whole else shape.head_width,)
-            yield f"blk.{i}.attn_k_norm.weight", (kv if is_whole else shape.head_width,)
-        yield f"blk.{i}.attn_output.weight", (d, q)
+        yield from _mixer(shape, i)
         if shape.norms != "before":
             yield f"blk.{i}.post_attention_norm.weight", (d,)
         if shape.norms != "after":
@@ -147,9 +139,29 @@ def tensor_shapes(shape: Shape) -> Iterator[tuple[str, tuple[int, ...]]]:
         yield from _feed_forward(shape, f"blk.{i}")
         if shape.norms != "before":
             yield f"blk.{i}.post_ffw_norm.weight", (d,)
-    yield "output_norm.weight", (d,)
+    yield "token_embd_norm.weight" if shape.conv else "output_norm.weight", (d,)
     if not shape.tied:
         yield "output.weight", (shape.n_vocab, d)
+
+
+def _mixer(shape: Shape, i: int) -> Iterator[tuple[str, tuple[int, ...]]]:
+    d = shape.d_model
+    q = shape.n_heads * shape.head_width
+    kv = shape.n_kv_heads * shape.head_width
+    if i in shape.conv:
+        yield f"blk.{i}.shortconv.in_proj.weight", (3 * d, d)
+        yield f"blk.{i}.shortconv.conv.weight", (d, 3)
+        yield f"blk.{i}.shortconv.out_proj.weight", (d, d)
+        return
+    for name, rows in (("qkv", q + 2 * kv),) if shape.fused else (("q", q), ("k", kv), ("v", kv)):
+        yield f"blk.{i}.attn_{name}.weight", (rows, d)
+        if shape.qkv_bias:
+            yield f"blk.{i}.attn_{name}.bias", (rows,)
+    if shape.qk_norm:
+        is_whole = shape.qk_norm == "width"
+        yield f"blk.{i}.attn_q_norm.weight", (q if is_whole else shape.head_width,)
+        yield f"blk.{i}.attn_k_norm.weight", (kv if is_whole else shape.head_width,)
+    yield f"blk.{i}.attn_output.weight", (d, q)
 
 
 def _feed_forward(shape: Shape, block: str) -> Iterator[tuple[str, tuple[int, ...]]]:
@@ -177,6 +189,9 @@ def model_metadata(architecture: str, shape: Shape) -> dict[str, object]:
         "rope.dimension_count": shape.head_width, "rope.freq_base": shape.rope_base}
     fields |= zip(("embedding_scale", "residual_scale", "attention.scale", "logit_scale"), shape.scales, strict=False)
     fields |= zip(("expert_count", "expert_used_count"), shape.experts, strict=False)
+    if shape.conv:
+        fields["shortconv.l_cache"] = 3
+        fields["attention.head_count_kv"] = [0 if i in shape.conv else shape.n_kv_heads for i in range(shape.n_blocks)]
     if shape.experts and architecture == "qwen3moe":
         fields["expert_feed_forward_length"] = shape.d_ff
     if shape.window:
@@ -223,7 +238,7 @@ def write_gguf(
         kind = scalar.get(type(value)) or (gguf.GGUFValueType.STRING if isinstance(value, str) else None)
         writer.add_key_value(key, value, kind or gguf.GGUFValueType.ARRAY)
     for name, tensor in tensors.items():
-        format = format_of(name, formats) if tensor.ndim == 2 else "F32"
+        format = format_of(name, formats) if tensor.ndim == 2 and not name.endswith(".conv.weight") else "F32"
         data = quantize(tensor, format)
         writer.add_tensor_info(name, tensor.shape, np.dtype(np.float32), data.nbytes, raw_dtype=ggml_type(format)[0])
         writer.tensors[-1][name].tensor = data

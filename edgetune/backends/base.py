@@ -155,6 +155,15 @@ class Ops(Protocol):
                            precision: str = "exact", begin: Array | None = None) -> None:
         """dq [Q, H, C], dk, dv [T, G, C]; delta [H, Q] is work space. All but delta and lse may be bf16."""
 
+    def conv_forward(self, out: Array, inp: Array, w: Array, before: Array) -> None:
+        """out [T, D] = c * sum_j w[j] * (b * x of the token j before); inp [T, 3, D] holds b, c and x of each token.
+
+        w [L, D]; before: int32 [T], the token before each in its document, -1 where there is none.
+        """
+
+    def conv_backward(self, dinp: Array, sums: Array, dout: Array, inp: Array, w: Array, before: Array) -> None:
+        """dinp [T, 3, D] = the gradient of conv_forward for its input; sums: float32 [T, D], work space."""
+
     def glu_forward(self, out: Array, gate: Array, up: Array, kind: str) -> None:
         """out = act(gate) * up, all activations; kind "silu", "gelu" (tanh-approximated) or "gelu_erf". out may be gate
         or up.

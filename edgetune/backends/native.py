@@ -171,6 +171,12 @@ class NativeOps(Ops, ABC):
         self._check(_native.attention_backward(handle, dq, dk, dv, delta, dout, out, lse, q, k, v, begin, end, position,
                                                scale, window))
 
+    def conv_forward(self, out: Array, inp: Array, w: Array, before: Array) -> None:
+        self._check(_native.conv_forward(self._handle, out, inp, w, before))
+
+    def conv_backward(self, dinp: Array, sums: Array, dout: Array, inp: Array, w: Array, before: Array) -> None:
+        self._check(_native.conv_backward(self._handle, dinp, sums, dout, inp, w, before))
+
     def glu_forward(self, out: Array, gate: Array, up: Array, kind: str) -> None:
         self._check(_native.glu_forward(self._handle, out, gate, up, _activation(kind)))
 

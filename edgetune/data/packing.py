@@ -110,6 +110,20 @@ class Batch:
         return self.tokens.size
 
     @cached_property
+    def before(self) -> NDArray[np.int32]:
+        """The token before each one in its document, [T]; -1 for a first one."""
+        found = np.full(self.tokens.size, -1, np.int32)
+        path: list[int] = []  # tokens that the next one may see
+        ends = self.ends.tolist()
+        for token in range(len(ends)):
+            while path and ends[path[-1]] <= token:
+                path.pop()
+            if path:
+                found[token] = path[-1]
+            path.append(token)
+        return found
+
+    @cached_property
     def seen_ends(self) -> NDArray[np.int32]:
         """`ends` of the tokens of the prefix and these."""
         own = self.ends + np.int32(self.behind)

@@ -35,6 +35,10 @@ def _gated(s: Shape) -> Matrices:
     return {"ffn_gate": (s.d_ff, s.d_model), "ffn_up": (s.d_ff, s.d_model), "ffn_down": (s.d_model, s.d_ff)}
 
 
+def _short_conv(s: Shape) -> Matrices:
+    return {"shortconv.in_proj": (3 * s.d_model, s.d_model), "shortconv.out_proj": (s.d_model, s.d_model)}
+
+
 def _fused_gated(s: Shape) -> Matrices:
     return {"ffn_up": (2 * s.d_ff, s.d_model), "ffn_down": (s.d_model, s.d_ff)}
 
@@ -48,7 +52,8 @@ def _experts(s: Shape) -> dict[str, tuple[int, ...]]:
 
 PROJECTIONS: dict[str, Callable[[Shape], Matrices]] = {
     "attention": _attention, "fused attention": _fused_attention, "gated": _gated, "fused gated": _fused_gated,
-    "experts": lambda _: {}}
+    "short convolution": _short_conv, "experts": lambda _: {}}
 NORMS: dict[str, Callable[[Shape], Vectors]] = {"attention": _attention_norms, "fused attention": _attention_norms}
-FROZEN: dict[str, Callable[[Shape], dict[str, tuple[int, ...]]]] = {"experts": _experts}
+FROZEN: dict[str, Callable[[Shape], dict[str, tuple[int, ...]]]] = {
+    "experts": _experts, "short convolution": lambda s: {"shortconv.conv": (s.d_model, s.conv)}}
 """Other tensors, which are never adapted."""

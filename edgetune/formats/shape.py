@@ -93,6 +93,7 @@ class Shape:
     logit_scale: float = 1.0  # logits are divided by it
     mixers: tuple[str, ...] = ()  # a block's kind of mixer (kinds.py); (): attention in all
     feeds: tuple[str, ...] = ()  # a block's kind of feed-forward part; (): gated in all
+    conv: int = 0  # tokens that a short convolution sees
     n_expert: int = 0
     n_used: int = 0  # experts that a token takes
     norms_experts: bool = False  # as of Family
@@ -142,6 +143,7 @@ def read_shape(gguf: Gguf) -> Shape:
     family = FAMILIES[arch]
     get = MetadataReader(gguf, arch)
     n_expert, n_used = _experts(get, family)
+    mixers, n_kv = _mixers(get, family)
     n_layer = get.integer("block_count")
     if n_layer == family.untrained_blocks:
         raise UnsupportedError(f"{gguf.path} is an {arch} of {n_layer} blocks, of which some see a window",
@@ -164,18 +166,32 @@ def read_shape(gguf: Gguf) -> Shape:
     shape = Shape(
         architecture=arch, n_layer=n_layer, d_model=d_model, d_ff=_width(get, n_used), n_expert=n_expert,
         n_used=n_used, norms_experts=family.norms_experts,
-        n_head=n_head, n_kv=get.integer("attention.head_count_kv", n_head), d_head=d_head,
+        n_head=n_head, n_kv=n_kv, d_head=d_head,
         n_vocab=_embedding(gguf).shape[0], n_rot=n_rot,
         context=_context(get, family), norm_eps=get.number("attention.layer_norm_rms_epsilon") / scales.residual**2,
         neox=family.neox, act=family.act, embed_scale=scales.embedding / scales.residual, attn_scale=scales.attention,
         logit_scale=scales.logits, qk_norm=family.qk_norm, pre_norms=family.pre_norms, post_norms=family.post_norms,
         ropes=(global_rope, local_rope), windows=windows, unrotated=_unrotated(get, n_layer, family),
-        mixers=(family.mixer,) * n_layer, feeds=(family.feed,) * n_layer,
+        mixers=mixers, conv=get.integer("shortconv.l_cache") if "short convolution" in mixers else 0,
+        feeds=(family.feed,) * n_layer,
         biases=tuple(name for name in family.biases
                      if all(f"blk.{i}.{name}.bias" in gguf.tensors for i in range(n_layer))))
     _check_sizes(gguf, shape)
     check_tensors(gguf, arch, expected_tensors(shape), optional_tensors(shape))
     return shape
+
+
+def _mixers(get: MetadataReader, family: Family) -> tuple[tuple[str, ...], int]:
+    """The kinds of mixers of all blocks, and the heads of keys where there are some: one number a block, or one."""
+    n_layer = get.integer("block_count")
+    found = get.any("attention.head_count_kv")
+    if not family.elsewhere or not isinstance(found, list):
+        return (family.mixer,) * n_layer, get.integer("attention.head_count_kv", get.integer("attention.head_count"))
+    heads = {count for count in found if count}
+    if len(found) != n_layer or len(heads) != 1:
+        raise UnsupportedError(f"{get.gguf.path} has {get.arch}.attention.head_count_kv = {str(found)[:60]}",
+                               "edgetune needs the same number in all blocks with attention, and one such block")
+    return tuple(family.mixer if count else family.elsewhere for count in found), int(heads.pop())
 
 
 def _experts(get: MetadataReader, family: Family) -> tuple[int, int]:
@@ -342,6 +358,8 @@ def _check_sizes(gguf: Gguf, s: Shape) -> None:
               "feed_forward_length": (s.d_ff, 1 << 22), "attention.head_count": (s.n_head, 4096),
               "attention.head_count_kv": (s.n_kv, s.n_head), "attention.key_length": (s.d_head, 256),
               "rope.dimension_count": (s.n_rot, s.d_head)}
+    if "short convolution" in s.mixers:
+        limits["shortconv.l_cache"] = (s.conv, 8)
     for key, (value, limit) in limits.items():
         if not 1 <= value <= limit:
             raise UnsupportedError(f"{gguf.path} has {s.architecture}.{key} = {value}",
@@ -364,7 +382,7 @@ def _check_sizes(gguf: Gguf, s: Shape) -> None:
 def expected_tensors(s: Shape) -> dict[str, tuple[int, ...]]:
     """Name -> shape of every tensor that the decoder must have."""
     d = s.d_model
-    expected: dict[str, tuple[int, ...]] = {"token_embd.weight": (s.n_vocab, d), "output_norm.weight": (d,)}
+    expected: dict[str, tuple[int, ...]] = {"token_embd.weight": (s.n_vocab, d), f"{s.family.last_norm}.weight": (d,)}
     if s.family.own_head:
         expected["output.weight"] = (s.n_vocab, d)
     for i in range(s.n_layer):

@@ -118,6 +118,8 @@ class Context:
         self._ended = sequences + 1  # that of ended answers, whose cells must not be taken by others
         self._llama = llama
         self._window = int(llama.llama_model_n_swa(model))  # tokens that blocks with a sliding window see; 0: all
+        # whether a sequence has a state of all its tokens, which cannot become that of fewer
+        self._has_state = bool(llama.llama_model_is_recurrent(model) or llama.llama_model_is_hybrid(model))
         self.n_vocab = int(llama.llama_vocab_n_tokens(llama.llama_model_get_vocab(model)))
         options = llama.llama_context_default_params()
         options.n_ctx = max(size, sequences + 2)  # with less than a token a sequence llama.cpp aborts
@@ -188,6 +190,8 @@ class Context:
         done = min(common(self.cached, tokens), first)
         if repeats:
             done = min(done, self._repeatable) // CUT * CUT
+        if self._has_state and done < len(self.cached):
+            done = 0
         self._repeatable = min(self._repeatable, done)
         self.cut(0, self.virtual + done)
         del self.cached[done:]
@@ -277,6 +281,8 @@ class Context:
         if self.other and self.other.holds(sequence, count):
             return True
         first = int(self._llama.llama_memory_seq_pos_min(self._memory, sequence))
+        if self._has_state:
+            return first == count - 1  # of the state
         return 0 <= first <= max(count - self._window, 0)
 
     def copy(self, source: int, sequence: int, count: int) -> None:

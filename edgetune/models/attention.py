@@ -21,7 +21,7 @@ class SelfAttention(Mixer):
     last = "attn_output"
     inputs: ClassVar[tuple[str, ...]] = ("attn_q", "attn_k", "attn_v")
     inner = "att"
-    takes_needed = True
+    keeps_prefixes = True
 
     @classmethod
     def inner_width(cls, s: Shape) -> int:
@@ -39,8 +39,7 @@ class SelfAttention(Mixer):
     @classmethod
     def buffers(cls, s: Shape, run: RunShape, tokens: int, prefix: int) -> list[Buffer]:
         half = run.activations
-        return [Buffer("dq", (tokens, s.d_q), "block", half, backward=True),
-                *(Buffer(name, (prefix + tokens, s.d_kv), "block", half, backward=True) for name in ("dk", "dv")),
+        return [*(Buffer(name, (prefix + tokens, s.d_kv), "block", half, backward=True) for name in ("dk", "dv")),
                 Buffer("delta", (s.n_head, tokens), "block", backward=True)]
 
     @classmethod

@@ -30,7 +30,7 @@ from ..adapters.base import BIASES, KEYS, PROJECTIONS, Carved, Group, Shapes, sl
 from ..adapters.heads import VOCABULARY, HeadKind
 from ..backends.arena import Arena, Buffer
 from ..backends.base import Backend
-from ..errors import UsageError
+from ..errors import UnsupportedError, UsageError
 from ..formats.gguf import Gguf
 from .linear import Projections, RunShape
 
@@ -86,6 +86,12 @@ class Structure(ABC):
     def longest(self) -> int | None:
         """Tokens in a document at most; None: any number."""
         return None
+
+    def check_answers(self) -> None:
+        """Raises UnsupportedError where our own engine cannot answer with the network."""
+        if self.cache is None:
+            raise UnsupportedError("this model has blocks without keys, which edgetune's own engine cannot answer with",
+                                   "answer through llama.cpp, with a family that it serves, such as lora")
 
     @property
     def cache(self) -> Cache | None:

@@ -18,7 +18,7 @@ from .needed import Needed
 from .norms import Norms
 from .placed import Placed
 from .prefix import Prefix
-from .structure import kept_widths, mixer_of
+from .structure import kept_widths
 from .virtual import Virtual
 
 if TYPE_CHECKING:
@@ -39,12 +39,13 @@ class Common:
     """See above. attention: for a pass that sees more than its own tokens; rope: (cos, sin) of each kind of block."""
 
     def __init__(self, shape: Shape, run: RunShape, ops: Backend, arena: Arena, weights: Mapping[str, Tensor],
-                 linear: Projections, norms: Norms) -> None:
+                 vectors: Mapping[str, np.ndarray], linear: Projections, norms: Norms) -> None:
         self.shape = shape
         self.run = run
         self.ops = ops
         self.arena = arena
         self.weights = weights
+        self.vectors = vectors
         self.linear = linear
         self.norms = norms
         self.virtual = Virtual(ops, linear)
@@ -76,5 +77,5 @@ class Common:
         placed = self.place(batch)
         # random numbers go by a token's place in T
         is_last = layer == self.shape.n_layer - 1 and self.linear.adapter.repeats
-        needed = placed.last if is_last and mixer_of(self.shape, layer).takes_needed else placed.every
+        needed = placed.last if is_last else placed.every
         return needed, self.kept.of(layer, batch.tokens.size), self.kept.of(layer, needed.count)

@@ -18,9 +18,10 @@ import numpy as np
 
 from ..backends.arena import Arena
 from ..backends.base import Backend
+from ..errors import UnsupportedError
 from ..formats.families import FAMILIES
 from ..formats.gguf import Gguf, Tensor
-from ..formats.shape import read_shape
+from ..formats.shape import Shape, read_shape
 from .attention import SelfAttention
 from .base import Network, Passes, register
 from .common import Attention, Common
@@ -29,8 +30,9 @@ from .linear import Activations, Projections, RunShape
 from .norms import Norms
 from .repeated import Repeated
 from .residual import Residual
+from .short_conv import CONV
 from .stream import EMBEDDING, Stream
-from .structure import DecoderStructure, deepest_group, feed_of, groups, mixer_of
+from .structure import DecoderStructure, deepest_group, feed_of, feeds_of, groups, mixer_of, mixers_of
 from .sublayer import FEED_FORWARD, MIXER
 
 if TYPE_CHECKING:
@@ -49,8 +51,12 @@ class Model(Network):
         self.structure = DecoderStructure(self.shape)
         self.weights: dict[str, Tensor] = {n: t for n, t in gguf.tensors.items() if len(t.shape) == 2}
         self.vectors = {n: gguf.read(t).f32() for n, t in gguf.tensors.items() if len(t.shape) == 1}
-        if self.shape.logit_scale != 1.0:
-            self.vectors["output_norm.weight"] = self.vectors["output_norm.weight"] / np.float32(self.shape.logit_scale)
+        for layer in range(self.shape.n_layer):
+            if (conv := gguf.tensors.get(f"blk.{layer}.{CONV}.weight")) is not None:
+                self.vectors[conv.name] = np.ascontiguousarray(gguf.read(conv).f32().T[::-1])  # the last token's first
+        last = self.vectors[f"{self.shape.family.last_norm}.weight"]
+        scale = self.shape.logit_scale
+        self.vectors["output_norm.weight"] = last if scale == 1.0 else last / np.float32(scale)
         gguf.release()
         self.head = self.weights.get("output.weight", self.weights["token_embd.weight"])
 
@@ -71,6 +77,7 @@ class Decoder(Passes):
         self.run = run
         self.ops = ops
         self.arena = arena
+        _check_ops(model.shape, ops)
         self.stream = Stream(model.gguf, model.shape.n_layer, ops, streamed)
         shapes = model.structure.trained_shapes(run)
         self.adapter = run.family.carve(shapes, arena, ops, seed)
@@ -79,7 +86,7 @@ class Decoder(Passes):
         self.linear = Projections(ops, self.stream.weights, self.vectors, run, self.adapter, shapes)
         s = self.shape
         self.norms = Norms(ops, self.vectors, s.norm_eps, self.linear)
-        self.common = Common(s, run, ops, arena, self.stream.weights, self.linear, self.norms)
+        self.common = Common(s, run, ops, arena, self.stream.weights, self.vectors, self.linear, self.norms)
         self.residual = Residual(ops, arena, self.linear, self.norms, s.post_norms)
         self.before_block: Callable[[], None] = lambda: None
         self.repeated = Repeated(ops)
@@ -320,3 +327,11 @@ class Decoder(Passes):
     def _normed(self, i: int, t: int) -> tuple[np.ndarray, np.ndarray]:
         """The buffers of the first or second norm of a block: its output [T, D] and rstd [T]."""
         return self.arena.view(f"norm{i}", t, self.shape.d_model), self.arena.view(f"rstd{i}", t)
+
+
+def _check_ops(s: Shape, ops: Backend) -> None:
+    """Raises UnsupportedError where a GPU does not have the ops of a network."""
+    for kind in (*mixers_of(s), *feeds_of(s)):
+        if kind.on_cpu_alone and ops.isa.startswith("cuda"):
+            raise UnsupportedError(f"this model has the sublayer {kind.__name__}, which no GPU computes here",
+                                   "give --backend cpu")

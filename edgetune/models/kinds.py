@@ -6,7 +6,9 @@ from .attention import SelfAttention
 from .experts import Experts
 from .fused import FusedAttention, FusedGated
 from .gated import Gated
+from .short_conv import ShortConv
 from .sublayer import FeedForward, Mixer
 
-MIXERS: dict[str, type[Mixer]] = {"attention": SelfAttention, "fused attention": FusedAttention}
+MIXERS: dict[str, type[Mixer]] = {"attention": SelfAttention, "fused attention": FusedAttention,
+                                 "short convolution": ShortConv}
 FEEDS: dict[str, type[FeedForward]] = {"gated": Gated, "fused gated": FusedGated, "experts": Experts}

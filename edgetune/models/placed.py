@@ -33,7 +33,19 @@ class Placed:
         self.seen_positions: Array = arena.view("seen_positions", batch.seen_positions.size)
         ops.synchronize()  # the old values are no longer read
         np.copyto(self.positions, batch.positions)
+        self._arena = arena
+        self._before: Array | None = None
         np.copyto(self.seen_ends, batch.seen_ends)
         np.copyto(self.seen_positions, batch.seen_positions)
+        self._ops = ops
         self.every = Needed(ops, arena, self.positions)
         self.last = predicting(ops, arena, batch, self.every)
+
+    @property
+    def before(self) -> Array:
+        """The token before each in its document, int32 [T]; -1 where there is none. The buffer is that of a mixer."""
+        if self._before is None:
+            self._before = self._arena.view("before", self.batch.before.size)
+            self._ops.synchronize()
+            np.copyto(self._before, self.batch.before)
+        return self._before

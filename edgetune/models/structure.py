@@ -9,7 +9,9 @@ from ..adapters.base import BIASES, INPUT, KEYS, NORMS, SUBLAYERS, Group, Shapes
 from ..adapters.heads import VALUE, HeadKind
 from ..backends.arena import Buffer
 from ..backends.base import HEAD_STATE
+from ..errors import UsageError
 from ..formats.shape import Shape
+from .attention import SelfAttention
 from .base import Flops, Structure
 from .kinds import FEEDS, MIXERS
 from .linear import RunShape
@@ -68,8 +70,10 @@ class DecoderStructure(Structure):
         return self.shape.n_vocab
 
     @property
-    def cache(self) -> Shape:
-        return self.shape
+    def cache(self) -> Shape | None:
+        """None where a block has no keys: what it remembers of earlier tokens is not kept for answers."""
+        has_keys = all(issubclass(mixer, SelfAttention) for mixer in mixers_of(self.shape))
+        return self.shape if has_keys else None
 
     def head_groups(self, heads: Sequence[HeadKind]) -> list[Group]:
         super().head_groups([head for head in heads if head != VALUE])
@@ -77,7 +81,7 @@ class DecoderStructure(Structure):
 
     @property
     def keeps_prefixes(self) -> bool:
-        return True
+        return all(mixer.keeps_prefixes for mixer in mixers_of(self.shape))
 
     def linear_shapes(self, layer: int) -> dict[str, tuple[int, int]]:
         return self.shape.linear_shapes(layer)
@@ -92,6 +96,8 @@ class DecoderStructure(Structure):
             return {"attention": width, "feed_forward": width}, {}
         if kind == INPUT:
             return {}, {"input": width}
+        if kind == KEYS and not issubclass(mixer_of(s, layer), SelfAttention):
+            raise UsageError("this model has blocks without keys", "choose another --family, such as lora")
         if kind == KEYS:
             return {"keys": (s.d_kv,)}, {}
         if kind == BIASES:
@@ -100,8 +106,9 @@ class DecoderStructure(Structure):
         if kind != NORMS:
             return super().parts(kind, layer)
         norms: Shapes = {name: (size,) for name, size in s.norm_widths(layer).items()}
-        # the last norm's weight is divided by the logits' scale while the model is read
-        return norms, {"output_norm": width} if s.logit_scale == 1.0 else {}
+        # of some models the last norm has another name, or is divided by the logits' scale when it is read
+        is_plain = s.logit_scale == 1.0 and s.family.last_norm == "output_norm"
+        return norms, {"output_norm": width} if is_plain else {}
 
     @property
     def head_weights(self) -> int:
@@ -182,7 +189,8 @@ def buffers(s: Shape, run: RunShape, adapted: Shapes) -> list[Buffer]:
         Buffer("norm1", (t, d), "step", half), Buffer("rstd1", (t,), "step"),
         Buffer("norm2", (t, d), "step", half), Buffer("rstd2", (t,), "step"),
         Buffer("dnorm", (t, d), "step"), Buffer("logp", (t,), "step"),
-        Buffer("datt", (t, max(mixer.inner_width(s) for mixer in mixers_of(s))), "block", half, backward=True),
+        *(Buffer(name, (t, max(mixer.inner_width(s) for mixer in mixers_of(s))), "block", half, backward=True)
+          for name in ("datt", "dq")),
         *(buffer for kind in (*mixers_of(s), *feeds_of(s)) for buffer in kind.buffers(s, run, t, behind)),
         *run.family.buffers(t, adapted, half), *placed_buffers(t, behind),
         Buffer("head_x", (t, d), "head"), Buffer("head_h", (t, d), "head", half), Buffer("head_rstd", (t,), "head"),

@@ -42,13 +42,14 @@ class Sublayer(ABC):
     """A kind of sublayer. last: its last projection; inputs: those of the normed input; by GGUF's names.
 
     repeats: whether its passes are ops alone, so that a backend may record them. backward_share: the FLOP of backward
-    as a share of `flops`.
+    as a share of `flops`. on_cpu_alone: whether no GPU has its ops.
     """
 
     part: ClassVar[Part]
     last: ClassVar[str]
     inputs: ClassVar[tuple[str, ...]]
     repeats: ClassVar[bool] = True
+    on_cpu_alone: ClassVar[bool] = False
     backward_share: ClassVar[float] = 2.0
 
     def __init__(self, of: Common) -> None:
@@ -84,11 +85,13 @@ class Sublayer(ABC):
 
 
 class Mixer(Sublayer):
-    """inner: the activation that its last projection takes. takes_needed: whether `N` may be less than T."""
+    """inner: the activation that its last projection takes. keeps_prefixes: whether it continues a prefix that was
+    computed before.
+    """
 
     part = MIXER
     inner: ClassVar[str]
-    takes_needed: ClassVar[bool] = False
+    keeps_prefixes: ClassVar[bool] = False
 
     @classmethod
     @abstractmethod
@@ -97,7 +100,7 @@ class Mixer(Sublayer):
 
     @abstractmethod
     def forward(self, layer: int, norm: np.ndarray, batch: Batch) -> None:
-        """Sets k[inner] of needed tokens, from the normed input [T, D]."""
+        """Sets k[inner], of needed tokens at least, from the normed input [T, D]."""
 
     @abstractmethod
     def backward(self, layer: int, dinp: np.ndarray | None, dinner: np.ndarray, norm: np.ndarray, batch: Batch) -> None:

@@ -17,12 +17,13 @@ from ..adapters.base import Artifact, Setting
 from ..adapters.prefix import Prefix
 from ..adapters.store import COMPILED, TOKENS, base_name, save_adapter
 from ..data.around import instructed
-from ..errors import UsageError
+from ..errors import UnsupportedError, UsageError
 from ..formats.bundle import Bundle
 from ..formats.shape import read_shape
 from ..llamacpp.context import common
 from ..llamacpp.kv_state import read_keys
 from ..llamacpp.tokenizer import Tokenizer
+from ..models.structure import DecoderStructure
 from .llama import LlamaModel
 
 QUESTIONS = ("a", "Zero 0")  # two that begin differently: what is before them does not depend on the question
@@ -57,6 +58,9 @@ def compile_prompt(bundle: Bundle, prompt: Prompt, out: Path, threads: int = 0) 
     tokens = prompt.tokens(tokenizer)
     tokenizer.close()
     shape = read_shape(gguf)
+    if DecoderStructure(shape).cache is None:
+        raise UnsupportedError(f"{gguf.path} has blocks without keys, whose memory of a prompt cannot be stored yet",
+                               "send the prompt with each request")
     narrowest = min((window for window in shape.windows if window), default=shape.context)
     if len(tokens) >= min(shape.context, narrowest):
         raise UsageError(f"the prompt has {len(tokens)} tokens, and the model sees {min(shape.context, narrowest)}",

@@ -71,6 +71,7 @@ class OwnEngine:
         self._context = context
         self._threads = threads
         self._model = Model(base)
+        self._model.structure.check_answers()
         self._ops = Cpu(thread_count(threads))
         self.shared_bytes = shared_bytes(base, context, sequences, self._ops)
         self._arena = Arena(_cache(base, context, sequences), self._ops.allocate)

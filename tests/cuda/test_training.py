@@ -15,7 +15,7 @@ from edgetune.adapters.bitfit import BitFit
 from edgetune.adapters.full import Full
 from edgetune.backends import opening
 from edgetune.bench.train import random_rows
-from edgetune.errors import MismatchError
+from edgetune.errors import MismatchError, UnsupportedError
 from edgetune.evaluation.native import engine_within, native_loss
 from edgetune.formats.gguf import open_gguf
 from edgetune.llamacpp.sampling import Sampling
@@ -41,7 +41,13 @@ def losses(model, backend, **options: Any):
 
 
 @pytest.mark.usefixtures("emulated")
-@pytest.mark.parametrize("architecture", SHAPES)
+def test_what_no_gpu_computes_is_refused(tiny_models):
+    with pytest.raises(UnsupportedError, match="has the sublayer ShortConv, which no GPU computes here"):
+        losses(tiny_models["lfm2"], "cuda")
+
+
+@pytest.mark.usefixtures("emulated")
+@pytest.mark.parametrize("architecture", [name for name in SHAPES if name != "lfm2"])
 def test_every_network_learns_as_on_the_cpu(architecture, tiny_models):
     found, adapter = losses(tiny_models[architecture], "cuda", precision="exact")
     want, wanted = losses(tiny_models[architecture], "cpu", precision="exact")

@@ -50,12 +50,14 @@ def test_gradients_of_a_forest_equal_autograd_on_its_rows(name, tmp_path):
     check(case, 2)
 
 
-@pytest.mark.parametrize(("name", "alike"), [*((name, True) for name in ALL_FAMILIES), ("gemma3", False)])
+@pytest.mark.parametrize(("name", "alike"), [
+    *((name, True) for name in ALL_FAMILIES if name != "lfm2"), ("gemma3", False)])
 def test_gradients_of_a_tree_in_parts_equal_autograd_on_its_rows(name, alike, tmp_path):
     """A group of rows, where one block's activations are kept, and all; what all begin with is supervised, too. Where
     the inputs of its blocks are kept, it is passed through the others once.
     """
     case = make_case(name, tmp_path)
+    assert case.decoder.model.structure.keeps_prefixes
     rows = [replace(row, group=1) for row in branching_examples(case.decoder.shape.n_vocab)]
     case = replace(case, examples=[row for row in rows if row.tokens.size > 2 or not alike])
     _, _, wanted = truth(case)

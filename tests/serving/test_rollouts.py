@@ -61,7 +61,7 @@ def llama(tmp_path_factory):
     return make_case("llama", tmp_path_factory.mktemp("llama"))
 
 
-@pytest.mark.parametrize("name", ALL_FAMILIES)
+@pytest.mark.parametrize("name", [name for name in ALL_FAMILIES if name != "lfm2"])
 def test_greedy_answers_equal_transformers(name, tmp_path):
     """With a LoRA, of every family: windows, norms of queries and keys, norms after projections."""
     case = make_case(name, tmp_path)

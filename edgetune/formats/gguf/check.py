@@ -43,7 +43,8 @@ _HYPERPARAMETERS: dict[str, tuple[str, float, float]] = {
     "expert_weights_norm": ("bool", 0, 1),
     "expert_gating_func": ("u32", 0, 8),
     "attention.head_count": ("u32 [u32] [i32]", 1, _SIZE),
-    "attention.head_count_kv": ("u32 [u32] [i32]", 1, _SIZE),
+    "attention.head_count_kv": ("u32 [u32] [i32]", 0, _SIZE),
+    "shortconv.l_cache": ("u32", 1, _SIZE),
     "attention.key_length": ("u32", 1, _SIZE),
     "attention.value_length": ("u32", 1, _SIZE),
     "attention.key_length_swa": ("u32", 1, _SIZE),
@@ -289,6 +290,10 @@ def _check_heads(gguf: Gguf, arch: str, found: dict[str, list[Any]]) -> None:
         # one value, or one a block
         h = heads[i % len(heads)]
         g = kv_heads[i % len(kv_heads)]
+        if not g and arch in FAMILIES and FAMILIES[arch].elsewhere:
+            continue
+        if not g:
+            raise FormatError(f"{gguf.path}: {arch}.attention.head_count_kv is 0, allowed are 1 to {h}", _BROKEN)
         if h % g:
             raise FormatError(f"{gguf.path}: {h} heads cannot share {g} key heads evenly", _BROKEN)
         q = (h * width, d_model)

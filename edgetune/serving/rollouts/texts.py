@@ -108,6 +108,7 @@ def draw(model: Model, adapter: Artifact | Lora, asked: Asked, engine: Engine, i
 
     Raises UsageError, before the first answer, as `answers` does, except for sampling options.
     """
+    model.structure.check_answers()
     _check(model, asked, engine)
     return _drawn(model, adapter, asked, engine, is_end, watch, before_block) if asked.prompts else iter(())
 

@@ -1,0 +1,108 @@
+/* The gated short convolution of LFM2: a token's out = c * sum over j < L of w_j (b * x)[j tokens before], a channel at
+ * a time. inp holds b, c and x of each token, [T, 3 D]. before[t] is the token before t in its document, -1 where none
+ * is: a branch begins from its parent's tokens. */
+
+enum { CONV_BLOCK = 4 * VL }; /* channels of a task of backward */
+
+struct conv_args {
+    et_array out, inp, dout, dinp;
+    float *sums;
+    const float *w; /* [L, D] */
+    const int32_t *before;
+    int64_t T, D, L;
+};
+
+/* The tokens t, before[t], ... as at[]; their number. */
+static inline int64_t conv_taps(const struct conv_args *a, int64_t t, int64_t *at) {
+    int64_t n = 0;
+    for (int64_t s = t; s >= 0 && n < a->L; s = a->before[s])
+        at[n++] = s;
+    return n;
+}
+
+/* The n channels from i on of the sum at tokens at[]. */
+INLINE vec conv_sum(const struct conv_args *a, const int64_t *at, int64_t taps, int64_t i, int64_t n) {
+    vec sum = {0};
+    for (int64_t j = 0; j < taps; j++) {
+        et_array row = array_at(a->inp, at[j] * 3 * a->D);
+        sum += vload_part(a->w + j * a->D + i, n) * load_part(row, i, n) * load_part(row, 2 * a->D + i, n);
+    }
+    return sum;
+}
+
+INLINE void conv_forward_tokens(struct conv_args a, struct range tokens) {
+    for (int64_t t = tokens.begin; t < tokens.end; t++) {
+        int64_t at[ET_MAX_CONV];
+        int64_t taps = conv_taps(&a, t, at);
+        et_array row = array_at(a.inp, t * 3 * a.D);
+        et_array out = array_at(a.out, t * a.D);
+        EACH_VECTOR(i, n, 0, a.D,
+                    store_part(out, i, load_part(row, a.D + i, n) * conv_sum(&a, at, taps, i, n), n));
+    }
+}
+
+static void conv_forward_task(void *arg, int task, int thread) {
+    (void)thread;
+    struct conv_args a = *(const struct conv_args *)arg;
+    struct range tokens = task_rows(task, a.T, a.D);
+    EITHER(a.inp, EITHER(a.out, conv_forward_tokens(a, tokens)));
+}
+
+/* out [T, D] of inp [T, 3 D] */
+static void conv_forward(et_context *ctx, et_array out, et_array inp, const float *w, const int32_t *before, int T,
+                         int D, int L) {
+    struct conv_args a = {.out = out, .inp = inp, .w = w, .before = before, .T = T, .D = D, .L = L};
+    et_parallel(ctx, conv_forward_task, &a, row_tasks(T, D));
+}
+
+/* All tokens of the channels [begin, end): a token adds to the gradients of those before it, so no other task may. */
+INLINE void conv_backward_channels(struct conv_args a, int64_t begin, int64_t end) {
+    for (int64_t t = 0; t < a.T; t++)
+        memset(a.sums + t * a.D + begin, 0, (size_t)(end - begin) * sizeof *a.sums);
+    for (int64_t t = 0; t < a.T; t++) {
+        int64_t at[ET_MAX_CONV];
+        int64_t taps = conv_taps(&a, t, at);
+        et_array row = array_at(a.inp, t * 3 * a.D);
+        et_array drow = array_at(a.dinp, t * 3 * a.D);
+        et_array dout = array_at(a.dout, t * a.D);
+        EACH_VECTOR(i, n, begin, end, {
+            vec grad = load_part(dout, i, n);
+            store_part(drow, a.D + i, grad * conv_sum(&a, at, taps, i, n), n);
+            grad *= load_part(row, a.D + i, n);
+            for (int64_t j = 0; j < taps; j++) {
+                float *sum = a.sums + at[j] * a.D + i;
+                vstore_part(sum, vload_part(sum, n) + grad * vload_part(a.w + j * a.D + i, n), n);
+            }
+        });
+    }
+    for (int64_t t = 0; t < a.T; t++) {
+        et_array row = array_at(a.inp, t * 3 * a.D);
+        et_array drow = array_at(a.dinp, t * 3 * a.D);
+        EACH_VECTOR(i, n, begin, end, {
+            vec grad = vload_part(a.sums + t * a.D + i, n);
+            vec b = load_part(row, i, n);
+            vec x = load_part(row, 2 * a.D + i, n);
+            store_part(drow, i, grad * x, n);
+            store_part(drow, 2 * a.D + i, grad * b, n);
+        });
+    }
+}
+
+static void conv_backward_task(void *arg, int task, int thread) {
+    (void)thread;
+    struct conv_args a = *(const struct conv_args *)arg;
+    int64_t begin = (int64_t)task * CONV_BLOCK;
+    int64_t end = begin + CONV_BLOCK < a.D ? begin + CONV_BLOCK : a.D;
+    if (a.dinp.type == a.inp.type)
+        EITHER(a.inp, EITHER(a.dout, a.dinp.type = a.inp.type, conv_backward_channels(a, begin, end)));
+    else
+        conv_backward_channels(a, begin, end);
+}
+
+/* dinp [T, 3 D] of dout [T, D]; sums [T, D] is work space. */
+static void conv_backward(et_context *ctx, et_array dinp, float *sums, et_array dout, et_array inp, const float *w,
+                          const int32_t *before, int T, int D, int L) {
+    struct conv_args a = {.inp = inp, .dout = dout, .dinp = dinp, .sums = sums, .w = w, .before = before,
+                          .T = T, .D = D, .L = L};
+    et_parallel(ctx, conv_backward_task, &a, (D + CONV_BLOCK - 1) / CONV_BLOCK);
+}
