@@ -25,6 +25,10 @@ class Stores:
     def search(self, query: str, limit: int) -> Found:
         return self.stores.search(self.ids, query, limit)
 
+    def refresh(self) -> int:
+        """Always 0: they are searched for one question."""
+        return 0
+
     def close(self) -> None:
         """Does nothing: they stay open for others."""
 

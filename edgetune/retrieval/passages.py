@@ -24,6 +24,7 @@ class Searched(Protocol):
     """Something that is searched, such as an Index."""
 
     def search(self, query: str, limit: int, /) -> Found: ...
+    def refresh(self) -> int: ...
     def close(self) -> None: ...
 
 
@@ -39,7 +40,7 @@ class Passages:
             raise UsageError(f"passages is {count}", f"choose from 1 to {MOST}")
         self.index = index
         self.count = count
-        self._found: OrderedDict[str, Found] = OrderedDict()
+        self._found: OrderedDict[tuple[str, int], Found] = OrderedDict()
         self._lock = threading.Lock()
 
     def close(self) -> None:
@@ -61,13 +62,14 @@ class Passages:
         query = "" if at is None else content_text(messages[at].get("content")).strip()
         if not query:
             return None
+        key = query, self.index.refresh()
         with self._lock:
-            if query in self._found:
-                self._found.move_to_end(query)
-                return self._found[query]
+            if key in self._found:
+                self._found.move_to_end(key)
+                return self._found[key]
         found = self.index.search(query, self.count)
         with self._lock:
-            self._found[query] = found
+            self._found[key] = found
             if len(self._found) > _REMEMBERED:
                 self._found.popitem(last=False)
         return found

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import threading
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
 from typing import Any
 
-from ..errors import FormatError, UsageError
+from ..errors import EdgetuneError, FormatError, UsageError
 from .encoding import Encoding
 from .ranking import Ranking
 from .store import Source, Store
@@ -45,35 +46,58 @@ class Found:
 
 
 class Index:
-    """An index, opened for searches. Close it. For any thread.
+    """An index, opened for searches. Close it. For any thread. One that is made again is opened by the next search.
 
     >>> with edgetune.Index("manual.index") as index:
     ...     index.search("How long is the guarantee?").passages[0].source
 
     path: the file. threads: 0 for one a physical core. encoding: the encoder, open for several indexes; it stays open.
-    Raises UsageError where there is no file, FormatError for what
-    is no index, MismatchError where its encoder is another now, NotFoundError where that is not on this device.
+    Raises UsageError where there is no file, FormatError for what is no index, MismatchError where its encoder is
+    another now, NotFoundError where that is not on this device.
     """
 
     def __init__(self, path: str | Path, threads: int = 0, encoding: Encoding | None = None) -> None:
         self.path = Path(path)
+        self._is_own = encoding is None
+        self._lock = threading.Lock()
         if not self.path.is_file():
             raise UsageError(f"there is no index {path}", "make it with edgetune index FOLDER -o INDEX")
+        self._file = identity(self.path)
         self._store = Store(self.path)
         try:
             facts = self._store.facts()
             self._encoding = encoding or Encoding(facts["encoder"], threads)
-            self._is_own = encoding is None
-            self._encoding.check(facts["encoder_sha256"], str(path))
-            self.least = float(facts["least_evidence"])
-            self._ranking = Ranking(self._store, self._encoding)
+            self._read(self._store)
         except KeyError as error:
             self._store.close()
             raise FormatError(f"{path} is no whole index: it does not say its {error}", "make it again") from None
         except BaseException:
             self._store.close()
             raise
-        self._lock = threading.Lock()
+
+    def _read(self, store: Store) -> None:
+        """Raises KeyError for an index that is not whole, MismatchError for that of another encoder."""
+        facts = store.facts()
+        self._encoding.check(facts["encoder_sha256"], str(self.path))
+        self.least = float(facts["least_evidence"])
+        self._ranking = Ranking(store, self._encoding)
+
+    def refresh(self) -> int:
+        """Opens the file again where another index has its name now, and returns a number that changes with it. Where
+        it cannot be opened, the earlier one stays.
+        """
+        with self._lock, suppress(EdgetuneError, OSError, KeyError):
+            if (now := identity(self.path)) != self._file:
+                store = Store(self.path)
+                try:
+                    self._read(store)
+                except BaseException:
+                    store.close()
+                    raise
+                self._store.close()
+                self._store = store
+                self._file = now
+        return hash(self._file)
 
     def close(self) -> None:
         """Closes the file and frees the encoder."""
@@ -104,8 +128,15 @@ class Index:
             raise UsageError("the query is empty", "ask something")
         if not 1 <= limit <= MOST:
             raise UsageError(f"limit is {limit} passages", f"choose from 1 to {MOST}")
-        least = self.least if least is None else least
+        self.refresh()
         with self._lock:
+            least = self.least if least is None else least
             ranked = self._ranking.ranked(query)
             best = ranked.chunks[:limit] if ranked.evidence >= least else []
             return Found([Passage(*self._store.passage(chunk), score) for chunk, score in best], ranked.evidence, least)
+
+
+def identity(path: Path) -> tuple[int, int, int]:
+    """What changes when another file takes a name. Raises OSError."""
+    found = path.stat()
+    return found.st_dev, found.st_ino, found.st_mtime_ns

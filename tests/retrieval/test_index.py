@@ -149,6 +149,22 @@ def test_the_limit_tells_words_of_the_index_from_others(folder, encoding, tmp_pa
         assert index.search("zx qj vw", least=0.0).passages
 
 
+def test_an_open_index_follows_its_file(folder, encoding, tmp_path):
+    build(folder, tmp_path / "i", encoding, OPTIONS)
+    with Index(tmp_path / "i", 1) as index:
+        before = index.refresh()
+        assert index.search("the lamp", least=0).passages
+        for name in ("lamp.md", "oven.txt", "kite.pdf"):
+            (folder / name).unlink()
+        build(folder, tmp_path / "i", encoding, OPTIONS)
+        assert {passage.source.file for passage in index.search("the lamp", least=0).passages} == {"deep/rows.jsonl"}
+        assert index.refresh() != before
+        (tmp_path / "i").unlink()
+        assert index.search("the cat", least=0).passages  # what is open stays
+        (tmp_path / "i").write_bytes(b"no index")
+        assert index.search("the cat", least=0).passages
+
+
 def test_an_empty_folder_has_an_index_in_which_nothing_is_found(encoding, tmp_path):
     (tmp_path / "empty").mkdir()
     assert build(tmp_path / "empty", tmp_path / "i", encoding, OPTIONS).chunks == 0
