@@ -3,8 +3,9 @@
     python tests/proofs/mixtures.py [--seeds 0] [--rows 200] [--tests 60] [--data FOLDER] [--out build/mixtures.jsonl]
 
 Tasks: Snips (JSON), 20 intents of CLINC150 and of BANKING77 (labels), and the commands of the demonstration (JSON).
-Each adapter answers the test rows of all tasks, as they are and in a wording that no row had. `make data` brings the
-rows of CLINC150 and BANKING77.
+Mixed: each row once, in one of three wordings, a tenth with an example, a twentieth inverted; repeated: each row in all
+three wordings, in about as many steps. Each adapter answers the test rows of all tasks, as they are and in a wording
+that no row had. `make data` brings the rows of CLINC150 and BANKING77.
 
 Exits with 1 if the mixture is not within 5 points of the adapters alone, over all tasks.
 """
@@ -22,7 +23,7 @@ from proofs.compared import SHARED, Result, answered, arguments, edgetune, end_w
 
 DEMO = Path(__file__).parents[2] / "edgetune" / "demo" / "data"
 TASKS = ("snips", "clinc150", "banking77", "home")
-TOGETHER = ("together", "mixed")
+TOGETHER = ("together", "mixed", "repeated")
 UNSEEN = 'Please handle this: "{prompt}"'
 LABELS = {"options": True,
           "templates": ["{prompt}", "What does the user want?\n{prompt}", "One of {options}: {prompt}"],
@@ -33,6 +34,7 @@ TEMPLATES = {
     "clinc150": LABELS, "banking77": LABELS,
     "home": {"templates": ["{prompt}", "Home command: {prompt}", "{prompt}\nAnswer with the action as JSON."]}}
 MIX = {"near": 1, "most_options": 6, "inverted": 0.05, "few_shot": {"share": 0.1, "examples": 1}}
+REPEATED = {**MIX, "inverted": 0, "few_shot": {"share": 0}}
 TOKENS = 80  # of an answer at most
 
 
@@ -67,15 +69,18 @@ class Case:
             rows = [row for task in TASKS for row in read_lines(self.folder / f"{task}.jsonl")]
             random.Random(self.seed).shuffle(rows)
             return write_lines(path, rows)
-        sources = {task: {"rows": f"{task}.jsonl", **TEMPLATES[task]} for task in TASKS}
+        given = {"repeat": 3} if variant == "repeated" else {}
+        sources = {task: {"rows": f"{task}.jsonl", **TEMPLATES[task], **given} for task in TASKS}
         held_out = [f"{task}-test.jsonl" for task in TASKS]
-        (self.folder / "mix.json").write_text(json.dumps({**MIX, "held_out": held_out, "sources": sources}))
+        options = REPEATED if variant == "repeated" else MIX
+        (self.folder / "mix.json").write_text(json.dumps({**options, "held_out": held_out, "sources": sources}))
         edgetune("mix", self.folder / "mix.json", "-o", path, "--seed", self.seed, "--json")
         return path
 
     def measured(self, variant: str) -> Result:
         adapter = self.folder / f"{variant}-adapter"
-        trained = edgetune("train", self.args.model, self.rows(variant), "-o", adapter, "--seed", self.seed,
+        epochs = ["--epochs", 1.5] if variant == "repeated" else []
+        trained = edgetune("train", self.args.model, self.rows(variant), "-o", adapter, "--seed", self.seed, *epochs,
                            "--no-govern", "--no-answers", "--threads", 1, "--json")
         right = {}
         for wording, template in (("as_it_is", "{prompt}"), ("unseen", UNSEEN)):
