@@ -5,7 +5,6 @@ conversation; the answers of its examples have weight 0, because they are not le
 from __future__ import annotations
 
 import random
-from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
@@ -45,7 +44,6 @@ class Drawer:
         self.items = [item for item in items if self._may_be_asked(item)]
         self.drawn.no_option = len(items) - len(self.items)
         self.demonstrations = [item.fields for item in self.items if item.fields is not None]
-        self._next: Counter[bool] = Counter()
 
     @property
     def size(self) -> int:
@@ -53,34 +51,32 @@ class Drawer:
         return len(self.items) * self.source.repeat
 
     def draw(self, count: int) -> Drawn:
-        """`count` rows, at most `size`: every item once before one is taken again."""
-        order: list[Item] = []
-        while len(order) < count:
-            order += self.rng.sample(self.items, len(self.items))
-        for item in order[:count]:
-            self.drawn.rows.append(self._row(item))
+        """`count` rows, at most `size`: every item once before one is taken again, then in its next wording."""
+        order = self.rng.sample(self.items, len(self.items))
+        for number in range(count):
+            again, rank = divmod(number, len(order))
+            self.drawn.rows.append(self._row(order[rank], rank + again))
         return self.drawn
 
     def _may_be_asked(self, item: Item) -> bool:
         return isinstance(self.source.options, bool) or item.fields is None or item.fields[COMPLETION] in self.options
 
-    def _row(self, item: Item) -> dict[str, Any]:
+    def _row(self, item: Item, turn: int) -> dict[str, Any]:
+        """A row of an item. turn: the number of its template, which begins again after the last."""
         if item.fields is None or self.source.as_it_is:
             self.drawn.as_they_are += 1
             return item.row
         is_inverted = self.rng.random() < self.inverted_share
-        wording = self._wording(is_inverted)
+        wording = self._wording(is_inverted, turn)
         examples = self._examples(item.fields)
         self.drawn.inverted += is_inverted
         self.drawn.few_shot += bool(examples)
         messages = [message for fields in examples for message in self._demonstrated(wording, fields)]
         return {"messages": [*messages, *self._turn(wording, item.fields)]}
 
-    def _wording(self, is_inverted: bool) -> Wording:
-        """The next template in turn, so that all are taken equally often."""
+    def _wording(self, is_inverted: bool, turn: int) -> Wording:
         wordings = self.source.inverted if is_inverted else self.source.templates
-        number = self._next[is_inverted] % len(wordings)
-        self._next[is_inverted] += 1
+        number = turn % len(wordings)
         self.drawn.wordings[number + len(self.source.templates) * is_inverted] += 1
         return wordings[number]
 

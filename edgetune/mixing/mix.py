@@ -5,6 +5,7 @@
 from __future__ import annotations
 
 import random
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -64,11 +65,11 @@ def mix(spec: Path, seed: int = 0) -> tuple[list[dict[str, Any]], MixReport]:
     sources = _with_replay(mixture)
     left = {source.name: read_items(source.rows, near, passages) for source in sources}
     drawers = {source.name: Drawer(source, left[source.name].items, mixture, seed) for source in sources}
-    sizes = {name: drawer.size for name, drawer in drawers.items()}
-    for name, size in sizes.items():
-        if not size:
+    items = {name: len(drawer.items) for name, drawer in drawers.items()}
+    for name, number in items.items():
+        if not number:
             raise DataError(f"no answer of the source {name} is one of its options", "name the answers as the rows do")
-    counts = counts_of(mixture, sizes)
+    counts = counts_of(mixture, items)
     drawn = {name: drawer.draw(counts[name]) for name, drawer in drawers.items()}
     rows = [row for each in drawn.values() for row in each.rows]
     random.Random(seed).shuffle(rows)
@@ -76,18 +77,22 @@ def mix(spec: Path, seed: int = 0) -> tuple[list[dict[str, Any]], MixReport]:
     return rows, MixReport(len(rows), seed, digest_of(rows), len(questions), reports)
 
 
-def counts_of(mixture: Mixture, sizes: dict[str, int]) -> dict[str, int]:
-    """{source: rows to draw}, with the rows that are replayed. sizes: rows that each has at most."""
-    weights = {source.name: source.weight for source in mixture.sources if source.weight is not None}
-    tasks = {source.name: sizes[source.name] for source in mixture.sources}
+def counts_of(mixture: Mixture, items: Mapping[str, int]) -> dict[str, int]:
+    """{source: rows to draw}, with the rows that are replayed. items: rows that each source has, before they are
+    repeated in other wordings; these alone count for its share.
+    """
+    counted = {source.name: min(items[source.name], mixture.cap or items[source.name]) for source in mixture.sources}
+    weights = {source.name: counted[source.name] if source.weight is None else source.weight
+               for source in mixture.sources}
+    sizes = {source.name: items[source.name] * source.repeat for source in mixture.sources}
     share = mixture.replay_share if mixture.replay else 0.0
     if mixture.rows:
         total = mixture.rows - round(share * mixture.rows)
     else:
-        total = sum(min(size, mixture.cap) if mixture.cap else size for size in tasks.values())
-    counts = proportional(total, tasks, mixture.cap, weights)
+        total = sum(counted[source.name] * source.repeat for source in mixture.sources)
+    counts = proportional(total, sizes, 0, weights)
     if mixture.replay:
-        counts[REPLAY] = min(sizes[REPLAY], round(sum(counts.values()) * share / (1 - share)))
+        counts[REPLAY] = min(items[REPLAY], round(sum(counts.values()) * share / (1 - share)))
     return counts
 
 

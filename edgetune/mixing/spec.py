@@ -50,8 +50,8 @@ class FewShot:
 @dataclass(frozen=True)
 class Source:
     """Rows of one task. options: the answers to choose from, for the slot {options}; True: those that occur in the
-    rows. weight: in place of the rows' number, for the source's share. repeat: how often a row may be taken. as_it_is:
-    its rows get no template and no examples.
+    rows. weight: in place of the rows' number, for the source's share. repeat: how often a row may be taken, each time
+    in another wording. as_it_is: its rows get no template and no examples.
     """
 
     name: str
@@ -109,7 +109,7 @@ class _WrittenSource:
     inverted: list[Any] = field(default_factory=list)
     options: bool | list[Any] = False
     weight: float | None = None
-    repeat: int = 1
+    repeat: int | None = None
 
 
 @dataclass(frozen=True)
@@ -146,7 +146,8 @@ def read_mixture(path: Path) -> Mixture:
 def _source(name: str, found: Any, folder: Path) -> Source:
     place = f"the source {name}"
     read = read_part(_WrittenSource, found, place)
-    _in_range(f"repeat of {place}", read.repeat, 1, 1000)
+    if read.repeat is not None:
+        _in_range(f"repeat of {place}", read.repeat, 1, 1000)
     if read.weight is not None:
         _in_range(f"weight of {place}", read.weight, 0, 1e9)
     if not read.templates:
@@ -162,7 +163,8 @@ def _source(name: str, found: Any, folder: Path) -> Source:
         if OPTIONS in wording.prompt.slots and not options:
             raise DataError(f"a template of {place} lists {{options}}, and the source has none",
                             "add `options: true` for the answers of its rows, or a list of them")
-    return Source(name, _paths(read.rows, folder, place), templates, inverted, options, read.weight, read.repeat)
+    repeat = read.repeat or len(templates)
+    return Source(name, _paths(read.rows, folder, place), templates, inverted, options, read.weight, repeat)
 
 
 def _wording(found: Any, place: str, completion: str) -> Wording:

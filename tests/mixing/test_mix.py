@@ -67,7 +67,7 @@ def test_a_mixture_is_proportional_and_has_every_wording(folder):
     assert (labels.read, labels.usable, labels.taken) == (60, 60, 30)
     assert (sums.read, sums.usable, sums.taken) == (24, 24, 12)
     assert sum(labels.wordings) == 30
-    assert abs(labels.wordings[0] - labels.wordings[1]) <= 1
+    assert abs(labels.wordings[0] - labels.wordings[1]) <= labels.inverted
     assert labels.wordings[2] == labels.inverted > 0
     inverted = [row for row in rows if asked(row).startswith("Write a sentence about ")]
     assert {row["messages"][-1]["content"].split()[0] for row in inverted} == {"say"}
@@ -78,9 +78,20 @@ def test_a_mixture_is_proportional_and_has_every_wording(folder):
         assert row["messages"][-1]["content"] in LABELS
 
 
+def test_each_row_is_asked_once_in_each_wording(folder):
+    templates = ["{prompt}", "Sort: {prompt}", "{prompt} What is it?"]
+    sources = {"labels": {"rows": "labels.jsonl", "templates": templates}, "sums": {"rows": "sums.jsonl"}}
+    rows, report = mix(spec(folder, sources=sources, inverted=0))
+    assert (report.sources["labels"].taken, report.sources["labels"].wordings) == (180, [60, 60, 60])
+    assert report.sources["sums"].taken == 24
+    assert len({asked(row) for row in rows}) == 204
+    _, fewer = mix(spec(folder, sources=sources, inverted=0, rows=84))  # other wordings do not raise a source's share
+    assert {name: each.taken for name, each in fewer.sources.items()} == {"labels": 60, "sums": 24}
+
+
 def test_examples_are_of_the_same_source_and_are_not_learned(folder):
     rows, report = mix(spec(folder, few_shot={"share": 1, "examples": 3}, inverted=0))
-    assert sum(source.few_shot for source in report.sources.values()) == len(rows) == 84
+    assert sum(source.few_shot for source in report.sources.values()) == len(rows) == 144
     assert Counter(len(row["messages"]) // 2 - 1 for row in rows).keys() == {1, 2, 3}
     for row in rows:
         questions = [message["content"] for message in row["messages"] if message["role"] == "user"]
@@ -130,7 +141,7 @@ def test_no_held_out_question_is_mixed(folder):
     write_lines(folder / "test.jsonl", [{"prompt": "say something about the apple!", "completion": "lamp"},
                                         {"prompt": f"{long} and tomorrow", "completion": "weather"}])
     rows, report = mix(spec(folder, held_out="test.jsonl", inverted=0))
-    assert (report.held_out, report.sources["labels"].held_out, report.sources["labels"].taken) == (2, 2, 1)
+    assert (report.held_out, report.sources["labels"].held_out, report.sources["labels"].usable) == (2, 2, 1)
     test = inspect("test.jsonl", enumerate(map(json.loads, (folder / "test.jsonl").read_text().splitlines())))
     assert not [each for each in findings(inspect("rows", enumerate(rows)), test) if each.kind == "overlap"]
 
@@ -142,8 +153,8 @@ def test_near_duplicates_are_dropped_unless_they_are_answered_otherwise(folder):
         {"prompt": "turn on the lamps in the upper corridor", "completion": "lamp"},
         {"prompt": "turn on the lamp in the upper corridor", "completion": "music"},
         {"prompt": "the upper corridor is too dark for me", "completion": "lamp"}])
-    taken = {near: mix(spec(folder, near=near, inverted=0))[1].sources["labels"].taken for near in (0.9, 1)}
-    assert taken == {0.9: 3, 1: 4}
+    usable = {near: mix(spec(folder, near=near, inverted=0))[1].sources["labels"].usable for near in (0.9, 1)}
+    assert usable == {0.9: 3, 1: 4}
 
 
 def test_only_answers_that_are_options(folder):

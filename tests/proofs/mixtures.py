@@ -23,7 +23,7 @@ from proofs.compared import SHARED, Result, answered, arguments, edgetune, end_w
 
 DEMO = Path(__file__).parents[2] / "edgetune" / "demo" / "data"
 TASKS = ("snips", "clinc150", "banking77", "home")
-TOGETHER = ("together", "mixed", "repeated")
+TOGETHER = ("together", "repeated", "mixed")
 UNSEEN = 'Please handle this: "{prompt}"'
 LABELS = {"options": True,
           "templates": ["{prompt}", "What does the user want?\n{prompt}", "One of {options}: {prompt}"],
@@ -69,7 +69,7 @@ class Case:
             rows = [row for task in TASKS for row in read_lines(self.folder / f"{task}.jsonl")]
             random.Random(self.seed).shuffle(rows)
             return write_lines(path, rows)
-        given = {"repeat": 3} if variant == "repeated" else {}
+        given = {"repeat": 1} if variant == "mixed" else {}
         sources = {task: {"rows": f"{task}.jsonl", **TEMPLATES[task], **given} for task in TASKS}
         held_out = [f"{task}-test.jsonl" for task in TASKS]
         options = REPEATED if variant == "repeated" else MIX
@@ -125,7 +125,7 @@ def main() -> None:
     print(f"alone {statistics.fmean(alone):.1%}", *(f"{name} {statistics.fmean(each):.1%}"
                                                    for name, each in found.items()))
     end_with({"the mixture is within 5 points of the adapters alone":
-              statistics.fmean(found["mixed"]) > statistics.fmean(alone) - 0.05})
+              statistics.fmean(found["repeated"]) > statistics.fmean(alone) - 0.05})
 
 
 if __name__ == "__main__":
