@@ -73,6 +73,7 @@ class Shape:
     window_pattern: int = 2  # every n-th block sees everything
     fused: bool = False  # queries, keys and values are one matrix, the gate and the rest another
     conv: tuple[int, ...] = ()  # blocks with a short convolution in place of attention
+    dense_first: int = 0  # blocks without experts; the others' have a bias
     experts: tuple[int, ...] = ()  # how many there are, and how many of them a token takes
     scales: tuple[float, ...] = ()  # of embedding, residual sums, attention and logits
     add_bos: bool = False
@@ -92,6 +93,7 @@ SHAPES = {
     "hunyuan-dense": Shape(qk_norm="rotated", head_width=32),
     "phi3": Shape(fused=True),
     "lfm2": Shape(qk_norm="head", rope_base=1e6, n_blocks=3, conv=(0, 2)),
+    "lfm2moe": Shape(qk_norm="head", rope_base=1e6, n_blocks=3, conv=(0, 2), experts=(6, 2), dense_first=1),
     "qwen3moe": Shape(qk_norm="head", head_width=32, rope_base=1e6, experts=(6, 2)),
     "olmoe": Shape(qk_norm="width", n_kv_heads=4, tied=False, experts=(5, 3)),
     "granitemoe": Shape(scales=(12.0, 0.22, 0.05, 8.0), experts=(4, 2)),
@@ -136,7 +138,7 @@ def tensor_shapes(shape: Shape) -> Iterator[tuple[str, tuple[int, ...]]]:
             yield f"blk.{i}.post_attention_norm.weight", (d,)
         if shape.norms != "after":
             yield f"blk.{i}.ffn_norm.weight", (d,)
-        yield from _feed_forward(shape, f"blk.{i}")
+        yield from _feed_forward(shape, i)
         if shape.norms != "before":
             yield f"blk.{i}.post_ffw_norm.weight", (d,)
     yield "token_embd_norm.weight" if shape.conv else "output_norm.weight", (d,)
@@ -164,11 +166,14 @@ def _mixer(shape: Shape, i: int) -> Iterator[tuple[str, tuple[int, ...]]]:
     yield f"blk.{i}.attn_output.weight", (d, q)
 
 
-def _feed_forward(shape: Shape, block: str) -> Iterator[tuple[str, tuple[int, ...]]]:
+def _feed_forward(shape: Shape, i: int) -> Iterator[tuple[str, tuple[int, ...]]]:
     d = shape.d_model
     f = shape.d_ff
-    if shape.experts:
+    block = f"blk.{i}"
+    if shape.experts and i >= shape.dense_first:
         n = shape.experts[0]
+        if shape.dense_first:
+            yield f"{block}.exp_probs_b.bias", (n,)
         yield f"{block}.ffn_gate_inp.weight", (n, d)
         yield from ((f"{block}.ffn_{name}_exps.weight", (n, f, d)) for name in ("gate", "up"))
         yield f"{block}.ffn_down_exps.weight", (n, d, f)
@@ -192,8 +197,10 @@ def model_metadata(architecture: str, shape: Shape) -> dict[str, object]:
     if shape.conv:
         fields["shortconv.l_cache"] = 3
         fields["attention.head_count_kv"] = [0 if i in shape.conv else shape.n_kv_heads for i in range(shape.n_blocks)]
-    if shape.experts and architecture == "qwen3moe":
+    if shape.experts and architecture in ("qwen3moe", "lfm2moe"):
         fields["expert_feed_forward_length"] = shape.d_ff
+    if shape.dense_first:
+        fields |= {"leading_dense_block_count": shape.dense_first, "expert_gating_func": 2}
     if shape.window:
         fields["attention.sliding_window"] = shape.window
         fields["attention.sliding_window_pattern"] = shape.window_pattern

@@ -12,6 +12,10 @@ QKV = ("attn_q", "attn_k", "attn_v")
 ALL = (*QKV, "attn_output", "ffn_gate", "ffn_up", "ffn_down")
 
 
+LFM2 = {"attn_output": "self_attn.out_proj", "shortconv.in_proj": "conv.in_proj", "shortconv.out_proj": "conv.out_proj",
+        "ffn_gate": "feed_forward.w1", "ffn_up": "feed_forward.w3", "ffn_down": "feed_forward.w2"}
+
+
 @dataclass(frozen=True)
 class Family:
     """Switches of an architecture, as llama.cpp computes it.
@@ -33,6 +37,9 @@ class Family:
     feed: str = "gated"
     elsewhere: str = ""  # the mixer of blocks without heads of keys
     last_norm: str = "output_norm"  # the name of the norm before the head
+    gating: str = "softmax"  # of a router's logits: softmax or sigmoid
+    biased_experts: bool = False  # the file has a bias of each expert, for who is taken
+    dense_first: bool = False  # the first blocks may be gated
     norms_experts: bool = False  # the weights of a token's experts are divided by their sum
     modules: Mapping[str, str] = field(default_factory=dict)  # projections that transformers names unlike others
     unrotated_every: int = 0  # every n-th block has no rotary embedding; 0: all have one
@@ -76,9 +83,10 @@ FAMILIES = {family.name: family for family in (
     Family("phi3", (), long_keys=True, partly_rotated=True, narrow_heads=True, mixer="fused attention",
            feed="fused gated", modules={"attn_qkv": "self_attn.qkv_proj", "ffn_up": "mlp.gate_up_proj"}),
     Family("lfm2", QKV, qk_norm="head", narrow_heads=True, elsewhere="short convolution", last_norm="token_embd_norm",
-           modules={"attn_output": "self_attn.out_proj", "shortconv.in_proj": "conv.in_proj",
-                    "shortconv.out_proj": "conv.out_proj", "ffn_gate": "feed_forward.w1", "ffn_up": "feed_forward.w3",
-                    "ffn_down": "feed_forward.w2"}),
+           modules=LFM2),
+    Family("lfm2moe", QKV, qk_norm="head", narrow_heads=True, elsewhere="short convolution",
+           last_norm="token_embd_norm", modules=LFM2, feed="experts", gating="sigmoid", norms_experts=True,
+           biased_experts=True, dense_first=True),
     Family("qwen3moe", QKV, qk_norm="head", feed="experts", norms_experts=True),
     Family("olmoe", QKV, qk_norm="width", narrow_heads=True, ungrouped=True, own_head=True, feed="experts"),
     Family("granitemoe", (*QKV, "attn_output"), neox=False, moves_rows=True, rope_factors=True, scales=True,

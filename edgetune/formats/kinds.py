@@ -44,7 +44,7 @@ def _fused_gated(s: Shape) -> Matrices:
 
 
 def _experts(s: Shape) -> dict[str, tuple[int, ...]]:
-    f = s.d_ff
+    f = s.d_expert
     d = s.d_model
     return {"ffn_gate_inp": (s.n_expert, d), "ffn_gate_exps": (s.n_expert, f, d), "ffn_up_exps": (s.n_expert, f, d),
             "ffn_down_exps": (s.n_expert, d, f)}

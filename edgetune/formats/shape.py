@@ -96,7 +96,9 @@ class Shape:
     conv: int = 0  # tokens that a short convolution sees
     n_expert: int = 0
     n_used: int = 0  # experts that a token takes
-    norms_experts: bool = False  # as of Family
+    d_expert: int = 0  # an expert's width
+    gating: str = "softmax"  # as of Family, like the next
+    norms_experts: bool = False
 
     @property
     def family(self) -> Family:
@@ -164,8 +166,9 @@ def read_shape(gguf: Gguf) -> Shape:
     windows = (read_windows(get, n_layer, get.integer("attention.sliding_window", 0), family.windows_every)
                if family.windows_every else (0,) * n_layer)
     shape = Shape(
-        architecture=arch, n_layer=n_layer, d_model=d_model, d_ff=_width(get, n_used), n_expert=n_expert,
-        n_used=n_used, norms_experts=family.norms_experts,
+        architecture=arch, n_layer=n_layer, d_model=d_model, d_ff=get.integer("feed_forward_length"),
+        n_expert=n_expert, n_used=n_used, d_expert=_expert_width(get, n_used), gating=family.gating,
+        norms_experts=family.norms_experts,
         n_head=n_head, n_kv=n_kv, d_head=d_head,
         n_vocab=_embedding(gguf).shape[0], n_rot=n_rot,
         context=_context(get, family), norm_eps=get.number("attention.layer_norm_rms_epsilon") / scales.residual**2,
@@ -173,7 +176,7 @@ def read_shape(gguf: Gguf) -> Shape:
         logit_scale=scales.logits, qk_norm=family.qk_norm, pre_norms=family.pre_norms, post_norms=family.post_norms,
         ropes=(global_rope, local_rope), windows=windows, unrotated=_unrotated(get, n_layer, family),
         mixers=mixers, conv=get.integer("shortconv.l_cache") if "short convolution" in mixers else 0,
-        feeds=(family.feed,) * n_layer,
+        feeds=_feeds(get, n_layer, family),
         biases=tuple(name for name in family.biases
                      if all(f"blk.{i}.{name}.bias" in gguf.tensors for i in range(n_layer))))
     _check_sizes(gguf, shape)
@@ -203,8 +206,10 @@ def _experts(get: MetadataReader, family: Family) -> tuple[int, int]:
         if experts:
             raise UnsupportedError(f"{get.gguf.path} is a mixture of experts", f"edgetune trains dense {get.arch}")
         return 0, 0
+    gating = 2 if family.gating == "sigmoid" else 1  # as files number them
     refuse_variants(get, {"expert_weights_scale": 1.0, "expert_weights_norm": family.norms_experts,
-                          "expert_gating_func": 1, "expert_shared_feed_forward_length": 0, "expert_shared_count": 0})
+                          "expert_gating_func": gating, "expert_shared_feed_forward_length": 0,
+                          "expert_shared_count": 0})
     used = get.integer("expert_used_count")
     if not 1 <= used <= experts <= 1024:
         raise UnsupportedError(f"{get.gguf.path} has {experts} experts, of which a token takes {used}",
@@ -212,12 +217,18 @@ def _experts(get: MetadataReader, family: Family) -> tuple[int, int]:
     return experts, used
 
 
-def _width(get: MetadataReader, used: int) -> int:
-    """The width of the feed-forward part, or of an expert."""
+def _expert_width(get: MetadataReader, used: int) -> int:
+    """The width of an expert; 0: there is none."""
+    if not used:
+        return 0
+    own = get.integer("expert_feed_forward_length", 0)
     whole = get.integer("feed_forward_length")
-    if not used or get.arch != "qwen3moe":
-        return whole
-    return get.integer("expert_feed_forward_length", 0) or whole // used
+    return own or (whole // used if get.arch == "qwen3moe" else whole)
+
+
+def _feeds(get: MetadataReader, n_layer: int, family: Family) -> tuple[str, ...]:
+    dense = get.integer("leading_dense_block_count", 0) if family.dense_first else 0
+    return tuple("gated" if layer < dense else family.feed for layer in range(n_layer))
 
 
 @dataclass(frozen=True)
@@ -391,6 +402,8 @@ def expected_tensors(s: Shape) -> dict[str, tuple[int, ...]]:
         for kind in (s.mixer(i), s.feed(i)):
             frozen = kinds.FROZEN.get(kind)
             expected |= {f"blk.{i}.{name}.weight": shape for name, shape in (frozen(s) if frozen else {}).items()}
+        if s.family.biased_experts and s.feed(i) == "experts":
+            expected[f"blk.{i}.exp_probs_b.bias"] = (s.n_expert,)
         for name, width in s.norm_widths(i).items():
             expected[f"blk.{i}.{name}.weight"] = (width,)
     return expected

@@ -54,12 +54,12 @@ class Experts(FeedForward):
 
     @classmethod
     def widths(cls, s: Shape) -> dict[str, int]:
-        return {"gate": s.n_used * s.d_ff, "up": s.n_used * s.d_ff, "p_experts": s.n_expert}
+        return {"gate": s.n_used * s.d_expert, "up": s.n_used * s.d_expert, "p_experts": s.n_expert}
 
     @classmethod
     def buffers(cls, s: Shape, run: RunShape, tokens: int, prefix: int) -> list[Buffer]:  # noqa: ARG003
         half = run.activations
-        width = s.n_used * s.d_ff
+        width = s.n_used * s.d_expert
         return [Buffer("act", (tokens, width), "block", half),
                 Buffer("dact", (tokens, width), "block", half, backward=True),
                 Buffer("expert_in", (tokens, s.d_model), "block", half),
@@ -68,22 +68,22 @@ class Experts(FeedForward):
 
     @classmethod
     def frozen_weights(cls, s: Shape) -> int:
-        return s.n_expert * s.d_model * (3 * s.d_ff + 1)
+        return s.n_expert * s.d_model * (3 * s.d_expert + 1)
 
     @classmethod
     def flops(cls, s: Shape, layer: int, lengths: Sequence[int]) -> int:  # noqa: ARG003
         """The router's, and those of the experts that a token takes."""
-        return 2 * sum(lengths) * s.d_model * (3 * s.n_used * s.d_ff + s.n_expert)
+        return 2 * sum(lengths) * s.d_model * (3 * s.n_used * s.d_expert + s.n_expert)
 
     def forward(self, layer: int, norm: np.ndarray, k: Activations) -> np.ndarray:
         of = self.of
         s = of.shape
         router = self._weight(layer, "ffn_gate_inp")
         of.ops.matmul_forward(k["p_experts"], norm, router.data, router.format)
-        routing = self._route(k)
+        routing = self._route(layer, k)
         precision = forward_precision(of.run, layer)
         gate, up = self._inner(k)
-        act = of.arena.view("act", len(gate), s.d_ff)
+        act = of.arena.view("act", len(gate), s.d_expert)
         for expert, part, places in routing.used():
             inp = self._taken(norm, places)
             for out, name in ((gate, "ffn_gate_exps"), (up, "ffn_up_exps")):
@@ -94,7 +94,7 @@ class Experts(FeedForward):
 
     def project(self, out: np.ndarray, inner: np.ndarray, layer: int, k: Activations, accumulate: bool = False) -> None:
         of = self.of
-        routing = self._route(k)
+        routing = self._route(layer, k)
         weights = routing.weights.reshape(-1, 1)
         precision = forward_precision(of.run, layer)
         total = self._total(len(out))
@@ -116,7 +116,7 @@ class Experts(FeedForward):
         if dinp is None:
             return
         of = self.of
-        routing = self._route(k)
+        routing = self._route(layer, k)
         gate, up = self._inner(k)
         act = of.arena.view("act", *gate.shape)
         dact = of.arena.view("dact", *gate.shape)
@@ -152,19 +152,23 @@ class Experts(FeedForward):
             dweights = (dweights - (dweights * routing.weights).sum(1, keepdims=True)) / whole
         dlogits = self.of.arena.view("drouter", *p.shape)
         dlogits.fill(0)
-        dlogits[rows, routing.chosen] = dweights * chosen
-        dlogits -= p * dlogits.sum(1, keepdims=True)
+        if s.gating == "sigmoid":
+            dlogits[rows, routing.chosen] = dweights * chosen * (1 - chosen)
+        else:
+            dlogits[rows, routing.chosen] = dweights * chosen
+            dlogits -= p * dlogits.sum(1, keepdims=True)
         router = self._weight(layer, "ffn_gate_inp")
         self.of.ops.matmul_backward(dinp, dlogits, router.data, router.format)
 
-    def _route(self, k: Activations) -> Routing:
-        """Which experts take which tokens, by k["p_experts"], the router's logits [N, E]. Of equal ones the first."""
+    def _route(self, layer: int, k: Activations) -> Routing:
+        """Which experts take which tokens, by k["p_experts"], the router's logits [N, E]. Of equal ones the first. Some
+        models have a bias of experts, which decides who is taken, and not by how much.
+        """
         s = self.of.shape
         self.of.ops.synchronize()
-        logits = k["p_experts"]
-        p = np.exp(logits - logits.max(1, keepdims=True))
-        p /= p.sum(1, keepdims=True)
-        chosen = np.argsort(-p, axis=1, kind="stable")[:, :s.n_used]
+        p = _probabilities(k["p_experts"], s.gating)
+        bias = self.of.vectors.get(f"blk.{layer}.exp_probs_b.bias")
+        chosen = np.argsort(-p if bias is None else -p - bias, axis=1, kind="stable")[:, :s.n_used]
         weights = np.take_along_axis(p, chosen, 1)
         if s.norms_experts:
             weights = weights / np.maximum(weights.sum(1, keepdims=True), LEAST_SUM)
@@ -174,7 +178,7 @@ class Experts(FeedForward):
 
     def _inner(self, k: Activations) -> tuple[np.ndarray, np.ndarray]:
         """Gate and the rest, [N * K, F], in the order of experts."""
-        f = self.of.shape.d_ff
+        f = self.of.shape.d_expert
         return k["gate"].reshape(-1, f), k["up"].reshape(-1, f)
 
     def _taken(self, rows: np.ndarray, places: NDArray[np.intp]) -> np.ndarray:
@@ -213,6 +217,16 @@ class Experts(FeedForward):
         """A matrix of a block, or one expert's part of it."""
         whole = self.of.weights[f"blk.{layer}.{name}.weight"]
         return whole if expert < 0 else whole.matrix(expert)
+
+
+def _probabilities(logits: NDArray[np.float32], gating: str) -> NDArray[np.float32]:
+    """[N, E], each by itself or all together 1."""
+    if gating == "sigmoid":
+        alone = 1 / (1 + np.exp(-np.clip(logits, -80, None)))
+        return alone.astype(np.float32, copy=False)
+    p = np.exp(logits - logits.max(1, keepdims=True))
+    together: NDArray[np.float32] = p / p.sum(1, keepdims=True)
+    return together
 
 
 def _parts(n: int) -> Iterator[slice]:

@@ -5,6 +5,8 @@ import os
 import numpy as np
 import pytest
 from click.testing import CliRunner
+from families import logits_of
+from random_adapters import distance
 from sometimes import mostly_slow
 from tiny import SHAPES, write_tiny
 from variants import known_keys, variant
@@ -121,6 +123,14 @@ def test_losses_are_llama_cpps_however_positions_are_scaled(architecture, scalin
     decoder = open_decoder(Model(open_gguf(path)), {}, threads=1, max_tokens=90, max_length=90, precision="exact")
     ours = decoder.logits(collate([Example(tokens, np.ones(90, np.float32))]))
     assert np.abs(ours - theirs).max() < 1e-2 * np.abs(theirs).max()  # its keys and values are in 16 bits
+
+
+@pytest.mark.parametrize("architecture", SHAPES)
+def test_logits_are_llama_cpps(architecture, tiny_models):
+    tokens = np.random.default_rng(3).integers(10, 400, 60).astype(np.int32)
+    decoder = open_decoder(Model(open_gguf(tiny_models[architecture])), {}, threads=1, max_tokens=60, max_length=60)
+    ours = decoder.logits(collate([Example(tokens, np.ones(60, np.float32))]))
+    assert distance(ours, logits_of(tiny_models[architecture], tokens.tolist())) < 5e-4  # it looks GELU up in 16 bits
 
 
 @pytest.mark.parametrize("length", [2, 3, 8, 16])

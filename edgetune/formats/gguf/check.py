@@ -39,6 +39,7 @@ _HYPERPARAMETERS: dict[str, tuple[str, float, float]] = {
     "expert_count": ("u32", 0, 1024),
     "expert_used_count": ("u32 [u32] [i32]", 0, 1024),
     "expert_feed_forward_length": ("u32 [u32] [i32]", 0, _SIZE),
+    "leading_dense_block_count": ("u32", 0, 512),
     "expert_weights_scale": ("f32", 0, _FLOAT),
     "expert_weights_norm": ("bool", 0, 1),
     "expert_gating_func": ("u32", 0, 8),
