@@ -82,7 +82,9 @@ CHAT = Endpoint("/v1/chat/completions", {"messages": [{"role": "user", "content"
     Field("parallel_tool_calls", IGNORED, False), Field("modalities", REFUSED, ["audio"], "but text"),
     Field("audio", REFUSED, {}), Field("functions", REFUSED, [FUNCTION], "the older name of tools"),
     Field("function_call", REFUSED, "auto", "the older name of tool_choice"),
-    Field("reasoning_effort", REFUSED, "low"), Field("verbosity", REFUSED, "low"),
+    Field("reasoning_effort", SUPPORTED, "none", "none alone, of a model that does not think"),
+    Field("reasoning_budget", SUPPORTED, 0, "0 alone, of a model that does not think"),
+    Field("verbosity", REFUSED, "low"),
     Field("web_search_options", REFUSED, {}),
 ], ("choices", 0, "message", "content"))
 
@@ -135,7 +137,8 @@ OLLAMA = [
     Field("model", SUPPORTED, "tiny:base", "without a tag :latest is meant"),
     Field("stream", SUPPORTED, True, "true unless given"), Field("format", SUPPORTED, PARAMETERS, "json, or a schema"),
     Field("options", SUPPORTED, {"seed": 1}, "below"), Field("keep_alive", IGNORED, "5m", "the model stays loaded"),
-    Field("think", REFUSED, True, "but false"), Field("logprobs", REFUSED, True, "but false"),
+    Field("think", SUPPORTED, False, "false alone, of a model that does not think"),
+    Field("logprobs", REFUSED, True, "but false"),
     Field("top_logprobs", REFUSED, 2, "but 0"),
 ]
 CALLED = [{"role": "user", "content": "turn"},

@@ -69,6 +69,7 @@ from .state.database import Store
 from .state.files import Files
 from .state.holdout import open_holdout
 from .state.shelf import LOST, Shelf, lost_things
+from .thinking import thinking_of
 
 if TYPE_CHECKING:
     from .house import HouseReplies
@@ -274,7 +275,8 @@ class Service:
         prompt = question.prompt or ""
         if question.messages is not None:
             messages = instructed([dict(message) for message in question.messages], question.around)
-            prompt = self._rendered(messages, question.shown_tools, model)
+            thinks = thinking_of(question, self.served, self.name, options)
+            prompt = self._rendered(messages, question.shown_tools, model, thinks)
         content = question.content if question.is_free and not isinstance(question.prompt, list) else {}
         options["on_piece"] = on_piece
         is_free = question.free or bool(question.shown_tools)
@@ -288,12 +290,13 @@ class Service:
         found = self.library.choose(content)
         return self.name + LATEST if found == self.adapters.serving else found  # corrections and --first count for it
 
-    def _rendered(self, messages: Sequence[Any], tools: Sequence[Any] | None, model: str) -> str:
+    def _rendered(self, messages: Sequence[Any], tools: Sequence[Any] | None, model: str,
+                  thinks: bool | None = None) -> str:
         """The prompt of a conversation, with corrections of like questions before the last message."""
         if self.likes and self.served.writes:
             examples = self.likes.examples({"messages": messages, "tools": tools}, model)
             messages = [*messages[:-1], *examples, *messages[-1:]]
-        return self.served.render(messages, tools, self.adapter_for(model))
+        return self.served.render(messages, tools, self.adapter_for(model), *(() if thinks is None else (thinks,)))
 
     def call_reader(self, question: Question) -> CallReader | None:
         """Returns a reader of calls in the answers to a question; None where there are no tools."""

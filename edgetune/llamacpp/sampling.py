@@ -17,6 +17,7 @@ if TYPE_CHECKING:  # numpy takes 100 ms to import: commands read the options of 
     from numpy.typing import NDArray
 
     from .grammar import Grammar
+    from .thinking import ThinkingBudget
     from .tokenizer import Tokenizer
 
 SEED_LIMIT = 2**32 - 1  # llama.cpp takes 32 bits, and the last value means "a random one"
@@ -83,13 +84,15 @@ class Sampler:
     """llama.cpp's samplers for one answer; a context manager, because they are outside Python's memory.
 
     vocabulary: of the model, where logits are biased or penalized or there is a grammar. before: the prompt, whose
-    tokens are penalized too. budget: tokens of the answer at most, within which a grammar ends it. Raises UsageError
-    for a grammar that is not valid, or a token that does not exist.
+    tokens are penalized too. budget: tokens of the answer at most, within which a grammar ends it. thinking: of a model
+    that thinks, within which a grammar has no say. Raises UsageError for a grammar that is not
+    valid, or a token that does not exist.
     """
 
     def __init__(self, llama: ModuleType, sampling: Sampling, tokenizer: Tokenizer, before: Sequence[int] = (),
-                 budget: int | None = None) -> None:
+                 budget: int | None = None, thinking: ThinkingBudget | None = None) -> None:
         sampling.check()
+        self.thinking = thinking
         if strange := [token for token, _ in sampling.logit_bias if not 0 <= token < tokenizer.n_vocab]:
             raise UsageError(f"logit_bias names token {strange[0]}",
                              f"token ids must be from 0 to {tokenizer.n_vocab - 1}")
@@ -140,19 +143,26 @@ class Sampler:
 
     def pick(self, logits: NDArray[np.float32]) -> int:
         """The next token by these logits, float32 [V]."""
+        forced = self.thinking.forced if self.thinking else None
+        token = self._chosen(logits) if forced is None else forced
+        if self.thinking:
+            self.thinking.take(token)
+        for chain in (self._changes, self._choice):
+            if chain is not None:
+                self._llama.llama_sampler_accept(chain, token)
+        return token
+
+    def _chosen(self, logits: NDArray[np.float32]) -> int:
         import numpy as np
 
         if self._changes is not None:
             logits = self._apply(self._changes, np.arange(len(logits)), logits)[1]
         token = int(logits.argmax()) if self._choice is None else self._sampled(np.arange(len(logits)), logits)
-        if self._grammar is not None:
-            if not self._grammar.allows(token):
-                token = self._allowed(self._grammar, logits)
-            token = self._grammar.accept(token)
-        for chain in (self._changes, self._choice):
-            if chain is not None:
-                self._llama.llama_sampler_accept(chain, token)
-        return token
+        if self._grammar is None or (self.thinking and self.thinking.is_free(token)):
+            return token
+        if not self._grammar.allows(token):
+            token = self._allowed(self._grammar, logits)
+        return self._grammar.accept(token)
 
     def _allowed(self, grammar: Grammar, logits: NDArray[np.float32]) -> int:
         """A token by these logits among those that the grammar allows. More than top_k have no part in it, nor those

@@ -164,6 +164,7 @@ class Tokenizer:
         messages: Sequence[Mapping[str, Any]],
         tools: Sequence[Mapping[str, Any]] | None = None,
         add_generation_prompt: bool = False,
+        enable_thinking: bool | None = None,
     ) -> Rendered:
         """The conversation as text, as transformers' `apply_chat_template` writes it; `encode` knows its messages.
 
@@ -181,7 +182,9 @@ class Tokenizer:
         tools = [in_order(tool) for tool in tools] if tools else None
         plain = write_tools(template, [_plain(message) for message in messages], tools, takes_system)
         given: dict[str, Any] = {"messages": plain, "tools": tools}
-        settings = {"add_generation_prompt": add_generation_prompt, "bos_token": bos, "eos_token": eos}
+        settings: dict[str, Any] = {"add_generation_prompt": add_generation_prompt, "bos_token": bos, "eos_token": eos}
+        if enable_thinking is not None:  # a template asks whether it is defined
+            settings["enable_thinking"] = enable_thinking
         if self.markup == "parse":
             return Rendered(fill(template, **given, **settings))
         stand_ins = StandIns(self.control, template, literals, given)

@@ -59,6 +59,7 @@ class Completion:
         self.finish: str | None = None
         self.error: Exception | None = None
         self.cancelled = False
+        self.inside_thinking: bool | None = None  # whether the prompt has begun it; None: the model does not think
         self.source = MODEL
         self.details: dict[str, str | float] = {}
         self._wake = wake

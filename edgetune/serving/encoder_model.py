@@ -101,7 +101,10 @@ class EncoderModel:
 
     # ---- requests, for any thread -------------------------------------------------------------------------------
 
-    def render(self, messages: Sequence[Any], tools: Sequence[Any] | None, adapter: str | None) -> str:  # noqa: ARG002
+    thinks = False
+
+    def render(self, messages: Sequence[Any], tools: Sequence[Any] | None, adapter: str | None,  # noqa: ARG002
+               enable_thinking: bool | None = None) -> str:  # noqa: ARG002
         """Returns the text of the user's last message."""
         return asked(messages)
 

@@ -144,10 +144,15 @@ class LlamaModel(ServedModel):
     def labels_of(self, name: str | None) -> tuple[str, ...]:  # noqa: ARG002 - no adapter of it has some
         raise UnsupportedError("the model writes text, and no labels", "serve an encoder, such as minilm")
 
-    def render(self, messages: Sequence[Any], tools: Sequence[Any] | None, adapter: str | None) -> str:
+    @property
+    def thinks(self) -> bool:
+        return self.thinking is not None
+
+    def render(self, messages: Sequence[Any], tools: Sequence[Any] | None, adapter: str | None,
+               enable_thinking: bool | None = None) -> str:
         """Puts `around` around the messages; without a system message they are given that of the adapter."""
         whole = instructed(instructed(messages, self.around), self.instruction_of(adapter))
-        return self.tokenizer.render(whole, tools, add_generation_prompt=True)
+        return self.tokenizer.render(whole, tools, add_generation_prompt=True, enable_thinking=enable_thinking)
 
     @cached_property
     def call_form(self) -> CallForm:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from types import TracebackType
 from typing import Any
@@ -13,6 +14,7 @@ from ..data.around import Instruction, instructed
 from ..errors import EdgetuneError, UsageError
 from ..llamacpp import library as llamacpp
 from ..llamacpp.sampling import Sampler, Sampling, TextStream
+from ..llamacpp.thinking import ANY, Thinking, ThinkingBudget, thinking_of
 from ..llamacpp.tokenizer import Tokenizer
 from ..machine.sensors import answering
 
@@ -91,8 +93,10 @@ class ServedModel(ABC):
 
     def prepare(self, prompt: str | Sequence[int], max_tokens: int, stop: str | Iterable[str],
                 logprobs: int | None = None, echo: bool = False, among: Sequence[int] = (),
-                **sampling: Any) -> Request:
-        """The checked request; errors as in `generate`. For any thread."""
+                thinking_budget: int = ANY, **sampling: Any) -> Request:
+        """The checked request; errors as in `generate`. For any thread. thinking_budget: tokens of thinking, as of
+        ThinkingBudget; only of a model that thinks.
+        """
         if max_tokens < (0 if echo else 1):
             raise UsageError(f"max_tokens is {max_tokens}", "choose 1 or more")
         if logprobs is not None and not 0 <= logprobs <= MOST_LOGPROBS:
@@ -101,7 +105,9 @@ class ServedModel(ABC):
         text = TextStream(stop)
         tokens = self._tokens(prompt, min(max_tokens, 1))
         budget = min(max_tokens, self.context - len(tokens))
-        sampler = Sampler(llamacpp.load(), checked, self.tokenizer, tokens, budget)
+        marks = self.thinking
+        thinking = ThinkingBudget(marks, thinking_budget, marks.opened_by(tokens)) if marks else None
+        sampler = Sampler(llamacpp.load(), checked, self.tokenizer, tokens, budget, thinking)
         return Request(tokens, budget, sampler, text, logprobs, echo, among)
 
     def _stream(self, request: Request) -> Iterator[str]:
@@ -130,9 +136,16 @@ class ServedModel(ABC):
         messages = instructed(instructed(messages, self.around), self._instruction())
         return self.generate(self.tokenizer.render(messages, tools, add_generation_prompt=True), **options)
 
+    @cached_property
+    def thinking(self) -> Thinking | None:
+        """The marks of a model that thinks before it answers; None for another one."""
+        return thinking_of(self.tokenizer)
+
     def printed(self, token: int) -> bytes:
-        """The visible bytes of a token: none for marks such as <|im_start|>."""
-        return self.tokenizer.printed(token)
+        """The visible bytes of a token: none for marks such as <|im_start|>, but those of thinking."""
+        marks = self.thinking
+        is_shown = marks is not None and token in (marks.begin, marks.end)
+        return self.tokenizer.piece(token) if is_shown else self.tokenizer.printed(token)
 
     def _tokens(self, prompt: str | Sequence[int], room: int = 1) -> list[int]:
         """Token ids of a prompt that leaves room for that many more."""

@@ -24,6 +24,7 @@ class Question:
     n: number of answers. kept: of these the ones with the greatest mean log p of a token, which are given; None: all.
     logprobs: for each token its log-probability, and those of this many likeliest ones.
     echo: answers begin with the prompt, and may be nothing else (max_tokens 0).
+    thinking: tokens of thinking at most, 0: none; None: as the model likes. Only of a model that thinks.
     options: max_tokens, stop, seed and the fields of Sampling; what is absent has its default.
     around: what is put around the messages for the model, such as passages of documents.
     may_be_kept: whether the client allows the question to be stored, if questions are stored.
@@ -42,6 +43,7 @@ class Question:
     kept: int | None = None
     echo: bool = False
     logprobs: int | None = None
+    thinking: int | None = None
     options: Mapping[str, Any] = field(default_factory=dict)
     around: Instruction = None
     may_be_kept: bool = True

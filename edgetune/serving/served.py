@@ -80,8 +80,13 @@ class Served(Protocol):
 
     # ---- requests, for any thread -------------------------------------------------------------------------------
 
-    def render(self, messages: Sequence[Any], tools: Sequence[Any] | None, adapter: str | None) -> str:
-        """Returns the prompt of a conversation."""
+    @property
+    def thinks(self) -> bool:
+        """Whether the model thinks before it answers, between marks."""
+
+    def render(self, messages: Sequence[Any], tools: Sequence[Any] | None, adapter: str | None,
+               enable_thinking: bool | None = None) -> str:
+        """Returns the prompt of a conversation. enable_thinking: of a template that knows it; None: its default."""
 
     def form_of(self, question: Question) -> str:
         """Returns the grammar that the answers to a question obey; "" where it asks for none. Raises UsageError for a

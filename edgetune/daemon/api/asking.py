@@ -23,6 +23,7 @@ from starlette.types import Receive, Scope, Send
 from ...errors import EdgetuneError, UsageError
 from ...serving.completion import MODEL, Completion, TokenLogprob
 from ...serving.question import Question
+from ...serving.thoughts import ThoughtReader
 from ...serving.tool_calls import Call, CallPiece, join
 from ..service import Service
 from .logprobs import spelling
@@ -64,6 +65,7 @@ class Piece:
 
     index: int  # of the answer
     text: str = ""
+    thinking: str = ""
     calls: Sequence[CallPiece] = ()
     logprobs: Sequence[TokenLogprob] = ()
     finish: str | None = None
@@ -74,6 +76,7 @@ class Said:
     """A whole answer."""
 
     text: str = ""
+    thinking: str = ""
     calls: list[Call] = field(default_factory=list)
     logprobs: list[TokenLogprob] = field(default_factory=list)
     finish: str = ""
@@ -208,6 +211,7 @@ class Asked:
     async def pieces(self) -> AsyncIterator[Piece]:
         """All answers' pieces, in the order in which they come. Raises an answer's error, after which nothing comes."""
         readers = [self.service.call_reader(self._question(i)) for i in range(len(self.completions))]
+        thoughts = [self._thoughts(i) for i in range(len(self.completions))]
         seen = [0] * len(readers)
         unsaid = [self._question(i).echo for i in range(len(readers))]
         running = len(readers)
@@ -222,7 +226,9 @@ class Asked:
                 if unsaid[i]:
                     unsaid[i] = False
                     yield self._prompt(i)
-                text = given.text or ""
+                thinking, text = "", given.text or ""
+                if reading := thoughts[i]:
+                    thinking, text = reading.push(text, given.text is None)
                 self._raw[i] += text
                 reader = readers[i]
                 said, calls = reader.push(text, given.text is None) if reader else (text, [])
@@ -231,8 +237,8 @@ class Asked:
                     finish = "tool_calls"
                 logprobs = completion.logprobs[seen[i] : given.tokens]
                 seen[i] = given.tokens
-                if said or calls or logprobs or finish:
-                    yield Piece(i, said, calls, logprobs, finish)
+                if said or thinking or calls or logprobs or finish:
+                    yield Piece(i, said, thinking, calls, logprobs, finish)
             self._keep()
             if self.service.prompts.most:
                 await self._pools.take(self._keep_prompts)
@@ -249,12 +255,18 @@ class Asked:
             async for piece in self.pieces():
                 said = found[piece.index]
                 said.text += piece.text
+                said.thinking += piece.thinking
                 said.logprobs += piece.logprobs
                 said.finish = piece.finish or ""
                 calls[piece.index] += piece.calls
         for said, parts in zip(found, calls, strict=True):
             said.calls = join(parts)
         return found
+
+    def _thoughts(self, index: int) -> ThoughtReader | None:
+        """A reader of an answer of a model that thinks, in a chat."""
+        inside = self.completions[index].inside_thinking
+        return None if inside is None or self._question(index).messages is None else ThoughtReader(inside)
 
     def _question(self, index: int) -> Question:
         for question in self.questions:

@@ -94,6 +94,8 @@ class _Form:
 
 def _message(said: Said) -> dict[str, Any]:
     message: dict[str, Any] = {"role": "assistant", "content": said.text}
+    if said.thinking:
+        message["reasoning_content"] = said.thinking
     if said.calls:
         message["content"] = said.text if said.text.strip() else None
         message["tool_calls"] = [_call({"id": call.id, "type": "function"}, call.name, call.arguments)
@@ -107,6 +109,8 @@ def _call(head: dict[str, Any], name: str, arguments: str) -> dict[str, Any]:
 
 def _delta(piece: Piece) -> dict[str, Any]:
     delta: dict[str, Any] = {"content": piece.text} if piece.text else {}
+    if piece.thinking:
+        delta["reasoning_content"] = piece.thinking
     if piece.calls:
         delta["tool_calls"] = [
             _call({"index": part.index, "id": part.id, "type": "function"}, part.name, part.arguments) if part.id
@@ -141,7 +145,7 @@ async def _events(form: _Form, asked: Asked, usage: bool) -> AsyncIterator[str]:
     offsets = [0] * len(asked.completions)
     try:
         async for piece in asked.pieces():
-            if piece.text or piece.calls or piece.logprobs:
+            if piece.text or piece.thinking or piece.calls or piece.logprobs:
                 logprobs = form.logprobs(piece.logprobs, offsets[piece.index]) if piece.logprobs else None
                 offsets[piece.index] += len(piece.text)
                 yield _line(head, choices=[_choice(piece.index, form.part(piece), logprobs=logprobs)])

@@ -8,6 +8,7 @@ from pydantic import BaseModel, ConfigDict, Field
 
 from ...errors import UsageError
 from ...serving.question import Question
+from ...serving.thoughts import EFFORTS
 from .shapes import Answer, Body, Id, Time, Whole
 
 OPTIONS = ("max_tokens", "temperature", "top_p", "top_k", "min_p", "seed", "stop", "frequency_penalty",
@@ -185,6 +186,11 @@ class ChatRequest(Generation):
     logprobs: bool | None = Field(None, description="true: the log-probability of each token.")
     top_logprobs: Annotated[Whole, Field(ge=0, le=20)] | None = Field(None, description="With logprobs: those of this "
                                                                       "many most probable tokens, too.")
+    reasoning_effort: Literal["none", "minimal", "low", "medium", "high"] | None = Field(
+        None, description="Of a model that thinks before it answers: none, 128, 512, 2,048 tokens of thinking at most, "
+        "or any number (high). Other models refuse all but none [any number].")
+    reasoning_budget: Whole | None = Field(None, ge=-1, description="The same in tokens, as llama.cpp has it: 0: none, "
+                                           "-1: any number.")
     modalities: list[Literal["text"]] | None = Field(None, description="text alone.")
     parallel_tool_calls: bool | None = Field(None, description=NOT_USED)
 
@@ -197,7 +203,10 @@ class ChatRequest(Generation):
             raise UsageError("top_logprobs is given without logprobs", "let logprobs be true")
         choice = self.tool_choice
         named = choice.function.name if isinstance(choice, ToolChoice) else None
-        return Question(messages=[message.plain() for message in self.messages],
+        if self.reasoning_effort is not None and self.reasoning_budget is not None:
+            raise UsageError("reasoning_effort and reasoning_budget are both given", "leave one of them out")
+        effort = self.reasoning_budget if self.reasoning_effort is None else EFFORTS[self.reasoning_effort]
+        return Question(messages=[message.plain() for message in self.messages], thinking=effort,
                         tools=[tool.model_dump(exclude_unset=True) for tool in self.tools or ()],
                         tool_choice=choice if isinstance(choice, str) else "auto", function=named,
                         logprobs=(self.top_logprobs or 0) if self.logprobs else None, **self.shared())
@@ -274,6 +283,7 @@ class SaidMessage(Answer):
 
     role: Literal["assistant"] = "assistant"
     content: str | None = Field(description="The text; null: only tools are called.")
+    reasoning_content: str | None = Field(None, description="What the model thought before, where it does.")
     tool_calls: list[ToolCall] | None = Field(None, description="Calls of tools.")
     refusal: None = None
 

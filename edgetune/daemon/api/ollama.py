@@ -56,7 +56,7 @@ async def ollama_chat(body: ChatBody, request: Request, response: Response, serv
 @router.post("/api/generate", response_model=GenerateAnswer, response_model_exclude_none=True, responses=_STREAM)
 async def ollama_generate(body: GenerateBody, request: Request, response: Response, service: TheService) -> Any:
     """Answers a prompt in the model's chat template or, raw, continues it."""
-    return await _reply(body, request, response, service, lambda text, _calls: {"response": text})
+    return await _reply(body, request, response, service, _response)
 
 
 @router.post("/api/embed", response_model=EmbedAnswer)
@@ -73,7 +73,7 @@ async def ollama_embed(body: EmbedBody, request: Request, service: TheService) -
             "prompt_eval_count": sum(part.tokens for part in parts)}
 
 
-Part = Callable[[str, Sequence[Call]], dict[str, Any]]
+Part = Callable[[str, Sequence[Call], str], dict[str, Any]]
 
 
 async def _reply(body: ChatBody | GenerateBody, request: Request, response: Response, service: Service,
@@ -81,7 +81,7 @@ async def _reply(body: ChatBody | GenerateBody, request: Request, response: Resp
     note_ignored(request, body.ignored())
     if not body.asks:
         service.adapter_for(named(service, body.model))
-        loaded = {**_head(body.model), **part("", ()), "done": True, "done_reason": _loaded(body.keep_alive)}
+        loaded = {**_head(body.model), **part("", (), ""), "done": True, "done_reason": _loaded(body.keep_alive)}
         return loaded if body.stream is False else StreamingResponse(iter([_line(loaded)]), media_type=LINES)
     times = _Times()
     asked = await Asked.begin([body.asked(service)], request, "ollama-")
@@ -90,7 +90,7 @@ async def _reply(body: ChatBody | GenerateBody, request: Request, response: Resp
     response.headers.update(asked.headers)
     said, = await asked.whole(request)
     times.first = times.first or time.monotonic_ns()
-    return {**_head(body.model), **part(said.text, said.calls), **_end(asked, said.finish, times)}
+    return {**_head(body.model), **part(said.text, said.calls, said.thinking), **_end(asked, said.finish, times)}
 
 
 async def _lines(asked: Asked, model: str, part: Part, times: _Times) -> AsyncIterator[str]:
@@ -99,12 +99,12 @@ async def _lines(asked: Asked, model: str, part: Part, times: _Times) -> AsyncIt
         async for piece in asked.pieces():
             times.first = times.first or time.monotonic_ns()
             calls += piece.calls
-            if piece.text:
-                yield _line({**_head(model), **part(piece.text, ()), "done": False})
+            if piece.text or piece.thinking:
+                yield _line({**_head(model), **part(piece.text, (), piece.thinking), "done": False})
             if piece.finish:
                 if calls:
-                    yield _line({**_head(model), **part("", join(calls)), "done": False})
-                yield _line({**_head(model), **part("", ()), **_end(asked, piece.finish, times)})
+                    yield _line({**_head(model), **part("", join(calls), ""), "done": False})
+                yield _line({**_head(model), **part("", (), ""), **_end(asked, piece.finish, times)})
     except Exception as error:  # the head is sent already, and with it the status
         yield _line(plain_error(status_and_body(error)[1]))
 
@@ -124,8 +124,14 @@ def _head(model: str) -> dict[str, Any]:
     return {"model": model, "created_at": datetime.now(timezone.utc).isoformat().replace("+00:00", "Z")}
 
 
-def _message(text: str, calls: Sequence[Call]) -> dict[str, Any]:
+def _response(text: str, _calls: Sequence[Call], thinking: str) -> dict[str, Any]:
+    return {"response": text, **({"thinking": thinking} if thinking else {})}
+
+
+def _message(text: str, calls: Sequence[Call], thinking: str) -> dict[str, Any]:
     message: dict[str, Any] = {"role": "assistant", "content": text}
+    if thinking:
+        message["thinking"] = thinking
     if calls:
         message["tool_calls"] = [{"function": {"name": call.name, "arguments": _arguments(call)}} for call in calls]
     return {"message": message}

@@ -10,6 +10,7 @@ from pydantic import BaseModel, ConfigDict, Field, create_model
 
 from ...errors import UsageError
 from ...serving.question import Question
+from ...serving.thoughts import EFFORTS
 from ..service import LATEST, Service
 from .embeddings import TEXTS
 from .generation import (
@@ -86,7 +87,9 @@ class _Request(Body):
     format: Literal["", "json"] | dict[str, Any] | None = Field(None, description="json, or a JSON schema that the "
                                                                                   "answer obeys.")
     options: Options | None = Field(None, description="Sampling and the length of the answer.")
-    think: bool | str | None = Field(None, description="false alone: thoughts and answers are not told apart.")
+    think: bool | Literal["low", "medium", "high"] | None = Field(
+        None, description="Of a model that thinks before it answers: whether it does, or low (512 tokens at most), "
+        "medium (2,048), high (any number). Other models refuse all but false.")
     keep_alive: float | str | None = Field(None, description=NOT_USED + "the model stays loaded.")
     logprobs: bool | None = Field(None, description="false alone.")
     top_logprobs: Whole | None = Field(None, description="0 alone.")
@@ -97,7 +100,7 @@ class _Request(Body):
 
     def question(self, service: Service) -> Question:
         """Raises UsageError."""
-        if self.think:
+        if self.think and not service.served.thinks:
             raise UsageError(f"think is {self.think!r}, {self.model!r:.100} does not support thinking", "leave it out")
         for name in ("logprobs", "top_logprobs"):
             if value := getattr(self, name):
@@ -106,7 +109,9 @@ class _Request(Body):
         if self.format == "json":
             schema = {"type": "object"}
         options = (self.options or Options.model_validate({})).here(service.served.context)
-        return Question(model=named(service, self.model), schema=schema, options=options)
+        effort = ("high" if self.think else "none") if isinstance(self.think, bool) else self.think
+        return Question(model=named(service, self.model), schema=schema, options=options,
+                        thinking=None if effort is None else EFFORTS[effort])
 
 
 class CalledFunction(BaseModel):
@@ -235,6 +240,7 @@ class SaidMessage(Answer):
 
     role: Literal["assistant"] = "assistant"
     content: str = Field(description="The text.")
+    thinking: str | None = Field(None, description="What the model thought before, where it does.")
     tool_calls: list[SaidCall] | None = Field(None, description="Calls of tools.")
 
 
@@ -244,6 +250,7 @@ class ChatAnswer(Timed):
 
 class GenerateAnswer(Timed):
     response: str = Field(description="The text, or a piece of it.")
+    thinking: str | None = Field(None, description="What the model thought before, where it does.")
 
 
 def named(service: Service, model: str) -> str:

@@ -85,7 +85,7 @@ class Shown(Answer):
     template: str = Field(description="Its chat template.")
     details: Details = Field(description="What it is made of.")
     model_info: dict[str, Any] = Field(description="The file's metadata.")
-    capabilities: list[str] = Field(description="completion, tools, embedding.")
+    capabilities: list[str] = Field(description="completion, tools, thinking, embedding.")
     modified_at: str = Field(description="When its file changed, or the adapter was made (RFC 3339).")
 
 
@@ -125,6 +125,7 @@ def ollama_show(body: ShowBody, service: TheService) -> Any:
     served = service.served
     template = "" if encoder else served.chat_template
     able = ["embedding"] if encoder else ["completion", *(["tools"] if served.calls_tools else []),
+                                          *(["thinking"] if served.thinks else []),
                                           *([] if served.writes else ["embedding"])]
     root = name if encoder else service.name + BASE
     gguf = encoder.gguf if encoder else service.bundle.gguf
