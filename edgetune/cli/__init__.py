@@ -25,6 +25,7 @@ from . import (  # noqa: F401  (each adds its commands to the group)
     models,
     plan,
     prompt,
+    proposed,
     rebase,
     remote,
     report,

@@ -9,6 +9,7 @@ from commands import run
 from edgetune.cli import cli
 from edgetune.daemon.client import Client
 from edgetune.errors import NotFoundError, UsageError
+from edgetune.serving.question import Question
 
 HOSTILE = "red \x1b[31m" + "word " * 400 + "end"
 
@@ -51,6 +52,22 @@ def test_it_lists_the_latest_and_shows_a_piece_whole_and_nothing_that_a_terminal
                             "end", "assistant:", "on", "state:", "new:", *feedback.get(chat).reason.split()]
     assert "prompt: a\nanswer: b\nnot: c\n" in run("feedback", "show", prompt)
     assert json.loads(run("feedback", "show", chat, "--json"))["row"]["messages"][2]["content"] == HOSTILE
+
+
+def test_proposed_corrections_are_listed_accepted_and_dismissed(feedback, running):
+    assert run("feedback", "proposed") == "no correction waits\n"
+    for i, remark in enumerate(("No, I meant the lamp.", f"That is wrong, it is {HOSTILE[:20]}")):
+        chat = [*asked(f"question {i}"), {"role": "assistant", "content": "fan"}, *asked(remark)]
+        assert running.service.proposals.see(Question(messages=chat), "lamp")
+    text = run("feedback", "proposed")
+    assert "question 0 → fan\n  then: No, I meant the lamp.\n  right: lamp\n" in text
+    assert "\x1b" not in text
+    ids = {each["question"]: each["id"] for each in json.loads(run("feedback", "proposed", "--json"))["data"]}
+    assert "waits to be learned" in run("feedback", "accept", ids["question 0"], "the lamp") or feedback.list()[0].held
+    assert said_of() == [("question 0", "the lamp")]
+    assert run("feedback", "dismiss", ids["question 1"]) == f"{ids['question 1']} is dismissed\n"
+    assert "there is no proposal" in run("feedback", "accept", "prop-0", code=1)
+    assert run("feedback", "proposed") == "no correction waits\n"
 
 
 def said_of():
