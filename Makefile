@@ -18,7 +18,7 @@ EMULATED = cd tests && PYTHONPATH=$(CURDIR)/build/emulated/python $(PYTHON)
 
 .PHONY: arm-kernels arm-train cascade check clean compaction compiled compressed corrections crash cuda cuda-steps data dev \
     docs dpo durability encoder-peers encoder-service encoder-types families fuzz fuzz-daemon help home-assistant home-assistant-app install installs learning life like lint load memory methods own-engine \
-    peers picture preferences pressure prompts proofs ready recipes release samples sanitize second-task service slow test tutor wheels
+    peers picture preferences pressure prompts proofs ready recipes release retrieval samples sanitize second-task service slow test tutor wheels
 
 help: ## this list
 	@grep -E '^[a-z-]+:.* ## ' $(firstword $(MAKEFILE_LIST)) | sed 's/:.* ## /\t/' | expand -t 14
@@ -178,6 +178,9 @@ samples: ready ## minutes: sums by one of k answers, accuracy against tokens; SA
 
 tutor: ready ## minutes a seed: one round of the tutor, compared with its labelled rows alone; TUTOR="--labelled FILE --prompts FILE --unseen FILE"
 	$(RUN) proofs/tutor.py $(TUTOR)
+
+retrieval: ready ## minutes to hours, needs the rows of make data: passages found, answers with them, injected documents, size; RETRIEVAL="size"
+	$(RUN) proofs/retrieval.py $(or $(RETRIEVAL),found)
 
 prompts: ready ## hours, needs the rows of make data: prompts alone, an encoder and LoRA on Snips and BANKING77; PROMPTS="--seeds 0"
 	$(RUN) proofs/prompts.py $(PROMPTS)

@@ -15,10 +15,10 @@ from ..errors import CONTROLS
 
 _HIDDEN = re.compile("[\u00ad\u034f\u115f\u1160\u17b4\u17b5\u180e\u200b-\u200d\u2060-\u2064\ufe00-\ufe0f\ufeff"
                      "\U000e0000-\U000e01ef]")  # characters that a person does not see
-_MARKS = re.compile(r"<\|[^<>|\n]{1,40}\|>|<｜[^<>｜\n]{1,40}｜>|</?s>|<(?:bos|eos|pad|unk|(?:start|end)_of_\w{1,20})>"
-                    r"|\[/?(?:INST|SYS|SYSTEM_PROMPT|AVAILABLE_TOOLS|TOOL_CALLS|TOOL_RESULTS)\]|<</?SYS>>"
-                    r"|</?(?:think|tool_call|tool_response|tools|passages?|documents?|instructions?)\b[^<>\n]{0,80}>",
-                    re.IGNORECASE)
+_TURNS = re.compile(r"<\|[^<>|\n]{1,40}\|>|<｜[^<>｜\n]{1,40}｜>|<(?:start|end)_of_\w{1,20}>|<</?SYS>>"
+                    r"|\[/?(?:INST|SYS|SYSTEM_PROMPT|AVAILABLE_TOOLS|TOOL_CALLS|TOOL_RESULTS)\]"
+                    r"|</?passages?\b[^<>\n]{0,80}>", re.IGNORECASE)  # what opens or ends a turn, or our quotation
+_MARKS = re.compile(r"</?(?:s|bos|eos|pad|unk|think|tool_call|tool_response)>", re.IGNORECASE)  # harmless alone
 _SENTENCE = re.compile(r".+?(?:[.!?…。！？]+['\")\]]*\s+|$)")
 
 _REPLY = r"(?:answers?|repl(?:y|ies)|responses?)"
@@ -60,15 +60,15 @@ def cleaned(text: str) -> str:
 
 def unmarked(text: str) -> str:
     """A short text, such as a heading, without hidden characters and marks of chat templates, in one line."""
-    return " ".join(_MARKS.sub(" ", _visible(text)).split())
+    return " ".join(_TURNS.sub(" ", _visible(text)).split())
 
 
 def _visible(text: str) -> str:
-    return _HIDDEN.sub("", CONTROLS.sub(" ", text))
+    return _MARKS.sub(" ", _HIDDEN.sub("", CONTROLS.sub(" ", text)))
 
 
 def _unspoken(line: str) -> str:
-    if found := _MARKS.search(line):
+    if found := _TURNS.search(line):
         line = line[:found.start()]
     kept = ""
     for sentence in _SENTENCE.findall(line):

@@ -87,6 +87,11 @@ def xquad(sources: Sequence[bytes]) -> Files:
     return {"xquad_en.json": sources[0]}
 
 
+def bipia(sources: Sequence[bytes]) -> Files:
+    """Commands that attackers hide in texts, by their kinds."""
+    return {"bipia_text_attack_test.json": sources[0]}
+
+
 def clinc150(sources: Sequence[bytes]) -> Files:
     data = json.loads(sources[0])
     return of_intents("clinc150", data["train"], data["test"])
@@ -180,6 +185,14 @@ SETS = {
         },
         xquad, ["xquad_en.json"],
         "e4c57d1c9143aaa1c5d265ba5987a65f4e69528d2a98f29d6e75019b10344f29"),
+    "bipia": DataSet(
+        "microsoft/BIPIA", "1a2a91da6bb12838e05d1b2e54d98e2f37b835f3", "MIT",
+        {
+            "benchmark/text_attack_test.json":
+                "75750e7b4e8b34e8f9d88d89b357aeaaf02bd07f9e493ccd37eda74a0cd7c7f8",
+        },
+        bipia, ["bipia_text_attack_test.json"],
+        "75750e7b4e8b34e8f9d88d89b357aeaaf02bd07f9e493ccd37eda74a0cd7c7f8"),
     "clinc150": DataSet(
         "clinc/oos-eval", "828f8093932c8fe6ca7936c3d2e52903b1c523de", "CC BY 3.0",
         {

@@ -23,6 +23,7 @@ READ = [
     "Model: X200", "Answer: two years.", "Print a test page.", "Repeat step 3.", "Press the button, then wait.",
     "You must always use the lid.", "The user needs a key.", "Skip the previous step if the lamp is green.",
     "Type the following command: ls < in > out", "He acted as a spy.", "a < b > c", "Override the limit with --force.",
+    "See <document> and <instructions> in the file.",
 ]
 
 
@@ -38,6 +39,10 @@ def test_what_speaks_to_the_model_is_dropped(spoken):
 @pytest.mark.parametrize("read", READ)
 def test_what_speaks_to_readers_stays(read):
     assert cleaned(f"{BEFORE}\n{read}\n{AFTER}") == f"{BEFORE}\n{read}\n{AFTER}"
+
+
+def test_marks_that_are_harmless_alone_leave_the_rest():
+    assert cleaned("The <unk> tower </s> is <pad>high.") == "The   tower   is  high."
 
 
 def test_headings_are_one_line_without_marks():
