@@ -19,7 +19,7 @@ def here(asked, reads_stdin):
     if not getattr(asks_here, "yes", False):
         return by_process(asked, reads_stdin)
     pipe = io.BytesIO()
-    with closing(open_tokenizer(asked["model"], asked["markup"])) as tokenizer:
+    with closing(open_tokenizer(asked["model"], asked["markup"], asked["thinking"])) as tokenizer:
         loader.send(pipe, loader._sets(asked, tokenizer))
     pipe.seek(0)
     return loader.receive(pipe)

@@ -26,7 +26,7 @@ if TYPE_CHECKING:
     from ..formats.bundle import Bundle
     from ..formats.gguf import Gguf
 
-TOKENIZING = ("max_length", "overflow", "system", "markup")  # options that need a model
+TOKENIZING = ("max_length", "overflow", "system", "markup", "thinking")  # options that need a model
 SAMPLE = 1500  # characters of the row that is shown
 
 
@@ -41,7 +41,8 @@ def data() -> None:
                       help="Held-out rows, none of which may ask what DATA teaches."),
          config_options(*TOKENIZING, *FILE_OPTIONS), group=data, cls=ObjectiveCommand)
 def data_check(data: Path, model: Path | None, held_out: Path | None, max_length: int | str, overflow: str, system: str,
-               markup: str, prompt_column: str, completion_column: str, as_json: bool, **options: Any) -> None:
+               markup: str, thinking: str, prompt_column: str, completion_column: str, as_json: bool,
+               **options: Any) -> None:
     """Find mistakes in the rows of DATA, with their lines.
 
     Mistakes are unusable rows, empty answers, repeats, questions with several answers or also held out, and answers of
@@ -60,20 +61,21 @@ def data_check(data: Path, model: Path | None, held_out: Path | None, max_length
     from ..training.sized import context_of
     bundle = open_bundle(model) if model else None
     parser = take_objective(options, bundle.gguf if bundle else None).rows
-    given = {"max_length": max_length, "overflow": overflow, "system": system, "markup": markup}
+    given = {"max_length": max_length, "overflow": overflow, "system": system, "markup": markup,
+             "thinking": thinking}
     if model is None and (named := list(explicit(given))):
         raise UsageError(f"--{named[0].replace('_', '-')} is given without MODEL, and no row is tokenized",
                          "name the model too, or leave it out")
     columns = Columns(prompt_column, completion_column)
     tokens = None
     if bundle:
-        tokens = Tokens(tokenizer_of(bundle, markup), reading_limit(max_length, context_of(bundle.gguf)),
+        tokens = Tokens(tokenizer_of(bundle, markup, thinking), reading_limit(max_length, context_of(bundle.gguf)),
                         system or None, overflow)
     found = [inspect(title_of(path), read_rows(path), tokens, parser, columns)
              for path in (data, held_out) if path]
     is_encoder = tokens is not None and not isinstance(tokens.tokenizer, Tokenizer)
     vectors = vectors_of(bundle.gguf) if bundle and is_encoder else None
-    problems = findings(found[0], found[1] if held_out else None, tokens, vectors)
+    problems = findings(found[0], found[1] if held_out else None, tokens, vectors, thinking)
     facts = [facts_of(each) for each in found]
     result = {"data": facts[0], "held_out": facts[1] if held_out else None,
               "max_length": tokens.max_length if tokens else None,
@@ -95,9 +97,9 @@ def verdict(problems: Sequence[Finding]) -> Text:
                     "red" if errors else "green")
 
 
-def tokenizer_of(bundle: Bundle, markup: str) -> Any:
+def tokenizer_of(bundle: Bundle, markup: str, thinking: str) -> Any:
     from ..llamacpp.tokenizers import open_tokenizer
-    return open_tokenizer(bundle.gguf, markup)
+    return open_tokenizer(bundle.gguf, markup, thinking)
 
 
 def vectors_of(encoder: Gguf) -> VectorsOf:
@@ -112,7 +114,7 @@ def vectors_of(encoder: Gguf) -> VectorsOf:
 def facts_of(found: Inspection) -> dict[str, Any]:
     return {"name": found.name, "rows": found.count, "shape": shape_of(found), "usable": len(found.rows),
             "tokens": spread(found.lengths), "cut": sum(row.is_cut for row in found.rows),
-            "left_out": sum(row.is_lost for row in found.rows)}
+            "left_out": sum(row.is_lost for row in found.rows), "thinking": sum(row.thinks for row in found.rows)}
 
 
 def shape_of(found: Inspection) -> str:

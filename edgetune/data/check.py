@@ -17,6 +17,7 @@ from ..llamacpp.tokenizer import Tokenizer
 from .facts import Inspection, Tokens
 from .files import Line
 from .labelled import are_few
+from .thoughts import DROP, KEEP, MASK
 
 FEW = 20  # fewer rows teach little
 MOSTLY = 0.75  # from this share on, all answers should be JSON
@@ -57,16 +58,27 @@ def quantile(ascending: Sequence[int], share: float) -> int:
 
 
 def findings(data: Inspection, held_out: Inspection | None = None, tokens: Tokens | None = None,
-             vectors: VectorsOf | None = None) -> list[Finding]:
+             vectors: VectorsOf | None = None, thinking: str = KEEP) -> list[Finding]:
     """What keeps training from working first, then what may be meant. tokens: what `data` was inspected with. vectors:
-    of questions, by the encoder whose tokens these are.
+    of questions, by the encoder whose tokens these are. thinking: what becomes of thoughts, as of data.thoughts.
     """
     found = [*_unusable(data), *_too_long(data, tokens)]
     if held_out is not None:
         found += [*_unusable(held_out), *_overlap(data, held_out)]
     found += [*_few(data, held_out), *_repeated(data), *_alike(data), *_contradictory(data), *_other_than_json(data),
               *_far(data), *_labels(data, tokens), *(_nearly_contradictory(data, vectors) if vectors else ())]
+    found += _thoughts(data, thinking)
     return sorted(found, key=lambda finding: not finding.fatal)
+
+
+def _thoughts(data: Inspection, thinking: str) -> Iterable[Finding]:
+    """What becomes of thoughts."""
+    if lines := [row.line for row in data.rows if row.thinks]:
+        becomes = {KEEP: "learned", DROP: "left out", MASK: "read and not learned"}[thinking]
+        some = "" if len(lines) == len(data.rows) else f", and {len(data.rows) - len(lines)} have none"
+        yield Finding("thinking", f"{_rows(len(lines))} {'has' if len(lines) == 1 else 'have'} thoughts, which are "
+                      f"{becomes} (--thinking {thinking}){some}", "choose --thinking keep, drop or mask",
+                      lines if some else [])
 
 
 def _unusable(data: Inspection) -> Iterable[Finding]:

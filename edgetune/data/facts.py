@@ -25,6 +25,7 @@ from .packing import Example, is_supervised
 from .preferences import chosen_text, is_pair
 from .question import digest, question_digest
 from .rows import Row, RowParser, check_row
+from .thoughts import has_thoughts
 
 
 @dataclass(frozen=True)
@@ -54,6 +55,7 @@ class RowFacts:
     is_cut: bool = False  # to max_length
     is_lost: bool = False  # nothing to learn is left within max_length
     asked: tuple[int, ...] = ()
+    thinks: bool = False  # whether an answer has thoughts
 
 
 @dataclass(frozen=True)
@@ -132,7 +134,7 @@ def _facts(line: int, row: Row, shape: str, tokens: Tokens | None, parser: RowPa
         if kept and not found.sample:
             found.sample = parts_of(kept[0][1], tokens.tokenizer)
             found.sample_line = line
-    return RowFacts(line, shape, digest(row), question_digest(row), **said)
+    return RowFacts(line, shape, digest(row), question_digest(row), thinks=has_thoughts(row), **said)
 
 
 def answer_of(row: Row) -> str | None:

@@ -53,6 +53,8 @@ class LoadOptions(Protocol):
     @property
     def markup(self) -> str: ...
     @property
+    def thinking(self) -> str: ...
+    @property
     def around(self) -> tuple[str, str, str] | None:
         """What is put around rows in place of a system message: a module, its function, and the argument."""
         ...
@@ -93,6 +95,7 @@ def load(model: Path, paths: Sequence[Path | None], config: LoadOptions,
     where the process was ended early.
     """
     asked = {"model": str(model), "paths": [path and str(path) for path in paths], "markup": config.markup,
+             "thinking": config.thinking,
              "options": {"max_length": config.row_limit, "system": config.system or None, "overflow": config.overflow},
              "around": config.around, "columns": [config.prompt_column, config.completion_column],
              "parser": cast(ModuleType, parser).__name__, "hold_out": hold_out, "learnable": learnable,
@@ -245,7 +248,7 @@ def _answer() -> None:
 
 def _tokenized(asked: dict[str, Any]) -> list[Dataset | None]:
     from ..llamacpp.tokenizers import open_tokenizer
-    tokenizer = open_tokenizer(asked["model"], asked["markup"])
+    tokenizer = open_tokenizer(asked["model"], asked["markup"], asked["thinking"])
     began = resident_memory()
     of_parent = private_memory(asked["parent"])
     try:

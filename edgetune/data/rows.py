@@ -31,6 +31,7 @@ from ..llamacpp.tokenizer import Tokenizer
 from .around import Instruction, flat_prompt, instructed
 from .calls import check_calls
 from .packing import Example, is_supervised
+from .thoughts import DROP, MASK, answer_alone, thought_tokens, without_thoughts
 
 Row = Mapping[str, Any] | str  # a str is plain text of any length
 SHAPES = {"messages": ("messages",), "prompt": ("prompt", "completion"), "text": ("text",)}
@@ -116,11 +117,12 @@ def examples_of(row: Row, shape: str, tokenizer: Tokenizer, system: Instruction,
     if shape == "text":
         return [_document(tokenizer, row_text(row, "text"), bool(row.get("open")))]
     if tokenizer.chat_template is not None:
-        return _turns(tokenizer, *_conversation(row, shape, system))
+        return _turns(tokenizer, *_read(tokenizer, row, shape, system))
     if shape == "messages":
         what = "the model has no chat template, which rows of messages need"
         raise DataError(what, "use rows of prompt and completion or text, or a chat model")
-    return [_continuation(tokenizer, *_pair(row, system))]
+    prompt, completion = _pair(row, system)
+    return [_continuation(tokenizer, prompt, answer_alone(completion) if tokenizer.thoughts == DROP else completion)]
 
 
 def prompt_of(row: Row, tokenizer: Tokenizer, system: Instruction = None) -> tuple[str, str]:
@@ -137,7 +139,7 @@ def prompt_of(row: Row, tokenizer: Tokenizer, system: Instruction = None) -> tup
     if shape == "prompt" and tokenizer.chat_template is None:
         prompt, answer = _pair(row, system)
         return prompt, answer.strip()
-    messages, tools = _conversation(row, shape, system)
+    messages, tools = _read(tokenizer, row, shape, system)
     last = max(i for i, message in enumerate(messages) if message["role"] == "assistant")
     prompt, answer = _turn(tokenizer, messages[:last], messages[last], tools)
     return prompt, tokenizer.decode(t for t in _answer(tokenizer, answer) if not tokenizer.is_end(t)).strip()
@@ -181,7 +183,13 @@ def _continuation(tokenizer: Tokenizer, prompt: str, completion: str) -> Example
     answer = _ended(tokenizer, tokenizer.encode(completion, continues=bool(prompt)))
     if len(asked) + len(answer) < 2:
         raise DataError("prompt and completion have fewer than 2 tokens together", "remove the row or write more text")
-    return example(asked + answer, [0.0] * len(asked) + [1.0] * len(answer))
+    return example(asked + answer, [0.0] * len(asked) + _weights(tokenizer, answer, 1.0))
+
+
+def _weights(tokenizer: Tokenizer, answer: list[int], weight: float) -> list[float]:
+    """The weights of an answer's tokens: none of its thoughts, where they are masked."""
+    masked = thought_tokens(tokenizer, answer) if tokenizer.thoughts == MASK else 0
+    return [0.0] * masked + [weight] * (len(answer) - masked)
 
 
 def _turns(tokenizer: Tokenizer, messages: list[dict[str, Any]],
@@ -205,7 +213,7 @@ def _turns(tokenizer: Tokenizer, messages: list[dict[str, Any]],
             weights = []
             new = tokenizer.encode(prompt, bos=True)
         tokens += new + answer
-        weights += [0.0] * len(new) + [float(message.get("weight", 1))] * len(answer)
+        weights += [0.0] * len(new) + _weights(tokenizer, answer, float(message.get("weight", 1)))
         written = tokenizer.decode(answer)
         seen = prompt + written if text.startswith(written) else None
     if any(weights):
@@ -248,6 +256,15 @@ def _ended(tokenizer: Tokenizer, ids: list[int]) -> list[int]:
 def _pair(row: Mapping[str, Any], system: Instruction) -> tuple[str, str]:
     completion = row_text(row, "completion")
     return flat_prompt(row_text(row, "prompt"), completion, system), completion
+
+
+def _read(tokenizer: Tokenizer, row: Mapping[str, Any], shape: str,
+          system: Instruction) -> tuple[list[dict[str, Any]], list[dict[str, Any]] | None]:
+    """(messages, tools), without thoughts where they are to be left out."""
+    messages, tools = _conversation(row, shape, system)
+    if tokenizer.thoughts == DROP:
+        messages = [without_thoughts(message) if message["role"] == "assistant" else message for message in messages]
+    return messages, tools
 
 
 def _conversation(row: Mapping[str, Any], shape: str,

@@ -58,7 +58,8 @@ class Tokenizer:
     model: a llama_model of that file that is open already and outlives this, so that its vocabulary is held once.
     `chat_template` is the GGUF's, or None. It is ChatML for a vocabulary that has its two tokens and no template.
     `tool_template` takes its place where tools are given, if the GGUF has one. Both may be replaced, and so may
-    `markup`: "escape" or "parse", what becomes of control tokens that a message spells.
+    `markup`: "escape" or "parse", what becomes of control tokens that a message spells; `thoughts`: "keep", "drop" or
+    "mask", what becomes of thoughts in the answers of rows (data.thoughts).
     Raises UnsupportedError for a tokenizer that llama.cpp does not know or would fail on.
     """
 
@@ -86,6 +87,7 @@ class Tokenizer:
         self.chat_template: str | None = self._stored_template(model, None)
         self.tool_template: str | None = self._stored_template(model, b"tool_use")
         self.markup = "escape"
+        self.thoughts = "keep"
         if self.chat_template is None:
             marks = [self.encode(mark) for mark in ("<|im_start|>", "<|im_end|>")]
             if all(len(mark) == 1 and self.is_control(mark[0]) for mark in marks):

@@ -14,13 +14,15 @@ EncoderTokenizer = WordPiece | Pieces
 AnyTokenizer = Tokenizer | EncoderTokenizer
 
 
-def open_tokenizer(file: str | os.PathLike[str] | Gguf, markup: str = "escape") -> AnyTokenizer:
-    """The tokenizer of a GGUF, open or named. markup: as of Tokenizer. Raises the errors of either."""
+def open_tokenizer(file: str | os.PathLike[str] | Gguf, markup: str = "escape",
+                   thoughts: str = "keep") -> AnyTokenizer:
+    """The tokenizer of a GGUF, open or named. markup, thoughts: as of Tokenizer. Raises the errors of either."""
     gguf = file if isinstance(file, Gguf) else open_gguf(find_model(file))
     if gguf.metadata.get("general.architecture") in ENCODERS:
         return open_encoder_tokenizer(gguf)
     found = Tokenizer(gguf)
     found.markup = markup
+    found.thoughts = thoughts
     return found
 
 

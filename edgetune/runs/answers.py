@@ -66,6 +66,7 @@ def compare(exam: Exam, begin: Callable[[int], object], should_stop: Callable[[]
     with LlamaModel(exam.base, context=context, threads=exam.config.threads or None, repack=repack,
                     small_batch=True) as served:
         served.tokenizer.markup = exam.config.markup
+        served.tokenizer.thoughts = exam.config.thinking
         served.cache.before_decode = look
         if exam.start:
             served.load_adapter(exam.start, "before")

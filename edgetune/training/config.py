@@ -83,6 +83,9 @@ class CommonOptions:
     markup: str = option("escape", "Control tokens such as <|im_end|> in a message: escape keeps them text; parse "
                          "makes tokens of them, so that a message can forge a turn.",
                          choices=("escape", "parse"))
+    thinking: str = option("keep", "Thoughts before an answer, as <think> marks them: keep: they are learned; drop: "
+                           "they are left out of the rows; mask: the model reads them, and learns the answer alone.",
+                           choices=("keep", "drop", "mask"))
     # the run
     memory: str = option("", "Memory of the whole process at most, such as 300M, 1.5G, or 25% of what is available "
                          "[75%]. What is traded for it is printed.", common=True, group="The run")
@@ -306,6 +309,7 @@ class TrainOptions(TypedDict, total=False):
     prompt_column: str
     completion_column: str
     markup: str
+    thinking: str
     memory: str
     micro_batch: int
     recompute: str

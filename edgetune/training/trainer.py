@@ -136,7 +136,7 @@ class Trainer:
     @property
     def tokenizer(self) -> AnyTokenizer:
         if self._tokenizer is None:
-            self._tokenizer = open_tokenizer(self.bundle.gguf, self.config.markup)
+            self._tokenizer = open_tokenizer(self.bundle.gguf, self.config.markup, self.config.thinking)
         return self._tokenizer
 
     def add(self, rows: Iterable[dict[str, Any]] | dict[str, Any]) -> Dataset:
