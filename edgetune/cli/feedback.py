@@ -78,8 +78,10 @@ def _lines(content: Any) -> str:
          click.option("--correction", help="The right answer: this is learned."),
          click.option("--rejected", help="A worse answer to the same question."),
          click.option("--rating", type=click.Choice(["up", "down"]), help="Whether the answer is right."),
+         click.option("--expires-in", type=click.IntRange(1), metavar="SECONDS",
+                      help="How long the right answer holds: it is recalled until then, and never learned."),
          group=feedback)
-def feedback_add(client: Any, as_json: bool, **given: str | None) -> None:
+def feedback_add(client: Any, as_json: bool, **given: Any) -> None:
     """Correct an answer, rate it, or compare two answers.
 
     \b

@@ -87,6 +87,11 @@ def test_it_gives_corrections_ratings_and_pairs(running):
                                                       "messages": asked("door?")})
     run("feedback", "add", "--completion-id", answer["id"], "--correction", "shut")
     assert said_of()[0] == ("door?", "shut")
+    today = json.loads(run("feedback", "add", "--prompt", "menu?", "--correction", "soup", "--expires-in", 60,
+                           "--json"))
+    assert today["expires_at"] - today["created_at"] == 60
+    assert today["reason"] == "answers until it expires, and is never learned"
+    running.service.feedback.delete(today["id"])
 
 
 @pytest.mark.parametrize(("options", "words"), [
