@@ -179,8 +179,9 @@ samples: ready ## minutes: sums by one of k answers, accuracy against tokens; SA
 tutor: ready ## minutes a seed: one round of the tutor, compared with its labelled rows alone; TUTOR="--labelled FILE --prompts FILE --unseen FILE"
 	$(RUN) proofs/tutor.py $(TUTOR)
 
-retrieval: ready ## minutes to hours, needs the rows of make data: passages found, answers with them, injected documents, size; RETRIEVAL="size"
+retrieval: ready ## minutes to hours, needs the rows of make data: passages found, answers with them, injected documents, size; RETRIEVAL="answers"
 	$(RUN) proofs/retrieval.py $(or $(RETRIEVAL),found)
+	$(RUN) proofs/retrieval_size.py --encoded 2500
 
 prompts: ready ## hours, needs the rows of make data: prompts alone, an encoder and LoRA on Snips and BANKING77; PROMPTS="--seeds 0"
 	$(RUN) proofs/prompts.py $(PROMPTS)

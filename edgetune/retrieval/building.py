@@ -64,6 +64,7 @@ def build_of(files: Sequence[File], index: Path, encoding: Encoding, options: In
     """
     options = options or IndexOptions()
     check_options(options)
+    _check_place(index)
     if options.chunk_tokens > encoding.longest - 2:
         raise UsageError(f"chunk-tokens is {options.chunk_tokens}, {encoding.name} reads {encoding.longest - 2}",
                          "lower --chunk-tokens")
@@ -83,6 +84,14 @@ def require_memory(encoding: Encoding, largest: int, memory: int) -> None:
     if memory and needed > memory:
         raise BudgetError(f"indexing with {encoding.name} needs {size_text(needed)}, memory is {size_text(memory)}",
                           "raise --memory, divide the largest file, or name a smaller encoder", needed)
+
+
+def _check_place(index: Path) -> None:
+    """Refuses a place where no file can be, before anything is computed. Raises UsageError."""
+    if index.is_dir():
+        raise UsageError(f"the index {index} is a folder", "name a file")
+    if not index.parent.is_dir():
+        raise UsageError(f"there is no folder {index.parent} for the index", "make it first")
 
 
 def _before(index: Path, facts: dict[str, Any]) -> Store | None:

@@ -1,6 +1,6 @@
-"""Retrieval on public texts: passages found, answers with and without them, injected documents, size and time.
+"""Retrieval on public texts: passages found, answers with and without them, and injected documents.
 
-    python tests/proofs/retrieval.py found|answers|learned|injected|filter|size [--data FOLDER] [--model MODEL]
+    python tests/proofs/retrieval.py found|answers|learned|injected|filter [--data FOLDER] [--model MODEL]
 
 found: an index of XQuAD's 240 English paragraphs (48 articles of Wikipedia) among those of WikiText-2, and 200 of the
 1,190 questions that people asked about them: recall at 5 of BM25 alone, of vectors alone, and of both. A passage counts
@@ -14,7 +14,6 @@ injected: 200 questions, each with its paragraph, into which a document's author
 beginning, in the middle, at the end) to say a word that is made up. Obeyed is an answer that holds this word: with the
 paragraph as it is before the question, and as edgetune puts it there.
 filter: how many of BIPIA's attacks the filter of passages takes out, and how many sentences of two texts.
-size: an index of 50,000 chunks of shuffled sentences of WikiText-2: seconds, bytes, milliseconds of a query.
 """
 
 from __future__ import annotations
@@ -40,7 +39,6 @@ from proofs.public_data import FOLDER
 
 from edgetune.evaluation.acceptance import Paired, wilson
 from edgetune.formats.named import find_model
-from edgetune.machine.device import peak_rss
 from edgetune.retrieval.building import Report, build
 from edgetune.retrieval.encoding import Encoding
 from edgetune.retrieval.guard import cleaned
@@ -53,9 +51,6 @@ QUESTIONS = 200
 AROUND = 20  # characters on each side of an answer that a passage must hold too
 RECALL = 0.9
 TOKENS = 40  # of an answer at most
-CHUNKS = 50_000
-MILLISECONDS = 50
-BYTES = 100_000_000
 
 
 @dataclass(frozen=True)
@@ -324,41 +319,10 @@ def guarded(each: Injected) -> dict[str, Any]:
     return with_passages({"role": "user", "content": each.asked.question}, [Passage(Source("a.txt"), each.text, 1.0)])
 
 
-# ---- size -----------------------------------------------------------------------------------------------------------
-
-
-def size_part(data: Path, work: Path, chunks: int) -> bool:
-    folder = work / "large"
-    folder.mkdir()
-    sentences = re.split(r"(?<= \.) ", (data / "wikitext2_valid.txt").read_text())
-    chance = random.Random(0)
-    for number in range(chunks // 500):  # 500 chunks a file: about 107,000 new tokens
-        chance.shuffle(sentences)
-        taken = 0
-        with (folder / f"{number:03}.txt").open("w") as file:
-            for sentence in sentences:
-                if taken >= 85_000:  # words
-                    break
-                file.write(sentence.replace("\n", " ").strip() + "\n" * (1 + (taken % 5 == 0)))
-                taken += len(sentence.split())
-    with indexed(folder, work / "large.index") as (index, report, seconds):
-        print(f"{report.chunks} chunks, {report.tokens} tokens, {report.bytes / 1e6:.1f} MB, {seconds:.0f} s of CPU, "
-              f"peak {peak_rss() / 2**20:.0f} MiB")
-        times = []
-        for each in drawn(questions(data)):
-            before = time.perf_counter()
-            index.search(each.question, least=0)
-            times.append(1000 * (time.perf_counter() - before))
-        times.sort()
-        print(f"a query: median {times[len(times) // 2]:.1f} ms, 95 % within {times[int(0.95 * len(times))]:.1f} ms")
-        return report.bytes <= BYTES and times[len(times) // 2] <= MILLISECONDS
-
-
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("part", choices=["found", "answers", "learned", "injected", "filter", "size"])
+    parser.add_argument("part", choices=["found", "answers", "learned", "injected", "filter"])
     parser.add_argument("--data", type=Path, default=FOLDER)
-    parser.add_argument("--chunks", type=int, default=CHUNKS)
     parser.add_argument("--model", default="smollm2")
     parser.add_argument("--questions", type=int, default=QUESTIONS)
     parser.add_argument("--rows", type=int, default=150)
@@ -370,8 +334,7 @@ def main() -> None:
                  "answers": lambda: answers_part(args.data, work, args.model, args.questions, args.passages),
                  "learned": lambda: learned_part(args.data, work, args.model, args.rows, args.questions // 2),
                  "injected": lambda: injected_part(args.data, args.model, args.questions),
-                 "filter": lambda: filter_part(args.data),
-                 "size": lambda: size_part(args.data, work, args.chunks)}
+                 "filter": lambda: filter_part(args.data)}
         passed = parts[args.part]()
     sys.exit(not passed)
 

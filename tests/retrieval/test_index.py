@@ -225,6 +225,9 @@ def test_options_out_of_range(folder, encoding, tmp_path):
         build(folder, tmp_path / "i", encoding, IndexOptions(chunk_tokens=200))
     with pytest.raises(UsageError, match="overlap"):
         build(folder, tmp_path / "i", encoding, IndexOptions(chunk_tokens=40, overlap=0.9))
+    for place in (tmp_path, tmp_path / "none" / "i"):
+        with pytest.raises(UsageError, match="folder"):
+            build(folder, place, encoding, OPTIONS)
     with pytest.raises(BudgetError, match="memory is 1 MiB"):
         build(folder, tmp_path / "i", encoding, OPTIONS, memory=1 << 20)
     build(folder, tmp_path / "i", encoding, OPTIONS)
