@@ -1,8 +1,8 @@
 """What a prompt alone reaches, with a search and without one, beside an encoder and LoRA: Snips and BANKING77.
 
     python tests/proofs/prompts.py [--shared ../shared] [--sets snips banking77] [--seeds 0 1 2] [--rows 1000]
-                                   [--few 50] [--held 100] [--ways zero nearest ...] [--model smollm2]
-                                   [--out prompts.jsonl]
+                                   [--few 50] [--held 100] [--select 64] [--proposals 8] [--model smollm2]
+                                   [--ways zero nearest ...] [--out prompts.jsonl]
 
 Of each set and seed, --rows rows are what is known, and --few of them the few. The same --held rows, which are no part
 of these, are answered greedily by edgetune's own engine, by the encoder, or by the nearest row itself. A result is a
@@ -59,6 +59,7 @@ class Place:
     known: list[Row]
     few: list[Row]
     held: list[Row]
+    options: PromptOptions
     seed: int
     folder: Path
 
@@ -123,11 +124,11 @@ def nearest_of_few(place: Place) -> dict[str, Any]:
 
 
 def searched(place: Place) -> dict[str, Any]:
-    options = PromptOptions(seed=place.seed, threads=1, decide=10)
-    found = find_prompt(place.bundle, place.rows(place.known, "known"), options=options)
+    found = find_prompt(place.bundle, place.rows(place.known, "known"), options=place.options)
     write_prompt(place.folder / "prompt.json", found.prompt)
     return {"setup_s": time.process_time(), **place.grade(open_prompt(place.folder / "prompt.json", 1)),
-            "prompt": found.best.candidate.name, "tried": len(found.tried), "accepted": found.decision.accepted}
+            "prompt": found.best.candidate.name, "tried": len(found.tried), "select": len(found.parts.select),
+            "accepted": found.decision.accepted}
 
 
 def nearest_row(place: Place) -> dict[str, Any]:
@@ -184,8 +185,9 @@ def measure(args: argparse.Namespace, name: str, seed: int, way: str) -> dict[st
     held = read_lines(held_file)[:args.held]
     known = random.Random(seed).sample(rows, args.rows)
     bundle = open_bundle(args.model)
+    options = PromptOptions(seed=seed, threads=1, select=args.select, proposals=args.proposals, decide=10)
     with tempfile.TemporaryDirectory() as folder:
-        place = Place(bundle, Tokenizer(bundle.gguf), known, known[:args.few], held, seed, Path(folder))
+        place = Place(bundle, Tokenizer(bundle.gguf), known, known[:args.few], held, options, seed, Path(folder))
         began = time.process_time()
         found = WAYS[way](place)
     if "setup_s" in found:
@@ -202,6 +204,8 @@ def main() -> None:
     parser.add_argument("--rows", type=int, default=1000)
     parser.add_argument("--few", type=int, default=50)
     parser.add_argument("--held", type=int, default=100)
+    parser.add_argument("--select", type=int, default=PromptOptions.select)
+    parser.add_argument("--proposals", type=int, default=PromptOptions.proposals)
     parser.add_argument("--ways", nargs="+", choices=WAYS, default=list(WAYS))
     parser.add_argument("--model", default="smollm2")
     parser.add_argument("--out", type=Path, default=Path("prompts.jsonl"))
