@@ -32,8 +32,8 @@ from edgetune.evaluation.acceptance import Paired
 from edgetune.evaluation.chosen import Chooser, Likeliest, Majority, Preferred, chosen, part_of
 from edgetune.evaluation.graders.base import read_grader
 from edgetune.evaluation.judge import same
-from edgetune.runs.chart import STYLES, Chart, Line, figure
-from edgetune.runs.page import STYLE
+from edgetune.runs.chart import HEIGHT, STYLES, WIDTH, Chart, Line, figure
+from edgetune.runs.page import STYLE, Html, element, join
 from edgetune.serving.draws import Drawn, Draws
 from edgetune.serving.llama import LlamaModel
 
@@ -139,15 +139,17 @@ def curve(results: list[Result]) -> dict[str, dict[int, tuple[float, float, floa
 def drawing(found: dict[str, dict[int, tuple[float, float, float]]]) -> str:
     """The curves as one SVG."""
     names = {"calculator": "best of k by a calculator", "majority": "majority of k", "likelihood": "likeliest of k",
-             "alone": "one answer of as many tokens"}
+             "alone": "one answer of as many tokens, told to wait", "greedy": "the likeliest answer, alone"}
     lines = [Line(name, [(tokens, 100 * right) for right, tokens, _ in found[way].values()], STYLES[i], dots=True)
              for i, (way, name) in enumerate(names.items())]
-    made = str(figure(Chart("Sums that are right", "tokens of all answers", "%", lines)))
-    svg = re.search(r"<svg.*?</svg>", made, re.DOTALL)
-    assert svg
-    style = f"<style>{STYLE.read_text('utf-8')}</style>"
-    head, _, body = svg[0].partition(">")
-    return f'{head} xmlns="http://www.w3.org/2000/svg">{style}{body}\n'
+    made = str(figure(Chart("Sums that are right", "tokens of all answers", "% right", lines)))
+    svg = made[made.index("<svg"):made.index("<ul")]
+    inner = svg[svg.index(">") + 1:svg.rindex("</svg>")]
+    legend = join(part for line, y in zip(lines, range(HEIGHT + 8, HEIGHT + 96, 16), strict=False) for part in (
+        element("g", element("path", d=f"M46 {y}H74"), class_=line.style.classes),
+        element("text", line.name, x=80, y=y + 4)))
+    return element("svg", element("style", Html(STYLE.read_text("utf-8"))), Html(inner), legend,
+                   xmlns="http://www.w3.org/2000/svg", viewBox=f"0 0 {WIDTH} {HEIGHT + 16 * len(lines) + 8}") + "\n"
 
 
 def main() -> None:
