@@ -18,7 +18,7 @@ EMULATED = cd tests && PYTHONPATH=$(CURDIR)/build/emulated/python $(PYTHON)
 
 .PHONY: arm-kernels arm-train cascade check clean compaction compiled compressed corrections crash cuda cuda-steps data dev \
     docs dpo durability encoder-peers encoder-service encoder-types families fuzz fuzz-daemon help home-assistant home-assistant-app install installs learning life like lint load memory methods own-engine \
-    peers picture preferences pressure prompts proofs ready recipes release retrieval samples sanitize second-task service slow test tutor wheels
+    peers picture preferences pressure prompts proofs ready recipes release retrieval samples sanitize second-task service slow teacher test tutor wheels
 
 help: ## this list
 	@grep -E '^[a-z-]+:.* ## ' $(firstword $(MAKEFILE_LIST)) | sed 's/:.* ## /\t/' | expand -t 14
@@ -154,6 +154,9 @@ recipes: ready ## an hour: small data sets trained without an option, answered f
 
 compressed: ready ## hours, needs the rows of make data: what compress costs, by llama.cpp's types, --target-size, width, vocabulary, for a board, as ONNX
 	$(RUN) proofs/compressed.py $(COMPRESSED)
+
+teacher: ready ## an hour, needs the rows of make data: SmolLM2 in F16 teaches its bundle of 60 MB, and itself without some blocks
+	$(RUN) proofs/teacher.py $(TEACHER)
 
 encoder-service: ready ## minutes, needs the rows of make data: a daemon of minilm, lessons of 40 corrections, answers a second, memory
 	$(RUN) proofs/encoder_service.py

@@ -4,9 +4,9 @@
                                    [--out teacher.jsonl]
 
 The teacher is SmolLM2-135M-Instruct, dequantized from Q4_1 to F16: no better file is on a package registry. Students:
-s60 (60 MB) and pruned (3 of 30 blocks dropped, in Q4_K_M). Rows: --rows of Snips and as many windows of WikiText-2 of
-about 96 tokens, in the memory of --memory. Held out: 20 of Snips' other file, and 20 windows of the part of WikiText-2
-on which no step of `compress` was tuned.
+s60 (60 MB, by `edgetune compress`) and pruned (F16, without 3 of 30 blocks, and nothing was fitted to that). Rows:
+--rows of Snips and --windows of WikiText-2 of about 96 tokens, in the memory of --memory. Held out: 20 of Snips' other
+file, and 20 windows of the part of WikiText-2 on which no step of `compress` was tuned.
 
 before               the student as it is
 sft                  imitates the rows
@@ -14,7 +14,8 @@ sft-greedy           imitates what the teacher says: greedy answers, greedy cont
 forward, reverse, jsd, mixed   learn from the teacher's file; mixed: forward, and half of the loss is the rows'
 
 KL(teacher || student) in nats a token over the whole vocabulary, by llama.cpp, and agreement of the likeliest token.
-Exits with 1 unless forward KL takes at least 40 % of the student's KL away on both texts, in the memory planned.
+Exits with 1 unless forward KL on the most windows takes at least 40 % of the student's KL away on both texts, in the
+memory planned.
 """
 
 import argparse
@@ -32,6 +33,7 @@ from json_lines import read_lines, write_lines
 from peers.snips import SYSTEM
 from proofs.compared import Result, arguments, edgetune, end, folder_of, measure_missing
 
+from edgetune.compress.shrink.prune import without_blocks
 from edgetune.compress.source import floats
 from edgetune.data.dataset import load
 from edgetune.data.packing import Example
@@ -40,7 +42,8 @@ from edgetune.formats.gguf import open_gguf
 from edgetune.llamacpp.divergence import divergence
 from edgetune.serving.llama import LlamaModel
 
-STUDENTS = {"s60": ["--target-size", "60M"], "pruned": ["--drop-blocks", 3, "--type", "Q4_K_M"]}
+STUDENTS = ("s60", "pruned")
+DROPPED = (22, 24, 26)  # of 30 blocks
 VARIANTS = ("before", "sft", "sft-greedy", "forward", "reverse", "jsd", "mixed")
 HELD = {"snips": 20, "wiki": 20}
 WORDS = 70  # in a window, about 96 tokens
@@ -56,17 +59,18 @@ class Proof:
         self.args = args
         self.folder = folder_of(args)
         self.data = args.shared / "data"
+        self.tag = f"{args.rows}" + (f"-{args.windows}" if args.windows else "")
         self.teacher = self.folder / "teacher-f16.gguf"
         if not self.teacher.exists():
             floats.write(self.teacher, floats.read(open_gguf(args.model)))
-        self.rows = self.folder / f"rows-{args.rows}.jsonl"
+        self.rows = self.folder / f"rows-{self.tag}.jsonl"
         if not self.rows.exists():
             write_lines(self.rows, [*read_lines(self.data / "snips_train.jsonl")[:args.rows],
-                                    *self.windows(0, args.rows)])
+                                    *self.windows(0, args.windows or args.rows)])
         self.held = {"snips": write_lines(self.folder / "held-snips.jsonl",
                                           read_lines(self.data / "snips_dev.jsonl")[:HELD["snips"]]),
                      "wiki": write_lines(self.folder / "held-wiki.jsonl", self.windows(1, HELD["wiki"]))}
-        self._expected: dict[str, list[tuple[Example, Any]]] = {}  # of each held-out row, the teacher's logits
+        self._expected: dict[str, list[tuple[Example, Any]]] = {}
 
     def windows(self, part: int, number: int) -> list[dict[str, Any]]:
         """Of the first four fifths of the text, on which compress calibrates, or of the last, evenly spread."""
@@ -76,14 +80,17 @@ class Proof:
         return [{"text": " ".join(words[begin:begin + WORDS]).strip()} for begin in begins]
 
     def student(self, name: str) -> Path:
-        path = self.folder / f"{name}.edge"
-        if not path.exists():
+        path = self.folder / ("s60.edge" if name == "s60" else "pruned.gguf")
+        if not path.exists() and name == "s60":
             edgetune("compress", self.teacher, "-o", path, "--calibrate", self.data / "wikitext2_valid.txt",
-                     *STUDENTS[name], "--json")
+                     "--target-size", "60M", "--json")
+        elif not path.exists():
+            whole = floats.read(open_gguf(self.teacher))
+            floats.write(path, without_blocks(whole, [i for i in range(whole.shape.n_layer) if i not in DROPPED]))
         return path
 
     def file(self) -> Path:
-        path = self.folder / f"rows-{self.args.rows}.teacher"
+        path = self.folder / f"rows-{self.tag}.teacher"
         if not path.exists():
             made = edgetune("teach", self.teacher, self.rows, "-o", path, "--system", SYSTEM, "--max-length", LONGEST,
                             "--threads", 1, "--json")
@@ -92,7 +99,7 @@ class Proof:
 
     def greedy(self) -> Path:
         """Rows of what the teacher says."""
-        path = self.folder / f"greedy-{self.args.rows}.jsonl"
+        path = self.folder / f"greedy-{self.tag}.jsonl"
         if not path.exists():
             write_lines(path, self._said())
         return path
@@ -113,7 +120,7 @@ class Proof:
         adapter = None
         facts: Result = {}
         if variant != "before":
-            adapter = self.folder / f"{student}-{variant}-{seed}-{self.args.lr:g}-{self.args.epochs:g}-{self.args.rows}"
+            adapter = self.folder / f"{student}-{variant}-{seed}-{self.args.lr:g}-{self.args.epochs:g}-{self.tag}"
             rows = self.greedy() if variant == "sft-greedy" else self.rows
             made = edgetune("train", bundle, rows, "-o", adapter, *self.method(variant), "--system", SYSTEM, "--rank",
                             16, "--lr", self.args.lr, "--epochs", self.args.epochs, "--batch-size", 4, "--max-length",
@@ -146,11 +153,20 @@ class Proof:
         return found
 
     def expected(self) -> dict[str, list[tuple[Example, Any]]]:
-        if not self._expected:
-            with LlamaModel(self.teacher, context=512, threads=1) as model:
-                for name, path in self.held.items():
-                    examples = load(path, model.tokenizer, max_length=LONGEST, system=SYSTEM).examples
-                    self._expected[name] = [(one, logits_at(model, one)) for one in examples]
+        """Of each held-out row, the teacher's logits [S, V], which a file keeps for later pieces of the proof."""
+        if self._expected:
+            return self._expected
+        kept = self.folder / "expected.npz"
+        known = dict(np.load(kept)) if kept.exists() else {}
+        with LlamaModel(self.teacher, context=512, threads=1) as model:
+            for name, path in self.held.items():
+                examples = load(path, model.tokenizer, max_length=LONGEST, system=SYSTEM).examples
+                for i, one in enumerate(examples):
+                    if f"{name} {i}" not in known:
+                        known[f"{name} {i}"] = logits_at(model, one)
+                self._expected[name] = [(one, known[f"{name} {i}"]) for i, one in enumerate(examples)]
+        if not kept.exists():
+            np.savez(kept, **known)
         return self._expected
 
 
@@ -191,9 +207,11 @@ def line_of(result: Result) -> str:
 def wrong(results: Sequence[Result]) -> Iterator[str]:
     for student in STUDENTS:
         of = [result for result in results if result["student"] == student]
+        most = max((result["windows"] for result in of), default=0)
         before = [result for result in of if result["variant"] == "before"]
         for name in HELD:
-            after = [kl(result, name) for result in of if result["variant"] == "forward"]
+            after = [kl(result, name) for result in of
+                     if result["variant"] == "forward" and result["windows"] == most]
             if after and before and statistics.fmean(after) > TARGET * kl(before[0], name):
                 yield f"{student}, {name}: KL {statistics.fmean(after):.4f} of {kl(before[0], name):.4f}"
     for result in results:
@@ -207,14 +225,16 @@ def main() -> None:
     parser.add_argument("--lr", type=float, default=2e-3)
     parser.add_argument("--epochs", type=float, default=2.0)
     parser.add_argument("--rows", type=int, default=80)
+    parser.add_argument("--windows", type=int, default=0, help="of WikiText-2 [as many as rows]")
     parser.add_argument("--memory", default="320M")
     args = parser.parse_args()
     proof = Proof(args)
     cases = [{"student": student, "variant": variant, "seed": seed, "lr": 0.0 if variant == "before" else args.lr,
-              "epochs": 0.0 if variant == "before" else args.epochs, "rows": 0 if variant == "before" else args.rows}
+              "epochs": 0.0 if variant == "before" else args.epochs, "rows": 0 if variant == "before" else args.rows,
+              "windows": 0 if variant == "before" else args.windows or args.rows}
              for variant in args.variants for student in args.only
              for seed in (args.seeds if variant != "before" else [0])]
-    results = measure_missing(args, cases, lambda lr, epochs, rows, **case: proof.run(**case), line_of)  # noqa: ARG005
+    results = measure_missing(args, cases, lambda lr, epochs, rows, windows, **case: proof.run(**case), line_of)  # noqa: ARG005
     end([*wrong(results)])
 
 
