@@ -238,3 +238,10 @@ def test_an_array_is_counted_before_it_is_made(key, kind, width, tmp_path, tiny_
     grown, _, message = done.stdout.partition(" ")
     assert re.search(key, message)
     assert int(grown) < count * width / 2**20 + 32
+
+
+@pytest.mark.parametrize("used", [0, 9])
+def test_more_experts_than_there_are_is_refused_before_llama_cpp_sees_it(used, tmp_path):
+    path = write_tiny(tmp_path / "model.gguf", "granitemoe", metadata={"granitemoe.expert_used_count": used})
+    with pytest.raises(FormatError, match=f"granitemoe.expert_used_count is {used}, allowed are 1 to 4, the experts"):
+        check_model(open_gguf(path))

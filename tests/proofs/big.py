@@ -1,10 +1,14 @@
-"""A random llama of 1.1 billion weights in Q4_0, TinyLlama's shape, about 620 MB, written with little memory.
+"""Large random models in Q4_0, written with little memory.
 
-    python tests/proofs/big.py big.gguf [--blocks 22]
+    python tests/proofs/big.py big.gguf [--shape tinyllama|llama3.2-3b|olmoe] [--blocks N]
+
+tinyllama: 1.1 billion weights, 620 MB. llama3.2-3b: 3.2 billion, 1.8 GB. olmoe: OLMoE's shape, a mixture of experts
+with 6.9 billion weights, of which a token takes 1.3 billion, 3.9 GB.
 """
 
 import argparse
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import gguf
@@ -17,16 +21,23 @@ BLOCK = np.dtype([("scale", "<f2"), ("codes", "u1", 16)])  # 32 weights of Q4_0
 ROWS = 1024  # written at a time
 
 
-def shape_of(blocks: int) -> Shape:
-    return Shape(d_model=2048, n_blocks=blocks, n_heads=32, n_kv_heads=4, head_width=64, d_ff=5632, n_vocab=32000,
-                 n_context=2048, tied=False)
+SHAPES = {
+    "tinyllama": ("llama", Shape(d_model=2048, n_blocks=22, n_heads=32, n_kv_heads=4, head_width=64, d_ff=5632,
+                                 n_vocab=32000, n_context=2048, tied=False)),
+    "llama3.2-3b": ("llama", Shape(d_model=3072, n_blocks=28, n_heads=24, n_kv_heads=8, head_width=128, d_ff=8192,
+                                   n_vocab=128256, n_context=8192)),
+    "olmoe": ("olmoe", Shape(d_model=2048, n_blocks=16, n_heads=16, n_kv_heads=16, head_width=128, d_ff=1024,
+                             n_vocab=50304, n_context=4096, tied=False, qk_norm="width", experts=(64, 8))),
+}
 
 
-def write(path: Path, blocks: int = 22, seed: int = 0) -> Path:
-    shape = shape_of(blocks)
+def write(path: Path, name: str = "tinyllama", blocks: int = 0, seed: int = 0) -> Path:
+    architecture, shape = SHAPES[name]
+    shape = replace(shape, n_blocks=blocks or shape.n_blocks)
     rng = np.random.default_rng(seed)
-    writer = gguf.GGUFWriter(path, "llama")
-    for key, value in (tokenizer_metadata(shape.n_vocab) | model_metadata("llama", shape)).items():
+    writer = gguf.GGUFWriter(path, architecture)
+    fields = tokenizer_metadata(shape.n_vocab, pre=architecture) | model_metadata(architecture, shape)
+    for key, value in fields.items():
         kind = {bool: gguf.GGUFValueType.BOOL, int: gguf.GGUFValueType.UINT32, float: gguf.GGUFValueType.FLOAT32,
                 str: gguf.GGUFValueType.STRING}.get(type(value), gguf.GGUFValueType.ARRAY)
         writer.add_key_value(key, value, kind)
@@ -42,8 +53,9 @@ def write(path: Path, blocks: int = 22, seed: int = 0) -> Path:
     file = writer.fout[0]
     writer.write_padding(file, file.tell())
     for size in tensors.values():
-        for rows in range(0, size[0], ROWS):
-            file.write(values(rng, (min(ROWS, size[0] - rows), *size[1:])))
+        flat = size if len(size) < 3 else (size[0] * size[1], size[2])
+        for rows in range(0, flat[0], ROWS):
+            file.write(values(rng, (min(ROWS, flat[0] - rows), *flat[1:])))
         writer.write_padding(file, file.tell())
     writer.close()
     return path
@@ -62,6 +74,7 @@ def values(rng: np.random.Generator, size: tuple[int, ...]) -> bytes:
 if __name__ == "__main__":
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("out", type=Path)
-    parser.add_argument("--blocks", type=int, default=22)
+    parser.add_argument("--shape", choices=SHAPES, default="tinyllama")
+    parser.add_argument("--blocks", type=int, default=0, help="[the shape's]")
     args = parser.parse_args()
-    write(args.out, args.blocks)
+    write(args.out, args.shape, args.blocks)

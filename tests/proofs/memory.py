@@ -1,6 +1,7 @@
 """Memory as planned and as the kernel measured it, each run in a process of its own.
 
-    python tests/proofs/memory.py [predict] [budgets] [smallest] [large] [--model SmolLM2.gguf] [--large big.gguf]
+    python tests/proofs/memory.py [predict] [budgets] [smallest] [large] [lengths]
+                                   [experts] [--model SmolLM2.gguf] [--large big.gguf]
 
 predict   26 combinations of model, batch, length, family, rank, recomputation and streaming: the plan's peak beside the
           process's, with two steps, a held-out loss and saving. Must be within 5 % or 12 MiB, and never under by more
@@ -10,6 +11,9 @@ budgets   SmolLM2-135M, 4 x 256 tokens a step, in 160M, 200M, 300M, 600M and wit
 smallest  the least budget in which SmolLM2-135M trains at 1 x 128 tokens.
 large     a random llama of 1.1 billion weights (big.py) in 350M, and resident: peak, and time a token, which must be at
           most 1.5 times the resident run's.
+lengths   a random llama of 3.2 billion weights at 1,024, 2,048 and 4,096 tokens, one row a step, each in the least
+          budget: the peak, beside that of arXiv 2606.19528 for llama-3.2-3B (Qualcomm, one A100).
+experts   a random mixture of experts with 6.9 billion weights, of which a token takes 1.3 billion, in 2G, and resident.
 
 Peaks are VmHWM, and for `edgetune train` also what its tokenising process had. Exits with 1 if something does not hold.
 """
@@ -174,12 +178,44 @@ def large(args: argparse.Namespace, folder: Path) -> tuple[list[dict[str, Any]],
     return [{"budget": 350, "holds": holds, "ratio": ratio, **small}, resident], holds
 
 
+PAPER = {1024: 1.30, 2048: 2.43, 4096: 5.41}  # GB, logits of the likeliest 1,000 tokens alone
+
+
+def lengths(args: argparse.Namespace, folder: Path) -> tuple[list[dict[str, Any]], bool]:
+    import big
+    model = args.three or big.write(folder / "three.gguf", "llama3.2-3b")
+    rows = []
+    for length, theirs in PAPER.items():
+        common = ["--max-length", str(length), "--batch-size", "1", "--steps", "1", "--anchors", "0"]
+        refused = train(model, folder, "none", *common, "--memory", "1M")
+        least = int(re.search(r"--memory (\d+)M", refused["hint"])[1])  # type: ignore[index]
+        run = train(model, folder, f"l{length}", *common, "--memory", f"{least}M")
+        show(f"{length}", run, run["peak"] * MIB <= theirs * 1e9)
+        rows.append({"length": length, "budget": least, "theirs": theirs, **run})
+    return rows, all(row["peak"] * MIB <= row["theirs"] * 1e9 for row in rows)
+
+
+def experts(args: argparse.Namespace, folder: Path) -> tuple[list[dict[str, Any]], bool]:
+    import big
+    model = args.experts or big.write(folder / "experts.gguf", "olmoe")
+    common = ["--max-length", "256", "--batch-size", "4", "--steps", "2", "--anchors", "0"]
+    small = train(model, folder, "small", *common, "--memory", "2G")
+    show("2G", small, small["peak"] <= 2048)
+    resident = train(model, folder, "resident", *common, "--weights", "resident")
+    show("resident", resident, True)
+    print(f"time a token: {resident['tokens_per_s'] / small['tokens_per_s']:.2f} times the resident run's")
+    return [small, resident], small["peak"] <= 2048
+
+
 def main() -> None:
     from proofs.compared import arguments  # here: the processes that are measured import as little as they can
     parser = arguments(__doc__)
-    proofs = {"predict": predict, "budgets": budgets, "smallest": smallest, "large": large}
+    proofs = {"predict": predict, "budgets": budgets, "smallest": smallest, "large": large, "lengths": lengths,
+              "experts": experts}
     parser.add_argument("proofs", nargs="*", help="[all]")
     parser.add_argument("--large", type=Path, help="what big.py wrote [made anew]")
+    parser.add_argument("--three", type=Path, help="the same with --shape llama3.2-3b [made anew]")
+    parser.add_argument("--experts", type=Path, help="the same with --shape olmoe [made anew]")
     parser.add_argument("--steps", type=int, default=6, help="of the budgets' runs [6]")
     parser.add_argument("--json", type=Path)
     args = parser.parse_args()

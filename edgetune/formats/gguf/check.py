@@ -248,6 +248,8 @@ def _check_hyperparameters(gguf: Gguf, arch: str) -> None:
         value = gguf.metadata.get(f"{arch}.{name}", 0)
         if value != 0 and value != [0] * blocks:
             raise UnsupportedError(f"{gguf.path}: {arch}.{name} is {value!r:.60}, allowed is 0", "take a dense model")
+    if takes_experts:
+        _check_experts(gguf, arch, found)
     for kind in found["rope.scaling.type"]:
         if kind not in _ROPE_SCALINGS:
             raise UnsupportedError(
@@ -255,6 +257,15 @@ def _check_hyperparameters(gguf: Gguf, arch: str) -> None:
             )
     _check_windows(gguf, arch, found)
     _check_heads(gguf, arch, found)
+
+
+def _check_experts(gguf: Gguf, arch: str, found: dict[str, list[Any]]) -> None:
+    """The number of experts, and of those that a token takes: llama.cpp aborts on more than there are."""
+    count = (found["expert_count"] or [0])[0]
+    for used in found["expert_used_count"] or [0]:
+        if not 1 <= used <= count:
+            raise FormatError(f"{gguf.path}: {arch}.expert_used_count is {used}, allowed are 1 to {count}, the experts",
+                              _BROKEN)
 
 
 def _check_windows(gguf: Gguf, arch: str, found: dict[str, list[Any]]) -> None:
