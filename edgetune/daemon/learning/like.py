@@ -27,7 +27,7 @@ from .items import FeedbackItem, item_of
 from .recall import Recall
 
 EXAMPLES = 4  # corrections that the model sees before a question
-LIKE = 0.5  # their least likeness
+LIKE = 0.4  # their least likeness
 NAMED = 8  # bytes of a stored vector that name its encoder
 RECENT = 32  # texts whose vectors are kept
 TOGETHER = 64  # vectors that are made, and stored, at once
