@@ -16,6 +16,7 @@ from ..data.around import Instruction
 from ..data.dataset import Dataset
 from ..data.question import question_text
 from ..data.rows import prompt_of
+from ..llamacpp.sampling import SEED_LIMIT
 from ..serving.draws import Drawn, Draws
 from ..serving.llama import LlamaModel
 from .graders.agreement import form_of
@@ -179,10 +180,12 @@ def grade_chosen(served: LlamaModel, dataset: Dataset, choosing: Choosing, *, sy
     pattern = re.compile(choosing.pattern) if choosing.pattern else None
     found = []
     tokens = 0
-    for row, item in zip(rows, items, strict=True):
+    first = options.pop("seed", 0)
+    for i, (row, item) in enumerate(zip(rows, items, strict=True)):
         prompt, expected = prompt_of(row, served.tokenizer, system)
         budget = options.get("max_tokens") or 2 * len(served.tokenizer.encode(expected)) + 16
-        choice = choosing.answer(served, prompt, item, **options | {"max_tokens": budget})
+        seed = (first + i * choosing.samples) % SEED_LIMIT  # the same for all rows would draw alike
+        choice = choosing.answer(served, prompt, item, **options | {"max_tokens": budget, "seed": seed})
         text = choice.drawn.text
         right = same(part_of(expected, pattern) or expected, part_of(text, pattern))
         found.append(Answer(prompt, expected, text, right, choice.drawn.finish == "stop", question_text(row)))

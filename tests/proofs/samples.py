@@ -111,8 +111,9 @@ def measured(model: Path, folder: Path, seed: int, asked: int, temperature: floa
         served.use("sums")
         prompts = [str(served.render([{"role": "user", "content": row["prompt"]}], None, "sums")) for row in rows]
         drawn = []
-        for prompt in prompts:
-            made = sorted(Draws(served, prompt, max(COUNTS), temperature=temperature, max_tokens=MOST, seed=seed),
+        for i, prompt in enumerate(prompts):
+            first = (seed * asked + i) * max(COUNTS)
+            made = sorted(Draws(served, prompt, max(COUNTS), temperature=temperature, max_tokens=MOST, seed=first),
                           key=lambda each: each.index)
             drawn.append(made)
         each = mean(one.tokens + 1 for made in drawn for one in made)
