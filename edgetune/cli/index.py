@@ -24,7 +24,7 @@ def index_options(command: Any) -> Any:
 
 
 @command("index", click.argument("folder", type=click.Path(path_type=Path)),
-         click.option("-o", "--output", type=click.Path(path_type=Path), required=True,
+         click.option("-o", "--out", "out_file", type=click.Path(path_type=Path), required=True,
                       help="File of the index; one that exists is brought up to date."),
          click.option("--encoder", type=ModelPath(), default=MADE_BY, show_default=True,
                       help="Model that makes the vectors."),
@@ -32,7 +32,7 @@ def index_options(command: Any) -> Any:
          click.option("--memory", default="", help="Memory of this process at most, such as 500M or 25% [75% of what "
                       "is available]."),
          threads_option)
-def index_command(folder: Path, output: Path, encoder: Path, memory: str, threads: int, as_json: bool,
+def index_command(folder: Path, out_file: Path, encoder: Path, memory: str, threads: int, as_json: bool,
                   **options: Any) -> None:
     """Make a searchable index of the documents in FOLDER.
 
@@ -46,7 +46,7 @@ def index_command(folder: Path, output: Path, encoder: Path, memory: str, thread
     found = Encoding(encoder, threads)
     try:
         with step_progress(out, as_json) as progress:
-            report = build(folder, output, found, IndexOptions(**options), TrainConfig(memory=memory).memory_here(),
+            report = build(folder, out_file, found, IndexOptions(**options), TrainConfig(memory=memory).memory_here(),
                            progress.step)
     finally:
         found.close()
