@@ -15,7 +15,7 @@ import pytest
 import torch
 from commands import run as command
 from decoder_cases import LIMIT, Case, distance, hf_projection, make_case, make_decoder, train_once
-from families import GEMMA_NAMES, GGUF_NAMES, row_order
+from families import GGUF_NAMES, POST_NAMES, row_order
 from policy_cases import LETTERS, letters, prompts
 from transformers import DynamicCache
 
@@ -56,14 +56,18 @@ def shaken(values: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
 
 def module_of(name: str, model: Any) -> str:
     """transformers' name of a norm, or of the module whose output is a sublayer's."""
-    is_gemma = model.config.model_type == "gemma3_text"
-    names = {new: old for old, new in (GEMMA_NAMES if is_gemma else GGUF_NAMES).items()}
-    names |= {"attention": names["post_attention_norm"], "feed_forward": names["post_ffw_norm"]} if is_gemma else {
-        "attention": "self_attn", "feed_forward": "mlp"}
     if name == "output_norm":
         return "model.norm"
     _, layer, part = name.split(".")
-    return f"model.layers.{layer}.{names[part]}"
+    is_gemma = model.config.model_type == "gemma3_text"
+    sublayers = {"attention": "post_attention_norm", "feed_forward": "post_ffw_norm"}
+    if part in sublayers and not is_gemma:
+        return f"model.layers.{layer}.{'self_attn' if part == 'attention' else 'mlp'}"
+    wanted = sublayers.get(part, part)
+    modules = dict(model.named_modules())
+    paths = (f"model.layers.{layer}.{old}" for old, new in (POST_NAMES if is_gemma else GGUF_NAMES).items()
+             if new == wanted)
+    return next(path for path in paths if path in modules)
 
 
 @contextmanager

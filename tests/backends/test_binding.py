@@ -17,7 +17,7 @@ stub = importlib.util.module_from_spec(_spec)
 _spec.loader.exec_module(stub)
 
 OPS = stub.read_ops()
-SIZES = {"T": 2, "Q": 1, "N": 3, "K": 4, "R": 1, "D": 4, "V": 5, "H": 2, "G": 1, "C": 4, "A": 2, "P": 3, "B": 5,
+SIZES = {"T": 2, "Q": 1, "N": 3, "K": 4, "R": 1, "D": 4, "V": 5, "H": 2, "G": 1, "J": 3, "C": 4, "A": 2, "P": 3, "B": 5,
          "S": max(HEAD_STATE, SAMPLE_STATE), "L": 1, "M": CACHE, "W": 2, "n": 6, "r": 2, "u": 1}
 REALS = {"sign": 1.0}
 WHOLES = {"end": -1, "step": 1}
@@ -35,6 +35,8 @@ def usual(argument):
         return np.zeros(MOMENT_BYTES, np.uint8)
     shape = [SIZES[letter] for letter in argument.letters]
     found = np.zeros(int(np.prod(shape)) if argument.flat else shape, DTYPES.get(argument.kind, np.float32))
+    if argument.name == "before":  # no row before
+        return found - 1
     if argument.name == "end":  # one document
         return found + found.dtype.type(found.size)
     return np.arange(found.size, dtype=found.dtype) if argument.name == "position" else found

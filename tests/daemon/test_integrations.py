@@ -81,15 +81,18 @@ def test_the_program_of_the_tutorial_corrects_answers(running, tmp_path, monkeyp
 
 @pytest.mark.parametrize("name", ["learn-from-feedback", "valid-json"])
 def test_requests_are_accepted(name, running):
-    """Those of the page's curl commands, with the id of an answer that there is."""
-    question = {"messages": [{"role": "user", "content": "lamp"}], "max_tokens": 4}
+    """Those of the page's curl commands, with the ids of an answer and of a proposed correction that there are."""
+    said = [("user", "capital of Australia?"), ("assistant", "Sydney."), ("user", "No, it is Canberra.")]
+    question = {"messages": [{"role": role, "content": text} for role, text in said], "max_tokens": 4}
     answer = httpx.post(f"{running.url}/v1/chat/completions", json=question, timeout=PATIENCE).json()
+    proposed = httpx.get(f"{running.url}/v1/proposals", timeout=PATIENCE).json()["data"]
     requests = re.findall(r"^curl -s (\S+) -H 'content-type: application/json' -d '(.*?)'$", page(name), re.M | re.S)
     assert len(requests) >= 3
     for url, body in requests:
-        said = httpx.post(local(url, running), content=body.replace("chatcmpl-...", answer["id"]), timeout=PATIENCE,
-                          headers={"content-type": "application/json"})
-        assert said.status_code == 200, said.text
+        answered = httpx.post(local(url.replace("prop-...", proposed[0]["id"]), running), timeout=PATIENCE,
+                              content=body.replace("chatcmpl-...", answer["id"]),
+                              headers={"content-type": "application/json"})
+        assert answered.status_code == 200, answered.text
 
 
 def schema_of(fields):
