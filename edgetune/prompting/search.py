@@ -47,7 +47,7 @@ class Search:
 
     def run(self) -> Tried:
         """The best prompt by the rows that choose. `tried` has all others too. Raises the errors of the scorer."""
-        name = "your system message" if self.options.system else "no instruction"
+        name = "the system message" if self.options.system else "no instruction"
         base = Candidate(name, NOTHING, Prompt(self.options.system))
         shots = self._narrowed("examples", with_examples(base, self.parts.pool, self.options, self.near is not None))
         texts = {**by_rules(self.parts.pool), **self._proposed()}
