@@ -6,12 +6,11 @@ X-Forwarded-For and X-Forwarded-Host; answers without redirects, and without the
 
 from __future__ import annotations
 
-import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 
 import httpx
+from local_http import Quiet, served_by
 
 ADDRESS = "127.0.0.2"  # from which it connects; Linux has all of 127.0.0.0/8
 PATH = "/api/hassio_ingress/a-token"
@@ -29,7 +28,7 @@ def ingress(daemon: str) -> Iterator[str]:
     """The address of the proxy, which shows its own panel at /, and the daemon's pages below PATH."""
     with client_from(ADDRESS, daemon) as http:
 
-        class Handler(BaseHTTPRequestHandler):
+        class Handler(Quiet):
             def do_GET(self) -> None:
                 if self.path == "/":
                     self.start(200, {"Content-Type": "text/html"})
@@ -59,13 +58,5 @@ def ingress(daemon: str) -> Iterator[str]:
                     self.send_header(name, value)
                 self.end_headers()
 
-            def log_message(self, *_: object) -> None:
-                pass
-
-        server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
-        thread = threading.Thread(target=server.serve_forever)
-        thread.start()
-        yield f"http://127.0.0.1:{server.server_port}"
-        server.shutdown()
-        thread.join()
-        server.server_close()
+        with served_by(Handler) as proxy:
+            yield proxy

@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 import json
-import threading
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from typing import Any
 
 import httpx
+from local_http import Quiet, served_by
 
 PATIENCE = 600  # seconds of an answer
 
@@ -19,7 +18,7 @@ def overheard(url: str) -> Iterator[tuple[str, list[dict[str, Any]]]]:
     """The proxy's address, and the bodies of the requests so far."""
     heard: list[dict[str, Any]] = []
 
-    class Handler(BaseHTTPRequestHandler):
+    class Handler(Quiet):
         def do_POST(self) -> None:
             body = self.rfile.read(int(self.headers.get("content-length", 0)))
             if self.path == "/api/chat":
@@ -34,13 +33,5 @@ def overheard(url: str) -> Iterator[tuple[str, list[dict[str, Any]]]]:
 
         do_GET = do_POST
 
-        def log_message(self, *_: object) -> None:
-            pass
-
-    server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
-    threading.Thread(target=server.serve_forever, daemon=True).start()
-    try:
-        yield f"http://127.0.0.1:{server.server_port}", heard
-    finally:
-        server.shutdown()
-        server.server_close()
+    with served_by(Handler) as proxy:
+        yield proxy, heard

@@ -4,10 +4,9 @@ import json
 from collections import Counter
 from contextlib import contextmanager
 from dataclasses import replace
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
-from threading import Thread
 
 import pytest
+from local_http import Quiet, served_by
 from proofs import public_data
 from proofs.public_data import DataSet, bring, digest
 
@@ -27,20 +26,15 @@ def serving(files):
     """A server of files by path; yields its address and the paths that were read."""
     read = []
 
-    class Handler(BaseHTTPRequestHandler):
-        def log_message(self, *_):
-            pass
-
+    class Handler(Quiet):
         def do_GET(self):
             read.append(self.path)
             self.send_response(200 if self.path in files else 404)
             self.end_headers()
             self.wfile.write(files.get(self.path, b""))
 
-    with ThreadingHTTPServer(("127.0.0.1", 0), Handler) as server:
-        Thread(target=server.serve_forever, daemon=True).start()
-        yield f"http://127.0.0.1:{server.server_port}", read
-        server.shutdown()
+    with served_by(Handler) as url:
+        yield url, read
 
 
 def test_a_data_set_is_brought_once(tmp_path):

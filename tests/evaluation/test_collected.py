@@ -1,16 +1,15 @@
 """Rows of a teacher's right answers: by our own daemon as the server, and by one that is busy, wrong or gone."""
 
 import json
-import threading
 from collections import Counter
 from contextlib import contextmanager
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from itertools import count
 
 import pytest
 from commands import run
 from daemons import daemon
 from json_lines import read_lines, write_lines
+from local_http import Quiet, served_by
 from tiny import write_tiny
 
 import edgetune
@@ -37,7 +36,7 @@ def server(status_of=lambda _turn, _body: 200, said=None):
     """A server with OpenAI's API; status_of: of the n-th request for a question. Yields (url, requests by question)."""
     seen = Counter()
 
-    class Handler(BaseHTTPRequestHandler):
+    class Handler(Quiet):
         protocol_version = "HTTP/1.1"
 
         def do_GET(self):
@@ -60,18 +59,8 @@ def server(status_of=lambda _turn, _body: 200, said=None):
             self.end_headers()
             self.wfile.write(text)
 
-        def log_message(self, *_):
-            pass
-
-    http = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
-    thread = threading.Thread(target=http.serve_forever)
-    thread.start()
-    try:
-        yield f"http://127.0.0.1:{http.server_port}", seen
-    finally:
-        http.shutdown()
-        http.server_close()
-        thread.join()
+    with served_by(Handler) as url:
+        yield url, seen
 
 
 @contextmanager

@@ -1,13 +1,12 @@
 """Questions and answers from documents: chunks, answers that must stand in them, and models that are asked."""
 
 import json
-import threading
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from typing import ClassVar
 
 import pytest
 from commands import run
 from json_lines import read_lines
+from local_http import Quiet, served_by
 from tiny import write_tiny
 
 from edgetune.data import rows as supervised
@@ -100,7 +99,7 @@ def test_rows_by_rules(folder):
     assert made.read == len(made.rows) + sum(made.dropped.values())
 
 
-class Endpoint(BaseHTTPRequestHandler):
+class Endpoint(Quiet):
     """An endpoint of a model that answers what a test set, and remembers what it was asked."""
 
     answers: ClassVar[list[str]] = []
@@ -117,20 +116,12 @@ class Endpoint(BaseHTTPRequestHandler):
         self.end_headers()
         self.wfile.write(json.dumps(found).encode())
 
-    def log_message(self, *_):
-        pass
-
 
 @pytest.fixture
 def endpoint():
     Endpoint.answers, Endpoint.asked, Endpoint.status = [], [], 200
-    server = ThreadingHTTPServer(("127.0.0.1", 0), Endpoint)
-    thread = threading.Thread(target=server.serve_forever)
-    thread.start()
-    yield f"http://127.0.0.1:{server.server_port}/v1"
-    server.shutdown()
-    thread.join()
-    server.server_close()
+    with served_by(Endpoint) as url:
+        yield f"{url}/v1"
 
 
 def said(*pairs):
