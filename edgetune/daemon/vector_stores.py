@@ -14,7 +14,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from ..errors import EdgetuneError, NotFoundError, UsageError
+from ..errors import EdgetuneError, Interrupted, NotFoundError, UsageError
 from ..formats.named import find_model
 from ..retrieval.building import build_of
 from ..retrieval.documents import file_of, require_name
@@ -48,11 +48,13 @@ class VectorStores:
         self._encoding: Encoding | None = None
         self._waiting: queue.SimpleQueue[str | None] = queue.SimpleQueue()
         self._thread: threading.Thread | None = None
+        self._closing = threading.Event()
         for store in self._stores.values():
             if store.status == IN_PROGRESS:
                 self._begin(store.id)
 
     def close(self) -> None:
+        self._closing.set()
         self._waiting.put(None)
         if self._thread:
             self._thread.join()
@@ -198,12 +200,21 @@ class VectorStores:
                 continue
             try:
                 self._index(store)
+            except Interrupted:
+                continue
             except EdgetuneError as error:
                 log.warning("the vector store %s is not indexed: %s", id, error)
                 self._end(store, dict.fromkeys((file.id for file in store.files), str(error)))
 
     def _index(self, store: VectorStore) -> None:
-        """Reads the files of a store that its index does not have yet."""
+        """Reads the files of a store that its index does not have yet. Raises Interrupted where that can wait for the
+        next start; files that left a store leave its index before the end.
+        """
+        def go_on(*_: object) -> None:
+            if self._closing.is_set() and store.status == IN_PROGRESS:
+                raise Interrupted("the daemon stops", "start it again")
+
+        go_on()
         documents = []
         failed: dict[str, str] = {}
         for file in store.files:
@@ -214,10 +225,7 @@ class VectorStores:
         encoder = self._encoder()
         options = IndexOptions(chunk_tokens=min(IndexOptions.chunk_tokens, encoder.longest - 2))
         report = build_of(sorted(documents, key=lambda each: each.name), self._records.index(store.id), encoder,
-                          options)
-        with self._searching:
-            if found := self._indexes.pop(store.id, None):
-                found.close()
+                          options, on_progress=go_on)
         failed |= {each["file"].partition("/")[0]: each["reason"] for each in report.skipped}
         self._end(store, failed, report.bytes)
 

@@ -1,6 +1,8 @@
 """Vector stores as OpenAI's client uses them: files are uploaded, read in the background, searched, answered from."""
 
+import threading
 import time
+from types import SimpleNamespace
 
 import httpx
 import pytest
@@ -9,6 +11,8 @@ from indexes import needs_retrieval, small_encoder, write_pdf
 from tiny import write_tiny
 
 from edgetune.daemon import vector_stores
+from edgetune.daemon.options import DaemonConfig
+from edgetune.daemon.state.files import DOCUMENT
 
 openai = pytest.importorskip("openai")
 LAMP = ("lamp.md", b"# Lamp\n\nThe lamp in the hall is red.\n")
@@ -163,3 +167,31 @@ def test_stores_survive_a_restart(tmp_path):
             two = openai.OpenAI(base_url=f"{second.url}/v1", api_key="none")
             assert waited(two, store).file_counts.completed == 1
             assert two.vector_stores.retrieve(store.id).name == "kept"
+
+
+def test_closing_leaves_the_rest_to_the_next_start(tmp_path, monkeypatch):
+    """One store is being read, and another waits: neither holds up the end of the daemon."""
+    path = tmp_path / LAMP[0]
+    path.write_bytes(LAMP[1])
+    begun = threading.Event()
+
+    def build_of(*_, on_progress):
+        begun.set()
+        for _ in range(PATIENCE * 20):
+            on_progress("indexing", 0, 1)
+            time.sleep(0.05)
+
+    monkeypatch.setattr(vector_stores, "build_of", build_of)
+    monkeypatch.setattr(vector_stores, "Encoding", lambda *_: SimpleNamespace(longest=256, close=lambda: None))
+    monkeypatch.setattr(vector_stores, "find_model", lambda name: name)
+    files = SimpleNamespace(get=lambda id: SimpleNamespace(id=id, name=LAMP[0], bytes=len(LAMP[1]), purpose=DOCUMENT),
+                            content=lambda _: path)
+    stores = vector_stores.VectorStores(tmp_path, files, DaemonConfig())
+    for _ in range(2):
+        stores.create("lamp", {}, ["file-1"])
+    assert begun.wait(PATIENCE)
+    end = threading.Thread(target=stores.close, daemon=True)
+    end.start()
+    end.join(PATIENCE / 4)
+    assert not end.is_alive()
+    assert [store.status for store in stores.list()] == ["in_progress"] * 2
