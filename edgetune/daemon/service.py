@@ -382,6 +382,6 @@ class Service:
                 "temperature": readings.temperature, "serving": self.batcher.facts(),
                 "answered": dict(self.answered), "first": self.contest.facts() if self.first else None,
                 "learning": self.learner.state(),
-                "keep_prompts": self.config.keep_prompts, "proposals": len(self.proposals.list()),
+                "keep_prompts": self.config.keep_prompts, "proposals": self.proposals.count(),
                 "job": job and {"id": job.id, "status": job.status, "progress": job.progress},
                 "governor": self.jobs.governor}

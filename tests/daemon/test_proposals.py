@@ -161,3 +161,15 @@ def test_a_damaged_one_is_named_and_deleted(tmp_path):
         assert any("a row of proposals" in reason for reason in service.health()["reasons"])
         service.proposals.clear()
         assert service.health()["status"] == "ok"
+
+
+def test_a_damaged_one_is_replaced_by_the_same_remark(tmp_path):
+    with open_service(tmp_path, keep_prompts=5) as service:
+        question = Question(messages=STATED)
+        assert service.proposals.see(question, "x")
+        with service.store.write() as db:
+            db.execute("UPDATE proposals SET row = '{}'")
+        assert service.proposals.list() == []
+        made = service.proposals.see(question, "x")
+        assert [each.id for each in service.proposals.list()] == [made.id]
+        assert service.health()["status"] == "ok"

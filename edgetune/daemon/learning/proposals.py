@@ -94,6 +94,11 @@ class Proposals:
             here = list(self._here.values())
         return sorted([*self._stored(), *here], key=lambda each: (-each.created_at, each.id))
 
+    def count(self) -> int:
+        """Returns how many there are, without reading them."""
+        ((stored,),) = self.store.read("SELECT count(*) FROM proposals")
+        return int(stored) + len(self._here)
+
     def get(self, id: str) -> Proposal:
         """Returns a proposal. Raises NotFoundError."""
         found = next((each for each in self.list() if each.id == id), None)
@@ -111,16 +116,16 @@ class Proposals:
             raise UsageError("the proposal has no right answer yet", "send it as correction")
         item = self.feedback.add(messages=proposal.messages, tools=proposal.tools, answer=proposal.answer,
                                  correction=right)
-        self._delete([proposal])
+        self._delete(proposal.id)
         return item
 
     def dismiss(self, id: str) -> None:
         """Deletes a proposal permanently. Raises NotFoundError."""
-        self._delete([self.get(id)])
+        self._delete(self.get(id).id)
 
     def clear(self) -> int:
         """Deletes all proposals permanently; returns how many there were."""
-        count = len(self.list())
+        count = self.count()
         with self._lock:
             self._here.clear()
         with self.store.write() as db:
@@ -134,7 +139,7 @@ class Proposals:
     # ---- where they are -----------------------------------------------------------------------------------------
 
     def _keep(self, proposal: Proposal, is_stored: bool) -> None:
-        self._delete([proposal])  # the same remark, answered again
+        self._delete(proposal.id)  # the same remark, answered again
         if not is_stored:
             with self._lock:
                 self._here[proposal.id] = proposal
@@ -142,7 +147,7 @@ class Proposals:
                     del self._here[next(iter(self._here))]
             return
         with self.store.write() as db:
-            db.execute("INSERT INTO proposals (id, created_at, row) VALUES (?, ?, ?)",
+            db.execute("INSERT OR REPLACE INTO proposals (id, created_at, row) VALUES (?, ?, ?)",
                        (proposal.id, proposal.created_at, dump(_columns(proposal))))
             db.execute("DELETE FROM proposals WHERE rowid NOT IN (SELECT rowid FROM proposals ORDER BY rowid DESC "
                        "LIMIT ?)", (MOST,))
@@ -152,23 +157,20 @@ class Proposals:
         if len(messages) < 3:
             return
         earlier = _id_of(messages[:-2])
-        self._delete([each for each in self.list() if each.id == earlier and each.follows])
+        if any(each.id == earlier and each.follows for each in self.list()):
+            self._delete(earlier)
 
     def _stored(self) -> Sequence[Proposal]:
         return self.store.objects("proposals", self.store.read("SELECT * FROM proposals"), _read)
 
-    def _delete(self, proposals: Sequence[Proposal]) -> None:
-        ids = [(each.id,) for each in proposals]
+    def _delete(self, id: str) -> None:
         with self._lock:
-            for (id,) in ids:
-                self._here.pop(id, None)
-        stored = {each.id for each in self._stored()}
-        if not any(id in stored for (id,) in ids):
+            self._here.pop(id, None)
+        if not self.store.read("SELECT 1 FROM proposals WHERE id = ?", id):
             return
         with self.store.write() as db:
-            db.executemany("DELETE FROM proposals WHERE id = ?", ids)
-        for (id,) in ids:
-            self.store.forget("proposals", id)
+            db.execute("DELETE FROM proposals WHERE id = ?", (id,))
+        self.store.forget("proposals", id)
         self.store.wipe()
 
 
