@@ -46,6 +46,14 @@ def read_small(path: str | os.PathLike[str], limit: int = MIB) -> bytes:
     return bytes(found)
 
 
+def read_key_file(path: Path) -> str:
+    """The text of a file that holds a key. Raises UsageError."""
+    try:
+        return read_small(path).decode("utf-8", "replace").strip()
+    except OSError as error:
+        raise UsageError(f"cannot read {path}: {error.strerror}", "name the file that holds the key") from None
+
+
 def read_object(path: Path, hint: str, limit: int = 64 * MIB) -> dict[str, Any] | None:
     """A file's JSON object; None without the file. hint: the way out of a damaged one, a FormatError."""
     try:

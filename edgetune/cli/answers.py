@@ -105,10 +105,5 @@ def only_model(server: Endpoint) -> str:
 
 def read_key(path: Path | None) -> str:
     """The key in a file, or, without one, in the environment; "": none. Raises UsageError."""
-    from ..disk import read_small
-    if path is None:
-        return os.environ.get(KEY, "")
-    try:
-        return read_small(path).decode("utf-8", "replace").strip()
-    except OSError as error:
-        raise UsageError(f"cannot read {path}: {error.strerror}", "name the file that holds the key") from None
+    from ..disk import read_key_file
+    return os.environ.get(KEY, "") if path is None else read_key_file(path)

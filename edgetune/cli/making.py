@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from contextlib import closing
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -78,9 +79,9 @@ def make_documents(folder: Path, model: Path | None, to: Path, url: str, key_fil
     FOLDER holds text, Markdown, PDF or JSON Lines. MODEL writes questions about each chunk; without it, rules make
     gaps of sentences. An answer is kept only if it stands in its chunk.
     """
-    from ..disk import read_small, refuse_existing
+    from ..disk import read_key_file, refuse_existing
     from ..errors import UsageError
-    from ..making.askers import Asking, LocalAsker, RemoteAsker
+    from ..making.askers import LocalAsker, RemoteAsker
     from ..making.documents import make_from_documents
     refuse_existing(to)
     if url and model is None:
@@ -89,8 +90,8 @@ def make_documents(folder: Path, model: Path | None, to: Path, url: str, key_fil
     if model is None:
         made = make_from_documents(folder, given)
     else:
-        key = read_small(key_file).decode().strip() if key_file else ""
-        with Asking(RemoteAsker(url, str(model), key) if url else LocalAsker(model, threads)) as asker, \
+        key = read_key_file(key_file) if key_file else ""
+        with closing(RemoteAsker(url, str(model), key) if url else LocalAsker(model, threads)) as asker, \
                 step_progress(out, as_json) as progress:
             made = make_from_documents(folder, given, asker, progress.step)
     write(made, to, None, as_json)

@@ -159,10 +159,7 @@ def read_key(path: Path | None) -> str:
     """Returns the key in a file, or, without one, in the environment; "": none. Raises UsageError."""
     if path is None:
         return os.environ.get(KEY, "")
-    try:
-        text = disk.read_small(path).decode("utf-8", "replace").strip()
-    except OSError as error:
-        raise UsageError(f"cannot read {path}: {error.strerror}", "name the file that holds the key") from None
+    text = disk.read_key_file(path)
     if not text.startswith(PREFIX) or len(text.split()) != 1:
         raise UsageError(f"{path} holds no key", f"it holds one word, {PREFIX}..., as edgetune service key printed it")
     return text

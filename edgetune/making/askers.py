@@ -7,7 +7,6 @@ import urllib.error
 import urllib.request
 from collections.abc import Mapping
 from pathlib import Path
-from types import TracebackType
 from typing import Any, Protocol
 
 from ..errors import EdgetuneError, UsageError, named
@@ -86,17 +85,3 @@ class RemoteAsker:
 
     def close(self) -> None:
         pass
-
-
-class Asking:
-    """Opens an asker for a `with` block."""
-
-    def __init__(self, asker: Asker) -> None:
-        self.asker = asker
-
-    def __enter__(self) -> Asker:
-        return self.asker
-
-    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None,
-                 trace: TracebackType | None) -> None:
-        self.asker.close()

@@ -186,6 +186,9 @@ def test_the_command(folder, tmp_path, endpoint):
     assert "--url is given without MODEL" in run("data", "make", "documents", folder, "-o", tmp_path / "new.jsonl",
                                                  "--url", endpoint, code=2)
     Endpoint.answers = [said(("Where is it damp in winter?", "The cellar")), "the cellar"]
+    assert f"cannot read {tmp_path / 'key'}: No such file" in run(
+        "data", "make", "documents", folder, "teacher", "--url", endpoint, "--key-file", tmp_path / "key", "-o",
+        tmp_path / "new.jsonl", code=2)
     (folder / "pump.md").unlink()
     (tmp_path / "key").write_text("secret\n")
     report = json.loads(run("data", "make", "documents", folder, "teacher", "--url", endpoint, "--key-file",
