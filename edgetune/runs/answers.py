@@ -27,7 +27,6 @@ from ..training.config import TrainConfig
 
 MOST = 64  # questions
 SHOWN = 3  # of them, in run.json
-BEFORE, PROMPTED = "before", "with the prompt alone"
 WORSE = 0.05  # level of significance at which fewer right answers are no chance
 
 
@@ -110,7 +109,7 @@ def summary(before: Sequence[Answer], after: Sequence[Answer]) -> dict[str, Any]
                        "after": b.answer.strip(), "right": b.correct} for a, b in changed[:SHOWN]]}
 
 
-def complete(verdict: dict[str, Any], answers: dict[str, Any], was: str = BEFORE) -> dict[str, Any]:
+def complete(verdict: dict[str, Any], answers: dict[str, Any], was: str = "before") -> dict[str, Any]:
     """The verdict by losses, completed by answers: worse where clearly fewer of them are right than before. Losses fall
     on the form of answers alone, so it did not learn for certain what one answer to all questions would do as well.
     was: with what the answers before were given.

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -39,9 +39,8 @@ class Result:
         """The verdict in a word, then what was measured before and after, as short as a line of a terminal."""
         found = [HEADS[self.kind]]
         if answers := self._answers:
-            was = "with the prompt alone" if self._prompted else "before"
             before, after = (round(answers[when] * answers["rows"]) for when in ("before", "after"))
-            found.append(f"{after} of {answers['rows']} held-out answers right ({before} {was})")
+            found.append(f"{after} of {answers['rows']} held-out answers right ({before} {was_given(self.record)})")
         elif self.kind == UNMEASURED:
             found.append("not tested")
         if self.loss_after is not None:
@@ -49,11 +48,6 @@ class Result:
             numbers = (_short(value and sign * value) for value in (self.loss_before, self.loss_after))
             found.append(f"{kind} {' -> '.join(numbers)}")
         return tuple(found)
-
-    @property
-    def _prompted(self) -> bool:
-        """Whether the answers before training had the prompt, and no adapter."""
-        return bool(self.record.get("options", {}).get("prompt")) and not self.record.get("start")
 
     @property
     def is_worse(self) -> bool:
@@ -148,6 +142,12 @@ class Result:
                 *(row("td", pair["prompt"], pair["before"], pair["after"]) for pair in self.pairs)]
         return (f"<p>{escape(self.verdict)}<br>adapter in <code>{escape(str(self.folder))}</code></p>"
                 f"<table>{''.join(rows)}</table>")
+
+
+def was_given(record: Mapping[str, Any]) -> str:
+    """With what a run's answers before training were given: the prompt of its options, unless an adapter was there."""
+    has_prompt = record.get("options", {}).get("prompt") and not record.get("start")
+    return "with the prompt alone" if has_prompt else "before"
 
 
 def _short(value: float | None) -> str:

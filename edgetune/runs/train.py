@@ -37,7 +37,7 @@ from ..training.origin import TENTH, Origin, read_origin
 from ..training.run import run
 from ..training.sized import as_begun, load_run, objective_for
 from .reported import reported
-from .result import Result
+from .result import Result, was_given
 
 if TYPE_CHECKING:
     from typing_extensions import Unpack
@@ -222,7 +222,7 @@ def _foretold(show: OnEvent, base: Gguf, held: Dataset) -> OnEvent:
 def _judge(exam: Exam, record: dict[str, Any], show: OnEvent, should_stop: Callable[[], bool]) -> dict[str, Any]:
     """run.json's content with "answers", and the verdict completed by them; where they were not compared, with the
     reason as "answers_missing"."""
-    from .answers import BEFORE, PROMPTED, compare, complete  # with llama.cpp, which a training does not need
+    from .answers import compare, complete  # with llama.cpp, which a training does not need
     gc.collect()  # of the trainer, whose parts point to one another
     exam.base.release()
     device.trim()
@@ -233,8 +233,7 @@ def _judge(exam: Exam, record: dict[str, Any], show: OnEvent, should_stop: Calla
         show({"event": "answers_missing", "reason": reason})
         record = {**record, "answers": None, "answers_missing": reason}
     else:
-        record = {**record, "answers": found, "verdict": complete(
-            record["verdict"], found, PROMPTED if exam.config.prompt and not exam.start else BEFORE)}
+        record = {**record, "answers": found, "verdict": complete(record["verdict"], found, was_given(record))}
     record["peak_rss_mib"] = device.peak_rss() / 2**20
     store.save_record(exam.adapter, record)
     return record

@@ -1,5 +1,6 @@
 """Training with a prompt file: what is learned, asked before and after, saved with the adapter, and resumed."""
 
+import re
 import shutil
 
 import numpy as np
@@ -61,6 +62,11 @@ def test_the_adapter_is_saved_with_it_and_asked_with_it(model, tmp_path, prompt)
         assert served.render(asked[-1:], None, "a") == served.tokenizer.render(asked, None, add_generation_prompt=True)
     [pair] = [pair for pair in found.pairs if pair["prompt"] == HELD[0]["prompt"]]
     assert (pair["before"], pair["after"]) == (before.strip(), after.strip())
+    assert re.search(r"\d of 4 held-out answers right \(\d with the prompt alone\)", " ".join(found.headline))
+    assert re.search(r"\d of 4 held-out rows .* \d with the prompt alone", found.verdict)
+    again = train(model, ROWS, tmp_path / "again", HELD, start=tmp_path / "out", prompt=str(tmp_path / "out" / KEPT[0]),
+                  **OPTIONS)
+    assert re.search(r"held-out answers right \(\d before\)", " ".join(again.headline))
 
 
 @pytest.mark.usefixtures("prompt")
