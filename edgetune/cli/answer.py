@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, fields
-from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -28,7 +27,7 @@ from .app import (
 )
 from .around import around_of, around_options, beside_around, instruction_of, longest_text, refuse_around, taken_around
 from .by_encoder import classifier_of, graded_by_encoder
-from .choosing import OF_EVAL, refuse_choosing, refuse_without_samples, sampled_options, taken_choosing
+from .choosing import OF_EVAL, choosing_of_rows, sampled_options
 from .elsewhere import refuse_beside, remote_model, url_options
 from .graded import answer_json, exact_text, save_answers, wrong_table
 from .objective import take_objective
@@ -38,6 +37,7 @@ if TYPE_CHECKING:
     from ..data.around import Instruction
     from ..data.dataset import Dataset
     from ..data.formats import Columns
+    from ..evaluation.chosen import Choosing
     from ..evaluation.served import Answer, Graded, Scores
     from ..formats.bundle import Bundle
     from ..llamacpp.tokenizer import Tokenizer
@@ -190,33 +190,26 @@ def eval_command(model: Path, data: Path, engine: str, max_length: int, system: 
     sampled = {name: options.pop(name) for name in OF_EVAL}
     objective = take_objective(options)
     serving = Serving.taken_from(options)  # what remains is of answers
-    if elsewhere := "--url" if serving.url else "--engine native" if engine == "native" else "":
-        refuse_choosing(sampled, elsewhere)
-    choosing = taken_choosing(sampled, sampled.pop("samples"), is_default=True)
-    if choosing is None:
-        refuse_without_samples(sampled)
+    choosing = choosing_of_rows(sampled, "--url" if serving.url else "--engine native" if engine == "native" else "")
     of_answers = options | {"show_wrong": show_wrong, "save": save}
+    columns = Columns(prompt_column, completion_column)
     refuse_beside(**beside_around(asdict(serving)), engine=engine, answers=options["answers"], max_length=max_length,
                   memory=memory, backend=backend)
     around, serving = taken_around(serving, system)
     instruction = together(around, system or instruction_of(serving.adapter))
     if serving.url:
-        _ask_daemon(model, serving, data, Columns(prompt_column, completion_column), instruction, options["limit"],
-                    show_wrong, save, as_json)
+        _ask_daemon(model, serving, data, columns, instruction, options["limit"], show_wrong, save, as_json)
         return
     check_answers_asked(**of_answers)
     check_engine(engine, memory=memory, backend=backend, structured=serving.structured)
     bundle = open_bundle(model)
-    if choosing and bundle.gguf.architecture in ENCODERS:
-        raise UsageError("--samples is given, and the model is an encoder, which has one answer", "leave it out")
     if bundle.gguf.architecture in ENCODERS:
+        if choosing:
+            raise UsageError("--samples is given, and the model is an encoder, which has one answer", "leave it out")
         if around:
             raise UsageError(f"a prompt is given, {NO_PROMPT}", "leave it out")
-        columns = Columns(prompt_column, completion_column)
         [graded] = graded_by_encoder(bundle.gguf, [serving.adapter], data, columns, options["limit"], serving.threads)
-        if save:
-            save_answers(save, graded.answers, ())
-        show_grades(f"{data} by {graded.scores.engine}", graded, show_wrong, as_json)
+        _show_graded(data, graded, save, show_wrong, as_json)
         return
     tokenizer = Tokenizer(bundle.gguf)
     tokenizer.markup = serving.markup
@@ -224,15 +217,14 @@ def eval_command(model: Path, data: Path, engine: str, max_length: int, system: 
         max_length = longest_text(bundle.gguf)  # of rows with the prompt around them
     has_pairs = holds_pairs(data)
     check_method(objective, has_pairs)
-    if has_pairs and choosing:
-        raise UsageError("--samples is given, and pairs are not answered", "leave it out")
     if has_pairs:
+        if choosing:
+            raise UsageError("--samples is given, and pairs are not answered", "leave it out")
         refuse_for_pairs(**of_answers)
         eval_pairs(data, bundle, tokenizer, objective, serving.adapter, serving.threads, backend, max_length,
                    instruction, None if engine == "native" else served_model(model, serving), as_json)
         return
-    rows = load(data, tokenizer, max_length=max_length, system=instruction,
-                columns=Columns(prompt_column, completion_column))
+    rows = load(data, tokenizer, max_length=max_length, system=instruction, columns=columns)
     if (save or show_wrong) and not rows.asking:
         raise UsageError(f"{data} has no row with a question and an answer", "leave --save and --show-wrong out")
     wanted = options | {"system": instruction, "with_base": save is not None and serving.adapter is not None}
@@ -241,20 +233,11 @@ def eval_command(model: Path, data: Path, engine: str, max_length: int, system: 
         own = engine_within(memory, threads=serving.threads, backend=backend)
         graded, base = _graded_natively(bundle, tokenizer, rows, serving.adapter, own, **wanted)
     elif choosing:
-        from ..evaluation.chosen import grade_chosen
-        with served_model(model, serving) as served:
-            chosen = partial(grade_chosen, served, rows, choosing, system=instruction, limit=options["limit"],
-                             **sampled)
-            graded = chosen()
-            base = graded.answers
-            if wanted["with_base"]:
-                served.use(None)
-                base = chosen().answers
+        graded, base = _graded_by_choice(model, serving, rows, choosing, with_base=wanted["with_base"],
+                                         system=instruction, limit=options["limit"], **sampled)
     else:
         graded, base = _graded_by_llama(model, serving, rows, **wanted)
-    if save:
-        save_answers(save, base, graded.answers if serving.adapter else ())
-    show_grades(f"{data} by {graded.scores.engine}", graded, show_wrong, as_json)
+    _show_graded(data, graded, save, show_wrong, as_json, base, has_adapter=serving.adapter is not None)
 
 
 def _graded_natively(bundle: Bundle, tokenizer: Tokenizer, rows: Dataset, adapter: Path | None, engine: Engine, *,
@@ -281,6 +264,18 @@ def _graded_by_llama(model: Path, serving: Serving, rows: Dataset, *, with_base:
         return graded, exact_match(served, rows, system=options["system"], limit=options["limit"])
 
 
+def _graded_by_choice(model: Path, serving: Serving, rows: Dataset, choosing: Choosing, *, with_base: bool,
+                      **options: Any) -> tuple[Graded, Sequence[Answer]]:
+    """Grades of the chosen ones of several answers; the result is that of `_graded_natively`."""
+    from ..evaluation.chosen import grade_chosen
+    with served_model(model, serving) as served:
+        graded = grade_chosen(served, rows, choosing, **options)
+        if not with_base:
+            return graded, graded.answers
+        served.use(None)
+        return graded, grade_chosen(served, rows, choosing, **options).answers
+
+
 def _ask_daemon(model: Path, serving: Serving, data: Path, columns: Columns, system: Instruction, limit: int | None,
                 show_wrong: int | None, save: Path | None, as_json: bool) -> None:
     """eval --url"""
@@ -291,10 +286,16 @@ def _ask_daemon(model: Path, serving: Serving, data: Path, columns: Columns, sys
     with remote_model(model, serving.url, serving.key_file) as served:
         answers = asked_match(rows, lambda messages, tools, most: "".join(
             served.chat(messages, tools, max_tokens=most)), system, limit)
-    if save:
-        save_answers(save, answers, ())
     scores = asked_scores(f"{model} at {serving.url}", len(rows), answers)
-    show_grades(f"{data} by {scores.engine}", Graded(scores, [], answers), show_wrong, as_json)
+    _show_graded(data, Graded(scores, [], answers), save, show_wrong, as_json)
+
+
+def _show_graded(data: Path, graded: Graded, save: Path | None, show_wrong: int | None, as_json: bool,
+                 base: Sequence[Answer] | None = None, has_adapter: bool = False) -> None:
+    """Saves the answers, if they are wanted, and shows the grades. base: answers without the adapter [graded's]."""
+    if save:
+        save_answers(save, graded.answers if base is None else base, graded.answers if has_adapter else ())
+    show_grades(f"{data} by {graded.scores.engine}", graded, show_wrong, as_json)
 
 
 def check_answers_asked(answers: bool, **options: Any) -> None:

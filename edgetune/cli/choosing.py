@@ -89,18 +89,18 @@ def _opened(grader: str | None) -> Grader | RewardFunction | None:
     return found
 
 
-def refuse_choosing(options: dict[str, Any], where: str) -> None:
-    """Raises UsageError where options of one of several answers are given, and answers are not made here."""
-    for name in explicit(options):
-        raise UsageError(f"--{name.replace('_', '-')} is given with {where}, and answers are chosen where llama.cpp "
-                         "makes them here", "leave one of them out")
-
-
-def refuse_without_samples(options: dict[str, Any]) -> None:
-    """Raises UsageError for options of several answers where one is made."""
-    for name in explicit(options):
+def choosing_of_rows(options: dict[str, Any], elsewhere: str) -> Choosing | None:
+    """The same of eval, from all of OF_EVAL; what is left are options of each answer. elsewhere: the option by which
+    others than llama.cpp make the answers, or "". Raises UsageError also for options of several answers without them.
+    """
+    for name in explicit(options) if elsewhere else ():
+        raise UsageError(f"--{name.replace('_', '-')} is given with {elsewhere}, and answers are chosen where "
+                         "llama.cpp makes them here", "leave one of them out")
+    choosing = taken_choosing(options, options.pop("samples"), is_default=True)
+    for name in explicit(options) if choosing is None else ():
         raise UsageError(f"--{name.replace('_', '-')} is given without --samples, whose option it is",
                          "give --samples 8, say, or leave it out")
+    return choosing
 
 
 def choice_json(choice: Choice) -> dict[str, Any]:
