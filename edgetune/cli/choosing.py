@@ -89,12 +89,12 @@ def _opened(grader: str | None) -> Grader | RewardFunction | None:
     return found
 
 
-def choosing_of_rows(options: dict[str, Any], elsewhere: str) -> Choosing | None:
-    """The same of eval, from all of OF_EVAL; what is left are options of each answer. elsewhere: the option by which
+def choosing_of_rows(options: dict[str, Any], other: str) -> Choosing | None:
+    """The same of eval, from all of OF_EVAL; what is left are options of each answer. other: the option by which
     others than llama.cpp make the answers, or "". Raises UsageError also for options of several answers without them.
     """
-    for name in explicit(options) if elsewhere else ():
-        raise UsageError(f"--{name.replace('_', '-')} is given with {elsewhere}, and answers are chosen where "
+    for name in explicit(options) if other else ():
+        raise UsageError(f"--{name.replace('_', '-')} is given with {other}, and answers are chosen where "
                          "llama.cpp makes them here", "leave one of them out")
     choosing = taken_choosing(options, options.pop("samples"), is_default=True)
     for name in explicit(options) if choosing is None else ():

@@ -145,7 +145,7 @@ class Result:
 
 
 def was_given(record: Mapping[str, Any]) -> str:
-    """With what a run's answers before training were given: the prompt of its options, unless an adapter was there."""
+    """What answers before training had: the prompt alone, if the run has one and began with no adapter."""
     has_prompt = record.get("options", {}).get("prompt") and not record.get("start")
     return "with the prompt alone" if has_prompt else "before"
 
