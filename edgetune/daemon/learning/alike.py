@@ -115,9 +115,11 @@ class Alike:
             return None
         best = int(likeness.argmax())
         found = self._known[best]
-        rivals = [each for each, known in zip(likeness.tolist(), self._known, strict=True)
-                  if each > likeness[best] - MARGIN and known.answer != found.answer]
-        if likeness[best] < LEAST or rivals or is_swapped(found.text, text):
+        if likeness[best] < LEAST:
+            return None
+        near = np.flatnonzero(likeness > likeness[best] - MARGIN)
+        has_rivals = any(self._known[i].answer != found.answer for i in near)
+        if has_rivals or is_swapped(found.text, text):
             return None
         return (found, float(likeness[best])) if has_values(found.answer, found.text, text) else None
 
