@@ -19,6 +19,8 @@ from difflib import SequenceMatcher
 import numpy as np
 from numpy.typing import NDArray
 
+from ...mixing.near import words_of
+
 LEAST = 0.6  # likeness of a repeat, before answers raise it
 MARGIN = 0.1  # by which questions with other answers are less like
 SAME_FRAME = 0.7  # share of words in order, from which on a replaced word makes another question
@@ -154,16 +156,16 @@ def base_of(vectors: Floats) -> float:
 
 def is_swapped(one: str, other: str) -> bool:
     """Whether two questions are the same but for words in the same place, which make them different questions."""
-    first, second = _words(one), _words(other)
+    first, second = words_of(one), words_of(other)
     found = SequenceMatcher(None, [*map(_stem, first)], [*map(_stem, second)], autojunk=False)
     return found.ratio() >= SAME_FRAME and any(code[0] == "replace" for code in found.get_opcodes())
 
 
 def has_values(answer: str, known: str, new: str) -> bool:
     """Whether a new question has the words that the answer takes from the known one, and no other numbers."""
-    of_new = {*map(_stem, _words(new))}
-    of_known = {*map(_stem, _words(known))}
-    taken = {*map(_stem, _words(answer))} & of_known if _is_form(answer) else set()
+    of_new = {*map(_stem, words_of(new))}
+    of_known = {*map(_stem, words_of(known))}
+    taken = {*map(_stem, words_of(answer))} & of_known if _is_form(answer) else set()
     numbers = {word for word in of_new ^ of_known if any(map(str.isdigit, word))}
     return taken <= of_new and not numbers
 
@@ -171,10 +173,6 @@ def has_values(answer: str, known: str, new: str) -> bool:
 def _is_form(answer: str) -> bool:
     """Whether an answer is JSON or markup, in which words of the question are values."""
     return answer.lstrip()[:1] in ("{", "[", "<")
-
-
-def _words(text: str) -> list[str]:
-    return re.findall(r"\w+", text.casefold())
 
 
 def _stem(word: str) -> str:
