@@ -6,7 +6,7 @@ to learn and to evaluate (`rows`), served models (`serving.model`), the daemon. 
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol
 
@@ -46,6 +46,12 @@ def is_row(messages: Sequence[Message]) -> bool:
 def last_question(messages: Sequence[Message]) -> int | None:
     """The index of the last message of a user; None without one."""
     return next((i for i in reversed(range(len(messages))) if messages[i].get("role") == "user"), None)
+
+
+def unlearned(messages: Sequence[Any]) -> list[Any]:
+    """Messages of which no answer is learned: those of an assistant have weight 0."""
+    return [{**message, "weight": 0} if isinstance(message, Mapping) and message.get("role") == "assistant"
+            else message for message in messages]
 
 
 @dataclass(frozen=True)

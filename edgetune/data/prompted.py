@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 from ..errors import DataError
 from ..llamacpp.tokenizer import Tokenizer
 from . import rows as supervised_rows
-from .around import Instruction
+from .around import Instruction, last_question, unlearned
 from .calls import check_calls
 from .packing import Example
 from .rows import Row, check_message, is_blank, json_type, keys_of
@@ -44,8 +44,7 @@ class Answer:
         answer = one_answer(self.name, self.answer)
         if asked[-1]["role"] == "assistant":
             raise DataError("the prompt ends with an assistant message", f"move it to {self.name}")
-        quiet = [{**message, "weight": 0} if message["role"] == "assistant" else message for message in asked]
-        row = {"messages": [*quiet, answer]}
+        row = {"messages": [*unlearned(asked), answer]}
         if self.tools is not None:
             row["tools"] = self.tools
         supervised_rows.check_row(row)
@@ -94,7 +93,7 @@ def with_note(prompt: Text, note: str, tokenizer: Tokenizer) -> Text:
     if isinstance(prompt, str):
         return f"{note}\n\n{prompt}" if tokenizer.chat_template is None else f"{prompt}\n\n{note}"
     messages = [message_of(f"prompt[{i}]", message) for i, message in enumerate(_messages("prompt", prompt))]
-    last = max((i for i, message in enumerate(messages) if message["role"] == "user"), default=None)
+    last = last_question(messages)
     if last is None:
         raise DataError("no message of the prompt is the user's", "add the question")
     content = messages[last]["content"]

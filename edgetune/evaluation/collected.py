@@ -14,6 +14,7 @@ from itertools import islice
 from pathlib import Path
 from typing import Any, Protocol
 
+from ..data.around import unlearned
 from ..data.question import asked_messages, digest
 from ..disk import json_text, replaced
 from ..errors import Interrupted, UsageError
@@ -160,5 +161,5 @@ def with_answer(row: Row, answer: Sample) -> dict[str, Any]:
     said: dict[str, Any] = {"role": "assistant", "content": answer.text}
     if answer.tool_calls:
         said["tool_calls"] = [*answer.tool_calls]
-    quiet = [{**message, "weight": 0} if message["role"] == "assistant" else message for message in asked_messages(row)]
-    return {"messages": [*quiet, said], **({"tools": row["tools"]} if row.get("tools") else {})}
+    tools = {"tools": row["tools"]} if row.get("tools") else {}
+    return {"messages": [*unlearned(asked_messages(row)), said], **tools}

@@ -9,6 +9,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from ..data.around import unlearned
 from ..data.question import digest
 from ..disk import json_text, refuse_existing, replaced
 from ..errors import DataError
@@ -39,8 +40,7 @@ class Made:
 
 def learned_last(messages: Sequence[Row]) -> list[Row]:
     """A conversation of which the last answer alone is learned: the others have weight 0, as nobody confirmed them."""
-    return [{**message, "weight": 0} if message.get("role") == "assistant" and i < len(messages) - 1 else dict(message)
-            for i, message in enumerate(messages)]
+    return [*unlearned(messages[:-1]), *messages[-1:]]
 
 
 def without_repeats(made: Made) -> None:

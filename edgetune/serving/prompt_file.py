@@ -24,7 +24,7 @@ from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
-from ..data.around import Message, is_row, last_question
+from ..data.around import Message, is_row, last_question, unlearned
 from ..data.asking import asking_rows
 from ..data.hub_rows import is_name
 from ..data.parts import STDIN, names_of
@@ -98,11 +98,12 @@ class OpenPrompt:
         question = content_text(messages[asked].get("content")) if asked is not None else ""
         learned = is_row(messages)
         own = question.strip() if learned else None
-        found = [turns for turns, row in zip(self._turns, self.prompt.examples, strict=True)
-                 if question_text(row).strip() != own]
-        found += [turns_of(row) for row in self._near(question, own)]
+        examples = [known for known, row in zip(self._turns, self.prompt.examples, strict=True)
+                    if question_text(row).strip() != own]
+        examples += [turns_of(row) for row in self._near(question, own)]
+        turns = [turn for example in examples for turn in example]
         system = [{"role": "system", "content": self.prompt.system}] if self.prompt.system else []
-        return [*system, *(_unlearned(turn) if learned else turn for turns in found for turn in turns), *messages]
+        return [*system, *(unlearned(turns) if learned else turns), *messages]
 
     def _near(self, question: str, own: str | None) -> list[Row]:
         """The rows that are nearest, the nearest last, without those that ask `own`."""
@@ -219,10 +220,6 @@ def turns_of(row: Row) -> list[Message]:
                 if message["role"] != "system"]
     last = max(i for i, message in enumerate(messages) if message["role"] == "assistant")
     return messages[:last + 1]
-
-
-def _unlearned(turn: Message) -> Message:
-    return {**turn, "weight": 0} if turn["role"] == "assistant" else turn
 
 
 def _loaded(path: Path) -> Any:

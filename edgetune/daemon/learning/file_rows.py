@@ -17,7 +17,7 @@ from typing import Any
 
 from ...data import prompts
 from ...data import rows as supervised_rows
-from ...data.around import instructed
+from ...data.around import instructed, unlearned
 from ...data.question import digest, question_of
 from ...data.rows import Row, RowParser
 from ...errors import NotFoundError
@@ -25,7 +25,6 @@ from ..jobs.jobs import FileIds, Jobs
 from ..jobs.recipe import objective_of
 from ..state.files import Files, Rows
 from ..state.holdout import MOST
-from .rows import unconfirmed
 
 MOST_LEARNED = 2000  # rows of a file that a feedback job learns
 MOST_HELD = MOST // 4  # held-out rows of a file among the gate's earlier questions
@@ -129,7 +128,7 @@ def _questions(row: Row, system: str) -> set[str]:
         asked = [{"role": "user", "content": asked}]
     if not isinstance(asked, list):
         return set()
-    asked = unconfirmed(asked)
+    asked = unlearned(asked)
     bare = asked[1:] if asked[:1] == [{"role": "system", "content": system}] else asked
     forms: list[Any] = [{"messages": messages} for messages in (bare, instructed(bare, system))]
     if len(bare) == 1:

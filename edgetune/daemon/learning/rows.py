@@ -6,6 +6,7 @@ import json
 from collections.abc import Mapping, Sequence
 from typing import Any, Literal
 
+from ...data.around import unlearned
 from ...data.calls import check_calls
 from ...data.rows import check_row
 from ...errors import DataError, TooLargeError, UsageError
@@ -28,18 +29,12 @@ def make_row(messages: Sequence[Mapping[str, Any]] | None, prompt: str | None, a
         raise UsageError("neither messages nor a prompt are given, or both", "give one of them")
     row: Row = {"prompt": prompt, "completion": answer}
     if messages is not None:
-        row = {"messages": [*unconfirmed(messages), {"role": "assistant", "content": answer}]}
+        row = {"messages": [*unlearned(messages), {"role": "assistant", "content": answer}]}
         if tools:
             row["tools"] = [*tools]
             check_calls("the answer", row["messages"][-1], row["tools"])
     check_row(row)
     return row
-
-
-def unconfirmed(messages: Sequence[Mapping[str, Any]]) -> list[Any]:
-    """Returns messages whose answers have weight 0."""
-    return [{**message, "weight": 0} if isinstance(message, Mapping) and message.get("role") == "assistant"
-            else message for message in messages]
 
 
 def read_row(text: str) -> Row:
