@@ -4,6 +4,7 @@ learned.
 
 from __future__ import annotations
 
+from bisect import bisect_left
 from collections.abc import Mapping
 from typing import Any
 
@@ -44,7 +45,7 @@ def thought_tokens(tokenizer: Tokenizer, answer: list[int]) -> int:
     text = tokenizer.decode(answer)
     if END not in text or answer_alone(text) == text:
         return 0
-    return next(count for count in range(1, len(answer) + 1) if END in tokenizer.decode(answer[:count]))
+    return 1 + bisect_left(range(1, len(answer)), True, key=lambda count: END in tokenizer.decode(answer[:count]))
 
 
 def _thinks(message: Any) -> bool:
