@@ -14,8 +14,6 @@ from ..data.question import content_text, user_text
 from ..errors import DataError
 from .near import NearDuplicates, Passages, plain
 
-CONVERSATION_KEYS = ("messages", "tools")
-
 
 @dataclass(frozen=True)
 class Item:

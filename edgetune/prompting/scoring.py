@@ -13,7 +13,7 @@ from ..data import rows as supervised
 from ..data.around import Instruction
 from ..data.dataset import load_rows
 from ..data.packing import Example
-from ..data.rows import Row, prompt_of
+from ..data.rows import Row
 from ..data.trees import micro_batches
 from ..errors import DataError
 from ..evaluation.native import MICRO_BATCH, native_match
@@ -64,11 +64,6 @@ class Scorer:
         self.rest()  # answers take other memory
         data = load_rows(rows, self.tokenizer, max_length=self.longest, system=around)
         return native_match(self.bundle, self.tokenizer, data, self.adapter, self.engine, system=around)
-
-    def tokens(self, around: Instruction, rows: Sequence[Row]) -> float:
-        """The mean number of tokens that a model reads for a row."""
-        return sum(len(self.tokenizer.encode(prompt_of(row, self.tokenizer, around)[0], bos=True))
-                   for row in rows) / len(rows)
 
     def rest(self) -> None:
         """Gives the memory of scoring back until it is used again."""

@@ -54,7 +54,7 @@ class File:
 def files_of(folder: Path) -> list[File]:
     """The files of a folder that can be read, by name; of a file, that file. Raises UsageError for what is neither."""
     if folder.is_file():
-        require_kind(folder)
+        require_name(folder.name)
         return [file_of(folder, folder.name)]
     if not folder.is_dir():
         raise UsageError(f"there is no folder {folder}", "name a folder of documents, or a document")
@@ -67,11 +67,6 @@ def files_of(folder: Path) -> list[File]:
                 with suppress(FileNotFoundError):  # removed in this moment
                     found.append(file_of(path, path.relative_to(folder).as_posix()))
     return sorted(found, key=lambda file: file.name)
-
-
-def require_kind(path: Path) -> None:
-    """Raises UsageError for a file of a kind that cannot be read."""
-    require_name(path.name)
 
 
 def require_name(name: str) -> None:
