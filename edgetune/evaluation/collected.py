@@ -131,15 +131,16 @@ def _answered(rows: Sequence[Row], left: Sequence[int], ask: Ask, judge: Judge, 
         for turn in range(samples):
             asked = [number for number in numbers if number not in right and not counts[number].refused]
             replies = list(pool.map(lambda number, turn=turn: _try(ask, rows[number], turn), asked))
-            graded = [number for number, reply in zip(asked, replies, strict=True) if reply]
-            grades = judge.grade([reply for reply in replies if reply], [rows[number] for number in graded])
+            given = {number: reply for number, reply in zip(asked, replies, strict=True) if reply}
+            graded = judge.grade([*given.values()], [rows[number] for number in given])
+            grades = dict(zip(given, graded, strict=True))
             for number, reply in zip(asked, replies, strict=True):
                 if not reply:
                     counts[number] = counts[number].plus(Counts(refused=1))
                     continue
                 is_cut = reply.finish_reason == "length"
                 counts[number] = counts[number].plus(Counts(answers=1, cut=int(is_cut)))
-                grade = grades[graded.index(number)]
+                grade = grades[number]
                 if grade.applicable and grade.reward >= judge.passes_at and not is_cut:
                     right[number] = with_answer(rows[number], reply)
         for number in numbers:

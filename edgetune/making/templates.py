@@ -23,6 +23,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from ..data.around import instructed
+from ..data.rows import as_messages
 from ..errors import DataError
 from ..mixing.shares import proportional
 from ..mixing.spec_file import read_part, read_spec
@@ -147,8 +149,7 @@ def _indices(count: int, number: int, rng: random.Random) -> list[int]:
 def _row(question: str, answer: str, system: str) -> Row:
     if not system:
         return {"prompt": question, "completion": answer}
-    return {"messages": [{"role": "system", "content": system}, {"role": "user", "content": question},
-                         {"role": "assistant", "content": answer}]}
+    return {"messages": instructed(as_messages(question, answer), system)}
 
 
 def _parted(found: list[Sentences], share: float, rng: random.Random) -> tuple[list[Sentences], list[Sentences]]:
