@@ -4,13 +4,12 @@ as generate --engine native does, and it is rolled back.
 
 import json
 import re
-import time
 from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 import templates
 from commands import run as command
-from services import SMALL, upload
+from services import SMALL, until, upload
 
 from edgetune.adapters.base import families
 from edgetune.adapters.store import FILE
@@ -118,8 +117,7 @@ def test_what_a_job_made_is_refused_without_room_for_it(tmp_path, model):
         before = service.served.adapters()
         service.adapters._left = lambda: 1 << 10  # what is left when the training is over
         made = service.jobs.create("tiny", upload(service, ROWS), hyperparameters={**OPTIONS, "family": "bitfit"})
-        while service.jobs.get(made.id).status not in ("paused", "succeeded", "failed"):
-            time.sleep(0.05)
+        until(lambda: service.jobs.get(made.id).status in ("paused", "succeeded", "failed"))
         assert service.jobs.get(made.id).status == "paused"
         told = [event["message"] for event in service.jobs.events(made.id)]
         assert any(re.search(r"is kept: the adapter takes .* of memory, 1 KiB are left", one) for one in told)

@@ -8,6 +8,7 @@ import httpx
 import pytest
 from daemons import PATIENCE, daemon
 from indexes import needs_retrieval, small_encoder, write_pdf
+from services import until
 from tiny import write_tiny
 
 from edgetune.daemon import vector_stores
@@ -41,12 +42,8 @@ def upload(client, document):
 
 def waited(client, store):
     """The store, once all of its files are read."""
-    for _ in range(PATIENCE * 20):
-        found = client.vector_stores.retrieve(store.id)
-        if found.status == "completed":
-            return found
-        time.sleep(0.05)
-    raise AssertionError(found)
+    until(lambda: client.vector_stores.retrieve(store.id).status == "completed", PATIENCE)
+    return client.vector_stores.retrieve(store.id)
 
 
 def lenient(running, store):
