@@ -81,7 +81,7 @@ def test_only_questions_of_the_same_kind_are_compared(service):
 
 
 def test_the_newest_word_counts_and_a_thumb_down_ends_it(service):
-    given = teach(service)
+    teach(service)
     like = "tell me the code for the door"
     assert said(service, like) == CODE
     service.feedback.add(messages=asked("what is the door code"), answer=CODE, correction="The door code is 9.")
@@ -93,7 +93,6 @@ def test_the_newest_word_counts_and_a_thumb_down_ends_it(service):
         service.feedback.delete(item.id)
     assert said(service, "I forgot the door code, can you say it again?") is None
     assert said(service, "what's the name of our plumber?") is None
-    assert given
 
 
 def test_vectors_are_stored_with_the_feedback_and_leave_with_it(tmp_path, minilm, monkeypatch):
@@ -147,6 +146,7 @@ def test_what_was_learned_the_model_answers(tmp_path, minilm, workers):
         service.jobs.wait(job.id, 60)
         until(lambda: not service.feedback.unsettled())
         held = {question for question, item in given.items() if item.held}
+        assert 0 < len(held) < len(given)
         assert {question for question, text in like.items() if said(service, text)} == held
 
 

@@ -9,7 +9,7 @@ from edgetune.data.packing import collate
 from edgetune.models.decoder import Decoder
 from edgetune.training.trainer import Trainer
 
-STEP = 3e-4  # small enough that no token takes another expert
+STEP = 1e-4  # no token takes another expert; with 1e-3 one did for 5 of 24 sets of rows, with 3e-4 for none
 
 
 @pytest.mark.parametrize("architecture", ["lfm2moe", "qwen3moe"])
