@@ -49,6 +49,7 @@ NO_EXPERTS = {"mlp.down_proj": "self_attn.o_proj", "gate_proj": "o_proj", "up_pr
 OTHER_NAMES = {"lfm2": {"mlp.down_proj": "feed_forward.w2", "down_proj": "w2", "v_proj": "w3"},
                **dict.fromkeys(("qwen3moe", "olmoe", "granitemoe"), NO_EXPERTS),
                "phi3": {"v_proj": "gate_up_proj", "q_proj": "qkv_proj", "k_proj": "o_proj"}}
+SCALED = ("granite", "granitemoe")  # add a fifth of each sublayer's output to their residual stream
 SOME = ["blk.0.attn_q", "blk.2.attn_q", "blk.2.attn_k", "blk.1.ffn_down"]
 
 
@@ -75,7 +76,8 @@ def test_export_gives_peft_the_same_logits(family, names, ranks, scales, tmp_pat
     tuned = peft.PeftModel.from_pretrained(model, tmp_path / "peft")
     assert sum("lora_A" in name for name, _ in tuned.named_parameters()) == len(names)
     truth = hf_logits(tuned, TOKENS)
-    assert distance(truth, plain) > 0.05, "an adapter that changes nothing proves nothing"
+    least = 0.05 if family in SCALED else 0.1
+    assert distance(truth, plain) > least, "an adapter that changes nothing proves nothing"
     assert distance(logits_of(path, TOKENS, tmp_path / "a.gguf"), truth) < 1e-3
     assert same(import_peft(tmp_path / "peft", base), pairs)
 
@@ -143,7 +145,7 @@ def test_import_gives_the_logits_of_peft(family, options, tmp_path):
         named = named.replace(name, other)
     tuned = trained_by_peft(model, tmp_path / "peft", **json.loads(named))
     truth = hf_logits(tuned, TOKENS)
-    if family in ("qwen3moe", "olmoe", "granitemoe") and options["target_modules"] == "all-linear":
+    if OTHER_NAMES.get(family) is NO_EXPERTS and options["target_modules"] == "all-linear":
         with pytest.raises(UnsupportedError, match="edgetune imports LoRA on"):
             import_peft(tmp_path / "peft", open_gguf(path))
         return
@@ -151,7 +153,7 @@ def test_import_gives_the_logits_of_peft(family, options, tmp_path):
     save_gguf(tmp_path / "a.gguf", pairs, open_gguf(path))
     assert distance(logits_of(path, TOKENS, tmp_path / "a.gguf"), truth) < 1e-3
     with tuned.disable_adapter():
-        assert distance(truth, hf_logits(tuned, TOKENS)) > 0.02  # granite adds a fifth of it to its residual stream
+        assert distance(truth, hf_logits(tuned, TOKENS)) > (0.02 if family in SCALED else 0.1)
 
 
 def trained_by_peft(model, folder, **options: Any):
