@@ -1,9 +1,14 @@
 """Divergences of distributions and log-probabilities of answers by torch, and examples that a teacher knows."""
 
+from pathlib import Path
+
 import numpy as np
+import pytest
 import torch
 
+import edgetune
 from edgetune.data.packing import Example
+from edgetune.errors import MismatchError
 
 
 def divergence(objective, logq, logp):
@@ -39,3 +44,16 @@ def by_peft(peft, example, prompt):
     """log p [S, V] at the answer's positions behind a prompt."""
     tokens = torch.from_numpy(np.r_[prompt, example.tokens[10:]]).long()
     return torch.log_softmax(peft(tokens[None], use_cache=False).logits[0, prompt.size - 1:-1], -1)
+
+
+def resumes_with_its_teacher(stopped: Path, whole: Path, teacher: Path, other: bytes, refusal: str) -> None:
+    """A stopped run goes on to the bytes of one that was not, and not while the teacher's file holds `other`."""
+    kept = teacher.read_bytes()
+    teacher.write_bytes(other)
+    try:
+        with pytest.raises(MismatchError, match=refusal):
+            edgetune.resume(stopped, answers=False)
+    finally:
+        teacher.write_bytes(kept)  # other tests read it too
+    edgetune.resume(stopped, answers=False)
+    assert (whole / "adapter.gguf").read_bytes() == (stopped / "adapter.gguf").read_bytes()

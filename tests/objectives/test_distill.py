@@ -11,7 +11,7 @@ import pytest
 import torch
 from commands import run
 from decoder_cases import adapted, distance, in_parts, make_case
-from distilled import by_peft, divergence, taught, with_rest
+from distilled import by_peft, divergence, resumes_with_its_teacher, taught, with_rest
 from gradients import autograd, gradient_over, our_gradient
 from json_lines import write_lines
 from tiny import write_tiny
@@ -241,15 +241,9 @@ def test_stopped_it_resumes_to_the_same_bytes(place, tmp_path):
     calls = RunCallbacks(should_stop=lambda: next(asked) > 60)
     with pytest.raises(Interrupted):
         learn(place, tmp_path / "two", callbacks=calls)
-    other = place / "other.teacher"
+    other = tmp_path / "other.teacher"
     edgetune.teach(place / "teacher.gguf", place / "rows.jsonl", other, top=9)
-    kept = (place / "t").read_bytes()
-    (place / "t").write_bytes(other.read_bytes())
-    with pytest.raises(MismatchError, match="teacher-file"):
-        edgetune.resume(tmp_path / "two", answers=False)
-    (place / "t").write_bytes(kept)
-    edgetune.resume(tmp_path / "two", answers=False)
-    assert (tmp_path / "one" / "adapter.gguf").read_bytes() == (tmp_path / "two" / "adapter.gguf").read_bytes()
+    resumes_with_its_teacher(tmp_path / "two", tmp_path / "one", place / "t", other.read_bytes(), "teacher-file")
 
 
 def test_what_the_file_is_not_for_is_refused_in_a_sentence(place, tmp_path):
