@@ -50,24 +50,19 @@ class Endpoint:
         answer, and EdgetuneError where it answers none.
         """
         body = {"model": self.model, "messages": [*messages], **({"tools": [*tools]} if tools else {}), **options}
-        choice = self._found(self._ask("POST", "/chat/completions", body), "choices")
+        found = self._ask("POST", "/chat/completions", body)
         try:
+            choice = found["choices"][0]
             message = choice["message"]
             calls = message.get("tool_calls") or ()
             return Sample(str(message.get("content") or ""), [*calls], str(choice.get("finish_reason") or "stop"))
-        except (AttributeError, KeyError, TypeError):
+        except (AttributeError, IndexError, KeyError, TypeError):
             raise self._no_endpoint() from None
 
     def models(self) -> list[str]:
         """The names of the server's models."""
         found = self._ask("GET", "/models", None)
         return [str(one["id"]) for one in found.get("data") or () if isinstance(one, dict) and "id" in one]
-
-    def _found(self, body: Mapping[str, Any], name: str) -> Any:
-        found = body.get(name)
-        if not (isinstance(found, list) and found):
-            raise self._no_endpoint()
-        return found[0]
 
     def _ask(self, method: str, path: str, body: dict[str, Any] | None) -> dict[str, Any]:
         import httpx
