@@ -63,4 +63,4 @@ class Documents:
         documents are asked.
         """
         asked = passages_in(question.around) or self.passages
-        return asked.sources([dict(message) for message in question.messages or ()]) if asked else None
+        return asked.sources(question.messages or ()) if asked else None

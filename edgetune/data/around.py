@@ -43,7 +43,7 @@ def is_row(messages: Sequence[Message]) -> bool:
     return bool(messages) and messages[-1].get("role") == "assistant"
 
 
-def last_question(messages: Sequence[Message]) -> int | None:
+def last_question(messages: Sequence[Mapping[str, Any]]) -> int | None:
     """The index of the last message of a user; None without one."""
     return next((i for i in reversed(range(len(messages))) if messages[i].get("role") == "user"), None)
 

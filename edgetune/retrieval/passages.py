@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import threading
 from collections import OrderedDict
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -56,7 +56,7 @@ class Passages:
         whole[at] = with_passages(whole[at], found.passages)
         return whole
 
-    def found(self, messages: Sequence[Message]) -> Found | None:
+    def found(self, messages: Sequence[Mapping[str, Any]]) -> Found | None:
         """What the index has for the last question; None without a question."""
         at = last_question(messages)
         query = "" if at is None else content_text(messages[at].get("content")).strip()
@@ -74,7 +74,7 @@ class Passages:
                 self._found.popitem(last=False)
         return found
 
-    def sources(self, messages: Sequence[Message]) -> list[dict[str, Any]] | None:
+    def sources(self, messages: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]] | None:
         """The sources of an answer to these messages, without their texts; none where nothing was found. None without a
         question.
         """

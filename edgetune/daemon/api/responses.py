@@ -84,7 +84,7 @@ async def _events(body: ResponseRequest, asked: Asked) -> AsyncIterator[str]:
 def searched_for(body: ResponseRequest, asked: Asked) -> list[str]:
     """What vector stores were searched for; nothing where none are named."""
     messages = asked.questions[0].messages or ()
-    at = last_question([dict(message) for message in messages])
+    at = last_question(messages)
     return [content_text(messages[at].get("content"))] if body.searched() and at is not None else []
 
 
