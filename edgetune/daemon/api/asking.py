@@ -182,6 +182,11 @@ class Asked:
         return {f"X-Edgetune-{name.capitalize()}": f"{value}" for name, value in self.origin.items()}
 
     @property
+    def cited(self) -> dict[str, Any]:
+        """The field of the response that names the sources; none where no documents are asked."""
+        return {} if self.sources is None else {"sources": self.sources}
+
+    @property
     def prompt_tokens(self) -> int:
         """The prompt tokens of all questions; a question with several answers counts once."""
         return sum(each.prompt_tokens for each in self._firsts)

@@ -57,7 +57,7 @@ async def _reply(form: _Form, questions: Sequence[Question], request: Request, r
     measured = body.logprobs is not None and body.logprobs is not False
     choices = [{"index": i, **form.whole(said), "logprobs": form.logprobs(said.logprobs, 0) if measured else None,
                 "finish_reason": said.finish} for i, said in enumerate(found)]
-    return {**_head(form, asked), "choices": choices, "usage": _usage(asked), **_sources(asked)}
+    return {**_head(form, asked), "choices": choices, "usage": _usage(asked), **asked.cited}
 
 
 def best(questions: Sequence[Question], found: Sequence[Said]) -> list[Said]:
@@ -151,7 +151,7 @@ async def _events(form: _Form, asked: Asked, usage: bool) -> AsyncIterator[str]:
                 yield _line(head, choices=[_choice(piece.index, form.part(piece), logprobs=logprobs)])
             if piece.finish:
                 yield _line(head, choices=[_choice(piece.index, form.part(Piece(piece.index)), piece.finish)],
-                            **_sources(asked))
+                            **asked.cited)
     except Exception as error:  # the head is sent already, and with it the status
         yield f"data: {json.dumps(status_and_body(error)[1])}\n\n"
         return
@@ -172,10 +172,6 @@ def _line(head: dict[str, Any], **fields: Any) -> str:
 def _head(form: _Form, asked: Asked) -> dict[str, Any]:
     head = {"id": asked.id, "object": form.object, "created": asked.created, "model": asked.model}
     return head | ({"edgetune": asked.origin} if asked.origin else {})
-
-
-def _sources(asked: Asked) -> dict[str, Any]:
-    return {} if asked.sources is None else {"sources": asked.sources}
 
 
 def _usage(asked: Asked) -> dict[str, Any]:

@@ -148,8 +148,7 @@ def _arguments(call: Call) -> dict[str, Any]:
 
 def _end(asked: Asked, finish: str, times: _Times) -> dict[str, Any]:
     now = time.monotonic_ns()
-    sources = {} if asked.sources is None else {"sources": asked.sources}
-    return {**sources, "done": True, "done_reason": "length" if finish == "length" else "stop",
+    return {**asked.cited, "done": True, "done_reason": "length" if finish == "length" else "stop",
             "total_duration": now - times.begin, "load_duration": 0,
             "prompt_eval_count": asked.prompt_tokens, "prompt_eval_duration": times.first - times.begin,
             "eval_count": asked.completion_tokens, "eval_duration": now - times.first}
