@@ -101,7 +101,7 @@ def _decided(scorer: Scorer, pair: Sequence[Candidate], near: NearestRows | None
              adapter: Path | None, options: PromptOptions, show: Show) -> Decision:
     """The old prompt and the new one on rows that fit with both."""
     around = [candidate.opened(near) for candidate in pair]
-    fitting = [row for row in rows if all(scorer.losses(each, [row]) for each in around)]
+    fitting = [row for row in rows if all(scorer.fits(each, row) for each in around)]
     losses = [scorer.losses(each, fitting) or [] for each in around]
     scorer.rest()
     context = max(scorer.longest, min(CONTEXT, context_of(scorer.bundle.gguf)))

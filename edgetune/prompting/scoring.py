@@ -48,12 +48,16 @@ class Scorer:
         self.adapter = adapter_of(bundle.gguf, adapter)
         self._decoder: Decoder | None = None
 
+    def fits(self, around: Instruction, row: Row) -> bool:
+        """Whether a row fits with this prompt."""
+        return self._fit(self._examples(row, around))
+
     def losses(self, around: Instruction, rows: Sequence[Row]) -> list[RowScore] | None:
         """The score of each row; None where one does not fit with this prompt."""
         made = [self._examples(row, around) for row in rows]
-        flat = [example for examples in made for example in examples]
-        if any(example.tokens.size > self.longest for example in flat):
+        if not all(map(self._fit, made)):
             return None
+        flat = [example for examples in made for example in examples]
         decoder = self._open()
         found = scores(decoder, micro_batches(flat, decoder.run.max_tokens))
         return [RowScore(-sum(float(found[id(each)].sum(dtype=float)) for each in examples)
@@ -74,6 +78,9 @@ class Scorer:
             self._decoder = open_scorer(self.bundle.gguf, self.adapter, self.engine, longest=self.longest,
                                         at_once=max(MICRO_BATCH, self.longest))
         return self._decoder
+
+    def _fit(self, examples: Sequence[Example]) -> bool:
+        return all(example.tokens.size <= self.longest for example in examples)
 
     def _examples(self, row: Row, around: Instruction) -> list[Example]:
         found = [example for example in supervised.examples_of(row, supervised.shape_of(row), self.tokenizer, around,
