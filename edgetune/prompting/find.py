@@ -12,7 +12,7 @@ from ..adapters.store import read_system
 from ..data.asking import asking_rows
 from ..data.question import question_text
 from ..data.rows import Row
-from ..errors import NotFoundError, UnsupportedError
+from ..errors import NotFoundError, UnsupportedError, UsageError
 from ..evaluation.judge import same
 from ..evaluation.native import engine_within
 from ..formats.bundle import Bundle, open_bundle
@@ -102,6 +102,8 @@ def _decided(scorer: Scorer, pair: Sequence[Candidate], near: NearestRows | None
     """The old prompt and the new one on rows that fit with both."""
     around = [candidate.opened(near) for candidate in pair]
     fitting = [row for row in rows if all(scorer.fits(each, row) for each in around)]
+    if not fitting:
+        raise UsageError(f"longest is {options.longest} tokens, and all rows that decide have more", "raise --longest")
     losses = [scorer.losses(each, fitting) or [] for each in around]
     scorer.rest()
     context = max(scorer.longest, min(CONTEXT, context_of(scorer.bundle.gguf)))

@@ -158,6 +158,10 @@ def test_what_cannot_be_searched_is_a_sentence(model, encoder, tmp_path):
         find_prompt(model, write_lines(tmp_path / "long.jsonl", [{**row, "prompt": row["prompt"] * 30}
                                                                   for row in LIGHTS]),
                     options=PromptOptions(longest=64, nearest=0, threads=1))
+    held = write_lines(tmp_path / "held.jsonl", [{**row, "prompt": row["prompt"] * 30} for row in LIGHTS[:4]])
+    with pytest.raises(UsageError, match="longest is 64 tokens, and all rows that decide have more"):
+        find_prompt(model, path, held, options=PromptOptions(longest=64, nearest=0, examples=0, proposals=0, select=4,
+                                                             threads=1))
     with pytest.raises(UsageError, match="select is 2"):
         find_prompt(model, path, options=PromptOptions(select=2))
 
