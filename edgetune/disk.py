@@ -12,7 +12,7 @@ import json
 import os
 import shutil
 import stat
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any, BinaryIO
@@ -72,6 +72,11 @@ def read_object(path: Path, hint: str, limit: int = 64 * MIB) -> dict[str, Any] 
 def json_text(value: Any, **options: Any) -> str:
     """A value as JSON that a file in UTF-8 takes, and a person can read: half a pair of surrogates alone is escaped."""
     return json.dumps(value, ensure_ascii=False, **options).encode("utf-8", "backslashreplace").decode()
+
+
+def json_lines(values: Iterable[Any]) -> str:
+    """Values as lines of JSON, as `json_text` writes it."""
+    return "".join(json_text(value) + "\n" for value in values)
 
 
 def sha256(path: str | os.PathLike[str]) -> str:

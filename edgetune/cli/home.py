@@ -142,13 +142,11 @@ def home_corrections(client: Any, to: Path, as_json: bool) -> None:
 
     The file has the corrections of Home Assistant's requests, as sentences for `home update --own`.
     """
-    import json
-
-    from ..disk import refuse_existing
+    from ..disk import json_lines, refuse_existing
     from ..home.corrections import own_rows
     refuse_existing(to)
     rows = own_rows(client.get(url_path(FEEDBACK, piece["id"])) for piece in client.all(FEEDBACK))
-    to.write_text("".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows), encoding="utf-8")
+    to.write_text(json_lines(rows), encoding="utf-8")
     show(as_json, {"out": str(to), "rows": len(rows)}, f"{len(rows)} sentences in {to}",
          f"learn them: edgetune home update HOUSE --own {to}")
 

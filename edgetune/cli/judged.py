@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
 
 from ..console import Copied
-from ..disk import MIB, json_text, private_folder, read_small, replaced, state_folder
+from ..disk import MIB, json_lines, private_folder, read_small, replaced, state_folder
 from ..errors import DataError, DiskError
 
 if TYPE_CHECKING:
@@ -90,7 +90,7 @@ class JudgedInFile:
             private_folder(self.path.parent)
         with replaced(self.path) as beside:
             beside.touch(0o600)
-            beside.write_text("".join(json_text(row) + "\n" for row in rows), encoding="utf-8")
+            beside.write_text(json_lines(rows), encoding="utf-8")
 
 
 class JudgedByDaemon:

@@ -25,12 +25,12 @@ def mix_command(spec: Path, to: Path, seed: int, as_json: bool) -> None:
     SPEC is a YAML file with sources, their templates and shares: docs/how-to/mix-tasks.md. Rows that nearly repeat
     another, or overlap held-out ones, are left out. The same SPEC, files and seed give the same bytes.
     """
-    from ..disk import json_text, refuse_existing, replaced
+    from ..disk import json_lines, refuse_existing, replaced
     from ..mixing.mix import mix
     refuse_existing(to)
     rows, report = mix(spec, seed)
     with replaced(to) as beside:
-        beside.write_text("".join(json_text(row) + "\n" for row in rows), encoding="utf-8")
+        beside.write_text(json_lines(rows), encoding="utf-8")
     show(as_json, {"out": str(to), **report.as_json()}, f"{report.rows} rows in {to}, {report.digest[:19]}", "",
          table_of(report), "", f"next: edgetune data check {to} MODEL")
 

@@ -16,7 +16,7 @@ from typing import Any, Protocol
 
 from ..data.around import unlearned
 from ..data.question import asked_messages, digest
-from ..disk import json_text, replaced
+from ..disk import json_lines, json_text, replaced
 from ..errors import Interrupted, UsageError
 from .graders.base import Grade
 from .graders.sample import Sample
@@ -88,8 +88,8 @@ def collect(rows: Sequence[Row], ask: Ask, judge: Judge, out: Path, *, samples: 
         finally:
             pool.shutdown(cancel_futures=True)
     with replaced(out) as beside:
-        beside.write_text("".join(json_text(found[number]["row"]) + "\n" for number in sorted(found)
-                                  if found[number]["row"]), encoding="utf-8")
+        beside.write_text(json_lines(found[number]["row"] for number in sorted(found) if found[number]["row"]),
+                          encoding="utf-8")
     journal.unlink()
     return sum_of(found.values())
 

@@ -4,7 +4,6 @@ worse on what stayed.
 
 from __future__ import annotations
 
-import json
 import shutil
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -12,6 +11,7 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
 
+from ..disk import json_lines
 from ..errors import UsageError
 from ..evaluation.acceptance import Paired
 from ..training.callbacks import RunCallbacks
@@ -121,7 +121,7 @@ def joined_own(first: Sequence[OwnRow], others: Sequence[OwnRow]) -> list[OwnRow
 
 def write_own(path: Path, rows: Sequence[OwnRow]) -> str:
     """The file, which is written; "" where there are no rows."""
-    path.write_text("".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows), encoding="utf-8")
+    path.write_text(json_lines(rows), encoding="utf-8")
     return str(path) if rows else ""
 
 

@@ -11,7 +11,7 @@ from typing import Any
 
 from ..data.around import unlearned
 from ..data.question import digest
-from ..disk import json_text, refuse_existing, replaced
+from ..disk import json_lines, refuse_existing, replaced
 from ..errors import DataError
 
 Row = dict[str, Any]
@@ -70,8 +70,4 @@ def write_made(made: Made, to: Path, test: Path | None = None) -> None:
     with ExitStack() as files:
         for path, rows in ((to, made.rows), (test, made.held_out)):
             if path:
-                files.enter_context(replaced(path)).write_text(_lines(rows), encoding="utf-8")
-
-
-def _lines(rows: Sequence[Row]) -> str:
-    return "".join(json_text(row) + "\n" for row in rows)
+                files.enter_context(replaced(path)).write_text(json_lines(rows), encoding="utf-8")

@@ -30,7 +30,7 @@ from ..data.hub_rows import is_name
 from ..data.parts import STDIN, names_of
 from ..data.question import content_text, question_text
 from ..data.rows import Row, as_messages, check_row
-from ..disk import json_text, read_small, refuse_existing, replaced
+from ..disk import json_lines, json_text, read_small, refuse_existing, replaced
 from ..errors import DataError, EdgetuneError, FormatError, install_hint
 from ..formats.named import find_model
 from ..options import check_options, make_options, option
@@ -169,7 +169,7 @@ def keep_prompt(folder: Path, path: str) -> None:
     if prompt.nearest:
         rows = asking_rows(Path(prompt.nearest.rows))
         with replaced(folder / KEPT[1]) as beside:
-            beside.write_text("".join(json_text(row) + "\n" for row in rows), encoding="utf-8")
+            beside.write_text(json_lines(rows), encoding="utf-8")
         prompt = replace(prompt, nearest=replace(prompt.nearest, rows=KEPT[1]))
     write_prompt(folder / KEPT[0], prompt)
 

@@ -21,7 +21,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, TypeVar
 
-from ..disk import cannot_write, json_text, read_object, replaced
+from ..disk import cannot_write, json_lines, json_text, read_object, replaced
 from .options import STEPS
 from .results import StepResult, result_of
 
@@ -111,7 +111,7 @@ def ledger_lines(out: Path) -> Iterator[dict[str, Any]]:
 
 def write_ledger(out: Path) -> None:
     with replaced(out / LEDGER) as beside:
-        beside.write_text("".join(json_text(line) + "\n" for line in ledger_lines(out)), encoding="utf-8")
+        beside.write_text(json_lines(ledger_lines(out)), encoding="utf-8")
 
 
 def seconds_of(out: Path) -> dict[tuple[int, str], float]:
