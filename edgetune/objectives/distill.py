@@ -18,8 +18,8 @@ from ..data.packing import Batch, Example, example_key
 from ..data.teacher_file import INDEXED, TeacherFile, read_header, template_digest, tokenizer_digest
 from ..errors import DataError, MismatchError, UsageError
 from ..options import option
-from .base import Objective, Signal, register
-from .divergence import ALPHA, KINDS, Divergence
+from .base import Signal, register
+from .divergence import Divergent
 
 if TYPE_CHECKING:
     from ..formats.gguf import Gguf
@@ -29,7 +29,7 @@ AGAIN = "write another with edgetune teach, for these rows and with these option
 
 @register
 @dataclass(frozen=True)
-class Distill(Objective):
+class Distill(Divergent):
     """L = (1/N) sum_t w_t ((1 - c) tau^2 D(q_t, p_t) - c log p_t) with the rows' weights w, N = sum_t |w_t|, and c the
     label share. q and p are softmax(z / tau) of the teacher and the student, over the k tokens of the file and all
     others as one; D is KL(q || p) (forward), KL(p || q) (reverse), or generalized Jensen-Shannon (jsd). The teacher's
@@ -42,10 +42,6 @@ class Distill(Objective):
     needs_files: ClassVar[bool] = True
     defaults: ClassVar[Mapping[str, Any]] = {"lr": 1e-3}
     teacher: str = option("", "The file of the teacher, which edgetune teach wrote.", local=True)
-    divergence: str = option("forward", "From the teacher's distribution to the student's (forward), the other way "
-                             "(reverse), or between (jsd).", choices=KINDS)
-    distillation_alpha: float = option(ALPHA, "With jsd, the share of the teacher in what both are compared with.",
-                                       low=0.001, high=0.999)
     label_share: float = option(0.0, "The share of the loss that is the cross-entropy of the rows' own answers.",
                                 low=0.0, high=1.0, share=True)
 
@@ -87,7 +83,7 @@ class Distill(Objective):
     def weights(self, logp: NDArray[np.float32], batch: Batch) -> Signal:
         assert batch.choices_reference is not None
         w = batch.supervised_weights.astype(np.float64)
-        each, slopes, same = self._divergence.learned(batch.choices_reference, logp[:, 1:])
+        each, slopes, same = self.distance.learned(batch.choices_reference, logp[:, 1:])
         scale = (1 - self.label_share) * read_header(self._file).temperature ** 2
         a = np.zeros(logp.shape, np.float32)
         a[:, 0] = self.label_share * w
@@ -98,11 +94,6 @@ class Distill(Objective):
         return Signal(a, loss, {"divergence": (float(np.abs(w) @ each), n), "label_loss": (labels, n),
                                 "teacher_agreement": (float(np.abs(w) @ same), n)})
 
-    @property
-    def _divergence(self) -> Divergence:
-        return Divergence(self.divergence, self.distillation_alpha)
-
     def check(self) -> Distill:
         super().check()
-        self._divergence.check("distillation-alpha")
         return replace(self, teacher=str(Path(self.teacher).absolute())) if self.teacher else self

@@ -7,13 +7,17 @@ q is the teacher's, p the student's. D is KL(q || p) (forward), KL(p || q) (reve
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
 
 from ..errors import UsageError
+from ..options import option
+from .base import Objective
 
 Floats = NDArray[np.float64]
+T = TypeVar("T", bound="Divergent")
 KINDS = ("forward", "reverse", "jsd")
 ALPHA = 0.5
 LEAST = 1e-6  # the least that a probability counts as in a ratio
@@ -26,12 +30,6 @@ class Divergence:
 
     kind: str
     alpha: float = ALPHA
-
-    def check(self, option: str) -> None:
-        """Raises UsageError for an alpha that does nothing. option: its name."""
-        if self.kind != "jsd" and self.alpha != ALPHA:
-            raise UsageError(f"{option} is {self.alpha:g}, and the divergence {self.kind} has none",
-                             "leave it out, or give --divergence jsd")
 
     def of(self, q: Floats, p: Floats) -> tuple[Floats, Floats]:
         """(D of each position [S], dD/dp but for a term that all outcomes share [S, k + 1])."""
@@ -53,6 +51,28 @@ class Divergence:
         p[:, -1] = np.maximum(p[:, -1], q[:, -1] / RARER)
         each, slopes = self.of(q, p)
         return each, -p[:, :-1] * (slopes[:, :-1] - slopes[:, -1:]), q[:, :-1].argmax(1) == p[:, :-1].argmax(1)
+
+
+@dataclass(frozen=True)
+class Divergent(Objective):
+    """An objective that learns a teacher's distribution by a divergence."""
+
+    divergence: str = option("forward", "From the teacher's distribution to the student's (forward), the other way "
+                             "(reverse), or between (jsd).", choices=KINDS)
+    distillation_alpha: float = option(ALPHA, "With jsd, the share of the teacher in what both are compared with.",
+                                       low=0.001, high=0.999)
+
+    @property
+    def distance(self) -> Divergence:
+        return Divergence(self.divergence, self.distillation_alpha)
+
+    def check(self: T) -> T:
+        """Returns self. Raises UsageError for an option out of its range, and for an alpha that does nothing."""
+        super().check()
+        if self.divergence != "jsd" and self.distillation_alpha != ALPHA:
+            raise UsageError(f"distillation-alpha is {self.distillation_alpha:g}, and the divergence "
+                             f"{self.divergence} has none", "leave it out, or give --divergence jsd")
+        return self
 
 
 def with_rest(probabilities: Floats) -> Floats:

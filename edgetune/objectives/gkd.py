@@ -18,13 +18,13 @@ from ..data.rows import RowParser
 from ..errors import UsageError
 from ..options import option
 from .base import Signal, register
-from .divergence import ALPHA, KINDS, Divergence
+from .divergence import Divergent
 from .drawn import Drawn
 
 
 @register
 @dataclass(frozen=True)
-class Gkd(Drawn):
+class Gkd(Divergent, Drawn):
     """L = (1/N) sum_t D(q_t, p_t) over the N tokens of a step's answers: q is the teacher's distribution, p the
     student's. A share of the steps, which the seed chooses, learns from answers that the student draws; the others from
     those of the rows. No gradient goes through the draw. D: as of the method distill.
@@ -41,10 +41,6 @@ class Gkd(Drawn):
     teacher_model: str = option("", "The teacher, a GGUF or a bundle with the student's tokenizer.", local=True)
     student_share: float = option(0.5, "The share of the steps that learn from the student's own answers.", low=0.0,
                                   high=1.0, share=True)
-    divergence: str = option("forward", "From the teacher's distribution to the student's (forward), the other way "
-                             "(reverse), or between (jsd).", choices=KINDS)
-    distillation_alpha: float = option(ALPHA, "With jsd, the share of the teacher in what both are compared with.",
-                                       low=0.001, high=0.999)
     distillation_topk: int = option(32, "The teacher's likeliest tokens that are told apart; all others are one.",
                                     low=1, high=256)
 
@@ -76,19 +72,14 @@ class Gkd(Drawn):
 
     def weights(self, logp: NDArray[np.float32], batch: Batch) -> Signal:
         assert batch.choices_reference is not None
-        each, slopes, same = self._divergence.learned(batch.choices_reference, logp[:, 1:])
+        each, slopes, same = self.distance.learned(batch.choices_reference, logp[:, 1:])
         a = np.zeros(logp.shape, np.float32)
         a[:, 1:] = slopes
         loss = float(each.sum())
         return Signal(a, loss, {"divergence": (loss, float(each.size)),
                                 "teacher_agreement": (float(same.sum()), float(each.size))})
 
-    @property
-    def _divergence(self) -> Divergence:
-        return Divergence(self.divergence, self.distillation_alpha)
-
     def check(self) -> Gkd:
         super().check()
-        self._divergence.check("distillation-alpha")
         is_path = bool(self.teacher_model) and Path(self.teacher_model).exists()  # else it is the name of a model
         return replace(self, teacher_model=str(Path(self.teacher_model).absolute())) if is_path else self

@@ -15,13 +15,13 @@ from ..data import privileged
 from ..data.packing import Batch, Example
 from ..data.rows import RowParser
 from ..options import option
-from .base import Objective, Signal, register
-from .divergence import ALPHA, KINDS, Divergence
+from .base import Signal, register
+from .divergence import Divergent
 
 
 @register
 @dataclass(frozen=True)
-class SelfDistill(Objective):
+class SelfDistill(Divergent):
     """L = (1/N) sum over N tokens of D(q, p): q is the teacher's distribution of the next token, which is the reference
     model's after the question with the privileged context, p the student's after the question alone.
 
@@ -36,10 +36,6 @@ class SelfDistill(Objective):
     needs_reference: ClassVar[bool] = True
     rows: ClassVar[RowParser] = privileged
     defaults: ClassVar[Mapping[str, Any]] = {"lr": 1e-3}
-    divergence: str = option("forward", "From the teacher's distribution to the student's (forward), the other way "
-                             "(reverse), or between (jsd).", choices=KINDS)
-    distillation_alpha: float = option(ALPHA, "With jsd, the share of the teacher in what both are compared with.",
-                                       low=0.001, high=0.999)
     distillation_topk: int = option(16, "The teacher's likeliest tokens that are told apart; all others are one.",
                                     low=1, high=256)
     num_loss_tokens_to_skip: int = option(0, "The first tokens of an answer, of which nothing is learned.", low=0)
@@ -54,7 +50,7 @@ class SelfDistill(Objective):
 
     def weights(self, logp: NDArray[np.float32], batch: Batch) -> Signal:
         assert batch.choices_reference is not None
-        each, slopes, same = self._divergence.learned(batch.choices_reference, logp[:, 1:])
+        each, slopes, same = self.distance.learned(batch.choices_reference, logp[:, 1:])
         learned = np.concatenate([np.arange(part.stop - part.start) >= self.num_loss_tokens_to_skip
                                   for _, part in batch.parts()])
         clipped = learned & (self.token_clip > 0) & (each > self.token_clip)
@@ -67,12 +63,3 @@ class SelfDistill(Objective):
         return Signal(a, float(counted.sum()), {"divergence": (float(each[learned].sum()), n),
                                                 "clip_ratio": (float(clipped.sum()), n),
                                                 "teacher_agreement": (float(agree.sum()), n)})
-
-    @property
-    def _divergence(self) -> Divergence:
-        return Divergence(self.divergence, self.distillation_alpha)
-
-    def check(self) -> SelfDistill:
-        super().check()
-        self._divergence.check("distillation-alpha")
-        return self
