@@ -21,7 +21,7 @@ class Kept:
         self.run = run
         self.arena = arena
         self.widths = widths
-        self._copies = _copies(widths, run.kept)
+        self._copies = copies_of(widths, run.kept)
         self._views: dict[tuple[int, int], Activations] = {}
 
     def block_x(self, layer: int, t: int) -> np.ndarray:
@@ -42,7 +42,7 @@ class Kept:
         return kept
 
 
-def _copies(widths: Sequence[Mapping[str, int]], kept: int) -> list[dict[str, int]]:
+def copies_of(widths: Sequence[Mapping[str, int]], kept: int) -> list[dict[str, int]]:
     """Which copy of each activation a block has. Blocks that are not kept share the first."""
     counts: Counter[str] = Counter()
     found = []

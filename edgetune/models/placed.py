@@ -33,11 +33,11 @@ class Placed:
         self.seen_positions: Array = arena.view("seen_positions", batch.seen_positions.size)
         ops.synchronize()  # the old values are no longer read
         np.copyto(self.positions, batch.positions)
-        self._arena = arena
-        self._before: Array | None = None
         np.copyto(self.seen_ends, batch.seen_ends)
         np.copyto(self.seen_positions, batch.seen_positions)
         self._ops = ops
+        self._arena = arena
+        self._before: Array | None = None
         self.every = Needed(ops, arena, self.positions)
         self.last = predicting(ops, arena, batch, self.every)
 

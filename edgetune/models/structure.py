@@ -13,6 +13,7 @@ from ..errors import UsageError
 from ..formats.shape import Shape
 from .attention import SelfAttention
 from .base import Flops, Structure
+from .kept import copies_of
 from .kinds import FEEDS, MIXERS
 from .linear import RunShape
 from .placed import placed_buffers
@@ -160,13 +161,11 @@ def feeds_of(s: Shape) -> list[type[FeedForward]]:
 
 def kept_copies(s: Shape, run: RunShape) -> dict[str, tuple[int, int]]:
     """name -> (copies, values a token) of all activations of `kept_widths`: one copy a kept block that has it."""
+    widths = [kept_widths(s, run, layer) for layer in range(s.n_layer)]
     found: dict[str, tuple[int, int]] = {}
-    for layer in range(s.n_layer):
-        is_kept = layer >= s.n_layer - run.kept
-        for name, width in kept_widths(s, run, layer).items():
-            copies = found[name][0] if name in found else 0
-            found[name] = copies + is_kept, width
-    return {name: (max(copies, 1), width) for name, (copies, width) in found.items()}
+    for of_block, copies in zip(widths, copies_of(widths, run.kept), strict=True):
+        found |= {name: (max(copies[name] + 1, found.get(name, (1, 0))[0]), width) for name, width in of_block.items()}
+    return found
 
 
 def buffers(s: Shape, run: RunShape, adapted: Shapes) -> list[Buffer]:
