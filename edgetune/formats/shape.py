@@ -167,7 +167,7 @@ def read_shape(gguf: Gguf) -> Shape:
                if family.windows_every else (0,) * n_layer)
     shape = Shape(
         architecture=arch, n_layer=n_layer, d_model=d_model, d_ff=get.integer("feed_forward_length"),
-        n_expert=n_expert, n_used=n_used, d_expert=_expert_width(get, n_used), gating=family.gating,
+        n_expert=n_expert, n_used=n_used, d_expert=_expert_width(get, n_used, family), gating=family.gating,
         norms_experts=family.norms_experts,
         n_head=n_head, n_kv=n_kv, d_head=d_head,
         n_vocab=_embedding(gguf).shape[0], n_rot=n_rot,
@@ -217,13 +217,13 @@ def _experts(get: MetadataReader, family: Family) -> tuple[int, int]:
     return experts, used
 
 
-def _expert_width(get: MetadataReader, used: int) -> int:
+def _expert_width(get: MetadataReader, used: int, family: Family) -> int:
     """The width of an expert; 0: there is none."""
     if not used:
         return 0
     own = get.integer("expert_feed_forward_length", 0)
     whole = get.integer("feed_forward_length")
-    return own or (whole // used if get.arch == "qwen3moe" else whole)
+    return own or (whole // used if family.shared_width else whole)
 
 
 def _feeds(get: MetadataReader, n_layer: int, family: Family) -> tuple[str, ...]:
