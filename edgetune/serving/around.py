@@ -7,21 +7,18 @@ rendered with it where it is given in place of a system message.
 from __future__ import annotations
 
 from collections.abc import Iterator
-from contextlib import ExitStack, contextmanager
+from contextlib import closing, contextmanager
 from pathlib import Path
 
-from ..data.around import Instruction, together
+from ..data.around import Instruction
 from .prompt_file import open_prompt
 
 
 @contextmanager
 def opened_around(prompt: Path | None = None, threads: int = 0) -> Iterator[Instruction]:
-    """What is put around chats, in this order: the prompt of a file, then what belongs near the question. None without
-    any. Raises the errors of open_prompt.
-    """
-    with ExitStack() as opened:
-        parts: list[Instruction] = []
-        if prompt is not None:
-            parts.append(found := open_prompt(prompt, threads))
-            opened.callback(found.close)
-        yield together(*parts)
+    """The prompt of a file; None without one. Raises the errors of open_prompt."""
+    if prompt is None:
+        yield None
+        return
+    with closing(open_prompt(prompt, threads)) as found:
+        yield found
