@@ -13,6 +13,7 @@ from fastapi.openapi.utils import get_openapi
 from hypothesis import HealthCheck, Phase, given, settings
 
 from edgetune.daemon.api import app
+from edgetune.objectives.base import objectives
 from edgetune.training.config import FILE_OPTIONS, train_options
 
 DAEMON = {"context": 256, "max_upload": 1}
@@ -149,3 +150,5 @@ def test_the_schema_has_every_option_once_and_no_422(schema):
     for name, text in known.items():
         assert options[name]["description"] == text
     assert set(options) - set(known) == {"n_epochs", "learning_rate_multiplier", "family"}
+    methods = set(schema["components"]["schemas"]["Method"]["properties"]) - {"type"}
+    assert methods == {kind.method for kind in objectives().values() if not kind.needs_files}

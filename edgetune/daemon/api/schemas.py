@@ -12,11 +12,12 @@ from fastapi import File, UploadFile
 from pydantic import Field, create_model
 
 from ...adapters.base import families
-from ...objectives.base import Objective, objectives
+from ...objectives.base import Objective
 from ...objectives.rewarded import Rewarded
 from ...objectives.sft import Sft
 from ...options import declared, kind_of, takes_auto
 from ...training.config import FILE_OPTIONS, train_options
+from ..jobs.recipe import by_method
 from ..jobs.rewarded import ELSEWHERE
 from .shapes import Answer, AsGiven, Body, Id, Time, Whole
 
@@ -153,7 +154,7 @@ def _method() -> type[Body]:
     one for each objective.
     """
     parts: dict[str, Any] = {}
-    for objective in objectives().values():
+    for objective in by_method().values():
         inner = Hyperparameters if objective is Sft else _hyperparameters(objective)
         options = Field(None, description="Options of training and of the method, by their names with underscores; "
                         "OpenAI's n_epochs and learning_rate_multiplier.")
