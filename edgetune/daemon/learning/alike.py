@@ -28,7 +28,7 @@ WRONG = 0.1  # share of wrong repeats at most, as if SURE right ones had been se
 SURE = 10
 TESTS = 1000  # the latest, by which the limit is set
 MOST = 4096  # known questions, the latest
-ROOM = 64  # questions for which there is room at first; it doubles
+ROOM = 4  # questions for which there is room at first; it doubles
 STEM = 4  # letters of a word that decide, at least, where endings differ
 # of which no two have to do with each other
 UNRELATED = ("What time does the train to Lisbon leave?", "How do I remove red wine from a carpet?",
