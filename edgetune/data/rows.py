@@ -140,7 +140,7 @@ def prompt_of(row: Row, tokenizer: Tokenizer, system: Instruction = None) -> tup
         prompt, answer = _pair(row, system)
         return prompt, answer.strip()
     messages, tools = _read(tokenizer, row, shape, system)
-    last = max(i for i, message in enumerate(messages) if message["role"] == "assistant")
+    last = last_answer(messages)
     prompt, answer = _turn(tokenizer, messages[:last], messages[last], tools)
     return prompt, tokenizer.decode(t for t in _answer(tokenizer, answer) if not tokenizer.is_end(t)).strip()
 
@@ -312,6 +312,19 @@ def first_tools(rows: Iterable[Row]) -> list[dict[str, Any]]:
 def as_messages(prompt: str, completion: str) -> list[dict[str, Any]]:
     """A prompt and its completion as a conversation of one turn."""
     return [{"role": "user", "content": prompt}, {"role": "assistant", "content": completion}]
+
+
+def answered_messages(row: Mapping[str, Any]) -> list[dict[str, Any]]:
+    """The messages of a row with a question and an answer, up to its last answer."""
+    if "messages" not in row:
+        return as_messages(str(row["prompt"]), str(row["completion"]).strip())
+    messages = [dict(message) for message in row["messages"]]
+    return messages[:last_answer(messages) + 1]
+
+
+def last_answer(messages: Sequence[Mapping[str, Any]]) -> int:
+    """The index of the last message of an assistant, of which there is one."""
+    return max(i for i, message in enumerate(messages) if message["role"] == "assistant")
 
 
 def check_messages(messages: Any, key: str = "messages") -> None:

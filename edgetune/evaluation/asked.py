@@ -10,7 +10,7 @@ from typing import Any
 
 from ..data.around import Instruction, instructed
 from ..data.question import question_text
-from ..data.rows import Row, as_messages
+from ..data.rows import Row, answered_messages
 from ..errors import DataError
 from .judge import same
 from .served import Answer, Scores, exact_share, parsed_share
@@ -44,14 +44,11 @@ def asked_scores(engine: str, rows: int, answers: Sequence[Answer]) -> Scores:
 def _question(row: Row, system: Instruction) -> tuple[Row, Messages, Sequence[dict[str, Any]], str]:
     """(the row, messages up to the last answer, tools, that answer)"""
     assert not isinstance(row, str)
-    if "prompt" in row:
-        whole = instructed(as_messages(row["prompt"], str(row["completion"]).strip()), system)
-        return row, _asked(whole), (), whole[-1]["content"]
-    messages = [dict(message) for message in row["messages"]]
-    last = max(i for i, message in enumerate(messages) if message["role"] == "assistant")
-    if not isinstance(expected := messages[last].get("content"), str):
+    messages = answered_messages(row)
+    if not isinstance(expected := messages[-1].get("content"), str):
         raise DataError("a row's answer is no text", "leave --url out: calls of tools are evaluated where the model is")
-    return row, _asked(instructed(messages[:last + 1], system)), row.get("tools") or (), expected.strip()
+    tools = row.get("tools") if "messages" in row else None
+    return row, _asked(instructed(messages, system)), tools or (), expected.strip()
 
 
 def _asked(row: Messages) -> Messages:

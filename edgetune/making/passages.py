@@ -8,20 +8,19 @@ In a share of the rows the first is left out, so that the model does not believe
 from __future__ import annotations
 
 import random
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any
 
 from ..data.around import last_question
 from ..data.asking import asking_rows
 from ..data.question import question_text
-from ..data.rows import as_messages
+from ..data.rows import answered_messages
 from ..errors import UsageError
 from ..options import check_options
 from ..retrieval.passages import with_passages
 from ..retrieval.searching import Index, Passage
 from .grounding import is_grounded
-from .made import Made, Row
+from .made import Made
 from .options import PassageOptions
 
 LOOKED_AT = 20  # passages among which the one with the answer is looked for
@@ -45,7 +44,8 @@ def make_with_passages(data: Path, index: Index, options: PassageOptions,
         if on_progress:
             on_progress("searching", number, len(rows))
         made.read += 1
-        messages = _messages(row)
+        assert not isinstance(row, str)
+        messages = answered_messages(row)
         found = index.search(question_text(row), LOOKED_AT, least=0.0).passages
         answer = str(messages[-1].get("content") or "")
         passages = chosen(found, answer, options, random.Random(f"{options.seed} {number}"))
@@ -55,7 +55,7 @@ def make_with_passages(data: Path, index: Index, options: PassageOptions,
         at = last_question(messages)
         assert at is not None
         messages[at] = with_passages(messages[at], passages)
-        tools = {"tools": row["tools"]} if isinstance(row, Mapping) and "tools" in row else {}
+        tools = {"tools": row["tools"]} if "tools" in row else {}
         made.rows.append({**tools, "messages": messages})
     return made
 
@@ -76,13 +76,3 @@ def chosen(found: Sequence[Passage], answer: str, options: PassageOptions,
     passages = others[:count] if without else [oracle, *others[:count]]
     chance.shuffle(passages)
     return passages
-
-
-def _messages(row: Any) -> list[Row]:
-    """A row's messages up to its last answer."""
-    if "messages" not in row:
-        return as_messages(str(row["prompt"]), str(row["completion"]).strip())
-    messages = [dict(message) for message in row["messages"]]
-    while messages[-1].get("role") != "assistant":
-        messages.pop()
-    return messages

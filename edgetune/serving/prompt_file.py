@@ -29,7 +29,7 @@ from ..data.asking import asking_rows
 from ..data.hub_rows import is_name
 from ..data.parts import STDIN, names_of
 from ..data.question import content_text, question_text
-from ..data.rows import Row, as_messages, check_row
+from ..data.rows import Row, answered_messages, check_row
 from ..disk import json_lines, json_text, read_small, refuse_existing, replaced
 from ..errors import DataError, EdgetuneError, FormatError, install_hint
 from ..formats.named import find_model
@@ -214,12 +214,8 @@ def prompt_text(prompt: Prompt, path: Path) -> str:
 def turns_of(row: Row) -> list[Message]:
     """An example as turns of a conversation, up to its last answer, without its system message."""
     assert not isinstance(row, str)
-    if "prompt" in row:
-        return as_messages(str(row["prompt"]), str(row["completion"]).strip())
-    messages = [{key: value for key, value in message.items() if key != "weight"} for message in row["messages"]
-                if message["role"] != "system"]
-    last = max(i for i, message in enumerate(messages) if message["role"] == "assistant")
-    return messages[:last + 1]
+    return [{key: value for key, value in message.items() if key != "weight"} for message in answered_messages(row)
+            if message["role"] != "system"]
 
 
 def _loaded(path: Path) -> Any:
