@@ -47,8 +47,7 @@ def _question(row: Row, system: Instruction) -> tuple[Row, Messages, Sequence[di
     messages = answered_messages(row)
     if not isinstance(expected := messages[-1].get("content"), str):
         raise DataError("a row's answer is no text", "leave --url out: calls of tools are evaluated where the model is")
-    tools = row.get("tools") if "messages" in row else None
-    return row, _asked(instructed(messages, system)), tools or (), expected.strip()
+    return row, _asked(instructed(messages, system)), row.get("tools") or (), expected.strip()
 
 
 def _asked(row: Messages) -> Messages:

@@ -8,7 +8,9 @@ import pytest
 
 from edgetune.data.dataset import load_rows
 from edgetune.data.packing import Example
+from edgetune.data.rows import as_messages
 from edgetune.errors import DataError
+from edgetune.evaluation.asked import asked_match
 from edgetune.evaluation.served import Scores, exact_match, grade, served_loss
 from edgetune.serving.llama import LlamaModel
 
@@ -96,3 +98,13 @@ def test_plain_text_has_no_answers(served):
     data = load_rows([{"text": "turn the light on"}], served.tokenizer, max_length=50)
     assert exact_match(served, data) == []
     assert grade(served, data).scores.exact is None
+
+
+def test_a_row_is_asked_with_its_tools_in_both_shapes():
+    tools = [{"type": "function", "function": {"name": "light", "parameters": {"type": "object"}}}]
+    pair = {"prompt": "on", "completion": "done", "tools": tools}
+    chat = {"messages": as_messages("on", "done"), "tools": tools}
+    seen = []
+    found = asked_match([pair, chat], lambda messages, given, _most: seen.append((messages, given)) or "done")
+    assert seen == [([{"role": "user", "content": "on"}], tools)] * 2
+    assert all(answer.correct for answer in found)
