@@ -220,7 +220,7 @@ class VectorStores:
         for file in store.files:
             try:
                 documents.append(file_of(self._files.content(file.id), f"{file.id}/{file.name}"))
-            except NotFoundError as error:
+            except (NotFoundError, OSError) as error:  # it may be deleted in this moment
                 failed[file.id] = str(error)
         encoder = self._encoder()
         options = IndexOptions(chunk_tokens=min(IndexOptions.chunk_tokens, encoder.longest - 2))

@@ -14,6 +14,7 @@ from tiny import write_tiny
 from edgetune.daemon import vector_stores
 from edgetune.daemon.options import DaemonConfig
 from edgetune.daemon.state.files import DOCUMENT
+from edgetune.retrieval.building import Report
 
 openai = pytest.importorskip("openai")
 LAMP = ("lamp.md", b"# Lamp\n\nThe lamp in the hall is red.\n")
@@ -166,10 +167,28 @@ def test_stores_survive_a_restart(tmp_path):
             assert two.vector_stores.retrieve(store.id).name == "kept"
 
 
-def test_closing_leaves_the_rest_to_the_next_start(tmp_path, monkeypatch):
-    """One store is being read, and another waits: neither holds up the end of the daemon."""
+@pytest.fixture
+def stores_of(tmp_path, monkeypatch):
+    """Makes stores whose files are one document, and whose indexes are made by a function in place of build_of."""
     path = tmp_path / LAMP[0]
     path.write_bytes(LAMP[1])
+    files = SimpleNamespace(get=lambda id: SimpleNamespace(id=id, name=LAMP[0], bytes=len(LAMP[1]), purpose=DOCUMENT),
+                            content=lambda id: tmp_path / "gone" if id == "gone" else path)
+    monkeypatch.setattr(vector_stores, "Encoding", lambda *_: SimpleNamespace(longest=256, close=lambda: None))
+    monkeypatch.setattr(vector_stores, "find_model", lambda name: name)
+    made = []
+
+    def make(build_of):
+        monkeypatch.setattr(vector_stores, "build_of", build_of)
+        made.append(vector_stores.VectorStores(tmp_path, files, DaemonConfig()))
+        return made[0]
+
+    yield make
+    made[0].close()
+
+
+def test_closing_leaves_the_rest_to_the_next_start(stores_of):
+    """One store is being read, and another waits: neither holds up the end of the daemon."""
     begun = threading.Event()
 
     def build_of(*_, on_progress):
@@ -178,12 +197,7 @@ def test_closing_leaves_the_rest_to_the_next_start(tmp_path, monkeypatch):
             on_progress("indexing", 0, 1)
             time.sleep(0.05)
 
-    monkeypatch.setattr(vector_stores, "build_of", build_of)
-    monkeypatch.setattr(vector_stores, "Encoding", lambda *_: SimpleNamespace(longest=256, close=lambda: None))
-    monkeypatch.setattr(vector_stores, "find_model", lambda name: name)
-    files = SimpleNamespace(get=lambda id: SimpleNamespace(id=id, name=LAMP[0], bytes=len(LAMP[1]), purpose=DOCUMENT),
-                            content=lambda _: path)
-    stores = vector_stores.VectorStores(tmp_path, files, DaemonConfig())
+    stores = stores_of(build_of)
     for _ in range(2):
         stores.create("lamp", {}, ["file-1"])
     assert begun.wait(PATIENCE)
@@ -192,3 +206,17 @@ def test_closing_leaves_the_rest_to_the_next_start(tmp_path, monkeypatch):
     end.join(PATIENCE / 4)
     assert not end.is_alive()
     assert [store.status for store in stores.list()] == ["in_progress"] * 2
+
+
+def ended(stores, id):
+    for _ in range(PATIENCE * 20):
+        if stores.get(id).status == "completed":
+            return [file.status for file in stores.get(id).files]
+        time.sleep(0.05)
+    raise AssertionError(stores.get(id))
+
+
+def test_a_file_that_is_deleted_while_it_is_read_ends_nothing(stores_of):
+    stores = stores_of(lambda *_, **__: Report(""))
+    for _ in range(2):
+        assert ended(stores, stores.create("", {}, ["gone", "file-1"]).id) == ["failed", "completed"]
