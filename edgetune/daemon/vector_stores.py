@@ -47,6 +47,7 @@ class VectorStores:
         self._searching = threading.RLock()
         self._encoding: Encoding | None = None
         self._waiting: queue.SimpleQueue[str | None] = queue.SimpleQueue()
+        self._due: set[str] = set()  # the stores in it
         self._thread: threading.Thread | None = None
         self._closing = threading.Event()
         for store in self._stores.values():
@@ -190,11 +191,14 @@ class VectorStores:
             if self._thread is None:
                 self._thread = threading.Thread(target=self._work, name="documents")
                 self._thread.start()
-        self._waiting.put(id)
+            if id not in self._due:
+                self._due.add(id)
+                self._waiting.put(id)
 
     def _work(self) -> None:
         while (id := self._waiting.get()) is not None:
             with self._changing:
+                self._due.discard(id)
                 store = self._stores.get(id)
             if store is None:
                 continue

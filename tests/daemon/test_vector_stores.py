@@ -216,6 +216,26 @@ def ended(stores, id):
     raise AssertionError(stores.get(id))
 
 
+def test_files_that_come_meanwhile_are_read_together(stores_of):
+    read = []
+    go = threading.Event()
+
+    def build_of(documents, *_, **__):
+        read.append(len(documents))
+        assert go.wait(PATIENCE)
+        return Report("")
+
+    stores = stores_of(build_of)
+    store = stores.create("lamp", {}, ["file-0"])
+    while not read:
+        time.sleep(0.01)
+    for number in range(1, 9):
+        stores.add(store.id, f"file-{number}", {})
+    go.set()
+    assert ended(stores, store.id) == ["completed"] * 9
+    assert read == [1, 9]
+
+
 def test_a_file_that_is_deleted_while_it_is_read_ends_nothing(stores_of):
     stores = stores_of(lambda *_, **__: Report(""))
     for _ in range(2):
