@@ -5,6 +5,7 @@ conversation; the answers of its examples have weight 0, because they are not le
 from __future__ import annotations
 
 import random
+from collections import defaultdict
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
@@ -44,6 +45,9 @@ class Drawer:
         self.items = [item for item in items if self._may_be_asked(item)]
         self.drawn.no_option = len(items) - len(self.items)
         self.demonstrations = [item.fields for item in self.items if item.fields is not None]
+        self.places: dict[str, list[int]] = defaultdict(list)  # of the demonstrations that ask a prompt
+        for place, fields in enumerate(self.demonstrations):
+            self.places[fields[PROMPT]].append(place)
 
     @property
     def size(self) -> int:
@@ -84,9 +88,11 @@ class Drawer:
         """Other rows of the source, for some rows."""
         if self.rng.random() >= self.few_shot.share:
             return []
-        others = [each for each in self.demonstrations if each[PROMPT] != fields[PROMPT]]
-        most = min(self.few_shot.examples, len(others))
-        return self.rng.sample(others, self.rng.randint(1, most)) if most else []
+        own = self.places[fields[PROMPT]]
+        others = len(self.demonstrations) - len(own)
+        most = min(self.few_shot.examples, others)
+        drawn = self.rng.sample(range(others), self.rng.randint(1, most)) if most else []
+        return [self.demonstrations[_past(number, own)] for number in drawn]
 
     def _demonstrated(self, wording: Wording, fields: Mapping[str, str]) -> list[dict[str, Any]]:
         question, answer = self._turn(wording, fields)
@@ -108,6 +114,13 @@ class Drawer:
         listed = [right, *self.rng.sample(others, min(len(others), self.most_options - 1))]
         self.rng.shuffle(listed)
         return listed
+
+
+def _past(number: int, places: Sequence[int]) -> int:
+    """The place that has this number once some places, in ascending order, are left out."""
+    for place in places:
+        number += place <= number
+    return number
 
 
 def _options(source: Source, items: Sequence[Item]) -> list[str]:
