@@ -1,23 +1,15 @@
 """Corrections in a chat, by patterns; the whole measurement is proofs/remarks.py."""
 
-import csv
-from pathlib import Path
-
 import pytest
+from proofs.remarks import read_chats
 
 from edgetune.making.remarks import corrections_in, remark_of, stated_answer
-
-CHATS = Path(__file__).parents[1] / "proofs" / "data" / "remarks.tsv"
-
-
-def chats():
-    with CHATS.open(encoding="utf-8", newline="") as file:
-        return list(csv.DictReader(file, delimiter="\t", quoting=csv.QUOTE_NONE))
 
 
 def test_corrections_are_found_and_few_others():
     """Among the chats that were written after the patterns, and among all."""
-    for rows, least, most in (([row for row in chats() if row["written"] == "after"], 0.75, 0.1), (chats(), 0.8, 0.1)):
+    every = read_chats()
+    for rows, least, most in (([row for row in every if row["written"] == "after"], 0.75, 0.1), (every, 0.8, 0.1)):
         said = [(row["correction"] == "1", remark_of(row["answer"], row["remark"]) is not None) for row in rows]
         found = sum(both for is_one, says in said if (both := is_one and says))
         alarms = sum(says and not is_one for is_one, says in said)

@@ -25,7 +25,7 @@ from typing import Any
 sys.path.insert(0, str(Path(__file__).parents[1]))
 
 from json_lines import read_lines, write_lines
-from proofs.compared import SIGNIFICANT, end_with
+from proofs.compared import SIGNIFICANT, end_with, measure_missing
 
 from edgetune.data.around import Instruction
 from edgetune.data.dataset import load_rows
@@ -192,8 +192,7 @@ def measure(args: argparse.Namespace, name: str, seed: int, way: str) -> dict[st
         found = WAYS[way](place)
     if "setup_s" in found:
         found["setup_s"] = round(found["setup_s"] - began, 1)
-    return {"set": name, "seed": seed, "way": way, "model": str(args.model), "rows": args.rows, "few": args.few,
-            "held": args.held, **found}
+    return {"model": str(args.model), "rows": args.rows, "few": args.few, "held": args.held, **found}
 
 
 def main() -> None:
@@ -210,18 +209,10 @@ def main() -> None:
     parser.add_argument("--model", default="smollm2")
     parser.add_argument("--out", type=Path, default=Path("prompts.jsonl"))
     args = parser.parse_args()
-    known = read_lines(args.out) if args.out.exists() else []
-    for seed in args.seeds:
-        for way in args.ways:
-            for name in args.sets:
-                if any((row["set"], row["seed"], row["way"]) == (name, seed, way) for row in known):
-                    continue
-                known.append(measure(args, name, seed, way))
-                with args.out.open("a") as file:
-                    file.write(json.dumps(known[-1]) + "\n")
-                shown = {key: value for key, value in known[-1].items() if key != "flags"}
-                print(json.dumps(shown), flush=True)
-    end_with(targets(known, args.sets))
+    cases = [{"set": name, "seed": seed, "way": way} for seed in args.seeds for way in args.ways for name in args.sets]
+    results = measure_missing(args, cases, lambda **case: measure(args, case["set"], case["seed"], case["way"]),
+                              lambda result: json.dumps({key: result[key] for key in result if key != "flags"}))
+    end_with(targets(results, args.sets))
 
 
 def targets(found: list[dict[str, Any]], sets: list[str]) -> dict[str, bool]:

@@ -19,21 +19,23 @@ CHATS = Path(__file__).parent / "data" / "remarks.tsv"
 BASELINE = re.compile(r"^(no|nope|nein|non)\b|\b(wrong|falsch|faux)\b", re.IGNORECASE)
 
 
+def read_chats(path: Path = CHATS) -> list[dict[str, str]]:
+    with path.open(encoding="utf-8", newline="") as file:
+        return list(csv.DictReader(file, delimiter="\t", quoting=csv.QUOTE_NONE))
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--chats", type=Path, default=CHATS)
     parser.add_argument("--show", choices=["before", "revised", "after"])
     parser.add_argument("--rows", type=Path, nargs="*", default=[], help="Rows whose prompts correct nothing.")
     args = parser.parse_args()
-    with args.chats.open(encoding="utf-8", newline="") as file:
-        rows = list(csv.DictReader(file, delimiter="\t", quoting=csv.QUOTE_NONE))
+    rows = read_chats(args.chats)
     print("chats   method    language  corrections  found  others  false alarms  right answers")
     for part in ("before", "revised", "after"):
         for language in ("en", "de", "fr"):
             of_language = [row for row in rows if (row["language"], row["written"]) == (language, part)]
             told(part, language, of_language, args.show == part)
-
-
     for path in args.rows:
         asked = [json.loads(line)["prompt"] for line in path.read_text(encoding="utf-8").splitlines()]
         alarms = [text for text in asked if remark_of("The lamp is on.", text)]

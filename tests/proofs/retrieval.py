@@ -22,19 +22,19 @@ import argparse
 import json
 import random
 import re
-import subprocess
 import sys
 import tempfile
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
-from functools import partial
 from pathlib import Path
 from typing import Any
 
 sys.path.insert(0, str(Path(__file__).parents[1]))
 
+from json_lines import read_lines, write_lines
+from proofs.compared import edgetune
 from proofs.public_data import FOLDER
 
 from edgetune.evaluation.acceptance import Paired, wilson
@@ -196,19 +196,15 @@ def answers_part(data: Path, work: Path, model: str, count: int, passages: Seque
 def learned_part(data: Path, work: Path, model: str, rows: int, count: int) -> bool:
     """rows: to learn; count: questions of other articles."""
     write_articles(work / "all", data, lambda _: True)
-    command = [sys.executable, "-m", "edgetune"]
-    run = partial(subprocess.run, check=True, stdout=subprocess.DEVNULL)
-    run([*command, "index", work / "all", "-o", work / "all.index", "--threads", "1"])
+    edgetune("index", work / "all", "-o", work / "all.index", "--threads", 1, "--json")
     even = [each for each in questions(data) if each.article % 2 == 0]
     lines = [{"prompt": each.question, "completion": each.answers[0]} for each in drawn(even, 2 * rows, seed=4)]
-    (work / "asked.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
-    run([*command, "data", "make", "passages", work / "asked.jsonl", work / "all.index", "-o", work / "rows.jsonl",
-         "--count", "2", "--threads", "1"])
-    kept = (work / "rows.jsonl").read_text().splitlines(keepends=True)[:rows]
-    (work / "rows.jsonl").write_text("".join(kept))
+    edgetune("data", "make", "passages", write_lines(work / "asked.jsonl", lines), work / "all.index", "-o",
+             work / "made.jsonl", "--count", 2, "--threads", 1, "--json")
+    kept = read_lines(work / "made.jsonl")[:rows]
     before = time.monotonic()
-    run([*command, "train", model, work / "rows.jsonl", "-o", work / "out", "--eval", "none", "--no-answers",
-         "--no-govern", "--threads", "1", "--epochs", "1", "--max-length", "1024"])
+    edgetune("train", model, write_lines(work / "rows.jsonl", kept), "-o", work / "out", "--eval", "none",
+             "--no-answers", "--no-govern", "--threads", 1, "--epochs", 1, "--max-length", 1024, "--json")
     print(f"{len(kept)} rows learned in {time.monotonic() - before:.0f} s", flush=True)
     asked = drawn([each for each in questions(data) if each.article % 2], count, seed=5)
     found = []
