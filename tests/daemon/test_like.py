@@ -122,12 +122,12 @@ def test_corrections_of_somewhat_like_questions_are_shown_to_the_model(service):
     shown = []
     render = service.served.render
     service.served.render = lambda messages, *rest: shown.append(messages) or render(messages, *rest)
-    service.chat(asked("which code opens the garage?"), max_tokens=1).text()
+    service.chat(asked("which code opens the safe?"), max_tokens=1).text()
     [(question, answer, last)] = shown
     assert (question["content"], answer["content"], last["content"]) == (
-        "what is the door code", CODE, "which code opens the garage?")
+        "what is the door code", CODE, "which code opens the safe?")
     shown.clear()
-    for text, model in (("hello", ""), ("what is the door code", ""), ("which code opens the garage?", service.name)):
+    for text, model in (("hello", ""), ("what is the door code", ""), ("which code opens the safe?", service.name)):
         service.chat(asked(text), model=model, max_tokens=1).text()
         assert [len(messages) for messages in shown] == [1]
         shown.clear()
