@@ -53,15 +53,16 @@ def chunks(paragraphs: Iterable[Paragraph], count: Count, size: int, overlap: fl
     for piece in _pieces(paragraphs, count, size):
         new_record = bool(taken) and piece.record != taken[-1].record
         new_heading = bool(taken) and piece.heading != taken[-1].heading
-        ends = new_record or total + piece.tokens > size or (new_heading and total * HALF >= size)
+        within = _with_heading(piece, count) if new_heading else piece
+        ends = new_record or total + within.tokens > size or (new_heading and total * HALF >= size)
         if ends and fresh:
             yield _chunk(taken, total)
             room = size - piece.tokens - _heading_tokens(piece, count)
-            taken = [] if new_heading or new_record else _repeated(taken, min(size * overlap, room))
+            taken = [] if new_heading or new_record else _repeated(taken, piece, min(size * overlap, room))
             total = sum(each.tokens for each in taken) + _heading_tokens(piece, count)
             fresh = 0
-        elif new_heading:
-            piece = _with_heading(piece, count)
+        else:
+            piece = within
         if not taken:
             total = _heading_tokens(piece, count)
         taken.append(piece)
@@ -90,13 +91,13 @@ def _chunk(taken: list[_Piece], total: int) -> Chunk:
                  total)
 
 
-def _repeated(taken: list[_Piece], most: float) -> list[_Piece]:
-    """The last pieces, of `most` tokens together."""
+def _repeated(taken: list[_Piece], following: _Piece, most: float) -> list[_Piece]:
+    """The last pieces, of `most` tokens together, under the heading of what follows them."""
     found: list[_Piece] = []
     left = most
     for piece in reversed(taken[1:]):
         left -= piece.tokens
-        if left < 0:
+        if left < 0 or piece.heading != following.heading:
             break
         found.insert(0, piece)
     return found

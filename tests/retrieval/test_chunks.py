@@ -46,6 +46,13 @@ def test_short_sections_share_a_chunk_and_long_ones_do_not():
         ("A", 0, 2), ("B", 3, 5)]
 
 
+def test_a_heading_within_a_chunk_counts():
+    found = [Paragraph("b b b b", "One", 0, 2), Paragraph("a a a a a a", "One > Two Two Two", 0, 5)]
+    assert [chunk.tokens for chunk in chunks(found, count, 14, 0)] == [14]  # 1 + 4, and 3 + 6
+    assert [(chunk.heading, chunk.tokens) for chunk in chunks(found, count, 13, 0)] == [
+        ("One", 5), ("Two Two Two", 9)]
+
+
 def test_lines_within_a_long_paragraph():
     text = "\n".join(f"line {number} is here" for number in range(20))
     made = list(chunks([Paragraph(text, line=7)], count, 16, 0))
