@@ -8,7 +8,7 @@ from typing import Any
 
 import click
 
-from ..training.config import FILE_OPTIONS
+from ..training.config import FILE_OPTIONS, READING
 from .answer import new_file
 from .app import (
     DATA,
@@ -22,8 +22,6 @@ from .app import (
     stop_on_signals,
     threads_option,
 )
-
-READING = ("max_length", "overflow", "system", "prompt", "markup")
 
 
 @command("teach", MODEL, DATA,

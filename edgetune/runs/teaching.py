@@ -19,13 +19,12 @@ from ..disk import refuse_existing
 from ..errors import Interrupted, UsageError
 from ..formats.bundle import Bundle, open_bundle
 from ..serving.llama import LlamaModel
-from ..training.config import TrainConfig
+from ..training.config import FILE_OPTIONS, READING, TrainConfig
 from ..training.length import reading_limit
 from ..training.sized import context_of
 
 Floats = NDArray[np.float32]
 Progress = Callable[[str, int, int], None]
-READING = ("max_length", "overflow", "system", "prompt", "markup", "prompt_column", "completion_column")
 LEAST_FLOAT16 = -65504.0
 
 
@@ -71,7 +70,7 @@ def header_of(bundle: Bundle, rows: Dataset, adapter: Path | None, top: int, tem
     if not 1 <= top <= n_vocab:
         raise UsageError(f"top is {top}, and the vocabulary has {n_vocab} tokens", f"choose 1 to {n_vocab}")
     teacher = bundle.gguf.path.name + (f" with the adapter {fingerprint_of(adapter)[:16]}" if adapter else "")
-    options = {name: getattr(reading, name) for name in READING}
+    options = {name: getattr(reading, name) for name in (*READING, *FILE_OPTIONS)}
     return Header(FORMAT, VERSION, top, temperature, n_vocab, tokenizer_digest(bundle.gguf),
                   template_digest(bundle.gguf), rows.digest, f"{teacher} ({bundle.fingerprint[:16]})", reading=options)
 

@@ -31,6 +31,7 @@ WEARING_SECONDS = 900.0  # and on storage that wears out
 AUTO_LENGTH = 512  # tokens that max_length "auto" is at least
 BACKENDS = ("auto", "cpu", "cuda")  # as backends/opening.py takes them
 RUN_OPTIONS = ("anchors", "eval_every", "patience", "checkpoint_every")  # used by `run` alone, not by a Trainer
+READING = ("max_length", "overflow", "system", "prompt", "markup", "thinking")  # how rows are read
 FILE_OPTIONS = ("prompt_column", "completion_column")  # of files of rows: a job's are in a known shape when it begins
 
 
