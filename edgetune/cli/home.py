@@ -43,13 +43,14 @@ def home_entities(url: str, token_file: Path | None, to: Path, as_json: bool) ->
 
     Only those that are exposed to Assist are read. The file is the ENTITIES of the other commands.
     """
-    from ..disk import refuse_existing
+    from ..disk import refuse_existing, replaced
     from ..home.entities import home_of
     from ..home.hass import entities_text, read_entities, read_token
     refuse_existing(to)
     found = read_entities(url, read_token(token_file))
     read = home_of(found, url)
-    to.write_text(entities_text(found), encoding="utf-8")
+    with replaced(to) as beside:
+        beside.write_text(entities_text(found), encoding="utf-8")
     domains = Counter(entity.domain for entity in read.entities)
     show(as_json, {"out": str(to), "entities": len(read.entities), "areas": len(read.areas), "domains": domains},
          f"{len(read.entities)} entities in {len(read.areas)} areas: {counts(domains)}",
@@ -142,11 +143,12 @@ def home_corrections(client: Any, to: Path, as_json: bool) -> None:
 
     The file has the corrections of Home Assistant's requests, as sentences for `home update --own`.
     """
-    from ..disk import json_lines, refuse_existing
+    from ..disk import json_lines, refuse_existing, replaced
     from ..home.corrections import own_rows
     refuse_existing(to)
     rows = own_rows(client.get(url_path(FEEDBACK, piece["id"])) for piece in client.all(FEEDBACK))
-    to.write_text(json_lines(rows), encoding="utf-8")
+    with replaced(to) as beside:
+        beside.write_text(json_lines(rows), encoding="utf-8")
     show(as_json, {"out": str(to), "rows": len(rows)}, f"{len(rows)} sentences in {to}",
          f"learn them: edgetune home update HOUSE --own {to}")
 

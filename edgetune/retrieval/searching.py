@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import threading
-from contextlib import suppress
+from contextlib import ExitStack, closing, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
@@ -63,17 +63,15 @@ class Index:
         if not self.path.is_file():
             raise UsageError(f"there is no index {path}", "make it with edgetune index FOLDER -o INDEX")
         self._file = identity(self.path)
-        self._store = Store(self.path)
-        try:
-            facts = self._store.facts()
-            self._encoding = encoding or Encoding(facts["encoder"], threads)
-            self._read(self._store)
-        except KeyError as error:
-            self._store.close()
-            raise FormatError(f"{path} is no whole index: it does not say its {error}", "make it again") from None
-        except BaseException:
-            self._store.close()
-            raise
+        with ExitStack() as opened:
+            self._store = opened.enter_context(closing(Store(self.path)))
+            try:
+                self._encoding = encoding or opened.enter_context(
+                    closing(Encoding(self._store.facts()["encoder"], threads)))
+                self._read(self._store)
+            except KeyError as error:
+                raise FormatError(f"{path} is no whole index: it does not say its {error}", "make it again") from None
+            opened.pop_all()
 
     def _read(self, store: Store) -> None:
         """Raises KeyError for an index that is not whole, MismatchError for that of another encoder."""
