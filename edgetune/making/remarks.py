@@ -7,7 +7,6 @@ a correction, and which answer is right, a person says. Measured in docs/results
 from __future__ import annotations
 
 import re
-from collections.abc import Sequence
 from dataclasses import dataclass
 
 from ..mixing.near import plain
@@ -208,15 +207,3 @@ def _stands_in(wrong: str, answer: str) -> bool:
     """Whether the words of `wrong` stand in an answer, as words."""
     words = plain(wrong)
     return bool(words) and f" {words} " in f" {plain(answer)} "
-
-
-def corrections_in(turns: Sequence[tuple[str, str]]) -> list[tuple[int, Remark]]:
-    """(index of the corrected answer, the remark) of each correction in a conversation. turns: (role, text) of its
-    messages. A remark counts where an assistant's answer and a user's question stand directly before it.
-    """
-    found = []
-    for i in range(2, len(turns)):
-        roles = [role for role, _ in turns[i - 2 : i + 1]]
-        if roles == ["user", "assistant", "user"] and (remark := remark_of(turns[i - 1][1], turns[i][1])):
-            found.append((i - 1, remark))
-    return found

@@ -3,7 +3,7 @@
 import pytest
 from proofs.remarks import read_chats
 
-from edgetune.making.remarks import corrections_in, remark_of, stated_answer
+from edgetune.making.remarks import remark_of, stated_answer
 
 
 def test_corrections_are_found_and_few_others():
@@ -37,14 +37,6 @@ def test_the_right_answer(answer, remark, right):
 ])
 def test_no_correction(answer, remark):
     assert remark_of(answer, remark) is None
-
-
-def test_a_remark_needs_a_question_and_an_answer_before_it():
-    turns = [("system", "s"), ("user", "lamp on"), ("assistant", "fan on"), ("user", "No, I meant the lamp."),
-             ("assistant", "lamp on"), ("user", "That is wrong.")]
-    assert [index for index, _ in corrections_in(turns)] == [2, 4]
-    assert corrections_in(turns[2:4]) == []
-    assert corrections_in([("assistant", "hi"), ("assistant", "Hello."), ("user", "No, it is bad.")]) == []
 
 
 def test_comments():
