@@ -190,8 +190,8 @@ def eval_command(model: Path, data: Path, engine: str, max_length: int, system: 
     sampled = {name: options.pop(name) for name in OF_EVAL}
     objective = take_objective(options)
     serving = Serving.taken_from(options)  # what remains is of answers
+    of_answers = options | sampled | {"show_wrong": show_wrong, "save": save}
     choosing = choosing_of_rows(sampled, "--url" if serving.url else "--engine native" if engine == "native" else "")
-    of_answers = options | {"show_wrong": show_wrong, "save": save}
     columns = Columns(prompt_column, completion_column)
     refuse_beside(**beside_around(asdict(serving)), engine=engine, answers=options["answers"], max_length=max_length,
                   memory=memory, backend=backend)
@@ -218,8 +218,6 @@ def eval_command(model: Path, data: Path, engine: str, max_length: int, system: 
     has_pairs = holds_pairs(data)
     check_method(objective, has_pairs)
     if has_pairs:
-        if choosing:
-            raise UsageError("--samples is given, and pairs are not answered", "leave it out")
         refuse_for_pairs(**of_answers)
         eval_pairs(data, bundle, tokenizer, objective, serving.adapter, serving.threads, backend, max_length,
                    instruction, None if engine == "native" else served_model(model, serving), as_json)

@@ -125,10 +125,10 @@ def test_our_own_engine_counts_the_same_answers(place, tmp_path):
         assert text in run(*grading(place, "eval"), *flags, code=2)
 
 
-@pytest.mark.parametrize("flags", [("--limit", 2), ("--show-wrong", 2), ("--save", "new.jsonl")])
+@pytest.mark.parametrize("flags", [("--limit", 2), ("--show-wrong", 2), ("--save", "new.jsonl"), ("--samples", 4)])
 def test_options_of_answers_are_refused_where_none_are_made(place, flags):
     assert f"{flags[0]} is given with --no-answers" in run(*grading(place, "eval"), "--no-answers", *flags, code=2)
-    if flags[0] != "--limit":
+    if flags[0] in ("--show-wrong", "--save"):
         text = run("eval", place / "model.gguf", place / "text.jsonl", *flags, code=2)
         assert "has no row with a question and an answer" in text
     assert not Path("new.jsonl").exists()
