@@ -89,9 +89,10 @@ def longest_text(gguf: Gguf) -> int:
 
 def refuse_around(serving: Serving, why: str) -> None:
     """Raises UsageError where something would be put around questions, and cannot be. why: the reason."""
-    for flag, path in (("--prompt", serving.prompt_file), ("--index", serving.index)):
-        if path is not None:
-            raise UsageError(f"{flag} {path} is given, {why}", "leave it out")
+    for flag, value in (("--prompt", serving.prompt_file), ("--index", serving.index),
+                        ("--passages", serving.passages)):
+        if value is not None:
+            raise UsageError(f"{flag} {value} is given, {why}", "leave it out")
 
 
 def sources_of(served: Any, messages: Sequence[dict[str, Any]]) -> list[dict[str, Any]] | None:

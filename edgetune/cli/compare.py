@@ -10,8 +10,9 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from ..errors import UsageError
-from .answer import markup_option
-from .app import DATA, MODEL, column_options, command, out, show, system_option, threads_option
+from .answer import NO_PROMPT, Serving, markup_option
+from .app import DATA, MODEL, column_options, command, explicit, out, show, system_option, threads_option
+from .around import around_options, longest_text, refuse_around, taken_around
 from .by_encoder import graded_by_encoder
 from .graded import SHOWN, comparison_headline, comparison_lines, discordant_table, exact_text
 
@@ -35,27 +36,28 @@ def one_or_two(_ctx: click.Context, _option: click.Parameter, paths: tuple[Path,
                       help="Adapter folder (or adapter.gguf): named twice for A and B, once for B, and the base is A."),
          click.option("--limit", type=click.IntRange(1), help="Answer only the first rows, at most this number."),
          click.option("--max-length", type=click.IntRange(2), default=512, show_default=True,
-                      help="Tokens in a row at most; longer ones are cut."), system_option, column_options,
-         markup_option, threads_option)
+                      help="Tokens in a row at most; longer ones are cut."), system_option, around_options,
+         column_options, markup_option, threads_option)
 def compare_command(model: Path, data: Path, adapters: Sequence[Path | None], limit: int | None, max_length: int,
-                    system: str, prompt_column: str, completion_column: str, markup: str, threads: int,
-                    as_json: bool) -> None:
+                    system: str, prompt_column: str, completion_column: str, as_json: bool, **options: Any) -> None:
     """Say which of two adapters answers DATA better.
 
     The rows that are right with one alone count: an exact sign test says how often chance makes a difference as large.
-    In brackets: Wilson's 95 % interval of a share.
+    --prompt and --index are for both. In brackets: Wilson's 95 % interval of a share.
     """
     from ..data.formats import Columns
     from ..evaluation.compare import compare
     from ..formats.bundle import open_bundle
     from ..formats.gguf import ENCODERS
+    serving = Serving.taken_from(options)
     gguf = open_bundle(model).gguf
     columns = Columns(prompt_column, completion_column)
     if gguf.architecture in ENCODERS:
-        graded = graded_by_encoder(gguf, adapters, data, columns, limit, threads)
+        refuse_around(serving, NO_PROMPT)
+        graded = graded_by_encoder(gguf, adapters, data, columns, limit, serving.threads)
     else:
-        graded = _graded_texts(gguf, data, adapters, columns, as_json, limit=limit, max_length=max_length,
-                               system=system, markup=markup, threads=threads)
+        graded = _graded_texts(gguf, data, adapters, columns, as_json, serving, limit=limit, max_length=max_length,
+                               system=system)
     found = compare(*graded)
     sides = [{"adapter": path and str(path), **one.scores.to_json()}
              for path, one in zip(adapters, graded, strict=True)]
@@ -63,21 +65,25 @@ def compare_command(model: Path, data: Path, adapters: Sequence[Path | None], li
          *compared_lines(f"{data} by {graded[0].scores.engine}", adapters, graded, found))
 
 
-def _graded_texts(model: Gguf, data: Path, adapters: Sequence[Path | None], columns: Columns, as_json: bool, *,
-                  limit: int | None, max_length: int, system: str, markup: str, threads: int) -> list[Graded]:
+def _graded_texts(model: Gguf, data: Path, adapters: Sequence[Path | None], columns: Columns, as_json: bool,
+                  serving: Serving, *, limit: int | None, max_length: int, system: str) -> list[Graded]:
     """Grades of a model that writes text, with each adapter."""
+    from ..data.around import together
     from ..data.dataset import load
     from ..evaluation.served import grade
     from ..serving.llama import LlamaModel
-    with LlamaModel(model, threads=threads or None) as served:
-        served.tokenizer.markup = markup
+    around, serving = taken_around(serving, system)
+    if around and not explicit({"max_length": max_length}):
+        max_length = longest_text(model)  # of rows with the prompt around them
+    with LlamaModel(model, threads=serving.threads or None) as served:
+        served.tokenizer.markup = serving.markup
         for letter, path in zip("AB", adapters, strict=True):
             if path is not None:
                 served.load_adapter(path, letter)
         graded = []
         for letter, path in zip("AB", adapters, strict=True):
             served.use(letter if path else None)
-            wanted = system or served.instruction_of(served.active)
+            wanted = together(around, system or served.instruction_of(served.active))
             rows = load(data, served.tokenizer, max_length=max_length, system=wanted, columns=columns)
             with nullcontext() if as_json else out.status(f"asking {letter}"):
                 graded.append(grade(served, rows, system=wanted, limit=limit))

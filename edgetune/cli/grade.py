@@ -10,7 +10,7 @@ import click
 
 from ..disk import json_text
 from ..errors import DataError, EdgetuneError, UsageError, printable
-from .answer import Serving, new_file, served_model
+from .answer import NO_PROMPT, Serving, new_file, served_model
 from .app import (
     DATA,
     ModelPath,
@@ -22,7 +22,7 @@ from .app import (
     system_option,
     threads_option,
 )
-from .around import instruction_of
+from .around import around_options, instruction_of, refuse_around, taken_around
 from .by_encoder import classifier_of
 from .grader import open_grader
 from .prompts import ordered, save_lines
@@ -48,6 +48,7 @@ OF_MODEL = ("adapter", "samples", "temperature", "max_tokens", "system", "memory
          click.option("--max-tokens", type=click.IntRange(1), default=256, show_default=True,
                       help="Tokens of an answer at most."),
          click.option("--seed", type=int, default=0, show_default=True, help="Seed of sampling."), system_option,
+         around_options,
          click.option("--memory", default="", help="Memory of this process at most, such as 500M or 25% [75% of what "
                       "is available]."),
          threads_option, backend_option,
@@ -70,6 +71,9 @@ def grade_command(grader: str, data: Path, model: Path | None, pass_at: float | 
     if model is None and (strange := [name for name in explicit(options) if name in OF_MODEL]):
         raise UsageError(f"--{strange[0].replace('_', '-')} is given without --model, whose option it is",
                          "leave it out, or name a model")
+    serving = Serving.taken_from(options)
+    if model is None:
+        refuse_around(serving, "and no --model, whose option it is")
     judge = open_grader(grader, unsafe_python)
     if judge.needs_model and model is None:
         raise UsageError(f"the grader {judge.name} needs a model that grades", "name one with --model")
@@ -80,10 +84,10 @@ def grade_command(grader: str, data: Path, model: Path | None, pass_at: float | 
         samples = [written_sample(row) for row in rows]
     else:
         places = [(i, k) for i in range(len(rows)) for k in range(options["samples"])]
-        samples = list(_answers(model, rows, **options))
+        samples = list(_answers(model, rows, serving, **options))
     items = [rows[i] for i, _ in places]
     if model is not None and judge.needs_model:
-        grades = _judged_by(model, options["threads"], judge, unsafe_python, samples, items)
+        grades = _judged_by(model, serving.threads, judge, unsafe_python, samples, items)
     else:
         grades = judge.grade(samples, items)
     results = Results([GradedSample(i, k, asked_of(rows[i]), sample.text, grade) for (i, k), sample, grade in
@@ -126,14 +130,15 @@ def asked_of(row: Mapping[str, Any]) -> Any:
         return None
 
 
-def _answers(model: Path, rows: Rows, *, adapter: Path | None, threads: int, **options: Any) -> Iterator[Sample]:
+def _answers(model: Path, rows: Rows, serving: Serving, **options: Any) -> Iterator[Sample]:
     """Answers the rows by our own engine, in their order."""
     from ..formats.bundle import open_bundle
     from ..formats.gguf import ENCODERS
     gguf = open_bundle(model).gguf
     if gguf.architecture in ENCODERS:
-        return _labels(gguf, rows, Serving(adapter, threads), **options)
-    return _texts(gguf, rows, adapter=adapter, threads=threads, **options)
+        refuse_around(serving, NO_PROMPT)
+        return _labels(gguf, rows, serving, **options)
+    return _texts(gguf, rows, serving, **options)
 
 
 def _labels(model: Gguf, rows: Rows, serving: Serving, **options: Any) -> Iterator[Sample]:
@@ -149,10 +154,10 @@ def _labels(model: Gguf, rows: Rows, serving: Serving, **options: Any) -> Iterat
     return (Sample(one.label) for one in found)
 
 
-def _texts(gguf: Gguf, rows: Rows, *, adapter: Path | None, samples: int, temperature: float | None,
-           max_tokens: int, system: str, memory: str, seed: int, threads: int, backend: str) -> Iterator[Sample]:
+def _texts(gguf: Gguf, rows: Rows, serving: Serving, *, samples: int, temperature: float | None, max_tokens: int,
+           system: str, memory: str, seed: int, backend: str) -> Iterator[Sample]:
     """The texts that a model writes."""
-    from ..data.around import instructed
+    from ..data.around import instructed, together
     from ..data.question import asked_messages
     from ..evaluation.graders.answered import answered_sample
     from ..evaluation.native import engine_within
@@ -162,10 +167,11 @@ def _texts(gguf: Gguf, rows: Rows, *, adapter: Path | None, samples: int, temper
     from ..serving.rollouts.texts import Asked, adapter_of, answers
     if temperature is None:
         temperature = 0.0 if samples == 1 else 1.0
-    opened = adapter_of(gguf, adapter)
+    around, serving = taken_around(serving, system)
+    opened = adapter_of(gguf, serving.adapter)
     tokenizer = Tokenizer(gguf)
     prompts = []
-    instruction = system or instruction_of(adapter)
+    instruction = together(around, system or instruction_of(serving.adapter))
     for row in rows:
         messages = instructed(asked_messages(row), instruction)
         prompts.append(tokenizer.encode(tokenizer.render(messages, row.get("tools"), add_generation_prompt=True),
@@ -173,7 +179,7 @@ def _texts(gguf: Gguf, rows: Rows, *, adapter: Path | None, samples: int, temper
     asked = Asked(prompts, [max_tokens] * len(rows), samples,
                   Sampling(temperature=temperature, top_k=0, top_p=1.0, min_p=0.0, seed=seed))
     form = call_form(tokenizer)
-    engine = engine_within(memory, threads=threads, backend=backend)
+    engine = engine_within(memory, threads=serving.threads, backend=backend)
     for answered in ordered(answers(gguf, tokenizer, opened, asked, engine), samples):
         yield answered_sample(answered, rows[answered.rollout.prompt].get("tools"), form)
 

@@ -50,6 +50,27 @@ def test_eval_asks_with_the_prompt(tiny_llama, tmp_path, prompt, engine):
     assert found["exact"] == typed_out["exact"]
 
 
+def test_compare_asks_with_it(tiny_llama, tmp_path, prompt):
+    path = write_lines(tmp_path / "rows.jsonl", [{**row, "completion": says(tiny_llama, row["prompt"], 4)}
+                                                 for row in ROWS])
+    learned = write_lines(tmp_path / "learned.jsonl", [EXAMPLE] * 2)
+    run("train", tiny_llama, learned, "-o", tmp_path / "run", "--steps", 1, "--threads", 1, "--no-answers")
+    asked = ("compare", tiny_llama, path, "--adapter", tmp_path / "run", "--threads", 1)
+    found = json.loads(run(*asked, "--prompt", prompt, "--json"))
+    alone = json.loads(run("eval", tiny_llama, path, "--prompt", prompt, "--threads", 1, "--json"))
+    assert (found["first"]["loss"], found["first"]["exact"]) == (alone["loss"], alone["exact"])
+    assert found["first"]["loss"] != json.loads(run(*asked, "--json"))["first"]["loss"]
+
+
+def test_grade_asks_with_it(tiny_llama, tmp_path, prompt):
+    (tmp_path / "grader.json").write_text(json.dumps({"type": "length", "max": 20, "unit": "characters"}))
+    asked = ("grade", tmp_path / "grader.json", write_lines(tmp_path / "rows.jsonl", ROWS), "--prompt", prompt)
+    run(*asked, "--model", tiny_llama, "--threads", 1, "--max-tokens", 6, "--save", tmp_path / "said.jsonl")
+    assert [row["text"] for row in read_lines(tmp_path / "said.jsonl")] == [
+        says(tiny_llama, row["prompt"], 6) for row in ROWS]
+    assert "is given, and no --model, whose option it is" in run(*asked, code=2)
+
+
 def test_generate_and_chat_use_it(tiny_llama, tmp_path, prompt):
     expected = says(tiny_llama, "turn off", 6)
     flags = ("--max-tokens", 6, "--threads", 1)
