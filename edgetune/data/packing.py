@@ -17,6 +17,7 @@ from numpy.typing import NDArray
 
 from ..errors import UsageError
 from .forest import grow
+from .pieces import pieces_of
 
 _NOTHING = np.empty(0, np.float32)
 _NO_LABELS = np.empty(0, np.int32)
@@ -122,6 +123,11 @@ class Batch:
                 found[token] = path[-1]
             path.append(token)
         return found
+
+    @cached_property
+    def pieces(self) -> NDArray[np.int32]:
+        """What has a state goes through the tokens by these, [P, 5], in the order of T: see pieces.py."""
+        return pieces_of(self.before)
 
     @cached_property
     def seen_ends(self) -> NDArray[np.int32]:

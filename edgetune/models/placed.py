@@ -38,6 +38,7 @@ class Placed:
         self._ops = ops
         self._arena = arena
         self._before: Array | None = None
+        self._pieces: Array | None = None
         self.every = Needed(ops, arena, self.positions)
         self.last = predicting(ops, arena, batch, self.every)
 
@@ -49,3 +50,12 @@ class Placed:
             self._ops.synchronize()
             np.copyto(self._before, self.batch.before)
         return self._before
+
+    @property
+    def pieces(self) -> Array:
+        """The pieces of data/pieces.py, int32 [P, 5]. The buffer is that of a mixer."""
+        if self._pieces is None:
+            self._pieces = self._arena.view("pieces", *self.batch.pieces.shape)
+            self._ops.synchronize()
+            np.copyto(self._pieces, self.batch.pieces)
+        return self._pieces
