@@ -49,8 +49,19 @@ function fate({ learns, held_out: held }) {
   return held ? ["will test the next training", "good"] : ["will be learned", "good"];
 }
 
-function credit({ recalled, model, finish, usage, seconds }) {
-  if (recalled) return ""; // its badge says where it is from
+/** Where an answer is from that the model did not write. */
+const whence = ({ origin }) => (origin === "recall" ? "from a correction" : `from the ${origin}`);
+
+/** The passages that stood before the question, a line each; none where no documents are asked. */
+function sources({ sources: found }) {
+  if (!found) return [];
+  if (!found.length) return [el("p", { class: "small soft", text: "The documents have nothing about this." })];
+  return [el("ol", { class: "small soft sources", "aria-label": "Sources" },
+    ...found.map(({ source }) => el("li", { text: source })))];
+}
+
+function credit({ origin, model, finish, usage, seconds }) {
+  if (origin) return ""; // its badge says so
   const parts = [`answered by ${model.startsWith("ft:") ? short(model) : "the base model"}`];
   if (usage) parts.push(`${usage.completion_tokens} tokens`);
   if (seconds) parts.push(`${seconds.toFixed(1)} s`);

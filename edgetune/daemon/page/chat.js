@@ -97,8 +97,9 @@ async function stream(asked, answer, signal, grown) {
 
 function take(answer, chunk) {
   answer.model = chunk.model;
-  answer.recalled = Boolean(chunk.edgetune);
+  answer.origin = chunk.edgetune ? chunk.edgetune.source : "";
   answer.usage = chunk.usage || answer.usage;
+  answer.sources = chunk.sources || answer.sources;
   for (const choice of chunk.choices) {
     answer.text += choice.delta.content || "";
     answer.finish = choice.finish_reason || answer.finish;
@@ -143,7 +144,7 @@ function choose(node, messages, answers) {
 function finish(node, messages, answer, said, rated) {
   const turn = { role: "assistant", content: answer.text };
   turns.push(messages[messages.length - 1], turn);
-  const badge = el("span", { class: "badge good", text: "from a correction", hidden: !answer.recalled });
+  const badge = el("span", { class: "badge good", text: whence(answer), hidden: !answer.origin });
   const note = el("span", { class: "small soft", role: "status", text: said || credit(answer) });
   if (!answer.text) node.said.append(el("span", { class: "soft", text: "(no words)" }));
   const thumbs = ["up", "down"].map((rating) => el("button", { class: `quiet ${rating}`, type: "button",
@@ -151,7 +152,8 @@ function finish(node, messages, answer, said, rated) {
     onclick: (event) => act(event.currentTarget, () => rate(rating)) }, icon("thumb")));
   const edit = el("button", { class: "fix", type: "button", onclick: () => correct() }, icon("pencil"), "Correct");
   const valid = validMark(answer), under = el("div", { class: "row under small-buttons" }, ...thumbs, edit);
-  node.append(el("div", { class: "row about small-buttons" }, ...(valid ? [valid] : []), badge, note), under);
+  node.append(el("div", { class: "row about small-buttons" }, ...(valid ? [valid] : []), badge, note),
+    ...sources(answer), under);
 
   async function tell(given) {
     const saved = await post("v1/feedback", { messages, answer: answer.text, model: answer.model, ...given });
