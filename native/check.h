@@ -64,8 +64,10 @@ void check_attentions(struct check *c, et_context *alone);
  * that are drawn. */
 void check_cached(struct check *c, et_context *alone);
 void check_draws(struct check *c);
-/* check_ops.c: all ops but the products, attention and the optimizer. */
+/* check_ops.c: all ops but those of the other files. */
 void check_ops(struct check *c);
+/* check_mixers.c: what blocks have in place of attention. */
+void check_mixers(struct check *c);
 /* check_adamw.c: the optimizer. */
 void check_optimizer(struct check *c);
 /* check_refusals.c: arguments that are out of range, missing, or of another type. */

@@ -1,4 +1,4 @@
-/* Checks of all ops but products, attention and the optimizer, against ref_ops.c, through et.h. Sizes straddle the
+/* Checks of all ops that no other file checks, against ref_ops.c, through et.h. Sizes straddle the
  * blocks: one value, less than a vector, just past a block. */
 #include "check.h"
 
@@ -153,28 +153,6 @@ static void check_glu(struct check *c, int kind, int64_t n, float size, int type
                       types);
     check_array_close(c, second_up, dup, N, CLOSE, "glu_backward dup over up kind %d n %d types %d", kind, (int)n,
                       types);
-    check_free();
-}
-
-/* types: of inp and its gradient, of out and its gradient. Documents of several lengths, and branches. */
-static void check_conv(struct check *c, int T, int D, int L, int types) {
-    size_t n = (size_t)T * (size_t)D;
-    et_array inp = check_array(3 * n, type(types, 0), 1);
-    et_array dout = check_array(n, type(types, 1), 2);
-    et_array out = check_array(n, type(types, 1), 3);
-    et_array dinp = check_array(3 * n, type(types, 0), 4);
-    float *w = check_floats((size_t)L * (size_t)D, 5);
-    float *want = check_floats(3 * n, 6);
-    float *sums = check_floats(n, 7);
-    int32_t *before = check_ints((size_t)T, T, 8);
-    for (int t = 0; t < T; t++)
-        before[t] = t % 7 == 0 ? -1 : t % 5 == 3 ? before[t] % t : t - 1;
-    et_conv_forward(c->ctx, out, inp, w, before, T, D, L);
-    ref_conv_forward(NULL, floats(want), inp, w, before, T, D, L);
-    check_array_close(c, out, want, n, CLOSE, "conv_forward T %d D %d L %d types %d", T, D, L, types);
-    et_conv_backward(c->ctx, dinp, sums, dout, inp, w, before, T, D, L);
-    ref_conv_backward(NULL, floats(want), sums, dout, inp, w, before, T, D, L);
-    check_array_close(c, dinp, want, 3 * n, CLOSE, "conv_backward T %d D %d L %d types %d", T, D, L, types);
     check_free();
 }
 
@@ -398,11 +376,6 @@ void check_ops(struct check *c) {
         }
     }
     check_glu_extremes(c);
-    for (int types = 0; strcmp(c->isa, "cuda") && types < 4; types++) {
-        check_conv(c, 1, 1, 3, types);
-        check_conv(c, 33, 64, 3, types);
-        check_conv(c, 20, 75, 4, types);
-    }
     for (int i = 0; i < 2; i++) {
         check_head(c, 1, 5, 32, 1, type(i, 0), 1.0f);
         check_head(c, 2, 1, 32, 3, type(i, 0), 1.0f);

@@ -33,6 +33,8 @@ static void check_refused_arrays(struct check *c, et_array wrong) {
     REFUSES(4, wrong, et_gelu_backward(ctx, t[0], t[1], t[2], t[3], 1))
     REFUSES(2, wrong, et_conv_forward(ctx, t[0], t[1], x, (const int32_t[]){-1}, 1, 1, 1))
     REFUSES(3, wrong, et_conv_backward(ctx, t[0], x, t[1], t[2], x, (const int32_t[]){-1}, 1, 1, 1))
+    REFUSES(2, wrong, et_causal_conv_forward(ctx, t[0], t[1], x, x, (const int32_t[]){-1}, 0, 1, 1, 1, 1))
+    REFUSES(3, wrong, et_causal_conv_backward(ctx, t[0], x, t[1], t[2], x, x, (const int32_t[]){-1}, 0, 1, 1, 1, 1))
     REFUSES(1, wrong, et_add_bias(ctx, t[0], x, 1, 1))
     REFUSES(2, wrong, et_copy(ctx, t[0], t[1], 1))
     REFUSES(2, wrong, et_dropout(ctx, t[0], t[1], 0, 0, 0, 1))
@@ -92,6 +94,8 @@ void check_refusals(struct check *c) {
                       == ET_BAD_ARGUMENT, "a temperature below 0");
     check_true(c, et_head_top(c->ctx, x, x, x, x, a, x, ET_F32, x, 1, 0, 1, 1, 0, 1, 1) == ET_BAD_ARGUMENT,
                "no highest logits");
+    check_true(c, et_causal_conv_forward(c->ctx, a, a, x, NULL, low, 1, 1, 2, 2, 4) == ET_BAD_ARGUMENT,
+               "channels past a row");
     check_refused_ranges(c);
     int threads = strcmp(c->isa, "cuda") == 0 ? 1 : CHECK_THREADS; /* a device's context has one */
     check_true(c, et_context_set_threads(c->ctx, 0) && et_context_set_threads(c->ctx, threads + 1), "bad threads");

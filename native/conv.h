@@ -1,6 +1,8 @@
-/* The gated short convolution of LFM2: a token's out = c * sum over j < L of w_j (b * x)[j tokens before], a channel at
- * a time. inp holds b, c and x of each token, [T, 3 D]. before[t] is the token before t in its document, -1 where none
- * is: a branch begins from its parent's tokens. */
+/* Causal convolutions of each channel over the last L tokens of a document. before[t] is the token before t in its
+ * document, -1 where none is: a branch begins from its parent's tokens.
+ *
+ * The gated short convolution of LFM2: a token's out = c * sum over j < L of w_j (b * x)[j tokens before], a channel at
+ * a time. inp holds b, c and x of each token, [T, 3 D]. */
 
 enum { CONV_BLOCK = 4 * VL }; /* channels of a task of backward */
 
@@ -12,10 +14,10 @@ struct conv_args {
     int64_t T, D, L;
 };
 
-/* The tokens t, before[t], ... as at[]; their number. */
-static inline int64_t conv_taps(const struct conv_args *a, int64_t t, int64_t *at) {
+/* The tokens t, before[t], ... as at[]; their number, at most L. */
+static inline int64_t conv_taps(const int32_t *before, int64_t t, int64_t L, int64_t *at) {
     int64_t n = 0;
-    for (int64_t s = t; s >= 0 && n < a->L; s = a->before[s])
+    for (int64_t s = t; s >= 0 && n < L; s = before[s])
         at[n++] = s;
     return n;
 }
@@ -33,7 +35,7 @@ INLINE vec conv_sum(const struct conv_args *a, const int64_t *at, int64_t taps, 
 INLINE void conv_forward_tokens(struct conv_args a, struct range tokens) {
     for (int64_t t = tokens.begin; t < tokens.end; t++) {
         int64_t at[ET_MAX_CONV];
-        int64_t taps = conv_taps(&a, t, at);
+        int64_t taps = conv_taps(a.before, t, a.L, at);
         et_array row = array_at(a.inp, t * 3 * a.D);
         et_array out = array_at(a.out, t * a.D);
         EACH_VECTOR(i, n, 0, a.D,
@@ -61,7 +63,7 @@ INLINE void conv_backward_channels(struct conv_args a, int64_t begin, int64_t en
         memset(a.sums + t * a.D + begin, 0, (size_t)(end - begin) * sizeof *a.sums);
     for (int64_t t = 0; t < a.T; t++) {
         int64_t at[ET_MAX_CONV];
-        int64_t taps = conv_taps(&a, t, at);
+        int64_t taps = conv_taps(a.before, t, a.L, at);
         et_array row = array_at(a.inp, t * 3 * a.D);
         et_array drow = array_at(a.dinp, t * 3 * a.D);
         et_array dout = array_at(a.dout, t * a.D);
@@ -105,4 +107,89 @@ static void conv_backward(et_context *ctx, et_array dinp, float *sums, et_array 
     struct conv_args a = {.inp = inp, .dout = dout, .dinp = dinp, .sums = sums, .w = w, .before = before,
                           .T = T, .D = D, .L = L};
     et_parallel(ctx, conv_backward_task, &a, (D + CONV_BLOCK - 1) / CONV_BLOCK);
+}
+
+/* The convolution before a state: out = SiLU(bias + sum over j < L of w_j inp[j tokens before]), of the D channels of
+ * inp [T, W] from `first` on. */
+
+struct causal_conv_args {
+    et_array out, inp, dout, dinp;
+    float *sums;
+    const float *w, *bias; /* [L, D], [D] or NULL */
+    const int32_t *before;
+    int64_t T, W, D, first, L;
+};
+
+/* What SiLU takes, of n channels from i on. */
+INLINE vec causal_conv_sum(const struct causal_conv_args *a, const int64_t *at, int64_t taps, int64_t i, int64_t n) {
+    vec sum = a->bias ? vload_part(a->bias + i, n) : (vec){0};
+    for (int64_t j = 0; j < taps; j++)
+        sum += vload_part(a->w + j * a->D + i, n) * load_part(a->inp, at[j] * a->W + a->first + i, n);
+    return sum;
+}
+
+INLINE void causal_conv_forward_tokens(struct causal_conv_args a, struct range tokens) {
+    for (int64_t t = tokens.begin; t < tokens.end; t++) {
+        int64_t at[ET_MAX_CONV];
+        int64_t taps = conv_taps(a.before, t, a.L, at);
+        EACH_VECTOR(i, n, 0, a.D, {
+            struct gate g = gate(causal_conv_sum(&a, at, taps, i, n), GLU_SILU);
+            store_part(a.out, t * a.D + i, g.x * g.sigmoid, n);
+        });
+    }
+}
+
+static void causal_conv_forward_task(void *arg, int task, int thread) {
+    (void)thread;
+    struct causal_conv_args a = *(const struct causal_conv_args *)arg;
+    struct range tokens = task_rows(task, a.T, a.D);
+    EITHER(a.inp, EITHER(a.out, causal_conv_forward_tokens(a, tokens)));
+}
+
+/* out [T, D] of D channels of inp [T, W] */
+static void causal_conv_forward(et_context *ctx, et_array out, et_array inp, const float *w, const float *bias,
+                                const int32_t *before, int first, int T, int W, int D, int L) {
+    struct causal_conv_args a = {.out = out, .inp = inp, .w = w, .bias = bias, .before = before,
+                                 .T = T, .W = W, .D = D, .first = first, .L = L};
+    et_parallel(ctx, causal_conv_forward_task, &a, row_tasks(T, D));
+}
+
+/* All tokens of the channels [begin, end), the last first: no token before t adds to the gradient of t, so it is whole
+ * as soon as t itself has added. */
+INLINE void causal_conv_backward_channels(struct causal_conv_args a, int64_t begin, int64_t end) {
+    for (int64_t t = 0; t < a.T; t++)
+        memset(a.sums + t * a.D + begin, 0, (size_t)(end - begin) * sizeof *a.sums);
+    for (int64_t t = a.T - 1; t >= 0; t--) {
+        int64_t at[ET_MAX_CONV];
+        int64_t taps = conv_taps(a.before, t, a.L, at);
+        EACH_VECTOR(i, n, begin, end, {
+            struct gate g = gate(causal_conv_sum(&a, at, taps, i, n), GLU_SILU);
+            vec grad = load_part(a.dout, t * a.D + i, n) * g.sigmoid * (1.0f + g.x * g.rest);
+            for (int64_t j = 0; j < taps; j++) {
+                float *sum = a.sums + at[j] * a.D + i;
+                vstore_part(sum, vload_part(sum, n) + grad * vload_part(a.w + j * a.D + i, n), n);
+            }
+            store_part(a.dinp, t * a.W + a.first + i, vload_part(a.sums + t * a.D + i, n), n);
+        });
+    }
+}
+
+static void causal_conv_backward_task(void *arg, int task, int thread) {
+    (void)thread;
+    struct causal_conv_args a = *(const struct causal_conv_args *)arg;
+    int64_t begin = (int64_t)task * CONV_BLOCK;
+    int64_t end = begin + CONV_BLOCK < a.D ? begin + CONV_BLOCK : a.D;
+    if (a.dinp.type == a.inp.type)
+        EITHER(a.inp, EITHER(a.dout, a.dinp.type = a.inp.type, causal_conv_backward_channels(a, begin, end)));
+    else
+        causal_conv_backward_channels(a, begin, end);
+}
+
+/* Of dinp [T, W] the D channels, of dout [T, D]; sums [T, D] is work space. */
+static void causal_conv_backward(et_context *ctx, et_array dinp, float *sums, et_array dout, et_array inp,
+                                 const float *w, const float *bias, const int32_t *before, int first, int T, int W,
+                                 int D, int L) {
+    struct causal_conv_args a = {.inp = inp, .dout = dout, .dinp = dinp, .sums = sums, .w = w, .bias = bias,
+                                 .before = before, .T = T, .W = W, .D = D, .first = first, .L = L};
+    et_parallel(ctx, causal_conv_backward_task, &a, (D + CONV_BLOCK - 1) / CONV_BLOCK);
 }

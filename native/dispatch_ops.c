@@ -173,7 +173,7 @@ int et_gelu_backward(et_context *ctx, et_array dinp, et_array act, et_array dout
     return RUN(gelu_backward, dinp, act, dout, inp, n);
 }
 
-/* What both convolutions need. */
+/* What all convolutions need. */
 static int check_conv(const int32_t *before, int T, int D, int L) {
     NEED_POSITIVE(T, D, L);
     NEED(L <= ET_MAX_CONV, ET_BAD_ARGUMENT);
@@ -196,6 +196,26 @@ int et_conv_backward(et_context *ctx, et_array dinp, float *sums, et_array dout,
     NEED_ALL(sums, w, before);
     int code = check_conv(before, T, D, L);
     return code ? code : RUN(conv_backward, dinp, sums, dout, inp, w, before, T, D, L);
+}
+
+int et_causal_conv_forward(et_context *ctx, et_array out, et_array inp, const float *w, const float *bias,
+                           const int32_t *before, int first, int T, int W, int D, int L) {
+    NEED_ARRAYS(out, inp);
+    NEED_ALL(w, before);
+    int code = check_conv(before, T, D, L);
+    NEED(!code, code);
+    NEED(first >= 0 && first <= W - D, ET_BAD_ARGUMENT);
+    return RUN(causal_conv_forward, out, inp, w, bias, before, first, T, W, D, L);
+}
+
+int et_causal_conv_backward(et_context *ctx, et_array dinp, float *sums, et_array dout, et_array inp, const float *w,
+                            const float *bias, const int32_t *before, int first, int T, int W, int D, int L) {
+    NEED_ARRAYS(dinp, dout, inp);
+    NEED_ALL(sums, w, before);
+    int code = check_conv(before, T, D, L);
+    NEED(!code, code);
+    NEED(first >= 0 && first <= W - D, ET_BAD_ARGUMENT);
+    return RUN(causal_conv_backward, dinp, sums, dout, inp, w, bias, before, first, T, W, D, L);
 }
 
 int et_add_bias(et_context *ctx, et_array x, const float *bias, int T, int N) {

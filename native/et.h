@@ -149,6 +149,13 @@ int et_conv_forward(et_context *ctx, et_array out, et_array inp, const float *w,
 /* dinp [T, 3 D] of dout [T, D]; sums [T, D] is work space. */
 int et_conv_backward(et_context *ctx, et_array dinp, float *sums, et_array dout, et_array inp, const float *w,
                      const int32_t *before, int T, int D, int L);
+/* A convolution with SiLU, of D channels of inp [T, W] from `first` on: out [T, D] = SiLU(bias + sum over j < L of w_j *
+ * inp of the token j before). w [L, D]; bias [D] or NULL; before as above. */
+int et_causal_conv_forward(et_context *ctx, et_array out, et_array inp, const float *w, const float *bias,
+                           const int32_t *before, int first, int T, int W, int D, int L);
+/* Those channels of dinp [T, W], and no others, of dout [T, D]; sums [T, D] is work space. dinp may not be inp. */
+int et_causal_conv_backward(et_context *ctx, et_array dinp, float *sums, et_array dout, et_array inp, const float *w,
+                            const float *bias, const int32_t *before, int first, int T, int W, int D, int L);
 /* x [T, N] += bias [N] */
 int et_add_bias(et_context *ctx, et_array x, const float *bias, int T, int N);
 /* out [n] = inp [n], from one type to the other or the same */

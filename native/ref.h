@@ -1,5 +1,6 @@
 /* The truth: naive loops in double precision behind the very signatures of the table, never optimised. `ctx` is
- * ignored. ref.c has the products, ref_answers.c what answers need, ref_ops.c the rest. */
+ * ignored. ref.c has the products, ref_answers.c what answers need, ref_mixers.c what blocks have in place of attention,
+ * ref_ops.c the rest. */
 #ifndef ET_REF_H
 #define ET_REF_H
 

@@ -118,49 +118,6 @@ static double activation_slope(double x, int kind) {
     return 1.0 / (1.0 + exp(-z)) + x * dz / (2.0 + exp(z) + exp(-z));
 }
 
-/* (b * x) of token t, channel i. */
-static double conv_value(et_array inp, int t, int i, int D) {
-    return array_get(inp, (int64_t)t * 3 * D + i) * array_get(inp, ((int64_t)t * 3 + 2) * D + i);
-}
-
-static double conv_sum(et_array inp, const float *w, const int32_t *before, int t, int i, int D, int L) {
-    double sum = 0;
-    for (int j = 0; j < L && t >= 0; j++, t = before[t])
-        sum += (double)w[(int64_t)j * D + i] * conv_value(inp, t, i, D);
-    return sum;
-}
-
-void ref_conv_forward(et_context *ctx, et_array out, et_array inp, const float *w, const int32_t *before, int T, int D,
-                      int L) {
-    (void)ctx;
-    for (int t = 0; t < T; t++)
-        for (int i = 0; i < D; i++)
-            array_put(out, (int64_t)t * D + i,
-                      array_get(inp, ((int64_t)t * 3 + 1) * D + i) * conv_sum(inp, w, before, t, i, D, L));
-}
-
-void ref_conv_backward(et_context *ctx, et_array dinp, float *sums, et_array dout, et_array inp, const float *w,
-                       const int32_t *before, int T, int D, int L) {
-    (void)ctx, (void)sums;
-    for (int s = 0; s < T; s++)
-        for (int i = 0; i < D; i++) {
-            double grad = 0; /* of b * x of token s: what all tokens that see it add */
-            for (int t = s; t < T; t++) {
-                int j = 0;
-                int at = t;
-                for (; j < L && at > s; j++)
-                    at = before[at];
-                if (j < L && at == s)
-                    grad += array_get(dout, (int64_t)t * D + i) * array_get(inp, ((int64_t)t * 3 + 1) * D + i) *
-                            (double)w[(int64_t)j * D + i];
-            }
-            int64_t row = (int64_t)s * 3 * D + i;
-            array_put(dinp, row, grad * array_get(inp, row + 2 * D));
-            array_put(dinp, row + D, array_get(dout, (int64_t)s * D + i) * conv_sum(inp, w, before, s, i, D, L));
-            array_put(dinp, row + 2 * D, grad * array_get(inp, row));
-        }
-}
-
 void ref_glu_forward(et_context *ctx, et_array out, et_array gate, et_array up, int kind, int64_t n) {
     (void)ctx;
     for (int64_t i = 0; i < n; i++)

@@ -44,6 +44,11 @@
                       int D, int L))                                                                                   \
     OP(conv_backward, (et_context * ctx, et_array dinp, float *sums, et_array dout, et_array inp, const float *w,      \
                        const int32_t *before, int T, int D, int L))                                                    \
+    OP(causal_conv_forward, (et_context * ctx, et_array out, et_array inp, const float *w, const float *bias,          \
+                             const int32_t *before, int first, int T, int W, int D, int L))                            \
+    OP(causal_conv_backward, (et_context * ctx, et_array dinp, float *sums, et_array dout, et_array inp,               \
+                              const float *w, const float *bias, const int32_t *before, int first, int T, int W,       \
+                              int D, int L))                                                                           \
     OP(add_bias, (et_context * ctx, et_array x, const float *bias, int T, int N))                                      \
     OP(copy, (et_context * ctx, et_array out, et_array inp, int64_t n))                                                \
     OP(add, (et_context * ctx, float *x, const float *y, int64_t n))                                                   \

@@ -164,6 +164,20 @@ class Ops(Protocol):
     def conv_backward(self, dinp: Array, sums: Array, dout: Array, inp: Array, w: Array, before: Array) -> None:
         """dinp [T, 3, D] = the gradient of conv_forward for its input; sums: float32 [T, D], work space."""
 
+    def causal_conv_forward(self, out: Array, inp: Array, w: Array, bias: Array | None, before: Array,
+                            first: int = 0) -> None:
+        """out [T, D] = SiLU(bias + sum_j w[j] * inp of the token j before), of D channels of inp [T, W] from first on.
+
+        w [L, D]; bias [D] or None; before as in conv_forward.
+        """
+
+    def causal_conv_backward(self, dinp: Array, sums: Array, dout: Array, inp: Array, w: Array, bias: Array | None,
+                             before: Array, first: int = 0) -> None:
+        """dinp [T, W] = the gradient of causal_conv_forward for its input, in those D channels; the others are kept.
+
+        sums: float32 [T, D], work space. dinp may not be inp.
+        """
+
     def glu_forward(self, out: Array, gate: Array, up: Array, kind: str) -> None:
         """out = act(gate) * up, all activations; kind "silu", "gelu" (tanh-approximated) or "gelu_erf". out may be gate
         or up.

@@ -177,6 +177,14 @@ class NativeOps(Ops, ABC):
     def conv_backward(self, dinp: Array, sums: Array, dout: Array, inp: Array, w: Array, before: Array) -> None:
         self._check(_native.conv_backward(self._handle, dinp, sums, dout, inp, w, before))
 
+    def causal_conv_forward(self, out: Array, inp: Array, w: Array, bias: Array | None, before: Array,
+                            first: int = 0) -> None:
+        self._check(_native.causal_conv_forward(self._handle, out, inp, w, bias, before, first))
+
+    def causal_conv_backward(self, dinp: Array, sums: Array, dout: Array, inp: Array, w: Array, bias: Array | None,
+                             before: Array, first: int = 0) -> None:
+        self._check(_native.causal_conv_backward(self._handle, dinp, sums, dout, inp, w, bias, before, first))
+
     def glu_forward(self, out: Array, gate: Array, up: Array, kind: str) -> None:
         self._check(_native.glu_forward(self._handle, out, gate, up, _activation(kind)))
 
