@@ -13,15 +13,18 @@ SOURCES = $(if $(wildcard edgetune/backends/_native.*.so),$(CURDIR))
 # From tests/: in this folder Python would find the sources, which have no kernels, before what is installed.
 RUN = cd tests && PYTHONPATH=$(SOURCES) $(PYTHON)
 
+# An environment for `make families5`.
+NEWER = build/transformers5
+
 # The same with the package that `make cuda` leaves.
 EMULATED = cd tests && PYTHONPATH=$(CURDIR)/build/emulated/python $(PYTHON)
 
 .PHONY: arm-kernels arm-train cascade check clean compaction compiled compressed corrections crash cuda cuda-steps data dev \
-    docs dpo durability encoder-peers encoder-service encoder-types families fuzz fuzz-daemon help home-assistant home-assistant-app install installs learning life like lint load memory methods own-engine \
+    docs dpo durability encoder-peers encoder-service encoder-types families families5 fuzz fuzz-daemon help home-assistant home-assistant-app install installs learning life like lint load memory methods own-engine \
     peers picture preferences pressure prompts proofs ready recipes release retrieval samples sanitize second-task service slow teacher test tutor wheels
 
 help: ## this list
-	@grep -E '^[a-z-]+:.* ## ' $(firstword $(MAKEFILE_LIST)) | sed 's/:.* ## /\t/' | expand -t 14
+	@grep -E '^[a-z0-9-]+:.* ## ' $(firstword $(MAKEFILE_LIST)) | sed 's/:.* ## /\t/' | expand -t 14
 
 ready:
 	@$(RUN) -c "import edgetune.backends.cpu" 2> /dev/null || \
@@ -145,6 +148,15 @@ houses: ready ## an hour, needs shared data of Home Assistant and edgetune pull 
 
 families: ready ## hours, needs the rows of make data: adapter families on Snips, a learning rate each; FAMILIES="--rows 30 --seeds 0 --only sora"
 	$(RUN) proofs/families.py $(FAMILIES)
+
+# transformers 5 in front of all that PYTHON has: the same edgetune, PyTorch and PEFT.
+families5: ready ## two minutes, needs a network the first time: all families compared with transformers 5, which alone has some
+	test -e $(NEWER)/made || { $(PYTHON) -m venv --clear $(NEWER) \
+	    && $(PYTHON) -c "import sys; print(*(p for p in sys.path if p.endswith('-packages')), sep='\n')" \
+	        > $$(echo $(NEWER)/lib/python3*/site-packages)/parent.pth \
+	    && $(NEWER)/bin/python -m pip install --quiet 'transformers>=5.24,<6' && touch $(NEWER)/made; }
+	cd tests && PYTHONPATH=$(SOURCES) ../$(NEWER)/bin/python -m pytest -n $(JOBS) \
+	    models/test_model.py adapters/test_peft.py::test_export_gives_peft_the_same_logits
 
 own-engine: ready ## minutes: answers by our own engine next to llama.cpp's, tokens a CPU second
 	$(RUN) proofs/own_engine.py

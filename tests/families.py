@@ -11,7 +11,9 @@ from typing import Any
 
 import llama_cpp as llama
 import numpy as np
+import pytest
 import torch
+import transformers
 from tiny import Shape, dequantize, format_of, model_metadata, quantize, tokenizer_metadata, write_gguf
 from transformers import AutoConfig, AutoModelForCausalLM, PretrainedConfig, PreTrainedModel, masking_utils
 
@@ -55,11 +57,22 @@ TRAINED: dict[str, dict[str, object]] = {
                    "residual_multiplier": 0.22, "attention_multiplier": 0.05, "logits_scaling": 8.0,
                    "num_local_experts": 4, "num_experts_per_tok": 2, "intermediate_size": 64},
 }
-ALL_FAMILIES = FAMILIES | TRAINED
+# Families that only transformers 5 has, as `make families5` does. Without it their tests are skipped.
+NEWER: dict[str, dict[str, object]] = {
+    "ministral3": {"rope_theta": 1e6, "tie_word_embeddings": False, "head_dim": 32, "pad_token_id": 0,
+                   "rope_parameters": {
+                       "rope_type": "yarn", "rope_theta": 1e6, "factor": 4.0, "original_max_position_embeddings": 128,
+                       "beta_fast": 16.0, "beta_slow": 1.0, "mscale": 1.0, "mscale_all_dim": 0.5,
+                       "llama_4_scaling_beta": 0.1}},
+    "lfm2moe": {"rope_theta": 1e6, "tie_word_embeddings": True, "norm_eps": 1e-5, "conv_L_cache": 3,
+                "layer_types": ["conv", "full_attention", "conv"], "num_experts": 6, "num_experts_per_tok": 2,
+                "moe_intermediate_size": 48, "num_dense_layers": 1, "pad_token_id": 0},
+}
+ALL_FAMILIES = FAMILIES | TRAINED | NEWER
 # transformers' names of models
-MODEL_TYPES = {"gemma3": "gemma3_text", "qwen3moe": "qwen3_moe",
+MODEL_TYPES = {"gemma3": "gemma3_text", "qwen3moe": "qwen3_moe", "lfm2moe": "lfm2_moe",
                "hunyuan-dense": "hunyuan_v1_dense", "mistral3": "mistral"}
-REORDERED = ("llama", "smollm3", "granite", "granitemoe", "mistral")
+REORDERED = ("llama", "smollm3", "granite", "granitemoe", "mistral", "ministral3")
 # whose rows of q and k a GGUF holds in another order
 ROPES: dict[str, dict[str, object] | None] = {
     "none": None,
@@ -92,7 +105,7 @@ ROPES_OF = {
     "qwen2": ["none", "linear", "yarn"],
     "qwen3": ["none", "linear", "yarn"],
     "gemma3": ["none", "linear", "yarn"],
-    **{name: ["none"] for name in TRAINED},
+    **{name: ["none"] for name in TRAINED | NEWER},
 }
 GGUF_NAMES = {
     "embed_tokens": "token_embd", "norm": "output_norm", "lm_head": "output", "input_layernorm": "attn_norm",
@@ -105,8 +118,8 @@ GGUF_NAMES |= {"embedding_norm": "token_embd_norm", "ffn_norm": "ffn_norm",
                "conv.in_proj": "shortconv.in_proj", "conv.out_proj": "shortconv.out_proj",
                "self_attn.out_proj": "attn_output", "self_attn.q_layernorm": "attn_q_norm",
                "self_attn.k_layernorm": "attn_k_norm", "feed_forward.w1": "ffn_gate", "feed_forward.w3": "ffn_up",
-               "feed_forward.w2": "ffn_down", "mlp.gate": "ffn_gate_inp",
-               "block_sparse_moe.router.layer": "ffn_gate_inp",
+               "feed_forward.w2": "ffn_down", "mlp.gate": "ffn_gate_inp", "feed_forward.gate": "ffn_gate_inp",
+               "block_sparse_moe.router.layer": "ffn_gate_inp", "block_sparse_moe.router": "ffn_gate_inp",
                "block_sparse_moe.input_linear": "ffn_gate_up_exps", "block_sparse_moe.output_linear": "ffn_down_exps",
                "self_attn.qkv_proj": "attn_qkv", "mlp.gate_up_proj": "ffn_up",
                "self_attn.query_layernorm": "attn_q_norm", "self_attn.key_layernorm": "attn_k_norm"}
@@ -116,7 +129,7 @@ POST_NAMES = GGUF_NAMES | {
     "post_feedforward_layernorm": "post_ffw_norm",
 }
 POST_NORMED = ("gemma3", "olmo2", "olmo3", "exaone4")
-ARCHITECTURES = {"olmo3": "olmo2"}  # of GGUF, where transformers has another name
+ARCHITECTURES = {"olmo3": "olmo2", "ministral3": "mistral3"}  # of GGUF, where transformers has another name
 
 
 def make_family(
@@ -127,6 +140,8 @@ def make_family(
     formats: as in `tiny.write_tiny`; the transformers model gets the values that the quantized bytes stand for.
     config_overrides: fields of the transformers configuration. metadata: GGUF keys to add or replace; None removes.
     """
+    if name in NEWER and int(transformers.__version__.partition(".")[0]) < 5:
+        pytest.skip(f"transformers {transformers.__version__} has no {name}: make families5")
     settings = SIZES | ALL_FAMILIES[name] | config_overrides
     if ROPES[rope]:
         settings["rope_scaling"] = dict(ROPES[rope])
@@ -137,7 +152,7 @@ def make_family(
         randomize(model)
     tensors = {}
     with torch.no_grad():
-        for hf_name, parameter in model.named_parameters():
+        for hf_name, parameter in weights_of(model):
             tensor = gguf_name(hf_name, name)
             values = to_gguf(parameter.numpy(), hf_name, model)
             if values.ndim == 2 and parameter.ndim == 2:
@@ -151,6 +166,11 @@ def make_family(
     fields = tokenizer_metadata(config.vocab_size, pre=name) | config_metadata(name, config, settings)
     path = folder / f"{name}-{rope}-{seed}.gguf"
     return write_gguf(path, ARCHITECTURES.get(name, name), fields | dict(metadata or {}), tensors, formats), model
+
+
+def weights_of(model: PreTrainedModel) -> list[tuple[str, torch.Tensor]]:
+    """All that a file holds: parameters, and biases of experts, which transformers has as buffers."""
+    return [*model.named_parameters(), *(pair for pair in model.named_buffers() if pair[0].endswith("expert_bias"))]
 
 
 def stacked_experts(tensors: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
@@ -171,7 +191,7 @@ def randomize(model: PreTrainedModel) -> None:
     """Weights that spread the logits, norms around 1, biases that matter."""
     zero_centered = model.config.model_type == "gemma3_text"
     with torch.no_grad():
-        for name, parameter in model.named_parameters():
+        for name, parameter in weights_of(model):
             parameter.normal_()
             if name.endswith("norm.weight"):
                 parameter.mul_(0.2).add_(0.0 if zero_centered else 1.0)
@@ -197,17 +217,26 @@ def config_metadata(name: str, config: PretrainedConfig, settings: Mapping[str, 
             fields["attention.sliding_window_pattern"] = settings["sliding_window_pattern"]
         if settings["rope_local_base_freq"] != 1e4:
             fields["rope.freq_base_swa"] = settings["rope_local_base_freq"]
-    if name == "lfm2":
+    if name in ("lfm2", "lfm2moe"):
         fields["shortconv.l_cache"] = config.conv_L_cache
         fields["attention.head_count_kv"] = [config.num_key_value_heads * (kind == "full_attention")
                                              for kind in config.layer_types]
     if name == "olmo3":
         fields["attention.sliding_window"] = config.sliding_window
-    if name in ("qwen3moe", "olmoe", "granitemoe"):
+    if name in ("qwen3moe", "olmoe", "granitemoe", "lfm2moe"):
         experts = config.num_local_experts if name == "granitemoe" else config.num_experts
         fields |= {"expert_count": experts, "expert_used_count": config.num_experts_per_tok}
-    if name == "qwen3moe":
+    if name in ("qwen3moe", "lfm2moe"):
         fields["expert_feed_forward_length"] = config.moe_intermediate_size
+    if name == "lfm2moe":
+        fields |= {"leading_dense_block_count": config.num_dense_layers, "expert_gating_func": 2}
+    if name == "ministral3":
+        scaling = config.rope_parameters
+        fields |= {"rope.scaling.type": "yarn", "rope.scaling.factor": scaling["factor"],
+                   "rope.scaling.original_context_length": scaling["original_max_position_embeddings"],
+                   "rope.scaling.yarn_beta_fast": scaling["beta_fast"],
+                   "rope.scaling.yarn_log_multiplier": scaling["mscale_all_dim"],
+                   "attention.temperature_scale": scaling["llama_4_scaling_beta"]}
     if name in ("granite", "granitemoe"):
         fields |= {"embedding_scale": config.embedding_multiplier, "residual_scale": config.residual_multiplier,
                    "attention.scale": config.attention_multiplier, "logit_scale": config.logits_scaling}
@@ -231,6 +260,10 @@ def gguf_name(hf_name: str, family: str) -> str:
     """model.layers.3.self_attn.q_proj.weight -> blk.3.attn_q.weight"""
     names = POST_NAMES if family in POST_NORMED else GGUF_NAMES
     *path, kind = hf_name.removeprefix("model.").split(".")
+    if kind == "expert_bias":
+        return f"blk.{path[1]}.exp_probs_b.bias"
+    if path[0] == "layers" and path[-1] == "experts":  # of all together: mlp.experts.gate_up_proj
+        return f"blk.{path[1]}.ffn_{kind.removesuffix('_proj')}_exps.weight"
     if path[0] == "layers" and "experts" in path:  # mlp.experts.3.gate_proj
         name = names[f"mlp.{path[-1]}"]
         return f"blk.{path[1]}.{name}_exps.{path[4]}.{kind}"

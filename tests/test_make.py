@@ -13,7 +13,7 @@ import pytest
 
 ROOT = Path(__file__).parents[1]
 PAGES = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", ROOT / "native" / "README.md", *(ROOT / "docs").rglob("*.md")]
-RULE = re.compile(r"^([a-z-]+):([^\n#=]*)(?:#[^\n]*)?\n((?:\t[^\n]*\n?)*)", re.M)
+RULE = re.compile(r"^([a-z0-9-]+):([^\n#=]*)(?:#[^\n]*)?\n((?:\t[^\n]*\n?)*)", re.M)
 RULES = {name: (needs.split(), recipe) for name, needs, recipe in RULE.findall((ROOT / "Makefile").read_text("utf-8"))}
 WITHOUT_EDGETUNE = {"help", "ready", "data", "dev", "lint", "check", "cuda", "arm-kernels", "wheels", "install",
                     "installs", "home-assistant-app", "release", "clean"}

@@ -75,6 +75,7 @@ class Shape:
     conv: tuple[int, ...] = ()  # blocks with a short convolution in place of attention
     dense_first: int = 0  # blocks without experts; the others' have a bias
     experts: tuple[int, ...] = ()  # how many there are, and how many of them a token takes
+    d_expert: int = 0  # an expert's width; 0: d_ff
     scales: tuple[float, ...] = ()  # of embedding, residual sums, attention and logits
     add_bos: bool = False
 
@@ -93,7 +94,8 @@ SHAPES = {
     "hunyuan-dense": Shape(qk_norm="rotated", head_width=32),
     "phi3": Shape(fused=True),
     "lfm2": Shape(qk_norm="head", rope_base=1e6, n_blocks=3, conv=(0, 2)),
-    "lfm2moe": Shape(qk_norm="head", rope_base=1e6, n_blocks=3, conv=(0, 2), experts=(6, 2), dense_first=1),
+    "lfm2moe": Shape(qk_norm="head", rope_base=1e6, n_blocks=3, conv=(0, 2), experts=(6, 2), dense_first=1,
+                    d_expert=48),
     "qwen3moe": Shape(qk_norm="head", head_width=32, rope_base=1e6, experts=(6, 2)),
     "olmoe": Shape(qk_norm="width", n_kv_heads=4, tied=False, experts=(5, 3)),
     "granitemoe": Shape(scales=(12.0, 0.22, 0.05, 8.0), experts=(4, 2)),
@@ -172,6 +174,7 @@ def _feed_forward(shape: Shape, i: int) -> Iterator[tuple[str, tuple[int, ...]]]
     block = f"blk.{i}"
     if shape.experts and i >= shape.dense_first:
         n = shape.experts[0]
+        f = shape.d_expert or f
         if shape.dense_first:
             yield f"{block}.exp_probs_b.bias", (n,)
         yield f"{block}.ffn_gate_inp.weight", (n, d)
@@ -198,7 +201,7 @@ def model_metadata(architecture: str, shape: Shape) -> dict[str, object]:
         fields["shortconv.l_cache"] = 3
         fields["attention.head_count_kv"] = [0 if i in shape.conv else shape.n_kv_heads for i in range(shape.n_blocks)]
     if shape.experts and architecture in ("qwen3moe", "lfm2moe"):
-        fields["expert_feed_forward_length"] = shape.d_ff
+        fields["expert_feed_forward_length"] = shape.d_expert or shape.d_ff
     if shape.dense_first:
         fields |= {"leading_dense_block_count": shape.dense_first, "expert_gating_func": 2}
     if shape.window:

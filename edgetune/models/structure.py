@@ -160,11 +160,15 @@ def feeds_of(s: Shape) -> list[type[FeedForward]]:
 
 
 def kept_copies(s: Shape, run: RunShape) -> dict[str, tuple[int, int]]:
-    """name -> (copies, values a token) of all activations of `kept_widths`: one copy a kept block that has it."""
+    """name -> (copies, values a token) of all activations of `kept_widths`: one copy a kept block that has it, each as
+    wide as the widest.
+    """
     widths = [kept_widths(s, run, layer) for layer in range(s.n_layer)]
     found: dict[str, tuple[int, int]] = {}
     for of_block, copies in zip(widths, copies_of(widths, run.kept), strict=True):
-        found |= {name: (max(copies[name] + 1, found.get(name, (1, 0))[0]), width) for name, width in of_block.items()}
+        for name, width in of_block.items():
+            most, widest = found.get(name, (1, 0))
+            found[name] = max(copies[name] + 1, most), max(width, widest)
     return found
 
 
@@ -190,7 +194,7 @@ def buffers(s: Shape, run: RunShape, adapted: Shapes) -> list[Buffer]:
         Buffer("dnorm", (t, d), "step"), Buffer("logp", (t,), "step"),
         *(Buffer(name, (t, max(mixer.inner_width(s) for mixer in mixers_of(s))), "block", half, backward=True)
           for name in ("datt", "dq")),
-        *(buffer for kind in (*mixers_of(s), *feeds_of(s)) for buffer in kind.buffers(s, run, t, behind)),
+        *sublayer_buffers(s, run, t, behind),
         *run.family.buffers(t, adapted, half), *placed_buffers(t, behind),
         Buffer("head_x", (t, d), "head"), Buffer("head_h", (t, d), "head", half), Buffer("head_rstd", (t,), "head"),
         Buffer("logits", (at_once, head_block(s, at_once)), "head"),
@@ -205,6 +209,16 @@ def buffers(s: Shape, run: RunShape, adapted: Shapes) -> list[Buffer]:
     elif s.post_norms:
         table.append(Buffer("dpost", (t, d), "block", half, backward=True))
     return table + prefix_buffers(s, run)
+
+
+def sublayer_buffers(s: Shape, run: RunShape, tokens: int, prefix: int) -> list[Buffer]:
+    """Returns the buffers of all kinds of sublayers. One that several kinds have is as large as the largest."""
+    found: dict[str, Buffer] = {}
+    for kind in (*mixers_of(s), *feeds_of(s)):
+        for buffer in kind.buffers(s, run, tokens, prefix):
+            if buffer.name not in found or buffer.nbytes > found[buffer.name].nbytes:
+                found[buffer.name] = buffer
+    return list(found.values())
 
 
 def head_block(s: Shape, tokens: int) -> int:

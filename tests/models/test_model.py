@@ -51,7 +51,7 @@ def test_gradients_of_a_forest_equal_autograd_on_its_rows(name, tmp_path):
 
 
 @pytest.mark.parametrize(("name", "alike"), [
-    *((name, True) for name in ALL_FAMILIES if name != "lfm2"), ("gemma3", False)])
+    *((name, True) for name in ALL_FAMILIES if name not in ("lfm2", "lfm2moe")), ("gemma3", False)])
 def test_gradients_of_a_tree_in_parts_equal_autograd_on_its_rows(name, alike, tmp_path):
     """A group of rows, where one block's activations are kept, and all; what all begin with is supervised, too. Where
     the inputs of its blocks are kept, it is passed through the others once.
@@ -102,9 +102,10 @@ def test_the_last_block_computes_what_is_predicted_from(name, tmp_path, monkeypa
             patched.setattr(of.decoder.ops, "glu_forward", lambda out, *rest, glu=glu, tokens=tokens:
                             (tokens.append(len(out)), glu(out, *rest)))
             of.decoder.score(of.batch)
-        taken = of.decoder.shape.n_used or 1  # experts by each token
-        needed = [*[of.batch.computed] * (of.decoder.shape.n_layer - 1), np.unique(of.batch.supervised).size]
-        assert tokens == [taken * n for n in needed]
+        shape = of.decoder.shape
+        taken = [shape.n_used if shape.feed(layer) == "experts" else 1 for layer in range(shape.n_layer)]
+        needed = [*[of.batch.computed] * (shape.n_layer - 1), np.unique(of.batch.supervised).size]
+        assert tokens == [by_each * n for by_each, n in zip(taken, needed, strict=True)]
         assert tokens[-1] < 0.1 * tokens[0]
 
 
