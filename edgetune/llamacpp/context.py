@@ -191,7 +191,8 @@ class Context:
         if repeats:
             done = min(done, self._repeatable) // CUT * CUT
         if self._has_state and done < len(self.cached):
-            done = 0
+            done = max(self.held(0, self.virtual + done) - self.virtual, 0)
+            done *= not repeats or done % CUT == 0
         self._repeatable = min(self._repeatable, done)
         self.cut(0, self.virtual + done)
         del self.cached[done:]
@@ -273,17 +274,18 @@ class Context:
         if self.other:
             self.other.cut(sequence, count)
 
-    def holds(self, sequence: int, count: int) -> bool:
-        """Whether the cache has all that the token after the first `count` ones of a sequence needs.
+    def held(self, sequence: int, count: int) -> int:
+        """The most tokens of a sequence, at most `count`, so that the cache has all that the one after them needs. At
+        least `count` tokens were computed.
 
         Where blocks see a window, llama.cpp gives a cell away that the sequence's own end does not see any more.
         """
-        if self.other and self.other.holds(sequence, count):
-            return True
+        if self.other and (held := self.other.held(sequence, count)):
+            return held
         first = int(self._llama.llama_memory_seq_pos_min(self._memory, sequence))
         if self._has_state:
-            return first == count - 1  # of the state
-        return 0 <= first <= max(count - self._window, 0)
+            return first + 1 if first < count else 0  # of the state
+        return count if 0 <= first <= max(count - self._window, 0) else 0
 
     def copy(self, source: int, sequence: int, count: int) -> None:
         """Let an empty sequence begin with the first tokens of another one; both hold the same cells."""

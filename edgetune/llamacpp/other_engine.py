@@ -32,5 +32,5 @@ class OtherEngine(Protocol):
     def copy(self, source: int, sequence: int, count: int) -> None:
         """Lets a sequence that holds nothing begin with the first positions of another one."""
 
-    def holds(self, sequence: int, count: int) -> bool:
-        """Whether a sequence holds its first `count` positions."""
+    def held(self, sequence: int, count: int) -> int:
+        """The most positions of a sequence, at most `count`, after which it can continue."""

@@ -22,10 +22,15 @@ class SelfAttention(Mixer):
     inputs: ClassVar[tuple[str, ...]] = ("attn_q", "attn_k", "attn_v")
     inner = "att"
     keeps_prefixes = True
+    has_keys = True
 
     @classmethod
     def inner_width(cls, s: Shape) -> int:
         return s.d_q
+
+    @classmethod
+    def state(cls, s: Shape) -> dict[str, tuple[int, ...]]:  # noqa: ARG003
+        return {}
 
     @classmethod
     def widths(cls, s: Shape) -> dict[str, int]:
@@ -53,7 +58,7 @@ class SelfAttention(Mixer):
         self._inputs(layer, norm, batch)
         of.virtual.keys(layer, k["k"], k["v"], batch)
         q, key, v = self._heads(k)
-        attend = of.attention.call if of.attention else self.attend
+        attend = of.cached.attend if of.cached else self.attend
         attend(layer, k, q, key, v, batch)
 
     def _inputs(self, layer: int, norm: np.ndarray, batch: Batch) -> None:

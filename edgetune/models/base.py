@@ -22,7 +22,7 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, ClassVar, Protocol, TypeVar
+from typing import TYPE_CHECKING, ClassVar, TypeVar
 
 import numpy as np
 
@@ -32,6 +32,7 @@ from ..backends.arena import Arena, Buffer
 from ..backends.base import Backend
 from ..errors import UnsupportedError, UsageError
 from ..formats.gguf import Gguf
+from .cache import Cache
 from .linear import Projections, RunShape
 
 if TYPE_CHECKING:
@@ -59,17 +60,6 @@ class Flops:
         return self.forward + self.backward
 
 
-class Cache(Protocol):
-    """The keys and values of a token, which answers are drawn with."""
-
-    @property
-    def n_layer(self) -> int: ...
-    @property
-    def n_kv(self) -> int: ...
-    @property
-    def d_head(self) -> int: ...
-
-
 class Structure(ABC):
     """A stack of n_layer blocks below one head or several."""
 
@@ -90,12 +80,12 @@ class Structure(ABC):
     def check_answers(self) -> None:
         """Raises UnsupportedError where our own engine cannot answer with the network."""
         if self.cache is None:
-            raise UnsupportedError("this model has blocks without keys, which edgetune's own engine cannot answer with",
+            raise UnsupportedError("this model has blocks that edgetune's own engine cannot answer with",
                                    "answer through llama.cpp, with a family that it serves, such as lora")
 
     @property
     def cache(self) -> Cache | None:
-        """The key-value cache of a network that answers; None: it only reads."""
+        """What answers with the network keep of earlier tokens; None: it only reads."""
         return None
 
     @property

@@ -18,6 +18,7 @@ from .needed import Needed
 from .norms import Norms
 from .placed import Placed
 from .prefix import Prefix
+from .states import States
 from .structure import kept_widths
 from .virtual import Virtual
 
@@ -26,17 +27,19 @@ if TYPE_CHECKING:
 
 
 @dataclass(frozen=True)
-class Attention:
-    """A replacement, `call`, for `SelfAttention.attend`. key: equal for passes of as many tokens whose ops are the same
-    on the same memory; None: they never are.
+class Cached:
+    """What a pass takes of earlier ones and keeps for later ones. attend: in place of `SelfAttention.attend`; states:
+    of blocks without keys, where there are some. key: equal for passes of as many tokens whose ops are the same on the
+    same memory; None: they never are.
     """
 
-    call: Callable[[int, Activations, np.ndarray, np.ndarray, np.ndarray, Batch], None]
+    attend: Callable[[int, Activations, np.ndarray, np.ndarray, np.ndarray, Batch], None]
+    states: States | None = None
     key: Hashable | None = None
 
 
 class Common:
-    """See above. attention: for a pass that sees more than its own tokens; rope: (cos, sin) of each kind of block."""
+    """See above. cached: of a pass that continues earlier ones; rope: (cos, sin) of each kind of block."""
 
     def __init__(self, shape: Shape, run: RunShape, ops: Backend, arena: Arena, weights: Mapping[str, Tensor],
                  vectors: Mapping[str, np.ndarray], linear: Projections, norms: Norms) -> None:
@@ -52,7 +55,7 @@ class Common:
         self.prefix = Prefix(shape, run, ops, arena)
         self.kept = Kept([kept_widths(shape, run, layer) for layer in range(shape.n_layer)], run, arena)
         self.rope = self._rope()
-        self.attention: Attention | None = None
+        self.cached: Cached | None = None
         self._placed: Placed | None = None
 
     def _rope(self) -> Sequence[tuple[np.ndarray, np.ndarray]]:

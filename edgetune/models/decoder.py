@@ -24,7 +24,7 @@ from ..formats.gguf import Gguf, Tensor
 from ..formats.shape import Shape, read_shape
 from .attention import SelfAttention
 from .base import Network, Passes, register
-from .common import Attention, Common
+from .common import Cached, Common
 from .head import Head
 from .linear import Activations, Projections, RunShape
 from .norms import Norms
@@ -154,13 +154,13 @@ class Decoder(Passes):
             self._block_backward(layer, dx, batch)
 
     @property
-    def attention(self) -> Attention | None:
-        """What attends in place of SelfAttention.attend, for a pass that sees more than its own tokens."""
-        return self.common.attention
+    def cached(self) -> Cached | None:
+        """What passes take of earlier ones; None: they see their own tokens alone."""
+        return self.common.cached
 
-    @attention.setter
-    def attention(self, attention: Attention | None) -> None:
-        self.common.attention = attention
+    @cached.setter
+    def cached(self, cached: Cached | None) -> None:
+        self.common.cached = cached
 
     @property
     def virtual_tokens(self) -> int:
@@ -169,7 +169,7 @@ class Decoder(Passes):
 
     def _whole(self, batch: Batch) -> Batch:
         """The batch that is computed: after the adapter's virtual tokens, and padded where passes are recorded."""
-        if self.attention:
+        if self.cached:
             return batch
         is_off = self.linear.is_off
         known = self._computed
@@ -181,11 +181,11 @@ class Decoder(Passes):
 
     def _key(self, batch: Batch, name: str) -> Hashable | None:
         """The key of a pass of the blocks, for `Repeated.run`."""
-        attention = self.attention.key if self.attention else ()
+        cached = self.cached.key if self.cached else ()
         repeats = self.adapter.repeats and all(kind.repeats for kind in (*self._mixers, *self._feeds))
-        if self.stream.streamed or attention is None or not repeats:
+        if self.stream.streamed or cached is None or not repeats:
             return None
-        return name, batch.tokens.size, batch.behind, batch.is_prefix, self.linear.is_off, attention
+        return name, batch.tokens.size, batch.behind, batch.is_prefix, self.linear.is_off, cached
 
     def score(self, batch: Batch, best: np.ndarray | None = None) -> np.ndarray:
         """log p of each supervised target, as `head_forward`; valid until the next pass. best: int32 [S]."""

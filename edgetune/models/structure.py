@@ -13,6 +13,7 @@ from ..errors import UsageError
 from ..formats.shape import Shape
 from .attention import SelfAttention
 from .base import Flops, Structure
+from .cache import Cache
 from .kept import copies_of
 from .kinds import FEEDS, MIXERS
 from .linear import RunShape
@@ -71,10 +72,10 @@ class DecoderStructure(Structure):
         return self.shape.n_vocab
 
     @property
-    def cache(self) -> Shape | None:
-        """None where a block has no keys: what it remembers of earlier tokens is not kept for answers."""
-        has_keys = all(issubclass(mixer, SelfAttention) for mixer in mixers_of(self.shape))
-        return self.shape if has_keys else None
+    def cache(self) -> Cache | None:
+        mixers = tuple(mixer_of(self.shape, layer) for layer in range(self.shape.n_layer))
+        is_kept = all(mixer.state(self.shape) is not None for mixer in set(mixers))
+        return Cache(self.shape, mixers) if is_kept else None
 
     def head_groups(self, heads: Sequence[HeadKind]) -> list[Group]:
         super().head_groups([head for head in heads if head != VALUE])

@@ -86,12 +86,32 @@ class Sublayer(ABC):
 
 class Mixer(Sublayer):
     """inner: the activation that its last projection takes. keeps_prefixes: whether it continues a prefix that was
-    computed before.
+    computed before. has_keys: whether its blocks have keys and values.
+
+    Our own engine answers where all kinds of a decoder's mixers say what they keep of earlier tokens: keys and values
+    of each token, which `attend` of common.Cached stores, or a state of the sequence. A kind with a state says its
+    arrays (`state`) and the work space of such passes (`answer_buffers`). In `forward`, `self.of.cached` is not None
+    then, and its `states` (states.py) has the runs of tokens that continue a state: for each run in order, copy or
+    zero the state in its slot as the run says, pass its tokens from that state, and leave the state after the last one
+    in the slot. A run begins after the run before it in its document, at most 64 tokens later, or continues a state of
+    an earlier pass; a step of many answers is as many runs of one token. Convolutions before a state keep their last
+    inputs by `states.tails`, as ShortConv does. Neither batches nor the order of runs may change how a sum is rounded.
     """
 
     part = MIXER
     inner: ClassVar[str]
     keeps_prefixes: ClassVar[bool] = False
+    has_keys: ClassVar[bool] = False
+
+    @classmethod
+    def state(cls, s: Shape) -> dict[str, tuple[int, ...]] | None:  # noqa: ARG003
+        """name -> shape, of the float32 arrays that a block keeps of a sequence; None: it cannot answer."""
+        return None
+
+    @classmethod
+    def answer_buffers(cls, s: Shape, tokens: int, runs: int, activations: str) -> list[Buffer]:  # noqa: ARG003
+        """Work space, besides `buffers`, of passes that continue `runs` states with `tokens` tokens in all."""
+        return []
 
     @classmethod
     @abstractmethod

@@ -58,7 +58,8 @@ def compile_prompt(bundle: Bundle, prompt: Prompt, out: Path, threads: int = 0) 
     tokens = prompt.tokens(tokenizer)
     tokenizer.close()
     shape = read_shape(gguf)
-    if DecoderStructure(shape).cache is None:
+    cache = DecoderStructure(shape).cache
+    if cache is None or cache.states:
         raise UnsupportedError(f"{gguf.path} has blocks without keys, whose memory of a prompt cannot be stored yet",
                                "send the prompt with each request")
     narrowest = min((window for window in shape.windows if window), default=shape.context)

@@ -170,8 +170,10 @@ class KvCache:
             alike = common(sequence.tokens, tokens[:-1])
             if repeats:
                 alike = min(alike, sequence.repeatable) // CUT * CUT
-            held = sequence.virtual + alike
-            if held > count and self._context.holds(sequence.id, held):
+            if sequence.virtual + alike <= count:
+                continue
+            held = self._context.held(sequence.id, sequence.virtual + alike)
+            if held > count and not (repeats and (held - sequence.virtual) % CUT):
                 count = held
                 source = sequence
         return count, source

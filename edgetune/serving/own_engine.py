@@ -19,26 +19,28 @@ from numpy.typing import NDArray
 from ..adapters.base import Artifact
 from ..adapters.store import is_own, read_description
 from ..backends.arena import Arena, Buffer, arena_bytes
-from ..backends.base import CACHE
 from ..backends.cpu import Cpu
 from ..data.packing import Batch
 from ..errors import FormatError, NumericsError, UnsupportedError
 from ..formats.gguf import Gguf
-from ..formats.shape import read_shape
+from ..formats.shape import Shape, read_shape
 from ..llamacpp.context import PARALLEL
 from ..machine.device import thread_count
-from ..models.common import Attention
+from ..models.cache import Cache, CacheArrays
+from ..models.common import Cached
 from ..models.decoder import Decoder, Model
 from ..models.linear import Activations, RunShape
+from ..models.states import BEGIN, END, ZEROS, States
+from ..models.structure import DecoderStructure
 from .rollouts.forward import forward_run, network_buffers, open_passes
 from .rollouts.kv_blocks import forward_batch
 from .shared_blocks import SharedBlocks, blocks_of
+from .shared_states import SharedStates, slots_of
 
 PASS = 64  # tokens of a pass at most: a daemon's batches have no more
 PRECISION = "fast"  # as of edgetune generate --engine native
 KEPT = "uint16"  # the numpy type of keys and values at this precision: bf16
 SPARE = 2  # sequences of a context besides those that it names
-_NOTHING = np.empty(0, np.int64)
 
 
 def own_memory(base: Gguf, adapters: Iterable[str | Path], context: int, sequences: int = 1 + PARALLEL,
@@ -52,12 +54,13 @@ def own_memory(base: Gguf, adapters: Iterable[str | Path], context: int, sequenc
     model = Model(base)
     ops = Cpu(thread_count(threads))
     runs = [_run(model, artifact, context, threads) for artifact in found]
-    return shared_bytes(base, context, sequences, ops) + sum(arena_bytes(network_buffers(model, run)) for run in runs)
+    return shared_bytes(base, context, sequences, ops) + sum(
+        arena_bytes([*network_buffers(model, run), *_work(model, sequences)]) for run in runs)
 
 
 def shared_bytes(base: Gguf, context: int, sequences: int, ops: Cpu) -> int:
     """Bytes that all adapters use: keys and values, the work space of `ops`, and logits of this pass and the last."""
-    return (arena_bytes(_cache(base, context, sequences)) + ops.scratch_bytes
+    return (arena_bytes(_buffers(base, context, sequences)) + ops.scratch_bytes
             + 2 * 4 * PASS * read_shape(base).n_vocab)
 
 
@@ -69,18 +72,20 @@ class OwnEngine:
     def __init__(self, base: Gguf, context: int, sequences: int, threads: int) -> None:
         self.computes = False
         self._context = context
+        self._sequences = sequences
         self._threads = threads
         self._model = Model(base)
         self._model.structure.check_answers()
         self._ops = Cpu(thread_count(threads))
         self.shared_bytes = shared_bytes(base, context, sequences, self._ops)
-        self._arena = Arena(_cache(base, context, sequences), self._ops.allocate)
-        self._keys, self._values = (self._arena.flat(name).reshape(self._arena.buffers[name].shape)
-                                    for name in ("cache_keys", "cache_values"))
+        self._arena = Arena(_buffers(base, context, sequences), self._ops.allocate)
+        self._cache = CacheArrays(_cache(self._model.shape), self._arena)
         self._blocks = SharedBlocks(blocks_of(context, sequences + SPARE))
+        self._held = SharedStates(_slots(self._model.shape, sequences))
         self._adapters: dict[str, Decoder] = {}
         self._active: Decoder | None = None
         self._slots = np.empty(0, np.int32)  # of the tokens of the pass
+        self._runs = np.empty((0, 4), np.int32)  # as of models/states.py
         self._paths = np.empty((0, 0), np.int32)
 
     @property
@@ -95,7 +100,7 @@ class OwnEngine:
         UnsupportedError for one with virtual tokens.
         """
         decoder = open_passes(self._model, found, threads=self._threads, max_tokens=PASS, max_length=self._context,
-                              precision=PRECISION, ops=self._ops, shares=True)
+                              precision=PRECISION, ops=self._ops, shares=True, more=_work(self._model, self._sequences))
         assert isinstance(decoder, Decoder)
         if decoder.virtual_tokens:
             raise UnsupportedError(f"an adapter of the family {found.family} has virtual tokens, which are not kept "
@@ -117,15 +122,19 @@ class OwnEngine:
 
     def clear(self) -> None:
         self._blocks.clear()
+        self._held.clear()
 
     def cut(self, sequence: int, count: int) -> None:
         self._blocks.cut(sequence, count)
+        self._held.cut(sequence, count)
 
     def copy(self, source: int, sequence: int, count: int) -> None:
         self._blocks.copy(source, sequence, count)
+        self._held.copy(source, sequence, count)
 
-    def holds(self, sequence: int, count: int) -> bool:
-        return self._blocks.holds(sequence, count)
+    def held(self, sequence: int, count: int) -> int:
+        held = self._blocks.held(sequence, count)
+        return self._held.held(sequence, held) if self._cache.states else held
 
     # ---- a pass -------------------------------------------------------------------------------------------------
 
@@ -144,20 +153,33 @@ class OwnEngine:
 
     def _place(self, positions: NDArray[np.int32], sequences: NDArray[np.int32]) -> None:
         """Gives each token of a pass a place in the cache, and its path."""
-        slots = []
+        slots: list[NDArray[np.int32]] = []
         paths = []
+        runs = []
+        end = 0
         for sequence, begin, count in _runs(positions, sequences):
-            self._blocks.cut(sequence, begin)
+            self.cut(sequence, begin)
             places, copies = self._blocks.extend(sequence, count)
             for source, own in copies:
-                self._keys[:, own] = self._keys[:, source]
-                self._values[:, own] = self._values[:, source]
+                self._cache.copy_block(source, own)
+            end += count
+            runs.append((end - count, end, *self._continued(sequence, begin, count)))
             slots.append(places)
             paths.append(self._blocks.paths(sequence, count))
+        self._runs = np.array(runs, np.int32)
         width = max(path.shape[1] for path in paths)
         self._slots = np.concatenate(slots)
         self._paths = np.concatenate([np.pad(path, ((0, 0), (0, width - path.shape[1])), constant_values=-1)
                                       for path in paths])
+
+    def _continued(self, sequence: int, begin: int, count: int) -> tuple[int, int]:
+        """The slot of the state that tokens of a sequence continue, and whence: itself, or ZEROS."""
+        if not self._cache.states:
+            return 0, 0
+        slot, source = self._held.extend(sequence, begin, count)
+        if source not in (slot, ZEROS):
+            self._cache.copy_state(source, slot)
+        return slot, ZEROS if source == ZEROS else slot
 
     def _pass(self, tokens: NDArray[np.int32], positions: NDArray[np.int32],
               wanted: NDArray[np.intp]) -> NDArray[np.float32]:
@@ -165,8 +187,11 @@ class OwnEngine:
         decoder = self._active
         assert decoder is not None
         s = decoder.shape
-        decoder.attention = Attention(self._attend)
-        decoder.forward(forward_batch(tokens, positions.astype(np.int64), _NOTHING, wanted), keep=False)
+        ends = np.repeat(self._runs[:, END], self._runs[:, END] - self._runs[:, BEGIN])
+        batch = forward_batch(tokens, positions.astype(np.int64), ends.astype(np.int64), wanted)
+        states = States(self._runs, batch.before, self._cache.states) if self._cache.states else None
+        decoder.cached = Cached(self._attend, states)
+        decoder.forward(batch, keep=False)
         x = decoder.arena.view("x", len(tokens), s.d_model)[wanted]
         h = np.empty_like(x)
         logits = np.empty((len(x), s.n_vocab), np.float32)
@@ -180,11 +205,7 @@ class OwnEngine:
                 _batch: Batch) -> None:
         """k["att"] = attention of q [T, H, C], whose key and v [T, G, C] are kept before."""
         assert self._active is not None
-        ops = self._active.ops
-        s = self._active.shape
-        ops.cache_store(self._keys[layer], self._values[layer], key, v, self._slots)
-        ops.attention_cached(k["att"].reshape(q.shape), q, self._keys[layer], self._values[layer], self._paths,
-                             s.attn_scale, s.windows[layer])
+        self._cache.attend(self._ops, self._active.shape, layer, k["att"], q, key, v, self._slots, self._paths)
 
 
 def _runs(positions: NDArray[np.int32], sequences: NDArray[np.int32]) -> Iterator[tuple[int, int, int]]:
@@ -197,11 +218,25 @@ def _runs(positions: NDArray[np.int32], sequences: NDArray[np.int32]) -> Iterato
         begin = end
 
 
-def _cache(base: Gguf, context: int, sequences: int) -> list[Buffer]:
-    s = read_shape(base)
-    blocks = blocks_of(context, sequences + SPARE)
-    return [Buffer("cache_keys", (s.n_layer, blocks, s.n_kv, s.d_head, CACHE), "run", KEPT),
-            Buffer("cache_values", (s.n_layer, blocks, s.n_kv, CACHE, s.d_head), "run", KEPT)]
+def _cache(shape: Shape) -> Cache:
+    structure = DecoderStructure(shape)
+    structure.check_answers()
+    assert structure.cache
+    return structure.cache
+
+
+def _slots(shape: Shape, sequences: int) -> int:
+    return slots_of(sequences + SPARE, _cache(shape).state_bytes)
+
+
+def _buffers(base: Gguf, context: int, sequences: int) -> list[Buffer]:
+    shape = read_shape(base)
+    return _cache(shape).buffers(blocks_of(context, sequences + SPARE), _slots(shape, sequences), KEPT)
+
+
+def _work(model: Model, sequences: int) -> list[Buffer]:
+    """Work space of passes of an adapter."""
+    return _cache(model.shape).work(PASS, min(PASS, sequences + SPARE), KEPT)
 
 
 def _run(model: Model, found: Artifact, context: int, threads: int) -> RunShape:

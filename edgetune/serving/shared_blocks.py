@@ -42,10 +42,10 @@ class SharedBlocks:
         self._holders: Counter[int] = Counter()
         self._sequences: dict[int, _Held] = {}
 
-    def holds(self, sequence: int, count: int) -> bool:
-        """Whether a sequence has this number of tokens, or more."""
+    def held(self, sequence: int, count: int) -> int:
+        """The tokens that a sequence has, at most `count`."""
         held = self._sequences.get(sequence)
-        return held is not None and count <= held.size
+        return min(held.size, count) if held else 0
 
     def cut(self, sequence: int, count: int) -> None:
         """Lets a sequence have its first `count` tokens alone."""

@@ -12,7 +12,7 @@ from ..data.packing import Batch, Example, collate
 from ..errors import MismatchError
 from ..formats.gguf import Gguf
 from ..llamacpp.kv_state import KeyValues
-from ..models.common import Attention
+from ..models.common import Cached
 from ..models.linear import Activations
 from .rollouts.forward import open_decoder
 
@@ -30,7 +30,7 @@ def virtual_keys(base: Gguf, found: Artifact, threads: int = 0) -> KeyValues:
         keys[layer] = key[:count].reshape(count, -1).copy(), v[:count].reshape(count, -1).copy()
         decoder.attend_batch(layer, k, q, key, v, batch)
 
-    decoder.attention = Attention(attend)
+    decoder.cached = Cached(attend)
     decoder.forward(collate([ANY]).after(count), keep=False)
     if not all(np.isfinite(array).all() for pair in keys.values() for array in pair):
         raise MismatchError(f"an adapter of the family {found.family} has values that are not finite",

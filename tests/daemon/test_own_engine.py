@@ -10,6 +10,7 @@ import pytest
 import templates
 from commands import run as command
 from services import SMALL, until, upload
+from tiny import write_tiny
 
 from edgetune.adapters.base import families
 from edgetune.adapters.store import FILE
@@ -99,6 +100,21 @@ def test_it_is_rolled_back_restarted_and_deleted(running, model, job, tmp_path):
         service.adapters.rollback("test")
         service.adapters.delete(found.id)
         assert service.served.adapters() == []
+
+
+def test_a_model_with_states_answers_too(tmp_path):
+    """A block without keys keeps a state of each conversation."""
+    model = write_tiny(tmp_path / "lfm2.gguf", "lfm2", **SHAPE)
+    with Service(model, DaemonConfig(state=str(tmp_path / "state"), context=512, threads=1)) as service:
+        made = service.jobs.create("lfm2", upload(service, ROWS),
+                                   hyperparameters={**OPTIONS, "family": "houlsby", **FAMILIES["houlsby"]})
+        job = service.jobs.wait(made.id, 60)
+        assert (job.status, job.error) == ("succeeded", None)
+        prompts = [asked(i) for i in range(4)]
+        expected = natively(model, service.adapters.path(job.result), prompts, tmp_path)
+        for _ in range(2):
+            answers = [service.chat(messages, model=job.result, **GREEDY) for messages in prompts]
+            assert [answer.text() for answer in answers] == expected
 
 
 def test_what_has_no_room_is_refused_with_the_numbers(running, model, job, tmp_path):

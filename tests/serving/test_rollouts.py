@@ -38,7 +38,7 @@ def opened(case, plan, precision="exact"):
     run = replace(case.decoder.run, max_tokens=max(plan.live, plan.prompt_tokens, 200), precision=precision,
                   max_length=plan.prompt_tokens + plan.answer_tokens)
     model = case.decoder.model
-    decoder = make_decoder(model, run, plan.buffers(model.shape, run.activations))
+    decoder = make_decoder(model, run, plan.buffers(model.structure.cache, run.activations))
     decoder.adapter.load(Artifact(case.pairs), "pairs")
     return decoder
 
@@ -61,7 +61,7 @@ def llama(tmp_path_factory):
     return make_case("llama", tmp_path_factory.mktemp("llama"))
 
 
-@pytest.mark.parametrize("name", [name for name in ALL_FAMILIES if name != "lfm2"])
+@pytest.mark.parametrize("name", ALL_FAMILIES)
 def test_greedy_answers_equal_transformers(name, tmp_path):
     """With a LoRA, of every family: windows, norms of queries and keys, norms after projections."""
     case = make_case(name, tmp_path)
@@ -78,7 +78,7 @@ def test_greedy_answers_equal_transformers(name, tmp_path):
 
 
 @pytest.mark.parametrize(("precision", "limit"), [("exact", 1e-5), ("fast", 0.01), ("int8", 0.05)])
-@pytest.mark.parametrize("name", ["llama", "gemma3"])
+@pytest.mark.parametrize("name", ["llama", "gemma3", "lfm2"])
 def test_log_probabilities_are_those_of_the_trainer(name, precision, limit, tmp_path):
     case = make_case(name, tmp_path)
     prompts = prompts_of(case.decoder.shape.n_vocab)
@@ -100,18 +100,20 @@ def test_log_probabilities_are_those_of_the_trainer(name, precision, limit, tmp_
 
 @pytest.mark.parametrize("sampling", [WARM, replace(WARM, temperature=0.8, top_k=20, top_p=0.9)],
                          ids=["all", "likeliest"])
-def test_answers_do_not_depend_on_their_company(llama, sampling):
+@pytest.mark.parametrize("name", ["llama", "lfm2"])
+def test_answers_do_not_depend_on_their_company(name, sampling, tmp_path):
     """To the bit: alone, in pairs, all at once, and where only some of them are asked for again."""
-    prompts = prompts_of(llama.decoder.shape.n_vocab)
-    together = answer(llama, prompts, sampling, samples=3)
+    case = make_case(name, tmp_path)
+    prompts = prompts_of(case.decoder.shape.n_vocab)
+    together = answer(case, prompts, sampling, samples=3)
     assert len({r.tokens.tobytes() for r in together}) == len(together)  # another number, other answers
-    few = answer(llama, prompts, sampling, samples=3, live=2)
-    alone = [r for i, prompt in enumerate(prompts) for r in answer(llama, [prompt], sampling, samples=3, numbers=[i])]
+    few = answer(case, prompts, sampling, samples=3, live=2)
+    alone = [r for i, prompt in enumerate(prompts) for r in answer(case, [prompt], sampling, samples=3, numbers=[i])]
     for kind in ("tokens", "logp", "drawn"):
         expected = [getattr(r, kind).tobytes() for r in together]
         assert [getattr(r, kind).tobytes() for r in few] == expected, kind
         assert [getattr(r, kind).tobytes() for r in alone] == expected, kind
-    other = answer(llama, prompts, replace(sampling, seed=4), samples=3)
+    other = answer(case, prompts, replace(sampling, seed=4), samples=3)
     assert [r.tokens.tobytes() for r in other] != [r.tokens.tobytes() for r in together]
 
 

@@ -23,9 +23,11 @@ from ...backends.base import CACHE, SAMPLE_STATE
 from ...data.forest import Tokens
 from ...errors import NumericsError, UsageError
 from ...llamacpp.sampling import Sampling
-from ...models.common import Attention
+from ...models.cache import CacheArrays
+from ...models.common import Cached
 from ...models.decoder import Decoder
 from ...models.linear import Activations
+from ...models.states import States
 from ...models.stream import HEAD_TOKENS
 from .draws import COLDEST, check_sampling, keys_of, limits_of
 from .kv_blocks import (
@@ -91,6 +93,7 @@ class _Prompt:
     length: int
     segment: Segment
     path: Path
+    slot: int  # of the states at its end, until its last sample begins
     hidden: NDArray[np.float32]  # [D], of its last token
     begun: int = 0  # samples
     finished: int = 0
@@ -98,7 +101,7 @@ class _Prompt:
 
 @dataclass(eq=False)
 class _Answer:
-    """An answer in progress. row: its place in the table of paths."""
+    """An answer in progress. row: its place in the table of paths, and the slot of its states."""
 
     prompt: _Prompt
     sample: int
@@ -136,9 +139,9 @@ class Rollouts:
         before = -1 - np.arange(decoder.virtual_tokens, dtype=np.int32)
         self._wanted = replace(wanted, prompts=[np.concatenate([before, prompt]) for prompt in wanted.prompts])
         s = decoder.shape
-        view = decoder.arena.view
-        self._keys = view("cache_keys", s.n_layer, plan.blocks, s.n_kv, s.d_head, CACHE)
-        self._values = view("cache_values", s.n_layer, plan.blocks, s.n_kv, CACHE, s.d_head)
+        cache = decoder.model.structure.cache
+        assert cache
+        self._cache = CacheArrays(cache, decoder.arena)
         self._blocks = Blocks(plan.blocks)
         self._step = WHOLE if any(s.windows) else GRANULE
         self._paths = np.full((plan.live, plan.path), -1, np.int32)
@@ -184,6 +187,7 @@ class Rollouts:
             answer = _Answer(prompt, prompt.begun, budget, self._free_rows.pop(), self._blocks.take(count))
             self._paths[answer.row] = -1
             self._paths[answer.row, :prompt.path.size] = prompt.path
+            self._cache.copy_state(prompt.slot, answer.row)
             begun.append(answer)
             prompt.begun += 1
             if prompt.begun == self._wanted.samples:
@@ -211,13 +215,18 @@ class Rollouts:
         """Reads prompts, common prefixes once, and keeps what their answers need."""
         prompts = [self._wanted.prompts[self._waiting.popleft()] for _ in chosen]
         numbers = self._wanted.numbers or range(len(self._wanted.prompts))
-        reading = read_together(prompts, self._blocks, self._step)
+        reading = read_together(prompts, self._blocks, self._step, self._plan.live)
         self._slots = self._decoder.ops.place(reading.slots)
-        hidden = self._forward(reading.batch, Attention(self._attend_prompts))
+        states = self._states(reading.runs, reading.batch)
+        hidden = self._forward(reading.batch, Cached(self._attend_prompts, states))
         self._decoder.ops.synchronize()
-        for index, prompt, segment, place in zip(chosen, prompts, reading.segments, reading.places, strict=True):
-            self._prompts.append(_Prompt(index, numbers[index], prompt.size, segment, segment.path(),
-                                         hidden[place].copy()))
+        for number, index in enumerate(chosen):
+            segment = reading.segments[number]
+            self._prompts.append(_Prompt(index, numbers[index], prompts[number].size, segment, segment.path(),
+                                         self._plan.live + number, hidden[reading.places[number]].copy()))
+
+    def _states(self, runs: NDArray[np.int32], batch: Batch) -> States | None:
+        return States(runs, batch.before, self._cache.states) if self._cache.states else None
 
     def _finish(self, answer: _Answer) -> Rollout:
         self._blocks.give_back(answer.blocks)
@@ -248,9 +257,12 @@ class Rollouts:
         np.copyto(self._slots, slots[last])
         np.copyto(self._seen, seen[last, :width])
         batch = forward_batch(np.array([answer.tokens[-1] for answer in live])[last],
-                              np.array([answer.position for answer in live])[last], np.empty(0, np.int64),
+                              np.array([answer.position for answer in live])[last], np.arange(1, n + 1),
                               np.arange(n))
-        return self._forward(batch, Attention(self._attend_answers, (self._plan, width)))[:len(live)]
+        places = np.arange(len(live), dtype=np.int32)
+        rows = np.array([answer.row for answer in live], np.int32)
+        states = self._states(np.stack([places, places + 1, rows, rows], axis=1), batch)
+        return self._forward(batch, Cached(self._attend_answers, states, (self._plan, width)))[:len(live)]
 
     def _together(self, hidden: list[NDArray[np.float32]]) -> NDArray[np.float32]:
         """Hidden states [n, D] that ops can read; those of answers in progress already are."""
@@ -266,29 +278,26 @@ class Rollouts:
         self._paths[answer.row, answer.prompt.path.size + block] = slot
         return slot
 
-    def _forward(self, batch: Batch, attention: Attention) -> NDArray[np.float32]:
+    def _forward(self, batch: Batch, cached: Cached) -> NDArray[np.float32]:
         """The residual stream [T, D] after all blocks, of the tokens that are read; valid until the next pass."""
         decoder = self._decoder
-        decoder.attention = attention
+        decoder.cached = cached
         try:
             decoder.forward(batch, keep=False)
         finally:
-            decoder.attention = None
+            decoder.cached = None
         x: NDArray[np.float32] = decoder.arena.view("x", batch.tokens.size, decoder.shape.d_model)
         return x
 
     def _attend_prompts(self, layer: int, k: Activations, q: np.ndarray, key: np.ndarray, v: np.ndarray,
                         batch: Batch) -> None:
-        self._decoder.ops.cache_store(self._keys[layer], self._values[layer], key, v, self._slots)
+        self._decoder.ops.cache_store(self._cache.keys[layer], self._cache.values[layer], key, v, self._slots)
         self._decoder.attend_batch(layer, k, q, key, v, batch)
 
     def _attend_answers(self, layer: int, k: Activations, q: np.ndarray, key: np.ndarray, v: np.ndarray,
                         _batch: Batch) -> None:
-        ops = self._decoder.ops
-        shape = self._decoder.shape
-        ops.cache_store(self._keys[layer], self._values[layer], key, v, self._slots)
-        ops.attention_cached(k["att"].reshape(q.shape), q, self._keys[layer], self._values[layer], self._seen,
-                             shape.attn_scale, shape.windows[layer])
+        decoder = self._decoder
+        self._cache.attend(decoder.ops, decoder.shape, layer, k["att"], q, key, v, self._slots, self._seen)
 
     # ---- the head -----------------------------------------------------------------------------------------------
 

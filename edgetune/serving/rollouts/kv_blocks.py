@@ -18,6 +18,7 @@ from ...backends.base import CACHE
 from ...data.forest import Tokens
 from ...data.packing import Batch
 from ...errors import EdgetuneError
+from ...models.states import ZEROS
 
 GRANULE = 64
 WHOLE = 1 << 30  # a step that no prompt reaches
@@ -40,6 +41,7 @@ class Segment:
     blocks: list[int] = field(default_factory=list)
     children: dict[bytes, Segment] = field(default_factory=dict)
     users: int = 0  # prompts that end here, and children
+    slot: int = ZEROS  # of the state at its end, while it is read
 
     def slots(self) -> NDArray[np.int32]:
         """The place of each of its tokens."""
@@ -90,17 +92,21 @@ class Blocks:
 @dataclass(frozen=True)
 class Reading:
     """Prompts that are read together. slots [T]: for keys and values of the batch's tokens. segments: the last of each
-    prompt; places: of its last token in the batch.
+    prompt; places: of its last token in the batch. runs: as of models/states.py, which leave the state at the end of a
+    prompt in the slot of its index after the first.
     """
 
     batch: Batch
     slots: NDArray[np.int32]
     segments: list[Segment]
     places: NDArray[np.int64]
+    runs: NDArray[np.int32]
 
 
-def read_together(prompts: Sequence[Tokens], blocks: Blocks, step: int) -> Reading:
-    """The forest of prompts of at least one token, which branch at multiples of `step`; takes blocks for it."""
+def read_together(prompts: Sequence[Tokens], blocks: Blocks, step: int, slot: int) -> Reading:
+    """The forest of prompts of at least one token, which branch at multiples of `step`; takes blocks for it. slot: the
+    first for their states.
+    """
     roots: dict[bytes, Segment] = {}
     segments = [_insert(roots, prompt, step) for prompt in prompts]
     order = list(_depth_first(roots))
@@ -113,7 +119,26 @@ def read_together(prompts: Sequence[Tokens], blocks: Blocks, step: int) -> Readi
     batch = forward_batch(np.concatenate([segment.tokens for segment in order]),
                           np.concatenate([np.arange(s.begin, s.begin + s.tokens.size) for s in order]),
                           np.repeat(within, sizes), places)
-    return Reading(batch, np.concatenate([segment.slots() for segment in order]), segments, places)
+    return Reading(batch, np.concatenate([segment.slots() for segment in order]), segments, places,
+                   _runs(order, segments, slot))
+
+
+def _runs(order: Sequence[Segment], segments: Sequence[Segment], slot: int) -> NDArray[np.int32]:
+    """A run a segment; the last child continues its parent's state in place, the others and prompts copy it first."""
+    ending: dict[Segment, list[int]] = {}
+    for number, segment in enumerate(segments, start=slot):
+        ending.setdefault(segment, []).append(number)
+    for segment in reversed(order):
+        children = list(segment.children.values())
+        segment.slot = children[-1].slot if children else ending[segment].pop()
+    runs = []
+    begin = 0
+    for segment in order:
+        end = begin + segment.tokens.size
+        runs.append((begin, end, segment.slot, segment.parent.slot if segment.parent else ZEROS))
+        runs += [(end, end, copy, segment.slot) for copy in ending.get(segment, ())]
+        begin = end
+    return np.array(runs, np.int32)
 
 
 def forest_size(prompts: Sequence[Tokens], step: int) -> tuple[int, int]:

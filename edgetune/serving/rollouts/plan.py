@@ -1,7 +1,7 @@
 """The memory that answers take besides a decoder's own buffers, known before the first one begins.
 
 Keys and values are kept of the prompts that are being answered and of every answer in progress, each at its greatest
-length. If memory is short, fewer answers are in progress at once.
+length, and the states of blocks without keys. If memory is short, fewer answers are in progress at once.
 """
 
 from __future__ import annotations
@@ -10,9 +10,9 @@ from collections.abc import Callable
 from dataclasses import dataclass, replace
 
 from ...backends.arena import Buffer
-from ...backends.base import CACHE, SAMPLE_STATE
+from ...backends.base import SAMPLE_STATE
 from ...errors import UsageError, size_text
-from ...models.base import Cache
+from ...models.cache import Cache
 from ...models.stream import HEAD_TOKENS
 from .kv_blocks import blocks_for
 
@@ -57,12 +57,21 @@ class AnswerPlan:
     def blocks(self) -> int:
         return self.prompts * self.prompt_blocks + self.live * self.answer_blocks
 
-    def buffers(self, s: Cache, activations: str) -> list[Buffer]:
+    @property
+    def read_at_once(self) -> int:
+        """Prompts that are read together at most: those whose answers fill all rows."""
+        return -(-self.live // self.samples)
+
+    @property
+    def slots(self) -> int:
+        """States of blocks without keys: one an answer, then one a prompt until its last answer begins."""
+        return self.live + self.read_at_once
+
+    def buffers(self, cache: Cache, activations: str) -> list[Buffer]:
         """The buffers. activations: the numpy type of keys and values."""
         rows = min(self.live, HEAD_TOKENS)
         return [
-            Buffer("cache_keys", (s.n_layer, self.blocks, s.n_kv, s.d_head, CACHE), "run", activations),
-            Buffer("cache_values", (s.n_layer, self.blocks, s.n_kv, CACHE, s.d_head), "run", activations),
+            *cache.buffers(self.blocks, self.slots, activations), *cache.work(self.live, self.live, activations),
             Buffer("answer_slots", (self.live,), "step", "int32"),
             Buffer("answer_paths", (self.live, self.path), "step", "int32"),
             Buffer("sample_state", (rows, SAMPLE_STATE), "head"),

@@ -22,6 +22,7 @@ from ...formats.gguf import Gguf
 from ...llamacpp.sampling import Sampling, TextStream
 from ...llamacpp.tokenizer import Tokenizer
 from ...machine import device
+from ...models.cache import Cache
 from ...models.decoder import Model
 from ...models.linear import RunShape
 from ...models.stream import sizes
@@ -119,7 +120,7 @@ def _drawn(model: Model, adapter: Artifact | Lora, asked: Asked, engine: Engine,
     plan = plan_of(model, adapter, asked, engine, ops)
     run = _run(model, adapter, plan, engine)
     decoder = open_decoder(model, adapter, threads=engine.threads, max_tokens=run.max_tokens, max_length=run.max_length,
-                           precision=engine.precision, more=plan.buffers(model.shape, run.activations), ops=ops)
+                           precision=engine.precision, more=plan.buffers(_cache(model), run.activations), ops=ops)
     decoder.before_block = before_block
     wanted = Wanted([np.array(prompt, np.int32) for prompt in asked.prompts], asked.samples, asked.max_tokens,
                     asked.sampling, is_end, watch)
@@ -138,10 +139,16 @@ def plan_of(model: Model, adapter: Artifact | Lora, asked: Asked, engine: Engine
     def needs(plan: AnswerPlan) -> int:
         run = _run(model, adapter, plan, engine)
         weights = sizes(model.gguf.tensors.values(), model.shape.n_layer).in_memory(0, run.max_tokens)
-        beside = plan.buffers(model.shape, run.activations)
+        beside = plan.buffers(_cache(model), run.activations)
         return process + weights + arena_bytes([*forward_buffers(model, run, ops), *beside])
 
     return fitting(most, needs, engine.budget, engine.asked)
+
+
+def _cache(model: Model) -> Cache:
+    cache = model.structure.cache
+    assert cache
+    return cache
 
 
 def _run(model: Model, adapter: Artifact | Lora, plan: AnswerPlan, engine: Engine) -> RunShape:
