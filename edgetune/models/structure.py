@@ -11,7 +11,6 @@ from ..backends.arena import Buffer
 from ..backends.base import HEAD_STATE
 from ..errors import UsageError
 from ..formats.shape import Shape
-from .attention import SelfAttention
 from .base import Flops, Structure
 from .cache import Cache
 from .kept import copies_of
@@ -96,10 +95,11 @@ class DecoderStructure(Structure):
         width = (s.d_model,)
         if kind == SUBLAYERS:
             return {"attention": width, "feed_forward": width}, {}
+        # what is served of virtual tokens is their keys, and not the states that they leave
+        if kind in (INPUT, KEYS) and not all(mixer.has_keys for mixer in mixers_of(s)):
+            raise UsageError("this model has blocks without keys", "choose another --family, such as lora")
         if kind == INPUT:
             return {}, {"input": width}
-        if kind == KEYS and not issubclass(mixer_of(s, layer), SelfAttention):
-            raise UsageError("this model has blocks without keys", "choose another --family, such as lora")
         if kind == KEYS:
             return {"keys": (s.d_kv,)}, {}
         if kind == BIASES:

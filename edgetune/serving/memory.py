@@ -8,13 +8,15 @@ from ..adapters.store import FILE
 from ..errors import EdgetuneError, size_text
 from ..formats.gguf import Gguf
 from ..formats.shape import read_shape
-from ..llamacpp.context import OUTPUTS, SMALL_BATCH
+from ..llamacpp.context import OUTPUTS, PARALLEL, SMALL_BATCH
 from ..machine import device
+from ..models.structure import DecoderStructure
 
 CONTEXT = 1024  # tokens, in which several questions are answered together
 ROOM = 64  # tokens after the longest row: an answer that needs more is wrong
 _READ = 4  # times the size of an adapter's file that reading it takes at most, as half floats become floats
 _LIBRARY = 24 << 20  # bytes of llama.cpp's code and of its Python module
+_SEQUENCES = 1 + PARALLEL + 2  # of a context
 _TOKEN = 160  # bytes that a vocabulary takes a token
 _PLAIN = ("F32", "F16", "BF16")  # weights that llama.cpp never copies to another order
 
@@ -26,9 +28,14 @@ def bytes_to_read(adapter: Path) -> int:
 
 
 def cache_bytes(base: Gguf, context: int) -> int:
-    """Bytes of the keys and values of a context of this number of tokens, which are 16-bit floats."""
+    """Bytes of the keys and values of a context of this number of tokens, which are 16-bit floats, and of a state of
+    each sequence.
+    """
     shape = read_shape(base)
-    return 2 * 2 * context * shape.n_layer * shape.d_kv
+    cache = DecoderStructure(shape).cache
+    layers = len(cache.keys) if cache else shape.n_layer
+    states = _SEQUENCES * cache.state_bytes if cache else 0
+    return 2 * 2 * context * layers * shape.d_kv + states
 
 
 def busy_bytes(base: Gguf, context: int) -> int:

@@ -39,9 +39,12 @@ def adapter(model, tmp_path):
 
 def prompts_of(served):
     """Prompts with no near choice; some begin others, some begin alike, one comes twice, one is a single token."""
-    stem = tokens_of(140, 1)
-    begun = [stem, stem[:64], stem[:128], [*stem[:64], *tokens_of(9, 2)], stem, [*stem, *tokens_of(5, 3)], stem[:1]]
-    return [prompt for prompt in begun if decided(served, prompt)]
+    found = []
+    for seed in range(3):
+        stem = tokens_of(140, seed)
+        begun = [stem, stem[:64], stem[:128], [*stem[:64], *tokens_of(9, 2)], stem, [*stem, *tokens_of(5, 3)], stem[:1]]
+        found += [prompt for prompt in begun if decided(served, prompt)]
+    return found
 
 
 def decided(served, prompt):
