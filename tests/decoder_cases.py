@@ -22,7 +22,7 @@ from edgetune.data.forest import grow
 from edgetune.data.packing import Batch, Example, collate
 from edgetune.formats.bundle import open_bundle
 from edgetune.models.decoder import Decoder, Model
-from edgetune.models.linear import RunShape
+from edgetune.models.linear import RunShape, target_names
 
 RANK = 4
 SCALE = 0.75
@@ -58,7 +58,7 @@ def make_case(
     run = RunShape(
         max_tokens=sum(LENGTHS) + 3, max_length=max(LENGTHS),
         family=LoraFamily(rank=RANK, alpha=RANK * SCALE, dropout=dropout),
-        targets=tuple(TARGETS[t] for t in targets) or model.structure.targets(),
+        targets=named(model, targets) or model.structure.targets(),
         blocks=blocks or range(model.shape.n_layer), kept=min(kept, model.shape.n_layer - (blocks or range(1))[0]),
         threads=threads, precision="exact")
     decoder = make_decoder(model, run)
@@ -66,6 +66,11 @@ def make_case(
     pairs = {key: random_pair(rng, pair.a.shape, pair.b.shape) for key, pair in decoder.adapter.adapted.items()}
     decoder.adapter.load(Artifact(pairs), "pairs")
     return Case(decoder, hf, pairs, [random_example(rng, n, model.shape.n_vocab) for n in LENGTHS])
+
+
+def named(model: Model, targets: tuple[str, ...]) -> tuple[str, ...]:
+    """GGUF's names of these targets."""
+    return target_names(targets, (*model.structure.targets(), *model.structure.expert_targets()))
 
 
 def make_decoder(model: Model, run: RunShape, beside: Iterable[Buffer] = ()) -> Decoder:

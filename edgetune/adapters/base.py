@@ -167,7 +167,8 @@ class Family(ABC):
     name: of --family, in run.json and in the comparison of a resumed run. adapts: the parts of a network that it
     changes; a network refuses those that it does not have. served_by: the engine that answers with its artifact. size:
     options that a start adapter decides. rate: by which --lr auto is multiplied, which was found for LoRA. libraries:
-    bytes of those that it alone needs in training.
+    bytes of those that it alone needs in training. takes_experts: whether it adapts a mixture's, each as a
+    projection; their ranks are equal, because a file has one for all.
     """
 
     name: ClassVar[str]
@@ -176,6 +177,7 @@ class Family(ABC):
     size: ClassVar[tuple[str, ...]] = ()
     rate: ClassVar[float] = 1.0
     libraries: ClassVar[int] = 0
+    takes_experts: ClassVar[bool] = False
 
     def check(self: T) -> T:
         """Returns self; raises UsageError for the first option of another type or out of its range."""
@@ -334,7 +336,7 @@ class Carved(ABC):
         """The inverse of `artifact`. Raises MismatchError for one that this adapter cannot become."""
 
 
-FILES = ("joined", "merge", "ollama", "peft", "published", "store")  # modules of this folder without a family
+FILES = ("joined", "merge", "ollama", "peft", "published", "stacks", "store")  # modules of this folder without a family
 _registry: Registry[Family] = Registry(__package__, "adapter family", others=FILES)
 register, families = _registry.register, _registry.all
 REFUSED = {

@@ -26,6 +26,7 @@ class DyLora(Scaled):
     """LoRA whose first ranks are an adapter by themselves: `edgetune export --rank` cuts it."""
 
     name: ClassVar[str] = "dylora"
+    takes_experts: ClassVar[bool] = True
     rank: int = option(16, "Largest rank; the adapter can be cut to each smaller one.", low=1, common=True)
 
     def carve(self, shapes: Shapes, arena: Arena, ops: Backend, seed: int) -> CarvedDyLora:

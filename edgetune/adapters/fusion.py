@@ -25,6 +25,7 @@ class Fusion(Factored):
     """Adapters that stay as they are, and a trained weight for each of them."""
 
     name: ClassVar[str] = "fusion"
+    takes_experts: ClassVar[bool] = True
     size: ClassVar[tuple[str, ...]] = ("rank", "sources")
     rate: ClassVar[float] = 100.0
     rank: int = option(16, "Ranks of all adapters together.", low=1, common=True)

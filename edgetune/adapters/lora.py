@@ -6,6 +6,7 @@ R rank, K inputs and N outputs of the projection.
 from __future__ import annotations
 
 import math
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -24,6 +25,11 @@ TARGETS = {
     "gate_proj": "ffn_gate",
     "up_proj": "ffn_up",
     "down_proj": "ffn_down",
+}
+OF_EXPERTS = {  # the same projections where a block has experts
+    "gate_proj": "ffn_gate_exps",
+    "up_proj": "ffn_up_exps",
+    "down_proj": "ffn_down_exps",
 }
 OTHER_TARGETS = {  # of some architectures
     "qkv_proj": "attn_qkv",
@@ -46,7 +52,19 @@ class Pair:
         return int(self.a.shape[0])
 
 
-Lora = dict[str, Pair]  # by GGUF tensor name without ".weight": "blk.0.attn_q"
+Lora = dict[str, Pair]
+"""By GGUF tensor name without ".weight", "blk.0.attn_q". Each expert of a stack has a pair: "blk.0.ffn_up_exps.3"."""
+
+
+def expert_name(stack: str, expert: int) -> str:
+    """"ffn_up_exps", 3 -> "ffn_up_exps.3" """
+    return f"{stack}.{expert}"
+
+
+def stack_of(name: str) -> tuple[str, int]:
+    """"blk.0.ffn_up_exps.3" -> ("blk.0.ffn_up_exps", 3); for what is no expert's, the name and -1."""
+    found = re.fullmatch(r"(.+_exps)\.(\d{1,4})", name)
+    return (found[1], int(found[2])) if found else (name, -1)
 
 
 def scale_of(alpha: float, rank: int, rslora: bool = False) -> float:

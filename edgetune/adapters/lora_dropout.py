@@ -25,6 +25,7 @@ class LoraDropout(Scaled):
     """LoRA with dropout of rows and columns of the update, against overfitting."""
 
     name: ClassVar[str] = "lora-dropout"
+    takes_experts: ClassVar[bool] = True
     dropout: float = option(0.3, "Share of a projection's inputs, and of its outputs, that a step leaves out.", low=0.0,
                             high=0.95, common=True)
 

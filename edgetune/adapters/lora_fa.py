@@ -23,6 +23,7 @@ class LoraFa(Scaled):
     """LoRA with a frozen A: fewer trained parameters, a file of the same size."""
 
     name: ClassVar[str] = "lora-fa"
+    takes_experts: ClassVar[bool] = True
 
     def parts(self, n: int, k: int) -> Parts:  # noqa: ARG002
         return {"b": (n, self.rank)}

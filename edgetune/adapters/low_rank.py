@@ -25,6 +25,7 @@ class LoraFamily(Family):
     """Low-rank adaptation, after Hu et al. 2021 (arXiv:2106.09685)."""
 
     name: ClassVar[str] = "lora"
+    takes_experts: ClassVar[bool] = True
     size: ClassVar[tuple[str, ...]] = ("rank", "alpha", "rslora")
     rank: int = option(8, "LoRA rank R of every trained projection.", low=1, common=True)
     alpha: float = option(16.0, "LoRA alpha; the adapter is scaled by alpha / rank.", low=0.0)

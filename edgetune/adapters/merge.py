@@ -21,7 +21,7 @@ from ..errors import FormatError, NumericsError, UsageError
 from ..formats.gguf import Gguf, Tensor
 from ..formats.gguf.read import BY_NAME
 from ..llamacpp.quantizer import TYPES, encode, quantize_file
-from .lora import Lora, Pair
+from .lora import Lora, Pair, stack_of
 from .store import NO_WEIGHTS, check_fit
 
 KEEP = "keep"
@@ -67,7 +67,7 @@ def merge(base: Gguf, pairs: Lora, out: str | os.PathLike[str], to: str = "Q8_0"
             _write(beside, base, source, pairs, to)
         else:
             _write_quantized(beside, base, source, pairs, to, threads)
-    return Merged(path, to, len(pairs) + len(weights), path.stat().st_size)
+    return Merged(path, to, len(_changed(pairs)) + len(weights), path.stat().st_size)
 
 
 def disk_needed(base: Gguf, pairs: Lora, to: str, weights: Mapping[str, Tensor] = NO_WEIGHTS) -> int:
@@ -86,7 +86,7 @@ def _file_bytes(base: Gguf, formats: dict[str, str]) -> int:
 
 def _check_kept(base: Gguf, pairs: Lora) -> None:
     """Refuses Q2_0, of which llama.cpp's encoder would lose most: its scale is the largest weight of a block."""
-    for name in pairs:
+    for name in _changed(pairs):
         if (format := base.tensors[f"{name}.weight"].format) == "Q2_0":
             raise UsageError(f"{name} is {format}, which cannot be written again without losing most of it",
                              "merge to another type, such as Q4_K_M or Q8_0")
@@ -107,12 +107,13 @@ def _write(path: Path, base: Gguf, source: Gguf, pairs: Lora, to: str, changed: 
     changed: as of `_formats`.
     """
     formats = _formats(source, pairs, to, changed)
+    changed_by = _changed(pairs)
     alignment = base.metadata.get("general.alignment", 32)
     assert isinstance(alignment, int)  # the reader has checked it
     with path.open("wb") as file:
         file.write(_header(base, formats, None if to == KEEP else TYPES[to], alignment))
         for name, tensor in source.tensors.items():
-            for data in _data(tensor, pairs.get(name.removesuffix(".weight")), formats[name]):
+            for data in _data(tensor, changed_by.get(name.removesuffix(".weight"), {}), formats[name]):
                 file.write(data)
             file.write(bytes(-file.tell() % alignment))
 
@@ -120,11 +121,21 @@ def _write(path: Path, base: Gguf, source: Gguf, pairs: Lora, to: str, changed: 
 def _formats(source: Gguf, pairs: Lora, to: str, changed: str = "") -> dict[str, str]:
     """The format of each tensor. changed: replaces `to` for changed tensors."""
     formats = {}
+    names = _changed(pairs)
     for name, tensor in source.tensors.items():
         formats[name] = tensor.format if to == KEEP or len(tensor.shape) == 1 else to
-        if changed and name.removesuffix(".weight") in pairs:
+        if changed and name.removesuffix(".weight") in names:
             formats[name] = changed
     return formats
+
+
+def _changed(pairs: Lora) -> dict[str, dict[int, Pair]]:
+    """The pairs of each tensor that they change: of a matrix its own, at -1, of a stack one for each expert."""
+    found: dict[str, dict[int, Pair]] = {}
+    for name, pair in pairs.items():
+        stack, expert = stack_of(name)
+        found.setdefault(stack, {})[expert] = pair
+    return found
 
 
 # ---- the header ------------------------------------------------------------------------------------------------------
@@ -168,16 +179,19 @@ def _with_file_type(keys: bytes, file_type: int) -> bytes:
 # ---- the weights -----------------------------------------------------------------------------------------------------
 
 
-def _data(tensor: Tensor, pair: Pair | None, format: str) -> Iterator[memoryview]:
-    """The tensor's bytes in `format`, with the pair's update, a slice of rows at a time."""
-    if pair is None and format == tensor.format:
+def _data(tensor: Tensor, pairs: Mapping[int, Pair], format: str) -> Iterator[memoryview]:
+    """The tensor's bytes in `format`, with the pairs' updates, a slice of rows at a time."""
+    if not pairs and format == tensor.format:
         yield tensor.data.data
         return
-    for place, part in tensor.parts(_SLICE):
-        weights = part.f32()
-        if pair is not None:
-            weights = weights + np.float32(pair.scale) * (pair.b[place] @ pair.a)
-        yield _encoded(tensor.name, weights, format)
+    is_stack = len(tensor.shape) == 3
+    for i in range(tensor.shape[0]) if is_stack else (-1,):
+        pair = pairs.get(i)
+        for place, part in (tensor.matrix(i) if is_stack else tensor).parts(_SLICE):
+            weights = part.f32()
+            if pair is not None:
+                weights = weights + np.float32(pair.scale) * (pair.b[place] @ pair.a)
+            yield _encoded(tensor.name, weights, format)
 
 
 def _encoded(name: str, weights: NDArray[np.float32], format: str) -> memoryview:

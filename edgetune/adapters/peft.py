@@ -23,7 +23,7 @@ from ..errors import FormatError, UnsupportedError
 from ..formats.gguf import Gguf
 from ..formats.safetensors import read_safetensors, write_safetensors
 from ..formats.shape import Shape, read_shape
-from .lora import TARGETS, Lora, Pair, scale_of
+from .lora import OF_EXPERTS, TARGETS, Lora, Pair, expert_name, scale_of, stack_of
 from .published import CARD, model_card, origin
 from .store import check_fit
 
@@ -35,13 +35,18 @@ MODULES = {gguf: f"{'self_attn' if gguf.startswith('attn') else 'mlp'}.{name}" f
 
 
 def modules_of(shape: Shape) -> dict[str, str]:
-    """The same of an architecture."""
-    return MODULES | dict(shape.family.modules)
+    """The same of an architecture, with the projections of all its experts where each is a module."""
+    found = MODULES | dict(shape.family.modules)
+    if shape.n_expert and not shape.family.fused_experts:
+        for name, stack in OF_EXPERTS.items():
+            part, _, leaf = found[TARGETS[name]].rpartition(".")
+            found |= {expert_name(stack, i): f"{part}.experts.{i}.{leaf}" for i in range(shape.n_expert)}
+    return found
 
 
 _TENSOR = re.compile(
     r"base_model\.model\.(?P<path>(?:model\.|language_model\.model\.|model\.language_model\.)"
-    r"layers\.(?P<layer>\d{1,6})\.(?P<module>(?:self_attn|mlp|conv|feed_forward)\.\w+))\.lora_(?P<side>[AB])\.weight"
+    r"layers\.(?P<layer>\d{1,6})\.(?P<module>(?:self_attn|mlp|conv|feed_forward)\.(?:experts\.\d{1,4}\.)?\w+))\.lora_(?P<side>[AB])\.weight"
 )
 Keys = Mapping[int, tuple[NDArray[np.floating[Any]], NDArray[np.floating[Any]]]]
 """Keys and values by the number of a block."""
@@ -117,9 +122,10 @@ def import_peft(folder: str | os.PathLike[str], base: Gguf) -> Lora:
     shape = read_shape(base)
     halves: dict[str, dict[str, NDArray[np.float32]]] = {}
     paths = {}
+    kinds = {module: gguf for gguf, module in modules_of(shape).items()}
     for key, values in _read_weights(folder).items():
         match = _TENSOR.fullmatch(key)
-        gguf = next((g for g, module in modules_of(shape).items() if match and match["module"] == module), None)
+        gguf = kinds.get(match["module"]) if match else None
         if match is None or gguf is None or values.ndim != 2:
             raise UnsupportedError(f"{folder} holds {key} of shape {list(values.shape)}",
                                    f"edgetune imports LoRA on {', '.join(TARGETS)} of the text model")
@@ -139,8 +145,12 @@ def import_peft(folder: str | os.PathLike[str], base: Gguf) -> Lora:
 def _module_path(name: str, modules: Mapping[str, str]) -> str:
     """blk.3.attn_q -> model.layers.3.self_attn.q_proj"""
     match = re.fullmatch(r"blk\.(\d+)\.([\w.]+)", name)
+    if match and stack_of(name)[1] >= 0 and match[2] not in modules:
+        raise UnsupportedError(f"the adapter changes {name}, and transformers holds all experts of such a block in one "
+                               "parameter", "merge it into the model with edgetune merge")
     if match is None or match[2] not in modules:
-        raise UnsupportedError(f"the adapter changes {name}", f"PEFT export knows {', '.join(modules)}")
+        known = [kind for kind in modules if stack_of(kind)[1] < 0]
+        raise UnsupportedError(f"the adapter changes {name}", f"PEFT export knows {', '.join(known)}")
     return f"model.layers.{match[1]}.{modules[match[2]]}"
 
 
@@ -164,10 +174,13 @@ def _config_of(pairs: Lora, shape: Shape) -> dict[str, Any]:
     rank = Counter(pair.rank for pair in pairs.values()).most_common(1)[0][0]
     alpha = Counter(alphas.values()).most_common(1)[0][0]
     kinds = {name.split(".", 2)[2] for name in pairs}
-    complete = len(pairs) == sum(len(kinds & shape.linear_shapes(layer).keys()) for layer in range(shape.n_layer))
-    leaves = Counter(module.rpartition(".")[2] for module in of_kinds.values())
+    present = [_kinds_in(shape, layer) for layer in range(shape.n_layer)]
+    complete = len(pairs) == sum(len(kinds & of_block) for of_block in present)
+    of_leaf: dict[str, set[str]] = {}
+    for kind in set().union(*present) & of_kinds.keys():
+        of_leaf.setdefault(_leaf(of_kinds[kind]), set()).add(kind)
     found = [module for kind, module in of_kinds.items() if kind in kinds]
-    short = [leaf if leaves[leaf := module.rpartition(".")[2]] == 1 else module for module in found]
+    short = [*dict.fromkeys(_leaf(module) if of_leaf[_leaf(module)] <= kinds else module for module in found)]
     return {
         "peft_type": "LORA",
         "task_type": "CAUSAL_LM",
@@ -180,6 +193,16 @@ def _config_of(pairs: Lora, shape: Shape) -> dict[str, Any]:
         "rank_pattern": {modules[name]: pair.rank for name, pair in pairs.items() if pair.rank != rank},
         "alpha_pattern": {modules[name]: value for name, value in alphas.items() if value != alpha},
     }
+
+
+def _kinds_in(shape: Shape, layer: int) -> set[str]:
+    """The names of a block's projections, each expert's for itself."""
+    stacks = shape.stack_shapes(layer)
+    return {*shape.linear_shapes(layer), *(expert_name(name, i) for name in stacks for i in range(shape.n_expert))}
+
+
+def _leaf(module: str) -> str:
+    return module.rpartition(".")[2]
 
 
 def _whole(value: float) -> int | float:

@@ -3,6 +3,7 @@
 llama.cpp adds user_scale * s * B (A x) with s = alpha / (rank of that tensor), or 1 where alpha is 0. So the file holds
 alpha = scale * rank where one number fits all pairs, which covers alpha / R and rsLoRA's alpha / sqrt(R); for pairs of
 different scale * rank, B is multiplied by its scale and alpha is 0. Source: llama.cpp, src/llama-adapter.h, get_scale.
+Experts: stacks.py.
 """
 
 from __future__ import annotations
@@ -17,15 +18,16 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from numpy.typing import NDArray
 
 from ..disk import MIB, json_text, new_folder, open_regular, read_object, replaced
 from ..errors import FormatError, MismatchError, NumericsError, UnsupportedError
 from ..formats.gguf import Gguf, Tensor, check_adapter, fingerprint, open_gguf, write_gguf
+from ..formats.gguf.write import Weights
 from ..llamacpp.kv_state import KeyValues
 from ..version import __version__
 from .base import LLAMA_CPP, Artifact, Setting, family_named
-from .lora import Lora, Pair
+from .lora import Lora
+from .stacks import pairs_of, stacked, tensor_shapes
 
 LORA = "lora"  # the type of an adapter that llama.cpp applies, and the family of a run that names none
 OURS = "edgetune"  # the type of any other adapter
@@ -181,7 +183,7 @@ def save_artifact(path: str | os.PathLike[str], found: Artifact, base: Gguf, for
     for name, pair in found.pairs.items():
         values[f"{name}.weight.lora_a"] = pair.a
         values[f"{name}.weight.lora_b"] = pair.b if alpha else pair.b * np.float32(pair.scale)
-    tensors: dict[str, Tensor | NDArray[np.float32] | NDArray[np.float16]] = {**found.weights}
+    tensors: dict[str, Weights] = {**found.weights}
     for name, tensor in found.weights.items():
         if not _is_finite(tensor):
             raise NumericsError(f"{name} holds values that are not finite", "lower --lr")
@@ -192,6 +194,7 @@ def save_artifact(path: str | os.PathLike[str], found: Artifact, base: Gguf, for
             part = name.replace(".weight.", ".")
             raise NumericsError(f"{part} holds values that are not finite in {format}", "lower --lr")
         tensors[name] = stored
+    tensors = stacked(tensors)
     metadata = {
         "general.type": "adapter",
         "adapter.type": LORA if found.is_lora else OURS,
@@ -330,7 +333,7 @@ def _opened(path: str | os.PathLike[str]) -> Gguf:
 
 def _read_artifact(gguf: Gguf) -> Artifact:
     alpha = float(gguf.metadata.get(_ALPHA, 0.0))  # type: ignore[arg-type]  # a number, by check_adapter or as written
-    pairs = {}
+    pairs: Lora = {}
     tensors = {}
     weights = {}
     is_lora = gguf.metadata["adapter.type"] == LORA
@@ -352,7 +355,7 @@ def _read_artifact(gguf: Gguf) -> Artifact:
             b = gguf.tensors[f"{tensor}.lora_b"].f32()
             if not (np.isfinite(a).all() and np.isfinite(b).all()):
                 raise FormatError(f"{gguf.path}: {tensor} has an update that is not finite", "take an earlier adapter")
-            pairs[tensor.removesuffix(".weight")] = Pair(a, b, alpha / a.shape[0] if alpha else 1.0)
+            pairs |= pairs_of(tensor.removesuffix(".weight"), a, b, alpha)
     return replace(_described(gguf), pairs=pairs, weights=weights, tensors=tensors)
 
 
@@ -402,10 +405,10 @@ def _check_base(gguf: Gguf, base: Gguf) -> None:
 
 def check_fit(pairs: Lora, base: Gguf, source: str, weights: Mapping[str, Tensor] = NO_WEIGHTS) -> None:
     """Raises MismatchError unless every pair, and every tensor in place of the base's, has its tensor in `base`, of its
-    shape. `source` names them.
+    shape; a stack of experts must have a pair for each of them. `source` names them.
     """
-    shapes = {f"{name}.weight": (pair.b.shape[0], pair.a.shape[1]) for name, pair in pairs.items()}
-    for name, shape in {**shapes, **{name: tensor.shape for name, tensor in weights.items()}}.items():
+    replaced_by = [(name, tensor.shape) for name, tensor in weights.items()]
+    for name, shape in [*tensor_shapes(pairs), *replaced_by]:
         tensor = base.tensors.get(name)
         has = "no such tensor" if tensor is None else f"{list(tensor.shape)}"
         if tensor is None or tensor.shape != shape:

@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from ..adapters import store
+from ..adapters.lora import stack_of
 from ..backends import cpu, native
 from ..backends.opening import open_cuda
 from ..errors import EdgetuneError, UsageError, install_hint, size_text
@@ -135,7 +136,8 @@ def _adapter(path: Path) -> dict[str, Any]:
     gguf, found = store.read_any(path)
     run, schema = store.records_of(gguf)
     base, fingerprint = store.base_of(gguf)
-    targets = Counter(name.split(".", 2)[-1] for name in found.pairs)  # blk.3.attn_q, but output too
+    # blk.3.attn_q, but output too
+    targets = Counter(stack_of(name)[0].split(".", 2)[-1] for name in found.pairs)
     held = run.get("held_out")
     facts: dict[str, Any] = {
         "file": str(gguf.path), "kind": "adapter", "architecture": gguf.architecture,

@@ -41,6 +41,7 @@ class Family:
     biased_experts: bool = False  # the file has a bias of each expert, for who is taken
     dense_first: bool = False  # the first blocks may be gated
     shared_width: bool = False  # a token's experts share the file's width, if it says none of one expert
+    fused_experts: bool = False  # transformers holds those of a block as parameters, not as modules
     norms_experts: bool = False  # the weights of a token's experts are divided by their sum
     modules: Mapping[str, str] = field(default_factory=dict)  # projections that transformers names unlike others
     unrotated_every: int = 0  # every n-th block has no rotary embedding; 0: all have one
@@ -87,9 +88,9 @@ FAMILIES = {family.name: family for family in (
            modules=LFM2),
     Family("lfm2moe", QKV, qk_norm="head", narrow_heads=True, elsewhere="short convolution",
            last_norm="token_embd_norm", modules=LFM2, feed="experts", gating="sigmoid", norms_experts=True,
-           biased_experts=True, dense_first=True),
+           biased_experts=True, dense_first=True, fused_experts=True),
     Family("qwen3moe", QKV, qk_norm="head", feed="experts", shared_width=True, norms_experts=True),
     Family("olmoe", QKV, qk_norm="width", narrow_heads=True, ungrouped=True, own_head=True, feed="experts"),
     Family("granitemoe", (*QKV, "attn_output"), neox=False, moves_rows=True, rope_factors=True, scales=True,
-           feed="experts", norms_experts=True),
+           feed="experts", norms_experts=True, fused_experts=True),
 )}

@@ -1,6 +1,7 @@
 """The tensors of each kind of sublayer of a decoder, by its shape. models/kinds.py computes with them.
 
-Names are GGUF's, without block and ".weight"; matrices are [N, K], N outputs and K inputs.
+Names are GGUF's, without block and ".weight"; matrices are [N, K], N outputs and K inputs; a stack is one [N, K]
+of each of E experts.
 """
 
 from __future__ import annotations
@@ -12,6 +13,7 @@ if TYPE_CHECKING:
     from .shape import Shape
 
 Matrices = dict[str, tuple[int, int]]
+Stacks = dict[str, tuple[int, int, int]]
 Vectors = dict[str, int]
 
 
@@ -43,10 +45,10 @@ def _fused_gated(s: Shape) -> Matrices:
     return {"ffn_up": (2 * s.d_ff, s.d_model), "ffn_down": (s.d_model, s.d_ff)}
 
 
-def _experts(s: Shape) -> dict[str, tuple[int, ...]]:
+def _experts(s: Shape) -> Stacks:
     f = s.d_expert
     d = s.d_model
-    return {"ffn_gate_inp": (s.n_expert, d), "ffn_gate_exps": (s.n_expert, f, d), "ffn_up_exps": (s.n_expert, f, d),
+    return {"ffn_gate_exps": (s.n_expert, f, d), "ffn_up_exps": (s.n_expert, f, d),
             "ffn_down_exps": (s.n_expert, d, f)}
 
 
@@ -54,6 +56,8 @@ PROJECTIONS: dict[str, Callable[[Shape], Matrices]] = {
     "attention": _attention, "fused attention": _fused_attention, "gated": _gated, "fused gated": _fused_gated,
     "short convolution": _short_conv, "experts": lambda _: {}}
 NORMS: dict[str, Callable[[Shape], Vectors]] = {"attention": _attention_norms, "fused attention": _attention_norms}
+STACKS: dict[str, Callable[[Shape], Stacks]] = {"experts": _experts}
 FROZEN: dict[str, Callable[[Shape], dict[str, tuple[int, ...]]]] = {
-    "experts": _experts, "short convolution": lambda s: {"shortconv.conv": (s.d_model, s.conv)}}
+    "experts": lambda s: {"ffn_gate_inp": (s.n_expert, s.d_model)},
+    "short convolution": lambda s: {"shortconv.conv": (s.d_model, s.conv)}}
 """Other tensors, which are never adapted."""

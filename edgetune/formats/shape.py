@@ -18,7 +18,7 @@ import numpy as np
 from ..errors import FormatError, UnsupportedError
 from . import kinds
 from .families import FAMILIES, Family
-from .gguf import FORMATS, Gguf, Tensor
+from .gguf import FORMATS, Gguf, Tensor, check_experts
 
 
 @dataclass(frozen=True)
@@ -136,6 +136,11 @@ class Shape:
         """[N, K] of the projections of a block, by GGUF name."""
         return {**kinds.PROJECTIONS[self.mixer(layer)](self), **kinds.PROJECTIONS[self.feed(layer)](self)}
 
+    def stack_shapes(self, layer: int) -> dict[str, tuple[int, int, int]]:
+        """[E, N, K] of the stacks of matrices of a block, by GGUF name."""
+        of_kind = kinds.STACKS.get(self.feed(layer))
+        return of_kind(self) if of_kind else {}
+
 
 def read_shape(gguf: Gguf) -> Shape:
     """Raises UnsupportedError for another architecture or format, FormatError where metadata and tensors disagree."""
@@ -211,9 +216,7 @@ def _experts(get: MetadataReader, family: Family) -> tuple[int, int]:
                           "expert_gating_func": gating, "expert_shared_feed_forward_length": 0,
                           "expert_shared_count": 0})
     used = get.integer("expert_used_count")
-    if not 1 <= used <= experts <= 1024:
-        raise UnsupportedError(f"{get.gguf.path} has {experts} experts, of which a token takes {used}",
-                               "edgetune takes 1 to 1024, of which a token takes 1 at least")
+    check_experts(get.gguf, experts, [used])
     return experts, used
 
 
@@ -397,7 +400,7 @@ def expected_tensors(s: Shape) -> dict[str, tuple[int, ...]]:
     if s.family.own_head:
         expected["output.weight"] = (s.n_vocab, d)
     for i in range(s.n_layer):
-        for name, shape in s.linear_shapes(i).items():
+        for name, shape in {**s.linear_shapes(i), **s.stack_shapes(i)}.items():
             expected[f"blk.{i}.{name}.weight"] = shape
         for kind in (s.mixer(i), s.feed(i)):
             frozen = kinds.FROZEN.get(kind)

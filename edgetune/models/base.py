@@ -28,6 +28,7 @@ import numpy as np
 
 from ..adapters.base import BIASES, KEYS, PROJECTIONS, Carved, Group, Shapes, slices
 from ..adapters.heads import VOCABULARY, HeadKind
+from ..adapters.lora import expert_name
 from ..backends.arena import Arena, Buffer
 from ..backends.base import Backend
 from ..errors import UnsupportedError, UsageError
@@ -97,9 +98,30 @@ class Structure(ABC):
     def linear_shapes(self, layer: int) -> dict[str, tuple[int, int]]:
         """[N, K] of a block's projections that can be adapted, by GGUF name without block and ".weight"."""
 
+    def stack_shapes(self, layer: int) -> dict[str, tuple[int, int, int]]:  # noqa: ARG002  # most have none
+        """[E, N, K] of a block's matrices of experts that can be adapted, by GGUF name."""
+        return {}
+
     def targets(self) -> tuple[str, ...]:
-        """The names of all projections that some block has."""
+        """The names of all projections that some block has; they are trained unless others are named."""
         return tuple(dict.fromkeys(name for layer in range(self.n_layer) for name in self.linear_shapes(layer)))
+
+    def expert_targets(self) -> tuple[str, ...]:
+        """The names of all stacks of experts that some block has; they are trained where they are named."""
+        return tuple(dict.fromkeys(name for layer in range(self.n_layer) for name in self.stack_shapes(layer)))
+
+    def projections(self, layer: int, targets: Sequence[str]) -> dict[str, tuple[int, int]]:
+        """[N, K] of the projections of a block that these targets name, each expert's for itself."""
+        linear = self.linear_shapes(layer)
+        stacks = self.stack_shapes(layer)
+        found = {}
+        for name in targets:
+            if name in linear:
+                found[name] = linear[name]
+            elif name in stacks:
+                count, *shape = stacks[name]
+                found |= dict.fromkeys((expert_name(name, i) for i in range(count)), (shape[0], shape[1]))
+        return found
 
     def block_weights(self, layer: int) -> int:
         """Weights of a block's projections."""
@@ -138,8 +160,13 @@ class Structure(ABC):
 
     def trained_shapes(self, run: RunShape) -> dict[str, tuple[int, ...]]:
         """The shape of every part that the run's family adapts, by name. Raises UsageError for a part that the network
-        lacks, and for keys in some blocks alone: all blocks attend to the same virtual tokens.
+        lacks, for keys in some blocks alone: all blocks attend to the same virtual tokens; and for experts that the
+        family does not take.
         """
+        experts = [] if run.family.takes_experts else sorted({*run.targets} & {*self.expert_targets()})
+        if experts:
+            raise UsageError(f"the family {run.family.name} does not adapt experts, which {experts[0]} are",
+                             "name other targets, or take --family lora")
         if KEYS in run.family.adapts and len(run.blocks) < self.n_layer:
             raise UsageError(f"the family {run.family.name} trains keys and values in every block, and "
                              f"{len(run.blocks)} of {self.n_layer} blocks are to be trained",
@@ -156,8 +183,7 @@ class Structure(ABC):
     def _parts_of(self, kind: str, layer: int, targets: Sequence[str]) -> tuple[Shapes, Shapes]:
         """`parts`, or the projections, which these targets name."""
         if kind == PROJECTIONS:
-            linear = self.linear_shapes(layer)
-            return {name: linear[name] for name in targets if name in linear}, {}
+            return self.projections(layer, targets), {}
         of_block, others = self.parts(kind, layer)
         if kind == BIASES:
             of_block = {name: of_block[name] for target in targets if (name := f"{target}.bias") in of_block}

@@ -10,7 +10,6 @@ import numpy as np
 
 from ..backends.arena import Arena
 from ..backends.base import Backend
-from ..formats.gguf import Tensor
 from ..formats.shape import Shape
 from .kept import Kept
 from .linear import Activations, Projections, RunShape
@@ -19,6 +18,7 @@ from .norms import Norms
 from .placed import Placed
 from .prefix import Prefix
 from .states import States
+from .stream import Stream
 from .structure import kept_widths
 from .virtual import Virtual
 
@@ -41,13 +41,14 @@ class Cached:
 class Common:
     """See above. cached: of a pass that continues earlier ones; rope: (cos, sin) of each kind of block."""
 
-    def __init__(self, shape: Shape, run: RunShape, ops: Backend, arena: Arena, weights: Mapping[str, Tensor],
+    def __init__(self, shape: Shape, run: RunShape, ops: Backend, arena: Arena, stream: Stream,
                  vectors: Mapping[str, np.ndarray], linear: Projections, norms: Norms) -> None:
         self.shape = shape
         self.run = run
         self.ops = ops
         self.arena = arena
-        self.weights = weights
+        self.stream = stream
+        self.weights = stream.weights
         self.vectors = vectors
         self.linear = linear
         self.norms = norms

@@ -86,7 +86,7 @@ class Decoder(Passes):
         self.linear = Projections(ops, self.stream.weights, self.vectors, run, self.adapter, shapes)
         s = self.shape
         self.norms = Norms(ops, self.vectors, s.norm_eps, self.linear)
-        self.common = Common(s, run, ops, arena, self.stream.weights, self.vectors, self.linear, self.norms)
+        self.common = Common(s, run, ops, arena, self.stream, self.vectors, self.linear, self.norms)
         self.residual = Residual(ops, arena, self.linear, self.norms, s.post_norms)
         self.before_block: Callable[[], None] = lambda: None
         self.repeated = Repeated(ops)
@@ -296,8 +296,8 @@ class Decoder(Passes):
         inner = feed.forward(layer, norm2, k)
         if not rebuild or self.residual.keeps_output(layer, FEED_FORWARD):
             self.residual.forward(x, inner, k, layer, feed)
-        elif feed.last in self.shape.linear_shapes(layer):
-            self.linear.keep(inner, layer, feed.last, k)
+        else:
+            feed.keep(inner, layer, k)
 
     def _feed_backward(self, layer: int, dx: np.ndarray, k: Activations, deepest: int) -> None:
         """dx [N, D]: from the gradient of the block's output to that of the mixer's, or until group `deepest`."""

@@ -1,8 +1,14 @@
 """A mixture of experts: of E gated feed-forward parts each token takes the K that a router finds best, and adds their
 outputs by the router's weights (Shazeer et al. 2017, arXiv 1701.06538).
 
-Router and experts are frozen; their gradient for the input is exact, the router's included. An expert computes its own
-tokens alone, one expert after the other. N tokens, D the model's width, F an expert's.
+The router is frozen, and so are experts that no target names; their gradient for the input is exact, the router's
+included. An expert computes its own tokens alone, one expert after the other. Its projections are adapted as others
+are, each by itself: LoRA's A is [E, R, K] for all experts, as llama.cpp multiplies it. N tokens, D the model's width, F
+an expert's, R rank.
+
+An expert's answer is weighed after its last projection, o = p (W + s B A) act. Backward takes W and A with the gradient
+of o that is not weighed, dp = <(W + s B A)^T do, act>; the adapter sees p act for its input, and p u for u = s A act,
+which is the same product.
 """
 
 from __future__ import annotations
@@ -13,14 +19,17 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
+from ..adapters.lora import expert_name
 from ..backends.arena import Buffer
 from ..backends.base import Array, floats
 from ..formats.gguf import Tensor
 from ..formats.shape import Shape
-from .linear import Activations, RunShape, forward_precision
+from .linear import Activations, RunShape
 from .sublayer import FeedForward
 
 ROWS = 256  # that numpy changes at a time, so that its copies are small
+GATE = "ffn_gate_exps"
+UP = "ffn_up_exps"
 LEAST_SUM = 6.103515625e-5  # of the weights of a token, as in llama.cpp
 
 
@@ -48,7 +57,7 @@ class Routing:
 
 class Experts(FeedForward):
     last = "ffn_down_exps"
-    inputs = ("ffn_gate_exps", "ffn_up_exps")
+    inputs = (GATE, UP)
     repeats = False
     backward_share = 1.0
 
@@ -78,17 +87,16 @@ class Experts(FeedForward):
     def forward(self, layer: int, norm: np.ndarray, k: Activations) -> np.ndarray:
         of = self.of
         s = of.shape
-        router = self._weight(layer, "ffn_gate_inp")
+        router = self._router(layer)
         of.ops.matmul_forward(k["p_experts"], norm, router.data, router.format)
         routing = self._route(layer, k)
-        precision = forward_precision(of.run, layer)
+        of.stream.bring(layer, [expert for expert, _, _ in routing.used()])
         gate, up = self._inner(k)
         act = of.arena.view("act", len(gate), s.d_expert)
         for expert, part, places in routing.used():
             inp = self._taken(norm, places)
-            for out, name in ((gate, "ffn_gate_exps"), (up, "ffn_up_exps")):
-                weight = self._weight(layer, name, expert)
-                of.ops.matmul_forward(out[part], inp, weight.data, weight.format, precision=precision)
+            for out, name in ((gate, GATE), (up, UP)):
+                of.linear.forward(out[part], inp, layer, expert_name(name, expert), self._kept(k, name, expert, part))
         of.ops.glu_forward(act, gate, up, s.act)
         return act
 
@@ -96,12 +104,11 @@ class Experts(FeedForward):
         of = self.of
         routing = self._route(layer, k)
         weights = routing.weights.reshape(-1, 1)
-        precision = forward_precision(of.run, layer)
         total = self._total(len(out))
         for expert, part, places in routing.used():
-            weight = self._weight(layer, self.last, expert)
             answer = of.arena.view("expert_out", len(places), of.shape.d_model)
-            of.ops.matmul_forward(answer, inner[part], weight.data, weight.format, precision=precision)
+            kept = self._kept(k, self.last, expert, part)
+            of.linear.forward(answer, inner[part], layer, expert_name(self.last, expert), kept)
             of.ops.synchronize()
             for rows in _parts(len(places)):
                 answer[rows] *= weights[places[rows]]
@@ -111,35 +118,64 @@ class Experts(FeedForward):
         else:
             of.ops.copy(out, total)
 
-    def backward(self, layer: int, dinp: np.ndarray | None, dout: np.ndarray, norm: np.ndarray,  # noqa: ARG002
-                 k: Activations, deepest: int) -> None:  # noqa: ARG002
-        if dinp is None:
-            return
+    def keep(self, inner: np.ndarray, layer: int, k: Activations) -> None:
+        if f"u_{self.last}" in k:
+            for expert, part, _ in self._route(layer, k).used():
+                kept = self._kept(k, self.last, expert, part)
+                self.of.linear.keep(inner[part], layer, expert_name(self.last, expert), kept)
+
+    def backward(self, layer: int, dinp: np.ndarray | None, dout: np.ndarray, norm: np.ndarray, k: Activations,
+                 deepest: int) -> None:
         of = self.of
         routing = self._route(layer, k)
+        of.stream.bring(layer, [expert for expert, _, _ in routing.used()])
         gate, up = self._inner(k)
         act = of.arena.view("act", *gate.shape)
         dact = of.arena.view("dact", *gate.shape)
-        dweights = np.empty(routing.weights.size, np.float32)
         of.ops.glu_forward(act, gate, up, of.shape.act)
-        for expert, part, places in routing.used():
-            down = self._weight(layer, self.last, expert)
-            of.ops.matmul_backward(dact[part], self._taken(dout, places), down.data, down.format,
-                                   precision=of.run.precision)
-            of.ops.synchronize()
-            self._weigh(dweights, dact[part], act[part], routing.weights.reshape(-1), places)
+        dweights = self._last_backward(layer, dact if deepest > 0 else None, act, dout, k, routing)
+        if deepest == 0:
+            return
         of.ops.glu_backward(dact, up, act, dact, gate, up, of.shape.act)  # up becomes its gradient
-        total = self._total(len(dinp))
+        total = None if dinp is None else self._total(len(dinp))
         for expert, part, places in routing.used():
-            answer = of.arena.view("expert_out", len(places), of.shape.d_model)
-            for grad, name in ((dact, "ffn_gate_exps"), (up, "ffn_up_exps")):
-                weight = self._weight(layer, name, expert)
-                of.ops.matmul_backward(answer, grad[part], weight.data, weight.format, accumulate=grad is up,
-                                       precision=of.run.precision)
-            of.ops.synchronize()
-            self._add(total, places, answer)
-        self._router_backward(dinp, layer, routing, dweights.reshape(routing.weights.shape))
-        of.ops.add(dinp.reshape(-1), total.reshape(-1))
+            answer = None if dinp is None else of.arena.view("expert_out", len(places), of.shape.d_model)
+            inp = self._taken(norm, places) if self._adapts(layer, GATE) or self._adapts(layer, UP) else None
+            for grad, name in ((dact, GATE), (up, UP)):
+                target = expert_name(name, expert)
+                of.linear.backward(answer, grad[part], layer, target, self._kept(k, name, expert, part), grad is up)
+                if inp is not None:
+                    of.linear.finish(inp, layer, target)
+            if answer is not None and total is not None:
+                of.ops.synchronize()
+                self._add(total, places, answer)
+        if dinp is not None and total is not None:
+            self._router_backward(dinp, layer, routing, dweights.reshape(routing.weights.shape))
+            of.ops.add(dinp.reshape(-1), total.reshape(-1))
+
+    def _last_backward(self, layer: int, dact: np.ndarray | None, act: np.ndarray, dout: np.ndarray, k: Activations,
+                       routing: Routing) -> NDArray[np.float32]:
+        """dact [N * K, F] (None: not wanted) = the gradient of what the last projection takes, from that of the output
+        [N, D]. Returns the gradient of the weights of outputs, [N * K], which is set with dact alone. May change act.
+        """
+        linear = self.of.linear
+        is_adapted = self._adapts(layer, self.last)
+        weights = routing.weights.reshape(-1)
+        dweights = np.empty(weights.size, np.float32)
+        for expert, part, places in routing.used():
+            target = expert_name(self.last, expert)
+            kept = self._kept(k, self.last, expert, part)
+            own = weights[places]
+            for u in kept.values() if is_adapted else ():
+                self._scale(u, own)
+            linear.backward(None if dact is None else dact[part], self._taken(dout, places), layer, target, kept)
+            self.of.ops.synchronize()
+            if dact is not None:
+                dweights[places] = self._weigh(dact[part], act[part], own)
+            if is_adapted:
+                self._scale(act[part], own)
+                linear.finish(act[part], layer, target)
+        return dweights
 
     def _router_backward(self, dinp: np.ndarray, layer: int, routing: Routing, dweights: NDArray[np.float32]) -> None:
         """dinp [N, D] = the gradient through the router, of that of the weights of outputs [N, K]."""
@@ -157,7 +193,7 @@ class Experts(FeedForward):
         else:
             dlogits[rows, routing.chosen] = dweights * chosen
             dlogits -= p * dlogits.sum(1, keepdims=True)
-        router = self._weight(layer, "ffn_gate_inp")
+        router = self._router(layer)
         self.of.ops.matmul_backward(dinp, dlogits, router.data, router.format)
 
     def _route(self, layer: int, k: Activations) -> Routing:
@@ -194,13 +230,20 @@ class Experts(FeedForward):
             of.ops.copy(out[part], rows[tokens[part]])
         return out
 
-    def _weigh(self, dweights: NDArray[np.float32], dact: np.ndarray, act: np.ndarray, weights: NDArray[np.float32],
-               places: NDArray[np.intp]) -> None:
-        """Sets the gradient of the weights at these places; dact [n, F] becomes the gradient of what they weigh."""
-        for part in _parts(len(places)):
+    def _weigh(self, dact: np.ndarray, act: np.ndarray, weights: NDArray[np.float32]) -> NDArray[np.float32]:
+        """The gradient of the weights [n]; dact [n, F] becomes the gradient of what they weigh."""
+        dweights = np.empty(len(weights), np.float32)
+        for part in _parts(len(weights)):
             grad = floats(dact[part])
-            dweights[places[part]] = np.einsum("nf,nf->n", grad, floats(act[part]))
-            self.of.ops.copy(dact[part], grad * weights[places[part], None])
+            dweights[part] = np.einsum("nf,nf->n", grad, floats(act[part]))
+            self.of.ops.copy(dact[part], grad * weights[part, None])
+        return dweights
+
+    def _scale(self, rows: np.ndarray, weights: NDArray[np.float32]) -> None:
+        """rows [n, width] *= weights [n]"""
+        self.of.ops.synchronize()
+        for part in _parts(len(rows)):
+            self.of.ops.copy(rows[part], floats(rows[part]) * weights[part, None])
 
     def _add(self, total: np.ndarray, places: NDArray[np.intp], answer: np.ndarray) -> None:
         """total [N, D] += answer [n, D] of the tokens at these places, of which none is there twice."""
@@ -213,10 +256,19 @@ class Experts(FeedForward):
         total.fill(0)
         return total
 
-    def _weight(self, layer: int, name: str, expert: int = -1) -> Tensor:
-        """A matrix of a block, or one expert's part of it."""
-        whole = self.of.weights[f"blk.{layer}.{name}.weight"]
-        return whole if expert < 0 else whole.matrix(expert)
+    def _router(self, layer: int) -> Tensor:
+        return self.of.weights[f"blk.{layer}.ffn_gate_inp.weight"]
+
+    def _adapts(self, layer: int, name: str) -> bool:
+        """Whether the experts of a block are adapted there; all are, or none."""
+        return self.of.linear.adapts(expert_name(f"blk.{layer}.{name}", 0))
+
+    def _kept(self, k: Activations, name: str, expert: int, part: slice) -> Activations:
+        """What the adapter of an expert's projection keeps, as `Projections` takes it."""
+        u = k.get(f"u_{name}")
+        if u is None:
+            return {}
+        return {f"u_{expert_name(name, expert)}": u.reshape(-1, u.shape[1] // self.of.shape.n_used)[part]}
 
 
 def _probabilities(logits: NDArray[np.float32], gating: str) -> NDArray[np.float32]:

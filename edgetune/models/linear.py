@@ -15,8 +15,9 @@ import numpy as np
 
 from ..adapters.base import PROJECTIONS, Carved, Family, Frozen
 from ..adapters.heads import VOCABULARY, HeadKind
-from ..adapters.lora import OTHER_TARGETS, TARGETS
+from ..adapters.lora import OF_EXPERTS, OTHER_TARGETS, TARGETS, stack_of
 from ..backends.base import Backend, floats
+from ..errors import UsageError
 from ..formats.gguf import Tensor
 
 Activations = dict[str, np.ndarray]  # a block's activations by name
@@ -76,7 +77,10 @@ def forward_precision(run: RunShape, layer: int) -> str:
 
 
 class Projections:
-    """All projections of a network, some of them adapted. trained: the names of all adapted parts."""
+    """All projections of a network, some of them adapted. trained: the names of all adapted parts.
+
+    The target of an expert's projection is such as "ffn_up_exps.3".
+    """
 
     def __init__(self, ops: Backend, weights: Mapping[str, Tensor], vectors: Mapping[str, np.ndarray], run: RunShape,
                  adapter: Carved, trained: Collection[str]) -> None:
@@ -85,6 +89,8 @@ class Projections:
         self.trained = frozenset(trained)
         self._is_off = False
         rounds = run.precision == "fast" and ops.products("fast") == "float forward, int8 backward"
+        self._run = run
+        self._stacks = {name: weight for name, weight in weights.items() if len(weight.shape) == 3}
         self._linear = {}
         for full, weight in weights.items():
             name = full.removesuffix(".weight")
@@ -147,7 +153,16 @@ class Projections:
             self.adapter.finish(linear, inp)
 
     def _of(self, layer: int, target: str) -> Frozen:
-        return (self._linear if self._is_off else self._adapted)[f"blk.{layer}.{target}"]
+        name = f"blk.{layer}.{target}"
+        found = (self._linear if self._is_off else self._adapted).get(name)
+        return found or self._of_expert(layer, name)
+
+    def _of_expert(self, layer: int, name: str) -> Frozen:
+        """An expert's projection, which is made at each use: there are thousands."""
+        stack, expert = stack_of(name)
+        run = self._run
+        return Frozen(name, stack.split(".", 2)[2], self._ops, self._stacks[f"{stack}.weight"].matrix(expert), None,
+                      run.precision, forward_precision(run, layer), False)
 
     def _row_sum(self, dout: np.ndarray) -> np.ndarray:
         """[N], the sum of dout [T, N] over T."""
@@ -158,7 +173,15 @@ class Projections:
         return total
 
 
-def target_names(targets: tuple[str, ...]) -> tuple[str, ...]:
-    """PEFT's projection names as GGUF's."""
+def target_names(targets: tuple[str, ...], have: Collection[str]) -> tuple[str, ...]:
+    """PEFT's projection names as those of GGUF that a network has: of its blocks, its experts, or both. Raises
+    UsageError for one that it lacks.
+    """
     known = TARGETS | OTHER_TARGETS
-    return tuple(known[t] for t in targets)
+    found = []
+    for target in targets:
+        names = [name for name in (known[target], OF_EXPERTS.get(target)) if name in have]
+        if not names:
+            raise UsageError(f"this model has no {known[target]} in its blocks", f"it has {', '.join(have)}")
+        found += names
+    return tuple(map(str, found))

@@ -5,6 +5,10 @@ streamed parts only the one in use is in memory: it is read into a buffer, the k
 meanwhile, and after its use its pages leave the page cache. So the memory that a model needs does not grow with the
 number of its blocks.
 
+Of a block with a mixture of experts those are read that its tokens take, once the router has said so. What a pass will
+read is known ahead where it goes down through the blocks, which it went up with the same tokens; on its way up only
+where the block last used all its experts.
+
 Streamed weights are not mapped: a page fault also maps what surrounds it in the page cache, 64 KiB or up to 2 MiB,
 depending on how the file was read or written, so that the memory could not be planned. Weights that stay are mapped:
 the plan counts all of them.
@@ -16,7 +20,7 @@ import contextlib
 import mmap
 import os
 import re
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 
 import numpy as np
@@ -112,10 +116,10 @@ def slice_entries(row: int) -> int:
 class Stream:
     """Brings the first `streamed` blocks of a model, its embedding and its head into memory when they are used.
 
-    `weights` has every matrix, and every stack of matrices, by name. Those of a streamed block are valid after `enter`,
-    the rows of a streamed head within `slices`. With `streamed` 0 all weights stay once they were read, but for an
-    embedding that is not the head. Where the backend's memory is not paged, the head stays in any case. has_head:
-    whether the file has one.
+    `weights` has every matrix, and every stack of matrices, by name. Matrices of a streamed block are valid after
+    `enter`, those of a stack after `bring`, the rows of a streamed head within `slices`. With `streamed` 0 all weights
+    stay once they were read, but for an embedding that is not the head. Where the backend's memory is not paged, the
+    head stays in any case. has_head: whether the file has one.
     """
 
     def __init__(self, gguf: Gguf, n_layer: int, ops: Backend, streamed: int = 0, has_head: bool = True) -> None:
@@ -135,6 +139,8 @@ class Stream:
                 self._parts.setdefault(n_layer, self._parts[EMBEDDING])  # one tensor may be both
             self._streamed_parts |= {*range(streamed), *([n_layer] if ops.is_paged and has_head else [])}
         self._bound_faults()
+        self._there: set[int] = set()  # experts of the part in use that are valid
+        self._taken: dict[int, set[int]] = {}  # the experts that a part used last
         self._window: _Window | None = None
         if streamed:
             self._buffer = self._place_blocks()
@@ -159,16 +165,56 @@ class Stream:
         if not self.streamed or part == self._at:
             return
         self._advise(self._at, os.POSIX_FADV_DONTNEED)
+        goes_down = then is not None and then < part
         self._at = NOWHERE  # until it is read
+        self._there = set()
         if 0 <= part < self.streamed:
             self._ops.synchronize()  # the part before is still read
             for tensor in self._parts[part]:
-                if tensor.name in self.weights:
+                if len(tensor.shape) == 2:
                     self._gguf.file.read_into(self.weights[tensor.name].data, self._gguf.offset(tensor))
         elif self._ops.is_paged:
             self._buffer.release()
-        self._advise(then, os.POSIX_FADV_WILLNEED)
         self._at = part
+        if then is not None:
+            self._read_ahead(then, goes_down)
+
+    def bring(self, part: int, experts: Sequence[int]) -> None:
+        """Makes these matrices of all stacks of `part` valid, which was entered; others that are there stay. Errors:
+        enter's.
+        """
+        if not 0 <= part < self.streamed:
+            return
+        ranges = self._expert_ranges(part, {*experts} - self._there)
+        for _, begin, nbytes in ranges:
+            os.posix_fadvise(self._gguf.file.handle, begin, nbytes, os.POSIX_FADV_WILLNEED)
+        for out, begin, _ in ranges:
+            self._gguf.file.read_into(out, begin)
+        self._there |= {*experts}
+        self._taken[part] = self._there
+
+    def _read_ahead(self, part: int, goes_down: bool) -> None:
+        """Tells the kernel which bytes of a part will be read, as far as that is known."""
+        stacks = [tensor for tensor in self._parts.get(part, ()) if len(tensor.shape) == 3]
+        taken = self._taken.get(part, set())
+        self._advise(part, os.POSIX_FADV_WILLNEED)
+        if stacks and (goes_down or len(taken) == stacks[0].shape[0]):
+            for _, begin, nbytes in self._expert_ranges(part, taken):
+                os.posix_fadvise(self._gguf.file.handle, begin, nbytes, os.POSIX_FADV_WILLNEED)
+
+    def _expert_ranges(self, part: int, experts: set[int]) -> list[tuple[NDArray[np.uint8], int, int]]:
+        """(place in memory, first byte in the file, bytes) of these matrices of a part's stacks; neighbours are one."""
+        found = []
+        firsts = sorted(i for i in experts if i - 1 not in experts)
+        ends = sorted(i + 1 for i in experts if i + 1 not in experts)
+        for tensor in self._parts[part]:
+            if len(tensor.shape) == 3:
+                size = tensor.data.nbytes // tensor.shape[0]
+                begin = self._gguf.offset(tensor)
+                data = self.weights[tensor.name].data
+                found += [(data[first * size:end * size], begin + first * size, (end - first) * size)
+                          for first, end in zip(firsts, ends, strict=True)]
+        return found
 
     def leave(self) -> None:
         """Drops all that is streamed, after a pass."""
@@ -237,15 +283,21 @@ class Stream:
                 mapping.madvise(mmap.MADV_NORMAL, first, end - first)
 
     def _advise(self, part: int | None, advice: int) -> None:
-        """Tells the kernel whether a streamed part's bytes in the page cache will be needed."""
+        """Tells the kernel whether a streamed part's bytes in the page cache will be needed; those of experts are never
+        needed for sure.
+        """
         if part in self._streamed_parts:
-            for begin, end in self._ranges(part):
+            is_needed = advice == os.POSIX_FADV_WILLNEED
+            for begin, end in self._ranges(part, 2 if is_needed else 3):
                 os.posix_fadvise(self._gguf.file.handle, begin, end - begin, advice)
 
-    def _ranges(self, part: int) -> list[tuple[int, int]]:
-        """The ranges of the file that hold a part; adjacent tensors are one range."""
+    def _ranges(self, part: int, dimensions: int = 3) -> list[tuple[int, int]]:
+        """The ranges of the file that hold a part, but for tensors of more dimensions; adjacent tensors are one range.
+        """
         ranges: list[tuple[int, int]] = []
         for tensor in self._parts[part]:
+            if len(tensor.shape) > dimensions:
+                continue
             begin = self._gguf.offset(tensor)
             if ranges and 0 <= begin - ranges[-1][1] < PAGE:
                 begin = ranges.pop()[0]

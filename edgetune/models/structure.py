@@ -54,7 +54,10 @@ def kept_widths(s: Shape, run: RunShape, layer: int) -> dict[str, int]:
     if s.post_norms or SUBLAYERS in run.family.adapts:
         widths |= {"att_out": s.d_model, "mlp_out": s.d_model}
     if run.family.kept_width:
-        widths |= {f"u_{target}": run.family.kept_width for target in run.targets if target in s.linear_shapes(layer)}
+        linear = s.linear_shapes(layer)
+        stacks = s.stack_shapes(layer)
+        widths |= {f"u_{target}": run.family.kept_width for target in run.targets if target in linear}
+        widths |= {f"u_{target}": s.n_used * run.family.kept_width for target in run.targets if target in stacks}
     return widths
 
 
@@ -86,6 +89,9 @@ class DecoderStructure(Structure):
 
     def linear_shapes(self, layer: int) -> dict[str, tuple[int, int]]:
         return self.shape.linear_shapes(layer)
+
+    def stack_shapes(self, layer: int) -> dict[str, tuple[int, int, int]]:
+        return self.shape.stack_shapes(layer)
 
     def block_weights(self, layer: int) -> int:
         return super().block_weights(layer) + feed_of(self.shape, layer).frozen_weights(self.shape)

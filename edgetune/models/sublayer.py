@@ -136,6 +136,10 @@ class FeedForward(Sublayer):
     def forward(self, layer: int, norm: np.ndarray, k: Activations) -> np.ndarray:
         """Returns `inner` [N, width], of the normed input [N, D]."""
 
+    def keep(self, inner: np.ndarray, layer: int, k: Activations) -> None:
+        """Computes again what `project` keeps for backward, without the output."""
+        self.of.linear.keep(inner, layer, self.last, k)
+
     @abstractmethod
     def backward(self, layer: int, dinp: np.ndarray | None, dout: np.ndarray, norm: np.ndarray, k: Activations,
                  deepest: int) -> None:

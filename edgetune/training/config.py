@@ -40,7 +40,8 @@ class CommonOptions:
     """The options of a training that all adapter families have."""
 
     # the adapted projections; a family says how
-    targets: str = option("all", "Projections to train, comma separated: " + ", ".join(TARGETS) + "; or all.",
+    targets: str = option("all", "Projections to train, comma separated: " + ", ".join(TARGETS) + "; or all, but those "
+                          "of a mixture's experts, which are trained where they are named.",
                           group=ADAPTER)
     blocks: str = option("all", "Blocks to train: all, first:K or last:K (last:K is cheaper: backward stops early).")
     # the optimizer

@@ -22,7 +22,7 @@ from ..adapters.heads import VOCABULARY, HeadKind
 from ..backends.arena import Buffer, arena_bytes
 from ..backends.base import Backend
 from ..data.lengths import FORWARD, Given, Lengths, read_lengths
-from ..errors import BudgetError, UsageError, size_text
+from ..errors import BudgetError, size_text
 from ..models.base import Structure
 from ..models.linear import RunShape, target_names
 from ..models.stream import Sizes
@@ -190,11 +190,7 @@ class _Planner:
         have = self.structure.targets()
         if self.config.targets == "all":
             return have
-        asked = target_names(self.config.target_names())
-        for name in asked:
-            if name not in have:
-                raise UsageError(f"this model has no {name} in its blocks", f"it has {', '.join(have)}")
-        return asked
+        return target_names(self.config.target_names(), (*have, *self.structure.expert_targets()))
 
     def table(self, tradeoffs: Tradeoffs) -> tuple[Buffer, ...]:
         run = self.run(tradeoffs)

@@ -8,6 +8,7 @@ architecture needs is asked by shape.py.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
@@ -172,7 +173,9 @@ def _check_facts(gguf: Gguf, tokenizers: tuple[str, ...]) -> None:
 
 
 def check_adapter(gguf: Gguf) -> None:
-    """FormatError or UnsupportedError unless the file is a LoRA adapter: pairs X.lora_a [R, K] and X.lora_b [N, R]."""
+    """FormatError or UnsupportedError unless the file is a LoRA adapter: pairs X.lora_a [R, K] and X.lora_b [N, R], or
+    of E experts [E, R, K] and [E, N, R].
+    """
     for key, wanted in (("general.type", "adapter"), ("adapter.type", "lora")):
         if (value := _text(gguf, key, "")) != wanted:
             raise FormatError(f"{gguf.path} holds {key} {value!r}, not {wanted!r}", "name a LoRA adapter's file")
@@ -186,17 +189,20 @@ def check_adapter(gguf: Gguf) -> None:
         base, _, half = name.rpartition(".")
         if half not in ("lora_a", "lora_b") or not base or ".lora_" in base:  # llama.cpp cuts at the first of these
             raise UnsupportedError(f"{gguf.path} has the tensor {name!r}", "allowed are NAME.lora_a and NAME.lora_b")
-        if len(tensor.shape) != 2 or tensor.format not in FORMATS:
+        dimensions = 3 if base.endswith("_exps.weight") else 2
+        if len(tensor.shape) != dimensions or tensor.format not in FORMATS:
             raise UnsupportedError(
                 f"{gguf.path}: {name!r} is {tensor.format} with {len(tensor.shape)} dimensions",
-                f"allowed are 2 dimensions and {', '.join(FORMATS)}",
+                f"allowed are {dimensions} dimensions and {', '.join(FORMATS)}",
             )
     for name, a in gguf.tensors.items():
         other = name[:-1] + ("b" if name.endswith("a") else "a")
         if other not in gguf.tensors:
             raise FormatError(f"{gguf.path} has {name!r}, but not {other!r}", _BROKEN)
-        if name.endswith("a") and a.shape[0] != (rank := gguf.tensors[other].shape[1]):
-            raise FormatError(f"{gguf.path}: {name!r} has rank {a.shape[0]}, {other!r} has {rank}", _BROKEN)
+        if name.endswith("a") and a.shape[-2] != (rank := gguf.tensors[other].shape[-1]):
+            raise FormatError(f"{gguf.path}: {name!r} has rank {a.shape[-2]}, {other!r} has {rank}", _BROKEN)
+        if len(a.shape) == 3 and a.shape[0] != (experts := gguf.tensors[other].shape[0]):
+            raise FormatError(f"{gguf.path}: {name!r} has {a.shape[0]} experts, {other!r} has {experts}", _BROKEN)
 
 
 def _values(gguf: Gguf, key: str, types: str, low: float = 0, high: float = 0, count: int | None = None) -> list[Any]:
@@ -249,7 +255,7 @@ def _check_hyperparameters(gguf: Gguf, arch: str) -> None:
         if value != 0 and value != [0] * blocks:
             raise UnsupportedError(f"{gguf.path}: {arch}.{name} is {value!r:.60}, allowed is 0", "take a dense model")
     if takes_experts:
-        _check_experts(gguf, arch, found)
+        check_experts(gguf, (found["expert_count"] or [0])[0], found["expert_used_count"] or [0])
     for kind in found["rope.scaling.type"]:
         if kind not in _ROPE_SCALINGS:
             raise UnsupportedError(
@@ -259,13 +265,12 @@ def _check_hyperparameters(gguf: Gguf, arch: str) -> None:
     _check_heads(gguf, arch, found)
 
 
-def _check_experts(gguf: Gguf, arch: str, found: dict[str, list[Any]]) -> None:
-    """The number of experts, and of those that a token takes: llama.cpp aborts on more than there are."""
-    count = (found["expert_count"] or [0])[0]
-    for used in found["expert_used_count"] or [0]:
-        if not 1 <= used <= count:
-            raise FormatError(f"{gguf.path}: {arch}.expert_used_count is {used}, allowed are 1 to {count}, the experts",
-                              _BROKEN)
+def check_experts(gguf: Gguf, count: int, used: Sequence[int]) -> None:
+    """FormatError unless a token takes 1 to `count` experts in each block: llama.cpp aborts on more than there are."""
+    for each in used:
+        if not 1 <= each <= count:
+            key = f"{gguf.architecture}.expert_used_count"
+            raise FormatError(f"{gguf.path}: {key} is {each}, allowed are 1 to {count}, the experts", _BROKEN)
 
 
 def _check_windows(gguf: Gguf, arch: str, found: dict[str, list[Any]]) -> None:

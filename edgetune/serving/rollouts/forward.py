@@ -9,7 +9,7 @@ import numpy as np
 
 from ...adapters.base import Artifact, Family
 from ...adapters.heads import VOCABULARY, HeadKind
-from ...adapters.lora import Lora, Pair
+from ...adapters.lora import Lora, Pair, stack_of
 from ...adapters.low_rank import LoraFamily
 from ...backends.arena import Arena, Buffer
 from ...backends.base import Backend
@@ -105,17 +105,17 @@ def network_buffers(model: Network, run: RunShape) -> list[Buffer]:
 def _of_pairs(model: Network, pairs: Lora) -> tuple[LoraFamily, tuple[str, ...], range]:
     """(family, targets, blocks) of a LoRA with room for all pairs. Raises MismatchError for one that does not fit."""
     structure = model.structure
-    places = {name: name.split(".", 2) for name in pairs}
-    for name, (_, block, target) in places.items():
-        is_block = block.isdigit() and int(block) < structure.n_layer
-        n, k = structure.linear_shapes(int(block)).get(target, (0, 0)) if is_block else (0, 0)
-        if not is_block or (
-                pairs[name].b.shape[0], pairs[name].a.shape[1]) != (n, k):
+    every = (*structure.targets(), *structure.expert_targets())
+    shapes = {f"blk.{i}.{name}": shape for i in range(structure.n_layer)
+              for name, shape in structure.projections(i, every).items()}
+    for name, pair in pairs.items():
+        if shapes.get(name) != (pair.b.shape[0], pair.a.shape[1]):
             raise MismatchError(f"the adapter's pair for {name} does not fit {model.gguf.path}",
                                 "use the model that it was trained on")
-    blocks = [int(block) for _, block, _ in places.values()] or [model.structure.n_layer - 1]
+    places = [stack_of(name)[0].split(".", 2) for name in pairs]
+    blocks = [int(block) for _, block, _ in places] or [structure.n_layer - 1]
     rank = max((pair.rank for pair in pairs.values()), default=1)
-    return (LoraFamily(rank=rank, alpha=rank), tuple(sorted({target for _, _, target in places.values()})),
+    return (LoraFamily(rank=rank, alpha=rank), tuple(sorted({target for _, _, target in places})),
             range(min(blocks), max(blocks) + 1))
 
 

@@ -1,0 +1,131 @@
+"""Streamed experts: those that no token takes are neither read nor read ahead, and all else is as if they stayed."""
+
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+import numpy as np
+import pytest
+from small_families import OPTIONS, small
+from tiny import write_tiny
+
+from edgetune.data.packing import Example, collate
+from edgetune.formats.gguf import open_gguf
+from edgetune.models.decoder import Decoder
+from edgetune.models.stream import Stream
+from edgetune.training.trainer import Trainer
+
+Ranges = list[tuple[int, int]]
+
+
+@pytest.fixture
+def trainer(tmp_path, request):
+    """All blocks are streamed. Of 16 experts of 4 blocks a token takes 2."""
+    path = write_tiny(tmp_path / "model.gguf", "qwen3moe", formats="F16", n_blocks=4, experts=(16, 2))
+    return Trainer(path, family=small("lora"), weights="streamed", targets="q_proj,up_proj,down_proj",
+                   recompute=request.param, **OPTIONS)
+
+
+@contextmanager
+def watched(monkeypatch: pytest.MonkeyPatch, decoder: Decoder) -> Iterator[tuple[Ranges, dict[int, set[int]]]]:
+    """(first byte, end) of all that is read or read ahead, and the experts that blocks asked for."""
+    ranges: Ranges = []
+    asked: dict[int, set[int]] = {}
+    file = decoder.model.gguf.file
+    read_into = file.read_into
+    bring = Stream.bring
+
+    def read(out: np.ndarray, begin: int) -> None:
+        ranges.append((begin, begin + out.nbytes))
+        read_into(out, begin)
+
+    def advise(_handle: int, begin: int, nbytes: int, advice: int) -> None:
+        if advice == os.POSIX_FADV_WILLNEED:
+            ranges.append((begin, begin + nbytes))
+
+    def brought(stream: Stream, part: int, experts: list[int]) -> None:
+        asked.setdefault(part, set()).update(experts)
+        bring(stream, part, experts)
+
+    with monkeypatch.context() as patched:
+        patched.setattr(file, "read_into", read)
+        patched.setattr(os, "posix_fadvise", advise)
+        patched.setattr(Stream, "bring", brought)
+        yield ranges, asked
+
+
+def touched(decoder: Decoder, ranges: Ranges) -> dict[int, set[int]]:
+    """The experts of each block of which a byte is in these ranges."""
+    gguf = decoder.model.gguf
+    found: dict[int, set[int]] = {}
+    for name, tensor in gguf.tensors.items():
+        if len(tensor.shape) == 3:
+            size = tensor.data.nbytes // tensor.shape[0]
+            for i in range(tensor.shape[0]):
+                begin = gguf.offset(tensor) + i * size
+                if any(first < begin + size and begin < end for first, end in ranges):
+                    found.setdefault(int(name.split(".")[1]), set()).add(i)
+    return found
+
+
+def batch_of(*tokens: int):
+    return collate([Example(np.array(tokens, np.int32), np.ones(len(tokens), np.float32))])
+
+
+@pytest.mark.parametrize("trainer", ["none", "block"], indirect=True)
+def test_only_what_tokens_take_is_read(trainer, monkeypatch):
+    """Neither in a pass after one that took others, nor on the way back; in all of it something is left out."""
+    decoder = trainer.decoder
+    for batch in (batch_of(5, 6, 7), batch_of(90, 8), batch_of(*range(40, 44))):
+        with watched(monkeypatch, decoder) as (ranges, asked):
+            decoder.forward(batch, keep=True)
+            decoder.backward(batch, np.ones(batch.supervised.size, np.float32))
+        assert all(len(experts) < 16 for experts in asked.values())
+        assert touched(decoder, ranges) == asked
+        with watched(monkeypatch, decoder) as (ranges, asked):
+            decoder.score(batch)
+        assert touched(decoder, ranges) == asked
+
+
+@pytest.mark.parametrize("trainer", ["block"], indirect=True)
+def test_what_is_known_is_read_ahead(trainer, monkeypatch):
+    """On the way back what the same tokens took, before its block is entered; forward where a block used all."""
+    decoder = trainer.decoder
+    stream = decoder.stream
+    decoder.forward(batch_of(5, 6, 7), keep=True)
+    used = {layer: set(experts) for layer, experts in stream._taken.items()}
+    assert all(len(experts) < 16 for experts in used.values())
+    for is_all in (False, True):
+        for layer in range(4) if is_all else ():
+            stream.enter(layer)
+            stream.bring(layer, range(16))
+        stream.leave()
+        with watched(monkeypatch, decoder) as (ranges, _):
+            stream.enter(3, 2)
+            ahead = touched(decoder, ranges)
+            stream.enter(2, 3)
+        every = {*range(16)}
+        assert ahead == {2: every if is_all else used[2]}
+        assert touched(decoder, ranges) == ({2: every, 3: every} if is_all else ahead)
+        stream.leave()
+
+
+@pytest.mark.parametrize("trainer", ["none"], indirect=True)
+def test_what_is_not_read_is_not_in_memory(trainer):
+    """Its place in the buffer stays as it was."""
+    decoder = trainer.decoder
+    stream = decoder.stream
+    stack = stream.weights["blk.0.ffn_up_exps.weight"]
+    stream.enter(0)
+    stack.data[:] = 170
+    stream.bring(0, [3, 4, 9])
+    stored = open_gguf(decoder.model.gguf.path).tensors["blk.0.ffn_up_exps.weight"]
+    for i in range(16):
+        wanted = stored.matrix(i).data if i in (3, 4, 9) else 170
+        assert np.all(stack.matrix(i).data == wanted), i
+    stream.bring(0, [3, 5])  # what is there is not read again
+    stack.matrix(3).data[:] = 1
+    stream.bring(0, [3, 5])
+    assert np.all(stack.matrix(3).data == 1)
+    assert np.array_equal(stack.matrix(5).data, stored.matrix(5).data)
+    stream.leave()
