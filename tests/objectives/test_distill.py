@@ -210,10 +210,12 @@ def test_the_file_has_what_llama_cpp_says(place):
         for one in rows.examples[:3]:
             at = np.flatnonzero(one.weights[1:])
             logits = torch.from_numpy(model.logits(one.tokens.tolist())[at]).double()
-            values, ids = torch.log_softmax(logits, -1).topk(8, -1)
+            logp = torch.log_softmax(logits, -1)
+            values = logp.topk(8, -1).values
             tokens, logq = file.read(example_key(one))
-            np.testing.assert_array_equal(tokens, ids)
             np.testing.assert_allclose(logq, values, atol=4e-3)
+            # by their values: two that are equally likely may change places where other rows are computed at once
+            np.testing.assert_allclose(logp.gather(1, torch.from_numpy(tokens).long()), values, atol=4e-3)
             np.testing.assert_array_equal(expected(model, one, 8, 1.0)[0], tokens)
 
 
