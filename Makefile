@@ -20,7 +20,7 @@ NEWER = build/transformers5
 EMULATED = cd tests && PYTHONPATH=$(CURDIR)/build/emulated/python $(PYTHON)
 
 .PHONY: arm-kernels arm-train cascade check clean compaction compiled compressed corrections crash cuda cuda-steps data dev \
-    docs dpo durability encoder-peers encoder-service encoder-types families families5 fuzz fuzz-daemon help home-assistant home-assistant-app install installs learning life like lint load memory methods own-engine \
+    docs dpo durability encoder-peers encoder-service encoder-types families families5 fuzz fuzz-daemon help home-assistant home-assistant-app install installs kinds learning life like lint load memory methods own-engine \
     peers picture preferences pressure prompts proofs ready recipes release retrieval samples sanitize second-task service slow teacher test tutor wheels
 
 help: ## this list
@@ -157,6 +157,9 @@ families5: ready ## two minutes, needs a network the first time: all families co
 	    && $(NEWER)/bin/python -m pip install --quiet 'transformers>=5.24,<6' && touch $(NEWER)/made; }
 	cd tests && PYTHONPATH=$(SOURCES) ../$(NEWER)/bin/python -m pytest -n $(JOBS) \
 	    models/test_model.py adapters/test_peft.py::test_export_gives_peft_the_same_logits
+
+kinds: ready ## minutes: the speed of each kind of sublayer at the sizes of real models; KINDS="--models LFM2-350M"
+	$(RUN) proofs/kinds.py $(KINDS)
 
 own-engine: ready ## minutes: answers by our own engine next to llama.cpp's, tokens a CPU second
 	$(RUN) proofs/own_engine.py

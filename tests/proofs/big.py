@@ -33,7 +33,10 @@ SHAPES = {
 
 def write(path: Path, name: str = "tinyllama", blocks: int = 0, seed: int = 0) -> Path:
     architecture, shape = SHAPES[name]
-    shape = replace(shape, n_blocks=blocks or shape.n_blocks)
+    return write_shape(path, architecture, replace(shape, n_blocks=blocks or shape.n_blocks), seed)
+
+
+def write_shape(path: Path, architecture: str, shape: Shape, seed: int = 0) -> Path:
     rng = np.random.default_rng(seed)
     writer = gguf.GGUFWriter(path, architecture)
     fields = tokenizer_metadata(shape.n_vocab, pre=architecture) | model_metadata(architecture, shape)
@@ -43,9 +46,9 @@ def write(path: Path, name: str = "tinyllama", blocks: int = 0, seed: int = 0) -
         writer.add_key_value(key, value, kind)
     tensors = dict(tensor_shapes(shape))
     for name, size in tensors.items():
-        kind = gguf.GGMLQuantizationType.F32 if len(size) == 1 else gguf.GGMLQuantizationType.Q4_0
+        kind = gguf.GGMLQuantizationType.F32 if is_plain(size) else gguf.GGMLQuantizationType.Q4_0
         count = int(np.prod(size))
-        n_bytes = 4 * count if len(size) == 1 else count // 32 * BLOCK.itemsize
+        n_bytes = 4 * count if is_plain(size) else count // 32 * BLOCK.itemsize
         writer.add_tensor_info(name, size, np.dtype(np.float32), n_bytes, kind)
     writer.write_header_to_file()
     writer.write_kv_data_to_file()
@@ -61,9 +64,14 @@ def write(path: Path, name: str = "tinyllama", blocks: int = 0, seed: int = 0) -
     return path
 
 
+def is_plain(size: tuple[int, ...]) -> bool:
+    """Whether a tensor is of floats: norms, and convolutions of a few tokens."""
+    return len(size) == 1 or size[-1] % 32 != 0
+
+
 def values(rng: np.random.Generator, size: tuple[int, ...]) -> bytes:
     """Norms near 1; weights of a spread of 1 / sqrt(columns): a code is within 8 of its middle, 4.6 away as a rule."""
-    if len(size) == 1:
+    if is_plain(size):
         return (1 + 0.1 * rng.standard_normal(size)).astype(np.float32).tobytes()
     blocks = np.empty(size[0] * size[1] // 32, BLOCK)
     blocks["scale"] = 1 / (4.6 * np.sqrt(size[1]))
