@@ -25,7 +25,7 @@ FLOORS = [
     ["training", "retrieval"],
     ["evaluation"],
     ["bench", "prompting", "runs", "making"],
-    ["tutor", "home"],
+    ["tutor", "home", "fleet"],
     ["compress", "daemon", "demo"],
     ["cli"],
     ["__main__"],

@@ -1,0 +1,98 @@
+"""From a task and its answers to the next task: what cannot count is left out and named, the others are aggregated."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from statistics import median
+from typing import Any
+
+from ..disk import refuse_existing
+from ..errors import EdgetuneError
+from ..formats.bundle import Bundle
+from .aggregation import Aggregate, aggregate
+from .answer import Answer, open_answer
+from .screening import LeftOut
+from .task import Content, RoundRecord, Task, of_round, write_task
+
+MOST_HISTORY = 1000  # rounds whose records a task carries
+
+
+@dataclass(frozen=True, eq=False)
+class Ended:
+    """A round that ended. left_out: by folder or device, and why; answers: those that count."""
+
+    record: RoundRecord
+    aggregate: Aggregate
+    left_out: list[LeftOut]
+    answers: list[Answer]
+
+
+def write_next(task: Task, bundle: Bundle, folders: Sequence[Path], out: Path, key: Path | None = None) -> Ended:
+    """Aggregates the answers in these folders, and writes the next task as the new folder `out`.
+
+    An answer that cannot be read, is of another task, or repeats another is left out, which is no error. Raises
+    EdgetuneError where fewer count than the quorum, UsageError where `out` exists.
+    """
+    refuse_existing(out)
+    answers, left_out = gathered(task, folders)
+    found = aggregate(answers, task.pairs, task.options, task.number, task.moments(),
+                      [f"{one.device}: {one.reason}" for one in left_out])
+    counted = [answer for answer in answers if any(one.update is answer for one in found.counted)]
+    left_out += found.left_out
+    record = record_of(task, found, counted, len(left_out))
+    config = of_round(task.config, task.options, task.number + 1)
+    history = [*task.facts.history, asdict(record)][-MOST_HISTORY:]
+    content = Content(config, task.options, task.number + 1, task.facts.least_rows, task.name, history)
+    write_task(out, bundle, found.pairs, content, moments=found.moments, key=key)
+    return Ended(record, found, left_out, counted)
+
+
+def gathered(task: Task, folders: Sequence[Path]) -> tuple[list[Answer], list[LeftOut]]:
+    """(the answers that can be read, one a device, those that are left out and why). A device that answers twice, or
+    with the update of another, counts once: its first folder by name.
+    """
+    answers: list[Answer] = []
+    left_out = []
+    devices: set[str] = set()
+    updates: set[str] = set()
+    for folder in sorted(folders):
+        try:
+            answer = open_answer(folder, task)
+        except EdgetuneError as error:
+            left_out.append(LeftOut(folder.name, error.what))
+            continue
+        if answer.device in devices:
+            left_out.append(LeftOut(folder.name, f"the device {answer.device:.16} has another answer"))
+        elif answer.facts.update in updates:
+            left_out.append(LeftOut(folder.name, "it repeats the update of another device"))
+        else:
+            answers.append(answer)
+        devices.add(answer.device)
+        updates.add(answer.facts.update)
+    return answers, left_out
+
+
+def record_of(task: Task, found: Aggregate, answers: Sequence[Answer], left_out: int) -> RoundRecord:
+    measured = [one.facts for one in answers if one.facts.loss_before is not None and one.facts.loss_after is not None]
+    rows = sum(one.held_rows for one in measured)
+
+    def mean(name: str) -> float | None:
+        return sum(getattr(one, name) * one.held_rows for one in measured) / rows if rows else None
+
+    return RoundRecord(task.number, len(answers), left_out, sum(one.tokens for one in answers), mean("loss_before"),
+                       mean("loss_after"), None if math.isnan(found.missed) else found.missed, found.cut,
+                       sum(one.bytes for one in answers), task.bytes)
+
+
+def devices_table(ended: Ended) -> list[dict[str, Any]]:
+    """What is said of each device that counts, by its name."""
+    middle = median(one.norm for one in ended.aggregate.counted)
+    facts = {answer.device: answer.facts for answer in ended.answers}
+    return [{"device": one.update.device, "share": round(one.share, 4), "norm": float(f"{one.norm:.4g}"),
+             "of_median": round(one.norm / middle, 2) if middle else 1.0, "clipped": one.scale < 1.0,
+             **{name: getattr(facts[one.update.device], name)
+                for name in ("rows", "tokens", "loss_before", "loss_after", "noise", "seconds", "peak_mib")}}
+            for one in ended.aggregate.counted]
