@@ -53,7 +53,8 @@ class CarvedLoraFb(CarvedFactored):
     def b(self, name: str, out: Array) -> Array:  # noqa: ARG002
         return self.frozen[name]
 
-    def backward(self, linear: Frozen, dinp: Array | None, dout: Array, kept: Array | None, accumulate: bool) -> None:
+    def backward(self, linear: Frozen, dinp: Array | None, dout: Array, kept: Array | None,  # noqa: ARG002
+                 accumulate: bool) -> None:
         """B has no gradient: du [T, R] = scale * dout . b alone."""
         b = self._b(linear)
         du = self.arena.view("du", dout.shape[0], self.family.rank)

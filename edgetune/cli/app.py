@@ -32,7 +32,7 @@ if TYPE_CHECKING:
 out = Terminal()
 GIVEN = (ParameterSource.COMMANDLINE, ParameterSource.ENVIRONMENT, ParameterSource.DEFAULT_MAP)
 GROUPS = {
-    "Train": ("demo", "data", "mix", "prompt", "plan", "train", "resume", "report", "teach", "tutor", "home"),
+    "Train": ("demo", "data", "mix", "prompt", "plan", "train", "resume", "report", "teach", "tutor", "home", "fleet"),
     "Evaluate": ("eval", "compare", "grade", "generate", "chat"),
     "Documents": ("index", "search"),
     "Serve": ("daemon", "service", "status", "jobs", "adapters", "feedback", "prompts", "rebase"),

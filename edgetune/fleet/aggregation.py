@@ -1,4 +1,4 @@
-"""From the updates of a round to the next adapter: deterministic, in numpy, one projection in memory at a time."""
+"""The next adapter from the updates of a round: deterministic, in numpy, one projection in memory at a time."""
 
 from __future__ import annotations
 
@@ -62,7 +62,8 @@ def aggregate(updates: Sequence[Update], start: Lora, options: FleetOptions, num
         pairs[name], lost = sums(name, pair, counted)
         cut += lost
         change += squared_norm([term_of(pairs[name]), term_of(pair, -1.0)])
-        missed += missed_by_averages([one.update.pair(name) for one in counted], [one.share for one in counted])
+        if half == A + B:  # else all have one A, or one B, of which averages miss nothing
+            missed += missed_by_averages([one.update.pair(name) for one in counted], [one.share for one in counted])
     return Aggregate(pairs, counted, left_out, _share(missed, change), _share(cut, change), server.moments)
 
 

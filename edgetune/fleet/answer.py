@@ -148,5 +148,5 @@ def _rank(task: Task) -> int:
 
 
 def _most_bytes(task: Task) -> int:
-    """Of an update: its values as float32, and a header."""
+    """The bytes of an update at most: its values as float32, and a header."""
     return MIB + 4 * sum(math.prod(shape) for shape in shapes_of(task.pairs, task.half, _rank(task)).values())

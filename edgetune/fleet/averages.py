@@ -10,9 +10,10 @@ from collections.abc import Callable, Sequence
 import numpy as np
 from numpy.typing import NDArray
 
+from .options import MEAN, MEDIAN, TRIMMED
+
 Floats = NDArray[np.float64]
 Average = Callable[[NDArray[np.float64], Sequence[float], float], Floats]
-MEAN = "mean"
 
 
 def weighted_mean(values: Floats, weights: Sequence[float], trim: float) -> Floats:  # noqa: ARG001
@@ -32,4 +33,4 @@ def median(values: Floats, weights: Sequence[float], trim: float) -> Floats:  # 
     return np.asarray(np.median(values, axis=0))
 
 
-AVERAGES: dict[str, Average] = {MEAN: weighted_mean, "trimmed-mean": trimmed_mean, "median": median}
+AVERAGES: dict[str, Average] = {MEAN: weighted_mean, TRIMMED: trimmed_mean, MEDIAN: median}

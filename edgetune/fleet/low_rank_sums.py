@@ -87,11 +87,11 @@ def _mean(arrays: Sequence[Floats], weights: Sequence[float]) -> Floats:
 
 
 def _columns(terms: Sequence[Term]) -> NDArray[Any]:
-    """All B beside each other, with the root of their factors."""
+    """All B next to each other, with the root of their factors."""
     return np.concatenate([math.sqrt(abs(term.factor)) * term.b for term in terms], axis=1)
 
 
 def _rows(terms: Sequence[Term]) -> NDArray[Any]:
-    """The transposes of all A beside each other, with the root of their factors and its sign."""
+    """The transposes of all A next to each other, with the root of their factors and its sign."""
     return np.concatenate([math.copysign(math.sqrt(abs(term.factor)), term.factor) * term.a.T for term in terms],
                           axis=1)

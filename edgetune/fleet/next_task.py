@@ -1,4 +1,4 @@
-"""From a task and its answers to the next task: what cannot count is left out and named, the others are aggregated."""
+"""The next task from a task and its answers: what cannot count is left out and named, the others are aggregated."""
 
 from __future__ import annotations
 

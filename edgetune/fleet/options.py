@@ -6,22 +6,26 @@ from dataclasses import dataclass
 
 from ..errors import UsageError
 from ..options import check_options, option
-from .averages import AVERAGES, MEAN
 from .ways import SVD, WAYS
 
+MEAN = "mean"
+TRIMMED = "trimmed-mean"
+MEDIAN = "median"
 PLAIN = "plain"
 ADAM = "adam"
+LOCAL = ("memory", "weights", "threads", "backend", "checkpoint_every", "prompt")
+"""Options of training that a device decides for itself."""
 
 
 @dataclass(frozen=True)
 class FleetOptions:
-    """How the updates of devices become the next adapter. A task carries them from round to round."""
+    """The rules by which updates of devices become the next adapter. A task carries them from round to round."""
 
     aggregation: str = option(SVD, "What devices train and how it is summed: svd: A and B, their products summed, the "
                               "best of the rank kept; frozen-a: B alone, summed exactly; rolora: B and A in turn, "
                               "summed exactly.", choices=tuple(WAYS), common=True, group="The fleet")
     average: str = option(MEAN, "Average over devices: mean, by supervised tokens; trimmed-mean or median, of each "
-                          "value, which a few wrong devices do not move.", choices=tuple(AVERAGES), common=True)
+                          "value, which a few wrong devices do not move.", choices=(MEAN, TRIMMED, MEDIAN), common=True)
     trim: float = option(0.1, "With trimmed-mean: share of the devices that is left out at each end, such as 0.1 or "
                          "10%.", low=0.0, high=0.49, share=True)
     clip: float = option(2.0, "Scale a larger update down to this many times the median norm; 0: never.", low=0.0)

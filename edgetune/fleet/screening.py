@@ -28,7 +28,7 @@ class Update(Protocol):
     def tokens(self) -> int: ...
 
     def pair(self, name: str) -> Pair:
-        """The pair of a projection after the round, read when it is asked for."""
+        """The pair of a projection after the round."""
         ...
 
     def began(self, start: Pair) -> Pair:

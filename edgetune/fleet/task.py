@@ -30,7 +30,7 @@ from ..persisted import from_json
 from ..training.config import TrainConfig
 from ..version import __version__
 from .base import Base, base_of, check_base
-from .options import FleetOptions
+from .options import LOCAL, FleetOptions
 from .signed_folder import AGAIN, check_file, read_facts, write_facts
 from .ways import FAMILIES, half_of
 
@@ -41,7 +41,6 @@ MOMENTS = "server.safetensors"
 NEEDED = (f"{ADAPTER}/{store.FILE}", f"{ADAPTER}/{store.RUN}")
 MOST_BYTES = 2048 * MIB  # of an adapter
 FORMAT = "F16"
-LOCAL = ("memory", "weights", "threads", "backend", "checkpoint_every", "prompt")  # a device decides these itself
 
 
 @dataclass(frozen=True)

@@ -18,10 +18,10 @@ from numpy.typing import NDArray
 from ..adapters import store
 from ..adapters.lora import Lora
 from ..disk import refuse_existing
-from ..errors import MismatchError, UsageError
+from ..errors import Interrupted, MismatchError, UsageError
 from ..formats.bundle import Bundle
 from ..runs.train import train
-from ..training.callbacks import RunCallbacks
+from ..training.callbacks import Event, RunCallbacks
 from ..training.config import TrainConfig
 from ..version import __version__
 from .answer import VERSION, AnswerFacts, began_at, write_answer
@@ -45,23 +45,25 @@ def train_round(task: Task, bundle: Bundle, rows: Path, out: Path, device: str, 
     where it was stopped: the same call continues.
     """
     refuse_existing(out)
+    if noise is not None and task.half == A + B:
+        raise UsageError("noise is given, and the task trains A and B, in whose product it would multiply",
+                         "take part without it, or in a fleet with --aggregation frozen-a")
     work = out.with_name(f"{out.name}.work")
     config = _config(task, rank, own)
     began = {name: began_at(pair, config.family.options()["rank"]) for name, pair in task.pairs.items()}
     work.mkdir(parents=True, exist_ok=True)
     start = _start(task, bundle, work, began, config)
     run = work / "run"
-    calls = replace(callbacks or RunCallbacks(), name=f"round {task.number}", resume_by=CONTINUE)
     record = store.read_run(run) if run.exists() else {}
     if record.get("status") != "done":
-        record = train(bundle, rows, run, held_out, config=config, start=start, resume=run.exists(), answers=False,
-                       callbacks=calls).record
+        try:
+            record = train(bundle, rows, run, held_out, config=config, start=start, resume=run.exists(), answers=False,
+                           callbacks=_checked(callbacks or RunCallbacks(), task)).record
+        except Interrupted as stop:
+            raise Interrupted(stop.what, f"the state is in {work}: {CONTINUE}") from None
     elif record["start"]["fingerprint"] != store.fingerprint_of(start):
         raise MismatchError(f"{work} is of another task", "remove it, or name another answer")
     facts = _facts(task, device, record, config)
-    if facts.rows < task.facts.least_rows:
-        raise MismatchError(f"{facts.rows} rows are left to learn, the task asks for {task.facts.least_rows}",
-                            "take part when there are more")
     after = store.open_adapter(run, bundle.gguf).pairs
     arrays = changes(task, began, after)
     if noise is not None:
@@ -91,6 +93,18 @@ def _start(task: Task, bundle: Bundle, work: Path, began: Lora, config: TrainCon
     if not start.exists():
         store.save_adapter(start, began, bundle.gguf, {"options": config.to_json()})
     return start
+
+
+def _checked(calls: RunCallbacks, task: Task) -> RunCallbacks:
+    """The callbacks, which raise MismatchError before the first step where there are too few rows."""
+
+    def look(event: Event) -> None:
+        if event["event"] == "start" and event["rows"] < task.facts.least_rows:
+            raise MismatchError(f"{event['rows']} rows are left to learn, the task asks for {task.facts.least_rows}",
+                                "take part when there are more")
+        calls.on_event(event)
+
+    return replace(calls, name=f"round {task.number}", on_event=look)
 
 
 def changes(task: Task, began: Lora, after: Lora) -> Arrays:

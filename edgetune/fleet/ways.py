@@ -7,10 +7,6 @@ trains both, sums the products and keeps the best of the rank, as FlexLoRA (Bai 
 
 from __future__ import annotations
 
-from ..adapters.lora_fa import LoraFa
-from ..adapters.lora_fb import LoraFb
-from ..adapters.low_rank import LoraFamily
-
 A = "a"
 B = "b"
 SVD = "svd"
@@ -19,7 +15,7 @@ ROLORA = "rolora"
 WAYS = {SVD: (A + B,), FROZEN_A: (B,), ROLORA: (B, A)}
 """The halves that are trained in round 1, 2 and so on, from the first again after the last."""
 
-FAMILIES = {A: LoraFb.name, B: LoraFa.name, A + B: LoraFamily.name}
+FAMILIES = {A: "lora-fb", B: "lora-fa", A + B: "lora"}
 """The adapter family that trains them."""
 
 

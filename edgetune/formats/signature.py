@@ -82,7 +82,7 @@ def check(folder: Path, message: bytes) -> Signer | None:
     if not os.path.lexists(file):
         if trusted is not None:
             raise MismatchError(f"{folder} is not signed, and only what a key in {trusted_folder()} signed is opened",
-                                "sign it where it is made: edgetune compress --sign KEY")
+                                "sign it where it is made: edgetune compress or fleet, with --sign KEY")
         return None
     public, signed = _parse(file)
     _require(file)

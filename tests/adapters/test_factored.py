@@ -68,6 +68,10 @@ def lora_fa(part: Leaves, x: torch.Tensor, carved: Any, name: str) -> torch.Tens
     return carved.family.alpha / carved.family.rank * x @ torch.from_numpy(carved.frozen[name]).T @ part["b"].T
 
 
+def lora_fb(part: Leaves, x: torch.Tensor, carved: Any, name: str) -> torch.Tensor:
+    return carved.family.alpha / carved.family.rank * x @ part["a"].T @ torch.from_numpy(carved.frozen[name]).T
+
+
 def vera(part: Leaves, x: torch.Tensor, carved: Any, _name: str) -> torch.Tensor:
     a = torch.from_numpy(carved.shared_a)[:, :x.shape[-1]]
     b = torch.from_numpy(carved.shared_b)[:len(part["b"])]
@@ -75,7 +79,8 @@ def vera(part: Leaves, x: torch.Tensor, carved: Any, _name: str) -> torch.Tensor
 
 
 FORMULAS: dict[str, Callable[[Leaves, torch.Tensor, Any, str], torch.Tensor]] = {
-    "adalora": adalora, "dylora": dylora, "lora-dropout": lora_dropout, "lora-fa": lora_fa, "sora": sora, "vera": vera}
+    "adalora": adalora, "dylora": dylora, "lora-dropout": lora_dropout, "lora-fa": lora_fa, "lora-fb": lora_fb, "sora": sora,
+    "vera": vera}
 
 
 def by_autograd(case: Case, carved: Any) -> tuple[np.ndarray, dict[str, dict[str, np.ndarray]]]:
@@ -318,6 +323,29 @@ def test_what_lora_fa_and_vera_train(bundle):
     assert vera.record()["parameters"] == sizes[2]
     first = [trained(bundle, small("vera"), seed=seed).pairs["blk.0.attn_q"].a for seed in (0, 1)]
     assert np.linalg.matrix_rank(np.stack([first[0][0], first[1][0]])) == 1, "all seeds share the random matrices"
+
+
+def test_lora_fa_and_lora_fb_take_turns(bundle, tmp_path):
+    """Each leaves the half of the other as it was, and lowers the loss."""
+    losses = []
+    start = None
+    for number, name in enumerate(("lora-fa", "lora-fb", "lora-fa")):
+        trainer = Trainer(bundle, family=small(name), **OPTIONS)
+        rows = data(8).examples
+        trainer.add_examples(rows)
+        if start:
+            trainer.load(start)
+        before = trainer.pairs
+        losses.append(trainer.loss(rows)[0])
+        trainer.train()
+        halves = {half: all(np.array_equal(getattr(before[each], half), getattr(pair, half))
+                            for each, pair in trainer.pairs.items()) for half in "ab"}
+        assert halves == {"a": name == "lora-fa", "b": name == "lora-fb"}
+        losses.append(trainer.loss(rows)[0])
+        start = tmp_path / str(number)
+        trainer.save(start)
+    assert losses[0] > losses[1] == pytest.approx(losses[2], rel=1e-6)
+    assert losses[2] > losses[3] > losses[5]
 
 
 @pytest.mark.parametrize("value", [{"target_rank": 9}, {"prune_from": 0.7}], ids=str)
