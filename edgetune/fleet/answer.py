@@ -72,14 +72,14 @@ class Answer:
         return self.facts.tokens
 
     def pair(self, name: str) -> Pair:
-        """The pair of a projection after the round."""
+        """The pair of a projection after the round, whose values need not be finite."""
         start = self.start[name]
-        with Safetensors(self.folder / UPDATE) as file:
-            read = {half: file.read(f"{name}.{half}") for half in self.facts.half}
-        if self.facts.half == A + B:
-            return Pair(read[A], read[B], start.scale)
         half = self.facts.half
-        moved = getattr(start, half) + read[half]
+        with Safetensors(self.folder / UPDATE) as file, np.errstate(invalid="ignore", over="ignore"):
+            read = {one: file.read(f"{name}.{one}") for one in half}
+            if half == A + B:
+                return Pair(read[A], read[B], start.scale)
+            moved = getattr(start, half) + read[half]
         return Pair(moved if half == A else start.a, moved if half == B else start.b, start.scale)
 
     def began(self, start: Pair) -> Pair:
@@ -118,6 +118,8 @@ def open_answer(folder: Path, task: Task) -> Answer:
     with Safetensors(folder / UPDATE) as file:
         if file.shapes.keys() != shapes.keys() or any(file.shapes[name] != shape for name, shape in shapes.items()):
             raise MismatchError(f"{folder / UPDATE} has other projections or shapes than the task", LEAVE_OUT)
+        if other := set(file.types.values()) - {"F16", "F32"}:
+            raise MismatchError(f"{folder / UPDATE} has values of the type {min(other)}, not F16", LEAVE_OUT)
     return Answer(folder, facts, signer or facts.device, task.pairs, size + (folder / FACTS).stat().st_size)
 
 

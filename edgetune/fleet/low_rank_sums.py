@@ -39,7 +39,7 @@ def squared_norm(terms: Sequence[Term]) -> float:
     """The squared Frobenius norm of the sum of these terms: never below 0, not finite where a term is not."""
     b = np.concatenate([term.factor * term.b for term in terms], axis=1)
     a = np.concatenate([term.a for term in terms])
-    with np.errstate(over="ignore", invalid="ignore"):
+    with np.errstate(invalid="ignore", over="ignore"):
         return max(float(np.sum((b.T @ b) * (a @ a.T))), 0.0)
 
 

@@ -12,6 +12,8 @@ from dataclasses import dataclass
 from statistics import median
 from typing import Protocol
 
+import numpy as np
+
 from ..adapters.lora import Lora, Pair
 from .low_rank_sums import Term, squared_norm, term_of
 from .options import FleetOptions
@@ -82,10 +84,11 @@ def screened(updates: Sequence[Update], start: Lora, options: FleetOptions) -> t
 def norm_of(update: Update, start: Lora) -> float:
     """The Frobenius norm of the change of all projections' weights; infinite where it is not finite."""
     total = 0.0
-    for name, pair in start.items():
-        total += squared_norm(changed(update, name, pair, 1.0))
-        if not math.isfinite(total):
-            return math.inf
+    with np.errstate(invalid="ignore", over="ignore"):
+        for name, pair in start.items():
+            total += squared_norm(changed(update, name, pair, 1.0))
+            if not math.isfinite(total):
+                return math.inf
     return math.sqrt(total)
 
 

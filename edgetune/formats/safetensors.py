@@ -35,7 +35,7 @@ def read_safetensors(path: Path) -> dict[str, NDArray[np.float32]]:
 
 
 class Safetensors:
-    """An open file. `shapes`: by name, as stored. Raises FormatError for a missing, truncated or corrupt file."""
+    """An open file. `shapes`, `types`: by name, as stored. Raises FormatError for one that is missing or damaged."""
 
     def __init__(self, path: Path) -> None:
         self.path = path
@@ -52,6 +52,7 @@ class Safetensors:
         # the package itself returns the names in another order each time
         in_order = sorted(self._header, key=lambda name: self._header[name]["data_offsets"])
         self.shapes: dict[str, tuple[int, ...]] = {name: tuple(self._header[name]["shape"]) for name in in_order}
+        self.types: dict[str, str] = {name: self._header[name]["dtype"] for name in in_order}
 
     def __enter__(self) -> Safetensors:
         return self

@@ -79,8 +79,8 @@ def vera(part: Leaves, x: torch.Tensor, carved: Any, _name: str) -> torch.Tensor
 
 
 FORMULAS: dict[str, Callable[[Leaves, torch.Tensor, Any, str], torch.Tensor]] = {
-    "adalora": adalora, "dylora": dylora, "lora-dropout": lora_dropout, "lora-fa": lora_fa, "lora-fb": lora_fb, "sora": sora,
-    "vera": vera}
+    "adalora": adalora, "dylora": dylora, "lora-dropout": lora_dropout, "lora-fa": lora_fa, "lora-fb": lora_fb,
+    "sora": sora, "vera": vera}
 
 
 def by_autograd(case: Case, carved: Any) -> tuple[np.ndarray, dict[str, dict[str, np.ndarray]]]:

@@ -222,6 +222,7 @@ def with_update(folder, to, change):
     (lambda a: dict(list(a.items())[1:]), "other projections or shapes"),
     (lambda a: {**a, "more": np.zeros(2, np.float16)}, "other projections or shapes"),
     (lambda a: {name: array.T.copy() for name, array in a.items()}, "other projections or shapes"),
+    (lambda a: {name: array.astype(np.int16) for name, array in a.items()}, "values of the type I16, not F16"),
     (lambda a: {**a, "more": np.zeros(2**20, np.float32)}, "the most is")])
 def test_an_update_that_does_not_fit_is_left_out(bundle, round_one, tmp_path, change, reason):
     task, folders = round_one
