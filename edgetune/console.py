@@ -53,7 +53,7 @@ class Copied(str):
 def say(console: Console, line: str | Text, whole: bool = False) -> None:
     """Print one line. whole: as `Copied` ones."""
     whole = whole or isinstance(line, Copied) or not console.is_terminal
-    console.print(line, highlight=False, markup=False, soft_wrap=whole)
+    console.print(line, highlight=False, markup=False, emoji=False, soft_wrap=whole)
 
 
 def note(text: str) -> Text:

@@ -51,6 +51,12 @@ def share_of(text: str) -> float | None:
     return float(found[1]) / 100 if found else None
 
 
+def seconds_of(text: str) -> float | None:
+    """A time such as "90s", "5m", "2h" or "1d" in seconds; a bare number is seconds; None for other text."""
+    found = re.fullmatch(r"(\d{1,9}(?:\.\d{1,9})?)([smhd]?)", text)
+    return float(found[1]) * {"": 1, "s": 1, "m": 60, "h": 3600, "d": 86400}[found[2]] if found else None
+
+
 def default_text(value: Any, zero: str = "") -> str:
     """A default as people read it: on, off, auto, a number or a word. zero: the word for 0."""
     if isinstance(value, bool):

@@ -59,7 +59,7 @@ GIVEN = {
 FILE_OBJECT = {"id": FILE, "object": "file", "bytes": 4096, "created_at": AT, "filename": "rows.jsonl",
                "purpose": "fine-tune", "status": "processed", "rows": 62, "sha256": "9f86d081884c7d65..."}
 ADAPTER_OBJECT = {"id": ADAPTER, "name": None, "object": "adapter", "created_at": AT, "state": "candidate", "job": JOB,
-                  "questions": 0,
+                  "questions": 0, "probation": None,
                   "verdict": {"passed": True, "reason": "11 of 12 held-out questions right, 3 before"}}
 SERVING = {"serving": ADAPTER}
 ERROR = {"error": {"message": "messages: is missing; give it", "type": "invalid_request_error", "param": "messages",
@@ -137,6 +137,10 @@ def _of_adapters() -> Iterator[Example]:
     yield Example("POST /v1/adapters/{adapter}/promote", "Activate it.", f"/v1/adapters/{ADAPTER}/promote",
                   answer=SERVING)
     yield Example("POST /v1/adapters/rollback", "Go back to the adapter before it.", answer=SERVING)
+    yield Example("POST /v1/adapters/{adapter}/evaluate", "Let the gate compare it with the active one.",
+                  f"/v1/adapters/{ADAPTER}/evaluate", {"promote": True, "probation": 86400},
+                  answer={**JOB_OBJECT, "origin": "evaluate", "training_file": None,
+                          "metadata": {"adapter": ADAPTER, "promote": "true"}})
     yield Example("POST /v1/adapters/recover", "Take lost adapters back.", answer={"recovered": [], "refused": {}})
     yield Example("POST /v1/adapters/{adapter}/questions", "Let model:auto choose it for questions like its rows.",
                   f"/v1/adapters/{ADAPTER}/questions", {"file": FILE})

@@ -11,6 +11,7 @@ from . import (  # noqa: F401  (each adds its commands to the group)
     daemon,
     data,
     demo,
+    evaluated,
     feedback,
     files,
     fleet,

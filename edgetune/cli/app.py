@@ -20,7 +20,7 @@ from rich.text import Text
 from ..console import Terminal
 from ..errors import EdgetuneError, UsageError, install_hint
 from ..machine.policy import Policy, read_policy
-from ..options import AUTO, declared, groups_of, kind_of, share_of, takes_auto
+from ..options import AUTO, declared, groups_of, kind_of, seconds_of, share_of, takes_auto
 from ..training.config import BACKENDS, FILE_OPTIONS, CommonOptions
 from ..version import __version__
 from .extras import extra_of
@@ -221,6 +221,18 @@ class Share(click.types.FloatParamType):
     def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Any:
         share = share_of(value) if isinstance(value, str) else None
         return super().convert(value, param, ctx) if share is None else share
+
+
+class Time(click.ParamType):  # type: ignore[type-arg]
+    """A time such as 24h, in whole seconds."""
+
+    name = "time"
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Any:
+        seconds = float(value) if isinstance(value, int | float) else seconds_of(value)
+        if seconds is None:
+            self.fail(f"{value!r} is no time: give 90s, 5m, 2h or 1d.", param, ctx)
+        return int(seconds)
 
 
 def flag_type(spec: Field[Any]) -> Any:

@@ -325,10 +325,13 @@ def adapters_promote(client: Any, adapter: str, as_json: bool) -> None:
     _change(client, as_json, url_path(ADAPTERS, adapter, "promote"))
 
 
-@request("rollback", group=adapters)
-def adapters_rollback(client: Any, as_json: bool) -> None:
-    """Activate the adapter that was active before."""
-    _change(client, as_json, url_path(ADAPTERS, "rollback"))
+@request("rollback", click.argument("adapter", required=False), group=adapters)
+def adapters_rollback(client: Any, adapter: str | None, as_json: bool) -> None:
+    """Activate the adapter that was active before.
+
+    With ADAPTER: only if that one is active now.
+    """
+    _change(client, as_json, url_path(ADAPTERS, "rollback"), {"adapter": adapter})
 
 
 @request("add", click.argument("adapter", type=click.Path(path_type=Path)),
@@ -336,11 +339,12 @@ def adapters_rollback(client: Any, as_json: bool) -> None:
 def adapters_add(client: Any, adapter: Path, suffix: str, as_json: bool) -> None:
     """Add ADAPTER, a folder from another place.
 
-    A compiled prompt is one too. It is a candidate, which promote activates.
+    A compiled prompt is one too. It is a candidate, which evaluate or promote activates.
     """
     from ..console import Copied
     found = client.add_adapter(adapter, suffix)
-    show(as_json, found, f"{found['id']} is a candidate", Copied(f"edgetune adapters promote {found['id']}"))
+    show(as_json, found, f"{found['id']} is a candidate",
+         Copied(f"edgetune adapters evaluate {found['id']} --promote"))
 
 
 @request("route", click.argument("adapter"), click.argument("data", type=click.Path(path_type=Path), required=False),
@@ -378,8 +382,8 @@ def adapters_recover(client: Any, as_json: bool) -> None:
     show(as_json, found, "\n".join(lines) or "no adapters are set aside")
 
 
-def _change(client: Any, as_json: bool, path: str) -> None:
-    client.post(path)
+def _change(client: Any, as_json: bool, path: str, body: dict[str, Any] | None = None) -> None:
+    client.post(path, body)
     found = client.get(ADAPTERS)
     show(as_json, found, _serving(found))
 

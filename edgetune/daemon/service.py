@@ -50,7 +50,8 @@ from .jobs.jobs import Jobs, check_suffix
 from .jobs.process import JobProcess, WorkerProcess
 from .jobs.queue import Queue, WorkerOptions
 from .jobs.room import Room
-from .jobs.table import JobTable
+from .jobs.table import Job, JobTable
+from .kinds.evaluation import EvaluationRequest, begin_evaluation
 from .kinds.registry import kinds
 from .learning.feedback import Feedback
 from .learning.learner import Learner
@@ -62,6 +63,7 @@ from .learning.recall import Recall
 from .library import Library
 from .opening import open_answering
 from .options import DaemonConfig, model_name
+from .probation import Probations
 from .sources import AnswerSource, AskedQuestion, ModelSource, first_answer
 from .state.adapters import LATEST as LATEST
 from .state.adapters import Adapter, Adapters
@@ -151,10 +153,13 @@ class Service:
             self.learner = Learner(starters, self.jobs, self.batcher, Governor(self.policy, read_device().profile),
                                    self.config, self.store, self.stopping)
             self._used_at_start = memory.in_use(self.bundle.gguf.path.resolve())[0]
+            self.probations = Probations(self.adapters, self.store)
+            self.feedback.on_added.append(self.probations.look)
             for part in (self.batcher, self.adapters, self.jobs, self.learner):
                 part.start()
                 if not isinstance(part, Adapters):
                     opened.callback(part.stop)
+            self.probations.look()  # the daemon may have ended before it could
             self.library.start()
             if self.first:
                 self.contest.start()
@@ -325,6 +330,12 @@ class Service:
         """
         check_suffix(suffix)
         return self.adapters.add_foreign(source, suffix)
+
+    def evaluate_adapter(self, id: str, request: EvaluationRequest | None = None) -> Job:
+        """Begins a job in which the gate evaluates an adapter by this device's held-out questions. Raises NotFoundError
+        for no such adapter, UsageError for the active one, where nothing can decide, and errors of jobs.
+        """
+        return begin_evaluation(self, id, request or EvaluationRequest())
 
     def file_of(self, adapter: Adapter) -> str:
         """Returns the file of rows that an adapter learned. Raises UsageError where it learned none, or another place

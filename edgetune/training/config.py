@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any, Literal, TypedDict
 from ..data.around import Instruction
 from ..errors import FormatError, UsageError
 from ..machine.device import is_removable, read_device, rss
-from ..options import AUTO, check_options, declared, option, unknown_option
+from ..options import AUTO, check_options, declared, option, seconds_of, unknown_option
 from ..persisted import checked_fields, from_json
 
 if TYPE_CHECKING:
@@ -224,9 +224,8 @@ class TrainConfig(CommonOptions):
             return WEARING_SECONDS if folder and is_removable(folder) else SECONDS
         if self.checkpoint_every in ("never", "0"):
             return math.inf
-        found = re.fullmatch(r"(\d+(?:\.\d+)?)([smhd]?)", self.checkpoint_every)
-        seconds = float(found[1]) * {"": 1, "s": 1, "m": 60, "h": 3600, "d": 86400}[found[2]] if found else 0.0
-        if seconds <= 0:
+        seconds = seconds_of(self.checkpoint_every)
+        if not seconds:
             raise UsageError(f"checkpoint-every {self.checkpoint_every!r} is not a time",
                              "give 90s, 5m, 2h, never or auto")
         return seconds

@@ -99,10 +99,12 @@ def same_shape(shown, said, place="answer"):
 
 
 @pytest.mark.parametrize("example", EXAMPLES, ids=lambda example: f"{example.route}: {example.what}")
-def test_an_example_is_answered(request, client, adapter, made_elsewhere, example):
+def test_an_example_is_answered(request, running, client, adapter, made_elsewhere, example):
     if example.of_encoder:
         client = request.getfixturevalue("of_encoder")
     text = json.dumps({"path": example.asked, "body": example.body})
+    if example.route.endswith("/evaluate"):  # the active adapter is not compared with itself
+        running.service.adapters.promote(None, "for the test")
     if any(name in text for name in (FILE, JOB, FEEDBACK, ANSWER, ADAPTER)):
         for name, real in ids(client, adapter).items():
             text = text.replace(name, real)

@@ -6,8 +6,8 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
-from edgetune.daemon.jobs.decide import ALPHA, Findings, Rules, decide, without_scores
-from edgetune.daemon.jobs.exam import Score
+from edgetune.daemon.jobs.decide import ALPHA, NO_ROWS, Findings, Rules, decide, without_scores
+from edgetune.daemon.jobs.exam import NOT_WORSE, Score
 from edgetune.daemon.options import Limits
 from edgetune.evaluation.acceptance import Paired, Split
 from edgetune.evaluation.canary import Drift
@@ -69,6 +69,26 @@ def test_new_questions_or_all_of_them_may_show_that_it_is_better():
     told = verdict(pairs, [Score(0.3, True, pair=True)] * 6)
     assert told.reason.startswith("6 of 6 validation examples are told apart rightly, 0 before")
     assert not verdict([Score(0.3, True, pair=True)] * 6, pairs).passed
+
+
+def test_an_adapter_that_need_not_be_better():
+    """It is refused where its losses on the questions of all jobs are no chance; its test spends nothing."""
+    old = [*answers(6, 2), *answers(0, 4)]
+
+    def found(new, earlier=8):
+        given = Findings(old, new, [""] * earlier, tests_before=3, required=NOT_WORSE)
+        return decide(given)
+
+    same = found(old)
+    assert (same.passed, same.p, same.alpha, same.test) == (True, 1.0, ALPHA, 3)
+    assert same.reason.endswith("0 better, 0 worse (p 1, more than 0.125 required)")
+    assert found([*answers(4, 4), *answers(0, 4)]).passed  # two losses may be chance
+    worse = found([*answers(3, 5), *answers(0, 4)])
+    assert (worse.passed, worse.p) == (False, 1 / 2**3)
+    assert worse.reason == "worse on held-out questions: 0 better, 3 worse (p 0.12, more than 0.125 required)"
+    assert found([*answers(3, 5), *answers(4, 0)]).passed  # where others are won
+    assert decide(Findings([], [], required=NOT_WORSE)).reason == NO_ROWS
+    assert not decide(Findings([], [])).passed
 
 
 def test_what_is_worse_on_earlier_questions_is_refused_and_its_rows_do_not_wait():

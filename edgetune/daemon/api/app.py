@@ -23,6 +23,7 @@ from ...adapters.published import public_files
 from ...errors import NotFoundError
 from ...version import __version__
 from ..jobs.decide import without_scores
+from ..kinds.evaluation import EvaluationRequest
 from ..service import LATEST, Service
 from ..state.files import DOCUMENT, RESULTS
 from . import (
@@ -45,7 +46,7 @@ from .archive import zipped
 from .bodies import Bodies
 from .completions import TheService
 from .errors import RESPONSES, JsonRoute, of_type
-from .fine_tuning import After, Limit, page
+from .fine_tuning import After, Limit, job_object, page
 from .metrics import Counted, Metrics
 from .pools import Pools, ThePools
 from .recent import RecentAnswers
@@ -56,6 +57,8 @@ JSONL = "application/jsonl"
 CSV = "text/csv"
 BYTES = "application/octet-stream"
 ZIP = "application/zip"
+WHICHEVER = schemas.Rollback(adapter=None)  # of requests without a body
+BY_DEFAULT = schemas.Evaluation.model_validate({})
 router = APIRouter(route_class=JsonRoute, responses=RESPONSES)
 PARTS = (*(part.router for part in (checking, classify, completions, embeddings, feedback, fine_tuning, ollama,
                                     ollama_models, pages, proposals, responses, vector_stores)), router)
@@ -217,7 +220,7 @@ def add_adapter(file: schemas.AdapterFile, service: TheService, run: schemas.Run
                 json_schema: schemas.SchemaFile = None,
                 suffix: Annotated[str, Form(description="A part of the adapter's id.")] = "") -> Any:
     """Adds an adapter that no job here made, such as a compiled prompt, as a form. It is a candidate, which no gate
-    has evaluated: promote it, or name it in requests.
+    has evaluated: evaluate it, promote it, or name it in requests.
     """
     with TemporaryDirectory(prefix="edgetune-") as folder:
         for name, given in ((store.FILE, file), (store.RUN, run), (store.SCHEMA, json_schema)):
@@ -228,9 +231,10 @@ def add_adapter(file: schemas.AdapterFile, service: TheService, run: schemas.Run
 
 
 @router.post("/v1/adapters/rollback", response_model=schemas.Serving)
-def roll_back(service: TheService) -> Any:
+def roll_back(service: TheService, body: schemas.Rollback = WHICHEVER) -> Any:
     """Activates the adapter that was active before the present one, or the base alone."""
-    before = service.adapters.rollback("asked for by a client")
+    only = service.adapters.id_of(body.adapter) if body.adapter else None
+    before = service.adapters.rollback("asked for by a client", only)
     return {"serving": before.id if before else None}
 
 
@@ -279,6 +283,15 @@ def give_questions(adapter: AnAdapter, body: schemas.TaskQuestions, service: The
     return _adapter(found, service)
 
 
+@router.post("/v1/adapters/{adapter}/evaluate", response_model=schemas.Job)
+def evaluate(adapter: AnAdapter, service: TheService, body: schemas.Evaluation = BY_DEFAULT) -> Any:
+    """Begins a job in which the gate evaluates an adapter, compared with the active one, by the held-out questions of
+    this device. The verdict is kept with the adapter.
+    """
+    request = EvaluationRequest(**{name: value for name, value in body.model_dump().items() if value is not None})
+    return job_object(service.evaluate_adapter(adapter, request))
+
+
 @router.delete("/v1/adapters/{adapter}/questions", response_model=schemas.AdapterObject)
 def take_questions(adapter: AnAdapter, service: TheService) -> Any:
     """Lets NAME:auto choose an adapter no longer."""
@@ -297,7 +310,7 @@ def _adapter(adapter: Any, service: Service) -> dict[str, Any]:
     served = service.served
     structured = adapter.id in served.adapters() and bool(served.grammar_of(adapter.id))
     return {**vars(adapter), "name": adapter.name or None, "structured": structured,
-            "questions": service.library.questions(adapter.id)}
+            "questions": service.library.questions(adapter.id), "probation": service.probations.facts(adapter)}
 
 
 # ---- the device -----------------------------------------------------------------------------------------------------

@@ -213,9 +213,9 @@ class Job(Answer):
     status: Literal["queued", "running", "pausing", "paused", "succeeded", "failed", "cancelled"] = Field(
         description="Where it is. One job runs at a time; the next one waits.")
     origin: str = Field(description="api: a client began it; learn: the daemon, from feedback; tutor: the daemon, from "
-                                    "kept prompts.")
+                                    "kept prompts; evaluate: a client, to evaluate an adapter.")
     model: str = Field(description="The model or adapter that it began from.")
-    fine_tuned_model: str | None = Field(description="The id of the adapter that it made.")
+    fine_tuned_model: str | None = Field(description="The id of the adapter that it made, or evaluated.")
     training_file: str | None = Field(description="The file of rows. Of a job from feedback: the file that "
                                       "it learns again; null: none.")
     validation_file: str | None = Field(description="The file of held-out rows.")
@@ -334,6 +334,24 @@ class AdapterName(Body):
                       "the adapter by it, too.")
 
 
+class Rollback(Body):
+    """Which adapter is rolled back."""
+
+    adapter: str | None = Field(None, description="Only if this adapter is active.")
+
+
+class Evaluation(Body):
+    """Options of an evaluation."""
+
+    promote: bool = Field(False, description="Whether it becomes active if it passes.")
+    required: Literal["better", "not-worse"] = Field(
+        "better", description="better: surely better than the active one; not-worse: not surely worse.")
+    if_none: Literal["refuse", "canary"] = Field(
+        "refuse", description="If fewer than 4 questions are held out. canary: unrelated text alone decides.")
+    probation: Whole = Field(0, description="Seconds after its activation in which bad ratings roll it back; 0: none.")
+    bad_ratings: Whole = Field(3, description="The number of bad ratings that roll it back, if good ones are fewer.")
+
+
 class TaskQuestions(Body):
     """Rows of which an adapter gets its questions."""
 
@@ -355,6 +373,9 @@ class AdapterObject(Answer):
     questions: int = Field(description="Questions of its task, by which NAME:auto chooses it; 0: it does not.")
     verdict: dict[str, Any] = Field(description="The gate's decision: passed, reason, old and new (right, rows, ...), "
                                                 "wins, losses, p, alpha, tests, canary, corrected.")
+    probation: dict[str, Any] | None = Field(
+        description="Its time after an evaluation activated it: since, until, bad_ratings (that it may have), bad and "
+                    "good (that it has), state: running, passed, rolled back, or replaced by another adapter.")
 
 
 class Switch(Answer):

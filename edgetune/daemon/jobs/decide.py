@@ -10,6 +10,9 @@ active if
    ALPHA, so that an adapter that is no better is ever published before a better one with a probability below ALPHA;
 3. unrelated text stays within the limits: its perplexity, and the predictions for it, stay near the base's.
 
+An adapter from outside that need not be better (`required`: NOT_WORSE) is refused by the first rule, on the questions
+of all jobs, and by the third one.
+
 All else that was measured is a number in the verdict. If only the second or the third rule refuses the adapter, nothing
 speaks against its rows: they are learned again together with the next ones, and their held-out questions count as new
 again. So evidence adds up until it suffices.
@@ -24,13 +27,14 @@ from typing import TYPE_CHECKING, Any
 
 from ...evaluation.acceptance import Paired, alpha_of_test, worth
 from ..options import Limits
-from .exam import Score
+from .exam import BETTER, NOT_WORSE, Score
 
 if TYPE_CHECKING:  # which needs llama.cpp, and a process that trains does not
     from ...evaluation.canary import Drift
 
 ALPHA = 0.125  # four wins of four questions suffice in the first test
 NO_LIMITS = Limits()
+NO_ROWS = "no held-out question was asked; unrelated text is within the limits"
 SCORES = ("scores", "base_scores")  # of each row, in a verdict; the latter in verdicts of edgetune 0.1.0
 
 
@@ -40,6 +44,7 @@ class Findings:
     new one. rounds: the jobs that the first rows are from; the others are of the job that is evaluated. serving:
     whether an adapter is active. canary: how far the new adapter is from the base on unrelated text; None: not
     measured. corrected: Scores, by the new adapter, of those it learned. tests_before: since the last publication.
+    required: as of Exam.
     """
 
     old: Sequence[Score]
@@ -49,6 +54,7 @@ class Findings:
     canary: Drift | None = None
     corrected: Sequence[Score] = ()
     tests_before: int = 0
+    required: str = BETTER
 
 
 @dataclass(frozen=True)
@@ -56,7 +62,8 @@ class Verdict:
     """The gate's decision: passed, and the reason in one sentence. waits: it did not pass, but nothing speaks against
     its rows, which are learned again together with the next ones. old, new: {rows, answered, right, loss, exact, reach,
     ended, parsed, reward}, counts, and means over the rows for which each was measured. wins, losses, p: of the test
-    that decided whether it is better; alpha: the limit of p; test: its number since the last publication.
+    that decided whether it is better, or no worse; alpha: the limit of p; test: its number since the last publication;
+    only tests of whether it is better count.
 
     tests: by rows (earlier, new, all) {wins, losses, ties, p_better, p_worse}. canary: {base, new, rise, limit, kl,
     max_kl}, the first two perplexities; None: not measured. corrected: {rows, kept}, of corrections that were learned;
@@ -93,7 +100,7 @@ def decide(found: Findings, limits: Limits = NO_LIMITS) -> Verdict:
     """Returns the verdict. limits: on unrelated text."""
     count = len(found.rounds)
     rules = Rules(paired(found.old[:count], found.new[:count]), paired(found.old[count:], found.new[count:]),
-                  found.tests_before)
+                  found.tests_before, found.required)
     measured = [score.loss for score in found.new if score.loss is not None]
     measured += [found.canary.rise, found.canary.kl] if found.canary else []
     unsound = "" if all(map(math.isfinite, measured)) else "its losses are not finite"
@@ -106,8 +113,8 @@ def decide(found: Findings, limits: Limits = NO_LIMITS) -> Verdict:
         "base": drift.perplexity, "new": drift.perplexity * (1 + drift.rise), "rise": drift.rise,
         "limit": limits.rise, "kl": drift.kl, "max_kl": limits.kl}
     return Verdict(
-        not reason, reason or f"{_answers(found)}; {rules.numbers}", _summary(found.old), _summary(found.new),
-        better.wins, better.losses, rules.p, rules.alpha, found.tests_before + 1,
+        not reason, reason or (f"{_answers(found)}; {rules.numbers}" if found.new else NO_ROWS),
+        _summary(found.old), _summary(found.new), better.wins, better.losses, rules.p, rules.alpha, rules.test,
         waits=bool(reason) and not against and rules.new.p_worse > ALPHA, canary=canary,
         corrected=_corrected(found.corrected), tests=rules.to_json(), rounds=rounds, remembered=_remembered(rounds))
 
@@ -122,30 +129,46 @@ class Rules:
     earlier: Paired
     new: Paired
     tests_before: int = 0
+    required: str = BETTER
+
+    @property
+    def all(self) -> Paired:
+        return self.new + self.earlier
 
     @property
     def better(self) -> Paired:
         """Returns the rows that say more clearly that it is better: new ones, or all."""
-        return min(self.new, self.new + self.earlier, key=lambda counts: counts.p_better)
+        if self.required == NOT_WORSE:
+            return self.all
+        return min(self.new, self.all, key=lambda counts: counts.p_better)
 
     @property
     def p(self) -> float:
         """Twice the smaller p of the two tests that `better` chooses from (Bonferroni), or the only one's. Earlier rows
         chose the active adapter, which makes it no easier to be better on them.
         """
+        if self.required == NOT_WORSE:
+            return self.all.p_worse
         return min(1.0, (2 if self.earlier.rows and self.new.rows else 1) * self.better.p_better)
 
     @property
     def alpha(self) -> float:
-        return alpha_of_test(ALPHA, self.tests_before)
+        return ALPHA if self.required == NOT_WORSE else alpha_of_test(ALPHA, self.tests_before)
+
+    @property
+    def test(self) -> int:
+        return self.tests_before + (self.required == BETTER)
 
     @property
     def numbers(self) -> str:
         better = self.better
-        return f"{better.wins} better, {better.losses} worse (p {self.p:.2g}, at most {self.alpha:.2g} required)"
+        limit = f"more than {ALPHA:g}" if self.required == NOT_WORSE else f"at most {self.alpha:.2g}"
+        return f"{better.wins} better, {better.losses} worse (p {self.p:.2g}, {limit} required)"
 
     @property
     def worse(self) -> str:
+        if self.required == NOT_WORSE:
+            return f"worse on held-out questions: {self.numbers}" if self.p <= ALPHA else ""
         if self.earlier.p_worse > ALPHA:
             return ""
         return (f"worse on questions of earlier jobs: {self.earlier.losses} worse, {self.earlier.wins} better "
@@ -153,10 +176,10 @@ class Rules:
 
     @property
     def not_better(self) -> str:
-        return f"not surely better: {self.numbers}" if self.p > self.alpha else ""
+        return f"not surely better: {self.numbers}" if self.required == BETTER and self.p > self.alpha else ""
 
     def to_json(self) -> dict[str, Any]:
-        counts = {"earlier": self.earlier, "new": self.new, "all": self.new + self.earlier}
+        counts = {"earlier": self.earlier, "new": self.new, "all": self.all}
         return {name: {**asdict(of), "p_better": of.p_better, "p_worse": of.p_worse} for name, of in counts.items()}
 
 

@@ -12,6 +12,9 @@ from ...data.rows import Row
 from ...persisted import from_json
 from .rewarded import Rewarding
 
+BETTER = "better"  # what an adapter must be to pass
+NOT_WORSE = "not-worse"
+
 
 @dataclass(frozen=True)
 class Score:
@@ -37,7 +40,8 @@ class Score:
 class Exam:
     """The rows and texts that adapters are evaluated by. rounds: the jobs that the first rows are from; the others are
     of the job that is evaluated, whose adapter learned `corrected`. canary: a text, "": none. system, max_length: as in
-    training. rewarding: how, where the job learns from rewards. tests_before: since the last publication.
+    training. rewarding: how, where the job learns from rewards. tests_before: since the last publication. required: of
+    the new adapter, BETTER or NOT_WORSE.
     """
 
     rows: Sequence[Row]
@@ -48,6 +52,7 @@ class Exam:
     max_length: int = 512
     rewarding: Rewarding | None = None
     tests_before: int = 0
+    required: str = BETTER
 
     def is_rewarded(self, row: Row) -> bool:
         return self.rewarding is not None and self.rewarding.judges(row)

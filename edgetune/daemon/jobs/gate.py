@@ -19,7 +19,7 @@ from ...serving.own_engine import own_memory
 from ..options import Limits
 from .decide import Findings, Verdict, decide
 from .encoder_examiner import EncoderExaminer
-from .exam import Asked, Exam
+from .exam import BETTER, Asked, Exam
 from .examiner import Examiner
 from .llama_examiner import LlamaExaminer
 from .recipe import check_judgeable
@@ -32,11 +32,11 @@ def evaluate(served: LlamaModel | Examiner, exam: Exam, old: Asked, new: Asked, 
     """Decides whether `new` replaces `old`, which has no name where no adapter is active.
 
     served: the adapters' model, or an examiner that has it. limits: on unrelated text; None: there are none. on_asked:
-    called with the number of rows answered until now, and of all. Raises DataError without rows, and for one that has
-    no answer to compare.
+    called with the number of rows answered until now, and of all. Raises DataError for a row that has no answer to
+    compare, and without rows, unless the exam requires only that the new one is not worse.
     """
     rows = exam.rows
-    if not rows:
+    if not rows and exam.required == BETTER:
         raise DataError("there are no rows to evaluate", "hold some out")
     for row in rows:
         if not exam.is_rewarded(row):
@@ -48,7 +48,8 @@ def evaluate(served: LlamaModel | Examiner, exam: Exam, old: Asked, new: Asked, 
     corrected = examiner.scores(new, exam.corrected)
     limits = limits or Limits()
     canary = examiner.drift(new.name) if limits != Limits() else None
-    found = Findings(before, after, exam.rounds, old.name is not None, canary, corrected, exam.tests_before)
+    found = Findings(before, after, exam.rounds, old.name is not None, canary, corrected, exam.tests_before,
+                     exam.required)
     verdict = decide(found, limits)
     verdict.scores.update((key, asdict(new.scores[key])) for key in map(exam.key, [*rows, *exam.corrected]))
     return verdict

@@ -51,13 +51,14 @@ FileIds = tuple[str | None, str | None]  # for training and validation
 
 @dataclass(frozen=True)
 class JobData:
-    """Rows of a job, iterated over twice. held: rows that are held out; None: a part of `rows`. rounds: of the first of
-    `held`, which are of earlier feedback jobs, the job of each. corrected: rows that people corrected, whose answers
-    the gate checks. measured: rows whose loss, or reward, is measured during the training; none: the held-out rows,
-    where they have one. fill: writes further files of its kind into the folder of the job.
+    """Rows of a job, iterated over twice; None: it learns nothing. held: rows that are held out; None: a part of
+    `rows`. rounds: of the first of `held`, which are of earlier feedback jobs, the job of each. corrected: rows that
+    people corrected, whose answers the gate checks. measured: rows whose loss, or reward, is measured during the
+    training; none: the held-out rows, where they have one. fill: writes further files of its kind into the folder of
+    the job.
     """
 
-    rows: Iterable[Row]
+    rows: Iterable[Row] | None
     held: Iterable[Row] | None
     rounds: Sequence[str] = ()
     corrected: Iterable[Row] = ()
@@ -164,8 +165,8 @@ class Jobs:
     def begin(self, origin: str, data: JobData, method: Mapping[str, Any], *, suffix: str,
               hyperparameters: Mapping[str, Any], metadata: Mapping[str, str],
               files: FileIds = (None, None), note: str = "") -> Job:
-        """Begins a job for a starter of this origin's kind, over rows that it has checked. files: for training and
-        validation, whose rows its adapter will have learned too. note: for its history. Raises as `create`.
+        """Begins a job of this origin's kind, over rows that are checked. files: for training and validation, whose
+        rows its adapter will have learned too. note: for its history. Raises as `create`.
         """
         method = recipe.method_of(method, hyperparameters, self.supervised)
         request = _Request(self.adapters.name, suffix, None, method, dict(metadata), origin, *files)

@@ -198,8 +198,9 @@ class Queue:
     # ---- one job ------------------------------------------------------------------------------------------------
 
     def _run(self, job: Job) -> None:
-        made = self.adapters.of_job(job.id)
-        self._progress = kind_of(job.origin).progress(self.table, job.id)
+        kind = kind_of(job.origin)
+        made = kind.kept(self.adapters, job)
+        self._progress = kind.progress(self.table, job.id)
         with self.changed:
             status: str = self.table.get(job.id).status
             if made and status == "running":  # the daemon was killed before it could say so
@@ -266,7 +267,7 @@ class Queue:
                 status = self._finish(job, last["verdict"])
             elif status == "running" and last.get("event") == "failed" and last["disk"]:
                 raise DiskError(last["what"], last["hint"])
-            elif status == "running" and last.get("event") == "failed" and self._may_be_judged_again(job.id, against):
+            elif status == "running" and last.get("event") == "failed" and self._may_be_judged_again(job, against):
                 self._judge_again(job.id, against)
             elif status == "running" and last.get("event") == "failed" and last["resumable"]:
                 self.table.set(job.id, "paused", f"paused, its work is kept: {_sentence(last)}", "warn")
@@ -280,39 +281,43 @@ class Queue:
 
     def _finish(self, job: Job, verdict: dict[str, Any]) -> str:
         """Finishes a job. Each part may be done twice: a kill can come between any two of them."""
-        made = self.adapters.of_job(job.id)
+        kind = kind_of(job.origin)
+        made = kind.kept(self.adapters, job)
         against = verdict.get("against")
-        if made is None and self._may_be_judged_again(job.id, against):
+        if made is None and self._may_be_judged_again(job, against):
             return self._judge_again(job.id, against)
         run = self.runs.path(job.id) / RUN
-        if made is None and not is_done(run):  # of a job that made no adapter
+        if made is None and kind.trains and not is_done(run):  # of a job that made no adapter
             self.table.set(job.id, "succeeded", verdict["reason"], verdict=dump(verdict))
             return "succeeded"
         try:
-            made = made or self.adapters.add(job.id, run, job.suffix, verdict)
+            made = made or kind.keep(self.adapters, job, run, verdict)
         except BudgetError as error:
             self.table.set(job.id, "paused", f"paused, its work is kept: {error}", "warn")
             return "paused"
         serves = made.state == "serving"
         reason = verdict["reason"]
-        if verdict["passed"] and made.state == "candidate":
+        if verdict["passed"] and kind.activates(job) and (made.state == "candidate" or not kind.trains):
             serves = self.adapters.admit(made.id, f"{job.id}: {reason}", against)
-            if not serves and self._may_be_judged_again(job.id, against):  # it changed while this one was loaded
-                self.adapters.delete(made.id)
+            if not serves and self._may_be_judged_again(job, against):  # it changed while this one was loaded
+                kind.drop(self.adapters, made)
                 return self._judge_again(job.id, against)
             if not serves:
                 reason = f"the active adapter changed {REJUDGED + 1} times meanwhile; promote it if you like"
         self._keep_results(job.id)
+        if not kind.trains:
+            verdict = {**verdict, "published": serves}
         self.table.set(job.id, "succeeded", f"{'activated' if serves else 'not activated'}: {reason}",
                        data={"adapter": made.id, "verdict": verdict}, result=made.id,
-                       verdict=dump(without_scores(verdict)), trained_tokens=trained_tokens(run))
+                       verdict=dump(without_scores(verdict)),
+                       trained_tokens=trained_tokens(run) if kind.trains else None)
         return "succeeded"
 
-    def _may_be_judged_again(self, id: str, against: str | None) -> bool:
+    def _may_be_judged_again(self, job: Job, against: str | None) -> bool:
         """Returns whether another adapter than `against` became active meanwhile, unless this happened too often."""
-        job, times = self._rejudged
-        changed = self.adapters.serving != against and is_done(self.runs.path(id) / RUN)
-        return changed and (job != id or times < REJUDGED)
+        id, times = self._rejudged
+        is_ready = not kind_of(job.origin).trains or is_done(self.runs.path(job.id) / RUN)
+        return self.adapters.serving != against and is_ready and (id != job.id or times < REJUDGED)
 
     def _judge_again(self, id: str, against: str | None) -> str:
         job, times = self._rejudged

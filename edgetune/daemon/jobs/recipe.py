@@ -179,16 +179,18 @@ def check_judgeable(row: Row) -> None:
                         f"name a validation file with rows of {supervised_rows.EXPECTED}, or of pairs") from None
 
 
-def divide(rows: Iterable[Row], held: Iterable[Row] | None, folder: Path, holdout: Holdout,
+def divide(rows: Iterable[Row] | None, held: Iterable[Row] | None, folder: Path, holdout: Holdout,
            rounds: Sequence[str] = (), corrected: Iterable[Row] = (),
            measured: Iterable[Row] = ()) -> dict[str, dict[str, Any]]:
-    """Writes a job's rows into `folder`; returns rows and hash of either side. held: None takes a part of `rows`, of
-    which the gate uses MOST at most. A row that is held out is never learned, even if it is in both. rounds: the job of
-    each of the first rows of `held`, which are of earlier jobs. corrected: corrections among the rows to learn, of
-    which MAX_CORRECTED are kept apart. measured: rows for MEASURED.
+    """Writes a job's rows into `folder`; returns rows and hash of either side. rows: None: it learns none, and may hold
+    none out. held: None takes a part of `rows`, of which the gate uses MOST at most. A row that is held out is never
+    learned, even if it is in both. rounds: the job of each of the first rows of `held`, which are of earlier jobs.
+    corrected: corrections among the rows to learn, of which MAX_CORRECTED are kept apart. measured: rows for MEASURED.
 
     Rows are read twice, and hashed once. Raises DataError where nothing is left to learn, or nothing to hold out.
     """
+    learns = rows is not None
+    rows = rows or ()
     if held is None:
         digests = [digest(row) for row in rows]
         apart = holdout.divide(digests)
@@ -201,7 +203,7 @@ def divide(rows: Iterable[Row], held: Iterable[Row] | None, folder: Path, holdou
         judging = held
     sides = {"train": _write(folder / TRAIN, learned), "held_out": _write(folder / HELD, judging)}
     for name, side in sides.items():
-        if not side["rows"]:
+        if learns and not side["rows"]:
             raise DataError(f"no rows are left to {'learn' if name == 'train' else 'hold out'}",
                             "a row that is held out is not learned: give other rows")
     _write(folder / CORRECTED, islice(corrected, MAX_CORRECTED))

@@ -133,11 +133,11 @@ class JobTable:
             "WHERE json_valid(metadata) AND json_extract(metadata, ?) IS NOT NULL), 0)", origin, f"$.{mark}")[0][0])
 
     def tests_before(self) -> int:
-        """Returns the number of adapters that the gate has refused since it let one pass."""
+        """Returns the number of adapters that the gate has refused since it let one pass and become active."""
         found = self.store.read("SELECT verdict FROM jobs WHERE json_valid(verdict) AND json_extract(verdict, "
                                 "'$.test') ORDER BY finished_at DESC, rowid DESC LIMIT 1")
         verdict = json.loads(found[0]["verdict"]) if found else {"passed": True}
-        return 0 if verdict["passed"] else int(verdict["test"])
+        return 0 if verdict.get("published", verdict["passed"]) else int(verdict["test"])
 
     def latest_rounds(self, origin: str) -> Sequence[dict[str, Any]]:
         """Returns the rounds of the latest job of an origin."""

@@ -52,8 +52,7 @@ from ...training.throttle import AnswerPriority, be_nice
 from ...version import __version__
 from ..kinds.registry import kind_of
 from ..options import AllowedPython, Limits
-from .decide import Verdict
-from .exam import Asked, Exam, read_scores
+from .exam import BETTER, Asked, Exam, read_scores
 from .recipe import SELECTING, TRAIN, corrected_rows, held_rows, measured_file
 from .rewarded import Rewarding, eval_samples, with_rewards
 from .room import Room
@@ -228,11 +227,10 @@ class Worker:
         trim()
         record = store.read_run(self.out)
         self.emit({"event": "trained", "tokens": trained_tokens(self.out), "record": record})
-        serving = self.task["serving"]
-        verdict = self._judge().to_json()
+        verdict = self.judged(self.out)
         if gap := self._gap(verdict["scores"], record):
             self.emit(gap)
-        return {**verdict, "against": serving and serving["id"]}
+        return verdict
 
     def _gap(self, scores: Mapping[str, Any], record: Mapping[str, Any]) -> dict[str, Any] | None:
         """Returns held-out rewards by llama.cpp and by the engine that trained, which should be near; None: unknown."""
@@ -301,20 +299,24 @@ class Worker:
             run.run(self.bundle, rows, self.out, self.config, held_out=held, resume=resume,
                     callbacks=callbacks, objective=self.objective, rewards=self.rewards)
 
-    def _judge(self) -> Verdict:
-        """Returns the gate's verdict on the trained adapter against the active one."""
+    def judged(self, adapter: Path, required: str = BETTER) -> dict[str, Any]:
+        """Returns the gate's verdict on an adapter, a folder, against the active one, as JSON; against: that one's id.
+        required: as of Exam.
+        """
         from . import gate
         rows, rounds = held_rows(self.folder)
-        longest = as_begun(self.config, self.out).row_limit
+        serving = self.task["serving"]
+        longest = as_begun(self.config, adapter).row_limit
         exam = Exam(rows, self.canary, rounds, corrected_rows(self.folder), self.config.instruction, longest,
-                    self._rewarding(), self.task["tests_before"])
-        adapters = {NEW: self.out}
+                    self._rewarding(), self.task["tests_before"], required)
+        adapters = {NEW: adapter}
         if self.old.name:
-            adapters[OLD] = Path(self.task["serving"]["path"])
+            adapters[OLD] = Path(serving["path"])
         with gate.opened(self.bundle.gguf, adapters, exam, self.room.resident, self.config.threads,
                          AnswerPriority(self.commands.is_busy),
                          lambda done, of: self.emit({"event": "judging", "done": done, "of": of})) as examiner:
-            return gate.evaluate(examiner, exam, self.old, Asked(NEW), self.limits)
+            verdict = gate.evaluate(examiner, exam, self.old, Asked(NEW), self.limits)
+        return {**verdict.to_json(), "against": serving and serving["id"]}
 
     def _rewarding(self) -> Rewarding | None:
         if self.rewards is None or not isinstance(self.objective, Rewarded):

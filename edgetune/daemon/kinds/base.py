@@ -24,15 +24,17 @@ if TYPE_CHECKING:
     from ..jobs.table import Job, JobTable
     from ..jobs.worker import Worker
     from ..service import Service
+    from ..state.adapters import Adapter, Adapters
 
 
 class JobKind:
     """A kind of job. origin: its name, in rows and for clients. starts: the names of starters that only a daemon with
-    certain options has, and these options.
+    certain options has, and these options. trains: whether its jobs make an adapter; others evaluate one.
     """
 
     origin: ClassVar[str]
     starts: ClassVar[Mapping[str, str]] = {}
+    trains: ClassVar[bool] = True
 
     # ---- in the daemon ------------------------------------------------------------------------------------------
 
@@ -46,6 +48,22 @@ class JobKind:
     def progress(self, table: JobTable, job: str) -> JobProgress:
         """Returns an object that makes a job's history of the events of its process."""
         return JobProgress(table, job)
+
+    def kept(self, adapters: Adapters, job: Job) -> Adapter | None:
+        """Returns the adapter of a job whose verdict is kept already."""
+        return adapters.of_job(job.id)
+
+    def keep(self, adapters: Adapters, job: Job, run: Path, verdict: Mapping[str, Any]) -> Adapter:
+        """Keeps the adapter of a finished run with its verdict. Raises BudgetError where memory has no room for it."""
+        return adapters.add(job.id, run, job.suffix, verdict)
+
+    def drop(self, adapters: Adapters, made: Adapter) -> None:
+        """Undoes `keep`, so that the adapter can be evaluated again."""
+        adapters.delete(made.id)
+
+    def activates(self, job: Job) -> bool:  # noqa: ARG002 (a kind may leave it to a person)
+        """Returns whether an adapter that passed the gate becomes active."""
+        return True
 
     # ---- in either ----------------------------------------------------------------------------------------------
 

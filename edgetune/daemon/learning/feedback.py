@@ -15,7 +15,7 @@ from __future__ import annotations
 
 import secrets
 import sqlite3
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -86,6 +86,7 @@ class Feedback:
         self.holdout = holdout
         self.config = config
         self.kind = kind
+        self.on_added: list[Callable[[], None]] = []  # called after each `add`
         self._add_missing_questions()
         self._take_what_is_usable()
 
@@ -120,6 +121,8 @@ class Feedback:
                                                  expiry(expires_in)))
             withdraw(db, item)
             self._insert(db, item)
+        for call in self.on_added:
+            call()
         return item
 
     def _placed(self, db: sqlite3.Connection, item: FeedbackItem) -> FeedbackItem:

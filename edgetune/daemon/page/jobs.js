@@ -3,7 +3,7 @@
 
 const names = new Map(); // of uploaded files, by id
 const ALIVE = ["queued", "running", "pausing", "paused"];
-const ORIGINS = { learn: "From feedback", tutor: "From prompts" };
+const ORIGINS = { learn: "From feedback", tutor: "From prompts", evaluate: "Evaluation" };
 const COLOURS = { succeeded: "good", running: "good", pausing: "warm", paused: "warm", failed: "bad" };
 
 /** adapters: what the gate found of each is its job's result. */

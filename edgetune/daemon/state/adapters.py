@@ -322,9 +322,13 @@ class Adapters:
             self._activate(id, cause)
             return True
 
-    def rollback(self, cause: str) -> Adapter | None:
-        """Returns to the adapter active before, and returns it; None: the base. Raises UsageError without one."""
+    def rollback(self, cause: str, only: str | None = None) -> Adapter | None:
+        """Returns to the adapter active before, and returns it; None: the base. only: if that adapter is active.
+        Raises UsageError without one before, and where another one is active.
+        """
         with self._changing:
+            if only is not None and only != self.serving:
+                raise UsageError(f"{self.get(only).id} is not active", "roll back without a name, or promote another")
             before = self._before()
             if not before:
                 raise UsageError("no adapter was active before", "promote an adapter by its id")
@@ -347,6 +351,15 @@ class Adapters:
             _write_record(self._place(found.folder), record)
             with self.store.write() as db:
                 db.execute("UPDATE adapters SET name = ? WHERE id = ?", (name, id))
+        return self.get(id)
+
+    def set_verdict(self, id: str, verdict: Mapping[str, Any]) -> Adapter:
+        """Replaces the verdict of an adapter. Raises NotFoundError and DiskError."""
+        with self._changing:
+            found = self.get(id)
+            _write_record(self._place(found.folder), Record(id, found.job, found.created_at, dict(verdict), found.name))
+            with self.store.write() as db:
+                db.execute("UPDATE adapters SET verdict = ? WHERE id = ?", (dump(verdict), id))
         return self.get(id)
 
     def delete(self, id: str) -> None:
