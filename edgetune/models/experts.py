@@ -197,20 +197,24 @@ class Experts(FeedForward):
         self.of.ops.matmul_backward(dinp, dlogits, router.data, router.format)
 
     def _route(self, layer: int, k: Activations) -> Routing:
-        """Which experts take which tokens, by k["p_experts"], the router's logits [N, E]. Of equal ones the first. Some
-        models have a bias of experts, which decides who is taken, and not by how much.
-        """
+        """Which experts take which tokens, by k["p_experts"], the router's logits [N, E]."""
         s = self.of.shape
         self.of.ops.synchronize()
         p = _probabilities(k["p_experts"], s.gating)
-        bias = self.of.vectors.get(f"blk.{layer}.exp_probs_b.bias")
-        chosen = np.argsort(-p if bias is None else -p - bias, axis=1, kind="stable")[:, :s.n_used]
+        chosen = self._chosen(layer, p)
         weights = np.take_along_axis(p, chosen, 1)
         if s.norms_experts:
             weights = weights / np.maximum(weights.sum(1, keepdims=True), LEAST_SUM)
         flat = chosen.reshape(-1)
         ends = np.cumsum(np.bincount(flat, minlength=s.n_expert))
         return Routing(chosen, weights, p, np.argsort(flat, kind="stable"), ends)
+
+    def _chosen(self, layer: int, p: NDArray[np.float32]) -> NDArray[np.intp]:
+        """The experts [N, K] of each token by p [N, E]; of equal ones the first. Some models have a bias of experts,
+        which decides who is taken, and not by how much.
+        """
+        bias = self.of.vectors.get(f"blk.{layer}.exp_probs_b.bias")
+        return np.argsort(-p if bias is None else -p - bias, axis=1, kind="stable")[:, :self.of.shape.n_used]
 
     def _inner(self, k: Activations) -> tuple[np.ndarray, np.ndarray]:
         """Gate and the rest, [N * K, F], in the order of experts."""

@@ -41,7 +41,9 @@ def originals(tmp_path_factory):
     formats = {"attn_q": "Q4_0", "attn_k": "F16", "attn_v": "Q8_0", "ffn_up": "Q5_1", "token_embd": "BF16"}
     llama = write_tiny(folder / "llama.gguf", formats=formats, n_blocks=1, n_vocab=384)
     gemma = write_tiny(folder / "gemma.gguf", "gemma3", n_blocks=2, n_vocab=384)
-    pair = {"x.lora_a": np.ones((4, 32), np.float32), "x.lora_b": np.ones((32, 4), np.float16)}
+    pair = {"x.lora_a": np.ones((4, 32), np.float32), "x.lora_b": np.ones((32, 4), np.float16),
+            "x_exps.weight.lora_a": np.ones((2, 4, 32), np.float32),
+            "x_exps.weight.lora_b": np.ones((2, 32, 4), np.float32)}
     lora = {"general.type": "adapter", "adapter.type": "lora", "adapter.lora.alpha": 8.0}
     write_gguf(folder / "lora.gguf", "llama", lora, pair)
     return [path.read_bytes() for path in (llama, gemma, folder / "lora.gguf")]

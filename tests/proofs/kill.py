@@ -1,5 +1,6 @@
 """kill -9 at random moments, resume, and the same bytes in the end: `make durability`, or `python kill.py --kills 20`.
 
+--experts: of a run that trains the experts of a mixture, whose weights are streamed.
 --method grpo: of a run that learns from rewards of its answers, four steps and two updates from the same ones.
 
 `edgetune train` on a tiny model is killed at a random moment and started again with --resume, until it gets through. It
@@ -36,9 +37,13 @@ GRPO = ["--method", "grpo", "--grader", "grader.json", "--steps-per-generation",
         "--max-completion-length", "8", "--beta", "0.05"]
 
 
-def prove(folder: Path, kills: int, seed: int = 0, options: Sequence[str] = (), steps: int = STEPS) -> dict[str, int]:
+EXPERTS = ["--targets", "q_proj,gate_proj,up_proj,down_proj", "--weights", "streamed"]
+
+
+def prove(folder: Path, kills: int, seed: int = 0, options: Sequence[str] = (), steps: int = STEPS,
+          architecture: str = "llama") -> dict[str, int]:
     """Counts of what the kills met; AssertionError for the first thing that is wrong."""
-    write_inputs(folder)
+    write_inputs(folder, architecture)
     options = ["--steps", str(steps), *options]
     whole = folder / "whole"
     error = train(folder, whole, options).communicate()[1]
@@ -75,8 +80,8 @@ def kill_until_done(folder: Path, out: Path, rng: random.Random, most: int, opti
         safe = check(out, safe)
 
 
-def write_inputs(folder: Path) -> None:
-    write_tiny(folder / "model.gguf", formats="Q8_0")
+def write_inputs(folder: Path, architecture: str) -> None:
+    write_tiny(folder / "model.gguf", architecture, formats="Q8_0")
     rows = [{"prompt": f"turn on lamp {i}", "completion": json.dumps({"lamp": i})} for i in range(24)]
     (folder / "rows.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
     grader = {"type": "text_similarity", "name": "near", "input": "{{ sample.output_text }}",
@@ -134,10 +139,13 @@ if __name__ == "__main__":
     parser.add_argument("--kills", type=int, default=200)
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--method", choices=["sft", "grpo"], default="sft")
+    parser.add_argument("--experts", action="store_true")
     args = parser.parse_args()
+    more = [*(GRPO if args.method == "grpo" else ()), *(EXPERTS if args.experts else ())]
     with tempfile.TemporaryDirectory() as place:
         start = time.monotonic()
-        counts = prove(Path(place), args.kills, args.seed, GRPO if args.method == "grpo" else ())
+        counts = prove(Path(place), args.kills, args.seed, more,
+                       architecture="olmoe" if args.experts else "llama")
     for what, count in sorted(counts.items(), key=lambda item: -item[1]):
         print(f"{count:4} kills {what}")
     print(f"{sum(counts.values())} kills, every run ended in the same bytes; {time.monotonic() - start:.0f} s")
