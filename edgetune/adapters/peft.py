@@ -24,6 +24,7 @@ from ..formats.gguf import Gguf
 from ..formats.safetensors import read_safetensors, write_safetensors
 from ..formats.shape import Shape, read_shape
 from .lora import OF_EXPERTS, TARGETS, Lora, Pair, expert_name, scale_of, stack_of
+from .peft_experts import Parameter, parameters_of
 from .published import CARD, model_card, origin
 from .store import check_fit
 
@@ -75,11 +76,17 @@ def export_peft(pairs: Lora, base: Gguf, folder: str | os.PathLike[str], base_mo
     check_fit(pairs, base, "the adapter")
     shape = read_shape(base)
     tensors = {}
+    parameters = parameters_of(pairs, shape)
+    if parameters:
+        pairs = {name: pair for name, pair in pairs.items() if stack_of(name)[1] < 0}
+    for path, parameter in parameters.items():
+        tensors[f"base_model.model.{path}.lora_A.weight"] = parameter.a
+        tensors[f"base_model.model.{path}.lora_B.weight"] = parameter.b
     for name, pair in pairs.items():
         path = f"base_model.model.{_module_path(name, modules_of(shape))}"
         tensors[f"{path}.lora_A.weight"] = pair.a
         tensors[f"{path}.lora_B.weight"] = pair.b[np.argsort(row_order(name, pair.b.shape[0], shape))]
-    _write(folder, tensors, _config_of(pairs, shape), base, base_model, run)
+    _write(folder, tensors, _config_of(pairs, parameters, shape), base, base_model, run)
 
 
 def export_peft_prefix(keys: Keys, base: Gguf, folder: str | os.PathLike[str], base_model: str = "",
@@ -166,13 +173,16 @@ def row_order(name: str, rows: int, shape: Shape) -> NDArray[np.intp]:
 # ---- the configuration -----------------------------------------------------------------------------------------------
 
 
-def _config_of(pairs: Lora, shape: Shape) -> dict[str, Any]:
+def _config_of(pairs: Lora, parameters: Mapping[str, Parameter], shape: Shape) -> dict[str, Any]:
     """The most common rank and alpha, patterns for the pairs that differ."""
     of_kinds = modules_of(shape)
     modules = {name: _module_path(name, of_kinds) for name in pairs}
-    alphas = {name: _whole(pair.scale * pair.rank) for name, pair in pairs.items()}
-    rank = Counter(pair.rank for pair in pairs.values()).most_common(1)[0][0]
-    alpha = Counter(alphas.values()).most_common(1)[0][0]
+    updates: dict[str, Pair | Parameter] = {modules[name]: pair for name, pair in pairs.items()}
+    updates |= {f"{path}.weight": parameter for path, parameter in parameters.items()}
+    alphas = {path: _whole(update.scale * update.rank) for path, update in updates.items()}
+    common = [*(parameters or updates).values()]
+    rank = Counter(update.rank for update in common).most_common(1)[0][0]
+    alpha = Counter(_whole(update.scale * update.rank) for update in common).most_common(1)[0][0]
     kinds = {name.split(".", 2)[2] for name in pairs}
     present = [_kinds_in(shape, layer) for layer in range(shape.n_layer)]
     complete = len(pairs) == sum(len(kinds & of_block) for of_block in present)
@@ -190,8 +200,9 @@ def _config_of(pairs: Lora, shape: Shape) -> dict[str, Any]:
         "lora_dropout": 0.0,
         "bias": "none",
         "target_modules": short if complete else list(modules.values()),
-        "rank_pattern": {modules[name]: pair.rank for name, pair in pairs.items() if pair.rank != rank},
-        "alpha_pattern": {modules[name]: value for name, value in alphas.items() if value != alpha},
+        **({"target_parameters": [f"{path}.weight" for path in parameters]} if parameters else {}),
+        "rank_pattern": {path: update.rank for path, update in updates.items() if update.rank != rank},
+        "alpha_pattern": {path: value for path, value in alphas.items() if value != alpha},
     }
 
 

@@ -12,6 +12,8 @@ QKV = ("attn_q", "attn_k", "attn_v")
 ALL = (*QKV, "attn_output", "ffn_gate", "ffn_up", "ffn_down")
 
 
+GRANITE_EXPERTS = {"block_sparse_moe.input_linear": ("ffn_gate_exps", "ffn_up_exps"),
+                   "block_sparse_moe.output_linear": ("ffn_down_exps",)}
 LFM2 = {"attn_output": "self_attn.out_proj", "shortconv.in_proj": "conv.in_proj", "shortconv.out_proj": "conv.out_proj",
         "ffn_gate": "feed_forward.w1", "ffn_up": "feed_forward.w3", "ffn_down": "feed_forward.w2"}
 
@@ -42,6 +44,7 @@ class Family:
     dense_first: bool = False  # the first blocks may be gated
     shared_width: bool = False  # a token's experts share the file's width, if it says none of one expert
     fused_experts: bool = False  # transformers holds those of a block as parameters, not as modules
+    expert_parameters: Mapping[str, tuple[str, ...]] = field(default_factory=dict)  # those that PEFT can adapt
     norms_experts: bool = False  # the weights of a token's experts are divided by their sum
     modules: Mapping[str, str] = field(default_factory=dict)  # projections that transformers names unlike others
     unrotated_every: int = 0  # every n-th block has no rotary embedding; 0: all have one
@@ -92,5 +95,5 @@ FAMILIES = {family.name: family for family in (
     Family("qwen3moe", QKV, qk_norm="head", feed="experts", shared_width=True, norms_experts=True),
     Family("olmoe", QKV, qk_norm="width", narrow_heads=True, ungrouped=True, own_head=True, feed="experts"),
     Family("granitemoe", (*QKV, "attn_output"), neox=False, moves_rows=True, rope_factors=True, scales=True,
-           feed="experts", norms_experts=True, fused_experts=True),
+           feed="experts", norms_experts=True, fused_experts=True, expert_parameters=GRANITE_EXPERTS),
 )}

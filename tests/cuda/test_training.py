@@ -59,6 +59,16 @@ def test_every_network_learns_as_on_the_cpu(architecture, tiny_models):
 
 
 @pytest.mark.usefixtures("emulated")
+@pytest.mark.parametrize("weights", ["resident", "streamed"])
+def test_experts_learn_as_on_the_cpu(weights, tiny_models):
+    options = {"precision": "exact", "targets": "q_proj,gate_proj,up_proj,down_proj", "weights": weights}
+    found, adapter = losses(tiny_models["olmoe"], "cuda", **options)
+    want, wanted = losses(tiny_models["olmoe"], "cpu", **options)
+    assert found == pytest.approx(want, abs=1e-4)
+    assert np.abs(adapter - wanted).mean() < 1e-4
+
+
+@pytest.mark.usefixtures("emulated")
 @pytest.mark.parametrize("family", [BitFit(), Full()], ids=lambda family: family.name)
 def test_weights_themselves(family, tmp_path):
     """In training, and where the written bytes are measured."""
