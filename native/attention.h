@@ -10,9 +10,11 @@
  *
  * What is common is here; attention_float.h multiplies in float, attention_bf16.h in bf16. */
 
-/* Whole tiles: 64, or 96 where a tile has 12 rows. Larger blocks lose on short documents what they gain on long. */
+/* Whole tiles: 64, or 96 where a tile has 12 rows. Larger blocks lose on short documents what they gain on long. Heads
+ * wider than ET_NARROW_HEAD have half as many tokens in a block, so that it takes no more scratch. */
 enum { BQ = 64 % MR == 0 ? 64 : 8 * MR, BK = BQ };
-_Static_assert(BK % VL == 0 && BK <= ET_MAX_HEAD, "scores are whole vectors; gemm packs BK x ET_MAX_HEAD");
+_Static_assert(BK % VL == 0 && BK <= ET_NARROW_HEAD, "scores are whole vectors; gemm packs BK x ET_NARROW_HEAD");
+_Static_assert(ET_MAX_HEAD == 2 * ET_NARROW_HEAD && BQ / 2 % VL == 0, "half a block is of whole vectors");
 
 struct attention {
     et_context *ctx;
@@ -22,9 +24,12 @@ struct attention {
     float scale;
     int window, first, T, H, G, C; /* queries are tokens first .. T - 1 */
     int ahead;                     /* how many tokens after its own a query sees at most */
+    int block;                     /* tokens of a block, BQ or half of it */
 };
 
 enum { FAR_AHEAD = 1 << 30 };
+
+static inline int tokens_of_block(int C) { return C > ET_NARROW_HEAD ? BQ / 2 : BQ; }
 
 static inline int tokens_ahead(const int32_t *begin, int window) {
     return !begin ? 0 : window > 0 ? window - 1 : FAR_AHEAD;
@@ -38,16 +43,18 @@ static inline int same_segment(const struct attention *a, int t, int last) {
     return n;
 }
 
-/* Blocks of BQ are cut from each segment's first token: the tokens of the one that begins at t, */
-static inline int block_tokens(const struct attention *a, int t) { return same_segment(a, t, min_int(t + BQ, a->T)); }
+/* Blocks are cut from each segment's first token: the tokens of the one that begins at t, */
+static inline int block_tokens(const struct attention *a, int t) {
+    return same_segment(a, t, min_int(t + a->block, a->T));
+}
 
 /* and where the first begins that does so at or after t. */
 static inline int next_block(const struct attention *a, int t) {
     int past = 0;
     while (past < t && a->end[t - past - 1] == a->end[t] && t - past != a->first)
         past++;
-    past %= BQ;
-    return past ? t + same_segment(a, t, min_int(t + BQ - past, a->T)) : t;
+    past %= a->block;
+    return past ? t + same_segment(a, t, min_int(t + a->block - past, a->T)) : t;
 }
 
 /* How many tokens, along the path, key k is too far before query q for the window. */
@@ -81,7 +88,7 @@ static inline int next_keys(const struct attention *a, int *k, int q, int last) 
         else if (beyond > 0)
             *k += same_segment(a, *k, min_int(*k + beyond, last));
         else
-            return same_segment(a, *k, min_int(*k + BK, last));
+            return same_segment(a, *k, min_int(*k + a->block, last));
     }
     return 0;
 }
@@ -101,8 +108,10 @@ static inline ptrdiff_t row_at(const struct attention *a, int h, int t) {
 
 /* How many blocks of queries are tasks, and where one begins. The last see most and come first, so that the threads end
  * together. */
-static inline int query_blocks(const struct attention *a) { return ceil_div(a->T - a->first, BQ); }
-static inline int query_begin(const struct attention *a, int i) { return a->first + (query_blocks(a) - 1 - i) * BQ; }
+static inline int query_blocks(const struct attention *a) { return ceil_div(a->T - a->first, a->block); }
+static inline int query_begin(const struct attention *a, int i) {
+    return a->first + (query_blocks(a) - 1 - i) * a->block;
+}
 
 /* out from element i on [n] = s * x [n] */
 static inline void store_scaled(et_array out, ptrdiff_t i, const float *x, float s, int n) {
@@ -138,7 +147,7 @@ static void attention_forward(et_context *ctx, et_array out, float *lse, et_arra
                               int window, int Q, int T, int H, int G, int C) {
     struct attention a = {.ctx = ctx, .out = out, .lse = lse, .q = q, .k = k, .v = v, .begin = begin, .end = end,
                           .position = position, .scale = scale, .window = window, .first = T - Q, .T = T, .H = H,
-                          .G = G, .C = C, .ahead = tokens_ahead(begin, window)};
+                          .G = G, .C = C, .ahead = tokens_ahead(begin, window), .block = tokens_of_block(C)};
     ATTENTION(forward, &a);
 }
 
@@ -150,6 +159,6 @@ static void attention_backward(et_context *ctx, et_array dq, et_array dk, et_arr
     struct attention a = {.ctx = ctx, .dq = dq, .dk = dk, .dv = dv, .delta = delta, .dout = dout, .out = out,
                           .lse = (float *)lse, .q = q, .k = k, .v = v, .begin = begin, .end = end,
                           .position = position, .scale = scale, .window = window, .first = T - Q, .T = T, .H = H,
-                          .G = G, .C = C, .ahead = tokens_ahead(begin, window)};
+                          .G = G, .C = C, .ahead = tokens_ahead(begin, window), .block = tokens_of_block(C)};
     ATTENTION(backward, &a);
 }

@@ -11,26 +11,30 @@
 struct work {
     int ld;           /* C in whole strips */
     float *strips;    /* two strips' s and dp, one strip's p and ds */
-    bf16 *rows;       /* [BQ, ld], on their way to being packed */
+    int block;        /* tokens of a block */
+    bf16 *rows;       /* [block, ld], on their way to being packed */
     float *packed[4]; /* B */
     float *rest;
 };
 
 enum { STRIP_FLOATS = STRIP * BK, STRIPS = HEADS * BQ / STRIP };
-#define PACKED_FLOATS(ld) (BQ * (ld) / 2)
-#define WORK_FLOATS(ld) (5 * STRIP_FLOATS + 5 * PACKED_FLOATS(ld))
-#define HEAD_FLOATS(ld) (2 * PACKED_FLOATS(ld) + BQ * ((ld) + VL + 2))
-#define KEY_FLOATS(ld) (2 * PACKED_FLOATS(ld) + 2 * BK * (ld) + 2 * BQ)
-_Static_assert(WORK_FLOATS(ET_MAX_HEAD) + HEAD_FLOATS(ET_MAX_HEAD) <= ET_THREAD_FLOATS, "a block of queries fits");
-_Static_assert(WORK_FLOATS(ET_MAX_HEAD) + KEY_FLOATS(ET_MAX_HEAD) <= ET_THREAD_FLOATS, "a block of keys fits");
+#define PACKED_FLOATS(n, ld) ((n) * (ld) / 2)
+#define WORK_FLOATS(n, ld) (5 * STRIP_FLOATS + 5 * PACKED_FLOATS(n, ld))
+#define HEAD_FLOATS(n, ld) (2 * PACKED_FLOATS(n, ld) + (n) * ((ld) + VL + 2))
+#define KEY_FLOATS(n, ld) (2 * PACKED_FLOATS(n, ld) + 2 * (n) * (ld) + 2 * (n))
+#define FLOATS_OF(part, n, ld) (WORK_FLOATS(n, ld) + part##_FLOATS(n, ld))
+_Static_assert(FLOATS_OF(HEAD, BQ, ET_NARROW_HEAD) <= ET_THREAD_FLOATS, "a block of queries fits");
+_Static_assert(FLOATS_OF(KEY, BQ, ET_NARROW_HEAD) <= ET_THREAD_FLOATS, "a block of keys fits");
+_Static_assert(FLOATS_OF(HEAD, BQ / 2, ET_MAX_HEAD) <= ET_THREAD_FLOATS, "a block of wide heads fits");
+_Static_assert(FLOATS_OF(KEY, BQ / 2, ET_MAX_HEAD) <= ET_THREAD_FLOATS, "their keys fit");
 
 static struct work new_work(const struct attention *a, int thread) {
     float *p = et_scratch(a->ctx, thread);
     float *packed = p + 5 * STRIP_FLOATS;
-    struct work w = {.ld = whole_strips(a->C), .strips = p, .rows = (bf16 *)packed};
+    struct work w = {.ld = whole_strips(a->C), .block = a->block, .strips = p, .rows = (bf16 *)packed};
     for (int i = 0; i < 4; i++)
-        w.packed[i] = packed + (i + 1) * PACKED_FLOATS(w.ld);
-    w.rest = p + WORK_FLOATS(w.ld);
+        w.packed[i] = packed + (i + 1) * PACKED_FLOATS(w.block, w.ld);
+    w.rest = p + WORK_FLOATS(w.block, w.ld);
     return w;
 }
 
@@ -45,8 +49,8 @@ static struct strip new_strip(const struct attention *a, const struct work *w, i
 
 /* The two products of the two sides, and those of their result, which are added where `accumulate` is set. */
 static void product_of_sides(const struct work *w, const struct strip *t, int side) {
-    strip_product(side ? t->dp : t->s, BK, t->a[side], t->ld, w->packed[2 * side] + t->first, BK, t->rows, t->nv * VL,
-                  t->ld, 0);
+    strip_product(side ? t->dp : t->s, BK, t->a[side], t->ld, w->packed[2 * side] + t->first, w->block, t->rows,
+                  t->nv * VL, t->ld, 0);
 }
 
 static void product_of_scores(const struct work *w, const struct strip *t, int side, int accumulate) {
@@ -63,15 +67,15 @@ static void pack_tokens(const struct work *w, const struct attention *a, et_arra
         rows = (struct tokens){w->rows, w->ld};
     }
     if (across)
-        pack_across(across, rows, whole_strips(n), w->ld);
+        pack_across(across, rows, whole_strips(n), w->ld, w->block);
     if (down)
         pack_down(down, rows, whole_strips(n), w->ld);
 }
 
-/* base and delta [BQ] of queries q .. q + nq - 1 of head h; those behind them have probabilities of 0. */
+/* base and delta [block] of queries q .. q + nq - 1 of head h; those behind them have probabilities of 0. */
 static void load_base(const struct attention *a, float *base, float *delta, int h, int q, int nq) {
     ptrdiff_t at = row_at(a, h, q);
-    for (int i = 0; i < BQ; i += VL) {
+    for (int i = 0; i < a->block; i += VL) {
         vstore(base + i, splat(INFINITY));
         vstore(delta + i, splat(0.0f));
     }
@@ -90,22 +94,23 @@ struct queries {
 
 /* What is kept of one of them while blocks of keys pass by. */
 struct head {
-    bf16 *q, *dout;                    /* [BQ, ld] */
-    float *out, *sums, *base, *delta;  /* [BQ, ld], [BQ, VL], [BQ], [BQ] */
+    bf16 *q, *dout;                    /* [block, ld] */
+    float *out, *sums, *base, *delta;  /* [block, ld], [block, VL], [block], [block] */
 };
 
 static struct head head_at(const struct work *w, int i) {
-    float *p = w->rest + (ptrdiff_t)i * HEAD_FLOATS(w->ld);
-    float *out = p + 2 * PACKED_FLOATS(w->ld);
-    float *sums = out + BQ * w->ld;
-    float *base = sums + BQ * VL;
-    return (struct head){(bf16 *)p, (bf16 *)(p + PACKED_FLOATS(w->ld)), out, sums, base, base + BQ};
+    float *p = w->rest + (ptrdiff_t)i * HEAD_FLOATS(w->block, w->ld);
+    int n = PACKED_FLOATS(w->block, w->ld);
+    float *out = p + 2 * n;
+    float *sums = out + w->block * w->ld;
+    float *base = sums + w->block * VL;
+    return (struct head){(bf16 *)p, (bf16 *)(p + n), out, sums, base, base + w->block};
 }
 
 /* Into how many tasks a group's heads are cut. */
 static int parts_of_group(const struct attention *a) {
     int ld = whole_strips(a->C);
-    int fit = (ET_THREAD_FLOATS - WORK_FLOATS(ld)) / HEAD_FLOATS(ld);
+    int fit = (ET_THREAD_FLOATS - WORK_FLOATS(a->block, ld)) / HEAD_FLOATS(a->block, ld);
     return ceil_div(a->H / a->G, min_int(HEADS, fit));
 }
 
@@ -123,7 +128,7 @@ static void each_query_block(const struct attention *a, int task, int thread,
     b.h = b.g * group + part * heads;
     uint8_t before[TILE_STATE];
     bf16_begin(before);
-    for (b.q = next_block(a, begin); b.q < min_int(begin + BQ, a->T); b.q += b.nq) {
+    for (b.q = next_block(a, begin); b.q < min_int(begin + a->block, a->T); b.q += b.nq) {
         b.nq = block_tokens(a, b.q);
         block(a, &w, b);
     }
@@ -134,8 +139,8 @@ static void forward_begin(const struct attention *a, const struct work *w, struc
     for (int i = 0; i < b.heads; i++) {
         struct head head = head_at(w, i);
         round_rows(head.q, w->ld, a->q, q_at(a, b.h + i, b.q), q_stride(a), b.nq, a->C);
-        memset(head.sums, 0, sizeof(float) * BQ * VL);
-        for (int j = 0; j < BQ; j++)
+        memset(head.sums, 0, sizeof(float) * (size_t)a->block * VL);
+        for (int j = 0; j < a->block; j++)
             head.base[j] = -INFINITY;
     }
 }
@@ -255,8 +260,8 @@ static void dq_task(void *a, int task, int thread) { each_query_block(a, task, t
 /* Keys k .. k + nk - 1 of head g, and what is summed for them while blocks of queries pass by. */
 struct keys {
     int g, k, nk;
-    bf16 *k_rows, *v_rows;          /* [BK, ld] */
-    float *dk, *dv, *base, *delta;  /* [BK, ld], [BK, ld]; of the queries: [BQ], [BQ] */
+    bf16 *k_rows, *v_rows;          /* [block, ld] */
+    float *dk, *dv, *base, *delta;  /* [block, ld], [block, ld]; of the queries: [block], [block] */
 };
 
 /* The strips of b's keys that some of the queries q .. q + nq - 1 see. */
@@ -307,7 +312,7 @@ static void dkv_block(const struct attention *a, const struct work *w, const str
     int group = a->H / a->G;
     struct strip strips[STRIPS];
     if (accumulate)
-        memset(b->dk, 0, 2 * sizeof(float) * BK * (size_t)w->ld);
+        memset(b->dk, 0, 2 * sizeof(float) * (size_t)a->block * (size_t)w->ld);
     round_rows(b->k_rows, w->ld, a->k, k_at(a, b->g, b->k), k_stride(a), b->nk, a->C);
     round_rows(b->v_rows, w->ld, a->v, k_at(a, b->g, b->k), k_stride(a), b->nk, a->C);
     for (int h = b->g * group; h < (b->g + 1) * group; h++)
@@ -322,7 +327,7 @@ static void dkv_block(const struct attention *a, const struct work *w, const str
             accumulate = 1;
         }
     if (!accumulate) /* keys before the queries, that none of them sees */
-        memset(b->dk, 0, 2 * sizeof(float) * BK * (size_t)w->ld);
+        memset(b->dk, 0, 2 * sizeof(float) * (size_t)a->block * (size_t)w->ld);
     for (int i = 0; i < b->nk; i++) {
         store_scaled(a->dk, k_at(a, b->g, b->k + i), b->dk + i * w->ld, a->scale, a->C);
         store_scaled(a->dv, k_at(a, b->g, b->k + i), b->dv + i * w->ld, 1.0f, a->C);
@@ -332,15 +337,15 @@ static void dkv_block(const struct attention *a, const struct work *w, const str
 static void dkv_task(void *arg, int task, int thread) {
     const struct attention *a = arg;
     struct work w = new_work(a, thread);
-    int begin = task / a->G * BK;
-    int n = PACKED_FLOATS(w.ld);
+    int begin = task / a->G * a->block;
+    int n = PACKED_FLOATS(w.block, w.ld);
     float *sums = w.rest + 2 * n;
-    float *base = sums + 2 * BK * w.ld;
+    float *base = sums + 2 * w.block * w.ld;
     struct keys b = {.g = task % a->G, .k_rows = (bf16 *)w.rest, .v_rows = (bf16 *)(w.rest + n), .dk = sums,
-                     .dv = sums + BK * w.ld, .base = base, .delta = base + BQ};
+                     .dv = sums + w.block * w.ld, .base = base, .delta = base + w.block};
     uint8_t before[TILE_STATE];
     bf16_begin(before);
-    for (b.k = next_block(a, begin); b.k < min_int(begin + BK, a->T); b.k += b.nk) {
+    for (b.k = next_block(a, begin); b.k < min_int(begin + a->block, a->T); b.k += b.nk) {
         b.nk = block_tokens(a, b.k);
         dkv_block(a, &w, &b);
     }
@@ -351,5 +356,5 @@ static void attention_forward_bf16(struct attention *a) { et_parallel(a->ctx, fo
 
 static void attention_backward_bf16(struct attention *a) {
     et_parallel(a->ctx, dq_task, a, query_tasks(a));
-    et_parallel(a->ctx, dkv_task, a, ceil_div(a->T, BK) * a->G);
+    et_parallel(a->ctx, dkv_task, a, ceil_div(a->T, a->block) * a->G);
 }

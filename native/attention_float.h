@@ -1,9 +1,9 @@
 /* Attention whose products are in float. What is stored as bf16 is widened a block at a time. */
 
-enum { BLOCK_FLOATS = BQ * ET_MAX_HEAD };
+enum { BLOCK_FLOATS = BQ * ET_NARROW_HEAD };
 
 /* Floats of a thread's scratch: scores, their gradients, widened blocks of A and B, sums, and what gemm packs. */
-#define ET_ATTENTION_FLOATS (2 * BQ * BK + 4 * BLOCK_FLOATS + ET_MAX_HEAD * (MR + BK + NR))
+#define ET_ATTENTION_FLOATS (2 * BQ * BK + 4 * BLOCK_FLOATS + ET_NARROW_HEAD * (MR + BK + NR))
 _Static_assert(ET_ATTENTION_FLOATS <= ET_THREAD_FLOATS, "attention does not fit a thread's scratch");
 
 /* Scores of head h, queries q .. q + nq - 1, keys k .. k + nk - 1: row i at s + i * BK, -inf up to a whole vector. */
@@ -52,12 +52,14 @@ static inline struct block query_block(const struct attention *a, int task, int 
     return b;
 }
 
-/* s [nq, nk] = alpha * x . y^T, x of the block's queries, y of its keys */
+/* s [nq, nk] = alpha * x . y^T, x of the block's queries, y of its keys; gemm packs ET_NARROW_HEAD columns at most */
 static void query_key_products(const struct attention *a, const struct block *b, float *s, et_array x, et_array y,
                                float alpha) {
     struct rows left = query_rows(a, b, x, b->wide_a);
     struct rows right = key_rows(a, b, y, b->wide_b);
-    gemm(s, BK, left.p, left.stride, 1, right.p, right.stride, 1, b->nq, b->nk, a->C, alpha, 0, b->pack);
+    for (int c = 0; c < a->C; c += ET_NARROW_HEAD)
+        gemm(s, BK, left.p + c, left.stride, 1, right.p + c, right.stride, 1, b->nq, b->nk,
+             min_int(a->C - c, ET_NARROW_HEAD), alpha, c > 0, b->pack);
 }
 
 /* s = scale * q . k^T, what a query may not see is -inf */
@@ -133,7 +135,7 @@ static void attention_forward_block(const struct attention *a, struct block b) {
 static void attention_forward_task(void *arg, int task, int thread) {
     const struct attention *a = arg;
     struct block b = query_block(a, task, thread);
-    for (int end = min_int(b.q + BQ, a->T), q = next_block(a, b.q); q < end; q += b.nq) {
+    for (int end = min_int(b.q + a->block, a->T), q = next_block(a, b.q); q < end; q += b.nq) {
         b.q = q;
         b.nq = block_tokens(a, q);
         attention_forward_block(a, b);
@@ -180,7 +182,7 @@ static void attention_dq_block(const struct attention *a, struct block b) {
 static void attention_dq_task(void *arg, int task, int thread) {
     const struct attention *a = arg;
     struct block b = query_block(a, task, thread);
-    for (int end = min_int(b.q + BQ, a->T), q = next_block(a, b.q); q < end; q += b.nq) {
+    for (int end = min_int(b.q + a->block, a->T), q = next_block(a, b.q); q < end; q += b.nq) {
         b.q = q;
         b.nq = block_tokens(a, q);
         attention_dq_block(a, b);
@@ -214,9 +216,9 @@ static void attention_dkv_block(const struct attention *a, struct block b) {
 static void attention_dkv_task(void *arg, int task, int thread) {
     const struct attention *a = arg;
     struct block b = new_block(a, thread);
-    int begin = task / a->G * BK;
+    int begin = task / a->G * a->block;
     b.g = task % a->G;
-    for (b.k = next_block(a, begin); b.k < min_int(begin + BK, a->T); b.k += b.nk) {
+    for (b.k = next_block(a, begin); b.k < min_int(begin + a->block, a->T); b.k += b.nk) {
         b.nk = block_tokens(a, b.k);
         attention_dkv_block(a, b);
     }
@@ -224,5 +226,5 @@ static void attention_dkv_task(void *arg, int task, int thread) {
 
 static void attention_backward_float(struct attention *a) {
     et_parallel(a->ctx, attention_dq_task, a, query_blocks(a) * a->H);
-    et_parallel(a->ctx, attention_dkv_task, a, ceil_div(a->T, BK) * a->G);
+    et_parallel(a->ctx, attention_dkv_task, a, ceil_div(a->T, a->block) * a->G);
 }

@@ -47,13 +47,13 @@ static inline __m512 four_rows(const bf16 *p, ptrdiff_t stride) {
     return (__m512)_mm512_inserti32x4(x, _mm_loadu_si128((const __m128i *)(p + 3 * stride)), 3);
 }
 
-/* B of products with the transpose of n rows of ld: [ld / 2, BK] pairs along the rows. Pairs are dwords: four of
+/* B of products with the transpose of n rows of ld: [ld / 2, block] pairs along the rows. Pairs are dwords: four of
  * sixteen rows are transposed at a time. */
-static void pack_across(float *pairs, struct tokens rows, int n, int ld) {
+static void pack_across(float *pairs, struct tokens rows, int n, int ld, int block) {
     for (int i = 0; i < n; i += 16)
         for (int j = 0; j < ld; j += 8) {
             const bf16 *p = rows.p + i * rows.stride + j;
-            float *out = pairs + j / 2 * BK + i;
+            float *out = pairs + j / 2 * block + i;
             __m512 a = four_rows(p, 4 * rows.stride);
             __m512 b = four_rows(p + rows.stride, 4 * rows.stride);
             __m512 c = four_rows(p + 2 * rows.stride, 4 * rows.stride);
@@ -63,9 +63,9 @@ static void pack_across(float *pairs, struct tokens rows, int n, int ld) {
             __m512 cd0 = _mm512_unpacklo_ps(c, d);
             __m512 cd1 = _mm512_unpackhi_ps(c, d);
             vstore(out, (vec)_mm512_shuffle_ps(ab0, cd0, 0x44));
-            vstore(out + BK, (vec)_mm512_shuffle_ps(ab0, cd0, 0xee));
-            vstore(out + 2 * BK, (vec)_mm512_shuffle_ps(ab1, cd1, 0x44));
-            vstore(out + 3 * BK, (vec)_mm512_shuffle_ps(ab1, cd1, 0xee));
+            vstore(out + block, (vec)_mm512_shuffle_ps(ab0, cd0, 0xee));
+            vstore(out + 2 * block, (vec)_mm512_shuffle_ps(ab1, cd1, 0x44));
+            vstore(out + 3 * block, (vec)_mm512_shuffle_ps(ab1, cd1, 0xee));
         }
 }
 

@@ -38,12 +38,12 @@ static void check_refused_arrays(struct check *c, et_array wrong) {
     REFUSES(1, wrong, et_add_bias(ctx, t[0], x, 1, 1))
     REFUSES(2, wrong, et_copy(ctx, t[0], t[1], 1))
     REFUSES(2, wrong, et_dropout(ctx, t[0], t[1], 0, 0, 0, 1))
-    REFUSES(1, wrong, et_head_forward(ctx, x, zero, x, x, t[0], x, ET_F32, zero, 1, 0, 1, 1, 1, 1))
+    REFUSES(1, wrong, et_head_forward(ctx, x, zero, x, x, t[0], x, ET_F32, zero, 0, 1, 0, 1, 1, 1, 1))
     REFUSES(4, wrong, et_cache_store(ctx, t[0], t[1], t[2], t[3], zero, 1, 1, 1, 1))
     REFUSES(4, wrong, et_attention_cached(ctx, t[0], t[1], t[2], t[3], zero, 1, 0, 1, 1, 1, 1, 1, 1))
-    REFUSES(1, wrong, et_head_sample(ctx, zero, x, x, x, x, t[0], x, ET_F32, zero, NULL, 1, 1, 0, 1, 1, 1, 1))
-    REFUSES(1, wrong, et_head_top(ctx, x, x, x, x, t[0], x, ET_F32, x, 1, 0, 1, 1, 1, 1, 1))
-    REFUSES(2, wrong, et_head_backward(ctx, x, x, x, t[0], x, t[1], x, ET_F32, zero, x, 1, 0, 1, 1, 1, 1))
+    REFUSES(1, wrong, et_head_sample(ctx, zero, x, x, x, x, t[0], x, ET_F32, zero, NULL, 1, 0, 1, 0, 1, 1, 1, 1))
+    REFUSES(1, wrong, et_head_top(ctx, x, x, x, x, t[0], x, ET_F32, x, 0, 1, 0, 1, 1, 1, 1, 1))
+    REFUSES(2, wrong, et_head_backward(ctx, x, x, x, t[0], x, t[1], x, ET_F32, zero, x, 0, 1, 0, 1, 1, 1, 1))
 }
 
 /* Tokens of [T] that see both ways, whose range, [begin, end), is not that of a document without branches. */
@@ -90,9 +90,9 @@ void check_refusals(struct check *c) {
     check_true(c, et_attention_cached(c->ctx, a, a, a, a, low, 1, 0, 1, 1, 1, 1, 1, 1) == ET_BAD_INDEX,
                "a path without a token");
     int32_t token[1];
-    check_true(c, et_head_sample(c->ctx, token, x, x, x, x, a, x, ET_F32, high, NULL, -1, 1, 0, 1, 1, 1, 1)
+    check_true(c, et_head_sample(c->ctx, token, x, x, x, x, a, x, ET_F32, high, NULL, -1, 0, 1, 0, 1, 1, 1, 1)
                       == ET_BAD_ARGUMENT, "a temperature below 0");
-    check_true(c, et_head_top(c->ctx, x, x, x, x, a, x, ET_F32, x, 1, 0, 1, 1, 0, 1, 1) == ET_BAD_ARGUMENT,
+    check_true(c, et_head_top(c->ctx, x, x, x, x, a, x, ET_F32, x, 0, 1, 0, 1, 1, 0, 1, 1) == ET_BAD_ARGUMENT,
                "no highest logits");
     check_true(c, et_causal_conv_forward(c->ctx, a, a, x, NULL, low, 1, 1, 2, 2, 4) == ET_BAD_ARGUMENT,
                "channels past a row");

@@ -114,11 +114,13 @@ static int are_documents(const int32_t *begin, const int32_t *end, int T) {
     return 1;
 }
 
+static int widest_head(const et_context *ctx) { return et_device_of(ctx) ? ET_NARROW_HEAD : ET_MAX_HEAD; }
+
 /* What both directions of attention need of sizes and of the forest, whose roots may have any position. */
-static int check_attention(const int32_t *begin, const int32_t *end, const int32_t *position, int window, int Q, int T,
-                           int H, int G, int C) {
+static int check_attention(const et_context *ctx, const int32_t *begin, const int32_t *end, const int32_t *position,
+                           int window, int Q, int T, int H, int G, int C) {
     NEED_POSITIVE(T, H, G);
-    NEED(Q > 0 && Q <= T && C > 0 && C <= ET_MAX_HEAD && H % G == 0 && window >= 0, ET_BAD_ARGUMENT);
+    NEED(Q > 0 && Q <= T && C > 0 && C <= widest_head(ctx) && H % G == 0 && window >= 0, ET_BAD_ARGUMENT);
     for (int t = 0; t < T; t = end[t])
         NEED(end[t] > t && end[t] <= T && position[t] >= 0, ET_BAD_INDEX);
     for (int t = 0; t < T; t++)
@@ -132,7 +134,7 @@ int et_attention_forward(et_context *ctx, et_array out, float *lse, et_array q, 
                          int Q, int T, int H, int G, int C) {
     NEED_ARRAYS(out, q, k, v);
     NEED_ALL(lse, end, position);
-    int code = check_attention(begin, end, position, window, Q, T, H, G, C);
+    int code = check_attention(ctx, begin, end, position, window, Q, T, H, G, C);
     return code ? code : RUN(attention_forward, out, lse, q, k, v, begin, end, position, scale, window, Q, T, H, G, C);
 }
 
@@ -142,7 +144,7 @@ int et_attention_backward(et_context *ctx, et_array dq, et_array dk, et_array dv
                           int G, int C) {
     NEED_ARRAYS(dq, dk, dv, dout, out, q, k, v);
     NEED_ALL(delta, lse, end, position);
-    int code = check_attention(begin, end, position, window, Q, T, H, G, C);
+    int code = check_attention(ctx, begin, end, position, window, Q, T, H, G, C);
     return code ? code
                 : RUN(attention_backward, dq, dk, dv, delta, dout, out, lse, q, k, v, begin, end, position, scale,
                       window, Q, T, H, G, C);
@@ -243,9 +245,16 @@ int et_dropout(et_context *ctx, et_array out, et_array inp, float p, uint64_t se
     return RUN(dropout, out, inp, p, seed, accumulate, n);
 }
 
+/* A cap of logits is 0, none, or positive; devices have none. */
+static int may_cap(const et_context *ctx, float cap) {
+    return cap == 0 || (cap > 0 && isfinite(cap) && !et_device_of(ctx));
+}
+
 /* What both directions of the head need. */
-static int check_head(int format, const int32_t *targets, int block, int begin, int end, int T, int V, int D) {
+static int check_head(const et_context *ctx, int format, const int32_t *targets, float cap, int block, int begin,
+                      int end, int T, int V, int D) {
     NEED_POSITIVE(T, V, D);
+    NEED(may_cap(ctx, cap), ET_BAD_ARGUMENT);
     NEED(block > 0 && 0 <= begin && begin < end && end <= V && D <= ET_THREAD_FLOATS, ET_BAD_ARGUMENT);
     int code = check_format(format, D);
     NEED(!code, code);
@@ -254,29 +263,30 @@ static int check_head(int format, const int32_t *targets, int block, int begin, 
 }
 
 int et_head_forward(et_context *ctx, float *logp, int32_t *best, float *logits, float *state, et_array h,
-                    const void *w, int format, const int32_t *targets, int block, int begin, int end, int T, int V,
-                    int D) {
+                    const void *w, int format, const int32_t *targets, float cap, int block, int begin, int end,
+                    int T, int V, int D) {
     NEED_ALL(logp, logits, state, w, targets);
     NEED_ARRAYS(h);
-    int code = check_head(format, targets, block, begin, end, T, V, D);
+    int code = check_head(ctx, format, targets, cap, block, begin, end, T, V, D);
     return code ? code
-                : RUN(head_forward, logp, best, logits, state, h, w, format, targets, block, begin, end, T, V, D);
+                : RUN(head_forward, logp, best, logits, state, h, w, format, targets, cap, block, begin, end, T, V, D);
 }
 
 int et_head_backward(et_context *ctx, float *dh, float *logp, float *logits, et_array e, float *state, et_array h,
-                     const void *w, int format, const int32_t *targets, const float *a, int block, int begin, int end,
-                     int T, int V, int D) {
+                     const void *w, int format, const int32_t *targets, const float *a, float cap, int block,
+                     int begin, int end, int T, int V, int D) {
     NEED_ALL(dh, logp, logits, state, w, targets, a);
     NEED_ARRAYS(h, e);
-    int code = check_head(format, targets, block, begin, end, T, V, D);
+    int code = check_head(ctx, format, targets, cap, block, begin, end, T, V, D);
     return code ? code
-                : RUN(head_backward, dh, logp, logits, e, state, h, w, format, targets, a, block, begin, end, T, V, D);
+                : RUN(head_backward, dh, logp, logits, e, state, h, w, format, targets, a, cap, block, begin, end, T,
+                      V, D);
 }
 
 /* What both ops on a cache of L blocks need of it, and of the slots of n tokens from -1 on, or from 0. */
-static int check_cache(const int32_t *slot, int64_t n, int least, int L, int G, int C) {
+static int check_cache(const et_context *ctx, const int32_t *slot, int64_t n, int least, int L, int G, int C) {
     NEED_POSITIVE(L, G, n);
-    NEED(C > 0 && C <= ET_MAX_HEAD && L <= INT32_MAX / ET_CACHE, ET_BAD_ARGUMENT);
+    NEED(C > 0 && C <= widest_head(ctx) && L <= INT32_MAX / ET_CACHE, ET_BAD_ARGUMENT);
     for (int64_t i = 0; i < n; i++)
         NEED(slot[i] >= least && slot[i] < L * ET_CACHE, ET_BAD_INDEX);
     return ET_OK;
@@ -286,7 +296,7 @@ int et_cache_store(et_context *ctx, et_array keys, et_array values, et_array k, 
                    int L, int G, int C) {
     NEED_ARRAYS(keys, values, k, v);
     NEED_ALL(slot);
-    int code = check_cache(slot, T, 0, L, G, C);
+    int code = check_cache(ctx, slot, T, 0, L, G, C);
     return code ? code : RUN(cache_store, keys, values, k, v, slot, T, L, G, C);
 }
 
@@ -295,7 +305,7 @@ int et_attention_cached(et_context *ctx, et_array out, et_array q, et_array keys
     NEED_ARRAYS(out, q, keys, values);
     NEED_ALL(path);
     NEED_POSITIVE(T, P, H);
-    int code = check_cache(path, (int64_t)T * P, -1, L, G, C);
+    int code = check_cache(ctx, path, (int64_t)T * P, -1, L, G, C);
     NEED(!code, code);
     NEED(H % G == 0 && window >= 0, ET_BAD_ARGUMENT);
     for (int t = 0; t < T; t++)
@@ -304,31 +314,34 @@ int et_attention_cached(et_context *ctx, et_array out, et_array q, et_array keys
 }
 
 /* What both ops that look for tokens need. */
-static int check_drawing(int format, int block, int begin, int end, int T, int V, int D) {
+static int check_drawing(const et_context *ctx, int format, float cap, int block, int begin, int end, int T, int V,
+                         int D) {
     NEED_POSITIVE(T, V, D);
+    NEED(may_cap(ctx, cap), ET_BAD_ARGUMENT);
     NEED(block > 0 && 0 <= begin && begin < end && end <= V, ET_BAD_ARGUMENT);
     return check_format(format, D);
 }
 
 int et_head_sample(et_context *ctx, int32_t *token, float *logp, float *drawn, float *logits, float *state, et_array h,
-                   const void *w, int format, const int32_t *key, const float *limit, float temperature, int block,
-                   int begin, int end, int T, int V, int D) {
+                   const void *w, int format, const int32_t *key, const float *limit, float temperature, float cap,
+                   int block, int begin, int end, int T, int V, int D) {
     NEED_ALL(token, logp, drawn, logits, state, w, key);
     NEED_ARRAYS(h);
-    int code = check_drawing(format, block, begin, end, T, V, D);
+    int code = check_drawing(ctx, format, cap, block, begin, end, T, V, D);
     NEED(!code, code);
     NEED(temperature == 0 || (temperature > 0 && isfinite(1 / temperature)), ET_BAD_ARGUMENT);
-    return RUN(head_sample, token, logp, drawn, logits, state, h, w, format, key, limit, temperature, block, begin, end,
-               T, V, D);
+    return RUN(head_sample, token, logp, drawn, logits, state, h, w, format, key, limit, temperature, cap, block, begin,
+               end, T, V, D);
 }
 
 int et_head_top(et_context *ctx, float *top, float *lse, float *logits, float *state, et_array h, const void *w,
-                int format, const float *limit, int block, int begin, int end, int T, int M, int V, int D) {
+                int format, const float *limit, float cap, int block, int begin, int end, int T, int M, int V, int D) {
     NEED_ALL(top, lse, logits, state, w, limit);
     NEED_ARRAYS(h);
     NEED(M > 0, ET_BAD_ARGUMENT);
-    int code = check_drawing(format, block, begin, end, T, V, D);
-    return code ? code : RUN(head_top, top, lse, logits, state, h, w, format, limit, block, begin, end, T, M, V, D);
+    int code = check_drawing(ctx, format, cap, block, begin, end, T, V, D);
+    return code ? code
+                : RUN(head_top, top, lse, logits, state, h, w, format, limit, cap, block, begin, end, T, M, V, D);
 }
 
 int et_adamw(et_context *ctx, float *param, const float *grad, float *m, float *v, float lr, float beta1, float beta2,

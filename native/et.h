@@ -118,11 +118,13 @@ int et_rope(et_context *ctx, et_array x, const float *cos, const float *sin, con
  * Tokens are a forest in depth-first order: those of the subtree of token j are j .. end[j] - 1, position[j] is that
  * of its parent plus 1. Documents one after another are trees without branches. Token t sees token j if begin[j] <= t <
  * end[j] and, unless window is 0, |position[t] - position[j]| < window. begin NULL: begin[j] is j, so tokens see none
- * after them. Else all are documents, and begin[j] is the first token of j's: tokens see both ways. C <= ET_MAX_HEAD.
+ * after them. Else all are documents, and begin[j] is the first token of j's: tokens see both ways. C <= ET_MAX_HEAD, on a
+ * device ET_NARROW_HEAD.
  * Never holds T x T.
  * Each array may have another type. Where the context is not ET_EXACT and the kernel set multiplies bf16, all products,
  * with the probabilities too, are of numbers rounded to bf16, and sums are in float. */
-#define ET_MAX_HEAD 256
+#define ET_MAX_HEAD 512
+#define ET_NARROW_HEAD 256
 int et_attention_forward(et_context *ctx, et_array out, float *lse, et_array q, et_array k, et_array v,
                          const int32_t *begin, const int32_t *end, const int32_t *position, float scale, int window,
                          int Q, int T, int H, int G, int C);
@@ -173,13 +175,13 @@ int et_dropout(et_context *ctx, et_array out, et_array inp, float p, uint64_t se
 /* logp [T] = log softmax(h [T, D] . w [V, D]^T)[targets]; best [T] = arg max (NULL: not wanted). Work space: logits
  * [T, block], state [T, ET_HEAD_STATE]. */
 int et_head_forward(et_context *ctx, float *logp, int32_t *best, float *logits, float *state, et_array h,
-                    const void *w, int format, const int32_t *targets, int block, int begin, int end, int T, int V,
-                    int D);
+                    const void *w, int format, const int32_t *targets, float cap, int block, int begin, int end,
+                    int T, int V, int D);
 /* With a [T] = -dL/dlogp: dh [T, D] = sum_v a_t (softmax(z_t) - onehot(target_t))_v w_v; logp as above. e [T, block] is
  * work space too: in the type that is multiplied, it need not be converted; floats may be logits. */
 int et_head_backward(et_context *ctx, float *dh, float *logp, float *logits, et_array e, float *state, et_array h,
-                     const void *w, int format, const int32_t *targets, const float *a, int block, int begin, int end,
-                     int T, int V, int D);
+                     const void *w, int format, const int32_t *targets, const float *a, float cap, int block,
+                     int begin, int end, int T, int V, int D);
 
 /* ---- answers: one token more of many at a time ------------------------------------------------------------------- */
 /* A cache of keys [L, G, C, ET_CACHE] and values [L, G, ET_CACHE, C] has L blocks of ET_CACHE tokens. Slot i is token
@@ -200,11 +202,11 @@ int et_attention_cached(et_context *ctx, et_array out, et_array q, et_array keys
  * the value's index. Parts of the vocabulary, logits [T, block] and state [T, ET_SAMPLE_STATE] as in et_head_forward. */
 #define ET_SAMPLE_STATE 5
 int et_head_sample(et_context *ctx, int32_t *token, float *logp, float *drawn, float *logits, float *state, et_array h,
-                   const void *w, int format, const int32_t *key, const float *limit, float temperature, int block,
-                   int begin, int end, int T, int V, int D);
+                   const void *w, int format, const int32_t *key, const float *limit, float temperature, float cap,
+                   int block, int begin, int end, int T, int V, int D);
 /* top [T, M] = the M highest logits below limit[t], in no order, -inf where there are fewer; lse [T] of all logits. */
 int et_head_top(et_context *ctx, float *top, float *lse, float *logits, float *state, et_array h, const void *w,
-                int format, const float *limit, int block, int begin, int end, int T, int M, int V, int D);
+                int format, const float *limit, float cap, int block, int begin, int end, int T, int M, int V, int D);
 
 /* ---- optimizer --------------------------------------------------------------------------------------------- */
 /* Decoupled AdamW (Loshchilov & Hutter 2019), bias-corrected; step counts from 1. */

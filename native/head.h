@@ -4,7 +4,8 @@
  *
  *   dh = a (sum_v p_v w_v - w_t) = a (1 - p) (sum_{v != t} e_v w_v / sum_{v != t} e_v - w_t),    e_v = exp(z_v - max),
  *
- * and the right side, unlike the middle, cancels nothing where p is near 1, so e may be bf16. */
+ * and the right side, unlike the middle, cancels nothing where p is near 1, so e may be bf16. Where logits are capped,
+ * each w_v comes with the slope of its cap. */
 
 struct head_state { /* of a token: of all logits but the target's so far, their maximum and sum of exp(z - max) */
     float max, sum, target, best;
@@ -21,7 +22,19 @@ struct head_args {
     et_context *ctx;
     const void *w;
     int format, first, n, D; /* the block's first entry of the vocabulary, and its entries */
+    float cap; /* of logits: z becomes cap tanh(z / cap), whose slope is 1 - (that / cap)^2; 0: none */
 };
+
+/* z [n] = cap tanh(z / cap) */
+static inline void cap_row(float *z, float cap, int n) {
+    for (int i = 0; i < n; i += VL) {
+        vec x = vload_part(z + i, n - i);
+        vec size = blend(x < 0.0f, -x, x);
+        vec e = vec_exp(size * (-2.0f / cap)); /* at most 1 */
+        vec y = cap * ((1.0f - e) / (1.0f + e));
+        vstore_part(z + i, blend(x < 0.0f, -y, y), n - i);
+    }
+}
 
 static inline float row_max(const float *z, int n) {
     vec max = splat(-INFINITY);
@@ -50,8 +63,12 @@ static inline int32_t row_best(const float *z, float highest, int n) {
     return 0;
 }
 
-/* e [n] = exp(z - max), if wanted; returns the sum: in double between runs, as vocabularies are long */
-INLINE double row_exp(et_array e, const float *z, float max, int n, const int keep) {
+/* What row_exp keeps. */
+enum { NO_EXP, EXP, EXP_OF_CAPPED };
+
+/* e [n] = exp(z - max), if wanted, times the slope of a cap; returns the sum of exp(z - max): in double between runs,
+ * as vocabularies are long */
+INLINE double row_exp(et_array e, const float *z, float max, float cap, int n, const int keep) {
     double total = 0.0;
     for (int begin = 0; begin < n; begin += RUN) {
         int end = min_int(begin + RUN, n);
@@ -59,8 +76,12 @@ INLINE double row_exp(et_array e, const float *z, float max, int n, const int ke
         vec sum = {0};
         for (; i < end; i += VL) {
             vec x = vec_exp(vload_part(z + i, end - i) - max);
-            if (keep)
+            if (keep == EXP)
                 store_part(e, i, x, end - i);
+            if (keep == EXP_OF_CAPPED) {
+                vec part = vload_part(z + i, end - i) * (1.0f / cap);
+                store_part(e, i, x * vec_max(1.0f - part * part, splat(0.0f)), end - i);
+            }
             if (end - i < VL)
                 for (int j = end - i; j < VL; j++)
                     x[j] = 0;
@@ -77,6 +98,8 @@ static void head_block_task(void *arg, int task, int thread) {
     const struct head_args *h = arg;
     struct head_state *s = &h->state[task];
     float *z = h->logits + (ptrdiff_t)task * h->n;
+    if (h->cap > 0)
+        cap_row(z, h->cap, h->n);
     float most = row_max(z, h->n);
     int target = h->targets[task] - h->first;
     if (h->best && (h->first == 0 || most > s->best)) {
@@ -92,9 +115,11 @@ static void head_block_task(void *arg, int task, int thread) {
     float base = max == -INFINITY ? 0.0f : max;
     float factor = s->max == -INFINITY ? 0.0f : expf(s->max - base);
     et_array e = array_at(h->e, (int64_t)task * h->n);
-    double sum = !h->dh               ? row_exp(e, z, base, h->n, 0)
-                 : e.type == ET_F32   ? row_exp((et_array){e.data, ET_F32}, z, base, h->n, 1)
-                                      : row_exp((et_array){e.data, ET_BF16}, z, base, h->n, 1);
+    double sum = !h->dh     ? row_exp(e, z, base, 0, h->n, NO_EXP)
+                 : h->cap > 0 ? row_exp(e, z, base, h->cap, h->n, EXP_OF_CAPPED)
+                 : e.type == ET_F32
+                     ? row_exp((et_array){e.data, ET_F32}, z, base, 0, h->n, EXP)
+                     : row_exp((et_array){e.data, ET_BF16}, z, base, 0, h->n, EXP);
     if (h->dh && factor != 1.0f && h->first)
         scale_row(h->dh + (ptrdiff_t)task * h->D, factor, h->D);
     s->sum = (float)(s->sum * factor + sum);
@@ -113,6 +138,8 @@ static void head_end_task(void *arg, int task, int thread) {
     float *w = et_scratch(h->ctx, thread);
     float a = (float)(h->a[task] / (1 + exp(ahead)));
     float each = s.sum != 0 ? a / s.sum : 0;
+    if (h->cap > 0)
+        a *= 1 - s.target / h->cap * (s.target / h->cap);
     unpack(w, h->w, h->format, (int64_t)h->targets[task] * h->D, h->D);
     for (int i = 0; i < h->D; i += VL)
         vstore_part(dh + i, vload_part(dh + i, h->D - i) * each - vload_part(w + i, h->D - i) * a, h->D - i);
@@ -143,18 +170,18 @@ static void head(et_context *ctx, struct head_args *args, et_array h, int block,
 
 /* logp [T] = log softmax(h [T, D] . w [V, D]^T)[targets], best [T] = arg max; logits [T, block], state: work space. */
 static void head_forward(et_context *ctx, float *logp, int32_t *best, float *logits, float *state, et_array h,
-                         const void *w, int format, const int32_t *targets, int block, int begin, int end, int T,
-                         int V, int D) {
+                         const void *w, int format, const int32_t *targets, float cap, int block, int begin, int end,
+                         int T, int V, int D) {
     struct head_args args = {.ctx = ctx, .logp = logp, .logits = logits, .state = (struct head_state *)state,
-                             .best = best, .targets = targets, .w = w, .format = format, .D = D};
+                             .best = best, .targets = targets, .w = w, .format = format, .D = D, .cap = cap};
     head(ctx, &args, h, block, begin, end, T, V, D);
 }
 
 /* dh [T, D] = a_t (softmax(z_t) - onehot(target_t)) . w; logp as forward; e [T, block] may be logits. */
 static void head_backward(et_context *ctx, float *dh, float *logp, float *logits, et_array e, float *state,
-                          et_array h, const void *w, int format, const int32_t *targets, const float *a, int block,
-                          int begin, int end, int T, int V, int D) {
+                          et_array h, const void *w, int format, const int32_t *targets, const float *a, float cap,
+                          int block, int begin, int end, int T, int V, int D) {
     struct head_args args = {.ctx = ctx, .dh = dh, .logp = logp, .logits = logits, .e = e, .targets = targets, .a = a,
-                             .state = (struct head_state *)state, .w = w, .format = format, .D = D};
+                             .state = (struct head_state *)state, .w = w, .format = format, .D = D, .cap = cap};
     head(ctx, &args, h, block, begin, end, T, V, D);
 }

@@ -66,12 +66,13 @@ void ref_attention_cached(et_context *ctx, et_array out, et_array q, et_array ke
     free(p);
 }
 
-/* z [V] = h . w^T, h from element `at`, w already float */
-static void all_logits(double *z, et_array h, int64_t at, const float *w, int V, int D) {
+/* z [V] = h . w^T, capped, h from element `at`, w already float */
+static void all_logits(double *z, et_array h, int64_t at, const float *w, double cap, int V, int D) {
     for (int v = 0; v < V; v++) {
         z[v] = 0.0;
         for (int i = 0; i < D; i++)
             z[v] += array_get(h, at + i) * w[(size_t)v * D + i];
+        z[v] = cap > 0 ? cap * tanh(z[v] / cap) : z[v];
     }
 }
 
@@ -100,7 +101,7 @@ double ref_noise(const int32_t key[2], int token) {
 
 void ref_head_sample(et_context *ctx, int32_t *token, float *logp, float *drawn, float *logits, float *state,
                      et_array h, const void *w, int format, const int32_t *key, const float *limit, float temperature,
-                     int block, int begin, int end, int T, int V, int D) {
+                     float cap, int block, int begin, int end, int T, int V, int D) {
     (void)logits, (void)state, (void)block, (void)begin, (void)end; /* all at once */
     float *values = malloc((size_t)V * D * sizeof *values);
     double *z = malloc((size_t)V * sizeof *z);
@@ -109,7 +110,7 @@ void ref_head_sample(et_context *ctx, int32_t *token, float *logp, float *drawn,
         double heat = temperature > 0 ? 1.0 / temperature : 0.0;
         double least = limit && heat > 0 ? limit[t] : -INFINITY;
         double best = -INFINITY;
-        all_logits(z, h, (int64_t)t * D, values, V, D);
+        all_logits(z, h, (int64_t)t * D, values, cap, V, D);
         for (int v = 0; v < V; v++) {
             double noisy = heat > 0 ? heat * z[v] + ref_noise(key + 2 * t, v) : z[v];
             if (z[v] >= least && noisy > best) {
@@ -131,13 +132,14 @@ static int descending(const void *a, const void *b) {
 }
 
 void ref_head_top(et_context *ctx, float *top, float *lse, float *logits, float *state, et_array h, const void *w,
-                  int format, const float *limit, int block, int begin, int end, int T, int M, int V, int D) {
+                  int format, const float *limit, float cap, int block, int begin, int end, int T, int M, int V,
+                  int D) {
     (void)logits, (void)state, (void)block, (void)begin, (void)end;
     float *values = malloc((size_t)V * D * sizeof *values);
     double *z = malloc((size_t)V * sizeof *z);
     ref_dequantize(ctx, values, w, format, (int64_t)V * D);
     for (int t = 0; t < T; t++) {
-        all_logits(z, h, (int64_t)t * D, values, V, D);
+        all_logits(z, h, (int64_t)t * D, values, cap, V, D);
         lse[t] = (float)log_sum(z, V, 1.0, -INFINITY);
         qsort(z, (size_t)V, sizeof *z, descending);
         int v = 0;

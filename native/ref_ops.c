@@ -385,14 +385,15 @@ void ref_sum_squares(et_context *ctx, double *out, const float *x, int64_t n) {
 }
 
 /* ---- head ---------------------------------------------------------------------------------------------------- */
-/* z [V] = h . w^T, h from element `at`, w already float; returns log-sum-exp */
-static double token_logits(double *z, et_array h, int64_t at, const float *w, int V, int D) {
+/* z [V] = h . w^T, capped, h from element `at`, w already float; returns log-sum-exp */
+static double token_logits(double *z, et_array h, int64_t at, const float *w, double cap, int V, int D) {
     double max = -INFINITY;
     double sum = 0.0;
     for (int v = 0; v < V; v++) {
         z[v] = 0.0;
         for (int i = 0; i < D; i++)
             z[v] += array_get(h, at + i) * w[(size_t)v * D + i];
+        z[v] = cap > 0 ? cap * tanh(z[v] / cap) : z[v];
         max = z[v] > max ? z[v] : max;
     }
     for (int v = 0; v < V; v++)
@@ -401,14 +402,14 @@ static double token_logits(double *z, et_array h, int64_t at, const float *w, in
 }
 
 void ref_head_forward(et_context *ctx, float *logp, int32_t *best, float *logits, float *state, et_array h,
-                      const void *w, int format, const int32_t *targets, int block, int begin, int end, int T, int V,
-                      int D) {
+                      const void *w, int format, const int32_t *targets, float cap, int block, int begin, int end,
+                      int T, int V, int D) {
     (void)logits, (void)state, (void)block, (void)begin, (void)end; /* all at once */
     float *values = malloc((size_t)V * D * sizeof *values);
     double *z = malloc((size_t)V * sizeof *z);
     ref_dequantize(ctx, values, w, format, (int64_t)V * D);
     for (int t = 0; t < T; t++) {
-        double lse = token_logits(z, h, (int64_t)t * D, values, V, D);
+        double lse = token_logits(z, h, (int64_t)t * D, values, cap, V, D);
         logp[t] = (float)(z[targets[t]] - lse);
         if (!best)
             continue;
@@ -421,19 +422,21 @@ void ref_head_forward(et_context *ctx, float *logp, int32_t *best, float *logits
 }
 
 void ref_head_backward(et_context *ctx, float *dh, float *logp, float *logits, et_array e, float *state,
-                       et_array h, const void *w, int format, const int32_t *targets, const float *a, int block,
-                       int begin, int end, int T, int V, int D) {
+                       et_array h, const void *w, int format, const int32_t *targets, const float *a, float cap,
+                       int block, int begin, int end, int T, int V, int D) {
     (void)logits, (void)e, (void)state, (void)block, (void)begin, (void)end;
     float *values = malloc((size_t)V * D * sizeof *values);
     double *z = malloc((size_t)V * sizeof *z);
     ref_dequantize(ctx, values, w, format, (int64_t)V * D);
     for (int t = 0; t < T; t++) {
-        double lse = token_logits(z, h, (int64_t)t * D, values, V, D);
+        double lse = token_logits(z, h, (int64_t)t * D, values, cap, V, D);
         logp[t] = (float)(z[targets[t]] - lse);
         for (int i = 0; i < D; i++) {
             double sum = 0.0;
-            for (int v = 0; v < V; v++)
-                sum += (exp(z[v] - lse) - (v == targets[t])) * values[(size_t)v * D + i];
+            for (int v = 0; v < V; v++) {
+                double slope = cap > 0 ? 1 - z[v] / cap * (z[v] / cap) : 1;
+                sum += slope * (exp(z[v] - lse) - (v == targets[t])) * values[(size_t)v * D + i];
+            }
             dh[(size_t)t * D + i] = (float)(a[t] * sum);
         }
     }

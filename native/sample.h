@@ -17,6 +17,7 @@ struct sample_args {
     const int32_t *key; /* [T, 2] */
     const float *limit; /* of each row, or NULL: drawn from are logits from it on; of top, logits below it */
     float heat;         /* 1 / temperature; 0: the highest logit is taken */
+    float cap;          /* of logits, as in head.h; 0: none */
     int first, n, M;    /* the block's first entry and its entries; values in a row of top */
 };
 
@@ -92,7 +93,7 @@ static float bring_on(struct sample_state *s, const float *z, int n, float heat)
 }
 
 static void add_exp(struct sample_state *s, float *z, float base, int n) {
-    s->sum = (float)(s->sum + row_exp((et_array){NULL, ET_F32}, z, base, n, 0));
+    s->sum = (float)(s->sum + row_exp((et_array){NULL, ET_F32}, z, base, 0, n, NO_EXP));
 }
 
 /* The highest logit of a row's block, if it is that of all so far. */
@@ -104,11 +105,19 @@ static void take_highest(const struct sample_args *a, struct sample_state *s, fl
     }
 }
 
+/* A row of a block's logits, capped. */
+static float *capped_row(const struct sample_args *a, int row) {
+    float *z = a->logits + (ptrdiff_t)row * a->n;
+    if (a->cap > 0)
+        cap_row(z, a->cap, a->n);
+    return z;
+}
+
 static void sample_task(void *arg, int row, int thread) {
     (void)thread;
     const struct sample_args *a = arg;
     struct sample_state *s = &a->state[row];
-    float *z = a->logits + (ptrdiff_t)row * a->n;
+    float *z = capped_row(a, row);
     float base = bring_on(s, z, a->n, a->heat);
     if (a->heat == 1.0f)
         sample_row(a, s, z, row, base, 1);
@@ -134,7 +143,7 @@ static void replace_lowest(float *heap, int M, float x) {
 static void top_task(void *arg, int row, int thread) {
     (void)thread;
     const struct sample_args *a = arg;
-    float *z = a->logits + (ptrdiff_t)row * a->n;
+    float *z = capped_row(a, row);
     float *top = a->top + (ptrdiff_t)row * a->M;
     add_exp(&a->state[row], z, bring_on(&a->state[row], z, a->n, 0.0f), a->n);
     for (int begin = 0; begin < a->n; begin += RUN) {
@@ -164,9 +173,10 @@ static void each_logits(et_context *ctx, struct sample_args *args, void (*task)(
  * model, and in what it was drawn from. */
 static void head_sample(et_context *ctx, int32_t *token, float *logp, float *drawn, float *logits, float *state,
                         et_array h, const void *w, int format, const int32_t *key, const float *limit,
-                        float temperature, int block, int begin, int end, int T, int V, int D) {
+                        float temperature, float cap, int block, int begin, int end, int T, int V, int D) {
     struct sample_args args = {.token = token, .logits = logits, .state = (struct sample_state *)state, .key = key,
-                               .limit = limit, .heat = temperature > 0 ? 1.0f / temperature : 0.0f};
+                               .limit = limit, .heat = temperature > 0 ? 1.0f / temperature : 0.0f,
+                               .cap = cap};
     for (int t = 0; t < T && begin == 0; t++)
         token[t] = 0; /* should all be NaN */
     each_logits(ctx, &args, sample_task, h, w, format, block, begin, end, T, D);
@@ -179,9 +189,10 @@ static void head_sample(et_context *ctx, int32_t *token, float *logp, float *dra
 
 /* top [T, M]: the highest logits below limit [T], in no order, -inf where there are fewer; lse [T] log-sum-exp of all. */
 static void head_top(et_context *ctx, float *top, float *lse, float *logits, float *state, et_array h, const void *w,
-                     int format, const float *limit, int block, int begin, int end, int T, int M, int V, int D) {
+                     int format, const float *limit, float cap, int block, int begin, int end, int T, int M, int V,
+                     int D) {
     struct sample_args args = {.top = top, .logits = logits, .state = (struct sample_state *)state, .limit = limit,
-                               .M = M};
+                               .M = M, .cap = cap};
     for (ptrdiff_t i = 0; i < (ptrdiff_t)T * M && begin == 0; i++)
         top[i] = -INFINITY;
     each_logits(ctx, &args, top_task, h, w, format, block, begin, end, T, D);

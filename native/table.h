@@ -54,20 +54,21 @@
     OP(add, (et_context * ctx, float *x, const float *y, int64_t n))                                                   \
     OP(dropout, (et_context * ctx, et_array out, et_array inp, float p, uint64_t seed, int accumulate, int64_t n))     \
     OP(head_forward, (et_context * ctx, float *logp, int32_t *best, float *logits, float *state, et_array h,           \
-                      const void *w, int format, const int32_t *targets, int block, int begin, int end, int T, int V,  \
-                      int D))                                                                                          \
+                      const void *w, int format, const int32_t *targets, float cap, int block, int begin, int end,     \
+                      int T, int V, int D))                                                                            \
     OP(head_backward, (et_context * ctx, float *dh, float *logp, float *logits, et_array e, float *state,              \
-                       et_array h, const void *w, int format, const int32_t *targets, const float *a, int block,       \
-                       int begin, int end, int T, int V, int D))                                                       \
+                       et_array h, const void *w, int format, const int32_t *targets, const float *a, float cap,       \
+                       int block, int begin, int end, int T, int V, int D))                                            \
     OP(cache_store, (et_context * ctx, et_array keys, et_array values, et_array k, et_array v, const int32_t *slot,    \
                      int T, int L, int G, int C))                                                                      \
     OP(attention_cached, (et_context * ctx, et_array out, et_array q, et_array keys, et_array values,                  \
                           const int32_t *path, float scale, int window, int T, int P, int L, int H, int G, int C))     \
     OP(head_sample, (et_context * ctx, int32_t *token, float *logp, float *drawn, float *logits, float *state,         \
                      et_array h, const void *w, int format, const int32_t *key, const float *limit, float temperature, \
-                     int block, int begin, int end, int T, int V, int D))                                              \
+                     float cap, int block, int begin, int end, int T, int V, int D))                                   \
     OP(head_top, (et_context * ctx, float *top, float *lse, float *logits, float *state, et_array h, const void *w,    \
-                  int format, const float *limit, int block, int begin, int end, int T, int M, int V, int D))          \
+                  int format, const float *limit, float cap, int block, int begin, int end, int T, int M, int V,      \
+                  int D))                                                                                              \
     OP(adamw, (et_context * ctx, float *param, const float *grad, float *m, float *v, float lr, float beta1,           \
                float beta2, float eps, float weight_decay, int64_t step, int64_t n))                                   \
     OP(adamw8, (et_context * ctx, float *param, const float *grad, struct et_moments *moments, float lr, float beta1,  \

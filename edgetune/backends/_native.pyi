@@ -94,11 +94,11 @@ def add(context: _Context, x: _Array, y: _Array, /) -> int: ...
 def dropout(context: _Context, out: _Array, inp: _Array, p: float, seed: int, accumulate: int, /) -> int: ...
 def head_forward(
     context: _Context, logp: _Array, best: _Array | None, logits: _Array, state: _Array, h: _Array, w: _Array,
-    format: int, targets: _Array, begin: int, end: int, /,
+    format: int, targets: _Array, cap: float, begin: int, end: int, /,
 ) -> int: ...
 def head_backward(
     context: _Context, dh: _Array, logp: _Array, logits: _Array, e: _Array, state: _Array, h: _Array, w: _Array,
-    format: int, targets: _Array, a: _Array, begin: int, end: int, /,
+    format: int, targets: _Array, a: _Array, cap: float, begin: int, end: int, /,
 ) -> int: ...
 def cache_store(context: _Context, keys: _Array, values: _Array, k: _Array, v: _Array, slot: _Array, /) -> int: ...
 def attention_cached(
@@ -107,11 +107,12 @@ def attention_cached(
 ) -> int: ...
 def head_sample(
     context: _Context, token: _Array | None, logp: _Array, drawn: _Array, logits: _Array, state: _Array, h: _Array,
-    w: _Array, format: int, key: _Array, limit: _Array | None, temperature: float, begin: int, end: int, /,
+    w: _Array, format: int, key: _Array, limit: _Array | None, temperature: float, cap: float, begin: int, end: int,
+    /,
 ) -> int: ...
 def head_top(
     context: _Context, top: _Array, lse: _Array, logits: _Array, state: _Array, h: _Array, w: _Array, format: int,
-    limit: _Array, begin: int, end: int, /,
+    limit: _Array, cap: float, begin: int, end: int, /,
 ) -> int: ...
 def adamw(
     context: _Context, param: _Array, grad: _Array, m: _Array, v: _Array, lr: float, beta1: float, beta2: float,

@@ -212,20 +212,22 @@ class Ops(Protocol):
         """x *= s."""
 
     def head_forward(self, logp: Array, best: Array | None, logits: Array, state: Array, h: Array, w: Array, fmt: str,
-                     targets: Array, part: tuple[int, int] = WHOLE, precision: str = "exact") -> None:
+                     targets: Array, part: tuple[int, int] = WHOLE, precision: str = "exact", cap: float = 0.0) -> None:
         """logp [T] = log softmax(h [T, D] . w [V, D] transposed) at targets [T] (int32); best [T] (int32) = arg max.
 
         h may be bf16. Work space: logits [T, B] for B entries of the vocabulary at a time, state [T, HEAD_STATE].
         `part`: first entry and end in the vocabulary. Calls for consecutive parts from 0 to V, with the same arrays,
-        are one pass; the last call completes it.
+        are one pass; the last call completes it. cap: logits z are cap * tanh(z / cap); 0: they are z. No GPU has it.
         """
 
     def head_backward(self, dh: Array, logp: Array, logits: Array, e: Array, state: Array, h: Array, w: Array, fmt: str,
-                      targets: Array, a: Array, part: tuple[int, int] = WHOLE, precision: str = "exact") -> None:
+                      targets: Array, a: Array, part: tuple[int, int] = WHOLE, precision: str = "exact",
+                      cap: float = 0.0) -> None:
         """dh [T, D] = sum over v of a_t (softmax(z_t) - onehot(target_t))_v w_v, where a [T] = -dL/dlogp; logp as
         head_forward.
 
-        e [T, B], float32 or bf16, is work space as well; float32 may be logits.
+        e [T, B], float32 or bf16, is work space as well; float32 may be logits. cap: as in head_forward; its slope is a
+        part of the gradient.
         """
 
     def cache_store(self, keys: Array, values: Array, k: Array, v: Array, slot: Array) -> None:
@@ -245,20 +247,20 @@ class Ops(Protocol):
 
     def head_sample(self, token: Array, logp: Array, drawn: Array, logits: Array, state: Array, h: Array, w: Array,
                     fmt: str, key: Array, limit: Array | None, temperature: float, part: tuple[int, int] = WHOLE,
-                    precision: str = "exact") -> None:
+                    precision: str = "exact", cap: float = 0.0) -> None:
         """token [T] (int32) drawn from softmax(z / temperature), z = h [T, D] . w [V, D] transposed, among the logits
         of a row t that are at least limit[t] (None: all); the first of the likeliest at temperature 0.
 
         logp [T]: its log-probability by softmax(z), over all; drawn [T]: in what it was drawn from. Chance is a pure
         function of key [T, 2] (int32, the words of 64 bits, low word first) and the token. logits [T, B], state
-        [T, SAMPLE_STATE] and `part` as in head_forward.
+        [T, SAMPLE_STATE], `part` and `cap` as in head_forward.
         """
 
     def head_top(self, top: Array, lse: Array, logits: Array, state: Array, h: Array, w: Array, fmt: str, limit: Array,
-                 part: tuple[int, int] = WHOLE, precision: str = "exact") -> None:
+                 part: tuple[int, int] = WHOLE, precision: str = "exact", cap: float = 0.0) -> None:
         """top [T, M] = the M highest logits of a row t below limit[t], in no order; lse [T], log-sum-exp of all.
 
-        Where there are fewer, -inf follows. logits, state and `part` as in head_sample.
+        Where there are fewer, -inf follows. logits, state, `part` and `cap` as in head_sample.
         """
 
     def adamw(self, param: Array, grad: Array, m: Array, v: Array, lr: float, beta1: float, beta2: float, eps: float,

@@ -214,14 +214,16 @@ class NativeOps(Ops, ABC):
         self._check(_native.scale(self._handle, x, s))
 
     def head_forward(self, logp: Array, best: Array | None, logits: Array, state: Array, h: Array, w: Array, fmt: str,
-                     targets: Array, part: tuple[int, int] = WHOLE, precision: str = "exact") -> None:
+                     targets: Array, part: tuple[int, int] = WHOLE, precision: str = "exact", cap: float = 0.0) -> None:
         handle = self._at(precision)
-        self._check(_native.head_forward(handle, logp, best, logits, state, h, w, _format(fmt), targets, *part))
+        self._check(_native.head_forward(handle, logp, best, logits, state, h, w, _format(fmt), targets, cap, *part))
 
     def head_backward(self, dh: Array, logp: Array, logits: Array, e: Array, state: Array, h: Array, w: Array, fmt: str,
-                      targets: Array, a: Array, part: tuple[int, int] = WHOLE, precision: str = "exact") -> None:
+                      targets: Array, a: Array, part: tuple[int, int] = WHOLE, precision: str = "exact",
+                      cap: float = 0.0) -> None:
         handle = self._at(precision)
-        self._check(_native.head_backward(handle, dh, logp, logits, e, state, h, w, _format(fmt), targets, a, *part))
+        self._check(_native.head_backward(handle, dh, logp, logits, e, state, h, w, _format(fmt), targets, a, cap,
+                                          *part))
 
     def cache_store(self, keys: Array, values: Array, k: Array, v: Array, slot: Array) -> None:
         self._check(_native.cache_store(self._handle, keys, values, k, v, slot))
@@ -232,15 +234,15 @@ class NativeOps(Ops, ABC):
 
     def head_sample(self, token: Array, logp: Array, drawn: Array, logits: Array, state: Array, h: Array, w: Array,
                     fmt: str, key: Array, limit: Array | None, temperature: float, part: tuple[int, int] = WHOLE,
-                    precision: str = "exact") -> None:
+                    precision: str = "exact", cap: float = 0.0) -> None:
         handle = self._at(precision)
         self._check(_native.head_sample(handle, token, logp, drawn, logits, state, h, w, _format(fmt), key, limit,
-                                        temperature, *part))
+                                        temperature, cap, *part))
 
     def head_top(self, top: Array, lse: Array, logits: Array, state: Array, h: Array, w: Array, fmt: str, limit: Array,
-                 part: tuple[int, int] = WHOLE, precision: str = "exact") -> None:
+                 part: tuple[int, int] = WHOLE, precision: str = "exact", cap: float = 0.0) -> None:
         handle = self._at(precision)
-        self._check(_native.head_top(handle, top, lse, logits, state, h, w, _format(fmt), limit, *part))
+        self._check(_native.head_top(handle, top, lse, logits, state, h, w, _format(fmt), limit, cap, *part))
 
     def adamw(self, param: Array, grad: Array, m: Array, v: Array, lr: float, beta1: float, beta2: float, eps: float,
               weight_decay: float, step: int) -> None:

@@ -26,7 +26,7 @@ static const struct attention_width {
 };
 
 static const struct attention_width in_float = {
-    ET_MAX_HEAD,
+    ET_NARROW_HEAD,
     {ET_KERNEL_attention_forward_float, FLOAT_OWN, FLOAT_THREADS, sizeof(struct attention_float_shared)},
     {ET_KERNEL_attention_dq_float, FLOAT_OWN, FLOAT_THREADS, sizeof(struct attention_float_shared)},
     {ET_KERNEL_attention_dkv_float, FLOAT_OWN, FLOAT_THREADS, sizeof(struct attention_float_shared)},

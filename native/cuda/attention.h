@@ -23,7 +23,7 @@ struct attention_args {
 /* In float: one size for all C. Rows are an odd number of words, so that threads read a column without conflicts. */
 enum { FLOAT_OWN = 8, FLOAT_PASSING = 16, FLOAT_THREADS = FLOAT_OWN * FLOAT_PASSING };
 struct attention_float_shared {
-    float own[2][FLOAT_OWN][ET_MAX_HEAD + 1], passing[FLOAT_PASSING][ET_MAX_HEAD + 1];
+    float own[2][FLOAT_OWN][ET_NARROW_HEAD + 1], passing[FLOAT_PASSING][ET_NARROW_HEAD + 1];
     float p[FLOAT_OWN][FLOAT_PASSING], ds[FLOAT_OWN][FLOAT_PASSING];
 };
 

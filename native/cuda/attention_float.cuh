@@ -1,7 +1,7 @@
 /* Attention whose products are in float: a thread has one score of own x passing rows, and of the block's sums every
  * FLOAT_PASSING-th column of its row. */
 
-enum { FLOAT_SUMS = ET_MAX_HEAD / FLOAT_PASSING };
+enum { FLOAT_SUMS = ET_NARROW_HEAD / FLOAT_PASSING };
 
 struct float_thread {
     int row, column;
@@ -13,7 +13,7 @@ DEVICE float_thread this_thread() {
 
 /* tile [rows] = n rows of x from element `at` on, the next `stride` further, and zeros; once the block is done with
  * what was in the tile. */
-DEVICE void load_floats(float (*tile)[ET_MAX_HEAD + 1], int rows, et_array x, int64_t at, int64_t stride, int n,
+DEVICE void load_floats(float (*tile)[ET_NARROW_HEAD + 1], int rows, et_array x, int64_t at, int64_t stride, int n,
                         int C) {
     __syncthreads();
     for (int row = (int)threadIdx.x / ET_WARP; row < rows; row += FLOAT_THREADS / ET_WARP)
@@ -22,12 +22,12 @@ DEVICE void load_floats(float (*tile)[ET_MAX_HEAD + 1], int rows, et_array x, in
     __syncthreads();
 }
 
-DEVICE void load_query_floats(float (*tile)[ET_MAX_HEAD + 1], int rows, const attention_args &a, et_array x, int h,
+DEVICE void load_query_floats(float (*tile)[ET_NARROW_HEAD + 1], int rows, const attention_args &a, et_array x, int h,
                               int t, int n) {
     load_floats(tile, rows, x, query_at(a, h, t), (int64_t)a.H * a.C, n, a.C);
 }
 
-DEVICE void load_key_floats(float (*tile)[ET_MAX_HEAD + 1], int rows, const attention_args &a, et_array x, int g, int t,
+DEVICE void load_key_floats(float (*tile)[ET_NARROW_HEAD + 1], int rows, const attention_args &a, et_array x, int g, int t,
                             int n) {
     load_floats(tile, rows, x, key_at(a, g, t), (int64_t)a.G * a.C, n, a.C);
 }
@@ -40,7 +40,7 @@ DEVICE float dot(const float *x, const float *y, int C) {
 }
 
 /* sums += a row of p . passing, in the thread's columns */
-DEVICE void add_floats(float sums[FLOAT_SUMS], const float *p, const float (*passing)[ET_MAX_HEAD + 1], int C) {
+DEVICE void add_floats(float sums[FLOAT_SUMS], const float *p, const float (*passing)[ET_NARROW_HEAD + 1], int C) {
     ROLLED
     for (int j = 0; j < FLOAT_PASSING; j++)
         UNROLL

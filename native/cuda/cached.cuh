@@ -17,7 +17,7 @@ KERNEL(cache_store, cache_store_args) {
 }
 
 /* What a warp has of a query: the maximum, and the sums under it; column i * ET_WARP + lane is a lane's. */
-enum { CACHED_SUMS = ET_MAX_HEAD / ET_WARP };
+enum { CACHED_SUMS = ET_NARROW_HEAD / ET_WARP };
 struct cached_sums {
     float most, sum, sums[CACHED_SUMS];
 };

@@ -22,7 +22,7 @@ struct cached_args {
 /* A block is of CACHED_WARPS warps, each of which goes over blocks of the cache of its own. */
 enum { CACHED_WARPS = 8 };
 struct cached_shared {
-    float q[ET_MAX_HEAD], most[CACHED_WARPS], sum[CACHED_WARPS], sums[CACHED_WARPS][ET_MAX_HEAD];
+    float q[ET_NARROW_HEAD], most[CACHED_WARPS], sum[CACHED_WARPS], sums[CACHED_WARPS][ET_NARROW_HEAD];
 };
 
 #endif

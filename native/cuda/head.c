@@ -40,16 +40,18 @@ static void head(et_context *ctx, struct head_args args, float *logp, et_array h
 }
 
 void cuda_head_forward(et_context *ctx, float *logp, int32_t *best, float *logits, float *state, et_array h,
-                       const void *w, int format, const int32_t *targets, int block, int begin, int end, int T, int V,
-                       int D) {
+                       const void *w, int format, const int32_t *targets, float cap, int block, int begin, int end,
+                       int T, int V, int D) {
+    (void)cap; /* 0: dispatch_ops.c */
     struct head_args args = {.logits = logits, .state = (struct head_state *)state, .best = best, .targets = targets,
                              .D = D};
     head(ctx, args, logp, h, w, format, block, begin, end, T, V);
 }
 
 void cuda_head_backward(et_context *ctx, float *dh, float *logp, float *logits, et_array e, float *state, et_array h,
-                        const void *w, int format, const int32_t *targets, const float *a, int block, int begin,
-                        int end, int T, int V, int D) {
+                        const void *w, int format, const int32_t *targets, const float *a, float cap, int block,
+                        int begin, int end, int T, int V, int D) {
+    (void)cap;
     struct head_args args = {.dh = dh, .logits = logits, .e = e, .state = (struct head_state *)state,
                              .targets = targets, .a = a, .D = D};
     head(ctx, args, logp, h, w, format, block, begin, end, T, V);

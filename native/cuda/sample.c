@@ -23,7 +23,8 @@ static void each_logits(et_context *ctx, enum et_kernel kernel, unsigned shared,
 
 void cuda_head_sample(et_context *ctx, int32_t *token, float *logp, float *drawn, float *logits, float *state,
                       et_array h, const void *w, int format, const int32_t *key, const float *limit, float temperature,
-                      int block, int begin, int end, int T, int V, int D) {
+                      float cap, int block, int begin, int end, int T, int V, int D) {
+    (void)cap; /* 0: dispatch_ops.c */
     struct sample_args args = {.token = token, .logp = logp, .drawn = drawn, .logits = logits,
                                .state = (struct sample_state *)state, .key = key, .limit = limit,
                                .heat = temperature > 0 ? 1.0f / temperature : 0.0f};
@@ -32,7 +33,9 @@ void cuda_head_sample(et_context *ctx, int32_t *token, float *logp, float *drawn
 }
 
 void cuda_head_top(et_context *ctx, float *top, float *lse, float *logits, float *state, et_array h, const void *w,
-                   int format, const float *limit, int block, int begin, int end, int T, int M, int V, int D) {
+                   int format, const float *limit, float cap, int block, int begin, int end, int T, int M, int V,
+                   int D) {
+    (void)cap;
     struct sample_args args = {.top = top, .lse = lse, .logits = logits, .state = (struct sample_state *)state,
                                .limit = limit, .M = M};
     each_logits(ctx, ET_KERNEL_top_rows, sizeof(struct top_shared), args, h, w, format, block, begin, end, T, V, D);

@@ -257,7 +257,8 @@ def attention(ctx, shape, documents, window, store=np.copy, read=np.copy, precis
             "dk": (read(dk), tk.grad), "dv": (read(dv), tv.grad)}
 
 
-@pytest.mark.parametrize("shape", [(1, 1, 1, 32), (17, 3, 1, 64), (130, 6, 2, 80), (150, 2, 2, 128), (70, 2, 1, 256)])
+@pytest.mark.parametrize("shape", [(1, 1, 1, 32), (17, 3, 1, 64), (130, 6, 2, 80), (150, 2, 2, 128), (70, 2, 1, 256),
+                                   (70, 2, 1, 512)])
 @pytest.mark.parametrize(("documents", "window", "both_ways"), [
     (1, 0, False), (5, 0, False), (1, 20, False), (3, 64, False), (0, 0, False), (0, 9, False),
     (1, 0, True), (5, 0, True), (1, 20, True), (3, 64, True)])
@@ -274,7 +275,7 @@ def test_attention(ctx, shape, documents, window, both_ways):
 
 
 @pytest.mark.parametrize("isa", ISAS)
-@pytest.mark.parametrize("shape", [(17, 3, 1, 64), (130, 6, 2, 80), (200, 9, 3, 64)])
+@pytest.mark.parametrize("shape", [(17, 3, 1, 64), (130, 6, 2, 80), (200, 9, 3, 64), (130, 6, 2, 512)])
 @pytest.mark.parametrize(("documents", "window", "both_ways"), [
     (1, 0, False), (5, 0, False), (1, 20, False), (0, 0, False), (0, 9, False), (1, 0, True), (5, 0, True),
     (1, 20, True)])
@@ -284,9 +285,9 @@ def test_attention_in_bf16(isa, shape, documents, window, both_ways):
         close(*found[name], tolerance)
 
 
-@pytest.mark.parametrize(("tokens", "vocabulary", "width", "block"),
-                         [(1, 7, 32, 4), (13, 1003, 64, 256), (8, 300, 96, 300)])
-def test_head(ctx, tokens, vocabulary, width, block):
+@pytest.mark.parametrize(("tokens", "vocabulary", "width", "block", "cap"), [
+    (1, 7, 32, 4, 0.0), (13, 1003, 64, 256, 0.0), (8, 300, 96, 300, 0.0), (13, 1003, 64, 256, 20.0)])
+def test_head(ctx, tokens, vocabulary, width, block, cap):
     h = noise(0, tokens, width)
     w = noise(1, vocabulary, width)
     a = noise(2, tokens)
@@ -297,10 +298,11 @@ def test_head(ctx, tokens, vocabulary, width, block):
     best = np.empty(tokens, np.int32)
     again = np.empty_like(logp)
     dh = np.empty_like(h)
-    ctx.head_forward(logp, best, logits, state, h, w, "F32", targets)
-    ctx.head_backward(dh, again, logits, logits, state, h, w, "F32", targets, a)
+    ctx.head_forward(logp, best, logits, state, h, w, "F32", targets, cap=cap)
+    ctx.head_backward(dh, again, logits, logits, state, h, w, "F32", targets, a, cap=cap)
     x = leaf(h)
     z = x @ torch.from_numpy(w).double().T
+    z = cap * (z / cap).tanh() if cap else z
     want = z.log_softmax(-1)[torch.arange(tokens), torch.from_numpy(targets).long()]
     (-want * torch.from_numpy(a)).sum().backward()
     close(logp, want)
