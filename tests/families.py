@@ -64,13 +64,18 @@ NEWER: dict[str, dict[str, object]] = {
                        "rope_type": "yarn", "rope_theta": 1e6, "factor": 4.0, "original_max_position_embeddings": 128,
                        "beta_fast": 16.0, "beta_slow": 1.0, "mscale": 1.0, "mscale_all_dim": 0.5,
                        "llama_4_scaling_beta": 0.1}},
+    "gemma4": {"rope_theta": 1e6, "tie_word_embeddings": True, "num_hidden_layers": 6, "head_dim": 16,
+               "global_head_dim": 32, "rms_norm_eps": 1e-6, "sliding_window": 24, "num_kv_shared_layers": 2,
+               "use_double_wide_mlp": True, "hidden_size_per_layer_input": 32, "vocab_size_per_layer_input": 416,
+               "final_logit_softcapping": 20.0, "pad_token_id": 0,
+               "layer_types": ["sliding_attention", "full_attention"] * 3},
     "lfm2moe": {"rope_theta": 1e6, "tie_word_embeddings": True, "norm_eps": 1e-5, "conv_L_cache": 3,
                 "layer_types": ["conv", "full_attention", "conv"], "num_experts": 6, "num_experts_per_tok": 2,
                 "moe_intermediate_size": 48, "num_dense_layers": 1, "pad_token_id": 0},
 }
 ALL_FAMILIES = FAMILIES | TRAINED | NEWER
 # transformers' names of models
-MODEL_TYPES = {"gemma3": "gemma3_text", "qwen3moe": "qwen3_moe", "lfm2moe": "lfm2_moe",
+MODEL_TYPES = {"gemma3": "gemma3_text", "qwen3moe": "qwen3_moe", "lfm2moe": "lfm2_moe", "gemma4": "gemma4_text",
                "hunyuan-dense": "hunyuan_v1_dense", "mistral3": "mistral"}
 REORDERED = ("llama", "smollm3", "granite", "granitemoe", "mistral", "ministral3")
 # whose rows of q and k a GGUF holds in another order
@@ -98,6 +103,11 @@ VARIANTS: list[tuple[str, dict[str, object]]] = [  # other configurations of the
     ("olmo3", {"sliding_window": 24, "num_hidden_layers": 4}),
     ("exaone4", {"tie_word_embeddings": False, "num_key_value_heads": 4}),
     ("hunyuan-dense", {"tie_word_embeddings": False}),
+    ("gemma4", {"tie_word_embeddings": False, "final_logit_softcapping": None, "num_key_value_heads": 4}),
+    ("gemma4", {"attention_k_eq_v": True, "num_global_key_value_heads": 1, "num_kv_shared_layers": 0,
+                "use_double_wide_mlp": False, "hidden_size_per_layer_input": 0}),
+    ("gemma4", {"attention_k_eq_v": True, "layer_types": ["sliding_attention"] * 3 + ["full_attention"] * 3,
+                "num_kv_shared_layers": 2}),
 ]
 # The kinds of rotary scaling that llama.cpp computes as transformers does, for each family.
 ROPES_OF = {
@@ -128,7 +138,11 @@ POST_NAMES = GGUF_NAMES | {
     "pre_feedforward_layernorm": "ffn_norm",
     "post_feedforward_layernorm": "post_ffw_norm",
 }
-POST_NORMED = ("gemma3", "olmo2", "olmo3", "exaone4")
+POST_NAMES |= {
+    "embed_tokens_per_layer": "per_layer_token_embd", "per_layer_model_projection": "per_layer_model_proj",
+    "per_layer_projection_norm": "per_layer_proj_norm", "per_layer_input_gate": "inp_gate",
+    "per_layer_projection": "proj", "post_per_layer_input_norm": "post_norm", "layer_scalar": "layer_output_scale"}
+POST_NORMED = ("gemma3", "gemma4", "olmo2", "olmo3", "exaone4")
 ARCHITECTURES = {"olmo3": "olmo2", "ministral3": "mistral3"}  # of GGUF, where transformers has another name
 
 
@@ -150,6 +164,8 @@ def make_family(
         torch.manual_seed(seed)
         model = AutoModelForCausalLM.from_config(config, attn_implementation="eager").float().eval()
         randomize(model)
+    if name == "gemma4":
+        config.allow_global_per_layer_attribute_access = True
     tensors = {}
     with torch.no_grad():
         for hf_name, parameter in weights_of(model):
@@ -163,14 +179,18 @@ def make_family(
     tensors = stacked_experts(tensors)
     if rope == "llama3":
         tensors["rope_freqs.weight"] = rope_factors(model)
+    if name == "gemma4":
+        turns = model.model.rotary_emb.full_attention_inv_freq.numpy() > 0
+        tensors["rope_freqs.weight"] = np.where(turns, 1, 1e30).astype(np.float32)
     fields = tokenizer_metadata(config.vocab_size, pre=name) | config_metadata(name, config, settings)
     path = folder / f"{name}-{rope}-{seed}.gguf"
     return write_gguf(path, ARCHITECTURES.get(name, name), fields | dict(metadata or {}), tensors, formats), model
 
 
 def weights_of(model: PreTrainedModel) -> list[tuple[str, torch.Tensor]]:
-    """All that a file holds: parameters, and biases of experts, which transformers has as buffers."""
-    return [*model.named_parameters(), *(pair for pair in model.named_buffers() if pair[0].endswith("expert_bias"))]
+    """All that a file holds: parameters, biases of experts and scales of blocks, which transformers has as buffers."""
+    buffers = [pair for pair in model.named_buffers() if pair[0].endswith(("expert_bias", "layer_scalar"))]
+    return [*model.named_parameters(), *buffers]
 
 
 def stacked_experts(tensors: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
@@ -193,7 +213,7 @@ def randomize(model: PreTrainedModel) -> None:
     with torch.no_grad():
         for name, parameter in weights_of(model):
             parameter.normal_()
-            if name.endswith("norm.weight"):
+            if name.endswith(("norm.weight", "layer_scalar")):
                 parameter.mul_(0.2).add_(0.0 if zero_centered else 1.0)
             elif parameter.ndim >= 2:
                 parameter.mul_(1.5 / parameter.shape[-1] ** 0.5)
@@ -221,6 +241,8 @@ def config_metadata(name: str, config: PretrainedConfig, settings: Mapping[str, 
         fields["shortconv.l_cache"] = config.conv_L_cache
         fields["attention.head_count_kv"] = [config.num_key_value_heads * (kind == "full_attention")
                                              for kind in config.layer_types]
+    if name == "gemma4":
+        fields |= gemma4_metadata(config)
     if name == "olmo3":
         fields["attention.sliding_window"] = config.sliding_window
     if name in ("qwen3moe", "olmoe", "granitemoe", "lfm2moe"):
@@ -252,6 +274,25 @@ def config_metadata(name: str, config: PretrainedConfig, settings: Mapping[str, 
     return model_metadata(architecture, shape) | {f"{architecture}.{key}": value for key, value in fields.items()}
 
 
+def gemma4_metadata(config: PretrainedConfig) -> dict[str, object]:
+    """Of the two kinds of blocks, and of those that take keys and values of others."""
+    every = range(config.num_hidden_layers)
+    full, narrow = (config.per_layer_config[config.layer_types.index(kind)]
+                    for kind in ("full_attention", "sliding_attention"))
+    has_window = [kind == "sliding_attention" for kind in config.layer_types]
+    own = config.num_hidden_layers - config.num_kv_shared_layers
+    return {"attention.key_length": full.head_dim, "attention.value_length": full.head_dim,
+            "rope.dimension_count": full.head_dim, "attention.key_length_swa": narrow.head_dim,
+            "attention.value_length_swa": narrow.head_dim, "rope.dimension_count_swa": narrow.head_dim,
+            "rope.freq_base_swa": 1e4, "attention.sliding_window": config.sliding_window,
+            "attention.sliding_window_pattern": has_window, "attention.shared_kv_layers": config.num_kv_shared_layers,
+            "embedding_length_per_layer_input": config.hidden_size_per_layer_input or 0,
+            "final_logit_softcapping": config.final_logit_softcapping or 0.0,
+            "attention.head_count_kv": [config.per_layer_config[i].num_key_value_heads for i in every],
+            "feed_forward_length": [config.intermediate_size * (2 if config.use_double_wide_mlp and i >= own else 1)
+                                    for i in every]}
+
+
 def head_width(config: PretrainedConfig) -> int:
     return getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads
 
@@ -260,6 +301,8 @@ def gguf_name(hf_name: str, family: str) -> str:
     """model.layers.3.self_attn.q_proj.weight -> blk.3.attn_q.weight"""
     names = POST_NAMES if family in POST_NORMED else GGUF_NAMES
     *path, kind = hf_name.removeprefix("model.").split(".")
+    if kind == "layer_scalar":
+        return f"blk.{path[1]}.layer_output_scale.weight"
     if kind == "expert_bias":
         return f"blk.{path[1]}.exp_probs_b.bias"
     if path[0] == "layers" and path[-1] == "experts":  # of all together: mlp.experts.gate_up_proj

@@ -76,6 +76,11 @@ class Shape:
     dense_first: int = 0  # blocks without experts; the others' have a bias
     experts: tuple[int, ...] = ()  # how many there are, and how many of them a token takes
     d_expert: int = 0  # an expert's width; 0: d_ff
+    narrow_width: int = 0  # of a head, in blocks with a window; 0: blocks do not differ in sizes
+    shared: int = 0  # the last blocks, which take keys and values of others, and are twice as wide
+    keyed: bool = False  # blocks without a window have half the key heads, whose keys are values
+    d_block: int = 0  # embeddings of each block
+    cap: float = 0.0  # of logits
     scales: tuple[float, ...] = ()  # of embedding, residual sums, attention and logits
     add_bos: bool = False
 
@@ -85,6 +90,8 @@ SHAPES = {
     "qwen2": Shape(qkv_bias=True, rope_base=1e6),
     "qwen3": Shape(qk_norm="head", head_width=32, rope_base=1e6),
     "gemma3": Shape(qk_norm="head", norms="both", head_width=32, rope_base=1e6, rms_eps=1e-6, window=24),
+    "gemma4": Shape(qk_norm="head", norms="both", n_blocks=6, head_width=32, narrow_width=16, rope_base=1e6,
+                    rms_eps=1e-6, window=24, shared=2, d_block=32, cap=20.0),
     "smollm3": Shape(n_blocks=4, rope_base=1e6),
     "granite": Shape(scales=(12.0, 0.22, 0.05, 8.0)),
     "ernie4_5": Shape(rope_base=5e5),
@@ -115,8 +122,13 @@ def write_tiny(
     tensors = {}
     for name, size in tensor_shapes(shape):
         spread = 0.1 if len(size) == 1 else 1 / np.sqrt(size[-1])
-        center = 1.0 if name.endswith("norm.weight") else 0.0
+        center = 1.0 if name.endswith(("norm.weight", "output_scale.weight")) else 0.0
+        if shape.narrow_width and name.endswith(("attn_q_norm.weight", "attn_k_norm.weight")):
+            center = 0.4  # scores are not scaled: norms are learned that keep them small
         tensors[name] = (center + spread * rng.standard_normal(size)).astype(np.float32)
+    if shape.narrow_width:  # of blocks without a window, a quarter of whose pairs rotate
+        pairs = shape.head_width // 2
+        tensors["rope_freqs.weight"] = np.where(np.arange(pairs) < pairs // 4, 1, 1e30).astype(np.float32)
     fields = tokenizer_metadata(shape.n_vocab, shape.add_bos, pre=architecture) | model_metadata(architecture, shape)
     return write_gguf(path, architecture, fields | dict(metadata or {}), tensors, formats)
 
@@ -132,6 +144,10 @@ def tensor_shapes(shape: Shape) -> Iterator[tuple[str, tuple[int, ...]]]:
     """Names and sizes (rows first) of every tensor, in file order."""
     d = shape.d_model
     yield "token_embd.weight", (shape.n_vocab, d)
+    if shape.d_block:
+        yield "per_layer_token_embd.weight", (shape.n_vocab, shape.n_blocks * shape.d_block)
+        yield "per_layer_model_proj.weight", (shape.n_blocks * shape.d_block, d)
+        yield "per_layer_proj_norm.weight", (shape.d_block,)
     for i in range(shape.n_blocks):
         if shape.norms != "after":
             yield f"blk.{i}.attn_norm.weight", (d,)
@@ -143,6 +159,12 @@ def tensor_shapes(shape: Shape) -> Iterator[tuple[str, tuple[int, ...]]]:
         yield from _feed_forward(shape, i)
         if shape.norms != "before":
             yield f"blk.{i}.post_ffw_norm.weight", (d,)
+        if shape.d_block:
+            yield f"blk.{i}.inp_gate.weight", (shape.d_block, d)
+            yield f"blk.{i}.proj.weight", (d, shape.d_block)
+            yield f"blk.{i}.post_norm.weight", (d,)
+        if shape.narrow_width:
+            yield f"blk.{i}.layer_output_scale.weight", (1,)
     yield "token_embd_norm.weight" if shape.conv else "output_norm.weight", (d,)
     if not shape.tied:
         yield "output.weight", (shape.n_vocab, d)
@@ -150,27 +172,44 @@ def tensor_shapes(shape: Shape) -> Iterator[tuple[str, tuple[int, ...]]]:
 
 def _mixer(shape: Shape, i: int) -> Iterator[tuple[str, tuple[int, ...]]]:
     d = shape.d_model
-    q = shape.n_heads * shape.head_width
-    kv = shape.n_kv_heads * shape.head_width
+    is_narrow = shape.narrow_width and has_window(shape, i)
+    width = shape.narrow_width if is_narrow else shape.head_width
+    is_keyed = shape.keyed and not is_narrow
+    q = shape.n_heads * width
+    kv = key_heads(shape, i) * width
     if i in shape.conv:
         yield f"blk.{i}.shortconv.in_proj.weight", (3 * d, d)
         yield f"blk.{i}.shortconv.conv.weight", (d, 3)
         yield f"blk.{i}.shortconv.out_proj.weight", (d, d)
         return
-    for name, rows in (("qkv", q + 2 * kv),) if shape.fused else (("q", q), ("k", kv), ("v", kv)):
+    separate = (("q", q),) if i >= shape.n_blocks - shape.shared else (("q", q), ("k", kv), ("v", kv))
+    for name, rows in (("qkv", q + 2 * kv),) if shape.fused else separate[:2] if is_keyed else separate:
         yield f"blk.{i}.attn_{name}.weight", (rows, d)
         if shape.qkv_bias:
             yield f"blk.{i}.attn_{name}.bias", (rows,)
     if shape.qk_norm:
         is_whole = shape.qk_norm == "width"
-        yield f"blk.{i}.attn_q_norm.weight", (q if is_whole else shape.head_width,)
-        yield f"blk.{i}.attn_k_norm.weight", (kv if is_whole else shape.head_width,)
+        yield f"blk.{i}.attn_q_norm.weight", (q if is_whole else width,)
+        if len(separate) > 1:
+            yield f"blk.{i}.attn_k_norm.weight", (kv if is_whole else width,)
     yield f"blk.{i}.attn_output.weight", (d, q)
+
+
+def has_window(shape: Shape, i: int) -> bool:
+    return shape.window > 0 and (i + 1) % shape.window_pattern > 0
+
+
+def key_heads(shape: Shape, i: int) -> int:
+    return shape.n_kv_heads // 2 if shape.keyed and not has_window(shape, i) else shape.n_kv_heads
+
+
+def feed_width(shape: Shape, i: int) -> int:
+    return shape.d_ff * (2 if i >= shape.n_blocks - shape.shared else 1)
 
 
 def _feed_forward(shape: Shape, i: int) -> Iterator[tuple[str, tuple[int, ...]]]:
     d = shape.d_model
-    f = shape.d_ff
+    f = feed_width(shape, i)
     block = f"blk.{i}"
     if shape.experts and i >= shape.dense_first:
         n = shape.experts[0]
@@ -207,6 +246,15 @@ def model_metadata(architecture: str, shape: Shape) -> dict[str, object]:
     if shape.window:
         fields["attention.sliding_window"] = shape.window
         fields["attention.sliding_window_pattern"] = shape.window_pattern
+    if shape.narrow_width:
+        every = range(shape.n_blocks)
+        fields |= {"attention.key_length_swa": shape.narrow_width, "attention.value_length_swa": shape.narrow_width,
+                   "rope.dimension_count_swa": shape.narrow_width, "rope.freq_base_swa": 1e4,
+                   "attention.shared_kv_layers": shape.shared, "final_logit_softcapping": shape.cap,
+                   "embedding_length_per_layer_input": shape.d_block,
+                   "attention.sliding_window_pattern": [has_window(shape, i) for i in every],
+                   "attention.head_count_kv": [key_heads(shape, i) for i in every],
+                   "feed_forward_length": [feed_width(shape, i) for i in every]}
     return {f"{architecture}.{key}": value for key, value in fields.items()}
 
 

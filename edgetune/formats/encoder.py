@@ -6,7 +6,8 @@ from dataclasses import dataclass
 
 from ..errors import FormatError, UnsupportedError
 from .gguf import ENCODER, MODERN, NOMIC, Gguf
-from .shape import MetadataReader, Rope, check_tensors, read_windows, refuse_variants
+from .rope import Rope
+from .shape import MetadataReader, check_tensors, read_windows, refuse_variants
 
 POOLINGS = {1: "mean", 2: "first"}
 """How the vector of a document is made of its tokens', by the number in GGUF."""

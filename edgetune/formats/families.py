@@ -59,6 +59,13 @@ class Family:
     norm_offset: float = 0.0  # what a GGUF's norm weights are above those of transformers
     windows_every: int = 0  # all but every n-th block see a window unless the file says otherwise; 0: none does
     plain_windows: bool = False  # where they are, rotary embeddings have the base of the others, and no scaling
+    sized_blocks: bool = False  # blocks differ in sizes (block_sizes.py)
+    shares_keys: bool = False  # blocks may take keys and values of others, and have keys for values
+    norms_values: bool = False  # each head of values, by a norm without weights
+    plain_scores: bool = False  # scores of attention are not scaled
+    caps_logits: bool = False  # the file may cap logits
+    embeds_blocks: bool = False  # each block may have embeddings (models/block_embedding.py)
+    max_grad_norm: float = 0.0  # to which a gradient should be clipped, below what is usual; 0: what is usual
     untrained_blocks: int = 0  # models of this many blocks have windows of another kind, and are refused
     wide_blocks: int = 0  # blocks of the one size whose attention is scaled by D / H and not by the head's width
 
@@ -77,6 +84,9 @@ FAMILIES = {family.name: family for family in (
     Family("qwen3", QKV, qk_norm="head"),
     Family("gemma3", QKV, act="gelu", qk_norm="head", norms="both", scaled_embedding=True, norm_offset=1.0,
            windows_every=6, wide_blocks=62),
+    Family("gemma4", (), rope_factors=True, act="gelu", qk_norm="head", norms="both", scaled_embedding=True,
+           windows_every=6, plain_windows=True, sized_blocks=True, shares_keys=True, norms_values=True,
+           plain_scores=True, caps_logits=True, embeds_blocks=True, max_grad_norm=0.3),
     Family("smollm3", QKV, neox=False, moves_rows=True, unrotated_every=4),
     Family("granite", ALL, neox=False, moves_rows=True, rope_factors=True, scales=True),
     Family("ernie4_5", QKV, neox=False),

@@ -29,6 +29,18 @@ def _attention_norms(s: Shape) -> Vectors:
     return {"attn_q_norm": s.d_q if is_whole else s.d_head, "attn_k_norm": s.d_kv if is_whole else s.d_head}
 
 
+def _query_norms(s: Shape) -> Vectors:
+    return {"attn_q_norm": _attention_norms(s)["attn_q_norm"]}
+
+
+def _shared_attention(s: Shape) -> Matrices:
+    return {"attn_q": (s.d_q, s.d_model), "attn_output": (s.d_model, s.d_q)}
+
+
+def _attention_to_keys(s: Shape) -> Matrices:
+    return {name: size for name, size in _attention(s).items() if name != "attn_v"}
+
+
 def _fused_attention(s: Shape) -> Matrices:
     return {"attn_qkv": (s.d_q + 2 * s.d_kv, s.d_model), "attn_output": (s.d_model, s.d_q)}
 
@@ -54,8 +66,11 @@ def _experts(s: Shape) -> Stacks:
 
 PROJECTIONS: dict[str, Callable[[Shape], Matrices]] = {
     "attention": _attention, "fused attention": _fused_attention, "gated": _gated, "fused gated": _fused_gated,
+    "shared attention": _shared_attention, "attention to keys": _attention_to_keys,
     "short convolution": _short_conv, "experts": lambda _: {}}
-NORMS: dict[str, Callable[[Shape], Vectors]] = {"attention": _attention_norms, "fused attention": _attention_norms}
+NORMS: dict[str, Callable[[Shape], Vectors]] = {
+    "attention": _attention_norms, "fused attention": _attention_norms, "attention to keys": _attention_norms,
+    "shared attention": _query_norms}
 STACKS: dict[str, Callable[[Shape], Stacks]] = {"experts": _experts}
 FROZEN: dict[str, Callable[[Shape], dict[str, tuple[int, ...]]]] = {
     "experts": lambda s: {"ffn_gate_inp": (s.n_expert, s.d_model)},

@@ -10,63 +10,24 @@ norms undo. Their epsilon becomes eps / r^2, and the embedding's scale is divide
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass, replace
+from functools import cached_property
 from typing import Any
 
-import numpy as np
-
 from ..errors import FormatError, UnsupportedError
-from . import kinds
+from . import block_sizes, kinds
+from .block_sizes import Sizes
 from .families import FAMILIES, Family
 from .gguf import FORMATS, Gguf, Tensor, check_experts
-
-
-@dataclass(frozen=True)
-class Rope:
-    """Rotary embedding of one kind of block (Su et al. 2021; YaRN: Peng et al. 2023)."""
-
-    base: float = 10000.0
-    kind: str = "none"  # none | linear | yarn; llama3's scaling comes as `factors`
-    factor: float = 1.0
-    original_context: int = 0
-    attn_factor: float = 1.0
-    fast: float = 32.0  # rotations from which YaRN keeps a frequency,
-    slow: float = 1.0  # and up to which it interpolates one
-    log_multiplier: float = 0.0  # by which YaRN's scale of attention is taken back
-    factors: tuple[float, ...] = ()  # rope_freqs.weight: each frequency is divided by its factor
-
-    def tables(self, positions: int, n_rot: int) -> tuple[np.ndarray, np.ndarray]:
-        """cos and sin, float32 [positions, n_rot / 2]."""
-        pair = np.arange(n_rot // 2, dtype=np.float64)
-        freq = self.base ** (-2.0 * pair / n_rot)
-        if self.factors:
-            freq = freq / np.asarray(self.factors, np.float64)
-        magnitude = self.attn_factor
-        if self.kind in ("linear", "yarn"):
-            interpolated = freq / self.factor
-            if self.kind == "linear":
-                freq = interpolated
-            else:
-                freq = interpolated + (freq - interpolated) * self._extrapolated_share(pair, n_rot)
-                stretched = 0.1 * math.log(self.factor)
-                magnitude *= (1.0 + stretched) / (1.0 + self.log_multiplier * stretched)
-        angle = np.arange(positions, dtype=np.float64)[:, None] * freq
-        return (np.cos(angle) * magnitude).astype(np.float32), (np.sin(angle) * magnitude).astype(np.float32)
-
-    def _extrapolated_share(self, pair: np.ndarray, n_rot: int) -> np.ndarray:
-        """YaRN's ramp: 1 keeps the frequency, 0 interpolates it."""
-
-        def dimension(rotations: float) -> float:
-            return n_rot * math.log(self.original_context / (rotations * 2 * math.pi)) / (2 * math.log(self.base))
-
-        low = max(math.floor(dimension(self.fast)), 0)
-        high = min(math.ceil(dimension(self.slow)), n_rot - 1)
-        return 1.0 - np.clip((pair - low) / max(high - low, 0.001), 0.0, 1.0)
+from .rope import Rope, read_rope
 
 
 @dataclass(frozen=True)
 class Shape:
-    """Sizes and switches of a decoder. Letters as everywhere: D, F, H, G, C, V."""
+    """Sizes and switches of a decoder. Letters as everywhere: D, F, H, G, C, V.
+
+    Where `blocks` lists sizes, they are those of each block, which `of` gives, and the shape's own are the largest.
+    """
 
     architecture: str
     n_layer: int
@@ -91,6 +52,7 @@ class Shape:
     pre_norms: bool = True  # a sublayer's input is normed
     unrotated: tuple[int, ...] = ()  # blocks without a rotary embedding
     logit_scale: float = 1.0  # logits are divided by it
+    logit_cap: float = 0.0  # then they are cap * tanh(z / cap); 0: they stay
     mixers: tuple[str, ...] = ()  # a block's kind of mixer (kinds.py); (): attention in all
     feeds: tuple[str, ...] = ()  # a block's kind of feed-forward part; (): gated in all
     conv: int = 0  # tokens that a short convolution sees
@@ -99,6 +61,11 @@ class Shape:
     d_expert: int = 0  # an expert's width
     gating: str = "softmax"  # as of Family, like the next
     norms_experts: bool = False
+    blocks: tuple[Sizes, ...] = ()
+    owners: tuple[int, ...] = ()  # of each block, whose keys and values it attends to; (): its own
+    norms_values: bool = False  # as of Family
+    d_block: int = 0  # the width of the embeddings of each block; 0: there are none
+    block_row: int = 0  # bytes that the file has of them for a token
 
     @property
     def family(self) -> Family:
@@ -112,6 +79,15 @@ class Shape:
     def d_kv(self) -> int:
         return self.n_kv * self.d_head
 
+    def of(self, layer: int) -> Shape:
+        """The shape of a decoder whose blocks all have the sizes of this one: itself where blocks do not differ."""
+        return self._of_blocks[layer] if self.blocks else self
+
+    @cached_property
+    def _of_blocks(self) -> tuple[Shape, ...]:
+        found = {sizes: replace(self, blocks=(), **asdict(sizes)) for sizes in dict.fromkeys(self.blocks)}
+        return tuple(found[sizes] for sizes in self.blocks)
+
     def mixer(self, layer: int) -> str:
         """The kind of a block's mixer, as in kinds.py."""
         return self.mixers[layer] if self.mixers else "attention"
@@ -120,21 +96,35 @@ class Shape:
         """The kind of a block's feed-forward part."""
         return self.feeds[layer] if self.feeds else "gated"
 
+    def owner(self, layer: int) -> int:
+        """The block whose keys and values a block attends to: itself, or one before it."""
+        return self.owners[layer] if self.owners else layer
+
+    @cached_property
+    def lenders(self) -> tuple[int, ...]:
+        """The blocks whose keys and values others attend to."""
+        return tuple(sorted({owner for layer, owner in enumerate(self.owners) if owner != layer}))
+
     def norm_widths(self, layer: int) -> dict[str, int]:
         """Values that each norm of a block has, by GGUF name."""
         own = kinds.NORMS.get(self.mixer(layer))
         before = ("attn_norm", "ffn_norm") if self.pre_norms else ()
         after = ("post_attention_norm", "post_ffw_norm") if self.post_norms else ()
-        return {**dict.fromkeys(before, self.d_model), **(own(self) if own else {}),
+        return {**dict.fromkeys(before, self.d_model), **(own(self.of(layer)) if own else {}),
                 **dict.fromkeys(after, self.d_model)}
 
     def rope_of(self, layer: int) -> int:
         """Index into ropes."""
         return 1 if self.windows[layer] else 0
 
+    def rotated(self, rope: int) -> int:
+        """Rotated values of a head in blocks of this index into ropes."""
+        return next((self.of(i).n_rot for i in range(self.n_layer) if self.rope_of(i) == rope), self.n_rot)
+
     def linear_shapes(self, layer: int) -> dict[str, tuple[int, int]]:
         """[N, K] of the projections of a block, by GGUF name."""
-        return {**kinds.PROJECTIONS[self.mixer(layer)](self), **kinds.PROJECTIONS[self.feed(layer)](self)}
+        s = self.of(layer)
+        return {**kinds.PROJECTIONS[self.mixer(layer)](s), **kinds.PROJECTIONS[self.feed(layer)](s)}
 
     def stack_shapes(self, layer: int) -> dict[str, tuple[int, int, int]]:
         """[E, N, K] of the stacks of matrices of a block, by GGUF name."""
@@ -159,19 +149,28 @@ def read_shape(gguf: Gguf) -> Shape:
     n_head = get.integer("attention.head_count")
     d_head = get.integer("attention.key_length", d_model // max(n_head, 1))
     n_rot = get.integer("rope.dimension_count", d_head)
-    refuse_variants(get, {"attention.value_length": d_head, "attention.key_length_swa": d_head,
-                           "attention.value_length_swa": d_head, "rope.dimension_count_swa": n_rot,
-                           "attention.causal": True, "embedding_length_out": d_model,
-                           "attn_logit_softcapping": 0.0, "final_logit_softcapping": 0.0})
-    global_rope = _read_rope(gguf, get, family)
+    narrow = get.integer("attention.key_length_swa", d_head) if family.sized_blocks else d_head
+    refuse_variants(get, {"attention.value_length": d_head, "attention.key_length_swa": narrow,
+                           "attention.value_length_swa": narrow, "attention.causal": True,
+                           "embedding_length_out": d_model, "attn_logit_softcapping": 0.0,
+                           **({} if family.sized_blocks else {"rope.dimension_count_swa": n_rot}),
+                           **({} if family.caps_logits else {"final_logit_softcapping": 0.0})})
+    global_rope = read_rope(gguf, get, family)
     local_rope = (Rope(base=get.number("rope.freq_base_swa", global_rope.base)) if family.plain_windows else
                   Rope(base=get.number("rope.freq_base_swa", 10000.0), attn_factor=global_rope.attn_factor))
     wide = n_layer == family.wide_blocks
     scales = _read_scales(get, d_model, d_model // n_head if wide else d_head, family)
     windows = (read_windows(get, n_layer, get.integer("attention.sliding_window", 0), family.windows_every)
                if family.windows_every else (0,) * n_layer)
+    blocks = block_sizes.read_sizes(get, windows, d_head, n_rot, family)
+    owners = block_sizes.shared_keys(get, windows, family)
+    d_block = get.integer("embedding_length_per_layer_input") if family.embeds_blocks else 0
     shape = Shape(
-        architecture=arch, n_layer=n_layer, d_model=d_model, d_ff=get.integer("feed_forward_length"),
+        architecture=arch, n_layer=n_layer, d_model=d_model,
+        d_ff=max(own.d_ff for own in blocks) if blocks else get.integer("feed_forward_length"),
+        blocks=blocks, owners=owners, norms_values=family.norms_values, d_block=d_block,
+        block_row=block_sizes.table_row(gguf) if d_block else 0,
+        logit_cap=get.number("final_logit_softcapping", 0.0) if family.caps_logits else 0.0,
         n_expert=n_expert, n_used=n_used, d_expert=_expert_width(get, n_used, family), gating=family.gating,
         norms_experts=family.norms_experts,
         n_head=n_head, n_kv=n_kv, d_head=d_head,
@@ -180,7 +179,8 @@ def read_shape(gguf: Gguf) -> Shape:
         neox=family.neox, act=family.act, embed_scale=scales.embedding / scales.residual, attn_scale=scales.attention,
         logit_scale=scales.logits, qk_norm=family.qk_norm, pre_norms=family.pre_norms, post_norms=family.post_norms,
         ropes=(global_rope, local_rope), windows=windows, unrotated=_unrotated(get, n_layer, family),
-        mixers=mixers, conv=get.integer("shortconv.l_cache") if "short convolution" in mixers else 0,
+        mixers=block_sizes.read_mixers(get, mixers, owners, family),
+        conv=get.integer("shortconv.l_cache") if "short convolution" in mixers else 0,
         feeds=_feeds(get, n_layer, family),
         biases=tuple(name for name in family.biases
                      if all(f"blk.{i}.{name}.bias" in gguf.tensors for i in range(n_layer))))
@@ -193,6 +193,8 @@ def _mixers(get: MetadataReader, family: Family) -> tuple[tuple[str, ...], int]:
     """The kinds of mixers of all blocks, and the heads of keys where there are some: one number a block, or one."""
     n_layer = get.integer("block_count")
     found = get.any("attention.head_count_kv")
+    if family.sized_blocks:
+        return (family.mixer,) * n_layer, max(get.integers("attention.head_count_kv", n_layer))
     if not family.elsewhere or not isinstance(found, list):
         return (family.mixer,) * n_layer, get.integer("attention.head_count_kv", get.integer("attention.head_count"))
     heads = {count for count in found if count}
@@ -248,7 +250,7 @@ class _Scales:
 def _read_scales(get: MetadataReader, d_model: int, width: int, family: Family) -> _Scales:
     """width: of a head, for its scores. As in llama.cpp a scale of 0 is none."""
     embedding = math.sqrt(d_model) if family.scaled_embedding else 1.0
-    attention = 1.0 / math.sqrt(width)
+    attention = 1.0 if family.plain_scores else 1.0 / math.sqrt(width)
     if not family.scales:
         return _Scales(embedding, 1.0, attention, 1.0)
     found = _Scales(get.number("embedding_scale", 0.0) or embedding, get.number("residual_scale", 0.0) or 1.0,
@@ -299,6 +301,16 @@ class MetadataReader:
                                    "edgetune needs one whole number for all blocks")
         return value
 
+    def integers(self, key: str, n: int) -> list[int]:
+        """One number of each of n blocks, which may be the same one of all."""
+        value = self._value(key, None)
+        if not isinstance(value, list):
+            return [self.integer(key)] * n
+        if len(value) != n or not all(type(one) is int and 0 < one < 2**31 for one in value):
+            raise FormatError(f"{self.gguf.path} has {self.arch}.{key} = {str(value)[:60]}",
+                              f"it must be one positive number, or {n}, one a block")
+        return value
+
     def number(self, key: str, default: float | None = None) -> float:
         value = self._value(key, default)
         if isinstance(value, bool) or not isinstance(value, (int, float)) or not math.isfinite(value):
@@ -332,34 +344,6 @@ def read_windows(get: MetadataReader, n_layer: int, window: int, every: int, fir
     return tuple(window if n == 0 or (i if first else i + 1) % n else 0 for i in range(n_layer))
 
 
-def _read_rope(gguf: Gguf, get: MetadataReader, family: Family) -> Rope:
-    """Reads it as llama.cpp does: a factor without a kind is linear, a factor of 0 is none."""
-    kind = get.text("rope.scaling.type", "linear")
-    factor = get.number("rope.scaling.factor", get.number("rope.scale_linear", 0.0)) or 1.0
-    short = gguf.tensors.get("rope_factors_short.weight") if family.long_keys else None
-    if kind == "longrope" and family.long_keys:
-        kind = "none"
-    if kind not in ("none", "linear", "yarn"):
-        raise UnsupportedError(f"{gguf.path} scales its rotary embedding by {kind!r}",
-                               "edgetune knows none, linear, llama3 and yarn")
-    factors: tuple[float, ...] = ()
-    if "rope_freqs.weight" in gguf.tensors:
-        factors = tuple(float(f) for f in gguf.tensors["rope_freqs.weight"].f32().ravel())
-    elif short is not None:
-        factors = tuple(float(f) for f in short.f32().ravel())
-    blend = {} if not family.yarn_keys else {
-        "fast": get.number("rope.scaling.yarn_beta_fast", 32.0), "slow": get.number("rope.scaling.yarn_beta_slow", 1.0),
-        "log_multiplier": get.number("rope.scaling.yarn_log_multiplier", 0.0)}
-    rope = Rope(base=get.number("rope.freq_base", 10000.0), kind=kind, factor=factor,
-                original_context=get.integer("rope.scaling.original_context_length", get.integer("context_length")),
-                attn_factor=get.number("rope.scaling.attn_factor", 1.0), factors=factors, **blend)
-    if (rope.base <= 1.0 or rope.factor <= 0.0 or rope.original_context < 1
-            or not all(0 < factor < math.inf for factor in factors)):
-        raise FormatError(f"{gguf.path} has rotary base {rope.base:g}, factor {rope.factor:g} and original context "
-                          f"{rope.original_context}", "base must be over 1, the others positive")
-    return rope
-
-
 def _embedding(gguf: Gguf) -> Tensor:
     tensor = gguf.tensors.get("token_embd.weight")
     if tensor is None or len(tensor.shape) != 2:
@@ -370,7 +354,7 @@ def _embedding(gguf: Gguf) -> Tensor:
 def _check_sizes(gguf: Gguf, s: Shape) -> None:
     limits = {"block_count": (s.n_layer, 512), "embedding_length": (s.d_model, 1 << 20),
               "feed_forward_length": (s.d_ff, 1 << 22), "attention.head_count": (s.n_head, 4096),
-              "attention.head_count_kv": (s.n_kv, s.n_head), "attention.key_length": (s.d_head, 256),
+              "attention.head_count_kv": (s.n_kv, s.n_head), "attention.key_length": (s.d_head, 512),
               "rope.dimension_count": (s.n_rot, s.d_head)}
     if "short convolution" in s.mixers:
         limits["shortconv.l_cache"] = (s.conv, 8)
@@ -384,13 +368,19 @@ def _check_sizes(gguf: Gguf, s: Shape) -> None:
     if s.family.ungrouped and s.n_kv != s.n_head:
         raise FormatError(f"{gguf.path} has {s.n_head} heads and {s.n_kv} key heads",
                           f"llama.cpp computes {s.architecture} where both are equal")
-    if s.n_head % s.n_kv or s.n_rot % 2:
-        raise FormatError(f"{gguf.path} has {s.n_head} heads for {s.n_kv} key heads and {s.n_rot} rotated values",
-                          "the first must be a multiple of the second, the third even")
+    for i in range(s.n_layer):
+        own = s.of(i)
+        if s.n_head % own.n_kv or own.n_rot % 2 or own.n_rot > own.d_head:
+            raise FormatError(f"{gguf.path} has {s.n_head} heads for {own.n_kv} key heads and {own.n_rot} rotated "
+                              f"values in heads of {own.d_head}",
+                              "the first must be a multiple of the second, the third even and less")
+        if (lender := s.of(s.owner(i))).d_kv != own.d_kv:
+            raise FormatError(f"{gguf.path} has keys of {own.d_kv} values in block {i}, which takes {lender.d_kv}",
+                              "convert the model again")
     if not s.norm_eps > 0:
         raise UnsupportedError(f"{gguf.path} has a norm epsilon of {s.norm_eps:g}", "edgetune takes positive ones")
-    if (n := len(s.ropes[0].factors)) not in (0, s.n_rot // 2):
-        raise FormatError(f"{gguf.path} has {n} rotary factors", f"it needs {s.n_rot // 2}")
+    if (n := len(s.ropes[0].factors)) not in (0, s.rotated(0) // 2):
+        raise FormatError(f"{gguf.path} has {n} rotary factors", f"it needs {s.rotated(0) // 2}")
 
 
 def expected_tensors(s: Shape) -> dict[str, tuple[int, ...]]:
@@ -404,22 +394,27 @@ def expected_tensors(s: Shape) -> dict[str, tuple[int, ...]]:
             expected[f"blk.{i}.{name}.weight"] = shape
         for kind in (s.mixer(i), s.feed(i)):
             frozen = kinds.FROZEN.get(kind)
-            expected |= {f"blk.{i}.{name}.weight": shape for name, shape in (frozen(s) if frozen else {}).items()}
+            own = frozen(s.of(i)) if frozen else {}
+            expected |= {f"blk.{i}.{name}.weight": shape for name, shape in own.items()}
         if s.family.biased_experts and s.feed(i) == "experts":
             expected[f"blk.{i}.exp_probs_b.bias"] = (s.n_expert,)
         for name, width in s.norm_widths(i).items():
             expected[f"blk.{i}.{name}.weight"] = (width,)
-    return expected
+    if s.family.sized_blocks and not all(s.windows):
+        expected["rope_freqs.weight"] = (s.rotated(0) // 2,)
+    return expected | block_sizes.embedding_tensors(s)
 
 
 def optional_tensors(s: Shape) -> dict[str, tuple[int, ...]]:
     """Name -> shape of tensors that some models have: a separate head, biases, factors of the rotary embedding."""
-    optional: dict[str, tuple[int, ...]] = {"output.weight": (s.n_vocab, s.d_model)}
+    optional = {"output.weight": (s.n_vocab, s.d_model), **block_sizes.unused_tensors(s)}
     for i in range(s.n_layer):
         linear = s.linear_shapes(i)
         for name in s.family.biases:
             if name in linear:
                 optional[f"blk.{i}.{name}.bias"] = (linear[name][0],)
+        if s.family.sized_blocks:
+            optional[f"blk.{i}.layer_output_scale.weight"] = (1,)
     if s.family.rope_factors:
         optional["rope_freqs.weight"] = (len(s.ropes[0].factors),)
     if s.family.long_keys:

@@ -39,12 +39,15 @@ class SelfAttention(Mixer):
             norms = NORMS["attention"](s)
             widths |= {"q_raw": s.d_q, "k_raw": s.d_kv, "rstd_q": s.d_q // norms["attn_q_norm"],
                        "rstd_k": s.d_kv // norms["attn_k_norm"]}
+        if s.norms_values:
+            widths |= {"v_raw": s.d_kv, "rstd_v": s.n_kv}
         return widths
 
     @classmethod
     def buffers(cls, s: Shape, run: RunShape, tokens: int, prefix: int) -> list[Buffer]:
-        half = run.activations
-        return [*(Buffer(name, (prefix + tokens, s.d_kv), "block", half, backward=True) for name in ("dk", "dv")),
+        # float32 where the gradients of several uses are summed
+        kind = "float32" if s.lenders or "attention to keys" in s.mixers else run.activations
+        return [*(Buffer(name, (prefix + tokens, s.d_kv), "block", kind, backward=True) for name in ("dk", "dv")),
                 Buffer("delta", (s.n_head, tokens), "block", backward=True)]
 
     @classmethod
@@ -57,7 +60,7 @@ class SelfAttention(Mixer):
         _, k, _ = of.kept_of(layer, batch)
         self._inputs(layer, norm, batch)
         of.virtual.keys(layer, k["k"], k["v"], batch)
-        q, key, v = self._heads(k)
+        q, key, v = self._heads(layer, k)
         attend = of.cached.attend if of.cached else self.attend
         attend(layer, k, q, key, v, batch)
 
@@ -67,14 +70,17 @@ class SelfAttention(Mixer):
         own_q = needed.room(k["q"], "dq")
         self._project(own_q, needed.taken(norm, "norm2"), layer, "q", own, needed.positions)
         needed.put(k["q"], own_q)
-        positions = self.of.place(batch).positions
+        self._keys(layer, norm, k, self.of.place(batch).positions)
+
+    def _keys(self, layer: int, norm: np.ndarray, k: Activations, positions: np.ndarray) -> None:
+        """Sets keys and values in `k`."""
         self._project(k["k"], norm, layer, "k", k, positions)
         self._project(k["v"], norm, layer, "v", k, positions)
 
     def attend(self, layer: int, k: Activations, q: np.ndarray, key: np.ndarray, v: np.ndarray, batch: Batch) -> None:
         """k["att"], k["lse"] = attention of q [T, H, C] over key, v [T, G, C], the batch's own and its prefix's."""
         of = self.of
-        s = of.shape
+        s = of.shape.of(layer)
         of.prefix.keep(layer, key, v, batch)
         seen = of.prefix.seen(layer, key, v, batch)
         placed = of.place(batch)
@@ -85,9 +91,9 @@ class SelfAttention(Mixer):
     def backward(self, layer: int, dinp: np.ndarray | None, dinner: np.ndarray, norm: np.ndarray, batch: Batch) -> None:
         of = self.of
         t = batch.tokens.size
-        s = of.shape
+        s = of.shape.of(layer)
         _, k, _ = of.kept_of(layer, batch)
-        q, key, v = self._heads(k)
+        q, key, v = self._heads(layer, k)
         dq = of.arena.view("dq", *q.shape)
         dk, dv = (of.arena.view(f"d{name}", batch.behind + t, s.n_kv, s.d_head) for name in "kv")
         seen = of.prefix.seen(layer, key, v, batch)
@@ -98,6 +104,7 @@ class SelfAttention(Mixer):
                                   of.run.precision)
         dk, dv = of.prefix.own_gradients(layer, dk, dv, batch)
         of.virtual.keys_backward(layer, dk, dv, batch)
+        dk, dv = of.lent.add(layer, dk, dv)
         self._inputs_backward(layer, dinp, (dq, dk, dv), norm, batch)
 
     def _inputs_backward(self, layer: int, dinp: np.ndarray | None, grads: tuple[np.ndarray, ...], norm: np.ndarray,
@@ -110,9 +117,13 @@ class SelfAttention(Mixer):
         self._project_backward(own_dinp, own_dq, needed.taken(norm, "norm2"), layer, "q", own, needed.positions)
         if dinp is not None and own_dinp is not None:
             needed.put(dinp, own_dinp)
-        positions = self.of.place(batch).positions
-        self._project_backward(dinp, dk, norm, layer, "k", k, positions)
-        self._project_backward(dinp, dv, norm, layer, "v", k, positions)
+        self._keys_backward(layer, dinp, (dk, dv), norm, k, self.of.place(batch).positions)
+
+    def _keys_backward(self, layer: int, dinp: np.ndarray | None, grads: tuple[np.ndarray, np.ndarray],
+                       norm: np.ndarray, k: Activations, positions: np.ndarray) -> None:
+        """dinp [T, D] += the gradient of the normed input from those of keys and values, which are changed."""
+        for name, grad in zip("kv", grads, strict=True):
+            self._project_backward(dinp, grad, norm, layer, name, k, positions)
 
     def _project(self, out: np.ndarray, norm: np.ndarray, layer: int, name: str, k: Activations,
                  positions: np.ndarray) -> None:
@@ -122,17 +133,19 @@ class SelfAttention(Mixer):
         self._place_heads(out, raw, layer, name, k, positions)
 
     def _project_backward(self, dinp: np.ndarray | None, grad: np.ndarray, norm: np.ndarray, layer: int, name: str,
-                          k: Activations, positions: np.ndarray) -> None:
+                          k: Activations, positions: np.ndarray, raw: np.ndarray | None = None) -> None:
         """dinp [T, D] (+)= gradient of the normed input, from that of `_project`'s output, which is changed; the
-        queries' comes first.
+        queries' comes first. raw: another gradient of what was projected, float32 like the first.
         """
         linear = self.of.linear
         self._place_heads_backward(grad, layer, name, k, positions)
+        if raw is not None:
+            self.of.ops.add(grad.reshape(-1), raw.reshape(-1))
         linear.backward(dinp, grad.reshape(len(grad), -1), layer, f"attn_{name}", k, accumulate=name != "q")
         linear.finish(norm, layer, f"attn_{name}")
 
     def _is_normed(self, name: str) -> bool:
-        return bool(self.of.shape.qk_norm) and name != "v"
+        return self.of.shape.norms_values if name == "v" else bool(self.of.shape.qk_norm)
 
     def _raw(self, name: str, k: Activations) -> np.ndarray:
         """The array that queries, keys or values are projected into."""
@@ -160,14 +173,14 @@ class SelfAttention(Mixer):
         if rotates_first:
             self._rotate(layer, grad, name, positions, -1.0)
 
-    def _heads(self, k: Activations) -> Iterator[np.ndarray]:
+    def _heads(self, layer: int, k: Activations) -> Iterator[np.ndarray]:
         """Queries [T, H, C], keys and values [T, G, C]."""
-        s = self.of.shape
+        s = self.of.shape.of(layer)
         return (k[name].reshape(-1, n, s.d_head) for name, n in (("q", s.n_head), ("k", s.n_kv), ("v", s.n_kv)))
 
     def _rotate(self, layer: int, x: np.ndarray, name: str, positions: np.ndarray, sign: float) -> None:
         """Rotates queries or keys x [T, heads * C] in place, in blocks that have a rotary embedding."""
-        s = self.of.shape
+        s = self.of.shape.of(layer)
         if name == "v" or layer in s.unrotated:
             return
         cos, sin = self.of.rope[s.rope_of(layer)]

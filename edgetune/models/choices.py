@@ -4,6 +4,7 @@ Forward, log p of the tokens is read from the blocks, so that it is of the same 
 where L depends on log p of the target t and of k choices, with a = -dL by each, dL/dz = A p - a_t e_t - sum_i a_i e_i
 and A = a_t + sum_i a_i: the pass gives A (p - e_t), to which sum_i a_i (e_t - e_i) is added by a few rows of the head.
 The likeliest tokens are found in the blocks too. n: positions, k: choices, D: the head's width, B: entries of a block.
+Where logits are capped, each row of the head comes with the slope of its cap.
 """
 
 from __future__ import annotations
@@ -13,7 +14,7 @@ from collections.abc import Callable, Iterable
 import numpy as np
 from numpy.typing import NDArray
 
-from ..backends.base import SAMPLE_STATE, Backend
+from ..backends.base import SAMPLE_STATE, Backend, floats
 from ..formats.gguf import Tensor
 
 Floats = NDArray[np.float32]
@@ -25,14 +26,15 @@ POSITIONS = 8  # whose rows of the head are in memory at a time
 class Blocks:
     """A pass over the vocabulary. lse [n]: log sum exp of all logits, after the last block."""
 
-    def __init__(self, ops: Backend, head: Tensor, h: np.ndarray, logits: Floats, precision: str) -> None:
-        """h [n, D]: the head's input; logits [n, B]: work space."""
+    def __init__(self, ops: Backend, head: Tensor, h: np.ndarray, logits: Floats, precision: str, cap: float) -> None:
+        """h [n, D]: the head's input; logits [n, B]: work space; cap: of logits, as for the ops."""
         n = len(h)
         self.ops = ops
         self.head = head
         self.h = h
         self.logits = logits
         self.precision = precision
+        self.cap = cap
         self.lse = ops.empty((n,))
         self._state = ops.empty((n, SAMPLE_STATE))
         self._top = ops.empty((n, 1))
@@ -44,7 +46,7 @@ class Blocks:
             for first in range(begin, end, self.logits.shape[1]):
                 last = min(first + self.logits.shape[1], end)
                 self.ops.head_top(self._top, self.lse, self.logits, self._state, self.h, self.head.data,
-                                  self.head.format, self._limit, (first, last), self.precision)
+                                  self.head.format, self._limit, (first, last), self.precision, self.cap)
                 self.ops.synchronize()
                 see(first, self.logits.reshape(-1)[:(last - first) * len(self.h)].reshape(-1, last - first))
 
@@ -63,8 +65,8 @@ class Choices:
         rows, columns = np.nonzero((self.tokens >= first) & (self.tokens < first + logits.shape[1]))
         self.z[rows, columns] = logits[rows, self.tokens[rows, columns] - first]
 
-    def backward(self, dh: Floats, a: Floats) -> None:
-        """Completes dh [n, D], the gradient of the pass with a summed over [n, 1 + k]."""
+    def backward(self, dh: Floats, a: Floats, h: np.ndarray, cap: float) -> None:
+        """Completes dh [n, D], the gradient of the pass over h with a summed over [n, 1 + k]. cap: of logits."""
         width = dh.shape[1]
         for begin in range(0, len(self.tokens), POSITIONS):
             part = slice(begin, begin + POSITIONS)
@@ -74,7 +76,11 @@ class Choices:
             self.ops.synchronize()
             factors = -a[part]
             factors[:, 0] = a[part, 1:].sum(1)
-            dh[part] += np.einsum("nk,nkd->nd", factors, rows.reshape(-1, self.tokens.shape[1], width))
+            rows = rows.reshape(-1, self.tokens.shape[1], width)
+            if cap:
+                z = np.einsum("nd,nkd->nk", floats(h[part]), rows)
+                factors *= 1 - np.tanh(z / np.float32(cap))**2
+            dh[part] += np.einsum("nk,nkd->nd", factors, rows)
 
 
 class Tempered:

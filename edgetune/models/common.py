@@ -12,6 +12,7 @@ from ..backends.arena import Arena
 from ..backends.base import Backend
 from ..formats.shape import Shape
 from .kept import Kept
+from .lent_keys import LENT, LentKeys
 from .linear import Activations, Projections, RunShape
 from .needed import Needed
 from .norms import Norms
@@ -19,7 +20,7 @@ from .placed import Placed
 from .prefix import Prefix
 from .states import States
 from .stream import Stream
-from .structure import kept_widths
+from .structure import kept_widths, lent
 from .virtual import Virtual
 
 if TYPE_CHECKING:
@@ -54,7 +55,8 @@ class Common:
         self.norms = norms
         self.virtual = Virtual(ops, linear)
         self.prefix = Prefix(shape, run, ops, arena)
-        self.kept = Kept([kept_widths(shape, run, layer) for layer in range(shape.n_layer)], run, arena)
+        self.lent = LentKeys(shape, run, ops, arena)
+        self.kept = Kept([kept_widths(shape, run, layer) for layer in range(shape.n_layer)], run, arena, lent(shape))
         self.rope = self._rope()
         self.cached: Cached | None = None
         self._placed: Placed | None = None
@@ -64,11 +66,21 @@ class Common:
         tables = []
         positions = self.run.max_length + self.run.virtual
         for i, rope in enumerate(s.ropes[:2 if any(s.windows) else 1]):
-            cos = self.arena.view(f"cos{i}", positions, s.n_rot // 2)
-            sin = self.arena.view(f"sin{i}", positions, s.n_rot // 2)
-            cos[:], sin[:] = rope.tables(positions, s.n_rot)
+            n_rot = s.rotated(i)
+            cos = self.arena.view(f"cos{i}", positions, n_rot // 2)
+            sin = self.arena.view(f"sin{i}", positions, n_rot // 2)
+            cos[:], sin[:] = rope.tables(positions, n_rot)
             tables.append((cos, sin))
         return tables
+
+    def restore_lent(self, first: int, batch: Batch) -> None:
+        """Sets keys and values that blocks from `first` on take of blocks before it to those that a prefix has kept."""
+        s = self.shape
+        for owner in s.lenders:
+            if owner < first:
+                k = self.kept.of(owner, batch.tokens.size)
+                own = s.of(owner)
+                self.prefix.restore(owner, *(k[name].reshape(-1, own.n_kv, own.d_head) for name in LENT))
 
     def place(self, batch: Batch) -> Placed:
         """The arrays of a batch that ops read; the last batch's are kept."""

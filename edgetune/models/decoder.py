@@ -24,8 +24,9 @@ from ..formats.gguf import Gguf, Tensor
 from ..formats.shape import Shape, read_shape
 from .attention import SelfAttention
 from .base import Network, Passes, register
+from .block_embedding import BlockEmbedding
 from .common import Cached, Common
-from .head import Head
+from .head import Head, cap_logits
 from .linear import Activations, Projections, RunShape
 from .norms import Norms
 from .repeated import Repeated
@@ -37,6 +38,9 @@ from .sublayer import FEED_FORWARD, MIXER
 
 if TYPE_CHECKING:
     from ..data.packing import Batch
+
+
+WIDEST_ON_GPU = 256  # heads, as in native/et.h
 
 
 @register
@@ -54,6 +58,8 @@ class Model(Network):
         for layer in range(self.shape.n_layer):
             if (conv := gguf.tensors.get(f"blk.{layer}.{CONV}.weight")) is not None:
                 self.vectors[conv.name] = np.ascontiguousarray(gguf.read(conv).f32().T[::-1])  # the last token's first
+            if self.shape.norms_values:  # whose norm has no weights
+                self.vectors[f"blk.{layer}.attn_v_norm.weight"] = np.ones(self.shape.of(layer).d_head, np.float32)
         last = self.vectors[f"{self.shape.family.last_norm}.weight"]
         scale = self.shape.logit_scale
         self.vectors["output_norm.weight"] = last if scale == 1.0 else last / np.float32(scale)
@@ -94,6 +100,9 @@ class Decoder(Passes):
         self._head = Head(s, run, ops, arena, self.stream, self.norms)
         self._mixers = [mixer_of(s, layer)(self.common) for layer in range(s.n_layer)]
         self._feeds = [feed_of(s, layer)(self.common) for layer in range(s.n_layer)]
+        self._embedding = BlockEmbedding(self.common, model.gguf) if s.d_block else None
+        scales = (model.vectors.get(f"blk.{layer}.layer_output_scale.weight") for layer in range(s.n_layer))
+        self._scales = [1.0 if scale is None else float(scale[0]) for scale in scales]
 
     # ---- whole passes -----------------------------------------------------------------------------------------
 
@@ -108,13 +117,16 @@ class Decoder(Passes):
         keeps_inputs = self.common.prefix.keeps_inputs(batch)
         has_inputs = keep and keeps_inputs
         first = self.shape.n_layer - self.run.kept if has_inputs else 0
-        if has_inputs:
-            self.ops.copy(x, self._block_x(first, batch))
-        else:
+        if not has_inputs or self._embedding:
             self.stream.enter(EMBEDDING, 0)
             embedding, tokens = self.stream.rows(np.maximum(batch.tokens, 0))
             self.ops.embed(x, tokens, embedding.data, embedding.format, self.shape.embed_scale)
             self.common.virtual.embed(x, batch)
+        if self._embedding:
+            self._embedding.begin(np.maximum(batch.tokens, 0), x)
+        if has_inputs:
+            self.ops.copy(x, self._block_x(first, batch))
+            self.common.restore_lent(first, batch)
         self.common.place(batch)
         key = self._key(batch, "kept" if keep else "forward")
         self.repeated.run(key, partial(self._blocks_forward, x, batch, first, keep != keeps_inputs))
@@ -147,6 +159,7 @@ class Decoder(Passes):
 
     def _blocks_backward(self, dx: np.ndarray, batch: Batch) -> None:
         last = self.shape.n_layer - 1
+        self.common.lent.begin()
         for layer in range(last, self.run.lowest - 1, -1):
             self.before_block()
             if layer != last:  # the last block's activations are those of forward
@@ -205,6 +218,7 @@ class Decoder(Passes):
         self.norms.forward(h, self.ops.empty((t,)), self.arena.view("x", before + t, s.d_model)[before:], "output_norm")
         self.ops.matmul_forward(out, h, self.stream.head.data, self.stream.head.format, precision=self.run.precision)
         self.ops.synchronize()
+        cap_logits(out, s.logit_cap)
         return out
 
     @property
@@ -245,6 +259,10 @@ class Decoder(Passes):
         self.residual.forward(own_x, inner, own, layer, mixer)
         self.ops.copy(own["mid"], own_x)
         self._feed_forward(layer, own_x, own, rebuild)
+        if self._embedding:
+            self._embedding.forward(layer, own_x, own, needed, self.residual)
+        if self._scales[layer] != 1.0:
+            self.ops.scale(own_x.reshape(-1), self._scales[layer])
         needed.put(x, own_x)
 
     def _block_backward(self, layer: int, dx: np.ndarray, batch: Batch) -> None:
@@ -255,6 +273,10 @@ class Decoder(Passes):
         deepest = deepest_group(groups(self.shape, layer), self.run, layer)
         self.stream.enter(layer, layer - 1 if layer > self.run.lowest else None)
         own_dx = needed.taken(dx, "x")
+        if self._scales[layer] != 1.0:
+            self.ops.scale(own_dx.reshape(-1), self._scales[layer])
+        if self._embedding:
+            self._embedding.backward(layer, own_dx, own, self.residual)
         self._feed_backward(layer, own_dx, own, deepest)
         if deepest < 2:
             return
@@ -335,3 +357,6 @@ def _check_ops(s: Shape, ops: Backend) -> None:
         if kind.on_cpu_alone and ops.isa.startswith("cuda"):
             raise UnsupportedError(f"this model has the sublayer {kind.__name__}, which no GPU computes here",
                                    "give --backend cpu")
+    if ops.isa.startswith("cuda") and (s.d_block or s.logit_cap or s.d_head > WIDEST_ON_GPU):
+        raise UnsupportedError("this model has wide heads, capped logits or embeddings of each block, which no GPU "
+                               "computes here", "give --backend cpu")

@@ -33,7 +33,7 @@ class FusedAttention(SelfAttention):
     def _inputs(self, layer: int, norm: np.ndarray, batch: Batch) -> None:
         of = self.of
         _, k, _ = of.kept_of(layer, batch)
-        s = of.shape
+        s = of.shape.of(layer)
         whole = of.arena.view("qkv", len(norm), s.d_q + 2 * s.d_kv)
         of.linear.forward(whole, norm, layer, QKV, k)
         of.ops.synchronize()
@@ -47,7 +47,7 @@ class FusedAttention(SelfAttention):
                          batch: Batch) -> None:
         of = self.of
         _, k, _ = of.kept_of(layer, batch)
-        s = of.shape
+        s = of.shape.of(layer)
         whole = of.arena.view("qkv", len(norm), s.d_q + 2 * s.d_kv)
         positions = of.place(batch).positions
         for name, grad in zip("qkv", grads, strict=True):
@@ -69,7 +69,7 @@ class FusedGated(Gated):
 
     def _inputs(self, layer: int, norm: np.ndarray, k: Activations) -> None:
         of = self.of
-        whole = of.arena.view("gate_up", len(norm), 2 * of.shape.d_ff)
+        whole = of.arena.view("gate_up", len(norm), 2 * of.shape.of(layer).d_ff)
         of.linear.forward(whole, norm, layer, GATE_UP, k)
         of.ops.synchronize()
         k["gate"][:], k["up"][:] = np.split(whole, 2, axis=1)
@@ -77,7 +77,7 @@ class FusedGated(Gated):
     def _inputs_backward(self, layer: int, dinp: np.ndarray | None, dgate: np.ndarray, dup: np.ndarray,
                          norm: np.ndarray, k: Activations) -> None:
         of = self.of
-        whole = of.arena.view("gate_up", len(norm), 2 * of.shape.d_ff)
+        whole = of.arena.view("gate_up", len(norm), 2 * of.shape.of(layer).d_ff)
         of.ops.synchronize()
         np.concatenate((dgate, dup), axis=1, out=whole)
         of.linear.backward(dinp, whole, layer, GATE_UP, k)

@@ -28,7 +28,7 @@ class Gated(FeedForward):
 
     def forward(self, layer: int, norm: np.ndarray, k: Activations) -> np.ndarray:
         of = self.of
-        act = of.arena.view("act", len(norm), of.shape.d_ff)
+        act = of.arena.view("act", len(norm), k["gate"].shape[1])
         self._inputs(layer, norm, k)
         of.ops.glu_forward(act, k["gate"], k["up"], of.shape.act)
         return act
@@ -37,8 +37,8 @@ class Gated(FeedForward):
                  deepest: int) -> None:
         of = self.of
         s = of.shape
-        act = of.arena.view("act", len(norm), s.d_ff)
-        dact = of.arena.view("dact", len(norm), s.d_ff)
+        act = of.arena.view("act", len(norm), k["gate"].shape[1])
+        dact = of.arena.view("dact", len(norm), k["gate"].shape[1])
         of.linear.backward(dact if deepest > 0 else None, dout, layer, self.last, k)
         if deepest == 0:
             of.ops.glu_forward(act, k["gate"], k["up"], s.act)

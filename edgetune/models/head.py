@@ -41,6 +41,7 @@ class Head:
         self.stream = stream
         self.norms = norms
         self.temperature = 1.0  # of the choices' log p
+        self._cap = shape.logit_cap
         self._value = ValueHead(arena, shape.d_model) if VALUE in run.heads else None
 
     def forward(self, batch: Batch, begin: Callable[[], None], best: np.ndarray | None = None) -> np.ndarray:
@@ -61,7 +62,7 @@ class Head:
             logits, _, state = self._work(targets.size)
             for entries in self.stream.slices(targets):
                 self.ops.head_forward(logp[part], part_best, logits, state, h[part], head.data, head.format, targets,
-                                      entries, self.run.precision)
+                                      entries, self.run.precision, self._cap)
         self.ops.synchronize()
         if best is not None and found is not None:
             best[:] = found
@@ -90,7 +91,7 @@ class Head:
         for part in _parts(batch, begin):
             targets = all_targets[part]
             if given is None:
-                self._pass_back(dh[part], logp[part], h[part], targets, a[part])
+                self._pass_back(dh[part], logp[part], h[part], targets, a[part], self._cap)
             else:
                 choices = Choices(self.ops, head, targets, given[part])
                 self._choices_backward(dh[part], logp[part], h[part], targets, a[part], choices)
@@ -131,7 +132,7 @@ class Head:
         return out
 
     def _pass_back(self, dh: np.ndarray, logp: np.ndarray, h: np.ndarray, targets: np.ndarray, a: np.ndarray,
-                   choices: Choices | None = None, of_choices: np.ndarray | None = None) -> None:
+                   cap: float, choices: Choices | None = None, of_choices: np.ndarray | None = None) -> None:
         """One pass over the vocabulary for a part of [S]. a [S]: of the targets, with that of the choices, of which
         of_choices [S, 1 + k] has each.
         """
@@ -140,23 +141,24 @@ class Head:
         summed = self.ops.place(a)
         for entries in self.stream.slices(choices.tokens if choices else targets):
             self.ops.head_backward(dh, logp, *work, h, head.data, head.format, targets, summed, entries,
-                                   self.run.precision)
+                                   self.run.precision, cap)
             if choices and of_choices is not None and entries[1] == self.shape.n_vocab:
-                choices.backward(dh, of_choices)
+                choices.backward(dh, of_choices, h, cap)
 
     def _choices_backward(self, dh: np.ndarray, logp: np.ndarray, h: np.ndarray, targets: np.ndarray, a: np.ndarray,
                           choices: Choices) -> None:
         """The same with choices. At another temperature than 1 theirs is a separate pass, of logits h / temperature.
         """
         if self.temperature == 1:
-            self._pass_back(dh, logp, h, targets, a.sum(1), choices, a)
+            self._pass_back(dh, logp, h, targets, a.sum(1), self._cap, choices, a)
             return
-        self._pass_back(dh, logp, h, targets, a[:, 0].copy())
+        self._pass_back(dh, logp, h, targets, a[:, 0].copy(), self._cap)
         cooled, theirs = (self.ops.empty(dh.shape) for _ in range(2))
         self.ops.copy(cooled, h)
         self.ops.scale(cooled, 1 / self.temperature)
         alone = np.concatenate([np.zeros_like(a[:, :1]), a[:, 1:]], axis=1)
-        self._pass_back(theirs, self.ops.empty(logp.shape), cooled, targets, alone.sum(1), choices, alone)
+        self._pass_back(theirs, self.ops.empty(logp.shape), cooled, targets, alone.sum(1),
+                        self._cap / self.temperature, choices, alone)
         self.ops.scale(theirs, 1 / self.temperature)
         self.ops.add(dh, theirs)
         self.ops.synchronize()
@@ -179,7 +181,7 @@ class Head:
         self.stream.enter(self.shape.n_layer)
         for part in _parts(batch, begin):
             logits, _, _ = self._work(len(h[part]))
-            yield part, Blocks(self.ops, self.stream.head, h[part], logits, self.run.precision)
+            yield part, Blocks(self.ops, self.stream.head, h[part], logits, self.run.precision, self._cap)
 
     def _gather(self, batch: Batch) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
         """The residual stream at the supervised positions [S, D], its norm [S, D] and rstd [S]."""
@@ -198,6 +200,14 @@ class Head:
         block = head_block(self.shape, min(self.run.max_tokens, HEAD_TOKENS))
         view = self.arena.view
         return view("logits", n, block), view("exps", n, block), view("head_state", n, HEAD_STATE)
+
+
+def cap_logits(z: np.ndarray, cap: float) -> None:
+    """Makes logits those that a cap leaves, cap * tanh(z / cap), in place; 0: there is none."""
+    if cap:
+        z /= np.float32(cap)
+        np.tanh(z, out=z)
+        z *= np.float32(cap)
 
 
 def _parts(batch: Batch, begin: Callable[[], None]) -> Iterator[slice]:

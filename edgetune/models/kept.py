@@ -10,18 +10,22 @@ import numpy as np
 from ..backends.arena import Arena
 from .linear import Activations, RunShape
 
+# of a block, the names of activations that it does not have for itself, and their buffers
+Lent = Mapping[int, Mapping[str, str]]
+NOTHING: Lent = {}
+
 
 class Kept:
     """Views of an arena with "block_x" and buffers of activations. widths: of each block, their names with their values
     a token. t: tokens of the batch, T.
     """
 
-    def __init__(self, widths: Sequence[Mapping[str, int]], run: RunShape, arena: Arena) -> None:
+    def __init__(self, widths: Sequence[Mapping[str, int]], run: RunShape, arena: Arena, lent: Lent = NOTHING) -> None:
         self.n_layer = len(widths)
         self.run = run
         self.arena = arena
         self.widths = widths
-        self._copies = copies_of(widths, run.kept)
+        self._places = places_of(widths, run.kept, lent)
         self._views: dict[tuple[int, int], Activations] = {}
 
     def block_x(self, layer: int, t: int) -> np.ndarray:
@@ -38,16 +42,26 @@ class Kept:
         kept = self._views[layer, t] = {}
         for name, width in self.widths[layer].items():
             shape = (t * width,) if name.startswith("rstd") else (t, width)
-            kept[name] = self.arena.part(name, self._copies[layer][name], *shape)
+            kept[name] = self.arena.part(*self._places[layer][name], *shape)
         return kept
 
 
-def copies_of(widths: Sequence[Mapping[str, int]], kept: int) -> list[dict[str, int]]:
-    """Which copy of each activation a block has. Blocks that are not kept share the first."""
+def places_of(widths: Sequence[Mapping[str, int]], kept: int, lent: Lent = NOTHING) -> list[dict[str, tuple[str, int]]]:
+    """The buffer of each activation of a block, and which copy in it. Blocks that are not kept share the first.
+
+    Activations of equal name and width share a buffer, which has that name where no others are wider. Those that are
+    lent have a separate one, and one copy.
+    """
+    widest: dict[str, int] = {}
+    for names in widths:
+        widest |= {name: max(width, widest.get(name, 0)) for name, width in names.items()}
     counts: Counter[str] = Counter()
     found = []
     for layer, names in enumerate(widths):
         is_kept = layer >= len(widths) - kept
-        found.append({name: counts[name] if is_kept else 0 for name in names})
-        counts.update([*names] if is_kept else ())
+        buffers = {name: name if width == widest[name] else f"{name}/{width}" for name, width in names.items()}
+        own = [buffer for name, buffer in buffers.items() if name not in lent.get(layer, {})]
+        found.append({name: (buffer, counts[buffer] if is_kept else 0) for name, buffer in buffers.items()}
+                     | {name: (buffer, 0) for name, buffer in lent.get(layer, {}).items()})
+        counts.update(own if is_kept else ())
     return found

@@ -6,9 +6,12 @@ from .attention import SelfAttention
 from .experts import Experts
 from .fused import FusedAttention, FusedGated
 from .gated import Gated
+from .keyed import AttentionToKeys
+from .shared_attention import SharedAttention
 from .short_conv import ShortConv
 from .sublayer import FeedForward, Mixer
 
 MIXERS: dict[str, type[Mixer]] = {"attention": SelfAttention, "fused attention": FusedAttention,
+                                 "attention to keys": AttentionToKeys, "shared attention": SharedAttention,
                                  "short convolution": ShortConv}
 FEEDS: dict[str, type[FeedForward]] = {"gated": Gated, "fused gated": FusedGated, "experts": Experts}

@@ -62,7 +62,7 @@ class Prefix:
 
     def keep(self, layer: int, k: np.ndarray, v: np.ndarray, batch: Batch) -> None:
         """Keeps a prefix's keys and values [P, G, C]."""
-        if batch.is_prefix:
+        if batch.is_prefix and self.shape.owner(layer) == layer:
             self.ops.copy(self._kept("k", layer, len(k)), k)
             self.ops.copy(self._kept("v", layer, len(v)), v)
 
@@ -84,11 +84,19 @@ class Prefix:
         self.ops.copy(seen[n:], own)
         return seen
 
+    def restore(self, layer: int, k: np.ndarray, v: np.ndarray) -> None:
+        """k, v [P, G, C] = a prefix's keys and values, as `keep` has kept them."""
+        self.ops.copy(k, self._kept("k", layer, len(k)))
+        self.ops.copy(v, self._kept("v", layer, len(v)))
+
     def _own(self, name: str, layer: int, grad: np.ndarray, batch: Batch) -> np.ndarray:
         n = len(grad) if batch.is_prefix else batch.behind
-        if not n:
+        owner = self.shape.owner(layer)
+        if not n or (batch.is_prefix and owner != layer):
             return grad
-        kept = self._kept(name, layer - self.run.lowest, n)
+        if owner < self.run.lowest:  # which backward does not reach
+            return grad[n:]
+        kept = self._kept(name, layer, n)
         added = self.arena.view("added", *kept.shape)
         self.ops.copy(added, grad[:n])
         if not batch.is_prefix:
@@ -98,6 +106,9 @@ class Prefix:
         self.ops.copy(grad, added)
         return grad
 
-    def _kept(self, name: str, i: int, n: int) -> np.ndarray:
-        """The first n tokens of the i-th block that has them, [n, G, C]."""
-        return self.arena.part(f"prefix_{name}", i, n, self.shape.n_kv, self.shape.d_head)
+    def _kept(self, name: str, layer: int, n: int) -> np.ndarray:
+        """The first n tokens of the keys that a block attends to, [n, G, C]; gradients are those of trained blocks."""
+        s = self.shape.of(layer)
+        layer = self.shape.owner(layer)
+        first = self.run.lowest if name.startswith("d") else 0
+        return self.arena.part(f"prefix_{name}", layer - first, n, s.n_kv, s.d_head)

@@ -28,6 +28,7 @@ from numpy.typing import NDArray
 
 from ..backends.arena import ALIGN, Arena, Buffer
 from ..backends.base import Backend
+from ..formats.block_sizes import TABLE
 from ..formats.gguf import Gguf, Tensor
 
 PAGE = mmap.PAGESIZE
@@ -37,12 +38,14 @@ UNIT = 256  # entries of the vocabulary; the head computes a multiple of it at a
 NORESERVE = 0x4000  # MAP_NORESERVE of Linux: address space, no promise of memory; Python has a name for it from 3.13
 EMBEDDING = -1  # the part before block 0; the head is the one after the last block
 NOWHERE = -2
+READ_BY_ROWS = (TABLE,)  # matrices that are never in memory as a whole
 
 
 @dataclass(frozen=True)
 class Sizes:
     """Bytes of the weights of each block, of the embedding, of the head (0 where it is the embedding), and of a row of
     the embedding. head_stays: whether the head is never streamed; has_head: whether the network has one in the file.
+    always: of matrices that always stay.
     """
 
     blocks: tuple[int, ...]
@@ -51,10 +54,11 @@ class Sizes:
     row: int
     head_stays: bool = False
     has_head: bool = True
+    always: int = 0
 
     @property
     def total(self) -> int:
-        return sum(self.blocks) + self.embedding + self.head
+        return sum(self.blocks) + self.embedding + self.head + self.always
 
     @property
     def head_row(self) -> int:
@@ -67,6 +71,9 @@ class Sizes:
         Of the embedding a micro-batch of `tokens` needs its rows alone, unless it is the head too; the end of the
         head's pass needs some of the head's, on whole pages.
         """
+        return self.always + self._moving(streamed, tokens)
+
+    def _moving(self, streamed: int, tokens: int) -> int:
         rows = min(tokens * self.row, self.embedding)
         if not self.has_head:
             widest = max(*self.blocks[:streamed], rows) + PAGE * len(self.blocks) if streamed else rows
@@ -99,13 +106,16 @@ def part_of(name: str, n_layer: int) -> int | None:
 def sizes(tensors: Iterable[Tensor], n_layer: int, has_head: bool = True) -> Sizes:
     parts = dict.fromkeys(range(EMBEDDING, n_layer + 1), 0)
     row = 0
+    always = 0
     for tensor in tensors:
         if tensor.name == "token_embd.weight":
             row = tensor.data.nbytes // tensor.shape[0]
         if (part := part_of(tensor.name, n_layer)) is not None:
             parts[part] += _aligned(tensor.data.nbytes)
+        elif len(tensor.shape) == 2 and tensor.name not in READ_BY_ROWS:
+            always += tensor.data.nbytes
     return Sizes(tuple(parts[i] for i in range(n_layer)), parts[EMBEDDING], parts[n_layer], row,
-                 has_head=has_head)
+                 has_head=has_head, always=always)
 
 
 def slice_entries(row: int) -> int:

@@ -12,9 +12,11 @@ from ..backends.base import HEAD_STATE
 from ..errors import UsageError
 from ..formats.shape import Shape
 from .base import Flops, Structure
+from .block_embedding import BlockEmbedding
 from .cache import Cache
-from .kept import copies_of
+from .kept import Lent, places_of
 from .kinds import FEEDS, MIXERS
+from .lent_keys import LENT, lent_buffers
 from .linear import RunShape
 from .placed import placed_buffers
 from .prefix import prefix_buffers
@@ -48,11 +50,14 @@ def kept_widths(s: Shape, run: RunShape, layer: int) -> dict[str, int]:
     """name -> values a token, of the activations that a block's backward reads and that only a product or attention
     could make again. FLOATS says which are float32; the others are of the run's type of activations.
     """
-    widths = {**mixer_of(s, layer).widths(s), "mid": s.d_model, **feed_of(s, layer).widths(s)}
+    own = s.of(layer)
+    widths = {**mixer_of(s, layer).widths(own), "mid": s.d_model, **feed_of(s, layer).widths(own)}
     if s.post_norms:
         widths |= {"rstd_att": 1, "rstd_mlp": 1}
     if s.post_norms or SUBLAYERS in run.family.adapts:
         widths |= {"att_out": s.d_model, "mlp_out": s.d_model}
+    if s.d_block:
+        widths |= BlockEmbedding.widths(s)
     if run.family.kept_width:
         linear = s.linear_shapes(layer)
         stacks = s.stack_shapes(layer)
@@ -77,7 +82,7 @@ class DecoderStructure(Structure):
     def cache(self) -> Cache | None:
         mixers = tuple(mixer_of(self.shape, layer) for layer in range(self.shape.n_layer))
         is_kept = all(mixer.state(self.shape) is not None for mixer in set(mixers))
-        return Cache(self.shape, mixers) if is_kept else None
+        return Cache(self.shape, mixers) if is_kept and not self.shape.blocks else None
 
     def head_groups(self, heads: Sequence[HeadKind]) -> list[Group]:
         super().head_groups([head for head in heads if head != VALUE])
@@ -94,7 +99,9 @@ class DecoderStructure(Structure):
         return self.shape.stack_shapes(layer)
 
     def block_weights(self, layer: int) -> int:
-        return super().block_weights(layer) + feed_of(self.shape, layer).frozen_weights(self.shape)
+        own = self.shape.of(layer)
+        embedding = BlockEmbedding.frozen_weights(own) if own.d_block else 0
+        return super().block_weights(layer) + feed_of(self.shape, layer).frozen_weights(own) + embedding
 
     def parts(self, kind: str, layer: int) -> tuple[Shapes, Shapes]:
         s = self.shape
@@ -104,10 +111,13 @@ class DecoderStructure(Structure):
         # what is served of virtual tokens is their keys, and not the states that they leave
         if kind in (INPUT, KEYS) and not all(mixer.has_keys for mixer in mixers_of(s)):
             raise UsageError("this model has blocks without keys", "choose another --family, such as lora")
+        if kind in (INPUT, KEYS) and (s.blocks or s.d_block):
+            raise UsageError("virtual tokens have no embeddings of each block and no shared keys, as this model needs",
+                             "choose another --family, such as lora")
         if kind == INPUT:
             return {}, {"input": width}
         if kind == KEYS:
-            return {"keys": (s.d_kv,)}, {}
+            return {"keys": (s.of(layer).d_kv,)}, {}
         if kind == BIASES:
             linear = self.linear_shapes(layer)
             return {f"{name}.bias": linear[name][:1] for name in s.biases if name in linear}, {}
@@ -132,10 +142,14 @@ class DecoderStructure(Structure):
         weights = [super(DecoderStructure, self).block_weights(layer) for layer in range(s.n_layer)]
         mixers = [mixer_of(s, layer) for layer in range(s.n_layer)]
         feeds = [feed_of(s, layer) for layer in range(s.n_layer)]
-        mixing = [mixer.flops(s, layer, lengths) for layer, mixer in enumerate(mixers)]
-        feeding = [feed.flops(s, layer, lengths) for layer, feed in enumerate(feeds)]
+        mixing = [mixer.flops(s.of(layer), layer, lengths) for layer, mixer in enumerate(mixers)]
+        feeding = [feed.flops(s.of(layer), layer, lengths) for layer, feed in enumerate(feeds)]
         mixing_back = [round(mixer.backward_share * flops) for mixer, flops in zip(mixers, mixing, strict=True)]
         feeding_back = [round(feed.backward_share * flops) for feed, flops in zip(feeds, feeding, strict=True)]
+        if s.d_block:
+            embedding = BlockEmbedding.flops(s, 0, lengths)
+            feeding = [flops + embedding for flops in feeding]
+            feeding_back = [flops + round(BlockEmbedding.backward_share * embedding) for flops in feeding_back]
         of = groups(s, run.lowest)
         deepest = deepest_group(of, run, run.lowest)
         linear = self.linear_shapes(run.lowest)
@@ -166,16 +180,20 @@ def feeds_of(s: Shape) -> list[type[FeedForward]]:
     return list(dict.fromkeys(feed_of(s, layer) for layer in range(s.n_layer)))
 
 
+def lent(s: Shape) -> Lent:
+    """The buffers of keys and values of all blocks whose are lent, and of those that take them."""
+    return {layer: {name: f"{name}@{s.owner(layer)}" for name in LENT}
+            for layer in range(s.n_layer) if s.owner(layer) in s.lenders}
+
+
 def kept_copies(s: Shape, run: RunShape) -> dict[str, tuple[int, int]]:
-    """name -> (copies, values a token) of all activations of `kept_widths`: one copy a kept block that has it, each as
-    wide as the widest.
-    """
+    """Buffer -> (copies, values a token) of all activations of `kept_widths`: one copy a kept block that has it."""
     widths = [kept_widths(s, run, layer) for layer in range(s.n_layer)]
     found: dict[str, tuple[int, int]] = {}
-    for of_block, copies in zip(widths, copies_of(widths, run.kept), strict=True):
+    for of_block, places in zip(widths, places_of(widths, run.kept, lent(s)), strict=True):
         for name, width in of_block.items():
-            most, widest = found.get(name, (1, 0))
-            found[name] = max(copies[name] + 1, most), max(width, widest)
+            buffer, copy = places[name]
+            found[buffer] = (max(copy + 1, found.get(buffer, (1, 0))[0]), width)
     return found
 
 
@@ -188,6 +206,7 @@ def buffers(s: Shape, run: RunShape, adapted: Shapes) -> list[Buffer]:
     half = run.activations
     at_once = min(run.max_tokens, HEAD_TOKENS)
     n_live = s.n_layer - run.lowest  # blocks that backward passes through
+    inner = max(mixer_of(s, i).inner_width(s.of(i)) for i in range(s.n_layer))
     table = [
         # float32 if blocks are computed again from it; if only backward reads it, the type of activations
         Buffer("block_x", (n_live, t, d), "step", half if run.kept == n_live else "float32",
@@ -199,9 +218,8 @@ def buffers(s: Shape, run: RunShape, adapted: Shapes) -> list[Buffer]:
         Buffer("norm1", (t, d), "step", half), Buffer("rstd1", (t,), "step"),
         Buffer("norm2", (t, d), "step", half), Buffer("rstd2", (t,), "step"),
         Buffer("dnorm", (t, d), "step"), Buffer("logp", (t,), "step"),
-        *(Buffer(name, (t, max(mixer.inner_width(s) for mixer in mixers_of(s))), "block", half, backward=True)
-          for name in ("datt", "dq")),
-        *sublayer_buffers(s, run, t, behind),
+        *(Buffer(name, (t, inner), "block", half, backward=True) for name in ("datt", "dq")),
+        *sublayer_buffers(s, run, t, behind), *lent_buffers(s, run, t),
         *run.family.buffers(t, adapted, half), *placed_buffers(t, behind),
         Buffer("head_x", (t, d), "head"), Buffer("head_h", (t, d), "head", half), Buffer("head_rstd", (t,), "head"),
         Buffer("logits", (at_once, head_block(s, at_once)), "head"),
@@ -209,8 +227,8 @@ def buffers(s: Shape, run: RunShape, adapted: Shapes) -> list[Buffer]:
         Buffer("head_state", (at_once, HEAD_STATE), "head"),
     ]
     for i, _ in enumerate(s.ropes[:2 if any(s.windows) else 1]):
-        table += [Buffer(f"cos{i}", (length, s.n_rot // 2), "run"),
-                  Buffer(f"sin{i}", (length, s.n_rot // 2), "run")]
+        table += [Buffer(f"cos{i}", (length, s.rotated(i) // 2), "run"),
+                  Buffer(f"sin{i}", (length, s.rotated(i) // 2), "run")]
     if SUBLAYERS in run.family.adapts:
         table.append(Buffer("dpost", (t, d), "block", backward=True))
     elif s.post_norms:
@@ -221,11 +239,13 @@ def buffers(s: Shape, run: RunShape, adapted: Shapes) -> list[Buffer]:
 def sublayer_buffers(s: Shape, run: RunShape, tokens: int, prefix: int) -> list[Buffer]:
     """Returns the buffers of all kinds of sublayers. One that several kinds have is as large as the largest."""
     found: dict[str, Buffer] = {}
-    for kind in (*mixers_of(s), *feeds_of(s)):
-        for buffer in kind.buffers(s, run, tokens, prefix):
+    layers = range(s.n_layer)
+    kinds = [*((mixer_of(s, i), s.of(i)) for i in layers), *((feed_of(s, i), s.of(i)) for i in layers)]
+    for kind, own in dict.fromkeys(kinds):
+        for buffer in kind.buffers(own, run, tokens, prefix):
             if buffer.name not in found or buffer.nbytes > found[buffer.name].nbytes:
                 found[buffer.name] = buffer
-    return list(found.values())
+    return [*found.values(), *(BlockEmbedding.buffers(s, run, tokens, prefix) if s.d_block else ())]
 
 
 def head_block(s: Shape, tokens: int) -> int:

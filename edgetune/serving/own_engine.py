@@ -29,6 +29,7 @@ from ..machine.device import thread_count
 from ..models.cache import Cache, CacheArrays
 from ..models.common import Cached
 from ..models.decoder import Decoder, Model
+from ..models.head import cap_logits
 from ..models.linear import Activations, RunShape
 from ..models.states import BEGIN, END, ZEROS, States
 from ..models.structure import DecoderStructure
@@ -199,6 +200,7 @@ class OwnEngine:
             head = decoder.stream.head
             decoder.norms.forward(h, np.empty(len(x), np.float32), x, "output_norm")
             decoder.ops.matmul_forward(logits, h, head.data, head.format, precision=PRECISION)
+            cap_logits(logits, s.logit_cap)
         return logits
 
     def _attend(self, layer: int, k: Activations, q: np.ndarray, key: np.ndarray, v: np.ndarray,

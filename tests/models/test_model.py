@@ -97,12 +97,12 @@ def test_the_last_block_computes_what_is_predicted_from(name, tmp_path, monkeypa
         of = keeping(case, kept)
         compare(of, *found)
         tokens = []
+        shape = of.decoder.shape
         glu = of.decoder.ops.glu_forward
         with monkeypatch.context() as patched:
-            patched.setattr(of.decoder.ops, "glu_forward", lambda out, *rest, glu=glu, tokens=tokens:
-                            (tokens.append(len(out)), glu(out, *rest)))
+            patched.setattr(of.decoder.ops, "glu_forward", lambda out, *rest, glu=glu, tokens=tokens, shape=shape:
+                            (tokens.extend([len(out)] * (out.shape[1] != shape.d_block)), glu(out, *rest)))
             of.decoder.score(of.batch)
-        shape = of.decoder.shape
         taken = [shape.n_used if shape.feed(layer) == "experts" else 1 for layer in range(shape.n_layer)]
         needed = [*[of.batch.computed] * (shape.n_layer - 1), np.unique(of.batch.supervised).size]
         assert tokens == [by_each * n for by_each, n in zip(taken, needed, strict=True)]

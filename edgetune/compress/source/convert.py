@@ -19,8 +19,8 @@ from transformers import AutoConfig, PretrainedConfig
 from ...errors import FormatError, UnsupportedError
 from ...formats.checkpoint import as_written, read_json, weight_files
 from ...formats.families import FAMILIES
+from ...formats.rope import Rope
 from ...formats.safetensors import Safetensors
-from ...formats.shape import Rope
 from ..memory import FLOAT
 from . import huggingface as hf
 from . import vocabulary

@@ -18,7 +18,8 @@ from transformers import AutoConfig, AutoModelForCausalLM, PretrainedConfig, Pre
 from ...adapters.peft import MODULES, row_order
 from ...errors import UnsupportedError, named
 from ...formats.families import FAMILIES
-from ...formats.shape import Rope, Shape
+from ...formats.rope import Rope
+from ...formats.shape import Shape
 from .floats import Floats
 
 _OUTSIDE = {"token_embd": "model.embed_tokens", "output_norm": "model.norm", "output": "lm_head"}

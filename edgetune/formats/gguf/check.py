@@ -51,6 +51,8 @@ _HYPERPARAMETERS: dict[str, tuple[str, float, float]] = {
     "attention.value_length": ("u32", 1, _SIZE),
     "attention.key_length_swa": ("u32", 1, _SIZE),
     "attention.value_length_swa": ("u32", 1, _SIZE),
+    "attention.shared_kv_layers": ("u32", 0, 512),
+    "embedding_length_per_layer_input": ("u32", 0, _SIZE),
     "attention.layer_norm_rms_epsilon": ("f32", 0, 1),
     "attention.layer_norm_epsilon": ("f32", 0, 1),
     "attention.scale": ("f32", 0, _FLOAT),
@@ -294,12 +296,8 @@ def _check_heads(gguf: Gguf, arch: str, found: dict[str, list[Any]]) -> None:
     if not least <= rotated <= width or rotated % 2:
         raise FormatError(f"{gguf.path}: {arch}.rope.dimension_count is {rotated}, allowed are even numbers from "
                           f"{least} to {width}, the head's width", _BROKEN)
-    for name, value in (("attention.key_length", width), ("attention.value_length", width),
-                        ("rope.dimension_count", rotated)):
-        if found[f"{name}_swa"] not in ([], [value]):
-            raise UnsupportedError(f"{gguf.path}: {arch}.{name}_swa is {found[f'{name}_swa'][0]}, allowed is {value}",
-                                   "take a model whose blocks with and without a window are of one shape")
     blocks = found["block_count"][0]
+    widths = _widths(gguf, arch, found, width, rotated)
     d_model = found["embedding_length"][0]
     heads = found["attention.head_count"]
     kv_heads = found["attention.head_count_kv"] or heads
@@ -313,10 +311,34 @@ def _check_heads(gguf: Gguf, arch: str, found: dict[str, list[Any]]) -> None:
             raise FormatError(f"{gguf.path}: {arch}.attention.head_count_kv is 0, allowed are 1 to {h}", _BROKEN)
         if h % g:
             raise FormatError(f"{gguf.path}: {h} heads cannot share {g} key heads evenly", _BROKEN)
-        q = (h * width, d_model)
-        kv = (g * width, d_model)
+        q = (h * widths[i], d_model)
+        kv = (g * widths[i], d_model)
         for name, shape in {"attn_q": q, "attn_k": kv, "attn_v": kv, "attn_output": q[::-1]}.items():
             _check_shape(gguf, f"blk.{i}.{name}.weight", shape)
+
+
+def _widths(gguf: Gguf, arch: str, found: dict[str, list[Any]], width: int, rotated: int) -> list[int]:
+    """The width of each block's heads: as given, but in blocks with a window where an architecture may differ there."""
+    blocks = found["block_count"][0]
+    is_sized = arch in FAMILIES and FAMILIES[arch].sized_blocks
+    narrow = found["attention.key_length_swa"][0] if is_sized and found["attention.key_length_swa"] else width
+    turned = found["rope.dimension_count_swa"][0] if is_sized and found["rope.dimension_count_swa"] else rotated
+    for name, value in (("attention.key_length", narrow), ("attention.value_length", narrow),
+                        ("rope.dimension_count", turned)):
+        if found[f"{name}_swa"] not in ([], [value]):
+            raise UnsupportedError(f"{gguf.path}: {arch}.{name}_swa is {found[f'{name}_swa'][0]}, allowed is {value}",
+                                   "take a model whose blocks with and without a window are of one shape")
+    if is_sized and (turned > narrow or turned % 2):
+        raise FormatError(f"{gguf.path}: {arch}.rope.dimension_count_swa is {turned}, allowed are even numbers up to "
+                          f"{narrow}, the head's width", _BROKEN)
+    if (shared := (found["attention.shared_kv_layers"] or [0])[0]) > blocks - 2 and shared:
+        raise FormatError(f"{gguf.path}: {arch}.attention.shared_kv_layers is {shared}, allowed are 0 to {blocks - 2}",
+                          _BROKEN)
+    windows = found["attention.sliding_window_pattern"]
+    if is_sized and len(windows) != blocks:
+        raise FormatError(f"{gguf.path}: {arch}.attention.sliding_window_pattern has {len(windows)} values for "
+                          f"{blocks} blocks", _BROKEN)
+    return [narrow if is_sized and windows[i] else width for i in range(blocks)]
 
 
 def _check_tokenizer(gguf: Gguf, supported: tuple[str, ...]) -> None:

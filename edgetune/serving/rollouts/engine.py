@@ -327,7 +327,8 @@ class Rollouts:
         temperature = sampling.temperature if sampling.temperature >= COLDEST else 0.0
         for part in self._parts():
             decoder.ops.head_sample(token, logp, drawn, *self._work(n), h, decoder.stream.head.data,
-                                    decoder.stream.head.format, keys, limits, temperature, part, decoder.run.precision)
+                                    decoder.stream.head.format, keys, limits, temperature, part, decoder.run.precision,
+                                    shape.logit_cap)
         decoder.ops.synchronize()
         if not np.isfinite(logp).all():
             raise NumericsError("the logits of an answer are not finite", "look at the adapter, or leave it out")
@@ -348,7 +349,7 @@ class Rollouts:
         lse = decoder.ops.empty((len(h),))
         for part in self._parts():
             decoder.ops.head_top(top, lse, *self._work(len(h)), h, decoder.stream.head.data, decoder.stream.head.format,
-                                 below, part, decoder.run.precision)
+                                 below, part, decoder.run.precision, decoder.shape.logit_cap)
         decoder.ops.synchronize()
         return top, lse
 
