@@ -20,7 +20,7 @@ NEWER = build/transformers5
 EMULATED = cd tests && PYTHONPATH=$(CURDIR)/build/emulated/python $(PYTHON)
 
 .PHONY: arm-kernels arm-train cascade check clean compaction compiled compressed corrections crash cuda cuda-steps data dev \
-    docs dpo durability encoder-peers encoder-service encoder-types families families5 fuzz fuzz-daemon help home-assistant home-assistant-app install installs kinds learning life like lint load memory methods own-engine \
+    docs dpo durability encoder-peers encoder-service encoder-types families families5 fleet fuzz fuzz-daemon help home-assistant home-assistant-app install installs kinds learning life like lint load memory methods own-engine \
     peers picture preferences pressure prompts proofs ready recipes release retrieval samples sanitize second-task service slow teacher test tutor wheels
 
 help: ## this list
@@ -148,6 +148,9 @@ houses: ready ## an hour, needs shared data of Home Assistant and edgetune pull 
 
 families: ready ## hours, needs the rows of make data: adapter families on Snips, a learning rate each; FAMILIES="--rows 30 --seeds 0 --only sora"
 	$(RUN) proofs/families.py $(FAMILIES)
+
+fleet: ready ## hours, needs the rows of make data and edgetune pull minilm: devices that each know two intents of Snips learn all; FLEET="--rounds 4 --seeds 0"
+	$(RUN) proofs/fleet.py $(FLEET)
 
 # transformers 5 in front of all that PYTHON has: the same edgetune, PyTorch and PEFT.
 families5: ready ## two minutes, needs a network the first time: all families compared with transformers 5, which alone has some

@@ -28,7 +28,9 @@ from .app import (
 )
 
 if TYPE_CHECKING:
+    from ..fleet.answer import AnswerFacts
     from ..fleet.next_task import Ended
+    from ..fleet.noise import Noise
 
 OWN = ("memory", "weights", "threads", "backend", "checkpoint_every", "prompt_column", "completion_column")
 NOT_HERE = (*LOCAL, *FILE_OPTIONS, "eval_every", "patience")
@@ -39,6 +41,18 @@ KEY = click.option("--sign", "key", type=click.Path(path_type=Path), metavar="KE
                    help="Private Ed25519 key that signs the folder.")
 BASE = click.option("--model", type=ModelPath(), default="smollm2", show_default=True,
                     help="The model that the task is about, as this device has it.")
+
+
+DEVICE_OPTIONS = (
+    click.option("--eval", "held_out", help="Held-out rows of this device, or none [a tenth of ROWS]."),
+    click.option("--device", default="", help="Name of this device [drawn once, kept; with --sign the key]."),
+    click.option("--rank", type=click.IntRange(0), default=0, help="With svd: a smaller rank, which takes less memory "
+                 "[the task's]."),
+    click.option("--noise", type=click.FloatRange(0.0, min_open=True), help="Add Gaussian noise to the answer, of this "
+                 "many times --noise-norm."),
+    click.option("--noise-norm", type=click.FloatRange(0.0, min_open=True), default=1.0, show_default=True,
+                 help="With --noise: scale the answer down to this norm before."),
+    KEY, config_options(*OWN), policy_file_option, policy_options)
 
 
 def out_option(says: str) -> Any:
@@ -83,15 +97,7 @@ def fleet_task(model: Path, to: Path, start: Path | None, least_rows: int, key: 
 
 
 @command("train-round", TASK, click.argument("rows", type=RowsPath()), out_option("New folder of the answer."), BASE,
-         click.option("--eval", "held_out", help="Held-out rows of this device, or none [a tenth of ROWS]."),
-         click.option("--device", default="", help="Name of this device [drawn once, kept; with --sign the key]."),
-         click.option("--rank", type=click.IntRange(0), default=0, help="With svd: a smaller rank, which takes less "
-                      "memory [the task's]."),
-         click.option("--noise", type=click.FloatRange(0.0, min_open=True), help="Add Gaussian noise to the answer, of "
-                      "this many times --noise-norm."),
-         click.option("--noise-norm", type=click.FloatRange(0.0, min_open=True), default=1.0, show_default=True,
-                      help="With --noise: scale the answer down to this norm before."),
-         KEY, config_options(*OWN), policy_file_option, policy_options, group=fleet)
+         *DEVICE_OPTIONS, group=fleet)
 def fleet_train_round(task: Path, rows: Path, to: Path, model: Path, held_out: str | None, device: str, rank: int,
                       noise: float | None, noise_norm: float, key: Path | None, policy_file: Path | None, as_json: bool,
                       **options: Any) -> None:
@@ -99,26 +105,19 @@ def fleet_train_round(task: Path, rows: Path, to: Path, model: Path, held_out: s
 
     The answer has what was learned, counts and losses; no row is in it. Ctrl-C stops; the same command continues.
     """
-    from ..errors import UsageError
     from ..fleet.device import device_name
-    from ..fleet.noise import Noise
     from ..fleet.task import open_task
     from ..fleet.train_round import train_round
     from ..formats.bundle import open_bundle
     from ..training.callbacks import RunCallbacks
-    if noise is None and explicit({"noise_norm": noise_norm}):
-        raise UsageError("--noise-norm is given without --noise", "give both, or neither")
+    asked = noise_of(noise, noise_norm)
     governor = governor_of(policy_file, options)
     bundle = open_bundle(model)
     found = open_task(task, bundle)
     with stop_on_signals() as should_stop, train_progress(as_json) as progress:
-        facts = train_round(found, bundle, rows, to, device or device_name(), held_out=held_out, rank=rank,
-                            noise=Noise(noise_norm, noise).check() if noise is not None else None, key=key,
-                            callbacks=RunCallbacks(progress.event, should_stop, governor), **options)
-    losses = "" if facts.loss_before is None else (
-        f"; loss {facts.loss_before:.3f} -> {facts.loss_after:.3f} on {facts.held_rows} own held-out rows")
-    show(as_json, {"out": str(to), **vars(facts)},
-         f"{to} answers round {found.number}: {facts.rows} rows, {facts.tokens} tokens{losses}")
+        facts = train_round(found, bundle, rows, to, device or device_name(), held_out=held_out, rank=rank, noise=asked,
+                            key=key, callbacks=RunCallbacks(progress.event, should_stop, governor), **options)
+    show(as_json, {"out": str(to), **vars(facts)}, answer_line(to, found.number, facts))
 
 
 @command("aggregate", TASK, click.argument("answers", type=click.Path(path_type=Path), nargs=-1, required=True),
@@ -138,6 +137,22 @@ def fleet_aggregate(task: Path, answers: tuple[Path, ...], to: Path, model: Path
     show(as_json, {"out": str(to), **round_json(ended)}, *round_lines(ended),
          f"{to} is the task of round {ended.record.round + 1}; ask its adapter: edgetune chat MODEL --adapter "
          f"{to / 'adapter'}")
+
+
+def noise_of(noise: float | None, norm: float) -> Noise | None:
+    """The noise that options ask for. Raises UsageError for a norm without it."""
+    from ..errors import UsageError
+    from ..fleet.noise import Noise
+    if noise is None and explicit({"noise_norm": norm}):
+        raise UsageError("--noise-norm is given without --noise", "give both, or neither")
+    return None if noise is None else Noise(norm, noise).check()
+
+
+def answer_line(to: Path, number: int, facts: AnswerFacts) -> str:
+    """What a person is told of an answer."""
+    losses = "" if facts.loss_before is None else (
+        f"; loss {facts.loss_before:.3f} -> {facts.loss_after:.3f} on {facts.held_rows} own held-out rows")
+    return f"{to} answers round {number}: {facts.rows} rows, {facts.tokens} tokens{losses}"
 
 
 def round_json(ended: Ended) -> dict[str, Any]:

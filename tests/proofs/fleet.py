@@ -1,0 +1,273 @@
+"""Devices that each know two of seven intents of Snips learn all in rounds, compared with one training on all rows.
+
+    python tests/proofs/fleet.py [--only VARIANT ...] [--seeds 0,1,2] [--devices 20] [--rows 14] [--rounds 10]
+                                 [--epochs 2] [--lr 2e-3] [--frozen-lr 8e-3] [--batch 4] [--questions 300]
+                                 [--alone 3] [--threads 1] [--out FILE]
+
+Device d has `rows` rows of intent 2 d and as many of intent 2 d + 1, modulo 7, and no row that another has. Answers to
+rows of all intents that nobody learned are exact, or not. Variants:
+
+    svd, frozen-a, rolora   rounds by edgetune's own tasks, answers and aggregates, each of which is a folder
+    averages                the same rounds, in which A and B are averaged apart
+    all                     one training on all rows, by the defaults of edgetune train
+    alone                   single devices by the same defaults: the mean of the first few
+    centroids               without a language model: devices send the sum and count of MiniLM's vectors of each intent,
+                            and a question has the intent of the nearest mean. It knows no slots
+    lr                      logistic regression on the vectors of all rows, which nobody could train without them
+
+Devices are trained one after the other in this process, on rows that are tokenised once. A round that ended is kept
+next to --out, and not computed again. Results are added to --out, and what it already holds is not measured again.
+Exits with 1 unless the best of svd, frozen-a and rolora has 90 % of the right answers of `all`.
+"""
+
+import argparse
+import json
+import math
+import statistics
+import sys
+import time
+from contextlib import closing
+from dataclasses import replace
+from pathlib import Path
+
+sys.path.insert(0, str(Path(__file__).parents[1]))
+
+import numpy as np
+from json_lines import read_lines
+from peers.snips import SYSTEM
+from proofs.compared import Result, arguments, end_with, folder_of, measure_missing
+
+from edgetune.adapters.base import Artifact
+from edgetune.adapters.lora import Pair
+from edgetune.adapters.store import open_adapter
+from edgetune.data.dataset import Dataset, load_rows
+from edgetune.evaluation.native import engine_within, native_loss, native_match
+from edgetune.fleet.answer import VERSION, AnswerFacts, write_answer
+from edgetune.fleet.making import make_task
+from edgetune.fleet.next_task import gathered, write_next
+from edgetune.fleet.options import FleetOptions
+from edgetune.fleet.task import Content, of_round, open_task, write_task
+from edgetune.fleet.train_round import changes, norm_of_change
+from edgetune.formats.bundle import open_bundle
+from edgetune.formats.named import find_model
+from edgetune.llamacpp.tokenizer import Tokenizer
+from edgetune.serving.embedding import open_vectors
+from edgetune.training.config import TrainConfig
+from edgetune.training.trainer import Trainer
+
+FLEETS = ("svd", "frozen-a", "rolora")
+VARIANTS = ("centroids", "lr", "all", *FLEETS, "averages", "alone")
+ENOUGH = 0.9  # of the right answers of a training on all rows
+INTENTS = 2  # that a device knows
+
+
+class Snips:
+    """The rows of devices by a seed, and the questions."""
+
+    def __init__(self, args: argparse.Namespace, seed: int) -> None:
+        rows = read_lines(args.shared / "data" / "snips_train.jsonl")
+        order = np.random.default_rng(seed).permutation(len(rows))
+        of_intent: dict[str, list[Result]] = {}
+        for index in order:
+            of_intent.setdefault(intent(rows[index]["completion"]), []).append(rows[index])
+        names = sorted(of_intent)
+        self.devices: list[list[Result]] = [[] for _ in range(args.devices)]
+        for number, device in enumerate(self.devices):
+            for name in (names[(INTENTS * number + i) % len(names)] for i in range(INTENTS)):
+                device += [of_intent[name].pop() for _ in range(args.rows)]
+        self.questions = read_lines(args.shared / "data" / "snips_dev.jsonl")[:args.questions]
+
+    @property
+    def rows(self) -> list[Result]:
+        return [row for device in self.devices for row in device]
+
+
+class Learner:
+    """Trains and asks the model in this process."""
+
+    def __init__(self, args: argparse.Namespace) -> None:
+        self.args = args
+        self.bundle = open_bundle(args.model)
+        self.tokenizer = Tokenizer(args.model)
+
+    def load(self, rows: list[Result]) -> Dataset:
+        return load_rows(rows, self.tokenizer, max_length=128, system=SYSTEM)
+
+    def config(self, seed: int, **options) -> TrainConfig:
+        return TrainConfig(**{"max_length": 128, "system": SYSTEM, "seed": seed, "anchors": 0,
+                              "threads": self.args.threads, **options})
+
+    def of_device(self, family: str, seed: int) -> TrainConfig:
+        lr = self.args.lr if family == "lora" else self.args.frozen_lr
+        return self.config(seed, family=family, lr=lr, epochs=self.args.epochs, batch_size=self.args.batch)
+
+    def train(self, data: Dataset, config: TrainConfig, start: Path | None = None) -> Trainer:
+        trainer = Trainer(self.bundle, config, lengths=[one.tokens.size for one in data.examples],
+                          tokenizer=self.tokenizer)
+        trainer.add_examples(data.examples)
+        if start:
+            trainer.load(start)
+        trainer.train()
+        return trainer
+
+    def asked(self, artifact, questions: list[Result]) -> Result:
+        """Whether each answer is exact, whether its intent is right, and the loss of the expected answers."""
+        engine = replace(engine_within(), threads=self.args.threads)
+        data = self.load(questions)
+        loss, _ = native_loss(self.bundle, data, artifact, engine)
+        found = native_match(self.bundle, self.tokenizer, data, artifact, engine, system=SYSTEM)
+        return {"loss": loss, "right": [int(one.correct) for one in found],
+                "intents": [int(intent(one.answer) == intent(row["completion"]))
+                            for one, row in zip(found, questions, strict=True)]}
+
+
+def intent(completion: str) -> str:
+    try:
+        return str(json.loads(completion)["intent"])
+    except (ValueError, TypeError, KeyError):
+        return ""
+
+
+def measured(args: argparse.Namespace, variant: str, seed: int) -> Result:
+    began = time.process_time()
+    snips = Snips(args, seed)
+    found = by_vectors(variant, snips) if variant in ("centroids", "lr") else trained(args, variant, seed, snips)
+    return {**found, "rows": len(snips.rows), "passes": args.rounds * args.epochs,
+            "cpu_seconds": round(time.process_time() - began)}
+
+
+def trained(args: argparse.Namespace, variant: str, seed: int, snips: Snips) -> Result:
+    learner = Learner(args)
+    if variant == "all":
+        trainer = learner.train(learner.load(snips.rows), learner.config(seed))
+        return learner.asked(trainer.artifact(), snips.questions)
+    if variant == "alone":
+        found = []
+        for device in snips.devices[:args.alone]:
+            trainer = learner.train(learner.load(device), learner.config(seed))
+            found.append(learner.asked(trainer.artifact(), snips.questions))
+        return {"loss": statistics.fmean(one["loss"] for one in found),
+                **{name: [statistics.fmean(each) for each in zip(*(one[name] for one in found), strict=True)]
+                   for name in ("right", "intents")}}
+    folder, history = rounds(args, learner, variant, seed, snips)
+    pairs = open_adapter(folder, learner.bundle.gguf).pairs
+    return {**learner.asked(Artifact(pairs), snips.questions), "history": history}
+
+
+# ---- rounds ----
+
+
+def rounds(args: argparse.Namespace, learner: Learner, variant: str, seed: int,
+           snips: Snips) -> tuple[Path, list[Result]]:
+    """The adapter after all rounds, and their records."""
+    folder = folder_of(args) / f"{variant}-{seed}"
+    options = FleetOptions(aggregation=variant if variant in FLEETS else "svd")
+    first = folder / "round-1"
+    if not first.exists():
+        family = of_round(TrainConfig(), options, 1).family.name
+        make_task(learner.bundle, first, replace(learner.of_device(family, seed), threads=0), options)
+    data = [learner.load(device) for device in snips.devices]
+    for number in range(1, args.rounds + 1):
+        out = folder / f"round-{number + 1}"
+        if out.exists():
+            continue
+        task = open_task(folder / f"round-{number}", learner.bundle)
+        answers = []
+        for device, one in enumerate(data):
+            answers.append(folder / f"answer-{number}-{device:02}")
+            if not answers[-1].exists():
+                answer(task, learner, one, f"device {device:02}", seed, answers[-1])
+        if variant == "averages":
+            average(task, learner, answers, out)
+        else:
+            ended = write_next(task, learner.bundle, answers, out)
+            print(variant, json.dumps(vars(ended.record)), flush=True)
+    last = open_task(folder / f"round-{args.rounds + 1}", learner.bundle)
+    return last.adapter, last.facts.history
+
+
+def answer(task, learner: Learner, data: Dataset, device: str, seed: int, out: Path) -> None:
+    """What `edgetune fleet train-round` writes, without its process."""
+    family = task.config.family.name
+    config = replace(learner.of_device(family, 1000 * seed + task.number), family=task.config.family)
+    trainer = learner.train(data, config, task.adapter)
+    after = trainer.pairs
+    facts = AnswerFacts(VERSION, task.name, device, task.base.fingerprint, "", task.half, 8, len(data.examples),
+                        data.supervised, norm_of_change(task.pairs, after))
+    write_answer(out, facts, changes(task, task.pairs, after), None)
+
+
+def average(task, learner: Learner, answers: list[Path], out: Path) -> None:
+    """The next task with the means of A and of B, by tokens."""
+    found, _ = gathered(task, answers)
+    tokens = sum(one.tokens for one in found)
+    pairs = {}
+    for name, start in task.pairs.items():
+        sent = [(one.tokens / tokens, one.pair(name)) for one in found]
+        pairs[name] = Pair(sum(share * pair.a for share, pair in sent), sum(share * pair.b for share, pair in sent),
+                           start.scale)
+    write_task(out, learner.bundle, pairs, Content(task.config, task.options, task.number + 1))
+
+
+# ---- without a language model ----
+
+
+def by_vectors(variant: str, snips: Snips) -> Result:
+    with closing(open_vectors(find_model("minilm"), threads=1)) as model:
+        vectors, asked = (embedded(model.embedder, rows) for rows in (snips.rows, snips.questions))
+    labels = np.array([intent(row["completion"]) for row in snips.rows])
+    wanted = [intent(row["completion"]) for row in snips.questions]
+    names = sorted(set(labels))
+    if variant == "centroids":  # the sums over devices are the sums over all rows
+        means = np.stack([vectors[labels == name].sum(0) / (labels == name).sum() for name in names])
+        said = [names[i] for i in (asked @ (means / np.linalg.norm(means, axis=1, keepdims=True)).T).argmax(1)]
+    else:
+        from sklearn.linear_model import LogisticRegression
+        said = list(LogisticRegression(max_iter=1000).fit(vectors, labels).predict(asked))
+    return {"right": [0] * len(wanted), "intents": [int(one == other) for one, other in zip(said, wanted, strict=True)]}
+
+
+def embedded(embedder, rows: list[Result]) -> np.ndarray:
+    """The vectors [rows, width] of the questions."""
+    out = np.zeros((len(rows), embedder.width), np.float32)
+    for _ in embedder.embed(out, [embedder.truncate(embedder.encode(row["prompt"])) for row in rows]):
+        pass
+    return out
+
+
+# ---- what is said ----
+
+
+def told(result: Result) -> str:
+    history = result.get("history", [])
+    sizes = f"; {history[-1]['up'] / 1e6:.1f} MB up from all, {history[-1]['down'] / 1e6:.1f} MB down to each" if (
+        history) else ""
+    return (f"{result['variant']:10} seed {result['seed']}: {statistics.fmean(result['right']):.1%} exact, "
+            f"{statistics.fmean(result['intents']):.1%} intents, loss {result.get('loss', math.nan):.3f}, "
+            f"{result['cpu_seconds']} CPU s{sizes}")
+
+
+def main() -> None:
+    parser = arguments(__doc__, "fleet.jsonl", VARIANTS, seeds=True)
+    for name, kind, default in (("devices", int, 20), ("rows", int, 14), ("rounds", int, 10), ("epochs", float, 2.0),
+                                ("lr", float, 2e-3), ("frozen-lr", float, 8e-3), ("batch", int, 4),
+                                ("questions", int, 300), ("alone", int, 3), ("threads", int, 1)):
+        parser.add_argument(f"--{name}", type=kind, default=default)
+    args = parser.parse_args()
+    cases = [{"variant": variant, "seed": seed} for seed in args.seeds for variant in args.only]
+    results = measure_missing(args, cases, lambda variant, seed: measured(args, variant, seed), told)
+    for variant in VARIANTS:
+        of_variant = [one for one in results if one["variant"] == variant]
+        if of_variant:
+            exact, intents = (statistics.fmean(statistics.fmean(one[name]) for one in of_variant)
+                              for name in ("right", "intents"))
+            print(f"{variant:10} {exact:.1%} exact, {intents:.1%} intents, {len(of_variant)} seeds")
+    shares = {variant: statistics.fmean(statistics.fmean(one["right"]) for one in results if one["variant"] == variant)
+              for variant in ("all", *FLEETS) if any(one["variant"] == variant for one in results)}
+    if "all" in shares and len(shares) > 1:
+        best = max(share for variant, share in shares.items() if variant != "all")
+        end_with({f"{best:.1%} of exact answers, {ENOUGH:.0%} of {shares['all']:.1%}": best >= ENOUGH * shares["all"]})
+
+
+if __name__ == "__main__":
+    main()
