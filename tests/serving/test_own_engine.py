@@ -215,10 +215,12 @@ def test_a_damaged_adapter_is_refused(tiny_llama, tmp_path):
         assert np.isfinite(served.logits(tokens_of(5))).all()
 
 
-def test_its_memory_is_known_before(tiny_llama, tmp_path):
-    folder = saved(tiny_llama, "houlsby", tmp_path / "a")
-    pairs = write_adapter(tmp_path / "lora.gguf", random_pairs(tiny_llama, {"attn_q": 4}, 3), 8.0)
-    with LlamaModel(tiny_llama, context=512, threads=1) as served:
+@pytest.mark.parametrize("architecture", ["llama", "lfm2"])
+def test_its_memory_is_known_before(architecture, tiny_models, tmp_path):
+    model = tiny_models[architecture]
+    folder = saved(model, "houlsby", tmp_path / "a")
+    pairs = write_adapter(tmp_path / "lora.gguf", random_pairs(model, {"attn_q": 4}, 3), 8.0)
+    with LlamaModel(model, context=512, threads=1) as served:
         before = served.busy_bytes
         assert own_memory(served.base, [pairs], 512, threads=1) == 0
         said = served.bytes_to_load(folder)
