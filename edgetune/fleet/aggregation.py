@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 from ..adapters.lora import Lora, Pair
 from ..errors import EdgetuneError
 from .averages import AVERAGES
-from .low_rank_sums import Term, best_of_rank, missed_by_averages, squared_norm, term_of
+from .low_rank_sums import best_of_rank, missed_by_averages, squared_norm, term_of
 from .options import ADAM, FleetOptions
 from .screening import Counted, LeftOut, Update, screened
 from .server_adam import Arrays, ServerAdam
@@ -43,8 +43,8 @@ def aggregate(updates: Sequence[Update], start: Lora, options: FleetOptions, num
     """The aggregate of round `number`, which began from `start`. moments: of the server, of the rounds before. refused:
     what was left out before, for the error.
 
-    The order of the updates decides nothing but the rounding of sums: they are taken in the order of their devices'
-    names. Raises EdgetuneError where fewer updates count than the quorum.
+    The updates are summed in the order of their devices' names, so that their own order decides nothing. Raises
+    EdgetuneError where fewer updates count than the quorum.
     """
     counted, left_out = screened(sorted(updates, key=lambda update: update.device), start, options)
     if len(counted) < options.quorum:
@@ -59,28 +59,39 @@ def aggregate(updates: Sequence[Update], start: Lora, options: FleetOptions, num
     pairs: Lora = {}
     missed = cut = change = 0.0
     for name, pair in start.items():
-        pairs[name], lost = sums(name, pair, counted)
+        sent = [one.update.pair(name) for one in counted]
+        pairs[name], lost = sums(name, pair, counted, sent)
         cut += lost
         change += squared_norm([term_of(pairs[name]), term_of(pair, -1.0)])
         if half == A + B:  # else all have one A, or one B, of which averages miss nothing
-            missed += missed_by_averages([one.update.pair(name) for one in counted], [one.share for one in counted])
+            missed += missed_by_averages(sent, [one.share for one in counted])
     return Aggregate(pairs, counted, left_out, _share(missed, change), _share(cut, change), server.moments)
 
 
-def _of_products(rate: float, name: str, start: Pair, counted: Sequence[Counted]) -> tuple[Pair, float]:
-    """The best pair of the start's rank for start + rate * sum of p_i c_i (B_i A_i - start), and what the rank loses.
+def _of_products(rate: float, _: str, start: Pair, counted: Sequence[Counted],
+                 sent: Sequence[Pair]) -> tuple[Pair, float]:
+    """The best pair of the start's rank for start + rate * sum of p_i c_i (B_i A_i - began_i), and what the rank loses.
+
+    A device of the task's rank began at the start, so that all of these are one term.
     """
-    terms = [term_of(start)]
-    for one in counted:
-        terms += [Term(rate * one.share * term.factor, term.b, term.a) for term in one.change(name, start)]
-    return best_of_rank(terms, start.rank, start.scale)
+    terms = []
+    left = 1.0
+    for one, pair in zip(counted, sent, strict=True):
+        weight = rate * one.share * one.scale
+        terms.append(term_of(pair, weight))
+        began = one.update.began(start)
+        if began is start:
+            left -= weight
+        else:
+            terms.append(term_of(began, -weight))
+    return best_of_rank([term_of(start, left), *terms], start.rank, start.scale)
 
 
 def _of_half(half: str, options: FleetOptions, step: Step, name: str, start: Pair,
-             counted: Sequence[Counted]) -> tuple[Pair, float]:
+             counted: Sequence[Counted], sent: Sequence[Pair]) -> tuple[Pair, float]:
     """The start with one half moved by the average of the devices' changes; the other half is the same on all."""
     before = getattr(start, half).astype(np.float64)
-    changes = np.stack([one.scale * (getattr(one.update.pair(name), half) - before) for one in counted])
+    changes = np.stack([one.scale * (getattr(pair, half) - before) for one, pair in zip(counted, sent, strict=True)])
     average = AVERAGES[options.average](changes, [one.share for one in counted], options.trim)
     moved = (before + step(f"{name}.{half}", average)).astype(np.float32)
     return Pair(start.a if half == B else moved, start.b if half == A else moved, start.scale), 0.0

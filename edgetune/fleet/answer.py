@@ -15,9 +15,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ..adapters.lora import Lora, Pair
-from ..disk import MIB, new_folder, sha256
+from ..disk import MIB, new_folder, open_regular, sha256
 from ..errors import FormatError, MismatchError, NumericsError
-from ..formats.safetensors import Safetensors
+from ..formats.safetensors import Place, Safetensors
 from .low_rank_sums import best_of_rank, term_of
 from .signed_folder import check_file, read_facts, write_facts
 from .task import Task
@@ -59,12 +59,15 @@ class AnswerFacts:
 
 @dataclass(frozen=True, eq=False)
 class Answer:
-    """An opened answer: an Update whose pairs are read from its file one at a time. bytes: of the whole answer."""
+    """An opened answer: an Update whose pairs are read from its file one at a time. places: of its arrays; bytes: of
+    the whole answer.
+    """
 
     folder: Path
     facts: AnswerFacts
     device: str
     start: Lora
+    places: dict[str, Place]
     bytes: int
 
     @property
@@ -75,8 +78,9 @@ class Answer:
         """The pair of a projection after the round, whose values need not be finite."""
         start = self.start[name]
         half = self.facts.half
-        with Safetensors(self.folder / UPDATE) as file, np.errstate(invalid="ignore", over="ignore"):
-            read = {one: file.read(f"{name}.{one}") for one in half}
+        with open_regular(self.folder / UPDATE) as file, np.errstate(invalid="ignore", over="ignore"):
+            read = {one: self.places[each].read(file, each, self.folder / UPDATE) for one in half
+                    for each in [f"{name}.{one}"]}
             if half == A + B:
                 return Pair(read[A], read[B], start.scale)
             moved = getattr(start, half) + read[half]
@@ -118,9 +122,10 @@ def open_answer(folder: Path, task: Task) -> Answer:
     with Safetensors(folder / UPDATE) as file:
         if file.shapes.keys() != shapes.keys() or any(file.shapes[name] != shape for name, shape in shapes.items()):
             raise MismatchError(f"{folder / UPDATE} has other projections or shapes than the task", LEAVE_OUT)
-        if other := set(file.types.values()) - {"F16", "F32"}:
+        if other := {place.type for place in file.places.values()} - {"F16", "F32"}:
             raise MismatchError(f"{folder / UPDATE} has values of the type {min(other)}, not F16", LEAVE_OUT)
-    return Answer(folder, facts, signer or facts.device, task.pairs, size + (folder / FACTS).stat().st_size)
+        places = file.places
+    return Answer(folder, facts, signer or facts.device, task.pairs, places, size + (folder / FACTS).stat().st_size)
 
 
 def write_answer(folder: Path, facts: AnswerFacts, arrays: dict[str, NDArray[np.float16]], key: Path | None) -> None:

@@ -15,7 +15,7 @@ from typing import Protocol
 import numpy as np
 
 from ..adapters.lora import Lora, Pair
-from .low_rank_sums import Term, squared_norm, term_of
+from .low_rank_sums import squared_norm, term_of
 from .options import FleetOptions
 
 HEAVIEST = 10  # times the median of the tokens that devices say they learned: none counts for more
@@ -46,10 +46,6 @@ class Counted:
     norm: float
     share: float
     scale: float
-
-    def change(self, name: str, start: Pair) -> list[Term]:
-        """The clipped change of a projection's weights, as terms, without its share."""
-        return changed(self.update, name, start, self.scale)
 
 
 @dataclass(frozen=True)
@@ -86,11 +82,7 @@ def norm_of(update: Update, start: Lora) -> float:
     total = 0.0
     with np.errstate(invalid="ignore", over="ignore"):
         for name, pair in start.items():
-            total += squared_norm(changed(update, name, pair, 1.0))
+            total += squared_norm([term_of(update.pair(name)), term_of(update.began(pair), -1.0)])
             if not math.isfinite(total):
                 return math.inf
     return math.sqrt(total)
-
-
-def changed(update: Update, name: str, start: Pair, scale: float) -> list[Term]:
-    return [term_of(update.pair(name), scale), term_of(update.began(start), -scale)]

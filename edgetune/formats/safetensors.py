@@ -6,6 +6,7 @@ Tensors are read one at a time from the open file: the package returns either a 
 from __future__ import annotations
 
 import json
+from dataclasses import dataclass
 from math import prod
 from pathlib import Path
 from typing import Any, BinaryIO
@@ -34,8 +35,34 @@ def read_safetensors(path: Path) -> dict[str, NDArray[np.float32]]:
         return {name: file.read(name) for name in file.shapes}
 
 
+@dataclass(frozen=True)
+class Place:
+    """A tensor in a file: its type and shape as stored, and the byte where it begins."""
+
+    type: str
+    shape: tuple[int, ...]
+    begin: int
+
+    def read(self, file: BinaryIO, name: str, path: Path) -> NDArray[np.float32]:
+        """The tensor, F32, F16 or BF16, as float32. UnsupportedError for another type, FormatError for a file that
+        ends before it does. name, path: for errors.
+        """
+        if self.type not in _TYPES:
+            raise UnsupportedError(f"{path}: {name} is {self.type}", f"supported are {', '.join(_TYPES)}")
+        try:
+            file.seek(self.begin)
+            stored: NDArray[Any] = np.fromfile(file, _TYPES[self.type], prod(self.shape))
+        except OSError as error:
+            raise FormatError(f"cannot read {path}: {error.strerror}", "check the disk") from None
+        if stored.size != prod(self.shape):
+            raise FormatError(f"{path} ends within {name}", _BROKEN)
+        if self.type == "BF16":
+            return (stored.astype(np.uint32) << 16).view(np.float32).reshape(self.shape)
+        return stored.astype(np.float32, copy=False).reshape(self.shape)
+
+
 class Safetensors:
-    """An open file. `shapes`, `types`: by name, as stored. Raises FormatError for one that is missing or damaged."""
+    """An open file. `places`, `shapes`: by name, as stored. Raises FormatError for one that is missing or damaged."""
 
     def __init__(self, path: Path) -> None:
         self.path = path
@@ -44,15 +71,16 @@ class Safetensors:
         except OSError as error:
             raise FormatError(f"cannot read {path}: {error.strerror}", "name a safetensors file") from None
         try:
-            self._header = self._checked_header()
+            header = self._checked_header()
         except BaseException:
             self._file.close()
             raise
-        self._begin = self._file.tell()  # of the first tensor
+        first = self._file.tell()
         # the package itself returns the names in another order each time
-        in_order = sorted(self._header, key=lambda name: self._header[name]["data_offsets"])
-        self.shapes: dict[str, tuple[int, ...]] = {name: tuple(self._header[name]["shape"]) for name in in_order}
-        self.types: dict[str, str] = {name: self._header[name]["dtype"] for name in in_order}
+        in_order = sorted(header, key=lambda name: header[name]["data_offsets"])
+        self.places = {name: Place(header[name]["dtype"], tuple(header[name]["shape"]),
+                                   first + header[name]["data_offsets"][0]) for name in in_order}
+        self.shapes = {name: place.shape for name, place in self.places.items()}
 
     def __enter__(self) -> Safetensors:
         return self
@@ -61,21 +89,8 @@ class Safetensors:
         self._file.close()
 
     def read(self, name: str) -> NDArray[np.float32]:
-        """The tensor of this name, F32, F16 or BF16, as float32. UnsupportedError for another type."""
-        kind = self._header[name]["dtype"]
-        shape = self.shapes[name]
-        if kind not in _TYPES:
-            raise UnsupportedError(f"{self.path}: {name} is {kind}", f"supported are {', '.join(_TYPES)}")
-        try:
-            self._file.seek(self._begin + self._header[name]["data_offsets"][0])
-            stored: NDArray[Any] = np.fromfile(self._file, _TYPES[kind], prod(shape))
-        except OSError as error:
-            raise FormatError(f"cannot read {self.path}: {error.strerror}", "check the disk") from None
-        if stored.size != prod(shape):
-            raise FormatError(f"{self.path} ends within {name}", _BROKEN)
-        if kind == "BF16":
-            return (stored.astype(np.uint32) << 16).view(np.float32).reshape(shape)
-        return stored.astype(np.float32, copy=False).reshape(shape)
+        """The tensor of this name, as float32. Raises as `Place.read`."""
+        return self.places[name].read(self._file, name, self.path)
 
     def _checked_header(self) -> dict[str, Any]:
         """Type, shape and offsets by name. The package checks the very file that is read, not what its path names."""

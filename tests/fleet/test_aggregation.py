@@ -220,6 +220,21 @@ def test_what_is_not_finite_is_left_out(value):
     assert all(pair.b.tobytes() == other.pairs[name].b.tobytes() for name, pair in one.pairs.items())
 
 
+@pytest.mark.parametrize(("options", "half"), [(FleetOptions(aggregation="frozen-a"), "b"), (FleetOptions(), "ab")])
+def test_of_many_devices_the_liars_change_nothing(options, half):
+    """A twentieth sends updates that are scaled or not finite; the aggregate is that of the others, to the bit."""
+    updates = [sent(seed, half, 10 + seed % 7) for seed in range(1, 201)]
+    liars = [sent(seed, half, size=30.0) for seed in range(300, 305)]
+    for seed, value in enumerate((math.nan, math.inf, -math.inf, 3e38, 1e30), start=400):
+        liars.append(sent(seed, half))
+        liars[-1].pairs["blk.0.ffn_down"].b[:] = value
+    one, other = (aggregate(each, START, options, 1, {}) for each in ([*liars, *updates], updates))
+    assert {each.device for each in one.left_out} == {liar.device for liar in liars}
+    for name, pair in one.pairs.items():
+        assert pair.a.tobytes() == other.pairs[name].a.tobytes()
+        assert pair.b.tobytes() == other.pairs[name].b.tobytes()
+
+
 def test_a_device_that_claims_many_tokens_does_not_outweigh_all():
     updates = [*(sent(seed, "b") for seed in range(1, 6)), sent(6, "b", tokens=10**9)]
     next_ = aggregate(updates, START, FROZEN, 1, {})
