@@ -144,6 +144,8 @@ def tensor_shapes(shape: Shape) -> Iterator[tuple[str, tuple[int, ...]]]:
     """Names and sizes (rows first) of every tensor, in file order."""
     d = shape.d_model
     yield "token_embd.weight", (shape.n_vocab, d)
+    if shape.narrow_width:
+        yield "rope_freqs.weight", (shape.head_width // 2,)
     if shape.d_block:
         yield "per_layer_token_embd.weight", (shape.n_vocab, shape.n_blocks * shape.d_block)
         yield "per_layer_model_proj.weight", (shape.n_blocks * shape.d_block, d)

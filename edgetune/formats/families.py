@@ -65,7 +65,7 @@ class Family:
     plain_scores: bool = False  # scores of attention are not scaled
     caps_logits: bool = False  # the file may cap logits
     embeds_blocks: bool = False  # each block may have embeddings (models/block_embedding.py)
-    max_grad_norm: float = 0.0  # to which a gradient should be clipped, below what is usual; 0: what is usual
+    max_grad_norm: float = 1.0  # to which a gradient is clipped where a run does not say it
     untrained_blocks: int = 0  # models of this many blocks have windows of another kind, and are refused
     wide_blocks: int = 0  # blocks of the one size whose attention is scaled by D / H and not by the head's width
 

@@ -78,6 +78,11 @@ class Structure(ABC):
         """Tokens in a document at most; None: any number."""
         return None
 
+    @property
+    def max_grad_norm(self) -> float:
+        """The norm to which a gradient is clipped where a run does not say it."""
+        return 1.0
+
     def check_answers(self) -> None:
         """Raises UnsupportedError where our own engine cannot answer with the network."""
         if self.cache is None:

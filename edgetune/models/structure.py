@@ -84,6 +84,10 @@ class DecoderStructure(Structure):
         is_kept = all(mixer.state(self.shape) is not None for mixer in set(mixers))
         return Cache(self.shape, mixers) if is_kept and not self.shape.blocks else None
 
+    @property
+    def max_grad_norm(self) -> float:
+        return self.shape.family.max_grad_norm
+
     def head_groups(self, heads: Sequence[HeadKind]) -> list[Group]:
         super().head_groups([head for head in heads if head != VALUE])
         return [value_group(self.shape.d_model)] if VALUE in heads else []

@@ -57,7 +57,9 @@ class CommonOptions:
     optimizer_state: str = option("auto", "AdamW's moments: float, or 8bit (a quarter of the memory, nearly the same "
                                   "loss); auto: 8bit only where memory demands it.",
                                   choices=("auto", "float", "8bit"))
-    max_grad_norm: float = option(1.0, "Clip the gradient to this norm; 0: never.", low=0.0)
+    max_grad_norm: float | Literal["auto"] = option("auto", "Clip the gradient to this norm; 0: never; auto: 1, and "
+                                                    "0.3 with gemma4, whose gradients can be large.", low=0.0,
+                                                    auto=float)
     # the data
     epochs: float | Literal["auto"] = option("auto", "Passes over the data; auto: the more, the fewer rows there are.",
                                              low=0.0, high=1e6, auto=float, common=True, group="The data")
@@ -295,7 +297,7 @@ class TrainOptions(TypedDict, total=False):
     beta1: float
     beta2: float
     optimizer_state: str
-    max_grad_norm: float
+    max_grad_norm: float | Literal["auto"]
     epochs: float | Literal["auto"]
     steps: int
     batch_size: int | Literal["auto"]

@@ -64,6 +64,11 @@ def batch_of(config: TrainConfig, units: int) -> int:
     return min(max(units * MOST_EPOCHS // ENOUGH_STEPS, LEAST_BATCH), LARGEST_BATCH) if units else LARGEST_BATCH
 
 
+def largest_norm(config: TrainConfig, network: Network) -> float:
+    """The norm to which a gradient is clipped; 0: none. auto: what the network says."""
+    return network.structure.max_grad_norm if isinstance(config.max_grad_norm, str) else config.max_grad_norm
+
+
 def peak_rate(config: TrainConfig, units: int) -> float:
     """The highest learning rate. auto grows with the batch up to LARGEST_BATCH, because larger batches have less noise
     in the gradient. units 0: their number is unknown.

@@ -275,7 +275,7 @@ class Trainer:
 
     def _update(self, grad: np.ndarray, loss: float, lr: float, step: int) -> float:
         self.decoder.adapter.before_update()
-        norm = optim.clip(self.ops, grad, self.config.max_grad_norm)
+        norm = optim.clip(self.ops, grad, length.largest_norm(self.config, self.model))
         if not (math.isfinite(loss) and math.isfinite(norm)):
             raise NumericsError(f"the loss is {loss} and the gradient's norm {norm} in step {step}",
                                 f"lower the learning rate, now {self.peak_rate:g}, or look at the rows of this batch")

@@ -20,8 +20,8 @@ CASES = examples(80, derandomize=True, database=None)
 @pytest.fixture(scope="module")
 def originals(tmp_path_factory):
     folder = tmp_path_factory.mktemp("fuzz")
-    paths = [write_tiny(folder / f"{name}.gguf", name, formats="Q8_0", n_blocks=2, n_vocab=384)
-             for name in ("llama", "qwen2", "qwen3", "gemma3")]
+    paths = [write_tiny(folder / f"{name}.gguf", name, formats="Q8_0", n_blocks=n_blocks, n_vocab=384)
+             for name, n_blocks in (("llama", 2), ("qwen2", 2), ("qwen3", 2), ("gemma3", 2), ("gemma4", 4))]
     paths.append(write_encoder(folder / "bert.gguf", tiny_bert(), WORDS))
     return [path.read_bytes() for path in paths]
 

@@ -1,9 +1,10 @@
 """Large random models in Q4_0, written with little memory.
 
-    python tests/proofs/big.py big.gguf [--shape tinyllama|llama3.2-3b|olmoe] [--blocks N]
+    python tests/proofs/big.py big.gguf [--shape tinyllama|llama3.2-3b|olmoe|gemma4-e2b] [--blocks N]
 
 tinyllama: 1.1 billion weights, 620 MB. llama3.2-3b: 3.2 billion, 1.8 GB. olmoe: OLMoE's shape, a mixture of experts
-with 6.9 billion weights, of which a token takes 1.3 billion, 3.9 GB.
+with 6.9 billion weights, of which a token takes 1.3 billion, 3.9 GB. gemma4-e2b: Gemma 4 E2B's, of whose 4.6 billion
+weights 2.3 billion are embeddings of each block, 2.6 GB.
 """
 
 import argparse
@@ -28,6 +29,10 @@ SHAPES = {
                                    n_vocab=128256, n_context=8192)),
     "olmoe": ("olmoe", Shape(d_model=2048, n_blocks=16, n_heads=16, n_kv_heads=16, head_width=128, d_ff=1024,
                              n_vocab=50304, n_context=4096, tied=False, qk_norm="width", experts=(64, 8))),
+    "gemma4-e2b": ("gemma4", Shape(d_model=1536, n_blocks=35, n_heads=8, n_kv_heads=1, head_width=512, narrow_width=256,
+                                   d_ff=6144, n_vocab=262144, n_context=8192, rope_base=1e6, rms_eps=1e-6,
+                                   qk_norm="head", norms="both", window=512, window_pattern=5, shared=20, d_block=256,
+                                   cap=30.0)),
 }
 
 

@@ -1,7 +1,7 @@
 """Memory as planned and as the kernel measured it, each run in a process of its own.
 
     python tests/proofs/memory.py [predict] [budgets] [smallest] [large] [lengths]
-                                   [experts] [--model SmolLM2.gguf] [--large big.gguf]
+                                   [experts] [embeddings] [--model SmolLM2.gguf] [--large big.gguf]
 
 predict   26 combinations of model, batch, length, family, rank, recomputation and streaming: the plan's peak beside the
           process's, with two steps, a held-out loss and saving. Must be within 5 % or 12 MiB, and never under by more
@@ -14,6 +14,8 @@ large     a random llama of 1.1 billion weights (big.py) in 350M, and resident: 
 lengths   a random llama of 3.2 billion weights at 1,024, 2,048 and 4,096 tokens, one row a step, each in the least
           budget: the peak, beside that of arXiv 2606.19528 for llama-3.2-3B (Qualcomm, one A100).
 experts   a random mixture of experts with 6.9 billion weights, of which a token takes 1.3 billion, in 2G, and resident.
+embeddings  a random gemma4 of E2B's shape, one row of 512 or 1,024 random tokens a step: its embeddings of each block,
+          1.3 of 2.6 GB, must not be in memory.
 
 Peaks are VmHWM, and for `edgetune train` also what its tokenising process had. Exits with 1 if something does not hold.
 """
@@ -85,16 +87,24 @@ def one_run(model: str, options: dict[str, Any]) -> dict[str, Any]:
     with tempfile.TemporaryDirectory() as folder:
         trainer.save(Path(folder) / "adapter")
     return {"predicted": trainer.plan.peak_bytes, "measured": device.peak_rss(), "loss": results[-1].loss,
+            "tokens_per_s": sum(step.tokens for step in results) / sum(step.seconds for step in results),
             "streamed": trainer.plan.tradeoffs.streamed, "max_tokens": trainer.plan.tradeoffs.max_tokens}
+
+
+def run_alone(model: Path, options: dict[str, Any]) -> dict[str, Any]:
+    """`one_run` in another process."""
+    code = (f"import json, sys; sys.path.insert(0, {str(Path(__file__).parent)!r}); import memory; "
+            f"print(json.dumps(memory.one_run({str(model)!r}, {options!r})))")
+    done = subprocess.run([sys.executable, "-c", code], check=True, stdout=subprocess.PIPE)
+    found: dict[str, Any] = json.loads(done.stdout)
+    return found
 
 
 def predict(args: argparse.Namespace, folder: Path) -> tuple[list[dict[str, Any]], bool]:
     rows = []
     for name, options in combinations():
         model = args.model if name == "smollm2" else write_model(name, folder)
-        code = (f"import json, sys; sys.path.insert(0, {str(Path(__file__).parent)!r}); import memory; "
-                f"print(json.dumps(memory.one_run({str(model)!r}, {options!r})))")
-        row = json.loads(subprocess.run([sys.executable, "-c", code], check=True, stdout=subprocess.PIPE).stdout)
+        row = run_alone(model, options)
         off = row["predicted"] - row["measured"]
         row["holds"] = (abs(off) <= max(0.05 * row["measured"], 12 * MIB)) and off >= -0.03 * row["measured"]
         rows.append({"model": name, "options": options, **row})
@@ -178,6 +188,7 @@ def large(args: argparse.Namespace, folder: Path) -> tuple[list[dict[str, Any]],
     return [{"budget": 350, "holds": holds, "ratio": ratio, **small}, resident], holds
 
 
+TABLE = 262144 * 8960 // 32 * 18  # bytes of the embeddings of each block in Q4_0
 PAPER = {1024: 1.30, 2048: 2.43, 4096: 5.41}  # GB, logits of the likeliest 1,000 tokens alone
 
 
@@ -207,15 +218,29 @@ def experts(args: argparse.Namespace, folder: Path) -> tuple[list[dict[str, Any]
     return [small, resident], small["peak"] <= 2048
 
 
+def embeddings(args: argparse.Namespace, folder: Path) -> tuple[list[dict[str, Any]], bool]:
+    import big
+    model = args.embeddings or big.write(folder / "gemma4.gguf", "gemma4-e2b")
+    rows = []
+    for length in (512, 1024):
+        row = run_alone(model, {"rank": 8, "batch_size": 1, "max_length": length})
+        row["holds"] = row["measured"] < model.stat().st_size - TABLE + 512 * MIB
+        print(f"{length:5} tokens: planned {row['predicted'] / MIB:.0f}, peak {row['measured'] / MIB:.0f} MiB of a "
+              f"file of {model.stat().st_size / MIB:.0f}  {row['tokens_per_s']:.1f} tokens/s", flush=True)
+        rows.append({"length": length, **row})
+    return rows, all(row["holds"] for row in rows)
+
+
 def main() -> None:
     from proofs.compared import arguments  # here: the processes that are measured import as little as they can
     parser = arguments(__doc__)
     proofs = {"predict": predict, "budgets": budgets, "smallest": smallest, "large": large, "lengths": lengths,
-              "experts": experts}
+              "experts": experts, "embeddings": embeddings}
     parser.add_argument("proofs", nargs="*", help="[all]")
     parser.add_argument("--large", type=Path, help="what big.py wrote [made anew]")
     parser.add_argument("--three", type=Path, help="the same with --shape llama3.2-3b [made anew]")
     parser.add_argument("--experts", type=Path, help="the same with --shape olmoe [made anew]")
+    parser.add_argument("--embeddings", type=Path, help="the same with --shape gemma4-e2b [made anew]")
     parser.add_argument("--steps", type=int, default=6, help="of the budgets' runs [6]")
     parser.add_argument("--json", type=Path)
     args = parser.parse_args()
