@@ -21,7 +21,7 @@ from numpy.typing import NDArray
 
 from ..adapters.lora import expert_name
 from ..backends.arena import Buffer
-from ..backends.base import Array, bf16, floats
+from ..backends.base import Array, floats
 from ..formats.gguf import Tensor
 from ..formats.shape import Shape
 from .linear import Activations, RunShape
@@ -231,8 +231,13 @@ class Experts(FeedForward):
             np.take(rows, tokens, axis=0, out=out, mode="clip")
             return out
         for part in _parts(len(tokens)):
-            _set(out[part], floats(rows[tokens[part]]))
+            self._set(out[part], floats(rows[tokens[part]]))
         return out
+
+    def _set(self, rows: np.ndarray, values: NDArray[np.float32]) -> None:
+        """Sets rows, float32 or bf16, by an op, which rounds ten times as fast as numpy."""
+        self.of.ops.copy(rows, self.of.ops.place(values))
+        self.of.ops.synchronize()
 
     def _weigh(self, dact: np.ndarray, act: np.ndarray, weights: NDArray[np.float32]) -> NDArray[np.float32]:
         """The gradient of the weights [n]; dact [n, F] becomes the gradient of what they weigh."""
@@ -240,14 +245,14 @@ class Experts(FeedForward):
         for part in _parts(len(weights)):
             grad = floats(dact[part])
             dweights[part] = np.einsum("nf,nf->n", grad, floats(act[part]))
-            _set(dact[part], grad * weights[part, None])
+            self._set(dact[part], grad * weights[part, None])
         return dweights
 
     def _scale(self, rows: np.ndarray, weights: NDArray[np.float32]) -> None:
         """rows [n, width] *= weights [n]"""
         self.of.ops.synchronize()
         for part in _parts(len(rows)):
-            _set(rows[part], floats(rows[part]) * weights[part, None])
+            self._set(rows[part], floats(rows[part]) * weights[part, None])
 
     def _add(self, total: np.ndarray, places: NDArray[np.intp], answer: np.ndarray) -> None:
         """total [N, D] += answer [n, D] of the tokens at these places, of which none is there twice."""
@@ -283,11 +288,6 @@ def _probabilities(logits: NDArray[np.float32], gating: str) -> NDArray[np.float
     p = np.exp(logits - logits.max(1, keepdims=True))
     together: NDArray[np.float32] = p / p.sum(1, keepdims=True)
     return together
-
-
-def _set(rows: np.ndarray, values: NDArray[np.float32]) -> None:
-    """Sets rows, float32 or bf16, by numpy: values are in no device's memory."""
-    rows[:] = values if rows.dtype == np.float32 else bf16(values)
 
 
 def _parts(n: int) -> Iterator[slice]:

@@ -12,7 +12,7 @@ from functools import cached_property
 import numpy as np
 from numpy.typing import NDArray
 
-from ..backends.base import Array
+from ..backends.base import Array, bf16, floats
 
 BEGIN, END, SLOT, SOURCE = range(4)
 ZEROS = -1
@@ -83,13 +83,11 @@ class Tails:
     def load(self, rows: Array, state: Array) -> None:
         """Sets the first `count` of rows [count + T, ...] from the block's states [slots, L - 1, ...]."""
         found = state[self._continued[:, SOURCE]].reshape(self.count, *state.shape[2:])
-        rows[:self.count] = found if rows.dtype == np.float32 else (found.view(np.uint32) >> 16).astype(np.uint16)
+        rows[:self.count] = found if rows.dtype == np.float32 else bf16(found)
 
     def store(self, state: Array, rows: Array) -> None:
         """Sets the block's states [slots, L - 1, ...] from rows [count + T, ...], float32 or bf16."""
         slots, last = self._last
-        found = rows[np.maximum(last, 0)]
-        if found.dtype != np.float32:
-            found = (found.astype(np.uint32) << 16).view(np.float32)
+        found = floats(rows[np.maximum(last, 0)])
         found[last < 0] = 0
         state[slots] = found
