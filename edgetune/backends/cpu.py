@@ -43,7 +43,7 @@ def scratch_bytes(threads: int) -> int:
 
 
 def _check_isa(isa: str | None) -> None:
-    have = [name for name in isa_names() if usable(name)]
+    have = [name for name, is_usable in _native.kernel_sets() if is_usable]
     if isa is None and not have:
         raise UnsupportedError("this CPU or build does not have an instruction set that EDGETUNE_ISA allows",
                                f"unset it, or name one of {', '.join(isa_names())}")

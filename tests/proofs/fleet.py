@@ -15,8 +15,9 @@ rows of all intents that nobody learned are exact, or not. Variants:
                             and a question has the intent of the nearest mean. It knows no slots
     lr                      logistic regression on the vectors of all rows, which nobody could train without them
 
-Devices are trained one after the other in this process, on rows that are tokenised once. A round that ended is kept
-next to --out, and not computed again. Results are added to --out, and what it already holds is not measured again.
+Devices are trained one after the other in this process, on rows that are tokenised once, by one trainer a round, whose
+moments begin again for each. A round that ended is kept next to --out and not computed again. Results are added to
+--out, and what it already holds is not measured again.
 Exits with 1 unless the best of svd, frozen-a and rolora has 90 % of the right answers of `all`.
 """
 
@@ -38,7 +39,7 @@ from peers.snips import SYSTEM
 from proofs.compared import Result, arguments, end_with, folder_of, measure_missing
 
 from edgetune.adapters.base import Artifact
-from edgetune.adapters.lora import Pair
+from edgetune.adapters.lora import Lora, Pair
 from edgetune.adapters.store import open_adapter
 from edgetune.data.dataset import Dataset, load_rows
 from edgetune.evaluation.native import engine_within, native_loss, native_match
@@ -101,14 +102,26 @@ class Learner:
         lr = self.args.lr if family == "lora" else self.args.frozen_lr
         return self.config(seed, family=family, lr=lr, epochs=self.args.epochs, batch_size=self.args.batch)
 
-    def train(self, data: Dataset, config: TrainConfig, start: Path | None = None) -> Trainer:
-        trainer = Trainer(self.bundle, config, lengths=[one.tokens.size for one in data.examples],
-                          tokenizer=self.tokenizer)
+    def train(self, data: Dataset, config: TrainConfig) -> Trainer:
+        trainer = self.open(config)
         trainer.add_examples(data.examples)
-        if start:
-            trainer.load(start)
         trainer.train()
         return trainer
+
+    def open(self, config: TrainConfig) -> Trainer:
+        return Trainer(self.bundle, config, lengths=[config.row_limit], tokenizer=self.tokenizer)
+
+    def train_device(self, trainer: Trainer, data: Dataset, start: Lora) -> Lora:
+        """Trains with a trainer as if it were new; its pairs."""
+        trainer.examples = []
+        trainer.add_examples(data.examples)
+        for name in trainer.arena.buffers:
+            if name.startswith("adam_"):
+                trainer.arena.flat(name).fill(0)
+        trainer.steps_done = 0
+        trainer.decoder.adapter.load(Artifact(start), "the task")
+        trainer.train()
+        return trainer.pairs
 
     def asked(self, artifact, questions: list[Result]) -> Result:
         """Whether each answer is exact, whether its intent is right, and the loss of the expected answers."""
@@ -172,11 +185,13 @@ def rounds(args: argparse.Namespace, learner: Learner, variant: str, seed: int,
         if out.exists():
             continue
         task = open_task(folder / f"round-{number}", learner.bundle)
+        family = task.config.family
+        trainer = learner.open(replace(learner.of_device(family.name, 1000 * seed + number), family=family))
         answers = []
         for device, one in enumerate(data):
             answers.append(folder / f"answer-{number}-{device:02}")
             if not answers[-1].exists():
-                answer(task, learner, one, f"device {device:02}", seed, answers[-1])
+                answer(task, learner, trainer, one, f"device {device:02}", answers[-1])
         if variant == "averages":
             average(task, learner, answers, out)
         else:
@@ -186,12 +201,9 @@ def rounds(args: argparse.Namespace, learner: Learner, variant: str, seed: int,
     return last.adapter, last.facts.history
 
 
-def answer(task, learner: Learner, data: Dataset, device: str, seed: int, out: Path) -> None:
+def answer(task, learner: Learner, trainer: Trainer, data: Dataset, device: str, out: Path) -> None:
     """What `edgetune fleet train-round` writes, without its process."""
-    family = task.config.family.name
-    config = replace(learner.of_device(family, 1000 * seed + task.number), family=task.config.family)
-    trainer = learner.train(data, config, task.adapter)
-    after = trainer.pairs
+    after = learner.train_device(trainer, data, task.pairs)
     facts = AnswerFacts(VERSION, task.name, device, task.base.fingerprint, "", task.half, 8, len(data.examples),
                         data.supervised, norm_of_change(task.pairs, after))
     write_answer(out, facts, changes(task, task.pairs, after), None)
