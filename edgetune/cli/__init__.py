@@ -32,6 +32,7 @@ from . import (  # noqa: F401  (each adds its commands to the group)
     rebase,
     remote,
     report,
+    rollout,
     status,
     teach,
     tutor,

@@ -2,14 +2,12 @@
 
 from __future__ import annotations
 
-import time
 from typing import Any
 
 import click
 
-from ..errors import EdgetuneError
 from .app import Time, show
-from .remote import ADAPTERS, ENDED, JOBS, POLL, adapters, request, url_path
+from .remote import ADAPTERS, adapters, request, url_path
 
 
 @request("evaluate", click.argument("adapter"),
@@ -29,23 +27,11 @@ def adapters_evaluate(client: Any, adapter: str, promote: bool, required: str, i
 
     The gate compares it with the active adapter. It exits with 0 if the adapter passed, with 3 if it was refused.
     """
-    found = evaluated(client, adapter, {"promote": promote, "required": required, "if_none": if_none,
-                                        "probation": probation, "bad_ratings": bad_ratings})
+    url_path(ADAPTERS, adapter)  # raises for a name that is none
+    found = client.evaluate_adapter(adapter, {"promote": promote, "required": required, "if_none": if_none,
+                                              "probation": probation, "bad_ratings": bad_ratings})
     verdict = found["verdict"]
     state = "active" if found["state"] == "serving" else "passed" if verdict["passed"] else "refused"
     show(as_json, found, f"{found['id']} is {state}: {verdict['reason']}")
     if not verdict["passed"]:
         click.get_current_context().exit(3)
-
-
-def evaluated(client: Any, adapter: str, options: dict[str, Any]) -> dict[str, Any]:
-    """Returns an adapter with the verdict of a job that this begins. Raises EdgetuneError where the job fails."""
-    job = client.post(url_path(ADAPTERS, adapter, "evaluate"), options)
-    while job["status"] not in ENDED:
-        time.sleep(POLL)
-        job = client.get(url_path(JOBS, job["id"]))
-    if job["status"] != "succeeded":
-        why = (job["error"] or {}).get("message", "it was ended")
-        raise EdgetuneError(f"the evaluation {job['status']}: {why}", "begin it again")
-    found: dict[str, Any] = client.get(url_path(ADAPTERS, adapter))
-    return found

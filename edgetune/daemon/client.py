@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import Iterator
+import time
+from collections.abc import Iterator, Mapping
 from contextlib import ExitStack
 from pathlib import Path
 from types import TracebackType
 from typing import Any
+from urllib.parse import quote
 
 from .. import disk
 from ..errors import EdgetuneError, NotFoundError, TooMuchError, UsageError
@@ -19,6 +21,8 @@ URL = "EDGETUNE_URL"
 KEY = "EDGETUNE_KEY"
 UNIX = "unix:"
 EVENT = "data: "
+ENDED = ("succeeded", "failed", "cancelled")
+POLL = 0.5  # seconds
 END = EVENT + "[DONE]"
 DEFAULT = f"http://{DaemonConfig.host}:{DaemonConfig.port}"
 _KINDS = {404: NotFoundError, 413: TooMuchError, 429: TooMuchError, 400: UsageError}
@@ -96,6 +100,19 @@ class Client:
                 raise UsageError(f"cannot read {error.filename}: {error.strerror}", "name the folder of an adapter"
                                  ) from None
             return self._ask("POST", "/v1/adapters", data={"suffix": suffix}, files=files)
+
+    def evaluate_adapter(self, id: str, options: Mapping[str, Any]) -> dict[str, Any]:
+        """Lets the gate evaluate an adapter, waits, and returns it with the verdict. options: of the request. Raises
+        EdgetuneError where the job does not succeed.
+        """
+        job = self.post(f"/v1/adapters/{quote(id, safe=':')}/evaluate", dict(options))
+        while job["status"] not in ENDED:
+            time.sleep(POLL)
+            job = self.get(f"/v1/fine_tuning/jobs/{job['id']}")
+        if job["status"] != "succeeded":
+            why = (job["error"] or {}).get("message", "it was ended")
+            raise EdgetuneError(f"the evaluation {job['status']}: {why}", "begin it again")
+        return self.get(f"/v1/adapters/{quote(id, safe=':')}")
 
     def all(self, path: str, **query: Any) -> Iterator[dict[str, Any]]:
         """Yields every item of a list, a page at a time, as OpenAI's clients read lists."""

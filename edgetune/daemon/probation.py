@@ -19,18 +19,19 @@ log = logging.getLogger("edgetune.daemon")
 RUNNING = "running"
 PASSED = "passed"
 ROLLED_BACK = "rolled back"
-REPLACED = "replaced"  # before its time was over
+REPLACED = "replaced"  # before its time was over, by an adapter that was not active before
 BAD = "(rating = 'down' OR (rating IS NULL AND rejected IS NOT NULL))"
 RATINGS = f"""SELECT coalesce(sum({BAD}), 0) AS bad, coalesce(sum(rating = 'up'), 0) AS good FROM feedback
               WHERE created_at >= ? AND created_at <= ? AND model IN (?, ?, ?, '')"""
 ACTIVATED = "SELECT min(seq) AS seq FROM service WHERE adapter = ? AND at >= ?"
-LEFT = "SELECT min(at) AS at FROM service WHERE seq > ?"
+LEFT = """SELECT at, adapter IS NULL OR adapter IN (SELECT adapter FROM service WHERE seq < ?) AS back FROM service
+          WHERE seq > ? ORDER BY seq LIMIT 1"""
 
 
 def begun(seconds: int, bad_ratings: int) -> dict[str, Any]:
     """Returns the facts of a probation that begins now."""
     at = now()
-    return {"since": at, "until": at + seconds, "bad_ratings": bad_ratings, "outcome": None}
+    return {"since": at, "until": at + seconds, "bad_ratings": bad_ratings}
 
 
 class Probations:
@@ -57,23 +58,25 @@ class Probations:
         why = f"{found.id} has {facts['bad']} bad ratings and {facts['good']} good ones in its probation"
         with suppress(UsageError):  # another thread did it
             self.adapters.rollback(why, only=found.id)
-            kept = {**found.verdict["probation"], "outcome": ROLLED_BACK, "bad": facts["bad"], "good": facts["good"]}
+            kept = {**found.verdict["probation"], "bad": facts["bad"], "good": facts["good"]}
             self.adapters.set_verdict(found.id, {**found.verdict, "probation": kept})
             log.warning("rolled back: %s", why)
 
     def facts(self, adapter: Adapter) -> dict[str, Any] | None:
         """Returns since, until (seconds since 1970), bad_ratings (allowed), bad and good (counted), and state: running,
-        passed, rolled back, or replaced by another adapter before its time was over. None: it has no probation.
+        passed, rolled back, or replaced by a new adapter before its time was over. None: it has no probation.
         """
         kept = adapter.verdict.get("probation")
         activated = self.store.read(ACTIVATED, adapter.id, kept["since"])[0]["seq"] if kept else None
         if not kept or activated is None:
             return None
-        left = None if adapter.state == "serving" else self.store.read(LEFT, activated)[0]["at"]
-        end = min(kept["until"], left or kept["until"])
+        after = self.store.read(LEFT, activated, activated)
+        ended = after and after[0]["at"] < kept["until"]
+        end = after[0]["at"] if ended else kept["until"]
         counts = dict(self.store.read(RATINGS, kept["since"], end, adapter.id, adapter.name or adapter.id,
                                       self.adapters.name + LATEST)[0])
-        state = kept["outcome"] or (REPLACED if left and left < kept["until"] else
-                                    RUNNING if now() < kept["until"] else PASSED)
+        state = RUNNING if now() < kept["until"] else PASSED
+        if ended:
+            state = ROLLED_BACK if after[0]["back"] else REPLACED
         facts = {name: kept[name] for name in ("since", "until", "bad_ratings")}
         return {**facts, **counts, **{name: kept[name] for name in counts if name in kept}, "state": state}

@@ -387,7 +387,7 @@ class Service:
         here = read_device()
         readings = self.sensors.read()
         job = self.jobs.running
-        return {"model": self.name,
+        return {"model": self.name, "fingerprint": self.bundle.fingerprint,
                 "device": {**asdict(here), "profile": here.profile.name if here.profile else None},
                 "memory": {"budget": self.budget, "used": self.memory(), "available": here.memory_available},
                 "temperature": readings.temperature, "serving": self.batcher.facts(),

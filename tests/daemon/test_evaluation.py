@@ -126,7 +126,7 @@ def test_bad_ratings_roll_back_within_the_probation(service, made, monkeypatch):
     for number in range(3):
         service.feedback.add(prompt=f"turn the fan {number}", answer="on", rating="down", model=again.id)
     assert service.adapters.serving == again.id
-    service.adapters.promote(before.id, "by hand")
+    service.adapters.promote(service.add_adapter(made / "on").id, "by hand")
     assert service.probations.facts(service.adapters.get(again.id))["state"] == "replaced"
 
 

@@ -420,6 +420,7 @@ class DeviceObject(Answer):
 
     object: Literal["device"] = "device"
     model: str = Field(description="The model's name.")
+    fingerprint: str = Field(description="sha256 of the model, which adapters name.")
     device: dict[str, Any] = Field(description="model, machine, cpu, cores, processors, memory_installed, memory_total "
                                    "and memory_available (bytes), power_mode, profile, matched.")
     memory: dict[str, Any] = Field(description="budget of the whole daemon, used by it, available here, in bytes.")

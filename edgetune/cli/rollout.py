@@ -1,0 +1,123 @@
+"""fleet rollout, advance and follow: an adapter reaches a fleet ring by ring."""
+
+from __future__ import annotations
+
+import time
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from ..fleet.rollout_folder import EVALUATION
+from ..version import __version__
+from .app import Share, Time, command, show
+from .fleet import KEY, fleet
+from .remote import request
+
+if TYPE_CHECKING:
+    from ..fleet.rollout_folder import DeviceFile, Order
+
+FOLDER = click.argument("folder", type=click.Path(path_type=Path))
+
+
+@command("rollout", click.argument("adapter", type=click.Path(path_type=Path)), FOLDER,
+         click.option("--rings", default="1,10%,all", show_default=True,
+                      help="The devices that each ring reaches, those of earlier ones included."),
+         click.option("--success", type=Share(), default="95%", show_default=True,
+                      help="Share of outcomes that must be successes, else a person decides."),
+         click.option("--error", type=Share(), default="2%", show_default=True,
+                      help="Share of failures in a ring, above which the roll-out stops."),
+         click.option("--quorum", type=Share(), default="50%", show_default=True,
+                      help="Share of a ring's devices that must have an outcome, else a person decides."),
+         click.option("--wait", type=Time(), default="7d", show_default=True,
+                      help="Time that a ring waits for its devices."),
+         click.option("--probation", type=Time(), default="24h", show_default=True,
+                      help="Time in which bad ratings roll a device back."),
+         click.option("--bad-ratings", type=click.IntRange(1, 1000), default=EVALUATION["bad_ratings"],
+                      show_default=True, help="Bad ratings that do, if good ones are fewer."),
+         click.option("--required", type=click.Choice(["better", "not-worse"]), default="better", show_default=True,
+                      help="What the gate of each device requires."),
+         click.option("--if-none", type=click.Choice(["refuse", "canary"]), default="refuse", show_default=True,
+                      help="What it does with fewer than 4 held-out questions."),
+         click.option("--first", multiple=True, metavar="DEVICE", help="Device that comes before others; repeat it."),
+         click.option("--least", default=__version__, show_default=True, help="Earliest edgetune that can use it."),
+         KEY, group=fleet)
+def fleet_rollout(adapter: Path, folder: Path, rings: str, success: float, error: float, quorum: float, wait: int,
+                  probation: int, bad_ratings: int, required: str, if_none: str, first: tuple[str, ...], least: str,
+                  key: Path | None, as_json: bool) -> None:
+    """Bring ADAPTER to the devices of FOLDER in rings.
+
+    The gate of each device decides. Run advance here and follow on each device, again and again.
+    """
+    from ..fleet.rings import Plan
+    from ..fleet.rollout_folder import begin, read_devices
+    plan = Plan(tuple(rings.split(",")), success, error, quorum, wait)
+    evaluation = {"required": required, "if_none": if_none, "probation": probation, "bad_ratings": bad_ratings}
+    order = begin(folder, adapter, plan, evaluation, int(time.time()), first=first, least=least, key=key)
+    _show(order, *read_devices(folder), as_json)
+
+
+@command("advance", FOLDER,
+         click.option("--resume", is_flag=True, help="Begin the next ring of a paused roll-out."),
+         click.option("--stop", is_flag=True, help="Let no further device begin."),
+         click.option("--undo", is_flag=True, help="Let every device go back to the adapter before."),
+         KEY, group=fleet)
+def fleet_advance(folder: Path, resume: bool, stop: bool, undo: bool, key: Path | None, as_json: bool) -> None:
+    """Count what devices reported to FOLDER, and begin the next ring.
+
+    A ring that fails stops the roll-out; one with too few successes pauses it.
+    """
+    from functools import partial
+
+    from ..errors import UsageError
+    from ..fleet import rings
+    from ..fleet.rollout_folder import step
+    if resume + stop + undo > 1:
+        raise UsageError("two of --resume, --stop and --undo are given", "give one of them")
+    now = int(time.time())
+    change = partial(rings.resume, now=now) if resume else rings.stop if stop else rings.undo if undo else None
+    _show(*step(folder, now, change, key), as_json)
+
+
+@request("follow", FOLDER,
+         click.option("--device", default="", help="Name of this device in the fleet [drawn once and kept]."),
+         group=fleet)
+def fleet_follow(client: Any, folder: Path, device: str, as_json: bool) -> None:
+    """Do what the roll-out in FOLDER asks of this device's daemon.
+
+    Its own gate decides, and what came of it is written to FOLDER. Run it again and again, by a timer for instance.
+    """
+    from dataclasses import asdict
+
+    from ..daemon.followed import FollowedDaemon
+    from ..fleet.device import device_name
+    from ..fleet.follow import follow
+    own, order = follow(folder, device or device_name(), FollowedDaemon(client), int(time.time()))
+    about = f": {own.reason}" if own.reason else ""
+    said = "nothing is rolled out" if order is None else f"{own.execution}{about}"
+    show(as_json, asdict(own), f"{own.device}: {said}")
+
+
+def _show(order: Order, devices: dict[str, DeviceFile], wrong: list[str], as_json: bool) -> None:
+    from dataclasses import asdict
+
+    from ..console import table
+    from ..errors import printable
+    from ..fleet.rings import counts
+    from ..fleet.rollout_folder import reports_of
+    reports = reports_of(devices, order.facts.rollout)
+    found = [asdict(counts(ring, reports)) for ring in order.state.rings]
+    names = [*found[0]] if found else []
+    rows = [[str(i), "begun" if i <= order.state.ring + 1 else "", *(str(one[name]) for name in names)]
+            for i, one in enumerate(found, start=1)]
+    told = [f"{printable(name)}: {reports[name].execution}: {printable(reports[name].reason)}"
+            for name in sorted(reports) if reports[name].execution in ("rejected", "closed") and
+            reports[name].finished != "success"]
+    state = order.state
+    about = f": {state.reason}" if state.reason else ""
+    facts = {"rollout": order.facts.rollout, "status": state.status, "reason": state.reason, "ring": state.ring + 1,
+             "rings": found, "devices": {name: asdict(report) for name, report in reports.items()},
+             "unreadable": wrong}
+    show(as_json, facts,
+         table("", ["ring", "", *names], rows, tuple(range(2, 2 + len(names)))), *told,
+         *(f"left out: {printable(one)}" for one in wrong), f"{order.facts.rollout} is {state.status}{about}")

@@ -1,0 +1,53 @@
+"""A daemon as the roll-outs of a fleet see it, by HTTP."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from contextlib import suppress
+from pathlib import Path
+from typing import Any
+from urllib.parse import quote
+
+from ..errors import NotFoundError
+from ..fleet.follow import Held
+from .client import Client
+
+ADAPTERS = "/v1/adapters"
+SUFFIX = "fleet"
+
+
+class FollowedDaemon:
+    """The daemon that a client speaks to. As fleet.follow.Daemon, whose errors it raises."""
+
+    def __init__(self, client: Client) -> None:
+        self.client = client
+
+    def fingerprint(self) -> str:
+        return str(self.client.get("/v1/device")["fingerprint"])
+
+    def add(self, adapter: Path) -> str:
+        return str(self.client.add_adapter(adapter, SUFFIX)["id"])
+
+    def evaluate(self, id: str, options: Mapping[str, Any]) -> None:
+        self.client.evaluate_adapter(id, {**options, "promote": True})
+
+    def held(self, id: str) -> Held | None:
+        try:
+            found = self.client.get(f"{ADAPTERS}/{quote(id, safe=':')}")
+        except NotFoundError:
+            return None
+        verdict = found["verdict"]
+        probation = found["probation"] or {"state": "", "bad": 0}
+        return Held(found["state"] == "serving", verdict["passed"], verdict["reason"], verdict, probation["state"],
+                    probation["bad"])
+
+    def go_back(self, id: str) -> bool:
+        found = self.held(id)
+        if not (found and found.is_active):
+            return False
+        self.client.post(f"{ADAPTERS}/rollback", {"adapter": id})
+        return True
+
+    def delete(self, id: str) -> None:
+        with suppress(NotFoundError):
+            self.client.delete(f"{ADAPTERS}/{quote(id, safe=':')}")

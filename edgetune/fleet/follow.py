@@ -1,0 +1,193 @@
+"""One look of a device at the folder of its fleet: it does what the roll-out asks, and says what came of it.
+
+Its own gate decides. A look may be broken off at any moment: what was done is written after each part, and the next
+look continues.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any, Protocol
+
+from ..errors import EdgetuneError, MismatchError, TooMuchError, UsageError
+from . import rings
+from .artifact import Artifact
+from .rollout_folder import DeviceFile, Order, newest_order, read_device, write_device
+
+PASSED = "passed"  # states of a probation
+RUNNING = "running"
+ROLLED_BACK = "rolled back"
+REPLACED = "replaced"
+NUMBERS = ("passed", "wins", "losses", "p", "alpha")
+
+
+@dataclass(frozen=True)
+class Held:
+    """An adapter that the daemon has. probation: its state, "": it has none."""
+
+    is_active: bool
+    passed: bool
+    reason: str
+    verdict: Mapping[str, Any]
+    probation: str = ""
+    bad_ratings: int = 0
+
+
+class Daemon(Protocol):
+    """The daemon of a device. All raise EdgetuneError where it does not answer."""
+
+    def fingerprint(self) -> str:
+        """The fingerprint of its model."""
+
+    def add(self, adapter: Path) -> str:
+        """Adds an adapter; its id. Raises EdgetuneError where it cannot be used."""
+
+    def evaluate(self, id: str, options: Mapping[str, Any]) -> None:
+        """Lets the gate evaluate it, and activate it if it passes. Raises UsageError where nothing can decide."""
+
+    def held(self, id: str) -> Held | None:
+        """What the daemon knows of it; None: it is gone."""
+
+    def go_back(self, id: str) -> bool:
+        """Activates the adapter before, if this one is active; returns whether it was."""
+
+    def delete(self, id: str) -> None:
+        """Removes it."""
+
+
+def follow(folder: Path, device: str, daemon: Daemon, now: int) -> tuple[DeviceFile, Order | None]:
+    """Does what the roll-out asks of this device, and returns its file as it was written, and the order.
+
+    Raises FormatError and MismatchError for an order that is damaged or not signed, EdgetuneError where the daemon does
+    not answer.
+    """
+    own = replace(read_device(folder, device), at=now, model=daemon.fingerprint())
+    order = newest_order(folder)
+    if order and own.rollout != order.facts.rollout:
+        own = replace(own, rollout=order.facts.rollout, execution=rings.NOTHING, finished=rings.NOTHING, reason="",
+                      adapter="", verdict={})
+    look = _Look(folder, own, daemon, now)
+    if order:
+        look.obey(order)
+    look.say()
+    return look.own, order
+
+
+class _Look:
+    def __init__(self, folder: Path, own: DeviceFile, daemon: Daemon, now: int) -> None:
+        self.folder = folder
+        self.own = own
+        self.daemon = daemon
+        self.now = now
+
+    def say(self, execution: str = "", finished: str = rings.NOTHING, reason: str = "", **facts: Any) -> None:
+        """Writes the file of the device, with another report where an execution is given."""
+        if execution:
+            facts |= {"execution": execution, "finished": finished, "reason": reason}
+        self.own = replace(self.own, at=self.now, **facts)
+        write_device(self.folder, self.own)
+
+    def obey(self, order: Order) -> None:
+        action = order.state.action(self.own.device)
+        if action == rings.CANCEL:
+            self._go_back(order)
+        elif self.own.execution == rings.NOTHING and action == rings.DEPLOY:
+            self._install(order)
+        elif self.own.execution == rings.DOWNLOADED:
+            if action == rings.DEPLOY:
+                self._evaluate(order)
+            else:
+                self._go_back(order)
+        if self.own.execution == rings.PROCEEDING:
+            self._watch(order)
+
+    # ---- its parts ----------------------------------------------------------------------------------------------
+
+    def _install(self, order: Order) -> None:
+        artifact = order.artifact
+        try:
+            self._check(artifact)
+            id = self.daemon.add(artifact.adapter)
+        except EdgetuneError as error:
+            self._answers()
+            self.say(rings.REJECTED, reason=error.what)
+            return
+        self.say(rings.DOWNLOADED, adapter=id)
+        self._evaluate(order)
+
+    def _check(self, artifact: Artifact) -> None:
+        """Raises MismatchError for another model's adapter, UsageError for one that a later one replaced."""
+        if artifact.facts.base not in ("", self.own.model):
+            raise MismatchError(f"the adapter is of the model {artifact.facts.base:.19}, here is {self.own.model:.19}",
+                                "give the same model file on all devices")
+        if artifact.digest in self.own.superseded:
+            raise UsageError("a later adapter replaced this one here", "roll out a new one")
+
+    def _answers(self) -> None:
+        """Raises EdgetuneError where the daemon does not answer, which is no outcome."""
+        self.daemon.fingerprint()
+
+    def _evaluate(self, order: Order) -> None:
+        """Lets the gate decide. Where it did so in an earlier look that was broken off, its verdict counts."""
+        held = self.daemon.held(self.own.adapter)
+        if held is None:
+            self.say(rings.CLOSED, rings.FAILURE, "the adapter was deleted")
+            return
+        if not held.is_active:
+            try:
+                self.daemon.evaluate(self.own.adapter, order.facts.evaluation)
+            except TooMuchError:  # other jobs wait
+                return
+            except UsageError as error:
+                self._answers()
+                self._remove()
+                self.say(rings.REJECTED, reason=error.what)
+                return
+            except EdgetuneError as error:
+                self._answers()
+                self._remove()
+                self.say(rings.CLOSED, rings.FAILURE, error.what)
+                return
+            held = self.daemon.held(self.own.adapter)
+            assert held
+        numbers = {name: held.verdict[name] for name in NUMBERS if name in held.verdict}
+        if held.is_active:
+            self.say(rings.PROCEEDING, reason=held.reason, verdict=numbers)
+        elif not held.passed:  # else another one became active meanwhile: the next look compares with that
+            self._remove()
+            self.say(rings.REJECTED, reason=held.reason, verdict=numbers)
+
+    def _watch(self, order: Order) -> None:
+        held = self.daemon.held(self.own.adapter)
+        state = held.probation if held else ROLLED_BACK
+        if held and held.is_active and state in ("", PASSED):
+            self._succeed(order, self.own.reason)
+        elif held and state == REPLACED:
+            self._succeed(order, "another adapter became active within its probation")
+        elif held is None or state == ROLLED_BACK or not held.is_active:
+            bad = held.bad_ratings if held else 0
+            self._remove()
+            self.say(rings.CLOSED, rings.FAILURE, f"it was rolled back, with {bad} bad ratings")
+
+    def _succeed(self, order: Order, reason: str) -> None:
+        facts = order.artifact
+        self.say(rings.CLOSED, rings.SUCCESS, reason, installed=[*self.own.installed, facts.digest],
+                 superseded=[*{*self.own.superseded, *facts.facts.supersedes} - {facts.digest}])
+
+    def _go_back(self, order: Order) -> None:
+        """Goes back to the adapter before, if this roll-out's is active."""
+        if self.own.execution not in (rings.DOWNLOADED, rings.PROCEEDING, rings.CLOSED):
+            return
+        if self.own.execution == rings.CLOSED and self.own.finished == rings.FAILURE:
+            return
+        was_active = self.daemon.go_back(self.own.adapter)
+        self._remove()
+        left = [digest for digest in self.own.superseded if digest not in order.artifact.facts.supersedes]
+        self.say(rings.CANCELED, rings.SUCCESS, "the adapter before is active again" if was_active else
+                 "the adapter was not active", superseded=left)
+
+    def _remove(self) -> None:
+        if self.daemon.held(self.own.adapter):
+            self.daemon.delete(self.own.adapter)

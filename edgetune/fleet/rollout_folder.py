@@ -1,0 +1,244 @@
+"""A roll-out carried by a folder, which any sync copies between the server and the devices.
+
+    devices/NAME.json                   written by the device NAME alone: what it last did
+    rollouts/ID/artifact/               what is rolled out
+    rollouts/ID/orders/000001/          order.json: the state of the roll-out, perhaps signed; one folder for each step
+
+Orders are never changed. The one with the highest number counts, in the roll-out with the highest ID. So a device reads
+whole files alone, whatever was copied last.
+"""
+
+from __future__ import annotations
+
+import json
+import shutil
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import asdict, dataclass, field, replace
+from pathlib import Path
+from typing import Any
+
+from ..disk import json_text, new_folder, read_small, replaced
+from ..errors import DiskError, EdgetuneError, FormatError, UsageError
+from ..persisted import from_json
+from ..version import __version__
+from . import artifact, rings
+from .rings import NAME, Plan, Report, Rollout
+from .signed_folder import AGAIN, is_whole, read_facts, write_facts
+
+VERSION = 1
+FACTS = "order.json"
+DEVICES = "devices"
+ROLLOUTS = "rollouts"
+ORDERS = "orders"
+ARTIFACT = "artifact"
+MOST = 64 * 1024  # bytes of a device's file
+KEPT_ORDERS = 8
+EVALUATION = {"required": "better", "if_none": "refuse", "probation": 86_400, "bad_ratings": 3}
+
+
+@dataclass(frozen=True)
+class OrderFacts:
+    """order.json. rollout, number: its folder's. artifact: its name. evaluation: how a device evaluates it, as of
+    EVALUATION. plan, rings, since, ring, status, reason: as of Rollout.
+    """
+
+    version: int
+    rollout: str
+    number: int
+    at: int
+    artifact: str
+    evaluation: dict[str, Any]
+    plan: dict[str, Any]
+    rings: list[list[str]]
+    since: int
+    ring: int
+    status: str
+    reason: str
+
+
+@dataclass(frozen=True)
+class Order:
+    """An opened order. folder: of the roll-out."""
+
+    folder: Path
+    facts: OrderFacts
+    state: Rollout
+
+    @property
+    def artifact(self) -> artifact.Artifact:
+        """The artifact, whole. Raises its errors."""
+        return artifact.open_artifact(self.folder / ARTIFACT, self.facts.artifact)
+
+
+@dataclass(frozen=True)
+class DeviceFile:
+    """What a device last did. rollout: the roll-out that the report is about. adapter: the daemon's id of it. at: when.
+    installed, superseded: digests of adapters that roll-outs brought, and that those replaced. model: a fingerprint.
+    verdict: numbers of its gate.
+    """
+
+    device: str
+    at: int = 0
+    model: str = ""
+    rollout: str = ""
+    execution: str = rings.NOTHING
+    finished: str = rings.NOTHING
+    reason: str = ""
+    adapter: str = ""
+    verdict: dict[str, Any] = field(default_factory=dict)
+    installed: list[str] = field(default_factory=list)
+    superseded: list[str] = field(default_factory=list)
+    version: int = VERSION
+    edgetune: str = __version__
+
+    @property
+    def report(self) -> Report:
+        return Report(self.execution, self.finished, self.reason)
+
+
+# ---- devices ---------------------------------------------------------------------------------------------------------
+
+
+def read_device(folder: Path, device: str) -> DeviceFile:
+    """What a device wrote; one that has done nothing where there is no file. Raises FormatError and UsageError."""
+    if not NAME.fullmatch(device):
+        raise UsageError(f"the device is called {device!r:.70}", "take up to 64 letters, digits, dots, dashes and "
+                         "underscores, a letter or digit first")
+    path = folder / DEVICES / f"{device}.json"
+    try:
+        found = from_json(DeviceFile, json.loads(read_small(path, MOST)), str(path))
+    except FileNotFoundError:
+        return DeviceFile(device)
+    except (OSError, ValueError, RecursionError) as error:
+        raise FormatError(f"{path} cannot be read: {error}", "remove it, and run edgetune fleet follow") from None
+    if found.version != VERSION or found.device != device:
+        raise FormatError(f"{path} is of the device {found.device!r:.70}, version {found.version}", "remove it")
+    found.report.check(str(path))
+    return found
+
+
+def write_device(folder: Path, found: DeviceFile) -> None:
+    """Raises DiskError."""
+    try:
+        (folder / DEVICES).mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise DiskError(f"cannot write to {folder}: {error.strerror}", "mount it, or name another") from None
+    with replaced(folder / DEVICES / f"{found.device}.json") as beside:
+        beside.write_text(json_text(asdict(found), indent=1) + "\n", encoding="utf-8")
+
+
+def read_devices(folder: Path) -> tuple[dict[str, DeviceFile], list[str]]:
+    """(the devices by name, why others could not be read)"""
+    found: dict[str, DeviceFile] = {}
+    wrong: list[str] = []
+    for path in sorted((folder / DEVICES).glob("*.json")):
+        try:
+            found[path.stem] = read_device(folder, path.stem)
+        except EdgetuneError as error:
+            wrong.append(error.what)
+    return found, wrong
+
+
+def reports_of(devices: dict[str, DeviceFile], rollout: str) -> dict[str, Report]:
+    """The reports about one roll-out."""
+    return {name: device.report for name, device in devices.items() if device.rollout == rollout}
+
+
+# ---- orders ----------------------------------------------------------------------------------------------------------
+
+
+def newest_order(folder: Path) -> Order | None:
+    """The order that counts; None: nothing was ever rolled out. Raises FormatError, and errors of the signature."""
+    for rollout in _rollouts(folder):
+        for order in sorted((rollout / ORDERS).glob("[0-9]" * 6), reverse=True):
+            if is_whole(order, FACTS):
+                return _read_order(rollout, order)
+    return None
+
+
+def _rollouts(folder: Path) -> Iterator[Path]:
+    """The folders of roll-outs, the newest first."""
+    yield from sorted((path for path in (folder / ROLLOUTS).glob("[0-9]*-*") if path.is_dir() and path.suffix == ""),
+                      reverse=True)
+
+
+def _read_order(rollout: Path, folder: Path) -> Order:
+    facts, _, _ = read_facts(folder, FACTS, OrderFacts, VERSION)
+    if (facts.rollout, facts.number) != (rollout.name, int(folder.name)):
+        raise FormatError(f"{folder} holds the order {facts.number} of {facts.rollout!r:.60}", AGAIN)
+    plan = from_json(Plan, {**facts.plan, "rings": tuple(facts.plan.get("rings", ()))}, str(folder / FACTS)).check()
+    names = [device for ring in facts.rings for device in ring]
+    if facts.status not in rings.STATUSES or not 0 <= facts.ring < max(len(facts.rings), 1) or \
+            len(set(names)) != len(names) or not all(map(NAME.fullmatch, names)):
+        raise FormatError(f"{folder / FACTS} is no state of a roll-out", AGAIN)
+    state = Rollout(plan, tuple(map(tuple, facts.rings)), facts.since, facts.ring, facts.status, facts.reason)
+    return Order(rollout, facts, state)
+
+
+def _write_order(rollout: Path, number: int, state: Rollout, name: str, evaluation: dict[str, Any], now: int,
+                 key: Path | None) -> None:
+    """Writes an order as a new folder, and removes old ones."""
+    facts = OrderFacts(VERSION, rollout.name, number, now, name, evaluation,
+                       {**asdict(state.plan), "rings": [*state.plan.rings]}, [[*ring] for ring in state.rings],
+                       state.since, state.ring, state.status, state.reason)
+    with new_folder(rollout / ORDERS / f"{number:06d}") as beside:
+        write_facts(beside, FACTS, facts, key)
+    for order in sorted((rollout / ORDERS).glob("[0-9]" * 6))[:-KEPT_ORDERS]:
+        shutil.rmtree(order, ignore_errors=True)
+
+
+# ---- the server ------------------------------------------------------------------------------------------------------
+
+
+def begin(folder: Path, adapter: Path, plan: Plan, evaluation: dict[str, Any], now: int, *, first: Sequence[str] = (),
+          least: str = __version__, key: Path | None = None) -> Order:
+    """Begins a roll-out to the devices that have reported to the folder, and returns its first order.
+
+    Raises UsageError while another one is not over, for no devices and for options that are wrong; errors of
+    write_artifact.
+    """
+    before = newest_order(folder)
+    if before and before.state.is_open:
+        raise UsageError(f"the roll-out {before.facts.rollout} is {before.state.status}",
+                         "wait for its end, or stop it: edgetune fleet advance FOLDER --stop")
+    devices, _ = read_devices(folder)
+    state = rings.begin(plan, [*devices], now, str(now), first)
+    id = f"{now:010d}-{adapter.resolve().name[:20]}"
+    if not NAME.fullmatch(id):
+        id = f"{now:010d}-adapter"
+    rollout = folder / ROLLOUTS / id
+    artifact.write_artifact(rollout / ARTIFACT, adapter, supersedes=_finished(folder), least=least, key=key)
+    name = artifact.open_artifact(rollout / ARTIFACT).name
+    _write_order(rollout, 1, state, name, evaluation, now, key)
+    return _read_order(rollout, rollout / ORDERS / "000001")
+
+
+def _finished(folder: Path) -> list[str]:
+    """The digests of adapters whose roll-outs have finished."""
+    found = []
+    for rollout in _rollouts(folder):
+        orders = sorted((rollout / ORDERS).glob("[0-9]" * 6))
+        if orders and _read_order(rollout, orders[-1]).state.status == rings.FINISHED:
+            found.append(artifact.digest_of(rollout / ARTIFACT))
+    return found
+
+
+def step(folder: Path, now: int, change: Callable[[Rollout], Rollout] | None = None,
+         key: Path | None = None) -> tuple[Order, dict[str, DeviceFile], list[str]]:
+    """Counts the reports and moves on by a ring at most. change: what a person asks for, before. Returns the order that
+    counts then, the devices, and why files of others could not be read.
+
+    Raises UsageError where nothing was rolled out, and errors of `change`.
+    """
+    order = newest_order(folder)
+    if order is None:
+        raise UsageError(f"nothing was rolled out in {folder}", "begin with edgetune fleet rollout ADAPTER FOLDER")
+    devices, wrong = read_devices(folder)
+    state = change(order.state) if change else order.state
+    state = rings.advance(rings.join(state, devices), reports_of(devices, order.facts.rollout), now)
+    if state == order.state:
+        return order, devices, wrong
+    number = order.facts.number + 1
+    _write_order(order.folder, number, state, order.facts.artifact, order.facts.evaluation, now, key)
+    facts = replace(order.facts, number=number, at=now)
+    return replace(order, facts=facts, state=state), devices, wrong
