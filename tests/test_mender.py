@@ -120,3 +120,15 @@ def test_what_cannot_be_installed(running, call, made, tmp_path):
     for state in ("ArtifactRollback", "ArtifactFailure", "Cleanup"):
         call(state, folder)
     assert states(running) == []
+
+
+def test_the_compose_file_of_balena_is_the_other_one():
+    """But for where it is built from, which is the folder that it is copied to."""
+    yaml = pytest.importorskip("yaml")
+    folder = ROOT / "packaging" / "container"
+    one, other = (yaml.safe_load((folder / name).read_text()) for name in ("compose.yaml", "balena.yaml"))
+    service = one["services"]["edgetune"]
+    del service["image"]
+    service["build"]["context"] = "."
+    assert other == {"version": "2.1", **one}
+    assert (ROOT / service["build"]["dockerfile"]).is_file()

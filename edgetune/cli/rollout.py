@@ -1,4 +1,4 @@
-"""fleet rollout, advance and follow: an adapter reaches a fleet ring by ring."""
+"""fleet rollout, advance and apply: an adapter reaches a fleet ring by ring."""
 
 from __future__ import annotations
 
@@ -8,7 +8,6 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from ..fleet.rollout_folder import EVALUATION
 from ..version import __version__
 from .app import Share, Time, command, show
 from .fleet import KEY, fleet
@@ -33,7 +32,7 @@ FOLDER = click.argument("folder", type=click.Path(path_type=Path))
                       help="Time that a ring waits for its devices."),
          click.option("--probation", type=Time(), default="24h", show_default=True,
                       help="Time in which bad ratings roll a device back."),
-         click.option("--bad-ratings", type=click.IntRange(1, 1000), default=EVALUATION["bad_ratings"],
+         click.option("--bad-ratings", type=click.IntRange(1, 1000), default=3,
                       show_default=True, help="Bad ratings that do, if good ones are fewer."),
          click.option("--required", type=click.Choice(["better", "not-worse"]), default="better", show_default=True,
                       help="What the gate of each device requires."),
@@ -47,7 +46,7 @@ def fleet_rollout(adapter: Path, folder: Path, rings: str, success: float, error
                   key: Path | None, as_json: bool) -> None:
     """Bring ADAPTER to the devices of FOLDER in rings.
 
-    The gate of each device decides. Run advance here and follow on each device, again and again.
+    The gate of each device decides. Run advance here and apply on each device, again and again.
     """
     from ..fleet.rings import Plan
     from ..fleet.rollout_folder import begin, read_devices
@@ -79,20 +78,20 @@ def fleet_advance(folder: Path, resume: bool, stop: bool, undo: bool, key: Path 
     _show(*step(folder, now, change, key), as_json)
 
 
-@request("follow", FOLDER,
+@request("apply", FOLDER,
          click.option("--device", default="", help="Name of this device in the fleet [drawn once and kept]."),
          group=fleet)
-def fleet_follow(client: Any, folder: Path, device: str, as_json: bool) -> None:
+def fleet_apply(client: Any, folder: Path, device: str, as_json: bool) -> None:
     """Do what the roll-out in FOLDER asks of this device's daemon.
 
     Its own gate decides, and what came of it is written to FOLDER. Run it again and again, by a timer for instance.
     """
     from dataclasses import asdict
 
-    from ..daemon.followed import FollowedDaemon
+    from ..daemon.rollouts import DaemonByHttp
+    from ..fleet.apply import apply
     from ..fleet.device import device_name
-    from ..fleet.follow import follow
-    own, order = follow(folder, device or device_name(), FollowedDaemon(client), int(time.time()))
+    own, order = apply(folder, device or device_name(), DaemonByHttp(client), int(time.time()))
     about = f": {own.reason}" if own.reason else ""
     said = "nothing is rolled out" if order is None else f"{own.execution}{about}"
     show(as_json, asdict(own), f"{own.device}: {said}")

@@ -92,7 +92,7 @@ class Plan:
         return self
 
     def sizes(self, devices: int) -> list[int]:
-        """How many devices of a fleet each ring reaches, those of earlier rings included. Raises UsageError."""
+        """The number of devices that each ring reaches, those of earlier rings included. Raises UsageError."""
         if not self.rings:
             raise UsageError("rings names none", "give 1,10%,all")
         found: list[int] = []
@@ -198,7 +198,7 @@ def begin(plan: Plan, devices: Sequence[str], now: int, seed: str, first: Sequen
         raise UsageError(f"no device is called {unknown[0]!r:.70}", f"there are {', '.join(sorted(devices)[:8])}")
     if not devices:
         raise UsageError("no device has reported to this folder",
-                         "run edgetune fleet follow FOLDER on each device first")
+                         "run edgetune fleet apply FOLDER on each device first")
     ordered = sorted(set(devices), key=lambda name: (first.index(name) if name in first else len(first),
                                                      hashlib.sha256(f"{seed} {name}".encode()).digest()))
     edges = [0, *plan.sizes(len(ordered))]

@@ -110,7 +110,7 @@ def read_device(folder: Path, device: str) -> DeviceFile:
     except FileNotFoundError:
         return DeviceFile(device)
     except (OSError, ValueError, RecursionError) as error:
-        raise FormatError(f"{path} cannot be read: {error}", "remove it, and run edgetune fleet follow") from None
+        raise FormatError(f"{path} cannot be read: {error}", "remove it, and run edgetune fleet apply") from None
     if found.version != VERSION or found.device != device:
         raise FormatError(f"{path} is of the device {found.device!r:.70}, version {found.version}", "remove it")
     found.report.check(str(path))

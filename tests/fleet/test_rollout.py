@@ -15,11 +15,11 @@ from thread_workers import ThreadWorker
 
 import edgetune
 from edgetune.daemon.client import Client
-from edgetune.daemon.followed import FollowedDaemon
+from edgetune.daemon.rollouts import DaemonByHttp
 from edgetune.errors import EdgetuneError, FormatError, MismatchError, UsageError
 from edgetune.fleet import rings
+from edgetune.fleet.apply import apply
 from edgetune.fleet.artifact import open_artifact, write_artifact
-from edgetune.fleet.follow import follow
 from edgetune.fleet.rollout_folder import newest_order, read_device, read_devices
 from edgetune.formats.signature import TRUSTED
 
@@ -68,7 +68,7 @@ def clean(fleet):
 
 
 def look(fleet, folder, device):
-    said = run("fleet", "follow", folder, "--device", device, "--url", fleet[device].url, "--json")
+    said = run("fleet", "apply", folder, "--device", device, "--url", fleet[device].url, "--json")
     return json.loads(said)
 
 
@@ -144,15 +144,15 @@ def test_bad_ratings_stop_it(fleet, made, tmp_path):
 
 def test_a_look_that_was_broken_off_is_continued(fleet, made, tmp_path, monkeypatch):
     begin(fleet, tmp_path, made / "on", "--first", "a")
-    evaluate = FollowedDaemon.evaluate
+    evaluate = DaemonByHttp.evaluate
 
     def broken(self, id, options):
         evaluate(self, id, options)
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(FollowedDaemon, "evaluate", broken)
+    monkeypatch.setattr(DaemonByHttp, "evaluate", broken)
     with Client(fleet["a"].url) as client, pytest.raises(KeyboardInterrupt):
-        follow(tmp_path, "a", FollowedDaemon(client), 0)
+        apply(tmp_path, "a", DaemonByHttp(client), 0)
     assert read_device(tmp_path, "a").execution == "downloaded"
     monkeypatch.undo()
     assert look(fleet, tmp_path, "a")["execution"] == "proceeding"
@@ -160,7 +160,7 @@ def test_a_look_that_was_broken_off_is_continued(fleet, made, tmp_path, monkeypa
     fleet["a"].service.adapters.rollback("by hand")
     assert look(fleet, tmp_path, "a")["reason"] == "it was rolled back, with 0 bad ratings"
     with Client("http://127.0.0.1:9") as nobody, pytest.raises(EdgetuneError, match="no daemon answers"):
-        follow(tmp_path, "b", FollowedDaemon(nobody), 0)
+        apply(tmp_path, "b", DaemonByHttp(nobody), 0)
     assert read_device(tmp_path, "b").execution == "none"
 
 

@@ -9,15 +9,15 @@ from typing import Any
 from urllib.parse import quote
 
 from ..errors import NotFoundError
-from ..fleet.follow import Held
+from ..fleet.apply import Held
 from .client import Client
 
 ADAPTERS = "/v1/adapters"
 SUFFIX = "fleet"
 
 
-class FollowedDaemon:
-    """The daemon that a client speaks to. As fleet.follow.Daemon, whose errors it raises."""
+class DaemonByHttp:
+    """The daemon that a client speaks to. As fleet.apply.Daemon, whose errors it raises."""
 
     def __init__(self, client: Client) -> None:
         self.client = client

@@ -57,7 +57,7 @@ class Daemon(Protocol):
         """Removes it."""
 
 
-def follow(folder: Path, device: str, daemon: Daemon, now: int) -> tuple[DeviceFile, Order | None]:
+def apply(folder: Path, device: str, daemon: Daemon, now: int) -> tuple[DeviceFile, Order | None]:
     """Does what the roll-out asks of this device, and returns its file as it was written, and the order.
 
     Raises FormatError and MismatchError for an order that is damaged or not signed, EdgetuneError where the daemon does
