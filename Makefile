@@ -159,7 +159,7 @@ families5: ready ## two minutes, needs a network the first time: all families co
 	        > $$(echo $(NEWER)/lib/python3*/site-packages)/parent.pth \
 	    && $(NEWER)/bin/python -m pip install --quiet 'transformers>=5.24,<6' && touch $(NEWER)/made; }
 	cd tests && PYTHONPATH=$(SOURCES) ../$(NEWER)/bin/python -m pytest -n $(JOBS) \
-	    models/test_model.py adapters/test_peft.py::test_export_gives_peft_the_same_logits
+	    models/test_model.py compress/test_families.py adapters/test_peft.py::test_export_gives_peft_the_same_logits
 
 kinds: ready ## minutes: the speed of each kind of sublayer at the sizes of real models; KINDS="--models LFM2-350M"
 	$(RUN) proofs/kinds.py $(KINDS)

@@ -21,15 +21,25 @@ HARD = [
     "👩‍👩‍👧‍👦 🇩🇪 ❤️ é e\u0301 \u200b\u00a0\u3000 wide",
     "for (i=0;i<10;++i){ x[i] += '\\n'; }  // ###!!! ...---",
     "<|im_start|>user\nhi<|im_end|> <|im_start |> <|endoftext|><|endoftext|>",
+    "camelCase and HTMLParser of McIntyre's, i/o /usr/bin//x\n/", "xe\u0301te\u0301xe\u0301te\u0301 कि हिंदी में",
     " leading", "trailing ", "   ", "\n", "", "a", "▁ x ▁▁",
 ]
 _MODERN = (r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}%s| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+"
            r"|\s+(?!\S)|\s+")
 
 
-def _split(digits: str) -> list[Any]:
-    return [pre_tokenizers.Split(Regex(_MODERN % digits), "isolated", False),
+_CASED = (r"[^\r\n\p{L}\p{N}]?[\p{Lu}\p{Lt}\p{Lm}\p{Lo}\p{M}]*[\p{Ll}\p{Lm}\p{Lo}\p{M}]+%s"
+          r"|[^\r\n\p{L}\p{N}]?[\p{Lu}\p{Lt}\p{Lm}\p{Lo}\p{M}]+[\p{Ll}\p{Lm}\p{Lo}\p{M}]*%s"
+          r"|\p{N}%s| ?[^\s\p{L}\p{N}]+[\r\n/]*|\s*[\r\n]+|\s+(?!\S)|\s+")
+
+
+def _splits(*expressions: str) -> list[Any]:
+    return [*(pre_tokenizers.Split(Regex(expression), "isolated", False) for expression in expressions),
             pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)]
+
+
+def _split(digits: str) -> list[Any]:
+    return _splits(_MODERN % digits)
 
 
 # llama.cpp's name -> how the tokenizer.json of such models cuts text, and BPE's ignore_merges
@@ -40,6 +50,14 @@ CUTS: dict[str, tuple[list[Any], bool]] = {
     "qwen2": (_split(""), False),
     "llama-bpe": (_split("{1,3}"), True),
     "smaug-bpe": (_split("{1,3}"), False),
+    "qwen35": (_splits(r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?[\p{L}\p{M}]+|\p{N}"
+                       r"| ?[^\s\p{L}\p{M}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+"), False),
+    "gpt-4o": (_splits(_CASED % ("(?i:'s|'t|'re|'ve|'m|'ll|'d)?", "(?i:'s|'t|'re|'ve|'m|'ll|'d)?", "{1,3}")), False),
+    "tekken": (_splits(_CASED % ("", "", "")), True),
+    "hunyuan-dense": (_splits(
+        r"\p{N}{1,3}", "[一-龥぀-ゟ゠-ヿ]+",
+        r"[!\"#$%&'()*+,\-./:;<=>?@\[\\\]^_`{|}~][A-Za-z]+|[^\r\n\p{L}\p{P}\p{S}]?[\p{L}\p{M}]+| ?[\p{P}\p{S}]+[\r\n]*"
+        r"|\s*[\r\n]+|\s+(?!\S)|\s+"), False),
 }
 
 

@@ -27,8 +27,9 @@ Step = tuple[str, float]  # its name and its seconds
 def compress_command(source: str, folder: Path, resume: bool, key: Path | None, as_json: bool, **options: Any) -> None:
     """Make SOURCE smaller, on a laptop or server.
 
-    SOURCE is a Hugging Face folder, a hub id such as HuggingFaceTB/SmolLM2-135M-Instruct, a GGUF or a bundle; llama,
-    qwen2, qwen3 or gemma3. Steps run in this order: trim the vocabulary, drop blocks, narrow, distill, store.
+    SOURCE is a Hugging Face folder, a hub id such as HuggingFaceTB/SmolLM2-135M-Instruct, a GGUF or a bundle, of any
+    architecture that is trained. Steps run in this order: trim the vocabulary, drop blocks, narrow, distill, store.
+    Mixtures of experts are only trimmed and stored.
     An encoder (BERT, of sentence-transformers too) is only stored: it takes --type and --measure, or
     --static.
 

@@ -59,7 +59,8 @@ class Speeds:
 
 def measure(model: Floats, reference: Path, threads: int) -> Speeds:
     """The speeds of this machine with this model's shapes; reference: its GGUF."""
-    gate = next(array for name, array in model.tensors.items() if name.endswith(("ffn_gate.weight", "ffn_up.weight")))
+    ends = ("ffn_gate.weight", "ffn_up.weight", "attn_output.weight")
+    gate = next(array for name, array in model.tensors.items() if name.endswith(ends))
     weights = torch.from_numpy(gate.copy())
     inputs = torch.randn(4 * PROBE_TOKENS, weights.shape[1])
     work = 2.0 * inputs.shape[0] * weights.numel()

@@ -37,12 +37,14 @@ from .quantize import write as quantize
 from .report import report
 from .shrink import distill, prune, trim
 from .source import floats
+from .source import huggingface as hf
 from .source.floats import Floats
 from .source.source import Source, locate, open_source
 from .work_folder import DISTILLATION, MEASURED, work_folder
 
 DEFAULT_TYPE = "Q4_K_M"
 WINDOW = 256  # tokens of a window to calibrate and measure on
+EXPORTED = ("llama", "qwen2", "qwen3", "gemma3")  # as ONNX
 Pruned = tuple[Floats, prune.Dropped | prune.Narrowed]
 
 
@@ -66,6 +68,7 @@ def compress(name: str, out: Path, config: CompressConfig, *, key: Path | None =
         exporter()  # before hours of work, as all that follows
     private = signature.private_key(key) if key else None
     source = open_source(place)
+    _require_torch(config, source.floats.architecture)
     memory.for_steps(config, source.floats.weights)
     if config.drop_blocks:
         prune.require_blocks(source.floats.shape, config.drop_blocks)
@@ -74,6 +77,17 @@ def compress(name: str, out: Path, config: CompressConfig, *, key: Path | None =
         work = _Work(config, source, folder, private, on_progress, should_stop)
         on_estimate(work.estimate())
         return work.run(out)
+
+
+def _require_torch(config: CompressConfig, architecture: str) -> None:
+    """Raises UsageError where a step needs transformers' model of an architecture that it does not compute for us."""
+    asked = [name for name in ("calibrate", "distill") if getattr(config, name)]
+    if asked and not hf.computes(architecture):
+        raise UsageError(f"--{asked[0]} needs the model in PyTorch, and {architecture} is quantized and trimmed alone",
+                         f"leave out --{asked[0]}; --type, --vocab and --measure remain")
+    if config.format == "onnx" and architecture not in EXPORTED:
+        raise UsageError(f"--format onnx is given for {architecture}, and exported are {', '.join(EXPORTED)}",
+                         "leave it out")
 
 
 def exporter() -> ModuleType:

@@ -169,7 +169,7 @@ CONFIG = [
     ({"model_type": "mamba"}, UnsupportedError,
      "is of model_type 'mamba'; edgetune converts llama, qwen2, qwen3, gemma3"),
     ({"model_type": None}, UnsupportedError, "is of model_type None"),
-    ({"model_type": "qwen3_moe", "num_experts": 8}, UnsupportedError, r"is a mixture of experts \(qwen3_moe\)"),
+    ({"model_type": "mixtral", "num_local_experts": 8}, UnsupportedError, r"is a mixture of experts \(mixtral\)"),
     ({"quantization_config": {"quant_method": "gptq"}}, UnsupportedError,
      r"is quantized already \(quantization_config: gptq\); take the model in 16 or 32 bits"),
     ({"hidden_act": "relu"}, UnsupportedError, "has hidden_act = relu; edgetune converts models where it is silu"),

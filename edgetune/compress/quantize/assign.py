@@ -20,7 +20,7 @@ from ...errors import EdgetuneError
 from ...formats.gguf import open_gguf, write_gguf
 from ...formats.gguf.read import BY_NAME, Tensor
 from ..progress import Progress, ignore, in_parallel, never
-from ..source.floats import Floats
+from ..source.floats import Floats, is_matrix
 from .gptq import compensated, factor_of
 from .grid import fit
 from .sensitivity import Curvature
@@ -73,7 +73,7 @@ class Costs:
 def formats_of(model: Floats, formats: Sequence[str] = FORMATS_TRIED) -> dict[str, list[str]]:
     """The formats that divide each matrix's rows; F16 where none does."""
     return {name: [format for format in formats if array.shape[1] % BY_NAME[format].block == 0] or ["F16"]
-            for name, array in model.tensors.items() if array.ndim == 2}
+            for name, array in model.tensors.items() if is_matrix(name, array)}
 
 
 def measure(model: Floats, curvature: Curvature, *, formats: Sequence[str] = FORMATS_TRIED, threads: int = 1,
@@ -190,4 +190,5 @@ def fixed_bytes(model: Floats) -> int:
         path = Path(folder) / "header.gguf"
         write_gguf(path, model.architecture, keys, empty, kinds)
         header = open_gguf(path).data_start
-    return header + sum(stored_bytes(model, name, "F32") for name, array in model.tensors.items() if array.ndim == 1)
+    return header + sum(stored_bytes(model, name, "F32") for name, array in model.tensors.items()
+                        if not is_matrix(name, array))

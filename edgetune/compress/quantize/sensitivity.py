@@ -22,7 +22,7 @@ from transformers import PreTrainedModel
 
 from ..progress import Progress, ignore, never, raise_if_stopped
 from ..source import huggingface as hf
-from ..source.floats import Floats
+from ..source.floats import Floats, is_matrix
 
 EMBEDDING = "token_embd.weight"
 HEAD = "output.weight"
@@ -37,7 +37,7 @@ def head_of(model: Floats) -> str:
 def products(model: Floats) -> list[str]:
     """The matrices that are multiplied by; an embedding that is only looked up is none."""
     return [name for name, array in model.tensors.items()
-            if array.ndim == 2 and (name != EMBEDDING or head_of(model) == EMBEDDING)]
+            if is_matrix(name, array) and (name != EMBEDDING or head_of(model) == EMBEDDING)]
 
 
 def collect(model: Floats, windows: NDArray[np.int32], on_progress: Progress = ignore,
@@ -90,7 +90,7 @@ def _hooked(torch_model: PreTrainedModel, model: Floats, see: Callable[[str, Ten
 
     with ExitStack() as stack:
         for name in products(model):
-            inside = hf.name_in_torch(name, model.architecture).removesuffix(".weight")
+            inside = hf.module_in_torch(name.removesuffix(".weight"), model.architecture)
             place = "lm_head" if name == head_of(model) else inside
             stack.callback(torch_model.get_submodule(place).register_forward_hook(hook(name)).remove)
         yield

@@ -16,7 +16,7 @@ from ...disk import replaced
 from ...formats.gguf import Tensor, open_gguf, write_gguf
 from ...llamacpp.quantizer import Importance, encode, quantize_file, type_named
 from ..progress import Progress, ignore, in_parallel, never
-from ..source.floats import Floats
+from ..source.floats import Floats, is_matrix
 from .gptq import compensated, factor_of
 from .grid import FIELDS
 
@@ -40,7 +40,7 @@ def write(path: str | os.PathLike[str], model: Floats, types: Mapping[str, str],
     """
     def work(name: str) -> Tensor | NDArray[np.float32]:
         array = model.tensors[name]
-        if array.ndim == 1:
+        if not is_matrix(name, array):
             return array
         if moments and name in moments and types[name] in FIELDS:
             data = compensated(array, types[name], factor_of(moments[name]))
@@ -51,7 +51,7 @@ def write(path: str | os.PathLike[str], model: Floats, types: Mapping[str, str],
     stored = in_parallel(work, list(model.tensors), threads, "quantizing", on_progress, should_stop)
     keys, kinds = keys_of(model)
     write_gguf(path, model.architecture, keys, stored, kinds)
-    return _facts(Path(path), model.weights, [types[name] for name, array in model.tensors.items() if array.ndim == 2])
+    return _facts(Path(path), model.weights, list(types.values()))
 
 
 def keys_of(model: Floats) -> tuple[dict[str, Any], dict[str, str]]:
@@ -66,7 +66,7 @@ def stock(source: Path, path: Path, to: str, importance: Importance | None = Non
     with replaced(path) as beside:
         quantize_file(source, beside, to, threads, importance)
     gguf = open_gguf(path)
-    formats = [tensor.format for tensor in gguf.tensors.values() if len(tensor.shape) == 2]
+    formats = [tensor.format for tensor in gguf.tensors.values() if len(tensor.shape) > 1]
     weights = sum(prod(tensor.shape) for tensor in gguf.tensors.values())
     return _facts(path, weights, formats)
 

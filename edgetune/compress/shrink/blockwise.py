@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from typing import Any
+from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
@@ -15,6 +15,8 @@ from torch.nn.functional import kl_div, log_softmax
 from transformers import PreTrainedModel
 
 from ...backends import cpu
+from ...formats.shape import Shape
+from ...models.structure import feed_of, mixer_of
 from ..source import huggingface as hf
 
 Head = Callable[[Tensor], Tensor]
@@ -37,8 +39,10 @@ class Blocks:
     What a block takes besides them (rotary tables, its mask) is the same for every window of that length.
     """
 
-    def __init__(self, model: PreTrainedModel, length: int) -> None:
+    def __init__(self, model: PreTrainedModel, architecture: str, length: int) -> None:
         self.model = model
+        self.norm = hf.last_norm(model, architecture)
+        self.head = hf.head_of(model)
         self.length = length
         self.blocks: list[nn.Module] = list(model.model.layers)
         self._beside: list[dict[str, Any]] = []
@@ -52,8 +56,7 @@ class Blocks:
 
     def embed(self, ids: Tensor) -> Tensor:
         """[B, T, D] of ids [B, T]."""
-        embedded: Tensor = self.model.model.embed_tokens(ids)
-        return embedded
+        return hf.embedded(self.model, ids)
 
     def block(self, i: int, hidden: Tensor) -> Tensor:
         """Block i's output [B, T, D]."""
@@ -61,9 +64,16 @@ class Blocks:
         after: Tensor = out[0] if isinstance(out, tuple) else out
         return after
 
+    def last_of(self, i: int, shape: Shape) -> tuple[nn.Linear, nn.Linear]:
+        """The projections of block i that write to the residual stream: the mixer's and the MLP's."""
+        names = (mixer_of(shape, i).last, feed_of(shape, i).last)
+        out, down = (self.model.get_submodule(hf.module_in_torch(f"blk.{i}.{name}", shape.architecture))
+                     for name in names)
+        return cast(nn.Linear, out), cast(nn.Linear, down)
+
     def final(self, hidden: Tensor) -> Tensor:
         """What the head takes, [B, T, D]."""
-        normed: Tensor = self.model.model.norm(hidden)
+        normed: Tensor = self.norm(hidden)
         return normed
 
 

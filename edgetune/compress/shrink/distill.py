@@ -15,7 +15,7 @@ import time
 from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 import torch
@@ -24,7 +24,6 @@ from torch import Tensor, nn
 from torch.nn.functional import cross_entropy
 from transformers import PreTrainedModel
 
-from ...adapters.lora import TARGETS
 from ...errors import DataError, Interrupted, MismatchError, NumericsError
 from ...machine.device import thread_count
 from ...persisted import from_json
@@ -112,6 +111,9 @@ class _Run:
         self.identity = identity
         self.teacher = hf.to_torch(teacher, torch.bfloat16 if quick() else torch.float32)
         self.student = hf.to_torch(student)
+        self.teacher_head = hf.head_of(self.teacher)
+        self.student_head = hf.head_of(self.student)
+        self.last_norm = hf.last_norm(self.student, student.architecture)
         ids = torch.from_numpy(windows.astype(np.int64))
         n_held = max(1, min(len(ids) // 10, HELD_TOKENS // ids.shape[1]))
         self.ids = ids[:-n_held]
@@ -133,7 +135,7 @@ class _Run:
             add_lora(self.student, self.config.distill_rank, self.config.seed)
         else:
             self.student.model.layers.requires_grad_(True)
-            self.student.model.norm.requires_grad_(True)
+            self.last_norm.requires_grad_(True)
         for param in self.student.parameters():
             param.data = param.data.clone()
         return {name: param for name, param in self.student.named_parameters() if param.requires_grad}
@@ -170,7 +172,7 @@ class _Run:
             hidden = self.student.model(ids, **hf.unpadded(ids))[0].flatten(0, 1)  # [BT, D]
             leaf = hidden.detach().requires_grad_()
             loss = 0.0
-            for part in divergence(target, leaf, self.teacher.lm_head, self.student.lm_head):
+            for part in divergence(target, leaf, self.teacher_head, self.student_head):
                 torch.autograd.backward(part / ids.numel())
                 loss += float(part.detach()) / ids.numel()
         if not math.isfinite(loss):
@@ -202,7 +204,7 @@ class _Run:
             with fast():
                 target, hidden = (model.model(ids, **hf.unpadded(ids))[0][0]
                                   for model in (self.teacher, self.student))
-                kl += sum(map(float, divergence(target, hidden, self.teacher.lm_head, self.student.lm_head)))
+                kl += sum(map(float, divergence(target, hidden, self.teacher_head, self.student_head)))
                 nll += _nll(self.student, hidden, ids[0])
                 source += 0.0 if self.curve else _nll(self.teacher, target, ids[0])
         n = self.held.numel()
@@ -253,7 +255,7 @@ class _Run:
 
 def _nll(model: PreTrainedModel, hidden: Tensor, ids: Tensor) -> float:
     """-log p of tokens 1..T-1 of ids [T], summed."""
-    return float(cross_entropy(model.lm_head(hidden[:-1]).float(), ids[1:], reduction="sum"))
+    return float(cross_entropy(hf.head_of(model)(hidden[:-1]).float(), ids[1:], reduction="sum"))
 
 
 def _identity(student: Floats, teacher: Floats, windows: NDArray[np.int32], config: CompressConfig,
@@ -270,6 +272,9 @@ def _identity(student: Floats, teacher: Floats, windows: NDArray[np.int32], conf
 
 
 # ---- LoRA (Hu et al. 2021) -------------------------------------------------------------------------------------------
+
+
+Module = TypeVar("Module", bound=nn.Module)
 
 
 class _Lora(nn.Module):
@@ -292,16 +297,19 @@ class _Lora(nn.Module):
 
 
 def add_lora(model: PreTrainedModel, rank: int, seed: int) -> None:
-    """Puts a pair on all seven projections of every block."""
+    """Puts a pair on all projections of every block."""
     for i, block in enumerate(model.model.layers):
-        for j, name in enumerate(TARGETS):
-            owner = block.self_attn if hasattr(block.self_attn, name) else block.mlp
-            setattr(owner, name, _Lora(getattr(owner, name), rank, [seed, i, j]))
+        for j, (owner, leaf, module) in enumerate(_children(block, nn.Linear)):
+            setattr(owner, leaf, _Lora(module, rank, [seed, i, j]))
 
 
 def merge_lora(model: PreTrainedModel) -> None:
     for block in model.model.layers:
-        for owner in (block.self_attn, block.mlp):
-            for name, module in list(owner.named_children()):
-                if isinstance(module, _Lora):
-                    setattr(owner, name, module.merged())
+        for owner, leaf, module in _children(block, _Lora):
+            setattr(owner, leaf, module.merged())
+
+
+def _children(block: nn.Module, kind: type[Module]) -> list[tuple[nn.Module, str, Module]]:
+    """The modules of a kind in a block, with what holds them and their names there, in the block's order."""
+    return [(owner, leaf, module) for owner in block.modules() for leaf, module in owner.named_children()
+            if isinstance(module, kind)]

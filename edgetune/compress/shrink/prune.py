@@ -94,10 +94,10 @@ def drop_blocks(model: Floats, windows: NDArray[np.int32], n: int, *, kept: Kept
     ids = _ids(windows)
     whole = hf.to_torch(model)
     with torch.no_grad():
-        blocks = Blocks(whole, ids.shape[1])
+        blocks = Blocks(whole, shape.architecture, ids.shape[1])
         with fast():
             seen = ids[: -(-SEARCH_TOKENS // ids.shape[1])]
-            gone, kl = kept("blocks", lambda: _search(blocks, seen, n, on_progress, should_stop))
+            gone, kl = kept("blocks", lambda: _search(blocks, shape, seen, n, on_progress, should_stop))
         stay = [i for i in range(shape.n_layer) if i not in gone]
         _fit(blocks, shape, ids, stay, (shape.n_kv, shape.d_ff), True, on_progress, should_stop)
     pruned = without_blocks(hf.from_torch(whole, model), stay)
@@ -105,7 +105,10 @@ def drop_blocks(model: Floats, windows: NDArray[np.int32], n: int, *, kept: Kept
 
 
 def require_blocks(shape: Shape, n: int) -> None:
-    """Raises UsageError unless a block goes and one stays."""
+    """Raises UsageError unless a block goes and one stays, and where llama.cpp counts blocks."""
+    if every := shape.family.unrotated_every:
+        raise UsageError(f"every {every}th block of a {shape.architecture} has no rotary embedding, and without some "
+                         "blocks others would be the ones", "leave out --drop-blocks; --width makes it narrower")
     if not 1 <= n < shape.n_layer:
         raise UsageError(f"{n} of {shape.n_layer} blocks are to be dropped", f"drop 1 to {shape.n_layer - 1}")
 
@@ -116,8 +119,9 @@ def narrow(model: Floats, windows: NDArray[np.int32], width: float, *, fit: bool
 
     Chosen by activations as in Minitron (Muralidharan et al. 2024): channels by the energy that they write,
     E[a_c^2] |down_c|^2, groups by that of their part of attention's output, on windows [N, T]. At least one group
-    stays; channels are a multiple of 256 where one lies within 5 % of what was asked (llama.cpp stores no other rows of
-    ffn_down in K-quants), of 32 else. What stays is fitted, unless `fit` is False.
+    stays, and all do where llama.cpp wants heads that are together as wide as the model; channels are a multiple of 256
+    where one lies within 5 % of what was asked (llama.cpp stores no other rows of ffn_down in K-quants), of 32 else.
+    What stays is fitted, unless `fit` is False.
 
     On SmolLM2-135M a width of 0.7 takes as many weights as ten of 30 blocks; before fitting and distilling the KL is
     1.14 there and 1.78 without the ten blocks of least Block Influence (WikiText-2, held out). Fitting takes it from
@@ -129,14 +133,16 @@ def narrow(model: Floats, windows: NDArray[np.int32], width: float, *, fit: bool
     shape = model.shape
     if not 0 < width < 1:
         raise UsageError(f"width is {width:g}", "keep a share over 0 and below 1")
-    keep = (max(1, round(shape.n_kv * width)), channels_kept(shape.d_ff, width))
+    groups = shape.n_kv if shape.family.narrow_heads else max(1, round(shape.n_kv * width))
+    keep = (groups, channels_kept(shape.d_ff, width))
     if keep == (shape.n_kv, shape.d_ff):
         raise UsageError(f"a width of {width:g} takes none of {shape.n_kv} attention groups and {shape.d_ff} channels",
                          "choose a smaller one")
     ids = _ids(windows)
     whole = hf.to_torch(model)
     with torch.no_grad():
-        kept = _fit(Blocks(whole, ids.shape[1]), shape, ids, range(shape.n_layer), keep, fit, on_progress, should_stop)
+        blocks = Blocks(whole, shape.architecture, ids.shape[1])
+        kept = _fit(blocks, shape, ids, range(shape.n_layer), keep, fit, on_progress, should_stop)
     pruned = narrowed(hf.from_torch(whole, model), kept)
     return pruned, Narrowed(keep[1], shape.d_ff, keep[0], shape.n_kv, model.weights, pruned.weights)
 
@@ -169,7 +175,7 @@ def without_blocks(model: Floats, kept: Sequence[int]) -> Floats:
     for key, value in model.metadata.items():
         if key.startswith(prefix) and isinstance(value, list) and len(value) == shape.n_layer:
             values[key.removeprefix(prefix)] = [value[i] for i in kept]
-    if shape.family.windows_every:
+    if any(shape.windows):
         values["attention.sliding_window_pattern"] = [bool(shape.windows[i]) for i in kept]
     return _with(model, tensors, values)
 
@@ -181,20 +187,21 @@ def narrowed(model: Floats, kept: Sequence[KeptParts]) -> Floats:
     for i, block in enumerate(kept):
         q = _rows(block.groups, shape.d_q // shape.n_kv)
         kv = _rows(block.groups, shape.d_head)
-        for name, rows in (("attn_q", q), ("attn_k", kv), ("attn_v", kv), ("ffn_gate", block.channels),
-                           ("ffn_up", block.channels)):
+        channels = block.channels
+        up = np.concatenate([channels, channels + shape.d_ff]) if shape.feed(i) == "fused gated" else channels
+        for name, rows in (("attn_q", q), ("attn_k", kv), ("attn_v", kv), ("ffn_gate", channels), ("ffn_up", up)):
             for kind in ("weight", "bias"):
                 if (array := tensors.get(key := f"blk.{i}.{name}.{kind}")) is not None:
                     tensors[key] = array[rows]
-        for name, columns in (("attn_output", q), ("ffn_down", block.channels)):
-            key = f"blk.{i}.{name}.weight"
-            tensors[key] = np.ascontiguousarray(tensors[key][:, columns])
+        for name, columns in (("attn_output", q), ("ffn_down", channels)):
+            if (key := f"blk.{i}.{name}.weight") in tensors:
+                tensors[key] = np.ascontiguousarray(tensors[key][:, columns])
     groups = len(kept[0].groups)
-    return _with(model, tensors, {
-        "feed_forward_length": len(kept[0].channels), "attention.head_count_kv": groups,
-        "attention.head_count": groups * (shape.n_head // shape.n_kv), "attention.key_length": shape.d_head,
-        "attention.value_length": shape.d_head, "rope.dimension_count": shape.n_rot,
-    })
+    heads = {} if shape.family.narrow_heads else {
+        "attention.head_count_kv": groups, "attention.head_count": groups * (shape.n_head // shape.n_kv),
+        "attention.key_length": shape.d_head, "attention.value_length": shape.d_head,
+        "rope.dimension_count": shape.n_rot}
+    return _with(model, tensors, {"feed_forward_length": len(kept[0].channels), **heads})
 
 
 def _rows(groups: NDArray[np.int64], height: int) -> NDArray[np.int64]:
@@ -218,9 +225,11 @@ def _with(model: Floats, tensors: dict[str, NDArray[np.float32]], values: dict[s
 # ---- which blocks ----------------------------------------------------------------------------------------------------
 
 
-def _search(blocks: Blocks, ids: Tensor, n: int, on_progress: Progress,
+def _search(blocks: Blocks, shape: Shape, ids: Tensor, n: int, on_progress: Progress,
             should_stop: Stop) -> tuple[list[int], list[float]]:
-    """The n blocks to drop, and the KL after each. A candidate costs the blocks after it and the head."""
+    """The n blocks to drop, and the KL after each. A candidate costs the blocks after it and the head. One block with
+    attention stays.
+    """
     kept = list(range(len(blocks.blocks)))
     inputs = dict[int, Tensor]()
     hidden = blocks.embed(ids)
@@ -228,20 +237,23 @@ def _search(blocks: Blocks, ids: Tensor, n: int, on_progress: Progress,
         inputs[i] = hidden
         hidden = blocks.block(i, hidden)
     target = blocks.final(hidden).flatten(0, 1)
-    head = blocks.model.lm_head
+    head = blocks.head
     gone = list[int]()
     costs = list[float]()
     done = 0
     total = sum(len(kept) - r for r in range(n))
     for _ in range(n):
         kl = {}
+        with_attention = [i for i in kept if shape.mixer(i) != shape.family.elsewhere]
         for at, candidate in enumerate(kept):
+            if with_attention == [candidate]:
+                continue
             raise_if_stopped(should_stop)
             on_progress("choosing blocks", done, total)
             hidden = _onwards(blocks, kept[at + 1 :], inputs[candidate])
             kl[candidate] = sum(map(float, divergence(target, blocks.final(hidden).flatten(0, 1), head, head)))
             done += 1
-        least = min(kept, key=kl.__getitem__)
+        least = min(kl, key=kl.__getitem__)
         gone.append(least)
         costs.append(kl[least] / ids.numel())
         at = kept.index(least)
@@ -268,13 +280,12 @@ def _fit(blocks: Blocks, shape: Shape, ids: Tensor, chosen: Sequence[int], keep:
     """
     small = _over(blocks.embed, ids)  # [N, T, D]: the residual stream in the smaller model
     whole = _onwards(blocks, range(chosen[0]), small)
+    added = getattr(blocks.model.config, "residual_multiplier", 1.0)  # times an output is added to the stream
     kept = []
     for at, i in enumerate(chosen):
         raise_if_stopped(should_stop)
         on_progress("fitting blocks", at, len(chosen))
-        block: Any = blocks.blocks[i]
-        o = block.self_attn.o_proj
-        down = block.mlp.down_proj
+        o, down = blocks.last_of(i, shape)
         (heads, channels), after = _record(blocks, i, whole, o, down)
         parts = zip(heads.flatten(0, 1).chunk(shape.n_kv, 1), o.weight.chunk(shape.n_kv, 1), strict=True)
         energy = torch.stack([(x @ w.T).square().sum() for x, w in parts])  # of each group's part of the output
@@ -290,13 +301,13 @@ def _fit(blocks: Blocks, shape: Shape, ids: Tensor, chosen: Sequence[int], keep:
         _mask(o, columns)
         (heads,), _ = _record(blocks, i, small, o)
         if fit:
-            _solve(o, heads, written if shape.post_norms else written + whole - small, columns)
+            _solve(o, heads, written if shape.post_norms else written + (whole - small) / added, columns)
 
         columns = torch.from_numpy(kept[-1].channels)
         _mask(down, columns)
         (channels,), out = _record(blocks, i, small, down)
         if fit:
-            _solve(down, channels, gated if shape.post_norms else after - out + down(channels), columns)
+            _solve(down, channels, gated if shape.post_norms else (after - out) / added + down(channels), columns)
         whole = after
         small = _onwards(blocks, [i], small)
     return kept

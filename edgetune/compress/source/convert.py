@@ -25,30 +25,31 @@ from ..memory import FLOAT
 from . import huggingface as hf
 from . import vocabulary
 from .floats import Floats
+from .model_types import CONVERTED, OF_TEXT, TYPES, ModelType
+from .placing import Placed
 
-_ARCHITECTURES = {"llama": "llama", "qwen2": "qwen2", "qwen3": "qwen3", "gemma3": "gemma3", "gemma3_text": "gemma3"}
-COMPRESSED = tuple(dict.fromkeys(_ARCHITECTURES.values()))
 _MOSTLY_F16 = 1  # general.file_type, as floats.write stores it
 # Of checkpoints that also see, and buffers that old transformers stored.
+_NUMBERS_OF_EXPERTS = ("num_local_experts", "num_experts", "n_routed_experts")
 _NOT_TEXT = re.compile(r"(model\.)?(vision_tower|multi_modal_projector)\.|.*\.rotary_emb\.inv_freq$")
 
 
 def convert(folder: Path) -> Floats:
-    """A folder with config.json, safetensors and tokenizer.json, of llama, qwen2, qwen3 or gemma3 (its text part).
+    """A folder with config.json, safetensors and tokenizer.json, of a type that model_types.py has (its text part).
 
     FormatError for what is missing or damaged, UnsupportedError for what llama.cpp or edgetune would compute otherwise.
     """
     with as_written(folder / "config.json", "transformers"):
-        config, architecture = _read_config(folder)
-        keys = _hyperparameters(config)
-        factors = _llama3_factors(config)
+        config, kind = _read_config(folder)
+        keys = _hyperparameters(config, kind)
+        factors = _rotary_factors(config)
+    architecture = kind.architecture
     general = {"type": "model", "name": name_of(folder), "license": licence_of(folder), "file_type": _MOSTLY_F16,
                "quantization_version": 2}
     metadata = {f"general.{key}": value for key, value in general.items() if value != ""}
     metadata |= {f"{architecture}.{key}": value for key, value in keys.items()}
-    tensors = _read_tensors(folder, architecture, config)
-    if factors:
-        tensors["rope_freqs.weight"] = np.array(factors, np.float32)
+    tensors = _read_tensors(folder, kind, config)
+    tensors |= {f"{name}.weight": np.array(values, np.float32) for name, values in factors.items()}
     try:
         # sizes alone are looked at: rows are still in transformers' order
         shape = Floats(architecture, metadata, {}, tensors).shape
@@ -59,7 +60,7 @@ def convert(folder: Path) -> Floats:
     ordered = {}
     for name in list(tensors):
         array = tensors.pop(name)  # so that one tensor at a time is in memory twice
-        ordered[name] = array if name == "rope_freqs.weight" else hf.tensor_to_gguf(name, array, shape)
+        ordered[name] = array if hf.is_rotary(name) else hf.tensor_to_gguf(name, array, shape)
         del array
     metadata |= {f"{architecture}.vocab_size": shape.n_vocab, **vocabulary.read(folder, shape.n_vocab)}
     return Floats(architecture, metadata, {}, ordered)
@@ -97,27 +98,31 @@ def name_of(folder: Path) -> str:
     return folder.name
 
 
-def _read_config(folder: Path) -> tuple[PretrainedConfig, str]:
-    """transformers' configuration of the text model, and GGUF's name of its architecture."""
+def _read_config(folder: Path) -> tuple[PretrainedConfig, ModelType]:
+    """transformers' configuration of the text model, and the row of its type."""
     if not (folder / "config.json").is_file():
         raise FormatError(f"{folder} has no config.json", "name a Hugging Face checkpoint's folder, or a .gguf file")
     given = read_json(folder / "config.json")
-    kind = given.get("model_type")
-    text = given.get("text_config") or {} if kind == "gemma3" else given
-    if any(text.get(key) for key in ("num_local_experts", "num_experts", "n_routed_experts")):
-        raise UnsupportedError(f"{folder} is a mixture of experts ({kind})", "take a dense model")
-    if kind not in _ARCHITECTURES:
-        raise UnsupportedError(f"{folder} is of model_type {kind!r:.60}",
-                               f"edgetune converts {', '.join(COMPRESSED)}")
+    name = given.get("model_type")
+    text = given
+    if name in OF_TEXT:
+        text = given.get("text_config") or {}
+        name = text.get("model_type", OF_TEXT[name])
+    kind = TYPES.get(str(name))
+    has_experts = any(text.get(key) not in (None, 0, 1) for key in _NUMBERS_OF_EXPERTS)
+    if has_experts and not (kind and "expert_count" in kind.keys):
+        raise UnsupportedError(f"{folder} is a mixture of experts ({name})", "take a dense model")
+    if kind is None:
+        raise UnsupportedError(f"{folder} is of model_type {name!r:.60}", f"edgetune converts {', '.join(CONVERTED)}")
     if quantization := given.get("quantization_config"):
         method = quantization.get("quant_method") if isinstance(quantization, dict) else quantization
         raise UnsupportedError(f"{folder} is quantized already (quantization_config: {method!s:.40})",
                                "take the model in 16 or 32 bits, or a GGUF of it")
     known = {key: value for key, value in text.items() if key not in ("model_type", "text_config", "rope_parameters")
              and not (key == "rope_scaling" and value is None)}
-    config = AutoConfig.for_model("gemma3_text" if kind == "gemma3" else kind, **_old_rope(text) | known)
-    _refuse_variants(folder, config)
-    return config, _ARCHITECTURES[kind]
+    config = AutoConfig.for_model(kind.config or str(name), **_old_rope(text) | known)
+    _refuse_variants(folder, config, str(name), kind)
+    return config, kind
 
 
 def _old_rope(given: dict[str, Any]) -> dict[str, Any]:
@@ -147,7 +152,7 @@ class _Rotary:
         new = getattr(config, "rope_parameters", None)
         if new is None:
             local = getattr(config, "rope_local_base_freq", config.rope_theta)
-            return cls(float(config.rope_theta), float(local), config.rope_scaling or {})
+            return cls(float(config.rope_theta), float(local), getattr(config, "rope_scaling", None) or {})
         whole = new.get("full_attention", new)
         local = new.get("sliding_attention", whole)["rope_theta"]
         return cls(float(whole["rope_theta"]), float(local), whole)
@@ -157,29 +162,29 @@ class _Rotary:
         return str(self.scaling.get("rope_type", self.scaling.get("type", "default")))
 
 
-def _refuse_variants(folder: Path, config: PretrainedConfig) -> None:
+def _refuse_variants(folder: Path, config: PretrainedConfig, name: str, kind: ModelType) -> None:
     """What llama.cpp's graph of the architecture does not compute."""
-    gemma = config.model_type == "gemma3_text"
-    head = config.hidden_size // config.num_attention_heads if gemma and (
-        config.num_hidden_layers == FAMILIES["gemma3"].wide_blocks) else _head_width(config)
+    family = FAMILIES[kind.architecture]
+    head = config.hidden_size // config.num_attention_heads if (
+        config.num_hidden_layers == family.wide_blocks) else _head_width(config)
     usual = {"hidden_act": "silu", "hidden_activation": "gelu_pytorch_tanh", "use_sliding_window": False,
-             "partial_rotary_factor": 1.0, "query_pre_attn_scalar": head, "final_logit_softcapping": None,
-             "attn_logit_softcapping": None, "use_bidirectional_attention": False}
-    for name, value in usual.items():
-        if (found := getattr(config, name, value)) != value and found is not None:
-            raise UnsupportedError(f"{folder} has {name} = {found!s:.60}",
-                                   f"edgetune converts models where it is {value}")
+             "query_pre_attn_scalar": head, "final_logit_softcapping": None, "attn_logit_softcapping": None,
+             "use_bidirectional_attention": False, **({} if family.partly_rotated else {"partial_rotary_factor": 1.0}),
+             **kind.usual}
+    for field, value in usual.items():
+        wanted = value(config) if callable(value) else value
+        if (found := getattr(config, field, wanted)) != wanted and found is not None:
+            raise UnsupportedError(f"{folder} has {field} = {found!s:.60}",
+                                   f"edgetune converts models where it is {wanted!s:.60}")
     rotary = _Rotary.of(config)
-    kind = rotary.kind
-    scaling = rotary.scaling
-    allowed = ("default", "linear", "yarn") + (("llama3",) if config.model_type == "llama" else ())
-    if kind not in allowed:
-        raise UnsupportedError(f"{folder} scales its rotary embedding by {kind!s:.60}",
-                               f"known for {config.model_type} are {', '.join(allowed)}")
-    fixed = {"beta_fast": Rope.fast, "beta_slow": Rope.slow, "truncate": True, "mscale": None, "mscale_all_dim": None}
-    for name, value in fixed.items() if kind == "yarn" else ():
-        if scaling.get(name, value) not in (value, None):
-            raise UnsupportedError(f"{folder} has rope_scaling.{name} = {scaling[name]!s:.60}",
+    if rotary.kind not in kind.scalings or (rotary.kind == "dynamic" and not rotary.scaling.get("alpha")):
+        raise UnsupportedError(f"{folder} scales its rotary embedding by {rotary.kind!s:.60}",
+                               f"known for {name} are {', '.join(kind.scalings)}")
+    fixed = {"truncate": True, "mscale": 1.0, "attention_factor": None} if family.yarn_keys else {
+        "beta_fast": Rope.fast, "beta_slow": Rope.slow, "truncate": True, "mscale": None, "mscale_all_dim": None}
+    for field, value in fixed.items() if rotary.kind == "yarn" else ():
+        if rotary.scaling.get(field, value) not in (value, None):
+            raise UnsupportedError(f"{folder} has rope_scaling.{field} = {rotary.scaling[field]!s:.60}",
                                    f"llama.cpp computes yarn with {value}")
 
 
@@ -187,16 +192,17 @@ def _head_width(config: PretrainedConfig) -> int:
     return int(getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads)
 
 
-def _hyperparameters(config: PretrainedConfig) -> dict[str, Any]:
+def _hyperparameters(config: PretrainedConfig, of: ModelType) -> dict[str, Any]:
     """Keys after "llama."."""
     width = _head_width(config)
     rotary = _Rotary.of(config)
+    family = FAMILIES[of.architecture]
     keys: dict[str, Any] = {
         "context_length": config.max_position_embeddings, "embedding_length": config.hidden_size,
         "block_count": config.num_hidden_layers, "feed_forward_length": config.intermediate_size,
         "attention.head_count": config.num_attention_heads, "attention.head_count_kv": config.num_key_value_heads,
         "attention.key_length": width, "attention.value_length": width, "rope.dimension_count": width,
-        "rope.freq_base": rotary.base, "attention.layer_norm_rms_epsilon": float(config.rms_norm_eps),
+        "rope.freq_base": rotary.base, "attention.layer_norm_rms_epsilon": float(getattr(config, of.epsilon)),
     }
     kind = rotary.kind
     scaling = rotary.scaling
@@ -207,25 +213,23 @@ def _hyperparameters(config: PretrainedConfig) -> dict[str, Any]:
             scaling.get("original_max_position_embeddings") or config.max_position_embeddings)
         if scaling.get("attention_factor"):  # whole in transformers, a factor of YaRN's own in llama.cpp
             keys["rope.scaling.attn_factor"] = scaling["attention_factor"] / (1 + 0.1 * math.log(scaling["factor"]))
-    return keys | (_sliding(config) if config.model_type == "gemma3_text" else {})
+    if family.windows_every and not family.plain_windows:
+        keys["rope.freq_base_swa"] = rotary.base_of_windows
+    return keys | {ours: getattr(config, theirs) for ours, theirs in of.keys.items()} | of.more(config)
 
 
-def _sliding(config: PretrainedConfig) -> dict[str, Any]:
-    """gemma3's window; which blocks have it is only said where it is not all but every sixth."""
-    windows = [kind == "sliding_attention" for kind in config.layer_types]
-    keys: dict[str, Any] = {"attention.sliding_window": config.sliding_window,
-                            "rope.freq_base_swa": _Rotary.of(config).base_of_windows}
-    if windows != [bool((i + 1) % FAMILIES["gemma3"].windows_every) for i in range(len(windows))]:
-        keys["attention.sliding_window_pattern"] = windows
-    return keys
+def _rotary_factors(config: PretrainedConfig) -> dict[str, list[float]]:
+    """What each rotary frequency is divided by, by GGUF's name: under llama3's scaling, or in short and long texts."""
+    rotary = _Rotary.of(config)
+    if rotary.kind in ("longrope", "su"):
+        return {f"rope_factors_{of}": list(map(float, rotary.scaling[f"{of}_factor"])) for of in ("long", "short")}
+    return {"rope_freqs": _llama3_factors(config)} if rotary.kind == "llama3" else {}
 
 
 def _llama3_factors(config: PretrainedConfig) -> list[float]:
-    """What each rotary frequency is divided by under llama3's scaling: C/2 numbers, or none."""
+    """C/2 numbers."""
     rotary = _Rotary.of(config)
     scaling = rotary.scaling
-    if rotary.kind != "llama3":
-        return []
     width = _head_width(config)
     context = scaling["original_max_position_embeddings"]
     low = scaling["low_freq_factor"]
@@ -238,9 +242,9 @@ def _llama3_factors(config: PretrainedConfig) -> list[float]:
     return factors
 
 
-def _read_tensors(folder: Path, architecture: str, config: PretrainedConfig) -> dict[str, NDArray[np.float32]]:
+def _read_tensors(folder: Path, kind: ModelType, config: PretrainedConfig) -> dict[str, NDArray[np.float32]]:
     """Every tensor of the text model by its GGUF name, rows in transformers' order."""
-    tensors = {}
+    placed = Placed(kind, int(getattr(config, kind.keys.get("expert_count", ""), 0)))
     for path in weight_files(folder):
         with Safetensors(path) as file:
             for name in file.shapes:
@@ -248,11 +252,11 @@ def _read_tensors(folder: Path, architecture: str, config: PretrainedConfig) -> 
                     continue
                 # text may be a part of the model
                 text = re.sub(r"^(model\.)?language_model\.(model\.)?", "model.", name)
-                ours = hf.name_in_gguf(text.replace("model.lm_head", "lm_head"), architecture)
-                if ours is None:
-                    lack = f"llama.cpp's {architecture} has none such"
+                text = text.replace("model.lm_head", "lm_head")
+                if not placed.has_place(text):
+                    lack = f"llama.cpp's {kind.architecture} has none such"
                     raise UnsupportedError(f"{path} has the tensor {name!r:.80}, {lack}",
                                            "the model is of a variant that cannot be converted")
-                if ours != "output.weight" or not config.tie_word_embeddings:
-                    tensors[ours] = file.read(name)
-    return tensors
+                if text != "lm_head.weight" or not config.tie_word_embeddings:
+                    placed.put(text, file.read(name))
+    return placed.whole()

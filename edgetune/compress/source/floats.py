@@ -60,9 +60,14 @@ def read(gguf: Gguf) -> Floats:
     return Floats(gguf.architecture, metadata, gguf.types, tensors)
 
 
+def is_matrix(name: str, array: NDArray[np.float32]) -> bool:
+    """Whether a tensor is stored in few bits: vectors, convolutions and routers never are."""
+    return array.ndim > 1 and not name.endswith((".conv.weight", ".ffn_gate_inp.weight"))
+
+
 def write(path: str | os.PathLike[str], model: Floats) -> None:
     """A GGUF whose matrices are F16, or BF16 where a weight is too large for that; the rest stays F32."""
-    stored = {name: array if array.ndim == 1 else _half(array) for name, array in model.tensors.items()}
+    stored = {name: _half(array) if is_matrix(name, array) else array for name, array in model.tensors.items()}
     write_gguf(path, model.architecture, model.metadata, stored, model.types)
 
 

@@ -7,50 +7,51 @@ the rows of q and k in another order. gemma3's norms are 1 + w in transformers a
 from __future__ import annotations
 
 import re
+from collections.abc import Callable
 from typing import Any
 
 import numpy as np
 import torch
 import transformers
 from numpy.typing import NDArray
+from torch import nn
 from transformers import AutoConfig, AutoModelForCausalLM, PretrainedConfig, PreTrainedModel
 
-from ...adapters.peft import MODULES, row_order
+from ...adapters.peft import row_order
 from ...errors import UnsupportedError, named
-from ...formats.families import FAMILIES
 from ...formats.rope import Rope
 from ...formats.shape import Shape
 from .floats import Floats
+from .model_types import TYPES, ModelType
+from .settings import OF_ARCHITECTURE, base_of
 
-_OUTSIDE = {"token_embd": "model.embed_tokens", "output_norm": "model.norm", "output": "lm_head"}
-_INSIDE = MODULES | {
-    "attn_q_norm": "self_attn.q_norm", "attn_k_norm": "self_attn.k_norm",
-    "attn_norm": "input_layernorm", "ffn_norm": "post_attention_layernorm",
-}
-_POST_NORMS = {"post_attention_norm": "post_attention_layernorm", "ffn_norm": "pre_feedforward_layernorm",
-          "post_ffw_norm": "post_feedforward_layernorm"}
+_TYPE_OF: dict[str, ModelType] = {}
+for _kind in TYPES.values():
+    _TYPE_OF.setdefault(_kind.architecture, _kind)
+
+
+def computes(architecture: str) -> bool:
+    """Whether to_torch takes models of this architecture."""
+    return architecture in OF_ARCHITECTURE
+
+
+def is_rotary(name: str) -> bool:
+    """Whether a tensor holds factors of rotary frequencies, which transformers has in its configuration."""
+    return name.startswith("rope_f")
 
 
 def name_in_torch(name: str, architecture: str) -> str:
     """blk.3.attn_q.weight -> model.layers.3.self_attn.q_proj.weight"""
-    if match := re.fullmatch(r"blk\.(\d+)\.(\w+)\.(weight|bias)", name):
-        return f"model.layers.{match[1]}.{_inside(architecture)[match[2]]}.{match[3]}"
-    part, _, kind = name.rpartition(".")
-    return f"{_OUTSIDE[part]}.{kind}"
+    kind = _TYPE_OF[architecture]
+    if match := re.fullmatch(r"blk\.(\d+)\.([\w.]+)\.(weight|bias)", name):
+        return f"model.layers.{match[1]}.{kind.modules[match[2]]}.{match[3]}"
+    part, _, suffix = name.rpartition(".")
+    return f"{kind.outside[part]}.{suffix}"
 
 
-def name_in_gguf(name: str, architecture: str) -> str | None:
-    """The inverse of name_in_torch; None for a tensor that a GGUF of this architecture has no place for."""
-    if match := re.fullmatch(r"model\.layers\.(\d+)\.([\w.]+)\.(weight|bias)", name):
-        inside = {theirs: ours for ours, theirs in _inside(architecture).items()}.get(match[2])
-        return inside and f"blk.{match[1]}.{inside}.{match[3]}"
-    part, _, kind = name.rpartition(".")
-    outside = {theirs: ours for ours, theirs in _OUTSIDE.items()}.get(part)
-    return outside and f"{outside}.{kind}"
-
-
-def _inside(architecture: str) -> dict[str, str]:
-    return _INSIDE | (_POST_NORMS if FAMILIES[architecture].post_norms else {})
+def module_in_torch(name: str, architecture: str) -> str:
+    """blk.3.attn_q -> model.layers.3.self_attn.q_proj"""
+    return name_in_torch(f"{name}.weight", architecture).removesuffix(".weight")
 
 
 def gguf_rows(name: str, rows: int, shape: Shape) -> NDArray[np.intp]:
@@ -61,6 +62,8 @@ def gguf_rows(name: str, rows: int, shape: Shape) -> NDArray[np.intp]:
 def tensor_to_torch(name: str, array: NDArray[np.float32], shape: Shape) -> NDArray[np.float32]:
     if name.endswith("norm.weight"):
         return np.subtract(array, shape.family.norm_offset, dtype=np.float32)
+    if name.endswith(".conv.weight"):
+        return np.array(array[:, None])  # torch wants its own
     return array[np.argsort(gguf_rows(name, array.shape[0], shape))]
 
 
@@ -68,19 +71,29 @@ def tensor_to_gguf(name: str, array: NDArray[np.float32], shape: Shape) -> NDArr
     """The inverse of tensor_to_torch; `name` is the GGUF's."""
     if name.endswith("norm.weight"):
         return np.add(array, shape.family.norm_offset, dtype=np.float32)
+    if name.endswith(".conv.weight"):
+        return np.ascontiguousarray(array.reshape(len(array), -1))
+    if array.ndim == 3:  # of experts
+        return np.ascontiguousarray(array)
     return np.ascontiguousarray(array[gguf_rows(name, array.shape[0], shape)])
 
 
 def to_torch(model: Floats, dtype: torch.dtype = torch.float32) -> PreTrainedModel:
-    """transformers' model with these weights, in eval mode, attention by PyTorch's own kernel."""
+    """transformers' model with these weights, in eval mode, attention by PyTorch's own kernel. UnsupportedError for an
+    architecture that it does not compute for us, and for tensors that its model does not have.
+    """
     shape = model.shape
     with torch.device("meta"):
         built = AutoModelForCausalLM.from_config(config_of(model), attn_implementation="sdpa")
     built = built.to_empty(device="cpu").to(dtype)
     state = {name_in_torch(name, model.architecture): torch.from_numpy(tensor_to_torch(name, array, shape)).to(dtype)
-             for name, array in model.tensors.items() if name != "rope_freqs.weight"}
+             for name, array in model.tensors.items() if not is_rotary(name)}
     if built.config.tie_word_embeddings:
         state["lm_head.weight"] = state["model.embed_tokens.weight"]
+    if state.keys() != built.state_dict().keys():
+        others = sorted(state.keys() ^ built.state_dict().keys())
+        raise UnsupportedError(f"transformers' {built.config.model_type} and this model differ in {others[0]}",
+                               "leave out --calibrate and --distill, and measure with --measure")
     built.load_state_dict(state, strict=True, assign=True)
     built.tie_weights()
     _fill_buffers(built, shape.ropes[0])
@@ -102,7 +115,7 @@ def from_torch(trained: PreTrainedModel, model: Floats) -> Floats:
     state = trained.state_dict()
     tensors = {}
     for name, array in model.tensors.items():
-        if name == "rope_freqs.weight":
+        if is_rotary(name):
             tensors[name] = array
         else:
             values = state[name_in_torch(name, model.architecture)].float().numpy()
@@ -110,10 +123,31 @@ def from_torch(trained: PreTrainedModel, model: Floats) -> Floats:
     return model.with_keys(tensors)
 
 
+def embedded(model: PreTrainedModel, ids: torch.Tensor) -> torch.Tensor:
+    """What the first block gets, [..., D]."""
+    scaled: torch.Tensor = model.model.embed_tokens(ids) * getattr(model.config, "embedding_multiplier", 1.0)
+    return scaled
+
+
+def head_of(model: PreTrainedModel) -> Callable[[torch.Tensor], torch.Tensor]:
+    """The function that makes logits [..., V] of what the last norm gives."""
+    scale = getattr(model.config, "logits_scaling", 1.0)
+    if scale == 1.0:
+        plain: Callable[[torch.Tensor], torch.Tensor] = model.lm_head
+        return plain
+    return lambda hidden: model.lm_head(hidden) / scale
+
+
+def last_norm(model: PreTrainedModel, architecture: str) -> nn.Module:
+    name = _TYPE_OF[architecture].last_norm
+    norm: nn.Module = model.model.get_submodule(name)
+    return norm
+
+
 def _fill_buffers(built: PreTrainedModel, rope: Rope) -> None:
     """What is computed and not stored (rotary frequencies, gemma's embedding scale) is lost on the meta device.
 
-    llama3's scaling comes as the factors that a GGUF holds: each frequency is divided by its own.
+    llama3's scaling comes as the factors that a GGUF holds: each frequency is divided by its own. So do phi3's.
     """
     fresh = dict(AutoModelForCausalLM.from_config(_small(built.config)).named_buffers())
     for name, _ in list(built.named_buffers()):
@@ -125,6 +159,8 @@ def _fill_buffers(built: PreTrainedModel, rope: Rope) -> None:
         setattr(owner, leaf, values)
         if hasattr(owner, f"original_{leaf}"):
             setattr(owner, f"original_{leaf}", values)
+        if rope.kind != "yarn" and rope.attn_factor != 1.0 and hasattr(owner, "attention_scaling"):
+            owner.attention_scaling = rope.attn_factor
 
 
 def _small(config: PretrainedConfig) -> PretrainedConfig:
@@ -142,38 +178,12 @@ def _small(config: PretrainedConfig) -> PretrainedConfig:
 
 def config_of(model: Floats) -> PretrainedConfig:
     """transformers' configuration of the model."""
-    s = model.shape
-    keys = model.metadata
-    settings: dict[str, Any] = {
-        "vocab_size": s.n_vocab, "hidden_size": s.d_model, "intermediate_size": s.d_ff,
-        "num_hidden_layers": s.n_layer, "num_attention_heads": s.n_head, "num_key_value_heads": s.n_kv,
-        "head_dim": s.d_head, "max_position_embeddings": s.context, "rms_norm_eps": s.norm_eps,
-        "rope_theta": s.ropes[0].base, "rope_scaling": _rope_scaling(s.ropes[0]),
-        "tie_word_embeddings": "output.weight" not in model.tensors,
-    }
-    for ours, theirs in (("bos", "bos_token_id"), ("eos", "eos_token_id"), ("padding", "pad_token_id")):
-        settings[theirs] = keys.get(f"tokenizer.ggml.{ours}_token_id")
-    kind = s.architecture
-    if kind == "llama":
-        settings["attention_bias"] = "blk.0.attn_q.bias" in model.tensors
-        settings["mlp_bias"] = "blk.0.ffn_up.bias" in model.tensors
-    if kind == "gemma3":
-        kind = "gemma3_text"
-        settings |= {
-            "query_pre_attn_scalar": round(s.attn_scale**-2), "rope_local_base_freq": s.ropes[1].base,
-            "sliding_window": max(s.windows) or s.context, "hidden_activation": "gelu_pytorch_tanh",
-            "layer_types": ["sliding_attention" if window else "full_attention" for window in s.windows],
-        }
+    if not computes(model.architecture):
+        raise UnsupportedError(f"{model.architecture} is not computed by transformers here",
+                               "leave out --calibrate and --distill, and measure with --measure")
+    kind, settings = OF_ARCHITECTURE[model.architecture](model)
     try:
-        return AutoConfig.for_model(kind, **settings)
+        return AutoConfig.for_model(kind, **base_of(model), **settings)
     except Exception as error:  # its checks grow with its versions
         raise UnsupportedError(f"transformers {transformers.__version__} refuses a {kind} of this shape "
                                f"({named(error)})", "choose another --width, or install transformers 4.57") from None
-
-
-def _rope_scaling(rope: Rope) -> dict[str, Any] | None:
-    if rope.kind == "linear" and rope.factor != 1.0:
-        return {"rope_type": "linear", "factor": rope.factor}
-    if rope.kind == "yarn":
-        return {"rope_type": "yarn", "factor": rope.factor, "original_max_position_embeddings": rope.original_context}
-    return None

@@ -20,6 +20,7 @@ from ...formats.named import find_model
 from .. import memory
 from . import convert, floats
 from .floats import Floats
+from .model_types import CONVERTED
 
 FLOAT_FORMATS = ("F32", "F16", "BF16")
 # What a download takes: never the .bin, .pth or .onnx next to it.
@@ -126,9 +127,9 @@ def _open_folder(place: Located) -> Source:
 
 def _open_gguf(path: Path) -> Source:
     bundle = open_bundle(path)
-    if (arch := bundle.gguf.architecture) not in convert.COMPRESSED:
+    if (arch := bundle.gguf.architecture) not in CONVERTED:
         raise UnsupportedError(f"{path} is of architecture {arch!r}, edgetune compresses "
-                               f"{', '.join(convert.COMPRESSED)}", "quantize it with llama-quantize, and train that")
+                               f"{', '.join(CONVERTED)}", "quantize it with llama-quantize, and train that")
     sizes = [prod(tensor.shape) for tensor in bundle.gguf.tensors.values()]
     memory.require_memory(memory.FLOAT * (sum(sizes) + max(sizes, default=0)), f"{path} in float32")
     model = floats.read(bundle.gguf)

@@ -6,9 +6,10 @@ transformers' converters wrote it down; llama.cpp merges by a token's score inst
 same where the list holds every pair that makes a token, token after token. That is checked.
 
 Ids are then the same but for what no GGUF can tell llama.cpp: it does not compose characters (NFC, which Qwen's
-tokenizers do first), it strips no spaces around an added token, it takes some tokens for marks by their text ("</s>" in
-Qwen's), it does not tell a "▁" in a text from a space, and where a space is put in front only at the very beginning of
-a text that has none (Metaspace), it puts one there always and after every special token.
+tokenizers do first), by the cuts of gpt-4o and tekken it divides marks from their letters (Hindi, Thai), it strips no
+spaces around an added token, it takes some tokens for marks by their text ("</s>" in Qwen's), it does not tell a "▁" in
+a text from a space, and where a space is put in front only at the very beginning of a text that has none (Metaspace),
+it puts one there always and after every special token.
 Facts: llama.cpp, src/llama-vocab.cpp and convert_hf_to_gguf.py.
 """
 
@@ -35,6 +36,15 @@ _DIGIT = r"\p{N}"
 _WORDS = r"'s|'t|'re|'ve|'m|'ll|'d| ?\p{L}+| ?\p{N}+| ?[^\s\p{L}\p{N}]+|\s+(?!\S)|\s+"
 _MODERN = (r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}%s| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|"
            r"\s+(?!\S)|\s+")
+_END = r"|\s*[\r\n]+|\s+(?!\S)|\s+"
+_MARKED = (r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?[\p{L}\p{M}]+|\p{N}| ?[^\s\p{L}\p{M}\p{N}]+[\r\n]*" + _END)
+_UPPER = r"[^\r\n\p{L}\p{N}]?[\p{Lu}\p{Lt}\p{Lm}\p{Lo}\p{M}]"
+_LOWER = r"[\p{Ll}\p{Lm}\p{Lo}\p{M}]"
+_CASED = _UPPER + "*" + _LOWER + "+%s|" + _UPPER + "+" + _LOWER + r"*%s|\p{N}%s| ?[^\s\p{L}\p{N}]+[\r\n/]*" + _END
+_SHORT = "(?i:'s|'t|'re|'ve|'m|'ll|'d)?"
+_ASIAN = "[一-龥぀-ゟ゠-ヿ]+"
+_SIGNED = (r"[!\"#$%&'()*+,\-./:;<=>?@\[\\\]^_`{|}~][A-Za-z]+|[^\r\n\p{L}\p{P}\p{S}]?[\p{L}\p{M}]+"
+           r"| ?[\p{P}\p{S}]+[\r\n]*" + _END)
 # (the expressions that cut, one after the other; whether a word that is a token is never merged) -> llama.cpp's name
 _PRE = {
     ((_WORDS,), False): "gpt-2",
@@ -42,6 +52,10 @@ _PRE = {
     ((_MODERN % "",), False): "qwen2",
     ((_MODERN % "{1,3}",), False): "smaug-bpe",
     ((_MODERN % "{1,3}",), True): "llama-bpe",
+    ((_MARKED,), False): "qwen35",
+    ((_CASED % (_SHORT, _SHORT, "{1,3}"),), False): "gpt-4o",
+    ((_CASED % ("", "", ""),), True): "tekken",
+    ((r"\p{N}{1,3}", _ASIAN, _SIGNED), False): "hunyuan-dense",
 }
 
 
