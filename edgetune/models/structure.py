@@ -82,7 +82,7 @@ class DecoderStructure(Structure):
     def cache(self) -> Cache | None:
         mixers = tuple(mixer_of(self.shape, layer) for layer in range(self.shape.n_layer))
         is_kept = all(mixer.state(self.shape) is not None for mixer in set(mixers))
-        return Cache(self.shape, mixers) if is_kept and not self.shape.blocks else None
+        return Cache(self.shape, mixers) if is_kept else None
 
     @property
     def max_grad_norm(self) -> float:

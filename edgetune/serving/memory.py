@@ -33,9 +33,9 @@ def cache_bytes(base: Gguf, context: int) -> int:
     """
     shape = read_shape(base)
     cache = DecoderStructure(shape).cache
-    layers = len(cache.keys) if cache else shape.n_layer
+    makers = cache.keys if cache else range(shape.n_layer)
     states = _SEQUENCES * cache.state_bytes if cache else 0
-    return 2 * 2 * context * layers * shape.d_kv + states
+    return 2 * 2 * context * sum(shape.of(layer).d_kv for layer in makers) + states
 
 
 def busy_bytes(base: Gguf, context: int) -> int:

@@ -17,7 +17,7 @@ from edgetune.adapters.base import Artifact
 from edgetune.adapters.low_rank import LoraFamily
 from edgetune.adapters.store import save_gguf
 from edgetune.data.packing import collate
-from edgetune.errors import EdgetuneError, UnsupportedError, UsageError
+from edgetune.errors import EdgetuneError, UsageError
 from edgetune.formats.gguf import check_model, open_gguf
 from edgetune.formats.shape import read_shape
 from edgetune.models.decoder import Model
@@ -200,12 +200,10 @@ def check_and_read(path):
     read_shape(gguf)
 
 
-def test_what_virtual_tokens_and_our_own_engine_lack_is_refused(tmp_path):
+def test_virtual_tokens_are_refused(tmp_path):
     model = Model(open_gguf(write_tiny(tmp_path / "m.gguf", "gemma4")))
     with pytest.raises(UsageError, match="virtual tokens"):
         model.structure.parts("keys", 0)
-    with pytest.raises(UnsupportedError, match="own engine"):
-        model.structure.check_answers()
 
 
 def test_keys_that_a_block_does_not_use_may_be_in_the_file(tmp_path):

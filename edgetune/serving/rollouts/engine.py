@@ -291,7 +291,7 @@ class Rollouts:
 
     def _attend_prompts(self, layer: int, k: Activations, q: np.ndarray, key: np.ndarray, v: np.ndarray,
                         batch: Batch) -> None:
-        self._decoder.ops.cache_store(self._cache.keys[layer], self._cache.values[layer], key, v, self._slots)
+        self._cache.store(self._decoder.ops, self._decoder.shape, layer, key, v, self._slots)
         self._decoder.attend_batch(layer, k, q, key, v, batch)
 
     def _attend_answers(self, layer: int, k: Activations, q: np.ndarray, key: np.ndarray, v: np.ndarray,
