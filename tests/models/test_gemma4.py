@@ -23,6 +23,7 @@ from edgetune.formats.shape import read_shape
 from edgetune.models.decoder import Model
 from edgetune.models.linear import RunShape
 from edgetune.objectives.sft import Sft
+from edgetune.serving.llama import LlamaModel
 from edgetune.training.gradient import Gradient
 
 STEP = 1e-2
@@ -219,3 +220,27 @@ def test_keys_that_a_block_does_not_use_may_be_in_the_file(tmp_path):
     batch = collate([random_example(rng, 30, 416)])
     ours = [opened(each)[0].logits(batch) for each in (path, other)]
     assert np.array_equal(*ours)
+
+
+def test_a_vocabulary_of_gemma_4_is_read(tmp_path):
+    """Its tokens are characters, a space a mark, and bytes where there is no character."""
+    base = open_gguf(write_tiny(tmp_path / "m.gguf", "gemma4"))
+    letters = [chr(code) for code in range(0x21, 0x7F)] + ["\u2581"]
+    bytes_ = [f"<0x{byte:02X}>" for byte in range(256)]
+    merges = ["\u2581 t", "h e", "\u2581t he"]
+    merged = [merge.replace(" ", "") for merge in merges]
+    tokens = ["<|endoftext|>", "<|im_start|>", "<|im_end|>", *bytes_, *letters, *merged]
+    kinds = [3] * 3 + [6] * 256 + [1] * (len(tokens) - 259)
+    spare = 416 - len(tokens)
+    keys = {"tokenizer.ggml.model": "gemma4", "tokenizer.ggml.pre": None, "tokenizer.ggml.merges": merges,
+            "tokenizer.ggml.tokens": tokens + [f"<unused{i}>" for i in range(spare)],
+            "tokenizer.ggml.token_type": kinds + [5] * spare}
+    path = variant(tmp_path / "x.gguf", base, keys)
+    check_model(open_gguf(path))
+    with LlamaModel(path) as served:
+        ids = served.tokenizer.encode("the the \u00e9", special=False)
+        assert [tokens[i] for i in ids] == ["t", "he", "\u2581the", "\u2581", "<0xC3>", "<0xA9>"]
+        assert served.tokenizer.decode(ids) == "the the \u00e9"
+    for key in ("tokenizer.ggml.merges", "tokenizer.ggml.tokens"):
+        with pytest.raises(EdgetuneError, match=key):
+            check_model(open_gguf(variant(tmp_path / "y.gguf", base, keys | {key: None})))

@@ -107,7 +107,8 @@ _TOKENIZER = {
 # Ids that llama.cpp ignores where they are no token's, but not where they are of another type.
 _MARKS = ("fim_mid", "fim_pad", "fim_pre", "fim_rep", "fim_sep", "fim_suf", "mask", "middle", "padding", "prefix",
           "seperator", "suffix", "unknown", "cls")
-_TOKENIZER_MODELS = ("gpt2", "llama")  # byte-level BPE and sentencepiece, which the supported families use
+_BPE = ("gpt2", "gemma4")  # of bytes, and of characters; both have merges
+_TOKENIZER_MODELS = (*_BPE, "llama")  # and sentencepiece: those that the supported families use
 ENCODER = "bert"  # the first architecture of encoders, and the tokenizer's name of all: WordPiece
 NOMIC = "nomic-bert"
 MODERN = "modern-bert"
@@ -353,7 +354,7 @@ def _check_tokenizer(gguf: Gguf, supported: tuple[str, ...]) -> None:
     model = _text(gguf, at + "model")
     if model not in supported:
         raise UnsupportedError(f"{gguf.path}: {at}model is {model!r:.60}", f"supported are {', '.join(supported)}")
-    for name in ("tokens", "merges") if model == "gpt2" else ("tokens",):
+    for name in ("tokens", "merges") if model in _BPE else ("tokens",):
         if at + name not in gguf.metadata:
             raise FormatError(f"{gguf.path}: {at}{name} is missing", _BROKEN)
     count = gguf.metadata.count(at + "tokens")
