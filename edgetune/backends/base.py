@@ -146,8 +146,8 @@ class Ops(Protocol):
         subtree of a token ends, position [T] (int32) its parent's plus 1. Token t sees token j if begin[j] <= t <
         end[j] and, unless window is 0, |position[t] - position[j]| < window. begin None: begin[j] is j. Given, as int32
         [T], it makes tokens see both ways: all are in documents without branches, and begin[j] is the first token of
-        j's. C is at most 256. out, q, k and v may each be bf16 (as uint16). Where the precision is not exact and the
-        device multiplies bf16, products are of numbers in bf16.
+        j's. C is at most 512, on a GPU 256. out, q, k and v may each be bf16 (as uint16). Where the precision is not
+        exact and the device multiplies bf16, products are of numbers in bf16.
         """
 
     def attention_backward(self, dq: Array, dk: Array, dv: Array, delta: Array, dout: Array, out: Array, lse: Array,
