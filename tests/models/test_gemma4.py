@@ -7,6 +7,7 @@ from dataclasses import replace
 import numpy as np
 import pytest
 from decoder_cases import branching_examples, make_decoder, random_example, random_pair
+from durable import go, stop
 from families import logits_of
 from random_adapters import distance
 from small_families import trained
@@ -18,6 +19,7 @@ from edgetune.adapters.low_rank import LoraFamily
 from edgetune.adapters.store import save_gguf
 from edgetune.data.packing import collate
 from edgetune.errors import EdgetuneError, UsageError
+from edgetune.formats.bundle import open_bundle
 from edgetune.formats.gguf import check_model, open_gguf
 from edgetune.formats.shape import read_shape
 from edgetune.models.decoder import Model
@@ -164,6 +166,13 @@ def test_memory_changes_no_bit(precision, tmp_path):
     assert found["none", "resident"] == found["none", "streamed"]
     assert found["block", "resident"] == found["block", "streamed"]
     assert precision != "exact" or len(set(found.values())) == 1
+
+
+def test_stopped_it_resumes_to_the_same_bytes(tmp_path):
+    bundle = open_bundle(write_tiny(tmp_path / "m.gguf", "gemma4", formats="Q8_0"))
+    undisturbed = go(bundle, tmp_path / "undisturbed")
+    stop(bundle, tmp_path / "out", 90)
+    assert go(bundle, tmp_path / "out", resume=True) == undisturbed
 
 
 def test_the_table_of_embeddings_is_read_by_rows(tmp_path):
