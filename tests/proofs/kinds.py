@@ -5,8 +5,8 @@ registers reaches; and what the ops of convolutions and states take of a step.
 
 Random weights in Q4_0, one block of each kind, LoRA of rank 8 on all projections, one document, one thread. A time is
 the CPU seconds of a sublayer with its norm, its adapter and its sum with the residual stream; the least of the repeats
-counts. FLOP are those of the frozen products, of attention and of states. A step here is all blocks of the model,
-without the head, whose share only lowers the others'.
+counts. FLOP are those of the frozen products, of attention and of states; of the head those of logits and of their
+gradient, without making the logits again. A step is all blocks of the model and its head, with a loss at all tokens.
 """
 
 import argparse
@@ -18,7 +18,7 @@ import time
 from collections import defaultdict
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -39,7 +39,7 @@ from edgetune.models.decoder import Decoder, Model
 from edgetune.models.linear import RunShape
 from edgetune.models.structure import feed_of, mixer_of
 
-VOCABULARY = 416  # the head is not measured
+HEAD = "head"
 
 @dataclass(frozen=True)
 class Real:
@@ -48,30 +48,32 @@ class Real:
     architecture: str
     shape: Shape
     counts: tuple[int, ...]
+    n_vocab: int
 
 
 def shape(d: int, heads: int, kv: int, width: int, ff: int, **more: Any) -> Shape:
-    return Shape(d_model=d, n_heads=heads, n_kv_heads=kv, head_width=width, d_ff=ff, n_vocab=VOCABULARY, n_context=4096,
+    return Shape(d_model=d, n_heads=heads, n_kv_heads=kv, head_width=width, d_ff=ff, n_context=4096,
                  **{"n_blocks": 2, **more})
 
 
 CONV = {"qk_norm": "head", "rope_base": 1e6, "n_blocks": 3, "conv": (0, 1)}
 MODELS = {
-    "Qwen3-0.6B": Real("qwen3", shape(1024, 16, 8, 128, 3072, qk_norm="head"), (28,)),
-    "Llama-3.2-1B": Real("llama", shape(2048, 32, 8, 64, 8192), (16,)),
-    "Llama-3.2-3B": Real("llama", shape(3072, 24, 8, 128, 8192), (28,)),
-    "Phi-4-mini": Real("phi3", shape(3072, 24, 8, 128, 8192, fused=True), (32,)),
-    "LFM2-350M": Real("lfm2", shape(1024, 16, 8, 64, 4608, **CONV), (10, 6)),
-    "LFM2-1.2B": Real("lfm2", shape(2048, 32, 8, 64, 8192, **CONV), (10, 6)),
+    "Qwen3-0.6B": Real("qwen3", shape(1024, 16, 8, 128, 3072, qk_norm="head"), (28,), 151936),
+    "Llama-3.2-1B": Real("llama", shape(2048, 32, 8, 64, 8192), (16,), 128256),
+    "Llama-3.2-3B": Real("llama", shape(3072, 24, 8, 128, 8192), (28,), 128256),
+    "Phi-4-mini": Real("phi3", shape(3072, 24, 8, 128, 8192, fused=True), (32,), 200064),
+    "LFM2-350M": Real("lfm2", shape(1024, 16, 8, 64, 4608, **CONV), (10, 6), 65536),
+    "LFM2-1.2B": Real("lfm2", shape(2048, 32, 8, 64, 8192, **CONV), (10, 6), 65536),
     "Granite-3-1B-A400M": Real("granitemoe", shape(1024, 16, 8, 64, 512, scales=(12.0, 0.22, 0.0156, 6.0),
-                                                   experts=(32, 8)), (24,)),
-    "OLMoE-1B-7B": Real("olmoe", shape(2048, 16, 16, 128, 1024, qk_norm="width", tied=False, experts=(64, 8)), (16,)),
+                                                   experts=(32, 8)), (24,), 49155),
+    "OLMoE-1B-7B": Real("olmoe", shape(2048, 16, 16, 128, 1024, qk_norm="width", tied=False, experts=(64, 8)), (16,),
+                        50304),
 }
 
 
 @dataclass(frozen=True)
 class Part:
-    """A sublayer in one direction."""
+    """A sublayer in one direction, or the head; its layer is -1."""
 
     layer: int
     kind: str
@@ -103,6 +105,13 @@ class Clock:
         for direction in ("forward", "backward"):
             self._watch_parts(decoder, "block", direction, s.mixer)
             self._watch_parts(decoder, "feed", direction, s.feed)
+        head = decoder._head.backward
+
+        def call(*args: Any) -> Any:
+            with self.within(Part(-1, HEAD, "backward")):
+                return head(*args)
+
+        decoder._head.backward = call  # type: ignore[method-assign]
         for name in OPS:
             setattr(decoder.ops, name, self._watched(name, getattr(decoder.ops, name)))
 
@@ -141,12 +150,14 @@ def opened(path: Path, tokens: int, precision: str) -> Decoder:
 
 
 def batch_of(tokens: int) -> Batch:
-    ids = np.random.default_rng(0).integers(3, VOCABULARY, tokens).astype(np.int32)
+    ids = np.random.default_rng(0).integers(3, 416, tokens).astype(np.int32)
     return collate([Example(ids, np.ones(tokens, np.float32))])
 
 
 def flops(decoder: Decoder, part: Part, tokens: int) -> int:
     s = decoder.shape
+    if part.kind == HEAD:
+        return 4 * (tokens - 1) * s.n_vocab * s.d_model
     kind = mixer_of(s, part.layer) if part.kind == s.mixer(part.layer) else feed_of(s, part.layer)
     linear = s.linear_shapes(part.layer)
     products = sum(2 * tokens * n * k for name, (n, k) in linear.items() if name in (kind.last, *kind.inputs))
@@ -162,7 +173,8 @@ def least(found: dict[Any, float], others: dict[Any, float]) -> dict[Any, float]
 def measured(name: str, tokens: int, precision: str, repeats: int) -> dict[str, Any]:
     real = MODELS[name]
     with tempfile.TemporaryDirectory() as folder:
-        decoder = opened(write_shape(Path(folder) / "model.gguf", real.architecture, real.shape), tokens, precision)
+        path = write_shape(Path(folder) / "model.gguf", real.architecture, replace(real.shape, n_vocab=real.n_vocab))
+        decoder = opened(path, tokens, precision)
     batch = batch_of(tokens)
     parts: dict[Part, float] = {}
     ops: dict[tuple[str, Part], float] = {}
@@ -178,7 +190,7 @@ def measured(name: str, tokens: int, precision: str, repeats: int) -> dict[str, 
         ops = least(ops, clock.ops)
         for direction in peaks:
             peaks[direction] = max(peaks[direction], decoder.ops.peak(precision, direction == "backward"))
-    times = dict(enumerate(real.counts, start=1))
+    times = {-1: 1, **dict(enumerate(real.counts, start=1))}
     step = sum(spent * times.get(part.layer, 0) for part, spent in parts.items())
     shares: dict[str, float] = defaultdict(float)
     for (op, part), spent in ops.items():
