@@ -31,6 +31,7 @@ if TYPE_CHECKING:
     from ..fleet.answer import AnswerFacts
     from ..fleet.next_task import Ended
     from ..fleet.noise import Noise
+    from ..fleet.task import Secret
 
 OWN = ("memory", "weights", "threads", "backend", "checkpoint_every", "prompt_column", "completion_column")
 NOT_HERE = (*LOCAL, *FILE_OPTIONS, "eval_every", "patience")
@@ -72,12 +73,16 @@ def fleet() -> None:
          click.option("--start", type=click.Path(path_type=Path), help="Adapter to begin from [none]."),
          click.option("--least-rows", type=click.IntRange(1), default=1, show_default=True,
                       help="Rows without which a device does not answer."),
+         click.option("--secret", type=click.Path(path_type=Path), metavar="KEYS",
+                      help="Sum in secret, among the devices whose public keys are in this file, one a line."),
+         click.option("--threshold", type=click.IntRange(2), help="With --secret: devices that must answer and reveal "
+                      "[two thirds, and one more]."),
          KEY, config_options(*(spec.name for spec in fields(FleetOptions)), of=FleetOptions),
          click.option("--rank", type=click.IntRange(1), default=8, show_default=True, help="Rank of the adapter."),
          click.option("--alpha", type=click.FloatRange(0.0, min_open=True), default=16.0, show_default=True,
                       help="The adapter is scaled by alpha / rank."), config_options(*TRAINING), group=fleet)
-def fleet_task(model: Path, to: Path, start: Path | None, least_rows: int, key: Path | None, as_json: bool,
-               **options: Any) -> None:
+def fleet_task(model: Path, to: Path, start: Path | None, least_rows: int, secret: Path | None, threshold: int | None,
+               key: Path | None, as_json: bool, **options: Any) -> None:
     """Write the task of the first round of MODEL.
 
     It says what each device trains and how: an epoch of its rows, unless told otherwise. The options hold for all
@@ -89,18 +94,40 @@ def fleet_task(model: Path, to: Path, start: Path | None, least_rows: int, key: 
     asked = FleetOptions(**{spec.name: options.pop(spec.name) for spec in fields(FleetOptions)}).check()
     begun = {name: value for name, value in recorded_size(start).items() if name not in ("family", "rslora")}
     config = TrainConfig(**{**options, **DEFAULTS, **begun, **explicit(options)})
-    pairs = make_task(open_bundle(model), to, config, asked, start=start, least_rows=least_rows, key=key)
+    devices = secret_of(secret, threshold, explicit({name: getattr(asked, name) for name in ("clip", "refuse")}))
+    pairs = make_task(open_bundle(model), to, config, asked, start=start, least_rows=least_rows, secret=devices,
+                      key=key)
     values = sum(pair.a.size + pair.b.size for pair in pairs.values())
     show(as_json, {"out": str(to), "aggregation": asked.aggregation, "pairs": len(pairs), "values": values},
          f"{to} is the task of round 1: {asked.aggregation}, {len(pairs)} projections, {values:,} values",
          f"on each device: edgetune fleet train-round {to} ROWS -o ANSWER")
 
 
+def secret_of(keys: Path | None, threshold: int | None, screening: dict[str, Any]) -> Secret | None:
+    """The devices of a task that is summed in secret. screening: options that were given and need open updates."""
+    from ..errors import UsageError
+    from ..fleet.masks import Circle, least_threshold
+    from ..fleet.secret_key import public_keys
+    from ..fleet.task import Secret
+    if keys is None:
+        if threshold is not None:
+            raise UsageError(f"--threshold {threshold} is given without --secret", "give both, or neither")
+        return None
+    for name in screening:
+        raise UsageError(f"--{name} is given with --secret, where nobody sees the update of a device",
+                         "leave one of them out")
+    found = public_keys(keys)
+    circle = Circle(found, bytes(32), threshold or least_threshold(len(found)))
+    return Secret([key.hex() for key in found], circle.threshold)
+
+
 @command("train-round", TASK, click.argument("rows", type=RowsPath()), out_option("New folder of the answer."), BASE,
+         click.option("--secret", type=click.Path(path_type=Path), metavar="KEY",
+                      help="This device's key (edgetune fleet key), by which its answer is masked."),
          *DEVICE_OPTIONS, group=fleet)
 def fleet_train_round(task: Path, rows: Path, to: Path, model: Path, held_out: str | None, device: str, rank: int,
-                      noise: float | None, noise_norm: float, key: Path | None, policy_file: Path | None, as_json: bool,
-                      **options: Any) -> None:
+                      noise: float | None, noise_norm: float, secret: Path | None, key: Path | None,
+                      policy_file: Path | None, as_json: bool, **options: Any) -> None:
     """Learn ROWS for the round of TASK.
 
     The answer has what was learned, counts and losses; no row is in it. Ctrl-C stops; the same command continues.
@@ -116,7 +143,8 @@ def fleet_train_round(task: Path, rows: Path, to: Path, model: Path, held_out: s
     found = open_task(task, bundle)
     with stop_on_signals() as should_stop, train_progress(as_json) as progress:
         facts = train_round(found, bundle, rows, to, device or device_name(), held_out=held_out, rank=rank, noise=asked,
-                            key=key, callbacks=RunCallbacks(progress.event, should_stop, governor), **options)
+                            key=key, secret=secret, callbacks=RunCallbacks(progress.event, should_stop, governor),
+                            **options)
     show(as_json, {"out": str(to), **vars(facts)}, answer_line(to, found.number, facts))
 
 

@@ -39,12 +39,13 @@ class FixedPoint:
         words: Words = np.rint(whole).astype(np.int64).astype(np.uint32)
         return words
 
-    def mean(self, total: Words) -> NDArray[np.float64]:
-        """The weighted mean [V], from the sum [V + 1]. Raises NumericsError for a sum that no devices can have."""
+    def mean(self, total: Words) -> tuple[NDArray[np.float64], float]:
+        """The weighted mean [V] and the sum of the weights, from the sum [V + 1]. Raises NumericsError for a sum that
+        no devices can have.
+        """
         found = total.view(np.int32).astype(np.float64)
         *_, weight = found
         if weight <= 0 or np.abs(found[:-1]).max(initial=0.0) > weight + self.devices:
             raise NumericsError("the sum of all updates is none that the devices can have: one has sent something else",
                                 "repeat the round with fewer devices to find it")
-        mean: NDArray[np.float64] = found[:-1] * (self.limit / weight)
-        return mean
+        return found[:-1] * (self.limit / weight), float(weight / self.levels)

@@ -2,13 +2,13 @@
 
 Bonawitz et al., "Practical Secure Aggregation for Privacy-Preserving Machine Learning", CCS 2017, with two exchanges in
 place of four, since the devices' keys last. Two devices u and v derive a seed that only they know, from their X25519
-keys and the round. From it u adds a mask and v takes it away. Each adds a mask of its own, too, and gives shares of its
+keys and the round. From it u adds a mask and v takes it away. Each adds an own mask, too, and gives shares of its
 seeds to the others (shares.py), sealed for each.
 
-Who answered has masks of its own that must go: the others reveal their shares of its own seed. Who did not has left
-masks in the others' vectors: the others reveal their shares of the seeds with it. Of no device may both become known,
-so a device reveals once a round. To tell devices different lists of who answered helps a lying aggregator only where
-the threshold is at most (N + C) / 2, C of the N devices being with it. `least_threshold` is safe up to a third.
+Who answered leaves its own mask in the sum, which must go: the others reveal their shares of that seed. Who did not has
+left masks in the others' vectors: the others reveal their shares of the seeds with it. Of no device may both become
+known, so a device reveals once a round. To tell devices different lists of who answered helps a lying aggregator only
+where the threshold is at most (N + C) / 2, C of the N devices being with it. `least_threshold` is safe up to a third.
 
 A lying device can spoil the sum, as it could with any vector; it learns nothing. Shares that are not those that were
 dealt are found by their digests and left out, and so is who gave them.
@@ -228,7 +228,7 @@ def _add(words: Words, seed: bytes, adds: bool) -> None:
 
 
 def _digests(circle: Circle, dealer: int, shares: Bytes) -> Bytes:
-    """Of shares [N, S, KEY]: [N, S, DIGEST]."""
+    """Returns the digests [N, S, DIGEST] of shares [N, S, KEY]."""
     holders, secrets, _ = shares.shape
     found = b"".join(_digest(circle, dealer, holder, secret, shares[holder, secret].tobytes())
                      for holder in range(holders) for secret in range(secrets))

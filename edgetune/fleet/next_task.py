@@ -10,14 +10,12 @@ from statistics import median
 from typing import Any
 
 from ..disk import refuse_existing
-from ..errors import EdgetuneError
+from ..errors import EdgetuneError, UsageError
 from ..formats.bundle import Bundle
 from .aggregation import Aggregate, aggregate
 from .answer import Answer, open_answer
 from .screening import LeftOut
-from .task import Content, RoundRecord, Task, of_round, write_task
-
-MOST_HISTORY = 1000  # rounds whose records a task carries
+from .task import MOST_HISTORY, Content, RoundRecord, Task, of_round, write_task
 
 
 @dataclass(frozen=True, eq=False)
@@ -37,6 +35,9 @@ def write_next(task: Task, bundle: Bundle, folders: Sequence[Path], out: Path, k
     EdgetuneError where fewer count than the quorum, UsageError where `out` exists.
     """
     refuse_existing(out)
+    if task.secret:
+        raise UsageError(f"{task.folder} is summed in secret", "add its answers up with edgetune fleet request and "
+                         "edgetune fleet sum")
     answers, left_out = gathered(task, folders)
     found = aggregate(answers, task.pairs, task.options, task.number, task.moments(),
                       [f"{one.device}: {one.reason}" for one in left_out])

@@ -11,6 +11,7 @@ and the server begin from, so that all agree on it to the bit.
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -30,9 +31,10 @@ from ..persisted import from_json
 from ..training.config import TrainConfig
 from ..version import __version__
 from .base import Base, base_of, check_base
-from .options import LOCAL, FleetOptions
+from .masks import Circle
+from .options import LOCAL, MEAN, FleetOptions
 from .signed_folder import AGAIN, check_file, read_facts, write_facts
-from .ways import FAMILIES, half_of
+from .ways import FAMILIES, SVD, half_of
 
 VERSION = 1
 FACTS = "task.json"
@@ -41,6 +43,7 @@ MOMENTS = "server.safetensors"
 NEEDED = (f"{ADAPTER}/{store.FILE}", f"{ADAPTER}/{store.RUN}")
 MOST_BYTES = 2048 * MIB  # of an adapter
 FORMAT = "F16"
+MOST_HISTORY = 1000  # rounds whose records a task carries
 
 
 @dataclass(frozen=True)
@@ -62,10 +65,24 @@ class RoundRecord:
 
 
 @dataclass(frozen=True)
+class Secret:
+    """The devices whose updates are summed in secret (masks.py). keys: their public keys, 64 hexadecimal digits each,
+    ascending; threshold: how many must answer and reveal.
+    """
+
+    keys: list[str]
+    threshold: int
+
+    @property
+    def public(self) -> tuple[bytes, ...]:
+        return tuple(bytes.fromhex(key) for key in self.keys)
+
+
+@dataclass(frozen=True)
 class TaskFacts:
     """task.json. base: as of Base. files: the SHA-256 of each. training: the options of each device's run; fleet: those
     of the aggregation. least_rows: rows to learn of a device, at least. before: the name of the task before. history:
-    the records of the rounds before.
+    the records of the rounds before. secret: as of Secret, empty where updates are open.
     """
 
     version: int
@@ -78,6 +95,7 @@ class TaskFacts:
     edgetune: str
     before: str = ""
     history: list[dict[str, Any]] = field(default_factory=list)
+    secret: dict[str, Any] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -90,6 +108,7 @@ class Content:
     least_rows: int = 1
     before: str = ""
     history: list[dict[str, Any]] = field(default_factory=list)
+    secret: Secret | None = None
 
 
 @dataclass(frozen=True, eq=False)
@@ -104,6 +123,7 @@ class Task:
     options: FleetOptions
     pairs: Lora
     bytes: int
+    secret: Secret | None = None
 
     @property
     def number(self) -> int:
@@ -144,7 +164,28 @@ def open_task(folder: Path, bundle: Bundle) -> Task:
             raise FormatError(f"{source} lists no {needed}", AGAIN)
     size = sum(check_file(folder / needed, facts.files[needed], MOST_BYTES) for needed in NEEDED)
     pairs = store.open_adapter(folder / NEEDED[0], bundle.gguf).pairs
-    return Task(folder, name, facts, base, config, options, pairs, size + (folder / FACTS).stat().st_size)
+    secret = _secret(facts, options, source)
+    return Task(folder, name, facts, base, config, options, pairs, size + (folder / FACTS).stat().st_size, secret)
+
+
+def _secret(facts: TaskFacts, options: FleetOptions, source: str) -> Secret | None:
+    if not facts.secret:
+        return None
+    found = from_json(Secret, facts.secret, f"the devices in {source}")
+    if not all(re.fullmatch("[0-9a-f]{64}", key) for key in found.keys):
+        raise FormatError(f"{source} has a key of a device that is none", AGAIN)
+    check_secret(options)
+    Circle(found.public, bytes(32), found.threshold)  # refuses what is no circle
+    return found
+
+
+def check_secret(options: FleetOptions) -> None:
+    """Raises UsageError for options of sums that a secret one cannot have."""
+    if options.aggregation == SVD:
+        raise UsageError(f"aggregation is {SVD}, whose products cannot be summed in secret",
+                         "take --aggregation frozen-a or rolora")
+    if options.average != MEAN:
+        raise UsageError(f"average is {options.average}, which needs the value of each device", "take --average mean")
 
 
 def of_round(config: TrainConfig, options: FleetOptions, number: int) -> TrainConfig:
@@ -170,7 +211,8 @@ def write_task(folder: Path, bundle: Bundle, pairs: Lora, content: Content, *,
         files = {name: sha256(beside / name) for name in (*NEEDED, *([MOMENTS] if moments else []))}
         base = base_of(bundle, store.base_name(bundle.gguf))
         facts = TaskFacts(VERSION, content.number, vars(base), files, content.config.to_json(), vars(content.options),
-                          content.least_rows, __version__, content.before, content.history)
+                          content.least_rows, __version__, content.before, content.history,
+                          vars(content.secret) if content.secret else {})
         write_facts(beside, FACTS, facts, key)
 
 

@@ -27,6 +27,7 @@ from ..version import __version__
 from .answer import VERSION, AnswerFacts, began_at, write_answer
 from .low_rank_sums import squared_norm, term_of
 from .noise import Noise, noisy
+from .secret_round import check_in_task, mask
 from .task import Task
 from .ways import A, B
 
@@ -35,11 +36,12 @@ Arrays = dict[str, NDArray[np.float16]]
 
 
 def train_round(task: Task, bundle: Bundle, rows: Path, out: Path, device: str, *, held_out: str | None = None,
-                rank: int = 0, noise: Noise | None = None, key: Path | None = None,
+                rank: int = 0, noise: Noise | None = None, key: Path | None = None, secret: Path | None = None,
                 callbacks: RunCallbacks | None = None, **own: Any) -> AnswerFacts:
     """Learns the rows, and writes the answer to the new folder `out`; returns its facts. held_out: a file of rows,
     "none", or a tenth of `rows`. rank: of this device, 0 for the task's; a smaller one takes less memory. noise: added
-    to the answer. own: options that a device decides for itself, such as memory.
+    to the answer. secret: this device's key, by which its update is masked. own: options that a device decides for
+    itself, such as memory.
 
     Raises UsageError where `out` exists, MismatchError where there are fewer rows than the task asks for, Interrupted
     where it was stopped: the same call continues.
@@ -48,6 +50,7 @@ def train_round(task: Task, bundle: Bundle, rows: Path, out: Path, device: str, 
     if noise is not None and task.half == A + B:
         raise UsageError("noise is given, and the task trains A and B, in whose product it would multiply",
                          "take part without it, or in a fleet with --aggregation frozen-a")
+    check_in_task(task, secret)
     work = out.with_name(f"{out.name}.work")
     config = _config(task, rank, own)
     began = {name: began_at(pair, config.family.options()["rank"]) for name, pair in task.pairs.items()}
@@ -70,7 +73,10 @@ def train_round(task: Task, bundle: Bundle, rows: Path, out: Path, device: str, 
         arrays, deviation = noisy(arrays, noise)
         facts = replace(facts, noise=deviation)
     facts = replace(facts, norm=norm_of_change(began, after))
-    write_answer(out, facts, arrays, key)
+    if secret is not None:
+        mask(task, arrays, facts.tokens, secret, out, key)
+    else:
+        write_answer(out, facts, arrays, key)
     shutil.rmtree(work, ignore_errors=True)
     return facts
 

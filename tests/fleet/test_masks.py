@@ -146,7 +146,9 @@ def test_fixed_point_means_are_those_of_floats(n, seed):
     point = FixedPoint(0.05, n)
     summed = sum((point.encode(*one) for one in zip(updates, weights, strict=True)), np.zeros(8, np.uint32))
     wanted = np.average(np.clip(updates.astype(np.float64), -0.05, 0.05), axis=0, weights=weights)
-    np.testing.assert_allclose(point.mean(summed), wanted, atol=2 * 0.05 * n / point.levels / weights.mean())
+    mean, weight = point.mean(summed)
+    np.testing.assert_allclose(mean, wanted, atol=2 * 0.05 * n / point.levels / weights.mean())
+    np.testing.assert_allclose(weight, weights.sum(), atol=n / point.levels)
 
 
 def test_what_is_no_update():

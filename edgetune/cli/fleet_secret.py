@@ -1,0 +1,82 @@
+"""The commands of fleet for rounds that are summed in secret."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import click
+
+from .app import command, show
+from .fleet import BASE, KEY, TASK, fleet, out_option
+
+ANSWERS = click.argument("answers", type=click.Path(path_type=Path), nargs=-1, required=True)
+REQUEST = click.option("--request", type=click.Path(path_type=Path), required=True, help="Folder of the request.")
+
+
+@command("key", out_option("New file of the private key."), group=fleet)
+def fleet_key(to: Path, as_json: bool) -> None:
+    """Make the key of a device that sums in secret.
+
+    It prints the public key, which whoever writes tasks needs. The private one stays on the device.
+    """
+    from ..fleet.secret_key import make_key
+    public = make_key(to)
+    show(as_json, {"out": str(to), "public_key": public}, public)
+
+
+@command("request", TASK, ANSWERS, out_option("New folder of the request, for all devices."), BASE, KEY, group=fleet)
+def fleet_request(task: Path, answers: tuple[Path, ...], to: Path, model: Path, key: Path | None,
+                  as_json: bool) -> None:
+    """Ask the devices for what uncovers the sum of ANSWERS.
+
+    No device answers a second request for a round, so wait for all that shall count.
+    """
+    from ..errors import printable
+    from ..fleet.secret_round import gather
+    from ..fleet.task import open_task
+    from ..formats.bundle import open_bundle
+    answered, left_out = gather(open_task(task, open_bundle(model)), answers, to, key)
+    show(as_json, {"out": str(to), "answered": answered, "refused": [vars(one) for one in left_out]},
+         *(f"left out: {printable(one.device)}: {one.reason}" for one in left_out),
+         f"{to} asks for the sum of {len(answered)} answers",
+         f"on each device: edgetune fleet reveal {task} {to} --secret KEY -o REVEALED")
+
+
+@command("reveal", TASK, click.argument("request", type=click.Path(path_type=Path)),
+         click.option("--secret", type=click.Path(path_type=Path), required=True, metavar="KEY",
+                      help="This device's key."), out_option("New folder of the shares."), BASE, KEY, group=fleet)
+def fleet_reveal(task: Path, request: Path, secret: Path, to: Path, model: Path, key: Path | None,
+                 as_json: bool) -> None:
+    """Reveal this device's shares for REQUEST.
+
+    They uncover the sum of all answers, and none of them alone.
+    """
+    from ..fleet.secret_round import reveal
+    from ..fleet.task import open_task
+    from ..formats.bundle import open_bundle
+    unopened = reveal(open_task(task, open_bundle(model)), request, secret, to, key)
+    more = f"; the shares of {unopened} devices could not be opened" if unopened else ""
+    show(as_json, {"out": str(to), "unopened": unopened}, f"{to} answers {request}{more}")
+
+
+@command("sum", TASK, ANSWERS, REQUEST,
+         click.option("--revealed", type=click.Path(path_type=Path), multiple=True, required=True,
+                      help="Folder of a device's shares; once for each."),
+         out_option("New folder of the next task, and of the adapter: OUT/adapter."), BASE, KEY, group=fleet)
+def fleet_sum(task: Path, answers: tuple[Path, ...], request: Path, revealed: tuple[Path, ...], to: Path, model: Path,
+              key: Path | None, as_json: bool) -> None:
+    """Make the next task from the sum of ANSWERS.
+
+    Only the sum becomes known, and how many tokens were learned in all.
+    """
+    from ..errors import printable, size_text
+    from ..fleet.secret_round import write_next_of_sum
+    from ..fleet.task import open_task
+    from ..formats.bundle import open_bundle
+    bundle = open_bundle(model)
+    record, left_out = write_next_of_sum(open_task(task, bundle), bundle, answers, request, revealed, to, key)
+    show(as_json, {"out": str(to), **vars(record), "refused": [vars(one) for one in left_out]},
+         *(f"left out: {printable(one.device)}: {one.reason}" for one in left_out),
+         f"round {record.round}: {record.devices} devices, {record.tokens} tokens; {size_text(record.up)} up",
+         f"{to} is the task of round {record.round + 1}; ask its adapter: edgetune chat MODEL --adapter "
+         f"{to / 'adapter'}")

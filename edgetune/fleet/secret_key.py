@@ -1,0 +1,97 @@
+"""The X25519 key of a device that sums in secret: a PEM file for its owner alone. Next to it is what it revealed.
+
+A device that revealed shares twice for one round, of different lists of who answered, could be made to uncover others
+(masks.py). So each round's request is noted before anything is revealed, and another one for that round is refused.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from ..disk import cannot_write, json_text, read_object, read_small, refuse_existing, replaced
+from ..errors import FormatError, UnsupportedError, UsageError, install_hint
+from .masks import KEY
+
+if TYPE_CHECKING:
+    from cryptography.hazmat.primitives.asymmetric.x25519 import X25519PrivateKey
+
+_MAKE = "make one with edgetune fleet key -o KEY"
+
+
+def make_key(path: Path) -> str:
+    """Writes a new private key, which only the owner may read; returns the public one, 64 hexadecimal digits. Raises
+    UsageError where the file exists, DiskError, UnsupportedError where cryptography is missing.
+    """
+    need_cryptography()
+    from cryptography.hazmat.primitives import serialization
+    from cryptography.hazmat.primitives.asymmetric.x25519 import X25519PrivateKey
+    refuse_existing(path)
+    key = X25519PrivateKey.generate()
+    text = key.private_bytes(serialization.Encoding.PEM, serialization.PrivateFormat.PKCS8,
+                             serialization.NoEncryption())
+    try:
+        with os.fdopen(os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600), "wb") as file:
+            file.write(text)
+            file.flush()
+            os.fsync(file.fileno())
+    except OSError as error:
+        raise cannot_write(path, error) from None
+    return key.public_key().public_bytes_raw().hex()
+
+
+def load_key(path: Path) -> X25519PrivateKey:
+    """Raises UsageError for a file that holds no such key, UnsupportedError where cryptography is missing."""
+    need_cryptography()
+    from cryptography.exceptions import UnsupportedAlgorithm
+    from cryptography.hazmat.primitives import serialization
+    from cryptography.hazmat.primitives.asymmetric.x25519 import X25519PrivateKey
+    try:
+        key = serialization.load_pem_private_key(read_small(path), None)
+    except OSError as error:
+        raise UsageError(f"cannot read {path}: {error.strerror}", _MAKE) from None
+    except (ValueError, TypeError, UnsupportedAlgorithm):
+        raise UsageError(f"{path} holds no key of a device", _MAKE) from None
+    if not isinstance(key, X25519PrivateKey):
+        raise UsageError(f"{path} holds a key of another kind than X25519", _MAKE)
+    return key
+
+
+def public_keys(path: Path) -> tuple[bytes, ...]:
+    """The public keys in a file, one a line; what follows # is for people. Raises UsageError for another line."""
+    try:
+        lines = read_small(path).decode("utf-8", "replace").splitlines()
+    except OSError as error:
+        raise UsageError(f"cannot read {path}: {error.strerror}", "write a file with a public key a line") from None
+    found = []
+    for number, line in enumerate(lines, 1):
+        word = line.partition("#")[0].strip()
+        if not word:
+            continue
+        if not re.fullmatch(f"[0-9a-f]{{{2 * KEY}}}", word):
+            raise UsageError(f"line {number} of {path} is no public key of {2 * KEY} hexadecimal digits",
+                             "write what edgetune fleet key printed")
+        found.append(bytes.fromhex(word))
+    return tuple(sorted(found))
+
+
+def note_revealed(key: Path, task: str, request: str) -> None:
+    """Notes that the shares of a task are revealed for this request. Raises UsageError where they were for another."""
+    path = key.with_name(f"{key.name}.revealed")
+    noted = read_object(path, "mend it; without it this device could be asked twice") or {}
+    if not all(isinstance(value, str) for value in noted.values()):
+        raise FormatError(f"{path} is not what edgetune wrote", "mend it; without it this device could be asked twice")
+    if noted.get(task, request) != request:
+        raise UsageError(f"this device has revealed its shares of the round {task:.12} for another request",
+                         "take part in the next round")
+    with replaced(path) as beside:
+        beside.write_text(json_text({**noted, task: request}) + "\n")
+
+
+def need_cryptography() -> None:
+    try:
+        import cryptography  # noqa: F401
+    except ImportError:
+        raise UnsupportedError("sums in secret need the package cryptography", install_hint("sign")) from None
