@@ -89,14 +89,14 @@ class Experts(FeedForward):
         s = of.shape
         router = self._router(layer)
         of.ops.matmul_forward(k["p_experts"], norm, router.data, router.format)
-        routing = self._route(layer, k)
-        of.stream.bring(layer, [expert for expert, _, _ in routing.used()])
+        routing = self._expected(layer, k)
         gate, up = self._inner(k)
         act = of.arena.view("act", len(gate), s.d_expert)
         for expert, part, places in routing.used():
             inp = self._taken(norm, places)
             for out, name in ((gate, GATE), (up, UP)):
-                of.linear.forward(out[part], inp, layer, expert_name(name, expert), self._kept(k, name, expert, part))
+                target = self._target(layer, name, expert)
+                of.linear.forward(out[part], inp, layer, target, self._kept(k, name, expert, part))
         of.ops.glu_forward(act, gate, up, s.act)
         return act
 
@@ -108,7 +108,7 @@ class Experts(FeedForward):
         for expert, part, places in routing.used():
             answer = of.arena.view("expert_out", len(places), of.shape.d_model)
             kept = self._kept(k, self.last, expert, part)
-            of.linear.forward(answer, inner[part], layer, expert_name(self.last, expert), kept)
+            of.linear.forward(answer, inner[part], layer, self._target(layer, self.last, expert), kept)
             of.ops.synchronize()
             for rows in _parts(len(places)):
                 answer[rows] *= weights[places[rows]]
@@ -127,8 +127,7 @@ class Experts(FeedForward):
     def backward(self, layer: int, dinp: np.ndarray | None, dout: np.ndarray, norm: np.ndarray, k: Activations,
                  deepest: int) -> None:
         of = self.of
-        routing = self._route(layer, k)
-        of.stream.bring(layer, [expert for expert, _, _ in routing.used()])
+        routing = self._expected(layer, k)
         gate, up = self._inner(k)
         act = of.arena.view("act", *gate.shape)
         dact = of.arena.view("dact", *gate.shape)
@@ -142,7 +141,7 @@ class Experts(FeedForward):
             answer = None if dinp is None else of.arena.view("expert_out", len(places), of.shape.d_model)
             inp = self._taken(norm, places) if self._adapts(layer, GATE) or self._adapts(layer, UP) else None
             for grad, name in ((dact, GATE), (up, UP)):
-                target = expert_name(name, expert)
+                target = self._target(layer, name, expert)
                 of.linear.backward(answer, grad[part], layer, target, self._kept(k, name, expert, part), grad is up)
                 if inp is not None:
                     of.linear.finish(inp, layer, target)
@@ -163,7 +162,7 @@ class Experts(FeedForward):
         weights = routing.weights.reshape(-1)
         dweights = np.empty(weights.size, np.float32)
         for expert, part, places in routing.used():
-            target = expert_name(self.last, expert)
+            target = self._target(layer, self.last, expert)
             kept = self._kept(k, self.last, expert, part)
             own = weights[places]
             for u in kept.values() if is_adapted else ():
@@ -208,6 +207,17 @@ class Experts(FeedForward):
         flat = chosen.reshape(-1)
         ends = np.cumsum(np.bincount(flat, minlength=s.n_expert))
         return Routing(chosen, weights, p, np.argsort(flat, kind="stable"), ends)
+
+    def _expected(self, layer: int, k: Activations) -> Routing:
+        """`_route`; what is taken is read ahead."""
+        routing = self._route(layer, k)
+        self.of.stream.expect(layer, [expert for expert, _, _ in routing.used()])
+        return routing
+
+    def _target(self, layer: int, name: str, expert: int) -> str:
+        """The name of an expert's projection, of which the weights are in memory now."""
+        self.of.stream.bring(layer, f"blk.{layer}.{name}.weight", expert)
+        return expert_name(name, expert)
 
     def _chosen(self, layer: int, p: NDArray[np.float32]) -> NDArray[np.intp]:
         """The experts [N, K] of each token by p [N, E]; of equal ones the first. Some models have a bias of experts,

@@ -5,9 +5,9 @@ streamed parts only the one in use is in memory: it is read into a buffer, the k
 meanwhile, and after its use its pages leave the page cache. So the memory that a model needs does not grow with the
 number of its blocks.
 
-Of a block with a mixture of experts those are read that its tokens take, once the router has said so. What a pass will
-read is known ahead where it goes down through the blocks, which it went up with the same tokens; on its way up only
-where the block last used all its experts.
+Of a block with a mixture of experts those are read that its tokens take, each before its product. Once the router has
+said so, the kernel reads them ahead; before that where a pass goes down through the blocks, which it went up with the
+same tokens, and on its way up where the block last used all its experts.
 
 Streamed weights are not mapped: a page fault also maps what surrounds it in the page cache, 64 KiB or up to 2 MiB,
 depending on how the file was read or written, so that the memory could not be planned. Weights that stay are mapped:
@@ -89,7 +89,9 @@ class Sizes:
         return sum(self.blocks[streamed:]) + widest + PAGE * len(self.blocks)
 
     def read(self, streamed: int, lowest: int) -> int:
-        """Bytes read for a micro-batch: blocks up and, down to the lowest trained, down again; head; embedding."""
+        """Bytes read for a micro-batch that takes all experts: blocks up and, down to the lowest trained, down again;
+        head; embedding.
+        """
         if not streamed:
             return 0
         ends = self.embedding + (0 if self.head_stays else self.head) if self.has_head else 0
@@ -149,7 +151,8 @@ class Stream:
                 self._parts.setdefault(n_layer, self._parts[EMBEDDING])  # one tensor may be both
             self._streamed_parts |= {*range(streamed), *([n_layer] if ops.is_paged and has_head else [])}
         self._bound_faults()
-        self._there: set[int] = set()  # experts of the part in use that are valid
+        self._expected: set[int] = set()  # experts of the part in use that were read ahead
+        self._there: set[tuple[str, int]] = set()  # those that are valid, by stack
         self._taken: dict[int, set[int]] = {}  # the experts that a part used last
         self._window: _Window | None = None
         if streamed:
@@ -177,6 +180,7 @@ class Stream:
         self._advise(self._at, os.POSIX_FADV_DONTNEED)
         goes_down = then is not None and then < part
         self._at = NOWHERE  # until it is read
+        self._expected = set()
         self._there = set()
         if 0 <= part < self.streamed:
             self._ops.synchronize()  # the part before is still read
@@ -189,42 +193,43 @@ class Stream:
         if then is not None:
             self._read_ahead(then, goes_down)
 
-    def bring(self, part: int, experts: Sequence[int]) -> None:
-        """Makes these matrices of all stacks of `part` valid, which was entered; others that are there stay. Errors:
+    def expect(self, part: int, experts: Sequence[int]) -> None:
+        """Reads ahead these matrices of all stacks of `part`, which was entered: each is brought next."""
+        if 0 <= part < self.streamed and not self._expected.issuperset(experts):
+            self._advise_experts(part, {*experts} - self._expected)
+            self._expected |= {*experts}
+            self._taken[part] = self._expected
+
+    def bring(self, part: int, name: str, expert: int) -> None:
+        """Makes a matrix of the stack `name` of `part` valid, which was entered; others that are there stay. Errors:
         enter's.
         """
-        if not 0 <= part < self.streamed:
+        if not 0 <= part < self.streamed or (name, expert) in self._there:
             return
-        ranges = self._expert_ranges(part, {*experts} - self._there)
-        for _, begin, nbytes in ranges:
-            os.posix_fadvise(self._gguf.file.handle, begin, nbytes, os.POSIX_FADV_WILLNEED)
-        for out, begin, _ in ranges:
-            self._gguf.file.read_into(out, begin)
-        self._there |= {*experts}
-        self._taken[part] = self._there
+        matrix = self.weights[name].matrix(expert).data
+        begin = self._gguf.offset(self._gguf.tensors[name]) + expert * matrix.nbytes
+        self._gguf.file.read_into(matrix, begin)
+        self._there.add((name, expert))
 
     def _read_ahead(self, part: int, goes_down: bool) -> None:
         """Tells the kernel which bytes of a part will be read, as far as that is known."""
+        self._advise(part, os.POSIX_FADV_WILLNEED)
         stacks = [tensor for tensor in self._parts.get(part, ()) if len(tensor.shape) == 3]
         taken = self._taken.get(part, set())
-        self._advise(part, os.POSIX_FADV_WILLNEED)
         if stacks and (goes_down or len(taken) == stacks[0].shape[0]):
-            for _, begin, nbytes in self._expert_ranges(part, taken):
-                os.posix_fadvise(self._gguf.file.handle, begin, nbytes, os.POSIX_FADV_WILLNEED)
+            self._advise_experts(part, taken)
 
-    def _expert_ranges(self, part: int, experts: set[int]) -> list[tuple[NDArray[np.uint8], int, int]]:
-        """(place in memory, first byte in the file, bytes) of these matrices of a part's stacks; neighbours are one."""
-        found = []
+    def _advise_experts(self, part: int, experts: set[int]) -> None:
+        """Tells the kernel that these matrices of a part's stacks will be read; neighbours are one range."""
         firsts = sorted(i for i in experts if i - 1 not in experts)
         ends = sorted(i + 1 for i in experts if i + 1 not in experts)
         for tensor in self._parts[part]:
             if len(tensor.shape) == 3:
                 size = tensor.data.nbytes // tensor.shape[0]
                 begin = self._gguf.offset(tensor)
-                data = self.weights[tensor.name].data
-                found += [(data[first * size:end * size], begin + first * size, (end - first) * size)
-                          for first, end in zip(firsts, ends, strict=True)]
-        return found
+                for first, end in zip(firsts, ends, strict=True):
+                    os.posix_fadvise(self._gguf.file.handle, begin + first * size, (end - first) * size,
+                                     os.POSIX_FADV_WILLNEED)
 
     def leave(self) -> None:
         """Drops all that is streamed, after a pass."""

@@ -84,6 +84,20 @@ def test_what_was_trained_is_what_llama_cpp_serves_and_what_is_merged(architectu
     assert "ffn_up_exps.0" not in shown
 
 
+def test_adapters_of_experts_are_merged_and_cut(tiny_models, tmp_path):
+    """The mean of two alike is either; a cut adapter is one of the nested ranks."""
+    path = tiny_models["olmoe"]
+    trained(path, small("dylora"), lr=0.05, targets=TARGETS).save(tmp_path / "a")
+    command("merge-adapters", tmp_path / "a", tmp_path / "a", "-o", tmp_path / "both", "--base", path)
+    plain, one, both = (logits_of(path, TOKENS, tmp_path / adapter / "adapter.gguf" if adapter else None)
+                        for adapter in ("", "a", "both"))
+    assert distance(both, one) < 1e-5 < distance(plain, one)
+    command("export", tmp_path / "a", "--rank", 2, "-o", tmp_path / "cut", "--base", path)
+    whole, less = (open_adapter(tmp_path / name).pairs for name in ("a", "cut"))
+    assert whole.keys() == less.keys()
+    assert all(np.array_equal(less[name].a, pair.a[:2]) for name, pair in whole.items())
+
+
 @pytest.mark.parametrize("architecture", MIXTURES)
 def test_only_named_targets_are_trained(architecture, tiny_models):
     """Without names attention, and what blocks without experts have; by PEFT's names those of all blocks."""

@@ -13,7 +13,8 @@ large     a random llama of 1.1 billion weights (big.py) in 350M, and resident: 
           most 1.5 times the resident run's.
 lengths   a random llama of 3.2 billion weights at 1,024, 2,048 and 4,096 tokens, one row a step, each in the least
           budget: the peak, beside that of arXiv 2606.19528 for llama-3.2-3B (Qualcomm, one A100).
-experts   a random mixture of experts with 6.9 billion weights, of which a token takes 1.3 billion, in 2G, and resident.
+experts   a random mixture of experts with 6.9 billion weights, of which a token takes 1.3 billion, in 2G, and resident;
+          attention trained, then experts too.
 embeddings  a random gemma4 of E2B's shape, one row of 512 or 1,024 random tokens a step: its embeddings of each block,
           1.3 of 2.6 GB, must not be in memory.
 
@@ -215,7 +216,10 @@ def experts(args: argparse.Namespace, folder: Path) -> tuple[list[dict[str, Any]
     resident = train(model, folder, "resident", *common, "--weights", "resident")
     show("resident", resident, True)
     print(f"time a token: {resident['tokens_per_s'] / small['tokens_per_s']:.2f} times the resident run's")
-    return [small, resident], small["peak"] <= 2048
+    named = ["--targets", "q_proj,k_proj,v_proj,o_proj,gate_proj,up_proj,down_proj", "--rank", "2"]
+    adapted = train(model, folder, "adapted", *common, *named, "--memory", "2G")
+    show("experts", adapted, adapted["peak"] <= 2048)
+    return [small, resident, adapted], max(small["peak"], adapted["peak"]) <= 2048
 
 
 def embeddings(args: argparse.Namespace, folder: Path) -> tuple[list[dict[str, Any]], bool]:
