@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import shutil
+from pathlib import Path
 
 import pytest
 from examples import examples
@@ -179,3 +180,11 @@ def test_a_signature_is_checked_also_where_no_key_is_trusted(bundle, keys, tmp_p
     changed = edited(tmp_path / "task", tmp_path / "changed", "task.json", lambda found: {**found, "least_rows": 7})
     with pytest.raises(FormatError, match="is not the signature"):
         open_task(changed, bundle)
+
+
+def test_the_page_of_files_lists_the_keys(made):
+    page = (Path(__file__).parents[2] / "docs" / "reference" / "files.md").read_text("utf-8")
+    for folder, name in ((made[0], "task.json"), (made[1], "answer.json")):
+        row = next(line for line in page.splitlines() if f"`{name}` |" in line)
+        keys = json.loads((folder / name).read_text())
+        assert {key for key in keys if f"`{key}`" not in row} == set()
