@@ -105,6 +105,13 @@ class Shape:
         """The blocks whose keys and values others attend to."""
         return tuple(sorted({owner for layer, owner in enumerate(self.owners) if owner != layer}))
 
+    @cached_property
+    def last_maker(self) -> int:
+        """The last block that makes keys, or what else later tokens read of a token. Its output and that of the blocks
+        after it is needed only of tokens from which something is predicted.
+        """
+        return max(layer for layer in range(self.n_layer) if self.owner(layer) == layer)
+
     def norm_widths(self, layer: int) -> dict[str, int]:
         """Values that each norm of a block has, by GGUF name."""
         own = kinds.NORMS.get(self.mixer(layer))

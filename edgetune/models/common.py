@@ -92,6 +92,6 @@ class Common:
         """The tokens whose output of a block is needed; the activations of all, and of these."""
         placed = self.place(batch)
         # random numbers go by a token's place in T
-        is_last = layer == self.shape.n_layer - 1 and self.linear.adapter.repeats
-        needed = placed.last if is_last else placed.every
+        is_late = layer >= self.shape.last_maker and self.linear.adapter.repeats
+        needed = placed.last if is_late else placed.every
         return needed, self.kept.of(layer, batch.tokens.size), self.kept.of(layer, needed.count)

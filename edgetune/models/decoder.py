@@ -4,7 +4,7 @@ Conventions of this file: `x` [T, D] is the residual stream, `dx` its gradient, 
 to its input. Activations are overwritten, the adapter's gradients accumulate until the optimizer's update. T is the
 number of tokens in this micro-batch, a forest of documents; the buffers hold `max_tokens`. S is the number of
 supervised positions. `k` holds the activations of a block that its backward reads (kept.py); N is the number of
-tokens whose output is needed (needed.py), T but in the last block, and `own` holds the activations of these.
+tokens whose output is needed (needed.py), T but in the last blocks, and `own` holds the activations of these.
 """
 
 from __future__ import annotations
@@ -254,7 +254,7 @@ class Decoder(Passes):
         norm1, rstd1 = self._normed(1, t)
         self.norms.forward(norm1, rstd1, x, f"blk.{layer}.attn_norm")
         mixer.forward(layer, norm1, batch)
-        own_x = needed.taken(x, "dx")
+        own_x = needed.taken(x, "own_x" if rebuild else "dx")
         inner = needed.taken(k[mixer.inner], "datt")
         self.residual.forward(own_x, inner, own, layer, mixer)
         self.ops.copy(own["mid"], own_x)
@@ -301,14 +301,14 @@ class Decoder(Passes):
     def _rebuild(self, layer: int, batch: Batch) -> None:
         """Restores the activations of an earlier block: computes them again from its input, or only norms if kept."""
         t = batch.tokens.size
-        k = self.common.kept.of(layer, t)
+        needed, _, own = self.common.kept_of(layer, batch)
         if layer < self.shape.n_layer - self.run.kept:
             x = self.arena.view("x", t, self.shape.d_model)
             self.ops.copy(x, self._block_x(layer, batch))
             self._block_forward(layer, x, batch, rebuild=True)
             return
         self.norms.forward(*self._normed(1, t), self._block_x(layer, batch), f"blk.{layer}.attn_norm")
-        self.norms.forward(*self._normed(2, t), k["mid"], f"blk.{layer}.ffn_norm")
+        self.norms.forward(*self._normed(2, needed.count), own["mid"], f"blk.{layer}.ffn_norm")
 
     def _feed_forward(self, layer: int, x: np.ndarray, k: Activations, rebuild: bool) -> None:
         """x [N, D] += feed-forward(norm(x)). rebuild: as in `_block_forward`."""

@@ -1,6 +1,7 @@
-"""The tokens of a batch whose output of a block is needed: in the last block, those that something is predicted from.
+"""The tokens of a batch whose output of a block is needed: in the last block, those that something is predicted from,
+and also in those before it from the last one on that makes keys and values (Shape.last_maker).
 
-For the others the block computes only keys and values, because tokens attend to these. Queries, output projection and
+For the others that block computes only keys and values, because tokens attend to these. Queries, output projection and
 MLP are computed for needed tokens alone, packed in arrays [N, width]; if all are needed, in the block's own arrays.
 """
 

@@ -233,6 +233,8 @@ def buffers(s: Shape, run: RunShape, adapted: Shapes) -> list[Buffer]:
     for i, _ in enumerate(s.ropes[:2 if any(s.windows) else 1]):
         table += [Buffer(f"cos{i}", (length, s.rotated(i) // 2), "run"),
                   Buffer(f"sin{i}", (length, s.rotated(i) // 2), "run")]
+    if s.last_maker < s.n_layer - 1:  # blocks of needed tokens alone, which are computed again
+        table.append(Buffer("own_x", (t, d), "block", backward=True))
     if SUBLAYERS in run.family.adapts:
         table.append(Buffer("dpost", (t, d), "block", backward=True))
     elif s.post_norms:

@@ -104,7 +104,8 @@ def test_the_last_block_computes_what_is_predicted_from(name, tmp_path, monkeypa
                             (tokens.extend([len(out)] * (out.shape[1] != shape.d_block)), glu(out, *rest)))
             of.decoder.score(of.batch)
         taken = [shape.n_used if shape.feed(layer) == "experts" else 1 for layer in range(shape.n_layer)]
-        needed = [*[of.batch.computed] * (shape.n_layer - 1), np.unique(of.batch.supervised).size]
+        alone = shape.n_layer - shape.last_maker
+        needed = [*[of.batch.computed] * shape.last_maker, *[np.unique(of.batch.supervised).size] * alone]
         assert tokens == [by_each * n for by_each, n in zip(taken, needed, strict=True)]
         assert tokens[-1] < 0.1 * tokens[0]
 

@@ -15,8 +15,8 @@ lengths   a random llama of 3.2 billion weights at 1,024, 2,048 and 4,096 tokens
           budget: the peak, beside that of arXiv 2606.19528 for llama-3.2-3B (Qualcomm, one A100).
 experts   a random mixture of experts with 6.9 billion weights, of which a token takes 1.3 billion, in 2G, and resident;
           attention trained, then experts too.
-embeddings  a random gemma4 of E2B's shape, one row of 512 or 1,024 random tokens a step: its embeddings of each block,
-          1.3 of 2.6 GB, must not be in memory.
+embeddings  a random gemma4 of E2B's shape, one step on a row of random tokens: its embeddings of each block, 1.3 of
+          2.6 GB, must not be in memory.
 
 Peaks are VmHWM, and for `edgetune train` also what its tokenising process had. Exits with 1 if something does not hold.
 """
@@ -28,6 +28,7 @@ import re
 import subprocess
 import sys
 import tempfile
+import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -72,8 +73,10 @@ def write_model(name: str, folder: Path) -> Path:
     return path
 
 
-def one_run(model: str, options: dict[str, Any]) -> dict[str, Any]:
-    """In this process: train two steps on full rows, measure a loss, save."""
+def one_run(model: str, options: dict[str, Any], steps: int = 2, share: float = 1.0) -> dict[str, Any]:
+    """In this process: train steps on full rows, measure a loss, save. cpu: seconds of all threads in the steps. share:
+    of a row's tokens, those that are supervised, its last ones.
+    """
     from edgetune.bench.train import random_rows
     from edgetune.formats.bundle import open_bundle
     from edgetune.machine import device
@@ -81,21 +84,26 @@ def one_run(model: str, options: dict[str, Any]) -> dict[str, Any]:
     bundle = open_bundle(model)
     size = options["batch_size"]
     length = options["max_length"]
-    trainer = Trainer(bundle, steps=2, lengths=[length] * (2 * size), **options)
-    trainer.add_examples(random_rows(trainer.model.shape.n_vocab, 2 * size, length, seed=0))
+    trainer = Trainer(bundle, steps=steps, lengths=[length] * (steps * size), **options)
+    rows = random_rows(trainer.model.shape.n_vocab, steps * size, length, seed=0)
+    for row in rows:
+        row.weights[:round((1 - share) * length)] = 0
+    trainer.add_examples(rows)
+    began = time.process_time()
     results = trainer.train()
+    cpu = time.process_time() - began
     trainer.loss(trainer.examples[:1])
     with tempfile.TemporaryDirectory() as folder:
         trainer.save(Path(folder) / "adapter")
     return {"predicted": trainer.plan.peak_bytes, "measured": device.peak_rss(), "loss": results[-1].loss,
-            "tokens_per_s": sum(step.tokens for step in results) / sum(step.seconds for step in results),
+            "tokens_per_s": sum(step.tokens for step in results) / sum(step.seconds for step in results), "cpu": cpu,
             "streamed": trainer.plan.tradeoffs.streamed, "max_tokens": trainer.plan.tradeoffs.max_tokens}
 
 
-def run_alone(model: Path, options: dict[str, Any]) -> dict[str, Any]:
+def run_alone(model: Path, options: dict[str, Any], steps: int = 2, share: float = 1.0) -> dict[str, Any]:
     """`one_run` in another process."""
     code = (f"import json, sys; sys.path.insert(0, {str(Path(__file__).parent)!r}); import memory; "
-            f"print(json.dumps(memory.one_run({str(model)!r}, {options!r})))")
+            f"print(json.dumps(memory.one_run({str(model)!r}, {options!r}, {steps}, {share})))")
     done = subprocess.run([sys.executable, "-c", code], check=True, stdout=subprocess.PIPE)
     found: dict[str, Any] = json.loads(done.stdout)
     return found
@@ -226,12 +234,17 @@ def embeddings(args: argparse.Namespace, folder: Path) -> tuple[list[dict[str, A
     import big
     model = args.embeddings or big.write(folder / "gemma4.gguf", "gemma4-e2b")
     rows = []
-    for length in (512, 1024):
-        row = run_alone(model, {"rank": 8, "batch_size": 1, "max_length": length})
-        row["holds"] = row["measured"] < model.stat().st_size - TABLE + 512 * MIB
-        print(f"{length:5} tokens: planned {row['predicted'] / MIB:.0f}, peak {row['measured'] / MIB:.0f} MiB of a "
-              f"file of {model.stat().st_size / MIB:.0f}  {row['tokens_per_s']:.1f} tokens/s", flush=True)
-        rows.append({"length": length, **row})
+    for length, recompute, weights, share in ((512, "block", "resident", 1.0), (1024, "block", "resident", 1.0),
+                                              (1024, "block", "resident", 0.3), (512, "block", "streamed", 1.0),
+                                              (512, "none", "resident", 1.0)):
+        row = run_alone(model, {"rank": 8, "batch_size": 1, "max_length": length, "recompute": recompute,
+                                "weights": weights, "threads": 1}, steps=1, share=share)
+        row["holds"] = row["measured"] < 1.03 * row["predicted"] and (
+            recompute == "none" or row["measured"] < model.stat().st_size - TABLE + 512 * MIB)
+        print(f"{length:5} tokens, {share:.0%} supervised, {recompute}, {weights}: "
+              f"planned {row['predicted'] / MIB:.0f}, peak {row['measured'] / MIB:.0f} MiB  "
+              f"{length / row['cpu']:.1f} tokens a CPU second", flush=True)
+        rows.append({"length": length, "share": share, "recompute": recompute, "weights": weights, **row})
     return rows, all(row["holds"] for row in rows)
 
 
