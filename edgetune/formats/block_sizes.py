@@ -13,7 +13,8 @@ from ..errors import FormatError, UnsupportedError
 if TYPE_CHECKING:
     from .families import Family
     from .gguf import Gguf
-    from .shape import MetadataReader, Shape
+    from .metadata import MetadataReader
+    from .shape import Shape
 
 TABLE = "per_layer_token_embd.weight"  # the embeddings of all blocks, [V, blocks * their width]
 SHARED = "shared attention"  # mixers, as in kinds.py

@@ -6,8 +6,9 @@ from dataclasses import dataclass
 
 from ..errors import FormatError, UnsupportedError
 from .gguf import ENCODER, MODERN, NOMIC, Gguf
+from .metadata import MetadataReader, read_windows, refuse_variants
 from .rope import Rope
-from .shape import MetadataReader, check_tensors, read_windows, refuse_variants
+from .shape import check_tensors
 
 POOLINGS = {1: "mean", 2: "first"}
 """How the vector of a document is made of its tokens', by the number in GGUF."""

@@ -13,7 +13,7 @@ from ..errors import FormatError, UnsupportedError
 if TYPE_CHECKING:
     from .families import Family
     from .gguf import Gguf
-    from .shape import MetadataReader
+    from .metadata import MetadataReader
 
 
 @dataclass(frozen=True)
