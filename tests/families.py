@@ -46,6 +46,9 @@ TRAINED: dict[str, dict[str, object]] = {
     "hunyuan-dense": {"rope_theta": 1e4, "tie_word_embeddings": True, "head_dim": 32},
     "mistral3": {"rope_theta": 1e6, "tie_word_embeddings": False, "head_dim": 32},
     "phi3": {"rope_theta": 1e4, "tie_word_embeddings": True, "pad_token_id": 0, "partial_rotary_factor": 0.75},
+    "glm4": {"rope_theta": 1e4, "tie_word_embeddings": False, "head_dim": 32, "partial_rotary_factor": 0.5,
+             "attention_bias": True, "pad_token_id": 0},
+    "internlm2": {"rope_theta": 1e6, "tie_word_embeddings": False},  # a llama for transformers
     "lfm2": {"rope_theta": 1e6, "tie_word_embeddings": True, "norm_eps": 1e-5, "conv_L_cache": 3, "conv_bias": False,
              "layer_types": ["conv", "full_attention", "conv"], "block_auto_adjust_ff_dim": False},
     "qwen3moe": {"rope_theta": 1e6, "tie_word_embeddings": True, "head_dim": 32, "num_experts": 6,
@@ -76,7 +79,7 @@ NEWER: dict[str, dict[str, object]] = {
 ALL_FAMILIES = FAMILIES | TRAINED | NEWER
 # transformers' names of models
 MODEL_TYPES = {"gemma3": "gemma3_text", "qwen3moe": "qwen3_moe", "lfm2moe": "lfm2_moe", "gemma4": "gemma4_text",
-               "hunyuan-dense": "hunyuan_v1_dense", "mistral3": "mistral"}
+               "hunyuan-dense": "hunyuan_v1_dense", "mistral3": "mistral", "internlm2": "llama"}
 REORDERED = ("llama", "smollm3", "granite", "granitemoe", "mistral", "ministral3")
 # whose rows of q and k a GGUF holds in another order
 ROPES: dict[str, dict[str, object] | None] = {
@@ -142,6 +145,8 @@ POST_NAMES |= {
     "embed_tokens_per_layer": "per_layer_token_embd", "per_layer_model_projection": "per_layer_model_proj",
     "per_layer_projection_norm": "per_layer_proj_norm", "per_layer_input_gate": "inp_gate",
     "per_layer_projection": "proj", "post_per_layer_input_norm": "post_norm", "layer_scalar": "layer_output_scale"}
+OWN_NAMES = {"glm4": GGUF_NAMES | {"post_self_attn_layernorm": "post_attention_norm",
+                                   "post_mlp_layernorm": "post_ffw_norm"}}
 POST_NORMED = ("gemma3", "gemma4", "olmo2", "olmo3", "exaone4")
 ARCHITECTURES = {"olmo3": "olmo2", "ministral3": "mistral3"}  # of GGUF, where transformers has another name
 
@@ -262,7 +267,7 @@ def config_metadata(name: str, config: PretrainedConfig, settings: Mapping[str, 
     if name in ("granite", "granitemoe"):
         fields |= {"embedding_scale": config.embedding_multiplier, "residual_scale": config.residual_multiplier,
                    "attention.scale": config.attention_multiplier, "logit_scale": config.logits_scaling}
-    if name == "phi3":
+    if name in ("phi3", "glm4"):
         fields["rope.dimension_count"] = int(head_width(config) * config.partial_rotary_factor)
     scaling = settings.get("rope_scaling")
     if scaling and scaling["rope_type"] != "llama3":
@@ -299,7 +304,7 @@ def head_width(config: PretrainedConfig) -> int:
 
 def gguf_name(hf_name: str, family: str) -> str:
     """model.layers.3.self_attn.q_proj.weight -> blk.3.attn_q.weight"""
-    names = POST_NAMES if family in POST_NORMED else GGUF_NAMES
+    names = OWN_NAMES.get(family) or (POST_NAMES if family in POST_NORMED else GGUF_NAMES)
     *path, kind = hf_name.removeprefix("model.").split(".")
     if kind == "layer_scalar":
         return f"blk.{path[1]}.layer_output_scale.weight"

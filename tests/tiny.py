@@ -71,7 +71,8 @@ class Shape:
     norms: str = "before"
     window: int = 0
     window_pattern: int = 2  # every n-th block sees everything
-    fused: bool = False  # queries, keys and values are one matrix, the gate and the rest another
+    fused: bool = False  # queries, keys and values are one matrix
+    fused_feed: bool = False  # gate and the rest are one matrix
     conv: tuple[int, ...] = ()  # blocks with a short convolution in place of attention
     dense_first: int = 0  # blocks without experts; the others' have a bias
     experts: tuple[int, ...] = ()  # how many there are, and how many of them a token takes
@@ -99,7 +100,9 @@ SHAPES = {
     "exaone4": Shape(qk_norm="head", norms="after", rope_base=1e6),
     "mistral3": Shape(rope_base=1e6, head_width=32, tied=False),
     "hunyuan-dense": Shape(qk_norm="rotated", head_width=32),
-    "phi3": Shape(fused=True),
+    "phi3": Shape(fused=True, fused_feed=True),
+    "glm4": Shape(norms="both", fused_feed=True),
+    "internlm2": Shape(tied=False),
     "lfm2": Shape(qk_norm="head", rope_base=1e6, n_blocks=3, conv=(0, 2)),
     "lfm2moe": Shape(qk_norm="head", rope_base=1e6, n_blocks=3, conv=(0, 2), experts=(6, 2), dense_first=1,
                     d_expert=48),
@@ -222,9 +225,9 @@ def _feed_forward(shape: Shape, i: int) -> Iterator[tuple[str, tuple[int, ...]]]
         yield from ((f"{block}.ffn_{name}_exps.weight", (n, f, d)) for name in ("gate", "up"))
         yield f"{block}.ffn_down_exps.weight", (n, d, f)
         return
-    if not shape.fused:
+    if not shape.fused_feed:
         yield f"{block}.ffn_gate.weight", (f, d)
-    yield f"{block}.ffn_up.weight", (2 * f if shape.fused else f, d)
+    yield f"{block}.ffn_up.weight", (2 * f if shape.fused_feed else f, d)
     yield f"{block}.ffn_down.weight", (d, f)
 
 

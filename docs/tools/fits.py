@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator
 from dataclasses import dataclass
 
 from edgetune.backends.cpu import Cpu
 from edgetune.backends.native import FORMATS
 from edgetune.errors import UsageError
+from edgetune.formats import kinds
 from edgetune.formats.families import FAMILIES
 from edgetune.formats.shape import Rope, Shape
 from edgetune.machine.device import Profile, board_named
@@ -26,7 +28,10 @@ BOARDS = ("Raspberry Pi Zero 2 W", "Raspberry Pi 3 Model B+", "Raspberry Pi 4 Mo
 
 @dataclass(frozen=True)
 class Published:
-    """Sizes as in the model's config.json; head: another matrix than the embedding. format: of its matrices."""
+    """Sizes as in the model's config.json. format: of its matrices; embedding: of its table. head: the head is another
+    matrix. attention: the blocks that have it, where others are short convolutions. experts: how many, how many a token
+    takes, and their width; the first `dense` blocks have none. rotated: values of a head.
+    """
 
     name: str
     architecture: str
@@ -39,31 +44,64 @@ class Published:
     vocabulary: int
     format: str
     embedding: str
+    head: bool = False
+    attention: tuple[int, ...] = ()
+    experts: tuple[int, int, int] = (0, 0, 0)
+    dense: int = 0
+    rotated: int = 0
 
     def structure(self) -> DecoderStructure:
         family = FAMILIES[self.architecture]
+        blocks = range(self.layers)
+        mixers = tuple(family.elsewhere if self.attention and i not in self.attention else family.mixer for i in blocks)
+        count, used, wide = self.experts
         return DecoderStructure(Shape(
             self.architecture, self.layers, self.width, self.mlp, self.heads, self.kv, self.head_width,
-            self.vocabulary, self.head_width, 8192, 1e-6, family.neox, family.act, 1.0, 1.0,
-            qk_norm=family.qk_norm, post_norms=family.post_norms,
-            ropes=(Rope(), Rope()), windows=(0,) * self.layers))
+            self.vocabulary, self.rotated or self.head_width, 8192, 1e-6, family.neox, family.act, 1.0, 1.0,
+            qk_norm=family.qk_norm, pre_norms=family.pre_norms, post_norms=family.post_norms,
+            ropes=(Rope(), Rope()), windows=(0,) * self.layers, mixers=mixers, conv=3 if self.attention else 0,
+            feeds=tuple("gated" if i < self.dense else family.feed for i in blocks),
+            n_expert=count, n_used=used, d_expert=wide, gating=family.gating, norms_experts=family.norms_experts))
 
     def sizes(self) -> Sizes:
-        block = sum(_bytes(self.format, n, k) for n, k in self.structure().linear_shapes(0).values())
+        shape = self.structure().shape
         row = _bytes(self.embedding, 1, self.width)
-        return Sizes((block,) * self.layers, row * self.vocabulary, 0, row)
+        table = row * self.vocabulary
+        return Sizes(tuple(self._block(shape, i) for i in range(self.layers)), table, self.head * table, row)
+
+    def _block(self, shape: Shape, layer: int) -> int:
+        """Bytes of a block."""
+        stacks = kinds.STACKS.get(shape.feed(layer), lambda _: {})(shape)
+        sizes = [*shape.linear_shapes(layer).values(), *stacks.values()]
+        return sum(_bytes(self.format, math.prod(size[:-1]), size[-1]) for size in sizes)
 
 
+LFM2 = (2, 5, 8, 10, 12, 14)  # blocks with attention
 MODELS = (
     Published("smollm2", "llama", 30, 576, 1536, 9, 3, 64, 49152, "Q4_1", "Q8_0"),
     Published("gemma3-270m", "gemma3", 18, 640, 2048, 4, 1, 256, 262144, "Q8_0", "Q8_0"),
+    Published("ernie4.5-0.3b", "ernie4_5", 18, 1024, 3072, 16, 2, 128, 103424, "Q4_K", "Q6_K"),
+    Published("lfm2-350m", "lfm2", 16, 1024, 4608, 16, 8, 64, 65536, "Q4_K", "Q6_K", attention=LFM2),
+    Published("granite4-350m", "granite", 28, 1024, 2048, 16, 4, 64, 100352, "Q8_0", "Q8_0"),
     Published("smollm2-360m", "llama", 32, 960, 2560, 15, 5, 64, 49152, "Q8_0", "Q8_0"),
     Published("qwen2.5-0.5b", "qwen2", 24, 896, 4864, 14, 2, 64, 151936, "Q5_0", "Q8_0"),
+    Published("hunyuan-0.5b", "hunyuan-dense", 24, 1024, 3584, 16, 8, 128, 120818, "Q4_K", "Q6_K"),
     Published("qwen3-0.6b", "qwen3", 28, 1024, 3072, 16, 8, 128, 151936, "Q8_0", "Q8_0"),
     Published("gemma3-1b", "gemma3", 26, 1152, 6912, 4, 1, 256, 262144, "Q5_0", "Q8_0"),
+    Published("lfm2.5-1.2b", "lfm2", 16, 2048, 8192, 32, 8, 64, 65536, "Q4_K", "Q6_K", attention=LFM2),
     Published("llama3.2-1b", "llama", 16, 2048, 8192, 32, 8, 64, 128256, "Q4_K", "Q6_K"),
+    Published("exaone4-1.2b", "exaone4", 30, 2048, 4096, 32, 8, 64, 102400, "Q4_K", "Q6_K"),
+    Published("olmo2-1b", "olmo2", 16, 2048, 8192, 16, 16, 128, 100352, "Q4_K", "Q6_K", head=True),
     Published("qwen2.5-1.5b", "qwen2", 28, 1536, 8960, 12, 2, 128, 151936, "Q4_K", "Q6_K"),
+    Published("granite4-1b", "granite", 40, 2048, 4096, 16, 4, 128, 100352, "Q4_K", "Q6_K"),
     Published("smollm2-1.7b", "llama", 24, 2048, 8192, 32, 32, 64, 49152, "Q4_K", "Q6_K"),
+    Published("smollm3-3b", "smollm3", 36, 2048, 11008, 16, 4, 128, 128256, "Q4_K", "Q6_K"),
+    Published("ministral3-3b", "mistral3", 26, 3072, 9216, 32, 8, 128, 131072, "Q4_K", "Q6_K"),
+    Published("phi4-mini", "phi3", 32, 3072, 8192, 24, 8, 128, 200064, "Q4_K", "Q6_K", rotated=96),
+    Published("olmoe-7b-a1b", "olmoe", 16, 2048, 1024, 16, 16, 128, 50304, "Q4_K", "Q6_K", head=True,
+              experts=(64, 8, 1024)),
+    Published("lfm2-8b-a1b", "lfm2moe", 24, 2048, 7168, 32, 8, 64, 65536, "Q4_K", "Q6_K",
+              attention=(2, 6, 10, 14, 18, 21), experts=(32, 4, 1792), dense=2),
 )
 
 

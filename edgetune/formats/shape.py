@@ -161,7 +161,7 @@ def read_shape(gguf: Gguf) -> Shape:
                            "attention.value_length_swa": narrow, "attention.causal": True,
                            "embedding_length_out": d_model, "attn_logit_softcapping": 0.0,
                            **({} if family.sized_blocks else {"rope.dimension_count_swa": n_rot}),
-                           **({} if family.caps_logits else {"final_logit_softcapping": 0.0})})
+                           **({} if family.caps_logits else {"final_logit_softcapping": 0.0}), **family.usual})
     global_rope = read_rope(gguf, get, family)
     local_rope = (Rope(base=get.number("rope.freq_base_swa", global_rope.base)) if family.plain_windows else
                   Rope(base=get.number("rope.freq_base_swa", 10000.0), attn_factor=global_rope.attn_factor))

@@ -9,14 +9,17 @@ from click.testing import CliRunner
 pytest.importorskip("torch")
 pytest.importorskip("transformers")
 
+import peft
 import torch
 from checkpoints import byte_level, edit, write_folder
 from families import ARCHITECTURES, FAMILIES, NEWER, TRAINED, hf_logits, logits_of, make_family
-from random_adapters import distance
+from random_adapters import distance, random_updates
 from sometimes import mostly_slow
 from tiny import SHAPES, write_tiny
 
 from edgetune import Trainer
+from edgetune.adapters.merge import merge
+from edgetune.adapters.peft import export_peft
 from edgetune.cli import cli
 from edgetune.compress.options import CompressConfig
 from edgetune.compress.shrink import distill, prune
@@ -28,6 +31,7 @@ from edgetune.errors import FormatError, UnsupportedError, UsageError
 from edgetune.formats.bundle import open_bundle
 from edgetune.formats.gguf import open_gguf, write_gguf
 from edgetune.formats.safetensors import read_safetensors, write_safetensors
+from edgetune.formats.shape import read_shape
 from edgetune.models.structure import feed_of, mixer_of
 
 RNG = np.random.default_rng(0)
@@ -153,6 +157,24 @@ def test_experts_that_do_not_fit_the_configuration_are_named(count, tmp_path):
     edit(folder / "config.json", num_experts=count, num_local_experts=count)
     with pytest.raises(FormatError, match=f"experts? .*of blk.0.ffn_.*_exps.weight, config.json says {count}"):
         convert.convert(folder)
+
+
+@pytest.mark.parametrize("family", COMPUTED)
+def test_what_peft_merges_and_we_convert_is_what_we_merge(family, tmp_path):
+    """An exported adapter, merged by PEFT into transformers' model, which is saved and converted."""
+    path, source = make_family(family, tmp_path)
+    base = open_gguf(path)
+    shape = read_shape(base)
+    names = [f"blk.{i}.{name}" for i in range(shape.n_layer) for name in shape.linear_shapes(i)]
+    pairs = random_updates(base, names, size=0.5)
+    export_peft(pairs, base, tmp_path / "peft")
+    merged = peft.PeftModel.from_pretrained(source, tmp_path / "peft").merge_and_unload()
+    made = convert.convert(write_folder(tmp_path / "model", merged, byte_level()))
+    merge(base, pairs, tmp_path / "merged.gguf", "F32")
+    for name, tensor in open_gguf(tmp_path / "merged.gguf").tensors.items():
+        np.testing.assert_allclose(made.tensors[name], tensor.f32(), rtol=0, atol=2e-6, err_msg=name)
+    name = "blk.0.ffn_down.weight"
+    assert not np.allclose(made.tensors[name], base.tensors[name].f32(), atol=1e-3)
 
 
 # ---- fewer weights ---------------------------------------------------------------------------------------------------

@@ -159,6 +159,8 @@ def test_keys_that_files_leave_out(rope, key, tmp_path):
     ("mistral3", "yarn", "attention.temperature_scale", 0.1, None),
     ("olmo2", "none", "attention.sliding_window", 24, None),
     ("smollm3", "linear", "rope.scaling.factor", 3.0, None),
+    ("glm4", "none", "rope.dimension_sections", [8, 8, 0, 0], r"trains models where it is \[0, 0, 0, 0\]"),
+    ("glm4", "none", "rope.dimension_count", 8, None),
 ])
 def test_rare_keys(name, rope, key, value, refused, tmp_path):
     """What a key does in llama.cpp it does here, or the file is refused: it is trained as it is served."""

@@ -89,6 +89,10 @@ def _phi3(config: PretrainedConfig) -> Keys:
     return keys
 
 
+def _glm4(config: PretrainedConfig) -> Keys:
+    return {"rope.dimension_count": int(_width(config) * (_rotary(config, "partial_rotary_factor") or 1.0))}
+
+
 def _lfm2(config: PretrainedConfig) -> Keys:
     heads = [config.num_key_value_heads * (kind != "conv") for kind in config.layer_types]
     width = config.intermediate_size
@@ -172,6 +176,9 @@ TYPES: dict[str, ModelType] = {
         "hunyuan-dense", more=_hunyuan, scalings=("default", "dynamic"),
         names={"attn_q_norm": "self_attn.query_layernorm", "attn_k_norm": "self_attn.key_layernorm"}),
     "phi3": ModelType("phi3", more=_phi3, scalings=("default", "longrope", "su")),
+    "glm4": ModelType("glm4", more=_glm4, names={
+        "ffn_norm": "post_attention_layernorm", "post_attention_norm": "post_self_attn_layernorm",
+        "post_ffw_norm": "post_mlp_layernorm"}),
     "lfm2": ModelType("lfm2", names=_LFM2_NAMES, last_norm="embedding_norm", keys={"shortconv.l_cache": "conv_L_cache"},
                       more=_lfm2, usual={"conv_bias": False}, epsilon="norm_eps"),
     "lfm2_moe": ModelType(

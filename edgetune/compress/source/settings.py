@@ -107,4 +107,6 @@ OF_ARCHITECTURE: dict[str, Callable[[Floats], Settings]] = {
     "exaone4": lambda model: ("exaone4", {"sliding_window": None,
                                           "layer_types": ["full_attention"] * model.shape.n_layer}),
     "mistral3": lambda _: ("mistral", {"sliding_window": None}),
+    "glm4": lambda model: ("glm4", {"attention_bias": "blk.0.attn_q.bias" in model.tensors,
+                                    "partial_rotary_factor": model.shape.n_rot / model.shape.d_head}),
     "hunyuan-dense": lambda _: ("hunyuan_v1_dense", {})}
