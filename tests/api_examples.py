@@ -202,4 +202,16 @@ def _of_the_daemon() -> Iterator[Example]:
     yield Example("GET /metrics", "Read the metrics.")
 
 
-EXAMPLES = [*_of_answers(), *_of_jobs(), *_of_adapters(), *_of_feedback(), *_of_ollama(), *_of_the_daemon()]
+def _of_a_fleet() -> Iterator[Example]:
+    yield Example("GET /v1/fleet/order", "See what devices are to do.", answer={
+        "rollout": "", "number": 0, "order": "", "signature": "", "files": []})
+    report = {"device": "kitchen", "at": AT, "model": "sha256:9f86d081", "rollout": "1767182400-home",
+              "execution": "proceeding", "finished": "none", "reason": "6 of 6 examples are answered exactly",
+              "adapter": ADAPTER, "verdict": {"passed": True, "wins": 6, "losses": 0}, "installed": [],
+              "superseded": [], "version": 1, "edgetune": "0.1.0"}
+    yield Example("PUT /v1/fleet/devices/{device}", "Report what a device did.", "/v1/fleet/devices/kitchen",
+                  report, answer=report)
+
+
+EXAMPLES = [*_of_answers(), *_of_jobs(), *_of_adapters(), *_of_feedback(), *_of_ollama(), *_of_a_fleet(),
+            *_of_the_daemon()]

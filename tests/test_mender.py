@@ -8,12 +8,7 @@ import sys
 from pathlib import Path
 
 import pytest
-from daemons import daemon
-from learners import TRAIN, give
-from services import same_holdout
-from thread_workers import ThreadWorker
-
-import edgetune
+from rollouts import on_device, write_adapters
 
 ROOT = Path(__file__).parents[1]
 MODULE = ROOT / "packaging" / "mender" / "edgetune-adapter"
@@ -24,22 +19,12 @@ pytestmark = pytest.mark.skipif(shutil.which("sh") is None, reason="there is no 
 
 @pytest.fixture(scope="module")
 def made(tiny_llama, tmp_path_factory):
-    """Adapters of another device: one says "on", which is right here, the other "off"."""
-    folder = tmp_path_factory.mktemp("adapters")
-    for answer in ("on", "off"):
-        trainer = edgetune.Trainer(tiny_llama, lr=2e-2, rank=4, steps=40, max_length=96, threads=1, batch_size=4)
-        trainer.add([{"messages": [{"role": "user", "content": f"turn the light {i}"},
-                                   {"role": "assistant", "content": answer}]} for i in range(40, 64)])
-        trainer.train()
-        trainer.save(folder / answer)
-    return folder
+    return write_adapters(tiny_llama, tmp_path_factory.mktemp("adapters"))
 
 
 @pytest.fixture
 def running(tiny_llama, tmp_path):
-    same_holdout(tmp_path / "state")
-    with daemon(tiny_llama, tmp_path / "state", TRAIN, start_process=ThreadWorker, context=512) as running:
-        give(running.service, range(30))
+    with on_device(tiny_llama, tmp_path / "device", "on") as running:
         yield running
 
 

@@ -78,20 +78,35 @@ def fleet_advance(folder: Path, resume: bool, stop: bool, undo: bool, key: Path 
     _show(*step(folder, now, change, key), as_json)
 
 
-@request("apply", FOLDER,
+@request("apply", click.argument("fleet_", metavar="FOLDER"),
+         click.option("--lead-key-file", type=click.Path(path_type=Path),
+                      help="File that holds a key for the daemon that serves FOLDER, where that is a URL."),
          click.option("--device", default="", help="Name of this device in the fleet [drawn once and kept]."),
          group=fleet)
-def fleet_apply(client: Any, folder: Path, device: str, as_json: bool) -> None:
+def fleet_apply(client: Any, fleet_: str, lead_key_file: Path | None, device: str, as_json: bool) -> None:
     """Do what the roll-out in FOLDER asks of this device's daemon.
 
-    Its own gate decides, and what came of it is written to FOLDER. Run it again and again, by a timer for instance.
+    FOLDER may be the URL of a daemon that serves one with --fleet. The gate of the device decides, and what came
+    of it is written there. Run it again and again, by a timer for instance.
     """
     from dataclasses import asdict
 
-    from ..daemon.rollouts import DaemonByHttp
+    from ..daemon.client import Client, read_key
+    from ..daemon.rollouts import DaemonByHttp, LeadByHttp
     from ..fleet.apply import apply
     from ..fleet.device import device_name
-    own, order = apply(folder, device or device_name(), DaemonByHttp(client), int(time.time()))
+    from ..fleet.rollout_http import copy_of, fetch, send
+    name = device or device_name()
+    here = DaemonByHttp(client)
+    if fleet_.startswith(("http://", "https://", "unix:")):
+        with Client(fleet_, read_key(lead_key_file)) as other:
+            lead = LeadByHttp(other)
+            copy = copy_of(fleet_, name)
+            fetch(lead, copy)
+            own, order = apply(copy, name, here, int(time.time()))
+            send(lead, copy, name)
+    else:
+        own, order = apply(Path(fleet_), name, here, int(time.time()))
     about = f": {own.reason}" if own.reason else ""
     said = "nothing is rolled out" if order is None else f"{own.execution}{about}"
     show(as_json, asdict(own), f"{own.device}: {said}")

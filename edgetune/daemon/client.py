@@ -60,6 +60,9 @@ class Client:
     def patch(self, path: str, body: dict[str, Any]) -> dict[str, Any]:
         return self._ask("PATCH", path, json=body)
 
+    def put(self, path: str, body: Mapping[str, Any]) -> dict[str, Any]:
+        return self._ask("PUT", path, json=dict(body))
+
     def delete(self, path: str) -> dict[str, Any]:
         return self._ask("DELETE", path)
 

@@ -53,6 +53,7 @@ class DaemonConfig:
     # data that it keeps
     state: str = option("", "Folder of the daemon's state [~/.local/state/edgetune].",
                         common=True, group="What it keeps")
+    fleet: str = option("", "Folder of a fleet, whose roll-outs devices fetch from this daemon, and report to it.")
     log_prompts: bool = option(False, "Write prompts and answers into the log.")
     keep_prompts: int = option(0, "Prompts of people kept at most for --learn tutor, without answers; the oldest leave "
                                "first; 0: none, and those that were kept leave.", low=0, high=100_000)

@@ -1,4 +1,4 @@
-"""A daemon as the roll-outs of a fleet see it, by HTTP."""
+"""Daemons as the roll-outs of a fleet see them, by HTTP: that of a device, and one that serves the folder."""
 
 from __future__ import annotations
 
@@ -51,3 +51,19 @@ class DaemonByHttp:
     def delete(self, id: str) -> None:
         with suppress(NotFoundError):
             self.client.delete(f"{ADAPTERS}/{quote(id, safe=':')}")
+
+
+class LeadByHttp:
+    """The daemon that serves a folder, by its client. As fleet.rollout_http.Lead, whose errors it raises."""
+
+    def __init__(self, client: Client) -> None:
+        self.client = client
+
+    def order(self) -> Mapping[str, Any]:
+        return self.client.get("/v1/fleet/order")
+
+    def load(self, rollout: str, file: str, target: Path) -> None:
+        self.client.download(f"/v1/fleet/rollouts/{quote(rollout)}/{quote(file)}", target)
+
+    def report(self, found: Mapping[str, Any]) -> None:
+        self.client.put(f"/v1/fleet/devices/{quote(str(found['device']))}", found)

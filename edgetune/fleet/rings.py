@@ -232,8 +232,9 @@ def advance(state: Rollout, reports: Mapping[str, Report], now: int) -> Rollout:
                        f"outcome, {state.plan.quorum:.0%} are needed")
     possible = (found.passed + left) / max(found.outcomes + left, 1)
     if found.outcomes and possible < state.plan.success:
-        return replace(state, status=PAUSED, reason=f"{found.passed} of {found.outcomes} devices of {ring} succeeded, "
-                       f"{state.plan.success:.0%} are needed")
+        lost = found.outcomes - found.passed
+        return replace(state, status=PAUSED, reason=f"{lost} of {found.outcomes + left} devices of {ring} refused it "
+                       f"or failed, {1 - state.plan.success:.0%} may")
     return state if left else _next(state, now, f"{found.passed} of {found.outcomes} devices of {ring} succeeded")
 
 

@@ -6,10 +6,10 @@ import pytest
 from commands import run
 from daemons import daemon
 from learners import TRAIN, give, opened
+from rollouts import write_adapters
 from services import until
 from thread_workers import ThreadWorker
 
-import edgetune
 from edgetune.daemon.kinds.evaluation import EvaluationRequest
 from edgetune.daemon.state import database
 from edgetune.errors import NotFoundError, UsageError
@@ -19,15 +19,7 @@ PROMOTE = EvaluationRequest(promote=True)
 
 @pytest.fixture(scope="module")
 def made(tiny_llama, tmp_path_factory):
-    """Adapters of another device: one says "on", which is right here, the other "off"."""
-    folder = tmp_path_factory.mktemp("adapters")
-    for answer in ("on", "off"):
-        trainer = edgetune.Trainer(tiny_llama, lr=2e-2, rank=4, steps=40, max_length=96, threads=1, batch_size=4)
-        trainer.add([{"messages": [{"role": "user", "content": f"turn the light {i}"},
-                                   {"role": "assistant", "content": answer}]} for i in range(40, 64)])
-        trainer.train()
-        trainer.save(folder / answer)
-    return folder
+    return write_adapters(tiny_llama, tmp_path_factory.mktemp("adapters"))
 
 
 @pytest.fixture

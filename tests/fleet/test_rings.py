@@ -95,7 +95,7 @@ def test_all_is_well():
 
 @pytest.mark.parametrize(("says", "status", "reason"), [
     (FAILED, rings.STOPPED, "1 of 1 devices of ring 1 that reported have failed, 2% are allowed"),
-    (REFUSED, rings.PAUSED, "0 of 1 devices of ring 1 of 3 succeeded, 95% are needed"),
+    (REFUSED, rings.PAUSED, "1 of 1 devices of ring 1 of 3 refused it or failed, 5% may"),
     (SILENT, rings.PAUSED, "0 of 1 devices of ring 1 of 3 have an outcome, 50% are needed"),
     (OPEN, rings.PAUSED, "0 of 1 devices of ring 1 of 3 have an outcome, 50% are needed")])
 def test_what_is_bad_for_all_reaches_one_device(says, status, reason):

@@ -4,16 +4,11 @@ from __future__ import annotations
 
 import json
 import shutil
-from contextlib import contextmanager
 
 import pytest
 from commands import run
-from daemons import daemon
-from learners import TRAIN, give
-from services import same_holdout
-from thread_workers import ThreadWorker
+from rollouts import on_device, write_adapters
 
-import edgetune
 from edgetune.daemon.client import Client
 from edgetune.daemon.rollouts import DaemonByHttp
 from edgetune.errors import EdgetuneError, FormatError, MismatchError, UsageError
@@ -26,15 +21,7 @@ from edgetune.formats.signature import TRUSTED
 
 @pytest.fixture(scope="module")
 def made(tiny_llama, tmp_path_factory):
-    """Adapters of another device: one says "on", the other "off"."""
-    folder = tmp_path_factory.mktemp("adapters")
-    for answer in ("on", "off"):
-        trainer = edgetune.Trainer(tiny_llama, lr=2e-2, rank=4, steps=40, max_length=96, threads=1, batch_size=4)
-        trainer.add([{"messages": [{"role": "user", "content": f"turn the light {i}"},
-                                   {"role": "assistant", "content": answer}]} for i in range(40, 64)])
-        trainer.train()
-        trainer.save(folder / answer)
-    return folder
+    return write_adapters(tiny_llama, tmp_path_factory.mktemp("adapters"))
 
 
 @pytest.fixture(scope="module")
@@ -44,18 +31,6 @@ def fleet(tiny_llama, tmp_path_factory):
     with on_device(tiny_llama, folder / "a", "on") as a, on_device(tiny_llama, folder / "b", "off") as b, \
             on_device(tiny_llama, folder / "c", "") as c:
         yield {"a": a, "b": b, "c": c}
-
-
-@contextmanager
-def on_device(model, folder, answer):
-    folder.mkdir()
-    same_holdout(folder / "state")
-    (folder / "canary.txt").write_text("turn the light on, turn the light on")
-    with daemon(model, folder / "state", TRAIN, start_process=ThreadWorker, context=512,
-                canary_rise="off" if answer else "100%", canary=str(folder / "canary.txt")) as running:
-        if answer:
-            give(running.service, range(30), answer)
-        yield running
 
 
 @pytest.fixture(autouse=True)

@@ -34,6 +34,7 @@ from . import (
     errors,
     feedback,
     fine_tuning,
+    fleet,
     ollama,
     ollama_models,
     pages,
@@ -60,7 +61,8 @@ ZIP = "application/zip"
 WHICHEVER = schemas.Rollback(adapter=None)  # of requests without a body
 BY_DEFAULT = schemas.Evaluation.model_validate({})
 router = APIRouter(route_class=JsonRoute, responses=RESPONSES)
-PARTS = (*(part.router for part in (checking, classify, completions, embeddings, feedback, fine_tuning, ollama,
+PARTS = (*(part.router for part in (checking, classify, completions, embeddings, feedback, fine_tuning, fleet,
+                                    ollama,
                                     ollama_models, pages, proposals, responses, vector_stores)), router)
 
 

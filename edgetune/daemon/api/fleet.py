@@ -1,0 +1,75 @@
+"""/v1/fleet: the roll-outs of a folder, for devices that fetch them, and their reports."""
+
+from __future__ import annotations
+
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any, Literal
+
+from fastapi import APIRouter
+from fastapi.responses import FileResponse
+from pydantic import Field
+from starlette.responses import Response
+
+from ...errors import NotFoundError
+from ...fleet import rollout_http
+from ..service import Service
+from .completions import TheService
+from .errors import RESPONSES, JsonRoute, of_type
+from .shapes import Answer, Body, Whole
+
+BYTES = "application/octet-stream"
+router = APIRouter(prefix="/v1/fleet", route_class=JsonRoute, responses=RESPONSES)
+
+
+class OrderObject(Answer):
+    """What a fleet's devices are to do."""
+
+    rollout: str = Field(description="The roll-out; empty: there is none.")
+    number: int = Field(description="The number of the order; the highest counts.")
+    order: str = Field(description="The text of its order.json.")
+    signature: str = Field(description="The text of its manifest.sig; empty: it is not signed.")
+    files: list[str] = Field(description="The files of its artifact.")
+
+
+class DeviceReport(Body):
+    """What a device of a fleet last did."""
+
+    device: str = Field(description="The name of the device.")
+    at: Whole = Field(description="When, seconds since 1970.")
+    model: str = Field(description="sha256 of its model.")
+    rollout: str = Field(description="The roll-out that it is about.")
+    execution: Literal["none", "downloaded", "proceeding", "closed", "rejected", "canceled"] = Field(
+        description="closed: there is an outcome; rejected: its gate refused the adapter; canceled: it went back.")
+    finished: Literal["none", "success", "failure"] = Field(description="The outcome.")
+    reason: str = Field(description="A sentence, for a person.")
+    adapter: str = Field(description="The adapter's id on the device.")
+    verdict: dict[str, Any] = Field(description="Numbers of its gate.")
+    installed: list[str] = Field(description="Digests of adapters that roll-outs brought.")
+    superseded: list[str] = Field(description="Digests of adapters that those replaced.")
+    version: Whole = Field(description="Of this format.")
+    edgetune: str = Field(description="The device's edgetune.")
+
+
+def _folder(service: Service) -> Path:
+    if not service.config.fleet:
+        raise NotFoundError("this daemon serves no fleet", "start it with --fleet FOLDER")
+    return Path(service.config.fleet).expanduser()
+
+
+@router.get("/order", response_model=OrderObject)
+def get_order(service: TheService) -> Any:
+    """Returns the order that counts. A daemon has one if it was started with --fleet."""
+    return rollout_http.served_order(_folder(service))
+
+
+@router.get("/rollouts/{rollout}/{file:path}", response_class=Response, responses=of_type(BYTES))
+def get_file(rollout: str, file: str, service: TheService) -> Response:
+    """Returns a file of the artifact of a roll-out."""
+    return FileResponse(rollout_http.served_file(_folder(service), rollout, file), media_type=BYTES)
+
+
+@router.put("/devices/{device}", response_model=DeviceReport)
+def put_report(device: str, body: DeviceReport, service: TheService) -> Any:
+    """Replaces what a device reports."""
+    return asdict(rollout_http.take_report(_folder(service), device, body.model_dump()))

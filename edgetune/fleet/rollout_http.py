@@ -1,0 +1,125 @@
+"""A roll-out carried by HTTP: a daemon serves the folder, and devices keep a copy of the part that concerns them.
+
+A device asks for the order, and loads files only where it has not this one yet. It checks them as if a sync had brought
+them, so the daemon that serves them is believed no more than a folder. Then it sends its own file. It needs no open
+port.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import shutil
+from collections.abc import Mapping
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any, Protocol
+
+from ..disk import json_text, new_folder, read_small, state_folder
+from ..errors import FormatError, NotFoundError, UsageError
+from ..formats import signature
+from ..persisted import from_json
+from . import artifact
+from .rings import NAME
+from .rollout_folder import ARTIFACT, FACTS, MOST, ORDERS, ROLLOUTS, DeviceFile, newest_order, read_device, write_device
+from .signed_folder import MAX_FACTS
+
+FILES = (artifact.FACTS, signature.FILE, *(f"{artifact.ADAPTER}/{name}" for name in artifact.NAMES))
+WRONG = "update edgetune on both sides"
+
+
+class Lead(Protocol):
+    """The daemon that serves a folder. All raise EdgetuneError where it does not answer."""
+
+    def order(self) -> Mapping[str, Any]:
+        """The order that counts, as `served_order` returns it."""
+
+    def load(self, rollout: str, file: str, target: Path) -> None:
+        """Writes a file of an artifact into a new one."""
+
+    def report(self, found: Mapping[str, Any]) -> None:
+        """Sends a device's file."""
+
+
+# ---- the daemon that serves ------------------------------------------------------------------------------------------
+
+
+def served_order(folder: Path) -> dict[str, Any]:
+    """rollout, number; order, signature: the texts of its files, "": none; files: of its artifact, by their names.
+
+    rollout is "" where nothing was rolled out. Raises errors of newest_order.
+    """
+    order = newest_order(folder)
+    if order is None:
+        return {"rollout": "", "number": 0, "order": "", "signature": "", "files": []}
+    place = order.folder / ORDERS / f"{order.facts.number:06d}"
+    texts = [read_small(place / name, MAX_FACTS).decode() if (place / name).is_file() else ""
+             for name in (FACTS, signature.FILE)]
+    files = [name for name in FILES if (order.folder / ARTIFACT / name).is_file()]
+    return {"rollout": order.facts.rollout, "number": order.facts.number, "order": texts[0], "signature": texts[1],
+            "files": files}
+
+
+def served_file(folder: Path, rollout: str, file: str) -> Path:
+    """The path of a file of an artifact. Raises NotFoundError for any other name."""
+    path = folder / ROLLOUTS / rollout / ARTIFACT / file
+    if not NAME.fullmatch(rollout) or file not in FILES or not path.is_file():
+        raise NotFoundError(f"there is no file {file!r:.80} of the roll-out {rollout!r:.80}", "ask for the order again")
+    return path
+
+
+def take_report(folder: Path, device: str, content: Mapping[str, Any]) -> DeviceFile:
+    """Writes a device's file, which a request brought. Raises UsageError, FormatError and DiskError."""
+    read_device(folder, device)  # raises for a name that is none
+    found = from_json(DeviceFile, dict(content), "the report")
+    if found.device != device:
+        raise UsageError(f"the report is of {found.device!r:.70}, sent as {device}", "send it under its own name")
+    if len(json_text(asdict(found))) > MOST // 2:
+        raise UsageError(f"the report has more than {MOST // 2} bytes", WRONG)
+    found.report.check("the report")
+    write_device(folder, found)
+    return found
+
+
+# ---- a device --------------------------------------------------------------------------------------------------------
+
+
+def copy_of(url: str, device: str) -> Path:
+    """The folder in which a device keeps its copy of what a daemon serves."""
+    name = hashlib.sha256(f"{url} {device}".encode()).hexdigest()[:16]
+    return state_folder() / "fleet" / name
+
+
+def fetch(lead: Lead, folder: Path) -> None:
+    """Brings the device's copy of the folder up to date. Raises FormatError for an answer that is none, and errors of
+    the artifact; what is not whole or not signed leaves nothing.
+    """
+    found = lead.order()
+    rollout, number = found.get("rollout"), found.get("number")
+    if rollout == "":
+        return
+    texts = {FACTS: found.get("order"), signature.FILE: found.get("signature")}
+    if not (isinstance(rollout, str) and NAME.fullmatch(rollout) and isinstance(number, int) and 0 < number < 10**6
+            and all(isinstance(text, str) for text in texts.values()) and set(found.get("files", ())) <= {*FILES}):
+        raise FormatError("the order that was sent is none", WRONG)
+    place = folder / ROLLOUTS / rollout
+    if not (place / ARTIFACT).is_dir():
+        with new_folder(place / ARTIFACT) as beside:
+            (beside / artifact.ADAPTER).mkdir()
+            for file in found["files"]:
+                lead.load(rollout, file, beside / file)
+            artifact.open_artifact(beside)
+    order = place / ORDERS / f"{number:06d}"
+    if not order.is_dir():
+        with new_folder(order) as beside:
+            for name, text in texts.items():
+                if text:
+                    (beside / name).write_text(text, encoding="utf-8")
+    for other in (folder / ROLLOUTS).iterdir():
+        if other.name < rollout:
+            shutil.rmtree(other, ignore_errors=True)
+
+
+def send(lead: Lead, folder: Path, device: str) -> None:
+    """Sends the file that the device wrote last."""
+    lead.report(json.loads(json_text(asdict(read_device(folder, device)))))
