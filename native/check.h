@@ -68,6 +68,8 @@ void check_draws(struct check *c);
 void check_ops(struct check *c);
 /* check_mixers.c: what blocks have in place of attention. */
 void check_mixers(struct check *c);
+/* check_delta.c: the gated delta rule. */
+void check_delta(struct check *c);
 /* check_adamw.c: the optimizer. */
 void check_optimizer(struct check *c);
 /* check_refusals.c: arguments that are out of range, missing, or of another type. */

@@ -14,6 +14,7 @@ static void formats(struct check *c, et_context *alone) { (void)alone, check_for
 static void refusals(struct check *c, et_context *alone) { (void)alone, check_refusals(c); }
 static void ops(struct check *c, et_context *alone) { (void)alone, check_ops(c); }
 static void mixers(struct check *c, et_context *alone) { (void)alone, check_mixers(c); }
+static void delta(struct check *c, et_context *alone) { (void)alone, check_delta(c); }
 static void optimizer(struct check *c, et_context *alone) { (void)alone, check_optimizer(c); }
 static void draws(struct check *c, et_context *alone) { (void)alone, check_draws(c); }
 
@@ -25,7 +26,7 @@ static const struct subject {
     {"products", check_products, 1}, {"formats", formats, 0},     {"refusals", refusals, 0},
     {"ops", ops, 0},                 {"optimizer", optimizer, 0}, {"draws", draws, 0},
     {"cached", check_cached, 0},     {"attention", check_attentions, 1},
-    {"mixers", mixers, 0},
+    {"mixers", mixers, 0},           {"delta", delta, 0},
 };
 
 static et_context *make_context(const char *isa, enum et_precision precision, int threads, void **scratch) {

@@ -35,6 +35,11 @@ static void check_refused_arrays(struct check *c, et_array wrong) {
     REFUSES(3, wrong, et_conv_backward(ctx, t[0], x, t[1], t[2], x, (const int32_t[]){-1}, 1, 1, 1))
     REFUSES(2, wrong, et_causal_conv_forward(ctx, t[0], t[1], x, x, (const int32_t[]){-1}, 0, 1, 1, 1, 1))
     REFUSES(3, wrong, et_causal_conv_backward(ctx, t[0], x, t[1], t[2], x, x, (const int32_t[]){-1}, 0, 1, 1, 1, 1))
+    const int32_t piece[] = {0, 1, 0, -1, -1};
+    REFUSES(2, wrong, et_delta_forward(ctx, t[0], x, t[1], x, x, x, x, (const int32_t[]){-1}, piece, 0, 0, 1, 1, 3, 4, 1))
+    REFUSES(3, wrong,
+            et_delta_backward(ctx, t[0], x, x, x, t[1], t[2], x, x, x, x, x, (const int32_t[]){-1}, piece, 0, 0, 1, 1, 3, 4,
+                              1))
     REFUSES(1, wrong, et_add_bias(ctx, t[0], x, 1, 1))
     REFUSES(2, wrong, et_copy(ctx, t[0], t[1], 1))
     REFUSES(2, wrong, et_dropout(ctx, t[0], t[1], 0, 0, 0, 1))
@@ -61,6 +66,29 @@ static void check_refused_ranges(struct check *c) {
     for (int i = 0; i < COUNT(wrong); i++)
         check_true(c, et_attention_forward(c->ctx, a, x, a, a, a, wrong[i].begin, wrong[i].end, wrong[i].position, 1,
                                            0, 4, 4, 1, 1, 2) == ET_BAD_INDEX, "range %d", i);
+}
+
+/* Pieces of [2] tokens, the second after the first, and one state, that are none. */
+static void check_refused_pieces(struct check *c) {
+    static const int32_t wrong[][ET_PIECE_COLUMNS] = {
+        {-1, 1, 0, -1, -1}, {1, 1, 0, -1, -1}, {0, 3, 0, -1, -1},  {0, 2, 1, -1, -1},
+        {1, 2, 2, -1, -1},  {0, 2, -1, -1, -1}, {0, 2, 0, 1, -1}, {0, 2, 0, -1, 1}, {0, 2, 0, -2, -1}};
+    const int32_t before[] = {-1, 0};
+    float x[64] = {0};
+    const et_array a = {x, ET_F32};
+    for (int i = 0; i < COUNT(wrong); i++)
+        check_true(c, et_delta_forward(c->ctx, a, x, a, x, x, x, x, before, wrong[i], 1, 16, 2, 1, 3, 4, 1)
+                          == ET_BAD_INDEX, "piece %d", i);
+    const int32_t right[] = {0, 2, 0, -1, 0};
+    check_true(c, et_delta_forward(c->ctx, a, x, a, x, x, x, x, right, right, 1, 16, 2, 1, 3, 4, 1) == ET_BAD_INDEX,
+               "a token after itself");
+    static const int heads[][2] = {{1, 2}, {2, 2}, {3, 7}};
+    for (int i = 0; i < COUNT(heads); i++)
+        check_true(c, et_delta_forward(c->ctx, a, x, a, x, x, x, x, before, right, 1, 16, 2, heads[i][0], heads[i][1], 4,
+                                       1) == ET_BAD_ARGUMENT, "%d of %d heads", heads[i][0], heads[i][1]);
+    for (int C = 2; C < 200; C += 130)
+        check_true(c, et_delta_forward(c->ctx, a, x, a, x, x, x, x, before, right, 1, 16, 2, 1, 3, C, 1)
+                          == ET_BAD_ARGUMENT, "states of %d", C);
 }
 
 void check_refusals(struct check *c) {
@@ -97,6 +125,7 @@ void check_refusals(struct check *c) {
     check_true(c, et_causal_conv_forward(c->ctx, a, a, x, NULL, low, 1, 1, 2, 2, 4) == ET_BAD_ARGUMENT,
                "channels past a row");
     check_refused_ranges(c);
+    check_refused_pieces(c);
     int threads = strcmp(c->isa, "cuda") == 0 ? 1 : CHECK_THREADS; /* a device's context has one */
     check_true(c, et_context_set_threads(c->ctx, 0) && et_context_set_threads(c->ctx, threads + 1), "bad threads");
     check_true(c, et_context_set_threads(c->ctx, threads) == ET_OK, "all threads");

@@ -4,14 +4,18 @@
  * The gated short convolution of LFM2: a token's out = c * sum over j < L of w_j (b * x)[j tokens before], a channel at
  * a time. inp holds b, c and x of each token, [T, 3 D]. */
 
-enum { CONV_BLOCK = 4 * VL }; /* channels of a task of backward */
+/* Channels of a task of backward: as many as let rows of them be read in one go, and each thread have a task. */
+static int conv_block(et_context *ctx, int D) {
+    int share = ceil_div(D, et_threads(ctx) * VL) * VL;
+    return max_int(min_int(share, 32 * VL), 4 * VL);
+}
 
 struct conv_args {
     et_array out, inp, dout, dinp;
     float *sums;
     const float *w; /* [L, D] */
     const int32_t *before;
-    int64_t T, D, L;
+    int64_t T, D, L, block;
 };
 
 /* The tokens t, before[t], ... as at[]; their number, at most L. */
@@ -93,8 +97,8 @@ INLINE void conv_backward_channels(struct conv_args a, int64_t begin, int64_t en
 static void conv_backward_task(void *arg, int task, int thread) {
     (void)thread;
     struct conv_args a = *(const struct conv_args *)arg;
-    int64_t begin = (int64_t)task * CONV_BLOCK;
-    int64_t end = begin + CONV_BLOCK < a.D ? begin + CONV_BLOCK : a.D;
+    int64_t begin = task * a.block;
+    int64_t end = begin + a.block < a.D ? begin + a.block : a.D;
     if (a.dinp.type == a.inp.type)
         EITHER(a.inp, EITHER(a.dout, a.dinp.type = a.inp.type, conv_backward_channels(a, begin, end)));
     else
@@ -105,8 +109,8 @@ static void conv_backward_task(void *arg, int task, int thread) {
 static void conv_backward(et_context *ctx, et_array dinp, float *sums, et_array dout, et_array inp, const float *w,
                           const int32_t *before, int T, int D, int L) {
     struct conv_args a = {.inp = inp, .dout = dout, .dinp = dinp, .sums = sums, .w = w, .before = before,
-                          .T = T, .D = D, .L = L};
-    et_parallel(ctx, conv_backward_task, &a, (D + CONV_BLOCK - 1) / CONV_BLOCK);
+                          .T = T, .D = D, .L = L, .block = conv_block(ctx, D)};
+    et_parallel(ctx, conv_backward_task, &a, ceil_div(D, (int)a.block));
 }
 
 /* The convolution before a state: out = SiLU(bias + sum over j < L of w_j inp[j tokens before]), of the D channels of
@@ -117,7 +121,7 @@ struct causal_conv_args {
     float *sums;
     const float *w, *bias; /* [L, D], [D] or NULL */
     const int32_t *before;
-    int64_t T, W, D, first, L;
+    int64_t T, W, D, first, L, block;
 };
 
 /* What SiLU takes, of n channels from i on. */
@@ -177,8 +181,8 @@ INLINE void causal_conv_backward_channels(struct causal_conv_args a, int64_t beg
 static void causal_conv_backward_task(void *arg, int task, int thread) {
     (void)thread;
     struct causal_conv_args a = *(const struct causal_conv_args *)arg;
-    int64_t begin = (int64_t)task * CONV_BLOCK;
-    int64_t end = begin + CONV_BLOCK < a.D ? begin + CONV_BLOCK : a.D;
+    int64_t begin = task * a.block;
+    int64_t end = begin + a.block < a.D ? begin + a.block : a.D;
     if (a.dinp.type == a.inp.type)
         EITHER(a.inp, EITHER(a.dout, a.dinp.type = a.inp.type, causal_conv_backward_channels(a, begin, end)));
     else
@@ -190,6 +194,7 @@ static void causal_conv_backward(et_context *ctx, et_array dinp, float *sums, et
                                  const float *w, const float *bias, const int32_t *before, int first, int T, int W,
                                  int D, int L) {
     struct causal_conv_args a = {.inp = inp, .dout = dout, .dinp = dinp, .sums = sums, .w = w, .bias = bias,
-                                 .before = before, .T = T, .W = W, .D = D, .first = first, .L = L};
-    et_parallel(ctx, causal_conv_backward_task, &a, (D + CONV_BLOCK - 1) / CONV_BLOCK);
+                                 .before = before, .T = T, .W = W, .D = D, .first = first, .L = L,
+                                 .block = conv_block(ctx, D)};
+    et_parallel(ctx, causal_conv_backward_task, &a, ceil_div(D, (int)a.block));
 }

@@ -152,14 +152,14 @@ int et_attention_backward(et_context *ctx, et_array dq, et_array dk, et_array dv
 
 int et_glu_forward(et_context *ctx, et_array out, et_array gate, et_array up, int kind, int64_t n) {
     NEED_ARRAYS(out, gate, up);
-    NEED(n > 0 && kind >= 0 && kind <= 2, ET_BAD_ARGUMENT);
+    NEED(n > 0 && kind >= 0 && kind <= 3, ET_BAD_ARGUMENT);
     return RUN(glu_forward, out, gate, up, kind, n);
 }
 
 int et_glu_backward(et_context *ctx, et_array dgate, et_array dup, et_array act, et_array dout, et_array gate,
                     et_array up, int kind, int64_t n) {
     NEED_ARRAYS(dgate, dup, act, dout, gate, up);
-    NEED(n > 0 && kind >= 0 && kind <= 2, ET_BAD_ARGUMENT);
+    NEED(n > 0 && kind >= 0 && kind <= 3, ET_BAD_ARGUMENT);
     return RUN(glu_backward, dgate, dup, act, dout, gate, up, kind, n);
 }
 
@@ -218,6 +218,51 @@ int et_causal_conv_backward(et_context *ctx, et_array dinp, float *sums, et_arra
     NEED(!code, code);
     NEED(first >= 0 && first <= W - D, ET_BAD_ARGUMENT);
     return RUN(causal_conv_backward, dinp, sums, dout, inp, w, bias, before, first, T, W, D, L);
+}
+
+/* What both directions of the delta rule need; least: tokens of a piece. */
+static int check_delta(const int32_t *before, const int32_t *pieces, int least, int64_t floats, int T, int H, int E,
+                       int C, int P) {
+    NEED_POSITIVE(T, H, P);
+    NEED(C > 0 && C <= ET_MAX_STATE && C % 4 == 0 && floats >= 0, ET_BAD_ARGUMENT);
+    NEED(E > H && (E - H) % 2 == 0 && H % ((E - H) / 2) == 0, ET_BAD_ARGUMENT);
+    for (int t = 0; t < T; t++)
+        NEED(before[t] >= -1 && before[t] < t, ET_BAD_INDEX);
+    int64_t slots = floats / ((int64_t)H * C * C);
+    for (const int32_t *piece = pieces; piece < pieces + (size_t)P * ET_PIECE_COLUMNS; piece += ET_PIECE_COLUMNS) {
+        NEED(piece[0] >= 0 && piece[0] <= piece[1] - least && piece[1] <= T, ET_BAD_INDEX);
+        NEED(piece[2] >= 0 && piece[2] < ET_PIECE && piece[1] - piece[0] <= ET_PIECE - piece[2], ET_BAD_INDEX);
+        NEED(piece[3] >= -1 && piece[3] < slots && piece[4] >= -1 && piece[4] < slots, ET_BAD_INDEX);
+        NEED(!piece[2] || piece[0] < T, ET_BAD_INDEX);
+        int32_t at = piece[0];
+        for (int i = 0; i < piece[2]; i++) {
+            at = before[at];
+            NEED(at >= 0, ET_BAD_INDEX);
+        }
+    }
+    return ET_OK;
+}
+
+int et_delta_forward(et_context *ctx, et_array out, float *states, et_array qkv, const float *beta, const float *alpha,
+                     const float *a, const float *dt, const int32_t *before, const int32_t *pieces, float eps,
+                     int64_t floats, int T, int H, int E, int C, int P) {
+    NEED_ARRAYS(out, qkv);
+    NEED_ALL(states, beta, alpha, a, dt, before, pieces);
+    int code = check_delta(before, pieces, 0, floats, T, H, E, C, P);
+    return code ? code : RUN(delta_forward, out, states, qkv, beta, alpha, a, dt, before, pieces, eps, floats, T, H, E, C,
+                             P);
+}
+
+int et_delta_backward(et_context *ctx, et_array dqkv, float *dbeta, float *dalpha, float *dstates, et_array dout,
+                      et_array qkv, const float *beta, const float *alpha, const float *a, const float *dt,
+                      const float *states, const int32_t *before, const int32_t *pieces, float eps, int64_t floats, int T,
+                      int H, int E, int C, int P) {
+    NEED_ARRAYS(dqkv, dout, qkv);
+    NEED_ALL(dbeta, dalpha, dstates, beta, alpha, a, dt, states, before, pieces);
+    int code = check_delta(before, pieces, 1, floats, T, H, E, C, P);
+    return code ? code
+                : RUN(delta_backward, dqkv, dbeta, dalpha, dstates, dout, qkv, beta, alpha, a, dt, states, before, pieces,
+                      eps, floats, T, H, E, C, P);
 }
 
 int et_add_bias(et_context *ctx, et_array x, const float *bias, int T, int N) {

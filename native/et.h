@@ -133,7 +133,7 @@ int et_attention_backward(et_context *ctx, et_array dq, et_array dk, et_array dv
                           et_array out, const float *lse, et_array q, et_array k, et_array v, const int32_t *begin,
                           const int32_t *end, const int32_t *position, float scale, int window, int Q, int T, int H,
                           int G, int C);
-/* out = act(gate) * up, n values. kind 0: SiLU (SwiGLU), 1: tanh-approximated GELU (GeGLU), 2: GELU. out may be gate
+/* out = act(gate) * up, n values. kind 0: SiLU (SwiGLU), 1: tanh-approximated GELU (GeGLU), 2: GELU, 3: sigmoid. out may be gate
  * or up. */
 int et_glu_forward(et_context *ctx, et_array out, et_array gate, et_array up, int kind, int64_t n);
 /* Also act, which forward gave, so that it need not be kept. dgate, dup may be dout or each their own forward input. */
@@ -158,6 +158,26 @@ int et_causal_conv_forward(et_context *ctx, et_array out, et_array inp, const fl
 /* Those channels of dinp [T, W], and no others, of dout [T, D]; sums [T, D] is work space. dinp may not be inp. */
 int et_causal_conv_backward(et_context *ctx, et_array dinp, float *sums, et_array dout, et_array inp, const float *w,
                             const float *bias, const int32_t *before, int first, int T, int W, int D, int L);
+/* The gated delta rule: out [T, H, C] of qkv [T, 2 G + H, C], each token's q of G heads, k of G heads and v of H heads;
+ * value head h has q and k of head h % G, which become 1 / sqrt(C) and 1 long. A head's state S [C, C] passes
+ * from token to token of a document: P = e^g S, d = sigmoid(beta) (v - P^T k), S = P + k d^T, out = S^T q, where g = a
+ * ln(1 + e^(alpha + dt)). beta, alpha [T, H]; a, dt [H]; C a multiple of 4, up to ET_MAX_STATE.
+ *
+ * pieces [P, ET_PIECE_COLUMNS], in order: a run begin .. end - 1 of tokens, each of which the next continues; how many
+ * tokens before it, of its document, it replays, by before [T], from the state `source` on (-1: zeros); the state that is
+ * kept at its end (-1: none). It has up to ET_PIECE tokens with what it replays. All tokens are in one piece each;
+ * one without tokens copies a state. states are [floats / (H C C), H, C, C]. */
+#define ET_MAX_STATE 128
+#define ET_PIECE 64
+#define ET_PIECE_COLUMNS 5
+int et_delta_forward(et_context *ctx, et_array out, float *states, et_array qkv, const float *beta, const float *alpha,
+                     const float *a, const float *dt, const int32_t *before, const int32_t *pieces, float eps,
+                     int64_t floats, int T, int H, int E, int C, int P);
+/* dqkv, dbeta, dalpha of dout; E is 2 G + H. dstates is work space as large as states, which forward has left. */
+int et_delta_backward(et_context *ctx, et_array dqkv, float *dbeta, float *dalpha, float *dstates, et_array dout,
+                      et_array qkv, const float *beta, const float *alpha, const float *a, const float *dt,
+                      const float *states, const int32_t *before, const int32_t *pieces, float eps, int64_t floats, int T,
+                      int H, int E, int C, int P);
 /* x [T, N] += bias [N] */
 int et_add_bias(et_context *ctx, et_array x, const float *bias, int T, int N);
 /* out [n] = inp [n], from one type to the other or the same */

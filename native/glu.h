@@ -1,8 +1,8 @@
 /* The gated activations of an MLP: out = act(gate) * up, act SiLU (SwiGLU) or GELU (GeGLU), tanh-approximated or, as
  * GLU_ERF, exact (gelu.h). The first two are x * sigmoid(z): z = x for SiLU; z = 2 sqrt(2/pi) (x + 0.044715 x^3) for
- * GELU, as (1 + tanh u) / 2 is sigmoid(2u). */
+ * GELU, as (1 + tanh u) / 2 is sigmoid(2u). GLU_SIGMOID is sigmoid(x) alone. */
 
-enum { GLU_SILU = 0, GLU_GELU = 1, GLU_ERF = 2 };
+enum { GLU_SILU = 0, GLU_GELU = 1, GLU_ERF = 2, GLU_SIGMOID = 3 };
 
 struct gate {
     vec x;             /* the gate, or its floor */
@@ -38,6 +38,13 @@ INLINE void glu_forward_values(struct glu_args a, struct range r) {
         EACH_VECTOR(i, n, r.begin, r.end, {
             vec x = load_part(a.gate, i, n);
             store_part(a.out, i, x * gelu_parts(x).phi * load_part(a.up, i, n), n);
+        });
+        return;
+    }
+    if (a.kind == GLU_SIGMOID) {
+        EACH_VECTOR(i, n, r.begin, r.end, {
+            struct gate g = gate(load_part(a.gate, i, n), GLU_SILU);
+            store_part(a.out, i, g.sigmoid * load_part(a.up, i, n), n);
         });
         return;
     }
@@ -82,9 +89,25 @@ INLINE void glu_erf_backward_values(struct glu_backward_args a, struct range r) 
     });
 }
 
+INLINE void glu_sigmoid_backward_values(struct glu_backward_args a, struct range r) {
+    EACH_VECTOR(i, n, r.begin, r.end, {
+        vec push = load_part(a.dout, i, n);
+        vec up = load_part(a.up, i, n);
+        struct gate g = gate(load_part(a.gate, i, n), GLU_SILU);
+        push *= g.sigmoid;
+        store_part(a.act, i, g.sigmoid * up, n);
+        store_part(a.dgate, i, push * up * g.rest, n);
+        store_part(a.dup, i, push, n);
+    });
+}
+
 INLINE void glu_backward_values(struct glu_backward_args a, struct range r) {
     if (a.kind == GLU_ERF) {
         glu_erf_backward_values(a, r);
+        return;
+    }
+    if (a.kind == GLU_SIGMOID) {
+        glu_sigmoid_backward_values(a, r);
         return;
     }
     EACH_VECTOR(i, n, r.begin, r.end, {

@@ -107,12 +107,16 @@ static double argument(double x, int kind) {
 static double activation(double x, int kind) {
     if (kind == 2)
         return x * normal_function(x);
+    if (kind == 3)
+        return 1.0 / (1.0 + exp(-x));
     return x / (1.0 + exp(-argument(x, kind)));
 }
 
 static double activation_slope(double x, int kind) {
     if (kind == 2)
         return normal_function(x) + x * exp(-0.5 * x * x) / sqrt(2.0 * M_PI);
+    if (kind == 3)
+        return 1.0 / (2.0 + exp(x) + exp(-x));
     double z = argument(x, kind);
     double dz = kind == 0 ? 1.0 : 2.0 * sqrt(2.0 / M_PI) * (1.0 + 3.0 * 0.044715 * x * x);
     return 1.0 / (1.0 + exp(-z)) + x * dz / (2.0 + exp(z) + exp(-z));

@@ -49,6 +49,13 @@
     OP(causal_conv_backward, (et_context * ctx, et_array dinp, float *sums, et_array dout, et_array inp,               \
                               const float *w, const float *bias, const int32_t *before, int first, int T, int W,       \
                               int D, int L))                                                                           \
+    OP(delta_forward, (et_context * ctx, et_array out, float *states, et_array qkv, const float *beta,                 \
+                       const float *alpha, const float *a, const float *dt, const int32_t *before,                     \
+                       const int32_t *pieces, float eps, int64_t floats, int T, int H, int E, int C, int P))           \
+    OP(delta_backward, (et_context * ctx, et_array dqkv, float *dbeta, float *dalpha, float *dstates, et_array dout,   \
+                        et_array qkv, const float *beta, const float *alpha, const float *a, const float *dt,          \
+                        const float *states, const int32_t *before, const int32_t *pieces, float eps, int64_t floats,  \
+                        int T, int H, int E, int C, int P))                                                            \
     OP(add_bias, (et_context * ctx, et_array x, const float *bias, int T, int N))                                      \
     OP(copy, (et_context * ctx, et_array out, et_array inp, int64_t n))                                                \
     OP(add, (et_context * ctx, float *x, const float *y, int64_t n))                                                   \

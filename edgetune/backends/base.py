@@ -178,9 +178,22 @@ class Ops(Protocol):
         sums: float32 [T, D], work space. dinp may not be inp.
         """
 
+    def delta_forward(self, out: Array, states: Array, qkv: Array, beta: Array, alpha: Array, a: Array, dt: Array,
+                      before: Array, pieces: Array, eps: float) -> None:
+        """out [T, H, C] = the gated delta rule of qkv [T, 2 G + H, C]; native/et.h has its formulas.
+
+        beta, alpha [T, H]; a, dt [H]; before as in conv_forward; pieces: int32 [P, 5] of data/pieces.py; states:
+        float32, room for [kept, H, C, C], in any shape.
+        """
+
+    def delta_backward(self, dqkv: Array, dbeta: Array, dalpha: Array, dstates: Array, dout: Array, qkv: Array,
+                       beta: Array, alpha: Array, a: Array, dt: Array, states: Array, before: Array, pieces: Array,
+                       eps: float) -> None:
+        """The gradients of delta_forward's qkv, beta and alpha; dstates is work space as large as states."""
+
     def glu_forward(self, out: Array, gate: Array, up: Array, kind: str) -> None:
-        """out = act(gate) * up, all activations; kind "silu", "gelu" (tanh-approximated) or "gelu_erf". out may be gate
-        or up.
+        """out = act(gate) * up, all activations; kind "silu", "gelu" (tanh-approximated), "gelu_erf" or "sigmoid". out
+        may be gate or up.
         """
 
     def glu_backward(self, dgate: Array, dup: Array, act: Array, dout: Array, gate: Array, up: Array,

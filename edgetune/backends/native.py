@@ -32,7 +32,7 @@ class Format(NamedTuple):
 FORMATS = {name: Format(name, *facts) for name, facts in _native.FORMATS.items()}
 """The formats that ops take, by name."""
 
-GLU_KINDS = {"silu": 0, "gelu": 1, "gelu_erf": 2}
+GLU_KINDS = {"silu": 0, "gelu": 1, "gelu_erf": 2, "sigmoid": 3}
 
 PRECISIONS = {"exact": 0, "fast": 1, "int8": 2}
 
@@ -184,6 +184,16 @@ class NativeOps(Ops, ABC):
     def causal_conv_backward(self, dinp: Array, sums: Array, dout: Array, inp: Array, w: Array, bias: Array | None,
                              before: Array, first: int = 0) -> None:
         self._check(_native.causal_conv_backward(self._handle, dinp, sums, dout, inp, w, bias, before, first))
+
+    def delta_forward(self, out: Array, states: Array, qkv: Array, beta: Array, alpha: Array, a: Array, dt: Array,
+                      before: Array, pieces: Array, eps: float) -> None:
+        self._check(_native.delta_forward(self._handle, out, states, qkv, beta, alpha, a, dt, before, pieces, eps))
+
+    def delta_backward(self, dqkv: Array, dbeta: Array, dalpha: Array, dstates: Array, dout: Array, qkv: Array,
+                       beta: Array, alpha: Array, a: Array, dt: Array, states: Array, before: Array, pieces: Array,
+                       eps: float) -> None:
+        self._check(_native.delta_backward(self._handle, dqkv, dbeta, dalpha, dstates, dout, qkv, beta, alpha, a, dt,
+                                           states, before, pieces, eps))
 
     def glu_forward(self, out: Array, gate: Array, up: Array, kind: str) -> None:
         self._check(_native.glu_forward(self._handle, out, gate, up, _activation(kind)))

@@ -180,7 +180,7 @@ def test_dropout_bf16(ctx):
     close_bf16(narrow, torch.from_numpy(want))
 
 
-@pytest.mark.parametrize("kind", ["silu", "gelu", "gelu_erf"])
+@pytest.mark.parametrize("kind", ["silu", "gelu", "gelu_erf", "sigmoid"])
 @pytest.mark.parametrize(("size", "store", "read", "near"), [
     (1.0, np.copy, np.copy, close), (20.0, np.copy, np.copy, close), (5.0, bf16, floats, close_bf16)])
 def test_glu(ctx, kind, size, store, read, near):
@@ -192,7 +192,8 @@ def test_glu(ctx, kind, size, store, read, near):
     ctx.glu_backward(dgate, dup, again, dout, gate, up, kind)
     g = leaf(read(gate))
     u = leaf(read(up))
-    act = {"silu": F.silu, "gelu": lambda x: F.gelu(x, approximate="tanh"), "gelu_erf": F.gelu}[kind]
+    act = {"silu": F.silu, "gelu": lambda x: F.gelu(x, approximate="tanh"), "gelu_erf": F.gelu,
+           "sigmoid": torch.sigmoid}[kind]
     want = act(g) * u
     want.backward(torch.from_numpy(read(dout)).double())
     near(out, want)
