@@ -6,7 +6,7 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from families import make_family, row_order
+from families import column_order, make_family, row_order
 from peft import LoraConfig, get_peft_model
 from random_adapters import distance
 from torch.utils.hooks import RemovableHandle
@@ -136,7 +136,8 @@ def adapted(case: Case) -> PreTrainedModel:
             module = hf_projection(key, names)
             a, b = lora_parameters(peft, module)
             order = row_order(module, pair.b.shape[0], case.model)
-            a.copy_(torch.from_numpy(pair.a))
+            columns = column_order(module, pair.a.shape[1], case.model)
+            a.copy_(torch.from_numpy(pair.a if columns is None else pair.a[:, np.argsort(columns)]))
             b.copy_(torch.from_numpy(pair.b if order is None else pair.b[np.argsort(order)]))
     return peft
 
@@ -208,7 +209,8 @@ def gradients_by_peft(case: Case, peft: PreTrainedModel) -> dict[str, tuple[np.n
         module = hf_projection(key, names)
         a, b = (p.grad.numpy() for p in lora_parameters(peft, module))
         order = row_order(module, pair.b.shape[0], case.model)
-        grads[key] = a, b if order is None else b[order]
+        columns = column_order(module, pair.a.shape[1], case.model)
+        grads[key] = a if columns is None else a[:, columns], b if order is None else b[order]
     return grads
 
 

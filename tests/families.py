@@ -14,7 +14,7 @@ import numpy as np
 import pytest
 import torch
 import transformers
-from tiny import Shape, dequantize, format_of, model_metadata, quantize, tokenizer_metadata, write_gguf
+from tiny import Shape, delta_metadata, dequantize, format_of, model_metadata, quantize, tokenizer_metadata, write_gguf
 from transformers import AutoConfig, AutoModelForCausalLM, PretrainedConfig, PreTrainedModel, masking_utils
 
 torch.set_num_threads(1)  # products this small take ten times longer on two threads of a busy machine
@@ -75,11 +75,17 @@ NEWER: dict[str, dict[str, object]] = {
     "lfm2moe": {"rope_theta": 1e6, "tie_word_embeddings": True, "norm_eps": 1e-5, "conv_L_cache": 3,
                 "layer_types": ["conv", "full_attention", "conv"], "num_experts": 6, "num_experts_per_tok": 2,
                 "moe_intermediate_size": 48, "num_dense_layers": 1, "pad_token_id": 0},
+    "qwen35": {"rope_theta": 1e6, "tie_word_embeddings": True, "head_dim": 32, "rms_norm_eps": 1e-6, "pad_token_id": 0,
+               "layer_types": ["linear_attention", "full_attention", "linear_attention"], "linear_key_head_dim": 16,
+               "linear_value_head_dim": 16, "linear_num_key_heads": 2, "linear_num_value_heads": 2,
+               "rope_parameters": {"rope_type": "default", "rope_theta": 1e6, "partial_rotary_factor": 0.5,
+                                   "mrope_section": [3, 3, 2], "mrope_interleaved": True}},
 }
 ALL_FAMILIES = FAMILIES | TRAINED | NEWER
 # transformers' names of models
 MODEL_TYPES = {"gemma3": "gemma3_text", "qwen3moe": "qwen3_moe", "lfm2moe": "lfm2_moe", "gemma4": "gemma4_text",
-               "hunyuan-dense": "hunyuan_v1_dense", "mistral3": "mistral", "internlm2": "llama"}
+               "hunyuan-dense": "hunyuan_v1_dense", "mistral3": "mistral", "internlm2": "llama",
+               "qwen35": "qwen3_5_text"}
 REORDERED = ("llama", "smollm3", "granite", "granitemoe", "mistral", "ministral3")
 # whose rows of q and k a GGUF holds in another order
 ROPES: dict[str, dict[str, object] | None] = {
@@ -111,6 +117,7 @@ VARIANTS: list[tuple[str, dict[str, object]]] = [  # other configurations of the
                 "use_double_wide_mlp": False, "hidden_size_per_layer_input": 0}),
     ("gemma4", {"attention_k_eq_v": True, "layer_types": ["sliding_attention"] * 3 + ["full_attention"] * 3,
                 "num_kv_shared_layers": 2}),
+    ("qwen35", {"linear_num_value_heads": 6, "tie_word_embeddings": False}),
 ]
 # The kinds of rotary scaling that llama.cpp computes as transformers does, for each family.
 ROPES_OF = {
@@ -135,6 +142,9 @@ GGUF_NAMES |= {"embedding_norm": "token_embd_norm", "ffn_norm": "ffn_norm",
                "block_sparse_moe.router.layer": "ffn_gate_inp", "block_sparse_moe.router": "ffn_gate_inp",
                "block_sparse_moe.input_linear": "ffn_gate_up_exps", "block_sparse_moe.output_linear": "ffn_down_exps",
                "self_attn.qkv_proj": "attn_qkv", "mlp.gate_up_proj": "ffn_up",
+               "linear_attn.in_proj_qkv": "attn_qkv", "linear_attn.in_proj_z": "attn_gate",
+               "linear_attn.in_proj_b": "ssm_beta", "linear_attn.in_proj_a": "ssm_alpha",
+               "linear_attn.conv1d": "ssm_conv1d", "linear_attn.norm": "ssm_norm", "linear_attn.out_proj": "ssm_out",
                "self_attn.query_layernorm": "attn_q_norm", "self_attn.key_layernorm": "attn_k_norm"}
 POST_NAMES = GGUF_NAMES | {
     "post_attention_layernorm": "post_attention_norm",
@@ -147,7 +157,8 @@ POST_NAMES |= {
     "per_layer_projection": "proj", "post_per_layer_input_norm": "post_norm", "layer_scalar": "layer_output_scale"}
 OWN_NAMES = {"glm4": GGUF_NAMES | {"post_self_attn_layernorm": "post_attention_norm",
                                    "post_mlp_layernorm": "post_ffw_norm"}}
-POST_NORMED = ("gemma3", "gemma4", "olmo2", "olmo3", "exaone4")
+POST_NORMED = ("gemma3", "gemma4", "olmo2", "olmo3", "exaone4", "qwen35")
+ZERO_CENTERED = ("gemma3_text", "qwen3_5_text")  # whose norms a GGUF holds with 1 more
 ARCHITECTURES = {"olmo3": "olmo2", "ministral3": "mistral3"}  # of GGUF, where transformers has another name
 
 
@@ -214,12 +225,12 @@ def stacked_experts(tensors: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
 
 def randomize(model: PreTrainedModel) -> None:
     """Weights that spread the logits, norms around 1, biases that matter."""
-    zero_centered = model.config.model_type == "gemma3_text"
+    zero_centered = model.config.model_type in ZERO_CENTERED
     with torch.no_grad():
         for name, parameter in weights_of(model):
             parameter.normal_()
             if name.endswith(("norm.weight", "layer_scalar")):
-                parameter.mul_(0.2).add_(0.0 if zero_centered else 1.0)
+                parameter.mul_(0.2).add_(0.0 if zero_centered and ".linear_attn." not in name else 1.0)
             elif parameter.ndim >= 2:
                 parameter.mul_(1.5 / parameter.shape[-1] ** 0.5)
             else:
@@ -248,6 +259,10 @@ def config_metadata(name: str, config: PretrainedConfig, settings: Mapping[str, 
                                              for kind in config.layer_types]
     if name == "gemma4":
         fields |= gemma4_metadata(config)
+    if name == "qwen35":
+        full = config.layer_types.index("full_attention") + 1
+        fields |= delta_metadata(config.linear_num_key_heads, config.linear_num_value_heads, config.linear_key_head_dim,
+                                 full, rotated=int(config.head_dim * config.rope_parameters["partial_rotary_factor"]))
     if name == "olmo3":
         fields["attention.sliding_window"] = config.sliding_window
     if name in ("qwen3moe", "olmoe", "granitemoe", "lfm2moe"):
@@ -310,6 +325,8 @@ def gguf_name(hf_name: str, family: str) -> str:
         return f"blk.{path[1]}.layer_output_scale.weight"
     if kind == "expert_bias":
         return f"blk.{path[1]}.exp_probs_b.bias"
+    if kind in ("A_log", "dt_bias"):
+        return f"blk.{path[1]}.{'ssm_a' if kind == 'A_log' else 'ssm_dt.bias'}"
     if path[0] == "layers" and path[-1] == "experts":  # of all together: mlp.experts.gate_up_proj
         return f"blk.{path[1]}.ffn_{kind.removesuffix('_proj')}_exps.weight"
     if path[0] == "layers" and "experts" in path:  # mlp.experts.3.gate_proj
@@ -328,28 +345,52 @@ def rotary_rows(heads: int, width: int) -> np.ndarray:
     return np.arange(heads * width).reshape(heads, 2, width // 2).transpose(0, 2, 1).reshape(-1)
 
 
+def value_order(size: int, model: PreTrainedModel) -> np.ndarray:
+    """Order in which a GGUF holds what a delta net has of all channels or heads: value heads of one key head stand
+    together in transformers; the file has the first of each key head, then the second.
+    """
+    keys, values = model.config.linear_num_key_heads, model.config.linear_num_value_heads
+    width = model.config.linear_value_head_dim
+    each = 1 if size == values else width
+    heads = np.arange(values).reshape(keys, -1).T.reshape(-1)
+    first = size - values * each  # queries and keys stand before
+    return np.concatenate([np.arange(first), first + (heads[:, None] * each + np.arange(each)).reshape(-1)])
+
+
 def row_order(hf_name: str, rows: int, model: PreTrainedModel) -> np.ndarray | None:
-    """`rotary_rows` for a q or k projection of a llama, None where both keep the same order."""
+    """The order in which a GGUF has the rows of a projection; None where it is that of transformers."""
+    if ".linear_attn." in hf_name:
+        return None if ".out_proj" in hf_name or hf_name.endswith(".norm.weight") else value_order(rows, model)
     if model.config.model_type not in REORDERED or not any(part in hf_name for part in ("q_proj", "k_proj")):
         return None
     width = head_width(model.config)
     return rotary_rows(rows // width, width)
 
 
+def column_order(hf_name: str, columns: int, model: PreTrainedModel) -> np.ndarray | None:
+    """The same of columns."""
+    return value_order(columns, model) if ".linear_attn.out_proj" in hf_name else None
+
+
 def to_gguf(values: np.ndarray, hf_name: str, model: PreTrainedModel) -> np.ndarray:
-    """A parameter as the file holds it: rotary order for llama, 1 + w for gemma's norms."""
+    """A parameter as the file holds it: rows and columns in its order, 1 + w for zero-centred norms."""
     order = row_order(hf_name, values.shape[0], model)
-    if order is not None:
-        return values[order]
-    if model.config.model_type == "gemma3_text" and hf_name.endswith("norm.weight"):
+    columns = column_order(hf_name, values.shape[-1], model)
+    values = values if order is None else values[order]
+    values = values if columns is None else values[:, columns]
+    if hf_name.endswith("A_log"):
+        return -np.exp(values)
+    if model.config.model_type in ZERO_CENTERED and hf_name.endswith("norm.weight") and ".linear_attn." not in hf_name:
         return values + 1
-    return values[:, 0].copy() if ".conv.conv." in hf_name else values.copy()
+    return values[:, 0].copy() if ".conv.conv." in hf_name or ".conv1d." in hf_name else values.copy()
 
 
 def from_gguf(values: np.ndarray, hf_name: str, model: PreTrainedModel) -> np.ndarray:
     """The inverse of `to_gguf` for weight matrices."""
     order = row_order(hf_name, values.shape[0], model)
-    return values if order is None else values[np.argsort(order)]
+    columns = column_order(hf_name, values.shape[-1], model)
+    values = values if order is None else values[np.argsort(order)]
+    return values if columns is None else values[:, np.argsort(columns)]
 
 
 def rope_factors(model: PreTrainedModel) -> np.ndarray:

@@ -82,6 +82,9 @@ class Shape:
     keyed: bool = False  # blocks without a window have half the key heads, whose keys are values
     d_block: int = 0  # embeddings of each block
     cap: float = 0.0  # of logits
+    delta: tuple[int, ...] = ()  # heads of keys, heads of values, their width; all but each n-th block are delta nets
+    attends_every: int = 2  # n
+    drafts: int = 0  # blocks at the end that draft tokens ahead
     scales: tuple[float, ...] = ()  # of embedding, residual sums, attention and logits
     add_bos: bool = False
 
@@ -109,6 +112,7 @@ SHAPES = {
     "qwen3moe": Shape(qk_norm="head", head_width=32, rope_base=1e6, experts=(6, 2)),
     "olmoe": Shape(qk_norm="width", n_kv_heads=4, tied=False, experts=(5, 3)),
     "granitemoe": Shape(scales=(12.0, 0.22, 0.05, 8.0), experts=(4, 2)),
+    "qwen35": Shape(qk_norm="head", head_width=32, rope_base=1e6, n_blocks=3, delta=(2, 4, 16)),
 }
 
 
@@ -126,6 +130,8 @@ def write_tiny(
     for name, size in tensor_shapes(shape):
         spread = 0.1 if len(size) == 1 else 1 / np.sqrt(size[-1])
         center = 1.0 if name.endswith(("norm.weight", "output_scale.weight")) else 0.0
+        if name.endswith("ssm_a"):
+            center = -0.5
         if shape.narrow_width and name.endswith(("attn_q_norm.weight", "attn_k_norm.weight")):
             center = 0.4  # scores are not scaled: norms are learned that keep them small
         tensors[name] = (center + spread * rng.standard_normal(size)).astype(np.float32)
@@ -157,9 +163,9 @@ def tensor_shapes(shape: Shape) -> Iterator[tuple[str, tuple[int, ...]]]:
         if shape.norms != "after":
             yield f"blk.{i}.attn_norm.weight", (d,)
         yield from _mixer(shape, i)
-        if shape.norms != "before":
+        if shape.norms != "before" or shape.delta:
             yield f"blk.{i}.post_attention_norm.weight", (d,)
-        if shape.norms != "after":
+        if shape.norms != "after" and not shape.delta:
             yield f"blk.{i}.ffn_norm.weight", (d,)
         yield from _feed_forward(shape, i)
         if shape.norms != "before":
@@ -170,6 +176,8 @@ def tensor_shapes(shape: Shape) -> Iterator[tuple[str, tuple[int, ...]]]:
             yield f"blk.{i}.post_norm.weight", (d,)
         if shape.narrow_width:
             yield f"blk.{i}.layer_output_scale.weight", (1,)
+    for i in range(shape.n_blocks, shape.n_blocks + shape.drafts):
+        yield from _draft(shape, i)
     yield "token_embd_norm.weight" if shape.conv else "output_norm.weight", (d,)
     if not shape.tied:
         yield "output.weight", (shape.n_vocab, d)
@@ -187,7 +195,11 @@ def _mixer(shape: Shape, i: int) -> Iterator[tuple[str, tuple[int, ...]]]:
         yield f"blk.{i}.shortconv.conv.weight", (d, 3)
         yield f"blk.{i}.shortconv.out_proj.weight", (d, d)
         return
-    separate = (("q", q),) if i >= shape.n_blocks - shape.shared else (("q", q), ("k", kv), ("v", kv))
+    if shape.delta and (i + 1) % shape.attends_every:
+        yield from _delta_net(shape, i)
+        return
+    q_rows = 2 * q if shape.delta else q  # with the gates
+    separate = (("q", q),) if i >= shape.n_blocks - shape.shared else (("q", q_rows), ("k", kv), ("v", kv))
     for name, rows in (("qkv", q + 2 * kv),) if shape.fused else separate[:2] if is_keyed else separate:
         yield f"blk.{i}.attn_{name}.weight", (rows, d)
         if shape.qkv_bias:
@@ -210,6 +222,35 @@ def key_heads(shape: Shape, i: int) -> int:
 
 def feed_width(shape: Shape, i: int) -> int:
     return shape.d_ff * (2 if i >= shape.n_blocks - shape.shared else 1)
+
+
+def _delta_net(shape: Shape, i: int) -> Iterator[tuple[str, tuple[int, ...]]]:
+    d = shape.d_model
+    keys, values, width = shape.delta
+    channels = (2 * keys + values) * width
+    block = f"blk.{i}"
+    yield f"{block}.attn_qkv.weight", (channels, d)
+    yield f"{block}.attn_gate.weight", (values * width, d)
+    yield f"{block}.ssm_conv1d.weight", (channels, 4)
+    yield f"{block}.ssm_dt.bias", (values,)
+    yield f"{block}.ssm_a", (values,)
+    yield f"{block}.ssm_alpha.weight", (values, d)
+    yield f"{block}.ssm_beta.weight", (values, d)
+    yield f"{block}.ssm_norm.weight", (width,)
+    yield f"{block}.ssm_out.weight", (d, values * width)
+
+
+def _draft(shape: Shape, i: int) -> Iterator[tuple[str, tuple[int, ...]]]:
+    """As a block with attention, which takes a token's embedding and the last block's output."""
+    d = shape.d_model
+    yield f"blk.{i}.attn_norm.weight", (d,)
+    shape = replace(shape, attends_every=1, n_blocks=i + 1)
+    yield from _mixer(shape, i)
+    yield f"blk.{i}.post_attention_norm.weight", (d,)
+    yield from _feed_forward(shape, i)
+    yield f"blk.{i}.nextn.eh_proj.weight", (d, 2 * d)
+    yield f"blk.{i}.nextn.enorm.weight", (d,)
+    yield f"blk.{i}.nextn.hnorm.weight", (d,)
 
 
 def _feed_forward(shape: Shape, i: int) -> Iterator[tuple[str, tuple[int, ...]]]:
@@ -244,6 +285,10 @@ def model_metadata(architecture: str, shape: Shape) -> dict[str, object]:
     if shape.conv:
         fields["shortconv.l_cache"] = 3
         fields["attention.head_count_kv"] = [0 if i in shape.conv else shape.n_kv_heads for i in range(shape.n_blocks)]
+    if shape.drafts:
+        fields |= {"block_count": shape.n_blocks + shape.drafts, "nextn_predict_layers": shape.drafts}
+    if shape.delta:
+        fields |= delta_metadata(*shape.delta, shape.attends_every, rotated=shape.head_width // 2)
     if shape.experts and architecture in ("qwen3moe", "lfm2moe"):
         fields["expert_feed_forward_length"] = shape.d_expert or shape.d_ff
     if shape.dense_first:
@@ -261,6 +306,14 @@ def model_metadata(architecture: str, shape: Shape) -> dict[str, object]:
                    "attention.head_count_kv": [key_heads(shape, i) for i in every],
                    "feed_forward_length": [feed_width(shape, i) for i in every]}
     return {f"{architecture}.{key}": value for key, value in fields.items()}
+
+
+def delta_metadata(keys: int, values: int, width: int, attends_every: int, rotated: int) -> dict[str, object]:
+    """Those of blocks with a delta net, and of a head of which some values are rotated."""
+    sections = [-(-(rotated // 2 - i) // 3) for i in range(3)]
+    return {"ssm.conv_kernel": 4, "ssm.state_size": width, "ssm.group_count": keys, "ssm.time_step_rank": values,
+            "ssm.inner_size": values * width, "full_attention_interval": attends_every,
+            "rope.dimension_count": rotated, "rope.dimension_sections": [*sections, 0]}
 
 
 def tokenizer_metadata(n_vocab: int, add_bos: bool = False, pre: str = "llama") -> dict[str, object]:
@@ -301,7 +354,8 @@ def write_gguf(
         kind = scalar.get(type(value)) or (gguf.GGUFValueType.STRING if isinstance(value, str) else None)
         writer.add_key_value(key, value, kind or gguf.GGUFValueType.ARRAY)
     for name, tensor in tensors.items():
-        format = format_of(name, formats) if tensor.ndim == 2 and not name.endswith(".conv.weight") else "F32"
+        is_matrix = tensor.ndim == 2 and not name.endswith((".conv.weight", ".ssm_conv1d.weight"))
+        format = format_of(name, formats) if is_matrix else "F32"
         data = quantize(tensor, format)
         writer.add_tensor_info(name, tensor.shape, np.dtype(np.float32), data.nbytes, raw_dtype=ggml_type(format)[0])
         writer.tensors[-1][name].tensor = data

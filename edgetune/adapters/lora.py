@@ -31,11 +31,13 @@ OF_EXPERTS = {  # the same projections where a block has experts
     "up_proj": "ffn_up_exps",
     "down_proj": "ffn_down_exps",
 }
-OTHER_TARGETS = {  # of some architectures
-    "qkv_proj": "attn_qkv",
-    "gate_up_proj": "ffn_up",
-    "in_proj": "shortconv.in_proj",
-    "out_proj": "shortconv.out_proj",
+OTHER_TARGETS: dict[str, tuple[str, ...]] = {  # of some architectures
+    "qkv_proj": ("attn_qkv",),
+    "gate_up_proj": ("ffn_up",),
+    "in_proj": ("shortconv.in_proj",),
+    "in_proj_qkv": ("attn_qkv",),
+    "in_proj_z": ("attn_gate",),
+    "out_proj": ("shortconv.out_proj", "ssm_out"),
 }
 
 

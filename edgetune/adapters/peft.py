@@ -21,6 +21,7 @@ from numpy.typing import NDArray
 from ..disk import new_folder, read_small
 from ..errors import FormatError, UnsupportedError
 from ..formats.gguf import Gguf
+from ..formats.recurrent import Recurrent
 from ..formats.safetensors import read_safetensors, write_safetensors
 from ..formats.shape import Shape, read_shape
 from .lora import OF_EXPERTS, TARGETS, Lora, Pair, expert_name, scale_of, stack_of
@@ -47,7 +48,7 @@ def modules_of(shape: Shape) -> dict[str, str]:
 
 _TENSOR = re.compile(
     r"base_model\.model\.(?P<path>(?:model\.|language_model\.model\.|model\.language_model\.)"
-    r"layers\.(?P<layer>\d{1,6})\.(?P<module>(?:self_attn|mlp|conv|feed_forward)\.(?:experts\.\d{1,4}\.)?\w+))\.lora_(?P<side>[AB])\.weight"
+    r"layers\.(?P<layer>\d{1,6})\.(?P<module>(?:self_attn|linear_attn|mlp|conv|feed_forward)\.(?:experts\.\d{1,4}\.)?\w+))\.lora_(?P<side>[AB])\.weight"
 )
 Keys = Mapping[int, tuple[NDArray[np.floating[Any]], NDArray[np.floating[Any]]]]
 """Keys and values by the number of a block."""
@@ -84,7 +85,7 @@ def export_peft(pairs: Lora, base: Gguf, folder: str | os.PathLike[str], base_mo
         tensors[f"base_model.model.{path}.lora_B.weight"] = parameter.b
     for name, pair in pairs.items():
         path = f"base_model.model.{_module_path(name, modules_of(shape))}"
-        tensors[f"{path}.lora_A.weight"] = pair.a
+        tensors[f"{path}.lora_A.weight"] = pair.a[:, np.argsort(column_order(name, pair.a.shape[1], shape))]
         tensors[f"{path}.lora_B.weight"] = pair.b[np.argsort(row_order(name, pair.b.shape[0], shape))]
     _write(folder, tensors, _config_of(pairs, parameters, shape), base, base_model, run)
 
@@ -143,6 +144,7 @@ def import_peft(folder: str | os.PathLike[str], base: Gguf) -> Lora:
     check_fit(pairs, base, str(folder))
     for name, pair in pairs.items():
         pair.b = pair.b[row_order(name, pair.b.shape[0], shape)]
+        pair.a = pair.a[:, column_order(name, pair.a.shape[1], shape)]
     return pairs
 
 
@@ -164,10 +166,26 @@ def _module_path(name: str, modules: Mapping[str, str]) -> str:
 def row_order(name: str, rows: int, shape: Shape) -> NDArray[np.intp]:
     """Row i of the GGUF's tensor is row order[i] of transformers'."""
     order = np.arange(rows)
+    if name.endswith((".attn_qkv", ".attn_gate")) and shape.recurrent.heads:
+        return _value_order(rows, shape.recurrent)
     heads = {"attn_q": shape.n_head, "attn_k": shape.n_kv}.get(name.rpartition(".")[2])
     if shape.family.moves_rows and heads is not None:
         order = order.reshape(heads, 2, -1).swapaxes(1, 2).reshape(-1)
     return order
+
+
+def column_order(name: str, columns: int, shape: Shape) -> NDArray[np.intp]:
+    """The same of columns."""
+    return _value_order(columns, shape.recurrent) if name.endswith(".ssm_out") else np.arange(columns)
+
+
+def _value_order(size: int, r: Recurrent) -> NDArray[np.intp]:
+    """The order of a delta net's channels, the last of which are values: a GGUF has the first value head of each key
+    head, then the second, transformers all of one key head.
+    """
+    heads = np.arange(r.heads).reshape(r.groups, -1).T.reshape(-1, 1)
+    values = heads * r.state + np.arange(r.state)
+    return np.concatenate([np.arange(size - r.inner), size - r.inner + values.reshape(-1)])
 
 
 # ---- the configuration -----------------------------------------------------------------------------------------------

@@ -19,6 +19,10 @@ LFM2 = {"attn_output": "self_attn.out_proj", "shortconv.in_proj": "conv.in_proj"
         "ffn_gate": "feed_forward.w1", "ffn_up": "feed_forward.w3", "ffn_down": "feed_forward.w2"}
 
 
+QWEN35 = {"attn_qkv": "linear_attn.in_proj_qkv", "attn_gate": "linear_attn.in_proj_z",
+          "ssm_out": "linear_attn.out_proj"}
+
+
 @dataclass(frozen=True)
 class Family:
     """Switches of an architecture, as llama.cpp computes it.
@@ -39,6 +43,10 @@ class Family:
     mixer: str = "attention"  # the kinds of sublayers (kinds.py)
     feed: str = "gated"
     elsewhere: str = ""  # the mixer of blocks without heads of keys
+    attends_every: int = 0  # each n-th block alone has `mixer`, unless the file says it; 0: all have
+    sections: bool = False  # pairs of a head are rotated by positions in text, height and width; in text by one alone
+    drafts: bool = False  # the last blocks may draft tokens ahead, and are not read
+    feed_norm: str = "ffn_norm"  # the name of the norm before the feed-forward part
     last_norm: str = "output_norm"  # the name of the norm before the head
     gating: str = "softmax"  # of a router's logits: softmax or sigmoid
     biased_experts: bool = False  # the file has a bias of each expert, for who is taken
@@ -111,4 +119,6 @@ FAMILIES = {family.name: family for family in (
     Family("olmoe", QKV, qk_norm="width", narrow_heads=True, ungrouped=True, own_head=True, feed="experts"),
     Family("granitemoe", (*QKV, "attn_output"), neox=False, moves_rows=True, rope_factors=True, scales=True,
            feed="experts", norms_experts=True, fused_experts=True, expert_parameters=GRANITE_EXPERTS),
+    Family("qwen35", (), qk_norm="head", partly_rotated=True, sections=True, drafts=True, mixer="gated attention",
+           elsewhere="delta net", attends_every=4, feed_norm="post_attention_norm", norm_offset=1.0, modules=QWEN35),
 )}

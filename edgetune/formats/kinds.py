@@ -45,6 +45,28 @@ def _fused_attention(s: Shape) -> Matrices:
     return {"attn_qkv": (s.d_q + 2 * s.d_kv, s.d_model), "attn_output": (s.d_model, s.d_q)}
 
 
+def _gated_attention(s: Shape) -> Matrices:
+    """attn_q makes the query and the gate of each head, one after the other."""
+    return {**_attention(s), "attn_q": (2 * s.d_q, s.d_model)}
+
+
+def _delta_net(s: Shape) -> Matrices:
+    r = s.recurrent
+    return {"attn_qkv": (delta_channels(s), s.d_model), "attn_gate": (r.inner, s.d_model),
+            "ssm_out": (s.d_model, r.inner)}
+
+
+def delta_channels(s: Shape) -> int:
+    """Values a token of a delta net's queries, keys and values together."""
+    return 2 * s.recurrent.groups * s.recurrent.state + s.recurrent.inner
+
+
+def _delta_net_frozen(s: Shape) -> dict[str, tuple[int, ...]]:
+    heads = s.recurrent.heads
+    return {"ssm_alpha": (heads, s.d_model), "ssm_beta": (heads, s.d_model),
+            "ssm_conv1d": (delta_channels(s), s.recurrent.taps)}
+
+
 def _gated(s: Shape) -> Matrices:
     return {"ffn_gate": (s.d_ff, s.d_model), "ffn_up": (s.d_ff, s.d_model), "ffn_down": (s.d_model, s.d_ff)}
 
@@ -67,12 +89,24 @@ def _experts(s: Shape) -> Stacks:
 PROJECTIONS: dict[str, Callable[[Shape], Matrices]] = {
     "attention": _attention, "fused attention": _fused_attention, "gated": _gated, "fused gated": _fused_gated,
     "shared attention": _shared_attention, "attention to keys": _attention_to_keys,
-    "short convolution": _short_conv, "experts": lambda _: {}}
+    "short convolution": _short_conv, "experts": lambda _: {}, "gated attention": _gated_attention,
+    "delta net": _delta_net}
 NORMS: dict[str, Callable[[Shape], Vectors]] = {
     "attention": _attention_norms, "fused attention": _attention_norms, "attention to keys": _attention_norms,
-    "shared attention": _query_norms}
+    "shared attention": _query_norms, "gated attention": _attention_norms,
+    "delta net": lambda s: {"ssm_norm": s.recurrent.state}}
 STACKS: dict[str, Callable[[Shape], Stacks]] = {"experts": _experts}
 FROZEN: dict[str, Callable[[Shape], dict[str, tuple[int, ...]]]] = {
     "experts": lambda s: {"ffn_gate_inp": (s.n_expert, s.d_model)},
-    "short convolution": lambda s: {"shortconv.conv": (s.d_model, s.conv)}}
+    "short convolution": lambda s: {"shortconv.conv": (s.d_model, s.conv)}, "delta net": _delta_net_frozen}
 """Other tensors, which are never adapted."""
+UNNAMED: dict[str, Callable[[Shape], dict[str, tuple[int, ...]]]] = {
+    "delta net": lambda s: {"ssm_a": (s.recurrent.heads,), "ssm_dt.bias": (s.recurrent.heads,)}}
+"""Those of them whose names do not end with ".weight": in full."""
+
+
+def frozen(kind: str, s: Shape) -> dict[str, tuple[int, ...]]:
+    """All of these tensors of a kind, by their full names."""
+    plain, unnamed = FROZEN.get(kind), UNNAMED.get(kind)
+    found = {f"{name}.weight": shape for name, shape in (plain(s) if plain else {}).items()}
+    return found | (unnamed(s) if unnamed else {})

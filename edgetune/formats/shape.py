@@ -16,9 +16,11 @@ from functools import cached_property
 from ..errors import FormatError, UnsupportedError
 from . import block_sizes, kinds
 from .block_sizes import Sizes
+from .drafting import drafting_blocks, unread_tensors
 from .families import FAMILIES, Family
 from .gguf import FORMATS, Gguf, Tensor, check_experts
 from .metadata import MetadataReader, read_windows, refuse_variants
+from .recurrent import NONE, Recurrent, check_sections, read_recurrent, recurrent_mixers
 from .rope import Rope, read_rope
 
 
@@ -56,6 +58,7 @@ class Shape:
     mixers: tuple[str, ...] = ()  # a block's kind of mixer (kinds.py); (): attention in all
     feeds: tuple[str, ...] = ()  # a block's kind of feed-forward part; (): gated in all
     conv: int = 0  # tokens that a short convolution sees
+    recurrent: Recurrent = NONE  # of blocks with a state
     n_expert: int = 0
     n_used: int = 0  # experts that a token takes
     d_expert: int = 0  # an expert's width
@@ -115,7 +118,7 @@ class Shape:
     def norm_widths(self, layer: int) -> dict[str, int]:
         """Values that each norm of a block has, by GGUF name."""
         own = kinds.NORMS.get(self.mixer(layer))
-        before = ("attn_norm", "ffn_norm") if self.pre_norms else ()
+        before = ("attn_norm", self.family.feed_norm) if self.pre_norms else ()
         after = ("post_attention_norm", "post_ffw_norm") if self.post_norms else ()
         return {**dict.fromkeys(before, self.d_model), **(own(self.of(layer)) if own else {}),
                 **dict.fromkeys(after, self.d_model)}
@@ -148,7 +151,7 @@ def read_shape(gguf: Gguf) -> Shape:
     get = MetadataReader(gguf, arch)
     n_expert, n_used = _experts(get, family)
     mixers, n_kv = _mixers(get, family)
-    n_layer = get.integer("block_count")
+    n_layer = get.integer("block_count") - drafting_blocks(get)
     if n_layer == family.untrained_blocks:
         raise UnsupportedError(f"{gguf.path} is an {arch} of {n_layer} blocks, of which some see a window",
                                "edgetune trains smaller ones")
@@ -165,6 +168,8 @@ def read_shape(gguf: Gguf) -> Shape:
     global_rope = read_rope(gguf, get, family)
     local_rope = (Rope(base=get.number("rope.freq_base_swa", global_rope.base)) if family.plain_windows else
                   Rope(base=get.number("rope.freq_base_swa", 10000.0), attn_factor=global_rope.attn_factor))
+    if family.sections:
+        check_sections(get, n_rot)
     wide = n_layer == family.wide_blocks
     scales = _read_scales(get, d_model, d_model // n_head if wide else d_head, family)
     windows = (read_windows(get, n_layer, get.integer("attention.sliding_window", 0), family.windows_every)
@@ -188,17 +193,19 @@ def read_shape(gguf: Gguf) -> Shape:
         ropes=(global_rope, local_rope), windows=windows, unrotated=_unrotated(get, n_layer, family),
         mixers=block_sizes.read_mixers(get, mixers, owners, family),
         conv=get.integer("shortconv.l_cache") if "short convolution" in mixers else 0,
-        feeds=_feeds(get, n_layer, family),
+        recurrent=read_recurrent(get, mixers), feeds=_feeds(get, n_layer, family),
         biases=tuple(name for name in family.biases
                      if all(f"blk.{i}.{name}.bias" in gguf.tensors for i in range(n_layer))))
     _check_sizes(gguf, shape)
-    check_tensors(gguf, arch, expected_tensors(shape), optional_tensors(shape))
+    check_tensors(gguf, arch, expected_tensors(shape), optional_tensors(shape) | unread_tensors(gguf, n_layer))
     return shape
 
 
 def _mixers(get: MetadataReader, family: Family) -> tuple[tuple[str, ...], int]:
     """The kinds of mixers of all blocks, and the heads of keys where there are some: one number a block, or one."""
     n_layer = get.integer("block_count")
+    if family.attends_every:
+        return recurrent_mixers(get, family), get.integer("attention.head_count_kv")
     found = get.any("attention.head_count_kv")
     if family.sized_blocks:
         return (family.mixer,) * n_layer, max(get.integers("attention.head_count_kv", n_layer))
@@ -332,9 +339,7 @@ def expected_tensors(s: Shape) -> dict[str, tuple[int, ...]]:
         for name, shape in {**s.linear_shapes(i), **s.stack_shapes(i)}.items():
             expected[f"blk.{i}.{name}.weight"] = shape
         for kind in (s.mixer(i), s.feed(i)):
-            frozen = kinds.FROZEN.get(kind)
-            own = frozen(s.of(i)) if frozen else {}
-            expected |= {f"blk.{i}.{name}.weight": shape for name, shape in own.items()}
+            expected |= {f"blk.{i}.{name}": shape for name, shape in kinds.frozen(kind, s.of(i)).items()}
         if s.family.biased_experts and s.feed(i) == "experts":
             expected[f"blk.{i}.exp_probs_b.bias"] = (s.n_expert,)
         for name, width in s.norm_widths(i).items():

@@ -26,6 +26,7 @@ from .attention import SelfAttention
 from .base import Network, Passes, register
 from .block_embedding import BlockEmbedding
 from .common import Cached, Common
+from .delta_net import STATE_CONV
 from .head import Head, cap_logits
 from .linear import Activations, Projections, RunShape
 from .norms import Norms
@@ -56,7 +57,9 @@ class Model(Network):
         self.weights: dict[str, Tensor] = {n: t for n, t in gguf.tensors.items() if len(t.shape) == 2}
         self.vectors = {n: gguf.read(t).f32() for n, t in gguf.tensors.items() if len(t.shape) == 1}
         for layer in range(self.shape.n_layer):
-            if (conv := gguf.tensors.get(f"blk.{layer}.{CONV}.weight")) is not None:
+            for name in (CONV, STATE_CONV):
+                if (conv := gguf.tensors.get(f"blk.{layer}.{name}.weight")) is None:
+                    continue
                 self.vectors[conv.name] = np.ascontiguousarray(gguf.read(conv).f32().T[::-1])  # the last token's first
             if self.shape.norms_values:  # whose norm has no weights
                 self.vectors[f"blk.{layer}.attn_v_norm.weight"] = np.ones(self.shape.of(layer).d_head, np.float32)
@@ -308,13 +311,13 @@ class Decoder(Passes):
             self._block_forward(layer, x, batch, rebuild=True)
             return
         self.norms.forward(*self._normed(1, t), self._block_x(layer, batch), f"blk.{layer}.attn_norm")
-        self.norms.forward(*self._normed(2, needed.count), own["mid"], f"blk.{layer}.ffn_norm")
+        self.norms.forward(*self._normed(2, needed.count), own["mid"], self._feed_norm(layer))
 
     def _feed_forward(self, layer: int, x: np.ndarray, k: Activations, rebuild: bool) -> None:
         """x [N, D] += feed-forward(norm(x)). rebuild: as in `_block_forward`."""
         feed = self._feeds[layer]
         norm2, rstd2 = self._normed(2, len(x))
-        self.norms.forward(norm2, rstd2, x, f"blk.{layer}.ffn_norm")
+        self.norms.forward(norm2, rstd2, x, self._feed_norm(layer))
         inner = feed.forward(layer, norm2, k)
         if not rebuild or self.residual.keeps_output(layer, FEED_FORWARD):
             self.residual.forward(x, inner, k, layer, feed)
@@ -330,7 +333,7 @@ class Decoder(Passes):
         dout = self.residual.backward(dx, k, layer, FEED_FORWARD)
         self._feeds[layer].backward(layer, dnorm, dout, norm2, k, deepest)
         if dnorm is not None:
-            self.norms.backward(dx, dnorm, k["mid"], rstd2, f"blk.{layer}.ffn_norm", True)
+            self.norms.backward(dx, dnorm, k["mid"], rstd2, self._feed_norm(layer), True)
 
     def attend_batch(self, layer: int, k: Activations, q: np.ndarray, key: np.ndarray, v: np.ndarray,
                      batch: Batch) -> None:
@@ -345,6 +348,9 @@ class Decoder(Passes):
         """The input of a trained block, [T, D]."""
         place = self.common.prefix if self.common.prefix.keeps_inputs(batch) else self.common.kept
         return place.block_x(layer, batch.tokens.size)
+
+    def _feed_norm(self, layer: int) -> str:
+        return f"blk.{layer}.{self.shape.family.feed_norm}"
 
     def _normed(self, i: int, t: int) -> tuple[np.ndarray, np.ndarray]:
         """The buffers of the first or second norm of a block: its output [T, D] and rstd [T]."""

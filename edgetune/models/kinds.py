@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 from .attention import SelfAttention
+from .delta_net import DeltaNet
 from .experts import Experts
 from .fused import FusedAttention, FusedGated
 from .gated import Gated
+from .gated_attention import GatedAttention
 from .keyed import AttentionToKeys
 from .shared_attention import SharedAttention
 from .short_conv import ShortConv
@@ -13,5 +15,6 @@ from .sublayer import FeedForward, Mixer
 
 MIXERS: dict[str, type[Mixer]] = {"attention": SelfAttention, "fused attention": FusedAttention,
                                  "attention to keys": AttentionToKeys, "shared attention": SharedAttention,
-                                 "short convolution": ShortConv}
+                                 "short convolution": ShortConv, "gated attention": GatedAttention,
+                                 "delta net": DeltaNet}
 FEEDS: dict[str, type[FeedForward]] = {"gated": Gated, "fused gated": FusedGated, "experts": Experts}

@@ -177,11 +177,11 @@ def target_names(targets: tuple[str, ...], have: Collection[str]) -> tuple[str, 
     """PEFT's projection names as those of GGUF that a network has: of its blocks, its experts, or both. Raises
     UsageError for one that it lacks.
     """
-    known = TARGETS | OTHER_TARGETS
     found = []
     for target in targets:
-        names = [name for name in (known[target], OF_EXPERTS.get(target)) if name in have]
+        known = OTHER_TARGETS.get(target) or (TARGETS[target], *((OF_EXPERTS[target],) if target in OF_EXPERTS else ()))
+        names = [name for name in known if name in have]
         if not names:
-            raise UsageError(f"this model has no {known[target]} in its blocks", f"it has {', '.join(have)}")
+            raise UsageError(f"this model has no {known[0]} in its blocks", f"it has {', '.join(have)}")
         found += names
-    return tuple(map(str, found))
+    return tuple(dict.fromkeys(found))

@@ -99,9 +99,11 @@ class Sizes:
 
 
 def part_of(name: str, n_layer: int) -> int | None:
-    """The part that a tensor belongs to; None for what is always in memory, such as output_norm."""
+    """The part that a tensor belongs to; None for what is always in memory, such as output_norm; NOWHERE for what is
+    not read.
+    """
     if found := re.match(r"blk\.(\d+)\.", name):
-        return int(found[1])
+        return int(found[1]) if int(found[1]) < n_layer else NOWHERE
     return {"token_embd.weight": EMBEDDING, "output.weight": n_layer}.get(name)
 
 
@@ -112,7 +114,9 @@ def sizes(tensors: Iterable[Tensor], n_layer: int, has_head: bool = True) -> Siz
     for tensor in tensors:
         if tensor.name == "token_embd.weight":
             row = tensor.data.nbytes // tensor.shape[0]
-        if (part := part_of(tensor.name, n_layer)) is not None:
+        if (part := part_of(tensor.name, n_layer)) == NOWHERE:
+            continue
+        if part is not None:
             parts[part] += _aligned(tensor.data.nbytes)
         elif len(tensor.shape) == 2 and tensor.name not in READ_BY_ROWS:
             always += tensor.data.nbytes
@@ -143,7 +147,7 @@ class Stream:
         self._reads_rows = streamed > 0 or "output.weight" in gguf.tensors or not has_head
         self._parts: dict[int, list[Tensor]] = {}
         for tensor in gguf.tensors.values():
-            if (part := part_of(tensor.name, n_layer)) is not None:
+            if (part := part_of(tensor.name, n_layer)) not in (None, NOWHERE):
                 self._parts.setdefault(part, []).append(tensor)
         self._streamed_parts = {EMBEDDING} if self._reads_rows else set()  # the others stay in memory
         if streamed:

@@ -25,7 +25,7 @@ from .sublayer import FeedForward, Mixer
 from .value import value_group
 
 HEAD_BYTES = 2 << 20  # logits held at a time: the size of a core's cache
-FLOATS = ("lse", "rstd", "u_", "p_")  # names of activations that are float32 begin so
+FLOATS = ("lse", "rstd", "states", "u_", "p_")  # names of activations that are float32 begin so
 Groups = tuple[tuple[str, ...], ...]
 
 

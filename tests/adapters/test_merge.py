@@ -33,7 +33,7 @@ WIDE = {"d_model": 256, "d_ff": 256, "head_width": 64, "n_kv_heads": 4}  # rows 
 def pairs_for(base, blocks=(0, 1)):
     matrices = [name.removesuffix(".weight") for name, tensor in base.tensors.items() if len(tensor.shape) == 2]
     names = [name for i in blocks for name in matrices
-             if name.startswith(f"blk.{i}.") and not name.endswith(("gate_inp", ".conv"))]
+             if name.startswith(f"blk.{i}.") and not name.endswith(("gate_inp", ".conv", "conv1d"))]
     return random_updates(base, names, size=0.3)
 
 

@@ -16,6 +16,8 @@ from edgetune.llamacpp.tokenizer import Tokenizer
 from edgetune.models.experts import Experts
 from edgetune.training.trainer import Trainer
 
+# What a delta net reads of its states is normed, however small it is: with a small epsilon rounding decides it.
+CALM = {"qwen35": {"rms_eps": 1e-2}}
 CHOSEN = {}  # experts of each token in exact passes, by model and block
 
 
@@ -66,7 +68,7 @@ def compare(model, tokens, precision, isa, targets="all"):
 @pytest.mark.parametrize("architecture", SHAPES)
 @pytest.mark.parametrize("isa", KINDS)
 def test_tiny_models_pass_the_gate(isa, architecture, precision, tmp_path):
-    model = write_tiny(tmp_path / "tiny.gguf", architecture, formats="Q8_0")
+    model = write_tiny(tmp_path / "tiny.gguf", architecture, formats="Q8_0", **CALM.get(architecture, {}))
     tokens = np.random.default_rng(0).integers(0, 200, 64).tolist()
     whole, least, loss = compare(model, tokens, precision, isa)
     assert whole >= GATES[precision][0]

@@ -1,10 +1,11 @@
 """Large random models in Q4_0, written with little memory.
 
-    python tests/proofs/big.py big.gguf [--shape tinyllama|llama3.2-3b|olmoe|gemma4-e2b] [--blocks N]
+    python tests/proofs/big.py big.gguf [--shape tinyllama|llama3.2-3b|olmoe|gemma4-e2b|qwen3.5-0.8b] [--blocks N]
 
 tinyllama: 1.1 billion weights, 620 MB. llama3.2-3b: 3.2 billion, 1.8 GB. olmoe: OLMoE's shape, a mixture of experts
 with 6.9 billion weights, of which a token takes 1.3 billion, 3.9 GB. gemma4-e2b: Gemma 4 E2B's, of whose 4.6 billion
-weights 2.3 billion are embeddings of each block, 2.6 GB.
+weights 2.3 billion are embeddings of each block, 2.6 GB. qwen3.5-0.8b: 18 of 24 blocks have a gated
+delta net, and a third of its 752 million weights is the embedding, 430 MB.
 """
 
 import argparse
@@ -33,6 +34,9 @@ SHAPES = {
                                    d_ff=6144, n_vocab=262144, n_context=8192, rope_base=1e6, rms_eps=1e-6,
                                    qk_norm="head", norms="both", window=512, window_pattern=5, shared=20, d_block=256,
                                    cap=30.0)),
+    "qwen3.5-0.8b": ("qwen35", Shape(d_model=1024, n_blocks=24, n_heads=8, n_kv_heads=2, head_width=256, d_ff=3584,
+                                     n_vocab=248320, n_context=32768, rope_base=1e7, rms_eps=1e-6, qk_norm="head",
+                                     delta=(16, 16, 128), attends_every=4)),
 }
 
 
@@ -60,10 +64,10 @@ def write_shape(path: Path, architecture: str, shape: Shape, seed: int = 0) -> P
     writer.write_ti_data_to_file()
     file = writer.fout[0]
     writer.write_padding(file, file.tell())
-    for size in tensors.values():
+    for name, size in tensors.items():
         flat = size if len(size) < 3 else (size[0] * size[1], size[2])
         for rows in range(0, flat[0], ROWS):
-            file.write(values(rng, (min(ROWS, flat[0] - rows), *flat[1:])))
+            file.write(values(rng, name, (min(ROWS, flat[0] - rows), *flat[1:])))
         writer.write_padding(file, file.tell())
     writer.close()
     return path
@@ -74,13 +78,14 @@ def is_plain(size: tuple[int, ...]) -> bool:
     return len(size) == 1 or size[-1] % 32 != 0
 
 
-def values(rng: np.random.Generator, size: tuple[int, ...]) -> bytes:
-    """Norms near 1; weights of a spread of 1 / sqrt(columns): a code is within 7 of its middle, 4.3 away as a rule.
+def values(rng: np.random.Generator, name: str, size: tuple[int, ...]) -> bytes:
+    """Norms near 1, what states decay by near -1; weights of a spread of 1 / sqrt(columns): a code is within 7 of its
+    middle, 4.3 away as a rule.
 
     Their mean is 0: were it the -0.5 of all 16 codes, all tokens would become alike and take the same experts.
     """
     if is_plain(size):
-        return (1 + 0.1 * rng.standard_normal(size)).astype(np.float32).tobytes()
+        return ((-1 if name.endswith("ssm_a") else 1) + 0.1 * rng.standard_normal(size)).astype(np.float32).tobytes()
     blocks = np.empty(size[0] * size[1] // 32, BLOCK)
     blocks["scale"] = 1 / (4.3 * np.sqrt(size[1]))
     low, high = rng.integers(1, 16, (2, *blocks["codes"].shape), np.uint8)

@@ -57,6 +57,7 @@ def shape(d: int, heads: int, kv: int, width: int, ff: int, **more: Any) -> Shap
 
 
 CONV = {"qk_norm": "head", "rope_base": 1e6, "n_blocks": 3, "conv": (0, 1)}
+DELTA = {"qk_norm": "head", "rope_base": 1e7, "rms_eps": 1e-6, "n_blocks": 3, "attends_every": 3}
 MODELS = {
     "Qwen3-0.6B": Real("qwen3", shape(1024, 16, 8, 128, 3072, qk_norm="head"), (28,), 151936),
     "Llama-3.2-1B": Real("llama", shape(2048, 32, 8, 64, 8192), (16,), 128256),
@@ -64,6 +65,8 @@ MODELS = {
     "Phi-4-mini": Real("phi3", shape(3072, 24, 8, 128, 8192, fused=True), (32,), 200064),
     "LFM2-350M": Real("lfm2", shape(1024, 16, 8, 64, 4608, **CONV), (10, 6), 65536),
     "LFM2-1.2B": Real("lfm2", shape(2048, 32, 8, 64, 8192, **CONV), (10, 6), 65536),
+    "Qwen3.5-0.8B": Real("qwen35", shape(1024, 8, 2, 256, 3584, delta=(16, 16, 128), **DELTA), (18, 6), 248320),
+    "Qwen3.5-4B": Real("qwen35", shape(2560, 16, 4, 256, 9216, delta=(16, 32, 128), **DELTA), (24, 8), 248320),
     "Granite-3-1B-A400M": Real("granitemoe", shape(1024, 16, 8, 64, 512, scales=(12.0, 0.22, 0.0156, 6.0),
                                                    experts=(32, 8)), (24,), 49155),
     "OLMoE-1B-7B": Real("olmoe", shape(2048, 16, 16, 128, 1024, qk_norm="width", tied=False, experts=(64, 8)), (16,),

@@ -41,7 +41,7 @@ def saved(model: Path, name: str, folder: Path, seed: int = 0) -> Path:
     return folder
 
 
-@pytest.fixture(params=["llama", "qwen3", "gemma3", "gemma4", "lfm2", "lfm2moe"])
+@pytest.fixture(params=["llama", "qwen3", "gemma3", "gemma4", "lfm2", "lfm2moe", "qwen35"])
 def model(request, tiny_models):
     return tiny_models[request.param]
 

@@ -47,6 +47,13 @@ _HYPERPARAMETERS: dict[str, tuple[str, float, float]] = {
     "attention.head_count": ("u32 [u32] [i32]", 1, _SIZE),
     "attention.head_count_kv": ("u32 [u32] [i32]", 0, _SIZE),
     "shortconv.l_cache": ("u32", 1, _SIZE),
+    "ssm.conv_kernel": ("u32", 1, _SIZE),
+    "ssm.inner_size": ("u32", 1, _SIZE),
+    "ssm.state_size": ("u32", 1, _SIZE),
+    "ssm.time_step_rank": ("u32", 1, _SIZE),
+    "ssm.group_count": ("u32", 1, _SIZE),
+    "full_attention_interval": ("u32", 1, _SIZE),
+    "attention.recurrent_layers": ("[bool] [u32] [i32]", 0, 1),
     "attention.key_length": ("u32", 1, _SIZE),
     "attention.value_length": ("u32", 1, _SIZE),
     "attention.key_length_swa": ("u32", 1, _SIZE),
@@ -253,6 +260,9 @@ def _check_hyperparameters(gguf: Gguf, arch: str) -> None:
     for name in _ONLY_ZERO:
         if takes_experts and name in ("expert_count", "expert_used_count"):
             continue
+        if name == "nextn_predict_layers" and arch in FAMILIES and FAMILIES[arch].drafts:
+            _values(gguf, f"{arch}.{name}", "u32", 0, max(blocks - 1, 0))
+            continue
         _values(gguf, f"{arch}.{name}", "u32 [u32] [i32]", 0, _SIZE, blocks)
         value = gguf.metadata.get(f"{arch}.{name}", 0)
         if value != 0 and value != [0] * blocks:
@@ -302,6 +312,7 @@ def _check_heads(gguf: Gguf, arch: str, found: dict[str, list[Any]]) -> None:
     d_model = found["embedding_length"][0]
     heads = found["attention.head_count"]
     kv_heads = found["attention.head_count_kv"] or heads
+    is_gated = arch in FAMILIES and FAMILIES[arch].mixer == "gated attention"
     for i in range(blocks):
         # one value, or one a block
         h = heads[i % len(heads)]
@@ -314,7 +325,8 @@ def _check_heads(gguf: Gguf, arch: str, found: dict[str, list[Any]]) -> None:
             raise FormatError(f"{gguf.path}: {h} heads cannot share {g} key heads evenly", _BROKEN)
         q = (h * widths[i], d_model)
         kv = (g * widths[i], d_model)
-        for name, shape in {"attn_q": q, "attn_k": kv, "attn_v": kv, "attn_output": q[::-1]}.items():
+        asks = (2 * q[0], d_model) if is_gated else q
+        for name, shape in {"attn_q": asks, "attn_k": kv, "attn_v": kv, "attn_output": q[::-1]}.items():
             _check_shape(gguf, f"blk.{i}.{name}.weight", shape)
 
 

@@ -1,0 +1,81 @@
+"""Blocks whose mixer has a state in place of keys and values: which they are, and their sizes, from GGUF metadata."""
+
+from __future__ import annotations
+
+from collections.abc import Collection
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+from ..errors import FormatError, UnsupportedError
+from .drafting import drafting_blocks
+
+if TYPE_CHECKING:
+    from .families import Family
+    from .metadata import MetadataReader
+
+
+@dataclass(frozen=True)
+class Recurrent:
+    """GGUF's keys "ssm.*". taps: tokens that the convolution before the state sees. inner: values a token of all heads
+    together. state: of a delta net, values of a key. groups: heads that have queries and keys, or B and C.
+    """
+
+    taps: int
+    inner: int
+    state: int
+    heads: int
+    groups: int
+
+
+NONE = Recurrent(0, 0, 0, 0, 0)
+
+
+def read_recurrent(get: MetadataReader, mixers: Collection[str]) -> Recurrent:
+    """The sizes of blocks with these kinds of mixers; NONE: no kind has a state. Raises FormatError for sizes that they
+    cannot have.
+    """
+    if "delta net" not in mixers:
+        return NONE
+    found = Recurrent(get.integer("ssm.conv_kernel"), get.integer("ssm.inner_size"), get.integer("ssm.state_size"),
+                      get.integer("ssm.time_step_rank"), get.integer("ssm.group_count"))
+    _check_delta_net(get, found)
+    return found
+
+
+def recurrent_mixers(get: MetadataReader, family: Family) -> tuple[str, ...]:
+    """The kind of each block's mixer: the file lists those with a state, or all but each n-th have one."""
+    n_layer = get.integer("block_count")
+    found = get.any("attention.recurrent_layers")
+    if found is None:
+        n = get.integer("full_attention_interval", family.attends_every)
+        found = [(layer + 1) % max(n, 1) != 0 for layer in range(n_layer)]
+    if not isinstance(found, list) or len(found) != n_layer:
+        raise FormatError(f"{get.gguf.path} has {get.arch}.attention.recurrent_layers = {str(found)[:60]}",
+                          f"it must say of each of {n_layer} blocks whether it has a state: convert the model again")
+    kinds = [family.elsewhere if has_state else family.mixer for has_state in found]
+    return tuple(kinds[:n_layer - drafting_blocks(get)])
+
+
+def _check_delta_net(get: MetadataReader, r: Recurrent) -> None:
+    """Raises FormatError for sizes that no gated delta net has, and for such as the kernels do not take."""
+    sizes = {"ssm.conv_kernel": (r.taps, 8), "ssm.state_size": (r.state, 128), "ssm.time_step_rank": (r.heads, 4096),
+             "ssm.group_count": (r.groups, r.heads)}
+    for key, (value, limit) in sizes.items():
+        if not 1 <= value <= limit:
+            raise FormatError(f"{get.gguf.path} has {get.arch}.{key} = {value}", f"edgetune takes 1 to {limit} there")
+    if r.state % 4 or r.heads % r.groups or r.inner != r.heads * r.state:
+        raise FormatError(f"{get.gguf.path} has {r.heads} value heads of {r.inner} values in all, {r.groups} key heads "
+                          f"and keys of {r.state}",
+                          "values must be as wide as keys, by fours, and the value heads a multiple of the key heads")
+
+
+def check_sections(get: MetadataReader, n_rot: int) -> None:
+    """Raises UnsupportedError unless positions in a text rotate all pairs of a head: pair i goes by section i mod 3, up
+    to three times its size, and then by positions that are 0 in a text.
+    """
+    found = get.any("rope.dimension_sections")
+    sections = [int(n) for n in found] if isinstance(found, list) and len(found) == 4 else [0] * 4
+    total = sum(sections)
+    if total < 1 or not all(pair % total < 3 * sections[pair % total % 3] for pair in range(n_rot // 2)):
+        raise UnsupportedError(f"{get.gguf.path} has {get.arch}.rope.dimension_sections = {str(found)[:60]}",
+                               f"edgetune takes four sections that rotate all {n_rot // 2} pairs")
