@@ -128,9 +128,10 @@ def open_answer(folder: Path, task: Task) -> Answer:
     return Answer(folder, facts, signer or facts.device, task.pairs, places, size + (folder / FACTS).stat().st_size)
 
 
-def write_answer(folder: Path, facts: AnswerFacts, arrays: dict[str, NDArray[np.float16]], key: Path | None) -> None:
-    """Writes an answer as a new folder, whole or not at all; `update` of the facts is filled in. arrays: by projection
-    and half. Raises NumericsError for values that are not finite in float16.
+def write_answer(folder: Path, facts: AnswerFacts, arrays: dict[str, NDArray[np.float16]],
+                 key: Path | None) -> AnswerFacts:
+    """Writes an answer as a new folder, whole or not at all; returns its facts with the SHA-256 of the update. arrays:
+    by projection and half. Raises NumericsError for values that are not finite in float16.
     """
     from safetensors.numpy import save
     for name, array in arrays.items():
@@ -138,7 +139,9 @@ def write_answer(folder: Path, facts: AnswerFacts, arrays: dict[str, NDArray[np.
             raise NumericsError(f"{name} of the update is not finite in float16", "lower the --lr of the task")
     with new_folder(folder) as beside:
         (beside / UPDATE).write_bytes(save({name: np.ascontiguousarray(array) for name, array in arrays.items()}))
-        write_facts(beside, FACTS, replace(facts, update=sha256(beside / UPDATE)), key)
+        facts = replace(facts, update=sha256(beside / UPDATE))
+        write_facts(beside, FACTS, facts, key)
+    return facts
 
 
 def shapes_of(start: Lora, half: str, rank: int) -> dict[str, tuple[int, ...]]:

@@ -76,7 +76,7 @@ def train_round(task: Task, bundle: Bundle, rows: Path, out: Path, device: str, 
     if secret is not None:
         mask(task, arrays, facts.tokens, secret, out, key)
     else:
-        write_answer(out, facts, arrays, key)
+        facts = write_answer(out, facts, arrays, key)
     shutil.rmtree(work, ignore_errors=True)
     return facts
 
