@@ -71,7 +71,7 @@ static void check_refused_ranges(struct check *c) {
 /* Pieces of [2] tokens, the second after the first, and one state, that are none. */
 static void check_refused_pieces(struct check *c) {
     static const int32_t wrong[][ET_PIECE_COLUMNS] = {
-        {-1, 1, 0, -1, -1}, {1, 1, 0, -1, -1}, {0, 3, 0, -1, -1},  {0, 2, 1, -1, -1},
+        {-1, 1, 0, -1, -1}, {1, 0, 0, -1, -1}, {0, 3, 0, -1, -1},  {0, 2, 1, -1, -1},
         {1, 2, 2, -1, -1},  {0, 2, -1, -1, -1}, {0, 2, 0, 1, -1}, {0, 2, 0, -1, 1}, {0, 2, 0, -2, -1}};
     const int32_t before[] = {-1, 0};
     float x[64] = {0};
@@ -79,6 +79,9 @@ static void check_refused_pieces(struct check *c) {
     for (int i = 0; i < COUNT(wrong); i++)
         check_true(c, et_delta_forward(c->ctx, a, x, a, x, x, x, x, before, wrong[i], 1, 16, 2, 1, 3, 4, 1)
                           == ET_BAD_INDEX, "piece %d", i);
+    const int32_t empty[] = {1, 1, 0, -1, 0}; /* which forward takes, to copy a state */
+    check_true(c, et_delta_backward(c->ctx, a, x, x, x, a, a, x, x, x, x, x, before, empty, 1, 16, 2, 1, 3, 4, 1)
+                      == ET_BAD_INDEX, "a piece without tokens");
     const int32_t right[] = {0, 2, 0, -1, 0};
     check_true(c, et_delta_forward(c->ctx, a, x, a, x, x, x, x, right, right, 1, 16, 2, 1, 3, 4, 1) == ET_BAD_INDEX,
                "a token after itself");

@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 import torch
 from decoder_cases import make_decoder, random_pair
+from durable import go, stop
 from families import logits_of
 from random_adapters import distance
 from tiny import write_tiny
@@ -14,15 +15,18 @@ from torch.nn import functional
 from edgetune.adapters.base import Artifact
 from edgetune.adapters.low_rank import LoraFamily
 from edgetune.backends.cpu import Cpu
+from edgetune.bench.train import random_rows
 from edgetune.data.packing import Example, collate
 from edgetune.data.pieces import kept_states, pieces_of
 from edgetune.errors import EdgetuneError
+from edgetune.formats.bundle import open_bundle
 from edgetune.formats.gguf import check_model, open_gguf
 from edgetune.formats.shape import read_shape
 from edgetune.models.decoder import Model
 from edgetune.models.linear import RunShape
 from edgetune.models.stream import sizes
 from edgetune.serving.rollouts.forward import open_decoder
+from edgetune.training.trainer import Trainer
 
 LIMIT = 1e-4
 
@@ -131,6 +135,32 @@ def test_which_blocks_have_states(tmp_path):
         write_tiny(path, "qwen35", metadata=keys, attends_every=every)
         shape = opened(path)
         assert tuple(i for i in range(3) if shape.mixer(i) == "delta net") == states
+
+
+def test_under_a_budget_it_learns_the_same(tmp_path):
+    """Weights streamed change no bit, with one thread or two; what is computed again is rounded otherwise."""
+    path = write_tiny(tmp_path / "tiny.gguf", "qwen35", formats="Q8_0")
+    rows = random_rows(400, 4, 150, seed=1)
+    losses = []
+    adapters = []
+    options = {"rank": 4, "batch_size": 2, "max_length": 150, "steps": 3, "lr": 1e-2, "recompute": "block"}
+    for change in ({"threads": 1}, {"threads": 2}, {"threads": 1, "weights": "streamed"},
+                   {"threads": 1, "recompute": "none"}):
+        trainer = Trainer(path, **{**options, **change})
+        trainer.add_examples(rows)
+        losses.append([result.loss for result in trainer.train()])
+        adapters.append(trainer.arena.flat("lora").tobytes())
+    assert losses[0] == losses[1] == losses[2]
+    assert adapters[0] == adapters[1] == adapters[2]
+    assert losses[3] == pytest.approx(losses[0], rel=2e-3)
+    assert losses[0][-1] < losses[0][0]
+
+
+def test_a_stopped_run_resumes_to_the_same_bytes(tmp_path):
+    bundle = open_bundle(write_tiny(tmp_path / "tiny.gguf", "qwen35", formats="Q8_0"))
+    wanted = go(bundle, tmp_path / "undisturbed")
+    stop(bundle, tmp_path / "out", 21)
+    assert go(bundle, tmp_path / "out", resume=True) == wanted
 
 
 def test_blocks_that_draft_are_not_read(tmp_path):
