@@ -21,7 +21,7 @@ EMULATED = cd tests && PYTHONPATH=$(CURDIR)/build/emulated/python $(PYTHON)
 
 .PHONY: arm-kernels arm-train cascade check clean compaction compiled compressed corrections crash cuda cuda-steps data dev \
     docs dpo durability encoder-peers encoder-service encoder-types families families5 fleet fuzz fuzz-daemon help home-assistant home-assistant-app install installs kinds learning life like lint load memory methods own-engine \
-    peers picture preferences pressure prompts proofs ready recipes release retrieval samples sanitize second-task service slow teacher test tutor wheels
+    peers picture preferences pressure prompts proofs ready recipes release retrieval rollout samples sanitize second-task service slow teacher test tutor wheels
 
 help: ## this list
 	@grep -E '^[a-z0-9-]+:.* ## ' $(firstword $(MAKEFILE_LIST)) | sed 's/:.* ## /\t/' | expand -t 14
@@ -193,6 +193,9 @@ corrections: ready ## many minutes: 40 corrections and one training in three dom
 
 like: ready ## minutes, needs the rows of make data and edgetune pull minilm: corrections and the next like question; LIKE="daemon --learn"
 	$(RUN) proofs/like.py $(or $(LIKE),vectors)
+
+rollout: ready ## half an hour: adapters rolled out to 50 simulated devices in rings, bad ones among them; ROLLOUT="--seeds 0"
+	$(RUN) proofs/rollout.py $(ROLLOUT)
 
 samples: ready ## minutes: sums by one of k answers, accuracy against tokens; SAMPLES="--seeds 0 --chart FILE"
 	$(RUN) proofs/samples.py $(SAMPLES)

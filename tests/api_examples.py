@@ -208,7 +208,7 @@ def _of_a_fleet() -> Iterator[Example]:
     report = {"device": "kitchen", "at": AT, "model": "sha256:9f86d081", "rollout": "1767182400-home",
               "execution": "proceeding", "finished": "none", "reason": "6 of 6 examples are answered exactly",
               "adapter": ADAPTER, "verdict": {"passed": True, "wins": 6, "losses": 0}, "installed": [],
-              "superseded": [], "version": 1, "edgetune": "0.1.0"}
+              "superseded": [], "kept": [], "version": 1, "edgetune": "0.1.0"}
     yield Example("PUT /v1/fleet/devices/{device}", "Report what a device did.", "/v1/fleet/devices/kitchen",
                   report, answer=report)
 

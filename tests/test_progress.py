@@ -187,6 +187,13 @@ def test_an_estimate_is_a_json_line():
     assert line["all_left_s"] == 70.0
 
 
+def test_an_id_is_no_emoji():
+    """A model may be called llama, and an adapter of it ft:llama::1a2b3c4d."""
+    file = io.StringIO()
+    say(Console(file=file), "ft:llama::1a2b3c4d [bold]is active[/bold]")
+    assert file.getvalue() == "ft:llama::1a2b3c4d [bold]is active[/bold]\n"
+
+
 def test_answers_are_wrapped_beside_their_names():
     file = io.StringIO()
     console = Console(file=file, force_terminal=True, width=60, color_system=None)

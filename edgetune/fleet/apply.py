@@ -20,6 +20,8 @@ PASSED = "passed"  # states of a probation
 RUNNING = "running"
 ROLLED_BACK = "rolled back"
 REPLACED = "replaced"
+KEPT = 2  # adapters of roll-outs: the last one, and the one before, to go back to
+MOST_DIGESTS = 100
 NUMBERS = ("passed", "wins", "losses", "p", "alpha")
 
 
@@ -66,6 +68,8 @@ def apply(folder: Path, device: str, daemon: Daemon, now: int) -> tuple[DeviceFi
     own = replace(read_device(folder, device), at=now, model=daemon.fingerprint())
     order = newest_order(folder)
     if order and own.rollout != order.facts.rollout:
+        if own.execution == rings.DOWNLOADED:  # of a roll-out that ended before it was evaluated
+            daemon.delete(own.adapter)
         own = replace(own, rollout=order.facts.rollout, execution=rings.NOTHING, finished=rings.NOTHING, reason="",
                       adapter="", verdict={})
     look = _Look(folder, own, daemon, now)
@@ -172,9 +176,13 @@ class _Look:
             self.say(rings.CLOSED, rings.FAILURE, f"it was rolled back, with {bad} bad ratings")
 
     def _succeed(self, order: Order, reason: str) -> None:
-        facts = order.artifact
-        self.say(rings.CLOSED, rings.SUCCESS, reason, installed=[*self.own.installed, facts.digest],
-                 superseded=[*{*self.own.superseded, *facts.facts.supersedes} - {facts.digest}])
+        artifact = order.artifact
+        replaced = dict.fromkeys([*self.own.superseded, *artifact.facts.supersedes])
+        replaced.pop(artifact.digest, None)
+        kept = [*self.own.kept, self.own.adapter]
+        self.say(rings.CLOSED, rings.SUCCESS, reason, superseded=[*replaced][-MOST_DIGESTS:],
+                 installed=[*self.own.installed, artifact.digest][-MOST_DIGESTS:],
+                 kept=[id for id in kept[:-KEPT] if not self._forget(id)] + kept[-KEPT:])
 
     def _go_back(self, order: Order) -> None:
         """Goes back to the adapter before, if this roll-out's is active."""
@@ -186,7 +194,15 @@ class _Look:
         self._remove()
         left = [digest for digest in self.own.superseded if digest not in order.artifact.facts.supersedes]
         self.say(rings.CANCELED, rings.SUCCESS, "the adapter before is active again" if was_active else
-                 "the adapter was not active", superseded=left)
+                 "the adapter was not active", superseded=left,
+                 kept=[id for id in self.own.kept if id != self.own.adapter])
+
+    def _forget(self, id: str) -> bool:
+        """Deletes an adapter of an earlier roll-out, which takes memory; returns whether it is gone."""
+        held = self.daemon.held(id)
+        if held and not held.is_active:
+            self.daemon.delete(id)
+        return not (held and held.is_active)
 
     def _remove(self) -> None:
         if self.daemon.held(self.own.adapter):

@@ -73,8 +73,8 @@ class Order:
 @dataclass(frozen=True)
 class DeviceFile:
     """What a device last did. rollout: the roll-out that the report is about. adapter: the daemon's id of it. at: when.
-    installed, superseded: digests of adapters that roll-outs brought, and that those replaced. model: a fingerprint.
-    verdict: numbers of its gate.
+    installed, superseded: digests of adapters that roll-outs brought, and that those replaced. kept: ids of those that
+    the daemon has. model: a fingerprint. verdict: numbers of its gate.
     """
 
     device: str
@@ -88,6 +88,7 @@ class DeviceFile:
     verdict: dict[str, Any] = field(default_factory=dict)
     installed: list[str] = field(default_factory=list)
     superseded: list[str] = field(default_factory=list)
+    kept: list[str] = field(default_factory=list)
     version: int = VERSION
     edgetune: str = __version__
 

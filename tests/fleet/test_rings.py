@@ -134,6 +134,14 @@ def test_one_early_failure_of_a_large_ring_does_not_stop_it():
                    HOUR) == state  # 4 of 204
 
 
+def test_the_share_of_successes_that_is_required_suffices():
+    devices = fleet(20)
+    state = begin(Plan(("all",)), devices, 0, "seed")
+    reports = {**dict.fromkeys(devices, PASSED), devices[0]: REFUSED}
+    assert advance(state, reports, HOUR).status == rings.FINISHED
+    assert advance(state, {**reports, devices[1]: REFUSED}, HOUR).status == rings.PAUSED
+
+
 def test_devices_that_vanish_count_for_nothing():
     devices = fleet(50)
     state = begin(PLAN, devices, 0, "seed")

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import shutil
+import time
 
 import pytest
 from commands import run
@@ -157,6 +158,23 @@ def test_an_adapter_of_another_model_and_one_that_was_replaced(fleet, made, tmp_
     run("fleet", "rollout", own, tmp_path, "--rings", "all")
     assert look(fleet, tmp_path, "b")["reason"] == "a later adapter replaced this one here"
     run("fleet", "advance", tmp_path, "--stop", "--json")
+
+
+def test_of_earlier_rollouts_the_last_adapters_are_kept(fleet, made, tmp_path):
+    """Each takes memory. What is in the way of nothing is removed also where a roll-out ended before its evaluation."""
+    ids = []
+    look(fleet, tmp_path, "a")
+    for number in range(4):
+        folder = tmp_path / f"adapter{number}"
+        shutil.copytree(made / "on", folder)
+        run("fleet", "rollout", folder, tmp_path, "--rings", "all", "--probation", "0s", "--required", "not-worse")
+        ids.append(look(fleet, tmp_path, "a")["adapter"])
+        assert active(fleet["a"]) == ids[-1]
+        assert advance(tmp_path)["status"] == "finished"
+        fleet_now = sorted(found.id for found in fleet["a"].service.adapters.list())
+        assert fleet_now == sorted(ids[-2:])
+        time.sleep(1.0)  # roll-outs are named by the second
+    assert read_device(tmp_path, "a").kept == ids[-2:]
 
 
 def test_what_is_damaged_or_not_signed_is_refused(made, tmp_path, monkeypatch):

@@ -13,9 +13,10 @@ roll-outs:
     fifth, unseen, and all, unseen: the same without held-out questions, where unrelated text alone decides; the
                 ratings of users are to find what is bad, and to stop the roll-out
 
-After each, held-out questions are put to every device whose active adapter changed, and to what was active before. Then
-the roll-out is undone. Exits with 1 unless every roll-out ends as said, no device that is reached gives fewer right
-answers than before, and undoing brings every device back to what was active before.
+Where all devices of a ring are silent, a person begins the next one. After each, held-out questions are put to every
+device whose active adapter changed, and to what was active before. Then the roll-out is undone. Exits with 1 unless
+every roll-out ends as said, no device that is reached gives fewer right answers than before, and undoing brings every
+device back to what was active before.
 """
 
 from __future__ import annotations
@@ -31,6 +32,7 @@ import time
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -179,7 +181,7 @@ def simulate(scenario: str, seed: int, count: int, place: Path, model: Path, ada
                   "probation": PROBATION, "bad_ratings": 3}
     adapter = adapters / ("neither" if scenario.startswith("all") else "on")
     state = begin(fleet, adapter, PLAN, evaluation, clock).state
-    asked = run_until(devices, fleet, state, at_once, broken)
+    ended_at, resumed = run_until(devices, fleet, state, at_once, broken)
     order, files, _ = step(fleet, clock)
     state = order.state
     reports = {name: file.report for name, file in files.items()}
@@ -197,37 +199,46 @@ def simulate(scenario: str, seed: int, count: int, place: Path, model: Path, ada
             "reason": state.reason, "reached": found.devices, "passed": found.passed, "refused": found.refused,
             "failed": found.failed, "open": found.open, "silent": found.silent, "changed": changed, "better": better,
             "worse": worse, "exposed": sum(device.exposed for device in devices),
-            "hours": (asked - BEGUN) / HOUR, "undone": ended.status, "back": back}
+            "hours": (ended_at - BEGUN) / HOUR, "resumed": resumed, "undone": ended.status, "back": back}
 
 
-def run_until(devices: list[Device], fleet: Path, state: Rollout, at_once: set[int], broken: set[int]) -> int:
-    """Lets time pass until the roll-out is over or a person must decide; the last moment at which it went on."""
+def run_until(devices: list[Device], fleet: Path, state: Rollout, at_once: set[int],
+              broken: set[int]) -> tuple[int, int]:
+    """Lets time pass until the roll-out is over or a person must decide about refusals. Of a ring whose devices are
+    silent, a person begins the next one. Returns the last moment, and how often that was.
+    """
     global clock
+    resumed = 0
     while state.status == rings.RUNNING:
         files, _ = read_devices(fleet)
-        order = newest_order(fleet)
-        assert order
+        newest = newest_order(fleet)
+        assert newest
         looking = []
         for i, device in enumerate(devices):
             own = files[device.name]
-            over = own.execution in (rings.CLOSED, rings.REJECTED) and own.rollout == order.facts.rollout
+            over = own.execution in (rings.CLOSED, rings.REJECTED) and own.rollout == newest.facts.rollout
             vanished = i in at_once or (i in broken and own.execution == rings.DOWNLOADED)
-            if order.state.action(device.name) and not over and not vanished:
+            if newest.state.action(device.name) and not over and not vanished:
                 looking.append((device, i in broken))
         each(looking, lambda pair: pair[0].look(fleet, pair[1]))
-        state = step(fleet, clock)[0].state
+        order, files, _ = step(fleet, clock)
+        found = rings.counts(order.state.rings[order.state.ring], {name: file.report for name, file in files.items()})
+        if order.state.status == rings.PAUSED and not (found.refused or found.failed):  # its devices are silent
+            order, _, _ = step(fleet, clock, partial(rings.resume, now=clock))
+            resumed += 1
+        state = order.state
         clock += STEP
     ended = clock
     clock += PROBATION  # for those that run
     files, _ = read_devices(fleet)
     each([device for device in devices if files[device.name].execution == rings.PROCEEDING],
          lambda device: device.look(fleet, False))
-    return ended
+    return ended, resumed
 
 
 def is_right(found: dict[str, Any]) -> bool:
-    first = found["ring"] == 1 if found["scenario"].startswith("all") else True
-    return (found["status"] == ENDS[found["scenario"]] and first and not found["worse"]
+    found_out = found["passed"] == 0 if found["scenario"].startswith("all") else True
+    return (found["status"] == ENDS[found["scenario"]] and found_out and not found["worse"]
             and found["back"] == found["devices"] and found["undone"] == rings.UNDONE)
 
 

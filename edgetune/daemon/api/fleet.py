@@ -47,6 +47,7 @@ class DeviceReport(Body):
     verdict: dict[str, Any] = Field(description="Numbers of its gate.")
     installed: list[str] = Field(description="Digests of adapters that roll-outs brought.")
     superseded: list[str] = Field(description="Digests of adapters that those replaced.")
+    kept: list[str] = Field(description="Ids of those that its daemon has.")
     version: Whole = Field(description="Of this format.")
     edgetune: str = Field(description="The device's edgetune.")
 
