@@ -17,8 +17,9 @@ stub = importlib.util.module_from_spec(_spec)
 _spec.loader.exec_module(stub)
 
 OPS = stub.read_ops()
-SIZES = {"T": 2, "Q": 1, "N": 3, "K": 4, "R": 1, "D": 4, "E": 5, "V": 5, "H": 2, "G": 1, "J": 3, "C": 4, "A": 2, "P": 3,
-         "B": 5, "S": max(HEAD_STATE, SAMPLE_STATE), "L": 1, "M": CACHE, "W": 2, "n": 6, "r": 2, "u": 1}
+SIZES = {"T": 2, "Q": 1, "N": 3, "K": 4, "R": 1, "D": 4, "E": 6, "V": 5, "H": 2, "G": 1, "J": 3, "C": 4, "A": 2, "P": 3,
+         "B": 5, "S": max(HEAD_STATE, SAMPLE_STATE), "L": 1, "M": CACHE, "W": 2, "Z": 5, "f": 32, "n": 6, "r": 2,
+         "u": 1}
 REALS = {"sign": 1.0}
 WHOLES = {"end": -1, "step": 1}
 F32 = native.FORMATS["F32"].id
@@ -37,6 +38,8 @@ def usual(argument):
     found = np.zeros(int(np.prod(shape)) if argument.flat else shape, DTYPES.get(argument.kind, np.float32))
     if argument.name == "before":  # no row before
         return found - 1
+    if argument.name == "pieces":  # of all tokens, after no state
+        return found + np.array([0, SIZES["T"], 0, -1, -1], found.dtype)
     if argument.name == "end":  # one document
         return found + found.dtype.type(found.size)
     return np.arange(found.size, dtype=found.dtype) if argument.name == "position" else found

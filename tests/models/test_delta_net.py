@@ -14,6 +14,7 @@ from torch.nn import functional
 
 from edgetune.adapters.base import Artifact
 from edgetune.adapters.low_rank import LoraFamily
+from edgetune.adapters.store import save_gguf
 from edgetune.backends.cpu import Cpu
 from edgetune.bench.train import random_rows
 from edgetune.data.packing import Example, collate
@@ -94,6 +95,22 @@ def decoder_of(path, tokens, kept=1):
     pairs = {key: random_pair(rng, pair.a.shape, pair.b.shape) for key, pair in decoder.adapter.adapted.items()}
     decoder.adapter.load(Artifact(pairs), "pairs")
     return decoder
+
+
+@pytest.mark.parametrize("delta", [(2, 2, 16), (2, 4, 16), (1, 3, 64)])
+def test_logits_are_llama_cpps_with_and_without_an_adapter(delta, tmp_path):
+    """Of a text of several pieces. The adapter changes every projection that it may."""
+    path = write_tiny(tmp_path / "tiny.gguf", "qwen35", delta=delta)
+    decoder = decoder_of(path, 200)
+    tokens = np.random.default_rng(3).integers(10, 400, 200).astype(np.int32)
+    batch = collate([Example(tokens, np.ones(200, np.float32))])
+    save_gguf(tmp_path / "a.gguf", decoder.adapter.artifact().pairs, open_gguf(path))
+    served = logits_of(path, tokens.tolist(), tmp_path / "a.gguf")
+    assert distance(decoder.logits(batch), served) < 5e-4
+    with decoder.linear.off():
+        plain = logits_of(path, tokens.tolist())
+        assert distance(decoder.logits(batch), plain) < 5e-4
+    assert distance(served, plain) > 0.1
 
 
 @pytest.mark.parametrize("kept", [1, 3])
