@@ -62,7 +62,7 @@ MODELS = {
     "Qwen3-0.6B": Real("qwen3", shape(1024, 16, 8, 128, 3072, qk_norm="head"), (28,), 151936),
     "Llama-3.2-1B": Real("llama", shape(2048, 32, 8, 64, 8192), (16,), 128256),
     "Llama-3.2-3B": Real("llama", shape(3072, 24, 8, 128, 8192), (28,), 128256),
-    "Phi-4-mini": Real("phi3", shape(3072, 24, 8, 128, 8192, fused=True), (32,), 200064),
+    "Phi-4-mini": Real("phi3", shape(3072, 24, 8, 128, 8192, fused=True, fused_feed=True), (32,), 200064),
     "LFM2-350M": Real("lfm2", shape(1024, 16, 8, 64, 4608, **CONV), (10, 6), 65536),
     "LFM2-1.2B": Real("lfm2", shape(2048, 32, 8, 64, 8192, **CONV), (10, 6), 65536),
     "Qwen3.5-0.8B": Real("qwen35", shape(1024, 8, 2, 256, 3584, delta=(16, 16, 128), **DELTA), (18, 6), 248320),
