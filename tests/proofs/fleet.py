@@ -1,7 +1,7 @@
 """Devices that each know two of seven intents of Snips learn all in rounds, compared with one training on all rows.
 
     python tests/proofs/fleet.py [--only VARIANT ...] [--seeds 0,1,2] [--devices 20] [--rows 14] [--rounds 10]
-                                 [--epochs 2] [--lr 2e-3] [--frozen-lr 8e-3] [--batch 4] [--questions 300]
+                                 [--epochs 2] [--lr 1e-3] [--frozen-lr 4e-3] [--batch 1] [--questions 300]
                                  [--alone 3] [--threads 1] [--out FILE]
 
 Device d has `rows` rows of intent 2 d and as many of intent 2 d + 1, modulo 7, and no row that another has. Answers to
@@ -262,7 +262,7 @@ def told(result: Result) -> str:
 def main() -> None:
     parser = arguments(__doc__, "fleet.jsonl", VARIANTS, seeds=True)
     for name, kind, default in (("devices", int, 20), ("rows", int, 14), ("rounds", int, 10), ("epochs", float, 2.0),
-                                ("lr", float, 2e-3), ("frozen-lr", float, 8e-3), ("batch", int, 4),
+                                ("lr", float, 1e-3), ("frozen-lr", float, 4e-3), ("batch", int, 1),
                                 ("questions", int, 300), ("alone", int, 3), ("threads", int, 1)):
         parser.add_argument(f"--{name}", type=kind, default=default)
     args = parser.parse_args()
