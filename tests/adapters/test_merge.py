@@ -73,7 +73,8 @@ def test_float_logits_are_those_of_base_and_adapter(architecture, tiny_models, t
     assert merge(base, pairs, out, "F32") == module.Merged(out, "F32", len(pairs), out.stat().st_size)
     save_gguf(tmp_path / "a.gguf", pairs, base)
     truth = logits_of(base.path, TOKENS, tmp_path / "a.gguf")
-    assert distance(logits_of(out, TOKENS), truth) < 1e-4
+    limit = 3e-4 if architecture == "gemma4" else 1e-4  # in six blocks twelve GELUs, looked up in 16 bits
+    assert distance(logits_of(out, TOKENS), truth) < limit
     least = 0.02 if tiny.SHAPES[architecture].scales else 0.1  # granite adds a fifth of it to its residual stream
     assert distance(logits_of(base.path, TOKENS), truth) > least, "an adapter that changes nothing proves nothing"
     check_model(open_gguf(out))
