@@ -283,7 +283,7 @@ def config_metadata(name: str, config: PretrainedConfig, settings: Mapping[str, 
         fields |= {"embedding_scale": config.embedding_multiplier, "residual_scale": config.residual_multiplier,
                    "attention.scale": config.attention_multiplier, "logit_scale": config.logits_scaling}
     if name in ("phi3", "glm4"):
-        fields["rope.dimension_count"] = int(head_width(config) * config.partial_rotary_factor)
+        fields["rope.dimension_count"] = int(head_width(config) * settings["partial_rotary_factor"])
     scaling = settings.get("rope_scaling")
     if scaling and scaling["rope_type"] != "llama3":
         fields["rope.scaling.type"] = scaling["rope_type"]

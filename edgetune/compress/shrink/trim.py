@@ -40,7 +40,7 @@ _MERGES = f"{_AT}merges"
 _SUPPRESSED = f"{_AT}suppress_tokens"
 _A_TOKEN_EACH = (_TOKENS, f"{_AT}scores", f"{_AT}token_type")
 _WHOLE = ("tokenizer.huggingface.json", "tokenizer.rwkv.world")  # copies of the uncut vocabulary
-_ROWS = ("token_embd.weight", "output.weight")
+_ROWS = ("token_embd.weight", "output.weight", "per_layer_token_embd.weight")
 # llama.cpp's token types: unknown, control, user-defined, byte
 _NORMAL = 1
 _SPECIAL = (2, 3, 4, 6)

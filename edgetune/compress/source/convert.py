@@ -42,7 +42,7 @@ def convert(folder: Path) -> Floats:
     with as_written(folder / "config.json", "transformers"):
         config, kind = _read_config(folder)
         keys = _hyperparameters(config, kind)
-        factors = _rotary_factors(config)
+        factors = _rotary_factors(config, keys)
     architecture = kind.architecture
     general = {"type": "model", "name": name_of(folder), "license": licence_of(folder), "file_type": _MOSTLY_F16,
                "quantization_version": 2}
@@ -118,9 +118,12 @@ def _read_config(folder: Path) -> tuple[PretrainedConfig, ModelType]:
         method = quantization.get("quant_method") if isinstance(quantization, dict) else quantization
         raise UnsupportedError(f"{folder} is quantized already (quantization_config: {method!s:.40})",
                                "take the model in 16 or 32 bits, or a GGUF of it")
-    known = {key: value for key, value in text.items() if key not in ("model_type", "text_config", "rope_parameters")
+    own = ("model_type", "text_config", "rope_parameters", "per_layer_config")
+    known = {key: value for key, value in text.items() if key not in own
              and not (key == "rope_scaling" and value is None)}
     config = AutoConfig.for_model(kind.config or str(name), **_old_rope(text) | known)
+    config.of_rotation = (text.get("rope_parameters") or {}).get("full_attention", {})
+    config.of_blocks = text.get("per_layer_config") or {}  # under its own name it is an object of transformers 5
     _refuse_variants(folder, config, str(name), kind)
     return config, kind
 
@@ -131,7 +134,9 @@ def _old_rope(given: dict[str, Any]) -> dict[str, Any]:
     if not isinstance(new, dict):
         return {}
     whole = new.get("full_attention", new)
-    settings: dict[str, Any] = {"rope_scaling": {k: v for k, v in whole.items() if k != "rope_theta"}}
+    is_known = whole.get("rope_type") != "proportional"  # to transformers 4, which would warn
+    scaling = {k: v for k, v in whole.items() if k != "rope_theta"}
+    settings: dict[str, Any] = {"rope_scaling": scaling if is_known else None}
     if "rope_theta" in whole:
         settings["rope_theta"] = whole["rope_theta"]
     if "rope_theta" in new.get("sliding_attention", {}):
@@ -150,6 +155,8 @@ class _Rotary:
     @classmethod
     def of(cls, config: PretrainedConfig) -> _Rotary:
         new = getattr(config, "rope_parameters", None)
+        if config.of_rotation.get("rope_type") == "proportional":
+            return cls(float(config.of_rotation["rope_theta"]), float(config.rope_local_base_freq), config.of_rotation)
         if new is None:
             local = getattr(config, "rope_local_base_freq", config.rope_theta)
             return cls(float(config.rope_theta), float(local), getattr(config, "rope_scaling", None) or {})
@@ -168,9 +175,9 @@ def _refuse_variants(folder: Path, config: PretrainedConfig, name: str, kind: Mo
     head = config.hidden_size // config.num_attention_heads if (
         config.num_hidden_layers == family.wide_blocks) else _head_width(config)
     usual = {"hidden_act": "silu", "hidden_activation": "gelu_pytorch_tanh", "use_sliding_window": False,
-             "query_pre_attn_scalar": head, "final_logit_softcapping": None, "attn_logit_softcapping": None,
-             "use_bidirectional_attention": False, **({} if family.partly_rotated else {"partial_rotary_factor": 1.0}),
-             **kind.usual}
+             "query_pre_attn_scalar": head, "attn_logit_softcapping": None, "use_bidirectional_attention": False,
+             **({} if family.caps_logits else {"final_logit_softcapping": None}),
+             **({} if family.partly_rotated else {"partial_rotary_factor": 1.0}), **kind.usual}
     for field, value in usual.items():
         wanted = value(config) if callable(value) else value
         if (found := getattr(config, field, wanted)) != wanted and found is not None:
@@ -213,14 +220,20 @@ def _hyperparameters(config: PretrainedConfig, of: ModelType) -> dict[str, Any]:
             scaling.get("original_max_position_embeddings") or config.max_position_embeddings)
         if scaling.get("attention_factor"):  # whole in transformers, a factor of YaRN's own in llama.cpp
             keys["rope.scaling.attn_factor"] = scaling["attention_factor"] / (1 + 0.1 * math.log(scaling["factor"]))
-    if family.windows_every and not family.plain_windows:
+    if family.windows_every and (not family.plain_windows or rotary.base_of_windows != rotary.base):
         keys["rope.freq_base_swa"] = rotary.base_of_windows
     return keys | {ours: getattr(config, theirs) for ours, theirs in of.keys.items()} | of.more(config)
 
 
-def _rotary_factors(config: PretrainedConfig) -> dict[str, list[float]]:
-    """What each rotary frequency is divided by, by GGUF's name: under llama3's scaling, or in short and long texts."""
+def _rotary_factors(config: PretrainedConfig, keys: dict[str, Any]) -> dict[str, list[float]]:
+    """What each rotary frequency is divided by, by GGUF's name: under llama3's scaling, in short and long texts, or so
+    much that a part of a head is not rotated.
+    """
     rotary = _Rotary.of(config)
+    if rotary.kind == "proportional":
+        width = int(keys["rope.dimension_count"])
+        turned = int(rotary.scaling["partial_rotary_factor"] * width / 2)
+        return {"rope_freqs": [1.0] * turned + [1e30] * (width // 2 - turned)}
     if rotary.kind in ("longrope", "su"):
         return {f"rope_factors_{of}": list(map(float, rotary.scaling[f"{of}_factor"])) for of in ("long", "short")}
     return {"rope_freqs": _llama3_factors(config)} if rotary.kind == "llama3" else {}

@@ -33,16 +33,18 @@ class ModelType:
     """What a type of models has besides what families.py says of its architecture.
 
     config: the type whose configuration has the same defaults, where transformers 4 does not know this one. names:
-    modules of a block by GGUF's names, where others are meant than usual. fused: modules that hold two matrices, one
-    above the other. stacked: modules that hold those of all experts. experts: of each expert. keys: GGUF's keys by the
-    field of the configuration. more: further keys. usual: values that llama.cpp's graph computes with, or a function
-    that says one. scalings: of the rotary embedding. epsilon: the field with that of norms.
+    modules of a block by GGUF's names, where others are meant than usual. further: those outside of blocks. fused:
+    modules that hold two matrices, one above the other. stacked: modules that hold those of all experts. experts: of
+    each expert. keys: GGUF's keys by the field of the configuration. more: further keys. usual: values that llama.cpp's
+    graph computes with, or a function that says one. scalings: of the rotary embedding. epsilon: the field with that of
+    norms.
     """
 
     architecture: str
     config: str = ""
     names: Mapping[str, str] = field(default_factory=dict)
     last_norm: str = "norm"
+    further: Mapping[str, str] = field(default_factory=dict)
     fused: Mapping[str, tuple[str, str]] = field(default_factory=dict)
     stacked: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
     experts: Mapping[str, str] = field(default_factory=dict)
@@ -62,7 +64,7 @@ class ModelType:
     def outside(self) -> dict[str, str]:
         """The same outside of blocks."""
         return {"token_embd": "model.embed_tokens", "output": "lm_head",
-                FAMILIES[self.architecture].last_norm: f"model.{self.last_norm}"}
+                FAMILIES[self.architecture].last_norm: f"model.{self.last_norm}", **self.further}
 
 
 def _gemma3(config: PretrainedConfig) -> Keys:
@@ -72,6 +74,28 @@ def _gemma3(config: PretrainedConfig) -> Keys:
     usual = [bool((i + 1) % every) for i in range(len(windows))]
     return {"attention.sliding_window": config.sliding_window,
             **({} if windows == usual else {"attention.sliding_window_pattern": windows})}
+
+
+def _gemma4(config: PretrainedConfig) -> Keys:
+    """Sizes of blocks without a window, which a configuration names once, or block by block."""
+    layers = config.num_hidden_layers
+    windows = [kind == "sliding_attention" for kind in config.layer_types]
+    shared = config.num_kv_shared_layers
+    own = config.of_blocks.get(str(windows.index(False)), {})
+    width = getattr(config, "global_head_dim", None) or own.get("head_dim", config.head_dim)
+    heads = getattr(config, "num_global_key_value_heads", None) if config.attention_k_eq_v else None
+    heads = heads or own.get("num_key_value_heads", config.num_key_value_heads)
+    wide = 2 if config.use_double_wide_mlp else 1  # of blocks that take keys of others
+    return {
+        "attention.key_length": width, "attention.value_length": width, "rope.dimension_count": width,
+        "attention.key_length_swa": config.head_dim, "attention.value_length_swa": config.head_dim,
+        "rope.dimension_count_swa": config.head_dim, "attention.sliding_window": config.sliding_window,
+        "attention.sliding_window_pattern": windows, "attention.shared_kv_layers": shared,
+        "attention.head_count_kv": [config.num_key_value_heads if window else heads for window in windows],
+        "embedding_length_per_layer_input": config.hidden_size_per_layer_input or 0,
+        "feed_forward_length": [config.intermediate_size * (wide if i >= layers - shared else 1)
+                                for i in range(layers)],
+        "final_logit_softcapping": float(config.final_logit_softcapping or 0.0)}
 
 
 def _olmo3(config: PretrainedConfig) -> Keys:
@@ -158,6 +182,13 @@ TYPES: dict[str, ModelType] = {
     "qwen3": ModelType("qwen3", scalings=PLAIN),
     "gemma3": ModelType("gemma3", config="gemma3_text", more=_gemma3, scalings=PLAIN),
     "gemma3_text": ModelType("gemma3", more=_gemma3, scalings=PLAIN),
+    "gemma4_text": ModelType(
+        "gemma4", config="llama", more=_gemma4, scalings=("proportional",), usual={"attention_bias": False},
+        names={"inp_gate": "per_layer_input_gate", "proj": "per_layer_projection",
+               "post_norm": "post_per_layer_input_norm", "layer_output_scale": "layer_scalar"},
+        further={"per_layer_token_embd": "model.embed_tokens_per_layer",
+                 "per_layer_model_proj": "model.per_layer_model_projection",
+                 "per_layer_proj_norm": "model.per_layer_projection_norm"}),
     "smollm3": ModelType("smollm3", usual={"no_rope_layers": _every_fourth, "layer_types": _all_full},
                          scalings=("default", "linear")),
     "granite": ModelType("granite", keys=_SCALES, scalings=("default", "llama3")),
@@ -199,6 +230,6 @@ TYPES: dict[str, ModelType] = {
         stacked={"block_sparse_moe.input_linear": ("ffn_gate", "ffn_up"),
                  "block_sparse_moe.output_linear": ("ffn_down",)}),
 }
-OF_TEXT = {"gemma3": "gemma3_text", "mistral3": "ministral3"}
+OF_TEXT = {"gemma3": "gemma3_text", "gemma4": "gemma4_text", "mistral3": "ministral3"}
 """Types of models that also see -> the type of their text_config."""
 CONVERTED = tuple(dict.fromkeys(kind.architecture for kind in TYPES.values()))

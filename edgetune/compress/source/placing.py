@@ -16,6 +16,7 @@ from .model_types import ModelType
 
 _IN_BLOCK = re.compile(r"model\.layers\.(\d+)\.([\w.]+)\.(weight|bias)")
 _OF_EXPERT = re.compile(r"\w+\.experts\.(\d{1,6})\.(\w+)")
+_BARE = {".expert_bias": ".bias", ".layer_scalar": ".weight"}  # buffers, which have no name in their module
 
 
 class Placed:
@@ -63,8 +64,8 @@ class Placed:
 
     def _names(self, name: str) -> list[str]:
         """GGUF's names of what a tensor holds; []: there are none."""
-        if name.endswith(".expert_bias"):
-            name += ".bias"
+        for module, suffix in _BARE.items():
+            name += suffix if name.endswith(module) else ""
         part, _, suffix = name.rpartition(".")
         if part in self._outside:
             return [f"{self._outside[part]}.{suffix}"]
