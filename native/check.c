@@ -95,6 +95,46 @@ int32_t *check_ints(size_t n, int limit, uint64_t seed) {
     return x;
 }
 
+/* ---- forests ------------------------------------------------------------------------------------------------ */
+
+void check_forest(int32_t *before, int T, int branches) {
+    before[0] = -1;
+    for (int t = 1; t < T; t++) {
+        uint64_t noise = check_noise(11, (uint64_t)t);
+        before[t] = t - 1;
+        for (uint64_t up = noise % 8 || !branches ? 0 : noise / 8 % 40; up > 0 && before[t] >= 0; up--)
+            before[t] = before[before[t]];
+    }
+}
+
+int check_pieces(int32_t *pieces, const int32_t *before, int32_t *kept, int32_t *ahead, int T, int longest) {
+    int slots = 0;
+    int count = 0;
+    for (int t = 0; t < T; t++)
+        ahead[t] = 0;
+    for (int t = T - 1; t >= 0; t--) {
+        kept[t] = ahead[t] == longest ? slots++ : -1;
+        int passed = kept[t] >= 0 ? 1 : ahead[t] + 1;
+        if (before[t] >= 0 && ahead[before[t]] < passed)
+            ahead[before[t]] = passed;
+    }
+    for (int t = 0; t < T; t++) {
+        int32_t *piece = pieces + (count - 1) * ET_PIECE_COLUMNS;
+        if (before[t] != t - 1 || before[t] < 0 || kept[before[t]] >= 0) {
+            piece = pieces + count++ * ET_PIECE_COLUMNS;
+            piece[0] = t;
+            piece[2] = 0;
+            int32_t at = before[t];
+            for (; at >= 0 && kept[at] < 0; at = before[at])
+                piece[2]++;
+            piece[3] = at < 0 ? -1 : kept[at];
+        }
+        piece[1] = t + 1;
+        piece[4] = kept[t];
+    }
+    return count;
+}
+
 /* ---- verdicts ---------------------------------------------------------------------------------------------- */
 
 static void verdict(struct check *c, int fact, const char *what, va_list args) {

@@ -33,6 +33,10 @@ int check_guards(const void *x);
 float *check_values(et_array a, size_t n);
 /* n integers in [0, limit), a pure function of seed. */
 int32_t *check_ints(size_t n, int limit, uint64_t seed);
+/* Tokens in depth-first order: most continue the one before, others an earlier one of its document, or begin another. */
+void check_forest(int32_t *before, int T, int branches);
+/* As edgetune/data/pieces.py, with at most `longest` tokens in one; the number of pieces. kept, ahead: [T]. */
+int check_pieces(int32_t *pieces, const int32_t *before, int32_t *kept, int32_t *ahead, int T, int longest);
 /* Frees all that the above gave. */
 void check_free(void);
 
@@ -70,6 +74,8 @@ void check_ops(struct check *c);
 void check_mixers(struct check *c);
 /* check_delta.c: the gated delta rule. */
 void check_delta(struct check *c);
+/* check_ssm.c: the scan of Mamba 2, and that `alone`, a context of one thread, gives the same bits. */
+void check_ssm(struct check *c, et_context *alone);
 /* check_adamw.c: the optimizer. */
 void check_optimizer(struct check *c);
 /* check_refusals.c: arguments that are out of range, missing, or of another type. */

@@ -5,46 +5,6 @@
 
 static int type(int types, int i) { return types >> i & 1 ? ET_BF16 : ET_F32; }
 
-/* Tokens in depth-first order: most continue the one before, others an earlier one of its document, or begin another. */
-static void make_forest(int32_t *before, int T, int branches) {
-    before[0] = -1;
-    for (int t = 1; t < T; t++) {
-        uint64_t noise = check_noise(11, (uint64_t)t);
-        before[t] = t - 1;
-        for (uint64_t up = noise % 8 || !branches ? 0 : noise / 8 % 40; up > 0 && before[t] >= 0; up--)
-            before[t] = before[before[t]];
-    }
-}
-
-/* As edgetune/data/pieces.py, with at most `longest` tokens in one; the number of pieces. kept, ahead: [T]. */
-static int make_pieces(int32_t *pieces, const int32_t *before, int32_t *kept, int32_t *ahead, int T, int longest) {
-    int slots = 0;
-    int count = 0;
-    for (int t = 0; t < T; t++)
-        ahead[t] = 0;
-    for (int t = T - 1; t >= 0; t--) {
-        kept[t] = ahead[t] == longest ? slots++ : -1;
-        int passed = kept[t] >= 0 ? 1 : ahead[t] + 1;
-        if (before[t] >= 0 && ahead[before[t]] < passed)
-            ahead[before[t]] = passed;
-    }
-    for (int t = 0; t < T; t++) {
-        int32_t *piece = pieces + (count - 1) * ET_PIECE_COLUMNS;
-        if (before[t] != t - 1 || before[t] < 0 || kept[before[t]] >= 0) {
-            piece = pieces + count++ * ET_PIECE_COLUMNS;
-            piece[0] = t;
-            piece[2] = 0;
-            int32_t at = before[t];
-            for (; at >= 0 && kept[at] < 0; at = before[at])
-                piece[2]++;
-            piece[3] = at < 0 ? -1 : kept[at];
-        }
-        piece[1] = t + 1;
-        piece[4] = kept[t];
-    }
-    return count;
-}
-
 /* types: of qkv and its gradient, of out and its gradient. */
 static void check_rule(struct check *c, int T, int H, int G, int C, int longest, int branches, int types) {
     int E = 2 * G + H;
@@ -74,8 +34,8 @@ static void check_rule(struct check *c, int T, int H, int G, int C, int longest,
     int32_t *pieces = check_ints((size_t)T * ET_PIECE_COLUMNS, T, 19);
     for (int h = 0; h < H; h++)
         a[h] = h == 1 ? -9.0f : -0.1f * (1.0f + a[h]); /* one that forgets at once */
-    make_forest(before, T, branches);
-    int P = make_pieces(pieces, before, kept, ahead, T, longest);
+    check_forest(before, T, branches);
+    int P = check_pieces(pieces, before, kept, ahead, T, longest);
     const char *what = "delta_%s T %d H %d G %d C %d longest %d types %d";
     et_delta_forward(c->ctx, out, states, qkv, beta, alpha, a, dt, before, pieces, 1e-6f, (int64_t)floats, T, H, E, C, P);
     ref_delta_forward(NULL, (et_array){want, ET_F32}, want_states, qkv, beta, alpha, a, dt, before, pieces, 1e-6f,

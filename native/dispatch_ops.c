@@ -220,15 +220,10 @@ int et_causal_conv_backward(et_context *ctx, et_array dinp, float *sums, et_arra
     return RUN(causal_conv_backward, dinp, sums, dout, inp, w, bias, before, first, T, W, D, L);
 }
 
-/* What both directions of the delta rule need; least: tokens of a piece. */
-static int check_delta(const int32_t *before, const int32_t *pieces, int least, int64_t floats, int T, int H, int E,
-                       int C, int P) {
-    NEED_POSITIVE(T, H, P);
-    NEED(C > 0 && C <= ET_MAX_STATE && C % 4 == 0 && floats >= 0, ET_BAD_ARGUMENT);
-    NEED(E > H && (E - H) % 2 == 0 && H % ((E - H) / 2) == 0, ET_BAD_ARGUMENT);
+/* Pieces of T tokens, at least `least` each, and of `slots` states. */
+static int check_pieces(const int32_t *before, const int32_t *pieces, int least, int64_t slots, int T, int P) {
     for (int t = 0; t < T; t++)
         NEED(before[t] >= -1 && before[t] < t, ET_BAD_INDEX);
-    int64_t slots = floats / ((int64_t)H * C * C);
     for (const int32_t *piece = pieces; piece < pieces + (size_t)P * ET_PIECE_COLUMNS; piece += ET_PIECE_COLUMNS) {
         NEED(piece[0] >= 0 && piece[0] <= piece[1] - least && piece[1] <= T, ET_BAD_INDEX);
         NEED(piece[2] >= 0 && piece[2] < ET_PIECE && piece[1] - piece[0] <= ET_PIECE - piece[2], ET_BAD_INDEX);
@@ -241,6 +236,15 @@ static int check_delta(const int32_t *before, const int32_t *pieces, int least, 
         }
     }
     return ET_OK;
+}
+
+/* What both directions of the delta rule need; least: tokens of a piece. */
+static int check_delta(const int32_t *before, const int32_t *pieces, int least, int64_t floats, int T, int H, int E,
+                       int C, int P) {
+    NEED_POSITIVE(T, H, P);
+    NEED(C > 0 && C <= ET_MAX_STATE && C % 4 == 0 && floats >= 0, ET_BAD_ARGUMENT);
+    NEED(E > H && (E - H) % 2 == 0 && H % ((E - H) / 2) == 0, ET_BAD_ARGUMENT);
+    return check_pieces(before, pieces, least, floats / ((int64_t)H * C * C), T, P);
 }
 
 int et_delta_forward(et_context *ctx, et_array out, float *states, et_array qkv, const float *beta, const float *alpha,
@@ -263,6 +267,40 @@ int et_delta_backward(et_context *ctx, et_array dqkv, float *dbeta, float *dalph
     return code ? code
                 : RUN(delta_backward, dqkv, dbeta, dalpha, dstates, dout, qkv, beta, alpha, a, dt, states, before, pieces,
                       eps, floats, T, H, E, C, P);
+}
+
+/* What both directions of the scan need. */
+static int check_ssm(const int32_t *before, const int32_t *pieces, int64_t floats, int T, int W, int E, int H, int C,
+                     int N, int P) {
+    NEED_POSITIVE(T, H, P);
+    NEED(C > 0 && C <= ET_MAX_STATE && C % 16 == 0 && N > 0 && N <= ET_MAX_STATE && N % 16 == 0, ET_BAD_ARGUMENT);
+    NEED(floats >= 0 && E >= H && (int64_t)P + T <= ET_SHARED_FLOATS, ET_BAD_ARGUMENT);
+    int64_t shared = W - (int64_t)H * C; /* of B and C */
+    NEED(shared > 0 && shared % (2 * N) == 0 && H % (shared / (2 * N)) == 0, ET_BAD_ARGUMENT);
+    return check_pieces(before, pieces, 1, floats / ((int64_t)H * N * C), T, P);
+}
+
+int et_ssm_forward(et_context *ctx, et_array out, float *states, float *steps, et_array inp, et_array rows,
+                   const float *bias, const float *a, const float *skip, const int32_t *before, const int32_t *pieces,
+                   int64_t floats, int T, int W, int E, int H, int C, int N, int P) {
+    NEED_ARRAYS(out, inp, rows);
+    NEED_ALL(states, steps, bias, a, skip, before, pieces);
+    int code = check_ssm(before, pieces, floats, T, W, E, H, C, N, P);
+    return code ? code
+                : RUN(ssm_forward, out, states, steps, inp, rows, bias, a, skip, before, pieces, floats, T, W, E, H, C,
+                      N, P);
+}
+
+int et_ssm_backward(et_context *ctx, float *dinp, et_array drows, float *states, float *dstates, float *steps,
+                    et_array dout, et_array inp, et_array rows, const float *bias, const float *a, const float *skip,
+                    const int32_t *before, const int32_t *pieces, int64_t floats, int T, int W, int E, int H, int C,
+                    int N, int P) {
+    NEED_ARRAYS(drows, dout, inp, rows);
+    NEED_ALL(dinp, states, dstates, steps, bias, a, skip, before, pieces);
+    int code = check_ssm(before, pieces, floats, T, W, E, H, C, N, P);
+    return code ? code
+                : RUN(ssm_backward, dinp, drows, states, dstates, steps, dout, inp, rows, bias, a, skip, before,
+                      pieces, floats, T, W, E, H, C, N, P);
 }
 
 int et_add_bias(et_context *ctx, et_array x, const float *bias, int T, int N) {

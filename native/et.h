@@ -178,6 +178,19 @@ int et_delta_backward(et_context *ctx, et_array dqkv, float *dbeta, float *dalph
                       et_array qkv, const float *beta, const float *alpha, const float *a, const float *dt,
                       const float *states, const int32_t *before, const int32_t *pieces, float eps, int64_t floats, int T,
                       int H, int E, int C, int P);
+/* The scan of Mamba 2: out [T, H, C] of inp [T, W], each token's x of H heads of C values, B of G groups of N and C of as
+ * many, and of the last H of the E values of rows [T, E]. A head's state S [N, C] passes from token to token of a
+ * document: S = e^(dt a) S + B (dt x)^T, out = S^T C + skip x, dt = ln(1 + e^(row + bias)). bias, a and skip [H]; C and N
+ * are multiples of 16 up to ET_MAX_STATE. before and pieces as above; states [floats / (H N C), H, N, C] and steps [3, H,
+ * T] are work space. */
+int et_ssm_forward(et_context *ctx, et_array out, float *states, float *steps, et_array inp, et_array rows,
+                   const float *bias, const float *a, const float *skip, const int32_t *before, const int32_t *pieces,
+                   int64_t floats, int T, int W, int E, int H, int C, int N, int P);
+/* dinp [T, W] and the last H of the E values of each row of drows; dstates is work space as states are. */
+int et_ssm_backward(et_context *ctx, float *dinp, et_array drows, float *states, float *dstates, float *steps,
+                    et_array dout, et_array inp, et_array rows, const float *bias, const float *a, const float *skip,
+                    const int32_t *before, const int32_t *pieces, int64_t floats, int T, int W, int E, int H, int C,
+                    int N, int P);
 /* x [T, N] += bias [N] */
 int et_add_bias(et_context *ctx, et_array x, const float *bias, int T, int N);
 /* out [n] = inp [n], from one type to the other or the same */

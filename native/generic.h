@@ -60,6 +60,8 @@ ET_OPS(OP)
 #include "gelu.h"
 #include "glu.h"
 #include "conv.h"
+#include "ssm.h"
+#include "ssm_backward.h"
 #include "delta.h"
 #include "delta_backward.h"
 #include "head.h"

@@ -56,6 +56,13 @@
                         et_array qkv, const float *beta, const float *alpha, const float *a, const float *dt,          \
                         const float *states, const int32_t *before, const int32_t *pieces, float eps, int64_t floats,  \
                         int T, int H, int E, int C, int P))                                                            \
+    OP(ssm_forward, (et_context * ctx, et_array out, float *states, float *steps, et_array inp, et_array rows,         \
+                     const float *bias, const float *a, const float *skip, const int32_t *before,                      \
+                     const int32_t *pieces, int64_t floats, int T, int W, int E, int H, int C, int N, int P))          \
+    OP(ssm_backward, (et_context * ctx, float *dinp, et_array drows, float *states, float *dstates, float *steps,      \
+                      et_array dout, et_array inp, et_array rows, const float *bias, const float *a,                   \
+                      const float *skip, const int32_t *before, const int32_t *pieces, int64_t floats, int T, int W,   \
+                      int E, int H, int C, int N, int P))                                                              \
     OP(add_bias, (et_context * ctx, et_array x, const float *bias, int T, int N))                                      \
     OP(copy, (et_context * ctx, et_array out, et_array inp, int64_t n))                                                \
     OP(add, (et_context * ctx, float *x, const float *y, int64_t n))                                                   \

@@ -195,6 +195,17 @@ class NativeOps(Ops, ABC):
         self._check(_native.delta_backward(self._handle, dqkv, dbeta, dalpha, dstates, dout, qkv, beta, alpha, a, dt,
                                            states, before, pieces, eps))
 
+    def ssm_forward(self, out: Array, states: Array, steps: Array, inp: Array, rows: Array, bias: Array, a: Array,
+                    skip: Array, before: Array, pieces: Array, state: int) -> None:
+        self._check(_native.ssm_forward(self._handle, out, states, steps, inp, rows, bias, a, skip, before, pieces,
+                                        state))
+
+    def ssm_backward(self, dinp: Array, drows: Array, states: Array, dstates: Array, steps: Array, dout: Array,
+                     inp: Array, rows: Array, bias: Array, a: Array, skip: Array, before: Array, pieces: Array,
+                     state: int) -> None:
+        self._check(_native.ssm_backward(self._handle, dinp, drows, states, dstates, steps, dout, inp, rows, bias, a,
+                                         skip, before, pieces, state))
+
     def glu_forward(self, out: Array, gate: Array, up: Array, kind: str) -> None:
         self._check(_native.glu_forward(self._handle, out, gate, up, _activation(kind)))
 

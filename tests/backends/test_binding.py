@@ -18,10 +18,10 @@ _spec.loader.exec_module(stub)
 
 OPS = stub.read_ops()
 SIZES = {"T": 2, "Q": 1, "N": 3, "K": 4, "R": 1, "D": 4, "E": 6, "V": 5, "H": 2, "G": 1, "J": 3, "C": 4, "A": 2, "P": 3,
-         "B": 5, "S": max(HEAD_STATE, SAMPLE_STATE), "L": 1, "M": CACHE, "W": 2, "Z": 5, "f": 32, "n": 6, "r": 2,
-         "u": 1}
+         "B": 5, "S": max(HEAD_STATE, SAMPLE_STATE), "L": 1, "M": CACHE, "W": 2, "X": 16, "Y": 64, "Z": 5, "f": 512,
+         "n": 6, "r": 2, "u": 1}
 REALS = {"sign": 1.0}
-WHOLES = {"end": -1, "step": 1}
+WHOLES = {"end": -1, "step": 1, "state": 16}
 F32 = native.FORMATS["F32"].id
 DTYPES = {"!": np.float64, "@": np.int32, "?": np.int32, "+": np.int32}
 
