@@ -16,6 +16,7 @@ from edgetune.adapters.base import Artifact
 from edgetune.adapters.lora import TARGETS, Pair
 from edgetune.adapters.low_rank import LoraFamily
 from edgetune.adapters.peft import MODULES, modules_of
+from edgetune.adapters.peft_fused import join_fused
 from edgetune.backends.arena import Arena, Buffer
 from edgetune.backends.cpu import Cpu
 from edgetune.data.forest import grow
@@ -128,11 +129,13 @@ def branching_examples(n_vocab: int) -> list[Example]:
 def adapted(case: Case) -> PreTrainedModel:
     """The transformers model with the same adapter, by PEFT."""
     names = modules_of(case.decoder.shape)
-    modules = [hf_projection(key, names) for key in case.pairs]
-    config = LoraConfig(r=RANK, lora_alpha=RANK * SCALE, target_modules=modules)
+    pairs = join_fused(case.pairs, case.decoder.shape)
+    ranks = {hf_projection(key, names): pair.rank for key, pair in pairs.items()}
+    config = LoraConfig(r=RANK, lora_alpha=RANK * SCALE, target_modules=list(ranks), rank_pattern=ranks,
+                        alpha_pattern={module: rank * SCALE for module, rank in ranks.items()})
     peft = get_peft_model(case.model, config)
     with torch.no_grad():
-        for key, pair in case.pairs.items():
+        for key, pair in pairs.items():
             module = hf_projection(key, names)
             a, b = lora_parameters(peft, module)
             order = row_order(module, pair.b.shape[0], case.model)
@@ -205,9 +208,15 @@ def gradients_by_peft(case: Case, peft: PreTrainedModel) -> dict[str, tuple[np.n
     """{name: (dA, dB)} after a backward pass, in the order of our rows."""
     grads = {}
     names = modules_of(case.decoder.shape)
+    fused = {kind: (module, i) for module, kinds in case.decoder.shape.family.fused.items()
+             for i, kind in enumerate(kinds)}
     for key, pair in case.pairs.items():
-        module = hf_projection(key, names)
+        block, kind = key.rsplit(".", 1) if key.rpartition(".")[2] in fused else (key, "")
+        module = hf_projection(f"{block}.{fused[kind][0]}" if kind else key, names)
         a, b = (p.grad.numpy() for p in lora_parameters(peft, module))
+        if kind:  # its own rows of a, and of b its own rows and columns
+            own, rows = (slice(fused[kind][1] * n, (fused[kind][1] + 1) * n) for n in (pair.rank, len(pair.b)))
+            a, b = a[own], b[rows, own]
         order = row_order(module, pair.b.shape[0], case.model)
         columns = column_order(module, pair.a.shape[1], case.model)
         grads[key] = a if columns is None else a[:, columns], b if order is None else b[order]

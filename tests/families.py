@@ -14,7 +14,17 @@ import numpy as np
 import pytest
 import torch
 import transformers
-from tiny import Shape, delta_metadata, dequantize, format_of, model_metadata, quantize, tokenizer_metadata, write_gguf
+from tiny import (
+    Shape,
+    delta_metadata,
+    dequantize,
+    format_of,
+    mamba_metadata,
+    model_metadata,
+    quantize,
+    tokenizer_metadata,
+    write_gguf,
+)
 from transformers import AutoConfig, AutoModelForCausalLM, PretrainedConfig, PreTrainedModel, masking_utils
 
 torch.set_num_threads(1)  # products this small take ten times longer on two threads of a busy machine
@@ -56,6 +66,11 @@ TRAINED: dict[str, dict[str, object]] = {
     "olmoe": {"rope_theta": 1e4, "num_key_value_heads": 4,
               "tie_word_embeddings": False, "num_experts": 5, "num_experts_per_tok": 3,
               "intermediate_size": 64, "norm_topk_prob": False, "pad_token_id": 0},
+    "granitehybrid": {"rope_theta": 1e4, "tie_word_embeddings": True, "embedding_multiplier": 12.0,
+                      "residual_multiplier": 0.22, "attention_multiplier": 0.05, "logits_scaling": 8.0,
+                      "layer_types": ["mamba", "attention", "mamba"], "position_embedding_type": "nope",
+                      "mamba_n_heads": 8, "mamba_d_head": 16, "mamba_d_state": 32, "mamba_n_groups": 1,
+                      "mamba_chunk_size": 16, "num_local_experts": 0, "shared_intermediate_size": 160},
     "granitemoe": {"rope_theta": 1e4, "tie_word_embeddings": True, "embedding_multiplier": 12.0,
                    "residual_multiplier": 0.22, "attention_multiplier": 0.05, "logits_scaling": 8.0,
                    "num_local_experts": 4, "num_experts_per_tok": 2, "intermediate_size": 64},
@@ -85,8 +100,8 @@ ALL_FAMILIES = FAMILIES | TRAINED | NEWER
 # transformers' names of models
 MODEL_TYPES = {"gemma3": "gemma3_text", "qwen3moe": "qwen3_moe", "lfm2moe": "lfm2_moe", "gemma4": "gemma4_text",
                "hunyuan-dense": "hunyuan_v1_dense", "mistral3": "mistral", "internlm2": "llama",
-               "qwen35": "qwen3_5_text"}
-REORDERED = ("llama", "smollm3", "granite", "granitemoe", "mistral", "ministral3")
+               "qwen35": "qwen3_5_text", "granitehybrid": "granitemoehybrid"}
+REORDERED = ("llama", "smollm3", "granite", "granitemoe", "granitemoehybrid", "mistral", "ministral3")
 # whose rows of q and k a GGUF holds in another order
 ROPES: dict[str, dict[str, object] | None] = {
     "none": None,
@@ -145,6 +160,9 @@ GGUF_NAMES |= {"embedding_norm": "token_embd_norm", "ffn_norm": "ffn_norm",
                "linear_attn.in_proj_qkv": "attn_qkv", "linear_attn.in_proj_z": "attn_gate",
                "linear_attn.in_proj_b": "ssm_beta", "linear_attn.in_proj_a": "ssm_alpha",
                "linear_attn.conv1d": "ssm_conv1d", "linear_attn.norm": "ssm_norm", "linear_attn.out_proj": "ssm_out",
+               "mamba.in_proj": "ssm_in", "mamba.conv1d": "ssm_conv1d", "mamba.norm": "ssm_norm",
+               "mamba.out_proj": "ssm_out", "shared_mlp.input_linear": "ffn_gate_up",
+               "shared_mlp.output_linear": "ffn_down",
                "self_attn.query_layernorm": "attn_q_norm", "self_attn.key_layernorm": "attn_k_norm"}
 POST_NAMES = GGUF_NAMES | {
     "post_attention_layernorm": "post_attention_norm",
@@ -215,8 +233,8 @@ def stacked_experts(tensors: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
     for name, values in tensors.items():
         if single := re.fullmatch(r"(blk.\d+.ffn_\w+_exps).\d+.weight", name):
             found.setdefault(f"{single[1]}.weight", []).append(values)
-        elif name.endswith("ffn_gate_up_exps.weight"):
-            gate, up = np.split(values, 2, axis=1)
+        elif name.endswith(("ffn_gate_up_exps.weight", "ffn_gate_up.weight")):
+            gate, up = np.split(values, 2, axis=-2)
             found |= {name.replace("gate_up", "gate"): gate, name.replace("gate_up", "up"): up}
         else:
             found[name] = values
@@ -263,6 +281,11 @@ def config_metadata(name: str, config: PretrainedConfig, settings: Mapping[str, 
         full = config.layer_types.index("full_attention") + 1
         fields |= delta_metadata(config.linear_num_key_heads, config.linear_num_value_heads, config.linear_key_head_dim,
                                  full, rotated=int(config.head_dim * config.rope_parameters["partial_rotary_factor"]))
+    if name == "granitehybrid":
+        sizes = (config.mamba_n_heads, config.mamba_d_state, config.mamba_n_groups)
+        fields |= mamba_metadata(sizes, config.hidden_size)
+        fields["attention.head_count_kv"] = [config.num_key_value_heads * (kind == "attention")
+                                             for kind in config.layer_types]
     if name == "olmo3":
         fields["attention.sliding_window"] = config.sliding_window
     if name in ("qwen3moe", "olmoe", "granitemoe", "lfm2moe"):
@@ -279,7 +302,7 @@ def config_metadata(name: str, config: PretrainedConfig, settings: Mapping[str, 
                    "rope.scaling.yarn_beta_fast": scaling["beta_fast"],
                    "rope.scaling.yarn_log_multiplier": scaling["mscale_all_dim"],
                    "attention.temperature_scale": scaling["llama_4_scaling_beta"]}
-    if name in ("granite", "granitemoe"):
+    if name in ("granite", "granitemoe", "granitehybrid"):
         fields |= {"embedding_scale": config.embedding_multiplier, "residual_scale": config.residual_multiplier,
                    "attention.scale": config.attention_multiplier, "logit_scale": config.logits_scaling}
     if name in ("phi3", "glm4"):
@@ -317,6 +340,9 @@ def head_width(config: PretrainedConfig) -> int:
     return getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads
 
 
+STATE_NAMES = {"A_log": "ssm_a", "D": "ssm_d", "dt_bias": "ssm_dt.bias"}
+
+
 def gguf_name(hf_name: str, family: str) -> str:
     """model.layers.3.self_attn.q_proj.weight -> blk.3.attn_q.weight"""
     names = OWN_NAMES.get(family) or (POST_NAMES if family in POST_NORMED else GGUF_NAMES)
@@ -325,8 +351,8 @@ def gguf_name(hf_name: str, family: str) -> str:
         return f"blk.{path[1]}.layer_output_scale.weight"
     if kind == "expert_bias":
         return f"blk.{path[1]}.exp_probs_b.bias"
-    if kind in ("A_log", "dt_bias"):
-        return f"blk.{path[1]}.{'ssm_a' if kind == 'A_log' else 'ssm_dt.bias'}"
+    if kind in STATE_NAMES:
+        return f"blk.{path[1]}.{STATE_NAMES[kind]}"
     if path[0] == "layers" and path[-1] == "experts":  # of all together: mlp.experts.gate_up_proj
         return f"blk.{path[1]}.ffn_{kind.removesuffix('_proj')}_exps.weight"
     if path[0] == "layers" and "experts" in path:  # mlp.experts.3.gate_proj
@@ -378,11 +404,15 @@ def to_gguf(values: np.ndarray, hf_name: str, model: PreTrainedModel) -> np.ndar
     columns = column_order(hf_name, values.shape[-1], model)
     values = values if order is None else values[order]
     values = values if columns is None else values[:, columns]
+    if ".mamba." in hf_name and hf_name.endswith(("A_log", ".D")):
+        values = values[:, None]
     if hf_name.endswith("A_log"):
         return -np.exp(values)
+    if ".mamba.norm" in hf_name:
+        return values.reshape(model.config.mamba_n_groups, -1)
     if model.config.model_type in ZERO_CENTERED and hf_name.endswith("norm.weight") and ".linear_attn." not in hf_name:
         return values + 1
-    return values[:, 0].copy() if ".conv.conv." in hf_name or ".conv1d." in hf_name else values.copy()
+    return values[:, 0].copy() if ".conv.conv." in hf_name or ".conv1d.weight" in hf_name else values.copy()
 
 
 def from_gguf(values: np.ndarray, hf_name: str, model: PreTrainedModel) -> np.ndarray:

@@ -85,6 +85,8 @@ class Shape:
     delta: tuple[int, ...] = ()  # heads of keys, heads of values, their width; all but each n-th block are delta nets
     attends_every: int = 2  # n
     drafts: int = 0  # blocks at the end that draft tokens ahead
+    mamba: tuple[int, ...] = ()  # heads, values of a state and groups of Mamba 2, in all blocks but `attends`
+    attends: tuple[int, ...] = ()
     scales: tuple[float, ...] = ()  # of embedding, residual sums, attention and logits
     add_bos: bool = False
 
@@ -112,8 +114,12 @@ SHAPES = {
     "qwen3moe": Shape(qk_norm="head", head_width=32, rope_base=1e6, experts=(6, 2)),
     "olmoe": Shape(qk_norm="width", n_kv_heads=4, tied=False, experts=(5, 3)),
     "granitemoe": Shape(scales=(12.0, 0.22, 0.05, 8.0), experts=(4, 2)),
+    "granitehybrid": Shape(scales=(12.0, 0.22, 0.05, 8.0), n_blocks=3, mamba=(8, 32, 1), attends=(1,)),
     "qwen35": Shape(qk_norm="head", head_width=32, rope_base=1e6, n_blocks=3, delta=(2, 4, 16)),
 }
+
+
+PLAIN = (".conv.weight", ".ssm_conv1d.weight", ".ssm_norm.weight", ".ssm_a", ".ssm_d")  # that are never quantized
 
 
 def write_tiny(
@@ -131,7 +137,7 @@ def write_tiny(
         spread = 0.1 if len(size) == 1 else 1 / np.sqrt(size[-1])
         center = 1.0 if name.endswith(("norm.weight", "output_scale.weight")) else 0.0
         if name.endswith("ssm_a"):
-            center = -0.5
+            center, spread = -0.5, 0.1
         if shape.narrow_width and name.endswith(("attn_q_norm.weight", "attn_k_norm.weight")):
             center = 0.4  # scores are not scaled: norms are learned that keep them small
         tensors[name] = (center + spread * rng.standard_normal(size)).astype(np.float32)
@@ -195,6 +201,9 @@ def _mixer(shape: Shape, i: int) -> Iterator[tuple[str, tuple[int, ...]]]:
         yield f"blk.{i}.shortconv.conv.weight", (d, 3)
         yield f"blk.{i}.shortconv.out_proj.weight", (d, d)
         return
+    if shape.mamba and i not in shape.attends:
+        yield from _mamba(shape, i)
+        return
     if shape.delta and (i + 1) % shape.attends_every:
         yield from _delta_net(shape, i)
         return
@@ -253,6 +262,21 @@ def _draft(shape: Shape, i: int) -> Iterator[tuple[str, tuple[int, ...]]]:
     yield f"blk.{i}.nextn.hnorm.weight", (d,)
 
 
+def _mamba(shape: Shape, i: int) -> Iterator[tuple[str, tuple[int, ...]]]:
+    inner = 2 * shape.d_model
+    heads, state, groups = shape.mamba
+    channels = inner + 2 * groups * state
+    block = f"blk.{i}"
+    yield f"{block}.ssm_in.weight", (inner + channels + heads, shape.d_model)
+    yield f"{block}.ssm_conv1d.weight", (channels, 4)
+    yield f"{block}.ssm_conv1d.bias", (channels,)
+    yield f"{block}.ssm_dt.bias", (heads,)
+    yield f"{block}.ssm_a", (heads, 1)
+    yield f"{block}.ssm_d", (heads, 1)
+    yield f"{block}.ssm_norm.weight", (groups, inner // groups)
+    yield f"{block}.ssm_out.weight", (shape.d_model, inner)
+
+
 def _feed_forward(shape: Shape, i: int) -> Iterator[tuple[str, tuple[int, ...]]]:
     d = shape.d_model
     f = feed_width(shape, i)
@@ -289,6 +313,10 @@ def model_metadata(architecture: str, shape: Shape) -> dict[str, object]:
         fields |= {"block_count": shape.n_blocks + shape.drafts, "nextn_predict_layers": shape.drafts}
     if shape.delta:
         fields |= delta_metadata(*shape.delta, shape.attends_every, rotated=shape.head_width // 2)
+    if shape.mamba:
+        fields |= mamba_metadata(shape.mamba, shape.d_model)
+        fields["attention.head_count_kv"] = [shape.n_kv_heads if i in shape.attends else 0
+                                             for i in range(shape.n_blocks)]
     if shape.experts and architecture in ("qwen3moe", "lfm2moe"):
         fields["expert_feed_forward_length"] = shape.d_expert or shape.d_ff
     if shape.dense_first:
@@ -314,6 +342,13 @@ def delta_metadata(keys: int, values: int, width: int, attends_every: int, rotat
     return {"ssm.conv_kernel": 4, "ssm.state_size": width, "ssm.group_count": keys, "ssm.time_step_rank": values,
             "ssm.inner_size": values * width, "full_attention_interval": attends_every,
             "rope.dimension_count": rotated, "rope.dimension_sections": [*sections, 0]}
+
+
+def mamba_metadata(sizes: tuple[int, ...], d_model: int) -> dict[str, object]:
+    """Those of blocks with Mamba 2, whose others have no rotary embedding."""
+    heads, state, groups = sizes
+    return {"ssm.conv_kernel": 4, "ssm.state_size": state, "ssm.group_count": groups, "ssm.time_step_rank": heads,
+            "ssm.inner_size": 2 * d_model, "rope.scaling.finetuned": False}
 
 
 def tokenizer_metadata(n_vocab: int, add_bos: bool = False, pre: str = "llama") -> dict[str, object]:
@@ -354,8 +389,7 @@ def write_gguf(
         kind = scalar.get(type(value)) or (gguf.GGUFValueType.STRING if isinstance(value, str) else None)
         writer.add_key_value(key, value, kind or gguf.GGUFValueType.ARRAY)
     for name, tensor in tensors.items():
-        is_matrix = tensor.ndim == 2 and not name.endswith((".conv.weight", ".ssm_conv1d.weight"))
-        format = format_of(name, formats) if is_matrix else "F32"
+        format = "F32" if tensor.ndim != 2 or name.endswith(PLAIN) else format_of(name, formats)
         data = quantize(tensor, format)
         writer.add_tensor_info(name, tensor.shape, np.dtype(np.float32), data.nbytes, raw_dtype=ggml_type(format)[0])
         writer.tensors[-1][name].tensor = data

@@ -336,7 +336,7 @@ class Carved(ABC):
         """The inverse of `artifact`. Raises MismatchError for one that this adapter cannot become."""
 
 
-FILES = ("joined", "merge", "ollama", "peft", "peft_experts", "published", "stacks", "store")
+FILES = ("joined", "merge", "ollama", "peft", "peft_experts", "peft_fused", "published", "stacks", "store")
 """Modules of this folder without a family."""
 _registry: Registry[Family] = Registry(__package__, "adapter family", others=FILES)
 register, families = _registry.register, _registry.all

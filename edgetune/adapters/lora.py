@@ -34,7 +34,7 @@ OF_EXPERTS = {  # the same projections where a block has experts
 OTHER_TARGETS: dict[str, tuple[str, ...]] = {  # of some architectures
     "qkv_proj": ("attn_qkv",),
     "gate_up_proj": ("ffn_up",),
-    "in_proj": ("shortconv.in_proj",),
+    "in_proj": ("shortconv.in_proj", "ssm_in"),
     "in_proj_qkv": ("attn_qkv",),
     "in_proj_z": ("attn_gate",),
     "out_proj": ("shortconv.out_proj", "ssm_out"),

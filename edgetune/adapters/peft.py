@@ -26,6 +26,7 @@ from ..formats.safetensors import read_safetensors, write_safetensors
 from ..formats.shape import Shape, read_shape
 from .lora import OF_EXPERTS, TARGETS, Lora, Pair, expert_name, scale_of, stack_of
 from .peft_experts import Parameter, parameters_of
+from .peft_fused import join_fused, split_fused
 from .published import CARD, model_card, origin
 from .store import check_fit
 
@@ -37,8 +38,14 @@ MODULES = {gguf: f"{'self_attn' if gguf.startswith('attn') else 'mlp'}.{name}" f
 
 
 def modules_of(shape: Shape) -> dict[str, str]:
-    """The same of an architecture, with the projections of all its experts where each is a module."""
-    found = MODULES | dict(shape.family.modules)
+    """The same of an architecture, with the projections of all its experts where each is a module, and modules that are
+    several projections in place of these (peft_fused.py).
+    """
+    fused = shape.family.fused
+    found = MODULES | dict(shape.family.modules) | {module: module for module in fused}
+    for parts in fused.values():
+        for name in parts:
+            del found[name]
     if shape.n_expert and not shape.family.fused_experts:
         for name, stack in OF_EXPERTS.items():
             part, _, leaf = found[TARGETS[name]].rpartition(".")
@@ -48,7 +55,7 @@ def modules_of(shape: Shape) -> dict[str, str]:
 
 _TENSOR = re.compile(
     r"base_model\.model\.(?P<path>(?:model\.|language_model\.model\.|model\.language_model\.)"
-    r"layers\.(?P<layer>\d{1,6})\.(?P<module>(?:self_attn|linear_attn|mlp|conv|feed_forward)\.(?:experts\.\d{1,4}\.)?\w+))\.lora_(?P<side>[AB])\.weight"
+    r"layers\.(?P<layer>\d{1,6})\.(?P<module>(?:self_attn|linear_attn|mlp|shared_mlp|mamba|conv|feed_forward)\.(?:experts\.\d{1,4}\.)?\w+))\.lora_(?P<side>[AB])\.weight"
 )
 Keys = Mapping[int, tuple[NDArray[np.floating[Any]], NDArray[np.floating[Any]]]]
 """Keys and values by the number of a block."""
@@ -77,6 +84,7 @@ def export_peft(pairs: Lora, base: Gguf, folder: str | os.PathLike[str], base_mo
     check_fit(pairs, base, "the adapter")
     shape = read_shape(base)
     tensors = {}
+    pairs = join_fused(pairs, shape)
     parameters = parameters_of(pairs, shape)
     if parameters:
         pairs = {name: pair for name, pair in pairs.items() if stack_of(name)[1] < 0}
@@ -141,6 +149,7 @@ def import_peft(folder: str | os.PathLike[str], base: Gguf) -> Lora:
         halves.setdefault(name, {})[match["side"]] = values
         paths[name] = match["path"]
     pairs = {name: _pair(folder, paths[name], sides, config) for name, sides in halves.items()}
+    pairs = split_fused(pairs, shape)
     check_fit(pairs, base, str(folder))
     for name, pair in pairs.items():
         pair.b = pair.b[row_order(name, pair.b.shape[0], shape)]
@@ -176,7 +185,8 @@ def row_order(name: str, rows: int, shape: Shape) -> NDArray[np.intp]:
 
 def column_order(name: str, columns: int, shape: Shape) -> NDArray[np.intp]:
     """The same of columns."""
-    return _value_order(columns, shape.recurrent) if name.endswith(".ssm_out") else np.arange(columns)
+    is_reordered = name.endswith(".ssm_out") and "delta net" in shape.mixers
+    return _value_order(columns, shape.recurrent) if is_reordered else np.arange(columns)
 
 
 def _value_order(size: int, r: Recurrent) -> NDArray[np.intp]:
@@ -225,9 +235,12 @@ def _config_of(pairs: Lora, parameters: Mapping[str, Parameter], shape: Shape) -
 
 
 def _kinds_in(shape: Shape, layer: int) -> set[str]:
-    """The names of a block's projections, each expert's for itself."""
+    """The names of a block's projections, each expert's for itself, and of modules that are several of them."""
     stacks = shape.stack_shapes(layer)
-    return {*shape.linear_shapes(layer), *(expert_name(name, i) for name in stacks for i in range(shape.n_expert))}
+    kinds = {*shape.linear_shapes(layer), *(expert_name(name, i) for name in stacks for i in range(shape.n_expert))}
+    for module, parts in shape.family.fused.items():
+        kinds = kinds.difference(parts) | {module} if kinds.issuperset(parts) else kinds
+    return kinds
 
 
 def _leaf(module: str) -> str:

@@ -23,6 +23,10 @@ QWEN35 = {"attn_qkv": "linear_attn.in_proj_qkv", "attn_gate": "linear_attn.in_pr
           "ssm_out": "linear_attn.out_proj"}
 
 
+INPUT_LINEAR = {"shared_mlp.input_linear": ("ffn_gate", "ffn_up")}
+GRANITE_HYBRID = {"ssm_in": "mamba.in_proj", "ssm_out": "mamba.out_proj", "ffn_down": "shared_mlp.output_linear"}
+
+
 @dataclass(frozen=True)
 class Family:
     """Switches of an architecture, as llama.cpp computes it.
@@ -56,6 +60,7 @@ class Family:
     expert_parameters: Mapping[str, tuple[str, ...]] = field(default_factory=dict)  # those that PEFT can adapt
     norms_experts: bool = False  # the weights of a token's experts are divided by their sum
     modules: Mapping[str, str] = field(default_factory=dict)  # projections that transformers names unlike others
+    fused: Mapping[str, tuple[str, ...]] = field(default_factory=dict)  # modules that are several
     unrotated_every: int = 0  # every n-th block has no rotary embedding; 0: all have one
     act: str = "silu"
     qk_norm: str = ""
@@ -121,4 +126,6 @@ FAMILIES = {family.name: family for family in (
            feed="experts", norms_experts=True, fused_experts=True, expert_parameters=GRANITE_EXPERTS),
     Family("qwen35", (), qk_norm="head", partly_rotated=True, sections=True, drafts=True, mixer="gated attention",
            elsewhere="delta net", attends_every=4, feed_norm="post_attention_norm", norm_offset=1.0, modules=QWEN35),
+    Family("granitehybrid", ALL, neox=False, moves_rows=True, rope_factors=True, scales=True, elsewhere="mamba",
+           modules=GRANITE_HYBRID, fused=INPUT_LINEAR),
 )}

@@ -67,6 +67,30 @@ def _delta_net_frozen(s: Shape) -> dict[str, tuple[int, ...]]:
             "ssm_conv1d": (delta_channels(s), s.recurrent.taps)}
 
 
+def _mamba(s: Shape) -> Matrices:
+    return {"ssm_in": (mamba_rows(s), s.d_model), "ssm_out": (s.d_model, s.recurrent.inner)}
+
+
+def mamba_channels(s: Shape) -> int:
+    """Values a token of Mamba's x, B and C together."""
+    return s.recurrent.inner + 2 * s.recurrent.groups * s.recurrent.state
+
+
+def mamba_rows(s: Shape) -> int:
+    """Values a token of z, of those, and of dt."""
+    return s.recurrent.inner + mamba_channels(s) + s.recurrent.heads
+
+
+def _mamba_frozen(s: Shape) -> dict[str, tuple[int, ...]]:
+    r = s.recurrent
+    return {"ssm_conv1d": (mamba_channels(s), r.taps), "ssm_norm": (r.groups, r.inner // r.groups)}
+
+
+def _mamba_unnamed(s: Shape) -> dict[str, tuple[int, ...]]:
+    heads = s.recurrent.heads
+    return {"ssm_a": (heads, 1), "ssm_d": (heads, 1), "ssm_dt.bias": (heads,), "ssm_conv1d.bias": (mamba_channels(s),)}
+
+
 def _gated(s: Shape) -> Matrices:
     return {"ffn_gate": (s.d_ff, s.d_model), "ffn_up": (s.d_ff, s.d_model), "ffn_down": (s.d_model, s.d_ff)}
 
@@ -90,7 +114,7 @@ PROJECTIONS: dict[str, Callable[[Shape], Matrices]] = {
     "attention": _attention, "fused attention": _fused_attention, "gated": _gated, "fused gated": _fused_gated,
     "shared attention": _shared_attention, "attention to keys": _attention_to_keys,
     "short convolution": _short_conv, "experts": lambda _: {}, "gated attention": _gated_attention,
-    "delta net": _delta_net}
+    "delta net": _delta_net, "mamba": _mamba}
 NORMS: dict[str, Callable[[Shape], Vectors]] = {
     "attention": _attention_norms, "fused attention": _attention_norms, "attention to keys": _attention_norms,
     "shared attention": _query_norms, "gated attention": _attention_norms,
@@ -98,10 +122,12 @@ NORMS: dict[str, Callable[[Shape], Vectors]] = {
 STACKS: dict[str, Callable[[Shape], Stacks]] = {"experts": _experts}
 FROZEN: dict[str, Callable[[Shape], dict[str, tuple[int, ...]]]] = {
     "experts": lambda s: {"ffn_gate_inp": (s.n_expert, s.d_model)},
-    "short convolution": lambda s: {"shortconv.conv": (s.d_model, s.conv)}, "delta net": _delta_net_frozen}
+    "short convolution": lambda s: {"shortconv.conv": (s.d_model, s.conv)}, "delta net": _delta_net_frozen,
+    "mamba": _mamba_frozen}
 """Other tensors, which are never adapted."""
 UNNAMED: dict[str, Callable[[Shape], dict[str, tuple[int, ...]]]] = {
-    "delta net": lambda s: {"ssm_a": (s.recurrent.heads,), "ssm_dt.bias": (s.recurrent.heads,)}}
+    "delta net": lambda s: {"ssm_a": (s.recurrent.heads,), "ssm_dt.bias": (s.recurrent.heads,)},
+    "mamba": _mamba_unnamed}
 """Those of them whose names do not end with ".weight": in full."""
 
 

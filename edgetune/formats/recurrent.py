@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection
+from collections.abc import Callable, Collection
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 @dataclass(frozen=True)
 class Recurrent:
     """GGUF's keys "ssm.*". taps: tokens that the convolution before the state sees. inner: values a token of all heads
-    together. state: of a delta net, values of a key. groups: heads that have queries and keys, or B and C.
+    together. state: values of a key of a delta net, or of B and C. groups: heads with queries and keys, or B and C.
     """
 
     taps: int
@@ -34,11 +34,12 @@ def read_recurrent(get: MetadataReader, mixers: Collection[str]) -> Recurrent:
     """The sizes of blocks with these kinds of mixers; NONE: no kind has a state. Raises FormatError for sizes that they
     cannot have.
     """
-    if "delta net" not in mixers:
+    checks = [check for kind, check in CHECKS.items() if kind in mixers]
+    if not checks:
         return NONE
     found = Recurrent(get.integer("ssm.conv_kernel"), get.integer("ssm.inner_size"), get.integer("ssm.state_size"),
                       get.integer("ssm.time_step_rank"), get.integer("ssm.group_count"))
-    _check_delta_net(get, found)
+    checks[0](get, found)
     return found
 
 
@@ -67,6 +68,25 @@ def _check_delta_net(get: MetadataReader, r: Recurrent) -> None:
         raise FormatError(f"{get.gguf.path} has {r.heads} value heads of {r.inner} values in all, {r.groups} key heads "
                           f"and keys of {r.state}",
                           "values must be as wide as keys, by fours, and the value heads a multiple of the key heads")
+
+
+def _check_mamba(get: MetadataReader, r: Recurrent) -> None:
+    """Raises FormatError for sizes of Mamba 2 that llama.cpp or the kernels do not compute."""
+    sizes = {"ssm.conv_kernel": (r.taps, 8), "ssm.state_size": (r.state, 128), "ssm.time_step_rank": (r.heads, 4096),
+             "ssm.group_count": (r.groups, r.heads)}
+    for key, (value, limit) in sizes.items():
+        if not 1 <= value <= limit:
+            raise FormatError(f"{get.gguf.path} has {get.arch}.{key} = {value}", f"edgetune takes 1 to {limit} there")
+    if r.inner != 2 * get.integer("embedding_length"):
+        raise FormatError(f"{get.gguf.path} has {get.arch}.ssm.inner_size = {r.inner}",
+                          "it must be twice the embedding length")
+    if r.inner % (16 * r.heads) or r.inner > 128 * r.heads or r.state % 16 or r.heads % r.groups:
+        raise FormatError(f"{get.gguf.path} has {r.heads} heads of {r.inner} values in all, {r.groups} groups of them, "
+                          f"and states of {r.state}",
+                          "edgetune takes heads and states of 16 to 128 values, by sixteens, in groups of equal size")
+
+
+CHECKS: dict[str, Callable[[MetadataReader, Recurrent], None]] = {"delta net": _check_delta_net, "mamba": _check_mamba}
 
 
 def check_sections(get: MetadataReader, n_rot: int) -> None:

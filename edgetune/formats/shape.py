@@ -59,6 +59,7 @@ class Shape:
     feeds: tuple[str, ...] = ()  # a block's kind of feed-forward part; (): gated in all
     conv: int = 0  # tokens that a short convolution sees
     recurrent: Recurrent = NONE  # of blocks with a state
+    inner_eps: float = 0.0  # of norms within a mixer, whatever scales the residual stream
     n_expert: int = 0
     n_used: int = 0  # experts that a token takes
     d_expert: int = 0  # an expert's width
@@ -193,7 +194,8 @@ def read_shape(gguf: Gguf) -> Shape:
         ropes=(global_rope, local_rope), windows=windows, unrotated=_unrotated(get, n_layer, family),
         mixers=block_sizes.read_mixers(get, mixers, owners, family),
         conv=get.integer("shortconv.l_cache") if "short convolution" in mixers else 0,
-        recurrent=read_recurrent(get, mixers), feeds=_feeds(get, n_layer, family),
+        recurrent=read_recurrent(get, mixers), inner_eps=get.number("attention.layer_norm_rms_epsilon"),
+        feeds=_feeds(get, n_layer, family),
         biases=tuple(name for name in family.biases
                      if all(f"blk.{i}.{name}.bias" in gguf.tensors for i in range(n_layer))))
     _check_sizes(gguf, shape)
@@ -366,6 +368,11 @@ def optional_tensors(s: Shape) -> dict[str, tuple[int, ...]]:
     return optional
 
 
+def _without_ones(shape: tuple[int, ...]) -> tuple[int, ...]:
+    """The shape without leading ones: llama-quantize drops them, converters do not."""
+    return _without_ones(shape[1:]) if len(shape) > 1 and shape[0] == 1 else shape
+
+
 def check_tensors(gguf: Gguf, architecture: str, expected: dict[str, tuple[int, ...]],
                   optional: dict[str, tuple[int, ...]]) -> None:
     """Raises the errors of read_shape unless the file has all expected tensors and no others but optional ones, each in
@@ -380,7 +387,7 @@ def check_tensors(gguf: Gguf, architecture: str, expected: dict[str, tuple[int, 
             raise UnsupportedError(f"{gguf.path} has the tensor {name}, which edgetune's {architecture} does not use",
                                    "the model is of a variant that cannot be trained yet")
         shape = known[name]
-        if tensor.shape != shape:
+        if _without_ones(tensor.shape) != _without_ones(shape):
             raise FormatError(f"{gguf.path} has {name} of shape {list(tensor.shape)}, metadata says {list(shape)}",
                               "the file is corrupt or was converted wrongly")
         if tensor.format not in FORMATS:

@@ -63,6 +63,9 @@ class Model(Network):
                 self.vectors[conv.name] = np.ascontiguousarray(gguf.read(conv).f32().T[::-1])  # the last token's first
             if self.shape.norms_values:  # whose norm has no weights
                 self.vectors[f"blk.{layer}.attn_v_norm.weight"] = np.ones(self.shape.of(layer).d_head, np.float32)
+            for name in ("ssm_a", "ssm_d", "ssm_norm.weight"):
+                if (found := gguf.tensors.get(f"blk.{layer}.{name}")) is not None:
+                    self.vectors[found.name] = gguf.read(found).f32().reshape(-1)
         last = self.vectors[f"{self.shape.family.last_norm}.weight"]
         scale = self.shape.logit_scale
         self.vectors["output_norm.weight"] = last if scale == 1.0 else last / np.float32(scale)

@@ -9,6 +9,7 @@ from .fused import FusedAttention, FusedGated
 from .gated import Gated
 from .gated_attention import GatedAttention
 from .keyed import AttentionToKeys
+from .mamba import Mamba
 from .shared_attention import SharedAttention
 from .short_conv import ShortConv
 from .sublayer import FeedForward, Mixer
@@ -16,5 +17,5 @@ from .sublayer import FeedForward, Mixer
 MIXERS: dict[str, type[Mixer]] = {"attention": SelfAttention, "fused attention": FusedAttention,
                                  "attention to keys": AttentionToKeys, "shared attention": SharedAttention,
                                  "short convolution": ShortConv, "gated attention": GatedAttention,
-                                 "delta net": DeltaNet}
+                                 "delta net": DeltaNet, "mamba": Mamba}
 FEEDS: dict[str, type[FeedForward]] = {"gated": Gated, "fused gated": FusedGated, "experts": Experts}

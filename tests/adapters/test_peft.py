@@ -19,6 +19,7 @@ from tiny import write_tiny
 
 from edgetune.adapters.lora import OTHER_TARGETS, TARGETS, Pair
 from edgetune.adapters.peft import export_peft, import_peft
+from edgetune.adapters.peft_fused import join_fused
 from edgetune.adapters.store import save_gguf
 from edgetune.data.packing import Example, collate
 from edgetune.errors import EdgetuneError, FormatError, MismatchError, UnsupportedError, UsageError
@@ -49,8 +50,11 @@ NO_EXPERTS = {"mlp.down_proj": "self_attn.o_proj", "gate_proj": "o_proj", "up_pr
 OTHER_NAMES = {"lfm2": {"mlp.down_proj": "feed_forward.w2", "down_proj": "w2", "v_proj": "w3"},
                **dict.fromkeys(("qwen3moe", "olmoe", "granitemoe"), NO_EXPERTS),
                "qwen35": {"v_proj": "in_proj_z", "q_proj": "in_proj_qkv"},
+               "granitehybrid": {"mlp.down_proj": "shared_mlp.output_linear", "down_proj": "output_linear",
+                                 "gate_proj": "input_linear", "up_proj": "input_linear", "q_proj": "in_proj",
+                                 "v_proj": "out_proj"},
                "phi3": {"v_proj": "gate_up_proj", "q_proj": "qkv_proj", "k_proj": "o_proj"}}
-SCALED = ("granite", "granitemoe")  # add a fifth of each sublayer's output to their residual stream
+SCALED = ("granite", "granitemoe", "granitehybrid")  # add a fifth of each sublayer's output to their residual stream
 SOME = ["blk.0.attn_q", "blk.2.attn_q", "blk.2.attn_k", "blk.1.ffn_down"]
 
 
@@ -75,12 +79,15 @@ def test_export_gives_peft_the_same_logits(family, names, ranks, scales, tmp_pat
     assert written == {"README.md", "adapter_config.json", "adapter_model.safetensors"}
 
     tuned = peft.PeftModel.from_pretrained(model, tmp_path / "peft")
-    assert sum("lora_A" in name for name, _ in tuned.named_parameters()) == len(names)
+    joined = join_fused(pairs, read_shape(base))
+    assert sum("lora_A" in name for name, _ in tuned.named_parameters()) == len(joined)
     truth = hf_logits(tuned, TOKENS)
     least = 0.05 if family in SCALED else 0.1
     assert distance(truth, plain) > least, "an adapter that changes nothing proves nothing"
     assert distance(logits_of(path, TOKENS, tmp_path / "a.gguf"), truth) < 1e-3
-    assert same(import_peft(tmp_path / "peft", base), pairs)
+    again = import_peft(tmp_path / "peft", base)
+    assert again.keys() == pairs.keys()
+    assert same(join_fused(again, read_shape(base)), joined)
 
 
 @pytest.mark.parametrize(("architecture", "name"), [

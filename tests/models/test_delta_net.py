@@ -1,18 +1,16 @@
 """The gated delta net: the rule against autograd, long branches against rows alone, what states take, files refused."""
 
-from dataclasses import replace
 
 import numpy as np
 import pytest
 import torch
-from decoder_cases import make_decoder, random_pair
 from durable import go, stop
 from families import logits_of
+from long_branches import check_forest, decoder_of, rows_that_branch
 from random_adapters import distance
 from tiny import write_tiny
 from torch.nn import functional
 
-from edgetune.adapters.base import Artifact
 from edgetune.adapters.low_rank import LoraFamily
 from edgetune.adapters.store import save_gguf
 from edgetune.backends.cpu import Cpu
@@ -30,16 +28,6 @@ from edgetune.serving.rollouts.forward import open_decoder
 from edgetune.training.trainer import Trainer
 
 LIMIT = 1e-4
-
-
-def rows_that_branch(n_vocab):
-    """Longer than a piece, with branches within pieces and at their ends."""
-    rng = np.random.default_rng(2)
-    stem = rng.integers(0, n_vocab, 300).astype(np.int32)
-    ends = [0, 30, 64, 65, 128, 190, 191, 192, 256]
-    rows = [np.concatenate([stem[:end], rng.integers(0, n_vocab, 20 + 9 * i).astype(np.int32)])
-            for i, end in enumerate(ends)]
-    return [stem, *rows, stem[:140]]
 
 
 def rule(qkv, beta, alpha, a, dt, groups, before):
@@ -86,17 +74,6 @@ def test_the_rule_and_its_gradients_are_autograds(heads, groups, width):
         assert distance(ours, theirs.grad.numpy()) < LIMIT
 
 
-def decoder_of(path, tokens, kept=1):
-    model = Model(open_gguf(path))
-    run = RunShape(max_tokens=tokens, max_length=400, family=LoraFamily(rank=4, alpha=4), threads=2, precision="exact",
-                   targets=model.structure.targets(), blocks=range(model.shape.n_layer), kept=kept)
-    decoder = make_decoder(model, run)
-    rng = np.random.default_rng(3)
-    pairs = {key: random_pair(rng, pair.a.shape, pair.b.shape) for key, pair in decoder.adapter.adapted.items()}
-    decoder.adapter.load(Artifact(pairs), "pairs")
-    return decoder
-
-
 @pytest.mark.parametrize("delta", [(2, 2, 16), (2, 4, 16), (1, 3, 64)])
 def test_logits_are_llama_cpps_with_and_without_an_adapter(delta, tmp_path):
     """Of a text of several pieces. The adapter changes every projection that it may."""
@@ -115,22 +92,7 @@ def test_logits_are_llama_cpps_with_and_without_an_adapter(delta, tmp_path):
 
 @pytest.mark.parametrize("kept", [1, 3])
 def test_a_forest_of_long_rows_equals_the_rows_alone(kept, tmp_path):
-    """Log-probabilities and gradients, where pieces end at other tokens than in the rows."""
-    path = write_tiny(tmp_path / "tiny.gguf", "qwen35")
-    rng = np.random.default_rng(4)
-    rows = [Example(row, rng.standard_normal(row.size).astype(np.float32)) for row in rows_that_branch(400)]
-    rows = [replace(row, weights=np.where(np.arange(row.tokens.size) > 0, row.weights, 0)) for row in rows]
-    found = {}
-    for name, batches in (("forest", [collate(rows)]), ("alone", [collate([row]) for row in rows])):
-        decoder = decoder_of(path, max(max(batch.tokens.size, batch.supervised.size) for batch in batches), kept)
-        decoder.arena.flat("dlora").fill(0.0)
-        logps = []
-        for batch in batches:
-            decoder.forward(batch, keep=True)
-            logps.append(decoder.backward(batch, batch.supervised_weights).copy())
-        found[name] = np.concatenate(logps), decoder.arena.flat("dlora").copy()
-    for ours, theirs in zip(found["forest"], found["alone"], strict=True):
-        assert distance(ours, theirs) < LIMIT
+    check_forest(write_tiny(tmp_path / "tiny.gguf", "qwen35"), kept)
 
 
 def test_states_take_a_sixty_fourth_of_one_a_token(tmp_path):

@@ -1,11 +1,12 @@
 """Large random models in Q4_0, written with little memory.
 
-    python tests/proofs/big.py big.gguf [--shape tinyllama|llama3.2-3b|olmoe|gemma4-e2b|qwen3.5-0.8b] [--blocks N]
+    python tests/proofs/big.py big.gguf [--shape NAME] [--blocks N]
 
 tinyllama: 1.1 billion weights, 620 MB. llama3.2-3b: 3.2 billion, 1.8 GB. olmoe: OLMoE's shape, a mixture of experts
 with 6.9 billion weights, of which a token takes 1.3 billion, 3.9 GB. gemma4-e2b: Gemma 4 E2B's, of whose 4.6 billion
 weights 2.3 billion are embeddings of each block, 2.6 GB. qwen3.5-0.8b: 18 of 24 blocks have a gated
-delta net, and a third of its 752 million weights is the embedding, 430 MB.
+delta net, and a third of its 752 million weights is the embedding, 430 MB. granite-4.0-h-350m: 28 of 32 blocks have
+Mamba 2, 340 million weights, 190 MB.
 """
 
 import argparse
@@ -17,7 +18,7 @@ import gguf
 import numpy as np
 
 sys.path.insert(0, str(Path(__file__).parents[1]))
-from tiny import Shape, model_metadata, tensor_shapes, tokenizer_metadata
+from tiny import PLAIN, Shape, model_metadata, tensor_shapes, tokenizer_metadata
 
 BLOCK = np.dtype([("scale", "<f2"), ("codes", "u1", 16)])  # 32 weights of Q4_0
 ROWS = 1024  # written at a time
@@ -37,6 +38,9 @@ SHAPES = {
     "qwen3.5-0.8b": ("qwen35", Shape(d_model=1024, n_blocks=24, n_heads=8, n_kv_heads=2, head_width=256, d_ff=3584,
                                      n_vocab=248320, n_context=32768, rope_base=1e7, rms_eps=1e-6, qk_norm="head",
                                      delta=(16, 16, 128), attends_every=4)),
+    "granite-4.0-h-350m": ("granitehybrid", Shape(d_model=768, n_blocks=32, n_heads=12, n_kv_heads=4, head_width=64,
+                                                  d_ff=2048, n_vocab=100352, n_context=32768, mamba=(48, 128, 1),
+                                                  attends=(10, 13, 17, 27), scales=(12.0, 0.246, 0.015625, 3.0))),
 }
 
 
@@ -55,9 +59,9 @@ def write_shape(path: Path, architecture: str, shape: Shape, seed: int = 0) -> P
         writer.add_key_value(key, value, kind)
     tensors = dict(tensor_shapes(shape))
     for name, size in tensors.items():
-        kind = gguf.GGMLQuantizationType.F32 if is_plain(size) else gguf.GGMLQuantizationType.Q4_0
+        kind = gguf.GGMLQuantizationType.F32 if is_plain(name, size) else gguf.GGMLQuantizationType.Q4_0
         count = int(np.prod(size))
-        n_bytes = 4 * count if is_plain(size) else count // 32 * BLOCK.itemsize
+        n_bytes = 4 * count if is_plain(name, size) else count // 32 * BLOCK.itemsize
         writer.add_tensor_info(name, size, np.dtype(np.float32), n_bytes, kind)
     writer.write_header_to_file()
     writer.write_kv_data_to_file()
@@ -73,9 +77,9 @@ def write_shape(path: Path, architecture: str, shape: Shape, seed: int = 0) -> P
     return path
 
 
-def is_plain(size: tuple[int, ...]) -> bool:
+def is_plain(name: str, size: tuple[int, ...]) -> bool:
     """Whether a tensor is of floats: norms, and convolutions of a few tokens."""
-    return len(size) == 1 or size[-1] % 32 != 0
+    return len(size) == 1 or name.endswith(PLAIN)
 
 
 def values(rng: np.random.Generator, name: str, size: tuple[int, ...]) -> bytes:
@@ -84,7 +88,7 @@ def values(rng: np.random.Generator, name: str, size: tuple[int, ...]) -> bytes:
 
     Their mean is 0: were it the -0.5 of all 16 codes, all tokens would become alike and take the same experts.
     """
-    if is_plain(size):
+    if is_plain(name, size):
         return ((-1 if name.endswith("ssm_a") else 1) + 0.1 * rng.standard_normal(size)).astype(np.float32).tobytes()
     blocks = np.empty(size[0] * size[1] // 32, BLOCK)
     blocks["scale"] = 1 / (4.3 * np.sqrt(size[1]))

@@ -58,6 +58,7 @@ def shape(d: int, heads: int, kv: int, width: int, ff: int, **more: Any) -> Shap
 
 CONV = {"qk_norm": "head", "rope_base": 1e6, "n_blocks": 3, "conv": (0, 1)}
 DELTA = {"qk_norm": "head", "rope_base": 1e7, "rms_eps": 1e-6, "n_blocks": 3, "attends_every": 3}
+MAMBA = {"n_blocks": 3, "attends": (2,), "scales": (12.0, 0.246, 0.015625, 3.0)}
 MODELS = {
     "Qwen3-0.6B": Real("qwen3", shape(1024, 16, 8, 128, 3072, qk_norm="head"), (28,), 151936),
     "Llama-3.2-1B": Real("llama", shape(2048, 32, 8, 64, 8192), (16,), 128256),
@@ -67,6 +68,10 @@ MODELS = {
     "LFM2-1.2B": Real("lfm2", shape(2048, 32, 8, 64, 8192, **CONV), (10, 6), 65536),
     "Qwen3.5-0.8B": Real("qwen35", shape(1024, 8, 2, 256, 3584, delta=(16, 16, 128), **DELTA), (18, 6), 248320),
     "Qwen3.5-4B": Real("qwen35", shape(2560, 16, 4, 256, 9216, delta=(16, 32, 128), **DELTA), (24, 8), 248320),
+    "Granite-4.0-H-350M": Real("granitehybrid", shape(768, 12, 4, 64, 2048, mamba=(48, 128, 1), **MAMBA), (28, 4),
+                               100352),
+    "Granite-4.0-H-1B": Real("granitehybrid", shape(1536, 12, 4, 128, 4096, mamba=(48, 128, 1), **MAMBA), (36, 4),
+                             100352),
     "Granite-3-1B-A400M": Real("granitemoe", shape(1024, 16, 8, 64, 512, scales=(12.0, 0.22, 0.0156, 6.0),
                                                    experts=(32, 8)), (24,), 49155),
     "OLMoE-1B-7B": Real("olmoe", shape(2048, 16, 16, 128, 1024, qk_norm="width", tied=False, experts=(64, 8)), (16,),

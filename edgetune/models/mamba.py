@@ -1,0 +1,171 @@
+"""The mixer of Mamba 2: heads with a state that each token changes and reads (native/ssm.h has the formulas).
+
+    z, xBC, dt = ssm_in x;  x, B, C = SiLU(conv(xBC));  y = scan(x, B, C, dt)
+    out = ssm_out norm(y * SiLU(z))
+
+No state is kept for backward, which makes those at the ends of pieces of tokens again (data/pieces.py). A branch begins
+with its parent's state, and a document with zeros. H heads together have I values a token, G groups of heads share B
+and C of N values each, and a convolution's channels, I + 2 G N, see the last few tokens of the document.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from ..backends.arena import Buffer
+from ..data.pieces import COLUMNS, PIECE, kept_states
+from ..formats.kinds import mamba_channels, mamba_rows
+from ..formats.shape import Shape
+from .linear import RunShape
+from .sublayer import Mixer
+
+if TYPE_CHECKING:
+    from ..data.packing import Batch
+
+IN = "ssm_in"
+
+
+class Mamba(Mixer):
+    last = "ssm_out"
+    inputs = (IN,)
+    inner = "ssm_normed"
+    on_cpu_alone = True
+    repeats = False
+    backward_share = 2.5
+
+    @classmethod
+    def inner_width(cls, s: Shape) -> int:
+        return s.recurrent.inner
+
+    @classmethod
+    def widths(cls, s: Shape) -> dict[str, int]:
+        r = s.recurrent
+        return {"ssm_rows": mamba_rows(s), "ssm_read": r.inner, "ssm_normed": r.inner, "rstd_ssm": r.groups}
+
+    @classmethod
+    def buffers(cls, s: Shape, run: RunShape, tokens: int, prefix: int) -> list[Buffer]:  # noqa: ARG003
+        half = run.activations
+        r = s.recurrent
+        channels = mamba_channels(s)
+        states = (max(kept_states(tokens), 1), r.inner * r.state)
+        return [Buffer("before", (tokens,), "step", "int32"), Buffer("pieces", (tokens, COLUMNS), "step", "int32"),
+                Buffer("ssm_convolved", (tokens, channels), "block", half),
+                Buffer("ssm_states", states, "block"), Buffer("ssm_steps", (3, r.heads, tokens), "block"),
+                *(Buffer(name, (tokens, r.inner // r.groups), "block", half) for name in ("ssm_z", "ssm_gated")),
+                Buffer("dssm_rows", (tokens, mamba_rows(s)), "block", half, backward=True),
+                Buffer("dssm_convolved", (tokens, channels), "block", backward=True),
+                Buffer("dssm_states", states, "block", backward=True),
+                Buffer("conv_sums", (tokens, channels), "block", backward=True)]
+
+    @classmethod
+    def flops(cls, s: Shape, layer: int, lengths: Sequence[int]) -> int:  # noqa: ARG003
+        """FLOP of the convolution and of the products of a piece: scores, states, and outputs of both."""
+        r = s.recurrent
+        piece = PIECE * r.groups * r.state + r.inner * (PIECE // 2 + 2 * r.state)
+        return 2 * sum(lengths) * (r.taps * mamba_channels(s) + piece)
+
+    def forward(self, layer: int, norm: np.ndarray, batch: Batch) -> None:
+        of = self.of
+        _, k, _ = of.kept_of(layer, batch)
+        placed = of.place(batch)
+        of.linear.forward(k["ssm_rows"], norm, layer, IN, k)
+        x = self._convolved(layer, k["ssm_rows"], placed.before)
+        of.ops.ssm_forward(self._heads(k["ssm_read"]), *self._work(len(norm), "ssm_states"), x, k["ssm_rows"],
+                           *self._vectors(layer), placed.before, placed.pieces, of.shape.recurrent.state)
+        weights = self._norms(layer)
+        for group, weight in enumerate(weights):
+            rstd = k["rstd_ssm"].reshape(len(weights), -1)[group]
+            gated = self._gated(k["ssm_rows"], k["ssm_read"], group)
+            of.ops.rmsnorm_forward(gated, rstd, gated, weight, of.shape.inner_eps)
+            self._columns(k["ssm_normed"], group)[:] = gated
+
+    def backward(self, layer: int, dinp: np.ndarray | None, dinner: np.ndarray, norm: np.ndarray, batch: Batch) -> None:
+        of = self.of
+        t = len(norm)
+        _, k, _ = of.kept_of(layer, batch)
+        placed = of.place(batch)
+        rows = k["ssm_rows"]
+        drows = of.arena.view("dssm_rows", *rows.shape)
+        for group in range(of.shape.recurrent.groups):
+            self._gate_backward(layer, drows, dinner, batch, group)
+        x = self._convolved(layer, rows, placed.before)
+        dx = of.arena.view("dssm_convolved", *x.shape)
+        states, steps = self._work(t, "ssm_states")
+        dstates, _ = self._work(t, "dssm_states")
+        of.ops.ssm_backward(dx, drows, states, dstates, steps, self._heads(dinner), x, rows, *self._vectors(layer),
+                            placed.before, placed.pieces, of.shape.recurrent.state)
+        of.ops.causal_conv_backward(drows, of.arena.view("conv_sums", *x.shape), dx, rows, *self._conv(layer),
+                                    placed.before, of.shape.recurrent.inner)
+        of.linear.backward(dinp, drows, layer, IN, k)
+        of.linear.finish(norm, layer, IN)
+
+    def _gate_backward(self, layer: int, drows: np.ndarray, dinner: np.ndarray, batch: Batch, group: int) -> None:
+        """Turns the gradient of a group's normed values into those of z, in its columns, and of y, in `dinner`."""
+        of = self.of
+        _, k, _ = of.kept_of(layer, batch)
+        weights = self._norms(layer)
+        gated = self._gated(k["ssm_rows"], k["ssm_read"], group)
+        z = of.arena.view("ssm_z", *gated.shape)
+        columns = self._columns(dinner, group)
+        of.ops.synchronize()
+        grad = np.ascontiguousarray(columns)
+        rstd = k["rstd_ssm"].reshape(len(weights), -1)[group]
+        of.ops.rmsnorm_backward(grad, grad, gated, weights[group], rstd)
+        y = np.ascontiguousarray(self._columns(k["ssm_read"], group))
+        of.ops.glu_backward(z, grad, gated, grad, z, y, "silu")
+        of.ops.synchronize()
+        columns[:] = grad
+        self._columns(drows, group)[:] = z
+
+    def _gated(self, rows: np.ndarray, read: np.ndarray, group: int) -> np.ndarray:
+        """y * SiLU(z) of a group, [T, I / G]; leaves z in its buffer."""
+        of = self.of
+        width = of.shape.recurrent.inner // of.shape.recurrent.groups
+        z, gated = (of.arena.view(name, len(rows), width) for name in ("ssm_z", "ssm_gated"))
+        of.ops.synchronize()
+        z[:] = self._columns(rows, group)
+        gated[:] = self._columns(read, group)
+        of.ops.glu_forward(gated, z, gated, "silu")
+        of.ops.synchronize()
+        return gated
+
+    def _columns(self, array: np.ndarray, group: int) -> np.ndarray:
+        """A group's part of the first I columns."""
+        width = self.of.shape.recurrent.inner // self.of.shape.recurrent.groups
+        return array[:, group * width:(group + 1) * width]
+
+    def _convolved(self, layer: int, rows: np.ndarray, before: np.ndarray) -> np.ndarray:
+        """x, B and C of each token, [T, I + 2 G N]."""
+        out = self.of.arena.view("ssm_convolved", len(rows), mamba_channels(self.of.shape))
+        self.of.ops.causal_conv_forward(out, rows, *self._conv(layer), before, self.of.shape.recurrent.inner)
+        return out
+
+    def _work(self, t: int, name: str) -> tuple[np.ndarray, np.ndarray]:
+        """Work space of the scan: for kept states, and for steps."""
+        r = self.of.shape.recurrent
+        return (self.of.arena.view(name, max(kept_states(t), 1), r.inner * r.state),
+                self.of.arena.view("ssm_steps", 3, r.heads, t))
+
+    def _conv(self, layer: int) -> tuple[np.ndarray, np.ndarray]:
+        """The weights of the convolution, [L, channels], of the token itself first; and its bias."""
+        vectors = self.of.vectors
+        return vectors[f"blk.{layer}.ssm_conv1d.weight"], vectors[f"blk.{layer}.ssm_conv1d.bias"]
+
+    def _vectors(self, layer: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+        """What the scan takes for each head: the bias of dt, a, and what is added of x."""
+        vectors = self.of.vectors
+        return vectors[f"blk.{layer}.ssm_dt.bias"], vectors[f"blk.{layer}.ssm_a"], vectors[f"blk.{layer}.ssm_d"]
+
+    def _norms(self, layer: int) -> np.ndarray:
+        """[G, I / G]"""
+        weights = self.of.vectors[f"blk.{layer}.ssm_norm.weight"]
+        groups: np.ndarray = weights.reshape(self.of.shape.recurrent.groups, -1)
+        return groups
+
+    def _heads(self, array: np.ndarray) -> np.ndarray:
+        """[T, H, C] of [T, H * C]."""
+        heads: np.ndarray = array.reshape(len(array), self.of.shape.recurrent.heads, -1)
+        return heads
