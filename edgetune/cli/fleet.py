@@ -65,7 +65,8 @@ def fleet() -> None:
     """Let devices learn together, without collecting their rows.
 
     A round is a folder with a task. Each device learns its own rows and writes its answer, another folder of a few
-    megabytes. The answers become the next task and an adapter. Carry the folders as you like.
+    megabytes. The answers become the next task and an adapter. Carry the folders as you like. A roll-out brings an
+    adapter to many devices, ring by ring.
     """
 
 
