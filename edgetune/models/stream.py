@@ -5,9 +5,9 @@ streamed parts only the one in use is in memory: it is read into a buffer, the k
 meanwhile, and after its use its pages leave the page cache. So the memory that a model needs does not grow with the
 number of its blocks.
 
-Of a block with a mixture of experts those are read that its tokens take, each before its product. Once the router has
-said so, the kernel reads them ahead; before that where a pass goes down through the blocks, which it went up with the
-same tokens, and on its way up where the block last used all its experts.
+Of a block with a mixture of experts those are read that its tokens take, once the router has said so: few of them
+ahead, each before its product; most of them at once. Before that the kernel reads ahead where a pass goes down through
+the blocks, which it went up with the same tokens.
 
 Streamed weights are not mapped: a page fault also maps what surrounds it in the page cache, 64 KiB or up to 2 MiB,
 depending on how the file was read or written, so that the memory could not be planned. Weights that stay are mapped:
@@ -38,6 +38,7 @@ UNIT = 256  # entries of the vocabulary; the head computes a multiple of it at a
 NORESERVE = 0x4000  # MAP_NORESERVE of Linux: address space, no promise of memory; Python has a name for it from 3.13
 EMBEDDING = -1  # the part before block 0; the head is the one after the last block
 NOWHERE = -2
+MOST = 0.75  # of a block's experts, from which they are read fastest in the order of the file
 READ_BY_ROWS = (TABLE,)  # matrices that are never in memory as a whole
 
 
@@ -198,11 +199,22 @@ class Stream:
             self._read_ahead(then, goes_down)
 
     def expect(self, part: int, experts: Sequence[int]) -> None:
-        """Reads ahead these matrices of all stacks of `part`, which was entered: each is brought next."""
-        if 0 <= part < self.streamed and not self._expected.issuperset(experts):
-            self._advise_experts(part, {*experts} - self._expected)
-            self._expected |= {*experts}
-            self._taken[part] = self._expected
+        """Prepares these matrices of all stacks of `part`, which was entered: each is brought next. Few are read ahead,
+        which takes less time than one wait each; most are read, in the order of the file.
+        """
+        if not 0 <= part < self.streamed or self._expected.issuperset(experts):
+            return
+        ranges = self._expert_ranges(part, {*experts} - self._expected)
+        self._expected |= {*experts}
+        self._taken[part] = self._expected
+        is_most = self._are_most(part)
+        for name, first, end, size in ranges:
+            begin = self._gguf.offset(self._gguf.tensors[name]) + first * size
+            if is_most:
+                self._gguf.file.read_into(self.weights[name].data[first * size:end * size], begin)
+                self._there |= {(name, i) for i in range(first, end)}
+            else:
+                os.posix_fadvise(self._gguf.file.handle, begin, (end - first) * size, os.POSIX_FADV_WILLNEED)
 
     def bring(self, part: int, name: str, expert: int) -> None:
         """Makes a matrix of the stack `name` of `part` valid, which was entered; others that are there stay. Errors:
@@ -218,22 +230,24 @@ class Stream:
     def _read_ahead(self, part: int, goes_down: bool) -> None:
         """Tells the kernel which bytes of a part will be read, as far as that is known."""
         self._advise(part, os.POSIX_FADV_WILLNEED)
-        stacks = [tensor for tensor in self._parts.get(part, ()) if len(tensor.shape) == 3]
-        taken = self._taken.get(part, set())
-        if stacks and (goes_down or len(taken) == stacks[0].shape[0]):
-            self._advise_experts(part, taken)
+        if goes_down and not self._are_most(part):
+            for name, first, end, size in self._expert_ranges(part, self._taken.get(part, set())):
+                begin = self._gguf.offset(self._gguf.tensors[name]) + first * size
+                os.posix_fadvise(self._gguf.file.handle, begin, (end - first) * size, os.POSIX_FADV_WILLNEED)
 
-    def _advise_experts(self, part: int, experts: set[int]) -> None:
-        """Tells the kernel that these matrices of a part's stacks will be read; neighbours are one range."""
+    def _are_most(self, part: int) -> bool:
+        """Whether a part last used most of its experts."""
+        return any(len(self._taken.get(part, ())) >= MOST * stack.shape[0] for stack in self._stacks(part))
+
+    def _stacks(self, part: int) -> list[Tensor]:
+        return [tensor for tensor in self._parts.get(part, ()) if len(tensor.shape) == 3]
+
+    def _expert_ranges(self, part: int, experts: set[int]) -> list[tuple[str, int, int, int]]:
+        """(stack, first, end, bytes of one) of these matrices of a part's stacks; neighbours are one range."""
         firsts = sorted(i for i in experts if i - 1 not in experts)
         ends = sorted(i + 1 for i in experts if i + 1 not in experts)
-        for tensor in self._parts[part]:
-            if len(tensor.shape) == 3:
-                size = tensor.data.nbytes // tensor.shape[0]
-                begin = self._gguf.offset(tensor)
-                for first, end in zip(firsts, ends, strict=True):
-                    os.posix_fadvise(self._gguf.file.handle, begin + first * size, (end - first) * size,
-                                     os.POSIX_FADV_WILLNEED)
+        return [(stack.name, first, end, stack.data.nbytes // stack.shape[0]) for stack in self._stacks(part)
+                for first, end in zip(firsts, ends, strict=True)]
 
     def leave(self) -> None:
         """Drops all that is streamed, after a pass."""
