@@ -62,7 +62,7 @@ def out_option(says: str) -> Any:
 
 @cli.group("fleet")
 def fleet() -> None:
-    """Let devices learn together, without collecting their rows.
+    """Let devices learn together, each from its own rows.
 
     A round is a folder with a task. Each device learns its own rows and writes its answer, another folder of a few
     megabytes. The answers become the next task and an adapter. Carry the folders as you like. A roll-out brings an

@@ -70,7 +70,7 @@ WRONG_MODELS: list[tuple[str, Changes, dict[str, str], tuple[str, ...]]] = [
     ("mixture of experts", {"llama.expert_count": 8}, {}, ("llama.expert_count is 8", "allowed is 0")),
     ("experts without a count", {"llama.expert_used_count": [1, 2]}, {}, ("[1, 2]", "allowed is 0")),
     ("no tokenizer", {T + "model": None}, {}, ("tokenizer.ggml.model is missing",)),
-    ("unknown tokenizer", {T + "model": "t5"}, {}, ("'t5'", "gpt2, llama")),
+    ("unknown tokenizer", {T + "model": "t5"}, {}, ("'t5'", "gpt2, ", "llama")),
     ("no tokens", {T + "tokens": None}, {}, ("tokenizer.ggml.tokens is missing",)),
     ("tokens as numbers", {T + "tokens": [1, 2]}, {}, ("[i32]", "[str]")),
     ("tokens as one text", {T + "tokens": "abc"}, {}, ("of type str", "[str]")),
