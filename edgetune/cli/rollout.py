@@ -62,7 +62,7 @@ def fleet_rollout(adapter: Path, folder: Path, rings: str, success: float, error
          click.option("--undo", is_flag=True, help="Let every device go back to the adapter before."),
          KEY, group=fleet)
 def fleet_advance(folder: Path, resume: bool, stop: bool, undo: bool, key: Path | None, as_json: bool) -> None:
-    """Count what devices reported to FOLDER, and begin the next ring.
+    """Begin the next ring, by what devices have reported.
 
     A ring that fails stops the roll-out; one with too few successes pauses it.
     """
@@ -84,7 +84,7 @@ def fleet_advance(folder: Path, resume: bool, stop: bool, undo: bool, key: Path 
          click.option("--device", default="", help="Name of this device in the fleet [drawn once and kept]."),
          group=fleet)
 def fleet_apply(client: Any, fleet_: str, lead_key_file: Path | None, device: str, as_json: bool) -> None:
-    """Do what the roll-out in FOLDER asks of this device's daemon.
+    """Do what the roll-out asks of this device's daemon.
 
     FOLDER may be the URL of a daemon that serves one with --fleet. The gate of the device decides, and what came
     of it is written there. Run it again and again, by a timer for instance.
