@@ -19,13 +19,17 @@ from ..backends.arena import Buffer
 from ..data.pieces import COLUMNS, PIECE, kept_states
 from ..formats.kinds import mamba_channels, mamba_rows
 from ..formats.shape import Shape
-from .linear import RunShape
+from .linear import Activations, RunShape
+from .states import ZEROS, States
 from .sublayer import Mixer
 
 if TYPE_CHECKING:
     from ..data.packing import Batch
 
 IN = "ssm_in"
+STATE = "ssm_state"  # arrays that answers keep
+LAST = "ssm_last"
+CONTINUED = ("continued_xbc", "continued_convolved")
 
 
 class Mamba(Mixer):
@@ -61,6 +65,17 @@ class Mamba(Mixer):
                 Buffer("conv_sums", (tokens, channels), "block", backward=True)]
 
     @classmethod
+    def state(cls, s: Shape) -> dict[str, tuple[int, ...]]:
+        r = s.recurrent
+        return {LAST: (r.taps - 1, mamba_channels(s)), STATE: (r.inner * r.state,)}
+
+    @classmethod
+    def answer_buffers(cls, s: Shape, tokens: int, runs: int, activations: str) -> list[Buffer]:
+        rows = runs * (s.recurrent.taps - 1) + tokens
+        return [*(Buffer(name, (rows, mamba_channels(s)), "block", activations) for name in CONTINUED),
+                Buffer("continued_states", (2 * runs, s.recurrent.inner * s.recurrent.state), "block")]
+
+    @classmethod
     def flops(cls, s: Shape, layer: int, lengths: Sequence[int]) -> int:  # noqa: ARG003
         """FLOP of the convolution and of the products of a piece: scores, states, and outputs of both."""
         r = s.recurrent
@@ -70,17 +85,49 @@ class Mamba(Mixer):
     def forward(self, layer: int, norm: np.ndarray, batch: Batch) -> None:
         of = self.of
         _, k, _ = of.kept_of(layer, batch)
-        placed = of.place(batch)
         of.linear.forward(k["ssm_rows"], norm, layer, IN, k)
-        x = self._convolved(layer, k["ssm_rows"], placed.before)
-        of.ops.ssm_forward(self._heads(k["ssm_read"]), *self._work(len(norm), "ssm_states"), x, k["ssm_rows"],
-                           *self._vectors(layer), placed.before, placed.pieces, of.shape.recurrent.state)
+        if of.cached and of.cached.states:
+            self._continue(layer, k, of.cached.states)
+        else:
+            placed = of.place(batch)
+            x = self._convolved(layer, k["ssm_rows"], placed.before)
+            of.ops.ssm_forward(self._heads(k["ssm_read"]), *self._work(len(norm), "ssm_states"), x, k["ssm_rows"],
+                               *self._vectors(layer), placed.before, placed.pieces, of.shape.recurrent.state)
         weights = self._norms(layer)
         for group, weight in enumerate(weights):
             rstd = k["rstd_ssm"].reshape(len(weights), -1)[group]
             gated = self._gated(k["ssm_rows"], k["ssm_read"], group)
             of.ops.rmsnorm_forward(gated, rstd, gated, weight, of.shape.inner_eps)
             self._columns(k["ssm_normed"], group)[:] = gated
+
+    def _continue(self, layer: int, k: Activations, states: States) -> None:
+        """Sets what states give that earlier passes left, and changes them. The scan reads states where others are not
+        written: those before the runs' tokens are in the first half of its room, those after them in the second.
+        """
+        of = self.of
+        rows = k["ssm_rows"]
+        r = of.shape.recurrent
+        tails = states.tails(r.taps)
+        xbc, out = rows[:, r.inner:-r.heads], of.arena.view("ssm_convolved", len(rows), mamba_channels(of.shape))
+        if tails.count:
+            own = xbc
+            xbc, out = (of.arena.view(name, tails.count + len(rows), mamba_channels(of.shape)) for name in CONTINUED)
+            tails.load(xbc, states.of(layer, LAST))
+            xbc[tails.count:] = own
+            of.ops.causal_conv_forward(out, xbc, *self._conv(layer), tails.before)
+        else:
+            of.ops.causal_conv_forward(out, rows, *self._conv(layer), tails.before, r.inner)
+        tails.store(states.of(layer, LAST), xbc)
+        kept = states.of(layer, STATE)
+        room = of.arena.flat("continued_states").reshape(-1, kept.shape[1])
+        _, steps = self._work(len(rows), "ssm_states")
+        for first in range(0, len(states.runs), len(room) // 2):
+            pieces, last = _pieces_of(states.runs[first:first + len(room) // 2], kept, room)
+            if len(pieces):
+                of.ops.ssm_forward(self._heads(k["ssm_read"]), room, steps, out[tails.count:], rows,
+                                   *self._vectors(layer), states.before, pieces, r.state)
+            for slot, at in last.items():
+                kept[slot] = room[at] if at >= 0 else 0
 
     def backward(self, layer: int, dinp: np.ndarray | None, dinner: np.ndarray, norm: np.ndarray, batch: Batch) -> None:
         of = self.of
@@ -169,3 +216,18 @@ class Mamba(Mixer):
         """[T, H, C] of [T, H * C]."""
         heads: np.ndarray = array.reshape(len(array), self.of.shape.recurrent.heads, -1)
         return heads
+
+
+def _pieces_of(runs: np.ndarray, kept: np.ndarray, room: np.ndarray) -> tuple[np.ndarray, dict[int, int]]:
+    """The pieces of runs, and where in `room` each slot's state is after them, -1: zeros. Copies what they need."""
+    pieces = []
+    last: dict[int, int] = {}
+    for i, (begin, end, slot, source) in enumerate(runs.tolist()):
+        at = last.get(source, i) if source != ZEROS else -1
+        if at == i:
+            room[i] = kept[source]
+        last[slot] = at
+        if begin < end:
+            last[slot] = len(runs) + i
+            pieces.append((begin, end, 0, at, last[slot]))
+    return np.array(pieces, np.int32).reshape(-1, COLUMNS), last

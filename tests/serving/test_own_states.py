@@ -20,7 +20,7 @@ from edgetune.serving.llama import LlamaModel
 from edgetune.serving.rollouts.plan import AnswerPlan
 from edgetune.serving.rollouts.texts import Asked, Engine, answers
 
-NAMES = ("lfm2", "lfm2moe", "qwen35")
+NAMES = ("lfm2", "lfm2moe", "qwen35", "granitehybrid")
 ANSWER = 12
 
 

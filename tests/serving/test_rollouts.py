@@ -78,7 +78,7 @@ def test_greedy_answers_equal_transformers(name, tmp_path):
 
 
 @pytest.mark.parametrize(("precision", "limit"), [("exact", 1e-5), ("fast", 0.01), ("int8", 0.05)])
-@pytest.mark.parametrize("name", ["llama", "gemma3", "gemma4", "lfm2", "qwen35"])
+@pytest.mark.parametrize("name", ["llama", "gemma3", "gemma4", "lfm2", "qwen35", "granitehybrid"])
 def test_log_probabilities_are_those_of_the_trainer(name, precision, limit, tmp_path):
     case = make_case(name, tmp_path)
     prompts = prompts_of(case.decoder.shape.n_vocab)
@@ -100,7 +100,7 @@ def test_log_probabilities_are_those_of_the_trainer(name, precision, limit, tmp_
 
 @pytest.mark.parametrize("sampling", [WARM, replace(WARM, temperature=0.8, top_k=20, top_p=0.9)],
                          ids=["all", "likeliest"])
-@pytest.mark.parametrize("name", ["llama", "gemma4", "lfm2", "qwen35"])
+@pytest.mark.parametrize("name", ["llama", "gemma4", "lfm2", "qwen35", "granitehybrid"])
 def test_answers_do_not_depend_on_their_company(name, sampling, tmp_path):
     """To the bit: alone, in pairs, all at once, and where only some of them are asked for again."""
     case = make_case(name, tmp_path)
