@@ -40,6 +40,11 @@ static void check_refused_arrays(struct check *c, et_array wrong) {
     REFUSES(3, wrong,
             et_delta_backward(ctx, t[0], x, x, x, t[1], t[2], x, x, x, x, x, (const int32_t[]){-1}, piece, 0, 0, 1, 1, 3, 4,
                               1))
+    REFUSES(3, wrong,
+            et_ssm_forward(ctx, t[0], x, x, t[1], t[2], x, x, x, (const int32_t[]){-1}, piece, 0, 1, 48, 1, 1, 16, 16, 1))
+    REFUSES(4, wrong,
+            et_ssm_backward(ctx, x, t[0], x, x, x, t[1], t[2], t[3], x, x, x, (const int32_t[]){-1}, piece, 0, 1, 48, 1, 1,
+                            16, 16, 1))
     REFUSES(1, wrong, et_add_bias(ctx, t[0], x, 1, 1))
     REFUSES(2, wrong, et_copy(ctx, t[0], t[1], 1))
     REFUSES(2, wrong, et_dropout(ctx, t[0], t[1], 0, 0, 0, 1))
@@ -89,6 +94,10 @@ static void check_refused_pieces(struct check *c) {
     for (int i = 0; i < COUNT(heads); i++)
         check_true(c, et_delta_forward(c->ctx, a, x, a, x, x, x, x, before, right, 1, 16, 2, heads[i][0], heads[i][1], 4,
                                        1) == ET_BAD_ARGUMENT, "%d of %d heads", heads[i][0], heads[i][1]);
+    static const int scans[][4] = {{48, 1, 8, 16}, {48, 1, 16, 8}, {176, 1, 144, 16}, {40, 1, 16, 16}, {112, 3, 16, 16}};
+    for (int i = 0; i < COUNT(scans); i++)
+        check_true(c, et_ssm_forward(c->ctx, a, x, x, a, a, x, x, x, before, right, 1024, 2, scans[i][0], 3, scans[i][1],
+                                     scans[i][2], scans[i][3], 1) == ET_BAD_ARGUMENT, "scan %d", i);
     for (int C = 2; C < 200; C += 130)
         check_true(c, et_delta_forward(c->ctx, a, x, a, x, x, x, x, before, right, 1, 16, 2, 1, 3, C, 1)
                           == ET_BAD_ARGUMENT, "states of %d", C);
