@@ -35,6 +35,7 @@ def fingerprint_run(trainer: Trainer, data: Dataset, held_out: Dataset | None) -
         given["prompt"] = prompt_digest(trainer.config.prompt)
     given["patience"] = length.patience(trainer.config)
     given["anchors"] = trainer.rows_per_anchor
+    given["max_grad_norm"] = length.largest_norm(trainer.config, trainer.model)
     if trainer.config.steps:
         del given["epochs"]  # steps override them
     options = {name.replace("_", "-"): value for name, value in given.items()}

@@ -19,7 +19,9 @@ from edgetune.data.packing import Example, collate
 from edgetune.errors import EdgetuneError, FormatError, MismatchError, NumericsError, UnsupportedError
 from edgetune.formats.bundle import open_bundle
 from edgetune.formats.gguf import open_gguf
+from edgetune.formats.shape import read_shape
 from edgetune.llamacpp.tokenizer import Tokenizer
+from edgetune.models.structure import DecoderStructure
 from edgetune.serving.llama import LlamaModel
 from edgetune.serving.own_engine import PASS, own_memory
 from edgetune.serving.rollouts.forward import open_decoder
@@ -61,6 +63,10 @@ def in_training(model, folder, tokens):
 def usual_distance(found, expected):
     """The median of all tokens': where experts are near each other, rounding chooses another one."""
     return np.median([distance(one, other) for one, other in zip(found, expected, strict=True)])
+
+
+def keeps_states(model):
+    return bool(DecoderStructure(read_shape(open_gguf(model))).cache.states)
 
 
 def natively(model, folder, prompts, count):
@@ -115,7 +121,8 @@ def test_answers_are_those_of_generate_native(model, name, tmp_path):
                 asked = [batcher.submit(prompt, adapter=adapter, max_tokens=10, seed=seed)
                          for adapter, prompt, _ in rows]
                 assert [each.text() for each in asked] == [text for _, _, text in rows]
-            assert sum(each.cached_tokens for each in asked) > 0
+            # where states are kept only after pieces of prompts, and these are shorter, none need be found
+            assert keeps_states(model) or sum(each.cached_tokens for each in asked) > 0
             batcher.unload("own")
             assert batcher.submit(rows[-1][1], adapter="lora", max_tokens=10).text() == rows[-1][2]
 
