@@ -32,7 +32,7 @@ def running(tiny_llama, tmp_path):
 def call(running, tmp_path):
     """Calls the module as Mender does: with a state and a folder, in that folder."""
     environment = {**os.environ, "EDGETUNE": f"{sys.executable} -m edgetune", "EDGETUNE_URL": running.url,
-                   "PYTHONPATH": str(ROOT), "EDGETUNE_KEY": ""}
+                   "EDGETUNE_KEY": ""}
 
     def called(state, folder=tmp_path, code=0, url=running.url):
         done = subprocess.run(["sh", str(MODULE), state, str(folder)], cwd=folder, text=True, capture_output=True,

@@ -71,20 +71,37 @@ def test_many_together_as_one_by_one(served):
         assert found[number] == alone(served, prompt)
 
 
+def decided(served, prompt):
+    """The beginning of a greedy answer up to the first close race, which other tokens beside it may turn."""
+    ids = list(prompt)
+    while len(ids) < len(prompt) + ANSWER:
+        logits = served.logits(ids)[-1]
+        second, first = np.sort(logits)[-2:]
+        if first - second < 0.02:
+            break
+        ids.append(int(logits.argmax()))
+    served.reset()
+    said = b"".join(served.printed(token) for token in ids[len(prompt):])
+    return said.decode(errors="replace").rstrip("\ufffd"), len(ids) - len(prompt)
+
+
 def test_a_batcher_with_an_adapter_and_without(served):
     wanted = {}
+    count = 0
     for adapter in (None, "a"):
         served.use(adapter)
         for number, prompt in enumerate(prompts()):
-            served.reset()
-            wanted[adapter, number] = "".join(served.generate(prompt, max_tokens=ANSWER, temperature=0))
+            wanted[adapter, number], tokens = decided(served, prompt)
+            count += tokens
     assert wanted[None, 0] != wanted["a", 0]
+    assert count > 0.5 * ANSWER * len(wanted)
     served.use(None)
     with started(served) as batcher:
         for _ in range(3):  # the second time from what the first left in the cache
             asked = {(adapter, number): batcher.submit(prompt, adapter=adapter, max_tokens=ANSWER, temperature=0)
                      for number, prompt in enumerate(prompts()) for adapter in (None, "a")}
-            assert {key: answer.text() for key, answer in asked.items()} == wanted
+            said = {key: answer.text() for key, answer in asked.items()}
+            assert [key for key, text in said.items() if not text.startswith(wanted[key])] == []
 
 
 def test_what_needs_its_keys_is_refused(model, tmp_path):
