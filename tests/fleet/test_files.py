@@ -63,7 +63,7 @@ def edited(folder, to, name, change):
     return to
 
 
-@examples(200)
+@examples(100)
 @given(data=st.data(), value=JSON)
 @pytest.mark.parametrize("kind", ["task", "answer"])
 def test_any_json_in_a_field_opens_or_is_refused(bundle, made, tmp_path, kind, data, value):
@@ -79,7 +79,7 @@ def test_any_json_in_a_field_opens_or_is_refused(bundle, made, tmp_path, kind, d
     opened(to, bundle, task if kind == "answer" else None)
 
 
-@examples(200)
+@examples(100)
 @given(raw=st.binary(max_size=200), begin=st.integers(0, 5000))
 @pytest.mark.parametrize("kind", ["task", "answer"])
 def test_any_bytes_open_or_are_refused(bundle, made, tmp_path, kind, raw, begin):
@@ -94,7 +94,7 @@ def test_any_bytes_open_or_are_refused(bundle, made, tmp_path, kind, raw, begin)
     opened(to, bundle, task if kind == "answer" else None)
 
 
-@examples(200)
+@examples(100)
 @given(raw=st.binary(min_size=1, max_size=60), begin=st.integers(0, 3000))
 def test_any_update_opens_or_is_refused(bundle, made, tmp_path, raw, begin):
     """With its digest in place, as a liar would have it."""
