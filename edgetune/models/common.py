@@ -56,7 +56,8 @@ class Common:
         self.virtual = Virtual(ops, linear)
         self.prefix = Prefix(shape, run, ops, arena)
         self.lent = LentKeys(shape, run, ops, arena)
-        self.kept = Kept([kept_widths(shape, run, layer) for layer in range(shape.n_layer)], run, arena, lent(shape))
+        self.kept = Kept([kept_widths(shape, run, layer) for layer in range(shape.n_layer)], run, ops, arena,
+                         lent(shape))
         self.rope = self._rope()
         self.cached: Cached | None = None
         self._placed: Placed | None = None

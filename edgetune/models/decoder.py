@@ -39,6 +39,8 @@ from .sublayer import FEED_FORWARD, MIXER
 
 if TYPE_CHECKING:
     from ..data.packing import Batch
+    from .kept import Kept
+    from .prefix import Prefix
 
 
 WIDEST_ON_GPU = 256  # heads, as in native/et.h
@@ -144,7 +146,7 @@ class Decoder(Passes):
         for layer in range(first, self.shape.n_layer):
             self.before_block()
             if store and layer >= self.run.lowest:
-                self.ops.copy(self._block_x(layer, batch), x)
+                self._place_x(batch).keep_x(layer, x)
             self._block_forward(layer, x, batch)
 
     def backward(self, batch: Batch, a: np.ndarray, dvalues: np.ndarray | None = None) -> np.ndarray:
@@ -349,8 +351,11 @@ class Decoder(Passes):
 
     def _block_x(self, layer: int, batch: Batch) -> np.ndarray:
         """The input of a trained block, [T, D]."""
-        place = self.common.prefix if self.common.prefix.keeps_inputs(batch) else self.common.kept
-        return place.block_x(layer, batch.tokens.size)
+        return self._place_x(batch).block_x(layer, batch.tokens.size)
+
+    def _place_x(self, batch: Batch) -> Kept | Prefix:
+        """What keeps the inputs of blocks."""
+        return self.common.prefix if self.common.prefix.keeps_inputs(batch) else self.common.kept
 
     def _feed_norm(self, layer: int) -> str:
         return f"blk.{layer}.{self.shape.family.feed_norm}"

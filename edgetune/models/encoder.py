@@ -75,7 +75,7 @@ class EncoderPasses(Passes):
         vectors = {name: ops.upload(vector) for name, vector in network.vectors.items()}
         self.linear = Projections(ops, self.stream.weights, vectors, run, self.adapter, shapes)
         self.norms = LayerNorms(ops, arena, vectors, self.shape.norm_eps)
-        self.kept = Kept([kept_widths(self.shape, run)] * self.shape.n_layer, run, arena)
+        self.kept = Kept([kept_widths(self.shape, run)] * self.shape.n_layer, run, ops, arena)
         self.head = EncoderHead(network.structure, run, ops, arena, seed)
         self.before_block: Callable[[], None] = lambda: None
         self._placed: Batch | None = None
@@ -99,7 +99,7 @@ class EncoderPasses(Passes):
         for layer in range(self.shape.n_layer):
             self.before_block()
             if keep and layer >= self.run.lowest:
-                self.ops.copy(self.kept.block_x(layer, t), x)
+                self.kept.keep_x(layer, x)
             self._block_forward(layer, x)
 
     def _embedded(self, x: np.ndarray) -> None:

@@ -77,7 +77,8 @@ class EncoderStructure(Structure):
         of_documents = sum(head.name == CLASSES.name for head in run.heads) * -(-t // LEAST_DOCUMENT)
         return [
             # float32 if blocks are computed again from it; if only backward reads it, the type of activations
-            Buffer("block_x", (n_live, t, d), "step", half if run.kept == n_live else "float32", backward=True),
+            Buffer("block_x", (1 if run.on_disk else n_live, t, d), "step",
+                   half if run.kept == n_live else "float32", backward=True),
             *(Buffer(name, (run.kept, t, width), "step", "float32" if name.startswith(("lse", "u_")) else half)
               for name, width in kept_widths(s, run).items()),
             Buffer("x", (t, d), "step"), Buffer("dx", (t, d), "step"),  # dx holds positions, too

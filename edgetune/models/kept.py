@@ -1,4 +1,4 @@
-"""The inputs and activations of blocks that forward keeps in the arena for backward."""
+"""The inputs and activations of blocks that forward keeps for backward, in the arena or inputs in a file."""
 
 from __future__ import annotations
 
@@ -8,11 +8,14 @@ from collections.abc import Mapping, Sequence
 import numpy as np
 
 from ..backends.arena import Arena
+from ..backends.base import Backend
+from .input_file import InputFile
 from .linear import Activations, RunShape
 
 # of a block, the names of activations that it does not have for itself, and their buffers
 Lent = Mapping[int, Mapping[str, str]]
 NOTHING: Lent = {}
+NONE = -1
 
 
 class Kept:
@@ -20,18 +23,38 @@ class Kept:
     a token. t: tokens of the batch, T.
     """
 
-    def __init__(self, widths: Sequence[Mapping[str, int]], run: RunShape, arena: Arena, lent: Lent = NOTHING) -> None:
+    def __init__(self, widths: Sequence[Mapping[str, int]], run: RunShape, ops: Backend, arena: Arena,
+                 lent: Lent = NOTHING) -> None:
         self.n_layer = len(widths)
         self.run = run
+        self.ops = ops
         self.arena = arena
         self.widths = widths
         self._places = places_of(widths, run.kept, lent)
         self._views: dict[tuple[int, int], Activations] = {}
+        self._file: InputFile | None = None
+        self._there = NONE  # the block whose input is in memory, where the others are in the file
+        if run.on_disk and "block_x" in arena:
+            self._file = InputFile(self.n_layer - run.lowest, arena.buffers["block_x"].nbytes)
+
+    def keep_x(self, layer: int, x: np.ndarray) -> None:
+        """Keeps the input of a trained block [T, D]. Raises DiskError."""
+        self._there = layer
+        kept = self.block_x(layer, len(x))
+        self.ops.copy(kept, x)
+        if self._file:
+            self._file.write(layer - self.run.lowest, kept)
 
     def block_x(self, layer: int, t: int) -> np.ndarray:
-        """The input of a trained block, [T, D]."""
+        """The input of a trained block, [T, D]; from a file it is valid until that of another. Raises DiskError."""
         d = self.arena.buffers["block_x"].shape[2]
-        return self.arena.part("block_x", layer - self.run.lowest, t, d)
+        if self._file is None:
+            return self.arena.part("block_x", layer - self.run.lowest, t, d)
+        kept = self.arena.part("block_x", 0, t, d)
+        if layer != self._there:
+            self._file.read(layer - self.run.lowest, kept)
+            self._there = layer
+        return kept
 
     def of(self, layer: int, t: int) -> Activations:
         """The activations of a block, [T, width] each ([T] where the width is 1)."""

@@ -42,6 +42,7 @@ class RunShape:
     prefix: int = 0  # tokens of a prefix at most, whose keys and values are kept for batches after it
     prefix_inputs: bool = False  # whether the inputs of its blocks are, too, so that it is passed forward once
     heads: tuple[HeadKind, ...] = (VOCABULARY,)  # of the objective; log p is by the first
+    on_disk: bool = False  # whether the inputs of trained blocks are in a file, and one of them in memory
 
     @property
     def activations(self) -> str:

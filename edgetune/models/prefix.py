@@ -60,6 +60,10 @@ class Prefix:
         """The input of a trained block, [P, D], where it is kept. t: P."""
         return self.arena.part("prefix_x", layer - self.run.lowest, t, self.shape.d_model)
 
+    def keep_x(self, layer: int, x: np.ndarray) -> None:
+        """Keeps the input of a trained block [P, D]."""
+        self.ops.copy(self.block_x(layer, len(x)), x)
+
     def keep(self, layer: int, k: np.ndarray, v: np.ndarray, batch: Batch) -> None:
         """Keeps a prefix's keys and values [P, G, C]."""
         if batch.is_prefix and self.shape.owner(layer) == layer:

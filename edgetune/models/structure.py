@@ -213,7 +213,7 @@ def buffers(s: Shape, run: RunShape, adapted: Shapes) -> list[Buffer]:
     inner = max(mixer_of(s, i).inner_width(s.of(i)) for i in range(s.n_layer))
     table = [
         # float32 if blocks are computed again from it; if only backward reads it, the type of activations
-        Buffer("block_x", (n_live, t, d), "step", half if run.kept == n_live else "float32",
+        Buffer("block_x", (1 if run.on_disk else n_live, t, d), "step", half if run.kept == n_live else "float32",
                backward=True),
         *(Buffer(name, (copies, t, width), "step", "float32" if name.startswith(FLOATS) else half)
           for name, (copies, width) in kept_copies(s, run).items()),

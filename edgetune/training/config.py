@@ -96,7 +96,8 @@ class CommonOptions:
     micro_batch: int = option(1024, "Tokens computed at a time at most; memory grows with it, results do not change.",
                               low=1)
     recompute: str = option("auto", "Compute each block again in backward (little memory), or none (faster); auto: as "
-                            "many as memory demands.", choices=("auto", "block", "none"))
+                            "many as memory demands; disk: each, from inputs in a file, for long rows.",
+                            choices=("auto", "block", "none", "disk"))
     weights: str = option("auto", "Keep all weights resident in memory, or have them streamed from the file at every "
                           "use; auto: as few as memory allows.", choices=("auto", "resident", "streamed"))
     precision: str = option("fast", "Products: fast (bf16 where the CPU is quick at it, else float), exact (float) or "

@@ -22,7 +22,7 @@ from ..adapters.heads import VOCABULARY, HeadKind
 from ..backends.arena import Buffer, arena_bytes
 from ..backends.base import Backend
 from ..data.lengths import FORWARD, Given, Lengths, read_lengths
-from ..errors import BudgetError, size_text
+from ..errors import BudgetError, UsageError, size_text
 from ..models.base import Structure
 from ..models.linear import RunShape, target_names
 from ..models.stream import Sizes
@@ -39,6 +39,7 @@ GROWTH = 6 * MIB  # memory of Python, threads and the writer of adapters while t
 ROW_COUNTS = (1, 2, 3, 4, 6, 8, 12, 16, 24, 32, 48, 64, 96, 128)  # rows in a micro-batch that are considered
 PENALTY_8BIT = 1.25  # moments in 8 bits are taken if a plan with floats is slower by this factor, or does not fit
 UNLIMITED = 1 << 62
+DISK = "disk"  # of --recompute
 NO_ROOM = Room()
 
 
@@ -100,8 +101,16 @@ class Plan:
 
     @property
     def read_bytes(self) -> int:
-        """Read from the file in a micro-batch."""
-        return self.sizes.read(self.tradeoffs.streamed, self.run.lowest)
+        """Read from the file in a micro-batch, or written and read of the inputs of blocks."""
+        return self.sizes.read(self.tradeoffs.streamed, self.run.lowest) + 2 * self.disk_bytes
+
+    @property
+    def disk_bytes(self) -> int:
+        """The size of the file of the inputs of blocks; 0: they are in memory."""
+        if not self.run.on_disk:
+            return 0
+        of_block, = (buffer.nbytes for buffer in self.buffers if buffer.name == "block_x")
+        return of_block * (len(self.sizes.blocks) - self.run.lowest)
 
     @property
     def process_bytes(self) -> int:
@@ -118,7 +127,8 @@ class Plan:
         return {"buffers": rows, "arena_bytes": self.arena_bytes, "weight_bytes": self.weight_bytes,
                 "process_bytes": self.process_bytes, "before_bytes": self.limits.before,
                 "peak_bytes": self.peak_bytes, "budget_bytes": self.limits.budget, "budget": self.limits.asked,
-                "traded": list(self.traded), "read_bytes": self.read_bytes, **asdict(self.tradeoffs)}
+                "traded": list(self.traded), "read_bytes": self.read_bytes, "disk_bytes": self.disk_bytes,
+                **asdict(self.tradeoffs)}
 
 
 def make(structure: Structure, config: TrainConfig, *, ops: Backend, sizes: Sizes, limits: MemoryLimits,
@@ -136,6 +146,9 @@ def make(structure: Structure, config: TrainConfig, *, ops: Backend, sizes: Size
     planner = _Planner(structure, config, ops, sizes, limits, given, previous, heads, room)
     run = planner.run(Tradeoffs(1, 1, 0))
     run.family.check_shapes(structure.trained_shapes(run))
+    if run.on_disk and not ops.is_paged:
+        raise UsageError(f"--recompute {DISK} is given, and a GPU trains, whose memory no file holds",
+                         "take --recompute block")
     best = planner.best()
     if best is None:
         raise _refusal(planner)
@@ -183,7 +196,7 @@ class _Planner:
         return RunShape(max_tokens=tradeoffs.max_tokens, max_length=self.longest,
                         family=c.family, targets=self.targets(), blocks=c.block_range(self.structure.n_layer),
                         kept=tradeoffs.kept, threads=self.ops.threads, precision=c.precision, prefix=tradeoffs.prefix,
-                        prefix_inputs=tradeoffs.prefix_inputs, heads=self.heads)
+                        prefix_inputs=tradeoffs.prefix_inputs, heads=self.heads, on_disk=c.recompute == DISK)
 
     def targets(self) -> tuple[str, ...]:
         """The trained projections of a block, by the network's names."""
@@ -262,7 +275,7 @@ class _Planner:
             return [self.previous.kept]
         if self.config.recompute == "none":
             return [self.n_live]
-        if self.config.recompute == "block":
+        if self.config.recompute in ("block", DISK):
             return [1]
         return sorted({max(1, self.n_live * eighth // 8) for eighth in range(9)})
 
@@ -340,6 +353,8 @@ class _Planner:
             at = replace(at, **{name: getattr(best, name) for name in names})
             if at != before:
                 yield f"{text}: {_upper(self.peak(before))} -> {_upper(self.peak(at))}"
+        if nbytes := self.plan(best).disk_bytes:
+            yield f"the inputs of blocks are in a file of {_upper(nbytes)}, written and read for every micro-batch"
 
 
 def mib(n: int) -> int:

@@ -44,6 +44,15 @@ def test_enough_memory_trades_nothing():
     assert make().weight_bytes == WEIGHTS.total
 
 
+def test_a_gpu_has_no_inputs_on_disk():
+    class Unpaged(Cpu):
+        is_paged = False
+
+    with pytest.raises(UsageError, match="--recompute disk is given, and a GPU trains"):
+        plan.make(DecoderStructure(SMOLLM2), TrainConfig(recompute="disk"), ops=Unpaged(2), sizes=WEIGHTS,
+                  limits=plan.MemoryLimits(45 * MIB))
+
+
 def test_what_is_traded_is_said_with_what_it_saves():
     tight = make(160)
     assert tight.tradeoffs.kept < 30
@@ -170,7 +179,7 @@ def test_a_tree_that_does_not_fit_is_computed_in_parts():
 
 @examples(15)
 @given(budget=st.floats(110, 900), more=st.floats(0, 300), batch=st.integers(1, 12), rank=st.integers(1, 32),
-       length=st.sampled_from([16, 128, 256, 700]), recompute=st.sampled_from(["auto", "block", "none"]))
+       length=st.sampled_from([16, 128, 256, 700]), recompute=st.sampled_from(["auto", "block", "none", "disk"]))
 def test_every_plan_fits_and_more_memory_is_never_slower(budget, more, batch, rank, length, recompute):
     options = {"batch_size": batch, "rank": rank, "max_length": length, "recompute": recompute}
 
@@ -188,7 +197,7 @@ def test_every_plan_fits_and_more_memory_is_never_slower(budget, more, batch, ra
 
 @examples(10)
 @given(batch=st.integers(1, 12), rank=st.integers(1, 32), length=st.sampled_from([16, 128, 700]),
-       recompute=st.sampled_from(["auto", "block", "none"]), weights=st.sampled_from(["auto", "resident", "streamed"]))
+       recompute=st.sampled_from(["auto", "block", "none", "disk"]), weights=st.sampled_from(["auto", "resident", "streamed"]))
 def test_the_least_budget_that_a_refusal_names_is_enough(batch, rank, length, recompute, weights):
     options = {"batch_size": batch, "rank": rank, "max_length": length, "recompute": recompute, "weights": weights}
     with pytest.raises(UsageError) as refused:
