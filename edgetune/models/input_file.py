@@ -9,6 +9,7 @@ from __future__ import annotations
 import os
 import tempfile
 import weakref
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
@@ -42,8 +43,8 @@ class InputFile:
         if place:
             os.posix_fadvise(self._file, (place - 1) * self._nbytes, array.nbytes, os.POSIX_FADV_WILLNEED)
 
-    def _move(self, move, place: int, array: np.ndarray) -> None:  # type: ignore[no-untyped-def]
-        left = memoryview(array.reshape(-1)).cast("B")
+    def _move(self, move: Callable[[int, memoryview, int], int], place: int, array: np.ndarray) -> None:
+        left = array.reshape(-1).data.cast("B")
         at = place * self._nbytes
         while left:
             try:
