@@ -197,7 +197,8 @@ def test_every_plan_fits_and_more_memory_is_never_slower(budget, more, batch, ra
 
 @examples(10)
 @given(batch=st.integers(1, 12), rank=st.integers(1, 32), length=st.sampled_from([16, 128, 700]),
-       recompute=st.sampled_from(["auto", "block", "none", "disk"]), weights=st.sampled_from(["auto", "resident", "streamed"]))
+       recompute=st.sampled_from(["auto", "block", "none", "disk"]),
+       weights=st.sampled_from(["auto", "resident", "streamed"]))
 def test_the_least_budget_that_a_refusal_names_is_enough(batch, rank, length, recompute, weights):
     options = {"batch_size": batch, "rank": rank, "max_length": length, "recompute": recompute, "weights": weights}
     with pytest.raises(UsageError) as refused:
