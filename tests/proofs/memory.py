@@ -12,7 +12,8 @@ smallest  the least budget in which SmolLM2-135M trains at 1 x 128 tokens.
 large     a random llama of 1.1 billion weights (big.py) in 350M, and resident: peak, and time a token, which must be at
           most 1.5 times the resident run's.
 lengths   a random llama of 3.2 billion weights at 1,024, 2,048 and 4,096 tokens, one row a step, each in the least
-          budget: the peak, beside that of arXiv 2606.19528 for llama-3.2-3B (Qualcomm, one A100).
+          budget, inputs of blocks on disk and in memory: the peak, beside that of arXiv 2606.19528 for llama-3.2-3B
+          (Qualcomm, one A100).
 experts   a random mixture of experts with 6.9 billion weights, of which a token takes 1.3 billion, in 2G, and resident;
           attention trained, then experts too.
 embeddings  a random gemma4 of E2B's shape, one step on a row of random tokens: its embeddings of each block, 1.3 of
@@ -30,6 +31,7 @@ import sys
 import tempfile
 import time
 from collections.abc import Iterator
+from itertools import product
 from pathlib import Path
 from typing import Any
 
@@ -198,21 +200,23 @@ def large(args: argparse.Namespace, folder: Path) -> tuple[list[dict[str, Any]],
 
 
 TABLE = 262144 * 8960 // 32 * 18  # bytes of the embeddings of each block in Q4_0
-PAPER = {1024: 1.30, 2048: 2.43, 4096: 5.41}  # GB, logits of the likeliest 1,000 tokens alone
+PAPER = {1024: 0.70, 2048: 1.02, 4096: 1.59}  # GB, where 30 % of the tokens are supervised; here all are
 
 
 def lengths(args: argparse.Namespace, folder: Path) -> tuple[list[dict[str, Any]], bool]:
     import big
     model = args.three or big.write(folder / "three.gguf", "llama3.2-3b")
     rows = []
-    for length, theirs in PAPER.items():
-        common = ["--max-length", str(length), "--batch-size", "1", "--steps", "1", "--anchors", "0"]
+    for (length, theirs), recompute in product(PAPER.items(), ("disk", "block")):
+        common = ["--max-length", str(length), "--batch-size", "1", "--steps", "1", "--anchors", "0", "--recompute",
+                  recompute]
         refused = train(model, folder, "none", *common, "--memory", "1M")
         least = int(re.search(r"--memory (\d+)M", refused["hint"])[1])  # type: ignore[index]
-        run = train(model, folder, f"l{length}", *common, "--memory", f"{least}M")
-        show(f"{length}", run, run["peak"] * MIB <= theirs * 1e9)
-        rows.append({"length": length, "budget": least, "theirs": theirs, **run})
-    return rows, all(row["peak"] * MIB <= row["theirs"] * 1e9 for row in rows)
+        run = train(model, folder, f"{recompute}{length}", *common, "--memory", f"{least}M")
+        holds = run["peak"] <= least and (recompute == "block" or run["peak"] * MIB <= theirs * 1e9)
+        show(f"{length} {recompute}", run, holds)
+        rows.append({"length": length, "recompute": recompute, "budget": least, "holds": holds, **run})
+    return rows, all(row["holds"] for row in rows)
 
 
 def experts(args: argparse.Namespace, folder: Path) -> tuple[list[dict[str, Any]], bool]:
