@@ -5,16 +5,19 @@ from pathlib import Path
 
 import numpy as np
 from decoder_cases import make_decoder, random_pair
+from families import logits_of
 from random_adapters import distance
 
 from edgetune.adapters.base import Artifact
 from edgetune.adapters.low_rank import LoraFamily
+from edgetune.adapters.store import save_gguf
 from edgetune.data.packing import Example, collate
 from edgetune.formats.gguf import open_gguf
 from edgetune.models.decoder import Decoder, Model
 from edgetune.models.linear import RunShape
 
 LIMIT = 1e-4
+SERVED = 5e-4  # of llama.cpp, whose keys are in 16 bits
 
 
 def rows_that_branch(n_vocab: int) -> list[np.ndarray]:
@@ -36,6 +39,23 @@ def decoder_of(path: Path, tokens: int, kept: int = 1) -> Decoder:
     pairs = {key: random_pair(rng, pair.a.shape, pair.b.shape) for key, pair in decoder.adapter.adapted.items()}
     decoder.adapter.load(Artifact(pairs), "pairs")
     return decoder
+
+
+def check_served(path: Path) -> float:
+    """Logits of a text of several pieces, with an adapter on each projection and without, are llama.cpp's. Returns how
+    far the adapter moves them.
+    """
+    decoder = decoder_of(path, 200)
+    tokens = np.random.default_rng(3).integers(10, 400, 200).astype(np.int32)
+    batch = collate([Example(tokens, np.ones(200, np.float32))])
+    adapter = path.with_name("adapter.gguf")
+    save_gguf(adapter, decoder.adapter.artifact().pairs, open_gguf(path))
+    served = logits_of(path, tokens.tolist(), adapter)
+    assert distance(decoder.logits(batch), served) < SERVED
+    with decoder.linear.off():
+        plain = logits_of(path, tokens.tolist())
+        assert distance(decoder.logits(batch), plain) < SERVED
+    return distance(served, plain)
 
 
 def check_forest(path: Path, kept: int) -> None:

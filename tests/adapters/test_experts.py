@@ -10,6 +10,7 @@ import torch
 from commands import run as command
 from families import hf_logits, logits_of, make_family
 from random_adapters import distance, random_updates
+from slopes import slope_and_norm
 from small_families import OPTIONS, data, small, trained
 from tiny import write_tiny
 
@@ -114,17 +115,8 @@ def test_gradients_of_every_family_that_takes_them_are_the_slope_of_the_loss(nam
     values = trainer.arena.flat("lora")
     values[:] += np.random.default_rng(0).standard_normal(values.size) / 10
     batch = collate(data(3).examples)
-    trainer.arena.flat("dlora").fill(0.0)
-    trainer.decoder.forward(batch, keep=True)
-    trainer.decoder.backward(batch, batch.supervised_weights)
-    gradient = trainer.arena.flat("dlora").copy()
-    start = values.copy()
-
-    def loss(step: float) -> float:
-        values[:] = start + np.float32(step) * gradient / np.linalg.norm(gradient)
-        return -float(trainer.decoder.score(batch).sum(dtype=np.float64))
-
-    assert (loss(1e-3) - loss(-1e-3)) / 2e-3 == pytest.approx(np.linalg.norm(gradient), rel=2e-2)
+    slope, norm = slope_and_norm(trainer.decoder, batch, 1e-3)
+    assert slope == pytest.approx(norm, rel=2e-2)
 
 
 @pytest.mark.parametrize("name", TAKEN)
@@ -155,17 +147,8 @@ def test_dropout_is_the_same_in_forward_and_backward(tiny_models):
     values[:] += np.random.default_rng(0).standard_normal(values.size) / 10
     batch = collate(data(3).examples)
     decoder.adapter.before_pass(7)
-    trainer.arena.flat("dlora").fill(0.0)
-    decoder.forward(batch, keep=True)
-    decoder.backward(batch, batch.supervised_weights)
-    gradient = trainer.arena.flat("dlora").copy()
-    start = values.copy()
-
-    def loss(step: float) -> float:
-        values[:] = start + np.float32(step) * gradient / np.linalg.norm(gradient)
-        return -float(decoder.score(batch).sum(dtype=np.float64))
-
-    assert (loss(1e-3) - loss(-1e-3)) / 2e-3 == pytest.approx(np.linalg.norm(gradient), rel=2e-2)
+    slope, norm = slope_and_norm(decoder, batch, 1e-3)
+    assert slope == pytest.approx(norm, rel=2e-2)
 
 
 # ---- a run -----------------------------------------------------------------------------------------------------------

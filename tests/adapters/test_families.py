@@ -15,6 +15,7 @@ from encoders import WORDS, tiny_bert, write_encoder
 from families import logits_of, make_family
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from slopes import slope_and_norm
 from small_families import MERGING, NAMES, OPTIONS, PAIRS, data, options_of, small, trained
 
 from edgetune.adapters.base import families
@@ -41,17 +42,8 @@ def test_gradient_by_finite_differences(name, tiny_models):
     values = trainer.arena.flat("lora")
     values[:] += np.random.default_rng(0).standard_normal(values.size) / 10
     batch = collate(data(3).examples)
-    trainer.arena.flat("dlora").fill(0.0)
-    trainer.decoder.forward(batch, keep=True)
-    trainer.decoder.backward(batch, batch.supervised_weights)
-    gradient = trainer.arena.flat("dlora").copy()
-    start = values.copy()
-
-    def loss(step: float) -> float:
-        values[:] = start + np.float32(step) * gradient / np.linalg.norm(gradient)
-        return -float(trainer.decoder.score(batch).sum(dtype=np.float64))
-
-    assert (loss(5e-3) - loss(-5e-3)) / 1e-2 == pytest.approx(np.linalg.norm(gradient), rel=2e-2)
+    slope, norm = slope_and_norm(trainer.decoder, batch, 5e-3)
+    assert slope == pytest.approx(norm, rel=2e-2)
 
 
 @pytest.mark.parametrize("name", PAIRS)

@@ -17,6 +17,7 @@ from commands import run as command
 from decoder_cases import LIMIT, Case, distance, hf_projection, make_case, make_decoder, train_once
 from families import GGUF_NAMES, POST_NAMES, row_order
 from policy_cases import LETTERS, letters, prompts
+from slopes import slope_and_norm
 from transformers import DynamicCache
 
 from edgetune import Result
@@ -199,15 +200,8 @@ def gradient_of(trainer: Trainer) -> tuple[Batch, np.ndarray]:
 def test_gradient_by_finite_differences(tiny_models, toy, blocks):
     trainer = Trainer(tiny_models["gemma3"], family=toy, threads=1, max_length=24, precision="exact", blocks=blocks)
     shaken(trainer.decoder.adapter.values)
-    batch, gradient = gradient_of(trainer)
-    values = trainer.arena.flat("lora")
-    start = values.copy()
-
-    def loss(step: float) -> float:
-        values[:] = start + np.float32(step) * gradient / np.linalg.norm(gradient)
-        return -float(trainer.decoder.score(batch).sum(dtype=np.float64))
-
-    assert (loss(1e-2) - loss(-1e-2)) / 2e-2 == pytest.approx(np.linalg.norm(gradient), rel=1e-2)
+    slope, norm = slope_and_norm(trainer.decoder, gradient_of(trainer)[0], 1e-2)
+    assert slope == pytest.approx(norm, rel=1e-2)
 
 
 @pytest.mark.parametrize("toy", TOYS, ids=lambda toy: toy.name)
