@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from pathlib import Path
 from statistics import median
 from typing import Any
@@ -15,7 +15,7 @@ from ..formats.bundle import Bundle
 from .aggregation import Aggregate, aggregate
 from .answer import Answer, open_answer
 from .screening import LeftOut
-from .task import MOST_HISTORY, Content, RoundRecord, Task, of_round, write_task
+from .task import RoundRecord, Task, following, write_task
 
 
 @dataclass(frozen=True, eq=False)
@@ -35,26 +35,24 @@ def write_next(task: Task, bundle: Bundle, folders: Sequence[Path], out: Path, k
     EdgetuneError where fewer count than the quorum, UsageError where `out` exists.
     """
     refuse_existing(out)
-    if task.secret:
-        raise UsageError(f"{task.folder} is summed in secret", "add its answers up with edgetune fleet request and "
-                         "edgetune fleet sum")
     answers, left_out = gathered(task, folders)
     found = aggregate(answers, task.pairs, task.options, task.number, task.moments(),
                       [f"{one.device}: {one.reason}" for one in left_out])
     counted = [answer for answer in answers if any(one.update is answer for one in found.counted)]
     left_out += found.left_out
     record = record_of(task, found, counted, len(left_out))
-    config = of_round(task.config, task.options, task.number + 1)
-    history = [*task.facts.history, asdict(record)][-MOST_HISTORY:]
-    content = Content(config, task.options, task.number + 1, task.facts.least_rows, task.name, history)
-    write_task(out, bundle, found.pairs, content, moments=found.moments, key=key)
+    write_task(out, bundle, found.pairs, following(task, record), moments=found.moments, key=key)
     return Ended(record, found, left_out, counted)
 
 
 def gathered(task: Task, folders: Sequence[Path]) -> tuple[list[Answer], list[LeftOut]]:
     """(the answers that can be read, one a device, those that are left out and why). A device that answers twice, or
-    with the update of another, counts once: its first folder by name.
+    with the update of another, counts once: its first folder by name. Raises UsageError for a task that is summed in
+    secret.
     """
+    if task.secret:
+        raise UsageError(f"{task.folder} is summed in secret", "add its answers up with edgetune fleet request and "
+                         "edgetune fleet sum")
     answers: list[Answer] = []
     left_out = []
     devices: set[str] = set()

@@ -6,7 +6,6 @@ Only the sum of all updates and of their tokens becomes known, so nothing is cli
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -34,7 +33,7 @@ from .secret_files import (
     write_revealed,
 )
 from .secret_key import load_key, note_revealed
-from .task import MOST_HISTORY, Content, RoundRecord, Task, of_round, write_task
+from .task import RoundRecord, Task, following, write_task
 
 if TYPE_CHECKING:
     from .train_round import Arrays
@@ -56,7 +55,8 @@ def check_in_task(task: Task, device: Path | None) -> None:
     if device is not None:
         Member(circle_of(task), load_key(device))
     elif task.secret is not None:
-        raise UsageError(f"{task.folder} is summed in secret", "give the key of this device with --secret KEY")
+        raise UsageError(f"{task.folder} is summed in secret", "give this device's key: edgetune fleet train-round "
+                         "--secret KEY")
 
 
 def mask(task: Task, arrays: Arrays, tokens: int, device: Path, out: Path, key: Path | None) -> None:
@@ -136,10 +136,7 @@ def write_next_of_sum(task: Task, bundle: Bundle, folders: Sequence[Path], reque
         pairs[name] = moved(pair, task.half, step(f"{name}.{task.half}", change))
     record = RoundRecord(task.number, len(asked.answered), len(left_out), round(weight * MOST_TOKENS), None, None, 0.0,
                          0.0, up, task.bytes)
-    content = Content(of_round(task.config, task.options, task.number + 1), task.options, task.number + 1,
-                      task.facts.least_rows, task.name, [*task.facts.history, asdict(record)][-MOST_HISTORY:],
-                      task.secret)
-    write_task(out, bundle, pairs, content, moments=moments(), key=key)
+    write_task(out, bundle, pairs, following(task, record), moments=moments(), key=key)
     return record, left_out
 
 

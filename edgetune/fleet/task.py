@@ -13,7 +13,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -195,6 +195,14 @@ def of_round(config: TrainConfig, options: FleetOptions, number: int) -> TrainCo
     size = config.family.options()
     return TrainConfig(**{**vars(config), "family": FAMILIES[half_of(options.aggregation, number)],
                           "rank": size["rank"], "alpha": size["alpha"]})
+
+
+def following(task: Task, record: RoundRecord) -> Content:
+    """What the task after this one says, whose round ended with this record."""
+    number = task.number + 1
+    history = [*task.facts.history, asdict(record)][-MOST_HISTORY:]
+    return Content(of_round(task.config, task.options, number), task.options, number, task.facts.least_rows, task.name,
+                   history, task.secret)
 
 
 def write_task(folder: Path, bundle: Bundle, pairs: Lora, content: Content, *,
