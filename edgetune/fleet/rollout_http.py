@@ -99,14 +99,16 @@ def fetch(lead: Lead, folder: Path) -> None:
     if rollout == "":
         return
     texts = {FACTS: found.get("order"), signature.FILE: found.get("signature")}
+    files = found.get("files")
     if not (isinstance(rollout, str) and NAME.fullmatch(rollout) and isinstance(number, int) and 0 < number < 10**6
-            and all(isinstance(text, str) for text in texts.values()) and set(found.get("files", ())) <= {*FILES}):
+            and all(isinstance(text, str) for text in texts.values()) and isinstance(files, list)
+            and all(file in FILES for file in files)):
         raise FormatError("the order that was sent is none", WRONG)
     place = folder / ROLLOUTS / rollout
     if not (place / ARTIFACT).is_dir():
         with new_folder(place / ARTIFACT) as beside:
             (beside / artifact.ADAPTER).mkdir()
-            for file in found["files"]:
+            for file in files:
                 lead.load(rollout, file, beside / file)
             artifact.open_artifact(beside)
     order = place / ORDERS / f"{number:06d}"

@@ -89,7 +89,8 @@ def test_what_is_damaged_on_the_way_leaves_nothing(fleet, made, tmp_path):
 
         with pytest.raises(FormatError, match="has the SHA-256"):
             fetch(Damaged(client), tmp_path)
-        for changes in ({"rollout": "../up"}, {"number": 0}, {"number": "1"}, {"order": 5}, {"files": ["../key"]}):
+        for changes in ({"rollout": "../up"}, {"number": 0}, {"number": "1"}, {"order": 5}, {"files": ["../key"]},
+                        {"files": None}, {"files": [[]]}):
             with pytest.raises(FormatError, match="order that was sent is none"):
                 fetch(Wrong(client, **changes), tmp_path)
         assert not [path for path in tmp_path.rglob("*") if path.is_file()]
