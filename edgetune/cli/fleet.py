@@ -28,10 +28,10 @@ from .app import (
 )
 
 if TYPE_CHECKING:
-    from ..fleet.answer import AnswerFacts
-    from ..fleet.next_task import Ended
-    from ..fleet.noise import Noise
-    from ..fleet.task import Secret
+    from ..fleet.rounds.answer import AnswerFacts
+    from ..fleet.rounds.next_task import Ended
+    from ..fleet.rounds.noise import Noise
+    from ..fleet.rounds.task import Secret
 
 OWN = ("memory", "weights", "threads", "backend", "checkpoint_every", "prompt_column", "completion_column")
 NOT_HERE = (*LOCAL, *FILE_OPTIONS, "eval_every", "patience")
@@ -90,7 +90,7 @@ def fleet_task(model: Path, to: Path, start: Path | None, least_rows: int, secre
     hold for all rounds.
     """
     from ..adapters.store import recorded_size
-    from ..fleet.making import make_task
+    from ..fleet.rounds.making import make_task
     from ..formats.bundle import open_bundle
     asked = FleetOptions(**{spec.name: options.pop(spec.name) for spec in fields(FleetOptions)}).check()
     begun = {name: value for name, value in recorded_size(start).items() if name not in ("family", "rslora")}
@@ -107,9 +107,9 @@ def fleet_task(model: Path, to: Path, start: Path | None, least_rows: int, secre
 def secret_of(keys: Path | None, threshold: int | None, screening: dict[str, Any]) -> Secret | None:
     """The devices of a task that is summed in secret. screening: options that were given and need open updates."""
     from ..errors import UsageError
-    from ..fleet.masks import Circle, least_threshold
-    from ..fleet.secret_key import public_keys
-    from ..fleet.task import Secret
+    from ..fleet.rounds.task import Secret
+    from ..fleet.secret.key import public_keys
+    from ..fleet.secret.masks import Circle, least_threshold
     if keys is None:
         if threshold is not None:
             raise UsageError(f"--threshold {threshold} is given without --secret", "give both, or neither")
@@ -134,8 +134,8 @@ def fleet_train_round(task: Path, rows: Path, to: Path, model: Path, held_out: s
     The answer has what was learned, counts and losses; no row is in it. Ctrl-C stops; the same command continues.
     """
     from ..fleet.device import device_name
-    from ..fleet.task import open_task
-    from ..fleet.train_round import train_round
+    from ..fleet.rounds.task import open_task
+    from ..fleet.rounds.train_round import train_round
     from ..formats.bundle import open_bundle
     from ..training.callbacks import RunCallbacks
     asked = noise_of(noise, noise_norm)
@@ -158,8 +158,8 @@ def fleet_aggregate(task: Path, answers: tuple[Path, ...], to: Path, model: Path
     What cannot count is left out and named: an answer that is damaged, too large, not finite, repeated, or to another
     task.
     """
-    from ..fleet.next_task import write_next
-    from ..fleet.task import open_task
+    from ..fleet.rounds.next_task import write_next
+    from ..fleet.rounds.task import open_task
     from ..formats.bundle import open_bundle
     bundle = open_bundle(model)
     ended = write_next(open_task(task, bundle), bundle, answers, to, key)
@@ -171,7 +171,7 @@ def fleet_aggregate(task: Path, answers: tuple[Path, ...], to: Path, model: Path
 def noise_of(noise: float | None, norm: float) -> Noise | None:
     """The noise that options ask for. Raises UsageError for a norm without it."""
     from ..errors import UsageError
-    from ..fleet.noise import Noise
+    from ..fleet.rounds.noise import Noise
     if noise is None and explicit({"noise_norm": norm}):
         raise UsageError("--noise-norm is given without --noise", "give both, or neither")
     return None if noise is None else Noise(norm, noise).check()
@@ -185,7 +185,7 @@ def answer_line(to: Path, number: int, facts: AnswerFacts) -> str:
 
 
 def round_json(ended: Ended) -> dict[str, Any]:
-    from ..fleet.next_task import devices_table
+    from ..fleet.rounds.next_task import devices_table
     return {**vars(ended.record), "counted": devices_table(ended), "refused": [vars(one) for one in ended.left_out]}
 
 
@@ -193,7 +193,7 @@ def round_lines(ended: Ended) -> list[Any]:
     """What a person is told of a round."""
     from ..console import table
     from ..errors import printable, size_text
-    from ..fleet.next_task import devices_table
+    from ..fleet.rounds.next_task import devices_table
     record = ended.record
     rows = [[printable(one["device"])[:24], f"{one['share']:.1%}", str(one["rows"]), _loss(one),
              f"{one['norm']:.3g}{' clipped' if one['clipped'] else ''}"] for one in devices_table(ended)]

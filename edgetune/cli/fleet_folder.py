@@ -28,8 +28,8 @@ def fleet_follow(folder: Path, rows: Path, model: Path, every: float, rounds: in
     folder; checkpoints are not in FOLDER. Ctrl-C stops; the same command continues.
     """
     from ..disk import state_folder
+    from ..fleet.carriers.folder import Member, again
     from ..fleet.device import device_name
-    from ..fleet.shared_folder import Member, again
     from ..formats.bundle import open_bundle
     from ..training.callbacks import RunCallbacks
     governor = governor_of(policy_file, options)  # takes its options away
@@ -62,7 +62,7 @@ def fleet_lead(folder: Path, model: Path, every: float, rounds: int, devices: in
 
     One device of the fleet does it; it may also follow. Ctrl-C stops; the same command continues.
     """
-    from ..fleet.shared_folder import Lead, again
+    from ..fleet.carriers.folder import Lead, again
     from ..formats.bundle import open_bundle
     leader = Lead(folder, open_bundle(model), devices, wait, key)
     ended: list[dict[str, Any]] = []

@@ -19,7 +19,7 @@ def fleet_key(to: Path, as_json: bool) -> None:
 
     It prints the public key, which whoever writes tasks needs. The private one stays on the device.
     """
-    from ..fleet.secret_key import make_key
+    from ..fleet.secret.key import make_key
     public = make_key(to)
     show(as_json, {"out": str(to), "public_key": public}, public)
 
@@ -32,8 +32,8 @@ def fleet_request(task: Path, answers: tuple[Path, ...], to: Path, model: Path, 
     No device answers a second request for a round, so wait for all that shall count.
     """
     from ..errors import printable
-    from ..fleet.secret_round import gather
-    from ..fleet.task import open_task
+    from ..fleet.rounds.task import open_task
+    from ..fleet.secret.round import gather
     from ..formats.bundle import open_bundle
     answered, left_out = gather(open_task(task, open_bundle(model)), answers, to, key)
     show(as_json, {"out": str(to), "answered": answered, "refused": [vars(one) for one in left_out]},
@@ -51,8 +51,8 @@ def fleet_reveal(task: Path, request: Path, secret: Path, to: Path, model: Path,
 
     They uncover the sum of all answers, and none of them alone.
     """
-    from ..fleet.secret_round import reveal
-    from ..fleet.task import open_task
+    from ..fleet.rounds.task import open_task
+    from ..fleet.secret.round import reveal
     from ..formats.bundle import open_bundle
     unopened = reveal(open_task(task, open_bundle(model)), request, secret, to, key)
     more = f"; the shares of {unopened} devices could not be opened" if unopened else ""
@@ -70,8 +70,8 @@ def fleet_sum(task: Path, answers: tuple[Path, ...], request: Path, revealed: tu
     Only the sum becomes known, and how many tokens were learned in all.
     """
     from ..errors import printable, size_text
-    from ..fleet.secret_round import write_next_of_sum
-    from ..fleet.task import open_task
+    from ..fleet.rounds.task import open_task
+    from ..fleet.secret.round import write_next_of_sum
     from ..formats.bundle import open_bundle
     bundle = open_bundle(model)
     record, left_out = write_next_of_sum(open_task(task, bundle), bundle, answers, request, revealed, to, key)

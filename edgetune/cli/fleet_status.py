@@ -12,8 +12,8 @@ from .app import command, show
 from .fleet import fleet
 
 if TYPE_CHECKING:
-    from ..fleet.history import History
-    from ..fleet.task import RoundRecord
+    from ..fleet.rounds.history import History
+    from ..fleet.rounds.task import RoundRecord
 
 
 @command("status", click.argument("path", metavar="TASK", type=click.Path(path_type=Path)), group=fleet)
@@ -24,7 +24,7 @@ def fleet_status(path: Path, as_json: bool) -> None:
     arrived.
     """
     from ..console import table
-    from ..fleet.history import history_of
+    from ..fleet.rounds.history import history_of
     found = history_of(path)
     heads = ["round", "devices", "left out", "tokens", "loss", "averages miss", "rank cuts", "up", "down"]
     show(as_json, asdict(found), table("", heads, [row_of(one) for one in found.records], (0, 1, 2, 3, 5, 6, 7, 8)),

@@ -14,7 +14,7 @@ from .fleet import KEY, fleet
 from .remote import request
 
 if TYPE_CHECKING:
-    from ..fleet.rollout_folder import DeviceFile, Order
+    from ..fleet.rollout.folder import DeviceFile, Order
 
 FOLDER = click.argument("folder", type=click.Path(path_type=Path))
 
@@ -48,8 +48,8 @@ def fleet_rollout(adapter: Path, folder: Path, rings: str, success: float, error
 
     The gate of each device decides. Run advance here and apply on each device, again and again.
     """
-    from ..fleet.rings import Plan
-    from ..fleet.rollout_folder import begin, read_devices
+    from ..fleet.rollout.folder import begin, read_devices
+    from ..fleet.rollout.rings import Plan
     plan = Plan(tuple(rings.split(",")), success, error, quorum, wait)
     evaluation = {"required": required, "if_none": if_none, "probation": probation, "bad_ratings": bad_ratings}
     order = begin(folder, adapter, plan, evaluation, int(time.time()), first=first, least=least, key=key)
@@ -69,8 +69,8 @@ def fleet_advance(folder: Path, resume: bool, stop: bool, undo: bool, key: Path 
     from functools import partial
 
     from ..errors import UsageError
-    from ..fleet import rings
-    from ..fleet.rollout_folder import step
+    from ..fleet.rollout import rings
+    from ..fleet.rollout.folder import step
     if resume + stop + undo > 1:
         raise UsageError("two of --resume, --stop and --undo are given", "give one of them")
     now = int(time.time())
@@ -93,9 +93,9 @@ def fleet_apply(client: Any, fleet_: str, lead_key_file: Path | None, device: st
 
     from ..daemon.client import Client, read_key
     from ..daemon.rollouts import DaemonByHttp, LeadByHttp
-    from ..fleet.apply import apply
     from ..fleet.device import device_name
-    from ..fleet.rollout_http import copy_of, fetch, send
+    from ..fleet.rollout.apply import apply
+    from ..fleet.rollout.http import copy_of, fetch, send
     name = device or device_name()
     here = DaemonByHttp(client)
     if fleet_.startswith(("http://", "https://", "unix:")):
@@ -117,8 +117,8 @@ def _show(order: Order, devices: dict[str, DeviceFile], wrong: list[str], as_jso
 
     from ..console import table
     from ..errors import printable
-    from ..fleet.rings import counts
-    from ..fleet.rollout_folder import reports_of
+    from ..fleet.rollout.folder import reports_of
+    from ..fleet.rollout.rings import counts
     reports = reports_of(devices, order.facts.rollout)
     found = [asdict(counts(ring, reports)) for ring in order.state.rings]
     names = [*found[0]] if found else []

@@ -9,7 +9,7 @@ from typing import Any
 from urllib.parse import quote
 
 from ..errors import NotFoundError
-from ..fleet.apply import Held
+from ..fleet.rollout.apply import Held
 from .client import Client
 
 ADAPTERS = "/v1/adapters"
@@ -54,7 +54,7 @@ class DaemonByHttp:
 
 
 class LeadByHttp:
-    """The daemon that serves a folder, by its client. As fleet.rollout_http.Lead, whose errors it raises."""
+    """The daemon that serves a folder, by its client. As fleet.rollout.http.Lead, whose errors it raises."""
 
     def __init__(self, client: Client) -> None:
         self.client = client

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 
 from ..errors import UsageError
 from ..options import check_options, option
-from .ways import SVD, WAYS
+from .sums.ways import SVD, WAYS
 
 MEAN = "mean"
 TRIMMED = "trimmed-mean"

@@ -12,15 +12,15 @@ from hypothesis import strategies as st
 
 from edgetune.adapters.lora import Pair
 from edgetune.errors import EdgetuneError, UsageError
-from edgetune.fleet.aggregation import aggregate
-from edgetune.fleet.answer import began_at
-from edgetune.fleet.averages import AVERAGES
-from edgetune.fleet.low_rank_sums import Term, best_of_rank, missed_by_averages, squared_norm, term_of
-from edgetune.fleet.noise import Noise, noisy
 from edgetune.fleet.options import FleetOptions
-from edgetune.fleet.screening import HEAVIEST
-from edgetune.fleet.server_adam import BETA1, BETA2, TAU
-from edgetune.fleet.ways import half_of
+from edgetune.fleet.rounds.answer import began_at
+from edgetune.fleet.rounds.noise import Noise, noisy
+from edgetune.fleet.sums.aggregation import aggregate
+from edgetune.fleet.sums.averages import AVERAGES
+from edgetune.fleet.sums.low_rank_sums import Term, best_of_rank, missed_by_averages, squared_norm, term_of
+from edgetune.fleet.sums.screening import HEAVIEST
+from edgetune.fleet.sums.server_adam import BETA1, BETA2, TAU
+from edgetune.fleet.sums.ways import half_of
 
 SHAPES = {"blk.0.attn_q": (12, 9), "blk.0.ffn_down": (7, 16)}  # N, K
 SCALE = 2.0

@@ -14,13 +14,13 @@ from hypothesis import strategies as st
 from json_lines import write_lines
 
 from edgetune.errors import EdgetuneError, FormatError, MismatchError
-from edgetune.fleet.answer import Answer, open_answer
-from edgetune.fleet.making import make_task
-from edgetune.fleet.next_task import gathered
 from edgetune.fleet.options import FleetOptions
+from edgetune.fleet.rounds.answer import Answer, open_answer
+from edgetune.fleet.rounds.making import make_task
+from edgetune.fleet.rounds.next_task import gathered
+from edgetune.fleet.rounds.task import Task, open_task
+from edgetune.fleet.rounds.train_round import train_round
 from edgetune.fleet.signed_folder import MAX_FACTS
-from edgetune.fleet.task import Task, open_task
-from edgetune.fleet.train_round import train_round
 from edgetune.formats import signature
 from edgetune.training.config import TrainConfig
 

@@ -11,9 +11,9 @@ pytest.importorskip("cryptography")
 from cryptography.hazmat.primitives.asymmetric.x25519 import X25519PrivateKey
 
 from edgetune.errors import FormatError, MismatchError, NumericsError, UsageError
-from edgetune.fleet.fixed_point import FixedPoint
-from edgetune.fleet.masks import Circle, Member, Revealed, least_threshold, total
-from edgetune.fleet.shares import divide, join
+from edgetune.fleet.secret.fixed_point import FixedPoint
+from edgetune.fleet.secret.masks import Circle, Member, Revealed, least_threshold, total
+from edgetune.fleet.secret.shares import divide, join
 
 ROUND = bytes(range(32))
 
@@ -51,7 +51,7 @@ def test_any_threshold_of_shares_gives_the_secret(data):
 
 def test_shares_are_those_of_a_polynomial_by_hand():
     """1 + 2 x in the field of AES: at x = 3 it is 1 + 2 * 3 = 7, at x = 0x80 it is 1 + 0x1B = 0x1A."""
-    from edgetune.fleet.shares import _times
+    from edgetune.fleet.secret.shares import _times
     one = np.array([1, 2, 0x80, 0], np.uint8)
     assert _times(one, 3).tolist() == [3, 6, 0x9B, 0]
     assert (_times(np.array([0x80], np.uint8), 2) ^ 1).tolist() == [0x1A]

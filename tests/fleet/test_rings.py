@@ -1,4 +1,4 @@
-"""edgetune.fleet.rings: what holds for every roll-out, whatever devices report and when."""
+"""edgetune.fleet.rollout.rings: what holds for every roll-out, whatever devices report and when."""
 
 from dataclasses import replace
 from itertools import pairwise
@@ -8,8 +8,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from edgetune.errors import UsageError
-from edgetune.fleet import rings
-from edgetune.fleet.rings import Plan, Report, advance, begin, counts
+from edgetune.fleet.rollout import rings
+from edgetune.fleet.rollout.rings import Plan, Report, advance, begin, counts
 
 PASSED = Report(rings.CLOSED, rings.SUCCESS)
 FAILED = Report(rings.CLOSED, rings.FAILURE)

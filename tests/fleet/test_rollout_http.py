@@ -13,8 +13,8 @@ from rollouts import on_device, write_adapters
 from edgetune.daemon.client import Client
 from edgetune.daemon.rollouts import LeadByHttp
 from edgetune.errors import FormatError
-from edgetune.fleet.rollout_folder import newest_order, read_device, read_devices
-from edgetune.fleet.rollout_http import FILES, fetch, take_report
+from edgetune.fleet.rollout.folder import newest_order, read_device, read_devices
+from edgetune.fleet.rollout.http import FILES, fetch, take_report
 
 
 @pytest.fixture(scope="module")

@@ -16,13 +16,13 @@ from safetensors.numpy import load_file, save_file
 from edgetune.adapters.store import open_adapter
 from edgetune.cli.app import cli
 from edgetune.errors import EdgetuneError, Interrupted, MismatchError, UsageError
-from edgetune.fleet.answer import open_answer
-from edgetune.fleet.making import make_task
-from edgetune.fleet.next_task import write_next
-from edgetune.fleet.noise import Noise
 from edgetune.fleet.options import FleetOptions
-from edgetune.fleet.task import open_task
-from edgetune.fleet.train_round import train_round
+from edgetune.fleet.rounds.answer import open_answer
+from edgetune.fleet.rounds.making import make_task
+from edgetune.fleet.rounds.next_task import write_next
+from edgetune.fleet.rounds.noise import Noise
+from edgetune.fleet.rounds.task import open_task
+from edgetune.fleet.rounds.train_round import train_round
 from edgetune.formats.bundle import open_bundle
 from edgetune.training.callbacks import RunCallbacks
 from edgetune.training.config import TrainConfig

@@ -15,8 +15,8 @@ pytest.importorskip("cryptography")
 from edgetune.adapters.store import open_adapter
 from edgetune.disk import sha256
 from edgetune.errors import EdgetuneError, UsageError
-from edgetune.fleet.secret_round import gather, reveal, write_next_of_sum
-from edgetune.fleet.task import open_task
+from edgetune.fleet.rounds.task import open_task
+from edgetune.fleet.secret.round import gather, reveal, write_next_of_sum
 from edgetune.formats.bundle import open_bundle
 
 TRAINING = ("--rank", 4, "--lr", "1e-2", "--batch-size", 4, "--max-length", 64, "--precision", "exact")

@@ -12,10 +12,10 @@ from json_lines import write_lines
 from edgetune.adapters.store import open_adapter
 from edgetune.cli.app import cli
 from edgetune.errors import FormatError, Interrupted, UsageError
-from edgetune.fleet.making import make_task
+from edgetune.fleet.carriers.folder import Lead, Member, again, check_name, newest
 from edgetune.fleet.options import FleetOptions
-from edgetune.fleet.shared_folder import Lead, Member, again, check_name, newest
-from edgetune.fleet.task import open_task
+from edgetune.fleet.rounds.making import make_task
+from edgetune.fleet.rounds.task import open_task
 from edgetune.training.callbacks import RunCallbacks
 from edgetune.training.config import TrainConfig
 

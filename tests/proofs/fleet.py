@@ -43,12 +43,12 @@ from edgetune.adapters.lora import Lora, Pair
 from edgetune.adapters.store import open_adapter
 from edgetune.data.dataset import Dataset, load_rows
 from edgetune.evaluation.native import engine_within, native_loss, native_match
-from edgetune.fleet.answer import VERSION, AnswerFacts, write_answer
-from edgetune.fleet.making import make_task
-from edgetune.fleet.next_task import gathered, write_next
 from edgetune.fleet.options import FleetOptions
-from edgetune.fleet.task import Content, of_round, open_task, write_task
-from edgetune.fleet.train_round import changes, norm_of_change
+from edgetune.fleet.rounds.answer import VERSION, AnswerFacts, write_answer
+from edgetune.fleet.rounds.making import make_task
+from edgetune.fleet.rounds.next_task import gathered, write_next
+from edgetune.fleet.rounds.task import Content, of_round, open_task, write_task
+from edgetune.fleet.rounds.train_round import changes, norm_of_change
 from edgetune.formats.bundle import open_bundle
 from edgetune.formats.named import find_model
 from edgetune.llamacpp.tokenizer import Tokenizer

@@ -50,10 +50,10 @@ from edgetune.daemon.client import Client
 from edgetune.daemon.learning import feedback as feedback_module
 from edgetune.daemon.rollouts import DaemonByHttp
 from edgetune.daemon.state import adapters as adapters_module
-from edgetune.fleet import rings
-from edgetune.fleet.apply import apply
-from edgetune.fleet.rings import Plan, Rollout
-from edgetune.fleet.rollout_folder import begin, newest_order, read_device, read_devices, step
+from edgetune.fleet.rollout import rings
+from edgetune.fleet.rollout.apply import apply
+from edgetune.fleet.rollout.folder import begin, newest_order, read_device, read_devices, step
+from edgetune.fleet.rollout.rings import Plan, Rollout
 
 HOUR = 3600
 STEP = 6 * HOUR

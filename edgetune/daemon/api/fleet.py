@@ -12,7 +12,7 @@ from pydantic import Field
 from starlette.responses import Response
 
 from ...errors import NotFoundError
-from ...fleet import rollout_http
+from ...fleet.rollout import http as rollout_http
 from ..service import Service
 from .completions import TheService
 from .errors import RESPONSES, JsonRoute, of_type

@@ -20,21 +20,21 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from ..adapters import store
-from ..adapters.lora import Lora
-from ..disk import MIB, new_folder, sha256
-from ..errors import FormatError, UsageError
-from ..formats.bundle import Bundle
-from ..formats.safetensors import read_safetensors, write_safetensors
-from ..options import make_options
-from ..persisted import from_json
-from ..training.config import TrainConfig
-from ..version import __version__
-from .base import Base, base_of, check_base
-from .masks import Circle
-from .options import LOCAL, MEAN, FleetOptions
-from .signed_folder import AGAIN, check_file, read_facts, write_facts
-from .ways import FAMILIES, SVD, half_of
+from ...adapters import store
+from ...adapters.lora import Lora
+from ...disk import MIB, new_folder, sha256
+from ...errors import FormatError, UsageError
+from ...formats.bundle import Bundle
+from ...formats.safetensors import read_safetensors, write_safetensors
+from ...options import make_options
+from ...persisted import from_json
+from ...training.config import TrainConfig
+from ...version import __version__
+from ..base import Base, base_of, check_base
+from ..options import LOCAL, MEAN, FleetOptions
+from ..secret.masks import Circle
+from ..signed_folder import AGAIN, check_file, read_facts, write_facts
+from ..sums.ways import FAMILIES, SVD, half_of
 
 VERSION = 1
 FACTS = "task.json"

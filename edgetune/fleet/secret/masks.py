@@ -25,7 +25,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 from numpy.typing import NDArray
 
-from ..errors import FormatError, MismatchError, UsageError
+from ...errors import FormatError, MismatchError, UsageError
 from .shares import MOST, Bytes, divide, join
 
 if TYPE_CHECKING:

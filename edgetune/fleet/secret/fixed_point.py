@@ -11,7 +11,7 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from ..errors import NumericsError, UsageError
+from ...errors import NumericsError, UsageError
 
 Words = NDArray[np.uint32]
 

@@ -15,12 +15,12 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from ..adapters import store
-from ..disk import MIB, new_folder, sha256
-from ..errors import FormatError, MismatchError, UsageError
-from ..formats.gguf import open_gguf
-from ..version import __version__
-from .signed_folder import AGAIN, check_file, read_facts, write_facts
+from ...adapters import store
+from ...disk import MIB, new_folder, sha256
+from ...errors import FormatError, MismatchError, UsageError
+from ...formats.gguf import open_gguf
+from ...version import __version__
+from ..signed_folder import AGAIN, check_file, read_facts, write_facts
 
 VERSION = 1
 FACTS = "artifact.json"

@@ -19,17 +19,17 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from ..disk import new_folder
-from ..errors import FormatError, Interrupted, UsageError
-from ..formats.bundle import Bundle
-from ..training.callbacks import RunCallbacks
-from .answer import FACTS as ANSWER
-from .answer import AnswerFacts, open_answer
-from .next_task import Ended, gathered, write_next
-from .noise import Noise
-from .signed_folder import is_whole
-from .task import FACTS, open_task
-from .train_round import train_round
+from ...disk import new_folder
+from ...errors import FormatError, Interrupted, UsageError
+from ...formats.bundle import Bundle
+from ...training.callbacks import RunCallbacks
+from ..rounds.answer import FACTS as ANSWER
+from ..rounds.answer import AnswerFacts, open_answer
+from ..rounds.next_task import Ended, gathered, write_next
+from ..rounds.noise import Noise
+from ..rounds.task import FACTS, open_task
+from ..rounds.train_round import train_round
+from ..signed_folder import is_whole
 
 NAME = re.compile(r"[\w-]{1,64}")  # of a device, which is that of a folder; a folder that is being made has a dot
 _ROUND = re.compile(r"round-(\d{4,9})")

@@ -15,14 +15,14 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any, Protocol
 
-from ..disk import json_text, new_folder, read_small, state_folder
-from ..errors import FormatError, NotFoundError, UsageError
-from ..formats import signature
-from ..persisted import from_json
+from ...disk import json_text, new_folder, read_small, state_folder
+from ...errors import FormatError, NotFoundError, UsageError
+from ...formats import signature
+from ...persisted import from_json
+from ..signed_folder import MAX_FACTS
 from . import artifact
+from .folder import ARTIFACT, FACTS, MOST, ORDERS, ROLLOUTS, DeviceFile, newest_order, read_device, write_device
 from .rings import NAME
-from .rollout_folder import ARTIFACT, FACTS, MOST, ORDERS, ROLLOUTS, DeviceFile, newest_order, read_device, write_device
-from .signed_folder import MAX_FACTS
 
 FILES = (artifact.FACTS, signature.FILE, *(f"{artifact.ADAPTER}/{name}" for name in artifact.NAMES))
 WRONG = "update edgetune on both sides"

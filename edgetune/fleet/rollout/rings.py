@@ -25,7 +25,7 @@ from dataclasses import dataclass, replace
 from fractions import Fraction
 from itertools import pairwise
 
-from ..errors import UsageError
+from ...errors import UsageError
 
 RUNNING = "running"
 PAUSED = "paused"  # a person decides

@@ -5,9 +5,9 @@ from __future__ import annotations
 from dataclasses import dataclass
 from pathlib import Path
 
-from ..persisted import from_json
-from .shared_folder import Place, newest
-from .signed_folder import is_whole, read_facts
+from ...persisted import from_json
+from ..carriers.folder import Place, newest
+from ..signed_folder import is_whole, read_facts
 from .task import FACTS, VERSION, RoundRecord, TaskFacts
 
 

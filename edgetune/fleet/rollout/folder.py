@@ -17,13 +17,13 @@ from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
-from ..disk import json_text, new_folder, read_small, replaced
-from ..errors import DiskError, EdgetuneError, FormatError, UsageError
-from ..persisted import from_json
-from ..version import __version__
+from ...disk import json_text, new_folder, read_small, replaced
+from ...errors import DiskError, EdgetuneError, FormatError, UsageError
+from ...persisted import from_json
+from ...version import __version__
+from ..signed_folder import AGAIN, is_whole, read_facts, write_facts
 from . import artifact, rings
 from .rings import NAME, Plan, Report, Rollout
-from .signed_folder import AGAIN, is_whole, read_facts, write_facts
 
 VERSION = 1
 FACTS = "order.json"
@@ -204,9 +204,12 @@ def begin(folder: Path, adapter: Path, plan: Plan, evaluation: dict[str, Any], n
                          "wait for its end, or stop it: edgetune fleet advance FOLDER --stop")
     devices, _ = read_devices(folder)
     state = rings.begin(plan, [*devices], now, str(now), first)
-    id = f"{now:010d}-{adapter.resolve().name[:20]}"
+    began = now
+    if before:  # names sort by time: two in a second, or a clock that was set back, must not hide the newer one
+        began = max(now, int(before.facts.rollout.partition("-")[0]) + 1)
+    id = f"{began:010d}-{adapter.resolve().name[:20]}"
     if not NAME.fullmatch(id):
-        id = f"{now:010d}-adapter"
+        id = f"{began:010d}-adapter"
     rollout = folder / ROLLOUTS / id
     artifact.write_artifact(rollout / ARTIFACT, adapter, supersedes=_finished(folder), least=least, key=key)
     name = artifact.open_artifact(rollout / ARTIFACT).name

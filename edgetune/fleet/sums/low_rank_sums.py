@@ -15,8 +15,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from ..adapters.lora import Pair
-from ..errors import NumericsError
+from ...adapters.lora import Pair
+from ...errors import NumericsError
 
 Floats = NDArray[np.float64]
 

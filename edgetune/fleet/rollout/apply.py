@@ -11,10 +11,10 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Protocol
 
-from ..errors import EdgetuneError, MismatchError, TooMuchError, UsageError
+from ...errors import EdgetuneError, MismatchError, TooMuchError, UsageError
 from . import rings
 from .artifact import Artifact
-from .rollout_folder import DeviceFile, Order, newest_order, read_device, write_device
+from .folder import DeviceFile, Order, newest_order, read_device, write_device
 
 PASSED = "passed"  # states of a probation
 RUNNING = "running"

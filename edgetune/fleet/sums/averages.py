@@ -10,7 +10,7 @@ from collections.abc import Callable, Sequence
 import numpy as np
 from numpy.typing import NDArray
 
-from .options import MEAN, MEDIAN, TRIMMED
+from ..options import MEAN, MEDIAN, TRIMMED
 
 Floats = NDArray[np.float64]
 Average = Callable[[NDArray[np.float64], Sequence[float], float], Floats]

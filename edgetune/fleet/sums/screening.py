@@ -14,9 +14,9 @@ from typing import Protocol
 
 import numpy as np
 
-from ..adapters.lora import Lora, Pair
+from ...adapters.lora import Lora, Pair
+from ..options import FleetOptions
 from .low_rank_sums import squared_norm, term_of
-from .options import FleetOptions
 
 HEAVIEST = 10  # times the median of the tokens that devices say they learned: none counts for more
 

@@ -13,7 +13,7 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from ..errors import UsageError
+from ...errors import UsageError
 
 Arrays = dict[str, NDArray[np.float16]]
 

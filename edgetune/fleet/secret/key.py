@@ -11,8 +11,8 @@ import re
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from ..disk import cannot_write, json_text, read_object, read_small, refuse_existing, replaced
-from ..errors import FormatError, UnsupportedError, UsageError, install_hint
+from ...disk import cannot_write, json_text, read_object, read_small, refuse_existing, replaced
+from ...errors import FormatError, UnsupportedError, UsageError, install_hint
 from .masks import KEY
 
 if TYPE_CHECKING:

@@ -10,11 +10,11 @@ from functools import partial
 import numpy as np
 from numpy.typing import NDArray
 
-from ..adapters.lora import Lora, Pair
-from ..errors import EdgetuneError
+from ...adapters.lora import Lora, Pair
+from ...errors import EdgetuneError
+from ..options import ADAM, FleetOptions
 from .averages import AVERAGES
 from .low_rank_sums import best_of_rank, missed_by_averages, squared_norm, term_of
-from .options import ADAM, FleetOptions
 from .screening import Counted, LeftOut, Update, screened
 from .server_adam import Arrays, ServerAdam
 from .ways import A, B, half_of

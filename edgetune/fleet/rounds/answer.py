@@ -14,14 +14,14 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
-from ..adapters.lora import Lora, Pair
-from ..disk import MIB, new_folder, open_regular, sha256
-from ..errors import FormatError, MismatchError, NumericsError
-from ..formats.safetensors import Place, Safetensors
-from .low_rank_sums import best_of_rank, term_of
-from .signed_folder import check_file, read_facts, write_facts
+from ...adapters.lora import Lora, Pair
+from ...disk import MIB, new_folder, open_regular, sha256
+from ...errors import FormatError, MismatchError, NumericsError
+from ...formats.safetensors import Place, Safetensors
+from ..signed_folder import check_file, read_facts, write_facts
+from ..sums.low_rank_sums import best_of_rank, term_of
+from ..sums.ways import A, B
 from .task import Task
-from .ways import A, B
 
 VERSION = 1
 FACTS = "answer.json"

@@ -11,16 +11,15 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from ..adapters.lora import Lora
-from ..disk import refuse_existing
-from ..errors import EdgetuneError, MismatchError, UsageError
-from ..formats.bundle import Bundle
-from ..version import __version__
-from .aggregation import moved, server_step
-from .fixed_point import FixedPoint
-from .masks import Circle, Masked, Member, total
-from .screening import LeftOut
-from .secret_files import (
+from ...adapters.lora import Lora
+from ...disk import refuse_existing
+from ...errors import EdgetuneError, MismatchError, UsageError
+from ...formats.bundle import Bundle
+from ...version import __version__
+from ..rounds.task import RoundRecord, Task, following, write_task
+from ..sums.aggregation import moved, server_step
+from ..sums.screening import LeftOut
+from .files import (
     VERSION,
     MaskedFacts,
     RequestFacts,
@@ -32,11 +31,12 @@ from .secret_files import (
     write_request,
     write_revealed,
 )
-from .secret_key import load_key, note_revealed
-from .task import RoundRecord, Task, following, write_task
+from .fixed_point import FixedPoint
+from .key import load_key, note_revealed
+from .masks import Circle, Masked, Member, total
 
 if TYPE_CHECKING:
-    from .train_round import Arrays
+    from ..rounds.train_round import Arrays
 
 LIMIT = 0.25  # values of an update beyond it are cut off: an epoch at a usual rate moves them by hundredths
 MOST_TOKENS = 100_000  # a device that learned more counts as if it were these

@@ -15,21 +15,21 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from ..adapters import store
-from ..adapters.lora import Lora
-from ..disk import refuse_existing
-from ..errors import Interrupted, MismatchError, UsageError
-from ..formats.bundle import Bundle
-from ..runs.train import train
-from ..training.callbacks import Event, RunCallbacks
-from ..training.config import TrainConfig
-from ..version import __version__
+from ...adapters import store
+from ...adapters.lora import Lora
+from ...disk import refuse_existing
+from ...errors import Interrupted, MismatchError, UsageError
+from ...formats.bundle import Bundle
+from ...runs.train import train
+from ...training.callbacks import Event, RunCallbacks
+from ...training.config import TrainConfig
+from ...version import __version__
+from ..secret.round import check_in_task, mask
+from ..sums.low_rank_sums import squared_norm, term_of
+from ..sums.ways import A, B
 from .answer import VERSION, AnswerFacts, began_at, write_answer
-from .low_rank_sums import squared_norm, term_of
 from .noise import Noise, noisy
-from .secret_round import check_in_task, mask
 from .task import Task
-from .ways import A, B
 
 CONTINUE = "continue with the same command"
 Arrays = dict[str, NDArray[np.float16]]

@@ -16,11 +16,11 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from ..disk import MIB, new_folder, read_small, sha256
-from ..errors import FormatError, MismatchError
+from ...disk import MIB, new_folder, read_small, sha256
+from ...errors import FormatError, MismatchError
+from ..rounds.task import Task
+from ..signed_folder import AGAIN, check_file, read_facts, write_facts
 from .masks import DIGEST, KEY, Circle, Masked, Revealed
-from .signed_folder import AGAIN, check_file, read_facts, write_facts
-from .task import Task
 
 VERSION = 1
 TAG = 16  # bytes that seal shares, besides them

@@ -9,12 +9,12 @@ from pathlib import Path
 from statistics import median
 from typing import Any
 
-from ..disk import refuse_existing
-from ..errors import EdgetuneError, UsageError
-from ..formats.bundle import Bundle
-from .aggregation import Aggregate, aggregate
+from ...disk import refuse_existing
+from ...errors import EdgetuneError, UsageError
+from ...formats.bundle import Bundle
+from ..sums.aggregation import Aggregate, aggregate
+from ..sums.screening import LeftOut
 from .answer import Answer, open_answer
-from .screening import LeftOut
 from .task import RoundRecord, Task, following, write_task
 
 

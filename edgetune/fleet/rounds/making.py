@@ -6,17 +6,17 @@ from pathlib import Path
 
 import numpy as np
 
-from ..adapters import store
-from ..adapters.lora import Lora, Pair, init_pairs, scale_of
-from ..disk import refuse_existing
-from ..errors import MismatchError, UnsupportedError
-from ..formats.bundle import Bundle
-from ..models.networks import open_network
-from ..objectives.sft import Sft
-from ..training.config import TrainConfig
-from ..training.planned import make_plan
-from ..training.sized import objective_for
-from .options import FleetOptions
+from ...adapters import store
+from ...adapters.lora import Lora, Pair, init_pairs, scale_of
+from ...disk import refuse_existing
+from ...errors import MismatchError, UnsupportedError
+from ...formats.bundle import Bundle
+from ...models.networks import open_network
+from ...objectives.sft import Sft
+from ...training.config import TrainConfig
+from ...training.planned import make_plan
+from ...training.sized import objective_for
+from ..options import FleetOptions
 from .task import Content, Secret, check_secret, of_round, write_task
 
 

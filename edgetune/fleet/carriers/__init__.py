@@ -1,0 +1,1 @@
+"""What brings tasks to devices and answers back."""

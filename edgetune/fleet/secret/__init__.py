@@ -1,0 +1,1 @@
+"""Sums in secret: the aggregator sees sums of updates, and no single one."""
