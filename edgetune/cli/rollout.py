@@ -57,25 +57,24 @@ def fleet_rollout(adapter: Path, folder: Path, rings: str, success: float, error
 
 
 @command("advance", FOLDER,
-         click.option("--resume", is_flag=True, help="Begin the next ring of a paused roll-out."),
+         click.option("--pause", is_flag=True, help="Let no further ring begin."),
+         click.option("--resume", is_flag=True, help="Continue a paused roll-out, if need be with the next ring."),
          click.option("--stop", is_flag=True, help="Let no further device begin."),
          click.option("--undo", is_flag=True, help="Let every device go back to the adapter before."),
          KEY, group=fleet)
-def fleet_advance(folder: Path, resume: bool, stop: bool, undo: bool, key: Path | None, as_json: bool) -> None:
+def fleet_advance(folder: Path, pause: bool, resume: bool, stop: bool, undo: bool, key: Path | None,
+                  as_json: bool) -> None:
     """Begin the next ring, by what devices have reported.
 
     A ring that fails stops the roll-out; one with too few successes pauses it.
     """
-    from functools import partial
-
     from ..errors import UsageError
-    from ..fleet.rollout import rings
     from ..fleet.rollout.folder import step
-    if resume + stop + undo > 1:
-        raise UsageError("two of --resume, --stop and --undo are given", "give one of them")
-    now = int(time.time())
-    change = partial(rings.resume, now=now) if resume else rings.stop if stop else rings.undo if undo else None
-    _show(*step(folder, now, change, key), as_json)
+    from ..fleet.rollout.rings import CHANGES
+    asked = [word for word, given in zip(CHANGES, (pause, resume, stop, undo), strict=True) if given]
+    if len(asked) > 1:
+        raise UsageError(f"--{asked[0]} and --{asked[1]} are given", "give one of them")
+    _show(*step(folder, int(time.time()), *asked, key=key), as_json)
 
 
 @request("apply", click.argument("fleet_", metavar="FOLDER"),

@@ -87,6 +87,12 @@ class Device:
     def name(self) -> str:
         return self.model or self.cpu or self.machine
 
+    @property
+    def kind(self) -> str:
+        """The board, where a profile names it, and the architecture: what says nothing of its owner."""
+        board = self.profile.name if self.profile and (self.profile.model or self.profile.cpu) else ""
+        return f"{board}, {self.machine}" if board else self.machine
+
     def overrides(self) -> list[str]:
         """What holds here instead of what the profile or the whole machine would have, a sentence each."""
         found = []

@@ -118,7 +118,8 @@ def test_what_a_fifth_refuses_pauses_before_the_ring_ends():
     last = rolled(PLAN, devices, says)[-1]
     assert (last.ring, last.status) == (2, rings.PAUSED)
     assert last.since + 24 * HOUR > HOUR * 12  # long before its devices' time was over
-    assert rings.resume(last, 0).status == rings.FINISHED
+    reports = {name: REFUSED if name in bad else PASSED for name in last.begun}
+    assert rings.resume(last, reports, 0).status == rings.FINISHED
 
 
 def test_one_early_failure_of_a_large_ring_does_not_stop_it():
@@ -155,15 +156,41 @@ def test_devices_that_vanish_count_for_nothing():
 
 def test_a_person_decides():
     paused = rolled(PLAN, fleet(50), lambda *_: REFUSED)[-1]
-    resumed = rings.resume(paused, 77)
+    resumed = rings.resume(paused, dict.fromkeys(paused.begun, REFUSED), 77)
     assert (resumed.ring, resumed.status, resumed.since) == (1, rings.RUNNING, 77)
     stopped = rings.stop(resumed)
     assert not any(stopped.action(name) for name in stopped.begun)
-    for wrong in (rings.resume, lambda state, _: rings.stop(state)):
+    for wrong in (rings.PAUSE, rings.RESUME, rings.STOP):
         with pytest.raises(UsageError, match="the roll-out is stopped"):
-            wrong(stopped, 0)
+            rings.changed(stopped, wrong, {}, 0)
     with pytest.raises(UsageError, match="the roll-out is undoing"):
         rings.undo(rings.undo(stopped))
+
+
+def test_a_person_pauses_and_the_same_ring_continues():
+    begun = begin(PLAN, fleet(50), 0, "seed")
+    paused = rings.pause(begun)
+    first = dict.fromkeys(paused.begun, PASSED)
+    assert advance(paused, first, HOUR) == paused  # no ring begins
+    assert paused.action(paused.begun[0]) == rings.DEPLOY
+    resumed = rings.resume(paused, {}, HOUR)
+    assert (resumed.ring, resumed.status, resumed.since) == (0, rings.RUNNING, 0)
+    assert advance(resumed, first, HOUR).ring == 1
+    refused = advance(paused, dict.fromkeys(paused.begun, REFUSED), HOUR)
+    assert (refused.status, refused.reason) == (rings.PAUSED, "1 of 1 devices of ring 1 of 3 refused it or failed, 5% may")
+    assert advance(paused, dict.fromkeys(paused.begun, FAILED), HOUR).status == rings.STOPPED
+
+
+def test_the_changes_that_are_offered_are_those_that_work():
+    begun = begin(PLAN, fleet(50), 0, "seed")
+    for status in rings.STATUSES:
+        state = replace(begun, status=status)
+        for change in rings.CHANGES:
+            if change in rings.changes(state):
+                rings.changed(state, change, {}, 0)
+            else:
+                with pytest.raises(UsageError, match=f"the roll-out is {status}"):
+                    rings.changed(state, change, {}, 0)
 
 
 def test_devices_that_come_later_and_first():

@@ -15,15 +15,18 @@ from safetensors.numpy import load_file, save_file
 
 from edgetune.adapters.store import open_adapter
 from edgetune.cli.app import cli
-from edgetune.errors import EdgetuneError, Interrupted, MismatchError, UsageError
+from edgetune.errors import EdgetuneError, FormatError, Interrupted, MismatchError, UsageError
 from edgetune.fleet.options import FleetOptions
 from edgetune.fleet.rounds.answer import open_answer
+from edgetune.fleet.rounds.history import history_of
 from edgetune.fleet.rounds.making import make_task
 from edgetune.fleet.rounds.next_task import write_next
 from edgetune.fleet.rounds.noise import Noise
+from edgetune.fleet.rounds.outcome import KindLoss, Outcome, losses_by_kind
 from edgetune.fleet.rounds.task import open_task
 from edgetune.fleet.rounds.train_round import train_round
 from edgetune.formats.bundle import open_bundle
+from edgetune.machine.device import read_device
 from edgetune.training.callbacks import RunCallbacks
 from edgetune.training.config import TrainConfig
 
@@ -202,6 +205,32 @@ def test_what_cannot_count_is_left_out_and_named(bundle, round_one, tmp_path, fa
     write_next(task, bundle, named, tmp_path / "without")
     one, other = (tmp_path / name / "adapter" / "adapter.gguf" for name in ("next", "without"))
     assert one.read_bytes() == other.read_bytes()
+
+
+def test_what_became_of_a_round_is_kept_for_people(bundle, round_one, tmp_path):
+    """The losses by kind are those of the answers, by their held-out rows; no path of the server is written."""
+    task, folders = round_one
+    kinds = ["Raspberry Pi 5, aarch64", "x86_64", "x86_64"]
+    named = [copied(folder, tmp_path / folder.name, kind=kind) for folder, kind in zip(folders, kinds, strict=True)]
+    bad = copied(folders[0], tmp_path / "zz-bad", task="0" * 64)
+    write_next(task, bundle, [*named, bad], tmp_path / "next")
+    found = history_of(tmp_path / "next").outcomes[0]
+    assert [one["device"] for one in found.left_out] == ["zz-bad"]
+    assert found.left_out[0]["reason"].startswith("answer.json answers the task 000000000000")
+    assert str(tmp_path) not in (tmp_path / "next" / "round.json").read_text()
+    facts = [open_answer(folder, task).facts for folder in named]
+    pi, pc = losses_by_kind(found)
+    assert (pi.kind, pi.devices, pi.loss_after) == (kinds[0], 1, facts[0].loss_after)
+    assert (pc.kind, pc.devices) == ("x86_64", 2)
+    assert pc.loss_before == pytest.approx(np.average([one.loss_before for one in facts[1:]],
+                                                      weights=[one.held_rows for one in facts[1:]]))
+    assert losses_by_kind(Outcome(1, 1, [{"device": "a", "kind": "x", "loss_before": None, "held_rows": 0}])) == [
+        KindLoss("x", 1, None, None)]
+    assert open_answer(folders[0], task).facts.kind == read_device().kind
+    open_task(tmp_path / "next", bundle)  # which has one more file
+    (tmp_path / "next" / "round.json").write_text("{")
+    with pytest.raises(FormatError, match=r"cannot read .*round.json"):
+        history_of(tmp_path / "next")
 
 
 def with_update(folder, to, change):

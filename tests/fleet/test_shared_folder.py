@@ -53,7 +53,7 @@ def test_two_devices_and_a_lead_pass_through_two_rounds(bundle, begun, tmp_path)
         assert newest(folder).number == number + 1
     assert open_adapter(newest(folder).task / "adapter", bundle.gguf).pairs
     written = {path.name for path in folder.rglob("*") if path.is_file()}
-    assert written == {"task.json", "adapter.gguf", "run.json", "answer.json", "update.safetensors"}
+    assert written == {"task.json", "adapter.gguf", "run.json", "answer.json", "update.safetensors", "round.json"}
     assert not any(b"say" in path.read_bytes() for path in folder.rglob("*") if path.is_file())
     assert not [*(tmp_path / "work-a").iterdir()]
 

@@ -61,12 +61,14 @@ def test_a_raspberry_pi_5(tmp_path):
     assert (found.memory_total, found.memory_available) == (8245872 * 1024, 7000000 * 1024)
     assert found.profile == profile_named("Raspberry Pi 5")
     assert found.matched == "the board calls itself 'Raspberry Pi 5 Model B Rev 1.0'"
+    assert found.kind == "Raspberry Pi 5, aarch64"
     assert found.overrides() == []
 
 
 def test_a_pc_counts_cores_not_threads(tmp_path):
     found = read_device(tree(tmp_path, PC))
     assert (found.model, found.cpu, found.cores) == ("ThinkPad", "Fast CPU @ 3 GHz", 4)
+    assert found.kind == "x86_64"  # what somebody owns is not said
     assert found.profile is not None
     assert found.profile.name == "generic x86-64"
 

@@ -32,7 +32,6 @@ import time
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
-from functools import partial
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -190,7 +189,7 @@ def simulate(scenario: str, seed: int, count: int, place: Path, model: Path, ada
     changed = sum(active != device.before for device, (active, _, _) in zip(devices, checked, strict=True))
     worse = [device.name for device, (_, after, before) in zip(devices, checked, strict=True) if after < before]
     better = sum(after > before for _, after, before in checked)
-    step(fleet, clock, rings.undo)
+    step(fleet, clock, rings.UNDO)
     each(devices, lambda device: device.look(fleet, False))  # those that vanished come back
     ended = step(fleet, clock)[0].state
     back = sum(active == device.before for device, (active, _, _) in zip(devices, each(devices, Device.checked),
@@ -224,7 +223,7 @@ def run_until(devices: list[Device], fleet: Path, state: Rollout, at_once: set[i
         order, files, _ = step(fleet, clock)
         found = rings.counts(order.state.rings[order.state.ring], {name: file.report for name, file in files.items()})
         if order.state.status == rings.PAUSED and not (found.refused or found.failed):  # its devices are silent
-            order, _, _ = step(fleet, clock, partial(rings.resume, now=clock))
+            order, _, _ = step(fleet, clock, rings.RESUME)
             resumed += 1
         state = order.state
         clock += STEP

@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import json
 import shutil
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -227,19 +227,20 @@ def _finished(folder: Path) -> list[str]:
     return found
 
 
-def step(folder: Path, now: int, change: Callable[[Rollout], Rollout] | None = None,
+def step(folder: Path, now: int, change: str = "",
          key: Path | None = None) -> tuple[Order, dict[str, DeviceFile], list[str]]:
-    """Counts the reports and moves on by a ring at most. change: what a person asks for, before. Returns the order that
-    counts then, the devices, and why files of others could not be read.
+    """Counts the reports and moves on by a ring at most. change: what a person asks for, one of CHANGES; it comes
+    first. Returns the order that counts then, the devices, and why files of others could not be read.
 
-    Raises UsageError where nothing was rolled out, and errors of `change`.
+    Raises UsageError where nothing was rolled out, and errors of `rings.changed`.
     """
     order = newest_order(folder)
     if order is None:
         raise UsageError(f"nothing was rolled out in {folder}", "begin with edgetune fleet rollout ADAPTER FOLDER")
     devices, wrong = read_devices(folder)
-    state = change(order.state) if change else order.state
-    state = rings.advance(rings.join(state, devices), reports_of(devices, order.facts.rollout), now)
+    reports = reports_of(devices, order.facts.rollout)
+    state = rings.changed(order.state, change, reports, now) if change else order.state
+    state = rings.advance(rings.join(state, devices), reports, now)
     if state == order.state:
         return order, devices, wrong
     number = order.facts.number + 1

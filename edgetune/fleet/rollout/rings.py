@@ -12,7 +12,8 @@ A ring ends when all its devices have an outcome, or when `wait` seconds are ove
   devices that are left could not change that;
 - else the next ring begins.
 
-Undoing asks every device that has the adapter to go back.
+A person may pause it, too. Resuming begins the next ring where the rules would pause it again, else it continues in
+the same ring. Undoing asks every device that has the adapter to go back.
 """
 
 from __future__ import annotations
@@ -45,6 +46,13 @@ EXECUTIONS = (NOTHING, DOWNLOADED, PROCEEDING, CLOSED, REJECTED, CANCELED)
 SUCCESS = "success"
 FAILURE = "failure"
 RESULTS = (NOTHING, SUCCESS, FAILURE)
+
+PAUSE = "pause"  # what a person asks for
+RESUME = "resume"
+STOP = "stop"
+UNDO = "undo"
+CHANGES = (PAUSE, RESUME, STOP, UNDO)
+RESUMED = "a person resumed it"
 
 DEPLOY = "deploy"  # what a device is to do
 CANCEL = "cancel"
@@ -221,21 +229,38 @@ def advance(state: Rollout, reports: Mapping[str, Report], now: int) -> Rollout:
         return _undone(state, reports)
     if state.status != STOPPED and (why := _failed(state, reports)):
         return replace(state, status=STOPPED, reason=why)
-    if state.status != RUNNING:
+    if state.status not in (RUNNING, PAUSED):
         return state
     found = counts(state.rings[state.ring], reports)
-    over = now - state.since >= state.plan.wait
-    left = 0 if over else found.open + found.silent
-    ring = f"ring {state.ring + 1} of {len(state.rings)}"
+    left = _left(state, found, now)
+    if why := _too_few(state, found, left):
+        return replace(state, status=PAUSED, reason=why)
+    if left or state.status == PAUSED:
+        return state
+    return _next(state, now, f"{found.passed} of {found.outcomes} devices of {_ring(state)} succeeded")
+
+
+def _left(state: Rollout, found: Counts, now: int) -> int:
+    """The devices of the newest ring for which it waits."""
+    return 0 if now - state.since >= state.plan.wait else found.open + found.silent
+
+
+def _ring(state: Rollout) -> str:
+    return f"ring {state.ring + 1} of {len(state.rings)}"
+
+
+def _too_few(state: Rollout, found: Counts, left: int) -> str:
+    """Why the rules pause the roll-out in its newest ring, in a sentence, or ""."""
+    ring = _ring(state)
     if not left and found.outcomes < math.ceil(state.plan.quorum * found.devices):
-        return replace(state, status=PAUSED, reason=f"{found.outcomes} of {found.devices} devices of {ring} have an "
-                       f"outcome, {state.plan.quorum:.0%} are needed")
+        return (f"{found.outcomes} of {found.devices} devices of {ring} have an outcome, {state.plan.quorum:.0%} are "
+                "needed")
     possible = (found.passed + left) / max(found.outcomes + left, 1)
     if found.outcomes and possible < state.plan.success:
         lost = found.outcomes - found.passed
-        return replace(state, status=PAUSED, reason=f"{lost} of {found.outcomes + left} devices of {ring} refused it "
-                       f"or failed, {1 - state.plan.success:.0%} may")
-    return state if left else _next(state, now, f"{found.passed} of {found.outcomes} devices of {ring} succeeded")
+        return (f"{lost} of {found.outcomes + left} devices of {ring} refused it or failed, "
+                f"{1 - state.plan.success:.0%} may")
+    return ""
 
 
 def _next(state: Rollout, now: int, why: str) -> Rollout:
@@ -264,11 +289,37 @@ def _undone(state: Rollout, reports: Mapping[str, Report]) -> Rollout:
                    f"{found.canceled} devices went back")
 
 
-def resume(state: Rollout, now: int) -> Rollout:
-    """Lets a person begin the next ring of a paused roll-out. Raises UsageError for one that is not paused."""
+def changed(state: Rollout, change: str, reports: Mapping[str, Report], now: int) -> Rollout:
+    """The state after what a person asked for, one of CHANGES. Raises UsageError where the state does not allow it."""
+    if change == RESUME:
+        return resume(state, reports, now)
+    return {PAUSE: pause, STOP: stop, UNDO: undo}[change](state)
+
+
+def changes(state: Rollout) -> list[str]:
+    """The changes that a person can ask for now."""
+    possible = {RUNNING: [PAUSE, STOP, UNDO], PAUSED: [RESUME, STOP, UNDO], UNDOING: [], UNDONE: []}
+    return possible.get(state.status, [UNDO])
+
+
+def pause(state: Rollout) -> Rollout:
+    """Lets no further ring begin. Devices whose ring has begun continue. Raises UsageError for one that is not running.
+    """
+    if state.status != RUNNING:
+        raise UsageError(f"the roll-out is {state.status}", "pause one that is running")
+    return replace(state, status=PAUSED, reason="a person paused it")
+
+
+def resume(state: Rollout, reports: Mapping[str, Report], now: int) -> Rollout:
+    """Lets a paused roll-out continue: with the next ring where the rules would pause it again, else in the same one.
+    Raises UsageError for one that is not paused.
+    """
     if state.status != PAUSED:
         raise UsageError(f"the roll-out is {state.status}", "resume one that is paused")
-    return _next(state, now, "a person resumed it")
+    found = counts(state.rings[state.ring], reports)
+    if _too_few(state, found, _left(state, found, now)):
+        return _next(state, now, RESUMED)
+    return replace(state, status=RUNNING, reason=RESUMED)
 
 
 def stop(state: Rollout) -> Rollout:

@@ -35,7 +35,8 @@ class AnswerFacts:
     """answer.json. task: the name of the task; device: a name, which the key replaces where the answer is signed.
     update: SHA-256 of the file. rank: of the pairs. rows, tokens: learned, of tokens the supervised ones. held_rows: of
     the device's own, by which the losses are measured. norm: of the change of the weights. noise: standard deviation of
-    the noise that was added to each value, 0.0 for none. seconds, peak_mib: of the training.
+    the noise that was added to each value, 0.0 for none. seconds, peak_mib: of the training. kind: of the device, as
+    machine.device has it; "": not said.
     """
 
     version: int
@@ -55,6 +56,7 @@ class AnswerFacts:
     seconds: float = 0.0
     peak_mib: float = 0.0
     edgetune: str = ""
+    kind: str = ""
 
 
 @dataclass(frozen=True, eq=False)

@@ -2,25 +2,30 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
 from ...persisted import from_json
 from ..carriers.folder import Place, newest
 from ..signed_folder import is_whole, read_facts
+from .outcome import Outcome, read_outcome
 from .task import FACTS, VERSION, RoundRecord, TaskFacts
+
+OUTCOMES = 50  # rounds whose outcome is read at most
 
 
 @dataclass(frozen=True)
 class History:
     """base: the model's name. number: of the task's round; records: of the rounds before it. arrived: the devices whose
-    answers are in the folder; None where a task alone was named.
+    answers are in the folder; None where a task alone was named. outcomes: of the latest rounds, as far as they are in
+    the folder.
     """
 
     base: str
     number: int
     records: list[RoundRecord]
     arrived: list[str] | None
+    outcomes: list[Outcome] = field(default_factory=list)
 
 
 def history_of(path: Path) -> History:
@@ -30,4 +35,6 @@ def history_of(path: Path) -> History:
     facts, _, _ = read_facts(place.task if place else path, FACTS, TaskFacts, VERSION)
     records = [from_json(RoundRecord, one, f"a round in {path}") for one in facts.history]
     arrived = sorted(folder.name for folder in place.answer_folders()) if place else None
-    return History(str(facts.base.get("name", "")), facts.round, records, arrived)
+    tasks = [path] if place is None else [Place(path, one.round + 1).task for one in records[-OUTCOMES:]]
+    outcomes = [found for task in tasks if (found := read_outcome(task))]
+    return History(str(facts.base.get("name", "")), facts.round, records, arrived, outcomes)

@@ -15,7 +15,10 @@ from ...formats.bundle import Bundle
 from ..sums.aggregation import Aggregate, aggregate
 from ..sums.screening import LeftOut
 from .answer import Answer, open_answer
+from .outcome import outcome_of
 from .task import RoundRecord, Task, following, write_task
+
+MOST_KIND = 80  # letters of a device's kind that are kept
 
 
 @dataclass(frozen=True, eq=False)
@@ -41,8 +44,10 @@ def write_next(task: Task, bundle: Bundle, folders: Sequence[Path], out: Path, k
     counted = [answer for answer in answers if any(one.update is answer for one in found.counted)]
     left_out += found.left_out
     record = record_of(task, found, counted, len(left_out))
-    write_task(out, bundle, found.pairs, following(task, record), moments=found.moments, key=key)
-    return Ended(record, found, left_out, counted)
+    ended = Ended(record, found, left_out, counted)
+    write_task(out, bundle, found.pairs, following(task, record), moments=found.moments,
+               before=outcome_of(task.number, devices_table(ended), left_out), key=key)
+    return ended
 
 
 def gathered(task: Task, folders: Sequence[Path]) -> tuple[list[Answer], list[LeftOut]]:
@@ -61,7 +66,7 @@ def gathered(task: Task, folders: Sequence[Path]) -> tuple[list[Answer], list[Le
         try:
             answer = open_answer(folder, task)
         except EdgetuneError as error:
-            left_out.append(LeftOut(folder.name, error.what))
+            left_out.append(LeftOut(folder.name, error.what.replace(f"{folder}/", "")))  # the others see it
             continue
         if answer.device in devices:
             left_out.append(LeftOut(folder.name, f"the device {answer.device:.16} has another answer"))
@@ -92,6 +97,8 @@ def devices_table(ended: Ended) -> list[dict[str, Any]]:
     facts = {answer.device: answer.facts for answer in ended.answers}
     return [{"device": one.update.device, "share": round(one.share, 4), "norm": float(f"{one.norm:.4g}"),
              "of_median": round(one.norm / middle, 2) if middle else 1.0, "clipped": one.scale < 1.0,
+             "kind": facts[one.update.device].kind[:MOST_KIND],
              **{name: getattr(facts[one.update.device], name)
-                for name in ("rows", "tokens", "loss_before", "loss_after", "noise", "seconds", "peak_mib")}}
+                for name in ("rows", "tokens", "held_rows", "loss_before", "loss_after", "noise", "seconds",
+                             "peak_mib")}}
             for one in ended.aggregate.counted]

@@ -3,6 +3,7 @@
     task.json                what is trained and how; the digests of the others
     adapter/                 adapter.gguf and run.json: `edgetune chat MODEL --adapter TASK/adapter` answers with it
     server.safetensors       FedAdam's moments, which devices do not need
+    round.json               what became of the round before, which devices do not need either (outcome.py)
     manifest.sig             the signature, where there is one
 
 A task is named by the SHA-256 of its task.json. The adapter is written in float16, and what is written is what devices
@@ -35,6 +36,7 @@ from ..options import LOCAL, MEAN, FleetOptions
 from ..secret.masks import Circle
 from ..signed_folder import AGAIN, check_file, read_facts, write_facts
 from ..sums.ways import FAMILIES, SVD, half_of
+from . import outcome
 
 VERSION = 1
 FACTS = "task.json"
@@ -206,8 +208,10 @@ def following(task: Task, record: RoundRecord) -> Content:
 
 
 def write_task(folder: Path, bundle: Bundle, pairs: Lora, content: Content, *,
-               moments: Mapping[str, NDArray[np.float32]] | None = None, key: Path | None = None) -> None:
-    """Writes a task as a new folder, whole or not at all. pairs: its adapter. moments: of the server. key: signs it.
+               moments: Mapping[str, NDArray[np.float32]] | None = None, before: outcome.Outcome | None = None,
+               key: Path | None = None) -> None:
+    """Writes a task as a new folder, whole or not at all. pairs: its adapter. moments: of the server. before: what
+    became of the round before. key: signs it.
 
     Raises UsageError where the folder exists, NumericsError for pairs that float16 cannot hold, DiskError.
     """
@@ -216,7 +220,10 @@ def write_task(folder: Path, bundle: Bundle, pairs: Lora, content: Content, *,
         store.save_run(beside / ADAPTER, pairs, bundle.gguf, _record(bundle, content), FORMAT)
         if moments:
             write_safetensors(beside / MOMENTS, dict(moments))
-        files = {name: sha256(beside / name) for name in (*NEEDED, *([MOMENTS] if moments else []))}
+        if before:
+            outcome.write_outcome(beside / outcome.FILE, before)
+        names = (*NEEDED, *([MOMENTS] if moments else []), *([outcome.FILE] if before else []))
+        files = {name: sha256(beside / name) for name in names}
         base = base_of(bundle, store.base_name(bundle.gguf))
         facts = TaskFacts(VERSION, content.number, vars(base), files, content.config.to_json(), vars(content.options),
                           content.least_rows, __version__, content.before, content.history,

@@ -20,6 +20,7 @@ from ...adapters.lora import Lora
 from ...disk import refuse_existing
 from ...errors import Interrupted, MismatchError, UsageError
 from ...formats.bundle import Bundle
+from ...machine.device import read_device
 from ...runs.train import train
 from ...training.callbacks import Event, RunCallbacks
 from ...training.config import TrainConfig
@@ -136,4 +137,5 @@ def _facts(task: Task, device: str, record: dict[str, Any], config: TrainConfig)
         VERSION, task.name, device, task.base.fingerprint, "", task.half, config.family.options()["rank"],
         record["data"]["rows"], record["data"]["supervised"], 0.0, held_rows=held.get("rows", 0),
         loss_before=held.get("loss_before"), loss_after=held.get("loss_after"),
-        seconds=round(record["seconds"], 1), peak_mib=round(record["peak_rss_mib"], 1), edgetune=__version__)
+        seconds=round(record["seconds"], 1), peak_mib=round(record["peak_rss_mib"], 1), edgetune=__version__,
+        kind=read_device().kind)

@@ -16,6 +16,7 @@ from ...disk import refuse_existing
 from ...errors import EdgetuneError, MismatchError, UsageError
 from ...formats.bundle import Bundle
 from ...version import __version__
+from ..rounds.outcome import outcome_of
 from ..rounds.task import RoundRecord, Task, following, write_task
 from ..sums.aggregation import moved, server_step
 from ..sums.screening import LeftOut
@@ -120,7 +121,7 @@ def write_next_of_sum(task: Task, bundle: Bundle, folders: Sequence[Path], reque
         try:
             number, shares_of = open_revealed(folder, task, circle, asked)
         except EdgetuneError as error:
-            left_out.append(LeftOut(folder.name, error.what))
+            left_out.append(LeftOut(folder.name, error.what.replace(f"{folder}/", "")))
             continue
         shares[number] = shares_of
     summed, liars = total(circle, {number: masked[number] for number in asked.answered}, shares)
@@ -136,7 +137,8 @@ def write_next_of_sum(task: Task, bundle: Bundle, folders: Sequence[Path], reque
         pairs[name] = moved(pair, task.half, step(f"{name}.{task.half}", change))
     record = RoundRecord(task.number, len(asked.answered), len(left_out), round(weight * MOST_TOKENS), None, None, 0.0,
                          0.0, up, task.bytes)
-    write_task(out, bundle, pairs, following(task, record), moments=moments(), key=key)
+    write_task(out, bundle, pairs, following(task, record), moments=moments(),
+               before=outcome_of(task.number, [], left_out), key=key)
     return record, left_out
 
 
@@ -149,7 +151,7 @@ def _masked(task: Task, circle: Circle, folders: Sequence[Path]) -> tuple[dict[i
         try:
             facts, sent, bytes_sent = open_masked(folder, task, circle)
         except EdgetuneError as error:
-            left_out.append(LeftOut(folder.name, error.what))
+            left_out.append(LeftOut(folder.name, error.what.replace(f"{folder}/", "")))
             continue
         if facts.number in masked:
             left_out.append(LeftOut(folder.name, f"device {facts.number} has another answer"))
