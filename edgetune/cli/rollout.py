@@ -74,7 +74,7 @@ def fleet_advance(folder: Path, pause: bool, resume: bool, stop: bool, undo: boo
     asked = [word for word, given in zip(CHANGES, (pause, resume, stop, undo), strict=True) if given]
     if len(asked) > 1:
         raise UsageError(f"--{asked[0]} and --{asked[1]} are given", "give one of them")
-    _show(*step(folder, int(time.time()), *asked, key=key), as_json)
+    _show(*step(folder, int(time.time()), asked[0] if asked else "", key), as_json)
 
 
 @request("apply", click.argument("fleet_", metavar="FOLDER"),
