@@ -176,7 +176,7 @@ def row_order(name: str, rows: int, shape: Shape) -> NDArray[np.intp]:
     """Row i of the GGUF's tensor is row order[i] of transformers'."""
     order = np.arange(rows)
     if name.endswith((".attn_qkv", ".attn_gate")) and shape.recurrent.heads:
-        return _value_order(rows, shape.recurrent)
+        return value_order(rows, shape.recurrent, shape.recurrent.state)
     heads = {"attn_q": shape.n_head, "attn_k": shape.n_kv}.get(name.rpartition(".")[2])
     if shape.family.moves_rows and heads is not None:
         order = order.reshape(heads, 2, -1).swapaxes(1, 2).reshape(-1)
@@ -186,16 +186,17 @@ def row_order(name: str, rows: int, shape: Shape) -> NDArray[np.intp]:
 def column_order(name: str, columns: int, shape: Shape) -> NDArray[np.intp]:
     """The same of columns."""
     is_reordered = name.endswith(".ssm_out") and "delta net" in shape.mixers
-    return _value_order(columns, shape.recurrent) if is_reordered else np.arange(columns)
+    return value_order(columns, shape.recurrent, shape.recurrent.state) if is_reordered else np.arange(columns)
 
 
-def _value_order(size: int, r: Recurrent) -> NDArray[np.intp]:
-    """The order of a delta net's channels, the last of which are values: a GGUF has the first value head of each key
-    head, then the second, transformers all of one key head.
+def value_order(size: int, r: Recurrent, width: int) -> NDArray[np.intp]:
+    """The order of a delta net's channels, the last of which are `width` of each value head: a GGUF has the first value
+    head of each key head, then the second, transformers all of one key head.
     """
     heads = np.arange(r.heads).reshape(r.groups, -1).T.reshape(-1, 1)
-    values = heads * r.state + np.arange(r.state)
-    return np.concatenate([np.arange(size - r.inner), size - r.inner + values.reshape(-1)])
+    values = heads * width + np.arange(width)
+    first = size - values.size
+    return np.concatenate([np.arange(first), first + values.reshape(-1)])
 
 
 # ---- the configuration -----------------------------------------------------------------------------------------------

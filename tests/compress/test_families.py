@@ -42,6 +42,7 @@ BLOCKS = {"exaone4": FIVE | {"layer_types": ["full_attention"] * 5},
           "lfm2": FIVE | {"layer_types": ["conv", "full_attention", "conv", "full_attention", "conv"]}}
 COMPUTED = [name for name in TRAINED | NEWER
             if hf.computes(ARCHITECTURES.get(name, name)) and name != "mistral3"]  # a llama for transformers 4
+STATES = ["granitehybrid", "qwen35"]
 MIXTURES = ["qwen3moe", "olmoe", "granitemoe", "lfm2moe"]
 
 
@@ -58,17 +59,48 @@ def agree(model, folder, truth, limit=1e-3):
     return path
 
 
-@pytest.mark.parametrize("family", [*COMPUTED, *MIXTURES, "gemma4"])
+INTERNLM2 = {"self_attn.o_proj": "attention.wo", "mlp.gate_proj": "feed_forward.w1", "mlp.up_proj": "feed_forward.w3",
+             "mlp.down_proj": "feed_forward.w2", "input_layernorm": "attention_norm",
+             "post_attention_layernorm": "ffn_norm", "model.embed_tokens": "model.tok_embeddings", "lm_head": "output"}
+
+
+def as_internlm2(folder):
+    """A llama's folder with the names of an InternLM2, whose code is not in transformers."""
+    found = {}
+    held = read_safetensors(folder / "model.safetensors")
+    for name, values in held.items():
+        for theirs, ours in INTERNLM2.items():
+            name = name.replace(theirs, ours)
+        if ".q_proj" in name:
+            q, k, v = (held[name.replace("q_proj", f"{part}_proj")] for part in "qkv")
+            heads = []
+            for i in range(2):  # two queries a head of keys, of 16 values each
+                heads += [q[32 * i:32 * (i + 1)], k[16 * i:16 * (i + 1)], v[16 * i:16 * (i + 1)]]
+            found[name.replace("self_attn.q_proj", "attention.wqkv")] = np.concatenate(heads)
+        elif not name.split(".")[-2].endswith(("k_proj", "v_proj")):
+            found[name] = values
+    write_safetensors(folder / "model.safetensors", found)
+    edit(folder / "config.json", model_type="internlm2", rope_scaling={"type": "dynamic", "factor": 2.0}, bias=False,
+         auto_map={"AutoModelForCausalLM": "modeling_internlm2.InternLM2ForCausalLM"})
+    return folder
+
+
+def folder_of(family, source, folder):
+    """What save_pretrained writes of transformers' model of a family."""
+    written = write_folder(folder, source, byte_level())
+    return as_internlm2(written) if family == "internlm2" else written
+
+
+@pytest.mark.parametrize("family", [*COMPUTED, *MIXTURES, *STATES, "gemma4"])
 def test_a_checkpoint_becomes_a_gguf_with_its_logits(family, tmp_path):
     path, source = make_family(family, tmp_path)
-    folder = write_folder(tmp_path / "model", source, byte_level())
-    made = convert.convert(folder)
+    made = convert.convert(folder_of(family, source, tmp_path / "model"))
     agree(made, tmp_path, hf_logits(source, TOKENS))
     assert made.tensors.keys() == open_gguf(path).tensors.keys()
     f16 = tmp_path / "f16.gguf"
     floats.write(f16, made)
     kept = {name for name, tensor in open_gguf(f16).tensors.items() if tensor.format == "F32" and len(tensor.shape) > 1}
-    assert all(name.endswith(("conv.weight", "ffn_gate_inp.weight")) for name in kept)
+    assert all(name.endswith(("conv.weight", "ffn_gate_inp.weight")) or ".ssm_" in name for name in kept)
     trainer = Trainer(f16, rank=2, max_length=32, steps=1, batch_size=1, threads=1)
     trainer.add([{"text": "turn on the lamp, please"}])
     assert np.isfinite(trainer.step().loss)
@@ -131,9 +163,66 @@ def test_a_granite_4_without_mamba_is_a_granite(tmp_path):
     assert made.metadata == wanted.metadata
     for name, array in wanted.tensors.items():
         np.testing.assert_array_equal(made.tensors[name], array)
-    edit(folder / "config.json", layer_types=["mamba", "attention", "attention"])
-    with pytest.raises(UnsupportedError, match=r"has layer_types = .*; edgetune converts models where it is"):
+    edit(folder / "config.json", layer_types=["mamba", "attention", "attention"], mamba_d_state=32,
+         mamba_n_heads=8, mamba_d_head=16)
+    with pytest.raises(FormatError, match=r"model: the model lacks the tensor blk.0.ssm_in.weight"):
         convert.convert(folder)
+
+
+@pytest.mark.parametrize("changes", [
+    {"position_embedding_type": "rope"}, {"tie_word_embeddings": False, "shared_intermediate_size": 96},
+    {"layer_types": ["mamba", "mamba", "attention"], "attention_bias": True, "mamba_n_heads": 4, "mamba_d_head": 32},
+], ids=str)
+def test_variants_of_granite_hybrids(changes, tmp_path):
+    _, source = make_family("granitehybrid", tmp_path, **changes)
+    made = convert.convert(write_folder(tmp_path / "model", source, byte_level()))
+    agree(made, tmp_path, hf_logits(source, TOKENS))
+    edit(tmp_path / "model" / "config.json", mamba_n_groups=2)
+    with pytest.raises(UnsupportedError, match="has mamba_n_groups = 2; edgetune converts models where it is 1"):
+        convert.convert(tmp_path / "model")
+
+
+@pytest.mark.parametrize("changes", [
+    {"linear_num_value_heads": 6, "tie_word_embeddings": False, "num_key_value_heads": 4},
+    {"layer_types": ["full_attention", "linear_attention", "linear_attention"]},
+], ids=str)
+def test_variants_of_qwen35(changes, tmp_path):
+    """Value heads of one key head stand together in transformers; blocks with attention need be no each n-th."""
+    path, source = make_family("qwen35", tmp_path, metadata={"qwen35.attention.recurrent_layers": [
+        kind == "linear_attention" for kind in changes.get("layer_types", [])]} if "layer_types" in changes else {},
+        **changes)
+    folder = write_folder(tmp_path / "model", source, byte_level())
+    made = convert.convert(folder)
+    agree(made, tmp_path, hf_logits(source, TOKENS))
+    for name, tensor in open_gguf(path).tensors.items():
+        np.testing.assert_array_equal(made.tensors[name], tensor.f32())
+    edit(folder / "config.json", attn_output_gate=False)
+    with pytest.raises(UnsupportedError, match="has attn_output_gate = False; edgetune converts models where it is"):
+        convert.convert(folder)
+
+
+def test_the_text_part_of_a_qwen35_that_sees_and_drafts(tmp_path):
+    _, source = make_family("qwen35", tmp_path)
+    folder = write_folder(tmp_path / "model", source, byte_level())
+    wanted = convert.convert(folder)
+    held = {name.replace("model.", "model.language_model.", 1): values
+            for name, values in read_safetensors(folder / "model.safetensors").items()}
+    more = dict.fromkeys(("model.visual.blocks.0.attn.qkv.weight", "mtp.fc.weight"), np.ones((4, 4), np.float32))
+    write_safetensors(folder / "model.safetensors", held | more)
+    text = json.loads((folder / "config.json").read_text())
+    (folder / "config.json").write_text(json.dumps({"model_type": "qwen3_5", "text_config": text}))
+    made = convert.convert(folder)
+    assert made.metadata == wanted.metadata
+    for name, array in wanted.tensors.items():
+        np.testing.assert_array_equal(made.tensors[name], array)
+
+
+def test_an_internlm2_is_a_llama_under_other_names(tmp_path):
+    path, source = make_family("internlm2", tmp_path)
+    made = convert.convert(folder_of("internlm2", source, tmp_path / "model"))
+    assert made.architecture == "internlm2"
+    for name, tensor in open_gguf(path).tensors.items():
+        np.testing.assert_array_equal(made.tensors[name], tensor.f32())
 
 
 @pytest.mark.parametrize("changes", [{}, {"attention_k_eq_v": True, "num_global_key_value_heads": 1,
@@ -155,6 +244,8 @@ def test_a_gemma4_says_the_sizes_of_its_blocks_in_two_ways(changes, tmp_path):
     ("qwen3moe", {"mlp_only_layers": [0]}, r"has mlp_only_layers = \[0\]"),
     ("olmoe", {"norm_topk_prob": True}, "has norm_topk_prob = True"),
     ("hunyuan-dense", {"rope_scaling": {"rope_type": "dynamic", "factor": 2.0}}, "by dynamic; known for hunyuan"),
+    ("granitehybrid", {"mamba_conv_bias": False}, "has mamba_conv_bias = False"),
+    ("granitehybrid", {"time_step_limit": [0.0, 0.1]}, "has time_step_limit = .0.0, 0.1"),
 ])
 def test_variants_that_are_refused(family, changes, sentence, tmp_path):
     folder = write_folder(tmp_path / "model", make_family(family, tmp_path)[1], byte_level())
@@ -181,7 +272,7 @@ def test_what_peft_merges_and_we_convert_is_what_we_merge(family, tmp_path):
     pairs = random_updates(base, names, size=0.5)
     export_peft(pairs, base, tmp_path / "peft")
     merged = peft.PeftModel.from_pretrained(source, tmp_path / "peft").merge_and_unload()
-    made = convert.convert(write_folder(tmp_path / "model", merged, byte_level()))
+    made = convert.convert(folder_of(family, merged, tmp_path / "model"))
     merge(base, pairs, tmp_path / "merged.gguf", "F32")
     for name, tensor in open_gguf(tmp_path / "merged.gguf").tensors.items():
         np.testing.assert_allclose(made.tensors[name], tensor.f32(), rtol=0, atol=2e-6, err_msg=name)
@@ -213,7 +304,7 @@ def test_blocks_that_llama_cpp_counts_are_not_dropped(tmp_path):
 @pytest.mark.parametrize("family", COMPUTED)
 def test_narrowed_blocks_lack_what_was_taken(family, tmp_path):
     """All groups stay where llama.cpp wants heads that are as wide as the model."""
-    wide = {"exaone4", "olmo2", "olmo3", "phi3", "lfm2"}
+    wide = {"exaone4", "internlm2", "olmo2", "olmo3", "phi3", "lfm2"}
     more = {} if family in wide else {"num_attention_heads": 6, "num_key_value_heads": 3, "head_dim": 32}
     if family in ("granite", "smollm3"):
         more |= {"hidden_size": 192}
@@ -306,7 +397,7 @@ def test_the_whole_way(family, rows, tmp_path):
         sizes |= {"n_heads": 8}
     source = write_tiny(tmp_path / "model.gguf", family, formats="F16", **sizes)
     trim = ["--vocab", 340, "--vocab-from", rows]
-    if family in (*MIXTURES, "gemma4"):
+    if family in (*MIXTURES, *STATES, "gemma4"):
         done = compress(source, tmp_path / "out.edge", *trim, "--measure", rows, "--type", "Q4_K_M")
         for option in ("--calibrate", "--distill"):
             refused = compress(source, tmp_path / "no.edge", option, rows)

@@ -25,13 +25,13 @@ from ..memory import FLOAT
 from . import huggingface as hf
 from . import vocabulary
 from .floats import Floats
-from .model_types import CONVERTED, OF_TEXT, TYPES, ModelType
+from .model_types import CONVERTED, OF_TEXT, ModelType, type_of
 from .placing import Placed
 
 _MOSTLY_F16 = 1  # general.file_type, as floats.write stores it
-# Of checkpoints that also see, and buffers that old transformers stored.
 _NUMBERS_OF_EXPERTS = ("num_local_experts", "num_experts", "n_routed_experts")
-_NOT_TEXT = re.compile(r"(model\.)?(vision_tower|multi_modal_projector)\.|.*\.rotary_emb\.inv_freq$")
+# Of checkpoints that also see or draft several tokens ahead, and buffers that old transformers stored.
+_NOT_TEXT = re.compile(r"(model\.)?(vision_tower|multi_modal_projector|visual|mtp)\.|.*\.rotary_emb\.inv_freq$")
 
 
 def convert(folder: Path) -> Floats:
@@ -102,13 +102,13 @@ def _read_config(folder: Path) -> tuple[PretrainedConfig, ModelType]:
     """transformers' configuration of the text model, and the row of its type."""
     if not (folder / "config.json").is_file():
         raise FormatError(f"{folder} has no config.json", "name a Hugging Face checkpoint's folder, or a .gguf file")
-    given = read_json(folder / "config.json")
+    given = _with_floats(read_json(folder / "config.json"))
     name = given.get("model_type")
     text = given
     if name in OF_TEXT:
         text = given.get("text_config") or {}
         name = text.get("model_type", OF_TEXT[name])
-    kind = TYPES.get(str(name))
+    kind = type_of(str(name), text)
     has_experts = any(text.get(key) not in (None, 0, 1) for key in _NUMBERS_OF_EXPERTS)
     if has_experts and not (kind and "expert_count" in kind.keys):
         raise UnsupportedError(f"{folder} is a mixture of experts ({name})", "take a dense model")
@@ -126,6 +126,14 @@ def _read_config(folder: Path) -> tuple[PretrainedConfig, ModelType]:
     config.of_blocks = text.get("per_layer_config") or {}  # under its own name it is an object of transformers 5
     _refuse_variants(folder, config, str(name), kind)
     return config, kind
+
+
+def _with_floats(value: Any) -> Any:
+    """transformers 5 writes infinity as {"__float__": "Infinity"}."""
+    if isinstance(value, dict):
+        tag = value.get("__float__")
+        return {key: _with_floats(of) for key, of in value.items()} if tag is None else float(tag)
+    return [_with_floats(of) for of in value] if isinstance(value, list) else value
 
 
 def _old_rope(given: dict[str, Any]) -> dict[str, Any]:
@@ -166,7 +174,8 @@ class _Rotary:
 
     @property
     def kind(self) -> str:
-        return str(self.scaling.get("rope_type", self.scaling.get("type", "default")))
+        found = str(self.scaling.get("rope_type", self.scaling.get("type", "default")))
+        return "dynamic with alpha" if found == "dynamic" and self.scaling.get("alpha") else found
 
 
 def _refuse_variants(folder: Path, config: PretrainedConfig, name: str, kind: ModelType) -> None:
@@ -184,7 +193,7 @@ def _refuse_variants(folder: Path, config: PretrainedConfig, name: str, kind: Mo
             raise UnsupportedError(f"{folder} has {field} = {found!s:.60}",
                                    f"edgetune converts models where it is {wanted!s:.60}")
     rotary = _Rotary.of(config)
-    if rotary.kind not in kind.scalings or (rotary.kind == "dynamic" and not rotary.scaling.get("alpha")):
+    if rotary.kind not in kind.scalings:
         raise UnsupportedError(f"{folder} scales its rotary embedding by {rotary.kind!s:.60}",
                                f"known for {name} are {', '.join(kind.scalings)}")
     fixed = {"truncate": True, "mscale": 1.0, "attention_factor": None} if family.yarn_keys else {
@@ -257,7 +266,7 @@ def _llama3_factors(config: PretrainedConfig) -> list[float]:
 
 def _read_tensors(folder: Path, kind: ModelType, config: PretrainedConfig) -> dict[str, NDArray[np.float32]]:
     """Every tensor of the text model by its GGUF name, rows in transformers' order."""
-    placed = Placed(kind, int(getattr(config, kind.keys.get("expert_count", ""), 0)))
+    placed = Placed(kind, config)
     for path in weight_files(folder):
         with Safetensors(path) as file:
             for name in file.shapes:

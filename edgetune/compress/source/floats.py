@@ -19,6 +19,8 @@ from ...formats.gguf.read import Metadata
 from ...formats.gguf.write import Deferred
 from ...formats.shape import Shape, read_shape
 
+_WHOLE = (".conv.weight", ".ffn_gate_inp.weight", ".ssm_conv1d.weight", ".ssm_norm.weight", ".ssm_alpha.weight",
+          ".ssm_beta.weight", ".ssm_a", ".ssm_d")
 _F16_MAX = float(np.finfo(np.float16).max)
 
 
@@ -61,8 +63,8 @@ def read(gguf: Gguf) -> Floats:
 
 
 def is_matrix(name: str, array: NDArray[np.float32]) -> bool:
-    """Whether a tensor is stored in few bits: vectors, convolutions and routers never are."""
-    return array.ndim > 1 and not name.endswith((".conv.weight", ".ffn_gate_inp.weight"))
+    """Whether a tensor is stored in few bits: vectors, convolutions, routers and what changes a state never are."""
+    return array.ndim > 1 and not name.endswith(_WHOLE)
 
 
 def write(path: str | os.PathLike[str], model: Floats) -> None:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -24,8 +25,10 @@ from ...formats.shape import Shape
 from .floats import Floats
 from .model_types import TYPES, ModelType
 from .settings import OF_ARCHITECTURE, base_of
+from .states import is_state, state_to_gguf
 
-_TYPE_OF: dict[str, ModelType] = {}
+# transformers has no code for an internlm2, which is a llama under other names
+_TYPE_OF: dict[str, ModelType] = {"internlm2": replace(TYPES["llama"], architecture="internlm2")}
 for _kind in TYPES.values():
     _TYPE_OF.setdefault(_kind.architecture, _kind)
 
@@ -70,7 +73,9 @@ def tensor_to_torch(name: str, array: NDArray[np.float32], shape: Shape) -> NDAr
 def tensor_to_gguf(name: str, array: NDArray[np.float32], shape: Shape) -> NDArray[np.float32]:
     """The inverse of tensor_to_torch; `name` is the GGUF's."""
     if name.endswith("norm.weight"):
-        return np.add(array, shape.family.norm_offset, dtype=np.float32)
+        return np.add(array, 0 if name.endswith("ssm_norm.weight") else shape.family.norm_offset, dtype=np.float32)
+    if is_state(name):
+        return state_to_gguf(name, array, shape)
     if name.endswith(".conv.weight"):
         return np.ascontiguousarray(array.reshape(len(array), -1))
     if array.ndim == 3:  # of experts

@@ -10,10 +10,13 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
+import numpy as np
 from transformers import PretrainedConfig
 
 from ...adapters.peft import MODULES
-from ...formats.families import FAMILIES
+from ...formats.families import FAMILIES, INPUT_LINEAR
+from . import states
+from .states import Array
 
 Keys = dict[str, Any]
 PLAIN = ("default", "linear", "yarn")
@@ -28,16 +31,29 @@ _EXPERTS = {"expert_count": "num_experts", "expert_used_count": "num_experts_per
 _BY_EXPERT = {"gate_proj": "ffn_gate", "up_proj": "ffn_up", "down_proj": "ffn_down"}
 
 
+def _halves(array: Array, _: PretrainedConfig) -> list[Array]:
+    """Two matrices, one above the other; of experts [E, N, K]."""
+    return np.split(array, 2, axis=1 if array.ndim == 3 else 0)
+
+
+def _by_key_head(array: Array, config: PretrainedConfig) -> list[Array]:
+    """Queries, keys and values, which stand together by heads of keys: the queries of one, its keys, its values."""
+    heads = config.num_key_value_heads
+    grouped = array.reshape(heads, config.num_attention_heads // heads + 2, -1, *array.shape[1:])
+    return [part.reshape(-1, *array.shape[1:]) for part in (grouped[:, :-2], grouped[:, -2], grouped[:, -1])]
+
+
 @dataclass(frozen=True)
 class ModelType:
     """What a type of models has besides what families.py says of its architecture.
 
     config: the type whose configuration has the same defaults, where transformers 4 does not know this one. names:
-    modules of a block by GGUF's names, where others are meant than usual. further: those outside of blocks. fused:
-    modules that hold two matrices, one above the other. stacked: modules that hold those of all experts. experts: of
-    each expert. keys: GGUF's keys by the field of the configuration. more: further keys. usual: values that llama.cpp's
-    graph computes with, or a function that says one. scalings: of the rotary embedding. epsilon: the field with that of
-    norms.
+    modules of a block by GGUF's names, where others are meant than usual. further: those outside of blocks. bare:
+    GGUF's names of tensors of a block that no module names. fused: modules that hold several matrices, which `divide`
+    makes of one. stacked: modules that hold those of all experts. experts: of each expert. shapes: functions that give
+    a tensor, by GGUF's name in a block, the shape that a GGUF has. keys: GGUF's keys by the field of the configuration.
+    more: further keys. usual: values that llama.cpp's graph computes with, or a function that says one. scalings: of
+    the rotary embedding. epsilon: the field with that of norms.
     """
 
     architecture: str
@@ -45,9 +61,12 @@ class ModelType:
     names: Mapping[str, str] = field(default_factory=dict)
     last_norm: str = "norm"
     further: Mapping[str, str] = field(default_factory=dict)
-    fused: Mapping[str, tuple[str, str]] = field(default_factory=dict)
+    bare: Mapping[str, str] = field(default_factory=dict)
+    fused: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
+    divide: Callable[[Array, PretrainedConfig], list[Array]] = _halves
     stacked: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
     experts: Mapping[str, str] = field(default_factory=dict)
+    shapes: Mapping[str, Callable[[Array, PretrainedConfig], Array]] = field(default_factory=dict)
     keys: Mapping[str, str] = field(default_factory=dict)
     more: Callable[[PretrainedConfig], Keys] = lambda _: {}
     usual: Mapping[str, Any] = field(default_factory=dict)
@@ -165,15 +184,42 @@ def _all_full(config: PretrainedConfig) -> list[str]:
     return ["full_attention"] * config.num_hidden_layers
 
 
-def _all_attention(config: PretrainedConfig) -> list[str]:
-    """transformers 4 and 5 name it differently."""
-    kinds: list[str] = config.layer_types
-    return kinds if set(kinds) <= {"attention", "full_attention"} else ["attention"] * len(kinds)
+def _unlimited(config: PretrainedConfig) -> Any:
+    """Its limits of dt, if they are none."""
+    limits = getattr(config, "time_step_limit", None)
+    return limits if limits is None or list(limits) == [0.0, math.inf] else [0.0, math.inf]
+
+
+def _granite_hybrid(config: PretrainedConfig) -> Keys:
+    heads = [config.num_key_value_heads * (kind in _ATTENTION) for kind in config.layer_types]
+    return {"attention.head_count_kv": heads, "feed_forward_length": config.shared_intermediate_size,
+            "rope.scaling.finetuned": config.position_embedding_type == "rope",
+            "ssm.conv_kernel": config.mamba_d_conv, "ssm.state_size": config.mamba_d_state,
+            "ssm.group_count": config.mamba_n_groups, "ssm.time_step_rank": config.mamba_n_heads,
+            "ssm.inner_size": config.mamba_n_heads * config.mamba_d_head}
+
+
+def _qwen35(config: PretrainedConfig) -> Keys:
+    """Positions in a text rotate all pairs, so that the sections of images and films only have to be there."""
+    keys = config.linear_num_key_heads
+    values = config.linear_num_value_heads
+    sections = _rotary(config, "mrope_section") or [11, 11, 10]
+    return {"ssm.conv_kernel": config.linear_conv_kernel_dim, "ssm.state_size": config.linear_key_head_dim,
+            "ssm.group_count": keys, "ssm.time_step_rank": values,
+            "ssm.inner_size": values * config.linear_value_head_dim,
+            "attention.recurrent_layers": [kind == "linear_attention" for kind in config.layer_types],
+            "full_attention_interval": getattr(config, "full_attention_interval", FAMILIES["qwen35"].attends_every),
+            "rope.dimension_count": int(_width(config) * _rotary(config, "partial_rotary_factor")),
+            "rope.dimension_sections": [*sections, *[0] * (4 - len(sections))]}
 
 
 _LFM2_NAMES = {"attn_norm": "operator_norm", "ffn_norm": "ffn_norm", "shortconv.conv": "conv.conv",
                "attn_q_norm": "self_attn.q_layernorm", "attn_k_norm": "self_attn.k_layernorm"}
-_LFM2_MOE_NAMES = {**_LFM2_NAMES, "ffn_gate_inp": "feed_forward.gate", "exp_probs_b": "feed_forward.expert_bias"}
+_LFM2_MOE_NAMES = {**_LFM2_NAMES, "ffn_gate_inp": "feed_forward.gate"}
+_INTERNLM2 = {"attn_norm": "attention_norm", "ffn_norm": "ffn_norm", "attn_output": "attention.wo",
+              "ffn_gate": "feed_forward.w1", "ffn_up": "feed_forward.w3", "ffn_down": "feed_forward.w2"}
+HYBRID = "granitemoehybrid with mamba"
+_ATTENTION = {"attention", "full_attention"}  # of Granite's hybrids, in transformers 4 and 5
 
 TYPES: dict[str, ModelType] = {
     "llama": ModelType("llama", scalings=(*PLAIN, "llama3")),
@@ -185,7 +231,8 @@ TYPES: dict[str, ModelType] = {
     "gemma4_text": ModelType(
         "gemma4", config="llama", more=_gemma4, scalings=("proportional",), usual={"attention_bias": False},
         names={"inp_gate": "per_layer_input_gate", "proj": "per_layer_projection",
-               "post_norm": "post_per_layer_input_norm", "layer_output_scale": "layer_scalar"},
+               "post_norm": "post_per_layer_input_norm"},
+        bare={"layer_scalar": "layer_output_scale.weight"},
         further={"per_layer_token_embd": "model.embed_tokens_per_layer",
                  "per_layer_model_proj": "model.per_layer_model_projection",
                  "per_layer_proj_norm": "model.per_layer_projection_norm"}),
@@ -194,9 +241,15 @@ TYPES: dict[str, ModelType] = {
     "granite": ModelType("granite", keys=_SCALES, scalings=("default", "llama3")),
     # Granite 4 without Mamba: its parts for all tokens are those of a dense granite
     "granitemoehybrid": ModelType(
-        "granite", keys=_SCALES, fused={"shared_mlp.input_linear": ("ffn_gate", "ffn_up")},
-        names={"ffn_down": "shared_mlp.output_linear"},
-        usual={"layer_types": _all_attention, "num_local_experts": 0, "position_embedding_type": "rope"}),
+        "granite", keys=_SCALES, fused=INPUT_LINEAR, names={"ffn_down": "shared_mlp.output_linear"},
+        usual={"num_local_experts": 0, "position_embedding_type": "rope"}),
+    HYBRID: ModelType(
+        "granitehybrid", config="granitemoehybrid", keys=_SCALES, more=_granite_hybrid, fused=INPUT_LINEAR,
+        names=states.MAMBA, bare=states.MAMBA_BARE,
+        shapes={"ssm_a": states.column, "ssm_d": states.column, "ssm_norm.weight": states.by_group},
+        # norms of several groups are one norm in transformers, and not in llama.cpp
+        usual={"num_local_experts": 0, "mamba_conv_bias": True, "mamba_proj_bias": False, "mamba_n_groups": 1,
+               "time_step_limit": _unlimited}),
     "ernie4_5": ModelType("ernie4_5"),
     "olmo2": ModelType("olmo2"),
     "olmo3": ModelType("olmo2", more=_olmo3, scalings=("default", "yarn")),
@@ -204,16 +257,25 @@ TYPES: dict[str, ModelType] = {
     "ministral3": ModelType("mistral3", config="mistral", more=_ministral3, scalings=("yarn",),
                             usual={"sliding_window": None}),
     "hunyuan_v1_dense": ModelType(
-        "hunyuan-dense", more=_hunyuan, scalings=("default", "dynamic"),
+        "hunyuan-dense", more=_hunyuan, scalings=("default", "dynamic with alpha"),
         names={"attn_q_norm": "self_attn.query_layernorm", "attn_k_norm": "self_attn.key_layernorm"}),
     "phi3": ModelType("phi3", more=_phi3, scalings=("default", "longrope", "su")),
     "glm4": ModelType("glm4", more=_glm4, names={
         "ffn_norm": "post_attention_layernorm", "post_attention_norm": "post_self_attn_layernorm",
         "post_ffw_norm": "post_mlp_layernorm"}),
+    # its scaling begins where its context ends
+    "internlm2": ModelType(
+        "internlm2", config="llama", names=_INTERNLM2, scalings=("default", "dynamic"),
+        further={"token_embd": "model.tok_embeddings", "output": "output"},
+        fused={"attention.wqkv": ("attn_q", "attn_k", "attn_v")}, divide=_by_key_head),
+    "qwen3_5_text": ModelType(
+        "qwen35", config="qwen3_next", names={**states.DELTA_NET, "post_attention_norm": "post_attention_layernorm"},
+        bare=states.DELTA_NET_BARE, more=_qwen35, usual={"attention_bias": False, "attn_output_gate": True}),
     "lfm2": ModelType("lfm2", names=_LFM2_NAMES, last_norm="embedding_norm", keys={"shortconv.l_cache": "conv_L_cache"},
                       more=_lfm2, usual={"conv_bias": False}, epsilon="norm_eps"),
     "lfm2_moe": ModelType(
-        "lfm2moe", config="lfm2", names=_LFM2_MOE_NAMES, epsilon="norm_eps",
+        "lfm2moe", config="lfm2", names=_LFM2_MOE_NAMES, bare={"feed_forward.expert_bias": "exp_probs_b.bias"},
+        epsilon="norm_eps",
         last_norm="embedding_norm", experts={"w1": "ffn_gate", "w3": "ffn_up", "w2": "ffn_down"}, more=_lfm2moe,
         keys={**_EXPERTS, "expert_feed_forward_length": "moe_intermediate_size", "shortconv.l_cache": "conv_L_cache",
               "leading_dense_block_count": "num_dense_layers"},
@@ -230,6 +292,13 @@ TYPES: dict[str, ModelType] = {
         stacked={"block_sparse_moe.input_linear": ("ffn_gate", "ffn_up"),
                  "block_sparse_moe.output_linear": ("ffn_down",)}),
 }
-OF_TEXT = {"gemma3": "gemma3_text", "gemma4": "gemma4_text", "mistral3": "ministral3"}
+OF_TEXT = {"gemma3": "gemma3_text", "gemma4": "gemma4_text", "mistral3": "ministral3", "qwen3_5": "qwen3_5_text"}
 """Types of models that also see -> the type of their text_config."""
 CONVERTED = tuple(dict.fromkeys(kind.architecture for kind in TYPES.values()))
+
+
+def type_of(name: str, text: Mapping[str, Any]) -> ModelType | None:
+    """The row of a configuration's model_type; None: there is none. text: the configuration of the text model."""
+    if name == "granitemoehybrid" and not set(text.get("layer_types") or [""]) <= _ATTENTION:
+        name = HYBRID
+    return TYPES.get(name)

@@ -10,21 +10,24 @@ from collections import Counter
 
 import numpy as np
 from numpy.typing import NDArray
+from transformers import PretrainedConfig
 
 from ...errors import FormatError
 from .model_types import ModelType
 
 _IN_BLOCK = re.compile(r"model\.layers\.(\d+)\.([\w.]+)\.(weight|bias)")
+_CONVOLUTIONS = ("conv.weight", "conv1d.weight")
 _OF_EXPERT = re.compile(r"\w+\.experts\.(\d{1,6})\.(\w+)")
-_BARE = {".expert_bias": ".bias", ".layer_scalar": ".weight"}  # buffers, which have no name in their module
+_BARE = re.compile(r"model\.layers\.(\d+)\.([\w.]+)")  # a tensor without a name in its module
 
 
 class Placed:
-    """`tensors`: those that were put, float32 by GGUF's name. experts: how many a block has."""
+    """`tensors`: those that were put, float32 by GGUF's name."""
 
-    def __init__(self, kind: ModelType, experts: int) -> None:
+    def __init__(self, kind: ModelType, config: PretrainedConfig) -> None:
         self.tensors: dict[str, NDArray[np.float32]] = {}
-        self._experts = experts
+        self._experts = int(getattr(config, kind.keys.get("expert_count", ""), 0))
+        self._config = config
         self._kind = kind
         self._inside = {theirs: ours for ours, theirs in kind.modules.items()}
         self._outside = {theirs: ours for ours, theirs in kind.outside.items()}
@@ -37,13 +40,15 @@ class Placed:
     def put(self, name: str, array: NDArray[np.float32]) -> None:
         """Takes a tensor that has a place. FormatError for an expert that the configuration does not have."""
         names = self._names(name)
-        if len(names) == 2:
-            axis = 1 if array.ndim == 3 else 0
-            self.tensors |= zip(names, np.split(array, 2, axis=axis), strict=True)
+        if len(names) > 1:
+            self.tensors |= zip(names, self._kind.divide(array, self._config), strict=True)
         elif (expert := _expert(name)) is not None:
             self._put_expert(names[0], expert, array)
-        else:  # a convolution of each channel by itself is [D, 1, L]
-            self.tensors[names[0]] = array[:, 0] if names[0].endswith("conv.weight") and array.ndim == 3 else array
+        elif names[0].endswith(_CONVOLUTIONS) and array.ndim == 3:  # of each channel by itself: [D, 1, L]
+            self.tensors[names[0]] = array[:, 0]
+        else:
+            of_shape = self._kind.shapes.get(names[0].split(".", 2)[-1])
+            self.tensors[names[0]] = of_shape(array, self._config) if of_shape else array
 
     def whole(self) -> dict[str, NDArray[np.float32]]:
         """All tensors. FormatError where a block lacks an expert."""
@@ -64,8 +69,8 @@ class Placed:
 
     def _names(self, name: str) -> list[str]:
         """GGUF's names of what a tensor holds; []: there are none."""
-        for module, suffix in _BARE.items():
-            name += suffix if name.endswith(module) else ""
+        if (bare := _BARE.fullmatch(name)) and (ours := self._kind.bare.get(bare[2])):
+            return [f"blk.{bare[1]}.{ours}"]
         part, _, suffix = name.rpartition(".")
         if part in self._outside:
             return [f"{self._outside[part]}.{suffix}"]

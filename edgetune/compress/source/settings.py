@@ -101,6 +101,7 @@ def _lfm2(model: Floats) -> Settings:
 
 OF_ARCHITECTURE: dict[str, Callable[[Floats], Settings]] = {
     "llama": lambda model: ("llama", _biases(model)),
+    "internlm2": lambda model: ("llama", _biases(model)),
     "qwen2": lambda _: ("qwen2", {}), "qwen3": lambda _: ("qwen3", {}),
     "gemma3": _gemma3, "smollm3": _smollm3, "granite": _granite,
     "ernie4_5": lambda _: ("ernie4_5", {"use_bias": False}), "olmo2": _olmo2, "phi3": _phi3, "lfm2": _lfm2,
