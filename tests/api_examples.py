@@ -211,6 +211,8 @@ def _of_a_fleet() -> Iterator[Example]:
               "superseded": [], "kept": [], "version": 1, "edgetune": "0.1.0"}
     yield Example("PUT /v1/fleet/devices/{device}", "Report what a device did.", "/v1/fleet/devices/kitchen",
                   report, answer=report)
+    yield Example("GET /v1/fleet/members", "See which devices have asked to join.", answer={
+        "object": "list", "joined": False, "data": [], "unreadable": []})
 
 
 EXAMPLES = [*_of_answers(), *_of_jobs(), *_of_adapters(), *_of_feedback(), *_of_ollama(), *_of_a_fleet(),

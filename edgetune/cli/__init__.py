@@ -16,6 +16,7 @@ from . import (  # noqa: F401  (each adds its commands to the group)
     files,
     fleet,
     fleet_folder,
+    fleet_members,
     fleet_secret,
     fleet_status,
     generate,

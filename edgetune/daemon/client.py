@@ -5,17 +5,20 @@ from __future__ import annotations
 import json
 import os
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import ExitStack
 from pathlib import Path
 from types import TracebackType
-from typing import Any
+from typing import TYPE_CHECKING, Any
 from urllib.parse import quote
 
 from .. import disk
 from ..errors import EdgetuneError, NotFoundError, TooMuchError, UsageError
 from .keys import PREFIX
 from .options import DaemonConfig
+
+if TYPE_CHECKING:
+    import httpx
 
 URL = "EDGETUNE_URL"
 KEY = "EDGETUNE_KEY"
@@ -30,11 +33,13 @@ _KINDS = {404: NotFoundError, 413: TooMuchError, 429: TooMuchError, 400: UsageEr
 
 class Client:
     """Requests to the daemon at `url`: http://HOST:PORT or unix:/PATH. key: the output of `edgetune service key`.
+    sign: signs each request instead.
 
     Raises EdgetuneError where nothing answers, and for every answer that is an error, with the daemon's message.
     """
 
-    def __init__(self, url: str = "", key: str = "") -> None:
+    def __init__(self, url: str = "", key: str = "", sign: Callable[[httpx.Request], httpx.Request] | None = None
+                 ) -> None:
         import httpx
         self.url = url or os.environ.get(URL) or DEFAULT
         if not self.url.startswith((UNIX, "http://", "https://")):
@@ -42,7 +47,8 @@ class Client:
         socket = self.url.removeprefix(UNIX) if self.url.startswith(UNIX) else None
         self._http = httpx.Client(
             base_url="http://localhost" if socket else self.url, transport=httpx.HTTPTransport(uds=socket),
-            headers={"Authorization": f"Bearer {key}"} if key else {}, timeout=httpx.Timeout(600, connect=10))
+            headers={"Authorization": f"Bearer {key}"} if key else {}, timeout=httpx.Timeout(600, connect=10),
+            auth=sign)
 
     def __enter__(self) -> Client:
         return self
@@ -170,6 +176,8 @@ class Client:
 def _error(status: int, body: Any) -> EdgetuneError:
     error = body.get("error") if isinstance(body, dict) else None
     message = error.get("message") if isinstance(error, dict) else error
+    if isinstance(error, dict) and error.get("code") == "device_refused":
+        return UsageError(f"the daemon refuses: {message}")
     if status in (401, 403):
         return UsageError(f"the daemon refuses: {message}", f"give a key with --key-file or {KEY}")
     return _KINDS.get(status, EdgetuneError)(str(message or f"the daemon answers {status}"))

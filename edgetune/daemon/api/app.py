@@ -35,6 +35,7 @@ from . import (
     feedback,
     fine_tuning,
     fleet,
+    fleet_members,
     ollama,
     ollama_models,
     pages,
@@ -46,6 +47,7 @@ from . import (
 from .archive import zipped
 from .bodies import Bodies
 from .completions import TheService
+from .devices import Devices
 from .errors import RESPONSES, JsonRoute, of_type
 from .fine_tuning import After, Limit, job_object, page
 from .metrics import Counted, Metrics
@@ -62,8 +64,8 @@ WHICHEVER = schemas.Rollback(adapter=None)  # of requests without a body
 BY_DEFAULT = schemas.Evaluation.model_validate({})
 router = APIRouter(route_class=JsonRoute, responses=RESPONSES)
 PARTS = (*(part.router for part in (checking, classify, completions, embeddings, feedback, fine_tuning, fleet,
-                                    ollama,
-                                    ollama_models, pages, proposals, responses, vector_stores)), router)
+                                    fleet_members, ollama, ollama_models, pages, proposals, responses,
+                                    vector_stores)), router)
 
 
 def routes() -> list[BaseRoute]:
@@ -87,7 +89,8 @@ def app(service: Service) -> FastAPI:
     errors.install(made)
     made.openapi = _made_once(made, keyed=keys is not None)  # type: ignore[method-assign]
     made.add_middleware(Counted, metrics=made.state.metrics)
-    made.add_middleware(Guard, config=config, keys=keys, bodies=made.state.bodies)  # the last one added comes first
+    devices = Devices(Path(config.fleet).expanduser()) if config.fleet else None
+    made.add_middleware(Guard, config=config, keys=keys, bodies=made.state.bodies, devices=devices)  # it comes first
     return made
 
 

@@ -7,6 +7,7 @@ requests bounds the memory of the daemon, not the size of one.
 from __future__ import annotations
 
 import asyncio
+import hashlib
 import time
 
 from starlette.exceptions import HTTPException
@@ -92,6 +93,23 @@ class Body:
         self.bodies.free(self._held)
         self.bodies.read += self._seen
         self._held = 0
+
+
+class Digested:
+    """`receive` of a request whose body must have this SHA-256."""
+
+    def __init__(self, receive: Receive, digest: str) -> None:
+        self._receive = receive
+        self._digest = digest
+        self._found = hashlib.sha256()
+
+    async def __call__(self) -> Message:
+        message = await self._receive()
+        if message["type"] == "http.request":
+            self._found.update(message.get("body", b""))
+            if not message.get("more_body", False) and self._found.hexdigest() != self._digest:
+                raise HTTPException(400, "the body is not the one that was signed; send it again", CLOSE)
+        return message
 
 
 def too_large(limit: int) -> HTTPException:

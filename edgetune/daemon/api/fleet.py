@@ -11,10 +11,12 @@ from fastapi.responses import FileResponse
 from pydantic import Field
 from starlette.responses import Response
 
-from ...errors import NotFoundError
+from ...errors import NotFoundError, UsageError
+from ...fleet.joining.members import ASK, is_joined
 from ...fleet.rollout import http as rollout_http
 from ..service import Service
 from .completions import TheService
+from .devices import TheDevice
 from .errors import RESPONSES, JsonRoute, of_type
 from .shapes import Answer, Body, Whole
 
@@ -52,25 +54,34 @@ class DeviceReport(Body):
     edgetune: str = Field(description="The device's edgetune.")
 
 
-def _folder(service: Service) -> Path:
+def fleet_folder(service: Service) -> Path:
+    """The folder of the fleet that a daemon serves. Raises NotFoundError where it serves none."""
     if not service.config.fleet:
         raise NotFoundError("this daemon serves no fleet", "start it with --fleet FOLDER")
     return Path(service.config.fleet).expanduser()
 
 
+def check_sender(folder: Path, sender: str) -> None:
+    """Raises UsageError for what nobody signed, in a fleet that devices join."""
+    if is_joined(folder) and not sender:
+        raise UsageError("the request is not signed by a device of the fleet", ASK)
+
+
 @router.get("/order", response_model=OrderObject)
 def get_order(service: TheService) -> Any:
     """Returns the order that counts. A daemon has one if it was started with --fleet."""
-    return rollout_http.served_order(_folder(service))
+    return rollout_http.served_order(fleet_folder(service))
 
 
 @router.get("/rollouts/{rollout}/{file:path}", response_class=Response, responses=of_type(BYTES))
 def get_file(rollout: str, file: str, service: TheService) -> Response:
     """Returns a file of the artifact of a roll-out."""
-    return FileResponse(rollout_http.served_file(_folder(service), rollout, file), media_type=BYTES)
+    return FileResponse(rollout_http.served_file(fleet_folder(service), rollout, file), media_type=BYTES)
 
 
 @router.put("/devices/{device}", response_model=DeviceReport)
-def put_report(device: str, body: DeviceReport, service: TheService) -> Any:
-    """Replaces what a device reports."""
-    return asdict(rollout_http.take_report(_folder(service), device, body.model_dump()))
+def put_report(device: str, body: DeviceReport, service: TheService, sender: TheDevice) -> Any:
+    """Replaces what a device reports. In a fleet that devices join, it signs the request."""
+    folder = fleet_folder(service)
+    check_sender(folder, sender)
+    return asdict(rollout_http.take_report(folder, device, body.model_dump()))

@@ -10,23 +10,29 @@ import hmac
 import json
 import logging
 import os
+import re
 import time
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from starlette.datastructures import Headers, MutableHeaders
 from starlette.exceptions import HTTPException
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from ...errors import EdgetuneError
+from ...fleet.joining.requests import is_signed
 from ..keys import hash_of, read_keys
 from ..options import LOOPBACK, DaemonConfig
-from .bodies import Bodies, Body
+from .bodies import Bodies, Body, Digested
 from .proxy import TrustedProxy
 
+if TYPE_CHECKING:
+    from .devices import Devices
+
 OPEN = ("/", "/healthz")  # without a key: the page, which holds no data, and whether the daemon is well
-UPLOADS = ("/v1/files", "/v1/files/check", "/v1/adapters")
+JOIN = "/v1/fleet/join"  # likewise, where it serves a fleet: the body has a code
+UPLOADS = re.compile("/v1/files|/v1/files/check|/v1/adapters|/v1/fleet/rounds/[^/]+/answers/[^/]+")
 OLLAMA = "/api/"
 _FORM = 64 * 1024  # what a form has around its file at most
 _READS = ("GET", "HEAD", "OPTIONS")
@@ -118,11 +124,13 @@ class Refused(HTTPException):
 class Guard:
     """Refuses forbidden requests, counts the bodies of others, and adds the headers to every answer."""
 
-    def __init__(self, app: ASGIApp, config: DaemonConfig, keys: Keys | None, bodies: Bodies) -> None:
+    def __init__(self, app: ASGIApp, config: DaemonConfig, keys: Keys | None, bodies: Bodies,
+                 devices: Devices | None = None) -> None:
         self.app = app
         self.config = config
         self.keys = keys
         self.bodies = bodies
+        self.devices = devices
         self.proxy = TrustedProxy(config.trusted_proxy)
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
@@ -140,28 +148,33 @@ class Guard:
             await send(message)
 
         try:
-            self.check(scope)
+            digest = self.check(scope)
             body = self.body(scope, receive)
         except HTTPException as refused:
             await _answer(refused, scope["path"], with_headers)
             return
         try:
-            await self.app(scope, body, with_headers)
+            await self.app(scope, Digested(body, digest) if digest else body, with_headers)
         finally:
             body.end()
 
-    def check(self, scope: Scope) -> None:
-        """Raises HTTPException for a request that must not reach the app."""
+    def check(self, scope: Scope) -> str:
+        """The SHA-256 that the body must have; "": any. Raises HTTPException for a request that must not reach the app.
+        """
         headers = Headers(scope=scope)
         self._check_host(headers.get("host", ""))
         trusted = self.proxy.sends(scope)
         self._check_origin(scope["method"], headers, self.proxy.host(headers) if trusted else "")
+        authorization = headers.get("authorization", "")
+        if self.devices and is_signed(authorization):
+            return self.devices.check(scope, authorization)
         if not trusted:
-            self._check_key(scope["path"], headers.get("authorization", ""))
+            self._check_key(scope["path"], authorization)
+        return ""
 
     def body(self, scope: Scope, receive: Receive) -> Body:
         """Raises HTTPException where it is too large, or too much is in progress."""
-        upload = scope["path"] in UPLOADS
+        upload = UPLOADS.fullmatch(scope["path"]) is not None
         limit = (self.config.max_upload << 20) + _FORM if upload else self.config.max_body << 10
         length = Headers(scope=scope).get("content-length", "").strip()
         return Body(self.bodies, receive, limit, int(length) if length.isdigit() else 0, spooled=upload)
@@ -185,7 +198,7 @@ class Guard:
                           "wrong_origin")
 
     def _check_key(self, path: str, authorization: str) -> None:
-        if self.keys is None or path in OPEN:
+        if self.keys is None or path in OPEN or (self.devices and path == JOIN):
             return
         scheme, _, key = authorization.partition(" ")
         if scheme.lower() != "bearer" or not self.keys.accept(key.strip()):

@@ -16,6 +16,7 @@ from ...errors import FormatError, UnsupportedError, UsageError, install_hint
 from .masks import KEY
 
 if TYPE_CHECKING:
+    from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
     from cryptography.hazmat.primitives.asymmetric.x25519 import X25519PrivateKey
 
 _MAKE = "make one with edgetune fleet key -o KEY"
@@ -26,10 +27,18 @@ def make_key(path: Path) -> str:
     UsageError where the file exists, DiskError, UnsupportedError where cryptography is missing.
     """
     need_cryptography()
-    from cryptography.hazmat.primitives import serialization
     from cryptography.hazmat.primitives.asymmetric.x25519 import X25519PrivateKey
-    refuse_existing(path)
     key = X25519PrivateKey.generate()
+    write_private(path, key)
+    return key.public_key().public_bytes_raw().hex()
+
+
+def write_private(path: Path, key: X25519PrivateKey | Ed25519PrivateKey) -> None:
+    """Writes a private key as a new PEM file, which only the owner may read. Raises UsageError where the file exists,
+    and DiskError.
+    """
+    from cryptography.hazmat.primitives import serialization
+    refuse_existing(path)
     text = key.private_bytes(serialization.Encoding.PEM, serialization.PrivateFormat.PKCS8,
                              serialization.NoEncryption())
     try:
@@ -39,7 +48,6 @@ def make_key(path: Path) -> str:
             os.fsync(file.fileno())
     except OSError as error:
         raise cannot_write(path, error) from None
-    return key.public_key().public_bytes_raw().hex()
 
 
 def load_key(path: Path) -> X25519PrivateKey:

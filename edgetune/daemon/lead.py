@@ -1,0 +1,101 @@
+"""The daemon that serves a fleet, as a device asks it: signed by the device's key, where it has joined."""
+
+from __future__ import annotations
+
+import hashlib
+import time
+from collections.abc import Iterable
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, cast
+from urllib.parse import quote
+
+from ..errors import UsageError
+from ..fleet.joining.device import Joined, begin, joined, public_of
+from ..fleet.joining.members import REVOKED
+from ..fleet.joining.requests import signed
+from .client import Client, read_key
+
+if TYPE_CHECKING:
+    import httpx
+    from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
+
+MEMBERS = "/v1/fleet/members/"
+
+
+class Signing:
+    """Signs each request of a client."""
+
+    def __init__(self, device: str, key: Ed25519PrivateKey) -> None:
+        self.device = device
+        self.key = key
+
+    def __call__(self, request: httpx.Request) -> httpx.Request:
+        digest = hashlib.sha256()
+        for piece in cast("Iterable[bytes]", request.stream):  # of files: read twice, never in memory as a whole
+            digest.update(piece)
+        request.headers["Authorization"] = signed(self.key, self.device, request.method,
+                                                  request.url.raw_path.decode(), digest.hexdigest(), time.time())
+        return request
+
+
+def open_lead(url: str, key_file: Path | None) -> tuple[Client, Joined | None]:
+    """(a client of the daemon at a URL, what this device has joined there). A key of the daemon's, where one is given,
+    comes before the device's own.
+    """
+    found = None if key_file else joined(url)
+    if found is None:
+        return Client(url, read_key(key_file)), None
+    return Client(url, sign=Signing(found.device, found.key())), found
+
+
+def ask_to_join(url: str, code: str, device: str) -> Joined:
+    """Sends the device's public keys with a code. A device that was revoked gets new keys. Raises UsageError where it
+    has joined, and errors of the client.
+    """
+    own = joined(url)
+    state = _state(url, own) if own else ""
+    if own and state not in ("", REVOKED):
+        raise UsageError(f"this device has joined as {own.device}, and is {state}",
+                         "leave --code out to wait for the approval")
+    is_new = own is None or own.device != device or state == REVOKED
+    if own and is_new:
+        own.forget()
+    own = begin(url, device) if own is None or is_new else own
+    key, secret = own.public()
+    try:
+        with Client(url) as client:
+            client.post("/v1/fleet/join", {"code": code, "device": device, "key": key, "secret": secret})
+    except BaseException:
+        if is_new:
+            own.forget()
+        raise
+    return own
+
+
+def state_of(url: str, own: Joined) -> dict[str, Any]:
+    """What the daemon knows of the device. Raises UsageError where it does not know it."""
+    with Client(url, sign=Signing(own.device, own.key())) as client:
+        return client.get(f"{MEMBERS}{quote(own.device)}")
+
+
+def _state(url: str, own: Joined) -> str:
+    """Its state at the daemon, "" where that does not know it."""
+    try:
+        return str(state_of(url, own)["state"])
+    except UsageError:
+        return ""
+
+
+def rotate(url: str, own: Joined) -> dict[str, Any]:
+    """Replaces the device's signing key by a new one, at the daemon and here. One that was interrupted is completed."""
+    key = own.next_key()
+    with Client(url, sign=Signing(own.device, key)) as client:
+        try:
+            found = client.get(f"{MEMBERS}{quote(own.device)}")  # the answer to an earlier request may have been lost
+        except UsageError:
+            found = None
+    if found is None:
+        with Client(url, sign=Signing(own.device, own.key())) as client:
+            found = client.post(f"{MEMBERS}{quote(own.device)}/rotate", {"key": public_of(key)})
+    own.replace_key()
+    return found

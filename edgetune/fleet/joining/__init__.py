@@ -1,0 +1,1 @@
+"""Which devices take part in a fleet: one-time codes, approvals by a person, and signed requests."""

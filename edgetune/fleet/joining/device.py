@@ -1,0 +1,98 @@
+"""What a device keeps of a fleet that it joined: its keys and its name, in a folder for each URL."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import shutil
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from ...disk import new_folder, private_folder, read_small, state_folder, sync
+from ...errors import FormatError
+from ...formats import signature
+from ..secret.key import load_key, make_key, need_cryptography, write_private
+from .members import NAME
+
+if TYPE_CHECKING:
+    from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
+
+JOINED = "fleet-joined"
+FACTS = "device.json"
+SIGNING = "signing.pem"
+NEXT = "signing.next.pem"  # that replaces it once the daemon knows it
+SECRET = "secret.pem"
+
+
+@dataclass(frozen=True)
+class Joined:
+    """A fleet that the device has joined, or asked to."""
+
+    folder: Path
+    device: str
+
+    def key(self) -> Ed25519PrivateKey:
+        """The key that signs. Raises UsageError where it is damaged."""
+        return signature.private_key(self.folder / SIGNING)
+
+    def public(self) -> tuple[str, str]:
+        """The public keys: Ed25519, X25519."""
+        secret = load_key(self.folder / SECRET).public_key().public_bytes_raw()
+        return public_of(self.key()), secret.hex()
+
+    def next_key(self) -> Ed25519PrivateKey:
+        """The key that shall replace the one that signs: the same, until it has."""
+        if not (self.folder / NEXT).exists():
+            _make_signing(self.folder / NEXT)
+        return signature.private_key(self.folder / NEXT)
+
+    def replace_key(self) -> None:
+        """Signs with the next key from now on."""
+        (self.folder / NEXT).replace(self.folder / SIGNING)
+        sync(self.folder)
+
+    def forget(self) -> None:
+        shutil.rmtree(self.folder, ignore_errors=True)
+
+
+def public_of(key: Ed25519PrivateKey) -> str:
+    return key.public_key().public_bytes_raw().hex()
+
+
+def joined(url: str) -> Joined | None:
+    """What the device has of the fleet at a URL; None: it has not joined it. Raises FormatError for a damaged file."""
+    folder = _folder_of(url)
+    try:
+        device = json.loads(read_small(folder / FACTS))["device"]
+        if NAME.fullmatch(device):
+            return Joined(folder, device)
+    except FileNotFoundError:
+        return None
+    except (OSError, ValueError, TypeError, KeyError, RecursionError):
+        pass
+    raise FormatError(f"{folder / FACTS} is damaged", f"remove {folder}, and join again")
+
+
+def begin(url: str, device: str) -> Joined:
+    """Makes keys for the fleet at a URL. Raises UsageError where there are some, UnsupportedError without cryptography,
+    and DiskError.
+    """
+    need_cryptography()
+    folder = _folder_of(url)
+    private_folder(folder.parent)
+    with new_folder(folder) as beside:
+        beside.chmod(0o700)
+        _make_signing(beside / SIGNING)
+        make_key(beside / SECRET)
+        (beside / FACTS).write_text(json.dumps({"url": url, "device": device}) + "\n")
+    return Joined(folder, device)
+
+
+def _make_signing(path: Path) -> None:
+    from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
+    write_private(path, Ed25519PrivateKey.generate())
+
+
+def _folder_of(url: str) -> Path:
+    return state_folder() / JOINED / hashlib.sha256(url.rstrip("/").encode()).hexdigest()[:16]

@@ -1,0 +1,249 @@
+"""Devices that join a fleet: codes, approvals and signed requests, put to a daemon."""
+
+from __future__ import annotations
+
+import json
+import time
+
+import httpx
+import pytest
+from commands import run
+from daemons import daemon
+from hypothesis import given
+from hypothesis import strategies as st
+
+from edgetune.daemon.client import Client
+from edgetune.daemon.keys import add_key
+from edgetune.daemon.lead import Signing, ask_to_join, open_lead, rotate, state_of
+from edgetune.errors import EdgetuneError, FormatError, MismatchError, NotFoundError, UsageError
+from edgetune.fleet.joining import invites, members
+from edgetune.fleet.joining.device import joined
+from edgetune.fleet.joining.requests import WINDOW, Checker, signed
+
+pytest.importorskip("cryptography")
+
+from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
+
+KEYS = "0" * 64, "1" * 64
+OTHERS = "2" * 64, "3" * 64
+
+
+@pytest.fixture(scope="module")
+def served(tiny_llama, tmp_path_factory):
+    """(the folder of a fleet, the daemon that serves it, which asks for keys; one of its keys)"""
+    folder = tmp_path_factory.mktemp("fleet")
+    (folder / "served").mkdir()
+    key = add_key(folder / "keys", "owner")
+    with daemon(tiny_llama, folder / "state", fleet=str(folder / "served"), key_file=str(folder / "keys")) as lead:
+        yield folder / "served", lead.url, key
+
+
+@pytest.fixture(autouse=True)
+def at_home(tmp_path, monkeypatch):
+    monkeypatch.setenv("XDG_STATE_HOME", str(tmp_path))
+
+
+def code_of(folder, *options):
+    return json.loads(run("fleet", "invite", folder, *options, "--json"))["code"]
+
+
+def test_a_code_is_of_one_device_and_ends(tmp_path):
+    with pytest.raises(UsageError, match="there is no folder"):
+        invites.invite(tmp_path / "none", 0)
+    code = invites.invite(tmp_path, 1000, 60)
+    assert invites.join(tmp_path, code.lower().replace("-", " "), "a", *KEYS, 1010).state == "waiting"
+    assert invites.join(tmp_path, code, "a", *KEYS, 1010) == members.read_member(tmp_path, "a")  # its answer was lost
+    with pytest.raises(MismatchError, match="has been used"):
+        invites.join(tmp_path, code, "b", *OTHERS, 1010)
+    with pytest.raises(MismatchError, match="has expired"):
+        invites.join(tmp_path, invites.invite(tmp_path, 1000, 60), "b", *OTHERS, 1060)
+    again = invites.invite(tmp_path, 1000, 60)
+    with pytest.raises(MismatchError, match="another device has the name a"):
+        invites.join(tmp_path, again, "a", *OTHERS, 1010)
+    for name in ("", "../x", "a.b", "x" * 65):
+        with pytest.raises(UsageError, match="the device is named"):
+            invites.join(tmp_path, again, name, *OTHERS, 1010)
+    with pytest.raises(UsageError, match="no public key"):
+        invites.join(tmp_path, again, "b", "0" * 63, "1" * 64, 1010)
+    assert invites.join(tmp_path, again, "b", *OTHERS, 1010).device == "b"
+    assert (tmp_path / "invites").stat().st_mode & 0o777 == 0o700
+
+
+def test_a_code_ends_after_five_wrong_guesses(tmp_path):
+    code, other = (invites.invite(tmp_path, 0) for _ in range(2))
+    wrong = code[:-1] + ("A" if code[-1] != "A" else "B")
+    for guess in (wrong, "", "ABCD", "XXXX-XXXX-XXXX", code[:4]) + (wrong,) * 3:
+        with pytest.raises(MismatchError, match="none of this fleet's"):
+            invites.join(tmp_path, guess, "a", *KEYS, 0)
+    with pytest.raises(MismatchError, match="none of this fleet's"):
+        invites.join(tmp_path, code, "a", *KEYS, 0)
+    assert invites.join(tmp_path, other, "a", *KEYS, 0).device == "a"
+
+
+def test_a_person_approves_and_revokes(tmp_path):
+    assert members.reason_against(tmp_path, "a") == ""  # no device had to join
+    members.begin(tmp_path)
+    assert "no device 'a' has joined" in members.reason_against(tmp_path, "a")
+    members.ask(tmp_path, "a", *KEYS, 1)
+    assert "waits for its approval" in members.reason_against(tmp_path, "a")
+    run("fleet", "approve", tmp_path, "a")
+    assert members.reason_against(tmp_path, "a") == ""
+    assert "a approved 0000 0000 0000 0000 1970" in " ".join(run("fleet", "members", tmp_path).replace("│", "").split())
+    run("fleet", "revoke", tmp_path, "a")
+    assert "was revoked" in members.reason_against(tmp_path, "a")
+    assert "was revoked" in run("fleet", "approve", tmp_path, "a", code=2)
+    with pytest.raises(MismatchError, match="with a new key"):
+        members.ask(tmp_path, "a", *KEYS, 2)
+    assert members.ask(tmp_path, "a", *OTHERS, 2).state == "waiting"
+    (tmp_path / "members" / "b.json").write_text('{"device": "a"}')
+    (tmp_path / "members" / "c.json").write_text("[" * 100_000)
+    found, wrong = members.read_members(tmp_path)
+    assert [*found] == ["a"]
+    assert len(wrong) == 2
+    with pytest.raises(NotFoundError):
+        members.approve(tmp_path, "../members/a", 0)
+
+
+def test_requests_count_once_and_in_their_time(tmp_path):
+    key = Ed25519PrivateKey.generate()
+    members.ask(tmp_path, "a", key.public_key().public_bytes_raw().hex(), KEYS[1], 1)
+    checker = Checker(tmp_path)
+    empty = "0" * 64
+    now = time.time()
+
+    def asked(method="GET", path="/v1/fleet/round", at=now, by=key, device="a", digest=empty):
+        return signed(by, device, method, path, digest, at)
+
+    def check(authorization, method="GET", path="/v1/fleet/round"):
+        return checker.sender(authorization, method, path, now)
+
+    assert check(asked()).member.device == "a"
+    with pytest.raises(MismatchError, match="was sent before"):
+        check(asked())
+    assert check(asked(path="/behind/a/proxy/v1/fleet/round", at=now + 1)).digest == empty
+    for made, method, path in ((asked(at=now + 2), "PUT", "/v1/fleet/round"),
+                               (asked(at=now + 2), "GET", "/v1/fleet/order"),
+                               (asked(at=now + 2, by=Ed25519PrivateKey.generate()), "GET", "/v1/fleet/round"),
+                               (asked(at=now + 2).replace(empty, "1" * 64), "GET", "/v1/fleet/round")):
+        with pytest.raises(MismatchError, match="not signed by the key of a"):
+            check(made, method, path)
+    for at in (now - WINDOW - 1, now + WINDOW + 1):
+        with pytest.raises(UsageError, match="clock is 301 seconds"):
+            check(asked(at=at))
+    with pytest.raises(NotFoundError):
+        check(asked(device="b"))
+
+
+@given(st.text() | st.from_regex(r"Device [a-z]{1,9} \d{13} [0-9a-f]{64} [0-9a-f]{128}", fullmatch=True))
+def test_any_signature_is_refused_in_a_sentence(tmp_path_factory, text):
+    with pytest.raises(EdgetuneError):
+        Checker(tmp_path_factory.getbasetemp()).sender(text, "GET", "/v1/fleet/round", time.time())
+
+
+def test_a_device_joins_by_http(served):
+    folder, url, key = served
+    with Client(url, key) as owner:
+        before = owner.get("/v1/fleet/members")
+        assert (before["joined"], before["data"]) == (False, [])
+        with pytest.raises(EdgetuneError, match="none of this fleet's"):
+            ask_to_join(url, "ABCD-EFGH-JKLM", "kitchen")
+        assert joined(url) is None
+        code = owner.post("/v1/fleet/invites", {"seconds": 60})["code"]
+        ask_to_join(url, code, "kitchen")
+        with pytest.raises(UsageError, match="has joined as kitchen, and is waiting"):
+            ask_to_join(url, code_of(folder), "kitchen")
+        own = joined(url)
+        assert state_of(url, own)["state"] == "waiting"
+        with open_lead(url, None)[0] as client:
+            with pytest.raises(UsageError, match="waits for its approval"):
+                client.get("/v1/fleet/order")
+            assert owner.post("/v1/fleet/members/kitchen/approve")["state"] == "approved"
+            assert client.get("/v1/fleet/order")["rollout"] == ""
+            for path in ("/v1/fleet/members", "/v1/models", "/healthz"):  # no key of the daemon
+                with pytest.raises(UsageError, match="a device may not ask"):
+                    client.get(path)
+            with pytest.raises(UsageError, match="a device may not ask"):
+                client.post("/v1/fleet/members/kitchen/approve")
+            with pytest.raises(UsageError, match="a device speaks of itself alone"):
+                client.get("/v1/fleet/members/shed")
+            old = own.key()
+            shown = run("fleet", "rotate", url)
+            assert members.shown_key(owner.get("/v1/fleet/members/kitchen")["key"]) in shown
+            with pytest.raises(UsageError, match="not signed by the key of kitchen"):
+                client.get("/v1/fleet/order")
+        assert old.private_bytes_raw() != own.key().private_bytes_raw()
+        own.next_key()  # the answer to a rotation is lost
+        with Client(url, sign=Signing("kitchen", own.key())) as client:
+            client.post("/v1/fleet/members/kitchen/rotate",
+                        {"key": own.next_key().public_key().public_bytes_raw().hex()})
+        with pytest.raises(UsageError, match="not signed by the key"):
+            state_of(url, own)
+        assert rotate(url, own)["key"] == state_of(url, own)["key"]
+        owner.post("/v1/fleet/members/kitchen/revoke")
+        with open_lead(url, None)[0] as client, pytest.raises(UsageError, match="kitchen was revoked"):
+            client.get("/v1/fleet/order")
+        assert "refused kitchen" in run("fleet", "join", url, code=1)
+        ask_to_join(url, code_of(folder), "kitchen")  # with new keys
+        assert state_of(url, joined(url))["state"] == "waiting"
+        owner.post("/v1/fleet/members/kitchen/approve")
+        assert "is approved" in run("fleet", "join", url)
+    assert "not asked to join" in run("fleet", "join", "http://127.0.0.1:1", code=2)
+
+
+def test_strangers_are_refused(served):
+    folder, url, key = served
+    members.begin(folder)
+    with httpx.Client(base_url=url) as http:
+        for path in ("members", "members/kitchen", "order"):
+            assert http.get(f"/v1/fleet/{path}").status_code == 401
+        for path in ("invites", "members/kitchen/approve", "members/kitchen/rotate"):
+            assert http.post(f"/v1/fleet/{path}", json={}).status_code == 401
+        owner = {"Authorization": f"Bearer {key}"}
+        assert http.post("/v1/fleet/members/kitchen/rotate", json={"key": KEYS[0]}, headers=owner).status_code == 400
+        report = http.put("/v1/fleet/devices/cellar", json={
+            "device": "cellar", "at": 1, "model": "", "rollout": "", "execution": "none", "finished": "none",
+            "reason": "", "adapter": "", "verdict": {}, "installed": [], "superseded": [], "kept": [], "version": 1,
+            "edgetune": "0.1.0"}, headers=owner)
+        assert report.status_code == 400
+        assert "not signed by a device" in report.json()["error"]["message"]
+        assert http.post("/v1/fleet/invites", json={"seconds": 0}, headers=owner).status_code == 400
+        for body in (b"", b"{", b"[]", b'{"code": 1}', b'{"code": "A", "device": "a", "key": "", "secret": ""}',
+                     json.dumps({"code": "x" * 65, "device": "a", "key": "", "secret": ""}).encode()):
+            said = http.post("/v1/fleet/join", content=body)
+            assert said.status_code == 400
+            assert said.json()["error"]["message"]
+
+
+def test_a_body_that_was_changed_on_its_way_is_refused(served):
+    folder, url, _ = served
+    key = Ed25519PrivateKey.generate()
+    members.begin(folder)
+    members.ask(folder, "hall", key.public_key().public_bytes_raw().hex(), KEYS[1], 1)
+    members.approve(folder, "hall", 2)
+    sent = []
+
+    def changed(request):
+        Signing("hall", key)(request)
+        sent.append(request.headers["Authorization"])
+        other = httpx.Request(request.method, request.url, json={"key": OTHERS[0]})
+        other.headers["Authorization"] = sent[-1]
+        return other
+
+    with Client(url, sign=changed) as client, pytest.raises(UsageError, match="not the one that was signed"):
+        client.post("/v1/fleet/members/hall/rotate", {"key": KEYS[0]})
+    with httpx.Client(base_url=url) as http:
+        again = http.post("/v1/fleet/members/hall/rotate", json={"key": KEYS[0]}, headers={"Authorization": sent[0]})
+        assert again.status_code == 403
+        assert "was sent before" in again.json()["error"]["message"]
+    assert members.read_member(folder, "hall").rotated_at == 0
+
+
+def test_a_damaged_record_of_the_device_is_named(served):
+    folder, url, _ = served
+    members.begin(folder)
+    own = ask_to_join(url, code_of(folder), "attic")
+    assert {path.name: path.stat().st_mode & 0o77 for path in own.folder.glob("*.pem")} == {"signing.pem": 0,
+                                                                                           "secret.pem": 0}
+    (own.folder / "device.json").write_text("{}")
+    with pytest.raises(FormatError, match="join again"):
+        joined(url)
