@@ -74,7 +74,7 @@ void check_ops(struct check *c);
 void check_mixers(struct check *c);
 /* check_delta.c: the gated delta rule. */
 void check_delta(struct check *c);
-/* check_ssm.c: the scan of Mamba 2, and that `alone`, a context of one thread, gives the same bits. */
+/* check_ssm.c: the scan of Mamba 2 at c's precision, and that `alone`, a context of one thread, gives the same bits. */
 void check_ssm(struct check *c, et_context *alone);
 /* check_adamw.c: the optimizer. */
 void check_optimizer(struct check *c);

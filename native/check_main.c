@@ -27,7 +27,7 @@ static const struct subject {
     {"ops", ops, 0},                 {"optimizer", optimizer, 0}, {"draws", draws, 0},
     {"cached", check_cached, 0},     {"attention", check_attentions, 1},
     {"mixers", mixers, 0},           {"delta", delta, 0},
-    {"ssm", check_ssm, 0},
+    {"ssm", check_ssm, 1},
 };
 
 static et_context *make_context(const char *isa, enum et_precision precision, int threads, void **scratch) {

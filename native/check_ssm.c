@@ -9,6 +9,11 @@ struct sizes {
     int T, H, C, N, G, longest, branches;
 };
 
+/* Whether products are of rounded numbers. */
+static int is_rounded(struct check *c, struct sizes s) {
+    return !strcmp(check_numbers(c->ctx, CHECK_NO_WEIGHT), "bf16") && s.C % 32 == 0 && s.N % 32 == 0;
+}
+
 /* types: of inp, of rows and their gradient, of out and its gradient. */
 static void check_scan(struct check *c, et_context *alone, struct sizes s, int types) {
     int T = s.T, H = s.H, C = s.C, N = s.N;
@@ -42,18 +47,19 @@ static void check_scan(struct check *c, et_context *alone, struct sizes s, int t
     }
     check_forest(before, T, s.branches);
     int P = check_pieces(pieces, before, kept, ahead, T, s.longest);
+    double unit = is_rounded(c, s) ? 2e-3 : 1e-6; /* rounding, of sums */
     const char *what = "ssm_%s T %d H %d C %d N %d G %d longest %d branches %d types %d";
     et_ssm_forward(c->ctx, out, states, steps, inp, rows, bias, a, skip, before, pieces, (int64_t)floats, T, W, E, H, C,
                    N, P);
     ref_ssm_forward(NULL, (et_array){want, ET_F32}, states, steps, inp, rows, bias, a, skip, before, pieces,
                     (int64_t)floats, T, W, E, H, C, N, P);
-    check_array_close(c, out, want, n, 3e-6, what, "forward", T, H, C, N, s.G, s.longest, s.branches, types);
+    check_array_close(c, out, want, n, 3 * unit, what, "forward", T, H, C, N, s.G, s.longest, s.branches, types);
     et_ssm_backward(c->ctx, dinp, drows, states, dstates, steps, dout, inp, rows, bias, a, skip, before, pieces,
                     (int64_t)floats, T, W, E, H, C, N, P);
     ref_ssm_backward(NULL, want, (et_array){want_rows, ET_F32}, states, dstates, steps, dout, inp, rows, bias, a, skip,
                      before, pieces, (int64_t)floats, T, W, E, H, C, N, P);
-    check_close(c, dinp, want, width, 5e-6, what, "backward", T, H, C, N, s.G, s.longest, s.branches, types);
-    check_array_close(c, drows, want_rows, row, 1e-5, what, "backward dt", T, H, C, N, s.G, s.longest, s.branches,
+    check_close(c, dinp, want, width, 5 * unit, what, "backward", T, H, C, N, s.G, s.longest, s.branches, types);
+    check_array_close(c, drows, want_rows, row, 10 * unit, what, "backward dt", T, H, C, N, s.G, s.longest, s.branches,
                       types);
     float *same = check_copy(dinp, width);
     et_ssm_backward(alone, dinp, drows, states, dstates, steps, dout, inp, rows, bias, a, skip, before, pieces,
@@ -68,9 +74,9 @@ void check_ssm(struct check *c, et_context *alone) {
     static const struct sizes sizes[] = {
         {1, 2, 16, 16, 1, 64, 0},   {63, 2, 16, 16, 1, 64, 0},  {200, 3, 32, 48, 1, 64, 0},
         {300, 6, 16, 32, 2, 64, 1}, {90, 5, 48, 16, 1, 7, 1},   {150, 8, 64, 128, 2, 64, 1},
-        {70, 4, 128, 128, 4, 3, 1},
+        {70, 4, 128, 128, 4, 3, 1}, {400, 5, 32, 64, 1, 64, 1},
     };
-    if (strcmp(c->isa, "cuda") == 0) /* has no such op */
+    if (strcmp(c->isa, "cuda") == 0 || check_is_repeated(c, CHECK_NO_WEIGHT)) /* a device has no such op */
         return;
     for (int i = 0; i < COUNT(sizes); i++)
         for (int types = 0; types < 8; types++)

@@ -182,7 +182,8 @@ int et_delta_backward(et_context *ctx, et_array dqkv, float *dbeta, float *dalph
  * many, and of the last H of the E values of rows [T, E]. A head's state S [N, C] passes from token to token of a
  * document: S = e^(dt a) S + B (dt x)^T, out = S^T C + skip x, dt = ln(1 + e^(row + bias)). bias, a and skip [H]; C and N
  * are multiples of 16 up to ET_MAX_STATE. before and pieces as above; states [floats / (H N C), H, N, C] and steps [3, H,
- * T] are work space. */
+ * T] are work space. Where the context is not ET_EXACT, C and N are multiples of 32, and the kernel set multiplies bf16,
+ * all products are of numbers rounded to bf16, and sums are in float, states too. */
 int et_ssm_forward(et_context *ctx, et_array out, float *states, float *steps, et_array inp, et_array rows,
                    const float *bias, const float *a, const float *skip, const int32_t *before, const int32_t *pieces,
                    int64_t floats, int T, int W, int E, int H, int C, int N, int P);

@@ -61,7 +61,6 @@ ET_OPS(OP)
 #include "glu.h"
 #include "conv.h"
 #include "ssm.h"
-#include "ssm_backward.h"
 #include "delta.h"
 #include "delta_backward.h"
 #include "head.h"

@@ -8,13 +8,24 @@
  *   out_t = sum over s <= t of (C_t . B_s) e^(u_t - u_s) dt_s x_s + e^(u_t) S^T C_t,
  *   S at its end = e^u S + sum over s of e^(u - u_s) B_s (dt_s x_s)^T.
  *
- * First each head's states are made, piece after piece; then the outputs of each piece, whose scores C_t . B_s serve all
- * heads of a group. Backward makes the states again, so that none is kept from pass to pass (ssm_backward.h). */
+ * A task makes the outputs and states of a few heads, piece after piece; the scores C_t . B_s serve all heads of a group.
+ * Backward makes the states again, so that none is kept from pass to pass. G being the gradient of a piece's last state,
+ * D_t that of its outputs, and M_ts = (C_t . B_s) e^(u_t - u_s):
+ *
+ *   V_s = sum over t >= s of M_ts D_t + e^(u - u_s) G^T B_s,  dx_s = dt_s V_s + skip D_s,
+ *   dscores_ts = e^(u_t - u_s) dt_s (D_t . x_s), from which dB and dC follow, with
+ *   dC_t += e^(u_t) S D_t,  dB_s += e^(u - u_s) dt_s G x_s,
+ *   du_t = D_t . (out_t - skip x_t) - dt_t V_t . x_t, and G . S at the end more for the last: what e^u multiplies,
+ *   d(dt)_t = V_t . x_t + a (the sum of du from t on).
+ *
+ * First the gradients of kept states are made, from the last piece to the first; then those of all inputs of a piece.
+ * Pieces that replay the same tokens are one task, which adds up what they say of these.
+ *
+ * What is common is here; ssm_float.h multiplies in float, ssm_bf16.h in bf16. */
 
 enum {
     SSM_N = ET_MAX_STATE, /* of N and of C */
-    SSM_HEADS = 4,        /* of a task that makes states: they share B */
-    SSM_ROWS = 16,        /* that are widened before they are transposed */
+    SSM_HEADS = 16,       /* at most, of a task that makes states: they share B */
 };
 
 struct ssm_args {
@@ -26,144 +37,90 @@ struct ssm_args {
     int32_t *next; /* [P]: the next piece that begins from the same state with the same token */
     int64_t floats; /* of states */
     int T, W, E, H, C, N, G, P;
+    int heads;  /* of a task that makes states */
+    int rounds; /* whether pieces that are long enough are multiplied in bf16 */
 };
 
-/* What a thread has of a piece. Matrices have ET_PIECE columns, or as many rows, where it has n tokens: what is beyond
- * is multiplied and nobody reads it. */
-struct ssm_room {
-    float b[SSM_N * ET_PIECE], c[SSM_N * ET_PIECE];   /* of a group, transposed: [N, tokens] */
-    float db[SSM_N * ET_PIECE], dc[SSM_N * ET_PIECE];
-    float x[ET_PIECE * SSM_N], y[ET_PIECE * SSM_N];   /* of a head, [tokens, C]; y: the output, or dt x, or its gradient */
-    float dout[ET_PIECE * SSM_N];
-    float x_across[SSM_N * ET_PIECE], dout_across[SSM_N * ET_PIECE]; /* transposed */
-    float scores[ET_PIECE * ET_PIECE], dscores[ET_PIECE * ET_PIECE], mixed[ET_PIECE * ET_PIECE];
-    float wide[SSM_ROWS * SSM_N];
+/* What a thread has of a piece, and of one head's steps in it: first in its scratch. */
+struct ssm_piece {
+    const struct ssm_numbers *numbers;
     float dt[ET_PIECE], u[ET_PIECE], begin[ET_PIECE], end[ET_PIECE]; /* begin: e^(u_t); end: e^(u - u_t) */
-    float du[ET_PIECE];
     float decay; /* of the whole piece */
     int32_t token[ET_PIECE];
     int n, replayed, source, kept;
 };
 
-_Static_assert(sizeof(struct ssm_room) <= ET_THREAD_FLOATS * sizeof(float), "a thread's scratch holds a piece");
-_Static_assert(16 % MR == 0 && 16 % VL == 0, "sizes are whole tiles");
+/* Numbers to multiply in: what is done with a piece. */
+struct ssm_numbers {
+    void (*take_b)(const struct ssm_args *a, struct ssm_piece *p, int g); /* of a group, for states */
+    void (*take_c)(const struct ssm_args *a, struct ssm_piece *p, int g); /* for their gradients */
+    void (*state)(const struct ssm_args *a, struct ssm_piece *p, int h);  /* at the end of the piece */
+    void (*dstate)(const struct ssm_args *a, struct ssm_piece *p, int h); /* that it begins from: added to */
+    void (*take_group)(const struct ssm_args *a, struct ssm_piece *p, int g); /* for outputs and their gradients */
+    void (*forward)(const struct ssm_args *a, struct ssm_piece *p, int h); /* outputs, and the state */
+    void (*backward)(const struct ssm_args *a, struct ssm_piece *p, int h);
+    void (*group_backward)(const struct ssm_args *a, struct ssm_piece *p, int g); /* dB and dC */
+};
 
-static struct ssm_room *ssm_room(const struct ssm_args *a, int thread) {
-    return (struct ssm_room *)(void *)et_scratch(a->ctx, thread);
-}
+static const struct ssm_numbers *ssm_numbers(const struct ssm_args *a, int n);
 
 /* ---- what a piece has ------------------------------------------------------------------------------------------ */
 
-static void ssm_take_piece(const struct ssm_args *a, struct ssm_room *r, int p) {
-    const int32_t *piece = a->pieces + (ptrdiff_t)p * ET_PIECE_COLUMNS;
-    r->replayed = piece[2];
-    r->source = piece[3];
-    r->kept = piece[4];
-    r->n = r->replayed + piece[1] - piece[0];
-    for (int i = r->replayed; i < r->n; i++)
-        r->token[i] = piece[0] + i - r->replayed;
-    for (int i = r->replayed - 1; i >= 0; i--)
-        r->token[i] = a->before[r->token[i + 1]];
+static void ssm_take_piece(const struct ssm_args *a, struct ssm_piece *p, int i) {
+    const int32_t *piece = a->pieces + (ptrdiff_t)i * ET_PIECE_COLUMNS;
+    p->replayed = piece[2];
+    p->source = piece[3];
+    p->kept = piece[4];
+    p->n = p->replayed + piece[1] - piece[0];
+    p->numbers = ssm_numbers(a, p->n);
+    for (int t = p->replayed; t < p->n; t++)
+        p->token[t] = piece[0] + t - p->replayed;
+    for (int t = p->replayed - 1; t >= 0; t--)
+        p->token[t] = a->before[p->token[t + 1]];
 }
 
-/* out [n] = the values of x from element `at` on. */
-static void ssm_floats(float *out, et_array x, int64_t at, int n) {
-    for (int i = 0; i < n; i += VL)
-        vstore(out + i, load_part(x, at + i, VL));
-}
-
-/* out [N, ET_PIECE] = the transpose of N values of each token's row from column `at` on. */
-static void ssm_take_across(const struct ssm_args *a, struct ssm_room *r, float *out, int at) {
-    for (int i = 0; i < r->n; i += SSM_ROWS) {
-        int rows = min_int(r->n - i, SSM_ROWS);
-        for (int j = 0; j < rows; j++)
-            ssm_floats(r->wide + j * a->N, a->inp, (int64_t)r->token[i + j] * a->W + at, a->N);
-        pack_transposed(out + i, ET_PIECE, r->wide, a->N, rows, a->N);
-    }
-}
-
-static void ssm_take_group(const struct ssm_args *a, struct ssm_room *r, int g) {
-    ssm_take_across(a, r, r->b, a->H * a->C + g * a->N);
-    ssm_take_across(a, r, r->c, a->H * a->C + (a->G + g) * a->N);
-}
-
-/* out [tokens, C] = a head's values of rows of `width`. */
-static void ssm_take_rows(const struct ssm_args *a, const struct ssm_room *r, float *out, et_array rows, int width,
-                          int h) {
-    for (int i = 0; i < r->n; i++)
-        ssm_floats(out + i * a->C, rows, (int64_t)r->token[i] * width + h * a->C, a->C);
-}
-
-static void ssm_take_head(const struct ssm_args *a, struct ssm_room *r, int h) {
+/* What is behind the last token is as it is itself, but has no length. */
+static void ssm_take_steps(const struct ssm_args *a, struct ssm_piece *p, int h) {
     const float *dt = a->steps + (ptrdiff_t)h * a->T;
     const float *u = dt + (ptrdiff_t)a->H * a->T;
-    ssm_take_rows(a, r, r->x, a->inp, a->W, h);
-    for (int i = 0; i < r->n; i++) {
-        r->dt[i] = dt[r->token[i]];
-        r->u[i] = u[r->token[i]];
+    float last = u[p->token[p->n - 1]];
+    for (int i = 0; i < p->n; i++) {
+        p->dt[i] = dt[p->token[i]];
+        p->u[i] = u[p->token[i]];
     }
-    for (int i = r->n; i < ET_PIECE; i++)
-        r->dt[i] = r->u[i] = 0;
-    float last = r->u[r->n - 1];
+    for (int i = p->n; i < ET_PIECE; i++) {
+        p->dt[i] = 0;
+        p->u[i] = last;
+    }
     for (int i = 0; i < ET_PIECE; i += VL) {
-        vec x = vload(r->u + i);
-        vstore(r->begin + i, vec_exp(x));
-        vstore(r->end + i, vec_exp(last - x));
+        vec x = vload(p->u + i);
+        vstore(p->begin + i, vec_exp(x));
+        vstore(p->end + i, vec_exp(last - x));
     }
-    r->decay = r->begin[r->n - 1];
+    p->decay = p->begin[p->n - 1];
 }
 
 static float *ssm_state(const struct ssm_args *a, float *states, int slot, int h) {
     return states + ((int64_t)slot * a->H + h) * a->N * a->C;
 }
 
-/* ---- products -------------------------------------------------------------------------------------------------- */
+static inline int ssm_group(const struct ssm_args *a, int h) { return h / (a->H / a->G); }
 
-/* A matrix [.., ET_PIECE] or [.., C] as a side of a product, and its transpose. */
-static inline struct side ssm_side(const float *p, int width) { return (struct side){p, width, 1, 0}; }
-static inline struct side ssm_across(const float *p, int width) { return (struct side){p, 1, width, 0}; }
+/* Where B and C of a group begin in a row of inp. */
+static inline int ssm_b_at(const struct ssm_args *a, int g) { return a->H * a->C + g * a->N; }
+static inline int ssm_c_at(const struct ssm_args *a, int g) { return a->H * a->C + (a->G + g) * a->N; }
 
-/* What of a product of matrices of tokens is 0 or not needed: in A what is above the diagonal, or below it, in C what is
- * above it. */
-enum ssm_part { SSM_ALL, SSM_LOWER, SSM_UPPER, SSM_CAUSAL };
-
-/* C [M, N] (accumulate: +)= A [M, K] . B [K, N], rows of C and B ldc and ldb apart. All rows of whole tiles are computed,
- * and N is a multiple of 16. */
-static void ssm_product(float *c, int ldc, struct side a, const float *b, int ldb, int M, int N, int K,
-                        int accumulate, enum ssm_part part) {
-    struct tile t = {.c_rs = ldc, .c_cs = 1, .rows = MR, .accumulate = accumulate, .alpha = 1};
-    for (int m = 0; m < M; m += MR) {
-        int columns = part == SSM_CAUSAL ? min_int(N, ceil_div(m + MR, VL) * VL) : N;
-        int first = part == SSM_UPPER ? m : 0;
-        int width = ceil_div(columns / VL, ceil_div(columns / VL, NV)) * VL;
-        t.s[0].K = (part == SSM_LOWER ? min_int(K, m + MR) : K) - first;
-        t.s[0].a = (struct side){a.p + m * a.rs + first * a.ks, a.rs, a.ks, 0};
-        for (int n = 0; n < columns; n += width) {
-            t.c = (et_array){c + m * ldc + n, ET_F32};
-            t.s[0].b = (struct side){b + first * ldb + n, 1, ldb, 0};
-            t.columns = min_int(columns - n, width);
-            tile_any(&t);
-        }
-    }
+/* Row i of a piece's tokens: set by the piece whose own it is, added to by those that replay it. */
+static void ssm_put_row(const struct ssm_args *a, const struct ssm_piece *p, int i, int at, const float *x, int n) {
+    float *out = a->dinp + (int64_t)p->token[i] * a->W + at;
+    for (int j = 0; j < n; j += VL)
+        vstore(out + j, i < p->replayed ? vload(out + j) + vload(x + j) : vload(x + j));
 }
 
-/* Each of n rows of C values times its factor. */
-static void ssm_scale_rows(float *x, const float *factor, int n, int C) {
-    for (int i = 0; i < n; i++)
-        for (int j = 0; j < C; j += VL)
-            vstore(x + i * C + j, vload(x + i * C + j) * factor[i]);
+static void ssm_put_ddt(const struct ssm_args *a, const struct ssm_piece *p, int i, int h, float grad) {
+    float *ddt = a->steps + ((ptrdiff_t)2 * a->H + h) * a->T + p->token[i];
+    *ddt = i < p->replayed ? *ddt + grad : grad;
 }
-
-/* Lanes i .. i + VL - 1 of row t of a matrix of tokens: 0 where they are after t. */
-INLINE vec ssm_causal(vec x, int t, int i) {
-    ivec after;
-    for (int j = 0; j < VL; j++)
-        after[j] = i + j > t ? -1 : 0;
-    return i + VL <= t + 1 ? x : blend(after, (vec){0}, x);
-}
-
-/* Of row t of such matrices, up to whole tiles and vectors. */
-static inline int ssm_columns(int t) { return ceil_div(t + 1, 16) * 16; }
 
 /* ---- dt, u ----------------------------------------------------------------------------------------------------- */
 
@@ -203,84 +160,152 @@ static void ssm_steps_task(void *arg, int h, int thread) {
     }
 }
 
-/* ---- forward --------------------------------------------------------------------------------------------------- */
+#include "ssm_float.h"
+#ifdef ET_BF16_PRODUCTS
+#include "ssm_bf16.h"
+#define SSM_BEGIN(a, before) ((a)->rounds ? bf16_begin(before) : (void)0)
+#define SSM_END(a, before) ((a)->rounds ? bf16_end(before) : (void)0)
+enum { SSM_FEW = STRIP / 2 }; /* so many tokens, of one answer most of all, are multiplied sooner in float */
+#else
+#define SSM_BEGIN(a, before) (void)(before)
+#define SSM_END(a, before) (void)(before)
+#endif
 
-/* The state at the end of a piece, of a head. */
-static void ssm_state_of_piece(const struct ssm_args *a, struct ssm_room *r, int h) {
-    float *state = ssm_state(a, a->states, r->kept, h);
-    ssm_take_head(a, r, h);
-    for (int i = 0; i < r->n; i++)
-        r->du[i] = r->dt[i] * r->end[i];
-    ssm_scale_rows(r->x, r->du, r->n, a->C);
-    if (r->source >= 0) {
-        const float *source = ssm_state(a, a->states, r->source, h);
-        for (int i = 0; i < a->N * a->C; i += VL)
-            vstore(state + i, vload(source + i) * r->decay);
-    }
-    ssm_product(state, a->C, ssm_side(r->b, ET_PIECE), r->x, a->C, a->N, a->C, r->n, r->source >= 0, SSM_ALL);
+/* In which a piece of n tokens is multiplied. */
+static const struct ssm_numbers *ssm_numbers(const struct ssm_args *a, int n) {
+#ifdef ET_BF16_PRODUCTS
+    if (a->rounds && n > SSM_FEW)
+        return &ssm_bf16;
+#endif
+    (void)a, (void)n;
+    return &ssm_float;
 }
 
-/* All kept states of a few heads. */
+/* ---- tasks ----------------------------------------------------------------------------------------------------- */
+
+/* A few heads in one piece, whose groups are taken on the way. */
+static void ssm_each_head(const struct ssm_args *a, struct ssm_piece *p, int begin, int end,
+                          void (*take)(const struct ssm_args *a, struct ssm_piece *p, int g),
+                          void (*each)(const struct ssm_args *a, struct ssm_piece *p, int h)) {
+    for (int h = begin; h < end; h++) {
+        if (h == begin || ssm_group(a, h) != ssm_group(a, h - 1))
+            take(a, p, ssm_group(a, h));
+        each(a, p, h);
+    }
+}
+
+/* All outputs and kept states of a few heads. */
+static void ssm_forward_task(void *arg, int task, int thread) {
+    const struct ssm_args *a = arg;
+    uint8_t before[TILE_STATE];
+    struct ssm_piece *p = (struct ssm_piece *)(void *)et_scratch(a->ctx, thread);
+    int begin = task * a->heads;
+    int end = min_int(begin + a->heads, a->H);
+    SSM_BEGIN(a, before);
+    for (int i = 0; i < a->P; i++) {
+        ssm_take_piece(a, p, i);
+        ssm_each_head(a, p, begin, end, p->numbers->take_group, p->numbers->forward);
+    }
+    SSM_END(a, before);
+}
+
+/* The states alone. */
 static void ssm_states_task(void *arg, int task, int thread) {
     const struct ssm_args *a = arg;
-    struct ssm_room *r = ssm_room(a, thread);
-    int begin = task * SSM_HEADS;
-    int end = min_int(begin + SSM_HEADS, a->H);
-    for (int p = 0; p < a->P; p++) {
-        ssm_take_piece(a, r, p);
-        if (r->kept < 0)
-            continue;
-        for (int h = begin; h < end; h++) {
-            int g = h / (a->H / a->G);
-            if (h == begin || h % (a->H / a->G) == 0)
-                ssm_take_across(a, r, r->b, a->H * a->C + g * a->N);
-            ssm_state_of_piece(a, r, h);
-        }
+    uint8_t before[TILE_STATE];
+    struct ssm_piece *p = (struct ssm_piece *)(void *)et_scratch(a->ctx, thread);
+    int begin = task * a->heads;
+    int end = min_int(begin + a->heads, a->H);
+    SSM_BEGIN(a, before);
+    for (int i = 0; i < a->P; i++) {
+        ssm_take_piece(a, p, i);
+        if (p->kept >= 0)
+            ssm_each_head(a, p, begin, end, p->numbers->take_b, p->numbers->state);
     }
+    SSM_END(a, before);
 }
 
-static void ssm_states(struct ssm_args *a) {
-    et_parallel(a->ctx, ssm_steps_task, a, a->H);
-    et_parallel(a->ctx, ssm_states_task, a, ceil_div(a->H, SSM_HEADS));
-}
-
-/* The scores C_t . B_s of a group. */
-static void ssm_scores(const struct ssm_args *a, struct ssm_room *r) {
-    ssm_product(r->scores, ET_PIECE, ssm_across(r->c, ET_PIECE), r->b, ET_PIECE, r->n, ET_PIECE, a->N, 0,
-                SSM_CAUSAL);
-}
-
-static void ssm_output_of_head(const struct ssm_args *a, struct ssm_room *r, int h) {
-    int C = a->C;
-    ssm_take_head(a, r, h);
-    for (int t = 0; t < r->n; t++)
-        for (int i = 0; i < ssm_columns(t); i += VL) {
-            int at = t * ET_PIECE + i;
-            vec decay = vec_exp(r->u[t] - vload(r->u + i));
-            vstore(r->mixed + at, ssm_causal(vload(r->scores + at) * decay * vload(r->dt + i), t, i));
-        }
-    if (r->source >= 0) {
-        ssm_product(r->y, C, ssm_across(r->c, ET_PIECE), ssm_state(a, a->states, r->source, h), C, r->n, C,
-                    a->N, 0, SSM_ALL);
-        ssm_scale_rows(r->y, r->begin, r->n, C);
-    }
-    ssm_product(r->y, C, ssm_side(r->mixed, ET_PIECE), r->x, C, r->n, C, r->n, r->source >= 0, SSM_LOWER);
-    for (int t = r->replayed; t < r->n; t++)
-        for (int j = 0; j < C; j += VL)
-            store_part(a->out, ((int64_t)r->token[t] * a->H + h) * C + j,
-                       vload(r->y + t * C + j) + a->skip[h] * vload(r->x + t * C + j), VL);
-}
-
-static void ssm_output_task(void *arg, int p, int thread) {
+/* Their gradients. */
+static void ssm_dstates_task(void *arg, int task, int thread) {
     const struct ssm_args *a = arg;
-    struct ssm_room *r = ssm_room(a, thread);
-    ssm_take_piece(a, r, p);
-    for (int g = 0; g < a->G; g++) {
-        ssm_take_group(a, r, g);
-        ssm_scores(a, r);
-        for (int h = g * (a->H / a->G); h < (g + 1) * (a->H / a->G); h++)
-            ssm_output_of_head(a, r, h);
+    uint8_t before[TILE_STATE];
+    struct ssm_piece *p = (struct ssm_piece *)(void *)et_scratch(a->ctx, thread);
+    int begin = task * a->heads;
+    int end = min_int(begin + a->heads, a->H);
+    int64_t slots = a->floats / ((int64_t)a->H * a->N * a->C);
+    SSM_BEGIN(a, before);
+    for (int64_t slot = 0; slot < slots; slot++)
+        memset(ssm_state(a, a->dstates, (int)slot, begin), 0, (size_t)(end - begin) * a->N * a->C * sizeof(float));
+    for (int i = a->P - 1; i >= 0; i--) {
+        ssm_take_piece(a, p, i);
+        if (p->source >= 0)
+            ssm_each_head(a, p, begin, end, p->numbers->take_c, p->numbers->dstate);
     }
+    SSM_END(a, before);
+}
+
+/* A piece that replays nothing, and those that replay its tokens. */
+static void ssm_backward_task(void *arg, int task, int thread) {
+    const struct ssm_args *a = arg;
+    uint8_t before[TILE_STATE];
+    struct ssm_piece *p = (struct ssm_piece *)(void *)et_scratch(a->ctx, thread);
+    int heads = a->H / a->G;
+    SSM_BEGIN(a, before);
+    for (int i = task; i >= 0 && (i != task || !a->pieces[(ptrdiff_t)i * ET_PIECE_COLUMNS + 2]); i = a->next[i]) {
+        ssm_take_piece(a, p, i);
+        for (int g = 0; g < a->G; g++) {
+            ssm_each_head(a, p, g * heads, (g + 1) * heads, p->numbers->take_group, p->numbers->backward);
+            p->numbers->group_backward(a, p, g);
+        }
+    }
+    SSM_END(a, before);
+}
+
+/* The gradient of the last H of E columns: that of dt, times the sigmoid of what dt is made of. */
+INLINE void ssm_steps_backward_tokens(struct ssm_args a, struct range tokens) {
+    const float *ddt = a.steps + (ptrdiff_t)2 * a.H * a.T;
+    for (int64_t t = tokens.begin; t < tokens.end; t++) {
+        int64_t at = (t + 1) * a.E - a.H;
+        EACH_VECTOR(h, n, 0, a.H, {
+            struct gate g = gate(load_part(a.rows, at + h, n) + vload_part(a.bias + h, n), GLU_SILU);
+            store_part(a.drows, at + h, ssm_column((et_array){(float *)ddt, ET_F32}, h * a.T + t, a.T, n) * g.sigmoid,
+                       n);
+        });
+    }
+}
+
+static void ssm_steps_backward_task(void *arg, int task, int thread) {
+    (void)thread;
+    struct ssm_args a = *(const struct ssm_args *)arg;
+    struct range tokens = task_rows(task, a.T, a.H);
+    EITHER(a.rows, EITHER(a.drows, ssm_steps_backward_tokens(a, tokens)));
+}
+
+/* next: of pieces that replay from the same token, in order. At the first token of the first, `last` [T] is the last
+ * of them that is known. */
+static void ssm_chain(struct ssm_args *a, int32_t *last) {
+    for (int t = 0; t < a->T; t++)
+        last[t] = -1;
+    for (int p = 0; p < a->P; p++) {
+        const int32_t *piece = a->pieces + (ptrdiff_t)p * ET_PIECE_COLUMNS;
+        int32_t first = piece[0];
+        for (int i = 0; i < piece[2]; i++)
+            first = a->before[first];
+        a->next[p] = -1;
+        if (last[first] >= 0)
+            a->next[last[first]] = p;
+        last[first] = p;
+    }
+}
+
+/* Steps, then what `task` makes of a few heads. */
+static void ssm_run(struct ssm_args *a, void (*task)(void *arg, int task, int thread)) {
+#ifdef ET_BF16_PRODUCTS
+    a->rounds = et_precision(a->ctx) != ET_EXACT && a->C % STRIP == 0 && a->N % STRIP == 0;
+#endif
+    a->heads = min_int(ceil_div(a->H, et_threads(a->ctx)), SSM_HEADS);
+    et_parallel(a->ctx, ssm_steps_task, a, a->H);
+    et_parallel(a->ctx, task, a, ceil_div(a->H, a->heads));
 }
 
 static void ssm_forward(et_context *ctx, et_array out, float *states, float *steps, et_array inp, et_array rows,
@@ -289,6 +314,21 @@ static void ssm_forward(et_context *ctx, et_array out, float *states, float *ste
     struct ssm_args args = {.ctx = ctx, .out = out, .states = states, .steps = steps, .inp = inp, .rows = rows,
                             .bias = bias, .a = a, .skip = skip, .before = before, .pieces = pieces, .floats = floats,
                             .T = T, .W = W, .E = E, .H = H, .C = C, .N = N, .G = (W - H * C) / (2 * N), .P = P};
-    ssm_states(&args);
-    et_parallel(ctx, ssm_output_task, &args, P);
+    ssm_run(&args, ssm_forward_task);
+}
+
+static void ssm_backward(et_context *ctx, float *dinp, et_array drows, float *states, float *dstates, float *steps,
+                         et_array dout, et_array inp, et_array rows, const float *bias, const float *a,
+                         const float *skip, const int32_t *before, const int32_t *pieces, int64_t floats, int T, int W,
+                         int E, int H, int C, int N, int P) {
+    int32_t *room = (int32_t *)(void *)et_shared(ctx);
+    struct ssm_args args = {.ctx = ctx, .dinp = dinp, .drows = drows, .states = states, .dstates = dstates,
+                            .steps = steps, .dout = dout, .inp = inp, .rows = rows, .bias = bias, .a = a,
+                            .skip = skip, .before = before, .pieces = pieces, .next = room, .floats = floats,
+                            .T = T, .W = W, .E = E, .H = H, .C = C, .N = N, .G = (W - H * C) / (2 * N), .P = P};
+    ssm_chain(&args, room + P);
+    ssm_run(&args, ssm_states_task);
+    et_parallel(ctx, ssm_dstates_task, &args, ceil_div(H, args.heads));
+    et_parallel(ctx, ssm_backward_task, &args, P);
+    et_parallel(ctx, ssm_steps_backward_task, &args, row_tasks(T, H));
 }

@@ -192,19 +192,20 @@ class Ops(Protocol):
         """The gradients of delta_forward's qkv, beta and alpha; dstates is work space as large as states."""
 
     def ssm_forward(self, out: Array, states: Array, steps: Array, inp: Array, rows: Array, bias: Array, a: Array,
-                    skip: Array, before: Array, pieces: Array, state: int) -> None:
+                    skip: Array, before: Array, pieces: Array, state: int, precision: str = "exact") -> None:
         """The scan of Mamba 2: out [T, H, C] of inp [T, W], each token's x [H, C], B [G, N] and C [G, N], and of the
         last H values of each of `rows` [T, E]; N is `state`.
 
         A head's state S [N, C] passes from token to token of a document: S = e^(dt a) S + B (dt x)^T, out = S^T C +
         skip x, dt = ln(1 + e^(row + bias)). bias, a, skip [H]. before as in conv_forward; pieces: int32 [P, 5], of
         data/pieces.py. states: float32 [S, H, N, C] for the states that these keep; steps: float32 [3, H, T]. Both are
-        work space. C and N are multiples of 16, up to 128.
+        work space. C and N are multiples of 16, up to 128. Where they are of 32 and the precision is not "exact",
+        products are of numbers rounded to bf16, if the kernel set multiplies those.
         """
 
     def ssm_backward(self, dinp: Array, drows: Array, states: Array, dstates: Array, steps: Array, dout: Array,
                      inp: Array, rows: Array, bias: Array, a: Array, skip: Array, before: Array, pieces: Array,
-                     state: int) -> None:
+                     state: int, precision: str = "exact") -> None:
         """dinp, float32 [T, W], and the last H columns of drows [T, E] = the gradients of ssm_forward. dstates is work
         space as states are.
         """

@@ -196,15 +196,16 @@ class NativeOps(Ops, ABC):
                                            states, before, pieces, eps))
 
     def ssm_forward(self, out: Array, states: Array, steps: Array, inp: Array, rows: Array, bias: Array, a: Array,
-                    skip: Array, before: Array, pieces: Array, state: int) -> None:
-        self._check(_native.ssm_forward(self._handle, out, states, steps, inp, rows, bias, a, skip, before, pieces,
-                                        state))
+                    skip: Array, before: Array, pieces: Array, state: int, precision: str = "exact") -> None:
+        handle = self._at(precision)
+        self._check(_native.ssm_forward(handle, out, states, steps, inp, rows, bias, a, skip, before, pieces, state))
 
     def ssm_backward(self, dinp: Array, drows: Array, states: Array, dstates: Array, steps: Array, dout: Array,
                      inp: Array, rows: Array, bias: Array, a: Array, skip: Array, before: Array, pieces: Array,
-                     state: int) -> None:
-        self._check(_native.ssm_backward(self._handle, dinp, drows, states, dstates, steps, dout, inp, rows, bias, a,
-                                         skip, before, pieces, state))
+                     state: int, precision: str = "exact") -> None:
+        handle = self._at(precision)
+        self._check(_native.ssm_backward(handle, dinp, drows, states, dstates, steps, dout, inp, rows, bias, a, skip,
+                                         before, pieces, state))
 
     def glu_forward(self, out: Array, gate: Array, up: Array, kind: str) -> None:
         self._check(_native.glu_forward(self._handle, out, gate, up, _activation(kind)))

@@ -26,10 +26,10 @@ from .attention import SelfAttention
 from .base import Network, Passes, register
 from .block_embedding import BlockEmbedding
 from .common import Cached, Common
-from .delta_net import STATE_CONV
 from .head import Head, cap_logits
 from .linear import Activations, Projections, RunShape
 from .norms import Norms
+from .recurrent import STATE_CONV
 from .repeated import Repeated
 from .residual import Residual
 from .short_conv import CONV

@@ -4,8 +4,7 @@
     out = ssm_out(norm(o) * SiLU(attn_gate x))
 
 States are kept at the ends of pieces of tokens alone (data/pieces.py), so that what training takes is small; backward
-makes those between them again. A branch begins with its parent's state, and a document with zeros. A convolution's
-channels see the last few tokens of the document. H heads of values, G of queries and keys, C their width.
+makes those between them again. H heads of values, G of queries and keys, C their width.
 """
 
 from __future__ import annotations
@@ -20,31 +19,25 @@ from ..data.pieces import COLUMNS, PIECE
 from ..formats.kinds import delta_channels
 from ..formats.shape import Shape
 from .linear import Activations, RunShape
+from .recurrent import STATE, Recurrent
 from .states import BEGIN, END, SLOT, SOURCE, States
-from .sublayer import Mixer
 
 if TYPE_CHECKING:
     from ..data.packing import Batch
 
-STATE_CONV = "ssm_conv1d"
-STATE = "delta_state"  # arrays that answers keep
-LAST = "delta_last"
 QKV = "attn_qkv"
 GATE = "attn_gate"
 FLOPS = 9  # a token and value of the state: it decays, two products read it, one changes it
 
 
-class DeltaNet(Mixer):
-    last = "ssm_out"
+class DeltaNet(Recurrent):
     inputs = (QKV, GATE)
     inner = "delta_out"
-    on_cpu_alone = True
-    repeats = False
     backward_share = 4.0
 
     @classmethod
-    def inner_width(cls, s: Shape) -> int:
-        return s.recurrent.inner
+    def channels(cls, s: Shape) -> int:
+        return delta_channels(s)
 
     @classmethod
     def widths(cls, s: Shape) -> dict[str, int]:
@@ -53,30 +46,14 @@ class DeltaNet(Mixer):
                 "rstd_delta": r.heads, "p_alpha": r.heads, "p_beta": r.heads, "states": state_width(s)}
 
     @classmethod
-    def buffers(cls, s: Shape, run: RunShape, tokens: int, prefix: int) -> list[Buffer]:  # noqa: ARG003
+    def buffers(cls, s: Shape, run: RunShape, tokens: int, prefix: int) -> list[Buffer]:
         half = run.activations
-        channels = delta_channels(s)
-        inner = s.recurrent.inner
-        heads = s.recurrent.heads
-        return [Buffer("before", (tokens,), "step", "int32"), Buffer("pieces", (tokens, COLUMNS), "step", "int32"),
-                Buffer("convolved", (tokens, channels), "block", half),
-                Buffer("dconvolved", (tokens, channels), "block", half, backward=True),
-                Buffer("conv_sums", (tokens, channels), "block", backward=True),
-                Buffer("ddelta_qkv", (tokens, channels), "block", half, backward=True),
-                Buffer("ddelta", (tokens, inner), "block", half, backward=True),
+        return [*super().buffers(s, run, tokens, prefix),
+                *(Buffer(name, (tokens, width), "block", half, backward=True)
+                  for name, width in (("dconvolved", delta_channels(s)), ("ddelta_qkv", delta_channels(s)),
+                                      ("ddelta", s.recurrent.inner))),
                 Buffer("dstates", (tokens, state_width(s)), "block", backward=True),
-                *(Buffer(name, (tokens, heads), "block", backward=True) for name in ("dalpha", "dbeta"))]
-
-    @classmethod
-    def state(cls, s: Shape) -> dict[str, tuple[int, ...]]:
-        r = s.recurrent
-        return {LAST: (r.taps - 1, delta_channels(s)), STATE: (r.heads, r.state, r.state)}
-
-    @classmethod
-    def answer_buffers(cls, s: Shape, tokens: int, runs: int, activations: str) -> list[Buffer]:
-        rows = runs * (s.recurrent.taps - 1) + tokens
-        return [Buffer(name, (rows, delta_channels(s)), "block", activations)
-                for name in ("continued_qkv", "continued_convolved")]
+                *(Buffer(name, (tokens, s.recurrent.heads), "block", backward=True) for name in ("dalpha", "dbeta"))]
 
     @classmethod
     def frozen_weights(cls, s: Shape) -> int:
@@ -95,41 +72,30 @@ class DeltaNet(Mixer):
         for name in ("alpha", "beta"):
             weight = of.weights[f"blk.{layer}.ssm_{name}.weight"]
             of.ops.matmul_forward(k[f"p_{name}"], norm, weight.data, weight.format)
+        of.linear.forward(k["delta_qkv"], norm, layer, QKV, k)
         if of.cached and of.cached.states:
-            self._continue(layer, norm, k, of.cached.states)
+            self._continue(layer, k, of.cached.states)
         else:
             placed = of.place(batch)
-            of.linear.forward(k["delta_qkv"], norm, layer, QKV, k)
-            rows = self._convolved(layer, k, placed.before)
+            rows = self.convolved(layer, k["delta_qkv"], placed.before)
             self._pass(layer, k, k["states"], rows, placed.before, placed.pieces)
         of.norms.forward(k["delta_out"], k["rstd_delta"], k["delta_read"], f"blk.{layer}.ssm_norm")
         of.ops.glu_forward(k["delta_out"], k["delta_gate"], k["delta_out"], "silu")
 
-    def _continue(self, layer: int, norm: np.ndarray, k: Activations, states: States) -> None:
-        """The same after earlier passes, whose states it changes. The last inputs of their convolution are rows before
-        those of the tokens.
-        """
-        of = self.of
-        tails = states.tails(of.shape.recurrent.taps)
-        rows, out = k["delta_qkv"], of.arena.view("convolved", *k["delta_qkv"].shape)
-        if tails.count:
-            rows, out = (of.arena.view(name, tails.count + len(norm), delta_channels(of.shape))
-                         for name in ("continued_qkv", "continued_convolved"))
-        tails.load(rows, states.of(layer, LAST))
-        of.linear.forward(rows[tails.count:], norm, layer, QKV, k)
-        of.ops.causal_conv_forward(out, rows, self._weight(layer), None, tails.before)
-        tails.store(states.of(layer, LAST), rows)
+    def _continue(self, layer: int, k: Activations, states: States) -> None:
+        """The same after earlier passes, whose states it changes."""
+        rows = self.convolved_on(layer, k["delta_qkv"], states)
         pieces = np.zeros((len(states.runs), COLUMNS), np.int32)
         pieces[:, :2] = states.runs[:, (BEGIN, END)]
         pieces[:, 3:] = states.runs[:, (SOURCE, SLOT)]
-        self._pass(layer, k, states.of(layer, STATE), self._heads(out[tails.count:]), states.before, pieces)
+        self._pass(layer, k, states.of(layer, STATE), rows, states.before, pieces)
 
     def _pass(self, layer: int, k: Activations, states: np.ndarray, rows: np.ndarray, before: np.ndarray,
               pieces: np.ndarray) -> None:
         """Sets k["delta_read"] and states."""
         a, dt = self._decay(layer)
-        self.of.ops.delta_forward(self._heads(k["delta_read"]), states, rows, k["p_beta"], k["p_alpha"], a, dt, before,
-                                  pieces, self.of.shape.norm_eps)
+        self.of.ops.delta_forward(self._heads(k["delta_read"]), states, self._heads(rows), k["p_beta"], k["p_alpha"], a,
+                                  dt, before, pieces, self.of.shape.norm_eps)
 
     def backward(self, layer: int, dinp: np.ndarray | None, dinner: np.ndarray, norm: np.ndarray, batch: Batch) -> None:
         of = self.of
@@ -145,25 +111,18 @@ class DeltaNet(Mixer):
         channels = delta_channels(of.shape)
         drows, dqkv = (of.arena.view(name, t, channels) for name in ("dconvolved", "ddelta_qkv"))
         dbeta, dalpha = (of.arena.view(name, t, of.shape.recurrent.heads) for name in ("dbeta", "dalpha"))
-        rows = self._convolved(layer, k, placed.before)
+        rows = self._heads(self.convolved(layer, k["delta_qkv"], placed.before))
         a, dt = self._decay(layer)
         of.ops.delta_backward(self._heads(drows), dbeta, dalpha, of.arena.view("dstates", *k["states"].shape),
                               self._heads(grad), rows, k["p_beta"], k["p_alpha"], a, dt, k["states"], placed.before,
                               placed.pieces, of.shape.norm_eps)
-        of.ops.causal_conv_backward(dqkv, of.arena.view("conv_sums", t, channels), drows, k["delta_qkv"],
-                                    self._weight(layer), None, placed.before)
+        self.convolved_backward(layer, dqkv, drows, k["delta_qkv"], placed.before)
         of.linear.backward(dinp, dqkv, layer, QKV, k, accumulate=True)
         of.linear.finish(norm, layer, QKV)
         if dinp is not None:
             for name, gate in (("beta", dbeta), ("alpha", dalpha)):
                 weight = of.weights[f"blk.{layer}.ssm_{name}.weight"]
                 of.ops.matmul_backward(dinp, gate, weight.data, weight.format, accumulate=True)
-
-    def _convolved(self, layer: int, k: Activations, before: np.ndarray) -> np.ndarray:
-        """Queries, keys and values, [T, 2 G + H, C]."""
-        out = self.of.arena.view("convolved", *k["delta_qkv"].shape)
-        self.of.ops.causal_conv_forward(out, k["delta_qkv"], self._weight(layer), None, before)
-        return self._heads(out)
 
     def _decay(self, layer: int) -> tuple[np.ndarray, np.ndarray]:
         """a and dt, [H]: a state decays by e^(a ln(1 + e^(alpha + dt)))."""
@@ -173,10 +132,6 @@ class DeltaNet(Mixer):
         """[T, heads, C] of [T, heads * C]."""
         heads: np.ndarray = array.reshape(len(array), -1, self.of.shape.recurrent.state)
         return heads
-
-    def _weight(self, layer: int) -> np.ndarray:
-        """The convolution's [L, channels], of the token itself first."""
-        return self.of.vectors[f"blk.{layer}.{STATE_CONV}.weight"]
 
 
 def state_width(s: Shape) -> int:

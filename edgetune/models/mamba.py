@@ -3,9 +3,8 @@
     z, xBC, dt = ssm_in x;  x, B, C = SiLU(conv(xBC));  y = scan(x, B, C, dt)
     out = ssm_out norm(y * SiLU(z))
 
-No state is kept for backward, which makes those at the ends of pieces of tokens again (data/pieces.py). A branch begins
-with its parent's state, and a document with zeros. H heads together have I values a token, G groups of heads share B
-and C of N values each, and a convolution's channels, I + 2 G N, see the last few tokens of the document.
+No state is kept for backward, which makes those at the ends of pieces of tokens again (data/pieces.py). H heads have I
+values a token together, and G groups of heads share B and C of N values each.
 """
 
 from __future__ import annotations
@@ -20,28 +19,26 @@ from ..data.pieces import COLUMNS, PIECE, kept_states
 from ..formats.kinds import mamba_channels, mamba_rows
 from ..formats.shape import Shape
 from .linear import Activations, RunShape
+from .recurrent import STATE, Recurrent
 from .states import ZEROS, States
-from .sublayer import Mixer
 
 if TYPE_CHECKING:
     from ..data.packing import Batch
 
 IN = "ssm_in"
-STATE = "ssm_state"  # arrays that answers keep
-LAST = "ssm_last"
-CONTINUED = ("continued_xbc", "continued_convolved")
 
 
-class Mamba(Mixer):
-    last = "ssm_out"
+class Mamba(Recurrent):
     inputs = (IN,)
     inner = "ssm_normed"
-    on_cpu_alone = True
-    repeats = False
     backward_share = 2.5
 
     @classmethod
-    def inner_width(cls, s: Shape) -> int:
+    def channels(cls, s: Shape) -> int:
+        return mamba_channels(s)
+
+    @classmethod
+    def first(cls, s: Shape) -> int:
         return s.recurrent.inner
 
     @classmethod
@@ -50,29 +47,20 @@ class Mamba(Mixer):
         return {"ssm_rows": mamba_rows(s), "ssm_read": r.inner, "ssm_normed": r.inner, "rstd_ssm": r.groups}
 
     @classmethod
-    def buffers(cls, s: Shape, run: RunShape, tokens: int, prefix: int) -> list[Buffer]:  # noqa: ARG003
+    def buffers(cls, s: Shape, run: RunShape, tokens: int, prefix: int) -> list[Buffer]:
         half = run.activations
         r = s.recurrent
-        channels = mamba_channels(s)
         states = (max(kept_states(tokens), 1), r.inner * r.state)
-        return [Buffer("before", (tokens,), "step", "int32"), Buffer("pieces", (tokens, COLUMNS), "step", "int32"),
-                Buffer("ssm_convolved", (tokens, channels), "block", half),
+        return [*super().buffers(s, run, tokens, prefix),
                 Buffer("ssm_states", states, "block"), Buffer("ssm_steps", (3, r.heads, tokens), "block"),
                 *(Buffer(name, (tokens, r.inner // r.groups), "block", half) for name in ("ssm_z", "ssm_gated")),
                 Buffer("dssm_rows", (tokens, mamba_rows(s)), "block", half, backward=True),
-                Buffer("dssm_convolved", (tokens, channels), "block", backward=True),
-                Buffer("dssm_states", states, "block", backward=True),
-                Buffer("conv_sums", (tokens, channels), "block", backward=True)]
-
-    @classmethod
-    def state(cls, s: Shape) -> dict[str, tuple[int, ...]]:
-        r = s.recurrent
-        return {LAST: (r.taps - 1, mamba_channels(s)), STATE: (r.inner * r.state,)}
+                Buffer("dconvolved", (tokens, mamba_channels(s)), "block", backward=True),
+                Buffer("dssm_states", states, "block", backward=True)]
 
     @classmethod
     def answer_buffers(cls, s: Shape, tokens: int, runs: int, activations: str) -> list[Buffer]:
-        rows = runs * (s.recurrent.taps - 1) + tokens
-        return [*(Buffer(name, (rows, mamba_channels(s)), "block", activations) for name in CONTINUED),
+        return [*super().answer_buffers(s, tokens, runs, activations),
                 Buffer("continued_states", (2 * runs, s.recurrent.inner * s.recurrent.state), "block")]
 
     @classmethod
@@ -90,9 +78,10 @@ class Mamba(Mixer):
             self._continue(layer, k, of.cached.states)
         else:
             placed = of.place(batch)
-            x = self._convolved(layer, k["ssm_rows"], placed.before)
+            x = self.convolved(layer, k["ssm_rows"], placed.before)
             of.ops.ssm_forward(self._heads(k["ssm_read"]), *self._work(len(norm), "ssm_states"), x, k["ssm_rows"],
-                               *self._vectors(layer), placed.before, placed.pieces, of.shape.recurrent.state)
+                               *self._vectors(layer), placed.before, placed.pieces, of.shape.recurrent.state,
+                               of.run.precision)
         weights = self._norms(layer)
         for group, weight in enumerate(weights):
             rstd = k["rstd_ssm"].reshape(len(weights), -1)[group]
@@ -106,26 +95,15 @@ class Mamba(Mixer):
         """
         of = self.of
         rows = k["ssm_rows"]
-        r = of.shape.recurrent
-        tails = states.tails(r.taps)
-        xbc, out = rows[:, r.inner:-r.heads], of.arena.view("ssm_convolved", len(rows), mamba_channels(of.shape))
-        if tails.count:
-            own = xbc
-            xbc, out = (of.arena.view(name, tails.count + len(rows), mamba_channels(of.shape)) for name in CONTINUED)
-            tails.load(xbc, states.of(layer, LAST))
-            xbc[tails.count:] = own
-            of.ops.causal_conv_forward(out, xbc, *self._conv(layer), tails.before)
-        else:
-            of.ops.causal_conv_forward(out, rows, *self._conv(layer), tails.before, r.inner)
-        tails.store(states.of(layer, LAST), xbc)
+        x = self.convolved_on(layer, rows, states)
         kept = states.of(layer, STATE)
         room = of.arena.flat("continued_states").reshape(-1, kept.shape[1])
         _, steps = self._work(len(rows), "ssm_states")
         for first in range(0, len(states.runs), len(room) // 2):
             pieces, last = _pieces_of(states.runs[first:first + len(room) // 2], kept, room)
             if len(pieces):
-                of.ops.ssm_forward(self._heads(k["ssm_read"]), room, steps, out[tails.count:], rows,
-                                   *self._vectors(layer), states.before, pieces, r.state)
+                of.ops.ssm_forward(self._heads(k["ssm_read"]), room, steps, x, rows, *self._vectors(layer),
+                                   states.before, pieces, of.shape.recurrent.state, of.run.precision)
             for slot, at in last.items():
                 kept[slot] = room[at] if at >= 0 else 0
 
@@ -138,14 +116,13 @@ class Mamba(Mixer):
         drows = of.arena.view("dssm_rows", *rows.shape)
         for group in range(of.shape.recurrent.groups):
             self._gate_backward(layer, drows, dinner, batch, group)
-        x = self._convolved(layer, rows, placed.before)
-        dx = of.arena.view("dssm_convolved", *x.shape)
+        x = self.convolved(layer, rows, placed.before)
+        dx = of.arena.view("dconvolved", *x.shape)
         states, steps = self._work(t, "ssm_states")
         dstates, _ = self._work(t, "dssm_states")
         of.ops.ssm_backward(dx, drows, states, dstates, steps, self._heads(dinner), x, rows, *self._vectors(layer),
-                            placed.before, placed.pieces, of.shape.recurrent.state)
-        of.ops.causal_conv_backward(drows, of.arena.view("conv_sums", *x.shape), dx, rows, *self._conv(layer),
-                                    placed.before, of.shape.recurrent.inner)
+                            placed.before, placed.pieces, of.shape.recurrent.state, of.run.precision)
+        self.convolved_backward(layer, drows, dx, rows, placed.before)
         of.linear.backward(dinp, drows, layer, IN, k)
         of.linear.finish(norm, layer, IN)
 
@@ -184,22 +161,11 @@ class Mamba(Mixer):
         width = self.of.shape.recurrent.inner // self.of.shape.recurrent.groups
         return array[:, group * width:(group + 1) * width]
 
-    def _convolved(self, layer: int, rows: np.ndarray, before: np.ndarray) -> np.ndarray:
-        """x, B and C of each token, [T, I + 2 G N]."""
-        out = self.of.arena.view("ssm_convolved", len(rows), mamba_channels(self.of.shape))
-        self.of.ops.causal_conv_forward(out, rows, *self._conv(layer), before, self.of.shape.recurrent.inner)
-        return out
-
     def _work(self, t: int, name: str) -> tuple[np.ndarray, np.ndarray]:
         """Work space of the scan: for kept states, and for steps."""
         r = self.of.shape.recurrent
         return (self.of.arena.view(name, max(kept_states(t), 1), r.inner * r.state),
                 self.of.arena.view("ssm_steps", 3, r.heads, t))
-
-    def _conv(self, layer: int) -> tuple[np.ndarray, np.ndarray]:
-        """The weights of the convolution, [L, channels], of the token itself first; and its bias."""
-        vectors = self.of.vectors
-        return vectors[f"blk.{layer}.ssm_conv1d.weight"], vectors[f"blk.{layer}.ssm_conv1d.bias"]
 
     def _vectors(self, layer: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
         """What the scan takes for each head: the bias of dt, a, and what is added of x."""

@@ -77,6 +77,18 @@ def test_tiny_models_pass_the_gate(isa, architecture, precision, tmp_path):
 
 
 @pytest.mark.parametrize("precision", GATES)
+@pytest.mark.parametrize("isa", KINDS)
+def test_scans_of_whole_strips_pass_the_gate(isa, precision, tmp_path):
+    """Heads of 32 values and states of 64: the sizes that are multiplied in bf16. Two states are kept."""
+    model = write_tiny(tmp_path / "tiny.gguf", "granitehybrid", formats="Q8_0", mamba=(4, 64, 1))
+    tokens = np.random.default_rng(0).integers(0, 200, 150).tolist()
+    whole, least, loss = compare(model, tokens, precision, isa)
+    assert whole >= GATES[precision][0]
+    assert least >= GATES[precision][1]
+    assert loss < 0.01
+
+
+@pytest.mark.parametrize("precision", GATES)
 @pytest.mark.parametrize("architecture", [name for name in SHAPES if SHAPES[name].experts])
 @pytest.mark.parametrize("isa", KINDS)
 def test_experts_pass_the_gate(isa, architecture, precision, tmp_path):
