@@ -17,6 +17,7 @@ from . import (  # noqa: F401  (each adds its commands to the group)
     fleet,
     fleet_folder,
     fleet_members,
+    fleet_privacy,
     fleet_secret,
     fleet_status,
     generate,

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import fields
+from dataclasses import asdict, fields
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -31,6 +31,7 @@ if TYPE_CHECKING:
     from ..fleet.rounds.answer import AnswerFacts
     from ..fleet.rounds.next_task import Ended
     from ..fleet.rounds.noise import Noise
+    from ..fleet.rounds.spent import Spent
     from ..fleet.rounds.task import Secret
 
 OWN = ("memory", "weights", "threads", "backend", "checkpoint_every", "prompt_column", "completion_column")
@@ -179,6 +180,10 @@ def noise_of(noise: float | None, norm: float) -> Noise | None:
 
 def answer_line(to: Path, number: int, facts: AnswerFacts) -> str:
     """What a person is told of an answer."""
+    if facts.noise:
+        from ..fleet.privacy import DELTA, epsilon_of
+        return (f"{to} answers round {number} with noise: epsilon {epsilon_of(facts.noise_norm / facts.noise):.3g} at "
+                f"delta {DELTA:g} against whoever sees it")
     losses = "" if facts.loss_before is None else (
         f"; loss {facts.loss_before:.3f} -> {facts.loss_after:.3f} on {facts.held_rows} own held-out rows")
     return f"{to} answers round {number}: {facts.rows} rows, {facts.tokens} tokens{losses}"
@@ -186,7 +191,8 @@ def answer_line(to: Path, number: int, facts: AnswerFacts) -> str:
 
 def round_json(ended: Ended) -> dict[str, Any]:
     from ..fleet.rounds.next_task import devices_table
-    return {**vars(ended.record), "counted": devices_table(ended), "refused": [vars(one) for one in ended.left_out]}
+    return {**vars(ended.record), "counted": devices_table(ended), "refused": [vars(one) for one in ended.left_out],
+            "privacy": spent_json(ended.spent)}
 
 
 def round_lines(ended: Ended) -> list[Any]:
@@ -204,7 +210,25 @@ def round_lines(ended: Ended) -> list[Any]:
             *(f"left out: {printable(one.device)}: {one.reason}" for one in ended.left_out),
             f"round {record.round}: {record.devices} devices, {record.tokens} tokens{losses}; "
             f"{size_text(record.up)} up, {size_text(record.down)} down to each",
-            f"averages of A and B apart: {missed}; the rank cuts {record.cut:.1%}"]
+            f"averages of A and B apart: {missed}; the rank cuts {record.cut:.1%}", *spent_lines(ended.spent)]
+
+
+def spent_json(found: Spent | None) -> dict[str, Any] | None:
+    return None if found is None else asdict(found)
+
+
+def spent_lines(found: Spent | None) -> list[str]:
+    """What a person is told of the noise of all rounds; nothing where there was none."""
+    if found is None:
+        return []
+    return [f"noise, delta {found.delta:g}: epsilon {_bound(one.last)} in the last round and {_bound(one.total)} in "
+            f"all, against whoever sees {whom}"
+            for whom, one in (("the answers of a device", found.answer), ("the sums alone", found.sum))
+            if one.last is not None]
+
+
+def _bound(epsilon: float | None) -> str:
+    return "without a bound" if epsilon is None else f"{epsilon:.3g}"
 
 
 def _loss(one: dict[str, Any]) -> str:

@@ -7,7 +7,7 @@ from pathlib import Path
 import click
 
 from .app import command, show
-from .fleet import BASE, KEY, TASK, fleet, out_option
+from .fleet import BASE, KEY, TASK, fleet, out_option, spent_json, spent_lines
 
 ANSWERS = click.argument("answers", type=click.Path(path_type=Path), nargs=-1, required=True)
 REQUEST = click.option("--request", type=click.Path(path_type=Path), required=True, help="Folder of the request.")
@@ -70,13 +70,18 @@ def fleet_sum(task: Path, answers: tuple[Path, ...], request: Path, revealed: tu
     Only the sum becomes known, and how many tokens were learned in all.
     """
     from ..errors import printable, size_text
+    from ..fleet.rounds.history import history_of
+    from ..fleet.rounds.spent import spent
     from ..fleet.rounds.task import open_task
     from ..fleet.secret.round import write_next_of_sum
     from ..formats.bundle import open_bundle
     bundle = open_bundle(model)
     record, left_out = write_next_of_sum(open_task(task, bundle), bundle, answers, request, revealed, to, key)
-    show(as_json, {"out": str(to), **vars(record), "refused": [vars(one) for one in left_out]},
+    noise = spent(history_of(to).records)
+    show(as_json, {"out": str(to), **vars(record), "refused": [vars(one) for one in left_out],
+                   "privacy": spent_json(noise)},
          *(f"left out: {printable(one.device)}: {one.reason}" for one in left_out),
          f"round {record.round}: {record.devices} devices, {record.tokens} tokens; {size_text(record.up)} up",
+         *spent_lines(noise),
          f"{to} is the task of round {record.round + 1}; ask its adapter: edgetune chat MODEL --adapter "
          f"{to / 'adapter'}")

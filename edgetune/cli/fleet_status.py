@@ -9,15 +9,16 @@ from typing import TYPE_CHECKING
 import click
 
 from .app import command, show
-from .fleet import fleet
+from .fleet import fleet, spent_json, spent_lines
+from .fleet_privacy import DELTA_OPTION
 
 if TYPE_CHECKING:
     from ..fleet.rounds.history import History
     from ..fleet.rounds.task import RoundRecord
 
 
-@command("status", click.argument("path", metavar="TASK", type=click.Path(path_type=Path)), group=fleet)
-def fleet_status(path: Path, as_json: bool) -> None:
+@command("status", click.argument("path", metavar="TASK", type=click.Path(path_type=Path)), DELTA_OPTION, group=fleet)
+def fleet_status(path: Path, delta: float, as_json: bool) -> None:
     """Show the rounds that led to TASK.
 
     TASK is the folder of a task, or a folder of rounds, of which the newest is shown with the answers that have
@@ -25,9 +26,12 @@ def fleet_status(path: Path, as_json: bool) -> None:
     """
     from ..console import table
     from ..fleet.rounds.history import history_of
+    from ..fleet.rounds.spent import spent
     found = history_of(path)
     heads = ["round", "devices", "left out", "tokens", "loss", "averages miss", "rank cuts", "up", "down"]
-    show(as_json, asdict(found), table("", heads, [row_of(one) for one in found.records], (0, 1, 2, 3, 5, 6, 7, 8)),
+    noise = spent(found.records, delta) if found.records else None
+    show(as_json, {**asdict(found), "privacy": spent_json(noise)},
+         table("", heads, [row_of(one) for one in found.records], (0, 1, 2, 3, 5, 6, 7, 8)), *spent_lines(noise),
          line_of(found))
 
 

@@ -35,6 +35,8 @@ class FleetOptions:
                          "rounds.", choices=(PLAIN, ADAM))
     server_rate: float = option(1.0, "With plain: factor of the average. With adam: its learning rate, such as 1e-3.",
                                 low=0.0)
+    noise: float = option(0.0, "Noise that each device adds to its answer, in times of --noise-norm; 0: none.", low=0.0)
+    noise_norm: float = option(1.0, "With --noise: the norm to which an answer is scaled down before.", low=1e-6)
 
     def check(self) -> FleetOptions:
         """Returns self; raises UsageError for the first option out of its range, or two that exclude each other."""
@@ -43,6 +45,9 @@ class FleetOptions:
             if self.aggregation == SVD and value != plain:
                 raise UsageError(f"{name} is {value} with aggregation {SVD}, which sums products and has no values to "
                                  "take it of", f"take --{name} {plain}, or --aggregation frozen-a or rolora")
+        if self.aggregation == SVD and self.noise:
+            raise UsageError(f"noise is {self.noise:g} with aggregation {SVD}, in whose products it would multiply",
+                             "take --aggregation frozen-a or rolora")
         if 0.0 < self.refuse < self.clip:
             raise UsageError(f"refuse is {self.refuse:g}, less than clip, {self.clip:g}", "raise --refuse")
         return self

@@ -1,8 +1,8 @@
 """Devices that each know two of seven intents of Snips learn all in rounds, compared with one training on all rows.
 
     python tests/proofs/fleet.py [--only VARIANT ...] [--seeds 0,1,2] [--devices 20] [--rows 14] [--rounds 10]
-                                 [--epochs 2] [--lr 1e-3] [--frozen-lr 4e-3] [--batch 1] [--questions 300]
-                                 [--alone 3] [--threads 1] [--out FILE]
+                                 [--epochs 1] [--lr 4e-3] [--frozen-lr 8e-3] [--schedule constant] [--batch 1]
+                                 [--questions 300] [--alone 3] [--threads 1] [--out FILE]
 
 Device d has `rows` rows of intent 2 d and as many of intent 2 d + 1, modulo 7, and no row that another has. Answers to
 rows of all intents that nobody learned are exact, or not. Variants:
@@ -100,7 +100,8 @@ class Learner:
 
     def of_device(self, family: str, seed: int) -> TrainConfig:
         lr = self.args.lr if family == "lora" else self.args.frozen_lr
-        return self.config(seed, family=family, lr=lr, epochs=self.args.epochs, batch_size=self.args.batch)
+        return self.config(seed, family=family, lr=lr, schedule=self.args.schedule, epochs=self.args.epochs,
+                           batch_size=self.args.batch)
 
     def train(self, data: Dataset, config: TrainConfig) -> Trainer:
         trainer = self.open(config)
@@ -261,8 +262,9 @@ def told(result: Result) -> str:
 
 def main() -> None:
     parser = arguments(__doc__, "fleet.jsonl", VARIANTS, seeds=True)
-    for name, kind, default in (("devices", int, 20), ("rows", int, 14), ("rounds", int, 10), ("epochs", float, 2.0),
-                                ("lr", float, 1e-3), ("frozen-lr", float, 4e-3), ("batch", int, 1),
+    for name, kind, default in (("devices", int, 20), ("rows", int, 14), ("rounds", int, 10), ("epochs", float, 1.0),
+                                ("lr", float, 4e-3), ("frozen-lr", float, 8e-3), ("schedule", str, "constant"),
+                                ("batch", int, 1),
                                 ("questions", int, 300), ("alone", int, 3), ("threads", int, 1)):
         parser.add_argument(f"--{name}", type=kind, default=default)
     args = parser.parse_args()

@@ -35,7 +35,9 @@ class AnswerFacts:
     """answer.json. task: the name of the task; device: a name, which the key replaces where the answer is signed.
     update: SHA-256 of the file. rank: of the pairs. rows, tokens: learned, of tokens the supervised ones. held_rows: of
     the device's own, by which the losses are measured. norm: of the change of the weights. noise: standard deviation of
-    the noise that was added to each value, 0.0 for none. seconds, peak_mib: of the training. kind: of the device, as
+    the noise that was added to each value, 0.0 for none; noise_norm: the norm to which the update was scaled down
+    before. With noise no losses are said; with that of the task, rows and tokens are the least that it takes, so that
+    they say nothing and all devices weigh the same. seconds, peak_mib: of the training. kind: of the device, as
     machine.device has it; "": not said.
     """
 
@@ -57,6 +59,7 @@ class AnswerFacts:
     peak_mib: float = 0.0
     edgetune: str = ""
     kind: str = ""
+    noise_norm: float = 0.0
 
 
 @dataclass(frozen=True, eq=False)
@@ -115,7 +118,8 @@ def open_answer(folder: Path, task: Task) -> Answer:
         raise MismatchError(f"{source} learned {facts.rows} rows of {facts.tokens} tokens, the task asks for "
                             f"{task.facts.least_rows} rows", LEAVE_OUT)
     losses = [facts.loss_before or 0.0, facts.loss_after or 0.0]
-    numbers = [facts.norm, facts.noise, facts.seconds, facts.peak_mib, *losses]
+    _check_noise(facts, task, source)
+    numbers = [facts.norm, facts.noise, facts.noise_norm, facts.seconds, facts.peak_mib, *losses]
     if not all(math.isfinite(number) and number >= 0.0 for number in numbers) or not (
             0 <= facts.held_rows <= MOST_TOKENS):
         raise FormatError(f"{source} has a number below 0, or one that is none", LEAVE_OUT)
@@ -153,6 +157,17 @@ def shapes_of(start: Lora, half: str, rank: int) -> dict[str, tuple[int, ...]]:
         found |= {f"{name}.{A}": (rank, pair.a.shape[1])} if A in half else {}
         found |= {f"{name}.{B}": (pair.b.shape[0], rank)} if B in half else {}
     return found
+
+
+def _check_noise(facts: AnswerFacts, task: Task, source: str) -> None:
+    """Raises MismatchError for less noise than the task asks for, or a weight that would tell of the rows."""
+    if (noise := task.noise) is None:
+        return
+    if facts.noise < noise.deviation * (1.0 - 1e-9) or facts.noise_norm > noise.most * (1.0 + 1e-9):
+        raise MismatchError(f"{source} has noise of {facts.noise:g} with the norm {facts.noise_norm:g}, the task asks "
+                            f"for {noise.deviation:g} with {noise.most:g}", LEAVE_OUT)
+    if facts.tokens != 1:
+        raise MismatchError(f"{source} weighs {facts.tokens} tokens, and with noise all devices weigh 1", LEAVE_OUT)
 
 
 def _rank(task: Task) -> int:

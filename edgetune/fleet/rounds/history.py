@@ -5,11 +5,10 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from ...persisted import from_json
 from ..carriers.folder import Place, newest
 from ..signed_folder import is_whole, read_facts
 from .outcome import Outcome, read_outcome
-from .task import FACTS, VERSION, RoundRecord, TaskFacts
+from .task import FACTS, VERSION, RoundRecord, TaskFacts, records_of
 
 OUTCOMES = 50  # rounds whose outcome is read at most
 
@@ -33,7 +32,7 @@ def history_of(path: Path) -> History:
     is_task = is_whole(path, FACTS)
     place: Place | None = None if is_task else newest(path)
     facts, _, _ = read_facts(place.task if place else path, FACTS, TaskFacts, VERSION)
-    records = [from_json(RoundRecord, one, f"a round in {path}") for one in facts.history]
+    records = records_of(facts.history, str(path))
     arrived = sorted(folder.name for folder in place.answer_folders()) if place else None
     tasks = [path] if place is None else [Place(path, one.round + 1).task for one in records[-OUTCOMES:]]
     outcomes = [found for task in tasks if (found := read_outcome(task))]

@@ -12,23 +12,28 @@ from typing import Any
 from ...disk import refuse_existing
 from ...errors import EdgetuneError, UsageError
 from ...formats.bundle import Bundle
+from ..options import MEAN
 from ..sums.aggregation import Aggregate, aggregate
 from ..sums.screening import LeftOut
 from .answer import Answer, open_answer
 from .outcome import outcome_of
-from .task import RoundRecord, Task, following, write_task
+from .spent import Spent, spent
+from .task import RoundRecord, Task, following, records_of, write_task
 
 MOST_KIND = 80  # letters of a device's kind that are kept
 
 
 @dataclass(frozen=True, eq=False)
 class Ended:
-    """A round that ended. left_out: by folder or device, and why; answers: those that count."""
+    """A round that ended. left_out: by folder or device, and why; answers: those that count. spent: what noise of all
+    rounds hides.
+    """
 
     record: RoundRecord
     aggregate: Aggregate
     left_out: list[LeftOut]
     answers: list[Answer]
+    spent: Spent | None = None
 
 
 def write_next(task: Task, bundle: Bundle, folders: Sequence[Path], out: Path, key: Path | None = None) -> Ended:
@@ -44,8 +49,9 @@ def write_next(task: Task, bundle: Bundle, folders: Sequence[Path], out: Path, k
     counted = [answer for answer in answers if any(one.update is answer for one in found.counted)]
     left_out += found.left_out
     record = record_of(task, found, counted, len(left_out))
-    ended = Ended(record, found, left_out, counted)
-    write_task(out, bundle, found.pairs, following(task, record), moments=found.moments,
+    content = following(task, record)
+    ended = Ended(record, found, left_out, counted, spent(records_of(content.history, str(task.folder))))
+    write_task(out, bundle, found.pairs, content, moments=found.moments,
                before=outcome_of(task.number, devices_table(ended), left_out), key=key)
     return ended
 
@@ -86,9 +92,22 @@ def record_of(task: Task, found: Aggregate, answers: Sequence[Answer], left_out:
     def mean(name: str) -> float | None:
         return sum(getattr(one, name) * one.held_rows for one in measured) / rows if rows else None
 
+    mu_answer, mu_sum = _hidden_by_noise(task, found, answers)
     return RoundRecord(task.number, len(answers), left_out, sum(one.tokens for one in answers), mean("loss_before"),
                        mean("loss_after"), None if math.isnan(found.missed) else found.missed, found.cut,
-                       sum(one.bytes for one in answers), task.bytes)
+                       sum(one.bytes for one in answers), task.bytes, mu_answer, mu_sum)
+
+
+def _hidden_by_noise(task: Task, found: Aggregate, answers: Sequence[Answer]) -> tuple[float | None, float | None]:
+    """(mu_answer, mu_sum) of a round's record. A sum that is not weighted, or is scaled by norms, has no bound."""
+    facts = {answer.device: answer.facts for answer in answers}
+    if not facts or not all(one.noise > 0.0 and one.noise_norm > 0.0 for one in facts.values()):
+        return None, None
+    answer = max(one.noise_norm / one.noise for one in facts.values())
+    if task.options.average != MEAN or any(one.scale < 1.0 for one in found.counted):
+        return answer, None
+    deviation = math.sqrt(sum((one.share * facts[one.update.device].noise) ** 2 for one in found.counted))
+    return answer, max(one.share * facts[one.update.device].noise_norm for one in found.counted) / deviation
 
 
 def devices_table(ended: Ended) -> list[dict[str, Any]]:

@@ -1,8 +1,8 @@
 """Noise on a device's answer: its change is scaled to a norm at most, and Gaussian noise is added to each value.
 
-This is the step of a device in differential privacy at the level of devices. What it is worth is the work of an
-accountant, which is not here, so no epsilon is said. Noise on a frozen half's partner stays linear in the sum; on A and
-B it would multiply (Sun et al. 2024), so it is for the aggregations that freeze one half.
+This is the step of a device in differential privacy at the level of devices; privacy.py says what it is worth. Noise on
+a frozen half's partner stays linear in the sum; on A and B it would multiply (Sun et al. 2024), so it is for the
+aggregations that freeze one half.
 """
 
 from __future__ import annotations
@@ -27,6 +27,11 @@ class Noise:
     most: float
     multiplier: float
 
+    @property
+    def deviation(self) -> float:
+        """The standard deviation of the noise on each value."""
+        return self.most * self.multiplier
+
     def check(self) -> Noise:
         """Returns self; raises UsageError for numbers that are not above 0."""
         if not (0.0 < self.most < math.inf and 0.0 < self.multiplier < math.inf):
@@ -34,12 +39,10 @@ class Noise:
         return self
 
 
-def noisy(arrays: Arrays, noise: Noise, seed: int | None = None) -> tuple[Arrays, float]:
-    """(the arrays, clipped and with noise; its standard deviation). seed: for tests [the system's entropy]."""
+def noisy(arrays: Arrays, noise: Noise, seed: int | None = None) -> Arrays:
+    """The arrays, clipped and with noise. seed: for tests [the system's entropy]."""
     rng = np.random.default_rng(seed)
     norm = math.sqrt(sum(float(np.sum(array.astype(np.float64) ** 2)) for array in arrays.values()))
     scale = min(1.0, noise.most / norm) if norm else 1.0
-    deviation = noise.most * noise.multiplier
-    found = {name: (scale * array + deviation * rng.standard_normal(array.shape)).astype(np.float16)
-             for name, array in arrays.items()}
-    return found, deviation
+    return {name: (scale * array + noise.deviation * rng.standard_normal(array.shape)).astype(np.float16)
+            for name, array in arrays.items()}

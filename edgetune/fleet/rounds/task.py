@@ -13,7 +13,7 @@ and the server begin from, so that all agree on it to the bit.
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
@@ -33,10 +33,12 @@ from ...training.config import TrainConfig
 from ...version import __version__
 from ..base import Base, base_of, check_base
 from ..options import LOCAL, MEAN, FleetOptions
+from ..secret.fixed_point import LIMIT
 from ..secret.masks import Circle
 from ..signed_folder import AGAIN, check_file, read_facts, write_facts
 from ..sums.ways import FAMILIES, SVD, half_of
 from . import outcome
+from .noise import Noise
 
 VERSION = 1
 FACTS = "task.json"
@@ -45,13 +47,16 @@ MOMENTS = "server.safetensors"
 NEEDED = (f"{ADAPTER}/{store.FILE}", f"{ADAPTER}/{store.RUN}")
 MOST_BYTES = 2048 * MIB  # of an adapter
 FORMAT = "F16"
+WITHIN = 5.0  # standard deviations of noise that a secret sum must hold: so that it cuts off nearly none
 MOST_HISTORY = 1000  # rounds whose records a task carries
 
 
 @dataclass(frozen=True)
 class RoundRecord:
     """What became of a round. loss_before, loss_after: means over devices by their held-out tokens; None: not measured.
-    missed, cut: as of Aggregate; None where ranks differ. up, down: bytes of all answers, and of the task.
+    missed, cut: as of Aggregate; None where ranks differ. up, down: bytes of all answers, and of the task. mu_answer,
+    mu_sum: what the noise of the least hidden device leaves to whoever sees its answer, and the sum (privacy.py); None
+    where there is no bound.
     """
 
     round: int
@@ -64,6 +69,8 @@ class RoundRecord:
     cut: float
     up: int
     down: int
+    mu_answer: float | None = None
+    mu_sum: float | None = None
 
 
 @dataclass(frozen=True)
@@ -137,6 +144,11 @@ class Task:
         return half_of(self.options.aggregation, self.number)
 
     @property
+    def noise(self) -> Noise | None:
+        """The noise that each device adds."""
+        return Noise(self.options.noise_norm, self.options.noise) if self.options.noise else None
+
+    @property
     def adapter(self) -> Path:
         return self.folder / ADAPTER
 
@@ -188,6 +200,10 @@ def check_secret(options: FleetOptions) -> None:
                          "take --aggregation frozen-a or rolora")
     if options.average != MEAN:
         raise UsageError(f"average is {options.average}, which needs the value of each device", "take --average mean")
+    deviation = options.noise * options.noise_norm
+    if deviation > LIMIT / WITHIN:
+        raise UsageError(f"noise has the standard deviation {deviation:g}, and a secret sum, which cuts values off at "
+                         f"{LIMIT:g}, has room for {LIMIT / WITHIN:g}", "lower --noise or --noise-norm")
 
 
 def of_round(config: TrainConfig, options: FleetOptions, number: int) -> TrainConfig:
@@ -205,6 +221,11 @@ def following(task: Task, record: RoundRecord) -> Content:
     history = [*task.facts.history, asdict(record)][-MOST_HISTORY:]
     return Content(of_round(task.config, task.options, number), task.options, number, task.facts.least_rows, task.name,
                    history, task.secret)
+
+
+def records_of(history: Sequence[Mapping[str, Any]], source: str) -> list[RoundRecord]:
+    """The records of a task's history. source: what holds it. Raises FormatError."""
+    return [from_json(RoundRecord, one, f"a round in {source}") for one in history]
 
 
 def write_task(folder: Path, bundle: Bundle, pairs: Lora, content: Content, *,

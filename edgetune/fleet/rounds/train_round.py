@@ -16,7 +16,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ...adapters import store
-from ...adapters.lora import Lora
+from ...adapters.lora import Lora, Pair
 from ...disk import refuse_existing
 from ...errors import Interrupted, MismatchError, UsageError
 from ...formats.bundle import Bundle
@@ -48,9 +48,7 @@ def train_round(task: Task, bundle: Bundle, rows: Path, out: Path, device: str, 
     where it was stopped: the same call continues.
     """
     refuse_existing(out)
-    if noise is not None and task.half == A + B:
-        raise UsageError("noise is given, and the task trains A and B, in whose product it would multiply",
-                         "take part without it, or in a fleet with --aggregation frozen-a")
+    noise = _noise_of(task, noise)
     check_in_task(task, secret)
     work = out.with_name(f"{out.name}.work")
     config = _config(task, rank, own)
@@ -71,8 +69,9 @@ def train_round(task: Task, bundle: Bundle, rows: Path, out: Path, device: str, 
     after = store.open_adapter(run, bundle.gguf).pairs
     arrays = changes(task, began, after)
     if noise is not None:
-        arrays, deviation = noisy(arrays, noise)
-        facts = replace(facts, noise=deviation)
+        arrays = noisy(arrays, noise)
+        after = _with(task, began, arrays)
+        facts = _hidden(task, facts, noise)
     facts = replace(facts, norm=norm_of_change(began, after))
     if secret is not None:
         mask(task, arrays, facts.tokens, secret, out, key)
@@ -90,6 +89,30 @@ def _config(task: Task, rank: int, own: dict[str, Any]) -> TrainConfig:
         raise UsageError(f"rank is {rank}, {why}", "leave --rank out")
     size = {"rank": rank, "alpha": task.config.family.options()["alpha"] * rank / most} if rank else {}
     return TrainConfig(**{**vars(task.config), **size, **own}).check()
+
+
+def _noise_of(task: Task, own: Noise | None) -> Noise | None:
+    """The noise of the task, or this device's own. Raises UsageError for both, and where two halves are trained."""
+    if own is None or task.noise is None:
+        if own is not None and task.half == A + B:
+            raise UsageError("noise is given, and the task trains A and B, in whose product it would multiply",
+                             "take part without it, or in a fleet with --aggregation frozen-a")
+        return task.noise or own
+    raise UsageError(f"noise is given, and the task says how much: {task.noise.multiplier:g} times "
+                     f"{task.noise.most:g}", "leave --noise out")
+
+
+def _hidden(task: Task, facts: AnswerFacts, noise: Noise) -> AnswerFacts:
+    """The facts without what would tell of the rows beyond the noise."""
+    facts = replace(facts, noise=noise.deviation, noise_norm=noise.most, held_rows=0, loss_before=None, loss_after=None)
+    return replace(facts, rows=task.facts.least_rows, tokens=1) if task.noise else facts
+
+
+def _with(task: Task, began: Lora, arrays: Arrays) -> Lora:
+    """The pairs after the change of one half."""
+    changed = {name: arrays[f"{name}.{task.half}"].astype(np.float32) for name in began}
+    return {name: Pair(pair.a + changed[name], pair.b, pair.scale) if task.half == A else
+            Pair(pair.a, pair.b + changed[name], pair.scale) for name, pair in began.items()}
 
 
 def _start(task: Task, bundle: Bundle, work: Path, began: Lora, config: TrainConfig) -> Path:

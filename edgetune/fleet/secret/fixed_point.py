@@ -14,6 +14,7 @@ from numpy.typing import NDArray
 from ...errors import NumericsError, UsageError
 
 Words = NDArray[np.uint32]
+LIMIT = 0.25  # values of an update beyond it are cut off: an epoch at a usual rate moves them by hundredths
 
 
 @dataclass(frozen=True)

@@ -5,6 +5,7 @@ Only the sum of all updates and of their tokens becomes known, so nothing is cli
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -32,14 +33,13 @@ from .files import (
     write_request,
     write_revealed,
 )
-from .fixed_point import FixedPoint
+from .fixed_point import LIMIT, FixedPoint
 from .key import load_key, note_revealed
 from .masks import Circle, Masked, Member, total
 
 if TYPE_CHECKING:
     from ..rounds.train_round import Arrays
 
-LIMIT = 0.25  # values of an update beyond it are cut off: an epoch at a usual rate moves them by hundredths
 MOST_TOKENS = 100_000  # a device that learned more counts as if it were these
 
 
@@ -61,13 +61,14 @@ def check_in_task(task: Task, device: Path | None) -> None:
 
 
 def mask(task: Task, arrays: Arrays, tokens: int, device: Path, out: Path, key: Path | None) -> None:
-    """Writes a device's answer. arrays: its update, by projection and half; device: its private key's file. Raises
-    MismatchError for a device that is not in the task.
+    """Writes a device's answer. arrays: its update, by projection and half; device: its private key's file. All devices
+    weigh the same where the task has noise. Raises MismatchError for a device that is not in the task.
     """
     circle = circle_of(task)
+    weight = 1.0 if task.noise else min(tokens, MOST_TOKENS) / MOST_TOKENS
     member = Member(circle, load_key(device))
     update = np.concatenate([arrays[name].astype(np.float32).reshape(-1) for name in _names(task)])
-    words = _point(circle).encode(update, min(tokens, MOST_TOKENS) / MOST_TOKENS)
+    words = _point(circle).encode(update, weight)
     write_masked(out, MaskedFacts(VERSION, task.name, task.base.fingerprint, member.number, "", __version__),
                  member.mask(words), key)
 
@@ -135,8 +136,10 @@ def write_next_of_sum(task: Task, bundle: Bundle, folders: Sequence[Path], reque
         change = mean[at:at + int(np.prod(shape))].reshape(shape)
         at += change.size
         pairs[name] = moved(pair, task.half, step(f"{name}.{task.half}", change))
-    record = RoundRecord(task.number, len(asked.answered), len(left_out), round(weight * MOST_TOKENS), None, None, 0.0,
-                         0.0, up, task.bytes)
+    tokens = round(weight * (1 if task.noise else MOST_TOKENS))
+    loss = 1.0 / (task.noise.multiplier * math.sqrt(len(asked.answered))) if task.noise else None
+    record = RoundRecord(task.number, len(asked.answered), len(left_out), tokens, None, None, 0.0, 0.0, up, task.bytes,
+                         mu_sum=loss)
     write_task(out, bundle, pairs, following(task, record), moments=moments(),
                before=outcome_of(task.number, [], left_out), key=key)
     return record, left_out
