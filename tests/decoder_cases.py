@@ -16,7 +16,7 @@ from edgetune.adapters.base import Artifact
 from edgetune.adapters.lora import TARGETS, Pair
 from edgetune.adapters.low_rank import LoraFamily
 from edgetune.adapters.peft import MODULES, modules_of
-from edgetune.adapters.peft_fused import join_fused
+from edgetune.adapters.peft_fused import fused_of, join_fused
 from edgetune.backends.arena import Arena, Buffer
 from edgetune.backends.cpu import Cpu
 from edgetune.data.forest import grow
@@ -208,7 +208,7 @@ def gradients_by_peft(case: Case, peft: PreTrainedModel) -> dict[str, tuple[np.n
     """{name: (dA, dB)} after a backward pass, in the order of our rows."""
     grads = {}
     names = modules_of(case.decoder.shape)
-    fused = {kind: (module, i) for module, kinds in case.decoder.shape.family.fused.items()
+    fused = {kind: (module, i) for module, kinds in fused_of(case.decoder.shape).items()
              for i, kind in enumerate(kinds)}
     for key, pair in case.pairs.items():
         block, kind = key.rsplit(".", 1) if key.rpartition(".")[2] in fused else (key, "")

@@ -71,6 +71,16 @@ TRAINED: dict[str, dict[str, object]] = {
                       "layer_types": ["mamba", "attention", "mamba"], "position_embedding_type": "nope",
                       "mamba_n_heads": 8, "mamba_d_head": 16, "mamba_d_state": 32, "mamba_n_groups": 1,
                       "mamba_chunk_size": 16, "num_local_experts": 0, "shared_intermediate_size": 160},
+    "granitehybridmoe": {"rope_theta": 1e4, "tie_word_embeddings": True, "embedding_multiplier": 12.0,
+                         "residual_multiplier": 0.22, "attention_multiplier": 0.05, "logits_scaling": 8.0,
+                         "layer_types": ["mamba", "attention", "mamba"], "position_embedding_type": "nope",
+                         "mamba_n_heads": 8, "mamba_d_head": 16, "mamba_d_state": 32, "mamba_n_groups": 1,
+                         "mamba_chunk_size": 16, "num_local_experts": 5, "num_experts_per_tok": 2,
+                         "intermediate_size": 48, "shared_intermediate_size": 96},
+    "granitemoeshared": {"rope_theta": 1e4, "tie_word_embeddings": True, "embedding_multiplier": 12.0,
+                         "residual_multiplier": 0.22, "attention_multiplier": 0.05, "logits_scaling": 8.0,
+                         "num_local_experts": 4, "num_experts_per_tok": 2, "intermediate_size": 64,
+                         "shared_intermediate_size": 96},
     "granitemoe": {"rope_theta": 1e4, "tie_word_embeddings": True, "embedding_multiplier": 12.0,
                    "residual_multiplier": 0.22, "attention_multiplier": 0.05, "logits_scaling": 8.0,
                    "num_local_experts": 4, "num_experts_per_tok": 2, "intermediate_size": 64},
@@ -100,8 +110,9 @@ ALL_FAMILIES = FAMILIES | TRAINED | NEWER
 # transformers' names of models
 MODEL_TYPES = {"gemma3": "gemma3_text", "qwen3moe": "qwen3_moe", "lfm2moe": "lfm2_moe", "gemma4": "gemma4_text",
                "hunyuan-dense": "hunyuan_v1_dense", "mistral3": "mistral", "internlm2": "llama",
-               "qwen35": "qwen3_5_text", "granitehybrid": "granitemoehybrid"}
-REORDERED = ("llama", "smollm3", "granite", "granitemoe", "granitemoehybrid", "mistral", "ministral3")
+               "qwen35": "qwen3_5_text", **dict.fromkeys(("granitehybrid", "granitehybridmoe"), "granitemoehybrid")}
+REORDERED = ("llama", "smollm3", "granite", "granitemoe", "granitemoeshared", "granitemoehybrid", "mistral",
+             "ministral3")
 # whose rows of q and k a GGUF holds in another order
 ROPES: dict[str, dict[str, object] | None] = {
     "none": None,
@@ -173,11 +184,14 @@ POST_NAMES |= {
     "embed_tokens_per_layer": "per_layer_token_embd", "per_layer_model_projection": "per_layer_model_proj",
     "per_layer_projection_norm": "per_layer_proj_norm", "per_layer_input_gate": "inp_gate",
     "per_layer_projection": "proj", "post_per_layer_input_norm": "post_norm", "layer_scalar": "layer_output_scale"}
-OWN_NAMES = {"glm4": GGUF_NAMES | {"post_self_attn_layernorm": "post_attention_norm",
+SHARED = GGUF_NAMES | {"shared_mlp.input_linear": "ffn_gate_up_shexp", "shared_mlp.output_linear": "ffn_down_shexp"}
+OWN_NAMES = {**dict.fromkeys(("granitehybridmoe", "granitemoeshared"), SHARED),
+             "glm4": GGUF_NAMES | {"post_self_attn_layernorm": "post_attention_norm",
                                    "post_mlp_layernorm": "post_ffw_norm"}}
 POST_NORMED = ("gemma3", "gemma4", "olmo2", "olmo3", "exaone4", "qwen35")
 ZERO_CENTERED = ("gemma3_text", "qwen3_5_text")  # whose norms a GGUF holds with 1 more
-ARCHITECTURES = {"olmo3": "olmo2", "ministral3": "mistral3"}  # of GGUF, where transformers has another name
+ARCHITECTURES = {"olmo3": "olmo2", "ministral3": "mistral3", "granitehybridmoe": "granitehybrid",
+                 "granitemoeshared": "granitemoe"}  # of GGUF, where transformers has another name
 
 
 def make_family(
@@ -233,7 +247,7 @@ def stacked_experts(tensors: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
     for name, values in tensors.items():
         if single := re.fullmatch(r"(blk.\d+.ffn_\w+_exps).\d+.weight", name):
             found.setdefault(f"{single[1]}.weight", []).append(values)
-        elif name.endswith(("ffn_gate_up_exps.weight", "ffn_gate_up.weight")):
+        elif name.endswith(("ffn_gate_up_exps.weight", "ffn_gate_up_shexp.weight", "ffn_gate_up.weight")):
             gate, up = np.split(values, 2, axis=-2)
             found |= {name.replace("gate_up", "gate"): gate, name.replace("gate_up", "up"): up}
         else:
@@ -281,15 +295,18 @@ def config_metadata(name: str, config: PretrainedConfig, settings: Mapping[str, 
         full = config.layer_types.index("full_attention") + 1
         fields |= delta_metadata(config.linear_num_key_heads, config.linear_num_value_heads, config.linear_key_head_dim,
                                  full, rotated=int(config.head_dim * config.rope_parameters["partial_rotary_factor"]))
-    if name == "granitehybrid":
+    if name in ("granitehybrid", "granitehybridmoe"):
         sizes = (config.mamba_n_heads, config.mamba_d_state, config.mamba_n_groups)
         fields |= mamba_metadata(sizes, config.hidden_size)
-        fields["attention.head_count_kv"] = [config.num_key_value_heads * (kind == "attention")
+        attention = ("attention", "full_attention")  # of transformers 4 and 5
+        fields["attention.head_count_kv"] = [config.num_key_value_heads * (kind in attention)
                                              for kind in config.layer_types]
     if name == "olmo3":
         fields["attention.sliding_window"] = config.sliding_window
-    if name in ("qwen3moe", "olmoe", "granitemoe", "lfm2moe"):
-        experts = config.num_local_experts if name == "granitemoe" else config.num_experts
+    if name in ("granitehybridmoe", "granitemoeshared"):
+        fields["expert_shared_feed_forward_length"] = config.shared_intermediate_size
+    if name in ("qwen3moe", "olmoe", "granitemoe", "granitemoeshared", "granitehybridmoe", "lfm2moe"):
+        experts = config.num_local_experts if name.startswith("granite") else config.num_experts
         fields |= {"expert_count": experts, "expert_used_count": config.num_experts_per_tok}
     if name in ("qwen3moe", "lfm2moe"):
         fields["expert_feed_forward_length"] = config.moe_intermediate_size
@@ -302,7 +319,7 @@ def config_metadata(name: str, config: PretrainedConfig, settings: Mapping[str, 
                    "rope.scaling.yarn_beta_fast": scaling["beta_fast"],
                    "rope.scaling.yarn_log_multiplier": scaling["mscale_all_dim"],
                    "attention.temperature_scale": scaling["llama_4_scaling_beta"]}
-    if name in ("granite", "granitemoe", "granitehybrid"):
+    if name.startswith("granite"):
         fields |= {"embedding_scale": config.embedding_multiplier, "residual_scale": config.residual_multiplier,
                    "attention.scale": config.attention_multiplier, "logit_scale": config.logits_scaling}
     if name in ("phi3", "glm4"):

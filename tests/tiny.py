@@ -77,6 +77,7 @@ class Shape:
     dense_first: int = 0  # blocks without experts; the others' have a bias
     experts: tuple[int, ...] = ()  # how many there are, and how many of them a token takes
     d_expert: int = 0  # an expert's width; 0: d_ff
+    d_shared: int = 0  # of the expert that all tokens take besides
     narrow_width: int = 0  # of a head, in blocks with a window; 0: blocks do not differ in sizes
     shared: int = 0  # the last blocks, which take keys and values of others, and are twice as wide
     keyed: bool = False  # blocks without a window have half the key heads, whose keys are values
@@ -289,6 +290,9 @@ def _feed_forward(shape: Shape, i: int) -> Iterator[tuple[str, tuple[int, ...]]]
         yield f"{block}.ffn_gate_inp.weight", (n, d)
         yield from ((f"{block}.ffn_{name}_exps.weight", (n, f, d)) for name in ("gate", "up"))
         yield f"{block}.ffn_down_exps.weight", (n, d, f)
+        if shape.d_shared:
+            yield from ((f"{block}.ffn_{name}_shexp.weight", (shape.d_shared, d)) for name in ("gate", "up"))
+            yield f"{block}.ffn_down_shexp.weight", (d, shape.d_shared)
         return
     if not shape.fused_feed:
         yield f"{block}.ffn_gate.weight", (f, d)
@@ -319,6 +323,8 @@ def model_metadata(architecture: str, shape: Shape) -> dict[str, object]:
                                              for i in range(shape.n_blocks)]
     if shape.experts and architecture in ("qwen3moe", "lfm2moe"):
         fields["expert_feed_forward_length"] = shape.d_expert or shape.d_ff
+    if shape.d_shared:
+        fields["expert_shared_feed_forward_length"] = shape.d_shared
     if shape.dense_first:
         fields |= {"leading_dense_block_count": shape.dense_first, "expert_gating_func": 2}
     if shape.window:

@@ -31,6 +31,8 @@ OF_EXPERTS = {  # the same projections where a block has experts
     "up_proj": "ffn_up_exps",
     "down_proj": "ffn_down_exps",
 }
+OF_SHARED = {name: f"{gguf.removesuffix('_exps')}_shexp" for name, gguf in OF_EXPERTS.items()}
+"""Those of the expert that all tokens take besides."""
 OTHER_TARGETS: dict[str, tuple[str, ...]] = {  # of some architectures
     "qkv_proj": ("attn_qkv",),
     "gate_up_proj": ("ffn_up",),

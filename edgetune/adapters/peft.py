@@ -26,7 +26,7 @@ from ..formats.safetensors import read_safetensors, write_safetensors
 from ..formats.shape import Shape, read_shape
 from .lora import OF_EXPERTS, TARGETS, Lora, Pair, expert_name, scale_of, stack_of
 from .peft_experts import Parameter, parameters_of
-from .peft_fused import join_fused, split_fused
+from .peft_fused import fused_of, join_fused, split_fused
 from .published import CARD, model_card, origin
 from .store import check_fit
 
@@ -41,11 +41,13 @@ def modules_of(shape: Shape) -> dict[str, str]:
     """The same of an architecture, with the projections of all its experts where each is a module, and modules that are
     several projections in place of these (peft_fused.py).
     """
-    fused = shape.family.fused
+    fused = fused_of(shape)
     found = MODULES | dict(shape.family.modules) | {module: module for module in fused}
+    if shape.d_shared:
+        found |= shape.family.shared_modules
     for parts in fused.values():
         for name in parts:
-            del found[name]
+            found.pop(name, None)
     if shape.n_expert and not shape.family.fused_experts:
         for name, stack in OF_EXPERTS.items():
             part, _, leaf = found[TARGETS[name]].rpartition(".")
@@ -218,6 +220,8 @@ def _config_of(pairs: Lora, parameters: Mapping[str, Parameter], shape: Shape) -
     of_leaf: dict[str, set[str]] = {}
     for kind in set().union(*present) & of_kinds.keys():
         of_leaf.setdefault(_leaf(of_kinds[kind]), set()).add(kind)
+    for module in shape.family.expert_parameters if shape.n_expert else ():  # modules to PEFT, too
+        of_leaf.setdefault(_leaf(module), set()).add(module)
     found = [module for kind, module in of_kinds.items() if kind in kinds]
     short = [*dict.fromkeys(_leaf(module) if of_leaf[_leaf(module)] <= kinds else module for module in found)]
     return {
@@ -239,7 +243,7 @@ def _kinds_in(shape: Shape, layer: int) -> set[str]:
     """The names of a block's projections, each expert's for itself, and of modules that are several of them."""
     stacks = shape.stack_shapes(layer)
     kinds = {*shape.linear_shapes(layer), *(expert_name(name, i) for name in stacks for i in range(shape.n_expert))}
-    for module, parts in shape.family.fused.items():
+    for module, parts in fused_of(shape).items():
         kinds = kinds.difference(parts) | {module} if kinds.issuperset(parts) else kinds
     return kinds
 

@@ -2,17 +2,26 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+
 import numpy as np
 
 from ..formats.shape import Shape
 from .lora import Lora, Pair
 
 
+def fused_of(shape: Shape) -> Mapping[str, tuple[str, ...]]:
+    """Modules of a block that hold several projections."""
+    if shape.d_shared:
+        return shape.family.shared_fused
+    return {} if shape.n_expert else shape.family.fused
+
+
 def join_fused(pairs: Lora, shape: Shape) -> Lora:
     """The pairs with one for each such module, "blk.0.shared_mlp.input_linear", whose rank is the sum of its parts'."""
     found = dict(pairs)
     for layer in range(shape.n_layer):
-        for module, kinds in shape.family.fused.items():
+        for module, kinds in fused_of(shape).items():
             parts = [found.pop(f"blk.{layer}.{kind}", None) for kind in kinds]
             if any(parts):
                 sizes = [shape.linear_shapes(layer)[kind] for kind in kinds]
@@ -40,7 +49,7 @@ def split_fused(pairs: Lora, shape: Shape) -> Lora:
     """
     found = dict(pairs)
     for layer in range(shape.n_layer):
-        for module, kinds in shape.family.fused.items():
+        for module, kinds in fused_of(shape).items():
             sizes = [shape.linear_shapes(layer)[kind][0] for kind in kinds]
             pair = found.get(f"blk.{layer}.{module}")
             if pair is None or len(pair.b) != sum(sizes):

@@ -24,6 +24,8 @@ QWEN35 = {"attn_qkv": "linear_attn.in_proj_qkv", "attn_gate": "linear_attn.in_pr
 
 
 INPUT_LINEAR = {"shared_mlp.input_linear": ("ffn_gate", "ffn_up")}
+SHARED_INPUT = {"shared_mlp.input_linear": ("ffn_gate_shexp", "ffn_up_shexp")}
+SHARED_OUTPUT = {"ffn_down_shexp": "shared_mlp.output_linear"}
 GRANITE_HYBRID = {"ssm_in": "mamba.in_proj", "ssm_out": "mamba.out_proj", "ffn_down": "shared_mlp.output_linear"}
 
 
@@ -58,9 +60,13 @@ class Family:
     shared_width: bool = False  # a token's experts share the file's width, if it says none of one expert
     fused_experts: bool = False  # transformers holds those of a block as parameters, not as modules
     expert_parameters: Mapping[str, tuple[str, ...]] = field(default_factory=dict)  # those that PEFT can adapt
+    may_have_experts: bool = False  # the file says whether blocks have experts in place of `feed`
+    shares_expert: bool = False  # the file may have an expert that all tokens take besides
     norms_experts: bool = False  # the weights of a token's experts are divided by their sum
     modules: Mapping[str, str] = field(default_factory=dict)  # projections that transformers names unlike others
-    fused: Mapping[str, tuple[str, ...]] = field(default_factory=dict)  # modules that are several
+    fused: Mapping[str, tuple[str, ...]] = field(default_factory=dict)  # modules that are several, without experts
+    shared_modules: Mapping[str, str] = field(default_factory=dict)  # as `modules`, of an expert that all tokens take
+    shared_fused: Mapping[str, tuple[str, ...]] = field(default_factory=dict)  # as `fused`
     unrotated_every: int = 0  # every n-th block has no rotary embedding; 0: all have one
     act: str = "silu"
     qk_norm: str = ""
@@ -123,9 +129,12 @@ FAMILIES = {family.name: family for family in (
     Family("qwen3moe", QKV, qk_norm="head", feed="experts", shared_width=True, norms_experts=True),
     Family("olmoe", QKV, qk_norm="width", narrow_heads=True, ungrouped=True, own_head=True, feed="experts"),
     Family("granitemoe", (*QKV, "attn_output"), neox=False, moves_rows=True, rope_factors=True, scales=True,
-           feed="experts", norms_experts=True, fused_experts=True, expert_parameters=GRANITE_EXPERTS),
+           feed="experts", norms_experts=True, fused_experts=True, expert_parameters=GRANITE_EXPERTS,
+           shares_expert=True, shared_modules=SHARED_OUTPUT, shared_fused=SHARED_INPUT),
     Family("qwen35", (), qk_norm="head", partly_rotated=True, sections=True, drafts=True, mixer="gated attention",
            elsewhere="delta net", attends_every=4, feed_norm="post_attention_norm", norm_offset=1.0, modules=QWEN35),
     Family("granitehybrid", ALL, neox=False, moves_rows=True, rope_factors=True, scales=True, elsewhere="mamba",
-           modules=GRANITE_HYBRID, fused=INPUT_LINEAR),
+           modules=GRANITE_HYBRID, fused=INPUT_LINEAR, may_have_experts=True, norms_experts=True, fused_experts=True,
+           expert_parameters=GRANITE_EXPERTS, shares_expert=True, shared_modules=SHARED_OUTPUT,
+           shared_fused=SHARED_INPUT),
 )}

@@ -103,6 +103,15 @@ def _fused_gated(s: Shape) -> Matrices:
     return {"ffn_up": (2 * s.d_ff, s.d_model), "ffn_down": (s.d_model, s.d_ff)}
 
 
+def _shared_expert(s: Shape) -> Matrices:
+    return {"ffn_gate_shexp": (s.d_shared, s.d_model), "ffn_up_shexp": (s.d_shared, s.d_model),
+            "ffn_down_shexp": (s.d_model, s.d_shared)}
+
+
+def _router(s: Shape) -> dict[str, tuple[int, ...]]:
+    return {"ffn_gate_inp": (s.n_expert, s.d_model)}
+
+
 def _experts(s: Shape) -> Stacks:
     f = s.d_expert
     d = s.d_model
@@ -113,15 +122,15 @@ def _experts(s: Shape) -> Stacks:
 PROJECTIONS: dict[str, Callable[[Shape], Matrices]] = {
     "attention": _attention, "fused attention": _fused_attention, "gated": _gated, "fused gated": _fused_gated,
     "shared attention": _shared_attention, "attention to keys": _attention_to_keys,
-    "short convolution": _short_conv, "experts": lambda _: {}, "gated attention": _gated_attention,
-    "delta net": _delta_net, "mamba": _mamba}
+    "short convolution": _short_conv, "experts": lambda _: {}, "shared experts": _shared_expert,
+    "gated attention": _gated_attention, "delta net": _delta_net, "mamba": _mamba}
 NORMS: dict[str, Callable[[Shape], Vectors]] = {
     "attention": _attention_norms, "fused attention": _attention_norms, "attention to keys": _attention_norms,
     "shared attention": _query_norms, "gated attention": _attention_norms,
     "delta net": lambda s: {"ssm_norm": s.recurrent.state}}
-STACKS: dict[str, Callable[[Shape], Stacks]] = {"experts": _experts}
+STACKS: dict[str, Callable[[Shape], Stacks]] = {"experts": _experts, "shared experts": _experts}
 FROZEN: dict[str, Callable[[Shape], dict[str, tuple[int, ...]]]] = {
-    "experts": lambda s: {"ffn_gate_inp": (s.n_expert, s.d_model)},
+    "experts": _router, "shared experts": _router,
     "short convolution": lambda s: {"shortconv.conv": (s.d_model, s.conv)}, "delta net": _delta_net_frozen,
     "mamba": _mamba_frozen}
 """Other tensors, which are never adapted."""

@@ -18,8 +18,9 @@ from . import block_sizes, kinds
 from .block_sizes import Sizes
 from .drafting import drafting_blocks, unread_tensors
 from .families import FAMILIES, Family
-from .gguf import FORMATS, Gguf, Tensor, check_experts
+from .gguf import FORMATS, Gguf, Tensor
 from .metadata import MetadataReader, read_windows, refuse_variants
+from .mixture import feeds_of, read_mixture
 from .recurrent import NONE, Recurrent, check_sections, read_recurrent, recurrent_mixers
 from .rope import Rope, read_rope
 
@@ -63,6 +64,7 @@ class Shape:
     n_expert: int = 0
     n_used: int = 0  # experts that a token takes
     d_expert: int = 0  # an expert's width
+    d_shared: int = 0  # of the expert that all tokens take besides
     gating: str = "softmax"  # as of Family, like the next
     norms_experts: bool = False
     blocks: tuple[Sizes, ...] = ()
@@ -150,7 +152,7 @@ def read_shape(gguf: Gguf) -> Shape:
         raise UnsupportedError(f"{gguf.path} has architecture {arch!r}", f"edgetune trains {', '.join(FAMILIES)}")
     family = FAMILIES[arch]
     get = MetadataReader(gguf, arch)
-    n_expert, n_used = _experts(get, family)
+    mixture = read_mixture(get, family)
     mixers, n_kv = _mixers(get, family)
     n_layer = get.integer("block_count") - drafting_blocks(get)
     if n_layer == family.untrained_blocks:
@@ -184,7 +186,8 @@ def read_shape(gguf: Gguf) -> Shape:
         blocks=blocks, owners=owners, norms_values=family.norms_values, d_block=d_block,
         block_row=block_sizes.table_row(gguf) if d_block else 0,
         logit_cap=get.number("final_logit_softcapping", 0.0) if family.caps_logits else 0.0,
-        n_expert=n_expert, n_used=n_used, d_expert=_expert_width(get, n_used, family), gating=family.gating,
+        n_expert=mixture.count, n_used=mixture.used, d_expert=mixture.width, d_shared=mixture.shared,
+        gating=family.gating,
         norms_experts=family.norms_experts,
         n_head=n_head, n_kv=n_kv, d_head=d_head,
         n_vocab=_embedding(gguf).shape[0], n_rot=n_rot,
@@ -195,7 +198,7 @@ def read_shape(gguf: Gguf) -> Shape:
         mixers=block_sizes.read_mixers(get, mixers, owners, family),
         conv=get.integer("shortconv.l_cache") if "short convolution" in mixers else 0,
         recurrent=read_recurrent(get, mixers), inner_eps=get.number("attention.layer_norm_rms_epsilon"),
-        feeds=_feeds(get, n_layer, family),
+        feeds=feeds_of(get, n_layer, mixture, family),
         biases=tuple(name for name in family.biases
                      if all(f"blk.{i}.{name}.bias" in gguf.tensors for i in range(n_layer))))
     _check_sizes(gguf, shape)
@@ -218,38 +221,6 @@ def _mixers(get: MetadataReader, family: Family) -> tuple[tuple[str, ...], int]:
         raise UnsupportedError(f"{get.gguf.path} has {get.arch}.attention.head_count_kv = {str(found)[:60]}",
                                "edgetune needs the same number in all blocks with attention, and one such block")
     return tuple(family.mixer if count else family.elsewhere for count in found), int(heads.pop())
-
-
-def _experts(get: MetadataReader, family: Family) -> tuple[int, int]:
-    """The number of experts, and of those that a token takes. Raises UnsupportedError where others than the family's
-    are meant.
-    """
-    experts = get.integer("expert_count", 0)
-    if family.feed != "experts":
-        if experts:
-            raise UnsupportedError(f"{get.gguf.path} is a mixture of experts", f"edgetune trains dense {get.arch}")
-        return 0, 0
-    gating = 2 if family.gating == "sigmoid" else 1  # as files number them
-    refuse_variants(get, {"expert_weights_scale": 1.0, "expert_weights_norm": family.norms_experts,
-                          "expert_gating_func": gating, "expert_shared_feed_forward_length": 0,
-                          "expert_shared_count": 0})
-    used = get.integer("expert_used_count")
-    check_experts(get.gguf, experts, [used])
-    return experts, used
-
-
-def _expert_width(get: MetadataReader, used: int, family: Family) -> int:
-    """The width of an expert; 0: there is none."""
-    if not used:
-        return 0
-    own = get.integer("expert_feed_forward_length", 0)
-    whole = get.integer("feed_forward_length")
-    return own or (whole // used if family.shared_width else whole)
-
-
-def _feeds(get: MetadataReader, n_layer: int, family: Family) -> tuple[str, ...]:
-    dense = get.integer("leading_dense_block_count", 0) if family.dense_first else 0
-    return tuple("gated" if layer < dense else family.feed for layer in range(n_layer))
 
 
 @dataclass(frozen=True)

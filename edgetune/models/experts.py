@@ -15,6 +15,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from typing import ClassVar
 
 import numpy as np
 from numpy.typing import NDArray
@@ -57,7 +58,7 @@ class Routing:
 
 class Experts(FeedForward):
     last = "ffn_down_exps"
-    inputs = (GATE, UP)
+    inputs: ClassVar[tuple[str, ...]] = (GATE, UP)
     repeats = False
     backward_share = 1.0
 
@@ -101,10 +102,18 @@ class Experts(FeedForward):
         return act
 
     def project(self, out: np.ndarray, inner: np.ndarray, layer: int, k: Activations, accumulate: bool = False) -> None:
+        total = self._output(len(out), inner, layer, k)
+        if accumulate:
+            self.of.ops.add(out.reshape(-1), total.reshape(-1))
+        else:
+            self.of.ops.copy(out, total)
+
+    def _output(self, n: int, inner: np.ndarray, layer: int, k: Activations) -> np.ndarray:
+        """The sublayer's output [N, D], in work space."""
         of = self.of
         routing = self._route(layer, k)
         weights = routing.weights.reshape(-1, 1)
-        total = self._total(len(out))
+        total = self._total(n)
         for expert, part, places in routing.used():
             answer = of.arena.view("expert_out", len(places), of.shape.d_model)
             kept = self._kept(k, self.last, expert, part)
@@ -113,10 +122,7 @@ class Experts(FeedForward):
             for rows in _parts(len(places)):
                 answer[rows] *= weights[places[rows]]
             self._add(total, places, answer)
-        if accumulate:
-            of.ops.add(out.reshape(-1), total.reshape(-1))
-        else:
-            of.ops.copy(out, total)
+        return total
 
     def keep(self, inner: np.ndarray, layer: int, k: Activations) -> None:
         if f"u_{self.last}" in k:

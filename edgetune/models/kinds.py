@@ -11,6 +11,7 @@ from .gated_attention import GatedAttention
 from .keyed import AttentionToKeys
 from .mamba import Mamba
 from .shared_attention import SharedAttention
+from .shared_experts import SharedExperts
 from .short_conv import ShortConv
 from .sublayer import FeedForward, Mixer
 
@@ -18,4 +19,5 @@ MIXERS: dict[str, type[Mixer]] = {"attention": SelfAttention, "fused attention":
                                  "attention to keys": AttentionToKeys, "shared attention": SharedAttention,
                                  "short convolution": ShortConv, "gated attention": GatedAttention,
                                  "delta net": DeltaNet, "mamba": Mamba}
-FEEDS: dict[str, type[FeedForward]] = {"gated": Gated, "fused gated": FusedGated, "experts": Experts}
+FEEDS: dict[str, type[FeedForward]] = {"gated": Gated, "fused gated": FusedGated, "experts": Experts,
+                                     "shared experts": SharedExperts}

@@ -15,7 +15,7 @@ import numpy as np
 
 from ..adapters.base import PROJECTIONS, Carved, Family, Frozen
 from ..adapters.heads import VOCABULARY, HeadKind
-from ..adapters.lora import OF_EXPERTS, OTHER_TARGETS, TARGETS, stack_of
+from ..adapters.lora import OF_EXPERTS, OF_SHARED, OTHER_TARGETS, TARGETS, stack_of
 from ..backends.base import Backend, floats
 from ..errors import UsageError
 from ..formats.gguf import Tensor
@@ -23,7 +23,7 @@ from ..formats.gguf import Tensor
 Activations = dict[str, np.ndarray]  # a block's activations by name
 # A few values dominate the gradient of the residual stream. Rounding it to 8 bits alone causes the error that
 # tests/backends/test_precision.py allows in total: where "fast" rounds so, this projection's backward is exact.
-EXACT_DINP = ("ffn_down",)
+EXACT_DINP = ("ffn_down", "ffn_down_shexp")
 ROWS = 256  # whose gradient of a vector is summed at a time, so that no array of size is allocated
 
 
@@ -175,12 +175,13 @@ class Projections:
 
 
 def target_names(targets: tuple[str, ...], have: Collection[str]) -> tuple[str, ...]:
-    """PEFT's projection names as those of GGUF that a network has: of its blocks, its experts, or both. Raises
+    """PEFT's projection names as those of GGUF that a network has: of its blocks, its experts, or all. Raises
     UsageError for one that it lacks.
     """
     found = []
     for target in targets:
-        known = OTHER_TARGETS.get(target) or (TARGETS[target], *((OF_EXPERTS[target],) if target in OF_EXPERTS else ()))
+        of_experts = (OF_EXPERTS[target], OF_SHARED[target]) if target in OF_EXPERTS else ()
+        known = OTHER_TARGETS.get(target) or (TARGETS[target], *of_experts)
         names = [name for name in known if name in have]
         if not names:
             raise UsageError(f"this model has no {known[0]} in its blocks", f"it has {', '.join(have)}")

@@ -43,7 +43,7 @@ def groups(s: Shape, layer: int) -> Groups:
     """
     mixer = mixer_of(s, layer)
     feed = feed_of(s, layer)
-    return (feed.last,), feed.inputs, (mixer.last,), mixer.inputs
+    return (feed.last, *feed.also_last), feed.inputs, (mixer.last,), mixer.inputs
 
 
 def kept_widths(s: Shape, run: RunShape, layer: int) -> dict[str, int]:

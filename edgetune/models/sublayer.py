@@ -39,7 +39,8 @@ FEED_FORWARD = Part("feed_forward", "post_ffw_norm", "mlp")
 
 
 class Sublayer(ABC):
-    """A kind of sublayer. last: its last projection; inputs: those of the normed input; by GGUF's names.
+    """A kind of sublayer. last: its last projection; also_last: others whose output is the sublayer's; inputs: those of
+    the normed input; by GGUF's names.
 
     repeats: whether its passes are ops alone, so that a backend may record them. backward_share: the FLOP of backward
     as a share of `flops`. on_cpu_alone: whether no GPU has its ops.
@@ -47,6 +48,7 @@ class Sublayer(ABC):
 
     part: ClassVar[Part]
     last: ClassVar[str]
+    also_last: ClassVar[tuple[str, ...]] = ()
     inputs: ClassVar[tuple[str, ...]]
     repeats: ClassVar[bool] = True
     on_cpu_alone: ClassVar[bool] = False

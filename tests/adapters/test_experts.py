@@ -222,10 +222,13 @@ def test_what_peft_trained_on_more_than_ten_experts_is_served(tmp_path):
 
 
 @pytest.mark.parametrize("kinds", [("gate", "up", "down"), ("up",), ("gate", "down")], ids="+".join)
-@pytest.mark.parametrize("more", [{}, {"blk.1.attn_q": 3, "blk.1.attn_v": 3}], ids=["alone", "attention"])
-def test_peft_loads_granites_as_parameters(kinds, more, tmp_path):
+@pytest.mark.parametrize(("family", "more"), [
+    ("granitemoe", {}), ("granitemoe", {"blk.1.attn_q": 3, "blk.1.attn_v": 3}),
+    ("granitehybridmoe", {"blk.0.ffn_up_shexp": 3, "blk.1.ffn_gate_shexp": 3, "blk.1.ffn_down_shexp": 3}),
+], ids=["alone", "attention", "shared"])
+def test_peft_loads_granites_as_parameters(kinds, family, more, tmp_path):
     """Two of its three projections are one parameter there."""
-    path, model = make_family("granitemoe", tmp_path)
+    path, model = make_family(family, tmp_path)
     base = open_gguf(path)
     pairs = {name: pair for name, pair in random_experts(base).items() if name.split("_")[1] in kinds}
     for name, rank in more.items():

@@ -47,14 +47,18 @@ def every_projection(base):
 
 # Projections of a family in place of those of most.
 NO_EXPERTS = {"mlp.down_proj": "self_attn.o_proj", "gate_proj": "o_proj", "up_proj": "o_proj", "down_proj": "o_proj"}
+SHARED_MLP = {"mlp.down_proj": "shared_mlp.output_linear", "down_proj": "output_linear", "gate_proj": "input_linear",
+              "up_proj": "input_linear"}
+SHARED_EXPERT = {name: f"shared_mlp.{module.removeprefix('shared_mlp.')}" for name, module in SHARED_MLP.items()}
+MAMBA = {"q_proj": "in_proj", "v_proj": "out_proj"}
 OTHER_NAMES = {"lfm2": {"mlp.down_proj": "feed_forward.w2", "down_proj": "w2", "v_proj": "w3"},
                **dict.fromkeys(("qwen3moe", "olmoe", "granitemoe"), NO_EXPERTS),
                "qwen35": {"v_proj": "in_proj_z", "q_proj": "in_proj_qkv"},
-               "granitehybrid": {"mlp.down_proj": "shared_mlp.output_linear", "down_proj": "output_linear",
-                                 "gate_proj": "input_linear", "up_proj": "input_linear", "q_proj": "in_proj",
-                                 "v_proj": "out_proj"},
+               "granitehybrid": SHARED_MLP | MAMBA, "granitehybridmoe": SHARED_EXPERT | MAMBA,
+               "granitemoeshared": SHARED_EXPERT,
                "phi3": {"v_proj": "gate_up_proj", "q_proj": "qkv_proj", "k_proj": "o_proj"}}
-SCALED = ("granite", "granitemoe", "granitehybrid")  # add a fifth of each sublayer's output to their residual stream
+SCALED = ("granite", "granitemoe", "granitemoeshared", "granitehybrid", "granitehybridmoe")
+# whose sublayers add a fifth of their output to the residual stream
 SOME = ["blk.0.attn_q", "blk.2.attn_q", "blk.2.attn_k", "blk.1.ffn_down"]
 
 
@@ -153,7 +157,8 @@ def test_import_gives_the_logits_of_peft(family, options, tmp_path):
         named = named.replace(name, other)
     tuned = trained_by_peft(model, tmp_path / "peft", **json.loads(named))
     truth = hf_logits(tuned, TOKENS)
-    is_more = family in ("qwen35", "gemma4") or OTHER_NAMES.get(family) is NO_EXPERTS  # than adapters here change
+    is_more = family in ("qwen35", "gemma4", "granitehybridmoe", "granitemoeshared") or (
+        OTHER_NAMES.get(family) is NO_EXPERTS)  # than adapters here change
     if is_more and options["target_modules"] == "all-linear":
         with pytest.raises(UnsupportedError, match="edgetune imports LoRA on"):
             import_peft(tmp_path / "peft", open_gguf(path))

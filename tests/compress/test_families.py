@@ -43,7 +43,7 @@ BLOCKS = {"exaone4": FIVE | {"layer_types": ["full_attention"] * 5},
 COMPUTED = [name for name in TRAINED | NEWER
             if hf.computes(ARCHITECTURES.get(name, name)) and name != "mistral3"]  # a llama for transformers 4
 STATES = ["granitehybrid", "qwen35"]
-MIXTURES = ["qwen3moe", "olmoe", "granitemoe", "lfm2moe"]
+MIXTURES = ["qwen3moe", "olmoe", "granitemoe", "granitemoeshared", "granitehybridmoe", "lfm2moe"]
 
 
 def read(path):
@@ -180,6 +180,17 @@ def test_variants_of_granite_hybrids(changes, tmp_path):
     edit(tmp_path / "model" / "config.json", mamba_n_groups=2)
     with pytest.raises(UnsupportedError, match="has mamba_n_groups = 2; edgetune converts models where it is 1"):
         convert.convert(tmp_path / "model")
+
+
+def test_a_granite_4_with_experts_and_without_mamba_is_a_granitemoe(tmp_path):
+    _, source = make_family("granitemoeshared", tmp_path)
+    folder = write_folder(tmp_path / "model", source, byte_level())
+    wanted = convert.convert(folder)
+    edit(folder / "config.json", model_type="granitemoehybrid", layer_types=["attention"] * 3,
+         position_embedding_type="rope")
+    made = convert.convert(folder)
+    assert made.metadata == wanted.metadata
+    assert made.tensors.keys() == wanted.tensors.keys()
 
 
 @pytest.mark.parametrize("changes", [

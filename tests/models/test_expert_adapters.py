@@ -15,7 +15,8 @@ from edgetune.objectives.sft import Sft
 from edgetune.training.gradient import Gradient
 
 EXPERTS = tuple(OF_EXPERTS)
-MIXTURES = ("qwen3moe", "olmoe", "granitemoe")
+MIXTURES = ("qwen3moe", "olmoe", "granitemoe", "granitemoeshared")
+WITH_SHARED = {"granitemoe": "granitemoeshared", "granitehybrid": "granitehybridmoe"}
 
 
 def with_updates(case: Case) -> tuple[dict[str, torch.Tensor], dict[str, tuple[torch.Tensor, torch.Tensor]]]:
@@ -29,12 +30,15 @@ def with_updates(case: Case) -> tuple[dict[str, torch.Tensor], dict[str, tuple[t
         return case.pairs[name].scale * b @ a
 
     weights = {}
-    architecture = case.decoder.shape.architecture
+    shape = case.decoder.shape
+    family = WITH_SHARED[shape.architecture] if shape.d_shared else shape.architecture
     for hf_name, weight in case.model.named_parameters():
-        name = gguf_name(hf_name, architecture).removesuffix(".weight")
+        name = gguf_name(hf_name, family).removesuffix(".weight")
         base = weight.detach()
         if name in leaves:
             weights[hf_name] = base + update(name)
+        elif name.replace("gate_up", "up") in leaves:
+            weights[hf_name] = base + torch.cat([update(name.replace("gate_up", half)) for half in ("gate", "up")])
         elif name.replace("gate_up", "up") + ".0" in leaves and "gate_up" in name:
             halves = [torch.stack([update(f"{name.replace('gate_up', half)}.{i}") for i in range(len(base))])
                       for half in ("gate", "up")]
@@ -85,7 +89,7 @@ def expert_case(name: str, folder: Path, blocks: range | None = None, targets: t
 
 
 @pytest.mark.parametrize("blocks", [None, range(1, 3), range(2)], ids=["all", "last", "first"])
-@pytest.mark.parametrize("name", MIXTURES)
+@pytest.mark.parametrize("name", [*MIXTURES, "granitehybridmoe"])
 def test_gradients_equal_autograd(name, blocks, tmp_path):
     """Where activations of one block are kept, of some, and of all; backward ends at the experts of the lowest block.
     """

@@ -23,6 +23,8 @@ def originals(tmp_path_factory):
     paths = [write_tiny(folder / f"{name}.gguf", name, formats="Q8_0", n_blocks=n_blocks, n_vocab=384)
              for name, n_blocks in (("llama", 2), ("qwen2", 2), ("qwen3", 2), ("gemma3", 2), ("gemma4", 4),
                                     ("qwen35", 2), ("granitehybrid", 2))]
+    paths.append(write_tiny(folder / "shared.gguf", "granitehybrid", formats="Q8_0", n_blocks=2, n_vocab=384,
+                            experts=(4, 2), d_ff=64, d_shared=96))
     paths.append(write_encoder(folder / "bert.gguf", tiny_bert(), WORDS))
     return [path.read_bytes() for path in paths]
 

@@ -20,13 +20,15 @@ from edgetune.serving.llama import LlamaModel
 from edgetune.serving.rollouts.plan import AnswerPlan
 from edgetune.serving.rollouts.texts import Asked, Engine, answers
 
-NAMES = ("lfm2", "lfm2moe", "qwen35", "granitehybrid")
+NAMES = ("lfm2", "lfm2moe", "qwen35", "granitehybrid", "granitehybrid with experts")
+EXPERTS = {"experts": (5, 2), "d_ff": 64, "d_shared": 96}
 ANSWER = 12
 
 
 @pytest.fixture(params=NAMES)
 def model(request, tmp_path):
-    return write_tiny(tmp_path / "tiny.gguf", request.param)
+    name, _, is_mixture = request.param.partition(" with ")
+    return write_tiny(tmp_path / "tiny.gguf", name, **(EXPERTS if is_mixture else {}))
 
 
 @pytest.fixture

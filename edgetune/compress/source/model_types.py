@@ -14,7 +14,7 @@ import numpy as np
 from transformers import PretrainedConfig
 
 from ...adapters.peft import MODULES
-from ...formats.families import FAMILIES, INPUT_LINEAR
+from ...formats.families import FAMILIES, INPUT_LINEAR, SHARED_INPUT, SHARED_OUTPUT
 from . import states
 from .states import Array
 
@@ -28,6 +28,11 @@ _HEAD_NORMS = {"attn_q_norm": "self_attn.q_norm", "attn_k_norm": "self_attn.k_no
 _SCALES = {"embedding_scale": "embedding_multiplier", "residual_scale": "residual_multiplier",
            "attention.scale": "attention_multiplier", "logit_scale": "logits_scaling"}
 _EXPERTS = {"expert_count": "num_experts", "expert_used_count": "num_experts_per_tok"}
+_LOCAL_EXPERTS = {"expert_count": "num_local_experts", "expert_used_count": "num_experts_per_tok"}
+_SHARED_EXPERT = {**_LOCAL_EXPERTS, "expert_shared_feed_forward_length": "shared_intermediate_size"}
+_GRANITE_ROUTER = {"ffn_gate_inp": "block_sparse_moe.router.layer"}
+_GRANITE_STACKS = {"block_sparse_moe.input_linear": ("ffn_gate", "ffn_up"),
+                   "block_sparse_moe.output_linear": ("ffn_down",)}
 _BY_EXPERT = {"gate_proj": "ffn_gate", "up_proj": "ffn_up", "down_proj": "ffn_down"}
 
 
@@ -192,7 +197,7 @@ def _unlimited(config: PretrainedConfig) -> Any:
 
 def _granite_hybrid(config: PretrainedConfig) -> Keys:
     heads = [config.num_key_value_heads * (kind in _ATTENTION) for kind in config.layer_types]
-    return {"attention.head_count_kv": heads, "feed_forward_length": config.shared_intermediate_size,
+    return {"attention.head_count_kv": heads,
             "rope.scaling.finetuned": config.position_embedding_type == "rope",
             "ssm.conv_kernel": config.mamba_d_conv, "ssm.state_size": config.mamba_d_state,
             "ssm.group_count": config.mamba_n_groups, "ssm.time_step_rank": config.mamba_n_heads,
@@ -218,8 +223,12 @@ _LFM2_NAMES = {"attn_norm": "operator_norm", "ffn_norm": "ffn_norm", "shortconv.
 _LFM2_MOE_NAMES = {**_LFM2_NAMES, "ffn_gate_inp": "feed_forward.gate"}
 _INTERNLM2 = {"attn_norm": "attention_norm", "ffn_norm": "ffn_norm", "attn_output": "attention.wo",
               "ffn_gate": "feed_forward.w1", "ffn_up": "feed_forward.w3", "ffn_down": "feed_forward.w2"}
-HYBRID = "granitemoehybrid with mamba"
+_HYBRID = "granitemoehybrid with mamba"
+_HYBRID_EXPERTS = "granitemoehybrid with mamba and experts"
 _ATTENTION = {"attention", "full_attention"}  # of Granite's hybrids, in transformers 4 and 5
+
+# norms of several groups are one norm in transformers, and not in llama.cpp
+_MAMBA_USUAL = {"mamba_conv_bias": True, "mamba_proj_bias": False, "mamba_n_groups": 1, "time_step_limit": _unlimited}
 
 TYPES: dict[str, ModelType] = {
     "llama": ModelType("llama", scalings=(*PLAIN, "llama3")),
@@ -243,13 +252,14 @@ TYPES: dict[str, ModelType] = {
     "granitemoehybrid": ModelType(
         "granite", keys=_SCALES, fused=INPUT_LINEAR, names={"ffn_down": "shared_mlp.output_linear"},
         usual={"num_local_experts": 0, "position_embedding_type": "rope"}),
-    HYBRID: ModelType(
-        "granitehybrid", config="granitemoehybrid", keys=_SCALES, more=_granite_hybrid, fused=INPUT_LINEAR,
-        names=states.MAMBA, bare=states.MAMBA_BARE,
-        shapes={"ssm_a": states.column, "ssm_d": states.column, "ssm_norm.weight": states.by_group},
-        # norms of several groups are one norm in transformers, and not in llama.cpp
-        usual={"num_local_experts": 0, "mamba_conv_bias": True, "mamba_proj_bias": False, "mamba_n_groups": 1,
-               "time_step_limit": _unlimited}),
+    _HYBRID: ModelType(
+        "granitehybrid", config="granitemoehybrid", keys={**_SCALES, "feed_forward_length": "shared_intermediate_size"},
+        more=_granite_hybrid, fused=INPUT_LINEAR, names=states.MAMBA, bare=states.MAMBA_BARE,
+        shapes=states.MAMBA_SHAPES, usual={**_MAMBA_USUAL, "num_local_experts": 0}),
+    _HYBRID_EXPERTS: ModelType(
+        "granitehybrid", config="granitemoehybrid", keys=_SCALES | _SHARED_EXPERT, more=_granite_hybrid,
+        fused=SHARED_INPUT, stacked=_GRANITE_STACKS, names={**states.MAMBA, **_GRANITE_ROUTER, **SHARED_OUTPUT},
+        bare=states.MAMBA_BARE, shapes=states.MAMBA_SHAPES, usual=_MAMBA_USUAL),
     "ernie4_5": ModelType("ernie4_5"),
     "olmo2": ModelType("olmo2"),
     "olmo3": ModelType("olmo2", more=_olmo3, scalings=("default", "yarn")),
@@ -286,11 +296,12 @@ TYPES: dict[str, ModelType] = {
         usual={"decoder_sparse_step": 1, "mlp_only_layers": [], "norm_topk_prob": True}),
     "olmoe": ModelType("olmoe", names={"ffn_gate_inp": "mlp.gate"}, experts=_BY_EXPERT, keys=_EXPERTS,
                        usual={"norm_topk_prob": False, "clip_qkv": None}),
-    "granitemoe": ModelType(
-        "granitemoe", keys={**_SCALES, "expert_count": "num_local_experts", "expert_used_count": "num_experts_per_tok"},
-        names={"ffn_gate_inp": "block_sparse_moe.router.layer"},
-        stacked={"block_sparse_moe.input_linear": ("ffn_gate", "ffn_up"),
-                 "block_sparse_moe.output_linear": ("ffn_down",)}),
+    "granitemoe": ModelType("granitemoe", keys=_SCALES | _LOCAL_EXPERTS, names=_GRANITE_ROUTER,
+                            stacked=_GRANITE_STACKS),
+    # also Granite 4 without Mamba
+    "granitemoeshared": ModelType(
+        "granitemoe", keys=_SCALES | _SHARED_EXPERT, names={**_GRANITE_ROUTER, **SHARED_OUTPUT}, fused=SHARED_INPUT,
+        stacked=_GRANITE_STACKS, usual={"position_embedding_type": "rope"}),
 }
 OF_TEXT = {"gemma3": "gemma3_text", "gemma4": "gemma4_text", "mistral3": "ministral3", "qwen3_5": "qwen3_5_text"}
 """Types of models that also see -> the type of their text_config."""
@@ -299,6 +310,10 @@ CONVERTED = tuple(dict.fromkeys(kind.architecture for kind in TYPES.values()))
 
 def type_of(name: str, text: Mapping[str, Any]) -> ModelType | None:
     """The row of a configuration's model_type; None: there is none. text: the configuration of the text model."""
-    if name == "granitemoehybrid" and not set(text.get("layer_types") or [""]) <= _ATTENTION:
-        name = HYBRID
+    if name == "granitemoehybrid":
+        has_mamba = not set(text.get("layer_types") or [""]) <= _ATTENTION
+        if text.get("num_local_experts"):
+            name = _HYBRID_EXPERTS if has_mamba else "granitemoeshared"
+        elif has_mamba:
+            name = _HYBRID
     return TYPES.get(name)

@@ -32,6 +32,9 @@ def by_group(array: Array, config: PretrainedConfig) -> Array:
     return array.reshape(config.mamba_n_groups, -1)
 
 
+MAMBA_SHAPES = {"ssm_a": column, "ssm_d": column, "ssm_norm.weight": by_group}
+
+
 def is_state(name: str) -> bool:
     """Whether a tensor, by its GGUF name, belongs to a block's state, its norm excepted."""
     return ".ssm_" in name and not name.endswith("norm.weight")

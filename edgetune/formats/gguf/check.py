@@ -40,6 +40,7 @@ _HYPERPARAMETERS: dict[str, tuple[str, float, float]] = {
     "expert_count": ("u32", 0, 1024),
     "expert_used_count": ("u32 [u32] [i32]", 0, 1024),
     "expert_feed_forward_length": ("u32 [u32] [i32]", 0, _SIZE),
+    "expert_shared_feed_forward_length": ("u32", 0, _SIZE),
     "leading_dense_block_count": ("u32", 0, 512),
     "expert_weights_scale": ("f32", 0, _FLOAT),
     "expert_weights_norm": ("bool", 0, 1),
@@ -256,7 +257,8 @@ def _check_hyperparameters(gguf: Gguf, arch: str) -> None:
     for name in _REQUIRED:
         if not found[name]:
             raise FormatError(f"{gguf.path}: {arch}.{name} is missing", _BROKEN)
-    takes_experts = arch in FAMILIES and FAMILIES[arch].feed == "experts"
+    takes_experts = arch in FAMILIES and (FAMILIES[arch].feed == "experts" or (
+        FAMILIES[arch].may_have_experts and found["expert_count"] not in ([], [0])))
     for name in _ONLY_ZERO:
         if takes_experts and name in ("expert_count", "expert_used_count"):
             continue
