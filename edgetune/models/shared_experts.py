@@ -1,5 +1,5 @@
 """A mixture of experts, one of which all tokens take besides those that the router finds: Granite's. Both outputs are
-added. The router does not weigh that one, which is a gated feed-forward part of its own width.
+added. The router does not weigh that one, whose width is separate: a gated feed-forward part.
 """
 
 from __future__ import annotations

@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 import tiny
 from families import logits_of
+from formats_of_ggml import dequantize, quantize
 from full_disks import full_disk
 from random_adapters import distance, random_updates
 from sometimes import SOME_FORMATS, mostly_slow
@@ -45,7 +46,7 @@ def stored(path):
 
 def weights(path):
     tensors = open_gguf(path).tensors.items()
-    return {name: tiny.dequantize(t.data, t.format).reshape(t.shape) for name, t in tensors}
+    return {name: dequantize(t.data, t.format).reshape(t.shape) for name, t in tensors}
 
 
 def fields(path):
@@ -117,7 +118,7 @@ def test_keep_writes_each_tensor_as_it_was(format, tmp_path):
     new = weights(tmp_path / "m.gguf")
     for name, pair in pairs.items():
         truth = old[f"{name}.weight"] + pair.scale * pair.b @ pair.a
-        assert after[f"{name}.weight"][1] == tiny.quantize(truth.astype(np.float32), format).tobytes()
+        assert after[f"{name}.weight"][1] == quantize(truth.astype(np.float32), format).tobytes()
         assert distance(new[f"{name}.weight"], truth) < {"Q2_K": 0.4}.get(format, 0.2)
 
 

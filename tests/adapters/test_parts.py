@@ -15,7 +15,8 @@ import pytest
 import torch
 from commands import run as command
 from decoder_cases import LIMIT, Case, distance, hf_projection, make_case, make_decoder, train_once
-from families import GGUF_NAMES, POST_NAMES, row_order
+from families import row_order
+from gguf_names import GGUF_NAMES, POST_NAMES
 from policy_cases import LETTERS, letters, prompts
 from slopes import slope_and_norm
 from transformers import DynamicCache

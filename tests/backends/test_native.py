@@ -10,7 +10,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from tiny import dequantize, ggml_type
+from formats_of_ggml import dequantize, ggml_type
 
 from edgetune.backends import cpu, native
 from edgetune.errors import UnsupportedError

@@ -11,8 +11,9 @@ from typing import Any
 import gguf
 import numpy as np
 import pytest
+from formats_of_ggml import dequantize
 from full_disks import full_disk
-from tiny import dequantize, write_tiny
+from tiny import write_tiny
 
 from edgetune.errors import EdgetuneError, FormatError, UnsupportedError
 from edgetune.formats.gguf import FORMATS, Tensor, check_model, fingerprint, open_gguf, write_gguf

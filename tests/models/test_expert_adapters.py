@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 import torch
 from decoder_cases import LIMIT, Case, branching_examples, distance, in_parts, keeping, make_case, pass_once, train_once
-from families import gguf_name
+from gguf_names import gguf_name
 
 from edgetune.adapters.lora import OF_EXPERTS, stack_of
 from edgetune.data.trees import micro_batches
