@@ -114,23 +114,17 @@ def fleet_apply(client: Any, fleet_: str, lead_key_file: Path | None, device: st
 def _show(order: Order, devices: dict[str, DeviceFile], wrong: list[str], as_json: bool) -> None:
     from dataclasses import asdict
 
-    from ..console import table
     from ..errors import printable
     from ..fleet.rollout.folder import reports_of
-    from ..fleet.rollout.rings import counts
+    from ..fleet.status import rollout_status
+    from .fleet_status import rollout_lines
     reports = reports_of(devices, order.facts.rollout)
-    found = [asdict(counts(ring, reports)) for ring in order.state.rings]
-    names = [*found[0]] if found else []
-    rows = [[str(i), "begun" if i <= order.state.ring + 1 else "", *(str(one[name]) for name in names)]
-            for i, one in enumerate(found, start=1)]
+    found = rollout_status(order, devices)
     told = [f"{printable(name)}: {reports[name].execution}: {printable(reports[name].reason)}"
             for name in sorted(reports) if reports[name].execution in ("rejected", "closed") and
             reports[name].finished != "success"]
-    state = order.state
-    about = f": {state.reason}" if state.reason else ""
-    facts = {"rollout": order.facts.rollout, "status": state.status, "reason": state.reason, "ring": state.ring + 1,
-             "rings": found, "devices": {name: asdict(report) for name, report in reports.items()},
+    *table, last = rollout_lines(found)
+    facts = {"rollout": found.id, "status": found.status, "reason": found.reason, "ring": found.ring,
+             "rings": found.rings, "devices": {name: asdict(report) for name, report in reports.items()},
              "unreadable": wrong}
-    show(as_json, facts,
-         table("", ["ring", "", *names], rows, tuple(range(2, 2 + len(names)))), *told,
-         *(f"left out: {printable(one)}" for one in wrong), f"{order.facts.rollout} is {state.status}{about}")
+    show(as_json, facts, *table, *told, *(f"left out: {printable(one)}" for one in wrong), last)

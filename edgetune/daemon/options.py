@@ -10,6 +10,7 @@ from pathlib import Path
 
 from ..errors import UsageError
 from ..evaluation.graders import landlock
+from ..formats.signature import private_key
 from ..machine.policy import read_hours
 from ..options import AUTO, check_options, option, share_of
 from ..training.config import TrainConfig
@@ -54,6 +55,8 @@ class DaemonConfig:
     state: str = option("", "Folder of the daemon's state [~/.local/state/edgetune].",
                         common=True, group="What it keeps")
     fleet: str = option("", "Folder of a fleet, whose roll-outs devices fetch from this daemon, and report to it.")
+    fleet_sign: str = option("", "Private Ed25519 key that signs what is decided on the page about a roll-out, where "
+                             "its orders are signed.")
     log_prompts: bool = option(False, "Write prompts and answers into the log.")
     keep_prompts: int = option(0, "Prompts of people kept at most for --learn tutor, without answers; the oldest leave "
                                "first; 0: none, and those that were kept leave.", low=0, high=100_000)
@@ -154,6 +157,8 @@ class DaemonConfig:
             raise UsageError(f"host is {self.host}, which others can reach, and there is no key-file",
                              "make a key with edgetune service key and give its file, or listen on 127.0.0.1")
         self._check_proxy()
+        if self.fleet_sign:
+            private_key(Path(self.fleet_sign).expanduser())  # a wrong file must be known before a roll-out is stopped
         return self
 
     def _check_proxy(self) -> None:

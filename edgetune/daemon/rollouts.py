@@ -9,7 +9,7 @@ from typing import Any
 from urllib.parse import quote
 
 from ..errors import NotFoundError
-from ..fleet.rollout.apply import Held
+from ..fleet.rollout.apply import About, Held
 from .client import Client
 
 ADAPTERS = "/v1/adapters"
@@ -22,8 +22,9 @@ class DaemonByHttp:
     def __init__(self, client: Client) -> None:
         self.client = client
 
-    def fingerprint(self) -> str:
-        return str(self.client.get("/v1/device")["fingerprint"])
+    def about(self) -> About:
+        found = self.client.get("/v1/device")
+        return About(found["fingerprint"], found["model"], found.get("adapter") or "", found["device"].get("kind", ""))
 
     def add(self, adapter: Path) -> str:
         return str(self.client.add_adapter(adapter, SUFFIX)["id"])

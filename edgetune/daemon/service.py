@@ -387,8 +387,9 @@ class Service:
         here = read_device()
         readings = self.sensors.read()
         job = self.jobs.running
-        return {"model": self.name, "fingerprint": self.bundle.fingerprint,
-                "device": {**asdict(here), "profile": here.profile.name if here.profile else None},
+        return {"model": self.name, "fingerprint": self.bundle.fingerprint, "adapter": self.adapters.serving,
+                "device": {**asdict(here), "kind": here.kind, "profile": here.profile.name if here.profile else None},
+                "fleet": bool(self.config.fleet),
                 "memory": {"budget": self.budget, "used": self.memory(), "available": here.memory_available},
                 "temperature": readings.temperature, "serving": self.batcher.facts(),
                 "answered": dict(self.answered), "first": self.contest.facts() if self.first else None,

@@ -57,7 +57,7 @@ def test_every_rollout(plan, fate, data):
             found = counts(before.rings[before.ring], fate)
             assert found.failed <= plan.error * max(found.reported, min(found.devices, 1 / (plan.error or 1)) + 1)
             assert found.outcomes >= plan.quorum * found.devices
-            assert found.passed >= plan.success * found.outcomes
+            assert found.succeeded >= plan.success * found.outcomes
     last = states[-1]
     assert last.status != rings.RUNNING  # devices that say nothing do not hold it up for ever
     untouched = set(devices) - set(last.begun)

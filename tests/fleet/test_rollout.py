@@ -105,7 +105,7 @@ def test_bad_ratings_stop_it(fleet, made, tmp_path):
     found = look(fleet, tmp_path, "c")
     assert (found["execution"], found["finished"]) == ("proceeding", "none")
     assert "no held-out question was asked" in found["reason"]
-    assert advance(tmp_path)["rings"][0]["open"] == 1
+    assert advance(tmp_path)["rings"][0]["trying"] == 1
     for number in range(2):
         fleet["c"].service.feedback.add(prompt=f"turn the fan {number}", answer="on", rating="down",
                                         model=found["adapter"])

@@ -141,8 +141,8 @@ def test_the_commands(bundle, begun, tmp_path, monkeypatch):
     for path, arrived in ((folder, ["a"]), (newest(folder).task, None)):
         shown = CliRunner().invoke(cli, ["fleet", "status", str(path), "--json"])
         found = json.loads(shown.stdout)
-        assert [one["round"] for one in found["records"]] == [1, 2]
-        assert (found["number"], found["arrived"]) == (3, arrived)
+        assert [one["round"] for one in found["rounds"]["records"]] == [1, 2]
+        assert (found["rounds"]["number"], found["rounds"]["arrived"]) == (3, arrived)
     shown = CliRunner().invoke(cli, ["fleet", "status", str(folder)])
     assert "round 3 of tiny.gguf: 1 answers have arrived: a" in shown.output
     wrong = run("follow", folder, rows["a"], "--noise-norm", "1")

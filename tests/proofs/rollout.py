@@ -195,8 +195,8 @@ def simulate(scenario: str, seed: int, count: int, place: Path, model: Path, ada
     back = sum(active == device.before for device, (active, _, _) in zip(devices, each(devices, Device.checked),
                                                                          strict=True))
     return {"scenario": scenario, "seed": seed, "devices": count, "ring": state.ring + 1, "status": state.status,
-            "reason": state.reason, "reached": found.devices, "passed": found.passed, "refused": found.refused,
-            "failed": found.failed, "open": found.open, "silent": found.silent, "changed": changed, "better": better,
+            "reason": state.reason, "reached": found.devices, "passed": found.succeeded, "refused": found.refused,
+            "failed": found.failed, "open": found.trying, "silent": found.waiting, "changed": changed, "better": better,
             "worse": worse, "exposed": sum(device.exposed for device in devices),
             "hours": (ended_at - BEGUN) / HOUR, "resumed": resumed, "undone": ended.status, "back": back}
 

@@ -36,6 +36,7 @@ from . import (
     fine_tuning,
     fleet,
     fleet_members,
+    fleet_status,
     ollama,
     ollama_models,
     pages,
@@ -64,7 +65,7 @@ WHICHEVER = schemas.Rollback(adapter=None)  # of requests without a body
 BY_DEFAULT = schemas.Evaluation.model_validate({})
 router = APIRouter(route_class=JsonRoute, responses=RESPONSES)
 PARTS = (*(part.router for part in (checking, classify, completions, embeddings, feedback, fine_tuning, fleet,
-                                    fleet_members, ollama, ollama_models, pages, proposals, responses,
+                                    fleet_members, fleet_status, ollama, ollama_models, pages, proposals, responses,
                                     vector_stores)), router)
 
 

@@ -52,6 +52,9 @@ class DeviceReport(Body):
     kept: list[str] = Field(description="Ids of those that its daemon has.")
     version: Whole = Field(description="Of this format.")
     edgetune: str = Field(description="The device's edgetune.")
+    kind: str = Field("", description="What kind of device it is, such as Raspberry Pi 5, aarch64.")
+    base: str = Field("", description="The name of its model.")
+    active: str = Field("", description="The adapter that answers there; empty: none.")
 
 
 def fleet_folder(service: Service) -> Path:

@@ -421,8 +421,11 @@ class DeviceObject(Answer):
     object: Literal["device"] = "device"
     model: str = Field(description="The model's name.")
     fingerprint: str = Field(description="sha256 of the model, which adapters name.")
-    device: dict[str, Any] = Field(description="model, machine, cpu, cores, processors, memory_installed, memory_total "
-                                   "and memory_available (bytes), power_mode, profile, matched.")
+    adapter: str | None = Field(description="The active adapter's id; null: the base answers alone.")
+    fleet: bool = Field(description="Whether it serves a fleet, by --fleet.")
+    device: dict[str, Any] = Field(description="model, machine, kind (what the reports of a fleet say), cpu, cores, "
+                                   "processors, memory_installed, memory_total and memory_available (bytes), "
+                                   "power_mode, profile, matched.")
     memory: dict[str, Any] = Field(description="budget of the whole daemon, used by it, available here, in bytes.")
     temperature: float | None = Field(description="The hottest zone that counts, in degrees Celsius.")
     serving: dict[str, Any] = Field(description="Since the start: requests, prompt_tokens, cached_tokens, "

@@ -62,12 +62,17 @@ def newest(folder: Path) -> Place:
     """
     if not folder.is_dir():
         raise UsageError(f"there is no folder {folder}", "name the folder that all devices see")
-    found = [Place(folder, int(match[1])) for path in folder.glob("round-*") if (match := _ROUND.fullmatch(path.name))]
-    there = [place for place in found if is_whole(place.task, FACTS)]
+    there = rounds_of(folder)
     if not there:
         raise FormatError(f"{folder} holds no round-0001/task", f"the lead begins it: edgetune fleet task MODEL -o "
                          f"{folder / 'round-0001' / 'task'}")
     return max(there, key=lambda place: place.number)
+
+
+def rounds_of(folder: Path) -> list[Place]:
+    """The rounds whose task is there."""
+    found = [Place(folder, int(match[1])) for path in folder.glob("round-*") if (match := _ROUND.fullmatch(path.name))]
+    return [place for place in found if is_whole(place.task, FACTS)]
 
 
 def check_name(device: str) -> str:

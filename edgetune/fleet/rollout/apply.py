@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any, Protocol
 
 from ...errors import EdgetuneError, MismatchError, TooMuchError, UsageError
+from ...version import __version__
 from . import rings
 from .artifact import Artifact
 from .folder import DeviceFile, Order, newest_order, read_device, write_device
@@ -37,11 +38,21 @@ class Held:
     bad_ratings: int = 0
 
 
+@dataclass(frozen=True)
+class About:
+    """What a daemon says of itself. model: the fingerprint of its model; base, active, kind: as of DeviceFile."""
+
+    model: str
+    base: str
+    active: str
+    kind: str
+
+
 class Daemon(Protocol):
     """The daemon of a device. All raise EdgetuneError where it does not answer."""
 
-    def fingerprint(self) -> str:
-        """The fingerprint of its model."""
+    def about(self) -> About:
+        """What it is, and what it answers with."""
 
     def add(self, adapter: Path) -> str:
         """Adds an adapter; its id. Raises EdgetuneError where it cannot be used."""
@@ -65,7 +76,8 @@ def apply(folder: Path, device: str, daemon: Daemon, now: int) -> tuple[DeviceFi
     Raises FormatError and MismatchError for an order that is damaged or not signed, EdgetuneError where the daemon does
     not answer.
     """
-    own = replace(read_device(folder, device), at=now, model=daemon.fingerprint())
+    about = daemon.about()
+    own = replace(read_device(folder, device), at=now, edgetune=__version__, **vars(about))
     order = newest_order(folder)
     if order and own.rollout != order.facts.rollout:
         if own.execution == rings.DOWNLOADED:  # of a roll-out that ended before it was evaluated
@@ -75,7 +87,7 @@ def apply(folder: Path, device: str, daemon: Daemon, now: int) -> tuple[DeviceFi
     look = _Look(folder, own, daemon, now)
     if order:
         look.obey(order)
-    look.say()
+    look.say(active=daemon.about().active)
     return look.own, order
 
 
@@ -131,7 +143,7 @@ class _Look:
 
     def _answers(self) -> None:
         """Raises EdgetuneError where the daemon does not answer, which is no outcome."""
-        self.daemon.fingerprint()
+        self.daemon.about()
 
     def _evaluate(self, order: Order) -> None:
         """Lets the gate decide. Where it did so in an earlier look that was broken off, its verdict counts."""

@@ -58,11 +58,12 @@ class OrderFacts:
 
 @dataclass(frozen=True)
 class Order:
-    """An opened order. folder: of the roll-out."""
+    """An opened order. folder: of the roll-out. signer: the public key that signed it, "": none."""
 
     folder: Path
     facts: OrderFacts
     state: Rollout
+    signer: str = ""
 
     @property
     def artifact(self) -> artifact.Artifact:
@@ -74,7 +75,8 @@ class Order:
 class DeviceFile:
     """What a device last did. rollout: the roll-out that the report is about. adapter: the daemon's id of it. at: when.
     installed, superseded: digests of adapters that roll-outs brought, and that those replaced. kept: ids of those that
-    the daemon has. model: a fingerprint. verdict: numbers of its gate.
+    the daemon has. model: a fingerprint. verdict: numbers of its gate. kind: of the device, as machine.device has it;
+    base: the model's name; active: the id of the adapter that answers, "": none.
     """
 
     device: str
@@ -91,6 +93,9 @@ class DeviceFile:
     kept: list[str] = field(default_factory=list)
     version: int = VERSION
     edgetune: str = __version__
+    kind: str = ""
+    base: str = ""
+    active: str = ""
 
     @property
     def report(self) -> Report:
@@ -164,7 +169,7 @@ def _rollouts(folder: Path) -> Iterator[Path]:
 
 
 def _read_order(rollout: Path, folder: Path) -> Order:
-    facts, _, _ = read_facts(folder, FACTS, OrderFacts, VERSION)
+    facts, _, signer = read_facts(folder, FACTS, OrderFacts, VERSION)
     if (facts.rollout, facts.number) != (rollout.name, int(folder.name)):
         raise FormatError(f"{folder} holds the order {facts.number} of {facts.rollout!r:.60}", AGAIN)
     plan = from_json(Plan, {**facts.plan, "rings": tuple(facts.plan.get("rings", ()))}, str(folder / FACTS)).check()
@@ -173,7 +178,7 @@ def _read_order(rollout: Path, folder: Path) -> Order:
             len(set(names)) != len(names) or not all(map(NAME.fullmatch, names)):
         raise FormatError(f"{folder / FACTS} is no state of a roll-out", AGAIN)
     state = Rollout(plan, tuple(map(tuple, facts.rings)), facts.since, facts.ring, facts.status, facts.reason)
-    return Order(rollout, facts, state)
+    return Order(rollout, facts, state, signer)
 
 
 def _write_order(rollout: Path, number: int, state: Rollout, name: str, evaluation: dict[str, Any], now: int,
@@ -232,7 +237,8 @@ def step(folder: Path, now: int, change: str = "",
     """Counts the reports and moves on by a ring at most. change: what a person asks for, one of CHANGES; it comes
     first. Returns the order that counts then, the devices, and why files of others could not be read.
 
-    Raises UsageError where nothing was rolled out, and errors of `rings.changed`.
+    Raises UsageError where nothing was rolled out, errors of `rings.changed`, and UsageError where the orders are
+    signed and no key is given.
     """
     order = newest_order(folder)
     if order is None:
@@ -243,6 +249,10 @@ def step(folder: Path, now: int, change: str = "",
     state = rings.advance(rings.join(state, devices), reports, now)
     if state == order.state:
         return order, devices, wrong
+    if order.signer and key is None:  # devices that believe this signer would obey no other
+        raise UsageError(f"the orders of {order.facts.rollout} are signed by {order.signer:.16}, and no key is given",
+                         "give its private key: edgetune fleet advance FOLDER --sign KEY, or edgetune daemon "
+                         "--fleet-sign KEY")
     number = order.facts.number + 1
     _write_order(order.folder, number, state, order.facts.artifact, order.facts.evaluation, now, key)
     facts = replace(order.facts, number=number, at=now)

@@ -163,37 +163,40 @@ class Rollout:
 
 @dataclass(frozen=True)
 class Counts:
-    """The devices of a ring by their outcome. passed: the probation as well. open: that have begun; silent: others."""
+    """The devices of a ring by their outcome. succeeded: their probation is over. trying: they have begun, waiting: not
+    yet.
+    """
 
-    passed: int = 0
+    succeeded: int = 0
     refused: int = 0
     failed: int = 0
     canceled: int = 0
-    open: int = 0
-    silent: int = 0
+    trying: int = 0
+    waiting: int = 0
 
     @property
     def devices(self) -> int:
-        return self.outcomes + self.canceled + self.open + self.silent
+        return self.outcomes + self.canceled + self.trying + self.waiting
 
     @property
     def outcomes(self) -> int:
-        return self.passed + self.refused + self.failed
+        return self.succeeded + self.refused + self.failed
 
     @property
     def reported(self) -> int:
-        return self.devices - self.silent
+        return self.devices - self.waiting
 
 
 def counts(devices: Iterable[str], reports: Mapping[str, Report]) -> Counts:
-    found = [_outcome(reports.get(device, Report())) for device in devices]
+    found = [outcome(reports.get(device, Report())) for device in devices]
     return Counts(**{name: found.count(name) for name in Counts.__dataclass_fields__})
 
 
-def _outcome(report: Report) -> str:
+def outcome(report: Report) -> str:
+    """The outcome of a device, a field of Counts."""
     if report.execution == CLOSED:
-        return "passed" if report.finished == SUCCESS else "failed"
-    return {NOTHING: "silent", REJECTED: "refused", CANCELED: "canceled"}.get(report.execution, "open")
+        return "succeeded" if report.finished == SUCCESS else "failed"
+    return {NOTHING: "waiting", REJECTED: "refused", CANCELED: "canceled"}.get(report.execution, "trying")
 
 
 def begin(plan: Plan, devices: Sequence[str], now: int, seed: str, first: Sequence[str] = ()) -> Rollout:
@@ -237,12 +240,12 @@ def advance(state: Rollout, reports: Mapping[str, Report], now: int) -> Rollout:
         return replace(state, status=PAUSED, reason=why)
     if left or state.status == PAUSED:
         return state
-    return _next(state, now, f"{found.passed} of {found.outcomes} devices of {_ring(state)} succeeded")
+    return _next(state, now, f"{found.succeeded} of {found.outcomes} devices of {_ring(state)} succeeded")
 
 
 def _left(state: Rollout, found: Counts, now: int) -> int:
     """The devices of the newest ring for which it waits."""
-    return 0 if now - state.since >= state.plan.wait else found.open + found.silent
+    return 0 if now - state.since >= state.plan.wait else found.trying + found.waiting
 
 
 def _ring(state: Rollout) -> str:
@@ -255,9 +258,9 @@ def _too_few(state: Rollout, found: Counts, left: int) -> str:
     if not left and found.outcomes < math.ceil(state.plan.quorum * found.devices):
         return (f"{found.outcomes} of {found.devices} devices of {ring} have an outcome, {state.plan.quorum:.0%} are "
                 "needed")
-    possible = (found.passed + left) / max(found.outcomes + left, 1)
+    possible = (found.succeeded + left) / max(found.outcomes + left, 1)
     if found.outcomes and possible < state.plan.success:
-        lost = found.outcomes - found.passed
+        lost = found.outcomes - found.succeeded
         return (f"{lost} of {found.outcomes + left} devices of {ring} refused it or failed, "
                 f"{1 - state.plan.success:.0%} may")
     return ""
@@ -283,7 +286,7 @@ def _failed(state: Rollout, reports: Mapping[str, Report]) -> str:
 
 def _undone(state: Rollout, reports: Mapping[str, Report]) -> Rollout:
     found = counts(state.begun, reports)
-    have = found.passed + found.open
+    have = found.succeeded + found.trying
     status = UNDOING if have else UNDONE
     return replace(state, status=status, reason=f"{have} devices have the adapter still" if have else
                    f"{found.canceled} devices went back")

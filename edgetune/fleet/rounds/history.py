@@ -10,7 +10,7 @@ from ..signed_folder import is_whole, read_facts
 from .outcome import Outcome, read_outcome
 from .task import FACTS, VERSION, RoundRecord, TaskFacts, records_of
 
-OUTCOMES = 50  # rounds whose outcome is read at most
+OUTCOMES = 20  # rounds whose outcome is read at most
 
 
 @dataclass(frozen=True)
@@ -27,13 +27,16 @@ class History:
     outcomes: list[Outcome] = field(default_factory=list)
 
 
-def history_of(path: Path) -> History:
-    """The history of a task, or of the newest in a folder of rounds. Raises the errors of `newest` and read_facts."""
+def history_of(path: Path, outcomes: int = OUTCOMES) -> History:
+    """The history of a task, or of the newest in a folder of rounds. outcomes: rounds whose outcome is read at most.
+    Raises the errors of `newest`, read_facts and read_outcome.
+    """
     is_task = is_whole(path, FACTS)
     place: Place | None = None if is_task else newest(path)
     facts, _, _ = read_facts(place.task if place else path, FACTS, TaskFacts, VERSION)
     records = records_of(facts.history, str(path))
     arrived = sorted(folder.name for folder in place.answer_folders()) if place else None
-    tasks = [path] if place is None else [Place(path, one.round + 1).task for one in records[-OUTCOMES:]]
-    outcomes = [found for task in tasks if (found := read_outcome(task))]
-    return History(str(facts.base.get("name", "")), facts.round, records, arrived, outcomes)
+    latest = records[max(len(records) - outcomes, 0):]
+    tasks = [Place(path, one.round + 1).task for one in latest] if place else [path]
+    read = [found for task in tasks if (found := read_outcome(task))]
+    return History(str(facts.base.get("name", "")), facts.round, records, arrived, read)

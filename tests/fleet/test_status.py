@@ -1,0 +1,95 @@
+"""edgetune.fleet.status and the command: rounds, a roll-out and devices of one folder, as a person reads them."""
+
+from __future__ import annotations
+
+import json
+import shutil
+
+import pytest
+from commands import run
+from fleets import KINDS, report, write_fleet
+
+from edgetune.fleet.rollout import rings
+from edgetune.fleet.rollout.folder import newest_order, step
+from edgetune.fleet.status import OUTSIDE, status_json, status_of
+
+
+@pytest.fixture(scope="module")
+def written(bundle, tmp_path_factory):
+    return write_fleet(bundle, tmp_path_factory.mktemp("fleet") / "folder")
+
+
+@pytest.fixture
+def folder(written, tmp_path):
+    return shutil.copytree(written, tmp_path / "folder")
+
+
+def test_all_of_a_folder(folder):
+    found = status_json(status_of(folder))
+    assert found["unreadable"] == []
+    outcomes = {device["device"]: (device["outcome"], device["reason"]) for device in found["devices"]}
+    assert outcomes == {"kitchen": ("succeeded", "6 of 6 examples are answered exactly"),
+                        "d1": ("refused", "not surely better: 0 of 6 more"),
+                        **{f"d{i}": ("waiting", "") for i in range(2, 6)}}
+    kitchen = next(device for device in found["devices"] if device["device"] == "kitchen")
+    assert (kitchen["kind"], kitchen["base"], kitchen["active"]) == (KINDS[0], "tiny", "ft:tiny:fleet:1")
+    rollout = found["rollout"]
+    assert (rollout["status"], rollout["ring"], rollout["signer"]) == ("running", 2, "")
+    assert rollout["changes"] == ["pause", "stop", "undo"]
+    second = {"devices": 2, "begun": True, "succeeded": 0, "refused": 1, "failed": 0, "canceled": 0, "trying": 0,
+              "waiting": 1}
+    assert rollout["rings"][1] == second
+    assert [ring["devices"] for ring in rollout["rings"]] == [1, 2, 3]
+    rounds = found["rounds"]
+    assert (rounds["base"], rounds["number"], rounds["arrived"]) == ("tiny.gguf", 4, [])
+    last = rounds["records"][-1]
+    loss = 2.0 * 0.9 ** 3
+    assert (last["round"], last["devices"], last["left_out"]) == (3, 3, 1)
+    assert [(one["kind"], one["devices"]) for one in last["kinds"]] == [(KINDS[0], 1), (KINDS[1], 2)]
+    assert [one["loss_after"] for one in last["kinds"]] == pytest.approx([loss, loss + 0.2])
+    assert last["loss_after"] == pytest.approx(loss + 0.4 / 3)
+    assert [one["device"] for one in last["refused"]] == ["late"]
+    assert "answer.json is of version None" in last["refused"][0]["reason"]
+
+
+def test_counts_follow_the_devices(folder):
+    assert status_of(folder).counts() == {"succeeded": 1, "refused": 1, "failed": 0, "canceled": 0, "trying": 0,
+                                          "waiting": 4, OUTSIDE: 0}
+    order = newest_order(folder)
+    report(folder, "d2", rollout=order.facts.rollout, execution=rings.PROCEEDING)
+    report(folder, "new")  # reported after the roll-out began, and no order names it yet
+    counts = status_of(folder).counts()
+    assert (counts["trying"], counts["waiting"], counts[OUTSIDE]) == (1, 3, 1)
+    step(folder, order.facts.at)
+    assert status_of(folder).counts()[OUTSIDE] == 0
+
+
+def test_what_cannot_be_read_hides_nothing_else(folder):
+    (folder / "devices" / "d5.json").write_text("{")
+    order = newest_order(folder)
+    (folder / "rollouts" / order.facts.rollout / "orders" / f"{order.facts.number:06d}" / "order.json").write_text("{}")
+    (folder / "round-0004" / "task" / "round.json").write_text("{}")
+    found = status_of(folder)
+    assert len(found.devices) == 5
+    assert found.rollout is None
+    assert found.rounds is None
+    for part, why in zip(("d5.json", "order.json", "round.json"), found.unreadable, strict=True):
+        assert part in why
+    assert "left out: " in run("fleet", "status", folder)
+
+
+def test_the_command(folder, tmp_path):
+    said = run("fleet", "status", folder)
+    for words in ("kitchen", "x86_64", "d1: refused: not surely better: 0 of 6 more", "is running",
+                  "round 4 of tiny.gguf: 0 answers have arrived", "left out: round 3: late: answer.json is of version"):
+        assert words in said, said
+    assert json.loads(run("fleet", "status", folder, "--json")) == {**status_json(status_of(folder)), "privacy": None}
+    said = run("fleet", "status", folder / "round-0004" / "task")
+    assert "this is the task of round 4" in said
+    assert "kitchen" not in said
+    assert "holds no round-0001/task" in run("fleet", "status", tmp_path / "folder" / "devices", code=1)
+    assert "there is no folder" in run("fleet", "status", tmp_path / "nothing", code=2)
+    shutil.rmtree(folder / "rollouts")
+    for path in folder.glob("round-*"):
+        shutil.rmtree(path)
+    assert "outside" in run("fleet", "status", folder)
