@@ -2,7 +2,7 @@
 
     python tests/proofs/fleet.py [--only VARIANT ...] [--seeds 0,1,2] [--devices 20] [--rows 14] [--rounds 10]
                                  [--epochs 1] [--lr 4e-3] [--frozen-lr 8e-3] [--schedule constant] [--batch 1]
-                                 [--questions 300] [--alone 3] [--threads 1] [--out FILE]
+                                 [--server-rate 1.5] [--questions 300] [--alone 3] [--threads 1] [--out FILE]
 
 Device d has `rows` rows of intent 2 d and as many of intent 2 d + 1, modulo 7, and no row that another has. Answers to
 rows of all intents that nobody learned are exact, or not. Variants:
@@ -98,8 +98,7 @@ class Learner:
         return TrainConfig(**{"max_length": 128, "system": SYSTEM, "seed": seed, "anchors": 0,
                               "threads": self.args.threads, **options})
 
-    def of_device(self, family: str, seed: int) -> TrainConfig:
-        lr = self.args.lr if family == "lora" else self.args.frozen_lr
+    def of_device(self, family: str, lr: float, seed: int) -> TrainConfig:
         return self.config(seed, family=family, lr=lr, schedule=self.args.schedule, epochs=self.args.epochs,
                            batch_size=self.args.batch)
 
@@ -175,11 +174,12 @@ def rounds(args: argparse.Namespace, learner: Learner, variant: str, seed: int,
            snips: Snips) -> tuple[Path, list[Result]]:
     """The adapter after all rounds, and their records."""
     folder = folder_of(args) / f"{variant}-{seed}"
-    options = FleetOptions(aggregation=variant if variant in FLEETS else "svd")
+    options = FleetOptions(aggregation=variant if variant in FLEETS else "svd", server_rate=args.server_rate)
+    lr = args.frozen_lr if variant == "frozen-a" else args.lr
     first = folder / "round-1"
     if not first.exists():
         family = of_round(TrainConfig(), options, 1).family.name
-        make_task(learner.bundle, first, replace(learner.of_device(family, seed), threads=0), options)
+        make_task(learner.bundle, first, replace(learner.of_device(family, lr, seed), threads=0), options)
     data = [learner.load(device) for device in snips.devices]
     for number in range(1, args.rounds + 1):
         out = folder / f"round-{number + 1}"
@@ -187,7 +187,7 @@ def rounds(args: argparse.Namespace, learner: Learner, variant: str, seed: int,
             continue
         task = open_task(folder / f"round-{number}", learner.bundle)
         family = task.config.family
-        trainer = learner.open(replace(learner.of_device(family.name, 1000 * seed + number), family=family))
+        trainer = learner.open(replace(learner.of_device(family.name, lr, 1000 * seed + number), family=family))
         answers = []
         for device, one in enumerate(data):
             answers.append(folder / f"answer-{number}-{device:02}")
@@ -211,14 +211,15 @@ def answer(task, learner: Learner, trainer: Trainer, data: Dataset, device: str,
 
 
 def average(task, learner: Learner, answers: list[Path], out: Path) -> None:
-    """The next task with the means of A and of B, by tokens."""
+    """The next task, moved by the mean changes of A and of B, by tokens."""
     found, _ = gathered(task, answers)
     tokens = sum(one.tokens for one in found)
     pairs = {}
     for name, start in task.pairs.items():
-        sent = [(one.tokens / tokens, one.pair(name)) for one in found]
-        pairs[name] = Pair(sum(share * pair.a for share, pair in sent), sum(share * pair.b for share, pair in sent),
-                           start.scale)
+        sent = [(task.options.server_rate * one.tokens / tokens, one.pair(name)) for one in found]
+        a = start.a + sum(share * (pair.a - start.a) for share, pair in sent)
+        b = start.b + sum(share * (pair.b - start.b) for share, pair in sent)
+        pairs[name] = Pair(a, b, start.scale)
     write_task(out, learner.bundle, pairs, Content(task.config, task.options, task.number + 1))
 
 
@@ -264,7 +265,7 @@ def main() -> None:
     parser = arguments(__doc__, "fleet.jsonl", VARIANTS, seeds=True)
     for name, kind, default in (("devices", int, 20), ("rows", int, 14), ("rounds", int, 10), ("epochs", float, 1.0),
                                 ("lr", float, 4e-3), ("frozen-lr", float, 8e-3), ("schedule", str, "constant"),
-                                ("batch", int, 1),
+                                ("server-rate", float, 1.5), ("batch", int, 1),
                                 ("questions", int, 300), ("alone", int, 3), ("threads", int, 1)):
         parser.add_argument(f"--{name}", type=kind, default=default)
     args = parser.parse_args()
