@@ -98,7 +98,8 @@ class Learner:
         return TrainConfig(**{"max_length": 128, "system": SYSTEM, "seed": seed, "anchors": 0,
                               "threads": self.args.threads, **options})
 
-    def of_device(self, family: str, lr: float, seed: int) -> TrainConfig:
+    def of_device(self, family: str, seed: int) -> TrainConfig:
+        lr = self.args.frozen_lr if family == "lora-fa" else self.args.lr
         return self.config(seed, family=family, lr=lr, schedule=self.args.schedule, epochs=self.args.epochs,
                            batch_size=self.args.batch)
 
@@ -175,11 +176,10 @@ def rounds(args: argparse.Namespace, learner: Learner, variant: str, seed: int,
     """The adapter after all rounds, and their records."""
     folder = folder_of(args) / f"{variant}-{seed}"
     options = FleetOptions(aggregation=variant if variant in FLEETS else "svd", server_rate=args.server_rate)
-    lr = args.frozen_lr if variant == "frozen-a" else args.lr
     first = folder / "round-1"
     if not first.exists():
         family = of_round(TrainConfig(), options, 1).family.name
-        make_task(learner.bundle, first, replace(learner.of_device(family, lr, seed), threads=0), options)
+        make_task(learner.bundle, first, replace(learner.of_device(family, seed), threads=0), options)
     data = [learner.load(device) for device in snips.devices]
     for number in range(1, args.rounds + 1):
         out = folder / f"round-{number + 1}"
@@ -187,7 +187,7 @@ def rounds(args: argparse.Namespace, learner: Learner, variant: str, seed: int,
             continue
         task = open_task(folder / f"round-{number}", learner.bundle)
         family = task.config.family
-        trainer = learner.open(replace(learner.of_device(family.name, lr, 1000 * seed + number), family=family))
+        trainer = learner.open(replace(learner.of_device(family.name, 1000 * seed + number), family=family))
         answers = []
         for device, one in enumerate(data):
             answers.append(folder / f"answer-{number}-{device:02}")

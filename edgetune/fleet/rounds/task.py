@@ -14,7 +14,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -219,8 +219,8 @@ def following(task: Task, record: RoundRecord) -> Content:
     """What the task after this one says, whose round ended with this record."""
     number = task.number + 1
     history = [*task.facts.history, asdict(record)][-MOST_HISTORY:]
-    return Content(of_round(task.config, task.options, number), task.options, number, task.facts.least_rows, task.name,
-                   history, task.secret)
+    config = replace(of_round(task.config, task.options, number), seed=task.config.seed + 1)  # another order of rows
+    return Content(config, task.options, number, task.facts.least_rows, task.name, history, task.secret)
 
 
 def records_of(history: Sequence[Mapping[str, Any]], source: str) -> list[RoundRecord]:

@@ -1,0 +1,31 @@
+"""The learning rate of a device's run in a round, where the task leaves it open: high in a short round.
+
+A run of edgetune train learns all by itself. A round is one of many, and the average over devices takes away what each
+learned by chance, so that few steps may be large: measured with 8 steps of a row each, and 20 devices (docs/results).
+With more steps the rate falls so that devices do not go further apart, down to the usual one.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from ...data.files import read_rows
+from ...training.config import TrainConfig
+from ...training.length import peak_rate, steps_per_epoch
+from ..sums.ways import FAMILIES, A, B
+
+SHORT = 8  # steps, up to which the rate is the highest
+HIGHEST = {FAMILIES[A + B]: 4e-3, FAMILIES[A]: 4e-3, FAMILIES[B]: 8e-3}  # B alone has to move further
+TEXT = ".txt"  # a file whose number of rows is known only when it is divided
+
+
+def rate_of(config: TrainConfig, rows: Path) -> float:
+    """The peak learning rate of a run on a file of rows. Raises DataError for rows that cannot be read."""
+    if not isinstance(config.lr, str):
+        return config.lr
+    count = 0 if rows.suffix.lower() == TEXT else sum(1 for _ in read_rows(rows))
+    usual = peak_rate(config, count)
+    if count == 0 or isinstance(config.epochs, str):
+        return usual
+    steps = config.steps or config.epochs * steps_per_epoch(config, count)
+    return max(HIGHEST[config.family.name] * min(SHORT / steps, 1.0), usual)

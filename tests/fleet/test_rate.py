@@ -1,0 +1,53 @@
+"""The learning rate of a device's round, where the task leaves it open."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import pytest
+from json_lines import write_lines
+
+from edgetune.fleet.options import FleetOptions
+from edgetune.fleet.rounds.making import make_task
+from edgetune.fleet.rounds.next_task import write_next
+from edgetune.fleet.rounds.rate import rate_of
+from edgetune.fleet.rounds.task import open_task
+from edgetune.fleet.rounds.train_round import train_round
+from edgetune.training.callbacks import RunCallbacks
+from edgetune.training.config import TrainConfig
+
+ROUND = TrainConfig(epochs=1.0, batch_size=1, schedule="constant", anchors=0, max_length=64, precision="exact")
+
+
+def rows(folder, count):
+    return write_lines(folder / f"{count}.jsonl",
+                       [{"prompt": f"say {i}", "completion": "yes"} for i in range(count)])
+
+
+@pytest.mark.parametrize(("family", "count", "epochs", "expected"), [
+    ("lora", 3, 1.0, 4e-3), ("lora", 8, 1.0, 4e-3), ("lora-fb", 8, 1.0, 4e-3), ("lora-fa", 8, 1.0, 8e-3),
+    ("lora", 16, 1.0, 2e-3), ("lora", 8, 2.0, 2e-3), ("lora-fa", 32, 1.0, 2e-3), ("lora", 500, 1.0, 1e-3)])
+def test_short_rounds_take_large_steps(tmp_path, family, count, epochs, expected):
+    config = replace(ROUND, family=TrainConfig(family=family).family, epochs=epochs)
+    assert rate_of(config, rows(tmp_path, count)) == pytest.approx(expected)
+
+
+def test_a_rate_that_is_given_is_taken(tmp_path):
+    assert rate_of(replace(ROUND, lr=3e-4), rows(tmp_path, 8)) == 3e-4
+    assert rate_of(replace(ROUND, epochs="auto"), rows(tmp_path, 8)) == 1e-3
+    assert rate_of(replace(ROUND, steps=32), rows(tmp_path, 8)) == pytest.approx(1e-3)
+    (tmp_path / "text.txt").write_text("a text that is divided")
+    assert rate_of(ROUND, tmp_path / "text.txt") == 1e-3
+
+
+def test_a_round_trains_with_it_and_the_next_in_another_order(bundle, tmp_path):
+    make_task(bundle, tmp_path / "one", ROUND, FleetOptions(aggregation="frozen-a"))
+    task = open_task(tmp_path / "one", bundle)
+    steps = []
+    calls = RunCallbacks(lambda event: steps.append(event) if event["event"] == "step" else None)
+    train_round(task, bundle, rows(tmp_path, 16), tmp_path / "answer", "x", held_out="none", callbacks=calls, threads=1,
+                memory="")
+    assert len(steps) == 16
+    assert steps[-1]["lr"] == pytest.approx(4e-3)
+    write_next(task, bundle, [tmp_path / "answer"], tmp_path / "two")
+    assert open_task(tmp_path / "two", bundle).config.seed == task.config.seed + 1
