@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
-from dataclasses import dataclass
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field
+from typing import Any
 
 from edgetune.backends.cpu import Cpu
 from edgetune.backends.native import FORMATS
 from edgetune.errors import UsageError
-from edgetune.formats import kinds
+from edgetune.formats import block_sizes, kinds
 from edgetune.formats.families import FAMILIES
+from edgetune.formats.recurrent import Recurrent
 from edgetune.formats.shape import Rope, Shape
 from edgetune.machine.device import Profile, board_named
 from edgetune.models.stream import Sizes
@@ -29,8 +31,9 @@ BOARDS = ("Raspberry Pi Zero 2 W", "Raspberry Pi 3 Model B+", "Raspberry Pi 4 Mo
 @dataclass(frozen=True)
 class Published:
     """Sizes as in the model's config.json. format: of its matrices; embedding: of its table. head: the head is another
-    matrix. attention: the blocks that have it, where others are short convolutions. experts: how many, how many a token
-    takes, and their width; the first `dense` blocks have none. rotated: values of a head.
+    matrix. attention: the blocks that have it, where others have another mixer. experts: how many, how many a token
+    takes, and their width; the first `dense` blocks have none. shared: the width of one that all tokens take. rotated:
+    values of a head. others: further fields of a Shape.
     """
 
     name: str
@@ -48,45 +51,82 @@ class Published:
     attention: tuple[int, ...] = ()
     experts: tuple[int, int, int] = (0, 0, 0)
     dense: int = 0
+    shared: int = 0
     rotated: int = 0
+    others: Mapping[str, Any] = field(default_factory=dict)
 
     def structure(self) -> DecoderStructure:
         family = FAMILIES[self.architecture]
         blocks = range(self.layers)
         mixers = tuple(family.elsewhere if self.attention and i not in self.attention else family.mixer for i in blocks)
         count, used, wide = self.experts
+        feed = ("shared experts" if self.shared else "experts") if count else family.feed
+        fields = {"windows": (0,) * self.layers, "mixers": mixers, **self.others}
         return DecoderStructure(Shape(
             self.architecture, self.layers, self.width, self.mlp, self.heads, self.kv, self.head_width,
             self.vocabulary, self.rotated or self.head_width, 8192, 1e-6, family.neox, family.act, 1.0, 1.0,
             qk_norm=family.qk_norm, pre_norms=family.pre_norms, post_norms=family.post_norms,
-            ropes=(Rope(), Rope()), windows=(0,) * self.layers, mixers=mixers, conv=3 if self.attention else 0,
-            feeds=tuple("gated" if i < self.dense else family.feed for i in blocks),
-            n_expert=count, n_used=used, d_expert=wide, gating=family.gating, norms_experts=family.norms_experts))
+            ropes=(Rope(), Rope()), conv=3 if "short convolution" in mixers else 0,
+            feeds=tuple("gated" if i < self.dense else feed for i in blocks),
+            n_expert=count, n_used=used, d_expert=wide, d_shared=self.shared, gating=family.gating,
+            norms_experts=family.norms_experts, **fields))
 
     def sizes(self) -> Sizes:
         shape = self.structure().shape
         row = _bytes(self.embedding, 1, self.width)
         table = row * self.vocabulary
-        return Sizes(tuple(self._block(shape, i) for i in range(self.layers)), table, self.head * table, row)
+        always = sum(_bytes(self.format, *size) for name, size in block_sizes.embedding_tensors(shape).items()
+                     if name.endswith("model_proj.weight"))
+        return Sizes(tuple(self._block(shape, i) for i in range(self.layers)), table, self.head * table, row,
+                     always=always)
 
     def _block(self, shape: Shape, layer: int) -> int:
         """Bytes of a block."""
-        stacks = kinds.STACKS.get(shape.feed(layer), lambda _: {})(shape)
-        sizes = [*shape.linear_shapes(layer).values(), *stacks.values()]
-        return sum(_bytes(self.format, math.prod(size[:-1]), size[-1]) for size in sizes)
+        own = [size for name, size in block_sizes.embedding_tensors(shape).items()
+               if name.startswith(f"blk.{layer}.") and len(size) == 2]
+        sizes = [*shape.linear_shapes(layer).values(), *shape.stack_shapes(layer).values(), *own]
+        of_kinds = (kinds.frozen(kind, shape).values() for kind in (shape.mixer(layer), shape.feed(layer)))
+        floats = [size for of_kind in of_kinds for size in of_kind]
+        return (sum(_bytes(self.format, math.prod(size[:-1]), size[-1]) for size in sizes)
+                + sum(4 * math.prod(size) for size in floats))
 
 
 LFM2 = (2, 5, 8, 10, 12, 14)  # blocks with attention
+GRANITE_H = {"recurrent": Recurrent(4, 3072, 128, 48, 1)}
+
+
+def gemma4(windows: tuple[int, ...], first: int, head: int, narrow: int, d_ff: int) -> dict[str, Any]:
+    """What a Gemma 4 has besides: blocks from `first` on are twice as wide and take keys of others; heads of `head`
+    values, and of `narrow` in blocks with a window; 256 embedded values of each block.
+    """
+    blocks = tuple(block_sizes.Sizes(d_ff * (2 if i >= first else 1), 1, narrow if window else head,
+                                     narrow if window else head) for i, window in enumerate(windows))
+    owners = tuple(i if i < first else first - (2 if window else 1) for i, window in enumerate(windows))
+    mixers = tuple("attention" if i < first else block_sizes.SHARED for i in range(len(windows)))
+    return {"windows": windows, "blocks": blocks, "owners": owners, "mixers": mixers, "norms_values": True,
+            "logit_cap": 30.0, "d_block": 256, "block_row": _bytes("Q6_K", 1, 256 * len(windows))}
+
+
+def _bytes(name: str, n: int, k: int) -> int:
+    """Of a matrix; k is rounded up to whole blocks."""
+    known = FORMATS[name]
+    return n * -(-k // known.block) * known.size
+
+
 MODELS = (
     Published("smollm2", "llama", 30, 576, 1536, 9, 3, 64, 49152, "Q4_1", "Q8_0"),
     Published("gemma3-270m", "gemma3", 18, 640, 2048, 4, 1, 256, 262144, "Q8_0", "Q8_0"),
     Published("ernie4.5-0.3b", "ernie4_5", 18, 1024, 3072, 16, 2, 128, 103424, "Q4_K", "Q6_K"),
     Published("lfm2-350m", "lfm2", 16, 1024, 4608, 16, 8, 64, 65536, "Q4_K", "Q6_K", attention=LFM2),
     Published("granite4-350m", "granite", 28, 1024, 2048, 16, 4, 64, 100352, "Q8_0", "Q8_0"),
+    Published("granite4-h-350m", "granitehybrid", 32, 768, 2048, 12, 4, 64, 100352, "Q8_0", "Q8_0",
+              attention=(10, 13, 17, 27), others={"recurrent": Recurrent(4, 1536, 128, 48, 1)}),
     Published("smollm2-360m", "llama", 32, 960, 2560, 15, 5, 64, 49152, "Q8_0", "Q8_0"),
     Published("qwen2.5-0.5b", "qwen2", 24, 896, 4864, 14, 2, 64, 151936, "Q5_0", "Q8_0"),
     Published("hunyuan-0.5b", "hunyuan-dense", 24, 1024, 3584, 16, 8, 128, 120818, "Q4_K", "Q6_K"),
     Published("qwen3-0.6b", "qwen3", 28, 1024, 3072, 16, 8, 128, 151936, "Q8_0", "Q8_0"),
+    Published("qwen3.5-0.8b", "qwen35", 24, 1024, 3584, 8, 2, 256, 248320, "Q4_K", "Q6_K", rotated=64,
+              attention=tuple(range(3, 24, 4)), others={"recurrent": Recurrent(4, 2048, 128, 16, 16)}),
     Published("gemma3-1b", "gemma3", 26, 1152, 6912, 4, 1, 256, 262144, "Q5_0", "Q8_0"),
     Published("lfm2.5-1.2b", "lfm2", 16, 2048, 8192, 32, 8, 64, 65536, "Q4_K", "Q6_K", attention=LFM2),
     Published("llama3.2-1b", "llama", 16, 2048, 8192, 32, 8, 64, 128256, "Q4_K", "Q6_K"),
@@ -94,21 +134,21 @@ MODELS = (
     Published("olmo2-1b", "olmo2", 16, 2048, 8192, 16, 16, 128, 100352, "Q4_K", "Q6_K", head=True),
     Published("qwen2.5-1.5b", "qwen2", 28, 1536, 8960, 12, 2, 128, 151936, "Q4_K", "Q6_K"),
     Published("granite4-1b", "granite", 40, 2048, 4096, 16, 4, 128, 100352, "Q4_K", "Q6_K"),
+    Published("granite4-h-1b", "granitehybrid", 40, 1536, 4096, 12, 4, 128, 100352, "Q4_K", "Q6_K",
+              attention=(5, 15, 25, 35), others=GRANITE_H),
     Published("smollm2-1.7b", "llama", 24, 2048, 8192, 32, 32, 64, 49152, "Q4_K", "Q6_K"),
+    Published("gemma4-e2b", "gemma4", 35, 1536, 12288, 8, 1, 512, 262144, "Q4_K", "Q6_K",
+              others=gemma4((512, 512, 512, 512, 0) * 7, first=15, head=512, narrow=256, d_ff=6144)),
     Published("smollm3-3b", "smollm3", 36, 2048, 11008, 16, 4, 128, 128256, "Q4_K", "Q6_K"),
     Published("ministral3-3b", "mistral3", 26, 3072, 9216, 32, 8, 128, 131072, "Q4_K", "Q6_K"),
     Published("phi4-mini", "phi3", 32, 3072, 8192, 24, 8, 128, 200064, "Q4_K", "Q6_K", rotated=96),
     Published("olmoe-7b-a1b", "olmoe", 16, 2048, 1024, 16, 16, 128, 50304, "Q4_K", "Q6_K", head=True,
               experts=(64, 8, 1024)),
+    Published("granite4-h-tiny", "granitehybrid", 40, 1536, 512, 12, 4, 128, 100352, "Q4_K", "Q6_K",
+              attention=(5, 15, 25, 35), experts=(64, 6, 512), shared=1024, others=GRANITE_H),
     Published("lfm2-8b-a1b", "lfm2moe", 24, 2048, 7168, 32, 8, 64, 65536, "Q4_K", "Q6_K",
               attention=(2, 6, 10, 14, 18, 21), experts=(32, 4, 1792), dense=2),
 )
-
-
-def _bytes(name: str, n: int, k: int) -> int:
-    """Of a matrix; k is rounded up to whole blocks."""
-    known = FORMATS[name]
-    return n * -(-k // known.block) * known.size
 
 
 def table() -> Iterator[str]:

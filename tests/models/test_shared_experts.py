@@ -112,7 +112,8 @@ def read_checked(path):
 
 def test_a_dense_hybrid_stays_dense(tmp_path):
     """Whether its file counts no experts, or says nothing of them."""
-    for keys in ({}, {"granitehybrid.expert_count": 0, "granitehybrid.expert_used_count": 0}):
+    none = dict.fromkeys(("granitehybrid.expert_count", "granitehybrid.expert_used_count"), 0)
+    for keys in ({}, none, none | {"granitehybrid.expert_shared_feed_forward_length": 128}):  # as converters write it
         path = write_tiny(tmp_path / f"{len(keys)}.gguf", "granitehybrid", metadata=keys)
         assert set(read_checked(path).feeds) == {"gated"}
         open_bundle(path)
