@@ -15,6 +15,7 @@ from . import (  # noqa: F401  (each adds its commands to the group)
     feedback,
     files,
     fleet,
+    fleet_flower,
     fleet_folder,
     fleet_members,
     fleet_privacy,

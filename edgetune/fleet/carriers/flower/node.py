@@ -1,0 +1,126 @@
+"""`edgetune fleet node`: a SuperNode with its own key, whose client app answers by `edgetune fleet train-round`."""
+
+from __future__ import annotations
+
+import re
+import socket
+import subprocess
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+from ....disk import alone, private_folder, read_small
+from ....errors import UsageError
+from .app.settings import NODE, NodeSettings, write_settings
+from .environment import Flower
+from .processes import command, last_line, running
+
+LOG = "supernode.log"
+PAUSE = 15.0  # before SuperNode begins again
+TOLD_SECONDS = 60.0  # without a server that lets the node in, after which the node says what the server needs
+_ADDRESS = re.compile(r"[^\s/]+:\d{1,5}")
+_OTHERS = ("flwr-agentapp", "flwr-connector", "flwr-model", "flwr-serverapp", "flwr-simulation")
+Say = Callable[[str], object]
+
+
+@dataclass(frozen=True)
+class Node:
+    """address: of SuperLink, HOST:PORT. key: the private key, made where it is not there. authority: the certificate
+    that the server's must come from; None: those of the system. more: words of `edgetune fleet train-round` after the
+    task: the rows and options.
+    """
+
+    address: str
+    flower: Flower
+    key: Path
+    authority: Path | None
+    more: list[str]
+
+    def follow(self, should_stop: Callable[[], bool], say: Say) -> None:
+        """Answers rounds until should_stop returns True. A SuperNode that ends begins again."""
+        if not _ADDRESS.fullmatch(self.address):
+            raise UsageError(f"the server is {self.address!r:.80}", "write HOST:PORT, such as 192.168.1.5:8000")
+        if self.authority and not self.authority.is_file():
+            raise UsageError(f"there is no file {self.authority}", "copy ca.crt from the server, which says where it is")
+        state = self.flower.state
+        private_folder(state)
+        with alone(state):
+            self._prepare()
+            say(f"the server needs this line in its --nodes: {self.public_key()}")
+            say(f"the log is {state / LOG}")
+            while True:
+                with running(self._supernode(), self._variables(), state / LOG) as process:
+                    if self._watch(process, should_stop, say):
+                        return
+                say(f"SuperNode ended ({last_line(state / LOG)}); it begins again")
+                if _stopped(PAUSE, should_stop):
+                    return
+
+    def public_key(self) -> str:
+        """Its line. Raises UsageError where KEY.pub is missing."""
+        public = self.key.with_name(f"{self.key.name}.pub")
+        try:
+            return " ".join(read_small(public).decode("utf-8", "replace").split()[:2])
+        except OSError as error:
+            raise UsageError(f"cannot read {public}: {error.strerror}",
+                             f"ssh-keygen -y -f {self.key} > {public}") from None
+
+    def _watch(self, process: subprocess.Popen[bytes], should_stop: Callable[[], bool], say: Say) -> bool:
+        """Waits for its end. Returns True where this process shall end. It says once whether a server let it in."""
+        log = self.flower.state / LOG
+        begun = log.stat().st_size
+        late = time.monotonic() + TOLD_SECONDS
+        told = False
+        while process.poll() is None:
+            if _stopped(1.0, should_stop):
+                return True
+            if not told and _says(log, begun, b"SuperNode ID"):
+                told = True
+                say(f"{self.address} has let this node in")
+            elif not told and time.monotonic() > late:
+                told = True
+                say(f"{self.address} has not let this node in: it is not there, its certificate is of another "
+                    "authority, or this node's key is not among its --nodes")
+        return False
+
+    def _supernode(self) -> list[str]:
+        trust = ["--root-certificates", str(self.authority.absolute())] if self.authority else []
+        return [self.flower.program("flower-supernode"), "--superlink", self.address, *trust,
+                "--auth-supernode-private-key", str(self.key.absolute()), "--port", str(_free_port())]
+
+    def _variables(self) -> dict[str, str]:
+        return self.flower.variables(**{NODE: str(self.flower.state / "node.json")})
+
+    def _prepare(self) -> None:
+        app = self.flower.app_folder()
+        self.flower.replace_programs({"flwr-clientapp": "client_process", **dict.fromkeys(_OTHERS, "")})
+        if not self.key.exists():
+            self.key.absolute().parent.mkdir(parents=True, exist_ok=True)
+            self.flower.run(str(self.flower.python), str(app / "edgetune_flower" / "keys.py"), "node", str(self.key))
+        words, variables = command("fleet", "train-round")
+        write_settings(self.flower.state / "node.json",
+                       NodeSettings(words, self.more, variables, str(self.flower.state / "work")))
+
+
+def _free_port() -> int:
+    """A port of this machine, at which SuperNode talks with its own processes."""
+    with socket.socket() as found:
+        found.bind(("127.0.0.1", 0))
+        return int(found.getsockname()[1])
+
+
+def _says(log: Path, begin: int, what: bytes) -> bool:
+    with log.open("rb") as file:
+        file.seek(begin)
+        return what in file.read(1 << 16)
+
+
+def _stopped(seconds: float, should_stop: Callable[[], bool]) -> bool:
+    until = time.monotonic() + seconds
+    while time.monotonic() < until:
+        if should_stop():
+            return True
+        time.sleep(min(0.2, seconds))
+    return False
+
