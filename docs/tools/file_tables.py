@@ -34,7 +34,8 @@ VARIABLES = {
     "XDG_CONFIG_HOME": "Keys and trusted keys are in its folder edgetune [~/.config].",
     "XDG_CACHE_HOME": "Pulled models and cached log-probabilities are in its folder edgetune [~/.cache].",
 }
-NOT_FOR_PEOPLE = {"NOTIFY_SOCKET", "JOURNAL_STREAM", "PYTHONPATH", "OMP_WAIT_POLICY"}  # of systemd, Python and OpenMP
+NOT_FOR_PEOPLE = {"NOTIFY_SOCKET", "JOURNAL_STREAM", "PYTHONPATH", "OMP_WAIT_POLICY", "PATH",  # of other programs
+                  "EDGETUNE_FLOWER"}  # of a process of ours, to its own
 
 
 def exit_codes() -> Iterator[str]:
