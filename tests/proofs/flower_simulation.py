@@ -4,8 +4,8 @@
                                                               [--folder DIR] [--out FILE]
 
 The server is edgetune's strategy of Flower's ServerApp, whose rounds end by the command `edgetune fleet aggregate`.
-Each device has eight rows of its own and trains on a tiny model, for real, in the process of a Ray actor. (The ClientApp
-of a node begins a process for each training, which takes a second to start and a tenth of a second to train.) What drops
+Each device has eight rows of its own and trains on a tiny model, for real, in the process of a Ray actor. (A ClientApp
+of a node begins a process for each training, which takes a second to start and a tenth of one to train.) What drops
 out raises an error in place of an answer. A liar sends its answer times 100, or values that are not finite, or its
 answer of the first round again (in that round one times 100). Hashes and shapes of what it sends are right.
 

@@ -42,7 +42,7 @@ class Node:
         if not _ADDRESS.fullmatch(self.address):
             raise UsageError(f"the server is {self.address!r:.80}", "write HOST:PORT, such as 192.168.1.5:8000")
         if self.authority and not self.authority.is_file():
-            raise UsageError(f"there is no file {self.authority}", "copy ca.crt from the server, which says where it is")
+            raise UsageError(f"there is no file {self.authority}", "copy ca.crt from the server, which names its place")
         state = self.flower.state
         private_folder(state)
         with alone(state):
