@@ -1,1 +1,1 @@
-"""Rounds carried by Flower: programs of its own environment, which this room starts, and the apps that run there."""
+"""Rounds carried by Flower: programs of a separate environment, which this room starts, and the apps that run there."""

@@ -1,6 +1,6 @@
 """Flower's environment: its Python, its programs, and the variables with which they run.
 
-It may be that of edgetune, or one of its own, which pip made with flwr alone. Flower's telemetry, its question for
+It may be that of edgetune, or a separate one, which pip made with flwr alone. Flower's telemetry, its question for
 updates and its installations at run time are off.
 """
 

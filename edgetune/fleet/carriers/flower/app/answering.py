@@ -1,4 +1,4 @@
-"""A node's answer to a task: by a command of edgetune, in a process of its own.
+"""A node's answer to a task: by a command of edgetune, in a separate process.
 
 A message begins a new process of the client app, so all state is in files. The newest answer is kept: a server that
 asks again for the same task, because it was killed in the round, has it at once and with the same bytes.

@@ -78,7 +78,7 @@ class FolderStrategy(Strategy):  # type: ignore[misc]
         """Ends rounds up to `num_rounds`, from the newest in the folder. initial_arrays: of that one's task; timeout:
         seconds after which the quorum is enough.
 
-        Raises ValueError where an evaluation is asked for: devices measure their losses in the training.
+        Raises ValueError where an evaluation is wanted: devices measure their losses in the training.
         """
         if evaluate_config is not None or evaluate_fn is not None:
             raise ValueError("devices measure losses while they train; there is no evaluation apart")
