@@ -18,6 +18,7 @@ OPTIONAL = {"onnxruntime", "scipy", "cryptography", "huggingface_hub", "rapidfuz
             "pypdf"}  # a device's extras, imported where they are used
 DAEMON = {"fastapi", "starlette", "pydantic", "pydantic_core", "uvicorn", "h11", "prometheus_client", "sdnotify",
           "httpx"}  # extra: daemon
+FLOWER = {"flwr", "cryptography"}  # extra: flower; in the folder whose modules run in its environment
 HOME = {"hassil", "home_assistant_intents", "unicode_rbnf", "yaml", "websockets"}  # extra: home
 
 

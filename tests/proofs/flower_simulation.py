@@ -1,11 +1,11 @@
 """1,000 simulated devices on Flower's Ray engine, a third of which drop out in each round, while 5 % of them lie.
 
-    build/flower/bin/python tests/proofs/flower_simulation.py [--devices 1000] [--rounds 3] [--seed 0] [--actors 1]
+    build/flower/bin/python tests/proofs/flower_simulation.py [--devices 1000] [--rounds 2] [--seed 0] [--actors 1]
                                                               [--folder DIR] [--out FILE]
 
 The server is edgetune's strategy of Flower's ServerApp, whose rounds end by the command `edgetune fleet aggregate`.
-Each device has eight rows of its own and trains on a tiny model, for real, in the process of a Ray actor. (A ClientApp
-of a node begins a process for each training, which takes a second to start and a tenth of one to train.) What drops
+Each device has eight rows that no other has and trains on a tiny model, for real, in the process of a Ray actor. (The
+app of a node begins a process for each training, which takes a second to start and a tenth of one to train.) What drops
 out raises an error in place of an answer. A liar sends its answer times 100, or values that are not finite, or its
 answer of the first round again (in that round one times 100). Hashes and shapes of what it sends are right.
 
@@ -176,7 +176,7 @@ def watched(peaks: dict[str, float], seconds: dict[int, float], stop: threading.
     and the CPU seconds of each by its number.
     """
     process = psutil.Process()
-    while not stop.wait(0.5):
+    while not stop.wait(2.0):
         sizes = {"server": 0.0, "actors": 0.0, "ray": 0.0}
         for one in [process, *process.children(recursive=True)]:
             try:
@@ -193,7 +193,7 @@ def watched(peaks: dict[str, float], seconds: dict[int, float], stop: threading.
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--devices", type=int, default=1000)
-    parser.add_argument("--rounds", type=int, default=3)
+    parser.add_argument("--rounds", type=int, default=2)
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--actors", type=int, default=1, help="Ray actors, each on a core")
     parser.add_argument("--folder", type=Path)
@@ -210,7 +210,7 @@ def main() -> int:
     os.environ.update(launched["env"])
     answering = [sum(not drops(asked.seed, number, device) for device in range(asked.devices))
                  for number in range(1, asked.rounds + 1)]
-    settings = ServerSettings(str(folder / "rounds"), words, {}, min(answering), 3600.0, asked.rounds, 1.0, str(folder))
+    settings = ServerSettings(str(folder / "rounds"), words, {}, min(answering), 3600.0, asked.rounds, 10.0, str(folder))
     server = ServerApp()
 
     @server.main()

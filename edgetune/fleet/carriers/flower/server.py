@@ -240,6 +240,6 @@ def _sleep(seconds: float, should_stop: Callable[[], bool]) -> None:
 
 
 def state_of(folder: Path, root: Path) -> Path:
-    """Where a server of this folder of rounds keeps keys and its database: not in the folder, which others may see."""
+    """The place of keys and database of a server of this folder of rounds: not in it, for others may see it."""
     name = re.sub(r"[^\w-]", "_", folder.absolute().name)[:32] or "rounds"
     return root / f"flower-server-{name}-{hashlib.sha256(os.path.realpath(folder).encode()).hexdigest()[:8]}"

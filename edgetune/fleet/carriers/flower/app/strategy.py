@@ -1,6 +1,6 @@
 """The strategy on Flower's message API: rounds in a folder, answered by nodes, summed by a command of edgetune.
 
-Each answer is written to the folder as it arrives, and the round that goes on is read from the folder. So a server that
+Each answer is written to the folder as it arrives, and the round that is open is read from the folder. So a server that
 is killed begins at the round where it was, and asks only nodes whose answers it does not have.
 """
 
@@ -94,7 +94,7 @@ class FolderStrategy(Strategy):  # type: ignore[misc]
                 try:
                     result.arrays, metrics = self.aggregate_train(number, replies)
                 except TooFew as error:
-                    _log.log(WARNING, "round %s goes on: %s", number, error)
+                    _log.log(WARNING, "round %s stays open: %s", number, error)
                     self._least = len(self._count(number)) + 1
             result.train_metrics_clientapp[number] = metrics
         return result
