@@ -51,7 +51,6 @@ def fleet_server(folder: Path, model: Path, nodes: Path, host: str, port: int, n
     from ..fleet.carriers.flower.environment import find
     from ..fleet.carriers.flower.server import Server, node_keys, state_of
     from ..formats.bundle import open_bundle
-    from .fleet_status import round_line
     found = find(flower, state_of(folder, state_folder()))
     server = Server(folder, open_bundle(model), found, node_keys(nodes), host, port, names,
                     tls_of(authority, certificate, certificate_key), devices, wait, rounds, every, key)
@@ -64,6 +63,14 @@ def fleet_server(folder: Path, model: Path, nodes: Path, host: str, port: int, n
     with stop_on_signals() as should_stop:
         server.serve(should_stop, on_round, tell(as_json))
     show(as_json, {"rounds": ended}, f"{len(ended)} rounds ended")
+
+
+def round_line(one: RoundRecord) -> str:
+    """What a person is told of a round that another process ended."""
+    from ..errors import size_text
+    losses = "" if one.loss_before is None else f", loss {one.loss_before:.3f} -> {one.loss_after:.3f}"
+    return (f"round {one.round}: {one.devices} devices, {one.left_out} left out, {one.tokens} tokens{losses}; "
+            f"{size_text(one.up)} up, {size_text(one.down)} down to each")
 
 
 def tls_of(authority: Path | None, certificate: Path | None, key: Path | None) -> Tls | None:

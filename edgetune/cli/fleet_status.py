@@ -111,14 +111,6 @@ def _left_out(reasons: list[str]) -> list[str]:
     return [f"left out: {printable(one)}" for one in reasons]
 
 
-def round_line(one: RoundRecord) -> str:
-    """What a person is told of a round that another process ended."""
-    from ..errors import size_text
-    losses = "" if one.loss_before is None else f", loss {one.loss_before:.3f} -> {one.loss_after:.3f}"
-    return (f"round {one.round}: {one.devices} devices, {one.left_out} left out, {one.tokens} tokens{losses}; "
-            f"{size_text(one.up)} up, {size_text(one.down)} down to each")
-
-
 def line_of(found: History) -> str:
     from ..errors import printable
     if found.arrived is None:

@@ -210,7 +210,8 @@ def main() -> int:
     os.environ.update(launched["env"])
     answering = [sum(not drops(asked.seed, number, device) for device in range(asked.devices))
                  for number in range(1, asked.rounds + 1)]
-    settings = ServerSettings(str(folder / "rounds"), words, {}, min(answering), 3600.0, asked.rounds, 10.0, str(folder))
+    settings = ServerSettings(str(folder / "rounds"), words, {}, min(answering), 3600.0, asked.rounds, 10.0,
+                              str(folder))
     server = ServerApp()
 
     @server.main()

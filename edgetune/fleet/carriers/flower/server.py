@@ -21,7 +21,7 @@ from pathlib import Path
 from ....disk import alone, private_folder, read_object, read_small, replaced
 from ....errors import EdgetuneError, Interrupted, UsageError
 from ....formats.bundle import Bundle
-from ...rounds.task import RoundRecord, open_task
+from ...rounds.task import RoundRecord, open_task, records_of
 from ..folder import newest
 from .app.settings import ENDED, PROCESS, SERVER, ServerSettings, write_settings
 from .environment import Flower
@@ -111,8 +111,8 @@ class Server:
         """Tells of the rounds that ended since; returns the number of the newest."""
         number = newest(self.folder).number
         if number > ended:
-            history = open_task(newest(self.folder).task, self.bundle).facts.history
-            for record in (RoundRecord(**one) for one in history):
+            task = open_task(newest(self.folder).task, self.bundle)
+            for record in records_of(task.facts.history, str(task.folder)):
                 if ended <= record.round < number:
                     on_round(record)
         return number
