@@ -70,7 +70,7 @@ def test_the_numbers_stay_small(edges):
     top = [name for name, path in MODULES.items() if path.parent == structure.ROOT]
     assert len(top) <= 14
     assert len(structure.FLOOR) <= 34
-    assert len(structure.arrows(edges)) <= 239  # the daemon, runs, training and the tutor use 14 or more each
+    assert len(structure.arrows(edges)) <= 240  # the daemon, runs, training and the tutor use 14 or more each
 
 
 def test_code_imports_only_what_is_declared():
