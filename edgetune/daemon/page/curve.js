@@ -1,13 +1,16 @@
 "use strict";
 // Curves of losses and rewards.
 
-/** valueOf: what is shown of a line of events; no number where there is none. */
-function curve(word, valueOf) {
-  const svg = draw("svg", { role: "img" }), held = el("span", { class: "key held", text: "held out" });
-  const legend = el("figcaption", { class: "row small soft" }, el("span", { class: "key", text: "training" }), held);
+const STEPS = { along: "step", first: 0, names: ["training", "held out"] };
+
+/** valueOf: what is shown of a line of events; no number where there is none. axis: the unit of the horizontal axis,
+ *  where it begins, and what the two lines are. */
+function curve(word, valueOf, axis = STEPS) {
+  const svg = draw("svg", { role: "img" }), held = el("span", { class: "key held", text: axis.names[1] });
+  const legend = el("figcaption", { class: "row small soft" }, el("span", { class: "key", text: axis.names[0] }), held);
   const figure = el("figure", { hidden: true }, svg, legend);
   let train = [], measured = [];
-  new ResizeObserver(() => svg.clientWidth && plot(svg, word, train, measured)).observe(svg);
+  new ResizeObserver(() => svg.clientWidth && plot(svg, word, train, measured, axis)).observe(svg);
   figure.show = (lines) => {
     const found = (kind) => lines.filter((line) => line.event === kind && Number.isFinite(valueOf(line)));
     const of = (kind) => [...new Map(found(kind).map((line) => [line.step, valueOf(line)]))]
@@ -15,7 +18,7 @@ function curve(word, valueOf) {
     [train, measured] = [thin(of("step"), 150), of("eval")];
     figure.hidden = train.length + measured.length === 0;
     held.hidden = measured.length === 0;
-    if (svg.clientWidth) plot(svg, word, train, measured);
+    if (svg.clientWidth) plot(svg, word, train, measured, axis);
   };
   return figure;
 }
@@ -32,21 +35,21 @@ function thin(points, most) {
 
 const WIDE = 20; // from this ratio of the largest value to the smallest on, the scale is logarithmic
 
-function plot(svg, word, train, held) {
+function plot(svg, word, train, held, { along, first, names }) {
   const wide = svg.clientWidth, high = 160, all = [...train, ...held];
   const left = 44, right = wide - 8, top = 24, low = high - 20;
-  const last = Math.max(...all.map(([at]) => at), 1), { ticks, place, kind } = scaleOf(all.map(([, value]) => value));
-  const x = (at) => left + (at / last) * (right - left), y = (value) => low - place(value) * (low - top);
+  const last = Math.max(...all.map(([at]) => at), first + 1), { ticks, place, kind } = scaleOf(all.map(([, value]) => value));
+  const x = (at) => left + ((at - first) / (last - first)) * (right - left), y = (value) => low - place(value) * (low - top);
   const path = (points) => points.map(([at, value], i) => `${i ? "L" : "M"}${x(at)} ${y(value)}`).join("");
-  const words = [`training ${spoken(train)}`, ...(held.length ? [`held out ${spoken(held)}`] : [])].join(", ");
+  const words = [`${names[0]} ${spoken(train)}`, ...(held.length ? [`${names[1]} ${spoken(held)}`] : [])].join(", ");
   const text = (x, y, anchor, text) => draw("text", { x, y, "text-anchor": anchor }, text);
   svg.setAttribute("viewBox", `0 0 ${wide} ${high}`);
-  svg.setAttribute("aria-label", `${sentence(word).slice(0, -1)} by step${kind}: ${words}`);
+  svg.setAttribute("aria-label", `${sentence(word).slice(0, -1)} by ${along}${kind}: ${words}`);
   svg.replaceChildren(
     ...ticks.map((value) => draw("path", { class: "grid", d: `M${left} ${y(value)}H${right}` })),
     ...ticks.map((value) => text(left - 6, y(value) + 4, "end", String(+value.toPrecision(3)))),
-    text(left - 6, 10, "end", word), text(left, high - 4, "start", "step 0"),
-    text(right, high - 4, "end", `step ${last}`),
+    text(left - 6, 10, "end", word), text(left, high - 4, "start", `${along} ${first}`),
+    text(right, high - 4, "end", `${along} ${last}`),
     draw("path", { class: "train", d: path(train) }), draw("path", { class: "held", d: path(held) }),
     ...held.map(([at, value]) => draw("circle", { class: "dot", cx: x(at), cy: y(value), r: 3 })));
 }

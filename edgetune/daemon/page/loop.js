@@ -18,6 +18,7 @@ async function lookNow() {
     await showFeedback();
     await showPrompts(device.keep_prompts);
     await showProposals(device.proposals);
+    await showFleet(device.fleet);
     for (const [i, card] of [...$("jobs").children].entries()) await card.learn(jobs.data[i]);
     showHealth(health);
     if (lost) notice("");
@@ -81,6 +82,7 @@ $("back").addEventListener("click", async (event) => {
   if (await sure("Roll back?", "The adapter that was active before answers again from the next request on.", "Roll back"))
     await act(button, () => post("v1/adapters/rollback"));
 });
+$("invite").addEventListener("click", inviteDevice);
 $("notice").querySelector("button").addEventListener("click", () => notice(""));
 document.addEventListener("visibilitychange", () => document.hidden || look());
 for (const button of document.querySelectorAll("nav button"))

@@ -1,8 +1,8 @@
 """How the page looks and is used: no sideways scrolling, contrast, axe-core, the keyboard alone, its own policy."""
 
 import pytest
-from axe_playwright_python.sync_playwright import Axe
-from pages import LAPTOP, ROWS, SMALL_PHONE, ask, expect, get, go_to, is_sideways, opened, runs, sync_api
+from looks import check_looks, unfold
+from pages import LAPTOP, ROWS, SMALL_PHONE, ask, expect, get, go_to, opened, runs, sync_api
 from services import SMALL
 from sometimes import mostly_slow
 
@@ -54,39 +54,6 @@ def test_nothing_but_its_own_script_runs_and_markup_is_refused(browser, url):
     context.close()
 
 
-# The least contrast of any text with the ground behind it, as WCAG 2 defines it; controls at rest are exempt.
-CONTRAST = """() => {
-  const light = (colour) => {
-    const [r, g, b] = colour.match(/[\\d.]+/g).map((part) => part / 255)
-      .map((part) => (part <= 0.04045 ? part / 12.92 : ((part + 0.055) / 1.055) ** 2.4));
-    return 0.2126 * r + 0.7152 * g + 0.0722 * b;
-  };
-  const ground = (node) => {
-    const colour = getComputedStyle(node).backgroundColor;
-    return /, 0\\)$/.test(colour) && node.parentElement ? ground(node.parentElement) : colour;
-  };
-  let worst = [21, ""];
-  for (const node of document.querySelectorAll("body *")) {
-    const own = [...node.childNodes].some((child) => child.nodeType === 3 && child.data.trim());
-    if (!own || !node.checkVisibility() || node.matches(":disabled, script, style")) continue;
-    const style = getComputedStyle(node), ink = node.closest("svg") ? style.fill : style.color;
-    const [high, low] = [light(ink), light(ground(node))].sort((a, b) => b - a);
-    const ratio = (high + 0.05) / (low + 0.05);
-    if (ratio < worst[0]) worst = [ratio, node.outerHTML.slice(0, 200)];
-  }
-  return worst;
-}"""
-
-
-def check_looks(page):
-    """No sideways scrolling, contrast, and nothing that axe-core complains of."""
-    assert not is_sideways(page)
-    ratio, where = page.evaluate(CONTRAST)
-    assert ratio >= 4.5, where
-    found = Axe().run(page)
-    assert found.violations_count == 0, found.generate_report()
-
-
 def test_colours_are_the_systems_until_a_person_chooses_others(browser, url):
     with opened(browser, url, color_scheme="dark", **LAPTOP) as page:
         def ground():
@@ -104,10 +71,6 @@ def test_colours_are_the_systems_until_a_person_chooses_others(browser, url):
         assert ground() == dark
         page.emulate_media(color_scheme="light")
         assert ground() == light
-
-
-def unfold(page):
-    page.evaluate("document.querySelectorAll('main details').forEach((fold) => (fold.open = true))")
 
 
 @pytest.mark.parametrize("scheme", ["light", "dark"])

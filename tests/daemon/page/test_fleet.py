@@ -1,0 +1,134 @@
+"""The fleet on the page: seen, and decided by real clicks. What a click does is read back from the folder."""
+
+import re
+import time
+
+import pytest
+from daemons import daemon
+from fleets import report, write_fleet
+from looks import check_looks, unfold
+from pages import HOSTILE, LAPTOP, SMALL_PHONE, expect, go_to, opened, runs
+from services import until
+
+from edgetune.fleet.joining import invites
+from edgetune.fleet.joining.members import read_member
+from edgetune.fleet.rollout import rings
+from edgetune.fleet.rollout.folder import newest_order
+from edgetune.formats.bundle import open_bundle
+
+KEY = "0123456789abcdef" * 4
+
+
+@pytest.fixture(scope="module")
+def folder(model, tmp_path_factory):
+    return write_fleet(open_bundle(model), tmp_path_factory.mktemp("fleet") / "folder")
+
+
+@pytest.fixture(scope="module")
+def url(model, folder, tmp_path_factory):
+    with daemon(model, tmp_path_factory.mktemp("daemon") / "state", context=256, fleet=str(folder)) as running:
+        yield str(running.url)
+
+
+def ask_to_join(folder, device, key):
+    now = int(time.time())
+    invites.join(folder, invites.invite(folder, now), device, key, key, now)
+
+
+def decide(page, verb, within="#changes"):
+    page.locator(within).get_by_role("button", name=verb).click()
+    expect(page.locator("#sure-text")).not_to_be_empty()
+    page.locator("#sure").get_by_role("button", name=verb).click()
+
+
+def test_devices_rings_and_rounds_are_seen(page, folder):
+    rollout = newest_order(folder).facts.rollout
+    report(folder, "d3", rollout=rollout, execution=rings.CLOSED, finished=rings.FAILURE, reason=HOSTILE)
+    expect(page.locator("#rollout-name")).to_have_text("adapter")
+    expect(page.locator("#rollout-status")).to_have_text("running")
+    ring = page.get_by_role("list", name="Rings").get_by_role("listitem")
+    expect(ring).to_have_count(3)
+    expect(ring.nth(1)).to_contain_text("Ring 2: 2 devices1 refused, 1 waiting")
+    assert ring.nth(1).locator(".refused").get_attribute("style") == "width: 50%;"
+    expect(ring.nth(2)).to_contain_text("not begun")
+    page.reload()
+    page.click("#fleet-devices summary")
+    cards = page.locator("#fleet-list > li")
+    expect(cards).to_have_count(6)
+    expect(cards.nth(0)).to_contain_text(HOSTILE)  # what failed comes first
+    expect(cards.nth(1)).to_contain_text("Not surely better: 0 of 6 more.")
+    kitchen = cards.filter(has_text="kitchen")
+    expect(kitchen).to_contain_text("Raspberry Pi 5, aarch64 · tiny with fleet 1 · edgetune")
+    expect(kitchen).to_contain_text("seen ")
+    expect(page.locator("#round-now")).to_contain_text(re.compile(r"Round 4 of Tiny\.gguf runs\. .*arrived: 0\."))
+    plot = page.locator("#fleet-rounds svg")
+    expect(plot).to_have_attribute("aria-label", "Loss by round: before from 2.148 to 1.768, after from 1.933 to 1.591")
+    expect(plot.locator("circle")).to_have_count(3)
+    page.click("#ended summary")
+    rows = page.locator("#round-rows > tr")
+    expect(rows).to_have_count(9)
+    expect(rows.nth(0)).to_have_text("3 (1 left out)31.7681.591")
+    expect(rows.nth(1)).to_have_text("Raspberry Pi 5, aarch6411.6201.458")
+    page.click("#refused summary")
+    left_out = page.locator("#refused-list > li").first
+    expect(left_out).to_have_text(re.compile(r"Round 3, late: answer\.json is of version"))
+
+
+def test_a_device_is_invited_approved_and_revoked(page, folder):
+    expect(page.locator("#members")).to_be_hidden()
+    page.click("#invite")
+    page.locator("#sure").get_by_role("button", name="Make a code").click()
+    command = page.locator("#invited code")
+    expect(command).to_have_text(re.compile(r"edgetune fleet join http://\S+ --code \S+"))
+    now = int(time.time())
+    invites.join(folder, command.inner_text().split()[-1], "shed", KEY, KEY, now)
+    ask_to_join(folder, "attic", "f" * 64)
+    page.reload()
+    expect(page.locator("#members-count")).to_have_text("Devices that asked to join: 2, of which 2 wait for you")
+    page.click("#members summary")
+    shed = page.locator("#members-list > li").filter(has_text="shed")
+    expect(shed).to_contain_text("key 0123 4567 89ab cdef")
+    shed.get_by_role("button", name="Approve").click()
+    expect(page.locator("#sure-text")).to_contain_text("Its key begins with 0123 4567 89ab cdef")
+    page.locator("#sure").get_by_role("button", name="Approve").click()
+    expect(shed.locator(".badge")).to_have_text("approved")
+    assert read_member(folder, "shed").state == "approved"
+    expect(page.locator("#members-count")).to_have_text("Devices that asked to join: 2, of which 1 waits for you")
+    page.locator("#members-list > li").filter(has_text="attic").get_by_role("button", name="Refuse").click()
+    page.locator("#sure").get_by_role("button", name="Leave it").click()
+    assert read_member(folder, "attic").state == "waiting"
+    shed.get_by_role("button", name="Revoke").click()
+    page.locator("#sure").get_by_role("button", name="Revoke").click()
+    expect(shed.locator(".badge")).to_have_text("revoked")
+    expect(shed.get_by_role("button")).to_have_count(0)
+    assert read_member(folder, "shed").state == "revoked"
+
+
+def test_a_rollout_is_paused_continued_and_undone(page, folder):
+    page.locator("#changes").get_by_role("button", name="Stop").click()
+    page.locator("#sure").get_by_role("button", name="Leave it").click()
+    assert newest_order(folder).state.status == rings.RUNNING
+    for verb, status in (("Pause", rings.PAUSED), ("Resume", rings.RUNNING), ("Undo", rings.UNDOING)):
+        decide(page, verb)
+        expect(page.locator("#rollout-status")).to_have_text(status)
+        until(lambda status=status: newest_order(folder).state.status == status)
+    expect(page.locator("#changes button")).to_have_count(0)
+    expect(page.locator("#rollout-why")).to_have_text(re.compile("have the adapter still"))
+
+
+@pytest.mark.parametrize("scheme", ["light", "dark"])
+def test_it_looks_well(browser, url, scheme):
+    with opened(browser, url, color_scheme=scheme, **SMALL_PHONE) as page:
+        runs(page)
+        go_to(page, "Fleet")
+        unfold(page)
+        expect(page.locator("#fleet-list > li")).to_have_count(6)
+        expect(page.locator("main section:visible h2")).to_have_count(1)
+        check_looks(page)
+
+
+def test_without_a_fleet_nothing_of_it_is_shown(browser, running):
+    with opened(browser, str(running.url), **LAPTOP) as page:
+        runs(page)
+        expect(page.locator("#fleet")).to_be_hidden()
+        expect(page.locator("#to-fleet")).to_be_hidden()
