@@ -8,7 +8,8 @@
  *
  * Backward takes the pieces from the last to the first. It makes e = v - u of a piece's tokens again and passes the
  * gradient G of the state back through it, both a few columns at a time. The gradients of q and k are sums over what is
- * added to S and to G, which within a piece are products of matrices (delta_queries). */
+ * added to S and to G, which within a piece are products of matrices (delta_queries). In bf16 all of it is products
+ * (delta_bf16.h). */
 
 enum {
     DELTA_NV = VL < 8 ? 4 : 2, /* vectors of a row: enough sums to hide an addition's latency, few enough registers */
@@ -31,11 +32,27 @@ struct delta_args {
 /* What a thread has of a piece: of each of its tokens, those that it replays first. Rows are C wide, then zero. */
 struct delta_room {
     float q[ET_PIECE * DELTA_C], k[ET_PIECE * DELTA_C]; /* of a key head */
-    float e[ET_PIECE * DELTA_C], dout[ET_PIECE * DELTA_C], dd[ET_PIECE * DELTA_C]; /* of a value head */
+    float e[ET_PIECE * DELTA_C], dd[ET_PIECE * DELTA_C]; /* of a value head */
     float dq[ET_PIECE * DELTA_C], dk[ET_PIECE * DELTA_C];
-    float first[DELTA_C * DELTA_C], last[DELTA_C * DELTA_C]; /* transposed matrices, or columns of S and G */
-    float reads[ET_PIECE * ET_PIECE], writes[ET_PIECE * ET_PIECE];
+    union {
+        struct {
+            float dout[ET_PIECE * DELTA_C];
+            float first[DELTA_C * DELTA_C], last[DELTA_C * DELTA_C]; /* transposed matrices, or columns of S and G */
+            float reads[ET_PIECE * ET_PIECE], writes[ET_PIECE * ET_PIECE];
+        };
+#ifdef ET_BF16_PRODUCTS
+        struct {
+            bf16 half_q[ET_PIECE * DELTA_C], half_k[ET_PIECE * DELTA_C], half_dout[ET_PIECE * DELTA_C];
+            bf16 q_across[DELTA_C * ET_PIECE], k_across[DELTA_C * ET_PIECE];
+            bf16 rows[ET_PIECE * DELTA_C], mixed[ET_PIECE * ET_PIECE], state[DELTA_C * DELTA_C]; /* on their way */
+            float pairs[DELTA_C * DELTA_C / 2]; /* the second side of a product */
+            float kk[ET_PIECE * ET_PIECE], qk[ET_PIECE * ET_PIECE], wide[ET_PIECE * ET_PIECE];
+            float passed[ET_PIECE], left[ET_PIECE], factor[ET_PIECE]; /* passed: e^u; left: what is so until the end */
+        };
+#endif
+    };
     float beta[ET_PIECE], decay[ET_PIECE], kq[ET_PIECE], read[ET_PIECE], q_unit[ET_PIECE], k_unit[ET_PIECE];
+    float u[ET_PIECE]; /* the sum of g until a token */
     int32_t token[ET_PIECE];
     int n, replayed;
 };
@@ -147,7 +164,9 @@ static void delta_gates(struct delta_room *room, const struct delta_args *a, int
         int64_t at = (int64_t)room->token[r] * a->H + h;
         float x = a->alpha[at] + a->dt[h];
         room->beta[r] = delta_sigmoid(a->beta[at]);
-        room->decay[r] = expf(a->a[h] * (x > 20.0f ? x : log1pf(expf(x))));
+        float g = a->a[h] * (x > 20.0f ? x : log1pf(expf(x)));
+        room->decay[r] = expf(g);
+        room->u[r] = g + (r ? room->u[r - 1] : 0);
     }
 }
 

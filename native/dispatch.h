@@ -1,9 +1,12 @@
-/* Checks that the doors of dispatch.c and dispatch_ops.c share. */
+/* What the doors of dispatch.c and dispatch_*.c share: their checks, and the way to the kernel set. */
 #ifndef ET_DISPATCH_H
 #define ET_DISPATCH_H
 
 #include "pool.h"
 #include "quant.h"
+
+/* The kernel set's function, then what became of the device. */
+#define RUN(op, ...) (et_context_kernels(ctx)->op(ctx, __VA_ARGS__), et_failure(ctx))
 
 /* Leaves the function with `code` unless `fact`. */
 #define NEED(fact, code)                                                                                               \
