@@ -72,7 +72,7 @@ void check_draws(struct check *c);
 void check_ops(struct check *c);
 /* check_mixers.c: what blocks have in place of attention. */
 void check_mixers(struct check *c);
-/* check_delta.c: the gated delta rule. */
+/* check_delta.c: the gated delta rule at c's precision. */
 void check_delta(struct check *c);
 /* check_ssm.c: the scan of Mamba 2 at c's precision, and that `alone`, a context of one thread, gives the same bits. */
 void check_ssm(struct check *c, et_context *alone);

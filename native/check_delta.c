@@ -40,27 +40,31 @@ static void check_rule(struct check *c, int T, int H, int G, int C, int longest,
     et_delta_forward(c->ctx, out, states, qkv, beta, alpha, a, dt, before, pieces, 1e-6f, (int64_t)floats, T, H, E, C, P);
     ref_delta_forward(NULL, (et_array){want, ET_F32}, want_states, qkv, beta, alpha, a, dt, before, pieces, 1e-6f,
                       (int64_t)floats, T, H, E, C, P);
-    check_array_close(c, out, want, n, 2e-5, what, "forward", T, H, G, C, longest, types);
-    check_close(c, states, want_states, floats, 2e-5, what, "states", T, H, G, C, longest, types);
+    int rounds = !strcmp(check_numbers(c->ctx, CHECK_NO_WEIGHT), "bf16") && C % 32 == 0;
+    double forward = rounds ? 2e-2 : 2e-5; /* of what is rounded, sums */
+    double backward = rounds ? 3e-2 : 5e-5;
+    check_array_close(c, out, want, n, forward, what, "forward", T, H, G, C, longest, types);
+    check_close(c, states, want_states, floats, forward, what, "states", T, H, G, C, longest, types);
     et_delta_backward(c->ctx, dqkv, dbeta, dalpha, dstates, dout, qkv, beta, alpha, a, dt, states, before, pieces, 1e-6f,
                       (int64_t)floats, T, H, E, C, P);
     ref_delta_backward(NULL, (et_array){want, ET_F32}, want_beta, want_alpha, dstates, dout, qkv, beta, alpha, a, dt,
                        states, before, pieces, 1e-6f, (int64_t)floats, T, H, E, C, P);
-    double rounded = branches && dqkv.type == ET_BF16 ? 0x1p-8 : 5e-5; /* what is replayed is added to what is rounded */
+    double rounded = branches && dqkv.type == ET_BF16 && !rounds ? 0x1p-8 : backward; /* what is replayed is added to what is rounded */
     check_array_close(c, dqkv, want, width, rounded, what, "backward", T, H, G, C, longest, types);
-    check_close(c, dbeta, want_beta, gates, 5e-5, what, "beta", T, H, G, C, longest, types);
-    check_close(c, dalpha, want_alpha, gates, 5e-5, what, "alpha", T, H, G, C, longest, types);
+    check_close(c, dbeta, want_beta, gates, backward, what, "beta", T, H, G, C, longest, types);
+    check_close(c, dalpha, want_alpha, gates, backward, what, "alpha", T, H, G, C, longest, types);
     check_free();
 }
 
 void check_delta(struct check *c) {
-    if (!strcmp(c->isa, "cuda")) /* which does not have it */
+    if (!strcmp(c->isa, "cuda") || check_is_repeated(c, CHECK_NO_WEIGHT)) /* a device does not have it */
         return;
     for (int types = 0; types < 4; types++) {
         check_rule(c, 1, 1, 1, 4, ET_PIECE, 0, types);
         check_rule(c, 70, 2, 2, 12, 9, 1, types);
         check_rule(c, 90, 4, 2, 20, ET_PIECE, 1, types);
         check_rule(c, 200, 2, 1, 128, ET_PIECE, 0, types);
+        check_rule(c, 180, 4, 2, 32, ET_PIECE, 1, types);
     }
     check_rule(c, 300, 2, 2, 64, ET_PIECE, 1, 0);
     check_rule(c, 64, 3, 1, 16, 1, 1, 0);

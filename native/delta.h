@@ -16,6 +16,7 @@ enum {
     DELTA_W = DELTA_NV * VL,
     DELTA_MR = VL < 16 ? 4 : 8, /* rows of a tile of products: their sums fill the registers */
     DELTA_C = ET_MAX_STATE,
+    DELTA_AHEAD = 8, /* rows that are asked for before they are read */
 };
 
 struct delta_args {
@@ -27,6 +28,7 @@ struct delta_args {
     float eps;
     int64_t floats; /* of states */
     int T, H, G, C, P;
+    int rounds; /* whether pieces of enough tokens are multiplied in bf16 */
 };
 
 /* What a thread has of a piece: of each of its tokens, those that it replays first. Rows are C wide, then zero. */
@@ -52,7 +54,7 @@ struct delta_room {
 #endif
     };
     float beta[ET_PIECE], decay[ET_PIECE], kq[ET_PIECE], read[ET_PIECE], q_unit[ET_PIECE], k_unit[ET_PIECE];
-    float u[ET_PIECE]; /* the sum of g until a token */
+    float u[ET_PIECE], du[ET_PIECE]; /* u: the sum of g until a token */
     int32_t token[ET_PIECE];
     int n, replayed;
 };
@@ -77,6 +79,15 @@ static et_array delta_row(et_array qkv, const struct delta_args *a, int token, i
 
 static float *delta_state(float *states, const struct delta_args *a, int slot, int h) {
     return slot < 0 ? NULL : states + ((int64_t)slot * a->H + h) * a->C * a->C;
+}
+
+/* Asks for the row of a head of token r, where there is one: rows are far apart. */
+static inline void delta_ask(const struct delta_room *room, int r, et_array qkv, const struct delta_args *a, int head) {
+    if (r < 0 || r >= room->n)
+        return;
+    const char *row = delta_row(qkv, a, room->token[r], head).data;
+    for (int i = 0; i < a->C * (qkv.type == ET_F32 ? 4 : 2); i += 64)
+        __builtin_prefetch(row + i);
 }
 
 /* The n floats of a row, then zeros. */
@@ -146,6 +157,8 @@ static void delta_keys(struct delta_room *room, const struct delta_args *a, cons
     for (int r = 0; r < room->n; r++) {
         float *q = room->q + r * DELTA_C;
         float *k = room->k + r * DELTA_C;
+        delta_ask(room, r + DELTA_AHEAD, a->qkv, a, g);
+        delta_ask(room, r + DELTA_AHEAD, a->qkv, a, a->G + g);
         delta_read(q, delta_row(a->qkv, a, room->token[r], g), a->C);
         delta_read(k, delta_row(a->qkv, a, room->token[r], a->G + g), a->C);
         room->q_unit[r] = delta_unit(q, 1.0f / sqrtf((float)a->C), a->eps, padded);
@@ -226,6 +239,25 @@ static void delta_step_back(float *columns, const float *k0, const vec *du0, flo
         dd[j] = sums[0][j] + sums[1][j];
 }
 
+/* ---- numbers ----------------------------------------------------------------------------------------------------- */
+
+/* What a pass does with a piece: in bf16 (delta_bf16.h) where it has tokens enough for that to be faster. */
+#ifdef ET_BF16_PRODUCTS
+static void delta_half_forward(struct delta_room *room, const struct delta_args *a, int g, const int32_t *piece);
+static void delta_half_backward(struct delta_room *room, const struct delta_args *a, int g, const int32_t *piece);
+#define DELTA_PIECE(pass, room, a, g, piece)                                                                           \
+    ((a)->rounds && (room)->n > STRIP / 2 ? delta_half_##pass(room, a, g, piece)                                       \
+                                          : delta_float_##pass(room, a, g, piece))
+#define DELTA_BEGIN(a, before) ((a)->rounds ? bf16_begin(before) : (void)0)
+#define DELTA_END(a, before) ((a)->rounds ? bf16_end(before) : (void)0)
+#define DELTA_ROUNDS(ctx, C) (et_precision(ctx) != ET_EXACT && (C) % STRIP == 0)
+#else
+#define DELTA_PIECE(pass, room, a, g, piece) delta_float_##pass(room, a, g, piece)
+#define DELTA_BEGIN(a, before) (void)(before)
+#define DELTA_END(a, before) (void)(before)
+#define DELTA_ROUNDS(ctx, C) 0
+#endif
+
 /* ---- forward ----------------------------------------------------------------------------------------------------- */
 
 /* A piece's columns from `begin` on of value head h, whose columns of S are left in `columns`, before the last token's
@@ -256,27 +288,34 @@ INLINE void delta_columns(struct delta_room *room, const struct delta_args *a, i
     }
 }
 
-static void delta_forward_task(void *arg, int g, int thread) {
+static void delta_float_forward(struct delta_room *room, const struct delta_args *a, int g, const int32_t *piece) {
     static const float none[DELTA_C];
+    const float *k = room->n ? room->k + (room->n - 1) * DELTA_C : none;
+    for (int h = g; h < a->H; h += a->G) {
+        const float *source = delta_state(a->states, a, piece[3], h);
+        float *kept = delta_state(a->states, a, piece[4], h);
+        delta_gates(room, a, h);
+        for (int begin = 0; begin < a->C; begin += DELTA_W) {
+            vec d[DELTA_NV];
+            delta_take(room->last, source, begin, a->C);
+            delta_columns(room, a, h, begin, room->last, d, 0);
+            if (kept)
+                delta_put(kept, room->last, k, d, 1.0f, begin, a->C, 0);
+        }
+    }
+}
+
+static void delta_forward_task(void *arg, int g, int thread) {
     const struct delta_args *a = arg;
     struct delta_room *room = (struct delta_room *)et_scratch(a->ctx, thread);
+    uint8_t before[TILE_STATE];
+    DELTA_BEGIN(a, before);
     for (int p = 0; p < a->P; p++) {
         const int32_t *piece = a->pieces + p * ET_PIECE_COLUMNS;
         delta_keys(room, a, piece, g);
-        for (int h = g; h < a->H; h += a->G) {
-            const float *source = delta_state(a->states, a, piece[3], h);
-            float *kept = delta_state(a->states, a, piece[4], h);
-            delta_gates(room, a, h);
-            for (int begin = 0; begin < a->C; begin += DELTA_W) {
-                vec d[DELTA_NV];
-                const float *k = room->n ? room->k + (room->n - 1) * DELTA_C : none;
-                delta_take(room->last, source, begin, a->C);
-                delta_columns(room, a, h, begin, room->last, d, 0);
-                if (kept)
-                    delta_put(kept, room->last, k, d, 1.0f, begin, a->C, 0);
-            }
-        }
+        DELTA_PIECE(forward, room, a, g, piece);
     }
+    DELTA_END(a, before);
 }
 
 /* out [T, H, C]; states [floats / (H C C), H, C, C]: what the pieces say to keep. */
@@ -285,6 +324,6 @@ static void delta_forward(et_context *ctx, et_array out, float *states, et_array
                           const int32_t *pieces, float eps, int64_t floats, int T, int H, int E, int C, int P) {
     struct delta_args args = {.ctx = ctx, .out = out, .states = states, .qkv = qkv, .beta = beta, .alpha = alpha,
                               .a = a, .dt = dt, .before = before, .pieces = pieces, .eps = eps, .floats = floats,
-                              .T = T, .H = H, .G = (E - H) / 2, .C = C, .P = P};
+                              .T = T, .H = H, .G = (E - H) / 2, .C = C, .P = P, .rounds = DELTA_ROUNDS(ctx, C)};
     et_parallel(ctx, delta_forward_task, &args, args.G);
 }

@@ -36,18 +36,26 @@ static float delta_passes(struct delta_room *room, const struct delta_args *a, i
     return lanes_sum(total);
 }
 
+/* du: what the decay until a token has of it, dout . out - beta dd . v; of which `read` is the first. */
+static void delta_decay_gradients(struct delta_room *room, const struct delta_args *a, int h) {
+    for (int r = 0; r < room->n; r++) {
+        float v[DELTA_C];
+        delta_read(v, delta_row(a->qkv, a, room->token[r], 2 * a->G + h), a->C);
+        room->du[r] = room->read[r] - room->beta[r] * dot(room->dd + r * DELTA_C, v, a->C);
+    }
+}
+
 /* Adds to the gradients of v, beta and alpha of value head h. total: the sum of S G at the end of the piece; that of
  * P G of a token is the gradient of its g. */
 static void delta_gate_gradients(const struct delta_room *room, const struct delta_args *a, int h, float total) {
     for (int r = room->n - 1; r >= 0; r--) {
         int64_t at = (int64_t)room->token[r] * a->H + h;
         const float *dd = room->dd + r * DELTA_C;
-        float v[DELTA_C];
         float beta = room->beta[r];
-        delta_read(v, delta_row(a->qkv, a, room->token[r], 2 * a->G + h), a->C);
-        total += room->read[r] - beta * dot(dd, v, a->C);
+        total += room->du[r];
         a->dbeta[at] += dot(dd, room->e + r * DELTA_C, a->C) * beta * (1.0f - beta);
         a->dalpha[at] += total * a->a[h] * delta_sigmoid(a->alpha[at] + a->dt[h]);
+        delta_ask(room, r - DELTA_AHEAD, a->dqkv, a, 2 * a->G + h);
         delta_add(delta_row(a->dqkv, a, room->token[r], 2 * a->G + h), dd, beta, a->C);
     }
 }
@@ -154,10 +162,28 @@ static void delta_zero(const struct delta_args *a, int g) {
             memset(delta_state(a->dstates, a, (int)slot, h), 0, state * sizeof *a->dstates);
 }
 
+static void delta_float_backward(struct delta_room *room, const struct delta_args *a, int g, const int32_t *piece) {
+    if (a->rounds) /* others leave there what may be no numbers */
+        memset(room->dout, 0, sizeof room->dout + sizeof room->first + sizeof room->last);
+    for (int h = g; h < a->H; h += a->G) {
+        delta_gates(room, a, h);
+        memset(room->read, 0, sizeof room->read);
+        memset(room->dout, 0, sizeof room->dout);
+        for (int r = room->replayed; r < room->n; r++)
+            delta_read(room->dout + r * DELTA_C, array_at(a->dout, ((int64_t)room->token[r] * a->H + h) * a->C), a->C);
+        float total = delta_passes(room, a, h, piece);
+        delta_decay_gradients(room, a, h);
+        delta_gate_gradients(room, a, h, total);
+        delta_queries(room, a, h, piece);
+    }
+}
+
 static void delta_backward_task(void *arg, int g, int thread) {
     const struct delta_args *a = arg;
     struct delta_room *room = (struct delta_room *)et_scratch(a->ctx, thread);
+    uint8_t before[TILE_STATE];
     float length = 1.0f / sqrtf((float)a->C);
+    DELTA_BEGIN(a, before);
     memset(room, 0, sizeof *room); /* rows and columns behind those of a piece: numbers, whatever they are */
     delta_zero(a, g);
     for (int p = a->P - 1; p >= 0; p--) {
@@ -165,16 +191,7 @@ static void delta_backward_task(void *arg, int g, int thread) {
         delta_keys(room, a, piece, g);
         memset(room->dq, 0, sizeof room->dq);
         memset(room->dk, 0, sizeof room->dk);
-        for (int h = g; h < a->H; h += a->G) {
-            delta_gates(room, a, h);
-            memset(room->read, 0, sizeof room->read);
-            memset(room->dout, 0, sizeof room->dout);
-            for (int r = room->replayed; r < room->n; r++)
-                delta_read(room->dout + r * DELTA_C,
-                           array_at(a->dout, ((int64_t)room->token[r] * a->H + h) * a->C), a->C);
-            delta_gate_gradients(room, a, h, delta_passes(room, a, h, piece));
-            delta_queries(room, a, h, piece);
-        }
+        DELTA_PIECE(backward, room, a, g, piece);
         for (int r = 0; r < room->n; r++) {
             const float *q = room->q + r * DELTA_C;
             const float *k = room->k + r * DELTA_C;
@@ -184,6 +201,7 @@ static void delta_backward_task(void *arg, int g, int thread) {
                                 room->k_unit[r], 1.0f, a->C);
         }
     }
+    DELTA_END(a, before);
 }
 
 /* The gradients of qkv, beta and alpha; dstates is work space as large as states, which forward left. */
@@ -194,6 +212,7 @@ static void delta_backward(et_context *ctx, et_array dqkv, float *dbeta, float *
     struct delta_args args = {.ctx = ctx, .dqkv = dqkv, .dbeta = dbeta, .dalpha = dalpha, .dstates = dstates,
                               .dout = dout, .qkv = qkv, .beta = beta, .alpha = alpha, .a = a, .dt = dt,
                               .states = (float *)states, .before = before, .pieces = pieces, .eps = eps,
-                              .floats = floats, .T = T, .H = H, .G = (E - H) / 2, .C = C, .P = P};
+                              .floats = floats, .T = T, .H = H, .G = (E - H) / 2, .C = C, .P = P,
+                              .rounds = DELTA_ROUNDS(ctx, C)};
     et_parallel(ctx, delta_backward_task, &args, args.G);
 }

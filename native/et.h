@@ -166,7 +166,9 @@ int et_causal_conv_backward(et_context *ctx, et_array dinp, float *sums, et_arra
  * pieces [P, ET_PIECE_COLUMNS], in order: a run begin .. end - 1 of tokens, each of which the next continues; how many
  * tokens before it, of its document, it replays, by before [T], from the state `source` on (-1: zeros); the state that is
  * kept at its end (-1: none). It has up to ET_PIECE tokens with what it replays. All tokens are in one piece each;
- * one without tokens copies a state. states are [floats / (H C C), H, C, C]. */
+ * one without tokens copies a state. states are [floats / (H C C), H, C, C]. Where the context is not ET_EXACT, C is a
+ * multiple of 32, and the kernel set multiplies bf16, products of pieces of more than 16 tokens are of numbers rounded to
+ * bf16, and sums are in float, states too. */
 #define ET_MAX_STATE 128
 #define ET_PIECE 64
 #define ET_PIECE_COLUMNS 5
@@ -182,8 +184,7 @@ int et_delta_backward(et_context *ctx, et_array dqkv, float *dbeta, float *dalph
  * many, and of the last H of the E values of rows [T, E]. A head's state S [N, C] passes from token to token of a
  * document: S = e^(dt a) S + B (dt x)^T, out = S^T C + skip x, dt = ln(1 + e^(row + bias)). bias, a and skip [H]; C and N
  * are multiples of 16 up to ET_MAX_STATE. before and pieces as above; states [floats / (H N C), H, N, C] and steps [3, H,
- * T] are work space. Where the context is not ET_EXACT, C and N are multiples of 32, and the kernel set multiplies bf16,
- * all products are of numbers rounded to bf16, and sums are in float, states too. */
+ * T] are work space. Products are rounded as above, where C and N are multiples of 32. */
 int et_ssm_forward(et_context *ctx, et_array out, float *states, float *steps, et_array inp, et_array rows,
                    const float *bias, const float *a, const float *skip, const int32_t *before, const int32_t *pieces,
                    int64_t floats, int T, int W, int E, int H, int C, int N, int P);

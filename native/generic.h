@@ -63,6 +63,8 @@ ET_OPS(OP)
 #include "ssm.h"
 #include "delta.h"
 #include "delta_backward.h"
+#include "delta_bf16.h"
+#include "delta_bf16_backward.h"
 #include "head.h"
 #include "elementwise.h"
 #include "sample.h"

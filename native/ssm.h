@@ -162,6 +162,7 @@ static void ssm_steps_task(void *arg, int h, int thread) {
 
 #include "ssm_float.h"
 #ifdef ET_BF16_PRODUCTS
+#include "strips.h"
 #include "ssm_bf16.h"
 #define SSM_BEGIN(a, before) ((a)->rounds ? bf16_begin(before) : (void)0)
 #define SSM_END(a, before) ((a)->rounds ? bf16_end(before) : (void)0)

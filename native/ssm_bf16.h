@@ -1,5 +1,5 @@
 /* The scan in bf16: what is multiplied is rounded to nearest, and sums are in float, states too (ssm.h). Products are
- * strips, as attention's are (attention_strips.h), and all sizes are whole strips: tokens behind a piece's last are zeros.
+ * strips (attention_strips.h), and all sizes are whole strips: tokens behind a piece's last are zeros.
  *
  * Backward has scores the other way round, [s, t], as V and dB read them; and what e^(u_t - u_s) multiplies is added to
  * du_t and taken from du_s as the same number, as it has no part in the sum of both. */
@@ -19,7 +19,6 @@ struct ssm_half_room {
 };
 
 _Static_assert(sizeof(struct ssm_half_room) <= ET_THREAD_FLOATS * sizeof(float), "a thread's scratch holds a piece");
-_Static_assert(BF16_RUN == STRIP && ET_PIECE == 2 * STRIP, "rows are whole runs");
 
 static struct ssm_half_room *ssm_half_room(struct ssm_piece *p) { return (struct ssm_half_room *)(void *)p; }
 
@@ -47,13 +46,11 @@ static void ssm_round_dout(const struct ssm_args *a, struct ssm_half_room *r, in
     memset(r->dout, 0, (size_t)(r->p.replayed * a->C) * sizeof *r->dout);
 }
 
-INLINE vec ssm_half(const bf16 *x) { return bf16_to_vec(*(const half_vec_unaligned *)x); }
-
 /* scaled = each row of x times its factor */
 static void ssm_scale(const struct ssm_args *a, struct ssm_half_room *r, const bf16 *x, const float *factor) {
     for (int i = 0; i < whole_strips(r->p.n); i++)
         for (int j = i * a->C; j < (i + 1) * a->C; j += STRIP)
-            store_rounded(r->scaled + j, ssm_half(x + j) * factor[i], ssm_half(x + j + VL) * factor[i]);
+            store_rounded(r->scaled + j, load_half(x + j) * factor[i], load_half(x + j + VL) * factor[i]);
 }
 
 /* factor = dt_s e^(u - u_s) */
@@ -62,18 +59,11 @@ static void ssm_factors(struct ssm_half_room *r) {
         vstore(r->factor + i, vload(r->p.dt + i) * vload(r->p.end + i));
 }
 
-/* C [M, N] (accumulate: +)= A [M, K] . B [K, N] */
-static void ssm_strips(float *c, const bf16 *a, int lda, const float *b, int M, int N, int K, int accumulate) {
-    for (int m = 0; m < M; m += STRIP)
-        strip_product(c + m * N, N, a + m * lda, lda, b, N, STRIP, N, K, accumulate);
-}
-
 /* across [N, tokens] = n values of a row, transposed two tokens at a time */
 static void ssm_round_across(const struct ssm_args *a, struct ssm_half_room *r, bf16 *rows, int at) {
     int n = whole_strips(r->p.n);
     ssm_round(&r->p, rows, a->inp, a->W, at, a->N);
-    pack_down(r->pairs, (struct tokens){rows, a->N}, n, a->N);
-    pack_transposed((float *)(void *)r->across, ET_PIECE / 2, r->pairs, a->N, n / 2, a->N);
+    transpose_rows(r->across, r->pairs, (struct tokens){rows, a->N}, n, a->N);
 }
 
 static void ssm_half_take_b(const struct ssm_args *a, struct ssm_piece *p, int g) {
@@ -94,7 +84,7 @@ static void ssm_add_tokens(const struct ssm_args *a, struct ssm_half_room *r, fl
     int n = whole_strips(r->p.n);
     ssm_scale(a, r, rows, factor);
     pack_down(r->pairs, (struct tokens){r->scaled, a->C}, n, a->C);
-    ssm_strips(state, r->across, ET_PIECE, r->pairs, a->N, a->C, n, accumulate);
+    strips_product(state, a->C, r->across, ET_PIECE, r->pairs, a->N, a->C, n, accumulate);
 }
 
 /* The state at the end of a piece, of the head that is taken. */
@@ -175,11 +165,11 @@ static void ssm_half_forward(const struct ssm_args *a, struct ssm_piece *p, int 
     if (p->source >= 0) {
         round_row(r->state, ssm_state(a, a->states, p->source, h), a->N * C, a->N * C);
         pack_down(r->pairs, (struct tokens){r->state, C}, a->N, C);
-        ssm_strips(r->passed, r->c, a->N, r->pairs, n, C, a->N, 0);
+        strips_product(r->passed, C, r->c, a->N, r->pairs, n, C, a->N, 0);
     }
     for (int t = p->replayed; t < p->n; t++)
         for (int j = t * C; j < (t + 1) * C; j += VL) {
-            vec out = vload(r->own + j) + a->skip[h] * ssm_half(r->x + j);
+            vec out = vload(r->own + j) + a->skip[h] * load_half(r->x + j);
             if (p->source >= 0)
                 out += p->begin[t] * vload(r->passed + j);
             store_part(a->out, ((int64_t)p->token[t] * a->H + h) * C + j - t * C, out, VL);
@@ -239,10 +229,10 @@ static void ssm_last_backward(const struct ssm_args *a, struct ssm_half_room *r,
     struct tokens state = {r->state, a->C};
     round_row(r->state, ssm_state(a, a->dstates, r->p.kept, h), a->N * a->C, a->N * a->C);
     pack_down(r->pairs, state, a->N, a->C);
-    ssm_strips(r->passed, r->b, a->N, r->pairs, n, a->C, a->N, 0);
+    strips_product(r->passed, a->C, r->b, a->N, r->pairs, n, a->C, a->N, 0);
     pack_across(r->pairs, state, a->N, a->C, a->N);
     ssm_scale(a, r, r->x, r->factor);
-    ssm_strips(r->db, r->scaled, a->C, r->pairs, n, a->N, a->C, 1);
+    strips_product(r->db, a->N, r->scaled, a->C, r->pairs, n, a->N, a->C, 1);
 }
 
 /* What dC and du have of S */
@@ -259,7 +249,7 @@ static void ssm_first_backward(const struct ssm_args *a, struct ssm_half_room *r
                 float *dc = r->dc + t * N + j;
                 vec x = r->p.begin[t] * vload(part + (t - i) * N + j);
                 vstore(dc, vload(dc) + x);
-                sum += x * ssm_half(r->c + t * N + j);
+                sum += x * load_half(r->c + t * N + j);
             }
             r->du[t] += lanes_sum(sum);
         }
@@ -278,8 +268,8 @@ static float ssm_inputs_backward(const struct ssm_args *a, struct ssm_half_room 
         for (int j = 0; j < C; j += VL) {
             int at = i * C + j;
             vec passed = p->kept < 0 ? splat(0.0f) : end * vload(r->passed + at);
-            of_state += ssm_half(r->x + at) * passed;
-            vstore(dx + j, p->dt[i] * (vload(r->own + at) + passed) + a->skip[h] * ssm_half(r->dout + at));
+            of_state += load_half(r->x + at) * passed;
+            vstore(dx + j, p->dt[i] * (vload(r->own + at) + passed) + a->skip[h] * load_half(r->dout + at));
         }
         r->dt[i] = lanes_sum(vload(r->sums + i * VL) + of_state);
         total += p->dt[i] * of_state;
@@ -316,11 +306,11 @@ static void ssm_half_group_backward(const struct ssm_args *a, struct ssm_piece *
     const int all = ET_PIECE * ET_PIECE;
     round_row(r->mixed, r->dscores, all, all);
     pack_down(r->pairs, (struct tokens){r->c, N}, n, N);
-    ssm_strips(r->db, r->mixed, ET_PIECE, r->pairs, n, N, n, 1);
+    strips_product(r->db, N, r->mixed, ET_PIECE, r->pairs, n, N, n, 1);
     pack_transposed(r->wide, ET_PIECE, r->dscores, ET_PIECE, ET_PIECE, ET_PIECE);
     round_row(r->mixed, r->wide, all, all);
     pack_down(r->pairs, (struct tokens){r->b, N}, n, N);
-    ssm_strips(r->dc, r->mixed, ET_PIECE, r->pairs, n, N, n, 1);
+    strips_product(r->dc, N, r->mixed, ET_PIECE, r->pairs, n, N, n, 1);
     for (int i = 0; i < p->n; i++) {
         ssm_put_row(a, p, i, ssm_b_at(a, g), r->db + i * N, N);
         ssm_put_row(a, p, i, ssm_c_at(a, g), r->dc + i * N, N);

@@ -179,16 +179,17 @@ class Ops(Protocol):
         """
 
     def delta_forward(self, out: Array, states: Array, qkv: Array, beta: Array, alpha: Array, a: Array, dt: Array,
-                      before: Array, pieces: Array, eps: float) -> None:
+                      before: Array, pieces: Array, eps: float, precision: str = "exact") -> None:
         """out [T, H, C] = the gated delta rule of qkv [T, 2 G + H, C]; native/et.h has its formulas.
 
         beta, alpha [T, H]; a, dt [H]; before as in conv_forward; pieces: int32 [P, 5] of data/pieces.py; states:
-        float32, room for [kept, H, C, C], in any shape.
+        float32, room for [kept, H, C, C], in any shape. Where C is a multiple of 32 and the precision is not "exact",
+        products are of numbers rounded to bf16, if the kernel set multiplies those.
         """
 
     def delta_backward(self, dqkv: Array, dbeta: Array, dalpha: Array, dstates: Array, dout: Array, qkv: Array,
                        beta: Array, alpha: Array, a: Array, dt: Array, states: Array, before: Array, pieces: Array,
-                       eps: float) -> None:
+                       eps: float, precision: str = "exact") -> None:
         """The gradients of delta_forward's qkv, beta and alpha; dstates is work space as large as states."""
 
     def ssm_forward(self, out: Array, states: Array, steps: Array, inp: Array, rows: Array, bias: Array, a: Array,
@@ -199,8 +200,7 @@ class Ops(Protocol):
         A head's state S [N, C] passes from token to token of a document: S = e^(dt a) S + B (dt x)^T, out = S^T C +
         skip x, dt = ln(1 + e^(row + bias)). bias, a, skip [H]. before as in conv_forward; pieces: int32 [P, 5], of
         data/pieces.py. states: float32 [S, H, N, C] for the states that these keep; steps: float32 [3, H, T]. Both are
-        work space. C and N are multiples of 16, up to 128. Where they are of 32 and the precision is not "exact",
-        products are of numbers rounded to bf16, if the kernel set multiplies those.
+        work space. C and N are multiples of 16, up to 128; precision as in delta_forward, where they are of 32.
         """
 
     def ssm_backward(self, dinp: Array, drows: Array, states: Array, dstates: Array, steps: Array, dout: Array,

@@ -186,14 +186,16 @@ class NativeOps(Ops, ABC):
         self._check(_native.causal_conv_backward(self._handle, dinp, sums, dout, inp, w, bias, before, first))
 
     def delta_forward(self, out: Array, states: Array, qkv: Array, beta: Array, alpha: Array, a: Array, dt: Array,
-                      before: Array, pieces: Array, eps: float) -> None:
-        self._check(_native.delta_forward(self._handle, out, states, qkv, beta, alpha, a, dt, before, pieces, eps))
+                      before: Array, pieces: Array, eps: float, precision: str = "exact") -> None:
+        handle = self._at(precision)
+        self._check(_native.delta_forward(handle, out, states, qkv, beta, alpha, a, dt, before, pieces, eps))
 
     def delta_backward(self, dqkv: Array, dbeta: Array, dalpha: Array, dstates: Array, dout: Array, qkv: Array,
                        beta: Array, alpha: Array, a: Array, dt: Array, states: Array, before: Array, pieces: Array,
-                       eps: float) -> None:
-        self._check(_native.delta_backward(self._handle, dqkv, dbeta, dalpha, dstates, dout, qkv, beta, alpha, a, dt,
-                                           states, before, pieces, eps))
+                       eps: float, precision: str = "exact") -> None:
+        handle = self._at(precision)
+        self._check(_native.delta_backward(handle, dqkv, dbeta, dalpha, dstates, dout, qkv, beta, alpha, a, dt, states,
+                                           before, pieces, eps))
 
     def ssm_forward(self, out: Array, states: Array, steps: Array, inp: Array, rows: Array, bias: Array, a: Array,
                     skip: Array, before: Array, pieces: Array, state: int, precision: str = "exact") -> None:

@@ -95,7 +95,7 @@ class DeltaNet(Recurrent):
         """Sets k["delta_read"] and states."""
         a, dt = self._decay(layer)
         self.of.ops.delta_forward(self._heads(k["delta_read"]), states, self._heads(rows), k["p_beta"], k["p_alpha"], a,
-                                  dt, before, pieces, self.of.shape.norm_eps)
+                                  dt, before, pieces, self.of.shape.norm_eps, self.of.run.precision)
 
     def backward(self, layer: int, dinp: np.ndarray | None, dinner: np.ndarray, norm: np.ndarray, batch: Batch) -> None:
         of = self.of
@@ -115,7 +115,7 @@ class DeltaNet(Recurrent):
         a, dt = self._decay(layer)
         of.ops.delta_backward(self._heads(drows), dbeta, dalpha, of.arena.view("dstates", *k["states"].shape),
                               self._heads(grad), rows, k["p_beta"], k["p_alpha"], a, dt, k["states"], placed.before,
-                              placed.pieces, of.shape.norm_eps)
+                              placed.pieces, of.shape.norm_eps, of.run.precision)
         self.convolved_backward(layer, dqkv, drows, k["delta_qkv"], placed.before)
         of.linear.backward(dinp, dqkv, layer, QKV, k, accumulate=True)
         of.linear.finish(norm, layer, QKV)
