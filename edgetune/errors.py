@@ -118,6 +118,10 @@ class NotFoundError(EdgetuneError):
     """Nothing has that name or number."""
 
 
+class UnansweredError(EdgetuneError):
+    """A daemon does not answer now, and may later."""
+
+
 class TooMuchError(EdgetuneError):
     """A file, a request or a queue is larger than it may be."""
 

@@ -156,6 +156,21 @@ def check_sizes(found: Artifact, heads: Mapping[str, np.ndarray], source: str) -
         raise MismatchError(f"{source} has other labels than the rows", "leave --start out, or learn the same labels")
 
 
+def blank_pairs(path: str | os.PathLike[str]) -> Lora:
+    """The pairs of a LoRA GGUF with zeros, which take no memory, in place of its values, of which none is read. Errors
+    as in open_adapter.
+    """
+    gguf = _opened(path)
+    found: Lora = {}
+    for name in gguf.tensors:
+        tensor, _, half = name.rpartition(".weight.")
+        if half == "lora_a":
+            a, b = (np.broadcast_to(np.float32(0.0), gguf.tensors[f"{tensor}.weight.{one}"].shape)
+                    for one in ("lora_a", "lora_b"))
+            found |= pairs_of(tensor, a, b, 0.0)
+    return found
+
+
 def fingerprint_of(path: str | os.PathLike[str]) -> str:
     """The fingerprint of an adapter's file. Errors as in open_adapter."""
     return fingerprint(_opened(path))

@@ -1,52 +1,67 @@
-"""fleet follow, fleet lead: rounds in a folder that all devices see."""
+"""fleet follow, fleet lead: rounds in a folder that all devices see, or that a daemon serves."""
 
 from __future__ import annotations
 
 from collections.abc import Callable
+from contextlib import ExitStack
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import click
 
 from .app import RowsPath, command, governor_of, show, stop_on_signals, train_progress
 from .fleet import BASE, DEVICE_OPTIONS, KEY, answer_line, fleet, noise_of, round_json, round_lines
 
+if TYPE_CHECKING:
+    from ..fleet.carriers.folder import Member
+    from ..fleet.carriers.http import HttpMember
+
+URLS = ("http://", "https://", "unix:")
 FOLDER = click.argument("folder", type=click.Path(path_type=Path))
-EVERY = click.option("--every", type=click.FloatRange(0.1), default=60.0, show_default=True,
+FOLDER_SECONDS, URL_SECONDS = 60.0, 300.0
+EVERY = click.option("--every", type=click.FloatRange(0.1), default=FOLDER_SECONDS, show_default=True,
                      help="Seconds between two looks at the folder.")
 
 
-@command("follow", FOLDER, click.argument("rows", type=RowsPath()), BASE, EVERY,
+@command("follow", click.argument("folder"), click.argument("rows", type=RowsPath()), BASE,
+         click.option("--every", type=click.FloatRange(0.1),
+                      help=f"Seconds between two looks [{FOLDER_SECONDS:.0f}, at a URL {URL_SECONDS:.0f}]."),
+         click.option("--lead-key-file", type=click.Path(path_type=Path),
+                      help="At a URL that this device has not joined: file with a key."),
          click.option("--rounds", type=click.IntRange(0), default=0, help="Stop after this many answers; 0: never."),
          *DEVICE_OPTIONS, group=fleet)
-def fleet_follow(folder: Path, rows: Path, model: Path, every: float, rounds: int, held_out: str | None, device: str,
-                 rank: int, noise: float | None, noise_norm: float, key: Path | None, policy_file: Path | None,
-                 as_json: bool, **options: Any) -> None:
+def fleet_follow(folder: str, rows: Path, model: Path, every: float | None, lead_key_file: Path | None, rounds: int,
+                 held_out: str | None, device: str, rank: int, noise: float | None, noise_norm: float,
+                 key: Path | None, policy_file: Path | None, as_json: bool, **options: Any) -> None:
     """Answer each round in a FOLDER with ROWS.
 
-    FOLDER is carried by anything, such as a sync. ROWS are read again each round. Nothing is sent but the answer's
-    folder; checkpoints are not in FOLDER. Ctrl-C stops; the same command continues.
+    FOLDER is carried by anything, such as a sync, or is the URL of a daemon that serves one with --fleet. ROWS are read
+    again each round. Nothing is sent but the answer's folder; checkpoints are not in FOLDER. Ctrl-C stops; the same
+    command continues.
     """
     from ..disk import state_folder
     from ..fleet.carriers.folder import Member, again
-    from ..fleet.device import device_name
     from ..formats.bundle import open_bundle
     from ..training.callbacks import RunCallbacks
     governor = governor_of(policy_file, options)  # takes its options away
-    member = Member(folder, open_bundle(model), rows, device or device_name(), state_folder() / "fleet", held_out, rank,
-                    noise_of(noise, noise_norm), key, options)
+    asked = noise_of(noise, noise_norm)
+    bundle = open_bundle(model)
     answered: list[int] = []
-    with stop_on_signals() as should_stop, train_progress(as_json) as progress:
+    with ExitStack() as opened, stop_on_signals() as should_stop, train_progress(as_json) as progress:
+        copy, name, carried = _opened(folder, device, lead_key_file, opened)
+        own = Member(copy, bundle, rows, name, state_folder() / "fleet", held_out, rank, asked, key, options)
+        member = carried(own) if carried else own
+
         def look() -> bool:
             found = member.answer(RunCallbacks(progress.event, should_stop, governor))
             if found is not None:
                 place, facts = found
                 answered.append(place.number)
-                tell(as_json)(answer_line(place.answers / member.device, place.number, facts))
+                tell(as_json)(answer_line(place.answers / facts.device, place.number, facts))
             return len(answered) == rounds > 0
 
-        again(look, every, should_stop, tell(as_json))
-    show(as_json, {"device": member.device, "answered": answered}, f"{len(answered)} rounds answered")
+        again(look, every or (URL_SECONDS if carried else FOLDER_SECONDS), should_stop, tell(as_json))
+    show(as_json, {"device": name, "answered": answered}, f"{len(answered)} rounds answered")
 
 
 @command("lead", FOLDER, BASE, EVERY,
@@ -78,6 +93,26 @@ def fleet_lead(folder: Path, model: Path, every: float, rounds: int, devices: in
     with stop_on_signals() as should_stop:
         again(look, every, should_stop, tell(as_json))
     show(as_json, {"rounds": ended}, f"{len(ended)} rounds ended")
+
+
+def _opened(folder: str, device: str, lead_key_file: Path | None,
+            opened: ExitStack) -> tuple[Path, str, Callable[[Member], HttpMember] | None]:
+    """(the folder on this device, the device's name, what carries it from a daemon: None: it is the folder itself)"""
+    from ..errors import UsageError
+    from ..fleet.device import device_name
+    if not folder.startswith(URLS):
+        if lead_key_file:
+            raise UsageError(f"--lead-key-file is given, and {folder} is no URL", "leave it out")
+        return Path(folder), device or device_name(), None
+    from functools import partial
+
+    from ..daemon.lead import open_lead
+    from ..daemon.rounds import RoundsByHttp
+    from ..fleet.carriers.http import HttpMember
+    from ..fleet.rollout.http import copy_of
+    client, name = open_lead(folder, lead_key_file, device)
+    opened.enter_context(client)
+    return copy_of(folder, name), name, partial(HttpMember, RoundsByHttp(client))
 
 
 def tell(as_json: bool) -> Callable[[str], object]:

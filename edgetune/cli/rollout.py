@@ -11,6 +11,7 @@ import click
 from ..version import __version__
 from .app import Share, Time, command, show
 from .fleet import KEY, fleet
+from .fleet_folder import URLS
 from .remote import request
 
 if TYPE_CHECKING:
@@ -79,7 +80,7 @@ def fleet_advance(folder: Path, pause: bool, resume: bool, stop: bool, undo: boo
 
 @request("apply", click.argument("fleet_", metavar="FOLDER"),
          click.option("--lead-key-file", type=click.Path(path_type=Path),
-                      help="File that holds a key for the daemon that serves FOLDER, where that is a URL."),
+                      help="At a URL that this device has not joined: file with a key."),
          click.option("--device", default="", help="Name of this device in the fleet [drawn once and kept]."),
          group=fleet)
 def fleet_apply(client: Any, fleet_: str, lead_key_file: Path | None, device: str, as_json: bool) -> None:
@@ -90,22 +91,22 @@ def fleet_apply(client: Any, fleet_: str, lead_key_file: Path | None, device: st
     """
     from dataclasses import asdict
 
-    from ..daemon.client import Client, read_key
+    from ..daemon.lead import open_lead
     from ..daemon.rollouts import DaemonByHttp, LeadByHttp
     from ..fleet.device import device_name
     from ..fleet.rollout.apply import apply
     from ..fleet.rollout.http import copy_of, fetch, send
-    name = device or device_name()
     here = DaemonByHttp(client)
-    if fleet_.startswith(("http://", "https://", "unix:")):
-        with Client(fleet_, read_key(lead_key_file)) as other:
+    if fleet_.startswith(URLS):
+        other, name = open_lead(fleet_, lead_key_file, device)
+        with other:
             lead = LeadByHttp(other)
             copy = copy_of(fleet_, name)
             fetch(lead, copy)
             own, order = apply(copy, name, here, int(time.time()))
             send(lead, copy, name)
     else:
-        own, order = apply(Path(fleet_), name, here, int(time.time()))
+        own, order = apply(Path(fleet_), device or device_name(), here, int(time.time()))
     about = f": {own.reason}" if own.reason else ""
     said = "nothing is rolled out" if order is None else f"{own.execution}{about}"
     show(as_json, asdict(own), f"{own.device}: {said}")

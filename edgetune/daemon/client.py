@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 from urllib.parse import quote
 
 from .. import disk
-from ..errors import EdgetuneError, NotFoundError, TooMuchError, UsageError
+from ..errors import EdgetuneError, FormatError, NotFoundError, TooMuchError, UnansweredError, UsageError
 from .keys import PREFIX
 from .options import DaemonConfig
 
@@ -72,8 +72,27 @@ class Client:
     def delete(self, path: str) -> dict[str, Any]:
         return self._ask("DELETE", path)
 
-    def download(self, path: str, target: Path) -> None:
-        """Writes the answer of `path` into a new file, whole or not at all. Raises UsageError where it exists."""
+    def get_changed(self, path: str, known: str) -> tuple[dict[str, Any], str] | None:
+        """(the answer of `path`, its ETag); None where the ETag is still `known`."""
+        import httpx
+        answer = self._answer("GET", path, headers={"If-None-Match": known} if known else {})
+        if answer.status_code == httpx.codes.NOT_MODIFIED:
+            return None
+        return self._body(answer), answer.headers.get("ETag", "")
+
+    def put_files(self, path: str, files: Mapping[str, Path]) -> dict[str, Any]:
+        """Sends files as the parts of a form, by their names. Raises UsageError for one that cannot be read."""
+        with ExitStack() as opened:
+            try:
+                parts = {name: (file.name, opened.enter_context(file.open("rb"))) for name, file in files.items()}
+            except OSError as error:
+                raise UsageError(f"cannot read {error.filename}: {error.strerror}", "make it again") from None
+            return self._ask("PUT", path, files=parts)
+
+    def download(self, path: str, target: Path, most: int | None = None) -> None:
+        """Writes the answer of `path` into a new file, whole or not at all. most: bytes that it may have. Raises
+        UsageError where the file exists, and FormatError for more bytes.
+        """
         import httpx
         disk.refuse_existing(target)
         try:
@@ -84,8 +103,10 @@ class Client:
                 with disk.replaced(target) as beside, beside.open("wb") as file:
                     for piece in answer.iter_bytes():
                         file.write(piece)
+                        if most is not None and file.tell() > most:
+                            raise FormatError(f"{path} of {self.url} has more than {most} bytes", "try again")
         except httpx.HTTPError as error:
-            raise EdgetuneError(f"the download from {self.url} broke off ({error})", "try again") from None
+            raise UnansweredError(f"the download from {self.url} broke off ({error})", "try again") from None
 
     def upload(self, path: Path) -> str:
         """Uploads a file of rows and returns its id."""
@@ -153,19 +174,25 @@ class Client:
             raise self._no_edgetune() from None
 
     def _no_daemon(self, error: Exception) -> EdgetuneError:
-        return EdgetuneError(f"no daemon answers at {self.url} ({error})",
+        return UnansweredError(f"no daemon answers at {self.url} ({error})",
                              "start one with edgetune daemon MODEL, or name it with --url")
 
     def _no_edgetune(self) -> EdgetuneError:
         return EdgetuneError(f"what answers at {self.url} is no daemon of edgetune", "name it with --url")
 
     def _ask(self, method: str, path: str, **content: Any) -> dict[str, Any]:
+        return self._body(self._answer(method, path, **content))
+
+    def _answer(self, method: str, path: str, **content: Any) -> httpx.Response:
         import httpx
         try:
-            answer = self._http.request(method, path, **content)
-            body = answer.json()
+            return self._http.request(method, path, **content)
         except (httpx.HTTPError, httpx.InvalidURL) as error:
             raise self._no_daemon(error) from None
+
+    def _body(self, answer: httpx.Response) -> dict[str, Any]:
+        try:
+            body = answer.json()
         except ValueError:
             raise self._no_edgetune() from None
         if answer.is_success:
@@ -180,7 +207,8 @@ def _error(status: int, body: Any) -> EdgetuneError:
         return UsageError(f"the daemon refuses: {message}")
     if status in (401, 403):
         return UsageError(f"the daemon refuses: {message}", f"give a key with --key-file or {KEY}")
-    return _KINDS.get(status, EdgetuneError)(str(message or f"the daemon answers {status}"))
+    kind = UnansweredError if status >= 500 or status == 408 else _KINDS.get(status, EdgetuneError)
+    return kind(str(message or f"the daemon answers {status}"))
 
 
 def read_key(path: Path | None) -> str:

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any, cast
 from urllib.parse import quote
 
 from ..errors import UsageError
+from ..fleet.device import device_name
 from ..fleet.joining.device import Joined, begin, joined, public_of
 from ..fleet.joining.members import REVOKED
 from ..fleet.joining.requests import signed
@@ -38,14 +39,17 @@ class Signing:
         return request
 
 
-def open_lead(url: str, key_file: Path | None) -> tuple[Client, Joined | None]:
-    """(a client of the daemon at a URL, what this device has joined there). A key of the daemon's, where one is given,
-    comes before the device's own.
+def open_lead(url: str, key_file: Path | None, device: str) -> tuple[Client, str]:
+    """(a client of the daemon at a URL, the device's name there). A device that has joined signs its requests, unless a
+    key of the daemon is given. device: the name that it shall have, "": its own. Raises UsageError where it has joined
+    under another name.
     """
     found = None if key_file else joined(url)
     if found is None:
-        return Client(url, read_key(key_file)), None
-    return Client(url, sign=Signing(found.device, found.key())), found
+        return Client(url, read_key(key_file)), device or device_name()
+    if device not in ("", found.device):
+        raise UsageError(f"the device is {device}, and it has joined {url} as {found.device}", "leave --device out")
+    return Client(url, sign=Signing(found.device, found.key())), found.device
 
 
 def ask_to_join(url: str, code: str, device: str) -> Joined:

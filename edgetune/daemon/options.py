@@ -54,7 +54,8 @@ class DaemonConfig:
     # data that it keeps
     state: str = option("", "Folder of the daemon's state [~/.local/state/edgetune].",
                         common=True, group="What it keeps")
-    fleet: str = option("", "Folder of a fleet, whose roll-outs devices fetch from this daemon, and report to it.")
+    fleet: str = option("", "Folder of a fleet: devices fetch its rounds and roll-outs from this daemon, and send "
+                        "their answers.")
     fleet_sign: str = option("", "Private Ed25519 key that signs what is decided on the page about a roll-out, where "
                              "its orders are signed.")
     log_prompts: bool = option(False, "Write prompts and answers into the log.")

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import time
+from dataclasses import replace
 
 import httpx
 import pytest
@@ -15,10 +16,12 @@ from hypothesis import strategies as st
 from edgetune.daemon.client import Client
 from edgetune.daemon.keys import add_key
 from edgetune.daemon.lead import Signing, ask_to_join, open_lead, rotate, state_of
+from edgetune.daemon.rollouts import LeadByHttp
 from edgetune.errors import EdgetuneError, FormatError, MismatchError, NotFoundError, UsageError
 from edgetune.fleet.joining import invites, members
 from edgetune.fleet.joining.device import joined
 from edgetune.fleet.joining.requests import WINDOW, Checker, signed
+from edgetune.fleet.rollout.folder import DeviceFile, read_devices, write_device
 
 pytest.importorskip("cryptography")
 
@@ -154,7 +157,7 @@ def test_a_device_joins_by_http(served):
             ask_to_join(url, code_of(folder), "kitchen")
         own = joined(url)
         assert state_of(url, own)["state"] == "waiting"
-        with open_lead(url, None)[0] as client:
+        with open_lead(url, None, "")[0] as client:
             with pytest.raises(UsageError, match="waits for its approval"):
                 client.get("/v1/fleet/order")
             assert owner.post("/v1/fleet/members/kitchen/approve")["state"] == "approved"
@@ -180,7 +183,7 @@ def test_a_device_joins_by_http(served):
             state_of(url, own)
         assert rotate(url, own)["key"] == state_of(url, own)["key"]
         owner.post("/v1/fleet/members/kitchen/revoke")
-        with open_lead(url, None)[0] as client, pytest.raises(UsageError, match="kitchen was revoked"):
+        with open_lead(url, None, "")[0] as client, pytest.raises(UsageError, match="kitchen was revoked"):
             client.get("/v1/fleet/order")
         assert "refused kitchen" in run("fleet", "join", url, code=1)
         ask_to_join(url, code_of(folder), "kitchen")  # with new keys
@@ -236,6 +239,25 @@ def test_a_body_that_was_changed_on_its_way_is_refused(served):
         assert again.status_code == 403
         assert "was sent before" in again.json()["error"]["message"]
     assert members.read_member(folder, "hall").rotated_at == 0
+
+
+def test_reports_of_approved_devices_count(served):
+    folder, url, _ = served
+    ask_to_join(url, code_of(folder), "porch")
+    report = DeviceFile("porch", execution="rejected")
+    with open_lead(url, None, "")[0] as client:
+        with pytest.raises(UsageError, match="waits for its approval"):
+            LeadByHttp(client).report(vars(report))
+        members.approve(folder, "porch", 1)
+        LeadByHttp(client).report(vars(report))
+        with pytest.raises(UsageError, match="a device speaks of itself alone"):
+            LeadByHttp(client).report(vars(replace(report, device="hall")))
+    write_device(folder, DeviceFile("stranger"))  # as a sync would bring it
+    assert read_devices(folder)[0] == {"porch": report}
+    members.revoke(folder, "porch", 2)
+    found, wrong = read_devices(folder)
+    assert found == {}
+    assert sorted(wrong) == ["no device 'stranger' has joined the fleet", "the device porch was revoked"]
 
 
 def test_a_damaged_record_of_the_device_is_named(served):

@@ -16,13 +16,15 @@ import shutil
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 from ...disk import new_folder
-from ...errors import FormatError, Interrupted, UsageError
+from ...errors import FormatError, Interrupted, UnansweredError, UsageError
 from ...formats.bundle import Bundle
 from ...training.callbacks import RunCallbacks
+from ..joining.members import reason_against
 from ..rounds.answer import FACTS as ANSWER
 from ..rounds.answer import AnswerFacts, open_answer
 from ..rounds.next_task import Ended, gathered, write_next
@@ -142,13 +144,16 @@ class Lead:
         is_late = time.monotonic() - self._seen[1] >= self.seconds
         quorum = task.options.quorum
         folders = place.answer_folders()
-        if len(gathered(task, folders)[0]) < (quorum if is_late else max(quorum, self.devices)):
+        against = partial(reason_against, self.folder)
+        if len(gathered(task, folders, against)[0]) < (quorum if is_late else max(quorum, self.devices)):
             return None
-        return write_next(task, self.bundle, folders, Place(self.folder, place.number + 1).task, self.key)
+        return write_next(task, self.bundle, folders, Place(self.folder, place.number + 1).task, self.key,
+                          against=against)
 
 
 def again(act: Callable[[], bool], seconds: float, should_stop: Callable[[], bool], say: Say) -> None:
-    """Calls `act` until it returns True, this often. A folder that is not whole yet is looked at the next time.
+    """Calls `act` until it returns True, this often. A folder that is not whole yet is looked at the next time, and a
+    daemon that does not answer is asked again.
 
     Raises Interrupted where should_stop returns True while it waits.
     """
@@ -157,7 +162,7 @@ def again(act: Callable[[], bool], seconds: float, should_stop: Callable[[], boo
         try:
             if act():
                 return
-        except FormatError as error:
+        except (FormatError, UnansweredError) as error:
             if str(error) != said:
                 said = str(error)
                 say(f"waiting: {error.what}")

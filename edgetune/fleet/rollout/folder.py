@@ -21,6 +21,7 @@ from ...disk import json_text, new_folder, read_small, replaced
 from ...errors import DiskError, EdgetuneError, FormatError, UsageError
 from ...persisted import from_json
 from ...version import __version__
+from ..joining.members import reason_against
 from ..signed_folder import AGAIN, is_whole, read_facts, write_facts
 from . import artifact, rings
 from .rings import NAME, Plan, Report, Rollout
@@ -139,9 +140,14 @@ def read_devices(folder: Path) -> tuple[dict[str, DeviceFile], list[str]]:
     wrong: list[str] = []
     for path in sorted((folder / DEVICES).glob("*.json")):
         try:
-            found[path.stem] = read_device(folder, path.stem)
+            device = read_device(folder, path.stem)
         except EdgetuneError as error:
             wrong.append(error.what)
+            continue
+        if why := reason_against(folder, path.stem):
+            wrong.append(why)
+        else:
+            found[path.stem] = device
     return found, wrong
 
 

@@ -123,7 +123,7 @@ def open_answer(folder: Path, task: Task) -> Answer:
     if not all(math.isfinite(number) and number >= 0.0 for number in numbers) or not (
             0 <= facts.held_rows <= MOST_TOKENS):
         raise FormatError(f"{source} has a number below 0, or one that is none", LEAVE_OUT)
-    size = check_file(folder / UPDATE, facts.update, _most_bytes(task))
+    size = check_file(folder / UPDATE, facts.update, most_bytes(task))
     shapes = shapes_of(task.pairs, facts.half, facts.rank)
     with Safetensors(folder / UPDATE) as file:
         if file.shapes.keys() != shapes.keys() or any(file.shapes[name] != shape for name, shape in shapes.items()):
@@ -174,6 +174,6 @@ def _rank(task: Task) -> int:
     return next(iter(task.pairs.values())).rank
 
 
-def _most_bytes(task: Task) -> int:
+def most_bytes(task: Task) -> int:
     """The bytes of an update at most: its values as float32, and a header."""
     return MIB + 4 * sum(math.prod(shape) for shape in shapes_of(task.pairs, task.half, _rank(task)).values())

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from statistics import median
@@ -21,6 +21,11 @@ from .spent import Spent, spent
 from .task import RoundRecord, Task, following, records_of, write_task
 
 MOST_KIND = 80  # letters of a device's kind that are kept
+Against = Callable[[str], str]  # why what the device of an answer's folder sent does not count; "": it does
+
+
+def nothing_against(_device: str) -> str:
+    return ""
 
 
 @dataclass(frozen=True, eq=False)
@@ -36,14 +41,15 @@ class Ended:
     spent: Spent | None = None
 
 
-def write_next(task: Task, bundle: Bundle, folders: Sequence[Path], out: Path, key: Path | None = None) -> Ended:
+def write_next(task: Task, bundle: Bundle, folders: Sequence[Path], out: Path, key: Path | None = None, *,
+               against: Against = nothing_against) -> Ended:
     """Aggregates the answers in these folders, and writes the next task as the new folder `out`.
 
     An answer that cannot be read, is of another task, or repeats another is left out, which is no error. Raises
     EdgetuneError where fewer count than the quorum, UsageError where `out` exists.
     """
     refuse_existing(out)
-    answers, left_out = gathered(task, folders)
+    answers, left_out = gathered(task, folders, against)
     found = aggregate(answers, task.pairs, task.options, task.number, task.moments(),
                       [f"{one.device}: {one.reason}" for one in left_out])
     counted = [answer for answer in answers if any(one.update is answer for one in found.counted)]
@@ -56,7 +62,8 @@ def write_next(task: Task, bundle: Bundle, folders: Sequence[Path], out: Path, k
     return ended
 
 
-def gathered(task: Task, folders: Sequence[Path]) -> tuple[list[Answer], list[LeftOut]]:
+def gathered(task: Task, folders: Sequence[Path],
+             against: Against = nothing_against) -> tuple[list[Answer], list[LeftOut]]:
     """(the answers that can be read, one a device, those that are left out and why). A device that answers twice, or
     with the update of another, counts once: its first folder by name. Raises UsageError for a task that is summed in
     secret.
@@ -69,6 +76,9 @@ def gathered(task: Task, folders: Sequence[Path]) -> tuple[list[Answer], list[Le
     devices: set[str] = set()
     updates: set[str] = set()
     for folder in sorted(folders):
+        if why := against(folder.name):
+            left_out.append(LeftOut(folder.name, why))
+            continue
         try:
             answer = open_answer(folder, task)
         except EdgetuneError as error:

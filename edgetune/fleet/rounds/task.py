@@ -162,10 +162,18 @@ class Task:
 
 def open_task(folder: Path, bundle: Bundle) -> Task:
     """A task that is whole and of this model. Raises FormatError, MismatchError and UsageError, each for what it is."""
+    task = read_task(folder)
+    check_base(task.base, base_of(bundle, store.base_name(bundle.gguf)), str(folder / FACTS))
+    return replace(task, pairs=store.open_adapter(folder / NEEDED[0], bundle.gguf).pairs)
+
+
+def read_task(folder: Path) -> Task:
+    """A task that is whole, of any model, which need not be here: its pairs have shapes, and zeros in place of values.
+    Raises as open_task.
+    """
     facts, name, _ = read_facts(folder, FACTS, TaskFacts, VERSION)
     source = str(folder / FACTS)
     base = from_json(Base, facts.base, f"the base in {source}")
-    check_base(base, base_of(bundle, store.base_name(bundle.gguf)), source)
     options = make_options(FleetOptions, facts.fleet).check()
     if facts.round < 1 or facts.least_rows < 1:
         raise FormatError(f"{source} has round {facts.round} and least_rows {facts.least_rows}, both begin at 1", AGAIN)
@@ -177,7 +185,7 @@ def open_task(folder: Path, bundle: Bundle) -> Task:
         if not isinstance(facts.files.get(needed), str):
             raise FormatError(f"{source} lists no {needed}", AGAIN)
     size = sum(check_file(folder / needed, facts.files[needed], MOST_BYTES) for needed in NEEDED)
-    pairs = store.open_adapter(folder / NEEDED[0], bundle.gguf).pairs
+    pairs = store.blank_pairs(folder / NEEDED[0])
     secret = _secret(facts, options, source)
     return Task(folder, name, facts, base, config, options, pairs, size + (folder / FACTS).stat().st_size, secret)
 
