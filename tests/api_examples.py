@@ -213,12 +213,14 @@ def _of_a_fleet() -> Iterator[Example]:
     yield Example("GET /v1/fleet/status", "See devices, rings and rounds.", answer={
         "devices": [{"device": "kitchen", "kind": "Raspberry Pi 5, aarch64", "base": "smollm2", "edgetune": "0.1.0",
                      "active": ADAPTER, "at": AT, "outcome": "succeeded", "reason": "6 of 6 are answered exactly"}],
-        "rollout": {"id": "1767182400-home", "status": "running", "ring": 2, "changes": ["pause", "stop", "undo"],
+        "rollout": {"id": "1767182400-home", "status": "running", "ring": 2,
+                    "changes": ["advance", "pause", "stop", "undo"],
                     "rings": [{"devices": 1, "begun": True, "succeeded": 1, "refused": 0, "failed": 0}]},
         "rounds": {"base": "smollm2", "number": 4, "arrived": ["kitchen"], "records": [
             {"round": 3, "devices": 3, "left_out": 1, "loss_before": 1.62, "loss_after": 1.46,
              "kinds": [{"kind": "Raspberry Pi 5, aarch64", "devices": 3, "loss_before": 1.62, "loss_after": 1.46}],
-             "refused": [{"device": "shed", "reason": "its update is not finite"}]}]}, "unreadable": []})
+             "refused": [{"device": "shed", "reason": "its update is not finite"}]}]},
+        "members": None, "unreadable": []})
     yield Example("POST /v1/fleet/rollout/{change}", "Stop a roll-out: no further device begins.",
                   "/v1/fleet/rollout/stop")
     yield Example("PUT /v1/fleet/devices/{device}", "Report what a device did.", "/v1/fleet/devices/kitchen",

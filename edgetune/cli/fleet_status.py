@@ -36,6 +36,8 @@ def fleet_status(path: Path, delta: float, as_json: bool) -> None:
         lines += rollout_lines(found.rollout)
     if found.devices:
         lines += devices_lines(found)
+    if found.members:
+        lines.append(f"devices that joined: {', '.join(f'{count} {state}' for state, count in found.members.items())}")
     show(as_json, {**status_json(found), "privacy": spent_json(noise)}, *lines, *_left_out(found.unreadable))
 
 

@@ -71,8 +71,8 @@ def fleet_advance(folder: Path, pause: bool, resume: bool, stop: bool, undo: boo
     """
     from ..errors import UsageError
     from ..fleet.rollout.folder import step
-    from ..fleet.rollout.rings import CHANGES
-    asked = [word for word, given in zip(CHANGES, (pause, resume, stop, undo), strict=True) if given]
+    from ..fleet.rollout.rings import PAUSE, RESUME, STOP, UNDO
+    asked = [word for word, given in ((PAUSE, pause), (RESUME, resume), (STOP, stop), (UNDO, undo)) if given]
     if len(asked) > 1:
         raise UsageError(f"--{asked[0]} and --{asked[1]} are given", "give one of them")
     _show(*step(folder, int(time.time()), asked[0] if asked else "", key), as_json)

@@ -12,6 +12,7 @@ from typing import Any
 
 from ..errors import EdgetuneError
 from .carriers.folder import rounds_of
+from .joining.members import STATES, is_joined, read_members
 from .rollout import rings
 from .rollout.folder import DeviceFile, Order, newest_order, read_devices, reports_of
 from .rounds.history import OUTCOMES, History, history_of
@@ -41,12 +42,14 @@ class RolloutStatus:
 @dataclass(frozen=True)
 class FleetStatus:
     """devices: what each last reported, with its outcome in the roll-out, one of WORDS or OUTSIDE. rollout, rounds:
-    None where there are none, or they cannot be read. unreadable: why, and which files of devices cannot be read.
+    None where there are none, or they cannot be read. members: devices that asked to join, by their state; None where
+    none has to. unreadable: why, and which files of devices cannot be read.
     """
 
     devices: list[dict[str, Any]] = field(default_factory=list)
     rollout: RolloutStatus | None = None
     rounds: History | None = None
+    members: dict[str, int] | None = None
     unreadable: list[str] = field(default_factory=list)
 
     def counts(self) -> dict[str, int]:
@@ -70,8 +73,9 @@ def status_of(folder: Path, outcomes: int = OUTCOMES) -> FleetStatus:
         rounds = history_of(folder, outcomes) if rounds_of(folder) else None
     except EdgetuneError as error:
         wrong.append(error.what)
-    rollout = rollout_status(order, devices) if order else None
-    return FleetStatus([_device(device, order) for device in devices.values()], rollout, rounds, wrong)
+    reached = {name for ring in order.state.rings for name in ring} if order else set()
+    return FleetStatus([_device(device, order, device.device in reached) for device in devices.values()],
+                       rollout_status(order, devices) if order else None, rounds, _members(folder, wrong), wrong)
 
 
 def rollout_status(order: Order, devices: Mapping[str, DeviceFile]) -> RolloutStatus:
@@ -99,13 +103,24 @@ def status_json(found: FleetStatus) -> dict[str, Any]:
     rounds = found.rounds
     return {"devices": found.devices, "rollout": asdict(found.rollout) if found.rollout else None,
             "rounds": rounds and {"base": rounds.base, "number": rounds.number, "arrived": rounds.arrived,
-                                  "records": rounds_table(rounds)}, "unreadable": found.unreadable}
+                                  "records": rounds_table(rounds)}, "members": found.members,
+            "unreadable": found.unreadable}
 
 
-def _device(device: DeviceFile, order: Order | None) -> dict[str, Any]:
+def _members(folder: Path, wrong: list[str]) -> dict[str, int] | None:
+    """Counts the devices that asked to join, as FleetStatus has them; adds what cannot be read to `wrong`."""
+    if not is_joined(folder):
+        return None
+    members, unreadable = read_members(folder)
+    wrong += unreadable
+    found = [member.state for member in members.values()]
+    return {state: found.count(state) for state in STATES}
+
+
+def _device(device: DeviceFile, order: Order | None, is_reached: bool) -> dict[str, Any]:
     names = ("device", "kind", "base", "model", "edgetune", "active", "at")
     facts = {name: getattr(device, name) for name in names}
-    if not order or not any(device.device in ring for ring in order.state.rings):
+    if not order or not is_reached:
         return {**facts, "outcome": OUTSIDE, "reason": ""}
     report = device.report if device.rollout == order.facts.rollout else rings.Report()
     return {**facts, "outcome": rings.outcome(report), "reason": report.reason}

@@ -93,6 +93,9 @@ def test_a_rollout_is_paused_continued_stopped_and_undone(http, folder, keys):
     assert order.state.action("kitchen") == rings.CANCEL
     assert order.signer == private_key(keys[0]).public_key().public_bytes_raw().hex()
     assert ask("begin").status_code == 400
+    report(folder, "kitchen", rollout=order.facts.rollout, execution=rings.CANCELED, finished=rings.SUCCESS)
+    report(folder, "d2", rollout=order.facts.rollout, execution=rings.CANCELED, finished=rings.SUCCESS)
+    assert ask("advance").json()["status"] == "undone"
 
 
 def test_what_is_decided_about_signed_orders_is_signed(written, folder, http, keys, tmp_path, monkeypatch):

@@ -186,7 +186,8 @@ def test_the_changes_that_are_offered_are_those_that_work():
     begun = begin(PLAN, fleet(50), 0, "seed")
     for status in rings.STATUSES:
         state = replace(begun, status=status)
-        for change in rings.CHANGES:
+        assert rings.changed(state, rings.ADVANCE, {}, 0) == state  # it is always harmless
+        for change in rings.CHANGES[:-1]:
             if change in rings.changes(state):
                 rings.changed(state, change, {}, 0)
             else:

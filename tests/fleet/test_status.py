@@ -9,6 +9,7 @@ import pytest
 from commands import run
 from fleets import KINDS, report, write_fleet
 
+from edgetune.fleet.joining import invites, members
 from edgetune.fleet.rollout import rings
 from edgetune.fleet.rollout.folder import newest_order, step
 from edgetune.fleet.status import OUTSIDE, status_json, status_of
@@ -35,7 +36,7 @@ def test_all_of_a_folder(folder):
     assert (kitchen["kind"], kitchen["base"], kitchen["active"]) == (KINDS[0], "tiny", "ft:tiny:fleet:1")
     rollout = found["rollout"]
     assert (rollout["status"], rollout["ring"], rollout["signer"]) == ("running", 2, "")
-    assert rollout["changes"] == ["pause", "stop", "undo"]
+    assert rollout["changes"] == ["advance", "pause", "stop", "undo"]
     second = {"devices": 2, "begun": True, "succeeded": 0, "refused": 1, "failed": 0, "canceled": 0, "trying": 0,
               "waiting": 1}
     assert rollout["rings"][1] == second
@@ -62,6 +63,17 @@ def test_counts_follow_the_devices(folder):
     assert (counts["trying"], counts["waiting"], counts[OUTSIDE]) == (1, 3, 1)
     step(folder, order.facts.at)
     assert status_of(folder).counts()[OUTSIDE] == 0
+
+
+def test_devices_that_asked_to_join_are_counted(folder):
+    assert status_of(folder).members is None
+    for name, digit in zip(("shed", "attic"), "ab", strict=True):
+        invites.join(folder, invites.invite(folder, 1), name, digit * 64, digit * 64, 2)
+    members.approve(folder, "shed", 3)
+    assert status_of(folder).members == {"waiting": 1, "approved": 1, "revoked": 0}
+    assert "devices that joined: 1 waiting, 1 approved, 0 revoked" in run("fleet", "status", folder)
+    (folder / "members" / "attic.json").write_text("{}")
+    assert "attic.json" in status_of(folder).unreadable[0]
 
 
 def test_what_cannot_be_read_hides_nothing_else(folder):

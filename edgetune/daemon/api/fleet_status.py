@@ -61,7 +61,7 @@ class FleetRollout(Answer):
     since: int = Field(description="When it did, seconds since 1970.")
     signer: str = Field(description="The public key that signed the order; empty: none.")
     rings: list[FleetRing] = Field(description="The rings.")
-    changes: list[str] = Field(description="The changes that are possible now: pause, resume, stop, undo.")
+    changes: list[str] = Field(description="The changes that are possible now: advance, pause, resume, stop, undo.")
 
 
 class KindLosses(Answer):
@@ -103,12 +103,21 @@ class FleetRounds(Answer):
     records: list[FleetRound] = Field(description="The rounds before it.")
 
 
+class MemberCounts(Answer):
+    """Devices that asked to join, by their state."""
+
+    waiting: int = Field(description="They wait for approval.")
+    approved: int = Field(description="They take part.")
+    revoked: int = Field(description="They do not.")
+
+
 class FleetStatusObject(Answer):
     """What the folder of a fleet holds."""
 
     devices: list[FleetDevice] = Field(description="The devices that have reported.")
     rollout: FleetRollout | None = Field(description="The newest roll-out; null: there was none.")
     rounds: FleetRounds | None = Field(description="The rounds; null: there are none.")
+    members: MemberCounts | None = Field(description="Devices that asked to join; null: none has to.")
     unreadable: list[str] = Field(description="What cannot be read, and why.")
 
 
@@ -119,8 +128,9 @@ def get_status(service: TheService) -> Any:
 
 
 @router.post("/rollout/{change}", response_model=FleetRollout)
-def change_rollout(change: Literal["pause", "resume", "stop", "undo"], service: TheService) -> Any:
-    """Pauses, resumes, stops or undoes the newest roll-out. Where its orders are signed, the daemon needs --fleet-sign
+def change_rollout(change: Literal["advance", "pause", "resume", "stop", "undo"], service: TheService) -> Any:
+    """Pauses, resumes, stops or undoes the newest roll-out. Each counts the reports, as advance does, which begins the
+    next ring where the rules allow it. Where its orders are signed, the daemon needs --fleet-sign
     to write another.
     """
     key = Path(service.config.fleet_sign).expanduser() if service.config.fleet_sign else None

@@ -107,6 +107,7 @@ def _of_a_fleet(found: FleetStatus) -> Iterator[Any]:
     for name in ("before", "after"):
         yield _gauge(f"fleet_loss_{name}", f"Mean loss on the devices' held-out rows {name} that round.",
                      last and getattr(last, f"loss_{name}"))
+    yield _family("fleet_members", "Devices that asked to join, by state.", "state", found.members or {})
     yield _gauge("fleet_unreadable", "Parts of the folder that cannot be read.", len(found.unreadable))
 
 

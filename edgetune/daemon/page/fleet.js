@@ -6,6 +6,7 @@ const RESULTS = { succeeded: "good", refused: "warm", failed: "bad" };
 const ROLLOUTS = { running: "good", finished: "good", paused: "warm", undoing: "warm", stopped: "bad" };
 const MEMBERS = { approved: "good", waiting: "warm", revoked: "bad" };
 const CHANGES = {
+  advance: ["Advance", "What devices have reported is counted. The next ring begins if the rules allow it."],
   pause: ["Pause", "No further ring begins. Devices whose ring has begun continue."],
   resume: ["Resume", "It continues in the same ring. Where the rules would pause it again, the next ring begins."],
   stop: ["Stop", "No further device begins, and it cannot be resumed. Devices that have the adapter keep it."],
@@ -20,9 +21,8 @@ async function showFleet(serves) {
   if (!serves || Date.now() - fleetSeen < FLEET_EVERY) return;
   const [status, members] = await Promise.all([get("v1/fleet/status"), get("v1/fleet/members")]);
   fleetSeen = Date.now();
-  const wrong = [...status.unreadable, ...members.unreadable];
-  $("fleet-wrong").hidden = wrong.length === 0;
-  put($("fleet-wrong"), wrong.map(sentence).join(" "));
+  $("fleet-wrong").hidden = status.unreadable.length === 0;
+  put($("fleet-wrong"), status.unreadable.map(sentence).join(" "));
   showRollout(status.rollout);
   showMembers(members);
   showDevices(status.devices);

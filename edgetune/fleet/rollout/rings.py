@@ -51,7 +51,8 @@ PAUSE = "pause"  # what a person asks for
 RESUME = "resume"
 STOP = "stop"
 UNDO = "undo"
-CHANGES = (PAUSE, RESUME, STOP, UNDO)
+ADVANCE = "advance"  # nothing but counting the reports
+CHANGES = (PAUSE, RESUME, STOP, UNDO, ADVANCE)
 RESUMED = "a person resumed it"
 
 DEPLOY = "deploy"  # what a device is to do
@@ -296,12 +297,14 @@ def changed(state: Rollout, change: str, reports: Mapping[str, Report], now: int
     """The state after what a person asked for, one of CHANGES. Raises UsageError where the state does not allow it."""
     if change == RESUME:
         return resume(state, reports, now)
+    if change == ADVANCE:  # which follows every change
+        return state
     return {PAUSE: pause, STOP: stop, UNDO: undo}[change](state)
 
 
 def changes(state: Rollout) -> list[str]:
     """The changes that a person can ask for now."""
-    possible = {RUNNING: [PAUSE, STOP, UNDO], PAUSED: [RESUME, STOP, UNDO], UNDOING: [], UNDONE: []}
+    possible = {RUNNING: [ADVANCE, PAUSE, STOP, UNDO], PAUSED: [RESUME, STOP, UNDO], UNDOING: [ADVANCE], UNDONE: []}
     return possible.get(state.status, [UNDO])
 
 
