@@ -71,7 +71,7 @@ def make_case(
 
 def named(model: Model, targets: tuple[str, ...]) -> tuple[str, ...]:
     """GGUF's names of these targets."""
-    return target_names(targets, (*model.structure.targets(), *model.structure.expert_targets()))
+    return target_names(targets, (*model.structure.targets(), *model.structure.named_targets()))
 
 
 def make_decoder(model: Model, run: RunShape, beside: Iterable[Buffer] = ()) -> Decoder:

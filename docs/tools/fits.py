@@ -82,9 +82,7 @@ class Published:
 
     def _block(self, shape: Shape, layer: int) -> int:
         """Bytes of a block."""
-        own = [size for name, size in block_sizes.embedding_tensors(shape).items()
-               if name.startswith(f"blk.{layer}.") and len(size) == 2]
-        sizes = [*shape.linear_shapes(layer).values(), *shape.stack_shapes(layer).values(), *own]
+        sizes = [*shape.linear_shapes(layer).values(), *shape.stack_shapes(layer).values()]
         of_kinds = (kinds.frozen(kind, shape).values() for kind in (shape.mixer(layer), shape.feed(layer)))
         floats = [size for of_kind in of_kinds for size in of_kind]
         return (sum(_bytes(self.format, math.prod(size[:-1]), size[-1]) for size in sizes)

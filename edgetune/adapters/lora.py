@@ -40,6 +40,8 @@ OTHER_TARGETS: dict[str, tuple[str, ...]] = {  # of some architectures
     "in_proj_qkv": ("attn_qkv",),
     "in_proj_z": ("attn_gate",),
     "out_proj": ("shortconv.out_proj", "ssm_out"),
+    "per_layer_input_gate": ("inp_gate",),
+    "per_layer_projection": ("proj",),
 }
 
 

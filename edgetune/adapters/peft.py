@@ -57,7 +57,8 @@ def modules_of(shape: Shape) -> dict[str, str]:
 
 _TENSOR = re.compile(
     r"base_model\.model\.(?P<path>(?:model\.|language_model\.model\.|model\.language_model\.)"
-    r"layers\.(?P<layer>\d{1,6})\.(?P<module>(?:self_attn|linear_attn|mlp|shared_mlp|mamba|conv|feed_forward)\.(?:experts\.\d{1,4}\.)?\w+))\.lora_(?P<side>[AB])\.weight"
+    r"layers\.(?P<layer>\d{1,6})\.(?P<module>(?:(?:self_attn|linear_attn|mlp|shared_mlp|mamba|conv|feed_forward)\."
+    r"(?:experts\.\d{1,4}\.)?)?\w+))\.lora_(?P<side>[AB])\.weight"
 )
 Keys = Mapping[int, tuple[NDArray[np.floating[Any]], NDArray[np.floating[Any]]]]
 """Keys and values by the number of a block."""

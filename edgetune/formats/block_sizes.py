@@ -19,6 +19,7 @@ if TYPE_CHECKING:
 TABLE = "per_layer_token_embd.weight"  # the embeddings of all blocks, [V, blocks * their width]
 SHARED = "shared attention"  # mixers, as in kinds.py
 VALUELESS = "attention to keys"
+EMBEDDED = ("inp_gate", "proj")  # projections to a block's embeddings and back
 
 
 @dataclass(frozen=True)
@@ -89,6 +90,11 @@ def table_row(gguf: Gguf) -> int:
     return table.data.nbytes // table.shape[0]
 
 
+def embedding_projections(s: Shape) -> dict[str, tuple[int, int]]:
+    """[N, K] of a block's projections by which it adds its embeddings."""
+    return dict(zip(EMBEDDED, ((s.d_block, s.d_model), (s.d_model, s.d_block)), strict=True)) if s.d_block else {}
+
+
 def embedding_tensors(s: Shape) -> dict[str, tuple[int, ...]]:
     """Name -> shape of the tensors that embeddings of each block need."""
     if not s.d_block:
@@ -98,8 +104,7 @@ def embedding_tensors(s: Shape) -> dict[str, tuple[int, ...]]:
     found: dict[str, tuple[int, ...]] = {TABLE: (s.n_vocab, width), "per_layer_model_proj.weight": (width, d),
                                          "per_layer_proj_norm.weight": (s.d_block,)}
     for i in range(s.n_layer):
-        found |= {f"blk.{i}.inp_gate.weight": (s.d_block, d), f"blk.{i}.proj.weight": (d, s.d_block),
-                  f"blk.{i}.post_norm.weight": (d,)}
+        found[f"blk.{i}.post_norm.weight"] = (d,)
     return found
 
 

@@ -137,7 +137,8 @@ class Shape:
     def linear_shapes(self, layer: int) -> dict[str, tuple[int, int]]:
         """[N, K] of the projections of a block, by GGUF name."""
         s = self.of(layer)
-        return {**kinds.PROJECTIONS[self.mixer(layer)](s), **kinds.PROJECTIONS[self.feed(layer)](s)}
+        return {**kinds.PROJECTIONS[self.mixer(layer)](s), **kinds.PROJECTIONS[self.feed(layer)](s),
+                **block_sizes.embedding_projections(s)}
 
     def stack_shapes(self, layer: int) -> dict[str, tuple[int, int, int]]:
         """[E, N, K] of the stacks of matrices of a block, by GGUF name."""

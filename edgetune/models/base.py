@@ -115,6 +115,10 @@ class Structure(ABC):
         """The names of all stacks of experts that some block has; they are trained where they are named."""
         return tuple(dict.fromkeys(name for layer in range(self.n_layer) for name in self.stack_shapes(layer)))
 
+    def named_targets(self) -> tuple[str, ...]:
+        """The names of all projections that are trained where they are named alone."""
+        return self.expert_targets()
+
     def projections(self, layer: int, targets: Sequence[str]) -> dict[str, tuple[int, int]]:
         """[N, K] of the projections of a block that these targets name, each expert's for itself."""
         linear = self.linear_shapes(layer)

@@ -17,7 +17,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ..backends.arena import Arena, Buffer
-from ..formats.block_sizes import TABLE
+from ..formats.block_sizes import EMBEDDED, TABLE
 from ..formats.gguf import Gguf
 from ..formats.shape import Shape
 from .linear import Activations, RunShape, forward_precision
@@ -29,16 +29,17 @@ if TYPE_CHECKING:
     from .common import Common
 
 ROWS = 64  # of the table that are read before their parts are placed
-GATE = "inp_gate"
+GATE, PROJECTION = EMBEDDED
+TAKEN = "block_taken"
 
 
 class BlockEmbedding(Sublayer):
     part = Part("block_embedding", "post_norm", "block")
-    last = "proj"
+    last = PROJECTION
     inputs = (GATE,)
     on_cpu_alone = True
     repeats = False
-    backward_share = 2 / 3  # p has no gradient: the embedding is frozen
+    backward_share = 0.0  # p has no gradient: the embedding is frozen
 
     def __init__(self, of: Common, gguf: Gguf) -> None:
         super().__init__(of)
@@ -52,6 +53,11 @@ class BlockEmbedding(Sublayer):
         return {"block_gate": s.d_block, "p_block": s.d_block, "block_out": s.d_model, "rstd_block": 1}
 
     @classmethod
+    def inputs_kept(cls, s: Shape, run: RunShape) -> dict[str, int]:
+        """Values a token of the input of the gate, which a trained gate alone needs."""
+        return {TAKEN: s.d_model} if GATE in run.targets else {}
+
+    @classmethod
     def buffers(cls, s: Shape, run: RunShape, tokens: int, prefix: int) -> list[Buffer]:  # noqa: ARG003
         half = run.activations
         e = s.d_block
@@ -63,8 +69,8 @@ class BlockEmbedding(Sublayer):
 
     @classmethod
     def frozen_weights(cls, s: Shape) -> int:
-        """Weights that a block multiplies with."""
-        return 3 * s.d_model * s.d_block
+        """Weights that make p of a block."""
+        return s.d_model * s.d_block
 
     @classmethod
     def flops(cls, s: Shape, layer: int, lengths: Sequence[int]) -> int:  # noqa: ARG003
@@ -95,6 +101,8 @@ class BlockEmbedding(Sublayer):
         """x [N, D] += the sublayer's output; k: the activations of these tokens."""
         of = self.of
         of.ops.copy(k["p_block"], needed.taken(self._inputs(layer), "block_row"))
+        if TAKEN in k:
+            of.ops.copy(k[TAKEN], x)
         of.linear.forward(k["block_gate"], x, layer, GATE, k)
         act = of.arena.view("block_act", len(x), of.shape.d_block)
         of.ops.glu_forward(act, k["block_gate"], k["p_block"], of.shape.act)
@@ -107,8 +115,11 @@ class BlockEmbedding(Sublayer):
         grad = of.arena.view("dblock", len(dx), of.shape.d_block)
         dout = residual.backward(dx, k, layer, self.part)
         of.linear.backward(grad, dout, layer, self.last, k)
-        of.ops.glu_backward(grad, k["p_block"], act, grad, k["block_gate"], k["p_block"], of.shape.act)
+        of.ops.glu_backward(grad, k["p_block"], act, grad, k["block_gate"], k["p_block"], of.shape.act)  # fills act
+        of.linear.finish(act, layer, self.last)
         of.linear.backward(dx, grad, layer, GATE, k, accumulate=True)
+        if TAKEN in k:
+            of.linear.finish(k[TAKEN], layer, GATE)
 
     def _inputs(self, layer: int) -> np.ndarray:
         """p of a block, float32 [T, E]."""

@@ -10,6 +10,8 @@ from ..adapters.heads import VALUE, HeadKind
 from ..backends.arena import Buffer
 from ..backends.base import HEAD_STATE
 from ..errors import UsageError
+from ..formats import block_sizes
+from ..formats.block_sizes import EMBEDDED
 from ..formats.shape import Shape
 from .base import Flops, Structure
 from .block_embedding import BlockEmbedding
@@ -57,7 +59,7 @@ def kept_widths(s: Shape, run: RunShape, layer: int) -> dict[str, int]:
     if s.post_norms or SUBLAYERS in run.family.adapts:
         widths |= {"att_out": s.d_model, "mlp_out": s.d_model}
     if s.d_block:
-        widths |= BlockEmbedding.widths(s)
+        widths |= BlockEmbedding.widths(s) | BlockEmbedding.inputs_kept(s, run)
     if run.family.kept_width:
         linear = s.linear_shapes(layer)
         stacks = s.stack_shapes(layer)
@@ -98,6 +100,12 @@ class DecoderStructure(Structure):
 
     def linear_shapes(self, layer: int) -> dict[str, tuple[int, int]]:
         return self.shape.linear_shapes(layer)
+
+    def targets(self) -> tuple[str, ...]:
+        return tuple(name for name in super().targets() if name not in EMBEDDED)
+
+    def named_targets(self) -> tuple[str, ...]:
+        return (*super().named_targets(), *block_sizes.embedding_projections(self.shape))
 
     def stack_shapes(self, layer: int) -> dict[str, tuple[int, int, int]]:
         return self.shape.stack_shapes(layer)
@@ -157,8 +165,9 @@ class DecoderStructure(Structure):
         of = groups(s, run.lowest)
         deepest = deepest_group(of, run, run.lowest)
         linear = self.linear_shapes(run.lowest)
-        passed = sum(linear[name][0] * linear[name][1]
-                     for group in of[:deepest] for name in group if name in linear)  # lowest trained block
+        reached = [*(name for group in of[:deepest] for name in group if name in linear),
+                   *block_sizes.embedding_projections(s)]
+        passed = sum(linear[name][0] * linear[name][1] for name in reached)  # lowest trained block
         above = run.lowest + 1
         lowest_mixing = mixing_back[run.lowest] if deepest == len(of) - 1 else 0
         head = 2 * (tokens - len(lengths)) * self.head_weights

@@ -24,7 +24,8 @@ ADAPTER = "The adapter"  # the title of a group of options
 LORA = "lora"  # the family of a training that names none
 
 TARGETS = ("q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj")
-OTHER_TARGETS = ("qkv_proj", "gate_up_proj", "in_proj", "in_proj_qkv", "in_proj_z", "out_proj")  # of phi3, lfm2, qwen35
+OTHER_TARGETS = ("qkv_proj", "gate_up_proj", "in_proj", "in_proj_qkv", "in_proj_z", "out_proj", "per_layer_input_gate",
+                 "per_layer_projection")  # of phi3, lfm2, qwen35, gemma4
 DEFAULT_MEMORY = "75%"
 SECONDS = 300.0  # between two checkpoints by default,
 WEARING_SECONDS = 900.0  # and on storage that wears out

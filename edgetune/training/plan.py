@@ -205,7 +205,7 @@ class _Planner:
         have = self.structure.targets()
         if self.config.targets == "all":
             return have
-        return target_names(self.config.target_names(), (*have, *self.structure.expert_targets()))
+        return target_names(self.config.target_names(), (*have, *self.structure.named_targets()))
 
     def table(self, tradeoffs: Tradeoffs) -> tuple[Buffer, ...]:
         run = self.run(tradeoffs)

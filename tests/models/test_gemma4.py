@@ -16,6 +16,7 @@ from variants import variant
 
 from edgetune.adapters.base import Artifact
 from edgetune.adapters.low_rank import LoraFamily
+from edgetune.adapters.merge import merge
 from edgetune.adapters.store import save_gguf
 from edgetune.data.packing import collate
 from edgetune.errors import EdgetuneError, UsageError
@@ -33,11 +34,13 @@ FORMS = {"E2B": {}, "31B": {"keyed": True, "shared": 0, "d_block": 0}}
 
 
 def opened(path, kept=1, max_tokens=180, blocks=None):
-    """A decoder with a strong random adapter, and its pairs."""
+    """A decoder with a strong random adapter of all projections, and its pairs."""
     model = Model(open_gguf(path))
+    structure = model.structure
     blocks = blocks or range(model.shape.n_layer)
     run = RunShape(max_tokens=max_tokens, max_length=64, family=LoraFamily(rank=4, alpha=3.0),
-                   targets=model.structure.targets(), blocks=blocks, kept=min(kept, model.shape.n_layer - blocks[0]),
+                   targets=(*structure.targets(), *structure.named_targets()), blocks=blocks,
+                   kept=min(kept, model.shape.n_layer - blocks[0]),
                    threads=1, precision="exact")
     decoder = make_decoder(model, run)
     rng = np.random.default_rng(3)
@@ -154,14 +157,36 @@ def test_an_adapter_does_what_it_does_in_llama_cpp(form, tmp_path):
     assert distance(theirs, logits_of(path, example.tokens.tolist())) > 0.05
 
 
+EMBEDDINGS = "q_proj,down_proj,per_layer_input_gate,per_layer_projection"
+
+
+def test_embeddings_of_blocks_are_trained_where_they_are_named(tmp_path):
+    """Their gate needs one more activation, which no other adapter keeps; what was trained is served and merged."""
+    path = write_tiny(tmp_path / "m.gguf", "gemma4")
+    usual, named = (trained(path, LoraFamily(rank=4), lr=0.05, targets=targets) for targets in ("all", EMBEDDINGS))
+    assert {name.split(".", 2)[2] for name in usual.pairs}.isdisjoint({"inp_gate", "proj"})
+    assert {name.split(".", 2)[2] for name in named.pairs} == {"attn_q", "ffn_down", "inp_gate", "proj"}
+    assert ("block_taken" in usual.arena.buffers, "block_taken" in named.arena.buffers) == (False, True)
+    named.save(tmp_path / "out")
+    example = random_example(np.random.default_rng(8), 24, named.model.shape.n_vocab)
+    tokens = example.tokens.tolist()
+    ours = named.decoder.logits(collate([example]))
+    assert distance(logits_of(path, tokens, tmp_path / "out" / "adapter.gguf"), ours) < 2e-3
+    merge(open_gguf(path), named.pairs, tmp_path / "merged.gguf", "F32")
+    assert distance(logits_of(tmp_path / "merged.gguf", tokens), ours) < 2e-3
+    assert distance(logits_of(path, tokens), ours) > 0.01
+
+
+@pytest.mark.parametrize("targets", ["all", EMBEDDINGS])
 @pytest.mark.parametrize("precision", ["exact", "fast", "int8"])
-def test_memory_changes_no_bit(precision, tmp_path):
+def test_memory_changes_no_bit(precision, targets, tmp_path):
     """Weights streamed, and where inputs of blocks are float32 anyway, blocks computed again."""
     path = write_tiny(tmp_path / "m.gguf", "gemma4", formats="Q8_0")
     found = {}
     for recompute in ("none", "block"):
         for weights in ("resident", "streamed"):
-            trainer = trained(path, LoraFamily(rank=4), recompute=recompute, weights=weights, precision=precision)
+            trainer = trained(path, LoraFamily(rank=4), recompute=recompute, weights=weights, precision=precision,
+                              targets=targets)
             found[recompute, weights] = trainer.arena.flat("lora").tobytes()
     assert found["none", "resident"] == found["none", "streamed"]
     assert found["block", "resident"] == found["block", "streamed"]

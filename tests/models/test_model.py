@@ -120,6 +120,13 @@ def test_gradients_equal_autograd_in_every_variant(name, overrides, tmp_path):
     check(make_case(name, tmp_path, **overrides))
 
 
+@pytest.mark.parametrize("blocks", [None, range(2, 6)], ids=["all", "last"])
+def test_gradients_of_embeddings_of_blocks_equal_autograd(blocks, tmp_path):
+    embeddings = ("per_layer_input_gate", "per_layer_projection")
+    check(make_case("gemma4", tmp_path, (*ALL, *embeddings), blocks), 2, 9)
+    check(make_case("gemma4", tmp_path, embeddings, blocks))
+
+
 @pytest.mark.parametrize(
     ("rope", "key"),
     [("linear", "rope.scaling.type"), ("none", "attention.key_length"), ("none", "rope.dimension_count")],

@@ -239,8 +239,7 @@ TYPES: dict[str, ModelType] = {
     "gemma3_text": ModelType("gemma3", more=_gemma3, scalings=PLAIN),
     "gemma4_text": ModelType(
         "gemma4", config="llama", more=_gemma4, scalings=("proportional",), usual={"attention_bias": False},
-        names={"inp_gate": "per_layer_input_gate", "proj": "per_layer_projection",
-               "post_norm": "post_per_layer_input_norm"},
+        names={"post_norm": "post_per_layer_input_norm"},
         bare={"layer_scalar": "layer_output_scale.weight"},
         further={"per_layer_token_embd": "model.embed_tokens_per_layer",
                  "per_layer_model_proj": "model.per_layer_model_projection",

@@ -82,7 +82,7 @@ def forward_run(model: Network, adapter: Artifact | Lora, *, threads: int, max_t
         targets = tuple(setting.targets)
         blocks = range(*setting.blocks or [0])
         have = model.structure
-        if not blocks or blocks[-1] >= have.n_layer or not set(targets) <= set(have.targets()):
+        if not blocks or blocks[-1] >= have.n_layer or not set(targets) <= {*have.targets(), *have.named_targets()}:
             raise MismatchError(f"the adapter changes blocks {setting.blocks} of {', '.join(targets)}, which "
                                 f"{model.gguf.path} does not have", "use the model that it was trained on")
     return RunShape(max_tokens=max_tokens, max_length=max_length, family=family, targets=targets, blocks=blocks, kept=1,
@@ -105,7 +105,7 @@ def network_buffers(model: Network, run: RunShape) -> list[Buffer]:
 def _of_pairs(model: Network, pairs: Lora) -> tuple[LoraFamily, tuple[str, ...], range]:
     """(family, targets, blocks) of a LoRA with room for all pairs. Raises MismatchError for one that does not fit."""
     structure = model.structure
-    every = (*structure.targets(), *structure.expert_targets())
+    every = (*structure.targets(), *structure.named_targets())
     shapes = {f"blk.{i}.{name}": shape for i in range(structure.n_layer)
               for name, shape in structure.projections(i, every).items()}
     for name, pair in pairs.items():
