@@ -106,13 +106,13 @@ def _opened(folder: str, device: str, lead_key_file: Path | None,
         return Path(folder), device or device_name(), None
     from functools import partial
 
-    from ..daemon.lead import open_lead
-    from ..daemon.rounds import RoundsByHttp
+    from ..daemon.carrying import RoundsInChild
     from ..fleet.carriers.http import HttpMember
+    from ..fleet.joining.device import name_at
     from ..fleet.rollout.http import copy_of
-    client, name = open_lead(folder, lead_key_file, device)
-    opened.enter_context(client)
-    return copy_of(folder, name), name, partial(HttpMember, RoundsByHttp(client))
+    name, _ = name_at(folder, lead_key_file, device)
+    server = opened.enter_context(RoundsInChild(folder, lead_key_file, name))
+    return copy_of(folder, name), name, partial(HttpMember, server)
 
 
 def tell(as_json: bool) -> Callable[[str], object]:

@@ -10,8 +10,7 @@ from typing import TYPE_CHECKING, Any, cast
 from urllib.parse import quote
 
 from ..errors import UsageError
-from ..fleet.device import device_name
-from ..fleet.joining.device import Joined, begin, joined, public_of
+from ..fleet.joining.device import Joined, begin, joined, name_at, public_of
 from ..fleet.joining.members import REVOKED
 from ..fleet.joining.requests import signed
 from .client import Client, read_key
@@ -44,12 +43,10 @@ def open_lead(url: str, key_file: Path | None, device: str) -> tuple[Client, str
     key of the daemon is given. device: the name that it shall have, "": its own. Raises UsageError where it has joined
     under another name.
     """
-    found = None if key_file else joined(url)
+    name, found = name_at(url, key_file, device)
     if found is None:
-        return Client(url, read_key(key_file)), device or device_name()
-    if device not in ("", found.device):
-        raise UsageError(f"the device is {device}, and it has joined {url} as {found.device}", "leave --device out")
-    return Client(url, sign=Signing(found.device, found.key())), found.device
+        return Client(url, read_key(key_file)), name
+    return Client(url, sign=Signing(name, found.key())), name
 
 
 def ask_to_join(url: str, code: str, device: str) -> Joined:

@@ -1,15 +1,25 @@
-"""The daemon that serves the rounds of a fleet, as a device asks it."""
+"""The daemon that serves the rounds of a fleet, as a device asks it: by a client, and in the process of `carrying`.
+
+That process reads a line of JSON with a call from stdin, and writes one with what it found to stdout.
+"""
 
 from __future__ import annotations
 
+import json
+import os
+import signal
+import sys
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 from urllib.parse import quote
 
+from ..errors import EdgetuneError
 from ..fleet.rounds import answer as answers
 from ..formats import signature
+from ..python_child import die_with
 from .client import Client
+from .lead import open_lead
 
 PARTS = {"answer": answers.FACTS, "update": answers.UPDATE, "signed": signature.FILE}
 
@@ -29,3 +39,33 @@ class RoundsByHttp:
     def send(self, number: int, device: str, answer: Path) -> None:
         self.client.put_files(f"/v1/fleet/rounds/{number}/answers/{quote(device)}",
                               {part: answer / name for part, name in PARTS.items() if (answer / name).exists()})
+
+    def rest(self) -> None:
+        """A client that waits takes nothing that could be given back."""
+
+
+def main() -> None:
+    out = os.fdopen(os.dup(1), "w")
+    os.dup2(2, 1)  # all other output is not a reply
+    asked = json.loads(sys.stdin.readline())
+    die_with(asked["parent"])
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # the parent ends it
+    there: RoundsByHttp | None = None
+    for line in sys.stdin:
+        try:
+            if there is None:
+                key_file = Path(asked["key_file"]) if asked["key_file"] else None
+                there = RoundsByHttp(open_lead(asked["url"], key_file, asked["device"])[0])
+            said = {"found": _called(there, **json.loads(line))}
+        except EdgetuneError as error:
+            said = {"error": type(error).__name__, "what": error.what, "hint": error.hint}
+        out.write(json.dumps(said) + "\n")
+        out.flush()
+
+
+def _called(there: RoundsByHttp, call: str, **given: Any) -> Any:
+    if call == "round":
+        return there.round(**given)
+    if call == "load":
+        return there.load(**{**given, "target": Path(given["target"])})
+    return there.send(**{**given, "answer": Path(given["answer"])})

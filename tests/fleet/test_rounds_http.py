@@ -19,6 +19,7 @@ from hypothesis import assume, given
 from hypothesis import strategies as st
 from json_lines import write_lines
 
+from edgetune.daemon.carrying import RoundsInChild
 from edgetune.daemon.client import Client
 from edgetune.daemon.lead import ask_to_join, open_lead
 from edgetune.daemon.rounds import RoundsByHttp
@@ -307,6 +308,9 @@ def test_what_is_damaged_on_the_way_leaves_nothing(answered, bundle, rows, tmp_p
             shutil.copyfile(Place(folder, number).task / file, target)
             assert target.stat().st_size == most
 
+        def rest(self):
+            pass
+
         def send(self, _number, _device, _answer):
             if self.ends:
                 raise NotFoundError("round 1 has ended, the newest is 2")
@@ -348,6 +352,25 @@ def test_answers_of_others_are_refused_before_they_are_read(answered):
             take_answer(folder, 1, "a", {})
     finally:
         shutil.rmtree(folder / "members")
+
+
+def test_the_process_that_asks_ends_before_a_training(bundle, rows, tiny_llama, tmp_path, monkeypatch):
+    folder = begin(bundle, tmp_path / "served")
+    alone = []
+    train = Member.answer
+    with daemon(tiny_llama, tmp_path / "state", fleet=str(folder)) as running, \
+            RoundsInChild(running.url, None, "a") as server:
+        monkeypatch.setattr(Member, "answer", lambda self, calls: (alone.append(server._process), train(self, calls)))
+        one = follower(server, bundle, rows, "a", tmp_path)
+        assert one.answer(CALLS)[0].number == 1
+        assert alone == [None]
+        server._process.kill()
+        with pytest.raises(UnansweredError, match="has ended: signal 9"):
+            one.answer(CALLS)
+        assert one.answer(CALLS) is None
+        with pytest.raises(NotFoundError, match="round 2 has ended"):
+            server.send(2, "a", newest(folder).answers / "a")
+    assert server._process is None
 
 
 def test_a_key_file_is_of_a_url(bundle, rows, tmp_path):

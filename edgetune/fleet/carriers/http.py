@@ -37,6 +37,9 @@ class Server(Protocol):
     def send(self, number: int, device: str, answer: Path) -> None:
         """Sends the answer in a folder. Raises NotFoundError where the round has ended."""
 
+    def rest(self) -> None:
+        """Takes no memory until the next call."""
+
 
 @dataclass
 class HttpMember:
@@ -57,6 +60,7 @@ class HttpMember:
         if place is None or found["answered"]:
             self._known = tag
             return None
+        self.server.rest()
         self.member.answer(callbacks)
         return place, self._send(place)
 

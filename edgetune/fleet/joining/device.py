@@ -10,8 +10,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from ...disk import new_folder, private_folder, read_small, state_folder, sync
-from ...errors import FormatError
+from ...errors import FormatError, UsageError
 from ...formats import signature
+from ..device import device_name
 from ..secret.key import load_key, make_key, need_cryptography, write_private
 from .members import NAME
 
@@ -72,6 +73,18 @@ def joined(url: str) -> Joined | None:
     except (OSError, ValueError, TypeError, KeyError, RecursionError):
         pass
     raise FormatError(f"{folder / FACTS} is damaged", f"remove {folder}, and join again")
+
+
+def name_at(url: str, key_file: Path | None, device: str) -> tuple[str, Joined | None]:
+    """(the device's name in the fleet at a URL, what it has joined there; None: a key of the daemon is given, or it has
+    joined nothing). device: the name that it shall have, "": its own. Raises UsageError where it joined under another.
+    """
+    found = None if key_file else joined(url)
+    if found is None:
+        return device or device_name(), None
+    if device not in ("", found.device):
+        raise UsageError(f"the device is {device}, and it has joined {url} as {found.device}", "leave --device out")
+    return found.device, found
 
 
 def begin(url: str, device: str) -> Joined:
