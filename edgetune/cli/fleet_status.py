@@ -91,7 +91,7 @@ def devices_lines(found: FleetStatus) -> list[Any]:
     rows = [[printable(str(one[name])) for name in ("device", "kind", "base", "active", "edgetune")]
             + [_ago(one["at"]), one["outcome"]] for one in found.devices]
     told = [printable(f"{one['device']}: {one['outcome']}: {one['reason']}") for one in found.devices
-            if one["outcome"] in ("refused", "failed")]
+            if one["outcome"] in ("refused", "failed", "excluded")]
     return [table("", ["device", "kind", "model", "adapter", "edgetune", "seen", "roll-out"], rows), *told]
 
 

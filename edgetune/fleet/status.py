@@ -14,12 +14,13 @@ from ..errors import EdgetuneError
 from .carriers.folder import rounds_of
 from .joining.members import STATES, is_joined, read_members
 from .rollout import rings
-from .rollout.folder import DeviceFile, Order, newest_order, read_devices, reports_of
+from .rollout.folder import DeviceFile, Order, newest_order, read_reports, reports_of
 from .rounds.history import OUTCOMES, History, history_of
 from .rounds.outcome import losses_by_kind
 
 WORDS = tuple(rings.Counts.__dataclass_fields__)
 OUTSIDE = "outside"  # a device that the roll-out does not reach
+EXCLUDED = "excluded"  # one that has not joined the fleet, or was revoked
 
 
 @dataclass(frozen=True)
@@ -41,9 +42,10 @@ class RolloutStatus:
 
 @dataclass(frozen=True)
 class FleetStatus:
-    """devices: what each last reported, with its outcome in the roll-out, one of WORDS or OUTSIDE. rollout, rounds:
-    None where there are none, or they cannot be read. members: devices that asked to join, by their state; None where
-    none has to. unreadable: why, and which files of devices cannot be read.
+    """devices: what each last reported, with its outcome in the roll-out, one of WORDS, OUTSIDE or EXCLUDED.
+
+    rollout, rounds: None where there are none, or they cannot be read. members: devices that asked to join, by their
+    state; None where none has to. unreadable: why, and which files of devices cannot be read.
     """
 
     devices: list[dict[str, Any]] = field(default_factory=list)
@@ -55,14 +57,14 @@ class FleetStatus:
     def counts(self) -> dict[str, int]:
         """The number of devices by outcome."""
         found = [device["outcome"] for device in self.devices]
-        return {word: found.count(word) for word in (*WORDS, OUTSIDE)}
+        return {word: found.count(word) for word in (*WORDS, OUTSIDE, EXCLUDED)}
 
 
 def status_of(folder: Path, outcomes: int = OUTCOMES) -> FleetStatus:
     """The status of a folder of roll-outs, of rounds, or of both; an empty one where there is no folder yet. outcomes:
     rounds whose outcome is read at most.
     """
-    devices, wrong = read_devices(folder)
+    devices, excluded, wrong = read_reports(folder)
     order: Order | None = None
     rounds: History | None = None
     try:
@@ -74,7 +76,9 @@ def status_of(folder: Path, outcomes: int = OUTCOMES) -> FleetStatus:
     except EdgetuneError as error:
         wrong.append(error.what)
     reached = {name for ring in order.state.rings for name in ring} if order else set()
-    return FleetStatus([_device(device, order, device.device in reached) for device in devices.values()],
+    lines = [*(_device(device, order, device.device in reached) for device in devices.values()),
+             *({**_facts(device), "outcome": EXCLUDED, "reason": why} for device, why in excluded)]
+    return FleetStatus(sorted(lines, key=lambda line: str(line["device"])),
                        rollout_status(order, devices) if order else None, rounds, _members(folder, wrong), wrong)
 
 
@@ -117,10 +121,13 @@ def _members(folder: Path, wrong: list[str]) -> dict[str, int] | None:
     return {state: found.count(state) for state in STATES}
 
 
-def _device(device: DeviceFile, order: Order | None, is_reached: bool) -> dict[str, Any]:
+def _facts(device: DeviceFile) -> dict[str, Any]:
     names = ("device", "kind", "base", "model", "edgetune", "active", "at")
-    facts = {name: getattr(device, name) for name in names}
+    return {name: getattr(device, name) for name in names}
+
+
+def _device(device: DeviceFile, order: Order | None, is_reached: bool) -> dict[str, Any]:
     if not order or not is_reached:
-        return {**facts, "outcome": OUTSIDE, "reason": ""}
+        return {**_facts(device), "outcome": OUTSIDE, "reason": ""}
     report = device.report if device.rollout == order.facts.rollout else rings.Report()
-    return {**facts, "outcome": rings.outcome(report), "reason": report.reason}
+    return {**_facts(device), "outcome": rings.outcome(report), "reason": report.reason}

@@ -12,7 +12,7 @@ from fleets import KINDS, report, write_fleet
 from edgetune.fleet.joining import invites, members
 from edgetune.fleet.rollout import rings
 from edgetune.fleet.rollout.folder import newest_order, step
-from edgetune.fleet.status import OUTSIDE, status_json, status_of
+from edgetune.fleet.status import EXCLUDED, OUTSIDE, status_json, status_of
 
 
 @pytest.fixture(scope="module")
@@ -55,7 +55,7 @@ def test_all_of_a_folder(folder):
 
 def test_counts_follow_the_devices(folder):
     assert status_of(folder).counts() == {"succeeded": 1, "refused": 1, "failed": 0, "canceled": 0, "trying": 0,
-                                          "waiting": 4, OUTSIDE: 0}
+                                          "waiting": 4, OUTSIDE: 0, EXCLUDED: 0}
     order = newest_order(folder)
     report(folder, "d2", rollout=order.facts.rollout, execution=rings.PROCEEDING)
     report(folder, "new")  # reported after the roll-out began, and no order names it yet
@@ -67,11 +67,17 @@ def test_counts_follow_the_devices(folder):
 
 def test_devices_that_asked_to_join_are_counted(folder):
     assert status_of(folder).members is None
-    for name, digit in zip(("shed", "attic"), "ab", strict=True):
+    for name, digit in zip(("kitchen", "attic"), "ab", strict=True):
         invites.join(folder, invites.invite(folder, 1), name, digit * 64, digit * 64, 2)
-    members.approve(folder, "shed", 3)
-    assert status_of(folder).members == {"waiting": 1, "approved": 1, "revoked": 0}
-    assert "devices that joined: 1 waiting, 1 approved, 0 revoked" in run("fleet", "status", folder)
+    members.approve(folder, "kitchen", 3)
+    found = status_of(folder)
+    assert found.members == {"waiting": 1, "approved": 1, "revoked": 0}
+    assert (found.counts()["succeeded"], found.counts()[EXCLUDED], found.unreadable) == (1, 5, [])
+    assert found.devices[0]["reason"] == "no device 'd1' has joined the fleet"
+    assert found.rollout.rings[1]["refused"] == 0  # what d1 reported counts no longer
+    said = run("fleet", "status", folder)
+    assert "devices that joined: 1 waiting, 1 approved, 0 revoked" in said
+    assert "d1: excluded: no device 'd1' has joined the fleet" in said
     (folder / "members" / "attic.json").write_text("{}")
     assert "attic.json" in status_of(folder).unreadable[0]
 

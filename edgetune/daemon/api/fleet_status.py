@@ -20,7 +20,7 @@ from .shapes import Answer, Time
 router = APIRouter(prefix="/v1/fleet", route_class=JsonRoute, responses=RESPONSES)
 _one_at_a_time = threading.Lock()  # orders are numbered
 OUTCOMES = ("succeeded; refused (by its gate); failed; canceled (it went back); trying; waiting (it has not begun); "
-            "outside (the roll-out does not reach it)")
+            "outside (the roll-out does not reach it); excluded (it has not joined, or was revoked)")
 
 
 class FleetDevice(Answer):

@@ -135,8 +135,17 @@ def write_device(folder: Path, found: DeviceFile) -> None:
 
 
 def read_devices(folder: Path) -> tuple[dict[str, DeviceFile], list[str]]:
-    """(the devices by name, why others could not be read)"""
+    """(the devices by name, why others could not be read or do not count)"""
+    found, excluded, wrong = read_reports(folder)
+    return found, [*wrong, *(why for _, why in excluded)]
+
+
+def read_reports(folder: Path) -> tuple[dict[str, DeviceFile], list[tuple[DeviceFile, str]], list[str]]:
+    """(the devices that count, by name; those that have not joined or were revoked, and why; why others could not be
+    read)
+    """
     found: dict[str, DeviceFile] = {}
+    excluded: list[tuple[DeviceFile, str]] = []
     wrong: list[str] = []
     for path in sorted((folder / DEVICES).glob("*.json")):
         try:
@@ -145,10 +154,10 @@ def read_devices(folder: Path) -> tuple[dict[str, DeviceFile], list[str]]:
             wrong.append(error.what)
             continue
         if why := reason_against(folder, path.stem):
-            wrong.append(why)
+            excluded.append((device, why))
         else:
             found[path.stem] = device
-    return found, wrong
+    return found, excluded, wrong
 
 
 def reports_of(devices: dict[str, DeviceFile], rollout: str) -> dict[str, Report]:

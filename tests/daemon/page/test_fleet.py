@@ -74,6 +74,22 @@ def test_devices_rings_and_rounds_are_seen(page, folder):
     expect(left_out).to_have_text(re.compile(r"Round 3, late: answer\.json is of version"))
 
 
+def test_a_rollout_is_paused_continued_and_undone(page, folder):
+    page.locator("#changes").get_by_role("button", name="Stop").click()
+    page.locator("#sure").get_by_role("button", name="Leave it").click()
+    assert newest_order(folder).state.status == rings.RUNNING
+    for verb, status in (("Pause", rings.PAUSED), ("Resume", rings.RUNNING), ("Undo", rings.UNDOING)):
+        decide(page, verb)
+        expect(page.locator("#rollout-status")).to_have_text(status)
+        until(lambda status=status: newest_order(folder).state.status == status)
+    expect(page.locator("#rollout-why")).to_have_text("1 devices have the adapter still.")
+    rollout = newest_order(folder).facts.rollout
+    report(folder, "kitchen", rollout=rollout, execution=rings.CANCELED, finished=rings.SUCCESS)
+    decide(page, "Advance")
+    expect(page.locator("#rollout-status")).to_have_text(rings.UNDONE)
+    expect(page.locator("#changes button")).to_have_count(0)
+
+
 def test_a_device_is_invited_approved_and_revoked(page, folder):
     expect(page.locator("#members")).to_be_hidden()
     page.click("#invite")
@@ -102,22 +118,9 @@ def test_a_device_is_invited_approved_and_revoked(page, folder):
     expect(shed.locator(".badge")).to_have_text("revoked")
     expect(shed.get_by_role("button")).to_have_count(0)
     assert read_member(folder, "shed").state == "revoked"
-
-
-def test_a_rollout_is_paused_continued_and_undone(page, folder):
-    page.locator("#changes").get_by_role("button", name="Stop").click()
-    page.locator("#sure").get_by_role("button", name="Leave it").click()
-    assert newest_order(folder).state.status == rings.RUNNING
-    for verb, status in (("Pause", rings.PAUSED), ("Resume", rings.RUNNING), ("Undo", rings.UNDOING)):
-        decide(page, verb)
-        expect(page.locator("#rollout-status")).to_have_text(status)
-        until(lambda status=status: newest_order(folder).state.status == status)
-    expect(page.locator("#rollout-why")).to_have_text("1 devices have the adapter still.")
-    rollout = newest_order(folder).facts.rollout
-    report(folder, "kitchen", rollout=rollout, execution=rings.CANCELED, finished=rings.SUCCESS)
-    decide(page, "Advance")
-    expect(page.locator("#rollout-status")).to_have_text(rings.UNDONE)
-    expect(page.locator("#changes button")).to_have_count(0)
+    page.reload()
+    page.click("#fleet-devices summary")
+    expect(page.locator("#fleet-list .badge")).to_have_text(["excluded"] * 6)  # they have not joined
 
 
 @pytest.mark.parametrize("scheme", ["light", "dark"])
