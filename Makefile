@@ -19,8 +19,11 @@ NEWER = build/transformers5
 # The same with the package that `make cuda` leaves.
 EMULATED = cd tests && PYTHONPATH=$(CURDIR)/build/emulated/python $(PYTHON)
 
+# An environment for `make flower`: Flower and Ray, then all that PYTHON has.
+FLOWER = build/flower
+
 .PHONY: arm-kernels arm-train cascade check clean compaction compiled compressed corrections crash cuda cuda-steps data dev \
-    docs dpo durability encoder-peers encoder-service encoder-types families families5 fleet fuzz fuzz-daemon help home-assistant home-assistant-app install installs kinds learning life like lint load memory methods own-engine \
+    docs dpo durability encoder-peers encoder-service encoder-types families families5 fleet flower fuzz fuzz-daemon help home-assistant home-assistant-app install installs kinds learning life like lint load memory methods own-engine \
     peers picture preferences pressure prompts proofs ready recipes release retrieval rollout samples sanitize second-task service slow teacher test tutor wheels
 
 help: ## this list
@@ -151,6 +154,15 @@ families: ready ## hours, needs the rows of make data: adapter families on Snips
 
 fleet: ready ## hours, needs the rows of make data and edgetune pull minilm: devices that each know two intents of Snips learn all; FLEET="--rounds 4 --seeds 0"
 	$(RUN) proofs/fleet.py $(FLEET)
+
+flower: ready ## half an hour, needs a network the first time: 1,000 simulated devices of Flower, then real servers and nodes that are killed
+	test -e $(FLOWER)/made || { $(PYTHON) -m venv --clear $(FLOWER) \
+	    && $(PYTHON) -c "import sys; print(*(p for p in sys.path if p.endswith('-packages')), sep='\n')" \
+	        > $$(echo $(FLOWER)/lib/python3*/site-packages)/parent.pth \
+	    && $(FLOWER)/bin/python -m pip install --quiet 'flwr[simulation]>=1.42,<1.43' && touch $(FLOWER)/made; }
+	cd tests && PYTHONPATH=$(SOURCES) ../$(FLOWER)/bin/python -m pytest -n 0 fleet/test_flower_apps.py
+	$(RUN) proofs/flower.py --flower $(CURDIR)/$(FLOWER)/bin/python
+	cd tests && PYTHONPATH=$(SOURCES) ../$(FLOWER)/bin/python proofs/flower_simulation.py $(SIMULATION)
 
 # transformers 5 in front of all that PYTHON has: the same edgetune, PyTorch and PEFT.
 families5: ready ## two minutes, needs a network the first time: all families compared with transformers 5, which alone has some
