@@ -249,7 +249,7 @@ def main() -> int:
     found = {"seconds": seconds, "answers": [sorted(place.answers(number)) for number in adapters],
              "byte_for_byte": same, "outside": sorted(watch.outside), "pss_mib_waiting": watch.waiting,
              "pss_mib_training": watch.training,
-             "stranger": "has not let this node in" in (folder / f"{STRANGER}.log").read_text()}
+             "stranger": "does not let this node in" in (folder / f"{STRANGER}.log").read_text()}
     print(json.dumps(found, indent=1))
     if asked.out:
         with asked.out.open("a") as file:

@@ -61,6 +61,7 @@ from edgetune.training.config import TrainConfig
 DROPPED = 1 / 3
 LYING = 0.05
 LIES = ("scaled", "not finite", "replayed")
+AT_ONCE = 40  # messages in Flower's in-memory state, of which it looks at each for each device ten times a second
 CONFIG = TrainConfig(rank=2, lr=1e-2, epochs=1.0, batch_size=4, max_length=64, anchors=0)
 MODEL = "tiny.gguf"
 
@@ -210,7 +211,7 @@ def main() -> int:
     os.environ.update(launched["env"])
     answering = [sum(not drops(asked.seed, number, device) for device in range(asked.devices))
                  for number in range(1, asked.rounds + 1)]
-    settings = ServerSettings(str(folder / "rounds"), words, {}, min(answering), 3600.0, asked.rounds, 10.0,
+    settings = ServerSettings(str(folder / "rounds"), words, {}, min(answering), 3600.0, asked.rounds, 0.5,
                               str(folder))
     server = ServerApp()
 
@@ -218,7 +219,8 @@ def main() -> int:
     def run(grid: Grid, _context: Context) -> None:
         strategy = FolderStrategy(settings)
         for number in range(1, asked.rounds + 1):  # a round ends with all that do not drop out
-            ended = FolderStrategy(ServerSettings(**{**vars(settings), "devices": answering[number - 1]}))
+            ended = FolderStrategy(ServerSettings(**{**vars(settings), "devices": answering[number - 1]}),
+                                   at_once=AT_ONCE)
             ended.start(grid, arrays_of(pack(strategy.task(number), TASK_FILES)), number, settings.wait)
             print(f"round {number}: {time.monotonic() - began:.0f} s", flush=True)
 

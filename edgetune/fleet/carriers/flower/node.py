@@ -18,7 +18,9 @@ from .processes import command, last_line, running
 
 LOG = "supernode.log"
 PAUSE = 15.0  # before SuperNode begins again
-TOLD_SECONDS = 60.0  # without a server that lets the node in, after which the node says what the server needs
+LONGEST_PAUSE = 120.0
+TOLD_SECONDS = 60.0  # without an answer, after which the node says so
+_IN = b"SuperNode ID"  # of its log, once the server knows it
 _ADDRESS = re.compile(r"[^\s/]+:\d{1,5}")
 _OTHERS = ("flwr-agentapp", "flwr-connector", "flwr-model", "flwr-serverapp", "flwr-simulation")
 Say = Callable[[str], object]
@@ -49,12 +51,19 @@ class Node:
             self._prepare()
             say(f"the server needs this line in its --nodes: {self.public_key()}")
             say(f"the log is {state / LOG}")
+            pause = PAUSE
+            said = ""
             while True:
+                begun = (state / LOG).stat().st_size if (state / LOG).exists() else 0
                 with running(self._supernode(), self._variables(), state / LOG) as process:
-                    if self._watch(process, should_stop, say):
+                    if self._watch(process, begun, should_stop, say):
                         return
-                say(f"SuperNode ended ({last_line(state / LOG)}); it begins again")
-                if _stopped(PAUSE, should_stop):
+                pause = PAUSE if _says(state / LOG, begun, _IN) else min(2.0 * pause, LONGEST_PAUSE)
+                why = self._why(begun)
+                if why != said:
+                    said = why
+                    say(why)
+                if _stopped(pause, should_stop):
                     return
 
     def public_key(self) -> str:
@@ -66,22 +75,28 @@ class Node:
             raise UsageError(f"cannot read {public}: {error.strerror}",
                              f"ssh-keygen -y -f {self.key} > {public}") from None
 
-    def _watch(self, process: subprocess.Popen[bytes], should_stop: Callable[[], bool], say: Say) -> bool:
+    def _why(self, begun: int) -> str:
+        """What a person is told of a SuperNode that ended. begun: where its part of the log begins."""
+        log = self.flower.state / LOG
+        if _says(log, begun, b"Failed to activate"):
+            return (f"{self.address} does not let this node in: its key is not among the server's --nodes, or was in "
+                    "use a minute ago; this node tries again")
+        return f"SuperNode ended ({last_line(log)}); it begins again"
+
+    def _watch(self, process: subprocess.Popen[bytes], begun: int, should_stop: Callable[[], bool], say: Say) -> bool:
         """Waits for its end. Returns True where this process shall end. It says once whether a server let it in."""
         log = self.flower.state / LOG
-        begun = log.stat().st_size
         late = time.monotonic() + TOLD_SECONDS
         told = False
         while process.poll() is None:
             if _stopped(1.0, should_stop):
                 return True
-            if not told and _says(log, begun, b"SuperNode ID"):
+            if not told and _says(log, begun, _IN):
                 told = True
                 say(f"{self.address} has let this node in")
             elif not told and time.monotonic() > late:
                 told = True
-                say(f"{self.address} has not let this node in: it is not there, its certificate is of another "
-                    "authority, or this node's key is not among its --nodes")
+                say(f"{self.address} has not answered: nothing is there, or its certificate is of another authority")
         return False
 
     def _supernode(self) -> list[str]:

@@ -50,11 +50,14 @@ class Asked:
 
 @dataclass
 class FolderStrategy(Strategy):  # type: ignore[misc]
-    """Rounds of a folder. clock: seconds, of any beginning."""
+    """Rounds of a folder. clock: seconds, of any beginning. at_once: messages without a reply, at most; a simulation,
+    whose nodes compute one after the other, is faster with few.
+    """
 
     settings: ServerSettings
     clock: Callable[[], float] = time.monotonic
     sleep: Callable[[float], None] = time.sleep
+    at_once: int = 1_000_000
     _least: int = 0  # answers before the next try to sum
     _refused: set[int] = field(default_factory=set)  # nodes that answered the round with what is no answer
 
@@ -138,6 +141,7 @@ class FolderStrategy(Strategy):  # type: ignore[misc]
             wanted = [message for message in self.configure_train(number, arrays, config, grid)
                       if self._may_ask(nodes.setdefault(message.metadata.dst_node_id, Asked()),
                                        activated.get(message.metadata.dst_node_id, ""))]
+            wanted = wanted[:max(0, self.at_once - len(waited))]
             sent = [*grid.push_messages(wanted)] if wanted else []
             for message, name in zip(wanted, sent, strict=True):
                 if name:
