@@ -39,10 +39,30 @@ NOT_HERE = (*LOCAL, *FILE_OPTIONS, "eval_every", "patience")
 TRAINING = tuple(spec.name for spec in declared(CommonOptions) if spec.name not in NOT_HERE)
 DEFAULTS = {"epochs": 1.0, "batch_size": 1, "schedule": "constant", "anchors": 0}  # of a round, where training has auto
 TASK = click.argument("task", type=click.Path(path_type=Path))
+URLS = ("http://", "https://", "unix:")
 KEY = click.option("--sign", "key", type=click.Path(path_type=Path), metavar="KEY",
                    help="Private Ed25519 key that signs the folder.")
 BASE = click.option("--model", type=ModelPath(), default="smollm2", show_default=True,
                     help="The model that the task is about, as this device has it.")
+
+
+class DeviceKey(click.ParamType):  # type: ignore[type-arg]
+    """The file of a device's X25519 key; at a URL that it has joined, the one of that fleet."""
+
+    name = "KEY"
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Path:
+        if isinstance(value, Path) or not value.startswith(URLS):
+            return Path(value)
+        from ..errors import EdgetuneError
+        from ..fleet.joining.device import SECRET, joined
+        try:
+            found = joined(value)
+        except EdgetuneError as error:
+            self.fail(str(error), param, ctx)
+        if found is None:
+            self.fail(f"this device has not joined {value}; name the file of its key", param, ctx)
+        return found.folder / SECRET
 
 
 DEVICE_OPTIONS = (
@@ -76,7 +96,8 @@ def fleet() -> None:
          click.option("--least-rows", type=click.IntRange(1), default=1, show_default=True,
                       help="Rows without which a device does not answer."),
          click.option("--secret", type=click.Path(path_type=Path), metavar="KEYS",
-                      help="Sum in secret, among the devices whose public keys are in this file, one a line."),
+                      help="Sum in secret, among the devices whose public keys are in this file, one a line, or of "
+                      "those that joined this folder."),
          click.option("--threshold", type=click.IntRange(2), help="With --secret: devices that must answer and reveal "
                       "[two thirds, and one more]."),
          KEY, config_options(*(spec.name for spec in fields(FleetOptions)), of=FleetOptions),
@@ -108,6 +129,7 @@ def fleet_task(model: Path, to: Path, start: Path | None, least_rows: int, secre
 def secret_of(keys: Path | None, threshold: int | None, screening: dict[str, Any]) -> Secret | None:
     """The devices of a task that is summed in secret. screening: options that were given and need open updates."""
     from ..errors import UsageError
+    from ..fleet.joining.members import secret_keys
     from ..fleet.rounds.task import Secret
     from ..fleet.secret.key import public_keys
     from ..fleet.secret.masks import Circle, least_threshold
@@ -118,14 +140,14 @@ def secret_of(keys: Path | None, threshold: int | None, screening: dict[str, Any
     for name in screening:
         raise UsageError(f"--{name} is given with --secret, where nobody sees the update of a device",
                          "leave one of them out")
-    found = public_keys(keys)
+    found = secret_keys(keys) if keys.is_dir() else public_keys(keys)
     circle = Circle(found, bytes(32), threshold or least_threshold(len(found)))
     return Secret([key.hex() for key in found], circle.threshold)
 
 
 @command("train-round", TASK, click.argument("rows", type=RowsPath()), out_option("New folder of the answer."), BASE,
-         click.option("--secret", type=click.Path(path_type=Path), metavar="KEY",
-                      help="This device's key (edgetune fleet key), by which its answer is masked."),
+         click.option("--secret", type=DeviceKey(), help="This device's key (edgetune fleet key), or the URL that it "
+                      "joined: masks its answer."),
          *DEVICE_OPTIONS, group=fleet)
 def fleet_train_round(task: Path, rows: Path, to: Path, model: Path, held_out: str | None, device: str, rank: int,
                       noise: float | None, noise_norm: float, secret: Path | None, key: Path | None,

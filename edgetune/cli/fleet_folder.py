@@ -10,13 +10,12 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from .app import RowsPath, command, governor_of, show, stop_on_signals, train_progress
-from .fleet import BASE, DEVICE_OPTIONS, KEY, answer_line, fleet, noise_of, round_json, round_lines
+from .fleet import BASE, DEVICE_OPTIONS, KEY, URLS, answer_line, fleet, noise_of, round_json, round_lines
 
 if TYPE_CHECKING:
     from ..fleet.carriers.folder import Member
     from ..fleet.carriers.http import HttpMember
 
-URLS = ("http://", "https://", "unix:")
 FOLDER = click.argument("folder", type=click.Path(path_type=Path))
 FOLDER_SECONDS, URL_SECONDS = 60.0, 300.0
 EVERY = click.option("--every", type=click.FloatRange(0.1), default=FOLDER_SECONDS, show_default=True,

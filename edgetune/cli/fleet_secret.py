@@ -7,7 +7,7 @@ from pathlib import Path
 import click
 
 from .app import command, show
-from .fleet import BASE, KEY, TASK, fleet, out_option, spent_json, spent_lines
+from .fleet import BASE, KEY, TASK, DeviceKey, fleet, out_option, spent_json, spent_lines
 
 ANSWERS = click.argument("answers", type=click.Path(path_type=Path), nargs=-1, required=True)
 REQUEST = click.option("--request", type=click.Path(path_type=Path), required=True, help="Folder of the request.")
@@ -43,8 +43,9 @@ def fleet_request(task: Path, answers: tuple[Path, ...], to: Path, model: Path, 
 
 
 @command("reveal", TASK, click.argument("request", type=click.Path(path_type=Path)),
-         click.option("--secret", type=click.Path(path_type=Path), required=True, metavar="KEY",
-                      help="This device's key."), out_option("New folder of the shares."), BASE, KEY, group=fleet)
+         click.option("--secret", type=DeviceKey(), required=True,
+                      help="This device's key, or the URL that it joined."),
+         out_option("New folder of the shares."), BASE, KEY, group=fleet)
 def fleet_reveal(task: Path, request: Path, secret: Path, to: Path, model: Path, key: Path | None,
                  as_json: bool) -> None:
     """Reveal this device's shares for REQUEST.

@@ -10,8 +10,7 @@ import click
 
 from ..version import __version__
 from .app import Share, Time, command, show
-from .fleet import KEY, fleet
-from .fleet_folder import URLS
+from .fleet import KEY, URLS, fleet
 from .remote import request
 
 if TYPE_CHECKING:

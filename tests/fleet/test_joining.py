@@ -12,6 +12,7 @@ from commands import run
 from daemons import daemon
 from hypothesis import given
 from hypothesis import strategies as st
+from json_lines import write_lines
 
 from edgetune.daemon.client import Client
 from edgetune.daemon.keys import add_key
@@ -22,6 +23,7 @@ from edgetune.fleet.joining import invites, members
 from edgetune.fleet.joining.device import joined
 from edgetune.fleet.joining.requests import WINDOW, Checker, signed
 from edgetune.fleet.rollout.folder import DeviceFile, read_devices, write_device
+from edgetune.fleet.secret.key import make_key
 
 pytest.importorskip("cryptography")
 
@@ -258,6 +260,30 @@ def test_reports_of_approved_devices_count(served):
     found, wrong = read_devices(folder)
     assert found == {}
     assert sorted(wrong) == ["no device 'stranger' has joined the fleet", "the device porch was revoked"]
+
+
+def test_a_secret_task_takes_the_keys_of_devices_that_joined(served, tiny_llama, tmp_path):
+    folder, url, _ = served
+    rows = write_lines(tmp_path / "rows.jsonl", [{"prompt": f"say {i}", "completion": "aa"} for i in range(8)])
+    task = ("fleet", "task", tiny_llama, "--aggregation", "frozen-a", "--rank", 2, "--max-length", 64, "-o",
+            tmp_path / "task", "--secret")
+    (tmp_path / "nobody").mkdir()
+    assert "no approved device" in run(*task, tmp_path / "nobody", code=2)
+    own = ask_to_join(url, code_of(folder), "cellar")
+    for device in ("cellar", "pantry", "garage"):
+        if device != "cellar":
+            members.ask(folder, device, KEYS[0], make_key(tmp_path / device), 1)
+        members.approve(folder, device, 2)
+    members.ask(folder, "stairs", KEYS[0], make_key(tmp_path / "stairs"), 1)
+    run(*task, folder)
+    keys = json.loads((tmp_path / "task" / "task.json").read_text())["secret"]["keys"]
+    assert keys == sorted(one.secret for one in members.read_members(folder)[0].values() if one.state == "approved")
+    assert own.public()[1] in keys
+    answer = ("fleet", "train-round", tmp_path / "task", rows, "--model", tiny_llama, "--threads", 1, "--no-govern",
+              "-o", tmp_path / "answer", "--secret")
+    assert "has not joined" in run(*answer, "http://127.0.0.1:1", code=2)
+    run(*answer, url)
+    assert json.loads((tmp_path / "answer" / "masked.json").read_text())["number"] == keys.index(own.public()[1])
 
 
 def test_a_damaged_record_of_the_device_is_named(served):

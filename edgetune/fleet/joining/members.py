@@ -144,6 +144,14 @@ def approved(folder: Path, device: str) -> MemberFile:
     return found
 
 
+def secret_keys(folder: Path) -> tuple[bytes, ...]:
+    """The public X25519 keys of the devices that take part, ascending. Raises UsageError where there are none."""
+    found = sorted(bytes.fromhex(one.secret) for one in read_members(folder)[0].values() if one.state == APPROVED)
+    if not found:
+        raise UsageError(f"no approved device has joined {folder}", "approve some, or name a file of public keys")
+    return tuple(found)
+
+
 def reason_against(folder: Path, device: str) -> str:
     """Why what a device sent does not count; "": it does."""
     if not is_joined(folder):
