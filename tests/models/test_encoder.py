@@ -309,6 +309,7 @@ def test_what_the_network_does_not_have_is_refused(model):
 
 def test_commands_train_it(model, tmp_path, monkeypatch):
     """With the network, the objective and the reader of rows, and nothing else that knows them."""
+    base.objectives()  # that all are there, and none comes after it
     monkeypatch.setitem(base._registry._found, "classify", Classify)
     rows = [{"sentence": f"{word} {i}", "label": label} for i in range(12)
             for label, word in enumerate(("light", "radio", "door", "heat", "fan"))]
