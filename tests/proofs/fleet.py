@@ -36,7 +36,16 @@ sys.path.insert(0, str(Path(__file__).parents[1]))
 import numpy as np
 from json_lines import read_lines
 from peers.snips import SYSTEM
-from proofs.compared import Result, arguments, end_with, folder_of, measure_missing
+from proofs.compared import (
+    Result,
+    against,
+    arguments,
+    by_variant,
+    end_with,
+    folder_of,
+    mean_interval,
+    measure_missing,
+)
 
 from edgetune.adapters.base import Artifact
 from edgetune.adapters.lora import Lora, Pair
@@ -271,14 +280,14 @@ def main() -> None:
     args = parser.parse_args()
     cases = [{"variant": variant, "seed": seed} for seed in args.seeds for variant in args.only]
     results = measure_missing(args, cases, lambda variant, seed: measured(args, variant, seed), told)
-    for variant in VARIANTS:
-        of_variant = [one for one in results if one["variant"] == variant]
-        if of_variant:
-            exact, intents = (statistics.fmean(statistics.fmean(one[name]) for one in of_variant)
-                              for name in ("right", "intents"))
-            print(f"{variant:10} {exact:.1%} exact, {intents:.1%} intents, {len(of_variant)} seeds")
-    shares = {variant: statistics.fmean(statistics.fmean(one["right"]) for one in results if one["variant"] == variant)
-              for variant in ("all", *FLEETS) if any(one["variant"] == variant for one in results)}
+    found = by_variant(results)
+    for variant, runs in found.items():
+        exact, intents = (mean_interval([value for run in runs for value in run[name]])
+                          for name in ("right", "intents"))
+        beside = f"; exact against all {against(runs, found['all'], 'right')}" if "all" in found else ""
+        print(f"{variant:10} {exact} exact, {intents} intents, {len(runs)} seeds{beside}")
+    shares = {variant: statistics.fmean(value for run in runs for value in run["right"])
+              for variant, runs in found.items() if variant in ("all", *FLEETS)}
     if "all" in shares and len(shares) > 1:
         best = max(share for variant, share in shares.items() if variant != "all")
         end_with({f"{best:.1%} of exact answers, {ENOUGH:.0%} of {shares['all']:.1%}": best >= ENOUGH * shares["all"]})
