@@ -10,7 +10,7 @@ from json_lines import write_lines
 from edgetune.fleet.options import FleetOptions
 from edgetune.fleet.rounds.making import make_task
 from edgetune.fleet.rounds.next_task import write_next
-from edgetune.fleet.rounds.rate import rate_of
+from edgetune.fleet.rounds.rate import rate_of, share_of
 from edgetune.fleet.rounds.task import open_task
 from edgetune.fleet.rounds.train_round import train_round
 from edgetune.training.callbacks import RunCallbacks
@@ -40,8 +40,15 @@ def test_a_rate_that_is_given_is_taken(tmp_path):
     assert rate_of(ROUND, tmp_path / "text.txt") == 1e-3
 
 
+def test_the_rate_falls_over_the_planned_rounds():
+    shares = [share_of(5, number) for number in range(1, 8)]
+    assert shares == pytest.approx([1.0, 0.8125, 0.625, 0.4375, 0.25, 0.25, 0.25])
+    assert [share_of(0, number) for number in (1, 100)] == [1.0, 1.0]
+    assert share_of(1, 1) == 1.0
+
+
 def test_a_round_trains_with_it_and_the_next_in_another_order(bundle, tmp_path):
-    make_task(bundle, tmp_path / "one", ROUND, FleetOptions(aggregation="frozen-a"))
+    make_task(bundle, tmp_path / "one", ROUND, FleetOptions(aggregation="frozen-a", planned_rounds=3))
     task = open_task(tmp_path / "one", bundle)
     steps = []
     calls = RunCallbacks(lambda event: steps.append(event) if event["event"] == "step" else None)
@@ -50,4 +57,9 @@ def test_a_round_trains_with_it_and_the_next_in_another_order(bundle, tmp_path):
     assert len(steps) == 16
     assert steps[-1]["lr"] == pytest.approx(4e-3)
     write_next(task, bundle, [tmp_path / "answer"], tmp_path / "two")
-    assert open_task(tmp_path / "two", bundle).config.seed == task.config.seed + 1
+    after = open_task(tmp_path / "two", bundle)
+    assert after.config.seed == task.config.seed + 1
+    steps.clear()
+    train_round(after, bundle, rows(tmp_path, 16), tmp_path / "other", "x", held_out="none", callbacks=calls, threads=1,
+                memory="")
+    assert steps[-1]["lr"] == pytest.approx(4e-3 * 0.625)

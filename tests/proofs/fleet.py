@@ -2,7 +2,8 @@
 
     python tests/proofs/fleet.py [--only VARIANT ...] [--seeds 0,1,2] [--devices 20] [--rows 14] [--rounds 10]
                                  [--epochs 1] [--lr 4e-3] [--frozen-lr 8e-3] [--schedule constant] [--batch 1]
-                                 [--server-rate 1.5] [--questions 300] [--alone 3] [--threads 1] [--out FILE]
+                                 [--server-rate 1.5] [--planned-rounds 10] [--questions 300] [--alone 3]
+                                 [--threads 1] [--out FILE]
 
 Device d has `rows` rows of intent 2 d and as many of intent 2 d + 1, modulo 7, and no row that another has. Answers to
 rows of all intents that nobody learned are exact, or not. Variants:
@@ -56,6 +57,7 @@ from edgetune.fleet.options import FleetOptions
 from edgetune.fleet.rounds.answer import VERSION, AnswerFacts, write_answer
 from edgetune.fleet.rounds.making import make_task
 from edgetune.fleet.rounds.next_task import gathered, write_next
+from edgetune.fleet.rounds.rate import share_of
 from edgetune.fleet.rounds.task import Content, of_round, open_task, write_task
 from edgetune.fleet.rounds.train_round import changes, norm_of_change
 from edgetune.formats.bundle import open_bundle
@@ -107,8 +109,9 @@ class Learner:
         return TrainConfig(**{"max_length": 128, "system": SYSTEM, "seed": seed, "anchors": 0,
                               "threads": self.args.threads, **options})
 
-    def of_device(self, family: str, seed: int) -> TrainConfig:
+    def of_device(self, family: str, seed: int, number: int = 1) -> TrainConfig:
         lr = self.args.frozen_lr if family == "lora-fa" else self.args.lr
+        lr *= share_of(self.args.planned_rounds, number)
         return self.config(seed, family=family, lr=lr, schedule=self.args.schedule, epochs=self.args.epochs,
                            batch_size=self.args.batch)
 
@@ -196,7 +199,7 @@ def rounds(args: argparse.Namespace, learner: Learner, variant: str, seed: int,
             continue
         task = open_task(folder / f"round-{number}", learner.bundle)
         family = task.config.family
-        trainer = learner.open(replace(learner.of_device(family.name, 1000 * seed + number), family=family))
+        trainer = learner.open(replace(learner.of_device(family.name, 1000 * seed + number, number), family=family))
         answers = []
         for device, one in enumerate(data):
             answers.append(folder / f"answer-{number}-{device:02}")
@@ -274,7 +277,7 @@ def main() -> None:
     parser = arguments(__doc__, "fleet.jsonl", VARIANTS, seeds=True)
     for name, kind, default in (("devices", int, 20), ("rows", int, 14), ("rounds", int, 10), ("epochs", float, 1.0),
                                 ("lr", float, 4e-3), ("frozen-lr", float, 8e-3), ("schedule", str, "constant"),
-                                ("server-rate", float, 1.5), ("batch", int, 1),
+                                ("server-rate", float, 1.5), ("planned-rounds", int, 10), ("batch", int, 1),
                                 ("questions", int, 300), ("alone", int, 3), ("threads", int, 1)):
         parser.add_argument(f"--{name}", type=kind, default=default)
     args = parser.parse_args()

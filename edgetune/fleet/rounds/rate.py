@@ -16,7 +16,18 @@ from ..sums.ways import FAMILIES, A, B
 
 SHORT = 8  # steps, up to which the rate is the highest
 HIGHEST = {FAMILIES[A + B]: 4e-3, FAMILIES[A]: 4e-3, FAMILIES[B]: 8e-3}  # B alone has to move further
+LAST = 0.25  # of the rate, in the last of the planned rounds
 TEXT = ".txt"  # a file whose number of rows is known only when it is divided
+
+
+def share_of(planned: int, number: int) -> float:
+    """The share of its rate that round `number` of so many planned ones has: from 1 to LAST, and LAST after them. 0
+    planned: always 1. Late rounds have less in common, and more of what each device learns by chance.
+    """
+    if planned == 0:
+        return 1.0
+    done = min((number - 1) / max(planned - 1, 1), 1.0)
+    return 1.0 - (1.0 - LAST) * done
 
 
 def rate_of(config: TrainConfig, rows: Path) -> float:

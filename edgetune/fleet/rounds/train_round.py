@@ -30,7 +30,7 @@ from ..sums.low_rank_sums import squared_norm, term_of
 from ..sums.ways import A, B
 from .answer import VERSION, AnswerFacts, began_at, write_answer
 from .noise import Noise, noisy
-from .rate import rate_of
+from .rate import rate_of, share_of
 from .task import Task
 
 CONTINUE = "continue with the same command"
@@ -53,7 +53,7 @@ def train_round(task: Task, bundle: Bundle, rows: Path, out: Path, device: str, 
     check_in_task(task, secret)
     work = out.with_name(f"{out.name}.work")
     config = _config(task, rank, own)
-    config = replace(config, lr=rate_of(config, rows))
+    config = replace(config, lr=rate_of(config, rows) * share_of(task.options.planned_rounds, task.number))
     began = {name: began_at(pair, config.family.options()["rank"]) for name, pair in task.pairs.items()}
     work.mkdir(parents=True, exist_ok=True)
     start = _start(task, bundle, work, began, config)
