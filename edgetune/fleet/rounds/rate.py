@@ -21,8 +21,8 @@ TEXT = ".txt"  # a file whose number of rows is known only when it is divided
 
 
 def share_of(planned: int, number: int) -> float:
-    """The share of its rate that round `number` of so many planned ones has: from 1 to LAST, and LAST after them. 0
-    planned: always 1. Late rounds have less in common, and more of what each device learns by chance.
+    """The share of its rate that a round has: from 1 in the first to LAST in the last of the planned rounds, and LAST
+    after them. planned 0: always 1. number: of the round, from 1.
     """
     if planned == 0:
         return 1.0
