@@ -1,6 +1,7 @@
 /* Grouped-query attention, block by block with an online softmax (Milakov & Gimelshein 2018, Dao et al. 2022):
- * a thread holds BQ x BK scores at a time. Backward makes them again from lse: once for dq, where tasks are blocks of
- * queries, once for dk and dv, where tasks are blocks of keys, so that the outputs of tasks are disjoint.
+ * a thread holds BQ x BK scores at a time. Backward makes them again from lse. In float it does so once for dq, where
+ * tasks are blocks of queries, and once for dk and dv, where tasks are blocks of keys, so that the outputs of tasks are
+ * disjoint; in bf16 once for all.
  *
  * Tokens are a forest in depth-first order (et.h). A segment is a run of tokens whose subtrees end together, so each is
  * the child of the one before; where queries begin, one ends too. No block holds queries or keys of two segments: of a
@@ -135,6 +136,7 @@ static void attention_delta(const struct attention *a, et_array dout, ptrdiff_t 
 #ifdef ET_BF16_PRODUCTS /* whose packing for attention is AVX-512's so far */
 #include "attention_strips.h"
 #include "attention_bf16.h"
+#include "attention_pairs.h"
 #define ATTENTION(pass, a)                                                                                             \
     (et_precision((a)->ctx) == ET_EXACT ? attention_##pass##_float(a) : attention_##pass##_bf16(a))
 #else

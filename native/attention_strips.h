@@ -7,6 +7,7 @@ _Static_assert(BQ % STRIP == 0 && VL == 16, "whole strips; whole vectors");
 
 static const float LOG2_E = 1.44269504f;
 static const float LN_2 = 0.693147181f;
+static const float NO_BASE = -1e30f; /* of a query that has seen nothing yet: 2^(-inf + 1e30) is 0 */
 
 static inline int whole_strips(int n) { return ceil_div(n, STRIP) * STRIP; }
 
@@ -16,21 +17,37 @@ static inline void store_rounded(bf16 *out, vec low, vec high) {
     _mm512_storeu_si512(out, (__m512i)_mm512_cvtne2ps_pbh((__m512)high, (__m512)low));
 }
 
-/* out [whole strips of rows, ld] = `rows` rows of C elements, the first at element `at` of x, the next `stride` on. */
-static void round_rows(bf16 *out, int ld, et_array x, ptrdiff_t at, ptrdiff_t stride, int rows, int C) {
-    for (int i = 0; i < rows; i++, at += stride, out += ld)
+/* out [32] = the values of two rows in turn. */
+static inline void store_pairs(float *out, __m512i even, __m512i odd) {
+    const __m512i lanes = _mm512_setr_epi32(0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14, 15);
+    const __m512i low = _mm512_or_si512(lanes, _mm512_slli_epi32(_mm512_add_epi32(lanes, _mm512_set1_epi32(32)), 16));
+    const __m512i high = _mm512_add_epi16(low, _mm512_set1_epi16(16));
+    _mm512_storeu_si512(out, _mm512_permutex2var_epi16(even, low, odd));
+    _mm512_storeu_si512(out + VL, _mm512_permutex2var_epi16(even, high, odd));
+}
+
+/* Elements i .. i + n - 1 of x, at most 32, rounded, and zeros. */
+static inline __m512i rounded_run(et_array x, ptrdiff_t i, int n) {
+    __mmask32 mask = n < 32 ? (1u << n) - 1 : ~0u;
+    if (x.type == ET_BF16)
+        return _mm512_maskz_loadu_epi16(mask, (const bf16 *)x.data + i);
+    const float *p = (const float *)x.data + i;
+    return (__m512i)_mm512_cvtne2ps_pbh(_mm512_maskz_loadu_ps((__mmask16)(mask >> 16), p + 16),
+                                        _mm512_maskz_loadu_ps((__mmask16)mask, p));
+}
+
+/* out [whole strips of rows, ld] = `rows` rows of C elements, the first at element `at` of x, the next `stride` on. Where
+ * there are to be pairs, they are B of products with these rows as they are: [rows / 2, ld] pairs of neighbours. */
+static void round_rows(bf16 *out, float *pairs, int ld, et_array x, ptrdiff_t at, ptrdiff_t stride, int rows, int C) {
+    for (int i = 0; i < whole_strips(rows); i += 2, at += 2 * stride)
         for (int j = 0; j < ld; j += 32) {
-            int n = C - j;
-            __mmask32 mask = n < 32 ? (1u << n) - 1 : ~0u;
-            if (x.type == ET_BF16)
-                _mm512_storeu_si512(out + j, _mm512_maskz_loadu_epi16(mask, (const bf16 *)x.data + at + j));
-            else {
-                const float *p = (const float *)x.data + at + j;
-                store_rounded(out + j, (vec)_mm512_maskz_loadu_ps((__mmask16)mask, p),
-                              (vec)_mm512_maskz_loadu_ps((__mmask16)(mask >> 16), p + 16));
-            }
+            __m512i even = i < rows ? rounded_run(x, at + j, C - j) : _mm512_setzero_si512();
+            __m512i odd = i + 1 < rows ? rounded_run(x, at + stride + j, C - j) : _mm512_setzero_si512();
+            _mm512_storeu_si512(out + i * ld + j, even);
+            _mm512_storeu_si512(out + (i + 1) * ld + j, odd);
+            if (pairs)
+                store_pairs(pairs + i / 2 * ld + j, even, odd);
         }
-    memset(out, 0, (size_t)((whole_strips(rows) - rows) * ld) * sizeof *out);
 }
 
 /* Rows of bf16, `stride` apart. */
@@ -39,61 +56,37 @@ struct tokens {
     ptrdiff_t stride;
 };
 
-/* The 16 bytes at p, and those at three more rows. */
-static inline __m512 four_rows(const bf16 *p, ptrdiff_t stride) {
-    __m512i x = _mm512_castsi128_si512(_mm_loadu_si128((const __m128i *)p));
-    x = _mm512_inserti32x4(x, _mm_loadu_si128((const __m128i *)(p + stride)), 1);
-    x = _mm512_inserti32x4(x, _mm_loadu_si128((const __m128i *)(p + 2 * stride)), 2);
-    return (__m512)_mm512_inserti32x4(x, _mm_loadu_si128((const __m128i *)(p + 3 * stride)), 3);
-}
-
-/* B of products with the transpose of n rows of ld: [ld / 2, block] pairs along the rows. Pairs are dwords: four of
- * sixteen rows are transposed at a time. */
+/* B of products with the transpose of n rows of ld: [ld / 2, block] pairs along the rows. */
 static void pack_across(float *pairs, struct tokens rows, int n, int ld, int block) {
-    for (int i = 0; i < n; i += 16)
-        for (int j = 0; j < ld; j += 8) {
-            const bf16 *p = rows.p + i * rows.stride + j;
-            float *out = pairs + j / 2 * block + i;
-            __m512 a = four_rows(p, 4 * rows.stride);
-            __m512 b = four_rows(p + rows.stride, 4 * rows.stride);
-            __m512 c = four_rows(p + 2 * rows.stride, 4 * rows.stride);
-            __m512 d = four_rows(p + 3 * rows.stride, 4 * rows.stride);
-            __m512 ab0 = _mm512_unpacklo_ps(a, b);
-            __m512 ab1 = _mm512_unpackhi_ps(a, b);
-            __m512 cd0 = _mm512_unpacklo_ps(c, d);
-            __m512 cd1 = _mm512_unpackhi_ps(c, d);
-            vstore(out, (vec)_mm512_shuffle_ps(ab0, cd0, 0x44));
-            vstore(out + block, (vec)_mm512_shuffle_ps(ab0, cd0, 0xee));
-            vstore(out + 2 * block, (vec)_mm512_shuffle_ps(ab1, cd1, 0x44));
-            vstore(out + 3 * block, (vec)_mm512_shuffle_ps(ab1, cd1, 0xee));
-        }
+    const bf16 *from[16];
+    for (int i = 0; i < n; i += 16) {
+        for (int r = 0; r < 16; r++)
+            from[r] = rows.p + (i + r) * rows.stride;
+        for (int j = 0; j < ld / 2; j += 16)
+            transpose_pairs(pairs + j * block + i, block, from, j);
+    }
 }
 
 /* B of products with n rows of ld as they are: [n / 2, ld] pairs of neighbours. */
 static void pack_down(float *pairs, struct tokens rows, int n, int ld) {
     for (int i = 0; i < n; i += 2)
-        for (int j = 0; j < ld; j += VL, pairs += VL) {
-            const bf16 *p = rows.p + i * rows.stride + j;
-            __m512i low = _mm512_cvtepu16_epi32(_mm256_loadu_si256((const __m256i *)p));
-            __m512i high = _mm512_cvtepu16_epi32(_mm256_loadu_si256((const __m256i *)(p + rows.stride)));
-            _mm512_storeu_si512(pairs, _mm512_or_si512(low, _mm512_slli_epi32(high, 16)));
-        }
+        pair_rows(pairs + i / 2 * ld, rows.p + i * rows.stride, rows.p + (i + 1) * rows.stride, ld);
 }
 
 /* ---- scores ------------------------------------------------------------------------------------------------ */
 
-/* A strip of scores on its way: `nv` vectors a row. */
+/* A strip of scores on its way: rows are queries, `nv` vectors of keys each. */
 struct strip {
-    const bf16 *a[2];     /* rows [rows, ld] whose products are the scores, and the gradient of the probabilities */
-    float *s, *dp;        /* [STRIP, BK] these products */
-    bf16 *p, *ds;         /* [STRIP, BK] probabilities and the gradient of the scores, rounded */
-    float *base, *sums;   /* of a query, and what its probabilities sum to, a vector */
+    const bf16 *a[2];       /* rows [rows, ld] of q and dout */
+    float *s, *dp;          /* [STRIP, BK] their products with k and v */
+    bf16 *rounded;          /* [STRIP, BK] what multiplies v or k: probabilities, or in backward the scores' gradients */
+    float *pairs[2];        /* [STRIP / 2, BK] these gradients and the probabilities, of two queries each */
+    float *base, *sums;     /* of a query, and what its probabilities sum to, a vector */
     const float *delta;
-    float *out[2];        /* [rows, ld] sums of products with ds and with p; forward has p alone */
+    float *out;             /* [rows, ld] sums of products with `rounded` */
     int ld, rows, nv;
-    int first;            /* of the packed columns, which of them the strip begins at */
-    int keys;             /* how many of those in the vectors, or rows, are keys */
-    int distance;         /* from the first key to the first query, and `ahead`; it sees those of 0 to span - 1 */
+    int keys;               /* how many of those in the vectors are keys */
+    int distance;           /* from the first key to the first query, and `ahead`; it sees those of 0 to span - 1 */
     uint32_t span;
     float exponent;
 };
@@ -127,9 +120,9 @@ static inline vec among_keys(vec x, int n) {
 static void raise_base(const struct strip *t, int i, vec highest) {
     float old = t->base[i];
     float *sum = t->sums + i * VL;
-    float *out = t->out[1] + i * t->ld;
+    float *out = t->out + i * t->ld;
     t->base[i] = _mm512_reduce_max_ps((__m512)highest);
-    if (old == -INFINITY)
+    if (old == NO_BASE)
         return;
     vec factor = exp2_vec(splat(old - t->base[i]));
     vstore(sum, vload(sum) * factor);
@@ -153,71 +146,70 @@ static inline __attribute__((always_inline)) void softmax_rows(const struct stri
                 x[j] = only_seen(among_keys(x[j], t->keys - j * VL), t->distance + i - j * VL, -1, t->span);
             highest = (vec)_mm512_max_ps((__m512)x[j], (__m512)highest); /* the second where one is NaN */
         }
-        if (_mm512_cmp_ps_mask((__m512)highest, (__m512)splat(t->base[i] + 16.0f), _CMP_GT_OQ)) {
+        vec base = splat(t->base[i]);
+        if (_mm512_cmp_ps_mask((__m512)highest, (__m512)(base + 16.0f), _CMP_GT_OQ)) {
             raise_base(strip, i, highest);
             sum = vload(t->sums + i * VL);
+            base = splat(t->base[i]);
         }
-        float base = t->base[i] == -INFINITY ? 0.0f : t->base[i]; /* nothing seen yet: -inf - 0 stays -inf */
         UNROLL for (int j = 0; j < nv; j += 2) {
             vec low = exp2_vec(x[j] - base);
             vec high = exp2_vec(x[j + 1] - base);
             sum += low + high;
-            store_rounded(t->p + i * BK + j * VL, low, high);
+            store_rounded(t->rounded + i * BK + j * VL, low, high);
         }
         vstore(t->sums + i * VL, sum);
     }
 }
 
-/* p = softmax(scores), ds = p * (dp - delta), the gradient of the scores. Rows are queries, and p is not stored; or
- * keys, and base and delta lie along them. */
-static inline __attribute__((always_inline)) void gradient_rows(const struct strip *strip, const int queries,
-                                                                const int nv, const int masked) {
+/* The probabilities of two vectors of row i, rounded, and ds = p * (dp - delta), the gradients of the scores. */
+static inline __attribute__((always_inline)) void gradient_vectors(const struct strip *t, int i, int at,
+                                                                   const int masked, __m512i *p, __m512i *ds) {
+    vec probability[2], gradient[2];
+    UNROLL for (int l = 0; l < 2; l++, at += VL) {
+        vec x = vload(t->s + i * BK + at) * t->exponent - t->base[i];
+        if (masked)
+            x = only_seen(among_keys(x, t->keys - at), t->distance + i - at, -1, t->span);
+        probability[l] = exp2_vec(x);
+        gradient[l] = probability[l] * (vload(t->dp + i * BK + at) - t->delta[i]);
+    }
+    *p = (__m512i)_mm512_cvtne2ps_pbh((__m512)probability[1], (__m512)probability[0]);
+    *ds = (__m512i)_mm512_cvtne2ps_pbh((__m512)gradient[1], (__m512)gradient[0]);
+}
+
+/* Whole strips, as the products over queries read them: rows behind the last query have probabilities of 0. */
+static inline __attribute__((always_inline)) void gradient_rows(const struct strip *strip, const int nv,
+                                                                const int masked) {
     const struct strip copy = *strip;
     const struct strip *t = &copy; /* so that no store can change it */
-    for (int i = 0; i < t->rows; i++) {
-        UNROLL for (int j = 0; j < nv; j += 2) {
-            vec p[2], ds[2];
-            UNROLL for (int l = 0; l < 2; l++) {
-                int at = (j + l) * VL;
-                int row = queries ? i - at : at - i;
-                vec base = queries ? splat(t->base[i]) : vload(t->base + at);
-                vec delta = queries ? splat(t->delta[i]) : vload(t->delta + at);
-                vec x = vload(t->s + i * BK + at) * t->exponent - base;
-                if (masked)
-                    x = only_seen(queries ? among_keys(x, t->keys - at) : x, t->distance + row, queries ? -1 : 1,
-                                  t->span);
-                p[l] = exp2_vec(x);
-                ds[l] = p[l] * (vload(t->dp + i * BK + at) - delta);
+    for (int i = 0; i < STRIP; i += 2) {
+        UNROLL for (int j = 0; j < nv * VL; j += 2 * VL) {
+            __m512i p[2], ds[2];
+            UNROLL for (int r = 0; r < 2; r++) {
+                gradient_vectors(t, i + r, j, masked, p + r, ds + r);
+                _mm512_storeu_si512(t->rounded + (i + r) * BK + j, ds[r]);
             }
-            if (!queries)
-                store_rounded(t->p + i * BK + j * VL, p[0], p[1]);
-            store_rounded(t->ds + i * BK + j * VL, ds[0], ds[1]);
+            store_pairs(t->pairs[0] + i / 2 * BK + j, ds[0], ds[1]);
+            store_pairs(t->pairs[1] + i / 2 * BK + j, p[0], p[1]);
         }
     }
 }
 
 /* A distance is 0 or more, unless it is seen by nobody. */
-static inline int partly_seen(const struct strip *t, int queries, int keys) {
-    return t->distance < keys - 1 || t->keys < keys || (int64_t)t->distance + queries > (int64_t)t->span;
+static inline int partly_seen(const struct strip *t) {
+    int keys = t->nv * VL;
+    return t->distance < keys - 1 || t->keys < keys || (int64_t)t->distance + STRIP > (int64_t)t->span;
 }
 
 _Static_assert(STRIP == 2 * VL && BK == 2 * STRIP, "rows have two or four vectors");
-#define WITH_CONSTANTS(rows, masked, ...)                                                                              \
+#define WITH_CONSTANTS(rows, t)                                                                                        \
     do {                                                                                                               \
-        if (t->nv > 2)                                                                                                 \
-            masked ? rows(__VA_ARGS__, 4, 1) : rows(__VA_ARGS__, 4, 0);                                                \
+        int masked = partly_seen(t);                                                                                   \
+        if ((t)->nv > 2)                                                                                               \
+            masked ? rows(t, 4, 1) : rows(t, 4, 0);                                                                    \
         else                                                                                                           \
-            masked ? rows(__VA_ARGS__, 2, 1) : rows(__VA_ARGS__, 2, 0);                                                \
+            masked ? rows(t, 2, 1) : rows(t, 2, 0);                                                                    \
     } while (0)
 
-static void softmax_strip(const struct strip *t) {
-    WITH_CONSTANTS(softmax_rows, partly_seen(t, t->rows, t->nv * VL), t);
-}
-
-static void gradient_of_queries(const struct strip *t) {
-    WITH_CONSTANTS(gradient_rows, partly_seen(t, t->rows, t->nv * VL), t, 1);
-}
-
-static void gradient_of_keys(const struct strip *t) {
-    WITH_CONSTANTS(gradient_rows, partly_seen(t, t->nv * VL, t->rows), t, 0);
-}
+static void softmax_strip(const struct strip *t) { WITH_CONSTANTS(softmax_rows, t); }
+static void gradient_strip(const struct strip *t) { WITH_CONSTANTS(gradient_rows, t); }

@@ -8,11 +8,12 @@
  * An architecture brings the type `bf16`, BF16_RUN, and what there is no portable spelling of: `round_row` and
  * `pack_run` (floats rounded), `scale_codes_bf16` (as SCALE_CODES of unpack.h), `transpose_pairs` and `pair_rows`
  * (pairs of B). Its tile brings BF16_ROWS and BF16_COLUMNS, BF16_TILES_PER_TASK and BF16_K_PART (product.h),
- * `bf16_begin` and `bf16_end` around a thread's use, `tile_bf16`, `strip_product` for attention, and `bf16_peak`
+ * `bf16_begin` and `bf16_end` around a thread's use, `tile_bf16`, two products for attention, and `bf16_peak`
  * (peak.h):
  *
  *     strip_product: c [rows, N] (accumulate: +)= a [rows, K] . b, b [K / 2, N] in pairs; rows are at most 32, N and K
- *     multiples of 32. Reads and writes all rows of the strip. Only between bf16_begin and bf16_end.
+ *     multiples of 32. strip_product_down: c += the transpose of a [K / 2, rows] in pairs, by b. Both read all 32 rows of
+ *     a, and the pairs of as many. Only between bf16_begin and bf16_end.
  */
 
 #ifdef __AVX512BF16__

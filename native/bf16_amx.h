@@ -113,16 +113,16 @@ static void tile_bf16(struct tile *t) {
 
 static void strip_product(float *c, ptrdiff_t ldc, const bf16 *a, ptrdiff_t lda, const float *b, ptrdiff_t ldb,
                           int rows, int N, int K, int accumulate) {
-    const size_t c_stride = (size_t)ldc * 4;
     const size_t a_stride = (size_t)lda * 2;
     const size_t b_stride = (size_t)ldb * 4;
+    float part[32 * 32];
+    int in_place = rows == 32;
     for (int n = 0; n < N; n += 32, c += 32, b += 32) {
-        if (accumulate) {
-            _tile_loadd(0, c, c_stride);
-            _tile_loadd(1, c + 16, c_stride);
-            _tile_loadd(2, c + 16 * ldc, c_stride);
-            _tile_loadd(3, c + 16 * ldc + 16, c_stride);
-        } else
+        if (accumulate && !in_place)
+            copy_rows(part, 32, c, ldc, rows, 32);
+        if (accumulate)
+            bf16_load(in_place ? c : part, (size_t)(in_place ? ldc : 32));
+        else
             bf16_zero();
         for (int k = 0; k < K; k += 32) {
             _tile_loadd(4, a + k, a_stride);
@@ -136,7 +136,23 @@ static void strip_product(float *c, ptrdiff_t ldc, const bf16 *a, ptrdiff_t lda,
                 _tile_dpbf16ps(3, 5, 7);
             }
         }
-        bf16_store(c, (size_t)ldc);
+        bf16_store(in_place ? c : part, (size_t)(in_place ? ldc : 32));
+        if (!in_place)
+            copy_rows(c, ldc, part, 32, rows, 32);
+    }
+}
+
+/* The CPU's tiles read A as rows alone. */
+static void strip_product_down(float *c, ptrdiff_t ldc, const float *a, ptrdiff_t lda, const float *b, ptrdiff_t ldb,
+                               int rows, int N, int K) {
+    float across[32 * 16];
+    for (int k = 0; k < K; k += 32, a += 16 * lda, b += 16 * ldb) {
+        const bf16 *from[16];
+        for (int i = 0; i < 16; i++)
+            from[i] = (const bf16 *)(a + i * lda);
+        for (int i = 0; i < rows; i += 16)
+            transpose_pairs(across + i * 16, 16, from, i);
+        strip_product(c, ldc, (const bf16 *)across, 32, b, ldb, rows, N, 32, 1);
     }
 }
 

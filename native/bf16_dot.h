@@ -41,35 +41,56 @@ static void tile_bf16(struct tile *t) {
 
 enum { PART = 8 }; /* rows whose sums are registers */
 
-static inline __attribute__((always_inline)) void part_product(float *c, ptrdiff_t ldc, const bf16 *a, ptrdiff_t lda,
-                                                               const float *b, ptrdiff_t ldb, int K, int accumulate) {
+/* The pairs of a lie rs from row to row and ks along a row, as the products' A are strips or their transposes. */
+static inline __attribute__((always_inline)) void part_product(float *c, ptrdiff_t ldc, const float *a,
+                                                               const ptrdiff_t rs, const ptrdiff_t ks, const float *b,
+                                                               ptrdiff_t ldb, int K, int accumulate) {
     vec acc[PART][2];
-    UNROLL for (int i = 0; i < PART; i++) {
-        acc[i][0] = accumulate ? vload(c + i * ldc) : splat(0.0f);
-        acc[i][1] = accumulate ? vload(c + i * ldc + VL) : splat(0.0f);
+    float *row = c;
+    UNROLL for (int i = 0; i < PART; i++, row += ldc) {
+        acc[i][0] = accumulate ? vload(row) : splat(0.0f);
+        acc[i][1] = accumulate ? vload(row + VL) : splat(0.0f);
     }
-    for (int k = 0; k < K; k += 2, b += ldb) {
+    for (int k = 0; k < K; k += 2, a += ks, b += ldb) {
         __m512i b0 = _mm512_loadu_si512(b);
         __m512i b1 = _mm512_loadu_si512(b + VL);
         UNROLL for (int i = 0; i < PART; i++) {
-            int32_t pair;
-            memcpy(&pair, a + i * lda + k, 4);
-            __m512bh x = (__m512bh)_mm512_set1_epi32(pair);
-            acc[i][0] = (vec)_mm512_dpbf16_ps((__m512)acc[i][0], x, (__m512bh)b0);
-            acc[i][1] = (vec)_mm512_dpbf16_ps((__m512)acc[i][1], x, (__m512bh)b1);
+            acc[i][0] = dot_pairs(acc[i][0], a[i * rs], b0);
+            acc[i][1] = dot_pairs(acc[i][1], a[i * rs], b1);
         }
     }
-    UNROLL for (int i = 0; i < PART; i++) {
-        vstore(c + i * ldc, acc[i][0]);
-        vstore(c + i * ldc + VL, acc[i][1]);
+    row = c;
+    UNROLL for (int i = 0; i < PART; i++, row += ldc) {
+        vstore(row, acc[i][0]);
+        vstore(row + VL, acc[i][1]);
+    }
+}
+
+static inline __attribute__((always_inline)) void parts_product(float *c, ptrdiff_t ldc, const float *a,
+                                                                const ptrdiff_t rs, const ptrdiff_t ks, const float *b,
+                                                                ptrdiff_t ldb, int rows, int N, int K,
+                                                                int accumulate) {
+    for (int n = 0; n < N; n += 2 * VL, b += 2 * VL) {
+        int i = 0;
+        for (; i + PART <= rows; i += PART)
+            part_product(c + i * ldc + n, ldc, a + i * rs, rs, ks, b, ldb, K, accumulate);
+        if (i == rows)
+            continue;
+        float part[PART * 2 * VL];
+        copy_rows(part, 2 * VL, c + i * ldc + n, ldc, rows - i, 2 * VL);
+        part_product(part, 2 * VL, a + i * rs, rs, ks, b, ldb, K, accumulate);
+        copy_rows(c + i * ldc + n, ldc, part, 2 * VL, rows - i, 2 * VL);
     }
 }
 
 static void strip_product(float *c, ptrdiff_t ldc, const bf16 *a, ptrdiff_t lda, const float *b, ptrdiff_t ldb,
                           int rows, int N, int K, int accumulate) {
-    for (int n = 0; n < N; n += 2 * VL)
-        for (int i = 0; i < rows; i += PART)
-            part_product(c + i * ldc + n, ldc, a + i * lda, lda, b + n, ldb, K, accumulate);
+    parts_product(c, ldc, (const float *)a, lda / 2, 1, b, ldb, rows, N, K, accumulate);
+}
+
+static void strip_product_down(float *c, ptrdiff_t ldc, const float *a, ptrdiff_t lda, const float *b, ptrdiff_t ldb,
+                               int rows, int N, int K) {
+    parts_product(c, ldc, a, 1, lda, b, ldb, rows, N, K, 1);
 }
 
 static double bf16_peak(int64_t n) {

@@ -68,6 +68,12 @@ static inline void pair_rows(float *out, const bf16 *even, const bf16 *odd, int 
     }
 }
 
+/* to [rows, n] = from, rows being ldt and ldf apart. */
+static inline void copy_rows(float *to, ptrdiff_t ldt, const float *from, ptrdiff_t ldf, int rows, int n) {
+    for (int i = 0; i < rows; i++)
+        memcpy(to + i * ldt, from + i * ldf, sizeof *to * (size_t)n);
+}
+
 #ifdef __AMX_BF16__
 #include "bf16_amx.h"
 #else
