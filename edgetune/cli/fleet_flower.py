@@ -48,10 +48,10 @@ def fleet_server(folder: Path, model: Path, nodes: Path, host: str, port: int, n
     continues, in the same round.
     """
     from ..disk import state_folder
-    from ..fleet.carriers.flower.environment import find
-    from ..fleet.carriers.flower.server import Server, node_keys, state_of
+    from ..fleet.carriers.flower.environment import find, state_of
+    found = find(flower, state_of(folder, state_folder()))  # before anything that needs more than Python
+    from ..fleet.carriers.flower.server import Server, node_keys
     from ..formats.bundle import open_bundle
-    found = find(flower, state_of(folder, state_folder()))
     server = Server(folder, open_bundle(model), found, node_keys(nodes), host, port, names,
                     tls_of(authority, certificate, certificate_key), devices, wait, rounds, every, key)
     ended: list[dict[str, Any]] = []

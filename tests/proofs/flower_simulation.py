@@ -211,7 +211,7 @@ def main() -> int:
     os.environ.update(launched["env"])
     answering = [sum(not drops(asked.seed, number, device) for device in range(asked.devices))
                  for number in range(1, asked.rounds + 1)]
-    settings = ServerSettings(str(folder / "rounds"), words, {}, min(answering), 3600.0, asked.rounds, 0.5,
+    settings = ServerSettings(str(folder / "rounds"), words, {}, min(answering), 3600.0, asked.rounds, 2.0,
                               str(folder))
     server = ServerApp()
 
@@ -220,7 +220,7 @@ def main() -> int:
         strategy = FolderStrategy(settings)
         for number in range(1, asked.rounds + 1):  # a round ends with all that do not drop out
             ended = FolderStrategy(ServerSettings(**{**vars(settings), "devices": answering[number - 1]}),
-                                   at_once=AT_ONCE)
+                                   at_once=AT_ONCE, pause=1e9)
             ended.start(grid, arrays_of(pack(strategy.task(number), TASK_FILES)), number, settings.wait)
             print(f"round {number}: {time.monotonic() - began:.0f} s", flush=True)
 

@@ -6,7 +6,9 @@ updates and its installations at run time are off.
 
 from __future__ import annotations
 
+import hashlib
 import os
+import re
 import shlex
 import shutil
 import subprocess
@@ -100,6 +102,12 @@ def find(python: Path | None, state: Path) -> Flower:
         raise UnsupportedError(f"{named} has Flower {version} in Python {of_python}, these rounds need Flower "
                                f"{'.'.join(map(str, LEAST))} in Python 3.11 or later", _way_out())
     return Flower(named.absolute(), state)
+
+
+def state_of(folder: Path, root: Path) -> Path:
+    """The place of keys and database of a server of this folder of rounds: not in it, for others may see it."""
+    name = re.sub(r"[^\w-]", "_", folder.absolute().name)[:32] or "rounds"
+    return root / f"flower-server-{name}-{hashlib.sha256(os.path.realpath(folder).encode()).hexdigest()[:8]}"
 
 
 def _way_out() -> str:

@@ -7,9 +7,7 @@ nodes that have answered it send the same answer again.
 
 from __future__ import annotations
 
-import hashlib
 import json
-import os
 import re
 import socket
 import time
@@ -70,7 +68,9 @@ class Server:
         and the errors of open_task, of Flower's programs and of the server app.
         """
         ended = newest(self.folder).number
-        open_task(newest(self.folder).task, self.bundle)  # so that what is wrong with it is said at once
+        if open_task(newest(self.folder).task, self.bundle).secret:  # what is wrong is said at once
+            raise UsageError(f"{newest(self.folder).task} is summed in secret, and Flower carries no shares",
+                             "let a folder carry these rounds")
         state = self.flower.state
         private_folder(state)
         with alone(state):
@@ -238,8 +238,3 @@ def _sleep(seconds: float, should_stop: Callable[[], bool]) -> None:
             raise Interrupted("waiting was stopped", "continue with the same command")
         time.sleep(min(0.2, seconds))
 
-
-def state_of(folder: Path, root: Path) -> Path:
-    """The place of keys and database of a server of this folder of rounds: not in it, for others may see it."""
-    name = re.sub(r"[^\w-]", "_", folder.absolute().name)[:32] or "rounds"
-    return root / f"flower-server-{name}-{hashlib.sha256(os.path.realpath(folder).encode()).hexdigest()[:8]}"

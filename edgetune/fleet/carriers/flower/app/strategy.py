@@ -51,13 +51,15 @@ class Asked:
 @dataclass
 class FolderStrategy(Strategy):  # type: ignore[misc]
     """Rounds of a folder. clock: seconds, of any beginning. at_once: messages without a reply, at most; a simulation,
-    whose nodes compute one after the other, is faster with few.
+    whose nodes compute one after the other, is faster with few. pause: seconds before a node that failed is asked
+    again, twice as many each time.
     """
 
     settings: ServerSettings
     clock: Callable[[], float] = time.monotonic
     sleep: Callable[[float], None] = time.sleep
     at_once: int = 1_000_000
+    pause: float = 5.0
     _least: int = 0  # answers before the next try to sum
     _refused: set[int] = field(default_factory=set)  # nodes that answered the round with what is no answer
 
@@ -151,10 +153,10 @@ class FolderStrategy(Strategy):  # type: ignore[misc]
             names = [*waited]
             for first in range(0, len(names), PULLED):
                 for reply in grid.pull_messages(names[first:first + PULLED]):
-                    node = waited.pop(reply.metadata.reply_to_message_id, -1)
-                    if reply.has_error():
+                    node = waited.pop(reply.metadata.reply_to_message_id, None)
+                    if node is not None and reply.has_error():
                         self._failed(number, node, nodes[node], reply)
-                    elif node >= 0:
+                    elif node is not None:
                         yield reply
             if not self._is_enough(number, late):
                 self.sleep(self.settings.every)
@@ -168,7 +170,7 @@ class FolderStrategy(Strategy):  # type: ignore[misc]
         _log.log(WARNING, "round %s: node %016x did not answer: %s", number, name, reason)
         node.message = ""
         node.failed += 1
-        node.later = self.clock() + min(self.settings.every * 2.0**node.failed, LONGEST_PAUSE)
+        node.later = self.clock() + min(self.pause * 2.0**(node.failed - 1), max(LONGEST_PAUSE, self.pause))
 
     def _place(self, number: int, node: int) -> Path:
         return self.answers(number) / f"node-{node:016x}"
