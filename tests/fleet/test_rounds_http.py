@@ -85,7 +85,7 @@ def adapter_of(folder, number):
 
 
 def test_two_devices_pass_through_two_rounds_as_in_a_folder(bundle, rows, by_folder, tiny_llama, tmp_path):
-    folder = begin(bundle, tmp_path / "served")
+    folder = tmp_path / "served"
     loaded = []
 
     class Counted(RoundsByHttp):
@@ -95,6 +95,9 @@ def test_two_devices_pass_through_two_rounds_as_in_a_folder(bundle, rows, by_fol
 
     with daemon(tiny_llama, tmp_path / "state", fleet=str(folder)) as running, Client(running.url) as client:
         both = [follower(Counted(client), bundle, rows, letter, tmp_path) for letter in "ab"]
+        with pytest.raises(FormatError, match="no round yet"):
+            both[0].answer(CALLS)
+        begin(bundle, folder)
         for number in (1, 2):
             for one in both:
                 place, facts = one.answer(CALLS)

@@ -50,14 +50,18 @@ class HttpMember:
     _known: str = ""
 
     def answer(self, callbacks: RunCallbacks) -> tuple[Place, AnswerFacts] | None:
-        """Answers the newest round, as Member does. Raises FormatError, too, where a newer one has begun meanwhile.
+        """Answers the newest round, as Member does. Raises FormatError, too, where there is none, or a newer one
+        has begun meanwhile.
         """
         asked = self.server.round(self.member.device, self._known)
         if asked is None:
             return None
         found, tag = asked
         place = fetch(self.server, self.member.folder, found)
-        if place is None or found["answered"]:
+        if place is None:
+            raise FormatError("the daemon has no round yet", "its lead begins one: edgetune fleet task MODEL -o "
+                              "FOLDER/round-0001/task")
+        if found["answered"]:
             self._known = tag
             return None
         self.server.rest()
