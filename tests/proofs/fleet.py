@@ -2,7 +2,7 @@
 
     python tests/proofs/fleet.py [--only VARIANT ...] [--seeds 0,1,2] [--devices 20] [--rows 14] [--rounds 10]
                                  [--epochs 1] [--lr 4e-3] [--frozen-lr 8e-3] [--schedule constant] [--batch 1]
-                                 [--server-rate 1.5] [--planned-rounds 10] [--questions 300] [--alone 3]
+                                 [--server-rate 1.5] [--planned-rounds 0] [--questions 300] [--alone 3]
                                  [--threads 1] [--out FILE]
 
 Device d has `rows` rows of intent 2 d and as many of intent 2 d + 1, modulo 7, and no row that another has. Answers to
@@ -277,7 +277,7 @@ def main() -> None:
     parser = arguments(__doc__, "fleet.jsonl", VARIANTS, seeds=True)
     for name, kind, default in (("devices", int, 20), ("rows", int, 14), ("rounds", int, 10), ("epochs", float, 1.0),
                                 ("lr", float, 4e-3), ("frozen-lr", float, 8e-3), ("schedule", str, "constant"),
-                                ("server-rate", float, 1.5), ("planned-rounds", int, 10), ("batch", int, 1),
+                                ("server-rate", float, 1.5), ("planned-rounds", int, 0), ("batch", int, 1),
                                 ("questions", int, 300), ("alone", int, 3), ("threads", int, 1)):
         parser.add_argument(f"--{name}", type=kind, default=default)
     args = parser.parse_args()
