@@ -2,11 +2,11 @@
 
     python tests/proofs/big.py big.gguf [--shape NAME] [--blocks N]
 
-tinyllama: 1.1 billion weights, 620 MB. llama3.2-3b: 3.2 billion, 1.8 GB. olmoe: OLMoE's shape, a mixture of experts
-with 6.9 billion weights, of which a token takes 1.3 billion, 3.9 GB. gemma4-e2b: Gemma 4 E2B's, of whose 4.6 billion
-weights 2.3 billion are embeddings of each block, 2.6 GB. qwen3.5-0.8b: 18 of 24 blocks have a gated
-delta net, and a third of its 752 million weights is the embedding, 430 MB. granite-4.0-h-350m: 28 of 32 blocks have
-Mamba 2, 340 million weights, 190 MB.
+tinyllama: 1.1 billion weights, 620 MB. llama3.2-3b: 3.2 billion, 1.8 GB. qwen2.5-3b: 3.1 billion, 1.7 GB. olmoe:
+OLMoE's shape, a mixture of experts with 6.9 billion weights, of which a token takes 1.3 billion, 3.9 GB. gemma4-e2b:
+Gemma 4 E2B's, of whose 4.6 billion weights 2.3 billion are embeddings of each block, 2.6 GB. qwen3.5-0.8b: 18 of 24
+blocks have a gated delta net, and a third of its 752 million weights is the embedding, 430 MB. granite-4.0-h-350m: 28
+of 32 blocks have Mamba 2, 340 million weights, 190 MB.
 """
 
 import argparse
@@ -29,6 +29,8 @@ SHAPES = {
                                  n_vocab=32000, n_context=2048, tied=False)),
     "llama3.2-3b": ("llama", Shape(d_model=3072, n_blocks=28, n_heads=24, n_kv_heads=8, head_width=128, d_ff=8192,
                                    n_vocab=128256, n_context=8192)),
+    "qwen2.5-3b": ("qwen2", Shape(d_model=2048, n_blocks=36, n_heads=16, n_kv_heads=2, head_width=128, d_ff=11008,
+                                  n_vocab=151936, n_context=32768, rope_base=1e6, rms_eps=1e-6, qkv_bias=True)),
     "olmoe": ("olmoe", Shape(d_model=2048, n_blocks=16, n_heads=16, n_kv_heads=16, head_width=128, d_ff=1024,
                              n_vocab=50304, n_context=4096, tied=False, qk_norm="width", experts=(64, 8))),
     "gemma4-e2b": ("gemma4", Shape(d_model=1536, n_blocks=35, n_heads=8, n_kv_heads=1, head_width=512, narrow_width=256,

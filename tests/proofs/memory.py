@@ -11,9 +11,9 @@ budgets   SmolLM2-135M, 4 x 256 tokens a step, in 160M, 200M, 300M, 600M and wit
 smallest  the least budget in which SmolLM2-135M trains at 1 x 128 tokens.
 large     a random llama of 1.1 billion weights (big.py) in 350M, and resident: peak, and time a token, which must be at
           most 1.5 times the resident run's.
-lengths   a random llama of 3.2 billion weights at 1,024, 2,048 and 4,096 tokens, one row a step, each in the least
-          budget, inputs of blocks on disk and in memory: the peak, beside that of arXiv 2606.19528 for llama-3.2-3B
-          (Qualcomm, one A100).
+lengths   random models of the shapes of Llama-3.2-3B and Qwen2.5-3B at 1,024, 2,048 and 4,096 tokens, one row a step,
+          30 % or all of its tokens supervised, each in the least budget, inputs of blocks on disk: the peak, beside
+          that of arXiv 2606.19528 (an A100). And the time a token, beside weights and inputs in memory at 1,024.
 experts   a random mixture of experts with 6.9 billion weights, of which a token takes 1.3 billion, in 2G, and resident;
           attention trained, then experts too.
 embeddings  a random gemma4 of E2B's shape, one step on a row of random tokens: its embeddings of each block, 1.3 of
@@ -31,7 +31,6 @@ import sys
 import tempfile
 import time
 from collections.abc import Iterator
-from itertools import product
 from pathlib import Path
 from typing import Any
 
@@ -200,22 +199,34 @@ def large(args: argparse.Namespace, folder: Path) -> tuple[list[dict[str, Any]],
 
 
 TABLE = 262144 * 8960 // 32 * 18  # bytes of the embeddings of each block in Q4_0
-PAPER = {1024: 0.70, 2048: 1.02, 4096: 1.59}  # GB, where 30 % of the tokens are supervised; here all are
+PAPER = {"llama3.2-3b": {1024: 0.70, 2048: 1.02, 4096: 1.59}, "qwen2.5-3b": {1024: 0.66, 2048: 1.01, 4096: 1.71}}
+SHARE = 0.3  # of the tokens are supervised in PAPER, gigabytes
 
 
 def lengths(args: argparse.Namespace, folder: Path) -> tuple[list[dict[str, Any]], bool]:
     import big
-    model = args.three or big.write(folder / "three.gguf", "llama3.2-3b")
     rows = []
-    for (length, theirs), recompute in product(PAPER.items(), ("disk", "block")):
-        common = ["--max-length", str(length), "--batch-size", "1", "--steps", "1", "--anchors", "0", "--recompute",
-                  recompute]
-        refused = train(model, folder, "none", *common, "--memory", "1M")
-        least = int(re.search(r"--memory (\d+)M", refused["hint"])[1])  # type: ignore[index]
-        run = train(model, folder, f"{recompute}{length}", *common, "--memory", f"{least}M")
-        holds = run["peak"] <= least and (recompute == "block" or run["peak"] * MIB <= theirs * 1e9)
-        show(f"{length} {recompute}", run, holds)
-        rows.append({"length": length, "recompute": recompute, "budget": least, "holds": holds, **run})
+    for name, theirs in PAPER.items():
+        model = args.shapes / f"{name}.gguf" if args.shapes else big.write(folder / f"{name}.gguf", name)
+        for length in theirs:
+            asked = ["--max-length", str(length), "--batch-size", "1", "--steps", "1", "--anchors", "0", "--recompute",
+                     "disk"]
+            refused = train(model, folder, "none", *asked, "--memory", "1M")
+            least = int(re.search(r"--memory (\d+)M", refused["hint"])[1])  # type: ignore[index]
+            in_memory = {"recompute": "block", "weights": "resident"}
+            for share, how in ((SHARE, {"recompute": "disk", "memory": f"{least}M"}),
+                               (1.0, {"recompute": "disk", "memory": f"{least}M"}), (SHARE, in_memory)):
+                if "memory" not in how and length > min(theirs):
+                    continue  # only what a token takes is asked of it
+                row = run_alone(model, {"rank": 8, "batch_size": 1, "max_length": length, **how}, steps=1, share=share)
+                row["holds"] = "memory" not in how or (row["measured"] <= least * MIB
+                                                       and row["measured"] <= theirs[length] * 1e9)
+                print(f"{name} {length:5} tokens, {share:.0%} supervised, {how}: planned "
+                      f"{row['predicted'] / MIB:.0f}, peak {row['measured'] / MIB:.1f} MiB = "
+                      f"{row['measured'] / 1e9:.2f} GB, theirs {theirs[length]}; "
+                      f"{length / row['cpu']:.1f} tokens a CPU second, {row['tokens_per_s']:.1f} a second  "
+                      f"{'ok' if row['holds'] else 'OFF'}", flush=True)
+                rows.append({"model": name, "length": length, "share": share, "budget": least, **how, **row})
     return rows, all(row["holds"] for row in rows)
 
 
@@ -259,7 +270,8 @@ def main() -> None:
               "experts": experts, "embeddings": embeddings}
     parser.add_argument("proofs", nargs="*", help="[all]")
     parser.add_argument("--large", type=Path, help="what big.py wrote [made anew]")
-    parser.add_argument("--three", type=Path, help="the same with --shape llama3.2-3b [made anew]")
+    parser.add_argument("--shapes", type=Path, help="a folder of big.py's llama3.2-3b.gguf and qwen2.5-3b.gguf "
+                                                    "[made anew]")
     parser.add_argument("--experts", type=Path, help="the same with --shape olmoe [made anew]")
     parser.add_argument("--embeddings", type=Path, help="the same with --shape gemma4-e2b [made anew]")
     parser.add_argument("--steps", type=int, default=6, help="of the budgets' runs [6]")
