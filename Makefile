@@ -23,7 +23,7 @@ EMULATED = cd tests && PYTHONPATH=$(CURDIR)/build/emulated/python $(PYTHON)
 FLOWER = build/flower
 
 .PHONY: arm-kernels arm-train cascade check clean compaction compiled compressed corrections crash cuda cuda-steps data dev \
-    docs dpo durability encoder-peers encoder-service encoder-types families families5 fleet flower fuzz fuzz-daemon help home-assistant home-assistant-app install installs kinds learning life like lint load memory methods own-engine \
+    docs dpo durability encoder-peers encoder-service encoder-types families families5 fleet flower fuzz fuzz-daemon help home-assistant home-assistant-app install installs kernel-sets kernel-sets-arm kinds learning life like lint load memory methods own-engine \
     peers picture preferences pressure prompts proofs ready recipes release retrieval rollout samples sanitize second-task service slow teacher test tutor wheels
 
 help: ## this list
@@ -130,6 +130,12 @@ cascade: ready ## an hour, needs the rows of make data and edgetune pull minilm:
 
 encoder-peers: ready ## an hour, needs the rows of make data and edgetune pull minilm: MiniLM learns Snips, compared with PyTorch
 	$(RUN) peers/encoder.py
+
+kernel-sets: ready ## twenty minutes: a step by each kernel set of this CPU, beside the peak of its registers
+	$(RUN) proofs/kernel_sets.py here
+
+kernel-sets-arm: ## seconds, needs llvm-mca 15: inner loops of aarch64's kernel sets in models of its cores
+	$(PYTHON) tests/proofs/kernel_sets.py arm --cc $(ARM_CC) --mca $(or $(MCA),llvm-mca)
 
 memory: ready ## many minutes: peaks as planned and as measured, budgets, 1.1 billion weights in 350M
 	$(RUN) proofs/memory.py
