@@ -154,11 +154,13 @@ def test_a_training_that_takes_too_long_is_stopped_and_continued(task, bundle, s
     many = write_lines(tmp_path / "many.jsonl", [{"prompt": f"say {i}", "completion": "ab" * 8} for i in range(4000)])
     long = NodeSettings(settings.train, [str(many), *settings.more[1:], "--eval", "none"], settings.variables,
                         settings.work)
-    with pytest.raises(TrainingFailed):
-        answer(pack(task, TASK_FILES), long, 4.0)
-    name = open_task(task, bundle).name[:16]
-    if not (Path(long.work) / f"answer-{name}.work").exists():
-        pytest.skip("this machine had not begun to train after four seconds")
+    work = Path(long.work) / f"answer-{open_task(task, bundle).name[:16]}.work"
+    for seconds in (1.0, 1.5, 2.0, 3.0, 5.0, 8.0, 13.0, 20.0):  # until it has begun, which depends on the machine
+        with pytest.raises(TrainingFailed):
+            answer(pack(task, TASK_FILES), long, seconds)
+        if work.exists():
+            break
+    assert work.exists()
     _, told = answer(pack(task, TASK_FILES), long, 300.0)
     assert told["rows"] == 4000
 

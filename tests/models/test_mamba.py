@@ -96,7 +96,7 @@ def test_a_trained_adapter_changes_what_llama_cpp_answers(tmp_path):
     ("ssm.group_count", 3, "3 groups"),
     ("ssm.conv_kernel", 9, "edgetune takes 1 to 8"),
     ("attention.head_count_kv", [0, 0, 0], "one such block"),
-    ("expert_count", 4, "is a mixture of experts"),
+    ("expert_count", 4, "lacks granitehybrid.expert_used_count"),
 ])
 def test_impossible_sizes_are_refused(key, value, words, tmp_path):
     path = write_tiny(tmp_path / "tiny.gguf", "granitehybrid", metadata={f"granitehybrid.{key}": value})
