@@ -208,6 +208,18 @@ class _Planner:
         return target_names(self.config.target_names(), (*have, *self.structure.named_targets()))
 
     def table(self, tradeoffs: Tradeoffs) -> tuple[Buffer, ...]:
+        """All large arrays. The last table is kept: a choice is asked whether it fits, and then what it costs."""
+        wanted = replace(tradeoffs, streamed=0)
+        if wanted not in self._last_table:
+            self._last_table.clear()
+            self._last_table[wanted] = self._table_of(wanted)
+        return self._last_table[wanted]
+
+    @cached_property
+    def _last_table(self) -> dict[Tradeoffs, tuple[Buffer, ...]]:
+        return {}
+
+    def _table_of(self, tradeoffs: Tradeoffs) -> tuple[Buffer, ...]:
         run = self.run(tradeoffs)
         groups = self.structure.parameters(run)
         parameters = sum(group.size for group in groups)
