@@ -193,9 +193,11 @@ void check_array_close(struct check *c, et_array got, const float *want, size_t 
 }
 
 const char *check_numbers(et_context *ctx, enum factor factor) {
+    int int8 = strcmp(et_context_product(ctx, 0), "int8") == 0;
+    if (int8 && factor == CHECK_BACKWARD)
+        return "int8 of 128";
     if (factor != CHECK_NO_WEIGHT)
         return et_context_product(ctx, factor == CHECK_BACKWARD);
-    int int8 = strcmp(et_context_product(ctx, 0), "int8") == 0;
     if (int8)
         et_context_set_precision(ctx, ET_FAST);
     const char *numbers = et_context_product(ctx, 0);

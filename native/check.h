@@ -50,8 +50,8 @@ __attribute__((format(printf, 6, 7))) void check_array_close(struct check *c, et
 /* One check: a fact. */
 __attribute__((format(printf, 3, 4))) void check_true(struct check *c, int fact, const char *what, ...);
 
-/* What a context multiplies a quantized weight in, forward or backward: as et_context_product; and what it multiplies
- * in elsewhere, "float" or "bf16". */
+/* What a context multiplies a quantized weight in, forward or backward: as et_context_product, and "int8 of 128" where
+ * runs are long; and what it multiplies in elsewhere, "float" or "bf16". */
 enum factor { CHECK_FORWARD, CHECK_BACKWARD, CHECK_NO_WEIGHT };
 const char *check_numbers(et_context *ctx, enum factor factor);
 /* 1 if c multiplies in what it multiplies in at a lower precision, too: numbers alone choose a kernel, which was checked

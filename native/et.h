@@ -39,9 +39,10 @@ enum et_format {
 /* How the products of et_matmul_* and attention are computed; sums, and all else, are float.
  * ET_EXACT: in float. ET_FAST: in the quickest way that keeps the gradient of a LoRA within a cosine of 0.9995 of
  * float's: bf16 where the CPU multiplies it, both sides rounded to nearest; else float, and backward, but for the head,
- * as ET_INT8. ET_INT8: in 8-bit integers, for a cosine of 0.995: along what is summed, in blocks of 32, both sides are
- * rounded to 127ths of the block's largest magnitude, but forward w keeps its codes in the formats whose blocks have
- * one scale; LoRA's part is float. Where the CPU has no dot products of bytes, weights are in F32 or the summed size is
+ * in 8-bit integers in runs of 32. ET_INT8: in 8-bit integers, for a cosine of 0.995: along what is summed, in runs of
+ * 32 forward and of 128 backward, both sides are rounded to 127ths of the run's largest magnitude, but forward w keeps
+ * its codes in the formats whose blocks have one scale, and backward through the head probabilities are in 255ths;
+ * LoRA's part is float. Where the CPU has no dot products of bytes, weights are in F32 or the summed size is
  * no multiple of 32, and in attention, it is ET_FAST. */
 enum et_precision { ET_EXACT = 0, ET_FAST = 1, ET_INT8 = 2 };
 

@@ -146,7 +146,7 @@ static void head_end_task(void *arg, int task, int thread) {
 }
 
 /* Entries begin .. end - 1, the first of all with begin = 0, the last with end = V. Backward multiplies in what forward
- * does, unless all is in bytes: rounded to these, what the many unlikely entries add up to would be lost. */
+ * does: in ET_FAST not in bytes, for rounded to these, what the many unlikely entries add up to would be lost. */
 static void head(et_context *ctx, struct head_args *args, et_array h, int block, int begin, int end, int T, int V,
                  int D) {
     int64_t row_bytes = (int64_t)D / format_block(args->format) * format_bytes(args->format);
@@ -160,7 +160,7 @@ static void head(et_context *ctx, struct head_args *args, et_array h, int block,
                        0);
         et_parallel(ctx, head_block_task, args, T);
         if (args->dh)
-            backward_product(ctx, product_kernel(precision, precision == ET_INT8, args->format, args->n),
+            backward_product(ctx, product_kernel(precision, OF_HEAD, args->format, args->n),
                              (et_array){args->dh, ET_F32}, args->e, w, args->format, NULL, NULL, 1.0f, args->first > 0,
                              T, args->n, D, 0);
     }

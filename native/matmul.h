@@ -51,18 +51,19 @@ static int rows_a_task(const struct product *p) { return p->kernel->scheduling.t
 #endif
 
 /* 8-bit integers are for weights that are quantized: what LoRA adds is little work. */
-static const struct kernel *product_kernel(enum et_precision precision, int backward, int format, int inner) {
+static const struct kernel *product_kernel(enum et_precision precision, enum direction direction, int format,
+                                           int inner) {
 #ifdef ET_DOT
-    int is_int8 = precision == ET_INT8 || (precision == ET_FAST && backward && FAST_BACKWARD_INT8);
+    int is_int8 = precision == ET_INT8 || (precision == ET_FAST && direction == BACKWARD && FAST_BACKWARD_INT8);
     if (is_int8 && format != ET_F32 && inner % 32 == 0)
-        return int8_kernel_of(format, backward);
+        return int8_kernel_of(format, direction, precision);
 #endif
-    (void)backward, (void)format, (void)inner;
+    (void)direction, (void)format, (void)inner;
     return precision == ET_EXACT ? &float_kernel : &FAST_KERNEL;
 }
 
 static const char *product_numbers(enum et_precision precision, int backward) {
-    const struct kernel *kernel = product_kernel(precision, backward, ET_Q8_0, 32);
+    const struct kernel *kernel = product_kernel(precision, backward ? BACKWARD : FORWARD, ET_Q8_0, 32);
     return kernel->packing.is_int8 ? "int8" : kernel == &float_kernel ? "float" : "bf16";
 }
 
@@ -208,9 +209,10 @@ static void panel_task(void *arg, int task, int thread) {
         p.kernel->tile.end(before);
 }
 
-/* The inner size of a block: K cut evenly, in whole quantized blocks where w is read along K. */
+/* The inner size of a block: K cut evenly, in whole quantized blocks where w is read along K, or whole runs of codes. */
 static int inner_block(const struct product *p) {
-    int block = p->transposed ? format_block(p->s[0].format) : 1;
+    int block = p->transposed ? format_block(p->s[0].format)
+                : p->kernel->packing.is_int8 ? p->kernel->scheduling.pack_inner : 1;
     int K = p->s[0].K;
     int unit = block > p->kernel->packing.unit ? block : p->kernel->packing.unit;
     int most = p->kernel->scheduling.inner * (p->c.type == ET_F32 ? 1 : K_FACTOR_BF16) / unit * unit;
@@ -323,7 +325,7 @@ static void matmul_forward(et_context *ctx, et_array out, et_array inp, const vo
                         .accumulate = accumulate};
     p.s[0] = (struct segment){.a = inp, .a_rs = K, .a_cs = 1, .w = w, .ldw = K, .format = format, .K = K};
     p.s[1] = (struct segment){.a = {(void *)x, ET_F32}, .a_rs = R, .a_cs = 1, .w = y, .ldw = R, .K = R};
-    product(&p, product_kernel(et_precision(ctx), 0, format, K));
+    product(&p, product_kernel(et_precision(ctx), FORWARD, format, K));
 }
 
 static void backward_product(et_context *ctx, const struct kernel *kernel, et_array dinp, et_array dout, const void *w,
@@ -338,7 +340,7 @@ static void backward_product(et_context *ctx, const struct kernel *kernel, et_ar
 
 static void matmul_backward(et_context *ctx, et_array dinp, et_array dout, const void *w, int format, const float *x,
                             const float *y, float scale, int accumulate, int T, int N, int K, int R) {
-    backward_product(ctx, product_kernel(et_precision(ctx), 1, format, N), dinp, dout, w, format, x, y, scale,
+    backward_product(ctx, product_kernel(et_precision(ctx), BACKWARD, format, N), dinp, dout, w, format, x, y, scale,
                      accumulate, T, N, K, R);
 }
 
@@ -354,5 +356,5 @@ static void matmul_dweight(et_context *ctx, float *dw, et_array dout, et_array i
                         .alpha = scale, .accumulate = 1};
     p.s[0] = (struct segment){.a = narrow, .a_rs = 1, .a_cs = M, .w = wide.data, .ldw = columns, .format = wide.type,
                               .K = T};
-    product(&p, M <= 2 * MR ? &float_kernel : product_kernel(et_precision(ctx), 1, ET_F32, T));
+    product(&p, M <= 2 * MR ? &float_kernel : product_kernel(et_precision(ctx), BACKWARD, ET_F32, T));
 }

@@ -34,7 +34,7 @@ static double int8_peak(int64_t n) {
 #endif
 
 static double product_peak(enum et_precision precision, int backward, int64_t n) {
-    const struct kernel *kernel = product_kernel(precision, backward, ET_Q8_0, 32);
+    const struct kernel *kernel = product_kernel(precision, backward ? BACKWARD : FORWARD, ET_Q8_0, 32);
 #ifdef ET_BF16_PRODUCTS
     if (kernel == &bf16_kernel)
         return bf16_peak(n);

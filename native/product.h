@@ -43,6 +43,9 @@ struct scheduling {
     int pack_columns;   /* and its columns */
 };
 
+/* What is multiplied with weights: activations, a gradient, or probabilities that the head made, times a factor. */
+enum direction { FORWARD, BACKWARD, OF_HEAD };
+
 /* Numbers to multiply in. */
 struct kernel {
     struct tile_shape tile;

@@ -26,20 +26,22 @@ static void add_product(double *sum, const float *a, const float *b, int transpo
                 sum[m * N + n] += (double)a[m * K + k] * (double)b[transposed ? n * K + k : k * N + n];
 }
 
-/* 32 numbers, `stride` apart, to multiples of a 127th of the largest. */
-static void round_block(float *x, ptrdiff_t stride) {
+/* n numbers, `stride` apart, to multiples of a 127th of the largest. */
+static void round_run(float *x, ptrdiff_t stride, int n) {
     float most = 0;
-    for (int i = 0; i < 32; i++)
+    for (int i = 0; i < n; i++)
         most = fmaxf(most, fabsf(x[i * stride]));
-    for (int i = 0; i < 32; i++)
+    for (int i = 0; i < n; i++)
         x[i * stride] = most < 0x1p-100f ? 0 : rintf(x[i * stride] * (127 / most)) * (most / 127);
 }
 
-/* x [rows, columns] along its rows or across */
-static void round_to_int8(float *x, int across, int rows, int columns) {
-    for (int64_t r = 0; r < rows; r += across ? 32 : 1)
-        for (int64_t c = 0; c < columns; c += across ? 1 : 32)
-            round_block(x + r * columns + c, across ? columns : 1);
+/* x [rows, columns] along its rows or across, in runs */
+static void round_to_int8(float *x, int across, int rows, int columns, int run) {
+    for (int r = 0; r < rows; r += across ? run : 1)
+        for (int c = 0; c < columns; c += across ? 1 : run) {
+            int left = across ? rows - r : columns - c;
+            round_run(x + (int64_t)r * columns + c, across ? columns : 1, left < run ? left : run);
+        }
 }
 
 static void round_to_bf16(float *x, int64_t n) {
@@ -52,7 +54,8 @@ void ref_product(const char *numbers, int backward, et_array out, et_array inp, 
     int inner = backward ? N : K;
     int outer = backward ? K : N;
     int bf16 = strcmp(numbers, "bf16") == 0;
-    int int8 = strcmp(numbers, "int8") == 0;
+    int int8 = strncmp(numbers, "int8", 4) == 0;
+    int run = strcmp(numbers, "int8") == 0 ? 32 : 128;
     float *parts[4] = {array_floats(inp, (int64_t)T * inner), floats(w, format, (int64_t)N * K),
                        R ? floats(x, ET_F32, (int64_t)T * R) : NULL, R ? floats(y, ET_F32, (int64_t)R * outer) : NULL};
     int64_t sizes[4] = {(int64_t)T * inner, (int64_t)N * K, (int64_t)T * R, (int64_t)R * outer};
@@ -60,9 +63,9 @@ void ref_product(const char *numbers, int backward, et_array out, et_array inp, 
     for (int i = 0; i < 4 && bf16; i++)
         round_to_bf16(parts[i], parts[i] ? sizes[i] : 0);
     if (int8) {
-        round_to_int8(parts[0], 0, T, inner);
+        round_to_int8(parts[0], 0, T, inner, run);
         if (backward || !keeps_codes(format)) /* else w has such numbers */
-            round_to_int8(parts[1], backward, N, K);
+            round_to_int8(parts[1], backward, N, K, run);
     }
     add_product(sum, parts[0], parts[1], !backward, T, outer, inner);
     if (R)

@@ -27,7 +27,8 @@ ET_OPS(OP)
 double ref_noise(const int32_t key[2], int token);
 
 /* The products in the numbers that a kernel set may round to, named as et_context_product does; sums are in double.
- * "bf16": inp, dout and w rounded to nearest. "int8": they are rounded as et.h says. */
+ * "bf16": inp, dout and w rounded to nearest. "int8": they are rounded as et.h says, in runs
+ * of 32, "int8 of 128" in such. */
 void ref_product(const char *numbers, int backward, et_array out, et_array inp, const void *w, int format,
                  const float *x, const float *y, float scale, int accumulate, int T, int N, int K, int R);
 
