@@ -138,7 +138,7 @@ static void check_dweight(struct check *c, int T, int N, int K, int dout_type, i
     check_free();
 }
 
-/* The head's gradient, whose probabilities are rounded in their own way. */
+/* The head's gradient, of probabilities times weights. */
 static void check_head_product(struct check *c, int T, int V, int D, int block, int e_type) {
     size_t n = (size_t)T * (size_t)D;
     size_t rows = (size_t)T;

@@ -40,9 +40,8 @@ enum et_format {
  * ET_EXACT: in float. ET_FAST: in the quickest way that keeps the gradient of a LoRA within a cosine of 0.9995 of
  * float's: bf16 where the CPU multiplies it, both sides rounded to nearest; else float, and backward, but for the head,
  * in 8-bit integers in runs of 32. ET_INT8: in 8-bit integers, for a cosine of 0.995: along what is summed, in runs of
- * 32 forward and of 128 backward, both sides are rounded to 127ths of the run's largest magnitude, but forward w keeps
- * its codes in the formats whose blocks have one scale, and backward through the head probabilities are in 255ths;
- * LoRA's part is float. Where the CPU has no dot products of bytes, weights are in F32 or the summed size is
+ * 32, backward but for the head of 128, both sides are rounded to 127ths of the run's largest magnitude, but forward w
+ * keeps its codes in the formats whose blocks have one scale; LoRA's part is float. Where the CPU has no dot products of bytes, weights are in F32 or the summed size is
  * no multiple of 32, and in attention, it is ET_FAST. */
 enum et_precision { ET_EXACT = 0, ET_FAST = 1, ET_INT8 = 2 };
 

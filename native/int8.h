@@ -1,11 +1,11 @@
 /* Products in 8-bit integers: packing and tile, under the driver of matmul.h. Only for kernel sets that have dot
  * products of bytes; elsewhere floats are as quick.
  *
- * Both sides are rounded along the inner dimension in runs, forward of 32 and backward of 128, the last as long as it
- * is: codes, and a scale that is a 127th of the run's largest magnitude; a 255th in A of the head's gradient, where no
- * value is negative. Each run costs the tile a third of 32's dot products. Weights whose blocks have one scale, read
- * along them, keep the codes and scales that they have, and the minima, whose products with the sums of A's codes are a
- * product of floats of a 32nd of the size.
+ * Both sides are rounded along the inner dimension in runs of 32, or backward of 128, the last as long as it is: codes,
+ * and a scale that is a 127th of the run's largest magnitude. The end of a run takes the tile a quarter to a third as long
+ * as 32 dot products, but forward, and of the head's probabilities, longer ones lose too much. Weights whose blocks have
+ * one scale, read along them, keep the codes and scales that they have, and the minima, whose products with the sums of
+ * A's codes are a product of floats of a 32nd of the size.
  *
  * A panel is, for each run, the codes, of B [run / INT8_STEP, width, INT8_STEP] and of A [run / INT8_RUN, rows,
  * INT8_RUN], then the scales [width]; then what sums begin with, of B, and the minima; of A, what minima are multiplied
@@ -96,23 +96,23 @@ static inline void place_codes(float *codes, int width, int j, int k, uvec four)
 
 #define INT8_LEAST 0x1p-100f /* where scales would be denormal, all is rounded to zero */
 
-/* How A is rounded: with sums for minima; values of which none is negative. */
-enum { INT8_PLAIN, INT8_MINIMA, INT8_POSITIVE };
+/* 127ths of the largest magnitude, and what makes codes of values. */
+static inline float int8_scale(float most) { return most / 127; }
+static inline float int8_inverse(float most) { return most >= INT8_LEAST ? 127 / most : 0; }
 
-/* Row r of a run of A: n values of x. Unsigned codes begin at -128 here. */
-INLINE void quantize_row(struct int8_block out, int r, et_array x, int n, const int how) {
-    const float steps = how == INT8_POSITIVE ? 255 : 127;
+/* Row r of a run of A: n values of x. */
+INLINE void quantize_row(struct int8_block out, int r, et_array x, int n, const int minima) {
     ivec most = {0};
     ivec sum = {0};
     for (int k = 0; k < n; k += VL) /* as integers NaN is above all numbers */
         most = max_ints(most, (ivec)load_part(x, k, VL) & 0x7fffffff);
     float highest = lanes_max_ints(most);
-    float scale = highest / steps;
-    float inverse = highest >= INT8_LEAST ? steps / highest : 0;
+    float scale = int8_scale(highest);
+    float inverse = int8_inverse(highest);
     for (int k = 0; k < n; k += 32) {
         ivec codes[32 / VL];
         UNROLL for (int i = 0; i < 32 / VL; i++) {
-            codes[i] = round_to_ints(load_part(x, k + i * VL, VL) * inverse) - (how == INT8_POSITIVE ? 128 : 0);
+            codes[i] = round_to_ints(load_part(x, k + i * VL, VL) * inverse);
             sum += codes[i];
         }
         if (INT8_RUN == 32) {
@@ -125,22 +125,22 @@ INLINE void quantize_row(struct int8_block out, int r, et_array x, int n, const 
             memcpy(out.codes + (k + j) * INT8_ROWS + r * INT8_RUN, bytes + j, INT8_RUN);
     }
     out.scales[r] = scale;
-    if (how == INT8_MINIMA)
+    if (minima)
         out.sums[r] = scale * (float)lanes_sum_ints(sum);
 }
 
 INLINE void quantize_rows(const float *panel, et_array a, ptrdiff_t stride, int rows, int K, const int run,
-                          const int how) {
+                          const int minima) {
     for (int r = 0; r < rows; r++)
         for (int k = 0; k < K; k += run) {
             int n = run == 32 ? 32 : min_int(K - k, run);
             struct int8_block out = int8_block(panel, INT8_ROWS, k, n, run == 32 ? INT8_BITS : INT8_LONG_BITS);
-            quantize_row(out, r, array_at(a, r * stride + k), n, how);
+            quantize_row(out, r, array_at(a, r * stride + k), n, minima);
         }
 }
 
 INLINE void pack_rows_int8(const struct product *p, const struct segment *s, float *panel, int m, int rows,
-                           const int run, const int how) {
+                           const int run, const int minima) {
     et_array a = a_rows(p, s, m);
     if (s->bits == 32) {
         pack_panel(panel, INT8_ROWS, a.data, s->a_rs, 1, rows, s->kc);
@@ -148,22 +148,20 @@ INLINE void pack_rows_int8(const struct product *p, const struct segment *s, flo
     }
     if (rows < INT8_ROWS)
         memset(panel, 0, (size_t)(INT8_ROWS * panel_floats(s, s->packed)) * sizeof *panel);
-    EITHER(a, quantize_rows(panel, a, s->a_rs, rows, s->packed, run, how));
+    EITHER(a, quantize_rows(panel, a, s->a_rs, rows, s->packed, run, minima));
 }
 
-#define PACK_A_INT8(name, run, how)                                                                                    \
+#define PACK_A_INT8(name, run, minima)                                                                                    \
     static void name(const struct product *p, const struct segment *s, float *panel, float *tmp, int m, int rows) {    \
         (void)tmp;                                                                                                     \
-        pack_rows_int8(p, s, panel, m, rows, run, how);                                                                \
+        pack_rows_int8(p, s, panel, m, rows, run, minima);                                                             \
     }
-PACK_A_INT8(pack_a_int8, 32, INT8_PLAIN)
-PACK_A_INT8(pack_a_int8_minima, 32, INT8_MINIMA)
-PACK_A_INT8(pack_a_int8_long, INT8_LONG, INT8_PLAIN)
-PACK_A_INT8(pack_a_int8_positive, INT8_LONG, INT8_POSITIVE)
+PACK_A_INT8(pack_a_int8, 32, 0)
+PACK_A_INT8(pack_a_int8_minima, 32, 1)
+PACK_A_INT8(pack_a_int8_long, INT8_LONG, 0)
 
-/* VL columns of a run of B, from column j on: x [n, ld] rounded. A's codes are moved up by `offset`. */
-static inline void quantize_b(struct int8_block out, int width, int j, const float *x, ptrdiff_t ld, int n,
-                              int offset) {
+/* VL columns of a run of B, from column j on: x [n, ld] rounded. */
+static inline void quantize_b(struct int8_block out, int width, int j, const float *x, ptrdiff_t ld, int n) {
     ivec most = {0};
     ivec sums = {0};
     for (int k = 0; k < n; k++)
@@ -179,7 +177,7 @@ static inline void quantize_b(struct int8_block out, int width, int j, const flo
         }
         place_codes((float *)out.codes, width, j, k, four);
     }
-    vstore(out.sums + j, (vec)(sums * -offset));
+    vstore(out.sums + j, (vec)(sums * -INT8_OFFSET));
 }
 
 static inline void store_codes(int8_t *out, bytes first, float scale, float offset, bytes second, float scale2,
@@ -251,8 +249,7 @@ static void pack_b_int8_transposed(const struct product *p, const struct segment
         pack_zeros(x, width, columns, count);
         for (int i = 0; i < count; i += 32)
             for (int j = 0; j < width; j += VL)
-                quantize_b(int8_block(panel, width, k + i, 32, INT8_BITS), width, j, x + i * width + j, width, 32,
-                           INT8_OFFSET);
+                quantize_b(int8_block(panel, width, k + i, 32, INT8_BITS), width, j, x + i * width + j, width, 32);
     }
 }
 
@@ -277,7 +274,6 @@ static void pack_b_int8_straight(const struct product *p, const struct segment *
     int rows = min_int(s->packed - k, p->kernel->scheduling.pack_inner);
     int count = min_int(p->nc - c, INT8_CHUNK);
     int whole = ceil_div(count, VL) * VL;
-    int offset = INT8_OFFSET - (p->kernel->packing.a == pack_a_int8_positive ? 128 : 0);
     for (int r = 0; r < rows; r++) {
         float *row = tmp + r * INT8_STRIDE;
         const float *w = weights(s, row, s->k + k + r, p->n + c, count);
@@ -288,8 +284,7 @@ static void pack_b_int8_straight(const struct product *p, const struct segment *
     for (int j = 0; j < count; j += VL) {
         int n = (c + j) / INT8_COLUMNS * INT8_COLUMNS;
         int width = panel_vectors(min_int(p->nc - n, INT8_COLUMNS)) * VL;
-        quantize_b(int8_block(b_panel(s, n), width, k, rows, s->bits), width, c + j - n, tmp + j, INT8_STRIDE, rows,
-                   offset);
+        quantize_b(int8_block(b_panel(s, n), width, k, rows, s->bits), width, c + j - n, tmp + j, INT8_STRIDE, rows);
     }
 }
 
@@ -302,7 +297,7 @@ INLINE void int8_run(const struct tile *t, vec acc[][INT8_VECTORS], int i, int k
     const struct int8_block b = int8_block(t->s[0].b.p, nv * VL, k, n, bits);
     ivec s[INT8_GROUP][INT8_VECTORS];
     UNROLL for (int j = 0; j < nv; j++) {
-        ivec first = INT8_OFFSET || long_runs ? load_ints(b.sums + j * VL) : (ivec){0};
+        ivec first = INT8_OFFSET ? load_ints(b.sums + j * VL) : (ivec){0};
         UNROLL for (int r = 0; r < INT8_GROUP; r++) s[r][j] = first;
     }
     for (int k0 = 0; k0 < n; k0 += 32) {
@@ -384,17 +379,14 @@ TILES_INT8(long, 1, 0)
 static const struct kernel int8_kernel = INT8_KERNEL(pack_a_int8, tile_int8_plain, INT8_BITS, INT8_INNER, 32);
 static const struct kernel int8_minima_kernel =
     INT8_KERNEL(pack_a_int8_minima, tile_int8_minima, INT8_BITS, INT8_INNER, 32);
-/* w is read as it lies */
 static const struct kernel int8_long_kernel =
     INT8_KERNEL(pack_a_int8_long, tile_int8_long, INT8_LONG_BITS, INT8_LONG_INNER, INT8_LONG);
-static const struct kernel int8_positive_kernel =
-    INT8_KERNEL(pack_a_int8_positive, tile_int8_long, INT8_LONG_BITS, INT8_LONG_INNER, INT8_LONG);
 
 /* ET_FAST's gradients need runs of 32. */
 static const struct kernel *int8_kernel_of(int format, enum direction direction, enum et_precision precision) {
-    if (direction == FORWARD)
-        return format_scales(format) == ET_ONE_AND_MINIMUM ? &int8_minima_kernel : &int8_kernel;
-    return precision == ET_FAST ? &int8_kernel : direction == OF_HEAD ? &int8_positive_kernel : &int8_long_kernel;
+    if (direction == FORWARD && format_scales(format) == ET_ONE_AND_MINIMUM)
+        return &int8_minima_kernel;
+    return direction == BACKWARD && precision == ET_INT8 ? &int8_long_kernel : &int8_kernel;
 }
 
 #endif

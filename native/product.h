@@ -43,7 +43,7 @@ struct scheduling {
     int pack_columns;   /* and its columns */
 };
 
-/* What is multiplied with weights: activations, a gradient, or probabilities that the head made, times a factor. */
+/* What is multiplied with weights: activations, a gradient, or the probabilities that the head makes. */
 enum direction { FORWARD, BACKWARD, OF_HEAD };
 
 /* Numbers to multiply in. */
