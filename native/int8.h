@@ -151,7 +151,7 @@ INLINE void pack_rows_int8(const struct product *p, const struct segment *s, flo
     EITHER(a, quantize_rows(panel, a, s->a_rs, rows, s->packed, run, minima));
 }
 
-#define PACK_A_INT8(name, run, minima)                                                                                    \
+#define PACK_A_INT8(name, run, minima)                                                                                  \
     static void name(const struct product *p, const struct segment *s, float *panel, float *tmp, int m, int rows) {    \
         (void)tmp;                                                                                                     \
         pack_rows_int8(p, s, panel, m, rows, run, minima);                                                             \
