@@ -2,10 +2,10 @@
  * products of bytes; elsewhere floats are as quick.
  *
  * Both sides are rounded along the inner dimension in runs of 32, or backward of 128, the last as long as it is: codes,
- * and a scale that is a 127th of the run's largest magnitude. The end of a run takes the tile a quarter to a third as long
- * as 32 dot products, but forward, and of the head's probabilities, longer ones lose too much. Weights whose blocks have
- * one scale, read along them, keep the codes and scales that they have, and the minima, whose products with the sums of
- * A's codes are a product of floats of a 32nd of the size.
+ * and a scale that is a 127th of the run's largest magnitude. The end of a run takes the tile a quarter to a third of
+ * the time of 32 dot products, but forward, and of the head's probabilities, longer ones lose too much. Weights whose
+ * blocks have one scale, read along them, keep the codes and scales that they have, and the minima, whose products with
+ * the sums of A's codes are a product of floats of a 32nd of the size.
  *
  * A panel is, for each run, the codes, of B [run / INT8_STEP, width, INT8_STEP] and of A [run / INT8_RUN, rows,
  * INT8_RUN], then the scales [width]; then what sums begin with, of B, and the minima; of A, what minima are multiplied
@@ -151,7 +151,7 @@ INLINE void pack_rows_int8(const struct product *p, const struct segment *s, flo
     EITHER(a, quantize_rows(panel, a, s->a_rs, rows, s->packed, run, minima));
 }
 
-#define PACK_A_INT8(name, run, minima)                                                                                  \
+#define PACK_A_INT8(name, run, minima)                                                                                 \
     static void name(const struct product *p, const struct segment *s, float *panel, float *tmp, int m, int rows) {    \
         (void)tmp;                                                                                                     \
         pack_rows_int8(p, s, panel, m, rows, run, minima);                                                             \
