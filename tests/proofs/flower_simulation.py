@@ -61,7 +61,7 @@ from edgetune.training.config import TrainConfig
 DROPPED = 1 / 3
 LYING = 0.05
 LIES = ("scaled", "not finite", "replayed")
-AT_ONCE = 40  # messages in Flower's in-memory state, of which it looks at each for each device ten times a second
+AT_ONCE = 8  # messages in Flower's in-memory state, of which it looks at each for each device ten times a second
 CONFIG = TrainConfig(rank=2, lr=1e-2, epochs=1.0, batch_size=4, max_length=64, anchors=0)
 MODEL = "tiny.gguf"
 
@@ -211,7 +211,7 @@ def main() -> int:
     os.environ.update(launched["env"])
     answering = [sum(not drops(asked.seed, number, device) for device in range(asked.devices))
                  for number in range(1, asked.rounds + 1)]
-    settings = ServerSettings(str(folder / "rounds"), words, {}, min(answering), 3600.0, asked.rounds, 2.0,
+    settings = ServerSettings(str(folder / "rounds"), words, {}, min(answering), 3600.0, asked.rounds, 1.0,
                               str(folder))
     server = ServerApp()
 
