@@ -125,8 +125,11 @@ def test_products_equal_numpy(ctx, fmt):
 @pytest.mark.parametrize("fmt", [fmt for fmt in native.FORMATS if fmt != "F16"])  # random halves span 2^-24 .. 2^15
 @pytest.mark.parametrize("precision", ["fast", "int8"])
 def test_rounded_products_are_close(ctx, fmt, precision):
-    """Each as close as the numbers allow that it says it is multiplied in, and no closer unless these are floats."""
-    far = {"float": 1e-6, "bf16": 0.004, "int8": 0.015}
+    """Each as close as the numbers allow that it says it is multiplied in, and no closer unless these are floats.
+
+    Bytes share a scale over 32 values forward and 128 backward, of which the largest is 1.3 times as large.
+    """
+    far = {"float": (1e-6, 1e-6), "bf16": (0.004, 0.004), "int8": (0.015, 0.02)}
     T = 9
     N = 96
     K = 512
@@ -141,9 +144,9 @@ def test_rounded_products_are_close(ctx, fmt, precision):
     ctx.matmul_forward(out, inp, w, fmt, precision=precision)
     ctx.matmul_backward(dinp, dout, w, fmt, precision=precision)
     wanted = (inp.astype(np.float64) @ values.T, dout.astype(np.float64) @ values)
-    for got, want, numbers in zip((out, dinp), wanted, products, strict=True):
+    for got, want, numbers, backward in zip((out, dinp), wanted, products, (False, True), strict=True):
         error = np.linalg.norm(got - want) / np.linalg.norm(want)
-        assert error <= far[numbers]
+        assert error <= far[numbers][backward]
         assert (error < 1e-6) == (numbers == "float"), (numbers, error)
 
 
