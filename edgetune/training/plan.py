@@ -154,7 +154,7 @@ def make(structure: Structure, config: TrainConfig, *, ops: Backend, sizes: Size
     best = planner.best()
     if best is None:
         raise _refusal(planner)
-    return replace(planner.plan(best), traded=tuple(planner.trades(best)))
+    return replace(best, traded=tuple(planner.trades(best)))
 
 
 @dataclass(frozen=True)
@@ -208,18 +208,6 @@ class _Planner:
         return target_names(self.config.target_names(), (*have, *self.structure.named_targets()))
 
     def table(self, tradeoffs: Tradeoffs) -> tuple[Buffer, ...]:
-        """All large arrays. The last table is kept: a choice is asked whether it fits, and then what it costs."""
-        wanted = replace(tradeoffs, streamed=0)
-        if wanted not in self._last_table:
-            self._last_table.clear()
-            self._last_table[wanted] = self._table_of(wanted)
-        return self._last_table[wanted]
-
-    @cached_property
-    def _last_table(self) -> dict[Tradeoffs, tuple[Buffer, ...]]:
-        return {}
-
-    def _table_of(self, tradeoffs: Tradeoffs) -> tuple[Buffer, ...]:
         run = self.run(tradeoffs)
         groups = self.structure.parameters(run)
         parameters = sum(group.size for group in groups)
@@ -247,12 +235,12 @@ class _Planner:
     def peak(self, tradeoffs: Tradeoffs) -> int:
         return self.plan(tradeoffs).peak_bytes
 
-    def best(self) -> Tradeoffs | None:
+    def best(self) -> Plan | None:
         """The fastest of those that fit; None where none does."""
         return min(self._fitting(), key=self._cost, default=None)
 
-    def _cost(self, tradeoffs: Tradeoffs) -> tuple[float, int]:
-        plan = self.plan(tradeoffs)
+    def _cost(self, plan: Plan) -> tuple[float, int]:
+        tradeoffs = plan.tradeoffs
         penalty = PENALTY_8BIT if tradeoffs.optimizer_state == "8bit" else 1.0
         passed_again = tradeoffs.kept / self.n_live if tradeoffs.prefix_inputs else 1.0
         share = self.lengths.computed_share(self.batch, tradeoffs.max_tokens, tradeoffs.prefix, passed_again)
@@ -262,20 +250,19 @@ class _Planner:
             cost += FORWARD * cost_per_token(self.structure, passes, plan.read_bytes)
         return cost, plan.peak_bytes
 
-    def _fitting(self) -> Iterator[Tradeoffs]:
-        """Yields the tradeoffs that fit: for each way to compute, the one that streams the fewest blocks."""
+    def _fitting(self) -> Iterator[Plan]:
+        """Yields the plans that fit: for each way to compute, the one that streams the fewest blocks."""
         if self.limits.before > self.limits.budget:
             return
         choices = product(self.token_counts(), self.kept_counts(), self.states(), self.lives(), (False, True))
         for (tokens, prefix), kept, state, live, prefix_inputs in choices:
             if prefix_inputs and (not prefix or kept == self.n_live):
                 continue
-            resident = Tradeoffs(tokens, kept, 0, state, prefix, live, prefix_inputs)
-            found = self.plan(resident)
+            found = self.plan(Tradeoffs(tokens, kept, 0, state, prefix, live, prefix_inputs))
             left = self.limits.budget - found.process_bytes - found.arena_bytes
             for streamed in self.streamings():
                 if self.sizes.in_memory(streamed, tokens) <= left:
-                    yield replace(resident, streamed=streamed)
+                    yield replace(found, tradeoffs=replace(found.tradeoffs, streamed=streamed))
                     break
 
     @property
@@ -347,10 +334,12 @@ class _Planner:
         return min(self.peak(Tradeoffs(tokens, kept, streamed, state, prefix, live))
                    for tokens, prefix in self.token_counts())
 
-    def trades(self, best: Tradeoffs) -> Iterator[str]:
+    def trades(self, plan: Plan) -> Iterator[str]:
         """A sentence for each tradeoff that the budget required, with the peak before and after; the cheapest first."""
-        at = replace(self, limits=replace(self.limits, budget=UNLIMITED)).best()
-        assert at is not None
+        unlimited = replace(self, limits=replace(self.limits, budget=UNLIMITED)).best()
+        assert unlimited is not None
+        at = unlimited.tradeoffs
+        best = plan.tradeoffs
         at_a_time = f"{best.max_tokens} tokens are computed at a time"
         at_a_time += f", not {at.max_tokens}, for the same batch" if at.max_tokens != best.max_tokens else ""
         at_a_time += f", up to {best.prefix} that rows begin with alike before them" if best.prefix else ""
@@ -367,7 +356,7 @@ class _Planner:
             at = replace(at, **{name: getattr(best, name) for name in names})
             if at != before:
                 yield f"{text}: {_upper(self.peak(before))} -> {_upper(self.peak(at))}"
-        if nbytes := self.plan(best).disk_bytes:
+        if nbytes := plan.disk_bytes:
             yield f"the inputs of blocks are in a file of {_upper(nbytes)}, written and read for every micro-batch"
 
 
