@@ -117,6 +117,14 @@ static void ssm_put_row(const struct ssm_args *a, const struct ssm_piece *p, int
         vstore(out + j, i < p->replayed ? vload(out + j) + vload(x + j) : vload(x + j));
 }
 
+/* The gradients [tokens, N] of B and C of a group, to all its tokens. */
+static void ssm_put_group(const struct ssm_args *a, const struct ssm_piece *p, int g, const float *db, const float *dc) {
+    for (int i = 0; i < p->n; i++) {
+        ssm_put_row(a, p, i, ssm_b_at(a, g), db + i * a->N, a->N);
+        ssm_put_row(a, p, i, ssm_c_at(a, g), dc + i * a->N, a->N);
+    }
+}
+
 static void ssm_put_ddt(const struct ssm_args *a, const struct ssm_piece *p, int i, int h, float grad) {
     float *ddt = a->steps + ((ptrdiff_t)2 * a->H + h) * a->T + p->token[i];
     *ddt = i < p->replayed ? *ddt + grad : grad;

@@ -311,10 +311,7 @@ static void ssm_half_group_backward(const struct ssm_args *a, struct ssm_piece *
     round_row(r->mixed, r->wide, all, all);
     pack_down(r->pairs, (struct tokens){r->b, N}, n, N);
     strips_product(r->dc, N, r->mixed, ET_PIECE, r->pairs, n, N, n, 1);
-    for (int i = 0; i < p->n; i++) {
-        ssm_put_row(a, p, i, ssm_b_at(a, g), r->db + i * N, N);
-        ssm_put_row(a, p, i, ssm_c_at(a, g), r->dc + i * N, N);
-    }
+    ssm_put_group(a, p, g, r->db, r->dc);
 }
 
 static const struct ssm_numbers ssm_bf16 = {

@@ -290,10 +290,7 @@ static void ssm_group_backward(const struct ssm_args *a, struct ssm_piece *p, in
     ssm_product(r->dc, ET_PIECE, ssm_side(r->b, ET_PIECE), r->mixed, ET_PIECE, N, ET_PIECE, p->n, 1, SSM_ALL);
     pack_transposed(r->x, N, r->db, ET_PIECE, N, p->n);
     pack_transposed(r->y, N, r->dc, ET_PIECE, N, p->n);
-    for (int i = 0; i < p->n; i++) {
-        ssm_put_row(a, p, i, ssm_b_at(a, g), r->x + i * N, N);
-        ssm_put_row(a, p, i, ssm_c_at(a, g), r->y + i * N, N);
-    }
+    ssm_put_group(a, p, g, r->x, r->y);
 }
 
 static const struct ssm_numbers ssm_float = {
