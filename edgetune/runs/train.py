@@ -42,6 +42,7 @@ from .result import Result, was_given
 if TYPE_CHECKING:
     from typing_extensions import Unpack
 
+    from ..evaluation.graders.rewards import GraderRewards
     from ..formats.gguf import Gguf
     from .answers import Exam
 
@@ -78,14 +79,7 @@ def train(model: str | Path | Bundle, data: Rows, out: str | Path, eval: Rows | 
     if config.prompt:
         config = replace(config, prompt=str(Path(config.prompt).absolute()))  # also for a resume from another folder
     calls = callbacks or RunCallbacks()
-    rewards = None
-    if isinstance(objective, Rewarded):
-        from ..evaluation.graders.rewards import rewards_of  # each takes memory of trainings that need none of it
-        objective, rewards = rewards_of(objective, reward)
-        rewards.reserve(config.memory_here() - device.rss())
-    elif reward is not None:
-        raise UsageError(f"a reward function is given, and {objective.name} learns from no rewards",
-                         "leave it out, or give an objective such as Grpo()")
+    objective, rewards = _rewarded(objective, reward, config)
     out = Path(out)
     if resume and eval is None:
         eval = _recorded_eval(out)
@@ -104,9 +98,7 @@ def train(model: str | Path | Bundle, data: Rows, out: str | Path, eval: Rows | 
                     show({"event": "rows", "path": str(path), "rows": len(found.examples),
                           "truncated": found.truncated, "skipped": found.skipped, "max_length": config.row_limit})
             if rewards:
-                if held:
-                    rewards.check_alone("learn all rows: eval none; and judge the adapter by rows with answers")
-                rewards.check([*rows.examples, *(held.examples if held else ())])
+                _check_rewards(rewards, rows, held)
         with reported(out):
             record = _unreported(out) if resume and not more else {}
             is_answering = objective.rows is supervised_rows
@@ -153,6 +145,29 @@ def resume_by(out: Path, command: Sequence[str]) -> str:
     if command:
         return f"continue with edgetune resume {shlex.quote(str(out))}, or the same command and --resume"
     return f"continue with edgetune.resume({str(out)!r})"
+
+
+def _rewarded(objective: Objective, reward: Callable[..., Any] | None,
+              config: TrainConfig) -> tuple[Objective, GraderRewards | None]:
+    """(the objective, its rewards; None: it learns from none), with room for these within the budget. Raises UsageError
+    for a reward that the objective does not learn from.
+    """
+    if isinstance(objective, Rewarded):
+        from ..evaluation.graders.rewards import rewards_of  # each takes memory of trainings that need none of it
+        objective, rewards = rewards_of(objective, reward)
+        rewards.reserve(config.memory_here() - device.rss())
+        return objective, rewards
+    if reward is not None:
+        raise UsageError(f"a reward function is given, and {objective.name} learns from no rewards",
+                         "leave it out, or give an objective such as Grpo()")
+    return objective, None
+
+
+def _check_rewards(rewards: GraderRewards, rows: Dataset, held: Dataset | None) -> None:
+    """Raises UsageError where the rewards cannot judge the rows."""
+    if held:
+        rewards.check_alone("learn all rows: eval none; and judge the adapter by rows with answers")
+    rewards.check([*rows.examples, *(held.examples if held else ())])
 
 
 def _recorded_eval(out: Path) -> str | None:
