@@ -86,13 +86,15 @@ def test_rounds_are_shown_as_the_daemon_tells_them(page, url, running):
 def test_the_switch_stops_it(page, url):
     switch = page.get_by_role("switch", name="Learns by itself")
     expect(switch).to_be_checked()
-    switch.click()
+    with page.expect_response("**/v1/learn"):  # the box changes before the daemon has answered
+        switch.click()
     expect(page.locator("#switch")).not_to_be_checked()
     assert not get(url, "/v1/device")["learning"]["on"]
     page.reload()
     runs(page)
     expect(page.locator("#switch")).not_to_be_checked()
-    page.get_by_role("switch", name="Learns by itself").click()
+    with page.expect_response("**/v1/learn"):
+        page.get_by_role("switch", name="Learns by itself").click()
     expect(page.locator("#switch")).to_be_checked()
     assert get(url, "/v1/device")["learning"]["on"]
 
