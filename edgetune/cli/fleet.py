@@ -32,7 +32,7 @@ if TYPE_CHECKING:
     from ..fleet.rounds.next_task import Ended
     from ..fleet.rounds.noise import Noise
     from ..fleet.rounds.spent import Spent
-    from ..fleet.rounds.task import Secret
+    from ..fleet.rounds.task import RoundRecord, Secret
 
 OWN = ("memory", "weights", "threads", "backend", "checkpoint_every", "prompt_column", "completion_column")
 NOT_HERE = (*LOCAL, *FILE_OPTIONS, "eval_every", "patience")
@@ -220,19 +220,24 @@ def round_json(ended: Ended) -> dict[str, Any]:
 def round_lines(ended: Ended) -> list[Any]:
     """What a person is told of a round."""
     from ..console import table
-    from ..errors import printable, size_text
+    from ..errors import printable
     from ..fleet.rounds.next_task import devices_table
     record = ended.record
     rows = [[printable(one["device"])[:24], f"{one['share']:.1%}", str(one["rows"]), _loss(one),
              f"{one['norm']:.3g}{' clipped' if one['clipped'] else ''}"] for one in devices_table(ended)]
-    losses = "" if record.loss_before is None else f", loss {record.loss_before:.3f} -> {record.loss_after:.3f}"
     missed = "ranks differ, so that they have none" if record.missed is None else (
         f"they would miss {record.missed:.1%} of the round's change")
     return [table("", ["device", "share", "rows", "loss", "norm"], rows, (1, 2, 4)),
             *(f"left out: {printable(one.device)}: {one.reason}" for one in ended.left_out),
-            f"round {record.round}: {record.devices} devices, {record.tokens} tokens{losses}; "
-            f"{size_text(record.up)} up, {size_text(record.down)} down to each",
+            f"round {record.round}: {record.devices} devices, {learned(record)}",
             f"averages of A and B apart: {missed}; the rank cuts {record.cut:.1%}", *spent_lines(ended.spent)]
+
+
+def learned(record: RoundRecord) -> str:
+    """The end of the line of a round: what was learned, and the bytes that were sent."""
+    from ..errors import size_text
+    losses = "" if record.loss_before is None else f", loss {record.loss_before:.3f} -> {record.loss_after:.3f}"
+    return f"{record.tokens} tokens{losses}; {size_text(record.up)} up, {size_text(record.down)} down to each"
 
 
 def spent_json(found: Spent | None) -> dict[str, Any] | None:

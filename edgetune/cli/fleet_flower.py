@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from .app import GIVEN, RowsPath, command, show, stop_on_signals
-from .fleet import BASE, DEVICE_OPTIONS, KEY, fleet, noise_of
+from .fleet import BASE, DEVICE_OPTIONS, KEY, fleet, learned, noise_of
 from .fleet_folder import FOLDER, tell
 
 if TYPE_CHECKING:
@@ -67,10 +67,7 @@ def fleet_server(folder: Path, model: Path, nodes: Path, host: str, port: int, n
 
 def round_line(one: RoundRecord) -> str:
     """What a person is told of a round that another process ended."""
-    from ..errors import size_text
-    losses = "" if one.loss_before is None else f", loss {one.loss_before:.3f} -> {one.loss_after:.3f}"
-    return (f"round {one.round}: {one.devices} devices, {one.left_out} left out, {one.tokens} tokens{losses}; "
-            f"{size_text(one.up)} up, {size_text(one.down)} down to each")
+    return f"round {one.round}: {one.devices} devices, {one.left_out} left out, {learned(one)}"
 
 
 def tls_of(authority: Path | None, certificate: Path | None, key: Path | None) -> Tls | None:

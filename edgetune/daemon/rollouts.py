@@ -17,7 +17,7 @@ SUFFIX = "fleet"
 
 
 class DaemonByHttp:
-    """The daemon that a client speaks to. As fleet.apply.Daemon, whose errors it raises."""
+    """The daemon that a client speaks to. As fleet.rollout.apply.Daemon, whose errors it raises."""
 
     def __init__(self, client: Client) -> None:
         self.client = client

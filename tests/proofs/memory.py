@@ -2,6 +2,7 @@
 
     python tests/proofs/memory.py [predict] [budgets] [smallest] [large] [lengths]
                                    [experts] [embeddings] [--model SmolLM2.gguf] [--large big.gguf]
+                                   [--shapes FOLDER]
 
 predict   26 combinations of model, batch, length, family, rank, recomputation and streaming: the plan's peak beside the
           process's, with two steps, a held-out loss and saving. Must be within 5 % or 12 MiB, and never under by more

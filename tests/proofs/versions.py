@@ -13,7 +13,7 @@ import subprocess
 import sys
 import time
 
-HELD = "ready"
+READY = "ready"
 
 
 def child(tree: str, model: str, batch: str, length: str, precision: str) -> None:
@@ -26,7 +26,7 @@ def child(tree: str, model: str, batch: str, length: str, precision: str) -> Non
     trainer.add_examples(random_rows(400, 2 * int(batch), int(length), seed=1))
     for _ in range(2):
         trainer.step()
-    print(HELD, flush=True)
+    print(READY, flush=True)
     for _ in sys.stdin:
         began = time.perf_counter()
         loss = trainer.step().loss
@@ -58,7 +58,7 @@ def main() -> None:
                              stdout=subprocess.PIPE) for tree in (args.old, args.new)]
     for process in both:
         assert process.stdout
-        assert process.stdout.readline().strip() == HELD
+        assert process.stdout.readline().strip() == READY
     ratios = []
     same = True
     for number in range(args.steps):

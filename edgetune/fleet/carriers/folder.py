@@ -21,7 +21,7 @@ from pathlib import Path
 from typing import Any
 
 from ...disk import new_folder
-from ...errors import FormatError, Interrupted, UnansweredError, UsageError
+from ...errors import FormatError, UnansweredError, UsageError
 from ...formats.bundle import Bundle
 from ...training.callbacks import RunCallbacks
 from ..joining.members import reason_against
@@ -32,6 +32,7 @@ from ..rounds.noise import Noise
 from ..rounds.task import FACTS, open_task
 from ..rounds.train_round import train_round
 from ..signed_folder import is_whole
+from .waiting import wait
 
 NAME = re.compile(r"[\w-]{1,64}")  # of a device, which is that of a folder; a folder that is being made has a dot
 _ROUND = re.compile(r"round-(\d{4,9})")
@@ -166,8 +167,4 @@ def again(act: Callable[[], bool], seconds: float, should_stop: Callable[[], boo
             if str(error) != said:
                 said = str(error)
                 say(f"waiting: {error.what}")
-        until = time.monotonic() + seconds
-        while time.monotonic() < until:
-            if should_stop():
-                raise Interrupted("waiting was stopped", "continue with the same command")
-            time.sleep(min(0.2, seconds))
+        wait(seconds, should_stop)

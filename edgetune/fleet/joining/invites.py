@@ -8,15 +8,14 @@ from __future__ import annotations
 
 import hashlib
 import hmac
-import json
 import re
 import secrets
 import threading
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
-from ...disk import json_text, private_folder, read_small, replaced
-from ...errors import FormatError, MismatchError
+from ...disk import json_text, private_folder, read_object, replaced
+from ...errors import MismatchError
 from ...persisted import from_json
 from .members import MemberFile, ask, begin, check_asked
 
@@ -100,12 +99,10 @@ def _remove_old(folder: Path, now: int) -> None:
 def _read(folder: Path, id: str) -> Invite | None:
     """A code's file; None where there is none of this id. Raises FormatError for a damaged one."""
     path = folder / INVITES / f"{id}.json"
-    if not re.fullmatch(f"[{LETTERS}]{{{ID}}}", id) or not path.is_file():
+    if not re.fullmatch(f"[{LETTERS}]{{{ID}}}", id):
         return None
-    try:
-        return from_json(Invite, json.loads(read_small(path, MOST)), str(path))
-    except (OSError, ValueError, RecursionError) as error:
-        raise FormatError(f"{path} cannot be read: {error}", "remove it, and make another code") from None
+    found = read_object(path, "remove it, and make another code", MOST)
+    return None if found is None else from_json(Invite, found, str(path))
 
 
 def _write(folder: Path, id: str, found: Invite) -> None:

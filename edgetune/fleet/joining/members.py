@@ -6,12 +6,11 @@ who can write to it decides who takes part, so no sync may carry it.
 
 from __future__ import annotations
 
-import json
 import re
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
-from ...disk import json_text, private_folder, read_small, replaced
+from ...disk import json_text, private_folder, read_object, replaced
 from ...errors import EdgetuneError, FormatError, MismatchError, NotFoundError, UsageError
 from ...persisted import from_json
 from ...version import __version__
@@ -58,13 +57,10 @@ def begin(folder: Path) -> None:
 def read_member(folder: Path, device: str) -> MemberFile:
     """Raises NotFoundError for a device that has not joined, FormatError for a damaged file."""
     path = folder / MEMBERS / f"{device}.json"
-    if not NAME.fullmatch(device) or not path.is_file():
-        raise NotFoundError(f"no device {device!r:.80} has joined the fleet", ASK)
     hint = "remove it, and let the device join again"
-    try:
-        found = from_json(MemberFile, json.loads(read_small(path, MOST)), str(path))
-    except (OSError, ValueError, RecursionError) as error:
-        raise FormatError(f"{path} cannot be read: {error}", hint) from None
+    if not NAME.fullmatch(device) or (written := read_object(path, hint, MOST)) is None:
+        raise NotFoundError(f"no device {device!r:.80} has joined the fleet", ASK)
+    found = from_json(MemberFile, written, str(path))
     if (found.version, found.device) != (VERSION, device) or found.state not in STATES or not (
             PUBLIC.fullmatch(found.key) and PUBLIC.fullmatch(found.secret)):
         raise FormatError(f"{path} is no file of the device {device}", hint)

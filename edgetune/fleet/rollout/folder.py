@@ -10,14 +10,13 @@ whole files alone, whatever was copied last.
 
 from __future__ import annotations
 
-import json
 import shutil
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
-from ...disk import json_text, new_folder, read_small, replaced
+from ...disk import json_text, new_folder, read_object, replaced
 from ...errors import DiskError, EdgetuneError, FormatError, UsageError
 from ...persisted import from_json
 from ...version import __version__
@@ -112,12 +111,10 @@ def read_device(folder: Path, device: str) -> DeviceFile:
         raise UsageError(f"the device is called {device!r:.70}", "take up to 64 letters, digits, dots, dashes and "
                          "underscores, a letter or digit first")
     path = folder / DEVICES / f"{device}.json"
-    try:
-        found = from_json(DeviceFile, json.loads(read_small(path, MOST)), str(path))
-    except FileNotFoundError:
+    written = read_object(path, "remove it, and run edgetune fleet apply", MOST)
+    if written is None:
         return DeviceFile(device)
-    except (OSError, ValueError, RecursionError) as error:
-        raise FormatError(f"{path} cannot be read: {error}", "remove it, and run edgetune fleet apply") from None
+    found = from_json(DeviceFile, written, str(path))
     if found.version != VERSION or found.device != device:
         raise FormatError(f"{path} is of the device {found.device!r:.70}, version {found.version}", "remove it")
     found.report.check(str(path))

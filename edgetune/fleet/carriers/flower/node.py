@@ -12,6 +12,7 @@ from pathlib import Path
 
 from ....disk import alone, private_folder, read_small
 from ....errors import UsageError
+from ..waiting import stopped
 from .app.settings import NODE, NodeSettings, write_settings
 from .environment import Flower
 from .processes import command, last_line, running
@@ -63,7 +64,7 @@ class Node:
                 if why != said:
                     said = why
                     say(why)
-                if _stopped(pause, should_stop):
+                if stopped(pause, should_stop):
                     return
 
     def public_key(self) -> str:
@@ -89,7 +90,7 @@ class Node:
         late = time.monotonic() + TOLD_SECONDS
         told = False
         while process.poll() is None:
-            if _stopped(1.0, should_stop):
+            if stopped(1.0, should_stop):
                 return True
             if not told and _says(log, begun, _IN):
                 told = True
@@ -129,13 +130,3 @@ def _says(log: Path, begin: int, what: bytes) -> bool:
     with log.open("rb") as file:
         file.seek(begin)
         return what in file.read(1 << 16)
-
-
-def _stopped(seconds: float, should_stop: Callable[[], bool]) -> bool:
-    until = time.monotonic() + seconds
-    while time.monotonic() < until:
-        if should_stop():
-            return True
-        time.sleep(min(0.2, seconds))
-    return False
-

@@ -17,10 +17,11 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from ....disk import alone, private_folder, read_object, read_small, replaced
-from ....errors import EdgetuneError, Interrupted, UsageError
+from ....errors import EdgetuneError, UsageError
 from ....formats.bundle import Bundle
 from ...rounds.task import RoundRecord, open_task, records_of
 from ..folder import newest
+from ..waiting import wait
 from .app.settings import ENDED, PROCESS, SERVER, ServerSettings, write_settings
 from .environment import Flower
 from .processes import command, last_line, running
@@ -29,6 +30,7 @@ START_SECONDS = 120.0  # for SuperLink, and for the server app
 PAUSE = 5.0  # before SuperLink or a run begins again
 CONNECTION = "edgetune"
 LOG = "superlink.log"
+LOOPBACK = "127.0.0.1"
 _KEY = re.compile(r"ecdsa-sha2-nistp384 [A-Za-z0-9+/=]{100,200}")
 Say = Callable[[str], object]
 
@@ -63,6 +65,11 @@ class Server:
     every: float
     key: Path | None
 
+    @property
+    def _here(self) -> str:
+        """The address at which this machine reaches it."""
+        return LOOPBACK if self.host in ("0.0.0.0", "") else self.host
+
     def serve(self, should_stop: Callable[[], bool], on_round: Callable[[RoundRecord], object], say: Say) -> None:
         """Ends rounds until the last. on_round: what became of each. Raises Interrupted where should_stop returns True,
         and the errors of open_task, of Flower's programs and of the server app.
@@ -84,7 +91,7 @@ class Server:
                     ended = self._runs(ended, link.poll, should_stop, on_round)
                 if newest(self.folder).number <= self.rounds:
                     say(f"SuperLink ended ({last_line(state / LOG)}); it begins again, in the same round")
-                    _sleep(PAUSE, should_stop)
+                    wait(PAUSE, should_stop)
 
     def _runs(self, ended: int, link_ended: Callable[[], int | None], should_stop: Callable[[], bool],
               on_round: Callable[[RoundRecord], object]) -> int:
@@ -103,8 +110,8 @@ class Server:
                     return self._told(ended, on_round)
                 if not _is_alive(state / PROCESS):
                     break
-                _sleep(self.every, should_stop)
-            _sleep(PAUSE, should_stop)
+                wait(self.every, should_stop)
+            wait(PAUSE, should_stop)
         return ended
 
     def _told(self, ended: int, on_round: Callable[[RoundRecord], object]) -> int:
@@ -138,10 +145,9 @@ class Server:
             str(state)))
         home = state / "home"
         home.mkdir(exist_ok=True)
-        here = "127.0.0.1" if self.host in ("0.0.0.0", "") else self.host
         (home / "config.toml").write_text(
             f"[superlink]\ndefault = {json.dumps(CONNECTION)}\n\n[superlink.{CONNECTION}]\n"
-            f"address = {json.dumps(f'{here}:{self.port}')}\nroot-certificates = "
+            f"address = {json.dumps(f'{self._here}:{self.port}')}\nroot-certificates = "
             f"{json.dumps(str(tls.authority.absolute()))}\n", encoding="utf-8")
 
     def _own_tls(self, say: Say) -> Tls:
@@ -151,8 +157,7 @@ class Server:
         if not tls.authority.exists():
             folder.mkdir(exist_ok=True)
             tls.key.unlink(missing_ok=True)
-            names = dict.fromkeys(["localhost", "127.0.0.1", socket.gethostname(), *self.names,
-                                   *([self.host] if self.host not in ("0.0.0.0", "") else [])])
+            names = dict.fromkeys(["localhost", LOOPBACK, socket.gethostname(), *self.names, self._here])
             self.flower.run(str(self.flower.python), str(self.flower.app_folder() / "edgetune_flower" / "keys.py"),
                             "server", str(folder), *names)
         say(f"nodes trust {tls.authority}: copy it to each, for --authority")
@@ -179,8 +184,7 @@ class Server:
             _write(path, known)
 
     def _is_open(self) -> bool:
-        host = "127.0.0.1" if self.host in ("0.0.0.0", "") else self.host
-        with suppress(OSError), socket.create_connection((host, self.port), 1.0):
+        with suppress(OSError), socket.create_connection((self._here, self.port), 1.0):
             return True
         return False
 
@@ -192,7 +196,7 @@ class Server:
         while not is_there():
             if link_ended() is not None or time.monotonic() > until:
                 raise EdgetuneError(f"Flower did not start: {last_line(log)}", f"its log is {log}")
-            _sleep(0.3, should_stop)
+            wait(0.3, should_stop)
 
 
 def node_keys(path: Path) -> tuple[str, ...]:
@@ -229,12 +233,3 @@ def _is_alive(file: Path) -> bool:
     except (OSError, ValueError):
         return False
     return status.rpartition(")")[2].split()[0] != "Z"
-
-
-def _sleep(seconds: float, should_stop: Callable[[], bool]) -> None:
-    until = time.monotonic() + seconds
-    while time.monotonic() < until:
-        if should_stop():
-            raise Interrupted("waiting was stopped", "continue with the same command")
-        time.sleep(min(0.2, seconds))
-
