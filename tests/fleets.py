@@ -68,3 +68,15 @@ def write_fleet(bundle: Bundle, folder: Path, *, key: Path | None = None, device
     report(folder, "d1", rollout=rollout, execution=rings.REJECTED, kind=KINDS[1],
            reason="not surely better: 0 of 6 more")
     return folder
+
+
+def signing_key(path: Path) -> Path:
+    """Writes a new private Ed25519 key; its public one is next to it, as PATH.pub."""
+    from cryptography.hazmat.primitives import serialization as forms
+    from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
+
+    key = Ed25519PrivateKey.generate()
+    path.write_bytes(key.private_bytes(forms.Encoding.PEM, forms.PrivateFormat.PKCS8, forms.NoEncryption()))
+    path.with_name(f"{path.name}.pub").write_bytes(key.public_key().public_bytes(forms.Encoding.OpenSSH,
+                                                                                 forms.PublicFormat.OpenSSH))
+    return path

@@ -46,7 +46,8 @@ def fleet_rollout(adapter: Path, folder: Path, rings: str, success: float, error
                   key: Path | None, as_json: bool) -> None:
     """Bring ADAPTER to the devices of FOLDER in rings.
 
-    The gate of each device decides. Run advance here and apply on each device, again and again.
+    The gate of each device decides. Run apply on each device, again and again, and advance here, unless a daemon serves
+    FOLDER with --fleet.
     """
     from ..fleet.rollout.folder import begin, read_devices
     from ..fleet.rollout.rings import Plan

@@ -56,8 +56,8 @@ class DaemonConfig:
                         common=True, group="What it keeps")
     fleet: str = option("", "Folder of a fleet: devices fetch its rounds and roll-outs from this daemon, and send "
                         "their answers.")
-    fleet_sign: str = option("", "Private Ed25519 key that signs what is decided on the page about a roll-out, where "
-                             "its orders are signed.")
+    fleet_sign: str = option("", "Private Ed25519 key that signs orders of a roll-out: those by which rings begin by "
+                             "themselves, and what is decided on the page.")
     log_prompts: bool = option(False, "Write prompts and answers into the log.")
     keep_prompts: int = option(0, "Prompts of people kept at most for --learn tutor, without answers; the oldest leave "
                                "first; 0: none, and those that were kept leave.", low=0, high=100_000)

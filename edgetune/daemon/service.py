@@ -39,6 +39,7 @@ from ..serving.served import Served
 from ..serving.tool_calls import CallReader
 from ..training.config import TrainConfig
 from . import memory
+from .advancing import Advancing
 from .contest import Contest
 from .documents import Documents
 from .embeddings import Embedded, Embeddings, Text
@@ -65,8 +66,7 @@ from .opening import open_answering
 from .options import DaemonConfig, model_name
 from .probation import Probations
 from .sources import AnswerSource, AskedQuestion, ModelSource, first_answer
-from .state.adapters import LATEST as LATEST
-from .state.adapters import Adapter, Adapters
+from .state.adapters import LATEST, Adapter, Adapters
 from .state.database import Store
 from .state.files import Files
 from .state.holdout import open_holdout
@@ -155,7 +155,8 @@ class Service:
             self._used_at_start = memory.in_use(self.bundle.gguf.path.resolve())[0]
             self.probations = Probations(self.adapters, self.store)
             self.feedback.on_added.append(self.probations.look)
-            for part in (self.batcher, self.adapters, self.jobs, self.learner):
+            self.advancing = Advancing(self.config, self.stopping)
+            for part in (self.batcher, self.adapters, self.jobs, self.learner, self.advancing):
                 part.start()
                 if not isinstance(part, Adapters):
                     opened.callback(part.stop)
@@ -351,9 +352,9 @@ class Service:
     def health(self) -> dict[str, Any]:
         """Returns {"status": "ok" or "degraded", "reasons": a sentence each}. A degraded service still answers."""
         paused = [*self.jobs.reasons(), *filter(None, [self.learner.paused_reason])]
-        threads = [] if self.stopping.is_set() else [self.batcher.thread, self.jobs.thread, self.learner.thread]
+        threads = [part.thread for part in (self.batcher, self.jobs, self.learner, self.advancing)]
         dead = [f"the thread {thread.name} has died: restart the daemon; its log says why"
-                for thread in threads if thread.ident and not thread.is_alive()]
+                for thread in threads if thread.ident and not thread.is_alive() and not self.stopping.is_set()]
         reasons = [*dead, *paused, *self.store.reasons(), *self.adapters.reasons(), *self.holdout.reasons()]
         if lost := lost_things(self.store.folder):
             counted = " and ".join(f"{count} of {kind}" for kind, count in lost.items())

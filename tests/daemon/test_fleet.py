@@ -2,19 +2,25 @@
 
 from __future__ import annotations
 
+import os
 import shutil
+import threading
+import time
 
 import httpx
 import pytest
 from daemons import PATIENCE, daemon
-from fleets import report, write_fleet
+from fleets import EVALUATION, report, signing_key, write_fleet, write_rounds
 from prometheus_client.parser import text_string_to_metric_families
+from services import until
 from tiny import write_tiny
 
+from edgetune.daemon.advancing import Advancing
 from edgetune.daemon.options import DaemonConfig
 from edgetune.errors import UsageError
 from edgetune.fleet.rollout import rings
-from edgetune.fleet.rollout.folder import newest_order, step
+from edgetune.fleet.rollout.folder import begin, newest_order, step
+from edgetune.fleet.rollout.rings import Plan
 from edgetune.fleet.status import status_json, status_of
 from edgetune.formats.bundle import open_bundle
 from edgetune.formats.signature import private_key
@@ -24,17 +30,8 @@ from edgetune.formats.signature import private_key
 def keys(tmp_path_factory):
     """Two private keys; the public one of the first is with it."""
     pytest.importorskip("cryptography")
-    from cryptography.hazmat.primitives import serialization as forms
-    from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
-
     folder = tmp_path_factory.mktemp("keys")
-    for name in ("one", "two"):
-        key = Ed25519PrivateKey.generate()
-        (folder / name).write_bytes(key.private_bytes(forms.Encoding.PEM, forms.PrivateFormat.PKCS8,
-                                                      forms.NoEncryption()))
-        (folder / f"{name}.pub").write_bytes(key.public_key().public_bytes(forms.Encoding.OpenSSH,
-                                                                           forms.PublicFormat.OpenSSH))
-    return folder / "one", folder / "two"
+    return signing_key(folder / "one"), signing_key(folder / "two")
 
 
 @pytest.fixture(scope="module")
@@ -68,7 +65,8 @@ def http(running):
 
 
 def test_the_status_is_that_of_the_folder(http, folder):
-    assert http.get("/v1/fleet/status").json() == status_json(status_of(folder))
+    said = http.get("/v1/fleet/status").json()["obstacle"]
+    assert http.get("/v1/fleet/status").json() == {**status_json(status_of(folder)), "obstacle": said}
     assert http.get("/v1/device").json()["fleet"]
 
 
@@ -152,3 +150,130 @@ def test_a_daemon_without_a_fleet_has_none_of_it(tiny_q8, tmp_path):
         for said in (http.get("/v1/fleet/status"), http.post("/v1/fleet/rollout/stop")):
             assert said.status_code == 404
             assert "serves no fleet" in said.text
+
+
+def test_rings_begin_by_themselves_as_devices_report(written, folder, http, keys, monkeypatch):
+    """The next ring, then a stop by its counts; each order is signed."""
+    shutil.rmtree(folder)
+    write_fleet(open_bundle(written[0]), folder, key=keys[0])
+    signer = newest_order(folder).signer
+    assert http.get("/v1/fleet/status").json()["obstacle"] == ""
+    report(folder, "d2", rollout=newest_order(folder).facts.rollout, execution=rings.CLOSED, finished=rings.SUCCESS)
+    advancing = Advancing(DaemonConfig(fleet=str(folder), fleet_sign=str(keys[0])), threading.Event())
+    monkeypatch.setattr("edgetune.daemon.advancing.EVERY", 0.05)
+    monkeypatch.setattr("edgetune.daemon.advancing.SHARE", 1.0)
+    advancing.start()
+    try:
+        until(lambda: newest_order(folder).state.ring == 2)
+        report(folder, "d3", rollout=newest_order(folder).facts.rollout, execution=rings.CLOSED, finished=rings.FAILURE)
+        report(folder, "late")  # is of the last ring
+        until(lambda: "late" in newest_order(folder).state.begun)
+        assert newest_order(folder).state.status == rings.RUNNING  # the plan allows any share of failures
+        assert http.post("/v1/fleet/rollout/pause").json()["status"] == "paused"
+        for name in ("d4", "d5", "late"):
+            report(folder, name, rollout=newest_order(folder).facts.rollout, execution=rings.CLOSED,
+                   finished=rings.SUCCESS)
+        until(lambda: advancing._seen and not advancing.failure)
+        assert newest_order(folder).state.status == rings.PAUSED
+        http.post("/v1/fleet/rollout/resume")
+        until(lambda: newest_order(folder).state.status == rings.FINISHED)
+        assert newest_order(folder).signer == signer
+    finally:
+        advancing.stop()
+
+
+def test_a_rollout_that_fails_is_stopped_by_itself(bundle, tmp_path):
+    folder = tmp_path / "folder"
+    for name in ("a", "b", "c"):
+        report(folder, name)
+    begun = begin(folder, write_rounds(bundle, folder, 1), Plan(("1", "all"), error=0.02), EVALUATION, 1000,
+                  first=["a"])
+    look = Advancing(DaemonConfig(fleet=str(folder)), threading.Event()).look
+    look(2000)
+    assert newest_order(folder).facts.number == 1  # nobody has reported
+    report(folder, "a", rollout=begun.facts.rollout, execution=rings.CLOSED, finished=rings.FAILURE)
+    look(4000)
+    stopped = newest_order(folder).state
+    assert (stopped.status, stopped.ring) == (rings.STOPPED, 0)
+    report(folder, "a", rollout=begun.facts.rollout, execution=rings.CLOSED, finished=rings.SUCCESS)
+    look(6000)
+    assert newest_order(folder).state == stopped
+
+
+def test_a_ring_whose_time_is_over_waits_for_a_person(bundle, tmp_path):
+    folder = tmp_path / "folder"
+    report(folder, "a")
+    begin(folder, write_rounds(bundle, folder, 1), Plan(("all",), wait=60_000), EVALUATION, 1000)
+    old(folder)
+    look = Advancing(DaemonConfig(fleet=str(folder)), threading.Event()).look
+    for now in (1001, 30_000):
+        look(now)
+        assert newest_order(folder).state.status == rings.RUNNING
+    look(61_000)
+    assert newest_order(folder).state.status == rings.PAUSED
+    assert "0 of 1 devices" in newest_order(folder).state.reason
+
+
+def test_a_quiet_fleet_is_not_read(folder, monkeypatch):
+    """No file is opened until a time changes, or an hour is over."""
+    old(folder)
+    advancing = Advancing(DaemonConfig(fleet=str(folder)), threading.Event())
+    reads = []
+    monkeypatch.setattr("edgetune.daemon.advancing.step", lambda *args, key: reads.append(1) or step(*args, key=key))
+    now = time.time()
+    for seconds in range(0, 3600, 60):
+        advancing.look(now + seconds)
+    assert len(reads) <= 2  # the second: its places were known after the first
+    report(folder, "d3")
+    advancing.look(now + 3600)
+    before = len(reads)
+    advancing.look(now + 3660)
+    assert len(reads) == before
+    advancing.look(now + 7300)
+    assert len(reads) == before + 1
+
+
+def test_only_what_its_own_key_signed_advances_by_itself(written, folder, http, keys):
+    """Who can write into the folder must not get the daemon's signature."""
+    advancing = Advancing(DaemonConfig(fleet=str(folder), fleet_sign=str(keys[0])), threading.Event())
+    report(folder, "d2", rollout=newest_order(folder).facts.rollout, execution=rings.CLOSED, finished=rings.SUCCESS)
+    advancing.look(1)
+    assert newest_order(folder).state.ring == 1
+    assert "is not signed, and this daemon signs" in http.get("/v1/fleet/status").json()["obstacle"]
+    http.post("/v1/fleet/rollout/advance")
+    assert http.get("/v1/fleet/status").json()["obstacle"] == ""
+    assert newest_order(folder).state.ring == 2
+    shutil.rmtree(folder)
+    write_fleet(open_bundle(written[0]), folder, key=keys[1])
+    order = newest_order(folder)
+    report(folder, "d2", rollout=order.facts.rollout, execution=rings.CLOSED, finished=rings.SUCCESS)
+    said = http.get("/v1/fleet/status").json()["obstacle"]
+    assert f"{order.facts.rollout} is signed by {order.signer[:16]}, and this daemon signs as" in said
+    without = Advancing(DaemonConfig(fleet=str(folder)), threading.Event())
+    for one in (advancing, without):
+        one.look(5000)
+    assert newest_order(folder).facts.number == order.facts.number
+    assert without.obstacle("x", order.signer).endswith("and this daemon has no --fleet-sign")
+    step(folder, 3, rings.STOP, keys[1])
+    assert http.get("/v1/fleet/status").json()["obstacle"] == ""  # nothing runs
+
+
+def test_a_damaged_order_does_not_end_the_thread(folder, caplog):
+    advancing = Advancing(DaemonConfig(fleet=str(folder)), threading.Event())
+    order = newest_order(folder)
+    path = order.folder / "orders" / f"{order.facts.number:06d}" / "order.json"
+    whole = path.read_text()
+    path.write_text("{")
+    for now in (1000, 2000):
+        advancing.look(now)
+    assert "is not JSON" in advancing.obstacle("x", "")
+    assert caplog.text.count("does not advance") == 1
+    path.write_text(whole)
+    advancing.look(3000)
+    assert advancing.obstacle("x", "") == ""
+
+
+def old(folder):
+    """The folders changed a minute ago."""
+    for place in (folder / "devices", folder / "rollouts", newest_order(folder).folder / "orders"):
+        os.utime(place, (time.time() - 60,) * 2)

@@ -24,7 +24,8 @@ from ...errors import NotFoundError
 from ...version import __version__
 from ..jobs.decide import without_scores
 from ..kinds.evaluation import EvaluationRequest
-from ..service import LATEST, Service
+from ..service import Service
+from ..state.adapters import LATEST
 from ..state.files import DOCUMENT, RESULTS
 from . import (
     checking,

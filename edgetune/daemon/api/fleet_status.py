@@ -2,15 +2,12 @@
 
 from __future__ import annotations
 
-import threading
-import time
-from pathlib import Path
 from typing import Any, Literal
 
 from fastapi import APIRouter
 from pydantic import Field
 
-from ...fleet.rollout.folder import step
+from ...fleet.rollout import rings
 from ...fleet.status import rollout_status, status_json, status_of
 from .completions import TheService
 from .errors import RESPONSES, JsonRoute
@@ -18,7 +15,6 @@ from .fleet import fleet_folder
 from .shapes import Answer, Time
 
 router = APIRouter(prefix="/v1/fleet", route_class=JsonRoute, responses=RESPONSES)
-_one_at_a_time = threading.Lock()  # orders are numbered
 OUTCOMES = ("succeeded; refused (by its gate); failed; canceled (it went back); trying; waiting (it has not begun); "
             "outside (the roll-out does not reach it); excluded (it has not joined, or was revoked)")
 
@@ -119,21 +115,22 @@ class FleetStatusObject(Answer):
     rounds: FleetRounds | None = Field(description="The rounds; null: there are none.")
     members: MemberCounts | None = Field(description="Devices that asked to join; null: none has to.")
     unreadable: list[str] = Field(description="What cannot be read, and why.")
+    obstacle: str = Field(description="Why this daemon does not advance the roll-out by itself, a sentence; empty: it "
+                                      "does, or nothing runs.")
 
 
 @router.get("/status", response_model=FleetStatusObject)
 def get_status(service: TheService) -> Any:
     """Returns the devices of a fleet, its newest roll-out and its rounds."""
-    return status_json(status_of(fleet_folder(service)))
+    found = status_of(fleet_folder(service))
+    running = found.rollout if found.rollout and found.rollout.status in (rings.RUNNING, rings.UNDOING) else None
+    return {**status_json(found), "obstacle": service.advancing.obstacle(running.id, running.signer) if running else ""}
 
 
 @router.post("/rollout/{change}", response_model=FleetRollout)
 def change_rollout(change: Literal["advance", "pause", "resume", "stop", "undo"], service: TheService) -> Any:
     """Pauses, resumes, stops or undoes the newest roll-out. Each counts the reports, as advance does, which begins the
-    next ring where the rules allow it. Where its orders are signed, the daemon needs --fleet-sign
-    to write another.
+    next ring where the rules allow it. The daemon does that by itself, too, within a minute. Where the orders are
+    signed, it needs --fleet-sign to write another.
     """
-    key = Path(service.config.fleet_sign).expanduser() if service.config.fleet_sign else None
-    with _one_at_a_time:
-        order, devices, _ = step(fleet_folder(service), int(time.time()), change, key)
-    return vars(rollout_status(order, devices))
+    return vars(rollout_status(*service.advancing.change(fleet_folder(service), change)))

@@ -11,7 +11,8 @@ from pydantic import BaseModel, ConfigDict, Field, create_model
 from ...errors import UsageError
 from ...serving.question import Question
 from ...serving.thoughts import EFFORTS
-from ..service import LATEST, Service
+from ..service import Service
+from ..state.adapters import LATEST
 from .embeddings import TEXTS
 from .generation import (
     FREQUENCY,

@@ -16,7 +16,8 @@ from pydantic import Field
 from ...errors import NotFoundError
 from ...formats.gguf import Gguf
 from ...serving.embedding import EncoderFile, TableFile
-from ..service import LATEST, Service
+from ..service import Service
+from ..state.adapters import LATEST
 from .completions import TheService
 from .ollama import ERRORS, AnyTypeRoute
 from .ollama_bodies import BASE, named

@@ -24,6 +24,8 @@ async function showFleet(serves) {
   $("fleet-wrong").hidden = status.unreadable.length === 0;
   put($("fleet-wrong"), status.unreadable.map(sentence).join(" "));
   showRollout(status.rollout);
+  $("rollout-obstacle").hidden = !status.obstacle;
+  put($("rollout-obstacle"), status.obstacle ? `No ring begins by itself: ${sentence(status.obstacle)}` : "");
   showMembers(members);
   showDevices(status.devices);
   showRounds(status.rounds);

@@ -5,7 +5,7 @@ import time
 
 import pytest
 from daemons import daemon
-from fleets import report, write_fleet
+from fleets import EVALUATION, report, signing_key, write_fleet
 from looks import check_looks, unfold
 from pages import HOSTILE, LAPTOP, SMALL_PHONE, expect, go_to, opened, runs
 from services import until
@@ -13,7 +13,8 @@ from services import until
 from edgetune.fleet.joining import invites
 from edgetune.fleet.joining.members import read_member
 from edgetune.fleet.rollout import rings
-from edgetune.fleet.rollout.folder import newest_order
+from edgetune.fleet.rollout.folder import begin, newest_order
+from edgetune.fleet.rollout.rings import Plan
 from edgetune.formats.bundle import open_bundle
 
 KEY = "0123456789abcdef" * 4
@@ -88,6 +89,15 @@ def test_a_rollout_is_paused_continued_and_undone(page, folder):
     decide(page, "Advance")
     expect(page.locator("#rollout-status")).to_have_text(rings.UNDONE)
     expect(page.locator("#changes button")).to_have_count(0)
+
+
+def test_it_says_why_no_ring_begins_by_itself(page, folder, tmp_path):
+    expect(page.locator("#rollout-obstacle")).to_be_hidden()
+    key = signing_key(tmp_path / "key")
+    begin(folder, folder / "round-0004" / "task" / "adapter", Plan(("all",)), EVALUATION, int(time.time()), key=key)
+    page.reload()
+    expect(page.locator("#rollout-obstacle")).to_have_text(re.compile(
+        r"No ring begins by itself: The order of \S+ is signed by \w{16}, and this daemon has no --fleet-sign\."))
 
 
 def test_a_device_is_invited_approved_and_revoked(page, folder):
