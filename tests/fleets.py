@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import time
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
@@ -22,12 +23,12 @@ KINDS = ("Raspberry Pi 5, aarch64", "x86_64")
 EVALUATION = {"required": "better", "if_none": "refuse", "probation": 0, "bad_ratings": 3}
 
 
-def write_rounds(bundle: Bundle, folder: Path, rounds: int) -> Path:
+def write_rounds(bundle: Bundle, folder: Path, rounds: int, noise: float = 0.0) -> Path:
     """Rounds that have ended, each with answers of three devices and one that is left out; returns the last adapter.
-    Losses fall by a tenth each round, more on boards than on others.
+    Losses fall by a tenth each round, more on boards than on others. With noise no losses are said.
     """
     make_task(bundle, folder / "round-0001" / "task", TrainConfig(rank=2, anchors=0), FleetOptions(
-        aggregation="frozen-a", quorum=1))
+        aggregation="frozen-a", quorum=1, noise=noise))
     for number in range(1, rounds + 1):
         place = folder / f"round-{number:04}"
         task = open_task(place / "task", bundle)
@@ -36,9 +37,12 @@ def write_rounds(bundle: Bundle, folder: Path, rounds: int) -> Path:
             arrays = {f"{name}.b": generator.normal(0, 1e-2, pair.b.shape).astype(np.float16)
                       for name, pair in task.pairs.items()}
             loss = 2.0 * 0.9 ** number + 0.2 * (i > 0)
+            said: dict[str, Any] = {"held_rows": 2, "loss_before": loss / 0.9, "loss_after": loss}
+            if noise:
+                said = {"noise": noise, "noise_norm": 1.0}
             write_answer(place / "answers" / f"device{i}", AnswerFacts(
-                VERSION, task.name, f"device{i}", task.base.fingerprint, "", "b", 2, 8, 80 + i, 1.0, held_rows=2,
-                loss_before=loss / 0.9, loss_after=loss, kind=KINDS[i > 0]), arrays, None)
+                VERSION, task.name, f"device{i}", task.base.fingerprint, "", "b", 2, 8, 1 if noise else 80 + i, 1.0,
+                kind=KINDS[i > 0], **said), arrays, None)
         (place / "answers" / "late").mkdir()
         (place / "answers" / "late" / "answer.json").write_text("{}")
         write_next(task, bundle, sorted((place / "answers").iterdir()), folder / f"round-{number + 1:04}" / "task")

@@ -248,10 +248,11 @@ def spent_lines(found: Spent | None) -> list[str]:
     """What a person is told of the noise of all rounds; nothing where there was none."""
     if found is None:
         return []
-    return [f"noise, delta {found.delta:g}: epsilon {_bound(one.last)} in the last round and {_bound(one.total)} in "
-            f"all, against whoever sees {whom}"
-            for whom, one in (("the answers of a device", found.answer), ("the sums alone", found.sum))
-            if one.last is not None]
+    lines = [f"noise, delta {found.delta:g}: epsilon {_bound(one.last)} in the last round and {_bound(one.total)} in "
+             f"all, against whoever sees {whom}"
+             for whom, one in (("the answers of a device", found.answer), ("the sums alone", found.sum))
+             if one.last is not None]
+    return lines or ["the last round had no noise, so that the noise of others gives no bound of epsilon"]
 
 
 def _bound(epsilon: float | None) -> str:

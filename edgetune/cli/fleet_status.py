@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from .app import command, show
-from .fleet import fleet, spent_json, spent_lines
+from .fleet import fleet, spent_lines
 from .fleet_privacy import DELTA_OPTION
 
 if TYPE_CHECKING:
@@ -28,7 +28,7 @@ def fleet_status(path: Path, delta: float, as_json: bool) -> None:
     from ..fleet.rounds.spent import spent
     from ..fleet.status import status_json
     found = _found(path)
-    noise = spent(found.rounds.records, delta) if found.rounds and found.rounds.records else None
+    noise = spent(found.rounds.records, delta) if found.rounds else None
     lines: list[Any] = []
     if found.rounds:
         lines += rounds_lines(found.rounds, noise)
@@ -38,7 +38,7 @@ def fleet_status(path: Path, delta: float, as_json: bool) -> None:
         lines += devices_lines(found)
     if found.members:
         lines.append(f"devices that joined: {', '.join(f'{count} {state}' for state, count in found.members.items())}")
-    show(as_json, {**status_json(found), "privacy": spent_json(noise)}, *lines, *_left_out(found.unreadable))
+    show(as_json, status_json(found, delta), *lines, *_left_out(found.unreadable))
 
 
 def _found(path: Path) -> FleetStatus:

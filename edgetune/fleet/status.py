@@ -13,10 +13,12 @@ from typing import Any
 from ..errors import EdgetuneError
 from .carriers.folder import rounds_of
 from .joining.members import STATES, is_joined, read_members
+from .privacy import DELTA
 from .rollout import rings
 from .rollout.folder import DeviceFile, Order, newest_order, read_reports, reports_of
 from .rounds.history import OUTCOMES, History, history_of
 from .rounds.outcome import losses_by_kind
+from .rounds.spent import spent
 
 WORDS = tuple(rings.Counts.__dataclass_fields__)
 OUTSIDE = "outside"  # a device that the roll-out does not reach
@@ -103,12 +105,14 @@ def rounds_table(rounds: History) -> list[dict[str, Any]]:
             for record in rounds.records]
 
 
-def status_json(found: FleetStatus) -> dict[str, Any]:
+def status_json(found: FleetStatus, delta: float = DELTA) -> dict[str, Any]:
+    """The status as JSON. delta: of `privacy`, what noise of all rounds hides, which is null where there was none."""
     rounds = found.rounds
+    noise = spent(rounds.records, delta) if rounds else None
     return {"devices": found.devices, "rollout": asdict(found.rollout) if found.rollout else None,
             "rounds": rounds and {"base": rounds.base, "number": rounds.number, "arrived": rounds.arrived,
-                                  "records": rounds_table(rounds)}, "members": found.members,
-            "unreadable": found.unreadable}
+                                  "records": rounds_table(rounds)}, "privacy": noise and asdict(noise),
+            "members": found.members, "unreadable": found.unreadable}
 
 
 def _members(folder: Path, wrong: list[str]) -> dict[str, int] | None:

@@ -142,6 +142,17 @@ def test_metrics_of_a_fleet(http, folder):
     assert set(read()) == {("unreadable",), *(("devices", word) for word in counts)}
 
 
+def test_epsilon_is_in_the_status_and_in_metrics(http, folder, bundle):
+    assert http.get("/v1/fleet/status").json()["privacy"] is None
+    for path in folder.glob("round-*"):
+        shutil.rmtree(path)
+    write_rounds(bundle, folder, 2, noise=4.0)
+    found = http.get("/v1/fleet/status").json()["privacy"]
+    assert found["answer"]["total"] > found["answer"]["last"] > found["sum"]["last"] > 0
+    text = http.get("/metrics").text
+    assert f'edgetune_fleet_epsilon{{against="sum"}} {found["sum"]["total"]}' in text
+
+
 def test_a_daemon_without_a_fleet_has_none_of_it(tiny_q8, tmp_path):
     with daemon(tiny_q8, tmp_path / "state", context=256) as alone, httpx.Client(base_url=alone.url,
                                                                                 timeout=PATIENCE) as http:

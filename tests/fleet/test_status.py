@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import json
+import math
 import shutil
+from statistics import NormalDist
 
 import pytest
 from commands import run
-from fleets import KINDS, report, write_fleet
+from fleets import KINDS, report, write_fleet, write_rounds
 
 from edgetune.fleet.joining import invites, members
 from edgetune.fleet.rollout import rings
@@ -51,6 +53,32 @@ def test_all_of_a_folder(folder):
     assert last["loss_after"] == pytest.approx(loss + 0.4 / 3)
     assert [one["device"] for one in last["refused"]] == ["late"]
     assert "answer.json is of version None" in last["refused"][0]["reason"]
+
+
+def test_epsilon_of_rounds_with_noise(bundle, folder, tmp_path):
+    """By the definition of the mechanism: over 3 rounds an answer has the loss sqrt(3) / 4, a sum of three 1 / 4."""
+    assert status_json(status_of(folder))["privacy"] is None
+    write_rounds(bundle, tmp_path / "noisy", 3, noise=4.0)
+    found = status_json(status_of(tmp_path / "noisy"))["privacy"]
+    assert found["delta"] == 1e-5
+    normal = NormalDist().cdf
+    for mu, epsilon in ((1 / 4, found["answer"]["last"]), (3 ** 0.5 / 4, found["answer"]["total"]),
+                        (1 / 4 / 3 ** 0.5, found["sum"]["last"]), (1 / 4, found["sum"]["total"])):
+        assert normal(mu / 2 - epsilon / mu) - math.exp(epsilon) * normal(-mu / 2 - epsilon / mu) == pytest.approx(
+            1e-5, rel=1e-6)
+    said = run("fleet", "status", tmp_path / "noisy", "--delta", "1e-3")
+    assert "noise, delta 0.001: epsilon " in said
+
+
+def test_noise_before_a_round_without_any_is_said(bundle, tmp_path):
+    write_rounds(bundle, tmp_path / "noisy", 1, noise=4.0)
+    facts = tmp_path / "noisy" / "round-0002" / "task" / "task.json"
+    written = json.loads(facts.read_text())
+    written["history"].append({**written["history"][0], "round": 2, "mu_answer": None, "mu_sum": None})
+    facts.write_text(json.dumps(written))
+    nothing = {"last": None, "total": None}
+    assert status_json(status_of(tmp_path / "noisy"))["privacy"] == {"delta": 1e-5, "answer": nothing, "sum": nothing}
+    assert "the last round had no noise" in run("fleet", "status", tmp_path / "noisy")
 
 
 def test_counts_follow_the_devices(folder):
@@ -101,7 +129,7 @@ def test_the_command(folder, tmp_path):
     for words in ("kitchen", "x86_64", "d1: refused: not surely better: 0 of 6 more", "is running",
                   "round 4 of tiny.gguf: 0 answers have arrived", "left out: round 3: late: answer.json is of version"):
         assert words in said, said
-    assert json.loads(run("fleet", "status", folder, "--json")) == {**status_json(status_of(folder)), "privacy": None}
+    assert json.loads(run("fleet", "status", folder, "--json")) == status_json(status_of(folder))
     said = run("fleet", "status", folder / "round-0004" / "task")
     assert "this is the task of round 4" in said
     assert "kitchen" not in said

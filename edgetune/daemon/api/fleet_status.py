@@ -99,6 +99,21 @@ class FleetRounds(Answer):
     records: list[FleetRound] = Field(description="The rounds before it.")
 
 
+class FleetEpsilon(Answer):
+    """Epsilon of differential privacy for a whole device; null: there is no bound."""
+
+    last: float | None = Field(description="Of the last round.")
+    total: float | None = Field(description="Of all rounds together.")
+
+
+class FleetPrivacy(Answer):
+    """What the noise of all rounds hides."""
+
+    delta: float = Field(description="The chance with which epsilon may fail.")
+    answer: FleetEpsilon = Field(description="Against whoever sees the answers of a device.")
+    sum: FleetEpsilon = Field(description="Against whoever sees the sums alone.")
+
+
 class MemberCounts(Answer):
     """Devices that asked to join, by their state."""
 
@@ -113,6 +128,7 @@ class FleetStatusObject(Answer):
     devices: list[FleetDevice] = Field(description="The devices that have reported.")
     rollout: FleetRollout | None = Field(description="The newest roll-out; null: there was none.")
     rounds: FleetRounds | None = Field(description="The rounds; null: there are none.")
+    privacy: FleetPrivacy | None = Field(description="What noise hides; null: no round had any.")
     members: MemberCounts | None = Field(description="Devices that asked to join; null: none has to.")
     unreadable: list[str] = Field(description="What cannot be read, and why.")
     obstacle: str = Field(description="Why this daemon does not advance the roll-out by itself, a sentence; empty: it "

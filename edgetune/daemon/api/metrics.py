@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +12,7 @@ from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from ...fleet.rollout.rings import STATUSES
+from ...fleet.rounds.spent import spent
 from ...fleet.status import FleetStatus, status_of
 from ...version import __version__
 from ..service import Service
@@ -107,6 +108,10 @@ def _of_a_fleet(found: FleetStatus) -> Iterator[Any]:
     for name in ("before", "after"):
         yield _gauge(f"fleet_loss_{name}", f"Mean loss on the devices' held-out rows {name} that round.",
                      last and getattr(last, f"loss_{name}"))
+    noise = spent(rounds.records) if rounds else None
+    totals = {"answer": noise.answer.total, "sum": noise.sum.total} if noise else {}
+    yield _family("fleet_epsilon", "Of the noise of all rounds, against whoever sees answers, or the sums alone.",
+                  "against", {whom: epsilon for whom, epsilon in totals.items() if epsilon is not None})
     yield _family("fleet_members", "Devices that asked to join, by state.", "state", found.members or {})
     yield _gauge("fleet_unreadable", "Parts of the folder that cannot be read.", len(found.unreadable))
 
@@ -152,7 +157,7 @@ def _gauge(name: str, help: str, value: Any, **labels: str) -> GaugeMetricFamily
     return gauge
 
 
-def _family(name: str, help: str, label: str, values: dict[str, int]) -> GaugeMetricFamily:
+def _family(name: str, help: str, label: str, values: Mapping[str, float]) -> GaugeMetricFamily:
     family = GaugeMetricFamily(f"edgetune_{name}", help, labels=(label,))
     for key, value in values.items():
         family.add_metric([key], value)

@@ -29,6 +29,7 @@ async function showFleet(serves) {
   showMembers(members);
   showDevices(status.devices);
   showRounds(status.rounds);
+  showNoise(status.privacy);
 }
 
 /** Does what a button does, and looks at the fleet again. */
@@ -177,6 +178,18 @@ function showRounds(rounds) {
   const line = ([round, { device, reason }]) => `Round ${round}, ${device}: ${reason}.`;
   list($("refused-list"), [...new Map(refused.map((one) => [line(one), one])).values()], line, (one) =>
     el("li", { class: "small", text: line(one) }));
+}
+
+/** What the noise of all rounds hides. */
+function showNoise(noise) {
+  const bound = (epsilon) => (epsilon === null ? "without a bound" : String(Number(epsilon.toPrecision(3))));
+  const known = noise ? [["the answers of a device", noise.answer], ["the sums alone", noise.sum]]
+    .filter(([, epsilon]) => epsilon.last !== null) : [];
+  const lines = known.map(([whom, { last, total }]) => `Noise, delta ${noise.delta}: epsilon ${bound(last)} in the ` +
+    `last round and ${bound(total)} in all, against whoever sees ${whom}.`);
+  if (noise && !lines.length) lines.push("The last round had no noise, so that the noise of others gives no bound.");
+  $("round-noise").hidden = !lines.length;
+  list($("round-noise"), lines, (line) => line, (line) => el("li", { class: "small", text: line }));
 }
 
 /** The lines of a table: a round, and its kinds of devices where there are several. */

@@ -1,11 +1,12 @@
 """The fleet on the page: seen, and decided by real clicks. What a click does is read back from the folder."""
 
 import re
+import shutil
 import time
 
 import pytest
 from daemons import daemon
-from fleets import EVALUATION, report, signing_key, write_fleet
+from fleets import EVALUATION, report, signing_key, write_fleet, write_rounds
 from looks import check_looks, unfold
 from pages import HOSTILE, LAPTOP, SMALL_PHONE, expect, go_to, opened, runs
 from services import until
@@ -73,6 +74,24 @@ def test_devices_rings_and_rounds_are_seen(page, folder):
     page.click("#refused summary")
     left_out = page.locator("#refused-list > li").first
     expect(left_out).to_have_text(re.compile(r"Round 3, late: answer\.json is of version"))
+
+
+def test_what_noise_hides_is_seen(page, model, folder, tmp_path):
+    expect(page.locator("#fleet-rounds")).to_be_visible()
+    expect(page.locator("#round-noise")).to_be_hidden()
+    rounds = [*folder.glob("round-*")]
+    for place in rounds:
+        place.rename(tmp_path / place.name)
+    write_rounds(open_bundle(model), folder, 2, noise=4.0)
+    page.reload()
+    lines = page.get_by_role("list", name="Noise").get_by_role("listitem")
+    expect(lines.nth(0)).to_have_text("Noise, delta 0.00001: epsilon 0.926 in the last round and 1.36 in all, against "
+                                      "whoever sees the answers of a device.")
+    expect(lines.nth(1)).to_contain_text("against whoever sees the sums alone")
+    expect(page.locator("#round-rows")).not_to_contain_text("NaN")
+    for place in rounds:
+        shutil.rmtree(place, ignore_errors=True)
+        (tmp_path / place.name).rename(place)
 
 
 def test_a_rollout_is_paused_continued_and_undone(page, folder):
