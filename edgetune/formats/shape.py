@@ -102,6 +102,14 @@ class Shape:
         """The kind of a block's feed-forward part."""
         return self.feeds[layer] if self.feeds else "gated"
 
+    @cached_property
+    def kinds(self) -> tuple[tuple[str, str, Sizes | None], ...]:
+        """Each block's mixer, feed-forward part, and sizes where blocks differ in them. Projections and activations
+        of blocks of one kind are the same.
+        """
+        return tuple((self.mixer(i), self.feed(i), self.blocks[i] if self.blocks else None)
+                     for i in range(self.n_layer))
+
     def owner(self, layer: int) -> int:
         """The block whose keys and values a block attends to: itself, or one before it."""
         return self.owners[layer] if self.owners else layer
@@ -135,10 +143,19 @@ class Shape:
         return next((self.of(i).n_rot for i in range(self.n_layer) if self.rope_of(i) == rope), self.n_rot)
 
     def linear_shapes(self, layer: int) -> dict[str, tuple[int, int]]:
-        """[N, K] of the projections of a block, by GGUF name."""
-        s = self.of(layer)
-        return {**kinds.PROJECTIONS[self.mixer(layer)](s), **kinds.PROJECTIONS[self.feed(layer)](s),
-                **block_sizes.embedding_projections(s)}
+        """[N, K] of the projections of a block, by GGUF name. Blocks of one kind share the dict: read it only."""
+        return self._projections[layer]
+
+    @cached_property
+    def _projections(self) -> tuple[dict[str, tuple[int, int]], ...]:
+        """What `linear_shapes` gives; a planner asks thousands of times."""
+        found = {}
+        for layer, kind in enumerate(self.kinds):
+            if kind not in found:
+                s = self.of(layer)
+                found[kind] = {**kinds.PROJECTIONS[self.mixer(layer)](s), **kinds.PROJECTIONS[self.feed(layer)](s),
+                               **block_sizes.embedding_projections(s)}
+        return tuple(found[kind] for kind in self.kinds)
 
     def stack_shapes(self, layer: int) -> dict[str, tuple[int, int, int]]:
         """[E, N, K] of the stacks of matrices of a block, by GGUF name."""

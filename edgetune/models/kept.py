@@ -75,16 +75,43 @@ def places_of(widths: Sequence[Mapping[str, int]], kept: int, lent: Lent = NOTHI
     Activations of equal name and width share a buffer, which has that name where no others are wider. Those that are
     lent have a separate one, and one copy.
     """
-    widest: dict[str, int] = {}
-    for names in widths:
-        widest |= {name: max(width, widest.get(name, 0)) for name, width in names.items()}
     counts: Counter[str] = Counter()
     found = []
-    for layer, names in enumerate(widths):
+    for layer, buffers in enumerate(_buffers_of(widths)):
         is_kept = layer >= len(widths) - kept
-        buffers = {name: name if width == widest[name] else f"{name}/{width}" for name, width in names.items()}
         own = [buffer for name, buffer in buffers.items() if name not in lent.get(layer, {})]
         found.append({name: (buffer, counts[buffer] if is_kept else 0) for name, buffer in buffers.items()}
                      | {name: (buffer, 0) for name, buffer in lent.get(layer, {}).items()})
         counts.update(own if is_kept else ())
     return found
+
+
+def copies_of(widths: Sequence[Mapping[str, int]], kept: int, lent: Lent = NOTHING) -> dict[str, tuple[int, int]]:
+    """Buffer -> (copies, values a token), as `places_of` uses them. Blocks that share the dict of their widths are
+    counted together: a planner asks for hundreds of plans.
+    """
+    first: dict[int, int] = {}
+    are_kept: dict[int, int] = {}  # the first of blocks that share a dict -> how many of them are kept
+    for layer, names in enumerate(widths):
+        at = layer if layer in lent else first.setdefault(id(names), layer)
+        are_kept[at] = are_kept.get(at, 0) + (layer >= len(widths) - kept)
+    buffers = _buffers_of(widths)
+    found: dict[str, tuple[int, int]] = {}
+    for layer, count in are_kept.items():
+        others = lent.get(layer, {})
+        for name, width in widths[layer].items():
+            buffer = others.get(name, buffers[layer][name])
+            copies, _ = found.get(buffer, (0, width))
+            found[buffer] = (copies + (0 if name in others else count), width)
+    return {buffer: (max(1, copies), width) for buffer, (copies, width) in found.items()}
+
+
+def _buffers_of(widths: Sequence[Mapping[str, int]]) -> list[dict[str, str]]:
+    """The buffer of each activation of a block, where none is lent."""
+    distinct = {id(names): names for names in widths}
+    widest: dict[str, int] = {}
+    for names in distinct.values():
+        widest |= {name: max(width, widest.get(name, 0)) for name, width in names.items()}
+    found = {key: {name: name if width == widest[name] else f"{name}/{width}" for name, width in names.items()}
+             for key, names in distinct.items()}
+    return [found[id(names)] for names in widths]

@@ -16,7 +16,7 @@ from ..formats.shape import Shape
 from .base import Flops, Structure
 from .block_embedding import BlockEmbedding
 from .cache import Cache
-from .kept import Lent, places_of
+from .kept import Lent, copies_of
 from .kinds import FEEDS, MIXERS
 from .lent_keys import LENT, lent_buffers
 from .linear import RunShape
@@ -66,6 +66,12 @@ def kept_widths(s: Shape, run: RunShape, layer: int) -> dict[str, int]:
         widths |= {f"u_{target}": run.family.kept_width for target in run.targets if target in linear}
         widths |= {f"u_{target}": s.n_used * run.family.kept_width for target in run.targets if target in stacks}
     return widths
+
+
+def all_kept_widths(s: Shape, run: RunShape) -> list[dict[str, int]]:
+    """Returns `kept_widths` of each block; blocks of one kind share the dict."""
+    found = {kind: kept_widths(s, run, s.kinds.index(kind)) for kind in dict.fromkeys(s.kinds)}
+    return [found[kind] for kind in s.kinds]
 
 
 @dataclass(frozen=True)
@@ -201,13 +207,7 @@ def lent(s: Shape) -> Lent:
 
 def kept_copies(s: Shape, run: RunShape) -> dict[str, tuple[int, int]]:
     """Buffer -> (copies, values a token) of all activations of `kept_widths`: one copy a kept block that has it."""
-    widths = [kept_widths(s, run, layer) for layer in range(s.n_layer)]
-    found: dict[str, tuple[int, int]] = {}
-    for of_block, places in zip(widths, places_of(widths, run.kept, lent(s)), strict=True):
-        for name, width in of_block.items():
-            buffer, copy = places[name]
-            found[buffer] = (max(copy + 1, found.get(buffer, (1, 0))[0]), width)
-    return found
+    return copies_of(all_kept_widths(s, run), run.kept, lent(s))
 
 
 def buffers(s: Shape, run: RunShape, adapted: Shapes) -> list[Buffer]:
@@ -254,7 +254,7 @@ def buffers(s: Shape, run: RunShape, adapted: Shapes) -> list[Buffer]:
 def sublayer_buffers(s: Shape, run: RunShape, tokens: int, prefix: int) -> list[Buffer]:
     """Returns the buffers of all kinds of sublayers. One that several kinds have is as large as the largest."""
     found: dict[str, Buffer] = {}
-    layers = range(s.n_layer)
+    layers = [s.kinds.index(kind) for kind in dict.fromkeys(s.kinds)]  # the first of each kind
     kinds = [*((mixer_of(s, i), s.of(i)) for i in layers), *((feed_of(s, i), s.of(i)) for i in layers)]
     for kind, own in dict.fromkeys(kinds):
         for buffer in kind.buffers(own, run, tokens, prefix):

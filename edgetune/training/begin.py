@@ -27,11 +27,11 @@ from .callbacks import Event, RunCallbacks
 from .config import LORA, TrainConfig
 from .length import anchors_learned, units_of
 from .origin import Origin
-from .plan import Tradeoffs
 from .planned import make_plan
 from .resume import Identity, differences, fingerprint_run
 from .state import RunState, next_leg
 from .throttle import Courtesy
+from .tradeoffs import Tradeoffs
 from .trainer import Trainer
 
 OLDER = {"method": Sft.name, "family": LORA, "start": None, "anchors": 0}  # of runs that precede these names

@@ -9,7 +9,7 @@ from pathlib import Path
 from ..disk import read_small, state_folder
 from ..errors import FormatError, MismatchError
 from ..machine.device import Profile
-from ..models.base import Structure
+from ..models.base import Flops, Structure
 from ..models.linear import RunShape
 
 UNPACK_FLOP = 32  # FLOP in the time of unpacking a weight; once a pass over a micro-batch
@@ -25,15 +25,34 @@ def cost_per_token(s: Structure, run: RunShape, read_bytes: int = 0) -> float:
     It sums the step's own FLOP, those of recomputed blocks, and of unpacking the weights. It adds the part of reading
     `read_bytes` a micro-batch from the file that does not overlap with computing.
     """
-    flops = s.flops(run, [run.max_length])
-    live = s.n_layer - run.lowest
-    again = live - run.kept  # blocks
-    blocks = [s.block_weights(layer) for layer in range(s.n_layer)]
-    weights = sum(blocks) + sum(blocks[s.n_layer - live:]) + sum(blocks[s.n_layer - live:s.n_layer - run.kept])
-    computed = (flops.total + flops.blocks * again / s.n_layer) / run.max_length
-    computed += UNPACK_FLOP * (weights + s.head_weights) / run.max_tokens
-    reading = READ_FLOP * read_bytes / run.max_tokens
-    return max(computed, reading) + UNHIDDEN * reading
+    return work_of(s, run).cost_per_token(run, read_bytes)
+
+
+@dataclass(frozen=True)
+class Work:
+    """What a full row takes, however a run trades memory for speed. flops: of a step; blocks: weights of each; head:
+    weights of it.
+    """
+
+    flops: Flops
+    blocks: tuple[int, ...]
+    head: int
+
+    def cost_per_token(self, run: RunShape, read_bytes: int = 0) -> float:
+        """See the function of this name."""
+        n = len(self.blocks)
+        again = n - run.lowest - run.kept  # blocks
+        weights = sum(self.blocks) + sum(self.blocks[run.lowest:]) + sum(self.blocks[run.lowest:n - run.kept])
+        computed = (self.flops.total + self.flops.blocks * again / n) / run.max_length
+        computed += UNPACK_FLOP * (weights + self.head) / run.max_tokens
+        reading = READ_FLOP * read_bytes / run.max_tokens
+        return max(computed, reading) + UNHIDDEN * reading
+
+
+def work_of(s: Structure, run: RunShape) -> Work:
+    """The work of a run, by its family, targets, blocks and longest row."""
+    blocks = tuple(s.block_weights(layer) for layer in range(s.n_layer))
+    return Work(s.flops(run, [run.max_length]), blocks, s.head_weights)
 
 
 @dataclass(frozen=True)

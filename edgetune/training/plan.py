@@ -17,7 +17,7 @@ from functools import cached_property
 from itertools import product
 from typing import Any
 
-from ..adapters.base import KEYS
+from ..adapters.base import KEYS, Group
 from ..adapters.heads import VOCABULARY, HeadKind
 from ..backends.arena import Buffer, arena_bytes
 from ..backends.base import Backend
@@ -29,9 +29,10 @@ from ..models.stream import Sizes
 from ..serving.rollouts.plan import AnswerPlan
 from . import optim
 from .config import TrainConfig
-from .cost import cost_per_token
+from .cost import Work, work_of
 from .length import batch_of
 from .source import Room
+from .tradeoffs import Tradeoffs
 
 MIB = 1 << 20
 PROCESS = 52 * MIB  # Python and its libraries before training, if it is not this process; measured 43 to 51
@@ -54,23 +55,6 @@ class MemoryLimits:
     before: int = 0
     budget: int = UNLIMITED
     asked: str = ""
-
-
-@dataclass(frozen=True)
-class Tradeoffs:
-    """The tradeoffs for memory. max_tokens: in a micro-batch; kept: blocks whose activations are kept; streamed: blocks
-    whose weights are streamed; optimizer_state: AdamW's moments in "float" or "8bit"; prefix: most tokens of a prefix
-    that is computed apart from the rows after it; live: answers in progress at a time, if a run learns from its own;
-    prefix_inputs: whether a prefix's block inputs are kept.
-    """
-
-    max_tokens: int
-    kept: int
-    streamed: int
-    optimizer_state: str = "float"
-    prefix: int = 0
-    live: int = 0
-    prefix_inputs: bool = False
 
 
 @dataclass(frozen=True)
@@ -146,15 +130,18 @@ def make(structure: Structure, config: TrainConfig, *, ops: Backend, sizes: Size
     given = read_lengths(lengths, config.row_limit)
     sizes = replace(sizes, head_stays=not ops.is_paged)
     planner = _Planner(structure, config, ops, sizes, limits, given, previous, heads, room)
-    run = planner.run(Tradeoffs(1, 1, 0))
+    run = planner.any_run
     run.family.check_shapes(structure.trained_shapes(run))
     if run.on_disk and not ops.is_paged:
         raise UsageError(f"--recompute {DISK} is given, and a GPU trains, whose memory no file holds",
                          "take --recompute block")
-    best = planner.best()
+    best, unlimited = planner.fastest()
     if best is None:
         raise _refusal(planner)
-    return replace(best, traded=tuple(planner.trades(best)))
+    return replace(best, traded=tuple(planner.trades(best, unlimited)))
+
+
+Costed = tuple[tuple[float, int], Plan]
 
 
 @dataclass(frozen=True)
@@ -196,10 +183,11 @@ class _Planner:
     def run(self, tradeoffs: Tradeoffs) -> RunShape:
         c = self.config
         return RunShape(max_tokens=tradeoffs.max_tokens, max_length=self.longest,
-                        family=c.family, targets=self.targets(), blocks=c.block_range(self.structure.n_layer),
+                        family=c.family, targets=self.targets, blocks=c.block_range(self.structure.n_layer),
                         kept=tradeoffs.kept, threads=self.ops.threads, precision=c.precision, prefix=tradeoffs.prefix,
                         prefix_inputs=tradeoffs.prefix_inputs, heads=self.heads, on_disk=c.recompute == DISK)
 
+    @cached_property
     def targets(self) -> tuple[str, ...]:
         """The trained projections of a block, by the network's names."""
         have = self.structure.targets()
@@ -209,17 +197,32 @@ class _Planner:
 
     def table(self, tradeoffs: Tradeoffs) -> tuple[Buffer, ...]:
         run = self.run(tradeoffs)
-        groups = self.structure.parameters(run)
-        parameters = sum(group.size for group in groups)
+        parameters = sum(group.size for group in self.groups)
         return (Buffer("lora", (parameters,), "run"), Buffer("dlora", (parameters,), "run"),
                 *self.structure.buffers(run), Buffer("scratch", (self.ops.scratch_bytes,), "run", "uint8"),
-                *optim.buffers(tradeoffs.optimizer_state, groups),
+                *optim.buffers(tradeoffs.optimizer_state, self.groups),
                 *(Buffer(name, (parameters,), "run") for name in ("best", "start")[:1 + self.room.keeps_start]),
-                *self.family_state(run), *self.room.buffers,
+                *self.family_state, *self.room.buffers,
                 *self.answer_buffers(run, tradeoffs.live))
 
-    def family_state(self, run: RunShape) -> list[Buffer]:
-        return [replace(buffer, saved=True) for buffer in run.family.state(self.structure.trained_shapes(run))]
+    @cached_property
+    def any_run(self) -> RunShape:
+        """A run with what no tradeoff changes: family, targets, blocks, lengths and heads."""
+        return self.run(Tradeoffs(1, 1, 0))
+
+    @cached_property
+    def groups(self) -> list[Group]:
+        return self.structure.parameters(self.any_run)
+
+    @cached_property
+    def family_state(self) -> list[Buffer]:
+        shapes = self.structure.trained_shapes(self.any_run)
+        return [replace(buffer, saved=True) for buffer in self.any_run.family.state(shapes)]
+
+    @cached_property
+    def work(self) -> Work:
+        """What every plan has to do."""
+        return work_of(self.structure, self.any_run)
 
     def answers(self, live: int) -> AnswerPlan | None:
         """The plan of `live` answers in progress, if a run learns from its own."""
@@ -232,43 +235,54 @@ class _Planner:
         answers = self.answers(live)
         return [] if answers is None or cache is None else answers.buffers(cache, run.activations)
 
-    def peak(self, tradeoffs: Tradeoffs) -> int:
-        return self.plan(tradeoffs).peak_bytes
+    def fastest(self) -> tuple[Plan | None, Plan]:
+        """The fastest plan that fits, None where none does, and the fastest one in any memory."""
+        fits = unlimited = None
+        for plan in self._plans():
+            unlimited = self._faster(unlimited, plan)
+            streamed = self._fewest_streamed(plan)
+            if streamed is not None:
+                fits = self._faster(fits, replace(plan, tradeoffs=replace(plan.tradeoffs, streamed=streamed)))
+        assert unlimited is not None
+        return fits and fits[1], unlimited[1]
 
-    def best(self) -> Plan | None:
-        """The fastest of those that fit; None where none does."""
-        return min(self._fitting(), key=self._cost, default=None)
+    def _faster(self, known: Costed | None, plan: Plan) -> Costed:
+        """The cheaper of two plans."""
+        cost = self._cost(plan)
+        return known if known and known[0] <= cost else (cost, plan)
 
     def _cost(self, plan: Plan) -> tuple[float, int]:
         tradeoffs = plan.tradeoffs
         penalty = PENALTY_8BIT if tradeoffs.optimizer_state == "8bit" else 1.0
         passed_again = tradeoffs.kept / self.n_live if tradeoffs.prefix_inputs else 1.0
         share = self.lengths.computed_share(self.batch, tradeoffs.max_tokens, tradeoffs.prefix, passed_again)
-        cost = share * penalty * cost_per_token(self.structure, plan.run, plan.read_bytes)
+        cost = share * penalty * self.work.cost_per_token(plan.run, plan.read_bytes)
         if tradeoffs.live:
             passes = replace(plan.run, max_tokens=tradeoffs.live)
-            cost += FORWARD * cost_per_token(self.structure, passes, plan.read_bytes)
+            cost += FORWARD * self.work.cost_per_token(passes, plan.read_bytes)
         return cost, plan.peak_bytes
 
-    def _fitting(self) -> Iterator[Plan]:
-        """Yields the plans that fit: for each way to compute, the one that streams the fewest blocks."""
-        if self.limits.before > self.limits.budget:
-            return
+    def _plans(self) -> Iterator[Plan]:
+        """Yields a plan for each way to compute, which streams as few blocks as the options let it."""
+        streamed = self.streamings()[0]
         choices = product(self.token_counts(), self.kept_counts(), self.states(), self.lives(), (False, True))
         for (tokens, prefix), kept, state, live, prefix_inputs in choices:
             if prefix_inputs and (not prefix or kept == self.n_live):
                 continue
-            found = self.plan(Tradeoffs(tokens, kept, 0, state, prefix, live, prefix_inputs))
-            left = self.limits.budget - found.process_bytes - found.arena_bytes
-            for streamed in self.streamings():
-                if self.sizes.in_memory(streamed, tokens) <= left:
-                    yield replace(found, tradeoffs=replace(found.tradeoffs, streamed=streamed))
-                    break
+            yield self.plan(Tradeoffs(tokens, kept, streamed, state, prefix, live, prefix_inputs))
+
+    def _fewest_streamed(self, plan: Plan) -> int | None:
+        """Blocks to stream at least for a plan to fit; None: it never does."""
+        if self.limits.before > self.limits.budget:
+            return None
+        left = self.limits.budget - plan.process_bytes - plan.arena_bytes
+        return next((streamed for streamed in self.streamings()
+                     if self.sizes.in_memory(streamed, plan.run.max_tokens) <= left), None)
 
     @property
     def n_live(self) -> int:
         """Blocks that backward passes through."""
-        return self.structure.n_layer - self.run(Tradeoffs(1, 1, 0)).lowest
+        return self.structure.n_layer - self.any_run.lowest
 
     def kept_counts(self) -> list[int]:
         """The numbers of blocks whose activations may be kept; those of the last block always are."""
@@ -331,31 +345,20 @@ class _Planner:
         kept = self.kept_counts()[0]
         state = self.states()[-1]
         live = self.lives()[0]
-        return min(self.peak(Tradeoffs(tokens, kept, streamed, state, prefix, live))
+        return min(self.plan(Tradeoffs(tokens, kept, streamed, state, prefix, live)).peak_bytes
                    for tokens, prefix in self.token_counts())
 
-    def trades(self, plan: Plan) -> Iterator[str]:
+    def trades(self, plan: Plan, unlimited: Plan) -> Iterator[str]:
         """A sentence for each tradeoff that the budget required, with the peak before and after; the cheapest first."""
-        unlimited = replace(self, limits=replace(self.limits, budget=UNLIMITED)).best()
-        assert unlimited is not None
         at = unlimited.tradeoffs
         best = plan.tradeoffs
-        at_a_time = f"{best.max_tokens} tokens are computed at a time"
-        at_a_time += f", not {at.max_tokens}, for the same batch" if at.max_tokens != best.max_tokens else ""
-        at_a_time += f", up to {best.prefix} that rows begin with alike before them" if best.prefix else ""
         read = "embedding" if self.sizes.head_stays else "embedding and head"
-        texts = {
-            ("kept",): f"activations are kept of {best.kept} of {at.kept} blocks, the others are computed again",
-            ("max_tokens", "prefix", "prefix_inputs"): at_a_time,
-            ("streamed",): f"{best.streamed} of {self.structure.n_layer} blocks, {read} are read at every use",
-            ("live",): f"{best.live} answers are in progress at a time, not {at.live}",
-            ("optimizer_state",): "AdamW's moments are stored in 8 bits, which changes the adapter a little",
-        }
+        texts = best.texts(at, self.structure.n_layer, read)
         for names, text in texts.items():
             before = at
             at = replace(at, **{name: getattr(best, name) for name in names})
             if at != before:
-                yield f"{text}: {_upper(self.peak(before))} -> {_upper(self.peak(at))}"
+                yield f"{text}: {_upper(self.plan(before).peak_bytes)} -> {_upper(self.plan(at).peak_bytes)}"
         if nbytes := plan.disk_bytes:
             yield f"the inputs of blocks are in a file of {_upper(nbytes)}, written and read for every micro-batch"
 

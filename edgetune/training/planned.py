@@ -22,6 +22,7 @@ from .config import TrainConfig
 from .length import fitted
 from .source import Source
 from .sources import source_of
+from .tradeoffs import Tradeoffs
 
 
 def least_bytes(gguf: Gguf, config: TrainConfig) -> int:
@@ -36,7 +37,7 @@ def least_bytes(gguf: Gguf, config: TrainConfig) -> int:
 
 
 def make_plan(model: Network, config: TrainConfig, *, ops: Backend | None = None, lengths: Given = (),
-              previous: plan.Tradeoffs | None = None, board: device.Profile | None = None,
+              previous: Tradeoffs | None = None, board: device.Profile | None = None,
               objective: Objective | None = None, source: type[Source] | None = None) -> plan.Plan:
     """Plans for this process on this machine, or with `board` for a new process on that board with the smallest memory
     that it is sold with. ops: the backend (default: as of a Trainer). objective: names the trained heads. source: takes

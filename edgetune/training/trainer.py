@@ -34,7 +34,7 @@ from ..models.networks import open_network
 from ..objectives.base import Objective
 from ..objectives.sft import Sft
 from ..version import __version__
-from . import length, optim, plan
+from . import length, optim
 from .answered import Expectation, Rewards
 from .batches import Batches, Micros
 from .config import RUN_OPTIONS, TrainConfig, TrainOptions
@@ -44,6 +44,7 @@ from .planned import make_plan
 from .reference import Reference
 from .source import Parts, Source
 from .sources import source_of
+from .tradeoffs import Tradeoffs
 
 if TYPE_CHECKING:
     from typing_extensions import Unpack
@@ -91,7 +92,7 @@ class Trainer:
     """
 
     def __init__(self, model: Bundle | str | Path, config: TrainConfig | None = None, *, lengths: Given = (),
-                 previous: plan.Tradeoffs | None = None, tokenizer: Tokenizer | None = None,
+                 previous: Tradeoffs | None = None, tokenizer: Tokenizer | None = None,
                  objective: Objective | None = None, ops: Backend | None = None, rewards: Rewards | None = None,
                  source: type[Source] | None = None, **options: Unpack[TrainOptions]) -> None:
         for name in RUN_OPTIONS:
@@ -440,10 +441,9 @@ class Trainer:
                 "options": self.config.to_json(), "objective": self.objective.to_json(),
                 "family": {"name": self.config.family.name, **self.config.family.options()},
                 "parameters": sum(group.size for group in self._groups if group.exported),
-                "seed": self.config.seed, "steps": self.steps_done,
-                "anchors": len(self.anchors), "rows_per_anchor": self.rows_per_anchor,
+                "seed": self.config.seed, "steps": self.steps_done, "anchors": len(self.anchors),
+                "rows_per_anchor": self.rows_per_anchor, "total_steps": self.total_steps, "isa": self.ops.isa,
                 "anchor_batches": [self.anchor_batches.start, self.anchor_batches.stop],
-                "total_steps": self.total_steps, "isa": self.ops.isa,
                 "products": self.ops.products(self.config.precision), "threads": self.plan.run.threads,
                 "plan": {"peak_mib": self.plan.peak_bytes / 2**20, "budget_mib": self.plan.limits.budget / 2**20,
                          "traded": list(self.plan.traded), **asdict(self.plan.tradeoffs)},
