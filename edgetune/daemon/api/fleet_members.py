@@ -6,7 +6,7 @@ import time
 from dataclasses import asdict
 from typing import Any, Literal
 
-from fastapi import APIRouter
+from fastapi import APIRouter, Request
 from pydantic import Field
 
 from ...errors import UsageError
@@ -15,6 +15,7 @@ from .completions import TheService
 from .devices import TheDevice
 from .errors import RESPONSES, JsonRoute
 from .fleet import fleet_folder
+from .proxy import TrustedProxy
 from .shapes import Answer, Body, Time, Whole
 
 PUBLIC = "64 hexadecimal digits."
@@ -55,6 +56,8 @@ class InviteObject(Answer):
 
     code: str = Field(description="It is shown once; the daemon keeps its hash.")
     expires_at: Time
+    proxied: bool = Field(description="Whether the request came through the trusted proxy, whose address is of people "
+                                      "alone: devices need another.")
 
 
 class JoinRequest(Body):
@@ -84,10 +87,11 @@ def list_members(service: TheService) -> Any:
 
 
 @router.post("/invites", response_model=InviteObject)
-def make_invite(service: TheService, body: InviteRequest = BY_DEFAULT) -> Any:
+def make_invite(request: Request, service: TheService, body: InviteRequest = BY_DEFAULT) -> Any:
     """Makes a code for one device. From then on, only devices that joined take part."""
     now = int(time.time())
-    return {"code": invites.invite(fleet_folder(service), now, body.seconds), "expires_at": now + body.seconds}
+    return {"code": invites.invite(fleet_folder(service), now, body.seconds), "expires_at": now + body.seconds,
+            "proxied": TrustedProxy(service.config.trusted_proxy).sends(request.scope)}
 
 
 @router.post("/join", response_model=MemberObject)

@@ -12,6 +12,7 @@ const CHANGES = {
   stop: ["Stop", "No further device begins, and it cannot be resumed. Devices that have the adapter keep it."],
   undo: ["Undo", "Every device that has the adapter goes back to the one before, when it next looks."],
 };
+const LOCAL = ["localhost", "127.0.0.1", "[::1]"];
 const MOST_CARDS = 200;
 let fleetSeen = 0;
 
@@ -149,11 +150,22 @@ async function inviteDevice() {
   const text = "A device joins with a code, and you approve it. From the first code on, only devices that joined take part.";
   if (!(await sure("Invite a device?", text, "Make a code"))) return;
   await actFleet($("invite"), async () => {
-    const { code, expires_at: until } = await post("v1/fleet/invites");
+    const { code, expires_at: until, proxied } = await post("v1/fleet/invites");
+    const { url, why } = addressFor(proxied);
     $("invited").hidden = false;
     $("invited").replaceChildren(`On the device, until ${when(until)}: `,
-      el("code", { text: `edgetune fleet join ${location.origin} --code ${code}` }));
+      el("code", { text: `edgetune fleet join ${url} --code ${code}` }), why);
   });
+}
+
+/** url: by which devices reach this daemon, as far as the page can know; why: what a person is to put in its place. */
+function addressFor(proxied) {
+  const isLocal = LOCAL.includes(location.hostname);
+  if (!proxied && !isLocal) return { url: location.origin + location.pathname.replace(/\/$/, ""), why: "" };
+  const here = proxied ? "is one of a proxy that lets people in alone" : "is one of this machine alone";
+  const port = proxied ? 8642 : location.port;
+  return { url: "URL", why: ` In place of URL, put in the address at which the device reaches this daemon, such as ` +
+    `http://192.168.1.20:${port}. The address of this page ${here}.` };
 }
 
 // ---- rounds

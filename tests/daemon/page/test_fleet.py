@@ -7,10 +7,12 @@ import time
 import pytest
 from daemons import daemon
 from fleets import EVALUATION, report, signing_key, write_fleet, write_rounds
+from ingress import ADDRESS, PATH, ingress
 from looks import check_looks, unfold
 from pages import HOSTILE, LAPTOP, SMALL_PHONE, expect, go_to, opened, runs
 from services import until
 
+from edgetune.daemon.keys import add_key
 from edgetune.fleet.joining import invites
 from edgetune.fleet.joining.members import read_member
 from edgetune.fleet.rollout import rings
@@ -124,7 +126,10 @@ def test_a_device_is_invited_approved_and_revoked(page, folder):
     page.click("#invite")
     page.locator("#sure").get_by_role("button", name="Make a code").click()
     command = page.locator("#invited code")
-    expect(command).to_have_text(re.compile(r"edgetune fleet join http://\S+ --code \S+"))
+    expect(command).to_have_text(re.compile(r"edgetune fleet join URL --code \S+"))
+    port = page.url.split(":")[-1].strip("/")
+    expect(page.locator("#invited")).to_contain_text(f"such as http://192.168.1.20:{port}. The address of this page "
+                                                     "is one of this machine alone.")
     now = int(time.time())
     invites.join(folder, command.inner_text().split()[-1], "shed", KEY, KEY, now)
     ask_to_join(folder, "attic", "f" * 64)
@@ -150,6 +155,26 @@ def test_a_device_is_invited_approved_and_revoked(page, folder):
     page.reload()
     page.click("#fleet-devices summary")
     expect(page.locator("#fleet-list .badge")).to_have_text(["excluded"] * 6)  # they have not joined
+
+
+def test_the_command_to_join_has_an_address_of_devices(browser, model, tmp_path):
+    """The page's own one, where it is no proxy's."""
+    (tmp_path / "folder").mkdir()
+    key = add_key(tmp_path / "keys", "owner")
+    with daemon(model, tmp_path / "state", context=256, fleet=str(tmp_path / "folder"), host="127.0.0.3",
+                key_file=str(tmp_path / "keys"), trusted_proxy=ADDRESS) as running, ingress(running.url) as hub:
+        for address, joins, why in ((running.url, running.url, ""), (f"{hub}{PATH}/", "URL", "lets people in alone")):
+            with opened(browser, address, **LAPTOP) as page:
+                if not why:
+                    page.fill("#key", key)
+                    page.locator("#ask-key").get_by_role("button", name="Continue").click()
+                runs(page)
+                page.click("#invite")
+                page.locator("#sure").get_by_role("button", name="Make a code").click()
+                expect(page.locator("#invited code")).to_have_text(
+                    re.compile(rf"edgetune fleet join {re.escape(joins)} --code \S+"))
+                expect(page.locator("#invited")).to_contain_text(why)
+                assert ("192.168.1.20:8642" in page.locator("#invited").inner_text()) == bool(why)
 
 
 @pytest.mark.parametrize("scheme", ["light", "dark"])
