@@ -97,7 +97,7 @@ def fleet() -> None:
                       help="Rows without which a device does not answer."),
          click.option("--secret", type=click.Path(path_type=Path), metavar="KEYS",
                       help="Sum in secret, among the devices whose public keys are in this file, one a line, or of "
-                      "those that joined this folder."),
+                      "those that joined this folder or follow it."),
          click.option("--threshold", type=click.IntRange(2), help="With --secret: devices that must answer and reveal "
                       "[two thirds, and one more]."),
          KEY, config_options(*(spec.name for spec in fields(FleetOptions)), of=FleetOptions),
@@ -129,7 +129,7 @@ def fleet_task(model: Path, to: Path, start: Path | None, least_rows: int, secre
 def secret_of(keys: Path | None, threshold: int | None, screening: dict[str, Any]) -> Secret | None:
     """The devices of a task that is summed in secret. screening: options that were given and need open updates."""
     from ..errors import UsageError
-    from ..fleet.joining.members import secret_keys
+    from ..fleet.joining.cards import cards_of
     from ..fleet.rounds.task import Secret
     from ..fleet.secret.key import public_keys
     from ..fleet.secret.masks import Circle, least_threshold
@@ -140,7 +140,13 @@ def secret_of(keys: Path | None, threshold: int | None, screening: dict[str, Any
     for name in screening:
         raise UsageError(f"--{name} is given with --secret, where nobody sees the update of a device",
                          "leave one of them out")
-    found = secret_keys(keys) if keys.is_dir() else public_keys(keys)
+    if keys.is_dir():
+        cards, against = cards_of(keys)
+        if not cards:
+            raise UsageError("; ".join([f"no device has published its key in {keys}, or joined it and was approved",
+                                        *against.values()]), f"on each: edgetune fleet follow {keys} ROWS --secret KEY")
+        return Secret.of(cards, threshold)
+    found = public_keys(keys)
     circle = Circle(found, bytes(32), threshold or least_threshold(len(found)))
     return Secret([key.hex() for key in found], circle.threshold)
 

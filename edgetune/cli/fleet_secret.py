@@ -3,11 +3,15 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
 import click
 
 from .app import command, show
 from .fleet import BASE, KEY, TASK, DeviceKey, fleet, out_option, spent_json, spent_lines
+
+if TYPE_CHECKING:
+    from ..fleet.carriers.secret_lead import Summed
 
 ANSWERS = click.argument("answers", type=click.Path(path_type=Path), nargs=-1, required=True)
 REQUEST = click.option("--request", type=click.Path(path_type=Path), required=True, help="Folder of the request.")
@@ -70,7 +74,7 @@ def fleet_sum(task: Path, answers: tuple[Path, ...], request: Path, revealed: tu
 
     Only the sum becomes known, and how many tokens were learned in all.
     """
-    from ..errors import printable, size_text
+    from ..fleet.carriers.secret_lead import Summed
     from ..fleet.rounds.history import history_of
     from ..fleet.rounds.spent import spent
     from ..fleet.rounds.task import open_task
@@ -78,11 +82,23 @@ def fleet_sum(task: Path, answers: tuple[Path, ...], request: Path, revealed: tu
     from ..formats.bundle import open_bundle
     bundle = open_bundle(model)
     record, left_out = write_next_of_sum(open_task(task, bundle), bundle, answers, request, revealed, to, key)
-    noise = spent(history_of(to).records)
-    show(as_json, {"out": str(to), **vars(record), "refused": [vars(one) for one in left_out],
-                   "privacy": spent_json(noise)},
-         *(f"left out: {printable(one.device)}: {one.reason}" for one in left_out),
-         f"round {record.round}: {record.devices} devices, {record.tokens} tokens; {size_text(record.up)} up",
-         *spent_lines(noise),
+    found = Summed(record, left_out, spent(history_of(to).records))
+    show(as_json, {"out": str(to), **sum_json(found)}, *sum_lines(found),
          f"{to} is the task of round {record.round + 1}; ask its adapter: edgetune chat MODEL --adapter "
          f"{to / 'adapter'}")
+
+
+def sum_json(found: Summed) -> dict[str, Any]:
+    return {**vars(found.record), "refused": [vars(one) for one in found.left_out], "dropped": found.dropped,
+            "privacy": spent_json(found.spent)}
+
+
+def sum_lines(found: Summed) -> list[str]:
+    """What a person is told of a round that was summed in secret."""
+    from ..errors import printable, size_text
+    record = found.record
+    said = (f"round {record.round} is dropped: {found.dropped}; the next one begins from the same adapter"
+            if found.dropped else f"round {record.round}: {record.devices} devices, {record.tokens} tokens; "
+            f"{size_text(record.up)} up")
+    return [*(f"left out: {printable(one.device)}: {one.reason}" for one in found.left_out), said,
+            *spent_lines(found.spent)]

@@ -10,9 +10,10 @@ from typing import TYPE_CHECKING, Any, cast
 from urllib.parse import quote
 
 from ..errors import UsageError
-from ..fleet.joining.device import Joined, begin, joined, name_at, public_of
+from ..fleet.joining.device import Joined, begin, joined, name_at
 from ..fleet.joining.members import REVOKED
 from ..fleet.joining.requests import signed
+from ..fleet.secret.cards import make_card
 from .client import Client, read_key
 
 if TYPE_CHECKING:
@@ -64,8 +65,10 @@ def ask_to_join(url: str, code: str, device: str) -> Joined:
     own = begin(url, device) if own is None or is_new else own
     key, secret = own.public()
     try:
+        card = make_card(device, secret, own.key())
         with Client(url) as client:
-            client.post("/v1/fleet/join", {"code": code, "device": device, "key": key, "secret": secret})
+            client.post("/v1/fleet/join", {"code": code, "device": device, "key": key, "secret": secret,
+                                           "signature": card.signature})
     except BaseException:
         if is_new:
             own.forget()
@@ -97,6 +100,7 @@ def rotate(url: str, own: Joined) -> dict[str, Any]:
             found = None
     if found is None:
         with Client(url, sign=Signing(own.device, own.key())) as client:
-            found = client.post(f"{MEMBERS}{quote(own.device)}/rotate", {"key": public_of(key)})
+            card = make_card(own.device, own.public()[1], key)
+            found = client.post(f"{MEMBERS}{quote(own.device)}/rotate", {"key": card.key, "signature": card.signature})
     own.replace_key()
     return found

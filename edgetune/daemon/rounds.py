@@ -16,12 +16,14 @@ from urllib.parse import quote
 
 from ..errors import EdgetuneError
 from ..fleet.rounds import answer as answers
+from ..fleet.secret.files import ARRAYS, MASKED, REVEALED
 from ..formats import signature
 from ..python_child import die_with
 from .client import Client
 from .lead import open_lead
 
-PARTS = {"answer": answers.FACTS, "update": answers.UPDATE, "signed": signature.FILE}
+PARTS = {"answer": (answers.FACTS, MASKED, REVEALED), "update": (answers.UPDATE, ARRAYS[MASKED], ARRAYS[REVEALED]),
+         "signed": (signature.FILE,)}
 
 
 class RoundsByHttp:
@@ -33,12 +35,13 @@ class RoundsByHttp:
     def round(self, device: str, known: str) -> tuple[Mapping[str, Any], str] | None:
         return self.client.get_changed(f"/v1/fleet/round/{quote(device)}", known)
 
-    def load(self, number: int, file: str, target: Path, most: int) -> None:
-        self.client.download(f"/v1/fleet/rounds/{number}/task/{quote(file)}", target, most)
+    def load(self, number: int, file: str, target: Path, most: int, of: str = "task") -> None:
+        self.client.download(f"/v1/fleet/rounds/{number}/{of}/{quote(file)}", target, most)
 
-    def send(self, number: int, device: str, answer: Path) -> None:
-        self.client.put_files(f"/v1/fleet/rounds/{number}/answers/{quote(device)}",
-                              {part: answer / name for part, name in PARTS.items() if (answer / name).exists()})
+    def send(self, number: int, device: str, folder: Path, to: str = "answers") -> None:
+        self.client.put_files(f"/v1/fleet/rounds/{number}/{to}/{quote(device)}",
+                              {part: folder / name for part, names in PARTS.items() for name in names
+                               if (folder / name).exists()})
 
     def rest(self) -> None:
         """A client that waits takes nothing that could be given back."""
@@ -68,4 +71,4 @@ def _called(there: RoundsByHttp, call: str, **given: Any) -> Any:
         return there.round(**given)
     if call == "load":
         return there.load(**{**given, "target": Path(given["target"])})
-    return there.send(**{**given, "answer": Path(given["answer"])})
+    return there.send(**{**given, "folder": Path(given["folder"])})

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from ..errors import EdgetuneError
-from .carriers.folder import rounds_of
+from .carriers.places import rounds_of
 from .joining.members import STATES, is_joined, read_members
 from .privacy import DELTA
 from .rollout import rings

@@ -34,6 +34,7 @@ MAY = {  # all that an approved device may ask for, about itself
     ("GET", "/v1/fleet/order"), ("GET", "/v1/fleet/rollouts/{rollout}/{file:path}"),
     ("PUT", "/v1/fleet/devices/{device}"), ("GET", "/v1/fleet/round/{device}"),
     ("GET", "/v1/fleet/rounds/{number}/task/{file:path}"), ("PUT", "/v1/fleet/rounds/{number}/answers/{device}"),
+    ("GET", "/v1/fleet/rounds/{number}/request/{file}"), ("PUT", "/v1/fleet/rounds/{number}/revealed/{device}"),
     ("GET", "/v1/fleet/members/{device}"), ("POST", "/v1/fleet/members/{device}/rotate"),
 }
 OWN = {("GET", "/v1/fleet/members/{device}")}  # also of one that waits, or was revoked

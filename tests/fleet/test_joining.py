@@ -268,7 +268,7 @@ def test_a_secret_task_takes_the_keys_of_devices_that_joined(served, tiny_llama,
     task = ("fleet", "task", tiny_llama, "--aggregation", "frozen-a", "--rank", 2, "--max-length", 64, "-o",
             tmp_path / "task", "--secret")
     (tmp_path / "nobody").mkdir()
-    assert "no approved device" in run(*task, tmp_path / "nobody", code=2)
+    assert "no device has published its key in" in run(*task, tmp_path / "nobody", code=2)
     own = ask_to_join(url, code_of(folder), "cellar")
     for device in ("cellar", "pantry", "garage"):
         if device != "cellar":

@@ -96,7 +96,7 @@ def test_what_the_aggregator_sees_of_a_device_is_noise():
 def test_too_few_that_reveal():
     circle, members = circle_of(6)
     masked = {i: members[i].mask(row) for i, row in enumerate(vectors(6))}
-    with pytest.raises(MismatchError, match="4 devices have revealed shares of device 0, and 5 must"):
+    with pytest.raises(MismatchError, match="4 devices have revealed right shares of device 0, and 5 must"):
         total(circle, masked, revealed_by(members, masked, range(4)))
     few = {u: masked[u].sealed[0] for u in range(4)}
     with pytest.raises(UsageError, match="4 of 6 devices have answered, and 5 must, this one among them"):

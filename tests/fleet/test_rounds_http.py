@@ -24,8 +24,9 @@ from edgetune.daemon.client import Client
 from edgetune.daemon.lead import ask_to_join, open_lead
 from edgetune.daemon.rounds import RoundsByHttp
 from edgetune.errors import EdgetuneError, FormatError, MismatchError, NotFoundError, UnansweredError, UsageError
-from edgetune.fleet.carriers.folder import Lead, Member, Place, newest
+from edgetune.fleet.carriers.folder import Lead, Member
 from edgetune.fleet.carriers.http import HttpMember, fetch
+from edgetune.fleet.carriers.places import Place, newest
 from edgetune.fleet.carriers.served import served_round, take_answer
 from edgetune.fleet.joining import members
 from edgetune.fleet.options import FleetOptions
@@ -89,9 +90,9 @@ def test_two_devices_pass_through_two_rounds_as_in_a_folder(bundle, rows, by_fol
     loaded = []
 
     class Counted(RoundsByHttp):
-        def load(self, number, file, target, most):
+        def load(self, number, file, target, most, of="task"):
             loaded.append((number, file))
-            super().load(number, file, target, most)
+            super().load(number, file, target, most, of)
 
     with daemon(tiny_llama, tmp_path / "state", fleet=str(folder)) as running, Client(running.url) as client:
         both = [follower(Counted(client), bundle, rows, letter, tmp_path) for letter in "ab"]
@@ -100,8 +101,8 @@ def test_two_devices_pass_through_two_rounds_as_in_a_folder(bundle, rows, by_fol
         begin(bundle, folder)
         for number in (1, 2):
             for one in both:
-                place, facts = one.answer(CALLS)
-                assert (place.number, facts.device) == (number, one.member.device)
+                part = one.answer(CALLS)
+                assert (part.place.number, part.facts.device) == (number, one.member.device)
                 assert one.answer(CALLS) is None
                 assert one.server.round(one.member.device, one._known) is None  # no body: nothing is new
             assert lead(folder, bundle).end_round().record.devices == 2
@@ -110,7 +111,7 @@ def test_two_devices_pass_through_two_rounds_as_in_a_folder(bundle, rows, by_fol
         assert [path.name for path in (tmp_path / "copy-a").iterdir()] == ["round-0002"]
         both[0]._known = ""
         again = follower(Counted(client), bundle, rows, "a", tmp_path)  # the command is started again
-        assert again.answer(CALLS)[0].number == 3
+        assert again.answer(CALLS).place.number == 3
         assert again.answer(CALLS) is None
         assert len(loaded) == 15
         assert not any(b"say" in path.read_bytes() for path in folder.rglob("*") if path.is_file())
@@ -294,7 +295,8 @@ def test_requests_of_strangers(answered, tiny_llama, tmp_path):
     with daemon(tiny_llama, tmp_path / "other") as running, httpx.Client(base_url=running.url) as http:
         assert "serves no fleet" in http.get("/v1/fleet/round/a").json()["error"]["message"]
     (tmp_path / "empty").mkdir()
-    assert served_round(tmp_path / "empty", "a") == {"round": 0, "task": "", "files": {}, "answered": False}
+    assert served_round(tmp_path / "empty", "a") == {
+        "round": 0, "task": "", "files": {}, "answered": False, "request": "", "request_files": {}, "revealed": False}
 
 
 def test_what_is_damaged_on_the_way_leaves_nothing(answered, bundle, rows, tmp_path):
@@ -314,7 +316,7 @@ def test_what_is_damaged_on_the_way_leaves_nothing(answered, bundle, rows, tmp_p
         def rest(self):
             pass
 
-        def send(self, _number, _device, _answer):
+        def send(self, _number, _device, _answer, _to):
             if self.ends:
                 raise NotFoundError("round 1 has ended, the newest is 2")
             raise UnansweredError("no daemon answers")
@@ -360,12 +362,13 @@ def test_answers_of_others_are_refused_before_they_are_read(answered):
 def test_the_process_that_asks_ends_before_a_training(bundle, rows, tiny_llama, tmp_path, monkeypatch):
     folder = begin(bundle, tmp_path / "served")
     alone = []
-    train = Member.answer
+    train = Member.make
     with daemon(tiny_llama, tmp_path / "state", fleet=str(folder)) as running, \
             RoundsInChild(running.url, None, "a") as server:
-        monkeypatch.setattr(Member, "answer", lambda self, calls: (alone.append(server._process), train(self, calls)))
+        monkeypatch.setattr(Member, "make", lambda self, place, calls: (
+            alone.append(server._process), train(self, place, calls))[1])
         one = follower(server, bundle, rows, "a", tmp_path)
-        assert one.answer(CALLS)[0].number == 1
+        assert one.answer(CALLS).place.number == 1
         assert alone == [None]
         server._process.kill()
         with pytest.raises(UnansweredError, match="has ended: signal 9"):

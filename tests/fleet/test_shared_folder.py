@@ -12,7 +12,8 @@ from json_lines import write_lines
 from edgetune.adapters.store import open_adapter
 from edgetune.cli.app import cli
 from edgetune.errors import FormatError, Interrupted, UsageError
-from edgetune.fleet.carriers.folder import Lead, Member, again, check_name, newest
+from edgetune.fleet.carriers.folder import Lead, Member, again
+from edgetune.fleet.carriers.places import check_name, newest
 from edgetune.fleet.options import FleetOptions
 from edgetune.fleet.rounds.making import make_task
 from edgetune.fleet.rounds.task import open_task
@@ -43,8 +44,8 @@ def test_two_devices_and_a_lead_pass_through_two_rounds(bundle, begun, tmp_path)
     leader = Lead(folder, bundle, devices=2, seconds=1e9, key=None)
     for number in (1, 2):
         assert leader.end_round() is None
-        place, facts = members[0].answer(CALLS)
-        assert (place.number, facts.device) == (number, "a")
+        part = members[0].answer(CALLS)
+        assert (part.place.number, part.facts.device, part.is_over) == (number, "a", True)
         assert members[0].answer(CALLS) is None
         assert leader.end_round() is None
         members[1].answer(CALLS)

@@ -19,6 +19,7 @@ from .proxy import TrustedProxy
 from .shapes import Answer, Body, Time, Whole
 
 PUBLIC = "64 hexadecimal digits."
+SIGNATURE = "Of its name and its X25519 key, by its Ed25519 key, 128 digits; without it, others cannot check that key."
 router = APIRouter(prefix="/v1/fleet", route_class=JsonRoute, responses=RESPONSES)
 
 
@@ -34,6 +35,7 @@ class MemberObject(Answer):
     rotated_at: int = Field(description="When it changed its key; 0: never.")
     version: int = Field(description="Of this format.")
     edgetune: str = Field(description="The edgetune that wrote it.")
+    signature: str = Field(description="Of its name and its X25519 key, by its Ed25519 key; empty: none.")
 
 
 class MemberList(Answer):
@@ -67,12 +69,14 @@ class JoinRequest(Body):
     device: str = Field(description="The name that it wants.")
     key: str = Field(description=f"Its public Ed25519 key: {PUBLIC}")
     secret: str = Field(description=f"Its public X25519 key: {PUBLIC}")
+    signature: str = Field("", max_length=128, description=SIGNATURE)
 
 
 class RotateRequest(Body):
     """A new key of a device, which signs the request with the old one."""
 
     key: str = Field(description=f"Its new public Ed25519 key: {PUBLIC}")
+    signature: str = Field("", max_length=128, description=SIGNATURE)
 
 
 BY_DEFAULT = InviteRequest.model_validate({})
@@ -97,7 +101,8 @@ def make_invite(request: Request, service: TheService, body: InviteRequest = BY_
 @router.post("/join", response_model=MemberObject)
 def join(body: JoinRequest, service: TheService) -> Any:
     """Asks to join, with a code. The device waits until a person approves it. No key is needed."""
-    return asdict(invites.join(fleet_folder(service), body.code, body.device, body.key, body.secret, int(time.time())))
+    return asdict(invites.join(fleet_folder(service), body.code, body.device, body.key, body.secret, int(time.time()),
+                               body.signature))
 
 
 @router.get("/members/{device}", response_model=MemberObject)
@@ -123,4 +128,4 @@ def rotate(device: str, body: RotateRequest, service: TheService, sender: TheDev
     """Replaces the signing key of a device, which signs the request with the key that it had."""
     if not sender:
         raise UsageError("the request is not signed by the device", "run edgetune fleet rotate on the device")
-    return asdict(members.rotate(fleet_folder(service), device, body.key, int(time.time())))
+    return asdict(members.rotate(fleet_folder(service), device, body.key, int(time.time()), body.signature))

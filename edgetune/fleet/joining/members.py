@@ -14,13 +14,12 @@ from ...disk import json_text, private_folder, read_object, replaced
 from ...errors import EdgetuneError, FormatError, MismatchError, NotFoundError, UsageError
 from ...persisted import from_json
 from ...version import __version__
+from ..secret.cards import PUBLIC, SHOWN, Card
 
 VERSION = 1
 MEMBERS = "members"
 WAITING, APPROVED, REVOKED = STATES = ("waiting", "approved", "revoked")
 NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_-]{0,63}")  # of a folder of answers, and of a device in a roll-out
-PUBLIC = re.compile("[0-9a-f]{64}")  # a public key
-SHOWN = 16  # digits of a key by which people compare it
 MOST = 16 * 1024  # bytes of a file
 ASK = "ask the fleet's owner for a code, and join: edgetune fleet join URL --code CODE"
 
@@ -28,7 +27,8 @@ ASK = "ask the fleet's owner for a code, and join: edgetune fleet join URL --cod
 @dataclass(frozen=True)
 class MemberFile:
     """A device. key: its public Ed25519 key; secret: its X25519 key, for sums in secret; 64 hexadecimal digits each.
-    asked_at, decided_at, rotated_at: seconds since 1970, 0: not yet.
+    asked_at, decided_at, rotated_at: seconds since 1970, 0: not yet. signature: of the card (secret/cards.py), by key;
+    "": it has none.
     """
 
     device: str
@@ -40,6 +40,7 @@ class MemberFile:
     rotated_at: int = 0
     version: int = VERSION
     edgetune: str = __version__
+    signature: str = ""
 
 
 def is_joined(folder: Path) -> bool:
@@ -79,9 +80,9 @@ def read_members(folder: Path) -> tuple[dict[str, MemberFile], list[str]]:
     return found, wrong
 
 
-def check_asked(folder: Path, device: str, key: str, secret: str) -> MemberFile | None:
+def check_asked(folder: Path, device: str, key: str, secret: str, signature: str = "") -> MemberFile | None:
     """The device where it has asked before with this key; None: it may ask. Raises UsageError for a name or a key that
-    is none, and MismatchError where another device has the name.
+    is none, and MismatchError where another device has the name, or the signature is of another card.
     """
     if not NAME.fullmatch(device):
         raise UsageError(f"the device is named {device!r:.80}",
@@ -89,6 +90,8 @@ def check_asked(folder: Path, device: str, key: str, secret: str) -> MemberFile 
     for one in (key, secret):
         if not PUBLIC.fullmatch(one):
             raise UsageError(f"the key {one!r:.80} is no public key", "join with edgetune fleet join")
+    if signature:
+        Card(device, secret, key, signature).check("the request")
     try:
         before = read_member(folder, device)
     except NotFoundError:
@@ -102,10 +105,10 @@ def check_asked(folder: Path, device: str, key: str, secret: str) -> MemberFile 
     return None
 
 
-def ask(folder: Path, device: str, key: str, secret: str, now: int) -> MemberFile:
+def ask(folder: Path, device: str, key: str, secret: str, now: int, signature: str = "") -> MemberFile:
     """Lets a device wait for its approval. A revoked device's name may be taken again. Raises as check_asked."""
-    before = check_asked(folder, device, key, secret)
-    return before or _write(folder, MemberFile(device, key, secret, WAITING, now))
+    before = check_asked(folder, device, key, secret, signature)
+    return before or _write(folder, MemberFile(device, key, secret, WAITING, now, signature=signature))
 
 
 def approve(folder: Path, device: str, now: int) -> MemberFile:
@@ -122,11 +125,16 @@ def revoke(folder: Path, device: str, now: int) -> MemberFile:
     return found if found.state == REVOKED else _write(folder, replace(found, state=REVOKED, decided_at=now))
 
 
-def rotate(folder: Path, device: str, key: str, now: int) -> MemberFile:
-    """Replaces an approved device's Ed25519 key. Raises MismatchError for another device, UsageError for no key."""
+def rotate(folder: Path, device: str, key: str, now: int, signature: str = "") -> MemberFile:
+    """Replaces an approved device's Ed25519 key. signature: of its card, by the new one. Raises MismatchError for
+    another device or card, UsageError for no key.
+    """
     if not PUBLIC.fullmatch(key):
         raise UsageError(f"the key {key!r:.80} is no public key", "use edgetune fleet rotate")
-    return _write(folder, replace(approved(folder, device), key=key, rotated_at=now))
+    found = approved(folder, device)
+    if signature:
+        Card(device, found.secret, key, signature).check("the request")
+    return _write(folder, replace(found, key=key, rotated_at=now, signature=signature))
 
 
 def approved(folder: Path, device: str) -> MemberFile:
@@ -138,14 +146,6 @@ def approved(folder: Path, device: str) -> MemberFile:
     if found.state == REVOKED:
         raise MismatchError(f"the device {device} was revoked", ASK)
     return found
-
-
-def secret_keys(folder: Path) -> tuple[bytes, ...]:
-    """The public X25519 keys of the devices that take part, ascending. Raises UsageError where there are none."""
-    found = sorted(bytes.fromhex(one.secret) for one in read_members(folder)[0].values() if one.state == APPROVED)
-    if not found:
-        raise UsageError(f"no approved device has joined {folder}", "approve some, or name a file of public keys")
-    return tuple(found)
 
 
 def reason_against(folder: Path, device: str) -> str:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from ..carriers.folder import Place, newest
+from ..carriers.places import Place, newest
 from ..signed_folder import is_whole, read_facts
 from .outcome import Outcome, read_outcome
 from .task import FACTS, VERSION, RoundRecord, TaskFacts, records_of

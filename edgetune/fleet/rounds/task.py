@@ -33,8 +33,9 @@ from ...training.config import TrainConfig
 from ...version import __version__
 from ..base import Base, base_of, check_base
 from ..options import LOCAL, MEAN, FleetOptions
+from ..secret.cards import Card
 from ..secret.fixed_point import LIMIT
-from ..secret.masks import Circle
+from ..secret.masks import Circle, least_threshold
 from ..signed_folder import AGAIN, check_file, read_facts, write_facts
 from ..sums.ways import FAMILIES, SVD, half_of
 from . import outcome
@@ -76,15 +77,36 @@ class RoundRecord:
 @dataclass(frozen=True)
 class Secret:
     """The devices whose updates are summed in secret (masks.py). keys: their public keys, 64 hexadecimal digits each,
-    ascending; threshold: how many must answer and reveal.
+    ascending; threshold: how many must answer and reveal. cards: of each key, as of secret.cards.Card, where the
+    devices have names; else none.
     """
 
     keys: list[str]
     threshold: int
+    cards: list[dict[str, str]] = field(default_factory=list)
 
     @property
     def public(self) -> tuple[bytes, ...]:
         return tuple(bytes.fromhex(key) for key in self.keys)
+
+    @classmethod
+    def of(cls, cards: Sequence[Card], threshold: int | None) -> Secret:
+        """The devices with these cards. threshold: [the usual one]. Raises UsageError for too few devices, or a
+        threshold out of range.
+        """
+        found = sorted(cards, key=lambda card: card.secret)
+        circle = Circle(tuple(bytes.fromhex(card.secret) for card in found), bytes(32),
+                        threshold or least_threshold(len(found)))
+        return cls([card.secret for card in found], circle.threshold, [asdict(card) for card in found])
+
+    @property
+    def is_usual(self) -> bool:
+        """Whether the threshold is the usual one of that number of devices."""
+        return self.threshold == least_threshold(len(self.keys))
+
+    def named(self) -> list[Card]:
+        """The cards, whose signatures are not checked. Raises FormatError for what are none."""
+        return [from_json(Card, card, "a device of the task") for card in self.cards]
 
 
 @dataclass(frozen=True)
@@ -198,6 +220,9 @@ def _secret(facts: TaskFacts, options: FleetOptions, source: str) -> Secret | No
         raise FormatError(f"{source} has a key of a device that is none", AGAIN)
     check_secret(options)
     Circle(found.public, bytes(32), found.threshold)  # refuses what is no circle
+    cards = found.named()
+    if cards and ([card.secret for card in cards] != found.keys or len({card.device for card in cards}) < len(cards)):
+        raise FormatError(f"{source} has other keys of its devices than their cards", AGAIN)
     return found
 
 
@@ -223,12 +248,13 @@ def of_round(config: TrainConfig, options: FleetOptions, number: int) -> TrainCo
                           "rank": size["rank"], "alpha": size["alpha"]})
 
 
-def following(task: Task, record: RoundRecord) -> Content:
-    """What the task after this one says, whose round ended with this record."""
+def following(task: Task, record: RoundRecord, secret: Secret | None = None) -> Content:
+    """What the task after this one says, whose round ended with this record. secret: the devices of its sum [the same].
+    """
     number = task.number + 1
     history = [*task.facts.history, asdict(record)][-MOST_HISTORY:]
     config = replace(of_round(task.config, task.options, number), seed=task.config.seed + 1)  # another order of rows
-    return Content(config, task.options, number, task.facts.least_rows, task.name, history, task.secret)
+    return Content(config, task.options, number, task.facts.least_rows, task.name, history, secret or task.secret)
 
 
 def records_of(history: Sequence[Mapping[str, Any]], source: str) -> list[RoundRecord]:

@@ -7,7 +7,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
 from math import prod
 from pathlib import Path
@@ -23,8 +23,17 @@ from ..signed_folder import AGAIN, check_file, read_facts, write_facts
 from .masks import DIGEST, KEY, Circle, Masked, Revealed
 
 VERSION = 1
+MASKED, REQUEST, REVEALED = ("masked.json", "request.json", "revealed.json")
+ARRAYS = {name: f"{Path(name).stem}.safetensors" for name in (MASKED, REQUEST, REVEALED)}
 TAG = 16  # bytes that seal shares, besides them
 Arrays = Mapping[str, NDArray[Any]]
+Sender = Callable[[str, int, str], str]
+"""From the name of a device's folder, the device's number and the key that signed the folder, why it does not count."""
+
+
+def anybody(_folder: str, _number: int, _signer: str) -> str:
+    """Takes the folders of all devices."""
+    return ""
 
 
 @dataclass(frozen=True)
@@ -74,10 +83,12 @@ def write_masked(folder: Path, facts: MaskedFacts, masked: Masked, key: Path | N
     _write(folder, "masked", facts, {"words": masked.words, "sealed": sealed, "digests": masked.digests}, key)
 
 
-def open_masked(folder: Path, task: Task, circle: Circle) -> tuple[MaskedFacts, Masked, int]:
-    """What a device sent, and its bytes. Raises FormatError or MismatchError for what cannot count."""
-    facts, _, _ = read_facts(folder, "masked.json", MaskedFacts, VERSION)
-    _check(facts, folder, task, circle)
+def open_masked(folder: Path, task: Task, circle: Circle, sender: Sender = anybody) -> tuple[MaskedFacts, Masked, int]:
+    """What a device sent, and its bytes. sender: says why it is not of that device. Raises FormatError or MismatchError
+    for what cannot count.
+    """
+    facts, _, signer = read_facts(folder, MASKED, MaskedFacts, VERSION)
+    _check(facts, folder, task, circle, sender, signer)
     n = len(circle.keys)
     read = _read(folder, "masked", facts.file, {
         "words": ("uint32", (values_of(task) + 1,)), "sealed": ("uint8", (n, sealed_bytes(n))),
@@ -94,7 +105,7 @@ def write_request(folder: Path, facts: RequestFacts, masked: Mapping[int, Masked
 
 def open_request(folder: Path, task: Task, circle: Circle) -> Request:
     """Raises FormatError or MismatchError for a request that is not of this task."""
-    facts, name, _ = read_facts(folder, "request.json", RequestFacts, VERSION)
+    facts, name, _ = read_facts(folder, REQUEST, RequestFacts, VERSION)
     n = len(circle.keys)
     if facts.task != task.name:
         raise MismatchError(f"{folder} is of the task {facts.task:.12}, not {task.name:.12}", AGAIN)
@@ -118,23 +129,45 @@ def write_revealed(folder: Path, facts: RevealedFacts, circle: Circle, answered:
     _write(folder, "revealed", facts, {"own": own, "shared": shared, "opened": opened}, key)
 
 
-def open_revealed(folder: Path, task: Task, circle: Circle, request: Request) -> tuple[int, Revealed]:
-    """(number of the device, what it revealed). Raises FormatError or MismatchError for what cannot count."""
-    facts, _, _ = read_facts(folder, "revealed.json", RevealedFacts, VERSION)
-    _check(facts, folder, task, circle)
+def open_revealed(folder: Path, task: Task, circle: Circle, request: Request,
+                  sender: Sender = anybody) -> tuple[RevealedFacts, Revealed]:
+    """What a device revealed. Raises as open_masked."""
+    facts, _, signer = read_facts(folder, REVEALED, RevealedFacts, VERSION)
+    _check(facts, folder, task, circle, sender, signer)
     if facts.request != request.name or facts.number not in request.answered:
         raise MismatchError(f"{folder} answers another request", "leave it out")
     dropped = _dropped(circle, request.answered)
     m = len(request.answered)
-    read = _read(folder, "revealed", facts.file, {"own": ("uint8", (m, KEY)), "opened": ("uint8", (m,)),
-                                                  "shared": ("uint8", (m, len(dropped), KEY))})
+    wanted = {"own": ("uint8", (m, KEY)), "opened": ("uint8", (m,)), "shared": ("uint8", (m, len(dropped), KEY))}
+    read = _read(folder, "revealed", facts.file, wanted)
     own: dict[int, bytes] = {}
     shared: dict[tuple[int, int], bytes] = {}
     for i in np.flatnonzero(read["opened"]).tolist():
         dealer = request.answered[i]
         own[dealer] = read["own"][i].tobytes()
         shared |= {(dealer, other): read["shared"][i, j].tobytes() for j, other in enumerate(dropped)}
-    return facts.number, Revealed(own, shared)
+    return facts, Revealed(own, shared)
+
+
+def most_masked(task: Task) -> int:
+    """The bytes of the arrays of a masked answer at most."""
+    assert task.secret
+    n = len(task.secret.keys)
+    return MIB + 4 * (values_of(task) + 1) + n * sealed_bytes(n) + n * (n + 1) * DIGEST
+
+
+def most_revealed(request: Request) -> int:
+    """The bytes of the arrays that a device reveals at most."""
+    m = len(request.answered)
+    dropped = int(request.sealed.shape[1]) - m
+    return MIB + m * (KEY + 1) + m * dropped * KEY
+
+
+def most_request(task: Task) -> int:
+    """The bytes of the arrays of a request at most."""
+    assert task.secret
+    n = len(task.secret.keys)
+    return MIB + n * n * sealed_bytes(n)
 
 
 def values_of(task: Task) -> int:
@@ -150,11 +183,14 @@ def _dropped(circle: Circle, answered: list[int]) -> list[int]:
     return [number for number in range(len(circle.keys)) if number not in answered]
 
 
-def _check(facts: MaskedFacts | RevealedFacts, folder: Path, task: Task, circle: Circle) -> None:
+def _check(facts: MaskedFacts | RevealedFacts, folder: Path, task: Task, circle: Circle, sender: Sender,
+           signer: str) -> None:
     if facts.task != task.name:
         raise MismatchError(f"{folder} answers the task {facts.task:.12}, not {task.name:.12}", "leave it out")
     if not 0 <= facts.number < len(circle.keys):
         raise FormatError(f"{folder} is of device {facts.number}, of {len(circle.keys)}", "leave it out")
+    if why := sender(folder.name, facts.number, signer):
+        raise MismatchError(f"{folder} {why}", "leave it out")
 
 
 def _write(folder: Path, name: str, facts: Any, arrays: Arrays, key: Path | None) -> None:

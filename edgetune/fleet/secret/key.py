@@ -1,4 +1,5 @@
-"""The X25519 key of a device that sums in secret: a PEM file for its owner alone. Next to it is what it revealed.
+"""The X25519 key of a device that sums in secret: a PEM file for its owner alone. Next to it is what it revealed, and
+which devices it met.
 
 A device that revealed shares twice for one round, of different lists of who answered, could be made to uncover others
 (masks.py). So each round's request is noted before anything is revealed, and another one for that round is refused.
@@ -8,6 +9,7 @@ from __future__ import annotations
 
 import os
 import re
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -87,15 +89,34 @@ def public_keys(path: Path) -> tuple[bytes, ...]:
 
 def note_revealed(key: Path, task: str, request: str) -> None:
     """Notes that the shares of a task are revealed for this request. Raises UsageError where they were for another."""
-    path = key.with_name(f"{key.name}.revealed")
-    noted = read_object(path, "mend it; without it this device could be asked twice") or {}
-    if not all(isinstance(value, str) for value in noted.values()):
-        raise FormatError(f"{path} is not what edgetune wrote", "mend it; without it this device could be asked twice")
+    hint = "mend it; without it this device could be asked twice"
+    noted = _noted(key, "revealed", hint)
     if noted.get(task, request) != request:
         raise UsageError(f"this device has revealed its shares of the round {task:.12} for another request",
                          "take part in the next round")
-    with replaced(path) as beside:
-        beside.write_text(json_text({**noted, task: request}) + "\n")
+    _note(key, "revealed", {**noted, task: request})
+
+
+def note_met(key: Path, devices: Sequence[str]) -> list[str]:
+    """Notes the keys of devices that this one meets in a round; returns those that it has not met before."""
+    noted = _noted(key, "met", "remove it; then all devices are new to this one")
+    new = [device for device in devices if device not in noted]
+    if new:
+        _note(key, "met", {**noted, **dict.fromkeys(new, "")})
+    return new
+
+
+def _noted(key: Path, what: str, hint: str) -> dict[str, str]:
+    path = key.with_name(f"{key.name}.{what}")
+    noted = read_object(path, hint) or {}
+    if not all(isinstance(value, str) for value in noted.values()):
+        raise FormatError(f"{path} is not what edgetune wrote", hint)
+    return noted
+
+
+def _note(key: Path, what: str, noted: dict[str, str]) -> None:
+    with replaced(key.with_name(f"{key.name}.{what}")) as beside:
+        beside.write_text(json_text(noted) + "\n")
 
 
 def need_cryptography() -> None:

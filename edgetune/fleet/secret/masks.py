@@ -45,12 +45,14 @@ def least_threshold(devices: int) -> int:
 @dataclass(frozen=True)
 class Circle:
     """The N devices of a round. keys: their public X25519 keys, by which they are numbered; round: 32 bytes that no
-    other round has. Raises UsageError for a threshold out of range, FormatError for keys that are none.
+    other round has; names: of the devices, for people, or none. Raises UsageError for a threshold out of range,
+    FormatError for keys that are none.
     """
 
     keys: tuple[bytes, ...]
     round: bytes
     threshold: int
+    names: tuple[str, ...] = ()
 
     def __post_init__(self) -> None:
         n = len(self.keys)
@@ -61,6 +63,9 @@ class Circle:
                              f"choose from {n // 2 + 1} to {n}; {least_threshold(n)} is usual")
         if len(set(self.keys)) < n or any(len(key) != KEY for key in self.keys):
             raise FormatError("the keys of a round's devices are not different ones of 32 bytes", "make the task again")
+
+    def name(self, number: int) -> str:
+        return self.names[number] if self.names else f"device {number}"
 
 
 @dataclass(frozen=True)
@@ -206,8 +211,8 @@ class _Checked:
             elif len(right) < self._circle.threshold:
                 right[holder] = np.frombuffer(share, np.uint8)
         if len(right) < self._circle.threshold:
-            raise MismatchError(f"{len(right)} devices have revealed shares of device {dealer}, and "
-                                f"{self._circle.threshold} must", "wait for more, or repeat the round without it")
+            raise MismatchError(f"{len(right)} devices have revealed right shares of {self._circle.name(dealer)}, "
+                                f"and {self._circle.threshold} must", "wait for more, or repeat the round without it")
         return join(right).tobytes()
 
 

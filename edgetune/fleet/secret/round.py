@@ -6,11 +6,11 @@ Only the sum of all updates and of their tokens becomes known, so nothing is cli
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 import numpy as np
+from numpy.typing import NDArray
 
 from ...adapters.lora import Lora
 from ...disk import refuse_existing
@@ -18,14 +18,17 @@ from ...errors import EdgetuneError, MismatchError, UsageError
 from ...formats.bundle import Bundle
 from ...version import __version__
 from ..rounds.outcome import outcome_of
-from ..rounds.task import RoundRecord, Task, following, write_task
+from ..rounds.task import RoundRecord, Secret, Task, following, write_task
 from ..sums.aggregation import moved, server_step
 from ..sums.screening import LeftOut
 from .files import (
     VERSION,
     MaskedFacts,
+    Request,
     RequestFacts,
     RevealedFacts,
+    Sender,
+    anybody,
     open_masked,
     open_request,
     open_revealed,
@@ -35,10 +38,7 @@ from .files import (
 )
 from .fixed_point import LIMIT, FixedPoint
 from .key import load_key, note_revealed
-from .masks import Circle, Masked, Member, total
-
-if TYPE_CHECKING:
-    from ..rounds.train_round import Arrays
+from .masks import Circle, Masked, Member, Revealed, total
 
 MOST_TOKENS = 100_000  # a device that learned more counts as if it were these
 
@@ -48,19 +48,12 @@ def circle_of(task: Task) -> Circle:
     if task.secret is None:
         raise UsageError(f"{task.folder} is no task that is summed in secret", "write one with edgetune fleet task "
                          "--secret")
-    return Circle(task.secret.public, bytes.fromhex(task.name), task.secret.threshold)
+    return Circle(task.secret.public, bytes.fromhex(task.name), task.secret.threshold,
+                  tuple(card.device for card in task.secret.named()))
 
 
-def check_in_task(task: Task, device: Path | None) -> None:
-    """Raises UsageError or MismatchError where a device cannot answer the task, before it trains. device: its key."""
-    if device is not None:
-        Member(circle_of(task), load_key(device))
-    elif task.secret is not None:
-        raise UsageError(f"{task.folder} is summed in secret", "give this device's key: edgetune fleet train-round "
-                         "--secret KEY")
-
-
-def mask(task: Task, arrays: Arrays, tokens: int, device: Path, out: Path, key: Path | None) -> None:
+def mask(task: Task, arrays: Mapping[str, NDArray[np.float16]], tokens: int, device: Path, out: Path,
+         key: Path | None) -> None:
     """Writes a device's answer. arrays: its update, by projection and half; device: its private key's file. All devices
     weigh the same where the task has noise. Raises MismatchError for a device that is not in the task.
     """
@@ -73,18 +66,23 @@ def mask(task: Task, arrays: Arrays, tokens: int, device: Path, out: Path, key: 
                  member.mask(words), key)
 
 
-def gather(task: Task, folders: Sequence[Path], out: Path, key: Path | None = None) -> tuple[list[int], list[LeftOut]]:
-    """Writes the request for shares, a folder for all devices; returns who answered and what was left out. Raises
-    EdgetuneError where fewer answered than the threshold, UsageError where `out` exists.
+def least_answers(task: Task) -> int:
+    """The devices that must answer a task."""
+    return max(circle_of(task).threshold, task.options.quorum)
+
+
+def gather(task: Task, folders: Sequence[Path], out: Path, key: Path | None = None,
+           sender: Sender = anybody) -> tuple[list[int], list[LeftOut]]:
+    """Writes the request for shares, a folder for all devices; returns who answered and what was left out. sender: as
+    of open_masked. Raises EdgetuneError where fewer answered than the threshold, UsageError where `out` exists.
     """
     refuse_existing(out)
-    circle = circle_of(task)
-    masked, left_out, _ = _masked(task, circle, folders)
+    masked, left_out, _ = _masked(task, circle_of(task), folders, sender)
     answered = sorted(masked)
-    if len(answered) < max(circle.threshold, task.options.quorum):
+    if len(answered) < least_answers(task):
         why = "".join(f"; {one.device}: {one.reason}" for one in left_out)
-        raise EdgetuneError(f"{len(answered)} devices have answered, and {max(circle.threshold, task.options.quorum)} "
-                            f"must{why}", "wait for more devices")
+        raise EdgetuneError(f"{len(answered)} devices have answered, and {least_answers(task)} must{why}",
+                            "wait for more devices")
     write_request(out, RequestFacts(VERSION, task.name, answered, ""), masked, key)
     return answered, left_out
 
@@ -106,28 +104,66 @@ def reveal(task: Task, request: Path, device: Path, out: Path, key: Path | None 
 
 
 def write_next_of_sum(task: Task, bundle: Bundle, folders: Sequence[Path], request: Path, revealed: Sequence[Path],
-                      out: Path, key: Path | None = None) -> tuple[RoundRecord, list[LeftOut]]:
+                      out: Path, key: Path | None = None, *, sender: Sender = anybody,
+                      following_devices: Secret | None = None) -> tuple[RoundRecord, list[LeftOut]]:
     """Adds up the answers in these folders and writes the next task as the new folder `out`; returns the round's record
-    and what was left out. Raises MismatchError where an answer of the request is missing, or too few have revealed.
+    and what was left out. sender: as of open_masked. following_devices: of the next round [the same].
+
+    Raises MismatchError where an answer of the request is missing, or too few have revealed.
     """
     refuse_existing(out)
     circle = circle_of(task)
     asked = open_request(request, task, circle)
-    masked, left_out, up = _masked(task, circle, folders)
+    masked, left_out, up = _masked(task, circle, folders, sender)
     if missing := [number for number in asked.answered if number not in masked]:
-        raise MismatchError(f"the answer of device {missing[0]} is missing, and {request} names it",
+        raise MismatchError(f"the answer of {circle.name(missing[0])} is missing, and {request.name} names it",
                             "give all answers that were there when the request was made")
+    shares, wrong = shares_of(task, circle, asked, revealed, sender)
+    summed, liars = total(circle, {number: masked[number] for number in asked.answered}, shares)
+    left_out += wrong
+    left_out += [LeftOut(circle.name(number), "it revealed shares that it was not dealt") for number in liars]
+    mean, weight = _point(circle).mean(summed)
+    pairs, moments = _moved(task, mean)
+    tokens = round(weight * (1 if task.noise else MOST_TOKENS))
+    record = RoundRecord(task.number, len(asked.answered), len(left_out), tokens, None, None, 0.0, 0.0, up, task.bytes,
+                         mu_sum=_loss_of(task, len(asked.answered)))
+    write_task(out, bundle, pairs, following(task, record, following_devices), moments=moments,
+               before=outcome_of(task.number, [], left_out), key=key)
+    return record, left_out
+
+
+def write_next_of_none(task: Task, bundle: Bundle, why: str, left_out: Sequence[LeftOut], asked: int, out: Path,
+                       key: Path | None = None, following_devices: Secret | None = None) -> RoundRecord:
+    """Writes the next task as the new folder `out`, from where this one began, because its sum cannot be taken. asked:
+    the devices that a request named, whose sum some may know; 0: there was none. Returns the round's record.
+    """
+    refuse_existing(out)
+    loss = _loss_of(task, asked) if asked else 0.0
+    record = RoundRecord(task.number, 0, len(left_out), 0, None, None, 0.0, 0.0, 0, task.bytes,
+                         mu_sum=loss if task.noise else None)
+    dropped = LeftOut("all devices", f"the round was dropped: {why}")
+    write_task(out, bundle, task.pairs, following(task, record, following_devices), moments=task.moments(),
+               before=outcome_of(task.number, [], [dropped, *left_out]), key=key)
+    return record
+
+
+def shares_of(task: Task, circle: Circle, request: Request, revealed: Sequence[Path],
+              sender: Sender = anybody) -> tuple[dict[int, Revealed], list[LeftOut]]:
+    """(what was revealed for a request, by the device's number; which folders cannot count and why)"""
     shares = {}
+    left_out = []
     for folder in sorted(revealed):
         try:
-            number, shares_of = open_revealed(folder, task, circle, asked)
+            facts, found = open_revealed(folder, task, circle, request, sender)
         except EdgetuneError as error:
             left_out.append(LeftOut(folder.name, error.what.replace(f"{folder}/", "")))
             continue
-        shares[number] = shares_of
-    summed, liars = total(circle, {number: masked[number] for number in asked.answered}, shares)
-    left_out += [LeftOut(f"device {number}", "it revealed shares that it was not dealt") for number in liars]
-    mean, weight = _point(circle).mean(summed)
+        shares[facts.number] = found
+    return shares, left_out
+
+
+def _moved(task: Task, mean: NDArray[np.float64]) -> tuple[Lora, dict[str, NDArray[np.float32]]]:
+    """The task's pairs after a step of the mean [V], and the server's moments."""
     step, moments = server_step(task.options, task.moments())
     pairs: Lora = {}
     at = 0
@@ -136,28 +172,28 @@ def write_next_of_sum(task: Task, bundle: Bundle, folders: Sequence[Path], reque
         change = mean[at:at + int(np.prod(shape))].reshape(shape)
         at += change.size
         pairs[name] = moved(pair, task.half, step(f"{name}.{task.half}", change))
-    tokens = round(weight * (1 if task.noise else MOST_TOKENS))
-    loss = 1.0 / (task.noise.multiplier * math.sqrt(len(asked.answered))) if task.noise else None
-    record = RoundRecord(task.number, len(asked.answered), len(left_out), tokens, None, None, 0.0, 0.0, up, task.bytes,
-                         mu_sum=loss)
-    write_task(out, bundle, pairs, following(task, record), moments=moments(),
-               before=outcome_of(task.number, [], left_out), key=key)
-    return record, left_out
+    return pairs, moments()
 
 
-def _masked(task: Task, circle: Circle, folders: Sequence[Path]) -> tuple[dict[int, Masked], list[LeftOut], int]:
+def _loss_of(task: Task, devices: int) -> float | None:
+    """What the noise of that number of devices leaves to whoever sees their sum; None without noise."""
+    return 1.0 / (task.noise.multiplier * math.sqrt(devices)) if task.noise else None
+
+
+def _masked(task: Task, circle: Circle, folders: Sequence[Path],
+            sender: Sender) -> tuple[dict[int, Masked], list[LeftOut], int]:
     """What devices sent, by number, what is left out and why, and the bytes of all."""
     masked: dict[int, Masked] = {}
     left_out = []
     size = 0
     for folder in sorted(folders):
         try:
-            facts, sent, bytes_sent = open_masked(folder, task, circle)
+            facts, sent, bytes_sent = open_masked(folder, task, circle, sender)
         except EdgetuneError as error:
             left_out.append(LeftOut(folder.name, error.what.replace(f"{folder}/", "")))
             continue
         if facts.number in masked:
-            left_out.append(LeftOut(folder.name, f"device {facts.number} has another answer"))
+            left_out.append(LeftOut(folder.name, f"{circle.name(facts.number)} has another answer"))
             continue
         masked[facts.number] = sent
         size += bytes_sent

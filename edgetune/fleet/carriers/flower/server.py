@@ -20,7 +20,7 @@ from ....disk import alone, private_folder, read_object, read_small, replaced
 from ....errors import EdgetuneError, UsageError
 from ....formats.bundle import Bundle
 from ...rounds.task import RoundRecord, open_task, records_of
-from ..folder import newest
+from ..places import newest
 from ..waiting import wait
 from .app.settings import ENDED, PROCESS, SERVER, ServerSettings, write_settings
 from .environment import Flower
