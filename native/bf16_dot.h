@@ -12,8 +12,8 @@ static inline vec dot_pairs(vec sum, float a, __m512i b) {
     return (vec)_mm512_dpbf16_ps((__m512)sum, (__m512bh)_mm512_castps_si512(_mm512_set1_ps(a)), (__m512bh)b);
 }
 
-/* nv is a constant where this is inlined. */
-static inline __attribute__((always_inline)) void bf16_sums(const struct tile *t, const int nv) {
+/* rows, at least t's, and nv are constants where this is inlined. */
+static inline __attribute__((always_inline)) void bf16_sums(const struct tile *t, const int rows, const int nv) {
     vec acc[BF16_ROWS][2] = {0};
     for (int s = 0; s < SEGMENTS; s++) {
         const float *run = t->s[s].a.p;
@@ -24,19 +24,24 @@ static inline __attribute__((always_inline)) void bf16_sums(const struct tile *t
             for (const float *a = run; a < run + min_int(k + 1, BF16_RUN) / 2; a++, b += nv * VL) {
                 __m512i bv[2];
                 UNROLL for (int j = 0; j < nv; j++) bv[j] = _mm512_loadu_si512(b + j * VL);
-                UNROLL for (int i = 0; i < BF16_ROWS; i++) {
+                UNROLL for (int i = 0; i < rows; i++) {
                     UNROLL for (int j = 0; j < nv; j++) acc[i][j] = dot_pairs(acc[i][j], a[i * a_rs], bv[j]);
                 }
             }
     }
-    tile_store(t, acc[0], BF16_ROWS, 2, nv);
+    tile_store(t, acc[0], rows, 2, nv);
 }
 
+/* The last rows of a batch are a third of a tile, two thirds, or all. */
 static void tile_bf16(struct tile *t) {
-    if (t->columns > VL)
-        bf16_sums(t, 2);
+    if (t->columns <= VL)
+        bf16_sums(t, BF16_ROWS, 1);
+    else if (t->rows <= BF16_ROWS / 3)
+        bf16_sums(t, BF16_ROWS / 3, 2);
+    else if (t->rows <= 2 * BF16_ROWS / 3)
+        bf16_sums(t, 2 * BF16_ROWS / 3, 2);
     else
-        bf16_sums(t, 1);
+        bf16_sums(t, BF16_ROWS, 2);
 }
 
 enum { PART = 8 }; /* rows whose sums are registers */

@@ -340,8 +340,8 @@ INLINE void int8_group(const struct tile *t, vec sums[][INT8_VECTORS], int i, co
 
 #define TILE_INT8(kind, nv, long_runs, minima)                                                                         \
     static __attribute__((noinline)) void int8_##kind##_##nv(const struct tile *t) {                                   \
-        vec sums[INT8_ROWS][INT8_VECTORS];                                                                             \
-        for (int i = 0; i < INT8_ROWS; i += INT8_GROUP)                                                                \
+        vec sums[INT8_ROWS][INT8_VECTORS] = {0};                                                                       \
+        for (int i = 0; i < t->rows; i += INT8_GROUP)                                                                  \
             int8_group(t, sums, i, nv, long_runs, minima);                                                             \
         tile_store(t, sums[0], INT8_ROWS, INT8_VECTORS, nv);                                                           \
     }
