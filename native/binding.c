@@ -48,7 +48,7 @@ PyMODINIT_FUNC PyInit__native(void) {
     definition.m_methods = context_functions;
     PyObject *module = PyModule_Create(&definition);
     if (module && (add_ops(module) < 0 || add_formats(module) < 0 || add_sizes(module) < 0 ||
-                   add_devices(module) < 0))
+                   add_devices(module) < 0 || add_tapes(module) < 0))
         Py_CLEAR(module);
     return module;
 }

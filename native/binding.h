@@ -1,5 +1,6 @@
 /* The thin CPython extension: binding_call.c reads and checks arguments as a spec says, binding_ops.def lists the
- * specs, binding_context.c has contexts, binding_device.c what those on a device need, binding.c the module. */
+ * specs, binding_context.c has contexts, binding_tape.c calls that run again, binding_device.c what contexts on a device
+ * need, binding.c the module. */
 #ifndef ET_BINDING_H
 #define ET_BINDING_H
 
@@ -49,8 +50,19 @@ struct context {
     et_context *ctx;
     Py_buffer scratch;
     struct device *device; /* NULL: the CPU */
-    int busy;              /* guarded by the GIL */
+    int precision;
+    int busy;       /* guarded by the GIL, */
+    PyObject *tape; /* like the tape that ops are written on, or NULL */
 };
+
+/* A call that was read: the op's place in binding_ops, its arguments, and how many of them there are. */
+struct call_read {
+    int op, arrays, reals, wholes;
+    const struct values *values;
+    const Py_buffer *views; /* of the arrays */
+};
+
+void tape_write(PyObject *tape, const struct call_read *call, int precision);
 
 /* The context in a capsule; NULL and an exception if it is none, or at work on another thread. */
 struct context *idle_context(PyObject *capsule, const char *function);
@@ -65,5 +77,6 @@ int device_reaches(const struct device *device, const void *array, size_t bytes)
 extern PyMethodDef context_functions[];
 int add_ops(PyObject *module); /* 0, or -1 and an exception */
 int add_devices(PyObject *module);
+int add_tapes(PyObject *module);
 
 #endif

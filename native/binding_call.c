@@ -270,6 +270,10 @@ static PyObject *run(PyObject *self, PyObject *const *args, Py_ssize_t n_args) {
         Py_END_ALLOW_THREADS
         context->busy = 0;
         result = PyLong_FromLong(code);
+        if (context->tape) {
+            struct call_read read = {(int)(c.op - binding_ops), c.n_views, c.n_reals, c.n_wholes, &c.v, c.view};
+            tape_write(context->tape, &read, context->precision);
+        }
     }
     for (int i = 0; i < c.n_views; i++)
         PyBuffer_Release(&c.view[i]);

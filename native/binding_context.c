@@ -76,6 +76,7 @@ struct context *idle_context(PyObject *capsule, const char *function) {
 
 static void free_context(struct context *c) {
     et_context_destroy(c->ctx);
+    Py_XDECREF(c->tape);
     device_close(c->device);
     PyBuffer_Release(&c->scratch);
     PyMem_Free(c);
@@ -87,12 +88,13 @@ static void context_free(PyObject *capsule) {
 }
 
 /* A new context with its scratch; NULL and an exception where it cannot have them. */
-static struct context *new_context(PyObject *scratch, const char *function) {
+static struct context *new_context(PyObject *scratch, const char *function, int precision) {
     struct context *c = PyMem_Calloc(1, sizeof *c);
     if (!c) {
         PyErr_NoMemory();
         return NULL;
     }
+    c->precision = precision;
     if (get_scratch(scratch, function, &c->scratch) == 0)
         return c;
     PyMem_Free(c);
@@ -117,7 +119,7 @@ static PyObject *context(PyObject *module, PyObject *args) {
         get_whole(threads, "context", "threads", 1, INT_MAX, &n_threads) < 0 || get_isa(isa, &name) < 0 ||
         get_whole(precision, "context", "precision", ET_EXACT, ET_INT8, &number) < 0)
         return NULL;
-    struct context *c = new_context(scratch, "context");
+    struct context *c = new_context(scratch, "context", (int)number);
     return c ? made_context(c, et_context_create(&c->ctx, name, (enum et_precision)number, (int)n_threads,
                                                  c->scratch.buf, (size_t)c->scratch.len))
              : NULL;
@@ -146,7 +148,7 @@ static PyObject *device_context(PyObject *module, PyObject *args) {
     memcpy(&device.find, &find, sizeof device.find); /* C has no conversion between the two that all compilers take */
     memcpy(&device.launch, &launch, sizeof device.launch);
     memcpy(&device.query, &query, sizeof device.query);
-    struct context *c = new_context(scratch, "device_context");
+    struct context *c = new_context(scratch, "device_context", (int)number);
     if (!c)
         return NULL;
     c->device = device_open(&device);
@@ -214,6 +216,7 @@ static PyObject *set_precision(PyObject *module, PyObject *args) {
     if (!c || get_whole(precision, "set_precision", "precision", ET_EXACT, ET_INT8, &number) < 0)
         return NULL;
     et_context_set_precision(c->ctx, (enum et_precision)number);
+    c->precision = (int)number;
     Py_RETURN_NONE;
 }
 

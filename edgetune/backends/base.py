@@ -71,6 +71,18 @@ def bf16(array: NDArray[np.float32]) -> NDArray[np.uint16]:
     return ((bits + 0x7FFF + (bits >> 16 & 1)) >> 16).astype(np.uint16)
 
 
+class Tape(Protocol):
+    """Calls of ops that were written down."""
+
+    def run(self, tokens: int, ops: Callable[[], None]) -> None:
+        """Runs `ops`: calls it while its ops are written, and later runs these alone.
+
+        `ops` calls ops and does nothing else. They are the same with the same arguments each time, on the same memory,
+        but for sizes, which are fixed or a multiple of `tokens`. If sizes or arguments turn out to differ otherwise,
+        `ops` is always called. Raises what the ops raise.
+        """
+
+
 class Memory(Protocol):
     """One allocation."""
 
@@ -348,6 +360,9 @@ class Backend(Ops, Protocol):
         """What runs the ops that `ops` calls, with what they are called with now. None of them runs yet, and there is
         no `synchronize` among them. What it returns is kept until what it has begun is done.
         """
+
+    def tape(self) -> Tape | None:
+        """An empty tape; None where ops cannot be written on one, or where `record` is what saves time."""
 
     @property
     def scratch_bytes(self) -> int:

@@ -13,7 +13,7 @@ from numpy.typing import DTypeLike
 from ..errors import UnsupportedError
 from . import _native
 from .base import Array, Backend, Recorded
-from .native import NativeOps
+from .native import NativeOps, NativeTape
 
 _PEAK_RUN = 1e-3  # seconds of a run of the register loop at least
 _PEAK_SECONDS = 0.05  # of all its runs
@@ -129,6 +129,9 @@ class Cpu(NativeOps, Backend):
 
     def record(self, ops: Callable[[], None]) -> Recorded:
         return ops
+
+    def tape(self) -> NativeTape:
+        return NativeTape(self)
 
     @property
     def scratch_bytes(self) -> int:

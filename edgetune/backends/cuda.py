@@ -235,6 +235,9 @@ class Cuda(NativeOps, Backend):
             recorded()
         return again
 
+    def tape(self) -> None:
+        return None
+
     # ---- memory -------------------------------------------------------------------------------------------------
 
     @property

@@ -6,12 +6,13 @@ A context of the extension runs them, on the CPU (cpu.py) or on a device (cuda.p
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
+from collections.abc import Callable
 from typing import NamedTuple
 
 import numpy as np
 
 from . import _native
-from .base import WHOLE, Array, LowRank, Ops
+from .base import OPS, WHOLE, Array, LowRank, Ops, Tape
 
 
 class Format(NamedTuple):
@@ -119,6 +120,23 @@ class NativeOps(Ops, ABC):
     def synchronize(self) -> None:
         if self._context is not None:
             self._check(_native.synchronize(self._context))
+
+    def run_tape(self, tape: _native._Tape, tokens: int, ops: Callable[[], None]) -> None:
+        """See Tape.run. Where an op was replaced in this object, to be watched, no tape runs."""
+        if not _OPS.isdisjoint(vars(self)):
+            ops()
+            return
+        code = _native.tape_run(self._handle, tape, tokens)
+        if code is not None:
+            self._check(code)
+            return
+        _native.tape_begin(self._handle, tape, tokens)
+        is_whole = False
+        try:
+            ops()
+            is_whole = True
+        finally:
+            _native.tape_end(self._handle, is_whole)
 
     # ---- ops ----------------------------------------------------------------------------------------------------
 
@@ -280,3 +298,17 @@ class NativeOps(Ops, ABC):
         out = np.empty(1, np.float64)
         self._check(_native.sum_squares(self._handle, out, x))
         return float(out[0])
+
+
+class NativeTape(Tape):
+    """Calls of a NativeOps, as the extension keeps them."""
+
+    def __init__(self, of: NativeOps) -> None:
+        self._of = of
+        self._tape = _native.tape()
+
+    def run(self, tokens: int, ops: Callable[[], None]) -> None:
+        self._of.run_tape(self._tape, tokens, ops)
+
+
+_OPS = frozenset(OPS)

@@ -92,7 +92,14 @@ class Common:
     def kept_of(self, layer: int, batch: Batch) -> tuple[Needed, Activations, Activations]:
         """The tokens whose output of a block is needed; the activations of all, and of these."""
         placed = self.place(batch)
-        # random numbers go by a token's place in T
-        is_late = layer >= self.shape.last_maker and self.linear.adapter.repeats
-        needed = placed.last if is_late else placed.every
+        needed = placed.last if self._is_late(layer) else placed.every
         return needed, self.kept.of(layer, batch.tokens.size), self.kept.of(layer, needed.count)
+
+    def is_partial(self, layer: int, batch: Batch) -> bool:
+        """Whether a block's output is needed for some tokens alone."""
+        placed = self.place(batch)
+        return self._is_late(layer) and placed.last is not placed.every
+
+    def _is_late(self, layer: int) -> bool:
+        # random numbers go by a token's place in T
+        return layer >= self.shape.last_maker and self.linear.adapter.repeats

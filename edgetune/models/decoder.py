@@ -36,6 +36,7 @@ from .short_conv import CONV
 from .stream import EMBEDDING, Stream
 from .structure import DecoderStructure, deepest_group, feed_of, feeds_of, groups, mixer_of, mixers_of
 from .sublayer import FEED_FORWARD, MIXER
+from .taped import Taped
 
 if TYPE_CHECKING:
     from ..data.packing import Batch
@@ -104,6 +105,7 @@ class Decoder(Passes):
         self.residual = Residual(ops, arena, self.linear, self.norms, s.post_norms)
         self.before_block: Callable[[], None] = lambda: None
         self.repeated = Repeated(ops)
+        self._taped = Taped(ops)
         self._computed: tuple[Batch, bool, Batch] | None = None
         self._head = Head(s, run, ops, arena, self.stream, self.norms)
         self._mixers = [mixer_of(s, layer)(self.common) for layer in range(s.n_layer)]
@@ -145,9 +147,14 @@ class Decoder(Passes):
         """
         for layer in range(first, self.shape.n_layer):
             self.before_block()
-            if store and layer >= self.run.lowest:
-                self._place_x(batch).keep_x(layer, x)
-            self._block_forward(layer, x, batch)
+            keeps_x = store and layer >= self.run.lowest
+            self._taped.run(self._tape_key(layer, batch, "kept" if keeps_x else "forward"), batch.tokens.size,
+                            partial(self._next_block, layer, x, batch, keeps_x))
+
+    def _next_block(self, layer: int, x: np.ndarray, batch: Batch, keeps_x: bool) -> None:
+        if keeps_x:
+            self._place_x(batch).keep_x(layer, x)
+        self._block_forward(layer, x, batch)
 
     def backward(self, batch: Batch, a: np.ndarray, dvalues: np.ndarray | None = None) -> np.ndarray:
         """Adds to the adapter's gradients, after `forward` with keep; returns log p [S] as `score` does.
@@ -170,9 +177,13 @@ class Decoder(Passes):
         self.common.lent.begin()
         for layer in range(last, self.run.lowest - 1, -1):
             self.before_block()
-            if layer != last:  # the last block's activations are those of forward
-                self._rebuild(layer, batch)
-            self._block_backward(layer, dx, batch)
+            self._taped.run(self._tape_key(layer, batch, "backward"), batch.tokens.size,
+                            partial(self._last_block, layer, dx, batch))
+
+    def _last_block(self, layer: int, dx: np.ndarray, batch: Batch) -> None:
+        if layer != self.shape.n_layer - 1:  # whose activations are those of forward
+            self._rebuild(layer, batch)
+        self._block_backward(layer, dx, batch)
 
     @property
     def cached(self) -> Cached | None:
@@ -207,6 +218,15 @@ class Decoder(Passes):
         if self.stream.streamed or cached is None or not repeats:
             return None
         return name, batch.tokens.size, batch.behind, batch.is_prefix, self.linear.is_off, cached
+
+    def _tape_key(self, layer: int, batch: Batch, name: str) -> Hashable | None:
+        """The key of a pass of a block, for `Taped.run`: None where it is more than ops, or sizes are not by tokens."""
+        is_plain = not (self.stream.streamed or self.run.on_disk or self.cached or batch.is_prefix or batch.behind)
+        kinds = self._mixers[layer], self._feeds[layer]
+        if (not is_plain or self._embedding or self.shape.lenders or not self.adapter.repeats
+                or not all(kind.repeats for kind in kinds) or self.common.is_partial(layer, batch)):
+            return None
+        return name, layer, self.linear.is_off
 
     def score(self, batch: Batch, best: np.ndarray | None = None) -> np.ndarray:
         """log p of each supervised target, as `head_forward`; valid until the next pass. best: int32 [S]."""

@@ -27,6 +27,7 @@ class ShortConv(Mixer):
     last = "shortconv.out_proj"
     inputs = ("shortconv.in_proj",)
     inner = "conv"
+    repeats = False
     on_cpu_alone = True
 
     @classmethod

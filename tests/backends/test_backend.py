@@ -68,6 +68,9 @@ class Counting:
     def record(self, ops):
         return ops
 
+    def tape(self):
+        return None
+
     @property
     def is_paged(self):
         return True

@@ -189,15 +189,23 @@ WRONG = [
     ("add_memory", ["device", 4096, 1], 1, ["3", None, 0.5, 0, -1, HUGE]),
     ("add_memory", ["device", 4096, 1], 2, ["3", None, 0.5, 0, -1, 2**63 - 1, HUGE]),
     ("scratch_bytes", [1], 0, ["3", None, 1.5, HUGE]),
+    ("tape_begin", ["context", "tape", 1], 0, [None, 3, "context"]),
+    ("tape_begin", ["context", "tape", 1], 1, [None, 3, "context"]),
+    ("tape_begin", ["context", "tape", 1], 2, ["3", None, 1.5, 0, -1, HUGE]),
+    ("tape_run", ["context", "tape", 1], 0, [None, 3, "context"]),
+    ("tape_run", ["context", "tape", 1], 1, [None, 3, "context"]),
+    ("tape_run", ["context", "tape", 1], 2, ["3", None, 1.5, 0, -1, HUGE]),
 ]
 
 
 @pytest.mark.parametrize(("name", "usual", "place", "values"), WRONG)
 def test_functions_of_contexts_refuse(context, name, usual, place, values):
     function = getattr(_native, name)
-    contexts = {"context": context, "device": device_context()}
+    contexts = {"context": context, "device": device_context(), "tape": _native.tape()}
     right = [contexts[value] if isinstance(value, str) else value for value in usual]
     assert not isinstance(function(*right), BaseException)
+    if name == "tape_begin":
+        _native.tape_end(context, False)
     for value in values:
         with pytest.raises((TypeError, ValueError)):
             function(*right[:place], value, *right[place + 1:])
@@ -206,7 +214,7 @@ def test_functions_of_contexts_refuse(context, name, usual, place, values):
 def test_sizes_are_those_of_the_kernels_and_no_function_is_left_out():
     assert (HEAD_STATE, MOMENTS, MOMENT_BYTES) == (_native.HEAD_STATE, _native.MOMENTS, _native.MOMENT_BYTES)
     assert (SAMPLE_STATE, CACHE) == (_native.SAMPLE_STATE, _native.CACHE)
-    others = {"cpu_features", "kernel_sets"}  # take nothing
+    others = {"cpu_features", "kernel_sets", "tape", "tape_end"}  # take nothing; test_tape.py has the last
     functions = {name for name in dir(_native) if callable(getattr(_native, name)) and not name.startswith("_")}
     assert functions - set(OPS) - others == {name for name, *_ in WRONG}
 
