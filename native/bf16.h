@@ -26,6 +26,10 @@
 #define BF16_AHEAD 32       /* rows of weights that are fetched before they are packed */
 #define BF16_INNER (2 * KC) /* values half as wide */
 
+#ifdef __AVX512BF16__
+#include "bf16_nibbles.h"
+#endif
+
 _Static_assert(MC % BF16_ROWS == 0 && NC % BF16_COLUMNS == 0 && BF16_INNER % BF16_RUN == 0, "whole tiles");
 _Static_assert(BF16_RUN * BF16_CHUNK / 2 <= ET_THREAD_FLOATS, "unpacked rows must fit");
 
@@ -104,6 +108,9 @@ static void pack_b_bf16_transposed(const struct product *p, const struct segment
             int count = min_int(s->kc - k, BF16_CHUNK);
             int packed = min_int(s->packed - k, BF16_CHUNK);
             const bf16 *rows[16];
+            if (columns - j >= 16 &&
+                pack_nibbles_transposed(panel + (ptrdiff_t)k / 2 * width + j, width, s, p->n + n + j, s->k + k, count))
+                continue;
             pack_rows(rows, (bf16 *)tmp, s, p->n + n + j, columns - j, 16, s->k + k, count, packed);
             for (int i = 0; i < packed / 2; i += 16)
                 transpose_pairs(panel + (ptrdiff_t)(k / 2 + i) * width + j, width, rows, i);
@@ -117,6 +124,8 @@ static void pack_b_bf16_straight(const struct product *p, const struct segment *
     int count = min_int(p->nc - n, BF16_CHUNK);
     int packed = bf16_width(count);
     const bf16 *rows[BF16_RUN];
+    if (s->kc - k >= BF16_RUN && pack_nibbles_straight(s, s->k + k, k, n, p->n + n, count))
+        return;
     pack_rows(rows, (bf16 *)tmp, s, s->k + k, s->kc - k, BF16_RUN, p->n + n, count, packed);
     for (int i = 0; i < packed; i += BF16_COLUMNS) {
         int width = min_int(packed - i, BF16_COLUMNS);
