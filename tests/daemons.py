@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 import httpx
+from services import short_canary
 
 from edgetune.daemon.jobs.process import JobProcess, WorkerProcess
 from edgetune.daemon.options import DaemonConfig
@@ -45,6 +46,8 @@ class Daemon:
 def daemon(model: Path, state: Path, train: TrainConfig | None = None, policy: Policy | None = None,
            start_process: Callable[[], JobProcess] = WorkerProcess, **options: object) -> Iterator[Daemon]:
     """It has answered before this yields, and has stopped when it is left."""
+    if "canary" not in options:
+        options["canary"] = str(short_canary(state.parent))
     config = DaemonConfig(**{"state": str(state), "port": 0, "threads": 1, "max_kl": "off", "canary_rise": "off",
                              **options})
     service = Service(model, config, policy, train, start_process)

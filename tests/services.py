@@ -20,7 +20,6 @@ from edgetune.machine.policy import Policy
 from edgetune.serving.llama import LlamaModel
 
 ROWS = [{"prompt": f"turn on lamp {i}", "completion": json.dumps({"lamp": i})} for i in range(24)]
-CANARY = "turn the light on, set the light to 10, turn the light off"  # ours has 4,000 bytes: a second for each job
 SMALL = {"rank": 4, "batch_size": 4, "threads": 1, "max_length": 64, "lr": 0.01, "steps": 20}
 LONG = {**SMALL, "steps": 3000, "checkpoint_every": "0.05s"}  # far longer than a test waits
 T = TypeVar("T")
@@ -34,10 +33,15 @@ def open_service(folder: Path, govern: bool = False, start_process: Callable[[],
     if not (folder / "tiny.gguf").exists():
         write_tiny(folder / "tiny.gguf", formats="Q8_0")
     same_holdout(folder / "state")
-    (folder / "canary.txt").write_text(CANARY)
-    config = DaemonConfig(**{"state": str(folder / "state"), "canary": str(folder / "canary.txt"), "threads": 1,
+    config = DaemonConfig(**{"state": str(folder / "state"), "canary": str(short_canary(folder)), "threads": 1,
                              "max_kl": "off", **options})
     return Service(folder / "tiny.gguf", config, Policy(nice=19, govern=govern), start_process=start_process)
+
+
+def short_canary(folder: Path) -> Path:
+    """A file in it: our own text has 4,000 bytes, which take a second of each job, and of each round of a tutor."""
+    (folder / "canary.txt").write_text("turn the light on, set the light to 10, turn the light off")
+    return folder / "canary.txt"
 
 
 def same_holdout(state: Path) -> None:

@@ -11,7 +11,7 @@ import pytest
 from click.testing import CliRunner
 from commands import run as command
 from daemons import daemon
-from services import same_holdout, until
+from services import same_holdout, short_canary, until
 
 from edgetune import TrainConfig
 from edgetune.adapters.store import open_adapter
@@ -37,8 +37,8 @@ FAR = 1e12  # seconds on the monotonic clock: nobody asked for long
 def opened(model, folder, grader=GRADER, options=OPTIONS, train=TRAIN, start_process=WorkerProcess, **more):
     same_holdout(folder / "state")
     config = DaemonConfig(state=str(folder / "state"), context=512, parallel=2, threads=1, max_kl="off",
-                          canary_rise="off", learn="tutor", keep_prompts=200, tutor_prompts=20, learn_rows=5,
-                          tutor_options=options)
+                          canary_rise="off", canary=str(short_canary(folder)), learn="tutor", keep_prompts=200,
+                          tutor_prompts=20, learn_rows=5, tutor_options=options)
     if grader is not None:
         (folder / "grader.json").write_text(json.dumps(grader))
         config = replace(config, learn_grader=str(folder / "grader.json"))

@@ -7,7 +7,8 @@ import jsonschema_rs
 import pytest
 import templates
 from commands import run
-from hypothesis import given, settings
+from examples import examples
+from hypothesis import given
 from hypothesis import strategies as st
 from tiny import write_tiny
 
@@ -100,7 +101,7 @@ VALUES = st.recursive(st.none() | st.booleans() | st.integers(-2, 2) | st.floats
         st.sampled_from(["room", "x", "domain"]), inner, max_size=2), max_leaves=5)
 
 
-@settings(max_examples=300, deadline=None)
+@examples(300)
 @given(arguments=st.dictionaries(st.sampled_from([*LAMP["properties"], "colour"]), VALUES, max_size=3),
        room=st.sampled_from(["hall", "attic", "cellar"]))
 def test_a_json_schema_validator_agrees(arguments, room):

@@ -4,7 +4,8 @@ from dataclasses import replace
 from itertools import pairwise
 
 import pytest
-from hypothesis import given, settings
+from examples import examples
+from hypothesis import given
 from hypothesis import strategies as st
 
 from edgetune.errors import UsageError
@@ -42,7 +43,7 @@ plans = st.builds(Plan, st.sampled_from([("1", "10%", "all"), ("all",), ("2", "5
 says = st.sampled_from([PASSED, FAILED, REFUSED, OPEN, SILENT])
 
 
-@settings(max_examples=200, deadline=None)
+@examples(200)
 @given(plans, st.dictionaries(st.sampled_from(fleet(60)), says, min_size=1), st.data())
 def test_every_rollout(plan, fate, data):
     devices = [*fate]
@@ -76,7 +77,7 @@ def test_every_rollout(plan, fate, data):
     assert {name for name in devices if after.action(name) == rings.CANCEL} == set(last.begun)
 
 
-@settings(max_examples=100, deadline=None)
+@examples(100)
 @given(plans, st.dictionaries(st.sampled_from(fleet(40)), says, min_size=1), st.integers(1, 40))
 def test_a_second_look_at_the_same_reports_changes_nothing(plan, fate, hour):
     state = begin(plan, [*fate], 0, "seed")

@@ -174,14 +174,15 @@ def test_the_command_writes_what_it_accepts(smollm2, encoder, tmp_path):
             for what in ("on", "off", "up", "down")]
     path = write_lines(tmp_path / "rows.jsonl", rows[:30])
     held = write_lines(tmp_path / "held.jsonl", rows[30:])
-    flags = ("--nearest", 4, "--encoder", encoder, "--examples", 0, "--proposals", 0, "--select", 4, "--decide", 8,
-             "--threads", 1)
+    flags = ("--nearest", 2, "--encoder", encoder, "--examples", 0, "--proposals", 0, "--select", 4, "--decide", 6,
+             "--longest", 128, "--threads", 1)  # the least by which it can be better for certain
     found = json.loads(run("prompt", smollm2, path, "-o", tmp_path / "prompt.json", *flags, "--eval", held, "--json"))
     assert found["accepted"]
     assert found["before"]["exact"] == 0 < found["after"]["exact"]
     assert read_prompt(tmp_path / "prompt.json").nearest.rows == str(path)
     assert json.loads((tmp_path / "prompt.json").read_text())["nearest"]["rows"] == "rows.jsonl"
-    scored = json.loads(run("eval", smollm2, held, "--prompt", tmp_path / "prompt.json", "--limit", 8, "--json"))
+    few = write_lines(tmp_path / "few.jsonl", rows[30:34])
+    scored = json.loads(run("eval", smollm2, few, "--prompt", tmp_path / "prompt.json", "--json"))
     assert scored["exact"] > 0.2
 
 

@@ -2,7 +2,8 @@
 
 import numpy as np
 import pytest
-from hypothesis import given, settings
+from examples import examples
+from hypothesis import given
 from hypothesis import strategies as st
 
 from edgetune.backends.base import CACHE
@@ -15,7 +16,7 @@ STEPS = st.lists(st.tuples(st.integers(0, 2), st.integers(0, SEQUENCES - 1), st.
                            st.integers(1, LONGEST)), max_size=40)
 
 
-@settings(max_examples=200, deadline=None)
+@examples(200)
 @given(STEPS)
 def test_each_sequence_reads_what_it_wrote(steps):
     blocks = SharedBlocks(blocks_of(SEQUENCES * LONGEST, SEQUENCES))

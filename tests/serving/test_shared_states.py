@@ -2,7 +2,8 @@
 
 import numpy as np
 import pytest
-from hypothesis import given, settings
+from examples import examples
+from hypothesis import given
 from hypothesis import strategies as st
 
 from edgetune.errors import EdgetuneError
@@ -12,7 +13,7 @@ from edgetune.serving.shared_states import LEAST, SharedStates, slots_of
 SEQUENCES = 4
 
 
-@settings(max_examples=200)
+@examples(200)
 @given(st.integers(0, 2**32 - 1))
 def test_a_slot_has_the_state_that_its_sequence_continues(seed):
     rng = np.random.default_rng(seed)
