@@ -81,7 +81,7 @@ def rollout_lines(found: RolloutStatus) -> list[Any]:
             for i, ring in enumerate(found.rings, start=1)]
     about = f": {found.reason}" if found.reason else ""
     return [table("", ["ring", "", "devices", *WORDS], rows, tuple(range(2, 3 + len(WORDS)))),
-            f"{found.id} is {found.status}{about}"]
+            f"{found.id}{', a base,' if found.kind == 'base' else ''} is {found.status}{about}"]
 
 
 def devices_lines(found: FleetStatus) -> list[Any]:

@@ -1,4 +1,4 @@
-"""fleet rollout, advance and apply: an adapter reaches a fleet ring by ring."""
+"""fleet rollout, advance, apply and slot: an adapter or a base reaches a fleet ring by ring."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from ..version import __version__
-from .app import Share, Time, command, show
+from .app import MODEL, ModelPath, Share, Time, command, show
 from .fleet import KEY, URLS, fleet
 from .remote import request
 
@@ -19,7 +19,9 @@ if TYPE_CHECKING:
 FOLDER = click.argument("folder", type=click.Path(path_type=Path))
 
 
-@command("rollout", click.argument("adapter", type=click.Path(path_type=Path)), FOLDER,
+@command("rollout", click.argument("source", metavar="SOURCE", type=ModelPath()), FOLDER,
+         click.option("--adapter", type=click.Path(path_type=Path), metavar="ADAPTER",
+                      help="With a base: an adapter of it, which comes with it."),
          click.option("--rings", default="1,10%,all", show_default=True,
                       help="The devices that each ring reaches, those of earlier ones included."),
          click.option("--success", type=Share(), default="95%", show_default=True,
@@ -41,11 +43,12 @@ FOLDER = click.argument("folder", type=click.Path(path_type=Path))
          click.option("--first", multiple=True, metavar="DEVICE", help="Device that comes before others; repeat it."),
          click.option("--least", default=__version__, show_default=True, help="Earliest edgetune that can use it."),
          KEY, group=fleet)
-def fleet_rollout(adapter: Path, folder: Path, rings: str, success: float, error: float, quorum: float, wait: int,
-                  probation: int, bad_ratings: int, required: str, if_none: str, first: tuple[str, ...], least: str,
-                  key: Path | None, as_json: bool) -> None:
-    """Bring ADAPTER to the devices of FOLDER in rings.
+def fleet_rollout(source: Path, folder: Path, adapter: Path | None, rings: str, success: float, error: float,
+                  quorum: float, wait: int, probation: int, bad_ratings: int, required: str, if_none: str,
+                  first: tuple[str, ...], least: str, key: Path | None, as_json: bool) -> None:
+    """Bring SOURCE to the devices of FOLDER in rings.
 
+    SOURCE is an adapter, or a base: a bundle or a GGUF. A base reaches devices whose daemon serves a slot (fleet slot).
     The gate of each device decides. Run apply on each device, again and again, and advance here, unless a daemon serves
     FOLDER with --fleet.
     """
@@ -53,7 +56,8 @@ def fleet_rollout(adapter: Path, folder: Path, rings: str, success: float, error
     from ..fleet.rollout.rings import Plan
     plan = Plan(tuple(rings.split(",")), success, error, quorum, wait)
     evaluation = {"required": required, "if_none": if_none, "probation": probation, "bad_ratings": bad_ratings}
-    order = begin(folder, adapter, plan, evaluation, int(time.time()), first=first, least=least, key=key)
+    order = begin(folder, source, plan, evaluation, int(time.time()), first=first, adapter=adapter, least=least,
+                  key=key)
     _show(order, *read_devices(folder), as_json)
 
 
@@ -61,7 +65,7 @@ def fleet_rollout(adapter: Path, folder: Path, rings: str, success: float, error
          click.option("--pause", is_flag=True, help="Let no further ring begin."),
          click.option("--resume", is_flag=True, help="Continue a paused roll-out, if need be with the next ring."),
          click.option("--stop", is_flag=True, help="Let no further device begin."),
-         click.option("--undo", is_flag=True, help="Let every device go back to the adapter before."),
+         click.option("--undo", is_flag=True, help="Let every device go back to what it had before."),
          KEY, group=fleet)
 def fleet_advance(folder: Path, pause: bool, resume: bool, stop: bool, undo: bool, key: Path | None,
                   as_json: bool) -> None:
@@ -78,12 +82,31 @@ def fleet_advance(folder: Path, pause: bool, resume: bool, stop: bool, undo: boo
     _show(*step(folder, int(time.time()), asked[0] if asked else "", key), as_json)
 
 
+@command("slot", MODEL, click.argument("path", type=click.Path(path_type=Path)), group=fleet)
+def fleet_slot(model: Path, path: Path, as_json: bool) -> None:
+    """Make a slot at PATH, which holds a copy of MODEL.
+
+    edgetune daemon PATH serves it, under the name of PATH. A roll-out may put another base into it.
+    """
+    from ..fleet.rollout.slots import make_slot
+    found = make_slot(model, path)
+    show(as_json, {"path": str(found.path), "side": found.side}, f"{model} is in the slot {path}",
+         f"start edgetune daemon {path}")
+
+
 @request("apply", click.argument("fleet_", metavar="FOLDER"),
          click.option("--lead-key-file", type=click.Path(path_type=Path),
                       help="At a URL that this device has not joined: file with a key."),
          click.option("--device", default="", help="Name of this device in the fleet [drawn once and kept]."),
+         click.option("--base-slot", "slot", type=click.Path(path_type=Path), metavar="PATH",
+                      help="Slot that the daemon serves: bases are taken, too."),
+         click.option("--restart", metavar="COMMAND", default="",
+                      help="Restarts the daemon, after the slot has another base."),
+         click.option("--start-wait", type=Time(), default="15m", show_default=True,
+                      help="Time in which it must answer after that."),
          group=fleet)
-def fleet_apply(client: Any, fleet_: str, lead_key_file: Path | None, device: str, as_json: bool) -> None:
+def fleet_apply(client: Any, fleet_: str, lead_key_file: Path | None, device: str, slot: Path | None, restart: str,
+                start_wait: int, as_json: bool) -> None:
     """Do what the roll-out asks of this device's daemon.
 
     FOLDER may be the URL of a daemon that serves one with --fleet. The gate of the device decides, and what came
@@ -93,20 +116,29 @@ def fleet_apply(client: Any, fleet_: str, lead_key_file: Path | None, device: st
 
     from ..daemon.lead import open_lead
     from ..daemon.rollouts import DaemonByHttp, LeadByHttp
+    from ..daemon.slots import owned
     from ..fleet.device import device_name
     from ..fleet.rollout.apply import apply
-    from ..fleet.rollout.http import copy_of, fetch, send
+    from ..fleet.rollout.base_look import settle
+    from ..fleet.rollout.http import copy_of, fetch, fetch_base, send
     here = DaemonByHttp(client)
-    if fleet_.startswith(URLS):
-        other, name = open_lead(fleet_, lead_key_file, device)
-        with other:
-            lead = LeadByHttp(other)
-            copy = copy_of(fleet_, name)
-            fetch(lead, copy)
-            own, order = apply(copy, name, here, int(time.time()))
-            send(lead, copy, name)
-    else:
-        own, order = apply(Path(fleet_), device or device_name(), here, int(time.time()))
+    now = int(time.time())
+    is_url = fleet_.startswith(URLS)
+    with owned(slot, restart, start_wait, is_url) as owner:
+        if owner:
+            settle(owner, here, now)  # before anything that needs the fleet
+        if is_url:
+            other, name = open_lead(fleet_, lead_key_file, device)
+            with other:
+                lead = LeadByHttp(other)
+                copy = copy_of(fleet_, name)
+                fetch(lead, copy)
+                if owner:
+                    fetch_base(lead, copy, name)
+                own, order = apply(copy, name, here, now, owner)
+                send(lead, copy, name)
+        else:
+            own, order = apply(Path(fleet_), device or device_name(), here, now, owner)
     about = f": {own.reason}" if own.reason else ""
     said = "nothing is rolled out" if order is None else f"{own.execution}{about}"
     show(as_json, asdict(own), f"{own.device}: {said}")

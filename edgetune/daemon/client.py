@@ -108,6 +108,31 @@ class Client:
         except httpx.HTTPError as error:
             raise UnansweredError(f"the download from {self.url} broke off ({error})", "try again") from None
 
+    def download_rest(self, path: str, target: Path, size: int) -> None:
+        """Writes the answer of `path`, which has this number of bytes, into a file: what the file lacks of it, where an
+        earlier call was broken off. Raises UnansweredError where this one is, and FormatError for more bytes.
+        """
+        import httpx
+        begin = target.stat().st_size if target.exists() else 0
+        if begin == size:
+            return
+        headers = {"Range": f"bytes={begin}-"} if 0 < begin < size else {}
+        try:
+            with self._http.stream("GET", path, headers=headers) as answer:
+                if not answer.is_success:
+                    answer.read()
+                    raise _error(answer.status_code, answer.json())
+                with target.open("ab" if answer.status_code == httpx.codes.PARTIAL_CONTENT else "wb") as file:
+                    for piece in answer.iter_raw():
+                        file.write(piece)
+                        if file.tell() > size:
+                            raise FormatError(f"{path} of {self.url} has more than {size} bytes", "try again")
+        except httpx.HTTPError as error:
+            raise UnansweredError(f"the download from {self.url} broke off ({error})",
+                                  "the next one continues") from None
+        except OSError as error:
+            raise disk.cannot_write(target, error) from None
+
     def upload(self, path: Path) -> str:
         """Uploads a file of rows and returns its id."""
         try:
@@ -135,14 +160,26 @@ class Client:
         """Lets the gate evaluate an adapter, waits, and returns it with the verdict. options: of the request. Raises
         EdgetuneError where the job does not succeed.
         """
-        job = self.post(f"/v1/adapters/{quote(id, safe=':')}/evaluate", dict(options))
+        self._succeeded(self.post(f"/v1/adapters/{quote(id, safe=':')}/evaluate", dict(options)))
+        return self.get(f"/v1/adapters/{quote(id, safe=':')}")
+
+    def evaluate_base(self, options: Mapping[str, Any]) -> dict[str, Any]:
+        """Lets the gate evaluate the base in the other side of the slot, and waits; its verdict. Otherwise as
+        evaluate_adapter.
+        """
+        job = self._succeeded(self.post("/v1/base/evaluate", dict(options)))
+        last = self.get(f"/v1/fine_tuning/jobs/{job['id']}/events", limit=1)["data"][0]
+        return dict(last["data"]["verdict"])
+
+    def _succeeded(self, job: dict[str, Any]) -> dict[str, Any]:
+        """The job of an evaluation when it has ended. Raises EdgetuneError where it does not succeed."""
         while job["status"] not in ENDED:
             time.sleep(POLL)
             job = self.get(f"/v1/fine_tuning/jobs/{job['id']}")
         if job["status"] != "succeeded":
             why = (job["error"] or {}).get("message", "it was ended")
             raise EdgetuneError(f"the evaluation {job['status']}: {why}", "begin it again")
-        return self.get(f"/v1/adapters/{quote(id, safe=':')}")
+        return job
 
     def all(self, path: str, **query: Any) -> Iterator[dict[str, Any]]:
         """Yields every item of a list, a page at a time, as OpenAI's clients read lists."""

@@ -16,7 +16,7 @@ from ..serving.llama import LlamaModel
 from ..serving.memory import may_repack, memory_needed
 from . import memory
 from .jobs.room import small_job_bytes
-from .options import DaemonConfig
+from .options import OFF, DaemonConfig
 
 CONTEXT = 4096  # tokens, unless another number is given or the model was trained for fewer,
 LEAST_CONTEXT = 1024  # or for this many or more, where memory has no room for more with a small job
@@ -38,6 +38,15 @@ def open_answering(gguf: Gguf, name: str, config: DaemonConfig, budget: int, mar
                         small_batch=True, repack=may_repack(gguf, context, budget - judging))
     served.tokenizer.markup = markup
     return Batcher(served, parallel=config.parallel, queue=config.queue)
+
+
+def least_memory(gguf: Gguf, config: DaemonConfig, process: int) -> int:
+    """Returns the bytes of a daemon that answers with this model in the smallest context that its options allow, and,
+    where it learns, trains a small job. process: bytes that it takes before it opens a model.
+    """
+    context = config.context or min(LEAST_CONTEXT, cast(int, gguf.metadata[f"{gguf.architecture}.context_length"]))
+    learns = small_job_bytes(gguf) if config.learn != OFF else 0
+    return process + memory_needed(gguf, context, repack=False) + memory.for_answers(gguf, context) + learns
 
 
 def _open_encoder(gguf: Gguf, name: str, config: DaemonConfig) -> Classifying:

@@ -24,8 +24,10 @@ BAD = "(rating = 'down' OR (rating IS NULL AND rejected IS NOT NULL))"
 RATINGS = f"""SELECT coalesce(sum({BAD}), 0) AS bad, coalesce(sum(rating = 'up'), 0) AS good FROM feedback
               WHERE created_at >= ? AND created_at <= ? AND model IN (?, ?, ?, '')"""
 ACTIVATED = "SELECT min(seq) AS seq FROM service WHERE adapter = ? AND at >= ?"
-LEFT = """SELECT at, adapter IS NULL OR adapter IN (SELECT adapter FROM service WHERE seq < ?) AS back FROM service
-          WHERE seq > ? ORDER BY seq LIMIT 1"""
+LEFT = """SELECT at, adapter IS NULL OR adapter IN (SELECT adapter FROM service WHERE seq < ?1) AS back FROM service
+          WHERE seq > ?1 AND base = ?2 ORDER BY seq LIMIT 1"""
+SINCE = f"""SELECT coalesce(sum({BAD}), 0) AS bad, coalesce(sum(rating = 'up'), 0) AS good FROM feedback
+            WHERE created_at >= ?1 AND model NOT IN (SELECT id FROM adapters WHERE base != ?2)"""
 
 
 def begun(seconds: int, bad_ratings: int) -> dict[str, Any]:
@@ -40,6 +42,10 @@ class Probations:
     def __init__(self, adapters: Adapters, store: Store) -> None:
         self.adapters = adapters
         self.store = store
+
+    def ratings_since(self, at: int) -> dict[str, int]:
+        """Returns the bad and good ratings of answers by this base since then."""
+        return dict(self.store.read(SINCE, at, self.adapters.base)[0])
 
     def look(self) -> None:
         """Rolls the active adapter back if its probation runs and it was rated badly."""
@@ -70,7 +76,7 @@ class Probations:
         activated = self.store.read(ACTIVATED, adapter.id, kept["since"])[0]["seq"] if kept else None
         if not kept or activated is None:
             return None
-        after = self.store.read(LEFT, activated, activated)
+        after = self.store.read(LEFT, activated, self.adapters.base)
         ended = after and after[0]["at"] < kept["until"]
         end = after[0]["at"] if ended else kept["until"]
         counts = dict(self.store.read(RATINGS, kept["since"], end, adapter.id, adapter.name or adapter.id,

@@ -9,7 +9,9 @@ from typing import Any
 from urllib.parse import quote
 
 from ..errors import NotFoundError
-from ..fleet.rollout.apply import About, Held
+from ..fleet.rollout.apply import Held
+from ..fleet.rollout.base_look import Served
+from ..fleet.rollout.look import About
 from .client import Client
 
 ADAPTERS = "/v1/adapters"
@@ -25,6 +27,13 @@ class DaemonByHttp:
     def about(self) -> About:
         found = self.client.get("/v1/device")
         return About(found["fingerprint"], found["model"], found.get("adapter") or "", found["device"].get("kind", ""))
+
+    def slot(self) -> Served | None:
+        found = self.client.get("/v1/device").get("slot")
+        return Served(found["path"], found.get("bad", 0), found.get("good", 0)) if found else None
+
+    def evaluate_base(self, options: Mapping[str, Any]) -> Mapping[str, Any]:
+        return self.client.evaluate_base(options)
 
     def add(self, adapter: Path) -> str:
         return str(self.client.add_adapter(adapter, SUFFIX)["id"])
@@ -65,6 +74,9 @@ class LeadByHttp:
 
     def load(self, rollout: str, file: str, target: Path) -> None:
         self.client.download(f"/v1/fleet/rollouts/{quote(rollout)}/{quote(file)}", target)
+
+    def load_rest(self, rollout: str, file: str, target: Path, size: int) -> None:
+        self.client.download_rest(f"/v1/fleet/rollouts/{quote(rollout)}/{quote(file)}", target, size)
 
     def report(self, found: Mapping[str, Any]) -> None:
         self.client.put(f"/v1/fleet/devices/{quote(str(found['device']))}", found)

@@ -24,8 +24,9 @@ from ..data.around import instructed, together
 from ..errors import UsageError, size_text
 from ..formats.bundle import open_bundle
 from ..formats.named import find_model, name_of
+from ..formats.slot import opened_side, slot_of
 from ..llamacpp.sampling import SEED_LIMIT
-from ..machine.device import read_device
+from ..machine.device import read_device, rss
 from ..machine.governor import Governor
 from ..machine.policy import Policy
 from ..machine.sensors import Sensors
@@ -65,6 +66,7 @@ from .library import Library
 from .opening import open_answering
 from .options import DaemonConfig, model_name
 from .probation import Probations
+from .slots import arrival, slot_facts
 from .sources import AnswerSource, AskedQuestion, ModelSource, first_answer
 from .state.adapters import LATEST, Adapter, Adapters
 from .state.database import Store
@@ -108,8 +110,9 @@ class Service:
         self.start_process = start_process
         for kind in kinds().values():
             kind.check(self.config)
-        self.path = find_model(model)
-        self.name = model_name(self.path)
+        self.slot = slot_of(Path(model))
+        self.path = opened_side(find_model(model))
+        self.name = model_name(self.slot.path if self.slot else self.path)
         self.stopping = threading.Event()
         self.answered = Counter[str]()  # answers by their source
         self._counting = threading.Lock()
@@ -141,7 +144,8 @@ class Service:
             self.grading = Grading(self.batcher, self.name, self.config.allow_python_graders, self._left)
             self.files = Files(self.store, folder, self.config)
             opened.callback(self.documents.open_stores(folder, self.files, self.config).close)
-            self.adapters = Adapters(self.store, folder, self.batcher, self.config, self.name, self._left)
+            self.adapters = Adapters(self.store, folder, self.batcher, self.config, self.name, self._left,
+                                     self.bundle.fingerprint, may_differ=self.slot is not None)
             self.library = Library(self.adapters, self.embeddings, self.name, self.config.library_size * disk.MIB)
             self.holdout = open_holdout(folder, in_use=self.store.holds_feedback())
             self.feedback = Feedback(self.store, self.holdout, self.config, self.method.kind)
@@ -160,6 +164,7 @@ class Service:
                 part.start()
                 if not isinstance(part, Adapters):
                     opened.callback(part.stop)
+            self.came = arrival(self.path, self.adapters) if self.slot else None
             self.probations.look()  # the daemon may have ended before it could
             self.library.start()
             if self.first:
@@ -198,7 +203,7 @@ class Service:
     def _jobs(self, folder: Path) -> Jobs:
         table = JobTable(self.store)
         runs = Shelf(folder, RUNS, RUN_NAMES)
-        options = WorkerOptions(self.path, self.policy, self.config.canary, self.config.limits(), self._room,
+        options = WorkerOptions(self.path, self.policy, self.config.canary, self.config.limits(), self.room,
                                 self.config.python())
         queue = Queue(table, runs, self.files, self.adapters, self.batcher, options, self.stopping,
                       self.start_process)
@@ -209,6 +214,7 @@ class Service:
         here = read_device()
         self.sensors = Sensors(zones=here.profile.zones if here.profile else ())
         self.budget = TrainConfig(memory=self.config.memory).memory_here()
+        self.bare = rss()  # bytes of this process without a model
         self.batcher = open_answering(self.bundle.gguf, self.name, self.config, self.budget, self.train.markup)
         self.served: Served = self.batcher.served
 
@@ -372,7 +378,7 @@ class Service:
         """Returns bytes of the budget that are free now."""
         return self.budget - self.memory()
 
-    def _room(self, has_begun: bool) -> Room:
+    def room(self, has_begun: bool) -> Room:
         """Returns the memory that a job's process may have now. A job that has not begun leaves memory to answers, so
         that the daemon stays within its own, and the job can resume when the daemon is larger.
         """
@@ -390,7 +396,7 @@ class Service:
         job = self.jobs.running
         return {"model": self.name, "fingerprint": self.bundle.fingerprint, "adapter": self.adapters.serving,
                 "device": {**asdict(here), "kind": here.kind, "profile": here.profile.name if here.profile else None},
-                "fleet": bool(self.config.fleet),
+                "fleet": bool(self.config.fleet), "slot": slot_facts(self),
                 "memory": {"budget": self.budget, "used": self.memory(), "available": here.memory_available},
                 "temperature": readings.temperature, "serving": self.batcher.facts(),
                 "answered": dict(self.answered), "first": self.contest.facts() if self.first else None,

@@ -27,11 +27,13 @@ EXCLUDED = "excluded"  # one that has not joined the fleet, or was revoked
 
 @dataclass(frozen=True)
 class RolloutStatus:
-    """The newest roll-out. rings: of each its number of devices, whether it has begun, and how many have each outcome
-    of WORDS. changes: what a person can ask for now. since: when the ring began. signer: as of Order.
+    """The newest roll-out. kind: of its artifact, adapter or base; "": not known. rings: of each its number of devices,
+    whether it has begun, and how many have each outcome of WORDS. changes: what a person can ask for now. since: when
+    the ring began. signer: as of Order.
     """
 
     id: str
+    kind: str
     number: int
     status: str
     reason: str
@@ -90,8 +92,8 @@ def rollout_status(order: Order, devices: Mapping[str, DeviceFile]) -> RolloutSt
     reports = reports_of({**devices}, order.facts.rollout)
     found = [{"devices": len(ring), "begun": i <= state.ring, **asdict(rings.counts(ring, reports))}
              for i, ring in enumerate(state.rings)]
-    return RolloutStatus(order.facts.rollout, order.facts.number, state.status, state.reason, state.ring + 1,
-                         state.since, order.signer, found, rings.changes(state))
+    return RolloutStatus(order.facts.rollout, order.kind, order.facts.number, state.status, state.reason,
+                         state.ring + 1, state.since, order.signer, found, rings.changes(state))
 
 
 def rounds_table(rounds: History) -> list[dict[str, Any]]:

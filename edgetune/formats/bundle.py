@@ -14,6 +14,7 @@ import json
 import math
 import os
 import re
+import shutil
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -25,6 +26,7 @@ from ..version import __version__
 from . import signature
 from .gguf import Gguf, OpenFile, check_network, fingerprint, open_gguf
 from .named import find_model
+from .slot import opened_side
 
 MODEL = "model.gguf"
 ONNX = "model.onnx"
@@ -49,12 +51,13 @@ class Bundle:
 
 
 def open_bundle(path: str | os.PathLike[str]) -> Bundle:
-    """Open a bundle folder or a bare .gguf, by its path or a model's name (named.py). FormatError or UnsupportedError
-    unless it is whole and a GGUF model; MismatchError where it is not signed by whom this device trusts.
+    """Open a bundle folder, a slot or a bare .gguf, by its path or a model's name (named.py). FormatError or
+    UnsupportedError unless it is whole and a GGUF model; MismatchError where it is not signed by whom this device
+    trusts.
 
     In a folder every file that the manifest names is read once, to compare its hash.
     """
-    path = find_model(path)
+    path = opened_side(find_model(path))
     manifest = None
     _refuse_checkpoint(path)
     if path.is_dir():
@@ -118,6 +121,25 @@ def write_manifest(folder: Path, facts: dict[str, Any]) -> dict[str, Any]:
     with replaced(folder / MANIFEST) as beside:
         beside.write_bytes(raw)
     return manifest
+
+
+def write_copy(bundle: Bundle, folder: Path, key: Path | None = None) -> None:
+    """Writes a bundle's files into an empty folder. A bare file becomes a bundle. key: signs one that nobody signed.
+
+    Raises FormatError for a file that changed meanwhile, DiskError, and UsageError for no such key.
+    """
+    if bundle.manifest is None:
+        shutil.copyfile(bundle.path, folder / MODEL)
+        write_manifest(folder, {"source": bundle.path.name})
+    else:
+        for name in (*bundle.manifest["files"], MANIFEST, signature.FILE):
+            if name != signature.FILE or (bundle.path / name).exists():
+                shutil.copyfile(bundle.path / name, folder / name)
+    if key is not None and not (folder / signature.FILE).exists():
+        signature.sign(folder / MANIFEST, signature.private_key(key))
+    found, _ = open_files(folder)
+    if bundle.manifest is not None and found != bundle.manifest:
+        raise FormatError(f"{bundle.path} changed while it was copied", "copy it again")
 
 
 def to_plain_json(value: Any) -> Any:

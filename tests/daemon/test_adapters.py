@@ -35,7 +35,8 @@ def opened(folder, model, **options):
     store = Store(folder)
     with LlamaModel(model, threads=1, sequences=4) as served:
         batcher = Batcher(served, parallel=2, queue=4)
-        adapters = Adapters(store, folder, batcher, DaemonConfig(**options), "tiny", lambda: 1 << 30)
+        adapters = Adapters(store, folder, batcher, DaemonConfig(**options), "tiny", lambda: 1 << 30,
+                            open_bundle(model).fingerprint)
         batcher.start()
         try:
             adapters.start()

@@ -96,7 +96,7 @@ def test_it_is_rolled_back_restarted_and_deleted(running, model, job, tmp_path):
     with Service(model, config) as service:
         assert service.adapters.serving == found.id
         assert service.chat(asked(1), max_tokens=4).text() == answer
-        assert service._room(has_begun=False).resident < service.budget - service.served.busy_bytes
+        assert service.room(has_begun=False).resident < service.budget - service.served.busy_bytes
         service.adapters.rollback("test")
         service.adapters.delete(found.id)
         assert service.served.adapters() == []

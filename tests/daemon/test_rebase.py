@@ -107,7 +107,7 @@ def test_what_cannot_be_rebased_is_said(base, state, tmp_path):
     (folder / "run.json").write_text('{"system": "Be brief."}')
     store = Store(state)
     with store.write() as db:
-        db.execute("INSERT INTO adapters VALUES ('ft:old::0123abcd', '0123abcd', 'ftjob-1', 1, '', '{}', '')")
+        db.execute("INSERT INTO adapters VALUES ('ft:old::0123abcd', '0123abcd', 'ftjob-1', 1, '', '{}', '', '')")
         db.execute("INSERT INTO service (at, adapter, cause) VALUES (1, 'ft:old::0123abcd', 'test')")
     store.close()
     with pytest.raises(Interrupted):

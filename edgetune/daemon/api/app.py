@@ -28,6 +28,7 @@ from ..service import Service
 from ..state.adapters import LATEST
 from ..state.files import DOCUMENT, RESULTS
 from . import (
+    base,
     checking,
     classify,
     completions,
@@ -66,8 +67,8 @@ ZIP = "application/zip"
 WHICHEVER = schemas.Rollback(adapter=None)  # of requests without a body
 BY_DEFAULT = schemas.Evaluation.model_validate({})
 router = APIRouter(route_class=JsonRoute, responses=RESPONSES)
-PARTS = (*(part.router for part in (checking, classify, completions, embeddings, feedback, fine_tuning, fleet,
-                                    fleet_members, fleet_rounds, fleet_status, ollama, ollama_models, pages,
+PARTS = (*(part.router for part in (base, checking, classify, completions, embeddings, feedback, fine_tuning,
+                                    fleet, fleet_members, fleet_rounds, fleet_status, ollama, ollama_models, pages,
                                     proposals, responses, vector_stores)), router)
 
 

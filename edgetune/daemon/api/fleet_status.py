@@ -49,7 +49,8 @@ class FleetRing(Answer):
 class FleetRollout(Answer):
     """The newest roll-out of a fleet."""
 
-    id: str = Field(description="Its name in the folder: when it began, and the adapter's folder.")
+    id: str = Field(description="Its name in the folder: when it began, and the name of what it brings.")
+    kind: str = Field(description="What it brings: adapter, or base; empty: that cannot be read.")
     number: int = Field(description="The number of the order that counts.")
     status: str = Field(description="running, paused, stopped, finished, undoing or undone.")
     reason: str = Field(description="Why, a sentence.")

@@ -213,7 +213,7 @@ class Job(Answer):
     status: Literal["queued", "running", "pausing", "paused", "succeeded", "failed", "cancelled"] = Field(
         description="Where it is. One job runs at a time; the next one waits.")
     origin: str = Field(description="api: a client began it; learn: the daemon, from feedback; tutor: the daemon, from "
-                                    "kept prompts; evaluate: a client, to evaluate an adapter.")
+                                    "kept prompts; evaluate, base: a client, to evaluate an adapter or a base.")
     model: str = Field(description="The model or adapter that it began from.")
     fine_tuned_model: str | None = Field(description="The id of the adapter that it made, or evaluated.")
     training_file: str | None = Field(description="The file of rows. Of a job from feedback: the file that "
@@ -363,6 +363,7 @@ class AdapterObject(Answer):
 
     id: Id
     name: str | None = Field(description="Its name for people, by which requests may call it too.")
+    base: str = Field(description="sha256 of its model.")
     object: Literal["adapter"] = "adapter"
     created_at: Time
     state: Literal["serving", "candidate", "retired"] = Field(
@@ -423,6 +424,8 @@ class DeviceObject(Answer):
     fingerprint: str = Field(description="sha256 of the model, which adapters name.")
     adapter: str | None = Field(description="The active adapter's id; null: the base answers alone.")
     fleet: bool = Field(description="Whether it serves a fleet, by --fleet.")
+    slot: dict[str, Any] | None = Field(description="Of a slot: path, rollout (that brought its base), since "
+                                        "(seconds), bad and good (ratings since); null: it serves none.")
     device: dict[str, Any] = Field(description="model, machine, kind (what the reports of a fleet say), cpu, cores, "
                                    "processors, memory_installed, memory_total and memory_available (bytes), "
                                    "power_mode, profile, matched.")

@@ -35,12 +35,8 @@ def evaluate(served: LlamaModel | Examiner, exam: Exam, old: Asked, new: Asked, 
     called with the number of rows answered until now, and of all. Raises DataError for a row that has no answer to
     compare, and without rows, unless the exam requires only that the new one is not worse.
     """
+    check(exam)
     rows = exam.rows
-    if not rows and exam.required == BETTER:
-        raise DataError("there are no rows to evaluate", "hold some out")
-    for row in rows:
-        if not exam.is_rewarded(row):
-            check_judgeable(row)
     examiner = served if isinstance(served, Examiner) else LlamaExaminer(served, exam, on_asked)
     examiner.planned = len(examiner.missing(old, rows)) + len(examiner.missing(new, [*rows, *exam.corrected]))
     before = examiner.scores(old, rows)
@@ -53,6 +49,15 @@ def evaluate(served: LlamaModel | Examiner, exam: Exam, old: Asked, new: Asked, 
     verdict = decide(found, limits)
     verdict.scores.update((key, asdict(new.scores[key])) for key in map(exam.key, [*rows, *exam.corrected]))
     return verdict
+
+
+def check(exam: Exam) -> None:
+    """Raises DataError as `evaluate` does."""
+    if not exam.rows and exam.required == BETTER:
+        raise DataError("there are no rows to evaluate", "hold some out")
+    for row in exam.rows:
+        if not exam.is_rewarded(row):
+            check_judgeable(row)
 
 
 @contextmanager

@@ -12,6 +12,7 @@ import numpy as np
 from ...data import preferences, prompts
 from ...data.around import Instruction
 from ...data.dataset import load_rows
+from ...data.packing import is_supervised
 from ...data.preferences import is_pair
 from ...data.rows import Row
 from ...errors import DataError
@@ -48,6 +49,17 @@ class LlamaExaminer(Examiner):
 
     def drift(self, adapter: str | None) -> Drift | None:
         return drift(self.served, adapter, [self.exam.canary]) if self.exam.canary else None
+
+    def answer_tokens(self, adapter: str | None, row: Row) -> int:
+        """Returns the tokens of a row's right answer under an adapter; 0: it has none, or is not read whole."""
+        self.served.use(adapter)
+        if self.exam.is_rewarded(row) or is_pair(row):
+            return 0
+        try:
+            data = load_rows([row], self.served.tokenizer, system=self._system, max_length=self._max_length)
+        except DataError:
+            return 0
+        return 0 if data.truncated else sum(int(is_supervised(one.weights).sum()) for one in data.examples)
 
     def _ask(self, rows: Sequence[Row]) -> list[Score]:
         options: dict[str, Any] = {"system": self._system, "max_length": self._max_length}

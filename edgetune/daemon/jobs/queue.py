@@ -287,8 +287,10 @@ class Queue:
         if made is None and self._may_be_judged_again(job, against):
             return self._judge_again(job.id, against)
         run = self.runs.path(job.id) / RUN
-        if made is None and kind.trains and not is_done(run):  # of a job that made no adapter
-            self.table.set(job.id, "succeeded", verdict["reason"], verdict=dump(verdict))
+        if made is None and not kind.leaves_adapter(run):
+            shown = without_scores(verdict)
+            self.table.set(job.id, "succeeded", verdict["reason"], verdict=dump(shown),
+                           data=None if kind.trains else {"verdict": shown})
             return "succeeded"
         try:
             made = made or kind.keep(self.adapters, job, run, verdict)

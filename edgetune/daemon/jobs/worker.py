@@ -234,7 +234,7 @@ class Worker:
 
     def _gap(self, scores: Mapping[str, Any], record: Mapping[str, Any]) -> dict[str, Any] | None:
         """Returns held-out rewards by llama.cpp and by the engine that trained, which should be near; None: unknown."""
-        rewarding = self._rewarding()
+        rewarding = self.rewarding()
         measured = record["held_out"]
         if rewarding is None or measured is None or measured["loss_after"] is None:
             return None
@@ -308,7 +308,7 @@ class Worker:
         serving = self.task["serving"]
         longest = as_begun(self.config, adapter).row_limit
         exam = Exam(rows, self.canary, rounds, corrected_rows(self.folder), self.config.instruction, longest,
-                    self._rewarding(), self.task["tests_before"], required)
+                    self.rewarding(), self.task["tests_before"], required)
         adapters = {NEW: adapter}
         if self.old.name:
             adapters[OLD] = Path(serving["path"])
@@ -318,7 +318,8 @@ class Worker:
             verdict = gate.evaluate(examiner, exam, self.old, Asked(NEW), self.limits)
         return {**verdict.to_json(), "against": serving and serving["id"]}
 
-    def _rewarding(self) -> Rewarding | None:
+    def rewarding(self) -> Rewarding | None:
+        """Returns how answers are rewarded; None: they are not."""
         if self.rewards is None or not isinstance(self.objective, Rewarded):
             return None
         return Rewarding(self.objective, self.rewards)

@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any, ClassVar
 from ...objectives.base import Objective
 from ..jobs.progress import JobProgress
 from ..jobs.recipe import objective_of
-from ..jobs.worker import RUN
+from ..jobs.worker import RUN, is_done
 from ..options import DaemonConfig
 from .registry import register
 
@@ -60,6 +60,10 @@ class JobKind:
     def drop(self, adapters: Adapters, made: Adapter) -> None:
         """Undoes `keep`, so that the adapter can be evaluated again."""
         adapters.delete(made.id)
+
+    def leaves_adapter(self, run: Path) -> bool:
+        """Returns whether a job that has done its work leaves an adapter to keep. run: the folder of its training."""
+        return not self.trains or is_done(run)
 
     def activates(self, job: Job) -> bool:  # noqa: ARG002 (a kind may leave it to a person)
         """Returns whether an adapter that passed the gate becomes active."""

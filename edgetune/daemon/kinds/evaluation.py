@@ -7,11 +7,11 @@ active one learned. The verdict is kept with the adapter. If it passed, and the 
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass, fields
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, ClassVar
 
 from ...errors import UsageError
 from ..jobs.exam import BETTER, NOT_WORSE
@@ -53,6 +53,7 @@ class EvaluationRequest:
     if_none: str = REFUSE
     probation: int = 0
     bad_ratings: int = 3
+    what: ClassVar[str] = "an adapter"
 
     def check(self) -> EvaluationRequest:
         """Raises UsageError for a value out of its range."""
@@ -108,29 +109,50 @@ def begin_evaluation(service: Service, id: str, request: EvaluationRequest) -> J
     adapter = service.adapters.get(id)
     if adapter.state == "serving":
         raise UsageError(f"{id} is active, and would be compared with itself", "name another adapter")
-    kind = service.method.kind
+    asked = questions(service, request)
+    metadata = {"adapter": id, **{name: json.dumps(value) for name, value in asdict(request).items()}}
+    fill = partial(_fill, folder=service.adapters.path(id), required=asked.required)
+    return asked.begin(EvaluationJob.origin, service, metadata, fill)
+
+
+@dataclass(frozen=True)
+class Questions:
+    """The held-out rows of this device. rounds: the jobs that the first ones are from. required: as of Exam. system: of
+    the active adapter.
+    """
+
+    held: list[StoredRow | FileRow]
+    rounds: list[str]
+    required: str
+    system: str
+
+    def begin(self, origin: str, service: Service, metadata: dict[str, str], fill: Callable[[Path], object]) -> Job:
+        """Begins a job that evaluates by them. Raises errors of jobs."""
+        kind = service.method.kind
+        data = JobData(None, JobRows(service.feedback, self.held, lambda item: [kind.for_gate(item)]), self.rounds,
+                       fill=fill)
+        return service.jobs.begin(origin, data, service.method.asked, suffix="", metadata=metadata,
+                                  hyperparameters={"system": self.system})
+
+
+def questions(service: Service, request: EvaluationRequest) -> Questions:
+    """Returns the rows that decide. Raises UsageError where nothing can."""
     train = service.jobs.train
     system = "" if train.prompt else train.system or service.served.system_of(service.adapters.serving)
-    file = rows_of_active(service.jobs, kind.parser, service.feedback.questions(), system)
+    file = rows_of_active(service.jobs, service.method.kind.parser, service.feedback.questions(), system)
     rows = service.feedback.training_rows(MOST - len(file.held))
     held: list[StoredRow | FileRow] = [*file.held, *rows.held]
-    rounds = [file.name] * len(file.held) + [*rows.rounds]
-    required = request.required
     if len(held) < LEAST:
         _require_canary(request, len(held), service.config.limits())
-        held, rounds, required = [], [], NOT_WORSE
-    data = JobData(None, JobRows(service.feedback, held, lambda item: [kind.for_gate(item)]), rounds,
-                   fill=partial(_fill, folder=service.adapters.path(id), required=required))
-    metadata = {"adapter": id, **{name: json.dumps(value) for name, value in asdict(request).items()}}
-    return service.jobs.begin(EvaluationJob.origin, data, service.method.asked, suffix="", metadata=metadata,
-                              hyperparameters={"system": system})
+        return Questions([], [], NOT_WORSE, system)
+    return Questions(held, [file.name] * len(file.held) + [*rows.rounds], request.required, system)
 
 
 def _require_canary(request: EvaluationRequest, count: int, limits: Limits) -> None:
     """Raises UsageError unless unrelated text can decide, and may."""
     if request.if_none == REFUSE:
         held = "1 question is" if count == 1 else f"{count} questions are"
-        raise UsageError(f"{held} held out on this device, and {LEAST} are needed to evaluate an adapter",
+        raise UsageError(f"{held} held out on this device, and {LEAST} are needed to evaluate {request.what}",
                          f"correct some answers, or let unrelated text decide alone: if_none={CANARY}")
     if limits == Limits():
         raise UsageError("nothing can decide: no questions are held out, and unrelated text has no limits",

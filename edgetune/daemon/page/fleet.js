@@ -9,8 +9,8 @@ const CHANGES = {
   advance: ["Advance", "What devices have reported is counted. The next ring begins if the rules allow it."],
   pause: ["Pause", "No further ring begins. Devices whose ring has begun continue."],
   resume: ["Resume", "It continues in the same ring. Where the rules would pause it again, the next ring begins."],
-  stop: ["Stop", "No further device begins, and it cannot be resumed. Devices that have the adapter keep it."],
-  undo: ["Undo", "Every device that has the adapter goes back to the one before, when it next looks."],
+  stop: ["Stop", "No further device begins, and it cannot be resumed. Devices that have it keep it."],
+  undo: ["Undo", "Every device that has it goes back to what it had before, when it next looks."],
 };
 const LOCAL = ["localhost", "127.0.0.1", "[::1]"];
 const MOST_CARDS = 200;
@@ -46,7 +46,7 @@ const devices = (count) => `${count} device${count === 1 ? "" : "s"}`;
 function showRollout(rollout) {
   $("rollout").hidden = !rollout;
   if (!rollout) return;
-  put($("rollout-name"), rollout.id.replace(/^\d+-/, ""));
+  put($("rollout-name"), rollout.id.replace(/^\d+-/, "") + (rollout.kind === "base" ? ", a base" : ""));
   put($("rollout-status"), rollout.status);
   $("rollout-status").className = `badge ${ROLLOUTS[rollout.status] || ""}`;
   put($("rollout-why"), rollout.reason ? sentence(rollout.reason) : "");

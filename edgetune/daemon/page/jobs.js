@@ -3,7 +3,8 @@
 
 const names = new Map(); // of uploaded files, by id
 const ALIVE = ["queued", "running", "pausing", "paused"];
-const ORIGINS = { learn: "From feedback", tutor: "From prompts", evaluate: "Evaluation" };
+const ORIGINS = { learn: "From feedback", tutor: "From prompts", evaluate: "Evaluation",
+  base: "Evaluation of a base" };
 const COLOURS = { succeeded: "good", running: "good", pausing: "warm", paused: "warm", failed: "bad" };
 
 /** adapters: what the gate found of each is its job's result. */

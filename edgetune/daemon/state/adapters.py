@@ -28,6 +28,7 @@ from ...serving.prompt_file import KEPT
 from ...training.metrics import CSV, REPORT
 from ...training.metrics import NAME as METRICS
 from ..options import DaemonConfig
+from .bases import settle
 from .database import Store, dump, now
 from .shelf import Shelf
 
@@ -39,15 +40,16 @@ QUESTIONS = "questions.npz"  # in an adapter's folder: vectors of its task's que
 LATEST = ":latest"
 FOREIGN = "a client added it; no gate has evaluated it"
 _PEOPLES_NAME = re.compile(r"[^\W_][\w. -]{0,63}")
-SELECT = """SELECT *, id IN (SELECT adapter FROM service) AS served,
-            id IS (SELECT adapter FROM service ORDER BY seq DESC LIMIT 1) AS serving FROM adapters"""
+ACTIVE = "SELECT adapter FROM service WHERE base = ?1 ORDER BY seq DESC LIMIT 1"
+SELECT = f"""SELECT *, id IN (SELECT adapter FROM service) AS served, id IS ({ACTIVE}) AS serving FROM adapters
+             WHERE base = ?1"""
 
 
 @dataclass(frozen=True)
 class Adapter:
     """An adapter. id: ft:MODEL:SUFFIX:xxxxxxxx, its name for clients. name: its name for people, which requests may use
     like its id; "": none. folder: in STATE/adapters. job: that made it; "": none. sha256: of its adapter.gguf. verdict:
-    the gate's. state: serving, candidate (it was never active) or retired.
+    the gate's. base: the fingerprint of its model. state: serving, candidate (it was never active) or retired.
     """
 
     id: str
@@ -57,6 +59,7 @@ class Adapter:
     sha256: str
     verdict: dict[str, Any]
     name: str
+    base: str
     state: str
 
 
@@ -79,18 +82,24 @@ class _Switch:
     at: int
     adapter: str | None
     cause: str
+    base: str
 
 
 class Adapters:
-    """The adapters below `folder`, all loaded in `batcher`, for any number of threads. name: the model's. left: bytes
-    of memory that the daemon may still take.
+    """The adapters below `folder`, all loaded in `batcher`, for any number of threads. name, base: of the model, a name
+    and its fingerprint. left: bytes of memory that the daemon may still take. may_differ: as of bases.settle.
+
+    Those of other bases, which the state had before, stay on disk: they are not listed, and none answers until their
+    base is back.
 
     `damaged` has a sentence for each that could not be loaded at the start: it is not listed, and does not answer.
     """
 
     def __init__(self, store: Store, folder: Path, batcher: Answering[Any], config: DaemonConfig, name: str,
-                 left: Callable[[], int]) -> None:
+                 left: Callable[[], int], base: str, may_differ: bool = False) -> None:
         self.store = store
+        self.base = base
+        self._may_differ = may_differ
         self._left = left
         self.batcher = batcher
         self.keep = config.keep
@@ -102,8 +111,11 @@ class Adapters:
         self.folder = self._shelf.folder
 
     def start(self) -> None:
-        """Loads all adapters, and activates the one before a damaged one. Raises MismatchError for another model's."""
+        """Loads all adapters, and activates the one before a damaged one. Raises MismatchError where the state is one
+        of another model.
+        """
         self._shelf.tidy({row["folder"] for row in self.store.read("SELECT folder FROM adapters")})
+        settle(self.store, self.folder, self.base, self._may_differ)
         for found in reversed(self.list()):
             try:
                 self.batcher.load(found.id, self._whole(found))
@@ -140,14 +152,15 @@ class Adapters:
 
     def list(self) -> Sequence[Adapter]:
         """Returns adapters, the newest first."""
-        rows = self.store.read(f"{SELECT} ORDER BY rowid DESC")
+        rows = self.store.read(f"{SELECT} ORDER BY rowid DESC", self.base)
         return [found for found in self.store.objects("adapters", rows, self._read) if found.id not in self.damaged]
 
     def get(self, id: str) -> Adapter:
         """Returns an adapter. Raises NotFoundError."""
         if id in self.damaged:
             raise _unknown(id)
-        return self.store.one("adapters", self.store.read(f"{SELECT} WHERE id = ?", id), self._read, _unknown(id))
+        rows = self.store.read(f"{SELECT} AND id = ?2", self.base, id)
+        return self.store.one("adapters", rows, self._read, _unknown(id))
 
     def _read(self, columns: dict[str, Any]) -> Adapter:
         serving = columns.pop("serving")
@@ -164,7 +177,7 @@ class Adapters:
 
     def of_job(self, job: str) -> Adapter | None:
         """Returns the adapter that a job made."""
-        rows = self.store.read("SELECT id FROM adapters WHERE job = ?", job)
+        rows = self.store.read("SELECT id FROM adapters WHERE job = ? AND base = ?", job, self.base)
         return self.get(rows[0]["id"]) if rows else None
 
     def report_of(self, job: str) -> Path | None:
@@ -200,18 +213,19 @@ class Adapters:
 
     def id_of(self, name: str) -> str:
         """Returns the id of the adapter with this name; any other name, an id for instance, is returned unchanged."""
-        rows = self.store.read("SELECT id FROM adapters WHERE name = ? AND name != ''", name)
+        rows = self.store.read("SELECT id FROM adapters WHERE name = ? AND name != '' AND base = ?", name, self.base)
         return str(rows[0]["id"]) if rows else name
 
     @property
     def serving(self) -> str | None:
         """Returns the id of the active adapter; None: the base alone."""
-        rows = self.store.read("SELECT adapter FROM service ORDER BY seq DESC LIMIT 1")
+        rows = self.store.read(ACTIVE, self.base)
         return rows[0]["adapter"] if rows else None
 
     def history(self, limit: int = 100) -> Sequence[dict[str, Any]]:
         """Returns changes of the active adapter, the newest first; adapter: an id, None for the base."""
-        found = self.store.newest("service", lambda columns: from_json(_Switch, columns, "the row"), 2**62, limit)
+        found = self.store.newest("service", lambda columns: from_json(_Switch, columns, "the row"), 2**62, limit,
+                                  "base = ?", self.base)
         return [{"at": switch.at, "adapter": switch.adapter, "cause": switch.cause} for switch in found]
 
     # ---- changing -----------------------------------------------------------------------------------------------
@@ -250,9 +264,9 @@ class Adapters:
         self.batcher.load(record.id, path)
         try:
             with self.store.write() as db:
-                db.execute("INSERT INTO adapters VALUES (?, ?, ?, ?, ?, ?, ?)", (
+                db.execute("INSERT INTO adapters VALUES (?, ?, ?, ?, ?, ?, ?, ?)", (
                     record.id, folder, record.job, record.created_at, sha256(path / lora.FILE), dump(record.verdict),
-                    record.name))
+                    record.name, self.base))
         except BaseException:
             self.batcher.unload(record.id)
             raise
@@ -308,9 +322,14 @@ class Adapters:
         if id is not None:
             self.get(id)
         if id != self.serving:
-            with self.store.write() as db:
-                db.execute("INSERT INTO service (at, adapter, cause) VALUES (?, ?, ?)", (now(), id, cause))
+            self.note(id, cause)
         self._missing = ""
+
+    def note(self, id: str | None, cause: str) -> None:
+        """Records that an adapter is active, None: the base alone."""
+        with self.store.write() as db:
+            db.execute("INSERT INTO service (at, adapter, cause, base) VALUES (?, ?, ?, ?)",
+                       (now(), id, cause, self.base))
 
     def admit(self, id: str, cause: str, against: str | None) -> bool:
         """Promotes an adapter that is better than `against`, if that is still active; returns whether it did. The job
@@ -398,7 +417,7 @@ class Adapters:
         """
         known = {None, *self.ids()}
         stack: list[str | None] = [None]
-        for row in self.store.read("SELECT adapter FROM service ORDER BY seq"):
+        for row in self.store.read("SELECT adapter FROM service WHERE base = ? ORDER BY seq", self.base):
             id = row["adapter"]
             if id in stack:
                 del stack[stack.index(id):]

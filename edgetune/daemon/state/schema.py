@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-VERSION = 9  # of the schema, in user_version; see UPGRADES
+VERSION = 10  # of the schema, in user_version; see UPGRADES
 SCHEMA = """
 CREATE TABLE files (
     id TEXT PRIMARY KEY,            -- file-...; stored in STATE/files/ID.jsonl, the results of a job in ID.csv
@@ -37,11 +37,13 @@ CREATE TABLE adapters (
     folder TEXT NOT NULL UNIQUE, job TEXT NOT NULL, created_at INTEGER NOT NULL,
     sha256 TEXT NOT NULL,           -- of adapter.gguf
     verdict TEXT NOT NULL,          -- JSON: whether the gate let it pass, why, scores of both
-    name TEXT NOT NULL DEFAULT ''); -- what people call it; '': its id alone
-CREATE TABLE service (              -- what answers since when: the last line holds
+    name TEXT NOT NULL DEFAULT '',  -- what people call it; '': its id alone
+    base TEXT NOT NULL DEFAULT ''); -- fingerprint of its model; '': an earlier version wrote the row
+CREATE TABLE service (              -- what answers since when: the last line of a base holds
     seq INTEGER PRIMARY KEY AUTOINCREMENT,
     at INTEGER NOT NULL, adapter TEXT, -- null: the base alone
-    cause TEXT NOT NULL);
+    cause TEXT NOT NULL,
+    base TEXT NOT NULL DEFAULT ''); -- as of adapters
 CREATE TABLE feedback (
     id TEXT PRIMARY KEY, created_at INTEGER NOT NULL,
     rating TEXT, model TEXT NOT NULL,
@@ -132,4 +134,8 @@ CREATE TABLE proposals (id TEXT PRIMARY KEY, created_at INTEGER NOT NULL, row TE
     8: """
 ALTER TABLE feedback ADD COLUMN expires_at INTEGER;
 ALTER TABLE feedback ADD COLUMN vector BLOB;
+""",
+    9: """
+ALTER TABLE adapters ADD COLUMN base TEXT NOT NULL DEFAULT '';
+ALTER TABLE service ADD COLUMN base TEXT NOT NULL DEFAULT '';
 """}

@@ -14,16 +14,16 @@ from typing import Any, Protocol
 from ...errors import EdgetuneError, MismatchError, TooMuchError, UsageError
 from ...version import __version__
 from . import rings
-from .artifact import Artifact
-from .folder import DeviceFile, Order, newest_order, read_device, write_device
+from .artifact import BASE, Artifact
+from .base_look import BaseLook, Owner, SlotDaemon, settle
+from .folder import DeviceFile, Order, newest_order, read_device
+from .look import NUMBERS, Look, superseded_by
 
 PASSED = "passed"  # states of a probation
 RUNNING = "running"
 ROLLED_BACK = "rolled back"
 REPLACED = "replaced"
 KEPT = 2  # adapters of roll-outs: the last one, and the one before, to go back to
-MOST_DIGESTS = 100
-NUMBERS = ("passed", "wins", "losses", "p", "alpha")
 
 
 @dataclass(frozen=True)
@@ -38,21 +38,8 @@ class Held:
     bad_ratings: int = 0
 
 
-@dataclass(frozen=True)
-class About:
-    """What a daemon says of itself. model: the fingerprint of its model; base, active, kind: as of DeviceFile."""
-
-    model: str
-    base: str
-    active: str
-    kind: str
-
-
-class Daemon(Protocol):
+class Daemon(SlotDaemon, Protocol):
     """The daemon of a device. All raise EdgetuneError where it does not answer."""
-
-    def about(self) -> About:
-        """What it is, and what it answers with."""
 
     def add(self, adapter: Path) -> str:
         """Adds an adapter; its id. Raises EdgetuneError where it cannot be used."""
@@ -70,40 +57,48 @@ class Daemon(Protocol):
         """Removes it."""
 
 
-def apply(folder: Path, device: str, daemon: Daemon, now: int) -> tuple[DeviceFile, Order | None]:
-    """Does what the roll-out asks of this device, and returns its file as it was written, and the order.
+def apply(folder: Path, device: str, daemon: Daemon, now: int,
+          owner: Owner | None = None) -> tuple[DeviceFile, Order | None]:
+    """Does what the roll-out asks of this device, and returns its file as it was written, and the order. owner: of the
+    slot whose base may be replaced; None: bases are refused.
 
     Raises FormatError and MismatchError for an order that is damaged or not signed, EdgetuneError where the daemon does
     not answer.
     """
+    if owner:
+        settle(owner, daemon, now)
     about = daemon.about()
     own = replace(read_device(folder, device), at=now, edgetune=__version__, **vars(about))
     order = newest_order(folder)
     if order and own.rollout != order.facts.rollout:
-        if own.execution == rings.DOWNLOADED:  # of a roll-out that ended before it was evaluated
+        if own.execution == rings.DOWNLOADED and own.adapter:  # of a roll-out that ended before it was evaluated
             daemon.delete(own.adapter)
         own = replace(own, rollout=order.facts.rollout, execution=rings.NOTHING, finished=rings.NOTHING, reason="",
                       adapter="", verdict={})
-    look = _Look(folder, own, daemon, now)
+    look: AdapterLook | BaseLook = AdapterLook(folder, own, daemon, now)
+    try:
+        if order and _concerns(order, own) and order.stated.facts.kind == BASE:
+            look = BaseLook(folder, own, daemon, owner, now)
+    except UsageError as error:  # it needs a newer edgetune
+        look.say(rings.REJECTED, reason=error.what)
+        order = None
     if order:
         look.obey(order)
-    look.say(active=daemon.about().active)
+    look.say(**vars(daemon.about()))
     return look.own, order
 
 
-class _Look:
-    def __init__(self, folder: Path, own: DeviceFile, daemon: Daemon, now: int) -> None:
-        self.folder = folder
-        self.own = own
-        self.daemon = daemon
-        self.now = now
+def _concerns(order: Order, own: DeviceFile) -> bool:
+    """Whether the device has something to do, or has done something, for which it needs the artifact."""
+    return bool(order.state.action(own.device)) or own.execution != rings.NOTHING
 
-    def say(self, execution: str = "", finished: str = rings.NOTHING, reason: str = "", **facts: Any) -> None:
-        """Writes the file of the device, with another report where an execution is given."""
-        if execution:
-            facts |= {"execution": execution, "finished": finished, "reason": reason}
-        self.own = replace(self.own, at=self.now, **facts)
-        write_device(self.folder, self.own)
+
+class AdapterLook(Look):
+    """A look at a roll-out of an adapter."""
+
+    def __init__(self, folder: Path, own: DeviceFile, daemon: Daemon, now: int) -> None:
+        super().__init__(folder, own, now)
+        self.daemon = daemon
 
     def obey(self, order: Order) -> None:
         action = order.state.action(self.own.device)
@@ -188,12 +183,8 @@ class _Look:
             self.say(rings.CLOSED, rings.FAILURE, f"it was rolled back, with {bad} bad ratings")
 
     def _succeed(self, order: Order, reason: str) -> None:
-        artifact = order.artifact
-        replaced = dict.fromkeys([*self.own.superseded, *artifact.facts.supersedes])
-        replaced.pop(artifact.digest, None)
         kept = [*self.own.kept, self.own.adapter]
-        self.say(rings.CLOSED, rings.SUCCESS, reason, superseded=[*replaced][-MOST_DIGESTS:],
-                 installed=[*self.own.installed, artifact.digest][-MOST_DIGESTS:],
+        self.say(rings.CLOSED, rings.SUCCESS, reason, **superseded_by(self.own, order.artifact),
                  kept=[id for id in kept[:-KEPT] if not self._forget(id)] + kept[-KEPT:])
 
     def _go_back(self, order: Order) -> None:

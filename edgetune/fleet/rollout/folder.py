@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import shutil
 from collections.abc import Iterator, Sequence
+from contextlib import suppress
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -23,6 +24,7 @@ from ...version import __version__
 from ..joining.members import reason_against
 from ..signed_folder import AGAIN, is_whole, read_facts, write_facts
 from . import artifact, rings
+from .artifact import Artifact
 from .rings import NAME, Plan, Report, Rollout
 
 VERSION = 1
@@ -66,15 +68,27 @@ class Order:
     signer: str = ""
 
     @property
-    def artifact(self) -> artifact.Artifact:
-        """The artifact, whole. Raises its errors."""
+    def artifact(self) -> Artifact:
+        """The artifact, whole: each file is read. Raises its errors."""
         return artifact.open_artifact(self.folder / ARTIFACT, self.facts.artifact)
+
+    @property
+    def kind(self) -> str:
+        """The kind of its artifact, also of one that this edgetune cannot use; "": it cannot be read."""
+        with suppress(EdgetuneError):
+            return artifact.kind_and_digest(self.folder / ARTIFACT)[0]
+        return ""
+
+    @property
+    def stated(self) -> Artifact:
+        """The artifact, whose files are not looked at. Raises its errors."""
+        return artifact.read_artifact(self.folder / ARTIFACT, self.facts.artifact)
 
 
 @dataclass(frozen=True)
 class DeviceFile:
     """What a device last did. rollout: the roll-out that the report is about. adapter: the daemon's id of it. at: when.
-    installed, superseded: digests of adapters that roll-outs brought, and that those replaced. kept: ids of those that
+    installed, superseded: digests of what roll-outs brought, and of what those replaced. kept: ids of those that
     the daemon has. model: a fingerprint. verdict: numbers of its gate. kind: of the device, as machine.device has it;
     base: the model's name; active: the id of the adapter that answers, "": none.
     """
@@ -208,9 +222,10 @@ def _write_order(rollout: Path, number: int, state: Rollout, name: str, evaluati
 # ---- the server ------------------------------------------------------------------------------------------------------
 
 
-def begin(folder: Path, adapter: Path, plan: Plan, evaluation: dict[str, Any], now: int, *, first: Sequence[str] = (),
-          least: str = __version__, key: Path | None = None) -> Order:
-    """Begins a roll-out to the devices that have reported to the folder, and returns its first order.
+def begin(folder: Path, source: Path, plan: Plan, evaluation: dict[str, Any], now: int, *, first: Sequence[str] = (),
+          adapter: Path | None = None, least: str = __version__, key: Path | None = None) -> Order:
+    """Begins a roll-out to the devices that have reported to the folder, and returns its first order. source, adapter:
+    as of write_artifact.
 
     Raises UsageError while another one is not over, for no devices and for options that are wrong; errors of
     write_artifact.
@@ -224,24 +239,27 @@ def begin(folder: Path, adapter: Path, plan: Plan, evaluation: dict[str, Any], n
     began = now
     if before:  # names sort by time: two in a second, or a clock that was set back, must not hide the newer one
         began = max(now, int(before.facts.rollout.partition("-")[0]) + 1)
-    id = f"{began:010d}-{adapter.resolve().name[:20]}"
+    kind = artifact.BASE if artifact.is_base(source) else artifact.ADAPTER
+    called = source.resolve().name.removesuffix(".gguf").removesuffix(".edge")
+    id = f"{began:010d}-{called[:20].replace('.', '-')}"  # a folder with a suffix is one that is not in place yet
     if not NAME.fullmatch(id):
-        id = f"{began:010d}-adapter"
+        id = f"{began:010d}-{kind}"
     rollout = folder / ROLLOUTS / id
-    artifact.write_artifact(rollout / ARTIFACT, adapter, supersedes=_finished(folder), least=least, key=key)
-    name = artifact.open_artifact(rollout / ARTIFACT).name
+    artifact.write_artifact(rollout / ARTIFACT, source, adapter=adapter, supersedes=_finished(folder, kind),
+                            least=least, key=key)
+    name = artifact.read_artifact(rollout / ARTIFACT).name
     _write_order(rollout, 1, state, name, evaluation, now, key)
     return _read_order(rollout, rollout / ORDERS / "000001")
 
 
-def _finished(folder: Path) -> list[str]:
-    """The digests of adapters whose roll-outs have finished."""
+def _finished(folder: Path, kind: str) -> list[str]:
+    """The digests of artifacts of this kind whose roll-outs have finished."""
     found = []
     for rollout in _rollouts(folder):
         orders = sorted((rollout / ORDERS).glob("[0-9]" * 6))
         if orders and _read_order(rollout, orders[-1]).state.status == rings.FINISHED:
-            found.append(artifact.digest_of(rollout / ARTIFACT))
-    return found
+            found.append(artifact.kind_and_digest(rollout / ARTIFACT))
+    return [digest for of, digest in found if of == kind]
 
 
 def step(folder: Path, now: int, change: str = "",

@@ -10,21 +10,21 @@ from __future__ import annotations
 import hashlib
 import json
 import shutil
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any, Protocol
 
-from ...disk import json_text, new_folder, read_small, state_folder
+from ...disk import json_text, new_folder, read_small, require_room, state_folder, sync
 from ...errors import FormatError, NotFoundError, UsageError
 from ...formats import signature
 from ...persisted import from_json
 from ..signed_folder import MAX_FACTS
 from . import artifact
 from .folder import ARTIFACT, FACTS, MOST, ORDERS, ROLLOUTS, DeviceFile, newest_order, read_device, write_device
-from .rings import NAME
+from .rings import DEPLOY, NAME, NOTHING
 
-FILES = (artifact.FACTS, signature.FILE, *(f"{artifact.ADAPTER}/{name}" for name in artifact.NAMES))
+FILES = (artifact.FACTS, signature.FILE, *artifact.FILES)
 WRONG = "update edgetune on both sides"
 
 
@@ -36,6 +36,9 @@ class Lead(Protocol):
 
     def load(self, rollout: str, file: str, target: Path) -> None:
         """Writes a file of an artifact into a new one."""
+
+    def load_rest(self, rollout: str, file: str, target: Path, size: int) -> None:
+        """Writes a file of this number of bytes, or what one that was broken off lacks of it."""
 
     def report(self, found: Mapping[str, Any]) -> None:
         """Sends a device's file."""
@@ -55,17 +58,23 @@ def served_order(folder: Path) -> dict[str, Any]:
     place = order.folder / ORDERS / f"{order.facts.number:06d}"
     texts = [read_small(place / name, MAX_FACTS).decode() if (place / name).is_file() else ""
              for name in (FACTS, signature.FILE)]
-    files = [name for name in FILES if (order.folder / ARTIFACT / name).is_file()]
+    files = [name for name in _names(order.folder / ARTIFACT) if (order.folder / ARTIFACT / name).is_file()]
     return {"rollout": order.facts.rollout, "number": order.facts.number, "order": texts[0], "signature": texts[1],
             "files": files}
 
 
 def served_file(folder: Path, rollout: str, file: str) -> Path:
     """The path of a file of an artifact. Raises NotFoundError for any other name."""
-    path = folder / ROLLOUTS / rollout / ARTIFACT / file
-    if not NAME.fullmatch(rollout) or file not in FILES or not path.is_file():
+    place = folder / ROLLOUTS / rollout / ARTIFACT
+    path = place / file
+    if not NAME.fullmatch(rollout) or not place.is_dir() or file not in _names(place) or not path.is_file():
         raise NotFoundError(f"there is no file {file!r:.80} of the roll-out {rollout!r:.80}", "ask for the order again")
     return path
+
+
+def _names(place: Path) -> list[str]:
+    """The files that an artifact may have: of a base those that it lists."""
+    return [*FILES, *(file for file in artifact.listed(place) if artifact.is_of_base(file))]
 
 
 def take_report(folder: Path, device: str, content: Mapping[str, Any]) -> DeviceFile:
@@ -91,8 +100,8 @@ def copy_of(url: str, device: str) -> Path:
 
 
 def fetch(lead: Lead, folder: Path) -> None:
-    """Brings the device's copy of the folder up to date. Raises FormatError for an answer that is none, and errors of
-    the artifact; what is not whole or not signed leaves nothing.
+    """Brings the device's copy of the folder up to date, without a base. Raises FormatError for an answer that is none,
+    and errors of the artifact; what is not whole or not signed leaves nothing.
     """
     found = lead.order()
     rollout, number = found.get("rollout"), found.get("number")
@@ -102,15 +111,12 @@ def fetch(lead: Lead, folder: Path) -> None:
     files = found.get("files")
     if not (isinstance(rollout, str) and NAME.fullmatch(rollout) and isinstance(number, int) and 0 < number < 10**6
             and all(isinstance(text, str) for text in texts.values()) and isinstance(files, list)
-            and all(file in FILES for file in files)):
+            and all(file in FILES or artifact.is_of_base(file) for file in files)):
         raise FormatError("the order that was sent is none", WRONG)
     place = folder / ROLLOUTS / rollout
     if not (place / ARTIFACT).is_dir():
         with new_folder(place / ARTIFACT) as beside:
-            (beside / artifact.ADAPTER).mkdir()
-            for file in files:
-                lead.load(rollout, file, beside / file)
-            artifact.open_artifact(beside)
+            _load_small(lead, rollout, files, beside)
     order = place / ORDERS / f"{number:06d}"
     if not order.is_dir():
         with new_folder(order) as beside:
@@ -120,6 +126,52 @@ def fetch(lead: Lead, folder: Path) -> None:
     for other in (folder / ROLLOUTS).iterdir():
         if other.name < rollout:
             shutil.rmtree(other, ignore_errors=True)
+
+
+def _load_small(lead: Lead, rollout: str, files: Sequence[str], beside: Path) -> None:
+    """Loads all of an artifact but a base, which is large and may never be needed here."""
+    (beside / artifact.ADAPTER).mkdir()
+    for file in files:
+        if file in FILES:
+            lead.load(rollout, file, beside / file)
+    try:
+        found = artifact.read_artifact(beside)
+    except UsageError:  # this edgetune cannot use it, which apply reports
+        return
+    for file in found.facts.files:
+        if file in FILES:
+            found.check_file(file, beside / file)
+
+
+def fetch_base(lead: Lead, folder: Path, device: str) -> None:
+    """Loads the files of a base that the device is to install, or continues where that was broken off. Removes those of
+    one that it has installed or refused. Raises UnansweredError, DiskError, and FormatError for a damaged file.
+    """
+    order = newest_order(folder)
+    if order is None or order.kind != artifact.BASE:
+        return
+    found = order.stated
+    own = read_device(folder, device)
+    if own.rollout == order.facts.rollout and own.execution != NOTHING:
+        shutil.rmtree(found.base, ignore_errors=True)
+        return
+    if order.state.action(device) != DEPLOY:
+        return
+    missing = {file: found.facts.sizes[file] for file in found.facts.files
+               if file not in FILES and not (found.folder / file).exists()}
+    require_room(folder, sum(missing.values()))
+    for file, size in missing.items():
+        target = found.folder / file
+        part = target.with_name(f"{target.name}.part")
+        target.parent.mkdir(exist_ok=True)
+        lead.load_rest(order.facts.rollout, file, part, size)
+        try:
+            found.check_file(file, part)
+        except FormatError:
+            part.unlink()  # to continue it would not mend it
+            raise
+        sync(part)
+        part.rename(target)
 
 
 def send(lead: Lead, folder: Path, device: str) -> None:

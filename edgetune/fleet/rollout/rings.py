@@ -2,7 +2,7 @@
 
 Words are those of hawkBit's Direct Device Integration API. A device reports an execution, and whether it finished: it
 downloads, then proceeds while its probation runs, and then has closed with success. It has closed with failure where it
-rolled the adapter back, or could not evaluate it. It has rejected an adapter that its gate refused, which is no error.
+rolled the adapter or base back, or could not evaluate it. It has rejected one that its gate refused: that is no error.
 
 A ring ends when all its devices have an outcome, or when `wait` seconds are over. Only devices that have one count:
 
@@ -13,7 +13,7 @@ A ring ends when all its devices have an outcome, or when `wait` seconds are ove
 - else the next ring begins.
 
 A person may pause it, too. Resuming begins the next ring where the rules would pause it again, else it continues in
-the same ring. Undoing asks every device that has the adapter to go back.
+the same ring. Undoing asks every device that has it to go back.
 """
 
 from __future__ import annotations
@@ -289,7 +289,7 @@ def _undone(state: Rollout, reports: Mapping[str, Report]) -> Rollout:
     found = counts(state.begun, reports)
     have = found.succeeded + found.trying
     status = UNDOING if have else UNDONE
-    return replace(state, status=status, reason=f"{have} devices have the adapter still" if have else
+    return replace(state, status=status, reason=f"{have} devices have it still" if have else
                    f"{found.canceled} devices went back")
 
 
@@ -336,7 +336,7 @@ def stop(state: Rollout) -> Rollout:
 
 
 def undo(state: Rollout) -> Rollout:
-    """Lets every device that has the adapter go back to the one before. Raises UsageError where that was done."""
+    """Lets every device that has it go back to what it had before. Raises UsageError where that was done."""
     if state.status in (UNDOING, UNDONE):
         raise UsageError(f"the roll-out is {state.status}", "begin another one")
     return replace(state, status=UNDOING, reason="a person undid it")

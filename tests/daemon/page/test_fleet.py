@@ -104,7 +104,7 @@ def test_a_rollout_is_paused_continued_and_undone(page, folder):
         decide(page, verb)
         expect(page.locator("#rollout-status")).to_have_text(status)
         until(lambda status=status: newest_order(folder).state.status == status)
-    expect(page.locator("#rollout-why")).to_have_text("1 devices have the adapter still.")
+    expect(page.locator("#rollout-why")).to_have_text("1 devices have it still.")
     rollout = newest_order(folder).facts.rollout
     report(folder, "kitchen", rollout=rollout, execution=rings.CANCELED, finished=rings.SUCCESS)
     decide(page, "Advance")

@@ -1,0 +1,165 @@
+"""A look at a roll-out of a base, broken off before and after each of its steps, and continued: a power cut at any
+moment leaves a slot that opens, and the outcome is that of a look without one. The daemon is simulated.
+"""
+
+from __future__ import annotations
+
+import itertools
+import shutil
+from functools import wraps
+
+import pytest
+from tiny import write_tiny
+
+from edgetune.errors import UnansweredError
+from edgetune.fleet.rollout import base_look, rings
+from edgetune.fleet.rollout.apply import apply
+from edgetune.fleet.rollout.base_look import Owner, Served
+from edgetune.fleet.rollout.folder import begin, read_device, step, write_device
+from edgetune.fleet.rollout.look import About, Look
+from edgetune.fleet.rollout.rings import Plan
+from edgetune.fleet.rollout.slots import TRIAL, make_slot
+from edgetune.formats.bundle import open_bundle
+from edgetune.formats.slot import Slot
+
+EVALUATION = {"required": "better", "if_none": "refuse", "probation": 60, "bad_ratings": 3}
+STEPS = ((base_look, "write_trial"), (base_look, "end_trial"), (Slot, "switch"), (Slot, "clear"), (Look, "say"))
+
+
+class PowerCut(BaseException):
+    pass
+
+
+class Cuts:
+    """Cuts the power at the n-th moment."""
+
+    def __init__(self):
+        self.left = None
+
+    def moment(self):
+        if self.left is not None:
+            self.left -= 1
+            if self.left < 0:
+                self.left = None
+                raise PowerCut
+
+    def around(self, function):
+        @wraps(function)
+        def wrapped(*arguments, **named):
+            self.moment()
+            found = function(*arguments, **named)
+            self.moment()
+            return found
+
+        return wrapped
+
+
+class Simulated:
+    """A daemon that opens the slot when it starts. fails: it does not start with this base."""
+
+    def __init__(self, slot, cuts, fails="", passed=True, bad=0):
+        self.path = slot
+        self.fails = fails
+        self.passed = passed
+        self.bad = bad
+        self.restart = cuts.around(self.start)
+        self.evaluate_base = cuts.around(self.verdict)
+        self.start()
+
+    def start(self):
+        self.base = open_bundle(self.path).fingerprint
+        self.side = Slot(self.path).side
+
+    def about(self):
+        if self.base == self.fails:
+            raise UnansweredError("no daemon answers", "")
+        return About(self.base, "home", "", "x86_64")
+
+    def slot(self):
+        return Served(str(self.path.resolve()), self.bad)
+
+    def verdict(self, options):
+        assert open_bundle(self.path / ("b" if self.side == "a" else "a")).fingerprint == options["base"]
+        return {"passed": self.passed, "reason": "because", "wins": 6}
+
+
+@pytest.fixture(scope="module")
+def begun(tmp_path_factory):
+    """A folder with a fleet, its roll-out to one device, and a slot: to copy."""
+    folder = tmp_path_factory.mktemp("begun")
+    for name, seed in (("old", 0), ("new", 1)):
+        write_tiny(folder / f"{name}.gguf", seed=seed, n_blocks=1)
+    slot = make_slot(folder / "old.gguf", folder / "whole" / "home")
+    fleet = folder / "whole" / "fleet"
+    write_device(fleet, read_device(fleet, "kitchen"))
+    begin(fleet, folder / "new.gguf", Plan(("all",)), EVALUATION, 0)
+    return folder / "whole", open_bundle(slot.path).fingerprint, open_bundle(folder / "new.gguf").fingerprint
+
+
+@pytest.fixture
+def cuts(monkeypatch):
+    found = Cuts()
+    for owner, name in STEPS:
+        monkeypatch.setattr(owner, name, found.around(getattr(owner, name)))
+    monkeypatch.setattr(base_look, "POLL", 0.001)
+    return found
+
+
+def through(begun, tmp_path, cuts, changes, undo, at, is_cut):
+    """The outcome after a power cut at the moment `at` and its repair, and whether there was such a moment. is_cut:
+    the daemon starts again; else the look alone ends.
+    """
+    whole, old, new = begun
+    place = tmp_path / "place"
+    shutil.rmtree(place, ignore_errors=True)
+    shutil.copytree(whole, place, symlinks=True)
+    daemon = Simulated(place / "home", cuts, new if changes.get("fails") else "", changes.get("passed", True))
+    owner = Owner(Slot(place / "home"), lambda: daemon.restart(), 0.02)
+    cuts.left = at
+    happened = False
+
+    def look(now):
+        nonlocal happened
+        for _ in range(2):
+            try:
+                return apply(place / "fleet", "kitchen", daemon, now, owner)[0]
+            except PowerCut:
+                happened = True
+                assert open_bundle(place / "home").fingerprint in (old, new)
+                if is_cut:
+                    daemon.start()
+        raise AssertionError
+
+    own = look(10)
+    if own.execution == rings.PROCEEDING:
+        daemon.bad = changes.get("bad", 0)
+        own = look(100)
+    if undo:
+        step(place / "fleet", 100, rings.UNDO)
+        own = look(200)
+    cuts.left = None
+    assert not (place / "home" / TRIAL).exists()
+    sides = {path.name for path in (place / "home").iterdir()} - {"current"}
+    assert daemon.base == open_bundle(place / "home").fingerprint
+    return (own.execution, own.finished, own.reason, daemon.base, len(sides), own.installed), happened
+
+
+@pytest.mark.parametrize("is_cut", [True, False])
+@pytest.mark.parametrize(("changes", "undo", "outcome", "is_new"), [
+    ({}, False, (rings.CLOSED, rings.SUCCESS, "because"), True),
+    ({}, True, (rings.CANCELED, rings.SUCCESS, "the base before is active again"), False),
+    ({"passed": False}, False, (rings.REJECTED, rings.NOTHING, "because"), False),
+    ({"bad": 3}, False, (rings.CLOSED, rings.FAILURE, "it was rolled back, with 3 bad ratings"), False),
+    ({"fails": True}, False, (rings.CLOSED, rings.FAILURE, "the daemon did not start with it: the daemon did not"),
+     False)])
+def test_each_step_may_be_the_last(begun, tmp_path, cuts, changes, undo, outcome, is_new, is_cut):
+    wanted, _ = through(begun, tmp_path, cuts, changes, undo, None, is_cut)
+    assert (*wanted[:2], wanted[2][:len(outcome[2])]) == outcome
+    assert wanted[3] == begun[2 if is_new else 1]
+    assert wanted[4] == 1 + is_new
+    for at in itertools.count():
+        found, happened = through(begun, tmp_path, cuts, changes, undo, at, is_cut)
+        assert found == wanted, f"after a cut at the moment {at}"
+        if not happened:
+            assert at > 10
+            break
