@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import json
 import shutil
+from contextlib import suppress
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -18,7 +20,8 @@ from edgetune.errors import FormatError, MismatchError, UsageError
 from edgetune.fleet.carriers.folder import Lead, Member
 from edgetune.fleet.carriers.places import Place, newest
 from edgetune.fleet.carriers.secret_part import SecretPart
-from edgetune.fleet.joining.cards import cards_of
+from edgetune.fleet.joining.cards import cards_of, publish
+from edgetune.fleet.options import FleetOptions
 from edgetune.fleet.rounds.history import history_of
 from edgetune.fleet.rounds.making import make_task
 from edgetune.fleet.rounds.task import Secret, open_task
@@ -309,6 +312,60 @@ def test_a_card_is_of_one_device_and_one_key():
             "a", card.secret, "", card.signature)):
         with pytest.raises(FormatError):
             none.check("x")
+
+
+class Killed(BaseException):
+    pass
+
+
+def test_what_is_killed_at_any_step_is_done_again(fleet, learned, tmp_path, monkeypatch):
+    """The lead and the devices are killed at each rename, once before and once after it, and begin again with nothing
+    but their files.
+    """
+    fleet.begin()
+    rename = Path.rename
+    counts = {}
+
+    def killed(self, target):
+        name = str(target)
+        counts[name] = counts.get(name, 0) + 1
+        if counts[name] == 1:
+            raise Killed
+        found = rename(self, target)
+        if counts[name] == 2 and str(target).startswith(str(fleet.folder)):
+            raise Killed
+        return found
+
+    rows = {name: member.rows for name, member in fleet.members.items()}
+    monkeypatch.setattr(Path, "rename", killed)
+    for _ in range(12):
+        for name in DEVICES:
+            with suppress(Killed):
+                fleet.member(name, rows, tmp_path, None).answer(CALLS)
+        with suppress(Killed):
+            fleet.lead().end_round()
+        if newest(fleet.folder).number == 2:
+            break
+    monkeypatch.undo()
+    assert {Path(name).name for name in counts} >= {"request", "task", *DEVICES}
+    check_sum(fleet.folder, fleet.bundle, learned[0], "abcd")
+
+
+def test_halves_take_turns_over_rounds_that_were_dropped(bundle, tmp_path):
+    """With A and B in turn, a dropped round is repeated: A alone learns nothing while B is zero."""
+    cards = [Card(f"x{i}", make_key(tmp_path / f"x{i}")) for i in range(3)]
+    make_task(bundle, tmp_path / "round-0001" / "task", CONFIG, FleetOptions(aggregation="rolora"),
+              secret=Secret.of(cards, None))
+    (tmp_path / "keys").mkdir()
+    for card in cards:
+        publish(tmp_path, card)
+    halves = []
+    for _ in range(2):
+        task = open_task(newest(tmp_path).task, bundle)
+        halves.append((task.half, task.config.family.name))
+        assert Lead(tmp_path, bundle, None, 0.0, None).end_round().dropped
+    assert halves[0] == halves[1]
+    assert halves[0][0] == "b"
 
 
 def test_the_commands(bundle, learned, tmp_path, monkeypatch):

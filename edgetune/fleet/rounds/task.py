@@ -163,7 +163,7 @@ class Task:
     @property
     def half(self) -> str:
         """The halves of the pairs that the round trains."""
-        return half_of(self.options.aggregation, self.number)
+        return half_of(self.options.aggregation, _turn(self.number, self.facts.history))
 
     @property
     def noise(self) -> Noise | None:
@@ -239,9 +239,14 @@ def check_secret(options: FleetOptions) -> None:
                          f"{LIMIT:g}, has room for {LIMIT / WITHIN:g}", "lower --noise or --noise-norm")
 
 
+def _turn(number: int, history: Sequence[Mapping[str, Any]]) -> int:
+    """The number of a round without those that were dropped, so that halves take turns."""
+    return number - len([record for record in history if record.get("devices") == 0])
+
+
 def of_round(config: TrainConfig, options: FleetOptions, number: int) -> TrainConfig:
-    """The options of a device's run in round `number`, with the family that trains its half. Raises UsageError for a
-    family that has no rank and alpha.
+    """The options of a device's run in round `number`, of those that were not dropped, with the family that trains its
+    half. Raises UsageError for a family that has no rank and alpha.
     """
     size = config.family.options()
     return TrainConfig(**{**vars(config), "family": FAMILIES[half_of(options.aggregation, number)],
@@ -253,7 +258,8 @@ def following(task: Task, record: RoundRecord, secret: Secret | None = None) -> 
     """
     number = task.number + 1
     history = [*task.facts.history, asdict(record)][-MOST_HISTORY:]
-    config = replace(of_round(task.config, task.options, number), seed=task.config.seed + 1)  # another order of rows
+    config = of_round(task.config, task.options, _turn(number, history))
+    config = replace(config, seed=task.config.seed + 1)  # another order of rows
     return Content(config, task.options, number, task.facts.least_rows, task.name, history, secret or task.secret)
 
 

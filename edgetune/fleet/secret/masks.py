@@ -169,8 +169,8 @@ class Member:
 def total(circle: Circle, masked: Mapping[int, Masked], revealed: Mapping[int, Revealed]) -> tuple[Words, list[int]]:
     """The sum [V] modulo 2^32 of the vectors of all that answered, and the devices that revealed what was not dealt.
 
-    masked: of all that answered, by number; revealed: of those that revealed. Raises MismatchError where fewer than the
-    threshold did, or shares of a device are wrong because of itself.
+    masked: of all that answered, by number, each looked at twice; revealed: of those that revealed. Raises
+    MismatchError where fewer than the threshold did, or shares of a device are wrong because of itself.
     """
     dropped = [other for other in range(len(circle.keys)) if other not in masked]
     checked = _Checked(circle, masked, revealed)
@@ -188,7 +188,7 @@ class _Checked:
 
     def __init__(self, circle: Circle, masked: Mapping[int, Masked], revealed: Mapping[int, Revealed]) -> None:
         self._circle = circle
-        self._masked = masked
+        self._digests = {number: sent.digests for number, sent in masked.items()}
         self._revealed = revealed
         self.liars: set[int] = set()
 
@@ -206,7 +206,7 @@ class _Checked:
             if share is None:
                 continue
             digest = _digest(self._circle, dealer, holder, secret, share)
-            if digest != self._masked[dealer].digests[holder, secret].tobytes():
+            if digest != self._digests[dealer][holder, secret].tobytes():
                 self.liars.add(holder)
             elif len(right) < self._circle.threshold:
                 right[holder] = np.frombuffer(share, np.uint8)

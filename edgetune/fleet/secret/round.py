@@ -6,7 +6,7 @@ Only the sum of all updates and of their tokens becomes known, so nothing is cli
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -77,7 +77,8 @@ def gather(task: Task, folders: Sequence[Path], out: Path, key: Path | None = No
     of open_masked. Raises EdgetuneError where fewer answered than the threshold, UsageError where `out` exists.
     """
     refuse_existing(out)
-    masked, left_out, _ = _masked(task, circle_of(task), folders, sender)
+    masked = _Answers(task, folders, sender)
+    left_out = masked.left_out
     answered = sorted(masked)
     if len(answered) < least_answers(task):
         why = "".join(f"; {one.device}: {one.reason}" for one in left_out)
@@ -114,19 +115,20 @@ def write_next_of_sum(task: Task, bundle: Bundle, folders: Sequence[Path], reque
     refuse_existing(out)
     circle = circle_of(task)
     asked = open_request(request, task, circle)
-    masked, left_out, up = _masked(task, circle, folders, sender)
+    masked = _Answers(task, folders, sender)
     if missing := [number for number in asked.answered if number not in masked]:
         raise MismatchError(f"the answer of {circle.name(missing[0])} is missing, and {request.name} names it",
                             "give all answers that were there when the request was made")
     shares, wrong = shares_of(task, circle, asked, revealed, sender)
-    summed, liars = total(circle, {number: masked[number] for number in asked.answered}, shares)
-    left_out += wrong
+    masked.keep(asked.answered)
+    summed, liars = total(circle, masked, shares)
+    left_out = [*masked.left_out, *wrong]
     left_out += [LeftOut(circle.name(number), "it revealed shares that it was not dealt") for number in liars]
     mean, weight = _point(circle).mean(summed)
     pairs, moments = _moved(task, mean)
     tokens = round(weight * (1 if task.noise else MOST_TOKENS))
-    record = RoundRecord(task.number, len(asked.answered), len(left_out), tokens, None, None, 0.0, 0.0, up, task.bytes,
-                         mu_sum=_loss_of(task, len(asked.answered)))
+    record = RoundRecord(task.number, len(asked.answered), len(left_out), tokens, None, None, 0.0, 0.0, masked.bytes,
+                         task.bytes, mu_sum=_loss_of(task, len(asked.answered)))
     write_task(out, bundle, pairs, following(task, record, following_devices), moments=moments,
                before=outcome_of(task.number, [], left_out), key=key)
     return record, left_out
@@ -180,24 +182,42 @@ def _loss_of(task: Task, devices: int) -> float | None:
     return 1.0 / (task.noise.multiplier * math.sqrt(devices)) if task.noise else None
 
 
-def _masked(task: Task, circle: Circle, folders: Sequence[Path],
-            sender: Sender) -> tuple[dict[int, Masked], list[LeftOut], int]:
-    """What devices sent, by number, what is left out and why, and the bytes of all."""
-    masked: dict[int, Masked] = {}
-    left_out = []
-    size = 0
-    for folder in sorted(folders):
-        try:
-            facts, sent, bytes_sent = open_masked(folder, task, circle, sender)
-        except EdgetuneError as error:
-            left_out.append(LeftOut(folder.name, error.what.replace(f"{folder}/", "")))
-            continue
-        if facts.number in masked:
-            left_out.append(LeftOut(folder.name, f"{circle.name(facts.number)} has another answer"))
-            continue
-        masked[facts.number] = sent
-        size += bytes_sent
-    return masked, left_out, size
+class _Answers(Mapping[int, Masked]):
+    """The masked answers in some folders, by the device's number, of which one is in memory at a time.
+
+    left_out: what cannot count and why; bytes: of all others.
+    """
+
+    def __init__(self, task: Task, folders: Sequence[Path], sender: Sender) -> None:
+        self._task = task
+        self._circle = circle_of(task)
+        self._sender = sender
+        self._folders: dict[int, Path] = {}
+        self.left_out: list[LeftOut] = []
+        self.bytes = 0
+        for folder in sorted(folders):
+            try:
+                facts, _, size = open_masked(folder, task, self._circle, sender)
+            except EdgetuneError as error:
+                self.left_out.append(LeftOut(folder.name, error.what.replace(f"{folder}/", "")))
+                continue
+            if facts.number in self._folders:
+                self.left_out.append(LeftOut(folder.name, f"{self._circle.name(facts.number)} has another answer"))
+                continue
+            self._folders[facts.number] = folder
+            self.bytes += size
+
+    def keep(self, numbers: Sequence[int]) -> None:
+        self._folders = {number: self._folders[number] for number in numbers}
+
+    def __getitem__(self, number: int) -> Masked:
+        return open_masked(self._folders[number], self._task, self._circle, self._sender)[1]
+
+    def __iter__(self) -> Iterator[int]:
+        return iter(self._folders)
+
+    def __len__(self) -> int:
+        return len(self._folders)
 
 
 def _names(task: Task) -> list[str]:
