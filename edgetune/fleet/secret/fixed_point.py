@@ -14,6 +14,7 @@ from numpy.typing import NDArray
 from ...errors import NumericsError, UsageError
 
 Words = NDArray[np.uint32]
+PIECE = 1 << 16  # values that are converted at a time
 LIMIT = 0.25  # values of an update beyond it are cut off: an epoch at a usual rate moves them by hundredths
 
 
@@ -29,16 +30,23 @@ class FixedPoint:
         """Steps from 0 to the limit."""
         return (2**31 - 1) // self.devices
 
-    def encode(self, update: NDArray[np.float32], weight: float) -> Words:
-        """[V + 1]: the weighted update, and the weight. Raises NumericsError for values that are not finite."""
+    def encode(self, update: NDArray[np.float16] | NDArray[np.float32], weight: float) -> Words:
+        """[V + 1]: the weighted update [V], and the weight. Raises NumericsError for values that are not finite."""
         if not 0 < weight <= 1:
             raise UsageError(f"the weight of an update is {weight:g}", "it must be above 0 and at most 1")
-        if not np.isfinite(update).all():
-            raise NumericsError("an update has values that are not finite", "train again with a lower --lr")
-        cut = np.clip(update.astype(np.float64), -self.limit, self.limit)
-        whole = np.append(cut * (weight / self.limit), weight) * self.levels
-        words: Words = np.rint(whole).astype(np.int64).astype(np.uint32)
+        words: Words = np.empty(update.size + 1, np.uint32)
+        for at in range(0, update.size, PIECE):
+            piece = update[at:at + PIECE].astype(np.float64)
+            if not np.isfinite(piece).all():
+                raise NumericsError("an update has values that are not finite", "train again with a lower --lr")
+            cut = np.clip(piece, -self.limit, self.limit)
+            words[at:at + piece.size] = self._whole(cut * (weight / self.limit))
+        words[-1:] = self._whole(np.array([weight]))
         return words
+
+    def _whole(self, shares: NDArray[np.float64]) -> Words:
+        """Shares of the limit, from -1 to 1, as whole numbers."""
+        return np.rint(shares * self.levels).astype(np.int64).astype(np.uint32)
 
     def mean(self, total: Words) -> tuple[NDArray[np.float64], float]:
         """The weighted mean [V] and the sum of the weights, from the sum [V + 1]. Raises NumericsError for a sum that

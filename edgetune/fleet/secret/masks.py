@@ -35,6 +35,7 @@ if TYPE_CHECKING:
 Words = NDArray[np.uint32]
 KEY = 32  # bytes of keys and seeds
 DIGEST = 16  # bytes of a share's digest
+PIECE = 1 << 16  # words of a mask that are made at a time
 
 
 def least_threshold(devices: int) -> int:
@@ -105,7 +106,8 @@ class Member:
         n = len(self.circle.keys)
         own = random_source.token_bytes(KEY)
         seeds = [self._seed(other) for other in range(n)]
-        masked = words + stream(own, words.size)
+        masked = words.copy()
+        _add(masked, own, True)
         for other in range(n):
             if other != self.number:
                 _add(masked, seeds[other], self.number < other)
@@ -216,20 +218,20 @@ class _Checked:
         return join(right).tobytes()
 
 
-def stream(seed: bytes, count: int) -> Words:
-    """Words that nobody can tell from random ones without the seed: ChaCha20's key stream (RFC 8439)."""
+def _add(words: Words, seed: bytes, adds: bool) -> None:
+    """Adds a mask to the words, or takes it away: ChaCha20's key stream (RFC 8439), which nobody can tell from random
+    words without the seed.
+    """
     from cryptography.hazmat.primitives.ciphers import Cipher
     from cryptography.hazmat.primitives.ciphers.algorithms import ChaCha20
-    made = Cipher(ChaCha20(seed, bytes(16)), None).encryptor().update(bytes(4 * count))
-    return np.frombuffer(made, "<u4").astype(np.uint32, copy=False)
-
-
-def _add(words: Words, seed: bytes, adds: bool) -> None:
-    mask = stream(seed, words.size)
-    if adds:
-        words += mask
-    else:
-        words -= mask
+    cipher = Cipher(ChaCha20(seed, bytes(16)), None).encryptor()
+    for at in range(0, words.size, PIECE):
+        piece = words[at:at + PIECE]
+        mask = np.frombuffer(cipher.update(bytes(4 * piece.size)), "<u4")
+        if adds:
+            piece += mask
+        else:
+            piece -= mask
 
 
 def _digests(circle: Circle, dealer: int, shares: Bytes) -> Bytes:

@@ -60,7 +60,7 @@ def mask(task: Task, arrays: Mapping[str, NDArray[np.float16]], tokens: int, dev
     circle = circle_of(task)
     weight = 1.0 if task.noise else min(tokens, MOST_TOKENS) / MOST_TOKENS
     member = Member(circle, load_key(device))
-    update = np.concatenate([arrays[name].astype(np.float32).reshape(-1) for name in _names(task)])
+    update = np.concatenate([arrays[name].reshape(-1) for name in _names(task)])
     words = _point(circle).encode(update, weight)
     write_masked(out, MaskedFacts(VERSION, task.name, task.base.fingerprint, member.number, "", __version__),
                  member.mask(words), key)
