@@ -140,7 +140,8 @@ class Service:
             self._put_around(opened)
             self.embeddings = Embeddings(self.batcher, self.config, (self.name, self.name + LATEST))
             opened.callback(self.embeddings.close)
-            self._known = {name_of(file): model_name(file) for file in (self.path, self.embeddings.file) if file}
+            given = self.slot.path if self.slot else self.path
+            self._known = {name_of(file): model_name(file) for file in (given, self.embeddings.file) if file}
             self.grading = Grading(self.batcher, self.name, self.config.allow_python_graders, self._left)
             self.files = Files(self.store, folder, self.config)
             opened.callback(self.documents.open_stores(folder, self.files, self.config).close)
