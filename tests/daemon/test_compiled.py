@@ -8,6 +8,7 @@ import templates
 from commands import run
 from counting import OPTIONS, dataset
 from services import SMALL, upload
+from thread_workers import ThreadWorker
 from tiny import write_tiny
 
 from edgetune.daemon.options import DaemonConfig
@@ -18,7 +19,7 @@ from edgetune.training import run as train
 from edgetune.training.config import TrainConfig
 
 SHAPE = {"n_context": 2048, "metadata": {"tokenizer.chat_template": templates.CHATML}}
-DAEMON = {"context": 2048}
+DAEMON = {"context": 2048, "start_process": ThreadWorker}
 SYSTEM = {"role": "system", "content": "You switch the lamps of a home."}
 NAMES = ("on", "off", "dim")
 TOOLS = [{"type": "function", "function": {"name": name, "description": f"Lamps {name}",

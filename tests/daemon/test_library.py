@@ -11,6 +11,7 @@ from counting import OPTIONS, dataset
 from daemons import CHAT, daemon
 from encoders import WORDS, tiny_bert, write_encoder
 from services import SMALL, open_service, upload
+from thread_workers import ThreadWorker
 
 from edgetune.daemon.library import Library
 from edgetune.daemon.options import DaemonConfig
@@ -54,7 +55,8 @@ def trained(model, tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def running(model, encoder, tmp_path_factory):
-    with daemon(model, tmp_path_factory.mktemp("daemon") / "state", embeddings=str(encoder), keep_prompts=9) as made:
+    with daemon(model, tmp_path_factory.mktemp("daemon") / "state", embeddings=str(encoder), keep_prompts=9,
+                start_process=ThreadWorker) as made:
         yield made
 
 

@@ -9,7 +9,8 @@ from concurrent.futures import ThreadPoolExecutor
 import pytest
 import templates
 from commands import run as command
-from services import SMALL, until, upload
+from services import SMALL, short_canary, until, upload
+from thread_workers import ThreadWorker
 from tiny import write_tiny
 
 from edgetune.adapters.base import families
@@ -21,7 +22,7 @@ from edgetune.formats.gguf import open_gguf
 from edgetune.serving.own_engine import own_memory
 
 SHAPE = {"n_context": 512, "metadata": {"tokenizer.chat_template": templates.CHATML}}
-DAEMON = {"context": 512, "parallel": 4}
+DAEMON = {"context": 512, "parallel": 4, "start_process": ThreadWorker}
 ROWS = [{"prompt": f"turn on lamp {i}", "completion": "on"} for i in range(24)]
 FAMILIES: dict[str, dict[str, object]] = {"houlsby": {"adapter_width": 8}, "molora": {"experts": 2, "rank": 2},
                                           "bitfit": {}, "full": {"blocks": "last:1", "lr": 0.003}}
@@ -105,7 +106,8 @@ def test_it_is_rolled_back_restarted_and_deleted(running, model, job, tmp_path):
 def test_a_model_with_states_answers_too(tmp_path):
     """A block without keys keeps a state of each conversation."""
     model = write_tiny(tmp_path / "lfm2.gguf", "lfm2", **SHAPE)
-    with Service(model, DaemonConfig(state=str(tmp_path / "state"), context=512, threads=1)) as service:
+    config = DaemonConfig(state=str(tmp_path / "state"), context=512, threads=1, canary=str(short_canary(tmp_path)))
+    with Service(model, config) as service:
         made = service.jobs.create("lfm2", upload(service, ROWS),
                                    hyperparameters={**OPTIONS, "family": "houlsby", **FAMILIES["houlsby"]})
         job = service.jobs.wait(made.id, 60)
@@ -129,7 +131,8 @@ def test_what_has_no_room_is_refused_with_the_numbers(running, model, job, tmp_p
 
 
 def test_what_a_job_made_is_refused_without_room_for_it(tmp_path, model):
-    with Service(model, DaemonConfig(state=str(tmp_path), context=512, threads=1)) as service:
+    config = DaemonConfig(state=str(tmp_path), context=512, threads=1, canary=str(short_canary(tmp_path)))
+    with Service(model, config) as service:
         before = service.served.adapters()
         service.adapters._left = lambda: 1 << 10  # what is left when the training is over
         made = service.jobs.create("tiny", upload(service, ROWS), hyperparameters={**OPTIONS, "family": "bitfit"})

@@ -7,6 +7,7 @@ import openai
 import pytest
 from daemons import PATIENCE
 from random_adapters import random_pairs, write_adapter
+from thread_workers import ThreadWorker
 
 from edgetune.daemon.jobs.exam import Asked, Exam
 from edgetune.daemon.jobs.gate import evaluate
@@ -36,7 +37,7 @@ ROWS = [{"messages": [{"role": "user", "content": f"turn on lamp {i}"}], "word":
 FREE = Policy(nice=19, govern=False)  # others on this machine do not make it wait
 TRAIN = TrainConfig(rank=4, steps=4, batch_size=4, max_length=64, threads=1)
 SHAPE = {"n_context": 128}
-DAEMON = {"train": TRAIN, "policy": FREE}
+DAEMON = {"train": TRAIN, "policy": FREE, "start_process": ThreadWorker}
 ASKED = {"eval_interval": 2, "eval_samples": 2, "compute_multiplier": 0.5, "learning_rate_multiplier": 100.0,
          "n_epochs": "auto", "batch_size": "auto", "reasoning_effort": "default"}
 OURS = {"max_completion_length": 10, "temperature": 1.5}

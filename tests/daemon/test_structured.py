@@ -11,6 +11,7 @@ import numpy as np
 import openai
 import pytest
 from pydantic import BaseModel, Field
+from thread_workers import ThreadWorker
 
 from edgetune.cli.info import describe
 from edgetune.data.dataset import load_rows
@@ -22,7 +23,7 @@ from edgetune.training import run as train
 from edgetune.training.config import TrainConfig
 
 SHAPE = {"formats": "F32", "n_context": 2048}  # sums of floats hardly depend on what is computed at the same time
-DAEMON = {"context": 2048}
+DAEMON = {"context": 2048, "start_process": ThreadWorker}
 ASK = [{"role": "user", "content": "turn"}]
 
 

@@ -2,6 +2,7 @@
 
 import pytest
 from services import SMALL, open_service, upload
+from thread_workers import ThreadWorker
 
 from edgetune.daemon.api.app import list_models
 from edgetune.daemon.learning.recall import Recall
@@ -15,7 +16,7 @@ WITH_IT = [{"role": "system", "content": SYSTEM}, *ASK]
 @pytest.fixture(scope="module")
 def service(tmp_path_factory):
     """Its active adapter is called brief and was trained with SYSTEM."""
-    with open_service(tmp_path_factory.mktemp("service"), context=512) as service:
+    with open_service(tmp_path_factory.mktemp("service"), context=512, start_process=ThreadWorker) as service:
         asked = service.jobs.create("tiny", upload(service), hyperparameters={**SMALL, "steps": 4, "system": SYSTEM})
         adapter = str(service.jobs.wait(asked.id, 60).result)
         service.adapters.rename(adapter, "brief")
