@@ -2,7 +2,7 @@
 
 import httpx
 import pytest
-from daemons import PATIENCE, daemon
+from daemons import PATIENCE, daemon, openai_client
 from encoders import WORDS, tiny_bert, write_encoder
 from indexes import small_index
 from tiny import write_tiny
@@ -51,13 +51,13 @@ def test_all_apis_ask_with_them_and_name_them(served):
 
 
 def test_streams_name_them_at_the_end(served):
-    openai = pytest.importorskip("openai")
+    pytest.importorskip("openai")
     url, said = served
-    client = openai.OpenAI(base_url=f"{url}/v1", api_key="none")
-    chunks = list(client.chat.completions.create(model="tiny", messages=QUESTION, max_tokens=6, stream=True))
+    with openai_client(url) as client:  # left open, its socket is a warning in whatever test comes next
+        chunks = list(client.chat.completions.create(model="tiny", messages=QUESTION, max_tokens=6, stream=True))
+        events = list(client.responses.create(model="tiny", input="turn on", max_output_tokens=6, stream=True))
     assert "".join(chunk.choices[0].delta.content or "" for chunk in chunks) == said
     assert [bool(getattr(chunk, "sources", None)) for chunk in chunks] == [*[False] * (len(chunks) - 1), True]
-    events = list(client.responses.create(model="tiny", input="turn on", max_output_tokens=6, stream=True))
     added = [event for event in events if event.type == "response.output_text.annotation.added"]
     last = events[-1].response.output[0].content[0]
     assert [event.annotation.file_id for event in added] == [each.file_id for each in last.annotations]

@@ -6,7 +6,7 @@ from types import SimpleNamespace
 
 import httpx
 import pytest
-from daemons import PATIENCE, daemon
+from daemons import PATIENCE, daemon, openai_client
 from indexes import needs_retrieval, small_encoder, write_pdf
 from services import until
 from tiny import write_tiny
@@ -30,11 +30,6 @@ def running(tmp_path_factory):
         patch.setattr(vector_stores, "ENCODER", str(small_encoder(folder)))
         with daemon(model, folder / "state", max_upload=1) as found:
             yield found
-
-
-@pytest.fixture
-def client(running):
-    return openai.OpenAI(base_url=f"{running.url}/v1", api_key="none", max_retries=0, timeout=PATIENCE)
 
 
 def upload(client, document):
@@ -158,11 +153,9 @@ def test_stores_survive_a_restart(tmp_path):
     model = write_tiny(tmp_path / "tiny.gguf", formats="Q8_0")
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(vector_stores, "ENCODER", str(small_encoder(tmp_path)))
-        with daemon(model, tmp_path / "state") as first:
-            one = openai.OpenAI(base_url=f"{first.url}/v1", api_key="none")
+        with daemon(model, tmp_path / "state") as first, openai_client(first.url) as one:
             store = one.vector_stores.create(name="kept", file_ids=[upload(one, LAMP).id])  # and stops at once
-        with daemon(model, tmp_path / "state") as second:
-            two = openai.OpenAI(base_url=f"{second.url}/v1", api_key="none")
+        with daemon(model, tmp_path / "state") as second, openai_client(second.url) as two:
             assert waited(two, store).file_counts.completed == 1
             assert two.vector_stores.retrieve(store.id).name == "kept"
 
