@@ -29,14 +29,16 @@ EVERY = click.option("--every", type=click.FloatRange(0.1), default=FOLDER_SECON
                       help=f"Seconds between two looks [{FOLDER_SECONDS:.0f}, at a URL {URL_SECONDS:.0f}]."),
          click.option("--lead-key-file", type=click.Path(path_type=Path),
                       help="At a URL that this device has not joined: file with a key."),
+         click.option("--joined", "joined_at", default="", metavar="URL",
+                      help="In a folder: sign by the key of the fleet at URL."),
          click.option("--rounds", type=click.IntRange(0), default=0, help="Stop after this many answers; 0: never."),
          click.option("--secret", type=DeviceKey(), help="This device's key, or the URL that it joined: answer only "
                       "rounds that are summed in secret."),
          click.option("--peers", type=click.Path(path_type=Path), metavar="FILE", help="Keys of devices that you know, "
                       "one a line: sum in secret only where enough of them take part."),
          *DEVICE_OPTIONS, group=fleet)
-def fleet_follow(folder: str, rows: Path, model: Path, every: float | None, lead_key_file: Path | None, rounds: int,
-                 secret: Path | None, peers: Path | None, held_out: str | None, device: str, rank: int,
+def fleet_follow(folder: str, rows: Path, model: Path, every: float | None, lead_key_file: Path | None, joined_at: str,
+                 rounds: int, secret: Path | None, peers: Path | None, held_out: str | None, device: str, rank: int,
                  noise: float | None, noise_norm: float, key: Path | None, policy_file: Path | None, as_json: bool,
                  **options: Any) -> None:
     """Answer each round in a FOLDER with ROWS.
@@ -54,7 +56,9 @@ def fleet_follow(folder: str, rows: Path, model: Path, every: float | None, lead
     bundle = open_bundle(model)
     answered: list[int] = []
     with ExitStack() as opened, stop_on_signals() as should_stop, train_progress(as_json) as progress:
-        copy, name, carried, joined_key = _opened(folder, device, lead_key_file, opened)
+        if joined_at:
+            device, key = _member_at(joined_at, folder, device, key)
+        copy, name, carried, joined_key = _opened(folder, device, lead_key_file, key, opened)
         part = secret_part(secret, joined_key, peers, key, tell(as_json))
         own = Member(copy, bundle, rows, name, state_folder() / "fleet", held_out, rank, asked, key, options, part)
         member = carried(own) if carried else own
@@ -139,7 +143,20 @@ def fleet_lead(folder: Path, model: Path, every: float, rounds: int, devices: in
     show(as_json, {"rounds": ended}, f"{len(ended)} rounds ended")
 
 
-def _opened(folder: str, device: str, lead_key_file: Path | None,
+def _member_at(url: str, folder: str, device: str, key: Path | None) -> tuple[str, Path]:
+    """(the device's name in the fleet at a URL, the file of the key by which it signs there)"""
+    from ..errors import UsageError
+    from ..fleet.joining.device import SIGNING, name_at
+    if folder.startswith(URLS) or key:
+        what = "--sign is given, too" if key else f"{folder} is a URL, where the device signs by itself"
+        raise UsageError(f"--joined is given, and {what}", "leave one of them out")
+    name, found = name_at(url, None, device)
+    if found is None:
+        raise UsageError(f"this device has not joined {url}", "join first: edgetune fleet join URL --code CODE")
+    return name, found.folder / SIGNING
+
+
+def _opened(folder: str, device: str, lead_key_file: Path | None, key: Path | None,
             opened: ExitStack) -> tuple[Path, str, Callable[[Member], HttpMember] | None, Path | None]:
     """(the folder on this device, the device's name, what carries it from a daemon: None: it is the folder itself, the
     key for sums in secret of the fleet that it joined)
@@ -157,6 +174,9 @@ def _opened(folder: str, device: str, lead_key_file: Path | None,
     from ..fleet.joining.device import SECRET, name_at
     from ..fleet.rollout.http import copy_of
     name, joined = name_at(folder, lead_key_file, device)
+    if joined and key:
+        raise UsageError(f"--sign is given, and this device signs by the key with which it joined {folder}",
+                         "leave --sign out")
     server = opened.enter_context(RoundsInChild(folder, lead_key_file, name))
     key = joined.folder / SECRET if joined else None
     return copy_of(folder, name), name, partial(HttpMember, server), key

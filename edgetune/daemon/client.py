@@ -41,6 +41,7 @@ class Client:
     def __init__(self, url: str = "", key: str = "", sign: Callable[[httpx.Request], httpx.Request] | None = None
                  ) -> None:
         import httpx
+        self.sign = sign
         self.url = url or os.environ.get(URL) or DEFAULT
         if not self.url.startswith((UNIX, "http://", "https://")):
             raise UsageError(f"url is {self.url!r}", f"give it as {DEFAULT} or {UNIX}/run/edgetune/socket")

@@ -7,10 +7,12 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 import signal
 import sys
 from collections.abc import Mapping
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any
 from urllib.parse import quote
 
@@ -20,14 +22,18 @@ from ..fleet.secret.files import ARRAYS, MASKED, REVEALED
 from ..formats import signature
 from ..python_child import die_with
 from .client import Client
-from .lead import open_lead
+from .lead import Signing, open_lead
 
-PARTS = {"answer": (answers.FACTS, MASKED, REVEALED), "update": (answers.UPDATE, ARRAYS[MASKED], ARRAYS[REVEALED]),
-         "signed": (signature.FILE,)}
+FACTS = "answer"
+SIGNED = "signed"
+PARTS = {FACTS: (answers.FACTS, MASKED, REVEALED), "update": (answers.UPDATE, ARRAYS[MASKED], ARRAYS[REVEALED]),
+         SIGNED: (signature.FILE,)}
 
 
 class RoundsByHttp:
-    """That daemon, by its client. As fleet.carriers.http.Server, whose errors it raises."""
+    """That daemon, by its client. As fleet.carriers.http.Server, whose errors it raises. A device that joined signs
+    what it sends by the key that signs its requests.
+    """
 
     def __init__(self, client: Client) -> None:
         self.client = client
@@ -39,9 +45,13 @@ class RoundsByHttp:
         self.client.download(f"/v1/fleet/rounds/{number}/{of}/{quote(file)}", target, most)
 
     def send(self, number: int, device: str, folder: Path, to: str = "answers") -> None:
-        self.client.put_files(f"/v1/fleet/rounds/{number}/{to}/{quote(device)}",
-                              {part: folder / name for part, names in PARTS.items() for name in names
-                               if (folder / name).exists()})
+        files = {part: folder / name for part, names in PARTS.items() for name in names if (folder / name).exists()}
+        with TemporaryDirectory(prefix="edgetune-") as place:
+            if isinstance(self.client.sign, Signing) and FACTS in files:  # takes memory: not where it trains
+                copy = shutil.copyfile(files[FACTS], Path(place) / files[FACTS].name)
+                signature.sign(copy, self.client.sign.key)
+                files[SIGNED] = copy.with_name(signature.FILE)
+            self.client.put_files(f"/v1/fleet/rounds/{number}/{to}/{quote(device)}", files)
 
     def rest(self) -> None:
         """A client that waits takes nothing that could be given back."""

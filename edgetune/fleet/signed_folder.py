@@ -32,18 +32,18 @@ def write_facts(folder: Path, name: str, facts: Any, key: Path | None) -> None:
         signature.sign(path, signature.private_key(key))
 
 
-def read_facts(folder: Path, name: str, kind: type[T], version: int) -> tuple[T, str, str]:
+def read_facts(folder: Path, name: str, kind: type[T], version: int,
+               check: signature.Check = signature.check) -> tuple[T, str, str]:
     """(the dataclass, the SHA-256 of its file, the public key that signed it or ""), once the signature is checked.
 
-    Raises FormatError for a file that is missing, damaged, too large or of another version, and the errors of
-    signature.check.
+    Raises FormatError for a file that is missing, damaged, too large or of another version, and the errors of `check`.
     """
     path = folder / name
     try:
         raw = read_small(path, MAX_FACTS)
     except OSError as error:
         raise FormatError(f"cannot read {path}: {error.strerror}", AGAIN) from None
-    signer = signature.check(folder, raw)  # before any of it is believed
+    signer = check(folder, raw)  # before any of it is believed
     try:
         found = json.loads(raw)
     except (ValueError, RecursionError):

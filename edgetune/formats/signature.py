@@ -14,6 +14,7 @@ from __future__ import annotations
 import json
 import os
 import re
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -38,6 +39,9 @@ class Signer:
 
     public_key: str
     name: str
+
+
+Check = Callable[[Path, bytes], Signer | None]  # (folder, message): who signed it; raises as `check` does
 
 
 def private_key(path: Path) -> Ed25519PrivateKey:
@@ -78,12 +82,39 @@ def check(folder: Path, message: bytes) -> Signer | None:
     none did, UnsupportedError where cryptography is missing.
     """
     trusted = trusted_keys()
-    file = folder / FILE
-    if not os.path.lexists(file):
+    if not os.path.lexists(folder / FILE):
         if trusted is not None:
             raise MismatchError(f"{folder} is not signed, and only what a key in {trusted_folder()} signed is opened",
                                 "sign it where it is made: edgetune compress or fleet, with --sign KEY")
         return None
+    public = _verified(folder / FILE, message)
+    if trusted is not None and public not in trusted:
+        raise MismatchError(f"{folder} is signed by {public}, which is no key in {trusted_folder()}",
+                            "put the signer's public key there as NAME.pub if you trust it")
+    return Signer(public, (trusted or {}).get(public, ""))
+
+
+def check_by(folder: Path, message: bytes, public: str) -> Signer:
+    """Who signed `message`: the holder of one key, whoever is trusted. public: its 64 hexadecimal digits.
+
+    Raises MismatchError where another key or none did; the others as of check.
+    """
+    file = folder / FILE
+    if not os.path.lexists(file):
+        raise MismatchError(f"{file} is missing, and the key {public:.16} had to sign", "sign with that key")
+    found = _verified(file, message)
+    if found != public:
+        raise MismatchError(f"{file} is of the key {found:.16}, and the key {public:.16} had to sign",
+                            "sign with that key")
+    return Signer(found, "")
+
+
+def unchecked(_folder: Path, _message: bytes) -> None:
+    """Nobody, of what this device has made itself."""
+
+
+def _verified(file: Path, message: bytes) -> str:
+    """The public key of a signature that is right."""
     public, signed = _parse(file)
     _require(file)
     from cryptography.exceptions import InvalidSignature
@@ -92,10 +123,7 @@ def check(folder: Path, message: bytes) -> Signer | None:
         Ed25519PublicKey.from_public_bytes(bytes.fromhex(public)).verify(bytes.fromhex(signed), message)
     except (InvalidSignature, ValueError):
         raise FormatError(f"{file} is not the signature of the manifest next to it", _AGAIN) from None
-    if trusted is not None and public not in trusted:
-        raise MismatchError(f"{folder} is signed by {public}, which is no key in {trusted_folder()}",
-                            "put the signer's public key there as NAME.pub if you trust it")
-    return Signer(public, (trusted or {}).get(public, ""))
+    return public
 
 
 def refuse_bare(path: Path) -> None:

@@ -4,9 +4,12 @@ from __future__ import annotations
 
 import json
 import shutil
+from dataclasses import replace
+from functools import partial
 
 import pytest
 from click.testing import CliRunner
+from fleets import signing_key
 from json_lines import write_lines
 
 from edgetune.adapters.store import open_adapter
@@ -14,9 +17,13 @@ from edgetune.cli.app import cli
 from edgetune.errors import FormatError, Interrupted, UsageError
 from edgetune.fleet.carriers.folder import Lead, Member, again
 from edgetune.fleet.carriers.places import check_name, newest
+from edgetune.fleet.joining import members
 from edgetune.fleet.options import FleetOptions
 from edgetune.fleet.rounds.making import make_task
+from edgetune.fleet.rounds.next_task import devices_table, gathered
 from edgetune.fleet.rounds.task import open_task
+from edgetune.formats import signature
+from edgetune.formats.signature import private_key
 from edgetune.training.callbacks import RunCallbacks
 from edgetune.training.config import TrainConfig
 
@@ -108,6 +115,43 @@ def test_a_stopped_device_continues_from_its_own_folder(begun):
     assert not newest(folder).answer_folders()
     assert [*one.work.iterdir()]
     assert one.answer(CALLS)
+
+
+def test_where_devices_join_an_answer_counts_by_its_signature(bundle, begun, tmp_path):
+    """Who can write into the folder can answer in nobody's name."""
+    folder, member = begun
+    keys = {name: signing_key(tmp_path / name) for name in ("a", "b", "c", "d", "other")}
+    for name in "abcd":
+        members.ask(folder, name, private_key(keys[name]).public_key().public_bytes_raw().hex(), "1" * 64, 1)
+        members.approve(folder, name, 2)
+    for name, key in (("a", keys["a"]), ("b", None), ("c", keys["other"])):
+        replace(member(name), key=key).answer(CALLS)
+    place = newest(folder)
+    shutil.copytree(place.answers / "a", place.answers / "d")  # that of another device
+    leader = Lead(folder, bundle, devices=2, seconds=1e9, key=None)
+    assert leader.end_round() is None
+    signature.sign(place.answers / "d" / "answer.json", private_key(keys["d"]))
+    ended = Lead(folder, bundle, devices=1, seconds=1e9, key=None).end_round()
+    assert [one["device"] for one in devices_table(ended)] == ["a"]  # by its name, and not its key
+    first = {name: private_key(keys[name]).public_key().public_bytes_raw().hex()[:16] for name in keys}
+    assert {one.device: one.reason for one in ended.left_out} == {
+        "b": f"manifest.sig is missing, and the key {first['b']} had to sign",
+        "c": f"manifest.sig is of the key {first['other']}, and the key {first['c']} had to sign",
+        "d": "the answer is of 'a'"}
+
+
+def test_one_changed_byte_of_a_signed_answer(bundle, begun, tmp_path):
+    folder, member = begun
+    key = signing_key(tmp_path / "key")
+    members.ask(folder, "a", private_key(key).public_key().public_bytes_raw().hex(), "1" * 64, 1)
+    members.approve(folder, "a", 2)
+    replace(member("a"), key=key).answer(CALLS)
+    answer = newest(folder).answers / "a" / "answer.json"
+    answer.write_text(answer.read_text().replace('"rows": ', '"rows":  '))
+    task = open_task(newest(folder).task, bundle)
+    answers, left_out = gathered(task, newest(folder).answer_folders(), partial(members.check_of, folder))
+    assert answers == []
+    assert "is not the signature of" in left_out[0].reason
 
 
 def test_folders_and_names_that_are_none_are_refused(tmp_path):

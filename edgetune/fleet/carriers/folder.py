@@ -18,8 +18,9 @@ from typing import Any
 from ...disk import new_folder
 from ...errors import FormatError, UnansweredError
 from ...formats.bundle import Bundle
+from ...formats.signature import unchecked
 from ...training.callbacks import RunCallbacks
-from ..joining.members import is_joined, reason_against
+from ..joining.members import check_of, is_joined
 from ..rounds.answer import AnswerFacts, open_answer
 from ..rounds.next_task import Ended, gathered, write_next
 from ..rounds.noise import Noise
@@ -94,7 +95,7 @@ class Member:
         if task.secret:
             self._masked = place.number
             return Part(place, facts, False)
-        return Part(place, open_answer(out, task).facts, True)
+        return Part(place, open_answer(out, task, unchecked).facts, True)
 
     def reveal(self, place: Place) -> Part | None:
         """Reveals what a request asks for; None: it asks nothing of this device. Raises FormatError."""
@@ -140,11 +141,11 @@ class Lead:
         is_late = time.monotonic() - self._seen[1] >= self.seconds
         quorum = task.options.quorum
         folders = place.answer_folders()
-        against = partial(reason_against, self.folder)
-        if len(gathered(task, folders, against)[0]) < (quorum if is_late else max(quorum, self.devices or 1)):
+        checks = partial(check_of, self.folder)
+        if len(gathered(task, folders, checks)[0]) < (quorum if is_late else max(quorum, self.devices or 1)):
             return None
         return write_next(task, self.bundle, folders, Place(self.folder, place.number + 1).task, self.key,
-                          against=against)
+                          check_of=checks)
 
 
 def again(act: Callable[[], bool], seconds: float, should_stop: Callable[[], bool], say: Say) -> None:

@@ -18,7 +18,7 @@ from typing import Any, BinaryIO
 from ...disk import PIECE, new_folder, read_small
 from ...errors import EdgetuneError, FormatError, MismatchError, NotFoundError, TooLargeError, UsageError, size_text
 from ...formats import signature
-from ..joining.members import reason_against
+from ..joining.members import check_of, is_joined, reason_against
 from ..rounds.answer import FACTS as ANSWER
 from ..rounds.answer import UPDATE, most_bytes, open_answer
 from ..rounds.task import FACTS, NEEDED, Task, read_task
@@ -61,8 +61,8 @@ def served_round(folder: Path, device: str) -> dict[str, Any]:
     except (EdgetuneError, OSError):  # it is not copied whole yet
         return found
     own = check_name(device)
-    return {"round": place.number, "task": name, "files": there, "answered": (place.answers / own).exists(),
-            "request": request, "request_files": asked, "revealed": (place.revealed / own).exists()}
+    return {"round": place.number, "task": name, "files": there, "request": request, "request_files": asked,
+            "answered": _is_there(folder, place.answers / own), "revealed": _is_there(folder, place.revealed / own)}
 
 
 def served_task_file(folder: Path, number: int, file: str) -> Path:
@@ -87,7 +87,7 @@ def take_answer(folder: Path, number: int, device: str, sent: Mapping[str, Binar
         task = read_task(place.task)
         out = place.answers / device
         names = MASKED_FILES if task.secret else ANSWER_FILES
-        if out.exists():
+        if _is_there(folder, out):
             _check_same(out / names[0], sent[ANSWER], f"{device} has answered this round")
         elif place.is_requested:
             raise NotFoundError(f"round {number} takes no more answers", "wait for the next one")
@@ -110,7 +110,7 @@ def take_revealed(folder: Path, number: int, device: str, sent: Mapping[str, Bin
             facts, _ = files.open_revealed(there, task, circle_of(task), request, _sender(folder, task, device))
             return Taken(device, task.name, facts.file)
 
-        if out.exists():
+        if _is_there(folder, out):
             _check_same(out / files.REVEALED, sent[ANSWER], f"{device} has revealed its shares")
         else:
             _take(out, REVEALED_FILES, files.most_revealed(request), sent, revealed)
@@ -134,7 +134,7 @@ def _taken(folder: Path, task: Task, there: Path, device: str) -> Taken:
     if task.secret:
         masked, _, _ = files.open_masked(there, task, circle_of(task), _sender(folder, task, device))
         return Taken(device, task.name, masked.file)
-    facts = open_answer(there, task).facts
+    facts = open_answer(there, task, check_of(folder, device)).facts
     if facts.device != device:
         raise UsageError(f"the answer is of {facts.device!r:.70}, sent as {device}", "send it under its own name")
     return Taken(device, task.name, facts.update, facts.rows, facts.tokens)
@@ -146,6 +146,17 @@ def _sender(folder: Path, task: Task, device: str) -> files.Sender:
     return lambda _name, number, signer: reason(device, number, signer)
 
 
+def _is_there(folder: Path, out: Path) -> bool:
+    """Whether a device has sent the folder `out`: an open answer, where devices join, signed by its present key."""
+    if not (out / ANSWER).exists() or not is_joined(folder):
+        return out.exists()
+    try:
+        check_of(folder, out.name)(out, read_small(out / ANSWER, MAX_FACTS))
+    except (EdgetuneError, OSError):
+        return False
+    return True
+
+
 def _take(out: Path, names: Sequence[str], most: int, sent: Mapping[str, BinaryIO],
           check: Callable[[Path], object]) -> None:
     """Writes what a device sent as the new folder `out`, where `check` does not refuse it. names: of its files, as
@@ -153,6 +164,7 @@ def _take(out: Path, names: Sequence[str], most: int, sent: Mapping[str, BinaryI
     """
     for left in out.parent.glob(f"{out.name}.*.tmp"):  # of a daemon that was killed
         shutil.rmtree(left, ignore_errors=True)
+    shutil.rmtree(out, ignore_errors=True)  # of another in the device's name, or of the device by an earlier key
     with new_folder(out) as beside:
         try:
             for part, name, limit in zip(ANSWER_FILES, names, (MAX_FACTS, most, signature.MAX_BYTES), strict=True):

@@ -12,6 +12,8 @@ from pathlib import Path
 
 from ...disk import json_text, private_folder, read_object, replaced
 from ...errors import EdgetuneError, FormatError, MismatchError, NotFoundError, UsageError
+from ...formats import signature
+from ...formats.signature import Check
 from ...persisted import from_json
 from ...version import __version__
 from ..secret.cards import PUBLIC, SHOWN, Card
@@ -157,6 +159,16 @@ def reason_against(folder: Path, device: str) -> str:
     except EdgetuneError as error:
         return error.what
     return ""
+
+
+def check_of(folder: Path, device: str) -> Check:
+    """The check of the signature by which a device's answer counts: the key that it joined with must sign; where no
+    device has to join, any trusted one. Raises as approved.
+    """
+    if not is_joined(folder):
+        return signature.check
+    key = approved(folder, device).key
+    return lambda answer, message: signature.check_by(answer, message, key)
 
 
 def shown_key(key: str) -> str:

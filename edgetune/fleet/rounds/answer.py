@@ -17,7 +17,9 @@ from numpy.typing import NDArray
 from ...adapters.lora import Lora, Pair
 from ...disk import MIB, new_folder, open_regular, sha256
 from ...errors import FormatError, MismatchError, NumericsError
+from ...formats import signature
 from ...formats.safetensors import Place, Safetensors
+from ...formats.signature import Check
 from ..signed_folder import check_file, read_facts, write_facts
 from ..sums.low_rank_sums import best_of_rank, term_of
 from ..sums.ways import A, B
@@ -32,7 +34,8 @@ LEAVE_OUT = "leave the answer out"
 
 @dataclass(frozen=True)
 class AnswerFacts:
-    """answer.json. task: the name of the task; device: a name, which the key replaces where the answer is signed.
+    """answer.json. task: the name of the task; device: a name, which the key replaces where the answer is signed
+    in a fleet that devices do not join.
     update: SHA-256 of the file. rank: of the pairs. rows, tokens: learned, of tokens the supervised ones. held_rows: of
     the device's own, by which the losses are measured. norm: of the change of the weights. noise: standard deviation of
     the noise that was added to each value, 0.0 for none; noise_norm: the norm to which the update was scaled down
@@ -101,9 +104,11 @@ def began_at(start: Pair, rank: int) -> Pair:
     return start if rank == start.rank else best_of_rank([term_of(start)], rank, start.scale)[0]
 
 
-def open_answer(folder: Path, task: Task) -> Answer:
-    """An answer that is whole and answers this task. Raises FormatError or MismatchError for one that cannot count."""
-    facts, _, signer = read_facts(folder, FACTS, AnswerFacts, VERSION)
+def open_answer(folder: Path, task: Task, check: Check = signature.check) -> Answer:
+    """An answer that is whole and answers this task. check: of its signature; any but the default leaves the device the
+    name that it gives itself. Raises FormatError or MismatchError for one that cannot count.
+    """
+    facts, _, signer = read_facts(folder, FACTS, AnswerFacts, VERSION, check)
     source = str(folder / FACTS)
     if facts.task != task.name:
         raise MismatchError(f"{source} answers the task {facts.task:.12}, not {task.name:.12}", LEAVE_OUT)
@@ -131,7 +136,8 @@ def open_answer(folder: Path, task: Task) -> Answer:
         if other := {place.type for place in file.places.values()} - {"F16", "F32"}:
             raise MismatchError(f"{folder / UPDATE} has values of the type {min(other)}, not F16", LEAVE_OUT)
         places = file.places
-    return Answer(folder, facts, signer or facts.device, task.pairs, places, size + (folder / FACTS).stat().st_size)
+    device = signer if signer and check is signature.check else facts.device
+    return Answer(folder, facts, device, task.pairs, places, size + (folder / FACTS).stat().st_size)
 
 
 def write_answer(folder: Path, facts: AnswerFacts, arrays: dict[str, NDArray[np.float16]],

@@ -10,8 +10,10 @@ from statistics import median
 from typing import Any
 
 from ...disk import refuse_existing
-from ...errors import EdgetuneError, UsageError
+from ...errors import EdgetuneError, MismatchError, UsageError
+from ...formats import signature
 from ...formats.bundle import Bundle
+from ...formats.signature import Check
 from ..options import MEAN
 from ..sums.aggregation import Aggregate, aggregate
 from ..sums.screening import LeftOut
@@ -21,11 +23,12 @@ from .spent import Spent, spent
 from .task import RoundRecord, Task, following, records_of, write_task
 
 MOST_KIND = 80  # letters of a device's kind that are kept
-Against = Callable[[str], str]  # why what the device of an answer's folder sent does not count; "": it does
+CheckOf = Callable[[str], Check]  # of the device of an answer's folder; raises where what it sent does not count
 
 
-def nothing_against(_device: str) -> str:
-    return ""
+def any_trusted(_device: str) -> Check:
+    """Whoever is trusted may sign."""
+    return signature.check
 
 
 @dataclass(frozen=True, eq=False)
@@ -42,14 +45,14 @@ class Ended:
 
 
 def write_next(task: Task, bundle: Bundle, folders: Sequence[Path], out: Path, key: Path | None = None, *,
-               against: Against = nothing_against) -> Ended:
+               check_of: CheckOf = any_trusted) -> Ended:
     """Aggregates the answers in these folders, and writes the next task as the new folder `out`.
 
     An answer that cannot be read, is of another task, or repeats another is left out, which is no error. Raises
     EdgetuneError where fewer count than the quorum, UsageError where `out` exists.
     """
     refuse_existing(out)
-    answers, left_out = gathered(task, folders, against)
+    answers, left_out = gathered(task, folders, check_of)
     found = aggregate(answers, task.pairs, task.options, task.number, task.moments(),
                       [f"{one.device}: {one.reason}" for one in left_out])
     counted = [answer for answer in answers if any(one.update is answer for one in found.counted)]
@@ -63,7 +66,7 @@ def write_next(task: Task, bundle: Bundle, folders: Sequence[Path], out: Path, k
 
 
 def gathered(task: Task, folders: Sequence[Path],
-             against: Against = nothing_against) -> tuple[list[Answer], list[LeftOut]]:
+             check_of: CheckOf = any_trusted) -> tuple[list[Answer], list[LeftOut]]:
     """(the answers that can be read, one a device, those that are left out and why). A device that answers twice, or
     with the update of another, counts once: its first folder by name. Raises UsageError for a task that is summed in
     secret.
@@ -76,11 +79,11 @@ def gathered(task: Task, folders: Sequence[Path],
     devices: set[str] = set()
     updates: set[str] = set()
     for folder in sorted(folders):
-        if why := against(folder.name):
-            left_out.append(LeftOut(folder.name, why))
-            continue
         try:
-            answer = open_answer(folder, task)
+            check = check_of(folder.name)
+            answer = open_answer(folder, task, check)
+            if check is not signature.check and answer.device != folder.name:
+                raise MismatchError(f"the answer is of {answer.device!r:.70}", "send it under its own name")
         except EdgetuneError as error:
             left_out.append(LeftOut(folder.name, error.what.replace(f"{folder}/", "")))  # the others see it
             continue
