@@ -38,12 +38,14 @@ if pid.exists():
     except ProcessLookupError:
         pass
 log = (folder / "log").open("a")
+before = log.tell()
 started = subprocess.Popen(%r, cwd=folder, stdout=log, stderr=log, stdin=subprocess.DEVNULL, start_new_session=True)
 pid.write_text(str(started.pid))
-if started.poll() is None and os.fork():
-    sys.exit(0)
-os.setsid()
-started.wait()
+while started.poll() is None:  # as systemctl waits
+    if "answers at" in (folder / "log").read_text()[before:]:
+        sys.exit(0)
+    time.sleep(0.1)
+sys.exit(3)
 """
 
 
@@ -61,7 +63,7 @@ class SlotDevice:
         return f"{sys.executable} {self.folder / 'restart.py'}"
 
     def options(self, *more: object) -> list[object]:
-        return ["--url", self.url, "--base-slot", self.slot, "--restart", self.restart, "--start-wait", "30s", *more]
+        return ["--url", self.url, "--base-slot", self.slot, "--restart", self.restart, "--start-wait", "4m", *more]
 
     def look(self, fleet: object, *more: object, code: int = 0) -> Any:
         """What `fleet apply` says, as JSON; the sentence of an error where it ends with another code."""
