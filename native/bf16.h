@@ -68,6 +68,10 @@ static inline const bf16 *pack_weights(bf16 *out, const struct segment *s, int r
     int64_t first = r * s->ldw + i;
     if (s->format == ET_BF16 && count == packed)
         return (const bf16 *)s->w + first;
+    if (floats_in_place(s)) {
+        round_row(out, (const float *)s->w + first, count, packed);
+        return out;
+    }
     if (s->format == ET_BF16)
         memcpy(out, (const bf16 *)s->w + first, (size_t)count * 2);
     else

@@ -14,10 +14,13 @@ static inline void round_row(bf16 *out, const float *x, int n, int packed) {
     int i = 0;
     for (; i + 32 <= n; i += 32)
         _mm512_storeu_si512(out + i, (__m512i)_mm512_cvtne2ps_pbh(_mm512_loadu_ps(x + i + 16), _mm512_loadu_ps(x + i)));
-    for (; i < n; i++)
-        out[i] = float_to_bf16(x[i]);
-    for (; i < packed; i++)
-        out[i] = 0;
+    for (; i < packed; i += 32) {
+        const __mmask32 there = (__mmask32)(((uint64_t)1 << max_int(n - i, 0)) - 1);
+        const __mmask32 wanted = (__mmask32)(((uint64_t)1 << min_int(packed - i, 32)) - 1);
+        __m512 low = _mm512_maskz_loadu_ps((__mmask16)there, x + i);
+        __m512 high = _mm512_maskz_loadu_ps((__mmask16)(there >> 16), x + i + 16);
+        _mm512_mask_storeu_epi16(out + i, wanted, (__m512i)_mm512_cvtne2ps_pbh(high, low));
+    }
 }
 
 /* out [BF16_RUN] = n values of an array, rounded if they are floats, and zeros. */

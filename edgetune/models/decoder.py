@@ -110,6 +110,7 @@ class Decoder(Passes):
         self._head = Head(s, run, ops, arena, self.stream, self.norms)
         self._mixers = [mixer_of(s, layer)(self.common) for layer in range(s.n_layer)]
         self._feeds = [feed_of(s, layer)(self.common) for layer in range(s.n_layer)]
+        self._repeats = [mixer.repeats and feed.repeats for mixer, feed in zip(self._mixers, self._feeds, strict=True)]
         self._embedding = BlockEmbedding(self.common, model.gguf) if s.d_block else None
         scales = (model.vectors.get(f"blk.{layer}.layer_output_scale.weight") for layer in range(s.n_layer))
         self._scales = [1.0 if scale is None else float(scale[0]) for scale in scales]
@@ -145,11 +146,12 @@ class Decoder(Passes):
         """Passes x through the blocks from `first`. store: keeps the inputs of trained blocks; a prefix that keeps
         them does so in its first pass, without keep.
         """
+        are_ops = self._are_ops(batch)
         for layer in range(first, self.shape.n_layer):
             self.before_block()
             keeps_x = store and layer >= self.run.lowest
-            self._taped.run(self._tape_key(layer, batch, "kept" if keeps_x else "forward"), batch.tokens.size,
-                            partial(self._next_block, layer, x, batch, keeps_x))
+            key = self._tape_key(layer, batch, "kept" if keeps_x else "forward") if are_ops else None
+            self._taped.run(key, batch.tokens.size, partial(self._next_block, layer, x, batch, keeps_x))
 
     def _next_block(self, layer: int, x: np.ndarray, batch: Batch, keeps_x: bool) -> None:
         if keeps_x:
@@ -173,12 +175,12 @@ class Decoder(Passes):
         return logp
 
     def _blocks_backward(self, dx: np.ndarray, batch: Batch) -> None:
-        last = self.shape.n_layer - 1
         self.common.lent.begin()
-        for layer in range(last, self.run.lowest - 1, -1):
+        are_ops = self._are_ops(batch)
+        for layer in range(self.shape.n_layer - 1, self.run.lowest - 1, -1):
             self.before_block()
-            self._taped.run(self._tape_key(layer, batch, "backward"), batch.tokens.size,
-                            partial(self._last_block, layer, dx, batch))
+            key = self._tape_key(layer, batch, "backward") if are_ops else None
+            self._taped.run(key, batch.tokens.size, partial(self._last_block, layer, dx, batch))
 
     def _last_block(self, layer: int, dx: np.ndarray, batch: Batch) -> None:
         if layer != self.shape.n_layer - 1:  # whose activations are those of forward
@@ -214,17 +216,19 @@ class Decoder(Passes):
     def _key(self, batch: Batch, name: str) -> Hashable | None:
         """The key of a pass of the blocks, for `Repeated.run`."""
         cached = self.cached.key if self.cached else ()
-        repeats = self.adapter.repeats and all(kind.repeats for kind in (*self._mixers, *self._feeds))
+        repeats = self.adapter.repeats and all(self._repeats)
         if self.stream.streamed or cached is None or not repeats:
             return None
         return name, batch.tokens.size, batch.behind, batch.is_prefix, self.linear.is_off, cached
 
+    def _are_ops(self, batch: Batch) -> bool:
+        """Whether a pass of all blocks is ops alone, with sizes by its tokens; see `_repeats` for each block."""
+        return not (self.stream.streamed or self.run.on_disk or self.cached or batch.is_prefix or batch.behind
+                    or self._embedding or self.shape.lenders) and self.adapter.repeats
+
     def _tape_key(self, layer: int, batch: Batch, name: str) -> Hashable | None:
-        """The key of a pass of a block, for `Taped.run`: None where it is more than ops, or sizes are not by tokens."""
-        is_plain = not (self.stream.streamed or self.run.on_disk or self.cached or batch.is_prefix or batch.behind)
-        kinds = self._mixers[layer], self._feeds[layer]
-        if (not is_plain or self._embedding or self.shape.lenders or not self.adapter.repeats
-                or not all(kind.repeats for kind in kinds) or self.common.is_partial(layer, batch)):
+        """The key of a pass of a block whose passes are ops, for `Taped.run`; None where those of this one are not."""
+        if not self._repeats[layer] or self.common.is_partial(layer, batch):
             return None
         return name, layer, self.linear.is_off
 
