@@ -35,7 +35,7 @@ class FleetOptions:
                          "rounds.", choices=(PLAIN, ADAM))
     server_rate: float = option(1.0, "With plain: factor of the average. With adam: its learning rate, such as 1e-3.",
                                 low=0.0)
-    planned_rounds: int = option(0, "Rounds over which the learning rate falls to a quarter; 0: it stays.", low=0,
+    planned_rounds: int = option(0, "Rounds over which the learning rate falls to a twentieth; 0: it stays.", low=0,
                                  high=1_000_000)
     noise: float = option(0.0, "Noise that each device adds to its answer, in times of --noise-norm; 0: none.", low=0.0)
     noise_norm: float = option(1.0, "With --noise: the norm to which an answer is scaled down before.", low=1e-6)

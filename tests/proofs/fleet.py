@@ -1,19 +1,20 @@
-"""Devices that each know two of seven intents of Snips learn all in rounds, compared with one training on all rows.
+"""Devices that each know two kinds of rows learn all in rounds, compared with one training on all rows.
 
-    python tests/proofs/fleet.py [--only VARIANT ...] [--seeds 0,1,2] [--devices 20] [--rows 14] [--rounds 10]
-                                 [--epochs 1] [--lr 4e-3] [--frozen-lr 8e-3] [--schedule constant] [--batch 1]
-                                 [--server-rate 1.5] [--planned-rounds 0] [--questions 300] [--alone 3]
-                                 [--threads 1] [--out FILE]
+    python tests/proofs/fleet.py [--task snips] [--only VARIANT ...] [--seeds 0,1,2] [--devices 20] [--rows 14]
+                                 [--rounds 10] [--epochs 1] [--schedule constant] [--batch 1] [--server-rate 1.5]
+                                 [--planned-rounds 10] [--questions 300] [--alone 3] [--threads 1] [--out FILE]
 
-Device d has `rows` rows of intent 2 d and as many of intent 2 d + 1, modulo 7, and no row that another has. Answers to
-rows of all intents that nobody learned are exact, or not. Variants:
+The kinds are the seven intents of Snips, or with `--task home` the ten devices of the demonstration's commands, of
+which 6 rows of a kind are enough for 20 devices. Device d has `rows` rows of kind 2 d and as many of kind 2 d + 1,
+modulo the kinds, and no row that another has. Answers to rows of all kinds that nobody learned are exact, or not.
+Variants:
 
     svd, frozen-a, rolora   rounds by edgetune's own tasks, answers and aggregates, each of which is a folder
     averages                the same rounds, in which A and B are averaged apart
     all                     one training on all rows, by the defaults of edgetune train
     alone                   single devices by the same defaults: the mean of the first few
-    centroids               without a language model: devices send the sum and count of MiniLM's vectors of each intent,
-                            and a question has the intent of the nearest mean. It knows no slots
+    centroids               without a language model: devices send the sum and count of MiniLM's vectors of each kind,
+                            and a question has the kind of the nearest mean. It knows no slots
     lr                      logistic regression on the vectors of all rows, which nobody could train without them
 
 Devices are trained one after the other in this process, on rows that are tokenised once, by one trainer a round, whose
@@ -29,7 +30,7 @@ import statistics
 import sys
 import time
 from contextlib import closing
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).parents[1]))
@@ -52,12 +53,13 @@ from edgetune.adapters.base import Artifact
 from edgetune.adapters.lora import Lora, Pair
 from edgetune.adapters.store import open_adapter
 from edgetune.data.dataset import Dataset, load_rows
+from edgetune.demo.run import SYSTEM as HOME_SYSTEM
 from edgetune.evaluation.native import engine_within, native_loss, native_match
 from edgetune.fleet.options import FleetOptions
 from edgetune.fleet.rounds.answer import VERSION, AnswerFacts, write_answer
 from edgetune.fleet.rounds.making import make_task
 from edgetune.fleet.rounds.next_task import gathered, write_next
-from edgetune.fleet.rounds.rate import share_of
+from edgetune.fleet.rounds.rate import rate_for, share_of
 from edgetune.fleet.rounds.task import Content, of_round, open_task, write_task
 from edgetune.fleet.rounds.train_round import changes, norm_of_change
 from edgetune.formats.bundle import open_bundle
@@ -70,50 +72,68 @@ from edgetune.training.trainer import Trainer
 FLEETS = ("svd", "frozen-a", "rolora")
 VARIANTS = ("centroids", "lr", "all", *FLEETS, "averages", "alone")
 ENOUGH = 0.9  # of the right answers of a training on all rows
-INTENTS = 2  # that a device knows
+KINDS = 2  # that a device knows
+HOME = Path(__file__).parents[2] / "edgetune" / "demo" / "data"
 
 
-class Snips:
-    """The rows of devices by a seed, and the questions."""
+@dataclass(frozen=True)
+class Rows:
+    """The rows of devices, and the questions. key: of the kind in an answer's JSON."""
 
-    def __init__(self, args: argparse.Namespace, seed: int) -> None:
-        rows = read_lines(args.shared / "data" / "snips_train.jsonl")
-        order = np.random.default_rng(seed).permutation(len(rows))
-        of_intent: dict[str, list[Result]] = {}
-        for index in order:
-            of_intent.setdefault(intent(rows[index]["completion"]), []).append(rows[index])
-        names = sorted(of_intent)
-        self.devices: list[list[Result]] = [[] for _ in range(args.devices)]
-        for number, device in enumerate(self.devices):
-            for name in (names[(INTENTS * number + i) % len(names)] for i in range(INTENTS)):
-                device += [of_intent[name].pop() for _ in range(args.rows)]
-        self.questions = read_lines(args.shared / "data" / "snips_dev.jsonl")[:args.questions]
+    key: str
+    system: str
+    devices: list[list[Result]]
+    questions: list[Result]
 
     @property
-    def rows(self) -> list[Result]:
+    def all(self) -> list[Result]:
         return [row for device in self.devices for row in device]
+
+    def kind(self, answer: str) -> str:
+        try:
+            return str(json.loads(answer)[self.key])
+        except (ValueError, TypeError, KeyError):
+            return ""
+
+
+def rows_of(args: argparse.Namespace, seed: int) -> Rows:
+    """The rows of a task, divided among devices by a seed."""
+    snips = args.task == "snips"
+    found = Rows("intent" if snips else "device", SYSTEM if snips else HOME_SYSTEM, [[] for _ in range(args.devices)],
+                 read_lines(args.shared / "data" / "snips_dev.jsonl" if snips else HOME / "home_heldout.jsonl"))
+    rows = read_lines(args.shared / "data" / "snips_train.jsonl" if snips else HOME / "home_train.jsonl")
+    of_kind: dict[str, list[Result]] = {}
+    for index in np.random.default_rng(seed).permutation(len(rows)):
+        of_kind.setdefault(found.kind(rows[index]["completion"]), []).append(rows[index])
+    names = sorted(of_kind)
+    for number, device in enumerate(found.devices):
+        for name in (names[(KINDS * number + i) % len(names)] for i in range(KINDS)):
+            device += [of_kind[name].pop() for _ in range(args.rows)]
+    return replace(found, questions=found.questions[:args.questions])
 
 
 class Learner:
     """Trains and asks the model in this process."""
 
-    def __init__(self, args: argparse.Namespace) -> None:
+    def __init__(self, args: argparse.Namespace, rows: Rows) -> None:
         self.args = args
+        self.rows = rows
         self.bundle = open_bundle(args.model)
         self.tokenizer = Tokenizer(args.model)
 
     def load(self, rows: list[Result]) -> Dataset:
-        return load_rows(rows, self.tokenizer, max_length=128, system=SYSTEM)
+        return load_rows(rows, self.tokenizer, max_length=128, system=self.rows.system)
 
     def config(self, seed: int, **options) -> TrainConfig:
-        return TrainConfig(**{"max_length": 128, "system": SYSTEM, "seed": seed, "anchors": 0,
+        return TrainConfig(**{"max_length": 128, "system": self.rows.system, "seed": seed, "anchors": 0,
                               "threads": self.args.threads, **options})
 
     def of_device(self, family: str, seed: int, number: int = 1) -> TrainConfig:
-        lr = self.args.frozen_lr if family == "lora-fa" else self.args.lr
-        lr *= share_of(self.args.planned_rounds, number)
-        return self.config(seed, family=family, lr=lr, schedule=self.args.schedule, epochs=self.args.epochs,
-                           batch_size=self.args.batch)
+        """The options of a device, with the learning rate that edgetune fleet train-round would take."""
+        config = self.config(seed, family=family, schedule=self.args.schedule, epochs=self.args.epochs,
+                             batch_size=self.args.batch)
+        rate = rate_for(config, len(self.rows.devices[0]))
+        return replace(config, lr=rate * share_of(self.args.planned_rounds, number))
 
     def train(self, data: Dataset, config: TrainConfig) -> Trainer:
         trainer = self.open(config)
@@ -136,55 +156,49 @@ class Learner:
         trainer.train()
         return trainer.pairs
 
-    def asked(self, artifact, questions: list[Result]) -> Result:
-        """Whether each answer is exact, whether its intent is right, and the loss of the expected answers."""
+    def asked(self, artifact) -> Result:
+        """Whether each answer is exact, whether its kind is right, and the loss of the expected answers."""
         engine = replace(engine_within(), threads=self.args.threads)
+        questions = self.rows.questions
         data = self.load(questions)
         loss, _ = native_loss(self.bundle, data, artifact, engine)
-        found = native_match(self.bundle, self.tokenizer, data, artifact, engine, system=SYSTEM)
+        found = native_match(self.bundle, self.tokenizer, data, artifact, engine, system=self.rows.system)
+        kind = self.rows.kind
         return {"loss": loss, "right": [int(one.correct) for one in found],
-                "intents": [int(intent(one.answer) == intent(row["completion"]))
-                            for one, row in zip(found, questions, strict=True)]}
-
-
-def intent(completion: str) -> str:
-    try:
-        return str(json.loads(completion)["intent"])
-    except (ValueError, TypeError, KeyError):
-        return ""
+                "kinds": [int(kind(one.answer) == kind(row["completion"]))
+                          for one, row in zip(found, questions, strict=True)]}
 
 
 def measured(args: argparse.Namespace, variant: str, seed: int) -> Result:
     began = time.process_time()
-    snips = Snips(args, seed)
-    found = by_vectors(variant, snips) if variant in ("centroids", "lr") else trained(args, variant, seed, snips)
-    return {**found, "rows": len(snips.rows), "passes": args.rounds * args.epochs,
+    rows = rows_of(args, seed)
+    found = by_vectors(variant, rows) if variant in ("centroids", "lr") else trained(args, variant, seed, rows)
+    return {**found, "rows": len(rows.all), "passes": args.rounds * args.epochs,
             "cpu_seconds": round(time.process_time() - began)}
 
 
-def trained(args: argparse.Namespace, variant: str, seed: int, snips: Snips) -> Result:
-    learner = Learner(args)
+def trained(args: argparse.Namespace, variant: str, seed: int, rows: Rows) -> Result:
+    learner = Learner(args, rows)
     if variant == "all":
-        trainer = learner.train(learner.load(snips.rows), learner.config(seed))
-        return learner.asked(trainer.artifact(), snips.questions)
+        trainer = learner.train(learner.load(rows.all), learner.config(seed))
+        return learner.asked(trainer.artifact())
     if variant == "alone":
         found = []
-        for device in snips.devices[:args.alone]:
+        for device in rows.devices[:args.alone]:
             trainer = learner.train(learner.load(device), learner.config(seed))
-            found.append(learner.asked(trainer.artifact(), snips.questions))
+            found.append(learner.asked(trainer.artifact()))
         return {"loss": statistics.fmean(one["loss"] for one in found),
                 **{name: [statistics.fmean(each) for each in zip(*(one[name] for one in found), strict=True)]
-                   for name in ("right", "intents")}}
-    folder, history = rounds(args, learner, variant, seed, snips)
+                   for name in ("right", "kinds")}}
+    folder, history = rounds(args, learner, variant, seed)
     pairs = open_adapter(folder, learner.bundle.gguf).pairs
-    return {**learner.asked(Artifact(pairs), snips.questions), "history": history}
+    return {**learner.asked(Artifact(pairs)), "history": history}
 
 
 # ---- rounds ----
 
 
-def rounds(args: argparse.Namespace, learner: Learner, variant: str, seed: int,
-           snips: Snips) -> tuple[Path, list[Result]]:
+def rounds(args: argparse.Namespace, learner: Learner, variant: str, seed: int) -> tuple[Path, list[Result]]:
     """The adapter after all rounds, and their records."""
     folder = folder_of(args) / f"{variant}-{seed}"
     options = FleetOptions(aggregation=variant if variant in FLEETS else "svd", server_rate=args.server_rate)
@@ -192,7 +206,7 @@ def rounds(args: argparse.Namespace, learner: Learner, variant: str, seed: int,
     if not first.exists():
         family = of_round(TrainConfig(), options, 1).family.name
         make_task(learner.bundle, first, replace(learner.of_device(family, seed), threads=0), options)
-    data = [learner.load(device) for device in snips.devices]
+    data = [learner.load(device) for device in learner.rows.devices]
     for number in range(1, args.rounds + 1):
         out = folder / f"round-{number + 1}"
         if out.exists():
@@ -238,11 +252,11 @@ def average(task, learner: Learner, answers: list[Path], out: Path) -> None:
 # ---- without a language model ----
 
 
-def by_vectors(variant: str, snips: Snips) -> Result:
+def by_vectors(variant: str, rows: Rows) -> Result:
     with closing(open_vectors(find_model("minilm"), threads=1)) as model:
-        vectors, asked = (embedded(model.embedder, rows) for rows in (snips.rows, snips.questions))
-    labels = np.array([intent(row["completion"]) for row in snips.rows])
-    wanted = [intent(row["completion"]) for row in snips.questions]
+        vectors, asked = (embedded(model.embedder, each) for each in (rows.all, rows.questions))
+    labels = np.array([rows.kind(row["completion"]) for row in rows.all])
+    wanted = [rows.kind(row["completion"]) for row in rows.questions]
     names = sorted(set(labels))
     if variant == "centroids":  # the sums over devices are the sums over all rows
         means = np.stack([vectors[labels == name].sum(0) / (labels == name).sum() for name in names])
@@ -250,7 +264,7 @@ def by_vectors(variant: str, snips: Snips) -> Result:
     else:
         from sklearn.linear_model import LogisticRegression
         said = list(LogisticRegression(max_iter=1000).fit(vectors, labels).predict(asked))
-    return {"right": [0] * len(wanted), "intents": [int(one == other) for one, other in zip(said, wanted, strict=True)]}
+    return {"right": [0] * len(wanted), "kinds": [int(one == other) for one, other in zip(said, wanted, strict=True)]}
 
 
 def embedded(embedder, rows: list[Result]) -> np.ndarray:
@@ -269,15 +283,16 @@ def told(result: Result) -> str:
     sizes = f"; {history[-1]['up'] / 1e6:.1f} MB up from all, {history[-1]['down'] / 1e6:.1f} MB down to each" if (
         history) else ""
     return (f"{result['variant']:10} seed {result['seed']}: {statistics.fmean(result['right']):.1%} exact, "
-            f"{statistics.fmean(result['intents']):.1%} intents, loss {result.get('loss', math.nan):.3f}, "
+            f"{statistics.fmean(result['kinds']):.1%} kinds, loss {result.get('loss', math.nan):.3f}, "
             f"{result['cpu_seconds']} CPU s{sizes}")
 
 
 def main() -> None:
     parser = arguments(__doc__, "fleet.jsonl", VARIANTS, seeds=True)
+    parser.add_argument("--task", choices=("snips", "home"), default="snips")
     for name, kind, default in (("devices", int, 20), ("rows", int, 14), ("rounds", int, 10), ("epochs", float, 1.0),
-                                ("lr", float, 4e-3), ("frozen-lr", float, 8e-3), ("schedule", str, "constant"),
-                                ("server-rate", float, 1.5), ("planned-rounds", int, 0), ("batch", int, 1),
+                                ("schedule", str, "constant"), ("server-rate", float, 1.5), ("planned-rounds", int, 10),
+                                ("batch", int, 1),
                                 ("questions", int, 300), ("alone", int, 3), ("threads", int, 1)):
         parser.add_argument(f"--{name}", type=kind, default=default)
     args = parser.parse_args()
@@ -285,10 +300,10 @@ def main() -> None:
     results = measure_missing(args, cases, lambda variant, seed: measured(args, variant, seed), told)
     found = by_variant(results)
     for variant, runs in found.items():
-        exact, intents = (mean_interval([value for run in runs for value in run[name]])
-                          for name in ("right", "intents"))
+        exact, kinds = (mean_interval([value for run in runs for value in run[name]])
+                          for name in ("right", "kinds"))
         beside = f"; exact against all {against(runs, found['all'], 'right')}" if "all" in found else ""
-        print(f"{variant:10} {exact} exact, {intents} intents, {len(runs)} seeds{beside}")
+        print(f"{variant:10} {exact} exact, {kinds} kinds, {len(runs)} seeds{beside}")
     shares = {variant: statistics.fmean(value for run in runs for value in run["right"])
               for variant, runs in found.items() if variant in ("all", *FLEETS)}
     if "all" in shares and len(shares) > 1:
