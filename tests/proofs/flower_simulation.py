@@ -75,6 +75,13 @@ def lie_of(device: int, devices: int) -> str:
     return LIES[device % len(LIES)] if device < LYING * devices else ""
 
 
+def answers(seed: int, number: int, device: int, devices: int) -> bool:
+    """Whether a device sends an answer that names the task of this round, which a replayed one does not."""
+    if drops(seed, number, device):
+        return False
+    return lie_of(device, devices) != "replayed" or all(drops(seed, earlier, device) for earlier in range(1, number))
+
+
 def rows_of(device: int) -> list[dict[str, str]]:
     letters = "abcdefghijklmnopqrstuvwxyz"
     said = letters[device % 26] + letters[device // 26 % 26]
@@ -209,7 +216,7 @@ def main() -> int:
     launched = child("edgetune.__main__")
     words = [*launched["args"], "fleet", "aggregate", "--model", str(folder / MODEL)]
     os.environ.update(launched["env"])
-    answering = [sum(not drops(asked.seed, number, device) for device in range(asked.devices))
+    answering = [sum(answers(asked.seed, number, device, asked.devices) for device in range(asked.devices))
                  for number in range(1, asked.rounds + 1)]
     settings = ServerSettings(str(folder / "rounds"), words, {}, min(answering), 3600.0, asked.rounds, 1.0,
                               str(folder))
@@ -218,7 +225,7 @@ def main() -> int:
     @server.main()
     def run(grid: Grid, _context: Context) -> None:
         strategy = FolderStrategy(settings)
-        for number in range(1, asked.rounds + 1):  # a round ends with all that do not drop out
+        for number in range(1, asked.rounds + 1):  # a round ends with all that answer it
             ended = FolderStrategy(ServerSettings(**{**vars(settings), "devices": answering[number - 1]}),
                                    at_once=AT_ONCE, pause=1e9)
             ended.start(grid, arrays_of(pack(strategy.task(number), TASK_FILES)), number, settings.wait)
