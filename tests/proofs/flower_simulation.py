@@ -84,7 +84,7 @@ def answers(seed: int, number: int, device: int, devices: int) -> bool:
 
 def rows_of(device: int) -> list[dict[str, str]]:
     letters = "abcdefghijklmnopqrstuvwxyz"
-    said = letters[device % 26] + letters[device // 26 % 26]
+    said = letters[device % 26] + letters[device // 26 % 26] + letters[device // 676 % 26]
     return [{"prompt": f"say {said} {i}", "completion": said * 2} for i in range(8)]
 
 
