@@ -96,7 +96,7 @@ static void pack_task(void *arg, int task, int thread) {
 }
 
 /* Rows m .. m + rows - 1 of A, from inner element k of the block on. */
-static struct side a_side(const struct product *p, const struct segment *s, int m, int rows, int k) {
+INLINE struct side a_side(const struct product *p, const struct segment *s, int m, int rows, int k) {
     const struct kernel *kernel = p->kernel;
     if (s->a_direct && rows == kernel->tile.rows)
         return (struct side){array_at(a_rows(p, s, m), k * s->a_cs).data, s->a_rs,
@@ -106,7 +106,7 @@ static struct side a_side(const struct product *p, const struct segment *s, int 
                        : (struct side){panel, 1, MR, 0};
 }
 
-static struct side b_side(const struct product *p, const struct segment *s, float *tmp, int n, int columns) {
+INLINE struct side b_side(const struct product *p, const struct segment *s, float *tmp, int n, int columns) {
     int width = panel_vectors(columns) * VL;
     if (!s->b_direct)
         return (struct side){b_panel(s, n), 1, width, 0};
