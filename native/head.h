@@ -41,7 +41,7 @@ static inline float row_max(const float *z, int n) {
     int i = 0;
     for (; i + VL <= n; i += VL) {
         vec x = vload(z + i);
-        max = blend(x > max, x, max);
+        max = vec_max(max, x);
     }
     float highest = lanes_max(max);
     for (; i < n; i++)
@@ -66,27 +66,24 @@ static inline int32_t row_best(const float *z, float highest, int n) {
 /* What row_exp keeps. */
 enum { NO_EXP, EXP, EXP_OF_CAPPED };
 
-/* e [n] = exp(z - max), if wanted, times the slope of a cap; returns the sum of exp(z - max): in double between runs,
- * as vocabularies are long */
+/* Returns exp(z - max) of n <= VL logits from i on, and zeros; e is that, if wanted, times the slope of a cap. */
+INLINE vec some_exp(et_array e, const float *z, float max, float cap, int64_t i, int64_t n, const int keep) {
+    vec x = vec_exp(vload_part(z + i, n) - max);
+    if (keep == EXP)
+        store_part(e, i, x, n);
+    if (keep == EXP_OF_CAPPED) {
+        vec part = vload_part(z + i, n) * (1.0f / cap);
+        store_part(e, i, x * vec_max(1.0f - part * part, splat(0.0f)), n);
+    }
+    return first_lanes(x, n);
+}
+
+/* The same of n; returns the sum of exp(z - max): in double between runs, as vocabularies are long. */
 INLINE double row_exp(et_array e, const float *z, float max, float cap, int n, const int keep) {
     double total = 0.0;
     for (int begin = 0; begin < n; begin += RUN) {
-        int end = min_int(begin + RUN, n);
-        int i = begin;
         vec sum = {0};
-        for (; i < end; i += VL) {
-            vec x = vec_exp(vload_part(z + i, end - i) - max);
-            if (keep == EXP)
-                store_part(e, i, x, end - i);
-            if (keep == EXP_OF_CAPPED) {
-                vec part = vload_part(z + i, end - i) * (1.0f / cap);
-                store_part(e, i, x * vec_max(1.0f - part * part, splat(0.0f)), end - i);
-            }
-            if (end - i < VL)
-                for (int j = end - i; j < VL; j++)
-                    x[j] = 0;
-            sum += x;
-        }
+        EACH_VECTOR(i, part, begin, min_int(begin + RUN, n), sum += some_exp(e, z, max, cap, i, part, keep));
         total += lanes_sum(sum);
     }
     return total;
