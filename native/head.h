@@ -142,12 +142,18 @@ static void head_end_task(void *arg, int task, int thread) {
         vstore_part(dh + i, vload_part(dh + i, h->D - i) * each - vload_part(w + i, h->D - i) * a, h->D - i);
 }
 
+/* Entries at a time, so that logits stay in a core's cache from one product to the next. In ET_EXACT the caller's block
+ * is the order of sums. */
+enum { HEAD_BLOCK = 512 };
+
 /* Entries begin .. end - 1, the first of all with begin = 0, the last with end = V. Backward multiplies in what forward
  * does: in ET_FAST not in bytes, for rounded to these, what the many unlikely entries add up to would be lost. */
 static void head(et_context *ctx, struct head_args *args, et_array h, int block, int begin, int end, int T, int V,
                  int D) {
     int64_t row_bytes = (int64_t)D / format_block(args->format) * format_bytes(args->format);
     const enum et_precision precision = et_precision(ctx);
+    if (precision != ET_EXACT && block > HEAD_BLOCK)
+        block = HEAD_BLOCK;
     for (int t = 0; t < T && begin == 0; t++)
         args->state[t] = (struct head_state){-INFINITY, 0, 0, -INFINITY};
     for (args->first = begin; args->first < end; args->first += block) {
