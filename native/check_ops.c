@@ -252,6 +252,17 @@ static void check_head(struct check *c, int T, int V, int D, int block, int e_ty
     check_close(c, logp, truth, rows, CLOSE, "head_backward in parts logp T %d V %d D %d block %d", T, V, D, block);
     check_close(c, dh, want, n, e_type == ET_F32 ? 1e-5 : 4e-3, "head_backward in parts T %d V %d D %d block %d", T, V,
                 D, block);
+    memcpy(want, dh, n * sizeof *dh);
+    memcpy(truth, logp, rows * sizeof *logp);
+    for (int begin = 0; begin < V; begin += V / 3 + 1) {
+        int end = begin + V / 3 + 1 < V ? begin + V / 3 + 1 : V;
+        et_head_backward(c->ctx, dh, logp, logits, e, state, h, w, ET_F32, targets, NULL, cap, block, begin, end, T, V,
+                         D);
+    }
+    et_head_backward(c->ctx, dh, logp, logits, e, state, h, w, ET_F32, targets, a, cap, block, V, V, T, V, D);
+    check_true(c, !memcmp(logp, truth, rows * sizeof *logp) && !memcmp(dh, want, n * sizeof *dh),
+               "head_backward with a at the end T %d V %d D %d block %d cap %g", T, V, D, block, cap);
+    ref_head_forward(NULL, truth, top, NULL, NULL, h, w, ET_F32, targets, cap, block, 0, V, T, V, D);
     for (int begin = 0; begin < V; begin += V / 3 + 1) {
         int end = begin + V / 3 + 1 < V ? begin + V / 3 + 1 : V;
         et_head_forward(c->ctx, logp, best, logits, state, h, w, ET_F32, targets, cap, block, begin, end, T, V, D);

@@ -208,7 +208,7 @@ static int check_head(const et_context *ctx, int format, const int32_t *targets,
                       int end, int T, int V, int D) {
     NEED_POSITIVE(T, V, D);
     NEED(may_cap(ctx, cap), ET_BAD_ARGUMENT);
-    NEED(block > 0 && 0 <= begin && begin < end && end <= V && D <= ET_THREAD_FLOATS, ET_BAD_ARGUMENT);
+    NEED(block > 0 && 0 <= begin && (begin < end || begin == V) && end <= V && begin <= end && D <= ET_THREAD_FLOATS, ET_BAD_ARGUMENT);
     int code = check_format(format, D);
     NEED(!code, code);
     NEED(all_below(targets, T, V), ET_BAD_INDEX);
@@ -228,7 +228,7 @@ int et_head_forward(et_context *ctx, float *logp, int32_t *best, float *logits, 
 int et_head_backward(et_context *ctx, float *dh, float *logp, float *logits, et_array e, float *state, et_array h,
                      const void *w, int format, const int32_t *targets, const float *a, float cap, int block,
                      int begin, int end, int T, int V, int D) {
-    NEED_ALL(dh, logp, logits, state, w, targets, a);
+    NEED_ALL(dh, logp, logits, state, w, targets);
     NEED_ARRAYS(h, e);
     int code = check_head(ctx, format, targets, cap, block, begin, end, T, V, D);
     return code ? code

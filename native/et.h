@@ -205,14 +205,15 @@ int et_dropout(et_context *ctx, et_array out, et_array inp, float p, uint64_t se
 
 /* ---- head and loss, fused: logits exist for `block` entries of the vocabulary at a time -------------------------- */
 /* A call goes over entries begin .. end - 1; several calls, in order from 0 to V, do what one does, if state (and dh)
- * stay as they were left. logp and dh are there after the last. */
+ * stay as they were left. logp and dh are there after the last, and again after one that begins at V. */
 #define ET_HEAD_STATE 4
 /* logp [T] = log softmax(h [T, D] . w [V, D]^T)[targets]; best [T] = arg max (NULL: not wanted). Work space: logits
  * [T, block], state [T, ET_HEAD_STATE]. */
 int et_head_forward(et_context *ctx, float *logp, int32_t *best, float *logits, float *state, et_array h,
                     const void *w, int format, const int32_t *targets, float cap, int block, int begin, int end,
                     int T, int V, int D);
-/* With a [T] = -dL/dlogp: dh [T, D] = sum_v a_t (softmax(z_t) - onehot(target_t))_v w_v; logp as above. e [T, block] is
+/* With a [T] = -dL/dlogp: dh [T, D] = sum_v a_t (softmax(z_t) - onehot(target_t))_v w_v; logp as above. Where a depends
+ * on logp, it may be NULL up to V, and the call that begins there, with the same state and dh, has it. e [T, block] is
  * work space too: in the type that is multiplied, it need not be converted; floats may be logits. */
 int et_head_backward(et_context *ctx, float *dh, float *logp, float *logits, et_array e, float *state, et_array h,
                      const void *w, int format, const int32_t *targets, const float *a, float cap, int block,

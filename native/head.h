@@ -129,7 +129,7 @@ static void head_end_task(void *arg, int task, int thread) {
     struct head_state s = h->state[task];
     double ahead = s.target - (s.max + log((double)s.sum)); /* of all others; no others: infinitely far */
     h->logp[task] = (float)(ahead > 0 ? -log1p(exp(-ahead)) : ahead - log1p(exp(ahead)));
-    if (!h->dh)
+    if (!h->dh || !h->a)
         return;
     float *dh = h->dh + (ptrdiff_t)task * h->D;
     float *w = et_scratch(h->ctx, thread);
@@ -180,7 +180,8 @@ static void head_forward(et_context *ctx, float *logp, int32_t *best, float *log
     head(ctx, &args, h, block, begin, end, T, V, D);
 }
 
-/* dh [T, D] = a_t (softmax(z_t) - onehot(target_t)) . w; logp as forward; e [T, block] may be logits. */
+/* dh [T, D] = a_t (softmax(z_t) - onehot(target_t)) . w, or with a NULL what a later end makes it from; logp as forward;
+ * e [T, block] may be logits. */
 static void head_backward(et_context *ctx, float *dh, float *logp, float *logits, et_array e, float *state,
                           et_array h, const void *w, int format, const int32_t *targets, const float *a, float cap,
                           int block, int begin, int end, int T, int V, int D) {

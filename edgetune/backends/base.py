@@ -265,10 +265,11 @@ class Ops(Protocol):
         """
 
     def head_backward(self, dh: Array, logp: Array, logits: Array, e: Array, state: Array, h: Array, w: Array, fmt: str,
-                      targets: Array, a: Array, part: tuple[int, int] = WHOLE, precision: str = "exact",
+                      targets: Array, a: Array | None, part: tuple[int, int] = WHOLE, precision: str = "exact",
                       cap: float = 0.0) -> None:
         """dh [T, D] = sum over v of a_t (softmax(z_t) - onehot(target_t))_v w_v, where a [T] = -dL/dlogp; logp as
-        head_forward.
+        head_forward. Where a depends on logp, it may be None up to V, and a last call, of part (V, V) with the same
+        state and dh, has it.
 
         e [T, B], float32 or bf16, is work space as well; float32 may be logits. cap: as in head_forward; its slope is a
         part of the gradient.

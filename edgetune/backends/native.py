@@ -261,8 +261,8 @@ class NativeOps(Ops, ABC):
         self._check(_native.head_forward(handle, logp, best, logits, state, h, w, _format(fmt), targets, cap, *part))
 
     def head_backward(self, dh: Array, logp: Array, logits: Array, e: Array, state: Array, h: Array, w: Array, fmt: str,
-                      targets: Array, a: Array, part: tuple[int, int] = WHOLE, precision: str = "exact",
-                      cap: float = 0.0) -> None:
+                      targets: Array, a: Array | None, part: tuple[int, int] = WHOLE,
+                      precision: str = "exact", cap: float = 0.0) -> None:
         handle = self._at(precision)
         self._check(_native.head_backward(handle, dh, logp, logits, e, state, h, w, _format(fmt), targets, a, cap,
                                           *part))

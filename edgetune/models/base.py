@@ -272,11 +272,11 @@ class Passes(ABC):
         """Computes all blocks. keep: keeps what backward needs, which follows."""
 
     @abstractmethod
-    def head_forward(self, batch: Batch, best: np.ndarray | None = None) -> np.ndarray:
-        """Computes the first of the run's heads at each supervised position, after `forward`: float32 [S], valid until
-        the next pass. A head that chooses gives log p of the target, which is the next token or a label. For a batch
-        with choices it is [S, 1 + k], the choices' log p last; of a vector head [S, D]. best: int32 [S], filled with
-        the likeliest targets.
+    def head_forward(self, batch: Batch) -> np.ndarray:
+        """Computes the first of the run's heads at each supervised position, after `forward` with keep and before
+        `backward`, for which it may do some of the work: float32 [S], valid until the next pass. A head that chooses
+        gives log p of the target, which is the next token or a label. For a batch with choices it is [S, 1 + k], the
+        choices' log p last; of a vector head [S, D].
         """
 
     @abstractmethod
@@ -315,4 +315,6 @@ class Passes(ABC):
 
     @abstractmethod
     def score(self, batch: Batch, best: np.ndarray | None = None) -> np.ndarray:
-        """Does forward and head_forward; afterwards no streamed weights are in memory."""
+        """Does forward, and gives what head_forward does; afterwards no streamed weights are in memory. best: int32
+        [S], filled with the likeliest targets.
+        """

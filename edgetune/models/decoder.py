@@ -122,6 +122,7 @@ class Decoder(Passes):
         trained blocks. A prefix whose inputs are kept passes only the blocks whose activations are kept.
         """
         batch = self._whole(batch)
+        self._head.summed = False
         x = self.arena.view("x", batch.tokens.size, self.shape.d_model)
         if batch.is_prefix and not keep:
             self.common.prefix.begin()
@@ -235,7 +236,7 @@ class Decoder(Passes):
     def score(self, batch: Batch, best: np.ndarray | None = None) -> np.ndarray:
         """log p of each supervised target, as `head_forward`; valid until the next pass. best: int32 [S]."""
         self.forward(batch, keep=False)
-        logp = self.head_forward(batch, best)
+        logp = self._head.forward(self._whole(batch), self.before_block, best)
         self.stream.leave()
         return logp
 
@@ -263,9 +264,9 @@ class Decoder(Passes):
 
     # ---- the head ---------------------------------------------------------------------------------------------
 
-    def head_forward(self, batch: Batch, best: np.ndarray | None = None) -> np.ndarray:
-        """log p as `score` returns it, after `forward`."""
-        return self._head.forward(self._whole(batch), self.before_block, best)
+    def head_forward(self, batch: Batch) -> np.ndarray:
+        """log p as `score` returns it, after `forward` and before `backward`."""
+        return self._head.forward_to_backward(self._whole(batch), self.before_block)
 
     def likeliest(self, batch: Batch, k: int) -> tuple[np.ndarray, np.ndarray]:
         found = self._head.likeliest(self._whole(batch), k, self.before_block)

@@ -41,6 +41,7 @@ class Head:
         self.stream = stream
         self.norms = norms
         self.temperature = 1.0  # of the choices' log p
+        self.summed = False  # whether `backward` finds what `forward_to_backward` has summed
         self._cap = shape.logit_cap
         self._value = ValueHead(arena, shape.d_model) if VALUE in run.heads else None
 
@@ -68,6 +69,24 @@ class Head:
             best[:] = found
         return logp
 
+    def forward_to_backward(self, batch: Batch, begin: Callable[[], None]) -> np.ndarray:
+        """Returns what `forward` does. `backward` of the same batch follows, and goes over the vocabulary no more where
+        this pass can leave it what it sums: not with choices, values or a streamed head, which need more than that.
+        """
+        if batch.choices is not None or self._value or self.stream.streams_head or not batch.supervised.size:
+            return self.forward(batch, begin)
+        logp = self.arena.view("logp", batch.supervised.size)
+        dh = self.arena.view("dnorm", batch.supervised.size, self.shape.d_model)
+        _, h, _ = self._gather(batch)
+        self.stream.enter(self.shape.n_layer)
+        all_targets = self.ops.place(batch.targets)
+        states = self._states(batch)
+        for part in _parts(batch, begin):
+            self._pass_back(dh[part], logp[part], h[part], all_targets[part], None, self._cap, state=states[part])
+        self.ops.synchronize()
+        self.summed = True
+        return logp
+
     def backward(self, dx: np.ndarray, batch: Batch, a: np.ndarray, begin: Callable[[], None],
                  dvalues: np.ndarray | None = None) -> np.ndarray:
         """dx [T, D] = gradient of the last block's output, 0 except at supervised positions. Returns log p [S].
@@ -88,10 +107,13 @@ class Head:
         self.stream.enter(s.n_layer, s.n_layer - 1)
         given = batch.choices
         all_targets = self.ops.place(batch.targets)
+        states = self._states(batch) if self.summed else None
+        self.summed = False
         for part in _parts(batch, begin):
             targets = all_targets[part]
             if given is None:
-                self._pass_back(dh[part], logp[part], h[part], targets, a[part], self._cap)
+                state = None if states is None else states[part]
+                self._pass_back(dh[part], logp[part], h[part], targets, a[part], self._cap, state=state)
             else:
                 choices = Choices(self.ops, head, targets, given[part])
                 self._choices_backward(dh[part], logp[part], h[part], targets, a[part], choices)
@@ -131,19 +153,27 @@ class Head:
         self.ops.synchronize()
         return out
 
-    def _pass_back(self, dh: np.ndarray, logp: np.ndarray, h: np.ndarray, targets: np.ndarray, a: np.ndarray,
-                   cap: float, choices: Choices | None = None, of_choices: np.ndarray | None = None) -> None:
+    def _pass_back(self, dh: np.ndarray, logp: np.ndarray, h: np.ndarray, targets: np.ndarray, a: np.ndarray | None,
+                   cap: float, choices: Choices | None = None, of_choices: np.ndarray | None = None,
+                   state: np.ndarray | None = None) -> None:
         """One pass over the vocabulary for a part of [S]. a [S]: of the targets, with that of the choices, of which
-        of_choices [S, 1 + k] has each.
+        of_choices [S, 1 + k] has each. Or the pass has no a, and one with it and the same state [S, HEAD_STATE] is
+        only its end.
         """
         head = self.stream.head
-        work = self._work(targets.size)
-        summed = self.ops.place(a)
-        for entries in self.stream.slices(choices.tokens if choices else targets):
-            self.ops.head_backward(dh, logp, *work, h, head.data, head.format, targets, summed, entries,
-                                   self.run.precision, cap)
+        logits, e, own = self._work(targets.size)
+        summed = None if a is None else self.ops.place(a)
+        n = self.shape.n_vocab
+        only_end = state is not None and a is not None
+        for entries in [(n, n)] if only_end else self.stream.slices(choices.tokens if choices else targets):
+            self.ops.head_backward(dh, logp, logits, e, own if state is None else state, h, head.data, head.format,
+                                   targets, summed, entries, self.run.precision, cap)
             if choices and of_choices is not None and entries[1] == self.shape.n_vocab:
                 choices.backward(dh, of_choices, h, cap)
+
+    def _states(self, batch: Batch) -> np.ndarray:
+        """The states of all of [S], [S, HEAD_STATE]: in the gradient's place, which is written last."""
+        return self.arena.view("dx", batch.supervised.size, HEAD_STATE)
 
     def _choices_backward(self, dh: np.ndarray, logp: np.ndarray, h: np.ndarray, targets: np.ndarray, a: np.ndarray,
                           choices: Choices) -> None:

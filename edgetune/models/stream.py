@@ -272,6 +272,10 @@ class Stream:
         read = replace(embedding, shape=(found.size, embedding.shape[1]), data=needed.reshape(-1))
         return read, self._ops.place(places.astype(np.int32))
 
+    @property
+    def streams_head(self) -> bool:
+        return self._window is not None
+
     def slices(self, targets: NDArray[np.int32]) -> Iterator[tuple[int, int]]:
         """First entry and end of parts of the vocabulary. Where the head is streamed, only the current part is in
         memory, and with the last one the rows of `targets`, which the end of the head's pass reads.

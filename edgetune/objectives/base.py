@@ -60,7 +60,8 @@ class Objective(ABC):
     """One way to learn. An instance holds its options; it keeps no state between calls.
 
     name: on the command line and in run.json; method: in a daemon's job, OpenAI's name where there is one, else `name`.
-    needs_logp: whether `a` depends on the log-probabilities. A step then takes one more pass of the head.
+    needs_logp: whether `a` depends on the log-probabilities. A step with values, choices or a
+    streamed head then takes one more pass of the head.
     needs_reference: whether `batch.reference`, log p by the base without an adapter or by the adapter that training
     starts from, is wanted. It is computed once an example.
     needs_top: k, the number of tokens wanted that the reference finds likeliest after a row's other prompt; they are

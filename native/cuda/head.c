@@ -35,7 +35,7 @@ static void head(et_context *ctx, struct head_args args, float *logp, et_array h
             cuda_matmul_backward(ctx, (et_array){args.dh, ET_F32}, args.e, part, format, NULL, NULL, 1.0f,
                                  args.first > 0, T, args.n, args.D, 0);
     }
-    if (args.dh && end == V)
+    if (args.dh && args.a && end == V)
         finish_gradient(ctx, args, w, format, T, V);
 }
 
