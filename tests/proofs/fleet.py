@@ -1,6 +1,6 @@
 """Devices that each know two kinds of rows learn all in rounds, compared with one training on all rows.
 
-    python tests/proofs/fleet.py [--task snips] [--only VARIANT ...] [--seeds 0,1,2] [--devices 20] [--rows 14]
+    python tests/proofs/fleet.py [--task snips] [--only VARIANT ...] [--seeds 0,1,2] [--devices 20] [--rows 28]
                                  [--rounds 10] [--epochs 1] [--schedule constant] [--batch 1] [--server-rate 1.5]
                                  [--planned-rounds 10] [--questions 300] [--alone 3] [--threads 1] [--out FILE]
 
@@ -290,7 +290,7 @@ def told(result: Result) -> str:
 def main() -> None:
     parser = arguments(__doc__, "fleet.jsonl", VARIANTS, seeds=True)
     parser.add_argument("--task", choices=("snips", "home"), default="snips")
-    for name, kind, default in (("devices", int, 20), ("rows", int, 14), ("rounds", int, 10), ("epochs", float, 1.0),
+    for name, kind, default in (("devices", int, 20), ("rows", int, 28), ("rounds", int, 10), ("epochs", float, 1.0),
                                 ("schedule", str, "constant"), ("server-rate", float, 1.5), ("planned-rounds", int, 10),
                                 ("batch", int, 1),
                                 ("questions", int, 300), ("alone", int, 3), ("threads", int, 1)):
