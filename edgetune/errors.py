@@ -7,6 +7,8 @@ Programming mistakes stay ordinary Python exceptions.
 from __future__ import annotations
 
 import re
+from collections.abc import Callable, Mapping
+from typing import Any
 
 WORSE = 3  # exit code of a training that ended, and whose result is no better than the model before
 LONGEST = 1000  # characters of `what` and of `hint`
@@ -134,3 +136,18 @@ class Interrupted(EdgetuneError):
     """A run was asked to stop and can be taken up again."""
 
     exit_code = 75
+
+
+def told(call: Callable[[], Any]) -> dict[str, Any]:
+    """What a call found, or its EdgetuneError, for another process to read; see `found_in`."""
+    try:
+        return {"found": call()}
+    except EdgetuneError as error:
+        return {"error": type(error).__name__, "what": error.what, "hint": error.hint}
+
+
+def found_in(said: Mapping[str, Any]) -> Any:
+    """What `told` says was found. Raises the error that it says."""
+    if "error" in said:
+        raise globals()[said["error"]](said["what"], said["hint"])
+    return said["found"]

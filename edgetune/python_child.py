@@ -7,13 +7,15 @@ from __future__ import annotations
 
 import ctypes
 import errno
+import json
 import os
 import resource
 import signal
 import sys
+from collections.abc import Mapping
 from contextlib import suppress
 from pathlib import Path
-from typing import Any
+from typing import Any, TextIO
 
 from .machine.procfs import kib
 
@@ -41,6 +43,23 @@ def die_with(parent: int, exit_code: int = 1) -> None:
         ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL, 0, 0, 0)
     if os.getppid() != parent:
         os._exit(exit_code)
+
+
+def begin_replies() -> tuple[dict[str, Any], TextIO]:
+    """Returns the first message of the parent, a line of JSON, and where replies go. The process ends with the parent,
+    whose number the message has.
+    """
+    out = os.fdopen(os.dup(1), "w")
+    os.dup2(2, 1)  # all other output is not a reply
+    message = json.loads(sys.stdin.readline())
+    die_with(message.pop("parent"))
+    return message, out
+
+
+def reply(out: TextIO, message: Mapping[str, Any]) -> None:
+    """Sends a line of JSON to the parent."""
+    out.write(json.dumps(message) + "\n")
+    out.flush()
 
 
 def limit_memory(limit: int, least: int) -> None:

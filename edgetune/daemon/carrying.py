@@ -12,7 +12,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from .. import errors
+from ..errors import UnansweredError, found_in
 from ..python_child import child, how_it_ended
 
 MODULE = f"{__package__}.rounds"  # by its name: it loads what this process shall not
@@ -61,11 +61,8 @@ class RoundsInChild:
         if not line:
             ended = how_it_ended(self._process.wait())
             self.rest()
-            raise errors.UnansweredError(f"the process that asks the daemon has ended: {ended}", "try again")
-        said = json.loads(line)
-        if "error" in said:
-            raise getattr(errors, said["error"])(said["what"], said["hint"])
-        return said["found"]
+            raise UnansweredError(f"the process that asks the daemon has ended: {ended}", "try again")
+        return found_in(json.loads(line))
 
     def _write(self, message: Mapping[str, Any]) -> None:
         assert self._process

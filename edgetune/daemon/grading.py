@@ -101,8 +101,6 @@ class Grading:
                 "memory": memory, "parent": os.getpid()}
         with self.places.taken(), self._turn:
             said = _graded(task, judge)
-        if "error" in said:
-            raise getattr(errors, said["error"])(said["what"], said["hint"])
         return Graded(Grade(said["reward"], said["parts"], said["errors"]), said["seconds"], judge.usage)
 
 
@@ -131,14 +129,15 @@ def _graded(task: Mapping[str, Any], judge: Judge) -> dict[str, Any]:
 
 
 def _conversation(process: subprocess.Popen[str], task: Mapping[str, Any], judge: Judge) -> dict[str, Any]:
-    """Answers the requests of the process to the base until it is done. Raises _Ended where it ends before, and the
-    errors of the base.
+    """Answers the requests of the process to the base until it is done. Raises _Ended where it ends before, its
+    errors, and those of the base.
     """
     message: Mapping[str, Any] = task
     while True:
         reply = _exchange(process, message)
         if "conversations" not in reply:
-            return reply
+            found: dict[str, Any] = errors.found_in(reply)
+            return found
         message = {"probabilities": judge.label_probabilities(reply["conversations"], reply["labels"])}
 
 

@@ -10,13 +10,14 @@ import sys
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import Any, TextIO
 
-from ..errors import EdgetuneError
+from ..errors import told
 from ..evaluation.graders.base import read_grader
 from ..evaluation.graders.sample import Sample
 from ..evaluation.graders.sandbox import limit_processes
-from ..python_child import die_with, limit_memory
+from ..python_child import begin_replies, limit_memory, reply
 
 NICE = 19  # answers come first
 
@@ -30,36 +31,25 @@ class _Asking:
 
     def label_probabilities(self, conversations: Sequence[Sequence[Mapping[str, Any]]],
                             labels: Sequence[str]) -> list[list[float] | None]:
-        _say(self.out, {"conversations": conversations, "labels": labels})
+        reply(self.out, {"conversations": conversations, "labels": labels})
         found: list[list[float] | None] = json.loads(sys.stdin.readline())["probabilities"]
         return found
 
 
 def main() -> None:
-    out = os.fdopen(os.dup(1), "w")
-    os.dup2(2, 1)  # all other output is not a reply
-    task = json.loads(sys.stdin.readline())
-    die_with(task["parent"])
+    task, out = begin_replies()
     os.nice(NICE)
     limit_memory(0, task["memory"])
     limit_processes(task["memory"])
-    try:
-        said = _grade(task, out)
-    except EdgetuneError as error:
-        said = {"error": type(error).__name__, "what": error.what, "hint": error.hint}
-    except MemoryError:
-        said = {"reward": 0.0, "parts": {}, "errors": {"other_error": True}, "seconds": 0.0}
-    _say(out, said)
+    reply(out, told(partial(_grade, task, out)))
 
 
 def _grade(task: Mapping[str, Any], out: TextIO) -> dict[str, Any]:
-    grader = read_grader(task["grader"], model=_Asking(task["name"], out), allow_python=task["allow_python"])
-    began = time.monotonic()
-    grade, = grader.grade([Sample(task["sample"])], [task["item"]])
+    try:
+        grader = read_grader(task["grader"], model=_Asking(task["name"], out), allow_python=task["allow_python"])
+        began = time.monotonic()
+        grade, = grader.grade([Sample(task["sample"])], [task["item"]])
+    except MemoryError:
+        return {"reward": 0.0, "parts": {}, "errors": {"other_error": True}, "seconds": 0.0}
     return {"reward": grade.reward, "parts": dict(grade.parts), "errors": dict(grade.errors),
             "seconds": time.monotonic() - began}
-
-
-def _say(out: TextIO, message: Mapping[str, Any]) -> None:
-    out.write(json.dumps(message) + "\n")
-    out.flush()

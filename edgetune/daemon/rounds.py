@@ -6,21 +6,21 @@ That process reads a line of JSON with a call from stdin, and writes one with wh
 from __future__ import annotations
 
 import json
-import os
 import shutil
 import signal
 import sys
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
+from functools import cache, partial
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
 from urllib.parse import quote
 
-from ..errors import EdgetuneError
+from ..errors import told
 from ..fleet.rounds import answer as answers
 from ..fleet.secret.files import ARRAYS, MASKED, REVEALED
 from ..formats import signature
-from ..python_child import die_with
+from ..python_child import begin_replies, reply
 from .client import Client
 from .lead import Signing, open_lead
 
@@ -58,25 +58,20 @@ class RoundsByHttp:
 
 
 def main() -> None:
-    out = os.fdopen(os.dup(1), "w")
-    os.dup2(2, 1)  # all other output is not a reply
-    asked = json.loads(sys.stdin.readline())
-    die_with(asked["parent"])
+    asked, out = begin_replies()
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # the parent ends it
-    there: RoundsByHttp | None = None
+
+    @cache
+    def opened() -> RoundsByHttp:
+        key_file = Path(asked["key_file"]) if asked["key_file"] else None
+        return RoundsByHttp(open_lead(asked["url"], key_file, asked["device"])[0])
+
     for line in sys.stdin:
-        try:
-            if there is None:
-                key_file = Path(asked["key_file"]) if asked["key_file"] else None
-                there = RoundsByHttp(open_lead(asked["url"], key_file, asked["device"])[0])
-            said = {"found": _called(there, **json.loads(line))}
-        except EdgetuneError as error:
-            said = {"error": type(error).__name__, "what": error.what, "hint": error.hint}
-        out.write(json.dumps(said) + "\n")
-        out.flush()
+        reply(out, told(partial(_called, opened, **json.loads(line))))
 
 
-def _called(there: RoundsByHttp, call: str, **given: Any) -> Any:
+def _called(opened: Callable[[], RoundsByHttp], call: str, **given: Any) -> Any:
+    there = opened()
     if call == "round":
         return there.round(**given)
     if call == "load":

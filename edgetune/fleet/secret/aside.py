@@ -12,7 +12,7 @@ import subprocess
 from pathlib import Path
 from typing import Any
 
-from ... import errors
+from ...errors import UnansweredError, found_in
 from ...python_child import child, how_it_ended
 
 MODULE = f"{__package__}.called"  # by its name: it loads what this process shall not
@@ -51,9 +51,6 @@ def _call(**given: Any) -> Any:
     done = subprocess.run(**child(MODULE), input=json.dumps({**said, "parent": os.getpid()}), text=True,
                           stdout=subprocess.PIPE, check=False)
     if not done.stdout:
-        raise errors.UnansweredError(f"the process of a secret round has ended: {how_it_ended(done.returncode)}",
+        raise UnansweredError(f"the process of a secret round has ended: {how_it_ended(done.returncode)}",
                                      "try again")
-    found = json.loads(done.stdout)
-    if "error" in found:
-        raise getattr(errors, found["error"])(found["what"], found["hint"])
-    return found["found"]
+    return found_in(json.loads(done.stdout))

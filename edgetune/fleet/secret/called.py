@@ -2,16 +2,14 @@
 
 from __future__ import annotations
 
-import json
-import os
 import signal
-import sys
+from functools import partial
 from pathlib import Path
 from typing import Any
 
-from ...errors import EdgetuneError
+from ...errors import told
 from ...formats import signature
-from ...python_child import die_with
+from ...python_child import begin_replies, reply
 from ..joining import cards as published
 from ..rounds.task import read_task
 from . import round as rounds
@@ -25,19 +23,11 @@ PATHS = ("folder", "key", "sign", "task", "peers", "update", "out", "request")
 
 
 def main() -> None:
-    out = os.fdopen(os.dup(1), "w")
-    os.dup2(2, 1)  # all other output is not a reply
-    asked = json.loads(sys.stdin.readline())
-    die_with(asked.pop("parent"))
+    asked, out = begin_replies()
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # the parent ends it
     call = CALLS[asked.pop("call")]
-    try:
-        said = {"found": call(**{name: Path(value) if value and name in PATHS else value
-                                 for name, value in asked.items()})}
-    except EdgetuneError as error:
-        said = {"error": type(error).__name__, "what": error.what, "hint": error.hint}
-    out.write(json.dumps(said) + "\n")
-    out.flush()
+    given = {name: Path(value) if value and name in PATHS else value for name, value in asked.items()}
+    reply(out, told(partial(call, **given)))
 
 
 def _publish(folder: Path, device: str, key: Path, sign: Path | None) -> str:
