@@ -11,8 +11,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from ...disk import read_small
 from ...errors import FormatError, MismatchError, UsageError
+from ..listed_keys import listed_keys
 
 if TYPE_CHECKING:
     from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
@@ -69,17 +69,13 @@ def read_peers(path: Path) -> tuple[str, ...]:
     """The Ed25519 keys in a file of the devices that its owner knows, one a line: all digits, or the first ones by
     which people compare keys, with spaces or without. What follows # is for people. Raises UsageError.
     """
-    try:
-        lines = read_small(path).decode("utf-8", "replace").splitlines()
-    except OSError as error:
-        raise UsageError(f"cannot read {path}: {error.strerror}", "write a file with a key a line") from None
     found = []
-    for number, line in enumerate(lines, 1):
-        word = "".join(line.partition("#")[0].split())
-        if word and not re.fullmatch(f"[0-9a-f]{{{SHOWN}}}|{PUBLIC.pattern}", word):
+    for number, words in listed_keys(path, "write a file with a key a line"):
+        key = "".join(words)
+        if not re.fullmatch(f"[0-9a-f]{{{SHOWN}}}|{PUBLIC.pattern}", key):
             raise UsageError(f"line {number} of {path} is no key", f"write the first {SHOWN} digits that the device "
                              "shows, or all of them")
-        found += [word] if word else []
+        found.append(key)
     return tuple(found)
 
 

@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING
 
 from ...disk import cannot_write, json_text, read_object, read_small, refuse_existing, replaced
 from ...errors import FormatError, UnsupportedError, UsageError, install_hint
+from ..listed_keys import listed_keys
 from .masks import KEY
 
 if TYPE_CHECKING:
@@ -71,19 +72,13 @@ def load_key(path: Path) -> X25519PrivateKey:
 
 def public_keys(path: Path) -> tuple[bytes, ...]:
     """The public keys in a file, one a line; what follows # is for people. Raises UsageError for another line."""
-    try:
-        lines = read_small(path).decode("utf-8", "replace").splitlines()
-    except OSError as error:
-        raise UsageError(f"cannot read {path}: {error.strerror}", "write a file with a public key a line") from None
     found = []
-    for number, line in enumerate(lines, 1):
-        word = line.partition("#")[0].strip()
-        if not word:
-            continue
-        if not re.fullmatch(f"[0-9a-f]{{{2 * KEY}}}", word):
+    for number, words in listed_keys(path, "write a file with a public key a line"):
+        key = " ".join(words)
+        if not re.fullmatch(f"[0-9a-f]{{{2 * KEY}}}", key):
             raise UsageError(f"line {number} of {path} is no public key of {2 * KEY} hexadecimal digits",
                              "write what edgetune fleet key printed")
-        found.append(bytes.fromhex(word))
+        found.append(bytes.fromhex(key))
     return tuple(sorted(found))
 
 

@@ -16,9 +16,10 @@ from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 
-from ....disk import alone, private_folder, read_object, read_small, replaced
+from ....disk import alone, private_folder, read_object, replaced
 from ....errors import EdgetuneError, UsageError
 from ....formats.bundle import Bundle
+from ...listed_keys import listed_keys
 from ...rounds.task import RoundRecord, open_task, records_of
 from ..places import newest
 from ..waiting import wait
@@ -204,18 +205,13 @@ def node_keys(path: Path) -> tuple[str, ...]:
 
     Raises UsageError for another line, or none.
     """
-    try:
-        lines = read_small(path).decode("utf-8", "replace").splitlines()
-    except OSError as error:
-        raise UsageError(f"cannot read {path}: {error.strerror}", "write a file with a public key a line") from None
     found = []
-    for number, line in enumerate(lines, 1):
-        words = " ".join(line.partition("#")[0].split()[:2])
-        if words and not _KEY.fullmatch(words):
+    for number, words in listed_keys(path, "write a file with a public key a line"):
+        key = " ".join(words[:2])
+        if not _KEY.fullmatch(key):
             raise UsageError(f"line {number} of {path} is no public key of a node",
                              "write what edgetune fleet node printed: ecdsa-sha2-nistp384 ...")
-        if words:
-            found.append(words)
+        found.append(key)
     if not found:
         raise UsageError(f"{path} has no public key of a node", "start the nodes once: each prints its key")
     return tuple(dict.fromkeys(found))
