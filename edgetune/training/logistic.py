@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from ..errors import EdgetuneError
+from ..errors import EdgetuneError, install_hint
 
 C = 10.0
 MOST_ITERATIONS = 200
@@ -57,7 +57,7 @@ def _fitted(vectors: Floats, k: int, loss: Loss) -> tuple[Floats, Floats]:
         from scipy.optimize import minimize
     except ImportError:
         raise EdgetuneError("scipy, which fits the head of an encoder, is not installed",
-                            "install edgetune with its extra encoders") from None
+                            install_hint("encoders")) from None
     x = vectors.astype(np.float64)
     width = x.shape[1]
 
