@@ -181,9 +181,9 @@ class Decoder(Passes):
         for layer in range(self.shape.n_layer - 1, self.run.lowest - 1, -1):
             self.before_block()
             key = self._tape_key(layer, batch, "backward") if are_ops else None
-            self._taped.run(key, batch.tokens.size, partial(self._last_block, layer, dx, batch))
+            self._taped.run(key, batch.tokens.size, partial(self._rebuilt_backward, layer, dx, batch))
 
-    def _last_block(self, layer: int, dx: np.ndarray, batch: Batch) -> None:
+    def _rebuilt_backward(self, layer: int, dx: np.ndarray, batch: Batch) -> None:
         if layer != self.shape.n_layer - 1:  # whose activations are those of forward
             self._rebuild(layer, batch)
         self._block_backward(layer, dx, batch)
