@@ -105,16 +105,18 @@ def test_the_quorum_is_enough_once_the_time_is_over(bundle, begun):
     assert [one.device for one in ended.left_out] == ["c"]
 
 
-def test_a_stopped_device_continues_from_its_own_folder(begun):
+def test_a_stopped_device_continues_and_another_with_the_same_home_does_not_care(begun, tmp_path):
     folder, member = begun
-    one = member("a")
+    one, other = (replace(member(letter), work=tmp_path / "home") for letter in "ab")
     steps: list[object] = []
     calls = RunCallbacks(lambda event: steps.append(1) if event["event"] == "step" else None, lambda: len(steps) == 2)
     with pytest.raises(Interrupted):
         one.answer(calls)
     assert not newest(folder).answer_folders()
     assert [*one.work.iterdir()]
+    assert other.answer(CALLS)
     assert one.answer(CALLS)
+    assert {path.name for path in newest(folder).answer_folders()} == {"a", "b"}
 
 
 def test_where_devices_join_an_answer_counts_by_its_signature(bundle, begun, tmp_path):

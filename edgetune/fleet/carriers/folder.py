@@ -83,7 +83,7 @@ class Member:
         task = open_task(place.task, self.bundle)
         if self.secret and not self.secret.may_answer(task):
             return None
-        made = self.work / task.name[:16]
+        made = self.work / f"{check_name(self.device)}-{task.name[:16]}"  # two devices may share a home folder
         facts = None
         if not made.exists():
             facts = train_round(task, self.bundle, self.rows, made, self.device, held_out=self.held_out, rank=self.rank,
