@@ -14,6 +14,7 @@ import numpy as np
 import pytest
 import torch
 import transformers
+import without_sklearn  # noqa: F401
 from formats_of_ggml import dequantize, quantize
 from gguf_names import gguf_name
 from tiny import (

@@ -4,8 +4,6 @@ import json
 
 import pytest
 from houses import HOUSE
-from hypothesis import given
-from hypothesis import strategies as st
 
 from edgetune.home.entities import home_of
 from edgetune.home.fields import fields_of, training_row, wish_of_fields
@@ -16,12 +14,12 @@ from edgetune.home.wishes import Wish
 
 HOME = home_of(HOUSE, "house")
 ENGLISH = language_of("en")
-DRAWN = [wish for seed in range(3) for row in Rows(HOME, ENGLISH, seed).draw(200) for wish in row.wishes]
 
 
-@given(st.sampled_from(DRAWN))
-def test_fields_and_back(wish):
-    assert wish_of_fields(json.loads(json.dumps(fields_of(wish)))) == wish
+def test_fields_and_back():
+    drawn = [wish for seed in range(3) for row in Rows(HOME, ENGLISH, seed).draw(200) for wish in row.wishes]
+    assert len(drawn) >= 600
+    assert [wish_of_fields(json.loads(json.dumps(fields_of(wish)))) for wish in drawn] == drawn
 
 
 def test_a_row_has_digits_and_values_that_stand_in_it():

@@ -78,14 +78,17 @@ def test_few_characters_are_another_kind_than_in_the_library():
     assert min(differing()) > "\u0600"
 
 
-# reordered: the library sorts marks of a character that are no accents
-REORDERED = "".join(chr(code) for code in range(0x110000)
-                    if unicodedata.combining(chr(code)) and unicodedata.category(chr(code)) != "Mn")
+@cache
+def reordered():
+    """Marks of a character that are no accents, which the library sorts."""
+    return "".join(chr(code) for code in range(0x110000)
+                   if unicodedata.combining(chr(code)) and unicodedata.category(chr(code)) != "Mn")
 
 
 @given(st.text(st.one_of(st.characters(exclude_categories=["Cs"]), st.sampled_from("aé ,.'-好한ß\u0301")), max_size=40))
 def test_on_unicode_of_every_kind(text):
-    text = "".join(character for character in text if character not in differing() + REORDERED)
+    left_out = differing() + reordered()
+    text = "".join(character for character in text if character not in left_out)
     for tokenizers in tiny_tokenizers():
         same(*tokenizers, text)
 

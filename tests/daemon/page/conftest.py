@@ -1,4 +1,7 @@
-"""One browser for all tests of a module. Imports are within the fixtures: a part may be missing."""
+"""One browser for all tests of this folder. Imports are within the fixtures: a part may be missing.
+
+It ends with the folder: while Playwright is there, its loop of asyncio runs, and no other can.
+"""
 
 import pytest
 
@@ -8,7 +11,7 @@ def url(running):
     return str(running.url)
 
 
-@pytest.fixture(scope="module")
+@pytest.fixture(scope="package")
 def browser():
     from pages import CHROMIUM, sync_api
 
