@@ -3,23 +3,29 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pytest
 from json_lines import write_lines
 from numpy.typing import NDArray
 from safetensors.numpy import load_file, save_file
 
 from edgetune.adapters.store import open_adapter
 from edgetune.disk import sha256
-from edgetune.fleet.carriers.folder import Member
+from edgetune.errors import FormatError
+from edgetune.fleet.carriers.folder import Lead, Member
 from edgetune.fleet.carriers.places import Place, newest
+from edgetune.fleet.carriers.secret_part import SecretPart
+from edgetune.fleet.joining.cards import cards_of
 from edgetune.fleet.options import FleetOptions
 from edgetune.fleet.rounds.making import make_task
-from edgetune.fleet.rounds.task import open_task
+from edgetune.fleet.rounds.task import Secret, open_task
 from edgetune.fleet.secret.files import open_masked, open_request, open_revealed
 from edgetune.fleet.secret.fixed_point import LIMIT, FixedPoint
+from edgetune.fleet.secret.key import make_key, write_private
 from edgetune.fleet.secret.masks import total
 from edgetune.fleet.secret.round import MOST_TOKENS, circle_of
 from edgetune.formats.bundle import Bundle
@@ -46,6 +52,52 @@ def learn(bundle: Bundle, work: Path) -> tuple[Learned, dict[str, Path]]:
         facts = json.loads((answer / "answer.json").read_text())
         found[name] = (load_file(answer / "update.safetensors"), facts["tokens"])
     return found, rows
+
+
+class Fleet:
+    """A folder with devices that have published their keys, of which some sign."""
+
+    def __init__(self, bundle: Bundle, rows: dict[str, Path], folder: Path, signing: Sequence[str] = ()) -> None:
+        from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
+        self.bundle = bundle
+        self.folder = folder / "shared"
+        self.folder.mkdir(parents=True)
+        self.said: dict[str, list[str]] = {name: [] for name in DEVICES}
+        self.members: dict[str, Member] = {}
+        for name in DEVICES:
+            make_key(folder / f"{name}.key")
+            if name in signing:
+                write_private(folder / f"{name}.sign", Ed25519PrivateKey.generate())
+            self.members[name] = self.member(name, rows, folder, folder / f"{name}.sign" if name in signing else None)
+
+    def member(self, name: str, rows: dict[str, Path], folder: Path, sign: Path | None,
+               peers: Path | None = None) -> Member:
+        part = SecretPart(folder / f"{name}.key", True, peers, sign, self.said[name].append)
+        return Member(self.folder, self.bundle, rows[name], name, folder / f"work-{name}", "none", 0, None, sign,
+                      {"threads": 1}, part)
+
+    def begin(self, threshold: int | None = None) -> None:
+        for member in self.members.values():
+            with pytest.raises(FormatError, match="holds no round-0001/task"):
+                member.answer(CALLS)
+        secret = Secret.of(cards_of(self.folder)[0], threshold)
+        make_task(self.bundle, self.folder / "round-0001" / "task", CONFIG, OPTIONS, secret=secret)
+
+    def lead(self, seconds: float = 1e9, devices: int | None = None) -> Lead:
+        """A lead that has just been started again."""
+        return Lead(self.folder, self.bundle, devices, seconds, None)
+
+    def answer(self, names: str) -> None:
+        for name in names:
+            part = self.members[name].answer(CALLS)
+            assert (part.facts is not None, part.is_over) == (True, False)
+            assert self.members[name].answer(CALLS) is None
+
+    def reveal(self, names: str) -> None:
+        for name in names:
+            part = self.members[name].answer(CALLS)
+            assert (part.facts, part.is_over) == (None, True)
+            assert self.members[name].answer(CALLS) is None
 
 
 def check_sum(folder: Path, bundle: Bundle, learned: Learned, names: str) -> None:

@@ -115,7 +115,7 @@ def fleet_join(url: str, code: str, device: str, every: float, as_json: bool) ->
 def fleet_rotate(url: str, as_json: bool) -> None:
     """Replace the key by which this device signs.
 
-    The old key signs the new one, and counts no longer.
+    The old key signs the new one, and counts until the round ends.
     """
     from ..daemon.lead import rotate
     from ..errors import UsageError

@@ -94,17 +94,17 @@ def check(folder: Path, message: bytes) -> Signer | None:
     return Signer(public, (trusted or {}).get(public, ""))
 
 
-def check_by(folder: Path, message: bytes, public: str) -> Signer:
-    """Who signed `message`: the holder of one key, whoever is trusted. public: its 64 hexadecimal digits.
+def check_by(folder: Path, message: bytes, *keys: str) -> Signer:
+    """Who signed `message`: the holder of one of these keys, whoever is trusted. keys: 64 hexadecimal digits each.
 
     Raises MismatchError where another key or none did; the others as of check.
     """
     file = folder / FILE
     if not os.path.lexists(file):
-        raise MismatchError(f"{file} is missing, and the key {public:.16} had to sign", "sign with that key")
+        raise MismatchError(f"{file} is missing, and the key {keys[0]:.16} had to sign", "sign with that key")
     found = _verified(file, message)
-    if found != public:
-        raise MismatchError(f"{file} is of the key {found:.16}, and the key {public:.16} had to sign",
+    if found not in keys:
+        raise MismatchError(f"{file} is of the key {found:.16}, and the key {keys[0]:.16} had to sign",
                             "sign with that key")
     return Signer(found, "")
 

@@ -10,16 +10,15 @@ from pathlib import Path
 import numpy as np
 import pytest
 from commands import run
-from secret_fleets import CALLS, CONFIG, DEVICES, OPTIONS, changed, check_sum, learn
+from secret_fleets import CALLS, CONFIG, DEVICES, OPTIONS, Fleet, changed, check_sum, learn
 
 pytest.importorskip("cryptography")
 
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 
 from edgetune.errors import FormatError, MismatchError, UsageError
-from edgetune.fleet.carriers.folder import Lead, Member
+from edgetune.fleet.carriers.folder import Lead
 from edgetune.fleet.carriers.places import Place, newest
-from edgetune.fleet.carriers.secret_part import SecretPart
 from edgetune.fleet.joining.cards import cards_of, publish
 from edgetune.fleet.options import FleetOptions
 from edgetune.fleet.rounds.history import history_of
@@ -27,57 +26,13 @@ from edgetune.fleet.rounds.making import make_task
 from edgetune.fleet.rounds.task import Secret, open_task
 from edgetune.fleet.secret.cards import Card, check_known, make_card, read_peers
 from edgetune.fleet.secret.files import open_request
-from edgetune.fleet.secret.key import make_key, write_private
+from edgetune.fleet.secret.key import make_key
 from edgetune.fleet.secret.round import circle_of
 
 
 @pytest.fixture(scope="module")
 def learned(bundle, tmp_path_factory):
     return learn(bundle, tmp_path_factory.mktemp("learned"))
-
-
-class Fleet:
-    """A folder with devices that have published their keys, of which some sign."""
-
-    def __init__(self, bundle, rows, folder, signing=()):
-        self.bundle = bundle
-        self.folder = folder / "shared"
-        self.folder.mkdir(parents=True)
-        self.said = {name: [] for name in DEVICES}
-        self.members = {}
-        for name in DEVICES:
-            make_key(folder / f"{name}.key")
-            if name in signing:
-                write_private(folder / f"{name}.sign", Ed25519PrivateKey.generate())
-            self.members[name] = self.member(name, rows, folder, folder / f"{name}.sign" if name in signing else None)
-
-    def member(self, name, rows, folder, sign, peers=None):
-        part = SecretPart(folder / f"{name}.key", True, peers, sign, self.said[name].append)
-        return Member(self.folder, self.bundle, rows[name], name, folder / f"work-{name}", "none", 0, None, sign,
-                      {"threads": 1}, part)
-
-    def begin(self, threshold=None):
-        for member in self.members.values():
-            with pytest.raises(FormatError, match="holds no round-0001/task"):
-                member.answer(CALLS)
-        secret = Secret.of(cards_of(self.folder)[0], threshold)
-        make_task(self.bundle, self.folder / "round-0001" / "task", CONFIG, OPTIONS, secret=secret)
-
-    def lead(self, seconds=1e9, devices=None):
-        """A lead that has just been started again."""
-        return Lead(self.folder, self.bundle, devices, seconds, None)
-
-    def answer(self, names):
-        for name in names:
-            part = self.members[name].answer(CALLS)
-            assert (part.facts is not None, part.is_over) == (True, False)
-            assert self.members[name].answer(CALLS) is None
-
-    def reveal(self, names):
-        for name in names:
-            part = self.members[name].answer(CALLS)
-            assert (part.facts, part.is_over) == (None, True)
-            assert self.members[name].answer(CALLS) is None
 
 
 @pytest.fixture

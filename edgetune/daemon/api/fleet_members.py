@@ -10,6 +10,7 @@ from fastapi import APIRouter, Request
 from pydantic import Field
 
 from ...errors import UsageError
+from ...fleet.carriers.places import newest_number
 from ...fleet.joining import invites, members
 from .completions import TheService
 from .devices import TheDevice
@@ -36,6 +37,8 @@ class MemberObject(Answer):
     version: int = Field(description="Of this format.")
     edgetune: str = Field(description="The edgetune that wrote it.")
     signature: str = Field(description="Of its name and its X25519 key, by its Ed25519 key; empty: none.")
+    key_before: str = Field(description="The Ed25519 key before; empty: none.")
+    rotated_in: int = Field(description="The round in which the key before still counts; 0: in none.")
 
 
 class MemberList(Answer):
@@ -128,4 +131,5 @@ def rotate(device: str, body: RotateRequest, service: TheService, sender: TheDev
     """Replaces the signing key of a device, which signs the request with the key that it had."""
     if not sender:
         raise UsageError("the request is not signed by the device", "run edgetune fleet rotate on the device")
-    return asdict(members.rotate(fleet_folder(service), device, body.key, int(time.time()), body.signature))
+    folder = fleet_folder(service)
+    return asdict(members.rotate(folder, device, body.key, int(time.time()), body.signature, newest_number(folder)))

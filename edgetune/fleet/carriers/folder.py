@@ -141,7 +141,7 @@ class Lead:
         is_late = time.monotonic() - self._seen[1] >= self.seconds
         quorum = task.options.quorum
         folders = place.answer_folders()
-        checks = partial(check_of, self.folder)
+        checks = partial(check_of, self.folder, number=place.number)
         if len(gathered(task, folders, checks)[0]) < (quorum if is_late else max(quorum, self.devices or 1)):
             return None
         return write_next(task, self.bundle, folders, Place(self.folder, place.number + 1).task, self.key,

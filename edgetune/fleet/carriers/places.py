@@ -81,6 +81,11 @@ def rounds_of(folder: Path) -> list[Place]:
     return [place for place in found if is_whole(place.task, FACTS)]
 
 
+def newest_number(folder: Path) -> int:
+    """The number of the newest round; 0: there is none."""
+    return max((place.number for place in rounds_of(folder)), default=0)
+
+
 def check_name(device: str) -> str:
     """Returns a device's name; raises UsageError for one that names no folder."""
     if not NAME.fullmatch(device):

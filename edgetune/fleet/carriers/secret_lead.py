@@ -9,13 +9,14 @@ from __future__ import annotations
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 
 from ...disk import json_text, read_object, replaced
 from ...errors import EdgetuneError, FormatError, MismatchError, NumericsError, UsageError
 from ...formats.bundle import Bundle
 from ..joining.cards import cards_of
-from ..joining.members import is_joined, read_member, reason_against
+from ..joining.members import check_of, is_joined, read_member
 from ..rounds.spent import Spent, spent
 from ..rounds.task import RoundRecord, Secret, Task, following, records_of
 from ..secret.files import Sender, open_masked, open_request
@@ -120,8 +121,8 @@ class SecretLead:
 
 
 def sender_of(folder: Path, task: Task) -> Sender:
-    """Says why what is in a device's folder does not count, as of secret.files.Sender: it has to be that device's. A
-    daemon has checked who sent it, where devices joined; else the key signed it that signed the device's card.
+    """Says whether what is in a device's folder counts, as of secret.files.Sender: it has to be that device's. Where
+    devices joined, its key signed it, by check_of; else the key that signed the device's card, where one did.
     """
     assert task.secret
     keys = task.secret.keys
@@ -129,8 +130,6 @@ def sender_of(folder: Path, task: Task) -> Sender:
     joined = is_joined(folder)
 
     def reason(name: str, number: int, signer: str) -> str:
-        if joined and (why := reason_against(folder, name)):
-            return f"does not count: {why}"
         if joined and read_member(folder, name).secret != keys[number]:
             return f"is not of {name}"
         if cards and cards[number].device != name:
@@ -139,7 +138,7 @@ def sender_of(folder: Path, task: Task) -> Sender:
             return f"is not signed by the key of {name}"
         return ""
 
-    return reason
+    return lambda name: (check_of(folder, name, task.number), partial(reason, name))
 
 
 def following_devices(folder: Path, task: Task) -> Secret | None:

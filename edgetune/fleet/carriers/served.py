@@ -62,7 +62,8 @@ def served_round(folder: Path, device: str) -> dict[str, Any]:
         return found
     own = check_name(device)
     return {"round": place.number, "task": name, "files": there, "request": request, "request_files": asked,
-            "answered": _is_there(folder, place.answers / own), "revealed": _is_there(folder, place.revealed / own)}
+            "answered": _is_there(folder, place.answers / own, place.number),
+            "revealed": _is_there(folder, place.revealed / own, place.number)}
 
 
 def served_task_file(folder: Path, number: int, file: str) -> Path:
@@ -87,7 +88,7 @@ def take_answer(folder: Path, number: int, device: str, sent: Mapping[str, Binar
         task = read_task(place.task)
         out = place.answers / device
         names = MASKED_FILES if task.secret else ANSWER_FILES
-        if _is_there(folder, out):
+        if _is_there(folder, out, number):
             _check_same(out / names[0], sent[ANSWER], f"{device} has answered this round")
         elif place.is_requested:
             raise NotFoundError(f"round {number} takes no more answers", "wait for the next one")
@@ -110,7 +111,7 @@ def take_revealed(folder: Path, number: int, device: str, sent: Mapping[str, Bin
             facts, _ = files.open_revealed(there, task, circle_of(task), request, _sender(folder, task, device))
             return Taken(device, task.name, facts.file)
 
-        if _is_there(folder, out):
+        if _is_there(folder, out, number):
             _check_same(out / files.REVEALED, sent[ANSWER], f"{device} has revealed its shares")
         else:
             _take(out, REVEALED_FILES, files.most_revealed(request), sent, revealed)
@@ -134,7 +135,7 @@ def _taken(folder: Path, task: Task, there: Path, device: str) -> Taken:
     if task.secret:
         masked, _, _ = files.open_masked(there, task, circle_of(task), _sender(folder, task, device))
         return Taken(device, task.name, masked.file)
-    facts = open_answer(there, task, check_of(folder, device)).facts
+    facts = open_answer(there, task, check_of(folder, device, task.number)).facts
     if facts.device != device:
         raise UsageError(f"the answer is of {facts.device!r:.70}, sent as {device}", "send it under its own name")
     return Taken(device, task.name, facts.update, facts.rows, facts.tokens)
@@ -142,16 +143,16 @@ def _taken(folder: Path, task: Task, there: Path, device: str) -> Taken:
 
 def _sender(folder: Path, task: Task, device: str) -> files.Sender:
     """Says what sender_of does, for a folder that does not have the device's name yet."""
-    reason = sender_of(folder, task)
-    return lambda _name, number, signer: reason(device, number, signer)
+    return lambda _name: sender_of(folder, task)(device)
 
 
-def _is_there(folder: Path, out: Path) -> bool:
-    """Whether a device has sent the folder `out`: an open answer, where devices join, signed by its present key."""
-    if not (out / ANSWER).exists() or not is_joined(folder):
+def _is_there(folder: Path, out: Path, number: int) -> bool:
+    """Whether a device has sent the folder `out` for a round: where devices join, signed by its key."""
+    facts = next((out / name for name in (ANSWER, files.MASKED, files.REVEALED) if (out / name).exists()), None)
+    if facts is None or not is_joined(folder):
         return out.exists()
     try:
-        check_of(folder, out.name)(out, read_small(out / ANSWER, MAX_FACTS))
+        check_of(folder, out.name, number)(out, read_small(facts, MAX_FACTS))
     except (EdgetuneError, OSError):
         return False
     return True

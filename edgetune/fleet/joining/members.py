@@ -30,7 +30,7 @@ ASK = "ask the fleet's owner for a code, and join: edgetune fleet join URL --cod
 class MemberFile:
     """A device. key: its public Ed25519 key; secret: its X25519 key, for sums in secret; 64 hexadecimal digits each.
     asked_at, decided_at, rotated_at: seconds since 1970, 0: not yet. signature: of the card (secret/cards.py), by key;
-    "": it has none.
+    "": it has none. key_before: that `key` replaced; it still counts in the round rotated_in, 0: in none.
     """
 
     device: str
@@ -43,6 +43,8 @@ class MemberFile:
     version: int = VERSION
     edgetune: str = __version__
     signature: str = ""
+    key_before: str = ""
+    rotated_in: int = 0
 
 
 def is_joined(folder: Path) -> bool:
@@ -127,16 +129,17 @@ def revoke(folder: Path, device: str, now: int) -> MemberFile:
     return found if found.state == REVOKED else _write(folder, replace(found, state=REVOKED, decided_at=now))
 
 
-def rotate(folder: Path, device: str, key: str, now: int, signature: str = "") -> MemberFile:
-    """Replaces an approved device's Ed25519 key. signature: of its card, by the new one. Raises MismatchError for
-    another device or card, UsageError for no key.
+def rotate(folder: Path, device: str, key: str, now: int, signature: str = "", number: int = 0) -> MemberFile:
+    """Replaces an approved device's Ed25519 key. signature: of its card, by the new one; number: of the newest round,
+    in which the old key still counts. Raises MismatchError for another device or card, UsageError for no key.
     """
     if not PUBLIC.fullmatch(key):
         raise UsageError(f"the key {key!r:.80} is no public key", "use edgetune fleet rotate")
     found = approved(folder, device)
     if signature:
         Card(device, found.secret, key, signature).check("the request")
-    return _write(folder, replace(found, key=key, rotated_at=now, signature=signature))
+    return _write(folder, replace(found, key=key, rotated_at=now, signature=signature, key_before=found.key,
+                                  rotated_in=number))
 
 
 def approved(folder: Path, device: str) -> MemberFile:
@@ -161,14 +164,15 @@ def reason_against(folder: Path, device: str) -> str:
     return ""
 
 
-def check_of(folder: Path, device: str) -> Check:
-    """The check of the signature by which a device's answer counts: the key that it joined with must sign; where no
-    device has to join, any trusted one. Raises as approved.
+def check_of(folder: Path, device: str, number: int) -> Check:
+    """The check of the signature by which what a device sent for a round counts: its key must sign, or the one before
+    in the round in which it was replaced; where no device has to join, any trusted one. Raises as approved.
     """
     if not is_joined(folder):
         return signature.check
-    key = approved(folder, device).key
-    return lambda answer, message: signature.check_by(answer, message, key)
+    found = approved(folder, device)
+    keys = [found.key, *([found.key_before] if found.rotated_in == number > 0 else [])]
+    return lambda answer, message: signature.check_by(answer, message, *keys)
 
 
 def shown_key(key: str) -> str:

@@ -18,6 +18,8 @@ from numpy.typing import NDArray
 
 from ...disk import MIB, new_folder, read_small, sha256
 from ...errors import FormatError, MismatchError
+from ...formats import signature
+from ...formats.signature import Check
 from ..rounds.task import Task
 from ..signed_folder import AGAIN, check_file, read_facts, write_facts
 from .masks import DIGEST, KEY, Circle, Masked, Revealed
@@ -27,13 +29,17 @@ MASKED, REQUEST, REVEALED = ("masked.json", "request.json", "revealed.json")
 ARRAYS = {name: f"{Path(name).stem}.safetensors" for name in (MASKED, REQUEST, REVEALED)}
 TAG = 16  # bytes that seal shares, besides them
 Arrays = Mapping[str, NDArray[Any]]
-Sender = Callable[[str, int, str], str]
-"""From the name of a device's folder, the device's number and the key that signed the folder, why it does not count."""
+Reason = Callable[[int, str], str]
+"""From a device's number and the key that signed its folder, why that does not count; "": it does."""
+Sender = Callable[[str], tuple[Check, Reason]]
+"""From the name of a device's folder, the check of its signature, and what else may be against it; raises EdgetuneError
+where nothing of that device counts.
+"""
 
 
-def anybody(_folder: str, _number: int, _signer: str) -> str:
+def anybody(_folder: str) -> tuple[Check, Reason]:
     """Takes the folders of all devices."""
-    return ""
+    return signature.check, lambda _number, _signer: ""
 
 
 @dataclass(frozen=True)
@@ -84,11 +90,12 @@ def write_masked(folder: Path, facts: MaskedFacts, masked: Masked, key: Path | N
 
 
 def open_masked(folder: Path, task: Task, circle: Circle, sender: Sender = anybody) -> tuple[MaskedFacts, Masked, int]:
-    """What a device sent, and its bytes. sender: says why it is not of that device. Raises FormatError or MismatchError
-    for what cannot count.
+    """What a device sent, and its bytes. sender: says whether it is of that device. Raises FormatError or MismatchError
+    for what cannot count, and errors of `sender`.
     """
-    facts, _, signer = read_facts(folder, MASKED, MaskedFacts, VERSION)
-    _check(facts, folder, task, circle, sender, signer)
+    check, reason = sender(folder.name)
+    facts, _, signer = read_facts(folder, MASKED, MaskedFacts, VERSION, check)
+    _check(facts, folder, task, circle, reason, signer)
     n = len(circle.keys)
     read = _read(folder, "masked", facts.file, {
         "words": ("uint32", (values_of(task) + 1,)), "sealed": ("uint8", (n, sealed_bytes(n))),
@@ -132,8 +139,9 @@ def write_revealed(folder: Path, facts: RevealedFacts, circle: Circle, answered:
 def open_revealed(folder: Path, task: Task, circle: Circle, request: Request,
                   sender: Sender = anybody) -> tuple[RevealedFacts, Revealed]:
     """What a device revealed. Raises as open_masked."""
-    facts, _, signer = read_facts(folder, REVEALED, RevealedFacts, VERSION)
-    _check(facts, folder, task, circle, sender, signer)
+    check, reason = sender(folder.name)
+    facts, _, signer = read_facts(folder, REVEALED, RevealedFacts, VERSION, check)
+    _check(facts, folder, task, circle, reason, signer)
     if facts.request != request.name or facts.number not in request.answered:
         raise MismatchError(f"{folder} answers another request", "leave it out")
     dropped = _dropped(circle, request.answered)
@@ -183,13 +191,13 @@ def _dropped(circle: Circle, answered: list[int]) -> list[int]:
     return [number for number in range(len(circle.keys)) if number not in answered]
 
 
-def _check(facts: MaskedFacts | RevealedFacts, folder: Path, task: Task, circle: Circle, sender: Sender,
+def _check(facts: MaskedFacts | RevealedFacts, folder: Path, task: Task, circle: Circle, reason: Reason,
            signer: str) -> None:
     if facts.task != task.name:
         raise MismatchError(f"{folder} answers the task {facts.task:.12}, not {task.name:.12}", "leave it out")
     if not 0 <= facts.number < len(circle.keys):
         raise FormatError(f"{folder} is of device {facts.number}, of {len(circle.keys)}", "leave it out")
-    if why := sender(folder.name, facts.number, signer):
+    if why := reason(facts.number, signer):
         raise MismatchError(f"{folder} {why}", "leave it out")
 
 
