@@ -20,6 +20,8 @@ if TYPE_CHECKING:
 
 FOLDER = click.argument("folder", type=click.Path(path_type=Path))
 FOLDER_SECONDS, URL_SECONDS = 60.0, 300.0
+JOINED_AT = click.option("--joined", "joined_at", default="", metavar="URL",
+                         help="In a folder: sign by the key of the fleet at URL.")
 EVERY = click.option("--every", type=click.FloatRange(0.1), default=FOLDER_SECONDS, show_default=True,
                      help="Seconds between two looks at the folder.")
 
@@ -29,8 +31,7 @@ EVERY = click.option("--every", type=click.FloatRange(0.1), default=FOLDER_SECON
                       help=f"Seconds between two looks [{FOLDER_SECONDS:.0f}, at a URL {URL_SECONDS:.0f}]."),
          click.option("--lead-key-file", type=click.Path(path_type=Path),
                       help="At a URL that this device has not joined: file with a key."),
-         click.option("--joined", "joined_at", default="", metavar="URL",
-                      help="In a folder: sign by the key of the fleet at URL."),
+         JOINED_AT,
          click.option("--rounds", type=click.IntRange(0), default=0, help="Stop after this many answers; 0: never."),
          click.option("--secret", type=DeviceKey(), help="This device's key, or the URL that it joined: answer only "
                       "rounds that are summed in secret."),
@@ -57,7 +58,7 @@ def fleet_follow(folder: str, rows: Path, model: Path, every: float | None, lead
     answered: list[int] = []
     with ExitStack() as opened, stop_on_signals() as should_stop, train_progress(as_json) as progress:
         if joined_at:
-            device, key = _member_at(joined_at, folder, device, key)
+            device, key = member_at(joined_at, folder, device, key)
         copy, name, carried, joined_key = _opened(folder, device, lead_key_file, key, opened)
         part = secret_part(secret, joined_key, peers, key, tell(as_json))
         own = Member(copy, bundle, rows, name, state_folder() / "fleet", held_out, rank, asked, key, options, part)
@@ -143,7 +144,7 @@ def fleet_lead(folder: Path, model: Path, every: float, rounds: int, devices: in
     show(as_json, {"rounds": ended}, f"{len(ended)} rounds ended")
 
 
-def _member_at(url: str, folder: str, device: str, key: Path | None) -> tuple[str, Path]:
+def member_at(url: str, folder: str, device: str, key: Path | None) -> tuple[str, Path]:
     """(the device's name in the fleet at a URL, the file of the key by which it signs there)"""
     from ..errors import UsageError
     from ..fleet.joining.device import SIGNING, name_at

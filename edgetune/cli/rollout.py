@@ -11,6 +11,7 @@ import click
 from ..version import __version__
 from .app import MODEL, ModelPath, Share, Time, command, show
 from .fleet import KEY, URLS, fleet
+from .fleet_folder import JOINED_AT, member_at
 from .remote import request
 
 if TYPE_CHECKING:
@@ -97,6 +98,7 @@ def fleet_slot(model: Path, path: Path, as_json: bool) -> None:
 @request("apply", click.argument("fleet_", metavar="FOLDER"),
          click.option("--lead-key-file", type=click.Path(path_type=Path),
                       help="At a URL that this device has not joined: file with a key."),
+         JOINED_AT,
          click.option("--device", default="", help="Name of this device in the fleet [drawn once and kept]."),
          click.option("--base-slot", "slot", type=click.Path(path_type=Path), metavar="PATH",
                       help="Slot that the daemon serves: bases are taken, too."),
@@ -105,8 +107,8 @@ def fleet_slot(model: Path, path: Path, as_json: bool) -> None:
          click.option("--start-wait", type=Time(), default="15m", show_default=True,
                       help="Time in which it must answer after that."),
          group=fleet)
-def fleet_apply(client: Any, fleet_: str, lead_key_file: Path | None, device: str, slot: Path | None, restart: str,
-                start_wait: int, as_json: bool) -> None:
+def fleet_apply(client: Any, fleet_: str, lead_key_file: Path | None, joined_at: str, device: str, slot: Path | None,
+                restart: str, start_wait: int, as_json: bool) -> None:
     """Do what the roll-out asks of this device's daemon.
 
     FOLDER may be the URL of a daemon that serves one with --fleet. The gate of the device decides, and what came
@@ -120,10 +122,14 @@ def fleet_apply(client: Any, fleet_: str, lead_key_file: Path | None, device: st
     from ..fleet.device import device_name
     from ..fleet.rollout.apply import apply
     from ..fleet.rollout.base_look import settle
+    from ..fleet.rollout.folder import write_device
     from ..fleet.rollout.http import copy_of, fetch, fetch_base, send
+    from ..fleet.rollout.reports import sign
+    from ..formats.signature import private_key
     here = DaemonByHttp(client)
     now = int(time.time())
     is_url = fleet_.startswith(URLS)
+    signer = member_at(joined_at, fleet_, device, None) if joined_at else None
     with owned(slot, restart, start_wait, is_url) as owner:
         if owner:
             settle(owner, here, now)  # before anything that needs the fleet
@@ -137,6 +143,11 @@ def fleet_apply(client: Any, fleet_: str, lead_key_file: Path | None, device: st
                     fetch_base(lead, copy, name)
                 own, order = apply(copy, name, here, now, owner)
                 send(lead, copy, name)
+        elif signer:  # its own file is a copy elsewhere: the one in the folder may be forged
+            name, key = signer
+            copy = copy_of(joined_at, name)
+            own, order = apply(Path(fleet_), name, here, now, owner, copy)
+            write_device(Path(fleet_), sign(own, private_key(key)))
         else:
             own, order = apply(Path(fleet_), device or device_name(), here, now, owner)
     about = f": {own.reason}" if own.reason else ""

@@ -2,17 +2,23 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Mapping
 from contextlib import suppress
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 from urllib.parse import quote
 
+from ..disk import json_text
 from ..errors import NotFoundError
 from ..fleet.rollout.apply import Held
 from ..fleet.rollout.base_look import Served
+from ..fleet.rollout.folder import DeviceFile
 from ..fleet.rollout.look import About
+from ..fleet.rollout.reports import sign
 from .client import Client
+from .lead import Signing
 
 ADAPTERS = "/v1/adapters"
 SUFFIX = "fleet"
@@ -64,7 +70,9 @@ class DaemonByHttp:
 
 
 class LeadByHttp:
-    """The daemon that serves a folder, by its client. As fleet.rollout.http.Lead, whose errors it raises."""
+    """The daemon that serves a folder, by its client. As fleet.rollout.http.Lead, whose errors it raises. A device that
+    joined signs its report by the key that signs its requests.
+    """
 
     def __init__(self, client: Client) -> None:
         self.client = client
@@ -78,5 +86,7 @@ class LeadByHttp:
     def load_rest(self, rollout: str, file: str, target: Path, size: int) -> None:
         self.client.download_rest(f"/v1/fleet/rollouts/{quote(rollout)}/{quote(file)}", target, size)
 
-    def report(self, found: Mapping[str, Any]) -> None:
-        self.client.put(f"/v1/fleet/devices/{quote(str(found['device']))}", found)
+    def report(self, found: DeviceFile) -> None:
+        if isinstance(self.client.sign, Signing):
+            found = sign(found, self.client.sign.key)
+        self.client.put(f"/v1/fleet/devices/{quote(found.device)}", json.loads(json_text(asdict(found))))

@@ -116,14 +116,23 @@ def unchecked(_folder: Path, _message: bytes) -> None:
 def _verified(file: Path, message: bytes) -> str:
     """The public key of a signature that is right."""
     public, signed = _parse(file)
-    _require(file)
+    if not verifies(public, signed, message):
+        raise FormatError(f"{file} is not the signature of the manifest next to it", _AGAIN)
+    return public
+
+
+def verifies(public: str, signed: str, message: bytes) -> bool:
+    """Whether the holder of a key signed a message. public, signed: the key and the signature in hexadecimal digits;
+    others verify nothing. Raises UnsupportedError where cryptography is missing.
+    """
+    _require("a signature")
     from cryptography.exceptions import InvalidSignature
     from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PublicKey
     try:
         Ed25519PublicKey.from_public_bytes(bytes.fromhex(public)).verify(bytes.fromhex(signed), message)
     except (InvalidSignature, ValueError):
-        raise FormatError(f"{file} is not the signature of the manifest next to it", _AGAIN) from None
-    return public
+        return False
+    return True
 
 
 def refuse_bare(path: Path) -> None:
@@ -196,9 +205,9 @@ def _read(path: Path) -> bytes:
         raise UsageError(f"cannot read {path}: {error.strerror}", "name a file with a key or a signature") from None
 
 
-def _require(path: Path) -> None:
+def _require(what: Path | str) -> None:
     try:
         import cryptography  # noqa: F401
     except ImportError:
-        raise UnsupportedError(f"{path} cannot be used without the package cryptography",
+        raise UnsupportedError(f"{what} cannot be used without the package cryptography",
                                install_hint("sign")) from None

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import time
-from dataclasses import replace
+from dataclasses import asdict, replace
 
 import httpx
 import pytest
@@ -249,13 +249,17 @@ def test_reports_of_approved_devices_count(served):
     report = DeviceFile("porch", execution="rejected")
     with open_lead(url, None, "")[0] as client:
         with pytest.raises(UsageError, match="waits for its approval"):
-            LeadByHttp(client).report(vars(report))
+            LeadByHttp(client).report(report)
         members.approve(folder, "porch", 1)
-        LeadByHttp(client).report(vars(report))
+        LeadByHttp(client).report(report)
         with pytest.raises(UsageError, match="a device speaks of itself alone"):
-            LeadByHttp(client).report(vars(replace(report, device="hall")))
+            LeadByHttp(client).report(replace(report, device="hall"))
+        with pytest.raises(UsageError, match="the report of porch is not signed by its key"):
+            client.put("/v1/fleet/devices/porch", asdict(report))
     write_device(folder, DeviceFile("stranger"))  # as a sync would bring it
-    assert read_devices(folder)[0] == {"porch": report}
+    found = read_devices(folder)[0]
+    assert replace(found.pop("porch"), signature="") == report
+    assert found == {}
     members.revoke(folder, "porch", 2)
     found, wrong = read_devices(folder)
     assert found == {}

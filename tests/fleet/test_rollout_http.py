@@ -113,7 +113,8 @@ def test_only_what_belongs_to_a_rollout_is_served(fleet):
         assert http.get(f"/v1/fleet/rollouts/{rollout}/{FILES[0]}").json()["kind"] == "adapter"
         report = {"device": "cellar", "at": 1, "model": "", "rollout": rollout, "execution": "rejected",
                   "finished": "none", "reason": "", "adapter": "", "verdict": {}, "installed": [], "superseded": [],
-                  "kept": [], "version": 1, "edgetune": "0.1.0", "kind": "", "base": "", "active": ""}
+                  "kept": [], "version": 1, "edgetune": "0.1.0", "kind": "", "base": "", "active": "", "number": 1,
+                  "signature": ""}
         assert http.put("/v1/fleet/devices/cellar", json=report).json() == report
         assert read_device(served, "cellar").execution == "rejected"
         for name, changes in (("attic", {}), ("..", {}), ("cellar", {"execution": "done"}),

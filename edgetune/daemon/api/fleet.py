@@ -55,6 +55,9 @@ class DeviceReport(Body):
     kind: str = Field("", description="What kind of device it is, such as Raspberry Pi 5, aarch64.")
     base: str = Field("", description="The name of its model.")
     active: str = Field("", description="The adapter that answers there; empty: none.")
+    number: Whole = Field(0, description="Rises with each report.")
+    signature: str = Field("", max_length=128, description="Where devices join, of all other fields by the device's "
+                                                           "key; empty: none.")
 
 
 def fleet_folder(service: Service) -> Path:

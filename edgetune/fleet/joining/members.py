@@ -20,6 +20,7 @@ from ..secret.cards import PUBLIC, SHOWN, Card
 
 VERSION = 1
 MEMBERS = "members"
+REPORTS = Path(MEMBERS, "reports")  # the newest report of each device that counted (rollout/folder.py)
 WAITING, APPROVED, REVOKED = STATES = ("waiting", "approved", "revoked")
 NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_-]{0,63}")  # of a folder of answers, and of a device in a roll-out
 MOST = 16 * 1024  # bytes of a file
@@ -111,8 +112,10 @@ def check_asked(folder: Path, device: str, key: str, secret: str, signature: str
 
 def ask(folder: Path, device: str, key: str, secret: str, now: int, signature: str = "") -> MemberFile:
     """Lets a device wait for its approval. A revoked device's name may be taken again. Raises as check_asked."""
-    before = check_asked(folder, device, key, secret, signature)
-    return before or _write(folder, MemberFile(device, key, secret, WAITING, now, signature=signature))
+    if before := check_asked(folder, device, key, secret, signature):
+        return before
+    (folder / REPORTS / f"{device}.json").unlink(missing_ok=True)  # of the device that had the name before
+    return _write(folder, MemberFile(device, key, secret, WAITING, now, signature=signature))
 
 
 def approve(folder: Path, device: str, now: int) -> MemberFile:

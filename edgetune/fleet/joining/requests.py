@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from ...errors import MismatchError, UsageError
+from ...formats.signature import verifies
 from .members import NAME, MemberFile, read_member
 
 if TYPE_CHECKING:
@@ -71,7 +72,7 @@ class Checker:
             raise UsageError(f"the device's clock is {abs(late):.0f} seconds {'behind' if late > 0 else 'ahead'}, the "
                              f"most is {WINDOW}", "set the clock of the device")
         member = read_member(self.folder, device)
-        if not _verifies(member.key, signature, _message(method, path, time, digest)):
+        if not verifies(member.key, signature, _message(method, path, time, digest)):
             raise MismatchError(f"the request is not signed by the key of {device}",
                                 "use the device that joined under this name, or join under another")
         self._once(signature, now)
@@ -90,13 +91,3 @@ class Checker:
 
 def _message(method: str, path: str, time: str, digest: str) -> bytes:
     return "\n".join([_HEAD, method, path[max(path.find(PATH), 0):], time, digest]).encode()
-
-
-def _verifies(key: str, signature: str, message: bytes) -> bool:
-    from cryptography.exceptions import InvalidSignature
-    from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PublicKey
-    try:
-        Ed25519PublicKey.from_public_bytes(bytes.fromhex(key)).verify(bytes.fromhex(signature), message)
-    except (InvalidSignature, ValueError):
-        return False
-    return True

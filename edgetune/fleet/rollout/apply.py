@@ -58,9 +58,9 @@ class Daemon(SlotDaemon, Protocol):
 
 
 def apply(folder: Path, device: str, daemon: Daemon, now: int,
-          owner: Owner | None = None) -> tuple[DeviceFile, Order | None]:
+          owner: Owner | None = None, own_folder: Path | None = None) -> tuple[DeviceFile, Order | None]:
     """Does what the roll-out asks of this device, and returns its file as it was written, and the order. owner: of the
-    slot whose base may be replaced; None: bases are refused.
+    slot whose base may be replaced; None: bases are refused. own_folder: where the file is [folder].
 
     Raises FormatError and MismatchError for an order that is damaged or not signed, EdgetuneError where the daemon does
     not answer.
@@ -68,17 +68,18 @@ def apply(folder: Path, device: str, daemon: Daemon, now: int,
     if owner:
         settle(owner, daemon, now)
     about = daemon.about()
-    own = replace(read_device(folder, device), at=now, edgetune=__version__, **vars(about))
+    own_folder = own_folder or folder
+    own = replace(read_device(own_folder, device), at=now, edgetune=__version__, **vars(about))
     order = newest_order(folder)
     if order and own.rollout != order.facts.rollout:
         if own.execution == rings.DOWNLOADED and own.adapter:  # of a roll-out that ended before it was evaluated
             daemon.delete(own.adapter)
         own = replace(own, rollout=order.facts.rollout, execution=rings.NOTHING, finished=rings.NOTHING, reason="",
                       adapter="", verdict={})
-    look: AdapterLook | BaseLook = AdapterLook(folder, own, daemon, now)
+    look: AdapterLook | BaseLook = AdapterLook(own_folder, own, daemon, now)
     try:
         if order and _concerns(order, own) and order.stated.facts.kind == BASE:
-            look = BaseLook(folder, own, daemon, owner, now)
+            look = BaseLook(own_folder, own, daemon, owner, now)
     except UsageError as error:  # it needs a newer edgetune
         look.say(rings.REJECTED, reason=error.what)
         order = None

@@ -1,11 +1,13 @@
 """A roll-out carried by a folder, which any sync copies between the server and the devices.
 
-    devices/NAME.json                   written by the device NAME alone: what it last did
+    devices/NAME.json                   written by the device NAME alone: what it last did, perhaps signed
+    members/reports/NAME.json           written by the server: where devices joined, the newest one that counted
     rollouts/ID/artifact/               what is rolled out
     rollouts/ID/orders/000001/          order.json: the state of the roll-out, perhaps signed; one folder for each step
 
 Orders are never changed. The one with the highest number counts, in the roll-out with the highest ID. So a device reads
-whole files alone, whatever was copied last.
+whole files alone, whatever was copied last. An older report that somebody puts back counts no more, because the server
+keeps the newest one that counted; no sync carries members/.
 """
 
 from __future__ import annotations
@@ -21,10 +23,11 @@ from ...disk import json_text, new_folder, read_object, replaced
 from ...errors import DiskError, EdgetuneError, FormatError, UsageError
 from ...persisted import from_json
 from ...version import __version__
-from ..joining.members import reason_against
+from ..joining.members import REPORTS, approved, is_joined, reason_against
 from ..signed_folder import AGAIN, is_whole, read_facts, write_facts
 from . import artifact, rings
 from .artifact import Artifact
+from .reports import unsigned
 from .rings import NAME, Plan, Report, Rollout
 
 VERSION = 1
@@ -90,7 +93,8 @@ class DeviceFile:
     """What a device last did. rollout: the roll-out that the report is about. adapter: the daemon's id of it. at: when.
     installed, superseded: digests of what roll-outs brought, and of what those replaced. kept: ids of those that
     the daemon has. model: a fingerprint. verdict: numbers of its gate. kind: of the device, as machine.device has it;
-    base: the model's name; active: the id of the adapter that answers, "": none.
+    base: the model's name; active: the id of the adapter that answers, "": none. number: rises with each report;
+    signature: of all other fields, as of reports.py, "": none.
     """
 
     device: str
@@ -110,6 +114,8 @@ class DeviceFile:
     kind: str = ""
     base: str = ""
     active: str = ""
+    number: int = 0
+    signature: str = ""
 
     @property
     def report(self) -> Report:
@@ -124,10 +130,15 @@ def read_device(folder: Path, device: str) -> DeviceFile:
     if not NAME.fullmatch(device):
         raise UsageError(f"the device is called {device!r:.70}", "take up to 64 letters, digits, dots, dashes and "
                          "underscores, a letter or digit first")
-    path = folder / DEVICES / f"{device}.json"
+    return _read_file(folder / DEVICES, device) or DeviceFile(device)
+
+
+def _read_file(place: Path, device: str) -> DeviceFile | None:
+    """A device's file in a folder; None: there is none. Raises FormatError."""
+    path = place / f"{device}.json"
     written = read_object(path, "remove it, and run edgetune fleet apply", MOST)
     if written is None:
-        return DeviceFile(device)
+        return None
     found = from_json(DeviceFile, written, str(path))
     if found.version != VERSION or found.device != device:
         raise FormatError(f"{path} is of the device {found.device!r:.70}, version {found.version}", "remove it")
@@ -137,11 +148,15 @@ def read_device(folder: Path, device: str) -> DeviceFile:
 
 def write_device(folder: Path, found: DeviceFile) -> None:
     """Raises DiskError."""
+    _write_file(folder / DEVICES, found)
+
+
+def _write_file(place: Path, found: DeviceFile) -> None:
     try:
-        (folder / DEVICES).mkdir(parents=True, exist_ok=True)
+        place.mkdir(parents=True, exist_ok=True)
     except OSError as error:
-        raise DiskError(f"cannot write to {folder}: {error.strerror}", "mount it, or name another") from None
-    with replaced(folder / DEVICES / f"{found.device}.json") as beside:
+        raise DiskError(f"cannot write to {place.parent}: {error.strerror}", "mount it, or name another") from None
+    with replaced(place / f"{found.device}.json") as beside:
         beside.write_text(json_text(asdict(found), indent=1) + "\n", encoding="utf-8")
 
 
@@ -152,23 +167,47 @@ def read_devices(folder: Path) -> tuple[dict[str, DeviceFile], list[str]]:
 
 
 def read_reports(folder: Path) -> tuple[dict[str, DeviceFile], list[tuple[DeviceFile, str]], list[str]]:
-    """(the devices that count, by name; those that have not joined or were revoked, and why; why others could not be
-    read)
+    """(the devices that count, by name; those that have not joined, were revoked or did not sign, and why; why reports
+    of others could not be read, or an earlier one of the device counts)
     """
     found: dict[str, DeviceFile] = {}
     excluded: list[tuple[DeviceFile, str]] = []
     wrong: list[str] = []
-    for path in sorted((folder / DEVICES).glob("*.json")):
+    places = (folder / DEVICES, folder / REPORTS)
+    for name in sorted({path.stem for place in places for path in place.glob("*.json")}):
+        sent = None
         try:
-            device = read_device(folder, path.stem)
+            sent = read_device(folder, name) if (places[0] / f"{name}.json").exists() else None
         except EdgetuneError as error:
             wrong.append(error.what)
-            continue
-        if why := reason_against(folder, path.stem):
-            excluded.append((device, why))
-        else:
-            found[path.stem] = device
+        counts, why = _counting(folder, name, sent)
+        if counts:
+            found[name] = counts
+            wrong += [why] if why else []
+        elif sent:
+            excluded.append((sent, why))
     return found, excluded, wrong
+
+
+def _counting(folder: Path, name: str, sent: DeviceFile | None) -> tuple[DeviceFile | None, str]:
+    """(the report of a device that counts; why the one that was sent does not, "" where it does or there is none)"""
+    if (why := reason_against(folder, name)) or not is_joined(folder):
+        return None if why else sent, why
+    try:
+        before = _read_file(folder / REPORTS, name)
+    except FormatError as error:
+        return None, error.what
+    why = unsigned(sent, approved(folder, name).key) if sent else ""
+    if sent and before and not why and sent.number < before.number:
+        why = f"the report of {name} is older than one that counted"
+    return before if why else sent or before, why
+
+
+def _keep(folder: Path, devices: dict[str, DeviceFile]) -> None:
+    """Keeps the reports that count, where they are signed."""
+    for name, found in devices.items() if is_joined(folder) else ():
+        if found != _read_file(folder / REPORTS, name):
+            _write_file(folder / REPORTS, found)
 
 
 def reports_of(devices: dict[str, DeviceFile], rollout: str) -> dict[str, Report]:
@@ -234,7 +273,9 @@ def begin(folder: Path, source: Path, plan: Plan, evaluation: dict[str, Any], no
     if before and before.state.is_open:
         raise UsageError(f"the roll-out {before.facts.rollout} is {before.state.status}",
                          "wait for its end, or stop it: edgetune fleet advance FOLDER --stop")
-    devices, _ = read_devices(folder)
+    devices, wrong = read_devices(folder)
+    if wrong and not devices:
+        raise UsageError(f"no report of a device counts: {wrong[0]}", "run edgetune fleet apply on each device again")
     state = rings.begin(plan, [*devices], now, str(now), first)
     began = now
     if before:  # names sort by time: two in a second, or a clock that was set back, must not hide the newer one
@@ -265,7 +306,7 @@ def _finished(folder: Path, kind: str) -> list[str]:
 def step(folder: Path, now: int, change: str = "",
          key: Path | None = None) -> tuple[Order, dict[str, DeviceFile], list[str]]:
     """Counts the reports and moves on by a ring at most. change: what a person asks for, one of CHANGES; it comes
-    first. Returns the order that counts then, the devices, and why files of others could not be read.
+    first. Returns the order that counts then, the devices, and why reports of others are left out.
 
     Raises UsageError where nothing was rolled out, errors of `rings.changed`, and UsageError where the orders are
     signed and no key is given.
@@ -274,6 +315,7 @@ def step(folder: Path, now: int, change: str = "",
     if order is None:
         raise UsageError(f"nothing was rolled out in {folder}", "begin with edgetune fleet rollout ADAPTER FOLDER")
     devices, wrong = read_devices(folder)
+    _keep(folder, devices)
     reports = reports_of(devices, order.facts.rollout)
     state = rings.changed(order.state, change, reports, now) if change else order.state
     state = rings.advance(rings.join(state, devices), reports, now)

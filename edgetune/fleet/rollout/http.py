@@ -8,7 +8,6 @@ port.
 from __future__ import annotations
 
 import hashlib
-import json
 import shutil
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict
@@ -16,12 +15,14 @@ from pathlib import Path
 from typing import Any, Protocol
 
 from ...disk import json_text, new_folder, read_small, require_room, state_folder, sync
-from ...errors import FormatError, NotFoundError, UsageError
+from ...errors import FormatError, MismatchError, NotFoundError, UsageError
 from ...formats import signature
 from ...persisted import from_json
+from ..joining.members import approved, is_joined
 from ..signed_folder import MAX_FACTS
 from . import artifact
 from .folder import ARTIFACT, FACTS, MOST, ORDERS, ROLLOUTS, DeviceFile, newest_order, read_device, write_device
+from .reports import unsigned
 from .rings import DEPLOY, NAME, NOTHING
 
 FILES = (artifact.FACTS, signature.FILE, *artifact.FILES)
@@ -40,8 +41,8 @@ class Lead(Protocol):
     def load_rest(self, rollout: str, file: str, target: Path, size: int) -> None:
         """Writes a file of this number of bytes, or what one that was broken off lacks of it."""
 
-    def report(self, found: Mapping[str, Any]) -> None:
-        """Sends a device's file."""
+    def report(self, found: DeviceFile) -> None:
+        """Sends a device's file, which it signs where the device has joined."""
 
 
 # ---- the daemon that serves ------------------------------------------------------------------------------------------
@@ -78,7 +79,9 @@ def _names(place: Path) -> list[str]:
 
 
 def take_report(folder: Path, device: str, content: Mapping[str, Any]) -> DeviceFile:
-    """Writes a device's file, which a request brought. Raises UsageError, FormatError and DiskError."""
+    """Writes a device's file, which a request brought. Raises UsageError, FormatError and DiskError, and MismatchError
+    where it is not signed by a device that joined.
+    """
     read_device(folder, device)  # raises for a name that is none
     found = from_json(DeviceFile, dict(content), "the report")
     if found.device != device:
@@ -86,6 +89,8 @@ def take_report(folder: Path, device: str, content: Mapping[str, Any]) -> Device
     if len(json_text(asdict(found))) > MOST // 2:
         raise UsageError(f"the report has more than {MOST // 2} bytes", WRONG)
     found.report.check("the report")
+    if is_joined(folder) and (why := unsigned(found, approved(folder, device).key)):
+        raise MismatchError(why, "update edgetune on the device")
     write_device(folder, found)
     return found
 
@@ -176,4 +181,4 @@ def fetch_base(lead: Lead, folder: Path, device: str) -> None:
 
 def send(lead: Lead, folder: Path, device: str) -> None:
     """Sends the file that the device wrote last."""
-    lead.report(json.loads(json_text(asdict(read_device(folder, device)))))
+    lead.report(read_device(folder, device))

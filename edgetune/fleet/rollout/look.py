@@ -25,7 +25,7 @@ class About:
 
 
 class Look:
-    """own: the device's file, as it was written last. now: seconds."""
+    """folder: where the device's file is; own: it, as it was written last. now: seconds."""
 
     def __init__(self, folder: Path, own: DeviceFile, now: int) -> None:
         self.folder = folder
@@ -36,7 +36,8 @@ class Look:
         """Writes the file of the device, with another report where an execution is given."""
         if execution:
             facts |= {"execution": execution, "finished": finished, "reason": reason}
-        self.own = replace(self.own, at=self.now, **facts)
+        number = max(self.own.number + 1, self.now)  # rises also where the file was lost
+        self.own = replace(self.own, at=self.now, number=number, **facts)
         write_device(self.folder, self.own)
 
 

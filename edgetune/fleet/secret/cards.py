@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from ...errors import FormatError, MismatchError, UsageError
+from ...formats.signature import verifies
 from ..listed_keys import listed_keys
 
 if TYPE_CHECKING:
@@ -42,20 +43,10 @@ class Card:
                                                       _SIGNATURE.fullmatch(self.signature))):
             raise FormatError(f"{source} has a key of the device {self.device!r:.70} that is none",
                               "let the device follow the fleet again")
-        if self.key and not self._is_signed():
+        if self.key and not verifies(self.key, self.signature, _message(self.device, self.secret)):
             raise MismatchError(f"the key of {self.device} in {source} is not signed by that device",
                                 "let the device follow the fleet again")
         return self
-
-    def _is_signed(self) -> bool:
-        from cryptography.exceptions import InvalidSignature
-        from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PublicKey
-        try:
-            Ed25519PublicKey.from_public_bytes(bytes.fromhex(self.key)).verify(bytes.fromhex(self.signature),
-                                                                               _message(self.device, self.secret))
-        except (InvalidSignature, ValueError):
-            return False
-        return True
 
 
 def make_card(device: str, secret: str, key: Ed25519PrivateKey | None) -> Card:
