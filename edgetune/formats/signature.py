@@ -116,6 +116,7 @@ def unchecked(_folder: Path, _message: bytes) -> None:
 def _verified(file: Path, message: bytes) -> str:
     """The public key of a signature that is right."""
     public, signed = _parse(file)
+    _require(file)
     if not verifies(public, signed, message):
         raise FormatError(f"{file} is not the signature of the manifest next to it", _AGAIN)
     return public

@@ -9,12 +9,15 @@ from statistics import NormalDist
 
 import pytest
 from commands import run
-from fleets import KINDS, report, write_fleet, write_rounds
+from fleets import KINDS, report, signing_key, write_fleet, write_rounds
 
 from edgetune.fleet.joining import invites, members
+from edgetune.fleet.joining.device import public_of
 from edgetune.fleet.rollout import rings
-from edgetune.fleet.rollout.folder import newest_order, step
+from edgetune.fleet.rollout.folder import newest_order, read_device, step, write_device
+from edgetune.fleet.rollout.reports import sign
 from edgetune.fleet.status import EXCLUDED, OUTSIDE, status_json, status_of
+from edgetune.formats.signature import private_key
 
 
 @pytest.fixture(scope="module")
@@ -93,11 +96,14 @@ def test_counts_follow_the_devices(folder):
     assert status_of(folder).counts()[OUTSIDE] == 0
 
 
-def test_devices_that_asked_to_join_are_counted(folder):
+def test_devices_that_asked_to_join_are_counted(folder, tmp_path):
     assert status_of(folder).members is None
-    for name, digit in zip(("kitchen", "attic"), "ab", strict=True):
-        invites.join(folder, invites.invite(folder, 1), name, digit * 64, digit * 64, 2)
+    key = private_key(signing_key(tmp_path / "key"))
+    for name, public in {"kitchen": public_of(key), "attic": "b" * 64}.items():
+        invites.join(folder, invites.invite(folder, 1), name, public, "a" * 64, 2)
     members.approve(folder, "kitchen", 3)
+    assert (status_of(folder).counts()["succeeded"], status_of(folder).counts()[EXCLUDED]) == (0, 6)
+    write_device(folder, sign(read_device(folder, "kitchen"), key))
     found = status_of(folder)
     assert found.members == {"waiting": 1, "approved": 1, "revoked": 0}
     assert (found.counts()["succeeded"], found.counts()[EXCLUDED], found.unreadable) == (1, 5, [])
