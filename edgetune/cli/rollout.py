@@ -143,7 +143,7 @@ def fleet_apply(client: Any, fleet_: str, lead_key_file: Path | None, joined_at:
                     fetch_base(lead, copy, name)
                 own, order = apply(copy, name, here, now, owner)
                 send(lead, copy, name)
-        elif signer:  # its own file is a copy elsewhere: the one in the folder may be forged
+        elif signer:  # its own file is in a copy: the one in the folder may be forged
             name, key = signer
             copy = copy_of(joined_at, name)
             own, order = apply(Path(fleet_), name, here, now, owner, copy)
