@@ -3,20 +3,29 @@
 from __future__ import annotations
 
 import json
+import os
 import shutil
+import sys
+import time
+from subprocess import PIPE, Popen
 
 import pytest
-from secret_fleets import CALLS, DEVICES, Fleet, changed, check_sum, learn
+from daemons import daemon
+from secret_fleets import CALLS, CONFIG, DEVICES, OPTIONS, Fleet, changed, check_sum, learn
 
 pytest.importorskip("cryptography")
 
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 
+from edgetune.daemon.lead import ask_to_join
 from edgetune.errors import EdgetuneError
+from edgetune.fleet.carriers.folder import Lead
 from edgetune.fleet.carriers.places import newest, newest_number
 from edgetune.fleet.carriers.secret_lead import sender_of
-from edgetune.fleet.joining import members
-from edgetune.fleet.rounds.task import open_task
+from edgetune.fleet.joining import invites, members
+from edgetune.fleet.joining.cards import cards_of
+from edgetune.fleet.rounds.making import make_task
+from edgetune.fleet.rounds.task import Secret, open_task
 from edgetune.fleet.secret.cards import make_card
 from edgetune.fleet.secret.files import open_masked, open_request
 from edgetune.fleet.secret.key import load_key, write_private
@@ -117,3 +126,35 @@ def test_an_answer_by_the_key_before_counts_until_the_round_ends(bundle, learned
     place = newest(fleet.folder)
     circle = circle_of(task := open_task(place.task, bundle))
     assert {circle.names[number] for number in open_request(place.request, task, circle).answered} == {*"acd"}
+
+
+def test_the_command_in_a_folder_that_a_sync_brings(bundle, learned, tiny_llama, tmp_path, monkeypatch):
+    """Three devices, none of which sees who has joined."""
+    folder, seen = tmp_path / "served", tmp_path / "seen"
+    folder.mkdir()
+    seen.mkdir()
+    with daemon(tiny_llama, tmp_path / "state", fleet=str(folder)) as running:
+        for name in "abc":
+            monkeypatch.setenv("XDG_STATE_HOME", str(tmp_path / name))
+            ask_to_join(running.url, invites.invite(folder, 2**31), name)
+            members.approve(folder, name, 1)
+        make_task(bundle, folder / "round-0001" / "task", CONFIG, OPTIONS, secret=Secret.of(cards_of(folder)[0], None))
+        (seen / "round-0001").symlink_to(folder / "round-0001")
+        words = ("fleet", "follow", seen, "--model", bundle.path, "--joined", running.url, "--secret", running.url,
+                 "--eval", "none", "--threads", 1, "--no-govern", "--rounds", 1, "--every", 0.2)
+        devices = [Popen([sys.executable, "-m", "edgetune", *map(str, words), learned[1][name]], stdout=PIPE, text=True,
+                         env={**os.environ, "XDG_STATE_HOME": str(tmp_path / name)}) for name in "abc"]
+        try:
+            lead = Lead(folder, bundle, None, 1e9, None)
+            end = time.monotonic() + 240
+            while (ended := lead.end_round()) is None and time.monotonic() < end:
+                time.sleep(0.2)
+            said = [device.communicate(timeout=60)[0] for device in devices]
+        finally:
+            for device in devices:
+                device.kill()
+        keys = {name: json.loads((folder / "round-0001" / step / name / "manifest.sig").read_text())["public_key"]
+                for name in "abc" for step in ("answers", "revealed")}
+    assert [device.returncode for device in devices] == [0, 0, 0], said
+    assert (ended.record.devices, ended.left_out) == (3, [])
+    assert keys == {name: member.key for name, member in members.read_members(folder)[0].items()}
