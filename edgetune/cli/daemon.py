@@ -53,8 +53,11 @@ def daemon_command(model: Path, policy_file: Path | None, as_json: bool, **optio
     needed = next(extra for extra in EXTRAS if extra.name == "daemon")
     if missing := needed.missing():
         raise EdgetuneError(f"the daemon needs {', '.join(missing)}", install_hint(needed.name))
+    from ..daemon.memory import keep_little
     from ..daemon.server import run
     from ..daemon.service import Service
+
+    keep_little()
 
     def ready(url: str) -> None:
         gc.collect()

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import ctypes
 import os
+import threading
+import time
 from collections.abc import Iterator, Sequence
 from contextlib import suppress
 from pathlib import Path
@@ -15,6 +17,7 @@ from ..machine.procfs import kib, text
 from ..serving.memory import busy_bytes
 
 _LISTS_CHILDREN = Path(f"/proc/self/task/{os.getpid()}/children").exists()
+SECONDS = 1.0  # that a reading may be old in a report
 OBJECTS = 28 << 20  # bytes of Python's and the engine's objects of many requests at once, without logits
 _OPTIONS = {  # of glibc's mallopt
     -8: 1,  # M_ARENA_MAX: one heap for all threads, for each keeps what its busiest moment took
@@ -34,6 +37,24 @@ def keep_little() -> None:
 def of_all_processes() -> int:
     """Returns the bytes of this process and of those below it; what they share counts once."""
     return sum(kib(Path(f"/proc/{process}/smaps_rollup"), "Pss") for process in _with_children(os.getpid()))
+
+
+class Reading:
+    """What `of_all_processes` returned at most SECONDS ago, for reports: the kernel walks through all pages of the
+    processes to count them, and a page asks twice in each look.
+    """
+
+    def __init__(self) -> None:
+        self._bytes = 0
+        self._until = 0.0
+        self._lock = threading.Lock()
+
+    def bytes(self) -> int:
+        with self._lock:  # who asks meanwhile gets the same reading
+            if time.monotonic() >= self._until:
+                self._bytes = of_all_processes()
+                self._until = time.monotonic() + SECONDS
+            return self._bytes
 
 
 def _with_children(process: int) -> Iterator[int]:

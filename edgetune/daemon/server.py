@@ -23,7 +23,7 @@ from .. import disk
 from ..errors import UsageError
 from .api.app import app
 from .api.connections import KEEP_ALIVE, WATCH_SECONDS, Connection, watch
-from .memory import give_back, keep_little
+from .memory import give_back
 from .options import DaemonConfig
 from .service import Service
 
@@ -49,16 +49,25 @@ def run(service: Service, on_ready: Callable[[str], None] | None = None,
     on_ready gets the address (a URL, or unix:PATH) when the daemon answers; on_interrupt is called in the handler of
     SIGINT. Raises UsageError where it cannot listen, and errors that Service.start raises.
     """
-    sys.setswitchinterval(SWITCH_SECONDS)
-    keep_little()
     handler = logging.StreamHandler()
     handler.setFormatter(log_formatter())
     logging.basicConfig(level=logging.INFO, handlers=[handler])
     server = _Server(service, on_ready, on_interrupt)
-    with _listening(service.config) as listener, server.signals(), _scratch(service.config.folder()):
+    with _listening(service.config) as listener, server.signals(), _scratch(service.config.folder()), _takes_turns():
         server.address = address_of(listener)
         with service:
             server.run(sockets=[listener])
+
+
+@contextmanager
+def _takes_turns() -> Iterator[None]:
+    """Lets threads that compute yield to the event loop soon."""
+    before = sys.getswitchinterval()
+    sys.setswitchinterval(SWITCH_SECONDS)
+    try:
+        yield
+    finally:
+        sys.setswitchinterval(before)
 
 
 @contextmanager

@@ -116,6 +116,7 @@ class Service:
         self.stopping = threading.Event()
         self.answered = Counter[str]()  # answers by their source
         self._counting = threading.Lock()
+        self._reading = memory.Reading()
         self._opened = ExitStack()
 
     # ---- start and stop -----------------------------------------------------------------------------------------
@@ -367,7 +368,7 @@ class Service:
             counted = " and ".join(f"{count} of {kind}" for kind, count in lost.items())
             reasons.append(f"no row of the database names {counted}: set aside in {self.store.folder / LOST}; edgetune "
                            "adapters recover takes adapters back, remove what you do not need")
-        if (used := self.memory()) > self.budget:
+        if (used := self._reading.bytes()) > self.budget:
             reasons.append(f"{size_text(used)} of memory are used, the budget is {size_text(self.budget)}")
         return {"status": "degraded" if reasons else "ok", "reasons": reasons}
 
@@ -398,7 +399,7 @@ class Service:
         return {"model": self.name, "fingerprint": self.bundle.fingerprint, "adapter": self.adapters.serving,
                 "device": {**asdict(here), "kind": here.kind, "profile": here.profile.name if here.profile else None},
                 "fleet": bool(self.config.fleet), "slot": slot_facts(self),
-                "memory": {"budget": self.budget, "used": self.memory(), "available": here.memory_available},
+                "memory": {"budget": self.budget, "used": self._reading.bytes(), "available": here.memory_available},
                 "temperature": readings.temperature, "serving": self.batcher.facts(),
                 "answered": dict(self.answered), "first": self.contest.facts() if self.first else None,
                 "learning": self.learner.state(),

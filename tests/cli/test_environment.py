@@ -17,6 +17,7 @@ def started(tmp_path, monkeypatch):
     found = []
     monkeypatch.setattr("edgetune.daemon.service.Service", lambda *given: found.append(given))
     monkeypatch.setattr("edgetune.daemon.server.run", lambda *_, **__: None)
+    monkeypatch.setattr("edgetune.daemon.memory.keep_little", lambda: None)  # of this process, which goes on
     write_tiny(tmp_path / "model.gguf", formats="Q8_0", n_blocks=1, d_model=32, d_ff=64)
     return found
 

@@ -6,6 +6,12 @@ It ends with the folder: while Playwright is there, its loop of asyncio runs, an
 import pytest
 
 
+@pytest.fixture(autouse=True)
+def the_browser_is_no_part_of_the_daemon(monkeypatch):
+    """It is a child of this process, whose memory the daemon would count in each look of its page."""
+    monkeypatch.setattr("edgetune.daemon.memory._with_children", lambda process: [process])
+
+
 @pytest.fixture(scope="module")
 def url(running):
     return str(running.url)
