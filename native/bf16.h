@@ -59,6 +59,7 @@ static void pack_a_bf16(const struct product *p, const struct segment *s, float 
 #define UNPACK(format) unpack_bf16_##format
 #define SCALE_CODES scale_codes_bf16
 #define PUT_VALUES(out, values, n) round_row(out, values, (int)(n), (int)(n))
+#define SCALED 1
 #include "unpack.h"
 
 static inline int bf16_width(int columns) { return (columns + 15) / 16 * 16; }
@@ -85,18 +86,15 @@ static inline const bf16 *pack_weights(bf16 *out, const struct segment *s, int r
  * up to `packed`. The memory of rows that are wanted soon is fetched on the way: weights come from far away. */
 static inline void pack_rows(const bf16 **rows, bf16 *tmp, const struct segment *s, int r, int present, int n, int i,
                              int count, int packed) {
-    const int block = format_block(s->format);
-    const int bytes = format_bytes(s->format);
-    const ptrdiff_t ld = s->ldw / block * bytes;
-    const ptrdiff_t size = count / block * bytes;
-    const char *ahead = (const char *)s->w + (r + BF16_AHEAD) * ld + i / block * bytes;
+    const ptrdiff_t ld = weight_bytes(s, s->ldw);
+    const ptrdiff_t size = weight_bytes(s, count);
+    const uint8_t *ahead = (const uint8_t *)s->w + (r + BF16_AHEAD) * ld + weight_bytes(s, i);
     for (int j = 0; j < n; j++, tmp += BF16_CHUNK, ahead += ld) {
         if (j >= present) {
             rows[j] = memset(tmp, 0, (size_t)packed * 2);
             continue;
         }
-        for (ptrdiff_t line = 0; line < size; line += 64)
-            __builtin_prefetch(ahead + line, 0, 2);
+        fetch(ahead, size);
         rows[j] = pack_weights(tmp, s, r + j, i, count, packed);
     }
 }

@@ -83,10 +83,8 @@ INLINE void nibbles_straight(const struct segment *s, const int format, int r, i
     const int together = format == ET_Q4_K ? 2 : 1; /* times 16 bytes of the same scales */
     for (int i = 0; i < BF16_RUN; i += 2, w += 2 * ld, k += 2) {
         float even[16], odd[16];
-        for (ptrdiff_t line = 0; line < size; line += 64) {
-            __builtin_prefetch(w + BF16_AHEAD * ld + line, 0, 2);
-            __builtin_prefetch(w + (BF16_AHEAD + 1) * ld + line, 0, 2);
-        }
+        fetch(w + BF16_AHEAD * ld, size);
+        fetch(w + (BF16_AHEAD + 1) * ld, size);
         nibble_scales(even, w, format, count / 32);
         nibble_scales(odd, w + ld, format, count / 32);
         for (int j = 0; j < count / 32; j += together) {
@@ -112,8 +110,7 @@ INLINE void nibbles_transposed(float *out, int width, const struct segment *s, c
                               _mm512_setr_epi32(8, 8, 9, 9, 10, 10, 11, 11, 12, 12, 13, 13, 14, 14, 15, 15)};
     float rows[16][16], scales[16][16];
     for (int i = 0; i < 16; i++) {
-        for (ptrdiff_t line = 0; line < size; line += 64)
-            __builtin_prefetch(w + (i + BF16_AHEAD) * ld + line, 0, 2);
+        fetch(w + (i + BF16_AHEAD) * ld, size);
         nibble_scales(rows[i], w + i * ld, format, count / 32);
     }
     pack_transposed(scales[0], 16, rows[0], 16, 16, 16);

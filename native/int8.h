@@ -58,6 +58,7 @@ static inline float lanes_max_ints(ivec x) {
 #define INT8_BITS (8 + 3)   /* a code, and for 32 of them three numbers of 32 bits; */
 #define INT8_LONG_BITS (8 + 2) /* two, also where the last run has no more */
 #define INT8_CHUNK 256      /* weights that are unpacked at once: whole blocks of every format; */
+#define INT8_AHEAD 32       /* rows of weights that are fetched before they are unpacked */
 #define INT8_STRIDE (INT8_CHUNK + 16) /* in rows so far apart that a column does not fall into few sets of a cache */
 
 _Static_assert((INT8_INNER * K_FACTOR_BF16 * INT8_BITS / 32 + LOW_RANK) * (256 + NR + LEAST_STRIPS * 36) <=
@@ -192,30 +193,30 @@ static inline void store_codes(int8_t *out, bytes first, float scale, float offs
 #define UNPACK(format) unpack_codes_##format
 #define SCALE_CODES store_codes
 #define PUT_VALUES(out, values, n) memset(out, 0, (size_t)(n))
+#define SCALED 0
 #include "unpack.h"
 
 /* Columns of a panel of weights whose blocks have one scale. */
 static void pack_b_codes(const float *panel, int width, const struct segment *s, float *tmp, int n, int columns) {
     int8_t *codes = (int8_t *)tmp;
-    const int size = format_block(s->format);
-    const int bytes = format_bytes(s->format);
     const int exponent = format_scales(s->format) == ET_EXPONENT;
     const int ld = s->packed;
-    for (int r = 0; r < columns; r++)
+    const ptrdiff_t row = weight_bytes(s, s->ldw);
+    const uint8_t *w = (const uint8_t *)s->w + n * row;
+    for (int r = 0; r < columns; r++) {
+        fetch(w + (r + INT8_AHEAD) * row + weight_bytes(s, s->k), weight_bytes(s, ld));
         unpack_codes_any(codes + r * ld, s->w, s->format, (n + r) * s->ldw + s->k, ld);
+    }
     for (int i = 0; i < ld / 32; i++) {
         struct int8_block block = int8_block(panel, width, i * 32, 32, INT8_BITS);
-        const uint8_t *w = (const uint8_t *)s->w + (n * s->ldw + s->k + i * 32) / size * bytes;
-        for (int r = 0; r < columns; r++, w += s->ldw / size * bytes) {
-            uint16_t header[2];
-            int sum = 0;
-            memcpy(header, w, 4);
-            for (int k = 0; k < 32; k++)
-                sum += codes[r * ld + i * 32 + k];
-            sum *= -INT8_OFFSET;
-            block.scales[r] = exponent ? e8m0_half(*w) : half_to_float(header[0]);
-            memcpy(&block.sums[r], &sum, 4);
-            block.minima[r] = half_to_float(header[1]);
+        const uint8_t *first = w + weight_bytes(s, s->k + i * 32);
+        for (int r = 0; r < columns; r += HEADERS) {
+            float found[2 * HEADERS];
+            headers(found, first + r * row, row, columns - r);
+            for (int c = r; c < columns && c < r + HEADERS; c++) {
+                block.scales[c] = exponent ? e8m0_half(first[c * row]) : found[2 * (c - r)];
+                block.minima[c] = found[2 * (c - r) + 1];
+            }
         }
         if (INT8_STEP == 4)
             pack_transposed((float *)block.codes, width, tmp + i * 8, ld / 4, columns, 8);
@@ -224,6 +225,10 @@ static void pack_b_codes(const float *panel, int width, const struct segment *s,
                 memcpy(block.codes + k * width + r * INT8_STEP, codes + r * ld + i * 32 + k, INT8_STEP);
         pack_zeros((float *)block.codes, width * INT8_STEP / 4, columns * INT8_STEP / 4, 32 / INT8_STEP);
         pack_zeros(block.scales, width, columns, 3); /* and what lies behind them */
+#if INT8_OFFSET
+        for (int j = 0; j < width; j += VL)
+            vstore(block.sums + j, (vec)(-INT8_OFFSET * column_sums(block.codes + j * INT8_STEP, width)));
+#endif
     }
 }
 
@@ -274,8 +279,12 @@ static void pack_b_int8_straight(const struct product *p, const struct segment *
     int rows = min_int(s->packed - k, p->kernel->scheduling.pack_inner);
     int count = min_int(p->nc - c, INT8_CHUNK);
     int whole = ceil_div(count, VL) * VL;
-    for (int r = 0; r < rows; r++) {
+    const ptrdiff_t ld = weight_bytes(s, s->ldw);
+    const ptrdiff_t size = weight_bytes(s, count);
+    const uint8_t *ahead = (const uint8_t *)s->w + (s->k + k + INT8_AHEAD) * ld + weight_bytes(s, p->n + c);
+    for (int r = 0; r < rows; r++, ahead += ld) {
         float *row = tmp + r * INT8_STRIDE;
+        fetch(ahead, size);
         const float *w = weights(s, row, s->k + k + r, p->n + c, count);
         if (w != row)
             memcpy(row, w, (size_t)count * sizeof *row);

@@ -96,6 +96,17 @@ static const float *weights(const struct segment *s, float *tmp, int r, int i, i
     return tmp;
 }
 
+/* Bytes of n weights, which are whole blocks. */
+static inline ptrdiff_t weight_bytes(const struct segment *s, int64_t n) {
+    return n / format_block(s->format) * format_bytes(s->format);
+}
+
+/* Asks for memory that is wanted soon: weights come from far away. */
+static inline void fetch(const uint8_t *w, ptrdiff_t size) {
+    for (ptrdiff_t line = 0; line < size; line += 64)
+        __builtin_prefetch(w + line, 0, 2);
+}
+
 /* Of n inner elements of a row or column, in a panel. */
 static inline ptrdiff_t panel_floats(const struct segment *s, int n) { return (ptrdiff_t)n * s->bits / 32; }
 

@@ -332,6 +332,7 @@ static inline int keeps_codes(int format) {
 #define UNPACK(format) unpack_##format
 #define SCALE_CODES scale_codes
 #define PUT_VALUES(out, values, n) memcpy(out, values, (size_t)(n) * 4)
+#define SCALED 1
 #include "unpack.h"
 #define unpack unpack_any
 

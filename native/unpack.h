@@ -1,6 +1,6 @@
 /* The loops of quant.h that make values of a format's blocks, once for each type of value that it wants: VALUE is the
  * type, UNPACK(format) the name, SCALE_CODES(out [32], codes of 16, their scale and offset, as much of the next 16) and
- * PUT_VALUES(out, values, n) what writes. */
+ * PUT_VALUES(out, values, n) what writes; SCALED 0: scales are not wanted. */
 
 #define PLAIN(format)                                                                                                  \
     static inline void UNPACK(format)(VALUE *restrict out, const block_##format *restrict b, int64_t n) {              \
@@ -19,9 +19,10 @@ PLAIN(BF16)
 /* Blocks of 32 that begin with the scale d, and perhaps m; q are the nibbles of the codes. */
 #define OF_32(format, FIRST, SECOND, OFFSET)                                                                           \
     static inline void UNPACK(format)(VALUE *restrict out, const block_##format *restrict b, int64_t n) {              \
-        float header[2 * HEADERS];                                                                                     \
+        float header[2 * HEADERS] = {0};                                                                               \
         for (; n > 0; n -= HEADERS) {                                                                                  \
-            headers(header, b, sizeof *b, n);                                                                          \
+            if (SCALED)                                                                                                \
+                headers(header, b, sizeof *b, n);                                                                      \
             for (const float *d = header; d < header + 2 * (n < HEADERS ? n : HEADERS); d += 2, b++, out += 32) {      \
                 bytes q = load_bytes((const uint8_t *)b->qs);                                                          \
                 SCALE_CODES(out, FIRST, d[0], OFFSET, SECOND, d[0], OFFSET);                                           \
@@ -165,3 +166,4 @@ static inline void UNPACK(any)(VALUE *out, const void *w, int format, int64_t i,
 #undef UNPACK
 #undef SCALE_CODES
 #undef PUT_VALUES
+#undef SCALED

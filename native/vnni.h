@@ -41,4 +41,12 @@ static inline __attribute__((always_inline)) void dot_step(ivec s[INT8_GROUP][IN
     }
 }
 
+/* The sums of 32 codes of each of VL columns, of `width` that lie side by side. */
+static inline ivec column_sums(const int8_t *codes, int width) {
+    const ivec ones = (ivec){0} + 0x01010101;
+    ivec sum = {0};
+    UNROLL for (int k = 0; k < 32; k += INT8_STEP) sum = DPBUSD(sum, ones, load_ints(codes + k * width));
+    return sum;
+}
+
 static inline void dot_end(ivec s[INT8_GROUP][INT8_VECTORS], int nv) { (void)s, (void)nv; }
