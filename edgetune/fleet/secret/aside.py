@@ -47,10 +47,15 @@ def reveal(task: Path, request: Path, key: Path, out: Path, sign: Path | None) -
 
 def _call(**given: Any) -> Any:
     """What a call found. Raises its error, and UnansweredError where its process was killed."""
-    said = {name: str(value) if isinstance(value, Path) else value for name, value in given.items()}
+    return found_in(_by_process({name: str(value) if isinstance(value, Path) else value
+                                 for name, value in given.items()}))
+
+
+def _by_process(said: dict[str, Any]) -> dict[str, Any]:
     done = subprocess.run(**child(MODULE), input=json.dumps({**said, "parent": os.getpid()}), text=True,
                           stdout=subprocess.PIPE, check=False)
     if not done.stdout:
         raise UnansweredError(f"the process of a secret round has ended: {how_it_ended(done.returncode)}",
                                      "try again")
-    return found_in(json.loads(done.stdout))
+    found: dict[str, Any] = json.loads(done.stdout)
+    return found

@@ -25,9 +25,14 @@ PATHS = ("folder", "key", "sign", "task", "peers", "update", "out", "request")
 def main() -> None:
     asked, out = begin_replies()
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # the parent ends it
+    reply(out, answer(asked))
+
+
+def answer(asked: dict[str, Any]) -> dict[str, Any]:
+    """What the call found that aside.py asks for, or its error; see `told`."""
     call = CALLS[asked.pop("call")]
     given = {name: Path(value) if value and name in PATHS else value for name, value in asked.items()}
-    reply(out, told(partial(call, **given)))
+    return told(partial(call, **given))
 
 
 def _publish(folder: Path, device: str, key: Path, sign: Path | None) -> str:
