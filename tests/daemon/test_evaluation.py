@@ -142,7 +142,7 @@ def test_it_is_evaluated_again_where_another_became_active_meanwhile(service, ma
 
 
 def test_by_http_and_the_command(tiny_llama, tmp_path, made, monkeypatch):
-    with daemon(tiny_llama, tmp_path / "state", TRAIN, context=512) as running:
+    with daemon(tiny_llama, tmp_path / "state", TRAIN, start_process=ThreadWorker, context=512) as running:
         monkeypatch.setenv("EDGETUNE_URL", running.url)
         added = json.loads(run("adapters", "add", made / "on", "--json"))["id"]
         said = run("adapters", "evaluate", added, "--promote", code=2)

@@ -64,7 +64,7 @@ def until(what, seconds=PATIENCE):
 
 def start(log, home, *words):
     """A command of fleet as a process."""
-    command = [sys.executable, "-m", "edgetune", "fleet", *map(str, words), "--every", "0.5"]
+    command = [sys.executable, "-m", "edgetune", "fleet", *map(str, words), "--every", "0.2"]
     with log.open("a") as out:
         return subprocess.Popen(command, env={**os.environ, "XDG_STATE_HOME": str(home)}, stdout=out, stderr=out,
                                 text=True)

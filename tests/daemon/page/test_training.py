@@ -11,9 +11,10 @@ from daemons import process
 from pages import HOSTILE, PHONE, ROWS, begin_training, expect, get, go_to, httpx, lines_of, opened, runs
 from services import until
 from sometimes import mostly_slow
+from thread_workers import ThreadWorker
 
 SHAPE = {"formats": "F32", "n_context": 4096}
-DAEMON = {"context": 4096}
+DAEMON = {"context": 4096, "start_process": ThreadWorker}
 
 
 def test_a_file_becomes_an_adapter_that_goes_into_service_and_out_again(page, url):

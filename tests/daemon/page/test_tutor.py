@@ -8,6 +8,7 @@ import pytest
 from daemons import daemon
 from pages import HOSTILE, LAPTOP, PHONE, ask, expect, get, go_to, is_sideways, opened, runs
 from services import same_holdout
+from thread_workers import ThreadWorker
 
 from edgetune.machine.policy import Policy
 from edgetune.serving.question import Question
@@ -26,7 +27,7 @@ def running(model, tmp_path_factory):
     same_holdout(folder / "state")
     with daemon(model, folder / "state", TRAIN, Policy(nice=0, govern=False), context=4096, learn="tutor",
                 keep_prompts=100, tutor_prompts=90, tutor_options=OPTIONS,
-                learn_grader=str(folder / "grader.json")) as running:
+                learn_grader=str(folder / "grader.json"), start_process=ThreadWorker) as running:
         yield running
 
 
