@@ -82,7 +82,8 @@ def keys_of(params: Iterable[click.Parameter]) -> dict[str, click.Parameter]:
 def other_keys(ctx: click.Context, commands: Iterable[str]) -> set[str]:
     group = ctx.find_root().command
     assert isinstance(group, click.Group)
-    return {key for name in commands for key in keys_of(group.commands[name].get_params(ctx))}
+    found = [group.get_command(ctx, name) for name in commands]
+    return {key for command in found if command for key in keys_of(command.get_params(ctx))}
 
 
 def file_options(path: Path) -> Mapping[str, Any]:
