@@ -15,7 +15,6 @@ import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import asdict, dataclass
-from difflib import get_close_matches
 from pathlib import Path
 from typing import Any
 
@@ -58,6 +57,7 @@ def pull(name: str, on_progress: OnProgress | None = None) -> Pulled:
         return Pulled(named.PACKAGED, str(path), path.stat().st_size, digest, _licence(open_gguf(path)), "", False)
     source = named.source_of(name)
     if source is None:
+        from difflib import get_close_matches
         known = [named.PACKAGED, *named.KNOWN]
         near = get_close_matches(name.lower(), known, n=1)
         hint = f"did you mean {near[0]}?" if near else \

@@ -15,7 +15,6 @@ from pathlib import Path
 
 from .. import disk
 from ..errors import DataError, UsageError
-from ..hub import asking, library, quiet
 
 HUB = "hf:"
 BRANCH = "refs/convert/parquet"
@@ -38,6 +37,7 @@ def fetched(name: str) -> list[Path]:
     repo, config, split = found[1], found[2] or "", found[3] or SPLIT
     folder = disk.cache_folder() / "data" / repo / (config or "any") / split
     if not folder.is_dir():
+        from ..hub import asking  # here: few read rows from the hub
         with asking(name):
             _download(name, repo, config, split, folder)
     return sorted(folder.glob("*.parquet"))
@@ -45,6 +45,7 @@ def fetched(name: str) -> list[Path]:
 
 def _download(name: str, repo: str, config: str, split: str, folder: Path) -> None:
     """Downloads into a folder that is renamed once it is whole; what has come before is kept for the next try."""
+    from ..hub import library, quiet
     hub = library()
     endpoint = os.environ.get("HF_ENDPOINT") or None
     about = hub.HfApi(endpoint=endpoint).dataset_info(repo, revision=BRANCH, files_metadata=True)

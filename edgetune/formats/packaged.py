@@ -14,7 +14,6 @@ from pathlib import Path
 
 from .. import disk
 from ..errors import FormatError, NotFoundError
-from .bert import write_bert
 
 PACKAGE = "all_minilm_l6_v2"
 LICENCE = "apache-2.0"
@@ -39,6 +38,7 @@ def archive() -> Path:
 
 def write_minilm(path: Path, folder: Path) -> None:
     """Write the GGUF; `folder` is made to hold the checkpoint until then. FormatError for a damaged package."""
+    from .bert import write_bert  # here: memory of whoever trains another model
     try:
         with zipfile.ZipFile(archive()) as packed:
             disk.require_room(folder.parent, sum(packed.getinfo(name).file_size for name in _FILES) * 3 // 2)

@@ -9,7 +9,6 @@ from __future__ import annotations
 import os
 import weakref
 from collections.abc import Iterable, Sequence
-from difflib import SequenceMatcher
 from unicodedata import normalize
 
 from ..errors import UnsupportedError
@@ -108,6 +107,7 @@ def _between(text: str, places: Sequence[Place], i: int) -> Place:
 
 def _matched(found: bytes, wanted: bytes, origins: Sequence[int]) -> list[int]:
     """The character of each byte that was found; -1 of one that was not wanted."""
+    from difflib import SequenceMatcher  # here: memory of a training that needs none
     out = [-1] * len(found)
     for block in SequenceMatcher(None, found, wanted, autojunk=False).get_matching_blocks():
         out[block.a:block.a + block.size] = origins[block.b:block.b + block.size]
