@@ -35,7 +35,8 @@ GIVEN = (ParameterSource.COMMANDLINE, ParameterSource.ENVIRONMENT, ParameterSour
 # Each command, with the modules of this package that make it: only those of the command that is run are imported.
 GROUPS = {
     "Train": {"demo": "demo", "data": "data answers making", "mix": "mix", "prompt": "prompt", "plan": "plan",
-              "train": "learn", "resume": "learn", "report": "report", "teach": "teach", "tutor": "tutor", "home": "home",
+              "train": "learn", "resume": "learn", "report": "report", "teach": "teach", "tutor": "tutor",
+              "home": "home",
               "fleet": "fleet fleet_flower fleet_folder fleet_members fleet_privacy fleet_secret fleet_status rollout"},
     "Evaluate": {"eval": "answer", "compare": "compare", "grade": "grade", "generate": "generate", "chat": "chat"},
     "Documents": {"index": "index", "search": "index"},
