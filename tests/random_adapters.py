@@ -29,16 +29,20 @@ def decided_prompts(served: LlamaModel, lengths: list[int], steps: int, start: l
         seed += 1
         prompt = start + tokens_of(lengths[len(prompts)] - len(start), seed)
         ids = list(prompt)
-        margin = np.inf
-        for _ in range(steps):
-            logits = served.logits(ids)[-1]
-            second, first = np.sort(logits)[-2:]
-            margin = min(margin, first - second)
-            ids.append(int(logits.argmax()))
-        if margin > 0.03:
+        while len(ids) < len(prompt) + steps and (following := _decided(served, ids)) is not None:
+            ids.append(following)
+        if len(ids) == len(prompt) + steps:
             prompts.append(prompt)
     served.reset()
     return prompts
+
+
+def _decided(served: LlamaModel, ids: list[int]) -> int | None:
+    """The next token, unless another one is nearly as likely."""
+    wanted = np.arange(len(ids)) == len(ids) - 1
+    ((_, logits),) = served.cache.feed(ids, wanted)
+    second, first = np.sort(logits[-1])[-2:]
+    return int(logits[-1].argmax()) if first - second > 0.03 else None
 
 
 def random_pairs(base: Path, ranks: Mapping[str, int], seed: int) -> Pairs:
