@@ -28,21 +28,23 @@ def decided_prompts(served: LlamaModel, lengths: list[int], steps: int, start: l
     while len(prompts) < len(lengths):
         seed += 1
         prompt = start + tokens_of(lengths[len(prompts)] - len(start), seed)
-        ids = list(prompt)
-        while len(ids) < len(prompt) + steps and (following := _decided(served, ids)) is not None:
-            ids.append(following)
-        if len(ids) == len(prompt) + steps:
+        if is_decided(served, prompt, steps):
             prompts.append(prompt)
     served.reset()
     return prompts
 
 
-def _decided(served: LlamaModel, ids: list[int]) -> int | None:
-    """The next token, unless another one is nearly as likely."""
-    wanted = np.arange(len(ids)) == len(ids) - 1
-    ((_, logits),) = served.cache.feed(ids, wanted)
-    second, first = np.sort(logits[-1])[-2:]
-    return int(logits[-1].argmax()) if first - second > 0.03 else None
+def is_decided(served: LlamaModel, prompt: list[int], steps: int, least: float = 0.03) -> bool:
+    """Whether the logit of each token of the greedy continuation is by more than `least` above that of any other."""
+    ids = list(prompt)
+    for _ in range(steps):
+        wanted = np.arange(len(ids)) == len(ids) - 1
+        ((_, logits),) = served.cache.feed(ids, wanted)
+        second, first = np.sort(logits[-1])[-2:]
+        if first - second <= least:
+            return False
+        ids.append(int(logits[-1].argmax()))
+    return True
 
 
 def random_pairs(base: Path, ranks: Mapping[str, int], seed: int) -> Pairs:

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from durable import metrics
 from policy_cases import go
-from random_adapters import random_updates, tokens_of
+from random_adapters import is_decided, random_updates, tokens_of
 from tiny import write_tiny
 
 from edgetune.adapters.store import read_artifact, save_gguf
@@ -45,19 +45,8 @@ def prompts_of(served):
     for seed in range(3):
         stem = tokens_of(140, seed)
         begun = [stem, stem[:64], stem[:128], [*stem[:64], *tokens_of(9, 2)], stem, [*stem, *tokens_of(5, 3)], stem[:1]]
-        found += [prompt for prompt in begun if decided(served, prompt)]
+        found += [prompt for prompt in begun if is_decided(served, prompt, ANSWER, 0.01)]
     return found
-
-
-def decided(served, prompt):
-    """Whether no token of the greedy answer is a near choice."""
-    text = list(prompt)
-    for _ in range(ANSWER):
-        best = np.sort(served.logits(text)[-1])[-2:]
-        if best[1] - best[0] < 0.01:
-            return False
-        text.append(int(np.argmax(served.logits(text)[-1])))
-    return True
 
 
 def test_greedy_answers_and_their_probabilities_are_those_of_llama_cpp(model, adapter):
