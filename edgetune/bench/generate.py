@@ -114,7 +114,8 @@ def _llama(gguf: Gguf, prompts: list[list[int]], samples: int, tokens: int, adap
             name = adapter.name if adapter else None
             batcher.submit([0], adapter=name, max_tokens=1, seed=0).text()  # brings the weights into memory
             began = time.perf_counter()
-            asked = [batcher.submit(prompt, adapter=name, max_tokens=tokens, seed=0) for prompt in prompts
+            # without a seed, which would have each answer computed alone, so that it can be repeated
+            asked = [batcher.submit(prompt, adapter=name, max_tokens=tokens) for prompt in prompts
                      for _ in range(samples)]
             for completion in asked:
                 completion.text()
