@@ -1,11 +1,10 @@
 """What is trained is what llama.cpp serves: both take a variant of a tiny model, with equal losses, or neither does."""
 
-import os
-
 import numpy as np
 import pytest
 from click.testing import CliRunner
 from families import logits_of
+from llama_loads import Loader
 from random_adapters import distance
 from sometimes import mostly_slow
 from tiny import SHAPES, write_tiny
@@ -18,13 +17,10 @@ from edgetune.errors import EdgetuneError
 from edgetune.formats.families import FAMILIES
 from edgetune.formats.gguf import check_model, open_gguf
 from edgetune.formats.shape import read_shape
-from edgetune.llamacpp import library as llamacpp
 from edgetune.models.decoder import Model
 from edgetune.serving.llama import LlamaModel
 from edgetune.serving.rollouts.forward import open_decoder
 
-REFUSED = 10
-TAKEN = 11
 IGNORED = [("ernie4_5", "attn_output")]  # biases that llama.cpp reads and does not add
 PROJECTIONS = ("attn_q", "attn_k", "attn_v", "attn_output", "ffn_gate", "ffn_up", "ffn_down")
 
@@ -39,19 +35,14 @@ def we_take(path):
     return True
 
 
-def llama_takes(path):
-    """In a process apart, for llama.cpp aborts on some."""
-    child = os.fork()
-    if child == 0:
-        os.close(2)
-        llama = llamacpp.load()
-        model = llama.llama_model_load_from_file(os.fsencode(path), llama.llama_model_default_params())
-        os._exit(TAKEN if model else REFUSED)
-    return os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == TAKEN
+@pytest.fixture(scope="module")
+def llama():
+    with Loader() as llama:
+        yield llama
 
 
 @pytest.mark.parametrize("architecture", SHAPES)
-def test_optional_tensors(architecture, tmp_path, tiny_models):
+def test_optional_tensors(architecture, tmp_path, tiny_models, llama):
     base = open_gguf(tiny_models[architecture])
     for name in PROJECTIONS:
         if f"blk.0.{name}.weight" not in base.tensors:
@@ -60,13 +51,13 @@ def test_optional_tensors(architecture, tmp_path, tiny_models):
         biases = {f"blk.{i}.{name}.bias": np.full(rows, 0.5, np.float32) for i in range(2)}
         path = variant(tmp_path / "model.gguf", base, tensors=biases)
         assert we_take(path) == (name in FAMILIES[architecture].biases), name
-        assert we_take(path) == llama_takes(path) or (architecture, name) in IGNORED, name
+        assert we_take(path) == llama.loads(path) or (architecture, name) in IGNORED, name
     width = base.metadata[f"{architecture}.rope.dimension_count"]
     for value in (1.0, 3.0, 0.0, np.nan, -np.inf):
         factors = {"rope_freqs.weight": np.full(width // 2, value, np.float32)}
         path = variant(tmp_path / "model.gguf", base, tensors=factors)
         assert we_take(path) == (FAMILIES[architecture].rope_factors and value > 0), value
-        assert not we_take(path) or llama_takes(path)
+        assert not we_take(path) or llama.loads(path)
         if not value > 0:  # nor is it served
             with pytest.raises(EdgetuneError), LlamaModel(path):
                 pass
@@ -78,7 +69,8 @@ OTHERS = {"str": "x", "u32": 1}
 @pytest.mark.parametrize("every", mostly_slow([25, 1], [25]))
 @pytest.mark.parametrize("kind", OTHERS)
 @pytest.mark.parametrize("architecture", ["llama", "gemma3"])
-def test_a_key_of_another_type_that_llama_cpp_refuses_is_refused_here(every, architecture, kind, tmp_path, tiny_models):
+def test_a_key_of_another_type_that_llama_cpp_refuses_is_refused_here(every, architecture, kind, tmp_path, tiny_models,
+                                                                      llama):
     """All keys that its library names, as text and as a number, but for those that are read first, and a text."""
     base = open_gguf(tiny_models[architecture])
     names = known_keys(architecture)
@@ -86,7 +78,7 @@ def test_a_key_of_another_type_that_llama_cpp_refuses_is_refused_here(every, arc
     first = {"general.architecture", "general.alignment", "tokenizer.ggml.pre"}
     for key in sorted(set(names) - first)[::every]:
         path = variant(tmp_path / "model.gguf", base, {key: OTHERS[kind]}, types={key: kind})
-        assert not we_take(path) or llama_takes(path), key
+        assert not we_take(path) or llama.loads(path), key
 
 
 def test_a_vocabulary_that_llama_cpp_refuses_is_neither_trainable_nor_planned(tmp_path, tiny_llama):
