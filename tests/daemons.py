@@ -99,9 +99,9 @@ def process(model: Path, folder: Path, *options: object) -> Iterator[Process]:
     log = folder / "log"
     with log.open("w") as errors:
         started = subprocess.Popen(
-            [str(word) for word in command], cwd=folder, stdout=subprocess.PIPE, stderr=errors, text=True,
-            preexec_fn=lambda: resource.setrlimit(resource.RLIMIT_NOFILE, (DESCRIPTORS, limit[1])))
+            [str(word) for word in command], cwd=folder, stdout=subprocess.PIPE, stderr=errors, text=True)
     try:
+        resource.prlimit(started.pid, resource.RLIMIT_NOFILE, (DESCRIPTORS, limit[1]))  # before it listens
         assert started.stdout
         line = started.stdout.readline()
         assert line, log.read_text()
