@@ -16,6 +16,8 @@
  * `store_bytes` (32 codes of A, as the dot product wants them), and INT8_OFFSET, by which these are moved up.
  */
 
+typedef int8_t code_vec __attribute__((vector_size(4 * VL)));
+
 static inline ivec load_ints(const void *p) { return (ivec)vload(p); }
 
 static inline int lanes_sum_ints(ivec x) {
@@ -196,33 +198,79 @@ static inline void store_codes(int8_t *out, bytes first, float scale, float offs
 #define SCALED 0
 #include "unpack.h"
 
+/* Whether 16 bytes at the end of a block of 32 weights hold codes of four bits: of the first 16 weights in their low
+ * halves, of the others in their high ones; and what codes stand for is so much more. */
+static inline int has_nibbles(int format) { return INT8_STEP == 4 && (format == ET_Q4_0 || format == ET_Q4_1); }
+static inline int nibble_least(int format) { return format == ET_Q4_0 ? -8 : 0; }
+
+/* VL columns of a run of B, of which x has four codes in the low and four in the high halves of each number. */
+static inline void place_nibbles(int8_t *codes, ptrdiff_t width, uvec x, int least) {
+    const code_vec low = (code_vec)(x & 0x0f0f0f0f) + (int8_t)least;
+    const code_vec high = (code_vec)(x >> 4 & 0x0f0f0f0f) + (int8_t)least;
+    vstore((float *)codes, (vec)low);
+    vstore((float *)codes + 4 * width, (vec)high);
+}
+
+/* Two runs of `columns` columns from run i on, of `runs`, whose nibbles lie in rows: they are put side by side as they
+ * are, which is half the work. */
+static inline void pack_nibble_runs(const float *panel, int width, const float *nibbles, ptrdiff_t ld, int i, int runs,
+                                    int columns, int least) {
+    float turned[8 * INT8_COLUMNS];
+    pack_transposed(turned, width, nibbles + i * 4, ld, columns, 8);
+    for (int q = 0; q < 8 && i + q / 4 < runs; q++) {
+        int8_t *codes = int8_block(panel, width, (i + q / 4) * 32, 32, INT8_BITS).codes + q % 4 * width * 4;
+        for (int j = 0; j < width; j += VL)
+            place_nibbles(codes + j * 4, width, (uvec)vload(turned + q * width + j), least);
+    }
+}
+
+/* The scales and minima of a run of `columns` columns, whose blocks are `row` bytes apart from w on. */
+static inline void pack_scales(struct int8_block out, int format, const uint8_t *w, ptrdiff_t row, int columns) {
+    const int exponent = format_scales(format) == ET_EXPONENT;
+    for (int r = 0; r < columns; r += HEADERS) {
+        float found[2 * HEADERS];
+        headers(found, w + r * row, row, columns - r);
+        for (int c = r; c < columns && c < r + HEADERS; c++) {
+            out.scales[c] = exponent ? e8m0_half(w[c * row]) : found[2 * (c - r)];
+            out.minima[c] = found[2 * (c - r) + 1];
+        }
+    }
+}
+
+/* The codes of a run of `columns` columns, which lie in rows of `ld` bytes. */
+static inline void pack_code_run(int8_t *out, int width, const int8_t *codes, ptrdiff_t ld, int columns) {
+    if (INT8_STEP == 4) {
+        pack_transposed((float *)out, width, (const float *)codes, ld / 4, columns, 8);
+        return;
+    }
+    for (int k = 0; k < 32; k += INT8_STEP)
+        for (int r = 0; r < columns; r++)
+            memcpy(out + k * width + r * INT8_STEP, codes + r * ld + k, INT8_STEP);
+}
+
 /* Columns of a panel of weights whose blocks have one scale. */
 static void pack_b_codes(const float *panel, int width, const struct segment *s, float *tmp, int n, int columns) {
     int8_t *codes = (int8_t *)tmp;
-    const int exponent = format_scales(s->format) == ET_EXPONENT;
-    const int ld = s->packed;
+    const int nibbles = has_nibbles(s->format);
+    const int runs = s->packed / 32;
+    const ptrdiff_t ld = nibbles ? (runs + 1) / 2 * 32 : s->packed;
     const ptrdiff_t row = weight_bytes(s, s->ldw);
-    const uint8_t *w = (const uint8_t *)s->w + n * row;
+    const ptrdiff_t size = weight_bytes(s, s->packed);
+    const uint8_t *w = (const uint8_t *)s->w + n * row + weight_bytes(s, s->k);
     for (int r = 0; r < columns; r++) {
-        fetch(w + (r + INT8_AHEAD) * row + weight_bytes(s, s->k), weight_bytes(s, ld));
-        unpack_codes_any(codes + r * ld, s->w, s->format, (n + r) * s->ldw + s->k, ld);
+        fetch(w + (r + INT8_AHEAD) * row, size);
+        if (!nibbles)
+            unpack_codes_any(codes + r * ld, s->w, s->format, (n + r) * s->ldw + s->k, s->packed);
+        for (int i = 0; nibbles && i < runs; i++)
+            memcpy(codes + r * ld + i * 16, w + r * row + (i + 1) * (size / runs) - 16, 16);
     }
-    for (int i = 0; i < ld / 32; i++) {
+    for (int i = 0; nibbles && i < runs; i += 2)
+        pack_nibble_runs(panel, width, tmp, ld / 4, i, runs, columns, nibble_least(s->format));
+    for (int i = 0; i < runs; i++) {
         struct int8_block block = int8_block(panel, width, i * 32, 32, INT8_BITS);
-        const uint8_t *first = w + weight_bytes(s, s->k + i * 32);
-        for (int r = 0; r < columns; r += HEADERS) {
-            float found[2 * HEADERS];
-            headers(found, first + r * row, row, columns - r);
-            for (int c = r; c < columns && c < r + HEADERS; c++) {
-                block.scales[c] = exponent ? e8m0_half(first[c * row]) : found[2 * (c - r)];
-                block.minima[c] = found[2 * (c - r) + 1];
-            }
-        }
-        if (INT8_STEP == 4)
-            pack_transposed((float *)block.codes, width, tmp + i * 8, ld / 4, columns, 8);
-        for (int k = 0; INT8_STEP != 4 && k < 32; k += INT8_STEP)
-            for (int r = 0; r < columns; r++)
-                memcpy(block.codes + k * width + r * INT8_STEP, codes + r * ld + i * 32 + k, INT8_STEP);
+        pack_scales(block, s->format, (const uint8_t *)s->w + n * row + weight_bytes(s, s->k + i * 32), row, columns);
+        if (!nibbles)
+            pack_code_run(block.codes, width, codes + i * 32, ld, columns);
         pack_zeros((float *)block.codes, width * INT8_STEP / 4, columns * INT8_STEP / 4, 32 / INT8_STEP);
         pack_zeros(block.scales, width, columns, 3); /* and what lies behind them */
 #if INT8_OFFSET
