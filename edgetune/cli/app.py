@@ -121,8 +121,9 @@ class Commands(click.Group):
         return [name for names in GROUPS.values() for name in names]
 
     def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:
-        for names in GROUPS.values():
-            for module in names.get(cmd_name, "").split():
+        known = {name: modules for names in GROUPS.values() for name, modules in names.items()}
+        for modules in [known[cmd_name]] if cmd_name in known else known.values():  # all, for click names the nearest
+            for module in modules.split():
                 import_module(f"{__package__}.{module}")
         return super().get_command(ctx, cmd_name)
 

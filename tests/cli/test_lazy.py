@@ -44,6 +44,16 @@ def test_each_command_comes_with_all_that_belongs_to_it():
     assert names == sorted(cli.list_commands(None))
 
 
+def test_an_unknown_command_is_compared_with_all():
+    code = """
+import json
+from edgetune.cli import cli
+assert cli.get_command(None, "trian") is None
+print(json.dumps(sorted(cli.commands)))
+"""
+    assert printed(code) == sorted(cli.list_commands(None))
+
+
 def test_train_imports_the_module_of_no_other_command():
     code = """
 import json, sys
