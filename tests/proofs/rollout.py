@@ -245,7 +245,7 @@ def main() -> None:
     options = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawTextHelpFormatter)
     options.add_argument("--devices", type=int, default=50)
     options.add_argument("--seeds", type=int, nargs="*", default=[0, 1, 2])
-    options.add_argument("--only", nargs="*", default=SCENARIOS)
+    options.add_argument("--only", nargs="*", choices=SCENARIOS, default=SCENARIOS)
     options.add_argument("--folder", type=Path)
     options.add_argument("--out", type=Path)
     args = options.parse_args()
