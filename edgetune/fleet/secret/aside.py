@@ -56,6 +56,6 @@ def _by_process(said: dict[str, Any]) -> dict[str, Any]:
                           stdout=subprocess.PIPE, check=False)
     if not done.stdout:
         raise UnansweredError(f"the process of a secret round has ended: {how_it_ended(done.returncode)}",
-                                     "try again")
+                              "try again")
     found: dict[str, Any] = json.loads(done.stdout)
     return found
