@@ -150,13 +150,15 @@ class Registry(Generic[T]):
     """The dataclasses of options of one kind, each registered by a module of one package.
 
     package: its name; kind: their noun, for errors; unique: class variables that no two of them share, first the one
-    that names them. others: modules of the package that register none, and are not imported.
+    that names them. others: modules of the package that register none, and are not imported. modules: {name: module} of
+    those whose module is not called like them.
     """
 
-    def __init__(self, package: str, kind: str, unique: tuple[str, ...] = ("name",),
-                 others: tuple[str, ...] = ()) -> None:
+    def __init__(self, package: str, kind: str, unique: tuple[str, ...] = ("name",), others: tuple[str, ...] = (),
+                 modules: Mapping[str, str] | None = None) -> None:
         self.package = package
         self.others = others
+        self.modules = modules or {}
         self.kind = kind
         self.unique = unique
         self._found: dict[str, type[T]] = {}
@@ -174,15 +176,28 @@ class Registry(Generic[T]):
     def all(self) -> dict[str, type[T]]:
         """All that is registered, by name; the modules of the package are imported first."""
         if not self._is_read:
-            for module in iter_modules(import_module(self.package).__path__):
-                if module.name not in self.others:
-                    import_module(f"{self.package}.{module.name}")
+            for module in self._modules():
+                import_module(f"{self.package}.{module}")
             self._is_read = True
         return dict(sorted(self._found.items()))
 
+    def find(self, name: str) -> type[T] | None:
+        """The class of that name; None where there is none. Of the package only its module is imported, as a board's
+        memory holds all that are.
+        """
+        module = self.modules.get(name, name.replace("-", "_"))
+        if name not in self._found and module in self._modules():
+            import_module(f"{self.package}.{module}")
+        return self._found.get(name) or self.all().get(name)
+
     def named(self, name: str) -> type[T]:
         """Raises UsageError for an unknown name."""
-        known = self.all()
-        if name not in known:
-            raise UsageError(f"there is no {self.kind} {name!r:.80}", f"choose from {', '.join(known)}")
-        return known[name]
+        found = self.find(name)
+        if found is None:
+            raise UsageError(f"there is no {self.kind} {name!r:.80}", f"choose from {', '.join(self.all())}")
+        return found
+
+    def _modules(self) -> list[str]:
+        """The modules that may register a class."""
+        names = [module.name for module in iter_modules(import_module(self.package).__path__)]
+        return [name for name in names if name not in self.others]

@@ -338,8 +338,8 @@ class Carved(ABC):
 
 FILES = ("joined", "merge", "ollama", "peft", "peft_experts", "peft_fused", "published", "stacks", "store")
 """Modules of this folder without a family."""
-_registry: Registry[Family] = Registry(__package__, "adapter family", others=FILES)
-register, families = _registry.register, _registry.all
+_registry: Registry[Family] = Registry(__package__, "adapter family", others=FILES, modules={"lora": "low_rank"})
+register, families, find_family = _registry.register, _registry.all, _registry.find
 REFUSED = {
     "dora": ("the family dora cannot be served: llama.cpp adds low-rank updates, and DoRA scales each row of the sum "
              "of weights and update", "take --family lora with --rslora, or --family adalora"),

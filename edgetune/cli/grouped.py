@@ -20,6 +20,8 @@ OWN = "Options"
 VARIABLES = 76  # columns from which the names of environment variables fit
 ARGS = "edgetune.args"  # of a context: what is typed
 ALL = "edgetune.help_all"  # of a context: whether all options are to be shown
+ALONE = "edgetune.alone"  # of a context: whether no options of others than the named family and method are needed
+HELP = {"-h", "--help", "--help-all"}
 
 
 class GroupedOption(click.Option):
@@ -63,12 +65,22 @@ class GroupedCommand(click.Command):
     def parse_args(self, ctx: click.Context, args: list[str]) -> list[str]:
         ctx.meta[ARGS] = tuple(args)
         configured.read(self, ctx, named(args, configured.FLAG, ""))
+        ctx.meta[ALONE] = not ctx.resilient_parsing and self._are_enough(ctx, args)
         try:
             return super().parse_args(ctx, args)
         except click.BadParameter as error:
             if not (place := configured.where(ctx, error.param)):
                 raise
             raise click.BadParameter(f"{error.message} {place} says so.", ctx, error.param) from None
+
+    def _are_enough(self, ctx: click.Context, args: list[str]) -> bool:
+        """Whether the options of the named family and method are all that is typed: the other modules are not imported
+        then, as a board's memory holds all that are.
+        """
+        ctx.meta[ALONE] = True
+        known = {flag for param in self.get_params(ctx) for flag in (*param.opts, *param.secondary_opts)} - HELP
+        typed = {word.partition("=")[0] for word in args if word.startswith("--") or word in HELP}
+        return not ctx.default_map and typed <= known
 
     def invoke(self, ctx: click.Context) -> Any:
         """Names the file or the environment variable of an option that is refused."""
@@ -124,17 +136,18 @@ def _show_all(ctx: click.Context, _option: click.Parameter, asked: bool) -> None
 
 
 def family_flags(ctx: click.Context, typed: Callable[[Field[Any]], Any], defaults: bool) -> Iterator[click.Option]:
-    """Makes --family and the options of all families. Help shows the options of the named family, and --family where
-    there is a choice. typed, defaults: as in `app.config_options`.
+    """Makes --family and the options of all families, or of the named one alone. Help shows those of the named family,
+    and --family where there is a choice. typed, defaults: as in `app.config_options`.
     """
-    from ..adapters.base import families
+    from ..adapters.base import families, find_family
     from ..options import declared
-    known = families()
     family = chosen(ctx, FAMILY, LORA)
+    alone = find_family(family) if ctx.meta.get(ALONE) else None
+    known = {family: alone} if alone else families()
     yield GroupedOption([FAMILY, "family"], type=FamilyName(list(known)), default=LORA if defaults else None,
                         show_default=defaults, metavar="NAME", group=ADAPTER, hidden=len(known) == 1,
                         help=f"What is trained: {', '.join(known)}. {FAMILY} NAME --help shows its options.")
-    own = {spec.name: spec for spec in declared(known.get(family, known[LORA]))}
+    own = {spec.name: spec for spec in declared(known.get(family) or known[LORA])}
     others = {spec.name: spec for kind in known.values() for spec in declared(kind) if spec.name not in own}
     for name, spec in {**own, **others}.items():
         flag = "--" + name.replace("_", "-")

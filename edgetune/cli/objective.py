@@ -12,7 +12,7 @@ from ..errors import UsageError
 from ..options import default_text
 from ..training.config import TrainConfig, train_options
 from .app import explicit, flag_type
-from .grouped import GroupedCommand, GroupedOption, chosen
+from .grouped import ALONE, HELP, GroupedCommand, GroupedOption, chosen
 
 if TYPE_CHECKING:
     from ..formats.gguf import Gguf
@@ -20,7 +20,6 @@ if TYPE_CHECKING:
 
 DEFAULT = "sft"
 FLAG = "--method"
-HELP = {"--help", "--help-all"}
 
 
 class ObjectiveCommand(GroupedCommand):
@@ -34,15 +33,14 @@ class ObjectiveCommand(GroupedCommand):
         name = chosen(ctx, FLAG, DEFAULT)
         own = [param for param in found if HELP.isdisjoint(param.opts)]
         helps = [param for param in found if not HELP.isdisjoint(param.opts)]
-        return [*with_defaults(own, defaults_of(name)), *self.method_flags(name), *helps]
+        known = methods(ctx)
+        defaults = known[name].defaults if name in known else {}
+        return [*with_defaults(own, defaults), *self.method_flags(name, known), *helps]
 
-    def method_flags(self, name: str) -> Iterator[click.Option]:
-        """Makes --method where there is a choice, and the options of all methods; help shows those of the named one."""
-        from ..objectives.base import objectives
-        known = objectives(train_options())
-        if len(known) > 1:
-            yield click.Option([FLAG], type=click.Choice(list(known)), default=DEFAULT, show_default=True,
-                               metavar="NAME", help=self.method_help(known))
+    def method_flags(self, name: str, known: Mapping[str, type[Objective]]) -> Iterator[click.Option]:
+        """Makes --method, and the options of the known methods; help shows those of the named one."""
+        yield click.Option([FLAG], type=click.Choice(list(known)), default=DEFAULT, show_default=True,
+                           metavar="NAME", help=self.method_help(known))
         for option, owners in options_of(known).items():
             yield method_option(option, owners, name)
 
@@ -50,12 +48,12 @@ class ObjectiveCommand(GroupedCommand):
         return f"What is learned from the rows, and how: {_listed(known)}. {FLAG} NAME --help shows its options."
 
 
-
-def defaults_of(name: str) -> Mapping[str, Any]:
-    """The defaults that a method sets for options that every training has."""
-    from ..objectives.base import objectives
-    kind = objectives().get(name)
-    return kind.defaults if kind else {}
+def methods(ctx: click.Context) -> dict[str, type[Objective]]:
+    """The methods whose options a command takes: all, or the named one alone where that is all that is typed."""
+    from ..objectives.base import find_objective, objectives
+    name = chosen(ctx, FLAG, DEFAULT)
+    alone = find_objective(name) if ctx.meta.get(ALONE) else None
+    return {name: alone} if alone else objectives(train_options())
 
 
 def with_defaults(params: Sequence[click.Parameter], defaults: Mapping[str, Any]) -> list[click.Parameter]:
@@ -107,17 +105,18 @@ def take_objective(options: dict[str, Any], model: Gguf | None = None) -> Object
     Raises UsageError for an option of another method, and for one out of its range.
     """
     from ..models.networks import network_of
-    from ..objectives.base import make_objective, objectives
+    from ..objectives.base import find_objective, make_objective
     is_named = "method" in explicit(options)
     name = options.pop("method", DEFAULT)
     if model is not None and not is_named:
         name = network_of(model).objective
     asked: dict[str, Any] = {}
-    for option, owners in options_of(objectives()).items():
+    own = options_of({name: kind} if (kind := find_objective(name)) else {})
+    for option, owners in options_of(methods(click.get_current_context())).items():
         value = options.pop(option, None)
         if value is None:
             continue
-        if name not in owners:
+        if option not in own:
             raise UsageError(f"--{option.replace('_', '-')} is no option of the method {name}",
                              f"leave it out, or add {FLAG} {' or '.join(owners)}")
         asked[option] = value

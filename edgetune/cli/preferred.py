@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -25,10 +25,10 @@ if TYPE_CHECKING:
 class EvalCommand(ObjectiveCommand):
     """The command `eval`, whose method is another measure of pairs."""
 
-    def method_flags(self, name: str) -> Iterator[click.Option]:
+    def method_flags(self, name: str, known: Mapping[str, type[Objective]]) -> Iterator[click.Option]:
         """Leaves out options of methods that have the name of one of eval's own, such as --grader."""
         own = {param.name for param in self.params}
-        return (option for option in super().method_flags(name) if option.name not in own)
+        return (option for option in super().method_flags(name, known) if option.name not in own)
 
     def method_help(self, _known: Iterable[str]) -> str:
         return f"Measure the loss of pairs by this method too: dpo or orpo. {FLAG} NAME --help shows its options."

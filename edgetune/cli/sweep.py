@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from ..options import kind_of
-from ..training.config import train_options
+from ..training.config import LORA, train_options
 from .app import flag_type, training_options
 
 if TYPE_CHECKING:
@@ -39,7 +39,8 @@ sweep_options = training_options(typed=several)
 
 def take_grid(options: dict[str, Any]) -> dict[str, tuple[Any, ...]]:
     """The options of which several values are given; takes them out of `options`."""
-    return {name: options.pop(name) for name in train_options() if isinstance(options.get(name), tuple)}
+    names = dict.fromkeys([*train_options(options.get("family", LORA)), *options])
+    return {name: options.pop(name) for name in names if isinstance(options.get(name), tuple)}
 
 
 def sweep_table(found: Sweep) -> Any:

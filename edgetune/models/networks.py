@@ -18,7 +18,10 @@ def open_network(gguf: Gguf) -> Network:
 
 
 def network_of(gguf: Gguf) -> type[Network]:
-    """The network that is registered for a file's architecture; the modules of this folder are imported first."""
-    for module in iter_modules(import_module(__package__).__path__):
-        import_module(f"{__package__}.{module.name}")
+    """The network that is registered for a file's architecture; the modules of this folder are imported first, unless
+    it is a decoder's: a board's memory holds all that are.
+    """
+    if gguf.architecture not in Model.architectures:
+        for module in iter_modules(import_module(__package__).__path__):
+            import_module(f"{__package__}.{module.name}")
     return NETWORKS.get(gguf.architecture, Model)

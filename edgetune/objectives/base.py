@@ -141,7 +141,7 @@ class Objective(ABC):
 
 
 _registry: Registry[Objective] = Registry(__package__, "objective", ("name", "method"))
-register = _registry.register
+register, find_objective = _registry.register, _registry.find
 
 
 def objectives(common: Collection[str] = ()) -> dict[str, type[Objective]]:

@@ -140,13 +140,13 @@ class TrainConfig(CommonOptions):
     @classmethod
     def read_json(cls, found: Mapping[str, Any], source: str) -> TrainConfig:
         """The inverse of `to_json`, of this edgetune or an earlier one. Raises FormatError."""
-        from ..adapters.base import families
+        from ..adapters.base import find_family
         rest = dict(found)
         name = rest.pop("family", LORA)
-        if name not in families():
+        kind = find_family(name)
+        if kind is None:
             raise FormatError(f"{source} has the adapter family {name!r:.60}, which this edgetune does not know",
                               "use the edgetune that wrote it")
-        kind = families()[name]
         own = {spec.name: rest.pop(spec.name) for spec in declared(kind) if spec.name in rest}
         return cls(family=from_json(kind, own, source), **checked_fields(CommonOptions, rest, source))
 
@@ -273,9 +273,9 @@ def train_options(family: str = "") -> dict[str, Field[Any]]:
 
 def defaults_of(options: Mapping[str, Any]) -> dict[str, Any]:
     """The defaults of all options of a training, by the family that its options name, as far as it is known."""
-    from ..adapters.base import families
+    from ..adapters.base import find_family
     family = options.get("family", LORA)
-    own = train_options(family if family in families() else LORA)
+    own = train_options(family if find_family(family) else LORA)
     return {"family": LORA, **{name: spec.default for name, spec in own.items()}}
 
 

@@ -5,7 +5,11 @@ import os
 import subprocess
 import sys
 
+import pytest
 from commands import cli
+
+from edgetune.adapters.base import families
+from edgetune.objectives.base import objectives
 
 ALONE = """
 import importlib, json, pkgutil, sys
@@ -63,3 +67,27 @@ print(json.dumps([name for name in sys.modules if name.startswith("edgetune.cli.
 """
     own = {"app", "configured", "extras", "grouped", "learn", "objective", "prose", "sweep"}
     assert {name.rsplit(".", 1)[1] for name in printed(code)} <= own
+
+
+ONE = """
+import json, sys
+from edgetune.adapters.base import find_family
+from edgetune.objectives.base import find_objective
+assert find_family("lora") and find_family("o-lora") and find_objective("self-correct")
+print(json.dumps([name for name in sys.modules if name.startswith(("edgetune.adapters.", "edgetune.objectives."))]))
+"""
+
+
+def test_a_technique_is_found_without_all_others():
+    found = {name.rsplit(".", 1)[1] for name in printed(ONE)}
+    assert {"low_rank", "o_lora", "self_correct"} <= found
+    assert not found & {"adalora", "bitfit", "prefix", "vera", "dpo", "kto", "nlft", "tag"}
+
+
+@pytest.mark.parametrize("named", [*families().items(), *objectives().items()], ids=lambda one: one[0])
+def test_the_module_of_a_technique_has_its_name(named):
+    """By which it is found alone."""
+    name, kind = named
+    if kind.__module__.startswith("edgetune."):  # others are of tests
+        module = {"lora": "low_rank"}.get(name, name.replace("-", "_"))
+        assert kind.__module__.rsplit(".", 1)[1] == module
