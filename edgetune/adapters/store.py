@@ -11,7 +11,6 @@ from __future__ import annotations
 import json
 import math
 import os
-import zipfile
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -44,6 +43,7 @@ RUN = "run.json"
 BESIDE = "beside.npz"  # arrays trained with it that are no part of it, such as a value head, by name
 TOKENS = "tokens"  # of the facts of an adapter: what its keys and values stand for
 COMPILED = "compiled"  # the status in the run.json of a compiled prompt
+PROMPT = ("prompt.json", "prompt.jsonl")  # its prompt file, and the rows of `nearest`
 SCHEMA = "schema.json"  # of the answers that it learned, if all are JSON
 _ALPHA = "adapter.lora.alpha"
 _BASE = "edgetune.base_fingerprint"
@@ -259,6 +259,7 @@ def save_beside(folder: Path, arrays: Mapping[str, np.ndarray]) -> None:
 def read_beside(folder: Path) -> dict[str, np.ndarray]:
     """Arrays that were trained with an adapter; {} where its folder has none. Raises FormatError for a damaged one."""
     path = folder / BESIDE
+    import zipfile  # here: few trainings have such arrays
     try:
         with open_regular(path) as opened, np.load(opened, allow_pickle=False) as file:
             return {name: file[name] for name in file.files}

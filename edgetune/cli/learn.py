@@ -76,7 +76,6 @@ def train_command(model: Path, data: Path, folder: Path, held_out: str | None, p
     than no training.
     """
     from ..formats.bundle import open_bundle
-    from ..runs.sweep import BEST, sweep
     from ..runs.train import train
     from ..training.callbacks import RunCallbacks
     governor = governor_of(policy_file, options)
@@ -89,6 +88,7 @@ def train_command(model: Path, data: Path, folder: Path, held_out: str | None, p
     with stop_on_signals() as should_stop, train_progress(as_json) as progress:
         arguments["callbacks"] = RunCallbacks(progress.event, should_stop, governor, command=typed())
         if grid:
+            from ..runs.sweep import BEST, sweep
             found = sweep(bundle, data, folder, held_out, grid=grid, **arguments, **options)
         else:
             result = train(bundle, data, folder, held_out, **arguments, **options)

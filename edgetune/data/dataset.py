@@ -16,7 +16,6 @@ from ..errors import DataError, UsageError
 from ..llamacpp.tokenizer import Tokenizer
 from ..llamacpp.tokenizers import AnyTokenizer
 from . import rows as supervised_rows
-from .answer_schema import derive
 from .around import Instruction
 from .files import Digest, place, read_rows
 from .formats import BY_KEYS, Columns, recognised
@@ -122,6 +121,7 @@ class _Tokenized:
     digest: str = ""
 
     def dataset(self) -> Dataset:
+        from .answer_schema import derive  # here: a training's rows are read by another process
         examples: list[Example] = []
         groups = 0
         for made in self.rows:

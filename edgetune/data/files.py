@@ -5,7 +5,6 @@ What a file may hold is bounded, so that no file takes memory without limit befo
 
 from __future__ import annotations
 
-import csv
 import hashlib
 import json
 import os
@@ -226,6 +225,7 @@ def _not_json(line: int, name: str, text: str, hint: str) -> DataError:
 
 def _table(lines: Iterator[str], name: str, delimiter: str) -> Iterator[tuple[int, Row]]:
     """The rows below a header, whose cells are texts; of a .csv file without commas, semicolons divide the cells."""
+    import csv  # here: most files are of another form
     first = next(lines, "")
     if delimiter == "," and "," not in first and ";" in first:
         delimiter = ";"

@@ -1,23 +1,34 @@
-"""The kinds of sublayers, by their names in a Shape."""
+"""The kinds of sublayers, by their names in a Shape. A model imports those that its blocks have, and no others."""
 
 from __future__ import annotations
 
-from .attention import SelfAttention
-from .delta_net import DeltaNet
-from .experts import Experts
-from .fused import FusedAttention, FusedGated
-from .gated import Gated
-from .gated_attention import GatedAttention
-from .keyed import AttentionToKeys
-from .mamba import Mamba
-from .shared_attention import SharedAttention
-from .shared_experts import SharedExperts
-from .short_conv import ShortConv
+from functools import cache
+from importlib import import_module
+from typing import Any
+
 from .sublayer import FeedForward, Mixer
 
-MIXERS: dict[str, type[Mixer]] = {"attention": SelfAttention, "fused attention": FusedAttention,
-                                 "attention to keys": AttentionToKeys, "shared attention": SharedAttention,
-                                 "short convolution": ShortConv, "gated attention": GatedAttention,
-                                 "delta net": DeltaNet, "mamba": Mamba}
-FEEDS: dict[str, type[FeedForward]] = {"gated": Gated, "fused gated": FusedGated, "experts": Experts,
-                                     "shared experts": SharedExperts}
+MIXERS = {"attention": "attention.SelfAttention", "fused attention": "fused.FusedAttention",
+          "attention to keys": "keyed.AttentionToKeys", "shared attention": "shared_attention.SharedAttention",
+          "short convolution": "short_conv.ShortConv", "gated attention": "gated_attention.GatedAttention",
+          "delta net": "delta_net.DeltaNet", "mamba": "mamba.Mamba"}
+FEEDS = {"gated": "gated.Gated", "fused gated": "fused.FusedGated", "experts": "experts.Experts",
+         "shared experts": "shared_experts.SharedExperts"}
+"""The module of this package and the class of each."""
+
+
+@cache
+def mixer_named(name: str) -> type[Mixer]:
+    found: type[Mixer] = _class_at(MIXERS[name])
+    return found
+
+
+@cache
+def feed_named(name: str) -> type[FeedForward]:
+    found: type[FeedForward] = _class_at(FEEDS[name])
+    return found
+
+
+def _class_at(place: str) -> Any:
+    module, _, name = place.partition(".")
+    return getattr(import_module(f"{__package__}.{module}"), name)

@@ -17,7 +17,7 @@ from .base import Flops, Structure
 from .block_embedding import BlockEmbedding
 from .cache import Cache
 from .kept import Lent, copies_of
-from .kinds import FEEDS, MIXERS
+from .kinds import feed_named, mixer_named
 from .lent_keys import LENT, lent_buffers
 from .linear import RunShape
 from .placed import placed_buffers
@@ -32,11 +32,11 @@ Groups = tuple[tuple[str, ...], ...]
 
 
 def mixer_of(s: Shape, layer: int) -> type[Mixer]:
-    return MIXERS[s.mixer(layer)]
+    return mixer_named(s.mixer(layer))
 
 
 def feed_of(s: Shape, layer: int) -> type[FeedForward]:
-    return FEEDS[s.feed(layer)]
+    return feed_named(s.feed(layer))
 
 
 def groups(s: Shape, layer: int) -> Groups:

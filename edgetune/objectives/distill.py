@@ -40,6 +40,7 @@ class Distill(Divergent):
     needs_logp: ClassVar[bool] = True
     needs_reference: ClassVar[bool] = True
     needs_files: ClassVar[bool] = True
+    source: ClassVar[str] = "taught"
     defaults: ClassVar[Mapping[str, Any]] = {"lr": 1e-3}
     teacher: str = option("", "The file of the teacher, which edgetune teach wrote.", local=True)
     label_share: float = option(0.0, "The share of the loss that is the cross-entropy of the rows' own answers.",

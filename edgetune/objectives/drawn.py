@@ -44,6 +44,7 @@ class Drawn(Objective):
     again: the module that asks for a second answer; None: the model answers once.
     """
 
+    source: ClassVar[str] = "answers"
     keeps_groups: ClassVar[bool] = True
     compares_updates: ClassVar[bool] = False
     again: ClassVar[Again | None] = None

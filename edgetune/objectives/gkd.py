@@ -36,6 +36,7 @@ class Gkd(Divergent, Drawn):
     needs_files: ClassVar[bool] = True
     keeps_groups: ClassVar[bool] = False
     rows: ClassVar[RowParser] = prompts
+    source: ClassVar[str] = "on-policy"
     defaults: ClassVar[Mapping[str, Any]] = {"lr": 1e-3}
     num_generations: int = option(1, "Answers to each prompt.", low=1, high=1024)
     teacher_model: str = option("", "The teacher, a GGUF or a bundle with the student's tokenizer.", local=True)

@@ -48,6 +48,7 @@ class Labelling(Objective):
     """
 
     rows: ClassVar[RowParser] = labelled
+    source: ClassVar[str] = "labelled"
     defaults: ClassVar[Mapping[str, Any]] = {"lr": 2e-3, "rank": 16, "epochs": 15.0}
     says_sure: ClassVar[bool] = True
 

@@ -17,7 +17,6 @@ from typing import TYPE_CHECKING, Any
 
 from ..adapters import store
 from ..adapters.base import LLAMA_CPP
-from ..data import labelled
 from ..data import rows as supervised_rows
 from ..data.dataset import Dataset
 from ..data.loader import NONE
@@ -26,9 +25,7 @@ from ..errors import DataError, EdgetuneError, UsageError
 from ..formats.bundle import Bundle, open_bundle
 from ..machine import device
 from ..objectives.base import Objective, read_objective
-from ..objectives.rewarded import Rewarded
 from ..persisted import from_json
-from ..serving.memory import context_of, memory_needed
 from ..training import checkpoint
 from ..training.callbacks import Event, RunCallbacks
 from ..training.config import TrainConfig, TrainOptions
@@ -102,7 +99,7 @@ def train(model: str | Path | Bundle, data: Rows, out: str | Path, eval: Rows | 
         with reported(out):
             record = _unreported(out) if resume and not more else {}
             is_answering = objective.rows is supervised_rows
-            is_asked = answers and (is_answering or objective.rows is labelled) and (
+            is_asked = answers and (is_answering or _is_labelling(objective)) and (
                 config.family.served_by == LLAMA_CPP)
             begun = _foretold(show, bundle.gguf, held) if is_asked and is_answering and held else show
             calls = replace(calls, on_event=begun, resume_by=resume_by(out, calls.command))
@@ -152,15 +149,22 @@ def _rewarded(objective: Objective, reward: Callable[..., Any] | None,
     """(the objective, its rewards; None: it learns from none), with room for these within the budget. Raises UsageError
     for a reward that the objective does not learn from.
     """
-    if isinstance(objective, Rewarded):
+    if objective.source == "answers":
         from ..evaluation.graders.rewards import rewards_of  # each takes memory of trainings that need none of it
-        objective, rewards = rewards_of(objective, reward)
-        rewards.reserve(config.memory_here() - device.rss())
-        return objective, rewards
+        from ..objectives.rewarded import Rewarded
+        if isinstance(objective, Rewarded):
+            objective, rewards = rewards_of(objective, reward)
+            rewards.reserve(config.memory_here() - device.rss())
+            return objective, rewards
     if reward is not None:
         raise UsageError(f"a reward function is given, and {objective.name} learns from no rewards",
                          "leave it out, or give an objective such as Grpo()")
     return objective, None
+
+
+def _is_labelling(objective: Objective) -> bool:
+    from ..data import labelled  # here: few trainings read labels
+    return objective.rows is labelled
 
 
 def _check_rewards(rewards: GraderRewards, rows: Dataset, held: Dataset | None) -> None:
@@ -222,6 +226,7 @@ def _longest(held: Dataset) -> int:
 
 def _foretold(show: OnEvent, base: Gguf, held: Dataset) -> OnEvent:
     """Adds to the event "start" about how many bytes the process has while questions are answered, after training."""
+    from ..serving.memory import context_of, memory_needed  # here: the plan counts it
 
     def tell(event: Event) -> None:
         if event["event"] == "start":

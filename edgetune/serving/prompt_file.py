@@ -24,6 +24,7 @@ from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
+from ..adapters.store import PROMPT
 from ..data.around import Message, is_row, last_question, unlearned
 from ..data.asking import asking_rows
 from ..data.hub_rows import is_name
@@ -36,7 +37,7 @@ from ..formats.named import find_model
 from ..options import check_options, make_options, option
 from .nearest import ENCODER, NearestRows
 
-KEPT = ("prompt.json", "prompt.jsonl")  # files in an adapter's folder: its prompt, and the rows of `nearest`
+KEPT = PROMPT
 YAML = (".yaml", ".yml")
 LIMIT = 4 << 20  # bytes of a file
 WAY_OUT = "write system, examples or nearest, as docs/reference/files.md shows"

@@ -26,16 +26,14 @@ from ..data.packing import Example
 from ..disk import cache, cache_folder, replaced
 from ..errors import DataError, Interrupted, UsageError
 from ..formats.bundle import Bundle
-from ..llamacpp.sampling import Sampling
 from ..machine import device
 from ..models.decoder import Model
 from ..objectives.base import Objective
 from ..objectives.sft import Sft
-from ..serving.rollouts.texts import Asked, Engine, draw
 from . import length
 from .batches import shares
 from .config import TrainConfig
-from .reference import UNREADABLE
+from .reference import unreadable
 
 FILE = "anchors.npz"
 BATCHES = "anchor_batches"  # of run.json: the first that is learned, and the one after the last
@@ -44,7 +42,6 @@ MOST = 1024  # different anchors of a run; beyond that they are repeated, and re
 PARALLEL = 32  # drawn at once: more take more memory than training does
 CACHED = 128  # files in the cache, the newest
 Prompts = list[list[int]]
-NATURAL = Sampling(temperature=1.0, top_k=0, top_p=1.0, min_p=0.0)  # tokens as likely as the base finds them
 
 
 @dataclass(frozen=True)
@@ -127,10 +124,13 @@ def _cut(example: Example, max_length: int) -> Example:
 def _drawn(bundle: Bundle, config: TrainConfig, questions: Questions, batch: int,
            should_stop: Callable[[], bool]) -> list[Example]:
     """Draws a batch of anchors. Raises UsageError if they do not fit into memory or the model's context."""
+    from ..llamacpp.sampling import Sampling  # here: most trainings draw none
+    from ..serving.rollouts.texts import Asked, Engine, draw
     prompts = of_batch(questions.texts, batch) + of_batch(questions.chats, batch)
     engine = Engine(config.memory_here(), config.memory_asked, PARALLEL, config.precision, config.threads,
                     config.backend)
-    asked = Asked(prompts, [TOKENS] * len(prompts), BATCH // len(prompts), replace(NATURAL, seed=batch))
+    natural = Sampling(temperature=1.0, top_k=0, top_p=1.0, min_p=0.0, seed=batch)  # tokens as likely as the base says
+    asked = Asked(prompts, [TOKENS] * len(prompts), BATCH // len(prompts), natural)
 
     def before_block() -> None:
         if should_stop():
@@ -180,7 +180,7 @@ def _example(prompt: Sequence[int], said: np.ndarray) -> Example:
 
 def read(path: Path, name: str = "") -> list[Example]:
     """Returns the anchors of a file; none if it is missing or damaged, or has another `name`."""
-    with suppress(*UNREADABLE), path.open("rb") as opened, np.load(opened, allow_pickle=False) as file:
+    with suppress(*unreadable()), path.open("rb") as opened, np.load(opened, allow_pickle=False) as file:
         if name in ("", str(file["name"])):
             parts = np.split(file["tokens"].astype(np.int32), np.cumsum(file["sizes"])[:-1])
             return [_example(part[:begin].tolist(), part[begin:])

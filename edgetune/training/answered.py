@@ -4,14 +4,16 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Protocol, TypeVar, runtime_checkable
+from typing import TYPE_CHECKING, Protocol, TypeVar, runtime_checkable
 
 import numpy as np
 from numpy.typing import NDArray
 
 from ..data.packing import Example
-from ..serving.rollouts.engine import Rollout
-from .judge import EngineJudge
+
+if TYPE_CHECKING:
+    from ..serving.rollouts.engine import Rollout
+    from .judge import EngineJudge
 
 T = TypeVar("T")
 PASS = 1.0  # the least reward of a right answer

@@ -20,7 +20,6 @@ from ..objectives.base import Objective
 from ..objectives.sft import Sft
 from ..options import AUTO
 from ..persisted import from_json
-from ..serving.prompt_file import KEPT
 from . import anchored, checkpoint, metrics, reference, repeat
 from .answered import Rewards, needs_judge, reserved
 from .callbacks import Event, RunCallbacks
@@ -86,7 +85,7 @@ def resumed(task: Task) -> Begun:
     one; or from the finished adapter, if epochs are added.
     """
     whole = (f"{checkpoint.PREFIX}*", store.FILE, store.BESIDE, store.RUN, repeat.NAME, metrics.CSV, metrics.REPORT,
-             reference.FILE, anchored.FILE, *KEPT)
+             reference.FILE, anchored.FILE, *store.PROMPT)
     for stale in (path for name in whole for path in task.out.glob(f"{name}.tmp")):
         with suppress(OSError):
             stale.unlink()
@@ -186,7 +185,7 @@ def _again(task: Task, record: Mapping[str, Any]) -> Begun:
     names = {path.name for path in task.out.iterdir()}
     is_begun = record.get("status", "running") == "running" and not record.get("begun_at")
     written = {metrics.NAME, metrics.CSV, metrics.REPORT, reference.FILE, anchored.FILE, store.FILE, store.BESIDE,
-               store.RUN, repeat.NAME, *KEPT}
+               store.RUN, repeat.NAME, *store.PROMPT}
     if not (is_begun and names <= written):
         raise FormatError(f"{task.out} holds no checkpoint to continue from: its run has failed, or it is no run",
                           "start in another folder")

@@ -15,7 +15,7 @@ from collections.abc import Iterator
 from dataclasses import asdict, dataclass, replace
 from functools import cached_property
 from itertools import product
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from ..adapters.base import KEYS, Group
 from ..adapters.heads import VOCABULARY, HeadKind
@@ -26,13 +26,15 @@ from ..errors import BudgetError, UsageError, size_text
 from ..models.base import Structure
 from ..models.linear import RunShape, target_names
 from ..models.stream import Sizes
-from ..serving.rollouts.plan import AnswerPlan
 from . import optim
 from .config import TrainConfig
 from .cost import Work, work_of
 from .length import batch_of
 from .source import Room
 from .tradeoffs import Tradeoffs
+
+if TYPE_CHECKING:
+    from ..serving.rollouts.plan import AnswerPlan
 
 MIB = 1 << 20
 PROCESS = 52 * MIB  # Python and its libraries before training, if it is not this process; measured 43 to 51

@@ -7,7 +7,6 @@ The file is npz: `fingerprint` of everything but the examples, `keys` [n, 32], `
 
 from __future__ import annotations
 
-import zipfile
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import nullcontext, suppress
 from dataclasses import replace
@@ -26,7 +25,6 @@ from ..models.base import Passes
 FILE = "reference.npz"
 CACHED = 8  # files in the cache, the newest
 ANY = 1 << 62
-UNREADABLE = (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile)  # raised for a damaged npz
 
 
 class Reference:
@@ -94,7 +92,7 @@ class Reference:
 
     def load(self, path: Path, fingerprint: str) -> None:
         """Loads the values of a file, unless it is missing, damaged or of another fingerprint."""
-        with suppress(*UNREADABLE), path.open("rb") as opened, np.load(opened, allow_pickle=False) as file:
+        with suppress(*unreadable()), path.open("rb") as opened, np.load(opened, allow_pickle=False) as file:
             if str(file["fingerprint"]) == fingerprint:
                 parts = np.split(file["values"].astype(np.float32), np.cumsum(file["sizes"])[:-1])
                 self._known |= {bytes(key): part for key, part in zip(file["keys"], parts, strict=True)}
@@ -103,6 +101,12 @@ class Reference:
         """Saves to the user's cache, whose oldest files are removed; a disk that refuses is ignored."""
         path = cached(name)
         cache(path, lambda: self.save(path, fingerprint), CACHED)
+
+
+def unreadable() -> tuple[type[Exception], ...]:
+    """The exceptions that reading a damaged npz raises."""
+    import zipfile  # here: most trainings read none
+    return OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile
 
 
 def likeliest(decoder: Passes, examples: Sequence[Example], top: int,

@@ -12,7 +12,6 @@ from typing import Any
 
 from ..data.dataset import Dataset
 from ..errors import MismatchError, UsageError
-from ..serving.prompt_file import prompt_digest
 from ..version import __version__
 from . import length
 from .trainer import Trainer
@@ -32,6 +31,7 @@ def fingerprint_run(trainer: Trainer, data: Dataset, held_out: Dataset | None) -
     given |= trainer.objective.options()
     given |= run.family.options()
     if trainer.config.prompt:
+        from ..serving.prompt_file import prompt_digest
         given["prompt"] = prompt_digest(trainer.config.prompt)
     given["patience"] = length.patience(trainer.config)
     given["anchors"] = trainer.rows_per_anchor

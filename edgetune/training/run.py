@@ -12,7 +12,7 @@ from collections.abc import Collection, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from dataclasses import asdict
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from .. import disk
 from ..adapters import store
@@ -24,9 +24,7 @@ from ..machine import device
 from ..objectives.base import Objective
 from ..objectives.sft import Sft
 from ..options import AUTO
-from ..serving.prompt_file import keep_prompt
 from . import anchored, begin, checkpoint, length, metrics, reference, referred, repeat
-from .answered import Rewards
 from .begin import Task
 from .callbacks import Event, RunCallbacks
 from .config import TrainConfig
@@ -38,6 +36,9 @@ from .sized import as_begun, sized_by
 from .throttle import MemoryPressure, Throttle, be_nice
 from .trainer import StepResult
 from .verdict import Course, Verdict, diverged, judge
+
+if TYPE_CHECKING:
+    from .answered import Rewards
 
 MOST_EPOCHS = 1e6  # that may be added at once
 
@@ -292,6 +293,7 @@ class _Run:
         of_answers = self.trainer.objective.rows is supervised_rows
         store.save_schema(self.out, self.task.data.schema if of_answers else None)
         if self.config.prompt:
+            from ..serving.prompt_file import keep_prompt
             keep_prompt(self.out, self.config.prompt)
         store.save_beside(self.out, self.trainer.unexported)
         store.save_run(self.out, self.trainer.artifact(), self.task.bundle.gguf, record)

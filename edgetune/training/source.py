@@ -20,8 +20,6 @@ from ..data.packing import Batch, Example
 from ..errors import DataError
 from ..models.base import Passes, Structure
 from ..objectives.base import Objective
-from ..serving.rollouts.plan import AnswerPlan
-from .answered import Expectation, Rewards
 from .batches import Batches, Micros
 from .config import TrainConfig
 from .passes import Measurement, References, measure
@@ -29,6 +27,8 @@ from .reference import Reference
 
 if TYPE_CHECKING:
     from ..llamacpp.tokenizer import Tokenizer
+    from ..serving.rollouts.plan import AnswerPlan
+    from .answered import Expectation, Rewards
 
 
 @dataclass(frozen=True)

@@ -2,20 +2,18 @@
 
 from __future__ import annotations
 
-from ..objectives.base import Objective
-from ..objectives.distill import Distill
-from ..objectives.drawn import Drawn
-from ..objectives.gkd import Gkd
-from ..objectives.labelling import Labelling
-from .answers import Answers
-from .labelled import Labelled
-from .on_policy import OnPolicy
-from .source import Rows, Source
-from .taught import Taught
+from importlib import import_module
 
-KINDS: tuple[tuple[type[Objective], type[Source]], ...] = (
-    (Gkd, OnPolicy), (Drawn, Answers), (Distill, Taught), (Labelling, Labelled))
+from ..objectives.base import Objective
+from .source import Source
+
+KINDS = {"rows": "source.Rows", "answers": "answers.Answers", "on-policy": "on_policy.OnPolicy",
+         "taught": "taught.Taught", "labelled": "labelled.Labelled"}
+"""The module of this package and the class of each, by `Objective.source`."""
 
 
 def source_of(objective: Objective) -> type[Source]:
-    return next((source for kind, source in KINDS if isinstance(objective, kind)), Rows)
+    """Its module is imported only now, as a board's memory holds all that are."""
+    module, _, name = KINDS[objective.source].partition(".")
+    found: type[Source] = getattr(import_module(f"{__package__}.{module}"), name)
+    return found

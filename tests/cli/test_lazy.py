@@ -7,6 +7,7 @@ import sys
 
 import pytest
 from commands import cli
+from json_lines import write_lines
 
 from edgetune.adapters.base import families
 from edgetune.objectives.base import objectives
@@ -37,9 +38,11 @@ print(json.dumps([sorted(trees), differ]))
 """
 
 
-def printed(code):
-    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True, env=os.environ)
-    return json.loads(done.stdout)
+def printed(code, *args):
+    """The last line that a process prints, as JSON."""
+    done = subprocess.run([sys.executable, "-c", code, *map(str, args)], capture_output=True, text=True, check=True,
+                          env=os.environ)
+    return json.loads(done.stdout.splitlines()[-1])
 
 
 def test_each_command_comes_with_all_that_belongs_to_it():
@@ -91,3 +94,43 @@ def test_the_module_of_a_technique_has_its_name(named):
     if kind.__module__.startswith("edgetune."):  # others are of tests
         module = {"lora": "low_rank"}.get(name, name.replace("-", "_"))
         assert kind.__module__.rsplit(".", 1)[1] == module
+
+
+TRAINED = """
+import json, sys
+from edgetune.cli import main
+sys.argv = ["edgetune", "train", *sys.argv[1:]]
+try:
+    main()
+except SystemExit as ended:
+    assert not ended.code, ended.code
+print(json.dumps([*sys.modules]))
+"""
+NEEDED = {
+    "adapters": "base heads lora low_rank stacks store",
+    "cli": "app configured extras grouped learn objective sweep",
+    "data": "anchors around calls dataset files forest formats holdout hub_rows lengths loader packing parquet parts "
+            "pieces preferences prompted question rows thoughts trees views",
+    "llamacpp": "kv_state library markup pieces thinking tokenizer tokenizers tool_text wordpiece",
+    "models": "attention base block_embedding cache choices common decoder gated head input_file kept kinds lent_keys "
+              "linear needed networks norms placed prefix recurrent repeated residual short_conv states stream "
+              "structure sublayer taped value virtual",
+    "objectives": "base sft",
+    "runs": "reported result train chart events history page report tables",  # the report is written after training
+    "training": "anchored answered batches begin callbacks checkpoint config cost gradient length metrics optim origin "
+                "passes plan planned reference referred repeat resume run sized source sources state throttle "
+                "tradeoffs trainer verdict",
+}
+SMALL = ("backends", "formats", "machine")  # rooms that are needed whole, or nearly
+OTHERS = ("asyncio", "concurrent", "email", "graphlib", "http", "llama_cpp", "multiprocessing", "socket",
+          "ssl", "statistics", "unittest", "xml")
+
+
+def test_a_plain_training_imports_what_it_uses_alone(tiny_llama, tmp_path):
+    """A new module belongs in NEEDED if every training uses it; others are to be imported where they are used."""
+    rows = write_lines(tmp_path / "rows.jsonl", [{"text": f"turn the light {i}"} for i in range(8)])
+    loaded = printed(TRAINED, tiny_llama, rows, "-o", tmp_path / "new", "--steps", 2, "--no-answers")
+    assert sorted(set(OTHERS) & {name.split(".")[0] for name in loaded}) == []
+    parts = [name.split(".")[1:] for name in loaded if name.startswith("edgetune.")]
+    found = {".".join(part) for part in parts if len(part) > 1 and part[0] not in SMALL}
+    assert found == {f"{room}.{name}" for room, names in NEEDED.items() for name in names.split()}
