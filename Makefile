@@ -59,8 +59,9 @@ lint: ## ruff and mypy; warnings are errors
 data: ## a minute, needs a network: the public data sets of docs/results into ../shared/data, checked; DATA="--folder DIR --only snips"
 	$(PYTHON) tests/proofs/public_data.py $(DATA)
 
-check: ## the kernels' harness, on every kernel set that this CPU can run
-	$(CMAKE) -B build/check/$(CC) -DET_EXTENSION=OFF -DET_CHECK=ON
+check: ## the kernels' harness, on every kernel set that this CPU can run; AMX's tiles are emulated if it has none
+	$(CMAKE) -B build/check/$(CC) -DET_EXTENSION=OFF -DET_CHECK=ON \
+	    -DET_EMULATE_TILES=$(if $(shell grep -m1 amx_bf16 /proc/cpuinfo),OFF,ON)
 	$(BUILD) build/check/$(CC) -j $(JOBS)
 	build/check/$(CC)/et_check
 
@@ -248,22 +249,25 @@ home-assistant: ready ## minutes, needs root and, the first time, a network: a r
 service: ready ## a minute: `edgetune service` in a systemd of its own, in namespaces over a copy of this system (root)
 	$(RUN) proofs/service.py
 
-# The kernel sets that this CPU runs; what it does not run need not be sanitized.
+# The kernel sets that this CPU runs; what it does not run need not be sanitized. The tiles are emulated in any case: only
+# then does the sanitizer see what they read.
 RUNNABLE = from edgetune.backends import cpu; print(*filter(cpu.usable, cpu.isa_names()), sep=";")
+SANITIZED = $$($(RUN) -c '$(RUNNABLE)' | sed '/amx/!s/avx512bf16/amx;&/')
 
 # Leaves a package with the sanitized extension in build/sanitize/python. To run Python on it:
 #   LD_PRELOAD=$$($(CC) -print-file-name=libasan.so) ASAN_OPTIONS=detect_leaks=0 PYTHONPATH=build/sanitize/python python3 ...
-sanitize: ready ## the harness, with the emulated GPU, and training on mutated models, under the address and undefined-behaviour sanitizers
-	$(CMAKE) -B build/sanitize/$(CC) -DET_CHECK=ON -DET_SANITIZE="$$($(RUN) -c '$(RUNNABLE)')" -DET_EMULATE=$(if $(CUDA_SANITIZED),ON,OFF) \
-	    -DPython_EXECUTABLE=$$(command -v $(PYTHON))
+sanitize: ready ## the harness, with the emulated GPU and AMX's tiles, and training on mutated models, under the address and undefined-behaviour sanitizers
+	$(CMAKE) -B build/sanitize/$(CC) -DET_CHECK=ON -DET_SANITIZE="$(SANITIZED)" -DET_EMULATE_TILES=ON \
+	    -DET_EMULATE=$(if $(CUDA_SANITIZED),ON,OFF) -DPython_EXECUTABLE=$$(command -v $(PYTHON))
 	$(BUILD) build/sanitize/$(CC) -j $(JOBS)
 	rm -rf build/sanitize/python && mkdir -p build/sanitize/python && cp -r edgetune build/sanitize/python
 	rm -f build/sanitize/python/edgetune/backends/*.so
 	cp build/sanitize/$(CC)/_native.*.so build/sanitize/python/edgetune/backends/
 	build/sanitize/$(CC)/et_check cpu
 	for subject in $(CUDA_SANITIZED); do build/sanitize/$(CC)/et_check cuda $$subject || exit 1; done
-	cd tests && LD_PRELOAD=$$($(CC) -print-file-name=libasan.so) ASAN_OPTIONS=detect_leaks=0 \
-	    PYTHONPATH=$(CURDIR)/build/sanitize/python $(PYTHON) -m pytest -n 0 models/test_fuzz_model.py training/test_optim.py
+	sets=$$($(RUN) -c '$(RUNNABLE)' | tr ';' ',') && cd tests && EDGETUNE_ISA=$$sets ASAN_OPTIONS=detect_leaks=0 \
+	    LD_PRELOAD=$$($(CC) -print-file-name=libasan.so) PYTHONPATH=$(CURDIR)/build/sanitize/python \
+	    $(PYTHON) -m pytest -n 0 models/test_fuzz_model.py training/test_optim.py
 
 wheels: ## manylinux wheels of edgetune and llama-cpp-python for x86-64 and aarch64, into dist/, for the Pythons named in PYTHONS
 	$(PYTHON) packaging/wheels.py --jobs $(JOBS) $(or $(PYTHONS),$(PYTHON))

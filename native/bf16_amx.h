@@ -11,6 +11,10 @@ struct tile_config {
 };
 _Static_assert(sizeof(struct tile_config) == TILE_STATE, "as the CPU has it");
 
+#ifdef ET_EMULATED_TILES
+#include "tiles_emulated.h"
+#endif
+
 /* Two by two tiles of 16 x 16: 0 to 3 the sums, 4 and 5 of A, 6 and 7 of B. What the thread had before is restored by
  * end: llama.cpp sets its tiles up once a thread and relies on finding them so. */
 static void bf16_begin(void *before) {

@@ -62,14 +62,14 @@ INLINE __m512i nibble_pairs(__m512i codes, __m512i table) {
     return _mm512_permutexvar_epi16(index, table);
 }
 
-/* The pairs that 16 bytes of a row and of the next one hold, inner elements k and k + 1. */
-INLINE void nibble_row_pairs(const struct segment *s, const struct nibble_place at, int n, int k, const uint8_t *w,
+/* The pairs that 16 bytes of a row and of the next one hold, two inner elements, in panels that are `apart`. */
+INLINE void nibble_row_pairs(float *panels, ptrdiff_t apart, const struct nibble_place at, const uint8_t *w,
                              ptrdiff_t ld, __m512i low, __m512i high) {
     __m512i even = _mm512_cvtepu8_epi32(_mm_loadu_si128((const __m128i *)(w + at.byte)));
     __m512i odd = _mm512_cvtepu8_epi32(_mm_loadu_si128((const __m128i *)(w + ld + at.byte)));
     __m512i codes = _mm512_or_si512(even, _mm512_slli_epi32(odd, 16));
-    float *lows = b_panel(s, n + at.low / 32 * 32) + (ptrdiff_t)k / 2 * 32 + at.low % 32;
-    float *highs = b_panel(s, n + at.high / 32 * 32) + (ptrdiff_t)k / 2 * 32 + at.high % 32;
+    float *lows = panels + at.low / 32 * apart + at.low % 32;
+    float *highs = panels + at.high / 32 * apart + at.high % 32;
     _mm512_storeu_si512(lows, nibble_pairs(codes, low));
     _mm512_storeu_si512(highs, nibble_pairs(_mm512_srli_epi32(codes, 4), high));
 }
@@ -81,7 +81,9 @@ INLINE void nibbles_straight(const struct segment *s, const int format, int r, i
     const __m512 values = nibble_floats(format);
     const ptrdiff_t size = count / format_block(format) * format_bytes(format);
     const int together = format == ET_Q4_K ? 2 : 1; /* times 16 bytes of the same scales */
-    for (int i = 0; i < BF16_RUN; i += 2, w += 2 * ld, k += 2) {
+    const ptrdiff_t apart = 32 * panel_floats(s, s->packed);
+    float *panels = b_panel(s, n) + k * 16;
+    for (int i = 0; i < BF16_RUN; i += 2, w += 2 * ld, panels += 32) {
         float even[16], odd[16];
         fetch(w + BF16_AHEAD * ld, size);
         fetch(w + (BF16_AHEAD + 1) * ld, size);
@@ -92,7 +94,7 @@ INLINE void nibbles_straight(const struct segment *s, const int format, int r, i
             const __m512i low = nibble_table(format, values, even, odd, first.low_scale);
             const __m512i high = together == 1 ? low : nibble_table(format, values, even, odd, first.high_scale);
             UNROLL for (int i = 0; i < together; i++)
-                nibble_row_pairs(s, nibble_place(format, j + i), n, k, w, ld, low, high);
+                nibble_row_pairs(panels, apart, nibble_place(format, j + i), w, ld, low, high);
         }
     }
 }

@@ -44,7 +44,9 @@ static int avxvnni(void) {
 /* Whether there are tiles that multiply bf16, and the OS lets this process use them: Linux wants to be asked, as each
  * thread's state grows by 8 KiB. */
 static int amx_bf16(void) {
-#if defined __x86_64__ && defined __linux__
+#if defined ET_EMULATED_TILES
+    return 1;
+#elif defined __x86_64__ && defined __linux__
     enum { REQUEST_PERMISSION = 0x1023, TILE_DATA = 18, BF16_AND_TILE = 1 << 22 | 1 << 24 };
     unsigned a, b, c, d = 0;
     return __get_cpuid_count(7, 0, &a, &b, &c, &d) && (d & BF16_AND_TILE) == BF16_AND_TILE &&
