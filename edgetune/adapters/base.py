@@ -1,6 +1,6 @@
 """The contract of an adapter family, whose parameters are trained with a frozen network; families by name.
 
-To add one, write two classes in a file of this folder:
+To add one, write two classes in a file of this folder that has the family's name, so that it is found alone:
 
 - a Family, a frozen dataclass decorated with `register`, whose fields are its options, made by `options.option`: the
   flags of `edgetune train`, a job's hyperparameters and the documentation are made from them. It names the trained

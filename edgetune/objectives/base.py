@@ -3,7 +3,8 @@
 An objective is a rule from the log-probabilities of the supervised tokens to one signed weight a_t = -dL/dlogp_t each.
 The engine turns weights into gradients: dL/dz_t = a_t (softmax(z_t) - onehot(y_t)), and never holds logits [T, V].
 
-To add one, write a file in this folder with a frozen dataclass that is an Objective, and decorate it with `register`.
+To add one, write a file of its name in this folder with a frozen dataclass that is an Objective, decorated with
+`register`. A training imports the file of that objective alone, which saves memory.
 Its fields are its options, made by `options.option`: the flags of `edgetune train`, the method and hyperparameters of a
 daemon's job and the documentation are made from them. `sft.py` is the shortest; tests/toy_objectives.py has three more.
 
