@@ -57,6 +57,13 @@ def test_what_does_not_fit_is_told_in_a_sentence(found, match):
     assert "\n" not in str(caught.value)
 
 
+@pytest.mark.parametrize("family", ["gone", "peft", "../full", 5])
+def test_an_unknown_family_is_told_in_a_sentence(family):
+    written = {**TrainConfig().to_json(), "family": family}
+    with pytest.raises(FormatError, match=f"run.json has the adapter family '{family}', which this edgetune does not"):
+        from_json(TrainConfig, written, "run.json")
+
+
 def test_what_is_missing_or_no_object():
     with pytest.raises(FormatError, match=r"run\.json lacks the field 'rate'"):
         from_json(Run, {"steps": 3, "name": None}, "run.json")

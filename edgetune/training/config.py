@@ -142,7 +142,7 @@ class TrainConfig(CommonOptions):
         """The inverse of `to_json`, of this edgetune or an earlier one. Raises FormatError."""
         from ..adapters.base import find_family
         rest = dict(found)
-        name = rest.pop("family", LORA)
+        name = str(rest.pop("family", LORA))
         kind = find_family(name)
         if kind is None:
             raise FormatError(f"{source} has the adapter family {name!r:.60}, which this edgetune does not know",
@@ -274,7 +274,7 @@ def train_options(family: str = "") -> dict[str, Field[Any]]:
 def defaults_of(options: Mapping[str, Any]) -> dict[str, Any]:
     """The defaults of all options of a training, by the family that its options name, as far as it is known."""
     from ..adapters.base import find_family
-    family = options.get("family", LORA)
+    family = str(options.get("family", LORA))
     own = train_options(family if find_family(family) else LORA)
     return {"family": LORA, **{name: spec.default for name, spec in own.items()}}
 
