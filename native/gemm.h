@@ -96,6 +96,17 @@ static inline vec load_b(const float *b, ptrdiff_t i, const int how) {
                              : vload(b + i);
 }
 
+#define HALF_AHEAD 32 /* rows that are fetched before they are wanted */
+
+/* Asks for a panel's part of a row that lies far from the one before, so that no CPU foresees it, and for the next
+ * panel's part of this row. */
+static inline void fetch_half(const float *b, ptrdiff_t k, ptrdiff_t b_ks, ptrdiff_t columns) {
+    const uint16_t *row = (const uint16_t *)(const void *)b + k * b_ks;
+    __builtin_prefetch(row + HALF_AHEAD * b_ks, 0, 3);
+    __builtin_prefetch(row + HALF_AHEAD * b_ks + columns - 1, 0, 3);
+    __builtin_prefetch(row + columns + 31, 0, 2);
+}
+
 /* nv and how are constants where this is inlined. */
 static inline __attribute__((always_inline)) void tile(const struct tile *t, const int nv, const int how) {
     const int packed = how == SIDES_PACKED;
@@ -109,6 +120,8 @@ static inline __attribute__((always_inline)) void tile(const struct tile *t, con
         for (int k = 0; k < t->s[s].K; k++, a += a_ks) {
             vec bv[NV];
             LOAD_A(a);
+            if (how == SIDES_HALF)
+                fetch_half(b, k, b_ks, nv * VL);
             UNROLL for (int j = 0; j < nv; j++) bv[j] = load_b(b, k * b_ks + j * VL, how);
             UNROLL for (int i = 0; i < MR; i++) {
                 UNROLL for (int j = 0; j < nv; j++) acc[i][j] += (packed ? PACKED_A(a, i) : a[i * a_rs]) * bv[j];
