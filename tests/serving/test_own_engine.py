@@ -9,8 +9,7 @@ from typing import Any
 import numpy as np
 import pytest
 from batchers import opened, started
-from decoder_cases import distance
-from random_adapters import SEVEN, decided_prompts, random_pairs, tokens_of, write_adapter
+from random_adapters import SEVEN, decided_prompts, distance, random_pairs, tokens_of, write_adapter
 from small_families import OPTIONS, small
 
 from edgetune.adapters.base import Setting

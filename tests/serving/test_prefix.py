@@ -11,8 +11,7 @@ import pytest
 from batchers import opened, started
 from click.testing import CliRunner
 from commands import run as command
-from decoder_cases import distance
-from random_adapters import SEVEN, decided_prompts, random_pairs, tokens_of, write_adapter
+from random_adapters import SEVEN, decided_prompts, distance, random_pairs, tokens_of, write_adapter
 
 from edgetune.adapters.base import Artifact, Setting
 from edgetune.adapters.prefix import Prefix
