@@ -8,6 +8,7 @@ import os
 import shutil
 import signal
 import sys
+import tempfile
 from collections.abc import Generator, Iterator
 from contextlib import closing
 from pathlib import Path
@@ -16,6 +17,7 @@ from typing import TYPE_CHECKING, Any
 import examples  # noqa: F401  (its profiles)
 import pytest
 from hypothesis import settings
+from in_memory import write_into_memory
 from seeds import take_seed
 from spread import Spread, is_for_the_first, leaves_out
 from tiny import SHAPES, write_tiny
@@ -37,6 +39,7 @@ os.environ.setdefault("MKL_ENABLE_INSTRUCTIONS", "AVX512")
 os.environ.setdefault("OMP_WAIT_POLICY", "passive")
 
 take_seed()
+write_into_memory()
 settings.load_profile("quick")  # --hypothesis-profile thorough, which is loaded later, wins
 
 # Programs that tests start find the same edgetune: the installed one, or this checkout where it is being developed.
@@ -130,6 +133,15 @@ def rows_are_tokenised_here(request: pytest.FixtureRequest, monkeypatch: pytest.
 
         monkeypatch.setattr("edgetune.data.loader.load", tokenised.load)
         monkeypatch.setattr("edgetune.data.loader._by_process", tokenised.here)
+
+
+@pytest.fixture(scope="session")
+def on_disk() -> Iterator[Path]:
+    """A folder in /tmp, on a disk: for tests of the kernel's cache of its pages, and of what every user may read. Those
+    of pytest may be in memory.
+    """
+    with tempfile.TemporaryDirectory() as folder:
+        yield Path(folder)
 
 
 @pytest.fixture(scope="session")

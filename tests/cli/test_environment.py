@@ -68,12 +68,12 @@ def test_help_has_the_variable_of_each_option():
         assert f"EDGETUNE_DAEMON_{spec.name.upper()}" in text or spec.name == "nice"
 
 
-def test_clients_and_services_have_none(monkeypatch, tmp_path):
+def test_clients_and_services_have_none(monkeypatch, on_disk):
     """A service is started by systemd, and its options are in its unit."""
-    write_tiny(tmp_path / "model.gguf", formats="Q8_0", n_blocks=1, d_model=32, d_ff=64)
+    write_tiny(on_disk / "model.gguf", formats="Q8_0", n_blocks=1, d_model=32, d_ff=64)
     monkeypatch.setenv("EDGETUNE_DAEMON_PORT", "9000")
-    (tmp_path / "daemon.toml").write_text("parallel = 2\n")
-    unit = json.loads(run("service", "install", tmp_path / "model.gguf", "--print", "--config",
-                          tmp_path / "daemon.toml", "--json"))["unit"]
+    (on_disk / "daemon.toml").write_text("parallel = 2\n")
+    unit = json.loads(run("service", "install", on_disk / "model.gguf", "--print", "--config",
+                          on_disk / "daemon.toml", "--json"))["unit"]
     assert "--parallel 2" in unit
     assert "9000" not in unit

@@ -5,6 +5,7 @@ import shlex
 import shutil
 import stat
 import subprocess
+import tempfile
 from pathlib import Path
 
 import psutil
@@ -27,9 +28,15 @@ ODD = 'a model of 100% "$HOME".gguf'
 analyze = pytest.mark.skipif(shutil.which("systemd-analyze") is None, reason="needs systemd-analyze")
 
 
+@pytest.fixture
+def tmp_path(on_disk):
+    """In /tmp, of which a service has another one. Those of pytest may be where only this user reads."""
+    return Path(tempfile.mkdtemp(dir=on_disk))
+
+
 @pytest.fixture(scope="module")
-def model(tmp_path_factory):
-    path = write_tiny(tmp_path_factory.mktemp("unit") / ODD, formats="Q8_0")
+def model(on_disk):
+    path = write_tiny(on_disk / ODD, formats="Q8_0")
     try:
         unit.unit(path, DaemonConfig(), POLICY)
     except UsageError as error:

@@ -30,8 +30,9 @@ from edgetune.serving.learned import encoder_of
 
 
 @pytest.fixture(scope="module")
-def encoder(tmp_path_factory):
-    return write_encoder(tmp_path_factory.mktemp("encoder") / "encoder.gguf", tiny_bert(), WORDS)
+def encoder(on_disk):
+    """Where every user may read it, as a service must."""
+    return write_encoder(on_disk / "encoder.gguf", tiny_bert(), WORDS)
 
 
 @pytest.fixture(scope="module")
@@ -174,13 +175,14 @@ def test_a_house_that_is_worse_stays_out(trained, tmp_path):
     assert worse.replaced == (worse.stayed.p_worse >= 0.05)
 
 
-def test_a_service_for_a_house_is_printed(tmp_path, trained, smollm2):
-    (tmp_path / "keys").write_text("")
-    run("service", "key", "kitchen", "--key-file", tmp_path / "keys")
-    keys = ["--key-file", tmp_path / "keys"]
+def test_a_service_for_a_house_is_printed(tmp_path, on_disk, trained, smollm2):
+    house = shutil.copytree(trained[0], on_disk / "house")
+    (on_disk / "keys").write_text("")
+    run("service", "key", "kitchen", "--key-file", on_disk / "keys")
+    keys = ["--key-file", on_disk / "keys"]
     for options, place, host in (([], "http://127.0.0.1:8642", ""), (keys, ":8642", "0.0.0.0")):
-        said = json.loads(run("home", "install", trained[0], "--model", smollm2, *options, "--print", "--json"))
-        assert f"--home {trained[0]}" in said["unit"]
+        said = json.loads(run("home", "install", house, "--model", smollm2, *options, "--print", "--json"))
+        assert f"--home {house}" in said["unit"]
         assert host in said["unit"]
         assert place in said["steps"][0]
     assert "is no house" in run("home", "install", tmp_path, "--model", smollm2, "--print", code=1)

@@ -21,9 +21,9 @@ MIB = 1 << 20
 
 
 @pytest.fixture(scope="module")
-def gguf(tmp_path_factory):
+def gguf(on_disk):
     """Three blocks of about 2 MiB, embedding and head of 0.8 MiB, in large folios where the file system has them."""
-    path = tmp_path_factory.mktemp("stream") / "model.gguf"
+    path = on_disk / "stream.gguf"
     write_tiny(path, formats="F16", n_blocks=3, d_model=512, d_ff=512, n_vocab=800, tied=False)
     return open_gguf(in_large_folios(path))
 
@@ -233,9 +233,9 @@ def train(path, memory, weights):
 
 
 @pytest.fixture(scope="module")
-def larger(tmp_path_factory):
+def larger(on_disk):
     """Twelve blocks of 6 MiB, a head of 4 MiB."""
-    path = tmp_path_factory.mktemp("larger") / "model.gguf"
+    path = on_disk / "larger.gguf"
     return in_large_folios(write_tiny(path, formats="F16", n_blocks=12, d_model=512, d_ff=2048, n_vocab=4096, seed=2))
 
 

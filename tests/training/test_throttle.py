@@ -133,7 +133,8 @@ def test_a_step_that_was_given_up_for_memory_is_done_again(bundle, tmp_path, mon
     assert (tmp_path / "out" / "adapter.gguf").read_bytes() == (tmp_path / "free" / "adapter.gguf").read_bytes()
 
 
-def test_released_memory_is_gone_and_changes_nothing(bundle):
+def test_released_memory_is_gone_and_changes_nothing(on_disk):
+    bundle = open_bundle(write_tiny(on_disk / "released.gguf", formats="Q8_0"))
     options = {**OPTIONS, "max_length": 512, "micro_batch": 2048, "recompute": "none"}
     rows = [Example(np.arange(n, n + 400, dtype=np.int32) % 400, np.ones(400, np.float32)) for n in range(8)]
 
