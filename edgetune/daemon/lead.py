@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import time
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
 from urllib.parse import quote
@@ -24,9 +24,9 @@ MEMBERS = "/v1/fleet/members/"
 
 
 class Signing:
-    """Signs each request of a client."""
+    """Signs each request of a client. key: returns the newest key, which another process may replace."""
 
-    def __init__(self, device: str, key: Ed25519PrivateKey) -> None:
+    def __init__(self, device: str, key: Callable[[], Ed25519PrivateKey]) -> None:
         self.device = device
         self.key = key
 
@@ -34,7 +34,7 @@ class Signing:
         digest = hashlib.sha256()
         for piece in cast("Iterable[bytes]", request.stream):  # of files: read twice, never in memory as a whole
             digest.update(piece)
-        request.headers["Authorization"] = signed(self.key, self.device, request.method,
+        request.headers["Authorization"] = signed(self.key(), self.device, request.method,
                                                   request.url.raw_path.decode(), digest.hexdigest(), time.time())
         return request
 
@@ -47,7 +47,7 @@ def open_lead(url: str, key_file: Path | None, device: str) -> tuple[Client, str
     name, found = name_at(url, key_file, device)
     if found is None:
         return Client(url, read_key(key_file)), name
-    return Client(url, sign=Signing(name, found.key())), name
+    return Client(url, sign=Signing(name, found.key)), name
 
 
 def ask_to_join(url: str, code: str, device: str) -> Joined:
@@ -78,7 +78,7 @@ def ask_to_join(url: str, code: str, device: str) -> Joined:
 
 def state_of(url: str, own: Joined) -> dict[str, Any]:
     """What the daemon knows of the device. Raises UsageError where it does not know it."""
-    with Client(url, sign=Signing(own.device, own.key())) as client:
+    with Client(url, sign=Signing(own.device, own.key)) as client:
         return client.get(f"{MEMBERS}{quote(own.device)}")
 
 
@@ -92,15 +92,14 @@ def _state(url: str, own: Joined) -> str:
 
 def rotate(url: str, own: Joined) -> dict[str, Any]:
     """Replaces the device's signing key by a new one, at the daemon and here. One that was interrupted is completed."""
-    key = own.next_key()
-    with Client(url, sign=Signing(own.device, key)) as client:
+    with Client(url, sign=Signing(own.device, own.next_key)) as client:
         try:
             found = client.get(f"{MEMBERS}{quote(own.device)}")  # the answer to an earlier request may have been lost
         except UsageError:
             found = None
     if found is None:
-        with Client(url, sign=Signing(own.device, own.key())) as client:
-            card = make_card(own.device, own.public()[1], key)
+        with Client(url, sign=Signing(own.device, own.key)) as client:
+            card = make_card(own.device, own.public()[1], own.next_key())
             found = client.post(f"{MEMBERS}{quote(own.device)}/rotate", {"key": card.key, "signature": card.signature})
     own.replace_key()
     return found

@@ -88,5 +88,5 @@ class LeadByHttp:
 
     def report(self, found: DeviceFile) -> None:
         if isinstance(self.client.sign, Signing):
-            found = sign(found, self.client.sign.key)
+            found = sign(found, self.client.sign.key())
         self.client.put(f"/v1/fleet/devices/{quote(found.device)}", json.loads(json_text(asdict(found))))

@@ -49,7 +49,7 @@ class RoundsByHttp:
         with TemporaryDirectory(prefix="edgetune-") as place:
             if isinstance(self.client.sign, Signing) and FACTS in files:  # takes memory: not where it trains
                 copy = shutil.copyfile(files[FACTS], Path(place) / files[FACTS].name)
-                signature.sign(copy, self.client.sign.key)
+                signature.sign(copy, self.client.sign.key())
                 files[SIGNED] = copy.with_name(signature.FILE)
             self.client.put_files(f"/v1/fleet/rounds/{number}/{to}/{quote(device)}", files)
 
