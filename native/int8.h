@@ -268,7 +268,7 @@ static void pack_b_codes(const float *panel, int width, const struct segment *s,
         pack_nibble_runs(panel, width, tmp, ld / 4, i, runs, columns, nibble_least(s->format));
     for (int i = 0; i < runs; i++) {
         struct int8_block block = int8_block(panel, width, i * 32, 32, INT8_BITS);
-        pack_scales(block, s->format, (const uint8_t *)s->w + n * row + weight_bytes(s, s->k + i * 32), row, columns);
+        pack_scales(block, s->format, w + weight_bytes(s, i * 32), row, columns);
         if (!nibbles)
             pack_code_run(block.codes, width, codes + i * 32, ld, columns);
         pack_zeros((float *)block.codes, width * INT8_STEP / 4, columns * INT8_STEP / 4, 32 / INT8_STEP);
