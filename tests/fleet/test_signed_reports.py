@@ -137,6 +137,13 @@ def test_an_older_report_does_not_undo_a_newer_one(fleet):
     path.unlink()
     state, devices, wrong = fleet.step()
     assert (devices["a"].execution, wrong) == (rings.REJECTED, [])
+    kept = fleet.folder / "members" / "reports" / "a.json"
+    counted = kept.read_bytes()
+    kept.write_bytes(counted[:-9])
+    _, devices, wrong = fleet.step()
+    assert ("a" in devices, len(wrong)) == (False, 1)
+    assert wrong[0].startswith(f"{kept} is damaged")
+    kept.write_bytes(counted)
     fleet.step(rings.STOP)
     fleet.begin()
     path.write_bytes(failed)  # of the roll-out before

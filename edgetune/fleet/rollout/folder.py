@@ -186,6 +186,8 @@ def read_reports(folder: Path) -> tuple[dict[str, DeviceFile], list[tuple[Device
             wrong += [why] if why else []
         elif sent:
             excluded.append((sent, why))
+        elif why and not reason_against(folder, name):  # the one that counted before is damaged
+            wrong.append(why)
     return found, excluded, wrong
 
 
