@@ -1,5 +1,7 @@
 """Every op but the products, on every kernel set this CPU can run: torch's autograd, numbers of threads."""
 
+from functools import lru_cache
+
 import numpy as np
 import pytest
 from op_inputs import forest, noise
@@ -237,25 +239,35 @@ def visible(end, position, window, both_ways=False):
     return (first <= t) & (t < end[j]) & ((window == 0) | (np.abs(position[t] - position[j]) < window))
 
 
-def attention(ctx, shape, documents, window, store=np.copy, read=np.copy, precision="exact", both_ways=False):
-    """What the kernels compute, and torch: {name: (found, wanted)}."""
+@lru_cache(maxsize=1)  # for the kernel sets, one after another
+def by_torch(shape, documents, window, store, read, both_ways):
+    """(q, k, v, dout, end, position; out, lse, dq, dk, dv by torch)."""
     tokens, heads, kv_heads, width = shape
     q, k, v, dout = (store(noise(seed, tokens, n, width)) for seed, n in enumerate((heads, kv_heads, kv_heads, heads)))
     end, position = forest(tokens, documents)
+    tq, tk, tv = (leaf(read(x)) for x in (q, k, v))
+    kh, vh = (x.repeat_interleave(heads // kv_heads, 1).transpose(0, 1) for x in (tk, tv))
+    mask = torch.from_numpy(visible(end, position, window, both_ways))
+    scale = width**-0.5
+    want = F.scaled_dot_product_attention(tq.transpose(0, 1), kh, vh, mask, scale=scale).transpose(0, 1)
+    want.backward(torch.from_numpy(read(dout)).double())
+    scores = (tq.transpose(0, 1) @ kh.transpose(1, 2) * scale).masked_fill(~mask, -torch.inf)
+    return (q, k, v, dout, end, position), (want, scores.logsumexp(-1), tq.grad, tk.grad, tv.grad)
+
+
+def attention(ctx, shape, documents, window, store=np.copy, read=np.copy, precision="exact", both_ways=False):
+    """What the kernels compute, and torch: {name: (found, wanted)}."""
+    tokens, heads, _, width = shape
+    (q, k, v, dout, end, position), wanted = by_torch(shape, documents, window, store, read, both_ways)
     begin = np.arange(tokens, dtype=np.int32) - position if both_ways else None
     scale = width**-0.5
     out, dq, dk, dv = (np.empty_like(x) for x in (q, q, k, v))
     lse, delta = (np.empty((heads, tokens), np.float32) for _ in range(2))
     ctx.attention_forward(out, lse, q, k, v, end, position, scale, window, precision, begin)
     ctx.attention_backward(dq, dk, dv, delta, dout, out, lse, q, k, v, end, position, scale, window, precision, begin)
-    tq, tk, tv = (leaf(read(x)) for x in (q, k, v))
-    kh, vh = (x.repeat_interleave(heads // kv_heads, 1).transpose(0, 1) for x in (tk, tv))
-    mask = torch.from_numpy(visible(end, position, window, both_ways))
-    want = F.scaled_dot_product_attention(tq.transpose(0, 1), kh, vh, mask, scale=scale).transpose(0, 1)
-    want.backward(torch.from_numpy(read(dout)).double())
-    scores = (tq.transpose(0, 1) @ kh.transpose(1, 2) * scale).masked_fill(~mask, -torch.inf)
-    return {"out": (read(out), want), "lse": (lse, scores.logsumexp(-1)), "dq": (read(dq), tq.grad),
-            "dk": (read(dk), tk.grad), "dv": (read(dv), tv.grad)}
+    found = (read(out), lse, read(dq), read(dk), read(dv))
+    return {name: (ours, theirs) for name, ours, theirs in zip(
+        ("out", "lse", "dq", "dk", "dv"), found, wanted, strict=True)}
 
 
 @pytest.mark.parametrize("shape", [(1, 1, 1, 32), (17, 3, 1, 64), (130, 6, 2, 80), (150, 2, 2, 128), (70, 2, 1, 256),

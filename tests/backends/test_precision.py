@@ -1,6 +1,6 @@
 """What precision may cost: a LoRA's gradients at "fast" and "int8" beside "exact", on tiny models and a real one."""
 
-from functools import lru_cache
+from functools import cache, lru_cache
 
 import numpy as np
 import pytest
@@ -19,6 +19,18 @@ from edgetune.training.trainer import Trainer
 # What a delta net reads of its states is normed, however small it is: with a small epsilon rounding decides it.
 CALM = {"qwen35": {"rms_eps": 1e-2}}
 CHOSEN = {}  # experts of each token in exact passes, by model and block
+
+
+@pytest.fixture(scope="module")
+def written(tmp_path_factory):
+    """Writes a tiny model in Q8_0, or returns the one that was written before."""
+    folder = tmp_path_factory.mktemp("tiny")
+
+    @cache
+    def write(architecture, **sizes):
+        return write_tiny(folder / f"{len([*folder.iterdir()])}.gguf", architecture, formats="Q8_0", **sizes)
+
+    return write
 
 
 @lru_cache(2)  # the exact ones serve both precisions
@@ -67,8 +79,8 @@ def compare(model, tokens, precision, isa, targets="all"):
 @pytest.mark.parametrize("precision", GATES)
 @pytest.mark.parametrize("architecture", SHAPES)
 @pytest.mark.parametrize("isa", KINDS)
-def test_tiny_models_pass_the_gate(isa, architecture, precision, tmp_path):
-    model = write_tiny(tmp_path / "tiny.gguf", architecture, formats="Q8_0", **CALM.get(architecture, {}))
+def test_tiny_models_pass_the_gate(isa, architecture, precision, written):
+    model = written(architecture, **CALM.get(architecture, {}))
     tokens = np.random.default_rng(0).integers(0, 200, 64).tolist()
     whole, least, loss = compare(model, tokens, precision, isa)
     assert whole >= GATES[precision][0]
@@ -83,9 +95,9 @@ STRIPS = {"granitehybrid": {"mamba": (4, 64, 1)}, "qwen35": {"delta": (2, 4, 32)
 @pytest.mark.parametrize("precision", GATES)
 @pytest.mark.parametrize("architecture", STRIPS)
 @pytest.mark.parametrize("isa", KINDS)
-def test_states_of_whole_strips_pass_the_gate(isa, architecture, precision, tmp_path):
+def test_states_of_whole_strips_pass_the_gate(isa, architecture, precision, written):
     """Of 150 tokens, so that two states are kept."""
-    model = write_tiny(tmp_path / "tiny.gguf", architecture, formats="Q8_0", **STRIPS[architecture])
+    model = written(architecture, **STRIPS[architecture])
     tokens = np.random.default_rng(0).integers(0, 200, 150).tolist()
     whole, least, loss = compare(model, tokens, precision, isa)
     print(f"{precision}: whole {whole:.5f}, least {least:.4f}, loss {loss:.2e}")
@@ -97,8 +109,8 @@ def test_states_of_whole_strips_pass_the_gate(isa, architecture, precision, tmp_
 @pytest.mark.parametrize("precision", GATES)
 @pytest.mark.parametrize("architecture", [name for name in SHAPES if SHAPES[name].experts])
 @pytest.mark.parametrize("isa", KINDS)
-def test_experts_pass_the_gate(isa, architecture, precision, tmp_path):
-    model = write_tiny(tmp_path / "tiny.gguf", architecture, formats="Q8_0")
+def test_experts_pass_the_gate(isa, architecture, precision, written):
+    model = written(architecture)
     tokens = np.random.default_rng(0).integers(0, 200, 64).tolist()
     whole, least, loss = compare(model, tokens, precision, isa, "q_proj,gate_proj,up_proj,down_proj")
     assert whole >= GATES[precision][0]

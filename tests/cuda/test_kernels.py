@@ -51,7 +51,7 @@ def installed(monkeypatch, tmp_path):
 
 @needs_nvrtc
 @pytest.mark.parametrize(("unit", "fmt", "architecture"), mostly_slow(EVERYWHERE, [
-    one for one in EVERYWHERE if one[2] == "sm_87" or one[0] == "plain"]))  # no kernel asks which card it is for
+    one for one in EVERYWHERE if one[2] == "sm_87" or one[0] == "exact"]))  # no kernel asks which card it is for
 def test_nvrtc_compiles_what_is_installed_without_a_warning(unit, fmt, architecture, installed):
     binary, said = compile_unit(unit, fmt, architecture)
     assert binary.startswith(b"\x7fELF")

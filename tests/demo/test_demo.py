@@ -13,9 +13,9 @@ from edgetune.training.callbacks import RunCallbacks
 
 @pytest.fixture
 def short(smollm2, tmp_path, monkeypatch):
-    """With 4 rows, a held-out one and a step."""
+    """With the 4 shortest rows, a held-out one and a step."""
     for name, count in (("train", 4), ("heldout", 1)):
-        lines = (demo.DATA / f"home_{name}.jsonl").read_text().splitlines(keepends=True)[:count]
+        lines = sorted((demo.DATA / f"home_{name}.jsonl").read_text().splitlines(keepends=True), key=len)[:count]
         (tmp_path / f"home_{name}.jsonl").write_text("".join(lines))
     monkeypatch.setattr(demo, "DATA", tmp_path)
     monkeypatch.setattr(demo, "OPTIONS", {**demo.OPTIONS, "steps": 1, "batch_size": 1})
