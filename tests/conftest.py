@@ -99,9 +99,9 @@ def pytest_collection() -> Generator[None, object, object]:
         gc.enable()
 
 
-@pytest.fixture(scope="module", autouse=True)
+@pytest.fixture(autouse=True)
 def imports_are_no_garbage() -> Iterator[None]:
-    """Nor what tests of a file import themselves: parts of torch and transformers are as many again."""
+    """Nor what tests import themselves: parts of torch and transformers are as many again."""
     before = len(sys.modules)
     yield
     if len(sys.modules) > before + 100:

@@ -99,12 +99,14 @@ def _answering(reference: Path, n_vocab: int, threads: int) -> tuple[float, floa
 
 
 def _seconds(work: Callable[[], object]) -> float:
-    """Measures a call: the mean of as many as take LEAST_SECONDS."""
+    """Measures a call: the mean of as many as take LEAST_SECONDS, of one at least."""
     began = time.perf_counter()
     calls = 0
-    while (passed := time.perf_counter() - began) < LEAST_SECONDS:
+    passed = 0.0
+    while not calls or passed < LEAST_SECONDS:
         work()
         calls += 1
+        passed = time.perf_counter() - began
     return passed / calls
 
 

@@ -32,8 +32,7 @@ TOKENS = np.random.default_rng(3).integers(0, 400, size=40).tolist()
 
 def same(a, b):
     return sorted(a) == sorted(b) and all(
-        np.array_equal(a[n].a, b[n].a) and np.array_equal(a[n].b, b[n].b) and a[n].scale == b[n].scale for n in a
-    )
+        np.array_equal(a[n].a, b[n].a) and np.array_equal(a[n].b, b[n].b) and a[n].scale == b[n].scale for n in a)
 
 
 EVERY = [f"blk.{i}.{name}" for i in range(3) for name in TARGETS.values()]
@@ -178,6 +177,7 @@ def trained_by_peft(model, folder, **options: Any):
         for name, parameter in tuned.named_parameters():
             if "lora_B" in name:
                 parameter.normal_(std=0.3)
+    tuned.create_or_update_model_card = lambda *_: None  # a page for people, whose template takes longer than the rest
     tuned.save_pretrained(folder)
     return tuned
 
