@@ -23,3 +23,10 @@ def forest(tokens: int, documents: int) -> tuple[np.ndarray, np.ndarray]:
         position[t] = depth
     end[path] = tokens
     return end, position
+
+
+def visible(end: np.ndarray, position: np.ndarray, window: int, both_ways: bool = False) -> np.ndarray:
+    """[T, T]: what token t (row) may see."""
+    t, j = np.indices((end.size, end.size))
+    first = j - position[j] if both_ways else j
+    return (first <= t) & (t < end[j]) & ((window == 0) | (np.abs(position[t] - position[j]) < window))

@@ -4,7 +4,7 @@ from functools import lru_cache
 
 import numpy as np
 import pytest
-from op_inputs import forest, noise
+from op_inputs import forest, noise, visible
 
 from edgetune.backends import cpu
 from edgetune.backends.base import HEAD_STATE, MOMENT_BYTES, MOMENTS
@@ -232,13 +232,6 @@ def test_gelu_is_near_its_definition_everywhere(ctx):
     assert np.abs(found - torch.erf(torch.from_numpy(x).double() / 2**0.5).numpy())[x != 0].max() < 1e-6
 
 
-def visible(end, position, window, both_ways=False):
-    """[T, T]: what token t (row) may see."""
-    t, j = np.indices((end.size, end.size))
-    first = j - position[j] if both_ways else j
-    return (first <= t) & (t < end[j]) & ((window == 0) | (np.abs(position[t] - position[j]) < window))
-
-
 @lru_cache(maxsize=1)  # for the kernel sets, one after another
 def by_torch(shape, documents, window, store, read, both_ways):
     """(q, k, v, dout, end, position; out, lse, dq, dk, dv by torch)."""
@@ -266,8 +259,7 @@ def attention(ctx, shape, documents, window, store=np.copy, read=np.copy, precis
     ctx.attention_forward(out, lse, q, k, v, end, position, scale, window, precision, begin)
     ctx.attention_backward(dq, dk, dv, delta, dout, out, lse, q, k, v, end, position, scale, window, precision, begin)
     found = (read(out), lse, read(dq), read(dk), read(dv))
-    return {name: (ours, theirs) for name, ours, theirs in zip(
-        ("out", "lse", "dq", "dk", "dv"), found, wanted, strict=True)}
+    return {name: both for name, *both in zip(("out", "lse", "dq", "dk", "dv"), found, wanted, strict=True)}
 
 
 @pytest.mark.parametrize("shape", [(1, 1, 1, 32), (17, 3, 1, 64), (130, 6, 2, 80), (150, 2, 2, 128), (70, 2, 1, 256),
