@@ -14,6 +14,7 @@ from counting import OPTIONS, dataset
 from daemons import CHAT, PATIENCE, daemon
 from encoder_daemon import labelled, write_adapter, write_tiny_encoder
 from fleets import write_fleet
+from thread_workers import ThreadWorker
 from tiny import write_tiny
 
 from edgetune.formats.bundle import open_bundle
@@ -31,7 +32,7 @@ def running(tmp_path_factory):
     train.run(open_bundle(model), dataset(8, 0), folder / "run", TrainConfig(**{**OPTIONS, "steps": 1}))
     encoder = write_tiny_encoder(folder / "encoder.gguf")
     with daemon(model, folder / "state", context=256, keep_prompts=100, embeddings=str(encoder),
-                fleet=str(write_fleet(open_bundle(model), folder / "fleet"))) as running:
+                fleet=str(write_fleet(open_bundle(model), folder / "fleet")), start_process=ThreadWorker) as running:
         for number in range(20):
             running.service.feedback.add(prompt=f"lamp {number} on", correction="on")
         yield running
@@ -48,7 +49,7 @@ def of_encoder(tmp_path_factory):
     """A client of a daemon with an encoder, whose adapter is active."""
     folder = tmp_path_factory.mktemp("encoder")
     model = write_tiny_encoder(folder / "model.gguf")
-    with daemon(model, folder / "state") as running:
+    with daemon(model, folder / "state", start_process=ThreadWorker) as running:
         made = running.service.adapters.add("ftjob-0", write_adapter(model, folder / "run", labelled()), "home", PASSED)
         running.service.adapters.promote(made.id, "for the test")
         with httpx.Client(base_url=running.url, timeout=PATIENCE) as client:

@@ -83,10 +83,10 @@ def test_what_is_tried_earns_nothing_and_the_next_call_works(attack, tmp_path):
                                   "import signal; signal.signal(15, 1)\n        while True:\n            try: "
                                   "time.sleep(1)\n            except BaseException: pass"])
 def test_a_call_that_hangs_is_ended(code):
-    grader = tries(code, timeout=1)
+    grader = tries(code, timeout=0.3)
     begun = time.monotonic()
     hung, other = grader.grade([Sample("try"), Sample("a")], [{}, {}])
-    assert hung.errors["python_grader_runtime_error_details"] == "it took more than 1 s"
+    assert hung.errors["python_grader_runtime_error_details"] == "it took more than 0.3 s"
     assert other.reward == 0.5
     assert time.monotonic() - begun < 30
 
@@ -178,9 +178,9 @@ def test_a_source_that_fails_is_found_with_the_rows(source, says):
 
 
 def test_a_source_that_hangs(monkeypatch):
-    monkeypatch.setattr("edgetune.evaluation.graders.sandbox.START_SECONDS", 1)
-    with pytest.raises(UsageError, match=r"fails \(it took more than 1.5 s\)"):
-        python("while True: grade = 1", timeout=0.5).check_item({})
+    monkeypatch.setattr("edgetune.evaluation.graders.sandbox.START_SECONDS", 0.3)
+    with pytest.raises(UsageError, match=r"fails \(it took more than 0.5 s\)"):
+        python("while True: grade = 1", timeout=0.2).check_item({})
 
 
 def test_a_call_that_is_interrupted_leaves_no_reply_to_the_next(monkeypatch):

@@ -181,7 +181,7 @@ def test_the_command_writes_what_it_accepts(smollm2, encoder, tmp_path):
     assert found["before"]["exact"] == 0 < found["after"]["exact"]
     assert read_prompt(tmp_path / "prompt.json").nearest.rows == str(path)
     assert json.loads((tmp_path / "prompt.json").read_text())["nearest"]["rows"] == "rows.jsonl"
-    few = write_lines(tmp_path / "few.jsonl", rows[30:34])
+    few = write_lines(tmp_path / "few.jsonl", rows[30:32])
     scored = json.loads(run("eval", smollm2, few, "--prompt", tmp_path / "prompt.json", "--json"))
     assert scored["exact"] > 0.2
 
