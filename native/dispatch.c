@@ -86,11 +86,16 @@ static int amx_bf16(void) {
 #define FEATURES(f) const struct feature f[] = {{NULL, 0, 0}}
 #endif
 
+/* Each thread asks once: in a virtual machine the CPU takes microseconds for an answer, and a context needs many. */
 static unsigned cpu_bits(void) {
-    unsigned bits = 0;
-    FEATURES(list);
-    for (const struct feature *f = list; f->name; f++)
-        bits |= f->present ? f->bit : 0;
+    static _Thread_local unsigned bits;
+    static _Thread_local int is_known;
+    if (!is_known) {
+        FEATURES(list);
+        for (const struct feature *f = list; f->name; f++)
+            bits |= f->present ? f->bit : 0;
+        is_known = 1;
+    }
     return bits;
 }
 
