@@ -70,6 +70,7 @@ def start(log, home, *words):
                                 text=True)
 
 
+@pytest.mark.slow
 @pytest.mark.timeout(900)
 def test_two_rounds_of_real_processes_of_which_some_are_killed(bundle, learned, tiny_llama, tmp_path, monkeypatch):
     """Round 1: a device is killed before its answer, the lead between the request and the sum, the daemon, too. Round
