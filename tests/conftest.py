@@ -12,19 +12,16 @@ import tempfile
 from collections.abc import Generator, Iterator
 from contextlib import closing
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import examples  # noqa: F401  (its profiles)
 import pytest
 from hypothesis import settings
 from in_memory import write_into_memory
 from seeds import take_seed
-from spread import Spread, is_for_the_first, leaves_out
 from tiny import SHAPES, write_tiny
 
 if TYPE_CHECKING:
-    from xdist.workermanage import WorkerController
-
     from edgetune.formats.bundle import Bundle
     from edgetune.llamacpp.tokenizer import Tokenizer
 
@@ -52,28 +49,6 @@ sys.dont_write_bytecode = False  # nor need pytest rewrite the asserts of all te
 # What a shell runs in the background ignores Ctrl-C, and so would the programs that tests start and stop by it.
 if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
     signal.signal(signal.SIGINT, signal.default_int_handler)
-
-
-def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> Spread | None:
-    return Spread(config, log) if config.getoption("dist") == "loadfile" else None
-
-
-@pytest.hookimpl(optionalhook=True)
-def pytest_configure_node(node: WorkerController) -> None:
-    """What a process learns from the one that starts it."""
-    number = int(node.gateway.id.removeprefix("gw"))
-    node.workerinput["leaves_out"] = leaves_out(node.config, number, len(node.config.getoption("tx")))
-
-
-def pytest_ignore_collect(collection_path: Path, config: pytest.Config) -> bool | None:
-    """Leaves to the first process what is for that; see spread.py."""
-    return True if getattr(config, "workerinput", {}).get("leaves_out") and is_for_the_first(collection_path) else None
-
-
-def pytest_collection_finish(session: pytest.Session) -> None:
-    if getattr(session.config, "workerinput", {}).get("leaves_out"):
-        heavy = {"torch", "transformers", "sklearn", "scipy"} & sys.modules.keys()
-        assert not heavy, f"a file of tests imports {heavy}: name it in spread.py"
 
 
 LONG = ("daemon", "tutor", "compress", "training", "objectives")  # folders whose files take longest

@@ -3,9 +3,7 @@
 from __future__ import annotations
 
 import contextlib
-import functools
 import mmap
-import os
 import time
 from collections.abc import Callable
 
@@ -21,24 +19,14 @@ _PEAK_RUN = 1e-3  # seconds of a run of the register loop at least
 _PEAK_SECONDS = 0.05  # of all its runs
 
 
-def _kernel_sets() -> list[tuple[str, bool]]:
-    return _kernel_sets_where(os.environ.get("EDGETUNE_ISA"))
-
-
-@functools.lru_cache(maxsize=16)
-def _kernel_sets_where(_allowed: str | None) -> list[tuple[str, bool]]:
-    """Each Cpu asks for them, and a virtual machine needs 170 microseconds to say which its CPU can run."""
-    return _native.kernel_sets()
-
-
 def isa_names() -> list[str]:
     """The instruction sets that were compiled in, best first, "scalar" last."""
-    return [name for name, _ in _kernel_sets()]
+    return [name for name, _ in _native.kernel_sets()]
 
 
 def usable(isa: str) -> bool:
     """Whether CPU and OS can run `isa`, and the environment variable EDGETUNE_ISA does not hide it."""
-    return dict(_kernel_sets()).get(isa, False)
+    return dict(_native.kernel_sets()).get(isa, False)
 
 
 def cpu_features() -> str:
@@ -55,7 +43,7 @@ def scratch_bytes(threads: int) -> int:
 
 
 def _check_isa(isa: str | None) -> None:
-    have = [name for name, is_usable in _kernel_sets() if is_usable]
+    have = [name for name, is_usable in _native.kernel_sets() if is_usable]
     if isa is None and not have:
         raise UnsupportedError("this CPU or build does not have an instruction set that EDGETUNE_ISA allows",
                                f"unset it, or name one of {', '.join(isa_names())}")
