@@ -37,7 +37,6 @@ from ..formats.named import find_model
 from ..options import check_options, make_options, option
 from .nearest import ENCODER, NearestRows
 
-KEPT = PROMPT
 YAML = (".yaml", ".yml")
 LIMIT = 4 << 20  # bytes of a file
 WAY_OUT = "write system, examples or nearest, as docs/reference/files.md shows"
@@ -159,20 +158,20 @@ def prompt_of(adapter: str | os.PathLike[str] | None) -> OpenPrompt | None:
     if adapter is None:
         return None
     folder = Path(adapter) if Path(adapter).is_dir() else Path(adapter).parent
-    return kept_prompt(str(folder / KEPT[0])) if (folder / KEPT[0]).is_file() else None
+    return kept_prompt(str(folder / PROMPT[0])) if (folder / PROMPT[0]).is_file() else None
 
 
 def keep_prompt(folder: Path, path: str) -> None:
     """Writes a prompt file into an adapter's folder, with the rows of its `nearest`, unless the folder has one."""
-    if (folder / KEPT[0]).exists():
+    if (folder / PROMPT[0]).exists():
         return
     prompt = read_prompt(Path(path))
     if prompt.nearest:
         rows = asking_rows(Path(prompt.nearest.rows))
-        with replaced(folder / KEPT[1]) as beside:
+        with replaced(folder / PROMPT[1]) as beside:
             beside.write_text(json_lines(rows), encoding="utf-8")
-        prompt = replace(prompt, nearest=replace(prompt.nearest, rows=KEPT[1]))
-    write_prompt(folder / KEPT[0], prompt)
+        prompt = replace(prompt, nearest=replace(prompt.nearest, rows=PROMPT[1]))
+    write_prompt(folder / PROMPT[0], prompt)
 
 
 def prompt_digest(path: str) -> str:

@@ -11,12 +11,12 @@ from thread_workers import ThreadWorker
 from tiny import write_tiny
 
 from edgetune.adapters.published import public_record
-from edgetune.adapters.store import read_run
+from edgetune.adapters.store import PROMPT, read_run
 from edgetune.daemon.options import DaemonConfig
 from edgetune.daemon.service import Service
 from edgetune.errors import UsageError
 from edgetune.serving.llama import LlamaModel
-from edgetune.serving.prompt_file import KEPT, Prompt, read_prompt, write_prompt
+from edgetune.serving.prompt_file import Prompt, read_prompt, write_prompt
 
 QUESTION = [{"role": "user", "content": "turn off"}]
 BEFORE = [{"role": "system", "content": "set the light"}, {"role": "user", "content": "turn on"},
@@ -58,7 +58,7 @@ def test_what_a_job_learns_is_asked_with_it(tmp_path):
         done = service.jobs.wait(job.id, PATIENCE)
         assert done.status == "succeeded", done.error
         path = service.adapters.path(str(done.result))
-        assert read_prompt(path / KEPT[0]) == read_prompt(tmp_path / "prompt.json")
+        assert read_prompt(path / PROMPT[0]) == read_prompt(tmp_path / "prompt.json")
         plain = len(service.served.tokenizer.encode("turn on lamp 0"))
         assert read_run(path)["data"]["tokens"] > 20 * (plain + 30)
         assert str(tmp_path) not in json.dumps(public_record(read_run(path)))

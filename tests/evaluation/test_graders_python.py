@@ -83,10 +83,10 @@ def test_what_is_tried_earns_nothing_and_the_next_call_works(attack, tmp_path):
                                   "import signal; signal.signal(15, 1)\n        while True:\n            try: "
                                   "time.sleep(1)\n            except BaseException: pass"])
 def test_a_call_that_hangs_is_ended(code):
-    grader = tries(code, timeout=0.3)
+    grader = tries(code, timeout=1)
     begun = time.monotonic()
     hung, other = grader.grade([Sample("try"), Sample("a")], [{}, {}])
-    assert hung.errors["python_grader_runtime_error_details"] == "it took more than 0.3 s"
+    assert hung.errors["python_grader_runtime_error_details"] == "it took more than 1 s"
     assert other.reward == 0.5
     assert time.monotonic() - begun < 30
 

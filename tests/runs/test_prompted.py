@@ -8,6 +8,7 @@ import pytest
 from encoders import WORDS, tiny_bert, write_encoder
 from json_lines import read_lines, write_lines
 
+from edgetune.adapters.store import PROMPT
 from edgetune.data import rows as supervised
 from edgetune.data.dataset import load
 from edgetune.data.loader import load_run
@@ -15,7 +16,7 @@ from edgetune.errors import Interrupted, MismatchError, UsageError
 from edgetune.llamacpp.tokenizer import Tokenizer
 from edgetune.runs.train import resume, train
 from edgetune.serving.llama import LlamaModel
-from edgetune.serving.prompt_file import KEPT, Nearest, Prompt, open_prompt, write_prompt
+from edgetune.serving.prompt_file import Nearest, Prompt, open_prompt, write_prompt
 from edgetune.training.callbacks import RunCallbacks
 from edgetune.training.config import TrainConfig
 
@@ -48,7 +49,7 @@ def test_rows_are_read_with_it_and_its_examples_are_not_learned(model, tmp_path,
 
 def test_the_adapter_is_saved_with_it_and_asked_with_it(model, tmp_path, prompt):
     found = train(model, ROWS, tmp_path / "out", HELD, prompt=str(prompt), **OPTIONS)
-    assert read_lines(tmp_path / "out" / KEPT[1]) == ROWS
+    assert read_lines(tmp_path / "out" / PROMPT[1]) == ROWS
     asked = open_prompt(prompt).put([{"role": "user", "content": HELD[0]["prompt"]}])
     assert len(asked) == 6
     for path in (prompt, tmp_path / "near.jsonl"):
@@ -64,8 +65,8 @@ def test_the_adapter_is_saved_with_it_and_asked_with_it(model, tmp_path, prompt)
     assert (pair["before"], pair["after"]) == (before.strip(), after.strip())
     assert re.search(r"\d of 4 held-out answers right \(\d with the prompt alone\)", " ".join(found.headline))
     assert re.search(r"\d of 4 held-out rows .* \d with the prompt alone", found.verdict)
-    again = train(model, ROWS, tmp_path / "again", HELD, start=tmp_path / "out", prompt=str(tmp_path / "out" / KEPT[0]),
-                  **OPTIONS)
+    again = train(model, ROWS, tmp_path / "again", HELD, start=tmp_path / "out",
+                  prompt=str(tmp_path / "out" / PROMPT[0]), **OPTIONS)
     assert re.search(r"held-out answers right \(\d before\)", " ".join(again.headline))
 
 

@@ -24,7 +24,6 @@ from ...errors import BudgetError, EdgetuneError, FormatError, NotFoundError, Un
 from ...formats.bundle import sha256
 from ...persisted import from_json
 from ...serving.answering import Answering
-from ...serving.prompt_file import KEPT
 from ...training.metrics import CSV, REPORT
 from ...training.metrics import NAME as METRICS
 from ..options import DaemonConfig
@@ -251,7 +250,7 @@ class Adapters:
         record = Record(f"ft:{self.name}:{suffix}:{folder}", job, now(), dict(verdict))
         with self._shelf.filling(folder) as path:
             path.mkdir()
-            for name in (lora.FILE, lora.RUN, METRICS, CSV, REPORT, lora.SCHEMA, *KEPT):
+            for name in (lora.FILE, lora.RUN, METRICS, CSV, REPORT, lora.SCHEMA, *lora.PROMPT):
                 if (source / name).exists():
                     shutil.copyfile(source / name, path / name)
             _write_record(path, record)

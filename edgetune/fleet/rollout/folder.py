@@ -186,7 +186,7 @@ def read_reports(folder: Path) -> tuple[dict[str, DeviceFile], list[tuple[Device
             wrong += [why] if why else []
         elif sent:
             excluded.append((sent, why))
-        elif why and not reason_against(folder, name):  # the one that counted before is damaged
+        elif why:  # the one that counted before is damaged
             wrong.append(why)
     return found, excluded, wrong
 
@@ -194,7 +194,7 @@ def read_reports(folder: Path) -> tuple[dict[str, DeviceFile], list[tuple[Device
 def _counting(folder: Path, name: str, sent: DeviceFile | None) -> tuple[DeviceFile | None, str]:
     """(the report of a device that counts; why the one that was sent does not, "" where it does or there is none)"""
     if (why := reason_against(folder, name)) or not is_joined(folder):
-        return None if why else sent, why
+        return None if why else sent, why if sent else ""
     try:
         before = _read_file(folder / REPORTS, name)
     except FormatError as error:
