@@ -42,19 +42,72 @@ def test_defaults_and_earlier_names():
 
 @pytest.mark.parametrize(("found", "match"), [
     ({"colour": "red"}, "run.json has the field 'colour', which this edgetune does not know; use the edgetune that"),
-    ({"steps": "3"}, "steps in run.json is '3', not of type int"),
-    ({"steps": True}, "steps in run.json is True, not of type int"),
-    ({"sure": 1}, "sure in run.json is 1, not of type bool"),
-    ({"rate": None}, "rate in run.json is None, not of type float"),
-    ({"name": 3}, "name in run.json is 3, not of type str or null"),
-    ({"kind": "c"}, "kind in run.json is 'c', not of type 'a' or 'b'"),
-    ({"rounds": "x"}, "rounds in run.json is 'x', not of type int"),
-    ({"notes": []}, r"notes in run.json is \[\], not of type dict"),
+    ({"steps": "3"}, 'run.json: steps is "3", a whole number is expected'),
+    ({"steps": True}, "run.json: steps is true, a whole number is expected"),
+    ({"sure": 1}, "run.json: sure is 1, true or false is expected"),
+    ({"rate": None}, "run.json: rate is null, a number is expected"),
+    ({"name": 3}, "run.json: name is 3, text or null is expected"),
+    ({"kind": "c"}, 'run.json: kind is "c", "a" or "b" is expected'),
+    ({"rounds": "x"}, 'run.json: rounds is "x", a whole number is expected'),
+    ({"notes": []}, "run.json: notes is a list, an object is expected"),
 ])
 def test_what_does_not_fit_is_told_in_a_sentence(found, match):
     with pytest.raises(FormatError, match=match) as caught:
         from_json(Run, {"steps": 3, "rate": 1.0, "name": None, **found}, "run.json")
     assert "\n" not in str(caught.value)
+
+
+@dataclass(frozen=True)
+class Base:
+    name: str
+    sizes: dict[str, int] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class Request:
+    answered: list[int] = field(default_factory=list)
+    rings: tuple[str, ...] = ()
+    span: tuple[int, float] = (0, 0.0)
+    base: Base | None = None
+    bases: list[Base] = field(default_factory=list)
+    words: list[Literal["a", 1]] = field(default_factory=list)
+    deep: dict[str, list[int | None]] | None = None
+    kept: list[int] | str = ""
+
+
+@pytest.mark.parametrize(("found", "match"), [
+    ({"answered": ["a", 1]}, 'request.json: answered[0] is "a", a whole number is expected'),
+    ({"answered": [1, 2, True]}, "request.json: answered[2] is true, a whole number is expected"),
+    ({"answered": [1, [2]]}, "request.json: answered[1] is a list, a whole number is expected"),
+    ({"rings": ["all", 3]}, "request.json: rings[1] is 3, text is expected"),
+    ({"rings": "all"}, 'request.json: rings is "all", a list is expected'),
+    ({"span": [1]}, "request.json: span is a list, a list of 2 items is expected"),
+    ({"span": [1, "x"]}, 'request.json: span[1] is "x", a number is expected'),
+    ({"base": {"name": 3}}, "base in request.json: name is 3, text is expected"),
+    ({"base": {"name": "x", "sizes": {"of a": "1"}}},
+     'base in request.json: sizes["of a"] is "1", a whole number is expected'),
+    ({"base": [3]}, "request.json: base is a list, an object or null is expected"),
+    ({"base": {}}, "base in request.json lacks the field 'name'"),
+    ({"bases": [{"name": "a"}, {"name": "b", "sizes": []}]}, "bases[1] in request.json: sizes is a list, an object is"),
+    ({"bases": [{"name": "a", "b": 1}]}, "bases[0] in request.json has the field 'b', which this edgetune does not"),
+    ({"words": ["a", 1.0]}, 'request.json: words[1] is 1.0, "a" or 1 is expected'),
+    ({"words": ["a", True]}, 'request.json: words[1] is true, "a" or 1 is expected'),
+    ({"deep": {"x": [1, None, "y"]}}, 'request.json: deep["x"][2] is "y", a whole number or null is expected'),
+    ({"deep": {"x": 1}}, 'request.json: deep["x"] is 1, a list is expected'),
+    ({"kept": [1, "x"]}, 'request.json: kept[1] is "x", a whole number is expected'),
+    ({"kept": None}, "request.json: kept is null, a list or text is expected"),
+])
+def test_items_are_checked_to_any_depth_and_the_place_is_named(found, match):
+    with pytest.raises(FormatError) as caught:
+        from_json(Request, found, "request.json")
+    assert match in str(caught.value)
+    assert "\n" not in str(caught.value)
+
+
+def test_items_come_back_as_their_types():
+    request = Request([1, 2], ("1", "all"), (1, 0.5), Base("x", {"a": 1}), [Base("y")], ["a", 1], {"x": [1, None]}, [3])
+    assert from_json(Request, json.loads(json.dumps(asdict(request))), "request.json") == request
+    assert from_json(Request, {"kept": "all", "base": None}, "request.json") == Request(kept="all")
 
 
 @pytest.mark.parametrize("family", ["gone", "peft", "../full", 5])

@@ -187,7 +187,7 @@ def copied(folder, to, **facts):
     ({"rank": 10**9}, "the task asks for 'b' of rank 4"),
     ({"rows": 0}, "learned 0 rows of"),
     ({"tokens": 10**13}, "the task asks for 1 rows"),
-    ({"tokens": "many"}, "is 'many', not of type int"),
+    ({"tokens": "many"}, 'is "many", a whole number is expected'),
     ({"loss_after": -1.0}, "has a number below 0"),
     ({"norm": float("nan")}, "has a number below 0, or one that is none"),
     ({"version": 2}, "is of version 2, this edgetune reads 1"),
@@ -302,7 +302,7 @@ def test_a_task_is_refused_where_anything_does_not_fit(bundle, round_one, tmp_pa
             ({"fleet": {"more": 1}}, "'more' is no option"),
             ({"training": {**facts["training"], "prompt": "/etc/passwd"}}, "sets prompt, which a device decides"),
             ({"training": {**facts["training"], "memory": "1G"}}, "sets memory, which a device decides"),
-            ({"training": {**facts["training"], "rank": "eight"}}, "rank .* is 'eight'"),
+            ({"training": {**facts["training"], "rank": "eight"}}, 'rank is "eight"'),
             ({"round": 0}, "has round 0"), ({"version": "1"}, "is of version '1'")):
         with pytest.raises(EdgetuneError, match=said):
             open_task(changed(**change), bundle)
