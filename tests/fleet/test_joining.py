@@ -60,8 +60,6 @@ def test_a_code_is_of_one_device_and_ends(tmp_path):
     assert invites.join(tmp_path, code, "a", *KEYS, 1010) == members.read_member(tmp_path, "a")  # its answer was lost
     with pytest.raises(MismatchError, match="has been used"):
         invites.join(tmp_path, code, "b", *OTHERS, 1010)
-    with pytest.raises(MismatchError, match="has expired"):
-        invites.join(tmp_path, invites.invite(tmp_path, 1000, 60), "b", *OTHERS, 1060)
     again = invites.invite(tmp_path, 1000, 60)
     with pytest.raises(MismatchError, match="another device has the name a"):
         invites.join(tmp_path, again, "a", *OTHERS, 1010)
@@ -112,6 +110,7 @@ def test_a_person_approves_and_revokes(tmp_path):
 def test_requests_count_once_and_in_their_time(tmp_path):
     key = Ed25519PrivateKey.generate()
     members.ask(tmp_path, "a", key.public_key().public_bytes_raw().hex(), KEYS[1], 1)
+    members.approve(tmp_path, "a", 2)
     checker = Checker(tmp_path)
     empty = "0" * 64
     now = time.time()

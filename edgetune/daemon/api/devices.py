@@ -10,12 +10,13 @@ from typing import Annotated
 from fastapi import Depends, Request
 from starlette.types import Scope
 
-from ...errors import EdgetuneError, NotFoundError, UsageError
+from ...errors import EdgetuneError, NotFoundError, TooMuchError, UsageError
 from ...fleet.joining.members import APPROVED, approved
-from ...fleet.joining.requests import Checker
+from ...fleet.joining.requests import WINDOW, Checker
 from .security import Refused
 
 REFUSED = "device_refused"
+TOO_MANY = "too_much"
 _OWN = "(?P<device>[^/]+)"  # a device speaks of itself alone
 _STATE = re.compile(f"GET /v1/fleet/members/{_OWN}")  # also before it is approved, and after it was revoked
 _MAY = re.compile("|".join((
@@ -45,6 +46,8 @@ class Devices:
                 approved(self._checker.folder, sender.member.device)
         except (UsageError, NotFoundError) as error:
             raise Refused(401, str(error), REFUSED) from None
+        except TooMuchError as error:
+            raise Refused(429, str(error), TOO_MANY, {"Retry-After": str(WINDOW)}) from None
         except EdgetuneError as error:
             raise Refused(403, str(error), REFUSED) from None
         if not own and not may:
@@ -53,7 +56,7 @@ class Devices:
         if about - {sender.member.device}:
             raise Refused(403, f"the request is about {about.pop()!r:.80}, and {sender.member.device} signed it; a "
                           "device speaks of itself alone", REFUSED)
-        scope.setdefault("state", {})["device"] = sender.member.device
+        scope.setdefault("state", {}).update(device=sender.member.device, key=sender.member.key)
         return sender.digest
 
 
@@ -61,4 +64,9 @@ async def _device_of(request: Request) -> str:
     return getattr(request.state, "device", "")
 
 
+async def _key_of(request: Request) -> str:
+    return getattr(request.state, "key", "")
+
+
 TheDevice = Annotated[str, Depends(_device_of)]  # who signed the request; "": nobody did
+TheKey = Annotated[str, Depends(_key_of)]  # by which public key

@@ -13,7 +13,7 @@ from ...errors import UsageError
 from ...fleet.carriers.places import newest_number
 from ...fleet.joining import invites, members
 from .completions import TheService
-from .devices import TheDevice
+from .devices import TheDevice, TheKey
 from .errors import RESPONSES, JsonRoute
 from .fleet import fleet_folder
 from .proxy import TrustedProxy
@@ -127,9 +127,10 @@ def revoke(device: str, service: TheService) -> Any:
 
 
 @router.post("/members/{device}/rotate", response_model=MemberObject)
-def rotate(device: str, body: RotateRequest, service: TheService, sender: TheDevice) -> Any:
+def rotate(device: str, body: RotateRequest, service: TheService, sender: TheDevice, key: TheKey) -> Any:
     """Replaces the signing key of a device, which signs the request with the key that it had."""
     if not sender:
         raise UsageError("the request is not signed by the device", "run edgetune fleet rotate on the device")
     folder = fleet_folder(service)
-    return asdict(members.rotate(folder, device, body.key, int(time.time()), body.signature, newest_number(folder)))
+    return asdict(members.rotate(folder, device, body.key, int(time.time()), body.signature, newest_number(folder),
+                                 key))

@@ -10,13 +10,13 @@ import hashlib
 import hmac
 import re
 import secrets
-import threading
-from dataclasses import asdict, dataclass, replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 
-from ...disk import json_text, private_folder, read_object, replaced
+from ...disk import private_folder
 from ...errors import MismatchError
-from ...persisted import from_json
+from ...record import Record
+from ..uptime import UNKNOWN, Moment, moment
 from .members import MemberFile, ask, begin, check_asked
 
 INVITES = "invites"
@@ -28,86 +28,91 @@ SECONDS = 3600  # that a code is valid, unless its owner says otherwise
 MOST_SECONDS = 30 * 86_400
 MOST = 4096  # bytes of a file
 AGAIN = "ask the fleet's owner for another code: edgetune fleet invite FOLDER"
-_counting = threading.Lock()  # guesses at the same time must not count as one
 
 
 @dataclass(frozen=True)
 class Invite:
     """A code. secret: SHA-256 of its secret. expires_at: seconds since 1970. wrong: guesses so far. key: of the device
-    that used it, "": none has.
+    that used it, "": none has. made: when; seconds: that it is valid from then on.
     """
 
     secret: str
     expires_at: int
     wrong: int = 0
     key: str = ""
+    made: Moment = UNKNOWN
+    seconds: int = MOST_SECONDS
+
+    def is_over(self, now: int, at: Moment) -> bool:
+        """now: seconds since 1970, by the clock of the machine; at: the moment."""
+        age = at.since(self.made)
+        return not self.expires_at - self.seconds <= now < self.expires_at if age is None else age >= self.seconds
 
 
-def invite(folder: Path, now: int, seconds: int = SECONDS) -> str:
-    """Makes a code for one device, and lets only devices that join take part from now on. Raises UsageError where there
-    is no folder, and DiskError.
+def invite(folder: Path, now: int, seconds: int = SECONDS, at: Moment | None = None) -> str:
+    """Makes a code for one device, and lets only devices that join take part from now on. at: the moment [now]. Raises
+    UsageError where there is no folder, and DiskError.
     """
     begin(folder)
     private_folder(folder / INVITES)
-    _remove_old(folder, now)
-    while (folder / INVITES / f"{(id := _drawn(ID))}.json").exists():
-        pass
+    at = at or moment()
+    _remove_old(folder, now, at)
     secret = _drawn(SECRET)
-    _write(folder, id, Invite(_hash(secret), now + seconds))
+    made = Invite(_hash(secret), now + seconds, made=at, seconds=seconds)
+    while _record(folder, (id := _drawn(ID))).change(lambda found: found or made) != made:
+        pass
     code = id + secret
-    return "-".join(code[at:at + GROUP] for at in range(0, len(code), GROUP))
+    return "-".join(code[i:i + GROUP] for i in range(0, len(code), GROUP))
 
 
-def join(folder: Path, code: str, device: str, key: str, secret: str, now: int, signature: str = "") -> MemberFile:
-    """Lets the device that has a code wait for its approval. A device whose answer was lost may ask again.
+def join(folder: Path, code: str, device: str, key: str, secret: str, now: int, signature: str = "",
+         at: Moment | None = None) -> MemberFile:
+    """Lets the device that has a code wait for its approval. A device whose answer was lost may ask again. at: the
+    moment [now].
 
     Raises MismatchError for a code that is wrong, used or expired, and errors of `members.ask`.
     """
-    with _counting:
-        id, found = _checked(folder, code, now)
+    record = _guessed(folder, code)
+    joined: list[MemberFile] = []
+
+    def use(found: Invite | None) -> Invite:
+        if found is None or found.is_over(now, at or moment()):
+            raise MismatchError("the code has expired", AGAIN)
         before = check_asked(folder, device, key, secret, signature)
         if found.key and (before is None or found.key != key):
             raise MismatchError("the code has been used", AGAIN)
-        made = ask(folder, device, key, secret, now, signature)
-        _write(folder, id, replace(found, key=key))
-    return made
+        joined.append(ask(folder, device, key, secret, now, signature))
+        return replace(found, key=key)
+
+    record.change(use)
+    return joined[0]
 
 
-def _checked(folder: Path, code: str, now: int) -> tuple[str, Invite]:
-    """(id, the code's file) of a code that is right. Raises MismatchError."""
+def _guessed(folder: Path, code: str) -> Record[Invite]:
+    """The record of a code, whose secret is right; a wrong one is counted. Raises MismatchError."""
     typed = re.sub("[^A-Z2-9]", "", code.upper())
-    id, secret = typed[:ID], typed[ID:]
-    found = _read(folder, id)
-    is_right = hmac.compare_digest(_hash(secret), found.secret if found else _hash(""))
-    if found is None or found.wrong >= ATTEMPTS:
+    id, secret = typed[:ID], _hash(typed[ID:])
+    record = _record(folder, id)
+    if not re.fullmatch(f"[{LETTERS}]{{{ID}}}", id) or record.read() is None:
         raise MismatchError("the code is none of this fleet's", AGAIN)
-    if not is_right:
-        _write(folder, id, replace(found, wrong=found.wrong + 1))
+
+    def guess(found: Invite | None) -> Invite:  # under the lock: guesses at the same time must not count as one
+        if found is None or found.wrong >= ATTEMPTS:
+            raise MismatchError("the code is none of this fleet's", AGAIN)
+        return found if hmac.compare_digest(secret, found.secret) else replace(found, wrong=found.wrong + 1)
+
+    if not hmac.compare_digest(secret, record.change(guess).secret):
         raise MismatchError("the code is none of this fleet's", f"type it again; after {ATTEMPTS} wrong ones it ends")
-    if now >= found.expires_at:
-        raise MismatchError("the code has expired", AGAIN)
-    return id, found
+    return record
 
 
-def _remove_old(folder: Path, now: int) -> None:
+def _remove_old(folder: Path, now: int, at: Moment) -> None:
     for path in (folder / INVITES).glob("*.json"):
-        found = _read(folder, path.stem)
-        if found is None or now >= found.expires_at:
-            path.unlink(missing_ok=True)
+        _record(folder, path.stem).change(lambda found: None if found is None or found.is_over(now, at) else found)
 
 
-def _read(folder: Path, id: str) -> Invite | None:
-    """A code's file; None where there is none of this id. Raises FormatError for a damaged one."""
-    path = folder / INVITES / f"{id}.json"
-    if not re.fullmatch(f"[{LETTERS}]{{{ID}}}", id):
-        return None
-    found = read_object(path, "remove it, and make another code", MOST)
-    return None if found is None else from_json(Invite, found, str(path))
-
-
-def _write(folder: Path, id: str, found: Invite) -> None:
-    with replaced(folder / INVITES / f"{id}.json") as beside:
-        beside.write_text(json_text(asdict(found)) + "\n")
+def _record(folder: Path, id: str) -> Record[Invite]:
+    return Record(folder / INVITES / f"{id}.json", Invite, "remove it, and make another code", MOST)
 
 
 def _drawn(letters: int) -> str:

@@ -7,14 +7,15 @@ who can write to it decides who takes part, so no sync may carry it.
 from __future__ import annotations
 
 import re
-from dataclasses import asdict, dataclass, replace
+from collections.abc import Callable
+from dataclasses import dataclass, replace
 from pathlib import Path
 
-from ...disk import json_text, private_folder, read_object, replaced
+from ...disk import private_folder
 from ...errors import EdgetuneError, FormatError, MismatchError, NotFoundError, UsageError
 from ...formats import signature
 from ...formats.signature import Check
-from ...persisted import from_json
+from ...record import Record
 from ...version import __version__
 from ..secret.cards import PUBLIC, SHOWN, Card
 
@@ -24,6 +25,7 @@ REPORTS = Path(MEMBERS, "reports")  # the newest report of each device that coun
 WAITING, APPROVED, REVOKED = STATES = ("waiting", "approved", "revoked")
 NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_-]{0,63}")  # of a folder of answers, and of a device in a roll-out
 MOST = 16 * 1024  # bytes of a file
+AGAIN = "remove it, and let the device join again"
 ASK = "ask the fleet's owner for a code, and join: edgetune fleet join URL --code CODE"
 
 
@@ -62,15 +64,7 @@ def begin(folder: Path) -> None:
 
 def read_member(folder: Path, device: str) -> MemberFile:
     """Raises NotFoundError for a device that has not joined, FormatError for a damaged file."""
-    path = folder / MEMBERS / f"{device}.json"
-    hint = "remove it, and let the device join again"
-    if not NAME.fullmatch(device) or (written := read_object(path, hint, MOST)) is None:
-        raise NotFoundError(f"no device {device!r:.80} has joined the fleet", ASK)
-    found = from_json(MemberFile, written, str(path))
-    if (found.version, found.device) != (VERSION, device) or found.state not in STATES or not (
-            PUBLIC.fullmatch(found.key) and PUBLIC.fullmatch(found.secret)):
-        raise FormatError(f"{path} is no file of the device {device}", hint)
-    return found
+    return _joined(folder, device, _record(folder, device).read() if NAME.fullmatch(device) else None)
 
 
 def read_members(folder: Path) -> tuple[dict[str, MemberFile], list[str]]:
@@ -97,10 +91,10 @@ def check_asked(folder: Path, device: str, key: str, secret: str, signature: str
             raise UsageError(f"the key {one!r:.80} is no public key", "join with edgetune fleet join")
     if signature:
         Card(device, secret, key, signature).check("the request")
-    try:
-        before = read_member(folder, device)
-    except NotFoundError:
+    before = _record(folder, device).read()
+    if before is None:
         return None
+    before = _joined(folder, device, before)
     if before.key == key and before.state == REVOKED:
         raise MismatchError(f"the device {device} was revoked", "join with a new key: edgetune fleet join makes one")
     if before.key == key:
@@ -112,48 +106,58 @@ def check_asked(folder: Path, device: str, key: str, secret: str, signature: str
 
 def ask(folder: Path, device: str, key: str, secret: str, now: int, signature: str = "") -> MemberFile:
     """Lets a device wait for its approval. A revoked device's name may be taken again. Raises as check_asked."""
-    if before := check_asked(folder, device, key, secret, signature):
-        return before
-    (folder / REPORTS / f"{device}.json").unlink(missing_ok=True)  # of the device that had the name before
-    return _write(folder, MemberFile(device, key, secret, WAITING, now, signature=signature))
+    check_asked(folder, device, key, secret, signature)
+    private_folder(folder / MEMBERS)
+
+    def asked(_: MemberFile | None) -> MemberFile:
+        if before := check_asked(folder, device, key, secret, signature):
+            return before
+        (folder / REPORTS / f"{device}.json").unlink(missing_ok=True)  # of the device that had the name before
+        return MemberFile(device, key, secret, WAITING, now, signature=signature)
+
+    return _record(folder, device).change(asked)
 
 
 def approve(folder: Path, device: str, now: int) -> MemberFile:
     """Lets a device take part. Raises NotFoundError, and UsageError for one that was revoked."""
-    found = read_member(folder, device)
-    if found.state == REVOKED:
-        raise UsageError(f"the device {device} was revoked", "let it join again, with a new code and a new key")
-    return found if found.state == APPROVED else _write(folder, replace(found, state=APPROVED, decided_at=now))
+
+    def change(found: MemberFile) -> MemberFile:
+        if found.state == REVOKED:
+            raise UsageError(f"the device {device} was revoked", "let it join again, with a new code and a new key")
+        return found if found.state == APPROVED else replace(found, state=APPROVED, decided_at=now)
+
+    return _changed(folder, device, change)
 
 
 def revoke(folder: Path, device: str, now: int) -> MemberFile:
     """Lets a device take part no longer, or refuses it. Raises NotFoundError."""
-    found = read_member(folder, device)
-    return found if found.state == REVOKED else _write(folder, replace(found, state=REVOKED, decided_at=now))
+    return _changed(folder, device, lambda found: found if found.state == REVOKED else
+                    replace(found, state=REVOKED, decided_at=now))
 
 
-def rotate(folder: Path, device: str, key: str, now: int, signature: str = "", number: int = 0) -> MemberFile:
+def rotate(folder: Path, device: str, key: str, now: int, signature: str = "", number: int = 0,
+           signed_by: str = "") -> MemberFile:
     """Replaces an approved device's Ed25519 key. signature: of its card, by the new one; number: of the newest round,
-    in which the old key still counts. Raises MismatchError for another device or card, UsageError for no key.
+    in which the old key still counts; signed_by: the key that asked for it, which must be the device's still [not
+    looked at]. Raises MismatchError for another device, card or key, UsageError for no key.
     """
     if not PUBLIC.fullmatch(key):
         raise UsageError(f"the key {key!r:.80} is no public key", "use edgetune fleet rotate")
-    found = approved(folder, device)
-    if signature:
-        Card(device, found.secret, key, signature).check("the request")
-    return _write(folder, replace(found, key=key, rotated_at=now, signature=signature, key_before=found.key,
-                                  rotated_in=number))
+
+    def change(found: MemberFile) -> MemberFile:
+        _check_approved(found)
+        if signed_by not in ("", found.key):
+            raise MismatchError(f"the device {device} has another key by now", "use the newest one")
+        if signature:
+            Card(device, found.secret, key, signature).check("the request")
+        return replace(found, key=key, rotated_at=now, signature=signature, key_before=found.key, rotated_in=number)
+
+    return _changed(folder, device, change)
 
 
 def approved(folder: Path, device: str) -> MemberFile:
     """A device that takes part. Raises NotFoundError, and MismatchError for one that does not."""
-    found = read_member(folder, device)
-    if found.state == WAITING:
-        raise MismatchError(f"the device {device} waits for its approval",
-                            f"its owner approves it: edgetune fleet approve FOLDER {device}")
-    if found.state == REVOKED:
-        raise MismatchError(f"the device {device} was revoked", ASK)
-    return found
+    return _check_approved(read_member(folder, device))
 
 
 def reason_against(folder: Path, device: str) -> str:
@@ -183,8 +187,31 @@ def shown_key(key: str) -> str:
     return " ".join(re.findall("....", key[:SHOWN]))
 
 
-def _write(folder: Path, found: MemberFile) -> MemberFile:
-    private_folder(folder / MEMBERS)
-    with replaced(folder / MEMBERS / f"{found.device}.json") as beside:
-        beside.write_text(json_text(asdict(found), indent=1) + "\n", encoding="utf-8")
+def _check_approved(found: MemberFile) -> MemberFile:
+    """Raises MismatchError for a device that does not take part."""
+    if found.state == WAITING:
+        raise MismatchError(f"the device {found.device} waits for its approval",
+                            f"its owner approves it: edgetune fleet approve FOLDER {found.device}")
+    if found.state == REVOKED:
+        raise MismatchError(f"the device {found.device} was revoked", ASK)
+    return found
+
+
+def _record(folder: Path, device: str) -> Record[MemberFile]:
+    return Record(folder / MEMBERS / f"{device}.json", MemberFile, AGAIN, MOST)
+
+
+def _changed(folder: Path, device: str, change: Callable[[MemberFile], MemberFile]) -> MemberFile:
+    """The device after a change, which sees the newest of what others changed. Raises as read_member, and DiskError."""
+    read_member(folder, device)  # also where there is no folder yet
+    return _record(folder, device).change(lambda found: change(_joined(folder, device, found)))
+
+
+def _joined(folder: Path, device: str, found: MemberFile | None) -> MemberFile:
+    """What a device's file has, checked. Raises as read_member."""
+    if found is None:
+        raise NotFoundError(f"no device {device!r:.80} has joined the fleet", ASK)
+    if (found.version, found.device) != (VERSION, device) or found.state not in STATES or not (
+            PUBLIC.fullmatch(found.key) and PUBLIC.fullmatch(found.secret)):
+        raise FormatError(f"{_record(folder, device).path} is no file of the device {device}", AGAIN)
     return found

@@ -10,13 +10,14 @@ from __future__ import annotations
 
 import re
 import threading
+from collections import defaultdict
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from ...errors import MismatchError, UsageError
+from ...errors import MismatchError, TooMuchError, UsageError
 from ...formats.signature import verifies
-from .members import NAME, MemberFile, read_member
+from .members import APPROVED, NAME, MemberFile, read_member
 
 if TYPE_CHECKING:
     from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
@@ -24,7 +25,7 @@ if TYPE_CHECKING:
 SCHEME = "Device"
 WINDOW = 300  # seconds by which the clocks of a device and of the daemon may differ
 PATH = "/v1/fleet/"  # a proxy may put something before it
-MOST_SEEN = 20_000  # requests within the window; more are refused
+MOST_SEEN = 2000  # requests of a device that are remembered: it may send so many in 2 * WINDOW seconds
 _HEAD = "edgetune fleet request"  # so that nothing else that the key signs is a request
 _FORM = re.compile(rf"{SCHEME} ({NAME.pattern}) (\d{{13}}) ([0-9a-f]{{64}}) ([0-9a-f]{{128}})")
 
@@ -49,19 +50,22 @@ class Sender:
 
 
 class Checker:
-    """Finds who signed a request; each one counts once. After a restart, it forgets which ones it has seen: then a
-    request of the last minutes could be sent a second time, which asks for the same once more.
+    """Finds who signed a request; each one of an approved device counts once. Others may only ask what they are, which
+    changes nothing, so that nothing of them is remembered. Each device has a limit of its own: none can shut out
+    another, or take more than a few hundred kilobytes.
+
+    After a restart, or where its clock was set back, it has forgotten some: then a request of those minutes could be
+    sent a second time, which asks for the same once more.
     """
 
     def __init__(self, folder: Path) -> None:
         self.folder = folder
-        self._seen: dict[str, float] = {}
-        self._look_at = MOST_SEEN // 16  # requests that are remembered, at which old ones are forgotten
+        self._seen: defaultdict[str, dict[int, float]] = defaultdict(dict)  # by device: when each was signed
         self._looking = threading.Lock()
 
     def sender(self, authorization: str, method: str, path: str, now: float) -> Sender:
         """Raises UsageError for what is no signature or came at another time, NotFoundError and MismatchError for
-        another signer.
+        another signer, and TooMuchError for too many requests. The signer need not be approved.
         """
         form = _FORM.fullmatch(authorization)
         if form is None:
@@ -75,18 +79,23 @@ class Checker:
         if not verifies(member.key, signature, _message(method, path, time, digest)):
             raise MismatchError(f"the request is not signed by the key of {device}",
                                 "use the device that joined under this name, or join under another")
-        self._once(signature, now)
+        if member.state == APPROVED:
+            self._once(device, signature, int(time) / 1000, now)
         return Sender(member, digest)
 
-    def _once(self, signature: str, now: float) -> None:
-        """Raises MismatchError for a request that was sent before."""
+    def _once(self, device: str, signature: str, signed_at: float, now: float) -> None:
+        """Raises MismatchError for a request that was sent before, and TooMuchError where the device sent too many."""
+        mark = int(signature[:16], 16)
         with self._looking:
-            if len(self._seen) >= self._look_at:
-                self._seen = {other: at for other, at in self._seen.items() if now - at <= 2 * WINDOW}
-                self._look_at = min(max(2 * len(self._seen), self._look_at), MOST_SEEN)
-            if signature in self._seen or len(self._seen) >= MOST_SEEN:
+            seen = self._seen[device]
+            if mark in seen:
                 raise MismatchError("the request was sent before", "send a new one")
-            self._seen[signature] = now
+            if len(seen) >= MOST_SEEN:
+                self._seen[device] = seen = {one: at for one, at in seen.items() if abs(now - at) <= WINDOW}
+            if len(seen) >= MOST_SEEN:
+                raise TooMuchError(f"{device} sent {MOST_SEEN} requests in {2 * WINDOW // 60} minutes, the most",
+                                   "ask less often, by a larger --every")
+            seen[mark] = signed_at
 
 
 def _message(method: str, path: str, time: str, digest: str) -> bytes:
