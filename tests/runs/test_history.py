@@ -128,7 +128,8 @@ def test_the_latest_decisions_are_kept(tmp_path):
 @pytest.mark.parametrize(("content", "match"), [
     ("{", "is damaged"), ("[]", "is not a JSON object"), ("\0", "is damaged"), ("[" * 10_000, "is damaged"),
     ('{"status": 3}', "status is 3, text is expected"), ('{"held_out": []}', "no JSON object"),
-    ('{"options": null}', "options is null, an object is expected"), ('{"held_out": {"loss_before": "low"}}', "loss_before is .low., a number")])
+    ('{"options": null}', "options is null, an object is expected"),
+    ('{"held_out": {"loss_before": "low"}}', "loss_before is .low., a number")])
 def test_a_record_that_is_none_is_refused_in_a_sentence(tmp_path, content, match):
     (write(tmp_path / "out", step(1)) / "run.json").write_text(content)
     with pytest.raises(EdgetuneError, match=match) as caught:

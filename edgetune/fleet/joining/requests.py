@@ -25,7 +25,7 @@ if TYPE_CHECKING:
 SCHEME = "Device"
 WINDOW = 300  # seconds by which the clocks of a device and of the daemon may differ
 PATH = "/v1/fleet/"  # a proxy may put something before it
-MOST_SEEN = 2000  # requests of a device that are remembered: it may send so many in 2 * WINDOW seconds
+MOST_SEEN = 2000  # requests of a device that are remembered: the most in 2 * WINDOW seconds
 _HEAD = "edgetune fleet request"  # so that nothing else that the key signs is a request
 _FORM = re.compile(rf"{SCHEME} ({NAME.pattern}) (\d{{13}}) ([0-9a-f]{{64}}) ([0-9a-f]{{128}})")
 
