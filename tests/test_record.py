@@ -9,12 +9,14 @@ import sys
 import threading
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
+from functools import partial
 
 import pytest
 
 from edgetune import disk
+from edgetune.disk import Record, exclusive
 from edgetune.errors import DiskError, FormatError
-from edgetune.record import Record, exclusive
+from edgetune.persisted import from_json
 
 
 @dataclass(frozen=True)
@@ -26,15 +28,17 @@ class Count:
 COUNTER = """
 import sys, threading
 from dataclasses import dataclass, field, replace
+from functools import partial
 from pathlib import Path
-from edgetune.record import Record
+from edgetune.disk import Record
+from edgetune.persisted import from_json
 
 @dataclass(frozen=True)
 class Count:
     total: int = 0
     names: list[str] = field(default_factory=list)
 
-record = Record(Path(sys.argv[1]), Count, "remove it")
+record = Record(Path(sys.argv[1]), partial(from_json, Count), "remove it")
 
 def count():
     for _ in range(int(sys.argv[2])):
@@ -59,7 +63,7 @@ def counter(path, times):
 
 
 def record_in(folder):
-    return Record(folder / "count.json", Count, "remove it, and count again", 4096)
+    return Record(folder / "count.json", partial(from_json, Count), "remove it, and count again", 4096)
 
 
 def test_changes_of_threads_and_processes_are_all_there(tmp_path):

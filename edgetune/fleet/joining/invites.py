@@ -11,11 +11,12 @@ import hmac
 import re
 import secrets
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 
-from ...disk import private_folder
+from ...disk import Record, private_folder
 from ...errors import MismatchError
-from ...record import Record
+from ...persisted import from_json
 from ..uptime import UNKNOWN, Moment, moment
 from .members import MemberFile, ask, begin, check_asked
 
@@ -112,7 +113,7 @@ def _remove_old(folder: Path, now: int, at: Moment) -> None:
 
 
 def _record(folder: Path, id: str) -> Record[Invite]:
-    return Record(folder / INVITES / f"{id}.json", Invite, "remove it, and make another code", MOST)
+    return Record(folder / INVITES / f"{id}.json", partial(from_json, Invite), "remove it, and make another code", MOST)
 
 
 def _drawn(letters: int) -> str:

@@ -9,13 +9,14 @@ from __future__ import annotations
 import re
 from collections.abc import Callable
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 
-from ...disk import private_folder
+from ...disk import Record, private_folder
 from ...errors import EdgetuneError, FormatError, MismatchError, NotFoundError, UsageError
 from ...formats import signature
 from ...formats.signature import Check
-from ...record import Record
+from ...persisted import from_json
 from ...version import __version__
 from ..secret.cards import PUBLIC, SHOWN, Card
 
@@ -198,7 +199,7 @@ def _check_approved(found: MemberFile) -> MemberFile:
 
 
 def _record(folder: Path, device: str) -> Record[MemberFile]:
-    return Record(folder / MEMBERS / f"{device}.json", MemberFile, AGAIN, MOST)
+    return Record(folder / MEMBERS / f"{device}.json", partial(from_json, MemberFile), AGAIN, MOST)
 
 
 def _changed(folder: Path, device: str, change: Callable[[MemberFile], MemberFile]) -> MemberFile:

@@ -51,8 +51,8 @@ class Sender:
 
 class Checker:
     """Finds who signed a request; each one of an approved device counts once. Others may only ask what they are, which
-    changes nothing, so that nothing of them is remembered. Each device has a limit of its own: none can shut out
-    another, or take more than a few hundred kilobytes.
+    changes nothing, so that nothing of them is remembered. The limit is of each device: none can shut out another,
+    or take more than a few hundred kilobytes.
 
     After a restart, or where its clock was set back, it has forgotten some: then a request of those minutes could be
     sent a second time, which asks for the same once more.
