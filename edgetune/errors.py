@@ -124,6 +124,10 @@ class UnansweredError(EdgetuneError):
     """A daemon does not answer now, and may later."""
 
 
+class AwayError(UnansweredError):
+    """What answers is no daemon, or nothing does: so nothing of what was asked is known."""
+
+
 class TooMuchError(EdgetuneError):
     """A file, a request or a queue is larger than it may be."""
 

@@ -102,7 +102,8 @@ class JudgedByDaemon:
     def add(self, messages: Messages, answer: str, rating: str | None, correction: str | None) -> str:
         given = {"messages": list(messages), "answer": answer, "rating": rating, "correction": correction}
         found = self.client.post("/v1/feedback", {name: value for name, value in given.items() if value is not None})
-        return str(found["reason"])
+        with self.client.understood():
+            return str(found["reason"])
 
     def learn(self, model: str) -> str:  # noqa: ARG002 (it knows what it serves, and when it learns)
         return ""

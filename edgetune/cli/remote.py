@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import time
 from collections.abc import Callable
+from contextlib import nullcontext
 from datetime import datetime
 from itertools import islice, takewhile
 from pathlib import Path
@@ -27,7 +28,6 @@ if TYPE_CHECKING:
 
 JOBS = "/v1/fine_tuning/jobs"
 ADAPTERS = "/v1/adapters"
-ENDED = ("succeeded", "failed", "cancelled")
 POLL = 1.0  # seconds
 BASE = "the base alone"
 MADE = "fine_tuned_model"  # of a job: an id that is too long for a narrow table
@@ -44,14 +44,16 @@ class Listing(click.Group):
         return super().parse_args(ctx, args)
 
 
-def request(name: str, *options: Any, group: click.Group = cli,
-            cls: type[click.Command] = GroupedCommand) -> Callable[[F], F]:
-    """A command on a running daemon: its function gets an open Client first; --url and --key-file come with it."""
+def request(name: str, *options: Any, group: click.Group = cli, cls: type[click.Command] = GroupedCommand,
+            shows: bool = True) -> Callable[[F], F]:
+    """A command on a running daemon: its function gets an open Client first; --url and --key-file come with it. shows:
+    it only shows what the daemon answers; else it checks by itself how answers are shaped.
+    """
 
     def register(function: F) -> F:
         def opened(url: str, key_file: Path | None, **given: Any) -> None:
             from ..daemon.client import Client, read_key
-            with Client(url, read_key(key_file)) as client:
+            with Client(url, read_key(key_file)) as client, client.understood() if shows else nullcontext():
                 function(client, **given)
         opened.__doc__ = function.__doc__
         command(name, *options, daemon_options, group=group, cls=cls)(opened)
@@ -251,6 +253,7 @@ def jobs_follow(client: Any, job: str, as_json: bool) -> None:
     It exits with 0 if the job succeeded. Ctrl-C leaves the job to the daemon.
     """
     from ..console import say
+    from ..daemon.client import has_ended
     last = None
     with train_progress(as_json) as progress:
         while True:
@@ -261,7 +264,7 @@ def jobs_follow(client: Any, job: str, as_json: bool) -> None:
                     progress.event(event["data"])
                 elif not as_json:
                     say(out, Text(event["message"]))
-            if found["status"] in ENDED:
+            if has_ended(found):
                 break
             time.sleep(POLL)
     show(as_json, found, f"{job} {found['status']}: {_outcome(found)}".rstrip(": "))

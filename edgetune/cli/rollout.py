@@ -106,7 +106,7 @@ def fleet_slot(model: Path, path: Path, as_json: bool) -> None:
                       help="Restarts the daemon, after the slot has another base."),
          click.option("--start-wait", type=Time(), default="15m", show_default=True,
                       help="Time in which it must answer after that."),
-         group=fleet)
+         group=fleet, shows=False)
 def fleet_apply(client: Any, fleet_: str, lead_key_file: Path | None, joined_at: str, device: str, slot: Path | None,
                 restart: str, start_wait: int, as_json: bool) -> None:
     """Do what the roll-out asks of this device's daemon.

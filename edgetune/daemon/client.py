@@ -1,4 +1,8 @@
-"""A client of a running daemon, over TCP or a Unix socket; the daemon's errors are raised as EdgetuneError."""
+"""A client of a running daemon, over TCP or a Unix socket; the daemon's errors are raised as EdgetuneError.
+
+What answers may be something else for a while, such as a proxy whose daemon is away: an answer that no daemon gives is
+an AwayError, an UnansweredError, after which one may ask again.
+"""
 
 from __future__ import annotations
 
@@ -6,20 +10,31 @@ import json
 import os
 import time
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import ExitStack
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from types import TracebackType
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeVar
 from urllib.parse import quote
 
 from .. import disk
-from ..errors import EdgetuneError, FormatError, NotFoundError, TooMuchError, UnansweredError, UsageError
+from ..errors import (
+    AwayError,
+    EdgetuneError,
+    FormatError,
+    NotFoundError,
+    TooMuchError,
+    UnansweredError,
+    UsageError,
+    named,
+)
+from ..persisted import from_json
 from .keys import PREFIX
 from .options import DaemonConfig
 
 if TYPE_CHECKING:
     import httpx
 
+T = TypeVar("T")
 URL = "EDGETUNE_URL"
 KEY = "EDGETUNE_KEY"
 UNIX = "unix:"
@@ -28,6 +43,7 @@ ENDED = ("succeeded", "failed", "cancelled")
 POLL = 0.5  # seconds
 END = EVENT + "[DONE]"
 DEFAULT = f"http://{DaemonConfig.host}:{DaemonConfig.port}"
+NO_FILES = ("html", "json")  # types that a daemon gives no file and no event
 _KINDS = {404: NotFoundError, 413: TooMuchError, 429: TooMuchError, 400: UsageError}
 
 
@@ -98,15 +114,13 @@ class Client:
         disk.refuse_existing(target)
         try:
             with self._http.stream("GET", path) as answer:
-                if not answer.is_success:
-                    answer.read()
-                    raise _error(answer.status_code, answer.json())
+                self._check_file(answer)
                 with disk.replaced(target) as beside, beside.open("wb") as file:
                     for piece in answer.iter_bytes():
                         file.write(piece)
                         if most is not None and file.tell() > most:
                             raise FormatError(f"{path} of {self.url} has more than {most} bytes", "try again")
-        except httpx.HTTPError as error:
+        except (httpx.HTTPError, httpx.InvalidURL) as error:
             raise UnansweredError(f"the download from {self.url} broke off ({error})", "try again") from None
 
     def download_rest(self, path: str, target: Path, size: int) -> None:
@@ -120,15 +134,13 @@ class Client:
         headers = {"Range": f"bytes={begin}-"} if 0 < begin < size else {}
         try:
             with self._http.stream("GET", path, headers=headers) as answer:
-                if not answer.is_success:
-                    answer.read()
-                    raise _error(answer.status_code, answer.json())
+                self._check_file(answer)
                 with target.open("ab" if answer.status_code == httpx.codes.PARTIAL_CONTENT else "wb") as file:
                     for piece in answer.iter_raw():
                         file.write(piece)
                         if file.tell() > size:
                             raise FormatError(f"{path} of {self.url} has more than {size} bytes", "try again")
-        except httpx.HTTPError as error:
+        except (httpx.HTTPError, httpx.InvalidURL) as error:
             raise UnansweredError(f"the download from {self.url} broke off ({error})",
                                   "the next one continues") from None
         except OSError as error:
@@ -138,10 +150,11 @@ class Client:
         """Uploads a file of rows and returns its id."""
         try:
             with path.open("rb") as file:
-                return str(self._ask("POST", "/v1/files", data={"purpose": "fine-tune"},
-                                     files={"file": (path.name, file)})["id"])
+                found = self._ask("POST", "/v1/files", data={"purpose": "fine-tune"}, files={"file": (path.name, file)})
         except OSError as error:
             raise UsageError(f"cannot read {path}: {error.strerror}", "name a file of rows") from None
+        with self.understood():
+            return str(found["id"])
 
     def add_adapter(self, path: Path, suffix: str = "") -> dict[str, Any]:
         """Adds an adapter: a folder, or its adapter.gguf."""
@@ -169,54 +182,73 @@ class Client:
         evaluate_adapter.
         """
         job = self._succeeded(self.post("/v1/base/evaluate", dict(options)))
-        last = self.get(f"/v1/fine_tuning/jobs/{job['id']}/events", limit=1)["data"][0]
-        return dict(last["data"]["verdict"])
+        last = self.get(f"/v1/fine_tuning/jobs/{job['id']}/events", limit=1)
+        with self.understood():
+            return dict(last["data"][0]["data"]["verdict"])
 
     def _succeeded(self, job: dict[str, Any]) -> dict[str, Any]:
         """The job of an evaluation when it has ended. Raises EdgetuneError where it does not succeed."""
-        while job["status"] not in ENDED:
-            time.sleep(POLL)
-            job = self.get(f"/v1/fine_tuning/jobs/{job['id']}")
-        if job["status"] != "succeeded":
-            why = (job["error"] or {}).get("message", "it was ended")
-            raise EdgetuneError(f"the evaluation {job['status']}: {why}", "begin it again")
-        return job
+        with self.understood():
+            while not has_ended(job):
+                time.sleep(POLL)
+                job = self.get(f"/v1/fine_tuning/jobs/{job['id']}")
+            if job["status"] != "succeeded":
+                why = (job["error"] or {}).get("message", "it was ended")
+                raise EdgetuneError(f"the evaluation {job['status']}: {why}", "begin it again")
+            return job
 
     def all(self, path: str, **query: Any) -> Iterator[dict[str, Any]]:
         """Yields every item of a list, a page at a time, as OpenAI's clients read lists."""
         after = None
         while True:
             page = self.get(path, after=after, **query)
-            yield from page["data"]
-            if not page.get("has_more"):
-                return
-            after = page["data"][-1]["id"]
+            with self.understood():
+                yield from page["data"]
+                if not page.get("has_more"):
+                    return
+                if after == (after := page["data"][-1]["id"]):  # it would never end
+                    raise ValueError(f"no page after {after!r:.60}")
 
     def events(self, path: str, body: dict[str, Any]) -> Iterator[dict[str, Any]]:
         """Yields the events of a streamed answer as they come; closing the iterator ends the answer."""
         import httpx
         try:
             with self._http.stream("POST", path, json=body) as answer:
-                if not answer.is_success:
-                    answer.read()
-                    raise _error(answer.status_code, answer.json())
+                self._check_file(answer)
                 for line in answer.iter_lines():
                     if line.startswith(EVENT) and line != END:
-                        event = json.loads(line.removeprefix(EVENT))
+                        with self.understood():
+                            event = dict(json.loads(line.removeprefix(EVENT)))
                         if "error" in event:
-                            raise _error(503, event)
+                            raise self._error(503, event)
                         yield event
         except (httpx.HTTPError, httpx.InvalidURL) as error:
             raise self._no_daemon(error) from None
-        except ValueError:
-            raise self._no_edgetune() from None
 
     def _no_daemon(self, error: Exception) -> EdgetuneError:
-        return UnansweredError(f"no daemon answers at {self.url} ({error})",
-                             "start one with edgetune daemon MODEL, or name it with --url")
+        return AwayError(f"no daemon answers at {self.url} ({error})",
+                         "start one with edgetune daemon MODEL, or name it with --url")
 
-    def _no_edgetune(self) -> EdgetuneError:
-        return EdgetuneError(f"what answers at {self.url} is no daemon of edgetune", "name it with --url")
+    @contextmanager
+    def understood(self) -> Iterator[None]:
+        """Holds code that takes answers apart, and does nothing else. Raises AwayError for those that no daemon
+        gives.
+        """
+        try:
+            yield
+        except (ArithmeticError, AttributeError, LookupError, TypeError, ValueError) as error:
+            raise self._no_edgetune(named(error)) from error
+
+    def read(self, kind: type[T], values: Mapping[str, Any], source: str) -> T:
+        """A dataclass of what an answer has. source: what that is about. Raises AwayError as `understood`."""
+        try:
+            return from_json(kind, values, source)
+        except FormatError as error:
+            raise self._no_edgetune(error.what) from error
+
+    def _no_edgetune(self, said: str) -> EdgetuneError:
+        return AwayError(f"what answers at {self.url} is no daemon of edgetune, or a proxy whose daemon is away "
+                         f"({said})", "try again, or name the daemon with --url")
 
     def _ask(self, method: str, path: str, **content: Any) -> dict[str, Any]:
         return self._body(self._answer(method, path, **content))
@@ -231,22 +263,46 @@ class Client:
     def _body(self, answer: httpx.Response) -> dict[str, Any]:
         try:
             body = answer.json()
-        except ValueError:
-            raise self._no_edgetune() from None
+        except (ValueError, RecursionError):
+            raise self._no_edgetune(_in_short(answer)) from None
+        if not isinstance(body, dict):
+            raise self._no_edgetune(f"{_in_short(answer)}, a list or value")
         if answer.is_success:
-            return dict(body)
-        raise _error(answer.status_code, body)
+            return body
+        raise self._error(answer.status_code, body)
+
+    def _check_file(self, answer: httpx.Response) -> None:
+        """Raises the error that an answer is, in place of the file or events that were asked for."""
+        if not answer.is_success:
+            answer.read()
+            self._body(answer)
+        if any(kind in answer.headers.get("Content-Type", "") for kind in NO_FILES):
+            raise self._no_edgetune(_in_short(answer))
+
+    def _error(self, status: int, body: Mapping[str, Any]) -> EdgetuneError:
+        """The error that a daemon tells. A 404 of a proxy must not say that what was asked for is gone."""
+        error = body.get("error")
+        message = error.get("message") if isinstance(error, dict) else error
+        if not isinstance(message, str):
+            return self._no_edgetune(f"status {status}")
+        if isinstance(error, dict) and error.get("code") == "device_refused":
+            return UsageError(f"the daemon refuses: {message}")
+        if status in (401, 403):
+            return UsageError(f"the daemon refuses: {message}", f"give a key with --key-file or {KEY}")
+        kind = UnansweredError if status >= 500 or status == 408 else _KINDS.get(status, EdgetuneError)
+        return kind(message)
 
 
-def _error(status: int, body: Any) -> EdgetuneError:
-    error = body.get("error") if isinstance(body, dict) else None
-    message = error.get("message") if isinstance(error, dict) else error
-    if isinstance(error, dict) and error.get("code") == "device_refused":
-        return UsageError(f"the daemon refuses: {message}")
-    if status in (401, 403):
-        return UsageError(f"the daemon refuses: {message}", f"give a key with --key-file or {KEY}")
-    kind = UnansweredError if status >= 500 or status == 408 else _KINDS.get(status, EdgetuneError)
-    return kind(str(message or f"the daemon answers {status}"))
+def _in_short(answer: httpx.Response) -> str:
+    kind = answer.headers.get("Content-Type", "").partition(";")[0]
+    return f"status {answer.status_code}, {kind or 'of no type'}"
+
+
+def has_ended(job: Mapping[str, Any]) -> bool:
+    """Whether a job has ended. Raises TypeError for what is none, for which nobody should wait."""
+    if not isinstance(job["status"], str) or not isinstance(job["id"], str):
+        raise TypeError("a job without a status")
+    return job["status"] in ENDED
 
 
 def read_key(path: Path | None) -> str:

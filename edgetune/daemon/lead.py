@@ -10,10 +10,10 @@ from typing import TYPE_CHECKING, Any, cast
 from urllib.parse import quote
 
 from ..errors import UsageError
-from ..fleet.joining.device import Joined, begin, joined, name_at
-from ..fleet.joining.members import REVOKED
+from ..fleet.joining.device import Joined, begin, joined, name_at, public_of
+from ..fleet.joining.members import REVOKED, STATES
 from ..fleet.joining.requests import signed
-from ..fleet.secret.cards import make_card
+from ..fleet.secret.cards import PUBLIC, make_card
 from .client import Client, read_key
 
 if TYPE_CHECKING:
@@ -67,8 +67,8 @@ def ask_to_join(url: str, code: str, device: str) -> Joined:
     try:
         card = make_card(device, secret, own.key())
         with Client(url) as client:
-            client.post("/v1/fleet/join", {"code": code, "device": device, "key": key, "secret": secret,
-                                           "signature": card.signature})
+            _member(client, client.post("/v1/fleet/join", {"code": code, "device": device, "key": key, "secret": secret,
+                                                           "signature": card.signature}), key)
     except BaseException:
         if is_new:
             own.forget()
@@ -79,7 +79,17 @@ def ask_to_join(url: str, code: str, device: str) -> Joined:
 def state_of(url: str, own: Joined) -> dict[str, Any]:
     """What the daemon knows of the device. Raises UsageError where it does not know it."""
     with Client(url, sign=Signing(own.device, own.key)) as client:
-        return client.get(f"{MEMBERS}{quote(own.device)}")
+        return _member(client, client.get(f"{MEMBERS}{quote(own.device)}"))
+
+
+def _member(client: Client, found: dict[str, Any], key: str = "") -> dict[str, Any]:
+    """What a daemon says of a device, checked, as far as it is used here. key: that it must have. Raises
+    AwayError.
+    """
+    with client.understood():
+        if found["state"] not in STATES or not PUBLIC.fullmatch(found["key"]) or key not in ("", found["key"]):
+            raise ValueError("a device in another state, or with another key")
+    return found
 
 
 def _state(url: str, own: Joined) -> str:
@@ -92,14 +102,16 @@ def _state(url: str, own: Joined) -> str:
 
 def rotate(url: str, own: Joined) -> dict[str, Any]:
     """Replaces the device's signing key by a new one, at the daemon and here. One that was interrupted is completed."""
+    next_key = public_of(own.next_key())
     with Client(url, sign=Signing(own.device, own.next_key)) as client:
-        try:
-            found = client.get(f"{MEMBERS}{quote(own.device)}")  # the answer to an earlier request may have been lost
+        try:  # the answer to an earlier request may have been lost
+            found = _member(client, client.get(f"{MEMBERS}{quote(own.device)}"), next_key)
         except UsageError:
             found = None
     if found is None:
         with Client(url, sign=Signing(own.device, own.key)) as client:
             card = make_card(own.device, own.public()[1], own.next_key())
-            found = client.post(f"{MEMBERS}{quote(own.device)}/rotate", {"key": card.key, "signature": card.signature})
+            found = _member(client, client.post(f"{MEMBERS}{quote(own.device)}/rotate",
+                                                {"key": card.key, "signature": card.signature}), next_key)
     own.replace_key()
     return found

@@ -27,23 +27,29 @@ class RemoteModel:
         self.said_tokens = 0
         if name:
             client.get(f"/v1/models/{quote(name, safe=':')}")
-        self.context = int(client.get("/v1/device")["serving"]["cells"])
+        found = client.get("/v1/device")
+        with client.understood():
+            self.context = int(found["serving"]["cells"])
 
     def chat(self, messages: Sequence[dict[str, Any]], tools: Sequence[dict[str, Any]] | None = None,
              **options: Any) -> Iterator[str]:
         """Streams the next message, without calls of tools; options and errors are those of ServedModel.generate."""
         asked = {"messages": instructed(messages, self.around)} | ({"tools": list(tools)} if tools else {})
         for choice in self._choices(CHAT, asked, options):
-            if text := choice["delta"].get("content"):
+            with self.client.understood():
+                text = choice["delta"].get("content")
+            if text:
                 self.said_tokens += 1
-                yield text
+                yield str(text)
 
     def generate(self, prompt: str, **options: Any) -> Iterator[str]:
         """Streams the continuation of a prompt."""
         for choice in self._choices(TEXT, {"prompt": prompt}, options):
-            if text := choice["text"]:
+            with self.client.understood():
+                text = choice["text"]
+            if text:
                 self.said_tokens += 1
-                yield text
+                yield str(text)
 
     def _choices(self, path: str, asked: dict[str, Any], options: dict[str, Any]) -> Iterator[dict[str, Any]]:
         given = {name: list(value) if name == "stop" else value for name, value in options.items()
@@ -51,6 +57,7 @@ class RemoteModel:
         body = {"model": self.name, **asked, **given, "stream": True, "stream_options": {"include_usage": True}}
         self.said_tokens = 0
         for event in self.client.events(path, body):
-            yield from event["choices"]
-            if usage := event.get("usage"):
-                self.said_tokens = usage["completion_tokens"]
+            with self.client.understood():
+                yield from event["choices"]
+                if usage := event.get("usage"):
+                    self.said_tokens = int(usage["completion_tokens"])

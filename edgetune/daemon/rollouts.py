@@ -32,17 +32,30 @@ class DaemonByHttp:
 
     def about(self) -> About:
         found = self.client.get("/v1/device")
-        return About(found["fingerprint"], found["model"], found.get("adapter") or "", found["device"].get("kind", ""))
+        with self.client.understood():
+            values = {"model": found["fingerprint"], "base": found["model"], "active": found.get("adapter") or "",
+                      "kind": found["device"].get("kind", "")}
+        return self.client.read(About, values, "the device")
 
     def slot(self) -> Served | None:
         found = self.client.get("/v1/device").get("slot")
-        return Served(found["path"], found.get("bad", 0), found.get("good", 0)) if found else None
+        if not found:
+            return None
+        with self.client.understood():
+            values = {name: found[name] for name in ("path", "bad", "good") if name in found}
+        return self.client.read(Served, values, "the slot")
 
     def evaluate_base(self, options: Mapping[str, Any]) -> Mapping[str, Any]:
-        return self.client.evaluate_base(options)
+        verdict = self.client.evaluate_base(options)
+        with self.client.understood():
+            if not (isinstance(verdict["passed"], bool) and isinstance(verdict["reason"], str)):
+                raise TypeError("a verdict that is none")
+        return verdict
 
     def add(self, adapter: Path) -> str:
-        return str(self.client.add_adapter(adapter, SUFFIX)["id"])
+        found = self.client.add_adapter(adapter, SUFFIX)
+        with self.client.understood():
+            return str(found["id"])
 
     def evaluate(self, id: str, options: Mapping[str, Any]) -> None:
         self.client.evaluate_adapter(id, {**options, "promote": True})
@@ -52,10 +65,13 @@ class DaemonByHttp:
             found = self.client.get(f"{ADAPTERS}/{quote(id, safe=':')}")
         except NotFoundError:
             return None
-        verdict = found["verdict"]
-        probation = found["probation"] or {"state": "", "bad": 0}
-        return Held(found["state"] == "serving", verdict["passed"], verdict["reason"], verdict, probation["state"],
-                    probation["bad"])
+        with self.client.understood():
+            verdict = found["verdict"]
+            probation = found["probation"] or {"state": "", "bad": 0}
+            values = {"is_active": found["state"] == "serving", "passed": verdict["passed"],
+                      "reason": verdict["reason"], "verdict": verdict, "probation": probation["state"],
+                      "bad_ratings": probation["bad"]}
+        return self.client.read(Held, values, "the adapter")
 
     def go_back(self, id: str) -> bool:
         found = self.held(id)

@@ -11,7 +11,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Protocol
 
-from ...errors import EdgetuneError, MismatchError, TooMuchError, UsageError
+from ...errors import AwayError, EdgetuneError, MismatchError, TooMuchError, UsageError
 from ...version import __version__
 from . import rings
 from .artifact import BASE, Artifact
@@ -123,7 +123,7 @@ class AdapterLook(Look):
             self._check(artifact)
             id = self.daemon.add(artifact.adapter)
         except EdgetuneError as error:
-            self._answers()
+            self._answers(error)
             self.say(rings.REJECTED, reason=error.what)
             return
         self.say(rings.DOWNLOADED, adapter=id)
@@ -137,8 +137,10 @@ class AdapterLook(Look):
         if artifact.digest in self.own.superseded:
             raise UsageError("a later adapter replaced this one here", "roll out a new one")
 
-    def _answers(self) -> None:
-        """Raises EdgetuneError where the daemon does not answer, which is no outcome."""
+    def _answers(self, error: EdgetuneError) -> None:
+        """Raises EdgetuneError where the daemon does not answer, or did not: that is no outcome."""
+        if isinstance(error, AwayError):
+            raise error
         self.daemon.about()
 
     def _evaluate(self, order: Order) -> None:
@@ -153,12 +155,12 @@ class AdapterLook(Look):
             except TooMuchError:  # other jobs wait
                 return
             except UsageError as error:
-                self._answers()
+                self._answers(error)
                 self._remove()
                 self.say(rings.REJECTED, reason=error.what)
                 return
             except EdgetuneError as error:
-                self._answers()
+                self._answers(error)
                 self._remove()
                 self.say(rings.CLOSED, rings.FAILURE, error.what)
                 return

@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import Any, Protocol
 
 from ...disk import cannot_write, require_room
-from ...errors import EdgetuneError, MismatchError, TooMuchError, UnansweredError, UsageError
+from ...errors import AwayError, EdgetuneError, MismatchError, TooMuchError, UnansweredError, UsageError
 from ...formats.bundle import MODEL, open_bundle
 from ...formats.gguf import open_gguf
 from ...formats.slot import Slot
@@ -260,6 +260,8 @@ class BaseLook(Look):
             verdict = self.daemon.evaluate_base({**asked, "base": artifact.facts.base})
         except TooMuchError:
             return
+        except AwayError:  # that is no outcome
+            raise
         except EdgetuneError as error:
             self.daemon.about()
             if isinstance(error, UsageError | MismatchError):

@@ -114,9 +114,9 @@ def fetch(lead: Lead, folder: Path) -> None:
         return
     texts = {FACTS: found.get("order"), signature.FILE: found.get("signature")}
     files = found.get("files")
-    if not (isinstance(rollout, str) and NAME.fullmatch(rollout) and isinstance(number, int) and 0 < number < 10**6
+    if not (isinstance(rollout, str) and NAME.fullmatch(rollout) and type(number) is int and 0 < number < 10**6
             and all(isinstance(text, str) for text in texts.values()) and isinstance(files, list)
-            and all(file in FILES or artifact.is_of_base(file) for file in files)):
+            and all(isinstance(file, str) and (file in FILES or artifact.is_of_base(file)) for file in files)):
         raise FormatError("the order that was sent is none", WRONG)
     place = folder / ROLLOUTS / rollout
     if not (place / ARTIFACT).is_dir():
