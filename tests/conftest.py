@@ -95,6 +95,7 @@ def no_trusted_keys(tmp_path_factory: pytest.TempPathFactory) -> None:
     """Whom this user trusts is no matter for tests, nor what is in the cache."""
     os.environ["XDG_CONFIG_HOME"] = str(tmp_path_factory.mktemp("config"))
     os.environ["XDG_CACHE_HOME"] = str(tmp_path_factory.mktemp("cache"))
+    os.environ["XDG_STATE_HOME"] = str(tmp_path_factory.mktemp("state"))
     os.environ.pop("EDGETUNE_TRUSTED", None)
 
 

@@ -1,13 +1,13 @@
 """The roll-outs of the fleet that a daemon serves: people change them, and a thread begins rings by itself.
 
 The thread looks at the times of a few folders, and reads reports only when one has changed or the time of a ring is
-over. It continues only what its own key has signed, so that it never signs what somebody else wrote into the folder.
+over. It continues only what its own key has signed, so that it never signs what somebody else wrote into the folder. It
+waits by the kernel's clock, which nobody sets (fleet/uptime.py).
 """
 
 from __future__ import annotations
 
 import logging
-import math
 import threading
 import time
 from pathlib import Path
@@ -17,6 +17,8 @@ from ..errors import EdgetuneError
 from ..fleet.joining.members import MEMBERS
 from ..fleet.rollout import rings
 from ..fleet.rollout.folder import DEVICES, ORDERS, ROLLOUTS, newest_order, step
+from ..fleet.rollout.waited import Waiting
+from ..fleet.uptime import Moment, moment
 from ..formats.signature import private_key
 
 if TYPE_CHECKING:
@@ -37,13 +39,14 @@ class Advancing:
     def __init__(self, config: DaemonConfig, stopping: threading.Event) -> None:
         self.folder = Path(config.fleet).expanduser() if config.fleet else None
         self.key = Path(config.fleet_sign).expanduser() if config.fleet_sign else None
+        self.state = config.folder()
         self.stopping = stopping
         self.failure = ""  # of the last look, a sentence
         self._public = private_key(self.key).public_key().public_bytes_raw().hex() if self.key else ""
-        self._one_at_a_time = threading.Lock()  # orders are numbered
+        self._one_at_a_time = threading.Lock()  # a look at many reports may take long
         self._places: list[Path] = []
         self._seen: tuple[int, ...] = ()
-        self._read_at = 0.0  # when reports are read although no time has changed; seconds since 1970
+        self._read_at = 0.0  # when reports are read although no time has changed, as seconds of a Moment
         self._not_before = 0.0
         self.thread = threading.Thread(target=self._loop, name="rollouts", daemon=True)
 
@@ -61,7 +64,7 @@ class Advancing:
         Raises the errors of `step`.
         """
         with self._one_at_a_time:
-            order, devices, _ = step(folder, int(time.time()), change, self.key)
+            order, devices, _ = step(folder, int(time.time()), change, self.key, self.state)
         return order, devices
 
     def obstacle(self, rollout: str, signer: str) -> str:
@@ -77,21 +80,21 @@ class Advancing:
 
     def _loop(self) -> None:
         while not self.stopping.wait(EVERY):
-            self.look(time.time())
+            self.look(time.time(), moment())
 
-    def look(self, now: float) -> None:
-        """Begins the next ring, pauses or stops by what devices have reported. now: seconds since 1970. Errors are
-        logged once, and do not end the thread.
+    def look(self, now: float, at: Moment) -> None:
+        """Begins the next ring, pauses or stops by what devices have reported. now: seconds since 1970, as files have
+        them; at: the moment, by which it waits. Errors are logged once, and do not end the thread.
         """
         times = self._times()
-        if now < self._not_before or (times == self._seen and now < self._read_at):
+        if at.seconds < self._not_before or (times == self._seen and at.seconds < self._read_at):
             return
         began = time.monotonic()
         failure = ""
-        self._read_at = now + ANYWAY
+        self._read_at = at.seconds + ANYWAY
         try:
             with self._one_at_a_time:
-                self._advance(now)
+                self._advance(now, at)
         except EdgetuneError as error:
             failure = str(error)
         except Exception as error:
@@ -102,7 +105,7 @@ class Advancing:
         self.failure = failure
         is_recent = bool(times) and max(times) / 1e9 > now - RECENT
         self._seen = () if failure or is_recent else times
-        self._not_before = now + (time.monotonic() - began) / SHARE
+        self._not_before = at.seconds + (time.monotonic() - began) / SHARE
 
     def _times(self) -> tuple[int, ...]:
         """When the folders changed that roll-outs are read from; 0: one that is not there."""
@@ -115,15 +118,17 @@ class Advancing:
                 found.append(0)
         return tuple(found)
 
-    def _advance(self, now: float) -> None:
+    def _advance(self, now: float, at: Moment) -> None:
         assert self.folder
         order = newest_order(self.folder)
         self._places = [order.folder / ORDERS] if order else []
         if order is None or order.state.status == rings.STOPPED or order.signer != self._public:
             return
-        after, _, _ = step(self.folder, int(now), key=self.key)
+        after, _, _ = step(self.folder, int(now), key=self.key, state_of=self.state, at=at)
         if after.state.status == rings.RUNNING:
-            self._read_at = min(self._read_at, math.ceil(after.state.since + after.state.plan.wait))
+            waited = Waiting(self.folder, self.state).seconds(after.facts.rollout, after.state.ring, after.state.since,
+                                                              at)
+            self._read_at = min(self._read_at, at.seconds + after.state.plan.wait - waited)
         if (after.state.ring, after.state.status) != (order.state.ring, order.state.status):
             log.info("the roll-out %s is %s in ring %d of %d: %s", after.facts.rollout, after.state.status,
                      after.state.ring + 1, len(after.state.rings), after.state.reason)

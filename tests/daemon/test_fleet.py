@@ -21,7 +21,9 @@ from edgetune.errors import UsageError
 from edgetune.fleet.rollout import rings
 from edgetune.fleet.rollout.folder import begin, newest_order, step
 from edgetune.fleet.rollout.rings import Plan
+from edgetune.fleet.rollout.waited import Waiting
 from edgetune.fleet.status import status_json, status_of
+from edgetune.fleet.uptime import Moment
 from edgetune.formats.bundle import open_bundle
 from edgetune.formats.signature import private_key
 
@@ -193,13 +195,18 @@ def test_rings_begin_by_themselves_as_devices_report(written, folder, http, keys
         advancing.stop()
 
 
+def looks(advancing):
+    """Looks of an Advancing on a machine whose clock is right."""
+    return lambda seconds: advancing.look(seconds, Moment("boot", seconds))
+
+
 def test_a_rollout_that_fails_is_stopped_by_itself(bundle, tmp_path):
     folder = tmp_path / "folder"
     for name in ("a", "b", "c"):
         report(folder, name)
     begun = begin(folder, write_rounds(bundle, folder, 1), Plan(("1", "all"), error=0.02), EVALUATION, 1000,
                   first=["a"])
-    look = Advancing(DaemonConfig(fleet=str(folder)), threading.Event()).look
+    look = looks(Advancing(DaemonConfig(fleet=str(folder), state=str(tmp_path / "state")), threading.Event()))
     look(2000)
     assert newest_order(folder).facts.number == 1  # nobody has reported
     report(folder, "a", rollout=begun.facts.rollout, execution=rings.CLOSED, finished=rings.FAILURE)
@@ -216,11 +223,36 @@ def test_a_ring_whose_time_is_over_waits_for_a_person(bundle, tmp_path):
     report(folder, "a")
     begin(folder, write_rounds(bundle, folder, 1), Plan(("all",), wait=60_000), EVALUATION, 1000)
     old(folder)
-    look = Advancing(DaemonConfig(fleet=str(folder)), threading.Event()).look
+    look = looks(Advancing(DaemonConfig(fleet=str(folder), state=str(tmp_path / "state")), threading.Event()))
     for now in (1001, 30_000):
         look(now)
         assert newest_order(folder).state.status == rings.RUNNING
-    look(61_000)
+    look(1001 + 60_000)
+    assert newest_order(folder).state.status == rings.PAUSED
+    assert "0 of 1 devices" in newest_order(folder).state.reason
+
+
+@pytest.mark.parametrize("jump", [10**9, -10**9])
+def test_a_clock_that_is_set_ends_no_ring(bundle, tmp_path, jump):
+    """A device without a battery for its clock gets the date from the network, long after a ring has begun."""
+    folder = tmp_path / "folder"
+    report(folder, "a")
+    begin(folder, write_rounds(bundle, folder, 1), Plan(("all",), wait=60_000), EVALUATION, 1_600_000_000)
+    config = DaemonConfig(fleet=str(folder), state=str(tmp_path / "state"))
+    advancing = Advancing(config, threading.Event())
+    advancing.look(1_600_000_010, Moment("boot", 10.0))
+    advancing.look(1_600_020_000 + jump, Moment("boot", 20_000.0))
+    advancing = Advancing(config, threading.Event())  # the daemon was started again, and the machine was not
+    advancing.look(1_600_040_000 + jump, Moment("boot", 40_000.0))
+    assert newest_order(folder).state.status == rings.RUNNING
+    advancing = Advancing(config, threading.Event())  # the machine was: what it was off does not count
+    advancing.look(1_700_000_000 + jump, Moment("other boot", 5.0))
+    advancing.look(1_700_000_000, Moment("other boot", 20_000.0))
+    state = newest_order(folder).state
+    assert Waiting(folder, tmp_path / "state").seconds(newest_order(folder).facts.rollout, state.ring, state.since,
+                                                       Moment("other boot", 20_000.0)) == 39_990.0 + 19_995.0
+    assert state.status == rings.RUNNING
+    advancing.look(1_700_000_020, Moment("other boot", 20_020.0))
     assert newest_order(folder).state.status == rings.PAUSED
     assert "0 of 1 devices" in newest_order(folder).state.reason
 
@@ -230,17 +262,19 @@ def test_a_quiet_fleet_is_not_read(folder, monkeypatch):
     old(folder)
     advancing = Advancing(DaemonConfig(fleet=str(folder)), threading.Event())
     reads = []
-    monkeypatch.setattr("edgetune.daemon.advancing.step", lambda *args, key: reads.append(1) or step(*args, key=key))
+    monkeypatch.setattr("edgetune.daemon.advancing.step",
+                        lambda *args, **given: reads.append(1) or step(*args, **given))
     now = time.time()
+    look = looks(advancing)
     for seconds in range(0, 3600, 60):
-        advancing.look(now + seconds)
+        look(now + seconds)
     assert len(reads) <= 2  # the second: its places were known after the first
     report(folder, "d3")
-    advancing.look(now + 3600)
+    look(now + 3600)
     before = len(reads)
-    advancing.look(now + 3660)
+    look(now + 3660)
     assert len(reads) == before
-    advancing.look(now + 7300)
+    look(now + 7300)
     assert len(reads) == before + 1
 
 
@@ -248,7 +282,7 @@ def test_only_what_its_own_key_signed_advances_by_itself(written, folder, http, 
     """Who can write into the folder must not get the daemon's signature."""
     advancing = Advancing(DaemonConfig(fleet=str(folder), fleet_sign=str(keys[0])), threading.Event())
     report(folder, "d2", rollout=newest_order(folder).facts.rollout, execution=rings.CLOSED, finished=rings.SUCCESS)
-    advancing.look(1)
+    looks(advancing)(1)
     assert newest_order(folder).state.ring == 1
     assert "is not signed, and this daemon signs" in http.get("/v1/fleet/status").json()["obstacle"]
     http.post("/v1/fleet/rollout/advance")
@@ -262,7 +296,7 @@ def test_only_what_its_own_key_signed_advances_by_itself(written, folder, http, 
     assert f"{order.facts.rollout} is signed by {order.signer[:16]}, and this daemon signs as" in said
     without = Advancing(DaemonConfig(fleet=str(folder)), threading.Event())
     for one in (advancing, without):
-        one.look(5000)
+        looks(one)(5000)
     assert newest_order(folder).facts.number == order.facts.number
     assert without.obstacle("x", order.signer).endswith("and this daemon has no --fleet-sign")
     step(folder, 3, rings.STOP, keys[1])
@@ -276,11 +310,11 @@ def test_a_damaged_order_does_not_end_the_thread(folder, caplog):
     whole = path.read_text()
     path.write_text("{")
     for now in (1000, 2000):
-        advancing.look(now)
+        looks(advancing)(now)
     assert "is not JSON" in advancing.obstacle("x", "")
     assert caplog.text.count("does not advance") == 1
     path.write_text(whole)
-    advancing.look(3000)
+    looks(advancing)(3000)
     assert advancing.obstacle("x", "") == ""
 
 

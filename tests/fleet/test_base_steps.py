@@ -19,6 +19,7 @@ from edgetune.fleet.rollout.folder import begin, read_device, step, write_device
 from edgetune.fleet.rollout.look import About, Look
 from edgetune.fleet.rollout.rings import Plan
 from edgetune.fleet.rollout.slots import TRIAL, make_slot
+from edgetune.fleet.uptime import Moment
 from edgetune.formats.bundle import open_bundle
 from edgetune.formats.slot import Slot
 
@@ -122,7 +123,8 @@ def through(begun, tmp_path, cuts, changes, undo, at, is_cut):
         nonlocal happened
         for _ in range(2):
             try:
-                return apply(place / "fleet", "kitchen", daemon, now, owner)[0]
+                # the date is set on by years at each look, which ends no probation
+                return apply(place / "fleet", "kitchen", daemon, now * 10**6, owner, at=Moment("boot", now))[0]
             except PowerCut:
                 happened = True
                 assert open_bundle(place / "home").fingerprint in (old, new)
@@ -163,3 +165,18 @@ def test_each_step_may_be_the_last(begun, tmp_path, cuts, changes, undo, outcome
         if not happened:
             assert at > 10
             break
+
+
+def test_a_date_that_is_set_ends_no_probation(begun, tmp_path, cuts):
+    place = shutil.copytree(begun[0], tmp_path / "place", symlinks=True)
+    daemon = Simulated(place / "home", cuts, "", True)
+    owner = Owner(Slot(place / "home"), lambda: daemon.restart(), 0.02)
+
+    def look(now, boot, seconds):
+        return apply(place / "fleet", "kitchen", daemon, now, owner, at=Moment(boot, seconds))[0].execution
+
+    assert look(10, "one", 10.0) == rings.PROCEEDING
+    assert look(10**9, "one", 40.0) == rings.PROCEEDING  # 30 of 60 seconds
+    assert look(10**9, "two", 500.0) == rings.PROCEEDING  # the machine was started again: nobody knows when
+    assert look(0, "two", 529.0) == rings.PROCEEDING
+    assert look(0, "two", 530.0) == rings.CLOSED

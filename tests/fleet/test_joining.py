@@ -24,6 +24,7 @@ from edgetune.fleet.joining.device import joined
 from edgetune.fleet.joining.requests import WINDOW, Checker, signed
 from edgetune.fleet.rollout.folder import DeviceFile, read_devices, write_device
 from edgetune.fleet.secret.key import make_key
+from edgetune.fleet.uptime import Moment
 
 pytest.importorskip("cryptography")
 
@@ -70,6 +71,31 @@ def test_a_code_is_of_one_device_and_ends(tmp_path):
         invites.join(tmp_path, again, "b", "0" * 63, "1" * 64, 1010)
     assert invites.join(tmp_path, again, "b", *OTHERS, 1010).device == "b"
     assert (tmp_path / "invites").stat().st_mode & 0o777 == 0o700
+
+
+@pytest.mark.parametrize(("now", "boot", "seconds", "is_valid"), [
+    (1059, "one", 64.0, True), (10**10, "one", 64.0, True), (0, "one", 64.0, True),  # its date is set, on or back
+    (1060, "one", 65.0, False), (0, "one", 65.0, False), (1010, "one", 65.0, False),
+    (1059, "two", 1.0, True), (1060, "two", 1.0, False), (999, "two", 1.0, False)])  # the machine was started again
+def test_a_code_ends_by_a_clock_that_nobody_sets(tmp_path, now, boot, seconds, is_valid):
+    code = invites.invite(tmp_path, 1000, 60, at=Moment("one", 5.0))
+    if is_valid:
+        assert invites.join(tmp_path, code, "b", *OTHERS, now, at=Moment(boot, seconds)).state == "waiting"
+    else:
+        with pytest.raises(MismatchError, match="has expired"):
+            invites.join(tmp_path, code, "b", *OTHERS, now, at=Moment(boot, seconds))
+    invites.invite(tmp_path, now, 60, at=Moment(boot, seconds))
+    assert len([*(tmp_path / "invites").iterdir()]) == 1 + is_valid  # an old one is removed
+
+
+def test_a_code_of_an_earlier_edgetune_ends_by_its_date(tmp_path):
+    code = invites.invite(tmp_path, 1000, 60)
+    path, = (tmp_path / "invites").iterdir()
+    found = json.loads(path.read_text())
+    path.write_text(json.dumps({name: found[name] for name in ("secret", "expires_at", "wrong", "key")}))
+    with pytest.raises(MismatchError, match="has expired"):
+        invites.join(tmp_path, code, "a", *KEYS, 1060)
+    assert invites.join(tmp_path, code, "a", *KEYS, 1059).device == "a"
 
 
 def test_a_code_ends_after_five_wrong_guesses(tmp_path):

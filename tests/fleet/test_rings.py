@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 
 from edgetune.errors import UsageError
 from edgetune.fleet.rollout import rings
-from edgetune.fleet.rollout.rings import Plan, Report, advance, begin, counts
+from edgetune.fleet.rollout.rings import Plan, Report, begin, counts
 
 PASSED = Report(rings.CLOSED, rings.SUCCESS)
 FAILED = Report(rings.CLOSED, rings.FAILURE)
@@ -20,6 +20,11 @@ SILENT = Report()
 GONE = Report(rings.CANCELED, rings.SUCCESS)
 HOUR = 3600
 PLAN = Plan(wait=24 * HOUR)
+
+
+def advance(state, reports, now):
+    """The state at a time by a clock that is right."""
+    return rings.advance(state, reports, now, now - state.since)
 
 
 def fleet(count):
@@ -120,7 +125,7 @@ def test_what_a_fifth_refuses_pauses_before_the_ring_ends():
     assert (last.ring, last.status) == (2, rings.PAUSED)
     assert last.since + 24 * HOUR > HOUR * 12  # long before its devices' time was over
     reports = {name: REFUSED if name in bad else PASSED for name in last.begun}
-    assert rings.resume(last, reports, 0).status == rings.FINISHED
+    assert rings.resume(last, reports, 0, 0).status == rings.FINISHED
 
 
 def test_one_early_failure_of_a_large_ring_does_not_stop_it():
@@ -157,13 +162,13 @@ def test_devices_that_vanish_count_for_nothing():
 
 def test_a_person_decides():
     paused = rolled(PLAN, fleet(50), lambda *_: REFUSED)[-1]
-    resumed = rings.resume(paused, dict.fromkeys(paused.begun, REFUSED), 77)
+    resumed = rings.resume(paused, dict.fromkeys(paused.begun, REFUSED), 77, 0)
     assert (resumed.ring, resumed.status, resumed.since) == (1, rings.RUNNING, 77)
     stopped = rings.stop(resumed)
     assert not any(stopped.action(name) for name in stopped.begun)
     for wrong in (rings.PAUSE, rings.RESUME, rings.STOP):
         with pytest.raises(UsageError, match="the roll-out is stopped"):
-            rings.changed(stopped, wrong, {}, 0)
+            rings.changed(stopped, wrong, {}, 0, 0)
     with pytest.raises(UsageError, match="the roll-out is undoing"):
         rings.undo(rings.undo(stopped))
 
@@ -174,7 +179,7 @@ def test_a_person_pauses_and_the_same_ring_continues():
     first = dict.fromkeys(paused.begun, PASSED)
     assert advance(paused, first, HOUR) == paused  # no ring begins
     assert paused.action(paused.begun[0]) == rings.DEPLOY
-    resumed = rings.resume(paused, {}, HOUR)
+    resumed = rings.resume(paused, {}, HOUR, HOUR)
     assert (resumed.ring, resumed.status, resumed.since) == (0, rings.RUNNING, 0)
     assert advance(resumed, first, HOUR).ring == 1
     refused = advance(paused, dict.fromkeys(paused.begun, REFUSED), HOUR)
@@ -187,13 +192,13 @@ def test_the_changes_that_are_offered_are_those_that_work():
     begun = begin(PLAN, fleet(50), 0, "seed")
     for status in rings.STATUSES:
         state = replace(begun, status=status)
-        assert rings.changed(state, rings.ADVANCE, {}, 0) == state  # it is always harmless
+        assert rings.changed(state, rings.ADVANCE, {}, 0, 0) == state  # it is always harmless
         for change in rings.CHANGES[:-1]:
             if change in rings.changes(state):
-                rings.changed(state, change, {}, 0)
+                rings.changed(state, change, {}, 0, 0)
             else:
                 with pytest.raises(UsageError, match=f"the roll-out is {status}"):
-                    rings.changed(state, change, {}, 0)
+                    rings.changed(state, change, {}, 0, 0)
 
 
 def test_devices_that_come_later_and_first():

@@ -13,6 +13,7 @@ from typing import Any, Protocol
 
 from ...errors import AwayError, EdgetuneError, MismatchError, TooMuchError, UsageError
 from ...version import __version__
+from ..uptime import Moment, moment
 from . import rings
 from .artifact import BASE, Artifact
 from .base_look import BaseLook, Owner, SlotDaemon, settle
@@ -58,9 +59,11 @@ class Daemon(SlotDaemon, Protocol):
 
 
 def apply(folder: Path, device: str, daemon: Daemon, now: int,
-          owner: Owner | None = None, own_folder: Path | None = None) -> tuple[DeviceFile, Order | None]:
+          owner: Owner | None = None, own_folder: Path | None = None,
+          at: Moment | None = None) -> tuple[DeviceFile, Order | None]:
     """Does what the roll-out asks of this device, and returns its file as it was written, and the order. owner: of the
-    slot whose base may be replaced; None: bases are refused. own_folder: where the file is [folder].
+    slot whose base may be replaced; None: bases are refused. own_folder: where the file is [folder]. now: seconds since
+    1970; at: the moment by a clock that nobody sets [now].
 
     Raises FormatError and MismatchError for an order that is damaged or not signed, EdgetuneError where the daemon does
     not answer.
@@ -79,7 +82,7 @@ def apply(folder: Path, device: str, daemon: Daemon, now: int,
     look: AdapterLook | BaseLook = AdapterLook(own_folder, own, daemon, now)
     try:
         if order and _concerns(order, own) and order.stated.facts.kind == BASE:
-            look = BaseLook(own_folder, own, daemon, owner, now)
+            look = BaseLook(own_folder, own, daemon, owner, now, at or moment())
     except UsageError as error:  # it needs a newer edgetune
         look.say(rings.REJECTED, reason=error.what)
         order = None

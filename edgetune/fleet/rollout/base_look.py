@@ -21,6 +21,7 @@ from ...errors import AwayError, EdgetuneError, MismatchError, TooMuchError, Una
 from ...formats.bundle import MODEL, open_bundle
 from ...formats.gguf import open_gguf
 from ...formats.slot import Slot
+from ..uptime import Moment
 from . import rings
 from .artifact import BASE, Artifact
 from .folder import DeviceFile, Order
@@ -131,10 +132,12 @@ def _answers(daemon: SlotDaemon, base: str, seconds: float) -> bool:
 
 
 class BaseLook(Look):
-    """A look at a roll-out of a base. owner: None where the owner of the device gave no slot."""
+    """A look at a roll-out of a base. owner: None where the owner of the device gave no slot. at: the moment."""
 
-    def __init__(self, folder: Path, own: DeviceFile, daemon: SlotDaemon, owner: Owner | None, now: int) -> None:
+    def __init__(self, folder: Path, own: DeviceFile, daemon: SlotDaemon, owner: Owner | None, now: int,
+                 at: Moment) -> None:
         super().__init__(folder, own, now)
+        self.at = at
         self.daemon = daemon
         self.owner = owner
 
@@ -299,10 +302,13 @@ class BaseLook(Look):
             return
         served = self.daemon.slot()
         asked = order.facts.evaluation
+        waited = trial.waited + (self.at.since(trial.seen) or 0.0)
         if served and served.bad >= asked["bad_ratings"] > 0 and served.bad > served.good:
             self._go_back(order, trial, f"it was rolled back, with {served.bad} bad ratings", failed=True)
-        elif self.now >= trial.at + asked["probation"]:
+        elif waited >= asked["probation"]:
             self._succeed(order.stated, self.own.reason)
+        else:
+            write_trial(owner.slot, replace(trial, waited=waited, seen=self.at))
 
     def _succeed(self, artifact: Artifact, reason: str) -> None:
         self.say(rings.CLOSED, rings.SUCCESS, reason, **superseded_by(self.own, artifact))

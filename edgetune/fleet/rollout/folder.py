@@ -16,19 +16,22 @@ import shutil
 from collections.abc import Iterator, Sequence
 from contextlib import suppress
 from dataclasses import asdict, dataclass, field, replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
-from ...disk import json_text, new_folder, read_object, replaced
+from ...disk import Record, exclusive, json_text, new_folder, replaced
 from ...errors import DiskError, EdgetuneError, FormatError, UsageError
 from ...persisted import from_json
 from ...version import __version__
 from ..joining.members import REPORTS, approved, is_joined, reason_against
 from ..signed_folder import AGAIN, is_whole, read_facts, write_facts
+from ..uptime import Moment, moment
 from . import artifact, rings
 from .artifact import Artifact
 from .reports import unsigned
 from .rings import NAME, Plan, Report, Rollout
+from .waited import Waiting
 
 VERSION = 1
 FACTS = "order.json"
@@ -135,28 +138,28 @@ def read_device(folder: Path, device: str) -> DeviceFile:
 
 def _read_file(place: Path, device: str) -> DeviceFile | None:
     """A device's file in a folder; None: there is none. Raises FormatError."""
-    path = place / f"{device}.json"
-    written = read_object(path, "remove it, and run edgetune fleet apply", MOST)
-    if written is None:
-        return None
-    found = from_json(DeviceFile, written, str(path))
-    if found.version != VERSION or found.device != device:
-        raise FormatError(f"{path} is of the device {found.device!r:.70}, version {found.version}", "remove it")
-    found.report.check(str(path))
-    return found
+    return _record(place, device).read()
+
+
+def _record(place: Path, device: str) -> Record[DeviceFile]:
+    def parse(written: Any, source: str) -> DeviceFile:
+        found = from_json(DeviceFile, written, source)
+        if found.version != VERSION or found.device != device:
+            raise FormatError(f"{source} is of the device {found.device!r:.70}, version {found.version}", "remove it")
+        found.report.check(source)
+        return found
+
+    return Record(place / f"{device}.json", parse, "remove it, and run edgetune fleet apply", MOST)
 
 
 def write_device(folder: Path, found: DeviceFile) -> None:
-    """Raises DiskError."""
-    _write_file(folder / DEVICES, found)
-
-
-def _write_file(place: Path, found: DeviceFile) -> None:
+    """Replaces a device's file, whatever it has: others may have written it. Raises DiskError."""
+    place = folder / DEVICES
     try:
         place.mkdir(parents=True, exist_ok=True)
     except OSError as error:
-        raise DiskError(f"cannot write to {place.parent}: {error.strerror}", "mount it, or name another") from None
-    with replaced(place / f"{found.device}.json") as beside:
+        raise DiskError(f"cannot write to {folder}: {error.strerror}", "mount it, or name another") from None
+    with exclusive(place), replaced(place / f"{found.device}.json") as beside:
         beside.write_text(json_text(asdict(found), indent=1) + "\n", encoding="utf-8")
 
 
@@ -207,9 +210,16 @@ def _counting(folder: Path, name: str, sent: DeviceFile | None) -> tuple[DeviceF
 
 def _keep(folder: Path, devices: dict[str, DeviceFile]) -> None:
     """Keeps the reports that count, where they are signed."""
-    for name, found in devices.items() if is_joined(folder) else ():
-        if found != _read_file(folder / REPORTS, name):
-            _write_file(folder / REPORTS, found)
+    if not is_joined(folder):
+        return
+    (folder / REPORTS).mkdir(exist_ok=True)
+    for name, found in devices.items():
+        _record(folder / REPORTS, name).change(partial(_newer, found))
+
+
+def _newer(found: DeviceFile, before: DeviceFile | None) -> DeviceFile:
+    """The newer of two reports of a device: another may have kept one meanwhile."""
+    return before if before and before.number > found.number else found
 
 
 def reports_of(devices: dict[str, DeviceFile], rollout: str) -> dict[str, Report]:
@@ -264,7 +274,8 @@ def _write_order(rollout: Path, number: int, state: Rollout, name: str, evaluati
 
 
 def begin(folder: Path, source: Path, plan: Plan, evaluation: dict[str, Any], now: int, *, first: Sequence[str] = (),
-          adapter: Path | None = None, least: str = __version__, key: Path | None = None) -> Order:
+          adapter: Path | None = None, least: str = __version__, key: Path | None = None,
+          at: Moment | None = None) -> Order:
     """Begins a roll-out to the devices that have reported to the folder, and returns its first order. source, adapter:
     as of write_artifact.
 
@@ -292,6 +303,7 @@ def begin(folder: Path, source: Path, plan: Plan, evaluation: dict[str, Any], no
                             least=least, key=key)
     name = artifact.read_artifact(rollout / ARTIFACT).name
     _write_order(rollout, 1, state, name, evaluation, now, key)
+    Waiting(folder).seconds(id, state.ring, state.since, at or moment())
     return _read_order(rollout, rollout / ORDERS / "000001")
 
 
@@ -305,29 +317,36 @@ def _finished(folder: Path, kind: str) -> list[str]:
     return [digest for of, digest in found if of == kind]
 
 
-def step(folder: Path, now: int, change: str = "",
-         key: Path | None = None) -> tuple[Order, dict[str, DeviceFile], list[str]]:
+def step(folder: Path, now: int, change: str = "", key: Path | None = None, state_of: Path | None = None,
+         at: Moment | None = None) -> tuple[Order, dict[str, DeviceFile], list[str]]:
     """Counts the reports and moves on by a ring at most. change: what a person asks for, one of CHANGES; it comes
-    first. Returns the order that counts then, the devices, and why reports of others are left out.
+    first. now: seconds since 1970; at: the moment by the kernel's clock [now], by which rings wait; state_of: as of
+    Waiting. Returns the order that counts then, the devices, and why reports of others are left out.
 
     Raises UsageError where nothing was rolled out, errors of `rings.changed`, and UsageError where the orders are
     signed and no key is given.
     """
-    order = newest_order(folder)
-    if order is None:
+    if newest_order(folder) is None:
         raise UsageError(f"nothing was rolled out in {folder}", "begin with edgetune fleet rollout ADAPTER FOLDER")
-    devices, wrong = read_devices(folder)
-    _keep(folder, devices)
-    reports = reports_of(devices, order.facts.rollout)
-    state = rings.changed(order.state, change, reports, now) if change else order.state
-    state = rings.advance(rings.join(state, devices), reports, now)
-    if state == order.state:
-        return order, devices, wrong
-    if order.signer and key is None:  # devices that believe this signer would obey no other
-        raise UsageError(f"the orders of {order.facts.rollout} are signed by {order.signer:.16}, and no key is given",
-                         "give its private key: edgetune fleet advance FOLDER --sign KEY, or edgetune daemon "
-                         "--fleet-sign KEY")
-    number = order.facts.number + 1
-    _write_order(order.folder, number, state, order.facts.artifact, order.facts.evaluation, now, key)
-    facts = replace(order.facts, number=number, at=now)
-    return replace(order, facts=facts, state=state), devices, wrong
+    with exclusive(folder / ROLLOUTS):  # orders are numbered
+        order = newest_order(folder)
+        assert order
+        at = at or moment()
+        waiting = Waiting(folder, state_of)
+        devices, wrong = read_devices(folder)
+        _keep(folder, devices)
+        reports = reports_of(devices, order.facts.rollout)
+        waited = waiting.seconds(order.facts.rollout, order.state.ring, order.state.since, at)
+        state = rings.changed(order.state, change, reports, now, waited) if change else order.state
+        state = rings.advance(rings.join(state, devices), reports, now, waited)
+        if state == order.state:
+            return order, devices, wrong
+        if order.signer and key is None:  # devices that believe this signer would obey no other
+            raise UsageError(f"the orders of {order.facts.rollout} are signed by {order.signer:.16}, and no key is "
+                             "given", "give its private key: edgetune fleet advance FOLDER --sign KEY, or edgetune "
+                             "daemon --fleet-sign KEY")
+        number = order.facts.number + 1
+        _write_order(order.folder, number, state, order.facts.artifact, order.facts.evaluation, now, key)
+        waiting.seconds(order.facts.rollout, state.ring, state.since, at)  # the next ring waits from now on
+        facts = replace(order.facts, number=number, at=now)
+        return replace(order, facts=facts, state=state), devices, wrong

@@ -227,8 +227,10 @@ def join(state: Rollout, devices: Iterable[str]) -> Rollout:
     return replace(state, rings=(*state.rings[:-1], state.rings[-1] + late))
 
 
-def advance(state: Rollout, reports: Mapping[str, Report], now: int) -> Rollout:
-    """The state after these reports. It moves by one ring at most. now: seconds."""
+def advance(state: Rollout, reports: Mapping[str, Report], now: int, waited: float) -> Rollout:
+    """The state after these reports. It moves by one ring at most. now: seconds since 1970, to write down; waited:
+    seconds that the newest ring has, by a clock that nobody sets.
+    """
     if state.status in (UNDOING, UNDONE):
         return _undone(state, reports)
     if state.status != STOPPED and (why := _failed(state, reports)):
@@ -236,7 +238,7 @@ def advance(state: Rollout, reports: Mapping[str, Report], now: int) -> Rollout:
     if state.status not in (RUNNING, PAUSED):
         return state
     found = counts(state.rings[state.ring], reports)
-    left = _left(state, found, now)
+    left = _left(state, found, waited)
     if why := _too_few(state, found, left):
         return replace(state, status=PAUSED, reason=why)
     if left or state.status == PAUSED:
@@ -244,9 +246,9 @@ def advance(state: Rollout, reports: Mapping[str, Report], now: int) -> Rollout:
     return _next(state, now, f"{found.succeeded} of {found.outcomes} devices of {_ring(state)} succeeded")
 
 
-def _left(state: Rollout, found: Counts, now: int) -> int:
+def _left(state: Rollout, found: Counts, waited: float) -> int:
     """The devices of the newest ring for which it waits."""
-    return 0 if now - state.since >= state.plan.wait else found.trying + found.waiting
+    return 0 if waited >= state.plan.wait else found.trying + found.waiting
 
 
 def _ring(state: Rollout) -> str:
@@ -293,10 +295,12 @@ def _undone(state: Rollout, reports: Mapping[str, Report]) -> Rollout:
                    f"{found.canceled} devices went back")
 
 
-def changed(state: Rollout, change: str, reports: Mapping[str, Report], now: int) -> Rollout:
-    """The state after what a person asked for, one of CHANGES. Raises UsageError where the state does not allow it."""
+def changed(state: Rollout, change: str, reports: Mapping[str, Report], now: int, waited: float) -> Rollout:
+    """The state after what a person asked for, one of CHANGES. now, waited: as of `advance`. Raises UsageError where
+    the state does not allow it.
+    """
     if change == RESUME:
-        return resume(state, reports, now)
+        return resume(state, reports, now, waited)
     if change == ADVANCE:  # which follows every change
         return state
     return {PAUSE: pause, STOP: stop, UNDO: undo}[change](state)
@@ -316,14 +320,14 @@ def pause(state: Rollout) -> Rollout:
     return replace(state, status=PAUSED, reason="a person paused it")
 
 
-def resume(state: Rollout, reports: Mapping[str, Report], now: int) -> Rollout:
+def resume(state: Rollout, reports: Mapping[str, Report], now: int, waited: float) -> Rollout:
     """Lets a paused roll-out continue: with the next ring where the rules would pause it again, else in the same one.
-    Raises UsageError for one that is not paused.
+    now, waited: as of `advance`. Raises UsageError for one that is not paused.
     """
     if state.status != PAUSED:
         raise UsageError(f"the roll-out is {state.status}", "resume one that is paused")
     found = counts(state.rings[state.ring], reports)
-    if _too_few(state, found, _left(state, found, now)):
+    if _too_few(state, found, _left(state, found, waited)):
         return _next(state, now, RESUMED)
     return replace(state, status=RUNNING, reason=RESUMED)
 

@@ -18,6 +18,7 @@ from ...formats.bundle import open_bundle, write_copy
 from ...formats.gguf import ENCODERS
 from ...formats.slot import LINK, SIDES, Slot
 from ...persisted import from_json
+from ..uptime import UNKNOWN, Moment
 
 ORIGIN = "origin.json"
 ADAPTER = "adapter"
@@ -44,7 +45,8 @@ class Origin:
 class Trial:
     """trial.json. rollout: its id. to, before: the sides with the base that is tried, and with the one before. bases:
     their fingerprints, in this order. at: when the state began, seconds. reason: the gate's; of going back, why.
-    failed: whether going back is a failure of the base, or a person undid it.
+    failed: whether going back is a failure of the base, or a person undid it. waited: seconds of its probation that
+    had passed at `seen`, the last look, by a clock that nobody sets.
     """
 
     rollout: str
@@ -56,6 +58,8 @@ class Trial:
     reason: str
     verdict: dict[str, Any] = field(default_factory=dict)
     failed: bool = False
+    waited: float = 0.0
+    seen: Moment = UNKNOWN
 
 
 def make_slot(model: Path, path: Path) -> Slot:
