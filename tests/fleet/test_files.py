@@ -3,31 +3,54 @@
 from __future__ import annotations
 
 import hashlib
+import importlib
+import inspect
 import json
+import pkgutil
+import re
 import shutil
+from dataclasses import asdict, fields, is_dataclass
 from pathlib import Path
+from typing import get_origin, get_type_hints
 
 import pytest
 from examples import examples
+from fleets import write_fleet
 from hypothesis import given
 from hypothesis import strategies as st
 from json_lines import write_lines
+from pydantic import TypeAdapter, ValidationError
 
+import edgetune.fleet
 from edgetune.errors import EdgetuneError, FormatError, MismatchError
+from edgetune.fleet.joining import invites, members
 from edgetune.fleet.options import FleetOptions
+from edgetune.fleet.rollout import rings
+from edgetune.fleet.rollout.artifact import read_artifact
+from edgetune.fleet.rollout.folder import newest_order, read_device
+from edgetune.fleet.rollout.slots import STARTED, Origin, Trial, read_origin, read_trial, write_origin, write_trial
+from edgetune.fleet.rollout.waited import Waiting
 from edgetune.fleet.rounds.answer import Answer, open_answer
+from edgetune.fleet.rounds.history import history_of
 from edgetune.fleet.rounds.making import make_task
 from edgetune.fleet.rounds.next_task import gathered
+from edgetune.fleet.rounds.outcome import read_outcome
 from edgetune.fleet.rounds.task import Task, open_task
 from edgetune.fleet.rounds.train_round import train_round
 from edgetune.fleet.signed_folder import MAX_FACTS
+from edgetune.fleet.status import rollout_status
+from edgetune.fleet.uptime import Moment
 from edgetune.formats import signature
+from edgetune.formats.slot import SIDES, Slot
+from edgetune.persisted import from_json
 from edgetune.training.config import TrainConfig
 
 CONFIG = TrainConfig(rank=2, lr=1e-2, epochs=1.0, batch_size=4, max_length=64, anchors=0)
 JSON = st.recursive(st.none() | st.booleans() | st.integers() | st.floats() | st.text(max_size=9),
                     lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.text(max_size=9), inner, max_size=3),
                     max_leaves=6)
+
+ITEMS = {int: 1, float: 0.5, str: "x", bool: True, list: [], tuple: [], dict: {}}  # a value of each type
 
 
 @pytest.fixture(scope="module")
@@ -131,6 +154,159 @@ def test_a_pipe_or_folder_in_place_of_a_file_is_refused(bundle, made, tmp_path, 
         (to / name).unlink()
         make(to / name)
         assert isinstance(opened(to, bundle), EdgetuneError)
+
+
+# ---- all other files of a fleet --------------------------------------------------------------------------------------
+
+
+class Place:
+    """A folder with a file of each kind. paths, wholes: by kind; open: reads one as a command or a daemon does."""
+
+    def __init__(self, folder, bundle):
+        pytest.importorskip("cryptography")
+        write_fleet(bundle, folder)
+        self.folder = folder
+        self.code = invites.invite(folder, 0)
+        members.ask(folder, "d1", "0" * 64, "1" * 64, 1)
+        members.approve(folder, "d1", 2)
+        order = newest_order(folder)
+        self.artifact = order.folder / "artifact"
+        self.slot = Slot(folder / "slot")
+        self.slot.path.mkdir()
+        write_trial(self.slot, Trial("1-x", *SIDES, ["sha256:0", "sha256:1"], STARTED, 1, "because", {"p": 0.1}))
+        write_origin(self.slot.path, Origin("1-x", "0", "sha256:0"))
+        Waiting(folder, folder).seconds("1-x", 0, 1, Moment("boot", 1.0))
+        self.task = folder / "round-0004" / "task"
+        self.paths = {
+            "order": order.folder / "orders" / f"{order.facts.number:06}" / "order.json",
+            "artifact": self.artifact / "artifact.json", "report": folder / "devices" / "d1.json",
+            "member": folder / "members" / "d1.json", "invite": next((folder / "invites").glob("*.json")),
+            "trial": self.slot.path / "trial.json", "origin": self.slot.path / "origin.json",
+            "waited": next((folder / "fleet-rings").glob("*.json")), "history": self.task / "task.json",
+            "outcome": self.task / "round.json"}
+        self.wholes = {kind: path.read_text() for kind, path in self.paths.items()}
+
+    def open(self, kind):
+        {"order": self.order, "artifact": lambda: read_artifact(self.artifact), "trial": lambda: read_trial(self.slot),
+         "report": lambda: read_device(self.folder, "d1"), "member": self.member,
+         "invite": lambda: invites.join(self.folder, self.code, "d2", "2" * 64, "3" * 64, 1),
+         "origin": lambda: read_origin(self.slot.path), "history": lambda: history_of(self.folder),
+         "outcome": lambda: read_outcome(self.task),
+         "waited": lambda: Waiting(self.folder, self.folder).seconds("1-x", 0, 1, Moment("boot", 2.0))}[kind]()
+
+    def order(self):
+        order = newest_order(self.folder)
+        rings.advance(rings.join(order.state, ["d1", "d9"]), {}, 1, 1.0)
+        rollout_status(order, {})
+        assert order.state.action("d1") in ("", rings.DEPLOY, rings.CANCEL)
+
+    def member(self):
+        members.read_members(self.folder)
+        members.check_of(self.folder, "d1", 1)
+        members.rotate(self.folder, "d1", "4" * 64, 5)
+
+
+KINDS = ("order", "artifact", "report", "member", "invite", "trial", "origin", "waited", "history", "outcome")
+
+
+@pytest.fixture(scope="module")
+def place(bundle, tmp_path_factory):
+    return Place(tmp_path_factory.mktemp("place") / "fleet", bundle)
+
+
+def refused_in_a_sentence(place, kind, text):
+    """Opens a file of this content; then the file is as it was."""
+    said = "opened as it is"
+    try:
+        place.paths[kind].write_text(text)
+        place.open(kind)
+    except EdgetuneError as error:
+        said = str(error)
+    finally:
+        place.paths[kind].write_text(place.wholes[kind])
+        for beside in ("members", "invites"):
+            (place.folder / beside / "d2.json").unlink(missing_ok=True)
+    assert len(said) > 10
+    assert "\n" not in said
+
+
+@examples(100)
+@given(data=st.data(), value=JSON)
+@pytest.mark.parametrize("kind", KINDS)
+def test_any_json_at_any_depth_opens_or_is_refused(place, kind, data, value):
+    found = json.loads(place.wholes[kind])
+    inner = found
+    while True:
+        keys = [*inner] if isinstance(inner, dict) else [*range(len(inner))]
+        key = data.draw(st.sampled_from([*keys, "more"] if isinstance(inner, dict) else keys))
+        deeper = inner.get(key) if isinstance(inner, dict) else inner[key]
+        if not isinstance(deeper, dict | list) or not deeper or data.draw(st.booleans()):
+            inner[key] = value
+            break
+        inner = deeper
+    refused_in_a_sentence(place, kind, json.dumps(found))
+
+
+@examples(60)
+@given(text=st.text(max_size=200) | JSON.map(json.dumps), begin=st.integers(0, 900))
+@pytest.mark.parametrize("kind", KINDS)
+def test_any_text_opens_or_is_refused(place, kind, text, begin):
+    whole = place.wholes[kind]
+    refused_in_a_sentence(place, kind, text.encode("utf-8", "replace").decode())
+    refused_in_a_sentence(place, kind, (whole[:begin] + text + whole[begin + len(text):]).encode(
+        "utf-8", "replace").decode())
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_what_was_written_opens(place, kind):
+    place.open(kind)
+    refused_in_a_sentence(place, kind, place.wholes[kind])
+
+
+def read_kinds():
+    """Each dataclass that a module of the fleet reads from JSON, by its name."""
+    found = {}
+    for module in pkgutil.walk_packages(edgetune.fleet.__path__, "edgetune.fleet."):
+        if ".flower" in module.name:
+            continue
+        code = inspect.getsource(importlib.import_module(module.name))
+        for name in re.findall(r"(?<=from_json[(,])\s?([A-Z]\w+)|(?<=read_facts)\(\w+, \w+, ([A-Z]\w+)", code):
+            found[max(name)] = getattr(importlib.import_module(module.name), max(name))
+    return {name: kind for name, kind in sorted(found.items()) if is_dataclass(kind)
+            and not hasattr(kind, "read_json")}
+
+
+def test_the_kinds_of_files_are_found():
+    assert {"TaskFacts", "AnswerFacts", "OrderFacts", "ArtifactFacts", "MemberFile", "Invite", "RoundRecord",
+            "DeviceFile", "Trial", "Origin", "Base", "Outcome", "Plan", "Waited"} <= read_kinds().keys()
+
+
+@examples(100)
+@given(data=st.data(), value=JSON)
+@pytest.mark.parametrize("kind", read_kinds().values(), ids=lambda kind: kind.__name__)
+def test_a_field_is_read_if_and_only_if_pydantic_reads_it(kind, data, value):
+    """Whatever is nested in it: strictly, as JSON has it."""
+    hints = get_type_hints(kind)
+    name = data.draw(st.sampled_from([spec.name for spec in fields(kind)]))
+    values = {other: ITEMS[get_origin(hint) or hint] for other, hint in hints.items() if other != name
+              and (get_origin(hint) or hint) in ITEMS}
+    if data.draw(st.booleans()):  # else it nearly never fits
+        value = data.draw(st.lists(st.integers() | st.text(max_size=3) | st.none(), max_size=3) |
+                          st.dictionaries(st.text(max_size=3), st.text(max_size=3) | st.integers(), max_size=3))
+    text = json.dumps(value)
+    try:
+        TypeAdapter(hints[name]).validate_json(text, strict=True)
+        fits = True
+    except ValidationError:
+        fits = False
+    said = ""
+    try:
+        read = from_json(kind, {**values, name: json.loads(text)}, "the file")
+        assert json.dumps(asdict(read)[name]) == text or is_dataclass(hints[name])
+    except FormatError as error:
+        said = str(error)
+    if not re.search("lacks the field|has the field", said):  # which pydantic minds, or does not
+        assert fits == (said == ""), said
 
 
 # ---- signatures ------------------------------------------------------------------------------------------------------

@@ -249,11 +249,15 @@ def _read_order(rollout: Path, folder: Path) -> Order:
     facts, _, signer = read_facts(folder, FACTS, OrderFacts, VERSION)
     if (facts.rollout, facts.number) != (rollout.name, int(folder.name)):
         raise FormatError(f"{folder} holds the order {facts.number} of {facts.rollout!r:.60}", AGAIN)
-    plan = from_json(Plan, {**facts.plan, "rings": tuple(facts.plan.get("rings", ()))}, str(folder / FACTS)).check()
+    source = str(folder / FACTS)
+    plan = from_json(Plan, facts.plan, f"the plan in {source}").check()
     names = [device for ring in facts.rings for device in ring]
-    if facts.status not in rings.STATUSES or not 0 <= facts.ring < max(len(facts.rings), 1) or \
+    if facts.status not in rings.STATUSES or not 0 <= facts.ring < len(facts.rings) or \
             len(set(names)) != len(names) or not all(map(NAME.fullmatch, names)):
-        raise FormatError(f"{folder / FACTS} is no state of a roll-out", AGAIN)
+        raise FormatError(f"{source} is no state of a roll-out", AGAIN)
+    for asked, usual in EVALUATION.items():
+        if type(facts.evaluation.get(asked)) is not type(usual):
+            raise FormatError(f"{source} does not say {asked} of the evaluation", AGAIN)
     state = Rollout(plan, tuple(map(tuple, facts.rings)), facts.since, facts.ring, facts.status, facts.reason)
     return Order(rollout, facts, state, signer)
 
