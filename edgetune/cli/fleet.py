@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from ..fleet.options import LOCAL, FleetOptions
+from ..fleet.options import LOCAL, USUAL_ROUNDS, FleetOptions
 from ..options import declared
 from ..training.config import FILE_OPTIONS, CommonOptions, TrainConfig
 from .app import (
@@ -121,9 +121,21 @@ def fleet_task(model: Path, to: Path, start: Path | None, least_rows: int, secre
     pairs = make_task(open_bundle(model), to, config, asked, start=start, least_rows=least_rows, secret=devices,
                       key=key)
     values = sum(pair.a.size + pair.b.size for pair in pairs.values())
-    show(as_json, {"out": str(to), "aggregation": asked.aggregation, "pairs": len(pairs), "values": values},
+    show(as_json, {"out": str(to), "aggregation": asked.aggregation, "pairs": len(pairs), "values": values,
+                   "rounds": asked.planned_rounds or USUAL_ROUNDS},
          f"{to} is the task of round 1: {asked.aggregation}, {len(pairs)} projections, {values:,} values",
+         rounds_line(asked.planned_rounds),
          f"on each device: edgetune fleet train-round {to} ROWS -o ANSWER")
+
+
+def rounds_line(planned: int) -> str:
+    """What a person is told of the rounds that a task needs. planned: as of the options, 0: not said."""
+    if planned >= USUAL_ROUNDS:
+        return f"{planned} rounds are planned"
+    why = "devices train briefly in each, and an average takes little from what only one device knows"
+    if planned:
+        return f"{planned} rounds are planned, and about {USUAL_ROUNDS} are needed: {why}"
+    return f"about {USUAL_ROUNDS} rounds: {why}; with --planned-rounds {USUAL_ROUNDS} the last ones take smaller steps"
 
 
 def secret_of(keys: Path | None, threshold: int | None, screening: dict[str, Any]) -> Secret | None:

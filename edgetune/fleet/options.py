@@ -8,6 +8,7 @@ from ..errors import UsageError
 from ..options import check_options, option
 from .sums.ways import SVD, WAYS
 
+USUAL_ROUNDS = 10  # until devices know what only others had rows of (docs/results/fleet.md)
 MEAN = "mean"
 TRIMMED = "trimmed-mean"
 MEDIAN = "median"

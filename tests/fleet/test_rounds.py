@@ -371,3 +371,13 @@ def test_a_folder_without_a_task_is_refused_in_a_sentence(bundle, rows, tmp_path
     done = run("train-round", tmp_path / name, rows[0], "-o", tmp_path / "answer", "--model", bundle.path)
     assert done.exit_code == 1
     assert not Path(tmp_path / "answer.work").exists()
+
+
+def test_a_task_says_how_many_rounds_it_needs(tiny_llama, tmp_path):
+    for number, (options, said) in enumerate((
+            ((), "about 10 rounds: devices train briefly in each, and an average takes little from what only one"),
+            (("--planned-rounds", 3), "3 rounds are planned, and about 10 are needed: devices train briefly in each"),
+            (("--planned-rounds", 20), "20 rounds are planned"))):
+        shown = run("task", tiny_llama, *options, "-o", tmp_path / str(number)).output
+        assert said in " ".join(shown.split())
+    assert json.loads(run("task", tiny_llama, "-o", tmp_path / "last", "--json").stdout)["rounds"] == 10
