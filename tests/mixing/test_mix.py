@@ -176,7 +176,7 @@ def test_only_answers_that_are_options(folder):
     ({"sources": {"a": {"rows": "sums.jsonl", "options": ["x"]}}}, "no answer of the source a is one of its options"),
     ({"few_shot": {"share": 2}}, "few_shot.share is 2"),
     ({"near": 7}, "near is 7"),
-    ({"rows": "many"}, "rows in mix.json is 'many'"),
+    ({"rows": "many"}, 'rows is "many", a whole number'),
     ({"replay": {"rows": "general.jsonl", "share": 1}}, "replay.share is 1"),
 ])
 def test_mistakes_are_named(folder, keys, said):
