@@ -61,6 +61,8 @@ class DaemonConfig:
     log_prompts: bool = option(False, "Write prompts and answers into the log.")
     keep_prompts: int = option(0, "Prompts of people kept at most for --learn tutor, without answers; the oldest leave "
                                "first; 0: none, and those that were kept leave.", low=0, high=100_000)
+    drawn_days: int = option(90, "Days for which one in five questions is kept, without its answer, to test new "
+                             "adapters by; 0: none, and the test promises less.", low=0, high=3650)
     propose: bool = option(True, "Propose corrections that people made in the chat itself; they are learned only if "
                            "somebody accepts them.")
     keep: int = option(3, "Adapters kept with the active one: the previous one, and the latest.",

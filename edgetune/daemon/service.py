@@ -33,7 +33,7 @@ from ..machine.sensors import Sensors
 from ..models.networks import network_of
 from ..objectives.base import objectives
 from ..serving.around import opened_around
-from ..serving.completion import Completion, OnPiece
+from ..serving.completion import MODEL, Completion, OnPiece
 from ..serving.llama import LlamaModel
 from ..serving.question import Question
 from ..serving.served import Served
@@ -62,6 +62,7 @@ from .learning.method import learn_method
 from .learning.prompts import Prompts
 from .learning.proposals import Proposals
 from .learning.recall import Recall
+from .learning.traffic import Traffic
 from .library import Library
 from .opening import open_answering
 from .options import DaemonConfig, model_name
@@ -151,6 +152,9 @@ class Service:
             self.library = Library(self.adapters, self.embeddings, self.name, self.config.library_size * disk.MIB)
             self.holdout = open_holdout(folder, in_use=self.store.holds_feedback())
             self.feedback = Feedback(self.store, self.holdout, self.config, self.method.kind)
+            self.traffic = Traffic(self.store, self.holdout, self.config.drawn_days,
+                                   lambda: self.adapters.serving or self.adapters.base)
+            self.feedback.on_deleted.append(self.traffic.forget)
             self.prompts = Prompts(self.store, self.config.keep_prompts)
             self.proposals = Proposals(self.store, self.feedback, self.config.keep_prompts > 0)
             self.sources = self._sources()
@@ -198,6 +202,8 @@ class Service:
 
     def _answer(self, asked: AskedQuestion) -> Completion:
         found = first_answer(self.sources, asked)
+        if found.source == MODEL and asked.may_be_kept and self.recall.serves(asked):
+            self.traffic.see(asked.content)
         with self._counting:
             self.answered[found.source] += 1
         return found
@@ -294,7 +300,7 @@ class Service:
         content = question.content if question.is_free and not isinstance(question.prompt, list) else {}
         options["on_piece"] = on_piece
         is_free = question.free or bool(question.shown_tools)
-        return self._answer(AskedQuestion(content, prompt, model, is_free, options))
+        return self._answer(AskedQuestion(content, prompt, model, is_free, options, question.may_be_kept))
 
     def chosen(self, model: str, content: Mapping[str, Any]) -> str:
         """Returns the model that answers: of the library the one that it chooses for this question."""
@@ -403,6 +409,7 @@ class Service:
                 "temperature": readings.temperature, "serving": self.batcher.facts(),
                 "answered": dict(self.answered), "first": self.contest.facts() if self.first else None,
                 "learning": self.learner.state(),
-                "keep_prompts": self.config.keep_prompts, "proposals": self.proposals.count(),
+                "keep_prompts": self.config.keep_prompts, "drawn": self.traffic.facts(),
+                "proposals": self.proposals.count(),
                 "job": job and {"id": job.id, "status": job.status, "progress": job.progress},
                 "governor": self.jobs.governor}

@@ -23,6 +23,7 @@ class AskedQuestion:
     """A question as sources read it. content: {messages, tools} or {prompt}; empty where only tokens are known, or
     where the answer has a form that no other source keeps. prompt: the model's input, text or tokens. model: a name of
     `Service.models`. is_free: the answer is not held to the form that an adapter learned. options: of `Batcher.submit`.
+    may_be_kept: the client allows the question to be stored.
     """
 
     content: Mapping[str, Any]
@@ -30,6 +31,7 @@ class AskedQuestion:
     model: str = ""
     is_free: bool = False
     options: Mapping[str, Any] = field(default_factory=dict)
+    may_be_kept: bool = True
 
 
 class AnswerSource(Protocol):

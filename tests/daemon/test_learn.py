@@ -127,10 +127,11 @@ def test_a_lesson_has_batch_and_rate_of_its_different_rows(service):
 
 
 def test_rows_that_nothing_speaks_against_are_learned_with_the_next(tiny_q8, tmp_path, workers):
-    """Also by verdicts of earlier versions. Held-out rows are new again as well; after three jobs it ends."""
+    """Also by verdicts of earlier versions. Held-out rows are new again as well; after five jobs it ends."""
     with opened(tiny_q8, tmp_path, start_process=workers, learn="idle", learn_rows=10) as service:
         for name, more, waiting, aside in (("waits", range(30), 30, 0), ("unfinished", range(30, 40), 40, 0),
-                                           ("again", range(40, 50), 20, 30)):
+                                           ("waits", range(40, 50), 50, 0), ("waits", range(50, 60), 60, 0),
+                                           ("again", range(60, 70), 40, 30)):
             give(service, more)
             job = service.learner.begin()
             workers.next().judge(False, "no more right", **{name: True})

@@ -54,7 +54,8 @@ class JobData:
     """Rows of a job, iterated over twice; None: it learns nothing. held: rows that are held out; None: a part of
     `rows`. rounds: of the first of `held`, which are of earlier feedback jobs, the job of each. corrected: rows that
     people corrected, whose answers the gate checks. measured: rows whose loss, or reward, is measured during the
-    training; none: the held-out rows, where they have one. fill: writes further files of its kind into the folder of
+    training; none: the held-out rows, where they have one. drawn: questions that were drawn from all that people asked.
+    fill: writes further files of its kind into the folder of
     the job.
     """
 
@@ -63,6 +64,7 @@ class JobData:
     rounds: Sequence[str] = ()
     corrected: Iterable[Row] = ()
     measured: Iterable[Row] = ()
+    drawn: recipe.Drawn = recipe.NONE_DRAWN
     fill: Callable[[Path], object] | None = None
 
 
@@ -188,7 +190,7 @@ class Jobs:
         with self._runs.filling(job) as beside:
             beside.mkdir()
             sides = recipe.divide(data.rows, data.held, beside, self.holdout, data.rounds,
-                                  data.corrected, data.measured)
+                                  data.corrected, data.measured, data.drawn)
             selecting = recipe.halve(beside, objective.rows) if request.origin == FileJob.origin else 0
             if data.fill:
                 data.fill(beside)

@@ -53,7 +53,7 @@ from ...version import __version__
 from ..kinds.registry import kind_of
 from ..options import AllowedPython, Limits
 from .exam import BETTER, Asked, Exam, read_scores
-from .recipe import SELECTING, TRAIN, corrected_rows, held_rows, measured_file
+from .recipe import SELECTING, TRAIN, corrected_rows, drawn_rows, held_rows, measured_file
 from .rewarded import Rewarding, eval_samples, with_rewards
 from .room import Room
 
@@ -307,8 +307,10 @@ class Worker:
         rows, rounds = held_rows(self.folder)
         serving = self.task["serving"]
         longest = as_begun(self.config, adapter).row_limit
+        drawn = drawn_rows(self.folder)
         exam = Exam(rows, self.canary, rounds, corrected_rows(self.folder), self.config.instruction, longest,
-                    self.rewarding(), self.task["tests_before"], required)
+                    self.rewarding(), self.task["tests_before"], required, drawn.judged, drawn.unjudged,
+                    self.kind.population)
         adapters = {NEW: adapter}
         if self.old.name:
             adapters[OLD] = Path(serving["path"])

@@ -12,6 +12,7 @@ from ...errors import DataError, NotFoundError, UsageError
 from ...serving.served import Served
 from ...training.anchored import rows_per_anchor
 from ...training.length import batch_of, peak_rate, reading_limit
+from ..jobs.decide import LEAST_DRAWN
 from ..jobs.jobs import JobData, Jobs
 from ..jobs.table import Job
 from ..learning.curriculum import JobRows, curriculum, least_rows, passes_over
@@ -19,6 +20,7 @@ from ..learning.feedback import Feedback, StoredRow, TrainingRows
 from ..learning.file_rows import FileRow, FileRows, rows_of_active
 from ..learning.kinds import LABELLED, PAIRS
 from ..learning.method import LearnMethod
+from ..learning.traffic import Traffic
 from ..options import DaemonConfig
 from ..state.holdout import MOST, SHARE
 from .base import JobKind, Starter
@@ -42,7 +44,7 @@ class FeedbackJob(JobKind):
     origin = "learn"
 
     def starters(self, service: Service) -> Sequence[Starter]:
-        common = (service.feedback, service.method, service.jobs, service.config, service.served)
+        common = (service.feedback, service.traffic, service.method, service.jobs, service.config, service.served)
         return NewFeedback(*common), AllFeedback(*common)
 
 
@@ -51,6 +53,7 @@ class NewFeedback(Starter):
     """The starter of jobs over all new feedback, mixed with earlier feedback. served: says which rows fit the model."""
 
     feedback: Feedback
+    traffic: Traffic
     method: LearnMethod
     jobs: Jobs
     config: DaemonConfig
@@ -88,7 +91,7 @@ class NewFeedback(Starter):
         if not rows.new:
             raise UsageError(f"all new feedback, on {_questions(len(rows.fresh))}, is held out",
                              "correct answers to other questions")
-        if not rows.held:
+        if not rows.held and len(self.traffic.rows(self.method.kind)) < LEAST_DRAWN:
             raise UsageError(f"there is feedback on {_questions(len(rows.new))}, and none of it is held out",
                              f"correct answers to more questions: one of each {SHARE} is held out")
         job = self._create(rows, file)
@@ -124,8 +127,12 @@ class NewFeedback(Starter):
         kind = self.method.kind
         earlier: list[StoredRow | FileRow] = [*file.learned, *rows.earlier]
         learned, options = self._lesson([*rows.new], earlier)
-        held: list[StoredRow | FileRow] = [*file.held, *rows.held]
+        drawn = self.traffic.rows(kind)
+        apart = self.traffic.names()  # they decide, so they must choose no checkpoint
+        given = [row for row in rows.fresh if row.question not in apart]
+        held: list[StoredRow | FileRow] = [*file.held, *rows.established, *given]
         counts = {"new": str(len(rows.new)), "earlier": str(len(rows.earlier)), "held": str(len(held)),
+                  "drawn": str(len(drawn)),
                   **({"file": str(len(file.learned))} if file.learned else {}),
                   **({} if rows.taken else {RETRAINS: "yes"})}
         is_measured = self.method.imitates and not file.held  # a file may hold out rows that training does not read
@@ -133,7 +140,7 @@ class NewFeedback(Starter):
                        JobRows(self.feedback, held, lambda item: [kind.for_gate(item)]),
                        [file.name] * len(file.held) + [*rows.rounds],
                        JobRows(self.feedback, [row for row in rows.new if row.has_answer]),
-                       () if is_measured else JobRows(self.feedback, rows.held, kind.learned))
+                       () if is_measured else JobRows(self.feedback, [*rows.established, *given], kind.learned), drawn)
         return self.jobs.begin(self.origin, data, self.method.asked, suffix=SUFFIX, metadata=counts,
                                hyperparameters=options, files=file.ids, note=file.note)
 

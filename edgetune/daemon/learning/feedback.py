@@ -33,7 +33,7 @@ from .withdrawn import withdraw, withdraw_earlier
 REPLAY_MOST = 2000  # rows read for replay, the latest
 WAITS = "row IS NOT NULL AND state = 'new' AND job IS NULL"
 NO_SIDE = -1
-TRIES = 3  # jobs that learn a row, none of which passed
+TRIES = 5  # jobs that learn a row, none of which passed
 COUNTED = "row IS NOT NULL AND state = 'counted' AND expires_at IS NULL"
 
 
@@ -87,6 +87,7 @@ class Feedback:
         self.config = config
         self.kind = kind
         self.on_added: list[Callable[[], None]] = []  # called after each `add`
+        self.on_deleted: list[Callable[[str], None]] = []  # called with the question of what was deleted
         self._add_missing_questions()
         self._take_what_is_usable()
 
@@ -183,11 +184,13 @@ class Feedback:
         A damaged one can be deleted too. Only the digest of its question is kept, so that it stays on its side.
         """
         with self.store.write() as db:
-            found = db.execute("SELECT rowid, state, held, job FROM feedback WHERE id = ?", (id,)).fetchone()
+            found = db.execute("SELECT rowid, state, held, job, question FROM feedback WHERE id = ?", (id,)).fetchone()
             if found is None:
                 raise _unknown(id)
             withdraw_earlier(db, found["rowid"])
             db.execute("DELETE FROM feedback WHERE id = ?", (id,))
+        for call in self.on_deleted:
+            call(found["question"] or "")
         self.store.forget("feedback", id)
         self.store.wipe()
         return remains(found["state"], found["held"], found["job"])
