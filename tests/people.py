@@ -81,7 +81,7 @@ class Sample:
         self.said = np.concatenate([self.said, people.say(dice, right)])[-256:]
 
 
-def counts(right: Bools, said: NDArray[np.int_], b: Bools, as_a: Bools) -> tuple[int, int]:
+def counts(said: NDArray[np.int_], b: Bools, as_a: Bools) -> tuple[int, int]:
     """Questions that B wins and loses, if silence means that A was right."""
     wins = (said == CORRECTED) & b
     losses = ((said == SILENT) & ~as_a) | ((said == PRAISED) & ~b)

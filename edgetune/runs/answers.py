@@ -15,7 +15,7 @@ from typing import Any
 from ..data.dataset import load_rows
 from ..data.rows import Row
 from ..errors import DataError, Interrupted
-from ..evaluation.acceptance import Paired
+from ..evaluation.acceptance import ALPHA, Paired
 from ..evaluation.labels import grade_labels
 from ..evaluation.served import Answer, exact_match, exact_share, parsed_share
 from ..formats.gguf import ENCODERS, Gguf
@@ -27,7 +27,6 @@ from ..training.config import TrainConfig
 
 MOST = 64  # questions
 SHOWN = 3  # of them, in run.json
-WORSE = 0.05  # level of significance at which fewer right answers are no chance
 
 
 @dataclass(frozen=True)
@@ -118,7 +117,7 @@ def complete(verdict: dict[str, Any], answers: dict[str, Any], was: str = "befor
     before, after = (round(answers[when] * rows) for when in ("before", "after"))
     than = "fewer than the " if after < before else ""
     said = f"{after} of {rows} held-out rows are answered exactly, {than}{before} {was}"
-    if after < before and Paired(answers["wins"], answers["losses"]).p_worse < WORSE:
+    if after < before and Paired(answers["wins"], answers["losses"]).p_worse <= ALPHA:
         return {**verdict, "kind": "worse", "sentence": f"Worse than before, although the held-out loss fell: {said}; "
                 "lower --lr or --epochs, and look at the rows with edgetune data check."}
     kind = verdict["kind"]

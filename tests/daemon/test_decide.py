@@ -55,7 +55,9 @@ def test_likelihood_publishes_nothing(right, earlier):
 
 
 def test_likelihood_does_not_outvote_right_answers():
-    """17 of 72 right, 22 before, 20 others likelier: this once became active, and took 400 questions from 61 to 24 %."""
+    """17 of 72 right, 22 before, others likelier: such an adapter became active, and took 400 questions from 61 to
+    24 %.
+    """
     old = [*answers(22, 0, 0.0), *answers(0, 50, 2.0)]
     new = [*answers(17, 5, 0.0), *answers(0, 50, 1.0)]
     found = verdict(old, new)

@@ -27,8 +27,8 @@ from edgetune.daemon.jobs.gate import opened as opened_examiner
 from edgetune.daemon.jobs.process import WorkerProcess
 from edgetune.daemon.options import DaemonConfig
 from edgetune.daemon.service import Service
-from edgetune.evaluation.acceptance import Paired
 from edgetune.errors import EdgetuneError, UnsupportedError, UsageError
+from edgetune.evaluation.acceptance import Paired
 from edgetune.evaluation.judge import same
 from edgetune.formats.gguf import open_gguf
 from edgetune.formats.packaged import write_minilm

@@ -42,7 +42,7 @@ def nights_until(dice, pair, people, nights, drift=False):
         if rows < LEAST_DRAWN:
             continue
         b, as_a = pair.answers(dice, sample.right, sample.said)
-        if passes(*counts(sample.right, sample.said, b, as_a), rows, night):
+        if passes(*counts(sample.said, b, as_a), rows, night):
             return night + 1
     return 0
 
@@ -119,7 +119,7 @@ def test_the_simulation_counts_as_the_gate_does(seed):
     b, as_a = pair.answers(dice, sample.right, sample.said)
     examiner = World(as_world(sample.right, sample.said, b, as_a))
     verdict = evaluate(examiner, examiner.exam, Asked("old"), Asked("new"))
-    assert (verdict.wins, verdict.losses) == counts(sample.right, sample.said, b, as_a)
+    assert (verdict.wins, verdict.losses) == counts(sample.said, b, as_a)
     assert verdict.tests["drawn"]["ties"] == len(b) - verdict.wins - verdict.losses
     assert verdict.passed == passes(verdict.wins, verdict.losses, len(b), 0)
     assert verdict.drawn == {"rows": len(b), "unjudged": len(examiner.exam.unjudged),

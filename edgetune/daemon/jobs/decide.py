@@ -210,7 +210,8 @@ class Rules:
         if not (changed and self.by_traffic and self.drawn.right.losses):
             return ""
         which = "1 of the worse ones is an answer" if changed == 1 else f"{changed} of the worse ones are answers"
-        return f"; {which} that nobody judged, so that the present one counts as right: edgetune feedback check asks you"
+        return (f"; {which} that nobody judged, so that the present one counts as right: edgetune feedback check asks "
+                "you")
 
     @property
     def worse(self) -> str:
