@@ -41,7 +41,7 @@ GROUPS = {
     "Evaluate": {"eval": "answer", "compare": "compare", "grade": "grade", "generate": "generate", "chat": "chat"},
     "Documents": {"index": "index", "search": "index"},
     "Serve": {"daemon": "daemon", "service": "daemon", "status": "status", "jobs": "remote",
-              "adapters": "remote evaluated", "feedback": "feedback proposed", "prompts": "kept", "rebase": "rebase"},
+              "adapters": "remote evaluated", "feedback": "feedback proposed checked", "prompts": "kept", "rebase": "rebase"},
     "Share": {"export": "files", "import": "files", "merge": "files", "merge-adapters": "joined",
               "compile-prompt": "compiled", "compress": "compress"},
     "This machine": {"pull": "models", "models": "models", "info": "files", "device": "files", "doctor": "files",

@@ -6,7 +6,7 @@ import pytest
 from click.testing import CliRunner
 from commands import run
 
-from edgetune.cli import cli
+from edgetune.cli import checked, cli
 from edgetune.daemon.client import Client
 from edgetune.errors import NotFoundError, UsageError
 from edgetune.serving.question import Question
@@ -68,6 +68,38 @@ def test_proposed_corrections_are_listed_accepted_and_dismissed(feedback, runnin
     assert run("feedback", "dismiss", ids["question 1"]) == f"{ids['question 1']} is dismissed\n"
     assert "there is no proposal" in run("feedback", "accept", "prop-0", code=1)
     assert run("feedback", "proposed") == "no correction waits\n"
+
+
+@pytest.fixture
+def drawn(running):
+    """Two questions that were drawn."""
+    traffic = running.service.traffic
+    texts = [f"light {i}?" for i in range(40)]
+    for text in texts:
+        traffic.see({"messages": asked(text)})
+    yield sorted((row["messages"][0]["content"] for row in traffic.unjudged()), key=texts.index, reverse=True)
+    traffic.clear()
+
+
+@pytest.mark.usefixtures("feedback")
+def test_drawn_questions_are_listed_and_deleted(drawn):
+    found = json.loads(run("feedback", "check", "--json", "--limit", 2))
+    assert [row["messages"] for row in found["data"]] == [asked(text) for text in drawn[:2]]
+    assert found["counts"] == {"days": 90, "kept": len(drawn), "unjudged": len(drawn)}
+    assert "standard input is no terminal" in run("feedback", "check", code=2)
+    assert run("feedback", "check", "--clear") == f"{len(drawn)} questions are deleted\n"
+    assert run("feedback", "check") == "every drawn question is judged\n"
+
+
+def test_a_person_judges_drawn_questions_in_a_terminal(drawn, feedback, running, monkeypatch):
+    """Enter confirms the answer, a text corrects it, a dash skips it, and the end of input ends it."""
+    monkeypatch.setattr(checked, "is_terminal", lambda: True)
+    said = CliRunner().invoke(cli, ["feedback", "check"], input="\nto the right\n-\n")
+    assert said.output.endswith("2 answers are judged\n"), said.output
+    right, corrected = feedback.list(limit=2)[::-1]
+    assert (right.heading.asked, right.rating, right.held) == (drawn[0], "up", True)
+    assert (corrected.heading.asked, corrected.answer, corrected.held) == (drawn[1], "to the right", True)
+    assert running.service.traffic.facts()["unjudged"] == len(drawn) - 2
 
 
 def said_of():

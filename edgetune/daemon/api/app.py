@@ -32,6 +32,7 @@ from . import (
     checking,
     classify,
     completions,
+    drawn,
     embeddings,
     errors,
     feedback,
@@ -67,8 +68,8 @@ ZIP = "application/zip"
 WHICHEVER = schemas.Rollback(adapter=None)  # of requests without a body
 BY_DEFAULT = schemas.Evaluation.model_validate({})
 router = APIRouter(route_class=JsonRoute, responses=RESPONSES)
-PARTS = (*(part.router for part in (base, checking, classify, completions, embeddings, feedback, fine_tuning,
-                                    fleet, fleet_members, fleet_rounds, fleet_status, ollama, ollama_models, pages,
+PARTS = (*(part.router for part in (base, checking, classify, completions, drawn, embeddings, feedback,
+                                    fine_tuning, fleet, fleet_members, fleet_rounds, fleet_status, ollama, ollama_models, pages,
                                     proposals, responses, vector_stores)), router)
 
 

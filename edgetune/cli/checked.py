@@ -1,0 +1,67 @@
+"""feedback check: a person judges answers to questions that were drawn from all that people asked."""
+
+from __future__ import annotations
+
+import sys
+from contextlib import suppress
+from typing import Any
+
+import click
+
+from ..errors import UsageError, printable
+from .app import show
+from .feedback import FEEDBACK, feedback
+from .remote import request
+
+DRAWN = "/v1/drawn"
+CHAT = "/v1/chat/completions"
+TEXT = "/v1/completions"
+SKIP = "-"
+ASK = f"Enter: right. {SKIP}: skip. Or type the right answer"
+
+
+@request("check", click.option("--limit", type=click.IntRange(1, 100), default=20, show_default=True,
+                               help="Questions at most."),
+         click.option("--clear", is_flag=True, help="Delete all drawn questions instead."), group=feedback)
+def feedback_check(client: Any, limit: int, clear: bool, as_json: bool) -> None:
+    """Judge answers that decide whether a new adapter becomes active.
+
+    One question in five is drawn when it is asked, to test new adapters by. What nobody judged counts as right. With
+    --json, list these questions.
+    """
+    if clear:
+        found = client.delete(DRAWN)
+        show(as_json, found, f"{found['count']} questions are deleted")
+        return
+    found = client.get(DRAWN, limit=limit)
+    if as_json or not found["data"]:
+        show(as_json, found, "every drawn question is judged")
+        return
+    if not is_terminal():
+        raise UsageError(f"{len(found['data'])} answers wait for a judgement, and standard input is no terminal",
+                         "run edgetune feedback check in a terminal, or list them with --json")
+    click.echo(f"{len(found['data'])} answers that nobody judged. {ASK}. Ctrl-D ends.\n")
+    judged = 0
+    with suppress(click.Abort):
+        for row in found["data"]:
+            judged += _judged(client, row)
+    click.echo(f"\n{judged} answers are judged")
+
+
+def is_terminal() -> bool:
+    return sys.stdin.isatty()
+
+
+def _judged(client: Any, row: dict[str, Any]) -> bool:
+    """Asks the daemon and then the person; returns whether the answer was judged."""
+    is_chat = "messages" in row
+    choice = client.post(CHAT if is_chat else TEXT, {**row, "temperature": 0, "max_tokens": 96})["choices"][0]
+    answer = (choice["message"]["content"] if is_chat else choice["text"]) or ""
+    question = row["messages"][-1]["content"] if is_chat else row["prompt"]
+    click.echo(f"{printable(str(question))}\n  → {printable(answer.strip())}")
+    said = click.prompt("  right?", default="", show_default=False, prompt_suffix=" ").strip()
+    if said == SKIP:
+        return False
+    right = {"rating": "up"} if said in ("", answer.strip()) else {"correction": said}
+    client.post(FEEDBACK, {**row, "answer": answer, **right})
+    return True
