@@ -69,8 +69,8 @@ WHICHEVER = schemas.Rollback(adapter=None)  # of requests without a body
 BY_DEFAULT = schemas.Evaluation.model_validate({})
 router = APIRouter(route_class=JsonRoute, responses=RESPONSES)
 PARTS = (*(part.router for part in (base, checking, classify, completions, drawn, embeddings, feedback,
-                                    fine_tuning, fleet, fleet_members, fleet_rounds, fleet_status, ollama, ollama_models, pages,
-                                    proposals, responses, vector_stores)), router)
+                                    fine_tuning, fleet, fleet_members, fleet_rounds, fleet_status, ollama,
+                                    ollama_models, pages, proposals, responses, vector_stores)), router)
 
 
 def routes() -> list[BaseRoute]:
