@@ -15,7 +15,7 @@ spec.loader.exec_module(track_record)
 DEFECTS = track_record.defects()
 
 
-def tests_of(path):
+def functions_of(path):
     return {node.name for node in ast.walk(ast.parse(path.read_text("utf-8"))) if isinstance(node, ast.FunctionDef)}
 
 
@@ -28,7 +28,7 @@ def test_a_defect_has_a_sentence_a_day_a_way_and_a_test(defect):
     assert datetime.date(2026, 11, 1) <= day <= datetime.date(2030, 1, 1)
     if "test" in defect:
         path, _, name = defect["test"].partition("::")
-        assert name.partition("[")[0] in tests_of(ROOT / path)
+        assert name.partition("[")[0] in functions_of(ROOT / path)
 
 
 def test_no_defect_is_written_twice():
