@@ -1,7 +1,7 @@
 """A JSON schema as a grammar in GBNF: whatever the grammar lets through is valid under the schema.
 
-The reverse does not hold: keys come in the schema's order, without further ones, whitespace is what models write, and
-numbers have a length. What a grammar cannot hold to is refused, so that nobody relies on it. A key of our own,
+The reverse does not hold: keys come in the schema's order, without further ones, whitespace is what models write,
+numbers have a length, and so have lists of constants. What a grammar cannot hold to is refused, so that nobody relies on it. A key of our own,
 "x-any-order", lets an object's keys come in any order, if none is required.
 """
 
@@ -21,6 +21,7 @@ DEEPEST = 48  # schemas within one another
 MAX_RULES = 4000
 MAX_COMPARED = 256  # parts of allOf or oneOf, each of which is compared with all others
 REPEATED = json_pattern.REPEATED
+CONSTANTS = 64  # in a list for which the schema names no maxItems: small models repeat one of few values for ever
 ANY_ORDER = "x-any-order"
 TYPES = ("object", "array", "string", "integer", "number", "boolean", "null")
 REFUSED = ("not", "if", "then", "else", "dependentRequired", "dependentSchemas", "dependencies", "patternProperties",
@@ -282,6 +283,8 @@ class Rules:
         if isinstance(items, list):  # as drafts before 2020-12 had it
             firsts, items = items, False
         least, most = _bounds(schema, "minItems", "maxItems", place)
+        if most is None and self._is_of_constants(items, place):
+            most = max(least, CONSTANTS)
         firsts = _list(firsts, "prefixItems", place) if firsts else ()
         names = [self.rule(part, place / "prefixItems" / i) for i, part in enumerate(firsts)]
         if items is False:
@@ -300,6 +303,14 @@ class Rules:
             return f'"[" ws {" ".join(_comma(names))} {_repeated(again, least, most)} "]"'
         some = f"{item} {_repeated(again, max(least - 1, 0), None if most is None else most - 1)}"
         return f'"[" ws {some} "]"' if least else f'"[" ws ({some})? "]"'
+
+    def _is_of_constants(self, schema: Any, place: Place) -> bool:
+        """Whether the schema lists its values: constants, or true, false and null."""
+        schema = self._followed(schema, place)
+        union = schema.get("anyOf", schema.get("oneOf")) if isinstance(schema, Mapping) else None
+        parts = [self._followed(part, place) for part in union] if isinstance(union, list) else [schema]
+        return all(isinstance(part, Mapping) and (not part.keys().isdisjoint(("enum", "const"))
+                                                  or part.get("type") in ("boolean", "null")) for part in parts)
 
     def _set(self, schema: Schema, place: Place) -> str:
         """Items that differ: some of the constants of an enum, in its order."""
