@@ -125,7 +125,7 @@ EMBEDDINGS = Endpoint("/v1/embeddings", {"input": "turn"}, [
 ], ("data", 0, "embedding"))
 
 OLLAMA_OPTIONS = [
-    *SAMPLING, Field("num_predict", SUPPORTED, -1, "-1 and -2: what the context holds, the default"),
+    *SAMPLING, Field("num_predict", SUPPORTED, -1, "-1 and -2: what the context holds, the default; 1,024 with format"),
     Field("num_ctx", IGNORED, 8192, "--context decides"),
     *_ignored(num_keep=4, num_batch=8, num_gpu=1, main_gpu=0, num_thread=2, low_vram=True, f16_kv=True, logits_all=True,
               vocab_only=False, use_mmap=True, use_mlock=True, numa=True, mirostat_tau=5.0, mirostat_eta=0.1),
@@ -138,8 +138,7 @@ OLLAMA = [
     Field("stream", SUPPORTED, True, "true unless given"), Field("format", SUPPORTED, PARAMETERS, "json, or a schema"),
     Field("options", SUPPORTED, {"seed": 1}, "below"), Field("keep_alive", IGNORED, "5m", "the model stays loaded"),
     Field("think", SUPPORTED, False, "false alone, of a model that does not think"),
-    Field("logprobs", REFUSED, True, "but false"),
-    Field("top_logprobs", REFUSED, 2, "but 0"),
+    Field("logprobs", SUPPORTED, True), Field("top_logprobs", SUPPORTED, 2, "up to 20", {"logprobs": True}),
 ]
 CALLED = [{"role": "user", "content": "turn"},
           {"role": "assistant", "content": "",
@@ -154,9 +153,15 @@ OLLAMA_CHAT = Endpoint("/api/chat", {**LEAST, "messages": [{"role": "user", "con
 
 OLLAMA_GENERATE = Endpoint("/api/generate", {**LEAST, "prompt": "turn"}, [
     *_supported(prompt="the light", system="the light", raw=True), *OLLAMA,
-    Field("suffix", REFUSED, "off"), Field("template", REFUSED, "{{ .Prompt }}"),
-    Field("context", REFUSED, [1, 2], "/api/chat takes earlier turns"), Field("images", REFUSED, ["eA=="]),
+    Field("suffix", REFUSED, "off"), Field("template", REFUSED, "{{ .Prompt }}", "but the model's own"),
+    Field("context", SUPPORTED, [5, 6], "that of an earlier answer"), Field("images", REFUSED, ["eA=="]),
 ], ("response",), "options", OLLAMA_OPTIONS)
+
+OLLAMA_EMBEDDINGS = Endpoint("/api/embeddings", {"model": "tiny:base", "prompt": "turn"}, [
+    Field("model", SUPPORTED, "tiny", "with or without :latest; adapters make no vectors"),
+    Field("prompt", SUPPORTED, "the light"),
+    Field("options", IGNORED, {"num_ctx": 512}), Field("keep_alive", IGNORED, "5m", "the model stays loaded"),
+], ("embedding",))
 
 OLLAMA_EMBED = Endpoint("/api/embed", {"model": "tiny:base", "input": "turn"}, [
     Field("model", SUPPORTED, "tiny", "with or without :latest; adapters make no vectors"),
@@ -165,4 +170,5 @@ OLLAMA_EMBED = Endpoint("/api/embed", {"model": "tiny:base", "input": "turn"}, [
     Field("options", IGNORED, {"num_ctx": 512}), Field("keep_alive", IGNORED, "5m", "the model stays loaded"),
 ], ("embeddings", 0))
 
-ENDPOINTS = (CHAT, COMPLETIONS, RESPONSES, EMBEDDINGS, OLLAMA_CHAT, OLLAMA_GENERATE, OLLAMA_EMBED)
+ENDPOINTS = (CHAT, COMPLETIONS, RESPONSES, EMBEDDINGS, OLLAMA_CHAT, OLLAMA_GENERATE, OLLAMA_EMBED,
+             OLLAMA_EMBEDDINGS)

@@ -75,6 +75,7 @@ from .state.files import Files
 from .state.holdout import open_holdout
 from .state.shelf import LOST, Shelf, lost_things
 from .thinking import thinking_of
+from .turns import EARLIER, continued
 
 if TYPE_CHECKING:
     from .house import HouseReplies
@@ -294,10 +295,13 @@ class Service:
             options["logprobs"] = question.logprobs
         prompt = question.prompt or ""
         if question.messages is not None:
-            messages = instructed([dict(message) for message in question.messages], question.around)
+            earlier = EARLIER if question.after else ()
+            messages = instructed([dict(message) for message in (*earlier, *question.messages)], question.around)
             thinks = thinking_of(question, self.served, self.name, options)
             prompt = self._rendered(messages, question.shown_tools, model, thinks)
-        content = question.content if question.is_free and not isinstance(question.prompt, list) else {}
+            if question.after:
+                prompt = continued(question.after, prompt, self.served)
+        content = question.content if question.is_free and isinstance(prompt, str) else {}
         options["on_piece"] = on_piece
         is_free = question.free or bool(question.shown_tools)
         return self._answer(AskedQuestion(content, prompt, model, is_free, options, question.may_be_kept))

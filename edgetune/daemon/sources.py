@@ -76,6 +76,7 @@ def whole_answer(text: str, asked: AskedQuestion, served: Served, adapter: str |
     if tokens > request.budget or any(each in text for each in stops):
         return None
     made = Completion(adapter, len(request.tokens), wake=lambda: None, on_piece=on_piece)
+    made.prompt = tuple(request.tokens)
     made.details = details
     made.completion_tokens = tokens
     made.end("stop", text)

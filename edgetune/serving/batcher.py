@@ -66,6 +66,7 @@ class Batcher(Answering[Answer]):
         request = self.served.prepare(prompt, max_tokens, stop, logprobs, echo, among, seed=drawn, **sampling)
         request.repeats = seed is not None
         completion = Completion(adapter, len(request.tokens), self._notify, on_piece)
+        completion.prompt = tuple(request.tokens)
         if request.sampler.thinking:
             completion.inside_thinking = request.sampler.thinking.inside
         return self._take_in(Answer(completion, request))

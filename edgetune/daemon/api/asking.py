@@ -187,6 +187,14 @@ class Asked:
         return {} if self.sources is None else {"sources": self.sources}
 
     @property
+    def context(self) -> list[int]:
+        """The token ids of the first question and its answer so far; none of an encoder."""
+        served = self.service.served
+        if not served.writes:
+            return []
+        return [*self.completions[0].prompt, *served.tokenizer.encode(self._raw[0], special=False, continues=True)]
+
+    @property
     def prompt_tokens(self) -> int:
         """The prompt tokens of all questions; a question with several answers counts once."""
         return sum(each.prompt_tokens for each in self._firsts)
