@@ -92,6 +92,10 @@ class UnsupportedError(EdgetuneError):
     """The file is sound, but its architecture, tensor format or tokenizer is not supported."""
 
 
+class ContextLengthError(EdgetuneError):
+    """A prompt and its answer have more tokens than the context."""
+
+
 class DataError(EdgetuneError):
     """Training or evaluation data cannot be used."""
 

@@ -121,8 +121,13 @@ def jobs() -> None:
 def jobs_list(client: Any, as_json: bool) -> None:
     """List all jobs, the newest first."""
     found = list(client.all(JOBS))
-    rows = [([job["id"], job["status"], format_time(job["created_at"])], _outcome(job)) for job in found]
+    rows = [([job["id"], state_of(job), format_time(job["created_at"])], _outcome(job)) for job in found]
     show(as_json, {"object": "list", "data": found}, *(entries(rows) if rows else ["there are no jobs"]))
+
+
+def state_of(job: dict[str, Any]) -> str:
+    """Where a job is, also set aside. A daemon of an older version says it as the status."""
+    return str(job.get("state", job["status"]))
 
 
 def _outcome(job: dict[str, Any]) -> str:
@@ -176,7 +181,7 @@ def _method(objective: Objective, asked: dict[str, Any]) -> dict[str, Any]:
 
 def begun_lines(job: dict[str, Any]) -> list[str]:
     from ..console import Copied
-    return [f"{job['id']} is {job['status']}; to follow it:", Copied(f"edgetune jobs follow {job['id']}")]
+    return [f"{job['id']} is {state_of(job)}; to follow it:", Copied(f"edgetune jobs follow {job['id']}")]
 
 
 def _file_id(client: Any, data: str, columns: Columns) -> str:
@@ -279,7 +284,7 @@ def _add_action(action: str, text: str) -> None:
     @request(action, click.argument("job"), group=jobs)
     def act(client: Any, job: str, as_json: bool) -> None:
         found = client.post(url_path(JOBS, job, action))
-        show(as_json, found, f"{found['id']} is {found['status']}")
+        show(as_json, found, f"{found['id']} is {state_of(found)}")
 
     jobs.commands[action].help = text
 

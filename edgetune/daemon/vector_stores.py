@@ -24,7 +24,7 @@ from ..retrieval.searching import MOST, Found, Index, Passage
 from .options import DaemonConfig
 from .state.database import now
 from .state.files import DOCUMENT, Files
-from .state.store_records import COMPLETED, FAILED, IN_PROGRESS, Attached, StoreRecords, VectorStore
+from .state.store_records import CANCELLED, COMPLETED, FAILED, IN_PROGRESS, Attached, StoreRecords, VectorStore
 
 ENCODER = "minilm"
 LIMIT = 1000  # stores, and files of a store
@@ -120,14 +120,40 @@ class VectorStores:
 
     def add(self, id: str, file: str, attributes: Mapping[str, Any]) -> Attached:
         """Adds a file, which is read in the background. Errors as in `create`."""
-        found = self._attached(file, attributes)
+        added, = self.add_batch(id, {file: attributes}, "")
+        return added
+
+    def add_batch(self, id: str, files: Mapping[str, Mapping[str, Any]], batch: str) -> Sequence[Attached]:
+        """Adds files, as `add` does. files: their attributes, by their ids. batch: the id of all together."""
+        found = [replace(self._attached(file, attributes), batch=batch) for file, attributes in files.items()]
         with self._changing:
             store = self.get(id)
-            if len(store.files) >= LIMIT:
-                raise UsageError(f"the vector store {id} has {LIMIT} files, the most here", "make another")
-            self._save(replace(store.with_file(found), last_active_at=now()))
+            for each in found:
+                store = store.with_file(each)
+            if len(store.files) > LIMIT:
+                raise UsageError(f"the vector store {id} would have {len(store.files)} files, {LIMIT} is the most here",
+                                 "make another")
+            self._save(replace(store, last_active_at=now()))
         self._begin(id)
         return found
+
+    def batch(self, id: str, batch: str) -> VectorStore:
+        """Returns the store with the files of a batch only. Raises NotFoundError."""
+        found = self.get(id).batch(batch)
+        if not batch or not found.files:
+            raise NotFoundError(f"the vector store {id} has no files of a batch {batch!r:.80}", "list its files")
+        return found
+
+    def cancel(self, id: str, batch: str) -> VectorStore:
+        """Lets the files of a batch that are not read yet be left out. Raises NotFoundError."""
+        with self._changing:
+            self.batch(id, batch)
+            store = self.get(id)
+            for each in store.files:
+                if each.batch == batch and each.status == IN_PROGRESS:
+                    store = store.with_file(replace(each, status=CANCELLED))
+            self._save(store)
+            return self.batch(id, batch)
 
     def remove(self, id: str, file: str) -> None:
         """Takes a file out of a store. Raises NotFoundError."""
@@ -175,7 +201,8 @@ class VectorStores:
             if id not in self._indexes:
                 return Found([], 0.0, 0.0)
             found = self._indexes[id].search(query, min(2 * limit, MOST))
-        here = {file.id for file in store.files}  # of a file that has gone, passages may still be in the index
+        # of a file that has gone, passages may still be in the index
+        here = {file.id for file in store.files if file.status != CANCELLED}
         passages = [each for passage in found.passages if (each := _named(passage)).source.id in here]
         return replace(found, passages=passages[:limit])
 
@@ -222,6 +249,8 @@ class VectorStores:
         documents = []
         failed: dict[str, str] = {}
         for file in store.files:
+            if file.status == CANCELLED:
+                continue
             try:
                 documents.append(file_of(self._files.content(file.id), f"{file.id}/{file.name}"))
             except (NotFoundError, OSError) as error:  # it may be deleted in this moment
@@ -238,6 +267,8 @@ class VectorStores:
         known = {file.id for file in indexed.files}
 
         def ended(file: Attached) -> Attached:
+            if file.status == CANCELLED:
+                return file
             if error := failed.get(file.id, ""):
                 return replace(file, status=FAILED, error=error)
             return replace(file, status=COMPLETED, error="")

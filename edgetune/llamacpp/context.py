@@ -23,7 +23,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from ..errors import EdgetuneError, UsageError
+from ..errors import ContextLengthError, EdgetuneError, UsageError
 from ..machine.device import thread_count
 from .kv_state import MAGIC, Prefix
 from .other_engine import OtherEngine
@@ -393,8 +393,8 @@ def context_size(asked: int | None, trained: int) -> int:
 def check_tokens(tokens: list[int], room: int, size: int, n_vocab: int) -> None:
     """Checks, as Context.check does, a context of `size` tokens."""
     if len(tokens) + room > size:
-        raise EdgetuneError(f"{len(tokens)} tokens do not fit the context of {size}" + " with an answer" * bool(room),
-                            "shorten the text or choose a larger context")
+        raise ContextLengthError(f"{len(tokens)} tokens do not fit the context of {size}"
+                                 + " with an answer" * bool(room), "shorten the text or choose a larger context")
     if len(tokens) and not 0 <= min(tokens) <= max(tokens) < n_vocab:
         wrong = next(token for token in tokens if not 0 <= token < n_vocab)
         raise UsageError(f"a token id is {wrong}", f"token ids must be from 0 to {n_vocab - 1}")

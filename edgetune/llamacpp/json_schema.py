@@ -1,8 +1,8 @@
 """A JSON schema as a grammar in GBNF: whatever the grammar lets through is valid under the schema.
 
 The reverse does not hold: keys come in the schema's order, without further ones, whitespace is what models write,
-numbers have a length, and so have lists of constants. What a grammar cannot hold to is refused, so that nobody relies on it. A key of our own,
-"x-any-order", lets an object's keys come in any order, if none is required.
+numbers have a length, and so have lists of constants. What a grammar cannot hold to is refused, so that nobody relies
+on it. A key of our own, "x-any-order", lets an object's keys come in any order, if none is required.
 """
 
 from __future__ import annotations

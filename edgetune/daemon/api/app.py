@@ -20,7 +20,7 @@ from starlette.routing import BaseRoute
 from ... import disk
 from ...adapters import store
 from ...adapters.published import public_files
-from ...errors import NotFoundError
+from ...errors import NotFoundError, UsageError
 from ...version import __version__
 from ..jobs.decide import without_scores
 from ..kinds.evaluation import EvaluationRequest
@@ -36,6 +36,7 @@ from . import (
     embeddings,
     errors,
     feedback,
+    file_batches,
     fine_tuning,
     fleet,
     fleet_members,
@@ -68,7 +69,7 @@ ZIP = "application/zip"
 WHICHEVER = schemas.Rollback(adapter=None)  # of requests without a body
 BY_DEFAULT = schemas.Evaluation.model_validate({})
 router = APIRouter(route_class=JsonRoute, responses=RESPONSES)
-PARTS = (*(part.router for part in (base, checking, classify, completions, drawn, embeddings, feedback,
+PARTS = (*(part.router for part in (base, checking, classify, completions, drawn, embeddings, feedback, file_batches,
                                     fine_tuning, fleet, fleet_members, fleet_rounds, fleet_status, ollama,
                                     ollama_models, pages, proposals, responses, vector_stores)), router)
 
@@ -144,6 +145,17 @@ def get_model(model: str, service: TheService) -> Any:
         if found["id"] == service.spelled(model):
             return found
     raise NotFoundError(f"there is no model {model!r:.200}", "/v1/models lists those that exist")
+
+
+@router.delete("/v1/models/{model}", response_model=schemas.Deleted)
+def delete_model(model: str, service: TheService) -> Any:
+    """Deletes an adapter that is not active, as DELETE /v1/adapters does. Other models are files of the daemon's."""
+    adapter = service.adapters.id_of(model)
+    if all(adapter != found.id for found in service.adapters.list()):
+        get_model(model, service)
+        raise UsageError(f"{model!r:.200} is no adapter", "give an id of /v1/adapters")
+    service.adapters.delete(adapter)
+    return {"id": model, "object": "model"}
 
 
 def _models(service: Service) -> list[dict[str, Any]]:

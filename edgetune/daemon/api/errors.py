@@ -17,6 +17,7 @@ from starlette.exceptions import HTTPException
 from starlette.routing import Match
 
 from ...errors import (
+    ContextLengthError,
     DataError,
     DiskError,
     EdgetuneError,
@@ -61,8 +62,8 @@ RESPONSES: dict[int | str, dict[str, Any]] = {
     status: {"model": Error, "description": what} for status, what in STATUSES.items()}
 KINDS: tuple[tuple[type[EdgetuneError], int, str | None], ...] = (  # the first one that fits counts
     (NotFoundError, 404, "not_found"), (TooLargeError, 413, "too_much"), (TooMuchError, 429, "too_much"),
-    (DiskError, 507, "disk"), (Interrupted, 503, "stopping"), (ParamError, 400, "invalid_value"),
-    (EdgetuneError, 400, None))
+    (ContextLengthError, 400, "context_length_exceeded"), (DiskError, 507, "disk"), (Interrupted, 503, "stopping"),
+    (ParamError, 400, "invalid_value"), (EdgetuneError, 400, None))
 METHODS = ("DELETE", "GET", "HEAD", "OPTIONS", "PATCH", "POST", "PUT")
 BYTES_A_VALUE = 32  # of the largest body: each value that does not fit the schema costs a kilobyte to report
 

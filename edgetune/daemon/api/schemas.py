@@ -210,8 +210,11 @@ class Job(Answer):
     started_at: int | None = Field(description="When it began, seconds since 1970; null: it waits.")
     finished_at: int | None = Field(description="When it ended, in whatever way.")
     estimated_finish: int | None = Field(description="When it will probably have trained; null: not known.")
-    status: Literal["queued", "running", "pausing", "paused", "succeeded", "failed", "cancelled"] = Field(
-        description="Where it is. One job runs at a time; the next one waits.")
+    status: Literal["queued", "running", "succeeded", "failed", "cancelled"] = Field(
+        description="Where it is, in OpenAI's words. One job runs at a time; the next one waits.")
+    state: Literal["queued", "running", "pausing", "paused", "succeeded", "failed", "cancelled"] = Field(
+        description="The same, but of a job that is set aside: pausing (its status is running) until it is saved, then "
+        "paused (its status is queued).")
     origin: str = Field(description="api: a client began it; learn: the daemon, from feedback; tutor: the daemon, from "
                                     "kept prompts; evaluate, base: a client, to evaluate an adapter or a base.")
     model: str = Field(description="The model or adapter that it began from.")
