@@ -24,7 +24,7 @@ from ..retrieval.searching import MOST, Found, Index, Passage
 from .options import DaemonConfig
 from .state.database import now
 from .state.files import DOCUMENT, Files
-from .state.store_records import CANCELLED, COMPLETED, FAILED, IN_PROGRESS, Attached, StoreRecords, VectorStore
+from .state.store_records import COMPLETED, FAILED, IN_PROGRESS, Attached, StoreRecords, VectorStore
 
 ENCODER = "minilm"
 LIMIT = 1000  # stores, and files of a store
@@ -148,12 +148,7 @@ class VectorStores:
         """Lets the files of a batch that are not read yet be left out. Raises NotFoundError."""
         with self._changing:
             self.batch(id, batch)
-            store = self.get(id)
-            for each in store.files:
-                if each.batch == batch and each.status == IN_PROGRESS:
-                    store = store.with_file(replace(each, status=CANCELLED))
-            self._save(store)
-            return self.batch(id, batch)
+            return self._save(self.get(id).without_unread(batch)).batch(batch)
 
     def remove(self, id: str, file: str) -> None:
         """Takes a file out of a store. Raises NotFoundError."""
@@ -197,16 +192,17 @@ class VectorStores:
         path = self._records.index(id)
         with self._searching:
             if id not in self._indexes and path.exists():
-                self._indexes[id] = Index(path, encoding=self._encoder())
+                self._indexes[id] = Index(path, encoding=self.encoder())
             if id not in self._indexes:
                 return Found([], 0.0, 0.0)
             found = self._indexes[id].search(query, min(2 * limit, MOST))
         # of a file that has gone, passages may still be in the index
-        here = {file.id for file in store.files if file.status != CANCELLED}
+        here = {file.id for file in store.files if not file.is_cancelled}
         passages = [each for passage in found.passages if (each := _named(passage)).source.id in here]
         return replace(found, passages=passages[:limit])
 
-    def _encoder(self) -> Encoding:
+    def encoder(self) -> Encoding:
+        """The encoder of all stores, opened when it is needed first. Raises NotFoundError where it is not here."""
         with self._searching:
             self._encoding = self._encoding or Encoding(find_model(ENCODER), self._threads)
             return self._encoding
@@ -249,13 +245,13 @@ class VectorStores:
         documents = []
         failed: dict[str, str] = {}
         for file in store.files:
-            if file.status == CANCELLED:
+            if file.is_cancelled:
                 continue
             try:
                 documents.append(file_of(self._files.content(file.id), f"{file.id}/{file.name}"))
             except (NotFoundError, OSError) as error:  # it may be deleted in this moment
                 failed[file.id] = str(error)
-        encoder = self._encoder()
+        encoder = self.encoder()
         options = IndexOptions(chunk_tokens=min(IndexOptions.chunk_tokens, encoder.longest - 2))
         report = build_of(sorted(documents, key=lambda each: each.name), self._records.index(store.id), encoder,
                           options, on_progress=go_on)
@@ -267,7 +263,7 @@ class VectorStores:
         known = {file.id for file in indexed.files}
 
         def ended(file: Attached) -> Attached:
-            if file.status == CANCELLED:
+            if file.is_cancelled:
                 return file
             if error := failed.get(file.id, ""):
                 return replace(file, status=FAILED, error=error)

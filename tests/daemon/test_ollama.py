@@ -195,7 +195,7 @@ def test_a_model_that_answers_here_is_pulled_and_no_other(client, running):
 
 
 def test_an_answer_with_a_format_ends_if_no_limit_is_given(tmp_path):
-    """A model that finds no end by itself is ended after 1,024 tokens, by JSON that is whole. The context holds more."""
+    """A model that finds no end by itself is ended after 1,024 tokens, by whole JSON. The context holds more."""
     write = write_tiny(tmp_path / "Wide.gguf", formats="Q8_0", n_context=2048)
     with daemon(write, tmp_path / "state", context=2048) as wide, \
             ollama.Client(host=wide.url, timeout=PATIENCE) as client:

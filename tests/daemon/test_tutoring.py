@@ -342,7 +342,7 @@ def test_the_api_and_the_commands(model, tmp_path):
                                   "min_rows": 1}, "grader": GRADER}
         off = run("feedback", "learn", "--off")
         assert off["on"] is False
-        until(lambda: run("jobs", "show", job["id"])["status"] == "paused")
+        until(lambda: run("jobs", "show", job["id"])["state"] == "paused")
         remains = run("prompts", "delete", "--all")["remains"]
         assert remains == f"{job['id']} is not finished and may ask them yet; cancel it to be rid of them at once"
         assert run("status", "--once")["learning"]["tutor"]["prompts"]["kept"] == 0

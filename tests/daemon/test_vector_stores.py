@@ -107,6 +107,43 @@ def test_lists_changes_and_deletions(client):
         client.vector_stores.files.retrieve(file.id, vector_store_id=stores[1].id)
 
 
+def test_files_are_added_in_batches(client):
+    store = client.vector_stores.create(name="batches")
+    first = upload(client, LAMP)
+    client.vector_stores.files.create_and_poll(vector_store_id=store.id, file_id=first.id, poll_interval_ms=50)
+    files = [upload(client, CAT), upload(client, ("bad.pdf", b"%PDF-1.4 nothing"))]
+    batches = client.vector_stores.file_batches
+    made = batches.create(store.id, file_ids=[file.id for file in files], attributes={"room": "hall"})
+    assert (made.object, made.vector_store_id, made.file_counts.total) == ("vector_store.files_batch", store.id, 2)
+    ended = batches.poll(made.id, vector_store_id=store.id, poll_interval_ms=50)
+    assert (ended.id, ended.status, ended.created_at) == (made.id, "completed", made.created_at)
+    assert (ended.file_counts.completed, ended.file_counts.failed) == (1, 1)
+    listed = list(batches.list_files(made.id, vector_store_id=store.id, limit=1))  # in pages
+    assert [file.id for file in listed] == [file.id for file in files[::-1]]
+    assert [file.attributes for file in listed] == [{"room": "hall"}] * 2
+    failed, = batches.list_files(made.id, vector_store_id=store.id, filter="failed")
+    assert failed.id == files[1].id
+    assert batches.cancel(made.id, vector_store_id=store.id).status == "completed"  # too late
+    each = batches.create_and_poll(store.id, files=[{"file_id": first.id, "attributes": {"n": 1}}], poll_interval_ms=50)
+    assert each.file_counts.completed == 1
+    assert client.vector_stores.files.retrieve(first.id, vector_store_id=store.id).attributes == {"n": 1}
+    assert client.vector_stores.retrieve(store.id).file_counts.total == 3
+    uploaded = batches.upload_and_poll(store.id, files=[CAT, LAMP], poll_interval_ms=50)
+    assert uploaded.file_counts.completed == 2
+
+
+def test_a_batch_that_is_none_is_refused(client):
+    store = client.vector_stores.create(name="none")
+    batches = client.vector_stores.file_batches
+    with pytest.raises(openai.NotFoundError, match="no files of a batch 'vsfb_none'"):
+        batches.retrieve("vsfb_none", vector_store_id=store.id)
+    with pytest.raises(openai.BadRequestError, match="a batch has file_ids or files; give one of the two"):
+        batches.create(store.id)
+    with pytest.raises(openai.NotFoundError, match="there is no file"):
+        batches.create(store.id, file_ids=["file-none"])
+    assert client.vector_stores.retrieve(store.id).file_counts.total == 0
+
+
 def test_a_file_that_cannot_be_read_says_why(client, tmp_path):
     write_pdf(tmp_path / "good.pdf", ["A kite is in the air."])
     files = [upload(client, ("bad.pdf", b"%PDF-1.4 nothing")), upload(client, tmp_path / "good.pdf")]
@@ -227,6 +264,28 @@ def test_files_that_come_meanwhile_are_read_together(stores_of):
     go.set()
     assert ended(stores, store.id) == ["completed"] * 9
     assert read == [1, 9]
+
+
+def test_a_cancelled_batch_is_not_read(stores_of):
+    read = []
+    go = threading.Event()
+
+    def build_of(documents, *_, **__):
+        read.append([document.name for document in documents])
+        assert go.wait(PATIENCE)
+        return Report("")
+
+    stores = stores_of(build_of)
+    store = stores.create("lamp", {}, ["file-0"])
+    while not read:
+        time.sleep(0.01)
+    stores.add_batch(store.id, {"file-1": {}, "file-2": {}}, "vsfb_1")
+    assert stores.cancel(store.id, "vsfb_1").counts()["cancelled"] == 2
+    stores.add(store.id, "file-3", {})
+    go.set()
+    assert ended(stores, store.id) == ["completed", "cancelled", "cancelled", "completed"]
+    assert [len(names) for names in read] == [1, 2]
+    assert [file.status for file in stores.batch(store.id, "vsfb_1").files] == ["cancelled"] * 2
 
 
 def test_a_file_that_is_deleted_while_it_is_read_ends_nothing(stores_of):

@@ -46,8 +46,10 @@ from . import (
     ollama_models,
     pages,
     proposals,
+    rerank,
     responses,
     schemas,
+    tokens,
     vector_stores,
 )
 from .archive import zipped
@@ -59,7 +61,7 @@ from .fine_tuning import After, Limit, job_object, page
 from .metrics import Counted, Metrics
 from .pools import Pools, ThePools
 from .recent import RecentAnswers
-from .security import Guard, Keys
+from .security import HEALTH, Guard, Keys
 
 Purpose = Annotated[str | None, Query(description="Only files of this purpose.")]
 JSONL = "application/jsonl"
@@ -71,7 +73,8 @@ BY_DEFAULT = schemas.Evaluation.model_validate({})
 router = APIRouter(route_class=JsonRoute, responses=RESPONSES)
 PARTS = (*(part.router for part in (base, checking, classify, completions, drawn, embeddings, feedback, file_batches,
                                     fine_tuning, fleet, fleet_members, fleet_rounds, fleet_status, ollama,
-                                    ollama_models, pages, proposals, responses, vector_stores)), router)
+                                    ollama_models, pages, proposals, rerank, responses, tokens,
+                                    vector_stores)), router)
 
 
 def routes() -> list[BaseRoute]:
@@ -352,8 +355,16 @@ def show_schema(request: Request) -> Response:
 
 @router.get("/healthz", response_model=schemas.Health)
 async def health(service: TheService, pools: ThePools) -> Any:
-    """Says whether all of the daemon works. A degraded daemon still answers."""
+    """Says whether all of the daemon works. A degraded daemon still answers. /health and /v1/health, as llama-server
+    has them, say the same.
+    """
     return await pools.watch(service.health)
+
+
+for path in HEALTH:
+    router.head(path, response_model=schemas.Health, include_in_schema=False)(health)
+    if path != "/healthz":
+        router.get(path, response_model=schemas.Health, include_in_schema=False)(health)
 
 
 @router.get("/metrics", response_class=Response, responses=of_type("text/plain"))

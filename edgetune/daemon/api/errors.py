@@ -61,9 +61,10 @@ STATUSES = {
 RESPONSES: dict[int | str, dict[str, Any]] = {
     status: {"model": Error, "description": what} for status, what in STATUSES.items()}
 KINDS: tuple[tuple[type[EdgetuneError], int, str | None], ...] = (  # the first one that fits counts
+    (ContextLengthError, 400, "context_length_exceeded"),
     (NotFoundError, 404, "not_found"), (TooLargeError, 413, "too_much"), (TooMuchError, 429, "too_much"),
-    (ContextLengthError, 400, "context_length_exceeded"), (DiskError, 507, "disk"), (Interrupted, 503, "stopping"),
-    (ParamError, 400, "invalid_value"), (EdgetuneError, 400, None))
+    (DiskError, 507, "disk"), (Interrupted, 503, "stopping"), (ParamError, 400, "invalid_value"),
+    (EdgetuneError, 400, None))
 METHODS = ("DELETE", "GET", "HEAD", "OPTIONS", "PATCH", "POST", "PUT")
 BYTES_A_VALUE = 32  # of the largest body: each value that does not fit the schema costs a kilobyte to report
 

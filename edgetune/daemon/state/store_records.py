@@ -42,6 +42,10 @@ class Attached:
     attributes: Mapping[str, Any] = field(default_factory=dict)
     batch: str = ""
 
+    @property
+    def is_cancelled(self) -> bool:
+        return self.status == CANCELLED
+
 
 @dataclass(frozen=True)
 class VectorStore:
@@ -62,6 +66,11 @@ class VectorStore:
     def batch(self, id: str) -> VectorStore:
         """This store with the files of a batch only."""
         return replace(self, files=[file for file in self.files if file.batch == id])
+
+    def without_unread(self, batch: str) -> VectorStore:
+        """This store, in which those files of a batch are cancelled that are not read yet."""
+        return replace(self, files=[replace(file, status=CANCELLED) if (file.batch, file.status) == (batch, IN_PROGRESS)
+                                    else file for file in self.files])
 
     def counts(self) -> dict[str, int]:
         """Files by their status, as OpenAI's object has them."""
