@@ -12,8 +12,6 @@ from tiny import write_tiny
 SHAPE = {"n_context": 256}
 ASK = [{"role": "user", "content": "turn"}]
 TAUGHT = "the light off"
-ENDLESS = {"type": "object", "properties": {"text": {"type": "string"}, "items": {"type": "array", "items": {
-    "type": "integer"}}}, "required": ["text", "items"], "additionalProperties": False}
 
 
 @pytest.fixture(scope="module")
@@ -195,13 +193,23 @@ def test_a_model_that_answers_here_is_pulled_and_no_other(client, running):
 
 
 def test_an_answer_with_a_format_ends_if_no_limit_is_given(tmp_path):
-    """A model that finds no end by itself is ended after 1,024 tokens, by whole JSON. The context holds more."""
-    write = write_tiny(tmp_path / "Wide.gguf", formats="Q8_0", n_context=2048)
-    with daemon(write, tmp_path / "state", context=2048) as wide, \
+    """Its model finds no end by itself: after 1,024 tokens the JSON is closed. The context holds more."""
+    model = write_tiny(tmp_path / "Wide.gguf", formats="Q8_0", n_context=1280)
+    with daemon(model, tmp_path / "state", context=1280) as wide, \
             ollama.Client(host=wide.url, timeout=PATIENCE) as client:
-        said = client.chat("wide:base", ASK, format=ENDLESS)
+        said = client.chat("wide:base", ASK, format="json")
         assert said.eval_count <= 1024
-        assert json.loads(said.message.content).keys() == {"text", "items"}
-        longer = client.chat("wide:base", ASK, format=ENDLESS, options={"num_predict": -1})
-        assert longer.eval_count >= said.eval_count
-        assert json.loads(longer.message.content).keys() == {"text", "items"}
+        assert isinstance(json.loads(said.message.content), dict)
+        assert client.chat("wide:base", ASK, format="json", options={"num_predict": 9}).eval_count <= 9
+
+
+def test_a_room_is_not_repeated_for_ever(client):
+    """As Home Assistant's AI task asks, without a limit."""
+    schema = {"type": "object", "required": ["rooms"], "additionalProperties": False, "properties": {
+        "rooms": {"type": "array", "items": {"type": "string", "enum": ["hall", "attic"]}}}}
+    for words in ("turn", "the light", "on"):
+        said = client.chat("tiny:base", [{"role": "user", "content": words}], format=schema)
+        assert said.done_reason == "stop"
+        rooms = json.loads(said.message.content)["rooms"]
+        assert len(rooms) <= 64
+        assert set(rooms) <= {"hall", "attic"}
