@@ -126,7 +126,7 @@ def jobs_list(client: Any, as_json: bool) -> None:
 
 
 def state_of(job: dict[str, Any]) -> str:
-    """Where a job is, also set aside. A daemon of an older version says it as the status."""
+    """Returns where a job is, also if it is set aside. A daemon of an older version says that as its status."""
     return str(job.get("state", job["status"]))
 
 

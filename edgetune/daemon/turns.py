@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from ..errors import UsageError
+from ..llamacpp.tokenizer import Tokenizer
 from ..serving.served import Served
 
 ANSWER = "the-earlier-answer-ends-here"
@@ -16,7 +17,8 @@ def continued(tokens: Sequence[int], rendered: str, served: Served) -> list[int]
 
     rendered: EARLIER and the messages of this turn. Raises UsageError for a model that reads only the last message.
     """
+    tokenizer = served.tokenizer
     place = rendered.find(ANSWER)
-    if place < 0:
+    if place < 0 or not isinstance(tokenizer, Tokenizer):
         raise UsageError("context is given, and the model reads one message only", "leave it out")
-    return [*tokens, *served.tokenizer.encode(rendered[place + len(ANSWER) :], continues=True)]
+    return [*tokens, *tokenizer.encode(rendered[place + len(ANSWER) :], continues=True)]

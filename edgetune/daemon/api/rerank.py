@@ -78,8 +78,8 @@ for path in OTHER_PATHS:
 
 async def _encoded(texts: Sequence[str], model: str, service: Service,
                    request: Request) -> tuple[str, NDArray[np.float32], int]:
-    """(the encoder's name, vectors [n, D] of length 1, their tokens). Raises UsageError where there is no encoder, or for an
-    empty text, and NotFoundError where none has this name.
+    """(the encoder's name, vectors [n, D] of length 1, their tokens). Raises UsageError if there is no encoder or a
+    text is empty, and NotFoundError if none has this name.
     """
     if service.embeddings.encoder or not service.served.writes:
         if service.embeddings.encoder and model not in ("", service.embeddings.name):

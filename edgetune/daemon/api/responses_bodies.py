@@ -63,7 +63,7 @@ class AllowedChoice(Body):
 
 
 class Reasoning(Body):
-    """How much the model thinks before it answers."""
+    """The thinking before an answer."""
 
     effort: Literal["none", "minimal", "low", "medium", "high"] | None = Field(
         None, description="As reasoning_effort of /v1/chat/completions.")

@@ -8,6 +8,7 @@ from fastapi import APIRouter
 from pydantic import Field
 
 from ...errors import UsageError
+from ...llamacpp.tokenizer import Tokenizer
 from .completions import TheService
 from .errors import RESPONSES, JsonRoute
 from .shapes import Answer, Body, Whole
@@ -55,16 +56,16 @@ class Detokenized(Answer):
 def tokenize(body: TokenizeRequest, service: TheService) -> Any:
     """Cuts a text into the tokens of the model that answers, as llama-server does."""
     tokenizer = service.served.tokenizer
-    if service.served.writes:
+    if isinstance(tokenizer, Tokenizer):
         ids = tokenizer.encode(body.content, special=body.parse_special is not False, bos=bool(body.add_special))
+        pieces = [_text(tokenizer.piece(id)) for id in ids]
     else:
         ids = tokenizer.encode(body.content)
-        ids = ids if body.add_special else ids[1:-1]
+        ids = ids if body.add_special else ids[1:-1]  # without the marks around it
+        pieces = [tokenizer.decode([id]) for id in ids]
     if not body.with_pieces:
         return {"tokens": ids}
-    if not service.served.writes:
-        return {"tokens": [{"id": id, "piece": tokenizer.decode([id])} for id in ids]}
-    return {"tokens": [{"id": id, "piece": _text(tokenizer.piece(id))} for id in ids]}
+    return {"tokens": [{"id": id, "piece": piece} for id, piece in zip(ids, pieces, strict=True)]}
 
 
 @router.post("/detokenize", response_model=Detokenized)
