@@ -22,7 +22,7 @@ DEEPEST = 48  # schemas within one another
 MAX_RULES = 4000
 MAX_COMPARED = 256  # parts of allOf or oneOf, each of which is compared with all others
 REPEATED = json_pattern.REPEATED
-CONSTANTS = 64  # in a list for which the schema names no maxItems: small models repeat one of few values for ever
+CONSTANTS = 32  # in a list without maxItems, or as many as there are: small models repeat one of few values for ever
 ANY_ORDER = "x-any-order"
 TYPES = ("object", "array", "string", "integer", "number", "boolean", "null")
 REFUSED = ("not", "if", "then", "else", "dependentRequired", "dependentSchemas", "dependencies", "patternProperties",
@@ -268,8 +268,8 @@ class Rules:
         if isinstance(items, list):  # as drafts before 2020-12 had it
             firsts, items = items, False
         least, most = _bounds(schema, "minItems", "maxItems", place)
-        if most is None and self._is_of_constants(items, place):
-            most = max(least, CONSTANTS)
+        if most is None and (count := self._constants(items, place)):
+            most = max(least, count, CONSTANTS)
         firsts = _list(firsts, "prefixItems", place) if firsts else ()
         names = [self.rule(part, place / "prefixItems" / i) for i, part in enumerate(firsts)]
         if items is False:
@@ -289,13 +289,13 @@ class Rules:
         some = f"{item} {_repeated(again, max(least - 1, 0), None if most is None else most - 1)}"
         return f'"[" ws {some} "]"' if least else f'"[" ws ({some})? "]"'
 
-    def _is_of_constants(self, schema: Any, place: Place) -> bool:
-        """Whether the schema lists its values: constants, or true, false and null."""
+    def _constants(self, schema: Any, place: Place) -> int:
+        """The number of values, if the schema lists them: constants, or true, false and null; else 0."""
         schema = self._followed(schema, place)
         union = schema.get("anyOf", schema.get("oneOf")) if isinstance(schema, Mapping) else None
         parts = [self._followed(part, place) for part in union] if isinstance(union, list) else [schema]
-        return all(isinstance(part, Mapping) and (not part.keys().isdisjoint(("enum", "const"))
-                                                  or part.get("type") in ("boolean", "null")) for part in parts)
+        counts = [_count_of(part) for part in parts]
+        return sum(counts) if all(counts) else 0
 
     def _set(self, schema: Schema, place: Place) -> str:
         """Items that differ: some of the constants of an enum, in its order."""
@@ -402,6 +402,15 @@ def _is(value: Any, kind: str) -> bool:
         return not isinstance(value, bool) and (whole or (kind == "number" and isinstance(value, float)))
     of = {"object": dict, "array": list, "string": str, "boolean": bool, "null": type(None)}[kind]
     return isinstance(value, of)
+
+
+def _count_of(schema: Any) -> int:
+    """The number of values that a schema without references lists; 0 where it lists none."""
+    if not isinstance(schema, Mapping):
+        return 0
+    if isinstance(values := schema.get("enum"), list):
+        return len(values)
+    return 1 if "const" in schema else {"boolean": 2, "null": 1}.get(str(schema.get("type")), 0)
 
 
 def _constants_of(schema: Any) -> set[str]:
