@@ -1,4 +1,4 @@
-"""People who ask, and sometimes judge: the world of the simulations of the gate.
+"""People who ask, and sometimes rate: the world of the simulations of the gate.
 
 It knows nothing of the gate. Each question has a right answer, A's and B's answers to it, and what a person said about
 A's answer: nothing (silence), the right answer (a correction), praise, or a wrong answer that they take for right.

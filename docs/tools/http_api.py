@@ -29,7 +29,8 @@ OPAQUE = ("Method", "Hyperparameters")  # objects with the options of other page
 HEAD = """\
 The routes of `edgetune daemon`, generated from its schema, `/openapi.json`. In the examples
 `URL=http://127.0.0.1:8642`. Where the daemon has keys, add `-H "authorization: Bearer $EDGETUNE_KEY"`; `/`,
-`/healthz` and `/health` need none. A test puts each example to a daemon. Answers are shortened; [objects](#objects) have all fields.
+`/healthz` and `/health` need none. A test puts each example to a daemon. Answers are shortened; [objects](#objects)
+have all fields.
 
 A field that is not listed is refused with 400, and null is as good as absent. An ignored field has no effect on the
 answer, and is named once in the log. Lists begin with the newest item; `after` takes the last id of a part."""

@@ -1,4 +1,4 @@
-"""feedback check: a person judges answers to questions that were drawn from all that people asked."""
+"""feedback check: a person rates answers to questions that were drawn from all that people asked."""
 
 from __future__ import annotations
 
@@ -24,9 +24,9 @@ ASK = f"Enter: right. {SKIP}: skip. Or type the right answer"
                                help="Questions at most."),
          click.option("--clear", is_flag=True, help="Delete all drawn questions instead."), group=feedback)
 def feedback_check(client: Any, limit: int, clear: bool, as_json: bool) -> None:
-    """Judge answers that decide whether a new adapter becomes active.
+    """Rate answers that decide whether a new adapter becomes active.
 
-    One question in five is drawn when it is asked, to test new adapters by. What nobody judged counts as right. With
+    One question in five is drawn when it is asked, to test new adapters by. What nobody rated counts as right. With
     --json, list these questions.
     """
     if clear:
@@ -35,25 +35,25 @@ def feedback_check(client: Any, limit: int, clear: bool, as_json: bool) -> None:
         return
     found = client.get(DRAWN, limit=limit)
     if as_json or not found["data"]:
-        show(as_json, found, "every drawn question is judged")
+        show(as_json, found, "every drawn question is rated")
         return
     if not is_terminal():
-        raise UsageError(f"{len(found['data'])} answers wait for a judgement, and standard input is no terminal",
+        raise UsageError(f"{len(found['data'])} answers wait for a rating, and standard input is no terminal",
                          "run edgetune feedback check in a terminal, or list them with --json")
-    click.echo(f"{len(found['data'])} answers that nobody judged. {ASK}. Ctrl-D ends.\n")
-    judged = 0
+    click.echo(f"{len(found['data'])} answers that nobody rated. {ASK}. Ctrl-D ends.\n")
+    rated = 0
     with suppress(click.Abort):
         for row in found["data"]:
-            judged += _judged(client, row)
-    click.echo(f"\n{judged} answers are judged")
+            rated += _rated(client, row)
+    click.echo(f"\n{rated} answers are rated")
 
 
 def is_terminal() -> bool:
     return sys.stdin.isatty()
 
 
-def _judged(client: Any, row: dict[str, Any]) -> bool:
-    """Asks the daemon and then the person; returns whether the answer was judged."""
+def _rated(client: Any, row: dict[str, Any]) -> bool:
+    """Asks the daemon and then the person; returns whether the answer was rated."""
     is_chat = "messages" in row
     choice = client.post(CHAT if is_chat else TEXT, {**row, "temperature": 0, "max_tokens": 96})["choices"][0]
     answer = (choice["message"]["content"] if is_chat else choice["text"]) or ""

@@ -120,8 +120,8 @@ class Population:
 
 
 class Traffic(Population):
-    """A uniform sample of the questions that people asked. It was drawn when they asked, before anybody judged an
-    answer. An answer that nobody judged counts as right.
+    """A uniform sample of the questions that people asked. It was drawn when they asked, before anybody rated an
+    answer. An answer that nobody rated counts as right.
     """
 
     promises = "better on the questions that people ask"

@@ -77,7 +77,7 @@ def drawn(running):
     texts = [f"light {i}?" for i in range(40)]
     for text in texts:
         traffic.see({"messages": asked(text)})
-    yield sorted((row["messages"][0]["content"] for row in traffic.unjudged()), key=texts.index, reverse=True)
+    yield sorted((row["messages"][0]["content"] for row in traffic.unrated()), key=texts.index, reverse=True)
     traffic.clear()
 
 
@@ -85,21 +85,21 @@ def drawn(running):
 def test_drawn_questions_are_listed_and_deleted(drawn):
     found = json.loads(run("feedback", "check", "--json", "--limit", 2))
     assert [row["messages"] for row in found["data"]] == [asked(text) for text in drawn[:2]]
-    assert found["counts"] == {"days": 90, "kept": len(drawn), "unjudged": len(drawn)}
+    assert found["counts"] == {"days": 90, "kept": len(drawn), "unrated": len(drawn)}
     assert "standard input is no terminal" in run("feedback", "check", code=2)
     assert run("feedback", "check", "--clear") == f"{len(drawn)} questions are deleted\n"
-    assert run("feedback", "check") == "every drawn question is judged\n"
+    assert run("feedback", "check") == "every drawn question is rated\n"
 
 
 def test_a_person_judges_drawn_questions_in_a_terminal(drawn, feedback, running, monkeypatch):
     """Enter confirms the answer, a text corrects it, a dash skips it, and the end of input ends it."""
     monkeypatch.setattr(checked, "is_terminal", lambda: True)
     said = CliRunner().invoke(cli, ["feedback", "check"], input="\nto the right\n-\n")
-    assert said.output.endswith("2 answers are judged\n"), said.output
+    assert said.output.endswith("2 answers are rated\n"), said.output
     right, corrected = feedback.list(limit=2)[::-1]
     assert (right.heading.asked, right.rating, right.held) == (drawn[0], "up", True)
     assert (corrected.heading.asked, corrected.answer, corrected.held) == (drawn[1], "to the right", True)
-    assert running.service.traffic.facts()["unjudged"] == len(drawn) - 2
+    assert running.service.traffic.facts()["unrated"] == len(drawn) - 2
 
 
 def said_of():

@@ -74,15 +74,15 @@ def test_questions_drawn_from_the_traffic_decide():
     assert (three.passed, three.drawn) == (True, None)
     found = verdict(*corrected, drawn_old=answers(9, 1), drawn_new=answers(9, 1))
     assert (found.passed, found.waits, found.p) == (False, True, 1.0)
-    silent = [Score(None, True, unjudged=True)] * 3
-    changed = [Score(None, False, unjudged=True)] * 3
-    asked = {"drawn_old": [*answers(0, 8), *silent], "drawn_new": [*answers(8, 0), *changed], "unjudged": 3}
+    silent = [Score(None, True, unrated=True)] * 3
+    changed = [Score(None, False, unrated=True)] * 3
+    asked = {"drawn_old": [*answers(0, 8), *silent], "drawn_new": [*answers(8, 0), *changed], "unrated": 3}
     found = verdict(*corrected, **asked)
     assert (found.wins, found.losses, found.passed) == (8, 3, False)
-    assert found.drawn == {"rows": 11, "unjudged": 3, "changed": 3}
+    assert found.drawn == {"rows": 11, "unrated": 3, "changed": 3}
     assert found.reason == (
         "not surely better: 8 better, 3 worse of 11 questions drawn from all that were asked (p 0.11, at most 0.062 "
-        "required); 3 of the worse ones are answers that nobody judged, so that the present one counts as right: "
+        "required); 3 of the worse ones are answers that nobody rated, so that the present one counts as right: "
         "edgetune feedback check asks you")
     found = verdict(*corrected, **{**asked, "drawn_new": [*answers(8, 0), *silent]})
     assert found.passed
@@ -220,7 +220,7 @@ def published(dice, nights, gain, fresh, ring=False):
 @pytest.mark.parametrize(("fresh", "ring"), [(4, False), (10, True)])
 def test_of_a_year_of_useless_adapters_none_is_published_in_most_years(fresh, ring):
     """With questions that drift, and with a ring of two sets of them, of which it wins and loses as many. Of people who
-    do not judge all answers: test_gate_simulated.py.
+    do not rate all answers: test_gate_simulated.py.
     """
     dice = np.random.default_rng(fresh)
     years = 200

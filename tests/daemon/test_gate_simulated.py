@@ -1,55 +1,17 @@
-"""The gate's promise, by people who do not judge at random: null adapters, worse ones and better ones."""
+"""The gate's promise, by people who do not rate at random: null adapters, worse ones and better ones."""
 
 import math
 
 import numpy as np
 import pytest
-from people import CORRECTED, Pair, People, Sample, as_world, counts
+from nights import A_THIRD, CONTRADICTING, EVERYBODY, ONLY_CORRECTIONS, SHAPES, passes, share
+from people import CORRECTED, Pair, Sample, as_world, counts
 
-from edgetune.daemon.jobs.decide import LEAST_DRAWN, Rules
 from edgetune.daemon.jobs.exam import Asked, Exam, Score
 from edgetune.daemon.jobs.examiner import Examiner
 from edgetune.daemon.jobs.gate import evaluate
-from edgetune.evaluation.acceptance import ALPHA, Decision, Paired, alpha_of_test
+from edgetune.evaluation.acceptance import ALPHA
 from edgetune.evaluation.judge import same
-
-ONLY_CORRECTIONS = People(1.0)
-A_THIRD = People(1 / 3)
-TENTHS = People(0.1, 0.1)
-PRAISE = People(0.0, 0.5)
-CONTRADICTING = People(0.5, 0.1, contradicts=0.2)
-EVERYBODY = (ONLY_CORRECTIONS, A_THIRD, TENTHS, PRAISE, CONTRADICTING)
-SHAPES = ({}, {"shared": 0.5}, {"shared": 0.8}, {"nested": 0.05}, {"nested": 0.2}, {"likes": True})
-ASKED = 40  # questions a day
-
-
-def passes(wins, losses, rows, tests_before):
-    """By the real rules, with nothing but drawn questions."""
-    nothing = Decision(Paired(0, 0), Paired(0, 0), alpha_of_test(ALPHA, tests_before))
-    drawn = Paired(wins, losses, rows - wins - losses)
-    return not Rules(nothing, nothing, nothing, Decision(drawn, drawn, nothing.level), tests_before).not_better
-
-
-def nights_until(dice, pair, people, nights, drift=False):
-    """The night after which an adapter is published, each night another one; 0: none is. drift: A and B have other
-    accuracies each night, always by the same difference.
-    """
-    sample = Sample()
-    for night in range(nights):
-        accuracy = float(dice.uniform(0.3, 0.9)) if drift else pair.accuracy
-        sample.night(dice, accuracy, people, ASKED)
-        rows = len(sample.right)
-        if rows < LEAST_DRAWN:
-            continue
-        b, as_a = pair.answers(dice, sample.right, sample.said)
-        if passes(*counts(sample.said, b, as_a), rows, night):
-            return night + 1
-    return 0
-
-
-def share(pair, people, nights, runs, seed=0, drift=False):
-    dice = np.random.default_rng(seed)
-    return sum(bool(nights_until(dice, pair, people, nights, drift)) for _ in range(runs)) / runs
 
 
 def slack(runs):
@@ -96,9 +58,9 @@ class World(Examiner):
     """Both adapters' answers to made-up questions."""
 
     def __init__(self, world):
-        judged = [{"prompt": row["asked"], "completion": row["truth"]} for row in world if row["truth"]]
-        unjudged = [{"prompt": row["asked"]} for row in world if not row["truth"]]
-        super().__init__(Exam([], drawn=judged, unjudged=unjudged))
+        rated = [{"prompt": row["asked"], "completion": row["truth"]} for row in world if row["truth"]]
+        unrated = [{"prompt": row["asked"]} for row in world if not row["truth"]]
+        super().__init__(Exam([], drawn=rated, unrated=unrated))
         self.said = {row["asked"]: row for row in world}
 
     def answered(self, adapter, rows):
@@ -122,7 +84,7 @@ def test_the_simulation_counts_as_the_gate_does(seed):
     assert (verdict.wins, verdict.losses) == counts(sample.said, b, as_a)
     assert verdict.tests["drawn"]["ties"] == len(b) - verdict.wins - verdict.losses
     assert verdict.passed == passes(verdict.wins, verdict.losses, len(b), 0)
-    assert verdict.drawn == {"rows": len(b), "unjudged": len(examiner.exam.unjudged),
+    assert verdict.drawn == {"rows": len(b), "unrated": len(examiner.exam.unrated),
                              "changed": int(((sample.said == 0) & ~as_a).sum())}
 
 

@@ -1,4 +1,4 @@
-"""edgetune.daemon.learning.traffic: what is drawn, judged, kept and forgotten; and what it decides, end to end."""
+"""edgetune.daemon.learning.traffic: what is drawn, rated, kept and forgotten; and what it decides, end to end."""
 
 import time
 
@@ -23,7 +23,7 @@ def ask(service, numbers, **options):
 
 
 def drawn(service):
-    return {row["messages"][0]["content"] for row in service.traffic.unjudged(traffic.MOST)}
+    return {row["messages"][0]["content"] for row in service.traffic.unrated(traffic.MOST)}
 
 
 @pytest.fixture
@@ -44,10 +44,10 @@ def test_one_question_in_five_is_drawn_before_anybody_judges_it(asked):
     for number in range(ASKED):
         item = asked.feedback.add(messages=message(number), correction="on")
         assert item.held == (f"turn the light {number}" in expected)
-    assert not asked.traffic.unjudged()
+    assert not asked.traffic.unrated()
     rows = asked.traffic.rows(asked.method.kind)
-    assert {row["messages"][0]["content"] for row in rows.judged} == expected
-    assert {row["messages"][-1]["content"] for row in rows.judged} == {"on"}
+    assert {row["messages"][0]["content"] for row in rows.rated} == expected
+    assert {row["messages"][-1]["content"] for row in rows.rated} == {"on"}
 
 
 def test_what_is_not_drawn(tiny_q8, tmp_path):
@@ -59,7 +59,7 @@ def test_what_is_not_drawn(tiny_q8, tmp_path):
         ask(service, range(ASKED), model=service.name)
         for number in range(ASKED):
             service.ask(Question(messages=message(number), may_be_kept=False, options={"max_tokens": 3})).text()
-        assert service.traffic.facts() == {"days": 90, "kept": 0, "unjudged": 0}
+        assert service.traffic.facts() == {"days": 90, "kept": 0, "unrated": 0}
         give(service, range(100, 110))
         for number in range(100, 110):
             service.chat([{"role": "user", "content": f"turn the light {number}"}]).text()
@@ -68,13 +68,13 @@ def test_what_is_not_drawn(tiny_q8, tmp_path):
         ask(service, range(ASKED))
         assert drawn(service)
     with opened(tiny_q8, tmp_path, drawn_days=0) as service:
-        assert service.traffic.facts() == {"days": 0, "kept": 0, "unjudged": 0}
+        assert service.traffic.facts() == {"days": 0, "kept": 0, "unrated": 0}
         ask(service, range(ASKED))
         assert not drawn(service)
         assert not len(service.traffic.rows(service.method.kind))
 
 
-def test_a_judgement_counts_and_a_thumb_down_leaves_the_question_out(asked):
+def test_a_rating_counts_and_a_thumb_down_leaves_the_question_out(asked):
     """Silence, praise, a correction, and only a thumb down. Questions of another active adapter do not count."""
     first, second, third, *others = sorted(drawn(asked))
 
@@ -85,9 +85,9 @@ def test_a_judgement_counts_and_a_thumb_down_leaves_the_question_out(asked):
     said(second, correction="on")
     said(third, rating="down")
     rows = asked.traffic.rows(asked.method.kind)
-    judged = {row["messages"][0]["content"]: row["messages"][-1]["content"] for row in rows.judged}
-    assert judged == {first: "old", second: "on"}
-    assert {row["messages"][0]["content"] for row in rows.unjudged} == set(others)
+    rated = {row["messages"][0]["content"]: row["messages"][-1]["content"] for row in rows.rated}
+    assert rated == {first: "old", second: "on"}
+    assert {row["messages"][0]["content"] for row in rows.unrated} == set(others)
     asked.traffic.active = lambda: "ft:another"
     assert not len(asked.traffic.rows(asked.method.kind))
 
@@ -119,7 +119,7 @@ def test_the_latest_are_kept(asked, monkeypatch):
 @pytest.mark.learning
 def test_the_traffic_decides_and_silence_counts_for_the_active_answer(trains):
     """Forty corrections are learned, and the drawn questions were answered in silence: the adapter waits. When they
-    are judged, it passes; nothing but questions of people is in its test.
+    are rated, it passes; nothing but questions of people is in its test.
     """
     service = trains
     ask(service, range(ASKED))
@@ -129,9 +129,9 @@ def test_the_traffic_decides_and_silence_counts_for_the_active_answer(trains):
         if text not in silent:
             service.feedback.add(messages=message(number), correction="on")
     job = service.jobs.wait(service.learner.begin().id, 60)
-    assert job.verdict["drawn"] == {"rows": len(silent), "unjudged": len(silent), "changed": len(silent)}
+    assert job.verdict["drawn"] == {"rows": len(silent), "unrated": len(silent), "changed": len(silent)}
     assert (job.verdict["passed"], job.verdict["waits"]) == (False, True)
-    assert f"{len(silent)} of the worse ones are answers that nobody judged" in job.verdict["reason"]
+    assert f"{len(silent)} of the worse ones are answers that nobody rated" in job.verdict["reason"]
     until(lambda: not service.feedback.unsettled())
     for text in silent:
         service.feedback.add(messages=[{"role": "user", "content": text}], correction="on")

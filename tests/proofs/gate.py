@@ -16,11 +16,12 @@ import tempfile
 from itertools import cycle
 from pathlib import Path
 
-sys.path[:0] = [str(Path(__file__).parents[1]), str(Path(__file__).parents[1] / "daemon")]
+sys.path.insert(0, str(Path(__file__).parents[1]))
 
 from json_lines import read_lines
+from nights import A_THIRD, EVERYBODY, ONLY_CORRECTIONS, SHAPES, share
+from people import Pair, People
 from proofs.compared import SHARED
-from test_gate_simulated import A_THIRD, EVERYBODY, ONLY_CORRECTIONS, SHAPES, Pair, People, share
 
 from edgetune.daemon.options import DaemonConfig
 from edgetune.daemon.service import Service
@@ -47,7 +48,7 @@ def table() -> None:
             share(Pair(0.7, loss, **shape), people, 20, RUNS) for people in EVERYBODY
             for shape in ({}, {"nested": 0.1}, {"likes": True})), flush=True)
     people = {"a third of the errors corrected": A_THIRD, "all corrected": ONLY_CORRECTIONS,
-              "all judged": People(1.0, 1.0)}
+              "all rated": People(1.0, 1.0)}
     for accuracy, gain, shape in ((0.7, 0.05, {}), (0.7, 0.1, {}), (0.7, 0.1, {"nested": 0.02}), (0.5, 0.4, {}),
                                   (0.0, 0.8, {})):
         for name, each in people.items():

@@ -1,4 +1,4 @@
-"""/v1/drawn: the questions that were drawn from all that people asked, those that nobody judged, and their deletion."""
+"""/v1/drawn: the questions that were drawn from all that people asked, those that nobody rated, and their deletion."""
 
 from __future__ import annotations
 
@@ -16,10 +16,10 @@ router = APIRouter(route_class=JsonRoute, responses=RESPONSES)
 
 @router.get("/v1/drawn", response_model=bodies.DrawnList)
 def list_drawn(service: TheService, limit: Limit = 100) -> Any:
-    """Lists drawn questions that nobody judged, the newest first. The test of a new adapter takes the active adapter's
+    """Lists drawn questions that nobody rated, the newest first. The test of a new adapter takes the active adapter's
     answers to them for right ones: feedback on them says what is right.
     """
-    return {"data": service.traffic.unjudged(limit), "counts": service.traffic.facts()}
+    return {"data": service.traffic.unrated(limit), "counts": service.traffic.facts()}
 
 
 @router.delete("/v1/drawn", response_model=bodies.DeletedDrawn)

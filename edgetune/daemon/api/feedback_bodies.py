@@ -158,12 +158,12 @@ class DeletedProposals(Answer):
 
 
 class DrawnList(Answer):
-    """Drawn questions that nobody judged, the newest first."""
+    """Drawn questions that nobody rated, the newest first."""
 
     object: Literal["list"] = "list"
     data: list[dict[str, Any]] = Field(description="Rows of messages, with tools, or of a prompt.")
     counts: dict[str, int] = Field(description="days: for which a question is kept; kept: all drawn questions; "
-                                               "unjudged: those that nobody judged.")
+                                               "unrated: those that nobody rated.")
 
 
 class DeletedDrawn(Answer):

@@ -444,7 +444,7 @@ class DeviceObject(Answer):
                                                  "the same for prompts.")
     keep_prompts: int = Field(description="Prompts that are kept at most; 0: none.")
     drawn: dict[str, int] = Field(description="Questions drawn to test new adapters: days for which one is kept, kept, "
-                                              "unjudged.")
+                                              "unrated.")
     proposals: int = Field(description="Corrections in chats that wait to be accepted or dismissed.")
     job: dict[str, Any] | None = Field(description="The job that runs: id, status, progress.")
     governor: list[dict[str, Any]] = Field(description="When training yielded, the newest first: at, action, cause.")

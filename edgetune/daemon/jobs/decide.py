@@ -2,7 +2,7 @@
 
 Both adapters answer the same questions, none of which was learned. Those that were drawn from all that people asked
 decide, if there are LEAST_DRAWN; otherwise the held-out rows that people gave do (evaluation/acceptance.py says what
-either promises). An answer that nobody judged counts as right. The new adapter becomes active if
+either promises). An answer that nobody rated counts as right. The new adapter becomes active if
 
 1. it is not worse on the questions of earlier jobs: p of its losses there is above ALPHA;
 2. it answers more questions right: p is at most what this test may spend of ALPHA, so that an adapter that is no better
@@ -45,7 +45,7 @@ class Findings:
     whether an adapter is active. canary: how far the new adapter is from the base on unrelated text; None: not
     measured. corrected: Scores, by the new adapter, of those it learned. tests_before: since the last publication.
     required: as of Exam. drawn_old, drawn_new: Scores of the questions that were drawn from all that were asked.
-    unjudged: how many of these nobody judged. population: how the other rows were chosen.
+    unrated: how many of these nobody rated. population: how the other rows were chosen.
     """
 
     old: Sequence[Score]
@@ -58,7 +58,7 @@ class Findings:
     required: str = BETTER
     drawn_old: Sequence[Score] = ()
     drawn_new: Sequence[Score] = ()
-    unjudged: int = 0
+    unrated: int = 0
     population: type[Population] = Given
 
 
@@ -70,8 +70,8 @@ class Verdict:
     that decided whether it is better, or no worse; alpha: the limit of p; test: its number since the last publication;
     only tests of whether it is better count.
 
-    promises: what an adapter that passed is, in a sentence. drawn: {rows, unjudged, changed}, of the questions that
-    were drawn from all that were asked: changed are those unjudged ones that the new adapter answers otherwise; None:
+    promises: what an adapter that passed is, in a sentence. drawn: {rows, unrated, changed}, of the questions that
+    were drawn from all that were asked: changed are those unrated ones that the new adapter answers otherwise; None:
     they did not decide. tests: by rows (earlier, new, all, drawn) {wins, losses, ties, p_better, p_worse, likelier},
     the last of them with likelihood. canary: {base, new, rise, limit, kl, max_kl}, the first two perplexities; None:
     not measured. corrected: {rows, kept}, of corrections that were learned;
@@ -114,7 +114,7 @@ def decide(found: Findings, limits: Limits = NO_LIMITS) -> Verdict:
     unsound = "" if all(map(math.isfinite, measured)) else "its losses are not finite"
     against = unsound or rules.worse
     drawn = _drawn(found)
-    not_better = rules.not_better and rules.not_better + rules.unjudged(drawn["changed"])
+    not_better = rules.not_better and rules.not_better + rules.unrated(drawn["changed"])
     reason = against or not_better or _unlearned(found.canary, limits)
     rounds = _rounds(found)
     drift = found.canary
@@ -205,12 +205,12 @@ class Rules:
         which = f" of {counts.rows} questions drawn from all that were asked" if self.by_traffic else ""
         return f"{counts.wins} better, {counts.losses} worse{which} (p {self.p:.2g}, {limit} required)"
 
-    def unjudged(self, changed: int) -> str:
-        """Says how people could let it pass, if they judged nothing of some answers that it would change."""
+    def unrated(self, changed: int) -> str:
+        """Says how people could let it pass, if they rated nothing of some answers that it would change."""
         if not (changed and self.by_traffic and self.drawn.right.losses):
             return ""
         which = "1 of the worse ones is an answer" if changed == 1 else f"{changed} of the worse ones are answers"
-        return (f"; {which} that nobody judged, so that the present one counts as right: edgetune feedback check asks "
+        return (f"; {which} that nobody rated, so that the present one counts as right: edgetune feedback check asks "
                 "you")
 
     @property
@@ -288,8 +288,8 @@ def _answers(found: Findings) -> str:
 
 
 def _drawn(found: Findings) -> dict[str, int]:
-    return {"rows": len(found.drawn_new), "unjudged": found.unjudged,
-            "changed": sum(score.unjudged and score.right is False for score in found.drawn_new)}
+    return {"rows": len(found.drawn_new), "unrated": found.unrated,
+            "changed": sum(score.unrated and score.right is False for score in found.drawn_new)}
 
 
 def _corrected(scores: Sequence[Score]) -> dict[str, int] | None:

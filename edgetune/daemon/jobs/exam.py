@@ -23,7 +23,7 @@ class Score:
     says before its first mistake, 0 to 1. prose: the right answer is a longer text, which is compared by its loss.
     None: not measured for this row.
 
-    unjudged: nobody judged the active adapter's answer, which counts as right.
+    unrated: nobody rated the active adapter's answer, which counts as right.
 
     pair: the row is a pair of answers. It is right where the chosen one is likelier than the rejected one, and its loss
     is -log s of the difference of their log p: how sure it is of that. reward: of answers without one to compare.
@@ -37,7 +37,7 @@ class Score:
     prose: bool = False
     pair: bool = False
     reward: float | None = None
-    unjudged: bool = False
+    unrated: bool = False
 
 
 @dataclass(frozen=True)
@@ -46,7 +46,7 @@ class Exam:
     of the job that is evaluated, whose adapter learned `corrected`. canary: a text, "": none. system, max_length: as in
     training. rewarding: how, where the job learns from rewards. tests_before: since the last publication. required: of
     the new adapter, BETTER or NOT_WORSE. drawn: questions that were drawn from all that people asked, with the right
-    answers; unjudged: those without one. population: how the other rows were chosen.
+    answers; unrated: those without one. population: how the other rows were chosen.
     """
 
     rows: Sequence[Row]
@@ -59,7 +59,7 @@ class Exam:
     tests_before: int = 0
     required: str = BETTER
     drawn: Sequence[Row] = ()
-    unjudged: Sequence[Row] = ()
+    unrated: Sequence[Row] = ()
     population: type[Population] = Given
 
     def is_rewarded(self, row: Row) -> bool:

@@ -38,16 +38,16 @@ class Examiner(ABC):
     def answered(self, adapter: str | None, rows: dict[str, Row]) -> dict[str, Score]:
         """Returns the Score of each row by an adapter; None: by the base alone."""
 
-    def unjudged(self, old: str | None, new: str | None) -> tuple[list[Score], list[Score]]:
-        """Returns the Scores of both adapters for the questions that nobody judged: what the active one answers counts
+    def unrated(self, old: str | None, new: str | None) -> tuple[list[Score], list[Score]]:
+        """Returns the Scores of both adapters for the questions that nobody rated: what the active one answers counts
         as right. Questions that it does not answer are left out.
         """
-        rows = self.exam.unjudged
+        rows = self.exam.unrated
         before = self.replies(old, rows) if rows else []
         after = self.replies(new, rows) if rows else []
         pairs = [(a, b) for a, b in zip(before, after, strict=True) if a is not None]
-        return ([Score(None, right=True, unjudged=True) for _ in pairs],
-                [Score(None, right=b is not None and same(a, b), unjudged=True) for a, b in pairs])
+        return ([Score(None, right=True, unrated=True) for _ in pairs],
+                [Score(None, right=b is not None and same(a, b), unrated=True) for a, b in pairs])
 
     @abstractmethod
     def replies(self, adapter: str | None, rows: Sequence[Row]) -> list[str | None]:

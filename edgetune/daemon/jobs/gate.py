@@ -40,16 +40,16 @@ def evaluate(served: LlamaModel | Examiner, exam: Exam, old: Asked, new: Asked, 
     examiner = served if isinstance(served, Examiner) else LlamaExaminer(served, exam, on_asked)
     drawn = exam.drawn
     examiner.planned = (len(examiner.missing(old, [*rows, *drawn]))
-                        + len(examiner.missing(new, [*rows, *drawn, *exam.corrected])) + 2 * len(exam.unjudged))
+                        + len(examiner.missing(new, [*rows, *drawn, *exam.corrected])) + 2 * len(exam.unrated))
     before = examiner.scores(old, rows)
     after = examiner.scores(new, rows)
     corrected = examiner.scores(new, exam.corrected)
-    judged = (examiner.scores(old, drawn), examiner.scores(new, drawn))
-    unjudged = examiner.unjudged(old.name, new.name)
+    rated = (examiner.scores(old, drawn), examiner.scores(new, drawn))
+    unrated = examiner.unrated(old.name, new.name)
     limits = limits or Limits()
     canary = examiner.drift(new.name) if limits != Limits() else None
     found = Findings(before, after, exam.rounds, old.name is not None, canary, corrected, exam.tests_before,
-                     exam.required, [*judged[0], *unjudged[0]], [*judged[1], *unjudged[1]], len(unjudged[0]),
+                     exam.required, [*rated[0], *unrated[0]], [*rated[1], *unrated[1]], len(unrated[0]),
                      exam.population)
     verdict = decide(found, limits)
     verdict.scores.update((key, asdict(new.scores[key])) for key in map(exam.key, [*rows, *drawn, *exam.corrected]))
@@ -58,7 +58,7 @@ def evaluate(served: LlamaModel | Examiner, exam: Exam, old: Asked, new: Asked, 
 
 def check(exam: Exam) -> None:
     """Raises DataError as `evaluate` does."""
-    if not exam.rows and not exam.drawn and not exam.unjudged and exam.required == BETTER:
+    if not exam.rows and not exam.drawn and not exam.unrated and exam.required == BETTER:
         raise DataError("there are no rows to evaluate", "hold some out")
     for row in [*exam.rows, *exam.drawn]:
         if not exam.is_rewarded(row):

@@ -28,7 +28,7 @@ from .exam import Exam, Score
 from .examiner import Examiner
 from .rewarded import Rewarding
 
-REPLY = 96  # tokens of an answer that nobody judged; two that are equal so far count as equal
+REPLY = 96  # tokens of an answer that nobody rated; two that are equal so far count as equal
 PROSE_WORDS = 30  # longer texts are compared by loss, not word for word, unless they are JSON
 
 

@@ -39,7 +39,7 @@ MEASURED = "measured.jsonl"  # rows whose loss is measured in training, where th
 SELECTING = "selecting.jsonl"  # held-out rows that choose a checkpoint, or a round of the tutor, and do not decide
 LEAST_HALVED = 16  # held-out rows; half of fewer could not show that an adapter is better, after some that were not
 DRAWN = "drawn.jsonl"  # questions that were drawn from all that people asked, with their right answers,
-UNJUDGED = "unjudged.jsonl"  # and without one
+UNRATED = "unrated.jsonl"  # and without one
 ROUNDS = "rounds.json"  # {"rounds": the job of each of the first rows of HELD, which are of earlier jobs}
 _MARK = "fresh"  # jobs of an earlier version have it in rows of HELD that are not of earlier jobs
 
@@ -183,15 +183,15 @@ def check_judgeable(row: Row) -> None:
 
 @dataclass(frozen=True)
 class Drawn:
-    """Questions that were drawn from all that people asked. judged: rows with the right answer; unjudged: rows without
+    """Questions that were drawn from all that people asked. rated: rows with the right answer; unrated: rows without
     an answer.
     """
 
-    judged: Sequence[Row] = ()
-    unjudged: Sequence[Row] = ()
+    rated: Sequence[Row] = ()
+    unrated: Sequence[Row] = ()
 
     def __len__(self) -> int:
-        return len(self.judged) + len(self.unjudged)
+        return len(self.rated) + len(self.unrated)
 
 
 NONE_DRAWN = Drawn()
@@ -227,8 +227,8 @@ def divide(rows: Iterable[Row] | None, held: Iterable[Row] | None, folder: Path,
                             "a row that is held out is not learned: give other rows")
     _write(folder / CORRECTED, islice(corrected, MAX_CORRECTED))
     _write(folder / MEASURED, measured)
-    _write(folder / DRAWN, drawn.judged)
-    _write(folder / UNJUDGED, drawn.unjudged)
+    _write(folder / DRAWN, drawn.rated)
+    _write(folder / UNRATED, drawn.unrated)
     _write_lines(folder / ROUNDS, [json.dumps({"rounds": [*rounds]})])
     return sides
 
@@ -247,8 +247,8 @@ def held_rows(folder: Path) -> tuple[list[dict[str, Any]], list[str]]:
 
 def drawn_rows(folder: Path) -> Drawn:
     """Returns the questions of a job that were drawn; an earlier version drew none."""
-    judged, unjudged = ([*Rows(folder / name)] if (folder / name).exists() else [] for name in (DRAWN, UNJUDGED))
-    return Drawn(judged, unjudged)
+    rated, unrated = ([*Rows(folder / name)] if (folder / name).exists() else [] for name in (DRAWN, UNRATED))
+    return Drawn(rated, unrated)
 
 
 def halve(folder: Path, parser: RowParser) -> int:

@@ -309,7 +309,7 @@ class Worker:
         longest = as_begun(self.config, adapter).row_limit
         drawn = drawn_rows(self.folder)
         exam = Exam(rows, self.canary, rounds, corrected_rows(self.folder), self.config.instruction, longest,
-                    self.rewarding(), self.task["tests_before"], required, drawn.judged, drawn.unjudged,
+                    self.rewarding(), self.task["tests_before"], required, drawn.rated, drawn.unrated,
                     self.kind.population)
         adapters = {NEW: adapter}
         if self.old.name:

@@ -1,9 +1,9 @@
 """The traffic: a uniform sample of the questions that people ask, by which the gate decides.
 
-One question in five is drawn by a key of the daemon, when it is asked and before anybody judges its answer. So the
+One question in five is drawn by a key of the daemon, when it is asked and before anybody rates its answer. So the
 sample is like all questions, while those that people correct are the ones on which the active adapter is wrong. A drawn
 question is never learned. Only the question is kept, and never an answer, for `days` days and not beyond MOST. If
-nobody judged the answer, the active adapter's answer counts as right, which is never in favour of a new adapter.
+nobody rated the answer, the active adapter's answer counts as right, which is never in favour of a new adapter.
 
 Not drawn are answers with variety, answers of other sources than the active model, questions whose request forbids it
 (`store`), and questions that were learned before.
@@ -28,7 +28,7 @@ from .rows import Row, make_row
 log = logging.getLogger("edgetune.daemon")
 MOST = 1000  # questions that are kept: the latest
 ASKED = 256  # questions of a test, the latest
-UNJUDGED = 64  # of them without a judgement, the latest: each takes two answers
+UNRATED = 64  # of them without a rating, the latest: each takes two answers
 LARGEST = 16 << 10  # bytes of a question with its conversation
 DAY = 86_400  # seconds
 NEWEST = """SELECT * FROM feedback WHERE question = ? AND row IS NOT NULL AND {} AND state != 'withdrawn'
@@ -88,19 +88,19 @@ class Traffic:
         answer was called wrong, without a right one, is left out.
         """
         self._tidy()
-        judged: list[Row] = []
-        unjudged: list[Row] = []
+        rated: list[Row] = []
+        unrated: list[Row] = []
         found = self.store.read("SELECT question, row FROM drawn WHERE adapter = ? ORDER BY place DESC LIMIT ?",
                                 self.active(), ASKED)
         for drawn in found:
-            item = self._judgement(drawn["question"])
+            item = self._rating(drawn["question"])
             if item is not None and item.answer:
-                judged.append(kind.for_gate(item))
-            elif item is None and len(unjudged) < UNJUDGED:
-                unjudged.append(_asked(json.loads(drawn["row"])))
-        return Drawn(judged, unjudged)
+                rated.append(kind.for_gate(item))
+            elif item is None and len(unrated) < UNRATED:
+                unrated.append(_asked(json.loads(drawn["row"])))
+        return Drawn(rated, unrated)
 
-    def _judgement(self, question: str) -> FeedbackItem | None:
+    def _rating(self, question: str) -> FeedbackItem | None:
         """Returns the newest feedback on a question: one with a right answer, if there is one."""
         for condition in (HAS_ANSWER, "TRUE"):
             found = self.store.read(NEWEST.format(condition), question)
@@ -108,16 +108,16 @@ class Traffic:
                 return items[0]
         return None
 
-    def unjudged(self, limit: int = 100) -> Sequence[dict[str, Any]]:
-        """Returns questions that nobody judged, the newest first, as rows of a question."""
+    def unrated(self, limit: int = 100) -> Sequence[dict[str, Any]]:
+        """Returns questions that nobody rated, the newest first, as rows of a question."""
         found = self.store.read("SELECT row FROM drawn WHERE question NOT IN (SELECT question FROM feedback WHERE "
                                 "row IS NOT NULL AND question IS NOT NULL) ORDER BY place DESC LIMIT ?", limit)
         return [_asked(json.loads(drawn["row"])) for drawn in found]
 
     def facts(self) -> dict[str, int]:
-        """Returns days, kept (questions), and unjudged ones."""
+        """Returns days, kept (questions), and unrated ones."""
         [(kept,)] = self.store.read("SELECT count(*) FROM drawn")
-        return {"days": self.days, "kept": kept, "unjudged": len(self.unjudged(MOST)) if kept else 0}
+        return {"days": self.days, "kept": kept, "unrated": len(self.unrated(MOST)) if kept else 0}
 
     def forget(self, question: str) -> None:
         """Deletes a question permanently, with its feedback; its digest stays, so that it is never learned."""

@@ -55,7 +55,7 @@ class Holdout:
         return hmac.new(self.key, name.encode(), hashlib.sha256).hexdigest()
 
     def draws(self, question: str) -> bool:
-        """Returns whether a question that is asked is drawn, before anybody judges its answer: one of each SHARE.
+        """Returns whether a question that is asked is drawn, before anybody rates its answer: one of each SHARE.
 
         Feedback on one that was not drawn is learned, at least until the daemon starts again.
         """
