@@ -28,6 +28,7 @@ from ..training.origin import TENTH, read_origin
 from ..training.sized import load_run
 from .first import FirstEncoder
 from .sources import AskedQuestion, ModelSource
+from .threads import Background
 
 log = logging.getLogger("edgetune.daemon")
 MOST = 40  # questions
@@ -43,16 +44,21 @@ class Contest:
         self._model = model
         self._stopping = stopping
         self._known: dict[str | None, Decision] = {}  # by adapter: whether the model is better
-        self.thread = threading.Thread(target=self._loop, name="first", daemon=True)
+        self._pairs: list[tuple[str, str]] | None = None  # None: not looked for yet
+        self._thread = Background("first", self._look, stopping, "compare the encoder and the model")
 
     def start(self) -> None:
         if self._encoder.has_kinds:
-            self.thread.start()
+            self._thread.start()
 
     def stop(self) -> None:
-        self._stopping.set()
-        if self.thread.ident:
-            self.thread.join()
+        self._thread.stop()
+
+    def threads(self) -> Sequence[threading.Thread]:
+        return [self._thread]
+
+    def reasons(self) -> Sequence[str]:
+        return [self._thread.failure] if self._thread.failure else []
 
     def is_better(self) -> bool:
         """Whether the model is known to be better with its active adapter. For any thread."""
@@ -68,14 +74,17 @@ class Contest:
         return {"compared": found.rows, "encoder": found.losses, "model": found.wins,
                 "unsure": "model" if self.is_better() else "encoder"}
 
-    def _loop(self) -> None:
-        pairs = unsure(self._encoder)
-        while pairs and not self._stopping.wait(CHECK_SECONDS):
-            adapter = self._model.adapters.serving
-            if adapter not in self._known and (found := self.compare(pairs, adapter)):
-                self._known[adapter] = found
-                log.info("of %d questions the encoder alone has %d right and the model alone %d: unsure answers are "
-                         "the %s's", found.right.rows, found.right.losses, found.right.wins, self.facts()["unsure"])
+    def _look(self) -> None:
+        """Compares them on the active adapter, once."""
+        if self._pairs is None:
+            self._pairs = unsure(self._encoder)
+        if self._stopping.wait(CHECK_SECONDS if self._pairs else None):
+            return
+        adapter = self._model.adapters.serving
+        if adapter not in self._known and (found := self.compare(self._pairs, adapter)):
+            self._known[adapter] = found
+            log.info("of %d questions the encoder alone has %d right and the model alone %d: unsure answers are "
+                     "the %s's", found.right.rows, found.right.losses, found.right.wins, self.facts()["unsure"])
 
     def compare(self, pairs: Sequence[tuple[str, str]], adapter: str | None) -> Decision | None:
         """Answers of both to (question, right answer); None where it was stopped, or another adapter became active."""

@@ -75,6 +75,7 @@ from .state.files import Files
 from .state.holdout import open_holdout
 from .state.shelf import LOST, Shelf, lost_things
 from .thinking import thinking_of
+from .threads import Part, health_of
 from .turns import EARLIER, continued
 
 if TYPE_CHECKING:
@@ -177,6 +178,8 @@ class Service:
             if self.first:
                 self.contest.start()
                 opened.callback(self.contest.stop)
+            self.parts: Sequence[Part] = (self.batcher, self.jobs, self.learner, self.advancing, self.documents.stores,
+                                          *([self.contest] if self.first else []))
             self._opened = opened.pop_all()
         return self
 
@@ -369,11 +372,8 @@ class Service:
 
     def health(self) -> dict[str, Any]:
         """Returns {"status": "ok" or "degraded", "reasons": a sentence each}. A degraded service still answers."""
-        paused = [*self.jobs.reasons(), *filter(None, [self.learner.paused_reason])]
-        threads = [part.thread for part in (self.batcher, self.jobs, self.learner, self.advancing)]
-        dead = [f"the thread {thread.name} has died: restart the daemon; its log says why"
-                for thread in threads if thread.ident and not thread.is_alive() and not self.stopping.is_set()]
-        reasons = [*dead, *paused, *self.store.reasons(), *self.adapters.reasons(), *self.holdout.reasons()]
+        parts = () if self.stopping.is_set() else self.parts
+        reasons = [*health_of(parts), *self.store.reasons(), *self.adapters.reasons(), *self.holdout.reasons()]
         if lost := lost_things(self.store.folder):
             counted = " and ".join(f"{count} of {kind}" for kind, count in lost.items())
             reasons.append(f"no row of the database names {counted}: set aside in {self.store.folder / LOST}; edgetune "

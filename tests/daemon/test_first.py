@@ -7,10 +7,10 @@ from dataclasses import replace
 
 import pytest
 from encoders import WORDS, tiny_bert, write_encoder
-from services import open_service
+from services import open_service, until
 
 from edgetune.adapters.store import FILE, read_artifact, save_artifact
-from edgetune.daemon import contest
+from edgetune.daemon import contest, threads
 from edgetune.daemon.first import First, FirstEncoder
 from edgetune.daemon.learning.recall import Recall
 from edgetune.daemon.options import DaemonConfig
@@ -150,6 +150,23 @@ def test_where_values_are_not_sure_the_better_one_answers(tmp_path, commands, mo
     with open_service(tmp_path, context=512, first=str(commands)) as service:
         assert compared(service) == {"compared": len(held), "encoder": 0, "model": len(held), "unsure": MODEL}
         assert source(service, asked(held[0]), max_tokens=64) == MODEL
+
+
+def test_an_error_in_the_comparison_is_said_and_it_is_tried_again(tmp_path, commands, monkeypatch):
+    monkeypatch.setattr(contest, "CHECK_SECONDS", 0.01)
+    monkeypatch.setattr(threads, "RETRY_SECONDS", 0.1)
+    errors = [ValueError("a bug")] * 2
+    unsure = contest.unsure
+    monkeypatch.setattr(contest, "unsure", lambda encoder: unsure(encoder) if not errors else raises(errors.pop()))
+    with open_service(tmp_path, context=512, first=str(commands)) as service:
+        until(lambda: "ValueError: a bug" in " ".join(service.health()["reasons"]))
+        assert {thread.name for thread in service.contest.threads() if thread.is_alive()} == {"first"}
+        compared(service)
+        until(lambda: service.health()["status"] == "ok")
+
+
+def raises(error):
+    raise error
 
 
 def test_rows_that_are_gone_or_changed_are_not_compared(tmp_path, commands):

@@ -7,13 +7,15 @@ from types import SimpleNamespace
 import httpx
 import pytest
 from daemons import PATIENCE, daemon, openai_client
+from full_disks import full_disk
 from indexes import needs_retrieval, small_encoder, write_pdf
-from services import until
+from services import open_service, until
 from tiny import write_tiny
 
 from edgetune.daemon import vector_stores
 from edgetune.daemon.options import DaemonConfig
 from edgetune.daemon.state.files import DOCUMENT
+from edgetune.errors import DiskFullError
 from edgetune.retrieval.building import Report
 
 openai = pytest.importorskip("openai")
@@ -286,6 +288,72 @@ def test_a_cancelled_batch_is_not_read(stores_of):
     assert ended(stores, store.id) == ["completed", "cancelled", "cancelled", "completed"]
     assert [len(names) for names in read] == [1, 2]
     assert [file.status for file in stores.batch(store.id, "vsfb_1").files] == ["cancelled"] * 2
+
+
+@pytest.mark.parametrize("refusal", [DiskFullError("the disk is full"), MemoryError("no room")])
+def test_a_store_that_the_disk_refuses_is_tried_again_and_named_until_then(stores_of, monkeypatch, refusal):
+    monkeypatch.setattr(vector_stores, "RETRY_SECONDS", 0.05)
+    refused = [refusal] * 3
+
+    def build_of(*_, **__):
+        if refused:
+            raise refused.pop()
+        return Report("")
+
+    stores = stores_of(build_of)
+    store = stores.create("lamp", {}, ["file-1"])
+    [reason] = until(stores.reasons)
+    assert store.id in reason
+    assert str(refusal) in reason
+    assert ended(stores, store.id) == ["completed"]
+    assert stores.reasons() == []
+
+
+def test_an_unforeseen_error_fails_one_store_and_is_said(stores_of):
+    """The store's deletion is the way out."""
+    def build_of(documents, *_, **__):
+        if len(documents) > 1:
+            raise RuntimeError("a bug")
+        return Report("")
+
+    stores = stores_of(build_of)
+    poisoned, after = stores.create("a", {}, ["file-1", "file-2"]), stores.create("b", {}, ["file-1"])
+    assert ended(stores, after.id) == ["completed"]
+    assert [file.status for file in stores.get(poisoned.id).files] == ["failed"] * 2
+    [reason] = stores.reasons()
+    assert poisoned.id in reason
+    assert "RuntimeError: a bug" in reason
+    stores.delete(poisoned.id)
+    assert stores.reasons() == []
+
+
+@pytest.mark.parametrize("restarts", [False, True])
+def test_a_full_disk_holds_no_store_up_for_ever(restarts, tmp_path, monkeypatch):
+    """Not one file of the daemon may grow while documents are read: neither an index nor a record."""
+    needs_retrieval()
+    monkeypatch.setattr(vector_stores, "ENCODER", str(small_encoder(tmp_path)))
+    monkeypatch.setattr(vector_stores, "RETRY_SECONDS", 600 if restarts else 0.05)
+    is_full, build_of = threading.Event(), vector_stores.build_of
+    monkeypatch.setattr(vector_stores, "build_of", lambda *given, **options: (
+        is_full.wait(PATIENCE) and build_of(*given, **options)))
+    with open_service(tmp_path) as service:
+        stores = service.documents.stores
+        files = [service.files.add(name, DOCUMENT, [content]).id for name, content in (LAMP, CAT)]
+        made = [stores.create("", {}, [file]).id for file in files]
+        with full_disk(0):
+            is_full.set()
+            until(lambda: len(stores.reasons()) == len(made))
+            health = service.health()
+            assert health["status"] == "degraded"
+            assert "cannot write" in " ".join(health["reasons"])
+            assert [store.status for store in stores.list()] == ["in_progress"] * 2
+        if not restarts:
+            assert [ended(stores, id) for id in made] == [["completed"]] * 2
+            assert service.health() == {"status": "ok", "reasons": []}
+    if restarts:
+        with open_service(tmp_path) as service:
+            assert [ended(service.documents.stores, id) for id in made] == [["completed"]] * 2
+            assert service.health() == {"status": "ok", "reasons": []}
 
 
 def test_a_file_that_is_deleted_while_it_is_read_ends_nothing(stores_of):

@@ -113,9 +113,8 @@ class Jobs:
         """Saves the training, and returns when that is done."""
         self._queue.stop()
 
-    @property
-    def thread(self) -> threading.Thread:
-        return self._queue.thread
+    def threads(self) -> Sequence[threading.Thread]:
+        return [self._queue.thread]
 
     @property
     def on_done(self) -> list[Callable[[Job], None]]:
