@@ -120,6 +120,10 @@ class DiskFullError(DiskError):
     """The disk takes no more until something is removed."""
 
 
+class LockedError(DiskError):
+    """Another program holds a file, and may let go of it soon."""
+
+
 class NotFoundError(EdgetuneError):
     """Nothing has that name or number."""
 

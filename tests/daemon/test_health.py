@@ -1,13 +1,17 @@
 """The daemon's health: it is ok only if every thread lives and all that waits goes on."""
 
+import sqlite3
 import threading
 
+import httpx
 import pytest
+from daemons import PATIENCE, daemon
 from fleets import write_fleet
 from services import open_service, until
 from tiny import write_tiny
 
 from edgetune.daemon import threads
+from edgetune.daemon.state import database
 from edgetune.daemon.threads import Background, health_of
 from edgetune.formats.bundle import open_bundle
 
@@ -25,6 +29,26 @@ def test_health_knows_every_thread_of_a_service(tmp_path):
         assert begun == known
         assert {thread.name for thread in known} == {"batcher", "jobs", "learn", "rollouts", "documents"}
         assert service.health() == {"status": "ok", "reasons": []}
+
+
+def test_a_database_that_another_program_holds_is_said_soon(tiny_q8, tmp_path, monkeypatch):
+    assert database.LOCK_SECONDS <= 5
+    monkeypatch.setattr(database, "LOCK_SECONDS", 0.2)
+    given = {"prompt": "lamp", "answer": "off", "correction": "on"}
+    with daemon(tiny_q8, tmp_path / "state") as running, httpx.Client(base_url=running.url, timeout=PATIENCE) as http:
+        other = sqlite3.connect(tmp_path / "state" / database.NAME, isolation_level=None)
+        other.execute("BEGIN EXCLUSIVE")
+        refused = http.post("/v1/feedback", json=given)
+        assert (refused.status_code, refused.headers["Retry-After"]) == (503, "1")
+        assert (refused.json()["error"]["type"], refused.json()["error"]["code"]) == ("server_error", "locked")
+        assert "another program holds" in refused.json()["error"]["message"]
+        health = http.get("/healthz").json()
+        assert health["status"] == "degraded"
+        assert "another program holds" in health["reasons"][0]
+        other.close()
+        assert http.get("/healthz").json() == {"status": "ok", "reasons": []}
+        assert http.post("/v1/feedback", json=given).status_code == 200
+        assert running.service.feedback.counts()["new"] + running.service.feedback.counts()["held"] == 1
 
 
 class Failing:
