@@ -32,7 +32,16 @@ from typing import Any
 from ...adapters import store
 from ...data import loader
 from ...data.dataset import Dataset
-from ...errors import DiskError, EdgetuneError, FormatError, Interrupted, MismatchError, TooMuchError, UsageError
+from ...errors import (
+    DiskError,
+    EdgetuneError,
+    FormatError,
+    Interrupted,
+    MismatchError,
+    TooMuchError,
+    UsageError,
+    named,
+)
 from ...evaluation.graders.sandbox import limit_processes, share_of
 from ...evaluation.graders.time_limit import set_time_limit
 from ...formats.bundle import open_bundle
@@ -158,6 +167,9 @@ def work(task: dict[str, Any], commands: ParentCommands, emit: Emit) -> int:
         may_succeed_later = isinstance(error, DiskError) or type(error) is TooMuchError
         emit({"event": "failed", "kind": type(error).__name__, "what": error.what, "hint": error.hint,
               "disk": may_succeed_later, "resumable": has_begun and isinstance(error, UsageError)})
+    except FileNotFoundError as error:
+        emit({"event": "failed", "kind": "FormatError", "what": f"{error.filename}, which the job needs, is gone",
+              "hint": "begin another job", "disk": False, "resumable": False})
     except OSError as error:
         if error.errno not in NO_ROOM:
             raise
@@ -337,9 +349,15 @@ def is_done(out: Path) -> bool:
 
 
 def trained_tokens(out: Path) -> int:
-    """Returns the tokens of all steps; lines of steps that were done twice are already removed."""
-    lines = map(json.loads, (out / METRICS).read_text().splitlines())
-    return sum(line["tokens"] for line in lines if line["event"] == "step")
+    """Returns the tokens of all steps; lines of steps that were done twice are already removed. Raises FormatError
+    where the file of steps is gone or damaged.
+    """
+    try:
+        lines = map(json.loads, (out / METRICS).read_text().splitlines())
+        return sum(line["tokens"] for line in lines if line["event"] == "step")
+    except (FileNotFoundError, ValueError, KeyError, TypeError) as error:
+        raise FormatError(f"{out / METRICS} of the training is gone or damaged: {named(error)}",
+                          "begin another job") from None
 
 
 def _take_stdout() -> Emit:
