@@ -1,6 +1,9 @@
 """edgetune.daemon.learning.learner: what a job learns, and what becomes of its rows."""
 
 import json
+import os
+import subprocess
+import sys
 from dataclasses import replace
 
 import pytest
@@ -78,6 +81,47 @@ def test_learns_and_refuses(trains):
     assert [counts["job"] for counts in anew["rounds"]] == [job.id]
     assert feedback.counts()["aside"] == 30
     assert {note.job for note in feedback.list() if note.state == "used"} == {job.id}
+
+
+KILLED = """
+import os, sys
+from pathlib import Path
+from fake_workers import FakeWorkers
+from learners import give, opened
+from edgetune.daemon.state.database import Store
+
+def end(sql):
+    if sql.startswith("UPDATE feedback SET job"):
+        os._exit(9)
+
+connect = Store._connect
+def watched(store):
+    db = connect(store)
+    db.set_trace_callback(end)
+    return db
+
+Store._connect = watched
+with opened(Path(sys.argv[1]), Path(sys.argv[2]), start_process=FakeWorkers(), learn_rows=10) as service:
+    give(service, range(20))
+    service.learner.begin()
+"""
+
+
+def test_a_kill_while_rows_are_assigned_to_a_job_trains_them_once(tiny_q8, tmp_path, workers):
+    """There is either no job, or one that has them: nothing is learned, or held out, twice."""
+    done = subprocess.run([sys.executable, "-c", KILLED, tiny_q8, tmp_path], capture_output=True, text=True,
+                          env={**os.environ, "PYTHONPATH": os.pathsep.join(filter(None, sys.path))})
+    assert done.returncode == 9, done.stderr
+    with opened(tiny_q8, tmp_path, start_process=workers, learn_rows=10) as service:
+        assert (service.jobs.list(), service.feedback.waiting()) == ([], 20)
+        assert list(service.jobs.folder.iterdir()) == []
+        job = service.learner.begin()
+        assert service.feedback.waiting() == 0
+        workers.next().judge()
+        service.jobs.wait(job.id, 60)
+        until(lambda: not service.feedback.unsettled())
+        assert {item.job for item in service.feedback.list()} == {job.id}
+        assert [each.id for each in service.jobs.list()] == [job.id]
 
 
 def test_all_that_was_learned_is_learned_anew(service):

@@ -20,6 +20,7 @@ from edgetune.daemon.jobs.process import WorkerProcess
 from edgetune.daemon.jobs.recipe import HELD, held_rows
 from edgetune.daemon.jobs.recipe import TRAIN as TRAIN_ROWS
 from edgetune.daemon.kinds.tutor import LABELLED, PROMPTS, SELECTING, START, TASK, TutorJob
+from edgetune.daemon.learning.prompts import take
 from edgetune.daemon.options import DaemonConfig
 from edgetune.daemon.service import Service
 from edgetune.daemon.state.holdout import EDGE
@@ -313,7 +314,8 @@ def test_a_job_of_an_earlier_version_has_options_that_were_dropped(tmp_path):
 def test_a_feedback_job_that_is_activated_has_prompts_asked_again(service, workers):
     """It began from the base."""
     ask(service, range(20))
-    service.prompts.take([prompt.id for prompt in service.prompts.list()], "ftjob-0")
+    with service.store.write() as db:
+        take(db, [prompt.id for prompt in service.prompts.list()], "ftjob-0")
     for passed, waiting in ((False, 0), (True, 20)):
         correct(service, range(30))
         job = service.learner.begin()

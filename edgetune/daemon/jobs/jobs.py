@@ -39,7 +39,7 @@ from ..state.shelf import Shelf
 from . import recipe
 from .queue import Queue
 from .rewarded import REWARD, with_rewards
-from .table import ENDED, JobTable, Note
+from .table import ENDED, JobTable, Note, Take
 from .table import Job as Job
 
 FOLDER = "runs"
@@ -55,8 +55,8 @@ class JobData:
     `rows`. rounds: of the first of `held`, which are of earlier feedback jobs, the job of each. corrected: rows that
     people corrected, whose answers the gate checks. measured: rows whose loss, or reward, is measured during the
     training; none: the held-out rows, where they have one. drawn: questions that were drawn from all that people asked.
-    fill: writes further files of its kind into the folder of
-    the job.
+    fill: writes further files of its kind into the folder of the job. take: assigns what it learns to the job of an id,
+    in the transaction that adds the job.
     """
 
     rows: Iterable[Row] | None
@@ -66,6 +66,7 @@ class JobData:
     measured: Iterable[Row] = ()
     drawn: recipe.Drawn = recipe.NONE_DRAWN
     fill: Callable[[Path], object] | None = None
+    take: Take | None = None
 
 
 @dataclass(frozen=True)
@@ -198,7 +199,7 @@ class Jobs:
                        + (f", of which {selecting} choose the checkpoint" if selecting else ""),
                        {"rows": sides, "config": config.to_json()})
             with self.changed:
-                self.table.insert(row, [created, *of_base, *notes])
+                self.table.insert(row, [created, *of_base, *notes], data.take)
                 self._runs.settle(job)
         return self.get(job)
 

@@ -16,7 +16,7 @@ from ..jobs.decide import LEAST_DRAWN
 from ..jobs.jobs import JobData, Jobs
 from ..jobs.table import Job
 from ..learning.curriculum import JobRows, curriculum, least_rows, passes_over
-from ..learning.feedback import Feedback, StoredRow, TrainingRows
+from ..learning.feedback import Feedback, StoredRow, TrainingRows, assign
 from ..learning.file_rows import FileRow, FileRows, rows_of_active
 from ..learning.kinds import LABELLED, PAIRS
 from ..learning.method import LearnMethod
@@ -94,9 +94,7 @@ class NewFeedback(Starter):
         if not rows.held and len(self.traffic.rows(self.method.kind)) < LEAST_DRAWN:
             raise UsageError(f"there is feedback on {_questions(len(rows.new))}, and none of it is held out",
                              f"correct answers to more questions: one of each {SHARE} is held out")
-        job = self._create(rows, file)
-        self.feedback.assign(rows.taken, job.id)
-        return job
+        return self._create(rows, file)
 
     def unsettled(self) -> Sequence[str]:
         return self.feedback.unsettled()
@@ -140,7 +138,8 @@ class NewFeedback(Starter):
                        JobRows(self.feedback, held, lambda item: [kind.for_gate(item)]),
                        [file.name] * len(file.held) + [*rows.rounds],
                        JobRows(self.feedback, [row for row in rows.new if row.has_answer]),
-                       () if is_measured else JobRows(self.feedback, [*rows.established, *given], kind.learned), drawn)
+                       () if is_measured else JobRows(self.feedback, [*rows.established, *given], kind.learned), drawn,
+                       take=lambda db, job: assign(db, rows.taken, job))
         return self.jobs.begin(self.origin, data, self.method.asked, suffix=SUFFIX, metadata=counts,
                                hyperparameters=options, files=file.ids, note=file.note)
 

@@ -319,10 +319,9 @@ class Feedback:
             db.execute("UPDATE feedback SET state = 'aside' WHERE id = ?", (id,))
 
     def assign(self, rows: Iterable[StoredRow], job: str) -> None:
-        """Assigns these rows to a job, except those that were edited or deleted since it read them."""
+        """Assigns these rows to a job, as `assign` does, in a transaction of its own."""
         with self.store.write() as db:
-            db.executemany("UPDATE feedback SET job = ? WHERE rowid = ? AND id = ?",
-                           [(job, row.rowid, row.id) for row in rows])
+            assign(db, rows, job)
 
     def settle(self, job: str, state: State) -> None:
         """Settles the new rows of a job that has ended: used, set aside, or new, to wait for another job."""
@@ -366,6 +365,11 @@ class Feedback:
                     except (ValueError, DataError, RecursionError):
                         question = ""
                     db.execute("UPDATE feedback SET question = ? WHERE rowid = ?", (question, each["rowid"]))
+
+
+def assign(db: sqlite3.Connection, rows: Iterable[StoredRow], job: str) -> None:
+    """Assigns these rows to a job, except those that were edited or deleted since it read them."""
+    db.executemany("UPDATE feedback SET job = ? WHERE rowid = ? AND id = ?", [(job, row.rowid, row.id) for row in rows])
 
 
 def word_of(row: StoredRow) -> tuple[str, bool]:
