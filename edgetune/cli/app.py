@@ -22,6 +22,7 @@ from ..console import Terminal
 from ..errors import EdgetuneError, UsageError, install_hint
 from ..machine.policy import Policy, read_policy
 from ..options import AUTO, declared, groups_of, kind_of, seconds_of, share_of, takes_auto
+from ..signals import stop_requests
 from ..training.config import BACKENDS, FILE_OPTIONS, CommonOptions
 from ..version import __version__
 from .extras import extra_of
@@ -383,16 +384,15 @@ def step_progress(console: Terminal, as_json: bool) -> StepProgress | JsonProgre
 
 @contextmanager
 def stop_on_signals() -> Iterator[Callable[[], bool]]:
-    """Yields a function that says whether Ctrl-C or SIGTERM came; a second one stops at once."""
+    """Yields a function that says whether Ctrl-C, SIGTERM or SIGHUP came. A second one stops at once, but for SIGHUP:
+    shell and kernel send one each when a terminal is closed.
+    """
     asked: list[int] = []
 
-    def ask(number: int, _frame: object) -> None:
+    def ask(number: int) -> None:
         asked.append(number)
-        signal.signal(number, signal.SIG_DFL)
+        if number != signal.SIGHUP:
+            signal.signal(number, signal.SIG_DFL)
 
-    before = {number: signal.signal(number, ask) for number in (signal.SIGINT, signal.SIGTERM)}
-    try:
+    with stop_requests(ask):
         yield lambda: bool(asked)
-    finally:
-        for number, handler in before.items():
-            signal.signal(number, handler)

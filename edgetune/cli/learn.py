@@ -71,9 +71,9 @@ def train_command(model: Path, data: Path, folder: Path, held_out: str | None, p
       {"text": "..."}
 
     The loss counts answers only (every assistant turn, the completion), and all of a text. The output folder contains
-    adapter.gguf for llama.cpp, run.json and metrics.jsonl. Ctrl-C and SIGTERM save and exit with 75; --resume
-    continues. Several numbers, as in --lr 1e-4,5e-4, make a run each, and a table. Exits with 3 if the adapter is worse
-    than no training.
+    adapter.gguf for llama.cpp, run.json and metrics.jsonl. Ctrl-C, SIGTERM and a closed terminal save and exit with 75;
+    --resume continues. Several numbers, as in --lr 1e-4,5e-4, make a run each, and a table. Exits with 3 if the adapter
+    is worse than no training.
     """
     from ..formats.bundle import open_bundle
     from ..runs.train import train

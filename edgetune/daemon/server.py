@@ -23,6 +23,7 @@ import uvicorn
 
 from .. import disk
 from ..errors import UsageError
+from ..signals import stop_requests
 from .api.app import app
 from .api.connections import KEEP_ALIVE, WATCH_SECONDS, Connection, watch
 from .memory import give_back
@@ -47,8 +48,8 @@ def log_formatter() -> logging.Formatter:
 
 def run(service: Service, on_ready: Callable[[str], None] | None = None,
         on_interrupt: Callable[[], None] | None = None) -> None:
-    """Serves until SIGTERM, SIGINT or service.stopping, then lets answers end and training save; a second signal breaks
-    answers off.
+    """Serves until SIGTERM, SIGINT, SIGHUP or service.stopping, then lets answers end and training save; a second
+    signal breaks answers off.
 
     on_ready gets the address (a URL, or unix:PATH) when the daemon answers; on_interrupt is called in the handler of
     SIGINT. Raises UsageError where it cannot listen, and errors that Service.start raises.
@@ -116,18 +117,15 @@ class _Server(uvicorn.Server):
             yield
             return
 
-        def asked(number: int, _frame: object) -> None:
-            self._hurried = self.service.stopping.is_set()
+        def asked(number: int) -> None:
+            if number != signal.SIGHUP:  # of which a closed terminal sends two
+                self._hurried = self.service.stopping.is_set()
             self.service.stopping.set()
             if number == signal.SIGINT and self._on_interrupt:
                 self._on_interrupt()
 
-        before = {number: signal.signal(number, asked) for number in (signal.SIGTERM, signal.SIGINT)}
-        try:
+        with stop_requests(asked):
             yield
-        finally:
-            for number, handler in before.items():
-                signal.signal(number, handler)
 
     @contextmanager
     def capture_signals(self) -> Iterator[None]:

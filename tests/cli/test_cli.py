@@ -16,7 +16,9 @@ from click.testing import CliRunner
 from commands import all_commands, run
 from encoders import WORDS, tiny_bert, write_encoder
 from screens import screen
+from services import until
 from sometimes import mostly_slow
+from terminals import in_terminal
 from tiny import write_place, write_tiny
 
 import edgetune.__main__
@@ -269,6 +271,32 @@ def test_a_signal_saves_and_resume_goes_on(place, number):
     done = subprocess.run([*args, "--resume", "--json"], cwd=place, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
     assert json.loads(done.stdout)["steps"] == 60
+
+
+def test_a_training_whose_terminal_is_closed_saves_and_resume_goes_on(place):
+    args = [sys.executable, "-m", "edgetune", "train", "model.gguf", "rows.jsonl", "-o", "closed", "--steps", "60",
+            *SMALL]
+    with in_terminal(args, place) as running:
+        metrics = place / "closed" / "metrics.jsonl"
+        until(lambda: metrics.exists() and metrics.read_text().count("\n") > 3)
+        running.close()
+        assert running.process.wait(60) == 75, running.said
+    assert (place / "closed" / "adapter.gguf").exists()
+    done = subprocess.run([*args, "--resume", "--json"], cwd=place, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    assert json.loads(done.stdout)["steps"] == 60
+
+
+def test_a_training_that_ignores_the_end_of_its_terminal_goes_on(place):
+    """Under nohup, whose output is a file."""
+    args = ["nohup", sys.executable, "-m", "edgetune", "train", "model.gguf", "rows.jsonl", "-o", "nohup", "--steps",
+            "12", *SMALL]
+    with (place / "said").open("w") as said:
+        process = subprocess.Popen(args, cwd=place, stdout=said, stderr=said)
+        metrics = place / "nohup" / "metrics.jsonl"
+        until(lambda: metrics.exists() and metrics.read_text().count("\n") > 3)
+        process.send_signal(signal.SIGHUP)
+        assert process.wait(60) == 0, (place / "said").read_text()
 
 
 @pytest.mark.parametrize("path", [(), *all_commands()], ids=" ".join)
