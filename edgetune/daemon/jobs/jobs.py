@@ -56,7 +56,8 @@ class JobData:
     people corrected, whose answers the gate checks. measured: rows whose loss, or reward, is measured during the
     training; none: the held-out rows, where they have one. drawn: questions that were drawn from all that people asked.
     fill: writes further files of its kind into the folder of the job. take: assigns what it learns to the job of an id,
-    in the transaction that adds the job.
+    in the transaction that adds the job. system: the system message of rows without one, which is people's text too: it
+    lies with the rows and goes with them. None: that of the options.
     """
 
     rows: Iterable[Row] | None
@@ -67,6 +68,7 @@ class JobData:
     drawn: recipe.Drawn = recipe.NONE_DRAWN
     fill: Callable[[Path], object] | None = None
     take: Take | None = None
+    system: str | None = None
 
 
 @dataclass(frozen=True)
@@ -194,6 +196,8 @@ class Jobs:
             selecting = recipe.halve(beside, objective.rows) if request.origin == FileJob.origin else 0
             if data.fill:
                 data.fill(beside)
+            if data.system is not None and "system" not in asked:
+                (beside / recipe.SYSTEM).write_text(data.system, encoding="utf-8")
             disk.sync_whole(beside)
             created = (f"created with {sides['train']['rows']} rows to learn, {sides['held_out']['rows']} held out"
                        + (f", of which {selecting} choose the checkpoint" if selecting else ""),

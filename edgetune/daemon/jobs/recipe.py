@@ -37,11 +37,18 @@ CORRECTED = "corrected.jsonl"  # of a feedback job: corrections that it learns, 
 MAX_CORRECTED = 64  # rows of CORRECTED
 MEASURED = "measured.jsonl"  # rows whose loss is measured in training, where the method has none on held-out rows
 SELECTING = "selecting.jsonl"  # held-out rows that choose a checkpoint, or a round of the tutor, and do not decide
+SYSTEM = "system.txt"  # the system message of rows without one, where it is not in the options
 LEAST_HALVED = 16  # held-out rows; half of fewer could not show that an adapter is better, after some that were not
 DRAWN = "drawn.jsonl"  # questions that were drawn from all that people asked, with their right answers,
 UNRATED = "unrated.jsonl"  # and without one
 ROUNDS = "rounds.json"  # {"rounds": the job of each of the first rows of HELD, which are of earlier jobs}
 _MARK = "fresh"  # jobs of an earlier version have it in rows of HELD that are not of earlier jobs
+
+
+def with_system(config: TrainConfig, folder: Path) -> TrainConfig:
+    """Returns the options with the system message in the folder of a job, if there is one."""
+    path = folder / SYSTEM
+    return replace(config, system=path.read_text(encoding="utf-8")) if path.exists() else config
 
 
 def method_of(method: Mapping[str, Any] | None, hyperparameters: Mapping[str, Any] | None,

@@ -61,6 +61,7 @@ from ...training.throttle import AnswerPriority, be_nice
 from ...version import __version__
 from ..kinds.registry import kind_of
 from ..options import AllowedPython, Limits
+from . import recipe
 from .exam import BETTER, Asked, Exam, read_scores
 from .recipe import SELECTING, TRAIN, corrected_rows, drawn_rows, held_rows, measured_file
 from .rewarded import Rewarding, eval_samples, with_rewards
@@ -206,7 +207,7 @@ class Worker:
         self.out = self.folder / RUN
         self.method = task["method"]
         self.canary = task["canary"]
-        self.config = from_json(TrainConfig, task["config"], "the task")
+        self.config = recipe.with_system(from_json(TrainConfig, task["config"], "the task"), self.folder)
         self.room = from_json(Room, task["room"], "the task").wider(shared_memory())
         self.limits = from_json(Limits, task["limits"], "the task")
         self.python = from_json(AllowedPython, task["python"], "the task")
@@ -238,7 +239,7 @@ class Worker:
         gc.collect()
         trim()
         record = store.read_run(self.out)
-        self.emit({"event": "trained", "tokens": trained_tokens(self.out), "record": record})
+        self.emit({"event": "trained", "tokens": trained_tokens(self.out)})
         verdict = self.judged(self.out)
         if gap := self._gap(verdict["scores"], record):
             self.emit(gap)

@@ -132,9 +132,8 @@ class Questions:
         """Begins a job that evaluates by them. Raises errors of jobs."""
         kind = service.method.kind
         data = JobData(None, JobRows(service.feedback, self.held, lambda item: [kind.for_gate(item)]), self.rounds,
-                       drawn=self.drawn, fill=fill)
-        return service.jobs.begin(origin, data, service.method.asked, suffix="", metadata=metadata,
-                                  hyperparameters={"system": self.system})
+                       drawn=self.drawn, fill=fill, system=self.system)
+        return service.jobs.begin(origin, data, service.method.asked, suffix="", metadata=metadata, hyperparameters={})
 
 
 def questions(service: Service, request: EvaluationRequest) -> Questions:

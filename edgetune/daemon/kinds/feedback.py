@@ -139,7 +139,8 @@ class NewFeedback(Starter):
                        [file.name] * len(file.held) + [*rows.rounds],
                        JobRows(self.feedback, [row for row in rows.new if row.has_answer]),
                        () if is_measured else JobRows(self.feedback, [*rows.established, *given], kind.learned), drawn,
-                       take=lambda db, job: assign(db, rows.taken, job))
+                       take=lambda db, job: assign(db, rows.taken, job),
+                       system=None if kind is LABELLED else self._system)
         return self.jobs.begin(self.origin, data, self.method.asked, suffix=SUFFIX, metadata=counts,
                                hyperparameters=options, files=file.ids, note=file.note)
 
@@ -156,8 +157,7 @@ class NewFeedback(Starter):
                              least_rows(different, train), least_rows(len(earlier), train))
         anchors = rows_per_anchor(replace(train, epochs="auto", steps=0), self.method.objective)
         return learned, {"epochs": 1.0, "steps": 0, "shuffle": False, "anchors": anchors,
-                         "batch_size": batch_of(train, different), "lr": peak_rate(train, different),
-                         "system": self._system}
+                         "batch_size": batch_of(train, different), "lr": peak_rate(train, different)}
 
     @property
     def _system(self) -> str:

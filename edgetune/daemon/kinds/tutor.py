@@ -213,11 +213,11 @@ class KeptPrompts(Starter):
         counts = {"prompts": str(len(rows)), "labelled": str(len(labelled)), "held": str(len(deciding)),
                   "selecting": str(len(selecting))}
         plain = TrainConfig()
-        options = {**{name: getattr(plain, name) for name in LEFT_OUT}, **store.recorded_size(start),
-                   "system": "" if self.jobs.train.prompt else self.jobs.train.system or store.read_system(active)}
+        options = {**{name: getattr(plain, name) for name in LEFT_OUT}, **store.recorded_size(start)}
+        system = "" if self.jobs.train.prompt else self.jobs.train.system or store.read_system(active)
         fill = partial(_fill, task=self.task, labelled=labelled, selecting=selecting, start=start)
         data = JobData(rows, deciding, earlier, fill=fill,
-                       take=lambda db, job: take(db, [prompt.id for prompt in found], job))
+                       take=lambda db, job: take(db, [prompt.id for prompt in found], job), system=system)
         return self.jobs.begin(self.origin, data, {"type": Sft.method}, suffix=SUFFIX, metadata=counts,
                                hyperparameters=options, files=files_of_active(self.jobs))
 

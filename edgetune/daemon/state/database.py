@@ -49,6 +49,7 @@ class Store:
         self._probe_at = 0.0
         self._locked: LockedError | None = None  # as long as another program holds the database
         self._locked_at = 0.0  # when a write last gave up to wait for it
+        self._must_wipe = _wal(self.path).exists()  # a kill may have come between a deletion and its wipe
         self._files: dict[Path, tuple[int, int]] = {}  # device and inode of the files that connections have open
         if not self.path.exists() or not self.path.stat().st_size:
             self._set_log_aside()
@@ -57,6 +58,8 @@ class Store:
         with self._connection() as db:  # the log exists now, and as long as one connection is open
             db.execute("SELECT count(*) FROM service").fetchone()
         self._files = {path: _identity(path) for path in (self.path, _wal(self.path))}
+        if self._must_wipe:
+            self.wipe()
 
     def _set_log_aside(self) -> None:
         """Sets aside the log of a lost database: it may hold the newest writes, and SQLite would remove it."""
@@ -160,6 +163,8 @@ class Store:
                 self._begin(db, LOCK_SECONDS)
                 yield db
                 db.execute("COMMIT")
+                if self._must_wipe and self._files:
+                    self._wipe(db, 0.0)
             except (sqlite3.Error, UnicodeDecodeError) as error:
                 known = self._as_known(error)
                 self._refusal = known if isinstance(known, DiskError) else None
@@ -196,13 +201,23 @@ class Store:
 
     def wipe(self) -> None:
         """Removes deleted rows from the log of SQLite too, where they would stay until it is overwritten. If the disk
-        refuses now, it happens later; the rows are deleted all the same.
+        refuses now, or another program reads the database, it happens with a later write; the rows are deleted all the
+        same.
         """
         with self._connection() as db, self._writing:
-            try:
-                db.execute("PRAGMA wal_checkpoint(TRUNCATE)").fetchone()
-            except sqlite3.Error as error:
-                log.warning("%s is not emptied yet: %s", _wal(self.path), error)
+            self._wipe(db)
+
+    def _wipe(self, db: sqlite3.Connection, seconds: float = LOCK_SECONDS) -> None:
+        """Waits so long for readers."""
+        db.execute(f"PRAGMA busy_timeout = {seconds * 1000:.0f}")
+        try:
+            (is_read, _, _) = db.execute("PRAGMA wal_checkpoint(TRUNCATE)").fetchone()
+            self._must_wipe = bool(is_read)
+        except sqlite3.Error as error:
+            self._must_wipe = True
+            log.warning("%s is not emptied yet: %s", _wal(self.path), error)
+        finally:
+            db.execute(f"PRAGMA busy_timeout = {LOCK_SECONDS * 1000:.0f}")
 
     def _as_known(self, error: sqlite3.Error | UnicodeDecodeError) -> Exception:
         """Returns the EdgetuneError for an error of a user or a disk; a programming error is returned unchanged.

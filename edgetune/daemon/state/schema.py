@@ -82,6 +82,15 @@ CREATE TABLE drawn (                -- a uniform sample of the questions that pe
 CREATE TABLE switches (             -- what people switched off; what has no row is on
     name TEXT PRIMARY KEY);
 """
+TEXTS_LEAVE_JOBS = """
+UPDATE events SET data = 'null' WHERE type = 'message' AND data LIKE '{"run":%';
+UPDATE events SET data = json_set(data, '$.config.system', '') WHERE type = 'message' AND data LIKE '{"rows":%'
+    AND json_valid(data) AND job IN (SELECT id FROM jobs WHERE origin != 'api');
+UPDATE jobs SET config = json_set(config, '$.system', '') WHERE json_valid(config) AND origin != 'api'
+    AND finished_at IS NOT NULL;
+UPDATE jobs SET method = json_remove(method, '$.' || json_extract(method, '$.type') || '.hyperparameters.system')
+    WHERE json_valid(method) AND origin != 'api' AND finished_at IS NOT NULL;
+"""  # of earlier versions, whose jobs kept system messages and labels of people's rows for ever
 UPGRADES = {  # from a version of the schema to the next
     1: """
 ALTER TABLE jobs ADD COLUMN verdict TEXT;
