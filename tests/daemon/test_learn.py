@@ -14,9 +14,10 @@ from edgetune.daemon.jobs.recipe import TRAIN as TRAIN_ROWS
 from edgetune.daemon.jobs.recipe import held_rows
 from edgetune.daemon.kinds import feedback as kind
 from edgetune.daemon.kinds.feedback import ALL
+from edgetune.daemon.learning import feedback as learned_feedback
 from edgetune.data.anchors import ROWS_PER_ANCHOR
 from edgetune.data.dataset import load_rows
-from edgetune.errors import UsageError
+from edgetune.errors import Interrupted, UsageError
 
 FAR = 1e12  # seconds on the monotonic clock: nobody asked for long
 
@@ -122,6 +123,37 @@ def test_a_kill_while_rows_are_assigned_to_a_job_trains_them_once(tiny_q8, tmp_p
         until(lambda: not service.feedback.unsettled())
         assert {item.job for item in service.feedback.list()} == {job.id}
         assert [each.id for each in service.jobs.list()] == [job.id]
+
+
+def test_what_a_job_reads_does_not_grow_with_what_waits(service, monkeypatch):
+    """It looks at the latest rows that it takes, and at no others."""
+    monkeypatch.setattr(learned_feedback, "REPLAY_MOST", 32)
+    read = []
+    statement = service.store.read
+    monkeypatch.setattr(service.store, "read", lambda sql, *values: read.append(sql) or statement(sql, *values))
+    counts = []
+    for numbers in (range(200), range(200, 800)):
+        give(service, numbers)
+        read.clear()
+        job = service.learner.begin()
+        counts.append(len([sql for sql in read if "feedback" in sql]))
+        assert (job.metadata["new"], job.metadata["held"]) == ("32", "32")
+        assert service.feedback.waiting() == numbers.stop - 64
+        cancel(service, job)
+        until(lambda: not service.feedback.unsettled())
+    assert counts[1] <= counts[0] < 200
+
+
+def test_a_daemon_that_stops_does_not_wait_until_a_job_has_begun(service, monkeypatch):
+    give(service, range(40))
+    looked = []
+    load = kind.load_rows
+    monkeypatch.setattr(kind, "load_rows", lambda *given, **options: (
+        looked.append(given), service.stopping.set(), load(*given, **options)))
+    with pytest.raises(Interrupted, match="the daemon stops"):
+        service.learner.begin()
+    assert len(looked) == 1
+    assert (service.jobs.list(), service.feedback.waiting()) == ([], 40)
 
 
 def test_all_that_was_learned_is_learned_anew(service):

@@ -15,8 +15,9 @@ from __future__ import annotations
 
 import secrets
 import sqlite3
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
+from itertools import islice
 from typing import Any
 
 from ...data.question import question_digest
@@ -30,7 +31,8 @@ from .limits import held_out, make_room, spread
 from .rows import Rating, Row, check_rating, check_size, expiry, make_row, read_row, with_answer
 from .withdrawn import withdraw, withdraw_earlier
 
-REPLAY_MOST = 2000  # rows read for replay, the latest
+REPLAY_MOST = 2000  # rows of each state and side that a job reads, the latest
+TOGETHER = 16  # rows that are read at once: of 256 KiB at most
 WAITS = "row IS NOT NULL AND state = 'new' AND job IS NULL"
 NO_SIDE = -1
 TRIES = 5  # jobs that learn a row, none of which passed
@@ -276,26 +278,30 @@ class Feedback:
         return self._readable(row["rowid"] for row in reversed(found))
 
     def _readable(self, rowids: Iterable[int]) -> StoredRows:
-        """Returns the rows that are not damaged. One is in memory at a time."""
+        """Returns the rows that are not damaged, the oldest first. Few are in memory at a time."""
         found = []
-        for rowid in rowids:
-            for item in self.store.objects("feedback", self._columns(rowid), item_of):
-                if item.row is not None:
-                    found.append(StoredRow(rowid, item.id, item.question, item.job, "messages" in item.row,
-                                           bool(item.answer)))
+        for rows in self._together("rowid", rowids):
+            places = {row["id"]: row["place"] for row in rows}
+            found += [StoredRow(places[item.id], item.id, item.question, item.job, "messages" in item.row,
+                                bool(item.answer))
+                      for item in self.store.objects("feedback", rows, item_of) if item.row is not None]
         return found
+
+    def items(self, ids: Iterable[str]) -> Iterator[FeedbackItem]:
+        """Yields items that are there, and not damaged. Few are in memory at a time."""
+        for rows in self._together("id", ids):
+            yield from self.store.objects("feedback", rows, item_of)
+
+    def _together(self, column: str, values: Iterable[Any]) -> Iterator[list[sqlite3.Row]]:
+        """Yields rows with these values of a column, TOGETHER at most at once: one statement each is slow for many."""
+        left = iter(values)
+        while part := list(islice(left, TOGETHER)):
+            marks = ", ".join("?" * len(part))
+            yield self.store.read(f"SELECT *, rowid AS place FROM feedback WHERE {column} IN ({marks}) ORDER BY rowid",
+                                  *part)
 
     def _columns(self, rowid: int) -> Iterable[sqlite3.Row]:
         return self.store.read("SELECT * FROM feedback WHERE rowid = ?", rowid)
-
-    def waiting_ids(self) -> Sequence[str]:
-        """Returns ids of items with a row that waits for a job, the oldest first."""
-        return [row["id"] for row in self.store.read(f"SELECT id FROM feedback WHERE {self._waits} ORDER BY rowid")]
-
-    def learned_ids(self) -> Sequence[str]:
-        """Returns ids of items that a job has learned, the oldest first."""
-        return [row["id"] for row in self.store.read(
-            f"SELECT id FROM feedback WHERE state = 'used' AND held = 0 AND {self.kind.usable} ORDER BY rowid")]
 
     def waiting(self) -> int:
         """Counts rows that wait for a job, including those that will be held out."""
