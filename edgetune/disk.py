@@ -205,6 +205,13 @@ def cache(path: Path, write: Callable[[], object], most: int) -> None:
             old.unlink(missing_ok=True)
 
 
+def copy_private(source: Path, target: Path) -> None:
+    """Copy a file to a new one that only its owner may read or write, from its first byte on. Raises OSError."""
+    handle = os.open(target, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
+    with os.fdopen(handle, "wb") as new, source.open("rb") as opened:
+        shutil.copyfileobj(opened, new)
+
+
 def private_folder(path: Path) -> None:
     """Make a folder that only its owner may look into, or make it so. Raises DiskError."""
     try:
