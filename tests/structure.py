@@ -15,7 +15,7 @@ from pathlib import Path
 ROOT = Path(__file__).resolve().parents[1] / "edgetune"
 FLOORS = [
     ["version", "errors"],
-    ["options", "disk", "console", "persisted", "signals"],
+    ["options", "disk", "console", "persisted"],
     ["machine", "backends", "progress"],
     ["formats", "python_child"],
     ["hub", "llamacpp"],

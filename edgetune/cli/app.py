@@ -21,8 +21,8 @@ from rich.text import Text
 from ..console import Terminal
 from ..errors import EdgetuneError, UsageError, install_hint
 from ..machine.policy import Policy, read_policy
+from ..machine.signals import stop_requests
 from ..options import AUTO, declared, groups_of, kind_of, seconds_of, share_of, takes_auto
-from ..signals import stop_requests
 from ..training.config import BACKENDS, FILE_OPTIONS, CommonOptions
 from ..version import __version__
 from .extras import extra_of

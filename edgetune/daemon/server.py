@@ -23,7 +23,7 @@ import uvicorn
 
 from .. import disk
 from ..errors import UsageError
-from ..signals import stop_requests
+from ..machine.signals import stop_requests
 from .api.app import app
 from .api.connections import KEEP_ALIVE, WATCH_SECONDS, Connection, watch
 from .memory import give_back

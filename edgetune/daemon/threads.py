@@ -1,7 +1,7 @@
-"""Parts of the daemon that work by themselves, each on a thread of its own, and how its health sees them.
+"""Parts of the daemon that work by themselves, each on its thread, and how its health sees them.
 
-A thread belongs to a part, and Service.parts has all parts. So a thread that died, and work that does not go on, cannot
-remain unseen.
+A thread belongs to a part, and Service.parts has all parts. So a thread that died, and work that does not continue,
+cannot remain unseen.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ class Part(Protocol):
         """Returns its threads. Those that were started live until it stops."""
 
     def reasons(self) -> Sequence[str]:
-        """Returns why some of its work does not go on now, a sentence each."""
+        """Returns why some of its work does not continue now, a sentence each."""
 
 
 class Background(threading.Thread):

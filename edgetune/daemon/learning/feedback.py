@@ -292,10 +292,10 @@ class Feedback:
         for rows in self._together("id", ids):
             yield from self.store.objects("feedback", rows, item_of)
 
-    def _together(self, column: str, values: Iterable[Any]) -> Iterator[list[sqlite3.Row]]:
+    def _together(self, column: str, values: Iterable[Any]) -> Iterator[Sequence[sqlite3.Row]]:
         """Yields rows with these values of a column, TOGETHER at most at once: one statement each is slow for many."""
         left = iter(values)
-        while part := list(islice(left, TOGETHER)):
+        while part := [*islice(left, TOGETHER)]:
             marks = ", ".join("?" * len(part))
             yield self.store.read(f"SELECT *, rowid AS place FROM feedback WHERE {column} IN ({marks}) ORDER BY rowid",
                                   *part)
@@ -325,7 +325,7 @@ class Feedback:
             db.execute("UPDATE feedback SET state = 'aside' WHERE id = ?", (id,))
 
     def assign(self, rows: Iterable[StoredRow], job: str) -> None:
-        """Assigns these rows to a job, as `assign` does, in a transaction of its own."""
+        """Assigns these rows to a job, as `assign` does, in one transaction."""
         with self.store.write() as db:
             assign(db, rows, job)
 
