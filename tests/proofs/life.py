@@ -6,8 +6,9 @@
 
 A service on an empty state is asked, and gets corrections as a person would give them, of Snips unless other rows are
 named, and learns after each round; the gate says whether the new adapter becomes active. After each change the active
-adapter answers rows that are never given. A method that learns from rewards gets a grader that counts the right fields of an answer, unless another is named. Trainings
-have the service's own options; --lr is that of sft, others have their own.
+adapter answers rows that are never given. A method that learns from rewards gets a grader that counts the right fields
+of an answer, unless another is named. Trainings have the service's own options; --lr is that of sft, others have their
+own.
 
 With --state the service and the results are stored in a folder: a simulation that was stopped, even in the midst of a
 round, is continued by the same command. --no-wrong leaves the wrong rounds out, for proofs/compaction.py and
