@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shlex
 import sys
 import time
 from collections import Counter
@@ -10,8 +11,10 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
+from ..console import Copied
 from ..home.recipe import Recipe
 from ..training.config import CommonOptions
+from .answer import new_file
 from .app import ModelPath, cli, command, config_options, out, show, stop_on_signals, threads_option, train_progress
 from .daemon import NICE
 from .feedback import FEEDBACK
@@ -54,7 +57,7 @@ def home_entities(url: str, token_file: Path | None, to: Path, as_json: bool) ->
     domains = Counter(entity.domain for entity in read.entities)
     show(as_json, {"out": str(to), "entities": len(read.entities), "areas": len(read.areas), "domains": domains},
          f"{len(read.entities)} entities in {len(read.areas)} areas: {counts(domains)}",
-         f"next: edgetune home train {to} -o house")
+         Copied(f"next: edgetune home train {quoted(to)} -o house"))
 
 
 @command("rows", ENTITIES, OUT, config_options(*DRAWN, of=Recipe, grouped=False),
@@ -105,7 +108,7 @@ def home_train(entities: Path, to: Path, memory: str, threads: int, as_json: boo
     facts = house.facts
     show(as_json, {"out": str(to), "rows": facts.rows, "right": facts.right, "asked": facts.asked, "seconds": seconds},
          f"{facts.right} of {facts.asked} other sentences right, {duration(seconds)} in all",
-         f"ask it: edgetune home eval {to} SENTENCES.jsonl")
+         Copied(f"ask it: edgetune home eval {quoted(to)} SENTENCES.jsonl"))
 
 
 @command("update", HOUSE, click.argument("entities", type=click.Path(path_type=Path), required=False),
@@ -150,11 +153,12 @@ def home_corrections(client: Any, to: Path, as_json: bool) -> None:
     with replaced(to) as beside:
         beside.write_text(json_lines(rows), encoding="utf-8")
     show(as_json, {"out": str(to), "rows": len(rows)}, f"{len(rows)} sentences in {to}",
-         f"learn them: edgetune home update HOUSE --own {to}")
+         Copied(f"learn them: edgetune home update HOUSE --own {quoted(to)}"))
 
 
 @command("eval", HOUSE, click.argument("data", type=click.Path(path_type=Path)),
-         click.option("--save", type=click.Path(path_type=Path), help="File for the calls, a line for each sentence."),
+         click.option("--save", type=click.Path(path_type=Path), callback=new_file,
+                      help="New file for the calls, a line for each sentence."),
          click.option("--show-wrong", type=click.IntRange(0), default=0, help="Print this many wrong answers."),
          threads_option, group=home)
 def home_eval(house: Path, data: Path, save: Path | None, show_wrong: int, threads: int, as_json: bool) -> None:
@@ -162,11 +166,10 @@ def home_eval(house: Path, data: Path, save: Path | None, show_wrong: int, threa
 
     Each row of DATA has a `sentence`, and, to be counted, `accepted`: lists of calls, each {"name", "arguments"}.
     """
-    from ..home.asking import ask, median_milliseconds, save_answers
+    from ..home.asking import ask, median_milliseconds, read_asked, save_answers
     from ..home.house import House
     from ..home.opening import understanding_of
-    from ..home.sentences import read_sentences
-    rows = [row for _, row in read_sentences(data)]
+    rows = read_asked(data)
     with understanding_of(House.open(house), threads) as understanding:
         answers = ask(understanding, rows)
     if save:
@@ -196,7 +199,6 @@ def home_install(house: Path, model: Path, key_file: Path | None, memory: str, p
     """
     import socket
 
-    from ..console import Copied
     from ..daemon import unit
     from ..daemon.options import DaemonConfig
     from ..home.house import House
@@ -215,6 +217,11 @@ def home_install(house: Path, model: Path, key_file: Path | None, memory: str, p
         return
     path = unit.install(text)
     show(as_json, {"unit": text, "path": str(path), "steps": steps}, f"{path} is written, enabled and runs", *steps)
+
+
+def quoted(path: Path) -> str:
+    """A path as a word of a printed command."""
+    return shlex.quote(str(path))
 
 
 def counts(found: Counter[str]) -> str:

@@ -19,7 +19,7 @@ MAX_DIGITS = 100  # characters of a number: printing a long one takes the square
 PLAIN = ("null", "bool", "int", "float")  # types of a text without quotation marks, by its form
 MEND = "mend that line"
 _DIRECTIVE = re.compile(r"^%", re.MULTILINE)
-_HALF_PAIR = re.compile(r"[\ud800-\udfff]")
+HALF_PAIR = re.compile(r"[\ud800-\udfff]")
 
 
 def read_yaml(content: str | bytes, name: str, limit: int = MAX_BYTES) -> Any:
@@ -58,7 +58,7 @@ def _decoded(content: str | bytes, name: str, limit: int) -> str:
     except UnicodeDecodeError as error:
         line = content.count(b"\n", 0, error.start) + 1 if isinstance(content, bytes) else 1
         raise DataError(f"line {line} of {name} is not UTF-8", "save the file as UTF-8") from None
-    for wrong, what in ((_HALF_PAIR, "has half a pair of surrogates"), (_DIRECTIVE, "begins with %, as a directive")):
+    for wrong, what in ((HALF_PAIR, "has half a pair of surrogates"), (_DIRECTIVE, "begins with %, as a directive")):
         if found := wrong.search(text):
             line = text.count("\n", 0, found.start()) + 1
             raise DataError(f"line {line} of {name} {what}", "leave it out")
@@ -131,7 +131,7 @@ class _Reader:
 
     def _scalar(self, event: Any) -> Any:
         text = event.value
-        if _HALF_PAIR.search(text):  # by an escape
+        if HALF_PAIR.search(text):  # by an escape
             self._refuse(event, "has half a pair of surrogates", "leave it out")
         if not event.implicit[0]:  # it has quotation marks
             return text

@@ -11,7 +11,6 @@ import pytest
 import yaml
 from click.testing import CliRunner
 from commands import run
-from encoders import WORDS, tiny_bert, write_encoder
 from houses import HOUSE, house, named, write_house
 
 from edgetune.adapters.store import read_artifact, save_artifact
@@ -27,23 +26,6 @@ from edgetune.home.learning import shopping_list
 from edgetune.home.opening import understanding_of
 from edgetune.home.updating import Change, compared
 from edgetune.serving.learned import encoder_of
-
-
-@pytest.fixture(scope="module")
-def encoder(on_disk):
-    """Where every user may read it, as a service must."""
-    return write_encoder(on_disk / "encoder.gguf", tiny_bert(), WORDS)
-
-
-@pytest.fixture(scope="module")
-def trained(tmp_path_factory, encoder):
-    """The folder of a house, and what its training printed."""
-    folder = tmp_path_factory.mktemp("home")
-    own = {"sentence": "movie time", "calls": [{"name": "HassTurnOff", "arguments": {"name": "Hall Lamp"}}]}
-    (folder / "own.jsonl").write_text(json.dumps(own))
-    said = run("home", "train", write_house(folder), "-o", folder / "house", "--count", 200, "--encoder", encoder,
-               "--own", folder / "own.jsonl", "--threads", 1, "--json")
-    return folder / "house", json.loads(said)
 
 
 def test_rows_are_written_and_counted(tmp_path):
