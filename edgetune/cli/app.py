@@ -189,7 +189,7 @@ class Lines(logging.Handler):
 @contextmanager
 def told() -> Iterator[None]:
     """Shows, within it, the messages of the backends, which steps take long among them, and of downloads."""
-    logs = [logging.getLogger(f"edgetune.{name}") for name in ("backends", "hub")]
+    logs = [logging.getLogger(f"edgetune.{name}") for name in ("backends", "home", "hub")]
     lines = Lines()
     before = [log.level for log in logs]
     for log in logs:
