@@ -149,7 +149,7 @@ def _is_written(left: Path, pid: int) -> bool:
     try:
         process = psutil.Process(pid)
         is_alive = process.status() != psutil.STATUS_ZOMBIE
-        return is_alive and process.create_time() - CLOCK_ERROR <= left.stat().st_ctime
+        return is_alive and bool(process.create_time() - CLOCK_ERROR <= left.stat().st_ctime)
     except psutil.NoSuchProcess:
         return False
     except (psutil.Error, OSError):

@@ -43,7 +43,7 @@ def write_yaml(value: Any, width: int = 110) -> str:
     """The text that `read_yaml` reads as `value`: what is in it twice is written twice. width: characters of a line."""
     import yaml
 
-    class Dumper(yaml.SafeDumper):
+    class Dumper(yaml.SafeDumper):  # type: ignore[misc]  # pyyaml has no types
         def ignore_aliases(self, _value: Any) -> bool:
             return True
 

@@ -62,7 +62,7 @@ def wish_of_call(call: Mapping[str, Any], home: Home, place: str) -> Wish:
     given = call.get("arguments") or {}
     if not isinstance(given, Mapping):
         raise DataError(f"{place} calls {name} with the arguments {given!r:.60}", 'write {"name": "Lamp"}')
-    arguments = {keys.get(key, key): bare(value) for key, value in given.items()}
+    arguments = {keys.get(key, key): bare(value) for key, value in dict[str, Any](given).items()}
     if odd := [key for key, value in arguments.items() if isinstance(value, list | Mapping)]:
         raise DataError(f"{place} gives {odd[0]:.60} of {name} as {arguments[odd[0]]!r:.60}",
                         "write a text or a number")
