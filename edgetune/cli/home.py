@@ -118,7 +118,8 @@ def home_update(house: Path, entities: Path | None, own: str, memory: str, threa
 
     It learns other ENTITIES, further sentences of yours, or both.
     The new house takes the place of the old one, which stays as HOUSE.before, unless it is worse on sentences about
-    entities that stayed. Then it stays as HOUSE.new, and the command exits with 3.
+    entities that stayed or on yours, or no better on what is new. Then it stays as HOUSE.new, and the command exits
+    with 3.
     """
     from ..errors import WORSE
     from ..home.updating import update_house
@@ -128,11 +129,13 @@ def home_update(house: Path, entities: Path | None, own: str, memory: str, threa
                              callbacks=RunCallbacks(progress.event, should_stop),
                              on_step=lambda step: None if as_json else out.print(step))
     changed = {name: list(getattr(found.change, name)) for name in ("added", "renamed", "removed")}
-    stayed = found.stayed
-    others = f"; {found.right} of {found.asked} about the others right" if found.change else ""
-    yours = f"; {found.own_right} of {found.own} of yours right" if found.own else ""
+    stayed = found.stayed.right
+    asked = found.changed.right.rows
+    of_own = found.own.right.rows
+    others = f"; {found.right} of {asked} about the others right" if found.change else ""
+    yours = f"; {found.own_right} of {of_own} of yours right" if of_own else ""
     show(as_json, {**changed, "replaced": found.replaced, "better": stayed.wins, "worse": stayed.losses,
-                   "right": found.right, "asked": found.asked, "own_right": found.own_right, "own": found.own},
+                   "right": found.right, "asked": asked, "own_right": found.own_right, "own": of_own},
          *(f"{name}: {', '.join(names)}" for name, names in changed.items() if names),
          f"of sentences about what stayed {stayed.wins} better, {stayed.losses} worse, {stayed.ties} equal"
          f"{others}{yours}",

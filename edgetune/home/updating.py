@@ -1,5 +1,5 @@
 """A house whose entities changed, or whose people corrected it, is trained again. It replaces the old one unless it is
-worse on what stayed.
+worse on what stayed, or no better on what it was made for.
 """
 
 from __future__ import annotations
@@ -10,8 +10,9 @@ from pathlib import Path
 
 from ..disk import alone
 from ..errors import UsageError
-from ..evaluation.acceptance import Paired
+from ..evaluation.acceptance import Decision, Given, HeldOut, Value, decide
 from ..training.callbacks import RunCallbacks
+from .answering import Understanding
 from .by_own import plain
 from .entities import Home, read_home
 from .house import ENTITIES, House
@@ -25,7 +26,7 @@ from .rows import Row, Rows
 from .sentences import Sentence, read_sentences
 from .tools import bare
 
-ALPHA = 0.05  # of the test whether the new house is worse
+RIGHT, WRONG = (1.0, 0.0), (0.0, 0.0)  # values of an answer
 ASKED = 600  # sentences that are drawn, of which those count that name an entity
 NAMING = {"name", "todo_list"}  # arguments that name an entity
 OTHER_SEED = 1_000_003  # the sentences that decide were drawn by another seed than those that were learned
@@ -57,18 +58,26 @@ class Change:
 
 @dataclass(frozen=True)
 class Updated:
-    """stayed: the new house compared with the old one, on sentences about entities that stayed. right, asked: on those
-    about the others. own_right, own: of a person's own sentences. replaced: whether the new house took the old one's
-    place.
+    """The new house compared with the old one, on sentences drawn about entities that stayed, about the others
+    (`changed`), and on a person's own (`own`). right, own_right: of `changed` and `own`, by the new one.
     """
 
     change: Change
-    stayed: Paired
+    stayed: Decision
+    changed: Decision
+    own: Decision
     right: int
-    asked: int
     own_right: int
-    own: int
-    replaced: bool
+
+    @property
+    def replaced(self) -> bool:
+        """Returns whether the new house takes the old one's place: it is worse on none of the three, and of the
+        sentences for which it was made it answers more right than the old one, or all.
+        """
+        is_worse = any(group.is_worse for group in (self.stayed, self.changed, self.own))
+        sought = self.changed.right + self.own.right
+        right = self.right + self.own_right
+        return not is_worse and (sought.wins > sought.losses or right == sought.rows)
 
 
 def update_house(folder: str | Path, entities: str | Path | None = None, own: str | Path = "", *, memory: str = "",
@@ -129,18 +138,24 @@ def renamed_own(old: House, new: Home) -> list[Sentence]:
 
 
 def compared(old: House, new: House, change: Change, language: Language, threads: int) -> Updated:
-    """What both say to sentences that name an entity."""
+    """What both say to a person's own sentences, and to drawn ones that name an entity, which nothing learned."""
     rows = [row for row in Rows(new.home, language, new.facts.seed + OTHER_SEED).draw(ASKED) if is_naming(row)]
     stayed = [row for row in rows if row.wishes[0].target.name in change.stayed]
     changed = [row for row in rows if row.wishes[0].target.name not in change.stayed]
+    own = read_own(new.own, new.home) if new.own else []
+    groups = (stayed, changed, own)
     with understanding_of(old, threads) as before:
-        were_right = [is_right(before, row) for row in stayed]
+        was = [_values(before, group) for group in groups]
     with understanding_of(new, threads) as after:
-        paired = Paired.of(were_right, [is_right(after, row) for row in stayed])
-        right = sum(is_right(after, row) for row in changed)
-        own = read_own(new.own, new.home) if new.own else []
-        own_right = sum(is_right(after, row) for row in own)
-    return Updated(change, paired, right, len(changed), own_right, len(own), paired.p_worse >= ALPHA)
+        now = [_values(after, group) for group in groups]
+    decisions = (decide(*pair, population) for *pair, population in
+                 zip(was, now, (HeldOut(), HeldOut(), Given()), strict=True))
+    right = [sum(value == RIGHT for value in values) for values in now]
+    return Updated(change, *decisions, right[1], right[2])
+
+
+def _values(understanding: Understanding, rows: Sequence[Row]) -> list[Value]:
+    return [RIGHT if is_right(understanding, row) else WRONG for row in rows]
 
 
 def is_naming(row: Row) -> bool:
