@@ -38,7 +38,7 @@ GROUPS = {
     "Train": {"demo": "demo", "data": "data answers making", "mix": "mix", "prompt": "prompt", "plan": "plan",
               "train": "learn", "resume": "learn", "report": "report", "teach": "teach", "tutor": "tutor",
               "home": "home",
-              "fleet": "fleet fleet_flower fleet_folder fleet_members fleet_privacy fleet_secret fleet_status rollout"},
+              "fleet": "fleet fleet_flower fleet_folder fleet_members fleet_privacy fleet_status rollout"},
     "Evaluate": {"eval": "answer", "compare": "compare", "grade": "grade", "generate": "generate", "chat": "chat"},
     "Documents": {"index": "index", "search": "index"},
     "Serve": {"daemon": "daemon", "service": "daemon", "status": "status", "jobs": "remote",

@@ -84,7 +84,7 @@ def _say(found: Any, as_json: bool) -> None:
 def fleet_join(url: str, code: str, device: str, every: float, as_json: bool) -> None:
     """Join the fleet that the daemon at URL serves.
 
-    This device makes its keys, sends the public ones, and waits until the fleet's owner approves it. Ctrl-C stops;
+    This device makes its key, sends the public one, and waits until the fleet's owner approves it. Ctrl-C stops;
     without --code, the same command continues.
     """
     from ..daemon.lead import ask_to_join, state_of
@@ -97,7 +97,7 @@ def fleet_join(url: str, code: str, device: str, every: float, as_json: bool) ->
     own = ask_to_join(url, code, device or device_name()) if code else joined(url)
     if own is None:
         raise UsageError(f"this device has not asked to join {url}", "give the code that its owner made with --code")
-    tell(as_json)(f"{own.device} waits for its approval; its key begins with {shown_key(own.public()[0])}")
+    tell(as_json)(f"{own.device} waits for its approval; its key begins with {shown_key(own.public())}")
     states: list[dict[str, Any]] = []
 
     def look() -> bool:

@@ -11,13 +11,11 @@ from commands import run
 from json_lines import write_lines
 from safetensors.numpy import load_file
 
-from edgetune.adapters.store import open_adapter
 from edgetune.errors import UsageError
 from edgetune.fleet.privacy import delta_of, epsilon_of, multiplier_for, sampled_epsilon, total
 from edgetune.fleet.rounds.noise import Noise, noisy
 from edgetune.fleet.rounds.spent import spent
 from edgetune.fleet.rounds.task import RoundRecord
-from edgetune.formats.bundle import open_bundle
 
 OWN = ("--threads", 1, "--no-govern", "--eval", "none")
 TRAINING = ("--aggregation", "frozen-a", "--rank", 2, "--max-length", 64, "--precision", "exact")
@@ -133,39 +131,6 @@ def test_a_round_with_noise_says_its_epsilon(tiny_llama, rows, tmp_path):
     assert "against whoever sees the sums alone" in status
 
 
-def keys_of(folder):
-    """A file of the public keys of three devices, whose own are next to it."""
-    keys = [json.loads(run("fleet", "key", "-o", folder / f"key{i}", "--json"))["public_key"] for i in range(3)]
-    (folder / "keys.txt").write_text("\n".join(keys))
-    return folder / "keys.txt"
-
-
-def test_a_secret_sum_has_the_noise_of_all_devices(tiny_llama, rows, tmp_path):
-    """Equal weights, and values whose deviation is that of one device over the root of three."""
-    model = ("--model", tiny_llama)
-    task = tmp_path / "one"
-    run("fleet", "task", tiny_llama, *TRAINING, "--noise", 4, "--noise-norm", 0.01, "--secret", keys_of(tmp_path), "-o",
-        task)
-    answers = [tmp_path / f"answer{i}" for i in range(3)]
-    for number, file in enumerate(rows):
-        run("fleet", "train-round", task, file, *model, *OWN, "--secret", tmp_path / f"key{number}", "-o",
-            answers[number])
-    run("fleet", "request", task, *answers, *model, "-o", tmp_path / "request")
-    for number in range(3):
-        run("fleet", "reveal", task, tmp_path / "request", "--secret", tmp_path / f"key{number}", *model, "-o",
-            tmp_path / f"revealed{number}")
-    shown = [word for i in range(3) for word in ("--revealed", tmp_path / f"revealed{i}")]
-    found = json.loads(run("fleet", "sum", task, *answers, "--request", tmp_path / "request", *shown, *model, "-o",
-                           tmp_path / "two", "--json"))
-    assert found["tokens"] == 3
-    assert found["privacy"]["answer"]["last"] is None
-    assert found["privacy"]["sum"]["last"] == pytest.approx(epsilon_of(0.25 / math.sqrt(3)))
-    bundle = open_bundle(tiny_llama)
-    after = open_adapter(tmp_path / "two" / "adapter", bundle.gguf).pairs
-    values = np.concatenate([pair.b.reshape(-1) for pair in after.values()]).astype(np.float64)
-    assert values.std() == pytest.approx(0.04 / math.sqrt(3), rel=5 / math.sqrt(2 * values.size))
-
-
 @pytest.mark.parametrize(("facts", "reason"), [
     ({"noise": 0.5}, "has noise of 0.5 with the norm 0.5, the task asks for 1 with 0.5"),
     ({"noise_norm": 0.6}, "with the norm 0.6"), ({"tokens": 50}, "weighs 50 tokens")])
@@ -187,8 +152,6 @@ def test_noise_that_cannot_be(tiny_llama, rows, tmp_path):
         "fleet", "train-round", tmp_path / "one", rows[0], "--model", tiny_llama, *OWN, "--noise", 2, "-o",
         tmp_path / "answer", code=2)
     assert "are both given, or neither is" in run("fleet", "privacy", "--devices", 10, code=2)
-    assert "has room for 0.05" in run("fleet", "task", tiny_llama, *TRAINING, "--noise", 1, "--secret",
-                                      keys_of(tmp_path), "-o", tmp_path / "two", code=2)
 
 
 def test_the_noise_for_an_epsilon_is_found():

@@ -100,6 +100,21 @@ def test_the_aggregate_is_the_weighted_sum_of_what_was_sent(bundle, round_one, t
         np.testing.assert_allclose(after[name].b, pair.b + sent, rtol=1e-3, atol=1e-6)  # stored as float16
 
 
+def test_a_task_of_an_earlier_edgetune(bundle, tmp_path):
+    """It said with which keys its updates are summed in secret, or that they are open."""
+    task = begin(bundle, tmp_path / "round-0001" / "task")
+    written = json.loads((task.folder / "task.json").read_text())
+    (task.folder / "task.json").write_text(json.dumps({**written, "secret": {}}))
+    assert open_task(task.folder, bundle).options == task.options
+    secret = {"keys": ["1" * 64, "2" * 64], "threshold": 2, "cards": []}
+    (task.folder / "task.json").write_text(json.dumps({**written, "secret": secret}))
+    with pytest.raises(UsageError, match="asks for a sum in secret, which this edgetune no longer has"):
+        open_task(task.folder, bundle)
+    result = CliRunner().invoke(cli, ["fleet", "status", str(tmp_path)])
+    assert result.exit_code == 0
+    assert "no longer has" in " ".join(result.output.split())
+
+
 def test_no_row_is_in_an_answer(round_one):
     _, folders = round_one
     for folder in folders:

@@ -100,7 +100,7 @@ def test_devices_that_asked_to_join_are_counted(folder, tmp_path):
     assert status_of(folder).members is None
     key = private_key(signing_key(tmp_path / "key"))
     for name, public in {"kitchen": public_of(key), "attic": "b" * 64}.items():
-        invites.join(folder, invites.invite(folder, 1), name, public, "a" * 64, 2)
+        invites.join(folder, invites.invite(folder, 1), name, public, 2)
     members.approve(folder, "kitchen", 3)
     assert (status_of(folder).counts()["succeeded"], status_of(folder).counts()[EXCLUDED]) == (0, 6)
     write_device(folder, sign(read_device(folder, "kitchen"), key))

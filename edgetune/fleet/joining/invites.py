@@ -58,17 +58,17 @@ def invite(folder: Path, now: int, seconds: int = SECONDS) -> str:
     return "-".join(code[at:at + GROUP] for at in range(0, len(code), GROUP))
 
 
-def join(folder: Path, code: str, device: str, key: str, secret: str, now: int, signature: str = "") -> MemberFile:
+def join(folder: Path, code: str, device: str, key: str, now: int) -> MemberFile:
     """Lets the device that has a code wait for its approval. A device whose answer was lost may ask again.
 
     Raises MismatchError for a code that is wrong, used or expired, and errors of `members.ask`.
     """
     with _counting:
         id, found = _checked(folder, code, now)
-        before = check_asked(folder, device, key, secret, signature)
+        before = check_asked(folder, device, key)
         if found.key and (before is None or found.key != key):
             raise MismatchError("the code has been used", AGAIN)
-        made = ask(folder, device, key, secret, now, signature)
+        made = ask(folder, device, key, now)
         _write(folder, id, replace(found, key=key))
     return made
 

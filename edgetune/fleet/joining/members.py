@@ -7,45 +7,51 @@ who can write to it decides who takes part, so no sync may carry it.
 from __future__ import annotations
 
 import re
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
+from typing import Any
 
 from ...disk import json_text, private_folder, read_object, replaced
 from ...errors import EdgetuneError, FormatError, MismatchError, NotFoundError, UsageError
 from ...formats import signature
 from ...formats.signature import Check
-from ...persisted import from_json
+from ...persisted import checked_fields, from_json
 from ...version import __version__
-from ..secret.cards import PUBLIC, SHOWN, Card
 
 VERSION = 1
 MEMBERS = "members"
 REPORTS = Path(MEMBERS, "reports")  # the newest report of each device that counted (rollout/folder.py)
 WAITING, APPROVED, REVOKED = STATES = ("waiting", "approved", "revoked")
 NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_-]{0,63}")  # of a folder of answers, and of a device in a roll-out
+PUBLIC = re.compile("[0-9a-f]{64}")
+SHOWN = 16  # digits of a key by which people compare it
 MOST = 16 * 1024  # bytes of a file
 ASK = "ask the fleet's owner for a code, and join: edgetune fleet join URL --code CODE"
 
 
 @dataclass(frozen=True)
 class MemberFile:
-    """A device. key: its public Ed25519 key; secret: its X25519 key, for sums in secret; 64 hexadecimal digits each.
-    asked_at, decided_at, rotated_at: seconds since 1970, 0: not yet. signature: of the card (secret/cards.py), by key;
-    "": it has none. key_before: that `key` replaced; it still counts in the round rotated_in, 0: in none.
+    """A device. key: its public Ed25519 key, 64 hexadecimal digits. asked_at, decided_at, rotated_at: seconds since
+    1970, 0: not yet. key_before: that `key` replaced; it still counts in the round rotated_in, 0: in none.
     """
 
     device: str
     key: str
-    secret: str
     state: str
     asked_at: int
     decided_at: int = 0
     rotated_at: int = 0
     version: int = VERSION
     edgetune: str = __version__
-    signature: str = ""
     key_before: str = ""
     rotated_in: int = 0
+
+    @classmethod
+    def read_json(cls, found: Mapping[str, Any], source: str) -> MemberFile:
+        """As from_json. An earlier edgetune wrote a second key, for sums in secret, and its signature."""
+        return cls(**checked_fields(cls, {name: found[name] for name in found if name not in ("secret", "signature")},
+                                    source))
 
 
 def is_joined(folder: Path) -> bool:
@@ -67,8 +73,8 @@ def read_member(folder: Path, device: str) -> MemberFile:
     if not NAME.fullmatch(device) or (written := read_object(path, hint, MOST)) is None:
         raise NotFoundError(f"no device {device!r:.80} has joined the fleet", ASK)
     found = from_json(MemberFile, written, str(path))
-    if (found.version, found.device) != (VERSION, device) or found.state not in STATES or not (
-            PUBLIC.fullmatch(found.key) and PUBLIC.fullmatch(found.secret)):
+    if (found.version, found.device) != (VERSION, device) or (
+            found.state not in STATES or not PUBLIC.fullmatch(found.key)):
         raise FormatError(f"{path} is no file of the device {device}", hint)
     return found
 
@@ -85,18 +91,15 @@ def read_members(folder: Path) -> tuple[dict[str, MemberFile], list[str]]:
     return found, wrong
 
 
-def check_asked(folder: Path, device: str, key: str, secret: str, signature: str = "") -> MemberFile | None:
+def check_asked(folder: Path, device: str, key: str) -> MemberFile | None:
     """The device where it has asked before with this key; None: it may ask. Raises UsageError for a name or a key that
-    is none, and MismatchError where another device has the name, or the signature is of another card.
+    is none, and MismatchError where another device has the name.
     """
     if not NAME.fullmatch(device):
         raise UsageError(f"the device is named {device!r:.80}",
                          "use 1 to 64 letters, digits, - and _, a letter or digit first")
-    for one in (key, secret):
-        if not PUBLIC.fullmatch(one):
-            raise UsageError(f"the key {one!r:.80} is no public key", "join with edgetune fleet join")
-    if signature:
-        Card(device, secret, key, signature).check("the request")
+    if not PUBLIC.fullmatch(key):
+        raise UsageError(f"the key {key!r:.80} is no public key", "join with edgetune fleet join")
     try:
         before = read_member(folder, device)
     except NotFoundError:
@@ -110,12 +113,12 @@ def check_asked(folder: Path, device: str, key: str, secret: str, signature: str
     return None
 
 
-def ask(folder: Path, device: str, key: str, secret: str, now: int, signature: str = "") -> MemberFile:
+def ask(folder: Path, device: str, key: str, now: int) -> MemberFile:
     """Lets a device wait for its approval. A revoked device's name may be taken again. Raises as check_asked."""
-    if before := check_asked(folder, device, key, secret, signature):
+    if before := check_asked(folder, device, key):
         return before
     (folder / REPORTS / f"{device}.json").unlink(missing_ok=True)  # of the device that had the name before
-    return _write(folder, MemberFile(device, key, secret, WAITING, now, signature=signature))
+    return _write(folder, MemberFile(device, key, WAITING, now))
 
 
 def approve(folder: Path, device: str, now: int) -> MemberFile:
@@ -132,17 +135,14 @@ def revoke(folder: Path, device: str, now: int) -> MemberFile:
     return found if found.state == REVOKED else _write(folder, replace(found, state=REVOKED, decided_at=now))
 
 
-def rotate(folder: Path, device: str, key: str, now: int, signature: str = "", number: int = 0) -> MemberFile:
-    """Replaces an approved device's Ed25519 key. signature: of its card, by the new one; number: of the newest round,
-    in which the old key still counts. Raises MismatchError for another device or card, UsageError for no key.
+def rotate(folder: Path, device: str, key: str, now: int, number: int = 0) -> MemberFile:
+    """Replaces an approved device's Ed25519 key. number: of the newest round, in which the old key still counts. Raises
+    MismatchError for another device, UsageError for no key.
     """
     if not PUBLIC.fullmatch(key):
         raise UsageError(f"the key {key!r:.80} is no public key", "use edgetune fleet rotate")
     found = approved(folder, device)
-    if signature:
-        Card(device, found.secret, key, signature).check("the request")
-    return _write(folder, replace(found, key=key, rotated_at=now, signature=signature, key_before=found.key,
-                                  rotated_in=number))
+    return _write(folder, replace(found, key=key, rotated_at=now, key_before=found.key, rotated_in=number))
 
 
 def approved(folder: Path, device: str) -> MemberFile:

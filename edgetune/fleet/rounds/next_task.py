@@ -10,7 +10,7 @@ from statistics import median
 from typing import Any
 
 from ...disk import refuse_existing
-from ...errors import EdgetuneError, MismatchError, UsageError
+from ...errors import EdgetuneError, MismatchError
 from ...formats import signature
 from ...formats.bundle import Bundle
 from ...formats.signature import Check
@@ -68,12 +68,8 @@ def write_next(task: Task, bundle: Bundle, folders: Sequence[Path], out: Path, k
 def gathered(task: Task, folders: Sequence[Path],
              check_of: CheckOf = any_trusted) -> tuple[list[Answer], list[LeftOut]]:
     """(the answers that can be read, one a device, those that are left out and why). A device that answers twice, or
-    with the update of another, counts once: its first folder by name. Raises UsageError for a task that is summed in
-    secret.
+    with the update of another, counts once: its first folder by name.
     """
-    if task.secret:
-        raise UsageError(f"{task.folder} is summed in secret", "add its answers up with edgetune fleet request and "
-                         "edgetune fleet sum")
     answers: list[Answer] = []
     left_out = []
     devices: set[str] = set()

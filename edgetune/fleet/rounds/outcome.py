@@ -24,8 +24,8 @@ MOST_BYTES = 16 * MIB
 
 @dataclass(frozen=True)
 class Outcome:
-    """round.json. round: its number. devices: a line for each device that counted, as of `devices_table`, empty for a
-    round that was summed in secret. left_out: `device` and `reason` of each answer that did not count.
+    """round.json. round: its number. devices: a line for each device that counted, as of `devices_table`.
+    left_out: `device` and `reason` of each answer that did not count.
     """
 
     version: int
