@@ -108,7 +108,9 @@ def rows(tmp_path_factory):
 
 
 def test_a_round_with_noise_says_its_epsilon(tiny_llama, rows, tmp_path):
-    """And an answer says nothing of its rows but its noisy values: no losses, no counts, no norm of its own."""
+    """And an answer says nothing of its rows but its noisy values: no losses, no counts, no norm of its own, and not
+    how long or how large the training was.
+    """
     model = ("--model", tiny_llama)
     run("fleet", "task", tiny_llama, *TRAINING, "--noise", 2, "--noise-norm", 0.5, "-o", tmp_path / "one")
     for number, file in enumerate(rows):
@@ -118,6 +120,9 @@ def test_a_round_with_noise_says_its_epsilon(tiny_llama, rows, tmp_path):
     facts = json.loads((tmp_path / "answer1" / "answer.json").read_text())
     assert (facts["rows"], facts["tokens"], facts["held_rows"], facts["loss_before"]) == (1, 1, 0, None)
     assert (facts["noise"], facts["noise_norm"]) == (1.0, 0.5)
+    assert (facts["seconds"], facts["peak_mib"]) == (0.0, 0.0)
+    other = json.loads((tmp_path / "answer2" / "answer.json").read_text())  # of a device with more rows
+    assert {name for name in facts if facts[name] != other[name]} == {"device", "update", "norm"}
     sent = load_file(tmp_path / "answer1" / "update.safetensors")
     values = np.concatenate([array.reshape(-1) for array in sent.values()]).astype(np.float64)
     assert values.std() == pytest.approx(1.0, rel=5 / math.sqrt(2 * values.size))

@@ -161,6 +161,7 @@ def test_a_smaller_rank_is_refused_where_one_half_is_summed(bundle, rows, round_
 def test_noise_is_said_and_only_where_one_half_is_trained(bundle, rows, round_one, tmp_path):
     facts = train_round(round_one[0], bundle, rows[0], tmp_path / "answer", "x", noise=Noise(1.0, 0.01), **OWN)
     assert facts.noise == 0.01
+    assert (facts.seconds, facts.peak_mib) == (0.0, 0.0)
     assert open_answer(tmp_path / "answer", round_one[0]).facts == facts
     task = begin(bundle, tmp_path / "svd", "svd")
     with pytest.raises(UsageError, match="noise is given, and the task trains A and B"):

@@ -39,9 +39,9 @@ class AnswerFacts:
     update: SHA-256 of the file. rank: of the pairs. rows, tokens: learned, of tokens the supervised ones. held_rows: of
     the device's own, by which the losses are measured. norm: of the change of the weights. noise: standard deviation of
     the noise that was added to each value, 0.0 for none; noise_norm: the norm to which the update was scaled down
-    before. With noise no losses are said; with that of the task, rows and tokens are the least that it takes, so that
-    they say nothing and all devices weigh the same. seconds, peak_mib: of the training. kind: of the device, as
-    machine.device has it; "": not said.
+    before. With noise no losses are said, and neither seconds nor peak_mib, which are of the training; with that of the
+    task, rows and tokens are the least that it takes, so that they say nothing and all devices weigh the same. kind: of
+    the device, as machine.device has it; "": not said.
     """
 
     version: int

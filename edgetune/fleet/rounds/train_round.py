@@ -100,7 +100,8 @@ def _noise_of(task: Task, own: Noise | None) -> Noise | None:
 
 def _hidden(task: Task, facts: AnswerFacts, noise: Noise) -> AnswerFacts:
     """The facts without what would tell of the rows beyond the noise."""
-    facts = replace(facts, noise=noise.deviation, noise_norm=noise.most, held_rows=0, loss_before=None, loss_after=None)
+    facts = replace(facts, noise=noise.deviation, noise_norm=noise.most, held_rows=0, loss_before=None, loss_after=None,
+                    seconds=0.0, peak_mib=0.0)  # both grow with the rows
     return replace(facts, rows=task.facts.least_rows, tokens=1) if task.noise else facts
 
 
