@@ -119,7 +119,7 @@ def open_answer(folder: Path, task: Task, check: Check = signature.check) -> Ans
                                                                         and task.half != A + B):
         raise MismatchError(f"{source} has {facts.half!r:.10} of rank {facts.rank}, the task asks for {task.half!r} of "
                             f"rank {_rank(task)}", LEAVE_OUT)
-    if not (task.facts.least_rows <= facts.rows and 1 <= facts.tokens <= MOST_TOKENS):
+    if not (task.facts.least_rows <= facts.rows <= MOST_TOKENS and 1 <= facts.tokens <= MOST_TOKENS):
         raise MismatchError(f"{source} learned {facts.rows} rows of {facts.tokens} tokens, the task asks for "
                             f"{task.facts.least_rows} rows", LEAVE_OUT)
     losses = [facts.loss_before or 0.0, facts.loss_after or 0.0]

@@ -19,6 +19,7 @@ from ..sums.aggregation import Aggregate, aggregate
 from ..sums.screening import LeftOut
 from .answer import Answer, open_answer
 from .outcome import outcome_of
+from .reach import check_reach
 from .spent import Spent, spent
 from .task import RoundRecord, Task, following, records_of, write_task
 
@@ -67,31 +68,40 @@ def write_next(task: Task, bundle: Bundle, folders: Sequence[Path], out: Path, k
 
 def gathered(task: Task, folders: Sequence[Path],
              check_of: CheckOf = any_trusted) -> tuple[list[Answer], list[LeftOut]]:
-    """(the answers that can be read, one a device, those that are left out and why). A device that answers twice, or
-    with the update of another, counts once: its first folder by name.
+    """(the answers that can count, those that are left out and why). A device counts once: the answer in the folder
+    with its name, else the first. An update that several devices sent counts once, by the most tokens that one of them
+    says: whose it is cannot be known, so nobody who copies an update can take it away or make it weigh less.
     """
     answers: list[Answer] = []
     left_out = []
-    devices: set[str] = set()
-    updates: set[str] = set()
     for folder in sorted(folders):
         try:
             check = check_of(folder.name)
             answer = open_answer(folder, task, check)
             if check is not signature.check and answer.device != folder.name:
                 raise MismatchError(f"the answer is of {answer.device!r:.70}", "send it under its own name")
+            check_reach(task, answer)
         except EdgetuneError as error:
             left_out.append(LeftOut(folder.name, error.what.replace(f"{folder}/", "")))  # the others see it
-            continue
-        if answer.device in devices:
-            left_out.append(LeftOut(folder.name, f"the device {answer.device:.16} has another answer"))
-        elif answer.facts.update in updates:
-            left_out.append(LeftOut(folder.name, "it repeats the update of another device"))
         else:
             answers.append(answer)
-        devices.add(answer.device)
-        updates.add(answer.facts.update)
-    return answers, left_out
+    counting, repeated = _once_each(answers)
+    return counting, left_out + repeated
+
+
+def _once_each(answers: Sequence[Answer]) -> tuple[list[Answer], list[LeftOut]]:
+    """(one answer of each device and each update, as `gathered` says; the others)"""
+    repeated = []
+    of_device: dict[str, Answer] = {}
+    for answer in sorted(answers, key=lambda answer: answer.device != answer.folder.name):
+        if of_device.setdefault(answer.device, answer) is not answer:
+            repeated.append(LeftOut(answer.folder.name, f"the device {answer.device:.16} has another answer"))
+    of_update: dict[str, Answer] = {}
+    for answer in sorted(of_device.values(), key=lambda answer: (-answer.tokens, answer.device)):
+        if (counts := of_update.setdefault(answer.facts.update, answer)) is not answer:
+            repeated.append(LeftOut(answer.folder.name, f"its update is that of {counts.device:.16}, too, and counts "
+                                    "once for both"))
+    return [*of_update.values()], repeated
 
 
 def record_of(task: Task, found: Aggregate, answers: Sequence[Answer], left_out: int) -> RoundRecord:
