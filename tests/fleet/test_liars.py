@@ -21,7 +21,7 @@ from edgetune.fleet.rounds.answer import open_answer
 from edgetune.fleet.rounds.making import make_task
 from edgetune.fleet.rounds.next_task import gathered, write_next
 from edgetune.fleet.rounds.outcome import read_outcome
-from edgetune.fleet.rounds.reach import reach_of
+from edgetune.fleet.rounds.reach import reach_of, usual_norm
 from edgetune.fleet.rounds.task import open_task
 from edgetune.fleet.rounds.train_round import train_round
 from edgetune.formats.signature import private_key, sign
@@ -131,6 +131,26 @@ def test_no_honest_answer_is_left_out_later(bundle, tmp_path, options):
         ended = write_next(task, bundle, answers, tmp_path / f"next{number}")
         assert ended.left_out == []
         task = open_task(tmp_path / f"next{number}", bundle)
+
+
+@pytest.mark.parametrize("rows", [8, 10**4])
+@pytest.mark.parametrize("aggregation", ["svd", "frozen-a", "rolora"])
+def test_a_large_update_that_a_training_could_make_is_scaled_down(bundle, tmp_path, aggregation, rows):
+    """By default, also if it is one of two: to twice the norm of the other, or of what is usual."""
+    task = begin(bundle, tmp_path / "task", aggregation=aggregation, clip=2.0, refuse=10.0)
+    own = answer(task, bundle, tmp_path, "m", 8)
+    sent = np.concatenate([array.ravel() for array in load_file(own / "update.safetensors").values()])
+    most = 0.7 * reach_of(task, rows, sent.size).mean / np.sqrt(np.mean(sent.astype(np.float64) ** 2))
+    large = lie(own, tmp_path, "large", lambda array: array * np.float16(most), rows=rows)
+    ended = write_next(task, bundle, [own, large], tmp_path / "two")
+    found = {one.update.device: one for one in ended.aggregate.counted}
+    assert found["m"].scale == 1.0
+    assert found["large"].norm * found["large"].scale <= 2.001 * max(found["m"].norm, usual_norm(task, 80))
+    if aggregation != "svd":
+        nothing = lie(own, tmp_path, "nothing", lambda array: array * 0)  # which is the lower of the two
+        ended = write_next(task, bundle, [own, nothing], tmp_path / "silent")
+        found = {one.update.device: one for one in ended.aggregate.counted}
+        assert found["m"].scale * found["m"].norm >= min(found["m"].norm, usual_norm(task, 8))
 
 
 def test_the_reach_ends_whatever_a_device_says(bundle, tmp_path):

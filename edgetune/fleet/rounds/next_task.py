@@ -5,8 +5,9 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import cache, partial
 from pathlib import Path
-from statistics import median
+from statistics import median, median_low
 from typing import Any
 
 from ...disk import refuse_existing
@@ -16,10 +17,10 @@ from ...formats.bundle import Bundle
 from ...formats.signature import Check
 from ..options import MEAN
 from ..sums.aggregation import Aggregate, aggregate
-from ..sums.screening import LeftOut
+from ..sums.screening import HEAVIEST, LeftOut
 from .answer import Answer, open_answer
 from .outcome import outcome_of
-from .reach import check_reach
+from .reach import check_reach, usual_norm
 from .spent import Spent, spent
 from .task import RoundRecord, Task, following, records_of, write_task
 
@@ -55,7 +56,7 @@ def write_next(task: Task, bundle: Bundle, folders: Sequence[Path], out: Path, k
     refuse_existing(out)
     answers, left_out = gathered(task, folders, check_of)
     found = aggregate(answers, task.pairs, task.options, task.number, task.moments(),
-                      [f"{one.device}: {one.reason}" for one in left_out])
+                      [f"{one.device}: {one.reason}" for one in left_out], _usual(task, answers))
     counted = [answer for answer in answers if any(one.update is answer for one in found.counted)]
     left_out += found.left_out
     record = record_of(task, found, counted, len(left_out))
@@ -102,6 +103,13 @@ def _once_each(answers: Sequence[Answer]) -> tuple[list[Answer], list[LeftOut]]:
             repeated.append(LeftOut(answer.folder.name, f"its update is that of {counts.device:.16}, too, and counts "
                                     "once for both"))
     return [*of_update.values()], repeated
+
+
+def _usual(task: Task, answers: Sequence[Answer]) -> Callable[[Answer], float]:
+    """The usual norm of an answer, by the rows that it says; more than HEAVIEST times those of others say no more."""
+    most = HEAVIEST * median_low([answer.facts.rows for answer in answers] or [1])
+    norm = cache(partial(usual_norm, task))
+    return lambda answer: norm(min(answer.facts.rows, most))
 
 
 def record_of(task: Task, found: Aggregate, answers: Sequence[Answer], left_out: int) -> RoundRecord:

@@ -3,7 +3,7 @@
 The rule needs the task and the answer only, so it holds also where there are few other answers, or none. A step of Adam
 moves a value by about the rate (Kingma and Ba 2015, section 2.1), S steps at most by S times that. Most gradients point
 to and fro, so that S steps move the values by about the root of S: measured 1.0 to 1.2 times with SmolLM2, and up to
-2.7 with tiny models that learn few rows by heart. Slow trainings that last go further than that, to where the loss is
+2.7 with tiny models that memorise few rows. Slow trainings that last go further than that, to where the loss is
 least: tiny models by 0.05 in 20,000 steps.
 """
 
@@ -43,11 +43,29 @@ def reach_of(task: Task, rows: int, values: int) -> Reach:
     if task.noise:  # then the rows are not said
         return Reach(task.noise.most / math.sqrt(values) + NOISE * task.noise.deviation,
                      task.noise.most + LARGEST * task.noise.deviation)
-    steps = total_steps(task.config, rows)
-    rate = rate_for(task.config, rows) * share_of(task.options.planned_rounds, task.number)
-    rate *= max(1.0, task.config.family.options().get("lora_plus", 1.0))
+    rate, steps = _length(task, rows)
     mean = min(STEADY * rate * steps, max(WANDERING * rate * math.sqrt(min(steps, MOST_STEPS)), FAR))
     return Reach(mean, LARGEST * mean)
+
+
+def usual_norm(task: Task, rows: int) -> float:
+    """The norm of an update, as screening.py measures it, whose values went to and fro in each step, by chance."""
+    rate, steps = _length(task, rows)
+    mean = task.noise.deviation if task.noise else rate * math.sqrt(min(steps, MOST_STEPS))
+    squared = 0.0
+    for pair in task.pairs.values():
+        (n, rank), k = pair.b.shape, pair.a.shape[1]
+        both = mean**2 * n * k * rank if task.half == A + B else 0.0
+        of_b = n * float(np.sum(np.square(pair.a, dtype=np.float64))) if B in task.half else 0.0
+        of_a = k * float(np.sum(np.square(pair.b, dtype=np.float64))) if A in task.half else 0.0
+        squared += (pair.scale * mean) ** 2 * (of_b + of_a + both)
+    return math.sqrt(squared)
+
+
+def _length(task: Task, rows: int) -> tuple[float, int]:
+    """(the learning rate, the steps) of a device's training."""
+    rate = rate_for(task.config, rows) * share_of(task.options.planned_rounds, task.number)
+    return rate * max(1.0, task.config.family.options().get("lora_plus", 1.0)), total_steps(task.config, rows)
 
 
 def check_reach(task: Task, answer: Answer) -> None:

@@ -6,6 +6,7 @@ import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -15,7 +16,7 @@ from ...errors import EdgetuneError
 from ..options import ADAM, FleetOptions
 from .averages import AVERAGES
 from .low_rank_sums import best_of_rank, missed_by_averages, squared_norm, term_of
-from .screening import Counted, LeftOut, Update, screened
+from .screening import Counted, LeftOut, Update, screened, unknown
 from .server_adam import Arrays, ServerAdam
 from .ways import A, B, half_of
 
@@ -39,14 +40,15 @@ class Aggregate:
 
 
 def aggregate(updates: Sequence[Update], start: Lora, options: FleetOptions, number: int,
-              moments: Mapping[str, NDArray[np.float32]], refused: Sequence[str] = ()) -> Aggregate:
+              moments: Mapping[str, NDArray[np.float32]], refused: Sequence[str] = (),
+              usual: Callable[[Any], float] = unknown) -> Aggregate:
     """The aggregate of round `number`, which began from `start`. moments: of the server, of the rounds before. refused:
-    what was left out before, for the error.
+    what was left out before, for the error. usual: as of screened.
 
     The updates are summed in the order of their devices' names, so that their own order decides nothing. Raises
     EdgetuneError where fewer updates count than the quorum.
     """
-    counted, left_out = screened(sorted(updates, key=lambda update: update.device), start, options)
+    counted, left_out = screened(sorted(updates, key=lambda update: update.device), start, options, usual)
     if len(counted) < options.quorum:
         reasons = [*refused, *(f"{one.device}: {one.reason}" for one in left_out)]
         why = f" (left out: {'; '.join(reasons)})" if reasons else ""
