@@ -49,7 +49,7 @@ class MemberFile:
 
     @classmethod
     def read_json(cls, found: Mapping[str, Any], source: str) -> MemberFile:
-        """As from_json. An earlier edgetune wrote a second key, for sums in secret, and its signature."""
+        """Reads it as from_json does, without the second key that earlier versions made for sums in secret."""
         return cls(**checked_fields(cls, {name: found[name] for name in found if name not in ("secret", "signature")},
                                     source))
 
