@@ -1,4 +1,4 @@
-"""How far a device's training can move the values of an adapter: an answer that moved them further is a lie.
+"""The reach of a device's training: an answer that moved the values of the adapter further is a lie.
 
 The rule needs the task and the answer only, so it holds also where there are few other answers, or none. A step of Adam
 moves a value by about the rate (Kingma and Ba 2015, section 2.1), S steps at most by S times that. Most gradients point
@@ -39,7 +39,7 @@ class Reach:
 
 
 def reach_of(task: Task, rows: int, values: int) -> Reach:
-    """How far a device that learned this number of rows can move this number of values, with the noise of the task."""
+    """Returns the reach for these numbers of rows that a device learned and of values, with the noise of the task."""
     if task.noise:  # then the rows are not said
         return Reach(task.noise.most / math.sqrt(values) + NOISE * task.noise.deviation,
                      task.noise.most + LARGEST * task.noise.deviation)

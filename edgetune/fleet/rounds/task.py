@@ -89,7 +89,7 @@ class TaskFacts:
 
     @classmethod
     def read_json(cls, found: Mapping[str, Any], source: str) -> TaskFacts:
-        """Reads it as from_json does. Raises UsageError for a task of an earlier edgetune that asks for a secret sum."""
+        """Reads it as from_json does. Raises UsageError for a task of an earlier version that asks for a secret sum."""
         if found.get("secret"):
             raise UsageError(f"{source} asks for a sum in secret, which this edgetune no longer has",
                              "begin a new fleet with edgetune fleet task")
