@@ -144,14 +144,15 @@ def compared(old: House, new: House, change: Change, language: Language, threads
     changed = [row for row in rows if row.wishes[0].target.name not in change.stayed]
     own = read_own(new.own, new.home) if new.own else []
     groups = (stayed, changed, own)
-    with understanding_of(old, threads) as before:
-        was = [_values(before, group) for group in groups]
-    with understanding_of(new, threads) as after:
-        now = [_values(after, group) for group in groups]
-    decisions = (decide(*pair, population) for *pair, population in
-                 zip(was, now, (HeldOut(), HeldOut(), Given()), strict=True))
-    right = [sum(value == RIGHT for value in values) for values in now]
-    return Updated(change, *decisions, right[1], right[2])
+    with understanding_of(old, threads) as understanding:
+        was = [_values(understanding, group) for group in groups]
+    with understanding_of(new, threads) as understanding:
+        now = [_values(understanding, group) for group in groups]
+    populations = (HeldOut(), HeldOut(), Given())
+    decisions = [decide(before, after, population) for before, after, population in
+                 zip(was, now, populations, strict=True)]
+    _, right, own_right = (sum(value == RIGHT for value in values) for values in now)
+    return Updated(change, decisions[0], decisions[1], decisions[2], right, own_right)
 
 
 def _values(understanding: Understanding, rows: Sequence[Row]) -> list[Value]:
