@@ -134,7 +134,7 @@ def measured(house: House, held: list[Row], threads: int) -> Facts:
         written = [calls_of(wishes) for wishes, _ in found]
         are_right = [calls == row.calls for calls, row in zip(written, held, strict=True)]
         if sureness := Sureness.of([probability for _, probability in found], are_right):
-            facts = replace(facts, limit=min(sureness.threshold(SURE), 1.0))
+            facts = replace(facts, limit=min(sureness.threshold_up_to(SURE), 1.0))
     if (encoder := by_encoder(house, threads)) is None:
         return replace(facts, right=sum(are_right))
     understood = [encoder.understand(row.sentence) for row in held]

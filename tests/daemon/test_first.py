@@ -23,10 +23,10 @@ from edgetune.serving.classifier import Classifier
 from edgetune.serving.completion import MODEL
 from edgetune.serving.learned import encoder_of
 
-QUESTIONS = [f"{a} {b} {c}" for a in ("turn", "light", "kitchen") for b in ("on", "off") for c in "abcdefghij"]
+LETTERS = "abcdefghijklmnopqrstuvwxyz"
+QUESTIONS = [f"{a} {b} {c}" for a in ("turn", "light", "kitchen") for b in ("on", "off") for c in LETTERS]
 ROWS = [{"prompt": question, "completion": "lit" if " on " in question else "dark"} for question in QUESTIONS]
 SHARE = 0.6
-LETTERS = "abcdefghijklmnopqrstuvwxyz"
 COMMANDS = [{"prompt": f"turn {word} the {letter} light", "completion": json.dumps({"do": does, "place": letter})}
             for word, does in (("on", "start"), ("off", "stop")) for letter in LETTERS]
 
@@ -120,7 +120,8 @@ def commands(tmp_path_factory):
     train(encoder, folder / "rows.jsonl", folder / "out", folder / "held.jsonl", rank=4, threads=1, epochs=6, lr=3e-3)
     base = open_gguf(encoder)
     found = read_artifact(folder / "out", base)
-    known = {"sureness": {"rows": 26, "levels": [[1.1, 1.0, 0.0]]}, "kinds": {"rows": 26, "levels": [[0.0, 1.0, 1.0]]}}
+    known = {"sureness": {"rows": 26, "levels": [[1.1, 1.0, 0.0]], "certainty": 0.95},
+             "kinds": {"rows": 26, "levels": [[0.0, 1.0, 1.0]], "certainty": 0.95}}
     likeness = {**found.facts["likeness"], "limit": -1.0}
     save_artifact(folder / "out" / FILE, replace(found, facts={**known, "likeness": likeness}), base)
     return folder / "out"
@@ -193,11 +194,13 @@ def test_adapters_that_cannot_be_first_are_refused(tmp_path, intents):
     never = tmp_path / "never"
     never.mkdir()
     (never / "run.json").write_text((intents / "run.json").read_text())
-    save_artifact(never / FILE, replace(found, facts={"sureness": {"rows": 30, "levels": [[0.9, 0.8, 0.1]]}}), base)
+    few = {"rows": 30, "levels": [[0.9, 0.8, 0.1]], "certainty": 0.95}
+    save_artifact(never / FILE, replace(found, facts={"sureness": few}), base)
     plain = tmp_path / "plain.gguf"
     save_artifact(plain, replace(found, tensors={}, facts={}, objective={}, family="", served_by="llama.cpp"), base)
     for adapter, share, error, said in (
-            (old, SHARE, UsageError, "does not say when it is sure"), (never, 0.9, UsageError, "80.0% are right"),
+            (old, SHARE, UsageError, "does not say when it is sure"),
+            (never, 0.9, UsageError, "30 held-out rows, at least 31 needed for 0.9; give a first-share of at most 0.8"),
             (plain, SHARE, FormatError, "has no labels"), (tmp_path / "none", SHARE, EdgetuneError, "none"),
             (intents, 0.3, UsageError, "first.share")):
         with pytest.raises(error, match=said), open_service(tmp_path, first=str(adapter), first_share=share):

@@ -51,7 +51,7 @@ def house(tmp_path_factory):
     train(encoder, ROWS, folder / "encoder", "none", rank=4, threads=1, epochs=6, lr=3e-3)
     base = open_gguf(encoder)
     found = read_artifact(folder / "encoder", base)
-    sure = {"rows": 52, "levels": [[0.0, 1.0, 1.0]]}
+    sure = {"rows": 52, "levels": [[0.0, 1.0, 1.0]], "certainty": 0.95}
     facts = {key: value for key, value in found.facts.items() if key != "likeness"}
     save_artifact(folder / "encoder" / FILE, replace(found, facts={**facts, "sureness": sure, "kinds": sure}), base)
     write_facts(folder, Facts("en", 200, 0, str(encoder), len(ROWS)))
