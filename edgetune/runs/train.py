@@ -103,13 +103,19 @@ def train(model: str | Path | Bundle, data: Rows, out: str | Path, eval: Rows | 
                 config.family.served_by == LLAMA_CPP)
             begun = _foretold(show, bundle.gguf, held) if is_asked and is_answering and held else show
             calls = replace(calls, on_event=begun, resume_by=resume_by(out, calls.command))
+            if more and _is_labelling(objective):
+                from .held_out import forget
+                forget(bundle.gguf, out)
             record = record or run(bundle, rows, out, config, held_out=held, start=start, resume=resume, more=more,
                                    allow_changed=allow_changed, origin=origin, callbacks=calls, objective=objective,
                                    rewards=rewards)
             exam = _exam(bundle, record, out, held, config) if is_asked and "answers" not in record else None
-            del rows, held
+            if eval is not None or not _is_labelling(objective):
+                del rows, held
             if exam:
                 record = _judge(exam, record, show, calls.should_stop)
+            if eval is None and held and _is_labelling(objective):
+                record = _with_held_out(bundle, out, record, rows, held, objective, config)
     return Result(out, record)
 
 
@@ -257,6 +263,16 @@ def _judge(exam: Exam, record: dict[str, Any], show: OnEvent, should_stop: Calla
     record["peak_rss_mib"] = device.peak_rss() / 2**20
     store.save_record(exam.adapter, record)
     return record
+
+
+def _with_held_out(bundle: Bundle, out: Path, record: dict[str, Any], rows: Dataset, held: Dataset,
+                   objective: Objective, config: TrainConfig) -> dict[str, Any]:
+    """run.json's content after the heads of an encoder learned few held-out rows too."""
+    from ..objectives.labelling import Labelling  # here: few trainings learn labels
+    from . import held_out
+    if not isinstance(objective, Labelling) or not held_out.is_due(record, objective, held):
+        return record
+    return held_out.learn(bundle.gguf, out, record, rows, held, objective, config.threads)
 
 
 @contextmanager
