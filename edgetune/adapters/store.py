@@ -11,7 +11,7 @@ from __future__ import annotations
 import json
 import math
 import os
-from collections.abc import Callable, Collection, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -254,14 +254,6 @@ def save_beside(folder: Path, arrays: Mapping[str, np.ndarray]) -> None:
     if arrays:
         with replaced(folder / BESIDE) as beside, beside.open("wb") as file:
             np.savez(file, **arrays)  # type: ignore[arg-type]  # it takes names that are no parameters
-
-
-def remove_beside(folder: Path, names: Collection[str]) -> None:
-    """Removes arrays that were trained with an adapter from its folder."""
-    if kept := {name: array for name, array in read_beside(folder).items() if name not in names}:
-        save_beside(folder, kept)
-    else:
-        (folder / BESIDE).unlink(missing_ok=True)
 
 
 def read_beside(folder: Path) -> dict[str, np.ndarray]:

@@ -1,9 +1,9 @@
 """The heads of an encoder learn few held-out rows too, once these have measured them.
 
-A tenth of few rows is much: some labels have two rows in place of three. So heads that were trained alone are fitted
-again, to all rows. Heads that were trained with the encoder stay as they are, because the same regression on its
-trained vectors was no better (docs/results/encoders.md). LEAST_ROWS held-out rows or more say when an answer is sure,
-and are not learned. The heads that were measured stay beside the adapter, and more epochs begin from them.
+A tenth of few rows is much: some labels have two rows in place of three. So the heads are fitted again to the vectors
+of all rows, by the regression that begins a training; the adapter, which gives the vectors, stays as it is (figures:
+docs/results/encoders.md). LEAST_ROWS held-out rows or more say when an answer is sure, and are not learned. The heads
+that were measured are kept in its folder, and more epochs begin from them.
 """
 
 from __future__ import annotations
@@ -23,7 +23,6 @@ from ..objectives.labelling import Labelling
 from ..serving.encoder import Encoder
 from ..serving.sureness import LEAST_ROWS
 from ..training import logistic
-from ..training.labelled import HEAD as HEAD_STEP
 
 HEAD = "head."  # before the name of a head's parameters, in an adapter
 LEARNED = "held_out_learned"  # in run.json: the number of held-out rows that the heads learned
@@ -32,8 +31,8 @@ LEARNED = "held_out_learned"  # in run.json: the number of held-out rows that th
 def is_due(record: Mapping[str, Any], objective: Objective, held: Dataset) -> bool:
     """Whether the heads of a run that has ended shall learn its held-out rows: of labels, and of nothing else."""
     is_labels = isinstance(objective, Labelling) and not objective.has_tags
-    is_alone = record["status"] == "done" and record["verdict"]["step"] == HEAD_STEP and not record["start"]
-    return is_labels and is_alone and LEARNED not in record and len(held.examples) < LEAST_ROWS
+    is_trained = record["status"] == "done" and record["verdict"]["step"] > 0 and not record["start"]
+    return is_labels and is_trained and LEARNED not in record and len(held.examples) < LEAST_ROWS
 
 
 def learn(base: Gguf, out: Path, record: dict[str, Any], rows: Dataset, held: Dataset, objective: Labelling,
@@ -64,4 +63,4 @@ def forget(base: Gguf, out: Path) -> None:
     found = store.read_artifact(out, base)
     record = {name: value for name, value in store.read_run(out).items() if name != LEARNED}
     store.save_run(out, replace(found, tensors={**found.tensors, **kept}), base, record)
-    store.remove_beside(out, kept)
+    (out / store.BESIDE).unlink()

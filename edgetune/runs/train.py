@@ -110,12 +110,12 @@ def train(model: str | Path | Bundle, data: Rows, out: str | Path, eval: Rows | 
                                    allow_changed=allow_changed, origin=origin, callbacks=calls, objective=objective,
                                    rewards=rewards)
             exam = _exam(bundle, record, out, held, config) if is_asked and "answers" not in record else None
-            if eval is not None or not _is_labelling(objective):
-                del rows, held
+            all_rows = (rows, held) if eval is None and held and _is_labelling(objective) else None
+            del rows, held
             if exam:
                 record = _judge(exam, record, show, calls.should_stop)
-            if eval is None and held and _is_labelling(objective):
-                record = _with_held_out(bundle, out, record, rows, held, objective, config)
+            if all_rows:
+                record = _with_held_out(bundle, out, record, *all_rows, objective, config)
     return Result(out, record)
 
 
