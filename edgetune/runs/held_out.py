@@ -39,7 +39,7 @@ def learn(base: Gguf, out: Path, record: dict[str, Any], rows: Dataset, held: Da
           threads: int) -> dict[str, Any]:
     """Fits the heads in the folder of a run to all its rows. Returns run.json's content, which says so."""
     examples = [*rows.examples, *held.examples]
-    vectors = Encoder(base, threads).vectors([example.tokens for example in examples], out)
+    vectors = Encoder(base, threads).vectors([example.tokens.tolist() for example in examples], out)
     found = store.read_artifact(out, base)
     names = [f"{HEAD}{head.parameters}" for head in objective.heads]
     heads = {name: found.tensors[name] for name in names}
