@@ -20,7 +20,7 @@ from .chunks import Chunk, chunks
 from .documents import File, files_of, paragraphs
 from .encoding import Bytes, Encoding
 from .options import IndexOptions
-from .ranking import Ranking
+from .ranking import QUERIES, Ranking
 from .store import PAGE_CACHE, Known, Store
 
 AT_ONCE = 64  # chunks of which vectors are made together
@@ -121,6 +121,7 @@ class _Building:
         self._known = before.files() if before else {}
         self._tell = on_progress or (lambda *_: None)
         self._report = Report(str(index))
+        self._done = self._total = 0  # bytes
 
     def run(self, files: Sequence[File]) -> Report:
         report = self._report
@@ -134,7 +135,8 @@ class _Building:
                 store.begin()
                 store.create(self._facts, self._encoding.width)
                 self._add_all(store, files)
-                report.least_evidence = Ranking(store, self._encoding).limit()
+                report.least_evidence = Ranking(store, self._encoding).limit(
+                    lambda number: self._tell("trying questions", number, QUERIES))
                 store.set_facts({"least_evidence": report.least_evidence})
                 store.commit()
             finally:
@@ -157,16 +159,19 @@ class _Building:
         return report
 
     def _add_all(self, store: Store, files: Sequence[File]) -> None:
-        total = sum(file.size for file in files)
-        done = 0
+        self._total = sum(file.size for file in files)
         for file in files:
-            self._tell("indexing", done, total)
+            self._go_on()
             try:
                 self._add(store, file)
             except DataError as error:
                 self._report.skipped.append({"file": file.name, "reason": error.what})
-            done += file.size
-        self._tell("indexing", total, total)
+            self._done += file.size
+        self._go_on()
+
+    def _go_on(self) -> None:
+        """Tells how far it is, before each piece of work: the caller may end it by an exception."""
+        self._tell("indexing", self._done, self._total)
 
     def _add(self, store: Store, file: File) -> None:
         known = self._known.get(file.name)
@@ -188,11 +193,16 @@ class _Building:
     def _read(self, file: File) -> Iterator[tuple[Chunk, Bytes]]:
         """The chunks of a file with their vectors. The file is read to its end before the first."""
         options = self._options
-        whole = paragraphs(file.path, file.name)
-        return self._encoded(list(chunks(whole, self._encoding.count, options.chunk_tokens, options.overlap)))
+        found = []
+        for chunk in chunks(paragraphs(file.path, file.name), self._encoding.count, options.chunk_tokens,
+                            options.overlap):
+            self._go_on()
+            found.append(chunk)
+        return self._encoded(found)
 
     def _encoded(self, found: list[Chunk]) -> Iterator[tuple[Chunk, Bytes]]:
         for begin in range(0, len(found), AT_ONCE):
+            self._go_on()
             part = found[begin:begin + AT_ONCE]
             yield from zip(part, self._encoding.vectors([chunk.whole for chunk in part]), strict=True)
 

@@ -11,10 +11,9 @@ from typing import Any
 
 from ..errors import EdgetuneError, FormatError, UsageError
 from .encoding import Encoding
-from .ranking import Ranking
+from .ranking import LONGEST_QUERY, Ranking
 from .store import Source, Store
 
-LONGEST_QUERY = 2000  # characters of a query that count
 MOST = 50  # passages of a search
 
 
