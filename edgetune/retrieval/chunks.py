@@ -2,8 +2,8 @@
 
 A heading begins a new chunk once the one before is at least half full, so that short sections share one.
 
-The time is linear in the text, whatever it holds: `count` gets no more at once than a chunk may have, and each character
-a bounded number of times.
+The time is linear in the text, whatever it holds: `count` gets no more at once than a chunk may have, and each
+character a bounded number of times.
 """
 
 from __future__ import annotations

@@ -84,7 +84,7 @@ class Ranking:
         return sum(weight for term, weight in weights.items() if term in held) / (sum(weights.values()) or 1)
 
     def limit(self, on_query: Callable[[int], object]) -> float:
-        """The evidence below which nothing was found. on_query gets the number of each of QUERIES before it is tried."""
+        """The evidence below which nothing was found. on_query gets the number of each of QUERIES before it begins."""
         drawn = random.Random(0)
         found = []
         for number in range(QUERIES if self._chunks else 0):
