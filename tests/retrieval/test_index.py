@@ -250,7 +250,10 @@ def test_a_file_that_changed_and_kept_its_size_and_time_is_read_again(folder, en
     assert (tmp_path / "i").read_bytes() == (tmp_path / "fresh").read_bytes()
 
 
-@pytest.mark.parametrize("text", ["x" * 60_000, "one two three four\n" * 900, "?" * 20_000], ids=["word", "log", "signs"])
+ENDLESS = {"word": "x" * 60_000, "log": "one two three four\n" * 900, "signs": "?" * 20_000}
+
+
+@pytest.mark.parametrize("text", ENDLESS.values(), ids=ENDLESS)
 def test_indexing_can_be_ended_between_pieces_of_any_text(text, encoder, tmp_path):
     """Between two calls of on_progress no more is computed than for some chunks."""
     class Counted(Encoding):
