@@ -205,7 +205,6 @@ ERRORS = [
     (["train", "{model}", "{rows}", "-o", "{place}"], 2, ["exists"]),
     (["train", "{model}", "{rows}", "-o", "{place}/new", "--quiet-hours", "8-22"], 2, ["quiet-hours", "08:00-22:00"]),
     (["train", "{model}", "{rows}", "-o", "{place}/new", "--policy", "{rows}"], 1, ["is not TOML", "name = value"]),
-    (["train", "{model}", "{rows}", "-o", "{place}/new", "--resume"], 1, ["is no folder of a run"]),
     (["eval", "{model}", "{rows}", "--adapter", "{model}"], 1, ["adapter"]),
     (["generate", "{other}", "hello", "--adapter", "{adapter}"], 1, ["trained on model.gguf"]),
     (["info", "{rows}"], 1, ["GGUF"]),
