@@ -7,6 +7,7 @@ Programming mistakes stay ordinary Python exceptions.
 from __future__ import annotations
 
 import re
+import shlex
 from collections.abc import Callable, Mapping
 from typing import Any
 
@@ -30,6 +31,18 @@ def printable(text: str) -> str:
         return text
     escaped = "".join(c if c.isprintable() else c.encode("unicode_escape").decode("ascii") for c in text)
     return escaped if len(escaped) <= LONGEST else escaped[: LONGEST - 4] + " ..."
+
+
+def shell_word(value: object) -> str:
+    """A value, such as a path, as one word of a command that a person may copy into a shell: in one line, whatever it
+    holds.
+    """
+    text = str(value)
+    if text.isprintable():
+        return shlex.quote(text)
+    parts = (f"\\{c}" if c in "\\'" else c if c.isprintable() else
+             "".join(f"\\x{byte:02x}" for byte in c.encode("utf-8", "surrogateescape")) for c in text)
+    return f"$'{''.join(parts)}'"
 
 
 def size_text(nbytes: float) -> str:

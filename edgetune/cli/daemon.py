@@ -13,7 +13,7 @@ from typing import Any
 import click
 
 from ..daemon.options import DaemonConfig
-from ..errors import EdgetuneError, install_hint
+from ..errors import EdgetuneError, install_hint, shell_word
 from ..machine.policy import Policy
 from .app import MODEL, F, cli, command, config_options, policy_file_option, policy_of, show
 from .configured import config_option, from_environment
@@ -131,4 +131,4 @@ def key_command(name: str, key_file: Path | None, as_json: bool) -> None:
     key = add_key(path, name)
     show(as_json, {"key": key, "name": name, "key_file": str(path)}, Copied(key),
          f"that is the key of {name}, shown this once; the file keeps its hash:",
-         Copied(f"edgetune daemon MODEL --key-file {path}"))
+         Copied(f"edgetune daemon MODEL --key-file {shell_word(path)}"))

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
+from ..errors import shell_word
 from ..fleet.options import LOCAL, FleetOptions
 from ..options import declared
 from ..training.config import FILE_OPTIONS, CommonOptions, TrainConfig
@@ -97,7 +98,7 @@ def fleet_task(model: Path, to: Path, start: Path | None, least_rows: int, key: 
     values = sum(pair.a.size + pair.b.size for pair in pairs.values())
     show(as_json, {"out": str(to), "aggregation": asked.aggregation, "pairs": len(pairs), "values": values},
          f"{to} is the task of round 1: {asked.aggregation}, {len(pairs)} projections, {values:,} values",
-         f"on each device: edgetune fleet train-round {to} ROWS -o ANSWER")
+         f"on each device: edgetune fleet train-round {shell_word(to)} ROWS -o ANSWER")
 
 
 @command("train-round", TASK, click.argument("rows", type=RowsPath()), out_option("New folder of the answer."), BASE,
@@ -140,7 +141,7 @@ def fleet_aggregate(task: Path, answers: tuple[Path, ...], to: Path, model: Path
     ended = write_next(open_task(task, bundle), bundle, answers, to, key)
     show(as_json, {"out": str(to), **round_json(ended)}, *round_lines(ended),
          f"{to} is the task of round {ended.record.round + 1}; ask its adapter: edgetune chat MODEL --adapter "
-         f"{to / 'adapter'}")
+         f"{shell_word(to / 'adapter')}")
 
 
 def noise_of(noise: float | None, norm: float) -> Noise | None:

@@ -8,6 +8,7 @@ from typing import Any
 
 import click
 
+from ..errors import shell_word
 from .app import Time, command, show, stop_on_signals
 from .fleet import fleet
 from .remote import format_time
@@ -33,7 +34,7 @@ def fleet_invite(folder: Path, expires: int, as_json: bool) -> None:
     now = int(time.time())
     code = invite(folder, now, expires)
     show(as_json, {"code": code, "expires_at": now + expires}, code,
-         f"on the device, until {format_time(now + expires)}: edgetune fleet join URL --code {code}")
+         f"on the device, until {format_time(now + expires)}: edgetune fleet join URL --code {shell_word(code)}")
 
 
 @command("members", FOLDER, group=fleet)
@@ -108,7 +109,7 @@ def fleet_join(url: str, code: str, device: str, every: float, as_json: bool) ->
 
     with stop_on_signals() as should_stop:
         again(look, every, should_stop, tell(as_json))
-    show(as_json, states[0], f"{own.device} is approved; take part: edgetune fleet follow {url} ROWS")
+    show(as_json, states[0], f"{own.device} is approved; take part: edgetune fleet follow {shell_word(url)} ROWS")
 
 
 @command("rotate", URL, group=fleet)

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from ..console import Copied
+from ..errors import shell_word
 from ..home.recipe import Recipe
 from ..training.config import CommonOptions
 from .answer import new_file
@@ -57,7 +58,7 @@ def home_entities(url: str, token_file: Path | None, to: Path, as_json: bool) ->
     domains = Counter(entity.domain for entity in read.entities)
     show(as_json, {"out": str(to), "entities": len(read.entities), "areas": len(read.areas), "domains": domains},
          f"{len(read.entities)} entities in {len(read.areas)} areas: {counts(domains)}",
-         Copied(f"next: edgetune home train {quoted(to)} -o house"))
+         Copied(f"next: edgetune home train {shell_word(to)} -o house"))
 
 
 @command("rows", ENTITIES, OUT, config_options(*DRAWN, of=Recipe, grouped=False),
@@ -108,7 +109,7 @@ def home_train(entities: Path, to: Path, memory: str, threads: int, as_json: boo
     facts = house.facts
     show(as_json, {"out": str(to), "rows": facts.rows, "right": facts.right, "asked": facts.asked, "seconds": seconds},
          f"{facts.right} of {facts.asked} other sentences right, {duration(seconds)} in all",
-         Copied(f"ask it: edgetune home eval {quoted(to)} SENTENCES.jsonl"))
+         Copied(f"ask it: edgetune home eval {shell_word(to)} SENTENCES.jsonl"))
 
 
 @command("update", HOUSE, click.argument("entities", type=click.Path(path_type=Path), required=False),
@@ -156,7 +157,7 @@ def home_corrections(client: Any, to: Path, as_json: bool) -> None:
     with replaced(to) as beside:
         beside.write_text(json_lines(rows), encoding="utf-8")
     show(as_json, {"out": str(to), "rows": len(rows)}, f"{len(rows)} sentences in {to}",
-         Copied(f"learn them: edgetune home update HOUSE --own {quoted(to)}"))
+         Copied(f"learn them: edgetune home update HOUSE --own {shell_word(to)}"))
 
 
 @command("eval", HOUSE, click.argument("data", type=click.Path(path_type=Path)),

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 import click
 from rich.text import Text
 
-from ..errors import WORSE, UsageError, size_text
+from ..errors import WORSE, UsageError, shell_word, size_text
 from ..machine.policy import Policy
 from .app import (
     DATA,
@@ -178,9 +178,10 @@ def try_lines(result: Result, model: Path, folder: Path) -> list[str]:
     if result.is_worse:
         return [f"adapter in {folder}"]
     if result.record.get("objective", {}).get("name") == "embed":
-        merge = f"edgetune merge {name_of(model)} {folder} -o NEW.gguf"
+        merge = f"edgetune merge {shell_word(name_of(model))} {shell_word(folder)} -o NEW.gguf"
         return [Copied(f"adapter in {folder}; write a model with it: {merge}")]
-    return [Copied(f"adapter in {folder}; try: edgetune chat {name_of(model)} --adapter {folder}")]
+    ask = f"edgetune chat {shell_word(name_of(model))} --adapter {shell_word(folder)}"
+    return [Copied(f"adapter in {folder}; try: {ask}")]
 
 
 def exit_if_worse(result: Result) -> None:

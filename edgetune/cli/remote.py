@@ -15,7 +15,7 @@ from urllib.parse import quote
 import click
 from rich.text import Text
 
-from ..errors import DataError, NotFoundError, UsageError, size_text
+from ..errors import DataError, NotFoundError, UsageError, shell_word, size_text
 from .app import DATA, F, cli, column_options, command, explicit, job_options, out, show, train_progress
 from .files import shown
 from .grouped import GroupedCommand
@@ -181,7 +181,7 @@ def _method(objective: Objective, asked: dict[str, Any]) -> dict[str, Any]:
 
 def begun_lines(job: dict[str, Any]) -> list[str]:
     from ..console import Copied
-    return [f"{job['id']} is {state_of(job)}; to follow it:", Copied(f"edgetune jobs follow {job['id']}")]
+    return [f"{job['id']} is {state_of(job)}; to follow it:", Copied(f"edgetune jobs follow {shell_word(job['id'])}")]
 
 
 def _file_id(client: Any, data: str, columns: Columns) -> str:
@@ -349,7 +349,7 @@ def adapters_add(client: Any, adapter: Path, suffix: str, as_json: bool) -> None
     from ..console import Copied
     found = client.add_adapter(adapter, suffix)
     show(as_json, found, f"{found['id']} is a candidate",
-         Copied(f"edgetune adapters evaluate {found['id']} --promote"))
+         Copied(f"edgetune adapters evaluate {shell_word(found['id'])} --promote"))
 
 
 @request("route", click.argument("adapter"), click.argument("data", type=click.Path(path_type=Path), required=False),

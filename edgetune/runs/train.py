@@ -6,7 +6,6 @@ from __future__ import annotations
 
 import gc
 import json
-import shlex
 import sys
 import tempfile
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
@@ -21,7 +20,7 @@ from ..data import rows as supervised_rows
 from ..data.dataset import Dataset
 from ..data.loader import NONE
 from ..data.parts import absolute
-from ..errors import DataError, EdgetuneError, UsageError
+from ..errors import DataError, EdgetuneError, UsageError, shell_word
 from ..formats.bundle import Bundle, open_bundle
 from ..machine import device
 from ..objectives.base import Objective, read_objective
@@ -146,7 +145,7 @@ def resume(out: str | Path, *, more: float = 0.0, allow_changed: Collection[str]
 def resume_by(out: Path, command: Sequence[str]) -> str:
     """The way to continue a run, for whoever typed a command, or for a program."""
     if command:
-        return f"continue with edgetune resume {shlex.quote(str(out))}, or the same command and --resume"
+        return f"continue with edgetune resume {shell_word(out)}, or the same command and --resume"
     return f"continue with edgetune.resume({str(out)!r})"
 
 

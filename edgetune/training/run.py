@@ -6,7 +6,6 @@ Stopped at any moment, by a signal, an error or a power cut, it resumes from its
 from __future__ import annotations
 
 import math
-import shlex
 import time
 from collections.abc import Collection, Iterator, Mapping
 from contextlib import contextmanager, suppress
@@ -18,7 +17,7 @@ from .. import disk
 from ..adapters import store
 from ..data import rows as supervised_rows
 from ..data.dataset import Dataset
-from ..errors import DiskError, DiskFullError, FormatError, Interrupted, NumericsError, UsageError
+from ..errors import DiskError, DiskFullError, FormatError, Interrupted, NumericsError, UsageError, shell_word
 from ..formats.bundle import Bundle
 from ..machine import device
 from ..objectives.base import Objective
@@ -285,7 +284,7 @@ class _Run:
     def _course(self) -> Course:
         t = self.trainer
         return Course(self.state.leg_history, t.begun_at, t.steps_done, t.total_steps, self.state.best_step,
-                      t.peak_rate, f"edgetune resume {shlex.quote(str(self.out))} --epochs +4", self.state.learned,
+                      t.peak_rate, f"edgetune resume {shell_word(self.out)} --epochs +4", self.state.learned,
                       t.source.is_rewarded, t.source.milestones)
 
     def _save(self, status: str, verdict: Verdict | None = None) -> dict[str, Any]:

@@ -11,7 +11,7 @@ import re
 from dataclasses import dataclass
 from pathlib import Path
 
-from ...errors import FormatError, UsageError
+from ...errors import FormatError, UsageError, shell_word
 from ..rounds.answer import FACTS as ANSWER
 from ..rounds.task import FACTS
 from ..signed_folder import is_whole
@@ -52,7 +52,7 @@ def newest(folder: Path) -> Place:
     there = rounds_of(folder)
     if not there:
         raise FormatError(f"{folder} holds no round-0001/task", f"the lead begins it: edgetune fleet task MODEL -o "
-                         f"{folder / 'round-0001' / 'task'}")
+                         f"{shell_word(folder / 'round-0001' / 'task')}")
     return max(there, key=lambda place: place.number)
 
 

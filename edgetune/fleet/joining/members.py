@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from ...disk import json_text, private_folder, read_object, replaced
-from ...errors import EdgetuneError, FormatError, MismatchError, NotFoundError, UsageError
+from ...errors import EdgetuneError, FormatError, MismatchError, NotFoundError, UsageError, shell_word
 from ...formats import signature
 from ...formats.signature import Check
 from ...persisted import checked_fields, from_json
@@ -150,7 +150,7 @@ def approved(folder: Path, device: str) -> MemberFile:
     found = read_member(folder, device)
     if found.state == WAITING:
         raise MismatchError(f"the device {device} waits for its approval",
-                            f"its owner approves it: edgetune fleet approve FOLDER {device}")
+                            f"its owner approves it: edgetune fleet approve FOLDER {shell_word(device)}")
     if found.state == REVOKED:
         raise MismatchError(f"the device {device} was revoked", ASK)
     return found
