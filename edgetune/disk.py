@@ -263,6 +263,14 @@ def copy_private(source: Path, target: Path) -> None:
         shutil.copyfileobj(opened, new)
 
 
+def make_folder(path: Path) -> None:
+    """Makes a folder, and those above it, if it does not exist. Raises DiskError."""
+    try:
+        path.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise cannot_write(path, error) from None
+
+
 def private_folder(path: Path) -> None:
     """Make a folder that only its owner may look into, or make it so. Raises DiskError."""
     try:

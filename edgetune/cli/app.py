@@ -27,6 +27,7 @@ from ..training.config import BACKENDS, FILE_OPTIONS, CommonOptions
 from ..version import __version__
 from .extras import extra_of
 from .grouped import Deferred, GroupedCommand, GroupedOption, family_flags
+from .output import refusal, to_the_end
 
 if TYPE_CHECKING:
     from ..progress import JsonProgress, StepProgress, TrainProgress
@@ -157,9 +158,11 @@ class Commands(click.Group):
             sys.exit(130)
 
     def _invoke(self, ctx: click.Context) -> Any:
-        """Raises EdgetuneError, with the extra to install, where a package of one is missing."""
+        """Raises EdgetuneError where the disk refuses and, with the extra to install, where a package is missing."""
         try:
             return super().invoke(ctx)
+        except OSError as error:
+            raise refusal(error) or error from None
         except ModuleNotFoundError as error:
             name = (error.name or "").split(".")[0]
             extra = extra_of(name)
@@ -216,7 +219,7 @@ def cli() -> None:
 
 
 def main() -> None:
-    cli()
+    to_the_end(cli, complain)
 
 
 class NumberOrAuto(click.ParamType):  # type: ignore[type-arg]  # older versions of click are not generic

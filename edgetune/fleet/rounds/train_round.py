@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 
 from ...adapters import store
 from ...adapters.lora import Lora, Pair
-from ...disk import refuse_existing
+from ...disk import make_folder, refuse_existing, replaced
 from ...errors import Interrupted, MismatchError, UsageError
 from ...formats.bundle import Bundle
 from ...machine.device import read_device
@@ -52,7 +52,7 @@ def train_round(task: Task, bundle: Bundle, rows: Path, out: Path, device: str, 
     config = _config(task, rank, own)
     config = replace(config, lr=rate_of(config, rows) * share_of(task.options.planned_rounds, task.number))
     began = {name: began_at(pair, config.family.options()["rank"]) for name, pair in task.pairs.items()}
-    work.mkdir(parents=True, exist_ok=True)
+    make_folder(work)
     start = _start(task, bundle, work, began, config)
     run = work / "run"
     record = store.read_run(run) if run.exists() else {}
