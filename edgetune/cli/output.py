@@ -62,15 +62,17 @@ def to_the_end(command: Callable[[], None], complain: Callable[[str], None]) -> 
         os.dup2(os.open(os.devnull, os.O_WRONLY), stream.fileno())  # for what Python writes at its end
         if lost.error.errno != errno.EPIPE:
             with suppress(OSError):  # standard error may be the same
-                complain(f"standard output cannot be written: {lost.error.strerror}; make room, or send it elsewhere")
+                complain(f"standard output cannot be written: {lost.error.strerror}; make room, or name another place")
         sys.exit(1)
 
 
 def refusal(error: OSError) -> DiskError | None:
     """An error of the disk as a sentence; None for another."""
-    if error.errno not in (*FULL, *DENIED):
-        return None
     name = error.filename or "a file"
     if error.errno in FULL:
         return DiskFullError(f"{name} cannot be written: {error.strerror}", "make room or choose another place")
-    return DiskError(f"{name} cannot be used: {error.strerror}", "look at its rights, or choose another place")
+    if error.errno in DENIED:
+        return DiskError(f"{name} cannot be used: {error.strerror}", "look at its rights, or choose another place")
+    if "temporary directory" in (error.strerror or ""):  # of the module tempfile, which tried them all
+        return DiskFullError("no folder takes temporary files", "make room, or name another in TMPDIR")
+    return None

@@ -1,8 +1,8 @@
 """Checks that a file is an index as we write it, before anything in it is used: indexes are copied between devices.
 
 A SQLite file can hold a view or a computed column in place of a table, pages that refer to each other in a circle, and
-values of any kind and size. So the schema has to be ours, its pages have to be a tree, and no statement goes on for
-longer than an index of that size needs.
+values of any kind and size. So the schema has to be ours, its pages a tree, and no statement takes more steps than an
+index of that size needs.
 """
 
 from __future__ import annotations
@@ -54,7 +54,7 @@ class Steps:
         db.set_progress_handler(self._is_over, _PIECE)
 
     def begin(self) -> None:
-        """Begins to count anew."""
+        """Counts from zero again."""
         self._left = self._most
 
     def _is_over(self) -> bool:

@@ -143,7 +143,7 @@ class Store:
             raise FormatError(f"{self.path} is damaged: reading it takes more steps than one of its size needs",
                               AGAIN) from None
         except apsw.Error as error:
-            if self._writes and isinstance(error, apsw.IOError):
+            if self._writes and isinstance(error, apsw.IOError | apsw.CantOpenError | apsw.ReadOnlyError):
                 raise cannot_write(self.path, OSError(0, str(error))) from None
             raise FormatError(f"{self.path} is no index that can be read ({error})",
                               f"name one that edgetune index made, or {AGAIN}") from None

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import math
 import shutil
+from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -62,6 +63,10 @@ def train_round(task: Task, bundle: Bundle, rows: Path, out: Path, device: str, 
                            callbacks=_checked(callbacks or RunCallbacks(), task)).record
         except Interrupted as stop:
             raise Interrupted(stop.what, f"the state is in {work}: {CONTINUE}") from None
+        except BaseException:
+            with suppress(OSError):
+                work.rmdir()  # if nothing was saved
+            raise
     elif record["start"]["fingerprint"] != store.fingerprint_of(start):
         raise MismatchError(f"{work} is of another task", "remove it, or name another answer")
     facts = _facts(task, device, record, config)
