@@ -115,7 +115,7 @@ def test_paths_are_printed_as_they_are(place):
     """A name in brackets is no markup, neither of a colour nor of an end that nothing began."""
     folder = place / "[red]" / "a[/b]" / "runs[v2]"
     text = run("train", place / "model.gguf", place / "rows.jsonl", "-o", folder, "--steps", 1, *SMALL)
-    assert f"adapter in {folder}; try: edgetune chat {place / 'model.gguf'} --adapter {folder}" in text
+    assert f"adapter in {folder}; try: edgetune chat {place / 'model.gguf'} --adapter '{folder}'" in text
     (folder / "rows[b].jsonl").write_text((place / "rows.jsonl").read_text())
     scores = run("eval", place / "model.gguf", folder / "rows[b].jsonl", "--no-answers")
     assert "rows[b].jsonl by llama.cpp" in scores
