@@ -40,9 +40,15 @@ def shell_word(value: object) -> str:
     text = str(value)
     if text.isprintable():
         return shlex.quote(text)
-    parts = (f"\\{c}" if c in "\\'" else c if c.isprintable() else
-             "".join(f"\\x{byte:02x}" for byte in c.encode("utf-8", "surrogateescape")) for c in text)
-    return f"$'{''.join(parts)}'"
+    raw = "".join(f"\\{c}" if c in "\\'" else c if c.isprintable() else
+                  "".join(f"\\x{byte:02x}" for byte in _bytes_of(c)) for c in text)
+    return f"$'{raw}'"
+
+
+def _bytes_of(character: str) -> bytes:
+    """Encodes a character of a path, where half a surrogate pair stands for a byte that is no UTF-8."""
+    is_byte = "\udc80" <= character <= "\udcff"
+    return character.encode("utf-8", "surrogateescape" if is_byte else "surrogatepass")
 
 
 def size_text(nbytes: float) -> str:

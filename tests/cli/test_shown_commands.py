@@ -33,6 +33,7 @@ def test_a_shell_reads_the_word_as_it_was(name):
 
 def test_half_a_character_is_shown_in_one_line():
     assert shell_word("\udcff") == "$'\\xff'"
+    assert shell_word("\ud800").isprintable()
 
 
 def test_commands_within_sentences_quote_what_they_are_given():
