@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import shlex
 import sys
 import time
 from collections import Counter
@@ -221,11 +220,6 @@ def home_install(house: Path, model: Path, key_file: Path | None, memory: str, p
         return
     path = unit.install(text)
     show(as_json, {"unit": text, "path": str(path), "steps": steps}, f"{path} is written, enabled and runs", *steps)
-
-
-def quoted(path: Path) -> str:
-    """A path as a word of a printed command."""
-    return shlex.quote(str(path))
 
 
 def counts(found: Counter[str]) -> str:

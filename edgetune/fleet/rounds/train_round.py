@@ -18,7 +18,7 @@ from numpy.typing import NDArray
 
 from ...adapters import store
 from ...adapters.lora import Lora, Pair
-from ...disk import make_folder, refuse_existing, replaced
+from ...disk import make_folder, refuse_existing
 from ...errors import Interrupted, MismatchError, UsageError
 from ...formats.bundle import Bundle
 from ...machine.device import read_device
