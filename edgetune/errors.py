@@ -6,12 +6,16 @@ Programming mistakes stay ordinary Python exceptions.
 
 from __future__ import annotations
 
+import os
 import re
+import resource
 import shlex
 from collections.abc import Callable, Mapping
+from errno import EMFILE, ENFILE, ENOMEM
 from typing import Any
 
 WORSE = 3  # exit code of a training that ended, and whose result is no better than the model before
+_LESS = "let it take less: a smaller model, a lower --micro-batch or --max-length"
 LONGEST = 1000  # characters of `what` and of `hint`
 CONTROLS = re.compile(r"[\x00-\x08\x0b-\x1f\x7f-\x9f\u061c\u200e\u200f\u2028-\u202e\u2066-\u2069\ud800-\udfff"
                       r"\ufff9-\ufffb\ufffe\uffff]")
@@ -163,6 +167,28 @@ class Interrupted(EdgetuneError):
     """A run was asked to stop and can be taken up again."""
 
     exit_code = 75
+
+
+def lacking(error: BaseException) -> EdgetuneError | None:
+    """The error that says which limit of the system caused another one, or what led to that: the limit on open files,
+    or on memory; None if it is neither. The loader of libraries has only words for it.
+    """
+    seen: BaseException | None = error
+    while seen is not None:
+        said = named(seen)
+        if getattr(seen, "errno", None) in (EMFILE, ENFILE) or os.strerror(EMFILE) in said:
+            limit = resource.getrlimit(resource.RLIMIT_NOFILE)[0]
+            return EdgetuneError(f"the system refuses another open file: this process may have {limit}",
+                                 "raise that limit (ulimit -n 1024)")
+        is_memory = isinstance(seen, MemoryError) or getattr(seen, "errno", None) == ENOMEM
+        if is_memory or os.strerror(ENOMEM) in said or "failed to map segment" in said:
+            limit = resource.getrlimit(resource.RLIMIT_AS)[0]
+            if limit == resource.RLIM_INFINITY:
+                return EdgetuneError("the system refuses more memory", f"free some, or {_LESS}")
+            what = f"the system refuses more memory: this process may have {size_text(limit)} of addresses"
+            return EdgetuneError(what, f"raise that limit (ulimit -v unlimited), or {_LESS}")
+        seen = seen.__cause__ or seen.__context__
+    return None
 
 
 def told(call: Callable[[], Any]) -> dict[str, Any]:

@@ -19,7 +19,16 @@ from pathlib import Path
 from typing import Any
 
 from . import disk
-from .errors import EdgetuneError, FormatError, NotFoundError, UnsupportedError, UsageError, install_hint, shell_word
+from .errors import (
+    EdgetuneError,
+    FormatError,
+    NotFoundError,
+    UnsupportedError,
+    UsageError,
+    install_hint,
+    lacking,
+    shell_word,
+)
 from .formats import named, packaged
 from .formats.gguf import Gguf, OpenFile, check_network, open_gguf
 from .formats.named import Source
@@ -107,8 +116,8 @@ class _Repository:
 def library() -> Any:
     try:
         import huggingface_hub
-    except ImportError:
-        raise EdgetuneError("huggingface-hub, which asks the hub, is not installed",
+    except ImportError as error:
+        raise lacking(error) or EdgetuneError("huggingface-hub, which asks the hub, is not installed",
                             install_hint("hub")) from None
     return huggingface_hub
 

@@ -19,7 +19,7 @@ from click.core import ParameterSource
 from rich.text import Text
 
 from ..console import Terminal
-from ..errors import EdgetuneError, UsageError, install_hint
+from ..errors import EdgetuneError, UsageError, install_hint, lacking
 from ..machine.policy import Policy, read_policy
 from ..machine.signals import stop_requests
 from ..options import AUTO, declared, groups_of, kind_of, seconds_of, share_of, takes_auto
@@ -151,18 +151,15 @@ class Commands(click.Group):
             else:
                 complain(error)
             sys.exit(error.exit_code)
-        except MemoryError:
-            complain("there is not enough memory; lower --micro-batch or --max-length")
-            sys.exit(1)
         except KeyboardInterrupt:
             sys.exit(130)
 
     def _invoke(self, ctx: click.Context) -> Any:
-        """Raises EdgetuneError where the disk refuses and, with the extra to install, where a package is missing."""
+        """Raises EdgetuneError where the disk or the system refuses and, with the extra to install, where a package is
+        missing.
+        """
         try:
-            return super().invoke(ctx)
-        except OSError as error:
-            raise refusal(error) or error from None
+            return self._within_limits(ctx)
         except ModuleNotFoundError as error:
             name = (error.name or "").split(".")[0]
             extra = extra_of(name)
@@ -170,6 +167,14 @@ class Commands(click.Group):
                 raise
             raise EdgetuneError(f"edgetune {ctx.invoked_subcommand} needs the package {name}, which is not installed",
                                 install_hint(extra.name)) from None
+
+    def _within_limits(self, ctx: click.Context) -> Any:
+        try:
+            return super().invoke(ctx)
+        except (OSError, ImportError, MemoryError) as error:
+            if found := lacking(error) or (refusal(error) if isinstance(error, OSError) else None):
+                raise found from None
+            raise
 
 
 def complain(error: object) -> None:

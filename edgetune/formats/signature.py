@@ -20,7 +20,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from ..disk import read_small, refuse_existing, replaced
-from ..errors import FormatError, MismatchError, UnsupportedError, UsageError, install_hint
+from ..errors import FormatError, MismatchError, UnsupportedError, UsageError, install_hint, lacking
 
 if TYPE_CHECKING:
     from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
@@ -224,6 +224,6 @@ def _read(path: Path) -> bytes:
 def _require(what: Path | str) -> None:
     try:
         import cryptography  # noqa: F401
-    except ImportError:
-        raise UnsupportedError(f"{what} cannot be used without the package cryptography",
+    except ImportError as error:
+        raise lacking(error) or UnsupportedError(f"{what} cannot be used without the package cryptography",
                                install_hint("sign")) from None

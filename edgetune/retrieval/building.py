@@ -84,8 +84,9 @@ def require_memory(encoding: Encoding, largest: int, memory: int) -> None:
     """Raises BudgetError where an indexing would take more. largest: bytes of the largest file."""
     needed = BASE + encoding.nbytes + 2 * (PAGE_CACHE << 10) + COPIES * largest
     if memory and needed > memory:
-        raise BudgetError(f"indexing with {encoding.name} needs {size_text(needed)}, memory is {size_text(memory)}",
-                          "raise --memory, divide the largest file, or name a smaller encoder", needed)
+        least = -(-needed >> 20)  # MiB, rounded up
+        raise BudgetError(f"indexing with {encoding.name} needs {least} MiB, memory is {size_text(memory)}",
+                          f"give it --memory {least}M, divide the largest file, or name a smaller encoder", needed)
 
 
 def _check_place(index: Path) -> None:

@@ -16,7 +16,7 @@ from typing import Any
 
 from ..data.files import read_rows
 from ..disk import MIB, read_small
-from ..errors import DataError, EdgetuneError, UsageError, install_hint, named, size_text
+from ..errors import DataError, EdgetuneError, UsageError, install_hint, lacking, named, size_text
 
 TEXT_LIMIT = 64 * MIB  # bytes of a file of text
 PDF_LIMIT = 256 * MIB
@@ -216,8 +216,9 @@ def _pdf(path: Path) -> Iterator[Paragraph]:
 def _library() -> Any:
     try:
         import pypdf
-    except ImportError:
-        raise EdgetuneError("pypdf, which reads PDF files, is not installed", install_hint("retrieval")) from None
+    except ImportError as error:
+        raise lacking(error) or EdgetuneError("pypdf, which reads PDF files, is not installed",
+                                              install_hint("retrieval")) from None
     return pypdf
 
 

@@ -17,7 +17,7 @@ from typing import Any
 import numpy as np
 
 from ..disk import cannot_write
-from ..errors import DiskFullError, EdgetuneError, FormatError, install_hint
+from ..errors import DiskFullError, EdgetuneError, FormatError, install_hint, lacking
 from .chunks import Chunk
 from .encoding import Bytes
 from .integrity import AGAIN, APPLICATION, Steps, check_schema, content_digest, header_of, limit_values, unpacked
@@ -143,6 +143,8 @@ class Store:
             raise FormatError(f"{self.path} is damaged: reading it takes more steps than one of its size needs",
                               AGAIN) from None
         except apsw.Error as error:
+            if found := lacking(error):
+                raise found from None
             if self._writes and isinstance(error, apsw.IOError | apsw.CantOpenError | apsw.ReadOnlyError):
                 raise cannot_write(self.path, OSError(0, str(error))) from None
             raise FormatError(f"{self.path} is no index that can be read ({error})",
@@ -288,6 +290,6 @@ def _libraries() -> tuple[Any, str]:
         import apsw
         import sqlite_vec
     except ImportError as error:
-        raise EdgetuneError(f"{error.name}, which an index needs, is not installed", install_hint("retrieval")
-                            ) from None
+        raise lacking(error) or EdgetuneError(f"{error.name}, which an index needs, is not installed",
+                                              install_hint("retrieval")) from None
     return apsw, sqlite_vec.loadable_path()

