@@ -11,7 +11,7 @@ from encoders import WORDS, tiny_bert, write_encoder
 from json_lines import write_lines
 
 MIB = 1 << 20
-ROWS = [{"prompt": f"light {word}", "completion": word} for word in ("on", "off")] * 4
+ROWS = [{"prompt": f"light {word} " * 40, "completion": word} for word in ("on", "off")] * 64
 
 
 @pytest.fixture(scope="module")
@@ -26,6 +26,8 @@ def folder(tmp_path_factory):
 
 
 COMMANDS = {"train": "train tiny.gguf rows.jsonl -o {} --eval none --steps 1 --threads 1",
+            "large": "train tiny.gguf rows.jsonl -o {} --eval none --steps 1 --threads 1 --batch-size 128 "
+                     "--micro-batch 12800 --recompute none --precision exact",
             "index": "index documents -o {} --encoder tiny.gguf --threads 1 --chunk-tokens 32"}
 
 
@@ -38,8 +40,8 @@ def said_under(limit, value, folder, command, out):
     return run.returncode, (run.stdout + run.stderr).splitlines()
 
 
-@pytest.mark.parametrize("name", COMMANDS)
-@pytest.mark.parametrize("files", [5, 6, 7, 9])
+@pytest.mark.parametrize("name", ["train", "index"])
+@pytest.mark.parametrize("files", [5, 6, 9])
 def test_too_few_open_files_are_named(folder, tmp_path, name, files):
     if name == "index":
         pytest.importorskip("apsw")
@@ -52,7 +54,7 @@ def test_too_few_open_files_are_named(folder, tmp_path, name, files):
 
 
 @pytest.mark.parametrize("name", COMMANDS)
-@pytest.mark.parametrize("mib", [140, 170, 185, 200, 230, 290])
+@pytest.mark.parametrize("mib", [150, 190, 250])
 def test_too_little_memory_is_named(folder, tmp_path, name, mib):
     if name == "index":
         pytest.importorskip("apsw")
