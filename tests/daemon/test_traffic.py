@@ -90,6 +90,7 @@ def test_a_rating_counts_and_a_thumb_down_leaves_the_question_out(asked):
     assert {row["messages"][0]["content"] for row in rows.unrated} == set(others)
     asked.traffic.active = lambda: "ft:another"
     assert not len(asked.traffic.rows(asked.method.kind))
+    assert asked.traffic.facts() == {"days": 90, "kept": len(others) + 3, "unrated": 0}  # so nobody is asked for them
 
 
 def test_a_question_is_forgotten_with_its_feedback_and_after_its_days(asked, monkeypatch):

@@ -109,9 +109,11 @@ class Traffic:
         return None
 
     def unrated(self, limit: int = 100) -> Sequence[dict[str, Any]]:
-        """Returns questions that nobody rated, the newest first, as rows of a question."""
-        found = self.store.read("SELECT row FROM drawn WHERE question NOT IN (SELECT question FROM feedback WHERE "
-                                "row IS NOT NULL AND question IS NOT NULL) ORDER BY place DESC LIMIT ?", limit)
+        """Returns questions that the active adapter answered and nobody rated, the newest first, as rows of a question.
+        """
+        found = self.store.read("SELECT row FROM drawn WHERE adapter = ? AND question NOT IN (SELECT question FROM "
+                                "feedback WHERE row IS NOT NULL AND question IS NOT NULL) ORDER BY place DESC LIMIT ?",
+                                self.active(), limit)
         return [_asked(json.loads(drawn["row"])) for drawn in found]
 
     def facts(self) -> dict[str, int]:
