@@ -55,7 +55,8 @@ def is_terminal() -> bool:
 def _rated(client: Any, row: dict[str, Any]) -> bool:
     """Asks the daemon and then the person; returns whether the answer was rated."""
     is_chat = "messages" in row
-    choice = client.post(CHAT if is_chat else TEXT, {**row, "temperature": 0, "max_tokens": 96})["choices"][0]
+    asked = {**row, "temperature": 0, "max_tokens": 96, "store": False}  # a check is not drawn again, nor kept
+    choice = client.post(CHAT if is_chat else TEXT, asked)["choices"][0]
     answer = (choice["message"]["content"] if is_chat else choice["text"]) or ""
     question = row["messages"][-1]["content"] if is_chat else row["prompt"]
     click.echo(f"{printable(str(question))}\n  → {printable(answer.strip())}")

@@ -163,7 +163,7 @@ class DrawnList(Answer):
     object: Literal["list"] = "list"
     data: list[dict[str, Any]] = Field(description="Rows of messages, with tools, or of a prompt.")
     counts: dict[str, int] = Field(description="days: for which a question is kept; kept: all drawn questions; "
-                                               "unrated: those that nobody rated.")
+                                               "unrated: those that the active adapter answered and nobody rated.")
 
 
 class DeletedDrawn(Answer):
